@@ -1,0 +1,3 @@
+//! Builds the guest program that `stead` embeds.
+
+fn main() {}

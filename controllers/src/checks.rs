@@ -1,0 +1,1 @@
+//! Invariants over a whole (store, machine) snapshot, written apart from every plan.

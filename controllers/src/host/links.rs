@@ -1,0 +1,79 @@
+//! Links: network interfaces, their addresses, and the host's forwarding switch.
+
+use std::future::Future;
+
+use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::network::{Cidr, Mac};
+
+use super::HostError;
+
+/// An interface that carries our mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    pub name: LinkName,
+    /// The object it was made for.
+    pub owner: Uid,
+    pub kind: LinkKind,
+    /// The bridge it is enslaved to.
+    pub master: Option<LinkName>,
+    pub is_up: bool,
+    /// Bridge port isolation.
+    pub is_isolated: bool,
+    pub addresses: Vec<Cidr>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkKind {
+    Bridge,
+    Tap,
+}
+
+/// What to make. The mark is set so that no crash leaves an unmarked link of ours behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkPlan {
+    pub name: LinkName,
+    pub owner: Uid,
+    pub kind: LinkKind,
+    /// Hardware address of the host's end; for bridges.
+    pub mac: Option<Mac>,
+}
+
+/// One change of one link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkChange {
+    Up,
+    Master(LinkName),
+    Isolated,
+    AddAddress(Cidr),
+    RemoveAddress(Cidr),
+}
+
+/// A route of the host's main table, for conflict detection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub destination: Cidr,
+    pub link: Option<LinkName>,
+}
+
+/// Interfaces of one scope (one daemon): others are invisible here and untouched.
+pub trait Links: Send + Sync + 'static {
+    /// All links that carry this scope's mark.
+    fn list(&self) -> impl Future<Output = Result<Vec<Link>, HostError>> + Send;
+    /// One link that carries this scope's mark.
+    fn inspect(&self, name: &LinkName) -> impl Future<Output = Result<Option<Link>, HostError>> + Send;
+    /// Conflict when a link of this name exists without our mark or of another kind.
+    fn create(&self, plan: &LinkPlan) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Conflict when the link is not marked as ours; Missing when it is not there.
+    fn change(
+        &self,
+        name: &LinkName,
+        change: &LinkChange,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// `Ok` when nothing of that name is there; Conflict when it is not ours.
+    fn remove(&self, name: &LinkName) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// IPv4 routes with a destination (no default routes).
+    fn routes(&self) -> impl Future<Output = Result<Vec<Route>, HostError>> + Send;
+    fn is_forwarding(&self) -> impl Future<Output = Result<bool, HostError>> + Send;
+    /// Turns IPv4 forwarding on. Never turned off again: others may rely on it by then.
+    fn set_forwarding(&self) -> impl Future<Output = Result<(), HostError>> + Send;
+}

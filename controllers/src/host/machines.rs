@@ -1,0 +1,114 @@
+//! Machines: VMM processes and the guests inside, seen from outside.
+//!
+//! A machine is found by its runtime directory (named by the instance's uid) and its process by
+//! pid, start time and boot id. It does not die with the daemon; a new daemon finds it the same way.
+
+use std::future::Future;
+use std::net::Ipv4Addr;
+
+use jiff::Timestamp;
+use stead_schemas::instance::Exit;
+use stead_schemas::names::{Digest, LinkName, Uid};
+use stead_schemas::network::Mac;
+use stead_schemas::quantity::Bytes;
+
+use super::HostError;
+
+/// What is there of an instance: its runtime directory at least.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    pub owner: Uid,
+    /// The run it was launched for.
+    pub run: u64,
+    pub vmm: VmmState,
+    /// While the VMM's process lives.
+    pub pid: Option<u32>,
+    pub launched_at: Timestamp,
+    pub guest: GuestView,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmmState {
+    /// The process is there and its vCPUs were never started.
+    Created,
+    Running,
+    Paused,
+    /// The guest powered off or panicked; the process waits to be ended.
+    Shutdown,
+    /// The process ended; sockets and directory are left over.
+    Dead,
+    /// The process lives but does not answer; the text says how it failed.
+    Unreachable(String),
+}
+
+/// What the guest said of this boot on the control channel; nothing of an earlier one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestView {
+    pub phase: GuestPhase,
+    /// The program's end, once it ended. Repeated by the guest until acknowledged.
+    pub exit: Option<Exit>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GuestPhase {
+    /// Not heard of yet (booting, or the channel is being connected).
+    Silent,
+    /// Its PID 1 asked for the configuration.
+    AwaitingConfig,
+    /// It was configured and is preparing.
+    Configured,
+    /// The program started; the agent answers unless skipped.
+    Ready,
+    /// The program ended.
+    Exited,
+}
+
+/// Everything a VMM needs; only resolved references.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchPlan {
+    pub owner: Uid,
+    pub run: u64,
+    pub vcpus: u32,
+    pub memory: Bytes,
+    pub rootfs: Digest,
+    pub overlay: Uid,
+    pub cid: u32,
+    pub network: Option<NetworkCard>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkCard {
+    pub tap: LinkName,
+    pub mac: Mac,
+    pub address: Ipv4Addr,
+}
+
+/// VMMs of one scope.
+pub trait Machines: Send + Sync + 'static {
+    /// Owners of every runtime directory and every record directory.
+    fn list(&self) -> impl Future<Output = Result<Vec<Uid>, HostError>> + Send;
+    /// `None` when there is neither a runtime directory nor a process.
+    fn inspect(&self, owner: &Uid) -> impl Future<Output = Result<Option<Machine>, HostError>> + Send;
+    /// Logs or other lasting records of this instance exist.
+    fn has_records(&self, owner: &Uid) -> impl Future<Output = Result<bool, HostError>> + Send;
+    /// Starts a VMM and its vCPUs. Conflict when one is there. After a crash in between, `inspect`
+    /// shows what was made: a directory, a `Created` VMM, or a running one.
+    fn launch(&self, plan: &LaunchPlan) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Answers the guest's wait for its configuration.
+    fn configure(
+        &self,
+        owner: &Uid,
+        config: &stead_schemas::guest::Config,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Asks the guest to end its program and power off.
+    fn shutdown(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Tells the guest that its exit record is stored; it powers off then.
+    fn acknowledge_exit(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    fn resume(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Ends the process by its identity (never by bare pid) and waits until it is gone.
+    fn kill(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Removes the runtime directory and cgroup of a dead machine. Conflict while it lives.
+    fn release(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Removes logs and other lasting records.
+    fn discard_records(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+}

@@ -1,0 +1,22 @@
+//! The ports: what reconcilers may ask of a host, one small trait per capability.
+//!
+//! Guarantees of every port: verbs are primitive (one host step); `list` and `inspect` only read;
+//! everything made carries our mark, and `list` finds it by that mark; nothing unmarked is ever
+//! changed; a verb repeated after a crash finds its own work and succeeds (create of what is there
+//! as asked, and remove of what is gone, are `Ok`).
+//! Never: a verb decides. A diff belongs in a plan.
+//! Cancel/crash: every await may be the last; each verb says what it leaves behind.
+
+mod disks;
+mod error;
+mod firewall;
+mod images;
+mod links;
+mod machines;
+
+pub use disks::{DiskFile, Disks, Space};
+pub use error::{HostError, HostErrorKind};
+pub use firewall::{Firewall, FirewallRules, FirewallSeen, PortRule};
+pub use images::{Images, Layer, Resolved, StoredImage};
+pub use links::{Link, LinkChange, LinkKind, LinkPlan, Links, Route};
+pub use machines::{GuestPhase, GuestView, LaunchPlan, Machine, Machines, NetworkCard, VmmState};

@@ -1,0 +1,17 @@
+//! The decisions of Stead: store rules, the reconcile runtime, and one reconciler per kind.
+//!
+//! Guarantees: plans and statuses are pure and total; effects happen only through the ports in
+//! [`host`]; time and order come from outside, so that one seed is one run.
+//! Never: does I/O, reads a clock, or names a product.
+
+pub mod checks;
+pub mod disk;
+pub mod host;
+pub mod image;
+pub mod network;
+pub mod port;
+pub mod runtime;
+#[cfg(feature = "sim")]
+pub mod sim;
+pub mod store;
+pub mod vm;

@@ -1,0 +1,116 @@
+//! The shape of every reconciler: observe, plan, act, observe again, status.
+//!
+//! Guarantees asked of implementations: `observe` only reads; `plan` and `status` are total and
+//! pure (no `self`); `act` is one host step without a decision; a plan toward nothing is an
+//! ordinary plan. The pass (`runtime::pass`) does everything else.
+
+use std::fmt::Debug;
+use std::future::Future;
+
+use jiff::Timestamp;
+use stead_schemas::condition::Reason;
+use stead_schemas::meta::{Kind, Object};
+use stead_schemas::names::Uid;
+
+use crate::host::{HostError, HostErrorKind};
+
+/// What shall be: the object, or nothing (deletion requested, or no such record: an orphan).
+#[derive(Debug)]
+pub enum Desired<'a, K: Kind> {
+    Present(&'a Object<K>),
+    /// The record of an object being deleted; `None` for host things whose record is gone.
+    Absent(Option<&'a Object<K>>),
+}
+
+impl<'a, K: Kind> Desired<'a, K> {
+    /// The record, whichever way it is going.
+    #[must_use]
+    pub fn object(&self) -> Option<&'a Object<K>> {
+        match self {
+            Self::Present(object) => Some(object),
+            Self::Absent(object) => *object,
+        }
+    }
+}
+
+/// What a plan can say; the four conditions a user sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan<A> {
+    /// The host is as wished; for `Absent`, nothing of ours is left.
+    Converged,
+    /// Steps in order; the pass stops at the first error and observes again.
+    Act(Vec<A>),
+    /// Nothing to do until something changes, or until a time.
+    Wait(Wait),
+    /// The wish cannot be carried out; only a change of wish or host can help.
+    Refuse(Refusal),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    pub reason: Reason,
+    pub message: String,
+    /// Look again then even if nothing was heard; `None` waits for a change.
+    pub until: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    pub reason: Reason,
+    pub message: String,
+}
+
+/// How a pass ended, for `status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassEnd {
+    pub now: Timestamp,
+    pub outcome: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Converged,
+    /// Steps were taken and more remain, or the last ones are still to be seen.
+    Acting,
+    Waiting(Wait),
+    Refused(Refusal),
+    /// A step or an observation failed; `attempt` counts failures in a row, from 1.
+    Failed {
+        kind: HostErrorKind,
+        message: String,
+        attempt: u32,
+    },
+}
+
+/// One kind's reconciler: capabilities in its fields, no other state.
+pub trait Reconciler: Send + Sync + 'static {
+    type Kind: Kind;
+    type Observed: Debug + Send + Sync;
+    type Action: Debug + Clone + PartialEq + Send + Sync;
+
+    /// Names of all actions, for failpoints and logs; [`Reconciler::action_name`] returns these.
+    const ACTIONS: &'static [&'static str];
+
+    /// Reads the ports and the statuses of objects referred to.
+    fn observe(
+        &self,
+        uid: &Uid,
+        object: Option<&Object<Self::Kind>>,
+    ) -> impl Future<Output = Result<Self::Observed, HostError>> + Send;
+
+    fn plan(desired: &Desired<'_, Self::Kind>, seen: &Self::Observed, now: Timestamp) -> Plan<Self::Action>;
+
+    fn action_name(action: &Self::Action) -> &'static str;
+
+    fn act(&self, action: &Self::Action) -> impl Future<Output = Result<(), HostError>> + Send;
+
+    /// The new status of an object that is still recorded; `seen` is `None` when observation failed.
+    fn status(
+        object: &Object<Self::Kind>,
+        seen: Option<&Self::Observed>,
+        end: &PassEnd,
+    ) -> <Self::Kind as Kind>::Status;
+
+    /// Uids of everything of this kind on the host, recorded or not: the source of orphans.
+    fn owned(&self) -> impl Future<Output = Result<Vec<Uid>, HostError>> + Send;
+}

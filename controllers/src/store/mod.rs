@@ -1,0 +1,1 @@
+//! The typed store over a small trait `Kv`; it knows no kind.

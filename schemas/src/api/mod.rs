@@ -1,0 +1,1 @@
+//! Wire types: what strangers read and write, apart from the stored types.

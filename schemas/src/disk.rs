@@ -1,0 +1,43 @@
+//! Disk: a sparse ext4 file that an instance mounts; here the writable root overlay.
+
+use serde::{Deserialize, Serialize};
+
+use crate::condition::Condition;
+use crate::meta::Kind;
+use crate::quantity::Bytes;
+
+/// The kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {}
+
+impl Kind for Disk {
+    const NAME: &'static str = "disk";
+    const FINALIZER: &'static str = "disk";
+    type Spec = DiskSpec;
+    type Status = DiskStatus;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// Apparent size; blocks are allocated as the guest writes.
+    pub size: Bytes,
+    pub purpose: DiskPurpose,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskPurpose {
+    /// The writable layer over an instance's image.
+    RootOverlay,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// Apparent size of the file seen on the host.
+    pub size: Option<Bytes>,
+    /// The file was made once. If it is then missing, its content is lost: that is said in a
+    /// condition (`Degraded`), and a fresh one is made.
+    pub was_created: bool,
+    pub conditions: Vec<Condition>,
+    pub observed_generation: u64,
+}

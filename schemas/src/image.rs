@@ -1,0 +1,94 @@
+//! Image: a reference that shall be present on this host as one read-only root file system.
+//!
+//! The object's name is the normalised reference; the tag table of the wire is the set of image
+//! objects, and moving a tag is one status write.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::condition::Condition;
+use crate::meta::Kind;
+use crate::names::{Digest, ImageRef, Platform};
+use crate::quantity::Bytes;
+
+/// The kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Image {}
+
+impl Kind for Image {
+    const NAME: &'static str = "image";
+    const FINALIZER: &'static str = "image";
+    type Spec = ImageSpec;
+    type Status = ImageStatus;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSpec {
+    pub reference: ImageRef,
+    pub platform: Platform,
+    /// Where its content comes from.
+    pub source: ImageSource,
+    /// Raised by every POST of the same reference: "look again at the registry, and retry now".
+    pub pull: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageSource {
+    /// The registry that the reference names.
+    Registry,
+    /// Content that is already here: a local alias (`POST /images/{name}/tag`) or an import.
+    Local { digest: Digest },
+}
+
+/// The wire's five words.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImagePhase {
+    #[default]
+    Pending,
+    Pulling,
+    Converting,
+    Ready,
+    Failed,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ImageStatus {
+    pub phase: ImagePhase,
+    /// The manifest the reference was resolved to, for `spec.pull` = `resolved_pull`.
+    pub digest: Option<Digest>,
+    pub resolved_pull: u64,
+    /// What the image says of itself; present when ready.
+    pub config: Option<ImageConfig>,
+    /// Size of the root file system image on this host.
+    pub size: Option<Bytes>,
+    /// Bytes of layers fetched, of all; while pulling.
+    pub progress: Option<Progress>,
+    /// A sentence for the user; only with [`ImagePhase::Failed`].
+    pub error: Option<String>,
+    /// Failed tries in a row.
+    pub attempts: u32,
+    pub conditions: Vec<Condition>,
+    pub observed_generation: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    pub done: Bytes,
+    pub total: Bytes,
+}
+
+/// The run parameters of an image's configuration, as the OCI image specification has them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    pub env: BTreeMap<String, String>,
+    /// Empty means `/`.
+    pub working_dir: String,
+    /// `user`, `uid`, `user:group`...; empty means root.
+    pub user: String,
+    pub stop_signal: Option<String>,
+}

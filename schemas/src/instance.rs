@@ -1,0 +1,165 @@
+//! Instance: a program of an image that shall run in a VM of its own.
+//!
+//! `spec.power` is the whole wish about running; the eight states of the wire are observations.
+//! A program that ends by itself ends its *run*; `start` begins the next one by raising `spec.run`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::condition::Condition;
+use crate::meta::Kind;
+use crate::names::{Digest, ImageRef, Platform, Uid};
+use crate::quantity::Bytes;
+
+/// The kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instance {}
+
+impl Kind for Instance {
+    const NAME: &'static str = "instance";
+    const FINALIZER: &'static str = "vm";
+    type Spec = InstanceSpec;
+    type Status = InstanceStatus;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    /// What the client named; the image object has the same name.
+    pub image: ImageRef,
+    pub platform: Platform,
+    pub vcpus: u32,
+    pub memory: Bytes,
+    pub overlay: Bytes,
+    pub env: BTreeMap<String, Secret>,
+    /// Replaces the image's entrypoint, and then the image's cmd too.
+    pub entrypoint: Option<Vec<String>>,
+    /// Replaces the image's cmd.
+    pub cmd: Option<Vec<String>>,
+    pub has_network: bool,
+    pub hypervisor: Hypervisor,
+    pub skip_guest_agent: bool,
+    pub skip_kernel_headers: bool,
+    pub power: Power,
+    /// The run that is wanted; starts at 1, +1 by every `start`.
+    pub run: u64,
+    /// Stop or delete without giving the guest time.
+    pub is_forced: bool,
+    /// Chosen in admission.
+    pub allocated: Allocated,
+}
+
+/// Choices made in the commit that stored the wish.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocated {
+    pub image: Uid,
+    pub disk: Uid,
+    pub port: Option<Uid>,
+    /// vsock context id, 3 and up; unique on this host.
+    pub cid: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Power {
+    Running,
+    Stopped,
+    Standby,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Hypervisor {
+    #[serde(rename = "cloud-hypervisor")]
+    CloudHypervisor,
+    #[serde(rename = "firecracker")]
+    Firecracker,
+    #[serde(rename = "qemu")]
+    Qemu,
+    #[serde(rename = "qemu-microvm")]
+    QemuMicrovm,
+    #[serde(rename = "vz")]
+    Vz,
+}
+
+impl Hypervisor {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::Firecracker => "firecracker",
+            Self::Qemu => "qemu",
+            Self::QemuMicrovm => "qemu-microvm",
+            Self::Vz => "vz",
+        }
+    }
+}
+
+/// The wire's eight words, case-sensitive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum State {
+    /// VMM up and guest not started, or still being prepared.
+    #[default]
+    Created,
+    Initializing,
+    Running,
+    Paused,
+    Shutdown,
+    Stopped,
+    Standby,
+    /// Only while the observer itself cannot observe; always with `state_error`.
+    Unknown,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceStatus {
+    pub state: State,
+    pub state_error: Option<String>,
+    /// The content that `spec.image` meant when it was first ready; kept, so that the overlay
+    /// never meets another lower layer.
+    pub image_digest: Option<Digest>,
+    /// The last run that ended for good; `spec.run` beyond it is still to be carried out.
+    pub ended_run: u64,
+    /// How the program of the last ended run ended.
+    pub exit: Option<Exit>,
+    pub started_at: Option<Timestamp>,
+    pub stopped_at: Option<Timestamp>,
+    /// VMM starts within the wanted run that died unasked.
+    pub vmm_deaths: u32,
+    pub vmm_pid: Option<u32>,
+    pub conditions: Vec<Condition>,
+    pub observed_generation: u64,
+}
+
+/// The end of a program, as the guest's PID 1 saw it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Shell convention: the exit code, 126/127 when not started, 128+n for signal n; none when
+    /// the guest went without saying.
+    pub code: Option<i32>,
+    pub message: String,
+    /// The guest could not start the program at all.
+    pub is_boot_failure: bool,
+}
+
+/// Text that is sealed at rest and never logged: its `Debug` says nothing.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_do_not_reach_debug_output() {
+        assert_eq!(format!("{:?}", Secret("hunter2".to_owned())), "***");
+    }
+}

@@ -1,0 +1,18 @@
+//! The nouns of Stead: stored objects, wire types, the guest protocol and every limit.
+//!
+//! Guarantees: a value of these types was parsed once, at the edge, and is right ever after; all
+//! problems of one input are reported together, each with its field path.
+//! Never: performs I/O, reads a clock, draws a random number, or depends on a crate of ours.
+
+pub mod api;
+pub mod condition;
+pub mod disk;
+pub mod guest;
+pub mod image;
+pub mod instance;
+pub mod limits;
+pub mod meta;
+pub mod names;
+pub mod network;
+pub mod quantity;
+pub mod validate;

@@ -1,0 +1,64 @@
+//! Every limit, with its why. A limit is enforced at one edge and tested at itself and one beyond.
+
+use std::time::Duration;
+
+use crate::quantity::Bytes;
+
+/// CUID2 as the wire has it (contract.md 2.1).
+pub const UID_BYTES: usize = 24;
+/// RFC 1123 label, and the wire's own bound.
+pub const NAME_BYTES_MAX: usize = 63;
+/// Registries refuse longer ones; a reference is also an object name and a key.
+pub const IMAGE_REF_BYTES_MAX: usize = 512;
+/// Linux IFNAMSIZ less the terminating zero.
+pub const LINK_NAME_BYTES_MAX: usize = 15;
+
+/// Wire bounds of tags (contract.md 2.1).
+pub const TAGS_MAX: usize = 50;
+pub const TAG_KEY_BYTES_MAX: usize = 128;
+pub const TAG_VALUE_BYTES_MAX: usize = 256;
+
+/// The peer's server limit; more vCPUs than cores only slow a guest down.
+pub const VCPUS_MAX: u32 = 16;
+pub const VCPUS_DEFAULT: u32 = 2;
+/// A Debian cloud kernel with its initrd does not reach user space in less.
+pub const MEMORY_MIN: Bytes = Bytes(96 << 20);
+/// The peer's server limit.
+pub const MEMORY_MAX: Bytes = Bytes(32 << 30);
+pub const MEMORY_DEFAULT: Bytes = Bytes(1 << 30);
+/// ext4 with its metadata needs some room to be of use.
+pub const OVERLAY_MIN: Bytes = Bytes(16 << 20);
+/// The peer's server limit.
+pub const OVERLAY_MAX: Bytes = Bytes(100 << 30);
+pub const OVERLAY_DEFAULT: Bytes = Bytes(10 << 30);
+
+/// execve takes 128 KiB for one string; argument lists of this size fit the guest's stack.
+pub const ARGV_MAX: usize = 1024;
+pub const ARG_BYTES_MAX: usize = 64 << 10;
+/// Environment entries and their total stay below one control frame.
+pub const ENV_MAX: usize = 1024;
+pub const ENV_BYTES_MAX: usize = 256 << 10;
+
+/// A request body: the largest valid instance is well below.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// Stored objects of one kind; lists and memory stay bounded.
+pub const OBJECTS_PER_KIND_MAX: usize = 100_000;
+/// Ports of one Linux bridge: BR_MAX_PORTS is 1024, port numbers start at 1.
+pub const PORTS_PER_BRIDGE_MAX: usize = 1023;
+
+/// Steps of one plan; a longer plan means a planner that does not converge.
+pub const PLAN_STEPS_MAX: usize = 64;
+/// Rounds of observe-plan-act within one pass before the key goes back to the queue.
+pub const PASS_ROUNDS_MAX: usize = 4;
+/// Text of a condition; long causes are cut, not refused.
+pub const MESSAGE_CHARS_MAX: usize = 1024;
+
+/// From the VMM's start until the guest reports its program started (TCG boots in 2 s; a loaded
+/// host has been seen to take ten times that).
+pub const GUEST_BOOT_DEADLINE: Duration = Duration::from_secs(120);
+/// A verb's answer waits no longer than this for the observed state; SDKs give up at 60 s.
+pub const VERB_WAIT_MAX: Duration = Duration::from_secs(55);
+/// The longest `/wait` (contract.md 1.4).
+pub const WAIT_MAX: Duration = Duration::from_secs(300);
+/// The guest program's time between the request to stop and the kill.
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);

@@ -1,0 +1,74 @@
+//! What every stored object has: identity, versions, life-cycle marks, and the kind it is of.
+//!
+//! Guarantees: `generation` moves only when a client changes `spec`; `resource_version` moves with
+//! every commit and is unique within one store; an object whose `deletion_requested_at` is set
+//! lives until its last finalizer is gone.
+//! Never: a `spec` is written by a reconciler, a `status` by a client (the store enforces it).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::names::{Name, Uid};
+
+/// User-defined labels; bounds are in [`crate::limits`], checked by [`crate::validate`].
+pub type Tags = BTreeMap<String, String>;
+
+/// A kind of stored object: its name in keys and its two halves.
+pub trait Kind: Sized + Send + Sync + 'static {
+    /// Lower-case singular noun; part of every key, so it never changes.
+    const NAME: &'static str;
+    /// The finalizer held by this kind's reconciler until nothing of the object is on the host.
+    const FINALIZER: &'static str;
+    /// What clients want.
+    type Spec: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync + 'static;
+    /// What was observed.
+    type Status: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Default + Send + Sync + 'static;
+}
+
+/// A stored object of kind `K`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(bound = "")]
+pub struct Object<K: Kind> {
+    pub meta: Meta,
+    pub spec: K::Spec,
+    pub status: K::Status,
+}
+
+/// Identity and life cycle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Meta {
+    pub uid: Uid,
+    /// Unique within the kind among objects whose deletion was not requested.
+    pub name: Name,
+    #[serde(default)]
+    pub tags: Tags,
+    /// Starts at 1; +1 for every change of `spec`.
+    pub generation: u64,
+    /// The commit that last wrote this object.
+    pub resource_version: u64,
+    pub created_at: Timestamp,
+    pub deletion_requested_at: Option<Timestamp>,
+    /// Who must confirm that nothing is left before the record may go.
+    pub finalizers: BTreeSet<String>,
+    /// The object whose removal removes this one.
+    pub owner: Option<OwnerRef>,
+}
+
+/// Points at an owner: kind and uid.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct OwnerRef {
+    pub kind: String,
+    pub uid: Uid,
+}
+
+impl Meta {
+    /// Deletion was requested; the object only waits for its finalizers.
+    #[must_use]
+    pub fn is_deleting(&self) -> bool {
+        self.deletion_requested_at.is_some()
+    }
+}

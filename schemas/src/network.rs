@@ -1,0 +1,217 @@
+//! Network: a bridge with its subnet, NAT and isolation. Port: one instance's place on it.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::condition::Condition;
+use crate::meta::Kind;
+use crate::names::{LinkName, NameError, Uid};
+
+/// The kind of networks; today the store holds one, named `default`, made from configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {}
+
+impl Kind for Network {
+    const NAME: &'static str = "network";
+    const FINALIZER: &'static str = "network";
+    type Spec = NetworkSpec;
+    type Status = NetworkStatus;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    pub bridge: LinkName,
+    /// Gateway address (the host's on the bridge) and prefix.
+    pub gateway: Cidr,
+    /// Handed to guests in resolv.conf.
+    pub dns: Vec<Ipv4Addr>,
+    /// Name of our nft tables (`inet` and `bridge` families).
+    pub table: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct NetworkStatus {
+    pub conditions: Vec<Condition>,
+    pub observed_generation: u64,
+}
+
+/// The kind of ports; owned by an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {}
+
+impl Kind for Port {
+    const NAME: &'static str = "port";
+    const FINALIZER: &'static str = "port";
+    type Spec = PortSpec;
+    type Status = PortStatus;
+}
+
+/// Chosen in admission, stored before anything is made of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortSpec {
+    pub network: Uid,
+    pub bridge: LinkName,
+    pub tap: LinkName,
+    pub table: String,
+    pub address: Ipv4Addr,
+    pub mac: Mac,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PortStatus {
+    pub conditions: Vec<Condition>,
+    pub observed_generation: u64,
+}
+
+/// A hardware address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// A locally administered unicast address made of a network address: unique where addresses are.
+    #[must_use]
+    pub fn of_address(address: Ipv4Addr) -> Self {
+        let [a, b, c, d] = address.octets();
+        Self([0x02, 0x5d, a, b, c, d])
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for Mac {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let refuse = || NameError("must be six hexadecimal bytes joined by colons".to_owned());
+        let mut bytes = [0u8; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(refuse)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| refuse())?;
+        }
+        if parts.next().is_some() { Err(refuse()) } else { Ok(Self(bytes)) }
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> String {
+        mac.to_string()
+    }
+}
+
+/// An IPv4 address within its network: `10.100.0.1/16`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Cidr {
+    pub address: Ipv4Addr,
+    /// 1 to 30: a network needs a host part.
+    pub prefix: u8,
+}
+
+impl Cidr {
+    #[must_use]
+    pub fn mask(self) -> u32 {
+        u32::MAX << (32 - u32::from(self.prefix))
+    }
+    /// The network's own address.
+    #[must_use]
+    pub fn network(self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.address) & self.mask())
+    }
+    /// The same prefix with the network's address: `10.100.0.0/16`.
+    #[must_use]
+    pub fn subnet(self) -> Self {
+        Self { address: self.network(), prefix: self.prefix }
+    }
+    #[must_use]
+    pub fn broadcast(self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.address) | !self.mask())
+    }
+    #[must_use]
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        u32::from(address) & self.mask() == u32::from(self.network())
+    }
+    /// The two share an address.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.contains(other.network()) || other.contains(self.network())
+    }
+    /// Usable host addresses in order: neither network, broadcast nor `self.address`.
+    pub fn hosts(self) -> impl Iterator<Item = Ipv4Addr> {
+        let (first, last) = (u32::from(self.network()) + 1, u32::from(self.broadcast()));
+        (first..last).map(Ipv4Addr::from).filter(move |&host| host != self.address)
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let parsed = text.split_once('/').and_then(|(address, prefix)| {
+            let prefix: u8 = prefix.parse().ok().filter(|prefix| (1..=30).contains(prefix))?;
+            Some(Self { address: address.parse().ok()?, prefix })
+        });
+        parsed.ok_or_else(|| {
+            NameError("must be an IPv4 address with a prefix of 1 to 30, such as 10.100.0.1/16".to_owned())
+        })
+    }
+}
+
+impl TryFrom<String> for Cidr {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<Cidr> for String {
+    fn from(cidr: Cidr) -> String {
+        cidr.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnets_know_their_hosts_and_overlaps() {
+        let cidr: Cidr = "10.100.0.1/29".parse().expect("valid");
+        let hosts: Vec<_> = cidr.hosts().collect();
+        assert_eq!(hosts.first(), Some(&Ipv4Addr::new(10, 100, 0, 2)));
+        assert_eq!(hosts.last(), Some(&Ipv4Addr::new(10, 100, 0, 6)));
+        assert!(cidr.overlaps("10.0.0.0/8".parse().expect("valid")));
+        assert!(!cidr.overlaps("10.100.0.8/29".parse().expect("valid")));
+        for text in ["10.0.0.1", "10.0.0.1/31", "10.0.0.1/0", "x/8", "10.0.0.256/8"] {
+            assert!(text.parse::<Cidr>().is_err(), "{text} was accepted");
+        }
+    }
+
+    #[test]
+    fn hardware_addresses_are_local_unicast_and_round_trip() {
+        let mac = Mac::of_address(Ipv4Addr::new(10, 100, 0, 7));
+        assert_eq!(mac.to_string(), "02:5d:0a:64:00:07");
+        assert_eq!(mac.to_string().parse(), Ok(mac));
+        assert!("02:5d:0a:64:00".parse::<Mac>().is_err());
+    }
+}

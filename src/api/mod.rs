@@ -1,0 +1,1 @@
+//! The HTTP API: wire to store and back.

@@ -1,0 +1,1 @@
+//! The one file that knows every concrete type: builds and runs the daemon.

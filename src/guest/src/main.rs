@@ -1,0 +1,3 @@
+//! PID 1 and agent inside a Stead VM.
+
+fn main() {}

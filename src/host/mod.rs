@@ -1,0 +1,1 @@
+//! Host capabilities: the real adapters of the ports.

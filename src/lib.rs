@@ -1,0 +1,11 @@
+//! Stead's effects, and the program: HTTP, store, host, hypervisors, command line.
+//!
+//! Guarantees: nothing here decides what the host shall look like; that is `controllers`.
+
+pub mod api;
+pub mod assemble;
+pub mod cli;
+pub mod config;
+pub mod host;
+pub mod hypervisor;
+pub mod store;

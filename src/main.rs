@@ -1,0 +1,3 @@
+//! The `stead` program.
+
+fn main() {}
