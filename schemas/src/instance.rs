@@ -43,6 +43,8 @@ pub struct InstanceSpec {
     pub skip_guest_agent: bool,
     pub skip_kernel_headers: bool,
     pub power: Power,
+    /// When `power` was last asked for: the grace of a stop counts from here.
+    pub power_since: Timestamp,
     /// The run that is wanted; starts at 1, +1 by every `start`.
     pub run: u64,
     /// Stop or delete without giving the guest time.
@@ -125,11 +127,22 @@ pub struct InstanceStatus {
     pub exit: Option<Exit>,
     pub started_at: Option<Timestamp>,
     pub stopped_at: Option<Timestamp>,
-    /// VMM starts within the wanted run that died unasked.
+    /// VMMs that died unasked, since the program last ran for a while.
     pub vmm_deaths: u32,
+    /// The last such death, recorded before its leftovers are cleared away.
+    pub last_death: Option<VmmDeath>,
+    /// Since when the VMM's process lives without answering.
+    pub unreachable_since: Option<Timestamp>,
     pub vmm_pid: Option<u32>,
     pub conditions: Vec<Condition>,
     pub observed_generation: u64,
+}
+
+/// One death of a VMM: which launch, and when it was noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmmDeath {
+    pub launched_at: Timestamp,
+    pub noticed_at: Timestamp,
 }
 
 /// The end of a program, as the guest's PID 1 saw it.

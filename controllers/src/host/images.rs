@@ -33,6 +33,17 @@ pub struct StoredImage {
     pub config: ImageConfig,
 }
 
+/// Work on a digest that goes on behind the port, so that a pass stays short and progress is seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Job {
+    /// Waits for one of the configured places; position from 1.
+    Queued {
+        position: u32,
+    },
+    Fetching,
+    Converting,
+}
+
 /// Registry access and the image directory. `owner` selects credentials kept in memory.
 pub trait Images: Send + Sync + 'static {
     /// Digests of all complete root file systems.
@@ -50,14 +61,20 @@ pub trait Images: Send + Sync + 'static {
         reference: &ImageRef,
         platform: Platform,
     ) -> impl Future<Output = Result<Resolved, HostError>> + Send;
-    /// Fetches the blobs that are missing, from where an earlier try ended, verifying each digest.
+    /// What goes on for a digest now. Every change of it (and progress, about twice a second) is
+    /// announced on the adapter's change channel, so that the reconciler looks again.
+    fn job(&self, digest: &Digest) -> impl Future<Output = Option<Job>> + Send;
+    /// Begins to fetch the blobs that are missing, from where an earlier try ended, verifying each
+    /// digest, and answers at once. While a job for the digest goes on, `Ok`. The failure of the
+    /// last job is what the next call answers, once.
     fn fetch(
         &self,
         owner: &Uid,
         reference: &ImageRef,
         digest: &Digest,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Merges the layers and builds the root file system under a temporary name, then renames it.
+    /// Begins to merge the layers and to build the root file system under a temporary name, which
+    /// is then renamed. Answers as `fetch` does.
     fn convert(&self, digest: &Digest) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Removes root file system, manifest, and the blobs that no other manifest lists.
     fn remove(&self, digest: &Digest) -> impl Future<Output = Result<(), HostError>> + Send;

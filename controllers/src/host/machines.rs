@@ -47,6 +47,11 @@ pub struct GuestView {
     pub phase: GuestPhase,
     /// The program's end, once it ended. Repeated by the guest until acknowledged.
     pub exit: Option<Exit>,
+    /// `shutdown` was called for this boot and the request was handed to the guest; seen by the
+    /// first `inspect` after it. May be forgotten when the daemon restarts: it is then asked again.
+    pub is_shutdown_requested: bool,
+    /// Likewise for `acknowledge_exit`.
+    pub is_exit_acknowledged: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,7 +60,7 @@ pub enum GuestPhase {
     Silent,
     /// Its PID 1 asked for the configuration.
     AwaitingConfig,
-    /// It was configured and is preparing.
+    /// It was configured and is preparing; seen as soon as `configure` has answered.
     Configured,
     /// The program started; the agent answers unless skipped.
     Ready,

@@ -17,6 +17,6 @@ mod machines;
 pub use disks::{DiskFile, Disks, Space};
 pub use error::{HostError, HostErrorKind};
 pub use firewall::{Firewall, FirewallRules, FirewallSeen, PortRule};
-pub use images::{Images, Layer, Resolved, StoredImage};
+pub use images::{Images, Job, Layer, Resolved, StoredImage};
 pub use links::{Link, LinkChange, LinkKind, LinkPlan, Links, Route};
 pub use machines::{GuestPhase, GuestView, LaunchPlan, Machine, Machines, NetworkCard, VmmState};
