@@ -43,6 +43,12 @@ pub const ENV_BYTES_MAX: usize = 256 << 10;
 pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// Stored objects of one kind; lists and memory stay bounded.
 pub const OBJECTS_PER_KIND_MAX: usize = 100_000;
+/// Transactions waiting for the store's writer: some seconds of work; more would only wait longer.
+pub const STORE_QUEUE_MAX: usize = 1024;
+/// Transactions made durable by one commit: shares its cost well, bounds the wait of the first.
+pub const STORE_GROUP_MAX: usize = 256;
+/// Events a watcher may lag behind before it must list again; about 200 bytes each.
+pub const WATCH_RING_EVENTS: usize = 16_384;
 /// Ports of one Linux bridge: BR_MAX_PORTS is 1024, port numbers start at 1.
 pub const PORTS_PER_BRIDGE_MAX: usize = 1023;
 

@@ -18,7 +18,7 @@ use crate::names::{Name, Uid};
 pub type Tags = BTreeMap<String, String>;
 
 /// A kind of stored object: its name in keys and its two halves.
-pub trait Kind: Sized + Send + Sync + 'static {
+pub trait Kind: Debug + Clone + PartialEq + Send + Sync + 'static {
     /// Lower-case singular noun; part of every key, so it never changes.
     const NAME: &'static str;
     /// The finalizer held by this kind's reconciler until nothing of the object is on the host.

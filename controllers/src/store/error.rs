@@ -1,0 +1,92 @@
+//! The store's errors: of the store as a whole, of one step in a transaction, of a transaction.
+
+use stead_schemas::names::{Name, Uid};
+
+use super::kv::KvError;
+
+/// The store could not do its part; nothing of the transaction is visible.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// HTTP 507. Nothing was stored; reads go on.
+    #[error("cannot store: the data directory's file system is full")]
+    Full,
+    /// HTTP 503: the queue of transactions is at its limit.
+    #[error("cannot store: too many writes are waiting")]
+    Overloaded,
+    /// The writer ended: the daemon is shutting down.
+    #[error("cannot store: the store is closed")]
+    Closed,
+    #[error("cannot store: {0}")]
+    Database(KvError),
+    /// Sealing or serialising failed.
+    #[error("cannot encode {key}: {cause}")]
+    Encode { key: String, cause: String },
+    /// A transaction's closure panicked; nothing of it was kept.
+    #[error("cannot store: the transaction failed inside")]
+    Panicked,
+    /// A new object or claim names an owner that is not in the store.
+    #[error("cannot store: owner {owner} does not exist")]
+    OwnerGone { owner: Uid },
+    /// The database holds a key that is not the store's.
+    #[error("cannot open the store: key {key:?} is not known to this version")]
+    ForeignKey { key: String },
+    /// Not one record could be opened: another seal key, or another format.
+    #[error("cannot open the store: none of its {records} records can be read ({cause})")]
+    Unopenable { records: usize, cause: String },
+}
+
+impl From<KvError> for StoreError {
+    fn from(error: KvError) -> Self {
+        match error {
+            KvError::Full(_) => Self::Full,
+            KvError::Corrupt(_) | KvError::Io(_) => Self::Database(error),
+        }
+    }
+}
+
+/// A step of a transaction was against the rules; the closure may go on or refuse.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TxError {
+    #[error("{kind} name {name} is taken by {by}")]
+    NameTaken { kind: &'static str, name: Name, by: Uid },
+    #[error("{kind} {uid} exists already")]
+    UidTaken { kind: &'static str, uid: Uid },
+    #[error("{kind} {uid} does not exist")]
+    NotFound { kind: &'static str, uid: Uid },
+    #[error("{kind} {uid} is being deleted")]
+    Deleting { kind: &'static str, uid: Uid },
+    /// Compare on `resource_version` failed.
+    #[error("{kind} {uid} was changed: resource version {actual}, not {expected}")]
+    Stale { kind: &'static str, uid: Uid, expected: u64, actual: u64 },
+    /// [`stead_schemas::limits::OBJECTS_PER_KIND_MAX`].
+    #[error("the store holds the most {kind} objects it may")]
+    TooMany { kind: &'static str },
+    /// The stored record cannot be read; only `remove_unreadable` applies.
+    #[error("the record of {kind} {uid} cannot be read")]
+    Unreadable { kind: &'static str, uid: Uid },
+}
+
+/// A value of a claim table belongs to someone else.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("claimed by {by}")]
+pub struct Claimed {
+    pub by: Uid,
+}
+
+/// How a transaction failed: refused by its own closure, or not stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransactError<E> {
+    /// The closure's own error; nothing was staged.
+    #[error("refused")]
+    Refused(E),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The watch ring no longer holds what follows the asked revision: list again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too old: events before revision {oldest} are gone, list again")]
+pub struct TooOld {
+    /// The oldest revision that `watch` accepts now.
+    pub oldest: u64,
+}

@@ -1,0 +1,80 @@
+//! Objects with their kind erased, and the list of kinds a store knows.
+//!
+//! The store keeps every kind in one machinery; this file is where types are lost and found again.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use stead_schemas::meta::{Kind, Meta, Object};
+
+/// An object of some kind.
+pub(super) trait AnyObject: Any + Debug + Send + Sync {
+    fn meta(&self) -> &Meta;
+    fn kind(&self) -> &'static str;
+    /// The same object with another meta; for rules that hold for every kind.
+    fn with_meta(&self, meta: Meta) -> Erased;
+    fn encode(&self) -> Result<Vec<u8>, serde_json::Error>;
+}
+
+pub(super) type Erased = Arc<dyn AnyObject>;
+
+impl<K: Kind> AnyObject for Object<K> {
+    fn meta(&self) -> &Meta {
+        &self.meta
+    }
+    fn kind(&self) -> &'static str {
+        K::NAME
+    }
+    fn with_meta(&self, meta: Meta) -> Erased {
+        Arc::new(Self { meta, spec: self.spec.clone(), status: self.status.clone() })
+    }
+    fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
+    }
+}
+
+/// The typed object again. Every table holds objects of one kind, so this cannot fail.
+pub(super) fn typed<K: Kind>(erased: &Erased) -> Arc<Object<K>> {
+    let any: Arc<dyn Any + Send + Sync> = erased.clone();
+    any.downcast().expect("a table holds objects of its own kind only")
+}
+
+type Decode = fn(&[u8]) -> Result<Erased, serde_json::Error>;
+
+/// The kinds a store is opened with.
+#[derive(Debug, Clone, Default)]
+pub struct Kinds(BTreeMap<&'static str, Decode>);
+
+impl Kinds {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// # Panics
+    /// When the kind is there already or its name cannot be part of a key: both are mistakes of
+    /// the program that every start would show.
+    #[must_use]
+    pub fn with<K: Kind>(mut self) -> Self {
+        assert!(!K::NAME.is_empty() && !K::NAME.contains('/'), "kind name {:?} cannot be in a key", K::NAME);
+        let decode: Decode = |bytes| Ok(Arc::new(serde_json::from_slice::<Object<K>>(bytes)?));
+        assert!(self.0.insert(K::NAME, decode).is_none(), "kind {} was given twice", K::NAME);
+        self
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.0.keys().copied()
+    }
+
+    /// The static name equal to `name`.
+    pub(super) fn find(&self, name: &str) -> Option<&'static str> {
+        self.0.get_key_value(name).map(|(name, _)| *name)
+    }
+
+    pub(super) fn decode(&self, kind: &str, bytes: &[u8]) -> Result<Erased, String> {
+        let decode = self.0.get(kind).ok_or_else(|| format!("kind {kind:?} is not known"))?;
+        decode(bytes).map_err(|error| error.to_string())
+    }
+}

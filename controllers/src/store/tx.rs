@@ -1,0 +1,343 @@
+//! `Tx`: what a transaction may do, and the rules of every object's life.
+//!
+//! Guarantees: generation starts at 1 and moves only when the spec changes; a name belongs to one
+//! live object of its kind and is free again once deletion is requested; a claim belongs to one
+//! owner until its record is gone; when the last finalizer of a deleted object goes, the record
+//! goes, and deletion is requested for all it owned, in the same transaction.
+//! Never: a status written by a client or a spec by a reconciler: the latter's verbs are the
+//! store's (`write_status`, `remove_finalizer`), not the transaction's.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use stead_schemas::limits::OBJECTS_PER_KIND_MAX;
+use stead_schemas::meta::{Kind, Meta, Object, OwnerRef, Tags};
+use stead_schemas::names::{Name, Uid};
+
+use super::error::{Claimed, StoreError, TxError};
+use super::object::{Erased, typed};
+use super::stage::Stage;
+use crate::runtime::Ids;
+
+/// A new object.
+#[derive(Debug, Clone)]
+pub struct New<K: Kind> {
+    /// `None` draws one; given when something else of the transaction needs it first.
+    pub uid: Option<Uid>,
+    pub name: Name,
+    pub tags: Tags,
+    pub owner: Option<OwnerRef>,
+    pub spec: K::Spec,
+}
+
+/// One transaction, run by the writer; everything it stages is stored together or not at all.
+pub struct Tx<'a> {
+    stage: &'a mut Stage,
+    ids: &'a dyn Ids,
+    now: Timestamp,
+    /// Owners that must exist when the closure ends.
+    owners: BTreeSet<Uid>,
+}
+
+impl std::fmt::Debug for Tx<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tx").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Tx<'a> {
+    pub(super) fn new(stage: &'a mut Stage, ids: &'a dyn Ids, now: Timestamp) -> Self {
+        Self { stage, ids, now, owners: BTreeSet::new() }
+    }
+
+    /// The transaction's one moment.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    #[must_use]
+    pub fn next_uid(&self) -> Uid {
+        self.ids.next()
+    }
+
+    #[must_use]
+    pub fn get<K: Kind>(&self, uid: &Uid) -> Option<Arc<Object<K>>> {
+        self.stage.get(K::NAME, uid).as_ref().map(typed)
+    }
+
+    /// The live object of this name.
+    #[must_use]
+    pub fn find<K: Kind>(&self, name: &Name) -> Option<Arc<Object<K>>> {
+        self.get(&self.stage.named(K::NAME, name)?)
+    }
+
+    /// All objects of the kind, in uid order.
+    #[must_use]
+    pub fn list<K: Kind>(&self) -> Vec<Arc<Object<K>>> {
+        self.stage.list(K::NAME).values().map(typed).collect()
+    }
+
+    #[must_use]
+    pub fn count<K: Kind>(&self) -> usize {
+        self.stage.count(K::NAME)
+    }
+
+    /// Objects of the kind that `owner` owns.
+    #[must_use]
+    pub fn owned_by<K: Kind>(&self, owner: &Uid) -> Vec<Arc<Object<K>>> {
+        let owned = self.stage.owned_by(owner);
+        owned.iter().filter(|object| object.kind() == K::NAME).map(typed).collect()
+    }
+
+    /// Stages a new object with generation 1 and its kind's finalizer. Its owner must be in the
+    /// store when the transaction ends, not before.
+    ///
+    /// # Errors
+    /// `NameTaken`, `UidTaken`, `TooMany`.
+    pub fn create<K: Kind>(&mut self, new: New<K>) -> Result<Arc<Object<K>>, TxError> {
+        let New { uid, name, tags, owner, spec } = new;
+        let kind = K::NAME;
+        if let Some(by) = self.stage.named(kind, &name) {
+            return Err(TxError::NameTaken { kind, name, by });
+        }
+        if self.stage.count(kind) >= OBJECTS_PER_KIND_MAX {
+            return Err(TxError::TooMany { kind });
+        }
+        let uid = uid.unwrap_or_else(|| self.ids.next());
+        if self.stage.exists(&uid) {
+            return Err(TxError::UidTaken { kind, uid });
+        }
+        self.owners.extend(owner.iter().map(|owner| owner.uid.clone()));
+        let resource_version = self.stage.next_revision();
+        let meta = Meta {
+            uid: uid.clone(),
+            name: name.clone(),
+            tags,
+            generation: 1,
+            resource_version,
+            created_at: self.now,
+            deletion_requested_at: None,
+            finalizers: BTreeSet::from([K::FINALIZER.to_owned()]),
+            owner,
+        };
+        let object = Arc::new(Object::<K> { meta, spec, status: K::Status::default() });
+        self.stage.put(kind, &uid, Some(object.clone()), resource_version);
+        self.stage.put_name(kind, &name, &uid, true);
+        Ok(object)
+    }
+
+    /// Changes the spec in place; the generation moves only if it differs then.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unreadable`, `Deleting`, `Stale`.
+    pub fn update_spec<K: Kind>(
+        &mut self,
+        uid: &Uid,
+        expected_resource_version: Option<u64>,
+        change: impl FnOnce(&mut K::Spec),
+    ) -> Result<Arc<Object<K>>, TxError> {
+        let old = self.for_update::<K>(uid, expected_resource_version)?;
+        let mut spec = old.spec.clone();
+        change(&mut spec);
+        if spec == old.spec {
+            return Ok(old);
+        }
+        let meta = Meta { generation: old.meta.generation + 1, ..old.meta.clone() };
+        Ok(self.put_typed(Object { meta, spec, status: old.status.clone() }))
+    }
+
+    /// Replaces the tags.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unreadable`, `Deleting`, `Stale`.
+    pub fn update_tags<K: Kind>(
+        &mut self,
+        uid: &Uid,
+        expected_resource_version: Option<u64>,
+        tags: Tags,
+    ) -> Result<Arc<Object<K>>, TxError> {
+        let old = self.for_update::<K>(uid, expected_resource_version)?;
+        if old.meta.tags == tags {
+            return Ok(old);
+        }
+        let meta = Meta { tags, ..old.meta.clone() };
+        Ok(self.put_typed(Object { meta, spec: old.spec.clone(), status: old.status.clone() }))
+    }
+
+    /// Marks the object for deletion and frees its name; again is `Ok` and changes nothing.
+    ///
+    /// # Errors
+    /// `NotFound`, `Unreadable`.
+    pub fn request_deletion<K: Kind>(&mut self, uid: &Uid) -> Result<Arc<Object<K>>, TxError> {
+        let object = self.existing::<K>(uid)?;
+        let erased: Erased = object;
+        Ok(typed(&self.request_deletion_of(&erased)))
+    }
+
+    /// Removes a record that cannot be read, by force, with its name and claims; what it owned is
+    /// deleted, and its host things become orphans. `false` when there is no such record.
+    pub fn remove_unreadable(&mut self, kind: &str, uid: &Uid) -> bool {
+        let is_there = self.stage.is_unreadable(kind, uid);
+        if is_there {
+            self.stage.forget(kind, uid);
+            self.delete_owned(uid);
+        }
+        is_there
+    }
+
+    /// Takes a value of a table for an owner; again by the same owner is `Ok`.
+    ///
+    /// # Errors
+    /// Says whose it is.
+    ///
+    /// # Panics
+    /// When the table's name has a slash: a mistake of the program.
+    pub fn claim(&mut self, table: &'static str, value: impl Display, owner: &Uid) -> Result<(), Claimed> {
+        assert!(!table.contains('/'), "claim table {table:?} cannot be in a key");
+        let value = value.to_string();
+        match self.stage.claims.owner(table, &value) {
+            Some(by) if by == owner => Ok(()),
+            Some(by) => Err(Claimed { by: by.clone() }),
+            None => {
+                self.stage.claim(table, &value, owner);
+                self.owners.insert(owner.clone());
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes the lowest free number of a range; `None` when all are taken.
+    pub fn claim_lowest(
+        &mut self,
+        table: &'static str,
+        range: RangeInclusive<u32>,
+        owner: &Uid,
+    ) -> Option<u32> {
+        let free = self.stage.claims.lowest_free(table, &range)?;
+        self.claim(table, free, owner).expect("a number found free is free");
+        Some(free)
+    }
+
+    /// Gives a value back before its owner's record goes; `false` when `owner` does not hold it.
+    pub fn release(&mut self, table: &'static str, value: impl Display, owner: &Uid) -> bool {
+        let value = value.to_string();
+        let is_held = self.stage.claims.owner(table, &value) == Some(owner);
+        if is_held {
+            self.stage.release(table.to_owned(), value, owner);
+        }
+        is_held
+    }
+
+    /// Who holds a value.
+    #[must_use]
+    pub fn claimed_by(&self, table: &'static str, value: impl Display) -> Option<Uid> {
+        self.stage.claims.owner(table, &value.to_string()).cloned()
+    }
+
+    /// How many values of a table are taken.
+    #[must_use]
+    pub fn claims(&self, table: &'static str) -> usize {
+        self.stage.claims.count(table)
+    }
+
+    /// `false` when the object is gone or the status is the one it has.
+    pub(super) fn write_status<K: Kind>(&mut self, uid: &Uid, status: K::Status) -> bool {
+        let Some(old) = self.get::<K>(uid).filter(|old| old.status != status) else { return false };
+        self.put_typed(Object::<K> { meta: old.meta.clone(), spec: old.spec.clone(), status });
+        true
+    }
+
+    /// `true` when the record went with it.
+    pub(super) fn remove_finalizer<K: Kind>(&mut self, uid: &Uid) -> bool {
+        let Some(old) = self.stage.get(K::NAME, uid) else { return false };
+        let mut meta = old.meta().clone();
+        meta.finalizers.remove(K::FINALIZER);
+        if meta.is_deleting() && meta.finalizers.is_empty() {
+            self.remove(&old);
+            return true;
+        }
+        if meta.finalizers != old.meta().finalizers {
+            self.put_meta(&old, meta);
+        }
+        false
+    }
+
+    /// The closure ended well; may what it staged be stored?
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        match self.owners.iter().find(|owner| !self.stage.exists(owner)) {
+            Some(owner) => Err(StoreError::OwnerGone { owner: owner.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn existing<K: Kind>(&self, uid: &Uid) -> Result<Arc<Object<K>>, TxError> {
+        let kind = K::NAME;
+        self.get(uid).ok_or_else(|| match self.stage.is_unreadable(kind, uid) {
+            true => TxError::Unreadable { kind, uid: uid.clone() },
+            false => TxError::NotFound { kind, uid: uid.clone() },
+        })
+    }
+
+    fn for_update<K: Kind>(&self, uid: &Uid, expected: Option<u64>) -> Result<Arc<Object<K>>, TxError> {
+        let kind = K::NAME;
+        let old = self.existing::<K>(uid)?;
+        let actual = old.meta.resource_version;
+        match expected {
+            _ if old.meta.is_deleting() => Err(TxError::Deleting { kind, uid: uid.clone() }),
+            Some(expected) if expected != actual => {
+                Err(TxError::Stale { kind, uid: uid.clone(), expected, actual })
+            }
+            _ => Ok(old),
+        }
+    }
+
+    fn put_typed<K: Kind>(&mut self, mut object: Object<K>) -> Arc<Object<K>> {
+        object.meta.resource_version = self.stage.next_revision();
+        let object = Arc::new(object);
+        self.stage.put(K::NAME, &object.meta.uid, Some(object.clone()), object.meta.resource_version);
+        object
+    }
+
+    fn put_meta(&mut self, old: &Erased, mut meta: Meta) -> Erased {
+        meta.resource_version = self.stage.next_revision();
+        let (uid, revision) = (meta.uid.clone(), meta.resource_version);
+        let object = old.with_meta(meta);
+        self.stage.put(object.kind(), &uid, Some(object.clone()), revision);
+        object
+    }
+
+    fn request_deletion_of(&mut self, old: &Erased) -> Erased {
+        if old.meta().is_deleting() {
+            return old.clone();
+        }
+        let meta = Meta { deletion_requested_at: Some(self.now), ..old.meta().clone() };
+        self.stage.put_name(old.kind(), &meta.name, &meta.uid, false);
+        let is_free = meta.finalizers.is_empty();
+        let object = self.put_meta(old, meta);
+        if is_free {
+            self.remove(&object);
+        }
+        object
+    }
+
+    /// Removes a deleted object's record, frees its claims, and deletes what it owns.
+    fn remove(&mut self, object: &Erased) {
+        let uid = object.meta().uid.clone();
+        let revision = self.stage.next_revision();
+        self.stage.put(object.kind(), &uid, None, revision);
+        for (table, value) in self.stage.claims.of(&uid) {
+            self.stage.release(table, value, &uid);
+        }
+        self.delete_owned(&uid);
+    }
+
+    fn delete_owned(&mut self, owner: &Uid) {
+        for owned in self.stage.owned_by(owner) {
+            self.request_deletion_of(&owned);
+        }
+    }
+}

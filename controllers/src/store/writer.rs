@@ -1,0 +1,177 @@
+//! The one writer: runs transactions in order and makes whole groups of them durable at once.
+//!
+//! ```text
+//! queue -> run closures in order on the stage -> render one batch -> commit (durable)
+//!       -> publish to readers -> events -> answer everybody
+//! ```
+//! Guarantees: nothing is visible or answered before it is durable; a failed commit answers the
+//! whole group with its error and shows nothing; a refused or panicking closure leaves nothing.
+//! Answers of a group wait for its commit even when a closure refused: it may have refused because
+//! of a neighbour's write.
+//! Cancel/crash: dropped in a commit, the group's outcome is unknown, as after a crash.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use stead_schemas::limits::STORE_GROUP_MAX;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, warn};
+
+use super::codec::Sealer;
+use super::error::{StoreError, TransactError};
+use super::kv::Kv;
+use super::stage::Stage;
+use super::tx::Tx;
+use super::watch::Event;
+use crate::runtime::{Clock, Ids};
+
+/// A transaction with its types erased.
+pub(super) trait Job: Send {
+    /// Runs the closure; `Ok(false)` when it refused, `Err` when the rules forbid its result.
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<bool, StoreError>;
+    /// Tells the caller.
+    fn answer(self: Box<Self>, stored: Result<(), StoreError>);
+}
+
+pub(super) struct Transaction<F, T, E> {
+    pub(super) closure: Option<F>,
+    pub(super) result: Option<Result<T, E>>,
+    pub(super) reply: oneshot::Sender<Result<T, TransactError<E>>>,
+}
+
+impl<F, T, E> Job for Transaction<F, T, E>
+where
+    F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send,
+    T: Send,
+    E: Send,
+{
+    fn run(&mut self, tx: &mut Tx<'_>) -> Result<bool, StoreError> {
+        let closure = self.closure.take().expect("a transaction runs once");
+        let result = closure(tx);
+        let is_kept = result.is_ok();
+        self.result = Some(result);
+        if is_kept {
+            tx.check()?;
+        }
+        Ok(is_kept)
+    }
+
+    fn answer(self: Box<Self>, stored: Result<(), StoreError>) {
+        let answer = match (stored, self.result) {
+            (Err(error), _) => Err(TransactError::Store(error)),
+            (Ok(()), Some(result)) => result.map_err(TransactError::Refused),
+            (Ok(()), None) => Err(TransactError::Store(StoreError::Panicked)),
+        };
+        // A caller that went away does not want to know.
+        let _ = self.reply.send(answer);
+    }
+}
+
+/// The writer's half of the store; whoever opened the store runs it.
+pub struct Writer {
+    pub(super) kv: Arc<dyn Kv>,
+    pub(super) sealer: Arc<dyn Sealer>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) ids: Arc<dyn Ids>,
+    pub(super) queue: mpsc::Receiver<Box<dyn Job>>,
+    pub(super) stage: Stage,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Writer").field("queued", &self.queue.len()).finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    /// Serves transactions until `shutdown` is ready or every `Store` is gone; what is queued at
+    /// shutdown is still stored and answered, later calls get [`StoreError::Closed`].
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut is_open = true;
+        loop {
+            let job = tokio::select! {
+                biased;
+                // Dropping `recv` loses nothing (documented by tokio).
+                () = &mut shutdown, if is_open => {
+                    is_open = false;
+                    self.queue.close();
+                    continue;
+                }
+                job = self.queue.recv() => job,
+            };
+            let Some(first) = job else { return };
+            let mut group = vec![first];
+            while group.len() < STORE_GROUP_MAX
+                && let Ok(job) = self.queue.try_recv()
+            {
+                group.push(job);
+            }
+            self.serve(group).await;
+        }
+    }
+
+    async fn serve(&mut self, group: Vec<Box<dyn Job>>) {
+        let now = self.clock.now();
+        let (mut answers, mut events) = (Vec::with_capacity(group.len()), Vec::new());
+        for mut job in group {
+            let outcome = self.run_one(&mut *job, now, &mut events);
+            answers.push((job, outcome));
+        }
+        let stored = if self.stage.is_changed() { self.commit(events).await } else { Ok(()) };
+        for (job, outcome) in answers {
+            job.answer(stored.clone().and(outcome));
+        }
+    }
+
+    /// Runs one closure on the stage; on anything but success takes its steps back.
+    fn run_one(
+        &mut self,
+        job: &mut dyn Job,
+        now: jiff::Timestamp,
+        events: &mut Vec<Event>,
+    ) -> Result<(), StoreError> {
+        let mark = self.stage.mark();
+        let mut tx = Tx::new(&mut self.stage, &*self.ids, now);
+        // Unwind safe: whatever the closure left half done on the stage is rolled back below.
+        let run = catch_unwind(AssertUnwindSafe(|| job.run(&mut tx)));
+        match run {
+            Ok(Ok(true)) => {
+                events.append(&mut self.stage.take_events());
+                Ok(())
+            }
+            Ok(Ok(false)) => {
+                self.stage.roll_back(mark);
+                Ok(())
+            }
+            Ok(Err(refused)) => {
+                self.stage.roll_back(mark);
+                Err(refused)
+            }
+            Err(_) => {
+                error!("a transaction panicked; nothing of it is kept");
+                self.stage.roll_back(mark);
+                Err(StoreError::Panicked)
+            }
+        }
+    }
+
+    async fn commit(&mut self, events: Vec<Event>) -> Result<(), StoreError> {
+        let stored = match self.stage.render(&*self.sealer) {
+            Ok(batch) => self.kv.commit(batch).await.map_err(StoreError::from),
+            Err(error) => Err(error),
+        };
+        match stored {
+            Ok(()) => {
+                self.stage.publish();
+                self.stage.shared.ring.push(events);
+            }
+            Err(ref error) => {
+                warn!(%error, "a group of transactions was not stored");
+                self.stage.roll_back(0);
+            }
+        }
+        stored
+    }
+}
