@@ -56,6 +56,19 @@ pub const PORTS_PER_BRIDGE_MAX: usize = 1023;
 pub const PLAN_STEPS_MAX: usize = 64;
 /// Rounds of observe-plan-act within one pass before the key goes back to the queue.
 pub const PASS_ROUNDS_MAX: usize = 4;
+/// Passes of one kind at once: they wait for the host more than they compute.
+pub const PASSES_AT_ONCE: usize = 16;
+/// Passes begun before a runner looks at its signals again; a no-op pass takes microseconds.
+pub const PASSES_INLINE_MAX: usize = 64;
+/// Between two looks at everything: a net under the monitors, not the way drift is noticed.
+pub const RESYNC_INTERVAL: Duration = Duration::from_secs(300);
+/// What running passes get at shutdown; abandoning one later is safe.
+pub const PASS_GRACE: Duration = Duration::from_secs(10);
+/// Reports of host drift that wait for one runner; beyond it the runner looks at everything.
+pub const DRIFT_QUEUE_MAX: usize = 1024;
+/// Drift of a failing key waits this long: its own steps may be what is heard, and healing within
+/// two seconds is promised.
+pub const DRIFT_WHILE_FAILING: Duration = Duration::from_secs(1);
 /// Text of a condition; long causes are cut, not refused.
 pub const MESSAGE_CHARS_MAX: usize = 1024;
 

@@ -1,9 +1,25 @@
 //! The machinery under every reconciler; it knows no kind.
+//!
+//! ```text
+//! watch ring, drift, resync -> trigger -> queue (dedup, due times) -> runner -> pass -> store
+//! ```
 
 mod clock;
+pub mod conditions;
+mod pass;
+mod queue;
 mod reconciler;
+mod retry;
+mod runner;
+mod trigger;
+
+#[cfg(test)]
+mod tests;
 
 pub use clock::{Clock, Ids};
 #[cfg(any(test, feature = "sim"))]
 pub use clock::{SequentialIds, TokioClock};
+pub use pass::{Boundary, Edge, NoBoundary};
 pub use reconciler::{Desired, Outcome, PassEnd, Plan, Reconciler, Refusal, Wait};
+pub use runner::{Runner, RunnerConfig};
+pub use trigger::Drift;

@@ -1,0 +1,118 @@
+//! The three standard conditions, made from how a pass ended; kinds adjust them afterwards.
+//!
+//! Guarantees: total; the transition time of a condition moves only with its status; two passes
+//! that end alike give equal conditions (no attempt counts, no times in messages), so that a
+//! failing object is not written again at every retry.
+
+use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::limits::MESSAGE_CHARS_MAX;
+use stead_schemas::validate::printable;
+
+use super::reconciler::{Outcome, PassEnd};
+use crate::host::HostErrorKind;
+
+/// Status and reason of one condition.
+type Answer = (ConditionStatus, Reason);
+
+/// `Ready`, `Progressing` and `Degraded` after a pass over the object's `generation`.
+#[must_use]
+pub fn standard(previous: &[Condition], generation: u64, end: &PassEnd) -> Vec<Condition> {
+    use ConditionStatus::{False, True};
+    let well = Reason::Converged;
+    let (ready, progressing, degraded, message): (Answer, Answer, Answer, &str) = match &end.outcome {
+        Outcome::Converged => ((True, well), (False, well), (False, well), ""),
+        Outcome::Acting => {
+            let going = Reason::Converging;
+            ((False, going), (True, going), (False, going), "")
+        }
+        Outcome::Waiting(wait) => {
+            ((False, wait.reason), (True, wait.reason), (False, wait.reason), wait.message.as_str())
+        }
+        Outcome::Refused(refusal) => {
+            let reason = refusal.reason;
+            ((False, reason), (False, reason), (True, reason), refusal.message.as_str())
+        }
+        Outcome::Failed { kind, message, attempt: _ } => {
+            let reason = reason_of(*kind);
+            let progressing = if is_hopeful(*kind) { True } else { False };
+            ((False, reason), (progressing, reason), (True, reason), message.as_str())
+        }
+    };
+    let mut conditions = previous.to_vec();
+    for (kind, (status, reason)) in [
+        (ConditionType::Ready, ready),
+        (ConditionType::Progressing, progressing),
+        (ConditionType::Degraded, degraded),
+    ] {
+        let new = Condition {
+            kind,
+            status,
+            reason,
+            message: printable(message, MESSAGE_CHARS_MAX),
+            observed_generation: generation,
+            last_transition_time: end.now,
+        };
+        condition::set(&mut conditions, new);
+    }
+    conditions
+}
+
+/// A retry may help without anybody doing anything.
+fn is_hopeful(kind: HostErrorKind) -> bool {
+    !matches!(kind, HostErrorKind::Unsupported | HostErrorKind::Permanent)
+}
+
+fn reason_of(kind: HostErrorKind) -> Reason {
+    match kind {
+        HostErrorKind::Transient | HostErrorKind::Conflict | HostErrorKind::Missing => Reason::Retrying,
+        HostErrorKind::Denied => Reason::PermissionDenied,
+        HostErrorKind::Exhausted => Reason::CapacityExhausted,
+        HostErrorKind::Unsupported => Reason::Unsupported,
+        HostErrorKind::Permanent => Reason::HostFault,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn end(second: i64, outcome: Outcome) -> PassEnd {
+        PassEnd { now: Timestamp::from_second(second).expect("in range"), outcome }
+    }
+
+    fn failed(attempt: u32, message: &str) -> Outcome {
+        Outcome::Failed { kind: HostErrorKind::Transient, message: message.to_owned(), attempt }
+    }
+
+    #[test]
+    fn transition_times_move_only_with_the_status() {
+        let first = standard(&[], 1, &end(10, failed(1, "x")));
+        let second = standard(&first, 1, &end(20, failed(2, "x")));
+        assert_eq!(first, second, "a retry that ends alike changes nothing");
+        let third = standard(&second, 2, &end(30, Outcome::Converged));
+        let ready = condition::find(&third, ConditionType::Ready).expect("set");
+        assert_eq!((ready.status, ready.observed_generation), (ConditionStatus::True, 2));
+        assert_eq!(ready.last_transition_time, end(30, Outcome::Converged).now);
+        assert!(condition::is_ready(&third));
+    }
+
+    #[test]
+    fn host_errors_reach_the_message_cleaned_and_cut() {
+        let long = format!("a\u{1b}[31m{}", "x".repeat(5000));
+        let conditions = standard(&[], 1, &end(1, failed(1, &long)));
+        let degraded = condition::find(&conditions, ConditionType::Degraded).expect("set");
+        assert_eq!((degraded.status, degraded.reason), (ConditionStatus::True, Reason::Retrying));
+        assert!(degraded.message.chars().count() <= MESSAGE_CHARS_MAX + 1);
+        assert!(!degraded.message.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_permanent_failure_is_not_called_progress() {
+        let outcome = Outcome::Failed { kind: HostErrorKind::Permanent, message: String::new(), attempt: 1 };
+        let conditions = standard(&[], 1, &end(1, outcome));
+        let progressing = condition::find(&conditions, ConditionType::Progressing).expect("set");
+        assert_eq!((progressing.status, progressing.reason), (ConditionStatus::False, Reason::HostFault));
+    }
+}

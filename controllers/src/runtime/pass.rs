@@ -1,0 +1,161 @@
+//! One pass over one key: load, observe, plan, act, observe again, write the status.
+//!
+//! ```text
+//! load -> observe -> plan -> Converged / Wait / Refuse ------------------> status
+//!            ^         \-> Act: steps in order, stop at the first error -\
+//!            \------------ up to PASS_ROUNDS_MAX rounds -----------------/
+//! ```
+//! Guarantees: one host step at a time; after the last step or an error the host is observed again
+//! before the status is made; a status is written only if it differs; the finalizer goes only when
+//! a plan toward nothing found nothing.
+//! Never: plans for a record that cannot be read, or takes its host things for orphans.
+//! Cancel/crash: may be dropped at any await; the next pass recognises what was done by observing.
+
+use stead_schemas::condition::Reason;
+use stead_schemas::limits::{PASS_ROUNDS_MAX, PLAN_STEPS_MAX};
+use stead_schemas::meta::{Kind, Object};
+use stead_schemas::names::Uid;
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use super::clock::Clock;
+use super::reconciler::{Desired, Outcome, PassEnd, Plan, Reconciler, Refusal};
+use crate::host::{HostError, HostErrorKind};
+use crate::store::{Store, StoreError};
+
+/// Which side of an action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Edge {
+    Before,
+    After,
+}
+
+/// Told at both edges of every action: where the daemon has its failpoints and the simulation its
+/// crashes. `action` is one of `Reconciler::ACTIONS`.
+pub trait Boundary: Send + Sync + 'static {
+    fn reached(&self, kind: &'static str, action: &'static str, edge: Edge) {
+        let _ = (kind, action, edge);
+    }
+}
+
+/// Does nothing at any boundary.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoBoundary;
+
+impl Boundary for NoBoundary {}
+
+/// What a pass works with.
+pub(super) struct Pass<'a, R> {
+    pub(super) reconciler: &'a R,
+    pub(super) store: &'a Store,
+    pub(super) clock: &'a dyn Clock,
+    pub(super) boundary: &'a dyn Boundary,
+}
+
+/// The end of the rounds: the outcome and what was seen last.
+struct Rounds<O> {
+    outcome: Outcome,
+    seen: Option<O>,
+}
+
+impl<R: Reconciler> Pass<'_, R> {
+    /// Runs the pass; `failures` are those in a row before it.
+    pub(super) async fn run(&self, uid: &Uid, failures: u32) -> Outcome {
+        let object = self.store.get::<R::Kind>(uid);
+        let generation = object.as_ref().map(|object| object.meta.generation);
+        let span = info_span!("pass", kind = R::Kind::NAME, %uid, generation);
+        self.run_on(uid, object.as_deref(), failures).instrument(span).await
+    }
+
+    async fn run_on(&self, uid: &Uid, object: Option<&Object<R::Kind>>, failures: u32) -> Outcome {
+        let desired = match object {
+            Some(object) if !object.meta.is_deleting() => Desired::Present(object),
+            Some(object) => Desired::Absent(Some(object)),
+            None if self.store.is_unreadable(uid) => return unreadable(),
+            None => Desired::Absent(None),
+        };
+        let attempt = failures.saturating_add(1);
+        let Rounds { outcome, seen } = self.rounds(uid, &desired, attempt).await;
+        if let Outcome::Failed { kind, message, attempt } = &outcome {
+            warn!(?kind, message, attempt, "pass failed");
+        }
+        let Some(object) = object else { return outcome };
+        let stored = if matches!(desired, Desired::Absent(_)) && outcome == Outcome::Converged {
+            self.store.remove_finalizer::<R::Kind>(uid).await
+        } else {
+            let end = PassEnd { now: self.clock.now(), outcome: outcome.clone() };
+            let status = R::status(object, seen.as_ref(), &end);
+            if status == object.status {
+                return outcome;
+            }
+            self.store.write_status::<R::Kind>(uid, status).await
+        };
+        match stored {
+            Ok(_) => outcome,
+            Err(error) => {
+                warn!(%error, "the result of a pass was not stored");
+                Outcome::Failed { kind: kind_of(&error), message: error.to_string(), attempt }
+            }
+        }
+    }
+
+    async fn rounds(&self, uid: &Uid, desired: &Desired<'_, R::Kind>, attempt: u32) -> Rounds<R::Observed> {
+        let failed =
+            |error: &HostError| Outcome::Failed { kind: error.kind, message: error.chain(), attempt };
+        for round in 0.. {
+            let seen = match self.reconciler.observe(uid, desired.object()).await {
+                Ok(seen) => seen,
+                Err(error) => return Rounds { outcome: failed(&error), seen: None },
+            };
+            let outcome = match R::plan(desired, &seen, self.clock.now()) {
+                Plan::Converged => Outcome::Converged,
+                Plan::Wait(wait) => Outcome::Waiting(wait),
+                Plan::Refuse(refusal) => Outcome::Refused(refusal),
+                Plan::Act(_) if round == PASS_ROUNDS_MAX => Outcome::Acting,
+                Plan::Act(steps) => {
+                    if let Err(error) = self.act_all(&steps).await {
+                        let seen = self.reconciler.observe(uid, desired.object()).await.ok();
+                        return Rounds { outcome: failed(&error), seen };
+                    }
+                    continue;
+                }
+            };
+            return Rounds { outcome, seen: Some(seen) };
+        }
+        unreachable!("the round after the last one does not act")
+    }
+
+    async fn act_all(&self, steps: &[R::Action]) -> Result<(), HostError> {
+        assert!(!steps.is_empty(), "a plan without steps is Converged");
+        assert!(steps.len() <= PLAN_STEPS_MAX, "a plan of {} steps does not converge", steps.len());
+        for step in steps {
+            let (kind, action) = (R::Kind::NAME, R::action_name(step));
+            debug_assert!(R::ACTIONS.contains(&action), "{action} is not in the list of actions");
+            self.boundary.reached(kind, action, Edge::Before);
+            info!(action, "acting");
+            debug!(?step, "acting");
+            self.reconciler.act(step).await?;
+            self.boundary.reached(kind, action, Edge::After);
+        }
+        Ok(())
+    }
+}
+
+fn unreadable() -> Outcome {
+    Outcome::Refused(Refusal {
+        reason: Reason::RecordUnreadable,
+        message: "the stored record cannot be read".to_owned(),
+    })
+}
+
+/// What a store error means for the next try.
+fn kind_of(error: &StoreError) -> HostErrorKind {
+    match error {
+        StoreError::Full => HostErrorKind::Exhausted,
+        StoreError::Overloaded | StoreError::Closed | StoreError::Database(_) => HostErrorKind::Transient,
+        StoreError::Encode { .. }
+        | StoreError::Panicked
+        | StoreError::OwnerGone { .. }
+        | StoreError::ForeignKey { .. }
+        | StoreError::Unopenable { .. } => HostErrorKind::Permanent,
+    }
+}

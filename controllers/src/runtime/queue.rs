@@ -1,0 +1,72 @@
+//! The delay queue of one runner: which keys are due when.
+//!
+//! Guarantees: a key is in it once; of two requests the earlier due time wins; while a key runs,
+//! later requests collapse to one, which is due after the run; keys due at the same time come out
+//! in the order they were asked for.
+//! Never: lets a key out twice without a `done` in between (asserted).
+
+use std::collections::BTreeMap;
+
+use stead_schemas::names::Uid;
+use tokio::time::Instant;
+
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    slots: BTreeMap<Uid, Slot>,
+    /// By due time, then by the order of the requests.
+    due: BTreeMap<(Instant, u64), Uid>,
+    requests: u64,
+}
+
+#[derive(Debug)]
+enum Slot {
+    /// The place in `due`.
+    Waiting((Instant, u64)),
+    /// The earliest request made since the run began.
+    Running(Option<Instant>),
+}
+
+impl Queue {
+    pub(super) fn schedule(&mut self, uid: &Uid, due: Instant) {
+        match self.slots.get_mut(uid) {
+            Some(Slot::Running(again)) => *again = Some(again.map_or(due, |earlier| earlier.min(due))),
+            Some(Slot::Waiting((earlier, _))) if *earlier <= due => {}
+            Some(Slot::Waiting(place)) => {
+                let key = self.due.remove(place).expect("a waiting key has its place");
+                self.requests += 1;
+                *place = (due, self.requests);
+                self.due.insert(*place, key);
+            }
+            None => {
+                self.requests += 1;
+                let place = (due, self.requests);
+                self.slots.insert(uid.clone(), Slot::Waiting(place));
+                self.due.insert(place, uid.clone());
+            }
+        }
+    }
+
+    /// Takes the key that is due longest; it runs until [`Queue::done`].
+    pub(super) fn pop(&mut self, now: Instant) -> Option<Uid> {
+        let first = self.due.first_entry().filter(|first| first.key().0 <= now)?;
+        let uid = first.remove();
+        let slot = self.slots.get_mut(&uid).expect("a key in `due` has its slot");
+        assert!(matches!(slot, Slot::Waiting(_)), "one run per key at a time: {uid} is running");
+        *slot = Slot::Running(None);
+        Some(uid)
+    }
+
+    /// The run of this key ended; what was asked for meanwhile is scheduled.
+    pub(super) fn done(&mut self, uid: &Uid) {
+        let slot = self.slots.remove(uid);
+        let Some(Slot::Running(again)) = slot else { panic!("{uid} ended and was not running") };
+        if let Some(due) = again {
+            self.schedule(uid, due);
+        }
+    }
+
+    /// When the next key is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.first_key_value().map(|(&(due, _), _)| due)
+    }
+}

@@ -1,0 +1,295 @@
+//! One kind's runner: takes due keys, runs their passes, decides when they are due again.
+//!
+//! Guarantees: one pass per key at a time; at most `concurrency` passes at once; a panic in a pass
+//! is caught here and nowhere else, counts as a failure and is retried; the outcome alone decides
+//! the requeue; at shutdown no pass begins and those running get `grace` to end.
+//! Never: spawns: passes are polled by this one task, and one that has nothing to wait for ends
+//! within the poll that starts it. Adapters put blocking work on threads of their own.
+//! Cancel/crash: dropping the runner abandons its passes, which is safe (see `pass`).
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt, poll_immediate};
+use futures::stream::{FuturesUnordered, StreamExt};
+use stead_schemas::limits::{
+    DRIFT_WHILE_FAILING, PASS_GRACE, PASSES_AT_ONCE, PASSES_INLINE_MAX, RESYNC_INTERVAL,
+};
+use stead_schemas::meta::Kind;
+use stead_schemas::names::Uid;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::clock::Clock;
+use super::pass::{Boundary, Pass};
+use super::queue::Queue;
+use super::reconciler::{Outcome, Reconciler};
+use super::retry::Retries;
+use super::trigger::{Drift, Signal, Triggers};
+use crate::host::HostErrorKind;
+use crate::store::{Event, Store};
+
+/// How a runner runs.
+#[derive(Debug, Clone, Copy)]
+pub struct RunnerConfig {
+    /// Passes at once.
+    pub concurrency: usize,
+    /// Between two looks at everything.
+    pub resync: Duration,
+    /// How long running passes may go on after shutdown.
+    pub grace: Duration,
+    /// Of the jitter of retries.
+    pub seed: u64,
+}
+
+impl RunnerConfig {
+    /// The ordinary limits.
+    #[must_use]
+    pub fn seeded(seed: u64) -> Self {
+        Self { concurrency: PASSES_AT_ONCE, resync: RESYNC_INTERVAL, grace: PASS_GRACE, seed }
+    }
+}
+
+/// A reconciler with all it needs to run.
+pub struct Runner<R: Reconciler> {
+    reconciler: R,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    boundary: Arc<dyn Boundary>,
+    config: RunnerConfig,
+    triggers: Triggers,
+}
+
+impl<R: Reconciler> std::fmt::Debug for Runner<R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runner").field("kind", &R::Kind::NAME).field("config", &self.config).finish()
+    }
+}
+
+type Ended = (Uid, std::thread::Result<Outcome>);
+
+impl<R: Reconciler> Runner<R> {
+    /// # Panics
+    /// When the configuration allows no pass at all.
+    pub fn new(
+        reconciler: R,
+        store: Store,
+        clock: Arc<dyn Clock>,
+        boundary: Arc<dyn Boundary>,
+        config: RunnerConfig,
+    ) -> Self {
+        assert!(config.concurrency > 0, "a runner without concurrency would wait for ever");
+        let triggers = Triggers::new::<R::Kind>(store.clone());
+        Self { reconciler, store, clock, boundary, config, triggers }
+    }
+
+    /// Wakes further objects of this kind on an event of any kind, besides the object itself and
+    /// its owner.
+    #[must_use]
+    pub fn map(mut self, mapping: impl Fn(&Event) -> Vec<Uid> + Send + Sync + 'static) -> Self {
+        self.triggers.map(Box::new(mapping));
+        self
+    }
+
+    /// Where monitors of the host report what may have changed.
+    #[must_use]
+    pub fn drift(&self) -> Drift {
+        self.triggers.drift()
+    }
+
+    /// Runs until `shutdown` is ready.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
+        let Self { reconciler, store, clock, boundary, config, mut triggers } = self;
+        triggers.start(config.resync);
+        let pass = Pass { reconciler: &reconciler, store: &store, clock: &*clock, boundary: &*boundary };
+        let mut schedule =
+            Schedule { queue: Queue::default(), retries: Retries::new(config.seed), clock: &*clock };
+        let mut running = FuturesUnordered::<BoxFuture<'_, Ended>>::new();
+        let mut listing = Listing::Idle;
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            let is_free = running.len() < config.concurrency;
+            let due = schedule.queue.next_due().filter(|_| is_free);
+            tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                // An ended pass is taken out by the same poll that reports it.
+                Some(ended) = running.next(), if !running.is_empty() => schedule.end(ended),
+                // See `Triggers::next`.
+                signal = triggers.next() => {
+                    if signal == Signal::Everything {
+                        schedule.changed(&store.uids::<R::Kind>());
+                        listing.begin(&reconciler);
+                    }
+                    schedule.signal(signal);
+                }
+                // Kept in `listing` when another arm wins.
+                owned = listing.next(&reconciler), if listing.is_running() => schedule.changed(&owned),
+                () = until(due), if due.is_some() => {}
+            }
+            start_due(&pass, &mut schedule, &mut running, config.concurrency).await;
+        }
+        end_all(running, config.grace, R::Kind::NAME).await;
+    }
+}
+
+/// Waits for a due time. One already past yields instead: the timer's grain is a millisecond, and
+/// others get their turn between batches.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) if due > Instant::now() => tokio::time::sleep_until(due).await,
+        _ => tokio::task::yield_now().await,
+    }
+}
+
+/// Starts due passes up to the limits. Most passes find nothing to do and wait for nothing: they
+/// end in their first poll and never enter `running`.
+async fn start_due<'a, R: Reconciler>(
+    pass: &'a Pass<'a, R>,
+    schedule: &mut Schedule<'_>,
+    running: &mut FuturesUnordered<BoxFuture<'a, Ended>>,
+    concurrency: usize,
+) {
+    let now = Instant::now();
+    for _ in 0..PASSES_INLINE_MAX {
+        if running.len() >= concurrency {
+            return;
+        }
+        let Some(uid) = schedule.queue.pop(now) else { return };
+        let failures = schedule.retries.failures(&uid);
+        let mut started = contained(pass, uid, failures);
+        match poll_immediate(&mut started).await {
+            Some(ended) => schedule.end(ended),
+            None => running.push(started),
+        }
+    }
+}
+
+/// The one place where a panic of a reconciler ends.
+fn contained<'a, R: Reconciler>(pass: &'a Pass<'a, R>, uid: Uid, failures: u32) -> BoxFuture<'a, Ended> {
+    Box::pin(async move {
+        // Unwind safe: a pass keeps nothing between runs, and the next one observes anew.
+        let outcome = AssertUnwindSafe(pass.run(&uid, failures)).catch_unwind().await;
+        (uid, outcome)
+    })
+}
+
+async fn end_all(mut running: FuturesUnordered<BoxFuture<'_, Ended>>, grace: Duration, kind: &str) {
+    let all_ended = async { while running.next().await.is_some() {} };
+    if tokio::time::timeout(grace, all_ended).await.is_err() {
+        info!(kind, left = running.len(), "passes were abandoned at shutdown");
+    }
+}
+
+/// When keys are due, from signals and outcomes.
+struct Schedule<'a> {
+    queue: Queue,
+    retries: Retries,
+    clock: &'a dyn Clock,
+}
+
+impl Schedule<'_> {
+    fn changed(&mut self, uids: &[Uid]) {
+        let now = Instant::now();
+        for uid in uids {
+            self.queue.schedule(uid, now);
+        }
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        match signal {
+            Signal::Changed(uids) => self.changed(&uids),
+            Signal::Drifted(uid) => {
+                // A failing step may itself be the drift that is heard: do not let it spin.
+                let is_failing = self.retries.failures(&uid) > 0;
+                let delay = if is_failing { DRIFT_WHILE_FAILING } else { Duration::ZERO };
+                self.queue.schedule(&uid, Instant::now() + delay);
+            }
+            Signal::Everything => {}
+        }
+    }
+
+    fn end(&mut self, (uid, outcome): Ended) {
+        self.queue.done(&uid);
+        let delay = match outcome {
+            Ok(Outcome::Converged | Outcome::Refused(_)) => None,
+            Ok(Outcome::Waiting(wait)) => wait.until.map(|until| {
+                let left = until.duration_since(self.clock.now());
+                Duration::try_from(left).unwrap_or(Duration::ZERO) // Negative: it is past.
+            }),
+            Ok(Outcome::Acting) => {
+                let delay = self.retries.acting(&uid);
+                return self.queue.schedule(&uid, Instant::now() + delay);
+            }
+            Ok(Outcome::Failed { kind, .. }) => return self.retry(&uid, kind),
+            Err(panic) => {
+                error!(%uid, message = panic_message(&*panic), "a pass panicked");
+                return self.retry(&uid, HostErrorKind::Transient);
+            }
+        };
+        self.retries.reset(&uid);
+        if let Some(delay) = delay {
+            self.queue.schedule(&uid, Instant::now() + delay);
+        }
+    }
+
+    fn retry(&mut self, uid: &Uid, kind: HostErrorKind) {
+        let delay = self.retries.failed(uid, kind);
+        self.queue.schedule(uid, Instant::now() + delay);
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a value that is not text")
+}
+
+/// The search for orphans: one listing at a time, one more when asked for meanwhile.
+enum Listing<'a> {
+    Idle,
+    Running { list: BoxFuture<'a, Vec<Uid>>, is_asked_again: bool },
+}
+
+impl<'a> Listing<'a> {
+    fn begin<R: Reconciler>(&mut self, reconciler: &'a R) {
+        match self {
+            Self::Idle => {
+                *self = Self::Running { list: Box::pin(list_owned(reconciler)), is_asked_again: false };
+            }
+            Self::Running { is_asked_again, .. } => *is_asked_again = true,
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        matches!(self, Self::Running { .. })
+    }
+
+    async fn next<R: Reconciler>(&mut self, reconciler: &'a R) -> Vec<Uid> {
+        let Self::Running { list, is_asked_again } = self else { return Vec::new() };
+        let owned = list.await;
+        let is_asked_again = *is_asked_again;
+        *self = Self::Idle;
+        if is_asked_again {
+            self.begin(reconciler);
+        }
+        owned
+    }
+}
+
+/// Lists until it works: what the host has of this kind must become known.
+async fn list_owned<R: Reconciler>(reconciler: &R) -> Vec<Uid> {
+    let (mut delay, cap) = (Duration::from_millis(100), Duration::from_secs(30));
+    loop {
+        match AssertUnwindSafe(reconciler.owned()).catch_unwind().await {
+            Ok(Ok(owned)) => return owned,
+            Ok(Err(error)) => warn!(kind = R::Kind::NAME, error = error.chain(), "cannot list what is owned"),
+            Err(panic) => {
+                error!(kind = R::Kind::NAME, message = panic_message(&*panic), "a listing panicked")
+            }
+        }
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(cap);
+    }
+}
