@@ -45,6 +45,15 @@ impl Clock for TokioClock {
 pub struct SequentialIds(std::sync::atomic::AtomicU64);
 
 #[cfg(any(test, feature = "sim"))]
+impl SequentialIds {
+    /// Begins at a number other than 0: for sources that must not meet.
+    #[must_use]
+    pub fn starting_at(number: u64) -> Self {
+        Self(number.into())
+    }
+}
+
+#[cfg(any(test, feature = "sim"))]
 impl Ids for SequentialIds {
     fn next(&self) -> Uid {
         let number = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

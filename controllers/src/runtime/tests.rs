@@ -1,1 +1,558 @@
 //! Tests of the runtime as a whole, in virtual time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use stead_schemas::condition::Reason;
+use stead_schemas::limits::PASS_ROUNDS_MAX;
+use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
+use stead_schemas::names::{Name, Uid};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::queue::Queue;
+use super::*;
+use crate::host::{HostError, HostErrorKind};
+use crate::store::{Kinds, MemoryKv, New, PlainSealer, Store};
+
+#[derive(Debug, Clone, PartialEq)]
+enum Lamp {}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct LampSpec {
+    level: u32,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct LampStatus {
+    level: u32,
+    note: String,
+}
+
+impl Kind for Lamp {
+    const NAME: &'static str = "lamp";
+    const FINALIZER: &'static str = "lamp";
+    type Spec = LampSpec;
+    type Status = LampStatus;
+}
+
+/// What a pass meets, by key; `Work` is the ordinary lamp.
+#[derive(Debug, Clone, Default)]
+enum Behaviour {
+    #[default]
+    Work,
+    Fail(HostErrorKind),
+    Panic,
+    Slow(Duration),
+    WaitUntil(Timestamp),
+    NeverDone,
+}
+
+#[derive(Debug, Default)]
+struct Bench {
+    /// The host: levels of lamps.
+    lamps: BTreeMap<Uid, u32>,
+    behaviours: BTreeMap<Uid, Behaviour>,
+    running: BTreeSet<Uid>,
+    most_at_once: usize,
+    /// When each pass observed first, per key.
+    passes: BTreeMap<Uid, Vec<Instant>>,
+    acts: usize,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Lamps(Arc<Mutex<Bench>>);
+
+impl Lamps {
+    fn bench(&self) -> std::sync::MutexGuard<'_, Bench> {
+        self.0.lock().expect("the bench is not poisoned")
+    }
+    fn passes(&self, uid: &Uid) -> usize {
+        self.bench().passes.get(uid).map_or(0, Vec::len)
+    }
+}
+
+/// Marks a key as running; panics when it is already.
+struct Turn(Lamps, Uid);
+
+impl Turn {
+    fn take(lamps: &Lamps, uid: &Uid) -> Self {
+        let mut bench = lamps.bench();
+        let is_first = bench.running.insert(uid.clone());
+        bench.most_at_once = bench.most_at_once.max(bench.running.len());
+        drop(bench);
+        if !is_first {
+            eprintln!("two passes of {uid} at once");
+            std::process::abort(); // A panic would be caught by the runner under test.
+        }
+        Self(lamps.clone(), uid.clone())
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.bench().running.remove(&self.1);
+    }
+}
+
+#[derive(Debug)]
+struct Seen {
+    uid: Uid,
+    level: Option<u32>,
+    wait: Option<Timestamp>,
+    is_endless: bool,
+}
+
+impl Reconciler for Lamps {
+    type Kind = Lamp;
+    type Observed = Seen;
+    type Action = (Uid, Option<u32>);
+    const ACTIONS: &'static [&'static str] = &["set", "remove"];
+
+    async fn observe(&self, uid: &Uid, _: Option<&Object<Lamp>>) -> Result<Seen, HostError> {
+        let _turn = Turn::take(self, uid);
+        let behaviour = {
+            let mut bench = self.bench();
+            bench.passes.entry(uid.clone()).or_default().push(Instant::now());
+            bench.behaviours.get(uid).cloned().unwrap_or_default()
+        };
+        let mut wait = None;
+        match behaviour {
+            Behaviour::Work | Behaviour::NeverDone => {}
+            Behaviour::Fail(kind) => return Err(HostError::new(kind, "look at", "lamp")),
+            Behaviour::Panic => panic!("the lamp exploded"),
+            Behaviour::Slow(time) => tokio::time::sleep(time).await,
+            Behaviour::WaitUntil(until) => wait = Some(until),
+        }
+        let is_endless = matches!(behaviour, Behaviour::NeverDone);
+        Ok(Seen { uid: uid.clone(), level: self.bench().lamps.get(uid).copied(), wait, is_endless })
+    }
+
+    fn plan(desired: &Desired<'_, Lamp>, seen: &Seen, now: Timestamp) -> Plan<Self::Action> {
+        let wish = match desired {
+            Desired::Present(object) => Some(object.spec.level),
+            Desired::Absent(_) => None,
+        };
+        if let Some(until) = seen.wait.filter(|until| *until > now) {
+            let reason = Reason::WaitingForGuest;
+            return Plan::Wait(Wait { reason, message: String::new(), until: Some(until) });
+        }
+        if wish == seen.level && !seen.is_endless {
+            Plan::Converged
+        } else {
+            Plan::Act(vec![(seen.uid.clone(), wish)])
+        }
+    }
+
+    fn action_name(action: &Self::Action) -> &'static str {
+        if action.1.is_some() { "set" } else { "remove" }
+    }
+
+    async fn act(&self, (uid, level): &Self::Action) -> Result<(), HostError> {
+        let mut bench = self.bench();
+        bench.acts += 1;
+        match level {
+            Some(level) => bench.lamps.insert(uid.clone(), *level),
+            None => bench.lamps.remove(uid),
+        };
+        Ok(())
+    }
+
+    fn status(object: &Object<Lamp>, seen: Option<&Seen>, end: &PassEnd) -> LampStatus {
+        let level = seen.and_then(|seen| seen.level).unwrap_or(object.status.level);
+        // The attempt is in it on purpose: a status that differs at each failure must not wake its
+        // own pass.
+        let note = match &end.outcome {
+            Outcome::Failed { attempt, .. } => format!("failure {attempt}"),
+            other => format!("{other:?}"),
+        };
+        LampStatus { level, note }
+    }
+
+    async fn owned(&self) -> Result<Vec<Uid>, HostError> {
+        Ok(self.bench().lamps.keys().cloned().collect())
+    }
+}
+
+struct World {
+    store: Store,
+    kv: MemoryKv,
+    lamps: Lamps,
+    clock: Arc<TokioClock>,
+    writer: JoinHandle<()>,
+}
+
+fn name(text: &str) -> Name {
+    Name::resource(text).expect("a valid name")
+}
+
+fn world_on(kv: MemoryKv) -> World {
+    let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
+    let (store, writer) = Store::open(
+        kv.clone(),
+        Arc::new(PlainSealer),
+        clock.clone(),
+        Arc::new(SequentialIds::default()),
+        Kinds::new().with::<Lamp>(),
+    )
+    .expect("the store opens");
+    let writer = tokio::spawn(writer.run(std::future::pending()));
+    World { store, kv, lamps: Lamps::default(), clock, writer }
+}
+
+fn world() -> World {
+    world_on(MemoryKv::new())
+}
+
+impl World {
+    fn runner(&self) -> Runner<Lamps> {
+        let config = RunnerConfig { concurrency: 4, ..RunnerConfig::seeded(1) };
+        Runner::new(self.lamps.clone(), self.store.clone(), self.clock.clone(), Arc::new(NoBoundary), config)
+    }
+
+    fn start(&self, runner: Runner<Lamps>) -> (oneshot::Sender<()>, JoinHandle<()>) {
+        let (stop, stopped) = oneshot::channel::<()>();
+        (
+            stop,
+            tokio::spawn(runner.run(async {
+                let _ = stopped.await;
+            })),
+        )
+    }
+
+    async fn create(&self, text: &str, behaviour: Behaviour) -> Uid {
+        let uid =
+            SequentialIds::starting_at(u64::try_from(self.store.count::<Lamp>()).expect("small") + 1_000_000);
+        let uid = uid.next();
+        self.lamps.bench().behaviours.insert(uid.clone(), behaviour);
+        let new = New::<Lamp> {
+            uid: Some(uid.clone()),
+            name: name(text),
+            tags: Tags::new(),
+            owner: None,
+            spec: LampSpec { level: 7 },
+        };
+        self.store.transact(move |tx| tx.create(new)).await.expect("created");
+        uid
+    }
+
+    async fn delete(&self, uid: &Uid) {
+        let uid = uid.clone();
+        self.store.transact(move |tx| tx.request_deletion::<Lamp>(&uid)).await.expect("deleted");
+    }
+
+    /// Lets virtual time pass.
+    async fn pass_time(&self, time: Duration) {
+        tokio::time::sleep(time).await;
+    }
+}
+
+const SOON: Duration = Duration::from_millis(50);
+
+#[tokio::test(start_paused = true)]
+async fn a_wish_is_carried_out_reported_and_taken_back() {
+    let world = world();
+    let (_stop, _run) = world.start(world.runner());
+    let uid = world.create("one", Behaviour::Work).await;
+    world.pass_time(SOON).await;
+    assert_eq!(world.lamps.bench().lamps.get(&uid), Some(&7));
+    let object = world.store.get::<Lamp>(&uid).expect("stored");
+    assert_eq!(object.status, LampStatus { level: 7, note: "Converged".to_owned() });
+    world.delete(&uid).await;
+    world.pass_time(SOON).await;
+    assert!(world.lamps.bench().lamps.is_empty());
+    assert!(world.store.get::<Lamp>(&uid).is_none(), "the finalizer went and the record with it");
+    assert_eq!(world.lamps.bench().acts, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn orphans_are_removed_but_not_those_of_an_unreadable_record() {
+    let kv = MemoryKv::new();
+    let (kept, gone) = {
+        let world = world_on(kv.clone());
+        let kept = world.create("kept", Behaviour::Work).await;
+        let gone = world.create("healthy", Behaviour::Work).await;
+        world.writer.abort();
+        (kept, gone)
+    };
+    assert!(kv.corrupt(&format!("o/lamp/{kept}")));
+    let world = world_on(kv.reopen());
+    let stray = SequentialIds::starting_at(99).next();
+    world.lamps.bench().lamps.extend([(kept.clone(), 7), (gone.clone(), 7), (stray.clone(), 1)]);
+    let (_stop, _run) = world.start(world.runner());
+    world.pass_time(SOON).await;
+    let left: Vec<_> = world.lamps.bench().lamps.keys().cloned().collect();
+    assert_eq!(left, BTreeSet::from([kept, gone]).into_iter().collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_key_is_retried_with_growing_delays_and_does_not_wake_itself() {
+    let world = world();
+    let (_stop, _run) = world.start(world.runner());
+    let uid = world.create("one", Behaviour::Fail(HostErrorKind::Transient)).await;
+    world.pass_time(Duration::from_secs(10)).await;
+    let times = world.lamps.bench().passes[&uid].clone();
+    // 0.1 + 0.2 + 0.4 + ... shortened by up to a quarter: 6 to 8 tries in ten seconds.
+    assert!((6..=9).contains(&times.len()), "{} passes", times.len());
+    let gaps: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(gaps.windows(2).all(|pair| pair[1] > pair[0]), "{gaps:?}");
+    assert_eq!(world.store.get::<Lamp>(&uid).expect("there").status.note, format!("failure {}", times.len()));
+
+    world.lamps.bench().behaviours.clear();
+    world.pass_time(Duration::from_secs(20)).await;
+    assert_eq!(world.lamps.bench().lamps.get(&uid), Some(&7), "it recovers by itself");
+    world.lamps.bench().behaviours.insert(uid.clone(), Behaviour::Fail(HostErrorKind::Transient));
+    let before = world.lamps.passes(&uid);
+    world.store.transact(bump(&uid)).await.expect("stored");
+    world.pass_time(Duration::from_millis(130)).await;
+    assert_eq!(world.lamps.passes(&uid), before + 2, "after progress the first delay is short again");
+}
+
+fn bump(
+    uid: &Uid,
+) -> impl FnOnce(&mut crate::store::Tx<'_>) -> Result<(), crate::store::TxError> + Send + 'static {
+    let uid = uid.clone();
+    move |tx| tx.update_spec::<Lamp>(&uid, None, |spec| spec.level += 1).map(|_| ())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_is_contained_retried_and_harms_no_other_key() {
+    let world = world();
+    let (_stop, run) = world.start(world.runner());
+    let bad = world.create("bad", Behaviour::Panic).await;
+    let good = world.create("good", Behaviour::Work).await;
+    world.pass_time(Duration::from_secs(1)).await;
+    assert!(!run.is_finished());
+    assert_eq!(world.lamps.bench().lamps.get(&good), Some(&7));
+    assert!(world.lamps.passes(&bad) >= 3, "it is tried again");
+    world.lamps.bench().behaviours.clear();
+    world.pass_time(Duration::from_secs(2)).await;
+    assert_eq!(world.lamps.bench().lamps.get(&bad), Some(&7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_runs_once_at_a_time_and_requests_meanwhile_collapse_to_one() {
+    let world = world();
+    let runner = world.runner();
+    let drift = runner.drift();
+    let (_stop, _run) = world.start(runner);
+    let slow = world.create("slow", Behaviour::Work).await;
+    world.pass_time(SOON).await;
+    world.lamps.bench().behaviours.insert(slow.clone(), Behaviour::Slow(Duration::from_secs(10)));
+    let before = world.lamps.passes(&slow);
+    // `Turn` aborts the test if two observations of one key overlap.
+    for _ in 0..100 {
+        drift.object(slow.clone());
+        world.pass_time(Duration::from_millis(50)).await;
+    }
+    world.pass_time(Duration::from_secs(60)).await;
+    assert_eq!(world.lamps.passes(&slow), before + 2, "one run, and one for all requests during it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrency_is_bounded_and_slow_keys_do_not_stop_others() {
+    let world = world();
+    let mut slow = Vec::new();
+    for n in 0..3 {
+        slow.push(world.create(&format!("slow-{n}"), Behaviour::Slow(Duration::from_secs(100))).await);
+    }
+    let mut quick = Vec::new();
+    for n in 0..40 {
+        quick.push(world.create(&format!("quick-{n}"), Behaviour::Slow(Duration::from_millis(1))).await);
+    }
+    let (_stop, _run) = world.start(world.runner());
+    world.pass_time(Duration::from_secs(5)).await;
+    assert!(quick.iter().all(|uid| world.lamps.bench().lamps.contains_key(uid)));
+    assert!(slow.iter().all(|uid| !world.lamps.bench().lamps.contains_key(uid)));
+    assert_eq!(world.lamps.bench().most_at_once, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_with_a_time_is_looked_at_then() {
+    let world = world();
+    let until = Timestamp::UNIX_EPOCH + Duration::from_secs(42);
+    let (_stop, _run) = world.start(world.runner());
+    let uid = world.create("one", Behaviour::WaitUntil(until)).await;
+    world.pass_time(Duration::from_secs(41)).await;
+    assert_eq!(world.lamps.passes(&uid), 1);
+    world.pass_time(Duration::from_secs(2)).await;
+    assert_eq!(world.lamps.bench().lamps.get(&uid), Some(&7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_without_an_end_is_slowed_down() {
+    let world = world();
+    let (_stop, _run) = world.start(world.runner());
+    let uid = world.create("one", Behaviour::NeverDone).await;
+    world.pass_time(Duration::from_secs(60)).await;
+    let rounds = world.lamps.passes(&uid) / (PASS_ROUNDS_MAX + 1);
+    assert!((10..=30).contains(&rounds), "{rounds} passes in a minute");
+}
+
+#[tokio::test(start_paused = true)]
+async fn drift_is_healed_at_once_and_a_missed_one_by_the_resync() {
+    let world = world();
+    let runner = world.runner();
+    let drift = runner.drift();
+    let (_stop, _run) = world.start(runner);
+    let uid = world.create("one", Behaviour::Work).await;
+    world.pass_time(SOON).await;
+    world.lamps.bench().lamps.clear();
+    drift.object(uid.clone());
+    world.pass_time(SOON).await;
+    assert_eq!(world.lamps.bench().lamps.get(&uid), Some(&7));
+
+    world.lamps.bench().lamps.insert(uid.clone(), 1);
+    world.pass_time(stead_schemas::limits::RESYNC_INTERVAL + SOON).await;
+    assert_eq!(world.lamps.bench().lamps.get(&uid), Some(&7), "the resync found it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_drift_than_the_queue_holds_is_still_healed() {
+    let world = world();
+    let runner = world.runner();
+    let drift = runner.drift();
+    let (_stop, _run) = world.start(runner);
+    let uid = world.create("one", Behaviour::Work).await;
+    world.pass_time(SOON).await;
+    world.lamps.bench().lamps.clear();
+    let stray = SequentialIds::starting_at(99).next();
+    for _ in 0..stead_schemas::limits::DRIFT_QUEUE_MAX {
+        drift.object(stray.clone());
+    }
+    drift.object(uid.clone()); // Does not fit.
+    world.pass_time(SOON).await;
+    assert_eq!(world.lamps.bench().lamps.get(&uid), Some(&7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_fell_behind_the_ring_lists_again() {
+    let world = world();
+    let blocker = world.create("blocker", Behaviour::Work).await;
+    let (_stop, _run) = world.start(world.runner());
+    world.pass_time(SOON).await;
+    // The runner's task does not run while this one does not yield for virtual time; more events
+    // than the ring holds go by in one transaction.
+    let uid = world.create("late", Behaviour::Work).await;
+    let others = stead_schemas::limits::WATCH_RING_EVENTS + 10;
+    world
+        .store
+        .transact(move |tx| {
+            for n in 0..others {
+                let spec = LampSpec { level: 1 };
+                let (name, tags) = (name(&format!("n-{n}")), Tags::new());
+                tx.create::<Lamp>(New { uid: None, name, tags, owner: None, spec })?;
+            }
+            Ok::<_, crate::store::TxError>(())
+        })
+        .await
+        .expect("stored");
+    world.pass_time(Duration::from_secs(30)).await;
+    assert_eq!(world.lamps.bench().lamps.get(&uid), Some(&7));
+    assert_eq!(world.lamps.bench().lamps.len(), others + 2, "every lamp was seen to");
+    assert!(world.lamps.passes(&blocker) > 1, "everything was looked at again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_lets_passes_end_within_the_grace_and_abandons_the_rest() {
+    let world = world();
+    let short = world.create("short", Behaviour::Slow(Duration::from_secs(5))).await;
+    let long = world.create("long", Behaviour::Slow(Duration::from_secs(3600))).await;
+    let (stop, run) = world.start(world.runner());
+    world.pass_time(SOON).await;
+    let begin = Instant::now();
+    stop.send(()).expect("the runner listens");
+    run.await.expect("the runner ends in peace");
+    assert!(begin.elapsed() <= stead_schemas::limits::PASS_GRACE + SOON);
+    assert!(world.lamps.bench().passes.contains_key(&long));
+    assert!(!world.lamps.bench().lamps.contains_key(&long));
+    assert!(world.lamps.passes(&short) >= 1);
+    assert!(world.lamps.bench().running.is_empty(), "abandoned passes are dropped");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_is_woken_by_what_it_owns_and_mappings_wake_others() {
+    let world = world();
+    let other = world.create("other", Behaviour::Work).await;
+    let mapped = other.clone();
+    let runner = world.runner().map(move |event| match event.uid == mapped {
+        true => Vec::new(),
+        false => vec![mapped.clone()],
+    });
+    let (_stop, _run) = world.start(runner);
+    let owner = world.create("owner", Behaviour::Work).await;
+    world.pass_time(SOON).await;
+    let (before, before_other) = (world.lamps.passes(&owner), world.lamps.passes(&other));
+    let of = OwnerRef { kind: "lamp".to_owned(), uid: owner.clone() };
+    let new = New::<Lamp> {
+        uid: None,
+        name: name("owned"),
+        tags: Tags::new(),
+        owner: Some(of),
+        spec: LampSpec { level: 0 },
+    };
+    world.store.transact(move |tx| tx.create(new)).await.expect("created");
+    world.pass_time(SOON).await;
+    assert!(world.lamps.passes(&owner) > before);
+    assert!(world.lamps.passes(&other) > before_other);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_converged_objects_take_one_observation_each() {
+    let world = world();
+    world
+        .store
+        .transact(|tx| {
+            for n in 0..10_000 {
+                let (name, tags) = (name(&format!("n-{n}")), Tags::new());
+                tx.create::<Lamp>(New { uid: None, name, tags, owner: None, spec: LampSpec { level: 7 } })?;
+            }
+            Ok::<_, crate::store::TxError>(())
+        })
+        .await
+        .expect("stored");
+    let (stop, run) = world.start(world.runner());
+    world.pass_time(Duration::from_secs(30)).await;
+    assert_eq!(world.lamps.bench().lamps.len(), 10_000);
+    stop.send(()).expect("the runner listens");
+    run.await.expect("ends");
+    world.lamps.bench().passes.clear();
+    let commits = world.kv.commits();
+    let (_stop, _run) = world.start(world.runner());
+    world.pass_time(SOON).await;
+    assert_eq!(world.lamps.bench().passes.len(), 10_000);
+    assert!(world.lamps.bench().passes.values().all(|times| times.len() == 1 || times.len() == 2));
+    assert_eq!(world.kv.commits(), commits, "passes that change nothing write nothing");
+}
+
+fn key(number: u64) -> Uid {
+    SequentialIds::starting_at(number).next()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_queue_keeps_a_key_once_and_the_earlier_time_wins() {
+    let mut queue = Queue::default();
+    let now = Instant::now();
+    let at = |seconds| now + Duration::from_secs(seconds);
+    queue.schedule(&key(1), at(5));
+    queue.schedule(&key(1), at(9));
+    queue.schedule(&key(2), at(3));
+    queue.schedule(&key(1), at(2));
+    assert_eq!(queue.next_due(), Some(at(2)));
+    assert_eq!(queue.pop(at(1)), None);
+    assert_eq!(queue.pop(at(9)), Some(key(1)));
+    queue.schedule(&key(1), at(8));
+    queue.schedule(&key(1), at(7));
+    assert_eq!(queue.pop(at(9)), Some(key(2)));
+    assert_eq!(queue.pop(at(9)), None, "a running key is not given out again");
+    queue.done(&key(1));
+    queue.done(&key(2));
+    assert_eq!(queue.next_due(), Some(at(7)));
+    assert_eq!(queue.pop(at(7)), Some(key(1)));
+    queue.done(&key(1));
+    assert_eq!(queue.next_due(), None);
+}
