@@ -1,1 +1,320 @@
-//! Invariants over a whole (store, machine) snapshot, written apart from every plan.
+//! Invariants over a whole (store, host) snapshot, written apart from every plan.
+//!
+//! Guarantees: judges results only: it calls no plan, no status function, no reconciler. The same
+//! checks judge the simulated host and a real one.
+//! Assumes: the system was left alone long enough to settle ([`settled`]), or not ([`always`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+
+use stead_schemas::condition::{self, ConditionType};
+use stead_schemas::disk::Disk;
+use stead_schemas::image::{Image, ImagePhase, ImageSource};
+use stead_schemas::instance::{Instance, Power, State};
+use stead_schemas::meta::{Kind, Object};
+use stead_schemas::names::{Digest, Uid};
+use stead_schemas::network::{Network, Port};
+use stead_schemas::quantity::Bytes;
+
+use crate::host::{
+    FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, PortRule, VmmState,
+};
+use crate::host::{Disks, Firewall, Images, Links, Machines};
+use crate::store::Store;
+
+use std::sync::Arc;
+
+/// All records.
+#[derive(Debug)]
+pub struct Records {
+    pub instances: Vec<Arc<Object<Instance>>>,
+    pub images: Vec<Arc<Object<Image>>>,
+    pub disks: Vec<Arc<Object<Disk>>>,
+    pub ports: Vec<Arc<Object<Port>>>,
+    pub networks: Vec<Arc<Object<Network>>>,
+}
+
+/// Everything of ours on a host.
+#[derive(Debug, Clone, Default)]
+pub struct HostSnapshot {
+    pub links: Vec<Link>,
+    pub is_forwarding: bool,
+    pub firewall: BTreeMap<String, FirewallSeen>,
+    pub disks: BTreeMap<Uid, Bytes>,
+    pub images: BTreeSet<Digest>,
+    pub machines: BTreeMap<Uid, Machine>,
+    pub records: BTreeSet<Uid>,
+}
+
+impl Records {
+    #[must_use]
+    pub fn of(store: &Store) -> Self {
+        Self {
+            instances: store.list::<Instance>(),
+            images: store.list::<Image>(),
+            disks: store.list::<Disk>(),
+            ports: store.list::<Port>(),
+            networks: store.list::<Network>(),
+        }
+    }
+}
+
+impl HostSnapshot {
+    /// Reads a host through its ports; `tables` are the rules whose tables to look at.
+    ///
+    /// # Errors
+    /// The first read that failed.
+    pub async fn read<H>(host: &H, tables: &[FirewallRules]) -> Result<Self, HostError>
+    where
+        H: Links + Firewall + Disks + Images + Machines,
+    {
+        let mut snapshot = Self { links: Links::list(host).await?, ..Self::default() };
+        snapshot.is_forwarding = host.is_forwarding().await?;
+        for rules in tables {
+            if let Some(seen) = Firewall::inspect(host, rules).await? {
+                snapshot.firewall.insert(rules.table.clone(), seen);
+            }
+        }
+        snapshot.disks = Disks::list(host).await?.into_iter().map(|disk| (disk.owner, disk.size)).collect();
+        snapshot.images = Images::list(host).await?.into_iter().collect();
+        for owner in Machines::list(host).await? {
+            if let Some(machine) = Machines::inspect(host, &owner).await? {
+                snapshot.machines.insert(owner.clone(), machine);
+            }
+            if host.has_records(&owner).await? {
+                snapshot.records.insert(owner);
+            }
+        }
+        Ok(snapshot)
+    }
+}
+
+/// What is broken; empty is good.
+pub type Broken = Vec<String>;
+
+/// Holds at every moment, whatever goes on.
+#[must_use]
+pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
+    let mut broken = Broken::new();
+    let ports = || records.ports.iter();
+    unique(&mut broken, "address", ports().map(|port| port.spec.address));
+    unique(&mut broken, "hardware address", ports().map(|port| port.spec.mac));
+    unique(&mut broken, "tap", ports().map(|port| port.spec.tap.clone()));
+    unique(&mut broken, "guest cid", records.instances.iter().map(|instance| instance.spec.allocated.cid));
+    unique(&mut broken, "live image name", live(&records.images).map(|image| image.meta.name.clone()));
+    unique(&mut broken, "live instance name", live(&records.instances).map(|object| object.meta.name.clone()));
+    unique(&mut broken, "process", host.machines.values().filter_map(|machine| machine.pid));
+    for instance in &records.instances {
+        let status = &instance.status;
+        if (status.state == State::Unknown) != status.state_error.is_some() {
+            broken.push(format!("{}: Unknown and state_error do not go together", instance.meta.uid));
+        }
+        if status.ended_run > instance.spec.run {
+            broken.push(format!("{}: a run ended that was never asked for", instance.meta.uid));
+        }
+    }
+    broken
+}
+
+/// Holds once nothing has happened for a while.
+#[must_use]
+pub fn settled(records: &Records, host: &HostSnapshot) -> Broken {
+    let mut broken = always(records, host);
+    check_life_cycle(&mut broken, &records.instances);
+    check_life_cycle(&mut broken, &records.images);
+    check_life_cycle(&mut broken, &records.disks);
+    check_life_cycle(&mut broken, &records.ports);
+    check_life_cycle(&mut broken, &records.networks);
+    check_machines(&mut broken, records, host);
+    check_disks(&mut broken, records, host);
+    check_network(&mut broken, records, host);
+    check_images(&mut broken, records, host);
+    broken
+}
+
+/// Nothing waits for deletion; what is owned has its owner; every status is of the current spec.
+fn check_life_cycle<K: Kind + Observe>(broken: &mut Broken, objects: &[Arc<Object<K>>]) {
+    for object in objects {
+        let name = format!("{} {}", K::NAME, object.meta.uid);
+        if object.meta.is_deleting() {
+            broken.push(format!("{name}: still being deleted"));
+        }
+        if K::observed_generation(&object.status) != object.meta.generation {
+            broken.push(format!("{name}: its status is of an older generation"));
+        }
+    }
+}
+
+/// The one fact that every status has.
+trait Observe: Kind {
+    fn observed_generation(status: &Self::Status) -> u64;
+}
+
+macro_rules! observe {
+    ($($kind:ty),*) => { $(impl Observe for $kind {
+        fn observed_generation(status: &Self::Status) -> u64 {
+            status.observed_generation
+        }
+    })* };
+}
+observe!(Instance, Image, Disk, Port, Network);
+
+fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    let instances: BTreeMap<&Uid, _> =
+        records.instances.iter().map(|instance| (&instance.meta.uid, instance)).collect();
+    for uid in host.machines.keys().chain(&host.records) {
+        if !instances.contains_key(uid) {
+            broken.push(format!("machine or record of {uid} is left over"));
+        }
+    }
+    for (uid, instance) in instances {
+        let (spec, status) = (&instance.spec, &instance.status);
+        let is_image_ready = records
+            .images
+            .iter()
+            .any(|image| image.meta.uid == spec.allocated.image && image.status.phase == ImagePhase::Ready);
+        let shall_run = spec.power == Power::Running && spec.run > status.ended_run;
+        let machine = host.machines.get(uid);
+        match (shall_run && is_image_ready, machine) {
+            (true, Some(machine)) => {
+                let is_up = machine.vmm == VmmState::Running && machine.guest.phase == GuestPhase::Ready;
+                if !is_up || machine.run != spec.run {
+                    broken.push(format!("{uid}: shall run {} but is {machine:?}", spec.run));
+                }
+                if status.state != State::Running {
+                    broken.push(format!("{uid}: runs, but its status says {:?}", status.state));
+                }
+                if status.vmm_pid != machine.pid {
+                    broken.push(format!("{uid}: its status names another process"));
+                }
+            }
+            (true, None) => broken.push(format!("{uid}: shall run but has no machine: {status:?}")),
+            (false, Some(machine)) => broken.push(format!("{uid}: shall not run but is {machine:?}")),
+            (false, None) if shall_run => {}
+            (false, None) if status.state != State::Stopped => {
+                broken.push(format!("{uid}: is down, but its status says {:?}", status.state));
+            }
+            (false, None) => {}
+        }
+    }
+}
+
+fn check_disks(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    let recorded: BTreeMap<Uid, Bytes> =
+        records.disks.iter().map(|disk| (disk.meta.uid.clone(), disk.spec.size)).collect();
+    if recorded != host.disks {
+        broken.push(format!("disks recorded {recorded:?}, on the host {:?}", host.disks));
+    }
+    for disk in &records.disks {
+        check_owner(broken, records, Disk::NAME, &disk.meta.uid, disk.meta.owner.as_ref().map(|owner| &owner.uid));
+        check_ready(broken, Disk::NAME, &disk.meta.uid, &disk.status.conditions);
+    }
+}
+
+fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    let mut expected_links = BTreeSet::new();
+    for network in &records.networks {
+        let spec = &network.spec;
+        expected_links.insert(spec.bridge.clone());
+        let bridge = host.links.iter().find(|link| link.name == spec.bridge);
+        let is_good = bridge.is_some_and(|link| {
+            link.kind == LinkKind::Bridge && link.is_up && link.addresses == [spec.gateway]
+        });
+        if !is_good {
+            broken.push(format!("bridge {} is {bridge:?}", spec.bridge));
+        }
+        if !host.is_forwarding {
+            broken.push("forwarding is off".to_owned());
+        }
+        let mut rules: Vec<PortRule> = records.ports.iter().map(|port| rule(port)).collect();
+        rules.sort();
+        let seen = host.firewall.get(&spec.table);
+        let is_loaded = seen.is_some_and(|seen| {
+            let mut loaded = seen.ports.clone();
+            loaded.sort();
+            seen.is_intact && loaded == rules
+        });
+        if !is_loaded {
+            broken.push(format!("table {} is {seen:?}, ports are {rules:?}", spec.table));
+        }
+        check_ready(broken, Network::NAME, &network.meta.uid, &network.status.conditions);
+    }
+    for port in &records.ports {
+        expected_links.insert(port.spec.tap.clone());
+        let tap = host.links.iter().find(|link| link.name == port.spec.tap);
+        let is_good = tap.is_some_and(|link| {
+            link.kind == LinkKind::Tap
+                && link.is_up
+                && link.is_isolated
+                && link.master.as_ref() == Some(&port.spec.bridge)
+        });
+        if !is_good {
+            broken.push(format!("tap of port {} is {tap:?}", port.meta.uid));
+        }
+        check_owner(broken, records, Port::NAME, &port.meta.uid, port.meta.owner.as_ref().map(|owner| &owner.uid));
+        check_ready(broken, Port::NAME, &port.meta.uid, &port.status.conditions);
+    }
+    for link in &host.links {
+        if !expected_links.contains(&link.name) {
+            broken.push(format!("link {} is left over", link.name));
+        }
+    }
+}
+
+fn check_images(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    let mut referred: BTreeSet<&Digest> = BTreeSet::new();
+    for image in &records.images {
+        if let ImageSource::Local { digest } = &image.spec.source {
+            referred.insert(digest);
+        }
+        referred.extend(&image.status.digest);
+        let is_here = image.status.digest.as_ref().is_some_and(|digest| host.images.contains(digest));
+        if image.status.phase == ImagePhase::Ready && !is_here {
+            broken.push(format!("image {} says ready, but its content is not here", image.meta.name));
+        }
+        if !matches!(image.status.phase, ImagePhase::Ready | ImagePhase::Failed) {
+            broken.push(format!("image {} is still {:?}", image.meta.name, image.status.phase));
+        }
+    }
+    for instance in &records.instances {
+        referred.extend(&instance.status.image_digest);
+    }
+    for digest in &host.images {
+        if !referred.contains(digest) {
+            broken.push(format!("content {digest} is left over"));
+        }
+    }
+}
+
+fn rule(port: &Object<Port>) -> PortRule {
+    PortRule { tap: port.spec.tap.clone(), mac: port.spec.mac, address: port.spec.address }
+}
+
+fn check_owner(broken: &mut Broken, records: &Records, kind: &str, uid: &Uid, owner: Option<&Uid>) {
+    let has_owner =
+        owner.is_some_and(|owner| records.instances.iter().any(|instance| instance.meta.uid == *owner));
+    if !has_owner {
+        broken.push(format!("{kind} {uid} has lost its owner"));
+    }
+}
+
+fn check_ready(broken: &mut Broken, kind: &str, uid: &Uid, conditions: &[condition::Condition]) {
+    if !condition::is_ready(conditions) {
+        let ready = condition::find(conditions, ConditionType::Ready);
+        broken.push(format!("{kind} {uid} is not Ready: {ready:?}"));
+    }
+}
+
+fn live<K: Kind>(objects: &[Arc<Object<K>>]) -> impl Iterator<Item = &Arc<Object<K>>> {
+    objects.iter().filter(|object| !object.meta.is_deleting())
+}
+
+fn unique<T: Ord + Display>(broken: &mut Broken, what: &str, values: impl Iterator<Item = T>) {
+    let mut seen = BTreeSet::new();
+    for value in values {
+        let text = value.to_string();
+        if !seen.insert(value) {
+            broken.push(format!("{what} {text} is used twice"));
+        }
+    }
+}

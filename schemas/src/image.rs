@@ -66,6 +66,8 @@ pub struct ImageStatus {
     pub size: Option<Bytes>,
     /// Bytes of layers fetched, of all; while pulling.
     pub progress: Option<Progress>,
+    /// Place among the images that wait for one of the configured conversions, from 1.
+    pub queue_position: Option<u32>,
     /// A sentence for the user; only with [`ImagePhase::Failed`].
     pub error: Option<String>,
     /// Failed tries in a row.

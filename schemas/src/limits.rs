@@ -81,3 +81,11 @@ pub const VERB_WAIT_MAX: Duration = Duration::from_secs(55);
 pub const WAIT_MAX: Duration = Duration::from_secs(300);
 /// The guest program's time between the request to stop and the kill.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// A VMM that lives without answering is ended after this; a busy host answers within.
+pub const UNREACHABLE_GRACE: Duration = Duration::from_secs(30);
+/// Delay of the start after the second death in a row; doubles with each further one.
+pub const RELAUNCH_DELAY_FIRST: Duration = Duration::from_secs(1);
+/// The longest such delay.
+pub const RELAUNCH_DELAY_MAX: Duration = Duration::from_secs(300);
+/// A VMM that lived this long makes earlier deaths history.
+pub const VMM_STABLE_AFTER: Duration = Duration::from_secs(600);

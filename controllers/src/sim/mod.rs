@@ -1,1 +1,179 @@
-//! The simulated machine: an in-memory host with faults, a clock and crashes behind the same ports.
+//! The simulated machine: an in-memory host behind the same ports as the real one.
+//!
+//! Guarantees: it holds state and keeps the promises that the ports make, and no more: what the real
+//! host refuses is refused here. It survives a crash of the daemon, as a host does. Same seed, same
+//! run: time is tokio's virtual one, chance comes from one generator, maps are ordered.
+//!
+//! Faults, each of which the daemon must survive, since the real host has them:
+//! a verb fails before its effect; its effect is done and the answer is lost; it takes long; the
+//! daemon dies at any await; somebody deletes, flushes, pauses or kills what is ours; things of
+//! others stand beside ours and must stay as they are.
+
+mod disks;
+mod drift;
+mod faults;
+mod firewall;
+mod images;
+mod links;
+mod machines;
+mod rng;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use jiff::{SignedDuration, Timestamp};
+use stead_schemas::names::{Digest, LinkName, Uid};
+use stead_schemas::quantity::Bytes;
+use tokio::sync::broadcast;
+use tokio::time::Instant;
+
+use crate::checks::HostSnapshot;
+use crate::host::{Link, PortRule, Route, StoredImage};
+use crate::runtime::{Clock, Ids};
+
+pub use drift::Drift;
+pub use faults::Faults;
+pub use images::SimRegistryImage;
+pub use machines::Program;
+pub use rng::Rng;
+
+/// One simulated host; clones share it. It implements every port.
+#[derive(Debug, Clone)]
+pub struct World {
+    state: Arc<Mutex<State>>,
+    changes: broadcast::Sender<Uid>,
+    epoch: Instant,
+}
+
+/// Everything there is on the host.
+#[derive(Debug)]
+struct State {
+    rng: Rng,
+    faults: Faults,
+    uids: u64,
+    next_pid: u32,
+    links: BTreeMap<LinkName, Link>,
+    /// Not ours; nothing of it may ever change.
+    foreign_links: BTreeSet<LinkName>,
+    routes: Vec<Route>,
+    is_forwarding: bool,
+    tables: BTreeMap<String, firewall::Table>,
+    disks: BTreeMap<Uid, Bytes>,
+    space_available: Bytes,
+    registry: BTreeMap<String, SimRegistryImage>,
+    manifests: BTreeMap<Digest, images::Manifest>,
+    stored: BTreeMap<Digest, StoredImage>,
+    jobs: BTreeMap<Digest, images::Running>,
+    machines: BTreeMap<Uid, machines::Vmm>,
+    records: BTreeSet<Uid>,
+}
+
+impl World {
+    /// An empty host. Call within a tokio runtime with paused time.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let state = State {
+            rng: Rng::new(seed),
+            faults: Faults::none(),
+            uids: 0,
+            next_pid: 1000,
+            links: BTreeMap::new(),
+            foreign_links: BTreeSet::new(),
+            routes: Vec::new(),
+            is_forwarding: false,
+            tables: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            space_available: Bytes(1 << 40),
+            registry: BTreeMap::new(),
+            manifests: BTreeMap::new(),
+            stored: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            machines: BTreeMap::new(),
+            records: BTreeSet::new(),
+        };
+        let (changes, _) = broadcast::channel(4096);
+        Self { state: Arc::new(Mutex::new(state)), changes, epoch: Instant::now() }
+    }
+
+    /// Uids of things that changed, as the real adapters announce them. Lossy, as theirs may be.
+    #[must_use]
+    pub fn changes(&self) -> broadcast::Receiver<Uid> {
+        self.changes.subscribe()
+    }
+
+    /// A draw from the world's generator, for scenarios.
+    #[must_use]
+    pub fn draw(&self, below: u64) -> u64 {
+        self.lock().rng.below(below)
+    }
+
+    /// What is there now, as the checks judge it.
+    #[must_use]
+    pub fn snapshot(&self) -> HostSnapshot {
+        let now = self.now();
+        let state = self.lock();
+        HostSnapshot {
+            links: state.links.values().cloned().collect(),
+            is_forwarding: state.is_forwarding,
+            firewall: state.tables.iter().map(|(name, table)| (name.clone(), table.seen())).collect(),
+            disks: state.disks.clone(),
+            images: state.stored.keys().cloned().collect(),
+            machines: state
+                .machines
+                .iter()
+                .map(|(uid, vmm)| (uid.clone(), vmm.seen(uid, now)))
+                .collect(),
+            records: state.records.clone(),
+        }
+    }
+
+    /// Names of links that are not ours; a scenario compares them before and after.
+    #[must_use]
+    pub fn foreign_links(&self) -> BTreeSet<LinkName> {
+        self.lock().foreign_links.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while holding it is a failed test anyway; the state is still readable.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Lossy on purpose: nobody may listen.
+    fn announce(&self, uid: &Uid) {
+        let _ = self.changes.send(uid.clone());
+    }
+
+    /// Announces later, as a guest that gets on does.
+    fn announce_in(&self, uid: &Uid, delay: std::time::Duration) {
+        let (changes, uid) = (self.changes.clone(), uid.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            let _ = changes.send(uid);
+        });
+    }
+}
+
+impl Clock for World {
+    fn now(&self) -> Timestamp {
+        let since = SignedDuration::try_from(self.epoch.elapsed()).unwrap_or(SignedDuration::MAX);
+        // An arbitrary fixed start, so that timestamps read like ones.
+        let start = Timestamp::from_second(1_750_000_000).expect("a valid constant");
+        start.saturating_add(since).unwrap_or(Timestamp::MAX)
+    }
+}
+
+impl Ids for World {
+    fn next(&self) -> Uid {
+        let mut state = self.lock();
+        state.uids += 1;
+        // The head must differ: short host names are made of it.
+        format!("u{:08}x{:014}", state.uids, state.uids).parse().expect("24 characters, a letter first")
+    }
+}
+
+impl PortRule {
+    /// The rules that a table holds, ordered, without doubles.
+    fn set(rules: &BTreeSet<Self>) -> Vec<Self> {
+        rules.iter().cloned().collect()
+    }
+}

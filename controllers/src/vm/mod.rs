@@ -1,1 +1,114 @@
-//! The vm reconciler.
+//! The VM reconciler: one instance, one VMM process, one run of a program.
+//!
+//! Guarantees: a run that ended by itself is not started again; a VMM that died unasked is, with
+//! growing delays; an end is recorded in the status before the guest is told that it may go; no
+//! state is a trap, every one converges to the wish.
+//! Assumes: image, disk and port are made by their own reconcilers; this one reads their statuses.
+//! Never: kills by bare pid, reads the console, or keeps anything between passes.
+//! Cancel/crash: every action is found again by `inspect`; what a status had not recorded yet is
+//! observed again, since guests repeat their end until it is acknowledged.
+//!
+//! ```text
+//! nothing --Launch--> Silent --> AwaitingConfig --Configure--> Configured --> Ready
+//!    ^                  |  boot deadline                           |             |
+//!    |                  v                                          v             v
+//!    +--Release-- Dead <--Kill-- Shutdown <--AcknowledgeExit-- (end recorded) Exited
+//! ```
+
+mod observe;
+mod plan;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use jiff::Timestamp;
+use stead_schemas::guest;
+use stead_schemas::instance::{Instance, InstanceStatus};
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+
+use crate::host::{HostError, Images, LaunchPlan, Machines};
+use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::store::Store;
+
+pub use observe::{Observed, Parts, PortSeen};
+
+/// Capabilities of the VM reconciler.
+#[derive(Debug)]
+pub struct Vms<M, I> {
+    pub machines: M,
+    pub images: I,
+    pub store: Store,
+}
+
+/// One step on a VMM.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    Launch(Box<LaunchPlan>),
+    Configure(Uid, Box<guest::Config>),
+    Resume(Uid),
+    Shutdown(Uid),
+    AcknowledgeExit(Uid),
+    Kill(Uid),
+    Release(Uid),
+    DiscardRecords(Uid),
+}
+
+impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
+    type Kind = Instance;
+    type Observed = Observed;
+    type Action = Action;
+
+    const ACTIONS: &'static [&'static str] = &[
+        "Launch",
+        "Configure",
+        "Resume",
+        "Shutdown",
+        "AcknowledgeExit",
+        "Kill",
+        "Release",
+        "DiscardRecords",
+    ];
+
+    async fn observe(&self, uid: &Uid, object: Option<&Object<Instance>>) -> Result<Observed, HostError> {
+        observe::observe(self, uid, object).await
+    }
+
+    fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+        plan::plan(desired, seen, now)
+    }
+
+    fn action_name(action: &Action) -> &'static str {
+        match action {
+            Action::Launch(_) => "Launch",
+            Action::Configure(..) => "Configure",
+            Action::Resume(_) => "Resume",
+            Action::Shutdown(_) => "Shutdown",
+            Action::AcknowledgeExit(_) => "AcknowledgeExit",
+            Action::Kill(_) => "Kill",
+            Action::Release(_) => "Release",
+            Action::DiscardRecords(_) => "DiscardRecords",
+        }
+    }
+
+    async fn act(&self, action: &Action) -> Result<(), HostError> {
+        match action {
+            Action::Launch(plan) => self.machines.launch(plan).await,
+            Action::Configure(uid, config) => self.machines.configure(uid, config).await,
+            Action::Resume(uid) => self.machines.resume(uid).await,
+            Action::Shutdown(uid) => self.machines.shutdown(uid).await,
+            Action::AcknowledgeExit(uid) => self.machines.acknowledge_exit(uid).await,
+            Action::Kill(uid) => self.machines.kill(uid).await,
+            Action::Release(uid) => self.machines.release(uid).await,
+            Action::DiscardRecords(uid) => self.machines.discard_records(uid).await,
+        }
+    }
+
+    fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &PassEnd) -> InstanceStatus {
+        status::status(object, seen, end)
+    }
+
+    async fn owned(&self) -> Result<Vec<Uid>, HostError> {
+        self.machines.list().await
+    }
+}

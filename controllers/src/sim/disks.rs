@@ -1,0 +1,50 @@
+//! Simulated disk files.
+
+use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
+
+use super::World;
+use crate::host::{DiskFile, Disks, HostError, HostErrorKind, Space};
+
+impl Disks for World {
+    async fn list(&self) -> Result<Vec<DiskFile>, HostError> {
+        self.verb("list", "disks", |state| {
+            let file = |(owner, size): (&Uid, &Bytes)| DiskFile { owner: owner.clone(), size: *size };
+            Ok(state.disks.iter().map(file).collect())
+        })
+        .await
+    }
+
+    async fn inspect(&self, owner: &Uid) -> Result<Option<DiskFile>, HostError> {
+        self.verb("inspect disk", owner.as_str(), |state| {
+            Ok(state.disks.get(owner).map(|&size| DiskFile { owner: owner.clone(), size }))
+        })
+        .await
+    }
+
+    async fn create(&self, owner: &Uid, size: Bytes) -> Result<(), HostError> {
+        self.verb("create disk", owner.as_str(), |state| {
+            if state.space_available.0 == 0 {
+                return Err(HostError::new(HostErrorKind::Exhausted, "create disk", owner.as_str()));
+            }
+            state.disks.entry(owner.clone()).or_insert(size);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn remove(&self, owner: &Uid) -> Result<(), HostError> {
+        self.verb("remove disk", owner.as_str(), |state| {
+            state.disks.remove(owner);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn space(&self) -> Result<Space, HostError> {
+        self.verb("read", "space", |state| {
+            Ok(Space { total: Bytes(1 << 40), available: state.space_available, reserve: Bytes(1 << 30) })
+        })
+        .await
+    }
+}

@@ -1,0 +1,128 @@
+//! What somebody else does to the host behind the daemon's back.
+
+use std::time::Duration;
+
+use stead_schemas::names::{LinkName, Uid};
+use tokio::time::sleep;
+
+use super::World;
+use crate::host::{LinkKind, VmmState};
+
+/// One act of a stranger, an operator or a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drift {
+    KillVmm,
+    PauseVmm,
+    DeleteTap,
+    DeleteBridge,
+    DamageTable,
+    DeleteTable,
+    DropPortRules,
+    DeleteDisk,
+    DeleteImage,
+    StopForwarding,
+    Reboot,
+}
+
+impl Drift {
+    pub const ALL: [Self; 11] = [
+        Self::KillVmm,
+        Self::PauseVmm,
+        Self::DeleteTap,
+        Self::DeleteBridge,
+        Self::DamageTable,
+        Self::DeleteTable,
+        Self::DropPortRules,
+        Self::DeleteDisk,
+        Self::DeleteImage,
+        Self::StopForwarding,
+        Self::Reboot,
+    ];
+}
+
+impl World {
+    /// An interface of another program, which shall stay as it is.
+    pub fn add_foreign_link(&self, name: LinkName) {
+        self.lock().foreign_links.insert(name);
+    }
+
+    /// The daemon died: what it ran in threads of its own ended with it.
+    pub fn daemon_died(&self) {
+        self.lock().drop_jobs();
+    }
+
+    /// Does one act, to a thing picked by the seed. Whether it is announced is chance too: a
+    /// monitor may miss it, and the resync must then find it.
+    pub fn drift(&self, drift: Drift) {
+        let mut state = self.lock();
+        let pick = usize::try_from(state.rng.below(1 << 16)).unwrap_or(0);
+        match drift {
+            Drift::KillVmm | Drift::PauseVmm => {
+                let count = state.machines.len().max(1);
+                let Some(vmm) = state.machines.values_mut().nth(pick % count) else { return };
+                match (&vmm.state, drift) {
+                    (VmmState::Dead, _) => {}
+                    (_, Drift::KillVmm) => vmm.state = VmmState::Dead,
+                    (VmmState::Running, _) => vmm.state = VmmState::Paused,
+                    _ => {}
+                }
+            }
+            Drift::DeleteTap | Drift::DeleteBridge => {
+                let kind = if drift == Drift::DeleteTap { LinkKind::Tap } else { LinkKind::Bridge };
+                let names: Vec<LinkName> =
+                    state.links.values().filter(|link| link.kind == kind).map(|link| link.name.clone()).collect();
+                if let Some(name) = names.get(pick % names.len().max(1)) {
+                    state.remove_link(name);
+                }
+            }
+            Drift::DamageTable => state.tables.values_mut().for_each(|table| table.is_intact = false),
+            Drift::DeleteTable => state.tables.clear(),
+            Drift::DropPortRules => state.tables.values_mut().for_each(|table| table.ports.clear()),
+            Drift::DeleteDisk => {
+                let owners: Vec<Uid> = state.disks.keys().cloned().collect();
+                if let Some(owner) = owners.get(pick % owners.len().max(1)) {
+                    state.disks.remove(owner);
+                }
+            }
+            Drift::DeleteImage => {
+                state.stored.clear();
+                state.manifests.clear();
+            }
+            Drift::StopForwarding => state.is_forwarding = false,
+            Drift::Reboot => state.reboot(),
+        }
+        let is_announced = state.rng.chance(700);
+        let owners: Vec<Uid> = state.owners();
+        drop(state);
+        if is_announced {
+            owners.iter().for_each(|owner| self.announce(owner));
+        }
+    }
+
+    /// Announces every known owner after a delay.
+    pub(super) fn announce_images_in(&self, delay: Duration) {
+        let world = self.clone();
+        tokio::spawn(async move {
+            sleep(delay).await;
+            let uid: Result<Uid, _> = "everything00000000000000".parse();
+            if let Ok(uid) = uid {
+                world.announce(&uid);
+            }
+        });
+    }
+}
+
+impl super::State {
+    /// A host reboot: processes, links, tables and runtime directories go, disks stay.
+    fn reboot(&mut self) {
+        self.machines.clear();
+        self.links.clear();
+        self.tables.clear();
+        self.is_forwarding = false;
+    }
+
+    fn owners(&self) -> Vec<Uid> {
+        let links = self.links.values().map(|link| &link.owner);
+        self.machines.keys().chain(self.disks.keys()).chain(links).cloned().collect()
+    }
+}

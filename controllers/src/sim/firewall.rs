@@ -1,0 +1,68 @@
+//! Simulated tables.
+
+use std::collections::BTreeSet;
+
+use super::World;
+use crate::host::{Firewall, FirewallRules, FirewallSeen, HostError, HostErrorKind, PortRule};
+
+/// One table: base rules that somebody may have damaged, and the ports.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Table {
+    pub(super) is_intact: bool,
+    pub(super) ports: BTreeSet<PortRule>,
+}
+
+impl Table {
+    pub(super) fn seen(&self) -> FirewallSeen {
+        FirewallSeen { is_intact: self.is_intact, ports: PortRule::set(&self.ports) }
+    }
+}
+
+impl Firewall for World {
+    async fn inspect(&self, rules: &FirewallRules) -> Result<Option<FirewallSeen>, HostError> {
+        self.verb("inspect table", &rules.table, |state| Ok(state.tables.get(&rules.table).map(Table::seen)))
+            .await
+    }
+
+    async fn has_port(&self, table: &str, port: &PortRule) -> Result<bool, HostError> {
+        self.verb("inspect table", table, |state| {
+            Ok(state.tables.get(table).is_some_and(|table| table.ports.contains(port)))
+        })
+        .await
+    }
+
+    async fn replace(&self, rules: &FirewallRules) -> Result<(), HostError> {
+        self.verb("replace table", &rules.table, |state| {
+            state.tables.entry(rules.table.clone()).or_default().is_intact = true;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn add_port(&self, table: &str, port: &PortRule) -> Result<(), HostError> {
+        self.verb("add port to table", table, |state| {
+            let missing = || HostError::new(HostErrorKind::Missing, "add port to table", table);
+            state.tables.get_mut(table).ok_or_else(missing)?.ports.insert(port.clone());
+            Ok(())
+        })
+        .await
+    }
+
+    async fn remove_port(&self, table: &str, port: &PortRule) -> Result<(), HostError> {
+        self.verb("remove port from table", table, |state| {
+            if let Some(table) = state.tables.get_mut(table) {
+                table.ports.remove(port);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn remove(&self, table: &str) -> Result<(), HostError> {
+        self.verb("remove table", table, |state| {
+            state.tables.remove(table);
+            Ok(())
+        })
+        .await
+    }
+}

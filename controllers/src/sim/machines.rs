@@ -1,0 +1,271 @@
+//! Simulated VMMs with guests that boot, ask, run, end and say so, in virtual time.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use stead_schemas::guest;
+use stead_schemas::instance::Exit;
+use stead_schemas::names::Uid;
+
+use super::World;
+use crate::host::{
+    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, VmmState,
+};
+use crate::runtime::Clock;
+
+/// A VMM process, or what it left.
+#[derive(Debug, Clone)]
+pub(super) struct Vmm {
+    run: u64,
+    pub(super) state: VmmState,
+    pid: u32,
+    launched_at: Timestamp,
+    configured_at: Option<Timestamp>,
+    program: Program,
+    shutdown_at: Option<Timestamp>,
+    acknowledged_at: Option<Timestamp>,
+}
+
+/// What a simulated guest does, told by its argv: `["exit", "3", "2"]` ends with code 3 after 2 s,
+/// `["hang"]` never becomes ready, anything else runs for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    Forever,
+    Ends { code: i32, after: Duration },
+    Hangs,
+}
+
+const BOOT: Duration = Duration::from_millis(1500);
+const START: Duration = Duration::from_millis(300);
+const STOP: Duration = Duration::from_millis(400);
+const POWER_OFF: Duration = Duration::from_millis(200);
+
+impl Program {
+    #[must_use]
+    pub fn of(argv: &[String]) -> Self {
+        match argv.first().map(String::as_str) {
+            Some("exit") => {
+                let number = |at: usize| argv.get(at).and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
+                let code = i32::try_from(number(1)).unwrap_or(1);
+                Self::Ends { code, after: Duration::from_secs(number(2).into()) }
+            }
+            Some("hang") => Self::Hangs,
+            _ => Self::Forever,
+        }
+    }
+}
+
+impl Vmm {
+    pub(super) fn is_alive(&self) -> bool {
+        self.state != VmmState::Dead
+    }
+
+    /// When the program ended or will end, if it ever will.
+    fn ends_at(&self) -> Option<(Timestamp, i32)> {
+        let started = plus(self.configured_at?, START);
+        let by_itself = match self.program {
+            Program::Ends { code, after } => Some((plus(started, after), code)),
+            Program::Forever | Program::Hangs => None,
+        };
+        let asked = self.shutdown_at.map(|at| (plus(at, STOP).max(started), 143));
+        match (by_itself, asked) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// What the outside sees at a time.
+    pub(super) fn seen(&self, owner: &Uid, now: Timestamp) -> Machine {
+        let is_booted = now >= plus(self.launched_at, BOOT);
+        let (phase, exit) = match (self.configured_at, self.ends_at()) {
+            (Some(_), Some((at, code))) if now >= at && self.program != Program::Hangs => {
+                let message = format!("exited with code {code}");
+                (GuestPhase::Exited, Some(Exit { code: Some(code), message, is_boot_failure: false }))
+            }
+            (Some(at), _) if now >= plus(at, START) && self.program != Program::Hangs => {
+                (GuestPhase::Ready, None)
+            }
+            (Some(_), _) => (GuestPhase::Configured, None),
+            (None, _) if is_booted => (GuestPhase::AwaitingConfig, None),
+            (None, _) => (GuestPhase::Silent, None),
+        };
+        let is_off = self.acknowledged_at.is_some_and(|at| now >= plus(at, POWER_OFF));
+        let vmm = match &self.state {
+            VmmState::Running if is_off => VmmState::Shutdown,
+            state => state.clone(),
+        };
+        Machine {
+            owner: owner.clone(),
+            run: self.run,
+            pid: self.is_alive().then_some(self.pid),
+            vmm,
+            launched_at: self.launched_at,
+            guest: GuestView {
+                phase,
+                exit,
+                is_shutdown_requested: self.shutdown_at.is_some(),
+                is_exit_acknowledged: self.acknowledged_at.is_some(),
+            },
+        }
+    }
+}
+
+impl World {
+    /// Runs one verb on a VMM that must be there.
+    async fn on_vmm<T>(
+        &self,
+        operation: &'static str,
+        owner: &Uid,
+        effect: impl FnOnce(&mut Vmm) -> Result<T, HostError>,
+    ) -> Result<T, HostError> {
+        self.verb(operation, owner.as_str(), |state| {
+            let missing = || HostError::new(HostErrorKind::Missing, operation, owner.as_str());
+            effect(state.machines.get_mut(owner).ok_or_else(missing)?)
+        })
+        .await
+    }
+}
+
+impl Machines for World {
+    async fn list(&self) -> Result<Vec<Uid>, HostError> {
+        self.verb("list", "machines", |state| {
+            let mut owners: Vec<Uid> = state.machines.keys().chain(&state.records).cloned().collect();
+            owners.sort();
+            owners.dedup();
+            Ok(owners)
+        })
+        .await
+    }
+
+    async fn inspect(&self, owner: &Uid) -> Result<Option<Machine>, HostError> {
+        let now = self.now();
+        self.verb("inspect machine", owner.as_str(), |state| {
+            Ok(state.machines.get(owner).map(|vmm| vmm.seen(owner, now)))
+        })
+        .await
+    }
+
+    async fn has_records(&self, owner: &Uid) -> Result<bool, HostError> {
+        self.verb("inspect records", owner.as_str(), |state| Ok(state.records.contains(owner))).await
+    }
+
+    async fn launch(&self, plan: &LaunchPlan) -> Result<(), HostError> {
+        let now = self.now();
+        self.verb("launch", plan.owner.as_str(), |state| {
+            let refuse = |kind, why: &str| HostError::new(kind, "launch", plan.owner.as_str()).because(why);
+            if state.machines.contains_key(&plan.owner) {
+                return Err(refuse(HostErrorKind::Conflict, "a machine is there"));
+            }
+            if !state.stored.contains_key(&plan.rootfs) || !state.disks.contains_key(&plan.overlay) {
+                return Err(refuse(HostErrorKind::Missing, "a disk is not there"));
+            }
+            let is_tap_missing = plan.network.as_ref().is_some_and(|card| !state.links.contains_key(&card.tap));
+            if is_tap_missing {
+                return Err(refuse(HostErrorKind::Missing, "the tap is not there"));
+            }
+            state.next_pid += 1;
+            // A crash between spawn and start leaves a process whose vCPUs never ran.
+            let vmm = if state.rng.chance(state.faults.after) { VmmState::Created } else { VmmState::Running };
+            state.records.insert(plan.owner.clone());
+            state.machines.insert(
+                plan.owner.clone(),
+                Vmm {
+                    run: plan.run,
+                    state: vmm,
+                    pid: state.next_pid,
+                    launched_at: now,
+                    configured_at: None,
+                    program: Program::Forever,
+                    shutdown_at: None,
+                    acknowledged_at: None,
+                },
+            );
+            Ok(())
+        })
+        .await?;
+        self.announce_in(&plan.owner, BOOT);
+        Ok(())
+    }
+
+    async fn configure(&self, owner: &Uid, config: &guest::Config) -> Result<(), HostError> {
+        let now = self.now();
+        let program = Program::of(&config.argv);
+        self.on_vmm("configure", owner, |vmm| {
+            vmm.configured_at.get_or_insert(now);
+            vmm.program = program;
+            Ok(())
+        })
+        .await?;
+        self.announce_in(owner, START);
+        if let Program::Ends { after, .. } = program {
+            self.announce_in(owner, START + after);
+        }
+        Ok(())
+    }
+
+    async fn shutdown(&self, owner: &Uid) -> Result<(), HostError> {
+        let now = self.now();
+        self.on_vmm("shut down", owner, |vmm| {
+            vmm.shutdown_at.get_or_insert(now);
+            Ok(())
+        })
+        .await?;
+        self.announce_in(owner, STOP);
+        Ok(())
+    }
+
+    async fn acknowledge_exit(&self, owner: &Uid) -> Result<(), HostError> {
+        let now = self.now();
+        self.on_vmm("acknowledge exit", owner, |vmm| {
+            vmm.acknowledged_at.get_or_insert(now);
+            Ok(())
+        })
+        .await?;
+        self.announce_in(owner, POWER_OFF);
+        Ok(())
+    }
+
+    async fn resume(&self, owner: &Uid) -> Result<(), HostError> {
+        self.on_vmm("resume", owner, |vmm| {
+            if vmm.state == VmmState::Paused {
+                vmm.state = VmmState::Running;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn kill(&self, owner: &Uid) -> Result<(), HostError> {
+        self.verb("kill", owner.as_str(), |state| {
+            if let Some(vmm) = state.machines.get_mut(owner) {
+                vmm.state = VmmState::Dead;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn release(&self, owner: &Uid) -> Result<(), HostError> {
+        self.verb("release", owner.as_str(), |state| {
+            if state.machines.get(owner).is_some_and(Vmm::is_alive) {
+                return Err(HostError::new(HostErrorKind::Conflict, "release", owner.as_str()));
+            }
+            state.machines.remove(owner);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn discard_records(&self, owner: &Uid) -> Result<(), HostError> {
+        self.verb("discard records", owner.as_str(), |state| {
+            state.records.remove(owner);
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn plus(at: Timestamp, delay: Duration) -> Timestamp {
+    let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
+    at.saturating_add(delay).unwrap_or(Timestamp::MAX)
+}

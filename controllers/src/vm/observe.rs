@@ -1,0 +1,115 @@
+//! What the VM reconciler sees: the machine, and how far the things it needs are.
+
+use std::net::Ipv4Addr;
+
+use stead_schemas::condition::{self, Reason};
+use stead_schemas::disk::Disk;
+use stead_schemas::image::{Image, ImageConfig, ImagePhase};
+use stead_schemas::instance::Instance;
+use stead_schemas::meta::Object;
+use stead_schemas::names::{Digest, Uid};
+use stead_schemas::network::{Network, Port};
+
+use super::Vms;
+use crate::host::{HostError, Images, Machine, Machines, NetworkCard};
+
+/// One look at the host and at the objects referred to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    pub uid: Uid,
+    pub machine: Option<Machine>,
+    pub has_records: bool,
+    pub parts: Parts,
+}
+
+/// What a launch needs, each as far as it is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Parts {
+    /// The content that the image object has ready now.
+    pub image_ready: Option<Digest>,
+    /// Why the image is not ready, in the image's own words.
+    pub image_trouble: Option<(Reason, String)>,
+    /// Run parameters of the pinned content; present only when its root file system is.
+    pub image_config: Option<ImageConfig>,
+    pub is_disk_ready: bool,
+    /// `None` when the instance has no network.
+    pub port: Option<PortSeen>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct PortSeen {
+    pub is_ready: bool,
+    pub card: NetworkCard,
+    pub gateway: Ipv4Addr,
+    pub prefix: u8,
+    pub dns: Vec<Ipv4Addr>,
+}
+
+pub(super) async fn observe<M: Machines, I: Images>(
+    vms: &Vms<M, I>,
+    uid: &Uid,
+    object: Option<&Object<Instance>>,
+) -> Result<Observed, HostError> {
+    let machine = vms.machines.inspect(uid).await?;
+    let has_records = vms.machines.has_records(uid).await?;
+    let parts = match object {
+        Some(object) if !object.meta.is_deleting() => parts(vms, object).await?,
+        _ => Parts::default(),
+    };
+    Ok(Observed { uid: uid.clone(), machine, has_records, parts })
+}
+
+async fn parts<M: Machines, I: Images>(
+    vms: &Vms<M, I>,
+    object: &Object<Instance>,
+) -> Result<Parts, HostError> {
+    let allocated = &object.spec.allocated;
+    let (image_ready, image_trouble) = image(vms.store.get::<Image>(&allocated.image).as_deref());
+    let pinned = match &object.status.image_digest {
+        Some(digest) => vms.images.inspect(digest).await?,
+        None => None,
+    };
+    let disk = vms.store.get::<Disk>(&allocated.disk);
+    Ok(Parts {
+        image_ready,
+        image_trouble,
+        image_config: pinned.map(|stored| stored.config),
+        is_disk_ready: disk.is_some_and(|disk| condition::is_ready(&disk.status.conditions)),
+        port: allocated.port.as_ref().and_then(|uid| port(vms, uid)),
+    })
+}
+
+fn image(image: Option<&Object<Image>>) -> (Option<Digest>, Option<(Reason, String)>) {
+    let Some(image) = image else {
+        return (None, Some((Reason::ImageNotFound, "the image was deleted".to_owned())));
+    };
+    let trouble = match image.status.phase {
+        ImagePhase::Ready => return (image.status.digest.clone(), None),
+        ImagePhase::Pending | ImagePhase::Pulling | ImagePhase::Converting => {
+            let phase = serde_json::to_value(image.status.phase).ok();
+            let word = phase.as_ref().and_then(|word| word.as_str()).unwrap_or("pending");
+            (Reason::WaitingForImage, format!("image {} is {word}", image.meta.name))
+        }
+        ImagePhase::Failed => {
+            let reason =
+                condition::find(&image.status.conditions, condition::ConditionType::Ready)
+                    .map_or(Reason::WaitingForImage, |ready| ready.reason);
+            let error = image.status.error.clone().unwrap_or_default();
+            (reason, format!("image {} failed: {error}", image.meta.name))
+        }
+    };
+    (None, Some(trouble))
+}
+
+fn port<M, I>(vms: &Vms<M, I>, uid: &Uid) -> Option<PortSeen> {
+    let port = vms.store.get::<Port>(uid)?;
+    let network = vms.store.get::<Network>(&port.spec.network)?;
+    let spec = &port.spec;
+    Some(PortSeen {
+        is_ready: condition::is_ready(&port.status.conditions),
+        card: NetworkCard { tap: spec.tap.clone(), mac: spec.mac, address: spec.address },
+        gateway: network.spec.gateway.address,
+        prefix: network.spec.gateway.prefix,
+        dns: network.spec.dns.clone(),
+    })
+}

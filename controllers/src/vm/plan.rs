@@ -1,0 +1,227 @@
+//! From wish and observation to the next steps; the life-cycle table of a VM.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use stead_schemas::condition::Reason;
+use stead_schemas::guest;
+use stead_schemas::image::ImageConfig;
+use stead_schemas::instance::{Instance, InstanceSpec, Power, Secret};
+use stead_schemas::limits;
+use stead_schemas::meta::Object;
+
+use super::{Action, Observed};
+use crate::host::{GuestPhase, LaunchPlan, Machine, VmmState};
+use crate::runtime::{Desired, Plan, Refusal, Wait};
+
+pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    match desired {
+        Desired::Absent(object) => match &seen.machine {
+            Some(machine) => plan_down(*object, machine, now),
+            None if seen.has_records => act(Action::DiscardRecords(seen.uid.clone())),
+            None => Plan::Converged,
+        },
+        Desired::Present(object) => match (&seen.machine, wanted_run(object)) {
+            (None, None) => Plan::Converged,
+            (None, Some(run)) => plan_launch(object, seen, run, now),
+            (Some(machine), Some(run)) if machine.run == run => plan_up(object, machine, seen, now),
+            (Some(machine), _) => plan_down(Some(object), machine, now),
+        },
+    }
+}
+
+/// The run that shall be going on; `None` when the wish is to be down, or the run has ended.
+pub(super) fn wanted_run(object: &Object<Instance>) -> Option<u64> {
+    let InstanceSpec { power, run, .. } = &object.spec;
+    let is_wanted = match power {
+        Power::Running => *run > object.status.ended_run,
+        Power::Stopped | Power::Standby => false,
+    };
+    (is_wanted && !object.meta.is_deleting()).then_some(*run)
+}
+
+/// How this machine's run ended, as far as it can be told now; what `status` records.
+pub(super) fn has_ended(machine: &Machine, now: Timestamp) -> bool {
+    let is_over = machine.guest.exit.is_some() || machine.vmm == VmmState::Shutdown;
+    is_over || (machine.vmm == VmmState::Running && is_boot_overdue(machine, now))
+}
+
+pub(super) fn is_boot_overdue(machine: &Machine, now: Timestamp) -> bool {
+    machine.guest.phase < GuestPhase::Ready && now >= boot_deadline(machine)
+}
+
+fn boot_deadline(machine: &Machine) -> Timestamp {
+    after(machine.launched_at, limits::GUEST_BOOT_DEADLINE)
+}
+
+/// Everything is there, or the first thing that is missing.
+fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timestamp) -> Plan<Action> {
+    let parts = &seen.parts;
+    let Some(digest) = &object.status.image_digest else {
+        // Pinned by the status of this pass; the write wakes the next one.
+        return match &parts.image_trouble {
+            Some((reason, message)) => wait(*reason, message.clone(), None),
+            None => wait(Reason::WaitingForImage, "recording the image's content", None),
+        };
+    };
+    let Some(config) = &parts.image_config else {
+        let (reason, message) = parts.image_trouble.clone().unwrap_or((
+            Reason::WaitingForImage,
+            format!("the content {digest} of image {} is not on this host", object.spec.image),
+        ));
+        return wait(reason, message, None);
+    };
+    if argv(&object.spec, config).is_empty() {
+        let message = "neither the image nor the instance names a program: give entrypoint or cmd".to_owned();
+        return Plan::Refuse(Refusal { reason: Reason::ImageInvalid, message });
+    }
+    if !parts.is_disk_ready {
+        return wait(Reason::WaitingForDisk, "the root overlay is being made", None);
+    }
+    if object.spec.has_network && !parts.port.as_ref().is_some_and(|port| port.is_ready) {
+        return wait(Reason::WaitingForNetwork, "the network port is being made", None);
+    }
+    if let Some(until) = relaunch_at(object).filter(|&until| now < until) {
+        return wait(Reason::VmmDied, "the VMM died; it is started again after a delay", Some(until));
+    }
+    act(Action::Launch(Box::new(LaunchPlan {
+        owner: object.meta.uid.clone(),
+        run,
+        vcpus: object.spec.vcpus,
+        memory: object.spec.memory,
+        rootfs: digest.clone(),
+        overlay: object.spec.allocated.disk.clone(),
+        cid: object.spec.allocated.cid,
+        network: parts.port.as_ref().map(|port| port.card.clone()),
+    })))
+}
+
+/// A machine of the wanted run: bring it to a running program, or record how it ended.
+fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    let uid = || object.meta.uid.clone();
+    match &machine.vmm {
+        // A crash between spawn and start: nothing ran yet, so nothing is lost by a fresh one.
+        VmmState::Created => act(Action::Kill(uid())),
+        VmmState::Paused => act(Action::Resume(uid())),
+        VmmState::Dead => match &object.status.last_death {
+            Some(death) if death.launched_at == machine.launched_at => act(Action::Release(uid())),
+            _ => wait(Reason::VmmDied, "recording the death of the VMM", None),
+        },
+        VmmState::Unreachable(_) => plan_unreachable(object, machine, now),
+        _ if has_ended(machine, now) => wait(Reason::ProgramExited, "recording the program's end", None),
+        VmmState::Shutdown => act(Action::Kill(uid())),
+        VmmState::Running => match machine.guest.phase {
+            GuestPhase::Ready => Plan::Converged,
+            GuestPhase::AwaitingConfig => match guest_config(object, seen) {
+                Some(config) => act(Action::Configure(uid(), Box::new(config))),
+                None => wait(Reason::WaitingForImage, "the image's parameters are not readable", None),
+            },
+            GuestPhase::Silent | GuestPhase::Configured | GuestPhase::Exited => {
+                wait(Reason::WaitingForGuest, "the guest is booting", Some(boot_deadline(machine)))
+            }
+        },
+    }
+}
+
+/// A machine that shall not be: the guest gets its grace, then the process ends, then its traces.
+fn plan_down(object: Option<&Object<Instance>>, machine: &Machine, now: Timestamp) -> Plan<Action> {
+    let uid = || machine.owner.clone();
+    match &machine.vmm {
+        VmmState::Dead => act(Action::Release(uid())),
+        VmmState::Created | VmmState::Shutdown | VmmState::Paused | VmmState::Unreachable(_) => {
+            act(Action::Kill(uid()))
+        }
+        VmmState::Running => match object {
+            // No record, so no one's program: an orphan of a lost store.
+            None => act(Action::Kill(uid())),
+            Some(object) => plan_graceful(object, machine, now),
+        },
+    }
+}
+
+fn plan_graceful(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> Plan<Action> {
+    let uid = || machine.owner.clone();
+    let asked_at = object.meta.deletion_requested_at.unwrap_or(object.spec.power_since);
+    // Twice the grace: the guest's own timer ends the program first, and its end still arrives.
+    let deadline = after(asked_at, limits::SHUTDOWN_GRACE * 2);
+    let guest = &machine.guest;
+    if object.spec.is_forced || now >= deadline || guest.phase < GuestPhase::Configured {
+        return act(Action::Kill(uid()));
+    }
+    if guest.exit.is_some() {
+        let is_recorded = object.meta.is_deleting() || object.status.ended_run >= machine.run;
+        return match (is_recorded, guest.is_exit_acknowledged) {
+            (false, _) => wait(Reason::ProgramExited, "recording the program's end", Some(deadline)),
+            (true, false) => act(Action::AcknowledgeExit(uid())),
+            (true, true) => wait(Reason::Converging, "the guest is powering off", Some(deadline)),
+        };
+    }
+    if guest.is_shutdown_requested {
+        return wait(Reason::Converging, "the program was asked to end", Some(deadline));
+    }
+    act(Action::Shutdown(uid()))
+}
+
+fn plan_unreachable(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> Plan<Action> {
+    let since = object.status.unreachable_since.unwrap_or(now);
+    let until = after(since, limits::UNREACHABLE_GRACE);
+    if now >= until {
+        return act(Action::Kill(machine.owner.clone()));
+    }
+    wait(Reason::ObservationFailed, "the VMM does not answer; it is ended after a grace", Some(until))
+}
+
+/// When a VMM that died may be started again: at once after the first death, then with doubling
+/// delays.
+fn relaunch_at(object: &Object<Instance>) -> Option<Timestamp> {
+    let death = object.status.last_death?;
+    let doublings = object.status.vmm_deaths.checked_sub(2)?.min(16);
+    let delay = limits::RELAUNCH_DELAY_FIRST.saturating_mul(1 << doublings).min(limits::RELAUNCH_DELAY_MAX);
+    Some(after(death.noticed_at, delay))
+}
+
+/// Docker's rule: an entrypoint of the instance replaces the image's entrypoint and its cmd.
+pub(super) fn argv(spec: &InstanceSpec, image: &ImageConfig) -> Vec<String> {
+    let (entrypoint, default_cmd) = match &spec.entrypoint {
+        Some(entrypoint) => (entrypoint, &[][..]),
+        None => (&image.entrypoint, image.cmd.as_slice()),
+    };
+    let cmd = spec.cmd.as_deref().unwrap_or(default_cmd);
+    entrypoint.iter().chain(cmd).cloned().collect()
+}
+
+fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Config> {
+    let image = seen.parts.image_config.as_ref()?;
+    let of_image = image.env.iter().map(|(key, value)| (key.clone(), Secret(value.clone())));
+    let of_instance = object.spec.env.iter().map(|(key, value)| (key.clone(), value.clone()));
+    Some(guest::Config {
+        hostname: object.meta.name.to_string(),
+        argv: argv(&object.spec, image),
+        env: of_image.chain(of_instance).collect(),
+        working_dir: image.working_dir.clone(),
+        user: image.user.clone(),
+        stop_signal: image.stop_signal.clone(),
+        shutdown_grace_millis: u64::try_from(limits::SHUTDOWN_GRACE.as_millis()).unwrap_or(u64::MAX),
+        network: seen.parts.port.as_ref().map(|port| guest::NetworkConfig {
+            address: port.card.address,
+            prefix: port.prefix,
+            gateway: port.gateway,
+            dns: port.dns.clone(),
+        }),
+        has_agent: !object.spec.skip_guest_agent,
+    })
+}
+
+fn act(action: Action) -> Plan<Action> {
+    Plan::Act(vec![action])
+}
+
+fn wait(reason: Reason, message: impl Into<String>, until: Option<Timestamp>) -> Plan<Action> {
+    Plan::Wait(Wait { reason, message: message.into(), until })
+}
+
+/// `at + delay`, or the end of time.
+fn after(at: Timestamp, delay: Duration) -> Timestamp {
+    let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
+    at.saturating_add(delay).unwrap_or(Timestamp::MAX)
+}

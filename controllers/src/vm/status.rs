@@ -1,0 +1,172 @@
+//! What was observed of a VM, as the status that clients read.
+
+use jiff::{SignedDuration, Timestamp};
+use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, State, VmmDeath};
+use stead_schemas::limits;
+use stead_schemas::meta::Object;
+
+use super::Observed;
+use super::plan::{has_ended, is_boot_overdue, wanted_run};
+use crate::host::{GuestPhase, Machine, VmmState};
+use crate::runtime::{Outcome, PassEnd, conditions};
+
+pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &PassEnd) -> InstanceStatus {
+    let mut status = object.status.clone();
+    match seen {
+        Some(seen) => {
+            pin_image(&mut status, seen);
+            if wanted_run(object).is_some() {
+                // How an earlier run ended says nothing of the one that is wanted now.
+                status.exit = None;
+            }
+            record_end(&mut status, object, seen, end.now);
+            record_death(&mut status, object, seen, end.now);
+            status.vmm_pid = seen.machine.as_ref().and_then(|machine| machine.pid);
+            let next = state(object, &status, seen);
+            record_times(&mut status, next, end.now);
+            status.state = next;
+            status.state_error = unreachable(seen).map(ToOwned::to_owned);
+            status.unreachable_since =
+                status.state_error.as_ref().map(|_| status.unreachable_since.unwrap_or(end.now));
+        }
+        None => {
+            status.state = State::Unknown;
+            status.state_error = Some(match &end.outcome {
+                Outcome::Failed { message, .. } => message.clone(),
+                _ => "the host could not be observed".to_owned(),
+            });
+        }
+    }
+    status.observed_generation = object.meta.generation;
+    status.conditions = conditions::standard(&object.status.conditions, object.meta.generation, end);
+    explain(&mut status, object, end.now);
+    status
+}
+
+/// The content is chosen once, when the image is first seen ready.
+fn pin_image(status: &mut InstanceStatus, seen: &Observed) {
+    if status.image_digest.is_none() {
+        status.image_digest.clone_from(&seen.parts.image_ready);
+    }
+}
+
+/// The end of a run is stored before the guest is told that it may go.
+fn record_end(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Timestamp) {
+    let Some(machine) = &seen.machine else {
+        if object.spec.power == Power::Stopped && status.ended_run < object.spec.run {
+            // Stopped before an end was reported: the run is over all the same.
+            status.ended_run = object.spec.run;
+        }
+        return;
+    };
+    if machine.run <= status.ended_run || !has_ended(machine, now) {
+        return;
+    }
+    status.ended_run = machine.run;
+    status.exit = Some(match &machine.guest.exit {
+        Some(exit) => exit.clone(),
+        None if is_boot_overdue(machine, now) && machine.vmm == VmmState::Running => Exit {
+            code: None,
+            message: format!(
+                "the guest did not report its program started within {} s",
+                limits::GUEST_BOOT_DEADLINE.as_secs()
+            ),
+            is_boot_failure: true,
+        },
+        None => Exit {
+            code: None,
+            message: "the guest powered off without reporting how its program ended".to_owned(),
+            is_boot_failure: machine.guest.phase < GuestPhase::Ready,
+        },
+    });
+}
+
+fn record_death(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Timestamp) {
+    let Some(machine) = &seen.machine else { return };
+    let is_new = status.last_death.is_none_or(|death| death.launched_at != machine.launched_at);
+    if machine.vmm == VmmState::Dead && wanted_run(object) == Some(machine.run) && is_new {
+        status.vmm_deaths = status.vmm_deaths.saturating_add(1);
+        status.last_death = Some(VmmDeath { launched_at: machine.launched_at, noticed_at: now });
+    }
+    let stable = SignedDuration::try_from(limits::VMM_STABLE_AFTER).unwrap_or(SignedDuration::MAX);
+    let is_stable = machine.vmm == VmmState::Running && now.duration_since(machine.launched_at) >= stable;
+    if is_stable {
+        status.vmm_deaths = 0;
+    }
+}
+
+/// The wire's word for what is there.
+fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed) -> State {
+    let is_wanted = wanted_run(object).is_some_and(|run| run > status.ended_run);
+    match &seen.machine {
+        None if is_wanted => State::Created,
+        None => State::Stopped,
+        Some(Machine { vmm, guest, .. }) => match vmm {
+            VmmState::Dead if is_wanted => State::Created,
+            VmmState::Dead => State::Stopped,
+            VmmState::Created => State::Created,
+            VmmState::Paused => State::Paused,
+            VmmState::Shutdown => State::Shutdown,
+            VmmState::Unreachable(_) => State::Unknown,
+            VmmState::Running => match guest.phase {
+                GuestPhase::Ready => State::Running,
+                GuestPhase::Exited => State::Shutdown,
+                GuestPhase::Silent | GuestPhase::AwaitingConfig | GuestPhase::Configured => {
+                    State::Initializing
+                }
+            },
+        },
+    }
+}
+
+fn unreachable(seen: &Observed) -> Option<&str> {
+    match seen.machine.as_ref().map(|machine| &machine.vmm) {
+        Some(VmmState::Unreachable(how)) => Some(how),
+        _ => None,
+    }
+}
+
+fn record_times(status: &mut InstanceStatus, next: State, now: Timestamp) {
+    if next == State::Running && status.state != State::Running {
+        status.started_at = Some(now);
+    }
+    let is_end = next == State::Stopped && !matches!(status.state, State::Stopped);
+    if is_end && status.started_at.is_some_and(|started| status.stopped_at.is_none_or(|at| at < started)) {
+        status.stopped_at = Some(now);
+    }
+}
+
+/// A converged host is Ready only when the program runs; being down is said as such, and why.
+fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Timestamp) {
+    let is_down = condition::is_ready(&status.conditions) && status.state != State::Running;
+    if !is_down {
+        return;
+    }
+    let (reason, message) = match &status.exit {
+        _ if object.spec.power == Power::Stopped => (Reason::Stopped, "stopped as wished".to_owned()),
+        Some(exit) if exit.is_boot_failure => (Reason::GuestBootFailed, exit.message.clone()),
+        Some(exit) => (Reason::ProgramExited, exit.message.clone()),
+        None => (Reason::Stopped, "not running".to_owned()),
+    };
+    let is_degraded = reason == Reason::GuestBootFailed;
+    let new = |kind, status| Condition {
+        kind,
+        status,
+        reason,
+        message: message.clone(),
+        observed_generation: object.meta.generation,
+        last_transition_time: now,
+    };
+    // The transition time is that of the condition as it was before this pass.
+    let mut conditions = object.status.conditions.clone();
+    for fresh in std::mem::take(&mut status.conditions) {
+        let replaced = match fresh.kind {
+            ConditionType::Ready => new(ConditionType::Ready, ConditionStatus::False),
+            ConditionType::Degraded if is_degraded => new(ConditionType::Degraded, ConditionStatus::True),
+            ConditionType::Progressing | ConditionType::Degraded => fresh,
+        };
+        condition::set(&mut conditions, replaced);
+    }
+    status.conditions = conditions;
+}

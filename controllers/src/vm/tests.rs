@@ -1,0 +1,398 @@
+//! The life-cycle table as a table, and its properties against a model of a machine.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+use stead_schemas::condition::Reason;
+use stead_schemas::image::ImageConfig;
+use stead_schemas::instance::{
+    Allocated, Exit, Hypervisor, Instance, InstanceSpec, InstanceStatus, Power, State, VmmDeath,
+};
+use stead_schemas::meta::{Meta, Object};
+use stead_schemas::names::{Name, Platform, Uid};
+use stead_schemas::quantity::Bytes;
+
+use super::plan::{argv, plan};
+use super::status::status;
+use super::{Action, Observed, Parts};
+use crate::host::{GuestPhase, GuestView, Machine, VmmState};
+use crate::runtime::{Desired, Outcome, PassEnd, Plan};
+
+fn uid() -> Uid {
+    "tz4a98xxat96iws9zmbrgj3a".parse().expect("valid")
+}
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + seconds).expect("valid")
+}
+
+fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instance> {
+    let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
+    Object {
+        meta: Meta {
+            uid: uid(),
+            name: Name::resource("web").expect("valid"),
+            tags: BTreeMap::new(),
+            generation: 1,
+            resource_version: 1,
+            created_at: at(0),
+            deletion_requested_at: None,
+            finalizers: ["vm".to_owned()].into(),
+            owner: None,
+        },
+        spec: InstanceSpec {
+            image: "alpine".parse().expect("valid"),
+            platform: Platform::LinuxAmd64,
+            vcpus: 1,
+            memory: Bytes(256 << 20),
+            overlay: Bytes(1 << 30),
+            env: BTreeMap::new(),
+            entrypoint: None,
+            cmd: None,
+            has_network: false,
+            hypervisor: Hypervisor::Qemu,
+            skip_guest_agent: false,
+            skip_kernel_headers: false,
+            power,
+            power_since: at(0),
+            run,
+            is_forced: false,
+            allocated: Allocated { image: uid(), disk: uid(), port: None, cid: 3 },
+        },
+        status: InstanceStatus { image_digest: Some(digest), ended_run, ..InstanceStatus::default() },
+    }
+}
+
+fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
+    let pid = (vmm != VmmState::Dead).then_some(7);
+    let guest =
+        GuestView { phase, exit: None, is_shutdown_requested: false, is_exit_acknowledged: false };
+    Machine { owner: uid(), run: 1, vmm, pid, launched_at: at(0), guest }
+}
+
+fn seen(machine: Option<Machine>) -> Observed {
+    let config = ImageConfig { cmd: vec!["/bin/sh".to_owned()], ..ImageConfig::default() };
+    let parts = Parts { image_config: Some(config), is_disk_ready: true, ..Parts::default() };
+    Observed { uid: uid(), machine, has_records: true, parts }
+}
+
+fn name(plan: &Plan<Action>) -> String {
+    match plan {
+        Plan::Converged => "Converged".to_owned(),
+        Plan::Act(actions) => format!("{:?}", actions[0]).split(['(', ' ']).next().unwrap_or("").to_owned(),
+        Plan::Wait(wait) => format!("Wait {:?}", wait.reason),
+        Plan::Refuse(refusal) => format!("Refuse {:?}", refusal.reason),
+    }
+}
+
+#[test]
+fn every_machine_state_has_its_next_step() {
+    use GuestPhase::{AwaitingConfig, Configured, Exited, Ready, Silent};
+    use VmmState::{Created, Dead, Paused, Running, Shutdown};
+    let up = || instance(Power::Running, 1, 0);
+    let stop = || instance(Power::Stopped, 1, 0);
+    let exit = || Some(Exit { code: Some(0), message: String::new(), is_boot_failure: false });
+    let exited = |is_exit_acknowledged| {
+        let mut machine = machine(Running, Exited);
+        machine.guest.exit = exit();
+        machine.guest.is_exit_acknowledged = is_exit_acknowledged;
+        machine
+    };
+    let dead_recorded = || {
+        let mut object = up();
+        object.status.vmm_deaths = 1;
+        object.status.last_death = Some(VmmDeath { launched_at: at(0), noticed_at: at(1) });
+        object
+    };
+    let table = [
+        (up(), None, "Launch"),
+        (up(), Some(machine(Created, Silent)), "Kill"),
+        (up(), Some(machine(Paused, Ready)), "Resume"),
+        (up(), Some(machine(Running, Silent)), "Wait WaitingForGuest"),
+        (up(), Some(machine(Running, AwaitingConfig)), "Configure"),
+        (up(), Some(machine(Running, Configured)), "Wait WaitingForGuest"),
+        (up(), Some(machine(Running, Ready)), "Converged"),
+        (up(), Some(exited(false)), "Wait ProgramExited"),
+        (up(), Some(machine(Shutdown, Ready)), "Wait ProgramExited"),
+        (up(), Some(machine(Dead, Ready)), "Wait VmmDied"),
+        (dead_recorded(), Some(machine(Dead, Ready)), "Release"),
+        (up(), Some(machine(VmmState::Unreachable("no answer".to_owned()), Ready)), "Wait ObservationFailed"),
+        (instance(Power::Running, 1, 1), Some(exited(false)), "AcknowledgeExit"),
+        (instance(Power::Running, 1, 1), Some(exited(true)), "Wait Converging"),
+        (instance(Power::Running, 1, 1), Some(machine(Shutdown, Ready)), "Kill"),
+        (instance(Power::Running, 1, 1), None, "Converged"),
+        (stop(), Some(machine(Running, Ready)), "Shutdown"),
+        (stop(), Some(machine(Running, Silent)), "Kill"),
+        (stop(), Some(machine(Paused, Ready)), "Kill"),
+        (stop(), Some(exited(false)), "Wait ProgramExited"),
+        (stop(), Some(machine(Dead, Ready)), "Release"),
+        (stop(), None, "Converged"),
+        // A machine of an earlier run makes room for the wanted one.
+        (instance(Power::Running, 2, 1), Some(machine(Shutdown, Ready)), "Kill"),
+        (instance(Power::Running, 2, 1), Some(machine(Dead, Ready)), "Release"),
+    ];
+    for (object, machine, expected) in table {
+        let plan = plan(&Desired::Present(&object), &seen(machine.clone()), at(2));
+        assert_eq!(name(&plan), expected, "{:?} {:?}", object.spec.power, machine);
+    }
+}
+
+#[test]
+fn deletion_is_a_plan_toward_nothing() {
+    let mut object = instance(Power::Running, 1, 0);
+    object.meta.deletion_requested_at = Some(at(100));
+    let deleting = |machine, now| name(&plan(&Desired::Absent(Some(&object)), &seen(machine), at(now)));
+    let running = || machine(VmmState::Running, GuestPhase::Ready);
+    assert_eq!(deleting(Some(running()), 101), "Shutdown");
+    assert_eq!(deleting(Some(running()), 110), "Kill", "the grace is over");
+    assert_eq!(deleting(Some(machine(VmmState::Dead, GuestPhase::Ready)), 101), "Release");
+    assert_eq!(deleting(None, 101), "DiscardRecords");
+    let orphan = |machine| name(&plan(&Desired::Absent(None), &seen(machine), at(1)));
+    assert_eq!(orphan(Some(running())), "Kill");
+}
+
+#[test]
+fn a_launch_waits_for_each_part_and_says_for_which() {
+    let object = instance(Power::Running, 1, 0);
+    let waits = |seen: &Observed| name(&plan(&Desired::Present(&object), seen, at(1)));
+    let mut without = seen(None);
+    without.parts.image_config = None;
+    without.parts.image_trouble = Some((Reason::ImageNotFound, "gone".to_owned()));
+    assert_eq!(waits(&without), "Wait ImageNotFound");
+    let mut without = seen(None);
+    without.parts.is_disk_ready = false;
+    assert_eq!(waits(&without), "Wait WaitingForDisk");
+    let mut without = seen(None);
+    without.parts.image_config = Some(ImageConfig::default());
+    assert_eq!(waits(&without), "Refuse ImageInvalid");
+    let mut networked = object.clone();
+    networked.spec.has_network = true;
+    assert_eq!(name(&plan(&Desired::Present(&networked), &seen(None), at(1))), "Wait WaitingForNetwork");
+}
+
+#[test]
+fn repeated_deaths_delay_the_next_start_and_the_first_does_not() {
+    let mut object = instance(Power::Running, 1, 0);
+    let mut planned = |deaths, now| {
+        object.status.vmm_deaths = deaths;
+        object.status.last_death = Some(VmmDeath { launched_at: at(0), noticed_at: at(10) });
+        name(&plan(&Desired::Present(&object), &seen(None), at(now)))
+    };
+    assert_eq!(planned(1, 10), "Launch");
+    assert_eq!(planned(2, 10), "Wait VmmDied");
+    assert_eq!(planned(2, 11), "Launch");
+    assert_eq!(planned(5, 17), "Wait VmmDied");
+    assert_eq!(planned(5, 18), "Launch");
+    assert_eq!(planned(4_000_000_000, 310), "Launch", "the delay has a ceiling");
+}
+
+#[test]
+fn entrypoint_and_cmd_override_as_docker_has_it() {
+    let words = |text: &str| text.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>();
+    let image = ImageConfig { entrypoint: words("/entry"), cmd: words("a b"), ..ImageConfig::default() };
+    let mut spec = instance(Power::Running, 1, 0).spec;
+    let mut run = |entrypoint: Option<&str>, cmd: Option<&str>| {
+        spec.entrypoint = entrypoint.map(words);
+        spec.cmd = cmd.map(words);
+        argv(&spec, &image).join(" ")
+    };
+    assert_eq!(run(None, None), "/entry a b");
+    assert_eq!(run(None, Some("c")), "/entry c");
+    assert_eq!(run(Some("/other"), None), "/other");
+    assert_eq!(run(Some("/other"), Some("c")), "/other c");
+    assert_eq!(run(Some(""), Some("c")), "c");
+}
+
+#[test]
+fn an_end_is_recorded_once_with_its_cause() {
+    let end = PassEnd { now: at(5), outcome: Outcome::Converged };
+    let mut exited = machine(VmmState::Running, GuestPhase::Exited);
+    exited.guest.exit = Some(Exit { code: Some(3), message: "exited".to_owned(), is_boot_failure: false });
+    let first = status(&instance(Power::Running, 1, 0), Some(&seen(Some(exited))), &end);
+    assert_eq!((first.ended_run, first.exit.as_ref().and_then(|exit| exit.code)), (1, Some(3)));
+    let object = Object { status: first.clone(), ..instance(Power::Running, 1, 0) };
+    let second = status(&object, Some(&seen(None)), &end);
+    assert_eq!((second.exit, second.state), (first.exit, State::Stopped));
+    let late = PassEnd { now: at(121), outcome: Outcome::Converged };
+    let silent = Some(seen(Some(machine(VmmState::Running, GuestPhase::Silent))));
+    let timed_out = status(&instance(Power::Running, 1, 0), silent.as_ref(), &late);
+    assert!(timed_out.exit.is_some_and(|exit| exit.is_boot_failure));
+}
+
+#[test]
+fn unknown_is_said_only_while_nothing_can_be_observed_and_with_its_error() {
+    let outcome = Outcome::Failed {
+        kind: crate::host::HostErrorKind::Transient,
+        message: "cannot inspect".to_owned(),
+        attempt: 1,
+    };
+    let end = PassEnd { now: at(5), outcome };
+    let object = instance(Power::Running, 1, 0);
+    let blind = status(&object, None, &end);
+    assert_eq!((blind.state, blind.state_error.as_deref()), (State::Unknown, Some("cannot inspect")));
+    let sighted = status(&Object { status: blind, ..object }, Some(&seen(None)), &end);
+    assert_eq!((sighted.state, sighted.state_error), (State::Created, None));
+}
+
+/// A model of the port: what a machine does when an action is taken, and by itself.
+#[derive(Debug, Clone)]
+struct Model {
+    object: Object<Instance>,
+    machine: Option<Machine>,
+    has_records: bool,
+    now: Timestamp,
+}
+
+impl Model {
+    fn seen(&self) -> Observed {
+        Observed { has_records: self.has_records, ..seen(self.machine.clone()) }
+    }
+
+    fn apply(&mut self, action: &Action) {
+        let machine = self.machine.as_mut();
+        match (action, machine) {
+            (Action::Launch(plan), None) => {
+                let fresh = Machine {
+                    run: plan.run,
+                    launched_at: self.now,
+                    ..super::tests::machine(VmmState::Running, GuestPhase::Silent)
+                };
+                (self.machine, self.has_records) = (Some(fresh), true);
+            }
+            (Action::Configure(..), Some(machine)) => machine.guest.phase = GuestPhase::Configured,
+            (Action::Resume(_), Some(machine)) => machine.vmm = VmmState::Running,
+            (Action::Shutdown(_), Some(machine)) => machine.guest.is_shutdown_requested = true,
+            (Action::AcknowledgeExit(_), Some(machine)) => machine.guest.is_exit_acknowledged = true,
+            (Action::Kill(_), Some(machine)) => (machine.vmm, machine.pid) = (VmmState::Dead, None),
+            (Action::Release(_), Some(machine)) => {
+                assert_eq!(machine.vmm, VmmState::Dead, "only the dead are released");
+                self.machine = None;
+            }
+            (Action::DiscardRecords(_), None) => self.has_records = false,
+            (action, machine) => panic!("{action:?} on {machine:?}"),
+        }
+    }
+
+    /// The guest gets on by itself.
+    fn live(&mut self) {
+        let Some(machine) = &mut self.machine else { return };
+        if machine.vmm != VmmState::Running {
+            return;
+        }
+        let guest = &mut machine.guest;
+        if guest.is_exit_acknowledged {
+            machine.vmm = VmmState::Shutdown;
+        } else if guest.is_shutdown_requested {
+            guest.phase = GuestPhase::Exited;
+            guest.exit = Some(Exit { code: Some(143), message: String::new(), is_boot_failure: false });
+        } else {
+            guest.phase = match guest.phase {
+                GuestPhase::Silent => GuestPhase::AwaitingConfig,
+                GuestPhase::Configured => GuestPhase::Ready,
+                phase => phase,
+            };
+        }
+    }
+
+    /// One pass; only the first `steps` actions are taken, as if the daemon then died. Whether it
+    /// changed anything.
+    fn pass(&mut self, steps: usize) -> bool {
+        let is_deleting = self.object.meta.is_deleting();
+        let desired =
+            if is_deleting { Desired::Absent(Some(&self.object)) } else { Desired::Present(&self.object) };
+        let planned = plan(&desired, &self.seen(), self.now);
+        let outcome = match &planned {
+            Plan::Converged => Outcome::Converged,
+            Plan::Act(_) => Outcome::Acting,
+            Plan::Wait(wait) => Outcome::Waiting(wait.clone()),
+            Plan::Refuse(refusal) => Outcome::Refused(refusal.clone()),
+        };
+        if let Plan::Act(actions) = &planned {
+            actions.iter().take(steps).for_each(|action| self.apply(action));
+        }
+        let end = PassEnd { now: self.now, outcome };
+        let next = status(&self.object, Some(&self.seen()), &end);
+        let changed = next != self.object.status || matches!(planned, Plan::Act(_));
+        self.object.status = next;
+        changed
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..64 {
+            let changed = self.pass(usize::MAX);
+            self.live();
+            self.now = self.now.saturating_add(jiff::SignedDuration::from_secs(1)).expect("in range");
+            let wants_more = self.machine.as_ref().is_some_and(|machine| {
+                machine.vmm != VmmState::Running || machine.guest.phase != GuestPhase::Ready
+            });
+            if !changed && !wants_more {
+                return;
+            }
+        }
+    }
+}
+
+prop_compose! {
+    fn any_machine()(
+        vmm in prop_oneof![
+            Just(VmmState::Created), Just(VmmState::Running), Just(VmmState::Paused),
+            Just(VmmState::Shutdown), Just(VmmState::Dead), Just(VmmState::Unreachable("mute".to_owned())),
+        ],
+        phase in prop_oneof![
+            Just(GuestPhase::Silent), Just(GuestPhase::AwaitingConfig), Just(GuestPhase::Configured),
+            Just(GuestPhase::Ready), Just(GuestPhase::Exited),
+        ],
+        run in 1u64..3,
+        is_shutdown_requested: bool,
+        is_exit_acknowledged: bool,
+        age in 0i64..200,
+    ) -> Machine {
+        let exit = (phase == GuestPhase::Exited)
+            .then(|| Exit { code: Some(1), message: String::new(), is_boot_failure: false });
+        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged };
+        Machine { run, guest, launched_at: at(200 - age), ..machine(vmm, phase) }
+    }
+}
+
+proptest! {
+    #[test]
+    fn from_any_state_every_wish_is_reached_and_stays(
+        machine in proptest::option::of(any_machine()),
+        power in prop_oneof![Just(Power::Running), Just(Power::Stopped)],
+        run in 1u64..3,
+        ended in 0u64..3,
+        is_deleting: bool,
+        is_forced: bool,
+        cut in 0usize..2,
+    ) {
+        let mut object = instance(power, run, ended.min(run));
+        object.spec.is_forced = is_forced;
+        object.spec.power_since = at(195);
+        object.meta.deletion_requested_at = is_deleting.then(|| at(195));
+        let mut model = Model { object, machine, has_records: true, now: at(200) };
+        // The daemon dies within a plan, and plans anew.
+        model.pass(cut);
+        model.settle();
+        let planned = model.pass(usize::MAX);
+        prop_assert!(!planned, "settled: {model:?}");
+        let status = &model.object.status;
+        if is_deleting {
+            prop_assert!(model.machine.is_none() && !model.has_records, "nothing is left: {model:?}");
+        } else if power == Power::Running && status.ended_run < run {
+            let machine = model.machine.as_ref().expect("it shall run");
+            prop_assert_eq!((&machine.vmm, machine.run), (&VmmState::Running, run));
+            prop_assert_eq!(status.state, State::Running);
+        } else {
+            prop_assert!(model.machine.is_none(), "{:?}", model);
+            prop_assert_eq!(status.state, State::Stopped);
+        }
+    }
+}
+
+#[test]
+fn the_boot_deadline_is_longer_than_the_slowest_boot_seen() {
+    // recipes.md: 2 s under TCG; a loaded host was seen to take ten times that.
+    assert!(stead_schemas::limits::GUEST_BOOT_DEADLINE > Duration::from_secs(20));
+}
