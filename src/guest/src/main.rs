@@ -1,3 +1,126 @@
-//! PID 1 and agent inside a Stead VM.
+//! PID 1 inside a Stead VM: brings up the image's root, runs the program, tells how it ended.
+//!
+//! ```text
+//! modules -> control port -> root (overlay) -> [Configure] -> network -> program -> Exit -> [Ack] -> off
+//! ```
+//! Guarantees: every step that fails is reported with its phase and reason as the exit record; the
+//! record is repeated until the host has acknowledged it; the program is executed directly, without
+//! a shell; orphans are reaped.
+//! Never: takes anything on the console as meaning, or leaves the VM up without a word.
 
-fn main() {}
+#![cfg(target_os = "linux")]
+
+mod control;
+mod devices;
+mod network;
+mod program;
+mod root;
+mod user;
+
+use std::fmt::Display;
+use std::io;
+use std::time::Duration;
+
+use rustix::system::{RebootCommand, reboot};
+use stead_schemas::guest::{Config, Phase};
+use stead_schemas::instance::Exit;
+
+/// What failed, and in which phase of the boot.
+#[derive(Debug)]
+pub(crate) struct BootError {
+    phase: &'static str,
+    reason: String,
+}
+
+impl BootError {
+    pub(crate) fn new(phase: &'static str, reason: impl Display) -> Self {
+        Self { phase, reason: reason.to_string() }
+    }
+}
+
+/// How long an exit record waits for its acknowledgement when a host is listening but silent, or
+/// gone: a daemon may be down for an upgrade, and the record exists nowhere else.
+const ACKNOWLEDGE_WAIT: Duration = Duration::from_secs(600);
+
+fn main() {
+    if std::process::id() != 1 {
+        return;
+    }
+    let exit = match boot() {
+        Ok((control, config)) => {
+            let exit = run(&control, &config);
+            finish(&control, exit)
+        }
+        Err((Some(control), error)) => finish(&control, boot_failure(&error)),
+        Err((None, error)) => error,
+    };
+    // Reached only without a control channel: nobody can be told but the console.
+    say(&format!("boot failed in {}: {}", exit.phase, exit.reason));
+    power_off();
+}
+
+type Boot = Result<(control::Control, Config), (Option<control::Control>, BootError)>;
+
+/// Everything before the program, as far as it goes.
+fn boot() -> Boot {
+    devices::mount_early().map_err(|error| (None, error))?;
+    devices::load_modules().map_err(|error| (None, error))?;
+    let port = devices::control_port().map_err(|error| (None, error))?;
+    let control = control::Control::start(port).map_err(|error| (None, error))?;
+    // The root does not depend on the configuration: it is mounted while that travels.
+    let root = root::mount_root();
+    let config = control.wait_for_config();
+    let prepared = root.and_then(|()| prepare(&config));
+    match prepared {
+        Ok(()) => Ok((control, config)),
+        Err(error) => Err((Some(control), error)),
+    }
+}
+
+fn prepare(config: &Config) -> Result<(), BootError> {
+    let hostname = rustix::system::sethostname(config.hostname.as_bytes());
+    hostname.map_err(|error| BootError::new("hostname", error))?;
+    network::configure(config.network.as_ref())?;
+    root::write_names(config)?;
+    root::switch()
+}
+
+/// Starts the program and waits for its end.
+fn run(control: &control::Control, config: &Config) -> Exit {
+    match program::start(config) {
+        Ok(pid) => {
+            control.program_started(pid, config);
+            say("program started");
+            program::wait(pid)
+        }
+        Err(exit) => exit,
+    }
+}
+
+fn finish(control: &control::Control, exit: Exit) -> ! {
+    say(&format!("program ended: {}", exit.message));
+    control.set(Phase::Exited, Some(exit));
+    program::kill_all();
+    control.wait_for_acknowledgement(ACKNOWLEDGE_WAIT);
+    power_off()
+}
+
+fn boot_failure(error: &BootError) -> Exit {
+    let message = format!("{}: {}", error.phase, error.reason);
+    Exit { code: None, message, is_boot_failure: true }
+}
+
+/// A line for people who read the console; it carries no meaning to the host.
+fn say(line: &str) {
+    use io::Write;
+    let _ = writeln!(io::stderr(), "[stead] {line}");
+}
+
+fn power_off() -> ! {
+    rustix::fs::sync();
+    root::settle();
+    let _ = reboot(RebootCommand::PowerOff);
+    loop {
+        std::thread::park();
+    }
+}

@@ -1,0 +1,190 @@
+//! The program: started directly, waited for, and its end told in the words users know.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::{fmt::Write as _, os::fd::AsFd};
+
+use rustix::process::{Pid, Signal, WaitOptions, wait as wait_any};
+use stead_schemas::guest::Config;
+use stead_schemas::instance::Exit;
+
+use crate::user::{self, User};
+
+/// As Docker and shells have it.
+const NOT_FOUND: i32 = 127;
+const NOT_EXECUTABLE: i32 = 126;
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Starts the program in a session of its own, with the console as its terminal-less stdio.
+pub(crate) fn start(config: &Config) -> Result<Pid, Exit> {
+    let user = user::look_up(&config.user).map_err(|reason| not_started(None, &format!("user: {reason}")))?;
+    let (name, arguments) =
+        config.argv.split_first().ok_or_else(|| not_started(Some(NOT_FOUND), "no program given"))?;
+    let directory = if config.working_dir.is_empty() { "/" } else { &config.working_dir };
+    // Docker makes a missing working directory.
+    let _ = fs::create_dir_all(directory);
+    std::env::set_current_dir(directory)
+        .map_err(|error| not_started(Some(NOT_EXECUTABLE), &format!("working directory {directory}: {error}")))?;
+    let console = console().map_err(|error| not_started(None, &format!("console: {error}")))?;
+    let clone = || console.try_clone().map_or_else(|_| Stdio::null(), Stdio::from);
+    let mut command = Command::new(name);
+    command.args(arguments).env_clear().envs(environment(config, &user)).current_dir(directory);
+    command.stdin(Stdio::null()).stdout(clone()).stderr(clone());
+    become_user(&mut command, user);
+    match command.spawn() {
+        // Not waited for through this handle: PID 1 reaps everything in one place.
+        Ok(child) => Ok(Pid::from_child(&child)),
+        Err(error) => Err(start_failure(name, &error)),
+    }
+}
+
+#[expect(unsafe_code, reason = "pre_exec is the one way to drop groups and to make a session")]
+fn become_user(command: &mut Command, user: User) {
+    let groups: Vec<rustix::process::Gid> =
+        user.groups.iter().map(|&gid| rustix::process::Gid::from_raw(gid)).collect();
+    let drop_rights = move || -> io::Result<()> {
+        rustix::process::setsid()?;
+        rustix::thread::set_thread_groups(&groups)?;
+        let gid = rustix::process::Gid::from_raw(user.gid);
+        let uid = rustix::process::Uid::from_raw(user.uid);
+        rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+        Ok(())
+    };
+    // SAFETY: runs between fork and exec in the child, which has one thread; the closure only makes
+    // system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(drop_rights);
+    }
+}
+
+/// Image and instance variables win over the defaults that Docker sets.
+fn environment(config: &Config, user: &User) -> Vec<(String, String)> {
+    let given = &config.env;
+    let defaults = [("PATH", DEFAULT_PATH), ("HOME", user.home.as_str()), ("HOSTNAME", config.hostname.as_str())];
+    let defaults = defaults
+        .into_iter()
+        .filter(|(key, _)| !given.contains_key(*key))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()));
+    defaults.chain(given.iter().map(|(key, value)| (key.clone(), value.0.clone()))).collect()
+}
+
+/// The console, with output as the program writes it: no carriage returns added.
+fn console() -> io::Result<File> {
+    let console = File::options().read(true).write(true).open("/dev/console")?;
+    if let Ok(mut attributes) = rustix::termios::tcgetattr(console.as_fd()) {
+        attributes.output_modes.remove(rustix::termios::OutputModes::OPOST);
+        let _ = rustix::termios::tcsetattr(console.as_fd(), rustix::termios::OptionalActions::Now, &attributes);
+    }
+    Ok(console)
+}
+
+fn not_started(code: Option<i32>, message: &str) -> Exit {
+    Exit { code, message: message.to_owned(), is_boot_failure: code.is_none() }
+}
+
+fn start_failure(name: &str, error: &io::Error) -> Exit {
+    match error.kind() {
+        io::ErrorKind::NotFound => not_started(Some(NOT_FOUND), &format!("command not found: {name}")),
+        _ => not_started(Some(NOT_EXECUTABLE), &format!("command cannot be executed: {name}: {error}")),
+    }
+}
+
+/// Reaps everything until the program itself has ended.
+pub(crate) fn wait(program: Pid) -> Exit {
+    loop {
+        match wait_any(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == program => {
+                if let Some(signal) = status.terminating_signal() {
+                    return killed(program, signal);
+                }
+                let code = status.exit_status().unwrap_or(-1);
+                return Exit { code: Some(code), message: describe(code), is_boot_failure: false };
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                let message = format!("the program's end was lost: {error}");
+                return Exit { code: None, message, is_boot_failure: false };
+            }
+        }
+    }
+}
+
+fn describe(code: i32) -> String {
+    match code {
+        NOT_FOUND => "exited with code 127 (command not found)".to_owned(),
+        NOT_EXECUTABLE => "exited with code 126 (command cannot be executed)".to_owned(),
+        code => format!("exited with code {code}"),
+    }
+}
+
+fn killed(program: Pid, signal: i32) -> Exit {
+    let mut message = format!("killed by signal {signal} ({})", signal_name(signal));
+    if signal == Signal::KILL.as_raw() && was_out_of_memory(program) {
+        let _ = write!(message, " - OOM");
+    }
+    Exit { code: Some(128 + signal), message, is_boot_failure: false }
+}
+
+/// The kernel's own log names the process that the OOM killer took.
+fn was_out_of_memory(program: Pid) -> bool {
+    let mut options = File::options();
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        &mut options,
+        i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0),
+    );
+    let Ok(mut log) = options.read(true).open("/dev/kmsg") else { return false };
+    let needle = format!("Killed process {} ", program.as_raw_nonzero());
+    // A record never exceeds this; reading one at a time, the whole ring is bounded by the kernel.
+    let mut record = [0u8; 8192];
+    loop {
+        match log.read(&mut record) {
+            Ok(0) => return false,
+            Ok(count) if String::from_utf8_lossy(&record[..count]).contains(&needle) => return true,
+            Ok(_) => {}
+            // Overwritten while reading: go on with the next.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PIPE.raw_os_error()) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// What is left of the program's processes ends with it.
+pub(crate) fn kill_all() {
+    let Ok(entries) = fs::read_dir("/proc") else { return };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    for pid in pids.filter(|&pid| pid > 1).filter_map(Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+}
+
+const SIGNALS: [(&str, Signal); 12] = [
+    ("SIGHUP", Signal::HUP),
+    ("SIGINT", Signal::INT),
+    ("SIGQUIT", Signal::QUIT),
+    ("SIGABRT", Signal::ABORT),
+    ("SIGBUS", Signal::BUS),
+    ("SIGFPE", Signal::FPE),
+    ("SIGKILL", Signal::KILL),
+    ("SIGUSR1", Signal::USR1),
+    ("SIGSEGV", Signal::SEGV),
+    ("SIGUSR2", Signal::USR2),
+    ("SIGPIPE", Signal::PIPE),
+    ("SIGTERM", Signal::TERM),
+];
+
+fn signal_name(raw: i32) -> String {
+    let known = SIGNALS.iter().find(|(_, signal)| signal.as_raw() == raw);
+    known.map_or_else(|| format!("signal {raw}"), |(name, _)| (*name).to_owned())
+}
+
+/// The image's stop signal by name or number; SIGTERM when it says nothing usable.
+pub(crate) fn signal(word: Option<&str>) -> Signal {
+    let word = word.unwrap_or("SIGTERM").trim();
+    let name = if word.starts_with("SIG") { word.to_owned() } else { format!("SIG{word}") };
+    let by_name = SIGNALS.iter().find(|(known, _)| *known == name).map(|(_, signal)| *signal);
+    let by_number = || word.parse().ok().and_then(Signal::from_named_raw);
+    by_name.or_else(by_number).unwrap_or(Signal::TERM)
+}

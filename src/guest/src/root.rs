@@ -1,0 +1,131 @@
+//! The program's root: the image read-only below, the instance's ext4 disk above.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, unmount};
+use stead_schemas::guest::Config;
+
+use crate::BootError;
+use crate::devices::wait_for;
+
+const NEW_ROOT: &str = "/newroot";
+/// The image, then the overlay's disk: the order of the VMM's command line.
+const IMAGE_DEVICE: &str = "/dev/vda";
+const OVERLAY_DEVICE: &str = "/dev/vdb";
+
+fn failed<'a, E: std::fmt::Display>(what: &'a str) -> impl FnOnce(E) -> BootError + 'a {
+    move |error| BootError::new("root", format!("{what}: {error}"))
+}
+
+/// Mounts image and overlay, and the file systems that a Linux program expects.
+pub(crate) fn mount_root() -> Result<(), BootError> {
+    for dir in ["/lower", "/upper", NEW_ROOT] {
+        fs::create_dir_all(dir).map_err(failed(dir))?;
+    }
+    for device in [IMAGE_DEVICE, OVERLAY_DEVICE] {
+        wait_for("a disk", || Path::new(device).exists().then_some(()))?;
+    }
+    mount_image()?;
+    mount(OVERLAY_DEVICE, "/upper", "ext4", MountFlags::NOATIME, None).map_err(failed("overlay disk"))?;
+    for dir in ["/upper/upper", "/upper/work"] {
+        fs::create_dir_all(dir).map_err(failed(dir))?;
+    }
+    fs::set_permissions("/upper/upper", fs::Permissions::from_mode(0o755)).map_err(failed("overlay disk"))?;
+    let options = c"lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work";
+    mount("overlay", NEW_ROOT, "overlay", MountFlags::empty(), Some(options)).map_err(failed("overlay"))?;
+    mount_kernel_file_systems()
+}
+
+/// The format is told by trying: both are accepted.
+fn mount_image() -> Result<(), BootError> {
+    let mut last = None;
+    for kind in ["squashfs", "erofs"] {
+        match mount_ro(kind) {
+            Ok(()) => return Ok(()),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(BootError::new("root", format!("image disk: {}", last.map_or_else(String::new, |e| e.to_string()))))
+}
+
+fn mount_ro(kind: &str) -> rustix::io::Result<()> {
+    mount(IMAGE_DEVICE, "/lower", kind, MountFlags::RDONLY, None)
+}
+
+fn mount_kernel_file_systems() -> Result<(), BootError> {
+    let strict = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
+    let at = |dir: &str| format!("{NEW_ROOT}{dir}");
+    for dir in ["/proc", "/sys", "/dev", "/run", "/tmp", "/etc"] {
+        fs::create_dir_all(at(dir)).map_err(failed(dir))?;
+    }
+    let mounts = [
+        ("proc", "/proc", "proc", strict, None),
+        ("sys", "/sys", "sysfs", strict, None),
+        ("dev", "/dev", "devtmpfs", MountFlags::NOSUID, None),
+        ("devpts", "/dev/pts", "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, Some(c"mode=0620,ptmxmode=0666,gid=5")),
+        ("shm", "/dev/shm", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=1777")),
+        ("mqueue", "/dev/mqueue", "mqueue", strict, None),
+        ("run", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755")),
+        ("cgroup", "/sys/fs/cgroup", "cgroup2", strict, None),
+    ];
+    for (source, dir, kind, flags, options) in mounts {
+        let _ = fs::create_dir_all(at(dir));
+        match mount(source, at(dir).as_str(), kind, flags, options) {
+            Ok(()) => {}
+            // Not every kernel has these two; programs that need them say so themselves.
+            Err(_) if matches!(kind, "mqueue" | "cgroup2") => {}
+            Err(error) => return Err(failed(dir)(error)),
+        }
+    }
+    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+        let _ = std::os::unix::fs::symlink(target, at("/dev/") + link);
+    }
+    Ok(())
+}
+
+/// resolv.conf, hosts and hostname, as container runtimes hand them.
+pub(crate) fn write_names(config: &Config) -> Result<(), BootError> {
+    let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    let mut resolv = String::new();
+    if let Some(network) = &config.network {
+        hosts.push_str(&format!("{}\t{}\n", network.address, config.hostname));
+        network.dns.iter().for_each(|server| resolv.push_str(&format!("nameserver {server}\n")));
+        write("/etc/resolv.conf", &resolv)?;
+    } else {
+        hosts.push_str(&format!("127.0.1.1\t{}\n", config.hostname));
+    }
+    write("/etc/hosts", &hosts)?;
+    write("/etc/hostname", &format!("{}\n", config.hostname))
+}
+
+/// Replaces a file of the new root: a symbolic link of the image is not followed.
+fn write(path: &str, text: &str) -> Result<(), BootError> {
+    let path = format!("{NEW_ROOT}{path}");
+    let _ = fs::remove_file(&path);
+    fs::write(&path, text).map_err(failed(&path))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(failed(&path))
+}
+
+/// Makes the new root the root; what the initrd held is freed.
+pub(crate) fn switch() -> Result<(), BootError> {
+    for dir in ["/dev", "/sys", "/proc"] {
+        unmount(dir, UnmountFlags::DETACH).map_err(failed(dir))?;
+    }
+    let _ = fs::remove_file("/init");
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).or(Ok(())).map_err(
+        |error: rustix::io::Errno| BootError::new("root", format!("propagation: {error}")),
+    )?;
+    std::env::set_current_dir(NEW_ROOT).map_err(failed("change directory"))?;
+    mount_move(".", "/").map_err(failed("move"))?;
+    rustix::process::chroot(".").map_err(failed("change root"))?;
+    std::env::set_current_dir("/").map_err(failed("change directory"))
+}
+
+/// Before power-off: what was written is on the disk, and the disk is clean if nothing holds it.
+pub(crate) fn settle() {
+    use rustix::mount::mount_remount;
+    let _ = mount_remount("/", MountFlags::RDONLY, "");
+    rustix::fs::sync();
+}
