@@ -16,10 +16,10 @@ use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Port};
 use stead_schemas::quantity::Bytes;
 
+use crate::host::{Disks, Firewall, Images, Links, Machines};
 use crate::host::{
     FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, PortRule, VmmState,
 };
-use crate::host::{Disks, Firewall, Images, Links, Machines};
 use crate::store::Store;
 
 use std::sync::Arc;
@@ -102,7 +102,11 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
     unique(&mut broken, "tap", ports().map(|port| port.spec.tap.clone()));
     unique(&mut broken, "guest cid", records.instances.iter().map(|instance| instance.spec.allocated.cid));
     unique(&mut broken, "live image name", live(&records.images).map(|image| image.meta.name.clone()));
-    unique(&mut broken, "live instance name", live(&records.instances).map(|object| object.meta.name.clone()));
+    unique(
+        &mut broken,
+        "live instance name",
+        live(&records.instances).map(|object| object.meta.name.clone()),
+    );
     unique(&mut broken, "process", host.machines.values().filter_map(|machine| machine.pid));
     for instance in &records.instances {
         let status = &instance.status;
@@ -206,7 +210,13 @@ fn check_disks(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
         broken.push(format!("disks recorded {recorded:?}, on the host {:?}", host.disks));
     }
     for disk in &records.disks {
-        check_owner(broken, records, Disk::NAME, &disk.meta.uid, disk.meta.owner.as_ref().map(|owner| &owner.uid));
+        check_owner(
+            broken,
+            records,
+            Disk::NAME,
+            &disk.meta.uid,
+            disk.meta.owner.as_ref().map(|owner| &owner.uid),
+        );
         check_ready(broken, Disk::NAME, &disk.meta.uid, &disk.status.conditions);
     }
 }
@@ -251,7 +261,13 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
         if !is_good {
             broken.push(format!("tap of port {} is {tap:?}", port.meta.uid));
         }
-        check_owner(broken, records, Port::NAME, &port.meta.uid, port.meta.owner.as_ref().map(|owner| &owner.uid));
+        check_owner(
+            broken,
+            records,
+            Port::NAME,
+            &port.meta.uid,
+            port.meta.owner.as_ref().map(|owner| &owner.uid),
+        );
         check_ready(broken, Port::NAME, &port.meta.uid, &port.status.conditions);
     }
     for link in &host.links {

@@ -167,7 +167,8 @@ impl Decoder {
         loop {
             self.skip_to_magic();
             let header: &[u8; HEADER_BYTES] = self.buffer.first_chunk()?;
-            let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+            let word =
+                |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
             let length = usize::try_from(word(4)).unwrap_or(usize::MAX);
             if length > PAYLOAD_BYTES_MAX {
                 // A lie or a chance magic: this one is not a frame.

@@ -72,7 +72,9 @@ async fn unreferenced<I: Images>(
 ) -> Result<Vec<Digest>, HostError> {
     let mut on_disk: BTreeSet<Digest> = reconciler.images.list().await?.into_iter().collect();
     // A pull that never completed has no root file system yet, but blobs.
-    on_disk.extend(object.filter(|object| object.meta.is_deleting()).and_then(|object| object.status.digest.clone()));
+    on_disk.extend(
+        object.filter(|object| object.meta.is_deleting()).and_then(|object| object.status.digest.clone()),
+    );
     for image in reconciler.store.list::<Image>() {
         if image.meta.is_deleting() {
             continue;

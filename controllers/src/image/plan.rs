@@ -11,19 +11,19 @@ use super::{Action, Observed};
 use crate::host::Layer;
 use crate::runtime::{Desired, Plan, Refusal, Wait};
 
-pub(super) fn plan(desired: &Desired<'_, Image>, seen: &Observed, _now: Timestamp) -> Plan<Action> {
+pub(super) fn plan(desired: &Desired<'_, Image>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     let garbage = seen.unreferenced.iter().take(limits::PLAN_STEPS_MAX / 2);
     let removals: Vec<Action> = garbage.map(|digest| Action::Remove { digest: digest.clone() }).collect();
     match desired {
         _ if !removals.is_empty() => Plan::Act(removals),
         Desired::Absent(_) => Plan::Converged,
-        Desired::Present(object) => plan_present(object, seen),
+        Desired::Present(object) => plan_present(object, seen, now),
     }
 }
 
-fn plan_present(object: &Object<Image>, seen: &Observed) -> Plan<Action> {
+fn plan_present(object: &Object<Image>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     let Some(digest) = &seen.digest else {
-        return wait("the registry is being asked");
+        return wait("the registry is being asked", None);
     };
     if seen.stored.is_some() {
         return Plan::Converged;
@@ -33,14 +33,14 @@ fn plan_present(object: &Object<Image>, seen: &Observed) -> Plan<Action> {
         return Plan::Refuse(Refusal { reason: Reason::ImageNotFound, message });
     }
     if recorded(object) != Some(digest) {
-        // The status of this pass records it; the write wakes the next one.
-        return wait("recording what the reference means");
+        // The status of this pass records it; a status write does not wake its own kind.
+        return wait("recording what the reference means", Some(now));
     }
     if seen.job.is_some() {
-        return wait("the image is being fetched or converted");
+        return wait("the image is being fetched or converted", None);
     }
     let Some(manifest) = &seen.manifest else {
-        return wait("the manifest is being fetched");
+        return wait("the manifest is being fetched", None);
     };
     let digest = digest.clone();
     if manifest.layers.iter().all(is_present) {
@@ -54,6 +54,6 @@ fn is_present(layer: &Layer) -> bool {
     layer.present >= layer.size
 }
 
-fn wait(message: &str) -> Plan<Action> {
-    Plan::Wait(Wait { reason: Reason::Converging, message: message.to_owned(), until: None })
+fn wait(message: &str, until: Option<Timestamp>) -> Plan<Action> {
+    Plan::Wait(Wait { reason: Reason::Converging, message: message.to_owned(), until })
 }

@@ -34,12 +34,7 @@ fn image(recorded: Option<char>) -> Object<Image> {
             finalizers: ["image".to_owned()].into(),
             owner: None,
         },
-        spec: ImageSpec {
-            reference,
-            platform: Platform::LinuxAmd64,
-            source: ImageSource::Registry,
-            pull: 1,
-        },
+        spec: ImageSpec { reference, platform: Platform::LinuxAmd64, source: ImageSource::Registry, pull: 1 },
         status: ImageStatus {
             digest: recorded.map(digest),
             resolved_pull: u64::from(recorded.is_some()),

@@ -69,8 +69,12 @@ impl World {
             }
             Drift::DeleteTap | Drift::DeleteBridge => {
                 let kind = if drift == Drift::DeleteTap { LinkKind::Tap } else { LinkKind::Bridge };
-                let names: Vec<LinkName> =
-                    state.links.values().filter(|link| link.kind == kind).map(|link| link.name.clone()).collect();
+                let names: Vec<LinkName> = state
+                    .links
+                    .values()
+                    .filter(|link| link.kind == kind)
+                    .map(|link| link.name.clone())
+                    .collect();
                 if let Some(name) = names.get(pick % names.len().max(1)) {
                     state.remove_link(name);
                 }

@@ -54,8 +54,12 @@ impl State {
     /// Jobs that have ended by now leave their result.
     fn settle(&mut self) {
         let now = Instant::now();
-        let ended: Vec<Digest> =
-            self.jobs.iter().filter(|(_, job)| job.ends_at <= now).map(|(digest, _)| digest.clone()).collect();
+        let ended: Vec<Digest> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| job.ends_at <= now)
+            .map(|(digest, _)| digest.clone())
+            .collect();
         for digest in ended {
             let Some(job) = self.jobs.remove(&digest) else { continue };
             let Some(manifest) = self.manifests.get_mut(&digest) else { continue };

@@ -8,9 +8,7 @@ use stead_schemas::instance::Exit;
 use stead_schemas::names::Uid;
 
 use super::World;
-use crate::host::{
-    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, VmmState,
-};
+use crate::host::{GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, VmmState};
 use crate::runtime::Clock;
 
 /// A VMM process, or what it left.
@@ -159,13 +157,15 @@ impl Machines for World {
             if !state.stored.contains_key(&plan.rootfs) || !state.disks.contains_key(&plan.overlay) {
                 return Err(refuse(HostErrorKind::Missing, "a disk is not there"));
             }
-            let is_tap_missing = plan.network.as_ref().is_some_and(|card| !state.links.contains_key(&card.tap));
+            let is_tap_missing =
+                plan.network.as_ref().is_some_and(|card| !state.links.contains_key(&card.tap));
             if is_tap_missing {
                 return Err(refuse(HostErrorKind::Missing, "the tap is not there"));
             }
             state.next_pid += 1;
             // A crash between spawn and start leaves a process whose vCPUs never ran.
-            let vmm = if state.rng.chance(state.faults.after) { VmmState::Created } else { VmmState::Running };
+            let vmm =
+                if state.rng.chance(state.faults.after) { VmmState::Created } else { VmmState::Running };
             state.records.insert(plan.owner.clone());
             state.machines.insert(
                 plan.owner.clone(),

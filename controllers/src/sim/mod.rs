@@ -118,11 +118,7 @@ impl World {
             firewall: state.tables.iter().map(|(name, table)| (name.clone(), table.seen())).collect(),
             disks: state.disks.clone(),
             images: state.stored.keys().cloned().collect(),
-            machines: state
-                .machines
-                .iter()
-                .map(|(uid, vmm)| (uid.clone(), vmm.seen(uid, now)))
-                .collect(),
+            machines: state.machines.iter().map(|(uid, vmm)| (uid.clone(), vmm.seen(uid, now))).collect(),
             records: state.records.clone(),
         }
     }

@@ -91,9 +91,8 @@ fn image(image: Option<&Object<Image>>) -> (Option<Digest>, Option<(Reason, Stri
             (Reason::WaitingForImage, format!("image {} is {word}", image.meta.name))
         }
         ImagePhase::Failed => {
-            let reason =
-                condition::find(&image.status.conditions, condition::ConditionType::Ready)
-                    .map_or(Reason::WaitingForImage, |ready| ready.reason);
+            let reason = condition::find(&image.status.conditions, condition::ConditionType::Ready)
+                .map_or(Reason::WaitingForImage, |ready| ready.reason);
             let error = image.status.error.clone().unwrap_or_default();
             (reason, format!("image {} failed: {error}", image.meta.name))
         }

@@ -58,10 +58,11 @@ fn boot_deadline(machine: &Machine) -> Timestamp {
 fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timestamp) -> Plan<Action> {
     let parts = &seen.parts;
     let Some(digest) = &object.status.image_digest else {
-        // Pinned by the status of this pass; the write wakes the next one.
+        // Pinned by the status of this pass.
         return match &parts.image_trouble {
             Some((reason, message)) => wait(*reason, message.clone(), None),
-            None => wait(Reason::WaitingForImage, "recording the image's content", None),
+            // A status write does not wake its own kind: the next pass is asked for here.
+            None => wait(Reason::WaitingForImage, "recording the image's content", Some(now)),
         };
     };
     let Some(config) = &parts.image_config else {
@@ -105,10 +106,10 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
         VmmState::Paused => act(Action::Resume(uid())),
         VmmState::Dead => match &object.status.last_death {
             Some(death) if death.launched_at == machine.launched_at => act(Action::Release(uid())),
-            _ => wait(Reason::VmmDied, "recording the death of the VMM", None),
+            _ => wait(Reason::VmmDied, "recording the death of the VMM", Some(now)),
         },
         VmmState::Unreachable(_) => plan_unreachable(object, machine, now),
-        _ if has_ended(machine, now) => wait(Reason::ProgramExited, "recording the program's end", None),
+        _ if has_ended(machine, now) => wait(Reason::ProgramExited, "recording the program's end", Some(now)),
         VmmState::Shutdown => act(Action::Kill(uid())),
         VmmState::Running => match machine.guest.phase {
             GuestPhase::Ready => Plan::Converged,
@@ -151,7 +152,7 @@ fn plan_graceful(object: &Object<Instance>, machine: &Machine, now: Timestamp) -
     if guest.exit.is_some() {
         let is_recorded = object.meta.is_deleting() || object.status.ended_run >= machine.run;
         return match (is_recorded, guest.is_exit_acknowledged) {
-            (false, _) => wait(Reason::ProgramExited, "recording the program's end", Some(deadline)),
+            (false, _) => wait(Reason::ProgramExited, "recording the program's end", Some(now)),
             (true, false) => act(Action::AcknowledgeExit(uid())),
             (true, true) => wait(Reason::Converging, "the guest is powering off", Some(deadline)),
         };

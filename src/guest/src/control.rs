@@ -165,8 +165,10 @@ impl Control {
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             Timespec::try_from(left).unwrap_or_default()
         });
-        let mut fds =
-            [PollFd::from_borrowed_fd(port.as_fd(), interest), PollFd::from_borrowed_fd(self.0.wake.as_fd(), PollFlags::IN)];
+        let mut fds = [
+            PollFd::from_borrowed_fd(port.as_fd(), interest),
+            PollFd::from_borrowed_fd(self.0.wake.as_fd(), PollFlags::IN),
+        ];
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => fds[0].revents(),
             Err(_) => PollFlags::empty(),

@@ -33,7 +33,8 @@ const NLMSG_ERROR: u16 = 2;
 
 /// Brings up loopback, and the interface when the instance has one.
 pub(crate) fn configure(network: Option<&NetworkConfig>) -> Result<(), BootError> {
-    let failed = |what: &'static str| move |reason: String| BootError::new("network", format!("{what}: {reason}"));
+    let failed =
+        |what: &'static str| move |reason: String| BootError::new("network", format!("{what}: {reason}"));
     let socket = open().map_err(|error| BootError::new("network", error))?;
     link_up(&socket, index("lo").unwrap_or(1)).map_err(failed("loopback"))?;
     let Some(network) = network else { return Ok(()) };

@@ -25,8 +25,9 @@ pub(crate) fn start(config: &Config) -> Result<Pid, Exit> {
     let directory = if config.working_dir.is_empty() { "/" } else { &config.working_dir };
     // Docker makes a missing working directory.
     let _ = fs::create_dir_all(directory);
-    std::env::set_current_dir(directory)
-        .map_err(|error| not_started(Some(NOT_EXECUTABLE), &format!("working directory {directory}: {error}")))?;
+    std::env::set_current_dir(directory).map_err(|error| {
+        not_started(Some(NOT_EXECUTABLE), &format!("working directory {directory}: {error}"))
+    })?;
     let console = console().map_err(|error| not_started(None, &format!("console: {error}")))?;
     let clone = || console.try_clone().map_or_else(|_| Stdio::null(), Stdio::from);
     let mut command = Command::new(name);
@@ -63,7 +64,8 @@ fn become_user(command: &mut Command, user: User) {
 /// Image and instance variables win over the defaults that Docker sets.
 fn environment(config: &Config, user: &User) -> Vec<(String, String)> {
     let given = &config.env;
-    let defaults = [("PATH", DEFAULT_PATH), ("HOME", user.home.as_str()), ("HOSTNAME", config.hostname.as_str())];
+    let defaults =
+        [("PATH", DEFAULT_PATH), ("HOME", user.home.as_str()), ("HOSTNAME", config.hostname.as_str())];
     let defaults = defaults
         .into_iter()
         .filter(|(key, _)| !given.contains_key(*key))
@@ -76,7 +78,8 @@ fn console() -> io::Result<File> {
     let console = File::options().read(true).write(true).open("/dev/console")?;
     if let Ok(mut attributes) = rustix::termios::tcgetattr(console.as_fd()) {
         attributes.output_modes.remove(rustix::termios::OutputModes::OPOST);
-        let _ = rustix::termios::tcsetattr(console.as_fd(), rustix::termios::OptionalActions::Now, &attributes);
+        let _ =
+            rustix::termios::tcsetattr(console.as_fd(), rustix::termios::OptionalActions::Now, &attributes);
     }
     Ok(console)
 }

@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, unmount,
+};
 use stead_schemas::guest::Config;
 
 use crate::BootError;
@@ -64,7 +66,13 @@ fn mount_kernel_file_systems() -> Result<(), BootError> {
         ("proc", "/proc", "proc", strict, None),
         ("sys", "/sys", "sysfs", strict, None),
         ("dev", "/dev", "devtmpfs", MountFlags::NOSUID, None),
-        ("devpts", "/dev/pts", "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, Some(c"mode=0620,ptmxmode=0666,gid=5")),
+        (
+            "devpts",
+            "/dev/pts",
+            "devpts",
+            MountFlags::NOSUID | MountFlags::NOEXEC,
+            Some(c"mode=0620,ptmxmode=0666,gid=5"),
+        ),
         ("shm", "/dev/shm", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=1777")),
         ("mqueue", "/dev/mqueue", "mqueue", strict, None),
         ("run", "/run", "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755")),
@@ -79,7 +87,8 @@ fn mount_kernel_file_systems() -> Result<(), BootError> {
             Err(error) => return Err(failed(dir)(error)),
         }
     }
-    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
+    {
         let _ = std::os::unix::fs::symlink(target, at("/dev/") + link);
     }
     Ok(())
@@ -114,9 +123,9 @@ pub(crate) fn switch() -> Result<(), BootError> {
         unmount(dir, UnmountFlags::DETACH).map_err(failed(dir))?;
     }
     let _ = fs::remove_file("/init");
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).or(Ok(())).map_err(
-        |error: rustix::io::Errno| BootError::new("root", format!("propagation: {error}")),
-    )?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .or(Ok(()))
+        .map_err(|error: rustix::io::Errno| BootError::new("root", format!("propagation: {error}")))?;
     std::env::set_current_dir(NEW_ROOT).map_err(failed("change directory"))?;
     mount_move(".", "/").map_err(failed("move"))?;
     rustix::process::chroot(".").map_err(failed("change root"))?;

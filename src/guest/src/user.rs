@@ -38,7 +38,8 @@ fn resolve(word: &str, passwd: &str, group: &str) -> Result<User, String> {
     let uid = uid.ok_or_else(|| format!("unable to find user {user}: no matching entry in /etc/passwd"))?;
     let name = entry.as_ref().map(|fields| fields[0]);
     let primary = entry.as_ref().and_then(|fields| number(fields[3])).unwrap_or(0);
-    let groups = || group.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4);
+    let groups =
+        || group.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4);
     let gid = match group_word.filter(|word| !word.is_empty()) {
         None => primary,
         Some(word) => groups()
@@ -51,7 +52,8 @@ fn resolve(word: &str, passwd: &str, group: &str) -> Result<User, String> {
     let memberships = groups()
         .filter(|fields| name.is_some_and(|name| fields[3].split(',').any(|member| member == name)))
         .filter_map(|fields| number(fields[2]));
-    let groups = if group_word.is_some() { vec![gid] } else { std::iter::once(gid).chain(memberships).collect() };
+    let groups =
+        if group_word.is_some() { vec![gid] } else { std::iter::once(gid).chain(memberships).collect() };
     let home = entry.map_or("/", |fields| fields[5]);
     let home = if home.is_empty() { "/" } else { home };
     Ok(User { uid, gid, groups, home: home.to_owned() })

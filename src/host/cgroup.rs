@@ -1,0 +1,72 @@
+//! Control groups: each VMM in one of its own, where the host allows it.
+//!
+//! Version 2 first, else the version 1 hierarchies that are mounted. The group is a mark and a
+//! place for accounting; a host without writable groups runs VMs all the same, and says so in
+//! `GET /capabilities` by [`Cgroups::is_enforced`].
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The hierarchies we make groups in.
+#[derive(Debug)]
+pub struct Cgroups {
+    parents: Vec<PathBuf>,
+}
+
+const VERSION_1: [&str; 3] = ["memory", "cpu", "pids"];
+
+impl Cgroups {
+    /// Finds what this host offers; groups of this scope go below `stead-SCOPE`.
+    #[must_use]
+    pub fn probe(scope: &str) -> Self {
+        let root = Path::new("/sys/fs/cgroup");
+        let mounts = if root.join("cgroup.controllers").exists() {
+            vec![root.to_owned()]
+        } else {
+            VERSION_1
+                .iter()
+                .map(|controller| root.join(controller))
+                .filter(|dir| dir.join("cgroup.procs").exists())
+                .collect()
+        };
+        let parents = mounts.into_iter().map(|mount| mount.join(format!("stead-{scope}")));
+        Self { parents: parents.filter(|parent| fs::create_dir_all(parent).is_ok()).collect() }
+    }
+
+    /// At least one hierarchy takes our groups.
+    #[must_use]
+    pub fn is_enforced(&self) -> bool {
+        !self.parents.is_empty()
+    }
+
+    /// Puts a process into the group of this name, in every hierarchy.
+    pub(crate) fn enter(&self, name: &str, pid: u32) -> io::Result<()> {
+        for parent in &self.parents {
+            let group = parent.join(name);
+            fs::create_dir_all(&group)?;
+            fs::write(group.join("cgroup.procs"), pid.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Removes the group of this name; one that still has processes stays, and is an error.
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        for parent in &self.parents {
+            match fs::remove_dir(parent.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cgroups {
+    /// The scope's own directories go with the last VM; others stay, being in use.
+    fn drop(&mut self) {
+        for parent in &self.parents {
+            let _ = fs::remove_dir(parent);
+        }
+    }
+}

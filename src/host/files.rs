@@ -1,0 +1,22 @@
+//! Files that are whole or absent: temporary name, content, fsync, rename, fsync of the directory.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use stead_controllers::host::{HostError, HostErrorKind};
+
+/// Writes the file so that no crash leaves half of it.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), HostError> {
+    let failed = |error| HostError::io("write", path.display().to_string(), error);
+    let no_parent = || HostError::new(HostErrorKind::Permanent, "write", path.display().to_string());
+    let parent = path.parent().ok_or_else(no_parent)?;
+    fs::create_dir_all(parent).map_err(failed)?;
+    let mut file = tempfile::NamedTempFile::new_in(parent).map_err(failed)?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)
+}

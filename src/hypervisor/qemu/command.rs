@@ -1,0 +1,84 @@
+//! The command line of one VM: a pure function of plan and places.
+
+use std::path::Path;
+
+use stead_controllers::host::LaunchPlan;
+use stead_schemas::guest::CONTROL_PORT;
+
+use super::places::Places;
+use crate::host::kernel::Kernel;
+use crate::hypervisor::Accelerator;
+
+/// Everything a command line is made of besides the plan.
+#[derive(Debug)]
+pub(super) struct Ingredients<'a> {
+    pub(super) kernel: &'a Kernel,
+    pub(super) initrd: &'a Path,
+    pub(super) rootfs: &'a Path,
+    pub(super) overlay: &'a Path,
+    pub(super) accelerator: Accelerator,
+}
+
+/// The guest kernel's: console on the serial port, no retries of a dead boot, plain device names.
+const KERNEL_COMMAND_LINE: &str =
+    "console=ttyS0 quiet loglevel=3 panic=-1 reboot=triple net.ifnames=0 random.trust_cpu=on rdinit=/init";
+
+/// The text that marks a process as the VMM of this machine; found again in `/proc/PID/cmdline`.
+pub(super) fn mark(places: &Places) -> String {
+    format!("unix:{},server=on,wait=off", escaped(&places.monitor()))
+}
+
+/// Arguments, the program's name not among them.
+pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'_>) -> Vec<String> {
+    let mut line = Vec::new();
+    let mut add = |words: &[&str]| line.extend(words.iter().map(|word| (*word).to_owned()));
+    let cpu = match from.accelerator {
+        Accelerator::Kvm => "host",
+        Accelerator::Tcg => "max",
+    };
+    let machine = format!("q35,accel={},smm=off,vmport=off,usb=off", from.accelerator.as_str());
+    add(&["-name", &format!("guest={},debug-threads=on", plan.owner)]);
+    add(&["-machine", &machine, "-cpu", cpu]);
+    add(&["-m", &format!("{}M", plan.memory.mib_ceil()), "-smp", &plan.vcpus.to_string()]);
+    // -no-shutdown: a guest that powers off leaves the process in run state `shutdown`, which tells
+    // it apart from a VMM that was killed, even to a daemon that was not there.
+    add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-no-shutdown"]);
+    add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    add(&["-daemonize", "-pidfile", &places.pidfile().display().to_string()]);
+    add(&["-qmp", &mark(places)]);
+    add(&["-kernel", &from.kernel.vmlinux.display().to_string()]);
+    add(&["-initrd", &from.initrd.display().to_string(), "-append", KERNEL_COMMAND_LINE]);
+    add(&["-chardev", &format!("file,id=console,path={},append=on", escaped(&places.console_log()))]);
+    add(&["-serial", "chardev:console"]);
+    add(&["-device", "virtio-serial-pci,max_ports=2"]);
+    add(&["-chardev", &format!("socket,id=control,path={},server=on,wait=off", escaped(&places.control()))]);
+    add(&["-device", &format!("virtserialport,chardev=control,name={CONTROL_PORT},nr=1")]);
+    add(&["-device", "virtio-rng-pci"]);
+    add_disk(&mut add, "root", from.rootfs, true);
+    add_disk(&mut add, "overlay", from.overlay, false);
+    if let Some(card) = &plan.network {
+        add(&["-netdev", &format!("tap,id=net,ifname={},script=no,downscript=no", card.tap)]);
+        // No option ROM: nothing boots from the network.
+        add(&["-device", &format!("virtio-net-pci,netdev=net,mac={},romfile=", card.mac)]);
+    }
+    line
+}
+
+fn add_disk(add: &mut impl FnMut(&[&str]), name: &str, path: &Path, is_read_only: bool) {
+    let read_only = if is_read_only { "on" } else { "off" };
+    let file = escaped(path);
+    add(&[
+        "-blockdev",
+        &format!("driver=file,node-name={name}-file,filename={file},read-only={read_only},discard=unmap"),
+    ]);
+    add(&[
+        "-blockdev",
+        &format!("driver=raw,node-name={name},file={name}-file,read-only={read_only},discard=unmap"),
+    ]);
+    add(&["-device", &format!("virtio-blk-pci,drive={name}")]);
+}
+
+/// A path within a comma-separated option: commas are doubled.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}

@@ -1,0 +1,371 @@
+//! QEMU behind the port `Machines`.
+//!
+//! Guarantees: a VMM daemonizes itself, so it is nobody's child and outlives the daemon; it is
+//! found again by its runtime directory, and meant by pid, start time and boot id; what `inspect`
+//! tells is the present truth, from the kernel, from QMP and from the guest.
+//! Cancel/crash: `launch` writes its record before it spawns; a process that was spawned and not
+//! recorded is found by its command line.
+
+mod command;
+mod control;
+mod monitor;
+mod places;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use stead_controllers::host::{
+    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, VmmState,
+};
+use stead_schemas::guest::{self, ToGuest, Token};
+use stead_schemas::names::{Digest, Uid};
+use tokio::task::JoinHandle;
+
+use self::control::Control;
+use self::monitor::Monitor;
+use self::places::{Places, Record};
+use crate::host::cgroup::Cgroups;
+use crate::host::kernel::Kernel;
+use crate::host::process::Identity;
+use crate::hypervisor::{Accelerator, Changed};
+
+/// What the driver has to know.
+pub struct QemuConfig {
+    pub binary: PathBuf,
+    pub run_dir: PathBuf,
+    pub data_dir: PathBuf,
+    pub kernel: Kernel,
+    pub initrd: PathBuf,
+    pub accelerator: Accelerator,
+    pub cgroups: Cgroups,
+    /// Where the root file system of a digest and the disk of an owner are.
+    pub rootfs: Box<dyn Fn(&Digest) -> PathBuf + Send + Sync>,
+    pub disk: Box<dyn Fn(&Uid) -> PathBuf + Send + Sync>,
+    pub changed: Changed,
+}
+
+/// The driver; clones share their connections.
+#[derive(Clone)]
+pub struct Qemu {
+    config: Arc<QemuConfig>,
+    attached: Arc<Mutex<BTreeMap<Uid, Arc<Attached>>>>,
+}
+
+impl std::fmt::Debug for Qemu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Qemu").field("run_dir", &self.config.run_dir).finish_non_exhaustive()
+    }
+}
+
+/// Connections to one live VM.
+struct Attached {
+    identity: Identity,
+    control: Control,
+    monitor: tokio::sync::Mutex<Option<Monitor>>,
+    exit_watch: JoinHandle<()>,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.exit_watch.abort();
+    }
+}
+
+/// Until QEMU has made its sockets and detached itself; a second under load.
+const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
+
+impl Qemu {
+    /// Looks at nothing yet: machines of an earlier daemon are attached when they are inspected.
+    #[must_use]
+    pub fn new(config: QemuConfig) -> Self {
+        Self { config: Arc::new(config), attached: Arc::default() }
+    }
+
+    #[must_use]
+    pub fn accelerator(&self) -> Accelerator {
+        self.config.accelerator
+    }
+
+    /// The console's log of an instance.
+    #[must_use]
+    pub fn console_log(data_dir: &Path, owner: &Uid) -> PathBuf {
+        Places::new(Path::new(""), data_dir, owner).console_log()
+    }
+
+    fn places(&self, owner: &Uid) -> Places {
+        Places::new(&self.config.run_dir, &self.config.data_dir, owner)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uid, Arc<Attached>>> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find_attached(&self, owner: &Uid) -> Result<Arc<Attached>, HostError> {
+        let missing = || HostError::new(HostErrorKind::Missing, "reach the VM of", owner.as_str());
+        self.lock().get(owner).cloned().ok_or_else(missing)
+    }
+
+    /// Connects to a live process, once.
+    fn attach(&self, owner: &Uid, record: &Record, identity: &Identity) -> Result<Arc<Attached>, HostError> {
+        let mut attached = self.lock();
+        if let Some(old) = attached.get(owner).filter(|old| old.identity == *identity) {
+            return Ok(old.clone());
+        }
+        let places = self.places(owner);
+        let changed = self.config.changed.clone();
+        let pidfd =
+            identity.open().map_err(|error| HostError::io("watch the VM of", owner.as_str(), error))?;
+        let exit_watch = tokio::spawn({
+            let (owner, changed) = (owner.clone(), changed.clone());
+            async move {
+                if let Some(pidfd) = pidfd {
+                    pidfd.exited().await;
+                }
+                changed(&owner);
+            }
+        });
+        let control = Control::start(places.control(), owner.clone(), record.token.clone(), changed);
+        let new = Arc::new(Attached {
+            identity: identity.clone(),
+            control,
+            monitor: tokio::sync::Mutex::new(None),
+            exit_watch,
+        });
+        attached.insert(owner.clone(), new.clone());
+        Ok(new)
+    }
+
+    async fn vmm_state(&self, owner: &Uid, attached: &Attached) -> VmmState {
+        let mut monitor = attached.monitor.lock().await;
+        if monitor.is_none() {
+            match Monitor::connect(&self.places(owner).monitor(), owner, &self.config.changed).await {
+                Ok(connected) => *monitor = Some(connected),
+                Err(error) => return VmmState::Unreachable(error),
+            }
+        }
+        let Some(connected) = monitor.as_ref() else { return VmmState::Unreachable(String::new()) };
+        match connected.state().await {
+            Ok(state) => state,
+            Err(error) => {
+                *monitor = None;
+                VmmState::Unreachable(error)
+            }
+        }
+    }
+
+    /// Starts the process; it has detached itself and made its sockets when this answers `Ok`.
+    async fn spawn(&self, plan: &LaunchPlan, places: &Places) -> Result<Identity, HostError> {
+        let config = &self.config;
+        let ingredients = command::Ingredients {
+            kernel: &config.kernel,
+            initrd: &config.initrd,
+            rootfs: &(config.rootfs)(&plan.rootfs),
+            overlay: &(config.disk)(&plan.overlay),
+            accelerator: config.accelerator,
+        };
+        let failed = |error| HostError::io("start a VMM for", plan.owner.as_str(), error);
+        let log = fs::File::options().create(true).append(true).open(places.vmm_log()).map_err(failed)?;
+        let child = tokio::process::Command::new(&config.binary)
+            .args(command::arguments(plan, places, &ingredients))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().map_err(failed)?)
+            .stderr(log)
+            .kill_on_drop(false)
+            .spawn();
+        let mut child = child.map_err(failed)?;
+        let late = || HostError::new(HostErrorKind::Transient, "start a VMM for", plan.owner.as_str());
+        let status = tokio::time::timeout(SPAWN_DEADLINE, child.wait()).await.map_err(|_| late())?;
+        let status = status.map_err(failed)?;
+        if !status.success() {
+            return Err(late().because(last_line(&places.vmm_log())));
+        }
+        let pid = fs::read_to_string(places.pidfile()).map_err(failed)?;
+        let identity = pid.trim().parse().ok().and_then(Identity::of);
+        identity.ok_or_else(|| late().because(last_line(&places.vmm_log())))
+    }
+}
+
+impl Machines for Qemu {
+    async fn list(&self) -> Result<Vec<Uid>, HostError> {
+        let mut owners = uids_in(&self.config.run_dir.join("vm"))?;
+        owners.extend(uids_in(&self.config.data_dir.join("logs"))?);
+        owners.sort();
+        owners.dedup();
+        Ok(owners)
+    }
+
+    async fn inspect(&self, owner: &Uid) -> Result<Option<Machine>, HostError> {
+        let places = self.places(owner);
+        let Some(record) = Record::read(&places)? else {
+            self.lock().remove(owner);
+            return Ok(None);
+        };
+        let mut machine = Machine {
+            owner: owner.clone(),
+            run: record.run,
+            vmm: VmmState::Dead,
+            pid: None,
+            launched_at: record.launched_at,
+            guest: silent(),
+        };
+        if let Some(identity) = record.process(&places) {
+            let attached = self.attach(owner, &record, &identity)?;
+            machine.pid = Some(identity.pid);
+            machine.vmm = self.vmm_state(owner, &attached).await;
+            machine.guest = attached.control.view();
+        } else if let Some(attached) = self.lock().get(owner) {
+            // What the guest said last is still true of a VMM that just died.
+            machine.guest = attached.control.view();
+        }
+        Ok(Some(machine))
+    }
+
+    async fn has_records(&self, owner: &Uid) -> Result<bool, HostError> {
+        Ok(self.places(owner).logs.exists())
+    }
+
+    async fn launch(&self, plan: &LaunchPlan) -> Result<(), HostError> {
+        let places = self.places(&plan.owner);
+        let failed = |error| HostError::io("prepare a VM for", plan.owner.as_str(), error);
+        if Record::read(&places)?.is_some() {
+            return Err(HostError::new(
+                HostErrorKind::Conflict,
+                "launch over the VM of",
+                plan.owner.as_str(),
+            ));
+        }
+        for dir in [places.runtime(), &places.logs] {
+            make_private_dir(dir).map_err(failed)?;
+        }
+        let mut record = Record {
+            run: plan.run,
+            token: new_token().map_err(failed)?,
+            launched_at: Timestamp::now(),
+            identity: None,
+        };
+        record.write(&places)?;
+        let identity = self.spawn(plan, &places).await?;
+        record.identity = Some(identity.clone());
+        record.write(&places)?;
+        // The group is a mark and accounting: a host that refuses it still runs the VM.
+        if let Err(error) = self.config.cgroups.enter(plan.owner.as_str(), identity.pid) {
+            tracing::warn!(owner = %plan.owner, %error, "the VMM is in no control group of its own");
+        }
+        self.attach(&plan.owner, &record, &identity).map(drop)
+    }
+
+    async fn configure(&self, owner: &Uid, config: &guest::Config) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        let token = attached.control.token().clone();
+        let request = ToGuest::Configure { token, config: Box::new(config.clone()) };
+        let asked = attached.control.ask(request, |view| view.phase = view.phase.max(GuestPhase::Configured));
+        asked.map_err(|why| {
+            HostError::new(HostErrorKind::Transient, "configure the guest of", owner.as_str()).because(why)
+        })
+    }
+
+    async fn shutdown(&self, owner: &Uid) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        let request = ToGuest::Shutdown { token: attached.control.token().clone() };
+        let asked = attached.control.ask(request, |view| view.is_shutdown_requested = true);
+        asked.map_err(|why| {
+            HostError::new(HostErrorKind::Transient, "shut down the guest of", owner.as_str()).because(why)
+        })
+    }
+
+    async fn acknowledge_exit(&self, owner: &Uid) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        let request = ToGuest::AcknowledgeExit { token: attached.control.token().clone() };
+        let asked = attached.control.ask(request, |view| view.is_exit_acknowledged = true);
+        asked.map_err(|why| {
+            HostError::new(HostErrorKind::Transient, "answer the guest of", owner.as_str()).because(why)
+        })
+    }
+
+    async fn resume(&self, owner: &Uid) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        let failed = |why: String| {
+            HostError::new(HostErrorKind::Transient, "resume the VM of", owner.as_str()).because(why)
+        };
+        let monitor = attached.monitor.lock().await;
+        let connected = monitor.as_ref().ok_or_else(|| failed("no connection".to_owned()))?;
+        connected.resume().await.map_err(failed)
+    }
+
+    async fn kill(&self, owner: &Uid) -> Result<(), HostError> {
+        let places = self.places(owner);
+        let Some(record) = Record::read(&places)? else { return Ok(()) };
+        match record.process(&places) {
+            Some(identity) => identity.kill().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn release(&self, owner: &Uid) -> Result<(), HostError> {
+        let places = self.places(owner);
+        if Record::read(&places)?.is_some_and(|record| record.process(&places).is_some()) {
+            return Err(HostError::new(HostErrorKind::Conflict, "release the living VM of", owner.as_str()));
+        }
+        self.lock().remove(owner);
+        let failed = |error| HostError::io("release the VM of", owner.as_str(), error);
+        self.config.cgroups.remove(owner.as_str()).map_err(failed)?;
+        remove_dir(places.runtime()).map_err(failed)
+    }
+
+    async fn discard_records(&self, owner: &Uid) -> Result<(), HostError> {
+        let logs = self.places(owner).logs;
+        remove_dir(&logs).map_err(|error| HostError::io("discard the logs of", owner.as_str(), error))
+    }
+}
+
+fn silent() -> GuestView {
+    GuestView {
+        phase: GuestPhase::Silent,
+        exit: None,
+        is_shutdown_requested: false,
+        is_exit_acknowledged: false,
+    }
+}
+
+fn uids_in(dir: &Path) -> Result<Vec<Uid>, HostError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(HostError::io("list", dir.display().to_string(), error)),
+    };
+    // Names that are no uid are not ours.
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+fn make_private_dir(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn new_token() -> io::Result<Token> {
+    let mut bytes = [0u8; 16];
+    io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(Token(hex::encode(bytes)))
+}
+
+/// What a program that failed said last.
+fn last_line(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let tail = &text[text.len().saturating_sub(4096)..];
+    let text = String::from_utf8_lossy(tail).into_owned();
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+}

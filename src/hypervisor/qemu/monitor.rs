@@ -1,0 +1,98 @@
+//! QMP: the run state, a few commands, and events as hints.
+//!
+//! One connection, kept; QEMU serves one client at a time. Every exchange has a deadline: a stopped
+//! process accepts and never answers.
+
+use std::path::Path;
+use std::time::Duration;
+
+use qapi::futures::{QapiService, QmpStreamTokio};
+use qapi::qmp;
+use stead_controllers::host::VmmState;
+use stead_schemas::names::Uid;
+use tokio::io::WriteHalf;
+use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
+
+use crate::hypervisor::Changed;
+
+/// QEMU answers in a millisecond; a host in trouble gets this.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+type Service = QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>;
+
+/// A negotiated connection.
+pub(super) struct Monitor {
+    service: Service,
+    events: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Monitor").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.events.abort();
+    }
+}
+
+impl Monitor {
+    pub(super) async fn connect(socket: &Path, owner: &Uid, changed: &Changed) -> Result<Self, String> {
+        let connected = within(async {
+            let negotiation = QmpStreamTokio::open_uds(socket).await.map_err(|error| error.to_string())?;
+            negotiation.negotiate().await.map_err(|error| error.to_string())
+        })
+        .await?;
+        let (service, mut events) = connected.into_parts();
+        let (owner, changed) = (owner.clone(), changed.clone());
+        let events = tokio::spawn(async move {
+            use futures::StreamExt;
+            while let Some(Ok(_)) = events.next().await {
+                changed(&owner);
+            }
+            changed(&owner);
+        });
+        Ok(Self { service, events })
+    }
+
+    pub(super) async fn state(&self) -> Result<VmmState, String> {
+        let status = within(async {
+            self.service.execute(qmp::query_status {}).await.map_err(|error| error.to_string())
+        })
+        .await?;
+        Ok(state_of(status.status))
+    }
+
+    pub(super) async fn resume(&self) -> Result<(), String> {
+        within(async { self.service.execute(qmp::cont {}).await.map_err(|error| error.to_string()) })
+            .await
+            .map(drop)
+    }
+}
+
+async fn within<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let answer = tokio::time::timeout(DEADLINE, work).await;
+    answer.unwrap_or_else(|_| Err(format!("no answer within {} s", DEADLINE.as_secs())))
+}
+
+fn state_of(state: qmp::RunState) -> VmmState {
+    use qmp::RunState as Run;
+    match state {
+        Run::running | Run::suspended => VmmState::Running,
+        Run::prelaunch | Run::inmigrate | Run::preconfig => VmmState::Created,
+        Run::paused
+        | Run::debug
+        | Run::save_vm
+        | Run::restore_vm
+        | Run::postmigrate
+        | Run::finish_migrate
+        | Run::colo => VmmState::Paused,
+        // Nothing runs any more and nothing will: the process only waits to be ended.
+        Run::shutdown | Run::guest_panicked | Run::internal_error | Run::io_error | Run::watchdog => {
+            VmmState::Shutdown
+        }
+    }
+}

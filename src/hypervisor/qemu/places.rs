@@ -1,0 +1,97 @@
+//! Where things of one VM are, and the record that finds its process again.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use stead_controllers::host::HostError;
+use stead_schemas::guest::Token;
+use stead_schemas::names::Uid;
+
+use super::command;
+use crate::host::files;
+use crate::host::process::{self, Identity};
+
+/// Directories of one VM.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
+    /// On tmpfs by default: a reboot empties it. 0700, and so are the sockets in it.
+    runtime: PathBuf,
+    /// Outlives the VM; goes with the instance.
+    pub(super) logs: PathBuf,
+}
+
+impl Places {
+    pub(super) fn new(run_dir: &Path, data_dir: &Path, owner: &Uid) -> Self {
+        Self {
+            runtime: run_dir.join("vm").join(owner.as_str()),
+            logs: data_dir.join("logs").join(owner.as_str()),
+        }
+    }
+    pub(super) fn runtime(&self) -> &Path {
+        &self.runtime
+    }
+    pub(super) fn record(&self) -> PathBuf {
+        self.runtime.join("machine.json")
+    }
+    pub(super) fn monitor(&self) -> PathBuf {
+        self.runtime.join("qmp.sock")
+    }
+    pub(super) fn control(&self) -> PathBuf {
+        self.runtime.join("control.sock")
+    }
+    pub(super) fn pidfile(&self) -> PathBuf {
+        self.runtime.join("pid")
+    }
+    pub(super) fn console_log(&self) -> PathBuf {
+        self.logs.join("app.log")
+    }
+    pub(super) fn vmm_log(&self) -> PathBuf {
+        self.logs.join("vmm.log")
+    }
+}
+
+/// Written before the process is spawned, and again when its identity is known.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) run: u64,
+    pub(super) token: Token,
+    pub(super) launched_at: Timestamp,
+    pub(super) identity: Option<Identity>,
+}
+
+impl Record {
+    pub(super) fn write(&self, places: &Places) -> Result<(), HostError> {
+        let bytes = serde_json::to_vec(self).unwrap_or_default();
+        files::write_whole(&places.record(), &bytes, 0o600)
+    }
+
+    /// `None` when there is no runtime directory. A directory whose record a crash kept from being
+    /// written stands for a machine that never was: run 0, no process.
+    pub(super) fn read(places: &Places) -> Result<Option<Self>, HostError> {
+        let path = places.record();
+        match fs::read(&path) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).unwrap_or_else(|_| Self::never_was()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(places.runtime.exists().then(Self::never_was))
+            }
+            Err(error) => Err(HostError::io("read", path.display().to_string(), error)),
+        }
+    }
+
+    fn never_was() -> Self {
+        Self { run: 0, token: Token(String::new()), launched_at: Timestamp::UNIX_EPOCH, identity: None }
+    }
+
+    /// The live process of this machine. One that a crash kept from being recorded is found by its
+    /// pid file, else by its command line: it may still be starting.
+    pub(super) fn process(&self, places: &Places) -> Option<Identity> {
+        if let Some(identity) = &self.identity {
+            return identity.is_alive().then(|| identity.clone());
+        }
+        let mark = command::mark(places);
+        process::find_by_argument(|argument| argument == mark).into_iter().find_map(Identity::of)
+    }
+}
