@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -43,7 +44,7 @@ impl Identity {
         let Some(pid) = raw else { return Ok(None) };
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
             // Checked after opening: from here on the descriptor means this process.
-            Ok(fd) if self.is_alive() => Ok(Some(Pidfd(AsyncFd::with_interest(fd, Interest::READABLE)?))),
+            Ok(fd) if self.is_alive() => register(fd).map(Some),
             Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -63,9 +64,17 @@ impl Identity {
     }
 }
 
+#[expect(unsafe_code, reason = "tokio cannot know that a descriptor stays the same")]
+fn register(fd: OwnedFd) -> io::Result<Pidfd> {
+    // SAFETY: an OwnedFd is open and means the same file until it is dropped, which the AsyncFd
+    // that owns it does after it has deregistered it.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    Ok(Pidfd(registered?))
+}
+
 /// Watches one process, ours or not.
 #[derive(Debug)]
-pub(crate) struct Pidfd(AsyncFd<std::os::fd::OwnedFd>);
+pub(crate) struct Pidfd(AsyncFd<OwnedFd>);
 
 impl Pidfd {
     /// Returns when the process has ended. May be dropped and asked again.

@@ -44,7 +44,6 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
     // it apart from a VMM that was killed, even to a daemon that was not there.
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-no-shutdown"]);
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    add(&["-daemonize", "-pidfile", &places.pidfile().display().to_string()]);
     add(&["-qmp", &mark(places)]);
     add(&["-kernel", &from.kernel.vmlinux.display().to_string()]);
     add(&["-initrd", &from.initrd.display().to_string(), "-append", KERNEL_COMMAND_LINE]);

@@ -1,8 +1,7 @@
 //! QEMU behind the port `Machines`.
 //!
-//! Guarantees: a VMM daemonizes itself, so it is nobody's child and outlives the daemon; it is
-//! found again by its runtime directory, and meant by pid, start time and boot id; what `inspect`
-//! tells is the present truth, from the kernel, from QMP and from the guest.
+//! Guarantees: a VMM has a session of its own and outlives the daemon; it is found again by its
+//! runtime directory, and meant by pid, start time and boot id; what `inspect` tells is the present truth, from the kernel, from QMP and from the guest.
 //! Cancel/crash: `launch` writes its record before it spawns; a process that was spawned and not
 //! recorded is found by its command line.
 
@@ -57,6 +56,12 @@ pub struct Qemu {
     attached: Arc<Mutex<BTreeMap<Uid, Arc<Attached>>>>,
 }
 
+impl std::fmt::Debug for QemuConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QemuConfig").field("run_dir", &self.run_dir).finish_non_exhaustive()
+    }
+}
+
 impl std::fmt::Debug for Qemu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Qemu").field("run_dir", &self.config.run_dir).finish_non_exhaustive()
@@ -77,8 +82,9 @@ impl Drop for Attached {
     }
 }
 
-/// Until QEMU has made its sockets and detached itself; a second under load.
-const SPAWN_DEADLINE: Duration = Duration::from_secs(30);
+/// Until QEMU answers on its monitor: 30 ms, a second under load.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+const START_POLL: Duration = Duration::from_millis(2);
 
 impl Qemu {
     /// Looks at nothing yet: machines of an earlier daemon are attached when they are inspected.
@@ -159,8 +165,8 @@ impl Qemu {
         }
     }
 
-    /// Starts the process; it has detached itself and made its sockets when this answers `Ok`.
-    async fn spawn(&self, plan: &LaunchPlan, places: &Places) -> Result<Identity, HostError> {
+    /// Starts the process, in a session of its own.
+    fn spawn(&self, plan: &LaunchPlan, places: &Places) -> Result<tokio::process::Child, HostError> {
         let config = &self.config;
         let ingredients = command::Ingredients {
             kernel: &config.kernel,
@@ -171,24 +177,52 @@ impl Qemu {
         };
         let failed = |error| HostError::io("start a VMM for", plan.owner.as_str(), error);
         let log = fs::File::options().create(true).append(true).open(places.vmm_log()).map_err(failed)?;
-        let child = tokio::process::Command::new(&config.binary)
-            .args(command::arguments(plan, places, &ingredients))
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().map_err(failed)?)
-            .stderr(log)
-            .kill_on_drop(false)
-            .spawn();
-        let mut child = child.map_err(failed)?;
-        let late = || HostError::new(HostErrorKind::Transient, "start a VMM for", plan.owner.as_str());
-        let status = tokio::time::timeout(SPAWN_DEADLINE, child.wait()).await.map_err(|_| late())?;
-        let status = status.map_err(failed)?;
-        if !status.success() {
-            return Err(late().because(last_line(&places.vmm_log())));
+        let mut command = tokio::process::Command::new(&config.binary);
+        command.args(command::arguments(plan, places, &ingredients)).current_dir("/").kill_on_drop(false);
+        command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
+        in_own_session(&mut command);
+        command.spawn().map_err(failed)
+    }
+
+    /// Waits until the VMM answers on its monitor, or has ended.
+    async fn await_start(
+        &self,
+        owner: &Uid,
+        child: &mut tokio::process::Child,
+        attached: &Attached,
+    ) -> Result<(), HostError> {
+        let failed = |why: String| {
+            HostError::new(HostErrorKind::Transient, "start a VMM for", owner.as_str()).because(why)
+        };
+        let socket = self.places(owner).monitor();
+        let answers = async {
+            // The socket appears within milliseconds; there is no event to wait for.
+            while !socket.exists() {
+                tokio::time::sleep(START_POLL).await;
+            }
+            self.vmm_state(owner, attached).await
+        };
+        tokio::select! {
+            biased;
+            status = child.wait() => {
+                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                Err(failed(format!("{status}: {}", last_line(&self.places(owner).vmm_log()))))
+            }
+            state = tokio::time::timeout(START_DEADLINE, answers) => match state {
+                Ok(VmmState::Unreachable(why)) => Err(failed(why)),
+                Ok(_) => Ok(()),
+                Err(_) => Err(failed(format!("no answer within {} s", START_DEADLINE.as_secs()))),
+            },
         }
-        let pid = fs::read_to_string(places.pidfile()).map_err(failed)?;
-        let identity = pid.trim().parse().ok().and_then(Identity::of);
-        identity.ok_or_else(|| late().because(last_line(&places.vmm_log())))
+    }
+}
+
+#[expect(unsafe_code, reason = "pre_exec is the one way to make a session")]
+fn in_own_session(command: &mut tokio::process::Command) {
+    // SAFETY: runs between fork and exec in the child, which has one thread; it makes one system
+    // call and allocates nothing.
+    unsafe {
+        command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from));
     }
 }
 
@@ -251,14 +285,21 @@ impl Machines for Qemu {
             identity: None,
         };
         record.write(&places)?;
-        let identity = self.spawn(plan, &places).await?;
+        let mut child = self.spawn(plan, &places)?;
+        let identity = child.id().and_then(Identity::of);
+        let Some(identity) = identity else {
+            let died = HostError::new(HostErrorKind::Transient, "start a VMM for", plan.owner.as_str());
+            return Err(died.because(last_line(&places.vmm_log())));
+        };
         record.identity = Some(identity.clone());
         record.write(&places)?;
         // The group is a mark and accounting: a host that refuses it still runs the VM.
         if let Err(error) = self.config.cgroups.enter(plan.owner.as_str(), identity.pid) {
             tracing::warn!(owner = %plan.owner, %error, "the VMM is in no control group of its own");
         }
-        self.attach(&plan.owner, &record, &identity).map(drop)
+        let attached = self.attach(&plan.owner, &record, &identity)?;
+        // The child is then left alone; the runtime reaps it when it ends while this daemon lives.
+        self.await_start(&plan.owner, &mut child, &attached).await
     }
 
     async fn configure(&self, owner: &Uid, config: &guest::Config) -> Result<(), HostError> {

@@ -82,7 +82,7 @@ fn state_of(state: qmp::RunState) -> VmmState {
     use qmp::RunState as Run;
     match state {
         Run::running | Run::suspended => VmmState::Running,
-        Run::prelaunch | Run::inmigrate | Run::preconfig => VmmState::Created,
+        Run::prelaunch | Run::inmigrate => VmmState::Created,
         Run::paused
         | Run::debug
         | Run::save_vm

@@ -42,9 +42,6 @@ impl Places {
     pub(super) fn control(&self) -> PathBuf {
         self.runtime.join("control.sock")
     }
-    pub(super) fn pidfile(&self) -> PathBuf {
-        self.runtime.join("pid")
-    }
     pub(super) fn console_log(&self) -> PathBuf {
         self.logs.join("app.log")
     }
@@ -86,7 +83,7 @@ impl Record {
     }
 
     /// The live process of this machine. One that a crash kept from being recorded is found by its
-    /// pid file, else by its command line: it may still be starting.
+    /// command line.
     pub(super) fn process(&self, places: &Places) -> Option<Identity> {
         if let Some(identity) = &self.identity {
             return identity.is_alive().then(|| identity.clone());

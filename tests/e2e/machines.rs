@@ -1,0 +1,174 @@
+//! The port `Machines` on real QEMU: boot, configuration, exits, death, adoption.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use stead::host::cgroup::Cgroups;
+use stead::host::initrd;
+use stead::hypervisor::Accelerator;
+use stead::hypervisor::qemu::{Qemu, QemuConfig};
+use stead_controllers::host::{GuestPhase, HostErrorKind, LaunchPlan, Machine, Machines, VmmState};
+use stead_schemas::guest::Config;
+use stead_schemas::instance::Secret;
+use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
+
+use crate::stage::{Stage, busybox_root, kernel, overlay, uid, until};
+
+const BOOT: Duration = Duration::from_secs(60);
+const MOMENT: Duration = Duration::from_secs(15);
+
+struct Bench {
+    stage: Stage,
+    rootfs: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let stage = Stage::new();
+        let rootfs = busybox_root(&stage);
+        Self { stage, rootfs }
+    }
+
+    /// A driver as a daemon makes it; a second one stands for the daemon after a restart.
+    fn driver(&self) -> Qemu {
+        let cache = self.stage.path("cache");
+        let kernel = kernel(&cache);
+        let initrd = initrd::assemble(&kernel.modules, &cache).expect("assembled");
+        let (rootfs, disks) = (self.rootfs.clone(), self.stage.path("disks"));
+        Qemu::new(QemuConfig {
+            binary: "qemu-system-x86_64".into(),
+            run_dir: self.stage.path("run"),
+            data_dir: self.stage.path("data"),
+            kernel,
+            initrd,
+            accelerator: Accelerator::probe(),
+            cgroups: Cgroups::probe("e2e"),
+            rootfs: Box::new(move |_| rootfs.clone()),
+            disk: Box::new(move |owner| disks.join(owner.as_str())),
+            changed: Arc::new(|_| {}),
+        })
+    }
+
+    fn plan(&self, owner: &Uid) -> LaunchPlan {
+        overlay(&self.stage.path("disks").join(owner.as_str()));
+        LaunchPlan {
+            owner: owner.clone(),
+            run: 1,
+            vcpus: 1,
+            memory: Bytes(192 << 20),
+            rootfs: format!("sha256:{}", "0".repeat(64)).parse().expect("valid"),
+            overlay: owner.clone(),
+            cid: 3,
+            network: None,
+        }
+    }
+
+    fn console(&self, owner: &Uid) -> String {
+        let log = Qemu::console_log(&self.stage.path("data"), owner);
+        String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
+    }
+}
+
+fn config(argv: &[&str]) -> Config {
+    Config {
+        hostname: "box".to_owned(),
+        argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+        env: BTreeMap::from([("GREETING".to_owned(), Secret("hello".to_owned()))]),
+        working_dir: String::new(),
+        user: String::new(),
+        stop_signal: None,
+        shutdown_grace_millis: 3000,
+        network: None,
+        has_agent: true,
+    }
+}
+
+async fn inspect(driver: &Qemu, owner: &Uid) -> Machine {
+    driver.inspect(owner).await.expect("observed").expect("it is there")
+}
+
+async fn until_phase(driver: &Qemu, owner: &Uid, phase: GuestPhase) -> Machine {
+    until(&format!("{phase:?}"), BOOT, async || {
+        Some(inspect(driver, owner).await).filter(|seen| seen.guest.phase == phase)
+    })
+    .await
+}
+
+/// Boots and configures; the machine when its program runs or has ended.
+async fn boot(bench: &Bench, driver: &Qemu, owner: &Uid, config: &Config, phase: GuestPhase) -> Machine {
+    driver.launch(&bench.plan(owner)).await.expect("launched");
+    until_phase(driver, owner, GuestPhase::AwaitingConfig).await;
+    driver.configure(owner, config).await.expect("configured");
+    until_phase(driver, owner, phase).await
+}
+
+async fn clear_away(driver: &Qemu, owner: &Uid) {
+    driver.kill(owner).await.expect("killed");
+    driver.release(owner).await.expect("released");
+    driver.discard_records(owner).await.expect("discarded");
+    assert!(driver.inspect(owner).await.expect("observed").is_none());
+    assert!(!driver.list().await.expect("listed").contains(owner));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_runs_and_its_exit_is_told_until_it_is_acknowledged() {
+    let bench = Bench::new();
+    let (driver, owner) = (bench.driver(), uid(1));
+    let script = "echo $GREETING from $(hostname) as $(id -u) in $(pwd); exit 7";
+    let exited = boot(&bench, &driver, &owner, &config(&["/bin/sh", "-c", script]), GuestPhase::Exited).await;
+    let exit = exited.guest.exit.expect("told with the phase");
+    assert_eq!((exit.code, exit.message.as_str()), (Some(7), "exited with code 7"));
+    assert!(bench.console(&owner).contains("hello from box as 0 in /"), "{}", bench.console(&owner));
+    // A daemon that comes later hears of it too.
+    drop(driver);
+    let driver = bench.driver();
+    let again = until_phase(&driver, &owner, GuestPhase::Exited).await;
+    assert_eq!((again.pid, again.guest.exit.and_then(|exit| exit.code)), (exited.pid, Some(7)));
+    driver.acknowledge_exit(&owner).await.expect("asked");
+    until("power off", MOMENT, async || {
+        (inspect(&driver, &owner).await.vmm == VmmState::Shutdown).then_some(())
+    })
+    .await;
+    clear_away(&driver, &owner).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_is_adopted_stopped_and_killed_by_identity() {
+    let bench = Bench::new();
+    let (driver, owner) = (bench.driver(), uid(2));
+    let running = boot(&bench, &driver, &owner, &config(&["sleep", "1000"]), GuestPhase::Ready).await;
+    let conflict = driver.launch(&bench.plan(&uid(2))).await.expect_err("one is there");
+    assert_eq!(conflict.kind, HostErrorKind::Conflict);
+    assert_eq!(driver.release(&owner).await.expect_err("it lives").kind, HostErrorKind::Conflict);
+    drop(driver);
+    let driver = bench.driver();
+    let adopted = until_phase(&driver, &owner, GuestPhase::Ready).await;
+    assert_eq!((adopted.pid, adopted.run), (running.pid, 1));
+    driver.shutdown(&owner).await.expect("asked");
+    assert!(inspect(&driver, &owner).await.guest.is_shutdown_requested);
+    let exited = until_phase(&driver, &owner, GuestPhase::Exited).await;
+    assert_eq!(exited.guest.exit.and_then(|exit| exit.code), Some(143));
+    driver.kill(&owner).await.expect("killed");
+    assert_eq!(inspect(&driver, &owner).await.vmm, VmmState::Dead);
+    clear_away(&driver, &owner).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_cannot_start_says_why() {
+    let bench = Bench::new();
+    let driver = bench.driver();
+    for (number, config, code, message) in [
+        (3, config(&["/no/such/program"]), Some(127), "command not found: /no/such/program"),
+        (4, Config { user: "nobody-here".to_owned(), ..config(&["true"]) }, None, "unable to find user"),
+    ] {
+        let owner = uid(number);
+        let exited = boot(&bench, &driver, &owner, &config, GuestPhase::Exited).await;
+        let exit = exited.guest.exit.expect("told");
+        assert_eq!(exit.code, code, "{exit:?}");
+        assert!(exit.message.contains(message), "{exit:?}");
+        clear_away(&driver, &owner).await;
+    }
+}
