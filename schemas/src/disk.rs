@@ -1,5 +1,6 @@
 //! Disk: a sparse ext4 file that an instance mounts; here the writable root overlay.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
@@ -35,9 +36,12 @@ pub enum DiskPurpose {
 pub struct DiskStatus {
     /// Apparent size of the file seen on the host.
     pub size: Option<Bytes>,
-    /// The file was made once. If it is then missing, its content is lost: that is said in a
-    /// condition (`Degraded`), and a fresh one is made.
+    /// The file was seen. If it is then missing, its content is lost: that is recorded here and
+    /// said in a condition (`Degraded`), and only then a fresh one is made.
     pub was_created: bool,
+    /// When it was last noticed that the file had gone missing with its content.
+    #[serde(default)]
+    pub content_lost_at: Option<Timestamp>,
     pub conditions: Vec<Condition>,
     pub observed_generation: u64,
 }

@@ -31,6 +31,11 @@ pub const OVERLAY_MIN: Bytes = Bytes(16 << 20);
 /// The peer's server limit.
 pub const OVERLAY_MAX: Bytes = Bytes(100 << 30);
 pub const OVERLAY_DEFAULT: Bytes = Bytes(10 << 30);
+/// Free room, beyond the reserve, with which a disk is begun: the metadata of the largest one and
+/// the first writes of its guest. Sizes themselves are overcommitted: the files are sparse.
+pub const DISK_ROOM_MIN: Bytes = Bytes(64 << 20);
+/// Nothing tells when space becomes free; a look costs one system call.
+pub const DISK_FULL_RETRY: Duration = Duration::from_secs(10);
 
 /// execve takes 128 KiB for one string; argument lists of this size fit the guest's stack.
 pub const ARGV_MAX: usize = 1024;

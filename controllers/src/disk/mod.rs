@@ -1,1 +1,77 @@
-//! The disk reconciler.
+//! The disk reconciler: one sparse ext4 file per disk.
+//!
+//! Guarantees: a file is made only with the host's reserve left free; a file that went missing is
+//! said to be lost in a condition before a fresh one is made, and stays said.
+//! Assumes: disk sizes are overcommitted on purpose, since the files are sparse: what is checked is
+//! room to begin, not room for the whole apparent size.
+//! Never: changes a file that is there. A disk is removed only after its owner's record went, so
+//! no VM uses it by then.
+//! Cancel/crash: a file is whole or absent.
+
+mod observe;
+mod plan;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use jiff::Timestamp;
+use stead_schemas::disk::{Disk, DiskStatus};
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
+
+use crate::host::{Disks, HostError};
+use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+
+pub use observe::Observed;
+
+/// Capabilities of the disk reconciler.
+#[derive(Debug)]
+pub struct DiskReconciler<D> {
+    pub disks: D,
+}
+
+/// One step on the disk directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    Create { owner: Uid, size: Bytes },
+    Remove { owner: Uid },
+}
+
+impl<D: Disks> Reconciler for DiskReconciler<D> {
+    type Kind = Disk;
+    type Observed = Observed;
+    type Action = Action;
+
+    const ACTIONS: &'static [&'static str] = &["Create", "Remove"];
+
+    async fn observe(&self, uid: &Uid, _: Option<&Object<Disk>>) -> Result<Observed, HostError> {
+        observe::observe(self, uid).await
+    }
+
+    fn plan(desired: &Desired<'_, Disk>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+        plan::plan(desired, seen, now)
+    }
+
+    fn action_name(action: &Action) -> &'static str {
+        match action {
+            Action::Create { .. } => "Create",
+            Action::Remove { .. } => "Remove",
+        }
+    }
+
+    async fn act(&self, action: &Action) -> Result<(), HostError> {
+        match action {
+            Action::Create { owner, size } => self.disks.create(owner, *size).await,
+            Action::Remove { owner } => self.disks.remove(owner).await,
+        }
+    }
+
+    fn status(object: &Object<Disk>, seen: Option<&Observed>, end: &PassEnd) -> DiskStatus {
+        status::status(object, seen, end)
+    }
+
+    async fn owned(&self) -> Result<Vec<Uid>, HostError> {
+        Ok(self.disks.list().await?.into_iter().map(|file| file.owner).collect())
+    }
+}

@@ -1,1 +1,117 @@
-//! The network reconciler.
+//! The network reconciler: a bridge with its gateway address, forwarding, and the base firewall.
+//!
+//! Guarantees: the firewall stands before the bridge does, so no packet passes unfiltered; a subnet
+//! that overlaps a route of the host is refused before anything is made.
+//! Never: takes a link that is not ours, or turns forwarding off again (others may rely on it).
+//! Cancel/crash: every step is recognised by its mark; the bridge goes before the tables do, so a
+//! bridge whose making was interrupted is still removed with them.
+
+mod observe;
+mod plan;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use jiff::Timestamp;
+use stead_schemas::meta::Object;
+use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::network::{Cidr, Network, NetworkStatus};
+
+use crate::host::{Firewall, FirewallRules, HostError, LinkChange, LinkKind, LinkPlan, Links};
+use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+
+pub use observe::Observed;
+
+/// Capabilities of the network reconciler.
+#[derive(Debug)]
+pub struct NetworkReconciler<L, F> {
+    pub links: L,
+    pub firewall: F,
+}
+
+/// One step on the bridge, the tables or the host's forwarding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    LoadFirewall(FirewallRules),
+    CreateBridge { name: LinkName, owner: Uid },
+    AddAddress { bridge: LinkName, address: Cidr },
+    RemoveAddress { bridge: LinkName, address: Cidr },
+    RaiseBridge(LinkName),
+    Forward,
+    RemoveBridge(LinkName),
+    RemoveFirewall { table: String },
+}
+
+impl<L: Links, F: Firewall> Reconciler for NetworkReconciler<L, F> {
+    type Kind = Network;
+    type Observed = Observed;
+    type Action = Action;
+
+    const ACTIONS: &'static [&'static str] = &[
+        "LoadFirewall",
+        "CreateBridge",
+        "AddAddress",
+        "RemoveAddress",
+        "RaiseBridge",
+        "Forward",
+        "RemoveBridge",
+        "RemoveFirewall",
+    ];
+
+    async fn observe(&self, uid: &Uid, object: Option<&Object<Network>>) -> Result<Observed, HostError> {
+        observe::observe(self, uid, object).await
+    }
+
+    fn plan(desired: &Desired<'_, Network>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+        plan::plan(desired, seen, now)
+    }
+
+    fn action_name(action: &Action) -> &'static str {
+        match action {
+            Action::LoadFirewall(_) => "LoadFirewall",
+            Action::CreateBridge { .. } => "CreateBridge",
+            Action::AddAddress { .. } => "AddAddress",
+            Action::RemoveAddress { .. } => "RemoveAddress",
+            Action::RaiseBridge(_) => "RaiseBridge",
+            Action::Forward => "Forward",
+            Action::RemoveBridge(_) => "RemoveBridge",
+            Action::RemoveFirewall { .. } => "RemoveFirewall",
+        }
+    }
+
+    async fn act(&self, action: &Action) -> Result<(), HostError> {
+        let Self { links, firewall } = self;
+        match action {
+            Action::LoadFirewall(rules) => firewall.replace(rules).await,
+            Action::CreateBridge { name, owner } => {
+                let (name, owner) = (name.clone(), owner.clone());
+                links.create(&LinkPlan { name, owner, kind: LinkKind::Bridge, mac: None }).await
+            }
+            Action::AddAddress { bridge, address } => {
+                links.change(bridge, &LinkChange::AddAddress(*address)).await
+            }
+            Action::RemoveAddress { bridge, address } => {
+                links.change(bridge, &LinkChange::RemoveAddress(*address)).await
+            }
+            Action::RaiseBridge(bridge) => links.change(bridge, &LinkChange::Up).await,
+            Action::Forward => links.set_forwarding().await,
+            Action::RemoveBridge(bridge) => links.remove(bridge).await,
+            Action::RemoveFirewall { table } => firewall.remove(table).await,
+        }
+    }
+
+    fn status(object: &Object<Network>, seen: Option<&Observed>, end: &PassEnd) -> NetworkStatus {
+        status::status(object, seen, end)
+    }
+
+    async fn owned(&self) -> Result<Vec<Uid>, HostError> {
+        let links = self.links.list().await?.into_iter();
+        Ok(links.filter(|link| link.kind == LinkKind::Bridge).map(|link| link.owner).collect())
+    }
+}
+
+/// What the base tables of a network are made for.
+fn rules(object: &Object<Network>) -> FirewallRules {
+    let spec = &object.spec;
+    FirewallRules { table: spec.table.clone(), bridge: spec.bridge.clone(), subnet: spec.gateway }
+}

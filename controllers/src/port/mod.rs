@@ -1,1 +1,114 @@
-//! The port reconciler.
+//! The port reconciler: one TAP per instance, isolated on the bridge of its network, and the rule
+//! that says which addresses may send through it.
+//!
+//! Guarantees: a TAP is raised only when it is isolated and its rule is loaded, so that a guest
+//! never sends as somebody else; the rule goes before the TAP does.
+//! Never: acts while the network is not ready.
+//! Cancel/crash: a TAP is marked before it can outlive its maker.
+
+mod observe;
+mod plan;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use jiff::Timestamp;
+use stead_schemas::meta::{Kind, Object};
+use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::network::{Network, Port, PortStatus};
+
+use crate::host::{Firewall, HostError, LinkChange, LinkKind, LinkPlan, Links, PortRule};
+use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::store::{Event, Store};
+
+pub use observe::Observed;
+
+/// Capabilities of the port reconciler.
+#[derive(Debug)]
+pub struct PortReconciler<L, F> {
+    pub links: L,
+    pub firewall: F,
+    pub store: Store,
+}
+
+/// One step on a TAP or its rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    CreateTap { name: LinkName, owner: Uid },
+    Enslave { tap: LinkName, bridge: LinkName },
+    Isolate(LinkName),
+    AddRule { table: String, rule: PortRule },
+    RaiseTap(LinkName),
+    RemoveRule { table: String, rule: PortRule },
+    RemoveTap(LinkName),
+}
+
+impl<L: Links, F: Firewall> Reconciler for PortReconciler<L, F> {
+    type Kind = Port;
+    type Observed = Observed;
+    type Action = Action;
+
+    const ACTIONS: &'static [&'static str] =
+        &["CreateTap", "Enslave", "Isolate", "AddRule", "RaiseTap", "RemoveRule", "RemoveTap"];
+
+    async fn observe(&self, uid: &Uid, object: Option<&Object<Port>>) -> Result<Observed, HostError> {
+        observe::observe(self, uid, object).await
+    }
+
+    fn plan(desired: &Desired<'_, Port>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+        plan::plan(desired, seen, now)
+    }
+
+    fn action_name(action: &Action) -> &'static str {
+        match action {
+            Action::CreateTap { .. } => "CreateTap",
+            Action::Enslave { .. } => "Enslave",
+            Action::Isolate(_) => "Isolate",
+            Action::AddRule { .. } => "AddRule",
+            Action::RaiseTap(_) => "RaiseTap",
+            Action::RemoveRule { .. } => "RemoveRule",
+            Action::RemoveTap(_) => "RemoveTap",
+        }
+    }
+
+    async fn act(&self, action: &Action) -> Result<(), HostError> {
+        let Self { links, firewall, store: _ } = self;
+        match action {
+            Action::CreateTap { name, owner } => {
+                let (name, owner) = (name.clone(), owner.clone());
+                links.create(&LinkPlan { name, owner, kind: LinkKind::Tap, mac: None }).await
+            }
+            Action::Enslave { tap, bridge } => links.change(tap, &LinkChange::Master(bridge.clone())).await,
+            Action::Isolate(tap) => links.change(tap, &LinkChange::Isolated).await,
+            Action::AddRule { table, rule } => firewall.add_port(table, rule).await,
+            Action::RaiseTap(tap) => links.change(tap, &LinkChange::Up).await,
+            Action::RemoveRule { table, rule } => firewall.remove_port(table, rule).await,
+            Action::RemoveTap(tap) => links.remove(tap).await,
+        }
+    }
+
+    fn status(object: &Object<Port>, _: Option<&Observed>, end: &PassEnd) -> PortStatus {
+        status::status(object, end)
+    }
+
+    async fn owned(&self) -> Result<Vec<Uid>, HostError> {
+        let links = self.links.list().await?.into_iter();
+        Ok(links.filter(|link| link.kind == LinkKind::Tap).map(|link| link.owner).collect())
+    }
+}
+
+/// Ports that an event concerns besides their own: those of a network whose status moved.
+#[must_use]
+pub fn concerned(store: &Store, event: &Event) -> Vec<Uid> {
+    if event.kind != Network::NAME {
+        return Vec::new();
+    }
+    let ports = store.list::<Port>().into_iter();
+    ports.filter(|port| port.spec.network == event.uid).map(|port| port.meta.uid.clone()).collect()
+}
+
+/// The one combination of addresses that may send through the port's TAP.
+fn rule(object: &Object<Port>) -> PortRule {
+    let spec = &object.spec;
+    PortRule { tap: spec.tap.clone(), mac: spec.mac, address: spec.address }
+}

@@ -1,0 +1,44 @@
+//! From wish and observation to the next step on a disk file.
+
+use jiff::Timestamp;
+use stead_schemas::condition::Reason;
+use stead_schemas::disk::Disk;
+use stead_schemas::limits::{DISK_FULL_RETRY, DISK_ROOM_MIN};
+use stead_schemas::meta::Object;
+use stead_schemas::quantity::Bytes;
+
+use super::{Action, Observed};
+use crate::host::Space;
+use crate::runtime::{Desired, Plan, Wait};
+
+pub(super) fn plan(desired: &Desired<'_, Disk>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    match (desired, &seen.file) {
+        (Desired::Absent(_), None) | (Desired::Present(_), Some(_)) => Plan::Converged,
+        (Desired::Absent(_), Some(file)) => Plan::Act(vec![Action::Remove { owner: file.owner.clone() }]),
+        (Desired::Present(object), None) => plan_missing(object, seen.space, now),
+    }
+}
+
+fn plan_missing(object: &Object<Disk>, space: Option<Space>, now: Timestamp) -> Plan<Action> {
+    if object.status.was_created {
+        // The status of this pass records the loss; only then is the trace covered by a new file.
+        return Plan::Wait(Wait {
+            reason: Reason::HostFault,
+            message: "the file went missing".to_owned(),
+            until: Some(now),
+        });
+    }
+    match space {
+        Some(space) if !has_room(space) => Plan::Wait(Wait {
+            reason: Reason::DiskFull,
+            message: format!("{} are free, of which {} are kept in reserve", space.available, space.reserve),
+            until: Some(now.saturating_add(DISK_FULL_RETRY).unwrap_or(Timestamp::MAX)),
+        }),
+        _ => Plan::Act(vec![Action::Create { owner: object.meta.uid.clone(), size: object.spec.size }]),
+    }
+}
+
+pub(super) fn has_room(space: Space) -> bool {
+    let Bytes(needed) = DISK_ROOM_MIN;
+    space.available.0 >= space.reserve.0.saturating_add(needed)
+}

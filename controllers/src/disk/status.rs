@@ -1,0 +1,54 @@
+//! What was observed of a disk, as its status.
+
+use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::disk::{Disk, DiskStatus};
+use stead_schemas::meta::Object;
+
+use super::Observed;
+use crate::runtime::{Outcome, PassEnd, conditions};
+
+const CONTENT_LOST: &str = "the file went missing with its content; a fresh one takes its place (a VM that was \
+                            running keeps the old one until it stops)";
+
+pub(super) fn status(object: &Object<Disk>, seen: Option<&Observed>, end: &PassEnd) -> DiskStatus {
+    let generation = object.meta.generation;
+    let mut status = object.status.clone();
+    if let Some(Observed { file, space: _ }) = seen {
+        status.size = file.as_ref().map(|file| file.size);
+        if file.is_none() && status.was_created && !object.meta.is_deleting() {
+            status.content_lost_at = Some(end.now);
+        }
+        status.was_created = file.is_some();
+    }
+    status.conditions = conditions::standard(&object.status.conditions, generation, end);
+    status.observed_generation = generation;
+    let degraded = match &end.outcome {
+        Outcome::Failed { .. } | Outcome::Refused(_) => None,
+        Outcome::Waiting(wait) if wait.reason == Reason::DiskFull => {
+            Some((wait.reason, wait.message.clone()))
+        }
+        Outcome::Converged | Outcome::Acting | Outcome::Waiting(_) => {
+            status.content_lost_at.map(|_| (Reason::HostFault, CONTENT_LOST.to_owned()))
+        }
+    };
+    if let Some((reason, message)) = degraded {
+        let new = Condition {
+            kind: ConditionType::Degraded,
+            status: ConditionStatus::True,
+            reason,
+            message,
+            observed_generation: generation,
+            last_transition_time: end.now,
+        };
+        restore_transition(&object.status.conditions, &mut status.conditions, new);
+    }
+    status
+}
+
+/// Sets a condition as if `standard` had not touched it: an unchanged status keeps its time.
+fn restore_transition(previous: &[Condition], conditions: &mut Vec<Condition>, new: Condition) {
+    let kept = condition::find(previous, new.kind).filter(|old| old.status == new.status);
+    let since = kept.map_or(new.last_transition_time, |old| old.last_transition_time);
+    conditions.retain(|condition| condition.kind != new.kind);
+    condition::set(conditions, Condition { last_transition_time: since, ..new });
+}

@@ -1,0 +1,42 @@
+//! What is there of a network.
+
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+use stead_schemas::network::Network;
+
+use super::{NetworkReconciler, rules};
+use crate::host::{Firewall, FirewallSeen, HostError, Link, LinkKind, Links, Route};
+
+/// Bridge, tables, forwarding, and what stands against the subnet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// The link of the wished name, whichever object of ours it was made for; without a record,
+    /// the bridge that was made for this uid.
+    pub bridge: Option<Link>,
+    pub firewall: Option<FirewallSeen>,
+    pub is_forwarding: bool,
+    /// Routes of the host, by other links, that overlap the subnet.
+    pub conflicts: Vec<Route>,
+}
+
+pub(super) async fn observe<L: Links, F: Firewall>(
+    reconciler: &NetworkReconciler<L, F>,
+    uid: &Uid,
+    object: Option<&Object<Network>>,
+) -> Result<Observed, HostError> {
+    let NetworkReconciler { links, firewall } = reconciler;
+    let Some(object) = object else {
+        let mut all = links.list().await?.into_iter();
+        let bridge = all.find(|link| link.owner == *uid && link.kind == LinkKind::Bridge);
+        return Ok(Observed { bridge, firewall: None, is_forwarding: true, conflicts: Vec::new() });
+    };
+    let spec = &object.spec;
+    let bridge = links.inspect(&spec.bridge).await?;
+    let firewall = firewall.inspect(&rules(object)).await?;
+    let is_forwarding = links.is_forwarding().await?;
+    let mut conflicts = links.routes().await?;
+    conflicts.retain(|route| {
+        route.destination.overlaps(spec.gateway) && route.link.as_ref() != Some(&spec.bridge)
+    });
+    Ok(Observed { bridge, firewall, is_forwarding, conflicts })
+}

@@ -1,0 +1,104 @@
+//! From wish and observation to the next steps on a network.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use stead_schemas::condition::Reason;
+use stead_schemas::meta::Object;
+use stead_schemas::network::Network;
+
+use super::{Action, Observed, rules};
+use crate::host::{Link, LinkKind, Route};
+use crate::runtime::{Desired, Plan, Refusal, Wait};
+
+/// For the bridge of an earlier network to go: its own pass removes it.
+const PREDECESSOR_WAIT: Duration = Duration::from_secs(1);
+
+/// Strange addresses removed in one round; the next round sees to the rest.
+const ADDRESSES_AT_ONCE: usize = 16;
+
+pub(super) fn plan(desired: &Desired<'_, Network>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    match desired {
+        Desired::Present(object) => plan_present(object, seen, now),
+        Desired::Absent(Some(object)) => plan_absent(object, seen),
+        Desired::Absent(None) => {
+            // Without a record the table's name is not known; a later network of it loads it anew.
+            let steps = seen.bridge.iter().map(|link| Action::RemoveBridge(link.name.clone()));
+            act_or_converged(steps.collect())
+        }
+    }
+}
+
+fn plan_present(object: &Object<Network>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    let ours = match &seen.bridge {
+        Some(link) if link.kind != LinkKind::Bridge => {
+            let message = format!("the link {} is in use for something else", link.name);
+            return Plan::Refuse(Refusal { reason: Reason::NameTaken, message });
+        }
+        Some(link) if link.owner != object.meta.uid => {
+            return Plan::Wait(Wait {
+                reason: Reason::Converging,
+                message: format!("the bridge {} still belongs to network {}", link.name, link.owner),
+                until: Some(now.saturating_add(PREDECESSOR_WAIT).unwrap_or(Timestamp::MAX)),
+            });
+        }
+        other => other.as_ref(),
+    };
+    // Once the bridge is there guests rely on it; a conflict is then only reported (`status`).
+    if let (None, Some(route)) = (ours, seen.conflicts.first()) {
+        return Plan::Refuse(Refusal { reason: Reason::SubnetConflict, message: conflict(object, route) });
+    }
+    let mut steps = Vec::new();
+    if !seen.firewall.as_ref().is_some_and(|firewall| firewall.is_intact) {
+        steps.push(Action::LoadFirewall(rules(object)));
+    }
+    plan_bridge(object, ours, &mut steps);
+    if !seen.is_forwarding {
+        steps.push(Action::Forward);
+    }
+    act_or_converged(steps)
+}
+
+fn plan_bridge(object: &Object<Network>, ours: Option<&Link>, steps: &mut Vec<Action>) {
+    let bridge = &object.spec.bridge;
+    let gateway = object.spec.gateway;
+    if ours.is_none() {
+        steps.push(Action::CreateBridge { name: bridge.clone(), owner: object.meta.uid.clone() });
+    }
+    let addresses = ours.map_or(&[][..], |link| &link.addresses);
+    for &address in addresses.iter().filter(|&&address| address != gateway).take(ADDRESSES_AT_ONCE) {
+        steps.push(Action::RemoveAddress { bridge: bridge.clone(), address });
+    }
+    if !addresses.contains(&gateway) {
+        steps.push(Action::AddAddress { bridge: bridge.clone(), address: gateway });
+    }
+    if !ours.is_some_and(|link| link.is_up) {
+        steps.push(Action::RaiseBridge(bridge.clone()));
+    }
+}
+
+fn plan_absent(object: &Object<Network>, seen: &Observed) -> Plan<Action> {
+    let ours = seen.bridge.as_ref().filter(|link| link.owner == object.meta.uid);
+    // A bridge of an earlier or later network keeps its tables.
+    if seen.bridge.is_some() && ours.is_none() {
+        return Plan::Converged;
+    }
+    if ours.is_none() && seen.firewall.is_none() {
+        return Plan::Converged;
+    }
+    // Also where no bridge is seen: one whose mark is not complete shows to `remove` only.
+    Plan::Act(vec![
+        Action::RemoveBridge(object.spec.bridge.clone()),
+        Action::RemoveFirewall { table: object.spec.table.clone() },
+    ])
+}
+
+pub(super) fn conflict(object: &Object<Network>, route: &Route) -> String {
+    let subnet = object.spec.gateway.subnet();
+    let by = route.link.as_ref().map_or_else(String::new, |link| format!(" by {link}"));
+    format!("the subnet {subnet} overlaps the host's route to {}{by}", route.destination)
+}
+
+fn act_or_converged(steps: Vec<Action>) -> Plan<Action> {
+    if steps.is_empty() { Plan::Converged } else { Plan::Act(steps) }
+}

@@ -1,0 +1,41 @@
+//! What is there of a port.
+
+use stead_schemas::condition;
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+use stead_schemas::network::{Network, Port};
+
+use super::{PortReconciler, rule};
+use crate::host::{Firewall, HostError, Link, LinkKind, Links};
+
+/// TAP, rule, and whether the network they belong to stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    pub is_network_ready: bool,
+    /// The link of the wished name; without a record, the TAP that was made for this uid.
+    pub tap: Option<Link>,
+    pub has_rule: bool,
+}
+
+pub(super) async fn observe<L: Links, F: Firewall>(
+    reconciler: &PortReconciler<L, F>,
+    uid: &Uid,
+    object: Option<&Object<Port>>,
+) -> Result<Observed, HostError> {
+    let PortReconciler { links, firewall, store } = reconciler;
+    let Some(object) = object else {
+        // Without a record the rule is not known. It names a TAP that is gone and whose name, made
+        // of the uid, never comes back, so it lets nobody send.
+        let mut all = links.list().await?.into_iter();
+        let tap = all.find(|link| link.owner == *uid && link.kind == LinkKind::Tap);
+        return Ok(Observed { is_network_ready: false, tap, has_rule: false });
+    };
+    let network = store.get::<Network>(&object.spec.network);
+    Ok(Observed {
+        is_network_ready: network.is_some_and(|network| {
+            !network.meta.is_deleting() && condition::is_ready(&network.status.conditions)
+        }),
+        tap: links.inspect(&object.spec.tap).await?,
+        has_rule: firewall.has_port(&object.spec.table, &rule(object)).await?,
+    })
+}

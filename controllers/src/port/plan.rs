@@ -1,0 +1,70 @@
+//! From wish and observation to the next steps on a port.
+
+use jiff::Timestamp;
+use stead_schemas::condition::Reason;
+use stead_schemas::meta::Object;
+use stead_schemas::network::Port;
+
+use super::{Action, Observed, rule};
+use crate::host::{Link, LinkKind};
+use crate::runtime::{Desired, Plan, Refusal, Wait};
+
+pub(super) fn plan(desired: &Desired<'_, Port>, seen: &Observed, _: Timestamp) -> Plan<Action> {
+    match desired {
+        Desired::Present(object) => plan_present(object, seen),
+        Desired::Absent(object) => plan_absent(*object, seen),
+    }
+}
+
+fn plan_present(object: &Object<Port>, seen: &Observed) -> Plan<Action> {
+    if let Some(link) = seen.tap.as_ref().filter(|link| !is_ours(object, link)) {
+        let message = format!("the link {} is in use for something else", link.name);
+        return Plan::Refuse(Refusal { reason: Reason::NameTaken, message });
+    }
+    if !seen.is_network_ready {
+        return Plan::Wait(Wait {
+            reason: Reason::WaitingForNetwork,
+            message: "the network is not ready".to_owned(),
+            until: None,
+        });
+    }
+    let spec = &object.spec;
+    let name = || spec.tap.clone();
+    let is_enslaved = seen.tap.as_ref().is_some_and(|tap| tap.master.as_ref() == Some(&spec.bridge));
+    let mut steps = Vec::new();
+    if seen.tap.is_none() {
+        steps.push(Action::CreateTap { name: name(), owner: object.meta.uid.clone() });
+    }
+    if !is_enslaved {
+        steps.push(Action::Enslave { tap: name(), bridge: spec.bridge.clone() });
+    }
+    // Isolation belongs to the place on a bridge: a new place is not isolated yet.
+    if !is_enslaved || !seen.tap.as_ref().is_some_and(|tap| tap.is_isolated) {
+        steps.push(Action::Isolate(name()));
+    }
+    if !seen.has_rule {
+        steps.push(Action::AddRule { table: spec.table.clone(), rule: rule(object) });
+    }
+    if !seen.tap.as_ref().is_some_and(|tap| tap.is_up) {
+        steps.push(Action::RaiseTap(name()));
+    }
+    act_or_converged(steps)
+}
+
+fn plan_absent(object: Option<&Object<Port>>, seen: &Observed) -> Plan<Action> {
+    let mut steps = Vec::new();
+    if let Some(object) = object.filter(|_| seen.has_rule) {
+        steps.push(Action::RemoveRule { table: object.spec.table.clone(), rule: rule(object) });
+    }
+    let ours = seen.tap.as_ref().filter(|link| object.is_none_or(|object| is_ours(object, link)));
+    steps.extend(ours.map(|link| Action::RemoveTap(link.name.clone())));
+    act_or_converged(steps)
+}
+
+fn is_ours(object: &Object<Port>, link: &Link) -> bool {
+    link.owner == object.meta.uid && link.kind == LinkKind::Tap
+}
+
+fn act_or_converged(steps: Vec<Action>) -> Plan<Action> {
+    if steps.is_empty() { Plan::Converged } else { Plan::Act(steps) }
+}
