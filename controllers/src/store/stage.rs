@@ -169,7 +169,7 @@ impl Stage {
             Some(staged) => staged.is_some(),
             None => state.table(kind).objects.contains_key(uid),
         };
-        state.tables.keys().any(|kind| is_there(kind)) || self.unreadable_in(&state, uid, None)
+        state.tables.keys().any(is_there) || self.unreadable_in(&state, uid, None)
     }
 
     /// The record of this uid and kind cannot be read.
