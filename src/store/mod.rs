@@ -1,1 +1,68 @@
-//! The embedded database behind `Kv`.
+//! The data directory: lock, seal key and the embedded database behind `Kv`.
+//!
+//! ```text
+//! DATA/lock           held by the daemon
+//! DATA/keys/seal.key  0600; without it the database cannot be read
+//! DATA/db/            the database
+//! ```
+
+mod clock;
+mod lock;
+mod seal;
+mod sled;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use stead_controllers::store::{Kinds, KvError, Store, StoreError, Writer};
+
+pub use clock::{CuidIds, SystemClock};
+pub use lock::{DirectoryLock, LockError};
+pub use seal::SealKeyError;
+
+use seal::ChaChaSealer;
+use sled::SledKv;
+
+/// An open data directory: keep it as long as the store is used.
+#[derive(Debug)]
+pub struct DataDirectory {
+    pub store: Store,
+    pub writer: Writer,
+    /// Frees the directory when dropped.
+    pub lock: DirectoryLock,
+}
+
+/// Why a data directory could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("cannot make the data directory {path}", path = path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("cannot open the data directory")]
+    Lock(#[source] LockError),
+    #[error("cannot open the data directory")]
+    SealKey(#[source] SealKeyError),
+    #[error("cannot open the database")]
+    Database(#[source] KvError),
+    #[error("cannot open the store")]
+    Store(#[source] StoreError),
+}
+
+/// Locks and opens a data directory; makes it if it is not there. Blocks: call it at start.
+///
+/// # Errors
+/// See [`OpenError`]; nothing was changed when the lock is held by another process.
+pub fn open(directory: &Path, kinds: Kinds) -> Result<DataDirectory, OpenError> {
+    fs::create_dir_all(directory)
+        .map_err(|source| OpenError::Directory { path: directory.to_path_buf(), source })?;
+    let lock = DirectoryLock::take(directory).map_err(OpenError::Lock)?;
+    let database = directory.join("db");
+    let has_database = database.join("db").exists();
+    let sealer = ChaChaSealer::open(&directory.join("keys").join("seal.key"), has_database)
+        .map_err(OpenError::SealKey)?;
+    let kv = SledKv::open(&database).map_err(OpenError::Database)?;
+    let (store, writer) = Store::open(kv, Arc::new(sealer), Arc::new(SystemClock), Arc::new(CuidIds), kinds)
+        .map_err(OpenError::Store)?;
+    Ok(DataDirectory { store, writer, lock })
+}

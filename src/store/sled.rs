@@ -1,0 +1,315 @@
+//! `Kv` on sled 0.34: the one file that knows the product.
+//!
+//! All calls run on one thread of its own, as sled blocks. A commit is: reserve room in the file,
+//! apply the batch, flush, fdatasync; only then it is answered.
+//!
+//! Why not flush alone: sled's flush ends in sync_file_range, which writes pages back but neither
+//! the file's size nor the disk's cache (its issues 1351 and 1452).
+//! Why reserve: a sled that met a full disk within a flush is poisoned and may never answer
+//! again. So room for the batch is taken with fallocate first, beyond the file's end and without
+//! changing its size; if that fails the batch is refused and sled never learns of it.
+//!
+//! Guarantees: an answered commit is on stable media; a full disk is refused without harm and
+//! works again when there is room; a sled that failed all the same is closed and opened anew.
+//! Never: answers a commit that it only believes to be safe.
+//! Cancel/crash: a dropped commit is still carried out; a crash leaves whole batches only.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use futures::future::BoxFuture;
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+use stead_controllers::store::{Batch, Kv, KvError};
+use tokio::sync::oneshot;
+use tracing::warn;
+
+/// Room kept beyond the end of the file before every commit: sled writes whole segments of
+/// 512 KiB, and one batch can touch a few of them.
+const ROOM_BYTES: u64 = 4 << 20;
+/// A batch is written as pages that hold more than itself: old neighbours are rewritten.
+const ROOM_PER_BATCH_BYTE: u64 = 4;
+/// The store holds every object itself and reads sled at start only; the default is 1 GiB.
+const CACHE_BYTES: u64 = 32 << 20;
+/// A disk that has not answered by then is broken, and so is the store.
+const COMMIT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The database in a directory of its own.
+#[derive(Debug)]
+pub(crate) struct SledKv {
+    /// Taken at drop, which ends the thread.
+    requests: Option<mpsc::Sender<Request>>,
+    thread: Option<thread::JoinHandle<()>>,
+    /// A commit was never answered: the thread may be lost in sled for ever.
+    is_lost: AtomicBool,
+    /// Read once at open, given to the first `load`.
+    loaded: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
+}
+
+struct Request {
+    batch: Batch,
+    reply: oneshot::Sender<Result<(), KvError>>,
+}
+
+impl SledKv {
+    /// Opens or creates the database; returns when its files are durable.
+    pub(crate) fn open(directory: &Path) -> Result<Self, KvError> {
+        let database = Database::open(directory)?;
+        let mut pairs = Vec::new();
+        for pair in database.db.iter() {
+            let (key, value) = pair.map_err(|error| from_sled(&error))?;
+            pairs.push((key.to_vec(), value.to_vec()));
+        }
+        let (requests, queue) = mpsc::channel();
+        let directory = directory.to_path_buf();
+        let thread = thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || serve(&directory, Some(database), &queue))
+            .map_err(|error| KvError::Io(format!("cannot start the store's thread: {error}")))?;
+        Ok(Self {
+            requests: Some(requests),
+            thread: Some(thread),
+            is_lost: AtomicBool::new(false),
+            loaded: Mutex::new(pairs),
+        })
+    }
+}
+
+impl Drop for SledKv {
+    /// Waits for the thread, so that the directory can be opened again at once.
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(thread) = self.thread.take().filter(|_| !self.is_lost.load(Ordering::Relaxed)) {
+            let _ = thread.join(); // Its panic was reported when it happened.
+        }
+    }
+}
+
+impl Kv for SledKv {
+    fn load(&self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
+        let pairs = std::mem::take(&mut *self.loaded.lock().expect("nothing panics while it is held"));
+        for (key, value) in &pairs {
+            visit(key, value);
+        }
+        Ok(())
+    }
+
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), KvError>> {
+        let (reply, answer) = oneshot::channel();
+        Box::pin(async move {
+            let gone = || KvError::Io("the store's thread ended".to_owned());
+            if self.is_lost.load(Ordering::Relaxed) {
+                return Err(KvError::Io("the store's thread does not answer; restart the daemon".to_owned()));
+            }
+            let requests = self.requests.as_ref().ok_or_else(gone)?;
+            requests.send(Request { batch, reply }).map_err(|_| gone())?;
+            match tokio::time::timeout(COMMIT_DEADLINE, answer).await {
+                Ok(answer) => answer.map_err(|_| gone())?,
+                Err(_) => {
+                    self.is_lost.store(true, Ordering::Relaxed);
+                    Err(KvError::Io(format!("no answer within {COMMIT_DEADLINE:?}")))
+                }
+            }
+        })
+    }
+}
+
+/// The thread's life: until every sender is gone.
+fn serve(directory: &Path, mut database: Option<Database>, queue: &mpsc::Receiver<Request>) {
+    while let Ok(Request { batch, reply }) = queue.recv() {
+        let result = commit(directory, &mut database, batch);
+        // Whoever no longer waits does not want to know.
+        let _ = reply.send(result);
+    }
+}
+
+fn commit(directory: &Path, database: &mut Option<Database>, batch: Batch) -> Result<(), KvError> {
+    let mut open = match database.take() {
+        Some(open) => open,
+        None => Database::open(directory)?,
+    };
+    match open.commit(batch) {
+        Ok(()) => {
+            *database = Some(open);
+            Ok(())
+        }
+        Err(Failure::Refused(error)) => {
+            *database = Some(open);
+            Err(error)
+        }
+        Err(Failure::Broken(error)) => {
+            // Closed here, opened by the next commit: what it finds on disk is the truth.
+            warn!(%error, "the database failed and will be opened anew");
+            drop(open);
+            Err(error)
+        }
+    }
+}
+
+/// How a commit failed.
+enum Failure {
+    /// Before sled was asked for anything.
+    Refused(KvError),
+    /// Within sled or its files.
+    Broken(KvError),
+}
+
+struct Database {
+    db: sled::Db,
+    /// sled's own data file; it is never replaced, only grown and cut.
+    file: File,
+    /// Blocks are ours up to here.
+    reserved_to: u64,
+    length: u64,
+    blobs: Blobs,
+}
+
+impl Database {
+    fn open(directory: &Path) -> Result<Self, KvError> {
+        let io = |error: io::Error| from_io(&error);
+        fs::create_dir_all(directory).map_err(io)?;
+        let config = sled::Config::new()
+            .path(directory)
+            .cache_capacity(CACHE_BYTES)
+            // Nothing is acknowledged before its flush, so there is nothing to flush later.
+            .flush_every_ms(None);
+        let db = config.open().map_err(|error| from_sled(&error))?;
+        db.flush().map_err(|error| from_sled(&error))?;
+        let file = OpenOptions::new().write(true).open(directory.join("db")).map_err(io)?;
+        file.sync_all().map_err(io)?;
+        sync_directory(directory).map_err(io)?;
+        if let Some(parent) = directory.parent() {
+            sync_directory(parent).map_err(io)?;
+        }
+        let blobs = Blobs::new(directory.join("blobs"));
+        Ok(Self { db, file, reserved_to: 0, length: 0, blobs })
+    }
+
+    fn commit(&mut self, batch: Batch) -> Result<(), Failure> {
+        self.reserve(&batch).map_err(|error| Failure::Refused(from_io(&error)))?;
+        let mut writes = sled::Batch::default();
+        for (key, value) in batch.writes {
+            match value {
+                Some(value) => writes.insert(key.into_bytes(), value),
+                None => writes.remove(key.into_bytes()),
+            }
+        }
+        let sled = |error: sled::Error| Failure::Broken(from_sled(&error));
+        let io = |error: io::Error| Failure::Broken(from_io(&error));
+        self.db.apply_batch(writes).map_err(sled)?;
+        self.db.flush().map_err(sled)?;
+        self.file.sync_data().map_err(io)?;
+        self.blobs.sync().map_err(io)
+    }
+
+    /// Takes the blocks that the batch may need, so that sled does not meet a full disk.
+    fn reserve(&mut self, batch: &Batch) -> io::Result<()> {
+        let bytes: usize =
+            batch.writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
+        let bytes = u64::try_from(bytes).expect("a batch in memory has a length of 64 bits");
+        let need = ROOM_BYTES / 2 + bytes * ROOM_PER_BATCH_BYTE;
+        let length = self.file.metadata()?.len();
+        if length < self.length {
+            self.reserved_to = length; // sled cut its file, and what lay beyond with it.
+        }
+        self.length = length;
+        if length + need <= self.reserved_to {
+            return Ok(());
+        }
+        let room = need.max(ROOM_BYTES);
+        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, length, room) {
+            Ok(()) => {
+                self.reserved_to = length + room;
+                Ok(())
+            }
+            // A file system without reservations: ask how much is left, which is nearly as good.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.has_room(room),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn has_room(&self, room: u64) -> io::Result<()> {
+        let space = rustix::fs::fstatvfs(&self.file)?;
+        if space.f_bavail.saturating_mul(space.f_frsize) >= room {
+            Ok(())
+        } else {
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        }
+    }
+}
+
+/// Values too large for a segment live in files of their own, which sled does not sync at all.
+struct Blobs {
+    directory: PathBuf,
+    /// Of the directory, when it was last synced: it moves with every file that appears or goes.
+    changed: Option<SystemTime>,
+    synced: Vec<OsString>,
+}
+
+impl Blobs {
+    fn new(directory: PathBuf) -> Self {
+        Self { directory, changed: None, synced: Vec::new() }
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let changed = match fs::metadata(&self.directory) {
+            Ok(metadata) => metadata.modified()?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // A time stamp is as coarse as the kernel's tick: a change within the same tick as the last
+        // look is not seen by it, so a fresh one is never trusted.
+        let is_settled =
+            SystemTime::now().duration_since(changed).is_ok_and(|age| age > Duration::from_millis(100));
+        if self.changed == Some(changed) && is_settled {
+            return Ok(());
+        }
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if !self.synced.contains(&name) {
+                match File::open(entry.path()) {
+                    Ok(file) => file.sync_data()?,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue, // sled removed it.
+                    Err(error) => return Err(error),
+                }
+            }
+            names.push(name);
+        }
+        if names != self.synced {
+            sync_directory(&self.directory)?;
+        }
+        (self.synced, self.changed) = (names, Some(changed));
+        Ok(())
+    }
+}
+
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    // The parent of a relative one-part path is the empty path.
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(path)?.sync_all()
+}
+
+fn from_io(error: &io::Error) -> KvError {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => KvError::Full(error.to_string()),
+        _ => KvError::Io(error.to_string()),
+    }
+}
+
+fn from_sled(error: &sled::Error) -> KvError {
+    match error {
+        sled::Error::Io(error) => from_io(error),
+        sled::Error::Corruption { .. } => KvError::Corrupt(error.to_string()),
+        sled::Error::CollectionNotFound(_) | sled::Error::Unsupported(_) | sled::Error::ReportableBug(_) => {
+            KvError::Io(error.to_string())
+        }
+    }
+}

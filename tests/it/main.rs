@@ -1,0 +1,3 @@
+//! Tests of the daemon and its parts in process.
+
+mod store;
