@@ -5,9 +5,10 @@
 //!
 //! Why not flush alone: sled's flush ends in sync_file_range, which writes pages back but neither
 //! the file's size nor the disk's cache (its issues 1351 and 1452).
-//! Why reserve: a sled that met a full disk within a flush is poisoned and may never answer
-//! again. So room for the batch is taken with fallocate first, beyond the file's end and without
-//! changing its size; if that fails the batch is refused and sled never learns of it.
+//! Why reserve: a sled that met a full disk is poisoned, and its flush may wait for ever, even the
+//! one at closing. So room for the batch is taken with fallocate first, beyond the file's end and
+//! without changing its size, and as much must be free besides, for what sled writes to files of
+//! its own; if not, the batch is refused and sled never learns of it.
 //!
 //! Guarantees: an answered commit is on stable media; a full disk is refused without harm and
 //! works again when there is room; a sled that failed all the same is closed and opened anew.
@@ -39,6 +40,9 @@ const ROOM_PER_BATCH_BYTE: u64 = 4;
 const CACHE_BYTES: u64 = 32 << 20;
 /// A disk that has not answered by then is broken, and so is the store.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// For a database that failed to close.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The database in a directory of its own.
 #[derive(Debug)]
@@ -146,9 +150,23 @@ fn commit(directory: &Path, database: &mut Option<Database>, batch: Batch) -> Re
         Err(Failure::Broken(error)) => {
             // Closed here, opened by the next commit: what it finds on disk is the truth.
             warn!(%error, "the database failed and will be opened anew");
-            drop(open);
+            close_aside(open);
             Err(error)
         }
+    }
+}
+
+/// Closes a database that failed. Its closing flush may wait for ever for a write that will never
+/// come, so it has a thread of its own. While that hangs sled keeps its file locked, opening anew
+/// fails with that reason, and only a restart helps.
+fn close_aside(open: Database) {
+    let (closed, wait) = mpsc::channel();
+    let closing = thread::Builder::new().name("store-close".to_owned()).spawn(move || {
+        drop(open);
+        let _ = closed.send(()); // Nobody waits beyond the deadline.
+    });
+    if closing.is_err() || wait.recv_timeout(CLOSE_DEADLINE).is_err() {
+        warn!("the failed database does not close; writes fail until the daemon is restarted");
     }
 }
 
@@ -219,6 +237,7 @@ impl Database {
             self.reserved_to = length; // sled cut its file, and what lay beyond with it.
         }
         self.length = length;
+        self.has_room(need)?;
         if length + need <= self.reserved_to {
             return Ok(());
         }
@@ -228,8 +247,8 @@ impl Database {
                 self.reserved_to = length + room;
                 Ok(())
             }
-            // A file system without reservations: ask how much is left, which is nearly as good.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.has_room(room),
+            // A file system without reservations: that there was room is nearly as good.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
