@@ -194,20 +194,20 @@ async fn what_was_acknowledged_before_a_kill_is_there_after_it() {
     for round in 1..=5 {
         let mut child = child(&[], test, &directory).stdout(Stdio::piped()).spawn().expect("starts");
         let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().expect("piped")));
-        let mut killed = None;
         let mut count = 0;
         // The harness writes lines of its own, and the last one may be cut by the kill.
-        while let Some(Ok(line)) = lines.next() {
-            if let Some(uid) = line.split("ACK ").nth(1).and_then(|uid| uid.parse::<Uid>().ok()) {
-                acknowledged.insert(uid);
-                count += 1;
-            }
-            if count >= 50 * round && killed.is_none() {
-                child.kill().expect("SIGKILL");
-                killed = Some(child.wait().expect("reaped"));
+        for line in lines.by_ref().map_while(Result::ok) {
+            acknowledged.extend(acknowledged_uid(&line));
+            count += usize::from(line.contains("ACK "));
+            if count >= 50 * round {
+                break;
             }
         }
-        assert!(killed.is_some(), "the child ended by itself");
+        child.kill().expect("SIGKILL");
+        child.wait().expect("reaped");
+        assert_eq!(count, 50 * round, "the child ended by itself");
+        // What it said between the last line read and the kill.
+        acknowledged.extend(lines.map_while(Result::ok).filter_map(|line| acknowledged_uid(&line)));
         let open = start(&directory).expect("opens after the kill");
         let found = uids(&open.store);
         let lost: Vec<_> = acknowledged.difference(&found).collect();
@@ -220,6 +220,10 @@ async fn what_was_acknowledged_before_a_kill_is_there_after_it() {
         }
         open.close().await;
     }
+}
+
+fn acknowledged_uid(line: &str) -> Option<Uid> {
+    line.split("ACK ").nth(1)?.parse().ok()
 }
 
 /// A small file system, gone with the value.
