@@ -1,7 +1,18 @@
 //! Host capabilities: the real adapters of the ports.
 
 pub mod cgroup;
+pub mod disks;
 pub(crate) mod files;
 pub mod initrd;
 pub mod kernel;
+mod links_seen;
+mod marks;
+pub mod monitor;
+pub mod netlink;
+pub mod nft;
+mod nft_heard;
+mod nft_rules;
 pub(crate) mod process;
+pub mod tap;
+
+pub use marks::Scope;

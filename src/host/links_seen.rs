@@ -1,0 +1,119 @@
+//! Netlink's messages about links and routes, as the adapter needs them.
+
+use std::net::Ipv4Addr;
+
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::link::{
+    InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+use stead_controllers::host::{LinkKind, Route};
+use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::network::Cidr;
+
+use super::marks::Scope;
+
+/// What a message says of a link, whoever made it.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    pub(super) index: u32,
+    pub(super) name: Option<LinkName>,
+    /// `None` for kinds that we never make.
+    pub(super) kind: Option<LinkKind>,
+    pub(super) alias: Option<String>,
+    pub(super) mac: Vec<u8>,
+    pub(super) master: Option<u32>,
+    pub(super) group: u32,
+    pub(super) is_up: bool,
+    pub(super) is_isolated: bool,
+}
+
+impl From<LinkMessage> for Seen {
+    fn from(message: LinkMessage) -> Self {
+        let mut seen = Self {
+            index: message.header.index,
+            name: None,
+            kind: None,
+            alias: None,
+            mac: Vec::new(),
+            master: None,
+            group: 0,
+            is_up: message.header.flags.contains(LinkFlags::Up),
+            is_isolated: false,
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => seen.name = name.parse().ok(),
+                LinkAttribute::IfAlias(alias) => seen.alias = Some(alias),
+                LinkAttribute::Address(mac) => seen.mac = mac,
+                LinkAttribute::Controller(index) => seen.master = Some(index).filter(|&index| index != 0),
+                LinkAttribute::Group(group) => seen.group = group,
+                LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| seen.note(info)),
+                _ => {}
+            }
+        }
+        seen
+    }
+}
+
+impl Seen {
+    fn note(&mut self, info: &LinkInfo) {
+        match info {
+            LinkInfo::Kind(InfoKind::Bridge) => self.kind = Some(LinkKind::Bridge),
+            LinkInfo::Kind(InfoKind::Tun) => self.kind = Some(LinkKind::Tap),
+            LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+                self.is_isolated = port.iter().any(|info| matches!(info, InfoBridgePort::Isolated(true)));
+            }
+            _ => {}
+        }
+    }
+
+    /// The object it was made for, when it carries the scope's mark.
+    pub(super) fn owner(&self, scope: &Scope) -> Option<Uid> {
+        scope.owner(self.alias.as_deref()?)
+    }
+
+    /// A bridge that we created and had no time to mark.
+    pub(super) fn is_half_made(&self, scope: &Scope) -> bool {
+        self.kind == Some(LinkKind::Bridge)
+            && self.alias.as_deref().unwrap_or("").is_empty()
+            && self.name.as_ref().is_some_and(|name| scope.bridge_mac(name).0.as_slice() == self.mac)
+    }
+}
+
+/// The request for all IPv4 routes.
+pub(super) fn main_table_ipv4() -> RouteMessage {
+    RouteMessageBuilder::<Ipv4Addr>::new().build()
+}
+
+/// A route of the main table with a destination.
+pub(super) fn route(message: &RouteMessage, links: &[Seen]) -> Option<Route> {
+    let mut table = u32::from(message.header.table);
+    let mut destination = None;
+    let mut output = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = Some(*address),
+            RouteAttribute::Oif(index) => output = Some(*index),
+            _ => {}
+        }
+    }
+    let prefix = message.header.destination_prefix_length;
+    if table != u32::from(RouteHeader::RT_TABLE_MAIN) || prefix == 0 {
+        return None;
+    }
+    let link = links.iter().find(|link| Some(link.index) == output);
+    Some(Route {
+        destination: Cidr { address: destination?, prefix },
+        link: link.and_then(|link| link.name.clone()),
+    })
+}
+
+/// The object that a link message concerns: by its mark.
+pub(super) fn owner_of(message: &LinkMessage, scope: &Scope) -> Option<Uid> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfAlias(alias) => scope.owner(alias),
+        _ => None,
+    })
+}

@@ -1,0 +1,185 @@
+//! Monitors: tell that something of ours may have changed on the host.
+//!
+//! Level-triggered: what is heard is only a reason to look. Reports are gathered for a moment and
+//! given once each, so that a burst costs one pass. A lost message becomes [`Heard::Everything`].
+//! Our own changes are heard too; the pass they cause finds nothing to do, so there it ends.
+//! Never: guesses state from a message, or polls.
+
+use std::collections::BTreeSet;
+use std::future::ready;
+use std::io;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use rtnetlink::{MulticastGroup, new_multicast_connection};
+use stead_controllers::host::HostError;
+use stead_schemas::names::{LinkName, Uid};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::warn;
+
+use super::marks::Scope;
+use super::netlink::Netlink;
+use super::{links_seen, nft_heard};
+
+/// Changes within this time are reported together: short against the second in which drift shall
+/// be noticed, long against one reconciler's steps.
+const GATHER: Duration = Duration::from_millis(50);
+/// Before a socket that broke is opened again.
+const REOPEN: Duration = Duration::from_secs(1);
+/// Reports that wait for the reader; it is quick, and a burst waits in the socket meanwhile.
+const REPORTS_MAX: usize = 64;
+
+/// Something may have changed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Heard {
+    /// What carries this object's mark.
+    Owner(Uid),
+    /// The rule of the port on this TAP.
+    Port(LinkName),
+    /// Anything: messages were lost, or the change has no owner.
+    Everything,
+}
+
+impl Netlink {
+    /// Changes of links and addresses: by owner where the mark tells; [`Heard::Everything`] for
+    /// routes and addresses, which may concern any network. Runs until the receiver is dropped.
+    ///
+    /// # Errors
+    /// When the first socket cannot be had.
+    pub fn monitor(&self) -> Result<mpsc::Receiver<Heard>, HostError> {
+        let scope = self.scope().clone();
+        follow("links", move || links_source(scope.clone()))
+    }
+}
+
+/// Changes of the tables named `table`: [`Heard::Port`] for a port's rule that went, else
+/// [`Heard::Everything`]. Runs until the receiver is dropped.
+///
+/// # Errors
+/// When the first socket cannot be had.
+pub fn monitor_table(table: &str) -> Result<mpsc::Receiver<Heard>, HostError> {
+    let table = table.to_owned();
+    follow("tables", move || table_source(table.clone()))
+}
+
+/// What a socket says, and whom it may concern; ends when the socket broke.
+type Source = BoxStream<'static, Option<Heard>>;
+
+fn follow(
+    subject: &'static str,
+    open: impl Fn() -> io::Result<Source> + Send + 'static,
+) -> Result<mpsc::Receiver<Heard>, HostError> {
+    let first = open().map_err(|error| HostError::io("open a monitor of", subject, error))?;
+    let (reports, receiver) = mpsc::channel(REPORTS_MAX);
+    tokio::spawn(async move {
+        let mut source = Some(first);
+        loop {
+            if let Some(open) = source.take().or_else(|| open().ok()) {
+                if gather(&reports, open).await == End::ReaderGone {
+                    return;
+                }
+                warn!(subject, "a monitor lost its socket");
+            }
+            sleep(REOPEN).await;
+        }
+    });
+    Ok(receiver)
+}
+
+fn links_source(scope: Scope) -> io::Result<Source> {
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
+    let (connection, handle, messages) = new_multicast_connection(&groups)?;
+    drop(handle);
+    // Driving the connection yields one `None`, when its socket broke.
+    let drive = stream::once(async move {
+        connection.await;
+        None
+    });
+    let messages = messages.map(|(message, _)| Some(message.payload));
+    let both = stream::select(drive, messages).take_while(|item| ready(item.is_some()));
+    Ok(both.map(move |payload| heard_of_link(&scope, payload?)).boxed())
+}
+
+fn heard_of_link(scope: &Scope, payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Heard> {
+    match payload {
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message),
+        ) => links_seen::owner_of(&message, scope).map(Heard::Owner),
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewAddress(_)
+            | RouteNetlinkMessage::DelAddress(_)
+            | RouteNetlinkMessage::NewRoute(_)
+            | RouteNetlinkMessage::DelRoute(_),
+        )
+        | NetlinkPayload::Overrun(_) => Some(Heard::Everything),
+        _ => None,
+    }
+}
+
+/// NETLINK_NETFILTER and its group of nftables changes.
+const NETLINK_NETFILTER: isize = 12;
+const NFNLGRP_NFTABLES: u32 = 7;
+
+/// The kernel dropped messages that found no room.
+const ENOBUFS: i32 = 105;
+
+fn table_source(table: String) -> io::Result<Source> {
+    let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+    socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+    socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;
+    let heard = stream::unfold((socket, table), async |(socket, table)| {
+        let heard = match socket.recv_from_full().await {
+            Ok((bytes, _)) => nft_heard::heard(&bytes, &table),
+            Err(error) if error.raw_os_error() == Some(ENOBUFS) => Some(Heard::Everything),
+            Err(_) => return None,
+        };
+        Some((heard, (socket, table)))
+    });
+    Ok(heard.boxed())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    ReaderGone,
+    SourceGone,
+}
+
+/// Gives what the source says, gathered, until one end goes.
+async fn gather(reports: &mpsc::Sender<Heard>, mut source: Source) -> End {
+    let mut heard = BTreeSet::new();
+    let mut due: Option<Instant> = None;
+    loop {
+        // Dropping any arm loses nothing: the source keeps what it has not yielded.
+        tokio::select! {
+            biased;
+            () = reports.closed() => return End::ReaderGone,
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                due = None;
+                let all = std::mem::take(&mut heard);
+                let is_everything = all.contains(&Heard::Everything);
+                for item in all.into_iter().filter(|item| !is_everything || *item == Heard::Everything) {
+                    if reports.send(item).await.is_err() {
+                        return End::ReaderGone;
+                    }
+                }
+            }
+            said = source.next() => match said {
+                Some(None) => {}
+                Some(Some(item)) => {
+                    heard.insert(item);
+                    due.get_or_insert_with(|| Instant::now() + GATHER);
+                }
+                None => {
+                    // What was missed is not known. A reader that went is noticed next time.
+                    let _ = reports.send(Heard::Everything).await;
+                    return End::SourceGone;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! Links by rtnetlink: bridges, TAPs, addresses, and the host's routes.
+//!
+//! Guarantees: only links with this scope's mark are listed, changed or removed; no crash leaves
+//! an unmarked link: a TAP gets its alias before it can outlive us (`tap`), a bridge is created
+//! with a hardware address derived from scope and name, by which `create` and `remove` know it
+//! until it has its alias.
+//! Assumes: the network namespace of the thread that calls [`Netlink::new`] is the one meant.
+//! Never: caches what the kernel said.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::TryStreamExt;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
+use stead_controllers::host::{HostError, HostErrorKind, Link, LinkChange, LinkKind, LinkPlan, Links, Route};
+use stead_schemas::names::LinkName;
+use stead_schemas::network::Cidr;
+
+use super::links_seen::{self, Seen};
+use super::marks::{Scope, port_group};
+use super::tap::Tap;
+
+const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+/// Linux's answer when a bridge has no port number left.
+const EXFULL: i32 = 54;
+const ENODEV: i32 = 19;
+
+/// The adapter; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Netlink(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    scope: Scope,
+    requests: Connection,
+    /// Removals wait for the kernel's readers (18 ms each); on their own socket they delay nobody.
+    removals: Connection,
+}
+
+impl Netlink {
+    /// # Errors
+    /// When no netlink socket can be had.
+    pub fn new(scope: Scope) -> Result<Self, HostError> {
+        let failed = |error| HostError::io("open", "a netlink socket", error);
+        let requests = Connection::open().map_err(failed)?;
+        let removals = Connection::open().map_err(failed)?;
+        Ok(Self(Arc::new(Inner { scope, requests, removals })))
+    }
+
+    pub(super) fn scope(&self) -> &Scope {
+        &self.0.scope
+    }
+
+    fn handle(&self) -> Handle {
+        self.0.requests.handle()
+    }
+
+    /// A link of this name, whoever made it.
+    async fn get(&self, name: &LinkName) -> Result<Option<Seen>, HostError> {
+        let request = self.handle().link().get().match_name(name.as_str());
+        let found = self.one(request, "inspect link", name.as_str()).await?;
+        // The kernel finds alternative names too; such a link is another one.
+        Ok(found.filter(|seen| seen.name.as_ref() == Some(name)))
+    }
+
+    async fn by_index(&self, index: u32) -> Result<Option<Seen>, HostError> {
+        let request = self.handle().link().get().match_index(index);
+        self.one(request, "inspect link", &index.to_string()).await
+    }
+
+    async fn one(
+        &self,
+        request: rtnetlink::LinkGetRequest,
+        operation: &'static str,
+        subject: &str,
+    ) -> Result<Option<Seen>, HostError> {
+        match request.execute().try_next().await {
+            Ok(message) => Ok(message.map(Seen::from)),
+            Err(error) if errno(&error) == Some(ENODEV) => Ok(None),
+            Err(error) => Err(self.0.requests.failed(operation, subject, error)),
+        }
+    }
+
+    /// A link that is ours by its alias; Missing or Conflict otherwise.
+    async fn ours(&self, operation: &'static str, name: &LinkName) -> Result<Seen, HostError> {
+        let seen = self.get(name).await?;
+        let seen = seen.ok_or_else(|| HostError::new(HostErrorKind::Missing, operation, name.as_str()))?;
+        if seen.owner(self.scope()).is_none() {
+            return Err(not_ours(operation, name));
+        }
+        Ok(seen)
+    }
+
+    async fn set(
+        &self,
+        operation: &'static str,
+        name: &LinkName,
+        message: LinkMessage,
+    ) -> Result<(), HostError> {
+        let done = self.handle().link().change(message).execute().await;
+        done.map_err(|error| self.0.requests.failed(operation, name.as_str(), error))
+    }
+
+    async fn create_tap(&self, plan: &LinkPlan) -> Result<(), HostError> {
+        let failed = |error| HostError::io("create link", plan.name.as_str(), error);
+        let tap = Tap::create(&plan.name).map_err(failed)?;
+        let made = self.get(&plan.name).await?;
+        let made =
+            made.ok_or_else(|| HostError::new(HostErrorKind::Transient, "create link", plan.name.as_str()))?;
+        self.finish(&plan.name, made.index, self.scope().alias(&plan.owner)).await?;
+        tap.persist().map_err(failed)
+    }
+
+    async fn create_bridge(&self, plan: &LinkPlan) -> Result<(), HostError> {
+        let mac = self.scope().bridge_mac(&plan.name);
+        let message = LinkMessageBuilder::<LinkBridge>::new(plan.name.as_str())
+            .address(mac.0.to_vec())
+            // Guests get no multicast but what the filter lets pass; nobody is there to ask for it.
+            .mcast_snooping(false)
+            .build();
+        let done = self.handle().link().add(message).execute().await;
+        done.map_err(|error| self.0.requests.failed("create link", plan.name.as_str(), error))?;
+        let made = self.get(&plan.name).await?;
+        let made = made.filter(|made| made.is_half_made(self.scope()));
+        let made =
+            made.ok_or_else(|| HostError::new(HostErrorKind::Transient, "create link", plan.name.as_str()))?;
+        self.finish(&plan.name, made.index, self.scope().alias(&plan.owner)).await
+    }
+
+    /// Silences IPv6 on the link, then completes the mark: a marked link is a finished one.
+    async fn finish(&self, name: &LinkName, index: u32, alias: String) -> Result<(), HostError> {
+        let switch = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+        if Path::new(&switch).exists() {
+            fs::write(&switch, "1").map_err(|error| HostError::io("write", switch, error))?;
+            let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+            let silent = LinkUnspec::new_with_index(index)
+                .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]))
+                .build();
+            self.set("create link", name, silent).await?;
+        }
+        self.set("create link", name, LinkUnspec::new_with_index(index).alias(alias).build()).await
+    }
+
+    async fn enslave(&self, tap: &LinkName, index: u32, bridge: &LinkName) -> Result<(), HostError> {
+        let master = self.ours("enslave to link", bridge).await?;
+        if master.kind != Some(LinkKind::Bridge) {
+            return Err(not_ours("enslave to link", bridge));
+        }
+        self.set("enslave link", tap, LinkUnspec::new_with_index(index).controller(master.index).build())
+            .await
+    }
+
+    /// Isolates the port, and puts it into the group that the filter takes for guests.
+    async fn isolate(&self, tap: &LinkName, seen: &Seen) -> Result<(), HostError> {
+        let master = match seen.master {
+            Some(index) => self.by_index(index).await?.and_then(|master| master.name),
+            None => None,
+        };
+        let Some(bridge) = master else {
+            return Err(HostError::new(HostErrorKind::Missing, "isolate link", tap.as_str())
+                .because("it is on no bridge"));
+        };
+        let message = LinkBridgePort::new(seen.index).isolated(true).link_group(port_group(&bridge)).build();
+        self.set("isolate link", tap, message).await
+    }
+
+    async fn add_address(&self, link: &LinkName, index: u32, address: Cidr) -> Result<(), HostError> {
+        let request = self.handle().address().add(index, address.address.into(), address.prefix);
+        match request.execute().await {
+            Err(error) if io_error(&error).kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            done => done.map_err(|error| self.0.requests.failed("add an address to", link.as_str(), error)),
+        }
+    }
+
+    async fn remove_address(&self, link: &LinkName, index: u32, address: Cidr) -> Result<(), HostError> {
+        let failed = |error| self.0.requests.failed("remove an address from", link.as_str(), error);
+        for message in self.address_messages(index).await? {
+            if address_of(&message) == Some(address) {
+                self.handle().address().del(message).execute().await.map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>, HostError> {
+        let request = self.handle().address().get().set_link_index_filter(index);
+        let all: Result<Vec<AddressMessage>, _> = request.execute().try_collect().await;
+        let mut all = all.map_err(|error| self.0.requests.failed("list", "addresses", error))?;
+        all.retain(|message| message.header.index == index);
+        Ok(all)
+    }
+
+    async fn addresses(&self, index: u32) -> Result<Vec<Cidr>, HostError> {
+        let mut all: Vec<Cidr> = self.address_messages(index).await?.iter().filter_map(address_of).collect();
+        all.sort_unstable();
+        Ok(all)
+    }
+
+    async fn dump(&self) -> Result<Vec<Seen>, HostError> {
+        let all: Result<Vec<LinkMessage>, _> = self.handle().link().get().execute().try_collect().await;
+        let all = all.map_err(|error| self.0.requests.failed("list", "links", error))?;
+        Ok(all.into_iter().map(Seen::from).collect())
+    }
+
+    /// The port's view of a link that is ours.
+    async fn link(&self, seen: &Seen, master: Option<LinkName>) -> Result<Option<Link>, HostError> {
+        let (Some(owner), Some(kind), Some(name)) = (seen.owner(self.scope()), seen.kind, seen.name.clone())
+        else {
+            return Ok(None);
+        };
+        let addresses = match kind {
+            LinkKind::Bridge => self.addresses(seen.index).await?,
+            LinkKind::Tap => Vec::new(),
+        };
+        let is_in_group = master.as_ref().is_some_and(|bridge| seen.group == port_group(bridge));
+        Ok(Some(Link {
+            name,
+            owner,
+            kind,
+            master,
+            is_up: seen.is_up,
+            is_isolated: seen.is_isolated && is_in_group,
+            addresses,
+        }))
+    }
+}
+
+impl Links for Netlink {
+    async fn list(&self) -> Result<Vec<Link>, HostError> {
+        let all = self.dump().await?;
+        let mut links = Vec::new();
+        for seen in all.iter().filter(|seen| seen.owner(self.scope()).is_some()) {
+            let master = all.iter().find(|other| Some(other.index) == seen.master);
+            links.extend(self.link(seen, master.and_then(|master| master.name.clone())).await?);
+        }
+        Ok(links)
+    }
+
+    async fn inspect(&self, name: &LinkName) -> Result<Option<Link>, HostError> {
+        let Some(seen) = self.get(name).await? else { return Ok(None) };
+        let master = match seen.master {
+            Some(index) => self.by_index(index).await?.and_then(|master| master.name),
+            None => None,
+        };
+        self.link(&seen, master).await
+    }
+
+    async fn create(&self, plan: &LinkPlan) -> Result<(), HostError> {
+        match self.get(&plan.name).await? {
+            Some(seen) if seen.kind == Some(plan.kind) && seen.is_half_made(self.scope()) => {
+                self.finish(&plan.name, seen.index, self.scope().alias(&plan.owner)).await
+            }
+            Some(seen)
+                if seen.kind == Some(plan.kind) && seen.owner(self.scope()).as_ref() == Some(&plan.owner) =>
+            {
+                Ok(())
+            }
+            Some(_) => Err(not_ours("create link", &plan.name)),
+            None => match plan.kind {
+                LinkKind::Tap => self.create_tap(plan).await,
+                LinkKind::Bridge => self.create_bridge(plan).await,
+            },
+        }
+    }
+
+    async fn change(&self, name: &LinkName, change: &LinkChange) -> Result<(), HostError> {
+        let seen = self.ours("change link", name).await?;
+        let index = seen.index;
+        match change {
+            LinkChange::Up => {
+                self.set("raise link", name, LinkUnspec::new_with_index(index).up().build()).await
+            }
+            LinkChange::Master(bridge) => self.enslave(name, index, bridge).await,
+            LinkChange::Isolated => self.isolate(name, &seen).await,
+            LinkChange::AddAddress(address) => self.add_address(name, index, *address).await,
+            LinkChange::RemoveAddress(address) => self.remove_address(name, index, *address).await,
+        }
+    }
+
+    async fn remove(&self, name: &LinkName) -> Result<(), HostError> {
+        let Some(seen) = self.get(name).await? else { return Ok(()) };
+        if seen.owner(self.scope()).is_none() && !seen.is_half_made(self.scope()) {
+            return Err(not_ours("remove link", name));
+        }
+        // By index, so that a link that takes the name in between is not meant.
+        match self.0.removals.handle().link().del(seen.index).execute().await {
+            Err(error) if errno(&error) == Some(ENODEV) => Ok(()),
+            done => done.map_err(|error| self.0.removals.failed("remove link", name.as_str(), error)),
+        }
+    }
+
+    async fn routes(&self) -> Result<Vec<Route>, HostError> {
+        let request = self.handle().route().get(links_seen::main_table_ipv4());
+        let all: Result<Vec<_>, _> = request.execute().try_collect().await;
+        let all = all.map_err(|error| self.0.requests.failed("list", "routes", error))?;
+        let links = self.dump().await?;
+        Ok(all.iter().filter_map(|message| links_seen::route(message, &links)).collect())
+    }
+
+    async fn is_forwarding(&self) -> Result<bool, HostError> {
+        let text =
+            fs::read_to_string(FORWARDING).map_err(|error| HostError::io("read", FORWARDING, error))?;
+        Ok(text.trim() != "0")
+    }
+
+    async fn set_forwarding(&self) -> Result<(), HostError> {
+        fs::write(FORWARDING, "1").map_err(|error| HostError::io("write", FORWARDING, error))
+    }
+}
+
+/// A netlink socket on a thread of its own: the kernel carries requests out while they are being
+/// sent, and may wait for its configuration lock meanwhile.
+#[derive(Debug)]
+struct Connection(Mutex<Handle>);
+
+impl Connection {
+    fn open() -> io::Result<Self> {
+        Ok(Self(Mutex::new(Self::connect()?)))
+    }
+
+    /// The thread ends when the last handle goes.
+    fn connect() -> io::Result<Handle> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(sender.send(Err(error))),
+            };
+            runtime.block_on(async {
+                match rtnetlink::new_connection() {
+                    Ok((connection, handle, _)) => {
+                        // Nobody receives only when `connect` itself was unwound.
+                        let _ = sender.send(Ok(handle));
+                        drop(sender);
+                        connection.await;
+                    }
+                    Err(error) => drop(sender.send(Err(error))),
+                }
+            });
+        };
+        std::thread::Builder::new().name("netlink".to_owned()).spawn(run)?;
+        receiver.recv().unwrap_or_else(|_| Err(io::Error::other("the netlink thread ended")))
+    }
+
+    fn handle(&self) -> Handle {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The error in the port's words. A socket that is closed is opened anew for the next request.
+    fn failed(&self, operation: &'static str, subject: &str, error: rtnetlink::Error) -> HostError {
+        if let (rtnetlink::Error::RequestFailed, Ok(fresh)) = (&error, Self::connect()) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        }
+        let kind = match errno(&error) {
+            Some(ENODEV) => HostErrorKind::Missing,
+            Some(EXFULL) => HostErrorKind::Exhausted,
+            Some(_) => HostError::kind_of_io(&io_error(&error)),
+            None => HostErrorKind::Transient,
+        };
+        match errno(&error) {
+            Some(_) => HostError::new(kind, operation, subject).because(io_error(&error)),
+            None => HostError::new(kind, operation, subject).because(error),
+        }
+    }
+}
+
+fn errno(error: &rtnetlink::Error) -> Option<i32> {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => Some(message.raw_code().wrapping_neg()),
+        _ => None,
+    }
+}
+
+fn io_error(error: &rtnetlink::Error) -> io::Error {
+    errno(error).map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error)
+}
+
+fn not_ours(operation: &'static str, name: &LinkName) -> HostError {
+    HostError::new(HostErrorKind::Conflict, operation, name.as_str())
+        .because("a link of this name is not ours")
+}
+
+fn address_of(message: &AddressMessage) -> Option<Cidr> {
+    if message.header.family != AddressFamily::Inet {
+        return None;
+    }
+    let find =
+        |pick: fn(&AddressAttribute) -> Option<std::net::IpAddr>| message.attributes.iter().find_map(pick);
+    let local = find(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let any = local.or_else(|| {
+        find(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    });
+    match any? {
+        std::net::IpAddr::V4(address) => Some(Cidr { address, prefix: message.header.prefix_len }),
+        std::net::IpAddr::V6(_) => None,
+    }
+}

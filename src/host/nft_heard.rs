@@ -1,0 +1,159 @@
+//! nftables' notifications, read only as far as to say whom they may concern.
+//!
+//! ```text
+//! datagram = messages; message = nlmsghdr(16) nfgenmsg(4) attributes; attribute = len kind value, padded to 4
+//! ```
+//! In every message but that of a generation, attribute 1 is the table's name. The bytes are the
+//! kernel's; they are still read with bounds, and what is not understood concerns everything.
+
+use stead_schemas::names::LinkName;
+
+use super::monitor::Heard;
+
+const HEADER: usize = 16;
+const FAMILY_HEADER: usize = 4;
+const SUBSYSTEM_NFTABLES: u8 = 10;
+const NEW_ELEMENT: u8 = 12;
+const DELETE_ELEMENT: u8 = 14;
+const NEW_GENERATION: u8 = 15;
+
+/// Attribute 1 is the table everywhere; below are those of set elements.
+const TABLE: u16 = 1;
+const ELEMENTS: u16 = 3;
+const ITEM: u16 = 1;
+const KEY: u16 = 1;
+const VALUE: u16 = 1;
+/// An interface name fills the first part of the set's key.
+const IFNAME_BYTES: usize = 16;
+
+/// Whom a datagram may concern, if it is about the table.
+pub(super) fn heard(datagram: &[u8], table: &str) -> Option<Heard> {
+    let mut found: Option<Heard> = None;
+    for (message, body) in messages(datagram) {
+        if let Some(item) = heard_of(message, body, table) {
+            // Several different things in one datagram: everything.
+            found = Some(match found {
+                Some(other) if other != item => Heard::Everything,
+                _ => item,
+            });
+        }
+    }
+    found
+}
+
+fn heard_of(message: u8, body: &[u8], table: &str) -> Option<Heard> {
+    if message == NEW_GENERATION || find(body, TABLE).map(text) != Some(table.as_bytes()) {
+        return None;
+    }
+    match message {
+        // Additions are our own, and harmless: the rule of a TAP that is not there lets nobody send.
+        NEW_ELEMENT => None,
+        DELETE_ELEMENT => Some(tap_of(body).map_or(Heard::Everything, Heard::Port)),
+        _ => Some(Heard::Everything),
+    }
+}
+
+/// The TAP whose element a message is about; `None` when it is about several.
+fn tap_of(body: &[u8]) -> Option<LinkName> {
+    let mut items = attributes(find(body, ELEMENTS)?).filter(|(kind, _)| *kind == ITEM);
+    let (_, item) = items.next()?;
+    if items.next().is_some() {
+        return None;
+    }
+    let name = find(find(item, KEY)?, VALUE)?.get(..IFNAME_BYTES)?;
+    std::str::from_utf8(text(name)).ok()?.parse().ok()
+}
+
+fn text(bytes: &[u8]) -> &[u8] {
+    bytes.split(|&byte| byte == 0).next().unwrap_or_default()
+}
+
+fn messages(datagram: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut rest = datagram;
+    std::iter::from_fn(move || {
+        let length = usize::try_from(u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?)).ok()?;
+        let [message, subsystem] = *rest.get(4..6)? else { return None };
+        let body = rest.get(HEADER + FAMILY_HEADER..length)?;
+        rest = rest.get(padded(length)..).unwrap_or_default();
+        Some((subsystem, message, body))
+    })
+    .filter(|(subsystem, ..)| *subsystem == SUBSYSTEM_NFTABLES)
+    .map(|(_, message, body)| (message, body))
+}
+
+fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
+        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & 0x3fff; // less its two flags
+        let value = rest.get(4..length)?;
+        rest = rest.get(padded(length)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
+fn padded(length: usize) -> usize {
+    length.next_multiple_of(4)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(4 + value.len()).expect("short");
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend_from_slice(value);
+        bytes.resize(padded(bytes.len()), 0);
+        bytes
+    }
+
+    fn message(kind: u8, attributes: &[Vec<u8>]) -> Vec<u8> {
+        let body = attributes.concat();
+        let length = u32::try_from(HEADER + FAMILY_HEADER + body.len()).expect("short");
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend([kind, SUBSYSTEM_NFTABLES]);
+        bytes.resize(HEADER + FAMILY_HEADER, 0);
+        bytes.extend(body);
+        bytes
+    }
+
+    fn element(tap: &str) -> Vec<u8> {
+        let mut key = tap.as_bytes().to_vec();
+        key.resize(28, 0);
+        attribute(ITEM, &attribute(KEY, &attribute(VALUE, &key)))
+    }
+
+    #[test]
+    fn only_messages_of_the_table_are_heard_and_lost_ports_are_named() {
+        let (ours, other) = (attribute(TABLE, b"ours\0"), attribute(TABLE, b"other\0"));
+        let elements = |taps: &[&str]| {
+            attribute(ELEMENTS, &taps.iter().flat_map(|tap| element(tap)).collect::<Vec<u8>>())
+        };
+        let one = message(DELETE_ELEMENT, &[ours.clone(), elements(&["st-a"])]);
+        let tap = |name: &str| Heard::Port(name.parse().expect("valid"));
+        assert_eq!(heard(&one, "ours"), Some(tap("st-a")));
+        assert_eq!(heard(&one, "other"), None);
+        let two = message(DELETE_ELEMENT, &[ours.clone(), elements(&["st-a", "st-b"])]);
+        assert_eq!(heard(&two, "ours"), Some(Heard::Everything));
+        assert_eq!(heard(&message(NEW_ELEMENT, &[ours.clone(), elements(&["st-a"])]), "ours"), None);
+        assert_eq!(heard(&message(NEW_GENERATION, std::slice::from_ref(&ours)), "ours"), None);
+        let rule = message(6, std::slice::from_ref(&ours));
+        assert_eq!(heard(&rule, "ours"), Some(Heard::Everything));
+        assert_eq!(heard(&[message(6, &[other]), one.clone()].concat(), "ours"), Some(tap("st-a")));
+        assert_eq!(heard(&[one, rule].concat(), "ours"), Some(Heard::Everything));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            heard(&bytes, "ours");
+        }
+    }
+}

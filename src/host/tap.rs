@@ -1,0 +1,78 @@
+//! TAP devices by `/dev/net/tun`: the one thing of links that netlink cannot make.
+//!
+//! Guarantees: a new device lives only as long as its descriptor until [`Tap::persist`]: a crash
+//! before that leaves nothing.
+//! Never: takes over a device that was there (`IFF_TUN_EXCL`).
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::ioctl::{IntegerSetter, Opcode, Setter, ioctl, opcode};
+use stead_schemas::names::LinkName;
+
+const TUNSETIFF: Opcode = opcode::write::<std::ffi::c_int>(b'T', 202);
+const TUNSETPERSIST: Opcode = opcode::write::<std::ffi::c_int>(b'T', 203);
+
+const IFF_TAP: u16 = 0x0002;
+const IFF_NO_PI: u16 = 0x1000;
+/// As VMMs want it: offloads are negotiated through a header before each frame.
+const IFF_VNET_HDR: u16 = 0x4000;
+const IFF_TUN_EXCL: u16 = 0x8000;
+
+/// `struct ifreq` with flags as its value.
+#[repr(C)]
+struct Request {
+    name: [u8; 16],
+    flags: u16,
+    rest: [u8; 22],
+}
+
+/// A device that goes when this is dropped.
+#[derive(Debug)]
+pub(super) struct Tap(File);
+
+impl Tap {
+    /// Makes the device; `AlreadyExists` when a device of that name is there.
+    pub(super) fn create(name: &LinkName) -> io::Result<Self> {
+        let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL;
+        match open(name, flags) {
+            // What the kernel answers for a name that is taken.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                Err(io::ErrorKind::AlreadyExists.into())
+            }
+            other => other.map(Self),
+        }
+    }
+
+    /// The device now outlives its maker.
+    pub(super) fn persist(self) -> io::Result<()> {
+        #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
+        // SAFETY: TUNSETPERSIST takes its argument by value, and 1 is one it knows.
+        let done = unsafe { ioctl(self.0.as_fd(), IntegerSetter::<TUNSETPERSIST>::new_usize(1)) };
+        Ok(done?)
+    }
+}
+
+/// Attaches to a device: what a VMM that is given a descriptor reads and writes frames on, each
+/// preceded by a header of ten bytes.
+///
+/// # Errors
+/// When the device cannot be opened, or is in use.
+pub fn attach(name: &LinkName) -> io::Result<File> {
+    open(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+}
+
+fn open(name: &LinkName, flags: u16) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    let mut request = Request { name: [0; 16], flags, rest: [0; 22] };
+    let bytes = name.as_str().as_bytes();
+    // At most 15 bytes by `LinkName`, so a terminating zero stays.
+    request.name[..bytes.len()].copy_from_slice(bytes);
+    let _ = (request.flags, request.rest);
+    #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
+    // SAFETY: TUNSETIFF reads (and writes back into) a `struct ifreq`, which `Request` lays out in
+    // full size; `Setter` holds it in place during the call.
+    unsafe { ioctl(file.as_fd(), Setter::<TUNSETIFF, Request>::new(request)) }?;
+    Ok(file)
+}
