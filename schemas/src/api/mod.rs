@@ -1,1 +1,23 @@
 //! Wire types: what strangers read and write, apart from the stored types.
+//!
+//! Guarantees: a request is read whole before anything is done; all of its problems are told, each
+//! with its field's path; no field is silently ignored, and one that this server cannot honour yet
+//! is refused by name. Responses may gain fields and never lose or rename one.
+//! Source: contract.md; the official SDKs are the judge.
+
+mod error;
+mod fields;
+mod image;
+mod instance;
+mod later;
+mod system;
+#[cfg(test)]
+mod tests;
+
+pub use error::{ErrorBody, ErrorDetail};
+pub use fields::Fields;
+pub use image::{Image, ImageCreate, ImageTag, PushCredentials};
+pub use instance::{
+    Instance, InstanceDefaults, InstanceStart, InstanceWish, NetworkView, WaitForState, parse_state,
+};
+pub use system::{Capabilities, HostView, ImagesView, NetworkModel, Runtime, RuntimeView, ServerView};

@@ -1,0 +1,229 @@
+//! Reads a JSON object field by field, noting every problem under its path instead of stopping at
+//! the first.
+//!
+//! `null` counts as absent, as the SDKs send it. What nobody asked for is a problem too: see
+//! [`Fields::finish`].
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::str::FromStr;
+
+use serde_json::{Map, Value};
+
+use crate::validate::{FieldErrors, printable};
+
+/// One object being read.
+#[derive(Debug)]
+pub struct Fields {
+    path: String,
+    object: Map<String, Value>,
+}
+
+/// The code of problems that have none of their own.
+const INVALID: &str = "invalid_request";
+/// How much of a stranger's key is repeated in a message.
+const KEY_CHARS_MAX: usize = 64;
+
+impl Fields {
+    /// Starts at the body.
+    pub fn body(value: Value, errors: &mut FieldErrors) -> Self {
+        Self::at(String::new(), value, errors)
+    }
+
+    fn at(path: String, value: Value, errors: &mut FieldErrors) -> Self {
+        let object = match value {
+            Value::Object(object) => object,
+            other => {
+                let place = if path.is_empty() { "body" } else { &path };
+                errors.push(place, INVALID, format!("must be an object, not {}", kind(&other)));
+                Map::new()
+            }
+        };
+        Self { path, object }
+    }
+
+    /// The full path of a field of this object.
+    #[must_use]
+    pub fn path(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    /// Takes a field out; absent and `null` are the same.
+    pub fn take(&mut self, key: &str) -> Option<Value> {
+        self.object.remove(key).filter(|value| !value.is_null())
+    }
+
+    pub fn text(&mut self, key: &str, errors: &mut FieldErrors) -> Option<String> {
+        match self.take(key)? {
+            Value::String(text) => Some(text),
+            other => self.wrong(key, "a string", &other, errors),
+        }
+    }
+
+    /// A required text.
+    pub fn required_text(&mut self, key: &str, errors: &mut FieldErrors) -> Option<String> {
+        if self.object.get(key).is_none_or(Value::is_null) {
+            errors.push(self.path(key), INVALID, "is required");
+            return None;
+        }
+        self.text(key, errors)
+    }
+
+    /// A text that parses into `T`; its problems carry `code`.
+    pub fn parsed<T>(&mut self, key: &str, code: &'static str, errors: &mut FieldErrors) -> Option<T>
+    where
+        T: FromStr,
+        T::Err: Display,
+    {
+        let path = self.path(key);
+        match self.take(key)? {
+            Value::String(text) => errors.take(&path, code, text.parse()),
+            other => {
+                errors.push(path, code, format!("must be a string, not {}", kind(&other)));
+                None
+            }
+        }
+    }
+
+    pub fn flag(&mut self, key: &str, errors: &mut FieldErrors) -> Option<bool> {
+        match self.take(key)? {
+            Value::Bool(flag) => Some(flag),
+            other => self.wrong(key, "true or false", &other, errors),
+        }
+    }
+
+    /// A whole number within bounds.
+    pub fn number(
+        &mut self,
+        key: &str,
+        bounds: std::ops::RangeInclusive<u32>,
+        errors: &mut FieldErrors,
+    ) -> Option<u32> {
+        let value = self.take(key)?;
+        // The wire's `number` may come as 2.0.
+        let whole = value.as_u64().or_else(|| {
+            value
+                .as_f64()
+                .filter(|number| number.fract() == 0.0)
+                .and_then(|number| format!("{number:.0}").parse().ok())
+        });
+        match whole.and_then(|number| u32::try_from(number).ok()) {
+            Some(number) if bounds.contains(&number) => Some(number),
+            _ => {
+                let (low, high) = (bounds.start(), bounds.end());
+                errors.push(self.path(key), INVALID, format!("must be a whole number from {low} to {high}"));
+                None
+            }
+        }
+    }
+
+    /// A list of strings within bounds of count and size.
+    pub fn texts(
+        &mut self,
+        key: &str,
+        count_max: usize,
+        bytes_max: usize,
+        errors: &mut FieldErrors,
+    ) -> Option<Vec<String>> {
+        let items = self.list(key, errors)?;
+        if items.len() > count_max {
+            errors.push(
+                self.path(key),
+                INVALID,
+                format!("has {} entries; at most {count_max} are allowed", items.len()),
+            );
+            return None;
+        }
+        let mut texts = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            let path = format!("{}[{index}]", self.path(key));
+            match item {
+                Value::String(text) if text.contains('\0') => {
+                    errors.push(path, INVALID, "must not contain a NUL")
+                }
+                Value::String(text) if text.len() > bytes_max => {
+                    errors.push(path, INVALID, format!("is longer than {bytes_max} bytes"));
+                }
+                Value::String(text) => texts.push(text),
+                other => errors.push(path, INVALID, format!("must be a string, not {}", kind(&other))),
+            }
+        }
+        Some(texts)
+    }
+
+    /// A map of strings.
+    pub fn map(&mut self, key: &str, errors: &mut FieldErrors) -> Option<BTreeMap<String, String>> {
+        let object = match self.take(key)? {
+            Value::Object(object) => object,
+            other => return self.wrong(key, "an object of strings", &other, errors),
+        };
+        let mut map = BTreeMap::new();
+        for (name, value) in object {
+            let path = format!("{}[{}]", self.path(key), printable(&name, KEY_CHARS_MAX));
+            match value {
+                Value::String(text) => drop(map.insert(name, text)),
+                other => errors.push(path, INVALID, format!("must be a string, not {}", kind(&other))),
+            }
+        }
+        Some(map)
+    }
+
+    pub fn list(&mut self, key: &str, errors: &mut FieldErrors) -> Option<Vec<Value>> {
+        match self.take(key)? {
+            Value::Array(items) => Some(items),
+            other => self.wrong(key, "a list", &other, errors),
+        }
+    }
+
+    /// A nested object.
+    pub fn object(&mut self, key: &str, errors: &mut FieldErrors) -> Option<Self> {
+        let value = self.take(key)?;
+        Some(Self::at(self.path(key), value, errors))
+    }
+
+    /// The objects of a list.
+    pub fn objects(&mut self, key: &str, errors: &mut FieldErrors) -> Vec<Self> {
+        let items = self.list(key, errors).unwrap_or_default();
+        let path = self.path(key);
+        items
+            .into_iter()
+            .enumerate()
+            .map(|(index, item)| Self::at(format!("{path}[{index}]"), item, errors))
+            .collect()
+    }
+
+    /// Nested objects of a map, by key.
+    pub fn entries(self, errors: &mut FieldErrors) -> Vec<(String, Self)> {
+        let Self { path, object } = self;
+        object
+            .into_iter()
+            .map(|(key, value)| {
+                let at = format!("{path}[{}]", printable(&key, KEY_CHARS_MAX));
+                (key, Self::at(at, value, errors))
+            })
+            .collect()
+    }
+
+    /// What is left was asked for by nobody: a misspelt field is a wish that would be lost.
+    pub fn finish(self, errors: &mut FieldErrors) {
+        for key in self.object.keys() {
+            errors.push(self.path(&printable(key, KEY_CHARS_MAX)), INVALID, "is not a field of this request");
+        }
+    }
+
+    fn wrong<T>(&self, key: &str, expected: &str, found: &Value, errors: &mut FieldErrors) -> Option<T> {
+        errors.push(self.path(key), INVALID, format!("must be {expected}, not {}", kind(found)));
+        None
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

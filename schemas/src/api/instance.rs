@@ -1,0 +1,326 @@
+//! Instances on the wire: what a create request says, and what clients read.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::fields::Fields;
+use super::later;
+use crate::condition::Condition;
+use crate::instance::{Hypervisor, Instance as Kind, Secret, State};
+use crate::limits;
+use crate::meta::{Object, Tags};
+use crate::names::{ImageRef, Name, Platform};
+use crate::network::PortSpec;
+use crate::quantity::Bytes;
+use crate::validate::{FieldErrors, tags as check_tags};
+
+const INVALID: &str = "invalid_request";
+
+/// What the server's host and configuration decide for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InstanceDefaults {
+    pub platform: Platform,
+    pub hypervisor: Hypervisor,
+}
+
+/// A create request that was read without a problem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceWish {
+    pub name: Name,
+    pub tags: Tags,
+    pub image: ImageRef,
+    pub platform: Platform,
+    pub vcpus: u32,
+    pub memory: Bytes,
+    pub overlay: Bytes,
+    pub env: BTreeMap<String, Secret>,
+    pub entrypoint: Option<Vec<String>>,
+    pub cmd: Option<Vec<String>>,
+    pub has_network: bool,
+    pub hypervisor: Hypervisor,
+    pub skip_guest_agent: bool,
+    pub skip_kernel_headers: bool,
+}
+
+impl InstanceWish {
+    /// Reads the body of `POST /instances`.
+    ///
+    /// # Errors
+    /// Every problem of it, each with its path.
+    pub fn read(body: Value, defaults: InstanceDefaults) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        let mut fields = Fields::body(body, &mut errors);
+        let name = fields.required_text("name", &mut errors);
+        let name = name.and_then(|text| errors.take("name", INVALID, Name::resource(&text)));
+        let image = fields.required_text("image", &mut errors);
+        let image = image.and_then(|text| errors.take("image", "invalid_name", text.parse()));
+        let tags = fields.map("tags", &mut errors).unwrap_or_default();
+        check_tags(&mut errors, "tags", &tags);
+        let platform = platform(&mut fields, defaults.platform, &mut errors);
+        let hypervisor = hypervisor(&mut fields, defaults.hypervisor, &mut errors);
+        let vcpus = fields.number("vcpus", 1..=limits::VCPUS_MAX, &mut errors);
+        let memory =
+            size(&mut fields, "size", "invalid_size", limits::MEMORY_MIN, limits::MEMORY_MAX, &mut errors);
+        let overlay = size(
+            &mut fields,
+            "overlay_size",
+            "invalid_overlay_size",
+            limits::OVERLAY_MIN,
+            limits::OVERLAY_MAX,
+            &mut errors,
+        );
+        let env = env(&mut fields, &mut errors);
+        let entrypoint = argv(&mut fields, "entrypoint", &mut errors);
+        let cmd = argv(&mut fields, "cmd", &mut errors);
+        let has_network = network(&mut fields, &mut errors);
+        let skip_guest_agent = fields.flag("skip_guest_agent", &mut errors).unwrap_or(false);
+        let skip_kernel_headers = fields.flag("skip_kernel_headers", &mut errors).unwrap_or(false);
+        later::refuse_later_fields(&mut fields, &mut errors);
+        fields.finish(&mut errors);
+        match (name, image) {
+            (Some(name), Some(image)) if errors.is_empty() => Ok(Self {
+                name,
+                tags,
+                image,
+                platform,
+                vcpus: vcpus.unwrap_or(limits::VCPUS_DEFAULT),
+                memory: memory.unwrap_or(limits::MEMORY_DEFAULT),
+                overlay: overlay.unwrap_or(limits::OVERLAY_DEFAULT),
+                env,
+                entrypoint,
+                cmd,
+                has_network,
+                hypervisor,
+                skip_guest_agent,
+                skip_kernel_headers,
+            }),
+            _ => Err(errors),
+        }
+    }
+}
+
+fn platform(fields: &mut Fields, default: Platform, errors: &mut FieldErrors) -> Platform {
+    let given: Option<Platform> = fields.parsed("platform", "invalid_platform", errors);
+    match given {
+        Some(platform) if platform != default => {
+            let message = format!("is {}, which this host cannot run", platform.as_str());
+            errors.push(fields.path("platform"), "platform_not_available", message);
+            platform
+        }
+        Some(platform) => platform,
+        None => default,
+    }
+}
+
+fn hypervisor(fields: &mut Fields, default: Hypervisor, errors: &mut FieldErrors) -> Hypervisor {
+    let Some(word) = fields.text("hypervisor", errors) else { return default };
+    let known: Result<Hypervisor, _> = serde_json::from_value(Value::String(word));
+    match known {
+        Ok(hypervisor) if hypervisor == default => hypervisor,
+        Ok(hypervisor) => {
+            let message = format!("{} is not supported by this server yet", hypervisor.as_str());
+            errors.push(fields.path("hypervisor"), "not_supported", message);
+            hypervisor
+        }
+        Err(_) => {
+            let message = "must be one of cloud-hypervisor, firecracker, qemu, qemu-microvm, vz";
+            errors.push(fields.path("hypervisor"), INVALID, message);
+            default
+        }
+    }
+}
+
+fn size(
+    fields: &mut Fields,
+    key: &str,
+    code: &'static str,
+    low: Bytes,
+    high: Bytes,
+    errors: &mut FieldErrors,
+) -> Option<Bytes> {
+    let size: Bytes = fields.parsed(key, code, errors)?;
+    if !(low..=high).contains(&size) {
+        errors.push(fields.path(key), code, format!("must be from {low} to {high}"));
+        return None;
+    }
+    Some(size)
+}
+
+fn env(fields: &mut Fields, errors: &mut FieldErrors) -> BTreeMap<String, Secret> {
+    let env = fields.map("env", errors).unwrap_or_default();
+    if env.len() > limits::ENV_MAX {
+        errors.push(
+            "env",
+            INVALID,
+            format!("has {} entries; at most {} are allowed", env.len(), limits::ENV_MAX),
+        );
+    }
+    if env.iter().map(|(key, value)| key.len() + value.len() + 2).sum::<usize>() > limits::ENV_BYTES_MAX {
+        errors.push("env", INVALID, format!("is larger than {} bytes", limits::ENV_BYTES_MAX));
+    }
+    for (key, value) in env.iter().take(limits::ENV_MAX) {
+        let at = format!("env[{}]", crate::validate::printable(key, 64));
+        if key.is_empty() || key.contains(['=', '\0']) {
+            errors.push(&at, INVALID, "has a name that is empty or contains '=' or a NUL");
+        }
+        // The value is a secret: it is never repeated.
+        if value.contains('\0') {
+            errors.push(&at, INVALID, "has a value that contains a NUL");
+        }
+    }
+    env.into_iter().map(|(key, value)| (key, Secret(value))).collect()
+}
+
+fn argv(fields: &mut Fields, key: &str, errors: &mut FieldErrors) -> Option<Vec<String>> {
+    fields.texts(key, limits::ARGV_MAX, limits::ARG_BYTES_MAX, errors)
+}
+
+fn network(fields: &mut Fields, errors: &mut FieldErrors) -> bool {
+    let Some(mut network) = fields.object("network", errors) else { return true };
+    let is_enabled = network.flag("enabled", errors).unwrap_or(true);
+    later::refuse_later_network(&mut network, errors);
+    network.finish(errors);
+    is_enabled
+}
+
+/// The optional body of `POST …/start`: what it names replaces the stored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InstanceStart {
+    pub entrypoint: Option<Vec<String>>,
+    pub cmd: Option<Vec<String>>,
+}
+
+impl InstanceStart {
+    /// Reads the body; an empty one asks for nothing.
+    ///
+    /// # Errors
+    /// Every problem of it.
+    pub fn read(body: Value) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        let mut fields = Fields::body(body, &mut errors);
+        let entrypoint = argv(&mut fields, "entrypoint", &mut errors);
+        let cmd = argv(&mut fields, "cmd", &mut errors);
+        fields.finish(&mut errors);
+        errors.into_result().map(|()| Self { entrypoint, cmd })
+    }
+}
+
+/// An instance as clients read it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Instance {
+    pub id: String,
+    pub name: String,
+    pub image: String,
+    pub state: State,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_error: Option<String>,
+    pub created_at: Timestamp,
+    /// Always present, null without a limit.
+    pub expires_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped_at: Option<Timestamp>,
+    /// Null until the program ended.
+    pub exit_code: Option<i32>,
+    pub exit_message: Option<String>,
+    pub has_snapshot: bool,
+    pub size: String,
+    pub overlay_size: String,
+    pub vcpus: u32,
+    pub env: BTreeMap<String, String>,
+    pub network: NetworkView,
+    pub volumes: Vec<Value>,
+    pub hypervisor: Hypervisor,
+    pub platform: Platform,
+    pub tags: Tags,
+    /// Additive: how far the host is from the wish.
+    pub conditions: Vec<Condition>,
+    pub generation: u64,
+    pub observed_generation: u64,
+    pub resource_version: u64,
+    /// Additive: the VMM's process on the host, while there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmm_pid: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    pub enabled: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Null without a network.
+    pub ip: Option<String>,
+    pub mac: Option<String>,
+}
+
+impl Instance {
+    /// The wire form of a record; `port` is the one the record names.
+    #[must_use]
+    pub fn of(object: &Object<Kind>, port: Option<&PortSpec>) -> Self {
+        let Object { meta, spec, status } = object;
+        let exit = status.exit.as_ref();
+        Self {
+            id: meta.uid.to_string(),
+            name: meta.name.to_string(),
+            image: spec.image.to_string(),
+            state: status.state,
+            state_error: status.state_error.clone(),
+            created_at: meta.created_at,
+            expires_at: None,
+            started_at: status.started_at,
+            stopped_at: status.stopped_at,
+            exit_code: exit.and_then(|exit| exit.code),
+            exit_message: exit.map(|exit| exit.message.clone()),
+            has_snapshot: false,
+            size: spec.memory.to_string(),
+            overlay_size: spec.overlay.to_string(),
+            vcpus: spec.vcpus,
+            env: spec.env.iter().map(|(key, value)| (key.clone(), value.0.clone())).collect(),
+            network: NetworkView {
+                enabled: spec.has_network,
+                name: spec.has_network.then(|| "default".to_owned()),
+                ip: port.map(|port| port.address.to_string()),
+                mac: port.map(|port| port.mac.to_string()),
+            },
+            volumes: Vec::new(),
+            hypervisor: spec.hypervisor,
+            platform: spec.platform,
+            tags: meta.tags.clone(),
+            conditions: status.conditions.clone(),
+            generation: meta.generation,
+            observed_generation: status.observed_generation,
+            resource_version: meta.resource_version,
+            vmm_pid: status.vmm_pid,
+        }
+    }
+}
+
+/// The answer of `GET …/wait`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitForState {
+    pub state: State,
+    pub timed_out: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_error: Option<String>,
+}
+
+/// One of the eight words, case-sensitive.
+#[must_use]
+pub fn parse_state(word: &str) -> Option<State> {
+    serde_json::from_value(Value::String(word.to_owned())).ok()
+}
+
+impl FromStr for State {
+    type Err = String;
+    fn from_str(word: &str) -> Result<Self, String> {
+        parse_state(word).ok_or_else(|| {
+            "must be one of Created, Initializing, Running, Paused, Shutdown, Stopped, Standby, Unknown"
+                .to_owned()
+        })
+    }
+}

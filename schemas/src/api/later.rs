@@ -1,0 +1,196 @@
+//! Fields of the wire that later work brings: read to the contract now, and refused by name when
+//! they ask for something this server cannot do yet. What asks for nothing is accepted.
+
+use super::fields::Fields;
+use crate::quantity::{Bytes, GoDuration, Rate};
+use crate::validate::FieldErrors;
+
+const INVALID: &str = "invalid_request";
+const UNSUPPORTED: &str = "not_supported";
+/// Block devices after root, overlay and configuration (contract.md 2.1).
+const VOLUMES_MAX: usize = 23;
+
+fn refuse(errors: &mut FieldErrors, path: String) {
+    errors.push(path, UNSUPPORTED, "is not supported by this server yet");
+}
+
+/// Reads every such field of a create request.
+pub(super) fn refuse_later_fields(fields: &mut Fields, errors: &mut FieldErrors) {
+    let hotplug: Option<Bytes> = fields.parsed("hotplug_size", "invalid_hotplug_size", errors);
+    if hotplug.is_some_and(|size| size.0 > 0) {
+        refuse(errors, fields.path("hotplug_size"));
+    }
+    let rate: Option<Rate> = fields.parsed("disk_io_bps", "invalid_disk_io_bps", errors);
+    if rate.is_some_and(|rate| rate.0 > 0) {
+        refuse(errors, fields.path("disk_io_bps"));
+    }
+    devices(fields, errors);
+    gpu(fields, errors);
+    volumes(fields, errors);
+    credentials(fields, errors);
+    expiry(fields, errors);
+    policies(fields, errors);
+}
+
+/// `network.*` but `enabled`.
+pub(super) fn refuse_later_network(network: &mut Fields, errors: &mut FieldErrors) {
+    for (key, code) in [
+        ("bandwidth_download", "invalid_bandwidth_download"),
+        ("bandwidth_upload", "invalid_bandwidth_upload"),
+    ] {
+        let rate: Option<Rate> = network.parsed(key, code, errors);
+        if rate.is_some_and(|rate| rate.0 > 0) {
+            refuse(errors, network.path(key));
+        }
+    }
+    let Some(mut egress) = network.object("egress", errors) else { return };
+    if let Some(mut enforcement) = egress.object("enforcement", errors) {
+        let mode = enforcement.text("mode", errors);
+        if mode.as_deref().is_some_and(|mode| !matches!(mode, "all" | "http_https_only")) {
+            errors.push(enforcement.path("mode"), INVALID, "must be all or http_https_only");
+        }
+        enforcement.finish(errors);
+    }
+    if egress.flag("enabled", errors) == Some(true) {
+        refuse(errors, egress.path("enabled"));
+    }
+    egress.finish(errors);
+}
+
+fn devices(fields: &mut Fields, errors: &mut FieldErrors) {
+    let devices = fields.texts("devices", 64, 256, errors);
+    if devices.is_some_and(|devices| !devices.is_empty()) {
+        refuse(errors, fields.path("devices"));
+    }
+}
+
+fn gpu(fields: &mut Fields, errors: &mut FieldErrors) {
+    let Some(mut gpu) = fields.object("gpu", errors) else { return };
+    if gpu.text("profile", errors).is_some_and(|profile| !profile.is_empty()) {
+        refuse(errors, gpu.path("profile"));
+    }
+    gpu.finish(errors);
+}
+
+fn volumes(fields: &mut Fields, errors: &mut FieldErrors) {
+    let volumes = fields.objects("volumes", errors);
+    if volumes.len() > VOLUMES_MAX {
+        let message = format!("has {} entries; at most {VOLUMES_MAX} devices fit", volumes.len());
+        errors.push(fields.path("volumes"), INVALID, message);
+    }
+    let is_asked = !volumes.is_empty();
+    for mut volume in volumes {
+        volume.required_text("volume_id", errors);
+        let path = volume.required_text("mount_path", errors);
+        if path.is_some_and(|path| !path.starts_with('/')) {
+            errors.push(volume.path("mount_path"), INVALID, "must be absolute");
+        }
+        let is_read_only = volume.flag("readonly", errors).unwrap_or(false);
+        let is_overlay = volume.flag("overlay", errors).unwrap_or(false);
+        let size: Option<Bytes> = volume.parsed("overlay_size", "invalid_overlay_size", errors);
+        if is_overlay && !is_read_only {
+            errors.push(volume.path("overlay"), INVALID, "needs readonly");
+        }
+        if is_overlay && size.is_none() {
+            errors.push(volume.path("overlay_size"), INVALID, "is required with overlay");
+        }
+        volume.finish(errors);
+    }
+    if is_asked {
+        refuse(errors, fields.path("volumes"));
+    }
+}
+
+fn credentials(fields: &mut Fields, errors: &mut FieldErrors) {
+    let Some(credentials) = fields.object("credentials", errors) else { return };
+    let path = fields.path("credentials");
+    let entries = credentials.entries(errors);
+    let is_asked = !entries.is_empty();
+    for (_, mut credential) in entries {
+        match credential.object("source", errors) {
+            Some(mut source) => {
+                source.required_text("env", errors);
+                source.finish(errors);
+            }
+            None => errors.push(credential.path("source"), INVALID, "is required"),
+        }
+        let injections = credential.objects("inject", errors);
+        if injections.is_empty() {
+            errors.push(credential.path("inject"), INVALID, "needs at least one entry");
+        }
+        for mut inject in injections {
+            inject.texts("hosts", 64, 253, errors);
+            match inject.object("as", errors) {
+                Some(mut target) => {
+                    target.required_text("header", errors);
+                    let format = target.required_text("format", errors);
+                    if format.is_some_and(|format| !format.contains("${value}")) {
+                        errors.push(target.path("format"), INVALID, "must contain ${value}");
+                    }
+                    target.finish(errors);
+                }
+                None => errors.push(inject.path("as"), INVALID, "is required"),
+            }
+            inject.finish(errors);
+        }
+        credential.finish(errors);
+    }
+    if is_asked {
+        refuse(errors, path);
+    }
+}
+
+fn expiry(fields: &mut Fields, errors: &mut FieldErrors) {
+    let ttl: Option<GoDuration> = fields.parsed("ttl", "invalid_ttl", errors);
+    let expires: Option<jiff::Timestamp> = fields.parsed("expires_at", "invalid_expires_at", errors);
+    if ttl.is_some() && expires.is_some() {
+        errors.push(fields.path("ttl"), "invalid_ttl", "and expires_at exclude each other");
+    }
+    if ttl.is_some_and(|ttl| !ttl.0.is_zero()) {
+        refuse(errors, fields.path("ttl"));
+    }
+    if expires.is_some() {
+        refuse(errors, fields.path("expires_at"));
+    }
+}
+
+/// Policies: an object whose switch is off asks for nothing.
+fn policies(fields: &mut Fields, errors: &mut FieldErrors) {
+    let switches = [
+        (
+            "restart_policy",
+            "policy",
+            "never",
+            &["never", "always", "on_failure"][..],
+            "invalid_restart_policy",
+        ),
+        ("health_check", "type", "none", &["none", "http", "tcp", "exec"][..], "invalid_health_check"),
+    ];
+    for (key, switch, off, words, code) in switches {
+        let Some(mut policy) = fields.object(key, errors) else { continue };
+        let path = policy.path(switch);
+        let word = policy.text(switch, errors).unwrap_or_else(|| off.to_owned());
+        if !words.contains(&word.as_str()) {
+            errors.push(path, code, format!("must be one of {}", words.join(", ")));
+        } else if word != off {
+            refuse(errors, path);
+        }
+    }
+    if let Some(mut policy) = fields.object("auto_standby", errors) {
+        let path = policy.path("enabled");
+        let _: Option<GoDuration> = policy.parsed("idle_timeout", "invalid_auto_standby", errors);
+        if policy.flag("enabled", errors) == Some(true) {
+            refuse(errors, path);
+        }
+    }
+    if let Some(mut policy) = fields.object("snapshot_policy", errors) {
+        let path = fields.path("snapshot_policy");
+        let has_compression = policy.object("compression", errors).is_some();
+        let delay: Option<GoDuration> =
+            policy.parsed("standby_compression_delay", "invalid_snapshot_policy", errors);
+        policy.finish(errors);
+        if has_compression || delay.is_some() {
+            refuse(errors, path);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What a server says of itself.
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /capabilities`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    pub server: ServerView,
+    pub host: HostView,
+    pub default_runtime: Runtime,
+    /// Sorted by name.
+    pub runtimes: Vec<RuntimeView>,
+    pub network: NetworkModel,
+    pub images: ImagesView,
+    pub features: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerView {
+    pub version: String,
+    pub api_version: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostView {
+    pub os: String,
+    pub arch: String,
+    /// Additive: VMMs run in control groups of their own.
+    pub cgroups: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runtime {
+    pub name: String,
+    pub available: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeView {
+    pub name: String,
+    pub available: bool,
+    pub features: Vec<String>,
+    /// Additive: `kvm`, or `tcg` where a stock kernel cannot use KVM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accelerator: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkModel {
+    pub model: String,
+    pub guest_to_guest: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImagesView {
+    pub platforms: Vec<String>,
+    pub default_platform: String,
+}

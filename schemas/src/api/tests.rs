@@ -1,0 +1,92 @@
+//! Requests as the contract has them, right and wrong.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::instance::Hypervisor;
+use crate::names::Platform;
+use crate::quantity::Bytes;
+
+const DEFAULTS: InstanceDefaults =
+    InstanceDefaults { platform: Platform::LinuxAmd64, hypervisor: Hypervisor::Qemu };
+
+fn problems(body: Value) -> Vec<(String, &'static str)> {
+    let read = InstanceWish::read(body, DEFAULTS);
+    let errors = read.err().unwrap_or_default();
+    errors.iter().map(|error| (error.path.clone(), error.code)).collect()
+}
+
+#[test]
+fn the_smallest_request_gets_the_contracts_defaults() {
+    let wish = InstanceWish::read(json!({"name": "web", "image": "alpine"}), DEFAULTS).expect("valid");
+    assert_eq!(wish.image.to_string(), "docker.io/library/alpine:latest");
+    assert_eq!((wish.vcpus, wish.memory, wish.overlay), (2, Bytes(1 << 30), Bytes(10 << 30)));
+    assert!(wish.has_network && !wish.skip_guest_agent);
+}
+
+#[test]
+fn what_asks_for_nothing_is_accepted() {
+    let body = json!({
+        "name": "web", "image": "alpine", "env": null, "volumes": [], "devices": [], "credentials": {},
+        "ttl": "0s", "hotplug_size": "0", "restart_policy": {"policy": "never"},
+        "health_check": {"type": "none"}, "auto_standby": {"enabled": false}, "snapshot_policy": {},
+        "network": {"enabled": true, "egress": {"enabled": false}}, "gpu": {}, "vcpus": 2.0,
+    });
+    assert_eq!(problems(body), []);
+}
+
+#[test]
+fn all_problems_are_told_at_once_with_their_paths() {
+    let body = json!({
+        "name": "-bad", "vcpus": 0, "size": "huge", "env": {"A": 1}, "cmd": ["a", 2],
+        "network": {"egress": {"enforcement": {"mode": "some"}}}, "surprise": true,
+    });
+    let paths: Vec<String> = problems(body).into_iter().map(|(path, _)| path).collect();
+    assert_eq!(
+        paths,
+        ["name", "image", "vcpus", "size", "env[A]", "cmd[1]", "network.egress.enforcement.mode", "surprise"]
+    );
+}
+
+#[test]
+fn the_page_s_own_example_names_every_field_this_server_cannot_honour_yet() {
+    let body = json!({
+        "image": "docker.io/library/alpine:latest", "name": "my-workload-1", "cmd": ["echo", "hello"],
+        "credentials": {"OUTBOUND_OPENAI_KEY": {
+            "inject": [{"as": {"format": "Bearer ${value}", "header": "Authorization"}, "hosts": ["api.openai.com"]}],
+            "source": {"env": "OUTBOUND_OPENAI_KEY"},
+        }},
+        "devices": ["l4-gpu"], "disk_io_bps": "100MB/s", "hotplug_size": "2GB",
+        "hypervisor": "cloud-hypervisor", "overlay_size": "20GB", "size": "2GB",
+    });
+    let refused = problems(body);
+    assert!(refused.iter().all(|(_, code)| *code == "not_supported"), "{refused:?}");
+    let paths: Vec<&str> = refused.iter().map(|(path, _)| path.as_str()).collect();
+    assert_eq!(paths, ["hypervisor", "hotplug_size", "disk_io_bps", "devices", "credentials"]);
+}
+
+#[test]
+fn values_of_secrets_are_not_repeated_in_messages() {
+    let errors =
+        InstanceWish::read(json!({"name": "a", "image": "b", "env": {"K": "hunter2\u{0}"}}), DEFAULTS)
+            .expect_err("a NUL");
+    assert!(!errors.to_string().contains("hunter2"));
+}
+
+#[test]
+fn an_image_request_is_read_with_its_credentials_and_they_are_not_shown() {
+    let body = json!({"name": "localhost:5000/app", "credentials": {"username": "u", "password": "p"}});
+    let create = ImageCreate::read(body, Platform::LinuxAmd64).expect("valid");
+    assert!(!format!("{create:?}").contains("\"p\""));
+    let half = json!({"name": "app", "credentials": {"username": "u"}});
+    let errors = ImageCreate::read(half, Platform::LinuxAmd64).expect_err("half");
+    assert_eq!(errors.iter().next().map(|error| error.path.as_str()), Some("credentials.password"));
+}
+
+#[test]
+fn error_bodies_carry_one_detail_for_each_problem() {
+    let errors = InstanceWish::read(json!({"name": "A", "vcpus": 99}), DEFAULTS).expect_err("wrong");
+    let body = ErrorBody::from(&errors);
+    assert_eq!(body.details.len(), 3);
+    assert!(body.details.iter().any(|detail| detail.message.starts_with("vcpus ")));
+}
