@@ -15,6 +15,7 @@
 //!    +--Release-- Dead <--Kill-- Shutdown <--AcknowledgeExit-- (end recorded) Exited
 //! ```
 
+pub mod admission;
 mod observe;
 mod plan;
 mod status;

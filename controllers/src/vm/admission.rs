@@ -1,0 +1,255 @@
+//! What may become of a request on an instance: checks, references and allocations, all within the
+//! commit that stores the wish.
+//!
+//! Guarantees: a refused request stages nothing; an accepted one has its address, its guest cid,
+//! its disk, its port and its image object in the same commit.
+
+use std::sync::Arc;
+
+use stead_schemas::api::{InstanceStart, InstanceWish};
+use stead_schemas::condition::{self, ConditionType, Reason};
+use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
+use stead_schemas::image::{Image, ImagePhase};
+use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Power, State};
+use stead_schemas::limits;
+use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
+use stead_schemas::names::{LinkName, Name, Uid};
+use stead_schemas::network::{Mac, Network, NetworkSpec, Port, PortSpec};
+
+use crate::image::admission as images;
+use crate::store::{New, Tx, TxError};
+
+/// Claim table of guest context ids; 0 to 2 are reserved by vsock(7).
+const CIDS: &str = "guest_cid";
+const CID_FIRST: u32 = 3;
+/// Claim table of addresses on the default network, as numbers.
+const ADDRESSES: &str = "port_address";
+
+/// The network every instance is attached to.
+pub const DEFAULT_NETWORK: &str = "default";
+
+/// Why a request was refused; each has its code on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("an instance named {0} exists already")]
+    NameTaken(Name),
+    #[error("{0}")]
+    InsufficientResources(String),
+    /// The image is known and failed for good.
+    #[error("{0}")]
+    ImageNotReady(String),
+    #[error("cannot {verb} an instance that is {state:?}: it must be {legal}")]
+    InvalidState { verb: &'static str, state: State, legal: &'static str },
+    #[error("resource not found")]
+    NotFound,
+    /// Compare on `resource_version` failed, or the record cannot be read.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+impl From<TxError> for Refused {
+    fn from(error: TxError) -> Self {
+        match error {
+            TxError::NameTaken { name, .. } => Self::NameTaken(name),
+            TxError::NotFound { .. } | TxError::Deleting { .. } => Self::NotFound,
+            TxError::TooMany { .. } => Self::InsufficientResources(error.to_string()),
+            TxError::UidTaken { .. } | TxError::Stale { .. } | TxError::Unreadable { .. } => {
+                Self::Conflict(error.to_string())
+            }
+        }
+    }
+}
+
+/// Stores the wish for a new instance with all it needs.
+///
+/// # Errors
+/// [`Refused`]; nothing is staged then.
+pub fn create(
+    tx: &mut Tx<'_>,
+    wish: InstanceWish,
+    tap_prefix: &str,
+) -> Result<Arc<Object<Instance>>, Refused> {
+    let uid = tx.next_uid();
+    let owner = OwnerRef { kind: Instance::NAME.to_owned(), uid: uid.clone() };
+    let image = image(tx, &wish)?;
+    let cid = tx
+        .claim_lowest(CIDS, CID_FIRST..=u32::MAX - 1, &uid)
+        .ok_or_else(|| Refused::InsufficientResources("no guest context id is free".to_owned()))?;
+    let port = if wish.has_network { Some(port(tx, &owner, tap_prefix)?) } else { None };
+    let disk_uid = tx.next_uid();
+    let disk = tx.create::<Disk>(New {
+        name: Name::from(&disk_uid),
+        uid: Some(disk_uid),
+        tags: Tags::new(),
+        owner: Some(owner),
+        spec: DiskSpec { size: wish.overlay, purpose: DiskPurpose::RootOverlay },
+    })?;
+    let spec = InstanceSpec {
+        image: wish.image,
+        platform: wish.platform,
+        vcpus: wish.vcpus,
+        memory: wish.memory,
+        overlay: wish.overlay,
+        env: wish.env,
+        entrypoint: wish.entrypoint,
+        cmd: wish.cmd,
+        has_network: wish.has_network,
+        hypervisor: wish.hypervisor,
+        skip_guest_agent: wish.skip_guest_agent,
+        skip_kernel_headers: wish.skip_kernel_headers,
+        power: Power::Running,
+        power_since: tx.now(),
+        run: 1,
+        is_forced: false,
+        allocated: Allocated { image, disk: disk.meta.uid.clone(), port, cid },
+    };
+    Ok(tx.create::<Instance>(New { uid: Some(uid), name: wish.name, tags: wish.tags, owner: None, spec })?)
+}
+
+/// The image object of the reference: found, or created so that it is pulled.
+fn image(tx: &mut Tx<'_>, wish: &InstanceWish) -> Result<Uid, Refused> {
+    let Some(image) = tx.find::<Image>(&Name::from(&wish.image)) else {
+        return Ok(images::create(tx, &wish.image, wish.platform, None)?.meta.uid.clone());
+    };
+    if image.status.phase == ImagePhase::Failed && failed_for_good(&image) {
+        let error = image.status.error.clone().unwrap_or_default();
+        return Err(Refused::ImageNotReady(format!("image {} failed: {error}", image.meta.name)));
+    }
+    Ok(image.meta.uid.clone())
+}
+
+fn failed_for_good(image: &Object<Image>) -> bool {
+    let ready = condition::find(&image.status.conditions, ConditionType::Ready);
+    ready.is_some_and(|ready| {
+        matches!(
+            ready.reason,
+            Reason::ImageNotFound
+                | Reason::ImageUnauthorized
+                | Reason::ImageInvalid
+                | Reason::PlatformNotAvailable
+        )
+    })
+}
+
+fn port(tx: &mut Tx<'_>, owner: &OwnerRef, tap_prefix: &str) -> Result<Uid, Refused> {
+    let network = Name::resource(DEFAULT_NETWORK).ok().and_then(|name| tx.find::<Network>(&name));
+    let network =
+        network.ok_or_else(|| Refused::InsufficientResources("there is no network yet".to_owned()))?;
+    // The gateway is one of the claims.
+    if tx.claims(ADDRESSES) > limits::PORTS_PER_BRIDGE_MAX {
+        let message = format!("the bridge has all its {} ports", limits::PORTS_PER_BRIDGE_MAX);
+        return Err(Refused::InsufficientResources(message));
+    }
+    let uid = tx.next_uid();
+    let gateway = network.spec.gateway;
+    let range = u32::from(gateway.network()) + 1..=u32::from(gateway.broadcast()) - 1;
+    let address = tx.claim_lowest(ADDRESSES, range, &uid).ok_or_else(|| {
+        Refused::InsufficientResources(format!("no address of {} is free", gateway.subnet()))
+    })?;
+    let tap: Result<LinkName, _> = format!("{tap_prefix}{}", uid.short()).parse();
+    let spec = PortSpec {
+        network: network.meta.uid.clone(),
+        bridge: network.spec.bridge.clone(),
+        tap: tap.map_err(|error| Refused::Conflict(format!("the TAP prefix {error}")))?,
+        table: network.spec.table.clone(),
+        address: address.into(),
+        mac: Mac::of_address(address.into()),
+    };
+    let name = Name::from(&uid);
+    let new = New { uid: Some(uid), name, tags: Tags::new(), owner: Some(owner.clone()), spec };
+    Ok(tx.create::<Port>(new)?.meta.uid.clone())
+}
+
+/// Makes the default network what the configuration says; its gateway's address is taken.
+///
+/// # Errors
+/// When the address is an instance's already: the configuration was changed under running VMs.
+pub fn declare_network(tx: &mut Tx<'_>, spec: NetworkSpec) -> Result<(), Refused> {
+    let name = Name::resource(DEFAULT_NETWORK).map_err(|error| Refused::Conflict(error.to_string()))?;
+    let gateway = u32::from(spec.gateway.address);
+    let uid = match tx.find::<Network>(&name) {
+        Some(network) => {
+            tx.update_spec::<Network>(&network.meta.uid, None, |old| *old = spec)?.meta.uid.clone()
+        }
+        None => tx
+            .create::<Network>(New { uid: None, name, tags: Tags::new(), owner: None, spec })?
+            .meta
+            .uid
+            .clone(),
+    };
+    tx.claim(ADDRESSES, gateway, &uid)
+        .map_err(|claimed| Refused::Conflict(format!("the gateway's address is {claimed}")))
+}
+
+/// Asks for the next run. While the wanted one is on its way, asking again is the same request.
+///
+/// # Errors
+/// `InvalidState` while it runs.
+pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Object<Instance>>, Refused> {
+    let object = live(tx, uid)?;
+    let is_wanted = object.spec.power == Power::Running && object.spec.run > object.status.ended_run;
+    match (is_wanted, object.status.state) {
+        (true, state @ State::Running) => {
+            Err(Refused::InvalidState { verb: "start", state, legal: "Stopped" })
+        }
+        (true, _) => Ok(object),
+        (false, _) => {
+            let now = tx.now();
+            Ok(tx.update_spec::<Instance>(uid, None, |spec| {
+                spec.power = Power::Running;
+                spec.power_since = now;
+                spec.run += 1;
+                if let Some(entrypoint) = start.entrypoint {
+                    spec.entrypoint = Some(entrypoint);
+                }
+                if let Some(cmd) = start.cmd {
+                    spec.cmd = Some(cmd);
+                }
+            })?)
+        }
+    }
+}
+
+/// Asks for the VM to be down.
+///
+/// # Errors
+/// `InvalidState` when it is down already.
+pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
+    let object = live(tx, uid)?;
+    let is_down = object.status.state == State::Stopped;
+    match (object.spec.power, is_down) {
+        (_, true) => {
+            let state = object.status.state;
+            Err(Refused::InvalidState {
+                verb: "stop",
+                state,
+                legal: "Created, Initializing, Running or Paused",
+            })
+        }
+        (Power::Stopped, false) => Ok(object),
+        (Power::Running | Power::Standby, false) => {
+            let now = tx.now();
+            Ok(tx.update_spec::<Instance>(uid, None, |spec| {
+                spec.power = Power::Stopped;
+                spec.power_since = now;
+            })?)
+        }
+    }
+}
+
+/// Asks for the instance to be gone; without grace when forced.
+///
+/// # Errors
+/// `NotFound`.
+pub fn delete(tx: &mut Tx<'_>, uid: &Uid, is_forced: bool) -> Result<(), Refused> {
+    live(tx, uid)?;
+    if is_forced {
+        tx.update_spec::<Instance>(uid, None, |spec| spec.is_forced = true)?;
+    }
+    tx.request_deletion::<Instance>(uid)?;
+    Ok(())
+}
+
+fn live(tx: &Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
+    tx.get::<Instance>(uid).filter(|object| !object.meta.is_deleting()).ok_or(Refused::NotFound)
+}

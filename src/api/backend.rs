@@ -1,0 +1,24 @@
+//! What the API needs of the host, as a trait: `assemble` provides it.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use stead_controllers::host::HostError;
+use stead_schemas::api::PushCredentials;
+use stead_schemas::names::{Digest, Uid};
+
+/// An archive as it arrives.
+pub type ImportStream = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// The host behind the API.
+pub trait Backend: Send + Sync + 'static {
+    /// Keeps a request's registry credentials in memory, for pulls of this image.
+    fn keep_credentials(&self, image: &Uid, credentials: PushCredentials);
+    /// Takes an archive (OCI layout, `docker save`, or a bare root file system) into the image
+    /// directory; answers the content's digest when it is there whole.
+    fn import(&self, archive: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>>;
+    /// Where an instance's logs are: `app` is the console, `vmm` the VMM's own.
+    fn log(&self, instance: &Uid, source: &str) -> Option<PathBuf>;
+}

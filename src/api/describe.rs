@@ -1,0 +1,72 @@
+//! `/spec.json` and `/spec.yaml`: the OpenAPI description of the routes that are served.
+
+use axum::Json;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+/// Method, path, summary, success status.
+const OPERATIONS: [(&str, &str, &str, &str); 16] = [
+    ("get", "/health", "Liveness", "200"),
+    ("get", "/capabilities", "What this server and host can do", "200"),
+    ("get", "/instances", "List instances; watch=true streams changes", "200"),
+    ("post", "/instances", "Create and start an instance", "201"),
+    ("get", "/instances/{id}", "Read an instance", "200"),
+    ("delete", "/instances/{id}", "Stop and delete an instance", "204"),
+    ("post", "/instances/{id}/start", "Start the next run", "200"),
+    ("post", "/instances/{id}/stop", "Stop the VM", "200"),
+    ("get", "/instances/{id}/wait", "Wait for a state", "200"),
+    ("get", "/instances/{id}/logs", "Last lines of a log as server-sent events", "200"),
+    ("get", "/images", "List images", "200"),
+    ("post", "/images", "Pull an image", "202"),
+    ("post", "/images/import", "Import an archive", "201"),
+    ("get", "/images/{name}", "Read an image", "200"),
+    ("delete", "/images/{name}", "Delete an image name", "204"),
+    ("post", "/images/{name}/tag", "Give content another name", "201"),
+];
+
+fn document() -> Value {
+    let mut paths = serde_json::Map::new();
+    for (method, path, summary, success) in OPERATIONS {
+        let parameters: Vec<Value> = path
+            .split('/')
+            .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+            .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
+            .collect();
+        let error = json!({"description": "Error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}});
+        let operation = json!({
+            "summary": summary,
+            "parameters": parameters,
+            "security": if path == "/health" { json!([]) } else { json!([{"bearer": []}]) },
+            "responses": {success: {"description": "Success"}, "default": error},
+        });
+        let entry = paths.entry(path).or_insert_with(|| json!({}));
+        entry[method] = operation;
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {"title": "Stead", "version": env!("CARGO_PKG_VERSION")},
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "schemas": {"Error": {
+                "type": "object",
+                "required": ["code", "message"],
+                "properties": {
+                    "code": {"type": "string"},
+                    "message": {"type": "string"},
+                    "details": {"type": "array", "items": {"type": "object"}},
+                },
+            }},
+        },
+    })
+}
+
+pub(super) async fn json() -> Json<Value> {
+    Json(document())
+}
+
+pub(super) async fn yaml() -> Response {
+    let text = serde_norway::to_string(&document()).unwrap_or_default();
+    ([(header::CONTENT_TYPE, "application/yaml")], text).into_response()
+}

@@ -1,0 +1,169 @@
+//! The one place where errors become HTTP.
+
+use axum::Json;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use stead_controllers::host::{HostError, HostErrorKind};
+use stead_controllers::store::{StoreError, TransactError, TxError};
+use stead_controllers::vm::admission::Refused;
+use stead_schemas::api::ErrorBody;
+use stead_schemas::limits::MESSAGE_CHARS_MAX;
+use stead_schemas::validate::{FieldErrors, printable};
+
+/// Says to the SDKs not to repeat a request that a repeat cannot cure.
+static SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// An error answer.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    body: ErrorBody,
+    retry: Retry,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Retry {
+    /// The status says enough.
+    Unsaid,
+    Never,
+    After(u32),
+}
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        let message = printable(&message.into(), MESSAGE_CHARS_MAX * 4);
+        Self { status, body: ErrorBody::new(code, message), retry: Retry::Unsaid }
+    }
+    pub(super) fn bad_request(code: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+    pub(super) fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "resource not found")
+    }
+    /// A conflict that a repeat of the same request meets again.
+    pub(super) fn conflict(code: &str, message: impl Into<String>) -> Self {
+        Self { retry: Retry::Never, ..Self::new(StatusCode::CONFLICT, code, message) }
+    }
+    pub(super) fn not_supported(what: &str) -> Self {
+        let message = format!("{what} is not supported by this server yet");
+        Self { retry: Retry::Never, ..Self::new(StatusCode::NOT_IMPLEMENTED, "not_supported", message) }
+    }
+    pub(super) fn internal() -> Self {
+        let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "internal error");
+        Self { retry: Retry::Never, ..error }
+    }
+    pub(super) fn overloaded(message: &str) -> Self {
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message);
+        Self { retry: Retry::After(1), ..error }
+    }
+    /// A refusal in front of every handler: the code is the status' own text.
+    pub(super) fn refused(status: StatusCode, message: impl Into<String>) -> Self {
+        Self::new(status, status.canonical_reason().unwrap_or("Error"), message)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body)).into_response();
+        let headers = response.headers_mut();
+        match self.retry {
+            Retry::Unsaid => {}
+            Retry::Never => drop(headers.insert(&SHOULD_RETRY, HeaderValue::from_static("false"))),
+            Retry::After(seconds) => drop(headers.insert(header::RETRY_AFTER, seconds.into())),
+        }
+        response
+    }
+}
+
+impl From<FieldErrors> for ApiError {
+    fn from(errors: FieldErrors) -> Self {
+        let body = ErrorBody::from(&errors);
+        // The contract's one definite answer that is not a 400.
+        let status = if body.code == "platform_not_available" { StatusCode::NOT_FOUND } else { StatusCode::BAD_REQUEST };
+        Self { status, body, retry: Retry::Unsaid }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Full => {
+                let error = Self::new(StatusCode::INSUFFICIENT_STORAGE, "insufficient_storage", error.to_string());
+                Self { retry: Retry::After(5), ..error }
+            }
+            StoreError::Overloaded => Self::overloaded("too many writes are waiting"),
+            StoreError::Closed => Self::overloaded("the server is shutting down"),
+            _ => {
+                tracing::error!(%error, "the store failed");
+                Self::internal()
+            }
+        }
+    }
+}
+
+impl<E: Into<Self>> From<TransactError<E>> for ApiError {
+    fn from(error: TransactError<E>) -> Self {
+        match error {
+            TransactError::Refused(refused) => refused.into(),
+            TransactError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        let message = refused.to_string();
+        match refused {
+            Refused::NameTaken(_) => Self::conflict("name_conflict", message),
+            Refused::InsufficientResources(_) => Self::conflict("insufficient_resources", message),
+            Refused::InvalidState { .. } => Self::conflict("invalid_state", message),
+            Refused::Conflict(_) => Self::conflict("conflict", message),
+            Refused::ImageNotReady(_) => Self::bad_request("image_not_ready", message),
+            Refused::NotFound => Self::not_found(),
+        }
+    }
+}
+
+impl From<TxError> for ApiError {
+    fn from(error: TxError) -> Self {
+        Refused::from(error).into()
+    }
+}
+
+impl From<HostError> for ApiError {
+    /// Only for errors that the request's own content caused; others are told in conditions.
+    fn from(error: HostError) -> Self {
+        match error.kind {
+            HostErrorKind::Permanent | HostErrorKind::Unsupported => Self::bad_request("invalid_request", error.chain()),
+            HostErrorKind::Exhausted => Self::from(StoreError::Full),
+            _ => {
+                tracing::error!(error = error.chain(), "the host failed");
+                Self::internal()
+            }
+        }
+    }
+}
+
+impl From<BytesRejection> for ApiError {
+    fn from(rejection: BytesRejection) -> Self {
+        match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", "the body is larger than 1 MiB")
+            }
+            status => Self::refused(status, "the body could not be read"),
+        }
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::bad_request("invalid_request", rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(_: PathRejection) -> Self {
+        Self::not_found()
+    }
+}

@@ -1,0 +1,98 @@
+//! Images: declare, read, alias, import, delete.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use stead_controllers::image::admission;
+use stead_schemas::api::{Image as View, ImageCreate, ImageTag};
+use stead_schemas::image::{Image, ImagePhase};
+use stead_schemas::names::ImageRef;
+
+use super::instances::{has_tags, json, tag_filter};
+use super::{ApiError, ApiState, lookup};
+
+type Params = BTreeMap<String, String>;
+
+pub(super) async fn create(
+    State(state): State<ApiState>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let ImageCreate { reference, platform, tags, credentials } =
+        ImageCreate::read(json(body)?, state.0.defaults.platform)?;
+    let object = state.store().transact(move |tx| admission::create(tx, &reference, platform, tags)).await?;
+    if let Some(credentials) = credentials {
+        // After the commit: the id is needed. A pass that was faster fails and comes again at once.
+        state.0.backend.keep_credentials(&object.meta.uid, credentials);
+    }
+    Ok((StatusCode::ACCEPTED, Json(View::of(&object))).into_response())
+}
+
+pub(super) async fn list(
+    State(state): State<ApiState>,
+    params: Result<Query<Params>, QueryRejection>,
+) -> Result<Json<Vec<View>>, ApiError> {
+    let tags = tag_filter(&params?.0)?;
+    let images = state.store().list::<Image>();
+    let wanted = images.iter().filter(|image| !image.meta.is_deleting() && has_tags(&image.meta.tags, &tags));
+    Ok(Json(wanted.map(|image| View::of(image)).collect()))
+}
+
+pub(super) async fn get(
+    State(state): State<ApiState>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<View>, ApiError> {
+    Ok(Json(View::of(&*lookup::image(state.store(), &name?.0)?)))
+}
+
+pub(super) async fn delete(
+    State(state): State<ApiState>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, ApiError> {
+    let uid = lookup::image(state.store(), &name?.0)?.meta.uid.clone();
+    state.store().transact(move |tx| admission::delete(tx, &uid)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST /images/{name}/tag`; names have slashes, so the verb is the path's tail.
+pub(super) async fn tag(
+    State(state): State<ApiState>,
+    path: Result<Path<String>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let Path(path) = path?;
+    let Some(name) = path.strip_suffix("/tag") else {
+        return Err(ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method"));
+    };
+    let ImageTag { target } = ImageTag::read(json(body)?)?;
+    let source = lookup::image(state.store(), name)?;
+    let digest = source.status.digest.clone().filter(|_| source.status.phase == ImagePhase::Ready);
+    let Some(digest) = digest else {
+        return Err(ApiError::conflict("image_not_ready", format!("image {} is not ready", source.meta.name)));
+    };
+    let platform = source.spec.platform;
+    let object = state.store().transact(move |tx| admission::point(tx, &target, platform, digest)).await?;
+    Ok((StatusCode::CREATED, Json(View::of(&object))).into_response())
+}
+
+/// `POST /images/import?name=REF` with an archive as the body: a way in without a registry.
+pub(super) async fn import(
+    State(state): State<ApiState>,
+    params: Result<Query<Params>, QueryRejection>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let Query(params) = params?;
+    let name = params.get("name").ok_or_else(|| ApiError::bad_request("invalid_name", "name is required"))?;
+    let target: ImageRef =
+        name.parse().map_err(|error| ApiError::bad_request("invalid_name", format!("name {error}")))?;
+    let archive = body.into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other)).boxed();
+    let digest = state.0.backend.import(archive).await?;
+    let platform = state.0.defaults.platform;
+    let object = state.store().transact(move |tx| admission::point(tx, &target, platform, digest)).await?;
+    Ok((StatusCode::CREATED, Json(View::of(&object))).into_response())
+}

@@ -1,0 +1,148 @@
+//! Instances: create, read, start, stop, delete.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+use stead_controllers::vm::admission;
+use stead_schemas::api::{self, InstanceStart, InstanceWish, parse_state};
+use stead_schemas::instance::{Instance, Power, State as Is};
+use stead_schemas::limits::VERB_WAIT_MAX;
+use stead_schemas::meta::Tags;
+
+use super::wait::until;
+use super::{ApiError, ApiState, lookup, watch};
+
+type Params = BTreeMap<String, String>;
+
+/// The JSON of a body; an empty one is `null`, which every reader takes as nothing given.
+pub(super) fn json(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
+    let body = body?;
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(&body)
+        .map_err(|error| ApiError::bad_request("invalid_request", format!("body is not JSON: {error}")))
+}
+
+/// `tags[key]=value` parameters; all must match.
+pub(super) fn tag_filter(params: &Params) -> Result<Tags, ApiError> {
+    let mut tags = Tags::new();
+    for (key, value) in params.iter().filter(|(key, _)| key.starts_with("tags")) {
+        let name = key.strip_prefix("tags[").and_then(|rest| rest.strip_suffix(']')).filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| ApiError::bad_request("invalid_request", "tags must be given as tags[key]=value"))?;
+        tags.insert(name.to_owned(), value.clone());
+    }
+    Ok(tags)
+}
+
+pub(super) fn has_tags(tags: &Tags, wanted: &Tags) -> bool {
+    wanted.iter().all(|(key, value)| tags.get(key) == Some(value))
+}
+
+pub(super) async fn create(
+    State(state): State<ApiState>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let wish = InstanceWish::read(json(body)?, state.0.defaults)?;
+    let prefix = state.0.tap_prefix.clone();
+    let object = state.store().transact(move |tx| admission::create(tx, wish, &prefix)).await?;
+    Ok((StatusCode::CREATED, Json(lookup::view(state.store(), &object))).into_response())
+}
+
+pub(super) async fn list(
+    State(state): State<ApiState>,
+    params: Result<Query<Params>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(params) = params?;
+    let tags = tag_filter(&params)?;
+    let wanted = match params.get("state") {
+        Some(word) => Some(parse_state(word).ok_or_else(|| {
+            ApiError::bad_request("invalid_state", format!("state: {word:?} is not one of the eight states"))
+        })?),
+        None => None,
+    };
+    if params.get("watch").is_some_and(|value| value == "true") {
+        return watch::instances(&state, &params, tags);
+    }
+    let store = state.store();
+    let views: Vec<api::Instance> = store
+        .list::<Instance>()
+        .iter()
+        .filter(|object| !object.meta.is_deleting())
+        .filter(|object| wanted.is_none_or(|wanted| object.status.state == wanted))
+        .filter(|object| has_tags(&object.meta.tags, &tags))
+        .map(|object| lookup::view(store, object))
+        .collect();
+    Ok(Json(views).into_response())
+}
+
+pub(super) async fn get(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<api::Instance>, ApiError> {
+    let object = lookup::instance(state.store(), &id?.0)?;
+    Ok(Json(lookup::view(state.store(), &object)))
+}
+
+pub(super) async fn start(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<api::Instance>, ApiError> {
+    let body = match json(body)? {
+        Value::Null => Value::Object(serde_json::Map::new()),
+        given => given,
+    };
+    let request = InstanceStart::read(body)?;
+    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let of_verb = uid.clone();
+    let object = state.store().transact(move |tx| admission::start(tx, &of_verb, request)).await?;
+    let run = object.spec.run;
+    // Over when it runs, when the run has ended again, or when another verb took its place.
+    let seen = until(state.store(), &uid, VERB_WAIT_MAX, |object| {
+        object.status.state == Is::Running || object.status.ended_run >= run || object.spec.power != Power::Running
+    })
+    .await;
+    let object = seen.ok_or_else(ApiError::not_found)?;
+    Ok(Json(lookup::view(state.store(), &object)))
+}
+
+pub(super) async fn stop(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<api::Instance>, ApiError> {
+    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let of_verb = uid.clone();
+    state.store().transact(move |tx| admission::stop(tx, &of_verb)).await?;
+    let seen = until(state.store(), &uid, VERB_WAIT_MAX, |object| {
+        object.status.state == Is::Stopped || object.spec.power == Power::Running
+    })
+    .await;
+    let object = seen.ok_or_else(ApiError::not_found)?;
+    Ok(Json(lookup::view(state.store(), &object)))
+}
+
+pub(super) async fn delete(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    params: Result<Query<Params>, QueryRejection>,
+) -> Result<StatusCode, ApiError> {
+    let Query(params) = params?;
+    let is_graceful = match params.get("graceful_shutdown").map(String::as_str) {
+        None | Some("true") => true,
+        Some("false") => false,
+        Some(_) => return Err(ApiError::bad_request("invalid_request", "graceful_shutdown must be true or false")),
+    };
+    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let of_verb = uid.clone();
+    state.store().transact(move |tx| admission::delete(tx, &of_verb, !is_graceful)).await?;
+    // The name is free already; the answer waits for the host to be clear, as long as it may.
+    until(state.store(), &uid, VERB_WAIT_MAX, |_| false).await;
+    Ok(StatusCode::NO_CONTENT)
+}

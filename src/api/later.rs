@@ -1,0 +1,68 @@
+//! Routes of the contract that this server cannot serve yet: each says so, with the right scope.
+//!
+//! Lists of kinds that do not exist here are empty, which is true, and keeps list-all clients whole.
+
+use axum::Json;
+use axum::http::Uri;
+use axum::routing::{MethodRouter, any, delete, get, patch, post};
+use serde_json::Value;
+
+use super::auth::Scope;
+use super::route::Routes;
+use super::{ApiError, ApiState};
+
+async fn empty() -> Json<Vec<Value>> {
+    Json(Vec::new())
+}
+
+async fn not_yet(uri: Uri) -> ApiError {
+    ApiError::not_supported(uri.path())
+}
+
+pub(super) fn add(mut routes: Routes) -> Routes {
+    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 14] = [
+        ("/instances/{id}", Scope::InstanceWrite, patch(not_yet)),
+        ("/instances/{id}/standby", Scope::InstanceWrite, post(not_yet)),
+        ("/instances/{id}/restore", Scope::InstanceWrite, post(not_yet)),
+        ("/instances/{id}/fork", Scope::InstanceWrite, post(not_yet)),
+        ("/instances/{id}/stats", Scope::InstanceRead, get(not_yet)),
+        ("/instances/{id}/stat", Scope::InstanceRead, get(not_yet)),
+        ("/instances/{id}/exec", Scope::InstanceWrite, get(not_yet)),
+        ("/instances/{id}/cp", Scope::InstanceWrite, get(not_yet)),
+        ("/instances/{id}/auto-standby/status", Scope::InstanceRead, get(not_yet)),
+        ("/instances/{id}/auto-standby/hold", Scope::InstanceWrite, post(not_yet)),
+        ("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(not_yet).delete(not_yet)),
+        ("/instances/{id}/snapshots", Scope::SnapshotWrite, post(not_yet)),
+        ("/instances/{id}/snapshots/{snapshot}/restore", Scope::SnapshotWrite, post(not_yet)),
+        ("/instances/{id}/snapshot-schedule", Scope::SnapshotWrite, any(not_yet)),
+    ];
+    for (path, scope, methods) in instance_verbs {
+        routes = routes.add(path, scope, methods);
+    }
+    let kinds = [
+        ("/volumes", "/volumes/{id}", [Scope::VolumeRead, Scope::VolumeWrite, Scope::VolumeDelete]),
+        ("/snapshots", "/snapshots/{id}", [Scope::SnapshotRead, Scope::SnapshotWrite, Scope::SnapshotDelete]),
+        ("/devices", "/devices/{id}", [Scope::DeviceRead, Scope::DeviceWrite, Scope::DeviceDelete]),
+        ("/ingresses", "/ingresses/{id}", [Scope::IngressRead, Scope::IngressWrite, Scope::IngressDelete]),
+        ("/builds", "/builds/{id}", [Scope::BuildRead, Scope::BuildWrite, Scope::BuildDelete]),
+        ("/builders", "/builders/{id}", [Scope::BuildRead, Scope::BuildWrite, Scope::BuildDelete]),
+        ("/pushes", "/pushes/{id}", [Scope::ImageRead, Scope::ImageWrite, Scope::ImageDelete]),
+    ];
+    for (list, one, [read, write, remove]) in kinds {
+        routes = routes
+            .add(list, read, get(empty))
+            .add(list, write, post(not_yet))
+            .add(one, read, get(absent))
+            .add(one, remove, delete(absent));
+    }
+    routes
+        .add("/snapshots/{id}/fork", Scope::SnapshotWrite, post(not_yet))
+        .add("/volumes/from-archive", Scope::VolumeWrite, post(not_yet))
+        .add("/devices/available", Scope::DeviceRead, get(empty))
+        .add("/resources", Scope::ResourceRead, get(not_yet))
+        .add("/resources/memory/reclaim", Scope::ResourceRead, post(not_yet))
+}
+
+async fn absent() -> ApiError {
+    ApiError::not_found()
+}

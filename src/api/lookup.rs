@@ -1,0 +1,64 @@
+//! From what a path names to the object: id, then name, then id prefix.
+
+use std::sync::Arc;
+
+use stead_controllers::store::Store;
+use stead_schemas::image::Image;
+use stead_schemas::instance::Instance;
+use stead_schemas::meta::{Kind, Object};
+use stead_schemas::names::{ImageRef, Name, Uid};
+use stead_schemas::network::Port;
+
+use super::ApiError;
+
+/// An instance by full id, exact name, or id prefix; what is being deleted is found by id only.
+pub(super) fn instance(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
+    if let Some(object) = word.parse::<Uid>().ok().and_then(|uid| store.get::<Instance>(&uid)) {
+        return Ok(object);
+    }
+    if let Some(object) = Name::resource(word).ok().and_then(|name| store.find::<Instance>(&name)) {
+        return Ok(object);
+    }
+    by_prefix(store, word)
+}
+
+fn by_prefix<K: Kind>(store: &Store, word: &str) -> Result<Arc<Object<K>>, ApiError> {
+    if word.is_empty() || !word.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Err(ApiError::not_found());
+    }
+    let mut found = store.uids::<K>().into_iter().filter(|uid| uid.as_str().starts_with(word));
+    match (found.next(), found.next()) {
+        (None, _) => Err(ApiError::not_found()),
+        (Some(uid), None) => store.get::<K>(&uid).ok_or_else(ApiError::not_found),
+        (Some(_), Some(_)) => {
+            Err(ApiError::conflict("ambiguous", format!("several ids start with {word:?}; give more of it")))
+        }
+    }
+}
+
+/// An image by reference in any spelling, by digest reference, or by id.
+pub(super) fn image(store: &Store, word: &str) -> Result<Arc<Object<Image>>, ApiError> {
+    if let Some(object) = word.parse::<Uid>().ok().and_then(|uid| store.get::<Image>(&uid)) {
+        return Ok(object);
+    }
+    let reference: ImageRef =
+        word.parse().map_err(|error| ApiError::bad_request("invalid_name", format!("name {error}")))?;
+    if let Some(object) = store.find::<Image>(&Name::from(&reference)) {
+        return Ok(object);
+    }
+    let is_same = |image: &Arc<Object<Image>>| {
+        let place = &image.spec.reference;
+        !image.meta.is_deleting()
+            && image.status.digest == reference.digest
+            && place.registry == reference.registry
+            && place.repository == reference.repository
+    };
+    let by_digest = || store.list::<Image>().into_iter().find(is_same);
+    reference.digest.as_ref().and_then(|_| by_digest()).ok_or_else(ApiError::not_found)
+}
+
+/// The wire form of an instance, with its port's address.
+pub(super) fn view(store: &Store, object: &Object<Instance>) -> stead_schemas::api::Instance {
+    let port = object.spec.allocated.port.as_ref().and_then(|uid| store.get::<Port>(uid));
+    stead_schemas::api::Instance::of(object, port.as_deref().map(|port| &port.spec))
+}

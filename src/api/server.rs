@@ -1,0 +1,119 @@
+//! The listener: bounded connections, headers, time and requests; panics end one request only.
+
+use std::future::Future;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use super::{ApiError, ApiState};
+
+/// Bounds of the listener.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerLimits {
+    /// Connections at once; one more waits in the kernel's queue.
+    pub connections_max: usize,
+    /// For a request's head to arrive: slow clients hold a connection no longer.
+    pub header_timeout: Duration,
+    /// What open requests get at shutdown.
+    pub grace: Duration,
+}
+
+/// The size of a request's head; larger ones get 431.
+const HEADER_BYTES_MAX: usize = 64 << 10;
+const HEADERS_MAX: usize = 100;
+/// After a failed accept (no descriptors): long enough not to spin, short enough not to be noticed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves until `shutdown`, then lets open requests end within the grace.
+///
+/// # Errors
+/// Never for one connection's sake; only when the listener itself is unusable.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: ServerLimits,
+    shutdown: impl Future<Output = ()> + Send,
+) -> io::Result<()> {
+    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let (closing, is_closing) = watch::channel(false);
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        let place = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            place = places.clone().acquire_owned() => place.map_err(io::Error::other)?,
+        };
+        let stream = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        let connection = connection(stream, router.clone(), limits, is_closing.clone());
+        tokio::spawn(async move {
+            connection.await;
+            drop(place);
+        });
+    }
+    let _ = closing.send(true);
+    let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
+    let _ = tokio::time::timeout(limits.grace, places.acquire_many(all)).await;
+    Ok(())
+}
+
+async fn connection(stream: TcpStream, router: Router, limits: ServerLimits, mut is_closing: watch::Receiver<bool>) {
+    let _ = stream.set_nodelay(true);
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
+    builder.max_buf_size(HEADER_BYTES_MAX).max_headers(HEADERS_MAX);
+    let service = TowerToHyperService::new(router);
+    let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    tokio::select! {
+        biased;
+        result = &mut served => {
+            if let Err(error) = result {
+                tracing::debug!(%error, "a connection ended badly");
+            }
+        }
+        _ = is_closing.wait_for(|&closing| closing) => {
+            served.as_mut().graceful_shutdown();
+            let _ = served.await;
+        }
+    }
+}
+
+/// In front of every handler: a place among the concurrent requests, a log line, and a net for
+/// panics.
+pub(super) async fn admit(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+    let Ok(_place) = state.0.admission.try_acquire() else {
+        return ApiError::overloaded("too many requests at once").into_response();
+    };
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let started = tokio::time::Instant::now();
+    // Unwind safe: handlers share only the store, whose own transactions contain panics.
+    let response = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let response = response.unwrap_or_else(|_| {
+        tracing::error!(%method, path, "a handler panicked");
+        ApiError::internal().into_response()
+    });
+    let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(%method, path, status = response.status().as_u16(), millis, "request");
+    response
+}

@@ -1,0 +1,87 @@
+//! Waiting for a state: woken by the store, never polling.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use stead_controllers::store::Store;
+use stead_schemas::api::{WaitForState, parse_state};
+use stead_schemas::instance::{Instance, Power, State as Is};
+use stead_schemas::limits::WAIT_MAX;
+use stead_schemas::meta::{Kind, Object};
+use stead_schemas::names::Uid;
+use stead_schemas::quantity::GoDuration;
+
+use super::{ApiError, ApiState, lookup};
+
+const WAIT_DEFAULT: Duration = Duration::from_secs(60);
+
+/// Returns when `is_over` holds of the instance, or at the deadline, with what there is then;
+/// `None` when the instance is gone.
+pub(super) async fn until(
+    store: &Store,
+    uid: &Uid,
+    at_most: Duration,
+    is_over: impl Fn(&Object<Instance>) -> bool,
+) -> Option<Arc<Object<Instance>>> {
+    let deadline = tokio::time::Instant::now() + at_most;
+    loop {
+        // The watch begins before the look, so that nothing falls in between.
+        let watch = store.watch(Some(Instance::NAME), store.revision());
+        let object = store.get::<Instance>(uid)?;
+        if is_over(&object) {
+            return Some(object);
+        }
+        // Fallen behind the ring: look again.
+        let Ok(mut watch) = watch else { continue };
+        let change = async {
+            loop {
+                match watch.next().await {
+                    Ok(event) if event.uid != *uid => {}
+                    Ok(_) | Err(_) => return,
+                }
+            }
+        };
+        if tokio::time::timeout_at(deadline, change).await.is_err() {
+            return Some(object);
+        }
+    }
+}
+
+pub(super) async fn wait_for_state(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    params: Result<Query<BTreeMap<String, String>>, QueryRejection>,
+) -> Result<Json<WaitForState>, ApiError> {
+    let Query(params) = params?;
+    let wanted = params.get("state").and_then(|word| parse_state(word)).filter(|&state| state != Is::Unknown);
+    let wanted = wanted.ok_or_else(|| {
+        ApiError::bad_request("invalid_state", "state is required: one of the states but Unknown")
+    })?;
+    let timeout = match params.get("timeout") {
+        None => WAIT_DEFAULT,
+        Some(text) => {
+            let refuse = |why: String| ApiError::bad_request("invalid_timeout", format!("timeout {why}"));
+            let GoDuration(timeout) = text.parse().map_err(|error: stead_schemas::quantity::QuantityError| refuse(error.to_string()))?;
+            if timeout.is_zero() {
+                return Err(refuse("must be more than zero".to_owned()));
+            }
+            timeout.min(WAIT_MAX)
+        }
+    };
+    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let seen = until(state.store(), &uid, timeout, |object| object.status.state == wanted || is_final(object)).await;
+    let object = seen.ok_or_else(ApiError::not_found)?;
+    let status = &object.status;
+    let timed_out = status.state != wanted && !is_final(&object);
+    Ok(Json(WaitForState { state: status.state, timed_out, state_error: status.state_error.clone() }))
+}
+
+/// Down, with no wish that leads elsewhere: waiting longer is of no use.
+fn is_final(object: &Object<Instance>) -> bool {
+    let is_wanted = object.spec.power == Power::Running && object.spec.run > object.status.ended_run;
+    matches!(object.status.state, Is::Stopped | Is::Standby) && !is_wanted
+}

@@ -1,0 +1,67 @@
+//! `GET /instances?watch=true&resource_version=N`: changes as they happen, one JSON line each.
+//!
+//! `{"type": "added"|"modified"|"deleted", "resource_version": N, "object": {...}}`; a client that
+//! fell behind, or asks from too long ago, gets `{"type": "too_old", "oldest": N}` and lists again.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use axum::body::{Body, Bytes};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use stead_controllers::store::{Change, Event, Store, Watch};
+use stead_schemas::instance::Instance;
+use stead_schemas::meta::{Kind, Tags};
+
+use super::{ApiError, ApiState, instances, lookup};
+
+pub(super) fn instances(
+    state: &ApiState,
+    params: &BTreeMap<String, String>,
+    tags: Tags,
+) -> Result<Response, ApiError> {
+    let store = state.store().clone();
+    let from = match params.get("resource_version") {
+        None => store.revision(),
+        Some(text) => text.parse().map_err(|_| {
+            ApiError::bad_request("invalid_request", "resource_version must be a number of an earlier answer")
+        })?,
+    };
+    let body = match store.watch(Some(Instance::NAME), from) {
+        Ok(watch) => Body::from_stream(futures::stream::unfold(Some((store, watch, tags)), next)),
+        Err(error) => Body::from(line(&json!({"type": "too_old", "oldest": error.oldest}))),
+    };
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-cache")], body).into_response())
+}
+
+type Following = Option<(Store, Watch, Tags)>;
+
+async fn next(following: Following) -> Option<(Result<Bytes, Infallible>, Following)> {
+    let (store, mut watch, tags) = following?;
+    loop {
+        match watch.next().await {
+            Ok(event) => {
+                if let Some(value) = told(&store, &event, &tags) {
+                    return Some((Ok(line(&value)), Some((store, watch, tags))));
+                }
+            }
+            Err(error) => return Some((Ok(line(&json!({"type": "too_old", "oldest": error.oldest}))), None)),
+        }
+    }
+}
+
+fn told(store: &Store, event: &Event, tags: &Tags) -> Option<Value> {
+    let (word, object) = match event.change {
+        Change::Created => ("added", store.get::<Instance>(&event.uid)?),
+        // Gone meanwhile: the deletion is told by its own event.
+        Change::Updated | Change::StatusUpdated => ("modified", store.get::<Instance>(&event.uid)?),
+        Change::Deleted => ("deleted", event.last::<Instance>()?),
+    };
+    let is_wanted = instances::has_tags(&object.meta.tags, tags);
+    is_wanted.then(|| json!({"type": word, "resource_version": event.revision, "object": lookup::view(store, &object)}))
+}
+
+fn line(value: &Value) -> Bytes {
+    Bytes::from(format!("{value}\n"))
+}
