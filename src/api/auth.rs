@@ -1,16 +1,10 @@
 //! Bearer tokens: signed here, checked here, with scopes as the contract lists them.
 
-use std::fs;
-use std::io;
-use std::path::Path;
-
 use axum::http::{HeaderMap, StatusCode, header};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use serde::{Deserialize, Serialize};
-use stead_controllers::host::HostError;
 
 use super::ApiError;
-use crate::store::write_secret;
 
 /// One right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,33 +121,10 @@ impl std::fmt::Debug for Keys {
     }
 }
 
-const KEY_BYTES: usize = 32;
-
 impl Keys {
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
         Self { encoding: EncodingKey::from_secret(secret), decoding: DecodingKey::from_secret(secret) }
-    }
-
-    /// Reads `DATA/keys/jwt.key`, which is made at the first start.
-    ///
-    /// # Errors
-    /// When it cannot be read or made.
-    pub fn of_data_dir(data_dir: &Path) -> Result<Self, HostError> {
-        let path = data_dir.join("keys").join("jwt.key");
-        let failed = |error| HostError::io("read the token key", path.display().to_string(), error);
-        match fs::read(&path) {
-            Ok(secret) if secret.len() >= KEY_BYTES => Ok(Self::new(&secret)),
-            Ok(_) => Err(failed(io::Error::new(io::ErrorKind::InvalidData, "it is too short"))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut secret = [0u8; KEY_BYTES];
-                let mut source = fs::File::open("/dev/urandom").map_err(failed)?;
-                io::Read::read_exact(&mut source, &mut secret).map_err(failed)?;
-                write_secret(&path, &secret)?;
-                Ok(Self::new(&secret))
-            }
-            Err(error) => Err(failed(error)),
-        }
     }
 
     /// Signs a token for `scopes` (`*` for all) that ends at `expires_at`.
@@ -167,7 +138,8 @@ impl Keys {
         issued_at: jiff::Timestamp,
         expires_at: jiff::Timestamp,
     ) -> Result<String, String> {
-        let is_known = |scope: &String| scope == "*" || Scope::ALL.iter().any(|known| known.as_str() == scope);
+        let is_known =
+            |scope: &String| scope == "*" || Scope::ALL.iter().any(|known| known.as_str() == scope);
         if let Some(unknown) = scopes.iter().find(|scope| !is_known(scope)) {
             return Err(format!("there is no scope {unknown:?}"));
         }
@@ -186,7 +158,9 @@ impl Keys {
     /// Checks the request's token and its right.
     pub(super) fn authorize(&self, headers: &HeaderMap, scope: Scope) -> Result<(), ApiError> {
         let unauthorized = |message: &str| ApiError::refused(StatusCode::UNAUTHORIZED, message);
-        let header = headers.get(header::AUTHORIZATION).ok_or_else(|| unauthorized("authorization header required"))?;
+        let header = headers
+            .get(header::AUTHORIZATION)
+            .ok_or_else(|| unauthorized("authorization header required"))?;
         let text = header.to_str().map_err(|_| unauthorized("invalid authorization header"))?;
         let token = match text.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),

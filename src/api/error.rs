@@ -80,7 +80,11 @@ impl From<FieldErrors> for ApiError {
     fn from(errors: FieldErrors) -> Self {
         let body = ErrorBody::from(&errors);
         // The contract's one definite answer that is not a 400.
-        let status = if body.code == "platform_not_available" { StatusCode::NOT_FOUND } else { StatusCode::BAD_REQUEST };
+        let status = if body.code == "platform_not_available" {
+            StatusCode::NOT_FOUND
+        } else {
+            StatusCode::BAD_REQUEST
+        };
         Self { status, body, retry: Retry::Unsaid }
     }
 }
@@ -89,7 +93,8 @@ impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Full => {
-                let error = Self::new(StatusCode::INSUFFICIENT_STORAGE, "insufficient_storage", error.to_string());
+                let error =
+                    Self::new(StatusCode::INSUFFICIENT_STORAGE, "insufficient_storage", error.to_string());
                 Self { retry: Retry::After(5), ..error }
             }
             StoreError::Overloaded => Self::overloaded("too many writes are waiting"),
@@ -135,7 +140,9 @@ impl From<HostError> for ApiError {
     /// Only for errors that the request's own content caused; others are told in conditions.
     fn from(error: HostError) -> Self {
         match error.kind {
-            HostErrorKind::Permanent | HostErrorKind::Unsupported => Self::bad_request("invalid_request", error.chain()),
+            HostErrorKind::Permanent | HostErrorKind::Unsupported => {
+                Self::bad_request("invalid_request", error.chain())
+            }
             HostErrorKind::Exhausted => Self::from(StoreError::Full),
             _ => {
                 tracing::error!(error = error.chain(), "the host failed");

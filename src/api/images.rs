@@ -73,7 +73,10 @@ pub(super) async fn tag(
     let source = lookup::image(state.store(), name)?;
     let digest = source.status.digest.clone().filter(|_| source.status.phase == ImagePhase::Ready);
     let Some(digest) = digest else {
-        return Err(ApiError::conflict("image_not_ready", format!("image {} is not ready", source.meta.name)));
+        return Err(ApiError::conflict(
+            "image_not_ready",
+            format!("image {} is not ready", source.meta.name),
+        ));
     };
     let platform = source.spec.platform;
     let object = state.store().transact(move |tx| admission::point(tx, &target, platform, digest)).await?;

@@ -34,8 +34,11 @@ pub(super) fn json(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiErro
 pub(super) fn tag_filter(params: &Params) -> Result<Tags, ApiError> {
     let mut tags = Tags::new();
     for (key, value) in params.iter().filter(|(key, _)| key.starts_with("tags")) {
-        let name = key.strip_prefix("tags[").and_then(|rest| rest.strip_suffix(']')).filter(|name| !name.is_empty());
-        let name = name.ok_or_else(|| ApiError::bad_request("invalid_request", "tags must be given as tags[key]=value"))?;
+        let name =
+            key.strip_prefix("tags[").and_then(|rest| rest.strip_suffix(']')).filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| {
+            ApiError::bad_request("invalid_request", "tags must be given as tags[key]=value")
+        })?;
         tags.insert(name.to_owned(), value.clone());
     }
     Ok(tags)
@@ -106,7 +109,9 @@ pub(super) async fn start(
     let run = object.spec.run;
     // Over when it runs, when the run has ended again, or when another verb took its place.
     let seen = until(state.store(), &uid, VERB_WAIT_MAX, |object| {
-        object.status.state == Is::Running || object.status.ended_run >= run || object.spec.power != Power::Running
+        object.status.state == Is::Running
+            || object.status.ended_run >= run
+            || object.spec.power != Power::Running
     })
     .await;
     let object = seen.ok_or_else(ApiError::not_found)?;
@@ -137,7 +142,9 @@ pub(super) async fn delete(
     let is_graceful = match params.get("graceful_shutdown").map(String::as_str) {
         None | Some("true") => true,
         Some("false") => false,
-        Some(_) => return Err(ApiError::bad_request("invalid_request", "graceful_shutdown must be true or false")),
+        Some(_) => {
+            return Err(ApiError::bad_request("invalid_request", "graceful_shutdown must be true or false"));
+        }
     };
     let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
     let of_verb = uid.clone();

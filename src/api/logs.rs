@@ -27,7 +27,10 @@ pub(super) async fn logs(
     let count = match params.get("tail") {
         None => TAIL_DEFAULT,
         Some(text) => text.parse().ok().filter(|count| (1..=TAIL_MAX).contains(count)).ok_or_else(|| {
-            ApiError::bad_request("invalid_request", format!("tail must be a whole number from 1 to {TAIL_MAX}"))
+            ApiError::bad_request(
+                "invalid_request",
+                format!("tail must be a whole number from 1 to {TAIL_MAX}"),
+            )
         })?,
     };
     match params.get("follow").map(String::as_str) {
@@ -40,18 +43,26 @@ pub(super) async fn logs(
     let path = match source {
         "app" | "vmm" => state.0.backend.log(&object.meta.uid, source),
         "hypeman" | "stead" => return Err(ApiError::not_supported("the server's own log")),
-        _ => return Err(ApiError::bad_request("invalid_request", "source must be app, vmm, stead or hypeman")),
+        _ => {
+            return Err(ApiError::bad_request(
+                "invalid_request",
+                "source must be app, vmm, stead or hypeman",
+            ));
+        }
     };
-    let not_found = || ApiError::new(axum::http::StatusCode::NOT_FOUND, "log_not_found", "there is no such log yet");
+    let not_found =
+        || ApiError::new(axum::http::StatusCode::NOT_FOUND, "log_not_found", "there is no such log yet");
     let path = path.ok_or_else(not_found)?;
-    let lines = tokio::task::spawn_blocking(move || tail(&path, count)).await.map_err(|_| ApiError::internal())?;
+    let lines =
+        tokio::task::spawn_blocking(move || tail(&path, count)).await.map_err(|_| ApiError::internal())?;
     let lines = lines.map_err(|_| not_found())?;
     let events = lines.into_iter().map(|line| {
         let json = serde_json::Value::String(line);
         Ok::<Bytes, Infallible>(Bytes::from(format!("data: {json}\n\n")))
     });
     let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
-    Ok((headers, [("x-accel-buffering", "no")], Body::from_stream(futures::stream::iter(events))).into_response())
+    Ok((headers, [("x-accel-buffering", "no")], Body::from_stream(futures::stream::iter(events)))
+        .into_response())
 }
 
 /// The last lines of a file; what is not UTF-8 is shown as replacement characters.

@@ -26,7 +26,6 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use axum::routing::{delete, get, post};
-use stead_controllers::runtime::Clock;
 use stead_controllers::store::Store;
 use stead_schemas::api::{Capabilities, InstanceDefaults};
 use stead_schemas::limits;
@@ -45,7 +44,6 @@ pub struct ApiState(Arc<Inner>);
 struct Inner {
     store: Store,
     keys: Keys,
-    clock: Arc<dyn Clock>,
     backend: Arc<dyn Backend>,
     defaults: InstanceDefaults,
     tap_prefix: String,
@@ -57,7 +55,6 @@ struct Inner {
 pub struct ApiConfig {
     pub store: Store,
     pub keys: Keys,
-    pub clock: Arc<dyn Clock>,
     pub backend: Arc<dyn Backend>,
     pub defaults: InstanceDefaults,
     pub tap_prefix: String,
@@ -81,9 +78,9 @@ impl std::fmt::Debug for ApiState {
 impl ApiState {
     #[must_use]
     pub fn new(config: ApiConfig) -> Self {
-        let ApiConfig { store, keys, clock, backend, defaults, tap_prefix, capabilities, requests_max } = config;
+        let ApiConfig { store, keys, backend, defaults, tap_prefix, capabilities, requests_max } = config;
         let admission = tokio::sync::Semaphore::new(requests_max);
-        Self(Arc::new(Inner { store, keys, clock, backend, defaults, tap_prefix, capabilities, admission }))
+        Self(Arc::new(Inner { store, keys, backend, defaults, tap_prefix, capabilities, admission }))
     }
 
     fn store(&self) -> &Store {

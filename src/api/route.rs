@@ -37,7 +37,12 @@ impl Routes {
     }
 
     /// Likewise, for bodies that are streamed and bounded by their handler.
-    pub(super) fn add_unlimited(self, path: &'static str, scope: Scope, methods: MethodRouter<ApiState>) -> Self {
+    pub(super) fn add_unlimited(
+        self,
+        path: &'static str,
+        scope: Scope,
+        methods: MethodRouter<ApiState>,
+    ) -> Self {
         self.add(path, scope, methods.layer(axum::extract::DefaultBodyLimit::disable()))
     }
 

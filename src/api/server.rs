@@ -78,13 +78,22 @@ pub async fn serve(
     Ok(())
 }
 
-async fn connection(stream: TcpStream, router: Router, limits: ServerLimits, mut is_closing: watch::Receiver<bool>) {
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    limits: ServerLimits,
+    mut is_closing: watch::Receiver<bool>,
+) {
     let _ = stream.set_nodelay(true);
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
     builder.max_buf_size(HEADER_BYTES_MAX).max_headers(HEADERS_MAX);
     let service = TowerToHyperService::new(router);
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    let closed = async {
+        // Dropped at once: the guard may not live over an await.
+        drop(is_closing.wait_for(|&closing| closing).await);
+    };
     tokio::select! {
         biased;
         result = &mut served => {
@@ -92,7 +101,7 @@ async fn connection(stream: TcpStream, router: Router, limits: ServerLimits, mut
                 tracing::debug!(%error, "a connection ended badly");
             }
         }
-        _ = is_closing.wait_for(|&closing| closing) => {
+        () = closed => {
             served.as_mut().graceful_shutdown();
             let _ = served.await;
         }

@@ -65,7 +65,9 @@ pub(super) async fn wait_for_state(
         None => WAIT_DEFAULT,
         Some(text) => {
             let refuse = |why: String| ApiError::bad_request("invalid_timeout", format!("timeout {why}"));
-            let GoDuration(timeout) = text.parse().map_err(|error: stead_schemas::quantity::QuantityError| refuse(error.to_string()))?;
+            let GoDuration(timeout) = text
+                .parse()
+                .map_err(|error: stead_schemas::quantity::QuantityError| refuse(error.to_string()))?;
             if timeout.is_zero() {
                 return Err(refuse("must be more than zero".to_owned()));
             }
@@ -73,7 +75,8 @@ pub(super) async fn wait_for_state(
         }
     };
     let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
-    let seen = until(state.store(), &uid, timeout, |object| object.status.state == wanted || is_final(object)).await;
+    let seen =
+        until(state.store(), &uid, timeout, |object| object.status.state == wanted || is_final(object)).await;
     let object = seen.ok_or_else(ApiError::not_found)?;
     let status = &object.status;
     let timed_out = status.state != wanted && !is_final(&object);

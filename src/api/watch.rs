@@ -32,7 +32,8 @@ pub(super) fn instances(
         Ok(watch) => Body::from_stream(futures::stream::unfold(Some((store, watch, tags)), next)),
         Err(error) => Body::from(line(&json!({"type": "too_old", "oldest": error.oldest}))),
     };
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-cache")], body).into_response())
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-cache")], body)
+        .into_response())
 }
 
 type Following = Option<(Store, Watch, Tags)>;
@@ -59,7 +60,9 @@ fn told(store: &Store, event: &Event, tags: &Tags) -> Option<Value> {
         Change::Deleted => ("deleted", event.last::<Instance>()?),
     };
     let is_wanted = instances::has_tags(&object.meta.tags, tags);
-    is_wanted.then(|| json!({"type": word, "resource_version": event.revision, "object": lookup::view(store, &object)}))
+    is_wanted.then(
+        || json!({"type": word, "resource_version": event.revision, "object": lookup::view(store, &object)}),
+    )
 }
 
 fn line(value: &Value) -> Bytes {

@@ -3,6 +3,7 @@
 //! ```text
 //! DATA/lock           held by the daemon
 //! DATA/keys/seal.key  0600; without it the database cannot be read
+//! DATA/keys/jwt.key   0600; signs the API's tokens
 //! DATA/db/            the database
 //! ```
 
@@ -47,6 +48,14 @@ pub enum OpenError {
     Database(#[source] KvError),
     #[error("cannot open the store")]
     Store(#[source] StoreError),
+}
+
+/// The key that signs the API's tokens; made when there is none. Works beside a running daemon.
+///
+/// # Errors
+/// When it cannot be read or made, or is open to others.
+pub fn token_key(directory: &Path) -> Result<[u8; 32], SealKeyError> {
+    seal::read_or_create(&directory.join("keys").join("jwt.key"))
 }
 
 /// Locks and opens a data directory; makes it if it is not there. Blocks: call it at start.

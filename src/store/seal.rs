@@ -25,14 +25,14 @@ const NONCE_BYTES: usize = 24;
 /// Why there is no usable key.
 #[derive(Debug, thiserror::Error)]
 pub enum SealKeyError {
-    #[error("cannot {operation} the seal key {path}", path = path.display())]
+    #[error("cannot {operation} the key {path}", path = path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
-    #[error("the seal key {path} must be {KEY_BYTES} bytes long", path = path.display())]
+    #[error("the key {path} must be {KEY_BYTES} bytes long", path = path.display())]
     Length { path: PathBuf },
-    #[error("the seal key {path} has mode {mode:o}: it must not be open to group or others (chmod 600)", path = path.display())]
+    #[error("the key {path} has mode {mode:o}: it must not be open to group or others (chmod 600)", path = path.display())]
     Mode { path: PathBuf, mode: u32 },
     /// Restore the file; without it the database cannot be read.
-    #[error("the seal key {path} is missing but its database exists", path = path.display())]
+    #[error("the key {path} is missing but its database exists", path = path.display())]
     Missing { path: PathBuf },
 }
 
@@ -59,6 +59,12 @@ impl ChaChaSealer {
         };
         Ok(Self(XChaCha20Poly1305::new(&Key::<XChaCha20Poly1305>::from(bytes))))
     }
+}
+
+/// Reads a key of this directory's files, or makes one: for keys whose loss costs no data.
+pub(super) fn read_or_create(path: &Path) -> Result<[u8; KEY_BYTES], SealKeyError> {
+    let failed = |source| SealKeyError::Io { operation: "create", path: path.to_path_buf(), source };
+    read(path)?.map_or_else(|| create(path).map_err(failed), Ok)
 }
 
 fn read(path: &Path) -> Result<Option<[u8; KEY_BYTES]>, SealKeyError> {
