@@ -1,0 +1,10 @@
+//! The ports on a real host, each test in a fresh network (and mount) namespace of its own.
+//!
+//! Needs root and the Debian packages iproute2, nftables, conntrack, util-linux and e2fsprogs.
+
+mod disks;
+mod firewall;
+mod guest;
+mod links;
+mod monitors;
+mod namespace;

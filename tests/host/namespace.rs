@@ -1,0 +1,60 @@
+//! A fresh namespace per test: the test binary runs itself again under `unshare` for that test.
+//!
+//! Guarantees: nothing a test makes in the network or mounts outlives it.
+
+use std::env;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use stead::host::Scope;
+use stead::host::netlink::Netlink;
+use stead_schemas::names::{LinkName, Uid};
+
+const INSIDE: &str = "STEAD_TEST_IN_NAMESPACE";
+
+/// Longest wait for something that happens at once on an idle machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs the calling test's body inside; the test is found by the name of its closure.
+pub(crate) fn in_namespace<F: AsyncFnOnce()>(body: F) {
+    if env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        return runtime.expect("a runtime starts").block_on(body());
+    }
+    let path = std::any::type_name::<F>();
+    let name = path.strip_prefix("host::").and_then(|path| path.strip_suffix("::{{closure}}"));
+    let name = name.expect("the body is a closure of the test itself");
+    let output = Command::new("unshare")
+        .args(["--net", "--mount", "--"])
+        .arg(env::current_exe().expect("this program has a path"))
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::null())
+        .output()
+        .expect("unshare (package util-linux) runs");
+    let said =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{name} failed inside its namespace:\n{said}");
+    assert!(said.contains("1 passed"), "{name} did not run inside its namespace:\n{said}");
+}
+
+/// Runs a line of shell and gives its output.
+pub(crate) fn shell(line: &str) -> String {
+    let output = Command::new("sh").args(["-ec", line]).output().expect("sh runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+pub(crate) fn netlink(scope: &str) -> Netlink {
+    Netlink::new(Scope::new(scope).expect("a valid scope")).expect("netlink sockets open")
+}
+
+pub(crate) fn link_name(text: &str) -> LinkName {
+    text.parse().expect("a valid name")
+}
+
+/// Uids that differ by the letter they begin with.
+pub(crate) fn uid(first: char) -> Uid {
+    format!("{first}{:023}", 0).parse().expect("a letter and digits")
+}
