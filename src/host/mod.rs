@@ -5,6 +5,7 @@ pub mod disks;
 pub(crate) mod files;
 pub mod initrd;
 pub mod kernel;
+pub mod oci;
 mod links_seen;
 mod marks;
 pub mod monitor;

@@ -1,0 +1,206 @@
+//! The merged tree of an image's layers: which path is made of which entry of which layer.
+//!
+//! Layers are applied bottom up, as a container runtime would: later entries replace earlier ones,
+//! whiteouts take away what lower layers brought, hard links share one node whatever happens to the
+//! path they were made of. Nothing is unpacked: the tree only says what to emit.
+
+use std::collections::BTreeMap;
+
+use super::Refused;
+use super::archive::{Item, Kind, Meta, components, show};
+
+/// Entries of all layers together. A large distribution image has 200,000; each costs memory here.
+pub(super) const ENTRIES_MAX: usize = 1_000_000;
+/// Symbolic links followed for one parent path, as Linux has it.
+const LINKS_FOLLOWED_MAX: usize = 40;
+
+/// Where a node's entry stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) layer: usize,
+    pub(super) ordinal: usize,
+}
+
+/// One inode to be.
+#[derive(Debug, Clone)]
+pub(super) struct Node {
+    pub(super) place: Place,
+    pub(super) kind: Kind,
+    pub(super) meta: Meta,
+}
+
+/// A name in the tree.
+#[derive(Debug, Clone, Copy)]
+struct Name {
+    node: usize,
+    /// The layer that put it there: whiteouts of the same layer do not touch it.
+    layer: usize,
+}
+
+/// The tree under construction; keys are paths joined with `/`, the root is the empty one.
+#[derive(Debug, Default)]
+pub(super) struct Tree {
+    names: BTreeMap<Vec<u8>, Name>,
+    nodes: Vec<Node>,
+}
+
+impl Tree {
+    /// Applies one entry.
+    pub(super) fn apply(&mut self, place: Place, item: Item) -> Result<(), Refused> {
+        if place.ordinal >= ENTRIES_MAX || self.nodes.len() >= ENTRIES_MAX {
+            return Err(Refused::new(format!("the image has more than {ENTRIES_MAX} entries")));
+        }
+        let Some((last, parents)) = item.path.split_last() else {
+            // The root itself: only its attributes matter.
+            return self.put(Vec::new(), place, Kind::Directory, item.meta);
+        };
+        let parent = self.resolve_parent(parents, place)?;
+        if last == b".wh..wh..opq" {
+            self.remove_below(&parent, place.layer);
+            return Ok(());
+        }
+        if last.starts_with(b".wh..wh.") {
+            return Ok(());
+        }
+        if let Some(hidden) = last.strip_prefix(b".wh.") {
+            let path = joined(&parent, hidden);
+            self.remove_if_lower(&path, place.layer);
+            return Ok(());
+        }
+        let path = joined(&parent, last);
+        match item.kind {
+            Kind::Dropped => {
+                self.remove_all(&path);
+                Ok(())
+            }
+            Kind::Hardlink(target) => self.link(path, &target, place, &item.path),
+            kind => self.put(path, place, kind, item.meta),
+        }
+    }
+
+    fn put(&mut self, path: Vec<u8>, place: Place, kind: Kind, meta: Meta) -> Result<(), Refused> {
+        let is_directory = kind == Kind::Directory;
+        let old = self.names.get(&path).map(|name| &self.nodes[name.node].kind);
+        if !(is_directory && old == Some(&Kind::Directory)) {
+            self.remove_all(&path);
+        }
+        self.nodes.push(Node { place, kind, meta });
+        self.names.insert(path, Name { node: self.nodes.len() - 1, layer: place.layer });
+        Ok(())
+    }
+
+    fn link(&mut self, path: Vec<u8>, target: &[u8], place: Place, shown: &[Vec<u8>]) -> Result<(), Refused> {
+        let target = components(target)?;
+        let found = match target.split_last() {
+            Some((last, parents)) => {
+                let parent = self.resolve_parent(parents, place)?;
+                self.names.get(&joined(&parent, last)).copied()
+            }
+            None => None,
+        };
+        let Some(Name { node, .. }) = found else {
+            return Err(Refused::new(format!("{} is a hard link to what is not in the image", show(shown))));
+        };
+        if self.nodes[node].kind == Kind::Directory {
+            return Err(Refused::new(format!("{} is a hard link to a directory", show(shown))));
+        }
+        if self.names.get(&path).is_some_and(|name| name.node == node) {
+            return Ok(());
+        }
+        self.remove_all(&path);
+        self.names.insert(path, Name { node, layer: place.layer });
+        Ok(())
+    }
+
+    /// The real directory of a path's parents: symbolic links are followed within the image, what
+    /// is missing is made, what is no directory is replaced by one.
+    fn resolve_parent(&mut self, parents: &[Vec<u8>], place: Place) -> Result<Vec<u8>, Refused> {
+        let mut pending: Vec<Vec<u8>> = parents.iter().rev().cloned().collect();
+        let mut at: Vec<u8> = Vec::new();
+        let mut followed = 0;
+        while let Some(part) = pending.pop() {
+            if part == b".." {
+                let end = at.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+                at.truncate(end);
+                continue;
+            }
+            let next = joined(&at, &part);
+            match self.names.get(&next).map(|name| self.nodes[name.node].kind.clone()) {
+                Some(Kind::Directory) => at = next,
+                Some(Kind::Symlink(target)) => {
+                    followed += 1;
+                    if followed > LINKS_FOLLOWED_MAX {
+                        return Err(Refused::new(format!("{} goes through a loop of links", show(parents))));
+                    }
+                    if target.starts_with(b"/") {
+                        at.clear();
+                    }
+                    let parts = target.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+                    pending.extend(parts.map(<[u8]>::to_vec).collect::<Vec<_>>().into_iter().rev());
+                }
+                _ => {
+                    let meta = Meta { mode: 0o755, ..Meta::default() };
+                    self.put(next.clone(), place, Kind::Directory, meta)?;
+                    at = next;
+                }
+            }
+        }
+        Ok(at)
+    }
+
+    fn below(path: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        // '0' is the byte after '/'.
+        if path.is_empty() { (vec![1], vec![0xff; 4097]) } else { (joined(path, b""), [path, b"0"].concat()) }
+    }
+
+    fn remove_all(&mut self, path: &[u8]) {
+        if self.names.remove(path).is_some() {
+            self.remove_below(path, usize::MAX);
+        }
+    }
+
+    /// Removes a name that a lower layer brought, with what lower layers brought below it.
+    fn remove_if_lower(&mut self, path: &[u8], layer: usize) {
+        if self.names.get(path).is_some_and(|name| name.layer < layer) {
+            self.names.remove(path);
+        }
+        self.remove_below(path, layer);
+    }
+
+    /// Removes what layers before `layer` brought below a directory.
+    fn remove_below(&mut self, path: &[u8], layer: usize) {
+        let (start, end) = Self::below(path);
+        let gone: Vec<Vec<u8>> =
+            self.names.range(start..end).filter(|(_, name)| name.layer < layer).map(|(path, _)| path.clone()).collect();
+        for path in gone {
+            self.names.remove(&path);
+        }
+    }
+
+    /// What to emit: directories with parents first, and for every other place its paths.
+    pub(super) fn finish(self) -> Merged {
+        let mut directories = Vec::new();
+        let mut content: BTreeMap<Place, (Node, Vec<Vec<u8>>)> = BTreeMap::new();
+        for (path, name) in self.names {
+            let node = &self.nodes[name.node];
+            if node.kind == Kind::Directory {
+                directories.push((path, node.meta.clone()));
+            } else {
+                content.entry(node.place).or_insert_with(|| (node.clone(), Vec::new())).1.push(path);
+            }
+        }
+        Merged { directories, content }
+    }
+}
+
+/// The finished tree.
+#[derive(Debug)]
+pub(super) struct Merged {
+    pub(super) directories: Vec<(Vec<u8>, Meta)>,
+    /// Several paths are hard links of one another.
+    pub(super) content: BTreeMap<Place, (Node, Vec<Vec<u8>>)>,
+}
+
+fn joined(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
+}
