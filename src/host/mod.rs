@@ -5,7 +5,6 @@ pub mod disks;
 pub(crate) mod files;
 pub mod initrd;
 pub mod kernel;
-pub mod oci;
 mod links_seen;
 mod marks;
 pub mod monitor;
@@ -13,6 +12,7 @@ pub mod netlink;
 pub mod nft;
 mod nft_heard;
 mod nft_rules;
+pub mod oci;
 pub(crate) mod process;
 pub mod tap;
 

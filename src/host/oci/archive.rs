@@ -59,14 +59,19 @@ pub(super) fn read<R: Read>(
     for entry in archive.entries().map_err(broken)?.raw(true) {
         let mut entry = entry.map_err(broken)?;
         let kind = entry.header().entry_type();
-        if matches!(kind, EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader) {
+        if matches!(
+            kind,
+            EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader
+        ) {
             extension.take(kind, &mut entry)?;
             continue;
         }
         let size = entry.header().entry_size().map_err(broken)?;
         let found = std::mem::take(&mut extension);
         if found.size.is_some_and(|given| given != size) {
-            return Err(Refused::new("an entry's size stands only in an extended header, which is not supported"));
+            return Err(Refused::new(
+                "an entry's size stands only in an extended header, which is not supported",
+            ));
         }
         let item = item(entry.header(), &entry.path_bytes(), found)?;
         visit(item, size, &mut entry)?;
@@ -170,7 +175,12 @@ fn item(header: &tar::Header, plain_path: &[u8], found: Extension) -> Result<Ite
 
 /// Splits a path; nothing may lead out of the root.
 pub(super) fn components(path: &[u8]) -> Result<Vec<Vec<u8>>, Refused> {
-    let refuse = |why: &str| Err(Refused::new(format!("the path {:?} {why}", String::from_utf8_lossy(&path[..path.len().min(128)]))));
+    let refuse = |why: &str| {
+        Err(Refused::new(format!(
+            "the path {:?} {why}",
+            String::from_utf8_lossy(&path[..path.len().min(128)])
+        )))
+    };
     if path.len() > PATH_BYTES_MAX {
         return refuse("is too long");
     }

@@ -32,7 +32,10 @@ pub(super) fn import(layout: &Layout, path: &Path, platform: Platform) -> Result
     let documents = documents(path).map_err(refused)?;
     let manifest = if let Some(index) = documents.get("index.json") {
         let found = oci_layout(&documents, index, platform).map_err(refused)?;
-        let wanted = found.layers.iter().map(|blob| (format!("blobs/sha256/{}", blob.digest.hex()), blob.digest.clone()));
+        let wanted = found
+            .layers
+            .iter()
+            .map(|blob| (format!("blobs/sha256/{}", blob.digest.hex()), blob.digest.clone()));
         take_blobs(layout, path, &wanted.collect()).map_err(refused)?;
         found
     } else if let Some(list) = documents.get("manifest.json") {
@@ -91,7 +94,11 @@ type Documents = BTreeMap<String, Vec<u8>>;
 fn blob_document<'a>(documents: &'a Documents, digest: &Digest) -> Result<&'a [u8], Refused> {
     let bytes = documents.get(&format!("blobs/sha256/{}", digest.hex()));
     let bytes = bytes.ok_or_else(|| Refused::new(format!("the archive lacks {digest}")))?;
-    if digest_of(bytes) == *digest { Ok(bytes) } else { Err(Refused::new(format!("the archive's {digest} is something else"))) }
+    if digest_of(bytes) == *digest {
+        Ok(bytes)
+    } else {
+        Err(Refused::new(format!("the archive's {digest} is something else")))
+    }
 }
 
 fn oci_layout(documents: &Documents, index: &[u8], platform: Platform) -> Result<Manifest, Refused> {
@@ -103,17 +110,20 @@ fn oci_layout(documents: &Documents, index: &[u8], platform: Platform) -> Result
             Some(entry) => entry.digest.parse().ok(),
             None => choose(&index, platform),
         };
-        let digest: Digest =
-            digest.ok_or_else(|| Refused::unsupported(format!("it holds nothing for {}", platform.as_str())))?;
+        let digest: Digest = digest
+            .ok_or_else(|| Refused::unsupported(format!("it holds nothing for {}", platform.as_str())))?;
         let bytes = blob_document(documents, &digest)?;
         if let Some(inner) = as_index(bytes) {
             index = inner;
             continue;
         }
-        let manifest: OciImageManifest =
-            serde_json::from_slice(bytes).map_err(|error| Refused::new(format!("its manifest is not one: {error}")))?;
-        let config: Digest =
-            manifest.config.digest.parse().map_err(|error| Refused::new(format!("its configuration's digest {error}")))?;
+        let manifest: OciImageManifest = serde_json::from_slice(bytes)
+            .map_err(|error| Refused::new(format!("its manifest is not one: {error}")))?;
+        let config: Digest = manifest
+            .config
+            .digest
+            .parse()
+            .map_err(|error| Refused::new(format!("its configuration's digest {error}")))?;
         return read_manifest(digest, &manifest, blob_document(documents, &config)?, Some(platform));
     }
     Err(Refused::new("its indexes are nested too deep"))
@@ -133,10 +143,11 @@ fn docker_archive(
     list: &[u8],
     platform: Platform,
 ) -> Result<Manifest, Refused> {
-    let saved: Vec<Saved> =
-        serde_json::from_slice(list).map_err(|error| Refused::new(format!("manifest.json is not one: {error}")))?;
+    let saved: Vec<Saved> = serde_json::from_slice(list)
+        .map_err(|error| Refused::new(format!("manifest.json is not one: {error}")))?;
     let saved = saved.into_iter().next().ok_or_else(|| Refused::new("manifest.json lists no image"))?;
-    let config = documents.get(&saved.config).ok_or_else(|| Refused::new("the archive lacks its configuration"))?;
+    let config =
+        documents.get(&saved.config).ok_or_else(|| Refused::new("the archive lacks its configuration"))?;
     let blobs = store_layers(layout, path, &saved.layers)?;
     let descriptor = |digest: String, size: u64| OciDescriptor {
         digest,
@@ -163,7 +174,9 @@ fn store_layers(layout: &Layout, path: &Path, names: &[String]) -> Result<Vec<(D
         }
         Ok(())
     })?;
-    let find = |name: &String| stored.get(name).cloned().ok_or_else(|| Refused::new("the archive lacks one of its layers"));
+    let find = |name: &String| {
+        stored.get(name).cloned().ok_or_else(|| Refused::new("the archive lacks one of its layers"))
+    };
     names.iter().map(find).collect()
 }
 
@@ -182,7 +195,8 @@ fn store(layout: &Layout, content: &mut dyn Read) -> Result<(Digest, u64), Refus
         file.write_all(&buffer[..count]).map_err(broken)?;
         size += count as u64;
     }
-    let digest: Digest = format!("sha256:{}", hex::encode(hash.finalize())).parse().map_err(|_| Refused::new("no digest"))?;
+    let digest: Digest =
+        format!("sha256:{}", hex::encode(hash.finalize())).parse().map_err(|_| Refused::new("no digest"))?;
     file.as_file().sync_all().map_err(broken)?;
     file.persist(layout.blob(&digest)).map_err(|error| broken(error.error))?;
     Ok((digest, size))
@@ -209,7 +223,9 @@ fn bare_rootfs(layout: &Layout, path: &Path) -> Result<Manifest, Refused> {
     let (diff_id, _) = {
         let mut hash = Sha256::new();
         let count = io::copy(&mut open(path)?, &mut HashWriter(&mut hash)).map_err(broken)?;
-        let digest: Digest = format!("sha256:{}", hex::encode(hash.finalize())).parse().map_err(|_| Refused::new("no digest"))?;
+        let digest: Digest = format!("sha256:{}", hex::encode(hash.finalize()))
+            .parse()
+            .map_err(|_| Refused::new("no digest"))?;
         (digest, count)
     };
     let (digest, size) = store(layout, &mut File::open(path).map_err(broken)?)?;

@@ -89,8 +89,14 @@ impl Layout {
         let layer = |blob: &Blob| {
             let whole = length(&self.blob(&blob.digest)).map(|_| blob.size);
             // A partial blob that is as long as the whole one is not verified yet.
-            let part = || length(&self.partial(&blob.digest)).map(|part| part.min(Bytes(blob.size.0.saturating_sub(1))));
-            Layer { digest: blob.digest.clone(), size: blob.size, present: whole.or_else(part).unwrap_or_default() }
+            let part = || {
+                length(&self.partial(&blob.digest)).map(|part| part.min(Bytes(blob.size.0.saturating_sub(1))))
+            };
+            Layer {
+                digest: blob.digest.clone(),
+                size: blob.size,
+                present: whole.or_else(part).unwrap_or_default(),
+            }
         };
         Resolved { digest: manifest.digest.clone(), layers: manifest.layers.iter().map(layer).collect() }
     }
@@ -104,9 +110,12 @@ impl Layout {
     /// Digests with a complete root file system.
     pub(super) fn list(&self) -> Result<Vec<Digest>, HostError> {
         let dir = self.root.join("rootfs");
-        let entries = fs::read_dir(&dir).map_err(|error| HostError::io("list", dir.display().to_string(), error))?;
+        let entries =
+            fs::read_dir(&dir).map_err(|error| HostError::io("list", dir.display().to_string(), error))?;
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        Ok(names.filter_map(|name| format!("sha256:{}", name.strip_suffix(".squashfs")?).parse().ok()).collect())
+        Ok(names
+            .filter_map(|name| format!("sha256:{}", name.strip_suffix(".squashfs")?).parse().ok())
+            .collect())
     }
 
     /// Removes all of a digest, and the blobs that no other manifest lists.
@@ -127,9 +136,9 @@ impl Layout {
     }
 
     fn listed_blobs(&self) -> io::Result<BTreeSet<Digest>> {
-        let manifests = fs::read_dir(self.root.join("manifests"))?.flatten().filter_map(|entry| {
-            serde_json::from_slice::<Manifest>(&fs::read(entry.path()).ok()?).ok()
-        });
+        let manifests = fs::read_dir(self.root.join("manifests"))?
+            .flatten()
+            .filter_map(|entry| serde_json::from_slice::<Manifest>(&fs::read(entry.path()).ok()?).ok());
         Ok(manifests.flat_map(|manifest| manifest.layers.into_iter().map(|blob| blob.digest)).collect())
     }
 }

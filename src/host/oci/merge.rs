@@ -135,7 +135,8 @@ impl Tree {
                     if target.starts_with(b"/") {
                         at.clear();
                     }
-                    let parts = target.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+                    let parts =
+                        target.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
                     pending.extend(parts.map(<[u8]>::to_vec).collect::<Vec<_>>().into_iter().rev());
                 }
                 _ => {
@@ -170,8 +171,12 @@ impl Tree {
     /// Removes what layers before `layer` brought below a directory.
     fn remove_below(&mut self, path: &[u8], layer: usize) {
         let (start, end) = Self::below(path);
-        let gone: Vec<Vec<u8>> =
-            self.names.range(start..end).filter(|(_, name)| name.layer < layer).map(|(path, _)| path.clone()).collect();
+        let gone: Vec<Vec<u8>> = self
+            .names
+            .range(start..end)
+            .filter(|(_, name)| name.layer < layer)
+            .map(|(path, _)| path.clone())
+            .collect();
         for path in gone {
             self.names.remove(&path);
         }

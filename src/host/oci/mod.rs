@@ -28,7 +28,7 @@ use stead_schemas::api::PushCredentials;
 use stead_schemas::names::{Digest, ImageRef, Platform, Uid};
 use tokio::sync::Semaphore;
 
-use layout::{Blob, Layout, Manifest};
+use layout::Layout;
 use registry::{Registry, SharedRegistry};
 
 /// What the image directory is made with.
@@ -198,7 +198,12 @@ impl Images for Oci {
         Ok(layout.manifest(digest).map(|manifest| layout.resolved(&manifest)))
     }
 
-    async fn resolve(&self, owner: &Uid, reference: &ImageRef, platform: Platform) -> Result<Resolved, HostError> {
+    async fn resolve(
+        &self,
+        owner: &Uid,
+        reference: &ImageRef,
+        platform: Platform,
+    ) -> Result<Resolved, HostError> {
         let manifest = self.inner.registry.resolve(owner, reference, platform).await?;
         self.inner.layout.write_manifest(&manifest)?;
         Ok(self.inner.layout.resolved(&manifest))
@@ -217,8 +222,10 @@ impl Images for Oci {
         let manifest = self.inner.layout.manifest(digest).ok_or_else(|| Self::missing("fetch", digest))?;
         let (owner, reference) = (owner.clone(), reference.clone());
         self.begin(digest, Job::Fetching, |oci| async move {
-            let inner = &oci.inner;
-            let fetches = manifest.layers.iter().map(|blob| inner.registry.fetch(&owner, &reference, blob, &inner.layout));
+            let fetches = manifest.layers.into_iter().map(|blob| {
+                let (oci, owner, reference) = (oci.clone(), owner.clone(), reference.clone());
+                async move { oci.inner.registry.fetch(&owner, &reference, &blob, &oci.inner.layout).await }
+            });
             // The first failure ends the job; what the others brought is kept in their partials.
             let mut fetches = futures::stream::iter(fetches).buffer_unordered(FETCHES_MAX);
             while let Some(result) = fetches.next().await {
@@ -236,7 +243,10 @@ impl Images for Oci {
     }
 
     async fn remove(&self, digest: &Digest) -> Result<(), HostError> {
-        self.inner.layout.remove(digest).map_err(|error| HostError::io("remove the image", digest.as_str(), error))
+        self.inner
+            .layout
+            .remove(digest)
+            .map_err(|error| HostError::io("remove the image", digest.as_str(), error))
     }
 }
 
@@ -245,7 +255,9 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
 ) -> Result<T, HostError> {
     let ended = tokio::task::spawn_blocking(work).await;
-    ended.unwrap_or_else(|error| Err(HostError::new(HostErrorKind::Transient, operation, "an image").because(error)))
+    ended.unwrap_or_else(|error| {
+        Err(HostError::new(HostErrorKind::Transient, operation, "an image").because(error))
+    })
 }
 
 /// Why an image's content was refused, or the disk failed under it.
@@ -268,9 +280,10 @@ impl Refused {
     /// Broken content shows as these kinds too: decoders have no others.
     fn of_io(error: io::Error) -> Self {
         let kind = match error.kind() {
-            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput | io::ErrorKind::Other => {
-                HostErrorKind::Permanent
-            }
+            io::ErrorKind::InvalidData
+            | io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::Other => HostErrorKind::Permanent,
             _ => HostError::kind_of_io(&error),
         };
         Self { kind, message: error.to_string() }
@@ -280,4 +293,3 @@ impl Refused {
         HostError::new(self.kind, operation, subject).because(self.message)
     }
 }
-

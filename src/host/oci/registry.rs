@@ -73,8 +73,7 @@ impl Registry {
 
     /// A client of its own for each pull: credentials of one never serve another.
     fn client(&self, registry: &str) -> Client {
-        let protocol =
-            if self.is_plain(registry) { ClientProtocol::Http } else { ClientProtocol::Https };
+        let protocol = if self.is_plain(registry) { ClientProtocol::Http } else { ClientProtocol::Https };
         Client::new(ClientConfig {
             protocol,
             connect_timeout: Some(Duration::from_secs(10)),
@@ -87,7 +86,8 @@ impl Registry {
     /// Plain HTTP is for loopback and for hosts that the configuration names.
     fn is_plain(&self, registry: &str) -> bool {
         let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-        let is_loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let is_loopback =
+            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
         is_loopback || self.plain_http_hosts.iter().any(|plain| plain == registry || plain == host)
     }
 
@@ -102,14 +102,19 @@ impl Registry {
         let session = Session { client: self.client(&reference.registry), auth: self.auth(owner), subject };
         let (mut digest, mut bytes) = session.document(&oci_reference(reference)?).await?;
         if let Some(index) = as_index(&bytes) {
-            let chosen = choose(&index, platform)
-                .ok_or_else(|| session.error(HostErrorKind::Unsupported).because(format!("it is not made for {}", platform.as_str())))?;
+            let chosen = choose(&index, platform).ok_or_else(|| {
+                session
+                    .error(HostErrorKind::Unsupported)
+                    .because(format!("it is not made for {}", platform.as_str()))
+            })?;
             (digest, bytes) = session.document(&oci_reference(&reference.with_digest(&chosen))?).await?;
         }
-        let manifest: OciImageManifest = serde_json::from_slice(&bytes)
-            .map_err(|error| session.error(HostErrorKind::Permanent).because(format!("its manifest is not one: {error}")))?;
+        let manifest: OciImageManifest = serde_json::from_slice(&bytes).map_err(|error| {
+            session.error(HostErrorKind::Permanent).because(format!("its manifest is not one: {error}"))
+        })?;
         let config = session.blob(&oci_reference(reference)?, &manifest.config).await?;
-        read_manifest(digest, &manifest, &config, Some(platform)).map_err(|error| error.into_host("resolve", reference.to_string()))
+        read_manifest(digest, &manifest, &config, Some(platform))
+            .map_err(|error| error.into_host("resolve", reference.to_string()))
     }
 
     /// Fetches one blob to where it belongs, from where an earlier try ended.
@@ -162,28 +167,45 @@ impl Session {
     /// A manifest or index, verified against the digest that names it.
     async fn document(&self, reference: &Reference) -> Result<(Digest, Vec<u8>), HostError> {
         let pulled = self.client.pull_manifest_raw(reference, &self.auth, &ACCEPTED);
-        let late = || self.error(HostErrorKind::Transient).because(format!("no answer within {} s", DEADLINE.as_secs()));
-        let (bytes, _) = tokio::time::timeout(DEADLINE, pulled).await.map_err(|_| late())?.map_err(|error| self.failed(&error))?;
+        let late = || {
+            self.error(HostErrorKind::Transient).because(format!("no answer within {} s", DEADLINE.as_secs()))
+        };
+        let (bytes, _) = tokio::time::timeout(DEADLINE, pulled)
+            .await
+            .map_err(|_| late())?
+            .map_err(|error| self.failed(&error))?;
         if bytes.len() > DOCUMENT_BYTES_MAX {
             return Err(self.error(HostErrorKind::Permanent).because("its manifest is larger than 4 MiB"));
         }
         let digest = digest_of(&bytes);
         if reference.digest().is_some_and(|asked| asked != digest.as_str()) {
-            return Err(self.error(HostErrorKind::Permanent).because("the registry's manifest is not the one asked for"));
+            return Err(self
+                .error(HostErrorKind::Permanent)
+                .because("the registry's manifest is not the one asked for"));
         }
         Ok((digest, bytes.to_vec()))
     }
 
     /// A small blob, verified.
     async fn blob(&self, reference: &Reference, descriptor: &OciDescriptor) -> Result<Vec<u8>, HostError> {
-        let late = || self.error(HostErrorKind::Transient).because(format!("no answer within {} s", DEADLINE.as_secs()));
+        let late = || {
+            self.error(HostErrorKind::Transient).because(format!("no answer within {} s", DEADLINE.as_secs()))
+        };
         let bounded = async {
-            let mut stream = self.client.pull_blob_stream(reference, descriptor).await.map_err(|error| self.failed(&error))?;
+            let mut stream = self
+                .client
+                .pull_blob_stream(reference, descriptor)
+                .await
+                .map_err(|error| self.failed(&error))?;
             let mut bytes = Vec::new();
             while let Some(chunk) = stream.next().await {
-                bytes.extend_from_slice(&chunk.map_err(|error| self.error(HostErrorKind::Transient).because(error))?);
+                bytes.extend_from_slice(
+                    &chunk.map_err(|error| self.error(HostErrorKind::Transient).because(error))?,
+                );
                 if bytes.len() > DOCUMENT_BYTES_MAX {
-                    return Err(self.error(HostErrorKind::Permanent).because("its configuration is larger than 4 MiB"));
+                    return Err(self
+                        .error(HostErrorKind::Permanent)
+                        .because("its configuration is larger than 4 MiB"));
                 }
             }
             Ok(bytes)
@@ -192,7 +214,9 @@ impl Session {
         if digest_of(&bytes).as_str() == descriptor.digest {
             Ok(bytes)
         } else {
-            Err(self.error(HostErrorKind::Permanent).because("its configuration does not have the digest it is named by"))
+            Err(self
+                .error(HostErrorKind::Permanent)
+                .because("its configuration does not have the digest it is named by"))
         }
     }
 
@@ -223,9 +247,9 @@ fn kind_of(error: &OciDistributionError) -> HostErrorKind {
         },
         OciDistributionError::RegistryError { envelope, .. } => {
             match envelope.errors.first().map(|error| &error.code) {
-                Some(OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::BlobUnknown) => {
-                    HostErrorKind::Missing
-                }
+                Some(
+                    OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::BlobUnknown,
+                ) => HostErrorKind::Missing,
                 Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => HostErrorKind::Denied,
                 Some(OciErrorCode::Toomanyrequests) => HostErrorKind::Exhausted,
                 _ => HostErrorKind::Transient,
@@ -278,7 +302,8 @@ pub(super) fn choose(index: &OciImageIndex, platform: Platform) -> Option<Digest
             given.os.to_string() == "linux" && given.architecture.to_string() == platform.architecture()
         })
     };
-    let lone = || index.manifests.first().filter(|entry| index.manifests.len() == 1 && entry.platform.is_none());
+    let lone =
+        || index.manifests.first().filter(|entry| index.manifests.len() == 1 && entry.platform.is_none());
     index.manifests.iter().find(fits).or_else(lone)?.digest.parse().ok()
 }
 
@@ -289,22 +314,29 @@ pub(super) fn read_manifest(
     config: &[u8],
     platform: Option<Platform>,
 ) -> Result<Manifest, Refused> {
-    let config: ConfigFile =
-        serde_json::from_slice(config).map_err(|error| Refused::new(format!("its configuration is not one: {error}")))?;
+    let config: ConfigFile = serde_json::from_slice(config)
+        .map_err(|error| Refused::new(format!("its configuration is not one: {error}")))?;
     if let Some(platform) = platform.filter(|platform| config.architecture != platform.architecture()) {
         let words = stead_schemas::validate::printable(&config.architecture, 32);
         return Err(Refused::unsupported(format!("it is made for {words}, not for {}", platform.as_str())));
     }
     let diff_ids = &config.rootfs.diff_ids;
     if manifest.layers.len() != diff_ids.len() || diff_ids.len() > LAYERS_MAX {
-        return Err(Refused::new("its manifest and configuration list different numbers of layers, or too many"));
+        return Err(Refused::new(
+            "its manifest and configuration list different numbers of layers, or too many",
+        ));
     }
     let layers = manifest.layers.iter().zip(diff_ids).map(|(layer, diff_id)| {
-        let digest = |text: &str| text.parse().map_err(|error| Refused::new(format!("a layer's digest {error}")));
+        let digest =
+            |text: &str| text.parse().map_err(|error| Refused::new(format!("a layer's digest {error}")));
         let size = u64::try_from(layer.size).map_err(|_| Refused::new("a layer has a negative size"))?;
         Ok(Blob { digest: digest(&layer.digest)?, size: Bytes(size), diff_id: digest(diff_id)? })
     });
-    Ok(Manifest { digest, layers: layers.collect::<Result<_, Refused>>()?, config: config.config.unwrap_or_default().into_config() })
+    Ok(Manifest {
+        digest,
+        layers: layers.collect::<Result<_, Refused>>()?,
+        config: config.config.unwrap_or_default().into_config(),
+    })
 }
 
 /// The parts of an OCI image configuration that run a program.
@@ -366,7 +398,8 @@ impl Partial {
     /// Continues what is there; its bytes are hashed again, since nothing vouches for them.
     fn open(layout: &Layout, blob: &Blob) -> io::Result<Self> {
         let path = layout.partial(&blob.digest);
-        let file = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let file =
+            std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
         let mut partial = Self { file, length: 0, hash: Sha256::new(), blob: blob.clone(), path };
         let mut buffer = vec![0u8; 256 << 10];
         loop {
@@ -395,7 +428,10 @@ impl Partial {
         self.length += chunk.len() as u64;
         if self.length > self.blob.size.0 {
             let _ = std::fs::remove_file(&self.path);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the blob is larger than its manifest says"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the blob is larger than its manifest says",
+            ));
         }
         self.hash.update(chunk);
         self.file.write_all(chunk)
@@ -407,7 +443,10 @@ impl Partial {
         }
         if hex::encode(self.hash.finalize()) != self.blob.digest.hex() {
             let _ = std::fs::remove_file(&self.path);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the blob does not have the digest it is named by"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the blob does not have the digest it is named by",
+            ));
         }
         self.file.sync_all()?;
         std::fs::rename(&self.path, layout.blob(&self.blob.digest))?;

@@ -47,7 +47,8 @@ pub(super) fn build(layout: &Layout, manifest: &Manifest) -> Result<(), HostErro
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         // The builder ran out of room: its own words say so, its status does not.
-        let kind = if said.contains("No space left") { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
+        let kind =
+            if said.contains("No space left") { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
         return Err(failed(io::Error::new(kind, said)));
     }
     written.map_err(refused)?;
@@ -187,7 +188,8 @@ struct Bounded {
 impl Read for Bounded {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        let too_much = || io::Error::new(io::ErrorKind::InvalidData, "the layers unpack to more than an image may");
+        let too_much =
+            || io::Error::new(io::ErrorKind::InvalidData, "the layers unpack to more than an image may");
         self.left = self.left.checked_sub(count as u64).ok_or_else(too_much)?;
         Ok(count)
     }
@@ -213,7 +215,7 @@ impl<R: Read> Read for Hashing<R> {
 fn start_builder(out: &File) -> io::Result<Child> {
     std::os::unix::fs::fchown(out, Some(NOBODY), Some(NOBODY))?;
     Command::new("sqfstar")
-        .args(["-comp", "lz4", "-quiet", "-no-progress", "/proc/self/fd/1"])
+        .args(["-comp", "lz4", "-quiet", "-no-progress", "-force", "/proc/self/fd/1"])
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir("/")

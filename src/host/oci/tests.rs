@@ -34,6 +34,9 @@ fn archive(entries: &[Entry]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_size(content.len() as u64);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         header.set_mode(if kind == tar::EntryType::Directory { 0o755 } else { 0o644 });
         let old = header.as_old_mut();
         old.name[..path.len()].copy_from_slice(path.as_bytes());
@@ -72,13 +75,15 @@ fn build_layers(layers: &[Vec<u8>]) -> Built {
 impl Built {
     fn cat(&self, path: &str) -> String {
         let image = self.layout.rootfs(&self.digest);
-        let output = Command::new("unsquashfs").args(["-cat"]).arg(image).arg(path).output().expect("unsquashfs runs");
+        let output =
+            Command::new("unsquashfs").args(["-cat"]).arg(image).arg(path).output().expect("unsquashfs runs");
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     fn names(&self) -> Vec<String> {
         let image = self.layout.rootfs(&self.digest);
-        let output = Command::new("unsquashfs").args(["-ls", "-d", ""]).arg(image).output().expect("unsquashfs runs");
+        let output =
+            Command::new("unsquashfs").args(["-ls", "-d", ""]).arg(image).output().expect("unsquashfs runs");
         let text = String::from_utf8_lossy(&output.stdout);
         let names = text.lines().filter_map(|line| line.strip_prefix('/')).map(ToOwned::to_owned);
         let mut names: Vec<String> = names.collect();
@@ -119,8 +124,21 @@ fn layers_are_merged_as_container_runtimes_merge_them() {
     assert_eq!(
         built.names(),
         [
-            "deep", "deep/made", "deep/made/parents", "dev", "etc", "etc/keep", "etc/replaced", "hard", "lib",
-            "opaque", "opaque/new", "usr", "usr/lib", "usr/lib/through-link", "was-dir"
+            "deep",
+            "deep/made",
+            "deep/made/parents",
+            "dev",
+            "etc",
+            "etc/keep",
+            "etc/replaced",
+            "hard",
+            "lib",
+            "opaque",
+            "opaque/new",
+            "usr",
+            "usr/lib",
+            "usr/lib/through-link",
+            "was-dir"
         ]
     );
     assert_eq!(built.cat("etc/replaced"), "upper");
@@ -135,7 +153,11 @@ fn hostile_layers_are_refused_with_a_sentence() {
     truncated.truncate(515);
     let mut lying = archive(&[File("a", "x")]);
     lying[124..136].copy_from_slice(b"77777777777\0");
-    let checksum: u32 = lying[..512].iter().enumerate().map(|(at, &byte)| if (148..156).contains(&at) { 32 } else { u32::from(byte) }).sum();
+    let checksum: u32 = lying[..512]
+        .iter()
+        .enumerate()
+        .map(|(at, &byte)| if (148..156).contains(&at) { 32 } else { u32::from(byte) })
+        .sum();
     lying[148..156].copy_from_slice(format!("{checksum:06o}\0 ").as_bytes());
     let cases: [(&str, Vec<u8>, &str); 9] = [
         ("traversal", archive(&[File("../../etc/passwd", "x")]), "leads out"),
@@ -143,7 +165,11 @@ fn hostile_layers_are_refused_with_a_sentence() {
         ("link out of the root", archive(&[Link("a", "../../etc/shadow")]), "leads out"),
         ("link to nothing", archive(&[Link("a", "etc/shadow")]), "not in the image"),
         ("link to a directory", archive(&[Dir("d/"), Link("a", "d")]), "to a directory"),
-        ("loop of links", archive(&[Symlink("a", "b"), Symlink("b", "a"), File("a/x", "y")]), "loop of links"),
+        (
+            "loop of links",
+            archive(&[Symlink("a", "b"), Symlink("b", "a"), File("a/x", "y")]),
+            "loop of links",
+        ),
         ("truncated", truncated, ""),
         ("a size that lies", lying, ""),
         ("no archive", vec![7u8; 4096], "broken"),
@@ -157,7 +183,11 @@ fn hostile_layers_are_refused_with_a_sentence() {
 
 #[test]
 fn escaping_symbolic_links_are_only_data() {
-    let built = build_layers(&[archive(&[Symlink("out", "../../../etc"), Symlink("abs", "/etc/shadow"), File("out/x", "in the image")])]);
+    let built = build_layers(&[archive(&[
+        Symlink("out", "../../../etc"),
+        Symlink("abs", "/etc/shadow"),
+        File("out/x", "in the image"),
+    ])]);
     built.result.as_ref().expect("built");
     assert_eq!(built.names(), ["abs", "etc", "etc/x", "out"]);
 }
