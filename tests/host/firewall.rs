@@ -7,7 +7,7 @@ use stead_controllers::host::{Firewall, HostErrorKind, PortRule};
 use stead_schemas::network::Mac;
 
 use crate::guest::{
-    GATEWAY, Network, PORT, TABLE, Wire, arp_request, heard_until, host_socket, mac_of, rules,
+    Frame, GATEWAY, Network, PORT, TABLE, Wire, arp_request, heard_until, host_socket, mac_of, rules,
 };
 use crate::namespace::{in_namespace, link_name, shell};
 
@@ -168,8 +168,11 @@ fn a_guest_reaches_the_gateway_address_and_no_other_of_the_host() {
         assert_eq!(heard_until(&host, "good"), ["good"]);
         network.firewall.remove(TABLE).await.expect("removed");
         guest.send(&guest.datagram(other, "unguarded"));
+        let past = Frame { to_mac: Mac([0x01, 0x80, 0xc2, 0, 0, 0x0e]), ..guest.datagram(other, "past") };
+        guest.send(&past);
         guest.send(&guest.datagram(GATEWAY, "good"));
-        assert_eq!(heard_until(&host, "good"), ["unguarded", "good"], "it is the rules that hold it back");
+        let heard = heard_until(&host, "good");
+        assert_eq!(heard, ["unguarded", "past", "good"], "it is the rules that hold both back");
     });
 }
 

@@ -1,1 +1,195 @@
-//! Tables and properties.
+//! Tables and properties of the port plan, on a modelled host.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use stead_schemas::condition::Reason;
+use stead_schemas::meta::Meta;
+use stead_schemas::names::Name;
+use stead_schemas::network::{Mac, PortSpec};
+
+use super::*;
+use crate::host::Link;
+use crate::runtime::{Refusal, Wait};
+
+fn uid(first: char) -> Uid {
+    format!("{first}{:023}", 0).parse().expect("valid")
+}
+
+fn name(text: &str) -> LinkName {
+    text.parse().expect("valid")
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_second(5).expect("in range")
+}
+
+fn object() -> Object<Port> {
+    let meta = Meta {
+        uid: uid('p'),
+        name: Name::from(&uid('p')),
+        tags: BTreeMap::default(),
+        generation: 1,
+        resource_version: 1,
+        created_at: now(),
+        deletion_requested_at: None,
+        finalizers: Default::default(),
+        owner: None,
+    };
+    let address = "10.99.0.2".parse().expect("valid");
+    let spec = PortSpec {
+        network: uid('n'),
+        bridge: name("st-br"),
+        tap: name("st-tap"),
+        table: "stead".to_owned(),
+        address,
+        mac: Mac::of_address(address),
+    };
+    Object { meta, spec, status: PortStatus::default() }
+}
+
+fn tap(owner: char) -> Link {
+    Link {
+        name: name("st-tap"),
+        owner: uid(owner),
+        kind: LinkKind::Tap,
+        master: None,
+        is_up: false,
+        is_isolated: false,
+        addresses: Vec::new(),
+    }
+}
+
+fn nothing() -> Observed {
+    Observed { is_network_ready: true, tap: None, has_rule: false }
+}
+
+/// What an action does to the host, and what may never be.
+fn apply(seen: &mut Observed, action: &Action) {
+    let tap_of = |seen: &mut Observed| seen.tap.take().expect("steps on a TAP follow its making");
+    match action {
+        Action::CreateTap { name: made, owner } => {
+            assert_eq!((made, owner), (&name("st-tap"), &uid('p')));
+            seen.tap.get_or_insert_with(|| tap('p'));
+        }
+        Action::Enslave { bridge, .. } => {
+            seen.tap = Some(Link { master: Some(bridge.clone()), is_isolated: false, ..tap_of(seen) });
+        }
+        Action::Isolate(_) => {
+            let tap = tap_of(seen);
+            assert!(tap.master.is_some(), "only a bridge's port can be isolated");
+            seen.tap = Some(Link { is_isolated: true, ..tap });
+        }
+        Action::AddRule { rule, .. } => {
+            assert_eq!((&rule.tap, rule.mac), (&name("st-tap"), object().spec.mac));
+            seen.has_rule = true;
+        }
+        Action::RaiseTap(_) => {
+            let tap = tap_of(seen);
+            assert!(tap.is_isolated && seen.has_rule, "a guest was let loose");
+            seen.tap = Some(Link { is_up: true, ..tap });
+        }
+        Action::RemoveRule { .. } => seen.has_rule = false,
+        Action::RemoveTap(_) => {
+            assert!(!seen.has_rule, "the rule goes first");
+            seen.tap = None;
+        }
+    }
+}
+
+fn is_wished(seen: &Observed) -> bool {
+    let is_tap_good = seen.tap.as_ref().is_some_and(|tap| {
+        tap.is_up && tap.is_isolated && tap.master == Some(name("st-br")) && tap.owner == uid('p')
+    });
+    is_tap_good && seen.has_rule
+}
+
+#[test]
+fn a_port_waits_for_its_network_whatever_is_there() {
+    let object = object();
+    for tap in [None, Some(tap('p'))] {
+        let seen = Observed { is_network_ready: false, tap, has_rule: false };
+        let plan = plan::plan(&Desired::Present(&object), &seen, now());
+        assert!(matches!(plan, Plan::Wait(Wait { reason: Reason::WaitingForNetwork, until: None, .. })));
+    }
+}
+
+#[test]
+fn a_link_of_another_object_is_refused_and_never_removed() {
+    let object = object();
+    let bridge = Link { kind: LinkKind::Bridge, ..tap('p') };
+    for link in [tap('q'), bridge] {
+        let seen = Observed { tap: Some(link), ..nothing() };
+        let plan = plan::plan(&Desired::Present(&object), &seen, now());
+        assert!(matches!(plan, Plan::Refuse(Refusal { reason: Reason::NameTaken, .. })), "{plan:?}");
+        assert_eq!(plan::plan(&Desired::Absent(Some(&object)), &seen, now()), Plan::Converged);
+    }
+}
+
+#[test]
+fn an_orphaned_tap_goes() {
+    let seen = Observed { is_network_ready: false, tap: Some(tap('p')), has_rule: false };
+    let removal = Plan::Act(vec![Action::RemoveTap(name("st-tap"))]);
+    assert_eq!(plan::plan(&Desired::Absent(None), &seen, now()), removal);
+    assert_eq!(plan::plan(&Desired::Absent(None), &nothing(), now()), Plan::Converged);
+}
+
+/// Any TAP that this port's steps, or somebody's interference with them, can leave.
+fn any_host() -> impl Strategy<Value = Observed> {
+    let master = proptest::option::of(prop_oneof![Just("st-br"), Just("other")].prop_map(name));
+    let tap = (master, any::<bool>(), any::<bool>()).prop_map(|(master, is_up, is_isolated)| Link {
+        is_isolated: is_isolated && master.is_some(),
+        master,
+        is_up,
+        ..tap('p')
+    });
+    (proptest::option::of(tap), any::<bool>()).prop_map(|(tap, has_rule)| Observed {
+        is_network_ready: true,
+        tap,
+        has_rule,
+    })
+}
+
+proptest! {
+    /// Whatever is there, and wherever the daemon dies, the wish is reached in few rounds, and the
+    /// guest is never let loose on the way (`apply` asserts it).
+    #[test]
+    fn any_host_converges_through_any_crash(
+        mut seen in any_host(),
+        deaths in proptest::collection::vec(0..6usize, 0..4),
+    ) {
+        let object = object();
+        let mut deaths = deaths.into_iter();
+        for _ in 0..6 {
+            let Plan::Act(steps) = plan::plan(&Desired::Present(&object), &seen, now()) else { break };
+            let done = deaths.next().unwrap_or(steps.len());
+            steps.iter().take(done).for_each(|step| apply(&mut seen, step));
+        }
+        prop_assert_eq!(plan::plan(&Desired::Present(&object), &seen, now()), Plan::Converged);
+        prop_assert!(is_wished(&seen), "{seen:?}");
+    }
+
+    #[test]
+    fn a_plan_is_empty_exactly_when_the_host_is_as_wished(seen in any_host()) {
+        let object = object();
+        let is_converged = plan::plan(&Desired::Present(&object), &seen, now()) == Plan::Converged;
+        prop_assert_eq!(is_converged, is_wished(&seen));
+    }
+
+    #[test]
+    fn deletion_leaves_nothing_whatever_the_network_is(
+        mut seen in any_host(),
+        death in 0..3usize,
+        is_network_ready: bool,
+    ) {
+        let object = object();
+        seen.is_network_ready = is_network_ready;
+        for limit in [death, usize::MAX, usize::MAX] {
+            if let Plan::Act(steps) = plan::plan(&Desired::Absent(Some(&object)), &seen, now()) {
+                steps.iter().take(limit).for_each(|step| apply(&mut seen, step));
+            }
+        }
+        prop_assert_eq!(plan::plan(&Desired::Absent(Some(&object)), &seen, now()), Plan::Converged);
+        prop_assert!(seen.tap.is_none() && !seen.has_rule);
+    }
+}
