@@ -10,8 +10,7 @@ use std::future::ready;
 use std::io;
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::{self, BoxStream};
+use futures::stream::{self, BoxStream, Stream, StreamExt};
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
@@ -24,7 +23,7 @@ use tracing::warn;
 
 use super::marks::Scope;
 use super::netlink::Netlink;
-use super::{links_seen, nft_heard};
+use super::{links_seen, notices};
 
 /// Changes within this time are reported together: short against the second in which drift shall
 /// be noticed, long against one reconciler's steps.
@@ -41,13 +40,16 @@ pub enum Heard {
     Owner(Uid),
     /// The rule of the port on this TAP.
     Port(LinkName),
+    /// Routes, addresses or the forwarding of the host: what networks look at, and ports do not.
+    Host,
     /// Anything: messages were lost, or the change has no owner.
     Everything,
 }
 
 impl Netlink {
-    /// Changes of links and addresses: by owner where the mark tells; [`Heard::Everything`] for
-    /// routes and addresses, which may concern any network. Runs until the receiver is dropped.
+    /// Changes of our links by owner, and those of the host's addresses, routes and forwarding
+    /// ([`Heard::Host`]). Runs until the receiver is dropped. The kernel is silent about some
+    /// changes of a link that is down; raising and removing it is always heard.
     ///
     /// # Errors
     /// When the first socket cannot be had.
@@ -64,7 +66,10 @@ impl Netlink {
 /// When the first socket cannot be had.
 pub fn monitor_table(table: &str) -> Result<mpsc::Receiver<Heard>, HostError> {
     let table = table.to_owned();
-    follow("tables", move || table_source(table.clone()))
+    follow("tables", move || {
+        let table = table.clone();
+        datagrams(NETLINK_NETFILTER, NFNLGRP_NFTABLES, move |bytes| notices::of_table(bytes, &table))
+    })
 }
 
 /// What a socket says, and whom it may concern; ends when the socket broke.
@@ -101,8 +106,14 @@ fn links_source(scope: Scope) -> io::Result<Source> {
         None
     });
     let messages = messages.map(|(message, _)| Some(message.payload));
-    let both = stream::select(drive, messages).take_while(|item| ready(item.is_some()));
-    Ok(both.map(move |payload| heard_of_link(&scope, payload?)).boxed())
+    let both = stream::select(drive, messages);
+    let of_links = both.map(move |payload| Some(heard_of_link(&scope, payload?)));
+    // The crate does not know these messages.
+    let of_forwarding = datagrams(NETLINK_ROUTE, RTNLGRP_IPV4_NETCONF, |bytes| {
+        notices::is_forwarding_switched(bytes).then_some(Heard::Host)
+    })?;
+    let all = stream::select(of_links, of_forwarding.map(Some).chain(broken()));
+    Ok(all.take_while(|item| ready(item.is_some())).filter_map(ready).boxed())
 }
 
 fn heard_of_link(scope: &Scope, payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Heard> {
@@ -115,30 +126,40 @@ fn heard_of_link(scope: &Scope, payload: NetlinkPayload<RouteNetlinkMessage>) ->
             | RouteNetlinkMessage::DelAddress(_)
             | RouteNetlinkMessage::NewRoute(_)
             | RouteNetlinkMessage::DelRoute(_),
-        )
-        | NetlinkPayload::Overrun(_) => Some(Heard::Everything),
+        ) => Some(Heard::Host),
+        NetlinkPayload::Overrun(_) => Some(Heard::Everything),
         _ => None,
     }
 }
 
-/// NETLINK_NETFILTER and its group of nftables changes.
+const NETLINK_ROUTE: isize = 0;
+const RTNLGRP_IPV4_NETCONF: u32 = 24;
 const NETLINK_NETFILTER: isize = 12;
 const NFNLGRP_NFTABLES: u32 = 7;
-
 /// The kernel dropped messages that found no room.
 const ENOBUFS: i32 = 105;
 
-fn table_source(table: String) -> io::Result<Source> {
-    let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+/// What follows the last item of a source that broke.
+fn broken() -> impl Stream<Item = Option<Option<Heard>>> {
+    stream::once(ready(None))
+}
+
+/// What `read` makes of each datagram of a group; ends when the socket broke.
+fn datagrams(
+    protocol: isize,
+    group: u32,
+    read: impl Fn(&[u8]) -> Option<Heard> + Send + 'static,
+) -> io::Result<Source> {
+    let mut socket = TokioSocket::new(protocol)?;
     socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
-    socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;
-    let heard = stream::unfold((socket, table), async |(socket, table)| {
+    socket.socket_mut().add_membership(group)?;
+    let heard = stream::unfold((socket, read), async |(socket, read)| {
         let heard = match socket.recv_from_full().await {
-            Ok((bytes, _)) => nft_heard::heard(&bytes, &table),
+            Ok((bytes, _)) => read(&bytes),
             Err(error) if error.raw_os_error() == Some(ENOBUFS) => Some(Heard::Everything),
             Err(_) => return None,
         };
-        Some((heard, (socket, table)))
+        Some((heard, (socket, read)))
     });
     Ok(heard.boxed())
 }

@@ -183,9 +183,8 @@ fn a_create_that_is_dropped_at_any_await_leaves_nothing_that_is_not_ours() {
 fn routes_are_those_with_a_destination_and_forwarding_is_switched_on() {
     in_namespace(async || {
         let links = netlink("test");
-        shell(
-            "ip link add up0 type veth peer up1; ip link set up1 up; ip addr add 192.0.2.1/24 dev up0; ip link set up0 up",
-        );
+        shell("ip link add up0 type veth peer up1; ip link set up1 up");
+        shell("ip addr add 192.0.2.1/24 dev up0; ip link set up0 up");
         shell("ip route add default via 192.0.2.254; ip route add 198.51.100.7/32 via 192.0.2.2");
         shell("ip route add blackhole 10.0.0.0/8; ip route add 203.0.113.0/24 dev up0 table 77");
         let mut routes = links.routes().await.expect("listed");

@@ -5,6 +5,7 @@
 mod disks;
 mod firewall;
 mod guest;
+mod healing;
 mod links;
 mod monitors;
 mod namespace;

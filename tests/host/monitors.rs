@@ -46,7 +46,12 @@ fn changes_of_our_links_are_heard_by_owner_and_of_other_scopes_not() {
         shell("ip link del st-tap");
         hears(&mut monitor, &Heard::Owner(uid('t'))).await;
         shell("ip link set lo up; ip addr add 192.0.2.1/32 dev lo");
-        hears(&mut monitor, &Heard::Everything).await;
+        hears(&mut monitor, &Heard::Host).await;
+        settle(&mut monitor).await;
+        for value in [1, 0] {
+            shell(&format!("echo {value} > /proc/sys/net/ipv4/ip_forward"));
+            hears(&mut monitor, &Heard::Host).await;
+        }
     });
 }
 

@@ -7,8 +7,8 @@ use stead_schemas::meta::Object;
 use super::Observed;
 use crate::runtime::{Outcome, PassEnd, conditions};
 
-const CONTENT_LOST: &str = "the file went missing with its content; a fresh one takes its place (a VM that was \
-                            running keeps the old one until it stops)";
+const CONTENT_LOST: &str = "the file went missing with its content; a fresh one takes its place (a VM that \
+                            was running keeps the old one until it stops)";
 
 pub(super) fn status(object: &Object<Disk>, seen: Option<&Observed>, end: &PassEnd) -> DiskStatus {
     let generation = object.meta.generation;

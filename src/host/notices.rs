@@ -1,24 +1,27 @@
-//! nftables' notifications, read only as far as to say whom they may concern.
+//! Notices of the kernel that no crate of ours reads, read only as far as to say whom they concern.
 //!
 //! ```text
-//! datagram = messages; message = nlmsghdr(16) nfgenmsg(4) attributes; attribute = len kind value, padded to 4
+//! datagram  = messages          message = nlmsghdr(16) family header(4) attributes
+//! attribute = len kind value, padded to 4
 //! ```
-//! In every message but that of a generation, attribute 1 is the table's name. The bytes are the
-//! kernel's; they are still read with bounds, and what is not understood concerns everything.
+//! The bytes are the kernel's; they are still read with bounds. Of what is not understood it is
+//! said that it may concern everything.
 
 use stead_schemas::names::LinkName;
 
 use super::monitor::Heard;
 
 const HEADER: usize = 16;
+/// `nfgenmsg`, and `netconfmsg` with its padding.
 const FAMILY_HEADER: usize = 4;
+
 const SUBSYSTEM_NFTABLES: u8 = 10;
 const NEW_ELEMENT: u8 = 12;
 const DELETE_ELEMENT: u8 = 14;
 const NEW_GENERATION: u8 = 15;
-
-/// Attribute 1 is the table everywhere; below are those of set elements.
+/// The table's name in every message of nftables but that of a generation.
 const TABLE: u16 = 1;
+/// Below it in messages about set elements.
 const ELEMENTS: u16 = 3;
 const ITEM: u16 = 1;
 const KEY: u16 = 1;
@@ -26,10 +29,27 @@ const VALUE: u16 = 1;
 /// An interface name fills the first part of the set's key.
 const IFNAME_BYTES: usize = 16;
 
+/// RTM_NEWNETCONF: `(subsystem, message)` are the two bytes of its number, 80.
+const NEW_NETCONF: (u8, u8) = (0, 80);
+const NETCONF_INTERFACE: u16 = 1;
+/// The settings of the host as a whole.
+const ALL_INTERFACES: i32 = -1;
+const NETCONF_FORWARDING: u16 = 2;
+
+/// A datagram says that the host's forwarding was switched.
+pub(super) fn is_forwarding_switched(datagram: &[u8]) -> bool {
+    messages(datagram).any(|(subsystem, message, body)| {
+        (subsystem, message) == NEW_NETCONF
+            && find(body, NETCONF_INTERFACE) == Some(&ALL_INTERFACES.to_ne_bytes())
+            && find(body, NETCONF_FORWARDING).is_some()
+    })
+}
+
 /// Whom a datagram may concern, if it is about the table.
-pub(super) fn heard(datagram: &[u8], table: &str) -> Option<Heard> {
+pub(super) fn of_table(datagram: &[u8], table: &str) -> Option<Heard> {
     let mut found: Option<Heard> = None;
-    for (message, body) in messages(datagram) {
+    let ours = messages(datagram).filter(|(subsystem, ..)| *subsystem == SUBSYSTEM_NFTABLES);
+    for (_, message, body) in ours {
         if let Some(item) = heard_of(message, body, table) {
             // Several different things in one datagram: everything.
             found = Some(match found {
@@ -68,7 +88,7 @@ fn text(bytes: &[u8]) -> &[u8] {
     bytes.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
-fn messages(datagram: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+fn messages(datagram: &[u8]) -> impl Iterator<Item = (u8, u8, &[u8])> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         let length = usize::try_from(u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?)).ok()?;
@@ -77,8 +97,6 @@ fn messages(datagram: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
         rest = rest.get(padded(length)..).unwrap_or_default();
         Some((subsystem, message, body))
     })
-    .filter(|(subsystem, ..)| *subsystem == SUBSYSTEM_NFTABLES)
-    .map(|(_, message, body)| (message, body))
 }
 
 fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
@@ -138,22 +156,37 @@ mod tests {
         };
         let one = message(DELETE_ELEMENT, &[ours.clone(), elements(&["st-a"])]);
         let tap = |name: &str| Heard::Port(name.parse().expect("valid"));
-        assert_eq!(heard(&one, "ours"), Some(tap("st-a")));
-        assert_eq!(heard(&one, "other"), None);
+        assert_eq!(of_table(&one, "ours"), Some(tap("st-a")));
+        assert_eq!(of_table(&one, "other"), None);
         let two = message(DELETE_ELEMENT, &[ours.clone(), elements(&["st-a", "st-b"])]);
-        assert_eq!(heard(&two, "ours"), Some(Heard::Everything));
-        assert_eq!(heard(&message(NEW_ELEMENT, &[ours.clone(), elements(&["st-a"])]), "ours"), None);
-        assert_eq!(heard(&message(NEW_GENERATION, std::slice::from_ref(&ours)), "ours"), None);
+        assert_eq!(of_table(&two, "ours"), Some(Heard::Everything));
+        assert_eq!(of_table(&message(NEW_ELEMENT, &[ours.clone(), elements(&["st-a"])]), "ours"), None);
+        assert_eq!(of_table(&message(NEW_GENERATION, std::slice::from_ref(&ours)), "ours"), None);
         let rule = message(6, std::slice::from_ref(&ours));
-        assert_eq!(heard(&rule, "ours"), Some(Heard::Everything));
-        assert_eq!(heard(&[message(6, &[other]), one.clone()].concat(), "ours"), Some(tap("st-a")));
-        assert_eq!(heard(&[one, rule].concat(), "ours"), Some(Heard::Everything));
+        assert_eq!(of_table(&rule, "ours"), Some(Heard::Everything));
+        assert_eq!(of_table(&[message(6, &[other]), one.clone()].concat(), "ours"), Some(tap("st-a")));
+        assert_eq!(of_table(&[one, rule].concat(), "ours"), Some(Heard::Everything));
+    }
+
+    #[test]
+    fn only_the_hosts_own_forwarding_is_a_switch() {
+        let notice = |interface: i32, kind| {
+            let attributes =
+                [attribute(NETCONF_INTERFACE, &interface.to_ne_bytes()), attribute(kind, &[1, 0, 0, 0])];
+            let mut bytes = message(80, &attributes);
+            bytes[5] = 0;
+            bytes
+        };
+        assert!(is_forwarding_switched(&notice(-1, NETCONF_FORWARDING)));
+        assert!(!is_forwarding_switched(&notice(7, NETCONF_FORWARDING)));
+        assert!(!is_forwarding_switched(&notice(-1, 3)));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            heard(&bytes, "ours");
+            is_forwarding_switched(&bytes);
+            of_table(&bytes, "ours");
         }
     }
 }

@@ -1,0 +1,182 @@
+//! The reconcilers on the real ports: what somebody breaks is made whole in under two seconds.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stead::host::monitor::{Heard, monitor_table};
+use stead::host::netlink::Netlink;
+use stead::host::nft::Nft;
+use stead::store::{CuidIds, SystemClock};
+use stead_controllers::host::{Firewall, Links, PortRule};
+use stead_controllers::network::NetworkReconciler;
+use stead_controllers::port::{self, PortReconciler};
+use stead_controllers::runtime::{Drift, NoBoundary, Runner, RunnerConfig};
+use stead_controllers::store::{Kinds, MemoryKv, New, PlainSealer, Store, TxError};
+use stead_schemas::condition::is_ready;
+use stead_schemas::names::{Name, Uid};
+use stead_schemas::network::{Cidr, Mac, Network, NetworkSpec, Port, PortSpec};
+use tokio::sync::mpsc::Receiver;
+
+use crate::guest::{GATEWAY, TABLE, bridge, rules};
+use crate::namespace::{in_namespace, link_name, netlink, shell, uid};
+
+/// What the issue promises from the damage to the healed host.
+const HEALED_WITHIN: Duration = Duration::from_secs(2);
+
+struct Daemon {
+    store: Store,
+    links: Netlink,
+    firewall: Nft,
+}
+
+fn rule() -> PortRule {
+    let address = "10.99.0.2".parse().expect("valid");
+    PortRule { tap: link_name("st-tap"), mac: Mac::of_address(address), address }
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let kinds = Kinds::new().with::<Network>().with::<Port>();
+        let clock = Arc::new(SystemClock);
+        let (store, writer) =
+            Store::open(MemoryKv::new(), Arc::new(PlainSealer), clock.clone(), Arc::new(CuidIds), kinds)
+                .expect("an empty store opens");
+        tokio::spawn(writer.run(std::future::pending()));
+        let (links, firewall) = (netlink("test"), Nft::new());
+        let networks = Runner::new(
+            NetworkReconciler { links: links.clone(), firewall: firewall.clone() },
+            store.clone(),
+            clock.clone(),
+            Arc::new(NoBoundary),
+            RunnerConfig::seeded(1),
+        );
+        let of_store = store.clone();
+        let ports = Runner::new(
+            PortReconciler { links: links.clone(), firewall: firewall.clone(), store: store.clone() },
+            store.clone(),
+            clock,
+            Arc::new(NoBoundary),
+            RunnerConfig::seeded(2),
+        )
+        .map(move |event| port::concerned(&of_store, event));
+        for monitor in [links.monitor(), monitor_table(TABLE)] {
+            let monitor = monitor.expect("monitors open");
+            tokio::spawn(report(monitor, store.clone(), networks.drift(), ports.drift()));
+        }
+        tokio::spawn(networks.run(std::future::pending()));
+        tokio::spawn(ports.run(std::future::pending()));
+        Self { store, links, firewall }
+    }
+
+    async fn create(&self) -> (Uid, Uid) {
+        let gateway = Cidr { address: GATEWAY, prefix: 24 };
+        let spec = NetworkSpec { bridge: bridge(), gateway, dns: Vec::new(), table: TABLE.to_owned() };
+        let PortRule { tap, mac, address } = rule();
+        let made = self.store.transact(move |tx| {
+            let name = Name::resource("default").expect("valid");
+            let (tags, owner) = (Default::default(), None);
+            let network = tx.create::<Network>(New { uid: None, name, tags, owner, spec })?.meta.uid.clone();
+            let spec = PortSpec {
+                network: network.clone(),
+                bridge: bridge(),
+                tap,
+                table: TABLE.to_owned(),
+                address,
+                mac,
+            };
+            let new =
+                New { uid: None, name: Name::from(&uid('p')), tags: Default::default(), owner: None, spec };
+            Ok::<_, TxError>((network, tx.create::<Port>(new)?.meta.uid.clone()))
+        });
+        made.await.unwrap_or_else(|error| panic!("{error:?}"))
+    }
+
+    /// The host is as the records wish, and they say so.
+    async fn is_whole(&self, network: &Uid, port: &Uid) -> bool {
+        let is_said = self.store.get::<Network>(network).is_some_and(|it| is_ready(&it.status.conditions))
+            && self.store.get::<Port>(port).is_some_and(|it| is_ready(&it.status.conditions));
+        let is_forwarding = self.links.is_forwarding().await.expect("read");
+        let tap = self.links.inspect(&rule().tap).await.expect("read");
+        let is_tap_good =
+            tap.is_some_and(|tap| tap.is_up && tap.is_isolated && tap.master.as_ref() == Some(&bridge()));
+        let link = self.links.inspect(&bridge()).await.expect("read");
+        let is_bridge_good = link.is_some_and(|link| link.is_up && link.addresses == [rules().subnet]);
+        let firewall = self.firewall.inspect(&rules()).await.expect("read");
+        let is_guarded = firewall.is_some_and(|seen| seen.is_intact && seen.ports == [rule()]);
+        is_said && is_tap_good && is_bridge_good && is_guarded && is_forwarding
+    }
+
+    async fn becomes_whole(&self, network: &Uid, port: &Uid, within: Duration, after: &str) {
+        let start = Instant::now();
+        while !self.is_whole(network, port).await {
+            assert!(start.elapsed() < within, "not healed in {within:?} after: {after}");
+            // Only spares the machine between two looks.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// What the daemon does with what monitors hear.
+async fn report(mut monitor: Receiver<Heard>, store: Store, networks: Drift, ports: Drift) {
+    while let Some(heard) = monitor.recv().await {
+        match heard {
+            Heard::Owner(owner) if store.get::<Network>(&owner).is_some() => networks.object(owner),
+            Heard::Owner(owner) => ports.object(owner),
+            Heard::Port(tap) => {
+                let all = store.list::<Port>().into_iter().filter(|port| port.spec.tap == tap);
+                all.for_each(|port| ports.object(port.meta.uid.clone()));
+            }
+            Heard::Host => networks.everything(),
+            Heard::Everything => {
+                networks.everything();
+                ports.everything();
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_broken_behind_the_daemon_is_whole_again_within_two_seconds() {
+    in_namespace(async || {
+        let daemon = Daemon::start();
+        let (network, port) = daemon.create().await;
+        daemon.becomes_whole(&network, &port, crate::namespace::PATIENCE, "creation").await;
+        for damage in [
+            "ip link del st-tap",
+            "ip link set st-tap down",
+            "ip link set st-tap nomaster",
+            "bridge link set dev st-tap isolated off",
+            "ip link set st-tap group 0",
+            "ip link del st-br",
+            "ip link set st-br down",
+            "ip addr flush dev st-br",
+            "ip addr add 192.0.2.1/24 dev st-br",
+            "nft flush table inet steadtest",
+            "nft flush table bridge steadtest",
+            "nft delete table inet steadtest; nft delete table bridge steadtest",
+            "nft add rule bridge steadtest guests accept",
+            "nft flush set bridge steadtest ports",
+            "nft flush ruleset; ip link del st-br; ip link del st-tap",
+            "echo 0 > /proc/sys/net/ipv4/ip_forward",
+        ] {
+            shell(damage);
+            assert!(!daemon.is_whole(&network, &port).await || damage.contains("; "), "{damage} did nothing");
+            daemon.becomes_whole(&network, &port, HEALED_WITHIN, damage).await;
+        }
+
+        let (network_of, port_of) = (network.clone(), port.clone());
+        let deleted = daemon.store.transact(move |tx| {
+            tx.request_deletion::<Port>(&port_of)?;
+            tx.request_deletion::<Network>(&network_of)?;
+            Ok::<_, TxError>(())
+        });
+        deleted.await.unwrap_or_else(|error| panic!("{error:?}"));
+        let start = Instant::now();
+        while daemon.store.get::<Network>(&network).is_some() || daemon.store.get::<Port>(&port).is_some() {
+            assert!(start.elapsed() < HEALED_WITHIN, "the records are still there");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(shell("nft list ruleset"), "");
+        assert_eq!(shell("ip -o link | wc -l").trim(), "1", "only lo is left");
+    });
+}
