@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
@@ -12,6 +13,7 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::Cidr;
 
 use super::marks::Scope;
+use super::monitor::Heard;
 
 /// What a message says of a link, whoever made it.
 #[derive(Debug, Clone)]
@@ -110,10 +112,13 @@ pub(super) fn route(message: &RouteMessage, links: &[Seen]) -> Option<Route> {
     })
 }
 
-/// The object that a link message concerns: by its mark.
-pub(super) fn owner_of(message: &LinkMessage, scope: &Scope) -> Option<Uid> {
+/// Whom a link message concerns.
+pub(super) fn heard(message: &LinkMessage, scope: &Scope) -> Option<Heard> {
+    // What a bridge says of its ports (isolation, for one) names the interface and not its alias.
+    let is_of_bridge = message.header.interface_family == AddressFamily::Bridge;
     message.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfAlias(alias) => scope.owner(alias),
+        LinkAttribute::IfAlias(alias) => scope.owner(alias).map(Heard::Owner),
+        LinkAttribute::IfName(name) if is_of_bridge => name.parse().ok().map(Heard::Port),
         _ => None,
     })
 }

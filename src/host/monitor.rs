@@ -38,7 +38,8 @@ const REPORTS_MAX: usize = 64;
 pub enum Heard {
     /// What carries this object's mark.
     Owner(Uid),
-    /// The rule of the port on this TAP.
+    /// The rule of the port on this interface, or its place on a bridge. It may be no port of ours:
+    /// these messages bear no mark.
     Port(LinkName),
     /// Routes, addresses or the forwarding of the host: what networks look at, and ports do not.
     Host,
@@ -120,7 +121,7 @@ fn heard_of_link(scope: &Scope, payload: NetlinkPayload<RouteNetlinkMessage>) ->
     match payload {
         NetlinkPayload::InnerMessage(
             RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message),
-        ) => links_seen::owner_of(&message, scope).map(Heard::Owner),
+        ) => links_seen::heard(&message, scope),
         NetlinkPayload::InnerMessage(
             RouteNetlinkMessage::NewAddress(_)
             | RouteNetlinkMessage::DelAddress(_)

@@ -43,6 +43,11 @@ fn changes_of_our_links_are_heard_by_owner_and_of_other_scopes_not() {
         let first = timeout(SOON, monitor.recv()).await.expect("heard soon").expect("the monitor goes on");
         assert_eq!(first, Heard::Owner(uid('t')), "the other scope's link says nothing");
         settle(&mut monitor).await;
+        shell("ip link add br0 type bridge; ip link set st-tap master br0");
+        settle(&mut monitor).await;
+        shell("bridge link set dev st-tap isolated on");
+        hears(&mut monitor, &Heard::Port(link_name("st-tap"))).await;
+        settle(&mut monitor).await;
         shell("ip link del st-tap");
         hears(&mut monitor, &Heard::Owner(uid('t'))).await;
         shell("ip link set lo up; ip addr add 192.0.2.1/32 dev lo");
