@@ -1,1 +1,351 @@
-//! The one file that knows every concrete type: builds and runs the daemon.
+//! The one file that knows every concrete type: builds the daemon out of its parts and runs it.
+//!
+//! Order: data directory (lock, key, database) -> store -> adapters -> reconcilers -> monitors ->
+//! API. VMs are not touched by start or stop: a new daemon finds them by observation.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use anyhow::Context;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
+use stead_controllers::host::HostError;
+use stead_controllers::runtime::{Boundary, Edge, NoBoundary};
+use stead_controllers::store::{Kinds, Store};
+use stead_controllers::vm::admission;
+use stead_schemas::api::{
+    Capabilities, HostView, ImagesView, InstanceDefaults, NetworkModel, PushCredentials, Runtime,
+    RuntimeView, ServerView,
+};
+use stead_schemas::disk::Disk;
+use stead_schemas::image::Image;
+use stead_schemas::instance::{Hypervisor, Instance};
+use stead_schemas::names::{Digest, Platform, Uid};
+use stead_schemas::network::{Network, NetworkSpec, Port};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, ServerLimits};
+use crate::config::Config;
+use crate::host::cgroup::Cgroups;
+use crate::host::disks::Ext4Files;
+use crate::host::kernel::Kernel;
+use crate::host::monitor::{Heard, monitor_table};
+use crate::host::netlink::Netlink;
+use crate::host::nft::Nft;
+use crate::host::oci::{Oci, OciConfig};
+use crate::host::{Scope, initrd, watch_files};
+use crate::hypervisor::Accelerator;
+use crate::hypervisor::qemu::{Qemu, QemuConfig};
+use crate::store::{SystemClock, open, token_key};
+
+/// For a request's head; a client on a bad line needs a second.
+const HEADER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// Open requests at shutdown; verbs that wait are cut, their wishes are stored.
+const SHUTDOWN_GRACE: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Drift reaches runners that are made after the adapters that report it.
+#[derive(Clone, Default)]
+struct Reports(Arc<OnceLock<Drifts>>);
+
+impl Reports {
+    fn tell(&self, report: impl FnOnce(&Drifts)) {
+        // Before the runners are there nothing is lost: they begin by looking at everything.
+        if let Some(drifts) = self.0.get() {
+            report(drifts);
+        }
+    }
+}
+
+/// Kinds of the store.
+#[must_use]
+pub fn kinds() -> Kinds {
+    Kinds::new().with::<Instance>().with::<Image>().with::<Disk>().with::<Network>().with::<Port>()
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When a part cannot be built; the chain says which and why.
+pub async fn serve(config: Config) -> anyhow::Result<()> {
+    let directory = open(&config.data_dir, kinds()).context("cannot open the store")?;
+    let (store, _lock) = (directory.store, directory.lock);
+    let (end, ending) = watch::channel(false);
+    let writer = tokio::spawn(directory.writer.run(ended(ending.clone())));
+    declare_network(&store, &config).await?;
+
+    let reports = Reports::default();
+    let host = Host::build(&config, &reports)?;
+    let settings = Settings {
+        store: store.clone(),
+        clock: Arc::new(SystemClock),
+        boundary: boundary(config.failpoint.as_deref())?,
+        resync: config.resync(),
+        seed: u64::from(std::process::id()),
+    };
+    let capabilities = host.capabilities(&config);
+    let backend = Host::backend(&host, &config);
+    let (controllers, drifts) = Controllers::new(host.ports.clone(), &settings);
+    // Set once, here.
+    let _ = reports.0.set(drifts);
+    let (stop_controllers, stopping) = watch::channel(false);
+    let controllers = tokio::spawn(controllers.run(stopping));
+    host.monitor(&config, &reports)?;
+
+    let keys = api::auth::Keys::new(&token_key(&config.data_dir).context("cannot read the token key")?);
+    let state = ApiState::new(ApiConfig {
+        store,
+        keys,
+        backend: Arc::new(backend),
+        defaults: InstanceDefaults { platform: host_platform(), hypervisor: Hypervisor::Qemu },
+        tap_prefix: config.tap_prefix.clone(),
+        capabilities,
+        requests_max: config.requests_max,
+    });
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    tracing::info!(address = %listener.local_addr()?, "listening");
+    let limits = ServerLimits {
+        connections_max: config.connections_max,
+        header_timeout: HEADER_TIMEOUT,
+        grace: SHUTDOWN_GRACE,
+    };
+    api::serve(listener, api::router(state), limits, terminated()).await?;
+    // Passes first, then the store that they write to.
+    let _ = stop_controllers.send(true);
+    controllers.await.context("the controllers failed")?;
+    let _ = end.send(true);
+    writer.await.context("the store's writer failed")?;
+    tracing::info!("ended; VMs run on");
+    Ok(())
+}
+
+async fn ended(mut ending: watch::Receiver<bool>) {
+    drop(ending.wait_for(|&is_over| is_over).await);
+}
+
+async fn terminated() {
+    let listen = |kind| signal(kind).expect("signal handlers can be installed in a running runtime");
+    let (mut term, mut int) = (listen(SignalKind::terminate()), listen(SignalKind::interrupt()));
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+async fn declare_network(store: &Store, config: &Config) -> anyhow::Result<()> {
+    let spec = NetworkSpec {
+        bridge: config.bridge.clone(),
+        gateway: config.gateway,
+        dns: config.dns.clone(),
+        table: config.table.clone(),
+    };
+    let declared = store.transact(move |tx| admission::declare_network(tx, spec)).await;
+    declared
+        .map_err(|error| match error {
+            stead_controllers::store::TransactError::Refused(refused) => anyhow::anyhow!(refused),
+            stead_controllers::store::TransactError::Store(error) => anyhow::anyhow!(error),
+        })
+        .context("cannot declare the network")
+}
+
+fn host_platform() -> Platform {
+    if cfg!(target_arch = "aarch64") { Platform::LinuxArm64 } else { Platform::LinuxAmd64 }
+}
+
+/// The real host.
+struct Host {
+    ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files>,
+    has_cgroups: bool,
+}
+
+impl Host {
+    fn build(config: &Config, reports: &Reports) -> anyhow::Result<Self> {
+        let cache = config.data_dir.join("cache");
+        let kernel = Kernel::find(&config.kernel_dir(), &cache).map_err(chained)?;
+        let initrd = initrd::assemble(&kernel.modules, &cache).map_err(chained)?;
+        let cgroups = Cgroups::probe(config.bridge.as_str());
+        let has_cgroups = cgroups.is_enforced();
+        let of_images = reports.clone();
+        let images = Oci::open(
+            OciConfig {
+                directory: config.data_dir.join("images"),
+                plain_http_hosts: config.plain_http_hosts.clone(),
+                jobs_max: config.image_concurrency,
+                platform: host_platform(),
+            },
+            move || of_images.tell(|drifts| drifts.images.everything()),
+        )
+        .map_err(chained)?;
+        let disk_dir = config.data_dir.join("disks");
+        let disks = Ext4Files::new(disk_dir.clone(), config.disk_reserve()).map_err(chained)?;
+        let (rootfs, of_machines) = (images.clone(), reports.clone());
+        let machines = Qemu::new(QemuConfig {
+            binary: config.qemu.clone(),
+            run_dir: config.run_dir.clone(),
+            data_dir: config.data_dir.clone(),
+            kernel,
+            initrd,
+            accelerator: Accelerator::probe(),
+            cgroups,
+            rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
+            disk: Box::new(move |owner| Ext4Files::path(&disk_dir, owner)),
+            changed: Arc::new(move |owner| of_machines.tell(|drifts| drifts.instances.object(owner.clone()))),
+        });
+        let scope =
+            Scope::new(config.bridge.as_str()).context("the bridge's name cannot mark what is ours")?;
+        let links = Netlink::new(scope).map_err(chained)?;
+        Ok(Self { ports: Ports { machines, images, links, firewall: Nft::new(), disks }, has_cgroups })
+    }
+
+    fn backend(&self, config: &Config) -> HostBackend {
+        HostBackend { images: self.ports.images.clone(), data_dir: config.data_dir.clone() }
+    }
+
+    /// Starts everything that notices drift.
+    fn monitor(&self, config: &Config, reports: &Reports) -> anyhow::Result<()> {
+        follow(self.ports.links.monitor().map_err(chained)?, reports.clone());
+        follow(monitor_table(&config.table).map_err(chained)?, reports.clone());
+        let of_disks = reports.clone();
+        watch_files::watch_deletions(config.data_dir.join("disks"), move |name| {
+            let uid: Option<Uid> = name.and_then(|name| name.split('.').next()?.parse().ok());
+            of_disks.tell(|drifts| match uid {
+                Some(uid) => drifts.disks.object(uid),
+                None => drifts.disks.everything(),
+            });
+        })
+        .map_err(chained)?;
+        let of_images = reports.clone();
+        watch_files::watch_deletions(config.data_dir.join("images/rootfs"), move |_| {
+            of_images.tell(|drifts| drifts.images.everything());
+        })
+        .map_err(chained)
+    }
+
+    fn capabilities(&self, config: &Config) -> Capabilities {
+        let name = Hypervisor::Qemu.as_str().to_owned();
+        let is_available = which(&config.qemu);
+        let accelerator = Some(self.ports.machines.accelerator().as_str().to_owned());
+        Capabilities {
+            server: ServerView {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                api_version: "0.3.0".to_owned(),
+            },
+            host: HostView {
+                os: "linux".to_owned(),
+                arch: host_platform().architecture().to_owned(),
+                cgroups: self.has_cgroups,
+            },
+            default_runtime: Runtime { name: name.clone(), available: is_available },
+            runtimes: vec![RuntimeView { name, available: is_available, features: Vec::new(), accelerator }],
+            network: NetworkModel {
+                model: "bridge".to_owned(),
+                guest_to_guest: false,
+                gateway: Some(config.gateway.address.to_string()),
+                subnet: Some(config.gateway.subnet().to_string()),
+            },
+            images: ImagesView {
+                platforms: vec![host_platform().as_str().to_owned()],
+                default_platform: host_platform().as_str().to_owned(),
+            },
+            features: ["images", "instances", "logs"].map(ToOwned::to_owned).to_vec(),
+        }
+    }
+}
+
+fn which(program: &std::path::Path) -> bool {
+    if program.components().count() > 1 {
+        return program.exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).exists())
+}
+
+fn chained(error: HostError) -> anyhow::Error {
+    anyhow::anyhow!(error.chain())
+}
+
+/// Passes on what a network monitor heard.
+fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports) {
+    tokio::spawn(async move {
+        while let Some(heard) = heard.recv().await {
+            reports.tell(|drifts| match heard {
+                // A mark names a network or a port; the other kind finds no such object of its own.
+                Heard::Owner(uid) => {
+                    drifts.networks.object(uid.clone());
+                    drifts.ports.object(uid);
+                }
+                Heard::Port(_) => drifts.ports.everything(),
+                Heard::Everything => {
+                    drifts.networks.everything();
+                    drifts.ports.everything();
+                }
+            });
+        }
+    });
+}
+
+/// The host as the API sees it.
+struct HostBackend {
+    images: Oci,
+    data_dir: PathBuf,
+}
+
+impl Backend for HostBackend {
+    fn keep_credentials(&self, image: &Uid, credentials: PushCredentials) {
+        self.images.keep_credentials(image, credentials);
+    }
+
+    fn import(&self, mut archive: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>> {
+        Box::pin(async move {
+            let failed = |error| HostError::io("receive", "an archive", error);
+            let scratch = tempfile::NamedTempFile::new_in(self.images.scratch()).map_err(failed)?;
+            let mut file = tokio::fs::File::from_std(scratch.reopen().map_err(failed)?);
+            while let Some(chunk) = archive.next().await {
+                file.write_all(&chunk.map_err(failed)?).await.map_err(failed)?;
+            }
+            file.flush().await.map_err(failed)?;
+            self.images.import(scratch.path().to_owned()).await
+        })
+    }
+
+    fn log(&self, instance: &Uid, source: &str) -> Option<PathBuf> {
+        let console = Qemu::console_log(&self.data_dir, instance);
+        match source {
+            "app" => Some(console),
+            "vmm" => Some(console.with_file_name("vmm.log")),
+            _ => None,
+        }
+    }
+}
+
+/// Kills the daemon at one boundary, for tests of crashes.
+struct Failpoint {
+    kind: String,
+    action: String,
+    edge: Edge,
+}
+
+impl Boundary for Failpoint {
+    fn reached(&self, kind: &'static str, action: &'static str, edge: Edge) {
+        if self.kind == kind && self.action == action && self.edge == edge {
+            // As a crash would: no destructor, no flush, no farewell.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        }
+    }
+}
+
+fn boundary(failpoint: Option<&str>) -> anyhow::Result<Arc<dyn Boundary>> {
+    let Some(text) = failpoint else { return Ok(Arc::new(NoBoundary)) };
+    let parts: Vec<&str> = text.split('/').collect();
+    let (kind, action, edge) = match parts[..] {
+        [kind, action, "before"] => (kind, action, Edge::Before),
+        [kind, action, "after"] => (kind, action, Edge::After),
+        _ => anyhow::bail!("failpoint: must be KIND/ACTION/before or KIND/ACTION/after"),
+    };
+    Ok(Arc::new(Failpoint { kind: kind.to_owned(), action: action.to_owned(), edge }))
+}

@@ -1,1 +1,227 @@
-//! Configuration: defaults, file, environment, flags.
+//! Configuration: defaults, then the file, then `STEAD_*`, then flags; each key says where it came
+//! from.
+//!
+//! Guarantees: an unknown key or a malformed value is an error that names it; two daemons with
+//! their own directories and names never touch each other's things.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Env, Format, Serialized, Yaml};
+use serde::{Deserialize, Serialize};
+use stead_schemas::names::LinkName;
+use stead_schemas::network::Cidr;
+use stead_schemas::quantity::{Bytes, GoDuration};
+
+/// Every key; names are those of the file, and of the environment with `STEAD_` before them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Store, keys, images, disks and logs; survives reboots.
+    pub data_dir: PathBuf,
+    /// Sockets and records of running VMs; best on tmpfs, which a reboot empties.
+    pub run_dir: PathBuf,
+    pub listen: SocketAddr,
+    /// An unpacked Debian cloud kernel package (deploy/fetch-kernel); default `DATA/kernel`.
+    pub kernel_dir: Option<PathBuf>,
+    /// Name of our bridge; it also marks everything of this daemon on the host.
+    pub bridge: LinkName,
+    /// The host's address on the bridge, with its prefix: the subnet of the guests.
+    pub gateway: Cidr,
+    /// Name servers handed to guests.
+    pub dns: Vec<Ipv4Addr>,
+    /// Name of our nft tables.
+    pub table: String,
+    /// Start of our TAPs' names; at most 5 characters.
+    pub tap_prefix: String,
+    /// Images fetched or converted at once.
+    pub image_concurrency: usize,
+    /// Registries spoken to without TLS, besides loopback.
+    pub plain_http_hosts: Vec<String>,
+    /// Kept free on the disks' file system, such as `1GB`.
+    pub disk_reserve: String,
+    /// Between two looks at everything, such as `5m`.
+    pub resync: String,
+    pub connections_max: usize,
+    pub requests_max: usize,
+    /// Program to run VMs with.
+    pub qemu: PathBuf,
+    /// `error` to `trace`, or a filter such as `stead=debug`.
+    pub log: String,
+    /// For tests: `KIND/ACTION/before` or `KIND/ACTION/after` kills the daemon there.
+    pub failpoint: Option<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let parsed = "10.100.0.1/16".parse().expect("a valid constant");
+        Self {
+            data_dir: "/var/lib/stead".into(),
+            run_dir: "/run/stead".into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            kernel_dir: None,
+            bridge: "stead0".parse().expect("a valid constant"),
+            gateway: parsed,
+            dns: vec![Ipv4Addr::new(1, 1, 1, 1)],
+            table: "stead".to_owned(),
+            tap_prefix: "st".to_owned(),
+            image_concurrency: 2,
+            plain_http_hosts: Vec::new(),
+            disk_reserve: "1GB".to_owned(),
+            resync: "5m".to_owned(),
+            connections_max: 1024,
+            requests_max: 512,
+            qemu: "qemu-system-x86_64".into(),
+            log: "info".to_owned(),
+            failpoint: None,
+        }
+    }
+}
+
+/// What is wrong with a configuration, one line for each problem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError(pub Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration is wrong: {}", self.0.join("; "))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// A configuration with the source of each key.
+#[derive(Debug)]
+pub struct Effective {
+    pub config: Config,
+    pub sources: BTreeMap<String, String>,
+}
+
+/// A nft table's name is one word.
+const TABLE_BYTES_MAX: usize = 32;
+/// What is left of 15 characters beside the ten of a uid.
+const TAP_PREFIX_BYTES_MAX: usize = 5;
+
+impl Config {
+    /// Reads all layers; `flags` are those given on the command line.
+    ///
+    /// # Errors
+    /// Every problem, by key.
+    pub fn load(
+        file: Option<&Path>,
+        flags: BTreeMap<&'static str, String>,
+    ) -> Result<Effective, ConfigError> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(file) = file {
+            figment = figment.merge(Yaml::file_exact(file));
+        }
+        // The client's own variables are not the daemon's.
+        figment = figment.merge(Env::prefixed("STEAD_").ignore(&[
+            "base_url",
+            "api_key",
+            "config",
+            "kernel_dir_tests",
+        ]));
+        for (key, value) in flags {
+            figment = figment.merge(Serialized::default(key, value));
+        }
+        let config: Self = figment
+            .extract()
+            .map_err(|error| ConfigError(error.into_iter().map(|one| one.to_string()).collect()))?;
+        config.check()?;
+        let keys = serde_json::to_value(&config).unwrap_or_default();
+        let keys =
+            keys.as_object().map(|object| object.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+        let source = |key: &String| {
+            let name = figment.find_metadata(key).map_or("default", |metadata| metadata.name.as_ref());
+            if name.contains("Config") || name.contains("String") {
+                "default or flag".to_owned()
+            } else {
+                name.to_owned()
+            }
+        };
+        let sources = keys.iter().map(|key| (key.clone(), source(key))).collect();
+        Ok(Effective { config, sources })
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let mut problems = Vec::new();
+        let word = |text: &str, max: usize| {
+            (1..=max).contains(&text.len())
+                && text.starts_with(|c: char| c.is_ascii_alphabetic())
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+        };
+        if !word(&self.table, TABLE_BYTES_MAX) {
+            problems.push(format!("table: must be a word of at most {TABLE_BYTES_MAX} characters"));
+        }
+        if !word(&self.tap_prefix, TAP_PREFIX_BYTES_MAX) {
+            problems.push(format!("tap_prefix: must be a word of at most {TAP_PREFIX_BYTES_MAX} characters"));
+        }
+        for (key, value) in [
+            ("image_concurrency", self.image_concurrency),
+            ("connections_max", self.connections_max),
+            ("requests_max", self.requests_max),
+        ] {
+            if value == 0 {
+                problems.push(format!("{key}: must be at least 1"));
+            }
+        }
+        if let Err(error) = self.disk_reserve.parse::<Bytes>() {
+            problems.push(format!("disk_reserve: {error}"));
+        }
+        match self.resync.parse::<GoDuration>() {
+            Ok(GoDuration(interval)) if interval.is_zero() => {
+                problems.push("resync: must be more than zero".to_owned())
+            }
+            Ok(_) => {}
+            Err(error) => problems.push(format!("resync: {error}")),
+        }
+        for (key, path) in [("data_dir", &self.data_dir), ("run_dir", &self.run_dir)] {
+            if !path.is_absolute() {
+                problems.push(format!("{key}: must be an absolute path"));
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
+    }
+
+    #[must_use]
+    pub fn disk_reserve(&self) -> Bytes {
+        self.disk_reserve.parse().unwrap_or_default()
+    }
+
+    #[must_use]
+    pub fn resync(&self) -> std::time::Duration {
+        self.resync.parse().unwrap_or(GoDuration(stead_schemas::limits::RESYNC_INTERVAL)).0
+    }
+
+    #[must_use]
+    pub fn kernel_dir(&self) -> PathBuf {
+        self.kernel_dir.clone().unwrap_or_else(|| self.data_dir.join("kernel"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_win_in_order_and_problems_name_their_keys() {
+        let file = tempfile::NamedTempFile::new().expect("scratch");
+        std::fs::write(file.path(), "bridge: br9\ntable: other\n").expect("written");
+        let flags = BTreeMap::from([("table", "flagged".to_owned())]);
+        let effective = Config::load(Some(file.path()), flags).expect("valid");
+        assert_eq!((effective.config.bridge.as_str(), effective.config.table.as_str()), ("br9", "flagged"));
+        std::fs::write(file.path(), "brigde: br9\n").expect("written");
+        let error = Config::load(Some(file.path()), BTreeMap::new()).expect_err("misspelt");
+        assert!(error.to_string().contains("brigde"), "{error}");
+        std::fs::write(file.path(), "gateway: 10.0.0.1\n").expect("written");
+        let error = Config::load(Some(file.path()), BTreeMap::new()).expect_err("no prefix");
+        assert!(error.to_string().contains("gateway"), "{error}");
+        let wrong =
+            Config { tap_prefix: "far-too-long".to_owned(), resync: "0s".to_owned(), ..Config::default() };
+        assert_eq!(wrong.check().expect_err("two problems").0.len(), 2);
+    }
+}

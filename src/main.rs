@@ -1,3 +1,7 @@
-//! The `stead` program.
+//! The `stead` program: `serve` is the daemon, every other verb a client or a tool.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    stead::cli::main()
+}

@@ -5,6 +5,7 @@
 //! Never: does I/O, reads a clock, or names a product.
 
 pub mod checks;
+pub mod daemon;
 pub mod disk;
 pub mod host;
 pub mod image;

@@ -1,1 +1,156 @@
 //! The command line.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such object, 4 timed out.
+//! The client verbs know only the wire: they work against any server that speaks it.
+
+mod client;
+mod daemon;
+mod images;
+mod instances;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use client::Client;
+
+/// A declarative controller for micro-VMs.
+#[derive(Debug, Parser)]
+#[command(name = "stead", version, about)]
+struct Cli {
+    #[command(flatten)]
+    remote: Remote,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Which server, and how answers are shown.
+#[derive(Debug, Args)]
+pub(crate) struct Remote {
+    /// The server [env: STEAD_BASE_URL, HYPEMAN_BASE_URL; default http://localhost:8080]
+    #[arg(long, global = true)]
+    base_url: Option<String>,
+    /// A token of `stead token create` [env: STEAD_API_KEY, HYPEMAN_API_KEY]
+    #[arg(long, global = true, hide = true)]
+    api_key: Option<String>,
+    /// How answers are printed.
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Table,
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the daemon.
+    Serve(daemon::Serve),
+    /// Tokens for the API.
+    #[command(subcommand)]
+    Token(daemon::Token),
+    /// The daemon's configuration.
+    #[command(subcommand)]
+    Config(daemon::ConfigVerb),
+    /// Create and start an instance, and wait until it runs.
+    Run(instances::Run),
+    /// List instances.
+    Ps(instances::Ps),
+    /// Print an instance.
+    Get { name: String },
+    /// An instance with its conditions.
+    Describe { name: String },
+    /// The last lines of an instance's log.
+    Logs(instances::Logs),
+    /// Stop an instance.
+    Stop { names: Vec<String> },
+    /// Start a stopped instance.
+    Start { names: Vec<String> },
+    /// Stop and delete instances.
+    Rm(instances::Rm),
+    /// Wait until an instance is in a state.
+    Wait(instances::WaitFor),
+    /// Pull an image and wait until it is ready.
+    Pull { image: String },
+    /// List images.
+    Images,
+    /// Images of this host.
+    #[command(subcommand)]
+    Image(images::ImageVerb),
+}
+
+/// How a verb ended, when not well.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Usage(String),
+    NotFound(String),
+    TimedOut(String),
+    Other(String),
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Other(_) => 1,
+            Self::Usage(_) => 2,
+            Self::NotFound(_) => 3,
+            Self::TimedOut(_) => 4,
+        }
+    }
+    fn text(&self) -> &str {
+        match self {
+            Self::Usage(text) | Self::NotFound(text) | Self::TimedOut(text) | Self::Other(text) => text,
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(format!("{error:#}"))
+    }
+}
+
+/// Parses, runs, reports.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("stead: {}", failure.text());
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::Other(error.to_string()))?;
+    runtime.block_on(dispatch(cli))
+}
+
+async fn dispatch(cli: Cli) -> Result<(), Failure> {
+    let Cli { remote, verb } = cli;
+    let client = || Client::new(&remote);
+    let output = remote.output;
+    match verb {
+        Verb::Serve(serve) => daemon::serve(serve).await,
+        Verb::Token(token) => daemon::token(token),
+        Verb::Config(verb) => daemon::config(verb),
+        Verb::Run(run) => instances::run(&client()?, run, output).await,
+        Verb::Ps(ps) => instances::ps(&client()?, ps, output).await,
+        Verb::Get { name } => instances::get(&client()?, &name, output).await,
+        Verb::Describe { name } => instances::describe(&client()?, &name).await,
+        Verb::Logs(logs) => instances::logs(&client()?, logs).await,
+        Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
+        Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,
+        Verb::Rm(rm) => instances::rm(&client()?, rm).await,
+        Verb::Wait(wait) => instances::wait(&client()?, wait).await,
+        Verb::Pull { image } => images::pull(&client()?, &image, output).await,
+        Verb::Images => images::list(&client()?, output).await,
+        Verb::Image(verb) => images::image(&client()?, verb, output).await,
+    }
+}

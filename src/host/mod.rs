@@ -15,5 +15,6 @@ mod notices;
 pub mod oci;
 pub(crate) mod process;
 pub mod tap;
+pub mod watch_files;
 
 pub use marks::Scope;

@@ -1,0 +1,137 @@
+//! The client: requests, retries as the server asks for them, and errors in words.
+
+use std::time::Duration;
+
+use backoff::ExponentialBackoffBuilder;
+use backoff::backoff::Backoff;
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use stead_schemas::api::ErrorBody;
+
+use super::{Failure, Remote};
+
+/// One server.
+#[derive(Debug)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    base: Url,
+    key: String,
+}
+
+/// Verbs wait up to 55 s on the server's side.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(70);
+/// For retries of what may pass.
+const RETRY_FOR: Duration = Duration::from_secs(20);
+
+fn environment(names: [&str; 2]) -> Option<String> {
+    names.into_iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+}
+
+impl Client {
+    pub(crate) fn new(remote: &Remote) -> Result<Self, Failure> {
+        // Refused when it was done already, which is fine.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let base = remote.base_url.clone().or_else(|| environment(["STEAD_BASE_URL", "HYPEMAN_BASE_URL"]));
+        let base = base.unwrap_or_else(|| "http://localhost:8080".to_owned());
+        let base = Url::parse(&base).map_err(|error| Failure::Usage(format!("base URL {base}: {error}")))?;
+        let key = remote.api_key.clone().or_else(|| environment(["STEAD_API_KEY", "HYPEMAN_API_KEY"]));
+        let key = key.ok_or_else(|| {
+            Failure::Usage("no token: set STEAD_API_KEY to what `stead token create` prints".to_owned())
+        })?;
+        let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build();
+        let http = http.map_err(|error| Failure::Other(error.to_string()))?;
+        Ok(Self { http, base, key })
+    }
+
+    /// A request for a path given by its segments, each of which may hold anything.
+    pub(crate) fn request(&self, method: Method, segments: &[&str]) -> RequestBuilder {
+        let mut url = self.base.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(segments);
+        }
+        self.http.request(method, url).bearer_auth(&self.key)
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(&self, segments: &[&str]) -> Result<T, Failure> {
+        self.json(self.request(Method::GET, segments)).await
+    }
+
+    pub(crate) async fn post<T: DeserializeOwned>(
+        &self,
+        segments: &[&str],
+        body: &Value,
+    ) -> Result<T, Failure> {
+        self.json(self.request(Method::POST, segments).json(body)).await
+    }
+
+    pub(crate) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Failure> {
+        let response = self.send(request).await?;
+        response
+            .json()
+            .await
+            .map_err(|error| Failure::Other(format!("the answer is not understood: {error}")))
+    }
+
+    /// Sends; tries again what the server says may pass.
+    pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        let mut delays = ExponentialBackoffBuilder::new()
+            .with_initial_interval(Duration::from_millis(200))
+            .with_max_elapsed_time(Some(RETRY_FOR))
+            .build();
+        loop {
+            let Some(attempt) = request.try_clone() else {
+                // A streamed body cannot be sent twice.
+                return finish(request.send().await.map_err(|error| self.unreachable(&error))?).await;
+            };
+            let failure = match attempt.timeout(REQUEST_DEADLINE).send().await {
+                Ok(response) if !may_pass(&response) => return finish(response).await,
+                Ok(response) => {
+                    finish(response).await.err().unwrap_or(Failure::Other("overloaded".to_owned()))
+                }
+                Err(error) if error.is_connect() => return Err(self.unreachable(&error)),
+                Err(error) => self.unreachable(&error),
+            };
+            match delays.next_backoff() {
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => return Err(failure),
+            }
+        }
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        let cause = std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
+        Failure::Other(format!("cannot reach {}{cause}; is `stead serve` running?", self.base))
+    }
+}
+
+fn may_pass(response: &Response) -> bool {
+    let says_no = response.headers().get("x-should-retry").is_some_and(|value| value == "false");
+    let is_passing = matches!(
+        response.status(),
+        StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::GATEWAY_TIMEOUT
+    );
+    is_passing && !says_no
+}
+
+/// A success, or the server's words with one line for each problem.
+async fn finish(response: Response) -> Result<Response, Failure> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let body: Option<ErrorBody> = response.json().await.ok();
+    let text = match body {
+        Some(body) if body.details.len() > 1 => {
+            let lines: Vec<String> =
+                body.details.iter().map(|detail| format!("\n  {}", detail.message)).collect();
+            format!("{} problems:{}", body.details.len(), lines.concat())
+        }
+        Some(body) => format!("{} ({})", body.message, body.code),
+        None => status.to_string(),
+    };
+    Err(if status == StatusCode::NOT_FOUND { Failure::NotFound(text) } else { Failure::Other(text) })
+}

@@ -1,0 +1,96 @@
+//! Verbs on this host's own daemon: serve, token, config.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use stead_schemas::quantity::GoDuration;
+
+use super::Failure;
+use crate::api::auth::Keys;
+use crate::config::{Config, Effective};
+use crate::store::token_key;
+
+/// Flags that are configuration keys; the rest is in the file or the environment.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// A YAML file.
+    #[arg(long, env = "STEAD_CONFIG")]
+    config: Option<PathBuf>,
+    #[arg(long)]
+    data_dir: Option<String>,
+    #[arg(long)]
+    run_dir: Option<String>,
+    /// Address and port of the API.
+    #[arg(long)]
+    listen: Option<String>,
+    /// An unpacked Debian cloud kernel package.
+    #[arg(long)]
+    kernel_dir: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Print a new token.
+    Create {
+        #[arg(long, default_value = "/var/lib/stead", env = "STEAD_DATA_DIR")]
+        data_dir: PathBuf,
+        /// `*`, or scopes joined by commas, such as `instance:read,image:read`.
+        #[arg(long, default_value = "*", value_delimiter = ',')]
+        scopes: Vec<String>,
+        /// A Go duration, such as `1h`.
+        #[arg(long, default_value = "1h")]
+        ttl: String,
+        #[arg(long, default_value = "admin")]
+        subject: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigVerb {
+    /// Print the configuration in force and where each key came from.
+    Show(Serve),
+}
+
+fn load(serve: Serve) -> Result<Effective, Failure> {
+    let Serve { config, data_dir, run_dir, listen, kernel_dir } = serve;
+    let given =
+        [("data_dir", data_dir), ("run_dir", run_dir), ("listen", listen), ("kernel_dir", kernel_dir)];
+    let flags: BTreeMap<&'static str, String> =
+        given.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+    Config::load(config.as_deref(), flags).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+pub(super) async fn serve(serve: Serve) -> Result<(), Failure> {
+    let config = load(serve)?.config;
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
+        .map_err(|error| Failure::Usage(format!("log: {error}")))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    crate::assemble::serve(config).await.map_err(Failure::from)
+}
+
+pub(super) fn token(verb: Token) -> Result<(), Failure> {
+    let Token::Create { data_dir, scopes, ttl, subject } = verb;
+    let GoDuration(ttl) = ttl.parse().map_err(|error| Failure::Usage(format!("--ttl {error}")))?;
+    let key = token_key(&data_dir).map_err(|error| Failure::from(anyhow::Error::from(error)))?;
+    let now = jiff::Timestamp::now();
+    let ends = jiff::SignedDuration::try_from(ttl).ok().and_then(|ttl| now.checked_add(ttl).ok());
+    let ends = ends.ok_or_else(|| Failure::Usage("--ttl is too long".to_owned()))?;
+    let token = Keys::new(&key).mint(&subject, &scopes, now, ends).map_err(Failure::Usage)?;
+    super::show::line(&token);
+    Ok(())
+}
+
+pub(super) fn config(verb: ConfigVerb) -> Result<(), Failure> {
+    let ConfigVerb::Show(serve) = verb;
+    let Effective { config, sources } = load(serve)?;
+    let yaml = serde_norway::to_string(&config).map_err(|error| Failure::Other(error.to_string()))?;
+    for line in yaml.lines() {
+        let source = line.split(':').next().and_then(|key| sources.get(key));
+        match source {
+            Some(source) => super::show::line(&format!("{line}  # {source}")),
+            None => super::show::line(line),
+        }
+    }
+    Ok(())
+}
