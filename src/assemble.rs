@@ -280,6 +280,7 @@ fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports) {
                     drifts.ports.object(uid);
                 }
                 Heard::Port(_) => drifts.ports.everything(),
+                Heard::Host => drifts.networks.everything(),
                 Heard::Everything => {
                     drifts.networks.everything();
                     drifts.ports.everything();
