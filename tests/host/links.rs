@@ -9,11 +9,11 @@ use stead_schemas::network::Cidr;
 use crate::namespace::{in_namespace, link_name, netlink, shell, uid};
 
 fn bridge(owner: char) -> LinkPlan {
-    LinkPlan { name: link_name("st-br"), owner: uid(owner), kind: LinkKind::Bridge, mac: None }
+    LinkPlan { name: link_name("st-br"), owner: uid(owner), kind: LinkKind::Bridge }
 }
 
 fn tap(owner: char) -> LinkPlan {
-    LinkPlan { name: link_name("st-tap"), owner: uid(owner), kind: LinkKind::Tap, mac: None }
+    LinkPlan { name: link_name("st-tap"), owner: uid(owner), kind: LinkKind::Tap }
 }
 
 fn cidr(text: &str) -> Cidr {

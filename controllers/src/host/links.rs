@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use stead_schemas::names::{LinkName, Uid};
-use stead_schemas::network::{Cidr, Mac};
+use stead_schemas::network::Cidr;
 
 use super::HostError;
 
@@ -34,8 +34,6 @@ pub struct LinkPlan {
     pub name: LinkName,
     pub owner: Uid,
     pub kind: LinkKind,
-    /// Hardware address of the host's end; for bridges.
-    pub mac: Option<Mac>,
 }
 
 /// One change of one link.

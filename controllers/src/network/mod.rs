@@ -85,7 +85,7 @@ impl<L: Links, F: Firewall> Reconciler for NetworkReconciler<L, F> {
             Action::LoadFirewall(rules) => firewall.replace(rules).await,
             Action::CreateBridge { name, owner } => {
                 let (name, owner) = (name.clone(), owner.clone());
-                links.create(&LinkPlan { name, owner, kind: LinkKind::Bridge, mac: None }).await
+                links.create(&LinkPlan { name, owner, kind: LinkKind::Bridge }).await
             }
             Action::AddAddress { bridge, address } => {
                 links.change(bridge, &LinkChange::AddAddress(*address)).await

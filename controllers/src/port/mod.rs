@@ -76,7 +76,7 @@ impl<L: Links, F: Firewall> Reconciler for PortReconciler<L, F> {
         match action {
             Action::CreateTap { name, owner } => {
                 let (name, owner) = (name.clone(), owner.clone());
-                links.create(&LinkPlan { name, owner, kind: LinkKind::Tap, mac: None }).await
+                links.create(&LinkPlan { name, owner, kind: LinkKind::Tap }).await
             }
             Action::Enslave { tap, bridge } => links.change(tap, &LinkChange::Master(bridge.clone())).await,
             Action::Isolate(tap) => links.change(tap, &LinkChange::Isolated).await,
