@@ -4,7 +4,7 @@
 
 use axum::Json;
 use axum::http::Uri;
-use axum::routing::{MethodRouter, any, delete, get, patch, post};
+use axum::routing::{MethodRouter, delete, get, patch, post};
 use serde_json::Value;
 
 use super::auth::Scope;
@@ -34,7 +34,7 @@ pub(super) fn add(mut routes: Routes) -> Routes {
         ("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(not_yet).delete(not_yet)),
         ("/instances/{id}/snapshots", Scope::SnapshotWrite, post(not_yet)),
         ("/instances/{id}/snapshots/{snapshot}/restore", Scope::SnapshotWrite, post(not_yet)),
-        ("/instances/{id}/snapshot-schedule", Scope::SnapshotWrite, any(not_yet)),
+        ("/instances/{id}/snapshot-schedule", Scope::SnapshotWrite, get(not_yet).put(not_yet).delete(not_yet)),
     ];
     for (path, scope, methods) in instance_verbs {
         routes = routes.add(path, scope, methods);
