@@ -47,6 +47,8 @@ fn changes_of_our_links_are_heard_by_owner_and_of_other_scopes_not() {
         hears(&mut monitor, &Heard::Owner(uid('t'))).await;
         shell("ip link set lo up; ip addr add 192.0.2.1/32 dev lo");
         hears(&mut monitor, &Heard::Host).await;
+        // A fresh namespace begins with the host's setting.
+        shell("echo 0 > /proc/sys/net/ipv4/ip_forward");
         settle(&mut monitor).await;
         for value in [1, 0] {
             shell(&format!("echo {value} > /proc/sys/net/ipv4/ip_forward"));
