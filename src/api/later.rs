@@ -34,7 +34,11 @@ pub(super) fn add(mut routes: Routes) -> Routes {
         ("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(not_yet).delete(not_yet)),
         ("/instances/{id}/snapshots", Scope::SnapshotWrite, post(not_yet)),
         ("/instances/{id}/snapshots/{snapshot}/restore", Scope::SnapshotWrite, post(not_yet)),
-        ("/instances/{id}/snapshot-schedule", Scope::SnapshotWrite, get(not_yet).put(not_yet).delete(not_yet)),
+        (
+            "/instances/{id}/snapshot-schedule",
+            Scope::SnapshotWrite,
+            get(not_yet).put(not_yet).delete(not_yet),
+        ),
     ];
     for (path, scope, methods) in instance_verbs {
         routes = routes.add(path, scope, methods);

@@ -1,0 +1,23 @@
+# Thin: the work is in deploy/ and cargo.
+SHELL := /bin/bash
+TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+export STEAD_KERNEL_DIR ?= $(CURDIR)/target/stead-kernel
+
+.PHONY: demo test bench setup check
+
+setup:
+	deploy/setup "$(STEAD_KERNEL_DIR)"
+
+demo: setup
+	cargo build --locked --bin stead
+	deploy/demo "$(TARGET)/debug/stead" "$(STEAD_KERNEL_DIR)"
+
+# Cheapest first. Real VMs are few at a time: the tests take a lock of their own.
+test: setup
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -p stead -p stead-schemas -p stead-controllers -p stead-guest -- -D warnings
+	cargo test --locked -p stead -p stead-schemas -p stead-controllers -p stead-guest
+	@echo "make test: everything passed"
+
+bench: setup
+	cargo run --locked --release -p stead-bench

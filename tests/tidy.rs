@@ -1,0 +1,301 @@
+//! The rules that a compiler does not know: layering, sizes, names, and documents that name files.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// One file of ours.
+struct Source {
+    path: String,
+    text: String,
+}
+
+const LINES_MAX: usize = 500;
+const LINES_HARD_MAX: usize = 800;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files_below(dir: &Path, ending: &str, out: &mut Vec<Source>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            files_below(&path, ending, out);
+        } else if path.to_string_lossy().ends_with(ending) {
+            let text = fs::read_to_string(&path).expect("sources are UTF-8");
+            let path = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
+            out.push(Source { path, text });
+        }
+    }
+}
+
+fn sources() -> Vec<Source> {
+    let mut out = Vec::new();
+    for dir in ["schemas", "controllers", "src", "tests"] {
+        files_below(&root().join(dir), ".rs", &mut out);
+    }
+    assert!(out.len() > 50, "the tree was not found");
+    out
+}
+
+/// Fails with one line for each finding.
+fn none(findings: Vec<String>) {
+    assert!(findings.is_empty(), "\n{}", findings.join("\n"));
+}
+
+/// Lines of code, comments left out, with their numbers.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines()
+        .enumerate()
+        .map(|(at, line)| (at + 1, line))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+/// `use` paths and qualified names of this crate's modules.
+fn mentions(line: &str, module: &str) -> bool {
+    line.contains(&format!("crate::{module}::"))
+        || line.contains(&format!("crate::{module}}}"))
+        || line.contains(&format!("use crate::{module};"))
+}
+
+#[test]
+fn every_file_opens_with_its_job() {
+    none(
+        sources().iter().filter(|file| !file.text.starts_with("//!")).map(|file| file.path.clone()).collect(),
+    );
+}
+
+#[test]
+fn files_hold_one_idea_in_few_lines() {
+    let findings = sources().into_iter().filter_map(|file| {
+        let lines = file.text.lines().count();
+        let is_test = file.path.ends_with("tests.rs") || file.path.starts_with("tests/");
+        let max = if is_test { LINES_HARD_MAX } else { LINES_MAX };
+        (lines > max).then(|| format!("{} has {lines} lines; {max} are allowed", file.path))
+    });
+    none(findings.collect());
+}
+
+#[test]
+fn words_that_mean_unfinished_work_do_not_occur() {
+    let banned = [
+        concat!("FIX", "ME"),
+        concat!("TO", "DO"),
+        concat!("XX", "X"),
+        concat!("dbg", "!("),
+        concat!("todo", "!("),
+        concat!("unimplemented", "!("),
+        concat!("#[ign", "ore"),
+    ];
+    let mut findings = Vec::new();
+    for file in sources() {
+        for (number, line) in file.text.lines().enumerate() {
+            findings.extend(
+                banned
+                    .iter()
+                    .filter(|word| line.contains(**word))
+                    .map(|word| format!("{}:{} {word}", file.path, number + 1)),
+            );
+        }
+    }
+    none(findings);
+}
+
+#[test]
+fn modules_are_named_by_what_they_are() {
+    let banned = ["util", "utils", "common", "helper", "helpers", "misc", "manager", "handler", "types"];
+    let stem =
+        |file: &Source| Path::new(&file.path).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    none(
+        sources()
+            .iter()
+            .filter(|file| stem(file).is_some_and(|stem| banned.contains(&stem.as_str())))
+            .map(|file| file.path.clone())
+            .collect(),
+    );
+}
+
+/// Rule 4: in controllers, `runtime` and `store` know no kind, and no kind imports another.
+#[test]
+fn kinds_do_not_know_each_other() {
+    let kinds = ["image", "disk", "network", "port", "vm"];
+    let mut findings = Vec::new();
+    for file in sources() {
+        let Some(rest) = file.path.strip_prefix("controllers/src/") else { continue };
+        let module = rest.split('/').next().unwrap_or("");
+        let is_kind = kinds.contains(&module);
+        let is_machinery = matches!(module, "runtime" | "store" | "host");
+        // Admission of an instance declares its image: the one arrow, at the request's edge.
+        if !(is_kind || is_machinery) || rest == "vm/admission.rs" {
+            continue;
+        }
+        for (number, line) in code(&file.text) {
+            for kind in kinds.iter().filter(|kind| **kind != module && mentions(line, kind)) {
+                findings.push(format!("{}:{number} knows {kind}", file.path));
+            }
+        }
+    }
+    none(findings);
+}
+
+/// Rule 5: `api` and `host`, `hypervisor` never meet; `cli` knows the wire only.
+#[test]
+fn effects_meet_only_in_assemble() {
+    let rules: [(&str, &[&str]); 5] = [
+        ("src/api/", &["host", "hypervisor", "assemble", "cli"]),
+        ("src/host/", &["api", "store", "assemble", "cli", "hypervisor"]),
+        ("src/hypervisor/", &["api", "store", "assemble", "cli"]),
+        ("src/store/", &["api", "host", "hypervisor", "assemble", "cli"]),
+        ("src/cli/", &["host", "hypervisor"]),
+    ];
+    let mut findings = Vec::new();
+    for file in sources() {
+        for (dir, banned) in rules.iter().filter(|(dir, _)| file.path.starts_with(dir)) {
+            for (number, line) in code(&file.text) {
+                findings.extend(
+                    banned
+                        .iter()
+                        .filter(|module| mentions(line, module))
+                        .map(|module| format!("{}:{number} {dir} uses {module}", file.path)),
+                );
+            }
+        }
+    }
+    none(findings);
+}
+
+/// Client verbs know the wire; only the daemon's own verbs reach further.
+#[test]
+fn client_verbs_know_only_the_wire() {
+    let mut findings = Vec::new();
+    for file in
+        sources().iter().filter(|file| file.path.starts_with("src/cli/") && file.path != "src/cli/daemon.rs")
+    {
+        for (number, line) in code(&file.text) {
+            let is_foreign = line.contains("stead_controllers")
+                || ["api", "store", "config", "assemble"].iter().any(|module| mentions(line, module));
+            if is_foreign {
+                findings.push(format!("{}:{number}", file.path));
+            }
+        }
+    }
+    none(findings);
+}
+
+/// Rule 6: decisions do not depend on products.
+#[test]
+fn controllers_name_no_product() {
+    let banned = ["sled", "netlink", "nftables", "qemu", "squashfs", "axum"];
+    let mut findings = Vec::new();
+    for file in sources().iter().filter(|file| file.path.starts_with("controllers/")) {
+        for (number, line) in file.text.lines().enumerate() {
+            let line = line.to_ascii_lowercase();
+            let words: BTreeSet<&str> = line.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+            findings.extend(
+                banned
+                    .iter()
+                    .filter(|word| words.contains(**word))
+                    .map(|word| format!("{}:{} {word}", file.path, number + 1)),
+            );
+        }
+    }
+    // The wire's own word for the hypervisor is a value, not a dependency; `Disks` says ext4 in its promise.
+    findings.retain(|finding| {
+        !finding.contains("Hypervisor") && !finding.starts_with("controllers/src/host/disks.rs")
+    });
+    findings
+        .retain(|finding| !(finding.starts_with("controllers/src/vm/tests.rs") || finding.contains("/sim/")));
+    none(findings);
+}
+
+/// Rule 7: the simulated machine never reaches a user.
+#[test]
+fn the_simulation_is_a_development_dependency_only() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("read");
+    let (normal, development) = manifest.split_once("[dev-dependencies]").expect("both tables are there");
+    let normal = normal.rsplit_once("[dependencies]").expect("the table is there").1;
+    assert!(!normal.contains("\"sim\""), "a normal dependency turns the feature sim on");
+    assert!(development.contains("\"sim\""));
+}
+
+#[test]
+fn schemas_do_no_work_of_their_own() {
+    let banned = ["tokio", "std::fs", "std::net::Tcp", "std::process", "Timestamp::now", "SystemTime"];
+    let mut findings = Vec::new();
+    for file in sources()
+        .iter()
+        .filter(|file| file.path.starts_with("schemas/") || file.path.starts_with("controllers/src/"))
+    {
+        let is_schema = file.path.starts_with("schemas/");
+        for (number, line) in code(&file.text) {
+            let bans = banned.iter().filter(|ban| is_schema || **ban != "tokio");
+            findings.extend(
+                bans.filter(|ban| line.contains(**ban)).map(|ban| format!("{}:{number} {ban}", file.path)),
+            );
+        }
+    }
+    none(findings);
+}
+
+#[test]
+fn ports_have_primitive_verbs() {
+    let findings = sources()
+        .into_iter()
+        .filter(|file| file.path.starts_with("controllers/src/host/"))
+        .flat_map(|file| {
+            code(&file.text)
+                .filter(|(_, line)| line.contains(concat!("fn ens", "ure_")))
+                .map(|(number, _)| format!("{}:{number}", file.path))
+                .collect::<Vec<_>>()
+        });
+    none(findings.collect());
+}
+
+#[test]
+fn every_limit_is_used() {
+    let all = sources();
+    let limits = all.iter().find(|file| file.path == "schemas/src/limits.rs").expect("the file is there");
+    let names = limits.text.lines().filter_map(|line| line.strip_prefix("pub const ")?.split(':').next());
+    let is_used = |name: &str| all.iter().any(|file| file.path != limits.path && file.text.contains(name));
+    none(names.filter(|name| !is_used(name)).map(ToOwned::to_owned).collect());
+}
+
+#[test]
+fn every_port_has_a_simulation() {
+    let all = sources();
+    let ports = all.iter().filter(|file| file.path.starts_with("controllers/src/host/")).flat_map(|file| {
+        file.text
+            .lines()
+            .filter_map(|line| line.strip_prefix("pub trait ")?.split(':').next())
+            .collect::<Vec<_>>()
+    });
+    let ports: Vec<&str> = ports.collect();
+    assert!(ports.len() >= 5, "{ports:?}");
+    let is_simulated = |port: &str| {
+        all.iter()
+            .any(|file| file.path.contains("/sim/") && file.text.contains(&format!("impl {port} for World")))
+    };
+    none(ports.into_iter().filter(|port| !is_simulated(port)).map(ToOwned::to_owned).collect());
+}
+
+/// Paths that documents name in backticks exist.
+#[test]
+fn documents_name_files_that_exist() {
+    let mut findings = Vec::new();
+    for document in ["README.md", "deploy/README.md"] {
+        let text = fs::read_to_string(root().join(document)).expect("read");
+        for word in text.split('`').skip(1).step_by(2) {
+            let is_path = ["src/", "controllers/", "schemas/", "tests/", "deploy/"]
+                .iter()
+                .any(|dir| word.starts_with(dir));
+            let path = word.split([' ', ':']).next().unwrap_or(word);
+            if is_path && !path.contains('*') && !root().join(path).exists() {
+                findings.push(format!("{document} names {path}"));
+            }
+        }
+    }
+    none(findings);
+}
