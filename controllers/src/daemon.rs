@@ -60,9 +60,12 @@ impl std::fmt::Debug for Settings {
     }
 }
 
+/// Starts one runner, which ends after the watch says true.
+type Run = Box<dyn FnOnce(watch::Receiver<bool>) -> BoxFuture<'static, ()> + Send>;
+
 /// The runners of every kind, ready to run.
 pub struct Controllers {
-    runners: Vec<Box<dyn FnOnce(watch::Receiver<bool>) -> BoxFuture<'static, ()> + Send>>,
+    runners: Vec<Run>,
 }
 
 impl std::fmt::Debug for Controllers {
@@ -116,9 +119,7 @@ fn runner<R: Reconciler>(settings: &Settings, salt: u64, reconciler: R) -> Runne
     Runner::new(reconciler, store, clock, boundary, config)
 }
 
-fn boxed<R: Reconciler>(
-    runner: Runner<R>,
-) -> Box<dyn FnOnce(watch::Receiver<bool>) -> BoxFuture<'static, ()> + Send> {
+fn boxed<R: Reconciler>(runner: Runner<R>) -> Run {
     Box::new(|mut shutdown| {
         Box::pin(runner.run(async move {
             // A dropped sender means the same as a word from it.
