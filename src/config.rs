@@ -118,13 +118,12 @@ impl Config {
         if let Some(file) = file {
             figment = figment.merge(Yaml::file_exact(file));
         }
-        // The client's own variables are not the daemon's.
-        figment = figment.merge(Env::prefixed("STEAD_").ignore(&[
-            "base_url",
-            "api_key",
-            "config",
-            "kernel_dir_tests",
-        ]));
+        // Others of that prefix are the client's and the tests'.
+        let keys = serde_json::to_value(Self::default()).unwrap_or_default();
+        let keys: Vec<String> =
+            keys.as_object().into_iter().flat_map(|object| object.keys().cloned()).collect();
+        let known: Vec<&str> = keys.iter().map(String::as_str).collect();
+        figment = figment.merge(Env::prefixed("STEAD_").only(&known));
         for (key, value) in flags {
             figment = figment.merge(Serialized::default(key, value));
         }
@@ -132,9 +131,6 @@ impl Config {
             .extract()
             .map_err(|error| ConfigError(error.into_iter().map(|one| one.to_string()).collect()))?;
         config.check()?;
-        let keys = serde_json::to_value(&config).unwrap_or_default();
-        let keys =
-            keys.as_object().map(|object| object.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
         let source = |key: &String| {
             let name = figment.find_metadata(key).map_or("default", |metadata| metadata.name.as_ref());
             if name.contains("Config") || name.contains("String") {
