@@ -88,12 +88,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     };
     let capabilities = host.capabilities(&config);
     let backend = Host::backend(&host, &config);
+    let of_monitors = store.clone();
     let (controllers, drifts) = Controllers::new(host.ports.clone(), &settings);
     // Set once, here.
     let _ = reports.0.set(drifts);
     let (stop_controllers, stopping) = watch::channel(false);
     let controllers = tokio::spawn(controllers.run(stopping));
-    host.monitor(&config, &reports)?;
+    host.monitor(&config, &reports, &of_monitors)?;
 
     let keys = api::auth::Keys::new(&token_key(&config.data_dir).context("cannot read the token key")?);
     let state = ApiState::new(ApiConfig {
@@ -207,9 +208,9 @@ impl Host {
     }
 
     /// Starts everything that notices drift.
-    fn monitor(&self, config: &Config, reports: &Reports) -> anyhow::Result<()> {
-        follow(self.ports.links.monitor().map_err(chained)?, reports.clone());
-        follow(monitor_table(&config.table).map_err(chained)?, reports.clone());
+    fn monitor(&self, config: &Config, reports: &Reports, store: &Store) -> anyhow::Result<()> {
+        follow(self.ports.links.monitor().map_err(chained)?, reports.clone(), store.clone());
+        follow(monitor_table(&config.table).map_err(chained)?, reports.clone(), store.clone());
         let of_disks = reports.clone();
         watch_files::watch_deletions(config.data_dir.join("disks"), move |name| {
             let uid: Option<Uid> = name.and_then(|name| name.split('.').next()?.parse().ok());
@@ -270,13 +271,18 @@ fn chained(error: HostError) -> anyhow::Error {
 }
 
 /// Passes on what a network monitor heard.
-fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports) {
+fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: Store) {
     tokio::spawn(async move {
         while let Some(heard) = heard.recv().await {
             reports.tell(|drifts| match heard {
                 // A mark names a network or a port; the other kind finds no such object of its own.
                 Heard::Owner(uid) => {
                     drifts.networks.object(uid.clone());
+                    // A running guest may have lost its TAP.
+                    let owner = store.get::<Port>(&uid).and_then(|port| port.meta.owner.clone());
+                    if let Some(owner) = owner {
+                        drifts.instances.object(owner.uid);
+                    }
                     drifts.ports.object(uid);
                 }
                 Heard::Port(_) => drifts.ports.everything(),

@@ -182,7 +182,7 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
         match (shall_run && is_image_ready, machine) {
             (true, Some(machine)) => {
                 let is_up = machine.vmm == VmmState::Running && machine.guest.phase == GuestPhase::Ready;
-                if !is_up || machine.run != spec.run {
+                if !is_up || machine.run != spec.run || machine.is_network_cut {
                     broken.push(format!("{uid}: shall run {} but is {machine:?}", spec.run));
                 }
                 if status.state != State::Running {

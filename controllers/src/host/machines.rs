@@ -24,6 +24,9 @@ pub struct Machine {
     /// While the VMM's process lives.
     pub pid: Option<u32>,
     pub launched_at: Timestamp,
+    /// It has a network card whose far end is gone: its TAP was removed under it, and one that was
+    /// made since under the same name is another.
+    pub is_network_cut: bool,
     pub guest: GuestView,
 }
 
@@ -109,6 +112,9 @@ pub trait Machines: Send + Sync + 'static {
     fn shutdown(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Tells the guest that its exit record is stored; it powers off then.
     fn acknowledge_exit(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Plugs a running machine's card into the TAP of that name; the guest notices nothing but the
+    /// lost frames. Missing when the TAP is not there.
+    fn reconnect(&self, owner: &Uid, tap: &LinkName) -> impl Future<Output = Result<(), HostError>> + Send;
     fn resume(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Ends the process by its identity (never by bare pid) and waits until it is gone.
     fn kill(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;

@@ -65,6 +65,10 @@ impl State {
     /// A bridge lets go of its ports when it goes.
     pub(super) fn remove_link(&mut self, name: &LinkName) {
         self.links.remove(name);
+        // A TAP that goes leaves its VMM with a dead descriptor.
+        for vmm in self.machines.values_mut().filter(|vmm| vmm.tap.as_ref() == Some(name)) {
+            vmm.is_network_cut = true;
+        }
         for link in self.links.values_mut() {
             if link.master.as_ref() == Some(name) {
                 link.master = None;

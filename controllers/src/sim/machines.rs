@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use stead_schemas::guest;
 use stead_schemas::instance::Exit;
-use stead_schemas::names::Uid;
+use stead_schemas::names::{LinkName, Uid};
 
 use super::World;
 use crate::host::{GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, VmmState};
@@ -22,6 +22,8 @@ pub(super) struct Vmm {
     program: Program,
     shutdown_at: Option<Timestamp>,
     acknowledged_at: Option<Timestamp>,
+    pub(super) tap: Option<LinkName>,
+    pub(super) is_network_cut: bool,
 }
 
 /// What a simulated guest does, told by its argv: `["exit", "3", "2"]` ends with code 3 after 2 s,
@@ -98,6 +100,7 @@ impl Vmm {
             pid: self.is_alive().then_some(self.pid),
             vmm,
             launched_at: self.launched_at,
+            is_network_cut: self.is_network_cut,
             guest: GuestView {
                 phase,
                 exit,
@@ -178,6 +181,8 @@ impl Machines for World {
                     program: Program::Forever,
                     shutdown_at: None,
                     acknowledged_at: None,
+                    tap: plan.network.as_ref().map(|card| card.tap.clone()),
+                    is_network_cut: false,
                 },
             );
             Ok(())
@@ -223,6 +228,18 @@ impl Machines for World {
         .await?;
         self.announce_in(owner, POWER_OFF);
         Ok(())
+    }
+
+    async fn reconnect(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError> {
+        self.verb("reconnect", owner.as_str(), |state| {
+            let missing = || HostError::new(HostErrorKind::Missing, "reconnect", owner.as_str());
+            if !state.links.contains_key(tap) {
+                return Err(missing());
+            }
+            state.machines.get_mut(owner).ok_or_else(missing)?.is_network_cut = false;
+            Ok(())
+        })
+        .await
     }
 
     async fn resume(&self, owner: &Uid) -> Result<(), HostError> {

@@ -26,7 +26,7 @@ use jiff::Timestamp;
 use stead_schemas::guest;
 use stead_schemas::instance::{Instance, InstanceStatus};
 use stead_schemas::meta::Object;
-use stead_schemas::names::Uid;
+use stead_schemas::names::{LinkName, Uid};
 
 use crate::host::{HostError, Images, LaunchPlan, Machines};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
@@ -48,6 +48,7 @@ pub enum Action {
     Launch(Box<LaunchPlan>),
     Configure(Uid, Box<guest::Config>),
     Resume(Uid),
+    Reconnect(Uid, LinkName),
     Shutdown(Uid),
     AcknowledgeExit(Uid),
     Kill(Uid),
@@ -64,6 +65,7 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
         "Launch",
         "Configure",
         "Resume",
+        "Reconnect",
         "Shutdown",
         "AcknowledgeExit",
         "Kill",
@@ -84,6 +86,7 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
             Action::Launch(_) => "Launch",
             Action::Configure(..) => "Configure",
             Action::Resume(_) => "Resume",
+            Action::Reconnect(..) => "Reconnect",
             Action::Shutdown(_) => "Shutdown",
             Action::AcknowledgeExit(_) => "AcknowledgeExit",
             Action::Kill(_) => "Kill",
@@ -97,6 +100,7 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
             Action::Launch(plan) => self.machines.launch(plan).await,
             Action::Configure(uid, config) => self.machines.configure(uid, config).await,
             Action::Resume(uid) => self.machines.resume(uid).await,
+            Action::Reconnect(uid, tap) => self.machines.reconnect(uid, tap).await,
             Action::Shutdown(uid) => self.machines.shutdown(uid).await,
             Action::AcknowledgeExit(uid) => self.machines.acknowledge_exit(uid).await,
             Action::Kill(uid) => self.machines.kill(uid).await,

@@ -112,6 +112,7 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
         _ if has_ended(machine, now) => wait(Reason::ProgramExited, "recording the program's end", Some(now)),
         VmmState::Shutdown => act(Action::Kill(uid())),
         VmmState::Running => match machine.guest.phase {
+            GuestPhase::Ready if machine.is_network_cut => plan_reconnect(object, seen),
             GuestPhase::Ready => Plan::Converged,
             GuestPhase::AwaitingConfig => match guest_config(object, seen) {
                 Some(config) => act(Action::Configure(uid(), Box::new(config))),
@@ -121,6 +122,14 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
                 wait(Reason::WaitingForGuest, "the guest is booting", Some(boot_deadline(machine)))
             }
         },
+    }
+}
+
+/// The TAP went under a running guest: its card is plugged into the one that takes its place.
+fn plan_reconnect(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
+    match &seen.parts.port {
+        Some(port) if port.is_ready => act(Action::Reconnect(object.meta.uid.clone(), port.card.tap.clone())),
+        _ => wait(Reason::WaitingForNetwork, "the network port is being made again", None),
     }
 }
 

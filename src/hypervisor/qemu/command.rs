@@ -23,6 +23,10 @@ pub(super) struct Ingredients<'a> {
 const KERNEL_COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=3 panic=-1 reboot=triple net.ifnames=0 random.trust_cpu=on rdinit=/init";
 
+/// Names of the replaceable parts of a card's connection.
+pub(super) const TAP: &str = "tap";
+pub(super) const PLUG: &str = "plug";
+
 /// The text that marks a process as the VMM of this machine; found again in `/proc/PID/cmdline`.
 pub(super) fn mark(places: &Places) -> String {
     format!("unix:{},server=on,wait=off", escaped(&places.monitor()))
@@ -56,9 +60,13 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
     add_disk(&mut add, "root", from.rootfs, true);
     add_disk(&mut add, "overlay", from.overlay, false);
     if let Some(card) = &plan.network {
-        add(&["-netdev", &format!("tap,id=net,ifname={},script=no,downscript=no", card.tap)]);
+        // The card hangs on a hub, not on the TAP: a TAP that is removed under a running guest can
+        // then be replaced, which a card's own back end cannot. The price is the offloads.
+        let tap = format!("tap,id={TAP},ifname={},script=no,downscript=no", card.tap);
+        add(&["-netdev", &tap, "-netdev", &format!("hubport,id={PLUG},hubid=0,netdev={TAP}")]);
+        add(&["-netdev", "hubport,id=card,hubid=0"]);
         // No option ROM: nothing boots from the network.
-        add(&["-device", &format!("virtio-net-pci,netdev=net,mac={},romfile=", card.mac)]);
+        add(&["-device", &format!("virtio-net-pci,netdev=card,mac={},romfile=", card.mac)]);
     }
     line
 }

@@ -23,7 +23,7 @@ use stead_controllers::host::{
     GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, VmmState,
 };
 use stead_schemas::guest::{self, ToGuest, Token};
-use stead_schemas::names::{Digest, Uid};
+use stead_schemas::names::{Digest, LinkName, Uid};
 use tokio::task::JoinHandle;
 
 use self::control::Control;
@@ -247,6 +247,7 @@ impl Machines for Qemu {
             vmm: VmmState::Dead,
             pid: None,
             launched_at: record.launched_at,
+            is_network_cut: false,
             guest: silent(),
         };
         if let Some(identity) = record.process(&places) {
@@ -254,6 +255,8 @@ impl Machines for Qemu {
             machine.pid = Some(identity.pid);
             machine.vmm = self.vmm_state(owner, &attached).await;
             machine.guest = attached.control.view();
+            machine.is_network_cut =
+                record.tap.as_ref().is_some_and(|tap| !has_tap(identity.pid, tap.as_str()));
         } else if let Some(attached) = self.lock().get(owner) {
             // What the guest said last is still true of a VMM that just died.
             machine.guest = attached.control.view();
@@ -275,6 +278,9 @@ impl Machines for Qemu {
                 plan.owner.as_str(),
             ));
         }
+        if let Some(card) = &plan.network {
+            check_tap(&card.tap)?;
+        }
         for dir in [places.runtime(), &places.logs] {
             make_private_dir(dir).map_err(failed)?;
         }
@@ -283,6 +289,7 @@ impl Machines for Qemu {
             token: new_token().map_err(failed)?,
             launched_at: Timestamp::now(),
             identity: None,
+            tap: plan.network.as_ref().map(|card| card.tap.clone()),
         };
         record.write(&places)?;
         let mut child = self.spawn(plan, &places)?;
@@ -330,6 +337,17 @@ impl Machines for Qemu {
         })
     }
 
+    async fn reconnect(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        check_tap(tap)?;
+        let failed = |why: String| {
+            HostError::new(HostErrorKind::Transient, "reconnect the VM of", owner.as_str()).because(why)
+        };
+        let monitor = attached.monitor.lock().await;
+        let connected = monitor.as_ref().ok_or_else(|| failed("no connection".to_owned()))?;
+        connected.plug(tap).await.map_err(failed)
+    }
+
     async fn resume(&self, owner: &Uid) -> Result<(), HostError> {
         let attached = self.find_attached(owner)?;
         let failed = |why: String| {
@@ -364,6 +382,24 @@ impl Machines for Qemu {
         let logs = self.places(owner).logs;
         remove_dir(&logs).map_err(|error| HostError::io("discard the logs of", owner.as_str(), error))
     }
+}
+
+/// The TAP must be there: QEMU would make one without our mark.
+fn check_tap(tap: &LinkName) -> Result<(), HostError> {
+    if Path::new("/sys/class/net").join(tap.as_str()).exists() {
+        return Ok(());
+    }
+    Err(HostError::new(HostErrorKind::Missing, "use the TAP", tap.as_str()))
+}
+
+/// One of the process's descriptors is attached to an interface of this name. A descriptor whose
+/// interface was removed names none (linux drivers/net/tun.c, `tun_chr_show_fdinfo`).
+fn has_tap(pid: u32, tap: &str) -> bool {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
+    entries.flatten().any(|entry| {
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        text.lines().any(|line| line.strip_prefix("iff:").is_some_and(|name| name.trim() == tap))
+    })
 }
 
 fn silent() -> GuestView {

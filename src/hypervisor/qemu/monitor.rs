@@ -9,11 +9,12 @@ use std::time::Duration;
 use qapi::futures::{QapiService, QmpStreamTokio};
 use qapi::qmp;
 use stead_controllers::host::VmmState;
-use stead_schemas::names::Uid;
+use stead_schemas::names::{LinkName, Uid};
 use tokio::io::WriteHalf;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
+use super::command::{PLUG, TAP};
 use crate::hypervisor::Changed;
 
 /// QEMU answers in a millisecond; a host in trouble gets this.
@@ -64,6 +65,32 @@ impl Monitor {
         })
         .await?;
         Ok(state_of(status.status))
+    }
+
+    /// Replaces the TAP that the card's hub is plugged into. What is left of the old one, or of an
+    /// earlier try, is removed first; that it is not there is no error.
+    pub(super) async fn plug(&self, tap: &LinkName) -> Result<(), String> {
+        for id in [PLUG, TAP] {
+            let remove = qmp::netdev_del { id: id.to_owned() };
+            let _ =
+                within(async { self.service.execute(remove).await.map_err(|error| error.to_string()) }).await;
+        }
+        let no = || Some("no".to_owned());
+        let options = qmp::NetdevTapOptions {
+            ifname: Some(tap.to_string()),
+            script: no(),
+            downscript: no(),
+            ..Default::default()
+        };
+        let plug = qmp::NetdevHubPortOptions { hubid: 0, netdev: Some(TAP.to_owned()) };
+        for netdev in [
+            qmp::Netdev::tap { id: TAP.to_owned(), tap: options },
+            qmp::Netdev::hubport { id: PLUG.to_owned(), hubport: plug },
+        ] {
+            let add = qmp::netdev_add(netdev);
+            within(async { self.service.execute(add).await.map_err(|error| error.to_string()) }).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn resume(&self) -> Result<(), String> {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stead_controllers::host::HostError;
 use stead_schemas::guest::Token;
-use stead_schemas::names::Uid;
+use stead_schemas::names::{LinkName, Uid};
 
 use super::command;
 use crate::host::files;
@@ -57,6 +57,7 @@ pub(super) struct Record {
     pub(super) token: Token,
     pub(super) launched_at: Timestamp,
     pub(super) identity: Option<Identity>,
+    pub(super) tap: Option<LinkName>,
 }
 
 impl Record {
@@ -79,7 +80,13 @@ impl Record {
     }
 
     fn never_was() -> Self {
-        Self { run: 0, token: Token(String::new()), launched_at: Timestamp::UNIX_EPOCH, identity: None }
+        Self {
+            run: 0,
+            token: Token(String::new()),
+            launched_at: Timestamp::UNIX_EPOCH,
+            identity: None,
+            tap: None,
+        }
     }
 
     /// The live process of this machine. One that a crash kept from being recorded is found by its
