@@ -173,10 +173,12 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     }
     for (uid, instance) in instances {
         let (spec, status) = (&instance.spec, &instance.status);
-        let is_image_ready = records
-            .images
-            .iter()
-            .any(|image| image.meta.uid == spec.allocated.image && image.status.phase == ImagePhase::Ready);
+        // Pinned content is enough: the image's name may have been deleted since.
+        let is_pinned = status.image_digest.as_ref().is_some_and(|digest| host.images.contains(digest));
+        let is_image_ready = is_pinned
+            || records.images.iter().any(|image| {
+                image.meta.uid == spec.allocated.image && image.status.phase == ImagePhase::Ready
+            });
         let shall_run = spec.power == Power::Running && spec.run > status.ended_run;
         let machine = host.machines.get(uid);
         match (shall_run && is_image_ready, machine) {

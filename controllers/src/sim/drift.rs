@@ -103,15 +103,12 @@ impl World {
         }
     }
 
-    /// Announces every known owner after a delay.
+    /// Announces after a delay that something changed, of whatever owner.
     pub(super) fn announce_images_in(&self, delay: Duration) {
         let world = self.clone();
         tokio::spawn(async move {
             sleep(delay).await;
-            let uid: Result<Uid, _> = "everything00000000000000".parse();
-            if let Ok(uid) = uid {
-                world.announce(&uid);
-            }
+            let _ = world.changes.send(None);
         });
     }
 }

@@ -41,7 +41,8 @@ pub use rng::Rng;
 #[derive(Debug, Clone)]
 pub struct World {
     state: Arc<Mutex<State>>,
-    changes: broadcast::Sender<Uid>,
+    /// `None`: something of unknown owner.
+    changes: broadcast::Sender<Option<Uid>>,
     epoch: Instant,
 }
 
@@ -95,9 +96,9 @@ impl World {
         Self { state: Arc::new(Mutex::new(state)), changes, epoch: Instant::now() }
     }
 
-    /// Uids of things that changed, as the real adapters announce them. Lossy, as theirs may be.
+    /// Uids of things that changed (`None`: of any), as the real adapters announce them. Lossy, as theirs may be.
     #[must_use]
-    pub fn changes(&self) -> broadcast::Receiver<Uid> {
+    pub fn changes(&self) -> broadcast::Receiver<Option<Uid>> {
         self.changes.subscribe()
     }
 
@@ -136,7 +137,7 @@ impl World {
 
     /// Lossy on purpose: nobody may listen.
     fn announce(&self, uid: &Uid) {
-        let _ = self.changes.send(uid.clone());
+        let _ = self.changes.send(Some(uid.clone()));
     }
 
     /// Announces later, as a guest that gets on does.
@@ -144,7 +145,7 @@ impl World {
         let (changes, uid) = (self.changes.clone(), uid.clone());
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
-            let _ = changes.send(uid);
+            let _ = changes.send(Some(uid));
         });
     }
 }

@@ -1,0 +1,90 @@
+//! A daemon on a simulated host, and its sudden end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
+use stead_controllers::runtime::NoBoundary;
+use stead_controllers::sim::World;
+use stead_controllers::store::{Kinds, MemoryKv, PlainSealer, Store};
+use stead_controllers::vm::admission;
+use stead_schemas::disk::Disk;
+use stead_schemas::image::Image;
+use stead_schemas::instance::Instance;
+use stead_schemas::network::{Network, NetworkSpec, Port};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// The virtual time between two full looks.
+const RESYNC: Duration = Duration::from_secs(60);
+
+pub(crate) struct Daemon {
+    pub(crate) store: Store,
+    tasks: JoinSet<()>,
+    /// Never told: a daemon here only ever dies.
+    _shutdown: watch::Sender<bool>,
+}
+
+pub(crate) fn network() -> NetworkSpec {
+    NetworkSpec {
+        bridge: "simbr0".parse().expect("valid"),
+        gateway: "10.9.0.1/24".parse().expect("valid"),
+        dns: Vec::new(),
+        table: "sim".to_owned(),
+    }
+}
+
+impl Daemon {
+    /// Starts on what is durable.
+    pub(crate) async fn start(world: &World, kv: &MemoryKv, seed: u64) -> Self {
+        let kinds =
+            Kinds::new().with::<Instance>().with::<Image>().with::<Disk>().with::<Network>().with::<Port>();
+        let host = Arc::new(world.clone());
+        let opened = Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds);
+        let (store, writer) = opened.expect("a store opens at any durable point");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(writer.run(std::future::pending::<()>()));
+        let declared = store.transact(move |tx| admission::declare_network(tx, network())).await;
+        declared.expect("the network is declared");
+        let ports = Ports {
+            machines: world.clone(),
+            images: world.clone(),
+            links: world.clone(),
+            firewall: world.clone(),
+            disks: world.clone(),
+        };
+        let settings = Settings {
+            store: store.clone(),
+            clock: host,
+            boundary: Arc::new(NoBoundary),
+            resync: RESYNC,
+            seed,
+        };
+        let (controllers, drifts) = Controllers::new(ports, &settings);
+        let (shutdown, stopping) = watch::channel(false);
+        tasks.spawn(controllers.run(stopping));
+        tasks.spawn(listen(world.clone(), drifts));
+        Self { store, tasks, _shutdown: shutdown }
+    }
+
+    /// Every future is dropped where it stands.
+    pub(crate) async fn die(&mut self, world: &World) {
+        self.tasks.abort_all();
+        while self.tasks.join_next().await.is_some() {}
+        world.daemon_died();
+    }
+}
+
+/// What monitors do: names are hints, and lost ones mean everything.
+async fn listen(world: World, drifts: Drifts) {
+    let mut changes = world.changes();
+    let all = [&drifts.images, &drifts.disks, &drifts.networks, &drifts.ports, &drifts.instances];
+    loop {
+        match changes.recv().await {
+            Ok(Some(uid)) => all.iter().for_each(|drift| drift.object(uid.clone())),
+            Ok(None) | Err(RecvError::Lagged(_)) => all.iter().for_each(|drift| drift.everything()),
+            Err(RecvError::Closed) => return,
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! One seed: a play of steps, and the judgement after it.
+
+use std::time::Duration;
+
+use stead_controllers::checks::{self, Records};
+use stead_controllers::image::admission as images;
+use stead_controllers::sim::{Drift, Faults, Rng, SimRegistryImage, World};
+use stead_controllers::store::MemoryKv;
+use stead_controllers::vm::admission;
+use stead_schemas::api::{InstanceStart, InstanceWish};
+use stead_schemas::image::{Image, ImageConfig};
+use stead_schemas::instance::{Hypervisor, Instance};
+use stead_schemas::meta::Tags;
+use stead_schemas::names::{ImageRef, Name, Platform, Uid};
+use stead_schemas::quantity::Bytes;
+use tokio::time::sleep;
+
+use crate::daemon::Daemon;
+
+const IMAGES: [&str; 3] = ["sim/a", "sim/b", "sim/missing"];
+const PROGRAMS: [&str; 5] = ["serve", "exit 0 1", "exit 3 0", "hang", "exit 1 20"];
+
+struct Play {
+    rng: Rng,
+    world: World,
+    kv: MemoryKv,
+    daemon: Daemon,
+    names: u64,
+    log: Vec<String>,
+}
+
+fn reference(word: &str) -> ImageRef {
+    word.parse().expect("valid")
+}
+
+/// The steps of a seed, as text: for the proof that one seed is one run.
+pub(crate) async fn trace(seed: u64) -> Vec<String> {
+    let mut play = Play::new(seed).await;
+    play.steps().await;
+    play.log.push(format!("{:?}", play.world.snapshot()));
+    play.log
+}
+
+/// Plays a seed and judges it.
+pub(crate) async fn play(seed: u64) -> Result<(), String> {
+    let mut play = Play::new(seed).await;
+    let foreign = play.world.foreign_links();
+    play.steps().await;
+    play.world.set_faults(Faults::none());
+    play.settle().await?;
+    play.remove_everything().await;
+    play.settle().await?;
+    let left = play.world.snapshot();
+    let is_clear = left.machines.is_empty()
+        && left.disks.is_empty()
+        && left.images.is_empty()
+        && left.records.is_empty();
+    if !is_clear || left.links.len() != 1 {
+        return Err(format!("left over: {left:?}\n{}", play.log.join("\n")));
+    }
+    if play.world.foreign_links() != foreign {
+        return Err("a stranger's link was touched".to_owned());
+    }
+    play.daemon.die(&play.world).await;
+    Ok(())
+}
+
+impl Play {
+    async fn new(seed: u64) -> Self {
+        let world = World::new(seed);
+        for (word, fill) in IMAGES.iter().zip(['a', 'b']) {
+            let digest = format!("sha256:{}", fill.to_string().repeat(64)).parse().expect("valid");
+            let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
+            world.serve(&reference(word), SimRegistryImage { digest, config });
+        }
+        world.add_foreign_link("eth0".parse().expect("valid"));
+        let kv = MemoryKv::new();
+        let daemon = Daemon::start(&world, &kv, seed).await;
+        // The play's own chance, apart from the world's: a fault more or less moves no step.
+        let mut rng = Rng::new(seed ^ 0x5eed);
+        if rng.chance(750) {
+            world.set_faults(Faults::many());
+        }
+        Self { rng, world, kv, daemon, names: 0, log: Vec::new() }
+    }
+
+    async fn steps(&mut self) {
+        for _ in 0..4 + self.rng.below(12) {
+            let step = self.rng.below(100);
+            match step {
+                0..=29 => self.create().await,
+                30..=39 => self.stop().await,
+                40..=49 => self.start().await,
+                50..=59 => self.delete().await,
+                60..=64 => self.touch_image().await,
+                65..=79 => {
+                    let at = usize::try_from(self.rng.below(Drift::ALL.len() as u64)).expect("small");
+                    self.log.push(format!("drift {:?}", Drift::ALL[at]));
+                    self.world.drift(Drift::ALL[at]);
+                }
+                80..=91 => self.crash().await,
+                _ => {}
+            }
+            self.pass_time().await;
+            let broken = checks::always(&Records::of(&self.daemon.store), &self.world.snapshot());
+            assert!(broken.is_empty(), "{broken:?}\n{}", self.log.join("\n"));
+        }
+    }
+
+    /// Some awaits of everything, or some seconds.
+    async fn pass_time(&mut self) {
+        if self.rng.chance(500) {
+            for _ in 0..self.rng.below(300) {
+                tokio::task::yield_now().await;
+            }
+        } else {
+            sleep(Duration::from_millis(self.rng.below(6000))).await;
+        }
+    }
+
+    async fn create(&mut self) {
+        let image = IMAGES[usize::try_from(self.rng.below(3)).expect("small")];
+        let program = PROGRAMS[usize::try_from(self.rng.below(5)).expect("small")];
+        // Names come again: after a deletion they are free at once.
+        self.names = self.rng.below(4);
+        let name = format!("i{}", self.names);
+        self.log.push(format!("create {name} {image} {program}"));
+        let wish = InstanceWish {
+            name: Name::resource(&name).expect("valid"),
+            tags: Tags::new(),
+            image: reference(image),
+            platform: Platform::LinuxAmd64,
+            vcpus: 1,
+            memory: Bytes(256 << 20),
+            overlay: Bytes(1 << 30),
+            env: std::collections::BTreeMap::new(),
+            entrypoint: None,
+            cmd: Some(program.split(' ').map(ToOwned::to_owned).collect()),
+            has_network: self.rng.chance(800),
+            hypervisor: Hypervisor::Qemu,
+            skip_guest_agent: false,
+            skip_kernel_headers: false,
+        };
+        // A name that is taken and an image that failed are refused; both leave nothing.
+        let _ = self.daemon.store.transact(move |tx| admission::create(tx, wish, "st")).await;
+    }
+
+    fn pick(&mut self) -> Option<Uid> {
+        let instances = self.daemon.store.list::<Instance>();
+        let live: Vec<Uid> =
+            instances.iter().filter(|one| !one.meta.is_deleting()).map(|one| one.meta.uid.clone()).collect();
+        let at = usize::try_from(self.rng.below(live.len() as u64)).expect("small");
+        live.get(at).cloned()
+    }
+
+    async fn stop(&mut self) {
+        let Some(uid) = self.pick() else { return };
+        self.log.push(format!("stop {uid}"));
+        let _ = self.daemon.store.transact(move |tx| admission::stop(tx, &uid)).await;
+    }
+
+    async fn start(&mut self) {
+        let Some(uid) = self.pick() else { return };
+        self.log.push(format!("start {uid}"));
+        let _ =
+            self.daemon.store.transact(move |tx| admission::start(tx, &uid, InstanceStart::default())).await;
+    }
+
+    async fn delete(&mut self) {
+        let Some(uid) = self.pick() else { return };
+        let is_forced = self.rng.chance(300);
+        self.log.push(format!("delete {uid}"));
+        let _ = self.daemon.store.transact(move |tx| admission::delete(tx, &uid, is_forced)).await;
+    }
+
+    async fn touch_image(&mut self) {
+        let word = reference(IMAGES[usize::try_from(self.rng.below(3)).expect("small")]);
+        let is_deletion = self.rng.chance(400);
+        self.log.push(format!("image {word} {is_deletion}"));
+        if !is_deletion {
+            let created = self
+                .daemon
+                .store
+                .transact(move |tx| images::create(tx, &word, Platform::LinuxAmd64, None))
+                .await;
+            drop(created);
+        } else if let Some(image) = self.daemon.store.find::<Image>(&Name::from(&word)) {
+            let uid = image.meta.uid.clone();
+            let _ = self.daemon.store.transact(move |tx| images::delete(tx, &uid)).await;
+        }
+    }
+
+    async fn crash(&mut self) {
+        self.log.push("crash".to_owned());
+        let seed = self.rng.draw();
+        self.daemon.die(&self.world).await;
+        // What the dead process may still have in hand reaches the old copy only.
+        self.kv = self.kv.reopen();
+        self.daemon = Daemon::start(&self.world, &self.kv, seed).await;
+    }
+
+    /// Waits, in virtual time, until the checks find nothing.
+    async fn settle(&mut self) -> Result<(), String> {
+        let mut broken = Vec::new();
+        // Retries of what was exhausted come after five minutes, starts of dying VMs as late.
+        for _ in 0..60 {
+            sleep(Duration::from_secs(30)).await;
+            broken = checks::settled(&Records::of(&self.daemon.store), &self.world.snapshot());
+            if broken.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(format!("{}\n--\n{}", broken.join("\n"), self.log.join("\n")))
+    }
+
+    async fn remove_everything(&mut self) {
+        let store = &self.daemon.store;
+        for instance in store.list::<Instance>() {
+            let uid = instance.meta.uid.clone();
+            let _ = store.transact(move |tx| admission::delete(tx, &uid, false)).await;
+        }
+        for image in store.list::<Image>() {
+            let uid = image.meta.uid.clone();
+            let _ = store.transact(move |tx| images::delete(tx, &uid)).await;
+        }
+    }
+}
