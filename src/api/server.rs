@@ -29,7 +29,8 @@ pub struct ServerLimits {
     pub grace: Duration,
 }
 
-/// The size of a request's head; larger ones get 431.
+/// The size of a request's head, in the order of magnitude that a read buffer allows; larger ones
+/// get 431.
 const HEADER_BYTES_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 100;
 /// After a failed accept (no descriptors): long enough not to spin, short enough not to be noticed.

@@ -1,0 +1,203 @@
+//! The API from outside: a life of an instance, lookups, rights, limits, overload, full disks.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::server::{IMAGE, REQUESTS_MAX, Server, token};
+
+fn small(name: &str) -> serde_json::Value {
+    json!({"name": name, "image": IMAGE, "size": "256MB", "tags": {"team": "a"}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_lives_as_the_contract_has_it() {
+    let server = Server::start().await;
+    let created = server.create(small("web")).await;
+    assert!(matches!(created["state"].as_str(), Some("Created" | "Initializing")), "{created}");
+    assert!(
+        created["expires_at"].is_null()
+            && created.as_object().is_some_and(|body| body.contains_key("expires_at"))
+    );
+    assert!(created.as_object().is_some_and(|body| body.contains_key("exit_code")));
+    let id = created["id"].as_str().expect("an id").to_owned();
+    let again = server.send("POST", "/instances", Some(small("web"))).await;
+    assert_eq!((again.status, again.body["code"].as_str()), (409, Some("name_conflict")));
+    assert_eq!(again.headers["x-should-retry"], "false");
+    let waited = server.send("GET", "/instances/web/wait?state=Running&timeout=30s", None).await;
+    assert_eq!(waited.body, json!({"state": "Running", "timed_out": false}));
+    for word in [id.as_str(), "web", &id[..9]] {
+        assert_eq!(
+            server.send("GET", &format!("/instances/{word}"), None).await.body["id"],
+            id.as_str(),
+            "{word}"
+        );
+    }
+    let running = server.send("GET", "/instances?state=Running&tags[team]=a", None).await;
+    assert_eq!(running.body.as_array().map(Vec::len), Some(1));
+    let none = server.send("GET", "/instances?tags[team]=b", None).await;
+    assert_eq!(none.body, json!([]));
+    let conflict = server.send("POST", "/instances/web/start", None).await;
+    assert_eq!((conflict.status, conflict.body["code"].as_str()), (409, Some("invalid_state")));
+    let stopped = server.send("POST", "/instances/web/stop", None).await;
+    assert_eq!((stopped.status, stopped.body["state"].as_str()), (200, Some("Stopped")));
+    let conflict = server.send("POST", "/instances/web/stop", None).await;
+    assert_eq!(
+        (conflict.status, &conflict.headers["x-should-retry"]),
+        (409, &"false".parse().expect("valid"))
+    );
+    let terminal = server.send("GET", "/instances/web/wait?state=Running&timeout=20s", None).await;
+    assert_eq!(terminal.body, json!({"state": "Stopped", "timed_out": false}));
+    let started = server.send("POST", "/instances/web/start", None).await;
+    assert_eq!((started.status, started.body["state"].as_str()), (200, Some("Running")));
+    assert_eq!(server.send("DELETE", "/instances/web", None).await.status, 204);
+    assert_eq!(server.send("GET", &format!("/instances/{id}"), None).await.status, 404);
+    server.create(small("web")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_ends_is_stopped_with_its_code_and_waiting_ends() {
+    let server = Server::start().await;
+    let body =
+        json!({"name": "job", "image": IMAGE, "cmd": ["exit", "3", "0"], "network": {"enabled": false}});
+    server.create(body).await;
+    let waited = server.send("GET", "/instances/job/wait?state=Stopped&timeout=30s", None).await;
+    assert_eq!(waited.body["state"], "Stopped");
+    let job = server.send("GET", "/instances/job", None).await.body;
+    assert_eq!((&job["exit_code"], &job["exit_message"]), (&json!(3), &json!("exited with code 3")));
+    assert_eq!((&job["network"]["ip"], &job["network"]["enabled"]), (&json!(null), &json!(false)));
+    let timed_out = server.send("GET", "/instances/job/wait?state=Paused&timeout=50ms", None).await;
+    assert_eq!(timed_out.body["timed_out"], false, "stopped for good is terminal");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_are_found_in_every_spelling_and_fail_in_words() {
+    let server = Server::start().await;
+    let created = server.send("POST", "/images", Some(json!({"name": IMAGE}))).await;
+    assert_eq!((created.status, created.body["status"].as_str()), (202, Some("pending")));
+    server.create(small("web")).await;
+    server.send("GET", "/instances/web/wait?state=Running&timeout=30s", None).await;
+    for path in [format!("/images/{}", IMAGE.replace('/', "%2F")), format!("/images/{IMAGE}")] {
+        let image = server.send("GET", &path, None).await;
+        assert_eq!((image.status, image.body["status"].as_str()), (200, Some("ready")), "{path}");
+    }
+    let target = json!({"target": "registry.test/alias:v2"});
+    let tagged = server.send("POST", &format!("/images/{IMAGE}/tag"), Some(target)).await;
+    assert_eq!((tagged.status, tagged.body["name"].as_str()), (201, Some("registry.test/alias:v2")));
+    server.send("POST", "/images", Some(json!({"name": "registry.test/missing"}))).await;
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let image = server.send("GET", "/images/registry.test%2Fmissing", None).await;
+        if image.body["status"] == "failed" {
+            assert!(image.body["error"].as_str().is_some_and(|error| !error.is_empty()));
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{}", image.body);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let refused = json!({"name": "bad", "image": "registry.test/missing"});
+    let refused = server.send("POST", "/instances", Some(refused)).await;
+    assert_eq!((refused.status, refused.body["code"].as_str()), (400, Some("image_not_ready")));
+    assert_eq!(server.send("DELETE", "/images/registry.test%2Falias:v2", None).await.status, 204);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_tells_every_change_from_a_version_on() {
+    let server = Server::start().await;
+    let from = server.store.revision();
+    let created = server.create(small("seen")).await;
+    let url = format!("{}/instances?watch=true&resource_version={from}", server.base);
+    let mut stream = server.http.get(url).bearer_auth(&server.token).send().await.expect("an answer");
+    let mut text = String::new();
+    while !text.contains("\"Running\"") {
+        let chunk = tokio::time::timeout(Duration::from_secs(20), stream.chunk()).await.expect("in time");
+        text.push_str(&String::from_utf8_lossy(&chunk.expect("readable").expect("open")));
+    }
+    let first: serde_json::Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+    assert_eq!((&first["type"], &first["object"]["id"]), (&json!("added"), &created["id"]));
+    let url = "/instances?watch=true&resource_version=99999999";
+    assert_eq!(server.send("GET", url, None).await.body["type"], "too_old");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rights_are_checked_in_front_of_every_route() {
+    let server = Server::start().await;
+    assert_eq!(server.send_as("GET", "/health", None, "").await.status, 200);
+    assert_eq!(server.send_as("GET", "/spec.json", None, "").await.status, 200);
+    let none = server.send_as("GET", "/instances", None, "").await;
+    assert_eq!((none.status, none.body["code"].as_str()), (401, Some("Unauthorized")));
+    for bad in [
+        "garbage",
+        &token(&server.keys, &["*"], -60),
+        &token(&stead::api::auth::Keys::new(&[8; 32]), &["*"], 60),
+    ] {
+        assert_eq!(server.send_as("GET", "/instances", None, bad).await.status, 401, "{bad}");
+    }
+    let reader = token(&server.keys, &["instance:read"], 60);
+    assert_eq!(server.send_as("GET", "/instances", None, &reader).await.status, 200);
+    let refused = server.send_as("POST", "/instances", Some(small("x").to_string()), &reader).await;
+    assert_eq!((refused.status, refused.body["code"].as_str()), (403, Some("Forbidden")));
+    assert_eq!(refused.body["message"], "missing required scope: instance:write");
+    for path in ["/images", "/volumes", "/resources", "/capabilities"] {
+        assert_eq!(server.send_as("GET", path, None, &reader).await.status, 403, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_heads_and_slow_clients_are_bounded() {
+    let server = Server::start().await;
+    let large = json!({"name": "a", "image": "b", "env": {"K": "x".repeat(1 << 20)}});
+    let refused = server.send("POST", "/instances", Some(large)).await;
+    assert_eq!((refused.status, refused.body["code"].as_str()), (413, Some("request_too_large")));
+    let mut slow = tokio::net::TcpStream::connect(server.address).await.expect("connected");
+    slow.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n").await.expect("written");
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(10), slow.read_to_end(&mut rest)).await;
+    ended.expect("a head that never ends is cut").expect("closed");
+    let mut fat = tokio::net::TcpStream::connect(server.address).await.expect("connected");
+    let head = format!("GET /health HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(400 << 10));
+    let _ = fat.write_all(head.as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(10), fat.read_to_end(&mut answer)).await;
+    let text = String::from_utf8_lossy(&answer);
+    assert!(text.is_empty() || text.starts_with("HTTP/1.1 431"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn overload_is_answered_with_a_time_to_come_back() {
+    let server = Server::start().await;
+    server.create(small("web")).await;
+    let wait = "/instances/web/wait?state=Paused&timeout=3s";
+    let waiting: Vec<_> = (0..REQUESTS_MAX).map(|_| server.send("GET", wait, None)).collect();
+    let all = futures::future::join_all(waiting);
+    let probe = async {
+        let deadline = std::time::Instant::now() + Duration::from_secs(3);
+        loop {
+            let answer = server.send("GET", "/health", None).await;
+            if answer.status == 503 {
+                return answer;
+            }
+            assert!(std::time::Instant::now() < deadline, "never overloaded");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (_, overloaded) = tokio::join!(all, probe);
+    assert_eq!(overloaded.body["code"], "overloaded");
+    assert!(overloaded.headers.contains_key("retry-after"));
+    assert_eq!(server.send("GET", "/health", None).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_refuses_writes_keeps_reads_and_passes() {
+    let server = Server::start().await;
+    server.create(small("before")).await;
+    server.kv.set_full(true);
+    let refused = server.send("POST", "/instances", Some(small("during"))).await;
+    assert_eq!((refused.status, refused.body["code"].as_str()), (507, Some("insufficient_storage")));
+    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(server.send("GET", "/instances/before", None).await.status, 200);
+    assert_eq!(server.send("GET", "/instances/during", None).await.status, 404);
+    server.kv.set_full(false);
+    server.create(small("during")).await;
+}

@@ -1,0 +1,202 @@
+//! A whole server for black-box tests: the real API and store on a simulated host.
+//!
+//! The simulated host runs in real time here: its guests boot in 1.5 s.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use serde_json::Value;
+use stead::api::{ApiConfig, ApiState, Backend, ImportStream, ServerLimits, auth::Keys, router, serve};
+use stead_controllers::daemon::{Controllers, Ports, Settings};
+use stead_controllers::host::{HostError, HostErrorKind};
+use stead_controllers::runtime::NoBoundary;
+use stead_controllers::sim::{SimRegistryImage, World};
+use stead_controllers::store::{Kinds, MemoryKv, PlainSealer, Store};
+use stead_controllers::vm::admission;
+use stead_schemas::api::{
+    Capabilities, HostView, ImagesView, InstanceDefaults, NetworkModel, PushCredentials, Runtime, ServerView,
+};
+use stead_schemas::disk::Disk;
+use stead_schemas::image::{Image, ImageConfig};
+use stead_schemas::instance::{Hypervisor, Instance};
+use stead_schemas::names::{Digest, Platform, Uid};
+use stead_schemas::network::{Network, NetworkSpec, Port};
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinSet;
+
+/// The image that the simulated registry serves.
+pub(crate) const IMAGE: &str = "registry.test/busybox:v1";
+pub(crate) const REQUESTS_MAX: usize = 8;
+
+pub(crate) struct Server {
+    pub(crate) base: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) token: String,
+    pub(crate) keys: Keys,
+    pub(crate) store: Store,
+    pub(crate) kv: MemoryKv,
+    pub(crate) http: reqwest::Client,
+    _tasks: JoinSet<()>,
+    _shutdown: watch::Sender<bool>,
+}
+
+struct NoHost;
+
+impl Backend for NoHost {
+    fn keep_credentials(&self, _: &Uid, _: PushCredentials) {}
+    fn import(&self, _: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>> {
+        Box::pin(async {
+            Err(HostError::new(HostErrorKind::Permanent, "import", "an archive").because("no archive"))
+        })
+    }
+    fn log(&self, _: &Uid, _: &str) -> Option<PathBuf> {
+        None
+    }
+}
+
+/// An answer: status, headers, body as JSON (or null).
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let world = World::new(1);
+        let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
+        let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
+        world.serve(&IMAGE.parse().expect("valid"), SimRegistryImage { digest, config });
+        let kv = MemoryKv::new();
+        let kinds =
+            Kinds::new().with::<Instance>().with::<Image>().with::<Disk>().with::<Network>().with::<Port>();
+        let host = Arc::new(world.clone());
+        let (store, writer) =
+            Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds)
+                .expect("opened");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(writer.run(std::future::pending::<()>()));
+        let spec = NetworkSpec {
+            bridge: "simbr0".parse().expect("valid"),
+            gateway: "10.9.0.1/24".parse().expect("valid"),
+            dns: Vec::new(),
+            table: "sim".to_owned(),
+        };
+        store.transact(move |tx| admission::declare_network(tx, spec)).await.expect("declared");
+        let ports = Ports {
+            machines: world.clone(),
+            images: world.clone(),
+            links: world.clone(),
+            firewall: world.clone(),
+            disks: world.clone(),
+        };
+        let resync = Duration::from_secs(60);
+        let settings =
+            Settings { store: store.clone(), clock: host, boundary: Arc::new(NoBoundary), resync, seed: 1 };
+        let (controllers, drifts) = Controllers::new(ports, &settings);
+        let (shutdown, stopping) = watch::channel(false);
+        tasks.spawn(controllers.run(stopping));
+        tasks.spawn(async move {
+            let mut changes = world.changes();
+            loop {
+                match changes.recv().await {
+                    Ok(Some(uid)) => drifts.instances.object(uid),
+                    Ok(None) | Err(broadcast::error::RecvError::Lagged(_)) => drifts.instances.everything(),
+                    Err(broadcast::error::RecvError::Closed) => return,
+                }
+                drifts.images.everything();
+            }
+        });
+        let keys = Keys::new(&[7; 32]);
+        let state = ApiState::new(ApiConfig {
+            store: store.clone(),
+            keys: keys.clone(),
+            backend: Arc::new(NoHost),
+            defaults: InstanceDefaults { platform: Platform::LinuxAmd64, hypervisor: Hypervisor::Qemu },
+            tap_prefix: "st".to_owned(),
+            capabilities: capabilities(),
+            requests_max: REQUESTS_MAX,
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("bound");
+        let limits = ServerLimits {
+            connections_max: 64,
+            header_timeout: Duration::from_secs(1),
+            grace: Duration::from_secs(1),
+        };
+        tasks.spawn(async move {
+            serve(listener, router(state), limits, std::future::pending()).await.expect("served");
+        });
+        let http = reqwest::Client::new();
+        let token = token(&keys, &["*"], 3600);
+        let base = format!("http://{address}");
+        Self { base, address, token, keys, store, kv, http, _tasks: tasks, _shutdown: shutdown }
+    }
+
+    pub(crate) async fn send(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+        let text = body.map(|body| body.to_string());
+        self.send_as(method, path, text, &self.token).await
+    }
+
+    pub(crate) async fn send_as(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<String>,
+        token: &str,
+    ) -> Answer {
+        let method = method.parse().expect("a method");
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if !token.is_empty() {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body);
+        }
+        let response = request.send().await.expect("an answer");
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let bytes = response.bytes().await.expect("a body");
+        Answer { status, headers, body: serde_json::from_slice(&bytes).unwrap_or(Value::Null) }
+    }
+
+    /// Creates an instance that must be accepted.
+    pub(crate) async fn create(&self, body: Value) -> Value {
+        let answer = self.send("POST", "/instances", Some(body)).await;
+        assert_eq!(answer.status, 201, "{}", answer.body);
+        answer.body
+    }
+}
+
+/// A token of these scopes that ends in so many seconds.
+pub(crate) fn token(keys: &Keys, scopes: &[&str], seconds: i64) -> String {
+    let now = jiff::Timestamp::now();
+    let ends = now + jiff::SignedDuration::from_secs(seconds);
+    let scopes: Vec<String> = scopes.iter().map(ToString::to_string).collect();
+    keys.mint("test", &scopes, now, ends).expect("minted")
+}
+
+fn capabilities() -> Capabilities {
+    let name = "qemu".to_owned();
+    Capabilities {
+        server: ServerView { version: "test".to_owned(), api_version: "0.3.0".to_owned() },
+        host: HostView { os: "linux".to_owned(), arch: "amd64".to_owned(), cgroups: false },
+        default_runtime: Runtime { name, available: true },
+        runtimes: Vec::new(),
+        network: NetworkModel {
+            model: "bridge".to_owned(),
+            guest_to_guest: false,
+            gateway: None,
+            subnet: None,
+        },
+        images: ImagesView {
+            platforms: vec!["linux/amd64".to_owned()],
+            default_platform: "linux/amd64".to_owned(),
+        },
+        features: Vec::new(),
+    }
+}

@@ -1,0 +1,67 @@
+"""The official Python SDK against a Stead server: STEAD_BASE_URL, STEAD_API_KEY, STEAD_TEST_IMAGE.
+
+Plain asserts: exits with a traceback at the first thing that is not as the SDK's users know it.
+"""
+
+import os
+import time
+
+import hypeman
+from hypeman import Hypeman
+
+client = Hypeman(
+    base_url=os.environ["STEAD_BASE_URL"], api_key=os.environ["STEAD_API_KEY"], max_retries=2
+)
+image = os.environ["STEAD_TEST_IMAGE"]
+name = f"sdk-{os.getpid()}"
+
+assert client.health.check().status == "ok"
+
+pulled = client.images.create(name=image)
+assert pulled.status in ("pending", "pulling", "converting", "ready"), pulled
+deadline = time.monotonic() + 120
+while client.images.get(image).status != "ready":
+    assert time.monotonic() < deadline, client.images.get(image)
+    time.sleep(0.1)
+assert any(found.name == client.images.get(image).name for found in client.images.list())
+
+created = client.instances.create(
+    image=image, name=name, size="256MB", overlay_size="256MB", vcpus=1, tags={"sdk": "yes"}, env={"A": "b"}
+)
+assert created.name == name and created.state in ("Created", "Initializing"), created
+assert created.exit_code is None and created.expires_at is None and created.tags == {"sdk": "yes"}
+
+waited = client.instances.wait(created.id, state="Running", api_timeout="120s", timeout=130)
+assert waited.state == "Running" and not waited.timed_out, waited
+got = client.instances.get(name)
+assert got.id == created.id and got.state == "Running" and got.started_at is not None
+assert got.env == {"A": "b"} and got.vcpus == 1 and got.network.ip and got.network.name == "default"
+assert [found.id for found in client.instances.list(tags={"sdk": "yes"})] == [created.id]
+assert client.instances.list(tags={"sdk": "no"}) == []
+
+# A semantic conflict is told once: the SDK honours x-should-retry and does not repeat it.
+began = time.monotonic()
+try:
+    client.instances.create(image=image, name=name)
+    raise AssertionError("a taken name was accepted")
+except hypeman.ConflictError as error:
+    assert error.body["code"] == "name_conflict", error.body
+assert time.monotonic() - began < 0.4, "the conflict was retried"
+
+try:
+    client.instances.create(image=image, name="Not A Name")
+    raise AssertionError("a malformed name was accepted")
+except hypeman.BadRequestError as error:
+    assert "name" in error.body["message"], error.body
+
+stopped = client.instances.stop(created.id)
+assert stopped.state == "Stopped" and stopped.stopped_at is not None, stopped
+started = client.instances.start(created.id)
+assert started.state == "Running", started
+client.instances.delete(created.id)
+try:
+    client.instances.get(created.id)
+    raise AssertionError("a deleted instance is still there")
+except hypeman.NotFoundError:
+    pass
+print("sdk: everything passed")
