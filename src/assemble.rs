@@ -21,6 +21,7 @@ use stead_schemas::api::{
 use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::instance::{Hypervisor, Instance};
+use stead_schemas::limits::CONSOLE_LOG_MAX;
 use stead_schemas::names::{Digest, Platform, Uid};
 use stead_schemas::network::{Network, NetworkSpec, Port};
 use tokio::io::AsyncWriteExt;
@@ -192,6 +193,7 @@ impl Host {
             kernel,
             initrd,
             accelerator: Accelerator::probe(),
+            console_log_max: CONSOLE_LOG_MAX,
             cgroups,
             rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
             disk: Box::new(move |owner| Ext4Files::path(&disk_dir, owner)),

@@ -94,3 +94,5 @@ pub const RELAUNCH_DELAY_FIRST: Duration = Duration::from_secs(1);
 pub const RELAUNCH_DELAY_MAX: Duration = Duration::from_secs(300);
 /// A VMM that lived this long makes earlier deaths history.
 pub const VMM_STABLE_AFTER: Duration = Duration::from_secs(600);
+/// A console's log; with the one before it, an instance holds twice as much.
+pub const CONSOLE_LOG_MAX: Bytes = Bytes(8 << 20);

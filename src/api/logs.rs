@@ -65,15 +65,44 @@ pub(super) async fn logs(
         .into_response())
 }
 
-/// The last lines of a file; what is not UTF-8 is shown as replacement characters.
+/// The last lines of a log and of the one it continues; what is not UTF-8 is shown as replacement
+/// characters.
 fn tail(path: &FilePath, count: usize) -> std::io::Result<Vec<String>> {
-    let mut file = std::fs::File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES_MAX)))?;
     let mut bytes = Vec::new();
-    file.take(TAIL_BYTES_MAX).read_to_end(&mut bytes)?;
+    let older = path.with_extension("log.1");
+    let present = [older.as_path(), path].into_iter().filter(|path| path.exists()).collect::<Vec<_>>();
+    if present.is_empty() {
+        return Err(std::io::ErrorKind::NotFound.into());
+    }
+    for path in present {
+        read_end(path, &mut bytes)?;
+    }
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
     let first = lines.len().saturating_sub(count);
     Ok(lines[first..].iter().map(|line| line.trim_end_matches('\r').to_owned()).collect())
+}
+
+fn read_end(path: &FilePath, bytes: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut file = std::fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES_MAX)))?;
+    file.take(TAIL_BYTES_MAX).read_to_end(bytes)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_reach_over_a_rotation() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let log = dir.path().join("app.log");
+        assert!(tail(&log, 1).is_err());
+        std::fs::write(dir.path().join("app.log.1"), "one\r\ntwo").expect("written");
+        std::fs::write(&log, " goes on\nthree\n").expect("written");
+        assert_eq!(tail(&log, 2).expect("read"), ["two goes on", "three"]);
+        assert_eq!(tail(&log, 9).expect("read"), ["one", "two goes on", "three"]);
+    }
 }

@@ -44,7 +44,7 @@ impl Identity {
         let Some(pid) = raw else { return Ok(None) };
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
             // Checked after opening: from here on the descriptor means this process.
-            Ok(fd) if self.is_alive() => register(fd).map(Some),
+            Ok(fd) if self.is_alive() => register(fd).map(|fd| Some(Pidfd(fd))),
             Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -65,11 +65,11 @@ impl Identity {
 }
 
 #[expect(unsafe_code, reason = "tokio cannot know that a descriptor stays the same")]
-fn register(fd: OwnedFd) -> io::Result<Pidfd> {
+pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open and means the same file until it is dropped, which the AsyncFd
     // that owns it does after it has deregistered it.
     let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
-    Ok(Pidfd(registered?))
+    Ok(registered?)
 }
 
 /// Watches one process, ours or not.

@@ -45,6 +45,7 @@ impl Bench {
             kernel,
             initrd,
             accelerator: Accelerator::probe(),
+            console_log_max: Bytes(64 << 10),
             cgroups: Cgroups::probe("e2e"),
             rootfs: Box::new(move |_| rootfs.clone()),
             disk: Box::new(move |owner| disks.join(owner.as_str())),
@@ -171,4 +172,23 @@ async fn a_program_that_cannot_start_says_why() {
         assert!(exit.message.contains(message), "{exit:?}");
         clear_away(&driver, &owner).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_console_that_never_stops_stays_bounded_and_loses_no_line_in_between() {
+    let bench = Bench::new();
+    let (driver, owner) = (bench.driver(), uid(5));
+    let last = 40_000;
+    let script =
+        "sleep 1; i=0; while [ $i -lt 20 ]; do i=$((i+1)); seq $((i*2000-1999)) $((i*2000)); sleep 0.2; done";
+    boot(&bench, &driver, &owner, &config(&["/bin/sh", "-c", &script]), GuestPhase::Exited).await;
+    let log = Qemu::console_log(&bench.stage.path("data"), &owner);
+    let older = log.with_file_name("app.log.1");
+    let text = [&older, &log].map(|path| std::fs::read_to_string(path).expect("both are there")).concat();
+    let numbers: Vec<u32> = text.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    assert_eq!(numbers.last(), Some(&last));
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "a line was lost or doubled");
+    let size = |path: &std::path::Path| std::fs::metadata(path).expect("there").len();
+    assert!(size(&older) + size(&log) < u64::from(last) * 6 - (32 << 10), "nothing was let go");
+    clear_away(&driver, &owner).await;
 }

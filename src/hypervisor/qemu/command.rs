@@ -23,6 +23,8 @@ pub(super) struct Ingredients<'a> {
 const KERNEL_COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=3 panic=-1 reboot=triple net.ifnames=0 random.trust_cpu=on rdinit=/init";
 
+/// Name of the console's output, which is replaced when its log has reached its limit.
+pub(super) const CONSOLE: &str = "console";
 /// Names of the replaceable parts of a card's connection.
 pub(super) const TAP: &str = "tap";
 pub(super) const PLUG: &str = "plug";
@@ -51,8 +53,8 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
     add(&["-qmp", &mark(places)]);
     add(&["-kernel", &from.kernel.vmlinux.display().to_string()]);
     add(&["-initrd", &from.initrd.display().to_string(), "-append", KERNEL_COMMAND_LINE]);
-    add(&["-chardev", &format!("file,id=console,path={},append=on", escaped(&places.console_log()))]);
-    add(&["-serial", "chardev:console"]);
+    add(&["-chardev", &format!("file,id={CONSOLE},path={},append=on", escaped(&places.console_log()))]);
+    add(&["-serial", &format!("chardev:{CONSOLE}")]);
     add(&["-device", "virtio-serial-pci,max_ports=2"]);
     add(&["-chardev", &format!("socket,id=control,path={},server=on,wait=off", escaped(&places.control()))]);
     add(&["-device", &format!("virtserialport,chardev=control,name={CONTROL_PORT},nr=1")]);

@@ -6,6 +6,7 @@
 //! recorded is found by its command line.
 
 mod command;
+mod console;
 mod control;
 mod monitor;
 mod places;
@@ -15,7 +16,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -24,6 +25,7 @@ use stead_controllers::host::{
 };
 use stead_schemas::guest::{self, ToGuest, Token};
 use stead_schemas::names::{Digest, LinkName, Uid};
+use stead_schemas::quantity::Bytes;
 use tokio::task::JoinHandle;
 
 use self::control::Control;
@@ -42,6 +44,8 @@ pub struct QemuConfig {
     pub kernel: Kernel,
     pub initrd: PathBuf,
     pub accelerator: Accelerator,
+    /// A console's log goes on in a new file from here.
+    pub console_log_max: Bytes,
     pub cgroups: Cgroups,
     /// Where the root file system of a digest and the disk of an owner are.
     pub rootfs: Box<dyn Fn(&Digest) -> PathBuf + Send + Sync>,
@@ -74,11 +78,16 @@ struct Attached {
     control: Control,
     monitor: tokio::sync::Mutex<Option<Monitor>>,
     exit_watch: JoinHandle<()>,
+    /// Keeps the console's log bounded; set right after this value is shared.
+    console_watch: OnceLock<JoinHandle<()>>,
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
         self.exit_watch.abort();
+        if let Some(watch) = self.console_watch.get() {
+            watch.abort();
+        }
     }
 }
 
@@ -142,7 +151,12 @@ impl Qemu {
             control,
             monitor: tokio::sync::Mutex::new(None),
             exit_watch,
+            console_watch: OnceLock::new(),
         });
+        let watch =
+            tokio::spawn(console::keep_bounded(places, self.config.console_log_max, Arc::downgrade(&new)));
+        // Empty until here: this value was shared with nobody yet.
+        let _ = new.console_watch.set(watch);
         attached.insert(owner.clone(), new.clone());
         Ok(new)
     }

@@ -14,7 +14,7 @@ use tokio::io::WriteHalf;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-use super::command::{PLUG, TAP};
+use super::command::{CONSOLE, PLUG, TAP};
 use crate::hypervisor::Changed;
 
 /// QEMU answers in a millisecond; a host in trouble gets this.
@@ -91,6 +91,17 @@ impl Monitor {
             within(async { self.service.execute(add).await.map_err(|error| error.to_string()) }).await?;
         }
         Ok(())
+    }
+
+    /// Lets the console go on in the file of this name; what was open stays whole under its new one.
+    pub(super) async fn reopen_console(&self, log: &Path) -> Result<(), String> {
+        let base = qmp::ChardevCommon { logappend: None, logfile: None };
+        let file = qmp::ChardevFile { base, append: Some(true), in_: None, out: log.display().to_string() };
+        let backend = qmp::ChardevBackend::file(qmp::ChardevFileWrapper { data: file });
+        let change = qmp::chardev_change { backend, id: CONSOLE.to_owned() };
+        within(async { self.service.execute(change).await.map_err(|error| error.to_string()) })
+            .await
+            .map(drop)
     }
 
     pub(super) async fn resume(&self) -> Result<(), String> {

@@ -45,6 +45,10 @@ impl Places {
     pub(super) fn console_log(&self) -> PathBuf {
         self.logs.join("app.log")
     }
+    /// What the console's log was before it reached its limit.
+    pub(super) fn older_console_log(&self) -> PathBuf {
+        self.logs.join("app.log.1")
+    }
     pub(super) fn vmm_log(&self) -> PathBuf {
         self.logs.join("vmm.log")
     }

@@ -1,0 +1,74 @@
+//! Keeps the console's log bounded: a guest prints as much as it likes.
+//!
+//! Rotation by rename: what QEMU has open stays whole under the older name until it is told to go on
+//! in a new file, so no line is lost or doubled. Woken by inotify: a silent guest costs nothing.
+//! Assumes: a daemon runs. While none does the log grows; the next one rotates it at once.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Weak;
+use std::time::Duration;
+
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use stead_schemas::quantity::Bytes;
+use tokio::io::unix::AsyncFd;
+
+use super::Attached;
+use super::places::Places;
+use crate::host::process::register;
+
+/// Between two looks while a guest prints; it writes a few megabytes in it at most.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// After a rotation that failed: QEMU is busy, or gone and this task with it.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Rotates the log whenever it has reached its limit, as long as the VM is attached.
+pub(super) async fn keep_bounded(places: Places, max: Bytes, attached: Weak<Attached>) {
+    loop {
+        let is_bounded = rotate_if_due(&places, max, &attached).await;
+        match is_bounded {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => {
+                tracing::warn!(log = %places.console_log().display(), error, "the console's log was not rotated");
+                tokio::time::sleep(RETRY_INTERVAL).await;
+                continue;
+            }
+        }
+        if until_written(&places.console_log()).await.is_err() {
+            // The file is not there: a start under way makes it, a deletion ends this task.
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+}
+
+/// `false` when the VM is no longer attached.
+async fn rotate_if_due(places: &Places, max: Bytes, attached: &Weak<Attached>) -> Result<bool, String> {
+    let Some(attached) = attached.upgrade() else { return Ok(false) };
+    let log = places.console_log();
+    // Not there although its VM lives: an earlier rotation ended half way.
+    let is_due = fs::metadata(&log).map_or(places.older_console_log().exists(), |meta| meta.len() >= max.0);
+    if !is_due {
+        return Ok(true);
+    }
+    let monitor = attached.monitor.lock().await;
+    let Some(monitor) = monitor.as_ref() else { return Err("no connection".to_owned()) };
+    match fs::rename(&log, places.older_console_log()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.to_string()),
+        _ => {}
+    }
+    monitor.reopen_console(&log).await?;
+    Ok(true)
+}
+
+/// Returns some time after the file was written to.
+async fn until_written(log: &Path) -> io::Result<()> {
+    let queue: OwnedFd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&queue, log, WatchFlags::MODIFY | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF)?;
+    let queue: AsyncFd<OwnedFd> = register(queue)?;
+    let _ = queue.readable().await?;
+    tokio::time::sleep(LOOK_INTERVAL).await;
+    Ok(())
+}
