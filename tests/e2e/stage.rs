@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 use stead::host::kernel::Kernel;
 use stead_schemas::names::Uid;
 
-/// Scratch directories that go with the value.
+/// Scratch directories that go with the value, and the turn among all tests with real VMs.
 pub(crate) struct Stage {
     pub(crate) dir: tempfile::TempDir,
+    _turn: std::fs::File,
 }
 
 impl Stage {
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir().expect("a scratch directory") }
+        let turn = crate::namespace::turn();
+        Self { dir: tempfile::tempdir().expect("a scratch directory"), _turn: turn }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -25,10 +27,13 @@ impl Stage {
 }
 
 /// The unpacked kernel package that `deploy/setup` fetched.
-pub(crate) fn kernel(cache: &Path) -> Kernel {
+pub(crate) fn kernel_dir() -> PathBuf {
     let fallback = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/stead-kernel");
-    let dir = std::env::var_os("STEAD_KERNEL_DIR").map_or_else(fallback, PathBuf::from);
-    Kernel::find(&dir, cache).expect("a guest kernel: run deploy/setup first")
+    std::env::var_os("STEAD_KERNEL_DIR").map_or_else(fallback, PathBuf::from)
+}
+
+pub(crate) fn kernel(cache: &Path) -> Kernel {
+    Kernel::find(&kernel_dir(), cache).expect("a guest kernel: run deploy/setup first")
 }
 
 /// A squashfs of Debian's static busybox with its applets.

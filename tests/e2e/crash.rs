@@ -1,0 +1,242 @@
+//! A daemon killed before or after any step of any reconciler; the next one finishes the work.
+//!
+//! Each case: something is to be done, the daemon is started with a failpoint and dies there by its
+//! own SIGKILL, another is started without one, and the invariants hold over host and store.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+use stead::host::disks::Ext4Files;
+use stead::host::netlink::Netlink;
+use stead::host::nft::Nft;
+use stead::host::oci::Oci;
+use stead::hypervisor::qemu::Qemu;
+use stead_controllers::disk::DiskReconciler;
+use stead_controllers::image::ImageReconciler;
+use stead_controllers::network::NetworkReconciler;
+use stead_controllers::port::PortReconciler;
+use stead_controllers::runtime::Reconciler;
+use stead_controllers::vm::Vms;
+use stead_schemas::meta::Kind;
+
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::site::{Site, image, runtime};
+use crate::stage::until;
+
+const EDGES: [&str; 2] = ["before", "after"];
+
+/// Reached by what was done to the host while no daemon ran; the instance is stopped.
+const OF_DRIFT: [(&str, &str, &str); 15] = [
+    ("network", "LoadFirewall", "nft delete table bridge $TABLE"),
+    ("network", "CreateBridge", "ip link del $BRIDGE"),
+    ("network", "AddAddress", "ip addr flush dev $BRIDGE"),
+    ("network", "RemoveAddress", "ip addr add 10.185.0.77/24 dev $BRIDGE"),
+    ("network", "RaiseBridge", "ip link set $BRIDGE down"),
+    ("network", "Forward", "echo 0 > /proc/sys/net/ipv4/ip_forward"),
+    // A bridge of an object that is in no store: one of a lost database.
+    (
+        "network",
+        "RemoveBridge",
+        "ip link add stray type bridge; ip link set stray alias stead:$BRIDGE:a23456789012345678901234",
+    ),
+    ("port", "CreateTap", "ip link del $TAP"),
+    ("port", "Enslave", "ip link set $TAP nomaster"),
+    ("port", "Isolate", "bridge link set dev $TAP isolated off"),
+    ("port", "AddRule", "nft flush set bridge $TABLE ports"),
+    ("port", "RaiseTap", "ip link set $TAP down"),
+    ("disk", "Create", "rm $DATA/disks/*.ext4"),
+    ("image", "Fetch", "rm -r $DATA/images"),
+    ("image", "Convert", "rm -r $DATA/images/rootfs"),
+];
+
+/// Reached by deleting an instance whose VM has just been started.
+const OF_DELETION: [(&str, &str); 6] = [
+    ("port", "RemoveRule"),
+    ("port", "RemoveTap"),
+    ("disk", "Remove"),
+    ("instance", "Kill"),
+    ("instance", "Release"),
+    ("instance", "DiscardRecords"),
+];
+
+/// Reached by deleting an image.
+const OF_IMAGE_DELETION: (&str, &str) = ("image", "Remove");
+
+/// Reached on the way to a running program, and on the way back.
+const OF_START: [(&str, &str); 2] = [("instance", "Launch"), ("instance", "Configure")];
+const OF_STOP: [(&str, &str); 2] = [("instance", "Shutdown"), ("instance", "AcknowledgeExit")];
+
+/// Reached by what was done to a running VM while no daemon ran.
+const OF_RUNNING: [(&str, &str); 2] = [("instance", "Resume"), ("instance", "Reconnect")];
+
+/// Clients cannot delete a network yet, so that no wish of theirs leads here.
+const UNREACHABLE: (&str, &str) = ("network", "RemoveFirewall");
+
+#[test]
+fn every_action_of_every_reconciler_is_in_a_table() {
+    fn of<R: Reconciler>() -> impl Iterator<Item = (&'static str, &'static str)> {
+        R::ACTIONS.iter().map(|action| (<R::Kind as Kind>::NAME, *action))
+    }
+    let all: BTreeSet<_> = of::<NetworkReconciler<Netlink, Nft>>()
+        .chain(of::<PortReconciler<Netlink, Nft>>())
+        .chain(of::<DiskReconciler<Ext4Files>>())
+        .chain(of::<ImageReconciler<Oci>>())
+        .chain(of::<Vms<Qemu, Oci>>())
+        .collect();
+    let tables = OF_DRIFT.iter().map(|(kind, action, _)| (*kind, *action));
+    let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);
+    let tables: BTreeSet<_> = tables.chain([OF_IMAGE_DELETION, UNREACHABLE]).collect();
+    assert_eq!(tables, all);
+}
+
+#[test]
+fn a_crash_at_any_step_that_makes_the_host_as_wished_is_healed() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        let instance = site.create("box", &image("busybox"), json!({ "cmd": ["true"] })).await;
+        site.until("box", "ended", |seen| seen["state"] == "Stopped" && seen["exit_code"] == 0).await;
+        site.stop().await;
+        for (kind, action, drift) in OF_DRIFT {
+            for edge in EDGES {
+                let failpoint = format!("{kind}/{action}/{edge}");
+                site.shell(drift);
+                site.spawn(Some(&failpoint));
+                site.crashed(&failpoint).await;
+                site.start().await;
+                settles(&mut site, &failpoint).await;
+                assert_eq!(site.vmms(), [0; 0], "{failpoint}");
+            }
+        }
+        site.start().await;
+        // All of it is still one that runs.
+        let body = json!({ "cmd": ["sh", "-c", "echo still here; sleep 1000"] });
+        let path = format!("/instances/{instance}/start");
+        assert_eq!(site.request(Method::POST, &path, Some(body)).await.status, StatusCode::OK);
+        site.until_state("box", "Running").await;
+        site.until_console(&instance, "still here").await;
+    });
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_deletion_leaves_nothing() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        let answer = site.request(Method::POST, "/images", Some(json!({ "name": image("busybox") }))).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
+        site.until_image(&image("busybox")).await;
+        site.stop().await;
+        for (kind, action) in OF_DELETION {
+            for edge in EDGES {
+                let failpoint = format!("{kind}/{action}/{edge}");
+                site.spawn(Some(&failpoint));
+                site.answers().await;
+                let id = site.create("box", &image("busybox"), json!({ "cmd": ["sleep", "9"] })).await;
+                site.until("box", "launched", |seen| seen["vmm_pid"].is_u64()).await;
+                let path = format!("/instances/{id}");
+                // The daemon dies of it.
+                site.attempt(Method::DELETE, &path, None).await;
+                site.crashed(&failpoint).await;
+                site.start().await;
+                until("the instance to be gone", crate::site::BOOT, async || {
+                    let status = site.request(Method::GET, &path, None).await.status;
+                    (status == StatusCode::NOT_FOUND).then_some(())
+                })
+                .await;
+                settles(&mut site, &failpoint).await;
+                assert_eq!((site.taps(), site.vmms()), (0, Vec::new()), "{failpoint}");
+                assert_eq!(site.instance_files(), [""; 0].map(std::path::PathBuf::from), "{failpoint}");
+            }
+        }
+        let (kind, action) = OF_IMAGE_DELETION;
+        for edge in EDGES {
+            let failpoint = format!("{kind}/{action}/{edge}");
+            site.spawn(Some(&failpoint));
+            site.answers().await;
+            site.attempt(Method::POST, "/images", Some(json!({ "name": image("busybox") }))).await;
+            site.until_image(&image("busybox")).await;
+            let path = format!("/images/{}", image("busybox").replace('/', "%2F"));
+            site.attempt(Method::DELETE, &path, None).await;
+            site.crashed(&failpoint).await;
+            site.start().await;
+            settles(&mut site, &failpoint).await;
+            assert_eq!(
+                site.shell("ls $DATA/images/rootfs $DATA/images/blobs | grep -c lz4 || true").trim(),
+                "0"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_run_ends_in_the_wished_state() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        let body = json!({ "cmd": ["sh", "-c", "trap 'exit 4' TERM; while true; do sleep 0.1; done"] });
+        let id = site.create("box", &image("busybox"), body).await;
+        site.until_state("box", "Running").await;
+        let verb = |verb: &str| format!("/instances/{id}/{verb}");
+        for ((kind, start), (_, stop)) in OF_START.into_iter().zip(OF_STOP) {
+            for edge in EDGES {
+                let failpoint = format!("{kind}/{stop}/{edge}");
+                crash_at_verb(&mut site, &failpoint, &verb("stop")).await;
+                let stopped = site.until_state("box", "Stopped").await;
+                assert_eq!(stopped["exit_code"], 4, "{failpoint}: {stopped:#}");
+                settles(&mut site, &failpoint).await;
+                assert_eq!(site.vmms(), [0; 0], "{failpoint}");
+
+                site.start().await;
+                let failpoint = format!("{kind}/{start}/{edge}");
+                crash_at_verb(&mut site, &failpoint, &verb("start")).await;
+                site.until_state("box", "Running").await;
+                settles(&mut site, &failpoint).await;
+                assert_eq!(site.vmms().len(), 1, "{failpoint}");
+                site.start().await;
+            }
+        }
+        site.until_state("box", "Running").await;
+        let before = site.vmms();
+        for edge in EDGES {
+            site.stop().await;
+            pause(&site, &id);
+            recovers(&mut site, &format!("{}/{}/{edge}", OF_RUNNING[0].0, OF_RUNNING[0].1)).await;
+            site.stop().await;
+            site.shell("ip link del $TAP");
+            recovers(&mut site, &format!("{}/{}/{edge}", OF_RUNNING[1].0, OF_RUNNING[1].1)).await;
+        }
+        assert_eq!(site.vmms(), before, "it is the same VM after all of it");
+    });
+}
+
+/// Asks for something that a daemon with a failpoint dies of, and starts the next daemon.
+async fn crash_at_verb(site: &mut Site, failpoint: &str, path: &str) {
+    site.stop().await;
+    site.spawn(Some(failpoint));
+    site.answers().await;
+    site.attempt(Method::POST, path, None).await;
+    site.crashed(failpoint).await;
+    site.start().await;
+}
+
+/// A daemon dies of what was done to the running VM; with the next one all is well.
+async fn recovers(site: &mut Site, failpoint: &str) {
+    site.spawn(Some(failpoint));
+    site.crashed(failpoint).await;
+    site.start().await;
+    site.until_state("box", "Running").await;
+    settles(site, failpoint).await;
+    site.start().await;
+}
+
+/// Stops the vCPUs, as only someone on this host can.
+fn pause(site: &Site, id: &str) {
+    let socket = runtime(&site.run_dir(), id).join("qmp.sock");
+    let mut stream = UnixStream::connect(socket).expect("no daemon is connected");
+    stream.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"stop\"}\n").expect("written");
+    let mut lines = BufReader::new(stream).lines();
+    let told = lines.find(|line| line.as_ref().expect("read").contains("\"STOP\""));
+    assert!(told.is_some(), "the VMM hung up");
+}

@@ -1,0 +1,185 @@
+//! The invariants over a real host and the real store, while no daemon runs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stead::host::Scope;
+use stead::host::cgroup::Cgroups;
+use stead::host::disks::Ext4Files;
+use stead::host::initrd;
+use stead::host::netlink::Netlink;
+use stead::host::nft::Nft;
+use stead::host::oci::{Oci, OciConfig};
+use stead::hypervisor::Accelerator;
+use stead::hypervisor::qemu::{Qemu, QemuConfig};
+use stead_controllers::checks::{self, HostSnapshot, Records};
+use stead_controllers::host::{
+    DiskFile, Disks, Firewall, FirewallRules, FirewallSeen, HostError, Images, Job, LaunchPlan, Link,
+    LinkChange, LinkPlan, Links, Machine, Machines, PortRule, Resolved, Route, Space, StoredImage,
+};
+use stead_schemas::guest::Config;
+use stead_schemas::names::{Digest, ImageRef, LinkName, Platform, Uid};
+use stead_schemas::quantity::Bytes;
+
+use crate::site::{BRIDGE, Site};
+
+/// For a guest to be heard by the judge's own driver.
+const HEARD: Duration = Duration::from_secs(10);
+
+/// All ports in one value, as a snapshot wants them.
+struct Host {
+    machines: Qemu,
+    images: Oci,
+    links: Netlink,
+    firewall: Nft,
+    disks: Ext4Files,
+}
+
+macro_rules! forward {
+    ($port:ident to $field:ident: $(fn $name:ident(&self $(, $argument:ident: $kind:ty)*) -> $output:ty;)*) => {
+        impl $port for Host {
+            $(async fn $name(&self $(, $argument: $kind)*) -> $output {
+                self.$field.$name($($argument),*).await
+            })*
+        }
+    };
+}
+
+forward! { Machines to machines:
+    fn list(&self) -> Result<Vec<Uid>, HostError>;
+    fn inspect(&self, owner: &Uid) -> Result<Option<Machine>, HostError>;
+    fn has_records(&self, owner: &Uid) -> Result<bool, HostError>;
+    fn launch(&self, plan: &LaunchPlan) -> Result<(), HostError>;
+    fn configure(&self, owner: &Uid, config: &Config) -> Result<(), HostError>;
+    fn shutdown(&self, owner: &Uid) -> Result<(), HostError>;
+    fn acknowledge_exit(&self, owner: &Uid) -> Result<(), HostError>;
+    fn reconnect(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError>;
+    fn resume(&self, owner: &Uid) -> Result<(), HostError>;
+    fn kill(&self, owner: &Uid) -> Result<(), HostError>;
+    fn release(&self, owner: &Uid) -> Result<(), HostError>;
+    fn discard_records(&self, owner: &Uid) -> Result<(), HostError>;
+}
+
+forward! { Images to images:
+    fn list(&self) -> Result<Vec<Digest>, HostError>;
+    fn inspect(&self, digest: &Digest) -> Result<Option<StoredImage>, HostError>;
+    fn manifest(&self, digest: &Digest) -> Result<Option<Resolved>, HostError>;
+    fn resolve(&self, owner: &Uid, reference: &ImageRef, platform: Platform) -> Result<Resolved, HostError>;
+    fn job(&self, digest: &Digest) -> Option<Job>;
+    fn fetch(&self, owner: &Uid, reference: &ImageRef, digest: &Digest) -> Result<(), HostError>;
+    fn convert(&self, digest: &Digest) -> Result<(), HostError>;
+    fn remove(&self, digest: &Digest) -> Result<(), HostError>;
+}
+
+forward! { Links to links:
+    fn list(&self) -> Result<Vec<Link>, HostError>;
+    fn inspect(&self, name: &LinkName) -> Result<Option<Link>, HostError>;
+    fn create(&self, plan: &LinkPlan) -> Result<(), HostError>;
+    fn change(&self, name: &LinkName, change: &LinkChange) -> Result<(), HostError>;
+    fn remove(&self, name: &LinkName) -> Result<(), HostError>;
+    fn routes(&self) -> Result<Vec<Route>, HostError>;
+    fn is_forwarding(&self) -> Result<bool, HostError>;
+    fn set_forwarding(&self) -> Result<(), HostError>;
+}
+
+forward! { Firewall to firewall:
+    fn inspect(&self, rules: &FirewallRules) -> Result<Option<FirewallSeen>, HostError>;
+    fn has_port(&self, table: &str, port: &PortRule) -> Result<bool, HostError>;
+    fn replace(&self, rules: &FirewallRules) -> Result<(), HostError>;
+    fn add_port(&self, table: &str, port: &PortRule) -> Result<(), HostError>;
+    fn remove_port(&self, table: &str, port: &PortRule) -> Result<(), HostError>;
+    fn remove(&self, table: &str) -> Result<(), HostError>;
+}
+
+forward! { Disks to disks:
+    fn list(&self) -> Result<Vec<DiskFile>, HostError>;
+    fn inspect(&self, owner: &Uid) -> Result<Option<DiskFile>, HostError>;
+    fn create(&self, owner: &Uid, size: Bytes) -> Result<(), HostError>;
+    fn remove(&self, owner: &Uid) -> Result<(), HostError>;
+    fn space(&self) -> Result<Space, HostError>;
+}
+
+impl Host {
+    fn of(site: &Site) -> Self {
+        let data = site.data();
+        let kernel = crate::stage::kernel(&data.join("cache"));
+        let initrd = initrd::assemble(&kernel.modules, &data.join("cache")).expect("assembled");
+        let images = Oci::open(
+            OciConfig {
+                directory: data.join("images"),
+                plain_http_hosts: Vec::new(),
+                jobs_max: 1,
+                platform: Platform::LinuxAmd64,
+            },
+            || {},
+        )
+        .expect("opened");
+        let (rootfs, disks) = (images.clone(), data.join("disks"));
+        Self {
+            machines: Qemu::new(QemuConfig {
+                binary: "qemu-system-x86_64".into(),
+                run_dir: site.run_dir(),
+                data_dir: data.clone(),
+                kernel,
+                initrd,
+                accelerator: Accelerator::probe(),
+                cgroups: Cgroups::probe(BRIDGE),
+                rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
+                disk: Box::new(move |owner| Ext4Files::path(&disks, owner)),
+                changed: Arc::new(|_| {}),
+            }),
+            images,
+            links: Netlink::new(Scope::new(BRIDGE).expect("valid")).expect("sockets open"),
+            firewall: Nft::new(),
+            disks: Ext4Files::new(data.join("disks"), Bytes(0)).expect("opened"),
+        }
+    }
+}
+
+fn records(site: &Site) -> Records {
+    let directory = stead::store::open(&site.data(), stead::assemble::kinds()).expect("no daemon has it");
+    Records::of(&directory.store)
+}
+
+fn tables(records: &Records) -> Vec<FirewallRules> {
+    let specs = records.networks.iter().map(|network| &network.spec);
+    specs
+        .map(|spec| FirewallRules {
+            table: spec.table.clone(),
+            bridge: spec.bridge.clone(),
+            subnet: spec.gateway,
+        })
+        .collect()
+}
+
+/// What is broken now that the daemon has ended.
+async fn broken(site: &Site) -> Vec<String> {
+    let records = records(site);
+    let host = Host::of(site);
+    let deadline = Instant::now() + HEARD;
+    loop {
+        let snapshot = HostSnapshot::read(&host, &tables(&records)).await.expect("read");
+        let broken = checks::settled(&records, &snapshot);
+        let is_silent = broken.iter().any(|line| line.contains("phase: Silent"));
+        if !is_silent || Instant::now() > deadline {
+            return broken;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Ends the daemon, when all it has to do is done, and leaves none running. It is started again as
+/// often as it takes: what it had not finished yet is not broken.
+pub(crate) async fn settles(site: &mut Site, after: &str) {
+    let deadline = Instant::now() + crate::site::BOOT;
+    loop {
+        site.stop().await;
+        let broken = broken(site).await;
+        if broken.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "after {after}: {broken:#?}\n{}", site.daemon_log());
+        site.start().await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}

@@ -1,0 +1,90 @@
+//! From POST to nothing left, and what a VM reaches on the network.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::site::{GATEWAY, MOMENT, Site, image};
+
+#[test]
+fn after_a_deletion_and_the_daemons_end_only_the_declared_network_is_left() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        let body = json!({ "cmd": ["sh", "-c", "while true; do sleep 1; done"] });
+        let id = site.create("box", &image("busybox"), body.clone()).await;
+        let seen = site.until_state("box", "Running").await;
+        assert_eq!(site.vmms().len(), 1);
+        let address = seen["network"]["ip"].as_str().expect("an address").to_owned();
+        site.delete("box").await;
+        let answer = site.request(Method::GET, &format!("/instances/{id}"), None).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND);
+        // The name is free at once.
+        site.create("box", &image("busybox"), body).await;
+        site.delete("box").await;
+        settles(&mut site, "a deletion").await;
+        assert_eq!((site.taps(), site.vmms()), (0, Vec::new()));
+        assert_eq!(site.instance_files(), [""; 0].map(std::path::PathBuf::from));
+        assert!(!site.shell("nft list ruleset").contains(&address), "no rule of it is left");
+        // The network is declared by the configuration, not by instances: it stays.
+        assert!(site.shell("ip -br addr show $BRIDGE").contains(GATEWAY));
+    });
+}
+
+#[test]
+fn a_guest_reaches_its_host_and_not_its_neighbour() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        let serve = "echo welcome > /tmp/index.html; httpd -f -p 80 -h /tmp";
+        site.create("server", &image("busybox"), json!({ "cmd": ["sh", "-c", serve] })).await;
+        let server = site.until_state("server", "Running").await;
+        let server = server["network"]["ip"].as_str().expect("an address").to_owned();
+        // What a neighbour shall not reach is there, as its host can tell.
+        let said = crate::stage::until("the guest's server", MOMENT, async || fetch(&server)).await;
+        assert!(said.contains("welcome"), "{said}");
+
+        let listener = TcpListener::bind((GATEWAY, 8081)).expect("the bridge has its address");
+        let ask = format!(
+            "ping -c 1 -W 5 {GATEWAY} >/dev/null && echo ping-host-yes || echo ping-host-no
+             echo hello from $(hostname) | nc -w 5 {GATEWAY} 8081
+             ping -c 2 -W 2 {server} >/dev/null && echo ping-neighbour-yes || echo ping-neighbour-no
+             nc -w 3 {server} 80 </dev/null && echo tcp-neighbour-yes || echo tcp-neighbour-no
+             echo asked"
+        );
+        let body = json!({ "cmd": ["sh", "-c", ask] });
+        let id = site.create("client", &image("busybox"), body).await;
+        let heard = tokio::task::spawn_blocking(move || {
+            let (mut stream, from) = listener.accept().expect("accepted");
+            let mut text = String::new();
+            stream.read_to_string(&mut text).expect("read");
+            (text, from.ip().to_string())
+        });
+        let (heard, from) =
+            tokio::time::timeout(crate::site::BOOT, heard).await.expect("called").expect("ran");
+        assert_eq!(heard, "hello from client\n");
+        let client = site.get("client").await;
+        assert_eq!(client["network"]["ip"], from.as_str());
+        let console = site.until_console(&id, "asked").await;
+        for answer in ["ping-host-yes", "ping-neighbour-no", "tcp-neighbour-no"] {
+            assert!(console.contains(answer), "{answer}:\n{console}");
+        }
+        settles_when_ended(&mut site).await;
+    });
+}
+
+async fn settles_when_ended(site: &mut Site) {
+    site.until("client", "ended", |seen| seen["state"] == "Stopped" && seen["exit_code"] == 0).await;
+    settles(site, "two VMs").await;
+}
+
+fn fetch(address: &str) -> Option<String> {
+    let mut stream = TcpStream::connect((address, 80)).ok()?;
+    stream.set_read_timeout(Some(MOMENT)).ok()?;
+    stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
+}

@@ -1,0 +1,333 @@
+//! A daemon as it is installed, with its registry and its client, inside a namespace of its own.
+//!
+//! Guarantees: a daemon is ended by its pid, when the value goes at the latest.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use reqwest::{Client, Method, StatusCode};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::stage::{Stage, run, until};
+
+/// The names need not be unique: no other daemon is in the namespace.
+pub(crate) const BRIDGE: &str = "ste2e0";
+pub(crate) const TABLE: &str = "steade2e";
+pub(crate) const TAP_PREFIX: &str = "tp";
+pub(crate) const GATEWAY: &str = "10.185.0.1";
+const REGISTRY: &str = "127.0.0.1:5000";
+const LISTEN: &str = "127.0.0.1:8080";
+
+/// For what takes a boot or a pull on a busy machine.
+pub(crate) const BOOT: Duration = Duration::from_secs(25);
+/// For what happens at once on an idle machine.
+pub(crate) const MOMENT: Duration = Duration::from_secs(20);
+/// A verb waits for up to 55 s before it answers.
+const REQUEST: Duration = Duration::from_secs(60);
+
+/// A child process that does not outlive the value.
+struct Program(Child);
+
+impl Program {
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw).expect("a pid");
+        kill_process(pid, signal).expect("a child that was not waited for can be signalled");
+    }
+
+    async fn end(&mut self) -> ExitStatus {
+        until("the end of a process", MOMENT, async || self.0.try_wait().expect("waited")).await
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // One that has ended already cannot be killed, which is fine.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub(crate) struct Site {
+    stage: Stage,
+    http: Client,
+    token: String,
+    daemon: Option<Program>,
+    _registry: Program,
+}
+
+impl Site {
+    /// A registry with the image `busybox`, and directories; no daemon yet.
+    pub(crate) async fn new() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let stage = Stage::new();
+        let config = stage.dir.path().join("registry.yml");
+        let storage = stage.path("registry");
+        let text = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+             http: {{addr: '{REGISTRY}'}}\n",
+            storage.display()
+        );
+        fs::write(&config, text).expect("written");
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let registry = Program(command.spawn().expect("docker-registry runs: deploy/setup installs it"));
+        let http = Client::builder().timeout(REQUEST).build().expect("a client");
+        let site = Self { stage, http, token: String::new(), daemon: None, _registry: registry };
+        until("the registry", MOMENT, async || {
+            site.http.get(format!("http://{REGISTRY}/v2/")).send().await.ok()
+        })
+        .await;
+        let layout = site.stage.dir.path().join("layout").display().to_string();
+        run(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/make-busybox-image"), &[&layout]);
+        site.push(&layout, "busybox");
+        site
+    }
+
+    /// With a daemon that answers.
+    pub(crate) async fn running() -> Self {
+        let mut site = Self::new().await;
+        site.start().await;
+        site
+    }
+
+    /// Copies an image of an OCI layout to the registry, under its own name.
+    pub(crate) fn push(&self, layout: &str, name: &str) {
+        let (from, to) = (format!("oci:{layout}:{name}"), format!("docker://{}", image(name)));
+        run("skopeo", &["copy", "-q", "--dest-tls-verify=false", &from, &to]);
+    }
+
+    /// A directory of the layout that the site's images are made in.
+    pub(crate) fn layout(&self) -> String {
+        self.stage.dir.path().join("layout").display().to_string()
+    }
+
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+        self.stage.path(name)
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.stage.dir.path().join("data")
+    }
+
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        self.stage.dir.path().join("run")
+    }
+
+    /// Runs a line of shell that may say `$DATA`, `$BRIDGE`, `$TABLE`, and `$TAP` for the one TAP.
+    pub(crate) fn shell(&self, line: &str) -> String {
+        let tap = format!("TAP=$(ip -o link show | grep -o '{TAP_PREFIX}[a-z0-9]*' | head -n 1)");
+        let data = self.data().display().to_string();
+        let head = format!("DATA={data} BRIDGE={BRIDGE} TABLE={TABLE}; {tap}");
+        run("sh", &["-ec", &format!("{head}; {line}")])
+    }
+
+    pub(crate) fn taps(&self) -> usize {
+        let links = run("ip", &["-br", "link", "show"]);
+        links.lines().filter(|line| line.starts_with(TAP_PREFIX)).count()
+    }
+
+    /// Live VMM processes of this namespace.
+    pub(crate) fn vmms(&self) -> Vec<u32> {
+        let entries = fs::read_dir("/proc").expect("mounted").flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        pids.filter(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.contains("(qemu-system") && !stat.contains(") Z ")
+        })
+        .collect()
+    }
+
+    // The daemon.
+
+    /// Starts a daemon that dies at `failpoint`; it may be dead when this answers.
+    pub(crate) fn spawn(&mut self, failpoint: Option<&str>) {
+        assert!(self.daemon.is_none(), "one daemon at a time");
+        let log = self.stage.dir.path().join("daemon.log");
+        let log = fs::File::options().create(true).append(true).open(log).expect("opened");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
+        command.args(["serve", "--listen", LISTEN, "--data-dir"]).arg(self.data());
+        command.arg("--run-dir").arg(self.run_dir()).arg("--kernel-dir").arg(crate::stage::kernel_dir());
+        command.env("STEAD_BRIDGE", BRIDGE).env("STEAD_TABLE", TABLE).env("STEAD_TAP_PREFIX", TAP_PREFIX);
+        command.env("STEAD_GATEWAY", format!("{GATEWAY}/24")).env("STEAD_DISK_RESERVE", "16MB");
+        command.env("STEAD_LOG", "info,stead::api=warn").env("NO_COLOR", "1").env_remove("STEAD_KERNEL_DIR");
+        command.envs(failpoint.map(|failpoint| ("STEAD_FAILPOINT", failpoint)));
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("cloned")).stderr(log);
+        self.daemon = Some(Program(command.spawn().expect("the daemon starts")));
+    }
+
+    /// Waits until the daemon answers.
+    pub(crate) async fn answers(&mut self) {
+        let url = format!("http://{LISTEN}/health");
+        let (http, daemon) = (self.http.clone(), self.daemon.as_mut().expect("started"));
+        let ended = until("the daemon to answer", MOMENT, async || {
+            if let Some(status) = daemon.0.try_wait().expect("waited") {
+                return Some(Some(status));
+            }
+            http.get(&url).send().await.ok().map(|_| None)
+        })
+        .await;
+        assert!(ended.is_none(), "the daemon ended: {ended:?}\n{}", self.daemon_log());
+        let data = self.data().display().to_string();
+        let token = run(env!("CARGO_BIN_EXE_stead"), &["token", "create", "--data-dir", &data]);
+        self.token = token.trim().to_owned();
+    }
+
+    pub(crate) async fn start(&mut self) {
+        self.spawn(None);
+        self.answers().await;
+    }
+
+    /// Ends the daemon as an operator does.
+    pub(crate) async fn stop(&mut self) {
+        let mut daemon = self.daemon.take().expect("started");
+        daemon.signal(Signal::TERM);
+        let status = daemon.end().await;
+        assert!(status.success(), "the daemon ended with {status}\n{}", self.daemon_log());
+    }
+
+    /// Ends the daemon as a power cut would.
+    pub(crate) async fn kill(&mut self) {
+        let mut daemon = self.daemon.take().expect("started");
+        daemon.signal(Signal::KILL);
+        daemon.end().await;
+    }
+
+    /// Waits until the daemon died at its failpoint.
+    pub(crate) async fn crashed(&mut self, failpoint: &str) {
+        let mut daemon = self.daemon.take().expect("started");
+        let log = self.stage.dir.path().join("daemon.log");
+        let told = || fs::read_to_string(&log).unwrap_or_default();
+        let end = tokio::time::timeout(BOOT, async {
+            loop {
+                if let Some(status) = daemon.0.try_wait().expect("waited") {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        let Ok(status) = end.await else { panic!("{failpoint} was not reached\n{}", told()) };
+        assert_eq!(status.signal(), Some(9), "{failpoint}: the daemon ended with {status}\n{}", told());
+    }
+
+    pub(crate) fn daemon_log(&self) -> String {
+        let log = fs::read_to_string(self.stage.dir.path().join("daemon.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    // The API.
+
+    /// A request that may fail, as one to a daemon that dies of it.
+    pub(crate) async fn attempt(&self, method: Method, path: &str, body: Option<Value>) -> Option<Answer> {
+        let request = self.http.request(method, format!("http://{LISTEN}{path}")).bearer_auth(&self.token);
+        let request = match body {
+            Some(body) => request.json(&body),
+            None => request,
+        };
+        let response = request.send().await.ok()?;
+        let status = response.status();
+        Some(Answer { status, body: response.json().await.unwrap_or(Value::Null) })
+    }
+
+    pub(crate) async fn request(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let answer = self.attempt(method.clone(), path, body).await;
+        answer.unwrap_or_else(|| panic!("{method} {path}: no answer\n{}", self.daemon_log()))
+    }
+
+    /// Creates a VM of 192 MB; `more` is added to the request. Gives its id.
+    pub(crate) async fn create(&self, name: &str, image: &str, more: Value) -> String {
+        let mut body =
+            json!({ "name": name, "image": image, "size": "192MB", "vcpus": 1, "overlay_size": "64MB" });
+        let fields = body.as_object_mut().expect("an object");
+        fields.extend(more.as_object().expect("an object").clone());
+        let answer = self.request(Method::POST, "/instances", Some(body)).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{answer:?}");
+        answer.body["id"].as_str().expect("an id").to_owned()
+    }
+
+    pub(crate) async fn get(&self, name: &str) -> Value {
+        self.request(Method::GET, &format!("/instances/{name}"), None).await.body
+    }
+
+    pub(crate) async fn delete(&self, name: &str) {
+        let answer = self.request(Method::DELETE, &format!("/instances/{name}"), None).await;
+        assert_eq!(answer.status, StatusCode::NO_CONTENT, "{answer:?}");
+    }
+
+    /// The instance when it is as wished.
+    pub(crate) async fn until(&self, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        let looked = tokio::time::timeout(BOOT, async {
+            loop {
+                last = self.get(name).await;
+                if is_so(&last) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        let is_in_time = looked.await.is_ok();
+        assert!(is_in_time, "{name}: not {what}, but {last:#}\n{}", self.daemon_log());
+        last
+    }
+
+    pub(crate) async fn until_state(&self, name: &str, state: &str) -> Value {
+        self.until(name, state, |seen| seen["state"] == state).await
+    }
+
+    /// The image when it is ready.
+    pub(crate) async fn until_image(&self, name: &str) -> Value {
+        let path = format!("/images/{}", name.replace('/', "%2F"));
+        until("the image", BOOT, async || {
+            let answer = self.request(Method::GET, &path, None).await;
+            Some(answer.body).filter(|image| image["status"] == "ready")
+        })
+        .await
+    }
+
+    pub(crate) fn console(&self, id: &str) -> String {
+        let log = self.data().join("logs").join(id).join("app.log");
+        String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
+    }
+
+    /// The console once it says `text`.
+    pub(crate) async fn until_console(&self, id: &str, text: &str) -> String {
+        let said = tokio::time::timeout(BOOT, async {
+            loop {
+                let console = self.console(id);
+                if console.contains(text) {
+                    return console;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        said.await.unwrap_or_else(|_| panic!("{text:?} is not on the console:\n{}", self.console(id)))
+    }
+
+    /// Files of instances: disks, logs, runtime directories.
+    pub(crate) fn instance_files(&self) -> Vec<PathBuf> {
+        let directories = [self.data().join("disks"), self.data().join("logs"), self.run_dir().join("vm")];
+        let entries = |dir: &PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().collect::<Vec<_>>();
+        directories.iter().flat_map(entries).map(|entry| entry.path()).collect()
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Value,
+}
+
+/// The reference of an image in the site's registry.
+pub(crate) fn image(name: &str) -> String {
+    format!("{REGISTRY}/{name}:latest")
+}
+
+/// The runtime directory of an instance.
+pub(crate) fn runtime(run_dir: &Path, id: &str) -> PathBuf {
+    run_dir.join("vm").join(id)
+}
