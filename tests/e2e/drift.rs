@@ -57,6 +57,9 @@ fn a_daemon_that_is_killed_leaves_its_vms_running_and_the_next_one_adopts_them()
         let before = running(&site, "box").await;
         site.kill().await;
         assert_eq!(site.vmms(), [pid(&before)]);
+        // As if it had run for years: no deadline of its boot may count any more.
+        site.shell("sed -i 's/\\(\"launched_at\":\"\\)20../\\12001/' $DATA/../run/vm/*/machine.json");
+        assert!(site.shell("cat $DATA/../run/vm/*/machine.json").contains("\"2001-"));
         site.start().await;
         let after = site.until_state("box", "Running").await;
         assert_eq!((pid(&after), &after["started_at"]), (pid(&before), &before["started_at"]));

@@ -87,9 +87,10 @@ fn an_image_of_one_static_program_and_nothing_else_runs() {
             .expect("written");
         let program = root.join("program").display().to_string();
         run("gcc", &["-static", "-O1", "-o", &program, &source.display().to_string()]);
+        let root = root.display().to_string();
         let target = format!("{}:scratch", site.layout());
         run("umoci", &["new", "--image", &target]);
-        run("umoci", &["insert", "--image", &target, &program, "/program"]);
+        run("umoci", &["insert", "--image", &target, &root, "/"]);
         configured(&site, "scratch", "scratch", &["--config.entrypoint=/program", "--config.cmd=all alone"]);
         let id = site.create("one", &image("scratch"), json!({})).await;
         let seen = ended(&site, "one").await;

@@ -23,7 +23,7 @@ const REGISTRY: &str = "127.0.0.1:5000";
 const LISTEN: &str = "127.0.0.1:8080";
 
 /// For what takes a boot or a pull on a busy machine.
-pub(crate) const BOOT: Duration = Duration::from_secs(25);
+pub(crate) const BOOT: Duration = Duration::from_secs(45);
 /// For what happens at once on an idle machine.
 pub(crate) const MOMENT: Duration = Duration::from_secs(20);
 /// A verb waits for up to 55 s before it answers.

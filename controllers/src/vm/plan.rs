@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use stead_schemas::condition::Reason;
+use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::guest;
 use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::{Instance, InstanceSpec, Power, Secret};
@@ -41,13 +41,21 @@ pub(super) fn wanted_run(object: &Object<Instance>) -> Option<u64> {
 }
 
 /// How this machine's run ended, as far as it can be told now; what `status` records.
-pub(super) fn has_ended(machine: &Machine, now: Timestamp) -> bool {
+pub(super) fn has_ended(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> bool {
     let is_over = machine.guest.exit.is_some() || machine.vmm == VmmState::Shutdown;
-    is_over || (machine.vmm == VmmState::Running && is_boot_overdue(machine, now))
+    is_over || (machine.vmm == VmmState::Running && is_boot_overdue(object, machine, now))
 }
 
-pub(super) fn is_boot_overdue(machine: &Machine, now: Timestamp) -> bool {
-    machine.guest.phase < GuestPhase::Ready && now >= boot_deadline(machine)
+/// A guest that waits for us is not overdue, nor is one that ran before and is not heard yet by
+/// this daemon.
+pub(super) fn is_boot_overdue(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> bool {
+    let is_awaited = matches!(machine.guest.phase, GuestPhase::Silent | GuestPhase::Configured);
+    is_awaited && !has_started(object, machine) && now >= boot_deadline(machine)
+}
+
+/// The program of this launch was seen running once, by this daemon or an earlier one.
+pub(super) fn has_started(object: &Object<Instance>, machine: &Machine) -> bool {
+    object.status.started_at.is_some_and(|at| at >= machine.launched_at)
 }
 
 fn boot_deadline(machine: &Machine) -> Timestamp {
@@ -109,7 +117,9 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
             _ => wait(Reason::VmmDied, "recording the death of the VMM", Some(now)),
         },
         VmmState::Unreachable(_) => plan_unreachable(object, machine, now),
-        _ if has_ended(machine, now) => wait(Reason::ProgramExited, "recording the program's end", Some(now)),
+        _ if has_ended(object, machine, now) => {
+            wait(Reason::ProgramExited, "recording the program's end", Some(now))
+        }
         VmmState::Shutdown => act(Action::Kill(uid())),
         VmmState::Running => match machine.guest.phase {
             GuestPhase::Ready if machine.is_network_cut => plan_reconnect(object, seen),
@@ -118,6 +128,9 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
                 Some(config) => act(Action::Configure(uid(), Box::new(config))),
                 None => wait(Reason::WaitingForImage, "the image's parameters are not readable", None),
             },
+            _ if has_started(object, machine) => {
+                wait(Reason::WaitingForGuest, "the guest is not heard yet", None)
+            }
             GuestPhase::Silent | GuestPhase::Configured | GuestPhase::Exited => {
                 wait(Reason::WaitingForGuest, "the guest is booting", Some(boot_deadline(machine)))
             }
@@ -153,9 +166,20 @@ fn plan_graceful(object: &Object<Instance>, machine: &Machine, now: Timestamp) -
     let uid = || machine.owner.clone();
     let asked_at = object.meta.deletion_requested_at.unwrap_or(object.spec.power_since);
     // Twice the grace: the guest's own timer ends the program first, and its end still arrives.
-    let deadline = after(asked_at, limits::SHUTDOWN_GRACE * 2);
+    // A program that ends by itself has its guest's power-off still before it, however long ago
+    // the last wish was: what it wrote is on the disk only then.
+    let ready = condition::find(&object.status.conditions, ConditionType::Ready);
+    let down_since = ready.filter(|ready| ready.status != ConditionStatus::True);
+    let since = down_since.map_or(asked_at, |ready| asked_at.max(ready.last_transition_time));
+    let deadline = after(since, limits::SHUTDOWN_GRACE * 2);
     let guest = &machine.guest;
-    if object.spec.is_forced || now >= deadline || guest.phase < GuestPhase::Configured {
+    if object.spec.is_forced || now >= deadline {
+        return act(Action::Kill(uid()));
+    }
+    if guest.phase == GuestPhase::Silent && has_started(object, machine) {
+        return wait(Reason::Converging, "the guest is not heard yet", Some(deadline));
+    }
+    if guest.phase < GuestPhase::Configured {
         return act(Action::Kill(uid()));
     }
     if guest.exit.is_some() {

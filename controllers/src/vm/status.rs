@@ -7,7 +7,7 @@ use stead_schemas::limits;
 use stead_schemas::meta::Object;
 
 use super::Observed;
-use super::plan::{has_ended, is_boot_overdue, wanted_run};
+use super::plan::{has_ended, has_started, is_boot_overdue, wanted_run};
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Outcome, PassEnd, conditions};
 
@@ -24,7 +24,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
             record_death(&mut status, object, seen, end.now);
             status.vmm_pid = seen.machine.as_ref().and_then(|machine| machine.pid);
             let next = state(object, &status, seen);
-            record_times(&mut status, next, end.now);
+            record_times(&mut status, object, seen, next, end.now);
             status.state = next;
             status.state_error = unreachable(seen).map(ToOwned::to_owned);
             status.unreachable_since =
@@ -60,13 +60,13 @@ fn record_end(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Obs
         }
         return;
     };
-    if machine.run <= status.ended_run || !has_ended(machine, now) {
+    if machine.run <= status.ended_run || !has_ended(object, machine, now) {
         return;
     }
     status.ended_run = machine.run;
     status.exit = Some(match &machine.guest.exit {
         Some(exit) => exit.clone(),
-        None if is_boot_overdue(machine, now) && machine.vmm == VmmState::Running => Exit {
+        None if is_boot_overdue(object, machine, now) && machine.vmm == VmmState::Running => Exit {
             code: None,
             message: format!(
                 "the guest did not report its program started within {} s",
@@ -127,8 +127,16 @@ fn unreachable(seen: &Observed) -> Option<&str> {
     }
 }
 
-fn record_times(status: &mut InstanceStatus, next: State, now: Timestamp) {
-    if next == State::Running && status.state != State::Running {
+fn record_times(
+    status: &mut InstanceStatus,
+    object: &Object<Instance>,
+    seen: &Observed,
+    next: State,
+    now: Timestamp,
+) {
+    // Once for each launch: a daemon that comes later finds it recorded.
+    let is_recorded = seen.machine.as_ref().is_some_and(|machine| has_started(object, machine));
+    if next == State::Running && !is_recorded {
         status.started_at = Some(now);
     }
     let is_end = next == State::Stopped && !matches!(status.state, State::Stopped);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use proptest::prelude::*;
-use stead_schemas::condition::Reason;
+use stead_schemas::condition::{Condition, ConditionStatus, ConditionType, Reason};
 use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::{
     Allocated, Exit, Hypervisor, Instance, InstanceSpec, InstanceStatus, Power, State, VmmDeath,
@@ -394,4 +394,51 @@ proptest! {
 fn the_boot_deadline_is_longer_than_the_slowest_boot_seen() {
     // recipes.md: 2 s under TCG; a loaded host was seen to take ten times that.
     assert!(stead_schemas::limits::GUEST_BOOT_DEADLINE > Duration::from_secs(20));
+}
+
+#[test]
+fn a_guest_that_ran_before_is_neither_overdue_nor_killed_while_a_new_daemon_has_not_heard_it() {
+    let long_after = at(3600);
+    let silent = || seen(Some(machine(VmmState::Running, GuestPhase::Silent)));
+    let mut object = instance(Power::Running, 1, 0);
+    object.status.state = State::Running;
+    object.status.started_at = Some(at(2));
+    let step = plan(&Desired::Present(&object), &silent(), long_after);
+    assert!(matches!(&step, Plan::Wait(wait) if wait.until.is_none()), "{step:?}");
+    let end = PassEnd { now: long_after, outcome: Outcome::Converged };
+    let told = status(&object, Some(&silent()), &end);
+    assert_eq!((told.ended_run, told.exit), (0, None));
+    let again = seen(Some(machine(VmmState::Running, GuestPhase::Ready)));
+    assert_eq!(status(&object, Some(&again), &end).started_at, Some(at(2)));
+    // Asked to stop, it still has its grace.
+    object.spec.power = Power::Stopped;
+    object.spec.power_since = at(3599);
+    assert_eq!(name(&plan(&Desired::Present(&object), &silent(), long_after)), "Wait Converging");
+    assert_eq!(name(&plan(&Desired::Present(&object), &silent(), at(3609))), "Kill");
+    // One that never started is overdue.
+    let object = instance(Power::Running, 1, 0);
+    assert_eq!(status(&object, Some(&silent()), &end).ended_run, 1);
+}
+
+#[test]
+fn the_end_of_a_long_run_is_acknowledged_before_the_process_is_ended() {
+    let mut object = instance(Power::Running, 1, 1);
+    let exit = Exit { code: Some(0), message: String::new(), is_boot_failure: false };
+    let mut machine = machine(VmmState::Running, GuestPhase::Exited);
+    machine.guest.exit = Some(exit);
+    let ready = |status| Condition {
+        kind: ConditionType::Ready,
+        status,
+        reason: Reason::ProgramExited,
+        message: String::new(),
+        observed_generation: 1,
+        last_transition_time: at(3600),
+    };
+    object.status.conditions = vec![ready(ConditionStatus::False)];
+    let step =
+        |machine: &Machine, now| name(&plan(&Desired::Present(&object), &seen(Some(machine.clone())), now));
+    assert_eq!(step(&machine, at(3600)), "AcknowledgeExit");
+    machine.guest.is_exit_acknowledged = true;
+    assert_eq!(step(&machine, at(3601)), "Wait Converging");
+    assert_eq!(step(&machine, at(3611)), "Kill");
 }
