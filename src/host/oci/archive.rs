@@ -3,7 +3,9 @@
 //! The tar crate's own handling of long names and PAX records reads them whole, however large they
 //! claim to be; so entries are read raw, and those records here, with a limit.
 
+use std::cell::Cell;
 use std::io::{self, Read};
+use std::rc::Rc;
 
 use tar::{Archive, EntryType, PaxExtensions};
 
@@ -46,19 +48,46 @@ const PATH_BYTES_MAX: usize = 4096;
 const NAME_BYTES_MAX: usize = 255;
 /// Extended headers hold two paths and some attributes.
 const EXTENSION_BYTES_MAX: u64 = 256 << 10;
+/// The format's unit.
+const BLOCK_BYTES: u64 = 512;
 /// A file capability is 24 bytes.
 const CAPABILITY_BYTES_MAX: usize = 1024;
+
+/// An archive's last block, filled up: umoci leaves out what comes after the last content, and
+/// container runtimes accept that. Content itself is never made up.
+struct Padded<R> {
+    reader: R,
+    position: u64,
+    /// Where the content of the entry that is being read ends.
+    content_end: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for Padded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut count = self.reader.read(buffer)?;
+        let missing = self.position.next_multiple_of(BLOCK_BYTES) - self.position;
+        if count == 0 && missing > 0 && self.position >= self.content_end.get() {
+            count = buffer.len().min(usize::try_from(missing).unwrap_or(usize::MAX));
+            buffer[..count].fill(0);
+        }
+        self.position += u64::try_from(count).unwrap_or(u64::MAX);
+        Ok(count)
+    }
+}
 
 /// Reads every entry in order; `visit` may read the content.
 pub(super) fn read<R: Read>(
     reader: R,
     mut visit: impl FnMut(Item, u64, &mut dyn Read) -> Result<(), Refused>,
 ) -> Result<(), Refused> {
-    let mut archive = Archive::new(reader);
+    let content_end = Rc::new(Cell::new(u64::MAX));
+    let mut archive = Archive::new(Padded { reader, position: 0, content_end: content_end.clone() });
     let mut extension = Extension::default();
     for entry in archive.entries().map_err(broken)?.raw(true) {
         let mut entry = entry.map_err(broken)?;
         let kind = entry.header().entry_type();
+        let size = entry.header().entry_size().map_err(broken)?;
+        content_end.set(entry.raw_file_position().saturating_add(size));
         if matches!(
             kind,
             EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader
@@ -66,7 +95,6 @@ pub(super) fn read<R: Read>(
             extension.take(kind, &mut entry)?;
             continue;
         }
-        let size = entry.header().entry_size().map_err(broken)?;
         let found = std::mem::take(&mut extension);
         if found.size.is_some_and(|given| given != size) {
             return Err(Refused::new(

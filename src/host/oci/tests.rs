@@ -182,6 +182,17 @@ fn hostile_layers_are_refused_with_a_sentence() {
 }
 
 #[test]
+fn an_archive_that_ends_with_its_last_content_is_whole() {
+    let mut layer = archive(&[File("a", "first"), File("b", "0123456789")]);
+    layer.truncate(512 * 3 + 10);
+    let built = build_layers(&[layer.clone()]);
+    built.result.as_ref().expect("built");
+    assert_eq!((built.cat("a").as_str(), built.cat("b").as_str()), ("first", "0123456789"));
+    layer.pop();
+    build_layers(&[layer]).result.expect_err("a byte of the content is missing");
+}
+
+#[test]
 fn escaping_symbolic_links_are_only_data() {
     let built = build_layers(&[archive(&[
         Symlink("out", "../../../etc"),
