@@ -126,6 +126,7 @@ impl Host {
                 cgroups: Cgroups::probe(BRIDGE),
                 rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
                 disk: Box::new(move |owner| Ext4Files::path(&disks, owner)),
+                console_log_max: Bytes(64 << 10),
                 changed: Arc::new(|_| {}),
             }),
             images,

@@ -181,7 +181,7 @@ async fn a_console_that_never_stops_stays_bounded_and_loses_no_line_in_between()
     let last = 40_000;
     let script =
         "sleep 1; i=0; while [ $i -lt 20 ]; do i=$((i+1)); seq $((i*2000-1999)) $((i*2000)); sleep 0.2; done";
-    boot(&bench, &driver, &owner, &config(&["/bin/sh", "-c", &script]), GuestPhase::Exited).await;
+    boot(&bench, &driver, &owner, &config(&["/bin/sh", "-c", script]), GuestPhase::Exited).await;
     let log = Qemu::console_log(&bench.stage.path("data"), &owner);
     let older = log.with_file_name("app.log.1");
     let text = [&older, &log].map(|path| std::fs::read_to_string(path).expect("both are there")).concat();
