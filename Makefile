@@ -20,4 +20,5 @@ test: setup
 	@echo "make test: everything passed"
 
 bench: setup
+	cargo build --locked --release --bin stead -p stead -p stead-bench
 	cargo run --locked --release -p stead-bench

@@ -1,0 +1,81 @@
+//! Figures against peers, measured side by side in one run: a table, and JSON in `target/bench.json`.
+//!
+//! Never a test: nothing here asserts a time. Needs root, `deploy/setup`, and a machine left alone.
+
+mod boot;
+mod posts;
+mod runtime;
+mod weight;
+
+use comfy_table::{Table, presets};
+use serde_json::json;
+
+/// One figure, its peer's, and what a good ratio is.
+pub(crate) struct Figure {
+    pub(crate) what: String,
+    pub(crate) ours: f64,
+    pub(crate) peer: Option<f64>,
+    pub(crate) unit: &'static str,
+    pub(crate) goal: &'static str,
+}
+
+fn main() {
+    let only = std::env::args().nth(1);
+    let is_wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut figures = Vec::new();
+    if is_wanted("runtime") {
+        figures.push(runtime.block_on(runtime::passes()));
+    }
+    if is_wanted("posts") {
+        figures.extend(runtime.block_on(posts::posts()));
+    }
+    if is_wanted("weight") {
+        figures.extend(runtime.block_on(weight::stored()));
+    }
+    if is_wanted("boot") {
+        figures.extend(runtime.block_on(boot::boot()));
+    }
+    report(&figures);
+}
+
+fn report(figures: &[Figure]) {
+    let mut table = Table::new();
+    table
+        .load_style(presets::ASCII_MARKDOWN)
+        .set_header(["figure", "Stead", "peer", "ratio", "unit", "goal"]);
+    let mut rows = Vec::new();
+    for Figure { what, ours, peer, unit, goal } in figures {
+        let ratio = peer.map(|peer| ours / peer);
+        let show = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
+        table.add_row([
+            what.clone(),
+            show(Some(*ours)),
+            show(*peer),
+            show(ratio),
+            (*unit).to_owned(),
+            (*goal).to_owned(),
+        ]);
+        rows.push(
+            json!({"figure": what, "stead": ours, "peer": peer, "ratio": ratio, "unit": unit, "goal": goal}),
+        );
+    }
+    let text = serde_json::to_string_pretty(&rows).unwrap_or_default();
+    let place = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench.json");
+    if let Err(error) =
+        std::fs::create_dir_all(place.with_file_name("")).and_then(|()| std::fs::write(&place, text))
+    {
+        eprintln!("bench: {}: {error}", place.display());
+    }
+    #[expect(clippy::print_stdout, reason = "the table is what this program is for")]
+    {
+        println!("{table}");
+    }
+}
+
+/// The middle one.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,238 @@
+//! Durable writes over HTTP: `POST /instances` against etcd's JSON gateway, on the same file system.
+//!
+//! Ours validates a spec, allocates and stores three objects in each; etcd stores one value of the
+//! same size as the request. Both answer after it is on disk.
+
+use std::net::TcpListener as Reserve;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures::future::{BoxFuture, join_all};
+use serde_json::{Value, json};
+use stead::api::{ApiConfig, ApiState, Backend, ImportStream, ServerLimits, auth::Keys, router, serve};
+use stead_controllers::host::{HostError, HostErrorKind};
+use stead_controllers::store::Store;
+use stead_controllers::vm::admission;
+use stead_schemas::api::{
+    Capabilities, HostView, ImagesView, InstanceDefaults, NetworkModel, PushCredentials, Runtime, ServerView,
+};
+use stead_schemas::instance::Hypervisor;
+use stead_schemas::names::{Digest, Platform, Uid};
+use stead_schemas::network::NetworkSpec;
+use tokio::net::TcpListener;
+
+use crate::{Figure, median};
+
+const SECONDS: f64 = 3.0;
+const REPEATS: usize = 3;
+
+struct NoHost;
+
+impl Backend for NoHost {
+    fn keep_credentials(&self, _: &Uid, _: PushCredentials) {}
+    fn import(&self, _: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>> {
+        Box::pin(async { Err(HostError::new(HostErrorKind::Unsupported, "import", "here")) })
+    }
+    fn log(&self, _: &Uid, _: &str) -> Option<PathBuf> {
+        None
+    }
+}
+
+/// A server on a real data directory, without reconcilers: only the way of a write is measured.
+pub(crate) struct Bare {
+    pub(crate) base: String,
+    pub(crate) token: String,
+    tasks: tokio::task::JoinSet<()>,
+    _lock: Box<dyn std::any::Any + Send>,
+}
+
+impl Bare {
+    pub(crate) async fn start(dir: &Path) -> Self {
+        let opened = stead::store::open(dir, stead::assemble::kinds()).expect("opened");
+        let (store, lock) = (opened.store, opened.lock);
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(opened.writer.run(std::future::pending::<()>()));
+        let spec = NetworkSpec {
+            bridge: "bench0".parse().expect("valid"),
+            gateway: "10.0.0.1/8".parse().expect("valid"),
+            dns: Vec::new(),
+            table: "bench".to_owned(),
+        };
+        store.transact(move |tx| admission::declare_network(tx, spec)).await.expect("declared");
+        let keys = Keys::new(&[7; 32]);
+        let now = jiff::Timestamp::now();
+        let ends = now + jiff::SignedDuration::from_hours(1);
+        let token = keys.mint("bench", &["*".to_owned()], now, ends).expect("minted");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let base = format!("http://{}", listener.local_addr().expect("bound"));
+        let limits = ServerLimits {
+            connections_max: 256,
+            header_timeout: Duration::from_secs(10),
+            grace: Duration::from_secs(1),
+        };
+        let state = state(store, keys);
+        tasks.spawn(async move {
+            serve(listener, router(state), limits, std::future::pending()).await.expect("served");
+        });
+        Self { base, token, tasks, _lock: Box::new(lock) }
+    }
+
+    pub(crate) fn body(number: u64) -> Value {
+        json!({
+            "name": format!("i{number}"), "image": "registry.test/app:v1", "size": "1GB", "vcpus": 2,
+            "env": {"PORT": "3000", "NODE_ENV": "production"}, "cmd": ["serve", "--port", "3000"],
+            // The bridge's 1,023 ports would end the run.
+            "network": {"enabled": false}, "tags": {"team": "backend", "env": "staging"},
+        })
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+    }
+}
+
+fn state(store: Store, keys: Keys) -> ApiState {
+    let text = |word: &str| word.to_owned();
+    ApiState::new(ApiConfig {
+        store,
+        keys,
+        backend: Arc::new(NoHost),
+        defaults: InstanceDefaults { platform: Platform::LinuxAmd64, hypervisor: Hypervisor::Qemu },
+        tap_prefix: text("st"),
+        capabilities: Capabilities {
+            server: ServerView { version: text("bench"), api_version: text("0.3.0") },
+            host: HostView { os: text("linux"), arch: text("amd64"), cgroups: false },
+            default_runtime: Runtime { name: text("qemu"), available: true },
+            runtimes: Vec::new(),
+            network: NetworkModel {
+                model: text("bridge"),
+                guest_to_guest: false,
+                gateway: None,
+                subnet: None,
+            },
+            images: ImagesView { platforms: Vec::new(), default_platform: text("linux/amd64") },
+            features: Vec::new(),
+        },
+        requests_max: 512,
+    })
+}
+
+/// etcd on a directory; ended with the value.
+struct Etcd {
+    child: Child,
+    base: String,
+}
+
+impl Etcd {
+    async fn start(dir: &Path) -> Self {
+        let port =
+            || Reserve::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+        let (client, peer) = (format!("http://127.0.0.1:{}", port()), format!("http://127.0.0.1:{}", port()));
+        let child = Command::new("etcd")
+            .args(["--log-level", "error", "--data-dir"])
+            .arg(dir)
+            .args([
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+                "--listen-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-advertise-peer-urls", &peer, "--initial-cluster", &format!("default={peer}")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("etcd runs: deploy/setup installs it");
+        let etcd = Self { child, base: client };
+        let http = reqwest::Client::new();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while put(&http, &etcd.base, 0).await.is_err() {
+            assert!(Instant::now() < deadline, "etcd does not answer");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        etcd
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Base64 of any text: each byte's value only has to be of the right size.
+fn encoded(bytes: usize) -> String {
+    "QUFB".repeat(bytes.div_ceil(3))
+}
+
+async fn put(http: &reqwest::Client, base: &str, number: u64) -> Result<(), String> {
+    let key = format!("{number:08}").bytes().map(|byte| char::from(byte - b'0' + b'A')).collect::<String>();
+    let value = encoded(Bare::body(number).to_string().len());
+    let body = json!({"key": key, "value": value});
+    let answer =
+        http.post(format!("{base}/v3/kv/put")).json(&body).send().await.map_err(|error| error.to_string())?;
+    let status = answer.status();
+    let _ = answer.bytes().await;
+    if status.is_success() { Ok(()) } else { Err(status.to_string()) }
+}
+
+async fn post(http: &reqwest::Client, base: &str, token: &str, number: u64) -> Result<(), String> {
+    let request = http.post(format!("{base}/instances")).bearer_auth(token).json(&Bare::body(number));
+    let answer = request.send().await.map_err(|error| error.to_string())?;
+    let status = answer.status();
+    let _ = answer.bytes().await;
+    if status.is_success() { Ok(()) } else { Err(status.to_string()) }
+}
+
+/// Requests answered a second by so many clients.
+async fn load<F: Future<Output = Result<(), String>> + Send>(
+    clients: u64,
+    send: impl Fn(u64) -> F + Sync,
+) -> f64 {
+    let next = AtomicU64::new(1);
+    let start = Instant::now();
+    let client = || async {
+        let mut done = 0u32;
+        while start.elapsed().as_secs_f64() < SECONDS {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            send(number).await.expect("answered");
+            done += 1;
+        }
+        done
+    };
+    let done: u32 = join_all((0..clients).map(|_| client())).await.into_iter().sum();
+    f64::from(done) / start.elapsed().as_secs_f64()
+}
+
+pub(crate) async fn posts() -> Vec<Figure> {
+    let mut figures = Vec::new();
+    for clients in [1u64, 64] {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for _ in 0..REPEATS {
+            let scratch = tempfile::tempdir_in("/var/tmp").expect("scratch");
+            let bare = Bare::start(&scratch.path().join("stead")).await;
+            let http = reqwest::Client::new();
+            ours.push(load(clients, |number| post(&http, &bare.base, &bare.token, number)).await);
+            drop(bare);
+            let etcd = Etcd::start(&scratch.path().join("etcd")).await;
+            theirs.push(load(clients, |number| put(&http, &etcd.base, number)).await);
+        }
+        figures.push(Figure {
+            what: format!(
+                "durable POST /instances, {clients} clients (peer: etcd put over its JSON gateway)"
+            ),
+            ours: median(ours),
+            peer: Some(median(theirs)),
+            unit: "requests/s",
+            goal: if clients == 64 { ">= 2" } else { "" },
+        });
+    }
+    figures
+}
