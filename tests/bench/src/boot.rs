@@ -122,6 +122,19 @@ impl Daemon {
         self.http.delete(url).bearer_auth(&self.token).send().await.expect("answered");
     }
 
+    /// A delete answers when the instance is gone; its TAP follows, and the daemon must live for that.
+    async fn until_clear(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        let has_taps = || {
+            let shown = Command::new("ip").args(["-br", "link", "show", "master", "stbench0"]).output();
+            shown.is_ok_and(|shown| !shown.stdout.is_empty())
+        };
+        while has_taps() {
+            assert!(Instant::now() < deadline, "TAPs are left");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// User and system time of the daemon so far, in seconds.
     fn processor_seconds(&self) -> f64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
@@ -286,6 +299,7 @@ pub(crate) async fn boot() -> Vec<Figure> {
     for number in 0..vms {
         daemon.delete(&format!("w{number}")).await;
     }
+    daemon.until_clear().await;
     vec![
         Figure {
             what: "POST to Running (peer: the same command line by hand, no network card)".to_owned(),
