@@ -185,9 +185,11 @@ async fn a_console_that_never_stops_stays_bounded_and_loses_no_line_in_between()
     let log = Qemu::console_log(&bench.stage.path("data"), &owner);
     let older = log.with_file_name("app.log.1");
     let text = [&older, &log].map(|path| std::fs::read_to_string(path).expect("both are there")).concat();
-    let numbers: Vec<u32> = text.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    // The first line lost its head with what was let go: a rotation falls anywhere in a line.
+    let numbers: Vec<u32> = text.lines().skip(1).filter_map(|line| line.trim().parse().ok()).collect();
     assert_eq!(numbers.last(), Some(&last));
-    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "a line was lost or doubled");
+    let torn = numbers.windows(2).find(|pair| pair[1] != pair[0] + 1);
+    assert_eq!(torn, None, "a line was lost or doubled");
     let size = |path: &std::path::Path| std::fs::metadata(path).expect("there").len();
     assert!(size(&older) + size(&log) < u64::from(last) * 6 - (32 << 10), "nothing was let go");
     clear_away(&driver, &owner).await;

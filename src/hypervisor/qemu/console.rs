@@ -48,16 +48,22 @@ pub(super) async fn keep_bounded(places: Places, max: Bytes, attached: Weak<Atta
 async fn rotate_if_due(places: &Places, max: Bytes, attached: &Weak<Attached>) -> Result<bool, String> {
     let Some(attached) = attached.upgrade() else { return Ok(false) };
     let log = places.console_log();
-    // Not there although its VM lives: an earlier rotation ended half way.
-    let is_due = fs::metadata(&log).map_or(places.older_console_log().exists(), |meta| meta.len() >= max.0);
-    if !is_due {
-        return Ok(true);
-    }
+    // Not there although its VM lives: an earlier rotation ended half way, and is only finished.
+    // Nothing is renamed then: QEMU may make the file late, at any moment, and an empty one would
+    // replace the older log.
+    let is_half_done = match fs::metadata(&log) {
+        Ok(meta) if meta.len() < max.0 => return Ok(true),
+        Ok(_) => false,
+        Err(_) if !places.older_console_log().exists() => return Ok(true),
+        Err(_) => true,
+    };
     let monitor = attached.monitor.lock().await;
     let Some(monitor) = monitor.as_ref() else { return Err("no connection".to_owned()) };
-    match fs::rename(&log, places.older_console_log()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.to_string()),
-        _ => {}
+    if !is_half_done {
+        match fs::rename(&log, places.older_console_log()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.to_string()),
+            _ => {}
+        }
     }
     monitor.reopen_console(&log).await?;
     Ok(true)
