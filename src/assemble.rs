@@ -19,6 +19,7 @@ use stead_schemas::api::{
     RuntimeView, ServerView,
 };
 use stead_schemas::disk::Disk;
+use stead_schemas::guest::Request;
 use stead_schemas::image::Image;
 use stead_schemas::instance::{Hypervisor, Instance};
 use stead_schemas::limits::CONSOLE_LOG_MAX;
@@ -29,6 +30,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
+use crate::agent::{AgentError, AgentStream};
 use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, ServerLimits};
 use crate::config::Config;
 use crate::host::cgroup::Cgroups;
@@ -206,7 +208,11 @@ impl Host {
     }
 
     fn backend(&self, config: &Config) -> HostBackend {
-        HostBackend { images: self.ports.images.clone(), data_dir: config.data_dir.clone() }
+        HostBackend {
+            images: self.ports.images.clone(),
+            machines: self.ports.machines.clone(),
+            data_dir: config.data_dir.clone(),
+        }
     }
 
     /// Starts everything that notices drift.
@@ -301,6 +307,7 @@ fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: Store) {
 /// The host as the API sees it.
 struct HostBackend {
     images: Oci,
+    machines: Qemu,
     data_dir: PathBuf,
 }
 
@@ -329,6 +336,14 @@ impl Backend for HostBackend {
             "vmm" => Some(console.with_file_name("vmm.log")),
             _ => None,
         }
+    }
+
+    fn open_stream<'a>(
+        &'a self,
+        instance: &'a Uid,
+        request: Request,
+    ) -> BoxFuture<'a, Result<AgentStream, AgentError>> {
+        Box::pin(self.machines.open_stream(instance, request))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Guarantees: nothing here decides what the host shall look like; that is `controllers`.
 
+pub mod agent;
 pub mod api;
 pub mod assemble;
 pub mod cli;

@@ -84,6 +84,8 @@ pub const GUEST_BOOT_DEADLINE: Duration = Duration::from_secs(120);
 pub const VERB_WAIT_MAX: Duration = Duration::from_secs(55);
 /// The longest `/wait` (contract.md 1.4).
 pub const WAIT_MAX: Duration = Duration::from_secs(300);
+/// The longest time an exec may be given; a longer one wants no limit.
+pub const EXEC_TIMEOUT_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The guest program's time between the request to stop and the kill.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// A VMM that lives without answering is ended after this; a busy host answers within.

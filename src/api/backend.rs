@@ -7,7 +7,10 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use stead_controllers::host::HostError;
 use stead_schemas::api::PushCredentials;
+use stead_schemas::guest::Request;
 use stead_schemas::names::{Digest, Uid};
+
+use crate::agent::{AgentError, AgentStream};
 
 /// An archive as it arrives.
 pub type ImportStream = BoxStream<'static, std::io::Result<Bytes>>;
@@ -21,4 +24,10 @@ pub trait Backend: Send + Sync + 'static {
     fn import(&self, archive: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>>;
     /// Where an instance's logs are: `app` is the console, `vmm` the VMM's own.
     fn log(&self, instance: &Uid, source: &str) -> Option<PathBuf>;
+    /// Opens a stream to the agent of an instance's guest.
+    fn open_stream<'a>(
+        &'a self,
+        instance: &'a Uid,
+        request: Request,
+    ) -> BoxFuture<'a, Result<AgentStream, AgentError>>;
 }

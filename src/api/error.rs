@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use stead_controllers::host::{HostError, HostErrorKind};
@@ -10,6 +11,8 @@ use stead_controllers::vm::admission::Refused;
 use stead_schemas::api::ErrorBody;
 use stead_schemas::limits::MESSAGE_CHARS_MAX;
 use stead_schemas::validate::{FieldErrors, printable};
+
+use crate::agent::AgentError;
 
 /// Says to the SDKs not to repeat a request that a repeat cannot cure.
 static SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -149,6 +152,21 @@ impl From<HostError> for ApiError {
                 Self::internal()
             }
         }
+    }
+}
+
+impl From<AgentError> for ApiError {
+    fn from(error: AgentError) -> Self {
+        match error {
+            AgentError::NotReady => Self::conflict("invalid_state", error.to_string()),
+            AgentError::Lost | AgentError::TooMany => Self::overloaded(&error.to_string()),
+        }
+    }
+}
+
+impl From<WebSocketUpgradeRejection> for ApiError {
+    fn from(rejection: WebSocketUpgradeRejection) -> Self {
+        Self::bad_request("invalid_request", rejection.body_text())
     }
 }
 

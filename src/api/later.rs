@@ -20,15 +20,12 @@ async fn not_yet(uri: Uri) -> ApiError {
 }
 
 pub(super) fn add(mut routes: Routes) -> Routes {
-    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 14] = [
+    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 11] = [
         ("/instances/{id}", Scope::InstanceWrite, patch(not_yet)),
         ("/instances/{id}/standby", Scope::InstanceWrite, post(not_yet)),
         ("/instances/{id}/restore", Scope::InstanceWrite, post(not_yet)),
         ("/instances/{id}/fork", Scope::InstanceWrite, post(not_yet)),
         ("/instances/{id}/stats", Scope::InstanceRead, get(not_yet)),
-        ("/instances/{id}/stat", Scope::InstanceRead, get(not_yet)),
-        ("/instances/{id}/exec", Scope::InstanceWrite, get(not_yet)),
-        ("/instances/{id}/cp", Scope::InstanceWrite, get(not_yet)),
         ("/instances/{id}/auto-standby/status", Scope::InstanceRead, get(not_yet)),
         ("/instances/{id}/auto-standby/hold", Scope::InstanceWrite, post(not_yet)),
         ("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(not_yet).delete(not_yet)),

@@ -7,8 +7,10 @@
 
 pub mod auth;
 mod backend;
+mod cp;
 mod describe;
 mod error;
+mod exec;
 mod images;
 mod instances;
 mod later;
@@ -16,6 +18,8 @@ mod logs;
 mod lookup;
 mod route;
 mod server;
+mod socket;
+mod stat;
 mod system;
 mod wait;
 mod watch;
@@ -103,6 +107,9 @@ pub fn router(state: ApiState) -> Router {
         .add("/instances/{id}/stop", Scope::InstanceWrite, post(instances::stop))
         .add("/instances/{id}/wait", Scope::InstanceRead, get(wait::wait_for_state))
         .add("/instances/{id}/logs", Scope::InstanceRead, get(logs::logs))
+        .add("/instances/{id}/exec", Scope::InstanceWrite, get(exec::exec))
+        .add("/instances/{id}/cp", Scope::InstanceWrite, get(cp::cp))
+        .add("/instances/{id}/stat", Scope::InstanceRead, get(stat::stat))
         .add("/images", Scope::ImageRead, get(images::list))
         .add("/images", Scope::ImageWrite, post(images::create))
         .add_unlimited("/images/import", Scope::ImageWrite, post(images::import))

@@ -3,6 +3,7 @@
 
 #![cfg(test)]
 
+mod agent;
 mod crash;
 mod drift;
 mod judge;
@@ -10,5 +11,8 @@ mod life;
 mod machines;
 mod namespace;
 mod programs;
+#[path = "../sdk/python.rs"]
+mod python;
 mod site;
+mod socket;
 mod stage;

@@ -20,7 +20,7 @@ pub(crate) const TABLE: &str = "steade2e";
 pub(crate) const TAP_PREFIX: &str = "tp";
 pub(crate) const GATEWAY: &str = "10.185.0.1";
 const REGISTRY: &str = "127.0.0.1:5000";
-const LISTEN: &str = "127.0.0.1:8080";
+pub(crate) const LISTEN: &str = "127.0.0.1:8080";
 
 /// For what takes a boot or a pull on a busy machine.
 pub(crate) const BOOT: Duration = Duration::from_secs(45);
@@ -219,7 +219,15 @@ impl Site {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
+    pub(crate) fn daemon_pid(&self) -> u32 {
+        self.daemon.as_ref().expect("started").0.id()
+    }
+
     // The API.
+
+    pub(crate) fn token(&self) -> &str {
+        &self.token
+    }
 
     /// A request that may fail, as one to a daemon that dies of it.
     pub(crate) async fn attempt(&self, method: Method, path: &str, body: Option<Value>) -> Option<Answer> {

@@ -2,6 +2,8 @@
 
 mod api;
 mod bad_input;
+#[path = "../sdk/python.rs"]
+mod python;
 mod sdk;
 mod server;
 mod store;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use serde_json::Value;
+use stead::agent::{AgentError, AgentStream};
 use stead::api::{ApiConfig, ApiState, Backend, ImportStream, ServerLimits, auth::Keys, router, serve};
 use stead_controllers::daemon::{Controllers, Ports, Settings};
 use stead_controllers::host::{HostError, HostErrorKind};
@@ -20,6 +21,7 @@ use stead_schemas::api::{
     Capabilities, HostView, ImagesView, InstanceDefaults, NetworkModel, PushCredentials, Runtime, ServerView,
 };
 use stead_schemas::disk::Disk;
+use stead_schemas::guest::Request;
 use stead_schemas::image::{Image, ImageConfig};
 use stead_schemas::instance::{Hypervisor, Instance};
 use stead_schemas::names::{Digest, Platform, Uid};
@@ -55,6 +57,10 @@ impl Backend for NoHost {
     }
     fn log(&self, _: &Uid, _: &str) -> Option<PathBuf> {
         None
+    }
+
+    fn open_stream<'a>(&'a self, _: &'a Uid, _: Request) -> BoxFuture<'a, Result<AgentStream, AgentError>> {
+        Box::pin(async { Err(AgentError::NotReady) })
     }
 }
 

@@ -5,6 +5,7 @@
 //! is refused by name. Responses may gain fields and never lose or rename one.
 //! Source: contract.md; the official SDKs are the judge.
 
+mod agent;
 mod error;
 mod fields;
 mod image;
@@ -14,6 +15,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 
+pub use agent::{CopyFrame, CopyHeader, CopyRequest, Direction, ExecControl, ExecRequest, PathView};
 pub use error::{ErrorBody, ErrorDetail};
 pub use fields::Fields;
 pub use image::{Image, ImageCreate, ImageTag, PushCredentials};

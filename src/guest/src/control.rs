@@ -1,25 +1,32 @@
 //! The control channel: tells the whole state whenever it changes or the host attaches, and takes
 //! the host's requests.
 //!
-//! One thread owns the port. The host may go and come back at any time: a hang-up only resets the
+//! One thread owns the port, and never waits for anything else: frames of streams are handed to the
+//! agent, what the agent sends is taken from the outbox. The host may go and come back at any time: a hang-up only resets the
 //! decoder, and the next `Attach` is answered with the state as it is.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::process::{Pid, Signal, kill_process};
-use stead_schemas::guest::{Config, Decoder, Frame, FromGuest, PROTOCOL, Phase, ToGuest, Token};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal};
+use stead_schemas::guest::{Config, Decoder, Frame, FrameKind, FromGuest, PROTOCOL, Phase, ToGuest, Token};
 use stead_schemas::instance::Exit;
 
-use crate::BootError;
-use crate::program;
+use crate::agent::{Agent, Instance};
+use crate::children::Children;
+use crate::outbox::{Outbox, Wake};
+use crate::{BootError, program};
 
 /// Pause after a hang-up before the port is looked at again; poll reports hang-ups without end.
 const HANG_UP_PAUSE: Duration = Duration::from_millis(20);
+/// Of one read; the driver hands out a page at a time anyway.
+const READ_BYTES: usize = 64 << 10;
+/// A busy output may not keep the host's requests waiting.
+const WRITES_BEFORE_READ: usize = 16;
 
 /// Shared between the port's thread and the rest.
 #[derive(Clone)]
@@ -28,7 +35,9 @@ pub(crate) struct Control(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    wake: OwnedFd,
+    wake: Wake,
+    agent: Agent,
+    outbox: Arc<Outbox>,
 }
 
 #[derive(Default)]
@@ -46,6 +55,7 @@ struct State {
 
 struct Program {
     pid: Pid,
+    children: Children,
     stop_signal: Signal,
     grace: Duration,
     kill_at: Option<Instant>,
@@ -53,9 +63,11 @@ struct Program {
 
 impl Control {
     pub(crate) fn start(port: File) -> Result<Self, BootError> {
-        let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
-            .map_err(|error| BootError::new("control port", error))?;
-        let shared = Shared { state: Mutex::default(), changed: Condvar::new(), wake };
+        let failed = |error| BootError::new("control port", error);
+        let outbox = Arc::new(Outbox::new().map_err(failed)?);
+        let wake = Wake::new().map_err(failed)?;
+        let agent = Agent::new(outbox.clone());
+        let shared = Shared { state: Mutex::default(), changed: Condvar::new(), wake, agent, outbox };
         let control = Self(Arc::new(shared));
         let of_thread = control.clone();
         std::thread::Builder::new()
@@ -76,10 +88,15 @@ impl Control {
         }
     }
 
-    pub(crate) fn program_started(&self, pid: Pid, config: &Config) {
+    pub(crate) fn program_started(&self, pid: Pid, config: &Config, children: &Children) {
+        let token = self.lock().token.clone();
+        if let Some(token) = token.filter(|_| config.has_agent) {
+            self.0.agent.enable(Instance { token, config: config.clone(), children: children.clone() });
+        }
         let stop_signal = program::signal(config.stop_signal.as_deref());
         let grace = Duration::from_millis(config.shutdown_grace_millis);
-        self.lock().program = Some(Program { pid, stop_signal, grace, kill_at: None });
+        self.lock().program =
+            Some(Program { pid, children: children.clone(), stop_signal, grace, kill_at: None });
         self.set(Phase::Ready, None);
     }
 
@@ -113,23 +130,24 @@ impl Control {
     }
 
     fn wake(&self) {
-        // A full counter wakes as well.
-        let _ = rustix::io::write(&self.0.wake, &1u64.to_ne_bytes());
+        self.0.wake.wake();
     }
 
     fn serve(&self, mut port: File) {
         let mut decoder = Decoder::default();
-        let mut unsent: Vec<u8> = Vec::new();
-        let mut buffer = vec![0u8; 64 << 10];
+        let mut unsent = Unsent::default();
+        let mut buffer = vec![0u8; READ_BYTES];
+        let mut shall_tell = false;
         loop {
             let mut interest = PollFlags::IN;
-            if !unsent.is_empty() {
+            if unsent.is_some() || shall_tell || !self.0.outbox.is_empty() {
                 interest |= PollFlags::OUT;
             }
             let events = self.wait(&port, interest);
             if events.contains(PollFlags::HUP) {
                 decoder = Decoder::default();
-                unsent.clear();
+                unsent = Unsent::default();
+                self.0.agent.close_all();
                 std::thread::sleep(HANG_UP_PAUSE);
             }
             if events.contains(PollFlags::IN) {
@@ -139,21 +157,25 @@ impl Control {
                     Err(_) => std::thread::sleep(HANG_UP_PAUSE),
                 }
             }
-            let mut shall_tell = self.take_wake();
+            shall_tell |= self.0.wake.take();
+            self.0.outbox.wake().take();
             while let Some(frame) = decoder.next() {
-                shall_tell |= frame.message().is_some_and(|message| self.take(message));
+                if frame.kind != FrameKind::Control {
+                    self.0.agent.take(frame);
+                } else if let Some(message) = frame.message() {
+                    shall_tell |= self.take(message);
+                }
             }
-            // One state at a time: a newer one replaces nothing that is half sent.
-            if shall_tell && unsent.is_empty() {
-                unsent = self.tell();
-            } else if shall_tell {
-                self.wake();
-            }
-            if !unsent.is_empty() {
-                match port.write(&unsent) {
-                    Ok(count) => drop(unsent.drain(..count)),
-                    Err(error) if is_passing(&error) => {}
-                    Err(_) => unsent.clear(),
+            for _ in 0..WRITES_BEFORE_READ {
+                if !unsent.is_some() {
+                    // The state goes before streams: it is small, and others wait for it.
+                    let next = if shall_tell { Some(self.tell()) } else { self.0.outbox.pop() };
+                    shall_tell = false;
+                    let Some(next) = next else { break };
+                    unsent = Unsent { bytes: next, sent: 0 };
+                }
+                if !unsent.write(&mut port) {
+                    break;
                 }
             }
             self.enforce_grace();
@@ -167,17 +189,13 @@ impl Control {
         });
         let mut fds = [
             PollFd::from_borrowed_fd(port.as_fd(), interest),
-            PollFd::from_borrowed_fd(self.0.wake.as_fd(), PollFlags::IN),
+            PollFd::new(&self.0.wake, PollFlags::IN),
+            PollFd::new(self.0.outbox.wake(), PollFlags::IN),
         ];
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => fds[0].revents(),
             Err(_) => PollFlags::empty(),
         }
-    }
-
-    fn take_wake(&self) -> bool {
-        let mut count = [0u8; 8];
-        rustix::io::read(&self.0.wake, &mut count).is_ok()
     }
 
     /// Handles one request; whether the state is to be told.
@@ -186,7 +204,12 @@ impl Control {
         let is_ours = |token: &Token, state: &State| state.token.as_ref() == Some(token);
         match message {
             ToGuest::Attach { nonce } => {
+                let is_new = state.nonce != nonce;
                 state.nonce = nonce;
+                drop(state);
+                if is_new {
+                    self.0.agent.close_all();
+                }
                 true
             }
             ToGuest::Configure { token, config } => {
@@ -232,13 +255,41 @@ impl Control {
         match program.kill_at {
             None if is_stopping => {
                 program.kill_at = Some(Instant::now() + program.grace);
-                let _ = kill_process(program.pid, program.stop_signal);
+                program.children.signal(program.pid, program.stop_signal);
             }
             Some(at) if Instant::now() >= at => {
                 program.kill_at = Some(Instant::now() + program.grace);
-                let _ = kill_process(program.pid, Signal::KILL);
+                program.children.signal(program.pid, Signal::KILL);
             }
             _ => {}
+        }
+    }
+}
+
+/// A frame on its way: it is never cut by another.
+#[derive(Default)]
+struct Unsent {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Unsent {
+    fn is_some(&self) -> bool {
+        self.sent < self.bytes.len()
+    }
+
+    /// Writes as much as the port takes; whether it may take more.
+    fn write(&mut self, port: &mut File) -> bool {
+        match port.write(&self.bytes[self.sent..]) {
+            Ok(count) => {
+                self.sent += count;
+                true
+            }
+            Err(error) if is_passing(&error) => false,
+            Err(_) => {
+                *self = Self::default();
+                false
+            }
         }
     }
 }

@@ -10,9 +10,12 @@
 
 #![cfg(target_os = "linux")]
 
+mod agent;
+mod children;
 mod control;
 mod devices;
 mod network;
+mod outbox;
 mod program;
 mod root;
 mod user;
@@ -24,6 +27,8 @@ use std::time::Duration;
 use rustix::system::{RebootCommand, reboot};
 use stead_schemas::guest::{Config, Phase};
 use stead_schemas::instance::Exit;
+
+use crate::children::Children;
 
 /// What failed, and in which phase of the boot.
 #[derive(Debug)]
@@ -87,11 +92,15 @@ fn prepare(config: &Config) -> Result<(), BootError> {
 
 /// Starts the program and waits for its end.
 fn run(control: &control::Control, config: &Config) -> Exit {
-    match program::start(config) {
-        Ok(pid) => {
-            control.program_started(pid, config);
+    let children = match Children::start() {
+        Ok(children) => children,
+        Err(error) => return boot_failure(&BootError::new("reaper", error)),
+    };
+    match program::start(config, &children) {
+        Ok(program) => {
+            control.program_started(program.pid, config, &children);
             say("program started");
-            program::wait(pid)
+            program::wait(&program)
         }
         Err(exit) => exit,
     }

@@ -4,21 +4,29 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::{fmt::Write as _, os::fd::AsFd};
 
-use rustix::process::{Pid, Signal, WaitOptions, wait as wait_any};
+use rustix::process::{Pid, Signal, WaitStatus};
 use stead_schemas::guest::Config;
 use stead_schemas::instance::Exit;
 
+use crate::children::Children;
 use crate::user::{self, User};
 
 /// As Docker and shells have it.
-const NOT_FOUND: i32 = 127;
-const NOT_EXECUTABLE: i32 = 126;
+pub(crate) const NOT_FOUND: i32 = 127;
+pub(crate) const NOT_EXECUTABLE: i32 = 126;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The instance's own program.
+pub(crate) struct Program {
+    pub(crate) pid: Pid,
+    end: mpsc::Receiver<WaitStatus>,
+}
+
 /// Starts the program in a session of its own, with the console as its terminal-less stdio.
-pub(crate) fn start(config: &Config) -> Result<Pid, Exit> {
+pub(crate) fn start(config: &Config, children: &Children) -> Result<Program, Exit> {
     let user = user::look_up(&config.user).map_err(|reason| not_started(None, &format!("user: {reason}")))?;
     let (name, arguments) =
         config.argv.split_first().ok_or_else(|| not_started(Some(NOT_FOUND), "no program given"))?;
@@ -33,20 +41,31 @@ pub(crate) fn start(config: &Config) -> Result<Pid, Exit> {
     let mut command = Command::new(name);
     command.args(arguments).env_clear().envs(environment(config, &user)).current_dir(directory);
     command.stdin(Stdio::null()).stdout(clone()).stderr(clone());
-    become_user(&mut command, user);
-    match command.spawn() {
-        // Not waited for through this handle: PID 1 reaps everything in one place.
-        Ok(child) => Ok(Pid::from_child(&child)),
-        Err(error) => Err(start_failure(name, &error)),
+    become_user(&mut command, user, false);
+    let (sender, end) = mpsc::sync_channel(1);
+    // The receiver is there as long as the run is.
+    let started = children.spawn(&mut command, move |status| {
+        let _ = sender.send(status);
+    });
+    match started {
+        Ok(pid) => Ok(Program { pid, end }),
+        Err(error) => {
+            let (code, message) = start_error(name, &error);
+            Err(not_started(Some(code), &message))
+        }
     }
 }
 
+/// The program's user, and a session of its own; its standard input is its terminal if it has one.
 #[expect(unsafe_code, reason = "pre_exec is the one way to drop groups and to make a session")]
-fn become_user(command: &mut Command, user: User) {
+pub(crate) fn become_user(command: &mut Command, user: User, has_terminal: bool) {
     let groups: Vec<rustix::process::Gid> =
         user.groups.iter().map(|&gid| rustix::process::Gid::from_raw(gid)).collect();
     let drop_rights = move || -> io::Result<()> {
         rustix::process::setsid()?;
+        if has_terminal {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+        }
         rustix::thread::set_thread_groups(&groups)?;
         let gid = rustix::process::Gid::from_raw(user.gid);
         let uid = rustix::process::Uid::from_raw(user.uid);
@@ -54,7 +73,7 @@ fn become_user(command: &mut Command, user: User) {
         rustix::thread::set_thread_res_uid(uid, uid, uid)?;
         Ok(())
     };
-    // SAFETY: runs between fork and exec in the child, which has one thread; the closure only makes
+    // SAFETY: runs between fork and exec in the child, which has one thread, whatever its parent has; it only makes
     // system calls and allocates nothing.
     unsafe {
         command.pre_exec(drop_rights);
@@ -62,7 +81,7 @@ fn become_user(command: &mut Command, user: User) {
 }
 
 /// Image and instance variables win over the defaults that Docker sets.
-fn environment(config: &Config, user: &User) -> Vec<(String, String)> {
+pub(crate) fn environment(config: &Config, user: &User) -> Vec<(String, String)> {
     let given = &config.env;
     let defaults =
         [("PATH", DEFAULT_PATH), ("HOME", user.home.as_str()), ("HOSTNAME", config.hostname.as_str())];
@@ -88,29 +107,26 @@ fn not_started(code: Option<i32>, message: &str) -> Exit {
     Exit { code, message: message.to_owned(), is_boot_failure: code.is_none() }
 }
 
-fn start_failure(name: &str, error: &io::Error) -> Exit {
+/// The shell's code and words for a program that could not be started.
+pub(crate) fn start_error(name: &str, error: &io::Error) -> (i32, String) {
     match error.kind() {
-        io::ErrorKind::NotFound => not_started(Some(NOT_FOUND), &format!("command not found: {name}")),
-        _ => not_started(Some(NOT_EXECUTABLE), &format!("command cannot be executed: {name}: {error}")),
+        io::ErrorKind::NotFound => (NOT_FOUND, format!("command not found: {name}")),
+        _ => (NOT_EXECUTABLE, format!("command cannot be executed: {name}: {error}")),
     }
 }
 
-/// Reaps everything until the program itself has ended.
-pub(crate) fn wait(program: Pid) -> Exit {
-    loop {
-        match wait_any(WaitOptions::empty()) {
-            Ok(Some((pid, status))) if pid == program => {
-                if let Some(signal) = status.terminating_signal() {
-                    return killed(program, signal);
-                }
+/// Waits until the program itself has ended.
+pub(crate) fn wait(program: &Program) -> Exit {
+    match program.end.recv() {
+        Ok(status) => match status.terminating_signal() {
+            Some(signal) => killed(program.pid, signal),
+            None => {
                 let code = status.exit_status().unwrap_or(-1);
-                return Exit { code: Some(code), message: describe(code), is_boot_failure: false };
+                Exit { code: Some(code), message: describe(code), is_boot_failure: false }
             }
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                let message = format!("the program's end was lost: {error}");
-                return Exit { code: None, message, is_boot_failure: false };
-            }
+        },
+        Err(_) => {
+            Exit { code: None, message: "the program's end was lost".to_owned(), is_boot_failure: false }
         }
     }
 }

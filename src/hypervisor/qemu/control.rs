@@ -1,15 +1,18 @@
 //! The host's end of a VM's control channel.
 //!
-//! One task per VM connects, asks for the guest's state, keeps the last one, and sends what is
-//! asked of the guest. The guest is not trusted: frames are bounded, texts are cleaned, and what
-//! does not carry this boot's token is dropped.
+//! One task per VM connects, asks for the guest's state, keeps the last one, sends what is asked of
+//! the guest, and carries the streams to its agent. The guest is not trusted: frames are bounded,
+//! texts are cleaned, what does not carry this boot's token is dropped, and a guest that sends what
+//! nobody asked for is read no faster than it could be of use.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use stead_controllers::host::{GuestPhase, GuestView};
-use stead_schemas::guest::{Decoder, Frame, FromGuest, PROTOCOL, Phase, ToGuest, Token};
+use stead_schemas::guest::{
+    Decoder, Frame, FrameKind, FromGuest, HEADER_BYTES, PROTOCOL, Phase, Request, ToGuest, Token,
+};
 use stead_schemas::instance::Exit;
 use stead_schemas::limits::MESSAGE_CHARS_MAX;
 use stead_schemas::names::Uid;
@@ -19,8 +22,10 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use crate::agent::{AgentError, AgentStream, Mux, Outgoing};
 use crate::hypervisor::Changed;
 
 /// Between two tries to connect; the socket is there as soon as QEMU is.
@@ -30,6 +35,11 @@ const RECONNECT_MAX: Duration = Duration::from_secs(5);
 const ATTACH_AGAIN: Duration = Duration::from_secs(5);
 /// A guest that does not take a frame for this long is left; the next connection tries again.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// Of one read from the guest.
+const READ_BYTES: usize = 64 << 10;
+/// What a guest in its senses sends unasked in a period is a thousandth of this.
+const USELESS_BYTES_MAX: usize = 1 << 20;
+const USELESS_PERIOD: Duration = Duration::from_secs(1);
 /// Requests waiting for the channel: one of each kind is all there ever is.
 const REQUESTS_MAX: usize = 8;
 
@@ -39,6 +49,7 @@ pub(super) struct Control {
     view: Arc<Mutex<GuestView>>,
     token: Token,
     requests: mpsc::Sender<ToGuest>,
+    mux: Mux,
     task: JoinHandle<()>,
 }
 
@@ -57,9 +68,21 @@ impl Control {
             is_exit_acknowledged: false,
         }));
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
-        let channel = Channel { socket, owner, token: token.clone(), view: view.clone(), changed, nonce: 0 };
+        // Two daemons one after the other must not count alike: a guest tells them apart by it.
+        let start = random();
+        let (mux, outgoing) = Mux::new(u32::try_from(start >> 32).unwrap_or(1));
+        let channel = Channel {
+            socket,
+            owner,
+            token: token.clone(),
+            view: view.clone(),
+            changed,
+            nonce: start,
+            mux: mux.clone(),
+            outgoing,
+        };
         let task = tokio::spawn(channel.run(receiver));
-        Self { view, token, requests, task }
+        Self { view, token, requests, mux, task }
     }
 
     pub(super) fn view(&self) -> GuestView {
@@ -70,12 +93,32 @@ impl Control {
         &self.token
     }
 
+    /// Opens a stream to the agent of a running program.
+    pub(super) async fn open(&self, request: Request) -> Result<AgentStream, AgentError> {
+        if self.view().phase != GuestPhase::Ready {
+            return Err(AgentError::NotReady);
+        }
+        self.mux.open(&self.token, request).await
+    }
+
     /// Hands a request to the channel, and shows at once that it was asked for.
     pub(super) fn ask(&self, request: ToGuest, note: impl FnOnce(&mut GuestView)) -> Result<(), String> {
         self.requests.try_send(request).map_err(|_| "the guest takes no requests".to_owned())?;
         note(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(())
     }
+}
+
+/// Any number; the clock's where the host has no random ones to give.
+fn random() -> u64 {
+    let mut bytes = [0u8; 8];
+    let read = std::fs::File::open("/dev/urandom")
+        .and_then(|mut source| std::io::Read::read_exact(&mut source, &mut bytes));
+    let of_clock = || jiff::Timestamp::now().as_nanosecond().to_le_bytes();
+    read.map_or_else(
+        |_| u64::from_le_bytes(*of_clock().first_chunk().unwrap_or(&[1; 8])),
+        |()| u64::from_le_bytes(bytes),
+    )
 }
 
 struct Channel {
@@ -85,6 +128,8 @@ struct Channel {
     view: Arc<Mutex<GuestView>>,
     changed: Changed,
     nonce: u64,
+    mux: Mux,
+    outgoing: Outgoing,
 }
 
 impl Channel {
@@ -96,7 +141,8 @@ impl Channel {
                 let ended = self.serve(stream, &mut requests).await;
                 debug!(owner = %self.owner, reason = ended, "the control channel was cut");
             }
-            tokio::time::sleep(delay).await;
+            self.mux.end_all();
+            let _ = tokio::time::timeout(delay, discard(&mut self.outgoing)).await;
             delay = (delay * 2).min(RECONNECT_MAX);
         }
     }
@@ -105,8 +151,9 @@ impl Channel {
     async fn serve(&mut self, stream: UnixStream, requests: &mut mpsc::Receiver<ToGuest>) -> &'static str {
         let (mut reader, mut writer) = stream.into_split();
         let mut decoder = Decoder::default();
-        let mut buffer = vec![0u8; 16 << 10];
-        self.nonce += 1;
+        let mut buffer = vec![0u8; READ_BYTES];
+        let mut useless = Useless::default();
+        self.nonce = self.nonce.wrapping_add(1);
         let nonce = self.nonce;
         if !send(&mut writer, &ToGuest::Attach { nonce }).await {
             return "the first frame was not taken";
@@ -115,19 +162,23 @@ impl Channel {
         loop {
             tokio::select! {
                 biased;
-                // Both arms only wait: what they took is handled before the next round.
+                // The arms only wait: what they took is handled before the next round.
                 request = requests.recv() => {
                     let Some(request) = request else { return "the handle was dropped" };
                     if !send(&mut writer, &request).await {
                         return "a request was not taken";
                     }
                 }
+                frame = self.outgoing.next() => {
+                    if self.mux.is_wanted(&frame) && !write(&mut writer, &frame).await {
+                        return "a frame of a stream was not taken";
+                    }
+                }
                 count = read(&mut reader, &mut buffer) => {
                     let Some(count) = count else { return "end of stream" };
                     decoder.push(&buffer[..count]);
-                    while let Some(frame) = decoder.next() {
-                        is_answered |= self.take(&frame) == Some(nonce);
-                    }
+                    is_answered |= self.take_all(&mut decoder, &mut useless, nonce);
+                    useless.pause_if_due().await;
                 }
                 () = tokio::time::sleep(ATTACH_AGAIN), if !is_answered => {
                     if !send(&mut writer, &ToGuest::Attach { nonce }).await {
@@ -136,6 +187,23 @@ impl Channel {
                 }
             }
         }
+    }
+
+    /// Takes every whole frame; whether one of them answers this attachment.
+    fn take_all(&self, decoder: &mut Decoder, useless: &mut Useless, nonce: u64) -> bool {
+        let mut is_answered = false;
+        let skipped_before = decoder.skipped();
+        while let Some(frame) = decoder.next() {
+            let length = frame.payload.len() + HEADER_BYTES;
+            if frame.kind == FrameKind::Control {
+                is_answered |= self.take(&frame) == Some(nonce);
+                useless.count(length);
+            } else if !self.mux.take(frame) {
+                useless.count(length);
+            }
+        }
+        useless.count(usize::try_from(decoder.skipped() - skipped_before).unwrap_or(usize::MAX));
+        is_answered
     }
 
     /// Takes a state of this boot; the nonce it answers.
@@ -192,7 +260,48 @@ async fn read(reader: &mut OwnedReadHalf, buffer: &mut [u8]) -> Option<usize> {
 }
 
 async fn send(writer: &mut OwnedWriteHalf, message: &ToGuest) -> bool {
-    let Ok(frame) = Frame::control(message) else { return false };
+    match Frame::control(message) {
+        Ok(frame) => write(writer, &frame).await,
+        Err(_) => false,
+    }
+}
+
+async fn write(writer: &mut OwnedWriteHalf, frame: &Frame) -> bool {
     let sent = tokio::time::timeout(WRITE_DEADLINE, writer.write_all(&frame.encode())).await;
     matches!(sent, Ok(Ok(())))
+}
+
+/// Without a connection there are no streams: what is still sent on them goes nowhere.
+async fn discard(outgoing: &mut Outgoing) {
+    loop {
+        drop(outgoing.next().await);
+    }
+}
+
+/// Bytes from the guest that serve nobody's request: garbage, repeated states, streams long over.
+struct Useless {
+    bytes: usize,
+    since: Instant,
+}
+
+impl Default for Useless {
+    fn default() -> Self {
+        Self { bytes: 0, since: Instant::now() }
+    }
+}
+
+impl Useless {
+    fn count(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    /// A flood is left where it is for the rest of its second; the guest's own writes wait then.
+    async fn pause_if_due(&mut self) {
+        if self.bytes < USELESS_BYTES_MAX {
+            return;
+        }
+        let until = self.since + USELESS_PERIOD;
+        tokio::time::sleep_until(until).await;
+        *self = Self::default();
+    }
 }

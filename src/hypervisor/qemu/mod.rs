@@ -23,7 +23,7 @@ use jiff::Timestamp;
 use stead_controllers::host::{
     GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, VmmState,
 };
-use stead_schemas::guest::{self, ToGuest, Token};
+use stead_schemas::guest::{self, Request, ToGuest, Token};
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::quantity::Bytes;
 use tokio::task::JoinHandle;
@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 use self::control::Control;
 use self::monitor::Monitor;
 use self::places::{Places, Record};
+use crate::agent::{AgentError, AgentStream};
 use crate::host::cgroup::Cgroups;
 use crate::host::kernel::Kernel;
 use crate::host::process::Identity;
@@ -111,6 +112,15 @@ impl Qemu {
     #[must_use]
     pub fn console_log(data_dir: &Path, owner: &Uid) -> PathBuf {
         Places::new(Path::new(""), data_dir, owner).console_log()
+    }
+
+    /// Opens a stream to the agent in the VM of an instance.
+    ///
+    /// # Errors
+    /// When no program runs there, or its guest is not reached now.
+    pub async fn open_stream(&self, owner: &Uid, request: Request) -> Result<AgentStream, AgentError> {
+        let attached = self.lock().get(owner).cloned().ok_or(AgentError::NotReady)?;
+        attached.control.open(request).await
     }
 
     fn places(&self, owner: &Uid) -> Places {

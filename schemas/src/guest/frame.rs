@@ -1,111 +1,71 @@
-//! Host to guest: what travels on the control channel of a VM.
+//! Frames: magic, payload length, kind, stream id, payload.
 //!
-//! A byte stream each way, cut into frames: magic, payload length, kind, stream id, payload. Stream 0
-//! carries control messages as JSON; other streams are for what an agent multiplexes later.
-//! State is told whole and again on every `Attach`, so a host that comes back has missed nothing.
-//!
-//! Guarantees: decoding never panics, never holds more than one frame of the largest size, and
-//! finds the next frame after garbage.
-//! The guest is not trusted: after [`ToGuest::Configure`] its frames carry the token of this boot,
-//! and the host drops the others.
-
-use std::collections::BTreeMap;
-use std::fmt;
-use std::net::Ipv4Addr;
+//! Guarantees: decoding never panics, never holds more than one frame of the largest size and one
+//! read, and finds the next frame after garbage.
 
 use serde::{Deserialize, Serialize};
 
-use crate::instance::{Exit, Secret};
-
-/// The version of this protocol; a guest of another one is refused with both numbers named.
-pub const PROTOCOL: u32 = 1;
-/// Name of the control port inside the guest (`/sys/class/virtio-ports/*/name`).
-pub const CONTROL_PORT: &str = "stead.control";
 /// Starts every frame; a byte no UTF-8 text holds comes first, so that JSON never contains it.
 pub const MAGIC: [u8; 4] = [0xf7, b's', b't', b'd'];
 /// Magic, length, kind, stream.
 pub const HEADER_BYTES: usize = 13;
 /// The largest payload: a configuration with the largest environment and argument list, escaped.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
-/// The kind of control frames.
-pub const KIND_CONTROL: u8 = 0;
-
-/// What the guest's PID 1 has to do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Config {
-    pub hostname: String,
-    /// Program and arguments; executed directly, no shell.
-    pub argv: Vec<String>,
-    pub env: BTreeMap<String, Secret>,
-    /// Empty means `/`.
-    pub working_dir: String,
-    /// As the image says: `user`, `uid`, `user:group`; looked up in the image's own files.
-    pub user: String,
-    pub stop_signal: Option<String>,
-    /// How long the program has between the stop signal and the kill.
-    pub shutdown_grace_millis: u64,
-    pub network: Option<NetworkConfig>,
-    pub has_agent: bool,
+/// What a frame is about. Host and guest send the same kinds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameKind {
+    /// Stream 0: [`super::ToGuest`], [`super::FromGuest`].
+    Control,
+    /// Host to guest: begins a stream with a [`super::Open`].
+    Open,
+    /// Bytes of the stream: standard input and output, contents of files.
+    Data,
+    /// Bytes of standard error, where they are told apart.
+    ErrorData,
+    /// No more [`FrameKind::Data`] comes from this side.
+    Eof,
+    /// A [`super::ToStream`] or [`super::FromStream`].
+    Message,
+    /// Four bytes, little endian: as many more bytes of data may be sent.
+    Window,
+    /// The stream is over; what still arrives for it is dropped.
+    Close,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetworkConfig {
-    pub address: Ipv4Addr,
-    pub prefix: u8,
-    pub gateway: Ipv4Addr,
-    pub dns: Vec<Ipv4Addr>,
-}
+impl FrameKind {
+    const ALL: [Self; 8] = [
+        Self::Control,
+        Self::Open,
+        Self::Data,
+        Self::ErrorData,
+        Self::Eof,
+        Self::Message,
+        Self::Window,
+        Self::Close,
+    ];
 
-/// Per-boot secret: what carries it was said after this boot was configured, by this boot.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Token(pub String);
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+    fn code(self) -> u8 {
+        match self {
+            Self::Control => 0,
+            Self::Open => 1,
+            Self::Data => 2,
+            Self::ErrorData => 3,
+            Self::Eof => 4,
+            Self::Message => 5,
+            Self::Window => 6,
+            Self::Close => 7,
+        }
     }
-}
 
-/// Host to guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub enum ToGuest {
-    /// The host is (again) listening: tell the state. The nonce comes back with it.
-    Attach { nonce: u64 },
-    /// Taken once; repeated ones are ignored.
-    Configure { token: Token, config: Box<Config> },
-    /// End the program: stop signal, grace, kill.
-    Shutdown { token: Token },
-    /// The exit record is stored: power off.
-    AcknowledgeExit { token: Token },
-}
-
-/// Guest to host: always the whole state.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FromGuest {
-    pub protocol: u32,
-    /// Of the last `Attach` that was seen; 0 before any.
-    pub nonce: u64,
-    /// None until configured.
-    pub token: Option<Token>,
-    pub phase: Phase,
-    pub exit: Option<Exit>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    AwaitingConfig,
-    Configured,
-    Ready,
-    Exited,
+    fn of(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.code() == code)
+    }
 }
 
 /// One frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    pub kind: u8,
+    pub kind: FrameKind,
     pub stream: u32,
     pub payload: Vec<u8>,
 }
@@ -125,14 +85,47 @@ impl Frame {
         if payload.len() > PAYLOAD_BYTES_MAX {
             return Err(TooLarge(payload.len()));
         }
-        Ok(Self { kind: KIND_CONTROL, stream: 0, payload })
+        Ok(Self { kind: FrameKind::Control, stream: 0, payload })
+    }
+
+    /// A frame of a stream with a JSON payload.
+    ///
+    /// # Errors
+    /// When the message is larger than a frame.
+    pub fn json<T: Serialize>(kind: FrameKind, stream: u32, message: &T) -> Result<Self, TooLarge> {
+        Ok(Self { kind, stream, ..Self::control(message)? })
+    }
+
+    /// As many more bytes of data may be sent on this stream.
+    #[must_use]
+    pub fn window(stream: u32, bytes: u32) -> Self {
+        Self { kind: FrameKind::Window, stream, payload: bytes.to_le_bytes().to_vec() }
+    }
+
+    /// A frame that says all by its kind.
+    #[must_use]
+    pub fn bare(kind: FrameKind, stream: u32) -> Self {
+        Self { kind, stream, payload: Vec::new() }
+    }
+
+    /// The bytes that a window frame grants; 0 for other frames.
+    #[must_use]
+    pub fn granted(&self) -> u32 {
+        let bytes = self.payload.first_chunk().filter(|_| self.kind == FrameKind::Window);
+        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
     }
 
     /// The message of a control frame; `None` for other frames and for what does not parse.
     #[must_use]
     pub fn message<T: for<'de> Deserialize<'de>>(&self) -> Option<T> {
-        let is_control = self.kind == KIND_CONTROL && self.stream == 0;
-        is_control.then(|| serde_json::from_slice(&self.payload).ok()).flatten()
+        let is_control = self.kind == FrameKind::Control && self.stream == 0;
+        is_control.then(|| self.parse()).flatten()
+    }
+
+    /// The JSON payload, whatever the kind.
+    #[must_use]
+    pub fn parse<T: for<'de> Deserialize<'de>>(&self) -> Option<T> {
+        serde_json::from_slice(&self.payload).ok()
     }
 
     #[must_use]
@@ -141,7 +134,7 @@ impl Frame {
         let mut bytes = Vec::with_capacity(HEADER_BYTES + self.payload.len());
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&length.to_le_bytes());
-        bytes.push(self.kind);
+        bytes.push(self.kind.code());
         bytes.extend_from_slice(&self.stream.to_le_bytes());
         bytes.extend_from_slice(&self.payload);
         bytes
@@ -152,13 +145,27 @@ impl Frame {
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
+    /// Where the part not yet taken begins.
+    start: usize,
+    skipped: u64,
 }
 
 impl Decoder {
     /// Takes what arrived. The caller drains [`Decoder::next`] before the next call, so that the
     /// buffer holds less than a frame and one read.
     pub fn push(&mut self, bytes: &[u8]) {
+        // What was taken goes when it is the larger part: moving is then paid by what was taken.
+        if self.start * 2 >= self.buffer.len() {
+            self.buffer.drain(..self.start);
+            self.start = 0;
+        }
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Bytes so far that belonged to no frame: what a peer in its senses sends hardly ever.
+    #[must_use]
+    pub fn skipped(&self) -> u64 {
+        self.skipped
     }
 
     /// The next whole frame.
@@ -166,32 +173,35 @@ impl Decoder {
     pub fn next(&mut self) -> Option<Frame> {
         loop {
             self.skip_to_magic();
-            let header: &[u8; HEADER_BYTES] = self.buffer.first_chunk()?;
+            let rest = &self.buffer[self.start..];
+            let header: &[u8; HEADER_BYTES] = rest.first_chunk()?;
             let word =
                 |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
             let length = usize::try_from(word(4)).unwrap_or(usize::MAX);
-            if length > PAYLOAD_BYTES_MAX {
+            let Some(kind) = FrameKind::of(header[8]).filter(|_| length <= PAYLOAD_BYTES_MAX) else {
                 // A lie or a chance magic: this one is not a frame.
-                self.buffer.drain(..1);
+                self.start += 1;
+                self.skipped += 1;
                 continue;
-            }
-            let (kind, stream) = (header[8], word(9));
+            };
+            let stream = word(9);
             let end = HEADER_BYTES + length;
-            let payload = self.buffer.get(HEADER_BYTES..end)?.to_vec();
-            self.buffer.drain(..end);
+            let payload = rest.get(HEADER_BYTES..end)?.to_vec();
+            self.start += end;
             return Some(Frame { kind, stream, payload });
         }
     }
 
     /// Drops what is not the start of a frame, keeping a partial magic at the end.
     fn skip_to_magic(&mut self) {
+        let rest = &self.buffer[self.start..];
         let is_start = |at: usize| {
-            let rest = &self.buffer[at..];
-            let known = rest.len().min(MAGIC.len());
-            rest[..known] == MAGIC[..known]
+            let known = (rest.len() - at).min(MAGIC.len());
+            rest[at..at + known] == MAGIC[..known]
         };
-        let start = (0..self.buffer.len()).find(|&at| is_start(at)).unwrap_or(self.buffer.len());
-        self.buffer.drain(..start);
+        let skipped = (0..rest.len()).find(|&at| is_start(at)).unwrap_or(rest.len());
+        self.start += skipped;
+        self.skipped += u64::try_from(skipped).unwrap_or(u64::MAX);
     }
 }
 
@@ -199,6 +209,7 @@ impl Decoder {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::{FromGuest, ToGuest};
     use super::*;
 
     fn frames(decoder: &mut Decoder) -> Vec<Frame> {
@@ -212,7 +223,7 @@ mod tests {
             cut in 1usize..40,
         ) {
             let sent: Vec<Frame> =
-                payloads.into_iter().map(|payload| Frame { kind: 3, stream: 9, payload }).collect();
+                payloads.into_iter().map(|payload| Frame { kind: FrameKind::Data, stream: 9, payload }).collect();
             let bytes: Vec<u8> = sent.iter().flat_map(Frame::encode).collect();
             let mut decoder = Decoder::default();
             let mut received = Vec::new();
@@ -230,7 +241,7 @@ mod tests {
             let mut decoder = Decoder::default();
             decoder.push(&garbage);
             prop_assert!(frames(&mut decoder).is_empty());
-            let frame = Frame { kind: 0, stream: 0, payload: b"{}".to_vec() };
+            let frame = Frame { kind: FrameKind::Control, stream: 0, payload: b"{}".to_vec() };
             decoder.push(&frame.encode());
             prop_assert_eq!(frames(&mut decoder), vec![frame]);
         }
@@ -243,7 +254,7 @@ mod tests {
             for part in parts {
                 decoder.push(&part);
                 let _ = frames(&mut decoder);
-                prop_assert!(decoder.buffer.len() <= HEADER_BYTES + PAYLOAD_BYTES_MAX);
+                prop_assert!(decoder.buffer.len() - decoder.start <= HEADER_BYTES + PAYLOAD_BYTES_MAX);
             }
         }
     }
@@ -253,9 +264,9 @@ mod tests {
         let header = |length: u32| [&MAGIC[..], &length.to_le_bytes(), &[0, 0, 0, 0, 0]].concat();
         let mut decoder = Decoder::default();
         decoder.push(&header(1 + u32::try_from(PAYLOAD_BYTES_MAX).expect("fits")));
-        decoder.push(&Frame { kind: 1, stream: 2, payload: vec![7] }.encode());
+        decoder.push(&Frame { kind: FrameKind::Open, stream: 2, payload: vec![7] }.encode());
         assert_eq!(frames(&mut decoder).len(), 1);
-        let largest = Frame { kind: 0, stream: 0, payload: vec![1; PAYLOAD_BYTES_MAX] };
+        let largest = Frame { kind: FrameKind::Control, stream: 0, payload: vec![1; PAYLOAD_BYTES_MAX] };
         decoder.push(&largest.encode());
         assert_eq!(frames(&mut decoder), vec![largest]);
         assert_eq!(Frame::control(&"x".repeat(PAYLOAD_BYTES_MAX)), Err(TooLarge(PAYLOAD_BYTES_MAX + 2)));

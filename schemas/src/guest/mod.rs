@@ -1,0 +1,101 @@
+//! Host to guest: what travels on the control channel of a VM.
+//!
+//! A byte stream each way, cut into frames ([`Frame`]). Stream 0 carries control messages as JSON:
+//! state is told whole and again on every `Attach`, so a host that comes back has missed nothing.
+//! Other streams are what the agent does for the host, many at once ([`Open`]).
+//!
+//! The guest is not trusted: after [`ToGuest::Configure`] its control frames carry the token of this
+//! boot, and the host drops the others.
+
+mod frame;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::instance::{Exit, Secret};
+
+pub use frame::{Decoder, Frame, FrameKind, HEADER_BYTES, MAGIC, PAYLOAD_BYTES_MAX, TooLarge};
+pub use stream::{
+    CopyFrom, CopyTo, DATA_BYTES_MAX, Entry, EntryKind, Exec, FromStream, Open, PathInfo, Request, Stat,
+    ToStream, WINDOW_BYTES,
+};
+
+/// The version of this protocol; a guest of another one is refused with both numbers named.
+pub const PROTOCOL: u32 = 1;
+/// Name of the control port inside the guest (`/sys/class/virtio-ports/*/name`).
+pub const CONTROL_PORT: &str = "stead.control";
+/// What the guest's PID 1 has to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    pub hostname: String,
+    /// Program and arguments; executed directly, no shell.
+    pub argv: Vec<String>,
+    pub env: BTreeMap<String, Secret>,
+    /// Empty means `/`.
+    pub working_dir: String,
+    /// As the image says: `user`, `uid`, `user:group`; looked up in the image's own files.
+    pub user: String,
+    pub stop_signal: Option<String>,
+    /// How long the program has between the stop signal and the kill.
+    pub shutdown_grace_millis: u64,
+    pub network: Option<NetworkConfig>,
+    pub has_agent: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkConfig {
+    pub address: Ipv4Addr,
+    pub prefix: u8,
+    pub gateway: Ipv4Addr,
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// Per-boot secret: what carries it was said after this boot was configured, by this boot.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Token(pub String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Host to guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToGuest {
+    /// The host is (again) listening: tell the state. The nonce comes back with it.
+    Attach { nonce: u64 },
+    /// Taken once; repeated ones are ignored.
+    Configure { token: Token, config: Box<Config> },
+    /// End the program: stop signal, grace, kill.
+    Shutdown { token: Token },
+    /// The exit record is stored: power off.
+    AcknowledgeExit { token: Token },
+}
+
+/// Guest to host: always the whole state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FromGuest {
+    pub protocol: u32,
+    /// Of the last `Attach` that was seen; 0 before any.
+    pub nonce: u64,
+    /// None until configured.
+    pub token: Option<Token>,
+    pub phase: Phase,
+    pub exit: Option<Exit>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    AwaitingConfig,
+    Configured,
+    Ready,
+    Exited,
+}

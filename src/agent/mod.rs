@@ -1,0 +1,35 @@
+//! Streams to the agent of a guest, as the host uses them; what carries them is a driver's matter.
+//!
+//! Guarantees: memory of a stream is bounded by its window whatever the guest sends; a consumer
+//! that does not read stops the guest's side of this stream and nothing else; dropping a stream
+//! closes it in the guest.
+
+mod inbox;
+mod mux;
+
+use bytes::Bytes;
+use stead_schemas::guest::FromStream;
+
+pub use mux::{AgentStream, StreamReceiver, StreamSender};
+pub(crate) use mux::{Mux, Outgoing};
+
+/// Why an agent cannot be used now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AgentError {
+    /// No VM, or one that has not come so far, or whose program has ended.
+    #[error("the guest's agent is not there")]
+    NotReady,
+    /// The connection was cut, or the daemon has more of them than it can serve.
+    #[error("the connection to the guest's agent was lost")]
+    Lost,
+    #[error("too many streams to this guest at once")]
+    TooMany,
+}
+
+/// What the guest sent on a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    Data(Bytes),
+    ErrorData(Bytes),
+    Message(FromStream),
+}

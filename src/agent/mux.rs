@@ -1,0 +1,323 @@
+//! Many streams on one connection: their table, and the two halves that a consumer holds.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use stead_schemas::guest::{DATA_BYTES_MAX, Frame, FrameKind, Open, Request, ToStream, Token, WINDOW_BYTES};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::inbox::Inbox;
+use super::{AgentError, Event};
+
+/// Streams at once to one guest; the guest has the same bound.
+const STREAMS_MAX: usize = 256;
+/// Frames that wait for the connection; each stream waits here, so none can fill memory.
+const OUTGOING_MAX: usize = 16;
+/// Consumed bytes are given back in portions of at least this size.
+const RENEWAL_BYTES: u32 = WINDOW_BYTES / 4;
+
+/// The streams of one guest. Clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct Mux(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    table: Mutex<Table>,
+    outgoing: mpsc::Sender<Frame>,
+    /// One for each stream at most, so the table bounds it.
+    closing: mpsc::UnboundedSender<u32>,
+}
+
+#[derive(Debug)]
+struct Table {
+    streams: BTreeMap<u32, Entry>,
+    /// Counts on; starts anywhere, so that what a guest sends late for an earlier connection meets
+    /// no stream of this one.
+    next_id: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    inbox: Arc<Inbox>,
+    credit: Arc<Semaphore>,
+}
+
+/// What the connection's task has to send.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    frames: mpsc::Receiver<Frame>,
+    closing: mpsc::UnboundedReceiver<u32>,
+}
+
+impl Outgoing {
+    /// The next frame of a stream; cancel safe. Pending for ever when there will be none.
+    pub(crate) async fn next(&mut self) -> Frame {
+        tokio::select! {
+            biased;
+            Some(id) = self.closing.recv() => Frame::bare(FrameKind::Close, id),
+            Some(frame) = self.frames.recv() => frame,
+            else => std::future::pending().await,
+        }
+    }
+}
+
+impl Mux {
+    pub(crate) fn new(first_id: u32) -> (Self, Outgoing) {
+        let (outgoing, frames) = mpsc::channel(OUTGOING_MAX);
+        let (closer, closing) = mpsc::unbounded_channel();
+        let table = Mutex::new(Table { streams: BTreeMap::new(), next_id: first_id.max(1) });
+        let shared = Shared { table, outgoing, closing: closer };
+        (Self(Arc::new(shared)), Outgoing { frames, closing })
+    }
+
+    /// Opens a stream; its answer comes on it.
+    pub(crate) async fn open(&self, token: &Token, request: Request) -> Result<AgentStream, AgentError> {
+        let entry = Entry { inbox: Arc::new(Inbox::new()), credit: Arc::new(Semaphore::new(window())) };
+        let id = self.enter(entry.clone())?;
+        let sender = StreamSender { id, mux: self.clone(), credit: entry.credit };
+        let receiver = StreamReceiver { id, mux: self.clone(), inbox: entry.inbox, consumed: 0 };
+        // From here on a drop closes it.
+        let stream = AgentStream { sender, receiver };
+        let open = Open { token: token.clone(), request };
+        let frame = Frame::json(FrameKind::Open, id, &open).map_err(|_| AgentError::Lost)?;
+        self.0.outgoing.send(frame).await.map_err(|_| AgentError::Lost)?;
+        Ok(stream)
+    }
+
+    fn enter(&self, entry: Entry) -> Result<u32, AgentError> {
+        let mut table = self.lock();
+        if table.streams.len() >= STREAMS_MAX {
+            return Err(AgentError::TooMany);
+        }
+        loop {
+            let id = table.next_id;
+            table.next_id = id.checked_add(1).unwrap_or(1);
+            if let std::collections::btree_map::Entry::Vacant(vacant) = table.streams.entry(id) {
+                vacant.insert(entry);
+                return Ok(id);
+            }
+        }
+    }
+
+    /// Takes a frame from the guest; `false` when it belongs to no stream.
+    pub(crate) fn take(&self, frame: Frame) -> bool {
+        let id = frame.stream;
+        let entry = self.lock().streams.get(&id).cloned();
+        let Some(entry) = entry else { return false };
+        if frame.kind == FrameKind::Window {
+            let granted = usize::try_from(frame.granted()).unwrap_or(0);
+            // Never beyond the window: a guest that lies gets no more of our memory for it.
+            let room = window().saturating_sub(entry.credit.available_permits());
+            entry.credit.add_permits(granted.min(room));
+            return true;
+        }
+        if !entry.inbox.take(frame) {
+            self.leave(id);
+        }
+        true
+    }
+
+    /// Whether a frame for the guest still has its stream; a close always goes out.
+    pub(crate) fn is_wanted(&self, frame: &Frame) -> bool {
+        frame.kind == FrameKind::Close || self.lock().streams.contains_key(&frame.stream)
+    }
+
+    /// The connection is gone: every stream is over.
+    pub(crate) fn end_all(&self) {
+        let streams = std::mem::take(&mut self.lock().streams);
+        for entry in streams.into_values() {
+            entry.inbox.end();
+            entry.credit.close();
+        }
+    }
+
+    fn leave(&self, id: u32) {
+        let entry = self.lock().streams.remove(&id);
+        if let Some(entry) = entry {
+            entry.inbox.end();
+            entry.credit.close();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn window() -> usize {
+    usize::try_from(WINDOW_BYTES).unwrap_or(usize::MAX)
+}
+
+/// One stream, whole.
+#[derive(Debug)]
+pub struct AgentStream {
+    pub sender: StreamSender,
+    pub receiver: StreamReceiver,
+}
+
+/// The half that sends.
+#[derive(Debug)]
+pub struct StreamSender {
+    id: u32,
+    mux: Mux,
+    credit: Arc<Semaphore>,
+}
+
+impl StreamSender {
+    /// Sends data; waits while the guest does not consume. Cancelled, a part may have been sent.
+    ///
+    /// # Errors
+    /// When the stream is over.
+    pub async fn data(&mut self, mut bytes: Bytes) -> Result<(), AgentError> {
+        while !bytes.is_empty() {
+            let part = bytes.split_to(bytes.len().min(DATA_BYTES_MAX));
+            let count = u32::try_from(part.len()).unwrap_or(u32::MAX);
+            let spent = self.credit.acquire_many(count).await.map_err(|_| AgentError::Lost)?;
+            spent.forget();
+            self.send(Frame { kind: FrameKind::Data, stream: self.id, payload: part.into() }).await?;
+        }
+        Ok(())
+    }
+
+    /// No more data comes.
+    ///
+    /// # Errors
+    /// When the stream is over.
+    pub async fn eof(&mut self) -> Result<(), AgentError> {
+        self.send(Frame::bare(FrameKind::Eof, self.id)).await
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// When the stream is over.
+    pub async fn message(&mut self, message: &ToStream) -> Result<(), AgentError> {
+        let frame = Frame::json(FrameKind::Message, self.id, message).map_err(|_| AgentError::Lost)?;
+        self.send(frame).await
+    }
+
+    async fn send(&self, frame: Frame) -> Result<(), AgentError> {
+        self.mux.0.outgoing.send(frame).await.map_err(|_| AgentError::Lost)
+    }
+}
+
+/// The half that receives; dropping it closes the stream.
+#[derive(Debug)]
+pub struct StreamReceiver {
+    id: u32,
+    mux: Mux,
+    inbox: Arc<Inbox>,
+    consumed: u32,
+}
+
+impl StreamReceiver {
+    /// The next event; `None` when the stream is over. Cancel safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        // Before the wait: cancelled there, nothing is lost.
+        if self.consumed >= RENEWAL_BYTES {
+            let frame = Frame::window(self.id, self.consumed);
+            if let Ok(permit) = self.mux.0.outgoing.reserve().await {
+                self.inbox.renew(self.consumed);
+                permit.send(frame);
+                self.consumed = 0;
+            }
+        }
+        let (event, length) = self.inbox.next().await?;
+        self.consumed = self.consumed.saturating_add(u32::try_from(length).unwrap_or(u32::MAX));
+        Some(event)
+    }
+}
+
+impl Drop for StreamReceiver {
+    fn drop(&mut self) {
+        let was_open = self.mux.lock().streams.contains_key(&self.id);
+        self.mux.leave(self.id);
+        if was_open {
+            // The connection's task may be gone, and the guest's stream with it.
+            let _ = self.mux.0.closing.send(self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stead_schemas::guest::{FromStream, Stat};
+
+    fn request() -> Request {
+        Request::Stat(Stat { path: "/".to_owned(), follows_links: false })
+    }
+
+    async fn opened() -> (Mux, Outgoing, AgentStream, u32) {
+        let (mux, mut outgoing) = Mux::new(7);
+        let stream = mux.open(&Token("t".to_owned()), request()).await.expect("opened");
+        let frame = outgoing.next().await;
+        assert_eq!((frame.kind, frame.stream), (FrameKind::Open, 7));
+        (mux, outgoing, stream, 7)
+    }
+
+    fn data(stream: u32, length: usize) -> Frame {
+        Frame { kind: FrameKind::Data, stream, payload: vec![1; length] }
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_sends_more_than_its_window_loses_the_stream() {
+        let (mux, _outgoing, mut stream, id) = opened().await;
+        let mut sent = 0;
+        while mux.take(data(id, DATA_BYTES_MAX)) {
+            sent += DATA_BYTES_MAX;
+            assert!(sent <= window() + 3 * DATA_BYTES_MAX, "nothing stops it");
+        }
+        let mut received = 0;
+        while let Some(Event::Data(bytes)) = stream.receiver.next().await {
+            received += bytes.len();
+        }
+        assert!(received >= window());
+    }
+
+    #[tokio::test]
+    async fn a_reader_renews_the_window_and_a_sender_waits_for_it() {
+        let (mux, mut outgoing, mut stream, id) = opened().await;
+        for _ in 0..4 {
+            assert!(mux.take(data(id, DATA_BYTES_MAX)));
+        }
+        for _ in 0..4 {
+            assert!(matches!(stream.receiver.next().await, Some(Event::Data(_))));
+        }
+        let close =
+            mux.take(Frame::json(FrameKind::Message, id, &FromStream::Copied { bytes: 1 }).expect("small"));
+        assert!(close);
+        assert!(matches!(stream.receiver.next().await, Some(Event::Message(_))));
+        let renewed = outgoing.next().await;
+        assert!(renewed.granted() >= RENEWAL_BYTES, "{renewed:?}");
+
+        let pump = tokio::spawn(async move {
+            let sent = stream.sender.data(vec![0; 2 * window()].into()).await;
+            (sent, stream)
+        });
+        let mut received = 0;
+        while received < window() {
+            received += outgoing.next().await.payload.len();
+        }
+        assert_eq!(received, window());
+        assert!(mux.take(Frame::window(id, WINDOW_BYTES)));
+        while received < 2 * window() {
+            received += outgoing.next().await.payload.len();
+        }
+        assert_eq!(pump.await.expect("no panic").0, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_stream_is_closed_in_the_guest_and_a_lost_connection_ends_all() {
+        let (mux, mut outgoing, stream, id) = opened().await;
+        drop(stream);
+        let frame = outgoing.next().await;
+        assert_eq!((frame.kind, frame.stream), (FrameKind::Close, id));
+        assert!(!mux.take(data(id, 1)), "the stream is still known");
+        let mut stream = mux.open(&Token(String::new()), request()).await.expect("opened");
+        mux.end_all();
+        assert_eq!(stream.receiver.next().await, None);
+        assert_eq!(stream.sender.data(Bytes::from_static(b"x")).await, Err(AgentError::Lost));
+    }
+}

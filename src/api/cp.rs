@@ -1,0 +1,181 @@
+//! `GET /instances/{id}/cp`: files into and out of a guest, over a WebSocket.
+//!
+//! Guarantees: memory is a window whatever the size; a file is in place whole or not at all; what a
+//! guest sends is checked (names, sizes) before a client sees it.
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection};
+use axum::extract::{Path, State};
+use axum::response::Response;
+use futures::{SinkExt, StreamExt};
+use stead_schemas::api::{CopyFrame, CopyHeader, CopyRequest, Direction};
+use stead_schemas::guest::FromStream;
+use stead_schemas::names::Uid;
+
+use super::socket::{self, Sink, Stream};
+use super::{ApiError, ApiState};
+use crate::agent::{AgentStream, Event};
+
+pub(super) async fn cp(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let uid = socket::running(state.store(), &id?.0)?.meta.uid.clone();
+    Ok(socket::bounded(upgrade?).on_upgrade(move |socket| session(state, uid, socket)))
+}
+
+/// Why a copy ends early.
+enum Stop {
+    ClientGone,
+    Failed { message: String, path: Option<String> },
+}
+
+impl From<axum::Error> for Stop {
+    fn from(_: axum::Error) -> Self {
+        Self::ClientGone
+    }
+}
+
+async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
+    let (mut sink, mut stream) = socket.split();
+    let opened = async {
+        let request: CopyRequest = socket::first(&mut stream).await?;
+        let direction = request.direction;
+        let agent = socket::open(&state, &instance, request.into_request()?, None).await;
+        agent.map(|agent| (agent, direction)).map_err(|error| error.to_string())
+    };
+    let copied = match opened.await {
+        Ok((agent, Direction::To)) => to(agent, &mut sink, &mut stream).await,
+        Ok((agent, Direction::From)) => from(agent, &mut sink, &mut stream).await,
+        Err(message) => Err(Stop::Failed { message, path: None }),
+    };
+    let last = match copied {
+        Ok(last) => last,
+        Err(Stop::Failed { message, path }) => Some(CopyFrame::Error { message, path }),
+        Err(Stop::ClientGone) => return,
+    };
+    socket::finish(&mut sink, last.as_ref().map(text)).await;
+}
+
+fn text(frame: &CopyFrame) -> String {
+    serde_json::to_string(frame).unwrap_or_default()
+}
+
+fn lost() -> Stop {
+    Stop::Failed { message: "the connection to the guest was lost".to_owned(), path: None }
+}
+
+/// Into the guest: data and end from the client, one result from the guest.
+async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<Option<CopyFrame>, Stop> {
+    let AgentStream { mut sender, mut receiver } = agent;
+    let mut has_ended = false;
+    let send = async {
+        loop {
+            match stream.next().await {
+                Some(Ok(Message::Binary(bytes))) => {
+                    if sender.data(bytes).await.is_err() {
+                        // The guest gave up; it says why.
+                        return std::future::pending().await;
+                    }
+                }
+                Some(Ok(Message::Text(word))) if is_end(&word) => {
+                    has_ended = true;
+                    let _ = sender.eof().await;
+                    return std::future::pending().await;
+                }
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Text(_))) => {
+                    let message = "unexpected text: data is binary, and the end is {\"type\":\"end\"}";
+                    return Stop::Failed { message: message.to_owned(), path: None };
+                }
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return Stop::ClientGone,
+            }
+        }
+    };
+    let answer = async {
+        loop {
+            match receiver.next().await {
+                Some(Event::Message(FromStream::Copied { bytes })) => {
+                    let bytes_written = (bytes > 0).then_some(bytes);
+                    return Ok(CopyFrame::Result { success: true, error: None, bytes_written });
+                }
+                Some(Event::Message(FromStream::Failed { message, path, .. })) => {
+                    let error = path.map_or(message.clone(), |path| format!("{path}: {message}"));
+                    return Ok(CopyFrame::Result { success: false, error: Some(error), bytes_written: None });
+                }
+                Some(_) => {}
+                None => return Err(lost()),
+            }
+        }
+    };
+    let result = tokio::select! {
+        biased;
+        result = answer => result?,
+        stopped = send => return Err(stopped),
+    };
+    if has_ended {
+        return Ok(Some(result));
+    }
+    // Told at once; and what is still on its way is taken, or the client, which reads only when it
+    // has sent all, would see a broken connection instead.
+    sink.send(Message::Text(text(&result).into())).await?;
+    while let Some(Ok(message)) = stream.next().await {
+        if matches!(&message, Message::Text(word) if is_end(word)) {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+fn is_end(word: &str) -> bool {
+    matches!(serde_json::from_str(word), Ok(CopyFrame::End { .. }))
+}
+
+/// Out of the guest: entries with exactly the data that their headers announce.
+async fn from(
+    mut agent: AgentStream,
+    sink: &mut Sink,
+    stream: &mut Stream,
+) -> Result<Option<CopyFrame>, Stop> {
+    let mut left = 0;
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = agent.receiver.next() => event,
+            // Nothing is expected of the client but its end.
+            message = stream.next() => match message {
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Stop::ClientGone),
+                Some(Ok(_)) => continue,
+            },
+        };
+        match event {
+            Some(Event::Data(bytes)) => {
+                let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+                left = u64::checked_sub(left, length).ok_or_else(lied)?;
+                sink.send(Message::Binary(bytes)).await?;
+            }
+            Some(Event::Message(FromStream::Entry(entry))) if left == 0 => {
+                let header = CopyHeader::of(entry).map_err(|message| Stop::Failed { message, path: None })?;
+                left = header.size;
+                sink.send(Message::Text(text(&CopyFrame::Header(header)).into())).await?;
+            }
+            Some(Event::Message(FromStream::EntryEnd { is_last })) if left == 0 => {
+                let end = CopyFrame::End { is_final: Some(is_last) };
+                if is_last {
+                    return Ok(Some(end));
+                }
+                sink.send(Message::Text(text(&end).into())).await?;
+            }
+            Some(Event::Message(FromStream::Failed { message, path, .. })) => {
+                return Err(Stop::Failed { message, path });
+            }
+            Some(Event::Message(_) | Event::ErrorData(_)) => return Err(lied()),
+            None => return Err(lost()),
+        }
+    }
+}
+
+fn lied() -> Stop {
+    Stop::Failed { message: "the guest sent something else than it announced".to_owned(), path: None }
+}

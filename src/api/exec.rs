@@ -1,0 +1,141 @@
+//! `GET /instances/{id}/exec`: a program beside the instance's own, over a WebSocket.
+//!
+//! Guarantees: never more than a window of output is held; output is whole and in order before the
+//! exit code; a client that vanishes, with or without a word, takes its program with it.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection};
+use axum::extract::{Path, State};
+use axum::response::Response;
+use bytes::{BufMut, Bytes, BytesMut};
+use futures::{SinkExt, StreamExt};
+use serde_json::json;
+use stead_schemas::api::{ExecControl, ExecRequest};
+use stead_schemas::guest::{FromStream, Request};
+use stead_schemas::names::Uid;
+use tokio::time::Instant;
+
+use super::socket::{self, PING_INTERVAL, SILENCE_MAX, Sink, Stream};
+use super::{ApiError, ApiState};
+use crate::agent::{AgentStream, Event, StreamReceiver, StreamSender};
+
+/// What a shell says of a program that it could not start for no reason it knows.
+const NOT_STARTED: i32 = 127;
+/// First bytes of frames when the outputs are told apart.
+const STANDARD_OUTPUT: u8 = 1;
+const STANDARD_ERROR: u8 = 2;
+
+pub(super) async fn exec(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let uid = socket::running(state.store(), &id?.0)?.meta.uid.clone();
+    Ok(socket::bounded(upgrade?).on_upgrade(move |socket| session(state, uid, socket)))
+}
+
+async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
+    let (mut sink, mut stream) = socket.split();
+    let opened = async {
+        let request: ExecRequest = socket::first(&mut stream).await?;
+        let wait = request.wait_for_agent.map(Duration::from_secs);
+        let request = request.into_request()?;
+        let is_split = request.is_split;
+        let agent = socket::open(&state, &instance, Request::Exec(request), wait).await;
+        agent.map(|agent| (agent, is_split)).map_err(|error| error.to_string())
+    };
+    match opened.await {
+        Ok((agent, is_split)) => pump(agent, is_split, sink, stream).await,
+        Err(message) => socket::finish(&mut sink, Some(json!({ "error": message }).to_string())).await,
+    }
+}
+
+/// Both directions side by side, so that neither waits for the other, until one is over.
+async fn pump(agent: AgentStream, is_split: bool, mut sink: Sink, stream: Stream) {
+    let AgentStream { sender, receiver } = agent;
+    let heard = Mutex::new(Instant::now());
+    let end = tokio::select! {
+        biased;
+        end = outputs(receiver, is_split, &mut sink, &heard) => end,
+        () = inputs(sender, stream, &heard) => None,
+    };
+    if end.is_some() {
+        socket::finish(&mut sink, end).await;
+    }
+}
+
+/// From the client until it is gone.
+async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Mutex<Instant>) {
+    while let Some(Ok(message)) = stream.next().await {
+        *heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
+        let sent = match message {
+            Message::Binary(bytes) => sender.data(bytes).await,
+            Message::Text(text) => match ExecControl::read(&text) {
+                Some(ExecControl::Message(message)) => sender.message(&message).await,
+                Some(ExecControl::Eof) => sender.eof().await,
+                None => sender.data(Bytes::copy_from_slice(text.as_bytes())).await,
+            },
+            Message::Ping(_) | Message::Pong(_) => Ok(()),
+            Message::Close(_) => return,
+        };
+        if sent.is_err() {
+            // The program is over or its guest lost: the other direction tells.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// To the client until the program has ended; the last frame then. `None` when the client is gone.
+async fn outputs(
+    mut receiver: StreamReceiver,
+    is_split: bool,
+    sink: &mut Sink,
+    heard: &Mutex<Instant>,
+) -> Option<String> {
+    let mut pings = tokio::time::interval(PING_INTERVAL);
+    pings.reset();
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = receiver.next() => event,
+            _ = pings.tick() => {
+                let heard = *heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                if heard.elapsed() > SILENCE_MAX {
+                    return None;
+                }
+                sink.send(Message::Ping(Bytes::new())).await.ok()?;
+                continue;
+            }
+        };
+        let (marker, bytes) = match event {
+            Some(Event::Data(bytes)) => (STANDARD_OUTPUT, bytes),
+            Some(Event::ErrorData(bytes)) => (STANDARD_ERROR, bytes),
+            Some(Event::Message(FromStream::Exited { code })) => return Some(exit(code)),
+            Some(Event::Message(FromStream::Failed { message, code, .. })) => {
+                let text = Bytes::from(format!("Error: {message}\r\n"));
+                sink.send(Message::Binary(framed(is_split, STANDARD_ERROR, text))).await.ok()?;
+                return Some(exit(code.unwrap_or(NOT_STARTED)));
+            }
+            Some(Event::Message(_)) => continue,
+            None => return Some(json!({ "error": "the connection to the guest was lost" }).to_string()),
+        };
+        sink.send(Message::Binary(framed(is_split, marker, bytes))).await.ok()?;
+    }
+}
+
+fn exit(code: i32) -> String {
+    json!({ "exitCode": code }).to_string()
+}
+
+fn framed(is_split: bool, marker: u8, bytes: Bytes) -> Bytes {
+    if !is_split {
+        return bytes;
+    }
+    let mut framed = BytesMut::with_capacity(bytes.len() + 1);
+    framed.put_u8(marker);
+    framed.put(bytes);
+    framed.freeze()
+}

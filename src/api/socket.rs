@@ -1,0 +1,113 @@
+//! WebSockets to an instance's agent: the checks before the upgrade, the first frame, the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use serde::de::DeserializeOwned;
+use stead_controllers::store::Store;
+use stead_schemas::guest::Request;
+use stead_schemas::instance::{Instance, State as Is};
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+
+use super::{ApiError, ApiState, Backend, lookup};
+use crate::agent::{AgentError, AgentStream};
+
+/// The wire's bound on a message, both ways.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// For the first frame after the upgrade: the client has it at hand.
+const FIRST_FRAME_WAIT: Duration = Duration::from_secs(10);
+/// A daemon that was just started has not heard of every guest yet.
+const ATTACH_WAIT: Duration = Duration::from_secs(5);
+const ATTACH_POLL: Duration = Duration::from_millis(20);
+/// Between two pings; a client that is gone without a word is noticed after a few.
+pub(super) const PING_INTERVAL: Duration = Duration::from_secs(20);
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(70);
+
+pub(super) type Sink = SplitSink<WebSocket, Message>;
+pub(super) type Stream = SplitStream<WebSocket>;
+
+/// The instance, if its program runs and its agent is not skipped.
+pub(super) fn running(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
+    let object = lookup::instance(store, word)?;
+    let state = object.status.state;
+    if state != Is::Running {
+        let message = format!("the instance is {state:?}; this needs Running");
+        return Err(ApiError::conflict("invalid_state", message));
+    }
+    if object.spec.skip_guest_agent {
+        let message = "the instance was created with skip_guest_agent; there is no agent to do this";
+        return Err(ApiError::conflict("invalid_state", message));
+    }
+    Ok(object)
+}
+
+pub(super) fn bounded(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
+    upgrade.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX)
+}
+
+/// The first frame, or a sentence for the client.
+pub(super) async fn first<T: DeserializeOwned>(stream: &mut Stream) -> Result<T, String> {
+    let first = tokio::time::timeout(FIRST_FRAME_WAIT, async {
+        loop {
+            match stream.next().await {
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => return other,
+            }
+        }
+    });
+    match first.await {
+        Ok(Some(Ok(Message::Text(text)))) => {
+            read(&text).map_err(|why| format!("the request was not understood: {why}"))
+        }
+        Ok(_) => Err("the first frame must be the request, as text".to_owned()),
+        Err(_) => Err(format!("no request within {} s", FIRST_FRAME_WAIT.as_secs())),
+    }
+}
+
+fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    // An array would do for a structure, field by field.
+    if !text.trim_start().starts_with('{') {
+        return Err("it must be a JSON object".to_owned());
+    }
+    let mut json = serde_json::Deserializer::from_str(text);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| match error.path().to_string() {
+        path if path == "." => error.inner().to_string(),
+        path => format!("{path}: {}", error.inner()),
+    })
+}
+
+/// Opens a stream to the agent, waiting a little for one that is about to be there.
+pub(super) async fn open(
+    state: &ApiState,
+    instance: &Uid,
+    request: Request,
+    wait: Option<Duration>,
+) -> Result<AgentStream, AgentError> {
+    let backend: &dyn Backend = state.0.backend.as_ref();
+    let deadline = tokio::time::Instant::now() + wait.unwrap_or(ATTACH_WAIT);
+    loop {
+        match backend.open_stream(instance, request.clone()).await {
+            Err(AgentError::NotReady) if tokio::time::Instant::now() < deadline => {
+                let is_running = |object: Arc<Object<Instance>>| object.status.state == Is::Running;
+                // One that is not coming back is not waited for.
+                if wait.is_none() && !state.store().get::<Instance>(instance).is_some_and(is_running) {
+                    return Err(AgentError::NotReady);
+                }
+                tokio::time::sleep(ATTACH_POLL).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// The last text frame, if one is left to send, then the close; a client that is gone gets neither.
+pub(super) async fn finish(sink: &mut Sink, text: Option<String>) {
+    if let Some(text) = text {
+        let _ = sink.send(Message::Text(text.into())).await;
+    }
+    let _ = sink.send(Message::Close(None)).await;
+}

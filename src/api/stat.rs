@@ -1,0 +1,41 @@
+//! `GET /instances/{id}/stat`: one path inside the guest.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use stead_schemas::api::PathView;
+use stead_schemas::guest::{FromStream, Request, Stat};
+
+use super::{ApiError, ApiState, socket};
+use crate::agent::{AgentError, Event};
+
+/// A guest answers in a millisecond; one whose disk hangs does not answer at all.
+const ANSWER_WAIT: Duration = Duration::from_secs(30);
+
+pub(super) async fn stat(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    params: Result<Query<BTreeMap<String, String>>, QueryRejection>,
+) -> Result<Json<PathView>, ApiError> {
+    let Query(params) = params?;
+    let path = params.get("path").filter(|path| path.starts_with('/') && !path.contains('\0'));
+    let path = path
+        .ok_or_else(|| ApiError::bad_request("invalid_request", "path is required and must be absolute"))?;
+    let follows_links = match params.get("follow_links").map(String::as_str) {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => {
+            return Err(ApiError::bad_request("invalid_request", "follow_links must be true or false"));
+        }
+    };
+    let uid = socket::running(state.store(), &id?.0)?.meta.uid.clone();
+    let request = Request::Stat(Stat { path: path.clone(), follows_links });
+    let mut stream = socket::open(&state, &uid, request, None).await?;
+    match tokio::time::timeout(ANSWER_WAIT, stream.receiver.next()).await {
+        Ok(Some(Event::Message(FromStream::Info(info)))) => Ok(Json(info.into())),
+        _ => Err(AgentError::Lost.into()),
+    }
+}

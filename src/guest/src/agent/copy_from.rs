@@ -1,0 +1,181 @@
+//! Copies a file, or a directory with everything below it, out of the guest.
+//!
+//! Entries come parents first, in the order of their names. What is neither file, directory nor
+//! link has no form on the wire and is left out.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use stead_schemas::guest::{CopyFrom, DATA_BYTES_MAX, Entry, EntryKind, FrameKind, FromStream};
+
+use super::stream::Stream;
+
+/// Why a copy ends early.
+enum Stop {
+    /// The host closed the stream.
+    Closed,
+    Failed(String, PathBuf),
+}
+
+struct Copy<'a> {
+    stream: &'a Stream,
+    follows_links: bool,
+    /// The entry before was sent and its end was not: only the next one tells whether it is the last.
+    has_open_end: bool,
+    buffer: Vec<u8>,
+}
+
+pub(super) fn run(stream: &Stream, request: &CopyFrom) {
+    let path = Path::new(&request.path);
+    let mut copy = Copy {
+        stream,
+        follows_links: request.follows_links,
+        has_open_end: false,
+        buffer: vec![0; DATA_BYTES_MAX],
+    };
+    let copied = if path.is_absolute() {
+        copy.root(path)
+    } else {
+        Err(Stop::Failed("the path must be absolute".to_owned(), path.to_owned()))
+    };
+    match copied {
+        Ok(()) => drop(stream.message(&FromStream::EntryEnd { is_last: true })),
+        Err(Stop::Closed) => {}
+        Err(Stop::Failed(why, at)) => stream.failed(why, None, Some(&at.to_string_lossy())),
+    }
+}
+
+impl Copy<'_> {
+    fn root(&mut self, path: &Path) -> Result<(), Stop> {
+        let meta = self.look(path).map_err(|error| failed(path, &error))?;
+        if meta.is_dir() {
+            return self.directory(path, &meta);
+        }
+        let name = path.file_name().map_or(path, Path::new);
+        if self.entry(path, name, &meta)? {
+            return Ok(());
+        }
+        Err(Stop::Failed("is neither a file, a directory nor a link".to_owned(), path.to_owned()))
+    }
+
+    fn look(&self, path: &Path) -> io::Result<Metadata> {
+        if !self.follows_links {
+            return fs::symlink_metadata(path);
+        }
+        // A link that leads nowhere is told as a link.
+        fs::metadata(path).or_else(|_| fs::symlink_metadata(path))
+    }
+
+    /// What is below a directory, not itself; no recursion, so no depth is too deep.
+    fn directory(&mut self, root: &Path, meta: &Metadata) -> Result<(), Stop> {
+        let mut open = vec![Level::read(root, PathBuf::new(), meta)?];
+        while let Some(level) = open.last_mut() {
+            let Some(name) = level.names.pop() else {
+                open.pop();
+                continue;
+            };
+            let (path, below) = (level.path.join(&name), level.below.join(&name));
+            let meta = match self.look(&path) {
+                Ok(meta) => meta,
+                // Removed since its directory was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed(&path, &error)),
+            };
+            // A link that leads back up would never end.
+            let is_loop =
+                meta.is_dir() && open.iter().any(|level| level.identity == (meta.dev(), meta.ino()));
+            if is_loop {
+                continue;
+            }
+            self.entry(&path, &below, &meta)?;
+            if meta.is_dir() {
+                open.push(Level::read(&path, below, &meta)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends one entry with its contents; `false` when it has no form on the wire.
+    fn entry(&mut self, path: &Path, below: &Path, meta: &Metadata) -> Result<bool, Stop> {
+        let word = |text: &Path| {
+            let utf8 = text.to_str().map(ToOwned::to_owned);
+            utf8.ok_or_else(|| Stop::Failed("the name is not UTF-8".to_owned(), path.to_owned()))
+        };
+        let kind = if meta.is_dir() {
+            EntryKind::Directory
+        } else if meta.is_file() {
+            EntryKind::File { size: meta.len() }
+        } else if meta.is_symlink() {
+            EntryKind::Link { target: word(&fs::read_link(path).map_err(|error| failed(path, &error))?)? }
+        } else {
+            return Ok(false);
+        };
+        // Opened before it is told: what cannot be read is no entry.
+        let file = match &kind {
+            EntryKind::File { .. } => Some(File::open(path).map_err(|error| failed(path, &error))?),
+            _ => None,
+        };
+        let (mode, uid, gid, mtime) = (meta.mode() & 0o777, meta.uid(), meta.gid(), meta.mtime());
+        let entry = Entry { path: word(below)?, kind, mode, uid, gid, mtime };
+        if self.has_open_end {
+            self.tell(&FromStream::EntryEnd { is_last: false })?;
+        }
+        self.tell(&FromStream::Entry(entry))?;
+        self.has_open_end = true;
+        file.map_or(Ok(()), |file| self.contents(path, file, meta.len()))?;
+        Ok(true)
+    }
+
+    /// Exactly as many bytes as were announced.
+    fn contents(&mut self, path: &Path, mut file: File, size: u64) -> Result<(), Stop> {
+        let mut left = size;
+        while left > 0 {
+            let credit = self.stream.wait_credit();
+            if credit == 0 {
+                return Err(Stop::Closed);
+            }
+            let count = credit.min(usize::try_from(left).unwrap_or(usize::MAX)).min(self.buffer.len());
+            let count = file.read(&mut self.buffer[..count]).map_err(|error| failed(path, &error))?;
+            if count == 0 {
+                return Err(Stop::Failed(
+                    "the file became shorter while it was copied".to_owned(),
+                    path.to_owned(),
+                ));
+            }
+            if !self.stream.data(FrameKind::Data, &self.buffer[..count]) {
+                return Err(Stop::Closed);
+            }
+            left -= u64::try_from(count).unwrap_or(0);
+        }
+        Ok(())
+    }
+
+    fn tell(&self, message: &FromStream) -> Result<(), Stop> {
+        if self.stream.message(message) { Ok(()) } else { Err(Stop::Closed) }
+    }
+}
+
+/// A directory on the way down.
+struct Level {
+    path: PathBuf,
+    below: PathBuf,
+    identity: (u64, u64),
+    /// Still to come, last first.
+    names: Vec<std::ffi::OsString>,
+}
+
+impl Level {
+    fn read(path: &Path, below: PathBuf, meta: &Metadata) -> Result<Self, Stop> {
+        let entries = fs::read_dir(path).map_err(|error| failed(path, &error))?;
+        let names: BTreeSet<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        let names = names.into_iter().rev().collect();
+        Ok(Self { path: path.to_owned(), below, identity: (meta.dev(), meta.ino()), names })
+    }
+}
+
+fn failed(path: &Path, error: &io::Error) -> Stop {
+    Stop::Failed(error.to_string(), path.to_owned())
+}

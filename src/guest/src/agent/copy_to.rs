@@ -1,0 +1,206 @@
+//! Copies one file or directory into the guest.
+//!
+//! Guarantees: a file appears whole, under its name, or not at all: it is written beside it and
+//! renamed. A symbolic link under the name is replaced, never written through.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::{PermissionsExt, fchown, lchown};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use stead_schemas::guest::{CopyTo, FromStream};
+
+use super::stream::{Input, Stream};
+
+const FILE_MODE: u32 = 0o644;
+const DIRECTORY_MODE: u32 = 0o755;
+/// Zeros of this length and alignment become holes.
+const BLOCK_BYTES: usize = 4096;
+
+pub(super) fn run(stream: &Stream, request: &CopyTo) {
+    let copied = match target(request) {
+        Ok(target) if request.is_directory => make_directory(stream, request, &target),
+        Ok(target) => copy_file(stream, request, &target),
+        Err(error) => Err(error),
+    };
+    match copied {
+        Ok(Some(bytes)) => drop(stream.message(&FromStream::Copied { bytes })),
+        // Closed by the host: nobody is told.
+        Ok(None) => {}
+        Err(error) => stream.failed(error.to_string(), None, Some(&request.path)),
+    }
+}
+
+fn refuse(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why.to_owned())
+}
+
+/// Where the copy goes: into a directory that is there, when the source's name is known.
+fn target(request: &CopyTo) -> io::Result<PathBuf> {
+    let path = Path::new(&request.path);
+    if !path.is_absolute() {
+        return Err(refuse("the path must be absolute"));
+    }
+    let is_directory = fs::metadata(path).is_ok_and(|meta| meta.is_dir());
+    match &request.source_name {
+        Some(name) if is_directory => {
+            let is_plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
+            if is_plain {
+                Ok(path.join(name))
+            } else {
+                Err(refuse("the source's name must be one plain name"))
+            }
+        }
+        _ if is_directory && !request.is_directory => Err(refuse("is a directory")),
+        _ => Ok(path.to_owned()),
+    }
+}
+
+fn make_directory(stream: &Stream, request: &CopyTo, target: &Path) -> io::Result<Option<u64>> {
+    loop {
+        match stream.wait_next() {
+            None => return Ok(None),
+            Some(Input::Eof) => break,
+            Some(Input::Data(_)) => return Err(refuse("a directory has no contents of its own")),
+            Some(Input::Message(_)) => {}
+        }
+    }
+    let is_new = !fs::metadata(target).is_ok_and(|meta| meta.is_dir());
+    if is_new {
+        fs::create_dir_all(target)?;
+    }
+    // A directory that was there keeps its mode unless one was asked for.
+    if let Some(mode) = request.mode.or(is_new.then_some(DIRECTORY_MODE)) {
+        fs::set_permissions(target, Permissions::from_mode(mode & 0o7777))?;
+    }
+    if request.uid.is_some() || request.gid.is_some() {
+        lchown(target, request.uid, request.gid)?;
+    }
+    if let Some(mtime) = request.mtime {
+        File::open(target)?.set_modified(time(mtime))?;
+    }
+    Ok(Some(0))
+}
+
+/// A file that is removed again unless it was kept.
+struct Scratch {
+    path: PathBuf,
+    is_kept: bool,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn copy_file(stream: &Stream, request: &CopyTo, target: &Path) -> io::Result<Option<u64>> {
+    let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+        return Err(refuse("the path names no file"));
+    };
+    fs::create_dir_all(parent)?;
+    let (mut file, mut scratch) = scratch_file(parent, name)?;
+    let mut bytes = 0;
+    loop {
+        match stream.wait_next() {
+            None => return Ok(None),
+            Some(Input::Eof) => break,
+            Some(Input::Data(data)) => {
+                write_sparse(&mut file, &data)?;
+                bytes += u64::try_from(data.len()).unwrap_or(0);
+                stream.consumed(data.len());
+            }
+            Some(Input::Message(_)) => {}
+        }
+    }
+    // A hole at the end is only there by the length.
+    file.set_len(bytes)?;
+    if request.uid.is_some() || request.gid.is_some() {
+        fchown(&file, request.uid, request.gid)?;
+    }
+    // After the owner: a change of owner clears the set-id bits.
+    file.set_permissions(Permissions::from_mode(request.mode.unwrap_or(FILE_MODE) & 0o7777))?;
+    if let Some(mtime) = request.mtime {
+        file.set_modified(time(mtime))?;
+    }
+    fs::rename(&scratch.path, target)?;
+    scratch.is_kept = true;
+    Ok(Some(bytes))
+}
+
+fn scratch_file(parent: &Path, name: &std::ffi::OsStr) -> io::Result<(File, Scratch)> {
+    for attempt in 0..1000u32 {
+        // A long name is cut: the prefix must fit as well.
+        let mut scratch = OsString::from(format!(".stead-cp-{attempt}-"));
+        scratch.push(name.to_string_lossy().chars().take(40).collect::<String>());
+        let path = parent.join(scratch);
+        match File::options().write(true).create_new(true).open(&path) {
+            Ok(file) => return Ok((file, Scratch { path, is_kept: false })),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, "too many copies into one directory at once"))
+}
+
+/// Writes, with holes instead of zeros. The end of a file is set by the caller.
+fn write_sparse(file: &mut File, data: &[u8]) -> io::Result<()> {
+    let is_zero = |block: &[u8]| block.len() == BLOCK_BYTES && block.iter().all(|&byte| byte == 0);
+    let mut rest = data;
+    while !rest.is_empty() {
+        let blocks = rest.chunks(BLOCK_BYTES);
+        let hole: usize = blocks.clone().take_while(|block| is_zero(block)).map(<[u8]>::len).sum();
+        if hole > 0 {
+            file.seek(SeekFrom::Current(i64::try_from(hole).unwrap_or(0)))?;
+            rest = &rest[hole..];
+        }
+        let blocks = rest.chunks(BLOCK_BYTES);
+        let full: usize = blocks.take_while(|block| !is_zero(block)).map(<[u8]>::len).sum();
+        file.write_all(&rest[..full])?;
+        rest = &rest[full..];
+    }
+    Ok(())
+}
+
+fn time(seconds: i64) -> SystemTime {
+    let distance = Duration::from_secs(seconds.unsigned_abs());
+    let at = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(distance)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(distance)
+    };
+    at.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn zeros_become_holes_and_every_byte_is_as_it_was() {
+        let dir = std::env::temp_dir().join(format!("stead-sparse-{}", std::process::id()));
+        let (mut data, mut back) = (vec![7u8; 5000], Vec::new());
+        data.extend(vec![0u8; 1 << 20]);
+        data.extend(vec![9u8; 3]);
+        data.extend(vec![0u8; 10_000]);
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(true).open(&dir).expect("made");
+        for part in data.chunks(64 << 10) {
+            write_sparse(&mut file, part).expect("written");
+        }
+        file.set_len(u64::try_from(data.len()).expect("fits")).expect("set");
+        file.rewind().expect("rewound");
+        file.read_to_end(&mut back).expect("read");
+        let allocated = file.metadata().expect("there").blocks() * 512;
+        fs::remove_file(&dir).expect("removed");
+        assert!(back == data, "the contents differ");
+        assert!(allocated < 512 << 10, "{allocated} bytes are allocated");
+    }
+}

@@ -1,0 +1,121 @@
+//! The agent: runs programs, copies files and looks at paths for the host.
+//!
+//! Each stream has a thread of its own, so one that waits keeps no other waiting. What a thread may
+//! hold is bounded by the stream's window and by the outbox.
+//! Cancel/crash: when the host goes away every stream is closed; each undoes what is half done
+//! (processes are ended after a grace, temporary files removed).
+
+mod copy_from;
+mod copy_to;
+mod exec;
+mod stat;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use stead_schemas::guest::{Config, Frame, FrameKind, FromStream, Open, Request, Token};
+
+use self::stream::Stream;
+use crate::children::Children;
+use crate::outbox::Outbox;
+
+/// Streams at once; each may hold its window and a thread.
+const STREAMS_MAX: usize = 256;
+/// Of a stream's thread; none recurses.
+const STACK_BYTES: usize = 256 << 10;
+
+/// The instance as the program sees it; what is run beside it starts from there.
+pub(crate) struct Instance {
+    pub(crate) token: Token,
+    pub(crate) config: Config,
+    pub(crate) children: Children,
+}
+
+/// The streams that are open.
+#[derive(Clone)]
+pub(crate) struct Agent(Arc<Shared>);
+
+struct Shared {
+    streams: Mutex<BTreeMap<u32, Arc<Stream>>>,
+    instance: Mutex<Option<Arc<Instance>>>,
+    outbox: Arc<Outbox>,
+}
+
+impl Agent {
+    pub(crate) fn new(outbox: Arc<Outbox>) -> Self {
+        Self(Arc::new(Shared { streams: Mutex::default(), instance: Mutex::default(), outbox }))
+    }
+
+    /// The program runs: from here on streams are served.
+    pub(crate) fn enable(&self, instance: Instance) {
+        *self.0.instance.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(instance));
+    }
+
+    /// Takes a frame of a stream. Never waits: called by the port's thread.
+    pub(crate) fn take(&self, frame: Frame) {
+        if frame.kind == FrameKind::Open {
+            return self.open(&frame);
+        }
+        let stream = self.streams().get(&frame.stream).cloned();
+        // None: over already, the host does not know it yet.
+        if let Some(stream) = stream {
+            stream.take(frame);
+        }
+    }
+
+    /// The host is gone, or is another: nothing that was begun for it goes on.
+    pub(crate) fn close_all(&self) {
+        let streams = std::mem::take(&mut *self.streams());
+        streams.values().for_each(|stream| stream.close());
+        self.0.outbox.clear();
+    }
+
+    fn open(&self, frame: &Frame) {
+        let refuse = |message: &str| {
+            let failed = FromStream::Failed { message: message.to_owned(), code: None, path: None };
+            if let Ok(told) = Frame::json(FrameKind::Message, frame.stream, &failed) {
+                self.0.outbox.put_now(told.encode());
+            }
+            self.0.outbox.put_now(Frame::bare(FrameKind::Close, frame.stream).encode());
+        };
+        let Some(open) = frame.parse::<Open>() else { return refuse("the request was not understood") };
+        let instance = self.0.instance.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(instance) = instance else { return refuse("the guest is not ready") };
+        if open.token != instance.token {
+            return refuse("the request is not of this boot");
+        }
+        if self.streams().len() >= STREAMS_MAX {
+            return refuse("too many streams at once");
+        }
+        let Ok(stream) = Stream::new(frame.stream, self.0.outbox.clone()) else {
+            return refuse("the guest is out of file descriptors");
+        };
+        let stream = Arc::new(stream);
+        self.streams().insert(frame.stream, stream.clone());
+        let (agent, id) = (self.clone(), frame.stream);
+        let thread = std::thread::Builder::new().name(format!("stream {id}")).stack_size(STACK_BYTES);
+        let spawned = thread.spawn(move || {
+            serve(&stream, open.request, &instance);
+            agent.streams().remove(&id);
+            stream.end();
+        });
+        if spawned.is_err() {
+            self.streams().remove(&id);
+            refuse("the guest cannot start a thread");
+        }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Stream>>> {
+        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn serve(stream: &Arc<Stream>, request: Request, instance: &Instance) {
+    match request {
+        Request::Exec(request) => exec::run(stream, &request, instance),
+        Request::CopyTo(request) => copy_to::run(stream, &request),
+        Request::CopyFrom(request) => copy_from::run(stream, &request),
+        Request::Stat(request) => drop(stream.message(&FromStream::Info(stat::look(&request)))),
+    }
+}

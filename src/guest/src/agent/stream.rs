@@ -1,0 +1,196 @@
+//! One stream: what came in, what may go out.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use stead_schemas::guest::{DATA_BYTES_MAX, Frame, FrameKind, FromStream, ToStream, WINDOW_BYTES};
+
+use crate::outbox::{Outbox, Wake};
+
+/// Messages and empty frames that may wait: a host in its senses sends a handful.
+const INPUTS_MAX: usize = 1024;
+/// Consumed bytes are given back in portions of at least this size.
+const RENEWAL_BYTES: u32 = WINDOW_BYTES / 4;
+
+/// What the host sent.
+#[derive(Debug)]
+pub(super) enum Input {
+    Data(Vec<u8>),
+    Eof,
+    Message(ToStream),
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    id: u32,
+    state: Mutex<State>,
+    wake: Wake,
+    outbox: Arc<Outbox>,
+}
+
+#[derive(Debug)]
+struct State {
+    inputs: VecDeque<Input>,
+    input_bytes: usize,
+    /// Consumed and not yet given back.
+    consumed: u32,
+    /// As much the host takes; a message may overdraw it once.
+    credit: i64,
+    is_closed: bool,
+}
+
+impl Stream {
+    pub(super) fn new(id: u32, outbox: Arc<Outbox>) -> rustix::io::Result<Self> {
+        let state = State {
+            inputs: VecDeque::new(),
+            input_bytes: 0,
+            consumed: 0,
+            credit: i64::from(WINDOW_BYTES),
+            is_closed: false,
+        };
+        Ok(Self { id, state: Mutex::new(state), wake: Wake::new()?, outbox })
+    }
+
+    /// Takes a frame; a host that sends more than it may loses the stream.
+    pub(super) fn take(&self, frame: Frame) {
+        let mut state = self.lock();
+        match frame.kind {
+            FrameKind::Data => {
+                state.input_bytes += frame.payload.len();
+                state.inputs.push_back(Input::Data(frame.payload));
+            }
+            FrameKind::Eof => state.inputs.push_back(Input::Eof),
+            FrameKind::Message => state.inputs.extend(frame.parse().map(Input::Message)),
+            FrameKind::Window => state.credit = state.credit.saturating_add(i64::from(frame.granted())),
+            FrameKind::Close => state.is_closed = true,
+            FrameKind::Control | FrameKind::Open | FrameKind::ErrorData => {}
+        }
+        let window = usize::try_from(WINDOW_BYTES).unwrap_or(usize::MAX);
+        if state.input_bytes > window || state.inputs.len() > INPUTS_MAX {
+            state.is_closed = true;
+        }
+        let is_closed = state.is_closed;
+        drop(state);
+        self.wake.wake();
+        if is_closed {
+            self.outbox.look_again();
+        }
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().is_closed = true;
+        self.wake.wake();
+        self.outbox.look_again();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
+    /// Woken by frames, and by [`Stream::poke`].
+    pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    pub(super) fn poke(&self) {
+        self.wake.wake();
+    }
+
+    /// The next input, if one is there.
+    pub(super) fn next(&self) -> Option<Input> {
+        self.wake.take();
+        let mut state = self.lock();
+        let input = state.inputs.pop_front()?;
+        if let Input::Data(bytes) = &input {
+            state.input_bytes -= bytes.len();
+        }
+        Some(input)
+    }
+
+    /// Waits for the next input; `None` when the stream is closed.
+    pub(super) fn wait_next(&self) -> Option<Input> {
+        loop {
+            if self.is_closed() {
+                return None;
+            }
+            if let Some(input) = self.next() {
+                return Some(input);
+            }
+            self.wait(None);
+        }
+    }
+
+    fn wait(&self, timeout: Option<&Timespec>) {
+        let _ = poll(&mut [PollFd::new(&self.wake, PollFlags::IN)], timeout);
+    }
+
+    /// So many bytes of input were consumed: the host may send as many more.
+    pub(super) fn consumed(&self, bytes: usize) {
+        let mut state = self.lock();
+        state.consumed = state.consumed.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        if state.consumed < RENEWAL_BYTES {
+            return;
+        }
+        let renewed = std::mem::take(&mut state.consumed);
+        drop(state);
+        self.put(&Frame::window(self.id, renewed));
+    }
+
+    /// How much data may be sent now, at most one frame of it.
+    pub(super) fn credit(&self) -> usize {
+        let credit = self.lock().credit.clamp(0, i64::from(WINDOW_BYTES));
+        usize::try_from(credit).unwrap_or(0).min(DATA_BYTES_MAX)
+    }
+
+    /// Waits for credit; 0 when the stream is closed.
+    pub(super) fn wait_credit(&self) -> usize {
+        loop {
+            self.wake.take();
+            if self.is_closed() {
+                return 0;
+            }
+            let credit = self.credit();
+            if credit > 0 {
+                return credit;
+            }
+            self.wait(None);
+        }
+    }
+
+    /// Sends data within the credit. `false` when the stream is closed.
+    pub(super) fn data(&self, kind: FrameKind, bytes: &[u8]) -> bool {
+        self.spend(&Frame { kind, stream: self.id, payload: bytes.to_vec() })
+    }
+
+    /// Sends a message when there is credit: a reader who takes nothing stops these as well.
+    pub(super) fn message(&self, message: &FromStream) -> bool {
+        let Ok(frame) = Frame::json(FrameKind::Message, self.id, message) else { return false };
+        self.wait_credit() > 0 && self.spend(&frame)
+    }
+
+    fn spend(&self, frame: &Frame) -> bool {
+        self.lock().credit -= i64::try_from(frame.payload.len()).unwrap_or(i64::MAX);
+        self.put(frame)
+    }
+
+    pub(super) fn failed(&self, message: impl Into<String>, code: Option<i32>, path: Option<&str>) {
+        let path = path.map(ToOwned::to_owned);
+        self.message(&FromStream::Failed { message: message.into(), code, path });
+    }
+
+    /// Nothing more is sent.
+    pub(super) fn end(&self) {
+        self.put(&Frame::bare(FrameKind::Close, self.id));
+        self.lock().is_closed = true;
+    }
+
+    fn put(&self, frame: &Frame) -> bool {
+        self.outbox.put(frame.encode(), || self.is_closed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,118 @@
+//! What waits to be written to the port: bounded, first in, first out.
+//!
+//! Guarantees: memory stays flat however slowly the host reads; a stream's thread waits here for
+//! room, and is let go when its stream is closed.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// Beyond this streams wait. A few of the largest data frames: the host is never idle for want of
+/// the next one.
+const BYTES_MAX: usize = 512 << 10;
+
+/// A counter that poll can wait for.
+#[derive(Debug)]
+pub(crate) struct Wake(OwnedFd);
+
+impl Wake {
+    pub(crate) fn new() -> rustix::io::Result<Self> {
+        eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map(Self)
+    }
+
+    pub(crate) fn wake(&self) {
+        // A full counter wakes as well.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Whether it was woken since the last call.
+    pub(crate) fn take(&self) -> bool {
+        let mut count = [0u8; 8];
+        rustix::io::read(&self.0, &mut count).is_ok()
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    queue: Mutex<Queue>,
+    has_room: Condvar,
+    /// Woken when something was put in.
+    wake: Wake,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Outbox {
+    pub(crate) fn new() -> rustix::io::Result<Self> {
+        Ok(Self { queue: Mutex::default(), has_room: Condvar::new(), wake: Wake::new()? })
+    }
+
+    pub(crate) fn wake(&self) -> &Wake {
+        &self.wake
+    }
+
+    /// Puts a frame in when there is room; `false` when the stream was closed meanwhile.
+    pub(crate) fn put(&self, frame: Vec<u8>, is_closed: impl Fn() -> bool) -> bool {
+        let mut queue = self.lock();
+        while queue.bytes >= BYTES_MAX && !is_closed() {
+            queue = self.has_room.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        if is_closed() {
+            return false;
+        }
+        queue.bytes += frame.len();
+        queue.frames.push_back(frame);
+        drop(queue);
+        self.wake.wake();
+        true
+    }
+
+    /// Puts a frame in without waiting: for the port's own thread, whose frames are small and few.
+    pub(crate) fn put_now(&self, frame: Vec<u8>) {
+        let mut queue = self.lock();
+        queue.bytes += frame.len();
+        queue.frames.push_back(frame);
+    }
+
+    pub(crate) fn pop(&self) -> Option<Vec<u8>> {
+        let mut queue = self.lock();
+        let frame = queue.frames.pop_front()?;
+        queue.bytes -= frame.len();
+        drop(queue);
+        self.has_room.notify_all();
+        Some(frame)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().frames.is_empty()
+    }
+
+    /// Drops everything and lets waiting streams look again whether they are closed.
+    pub(crate) fn clear(&self) {
+        *self.lock() = Queue::default();
+        self.has_room.notify_all();
+    }
+
+    /// Streams that wait for room look again whether they are closed.
+    pub(crate) fn look_again(&self) {
+        // Under the lock: one that has just looked is waiting by then.
+        let _queue = self.lock();
+        self.has_room.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,47 @@
+//! The official Python SDK's own `exec` and `cp` helpers on a real VM.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+
+use super::waiting;
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::python;
+use crate::site::{LISTEN, Site, image};
+
+fn run_script(site: &Site, name: &str) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(name);
+    let mut command = Command::new(python::python());
+    command.arg(script).arg(site.scratch("sdk")).env("STEAD_BASE_URL", format!("http://{LISTEN}"));
+    command.env("STEAD_API_KEY", site.token()).env("STEAD_TEST_IMAGE", image("busybox"));
+    let output = python::run(&mut command);
+    let said =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{name}: {said}\n{}", site.daemon_log());
+    said
+}
+
+#[test]
+fn the_official_python_sdk_runs_programs_and_copies_files() {
+    // Outside, where the package index is reached; inside it is there already.
+    python::python();
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        waiting(&site, "box", json!({})).await;
+        assert!(run_script(&site, "test_agent.py").contains("agent: everything passed"));
+        site.delete("box").await;
+        settles(&mut site, "the SDK").await;
+    });
+}
+
+#[test]
+fn the_official_python_sdk_drives_real_machines() {
+    python::python();
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        assert!(run_script(&site, "test_sdk.py").contains("sdk: everything passed"));
+        settles(&mut site, "the SDK").await;
+    });
+}

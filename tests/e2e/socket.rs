@@ -1,0 +1,131 @@
+//! A WebSocket client as SDKs have one: exec and cp of a running site.
+
+use std::time::Duration;
+
+use futures::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use crate::site::{LISTEN, Site};
+
+/// For an answer that a busy machine may delay.
+const ANSWER: Duration = Duration::from_secs(60);
+
+pub(crate) struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+
+/// A frame that matters to a test.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Said {
+    Bytes(Vec<u8>),
+    Json(Value),
+    End,
+}
+
+impl Socket {
+    /// # Errors
+    /// The status and body of an answer that is no upgrade.
+    pub(crate) async fn open(site: &Site, path: &str) -> Result<Self, (u16, Value)> {
+        let mut request = format!("ws://{LISTEN}{path}").into_client_request().expect("a request");
+        let token = format!("Bearer {}", site.token()).parse().expect("a header");
+        request.headers_mut().insert("authorization", token);
+        match connect_async(request).await {
+            Ok((socket, _)) => Ok(Self(socket)),
+            Err(Error::Http(response)) => {
+                let body = response.body().as_deref().unwrap_or_default();
+                Err((response.status().as_u16(), serde_json::from_slice(body).unwrap_or(Value::Null)))
+            }
+            Err(error) => panic!("{path}: {error}\n{}", site.daemon_log()),
+        }
+    }
+
+    pub(crate) async fn exec(site: &Site, instance: &str, request: &Value) -> Self {
+        let opened = Self::open(site, &format!("/instances/{instance}/exec")).await;
+        let mut socket = opened.unwrap_or_else(|refused| panic!("exec: {refused:?}"));
+        socket.json(request).await;
+        socket
+    }
+
+    pub(crate) async fn cp(site: &Site, instance: &str, request: &Value) -> Self {
+        let opened = Self::open(site, &format!("/instances/{instance}/cp")).await;
+        let mut socket = opened.unwrap_or_else(|refused| panic!("cp: {refused:?}"));
+        socket.json(request).await;
+        socket
+    }
+
+    pub(crate) async fn json(&mut self, value: &Value) {
+        self.text(&value.to_string()).await;
+    }
+
+    pub(crate) async fn text(&mut self, text: &str) {
+        self.0.send(Message::text(text)).await.expect("sent");
+    }
+
+    pub(crate) async fn bytes(&mut self, bytes: &[u8]) {
+        self.0.send(Message::binary(bytes.to_vec())).await.expect("sent");
+    }
+
+    pub(crate) async fn next(&mut self) -> Said {
+        let next = async {
+            loop {
+                match self.0.next().await {
+                    Some(Ok(Message::Binary(bytes))) => return Said::Bytes(bytes.to_vec()),
+                    Some(Ok(Message::Text(text))) => {
+                        return Said::Json(serde_json::from_str(&text).expect("text frames are JSON"));
+                    }
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return Said::End,
+                    Some(Ok(_)) => {}
+                }
+            }
+        };
+        tokio::time::timeout(ANSWER, next).await.unwrap_or_else(|_| panic!("no answer within {ANSWER:?}"))
+    }
+
+    /// All output, and the last text frame.
+    pub(crate) async fn finish(&mut self) -> (Vec<u8>, Value) {
+        let mut output = Vec::new();
+        loop {
+            match self.next().await {
+                Said::Bytes(bytes) => output.extend(bytes),
+                Said::Json(last) => return (output, last),
+                Said::End => {
+                    panic!("the end came without a word; output {:?}", String::from_utf8_lossy(&output))
+                }
+            }
+        }
+    }
+
+    /// Reads until the output holds a text.
+    pub(crate) async fn until(&mut self, text: &str) -> String {
+        let mut output = Vec::new();
+        while !String::from_utf8_lossy(&output).contains(text) {
+            match self.next().await {
+                Said::Bytes(bytes) => output.extend(bytes),
+                other => {
+                    panic!("{text:?} did not come but {other:?} after {:?}", String::from_utf8_lossy(&output))
+                }
+            }
+        }
+        String::from_utf8_lossy(&output).into_owned()
+    }
+}
+
+/// Runs a command to its end with an input that ends: output and code.
+pub(crate) async fn run(site: &Site, instance: &str, request: Value, input: &[u8]) -> (Vec<u8>, Value) {
+    let mut socket = Socket::exec(site, instance, &request).await;
+    for part in input.chunks(32 << 10) {
+        socket.bytes(part).await;
+    }
+    socket.json(&json!({ "stdin_eof": true })).await;
+    socket.finish().await
+}
+
+/// What a shell line prints, without the last end of line; it must succeed.
+pub(crate) async fn shell(site: &Site, instance: &str, line: &str) -> String {
+    let (output, end) = run(site, instance, json!({ "command": ["sh", "-c", line] }), b"").await;
+    let output = String::from_utf8_lossy(&output).into_owned();
+    assert_eq!(end, json!({ "exitCode": 0 }), "{line}: {output}");
+    output.trim_end_matches('\n').to_owned()
+}
