@@ -1,6 +1,6 @@
 //! The ports on a real host, each test in a fresh network (and mount) namespace of its own.
 //!
-//! Needs root and the Debian packages iproute2, nftables, conntrack, util-linux and e2fsprogs.
+//! Needs root and the Debian packages that `deploy/setup` installs.
 
 mod disks;
 mod firewall;
@@ -9,3 +9,5 @@ mod healing;
 mod links;
 mod monitors;
 mod namespace;
+mod registry;
+mod registry_site;

@@ -13,6 +13,7 @@ mod layout;
 mod merge;
 mod registry;
 mod rootfs;
+mod session;
 #[cfg(test)]
 mod tests;
 

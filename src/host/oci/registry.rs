@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
-use oci_client::errors::{OciDistributionError, OciErrorCode};
-use oci_client::manifest::{OciDescriptor, OciImageIndex, OciImageManifest};
+use oci_client::manifest::{OciImageIndex, OciImageManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use serde::Deserialize;
@@ -22,22 +21,15 @@ use stead_schemas::quantity::Bytes;
 
 use super::Refused;
 use super::layout::{Blob, Layout, Manifest};
+use super::session::Session;
 
-/// Manifest kinds, of OCI and of Docker.
-const ACCEPTED: [&str; 4] = [
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
-/// The distribution specification asks registries to take 4 MiB.
-const DOCUMENT_BYTES_MAX: usize = 4 << 20;
 /// overlayfs takes 500; Docker makes at most 127.
 const LAYERS_MAX: usize = 500;
-/// For one exchange; blobs have the read timeout instead.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// For a connection to be made; a registry that is there answers within one.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A transfer that stands still this long has died.
-const STALL: Duration = Duration::from_secs(30);
+pub(super) const STALL: Duration = Duration::from_secs(30);
+pub(super) const USER_AGENT: &str = concat!("stead/", env!("CARGO_PKG_VERSION"));
 /// How long credentials of a request may serve the pull they came for.
 const CREDENTIALS_TTL: Duration = Duration::from_secs(30 * 60);
 
@@ -76,11 +68,16 @@ impl Registry {
         let protocol = if self.is_plain(registry) { ClientProtocol::Http } else { ClientProtocol::Https };
         Client::new(ClientConfig {
             protocol,
-            connect_timeout: Some(Duration::from_secs(10)),
+            connect_timeout: Some(CONNECT_TIMEOUT),
             read_timeout: Some(STALL),
-            user_agent: concat!("stead/", env!("CARGO_PKG_VERSION")),
+            user_agent: USER_AGENT,
             ..ClientConfig::default()
         })
+    }
+
+    fn session(&self, owner: &Uid, reference: &ImageRef, subject: String) -> Session {
+        let scheme = if self.is_plain(&reference.registry) { "http" } else { "https" };
+        Session { client: self.client(&reference.registry), auth: self.auth(owner), scheme, subject }
     }
 
     /// Plain HTTP is for loopback and for hosts that the configuration names.
@@ -99,7 +96,7 @@ impl Registry {
         platform: Platform,
     ) -> Result<Manifest, HostError> {
         let subject = reference.to_string();
-        let session = Session { client: self.client(&reference.registry), auth: self.auth(owner), subject };
+        let session = self.session(owner, reference, subject);
         let (mut digest, mut bytes) = session.document(&oci_reference(reference)?).await?;
         if let Some(index) = as_index(&bytes) {
             let chosen = choose(&index, platform).ok_or_else(|| {
@@ -128,11 +125,7 @@ impl Registry {
         if layout.blob(&blob.digest).exists() {
             return Ok(());
         }
-        let session = Session {
-            client: self.client(&reference.registry),
-            auth: self.auth(owner),
-            subject: format!("{} of {reference}", blob.digest),
-        };
+        let session = self.session(owner, reference, format!("{} of {reference}", blob.digest));
         session.client.store_auth_if_needed(&reference.registry, &session.auth).await;
         let mut partial = Partial::open(layout, blob).map_err(|error| session.io(error))?;
         let response = session
@@ -154,130 +147,6 @@ impl Registry {
         }
         partial.finish(layout).map_err(|error| session.io(error))
     }
-}
-
-/// One exchange's client, rights and words.
-struct Session {
-    client: Client,
-    auth: RegistryAuth,
-    subject: String,
-}
-
-impl Session {
-    /// A manifest or index, verified against the digest that names it.
-    async fn document(&self, reference: &Reference) -> Result<(Digest, Vec<u8>), HostError> {
-        let pulled = self.client.pull_manifest_raw(reference, &self.auth, &ACCEPTED);
-        let late = || {
-            self.error(HostErrorKind::Transient).because(format!("no answer within {} s", DEADLINE.as_secs()))
-        };
-        let (bytes, _) = tokio::time::timeout(DEADLINE, pulled)
-            .await
-            .map_err(|_| late())?
-            .map_err(|error| self.failed(&error))?;
-        if bytes.len() > DOCUMENT_BYTES_MAX {
-            return Err(self.error(HostErrorKind::Permanent).because("its manifest is larger than 4 MiB"));
-        }
-        let digest = digest_of(&bytes);
-        if reference.digest().is_some_and(|asked| asked != digest.as_str()) {
-            return Err(self
-                .error(HostErrorKind::Permanent)
-                .because("the registry's manifest is not the one asked for"));
-        }
-        Ok((digest, bytes.to_vec()))
-    }
-
-    /// A small blob, verified.
-    async fn blob(&self, reference: &Reference, descriptor: &OciDescriptor) -> Result<Vec<u8>, HostError> {
-        let late = || {
-            self.error(HostErrorKind::Transient).because(format!("no answer within {} s", DEADLINE.as_secs()))
-        };
-        let bounded = async {
-            let mut stream = self
-                .client
-                .pull_blob_stream(reference, descriptor)
-                .await
-                .map_err(|error| self.failed(&error))?;
-            let mut bytes = Vec::new();
-            while let Some(chunk) = stream.next().await {
-                bytes.extend_from_slice(
-                    &chunk.map_err(|error| self.error(HostErrorKind::Transient).because(error))?,
-                );
-                if bytes.len() > DOCUMENT_BYTES_MAX {
-                    return Err(self
-                        .error(HostErrorKind::Permanent)
-                        .because("its configuration is larger than 4 MiB"));
-                }
-            }
-            Ok(bytes)
-        };
-        let bytes = tokio::time::timeout(DEADLINE, bounded).await.map_err(|_| late())??;
-        if digest_of(&bytes).as_str() == descriptor.digest {
-            Ok(bytes)
-        } else {
-            Err(self
-                .error(HostErrorKind::Permanent)
-                .because("its configuration does not have the digest it is named by"))
-        }
-    }
-
-    fn error(&self, kind: HostErrorKind) -> HostError {
-        HostError::new(kind, "pull", self.subject.clone())
-    }
-
-    fn io(&self, error: io::Error) -> HostError {
-        HostError::io("pull", self.subject.clone(), error)
-    }
-
-    fn failed(&self, error: &OciDistributionError) -> HostError {
-        self.error(kind_of(error)).because(sentence(error))
-    }
-}
-
-fn kind_of(error: &OciDistributionError) -> HostErrorKind {
-    match error {
-        OciDistributionError::ImageManifestNotFoundError(_) => HostErrorKind::Missing,
-        OciDistributionError::AuthenticationFailure(_) | OciDistributionError::UnauthorizedError { .. } => {
-            HostErrorKind::Denied
-        }
-        OciDistributionError::ServerError { code, .. } => match code {
-            401 | 403 => HostErrorKind::Denied,
-            404 => HostErrorKind::Missing,
-            429 => HostErrorKind::Exhausted,
-            _ => HostErrorKind::Transient,
-        },
-        OciDistributionError::RegistryError { envelope, .. } => {
-            match envelope.errors.first().map(|error| &error.code) {
-                Some(
-                    OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::BlobUnknown,
-                ) => HostErrorKind::Missing,
-                Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => HostErrorKind::Denied,
-                Some(OciErrorCode::Toomanyrequests) => HostErrorKind::Exhausted,
-                _ => HostErrorKind::Transient,
-            }
-        }
-        OciDistributionError::JsonError(_)
-        | OciDistributionError::ManifestParsingError(_)
-        | OciDistributionError::ManifestEncodingError(_)
-        | OciDistributionError::VersionedParsingError(_)
-        | OciDistributionError::UnsupportedMediaTypeError(_)
-        | OciDistributionError::UnsupportedSchemaVersionError(_)
-        | OciDistributionError::DigestError(_) => HostErrorKind::Permanent,
-        _ => HostErrorKind::Transient,
-    }
-}
-
-/// The library's words, with the causes it keeps to itself.
-fn sentence(error: &OciDistributionError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        let words = inner.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = inner.source();
-    }
-    stead_schemas::validate::printable(&text, 512)
 }
 
 fn oci_reference(reference: &ImageRef) -> Result<Reference, HostError> {
