@@ -170,13 +170,16 @@ fn noise(seed: u32, length: usize) -> Vec<u8> {
     bytes
 }
 
+/// A request's path and its `Range`.
+type Seen = (String, Option<String>);
+
 /// In front of a registry: notes every request, and can cut blobs short.
 #[derive(Clone)]
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     upstream: SocketAddr,
     http: reqwest::Client,
-    seen: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
     /// Blob answers end, with a broken connection, after so many bytes.
     cut_after: Arc<AtomicU64>,
 }

@@ -4,7 +4,7 @@
 //! whiteouts take away what lower layers brought, hard links share one node whatever happens to the
 //! path they were made of. Nothing is unpacked: the tree only says what to emit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Refused;
 use super::archive::{Item, Kind, Meta, components, show};
@@ -42,6 +42,10 @@ struct Name {
 pub(super) struct Tree {
     names: BTreeMap<Vec<u8>, Name>,
     nodes: Vec<Node>,
+    /// Below which paths the present layer hid everything already: once is enough, and a layer of
+    /// nothing but whiteouts costs no more than its length.
+    hidden: BTreeSet<Vec<u8>>,
+    layer: usize,
 }
 
 impl Tree {
@@ -56,7 +60,7 @@ impl Tree {
         };
         let parent = self.resolve_parent(parents, place)?;
         if last == b".wh..wh..opq" {
-            self.remove_below(&parent, place.layer);
+            self.hide_below(&parent, place);
             return Ok(());
         }
         if last.starts_with(b".wh..wh.") {
@@ -64,7 +68,7 @@ impl Tree {
         }
         if let Some(hidden) = last.strip_prefix(b".wh.") {
             let path = joined(&parent, hidden);
-            self.remove_if_lower(&path, place.layer);
+            self.hide(&path, place);
             return Ok(());
         }
         let path = joined(&parent, last);
@@ -161,11 +165,46 @@ impl Tree {
     }
 
     /// Removes a name that a lower layer brought, with what lower layers brought below it.
-    fn remove_if_lower(&mut self, path: &[u8], layer: usize) {
-        if self.names.get(path).is_some_and(|name| name.layer < layer) {
+    fn hide(&mut self, path: &[u8], place: Place) {
+        let is_lower = self.names.get(path).is_some_and(|name| name.layer < place.layer);
+        self.hide_below(path, place);
+        if is_lower {
             self.names.remove(path);
+            self.give_parents(path, place);
         }
-        self.remove_below(path, layer);
+    }
+
+    /// Removes what lower layers brought below a directory; what this layer brought stays, with
+    /// directories to be in.
+    fn hide_below(&mut self, path: &[u8], place: Place) {
+        if self.layer != place.layer {
+            (self.layer, self.hidden) = (place.layer, BTreeSet::new());
+        }
+        if !self.hidden.insert(path.to_vec()) {
+            return;
+        }
+        self.remove_below(path, place.layer);
+        self.give_parents(path, place);
+    }
+
+    /// Makes the directories, from `path` down, that what is below it lacks.
+    fn give_parents(&mut self, path: &[u8], place: Place) {
+        let (start, end) = Self::below(path);
+        let left: Vec<Vec<u8>> = self.names.range(start..end).map(|(path, _)| path.clone()).collect();
+        for name in left {
+            let ends = name.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+            for parent in ends.filter(|&at| at >= path.len().max(1)).map(|at| name[..at].to_vec()) {
+                if !self.names.contains_key(&parent) {
+                    self.insert_directory(parent, place);
+                }
+            }
+        }
+    }
+
+    fn insert_directory(&mut self, path: Vec<u8>, place: Place) {
+        let meta = Meta { mode: 0o755, ..Meta::default() };
+        self.nodes.push(Node { place, kind: Kind::Directory, meta });
+        self.names.insert(path, Name { node: self.nodes.len() - 1, layer: place.layer });
     }
 
     /// Removes what layers before `layer` brought below a directory.

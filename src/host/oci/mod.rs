@@ -11,6 +11,8 @@ mod archive;
 mod import;
 mod layout;
 mod merge;
+#[cfg(test)]
+mod merge_model;
 mod registry;
 mod rootfs;
 mod session;
