@@ -9,6 +9,7 @@
 
 mod clock;
 mod lock;
+mod reserve;
 mod seal;
 mod sled;
 

@@ -10,8 +10,8 @@
 //! without changing its size, and as much must be free besides, for what sled writes to files of
 //! its own; if not, the batch is refused and sled never learns of it.
 //!
-//! Guarantees: an answered commit is on stable media; a full disk is refused without harm and
-//! works again when there is room; a sled that failed all the same is closed and opened anew.
+//! Guarantees: an answered commit is on stable media; a full disk refuses new objects without harm,
+//! deletions and statuses live on a reserve, and all works again when there is room; a sled that failed all the same is closed and opened anew.
 //! Never: answers a commit that it only believes to be safe.
 //! Cancel/crash: a dropped commit is still carried out; a crash leaves whole batches only.
 
@@ -30,6 +30,8 @@ use rustix::io::Errno;
 use stead_controllers::store::{Batch, Kv, KvError};
 use tokio::sync::oneshot;
 use tracing::warn;
+
+use super::reserve::{Reserve, free_bytes};
 
 /// Room kept beyond the end of the file before every commit: sled writes whole segments of
 /// 512 KiB, and one batch can touch a few of them.
@@ -52,6 +54,7 @@ pub(crate) struct SledKv {
     thread: Option<thread::JoinHandle<()>>,
     /// A commit was never answered: the thread may be lost in sled for ever.
     is_lost: AtomicBool,
+    reserve: Reserve,
     /// Read once at open, given to the first `load`.
     loaded: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
 }
@@ -64,22 +67,25 @@ struct Request {
 impl SledKv {
     /// Opens or creates the database; returns when its files are durable.
     pub(crate) fn open(directory: &Path) -> Result<Self, KvError> {
-        let database = Database::open(directory)?;
+        fs::create_dir_all(directory).map_err(|error| from_io(&error))?;
+        let reserve = Reserve::open(directory).map_err(|error| from_io(&error))?;
+        let database = Database::open(directory, &reserve)?;
         let mut pairs = Vec::new();
         for pair in database.db.iter() {
             let (key, value) = pair.map_err(|error| from_sled(&error))?;
             pairs.push((key.to_vec(), value.to_vec()));
         }
         let (requests, queue) = mpsc::channel();
-        let directory = directory.to_path_buf();
+        let (directory, of_thread) = (directory.to_path_buf(), reserve.clone());
         let thread = thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || serve(&directory, Some(database), &queue))
+            .spawn(move || serve(&directory, &of_thread, Some(database), &queue))
             .map_err(|error| KvError::Io(format!("cannot start the store's thread: {error}")))?;
         Ok(Self {
             requests: Some(requests),
             thread: Some(thread),
             is_lost: AtomicBool::new(false),
+            reserve,
             loaded: Mutex::new(pairs),
         })
     }
@@ -104,6 +110,10 @@ impl Kv for SledKv {
         Ok(())
     }
 
+    fn allows_growth(&self) -> bool {
+        self.reserve.allows_growth()
+    }
+
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), KvError>> {
         let (reply, answer) = oneshot::channel();
         Box::pin(async move {
@@ -125,18 +135,28 @@ impl Kv for SledKv {
 }
 
 /// The thread's life: until every sender is gone.
-fn serve(directory: &Path, mut database: Option<Database>, queue: &mpsc::Receiver<Request>) {
+fn serve(
+    directory: &Path,
+    reserve: &Reserve,
+    mut database: Option<Database>,
+    queue: &mpsc::Receiver<Request>,
+) {
     while let Ok(Request { batch, reply }) = queue.recv() {
-        let result = commit(directory, &mut database, batch);
+        let result = commit(directory, reserve, &mut database, batch);
         // Whoever no longer waits does not want to know.
         let _ = reply.send(result);
     }
 }
 
-fn commit(directory: &Path, database: &mut Option<Database>, batch: Batch) -> Result<(), KvError> {
+fn commit(
+    directory: &Path,
+    reserve: &Reserve,
+    database: &mut Option<Database>,
+    batch: Batch,
+) -> Result<(), KvError> {
     let mut open = match database.take() {
         Some(open) => open,
-        None => Database::open(directory)?,
+        None => Database::open(directory, reserve)?,
     };
     match open.commit(batch) {
         Ok(()) => {
@@ -186,12 +206,12 @@ struct Database {
     reserved_to: u64,
     length: u64,
     blobs: Blobs,
+    reserve: Reserve,
 }
 
 impl Database {
-    fn open(directory: &Path) -> Result<Self, KvError> {
+    fn open(directory: &Path, reserve: &Reserve) -> Result<Self, KvError> {
         let io = |error: io::Error| from_io(&error);
-        fs::create_dir_all(directory).map_err(io)?;
         let config = sled::Config::new()
             .path(directory)
             .cache_capacity(CACHE_BYTES)
@@ -206,11 +226,15 @@ impl Database {
             sync_directory(parent).map_err(io)?;
         }
         let blobs = Blobs::new(directory.join("blobs"));
-        Ok(Self { db, file, reserved_to: 0, length: 0, blobs })
+        Ok(Self { db, file, reserved_to: 0, length: 0, blobs, reserve: reserve.clone() })
     }
 
     fn commit(&mut self, batch: Batch) -> Result<(), Failure> {
-        self.reserve(&batch).map_err(|error| Failure::Refused(from_io(&error)))?;
+        let reserved = match self.take_room(&batch) {
+            Err(error) if is_full(&error) && self.reserve.give_up() => self.take_room(&batch),
+            reserved => reserved,
+        };
+        reserved.map_err(|error| Failure::Refused(from_io(&error)))?;
         let mut writes = sled::Batch::default();
         for (key, value) in batch.writes {
             match value {
@@ -223,11 +247,16 @@ impl Database {
         self.db.apply_batch(writes).map_err(sled)?;
         self.db.flush().map_err(sled)?;
         self.file.sync_data().map_err(io)?;
-        self.blobs.sync().map_err(io)
+        self.blobs.sync().map_err(io)?;
+        // Stored it is already: a reserve that cannot be had now is had later.
+        if let Err(error) = self.reserve.refill() {
+            warn!(%error, "the reserve for a full disk cannot be kept");
+        }
+        Ok(())
     }
 
     /// Takes the blocks that the batch may need, so that sled does not meet a full disk.
-    fn reserve(&mut self, batch: &Batch) -> io::Result<()> {
+    fn take_room(&mut self, batch: &Batch) -> io::Result<()> {
         let bytes: usize =
             batch.writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
         let bytes = u64::try_from(bytes).expect("a batch in memory has a length of 64 bits");
@@ -254,8 +283,7 @@ impl Database {
     }
 
     fn has_room(&self, room: u64) -> io::Result<()> {
-        let space = rustix::fs::fstatvfs(&self.file)?;
-        if space.f_bavail.saturating_mul(space.f_frsize) >= room {
+        if free_bytes(&self.file)? >= room {
             Ok(())
         } else {
             Err(io::Error::from(io::ErrorKind::StorageFull))
@@ -317,10 +345,11 @@ pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
 }
 
 fn from_io(error: &io::Error) -> KvError {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => KvError::Full(error.to_string()),
-        _ => KvError::Io(error.to_string()),
-    }
+    if is_full(error) { KvError::Full(error.to_string()) } else { KvError::Io(error.to_string()) }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn from_sled(error: &sled::Error) -> KvError {

@@ -34,6 +34,12 @@ pub trait Kv: Send + Sync + 'static {
     /// When not every pair could be read from the database.
     fn load(&self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError>;
 
+    /// Whether batches with new objects are welcome. On a disk that is nearly full they are not,
+    /// while deletions and statuses still are: they are what makes room, and tells of the need.
+    fn allows_growth(&self) -> bool {
+        true
+    }
+
     /// Writes the batch and returns when it is durable.
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), KvError>>;
 }

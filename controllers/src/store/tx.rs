@@ -40,6 +40,7 @@ pub struct Tx<'a> {
     now: Timestamp,
     /// Owners that must exist when the closure ends.
     owners: BTreeSet<Uid>,
+    has_created: bool,
 }
 
 impl std::fmt::Debug for Tx<'_> {
@@ -50,7 +51,7 @@ impl std::fmt::Debug for Tx<'_> {
 
 impl<'a> Tx<'a> {
     pub(super) fn new(stage: &'a mut Stage, ids: &'a dyn Ids, now: Timestamp) -> Self {
-        Self { stage, ids, now, owners: BTreeSet::new() }
+        Self { stage, ids, now, owners: BTreeSet::new(), has_created: false }
     }
 
     /// The transaction's one moment.
@@ -111,6 +112,7 @@ impl<'a> Tx<'a> {
         if self.stage.exists(&uid) {
             return Err(TxError::UidTaken { kind, uid });
         }
+        self.has_created = true;
         self.owners.extend(owner.iter().map(|owner| owner.uid.clone()));
         let resource_version = self.stage.next_revision();
         let meta = Meta {
@@ -272,6 +274,11 @@ impl<'a> Tx<'a> {
             Some(owner) => Err(StoreError::OwnerGone { owner: owner.clone() }),
             None => Ok(()),
         }
+    }
+
+    /// The transaction makes new objects.
+    pub(super) fn has_created(&self) -> bool {
+        self.has_created
     }
 
     fn existing<K: Kind>(&self, uid: &Uid) -> Result<Arc<Object<K>>, TxError> {

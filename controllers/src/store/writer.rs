@@ -114,9 +114,10 @@ impl Writer {
 
     async fn serve(&mut self, group: Vec<Box<dyn Job>>) {
         let now = self.clock.now();
+        let allows_growth = self.kv.allows_growth();
         let (mut answers, mut events) = (Vec::with_capacity(group.len()), Vec::new());
         for mut job in group {
-            let outcome = self.run_one(&mut *job, now, &mut events);
+            let outcome = self.run_one(&mut *job, now, allows_growth, &mut events);
             answers.push((job, outcome));
         }
         let stored = if self.stage.is_changed() { self.commit(events).await } else { Ok(()) };
@@ -130,12 +131,17 @@ impl Writer {
         &mut self,
         job: &mut dyn Job,
         now: jiff::Timestamp,
+        allows_growth: bool,
         events: &mut Vec<Event>,
     ) -> Result<(), StoreError> {
         let mark = self.stage.mark();
         let mut tx = Tx::new(&mut self.stage, &*self.ids, now);
         // Unwind safe: whatever the closure left half done on the stage is rolled back below.
         let run = catch_unwind(AssertUnwindSafe(|| job.run(&mut tx)));
+        let run = match run {
+            Ok(Ok(true)) if tx.has_created() && !allows_growth => Ok(Err(StoreError::Full)),
+            run => run,
+        };
         match run {
             Ok(Ok(true)) => {
                 events.append(&mut self.stage.take_events());
