@@ -33,14 +33,14 @@ use tokio::sync::{mpsc, watch};
 use crate::agent::{AgentError, AgentStream};
 use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, ServerLimits};
 use crate::config::Config;
+use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
 use crate::host::disks::Ext4Files;
-use crate::host::kernel::Kernel;
 use crate::host::monitor::{Heard, monitor_table};
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
 use crate::host::oci::{Oci, OciConfig};
-use crate::host::{Scope, initrd, watch_files};
+use crate::host::{Scope, watch_files};
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::qemu::{Qemu, QemuConfig};
 use crate::store::{SystemClock, open, token_key};
@@ -170,8 +170,11 @@ struct Host {
 impl Host {
     fn build(config: &Config, reports: &Reports) -> anyhow::Result<Self> {
         let cache = config.data_dir.join("cache");
-        let kernel = Kernel::find(&config.kernel_dir(), &cache).map_err(chained)?;
-        let initrd = initrd::assemble(&kernel.modules, &cache).map_err(chained)?;
+        let boot_files = BootFiles::new(config.kernel_dir(), cache);
+        // Instances say so in their conditions; the API and what runs already do not depend on it.
+        if let Err(error) = boot_files.get() {
+            tracing::error!(error = error.chain(), "no VM can be started until there is a guest kernel");
+        }
         let cgroups = Cgroups::probe(config.bridge.as_str());
         let has_cgroups = cgroups.is_enforced();
         let of_images = reports.clone();
@@ -192,8 +195,7 @@ impl Host {
             binary: config.qemu.clone(),
             run_dir: config.run_dir.clone(),
             data_dir: config.data_dir.clone(),
-            kernel,
-            initrd,
+            boot_files,
             accelerator: Accelerator::probe(),
             console_log_max: CONSOLE_LOG_MAX,
             cgroups,

@@ -80,6 +80,8 @@ pub const MESSAGE_CHARS_MAX: usize = 1024;
 /// From the VMM's start until the guest reports its program started (TCG boots in 2 s; a loaded
 /// host has been seen to take ten times that).
 pub const GUEST_BOOT_DEADLINE: Duration = Duration::from_secs(120);
+/// A guest answers a daemon that attaches within milliseconds; a busy host needs longer.
+pub const GUEST_HEARD_GRACE: Duration = Duration::from_secs(10);
 /// A verb's answer waits no longer than this for the observed state; SDKs give up at 60 s.
 pub const VERB_WAIT_MAX: Duration = Duration::from_secs(55);
 /// The longest `/wait` (contract.md 1.4).

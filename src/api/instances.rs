@@ -11,9 +11,11 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use stead_controllers::vm::admission;
 use stead_schemas::api::{self, InstanceStart, InstanceWish, parse_state};
+use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Power, State as Is};
 use stead_schemas::limits::VERB_WAIT_MAX;
 use stead_schemas::meta::Tags;
+use stead_schemas::network::Port;
 
 use super::wait::until;
 use super::{ApiError, ApiState, lookup, watch};
@@ -108,7 +110,7 @@ pub(super) async fn start(
     let object = state.store().transact(move |tx| admission::start(tx, &of_verb, request)).await?;
     let run = object.spec.run;
     // Over when it runs, when the run has ended again, or when another verb took its place.
-    let seen = until(state.store(), &uid, VERB_WAIT_MAX, |object| {
+    let seen = until::<Instance>(state.store(), &uid, VERB_WAIT_MAX, |object| {
         object.status.state == Is::Running
             || object.status.ended_run >= run
             || object.spec.power != Power::Running
@@ -125,7 +127,7 @@ pub(super) async fn stop(
     let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
     let of_verb = uid.clone();
     state.store().transact(move |tx| admission::stop(tx, &of_verb)).await?;
-    let seen = until(state.store(), &uid, VERB_WAIT_MAX, |object| {
+    let seen = until::<Instance>(state.store(), &uid, VERB_WAIT_MAX, |object| {
         object.status.state == Is::Stopped || object.spec.power == Power::Running
     })
     .await;
@@ -146,10 +148,21 @@ pub(super) async fn delete(
             return Err(ApiError::bad_request("invalid_request", "graceful_shutdown must be true or false"));
         }
     };
-    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let object = lookup::instance(state.store(), &id?.0)?;
+    let uid = object.meta.uid.clone();
     let of_verb = uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &of_verb, !is_graceful)).await?;
     // The name is free already; the answer waits for the host to be clear, as long as it may.
-    until(state.store(), &uid, VERB_WAIT_MAX, |_| false).await;
+    let (store, allocated) = (state.store(), &object.spec.allocated);
+    let clear = async {
+        until::<Instance>(store, &uid, VERB_WAIT_MAX, |_| false).await;
+        // What it owned goes with it, a few milliseconds later.
+        until::<Disk>(store, &allocated.disk, VERB_WAIT_MAX, |_| false).await;
+        if let Some(port) = &allocated.port {
+            until::<Port>(store, port, VERB_WAIT_MAX, |_| false).await;
+        }
+    };
+    // The wish is stored: late, it is carried out all the same.
+    let _ = tokio::time::timeout(VERB_WAIT_MAX, clear).await;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -19,19 +19,19 @@ use super::{ApiError, ApiState, lookup};
 
 const WAIT_DEFAULT: Duration = Duration::from_secs(60);
 
-/// Returns when `is_over` holds of the instance, or at the deadline, with what there is then;
-/// `None` when the instance is gone.
-pub(super) async fn until(
+/// Returns when `is_over` holds of the object, or at the deadline, with what there is then; `None`
+/// when the object is gone.
+pub(super) async fn until<K: Kind>(
     store: &Store,
     uid: &Uid,
     at_most: Duration,
-    is_over: impl Fn(&Object<Instance>) -> bool,
-) -> Option<Arc<Object<Instance>>> {
+    is_over: impl Fn(&Object<K>) -> bool,
+) -> Option<Arc<Object<K>>> {
     let deadline = tokio::time::Instant::now() + at_most;
     loop {
         // The watch begins before the look, so that nothing falls in between.
-        let watch = store.watch(Some(Instance::NAME), store.revision());
-        let object = store.get::<Instance>(uid)?;
+        let watch = store.watch(Some(K::NAME), store.revision());
+        let object = store.get::<K>(uid)?;
         if is_over(&object) {
             return Some(object);
         }
@@ -75,8 +75,10 @@ pub(super) async fn wait_for_state(
         }
     };
     let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
-    let seen =
-        until(state.store(), &uid, timeout, |object| object.status.state == wanted || is_final(object)).await;
+    let seen = until::<Instance>(state.store(), &uid, timeout, |object| {
+        object.status.state == wanted || is_final(object)
+    })
+    .await;
     let object = seen.ok_or_else(ApiError::not_found)?;
     let status = &object.status;
     let timed_out = status.state != wanted && !is_final(&object);

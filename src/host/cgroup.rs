@@ -31,7 +31,13 @@ impl Cgroups {
                 .collect()
         };
         let parents = mounts.into_iter().map(|mount| mount.join(format!("stead-{scope}")));
-        Self { parents: parents.filter(|parent| fs::create_dir_all(parent).is_ok()).collect() }
+        // Made to see whether it may be; it is made again with the first group.
+        let is_ours = |parent: &PathBuf| {
+            let is_made = fs::create_dir_all(parent).is_ok();
+            let _ = fs::remove_dir(parent);
+            is_made
+        };
+        Self { parents: parents.filter(is_ours).collect() }
     }
 
     /// At least one hierarchy takes our groups.
@@ -44,7 +50,8 @@ impl Cgroups {
     pub(crate) fn enter(&self, name: &str, pid: u32) -> io::Result<()> {
         for parent in &self.parents {
             let group = parent.join(name);
-            fs::create_dir_all(&group)?;
+            // Again when the last VM's end took the parent away in between.
+            fs::create_dir_all(&group).or_else(|_| fs::create_dir_all(&group))?;
             fs::write(group.join("cgroup.procs"), pid.to_string())?;
         }
         Ok(())
@@ -57,16 +64,9 @@ impl Cgroups {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Cgroups {
-    /// The scope's own directories go with the last VM; others stay, being in use.
-    fn drop(&mut self) {
-        for parent in &self.parents {
+            // The scope's own directory goes with the last VM; others stay, being in use.
             let _ = fs::remove_dir(parent);
         }
+        Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Host capabilities: the real adapters of the ports.
 
+pub mod boot_files;
 pub mod cgroup;
 pub mod disks;
 pub(crate) mod files;

@@ -1,7 +1,8 @@
 //! What others do to the host behind a running daemon's back: noticed and undone in time.
 //!
-//! The goals are 1 s to notice and 2 s to heal on a machine that is not busy; the bounds here leave
-//! room for one that is.
+//! A death is noticed within 1 s and damage undone within 2 s. A busy machine can hold up everybody
+//! for longer than that, so each is done up to three times: one round in time shows that the daemon
+//! is not what takes long, and no round may take much longer.
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ use crate::stage::until;
 
 /// A busy machine may take this many times as long.
 const BUSY: u32 = 3;
+/// Tries to be in time once.
+const ROUNDS: u32 = 3;
 const NOTICED: Duration = Duration::from_secs(1);
 const HEALED: Duration = Duration::from_secs(2);
 
@@ -38,14 +41,23 @@ async fn running(site: &Site, name: &str) -> Value {
 fn a_vmm_that_is_killed_is_noticed_at_once_and_another_takes_its_place() {
     in_namespace(async || {
         let mut site = Site::running().await;
-        let before = pid(&running(&site, "box").await);
-        kill_vmm(before);
-        let killed_at = Instant::now();
-        site.until("box", "noticed", |seen| seen["vmm_pid"] != before).await;
-        assert!(killed_at.elapsed() < NOTICED * BUSY, "noticed after {:?}", killed_at.elapsed());
-        let healed = site.until_state("box", "Running").await;
-        assert_ne!(pid(&healed), before);
-        assert_eq!(site.vmms(), [pid(&healed)]);
+        running(&site, "box").await;
+        let mut fastest = Duration::MAX;
+        for _ in 0..ROUNDS {
+            let before = pid(&site.until_state("box", "Running").await);
+            kill_vmm(before);
+            let killed_at = Instant::now();
+            site.until("box", "noticed", |seen| seen["vmm_pid"] != before).await;
+            fastest = fastest.min(killed_at.elapsed());
+            assert!(killed_at.elapsed() < NOTICED * BUSY, "noticed after {:?}", killed_at.elapsed());
+            let healed = site.until_state("box", "Running").await;
+            assert_ne!(pid(&healed), before);
+            assert_eq!(site.vmms(), [pid(&healed)]);
+            if fastest < NOTICED {
+                break;
+            }
+        }
+        assert!(fastest < NOTICED, "noticed after {fastest:?} at best");
         settles(&mut site, "the death of a VMM").await;
     });
 }
@@ -61,7 +73,12 @@ fn a_daemon_that_is_killed_leaves_its_vms_running_and_the_next_one_adopts_them()
         site.shell("sed -i 's/\\(\"launched_at\":\"\\)20../\\12001/' $DATA/../run/vm/*/machine.json");
         assert!(site.shell("cat $DATA/../run/vm/*/machine.json").contains("\"2001-"));
         site.start().await;
-        let after = site.until_state("box", "Running").await;
+        // From its first answer on the new daemon knows what goes on: no other state is shown.
+        let mut after = site.get("box").await;
+        for _ in 0..200 {
+            assert_eq!(after["state"], "Running", "{after:#}");
+            after = site.get("box").await;
+        }
         assert_eq!((pid(&after), &after["started_at"]), (pid(&before), &before["started_at"]));
         // It is its master, not only its observer.
         site.kill().await;
@@ -104,20 +121,44 @@ fn what_is_taken_from_a_stopped_instance_is_back_in_time() {
         site.create("box", &image("busybox"), json!({ "cmd": ["true"] })).await;
         site.until("box", "ended", |seen| seen["state"] == "Stopped" && seen["exit_code"] == 0).await;
         for (damage, is_undone) in NETWORK {
-            site.shell(damage);
-            let at = Instant::now();
             is_healed(&site, damage, is_undone).await;
-            assert!(at.elapsed() < HEALED * BUSY, "{damage}: undone after {:?}", at.elapsed());
         }
-        site.shell("rm $DATA/disks/*.ext4");
-        let at = Instant::now();
-        is_healed(&site, "the loss of a disk", "test -e $DATA/disks/*.ext4").await;
-        assert!(at.elapsed() < HEALED * BUSY, "the disk was made again after {:?}", at.elapsed());
+        is_healed(&site, "rm $DATA/disks/*.ext4", "test -e $DATA/disks/*.ext4").await;
         settles(&mut site, "all this damage").await;
     });
 }
 
 async fn is_healed(site: &Site, damage: &str, is_undone: &str) {
     let line = format!("if {is_undone}; then echo undone; fi 2>/dev/null");
-    until(damage, HEALED * BUSY, async || site.shell(&line).contains("undone").then_some(())).await;
+    let mut fastest = Duration::MAX;
+    for _ in 0..ROUNDS {
+        site.shell(damage);
+        let at = Instant::now();
+        until(damage, HEALED * BUSY, async || site.shell(&line).contains("undone").then_some(())).await;
+        fastest = fastest.min(at.elapsed());
+        if fastest < HEALED {
+            return;
+        }
+    }
+    panic!("{damage}: undone after {fastest:?} at best");
+}
+
+#[test]
+fn a_guest_kernel_that_is_missing_is_told_and_used_as_soon_as_it_is_there() {
+    in_namespace(async || {
+        let mut site = Site::new().await;
+        let kernel = site.kernel_dir.clone();
+        site.kernel_dir = site.scratch("kernel");
+        site.start().await;
+        site.create("box", &image("busybox"), json!({ "cmd": ["sleep", "1000"] })).await;
+        let told = |seen: &Value| seen["conditions"].to_string().contains("guest kernel");
+        site.until("box", "told of the kernel", told).await;
+        for entry in std::fs::read_dir(&kernel).expect("there").flatten() {
+            let place = site.kernel_dir.join(entry.file_name());
+            std::os::unix::fs::symlink(entry.path(), place).expect("linked");
+        }
+        site.until_state("box", "Running").await;
+        site.delete("box").await;
+        settles(&mut site, "a missing kernel").await;
+    });
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stead::host::Scope;
+use stead::host::boot_files::BootFiles;
 use stead::host::cgroup::Cgroups;
 use stead::host::disks::Ext4Files;
-use stead::host::initrd;
 use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::host::oci::{Oci, OciConfig};
@@ -102,8 +102,7 @@ forward! { Disks to disks:
 impl Host {
     fn of(site: &Site) -> Self {
         let data = site.data();
-        let kernel = crate::stage::kernel(&data.join("cache"));
-        let initrd = initrd::assemble(&kernel.modules, &data.join("cache")).expect("assembled");
+        let boot_files = BootFiles::new(crate::stage::kernel_dir(), data.join("cache"));
         let images = Oci::open(
             OciConfig {
                 directory: data.join("images"),
@@ -120,8 +119,7 @@ impl Host {
                 binary: "qemu-system-x86_64".into(),
                 run_dir: site.run_dir(),
                 data_dir: data.clone(),
-                kernel,
-                initrd,
+                boot_files,
                 accelerator: Accelerator::probe(),
                 cgroups: Cgroups::probe(BRIDGE),
                 rootfs: Box::new(move |digest| rootfs.rootfs(digest)),

@@ -20,6 +20,15 @@ fn after_a_deletion_and_the_daemons_end_only_the_declared_network_is_left() {
         assert_eq!(site.vmms().len(), 1);
         let address = seen["network"]["ip"].as_str().expect("an address").to_owned();
         site.delete("box").await;
+        // The answer came when everything of it was gone.
+        assert_eq!((site.taps(), site.vmms()), (0, Vec::new()));
+        assert_eq!(site.instance_files(), [""; 0].map(std::path::PathBuf::from));
+        assert_eq!(
+            site.shell(
+                "ls -d /sys/fs/cgroup/*/stead-$BRIDGE /sys/fs/cgroup/stead-$BRIDGE 2>/dev/null || true"
+            ),
+            ""
+        );
         let answer = site.request(Method::GET, &format!("/instances/{id}"), None).await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND);
         // The name is free at once.

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use stead::host::boot_files::BootFiles;
 use stead::host::cgroup::Cgroups;
-use stead::host::initrd;
 use stead::hypervisor::Accelerator;
 use stead::hypervisor::qemu::{Qemu, QemuConfig};
 use stead_controllers::host::{GuestPhase, HostErrorKind, LaunchPlan, Machine, Machines, VmmState};
@@ -15,7 +15,7 @@ use stead_schemas::instance::Secret;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 
-use crate::stage::{Stage, busybox_root, kernel, overlay, uid, until};
+use crate::stage::{Stage, busybox_root, kernel_dir, overlay, uid, until};
 
 const BOOT: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_secs(15);
@@ -34,16 +34,13 @@ impl Bench {
 
     /// A driver as a daemon makes it; a second one stands for the daemon after a restart.
     fn driver(&self) -> Qemu {
-        let cache = self.stage.path("cache");
-        let kernel = kernel(&cache);
-        let initrd = initrd::assemble(&kernel.modules, &cache).expect("assembled");
+        let boot_files = BootFiles::new(kernel_dir(), self.stage.path("cache"));
         let (rootfs, disks) = (self.rootfs.clone(), self.stage.path("disks"));
         Qemu::new(QemuConfig {
             binary: "qemu-system-x86_64".into(),
             run_dir: self.stage.path("run"),
             data_dir: self.stage.path("data"),
-            kernel,
-            initrd,
+            boot_files,
             accelerator: Accelerator::probe(),
             console_log_max: Bytes(64 << 10),
             cgroups: Cgroups::probe("e2e"),

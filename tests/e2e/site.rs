@@ -56,6 +56,8 @@ pub(crate) struct Site {
     http: Client,
     token: String,
     daemon: Option<Program>,
+    /// Where the daemon looks for a guest kernel.
+    pub(crate) kernel_dir: PathBuf,
     _registry: Program,
 }
 
@@ -76,7 +78,8 @@ impl Site {
         command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let registry = Program(command.spawn().expect("docker-registry runs: deploy/setup installs it"));
         let http = Client::builder().timeout(REQUEST).build().expect("a client");
-        let site = Self { stage, http, token: String::new(), daemon: None, _registry: registry };
+        let kernel_dir = crate::stage::kernel_dir();
+        let site = Self { stage, http, token: String::new(), daemon: None, kernel_dir, _registry: registry };
         until("the registry", MOMENT, async || {
             site.http.get(format!("http://{REGISTRY}/v2/")).send().await.ok()
         })
@@ -150,7 +153,7 @@ impl Site {
         let log = fs::File::options().create(true).append(true).open(log).expect("opened");
         let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
         command.args(["serve", "--listen", LISTEN, "--data-dir"]).arg(self.data());
-        command.arg("--run-dir").arg(self.run_dir()).arg("--kernel-dir").arg(crate::stage::kernel_dir());
+        command.arg("--run-dir").arg(self.run_dir()).arg("--kernel-dir").arg(&self.kernel_dir);
         command.env("STEAD_BRIDGE", BRIDGE).env("STEAD_TABLE", TABLE).env("STEAD_TAP_PREFIX", TAP_PREFIX);
         command.env("STEAD_GATEWAY", format!("{GATEWAY}/24")).env("STEAD_DISK_RESERVE", "16MB");
         command.env("STEAD_LOG", "info,stead::api=warn").env("NO_COLOR", "1").env_remove("STEAD_KERNEL_DIR");

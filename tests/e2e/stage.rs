@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use stead::host::kernel::Kernel;
 use stead_schemas::names::Uid;
 
 /// Scratch directories that go with the value, and the turn among all tests with real VMs.
@@ -30,10 +29,6 @@ impl Stage {
 pub(crate) fn kernel_dir() -> PathBuf {
     let fallback = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/stead-kernel");
     std::env::var_os("STEAD_KERNEL_DIR").map_or_else(fallback, PathBuf::from)
-}
-
-pub(crate) fn kernel(cache: &Path) -> Kernel {
-    Kernel::find(&kernel_dir(), cache).expect("a guest kernel: run deploy/setup first")
 }
 
 /// A squashfs of Debian's static busybox with its applets.

@@ -24,6 +24,8 @@ pub struct Machine {
     /// While the VMM's process lives.
     pub pid: Option<u32>,
     pub launched_at: Timestamp,
+    /// Since when this daemon hears what the guest says; before, nobody may have.
+    pub listening_since: Timestamp,
     /// It has a network card whose far end is gone: its TAP was removed under it, and one that was
     /// made since under the same name is another.
     pub is_network_cut: bool,

@@ -100,6 +100,7 @@ impl Vmm {
             pid: self.is_alive().then_some(self.pid),
             vmm,
             launched_at: self.launched_at,
+            listening_since: self.launched_at,
             is_network_cut: self.is_network_cut,
             guest: GuestView {
                 phase,

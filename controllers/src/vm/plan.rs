@@ -58,8 +58,10 @@ pub(super) fn has_started(object: &Object<Instance>, machine: &Machine) -> bool 
     object.status.started_at.is_some_and(|at| at >= machine.launched_at)
 }
 
+/// A guest that booted while no daemon listened gets a moment to say so.
 fn boot_deadline(machine: &Machine) -> Timestamp {
-    after(machine.launched_at, limits::GUEST_BOOT_DEADLINE)
+    let heard_by = after(machine.listening_since, limits::GUEST_HEARD_GRACE);
+    after(machine.launched_at, limits::GUEST_BOOT_DEADLINE).max(heard_by)
 }
 
 /// Everything is there, or the first thing that is missing.

@@ -68,7 +68,16 @@ fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instance> {
 fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
     let pid = (vmm != VmmState::Dead).then_some(7);
     let guest = GuestView { phase, exit: None, is_shutdown_requested: false, is_exit_acknowledged: false };
-    Machine { owner: uid(), run: 1, vmm, pid, launched_at: at(0), is_network_cut: false, guest }
+    Machine {
+        owner: uid(),
+        run: 1,
+        vmm,
+        pid,
+        launched_at: at(0),
+        listening_since: at(0),
+        is_network_cut: false,
+        guest,
+    }
 }
 
 fn seen(machine: Option<Machine>) -> Observed {

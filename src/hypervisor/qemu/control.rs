@@ -20,7 +20,7 @@ use stead_schemas::validate::printable;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -50,6 +50,7 @@ pub(super) struct Control {
     token: Token,
     requests: mpsc::Sender<ToGuest>,
     mux: Mux,
+    has_spoken: watch::Receiver<bool>,
     task: JoinHandle<()>,
 }
 
@@ -70,6 +71,7 @@ impl Control {
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         // Two daemons one after the other must not count alike: a guest tells them apart by it.
         let start = random();
+        let (spoke, has_spoken) = watch::channel(false);
         let (mux, outgoing) = Mux::new(u32::try_from(start >> 32).unwrap_or(1));
         let channel = Channel {
             socket,
@@ -80,9 +82,10 @@ impl Control {
             nonce: start,
             mux: mux.clone(),
             outgoing,
+            spoke,
         };
         let task = tokio::spawn(channel.run(receiver));
-        Self { view, token, requests, mux, task }
+        Self { view, token, requests, mux, has_spoken, task }
     }
 
     pub(super) fn view(&self) -> GuestView {
@@ -91,6 +94,16 @@ impl Control {
 
     pub(super) fn token(&self) -> &Token {
         &self.token
+    }
+
+    /// Waits until the guest answered once, or not longer than this.
+    pub(super) async fn first_word(&self, at_most: Duration) {
+        let mut has_spoken = self.has_spoken.clone();
+        let heard = async {
+            // The sender goes with the task, whose end is no answer.
+            drop(has_spoken.wait_for(|&has_spoken| has_spoken).await);
+        };
+        let _ = tokio::time::timeout(at_most, heard).await;
     }
 
     /// Opens a stream to the agent of a running program.
@@ -130,6 +143,7 @@ struct Channel {
     nonce: u64,
     mux: Mux,
     outgoing: Outgoing,
+    spoke: watch::Sender<bool>,
 }
 
 impl Channel {
@@ -178,6 +192,9 @@ impl Channel {
                     let Some(count) = count else { return "end of stream" };
                     decoder.push(&buffer[..count]);
                     is_answered |= self.take_all(&mut decoder, &mut useless, nonce);
+                    if is_answered {
+                        self.spoke.send_replace(true);
+                    }
                     useless.pause_if_due().await;
                 }
                 () = tokio::time::sleep(ATTACH_AGAIN), if !is_answered => {

@@ -32,8 +32,8 @@ use self::control::Control;
 use self::monitor::Monitor;
 use self::places::{Places, Record};
 use crate::agent::{AgentError, AgentStream};
+use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
-use crate::host::kernel::Kernel;
 use crate::host::process::Identity;
 use crate::hypervisor::{Accelerator, Changed};
 
@@ -42,8 +42,7 @@ pub struct QemuConfig {
     pub binary: PathBuf,
     pub run_dir: PathBuf,
     pub data_dir: PathBuf,
-    pub kernel: Kernel,
-    pub initrd: PathBuf,
+    pub boot_files: BootFiles,
     pub accelerator: Accelerator,
     /// A console's log goes on in a new file from here.
     pub console_log_max: Bytes,
@@ -77,6 +76,7 @@ impl std::fmt::Debug for Qemu {
 struct Attached {
     identity: Identity,
     control: Control,
+    since: Timestamp,
     monitor: tokio::sync::Mutex<Option<Monitor>>,
     exit_watch: JoinHandle<()>,
     /// Keeps the console's log bounded; set right after this value is shared.
@@ -94,6 +94,8 @@ impl Drop for Attached {
 
 /// Until QEMU answers on its monitor: 30 ms, a second under load.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// A guest answers within milliseconds; one that does not is found by its state, as Initializing.
+const FIRST_WORD_WAIT: Duration = Duration::from_millis(500);
 const START_POLL: Duration = Duration::from_millis(2);
 
 impl Qemu {
@@ -136,11 +138,16 @@ impl Qemu {
         self.lock().get(owner).cloned().ok_or_else(missing)
     }
 
-    /// Connects to a live process, once.
-    fn attach(&self, owner: &Uid, record: &Record, identity: &Identity) -> Result<Arc<Attached>, HostError> {
+    /// Connects to a live process, once; whether it was now.
+    fn attach(
+        &self,
+        owner: &Uid,
+        record: &Record,
+        identity: &Identity,
+    ) -> Result<(Arc<Attached>, bool), HostError> {
         let mut attached = self.lock();
         if let Some(old) = attached.get(owner).filter(|old| old.identity == *identity) {
-            return Ok(old.clone());
+            return Ok((old.clone(), false));
         }
         let places = self.places(owner);
         let changed = self.config.changed.clone();
@@ -159,6 +166,7 @@ impl Qemu {
         let new = Arc::new(Attached {
             identity: identity.clone(),
             control,
+            since: Timestamp::now(),
             monitor: tokio::sync::Mutex::new(None),
             exit_watch,
             console_watch: OnceLock::new(),
@@ -168,7 +176,7 @@ impl Qemu {
         // Empty until here: this value was shared with nobody yet.
         let _ = new.console_watch.set(watch);
         attached.insert(owner.clone(), new.clone());
-        Ok(new)
+        Ok((new, true))
     }
 
     async fn vmm_state(&self, owner: &Uid, attached: &Attached) -> VmmState {
@@ -192,9 +200,10 @@ impl Qemu {
     /// Starts the process, in a session of its own.
     fn spawn(&self, plan: &LaunchPlan, places: &Places) -> Result<tokio::process::Child, HostError> {
         let config = &self.config;
+        let (kernel, initrd) = config.boot_files.get()?;
         let ingredients = command::Ingredients {
-            kernel: &config.kernel,
-            initrd: &config.initrd,
+            kernel: &kernel,
+            initrd: &initrd,
             rootfs: &(config.rootfs)(&plan.rootfs),
             overlay: &(config.disk)(&plan.overlay),
             accelerator: config.accelerator,
@@ -271,11 +280,17 @@ impl Machines for Qemu {
             vmm: VmmState::Dead,
             pid: None,
             launched_at: record.launched_at,
+            listening_since: record.launched_at,
             is_network_cut: false,
             guest: silent(),
         };
         if let Some(identity) = record.process(&places) {
-            let attached = self.attach(owner, &record, &identity)?;
+            let (attached, is_new) = self.attach(owner, &record, &identity)?;
+            if is_new {
+                // One that an earlier daemon left: what it is in, it says at once or boots still.
+                attached.control.first_word(FIRST_WORD_WAIT).await;
+            }
+            machine.listening_since = attached.since;
             machine.pid = Some(identity.pid);
             machine.vmm = self.vmm_state(owner, &attached).await;
             machine.guest = attached.control.view();
@@ -328,7 +343,7 @@ impl Machines for Qemu {
         if let Err(error) = self.config.cgroups.enter(plan.owner.as_str(), identity.pid) {
             tracing::warn!(owner = %plan.owner, %error, "the VMM is in no control group of its own");
         }
-        let attached = self.attach(&plan.owner, &record, &identity)?;
+        let (attached, _) = self.attach(&plan.owner, &record, &identity)?;
         // The child is then left alone; the runtime reaps it when it ends while this daemon lives.
         self.await_start(&plan.owner, &mut child, &attached).await
     }

@@ -1,0 +1,40 @@
+//! What guests boot from: the kernel and the initial root, made when they are first needed.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use stead_controllers::host::HostError;
+
+use super::initrd;
+use super::kernel::Kernel;
+
+/// Found once; while there is no kernel every request looks again, so that one put in place later
+/// is used without a restart.
+#[derive(Debug)]
+pub struct BootFiles {
+    kernel_dir: PathBuf,
+    cache: PathBuf,
+    found: Mutex<Option<(Kernel, PathBuf)>>,
+}
+
+impl BootFiles {
+    /// Looks at nothing yet.
+    #[must_use]
+    pub fn new(kernel_dir: PathBuf, cache: PathBuf) -> Self {
+        Self { kernel_dir, cache, found: Mutex::default() }
+    }
+
+    /// The kernel, and the path of the initial root for it.
+    ///
+    /// # Errors
+    /// Missing, with a sentence on what to run, when there is no kernel.
+    pub fn get(&self) -> Result<(Kernel, PathBuf), HostError> {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = found.as_ref() {
+            return Ok(files.clone());
+        }
+        let kernel = Kernel::find(&self.kernel_dir, &self.cache)?;
+        let initrd = initrd::assemble(&kernel.modules, &self.cache)?;
+        Ok(found.insert((kernel, initrd)).clone())
+    }
+}
