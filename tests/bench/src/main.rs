@@ -2,7 +2,10 @@
 //!
 //! Never a test: nothing here asserts a time. Needs root, `deploy/setup`, and a machine left alone.
 
+mod agent;
+mod bare;
 mod boot;
+mod daemon;
 mod posts;
 mod runtime;
 mod weight;
@@ -24,6 +27,10 @@ fn main() {
     let is_wanted = |name: &str| only.as_deref().is_none_or(|only| only == name);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let _ = rustls::crypto::ring::default_provider().install_default();
+    if only.as_deref() == Some(bare::ARGUMENT) {
+        let dir = std::env::args().nth(2).expect("a directory");
+        return runtime.block_on(bare::run(std::path::Path::new(&dir)));
+    }
     let mut figures = Vec::new();
     if is_wanted("runtime") {
         figures.push(runtime.block_on(runtime::passes()));
@@ -33,9 +40,13 @@ fn main() {
     }
     if is_wanted("weight") {
         figures.extend(runtime.block_on(weight::stored()));
+        figures.extend(runtime.block_on(weight::running()));
     }
     if is_wanted("boot") {
         figures.extend(runtime.block_on(boot::boot()));
+    }
+    if is_wanted("agent") {
+        figures.extend(runtime.block_on(agent::agent()));
     }
     report(&figures);
 }

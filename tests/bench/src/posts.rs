@@ -1,126 +1,23 @@
 //! Durable writes over HTTP: `POST /instances` against etcd's JSON gateway, on the same file system.
 //!
 //! Ours validates a spec, allocates and stores three objects in each; etcd stores one value of the
-//! same size as the request. Both answer after it is on disk.
+//! same size as the request. Both answer after it is on disk; both run in processes of their own,
+//! beside this one with the load.
 
 use std::net::TcpListener as Reserve;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures::future::{BoxFuture, join_all};
-use serde_json::{Value, json};
-use stead::api::{ApiConfig, ApiState, Backend, ImportStream, ServerLimits, auth::Keys, router, serve};
-use stead_controllers::host::{HostError, HostErrorKind};
-use stead_controllers::store::Store;
-use stead_controllers::vm::admission;
-use stead_schemas::api::{
-    Capabilities, HostView, ImagesView, InstanceDefaults, NetworkModel, PushCredentials, Runtime, ServerView,
-};
-use stead_schemas::instance::Hypervisor;
-use stead_schemas::names::{Digest, Platform, Uid};
-use stead_schemas::network::NetworkSpec;
-use tokio::net::TcpListener;
+use futures::future::join_all;
+use serde_json::json;
 
+use crate::bare::Bare;
 use crate::{Figure, median};
 
 const SECONDS: f64 = 3.0;
 const REPEATS: usize = 3;
-
-struct NoHost;
-
-impl Backend for NoHost {
-    fn keep_credentials(&self, _: &Uid, _: PushCredentials) {}
-    fn import(&self, _: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>> {
-        Box::pin(async { Err(HostError::new(HostErrorKind::Unsupported, "import", "here")) })
-    }
-    fn log(&self, _: &Uid, _: &str) -> Option<PathBuf> {
-        None
-    }
-}
-
-/// A server on a real data directory, without reconcilers: only the way of a write is measured.
-pub(crate) struct Bare {
-    pub(crate) base: String,
-    pub(crate) token: String,
-    tasks: tokio::task::JoinSet<()>,
-    _lock: Box<dyn std::any::Any + Send>,
-}
-
-impl Bare {
-    pub(crate) async fn start(dir: &Path) -> Self {
-        let opened = stead::store::open(dir, stead::assemble::kinds()).expect("opened");
-        let (store, lock) = (opened.store, opened.lock);
-        let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(opened.writer.run(std::future::pending::<()>()));
-        let spec = NetworkSpec {
-            bridge: "bench0".parse().expect("valid"),
-            gateway: "10.0.0.1/8".parse().expect("valid"),
-            dns: Vec::new(),
-            table: "bench".to_owned(),
-        };
-        store.transact(move |tx| admission::declare_network(tx, spec)).await.expect("declared");
-        let keys = Keys::new(&[7; 32]);
-        let now = jiff::Timestamp::now();
-        let ends = now + jiff::SignedDuration::from_hours(1);
-        let token = keys.mint("bench", &["*".to_owned()], now, ends).expect("minted");
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
-        let base = format!("http://{}", listener.local_addr().expect("bound"));
-        let limits = ServerLimits {
-            connections_max: 256,
-            header_timeout: Duration::from_secs(10),
-            grace: Duration::from_secs(1),
-        };
-        let state = state(store, keys);
-        tasks.spawn(async move {
-            serve(listener, router(state), limits, std::future::pending()).await.expect("served");
-        });
-        Self { base, token, tasks, _lock: Box::new(lock) }
-    }
-
-    pub(crate) fn body(number: u64) -> Value {
-        json!({
-            "name": format!("i{number}"), "image": "registry.test/app:v1", "size": "1GB", "vcpus": 2,
-            "env": {"PORT": "3000", "NODE_ENV": "production"}, "cmd": ["serve", "--port", "3000"],
-            // The bridge's 1,023 ports would end the run.
-            "network": {"enabled": false}, "tags": {"team": "backend", "env": "staging"},
-        })
-    }
-}
-
-impl Drop for Bare {
-    fn drop(&mut self) {
-        self.tasks.abort_all();
-    }
-}
-
-fn state(store: Store, keys: Keys) -> ApiState {
-    let text = |word: &str| word.to_owned();
-    ApiState::new(ApiConfig {
-        store,
-        keys,
-        backend: Arc::new(NoHost),
-        defaults: InstanceDefaults { platform: Platform::LinuxAmd64, hypervisor: Hypervisor::Qemu },
-        tap_prefix: text("st"),
-        capabilities: Capabilities {
-            server: ServerView { version: text("bench"), api_version: text("0.3.0") },
-            host: HostView { os: text("linux"), arch: text("amd64"), cgroups: false },
-            default_runtime: Runtime { name: text("qemu"), available: true },
-            runtimes: Vec::new(),
-            network: NetworkModel {
-                model: text("bridge"),
-                guest_to_guest: false,
-                gateway: None,
-                subnet: None,
-            },
-            images: ImagesView { platforms: Vec::new(), default_platform: text("linux/amd64") },
-            features: Vec::new(),
-        },
-        requests_max: 512,
-    })
-}
 
 /// etcd on a directory; ended with the value.
 struct Etcd {
@@ -217,7 +114,7 @@ pub(crate) async fn posts() -> Vec<Figure> {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for _ in 0..REPEATS {
             let scratch = tempfile::tempdir_in("/var/tmp").expect("scratch");
-            let bare = Bare::start(&scratch.path().join("stead")).await;
+            let bare = Bare::start(&scratch.path().join("stead"));
             let http = reqwest::Client::new();
             ours.push(load(clients, |number| post(&http, &bare.base, &bare.token, number)).await);
             drop(bare);

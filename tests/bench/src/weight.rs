@@ -1,26 +1,26 @@
-//! Memory of a server with 10,000 stored instances.
+//! Memory: a server with 10,000 stored instances, a daemon with ten VMs; processor time when idle.
 
-use std::fs;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
 
 use crate::Figure;
-use crate::posts::Bare;
+use crate::bare::Bare;
+use crate::daemon::Daemon;
 
 const INSTANCES: u64 = 10_000;
+const VMS: u32 = 10;
+const IDLE: Duration = Duration::from_secs(20);
 
-/// Resident set of this process in MiB.
-fn resident() -> f64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
-    line.split_whitespace().next().and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+fn figure(what: impl Into<String>, ours: f64, unit: &'static str, goal: &'static str) -> Figure {
+    Figure { what: what.into(), ours, peer: None, unit, goal }
 }
 
 pub(crate) async fn stored() -> Vec<Figure> {
     let scratch = tempfile::tempdir_in("/var/tmp").expect("scratch");
-    let bare = Bare::start(&scratch.path().join("stead")).await;
-    let before = resident();
+    let bare = Bare::start(&scratch.path().join("stead"));
+    let before = bare.resident();
     let http = reqwest::Client::new();
     let send = |number| {
         let request =
@@ -29,9 +29,31 @@ pub(crate) async fn stored() -> Vec<Figure> {
     };
     let mut sent = stream::iter(0..INSTANCES).map(send).buffer_unordered(64);
     while sent.next().await.is_some() {}
-    let figure = |what: &str, ours| Figure { what: what.to_owned(), ours, peer: None, unit: "MiB", goal: "" };
     vec![
-        figure("resident memory, empty store (server and load in one process)", before),
-        figure("resident memory, 10,000 instances and their disks", resident()),
+        figure("server's resident memory, empty store", before, "MiB", ""),
+        figure("server's resident memory, 10,000 instances and their disks", bare.resident(), "MiB", ""),
+    ]
+}
+
+pub(crate) async fn running() -> Vec<Figure> {
+    let daemon = Daemon::start("stbench1", "10.239.251.1/24").await;
+    daemon.import().await;
+    for number in 0..VMS {
+        daemon.post(&format!("w{number}"), "160MB").await;
+    }
+    let (resident, before) = (daemon.resident(), daemon.processor_seconds());
+    tokio::time::sleep(IDLE).await;
+    let busy = daemon.processor_seconds() - before;
+    for number in 0..VMS {
+        daemon.delete(&format!("w{number}")).await;
+    }
+    vec![
+        figure(format!("daemon's resident memory with {VMS} VMs"), resident, "MiB", ""),
+        figure(
+            format!("daemon's processor time, idle with {VMS} VMs"),
+            busy / IDLE.as_secs_f64() * 100.0,
+            "% of a core",
+            "event-driven",
+        ),
     ]
 }

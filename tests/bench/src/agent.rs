@@ -1,0 +1,142 @@
+//! The agent: a program's round trip and copies, against the same channel with less to do.
+
+use std::time::Instant;
+
+use futures::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+use crate::daemon::Daemon;
+use crate::{Figure, median};
+
+const ROUNDS: usize = 100;
+const COPY_BYTES: usize = 256 << 20;
+const CHUNK_BYTES: usize = 256 << 10;
+
+type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+async fn open(daemon: &Daemon, verb: &str, request: Value) -> Socket {
+    let url = format!("{}/instances/box/{verb}", daemon.base.replacen("http", "ws", 1));
+    let mut upgrade = url.into_client_request().expect("a request");
+    let token = format!("Bearer {}", daemon.token).parse().expect("a header");
+    upgrade.headers_mut().insert("authorization", token);
+    let (mut socket, _) = connect_async(upgrade).await.expect("upgraded");
+    socket.send(Message::text(request.to_string())).await.expect("sent");
+    socket
+}
+
+/// Everything until the end; bytes received, and the last text.
+async fn drain(socket: &mut Socket) -> (usize, String, String) {
+    let (mut bytes, mut last, mut output) = (0, String::new(), Vec::new());
+    while let Some(Ok(message)) = socket.next().await {
+        match message {
+            Message::Binary(data) => {
+                bytes += data.len();
+                if output.len() < 4096 {
+                    output.extend_from_slice(&data);
+                }
+            }
+            Message::Text(text) => last = text.to_string(),
+            Message::Close(_) => break,
+            _ => {}
+        }
+    }
+    (bytes, last, String::from_utf8_lossy(&output).into_owned())
+}
+
+async fn exec(daemon: &Daemon, command: &[&str]) -> String {
+    let mut socket = open(daemon, "exec", json!({ "command": command })).await;
+    let (_, last, output) = drain(&mut socket).await;
+    assert_eq!(last, r#"{"exitCode":0}"#, "{command:?}: {output}");
+    output
+}
+
+/// Megabytes a second that go to the guest.
+async fn send(mut socket: Socket, end: &str) -> f64 {
+    let chunk = bytes::Bytes::from(vec![7u8; CHUNK_BYTES]);
+    let start = Instant::now();
+    for _ in 0..COPY_BYTES / CHUNK_BYTES {
+        socket.feed(Message::Binary(chunk.clone())).await.expect("sent");
+    }
+    socket.send(Message::text(end)).await.expect("sent");
+    let (_, last, _) = drain(&mut socket).await;
+    assert!(last.contains("true") || last.contains(":0"), "{last}");
+    megabytes(start)
+}
+
+async fn receive(mut socket: Socket) -> f64 {
+    let start = Instant::now();
+    let (bytes, last, _) = drain(&mut socket).await;
+    assert!(bytes == COPY_BYTES, "{bytes} bytes: {last}");
+    megabytes(start)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn megabytes(start: Instant) -> f64 {
+    COPY_BYTES as f64 / 1e6 / start.elapsed().as_secs_f64()
+}
+
+async fn times<F: Future<Output = ()>>(step: impl Fn() -> F) -> f64 {
+    let mut seconds = Vec::new();
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        step().await;
+        seconds.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    median(seconds)
+}
+
+pub(crate) async fn agent() -> Vec<Figure> {
+    let daemon = Daemon::start("stbench2", "10.239.252.1/24").await;
+    daemon.import().await;
+    daemon.post("box", "512MB").await;
+    let busybox = "/bin/busybox";
+    let round_trip = times(async || drop(exec(&daemon, &[busybox, "true"]).await)).await;
+    let bare = times(async || drop(daemon.get("/instances/box/stat?path=/bin").await)).await;
+    // What a start costs in the guest itself: its shell starts the same program a hundred times.
+    let line = "i=0; while [ $i -lt 100 ]; do /bin/busybox true; i=$((i+1)); done";
+    let start = Instant::now();
+    exec(&daemon, &[busybox, "sh", "-c", line]).await;
+    let process = (start.elapsed().as_secs_f64() * 1000.0 - round_trip) / 100.0;
+    let sink = json!({ "command": [busybox, "sh", "-c", "/bin/busybox cat >/dev/null"] });
+    let raw_in = send(open(&daemon, "exec", sink).await, r#"{"stdin_eof":true}"#).await;
+    let to = json!({ "direction": "to", "guest_path": "/dev/shm/file" });
+    let copied_in = send(open(&daemon, "cp", to).await, r#"{"type":"end"}"#).await;
+    let source = json!({ "command": [busybox, "head", "-c", COPY_BYTES.to_string(), "/dev/zero"] });
+    let raw_out = receive(open(&daemon, "exec", source).await).await;
+    let from = json!({ "direction": "from", "guest_path": "/dev/shm/file" });
+    let copied_out = receive(open(&daemon, "cp", from).await).await;
+    daemon.delete("box").await;
+    let figure = |what: &str, ours, peer, unit, goal| Figure {
+        what: what.to_owned(),
+        ours,
+        peer: Some(peer),
+        unit,
+        goal,
+    };
+    vec![
+        figure(
+            "exec of `true`, median (peer: a stat's round trip and a process start in the guest)",
+            round_trip,
+            bare + process,
+            "ms",
+            "<= 3",
+        ),
+        figure(
+            "cp of 256 MiB to the guest (peer: exec of cat >/dev/null)",
+            copied_in,
+            raw_in,
+            "MB/s",
+            ">= 0.5",
+        ),
+        figure(
+            "cp of 256 MiB from the guest (peer: exec of head -c /dev/zero)",
+            copied_out,
+            raw_out,
+            "MB/s",
+            ">= 0.5",
+        ),
+    ]
+}

@@ -1,0 +1,169 @@
+//! A daemon of the binary beside this program, with VMs; nothing of it outlives the value.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Daemon {
+    child: Child,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) base: String,
+    pub(crate) token: String,
+    bridge: &'static str,
+    http: reqwest::Client,
+}
+
+/// The `stead` beside this program.
+fn stead() -> PathBuf {
+    let own = std::env::current_exe().expect("this program has a path");
+    own.with_file_name("stead")
+}
+
+impl Daemon {
+    pub(crate) async fn start(bridge: &'static str, gateway: &str) -> Self {
+        let dir = tempfile::tempdir_in("/var/tmp").expect("scratch");
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|socket| socket.local_addr())
+            .expect("a port")
+            .port();
+        let kernel = std::env::var("STEAD_KERNEL_DIR").expect("make bench sets STEAD_KERNEL_DIR");
+        let log = fs::File::create(dir.path().join("log")).expect("made");
+        let child = Command::new(stead())
+            .args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--kernel-dir", &kernel, "--data-dir"])
+            .arg(dir.path().join("data"))
+            .arg("--run-dir")
+            .arg(dir.path().join("run"))
+            .envs([
+                ("STEAD_BRIDGE", bridge),
+                ("STEAD_GATEWAY", gateway),
+                ("STEAD_TABLE", bridge),
+                ("STEAD_TAP_PREFIX", "sb"),
+                ("STEAD_LOG", "warn"),
+            ])
+            .stderr(log)
+            .spawn()
+            .expect("the daemon starts");
+        let base = format!("http://127.0.0.1:{port}");
+        let http = reqwest::Client::new();
+        // From here on a panic clears up.
+        let mut daemon = Self { child, dir, base, token: String::new(), bridge, http };
+        let deadline = Instant::now() + DEADLINE;
+        while daemon.http.get(format!("{}/health", daemon.base)).send().await.is_err() {
+            assert!(Instant::now() < deadline, "the daemon does not answer");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let minted = Command::new(stead())
+            .args(["token", "create", "--data-dir"])
+            .arg(daemon.dir.path().join("data"))
+            .output();
+        daemon.token = String::from_utf8_lossy(&minted.expect("minted").stdout).trim().to_owned();
+        daemon
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let request = self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.token);
+        request.send().await.expect("answered").json().await.unwrap_or(Value::Null)
+    }
+
+    /// Imports busybox as a bare root file system: no registry is part of this figure.
+    pub(crate) async fn import(&self) {
+        let root = self.dir.path().join("root/bin");
+        fs::create_dir_all(&root).expect("made");
+        fs::copy("/bin/busybox", root.join("busybox")).expect("busybox-static is installed");
+        let imported = Command::new(stead())
+            .args(["image", "import", "--name", "bench.test/busybox:v1"])
+            .arg({
+                let tar = self.dir.path().join("root.tar");
+                let made = Command::new("tar")
+                    .args(["-C"])
+                    .arg(self.dir.path().join("root"))
+                    .arg("-cf")
+                    .arg(&tar)
+                    .arg(".")
+                    .status();
+                assert!(made.is_ok_and(|status| status.success()), "tar runs");
+                tar
+            })
+            .env("STEAD_BASE_URL", &self.base)
+            .env("STEAD_API_KEY", &self.token)
+            .stdout(Stdio::null())
+            .status();
+        assert!(imported.is_ok_and(|status| status.success()), "imported");
+    }
+
+    /// Seconds from the POST until `wait` says Running.
+    pub(crate) async fn post(&self, name: &str, size: &str) -> f64 {
+        let body = json!({
+            "name": name, "image": "bench.test/busybox:v1", "size": size, "vcpus": 1, "overlay_size": "256MB",
+            "cmd": ["/bin/busybox", "sleep", "100000"],
+        });
+        let start = Instant::now();
+        let request = self.http.post(format!("{}/instances", self.base)).bearer_auth(&self.token).json(&body);
+        request.send().await.expect("answered").error_for_status().expect("accepted");
+        let waited = self.get(&format!("/instances/{name}/wait?state=Running&timeout=60s")).await;
+        let seconds = start.elapsed().as_secs_f64();
+        assert_eq!(waited["state"], "Running", "{waited}");
+        seconds
+    }
+
+    pub(crate) async fn delete(&self, name: &str) {
+        let url = format!("{}/instances/{name}?graceful_shutdown=false", self.base);
+        self.http.delete(url).bearer_auth(&self.token).send().await.expect("answered");
+    }
+
+    /// User and system time of the daemon so far, in seconds.
+    pub(crate) fn processor_seconds(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+        // Clock ticks are hundredths of a second on Linux.
+        (ticks(11) + ticks(12)) / 100.0
+    }
+
+    pub(crate) fn resident(&self) -> f64 {
+        resident(self.child.id())
+    }
+
+    /// VMMs that are still there: recorded in the runtime directory.
+    fn vmms(&self) -> Vec<i32> {
+        let entries = fs::read_dir(self.dir.path().join("run/vm")).into_iter().flatten().flatten();
+        let records = entries.filter_map(|entry| fs::read(entry.path().join("machine.json")).ok());
+        let records = records.filter_map(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        records.filter_map(|record| i32::try_from(record["identity"]["pid"].as_i64()?).ok()).collect()
+    }
+}
+
+/// Resident set of a process in MiB.
+pub(crate) fn resident(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
+    line.split_whitespace().next().and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}
+
+impl Drop for Daemon {
+    /// Ends everything that was started, in good order or not.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let quiet = |program: &str, arguments: &[&str]| {
+            let ended = Command::new(program).args(arguments).stderr(Stdio::null()).output();
+            ended.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+        };
+        for pid in self.vmms() {
+            quiet("kill", &["-9", &pid.to_string()]);
+        }
+        let taps = quiet("ip", &["-br", "link", "show", "master", self.bridge]);
+        for tap in taps.lines().filter_map(|line| line.split([' ', '@']).next()) {
+            quiet("ip", &["link", "del", tap]);
+        }
+        quiet("ip", &["link", "del", self.bridge]);
+        for family in ["inet", "bridge"] {
+            quiet("nft", &["delete", "table", family, self.bridge]);
+        }
+    }
+}
