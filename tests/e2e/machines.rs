@@ -15,7 +15,7 @@ use stead_schemas::instance::Secret;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 
-use crate::stage::{Stage, busybox_root, kernel_dir, overlay, uid, until};
+use crate::stage::{Stage, busybox_root, kernel_dir, overlay, run, uid, until};
 
 const BOOT: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_secs(15);
@@ -189,5 +189,33 @@ async fn a_console_that_never_stops_stays_bounded_and_loses_no_line_in_between()
     assert_eq!(torn, None, "a line was lost or doubled");
     let size = |path: &std::path::Path| std::fs::metadata(path).expect("there").len();
     assert!(size(&older) + size(&log) < u64::from(last) * 6 - (32 << 10), "nothing was let go");
+    clear_away(&driver, &owner).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_daemon_a_console_grows_to_its_disks_size_and_is_rotated_by_the_next() {
+    let bench = Bench::new();
+    let (driver, owner) = (bench.driver(), uid(6));
+    let plan = bench.plan(&owner);
+    let disk = bench.stage.path("disks").join(owner.as_str());
+    let size = 1 << 20;
+    std::fs::File::create(&disk).and_then(|file| file.set_len(size)).expect("made");
+    run("mkfs.ext4", &["-q", "-F", &disk.display().to_string()]);
+    driver.launch(&plan).await.expect("launched");
+    until_phase(&driver, &owner, GuestPhase::AwaitingConfig).await;
+    let endless = config(&["/bin/sh", "-c", "while true; do seq 1 10000; done"]);
+    driver.configure(&owner, &endless).await.expect("configured");
+    let running = until_phase(&driver, &owner, GuestPhase::Ready).await;
+    drop(driver);
+
+    let log = Qemu::console_log(&bench.stage.path("data"), &owner);
+    let length = || std::fs::metadata(&log).map_or(0, |meta| meta.len());
+    until("the limit", BOOT, async || (length() >= size).then_some(())).await;
+    assert_eq!(length(), size);
+    // The guest goes on, and is heard again.
+    let driver = bench.driver();
+    let again = until_phase(&driver, &owner, GuestPhase::Ready).await;
+    assert_eq!((again.pid, again.vmm), (running.pid, VmmState::Running));
+    until("a rotation", MOMENT, async || (1..size).contains(&length()).then_some(())).await;
     clear_away(&driver, &owner).await;
 }

@@ -2,7 +2,8 @@
 //!
 //! Rotation by rename: what QEMU has open stays whole under the older name until it is told to go on
 //! in a new file, so no line is lost or doubled. Woken by inotify: a silent guest costs nothing.
-//! Assumes: a daemon runs. While none does the log grows; the next one rotates it at once.
+//! Assumes: a daemon runs. While none does the log grows to the limit on the VMM's files, the length
+//! of its disk, and what is printed beyond is dropped; the next daemon rotates it at once.
 
 use std::fs;
 use std::io;

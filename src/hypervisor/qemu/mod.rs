@@ -10,6 +10,7 @@ mod console;
 mod control;
 mod monitor;
 mod places;
+mod spawning;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -213,7 +214,8 @@ impl Qemu {
         let mut command = tokio::process::Command::new(&config.binary);
         command.args(command::arguments(plan, places, &ingredients)).current_dir("/").kill_on_drop(false);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
-        in_own_session(&mut command);
+        let overlay = fs::metadata((config.disk)(&plan.overlay)).map_err(failed)?.len();
+        spawning::prepare(&mut command, spawning::file_size_max(overlay, config.console_log_max));
         command.spawn().map_err(failed)
     }
 
@@ -247,15 +249,6 @@ impl Qemu {
                 Err(_) => Err(failed(format!("no answer within {} s", START_DEADLINE.as_secs()))),
             },
         }
-    }
-}
-
-#[expect(unsafe_code, reason = "pre_exec is the one way to make a session")]
-fn in_own_session(command: &mut tokio::process::Command) {
-    // SAFETY: runs between fork and exec in the child, which has one thread; it makes one system
-    // call and allocates nothing.
-    unsafe {
-        command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from));
     }
 }
 

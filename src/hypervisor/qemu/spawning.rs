@@ -1,0 +1,33 @@
+//! What a VMM's process is given before it becomes QEMU: a session and a bound on its files.
+
+use std::io;
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+use stead_schemas::quantity::Bytes;
+
+/// What a VMM's files may grow to: its disk is as long as it will ever be, and a console's log must
+/// be able to reach the length at which it is rotated.
+pub(super) fn file_size_max(overlay: u64, console_log_max: Bytes) -> u64 {
+    overlay.max(console_log_max.0.saturating_mul(2))
+}
+
+/// A session of its own, so that it outlives the daemon, and a bound on each of its files, which
+/// holds for the console's log while no daemon rotates it: what a guest prints beyond is dropped.
+#[expect(unsafe_code, reason = "pre_exec is the one way to set these for the child alone")]
+pub(super) fn prepare(command: &mut tokio::process::Command, file_size_max: u64) {
+    let in_child = move || {
+        rustix::process::setsid()?;
+        // A write beyond the limit shall fail, not end the VMM. An ignored signal stays so over exec.
+        // SAFETY: no handler is installed, and no other thread is in the child.
+        if unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+        let both = Rlimit { current: Some(file_size_max), maximum: Some(file_size_max) };
+        setrlimit(Resource::Fsize, both).map_err(io::Error::from)
+    };
+    // SAFETY: runs between fork and exec in the child, which has one thread; it makes system calls
+    // and allocates nothing.
+    unsafe {
+        command.pre_exec(in_child);
+    }
+}
