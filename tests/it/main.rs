@@ -2,6 +2,8 @@
 
 mod api;
 mod bad_input;
+#[path = "../sdk/node.rs"]
+mod node;
 #[path = "../sdk/python.rs"]
 mod python;
 mod sdk;

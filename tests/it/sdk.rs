@@ -1,18 +1,19 @@
-//! The official Python SDK, unchanged, against this server.
+//! The official SDKs, unchanged, against this server.
 
 use std::path::Path;
 use std::process::Command;
 
+use crate::node::{Node, node};
 use crate::python::{python, run};
 use crate::server::{IMAGE, Server};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_official_python_sdk_works_unchanged() {
+/// Runs a script of `tests/sdk` with the program that `command` names.
+async fn works(script: &str, command: impl FnOnce() -> Command + Send + 'static) {
     let server = Server::start().await;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk/test_sdk.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(script);
     let (base, token) = (server.base.clone(), server.token.clone());
     let output = tokio::task::spawn_blocking(move || {
-        let mut command = Command::new(python());
+        let mut command = command();
         command
             .arg(script)
             .env("STEAD_BASE_URL", base)
@@ -24,4 +25,20 @@ async fn the_official_python_sdk_works_unchanged() {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}\n{err}");
     assert!(out.contains("sdk: everything passed"), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_python_sdk_works_unchanged() {
+    works("test_sdk.py", || Command::new(python())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_typescript_sdk_works_unchanged() {
+    works("test_sdk.mjs", || {
+        let Node { directory, node } = node();
+        let mut command = Command::new(node);
+        command.current_dir(directory);
+        command
+    })
+    .await;
 }

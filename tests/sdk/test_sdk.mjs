@@ -1,0 +1,63 @@
+// The official TypeScript SDK against a Stead server: STEAD_BASE_URL, STEAD_API_KEY, STEAD_TEST_IMAGE.
+//
+// Run from a directory with @onkernel/hypeman installed. Plain asserts.
+
+import assert from "node:assert/strict";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+
+const require = createRequire(join(process.cwd(), "package.json"));
+const { default: Hypeman, ConflictError, NotFoundError, BadRequestError } = require("@onkernel/hypeman");
+
+let requests = 0;
+const client = new Hypeman({
+  baseURL: process.env.STEAD_BASE_URL,
+  apiKey: process.env.STEAD_API_KEY,
+  fetch: (...parts) => (requests++, fetch(...parts)),
+});
+const image = process.env.STEAD_TEST_IMAGE;
+const name = `sdk-${process.pid}`;
+
+assert.equal((await client.health.check()).status, "ok");
+
+await client.images.create({ name: image });
+const deadline = Date.now() + 120_000;
+while ((await client.images.get(image)).status !== "ready") {
+  assert.ok(Date.now() < deadline, "the image is not ready");
+  await new Promise((resolve) => setTimeout(resolve, 100));
+}
+const known = (await client.images.get(image)).name;
+assert.ok((await client.images.list()).some((found) => found.name === known));
+
+const wish = { image, name, size: "256MB", overlay_size: "256MB", vcpus: 1, tags: { sdk: "ts" }, env: { A: "b" } };
+const created = await client.instances.create(wish);
+assert.ok(["Created", "Initializing"].includes(created.state), created.state);
+assert.deepEqual([created.name, created.tags], [name, { sdk: "ts" }]);
+
+const waited = await client.instances.wait(
+  created.id,
+  { state: "Running", timeout: "120s" },
+  { timeout: 130_000 },
+);
+assert.deepEqual([waited.state, waited.timed_out], ["Running", false]);
+const got = await client.instances.get(name);
+assert.deepEqual([got.id, got.state, got.env, got.vcpus], [created.id, "Running", { A: "b" }, 1]);
+assert.ok(got.started_at && got.network.ip);
+assert.deepEqual((await client.instances.list({ tags: { sdk: "ts" } })).map((found) => found.id), [created.id]);
+assert.deepEqual(await client.instances.list({ tags: { sdk: "no" } }), []);
+
+// A semantic conflict is told once: the SDK honours x-should-retry and does not repeat it.
+requests = 0;
+await assert.rejects(client.instances.create(wish), (error) => {
+  return error instanceof ConflictError && error.error.code === "name_conflict";
+});
+assert.equal(requests, 1, "the conflict was retried");
+await assert.rejects(client.instances.create({ image, name: "Not A Name" }), BadRequestError);
+
+const stopped = await client.instances.stop(created.id);
+assert.ok(stopped.state === "Stopped" && stopped.stopped_at, stopped.state);
+const started = await client.instances.start(created.id, {});
+assert.equal(started.state, "Running");
+await client.instances.delete(created.id);
+await assert.rejects(client.instances.get(created.id), NotFoundError);
+console.log("sdk: everything passed");
