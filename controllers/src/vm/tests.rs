@@ -430,6 +430,21 @@ fn a_guest_that_ran_before_is_neither_overdue_nor_killed_while_a_new_daemon_has_
 }
 
 #[test]
+fn a_boot_that_outlived_its_daemon_is_overdue_only_after_the_next_one_listened_for_a_moment() {
+    let object = instance(Power::Running, 1, 0);
+    let mut booted = machine(VmmState::Running, GuestPhase::Silent);
+    booted.listening_since = at(3600);
+    let ended_run = |now| {
+        let end = PassEnd { now, outcome: Outcome::Converged };
+        status(&object, Some(&seen(Some(booted.clone()))), &end).ended_run
+    };
+    let grace = i64::try_from(stead_schemas::limits::GUEST_HEARD_GRACE.as_secs()).expect("seconds");
+    assert_eq!((ended_run(at(3599 + grace)), ended_run(at(3600 + grace))), (0, 1));
+    let step = plan(&Desired::Present(&object), &seen(Some(booted.clone())), at(3600));
+    assert!(matches!(&step, Plan::Wait(wait) if wait.until == Some(at(3600 + grace))), "{step:?}");
+}
+
+#[test]
 fn the_end_of_a_long_run_is_acknowledged_before_the_process_is_ended() {
     let mut object = instance(Power::Running, 1, 1);
     let exit = Exit { code: Some(0), message: String::new(), is_boot_failure: false };

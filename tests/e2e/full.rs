@@ -1,0 +1,54 @@
+//! A full disk under a running daemon: what makes room still works, and nothing is lost.
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::site::{Site, image};
+
+#[test]
+fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_is_room() {
+    in_namespace(async || {
+        let mut site = Site::new().await;
+        // Of the test's own mount namespace. Room for the kernel's copy, the image, and the store.
+        site.shell("mkdir -p $DATA; mount -t tmpfs -o size=384m none $DATA");
+        site.start().await;
+        let body = json!({ "cmd": ["sh", "-c", "while true; do sleep 1; done"] });
+        site.create("kept", &image("busybox"), body.clone()).await;
+        site.create("victim", &image("busybox"), json!({ "cmd": ["true"] })).await;
+        let kept = site.until_state("kept", "Running").await;
+        site.until("victim", "ended", |seen| seen["state"] == "Stopped" && seen["exit_code"] == 0).await;
+
+        site.shell("dd if=/dev/zero of=$DATA/filler bs=64k 2>/dev/null || true");
+        assert_eq!(site.shell("df --output=avail $DATA | tail -n 1").trim(), "0", "the disk is full");
+        let mut wish = json!({ "name": "late", "image": image("busybox"), "size": "192MB", "vcpus": 1,
+            "overlay_size": "64MB" });
+        wish["cmd"] = body["cmd"].clone();
+        let refused = site.request(Method::POST, "/instances", Some(wish.clone())).await;
+        assert_eq!(refused.status, StatusCode::INSUFFICIENT_STORAGE, "{refused:?}");
+        assert_eq!(site.request(Method::GET, "/instances/late", None).await.status, StatusCode::NOT_FOUND);
+        // Statuses are written: a VM stops and says so.
+        let stopped = site.request(Method::POST, "/instances/kept/stop", None).await;
+        assert_eq!(stopped.body["state"], "Stopped", "{stopped:?}");
+        site.delete("victim").await;
+        let gone = site.request(Method::GET, "/instances/victim", None).await;
+        assert_eq!(gone.status, StatusCode::NOT_FOUND, "{gone:?}");
+
+        // All this is on the disk, full as it may be.
+        site.kill().await;
+        site.start().await;
+        assert_eq!(site.get("kept").await["id"], kept["id"]);
+        let gone = site.request(Method::GET, "/instances/victim", None).await;
+        assert_eq!(gone.status, StatusCode::NOT_FOUND, "{gone:?}");
+        site.shell("rm $DATA/filler");
+        site.create("late", &image("busybox"), body).await;
+        site.until_state("late", "Running").await;
+        for name in ["late", "kept"] {
+            site.delete(name).await;
+        }
+        settles(&mut site, "a full disk").await;
+        // So that the scratch directory can go.
+        site.shell("umount --lazy $DATA");
+    });
+}
