@@ -31,11 +31,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::{AgentError, AgentStream};
-use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, ServerLimits};
+use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits};
 use crate::config::Config;
 use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
 use crate::host::disks::Ext4Files;
+use crate::host::logs::LogLines;
 use crate::host::monitor::{Heard, monitor_table};
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
@@ -331,13 +332,20 @@ impl Backend for HostBackend {
         })
     }
 
-    fn log(&self, instance: &Uid, source: &str) -> Option<PathBuf> {
+    fn log(&self, instance: &Uid, source: &str, tail: usize, follows: bool) -> Option<LogStream> {
         let console = Qemu::console_log(&self.data_dir, instance);
-        match source {
-            "app" => Some(console),
-            "vmm" => Some(console.with_file_name("vmm.log")),
-            _ => None,
-        }
+        let path = match source {
+            "app" => console,
+            "vmm" => console.with_file_name("vmm.log"),
+            _ => return None,
+        };
+        let lines = LogLines::open(path, tail, follows).ok()?;
+        let batches = futures::stream::unfold(lines, |mut lines| async move {
+            // A log that cannot be read any more has ended.
+            let batch = lines.next().await.ok().flatten()?;
+            Some((batch, lines))
+        });
+        Some(batches.boxed())
     }
 
     fn open_stream<'a>(

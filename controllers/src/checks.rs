@@ -113,6 +113,10 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
         if (status.state == State::Unknown) != status.state_error.is_some() {
             broken.push(format!("{}: Unknown and state_error do not go together", instance.meta.uid));
         }
+        let policy = &instance.spec.restart;
+        if policy.max_attempts > 0 && status.restart.attempts > policy.max_attempts {
+            broken.push(format!("{} was restarted {} times", instance.meta.uid, status.restart.attempts));
+        }
         if status.ended_run > instance.spec.run {
             broken.push(format!("{}: a run ended that was never asked for", instance.meta.uid));
         }

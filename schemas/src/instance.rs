@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::meta::Kind;
 use crate::names::{Digest, ImageRef, Platform, Uid};
+use crate::policy::{RestartPolicy, RestartStatus};
 use crate::quantity::Bytes;
 
 /// The kind.
@@ -42,6 +43,11 @@ pub struct InstanceSpec {
     pub hypervisor: Hypervisor,
     pub skip_guest_agent: bool,
     pub skip_kernel_headers: bool,
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// The instance is deleted then.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
     pub power: Power,
     /// When `power` was last asked for: the grace of a stop counts from here.
     pub power_since: Timestamp,
@@ -123,8 +129,22 @@ pub struct InstanceStatus {
     pub image_digest: Option<Digest>,
     /// The last run that ended for good; `spec.run` beyond it is still to be carried out.
     pub ended_run: u64,
-    /// How the program of the last ended run ended.
+    /// How the program last ended, and in which run that was.
     pub exit: Option<Exit>,
+    #[serde(default)]
+    pub exit_run: u64,
+    /// The launch whose end was recorded and is followed by another of the same run: its machine
+    /// goes, the run goes on.
+    #[serde(default)]
+    pub ended_launch: Option<Timestamp>,
+    #[serde(default)]
+    pub restart: RestartStatus,
+    /// Milliseconds in each state but the present one.
+    #[serde(default)]
+    pub phases: BTreeMap<State, u64>,
+    /// Since when it is in the present one.
+    #[serde(default)]
+    pub state_since: Option<Timestamp>,
     pub started_at: Option<Timestamp>,
     pub stopped_at: Option<Timestamp>,
     /// VMMs that died unasked, since the program last ran for a while.

@@ -14,5 +14,6 @@ pub mod limits;
 pub mod meta;
 pub mod names;
 pub mod network;
+pub mod policy;
 pub mod quantity;
 pub mod validate;

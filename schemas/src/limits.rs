@@ -82,6 +82,12 @@ pub const MESSAGE_CHARS_MAX: usize = 1024;
 pub const GUEST_BOOT_DEADLINE: Duration = Duration::from_secs(120);
 /// A guest answers a daemon that attaches within milliseconds; a busy host needs longer.
 pub const GUEST_HEARD_GRACE: Duration = Duration::from_secs(10);
+/// Between two restarts of a program that keeps failing; policies double their delay up to here.
+pub const RESTART_DELAY_MAX: Duration = Duration::from_secs(300);
+/// A count that fits every field it passes through.
+pub const RESTART_ATTEMPTS_MAX: u32 = 1_000_000;
+/// Ten years: a longer life has no end.
+pub const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A verb's answer waits no longer than this for the observed state; SDKs give up at 60 s.
 pub const VERB_WAIT_MAX: Duration = Duration::from_secs(55);
 /// The longest `/wait` (contract.md 1.4).

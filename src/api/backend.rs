@@ -1,7 +1,5 @@
 //! What the API needs of the host, as a trait: `assemble` provides it.
 
-use std::path::PathBuf;
-
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -15,6 +13,9 @@ use crate::agent::{AgentError, AgentStream};
 /// An archive as it arrives.
 pub type ImportStream = BoxStream<'static, std::io::Result<Bytes>>;
 
+/// Lines in batches, as they come.
+pub type LogStream = BoxStream<'static, Vec<String>>;
+
 /// The host behind the API.
 pub trait Backend: Send + Sync + 'static {
     /// Keeps a request's registry credentials in memory, for pulls of this image.
@@ -22,8 +23,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Takes an archive (OCI layout, `docker save`, or a bare root file system) into the image
     /// directory; answers the content's digest when it is there whole.
     fn import(&self, archive: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>>;
-    /// Where an instance's logs are: `app` is the console, `vmm` the VMM's own.
-    fn log(&self, instance: &Uid, source: &str) -> Option<PathBuf>;
+    /// The last lines of an instance's log, and those to come if asked for: `app` is the console,
+    /// `vmm` the VMM's own. `None` when there is no such log.
+    fn log(&self, instance: &Uid, source: &str, tail: usize, follows: bool) -> Option<LogStream>;
     /// Opens a stream to the agent of an instance's guest.
     fn open_stream<'a>(
         &'a self,

@@ -129,6 +129,8 @@ impl From<Refused> for ApiError {
             Refused::Conflict(_) => Self::conflict("conflict", message),
             Refused::ImageNotReady(_) => Self::bad_request("image_not_ready", message),
             Refused::NotFound => Self::not_found(),
+            Refused::InvalidExpiry => Self::bad_request("invalid_expires_at", message),
+            Refused::Expired => Self::conflict("instance_expired", message),
         }
     }
 }

@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use stead_controllers::vm::admission;
-use stead_schemas::api::{self, InstanceStart, InstanceWish, parse_state};
+use stead_schemas::api::{self, InstancePatch, InstanceStart, InstanceWish, parse_state};
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Power, State as Is};
 use stead_schemas::limits::VERB_WAIT_MAX;
@@ -92,6 +92,17 @@ pub(super) async fn get(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
     let object = lookup::instance(state.store(), &id?.0)?;
+    Ok(Json(lookup::view(state.store(), &object)))
+}
+
+pub(super) async fn update(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<api::Instance>, ApiError> {
+    let patch = InstancePatch::read(json(body)?)?;
+    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let object = state.store().transact(move |tx| admission::update(tx, &uid, patch)).await?;
     Ok(Json(lookup::view(state.store(), &object)))
 }
 

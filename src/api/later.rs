@@ -4,7 +4,7 @@
 
 use axum::Json;
 use axum::http::Uri;
-use axum::routing::{MethodRouter, delete, get, patch, post};
+use axum::routing::{MethodRouter, delete, get, post};
 use serde_json::Value;
 
 use super::auth::Scope;
@@ -20,8 +20,7 @@ async fn not_yet(uri: Uri) -> ApiError {
 }
 
 pub(super) fn add(mut routes: Routes) -> Routes {
-    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 11] = [
-        ("/instances/{id}", Scope::InstanceWrite, patch(not_yet)),
+    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 10] = [
         ("/instances/{id}/standby", Scope::InstanceWrite, post(not_yet)),
         ("/instances/{id}/restore", Scope::InstanceWrite, post(not_yet)),
         ("/instances/{id}/fork", Scope::InstanceWrite, post(not_yet)),

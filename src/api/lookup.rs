@@ -60,5 +60,6 @@ pub(super) fn image(store: &Store, word: &str) -> Result<Arc<Object<Image>>, Api
 /// The wire form of an instance, with its port's address.
 pub(super) fn view(store: &Store, object: &Object<Instance>) -> stead_schemas::api::Instance {
     let port = object.spec.allocated.port.as_ref().and_then(|uid| store.get::<Port>(uid));
-    stead_schemas::api::Instance::of(object, port.as_deref().map(|port| &port.spec))
+    let port = port.as_deref().map(|port| &port.spec);
+    stead_schemas::api::Instance::of(object, port, jiff::Timestamp::now())
 }

@@ -29,12 +29,12 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, patch, post};
 use stead_controllers::store::Store;
 use stead_schemas::api::{Capabilities, InstanceDefaults};
 use stead_schemas::limits;
 
-pub use backend::{Backend, ImportStream};
+pub use backend::{Backend, ImportStream, LogStream};
 pub use error::ApiError;
 pub use server::{ServerLimits, serve};
 
@@ -103,6 +103,7 @@ pub fn router(state: ApiState) -> Router {
         .add("/instances", Scope::InstanceWrite, post(instances::create))
         .add("/instances/{id}", Scope::InstanceRead, get(instances::get))
         .add("/instances/{id}", Scope::InstanceDelete, delete(instances::delete))
+        .add("/instances/{id}", Scope::InstanceWrite, patch(instances::update))
         .add("/instances/{id}/start", Scope::InstanceWrite, post(instances::start))
         .add("/instances/{id}/stop", Scope::InstanceWrite, post(instances::stop))
         .add("/instances/{id}/wait", Scope::InstanceRead, get(wait::wait_for_state))

@@ -4,10 +4,15 @@ use std::time::Duration;
 
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
+use futures::SinkExt;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stead_schemas::api::ErrorBody;
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use super::{Failure, Remote};
 
@@ -18,6 +23,8 @@ pub(crate) struct Client {
     base: Url,
     key: String,
 }
+
+pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// Verbs wait up to 55 s on the server's side.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(70);
@@ -53,6 +60,33 @@ impl Client {
         self.http.request(method, url).bearer_auth(&self.key)
     }
 
+    /// A WebSocket to a verb of an instance, with its first frame sent.
+    pub(crate) async fn socket(&self, segments: &[&str], first: &Value) -> Result<Socket, Failure> {
+        let mut url = self.base.clone();
+        let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(segments);
+        }
+        // Cannot fail from http to ws.
+        let _ = url.set_scheme(scheme);
+        let failed = |error: Error| match error {
+            Error::Http(response) => {
+                let body = response.body().as_deref().unwrap_or_default();
+                let text = serde_json::from_slice(body)
+                    .map_or_else(|_| response.status().to_string(), |body: ErrorBody| words(&body));
+                if response.status() == 404 { Failure::NotFound(text) } else { Failure::Other(text) }
+            }
+            error => Failure::Other(format!("cannot reach {}: {error}", self.base)),
+        };
+        let mut request = url.as_str().into_client_request().map_err(failed)?;
+        let key = format!("Bearer {}", self.key).parse();
+        let key = key.map_err(|_| Failure::Usage("the token has characters no token has".to_owned()))?;
+        request.headers_mut().insert("authorization", key);
+        let (mut socket, _) = connect_async(request).await.map_err(failed)?;
+        socket.send(Message::text(first.to_string())).await.map_err(failed)?;
+        Ok(socket)
+    }
+
     pub(crate) async fn get<T: DeserializeOwned>(&self, segments: &[&str]) -> Result<T, Failure> {
         self.json(self.request(Method::GET, segments)).await
     }
@@ -71,6 +105,11 @@ impl Client {
             .json()
             .await
             .map_err(|error| Failure::Other(format!("the answer is not understood: {error}")))
+    }
+
+    /// Sends once, for an answer that may go on for ever.
+    pub(crate) async fn stream(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        finish(request.send().await.map_err(|error| self.unreachable(&error))?).await
     }
 
     /// Sends; tries again what the server says may pass.
@@ -105,6 +144,10 @@ impl Client {
     }
 }
 
+fn words(body: &ErrorBody) -> String {
+    format!("{} ({})", body.message, body.code)
+}
+
 fn may_pass(response: &Response) -> bool {
     let says_no = response.headers().get("x-should-retry").is_some_and(|value| value == "false");
     let is_passing = matches!(
@@ -130,7 +173,7 @@ async fn finish(response: Response) -> Result<Response, Failure> {
                 body.details.iter().map(|detail| format!("\n  {}", detail.message)).collect();
             format!("{} problems:{}", body.details.len(), lines.concat())
         }
-        Some(body) => format!("{} ({})", body.message, body.code),
+        Some(body) => words(&body),
         None => status.to_string(),
     };
     Err(if status == StatusCode::NOT_FOUND { Failure::NotFound(text) } else { Failure::Other(text) })

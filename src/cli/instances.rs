@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 use stead_schemas::api::{Instance, WaitForState};
@@ -62,6 +63,9 @@ pub(crate) struct Logs {
     name: String,
     #[arg(long, default_value_t = 100)]
     tail: u32,
+    /// Go on with what is written from now on.
+    #[arg(short, long)]
+    follow: bool,
     /// app (the console) or vmm
     #[arg(long, default_value = "app")]
     source: String,
@@ -86,7 +90,7 @@ pub(crate) struct WaitFor {
     timeout: String,
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     text.split_once('=')
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .ok_or_else(|| "must be KEY=VALUE".to_owned())
@@ -227,11 +231,19 @@ pub(super) async fn describe(client: &Client, name: &str) -> Result<(), Failure>
 }
 
 pub(super) async fn logs(client: &Client, logs: Logs) -> Result<(), Failure> {
-    let query = [("tail", logs.tail.to_string()), ("source", logs.source)];
+    let follow = if logs.follow { "true" } else { "false" }.to_owned();
+    let query = [("tail", logs.tail.to_string()), ("source", logs.source), ("follow", follow)];
     let request = client.request(Method::GET, &["instances", &logs.name, "logs"]).query(&query);
-    let text = client.send(request).await?.text().await.map_err(|error| Failure::Other(error.to_string()))?;
-    for event in text.lines().filter_map(|event| event.strip_prefix("data: ")) {
-        line(&serde_json::from_str::<String>(event).unwrap_or_else(|_| event.to_owned()));
+    let mut chunks = client.stream(request).await?.bytes_stream();
+    let mut rest = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        rest.extend_from_slice(&chunk.map_err(|error| Failure::Other(error.to_string()))?);
+        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+            let event: Vec<u8> = rest.drain(..=end).collect();
+            if let Some(json) = event.strip_prefix(b"data: ") {
+                line(&serde_json::from_slice::<String>(json).unwrap_or_default());
+            }
+        }
     }
     Ok(())
 }

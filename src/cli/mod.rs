@@ -1,10 +1,12 @@
 //! The command line.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such object, 4 timed out.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such object, 4 timed out; of `exec` the program's.
 //! The client verbs know only the wire: they work against any server that speaks it.
 
 mod client;
+mod copy;
 mod daemon;
+mod exec;
 mod images;
 mod instances;
 mod show;
@@ -64,7 +66,7 @@ enum Verb {
     Get { name: String },
     /// An instance with its conditions.
     Describe { name: String },
-    /// The last lines of an instance's log.
+    /// The last lines of an instance's log, and with -f those to come.
     Logs(instances::Logs),
     /// Stop an instance.
     Stop { names: Vec<String> },
@@ -72,6 +74,12 @@ enum Verb {
     Start { names: Vec<String> },
     /// Stop and delete instances.
     Rm(instances::Rm),
+    /// Run a program in an instance.
+    Exec(exec::Exec),
+    /// Copy files to or from an instance; its side is NAME:PATH.
+    Cp(copy::Cp),
+    /// What is at a path in an instance.
+    Stat(copy::StatPath),
     /// Wait until an instance is in a state.
     Wait(instances::WaitFor),
     /// Pull an image and wait until it is ready.
@@ -90,6 +98,8 @@ pub(crate) enum Failure {
     NotFound(String),
     TimedOut(String),
     Other(String),
+    /// The program in the guest ended so; it said itself what there was to say.
+    Program(u8),
 }
 
 impl Failure {
@@ -99,10 +109,12 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
             Self::TimedOut(_) => 4,
+            Self::Program(code) => *code,
         }
     }
     fn text(&self) -> &str {
         match self {
+            Self::Program(_) => "",
             Self::Usage(text) | Self::NotFound(text) | Self::TimedOut(text) | Self::Other(text) => text,
         }
     }
@@ -121,7 +133,9 @@ pub fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("stead: {}", failure.text());
+            if !matches!(failure, Failure::Program(_)) {
+                eprintln!("stead: {}", failure.text());
+            }
             ExitCode::from(failure.code())
         }
     }
@@ -129,7 +143,10 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::Other(error.to_string()))?;
-    runtime.block_on(dispatch(cli))
+    let result = runtime.block_on(dispatch(cli));
+    // A read of the terminal that nobody waits for any more may never end.
+    runtime.shutdown_background();
+    result
 }
 
 async fn dispatch(cli: Cli) -> Result<(), Failure> {
@@ -148,6 +165,9 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
         Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,
         Verb::Rm(rm) => instances::rm(&client()?, rm).await,
+        Verb::Exec(exec) => exec::exec(&client()?, exec).await,
+        Verb::Cp(cp) => copy::cp(&client()?, cp).await,
+        Verb::Stat(stat) => copy::stat(&client()?, stat, output).await,
         Verb::Wait(wait) => instances::wait(&client()?, wait).await,
         Verb::Pull { image } => images::pull(&client()?, &image, output).await,
         Verb::Images => images::list(&client()?, output).await,

@@ -7,6 +7,7 @@ pub(crate) mod files;
 pub mod initrd;
 pub mod kernel;
 mod links_seen;
+pub mod logs;
 mod marks;
 pub mod monitor;
 pub mod netlink;

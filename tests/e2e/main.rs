@@ -11,6 +11,7 @@ mod judge;
 mod life;
 mod machines;
 mod namespace;
+mod policies;
 mod programs;
 #[path = "../sdk/python.rs"]
 mod python;

@@ -116,14 +116,26 @@ fn later_fields() -> Vec<Case> {
         post(with("volumes", json!([{"volume_id": "v", "mount_path": "/d"}])), "not_supported", "volumes "),
         post(with("credentials", json!({"K": {"inject": []}})), "invalid_request", "credentials[K].source "),
         post(with("ttl", json!("soon")), "invalid_ttl", "ttl "),
-        post(with("ttl", json!("1h")), "not_supported", "ttl "),
+        post(with("ttl", json!("20y")), "invalid_ttl", "ttl "),
+        post(with("ttl", json!("200000h")), "invalid_ttl", "ttl "),
+        post(with("expires_at", json!("2001-01-01T00:00:00Z")), "invalid_expires_at", "expires_at "),
         post(with("expires_at", json!("tomorrow")), "invalid_expires_at", "expires_at "),
         post(
             with("restart_policy", json!({"policy": "sometimes"})),
             "invalid_restart_policy",
             "restart_policy.policy ",
         ),
-        post(with("restart_policy", json!({"policy": "always"})), "not_supported", "restart_policy.policy "),
+        post(
+            with("restart_policy", json!({"policy": "always", "backoff": "0s"})),
+            "invalid_restart_policy",
+            "restart_policy.backoff ",
+        ),
+        post(
+            with("restart_policy", json!({"policy": "always", "max_attempts": -1})),
+            "invalid_request",
+            "restart_policy.max_attempts ",
+        ),
+        post(with("restart_policy", json!({"polcy": "always"})), "invalid_request", "restart_policy.polcy "),
         post(with("health_check", json!({"type": "ping"})), "invalid_health_check", "health_check.type "),
         post(with("auto_standby", json!({"enabled": true})), "not_supported", "auto_standby.enabled "),
     ]

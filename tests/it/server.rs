@@ -3,14 +3,15 @@
 //! The simulated host runs in real time here: its guests boot in 1.5 s.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use serde_json::Value;
 use stead::agent::{AgentError, AgentStream};
-use stead::api::{ApiConfig, ApiState, Backend, ImportStream, ServerLimits, auth::Keys, router, serve};
+use stead::api::{
+    ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits, auth::Keys, router, serve,
+};
 use stead_controllers::daemon::{Controllers, Ports, Settings};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::runtime::NoBoundary;
@@ -55,7 +56,7 @@ impl Backend for NoHost {
             Err(HostError::new(HostErrorKind::Permanent, "import", "an archive").because("no archive"))
         })
     }
-    fn log(&self, _: &Uid, _: &str) -> Option<PathBuf> {
+    fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> Option<LogStream> {
         None
     }
 

@@ -12,7 +12,8 @@ use stead_schemas::image::{Image, ImageConfig};
 use stead_schemas::instance::{Hypervisor, Instance};
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{ImageRef, Name, Platform, Uid};
-use stead_schemas::quantity::Bytes;
+use stead_schemas::policy::{Expiry, RestartPolicy, RestartWhen};
+use stead_schemas::quantity::{Bytes, GoDuration};
 use tokio::time::sleep;
 
 use crate::daemon::Daemon;
@@ -140,9 +141,26 @@ impl Play {
             hypervisor: Hypervisor::Qemu,
             skip_guest_agent: false,
             skip_kernel_headers: false,
+            restart: self.restart_policy(),
+            expiry: if self.rng.chance(150) {
+                Expiry::After(Duration::from_secs(1 + self.rng.below(90)))
+            } else {
+                Expiry::Never
+            },
         };
         // A name that is taken and an image that failed are refused; both leave nothing.
         let _ = self.daemon.store.transact(move |tx| admission::create(tx, wish, "st")).await;
+    }
+
+    /// Few attempts: the play shall settle.
+    fn restart_policy(&mut self) -> RestartPolicy {
+        let when = [RestartWhen::Never, RestartWhen::Never, RestartWhen::OnFailure, RestartWhen::Always];
+        RestartPolicy {
+            when: when[usize::try_from(self.rng.below(4)).expect("small")],
+            backoff: GoDuration(Duration::from_secs(1 + self.rng.below(20))),
+            max_attempts: 1 + u32::try_from(self.rng.below(3)).expect("small"),
+            ..RestartPolicy::default()
+        }
     }
 
     fn pick(&mut self) -> Option<Uid> {

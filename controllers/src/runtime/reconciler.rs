@@ -111,6 +111,12 @@ pub trait Reconciler: Send + Sync + 'static {
         end: &PassEnd,
     ) -> <Self::Kind as Kind>::Status;
 
+    /// A time at which the wish means something else, whatever the host does: looked at again then.
+    fn next_look(object: &Object<Self::Kind>) -> Option<Timestamp> {
+        let _ = object;
+        None
+    }
+
     /// Uids of everything of this kind on the host, recorded or not: the source of orphans.
     fn owned(&self) -> impl Future<Output = Result<Vec<Uid>, HostError>> + Send;
 }

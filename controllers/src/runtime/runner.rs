@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt, poll_immediate};
 use futures::stream::{FuturesUnordered, StreamExt};
+use jiff::Timestamp;
 use stead_schemas::limits::{
     DRIFT_WHILE_FAILING, PASS_GRACE, PASSES_AT_ONCE, PASSES_INLINE_MAX, RESYNC_INTERVAL,
 };
@@ -68,7 +69,12 @@ impl<R: Reconciler> std::fmt::Debug for Runner<R> {
     }
 }
 
-type Ended = (Uid, std::thread::Result<Outcome>);
+/// A pass that ended: how, and when its object wants to be looked at whatever happens.
+struct Ended {
+    uid: Uid,
+    outcome: std::thread::Result<Outcome>,
+    look: Option<Timestamp>,
+}
 
 impl<R: Reconciler> Runner<R> {
     /// # Panics
@@ -172,7 +178,8 @@ fn contained<'a, R: Reconciler>(pass: &'a Pass<'a, R>, uid: Uid, failures: u32) 
     Box::pin(async move {
         // Unwind safe: a pass keeps nothing between runs, and the next one observes anew.
         let outcome = AssertUnwindSafe(pass.run(&uid, failures)).catch_unwind().await;
-        (uid, outcome)
+        let look = pass.store.get::<R::Kind>(&uid).and_then(|object| R::next_look(&object));
+        Ended { uid, outcome, look }
     })
 }
 
@@ -211,14 +218,14 @@ impl Schedule<'_> {
         }
     }
 
-    fn end(&mut self, (uid, outcome): Ended) {
+    fn end(&mut self, Ended { uid, outcome, look }: Ended) {
         self.queue.done(&uid);
         let delay = match outcome {
             Ok(Outcome::Converged | Outcome::Refused(_)) => None,
-            Ok(Outcome::Waiting(wait)) => wait.until.map(|until| {
-                let left = until.duration_since(self.clock.now());
-                Duration::try_from(left).unwrap_or(Duration::ZERO) // Negative: it is past.
-            }),
+            // Negative: it is past.
+            Ok(Outcome::Waiting(wait)) => {
+                wait.until.map(|until| self.time_until(until).unwrap_or(Duration::ZERO))
+            }
             Ok(Outcome::Acting) => {
                 let delay = self.retries.acting(&uid);
                 return self.queue.schedule(&uid, Instant::now() + delay);
@@ -230,9 +237,17 @@ impl Schedule<'_> {
             }
         };
         self.retries.reset(&uid);
+        // Only a time to come: what was to be seen at a past one has been.
+        let look = look.and_then(|at| self.time_until(at));
+        let delay = [delay, look].into_iter().flatten().min();
         if let Some(delay) = delay {
             self.queue.schedule(&uid, Instant::now() + delay);
         }
+    }
+
+    /// `None` when it is past.
+    fn time_until(&self, at: Timestamp) -> Option<Duration> {
+        Duration::try_from(at.duration_since(self.clock.now())).ok()
     }
 
     fn retry(&mut self, uid: &Uid, kind: HostErrorKind) {

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use stead_schemas::api::{InstanceStart, InstanceWish};
+use jiff::Timestamp;
+use stead_schemas::api::{InstancePatch, InstanceStart, InstanceWish};
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::image::{Image, ImagePhase};
@@ -15,6 +16,7 @@ use stead_schemas::limits;
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{LinkName, Name, Uid};
 use stead_schemas::network::{Mac, Network, NetworkSpec, Port, PortSpec};
+use stead_schemas::policy::Expiry;
 
 use crate::image::admission as images;
 use crate::store::{New, Tx, TxError};
@@ -42,6 +44,10 @@ pub enum Refused {
     InvalidState { verb: &'static str, state: State, legal: &'static str },
     #[error("resource not found")]
     NotFound,
+    #[error("expires_at must be in the future")]
+    InvalidExpiry,
+    #[error("the instance has expired and is being deleted")]
+    Expired,
     /// Compare on `resource_version` failed, or the record cannot be read.
     #[error("{0}")]
     Conflict(String),
@@ -97,6 +103,8 @@ pub fn create(
         hypervisor: wish.hypervisor,
         skip_guest_agent: wish.skip_guest_agent,
         skip_kernel_headers: wish.skip_kernel_headers,
+        restart: wish.restart,
+        expires_at: expires_at(wish.expiry, tx.now())?,
         power: Power::Running,
         power_since: tx.now(),
         run: 1,
@@ -104,6 +112,50 @@ pub fn create(
         allocated: Allocated { image, disk: disk.meta.uid.clone(), port, cid },
     };
     Ok(tx.create::<Instance>(New { uid: Some(uid), name: wish.name, tags: wish.tags, owner: None, spec })?)
+}
+
+/// The end that a request asks for, as a time.
+fn expires_at(expiry: Expiry, now: Timestamp) -> Result<Option<Timestamp>, Refused> {
+    match expiry {
+        Expiry::Never => Ok(None),
+        // Beyond the last time there is: never.
+        Expiry::After(life) => Ok(now.checked_add(life).ok()),
+        Expiry::At(at) if at > now => Ok(Some(at)),
+        Expiry::At(_) => Err(Refused::InvalidExpiry),
+    }
+}
+
+/// Changes what a request names; a running program is not touched.
+///
+/// # Errors
+/// `NotFound`, `InvalidExpiry`; `Expired` when its time is over already.
+pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Object<Instance>>, Refused> {
+    let (object, now) = (live(tx, uid)?, tx.now());
+    if object.spec.expires_at.is_some_and(|at| at <= now) {
+        return Err(Refused::Expired);
+    }
+    let expiry = patch.expiry.map(|expiry| expires_at(expiry, now)).transpose()?;
+    Ok(tx.update_spec::<Instance>(uid, None, |spec| {
+        if let Some(restart) = patch.restart {
+            spec.restart = restart;
+        }
+        if let Some(at) = expiry {
+            spec.expires_at = at;
+        }
+    })?)
+}
+
+/// Asks for a deletion when the instance's time is over, and only then.
+///
+/// # Errors
+/// `NotFound`.
+pub fn expire(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), Refused> {
+    let object = live(tx, uid)?;
+    // A patch may have come in between.
+    if object.spec.expires_at.is_some_and(|at| at <= tx.now()) {
+        tx.request_deletion::<Instance>(uid)?;
+    }
+    Ok(())
 }
 
 /// The image object of the reference: found, or created so that it is pulled.
@@ -187,7 +239,8 @@ pub fn declare_network(tx: &mut Tx<'_>, spec: NetworkSpec) -> Result<(), Refused
 /// `InvalidState` while it runs.
 pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
-    let is_wanted = object.spec.power == Power::Running && object.spec.run > object.status.ended_run;
+    // One that waits for its restart is started now.
+    let is_wanted = is_wanted(&object) && object.status.restart.next_attempt_at.is_none();
     match (is_wanted, object.status.state) {
         (true, state @ State::Running) => {
             Err(Refused::InvalidState { verb: "start", state, legal: "Stopped" })
@@ -216,7 +269,8 @@ pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Obj
 /// `InvalidState` when it is down already.
 pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
-    let is_down = object.status.state == State::Stopped;
+    // Between an end and its restart it is down and yet wanted: a stop is what ends that.
+    let is_down = object.status.state == State::Stopped && !is_wanted(&object);
     match (object.spec.power, is_down) {
         (_, true) => {
             let state = object.status.state;
@@ -248,6 +302,10 @@ pub fn delete(tx: &mut Tx<'_>, uid: &Uid, is_forced: bool) -> Result<(), Refused
     }
     tx.request_deletion::<Instance>(uid)?;
     Ok(())
+}
+
+fn is_wanted(object: &Object<Instance>) -> bool {
+    object.spec.power == Power::Running && object.spec.run > object.status.ended_run
 }
 
 fn live(tx: &Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {

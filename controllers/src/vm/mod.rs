@@ -18,6 +18,7 @@
 pub mod admission;
 mod observe;
 mod plan;
+mod restarts;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,7 @@ use stead_schemas::instance::{Instance, InstanceStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
 
-use crate::host::{HostError, Images, LaunchPlan, Machines};
+use crate::host::{HostError, HostErrorKind, Images, LaunchPlan, Machines};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
@@ -54,6 +55,20 @@ pub enum Action {
     Kill(Uid),
     Release(Uid),
     DiscardRecords(Uid),
+    /// The instance's time is over: its deletion is asked for.
+    Expire(Uid),
+}
+
+impl<M, I> Vms<M, I> {
+    async fn expire(&self, uid: &Uid) -> Result<(), HostError> {
+        let of_transaction = uid.clone();
+        let expired = self.store.transact(move |tx| admission::expire(tx, &of_transaction)).await;
+        expired.map_err(|error| {
+            let failed =
+                HostError::new(HostErrorKind::Transient, "delete the expired instance", uid.as_str());
+            failed.because(error.to_string())
+        })
+    }
 }
 
 impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
@@ -71,6 +86,7 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
         "Kill",
         "Release",
         "DiscardRecords",
+        "Expire",
     ];
 
     async fn observe(&self, uid: &Uid, object: Option<&Object<Instance>>) -> Result<Observed, HostError> {
@@ -92,6 +108,7 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
             Action::Kill(_) => "Kill",
             Action::Release(_) => "Release",
             Action::DiscardRecords(_) => "DiscardRecords",
+            Action::Expire(_) => "Expire",
         }
     }
 
@@ -106,11 +123,16 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
             Action::Kill(uid) => self.machines.kill(uid).await,
             Action::Release(uid) => self.machines.release(uid).await,
             Action::DiscardRecords(uid) => self.machines.discard_records(uid).await,
+            Action::Expire(uid) => self.expire(uid).await,
         }
     }
 
     fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &PassEnd) -> InstanceStatus {
         status::status(object, seen, end)
+    }
+
+    fn next_look(object: &Object<Instance>) -> Option<Timestamp> {
+        object.spec.expires_at.filter(|_| !object.meta.is_deleting())
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {

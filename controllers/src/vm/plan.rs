@@ -21,10 +21,15 @@ pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timest
             None if seen.has_records => act(Action::DiscardRecords(seen.uid.clone())),
             None => Plan::Converged,
         },
+        Desired::Present(object) if object.spec.expires_at.is_some_and(|at| at <= now) => {
+            act(Action::Expire(seen.uid.clone()))
+        }
         Desired::Present(object) => match (&seen.machine, wanted_run(object)) {
             (None, None) => Plan::Converged,
             (None, Some(run)) => plan_launch(object, seen, run, now),
-            (Some(machine), Some(run)) if machine.run == run => plan_up(object, machine, seen, now),
+            (Some(machine), Some(run)) if machine.run == run && !is_spent(object, machine) => {
+                plan_up(object, machine, seen, now)
+            }
             (Some(machine), _) => plan_down(Some(object), machine, now),
         },
     }
@@ -38,6 +43,11 @@ pub(super) fn wanted_run(object: &Object<Instance>) -> Option<u64> {
         Power::Stopped | Power::Standby => false,
     };
     (is_wanted && !object.meta.is_deleting()).then_some(*run)
+}
+
+/// The end of this launch was recorded, and another launch of the same run follows.
+pub(super) fn is_spent(object: &Object<Instance>, machine: &Machine) -> bool {
+    object.status.ended_launch == Some(machine.launched_at)
 }
 
 /// How this machine's run ended, as far as it can be told now; what `status` records.
@@ -91,6 +101,10 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
     }
     if object.spec.has_network && !parts.port.as_ref().is_some_and(|port| port.is_ready) {
         return wait(Reason::WaitingForNetwork, "the network port is being made", None);
+    }
+    if let Some(until) = object.status.restart.next_attempt_at.filter(|&until| now < until) {
+        let message = "the program ended; it is started again after a delay";
+        return wait(Reason::ProgramExited, message, Some(until));
     }
     if let Some(until) = relaunch_at(object).filter(|&until| now < until) {
         return wait(Reason::VmmDied, "the VMM died; it is started again after a delay", Some(until));
@@ -185,7 +199,8 @@ fn plan_graceful(object: &Object<Instance>, machine: &Machine, now: Timestamp) -
         return act(Action::Kill(uid()));
     }
     if guest.exit.is_some() {
-        let is_recorded = object.meta.is_deleting() || object.status.ended_run >= machine.run;
+        let is_recorded =
+            object.meta.is_deleting() || object.status.ended_run >= machine.run || is_spent(object, machine);
         return match (is_recorded, guest.is_exit_acknowledged) {
             (false, _) => wait(Reason::ProgramExited, "recording the program's end", Some(now)),
             (true, false) => act(Action::AcknowledgeExit(uid())),

@@ -6,8 +6,8 @@ use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, State, VmmD
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
 
-use super::Observed;
-use super::plan::{has_ended, has_started, is_boot_overdue, wanted_run};
+use super::plan::{has_ended, has_started, is_boot_overdue, is_spent, wanted_run};
+use super::{Observed, restarts};
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Outcome, PassEnd, conditions};
 
@@ -16,22 +16,20 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     match seen {
         Some(seen) => {
             pin_image(&mut status, seen);
-            if wanted_run(object).is_some() {
-                // How an earlier run ended says nothing of the one that is wanted now.
-                status.exit = None;
-            }
+            restarts::begin_run(&mut status, object);
             record_end(&mut status, object, seen, end.now);
             record_death(&mut status, object, seen, end.now);
             status.vmm_pid = seen.machine.as_ref().and_then(|machine| machine.pid);
-            let next = state(object, &status, seen);
+            restarts::follow(&mut status, object, seen);
+            let next = state(object, &status, seen, end.now);
             record_times(&mut status, object, seen, next, end.now);
-            status.state = next;
+            enter(&mut status, next, end.now);
             status.state_error = unreachable(seen).map(ToOwned::to_owned);
             status.unreachable_since =
                 status.state_error.as_ref().map(|_| status.unreachable_since.unwrap_or(end.now));
         }
         None => {
-            status.state = State::Unknown;
+            enter(&mut status, State::Unknown, end.now);
             status.state_error = Some(match &end.outcome {
                 Outcome::Failed { message, .. } => message.clone(),
                 _ => "the host could not be observed".to_owned(),
@@ -60,11 +58,10 @@ fn record_end(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Obs
         }
         return;
     };
-    if machine.run <= status.ended_run || !has_ended(object, machine, now) {
+    if machine.run <= status.ended_run || is_spent(object, machine) || !has_ended(object, machine, now) {
         return;
     }
-    status.ended_run = machine.run;
-    status.exit = Some(match &machine.guest.exit {
+    let exit = match &machine.guest.exit {
         Some(exit) => exit.clone(),
         None if is_boot_overdue(object, machine, now) && machine.vmm == VmmState::Running => Exit {
             code: None,
@@ -79,13 +76,16 @@ fn record_end(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Obs
             message: "the guest powered off without reporting how its program ended".to_owned(),
             is_boot_failure: machine.guest.phase < GuestPhase::Ready,
         },
-    });
+    };
+    restarts::end_launch(status, object, machine, &exit, now);
+    (status.exit, status.exit_run) = (Some(exit), machine.run);
 }
 
 fn record_death(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Timestamp) {
     let Some(machine) = &seen.machine else { return };
     let is_new = status.last_death.is_none_or(|death| death.launched_at != machine.launched_at);
-    if machine.vmm == VmmState::Dead && wanted_run(object) == Some(machine.run) && is_new {
+    let is_unasked = wanted_run(object) == Some(machine.run) && !is_spent(object, machine);
+    if machine.vmm == VmmState::Dead && is_unasked && is_new {
         status.vmm_deaths = status.vmm_deaths.saturating_add(1);
         status.last_death = Some(VmmDeath { launched_at: machine.launched_at, noticed_at: now });
     }
@@ -97,8 +97,9 @@ fn record_death(status: &mut InstanceStatus, object: &Object<Instance>, seen: &O
 }
 
 /// The wire's word for what is there.
-fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed) -> State {
-    let is_wanted = wanted_run(object).is_some_and(|run| run > status.ended_run);
+fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, now: Timestamp) -> State {
+    let is_delayed = status.restart.next_attempt_at.is_some_and(|at| now < at);
+    let is_wanted = wanted_run(object).is_some_and(|run| run > status.ended_run) && !is_delayed;
     match &seen.machine {
         None if is_wanted => State::Created,
         None => State::Stopped,
@@ -117,6 +118,19 @@ fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed) ->
                 }
             },
         },
+    }
+}
+
+/// Changes the state and counts the time that was spent in the one before.
+fn enter(status: &mut InstanceStatus, next: State, now: Timestamp) {
+    let since = status.state_since.unwrap_or(now);
+    if next != status.state {
+        let millis = u64::try_from(now.duration_since(since).as_millis()).unwrap_or(0);
+        *status.phases.entry(status.state).or_default() += millis;
+        status.state_since = Some(now);
+        status.state = next;
+    } else if status.state_since.is_none() {
+        status.state_since = Some(now);
     }
 }
 

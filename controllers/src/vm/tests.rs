@@ -12,6 +12,7 @@ use stead_schemas::instance::{
 };
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Platform, Uid};
+use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
 use stead_schemas::quantity::Bytes;
 
 use super::plan::{argv, plan};
@@ -55,6 +56,8 @@ fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instance> {
             hypervisor: Hypervisor::Qemu,
             skip_guest_agent: false,
             skip_kernel_headers: false,
+            restart: RestartPolicy::default(),
+            expires_at: None,
             power,
             power_since: at(0),
             run,
@@ -330,11 +333,14 @@ impl Model {
     fn settle(&mut self) {
         for _ in 0..64 {
             let changed = self.pass(usize::MAX);
+            let before = self.machine.clone();
             self.live();
             self.now = self.now.saturating_add(jiff::SignedDuration::from_secs(1)).expect("in range");
-            let wants_more = self.machine.as_ref().is_some_and(|machine| {
-                machine.vmm != VmmState::Running || machine.guest.phase != GuestPhase::Ready
-            });
+            // What the guest did after the pass is for the next one to see.
+            let wants_more = before != self.machine
+                || self.machine.as_ref().is_some_and(|machine| {
+                    machine.vmm != VmmState::Running || machine.guest.phase != GuestPhase::Ready
+                });
             if !changed && !wants_more {
                 return;
             }
@@ -465,4 +471,65 @@ fn the_end_of_a_long_run_is_acknowledged_before_the_process_is_ended() {
     machine.guest.is_exit_acknowledged = true;
     assert_eq!(step(&machine, at(3601)), "Wait Converging");
     assert_eq!(step(&machine, at(3611)), "Kill");
+}
+
+/// The status after a launch of age `age` ended with `code`.
+fn after_end(object: &Object<Instance>, code: i32, age: i64) -> InstanceStatus {
+    let mut ended = machine(VmmState::Running, GuestPhase::Exited);
+    (ended.launched_at, ended.listening_since) = (at(10_000 - age), at(10_000 - age));
+    ended.guest.exit = Some(Exit { code: Some(code), message: String::new(), is_boot_failure: false });
+    let end = PassEnd { now: at(10_000), outcome: Outcome::Acting };
+    status(object, Some(&seen(Some(ended))), &end)
+}
+
+#[test]
+fn restarts_follow_their_policy() {
+    use stead_schemas::policy::RestartWhen::{Always, Never, OnFailure};
+    // Policy, allowed attempts, attempts so far, exit code, age of the launch in seconds;
+    // the seconds until the next attempt, or none when the run has ended.
+    let table = [
+        (Never, 0, 0, 1, 5, None),
+        (OnFailure, 0, 0, 0, 5, None),
+        (OnFailure, 0, 0, 1, 5, Some(5)),
+        (OnFailure, 0, 1, 137, 5, Some(10)),
+        (Always, 0, 2, 0, 5, Some(20)),
+        (Always, 0, 60, 0, 5, Some(300)),
+        (Always, 3, 2, 0, 5, Some(20)),
+        (Always, 3, 3, 0, 5, None),
+        // It ran for long enough: the count begins anew.
+        (Always, 3, 3, 0, 600, Some(5)),
+    ];
+    for (when, max_attempts, attempts, code, age, expected) in table {
+        let mut object = instance(Power::Running, 1, 0);
+        object.spec.restart = RestartPolicy { when, max_attempts, ..RestartPolicy::default() };
+        object.status.restart = RestartStatus { run: 1, attempts, ..RestartStatus::default() };
+        let status = after_end(&object, code, age);
+        let next = status.restart.next_attempt_at.map(|next| next.duration_since(at(10_000)).as_secs());
+        let case = format!("{when:?} {attempts} of {max_attempts}, code {code}, age {age}");
+        assert_eq!((next, status.ended_run), (expected, u64::from(expected.is_none())), "{case}");
+        assert_eq!(status.exit.map(|exit| exit.code), Some(Some(code)), "{case}");
+    }
+}
+
+#[test]
+fn a_restart_waits_for_its_time_and_its_old_machine_goes_first() {
+    let mut object = instance(Power::Running, 1, 0);
+    object.spec.restart = RestartPolicy { when: RestartWhen::Always, ..RestartPolicy::default() };
+    object.status = after_end(&object, 1, 5);
+    let mut old = machine(VmmState::Running, GuestPhase::Exited);
+    old.launched_at = at(9_995);
+    old.guest.exit.clone_from(&object.status.exit);
+    let plan_at = |object: &Object<Instance>, machine: Option<Machine>, now: i64| {
+        name(&plan(&Desired::Present(object), &seen(machine), at(now)))
+    };
+    assert_eq!(plan_at(&object, Some(old.clone()), 10_001), "AcknowledgeExit");
+    old.vmm = VmmState::Dead;
+    assert_eq!(plan_at(&object, Some(old), 10_001), "Release");
+    assert_eq!(plan_at(&object, None, 10_004), "Wait ProgramExited");
+    assert_eq!(plan_at(&object, None, 10_005), "Launch");
+    object.spec.power = Power::Stopped;
+    assert_eq!(plan_at(&object, None, 10_005), "Converged");
+    object.spec.expires_at = Some(at(10_006));
+    assert_eq!(plan_at(&object, None, 10_005), "Converged");
+    assert_eq!(plan_at(&object, None, 10_006), "Expire");
 }

@@ -8,13 +8,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::later;
+use super::policy::RestartView;
+use super::{later, policy};
 use crate::condition::Condition;
 use crate::instance::{Hypervisor, Instance as Kind, Secret, State};
 use crate::limits;
 use crate::meta::{Object, Tags};
 use crate::names::{ImageRef, Name, Platform};
 use crate::network::PortSpec;
+use crate::policy::{Expiry, RestartPolicy, RestartWhen};
 use crate::quantity::Bytes;
 use crate::validate::{FieldErrors, tags as check_tags};
 
@@ -44,6 +46,8 @@ pub struct InstanceWish {
     pub hypervisor: Hypervisor,
     pub skip_guest_agent: bool,
     pub skip_kernel_headers: bool,
+    pub restart: RestartPolicy,
+    pub expiry: Expiry,
 }
 
 impl InstanceWish {
@@ -79,6 +83,8 @@ impl InstanceWish {
         let has_network = network(&mut fields, &mut errors);
         let skip_guest_agent = fields.flag("skip_guest_agent", &mut errors).unwrap_or(false);
         let skip_kernel_headers = fields.flag("skip_kernel_headers", &mut errors).unwrap_or(false);
+        let restart = policy::restart(&mut fields, &mut errors).unwrap_or_default();
+        let expiry = policy::expiry(&mut fields, &mut errors).unwrap_or(Expiry::Never);
         later::refuse_later_fields(&mut fields, &mut errors);
         fields.finish(&mut errors);
         match (name, image) {
@@ -97,6 +103,8 @@ impl InstanceWish {
                 hypervisor,
                 skip_guest_agent,
                 skip_kernel_headers,
+                restart,
+                expiry,
             }),
             _ => Err(errors),
         }
@@ -238,6 +246,15 @@ pub struct Instance {
     pub hypervisor: Hypervisor,
     pub platform: Platform,
     pub tags: Tags,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_policy: Option<RestartPolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_status: Option<RestartView>,
+    pub current_phase: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub current_phase_since: Option<Timestamp>,
+    /// The present phase included, up to the present moment.
+    pub phase_durations_ms: BTreeMap<String, u64>,
     /// Additive: how far the host is from the wish.
     pub conditions: Vec<Condition>,
     pub generation: u64,
@@ -261,8 +278,14 @@ pub struct NetworkView {
 impl Instance {
     /// The wire form of a record; `port` is the one the record names.
     #[must_use]
-    pub fn of(object: &Object<Kind>, port: Option<&PortSpec>) -> Self {
+    pub fn of(object: &Object<Kind>, port: Option<&PortSpec>, now: Timestamp) -> Self {
         let Object { meta, spec, status } = object;
+        let has_policy = spec.restart.when != RestartWhen::Never;
+        let mut phases = status.phases.clone();
+        if let Some(since) = status.state_since {
+            let millis = u64::try_from(now.duration_since(since).as_millis()).unwrap_or(0);
+            *phases.entry(status.state).or_default() += millis;
+        }
         let exit = status.exit.as_ref();
         Self {
             id: meta.uid.to_string(),
@@ -271,7 +294,7 @@ impl Instance {
             state: status.state,
             state_error: status.state_error.clone(),
             created_at: meta.created_at,
-            expires_at: None,
+            expires_at: spec.expires_at,
             started_at: status.started_at,
             stopped_at: status.stopped_at,
             exit_code: exit.and_then(|exit| exit.code),
@@ -291,6 +314,11 @@ impl Instance {
             hypervisor: spec.hypervisor,
             platform: spec.platform,
             tags: meta.tags.clone(),
+            restart_policy: has_policy.then(|| spec.restart.clone()),
+            restart_status: has_policy.then(|| (&status.restart).into()),
+            current_phase: policy::phase(status.state),
+            current_phase_since: status.state_since,
+            phase_durations_ms: policy::phases(&phases),
             conditions: status.conditions.clone(),
             generation: meta.generation,
             observed_generation: status.observed_generation,

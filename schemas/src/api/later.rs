@@ -28,8 +28,7 @@ pub(super) fn refuse_later_fields(fields: &mut Fields, errors: &mut FieldErrors)
     gpu(fields, errors);
     volumes(fields, errors);
     credentials(fields, errors);
-    expiry(fields, errors);
-    policies(fields, errors);
+    refuse_later_policies(fields, errors);
 }
 
 /// `network.*` but `enabled`.
@@ -140,40 +139,16 @@ fn credentials(fields: &mut Fields, errors: &mut FieldErrors) {
     }
 }
 
-fn expiry(fields: &mut Fields, errors: &mut FieldErrors) {
-    let ttl: Option<GoDuration> = fields.parsed("ttl", "invalid_ttl", errors);
-    let expires: Option<jiff::Timestamp> = fields.parsed("expires_at", "invalid_expires_at", errors);
-    if ttl.is_some() && expires.is_some() {
-        errors.push(fields.path("ttl"), "invalid_ttl", "and expires_at exclude each other");
-    }
-    if ttl.is_some_and(|ttl| !ttl.0.is_zero()) {
-        refuse(errors, fields.path("ttl"));
-    }
-    if expires.is_some() {
-        refuse(errors, fields.path("expires_at"));
-    }
-}
-
 /// Policies: an object whose switch is off asks for nothing.
-fn policies(fields: &mut Fields, errors: &mut FieldErrors) {
-    let switches = [
-        (
-            "restart_policy",
-            "policy",
-            "never",
-            &["never", "always", "on_failure"][..],
-            "invalid_restart_policy",
-        ),
-        ("health_check", "type", "none", &["none", "http", "tcp", "exec"][..], "invalid_health_check"),
-    ];
-    for (key, switch, off, words, code) in switches {
-        let Some(mut policy) = fields.object(key, errors) else { continue };
-        let path = policy.path(switch);
-        let word = policy.text(switch, errors).unwrap_or_else(|| off.to_owned());
-        if !words.contains(&word.as_str()) {
-            errors.push(path, code, format!("must be one of {}", words.join(", ")));
-        } else if word != off {
-            refuse(errors, path);
+pub(super) fn refuse_later_policies(fields: &mut Fields, errors: &mut FieldErrors) {
+    if let Some(mut policy) = fields.object("health_check", errors) {
+        let path = policy.path("type");
+        match policy.text("type", errors).as_deref() {
+            None | Some("none") => {}
+            Some("http" | "tcp" | "exec") => refuse(errors, path),
+            Some(_) => {
+                errors.push(path, "invalid_health_check", "must be one of none, http, tcp, exec");
+            }
         }
     }
     if let Some(mut policy) = fields.object("auto_standby", errors) {

@@ -11,6 +11,7 @@ mod fields;
 mod image;
 mod instance;
 mod later;
+mod policy;
 mod system;
 #[cfg(test)]
 mod tests;
@@ -22,4 +23,5 @@ pub use image::{Image, ImageCreate, ImageTag, PushCredentials};
 pub use instance::{
     Instance, InstanceDefaults, InstanceStart, InstanceWish, NetworkView, WaitForState, parse_state,
 };
+pub use policy::{InstancePatch, RestartView};
 pub use system::{Capabilities, HostView, ImagesView, NetworkModel, Runtime, RuntimeView, ServerView};

@@ -91,7 +91,7 @@ async fn times<F: Future<Output = ()>>(step: impl Fn() -> F) -> f64 {
 pub(crate) async fn agent() -> Vec<Figure> {
     let daemon = Daemon::start("stbench2", "10.239.252.1/24").await;
     daemon.import().await;
-    daemon.post("box", "512MB").await;
+    daemon.post("box", "1GB").await;
     let busybox = "/bin/busybox";
     let round_trip = times(async || drop(exec(&daemon, &[busybox, "true"]).await)).await;
     let bare = times(async || drop(daemon.get("/instances/box/stat?path=/bin").await)).await;

@@ -2,7 +2,7 @@
 //! write is measured, and what the load costs is not.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,9 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use stead::agent::{AgentError, AgentStream};
-use stead::api::{ApiConfig, ApiState, Backend, ImportStream, ServerLimits, auth::Keys, router, serve};
+use stead::api::{
+    ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits, auth::Keys, router, serve,
+};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::store::Store;
 use stead_controllers::vm::admission;
@@ -33,7 +35,7 @@ impl Backend for NoHost {
     fn import(&self, _: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>> {
         Box::pin(async { Err(HostError::new(HostErrorKind::Unsupported, "import", "here")) })
     }
-    fn log(&self, _: &Uid, _: &str) -> Option<PathBuf> {
+    fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> Option<LogStream> {
         None
     }
     fn open_stream<'a>(&'a self, _: &'a Uid, _: Request) -> BoxFuture<'a, Result<AgentStream, AgentError>> {

@@ -1,0 +1,137 @@
+//! Policies on the wire: restarts, expiry, and the request that changes them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::fields::Fields;
+use super::later;
+use crate::limits;
+use crate::policy::{Expiry, RestartBlocked, RestartPolicy, RestartStatus, RestartWhen};
+use crate::quantity::GoDuration;
+use crate::validate::{FieldErrors, printable};
+
+const RESTART: &str = "invalid_restart_policy";
+
+/// `restart_policy`; `None` when it is not given.
+pub(super) fn restart(fields: &mut Fields, errors: &mut FieldErrors) -> Option<RestartPolicy> {
+    let mut policy = fields.object("restart_policy", errors)?;
+    let default = RestartPolicy::default();
+    let when = match policy.text("policy", errors).as_deref() {
+        None | Some("never") => RestartWhen::Never,
+        Some("always") => RestartWhen::Always,
+        Some("on_failure") => RestartWhen::OnFailure,
+        Some(_) => {
+            errors.push(policy.path("policy"), RESTART, "must be one of never, always, on_failure");
+            RestartWhen::Never
+        }
+    };
+    let backoff = duration(&mut policy, "backoff", limits::RESTART_DELAY_MAX, errors);
+    let stable_after = duration(&mut policy, "stable_after", limits::TTL_MAX, errors);
+    let max_attempts = policy.number("max_attempts", 0..=limits::RESTART_ATTEMPTS_MAX, errors);
+    policy.finish(errors);
+    Some(RestartPolicy {
+        when,
+        backoff: backoff.unwrap_or(default.backoff),
+        max_attempts: max_attempts.unwrap_or(default.max_attempts),
+        stable_after: stable_after.unwrap_or(default.stable_after),
+    })
+}
+
+fn duration(fields: &mut Fields, key: &str, max: Duration, errors: &mut FieldErrors) -> Option<GoDuration> {
+    let given: GoDuration = fields.parsed(key, RESTART, errors)?;
+    if given.0.is_zero() || given.0 > max {
+        let message = format!("must be more than 0s and at most {}", GoDuration(max));
+        errors.push(fields.path(key), RESTART, message);
+        return None;
+    }
+    Some(given)
+}
+
+/// `ttl` or `expires_at`; `None` when neither is given.
+pub(super) fn expiry(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Expiry> {
+    let ttl: Option<GoDuration> = fields.parsed("ttl", "invalid_ttl", errors);
+    let at: Option<Timestamp> = fields.parsed("expires_at", "invalid_expires_at", errors);
+    match (ttl, at) {
+        (Some(_), Some(_)) => {
+            errors.push(fields.path("ttl"), "invalid_ttl", "and expires_at exclude each other");
+            None
+        }
+        (Some(ttl), None) if ttl.0 > limits::TTL_MAX => {
+            let message = format!("must be at most {}", GoDuration(limits::TTL_MAX));
+            errors.push(fields.path("ttl"), "invalid_ttl", message);
+            None
+        }
+        (Some(ttl), None) if ttl.0.is_zero() => Some(Expiry::Never),
+        (Some(ttl), None) => Some(Expiry::After(ttl.0)),
+        (None, Some(at)) => Some(Expiry::At(at)),
+        (None, None) => None,
+    }
+}
+
+/// The body of `PATCH /instances/{id}`: what is named is changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstancePatch {
+    pub restart: Option<RestartPolicy>,
+    pub expiry: Option<Expiry>,
+}
+
+impl InstancePatch {
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// Every problem of it; one that names nothing is a problem too.
+    pub fn read(body: Value) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        let is_empty = body.as_object().is_some_and(|fields| fields.values().all(Value::is_null));
+        if is_empty {
+            errors.push("body", "invalid_request", "must name at least one field to change");
+        }
+        let mut fields = Fields::body(body, &mut errors);
+        let restart = restart(&mut fields, &mut errors);
+        let expiry = expiry(&mut fields, &mut errors);
+        // Only values of credentials may change, and there are no credentials yet.
+        for key in fields.map("env", &mut errors).unwrap_or_default().keys() {
+            let path = format!("env[{}]", printable(key, 64));
+            errors.push(path, "invalid_request", "is not the source of a credential of this instance");
+        }
+        later::refuse_later_policies(&mut fields, &mut errors);
+        fields.finish(&mut errors);
+        errors.into_result().map(|()| Self { restart, expiry })
+    }
+}
+
+/// `restart_status` as clients read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartView {
+    pub attempts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_attempt_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_attempt_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked_reason: Option<RestartBlocked>,
+}
+
+impl From<&RestartStatus> for RestartView {
+    fn from(status: &RestartStatus) -> Self {
+        Self {
+            attempts: status.attempts,
+            last_attempt_at: status.last_attempt_at,
+            next_attempt_at: status.next_attempt_at,
+            blocked_reason: status.blocked,
+        }
+    }
+}
+
+/// Lower-cased words of states, as phases are named.
+pub(super) fn phases(durations: &BTreeMap<crate::instance::State, u64>) -> BTreeMap<String, u64> {
+    durations.iter().map(|(state, millis)| (phase(*state), *millis)).collect()
+}
+
+pub(super) fn phase(state: crate::instance::State) -> String {
+    format!("{state:?}").to_lowercase()
+}

@@ -1,0 +1,346 @@
+//! `stead cp` and `stead stat`: files between this host and a guest.
+//!
+//! The guest is not trusted here either: names that lead out of the destination end the copy, links
+//! that do are left out with a warning, and nothing is written through a link.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use futures::{SinkExt, StreamExt};
+use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::Method;
+use serde_json::{Value, json};
+use stead_schemas::api::{CopyFrame, CopyHeader, PathView};
+use tokio_tungstenite::tungstenite::Message;
+
+use super::client::{Client, Socket};
+use super::show::print;
+use super::{Failure, Output};
+
+#[derive(Debug, Args)]
+pub(crate) struct Cp {
+    source: String,
+    target: String,
+    /// Keep owners; needs root on the receiving side.
+    #[arg(short, long)]
+    archive: bool,
+    /// Copy what links lead to instead of the links.
+    #[arg(short = 'L', long)]
+    follow_links: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatPath {
+    /// NAME:PATH
+    place: String,
+    #[arg(short = 'L', long)]
+    follow_links: bool,
+}
+
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// `NAME:PATH`, unless the colon belongs to a path of this host.
+fn remote(text: &str) -> Option<(&str, &str)> {
+    text.split_once(':').filter(|(name, _)| !name.is_empty() && !name.contains('/') && !name.starts_with('.'))
+}
+
+pub(super) async fn cp(client: &Client, cp: Cp) -> Result<(), Failure> {
+    let bar = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {bytes} {bytes_per_sec} {wide_msg}") {
+        bar.set_style(style);
+    }
+    let result = match (remote(&cp.source), remote(&cp.target)) {
+        (None, Some((name, path))) => upload(client, &cp, name, path, &bar).await,
+        (Some((name, path)), None) => download(client, &cp, name, path, &bar).await,
+        _ => Err(Failure::Usage("one of the two must be NAME:PATH, and only one".to_owned())),
+    };
+    bar.finish_and_clear();
+    result
+}
+
+pub(super) async fn stat(client: &Client, stat: StatPath, output: Output) -> Result<(), Failure> {
+    let (name, path) =
+        remote(&stat.place).ok_or_else(|| Failure::Usage("the place must be NAME:PATH".to_owned()))?;
+    let info = look(client, name, path, stat.follow_links).await?;
+    if !info.exists {
+        return Err(Failure::NotFound(format!("{path}: {}", info.error.as_deref().unwrap_or("not there"))));
+    }
+    let kind = match (info.is_dir, info.is_file, info.is_symlink) {
+        (true, ..) => "directory",
+        (_, true, _) => "file",
+        (.., true) => "link",
+        _ => "other",
+    };
+    print(&info, output, &["PATH", "KIND", "MODE", "SIZE", "TARGET"], || {
+        let target = info.link_target.clone().unwrap_or_default();
+        vec![vec![
+            path.to_owned(),
+            kind.to_owned(),
+            format!("{:04o}", info.mode),
+            info.size.to_string(),
+            target,
+        ]]
+    })
+}
+
+async fn look(client: &Client, name: &str, path: &str, follow_links: bool) -> Result<PathView, Failure> {
+    let query = [("path", path), ("follow_links", if follow_links { "true" } else { "false" })];
+    client.json(client.request(Method::GET, &["instances", name, "stat"]).query(&query)).await
+}
+
+fn local(path: &Path) -> impl Fn(std::io::Error) -> Failure + '_ {
+    move |error| Failure::Other(format!("{}: {error}", path.display()))
+}
+
+fn broken() -> Failure {
+    Failure::Other("the connection was lost before the copy ended".to_owned())
+}
+
+// To the guest.
+
+async fn upload(client: &Client, cp: &Cp, name: &str, path: &str, bar: &ProgressBar) -> Result<(), Failure> {
+    let source = Path::new(&cp.source);
+    let is_directory = look(client, name, path, true).await?.is_dir;
+    let base = source.file_name().and_then(|base| base.to_str());
+    let target = match base {
+        Some(base) if is_directory => format!("{}/{base}", path.trim_end_matches('/')),
+        _ => path.to_owned(),
+    };
+    let mut pending = vec![(source.to_owned(), target)];
+    while let Some((from, to)) = pending.pop() {
+        // The wire has no form for links on the way in: what they lead to is copied.
+        let meta = fs::metadata(&from).map_err(local(&from))?;
+        if !meta.is_dir() && !meta.is_file() {
+            eprintln!("stead: {}: left out, neither a file nor a directory", from.display());
+            continue;
+        }
+        bar.set_message(to.clone());
+        send_entry(client, cp, name, &from, &to, &meta, bar).await?;
+        let is_link = fs::symlink_metadata(&from).is_ok_and(|meta| meta.is_symlink());
+        // A directory behind a link may lead back up: only followed when asked for.
+        if meta.is_dir() && (!is_link || cp.follow_links || from == source) {
+            for entry in fs::read_dir(&from).map_err(local(&from))? {
+                let entry = entry.map_err(local(&from))?;
+                let below = entry.file_name().into_string().map_err(|name| {
+                    Failure::Other(format!("{}: the name is not UTF-8", from.join(name).display()))
+                })?;
+                pending.push((entry.path(), format!("{to}/{below}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn send_entry(
+    client: &Client,
+    cp: &Cp,
+    name: &str,
+    from: &Path,
+    to: &str,
+    meta: &fs::Metadata,
+    bar: &ProgressBar,
+) -> Result<(), Failure> {
+    let mut request = json!({
+        "direction": "to", "guest_path": to, "is_dir": meta.is_dir(), "mode": meta.mode() & 0o7777,
+    });
+    if meta.is_file() {
+        request["mtime"] = meta.mtime().into();
+    }
+    if cp.archive {
+        request["uid"] = meta.uid().into();
+        request["gid"] = meta.gid().into();
+    }
+    let mut socket = client.socket(&["instances", name, "cp"], &request).await?;
+    let mut sent = 0;
+    if meta.is_file() {
+        let mut file = File::open(from).map_err(local(from))?;
+        let mut buffer = vec![0u8; CHUNK_BYTES];
+        loop {
+            let count = file.read(&mut buffer).map_err(local(from))?;
+            if count == 0 {
+                break;
+            }
+            // A guest that gave up has said why: the answer is read below.
+            if socket.send(Message::binary(buffer[..count].to_vec())).await.is_err() {
+                break;
+            }
+            sent += count as u64;
+            bar.inc(count as u64);
+        }
+    }
+    let _ = socket.send(Message::text(r#"{"type":"end"}"#)).await;
+    match next(&mut socket).await? {
+        Frame::Control(CopyFrame::Result { success: true, bytes_written, .. })
+            if bytes_written.unwrap_or(0) == sent =>
+        {
+            Ok(())
+        }
+        Frame::Control(CopyFrame::Result { error: Some(error), .. }) => Err(Failure::Other(error)),
+        Frame::Control(CopyFrame::Error { message, .. }) => Err(Failure::Other(format!("{to}: {message}"))),
+        _ => Err(broken()),
+    }
+}
+
+// From the guest.
+
+enum Frame {
+    Data(Vec<u8>),
+    Control(CopyFrame),
+}
+
+async fn next(socket: &mut Socket) -> Result<Frame, Failure> {
+    while let Some(Ok(message)) = socket.next().await {
+        match message {
+            Message::Binary(bytes) => return Ok(Frame::Data(bytes.to_vec())),
+            Message::Text(text) => {
+                return serde_json::from_str(&text).map(Frame::Control).map_err(|_| broken());
+            }
+            _ => {}
+        }
+    }
+    Err(broken())
+}
+
+async fn download(
+    client: &Client,
+    cp: &Cp,
+    name: &str,
+    path: &str,
+    bar: &ProgressBar,
+) -> Result<(), Failure> {
+    let info = look(client, name, path, cp.follow_links).await?;
+    let target = Path::new(&cp.target);
+    let base = Path::new(path).file_name().filter(|_| target.is_dir());
+    let target = base.map_or(target.to_owned(), |base| target.join(base));
+    let request: Value = json!({ "direction": "from", "guest_path": path, "follow_links": cp.follow_links });
+    let mut socket = client.socket(&["instances", name, "cp"], &request).await?;
+    if info.is_dir {
+        fs::create_dir_all(&target).map_err(local(&target))?;
+    }
+    let mut directories: Vec<(PathBuf, u32)> = Vec::new();
+    loop {
+        let header = match next(&mut socket).await? {
+            Frame::Control(CopyFrame::Header(header)) => header,
+            // An empty directory has no entries.
+            Frame::Control(CopyFrame::End { is_final: Some(true) }) => break,
+            Frame::Control(CopyFrame::Error { message, path }) => {
+                let path = path.map_or_else(String::new, |path| format!("{path}: "));
+                return Err(Failure::Other(format!("{path}{message}")));
+            }
+            _ => return Err(broken()),
+        };
+        bar.set_message(header.path.clone());
+        let place = if info.is_dir { inside(&target, &header.path)? } else { target.clone() };
+        let is_last = receive_entry(&mut socket, cp, &header, &target, &place, bar).await?;
+        if header.is_dir {
+            directories.push((place, header.mode));
+        }
+        if is_last {
+            break;
+        }
+    }
+    // Last: a mode without write permission would have kept the contents out.
+    for (directory, mode) in directories.iter().rev() {
+        fs::set_permissions(directory, fs::Permissions::from_mode(*mode)).map_err(local(directory))?;
+    }
+    Ok(())
+}
+
+/// The place of an entry; no name may lead out, and no part of the way may be a link.
+fn inside(root: &Path, name: &str) -> Result<PathBuf, Failure> {
+    let refuse = |why: &str| Failure::Other(format!("refused: {name:?} {why}"));
+    let mut place = root.to_owned();
+    for part in Path::new(name).components() {
+        let Component::Normal(part) = part else { return Err(refuse("leads out of the destination")) };
+        if fs::symlink_metadata(&place).is_ok_and(|meta| meta.is_symlink()) && place != root {
+            return Err(refuse("leads through a link"));
+        }
+        place.push(part);
+    }
+    Ok(place)
+}
+
+async fn receive_entry(
+    socket: &mut Socket,
+    cp: &Cp,
+    header: &CopyHeader,
+    root: &Path,
+    place: &Path,
+    bar: &ProgressBar,
+) -> Result<bool, Failure> {
+    let parent = place.parent().unwrap_or(Path::new("."));
+    let mut file = None;
+    if header.is_dir {
+        if fs::symlink_metadata(place).is_ok_and(|meta| meta.is_symlink()) && place != root {
+            return Err(Failure::Other(format!("refused: {} is a link, not a directory", place.display())));
+        }
+        fs::create_dir_all(place).map_err(local(place))?;
+    } else if let Some(link) = header.link_target.as_ref().filter(|_| header.is_symlink) {
+        make_link(root, place, link)?;
+    } else {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        file = Some(tempfile::NamedTempFile::new_in(parent).map_err(local(parent))?);
+    }
+    let mut left = header.size;
+    loop {
+        match next(socket).await? {
+            Frame::Data(bytes) => {
+                left = left.checked_sub(bytes.len() as u64).ok_or_else(broken)?;
+                let file = file.as_mut().ok_or_else(broken)?;
+                file.write_all(&bytes).map_err(local(place))?;
+                bar.inc(bytes.len() as u64);
+            }
+            Frame::Control(CopyFrame::End { is_final }) if left == 0 => {
+                if let Some(file) = file {
+                    finish_file(cp, header, place, file)?;
+                }
+                return Ok(is_final == Some(true));
+            }
+            Frame::Control(CopyFrame::Error { message, .. }) => {
+                return Err(Failure::Other(format!("{}: {message}", header.path)));
+            }
+            Frame::Control(_) => return Err(broken()),
+        }
+    }
+}
+
+fn finish_file(
+    cp: &Cp,
+    header: &CopyHeader,
+    place: &Path,
+    file: tempfile::NamedTempFile,
+) -> Result<(), Failure> {
+    let failed = local(place);
+    if cp.archive {
+        std::os::unix::fs::fchown(file.as_file(), Some(header.uid), Some(header.gid)).map_err(&failed)?;
+    }
+    file.as_file().set_permissions(fs::Permissions::from_mode(header.mode)).map_err(&failed)?;
+    let mtime = u64::try_from(header.mtime).unwrap_or(0);
+    file.as_file().set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(mtime)).map_err(&failed)?;
+    file.persist(place).map(drop).map_err(|error| failed(error.error))
+}
+
+/// A link that leads out of the destination is left out: whoever follows it later would be led.
+fn make_link(root: &Path, place: &Path, target: &str) -> Result<(), Failure> {
+    let mut depth = place.strip_prefix(root).map_or(0, |below| below.components().count().saturating_sub(1));
+    for part in Path::new(target).components() {
+        let next = match part {
+            Component::Normal(_) => depth.checked_add(1),
+            Component::ParentDir => depth.checked_sub(1),
+            Component::CurDir => Some(depth),
+            Component::RootDir | Component::Prefix(_) => None,
+        };
+        let Some(next) = next else {
+            eprintln!("stead: {}: left out, a link to {target} outside of the copy", place.display());
+            return Ok(());
+        };
+        depth = next;
+    }
+    // What is there under the name gives way, as for files.
+    let _ = fs::remove_file(place);
+    std::os::unix::fs::symlink(target, place).map_err(local(place))
+}

@@ -1,0 +1,118 @@
+//! `stead exec`, `cp`, `stat` and `logs -f` as a user types them.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::json;
+
+use super::waiting;
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::site::{LISTEN, Site};
+
+fn command(site: &Site, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
+    command.args(arguments).env("STEAD_BASE_URL", format!("http://{LISTEN}"));
+    command.env("STEAD_API_KEY", site.token()).stdin(Stdio::null());
+    command
+}
+
+fn stead(site: &Site, arguments: &[&str]) -> Output {
+    command(site, arguments).output().expect("it runs")
+}
+
+fn said(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+fn execs(site: &Site) {
+    let both = ["exec", "box", "sh", "-c", "echo out; echo err >&2; exit 7"];
+    assert_eq!(said(&stead(site, &both)), (7, "out\n".to_owned(), "err\n".to_owned()));
+    let full =
+        ["exec", "-e", "A=b c", "-w", "/tmp", "-u", "12:34", "box", "sh", "-c", "echo $A $(pwd) $(id -u)"];
+    assert_eq!(said(&stead(site, &full)), (0, "b c /tmp 12\n".to_owned(), String::new()));
+    let (code, _, error) = said(&stead(site, &["exec", "box", "no-such-program"]));
+    assert!(code == 127 && error.contains("command not found"), "{code}: {error}");
+    let (code, _, error) = said(&stead(site, &["exec", "nobody", "true"]));
+    assert!(code == 3 && error.contains("not found"), "{code}: {error}");
+    let mut child = command(site, &["exec", "-i", "box", "sort"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    child.stdin.take().expect("piped").write_all(b"b\na\n").expect("written");
+    assert_eq!(said(&child.wait_with_output().expect("ended")), (0, "a\nb\n".to_owned(), String::new()));
+    // Without -i the input of a script stays the script's.
+    assert_eq!(said(&stead(site, &["exec", "box", "cat"])), (0, String::new(), String::new()));
+    let tty = ["exec", "-t", "box", "sh", "-c", "test -t 0 && echo terminal"];
+    assert_eq!(said(&stead(site, &tty)), (0, "terminal\r\n".to_owned(), String::new()));
+}
+
+fn copies(site: &Site) {
+    let scratch = site.scratch("cli");
+    let tree = scratch.join("tree");
+    std::fs::create_dir_all(tree.join("sub")).expect("made");
+    std::fs::write(tree.join("file"), vec![5u8; 700_000]).expect("written");
+    std::fs::set_permissions(tree.join("file"), std::fs::Permissions::from_mode(0o640)).expect("set");
+    std::fs::write(tree.join("sub/o d d"), "two").expect("written");
+    let (from, to) = (tree.display().to_string(), scratch.join("back").display().to_string());
+    let done = (0, String::new(), String::new());
+    assert_eq!(said(&stead(site, &["cp", &from, "box:/tmp/copied"])), done);
+    // Into a directory that is there: under its own name.
+    assert_eq!(said(&stead(site, &["cp", &from, "box:/tmp"])), done);
+    let look = "cd /tmp; stat -c '%n %a %s' copied/file tree/file 'copied/sub/o d d'";
+    let (_, listed, _) = said(&stead(site, &["exec", "box", "sh", "-c", look]));
+    assert_eq!(listed, "copied/file 640 700000\ntree/file 640 700000\ncopied/sub/o d d 644 3\n");
+    let links = "cd /tmp/copied; ln -s sub/../file in; ln -s /etc/passwd out; mkdir empty";
+    assert_eq!(said(&stead(site, &["exec", "box", "sh", "-c", links])).0, 0);
+    let (code, _, warned) = said(&stead(site, &["cp", "box:/tmp/copied", &to]));
+    assert!(
+        code == 0 && warned.contains("/etc/passwd") && !warned.contains("sub/../file"),
+        "{code}: {warned}"
+    );
+    let back = scratch.join("back");
+    assert_eq!(std::fs::read(back.join("in")).expect("a link to a file").len(), 700_000);
+    assert_eq!(std::fs::read_to_string(back.join("sub/o d d")).expect("copied"), "two");
+    assert!(back.join("empty").is_dir() && std::fs::symlink_metadata(back.join("out")).is_err());
+    assert_eq!(back.join("file").metadata().expect("copied").permissions().mode() & 0o777, 0o640);
+    let (code, _, error) = said(&stead(site, &["cp", "box:/no/such", &to]));
+    assert!(code != 0 && error.contains("No such file"), "{code}: {error}");
+    let (code, shown, _) = said(&stead(site, &["stat", "box:/tmp/copied/file", "-o", "json"]));
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!((code, &shown["size"], &shown["is_file"]), (0, &json!(700_000), &json!(true)));
+    assert_eq!(said(&stead(site, &["stat", "box:/nowhere"])).0, 3);
+}
+
+/// A log is followed line by line, through rotations, until its reader goes.
+fn follows(site: &Site) {
+    let mut child =
+        command(site, &["logs", "-f", "--tail", "1", "box"]).stdout(Stdio::piped()).spawn().expect("it runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let write = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line-$i; done >/dev/console";
+    assert_eq!(said(&stead(site, &["exec", "box", "sh", "-c", write])).0, 0);
+    let mut expected = 1;
+    while expected <= 2000 {
+        let line = lines.next().expect("it goes on").expect("text");
+        if let Some(number) = line.trim().strip_prefix("line-") {
+            assert_eq!(number, expected.to_string(), "a line was lost or doubled");
+            expected += 1;
+        }
+    }
+    child.kill().expect("it runs");
+    child.wait().expect("it ends");
+}
+
+#[test]
+fn the_command_line_runs_copies_and_follows() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        waiting(&site, "box", json!({})).await;
+        execs(&site);
+        copies(&site);
+        follows(&site);
+        site.delete("box").await;
+        settles(&mut site, "the command line").await;
+    });
+}
