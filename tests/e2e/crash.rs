@@ -73,6 +73,9 @@ const OF_STOP: [(&str, &str); 2] = [("instance", "Shutdown"), ("instance", "Ackn
 /// Reached by what was done to a running VM while no daemon ran.
 const OF_RUNNING: [(&str, &str); 2] = [("instance", "Resume"), ("instance", "Reconnect")];
 
+/// Reached by time.
+const OF_EXPIRY: (&str, &str) = ("instance", "Expire");
+
 /// Clients cannot delete a network yet, so that no wish of theirs leads here.
 const UNREACHABLE: (&str, &str) = ("network", "RemoveFirewall");
 
@@ -89,7 +92,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
         .collect();
     let tables = OF_DRIFT.iter().map(|(kind, action, _)| (*kind, *action));
     let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);
-    let tables: BTreeSet<_> = tables.chain([OF_IMAGE_DELETION, UNREACHABLE]).collect();
+    let tables: BTreeSet<_> = tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, UNREACHABLE]).collect();
     assert_eq!(tables, all);
 }
 
@@ -239,4 +242,28 @@ fn pause(site: &Site, id: &str) {
     let mut lines = BufReader::new(stream).lines();
     let told = lines.find(|line| line.as_ref().expect("read").contains("\"STOP\""));
     assert!(told.is_some(), "the VMM hung up");
+}
+
+#[test]
+fn a_crash_at_the_end_of_an_instances_time_does_not_keep_it() {
+    in_namespace(async || {
+        let mut site = Site::new().await;
+        let (kind, action) = OF_EXPIRY;
+        for edge in EDGES {
+            let failpoint = format!("{kind}/{action}/{edge}");
+            site.spawn(Some(&failpoint));
+            site.answers().await;
+            let short = json!({ "cmd": ["sleep", "9"], "ttl": "1s" });
+            let id = site.create("box", &image("busybox"), short).await;
+            site.crashed(&failpoint).await;
+            site.start().await;
+            until("its deletion", crate::site::BOOT, async || {
+                let answer = site.request(Method::GET, &format!("/instances/{id}"), None).await;
+                (answer.status == StatusCode::NOT_FOUND).then_some(())
+            })
+            .await;
+            // Which leaves no daemon: the next round has its own.
+            settles(&mut site, &failpoint).await;
+        }
+    });
 }

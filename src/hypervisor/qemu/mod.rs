@@ -8,6 +8,8 @@
 mod command;
 mod console;
 mod control;
+#[cfg(test)]
+mod hostile;
 mod monitor;
 mod places;
 mod spawning;
