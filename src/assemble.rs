@@ -15,8 +15,8 @@ use stead_controllers::runtime::{Boundary, Edge, NoBoundary};
 use stead_controllers::store::{Kinds, Store};
 use stead_controllers::vm::admission;
 use stead_schemas::api::{
-    Capabilities, HostView, ImagesView, InstanceDefaults, NetworkModel, PushCredentials, Runtime,
-    RuntimeView, ServerView,
+    Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
+    Runtime, RuntimeView, ServerView,
 };
 use stead_schemas::disk::Disk;
 use stead_schemas::guest::Request;
@@ -41,6 +41,7 @@ use crate::host::monitor::{Heard, monitor_table};
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
 use crate::host::oci::{Oci, OciConfig};
+use crate::host::usage::Usage;
 use crate::host::{Scope, watch_files};
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::qemu::{Qemu, QemuConfig};
@@ -346,6 +347,18 @@ impl Backend for HostBackend {
             Some((batch, lines))
         });
         Some(batches.boxed())
+    }
+
+    fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats {
+        let usage = Usage::read(pid, instance.as_str(), tap);
+        InstanceStats {
+            cpu_seconds: usage.cpu_seconds,
+            memory_rss_bytes: usage.resident_bytes,
+            memory_vms_bytes: usage.virtual_bytes,
+            network_rx_bytes: usage.received_bytes,
+            network_tx_bytes: usage.sent_bytes,
+            ..InstanceStats::default()
+        }
     }
 
     fn open_stream<'a>(

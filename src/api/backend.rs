@@ -4,7 +4,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use stead_controllers::host::HostError;
-use stead_schemas::api::PushCredentials;
+use stead_schemas::api::{InstanceStats, PushCredentials};
 use stead_schemas::guest::Request;
 use stead_schemas::names::{Digest, Uid};
 
@@ -26,6 +26,8 @@ pub trait Backend: Send + Sync + 'static {
     /// The last lines of an instance's log, and those to come if asked for: `app` is the console,
     /// `vmm` the VMM's own. `None` when there is no such log.
     fn log(&self, instance: &Uid, source: &str, tail: usize, follows: bool) -> Option<LogStream>;
+    /// What the VMM of an instance uses now; only the figures of use are filled in.
+    fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats;
     /// Opens a stream to the agent of an instance's guest.
     fn open_stream<'a>(
         &'a self,

@@ -20,6 +20,7 @@ mod route;
 mod server;
 mod socket;
 mod stat;
+mod stats;
 mod system;
 mod wait;
 mod watch;
@@ -110,6 +111,7 @@ pub fn router(state: ApiState) -> Router {
         .add("/instances/{id}/logs", Scope::InstanceRead, get(logs::logs))
         .add("/instances/{id}/exec", Scope::InstanceWrite, get(exec::exec))
         .add("/instances/{id}/cp", Scope::InstanceWrite, get(cp::cp))
+        .add("/instances/{id}/stats", Scope::InstanceRead, get(stats::stats))
         .add("/instances/{id}/stat", Scope::InstanceRead, get(stat::stat))
         .add("/images", Scope::ImageRead, get(images::list))
         .add("/images", Scope::ImageWrite, post(images::create))

@@ -10,6 +10,7 @@ mod exec;
 mod images;
 mod instances;
 mod show;
+mod top;
 
 use std::process::ExitCode;
 
@@ -80,6 +81,8 @@ enum Verb {
     Cp(copy::Cp),
     /// What is at a path in an instance.
     Stat(copy::StatPath),
+    /// What instances use, again and again at a terminal.
+    Top(top::Top),
     /// Wait until an instance is in a state.
     Wait(instances::WaitFor),
     /// Pull an image and wait until it is ready.
@@ -168,6 +171,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Exec(exec) => exec::exec(&client()?, exec).await,
         Verb::Cp(cp) => copy::cp(&client()?, cp).await,
         Verb::Stat(stat) => copy::stat(&client()?, stat, output).await,
+        Verb::Top(top) => top::top(&client()?, top, output).await,
         Verb::Wait(wait) => instances::wait(&client()?, wait).await,
         Verb::Pull { image } => images::pull(&client()?, &image, output).await,
         Verb::Images => images::list(&client()?, output).await,

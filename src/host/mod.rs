@@ -17,6 +17,7 @@ mod notices;
 pub mod oci;
 pub(crate) mod process;
 pub mod tap;
+pub mod usage;
 pub mod watch_files;
 
 pub use marks::Scope;

@@ -19,7 +19,8 @@ use stead_controllers::sim::{SimRegistryImage, World};
 use stead_controllers::store::{Kinds, MemoryKv, PlainSealer, Store};
 use stead_controllers::vm::admission;
 use stead_schemas::api::{
-    Capabilities, HostView, ImagesView, InstanceDefaults, NetworkModel, PushCredentials, Runtime, ServerView,
+    Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
+    Runtime, ServerView,
 };
 use stead_schemas::disk::Disk;
 use stead_schemas::guest::Request;
@@ -58,6 +59,10 @@ impl Backend for NoHost {
     }
     fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> Option<LogStream> {
         None
+    }
+
+    fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
+        InstanceStats::default()
     }
 
     fn open_stream<'a>(&'a self, _: &'a Uid, _: Request) -> BoxFuture<'a, Result<AgentStream, AgentError>> {

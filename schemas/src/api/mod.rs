@@ -24,4 +24,6 @@ pub use instance::{
     Instance, InstanceDefaults, InstanceStart, InstanceWish, NetworkView, WaitForState, parse_state,
 };
 pub use policy::{InstancePatch, RestartView};
-pub use system::{Capabilities, HostView, ImagesView, NetworkModel, Runtime, RuntimeView, ServerView};
+pub use system::{
+    Capabilities, HostView, ImagesView, InstanceStats, NetworkModel, Runtime, RuntimeView, ServerView,
+};

@@ -60,3 +60,19 @@ pub struct ImagesView {
     pub platforms: Vec<String>,
     pub default_platform: String,
 }
+
+/// What an instance uses; traffic as its guest sees it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct InstanceStats {
+    pub instance_id: String,
+    pub instance_name: String,
+    pub cpu_seconds: f64,
+    pub memory_rss_bytes: u64,
+    pub memory_vms_bytes: u64,
+    pub network_rx_bytes: u64,
+    pub network_tx_bytes: u64,
+    pub allocated_vcpus: u32,
+    pub allocated_memory_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_utilization_ratio: Option<f64>,
+}

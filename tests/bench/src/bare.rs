@@ -17,7 +17,8 @@ use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::store::Store;
 use stead_controllers::vm::admission;
 use stead_schemas::api::{
-    Capabilities, HostView, ImagesView, InstanceDefaults, NetworkModel, PushCredentials, Runtime, ServerView,
+    Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
+    Runtime, ServerView,
 };
 use stead_schemas::guest::Request;
 use stead_schemas::instance::Hypervisor;
@@ -38,6 +39,10 @@ impl Backend for NoHost {
     fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> Option<LogStream> {
         None
     }
+    fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
+        InstanceStats::default()
+    }
+
     fn open_stream<'a>(&'a self, _: &'a Uid, _: Request) -> BoxFuture<'a, Result<AgentStream, AgentError>> {
         Box::pin(async { Err(AgentError::NotReady) })
     }

@@ -85,6 +85,26 @@ fn copies(site: &Site) {
     assert_eq!(said(&stead(site, &["stat", "box:/nowhere"])).0, 3);
 }
 
+/// Figures of a VM that has computed and spoken to its network.
+fn uses(site: &Site) {
+    let busy = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; ping -c 1 -W 2 10.185.0.1 >/dev/null; true";
+    assert_eq!(said(&stead(site, &["exec", "box", "sh", "-c", busy])).0, 0);
+    let (code, shown, error) = said(&stead(site, &["top", "-o", "json"]));
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    let stats = &shown[0];
+    assert_eq!(
+        (code, &stats["instance_name"], &stats["allocated_vcpus"]),
+        (0, &json!("box"), &json!(1)),
+        "{error}"
+    );
+    let number = |key: &str| stats[key].as_f64().unwrap_or(0.0);
+    assert!(number("cpu_seconds") > 0.5 && number("memory_rss_bytes") > 30e6, "{stats}");
+    assert!(number("network_rx_bytes") > 50.0 && number("network_tx_bytes") > 50.0, "{stats}");
+    assert!(number("memory_utilization_ratio") > 0.05, "{stats}");
+    let (code, table, _) = said(&stead(site, &["top"]));
+    assert!(code == 0 && table.contains("box") && table.contains('%'), "{table}");
+}
+
 /// A log is followed line by line, through rotations, until its reader goes.
 fn follows(site: &Site) {
     let mut child =
@@ -110,6 +130,7 @@ fn the_command_line_runs_copies_and_follows() {
         let mut site = Site::running().await;
         waiting(&site, "box", json!({})).await;
         execs(&site);
+        uses(&site);
         copies(&site);
         follows(&site);
         site.delete("box").await;
