@@ -18,3 +18,4 @@ mod python;
 mod site;
 mod socket;
 mod stage;
+mod tls;

@@ -30,7 +30,7 @@ pub(crate) const MOMENT: Duration = Duration::from_secs(20);
 const REQUEST: Duration = Duration::from_secs(60);
 
 /// A child process that does not outlive the value.
-struct Program(Child);
+pub(crate) struct Program(pub(crate) Child);
 
 impl Program {
     fn signal(&self, signal: Signal) {
@@ -58,6 +58,8 @@ pub(crate) struct Site {
     daemon: Option<Program>,
     /// Where the daemon looks for a guest kernel.
     pub(crate) kernel_dir: PathBuf,
+    /// Certificates that the daemon trusts instead of the system's.
+    pub(crate) trusts: Option<PathBuf>,
     _registry: Program,
 }
 
@@ -79,7 +81,15 @@ impl Site {
         let registry = Program(command.spawn().expect("docker-registry runs: deploy/setup installs it"));
         let http = Client::builder().timeout(REQUEST).build().expect("a client");
         let kernel_dir = crate::stage::kernel_dir();
-        let site = Self { stage, http, token: String::new(), daemon: None, kernel_dir, _registry: registry };
+        let site = Self {
+            stage,
+            http,
+            token: String::new(),
+            daemon: None,
+            kernel_dir,
+            trusts: None,
+            _registry: registry,
+        };
         until("the registry", MOMENT, async || {
             site.http.get(format!("http://{REGISTRY}/v2/")).send().await.ok()
         })
@@ -157,6 +167,7 @@ impl Site {
         command.env("STEAD_BRIDGE", BRIDGE).env("STEAD_TABLE", TABLE).env("STEAD_TAP_PREFIX", TAP_PREFIX);
         command.env("STEAD_GATEWAY", format!("{GATEWAY}/24")).env("STEAD_DISK_RESERVE", "16MB");
         command.env("STEAD_LOG", "info,stead::api=warn").env("NO_COLOR", "1").env_remove("STEAD_KERNEL_DIR");
+        command.envs(self.trusts.as_ref().map(|file| ("SSL_CERT_FILE", file)));
         command.envs(failpoint.map(|failpoint| ("STEAD_FAILPOINT", failpoint)));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("cloned")).stderr(log);
         self.daemon = Some(Program(command.spawn().expect("the daemon starts")));

@@ -1,0 +1,72 @@
+//! A registry over TLS: pulled from when its certificate is one that the host trusts, and only then.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::namespace::in_namespace;
+use crate::site::{BOOT, MOMENT, Program, Site};
+use crate::stage::{run, until};
+
+/// Not loopback by name, so that it is spoken to over TLS; it resolves to loopback in here.
+const HOST: &str = "registry.example";
+const PORT: u16 = 5443;
+
+/// A certificate authority, a certificate for the host, and the name in the namespace's own hosts.
+fn prepare(site: &Site) -> std::path::PathBuf {
+    let place = site.scratch("tls");
+    let at = place.display().to_string();
+    let lines = format!(
+        "cd {at}
+         openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem \
+             -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign
+         openssl req -newkey rsa:2048 -nodes -subj /CN={HOST} -keyout host.key -out host.csr
+         printf 'subjectAltName=DNS:{HOST}\\nbasicConstraints=CA:FALSE\\nextendedKeyUsage=serverAuth\\n' >ext
+         openssl x509 -req -in host.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out host.pem
+         cp /etc/hosts hosts; echo '127.0.0.1 {HOST}' >>hosts; mount --bind hosts /etc/hosts"
+    );
+    run("sh", &["-ec", &format!("({lines}) 2>&1")]);
+    place
+}
+
+#[test]
+fn an_image_comes_over_tls_from_a_registry_that_the_host_trusts() {
+    in_namespace(async || {
+        let mut site = Site::new().await;
+        let place = prepare(&site);
+        let at = place.display();
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {at}/store}}}}\n\
+             http: {{addr: '127.0.0.1:{PORT}', tls: {{certificate: {at}/host.pem, key: {at}/host.key}}}}\n"
+        );
+        let path = place.join("registry.yml");
+        fs::write(&path, config).expect("written");
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(&path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let _registry = Program(command.spawn().expect("docker-registry runs"));
+        until("the registry", MOMENT, async || std::net::TcpStream::connect(("127.0.0.1", PORT)).ok()).await;
+        let name = format!("{HOST}:{PORT}/busybox:latest");
+        let (from, to) = (format!("oci:{}:busybox", site.layout()), format!("docker://{name}"));
+        run("skopeo", &["copy", "-q", "--dest-tls-verify=false", &from, &to]);
+
+        site.start().await;
+        let answer = site.request(Method::POST, "/images", Some(json!({ "name": name }))).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+        let image = format!("/images/{}", name.replace('/', "%2F"));
+        let refused = until("the refusal", BOOT, async || {
+            let seen = site.request(Method::GET, &image, None).await.body;
+            seen["error"].is_string().then_some(seen)
+        })
+        .await;
+        let why = refused["error"].as_str().expect("text").to_lowercase();
+        assert!(why.contains("certificate"), "{refused:#}");
+        site.stop().await;
+        // The same wish, on a host that trusts the authority.
+        site.trusts = Some(place.join("ca.pem"));
+        site.start().await;
+        site.request(Method::POST, "/images", Some(json!({ "name": name }))).await;
+        site.until_image(&name).await;
+    });
+}
