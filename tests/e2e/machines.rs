@@ -70,6 +70,21 @@ impl Bench {
     }
 }
 
+impl Drop for Bench {
+    /// A test that failed half way leaves no VM: these run in no namespace of their own.
+    fn drop(&mut self) {
+        let entries = std::fs::read_dir(self.stage.path("run").join("vm")).into_iter().flatten().flatten();
+        for record in entries.filter_map(|entry| std::fs::read(entry.path().join("machine.json")).ok()) {
+            let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+            let pid = record["identity"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+            if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+                // Gone already, in the ordinary case.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
 fn config(argv: &[&str]) -> Config {
     Config {
         hostname: "box".to_owned(),

@@ -130,13 +130,19 @@ impl Frame {
 
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let length = u32::try_from(self.payload.len()).unwrap_or(u32::MAX);
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + self.payload.len());
+        Self::encoded(self.kind, self.stream, &self.payload)
+    }
+
+    /// The bytes of a frame whose payload lies elsewhere: it is copied once.
+    #[must_use]
+    pub fn encoded(kind: FrameKind, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&length.to_le_bytes());
-        bytes.push(self.kind.code());
-        bytes.extend_from_slice(&self.stream.to_le_bytes());
-        bytes.extend_from_slice(&self.payload);
+        bytes.push(kind.code());
+        bytes.extend_from_slice(&stream.to_le_bytes());
+        bytes.extend_from_slice(payload);
         bytes
     }
 }

@@ -27,6 +27,8 @@ const HANG_UP_PAUSE: Duration = Duration::from_millis(20);
 const READ_BYTES: usize = 64 << 10;
 /// A busy output may not keep the host's requests waiting.
 const WRITES_BEFORE_READ: usize = 16;
+/// Nor a busy input the state.
+const READS_BEFORE_WRITE: usize = 64;
 
 /// Shared between the port's thread and the rest.
 #[derive(Clone)]
@@ -151,21 +153,10 @@ impl Control {
                 std::thread::sleep(HANG_UP_PAUSE);
             }
             if events.contains(PollFlags::IN) {
-                match port.read(&mut buffer) {
-                    Ok(count) => decoder.push(&buffer[..count]),
-                    Err(error) if is_passing(&error) => {}
-                    Err(_) => std::thread::sleep(HANG_UP_PAUSE),
-                }
+                shall_tell |= self.read(&mut port, &mut decoder, &mut buffer);
             }
             shall_tell |= self.0.wake.take();
             self.0.outbox.wake().take();
-            while let Some(frame) = decoder.next() {
-                if frame.kind != FrameKind::Control {
-                    self.0.agent.take(frame);
-                } else if let Some(message) = frame.message() {
-                    shall_tell |= self.take(message);
-                }
-            }
             for _ in 0..WRITES_BEFORE_READ {
                 if !unsent.is_some() {
                     // The state goes before streams: it is small, and others wait for it.
@@ -180,6 +171,31 @@ impl Control {
             }
             self.enforce_grace();
         }
+    }
+
+    /// Reads what is there, a few times over: the driver hands out a page at a time, and to ask for
+    /// each whether it is there costs more than the page. Whether the state is to be told.
+    fn read(&self, port: &mut File, decoder: &mut Decoder, buffer: &mut [u8]) -> bool {
+        let mut shall_tell = false;
+        for _ in 0..READS_BEFORE_WRITE {
+            match port.read(buffer) {
+                Ok(0) => break,
+                Ok(count) => decoder.push(&buffer[..count]),
+                Err(error) if is_passing(&error) => break,
+                Err(_) => {
+                    std::thread::sleep(HANG_UP_PAUSE);
+                    break;
+                }
+            }
+            while let Some(frame) = decoder.next() {
+                if frame.kind != FrameKind::Control {
+                    self.0.agent.take(frame);
+                } else if let Some(message) = frame.message() {
+                    shall_tell |= self.take(message);
+                }
+            }
+        }
+        shall_tell
     }
 
     fn wait(&self, port: &File, interest: PollFlags) -> PollFlags {

@@ -161,18 +161,18 @@ impl Stream {
 
     /// Sends data within the credit. `false` when the stream is closed.
     pub(super) fn data(&self, kind: FrameKind, bytes: &[u8]) -> bool {
-        self.spend(&Frame { kind, stream: self.id, payload: bytes.to_vec() })
+        self.spend(bytes.len(), Frame::encoded(kind, self.id, bytes))
     }
 
     /// Sends a message when there is credit: a reader who takes nothing stops these as well.
     pub(super) fn message(&self, message: &FromStream) -> bool {
         let Ok(frame) = Frame::json(FrameKind::Message, self.id, message) else { return false };
-        self.wait_credit() > 0 && self.spend(&frame)
+        self.wait_credit() > 0 && self.spend(frame.payload.len(), frame.encode())
     }
 
-    fn spend(&self, frame: &Frame) -> bool {
-        self.lock().credit -= i64::try_from(frame.payload.len()).unwrap_or(i64::MAX);
-        self.put(frame)
+    fn spend(&self, length: usize, encoded: Vec<u8>) -> bool {
+        self.lock().credit -= i64::try_from(length).unwrap_or(i64::MAX);
+        self.outbox.put(encoded, || self.is_closed())
     }
 
     pub(super) fn failed(&self, message: impl Into<String>, code: Option<i32>, path: Option<&str>) {
