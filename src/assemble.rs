@@ -110,6 +110,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         tap_prefix: config.tap_prefix.clone(),
         capabilities,
         requests_max: config.requests_max,
+        sockets_max: config.sockets_max,
     });
     let listener = TcpListener::bind(config.listen)
         .await

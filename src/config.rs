@@ -47,6 +47,8 @@ pub struct Config {
     pub resync: String,
     pub connections_max: usize,
     pub requests_max: usize,
+    /// Sessions of exec and cp at once.
+    pub sockets_max: usize,
     /// Program to run VMs with.
     pub qemu: PathBuf,
     /// `error` to `trace`, or a filter such as `stead=debug`.
@@ -74,6 +76,7 @@ impl Default for Config {
             resync: "5m".to_owned(),
             connections_max: 1024,
             requests_max: 512,
+            sockets_max: 512,
             qemu: "qemu-system-x86_64".into(),
             log: "info".to_owned(),
             failpoint: None,
@@ -160,6 +163,7 @@ impl Config {
             ("image_concurrency", self.image_concurrency),
             ("connections_max", self.connections_max),
             ("requests_max", self.requests_max),
+            ("sockets_max", self.sockets_max),
         ] {
             if value == 0 {
                 problems.push(format!("{key}: must be at least 1"));

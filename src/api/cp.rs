@@ -21,8 +21,7 @@ pub(super) async fn cp(
     id: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let uid = socket::running(state.store(), &id?.0)?.meta.uid.clone();
-    Ok(socket::bounded(upgrade?).on_upgrade(move |socket| session(state, uid, socket)))
+    socket::upgrade(state, id, upgrade, session)
 }
 
 /// Why a copy ends early.

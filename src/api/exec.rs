@@ -33,8 +33,7 @@ pub(super) async fn exec(
     id: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let uid = socket::running(state.store(), &id?.0)?.meta.uid.clone();
-    Ok(socket::bounded(upgrade?).on_upgrade(move |socket| session(state, uid, socket)))
+    socket::upgrade(state, id, upgrade, session)
 }
 
 async fn session(state: ApiState, instance: Uid, socket: WebSocket) {

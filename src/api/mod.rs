@@ -54,6 +54,7 @@ struct Inner {
     tap_prefix: String,
     capabilities: Capabilities,
     admission: tokio::sync::Semaphore,
+    sockets: Arc<tokio::sync::Semaphore>,
 }
 
 /// What the API is made of.
@@ -66,6 +67,8 @@ pub struct ApiConfig {
     pub capabilities: Capabilities,
     /// Requests handled at once, streams not counted once they flow.
     pub requests_max: usize,
+    /// Sessions of exec and cp at once.
+    pub sockets_max: usize,
 }
 
 impl std::fmt::Debug for ApiConfig {
@@ -83,9 +86,11 @@ impl std::fmt::Debug for ApiState {
 impl ApiState {
     #[must_use]
     pub fn new(config: ApiConfig) -> Self {
-        let ApiConfig { store, keys, backend, defaults, tap_prefix, capabilities, requests_max } = config;
+        let ApiConfig { store, keys, backend, defaults, tap_prefix, capabilities, requests_max, sockets_max } =
+            config;
         let admission = tokio::sync::Semaphore::new(requests_max);
-        Self(Arc::new(Inner { store, keys, backend, defaults, tap_prefix, capabilities, admission }))
+        let sockets = Arc::new(tokio::sync::Semaphore::new(sockets_max));
+        Self(Arc::new(Inner { store, keys, backend, defaults, tap_prefix, capabilities, admission, sockets }))
     }
 
     fn store(&self) -> &Store {

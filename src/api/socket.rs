@@ -3,7 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::response::Response;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use serde::de::DeserializeOwned;
@@ -45,8 +49,25 @@ pub(super) fn running(store: &Store, word: &str) -> Result<Arc<Object<Instance>>
     Ok(object)
 }
 
-pub(super) fn bounded(upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
-    upgrade.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX)
+/// Checks, and upgrades to a session that holds one of the places for sockets as long as it lives:
+/// an upgraded connection is no longer counted among the listener's.
+pub(super) fn upgrade<F>(
+    state: ApiState,
+    id: Result<Path<String>, PathRejection>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    session: impl FnOnce(ApiState, Uid, WebSocket) -> F + Send + 'static,
+) -> Result<Response, ApiError>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let uid = running(state.store(), &id?.0)?.meta.uid.clone();
+    let upgrade = upgrade?.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX);
+    let place = state.0.sockets.clone().try_acquire_owned();
+    let place = place.map_err(|_| ApiError::overloaded("too many sessions of exec and cp at once"))?;
+    Ok(upgrade.on_upgrade(move |socket| async move {
+        session(state, uid, socket).await;
+        drop(place);
+    }))
 }
 
 /// The first frame, or a sentence for the client.

@@ -11,6 +11,7 @@ use stead_schemas::condition::{self, ConditionStatus, ConditionType};
 use stead_schemas::instance::State;
 
 use super::client::Client;
+use super::policies::Policies;
 use super::show::{age, line, print};
 use super::{Failure, Output, images};
 
@@ -37,6 +38,8 @@ pub(crate) struct Run {
     /// KEY=VALUE
     #[arg(short = 'l', long = "tag", value_parser = pair)]
     tags: Vec<(String, String)>,
+    #[command(flatten)]
+    policies: Policies,
     /// Return as soon as the wish is stored.
     #[arg(short, long)]
     detach: bool,
@@ -96,7 +99,7 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
         .ok_or_else(|| "must be KEY=VALUE".to_owned())
 }
 
-fn body(run: &Run) -> Value {
+fn body(run: &Run) -> Result<Value, Failure> {
     let mut body = json!({
         "image": run.image,
         "name": run.name.clone().unwrap_or_else(|| generated_name(&run.image)),
@@ -127,7 +130,8 @@ fn body(run: &Run) -> Value {
     if run.no_network {
         set("network", json!({"enabled": false}));
     }
-    body
+    run.policies.put(&mut body)?;
+    Ok(body)
 }
 
 /// The repository's last component, made a name, with the process's number.
@@ -139,7 +143,7 @@ fn generated_name(image: &str) -> String {
 }
 
 pub(super) async fn run(client: &Client, run: Run, output: Output) -> Result<(), Failure> {
-    let mut instance: Instance = client.post(&["instances"], &body(&run)).await?;
+    let mut instance: Instance = client.post(&["instances"], &body(&run)?).await?;
     if !run.detach {
         images::show_progress(client, &instance.image).await?;
         let id = instance.id.clone();
@@ -151,7 +155,7 @@ pub(super) async fn run(client: &Client, run: Run, output: Output) -> Result<(),
     show_all(&[instance], output)
 }
 
-fn show_all(instances: &[Instance], output: Output) -> Result<(), Failure> {
+pub(super) fn show_all(instances: &[Instance], output: Output) -> Result<(), Failure> {
     print(&instances, output, &["NAME", "STATE", "IMAGE", "ADDRESS", "CPUS", "MEMORY", "AGE", "NOTE"], || {
         instances.iter().map(row).collect()
     })

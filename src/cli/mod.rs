@@ -9,6 +9,7 @@ mod daemon;
 mod exec;
 mod images;
 mod instances;
+mod policies;
 mod show;
 mod top;
 
@@ -73,6 +74,8 @@ enum Verb {
     Stop { names: Vec<String> },
     /// Start a stopped instance.
     Start { names: Vec<String> },
+    /// Change what happens to an instance by itself.
+    Update(policies::Update),
     /// Stop and delete instances.
     Rm(instances::Rm),
     /// Run a program in an instance.
@@ -167,6 +170,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Logs(logs) => instances::logs(&client()?, logs).await,
         Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
         Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,
+        Verb::Update(update) => policies::update(&client()?, update, output).await,
         Verb::Rm(rm) => instances::rm(&client()?, rm).await,
         Verb::Exec(exec) => exec::exec(&client()?, exec).await,
         Verb::Cp(cp) => copy::cp(&client()?, cp).await,

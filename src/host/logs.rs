@@ -213,6 +213,8 @@ fn read_some(file: &mut File, bytes: &mut Vec<u8>) -> io::Result<usize> {
 mod tests {
     use std::fs;
     use std::io::Write;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -243,6 +245,8 @@ mod tests {
         fs::write(&log, "before\n").expect("written");
         let mut lines = LogLines::open(log.clone(), 1, true).expect("there");
         assert_eq!(lines.next().await.expect("read"), Some(vec!["before".to_owned()]));
+        let read = Arc::new(AtomicUsize::new(0));
+        let of_writer = read.clone();
         let writer = tokio::task::spawn_blocking(move || {
             let mut file = File::options().append(true).open(&log).expect("there");
             for number in 0..2000 {
@@ -250,12 +254,16 @@ mod tests {
                 let (head, tail) = line.split_at(number % line.len());
                 file.write_all(head.as_bytes()).expect("written");
                 if number % 300 == 299 {
+                    // A reader may fall behind by one file, not by two: it is in this one by now.
+                    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+                    while of_writer.load(Ordering::Relaxed) + 298 < number {
+                        assert!(std::time::Instant::now() < deadline, "nobody reads");
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
                     // As the console's keeper does it: the open file goes on under its older name.
                     fs::rename(&log, older(&log)).expect("renamed");
                     file.write_all(tail.as_bytes()).expect("written");
                     file = File::options().create(true).append(true).open(&log).expect("made");
-                    // A reader may fall behind by one file, not by two.
-                    std::thread::sleep(Duration::from_millis(50));
                 } else {
                     file.write_all(tail.as_bytes()).expect("written");
                 }
@@ -264,6 +272,7 @@ mod tests {
         let mut seen = Vec::new();
         while seen.len() < 2000 {
             seen.extend(lines.next().await.expect("read").expect("it goes on"));
+            read.store(seen.len(), Ordering::Relaxed);
         }
         writer.await.expect("written");
         let expected: Vec<String> = (0..2000).map(|number| format!("line {number}")).collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::server::{IMAGE, REQUESTS_MAX, Server, token};
+use crate::server::{IMAGE, REQUESTS_MAX, SOCKETS_MAX, Server, token};
 
 fn small(name: &str) -> serde_json::Value {
     json!({"name": name, "image": IMAGE, "size": "256MB", "tags": {"team": "a"}})
@@ -186,6 +186,43 @@ async fn overload_is_answered_with_a_time_to_come_back() {
     assert_eq!(overloaded.body["code"], "overloaded");
     assert!(overloaded.headers.contains_key("retry-after"));
     assert_eq!(server.send("GET", "/health", None).await.status, 200);
+}
+
+/// Opens a session of exec and says nothing; the status of a refusal.
+async fn exec(server: &Server) -> Result<impl Sized + use<>, u16> {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+    let url = format!("{}/instances/web/exec", server.base.replacen("http", "ws", 1));
+    let mut request = url.into_client_request().expect("a request");
+    let token = format!("Bearer {}", server.token).parse().expect("a header");
+    request.headers_mut().insert("authorization", token);
+    match tokio_tungstenite::connect_async(request).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(tokio_tungstenite::tungstenite::Error::Http(response)) => {
+            assert!(response.status() != 503 || response.headers().contains_key("retry-after"));
+            Err(response.status().as_u16())
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_are_bounded_and_their_places_come_back() {
+    let server = Server::start().await;
+    server.create(small("web")).await;
+    assert_eq!(exec(&server).await.err(), Some(409), "it does not run yet");
+    let running = server.send("GET", "/instances/web/wait?state=Running", None).await;
+    assert_eq!(running.body["state"], "Running");
+    let mut sessions = Vec::new();
+    for _ in 0..SOCKETS_MAX {
+        sessions.push(exec(&server).await.unwrap_or_else(|status| panic!("{status}")));
+    }
+    assert_eq!(exec(&server).await.err(), Some(503));
+    sessions.pop();
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while exec(&server).await.is_err() {
+        assert!(std::time::Instant::now() < deadline, "the place did not come back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

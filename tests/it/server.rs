@@ -35,6 +35,7 @@ use tokio::task::JoinSet;
 /// The image that the simulated registry serves.
 pub(crate) const IMAGE: &str = "registry.test/busybox:v1";
 pub(crate) const REQUESTS_MAX: usize = 8;
+pub(crate) const SOCKETS_MAX: usize = 2;
 
 pub(crate) struct Server {
     pub(crate) base: String,
@@ -133,6 +134,7 @@ impl Server {
             tap_prefix: "st".to_owned(),
             capabilities: capabilities(),
             requests_max: REQUESTS_MAX,
+            sockets_max: SOCKETS_MAX,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = listener.local_addr().expect("bound");

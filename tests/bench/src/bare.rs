@@ -144,5 +144,6 @@ fn state(store: Store, keys: Keys) -> ApiState {
             features: Vec::new(),
         },
         requests_max: 512,
+        sockets_max: 512,
     })
 }

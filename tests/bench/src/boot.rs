@@ -46,12 +46,9 @@ fn by_hand(pid: u64, own: &Path, place: &Path) -> Vec<String> {
             }
             let mut value = value;
             for name in ["qmp.sock", "control.sock", "app.log"] {
-                if let Some(at) =
-                    value.find("path=").map(|at| at + 5).or_else(|| value.find("unix:").map(|at| at + 5))
-                {
-                    if let Some(end) = value.find(name) {
-                        value = format!("{}{place}/{}", &value[..at], &value[end..]);
-                    }
+                let at = value.find("path=").or_else(|| value.find("unix:")).map(|at| at + 5);
+                if let (Some(at), Some(end)) = (at, value.find(name)) {
+                    value = format!("{}{place}/{}", &value[..at], &value[end..]);
                 }
             }
             if value.contains("overlay-file") && value.contains("filename=") {

@@ -162,6 +162,16 @@ impl Drop for Daemon {
             quiet("ip", &["link", "del", tap]);
         }
         quiet("ip", &["link", "del", self.bridge]);
+        for root in ["", "memory", "cpu", "pids"] {
+            let parent =
+                std::path::Path::new("/sys/fs/cgroup").join(root).join(format!("stead-{}", self.bridge));
+            for group in
+                fs::read_dir(&parent).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir())
+            {
+                let _ = fs::remove_dir(group.path());
+            }
+            let _ = fs::remove_dir(parent);
+        }
         for family in ["inet", "bridge"] {
             quiet("nft", &["delete", "table", family, self.bridge]);
         }

@@ -105,6 +105,31 @@ fn uses(site: &Site) {
     assert!(code == 0 && table.contains("box") && table.contains('%'), "{table}");
 }
 
+fn updates(site: &Site) {
+    let words = [
+        "update",
+        "box",
+        "--restart",
+        "on_failure:3",
+        "--restart-backoff",
+        "7s",
+        "--ttl",
+        "3h",
+        "-o",
+        "json",
+    ];
+    let (code, shown, error) = said(&stead(site, &words));
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap_or_default();
+    let policy =
+        json!({ "policy": "on_failure", "backoff": "7s", "max_attempts": 3, "stable_after": "10m0s" });
+    assert_eq!((code, &shown[0]["restart_policy"]), (0, &policy), "{shown} {error}");
+    assert!(shown[0]["expires_at"].is_string(), "{shown}");
+    let (code, _, error) = said(&stead(site, &["update", "box", "--restart", "sometimes"]));
+    assert!(code == 1 && error.contains("restart_policy.policy"), "{code}: {error}");
+    let (code, _, error) = said(&stead(site, &["update", "box"]));
+    assert!(code == 1 && error.contains("at least one field"), "{code}: {error}");
+}
+
 /// A log is followed line by line, through rotations, until its reader goes.
 fn follows(site: &Site) {
     let mut child =
@@ -131,6 +156,7 @@ fn the_command_line_runs_copies_and_follows() {
         waiting(&site, "box", json!({})).await;
         execs(&site);
         uses(&site);
+        updates(&site);
         copies(&site);
         follows(&site);
         site.delete("box").await;

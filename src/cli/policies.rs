@@ -1,0 +1,69 @@
+//! What happens to an instance by itself, as words of the command line: for `run` and `update`.
+
+use clap::Args;
+use reqwest::Method;
+use serde_json::{Value, json};
+use stead_schemas::api::Instance;
+
+use super::client::Client;
+use super::{Failure, Output, instances};
+
+#[derive(Debug, Args)]
+pub(crate) struct Policies {
+    /// never, always, on_failure; a number after a colon bounds the attempts: on_failure:3
+    #[arg(long)]
+    restart: Option<String>,
+    /// Before the first restart, such as 5s; each further one waits twice as long.
+    #[arg(long, requires = "restart")]
+    restart_backoff: Option<String>,
+    /// The instance is deleted after this time, such as 2h; 0s for never.
+    #[arg(long, conflicts_with = "expires_at")]
+    ttl: Option<String>,
+    /// The instance is deleted then, such as 2027-01-01T00:00:00Z.
+    #[arg(long)]
+    expires_at: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Update {
+    name: String,
+    #[command(flatten)]
+    policies: Policies,
+}
+
+impl Policies {
+    /// Adds what was given to a request; what the words mean is the server's to judge.
+    pub(super) fn put(&self, body: &mut Value) -> Result<(), Failure> {
+        if let Some(restart) = &self.restart {
+            let (policy, attempts) = match restart.split_once(':') {
+                Some((policy, attempts)) => (policy, Some(attempts)),
+                None => (restart.as_str(), None),
+            };
+            let mut object = json!({ "policy": policy });
+            if let Some(attempts) = attempts {
+                let attempts: u32 = attempts.parse().map_err(|_| {
+                    Failure::Usage(format!("--restart: {attempts:?} is no number of attempts"))
+                })?;
+                object["max_attempts"] = attempts.into();
+            }
+            if let Some(backoff) = &self.restart_backoff {
+                object["backoff"] = backoff.as_str().into();
+            }
+            body["restart_policy"] = object;
+        }
+        for (key, value) in [("ttl", &self.ttl), ("expires_at", &self.expires_at)] {
+            if let Some(value) = value {
+                body[key] = value.as_str().into();
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) async fn update(client: &Client, update: Update, output: Output) -> Result<(), Failure> {
+    let mut body = json!({});
+    update.policies.put(&mut body)?;
+    let request = client.request(Method::PATCH, &["instances", &update.name]).json(&body);
+    let instance: Instance = client.json(request).await?;
+    instances::show_all(&[instance], output)
+}
