@@ -266,7 +266,7 @@ impl Host {
                 platforms: vec![host_platform().as_str().to_owned()],
                 default_platform: host_platform().as_str().to_owned(),
             },
-            features: ["images", "instances", "logs"].map(ToOwned::to_owned).to_vec(),
+            features: ["exec", "images", "instances", "logs"].map(ToOwned::to_owned).to_vec(),
         }
     }
 }

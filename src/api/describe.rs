@@ -6,17 +6,22 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 /// Method, path, summary, success status.
-const OPERATIONS: [(&str, &str, &str, &str); 16] = [
+const OPERATIONS: [(&str, &str, &str, &str); 21] = [
     ("get", "/health", "Liveness", "200"),
     ("get", "/capabilities", "What this server and host can do", "200"),
     ("get", "/instances", "List instances; watch=true streams changes", "200"),
     ("post", "/instances", "Create and start an instance", "201"),
     ("get", "/instances/{id}", "Read an instance", "200"),
+    ("patch", "/instances/{id}", "Change restart policy or expiry", "200"),
     ("delete", "/instances/{id}", "Stop and delete an instance", "204"),
     ("post", "/instances/{id}/start", "Start the next run", "200"),
     ("post", "/instances/{id}/stop", "Stop the VM", "200"),
     ("get", "/instances/{id}/wait", "Wait for a state", "200"),
-    ("get", "/instances/{id}/logs", "Last lines of a log as server-sent events", "200"),
+    ("get", "/instances/{id}/logs", "Lines of a log as server-sent events; follow=true goes on", "200"),
+    ("get", "/instances/{id}/exec", "Run a program beside it; a WebSocket", "101"),
+    ("get", "/instances/{id}/cp", "Copy files into or out of it; a WebSocket", "101"),
+    ("get", "/instances/{id}/stat", "What is at a path in it", "200"),
+    ("get", "/instances/{id}/stats", "What it uses now", "200"),
     ("get", "/images", "List images", "200"),
     ("post", "/images", "Pull an image", "202"),
     ("post", "/images/import", "Import an archive", "201"),

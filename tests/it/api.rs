@@ -124,7 +124,18 @@ async fn a_watch_tells_every_change_from_a_version_on() {
 async fn rights_are_checked_in_front_of_every_route() {
     let server = Server::start().await;
     assert_eq!(server.send_as("GET", "/health", None, "").await.status, 200);
-    assert_eq!(server.send_as("GET", "/spec.json", None, "").await.status, 200);
+    let spec = server.send_as("GET", "/spec.json", None, "").await;
+    assert_eq!(spec.status, 200);
+    // What is described is served: it asks for a token, or for none.
+    let paths = spec.body["paths"].as_object().expect("an object");
+    assert!(paths.contains_key("/instances/{id}/exec") && paths.contains_key("/instances/{id}/stats"));
+    for (path, methods) in paths {
+        for method in methods.as_object().expect("an object").keys() {
+            let place = path.replace(['{', '}'], "");
+            let answer = server.send_as(&method.to_uppercase(), &place, None, "").await;
+            assert!(matches!(answer.status, 200 | 401), "{method} {path}: {}", answer.status);
+        }
+    }
     let none = server.send_as("GET", "/instances", None, "").await;
     assert_eq!((none.status, none.body["code"].as_str()), (401, Some("Unauthorized")));
     for bad in [

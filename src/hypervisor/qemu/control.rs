@@ -70,7 +70,9 @@ impl Control {
         }));
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         // Two daemons one after the other must not count alike: a guest tells them apart by it.
-        let start = random();
+        // The clock's where the host has no random number to give.
+        let of_clock = || u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or(1);
+        let start = super::random().map_or_else(|_| of_clock(), u64::from_le_bytes);
         let (spoke, has_spoken) = watch::channel(false);
         let (mux, outgoing) = Mux::new(u32::try_from(start >> 32).unwrap_or(1));
         let channel = Channel {
@@ -120,18 +122,6 @@ impl Control {
         note(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(())
     }
-}
-
-/// Any number; the clock's where the host has no random ones to give.
-fn random() -> u64 {
-    let mut bytes = [0u8; 8];
-    let read = std::fs::File::open("/dev/urandom")
-        .and_then(|mut source| std::io::Read::read_exact(&mut source, &mut bytes));
-    let of_clock = || jiff::Timestamp::now().as_nanosecond().to_le_bytes();
-    read.map_or_else(
-        |_| u64::from_le_bytes(*of_clock().first_chunk().unwrap_or(&[1; 8])),
-        |()| u64::from_le_bytes(bytes),
-    )
 }
 
 struct Channel {

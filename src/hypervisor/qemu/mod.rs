@@ -468,9 +468,13 @@ fn remove_dir(dir: &Path) -> io::Result<()> {
 }
 
 fn new_token() -> io::Result<Token> {
-    let mut bytes = [0u8; 16];
+    Ok(Token(hex::encode(random::<16>()?)))
+}
+
+fn random<const LENGTH: usize>() -> io::Result<[u8; LENGTH]> {
+    let mut bytes = [0u8; LENGTH];
     io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(Token(hex::encode(bytes)))
+    Ok(bytes)
 }
 
 /// What a program that failed said last.
