@@ -88,8 +88,15 @@ impl Controllers {
         let image =
             runner(settings, 1, ImageReconciler { images: images.clone(), store: store() }).map(freed_image);
         let disk = runner(settings, 2, DiskReconciler { disks });
-        let network =
-            runner(settings, 3, NetworkReconciler { links: links.clone(), firewall: firewall.clone() });
+        let network = runner(
+            settings,
+            3,
+            NetworkReconciler {
+                links: links.clone(),
+                firewall: firewall.clone(),
+                store: settings.store.clone(),
+            },
+        );
         let of_network = store();
         let port = runner(settings, 4, PortReconciler { links, firewall, store: store() })
             .map(move |event| ports_of_network(&of_network, event));

@@ -76,8 +76,8 @@ const OF_RUNNING: [(&str, &str); 2] = [("instance", "Resume"), ("instance", "Rec
 /// Reached by time.
 const OF_EXPIRY: (&str, &str) = ("instance", "Expire");
 
-/// Clients cannot delete a network yet, so that no wish of theirs leads here.
-const UNREACHABLE: (&str, &str) = ("network", "RemoveFirewall");
+/// Reached by a configuration with another network.
+const OF_RECONFIGURATION: (&str, &str) = ("network", "RemoveFirewall");
 
 #[test]
 fn every_action_of_every_reconciler_is_in_a_table() {
@@ -92,7 +92,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
         .collect();
     let tables = OF_DRIFT.iter().map(|(kind, action, _)| (*kind, *action));
     let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);
-    let tables: BTreeSet<_> = tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, UNREACHABLE]).collect();
+    let tables: BTreeSet<_> = tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, OF_RECONFIGURATION]).collect();
     assert_eq!(tables, all);
 }
 
@@ -265,5 +265,41 @@ fn a_crash_at_the_end_of_an_instances_time_does_not_keep_it() {
             // Which leaves no daemon: the next round has its own.
             settles(&mut site, &failpoint).await;
         }
+    });
+}
+
+#[test]
+fn a_crash_while_one_network_replaces_another_leaves_only_the_new_one() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        let first = site.table;
+        let (kind, action) = OF_RECONFIGURATION;
+        for (edge, table) in EDGES.into_iter().zip(["steadnew", first]) {
+            let failpoint = format!("{kind}/{action}/{edge}");
+            settles(&mut site, &failpoint).await;
+            let old = std::mem::replace(&mut site.table, table);
+            site.spawn(Some(&failpoint));
+            site.crashed(&failpoint).await;
+            site.start().await;
+            settles(&mut site, &failpoint).await;
+            let tables = site.shell("nft list tables");
+            let of = |name: &str| tables.lines().filter(|line| line.ends_with(&format!(" {name}"))).count();
+            assert_eq!((of(table), of(old)), (2, 0), "{failpoint}: {tables}");
+            site.start().await;
+        }
+        // In use it is not replaced: the daemon says so and touches nothing.
+        site.create("box", &image("busybox"), json!({ "cmd": ["sleep", "100"] })).await;
+        site.until_state("box", "Running").await;
+        let vmms = site.vmms();
+        site.stop().await;
+        site.table = "steadnew";
+        site.spawn(None);
+        let refused = site.ended().await;
+        assert!(!refused.success() && site.daemon_log().contains("is in use by instances (1)"), "{refused}");
+        site.table = first;
+        site.start().await;
+        site.until_state("box", "Running").await;
+        assert_eq!(site.vmms(), vmms);
+        settles(&mut site, "a refused configuration").await;
     });
 }

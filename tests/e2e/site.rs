@@ -58,6 +58,8 @@ pub(crate) struct Site {
     daemon: Option<Program>,
     /// Where the daemon looks for a guest kernel.
     pub(crate) kernel_dir: PathBuf,
+    /// The firewall table that the daemon is configured with.
+    pub(crate) table: &'static str,
     /// Certificates that the daemon trusts instead of the system's.
     pub(crate) trusts: Option<PathBuf>,
     _registry: Program,
@@ -87,6 +89,7 @@ impl Site {
             token: String::new(),
             daemon: None,
             kernel_dir,
+            table: TABLE,
             trusts: None,
             _registry: registry,
         };
@@ -134,7 +137,7 @@ impl Site {
     pub(crate) fn shell(&self, line: &str) -> String {
         let tap = format!("TAP=$(ip -o link show | grep -o '{TAP_PREFIX}[a-z0-9]*' | head -n 1)");
         let data = self.data().display().to_string();
-        let head = format!("DATA={data} BRIDGE={BRIDGE} TABLE={TABLE}; {tap}");
+        let head = format!("DATA={data} BRIDGE={BRIDGE} TABLE={}; {tap}", self.table);
         run("sh", &["-ec", &format!("{head}; {line}")])
     }
 
@@ -164,7 +167,10 @@ impl Site {
         let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
         command.args(["serve", "--listen", LISTEN, "--data-dir"]).arg(self.data());
         command.arg("--run-dir").arg(self.run_dir()).arg("--kernel-dir").arg(&self.kernel_dir);
-        command.env("STEAD_BRIDGE", BRIDGE).env("STEAD_TABLE", TABLE).env("STEAD_TAP_PREFIX", TAP_PREFIX);
+        command
+            .env("STEAD_BRIDGE", BRIDGE)
+            .env("STEAD_TABLE", self.table)
+            .env("STEAD_TAP_PREFIX", TAP_PREFIX);
         command.env("STEAD_GATEWAY", format!("{GATEWAY}/24")).env("STEAD_DISK_RESERVE", "16MB");
         command.env("STEAD_LOG", "info,stead::api=warn").env("NO_COLOR", "1").env_remove("STEAD_KERNEL_DIR");
         command.envs(self.trusts.as_ref().map(|file| ("SSL_CERT_FILE", file)));
@@ -208,6 +214,12 @@ impl Site {
         let mut daemon = self.daemon.take().expect("started");
         daemon.signal(Signal::KILL);
         daemon.end().await;
+    }
+
+    /// Waits until the daemon ended by itself.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let mut daemon = self.daemon.take().expect("started");
+        daemon.end().await
     }
 
     /// Waits until the daemon died at its failpoint.

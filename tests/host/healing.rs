@@ -48,7 +48,7 @@ impl Daemon {
         tokio::spawn(writer.run(std::future::pending()));
         let (links, firewall) = (netlink("test"), Nft::new());
         let networks = Runner::new(
-            NetworkReconciler { links: links.clone(), firewall: firewall.clone() },
+            NetworkReconciler { links: links.clone(), firewall: firewall.clone(), store: store.clone() },
             store.clone(),
             clock.clone(),
             Arc::new(NoBoundary),

@@ -19,6 +19,7 @@ use stead_schemas::network::{Cidr, Network, NetworkStatus};
 
 use crate::host::{Firewall, FirewallRules, HostError, LinkChange, LinkKind, LinkPlan, Links};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::store::Store;
 
 pub use observe::Observed;
 
@@ -27,6 +28,8 @@ pub use observe::Observed;
 pub struct NetworkReconciler<L, F> {
     pub links: L,
     pub firewall: F,
+    /// Read only: which networks share a table.
+    pub store: Store,
 }
 
 /// One step on the bridge, the tables or the host's forwarding.
@@ -80,7 +83,7 @@ impl<L: Links, F: Firewall> Reconciler for NetworkReconciler<L, F> {
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {
-        let Self { links, firewall } = self;
+        let Self { links, firewall, store: _ } = self;
         match action {
             Action::LoadFirewall(rules) => firewall.replace(rules).await,
             Action::CreateBridge { name, owner } => {

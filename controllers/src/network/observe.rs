@@ -14,6 +14,8 @@ pub struct Observed {
     /// the bridge that was made for this uid.
     pub bridge: Option<Link>,
     pub firewall: Option<FirewallSeen>,
+    /// Another network that is not being deleted has its tables under the same name.
+    pub is_table_shared: bool,
     pub is_forwarding: bool,
     /// Routes of the host, by other links, that overlap the subnet.
     pub conflicts: Vec<Route>,
@@ -24,19 +26,30 @@ pub(super) async fn observe<L: Links, F: Firewall>(
     uid: &Uid,
     object: Option<&Object<Network>>,
 ) -> Result<Observed, HostError> {
-    let NetworkReconciler { links, firewall } = reconciler;
+    let NetworkReconciler { links, firewall, store } = reconciler;
     let Some(object) = object else {
         let mut all = links.list().await?.into_iter();
         let bridge = all.find(|link| link.owner == *uid && link.kind == LinkKind::Bridge);
-        return Ok(Observed { bridge, firewall: None, is_forwarding: true, conflicts: Vec::new() });
+        let nothing = Observed {
+            bridge,
+            firewall: None,
+            is_table_shared: false,
+            is_forwarding: true,
+            conflicts: Vec::new(),
+        };
+        return Ok(nothing);
     };
     let spec = &object.spec;
     let bridge = links.inspect(&spec.bridge).await?;
     let firewall = firewall.inspect(&rules(object)).await?;
+    let is_table_shared = store
+        .list::<Network>()
+        .iter()
+        .any(|other| other.meta.uid != *uid && !other.meta.is_deleting() && other.spec.table == spec.table);
     let is_forwarding = links.is_forwarding().await?;
     let mut conflicts = links.routes().await?;
     conflicts.retain(|route| {
         route.destination.overlaps(spec.gateway) && route.link.as_ref() != Some(&spec.bridge)
     });
-    Ok(Observed { bridge, firewall, is_forwarding, conflicts })
+    Ok(Observed { bridge, firewall, is_table_shared, is_forwarding, conflicts })
 }

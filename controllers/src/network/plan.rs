@@ -78,19 +78,23 @@ fn plan_bridge(object: &Object<Network>, ours: Option<&Link>, steps: &mut Vec<Ac
 }
 
 fn plan_absent(object: &Object<Network>, seen: &Observed) -> Plan<Action> {
-    let ours = seen.bridge.as_ref().filter(|link| link.owner == object.meta.uid);
-    // A bridge of an earlier or later network keeps its tables.
-    if seen.bridge.is_some() && ours.is_none() {
+    let is_ours = seen.bridge.as_ref().is_some_and(|link| link.owner == object.meta.uid);
+    let is_another = seen.bridge.is_some() && !is_ours;
+    // Tables that a successor goes on with are its own.
+    let has_tables = seen.firewall.is_some() && !seen.is_table_shared;
+    if !is_ours && !has_tables {
         return Plan::Converged;
     }
-    if ours.is_none() && seen.firewall.is_none() {
-        return Plan::Converged;
+    let mut steps = Vec::new();
+    // Also where no bridge is seen: one whose mark is not complete shows to `remove` only. The
+    // bridge of an earlier or later network stays.
+    if !is_another {
+        steps.push(Action::RemoveBridge(object.spec.bridge.clone()));
     }
-    // Also where no bridge is seen: one whose mark is not complete shows to `remove` only.
-    Plan::Act(vec![
-        Action::RemoveBridge(object.spec.bridge.clone()),
-        Action::RemoveFirewall { table: object.spec.table.clone() },
-    ])
+    if !seen.is_table_shared {
+        steps.push(Action::RemoveFirewall { table: object.spec.table.clone() });
+    }
+    Plan::Act(steps)
 }
 
 pub(super) fn conflict(object: &Object<Network>, route: &Route) -> String {

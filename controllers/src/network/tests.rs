@@ -58,7 +58,13 @@ fn link(owner: char) -> Link {
 }
 
 fn nothing() -> Observed {
-    Observed { bridge: None, firewall: None, is_forwarding: false, conflicts: Vec::new() }
+    Observed {
+        bridge: None,
+        firewall: None,
+        is_table_shared: false,
+        is_forwarding: false,
+        conflicts: Vec::new(),
+    }
 }
 
 /// What an action does to the host. The ports of the table are none of the network's business.
@@ -158,7 +164,14 @@ fn links_of_other_objects_are_waited_for_or_refused_and_never_removed() {
     let seen = Observed { bridge: Some(link('m')), firewall, ..nothing() };
     let waits = plan::plan(&Desired::Present(&object), &seen, at(0));
     assert!(matches!(&waits, Plan::Wait(wait) if wait.until > Some(at(0))), "{waits:?}");
+    // The tables of a deleted network go under the bridge of another; those of its successor stay.
+    let removal = Plan::Act(vec![Action::RemoveFirewall { table: "stead".to_owned() }]);
+    assert_eq!(plan::plan(&Desired::Absent(Some(&object)), &seen, at(0)), removal);
+    let seen = Observed { is_table_shared: true, ..seen };
     assert_eq!(plan::plan(&Desired::Absent(Some(&object)), &seen, at(0)), Plan::Converged);
+    let seen = Observed { bridge: Some(link('n')), ..seen };
+    let removal = Plan::Act(vec![Action::RemoveBridge(bridge())]);
+    assert_eq!(plan::plan(&Desired::Absent(Some(&object)), &seen, at(0)), removal);
 }
 
 #[test]
@@ -191,6 +204,7 @@ fn any_host() -> impl Strategy<Value = Observed> {
     (bridge, firewall, any::<bool>()).prop_map(|(bridge, firewall, is_forwarding)| Observed {
         bridge,
         firewall,
+        is_table_shared: false,
         is_forwarding,
         conflicts: Vec::new(),
     })

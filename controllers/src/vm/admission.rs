@@ -212,25 +212,52 @@ fn port(tx: &mut Tx<'_>, owner: &OwnerRef, tap_prefix: &str) -> Result<Uid, Refu
     Ok(tx.create::<Port>(new)?.meta.uid.clone())
 }
 
-/// Makes the default network what the configuration says; its gateway's address is taken.
+/// Makes the default network what the configuration says; its gateway's address is taken. One with
+/// another bridge, table or subnet is another network: the earlier one is deleted, with its bridge
+/// and its tables.
 ///
 /// # Errors
-/// When the address is an instance's already: the configuration was changed under running VMs.
+/// When instances use the earlier network, or one of them has the gateway's address.
 pub fn declare_network(tx: &mut Tx<'_>, spec: NetworkSpec) -> Result<(), Refused> {
     let name = Name::resource(DEFAULT_NETWORK).map_err(|error| Refused::Conflict(error.to_string()))?;
     let gateway = u32::from(spec.gateway.address);
-    let uid = match tx.find::<Network>(&name) {
-        Some(network) => {
-            tx.update_spec::<Network>(&network.meta.uid, None, |old| *old = spec)?.meta.uid.clone()
+    let earlier = tx.find::<Network>(&name);
+    let uid = match earlier.filter(|earlier| is_in_place(&earlier.spec, &spec)) {
+        Some(network) => tx.update_spec::<Network>(&network.meta.uid, None, |old| *old = spec)?,
+        None => {
+            replace_network(tx, &name)?;
+            tx.create::<Network>(New { uid: None, name, tags: Tags::new(), owner: None, spec })?
         }
-        None => tx
-            .create::<Network>(New { uid: None, name, tags: Tags::new(), owner: None, spec })?
-            .meta
-            .uid
-            .clone(),
-    };
+    }
+    .meta
+    .uid
+    .clone();
     tx.claim(ADDRESSES, gateway, &uid)
         .map_err(|claimed| Refused::Conflict(format!("the gateway's address is {claimed}")))
+}
+
+/// The same things of the host are meant.
+fn is_in_place(old: &NetworkSpec, new: &NetworkSpec) -> bool {
+    (&old.bridge, &old.table, old.gateway) == (&new.bridge, &new.table, new.gateway)
+}
+
+/// Has the network of this name go, if there is one.
+fn replace_network(tx: &mut Tx<'_>, name: &Name) -> Result<(), Refused> {
+    let Some(old) = tx.find::<Network>(name) else { return Ok(()) };
+    let ports = tx.list::<Port>();
+    let users = ports.iter().filter(|port| port.spec.network == old.meta.uid && !port.meta.is_deleting());
+    let users = users.count();
+    if users > 0 {
+        let NetworkSpec { bridge, gateway, table, .. } = &old.spec;
+        return Err(Refused::Conflict(format!(
+            "the network of bridge {bridge}, gateway {gateway} and table {table} is in use by instances \
+             ({users}): configure these again, or delete the instances first"
+        )));
+    }
+    // Its record stays until its bridge is gone; the address is free now.
+    tx.release(ADDRESSES, u32::from(old.spec.gateway.address), &old.meta.uid);
+    tx.request_deletion::<Network>(&old.meta.uid)?;
+    Ok(())
 }
 
 /// Asks for the next run. While the wanted one is on its way, asking again is the same request.
