@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 
+use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use stead::host::disks::Ext4Files;
@@ -24,7 +25,8 @@ use stead_schemas::meta::Kind;
 
 use crate::judge::settles;
 use crate::namespace::in_namespace;
-use crate::site::{Site, image, runtime};
+use crate::site::{MOMENT, Site, image, runtime};
+use crate::socket::run;
 use crate::stage::until;
 
 const EDGES: [&str; 2] = ["before", "after"];
@@ -211,6 +213,7 @@ fn a_crash_at_any_step_of_a_run_ends_in_the_wished_state() {
             recovers(&mut site, &format!("{}/{}/{edge}", OF_RUNNING[1].0, OF_RUNNING[1].1)).await;
         }
         assert_eq!(site.vmms(), before, "it is the same VM after all of it");
+        the_clock_follows_a_pause(&mut site, &id).await;
     });
 }
 
@@ -232,6 +235,26 @@ async fn recovers(site: &mut Site, failpoint: &str) {
     site.until_state("box", "Running").await;
     settles(site, failpoint).await;
     site.start().await;
+}
+
+/// A guest stands still while it is paused; its clock is right again when it runs.
+async fn the_clock_follows_a_pause(site: &mut Site, id: &str) {
+    const PAUSE: SignedDuration = SignedDuration::from_secs(4);
+    const OFF_MAX: i64 = 1;
+    site.until_state("box", "Running").await;
+    site.stop().await;
+    pause(site, id);
+    let end = Timestamp::now() + PAUSE;
+    until("the pause to have lasted", MOMENT, async || (Timestamp::now() >= end).then_some(())).await;
+    site.start().await;
+    let date = json!({ "command": ["date", "+%s"], "wait_for_agent": 20 });
+    until("a clock that is right", MOMENT, async || {
+        let (output, end) = run(site, "box", date.clone(), b"").await;
+        assert_eq!(end, json!({ "exitCode": 0 }));
+        let guest: i64 = String::from_utf8_lossy(&output).trim().parse().expect("seconds");
+        ((Timestamp::now().as_second() - guest).abs() <= OFF_MAX).then_some(())
+    })
+    .await;
 }
 
 /// Stops the vCPUs, as only someone on this host can.

@@ -28,6 +28,8 @@ pub use stream::{
 pub const PROTOCOL: u32 = 1;
 /// Name of the control port inside the guest (`/sys/class/virtio-ports/*/name`).
 pub const CONTROL_PORT: &str = "stead.control";
+/// A guest's clock that is off by less is left alone: a step disturbs programs more than that does.
+pub const CLOCK_OFF_MAX: std::time::Duration = std::time::Duration::from_millis(500);
 /// What the guest's PID 1 has to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
@@ -71,6 +73,9 @@ impl fmt::Debug for Token {
 pub enum ToGuest {
     /// The host is (again) listening: tell the state. The nonce comes back with it.
     Attach { nonce: u64 },
+    /// The host's time, nanoseconds since 1970 (UTC): a guest that was paused is behind by as much,
+    /// and steps its clock.
+    Clock { unix_nanos: i64 },
     /// Taken once; repeated ones are ignored.
     Configure { token: Token, config: Box<Config> },
     /// End the program: stop signal, grace, kill.

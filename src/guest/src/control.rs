@@ -19,7 +19,7 @@ use stead_schemas::instance::Exit;
 use crate::agent::{Agent, Instance};
 use crate::children::Children;
 use crate::outbox::{Outbox, Wake};
-use crate::{BootError, program};
+use crate::{BootError, clock, program};
 
 /// Pause after a hang-up before the port is looked at again; poll reports hang-ups without end.
 const HANG_UP_PAUSE: Duration = Duration::from_millis(20);
@@ -227,6 +227,10 @@ impl Control {
                     self.0.agent.close_all();
                 }
                 true
+            }
+            ToGuest::Clock { unix_nanos } => {
+                clock::step(unix_nanos);
+                false
             }
             ToGuest::Configure { token, config } => {
                 if state.config.is_none() {

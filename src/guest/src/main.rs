@@ -12,6 +12,7 @@
 
 mod agent;
 mod children;
+mod clock;
 mod control;
 mod devices;
 mod network;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use stead_controllers::host::{GuestPhase, GuestView};
 use stead_schemas::guest::{
     Decoder, Frame, FrameKind, FromGuest, HEADER_BYTES, PROTOCOL, Phase, Request, ToGuest, Token,
@@ -71,7 +72,7 @@ impl Control {
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         // Two daemons one after the other must not count alike: a guest tells them apart by it.
         // The clock's where the host has no random number to give.
-        let of_clock = || u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or(1);
+        let of_clock = || u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(1);
         let start = super::random().map_or_else(|_| of_clock(), u64::from_le_bytes);
         let (spoke, has_spoken) = watch::channel(false);
         let (mux, outgoing) = Mux::new(u32::try_from(start >> 32).unwrap_or(1));
@@ -181,9 +182,14 @@ impl Channel {
                 count = read(&mut reader, &mut buffer) => {
                     let Some(count) = count else { return "end of stream" };
                     decoder.push(&buffer[..count]);
+                    let was_answered = is_answered;
                     is_answered |= self.take_all(&mut decoder, &mut useless, nonce);
-                    if is_answered {
+                    if is_answered && !was_answered {
                         self.spoke.send_replace(true);
+                        // Not before: what waits for a guest that boots or is paused is late time.
+                        if !send(&mut writer, &clock()).await {
+                            return "the time was not taken";
+                        }
                     }
                     useless.pause_if_due().await;
                 }
@@ -241,6 +247,12 @@ impl Channel {
         }
         Some(state.nonce)
     }
+}
+
+/// The time as it is now.
+pub(super) fn clock() -> ToGuest {
+    // Until the year 2262.
+    ToGuest::Clock { unix_nanos: i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX) }
 }
 
 /// A guest that fails before its configuration has no token yet: only such a failure is believed

@@ -389,7 +389,10 @@ impl Machines for Qemu {
         };
         let monitor = attached.monitor.lock().await;
         let connected = monitor.as_ref().ok_or_else(|| failed("no connection".to_owned()))?;
-        connected.resume().await.map_err(failed)
+        connected.resume().await.map_err(failed)?;
+        // Its clock stood still. A channel that is full is reconnected to, with the time told again.
+        let _ = attached.control.ask(control::clock(), |_| {});
+        Ok(())
     }
 
     async fn kill(&self, owner: &Uid) -> Result<(), HostError> {
