@@ -99,6 +99,7 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
     let ports = || records.ports.iter();
     unique(&mut broken, "address", ports().map(|port| port.spec.address));
     unique(&mut broken, "hardware address", ports().map(|port| port.spec.mac));
+    unique(&mut broken, "traffic class", ports().map(|port| port.spec.class));
     unique(&mut broken, "tap", ports().map(|port| port.spec.tap.clone()));
     unique(&mut broken, "guest cid", records.instances.iter().map(|instance| instance.spec.allocated.cid));
     unique(&mut broken, "live image name", live(&records.images).map(|image| image.meta.name.clone()));

@@ -58,6 +58,10 @@ pub struct PortSpec {
     pub table: String,
     pub address: Ipv4Addr,
     pub mac: Mac,
+    /// Number of its traffic class on this host, 1 to 65,534; 0 in records older than the field.
+    /// Chosen with the address, so that limits can be set on a port that exists already.
+    #[serde(default)]
+    pub class: u16,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

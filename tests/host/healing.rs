@@ -87,6 +87,7 @@ impl Daemon {
                 table: TABLE.to_owned(),
                 address,
                 mac,
+                class: 1,
             };
             let new =
                 New { uid: None, name: Name::from(&uid('p')), tags: Default::default(), owner: None, spec };

@@ -44,6 +44,7 @@ fn object() -> Object<Port> {
         table: "stead".to_owned(),
         address,
         mac: Mac::of_address(address),
+        class: 1,
     };
     Object { meta, spec, status: PortStatus::default() }
 }

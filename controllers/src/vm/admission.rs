@@ -27,6 +27,12 @@ const CID_FIRST: u32 = 3;
 /// Claim table of addresses on the default network, as numbers.
 const ADDRESSES: &str = "port_address";
 
+/// Claim table of traffic classes; minor numbers have 16 bits, and the first and the last are the
+/// kernel's own.
+const CLASSES: &str = "shaping_class";
+const CLASS_FIRST: u32 = 1;
+const CLASS_LAST: u32 = 0xfffe;
+
 /// The network every instance is attached to.
 pub const DEFAULT_NETWORK: &str = "default";
 
@@ -206,10 +212,17 @@ fn port(tx: &mut Tx<'_>, owner: &OwnerRef, tap_prefix: &str) -> Result<Uid, Refu
         table: network.spec.table.clone(),
         address: address.into(),
         mac: Mac::of_address(address.into()),
+        class: class(tx, &uid)?,
     };
     let name = Name::from(&uid);
     let new = New { uid: Some(uid), name, tags: Tags::new(), owner: Some(owner.clone()), spec };
     Ok(tx.create::<Port>(new)?.meta.uid.clone())
+}
+
+fn class(tx: &mut Tx<'_>, port: &Uid) -> Result<u16, Refused> {
+    let class = tx.claim_lowest(CLASSES, CLASS_FIRST..=CLASS_LAST, port);
+    let class = class.and_then(|class| u16::try_from(class).ok());
+    class.ok_or_else(|| Refused::InsufficientResources("no traffic class is free".to_owned()))
 }
 
 /// Makes the default network what the configuration says; its gateway's address is taken. One with
