@@ -69,6 +69,16 @@ impl Guest {
         self.bytes(&frame.encode()).await;
     }
 
+    /// The next frame of a stream: the time is told at any moment.
+    async fn of_stream(&mut self) -> Frame {
+        loop {
+            let frame = self.next().await;
+            if frame.kind != FrameKind::Control {
+                return frame;
+            }
+        }
+    }
+
     async fn next(&mut self) -> Frame {
         let mut buffer = vec![0u8; 64 << 10];
         let next = async {
@@ -132,10 +142,10 @@ async fn garbage_and_words_of_another_boot_change_nothing() {
 async fn lies_on_a_stream_end_that_stream_and_no_other() {
     let (site, mut guest) = ready().await;
     let mut lied_to = site.control.open(stat()).await.expect("opened");
-    let first = guest.next().await;
+    let first = guest.of_stream().await;
     assert!(first.parse::<Open>().is_some_and(|open| open.token == token()), "{first:?}");
     let mut other = site.control.open(stat()).await.expect("opened");
-    let second = guest.next().await;
+    let second = guest.of_stream().await;
     // Windows without end, frames of streams that nobody opened, more data than was asked for.
     for _ in 0..1000 {
         guest.frame(&Frame::window(first.stream, u32::MAX)).await;
@@ -179,7 +189,7 @@ async fn a_flood_is_taken_at_a_trickle_and_its_neighbour_is_served_meanwhile() {
         let mut stream = quiet.control.open(stat()).await.expect("opened");
         // Closes of the rounds before come in between.
         let opened = loop {
-            let frame = neighbour.next().await;
+            let frame = neighbour.of_stream().await;
             if frame.kind == FrameKind::Open {
                 break frame;
             }
