@@ -121,14 +121,16 @@ async fn a_pull_that_was_cut_goes_on_where_it_stopped_in_the_next_daemon() {
     let had = std::fs::metadata(&partial).expect("what came is kept").len();
     assert!(had > 0 && had <= 1 << 20, "{had} bytes are kept");
     assert_eq!(proxy.take_seen(large).len(), 1);
+    // The layers come side by side: the small one may have been asked for, and even be whole.
+    let _ = proxy.take_seen(small);
+    let is_whole = images.join("blobs").join(&small["sha256:".len()..]).exists();
     drop(first);
 
     proxy.cut_after(u64::MAX);
     let second = oci(&images);
     let pulled = pull(&second, &uid('a'), &from).await.expect("the rest comes");
     assert_eq!(pulled.layers.len(), 2);
-    // The first failure may have come before it was asked for.
-    assert_eq!(proxy.take_seen(small).len(), 1, "what is here is not fetched again");
+    assert_eq!(proxy.take_seen(small).len(), usize::from(!is_whole), "what is here is not fetched again");
     let ranges = proxy.take_seen(large);
     assert!(
         ranges.len() == 1
