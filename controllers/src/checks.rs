@@ -18,7 +18,7 @@ use stead_schemas::quantity::Bytes;
 
 use crate::host::{Disks, Firewall, Images, Links, Machines};
 use crate::host::{
-    FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, PortRule, VmmState,
+    FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, PortRule, VmmState,
 };
 use crate::store::Store;
 
@@ -44,6 +44,7 @@ pub struct HostSnapshot {
     pub images: BTreeSet<Digest>,
     pub machines: BTreeMap<Uid, Machine>,
     pub records: BTreeSet<Uid>,
+    pub memories: BTreeMap<Uid, Memory>,
 }
 
 impl Records {
@@ -81,6 +82,9 @@ impl HostSnapshot {
             if let Some(machine) = Machines::inspect(host, &owner).await? {
                 snapshot.machines.insert(owner.clone(), machine);
             }
+            if let Some(memory) = host.memory(&owner).await? {
+                snapshot.memories.insert(owner.clone(), memory);
+            }
             if host.has_records(&owner).await? {
                 snapshot.records.insert(owner);
             }
@@ -109,6 +113,12 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
         live(&records.instances).map(|object| object.meta.name.clone()),
     );
     unique(&mut broken, "process", host.machines.values().filter_map(|machine| machine.pid));
+    for (uid, machine) in &host.machines {
+        let is_saved = matches!(host.memories.get(uid), Some(Memory::Saved(_)));
+        if machine.vmm == VmmState::Running && is_saved {
+            broken.push(format!("{uid} runs while its saved memory could be restored over its disk"));
+        }
+    }
     for instance in &records.instances {
         let status = &instance.status;
         if (status.state == State::Unknown) != status.state_error.is_some() {
@@ -171,7 +181,7 @@ observe!(Instance, Image, Disk, Port, Network);
 fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let instances: BTreeMap<&Uid, _> =
         records.instances.iter().map(|instance| (&instance.meta.uid, instance)).collect();
-    for uid in host.machines.keys().chain(&host.records) {
+    for uid in host.machines.keys().chain(&host.records).chain(host.memories.keys()) {
         if !instances.contains_key(uid) {
             broken.push(format!("machine or record of {uid} is left over"));
         }
@@ -184,6 +194,13 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
             || records.images.iter().any(|image| {
                 image.meta.uid == spec.allocated.image && image.status.phase == ImagePhase::Ready
             });
+        if spec.power == Power::Standby && spec.run > status.ended_run {
+            check_standby(broken, instance, host);
+            continue;
+        }
+        if host.memories.contains_key(uid) && !host.machines.contains_key(uid) {
+            broken.push(format!("the memory of {uid} is left over"));
+        }
         let shall_run = spec.power == Power::Running && spec.run > status.ended_run;
         let machine = host.machines.get(uid);
         match (shall_run && is_image_ready, machine) {
@@ -209,6 +226,18 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
             }
             (false, None) => {}
         }
+    }
+}
+
+/// Nothing but the memory that the wish goes on from.
+fn check_standby(broken: &mut Broken, instance: &Object<Instance>, host: &HostSnapshot) {
+    let (uid, spec) = (&instance.meta.uid, &instance.spec);
+    let is_saved = matches!(host.memories.get(uid), Some(Memory::Saved(saved))
+        if saved.run == spec.run && saved.generation == spec.standby);
+    let state = instance.status.state;
+    if !is_saved || host.machines.contains_key(uid) || state != State::Standby {
+        let (memory, machine) = (host.memories.get(uid), host.machines.get(uid));
+        broken.push(format!("{uid}: shall be in standby but is {state:?}, {memory:?}, {machine:?}"));
     }
 }
 

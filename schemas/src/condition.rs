@@ -45,6 +45,8 @@ pub enum Reason {
     WaitingForGuest,
     /// Stopped because the wish says so.
     Stopped,
+    /// Its memory is kept and no process runs, because the wish says so.
+    Standby,
     /// The program ended by itself.
     ProgramExited,
     /// The guest could not start the program; the message names phase and cause.

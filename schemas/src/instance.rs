@@ -53,6 +53,9 @@ pub struct InstanceSpec {
     pub power_since: Timestamp,
     /// The run that is wanted; starts at 1, +1 by every `start`.
     pub run: u64,
+    /// Standbys asked for so far; a saved memory bears the number of the one it was saved for.
+    #[serde(default)]
+    pub standby: u64,
     /// Stop or delete without giving the guest time.
     pub is_forced: bool,
     /// Chosen in admission.
@@ -153,6 +156,9 @@ pub struct InstanceStatus {
     pub last_death: Option<VmmDeath>,
     /// Since when the VMM's process lives without answering.
     pub unreachable_since: Option<Timestamp>,
+    /// A memory to go on from is on the host.
+    #[serde(default)]
+    pub has_saved_memory: bool,
     pub vmm_pid: Option<u32>,
     pub conditions: Vec<Condition>,
     pub observed_generation: u64,

@@ -146,6 +146,46 @@ pub(super) async fn stop(
     Ok(Json(lookup::view(state.store(), &object)))
 }
 
+pub(super) async fn standby(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<api::Instance>, ApiError> {
+    api::StandbyRequest::read(json(body)?)?;
+    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let of_verb = uid.clone();
+    let object = state.store().transact(move |tx| admission::standby(tx, &of_verb)).await?;
+    let run = object.spec.run;
+    let seen = until::<Instance>(state.store(), &uid, VERB_WAIT_MAX, |object| {
+        object.status.state == Is::Standby
+            || object.status.ended_run >= run
+            || object.spec.power != Power::Standby
+    })
+    .await;
+    let object = seen.ok_or_else(ApiError::not_found)?;
+    Ok(Json(lookup::view(state.store(), &object)))
+}
+
+pub(super) async fn restore(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<api::Instance>, ApiError> {
+    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let of_verb = uid.clone();
+    let object = state.store().transact(move |tx| admission::restore(tx, &of_verb)).await?;
+    let (run, generation) = (object.spec.run, object.meta.generation);
+    // The state of before is also Running when the standby had not begun: of this wish it must be.
+    let seen = until::<Instance>(state.store(), &uid, VERB_WAIT_MAX, |object| {
+        let is_seen = object.status.observed_generation >= generation;
+        is_seen && object.status.state == Is::Running
+            || object.status.ended_run >= run
+            || object.spec.power != Power::Running
+    })
+    .await;
+    let object = seen.ok_or_else(ApiError::not_found)?;
+    Ok(Json(lookup::view(state.store(), &object)))
+}
+
 pub(super) async fn delete(
     State(state): State<ApiState>,
     id: Result<Path<String>, PathRejection>,

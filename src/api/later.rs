@@ -20,9 +20,7 @@ async fn not_yet(uri: Uri) -> ApiError {
 }
 
 pub(super) fn add(mut routes: Routes) -> Routes {
-    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 9] = [
-        ("/instances/{id}/standby", Scope::InstanceWrite, post(not_yet)),
-        ("/instances/{id}/restore", Scope::InstanceWrite, post(not_yet)),
+    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 7] = [
         ("/instances/{id}/fork", Scope::InstanceWrite, post(not_yet)),
         ("/instances/{id}/auto-standby/status", Scope::InstanceRead, get(not_yet)),
         ("/instances/{id}/auto-standby/hold", Scope::InstanceWrite, post(not_yet)),

@@ -112,6 +112,8 @@ pub fn router(state: ApiState) -> Router {
         .add("/instances/{id}", Scope::InstanceWrite, patch(instances::update))
         .add("/instances/{id}/start", Scope::InstanceWrite, post(instances::start))
         .add("/instances/{id}/stop", Scope::InstanceWrite, post(instances::stop))
+        .add("/instances/{id}/standby", Scope::InstanceWrite, post(instances::standby))
+        .add("/instances/{id}/restore", Scope::InstanceWrite, post(instances::restore))
         .add("/instances/{id}/wait", Scope::InstanceRead, get(wait::wait_for_state))
         .add("/instances/{id}/logs", Scope::InstanceRead, get(logs::logs))
         .add("/instances/{id}/exec", Scope::InstanceWrite, get(exec::exec))

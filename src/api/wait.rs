@@ -87,6 +87,10 @@ pub(super) async fn wait_for_state(
 
 /// Down, with no wish that leads elsewhere: waiting longer is of no use.
 fn is_final(object: &Object<Instance>) -> bool {
-    let is_wanted = object.spec.power == Power::Running && object.spec.run > object.status.ended_run;
-    matches!(object.status.state, Is::Stopped | Is::Standby) && !is_wanted
+    let is_over = object.spec.run <= object.status.ended_run;
+    match object.status.state {
+        Is::Stopped => is_over || object.spec.power == Power::Stopped,
+        Is::Standby => object.spec.power == Power::Standby,
+        _ => false,
+    }
 }

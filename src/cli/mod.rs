@@ -72,6 +72,10 @@ enum Verb {
     Logs(instances::Logs),
     /// Stop an instance.
     Stop { names: Vec<String> },
+    /// Keep an instance's memory and end its process.
+    Standby { names: Vec<String> },
+    /// Have an instance go on from its kept memory.
+    Restore { names: Vec<String> },
     /// Start a stopped instance.
     Start { names: Vec<String> },
     /// Change what happens to an instance by itself.
@@ -168,6 +172,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Get { name } => instances::get(&client()?, &name, output).await,
         Verb::Describe { name } => instances::describe(&client()?, &name).await,
         Verb::Logs(logs) => instances::logs(&client()?, logs).await,
+        Verb::Standby { names } => instances::each(&client()?, &names, "standby", output).await,
+        Verb::Restore { names } => instances::each(&client()?, &names, "restore", output).await,
         Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
         Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,
         Verb::Update(update) => policies::update(&client()?, update, output).await,

@@ -29,7 +29,7 @@ use crate::site::{MOMENT, Site, image, runtime};
 use crate::socket::run;
 use crate::stage::until;
 
-const EDGES: [&str; 2] = ["before", "after"];
+pub(crate) const EDGES: [&str; 2] = ["before", "after"];
 
 /// Reached by what was done to the host while no daemon ran; the instance is stopped.
 const OF_DRIFT: [(&str, &str, &str); 15] = [
@@ -75,6 +75,12 @@ const OF_STOP: [(&str, &str); 2] = [("instance", "Shutdown"), ("instance", "Ackn
 /// Reached by what was done to a running VM while no daemon ran.
 const OF_RUNNING: [(&str, &str); 2] = [("instance", "Resume"), ("instance", "Reconnect")];
 
+/// Reached on the way to standby, and on the way back (tests/e2e/standby.rs).
+pub(crate) const OF_STANDBY: [(&str, &str); 4] =
+    [("instance", "Pause"), ("instance", "Save"), ("instance", "Kill"), ("instance", "Release")];
+pub(crate) const OF_RESTORE: [(&str, &str); 3] =
+    [("instance", "Restore"), ("instance", "DiscardMemory"), ("instance", "Resume")];
+
 /// Reached by time.
 const OF_EXPIRY: (&str, &str) = ("instance", "Expire");
 
@@ -94,6 +100,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
         .collect();
     let tables = OF_DRIFT.iter().map(|(kind, action, _)| (*kind, *action));
     let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);
+    let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE);
     let tables: BTreeSet<_> = tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, OF_RECONFIGURATION]).collect();
     assert_eq!(tables, all);
 }
@@ -218,7 +225,7 @@ fn a_crash_at_any_step_of_a_run_ends_in_the_wished_state() {
 }
 
 /// Asks for something that a daemon with a failpoint dies of, and starts the next daemon.
-async fn crash_at_verb(site: &mut Site, failpoint: &str, path: &str) {
+pub(crate) async fn crash_at_verb(site: &mut Site, failpoint: &str, path: &str) {
     site.stop().await;
     site.spawn(Some(failpoint));
     site.answers().await;

@@ -15,7 +15,7 @@ use stead::hypervisor::qemu::{Qemu, QemuConfig};
 use stead_controllers::checks::{self, HostSnapshot, Records};
 use stead_controllers::host::{
     DiskFile, Disks, Firewall, FirewallRules, FirewallSeen, HostError, Images, Job, LaunchPlan, Link,
-    LinkChange, LinkPlan, Links, Machine, Machines, PortRule, Resolved, Route, Space, StoredImage,
+    LinkChange, LinkPlan, Links, Machine, Machines, Memory, PortRule, Resolved, Route, Space, StoredImage,
 };
 use stead_schemas::guest::Config;
 use stead_schemas::names::{Digest, ImageRef, LinkName, Platform, Uid};
@@ -55,6 +55,11 @@ forward! { Machines to machines:
     fn acknowledge_exit(&self, owner: &Uid) -> Result<(), HostError>;
     fn reconnect(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError>;
     fn resume(&self, owner: &Uid) -> Result<(), HostError>;
+    fn pause(&self, owner: &Uid) -> Result<(), HostError>;
+    fn memory(&self, owner: &Uid) -> Result<Option<Memory>, HostError>;
+    fn save(&self, owner: &Uid, generation: u64) -> Result<(), HostError>;
+    fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError>;
+    fn discard_memory(&self, owner: &Uid) -> Result<(), HostError>;
     fn kill(&self, owner: &Uid) -> Result<(), HostError>;
     fn release(&self, owner: &Uid) -> Result<(), HostError>;
     fn discard_records(&self, owner: &Uid) -> Result<(), HostError>;

@@ -121,6 +121,7 @@ async fn boot(bench: &Bench, driver: &Qemu, owner: &Uid, config: &Config, phase:
 async fn clear_away(driver: &Qemu, owner: &Uid) {
     driver.kill(owner).await.expect("killed");
     driver.release(owner).await.expect("released");
+    driver.discard_memory(owner).await.expect("discarded");
     driver.discard_records(owner).await.expect("discarded");
     assert!(driver.inspect(owner).await.expect("observed").is_none());
     assert!(!driver.list().await.expect("listed").contains(owner));

@@ -18,4 +18,5 @@ mod python;
 mod site;
 mod socket;
 mod stage;
+mod standby;
 mod tls;

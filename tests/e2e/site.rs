@@ -342,9 +342,14 @@ impl Site {
         said.await.unwrap_or_else(|_| panic!("{text:?} is not on the console:\n{}", self.console(id)))
     }
 
-    /// Files of instances: disks, logs, runtime directories.
+    /// Files of instances: disks, logs, memories, runtime directories.
     pub(crate) fn instance_files(&self) -> Vec<PathBuf> {
-        let directories = [self.data().join("disks"), self.data().join("logs"), self.run_dir().join("vm")];
+        let directories = [
+            self.data().join("disks"),
+            self.data().join("logs"),
+            self.data().join("memory"),
+            self.run_dir().join("vm"),
+        ];
         let entries = |dir: &PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().collect::<Vec<_>>();
         directories.iter().flat_map(entries).map(|entry| entry.path()).collect()
     }

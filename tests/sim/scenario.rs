@@ -99,12 +99,15 @@ impl Play {
                     self.log.push(format!("drift {:?}", Drift::ALL[at]));
                     self.world.drift(Drift::ALL[at]);
                 }
-                80..=91 => self.crash().await,
+                80..=87 => self.crash().await,
+                88..=93 => self.standby().await,
+                94..=97 => self.restore().await,
                 _ => {}
             }
             self.pass_time().await;
             let broken = checks::always(&Records::of(&self.daemon.store), &self.world.snapshot());
             assert!(broken.is_empty(), "{broken:?}\n{}", self.log.join("\n"));
+            assert!(self.world.corrupted().is_empty(), "old memory\n{}", self.log.join("\n"));
         }
     }
 
@@ -182,6 +185,18 @@ impl Play {
         self.log.push(format!("start {uid}"));
         let _ =
             self.daemon.store.transact(move |tx| admission::start(tx, &uid, InstanceStart::default())).await;
+    }
+
+    async fn standby(&mut self) {
+        let Some(uid) = self.pick() else { return };
+        self.log.push(format!("standby {uid}"));
+        let _ = self.daemon.store.transact(move |tx| admission::standby(tx, &uid)).await;
+    }
+
+    async fn restore(&mut self) {
+        let Some(uid) = self.pick() else { return };
+        self.log.push(format!("restore {uid}"));
+        let _ = self.daemon.store.transact(move |tx| admission::restore(tx, &uid)).await;
     }
 
     async fn delete(&mut self) {

@@ -93,9 +93,27 @@ pub struct NetworkCard {
     pub address: Ipv4Addr,
 }
 
+/// A VM's RAM in a file on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Memory {
+    /// Of a VM that lives, or left by one: worth nothing without the VM.
+    Loose,
+    /// Complete and current: a VM goes on from it.
+    Saved(SavedMemory),
+}
+
+/// What a saved memory is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedMemory {
+    /// The wish it was saved for, `InstanceSpec::standby`.
+    pub generation: u64,
+    pub run: u64,
+    pub launched_at: Timestamp,
+}
+
 /// VMMs of one scope.
 pub trait Machines: Send + Sync + 'static {
-    /// Owners of every runtime directory and every record directory.
+    /// Owners of every runtime directory, every record directory and every memory.
     fn list(&self) -> impl Future<Output = Result<Vec<Uid>, HostError>> + Send;
     /// `None` when there is neither a runtime directory nor a process.
     fn inspect(&self, owner: &Uid) -> impl Future<Output = Result<Option<Machine>, HostError>> + Send;
@@ -117,7 +135,20 @@ pub trait Machines: Send + Sync + 'static {
     /// Plugs a running machine's card into the TAP of that name; the guest notices nothing but the
     /// lost frames. Missing when the TAP is not there.
     fn reconnect(&self, owner: &Uid, tap: &LinkName) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Lets the vCPUs run. Conflict while a saved memory is there: it would grow older than the disk.
     fn resume(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Holds the vCPUs.
+    fn pause(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// `None` when there is neither a saved memory nor anything left of one.
+    fn memory(&self, owner: &Uid) -> impl Future<Output = Result<Option<Memory>, HostError>> + Send;
+    /// Makes the memory of a paused VM a saved one, durably; the VM stays paused. When it fails the
+    /// VM is resumed, and what was saved of it counts as nothing.
+    fn save(&self, owner: &Uid, generation: u64) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Starts a VMM from the saved memory and leaves it paused; the memory stays saved. After a
+    /// crash in between, `inspect` shows a `Created` VMM. Permanent when no retry can help.
+    fn restore(&self, plan: &LaunchPlan) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Has the saved memory be none, in one step, durably; its file goes too unless a VM lives on it.
+    fn discard_memory(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Ends the process by its identity (never by bare pid) and waits until it is gone.
     fn kill(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Removes the runtime directory and cgroup of a dead machine. Conflict while it lives.

@@ -19,4 +19,6 @@ pub use error::{HostError, HostErrorKind};
 pub use firewall::{Firewall, FirewallRules, FirewallSeen, PortRule};
 pub use images::{Images, Job, Layer, Resolved, StoredImage};
 pub use links::{Link, LinkChange, LinkKind, LinkPlan, Links, Route};
-pub use machines::{GuestPhase, GuestView, LaunchPlan, Machine, Machines, NetworkCard, VmmState};
+pub use machines::{
+    GuestPhase, GuestView, LaunchPlan, Machine, Machines, Memory, NetworkCard, SavedMemory, VmmState,
+};

@@ -8,7 +8,10 @@ use stead_schemas::instance::Exit;
 use stead_schemas::names::{LinkName, Uid};
 
 use super::World;
-use crate::host::{GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, VmmState};
+use crate::host::{
+    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory, SavedMemory,
+    VmmState,
+};
 use crate::runtime::Clock;
 
 /// A VMM process, or what it left.
@@ -24,6 +27,17 @@ pub(super) struct Vmm {
     acknowledged_at: Option<Timestamp>,
     pub(super) tap: Option<LinkName>,
     pub(super) is_network_cut: bool,
+    paused_at: Option<Timestamp>,
+    /// How long it was paused or saved so far: time that its guest knows nothing of.
+    slept: SignedDuration,
+    /// How often VMs had written to its disk when it last did.
+    disk_age: u64,
+}
+
+/// A memory file.
+#[derive(Debug, Clone)]
+pub(super) struct MemoryFile {
+    saved: Option<(u64, Vmm)>,
 }
 
 /// What a simulated guest does, told by its argv: `["exit", "3", "2"]` ends with code 3 after 2 s,
@@ -60,6 +74,23 @@ impl Vmm {
         self.state != VmmState::Dead
     }
 
+    /// The guest's own time.
+    fn time(&self, now: Timestamp) -> Timestamp {
+        self.paused_at.unwrap_or(now).saturating_sub(self.slept).unwrap_or(now)
+    }
+
+    /// Its vCPUs run from here on, and write to the disk of this age.
+    fn run(&mut self, now: Timestamp, disk_age: &mut u64) -> bool {
+        if let Some(since) = self.paused_at.take() {
+            self.slept = self.slept.saturating_add(now.duration_since(since));
+        }
+        let is_of_this_disk = self.disk_age == *disk_age;
+        *disk_age += 1;
+        self.disk_age = *disk_age;
+        self.state = VmmState::Running;
+        is_of_this_disk
+    }
+
     /// When the program ended or will end, if it ever will.
     fn ends_at(&self) -> Option<(Timestamp, i32)> {
         let started = plus(self.configured_at?, START);
@@ -76,6 +107,7 @@ impl Vmm {
 
     /// What the outside sees at a time.
     pub(super) fn seen(&self, owner: &Uid, now: Timestamp) -> Machine {
+        let now = self.time(now);
         let is_booted = now >= plus(self.launched_at, BOOT);
         let (phase, exit) = match (self.configured_at, self.ends_at()) {
             (Some(_), Some((at, code))) if now >= at && self.program != Program::Hangs => {
@@ -112,6 +144,19 @@ impl Vmm {
     }
 }
 
+impl MemoryFile {
+    pub(super) fn seen(&self) -> Memory {
+        match &self.saved {
+            None => Memory::Loose,
+            Some((generation, vmm)) => Memory::Saved(SavedMemory {
+                generation: *generation,
+                run: vmm.run,
+                launched_at: vmm.launched_at,
+            }),
+        }
+    }
+}
+
 impl World {
     /// Runs one verb on a VMM that must be there.
     async fn on_vmm<T>(
@@ -131,7 +176,8 @@ impl World {
 impl Machines for World {
     async fn list(&self) -> Result<Vec<Uid>, HostError> {
         self.verb("list", "machines", |state| {
-            let mut owners: Vec<Uid> = state.machines.keys().chain(&state.records).cloned().collect();
+            let mut owners: Vec<Uid> =
+                state.machines.keys().chain(&state.records).chain(state.memories.keys()).cloned().collect();
             owners.sort();
             owners.dedup();
             Ok(owners)
@@ -161,6 +207,9 @@ impl Machines for World {
             if !state.stored.contains_key(&plan.rootfs) || !state.disks.contains_key(&plan.overlay) {
                 return Err(refuse(HostErrorKind::Missing, "a disk is not there"));
             }
+            let disk_age = state.disk_ages.entry(plan.owner.clone()).or_default();
+            *disk_age += 1;
+            let disk_age = *disk_age;
             let is_tap_missing =
                 plan.network.as_ref().is_some_and(|card| !state.links.contains_key(&card.tap));
             if is_tap_missing {
@@ -184,8 +233,12 @@ impl Machines for World {
                     acknowledged_at: None,
                     tap: plan.network.as_ref().map(|card| card.tap.clone()),
                     is_network_cut: false,
+                    paused_at: None,
+                    slept: SignedDuration::ZERO,
+                    disk_age,
                 },
             );
+            state.memories.insert(plan.owner.clone(), MemoryFile { saved: None });
             Ok(())
         })
         .await?;
@@ -197,6 +250,7 @@ impl Machines for World {
         let now = self.now();
         let program = Program::of(&config.argv);
         self.on_vmm("configure", owner, |vmm| {
+            let now = vmm.time(now);
             vmm.configured_at.get_or_insert(now);
             vmm.program = program;
             Ok(())
@@ -212,6 +266,7 @@ impl Machines for World {
     async fn shutdown(&self, owner: &Uid) -> Result<(), HostError> {
         let now = self.now();
         self.on_vmm("shut down", owner, |vmm| {
+            let now = vmm.time(now);
             vmm.shutdown_at.get_or_insert(now);
             Ok(())
         })
@@ -223,6 +278,7 @@ impl Machines for World {
     async fn acknowledge_exit(&self, owner: &Uid) -> Result<(), HostError> {
         let now = self.now();
         self.on_vmm("acknowledge exit", owner, |vmm| {
+            let now = vmm.time(now);
             vmm.acknowledged_at.get_or_insert(now);
             Ok(())
         })
@@ -244,10 +300,89 @@ impl Machines for World {
     }
 
     async fn resume(&self, owner: &Uid) -> Result<(), HostError> {
-        self.on_vmm("resume", owner, |vmm| {
-            if vmm.state == VmmState::Paused {
-                vmm.state = VmmState::Running;
+        let now = self.now();
+        let ends_in = self
+            .verb("resume", owner.as_str(), |state| {
+                let refuse = |kind| HostError::new(kind, "resume", owner.as_str());
+                if state.memories.get(owner).is_some_and(|memory| memory.saved.is_some()) {
+                    return Err(refuse(HostErrorKind::Conflict));
+                }
+                let vmm = state.machines.get_mut(owner).ok_or_else(|| refuse(HostErrorKind::Missing))?;
+                if vmm.state == VmmState::Paused {
+                    let disk_age = state.disk_ages.entry(owner.clone()).or_default();
+                    if !vmm.run(now, disk_age) {
+                        state.corrupted.push(owner.clone());
+                    }
+                }
+                Ok(vmm.ends_at().map(|(at, _)| at.duration_since(vmm.time(now))))
+            })
+            .await?;
+        if let Some(delay) = ends_in.and_then(|delay| Duration::try_from(delay).ok()) {
+            self.announce_in(owner, delay);
+        }
+        Ok(())
+    }
+
+    async fn pause(&self, owner: &Uid) -> Result<(), HostError> {
+        let now = self.now();
+        self.on_vmm("pause", owner, |vmm| {
+            if vmm.state == VmmState::Running {
+                vmm.paused_at = Some(now);
+                vmm.state = VmmState::Paused;
             }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn memory(&self, owner: &Uid) -> Result<Option<Memory>, HostError> {
+        self.verb("inspect memory", owner.as_str(), |state| {
+            Ok(state.memories.get(owner).map(MemoryFile::seen))
+        })
+        .await
+    }
+
+    async fn save(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
+        self.verb("save", owner.as_str(), |state| {
+            let refuse = |kind| HostError::new(kind, "save", owner.as_str());
+            let vmm = state.machines.get(owner).ok_or_else(|| refuse(HostErrorKind::Missing))?;
+            if vmm.state != VmmState::Paused {
+                return Err(refuse(HostErrorKind::Conflict));
+            }
+            let saved = Some((generation, vmm.clone()));
+            state.memories.insert(owner.clone(), MemoryFile { saved });
+            Ok(())
+        })
+        .await
+    }
+
+    async fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError> {
+        self.verb("restore", plan.owner.as_str(), |state| {
+            let refuse = |kind| HostError::new(kind, "restore", plan.owner.as_str());
+            if state.machines.contains_key(&plan.owner) {
+                return Err(refuse(HostErrorKind::Conflict));
+            }
+            let saved = state.memories.get(&plan.owner).and_then(|memory| memory.saved.clone());
+            let (_, mut vmm) = saved.ok_or_else(|| refuse(HostErrorKind::Missing))?;
+            if plan.network.as_ref().is_some_and(|card| !state.links.contains_key(&card.tap)) {
+                return Err(refuse(HostErrorKind::Missing));
+            }
+            state.next_pid += 1;
+            (vmm.pid, vmm.is_network_cut) = (state.next_pid, false);
+            vmm.state =
+                if state.rng.chance(state.faults.after) { VmmState::Created } else { VmmState::Paused };
+            state.machines.insert(plan.owner.clone(), vmm);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn discard_memory(&self, owner: &Uid) -> Result<(), HostError> {
+        self.verb("discard memory", owner.as_str(), |state| {
+            match state.machines.get(owner).is_some_and(Vmm::is_alive) {
+                true => state.memories.insert(owner.clone(), MemoryFile { saved: None }),
+                false => state.memories.remove(owner),
+            };
             Ok(())
         })
         .await

@@ -67,6 +67,11 @@ struct State {
     jobs: BTreeMap<Digest, images::Running>,
     machines: BTreeMap<Uid, machines::Vmm>,
     records: BTreeSet<Uid>,
+    memories: BTreeMap<Uid, machines::MemoryFile>,
+    /// How often VMs began to write to the disk of an instance.
+    disk_ages: BTreeMap<Uid, u64>,
+    /// VMs that ran on with a memory older than their disk.
+    corrupted: Vec<Uid>,
 }
 
 impl World {
@@ -91,6 +96,9 @@ impl World {
             jobs: BTreeMap::new(),
             machines: BTreeMap::new(),
             records: BTreeSet::new(),
+            memories: BTreeMap::new(),
+            disk_ages: BTreeMap::new(),
+            corrupted: Vec::new(),
         };
         let (changes, _) = broadcast::channel(4096);
         Self { state: Arc::new(Mutex::new(state)), changes, epoch: Instant::now() }
@@ -108,6 +116,12 @@ impl World {
         self.lock().rng.below(below)
     }
 
+    /// VMs that ran on with a memory older than their disk; there must never be one.
+    #[must_use]
+    pub fn corrupted(&self) -> Vec<Uid> {
+        self.lock().corrupted.clone()
+    }
+
     /// What is there now, as the checks judge it.
     #[must_use]
     pub fn snapshot(&self) -> HostSnapshot {
@@ -121,6 +135,7 @@ impl World {
             images: state.stored.keys().cloned().collect(),
             machines: state.machines.iter().map(|(uid, vmm)| (uid.clone(), vmm.seen(uid, now))).collect(),
             records: state.records.clone(),
+            memories: state.memories.iter().map(|(uid, memory)| (uid.clone(), memory.seen())).collect(),
         }
     }
 

@@ -114,6 +114,7 @@ pub fn create(
         power: Power::Running,
         power_since: tx.now(),
         run: 1,
+        standby: 0,
         is_forced: false,
         allocated: Allocated { image, disk: disk.meta.uid.clone(), port, cid },
     };
@@ -282,6 +283,10 @@ pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Obj
     // One that waits for its restart is started now.
     let is_wanted = is_wanted(&object) && object.status.restart.next_attempt_at.is_none();
     match (is_wanted, object.status.state) {
+        // What it is to be woken from is not thrown away by a start.
+        (false, state) if object.spec.power == Power::Standby && state != State::Stopped => {
+            Err(Refused::InvalidState { verb: "start", state, legal: "Stopped" })
+        }
         (true, state @ State::Running) => {
             Err(Refused::InvalidState { verb: "start", state, legal: "Stopped" })
         }
@@ -310,7 +315,9 @@ pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Obj
 pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     // Between an end and its restart it is down and yet wanted: a stop is what ends that.
-    let is_down = object.status.state == State::Stopped && !is_wanted(&object);
+    // A standby that does not come back is ended by a stop after the restore that was asked for.
+    let is_kept = object.status.state == State::Standby && object.spec.power == Power::Standby;
+    let is_down = is_kept || object.status.state == State::Stopped && !is_wanted(&object);
     match (object.spec.power, is_down) {
         (_, true) => {
             let state = object.status.state;
@@ -329,6 +336,50 @@ pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused
             })?)
         }
     }
+}
+
+/// Asks for the VM's memory to be kept and its process to be gone. While that is on its way, asking
+/// again is the same request.
+///
+/// # Errors
+/// `InvalidState` unless it runs.
+pub fn standby(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
+    let object = live(tx, uid)?;
+    let state = object.status.state;
+    match (object.spec.power, state) {
+        (Power::Standby, State::Running | State::Paused | State::Created | State::Initializing) => Ok(object),
+        (Power::Running, State::Running) => {
+            let now = tx.now();
+            Ok(tx.update_spec::<Instance>(uid, None, |spec| {
+                spec.power = Power::Standby;
+                spec.power_since = now;
+                spec.standby += 1;
+            })?)
+        }
+        _ => Err(Refused::InvalidState { verb: "standby", state, legal: "Running" }),
+    }
+}
+
+/// Asks for the VM to go on from its kept memory; before it is kept, for nothing to come of that.
+///
+/// # Errors
+/// `InvalidState` unless it is in standby or on its way there or back.
+pub fn restore(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
+    let object = live(tx, uid)?;
+    let state = object.status.state;
+    match (object.spec.power, state) {
+        (Power::Standby, State::Stopped) => {}
+        (Power::Standby, _) => {
+            let now = tx.now();
+            return Ok(tx.update_spec::<Instance>(uid, None, |spec| {
+                spec.power = Power::Running;
+                spec.power_since = now;
+            })?);
+        }
+        (Power::Running, State::Standby) => return Ok(object),
+        _ => {}
+    }
+    Err(Refused::InvalidState { verb: "restore", state, legal: "Standby" })
 }
 
 /// Asks for the instance to be gone; without grace when forced.

@@ -14,6 +14,10 @@
 //!    |                  v                                          v             v
 //!    +--Release-- Dead <--Kill-- Shutdown <--AcknowledgeExit-- (end recorded) Exited
 //! ```
+//!
+//! Standby: Ready --Pause--> Paused --Save--> Paused and saved --Kill, Release--> nothing but memory;
+//! back: --Restore--> Paused and saved --DiscardMemory--> Paused --Resume--> Ready. A saved memory is
+//! discarded before its VM runs, so that none is ever older than the disk it goes with.
 
 pub mod admission;
 mod observe;
@@ -49,6 +53,11 @@ pub enum Action {
     Launch(Box<LaunchPlan>),
     Configure(Uid, Box<guest::Config>),
     Resume(Uid),
+    Pause(Uid),
+    /// For the standby of this generation.
+    Save(Uid, u64),
+    Restore(Box<LaunchPlan>),
+    DiscardMemory(Uid),
     Reconnect(Uid, LinkName),
     Shutdown(Uid),
     AcknowledgeExit(Uid),
@@ -80,6 +89,10 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
         "Launch",
         "Configure",
         "Resume",
+        "Pause",
+        "Save",
+        "Restore",
+        "DiscardMemory",
         "Reconnect",
         "Shutdown",
         "AcknowledgeExit",
@@ -102,6 +115,10 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
             Action::Launch(_) => "Launch",
             Action::Configure(..) => "Configure",
             Action::Resume(_) => "Resume",
+            Action::Pause(_) => "Pause",
+            Action::Save(..) => "Save",
+            Action::Restore(_) => "Restore",
+            Action::DiscardMemory(_) => "DiscardMemory",
             Action::Reconnect(..) => "Reconnect",
             Action::Shutdown(_) => "Shutdown",
             Action::AcknowledgeExit(_) => "AcknowledgeExit",
@@ -117,6 +134,10 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
             Action::Launch(plan) => self.machines.launch(plan).await,
             Action::Configure(uid, config) => self.machines.configure(uid, config).await,
             Action::Resume(uid) => self.machines.resume(uid).await,
+            Action::Pause(uid) => self.machines.pause(uid).await,
+            Action::Save(uid, generation) => self.machines.save(uid, *generation).await,
+            Action::Restore(plan) => self.machines.restore(plan).await,
+            Action::DiscardMemory(uid) => self.machines.discard_memory(uid).await,
             Action::Reconnect(uid, tap) => self.machines.reconnect(uid, tap).await,
             Action::Shutdown(uid) => self.machines.shutdown(uid).await,
             Action::AcknowledgeExit(uid) => self.machines.acknowledge_exit(uid).await,

@@ -11,7 +11,7 @@ use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Port};
 
 use super::Vms;
-use crate::host::{HostError, Images, Machine, Machines, NetworkCard};
+use crate::host::{HostError, Images, Machine, Machines, Memory, NetworkCard, SavedMemory};
 
 /// One look at the host and at the objects referred to.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,7 +19,29 @@ pub struct Observed {
     pub uid: Uid,
     pub machine: Option<Machine>,
     pub has_records: bool,
+    pub memory: Option<Memory>,
     pub parts: Parts,
+}
+
+impl Observed {
+    /// The memory that this very wish goes on from; another is of a run that is over.
+    #[must_use]
+    pub fn saved(&self, object: &Object<Instance>) -> Option<&SavedMemory> {
+        let of_wish = |saved: &&SavedMemory| {
+            (saved.run, saved.generation) == (object.spec.run, object.spec.standby)
+                && object.status.ended_launch != Some(saved.launched_at)
+        };
+        match &self.memory {
+            Some(Memory::Saved(saved)) => Some(saved).filter(of_wish),
+            Some(Memory::Loose) | None => None,
+        }
+    }
+
+    /// One of whatever wish.
+    #[must_use]
+    pub fn has_saved(&self) -> bool {
+        matches!(self.memory, Some(Memory::Saved(_)))
+    }
 }
 
 /// What a launch needs, each as far as it is.
@@ -52,11 +74,12 @@ pub(super) async fn observe<M: Machines, I: Images>(
 ) -> Result<Observed, HostError> {
     let machine = vms.machines.inspect(uid).await?;
     let has_records = vms.machines.has_records(uid).await?;
+    let memory = vms.machines.memory(uid).await?;
     let parts = match object {
         Some(object) if !object.meta.is_deleting() => parts(vms, object).await?,
         _ => Parts::default(),
     };
-    Ok(Observed { uid: uid.clone(), machine, has_records, parts })
+    Ok(Observed { uid: uid.clone(), machine, has_records, memory, parts })
 }
 
 async fn parts<M: Machines, I: Images>(

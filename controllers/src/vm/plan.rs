@@ -17,7 +17,8 @@ use crate::runtime::{Desired, Plan, Refusal, Wait};
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     match desired {
         Desired::Absent(object) => match &seen.machine {
-            Some(machine) => plan_down(*object, machine, now),
+            Some(machine) => plan_down(*object, machine, seen, now),
+            None if seen.memory.is_some() => act(Action::DiscardMemory(seen.uid.clone())),
             None if seen.has_records => act(Action::DiscardRecords(seen.uid.clone())),
             None => Plan::Converged,
         },
@@ -25,12 +26,19 @@ pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timest
             act(Action::Expire(seen.uid.clone()))
         }
         Desired::Present(object) => match (&seen.machine, wanted_run(object)) {
-            (None, None) => Plan::Converged,
-            (None, Some(run)) => plan_launch(object, seen, run, now),
+            (None, Some(_)) if seen.saved(object).is_some() && object.spec.power == Power::Standby => {
+                Plan::Converged
+            }
+            (None, Some(run)) if seen.saved(object).is_some() || seen.memory.is_none() => {
+                plan_launch(object, seen, run, now)
+            }
+            // Of a run that is over, or left by a VM that died.
+            (None, _) if seen.memory.is_some() => act(Action::DiscardMemory(seen.uid.clone())),
+            (None, _) => Plan::Converged,
             (Some(machine), Some(run)) if machine.run == run && !is_spent(object, machine) => {
                 plan_up(object, machine, seen, now)
             }
-            (Some(machine), _) => plan_down(Some(object), machine, now),
+            (Some(machine), _) => plan_down(Some(object), machine, seen, now),
         },
     }
 }
@@ -39,8 +47,9 @@ pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timest
 pub(super) fn wanted_run(object: &Object<Instance>) -> Option<u64> {
     let InstanceSpec { power, run, .. } = &object.spec;
     let is_wanted = match power {
-        Power::Running => *run > object.status.ended_run,
-        Power::Stopped | Power::Standby => false,
+        // What is to be saved has to run first.
+        Power::Running | Power::Standby => *run > object.status.ended_run,
+        Power::Stopped => false,
     };
     (is_wanted && !object.meta.is_deleting()).then_some(*run)
 }
@@ -109,7 +118,7 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
     if let Some(until) = relaunch_at(object).filter(|&until| now < until) {
         return wait(Reason::VmmDied, "the VMM died; it is started again after a delay", Some(until));
     }
-    act(Action::Launch(Box::new(LaunchPlan {
+    let plan = Box::new(LaunchPlan {
         owner: object.meta.uid.clone(),
         run,
         vcpus: object.spec.vcpus,
@@ -118,7 +127,8 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
         overlay: object.spec.allocated.disk.clone(),
         cid: object.spec.allocated.cid,
         network: parts.port.as_ref().map(|port| port.card.clone()),
-    })))
+    });
+    act(if seen.saved(object).is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
 }
 
 /// A machine of the wanted run: bring it to a running program, or record how it ended.
@@ -127,7 +137,9 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
     match &machine.vmm {
         // A crash between spawn and start: nothing ran yet, so nothing is lost by a fresh one.
         VmmState::Created => act(Action::Kill(uid())),
-        VmmState::Paused => act(Action::Resume(uid())),
+        VmmState::Paused => plan_paused(object, machine, seen),
+        VmmState::Running if seen.has_saved() => act(Action::DiscardMemory(uid())),
+        VmmState::Dead if seen.saved(object).is_some() => act(Action::Release(uid())),
         VmmState::Dead => match &object.status.last_death {
             Some(death) if death.launched_at == machine.launched_at => act(Action::Release(uid())),
             _ => wait(Reason::VmmDied, "recording the death of the VMM", Some(now)),
@@ -139,6 +151,7 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
         VmmState::Shutdown => act(Action::Kill(uid())),
         VmmState::Running => match machine.guest.phase {
             GuestPhase::Ready if machine.is_network_cut => plan_reconnect(object, seen),
+            GuestPhase::Ready if object.spec.power == Power::Standby => act(Action::Pause(uid())),
             GuestPhase::Ready => Plan::Converged,
             GuestPhase::AwaitingConfig => match guest_config(object, seen) {
                 Some(config) => act(Action::Configure(uid(), Box::new(config))),
@@ -154,6 +167,21 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
     }
 }
 
+/// Between running and standby, in either direction. Whoever paused it: a wish to run resumes it.
+fn plan_paused(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
+    let uid = || object.meta.uid.clone();
+    let is_standby = object.spec.power == Power::Standby;
+    match seen.saved(object) {
+        Some(_) if is_standby => act(Action::Kill(uid())),
+        _ if seen.has_saved() => act(Action::DiscardMemory(uid())),
+        // An end is recorded, not saved.
+        _ if is_standby && machine.guest.exit.is_none() && has_started(object, machine) => {
+            act(Action::Save(uid(), object.spec.standby))
+        }
+        _ => act(Action::Resume(uid())),
+    }
+}
+
 /// The TAP went under a running guest: its card is plugged into the one that takes its place.
 fn plan_reconnect(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
     match &seen.parts.port {
@@ -163,10 +191,22 @@ fn plan_reconnect(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
 }
 
 /// A machine that shall not be: the guest gets its grace, then the process ends, then its traces.
-fn plan_down(object: Option<&Object<Instance>>, machine: &Machine, now: Timestamp) -> Plan<Action> {
+fn plan_down(
+    object: Option<&Object<Instance>>,
+    machine: &Machine,
+    seen: &Observed,
+    now: Timestamp,
+) -> Plan<Action> {
     let uid = || machine.owner.clone();
     match &machine.vmm {
         VmmState::Dead => act(Action::Release(uid())),
+        // What waits in the guest's memory is written only when it runs on; its grace counts all the same.
+        VmmState::Paused if object.is_some_and(|object| !is_grace_over(object, now)) => {
+            match seen.has_saved() {
+                true => act(Action::DiscardMemory(uid())),
+                false => act(Action::Resume(uid())),
+            }
+        }
         VmmState::Created | VmmState::Shutdown | VmmState::Paused | VmmState::Unreachable(_) => {
             act(Action::Kill(uid()))
         }
@@ -180,16 +220,9 @@ fn plan_down(object: Option<&Object<Instance>>, machine: &Machine, now: Timestam
 
 fn plan_graceful(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> Plan<Action> {
     let uid = || machine.owner.clone();
-    let asked_at = object.meta.deletion_requested_at.unwrap_or(object.spec.power_since);
-    // Twice the grace: the guest's own timer ends the program first, and its end still arrives.
-    // A program that ends by itself has its guest's power-off still before it, however long ago
-    // the last wish was: what it wrote is on the disk only then.
-    let ready = condition::find(&object.status.conditions, ConditionType::Ready);
-    let down_since = ready.filter(|ready| ready.status != ConditionStatus::True);
-    let since = down_since.map_or(asked_at, |ready| asked_at.max(ready.last_transition_time));
-    let deadline = after(since, limits::SHUTDOWN_GRACE * 2);
+    let deadline = grace_end(object);
     let guest = &machine.guest;
-    if object.spec.is_forced || now >= deadline {
+    if is_grace_over(object, now) {
         return act(Action::Kill(uid()));
     }
     if guest.phase == GuestPhase::Silent && has_started(object, machine) {
@@ -211,6 +244,22 @@ fn plan_graceful(object: &Object<Instance>, machine: &Machine, now: Timestamp) -
         return wait(Reason::Converging, "the program was asked to end", Some(deadline));
     }
     act(Action::Shutdown(uid()))
+}
+
+/// Until when the guest may take its time.
+fn grace_end(object: &Object<Instance>) -> Timestamp {
+    let asked_at = object.meta.deletion_requested_at.unwrap_or(object.spec.power_since);
+    // Twice the grace: the guest's own timer ends the program first, and its end still arrives.
+    // A program that ends by itself has its guest's power-off still before it, however long ago
+    // the last wish was: what it wrote is on the disk only then.
+    let ready = condition::find(&object.status.conditions, ConditionType::Ready);
+    let down_since = ready.filter(|ready| ready.status != ConditionStatus::True);
+    let since = down_since.map_or(asked_at, |ready| asked_at.max(ready.last_transition_time));
+    after(since, limits::SHUTDOWN_GRACE * 2)
+}
+
+fn is_grace_over(object: &Object<Instance>, now: Timestamp) -> bool {
+    object.spec.is_forced || now >= grace_end(object)
 }
 
 fn plan_unreachable(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> Plan<Action> {

@@ -19,6 +19,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
             restarts::begin_run(&mut status, object);
             record_end(&mut status, object, seen, end.now);
             record_death(&mut status, object, seen, end.now);
+            status.has_saved_memory = seen.has_saved();
             status.vmm_pid = seen.machine.as_ref().and_then(|machine| machine.pid);
             restarts::follow(&mut status, object, seen);
             let next = state(object, &status, seen, end.now);
@@ -84,7 +85,8 @@ fn record_end(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Obs
 fn record_death(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Timestamp) {
     let Some(machine) = &seen.machine else { return };
     let is_new = status.last_death.is_none_or(|death| death.launched_at != machine.launched_at);
-    let is_unasked = wanted_run(object) == Some(machine.run) && !is_spent(object, machine);
+    let is_unasked =
+        wanted_run(object) == Some(machine.run) && !is_spent(object, machine) && seen.saved(object).is_none();
     if machine.vmm == VmmState::Dead && is_unasked && is_new {
         status.vmm_deaths = status.vmm_deaths.saturating_add(1);
         status.last_death = Some(VmmDeath { launched_at: machine.launched_at, noticed_at: now });
@@ -101,9 +103,11 @@ fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, no
     let is_delayed = status.restart.next_attempt_at.is_some_and(|at| now < at);
     let is_wanted = wanted_run(object).is_some_and(|run| run > status.ended_run) && !is_delayed;
     match &seen.machine {
+        None if is_wanted && seen.saved(object).is_some() => State::Standby,
         None if is_wanted => State::Created,
         None => State::Stopped,
         Some(Machine { vmm, guest, .. }) => match vmm {
+            VmmState::Dead if is_wanted && seen.saved(object).is_some() => State::Standby,
             VmmState::Dead if is_wanted => State::Created,
             VmmState::Dead => State::Stopped,
             VmmState::Created => State::Created,
@@ -167,6 +171,7 @@ fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Timestam
     }
     let (reason, message) = match &status.exit {
         _ if object.spec.power == Power::Stopped => (Reason::Stopped, "stopped as wished".to_owned()),
+        _ if status.state == State::Standby => (Reason::Standby, "in standby as wished".to_owned()),
         Some(exit) if exit.is_boot_failure => (Reason::GuestBootFailed, exit.message.clone()),
         Some(exit) => (Reason::ProgramExited, exit.message.clone()),
         None => (Reason::Stopped, "not running".to_owned()),

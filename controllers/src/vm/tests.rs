@@ -18,7 +18,7 @@ use stead_schemas::quantity::Bytes;
 use super::plan::{argv, plan};
 use super::status::status;
 use super::{Action, Observed, Parts};
-use crate::host::{GuestPhase, GuestView, Machine, VmmState};
+use crate::host::{GuestPhase, GuestView, Machine, Memory, SavedMemory, VmmState};
 use crate::runtime::{Desired, Outcome, PassEnd, Plan};
 
 fn uid() -> Uid {
@@ -61,6 +61,7 @@ fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instance> {
             power,
             power_since: at(0),
             run,
+            standby: 0,
             is_forced: false,
             allocated: Allocated { image: uid(), disk: uid(), port: None, cid: 3 },
         },
@@ -86,7 +87,7 @@ fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
 fn seen(machine: Option<Machine>) -> Observed {
     let config = ImageConfig { cmd: vec!["/bin/sh".to_owned()], ..ImageConfig::default() };
     let parts = Parts { image_config: Some(config), is_disk_ready: true, ..Parts::default() };
-    Observed { uid: uid(), machine, has_records: true, parts }
+    Observed { uid: uid(), machine, has_records: true, memory: None, parts }
 }
 
 fn name(plan: &Plan<Action>) -> String {
@@ -136,7 +137,8 @@ fn every_machine_state_has_its_next_step() {
         (instance(Power::Running, 1, 1), None, "Converged"),
         (stop(), Some(machine(Running, Ready)), "Shutdown"),
         (stop(), Some(machine(Running, Silent)), "Kill"),
-        (stop(), Some(machine(Paused, Ready)), "Kill"),
+        // What its guest has not written yet is written before it ends.
+        (stop(), Some(machine(Paused, Ready)), "Resume"),
         (stop(), Some(exited(false)), "Wait ProgramExited"),
         (stop(), Some(machine(Dead, Ready)), "Release"),
         (stop(), None, "Converged"),
@@ -147,6 +149,47 @@ fn every_machine_state_has_its_next_step() {
     for (object, machine, expected) in table {
         let plan = plan(&Desired::Present(&object), &seen(machine.clone()), at(2));
         assert_eq!(name(&plan), expected, "{:?} {:?}", object.spec.power, machine);
+    }
+}
+
+#[test]
+fn every_step_to_standby_and_back_has_its_next_one() {
+    use GuestPhase::{Ready, Silent};
+    use VmmState::{Created, Dead, Paused, Running};
+    let of = |power, generation| {
+        let mut object = instance(power, 1, 0);
+        object.spec.standby = generation;
+        object.status.started_at = Some(at(1));
+        object
+    };
+    let down = || of(Power::Standby, 1);
+    let back = || of(Power::Running, 1);
+    let saved = |generation| Some(Memory::Saved(SavedMemory { generation, run: 1, launched_at: at(0) }));
+    let loose = || Some(Memory::Loose);
+    let table = [
+        (down(), Some(machine(Running, Ready)), loose(), "Pause"),
+        (down(), Some(machine(Paused, Ready)), loose(), "Save"),
+        (down(), Some(machine(Paused, Ready)), saved(1), "Kill"),
+        (down(), Some(machine(Dead, Ready)), saved(1), "Release"),
+        (down(), None, saved(1), "Converged"),
+        // A VMM that died before its memory was saved: booted, and saved then.
+        (down(), None, loose(), "DiscardMemory"),
+        (down(), None, None, "Launch"),
+        (back(), None, saved(1), "Restore"),
+        (back(), Some(machine(Created, Silent)), saved(1), "Kill"),
+        (back(), Some(machine(Paused, Silent)), saved(1), "DiscardMemory"),
+        (back(), Some(machine(Paused, Silent)), loose(), "Resume"),
+        // Nothing of an earlier standby is ever gone on from.
+        (of(Power::Running, 2), None, saved(1), "DiscardMemory"),
+        (of(Power::Standby, 2), Some(machine(Paused, Ready)), saved(1), "DiscardMemory"),
+        (back(), Some(machine(Running, Ready)), saved(1), "DiscardMemory"),
+        (of(Power::Stopped, 1), None, saved(1), "DiscardMemory"),
+    ];
+    for (object, machine, memory, expected) in table {
+        let mut seen = seen(machine);
+        seen.memory = memory;
+        let plan = plan(&Desired::Present(&object), &seen, at(2));
+        assert_eq!(name(&plan), expected, "{:?} {seen:?}", object.spec.power);
     }
 }
 

@@ -217,6 +217,25 @@ impl InstanceStart {
     }
 }
 
+/// The optional body of `POST …/standby`. No field of it is known yet: compression is refused by
+/// name, with every other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StandbyRequest;
+
+impl StandbyRequest {
+    /// Reads the body; an empty one asks for nothing more.
+    ///
+    /// # Errors
+    /// Every problem of it.
+    pub fn read(body: Value) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        if !body.is_null() {
+            Fields::body(body, &mut errors).finish(&mut errors);
+        }
+        errors.into_result().map(|()| Self)
+    }
+}
+
 /// An instance as clients read it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Instance {
@@ -299,7 +318,7 @@ impl Instance {
             stopped_at: status.stopped_at,
             exit_code: exit.and_then(|exit| exit.code),
             exit_message: exit.map(|exit| exit.message.clone()),
-            has_snapshot: false,
+            has_snapshot: status.has_saved_memory,
             size: spec.memory.to_string(),
             overlay_size: spec.overlay.to_string(),
             vcpus: spec.vcpus,

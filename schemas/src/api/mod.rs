@@ -21,7 +21,8 @@ pub use error::{ErrorBody, ErrorDetail};
 pub use fields::Fields;
 pub use image::{Image, ImageCreate, ImageTag, PushCredentials};
 pub use instance::{
-    Instance, InstanceDefaults, InstanceStart, InstanceWish, NetworkView, WaitForState, parse_state,
+    Instance, InstanceDefaults, InstanceStart, InstanceWish, NetworkView, StandbyRequest, WaitForState,
+    parse_state,
 };
 pub use policy::{InstancePatch, RestartView};
 pub use system::{

@@ -5,6 +5,7 @@ use std::path::Path;
 use stead_controllers::host::LaunchPlan;
 use stead_schemas::guest::CONTROL_PORT;
 
+use super::launching::From;
 use super::places::Places;
 use crate::host::kernel::Kernel;
 use crate::hypervisor::Accelerator;
@@ -16,12 +17,18 @@ pub(super) struct Ingredients<'a> {
     pub(super) initrd: &'a Path,
     pub(super) rootfs: &'a Path,
     pub(super) overlay: &'a Path,
+    /// A file as long as the guest's memory.
+    pub(super) ram: &'a Path,
     pub(super) accelerator: Accelerator,
+    pub(super) from: From,
 }
 
 /// The guest kernel's: console on the serial port, no retries of a dead boot, plain device names.
 const KERNEL_COMMAND_LINE: &str =
     "console=ttyS0 quiet loglevel=3 panic=-1 reboot=triple net.ifnames=0 random.trust_cpu=on rdinit=/init";
+
+/// The kind of board; what is saved of one fits no other.
+pub(super) const MACHINE: &str = "q35";
 
 /// Name of the console's output, which is replaced when its log has reached its limit.
 pub(super) const CONSOLE: &str = "console";
@@ -42,10 +49,19 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
         Accelerator::Kvm => "host",
         Accelerator::Tcg => "max",
     };
-    let machine = format!("q35,accel={},smm=off,vmport=off,usb=off", from.accelerator.as_str());
+    let machine = format!(
+        "{MACHINE},memory-backend=ram,accel={},smm=off,vmport=off,usb=off",
+        from.accelerator.as_str()
+    );
     add(&["-name", &format!("guest={},debug-threads=on", plan.owner)]);
     add(&["-machine", &machine, "-cpu", cpu]);
     add(&["-m", &format!("{}M", plan.memory.mib_ceil()), "-smp", &plan.vcpus.to_string()]);
+    // Shared with the file: saving the VM leaves the RAM where it is.
+    let (size, ram) = (plan.memory.mib_ceil(), escaped(from.ram));
+    add(&["-object", &format!("memory-backend-file,id=ram,size={size}M,mem-path={ram},share=on")]);
+    if from.from == From::Saved {
+        add(&["-incoming", "defer", "-S"]);
+    }
     // -no-shutdown: a guest that powers off leaves the process in run state `shutdown`, which tells
     // it apart from a VMM that was killed, even to a daemon that was not there.
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-no-shutdown"]);

@@ -10,6 +10,8 @@ mod console;
 mod control;
 #[cfg(test)]
 mod hostile;
+mod launching;
+mod memory;
 mod monitor;
 mod places;
 mod spawning;
@@ -18,13 +20,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use stead_controllers::host::{
-    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, VmmState,
+    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory, VmmState,
 };
 use stead_schemas::guest::{self, Request, ToGuest, Token};
 use stead_schemas::names::{Digest, LinkName, Uid};
@@ -32,6 +33,7 @@ use stead_schemas::quantity::Bytes;
 use tokio::task::JoinHandle;
 
 use self::control::Control;
+use self::memory::MemoryDir;
 use self::monitor::Monitor;
 use self::places::{Places, Record};
 use crate::agent::{AgentError, AgentStream};
@@ -95,11 +97,8 @@ impl Drop for Attached {
     }
 }
 
-/// Until QEMU answers on its monitor: 30 ms, a second under load.
-const START_DEADLINE: Duration = Duration::from_secs(30);
 /// A guest answers within milliseconds; one that does not is found by its state, as Initializing.
 const FIRST_WORD_WAIT: Duration = Duration::from_millis(500);
-const START_POLL: Duration = Duration::from_millis(2);
 
 impl Qemu {
     /// Looks at nothing yet: machines of an earlier daemon are attached when they are inspected.
@@ -200,57 +199,18 @@ impl Qemu {
         }
     }
 
-    /// Starts the process, in a session of its own.
-    fn spawn(&self, plan: &LaunchPlan, places: &Places) -> Result<tokio::process::Child, HostError> {
-        let config = &self.config;
-        let (kernel, initrd) = config.boot_files.get()?;
-        let ingredients = command::Ingredients {
-            kernel: &kernel,
-            initrd: &initrd,
-            rootfs: &(config.rootfs)(&plan.rootfs),
-            overlay: &(config.disk)(&plan.overlay),
-            accelerator: config.accelerator,
-        };
-        let failed = |error| HostError::io("start a VMM for", plan.owner.as_str(), error);
-        let log = fs::File::options().create(true).append(true).open(places.vmm_log()).map_err(failed)?;
-        let mut command = tokio::process::Command::new(&config.binary);
-        command.args(command::arguments(plan, places, &ingredients)).current_dir("/").kill_on_drop(false);
-        command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
-        let overlay = fs::metadata((config.disk)(&plan.overlay)).map_err(failed)?.len();
-        spawning::prepare(&mut command, spawning::file_size_max(overlay, config.console_log_max));
-        command.spawn().map_err(failed)
+    fn memory_dir(&self, owner: &Uid) -> MemoryDir {
+        MemoryDir::new(&self.config.data_dir, owner)
     }
 
-    /// Waits until the VMM answers on its monitor, or has ended.
-    async fn await_start(
+    /// Runs a few commands on the monitor that `vmm_state` connected.
+    async fn on_monitor<T>(
         &self,
-        owner: &Uid,
-        child: &mut tokio::process::Child,
         attached: &Attached,
-    ) -> Result<(), HostError> {
-        let failed = |why: String| {
-            HostError::new(HostErrorKind::Transient, "start a VMM for", owner.as_str()).because(why)
-        };
-        let socket = self.places(owner).monitor();
-        let answers = async {
-            // The socket appears within milliseconds; there is no event to wait for.
-            while !socket.exists() {
-                tokio::time::sleep(START_POLL).await;
-            }
-            self.vmm_state(owner, attached).await
-        };
-        tokio::select! {
-            biased;
-            status = child.wait() => {
-                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-                Err(failed(format!("{status}: {}", last_line(&self.places(owner).vmm_log()))))
-            }
-            state = tokio::time::timeout(START_DEADLINE, answers) => match state {
-                Ok(VmmState::Unreachable(why)) => Err(failed(why)),
-                Ok(_) => Ok(()),
-                Err(_) => Err(failed(format!("no answer within {} s", START_DEADLINE.as_secs()))),
-            },
-        }
+        work: impl AsyncFnOnce(&Monitor) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let monitor = attached.monitor.lock().await;
+        work(monitor.as_ref().ok_or("no connection")?).await
     }
 }
 
@@ -258,6 +218,7 @@ impl Machines for Qemu {
     async fn list(&self) -> Result<Vec<Uid>, HostError> {
         let mut owners = uids_in(&self.config.run_dir.join("vm"))?;
         owners.extend(uids_in(&self.config.data_dir.join("logs"))?);
+        owners.extend(uids_in(&self.config.data_dir.join("memory"))?);
         owners.sort();
         owners.dedup();
         Ok(owners)
@@ -303,44 +264,36 @@ impl Machines for Qemu {
     }
 
     async fn launch(&self, plan: &LaunchPlan) -> Result<(), HostError> {
-        let places = self.places(&plan.owner);
-        let failed = |error| HostError::io("prepare a VM for", plan.owner.as_str(), error);
-        if Record::read(&places)?.is_some() {
-            return Err(HostError::new(
-                HostErrorKind::Conflict,
-                "launch over the VM of",
-                plan.owner.as_str(),
-            ));
+        self.launch_fresh(plan).await
+    }
+
+    async fn pause(&self, owner: &Uid) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        let paused = self.on_monitor(&attached, async |monitor| monitor.pause().await).await;
+        paused.map_err(|why| {
+            HostError::new(HostErrorKind::Transient, "pause the VM of", owner.as_str()).because(why)
+        })
+    }
+
+    async fn memory(&self, owner: &Uid) -> Result<Option<Memory>, HostError> {
+        self.memory_dir(owner).seen()
+    }
+
+    async fn save(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
+        self.save_memory(owner, generation).await
+    }
+
+    async fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError> {
+        self.launch_saved(plan).await
+    }
+
+    async fn discard_memory(&self, owner: &Uid) -> Result<(), HostError> {
+        let (places, memory) = (self.places(owner), self.memory_dir(owner));
+        memory.unpublish()?;
+        match Record::read(&places)?.and_then(|record| record.process(&places)) {
+            Some(_) => Ok(()),
+            None => memory.remove(),
         }
-        if let Some(card) = &plan.network {
-            check_tap(&card.tap)?;
-        }
-        for dir in [places.runtime(), &places.logs] {
-            make_private_dir(dir).map_err(failed)?;
-        }
-        let mut record = Record {
-            run: plan.run,
-            token: new_token().map_err(failed)?,
-            launched_at: Timestamp::now(),
-            identity: None,
-            tap: plan.network.as_ref().map(|card| card.tap.clone()),
-        };
-        record.write(&places)?;
-        let mut child = self.spawn(plan, &places)?;
-        let identity = child.id().and_then(Identity::of);
-        let Some(identity) = identity else {
-            let died = HostError::new(HostErrorKind::Transient, "start a VMM for", plan.owner.as_str());
-            return Err(died.because(last_line(&places.vmm_log())));
-        };
-        record.identity = Some(identity.clone());
-        record.write(&places)?;
-        // The group is a mark and accounting: a host that refuses it still runs the VM.
-        if let Err(error) = self.config.cgroups.enter(plan.owner.as_str(), identity.pid) {
-            tracing::warn!(owner = %plan.owner, %error, "the VMM is in no control group of its own");
-        }
-        let (attached, _) = self.attach(&plan.owner, &record, &identity)?;
-        // The child is then left alone; the runtime reaps it when it ends while this daemon lives.
-        self.await_start(&plan.owner, &mut child, &attached).await
     }
 
     async fn configure(&self, owner: &Uid, config: &guest::Config) -> Result<(), HostError> {
@@ -377,19 +330,17 @@ impl Machines for Qemu {
         let failed = |why: String| {
             HostError::new(HostErrorKind::Transient, "reconnect the VM of", owner.as_str()).because(why)
         };
-        let monitor = attached.monitor.lock().await;
-        let connected = monitor.as_ref().ok_or_else(|| failed("no connection".to_owned()))?;
-        connected.plug(tap).await.map_err(failed)
+        self.on_monitor(&attached, async |monitor| monitor.plug(tap).await).await.map_err(failed)
     }
 
     async fn resume(&self, owner: &Uid) -> Result<(), HostError> {
         let attached = self.find_attached(owner)?;
-        let failed = |why: String| {
-            HostError::new(HostErrorKind::Transient, "resume the VM of", owner.as_str()).because(why)
-        };
-        let monitor = attached.monitor.lock().await;
-        let connected = monitor.as_ref().ok_or_else(|| failed("no connection".to_owned()))?;
-        connected.resume().await.map_err(failed)?;
+        let refused = |kind| HostError::new(kind, "resume the VM of", owner.as_str());
+        if matches!(self.memory_dir(owner).seen()?, Some(Memory::Saved(_))) {
+            return Err(refused(HostErrorKind::Conflict).because("its memory is saved"));
+        }
+        let resumed = self.on_monitor(&attached, async |monitor| monitor.resume().await).await;
+        resumed.map_err(|why| refused(HostErrorKind::Transient).because(why))?;
         // Its clock stood still. A channel that is full is reconnected to, with the time told again.
         let _ = attached.control.ask(control::clock(), |_| {});
         Ok(())
@@ -465,6 +416,13 @@ fn make_private_dir(dir: &Path) -> io::Result<()> {
 
 fn remove_dir(dir: &Path) -> io::Result<()> {
     match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use qapi::futures::{QapiService, QmpStreamTokio};
-use qapi::qmp;
+use qapi::qmp::{self, QmpCommand};
 use stead_controllers::host::VmmState;
 use stead_schemas::names::{LinkName, Uid};
 use tokio::io::WriteHalf;
@@ -19,6 +19,8 @@ use crate::hypervisor::Changed;
 
 /// QEMU answers in a millisecond; a host in trouble gets this.
 const DEADLINE: Duration = Duration::from_secs(2);
+
+const MIGRATION_POLL: Duration = Duration::from_millis(1);
 
 type Service = QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>;
 
@@ -104,10 +106,64 @@ impl Monitor {
             .map(drop)
     }
 
+    pub(super) async fn pause(&self) -> Result<(), String> {
+        self.execute(qmp::stop {}).await.map(drop)
+    }
+
+    /// As major, minor and micro number and the packager's word.
+    pub(super) async fn version(&self) -> Result<String, String> {
+        let qmp::VersionInfo { package, qemu } = self.execute(qmp::query_version {}).await?;
+        Ok(format!("{}.{}.{} {package}", qemu.major, qemu.minor, qemu.micro).trim_end().to_owned())
+    }
+
+    /// Sends the device state, without the RAM that is shared with a file, to this socket.
+    pub(super) async fn begin_save(&self, socket: &Path) -> Result<(), String> {
+        self.leave_ram_out().await?;
+        let uri = Some(format!("unix:{}", socket.display()));
+        self.execute(qmp::migrate { uri, channels: None, detach: None, resume: None }).await.map(drop)
+    }
+
+    /// Listens on this socket for the device state.
+    pub(super) async fn begin_load(&self, socket: &Path) -> Result<(), String> {
+        self.leave_ram_out().await?;
+        let uri = Some(format!("unix:{}", socket.display()));
+        self.execute(qmp::migrate_incoming { uri, channels: None, exit_on_error: None }).await.map(drop)
+    }
+
+    /// Waits until the state has passed as a whole, or has not.
+    pub(super) async fn migrated(&self) -> Result<(), String> {
+        loop {
+            let info = self.execute(qmp::query_migrate {}).await?;
+            match info.status {
+                Some(qmp::MigrationStatus::completed) => return Ok(()),
+                Some(qmp::MigrationStatus::failed | qmp::MigrationStatus::cancelled) => {
+                    return Err(info
+                        .error_desc
+                        .unwrap_or_else(|| "the device state did not pass".to_owned()));
+                }
+                // The last bytes are read; there is no event that could not be missed.
+                _ => tokio::time::sleep(MIGRATION_POLL).await,
+            }
+        }
+    }
+
+    /// Ends what is still under way of a save.
+    pub(super) async fn cancel(&self) {
+        let _ = self.execute(qmp::migrate_cancel {}).await;
+    }
+
+    async fn leave_ram_out(&self) -> Result<(), String> {
+        let capability = qmp::MigrationCapability::x_ignore_shared;
+        let capabilities = vec![qmp::MigrationCapabilityStatus { capability, state: true }];
+        self.execute(qmp::migrate_set_capabilities { capabilities }).await.map(drop)
+    }
+
+    async fn execute<C: QmpCommand>(&self, command: C) -> Result<C::Ok, String> {
+        within(async { self.service.execute(command).await.map_err(|error| error.to_string()) }).await
+    }
+
     pub(super) async fn resume(&self) -> Result<(), String> {
-        within(async { self.service.execute(qmp::cont {}).await.map_err(|error| error.to_string()) })
-            .await
-            .map(drop)
+        self.execute(qmp::cont {}).await.map(drop)
     }
 }
 

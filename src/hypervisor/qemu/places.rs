@@ -42,6 +42,10 @@ impl Places {
     pub(super) fn control(&self) -> PathBuf {
         self.runtime.join("control.sock")
     }
+    /// Through which the device state passes.
+    pub(super) fn migration(&self) -> PathBuf {
+        self.runtime.join("state.sock")
+    }
     pub(super) fn console_log(&self) -> PathBuf {
         self.logs.join("app.log")
     }
@@ -62,6 +66,8 @@ pub(super) struct Record {
     pub(super) launched_at: Timestamp,
     pub(super) identity: Option<Identity>,
     pub(super) tap: Option<LinkName>,
+    /// Whose disk it writes to.
+    pub(super) overlay: Option<Uid>,
 }
 
 impl Record {
@@ -90,6 +96,7 @@ impl Record {
             launched_at: Timestamp::UNIX_EPOCH,
             identity: None,
             tap: None,
+            overlay: None,
         }
     }
 
