@@ -255,7 +255,12 @@ impl Host {
                 cgroups: self.has_cgroups,
             },
             default_runtime: Runtime { name: name.clone(), available: is_available },
-            runtimes: vec![RuntimeView { name, available: is_available, features: Vec::new(), accelerator }],
+            runtimes: vec![RuntimeView {
+                name,
+                available: is_available,
+                features: vec!["standby".to_owned()],
+                accelerator,
+            }],
             network: NetworkModel {
                 model: "bridge".to_owned(),
                 guest_to_guest: false,

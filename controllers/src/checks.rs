@@ -198,7 +198,7 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
             check_standby(broken, instance, host);
             continue;
         }
-        if host.memories.contains_key(uid) && !host.machines.contains_key(uid) {
+        if host.memories.contains_key(uid) {
             broken.push(format!("the memory of {uid} is left over"));
         }
         let shall_run = spec.power == Power::Running && spec.run > status.ended_run;

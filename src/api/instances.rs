@@ -14,7 +14,8 @@ use stead_schemas::api::{self, InstancePatch, InstanceStart, InstanceWish, parse
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Power, State as Is};
 use stead_schemas::limits::VERB_WAIT_MAX;
-use stead_schemas::meta::Tags;
+use stead_schemas::meta::{Object, Tags};
+use stead_schemas::names::Uid;
 use stead_schemas::network::Port;
 
 use super::wait::until;
@@ -106,6 +107,18 @@ pub(super) async fn update(
     Ok(Json(lookup::view(state.store(), &object)))
 }
 
+/// The instance once a verb on it is over, or the time for its answer is: the wish is stored, and
+/// late it is carried out all the same.
+async fn carried_out(
+    state: &ApiState,
+    uid: &Uid,
+    is_over: impl Fn(&Object<Instance>) -> bool,
+) -> Result<Json<api::Instance>, ApiError> {
+    let seen = until::<Instance>(state.store(), uid, VERB_WAIT_MAX, is_over).await;
+    let object = seen.ok_or_else(ApiError::not_found)?;
+    Ok(Json(lookup::view(state.store(), &object)))
+}
+
 pub(super) async fn start(
     State(state): State<ApiState>,
     id: Result<Path<String>, PathRejection>,
@@ -121,14 +134,12 @@ pub(super) async fn start(
     let object = state.store().transact(move |tx| admission::start(tx, &of_verb, request)).await?;
     let run = object.spec.run;
     // Over when it runs, when the run has ended again, or when another verb took its place.
-    let seen = until::<Instance>(state.store(), &uid, VERB_WAIT_MAX, |object| {
+    carried_out(&state, &uid, |object| {
         object.status.state == Is::Running
             || object.status.ended_run >= run
             || object.spec.power != Power::Running
     })
-    .await;
-    let object = seen.ok_or_else(ApiError::not_found)?;
-    Ok(Json(lookup::view(state.store(), &object)))
+    .await
 }
 
 pub(super) async fn stop(
@@ -138,12 +149,10 @@ pub(super) async fn stop(
     let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
     let of_verb = uid.clone();
     state.store().transact(move |tx| admission::stop(tx, &of_verb)).await?;
-    let seen = until::<Instance>(state.store(), &uid, VERB_WAIT_MAX, |object| {
+    carried_out(&state, &uid, |object| {
         object.status.state == Is::Stopped || object.spec.power == Power::Running
     })
-    .await;
-    let object = seen.ok_or_else(ApiError::not_found)?;
-    Ok(Json(lookup::view(state.store(), &object)))
+    .await
 }
 
 pub(super) async fn standby(
@@ -156,14 +165,12 @@ pub(super) async fn standby(
     let of_verb = uid.clone();
     let object = state.store().transact(move |tx| admission::standby(tx, &of_verb)).await?;
     let run = object.spec.run;
-    let seen = until::<Instance>(state.store(), &uid, VERB_WAIT_MAX, |object| {
+    carried_out(&state, &uid, |object| {
         object.status.state == Is::Standby
             || object.status.ended_run >= run
             || object.spec.power != Power::Standby
     })
-    .await;
-    let object = seen.ok_or_else(ApiError::not_found)?;
-    Ok(Json(lookup::view(state.store(), &object)))
+    .await
 }
 
 pub(super) async fn restore(
@@ -175,15 +182,13 @@ pub(super) async fn restore(
     let object = state.store().transact(move |tx| admission::restore(tx, &of_verb)).await?;
     let (run, generation) = (object.spec.run, object.meta.generation);
     // The state of before is also Running when the standby had not begun: of this wish it must be.
-    let seen = until::<Instance>(state.store(), &uid, VERB_WAIT_MAX, |object| {
+    carried_out(&state, &uid, |object| {
         let is_seen = object.status.observed_generation >= generation;
         is_seen && object.status.state == Is::Running
             || object.status.ended_run >= run
             || object.spec.power != Power::Running
     })
-    .await;
-    let object = seen.ok_or_else(ApiError::not_found)?;
-    Ok(Json(lookup::view(state.store(), &object)))
+    .await
 }
 
 pub(super) async fn delete(

@@ -8,6 +8,7 @@ use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use stead_controllers::store::Store;
+use stead_controllers::vm::wanted_run;
 use stead_schemas::api::{WaitForState, parse_state};
 use stead_schemas::instance::{Instance, Power, State as Is};
 use stead_schemas::limits::WAIT_MAX;
@@ -87,9 +88,8 @@ pub(super) async fn wait_for_state(
 
 /// Down, with no wish that leads elsewhere: waiting longer is of no use.
 fn is_final(object: &Object<Instance>) -> bool {
-    let is_over = object.spec.run <= object.status.ended_run;
     match object.status.state {
-        Is::Stopped => is_over || object.spec.power == Power::Stopped,
+        Is::Stopped => wanted_run(object).is_none(),
         Is::Standby => object.spec.power == Power::Standby,
         _ => false,
     }

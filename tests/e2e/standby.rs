@@ -1,22 +1,38 @@
 //! Standby and restore on real VMs: the memory goes on, the disk stays whole, nothing is left over.
 
+use std::path::PathBuf;
+
+use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::crash::{EDGES, OF_RESTORE, OF_STANDBY, crash_at_verb};
+use crate::crash::{EDGES, OF_RESTORE, OF_STANDBY, clock_is_right, crash_at_verb};
 use crate::judge::settles;
 use crate::namespace::in_namespace;
 use crate::site::{BOOT, MOMENT, Site, image};
+use crate::socket::run;
 use crate::stage::until;
 
 /// A counter in memory, told on the console and written to the disk with every step.
 const COUNTER: &str =
     "i=0; while true; do i=$((i+1)); echo count $i.; echo $i >>/counts; sleep 0.05 || sleep 1; done";
 
+const ROUNDS: usize = 100;
+/// Of the host, while the guest is in standby.
+const SLEEP: SignedDuration = SignedDuration::from_secs(3);
+
 /// The numbers that the console shows, in order.
 fn counted(console: &str) -> Vec<u64> {
     let numbers = console.split("count ").skip(1);
     numbers.filter_map(|rest| rest.split_once('.')?.0.parse().ok()).collect()
+}
+
+/// A site whose only instance counts.
+async fn counting() -> (Site, String) {
+    let site = Site::running().await;
+    let id = site.create("box", &image("busybox"), json!({ "cmd": ["sh", "-c", COUNTER] })).await;
+    site.until_state("box", "Running").await;
+    (site, id)
 }
 
 async fn verb(site: &Site, verb: &str) -> Value {
@@ -33,10 +49,8 @@ async fn counts_on(site: &Site, id: &str, beyond: usize) {
 #[test]
 fn a_vm_goes_to_standby_and_back_with_its_memory_and_without_a_process_meanwhile() {
     in_namespace(async || {
-        let mut site = Site::running().await;
-        let id = site.create("box", &image("busybox"), json!({ "cmd": ["sh", "-c", COUNTER] })).await;
-        site.until_state("box", "Running").await;
-        for round in 0..5 {
+        let (mut site, id) = counting().await;
+        for round in 0..ROUNDS {
             let before = counted(&site.console(&id)).len();
             counts_on(&site, &id, before).await;
             let seen = verb(&site, "standby").await;
@@ -46,24 +60,35 @@ fn a_vm_goes_to_standby_and_back_with_its_memory_and_without_a_process_meanwhile
                 "{seen:#}"
             );
             assert_eq!(site.vmms(), [0; 0], "round {round}");
-            let again = site.request(Method::POST, "/instances/box/standby", None).await;
-            assert_eq!((again.status, &again.body["code"]), (StatusCode::CONFLICT, &json!("invalid_state")));
-            let start = site.request(Method::POST, "/instances/box/start", None).await;
-            assert_eq!(start.status, StatusCode::CONFLICT, "{start:?}");
-            if round == 1 {
-                // A daemon that comes later finds it as it is.
+            if round == 0 {
+                for illegal in ["standby", "start", "stop"] {
+                    let path = format!("/instances/box/{illegal}");
+                    let refused = site.request(Method::POST, &path, None).await;
+                    let code = (refused.status, &refused.body["code"]);
+                    assert_eq!(code, (StatusCode::CONFLICT, &json!("invalid_state")), "{illegal}");
+                }
+                // A daemon that comes later finds it as it is; time passes that the guest knows not of.
+                let end = Timestamp::now() + SLEEP;
                 site.kill().await;
+                until("the sleep", MOMENT, async || (Timestamp::now() >= end).then_some(())).await;
                 site.start().await;
             }
-            let kept = counted(&site.console(&id)).len();
             let seen = verb(&site, "restore").await;
             assert_eq!(
                 (&seen["state"], &seen["has_snapshot"]),
                 (&json!("Running"), &json!(false)),
                 "{seen:#}"
             );
-            counts_on(&site, &id, kept).await;
+            if round == 0 {
+                clock_is_right(&site).await;
+            }
         }
+        // The agent takes new streams, and the program goes on.
+        let (output, end) = run(&site, "box", json!({ "command": ["cat", "/counts"] }), b"").await;
+        assert_eq!(end, json!({ "exitCode": 0 }));
+        assert!(String::from_utf8_lossy(&output).lines().count() > ROUNDS, "one step a round at least");
+        let kept = counted(&site.console(&id)).len();
+        counts_on(&site, &id, kept).await;
         never_went_back(&site, &id);
         is_whole_after_stop(&mut site).await;
     });
@@ -72,9 +97,7 @@ fn a_vm_goes_to_standby_and_back_with_its_memory_and_without_a_process_meanwhile
 #[test]
 fn a_crash_at_any_step_to_standby_and_back_keeps_the_memory_and_the_disk() {
     in_namespace(async || {
-        let mut site = Site::running().await;
-        let id = site.create("box", &image("busybox"), json!({ "cmd": ["sh", "-c", COUNTER] })).await;
-        site.until_state("box", "Running").await;
+        let (mut site, id) = counting().await;
         let path = |verb: &str| format!("/instances/{id}/{verb}");
         let steps = |table: &[(&str, &str)]| -> Vec<String> {
             let edges = table.iter().flat_map(|step| EDGES.map(|edge| (*step, edge)));
@@ -104,24 +127,45 @@ fn a_crash_at_any_step_to_standby_and_back_keeps_the_memory_and_the_disk() {
 #[test]
 fn a_memory_that_is_older_than_its_disk_or_damaged_is_not_restored_and_says_why() {
     in_namespace(async || {
-        let mut site = Site::running().await;
-        let id = site.create("box", &image("busybox"), json!({ "cmd": ["sh", "-c", COUNTER] })).await;
-        site.until_state("box", "Running").await;
-        verb(&site, "standby").await;
-        site.shell(&format!("printf x >> {}/memory/{id}/saved/state", site.data().display()));
-        let path = format!("/instances/{id}/restore");
-        // Its answer comes when the restore is done or given up on: not waited for.
-        let _ = tokio::time::timeout(MOMENT, site.attempt(Method::POST, &path, None)).await;
-        let explained = |seen: &Value| {
-            seen["state"] == "Standby" && seen["conditions"].to_string().contains("not what was saved")
-        };
-        site.until("box", "refused with the reason", explained).await;
-        assert_eq!(site.vmms(), [0; 0]);
-        // It is no trap: a stop lets the memory go, a start begins anew.
-        verb(&site, "stop").await;
-        let seen = verb(&site, "start").await;
-        assert_eq!((&seen["state"], &seen["has_snapshot"]), (&json!("Running"), &json!(false)), "{seen:#}");
+        let (mut site, id) = counting().await;
+        let saved = format!("{}/memory/{id}/saved", site.data().display());
+        let harms = [
+            (format!("printf x >>{saved}/state"), "not what was saved"),
+            (format!("sed -i 's/\"version\": \"/&9./' {saved}/manifest.json"), "saved by QEMU 9."),
+            (format!("touch {}/disks/*.ext4", site.data().display()), "written to after"),
+        ];
+        for (harm, reason) in harms {
+            verb(&site, "standby").await;
+            site.shell(&harm);
+            let path = format!("/instances/{id}/restore");
+            // Its answer comes when the restore is done or given up on: not waited for.
+            let asked = site.attempt(Method::POST, &path, None);
+            let explained = site.until("box", reason, |seen| {
+                seen["state"] == "Standby" && seen["conditions"].to_string().contains(reason)
+            });
+            tokio::select! {
+                _ = asked => panic!("{harm}: the restore is over"),
+                _ = explained => {}
+            }
+            // A VMM that was started to be asked for its version is gone again.
+            until("no VMM", MOMENT, async || site.vmms().is_empty().then_some(())).await;
+            // It is no trap: a stop lets the memory go, a start begins anew.
+            verb(&site, "stop").await;
+            let seen = verb(&site, "start").await;
+            assert_eq!(
+                (&seen["state"], &seen["has_snapshot"]),
+                (&json!("Running"), &json!(false)),
+                "{seen:#}"
+            );
+        }
         is_whole_after_stop(&mut site).await;
+        // One that is deleted in standby takes its memory along.
+        site.start().await;
+        verb(&site, "start").await;
+        verb(&site, "standby").await;
+        site.delete("box").await;
+        settles(&mut site, "deleted in standby").await;
+        assert_eq!(site.instance_files(), Vec::<PathBuf>::new());
     });
 }
 

@@ -62,6 +62,10 @@ stopped = client.instances.stop(created.id)
 assert stopped.state == "Stopped" and stopped.stopped_at is not None, stopped
 started = client.instances.start(created.id)
 assert started.state == "Running", started
+kept = client.instances.standby(created.id)
+assert kept.state == "Standby" and kept.has_snapshot, kept
+woken = client.instances.restore(created.id)
+assert woken.state == "Running" and not woken.has_snapshot, woken
 client.instances.delete(created.id)
 try:
     client.instances.get(created.id)

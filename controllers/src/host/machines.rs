@@ -93,10 +93,10 @@ pub struct NetworkCard {
     pub address: Ipv4Addr,
 }
 
-/// A VM's RAM in a file on the host.
+/// A VM's RAM as it is kept on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Memory {
-    /// Of a VM that lives, or left by one: worth nothing without the VM.
+    /// Left by a save or a discard that a crash cut short: worth nothing.
     Loose,
     /// Complete and current: a VM goes on from it.
     Saved(SavedMemory),
@@ -147,7 +147,7 @@ pub trait Machines: Send + Sync + 'static {
     /// Starts a VMM from the saved memory and leaves it paused; the memory stays saved. After a
     /// crash in between, `inspect` shows a `Created` VMM. Permanent when no retry can help.
     fn restore(&self, plan: &LaunchPlan) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Has the saved memory be none, in one step, durably; its file goes too unless a VM lives on it.
+    /// Has the saved memory be none, in one step, durably; then its files go.
     fn discard_memory(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Ends the process by its identity (never by bare pid) and waits until it is gone.
     fn kill(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;

@@ -238,7 +238,6 @@ impl Machines for World {
                     disk_age,
                 },
             );
-            state.memories.insert(plan.owner.clone(), MemoryFile { saved: None });
             Ok(())
         })
         .await?;
@@ -349,9 +348,11 @@ impl Machines for World {
             if vmm.state != VmmState::Paused {
                 return Err(refuse(HostErrorKind::Conflict));
             }
-            let saved = Some((generation, vmm.clone()));
+            // A crash in the middle leaves something that is no memory.
+            let is_cut = state.rng.chance(state.faults.after);
+            let saved = (!is_cut).then(|| (generation, vmm.clone()));
             state.memories.insert(owner.clone(), MemoryFile { saved });
-            Ok(())
+            if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
         })
         .await
     }
@@ -379,10 +380,7 @@ impl Machines for World {
 
     async fn discard_memory(&self, owner: &Uid) -> Result<(), HostError> {
         self.verb("discard memory", owner.as_str(), |state| {
-            match state.machines.get(owner).is_some_and(Vmm::is_alive) {
-                true => state.memories.insert(owner.clone(), MemoryFile { saved: None }),
-                false => state.memories.remove(owner),
-            };
+            state.memories.remove(owner);
             Ok(())
         })
         .await

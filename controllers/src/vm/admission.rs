@@ -18,6 +18,7 @@ use stead_schemas::names::{LinkName, Name, Uid};
 use stead_schemas::network::{Mac, Network, NetworkSpec, Port, PortSpec};
 use stead_schemas::policy::Expiry;
 
+use super::wanted_run;
 use crate::image::admission as images;
 use crate::store::{New, Tx, TxError};
 
@@ -281,10 +282,11 @@ fn replace_network(tx: &mut Tx<'_>, name: &Name) -> Result<(), Refused> {
 pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     // One that waits for its restart is started now.
-    let is_wanted = is_wanted(&object) && object.status.restart.next_attempt_at.is_none();
-    match (is_wanted, object.status.state) {
+    let is_waiting = object.status.restart.next_attempt_at.is_some();
+    let is_up = object.spec.power == Power::Running && wanted_run(&object).is_some() && !is_waiting;
+    match (is_up, object.status.state) {
         // What it is to be woken from is not thrown away by a start.
-        (false, state) if object.spec.power == Power::Standby && state != State::Stopped => {
+        (_, state) if object.spec.power == Power::Standby && state != State::Stopped => {
             Err(Refused::InvalidState { verb: "start", state, legal: "Stopped" })
         }
         (true, state @ State::Running) => {
@@ -317,7 +319,7 @@ pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused
     // Between an end and its restart it is down and yet wanted: a stop is what ends that.
     // A standby that does not come back is ended by a stop after the restore that was asked for.
     let is_kept = object.status.state == State::Standby && object.spec.power == Power::Standby;
-    let is_down = is_kept || object.status.state == State::Stopped && !is_wanted(&object);
+    let is_down = is_kept || object.status.state == State::Stopped && wanted_run(&object).is_none();
     match (object.spec.power, is_down) {
         (_, true) => {
             let state = object.status.state;
@@ -393,10 +395,6 @@ pub fn delete(tx: &mut Tx<'_>, uid: &Uid, is_forced: bool) -> Result<(), Refused
     }
     tx.request_deletion::<Instance>(uid)?;
     Ok(())
-}
-
-fn is_wanted(object: &Object<Instance>) -> bool {
-    object.spec.power == Power::Running && object.spec.run > object.status.ended_run
 }
 
 fn live(tx: &Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {

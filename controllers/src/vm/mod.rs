@@ -38,6 +38,7 @@ use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
 pub use observe::{Observed, Parts, PortSeen};
+pub use plan::wanted_run;
 
 /// Capabilities of the VM reconciler.
 #[derive(Debug)]

@@ -32,7 +32,7 @@ pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timest
             (None, Some(run)) if seen.saved(object).is_some() || seen.memory.is_none() => {
                 plan_launch(object, seen, run, now)
             }
-            // Of a run that is over, or left by a VM that died.
+            // Of a run that is over, or of a save that came to nothing.
             (None, _) if seen.memory.is_some() => act(Action::DiscardMemory(seen.uid.clone())),
             (None, _) => Plan::Converged,
             (Some(machine), Some(run)) if machine.run == run && !is_spent(object, machine) => {
@@ -43,8 +43,10 @@ pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timest
     }
 }
 
-/// The run that shall be going on; `None` when the wish is to be down, or the run has ended.
-pub(super) fn wanted_run(object: &Object<Instance>) -> Option<u64> {
+/// The run that shall be going on, or be kept in standby; `None` when the wish is to be down, or the
+/// run has ended.
+#[must_use]
+pub fn wanted_run(object: &Object<Instance>) -> Option<u64> {
     let InstanceSpec { power, run, .. } = &object.spec;
     let is_wanted = match power {
         // What is to be saved has to run first.
@@ -138,7 +140,8 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
         // A crash between spawn and start: nothing ran yet, so nothing is lost by a fresh one.
         VmmState::Created => act(Action::Kill(uid())),
         VmmState::Paused => plan_paused(object, machine, seen),
-        VmmState::Running if seen.has_saved() => act(Action::DiscardMemory(uid())),
+        // Whatever is kept is not of a VM that runs.
+        VmmState::Running if seen.memory.is_some() => act(Action::DiscardMemory(uid())),
         VmmState::Dead if seen.saved(object).is_some() => act(Action::Release(uid())),
         VmmState::Dead => match &object.status.last_death {
             Some(death) if death.launched_at == machine.launched_at => act(Action::Release(uid())),

@@ -167,18 +167,21 @@ fn every_step_to_standby_and_back_has_its_next_one() {
     let saved = |generation| Some(Memory::Saved(SavedMemory { generation, run: 1, launched_at: at(0) }));
     let loose = || Some(Memory::Loose);
     let table = [
-        (down(), Some(machine(Running, Ready)), loose(), "Pause"),
+        (down(), Some(machine(Running, Ready)), None, "Pause"),
+        (down(), Some(machine(Running, Ready)), loose(), "DiscardMemory"),
+        (down(), Some(machine(Paused, Ready)), None, "Save"),
         (down(), Some(machine(Paused, Ready)), loose(), "Save"),
         (down(), Some(machine(Paused, Ready)), saved(1), "Kill"),
         (down(), Some(machine(Dead, Ready)), saved(1), "Release"),
         (down(), None, saved(1), "Converged"),
-        // A VMM that died before its memory was saved: booted, and saved then.
         (down(), None, loose(), "DiscardMemory"),
+        // A VMM that died before its memory was saved: booted, and saved then.
         (down(), None, None, "Launch"),
         (back(), None, saved(1), "Restore"),
         (back(), Some(machine(Created, Silent)), saved(1), "Kill"),
         (back(), Some(machine(Paused, Silent)), saved(1), "DiscardMemory"),
-        (back(), Some(machine(Paused, Silent)), loose(), "Resume"),
+        (back(), Some(machine(Paused, Silent)), None, "Resume"),
+        (back(), Some(machine(Running, Ready)), loose(), "DiscardMemory"),
         // Nothing of an earlier standby is ever gone on from.
         (of(Power::Running, 2), None, saved(1), "DiscardMemory"),
         (of(Power::Standby, 2), Some(machine(Paused, Ready)), saved(1), "DiscardMemory"),

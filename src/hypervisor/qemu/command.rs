@@ -1,11 +1,12 @@
 //! The command line of one VM: a pure function of plan and places.
 
+use std::os::fd::RawFd;
 use std::path::Path;
 
 use stead_controllers::host::LaunchPlan;
 use stead_schemas::guest::CONTROL_PORT;
 
-use super::launching::From;
+use super::launching::Content;
 use super::places::Places;
 use crate::host::kernel::Kernel;
 use crate::hypervisor::Accelerator;
@@ -17,10 +18,10 @@ pub(super) struct Ingredients<'a> {
     pub(super) initrd: &'a Path,
     pub(super) rootfs: &'a Path,
     pub(super) overlay: &'a Path,
-    /// A file as long as the guest's memory.
-    pub(super) ram: &'a Path,
+    /// A file as long as the guest's memory, open in the VMM from its start.
+    pub(super) ram: RawFd,
     pub(super) accelerator: Accelerator,
-    pub(super) from: From,
+    pub(super) content: Content,
 }
 
 /// The guest kernel's: console on the serial port, no retries of a dead boot, plain device names.
@@ -56,10 +57,13 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
     add(&["-name", &format!("guest={},debug-threads=on", plan.owner)]);
     add(&["-machine", &machine, "-cpu", cpu]);
     add(&["-m", &format!("{}M", plan.memory.mib_ceil()), "-smp", &plan.vcpus.to_string()]);
-    // Shared with the file: saving the VM leaves the RAM where it is.
-    let (size, ram) = (plan.memory.mib_ceil(), escaped(from.ram));
-    add(&["-object", &format!("memory-backend-file,id=ram,size={size}M,mem-path={ram},share=on")]);
-    if from.from == From::Saved {
+    // Shared: the device state is saved without the RAM, which is read from outside.
+    let (size, ram) = (plan.memory.mib_ceil(), from.ram);
+    add(&[
+        "-object",
+        &format!("memory-backend-file,id=ram,size={size}M,mem-path=/proc/self/fd/{ram},share=on"),
+    ]);
+    if from.content == Content::Saved {
         add(&["-incoming", "defer", "-S"]);
     }
     // -no-shutdown: a guest that powers off leaves the process in run state `shutdown`, which tells

@@ -1,18 +1,19 @@
 //! Starting a VMM: fresh, or from a saved memory; and saving one.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, SavedMemory, VmmState};
+use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, Machines, VmmState};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::memory::{FileMark, Manifest};
+use super::memory::{FileMark, Origin, fresh_ram, ram_of};
 use super::places::{Places, Record};
 use super::{
     Attached, Identity, Qemu, check_tap, command, control, last_line, make_private_dir, new_token, spawning,
@@ -26,9 +27,9 @@ const STATE_DEADLINE: Duration = Duration::from_secs(30);
 /// Device state without RAM is 330 KiB.
 const STATE_BYTES_MAX: u64 = 64 << 20;
 
-/// Where the VMM's memory begins: empty, or saved.
+/// What is in the VMM's memory when it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum From {
+pub(super) enum Content {
     Fresh,
     Saved,
 }
@@ -44,44 +45,57 @@ impl Qemu {
             tap: plan.network.as_ref().map(|card| card.tap.clone()),
             overlay: Some(plan.overlay.clone()),
         };
-        self.start(plan, record, From::Fresh).await.map(drop)
+        let ram = fresh_ram(memory_size(plan)).map_err(failed)?;
+        self.start(plan, record, &ram, Content::Fresh).await.map(drop)
     }
 
-    /// Leaves the VM paused; what it came from stays saved.
+    /// Leaves the VM paused, or nothing of it; what it came from stays saved.
     pub(super) async fn launch_saved(&self, plan: &LaunchPlan) -> Result<(), HostError> {
+        self.check_nothing_there(&plan.owner)?;
+        let restored = self.load_memory(plan).await;
+        if restored.is_err() {
+            // Clearing away in passes of its own would count as progress, and hearing of this end as
+            // news: a restore that always fails would be tried again at once for ever.
+            self.lock().remove(&plan.owner);
+            self.kill(&plan.owner).await?;
+            self.release(&plan.owner).await?;
+        }
+        restored
+    }
+
+    async fn load_memory(&self, plan: &LaunchPlan) -> Result<(), HostError> {
         let refused = |why: String| {
             HostError::new(HostErrorKind::Permanent, "restore the VM of", plan.owner.as_str()).because(why)
         };
         let memory = self.memory_dir(&plan.owner);
         let manifest = memory.manifest()?.ok_or_else(|| refused("no memory is saved".to_owned()))?;
+        let origin = manifest.origin.clone();
         let overlay = FileMark::of(&(self.config.disk)(&plan.overlay))
             .map_err(|error| HostError::io("look at the disk of", plan.owner.as_str(), error))?;
-        if overlay != manifest.overlay {
+        if overlay != origin.overlay {
             return Err(refused("its disk was written to after its memory was saved".to_owned()));
         }
-        let (verified, of_verified) = (memory.clone(), manifest.clone());
-        let verified = tokio::task::spawn_blocking(move || verified.verify(&of_verified)).await;
-        verified.map_err(|error| refused(error.to_string()))??;
+        let loaded = tokio::task::spawn_blocking(move || memory.load(&manifest)).await;
+        let (ram, state) = loaded.map_err(|error| refused(error.to_string()))??;
         let record = Record {
-            run: manifest.run,
-            token: manifest.token.clone(),
-            launched_at: manifest.launched_at,
+            run: origin.run,
+            token: origin.token,
+            launched_at: origin.launched_at,
             identity: None,
             tap: plan.network.as_ref().map(|card| card.tap.clone()),
             overlay: Some(plan.overlay.clone()),
         };
-        let attached = self.start(plan, record, From::Saved).await?;
+        let attached = self.start(plan, record, &ram, Content::Saved).await?;
         let failed = |why: String| {
             let why = format!("{why}: {}", last_line(&self.places(&plan.owner).vmm_log()));
             HostError::new(HostErrorKind::Transient, "restore the VM of", plan.owner.as_str()).because(why)
         };
         let version =
             self.on_monitor(&attached, async |monitor| monitor.version().await).await.map_err(failed)?;
-        if version != manifest.version {
-            let why = format!("its memory was saved by QEMU {}, this is {version}", manifest.version);
+        if version != origin.version {
+            let why = format!("its memory was saved by QEMU {}, this is {version}", origin.version);
             return Err(refused(why));
         }
-        let state = tokio::fs::read(memory.saved_state()).await.map_err(|error| failed(error.to_string()))?;
         let socket = self.places(&plan.owner).migration();
         let loaded = async {
             self.on_monitor(&attached, async |monitor| monitor.begin_load(&socket).await).await?;
@@ -93,19 +107,24 @@ impl Qemu {
         tokio::time::timeout(STATE_DEADLINE, loaded).await.unwrap_or_else(|_| Err(late())).map_err(failed)
     }
 
+    fn check_nothing_there(&self, owner: &Uid) -> Result<(), HostError> {
+        match Record::read(&self.places(owner))? {
+            None => Ok(()),
+            Some(_) => Err(HostError::new(HostErrorKind::Conflict, "launch over the VM of", owner.as_str())),
+        }
+    }
+
     /// Spawns the VMM and waits until it answers.
     async fn start(
         &self,
         plan: &LaunchPlan,
         mut record: Record,
-        from: From,
+        ram: &File,
+        content: Content,
     ) -> Result<Arc<Attached>, HostError> {
         let places = self.places(&plan.owner);
         let failed = |error| HostError::io("prepare a VM for", plan.owner.as_str(), error);
-        if Record::read(&places)?.is_some() {
-            let there = HostError::new(HostErrorKind::Conflict, "launch over the VM of", plan.owner.as_str());
-            return Err(there);
-        }
+        self.check_nothing_there(&plan.owner)?;
         if let Some(card) = &plan.network {
             check_tap(&card.tap)?;
         }
@@ -113,10 +132,7 @@ impl Qemu {
             make_private_dir(dir).map_err(failed)?;
         }
         record.write(&places)?;
-        if from == From::Fresh {
-            self.memory_dir(&plan.owner).create(memory_size(plan))?;
-        }
-        let mut child = self.spawn(plan, &places, from)?;
+        let mut child = self.spawn(plan, &places, ram, content)?;
         let identity = child.id().and_then(Identity::of);
         let Some(identity) = identity else {
             let died = HostError::new(HostErrorKind::Transient, "start a VMM for", plan.owner.as_str());
@@ -139,7 +155,8 @@ impl Qemu {
         &self,
         plan: &LaunchPlan,
         places: &Places,
-        from: From,
+        ram: &File,
+        content: Content,
     ) -> Result<tokio::process::Child, HostError> {
         let config = &self.config;
         let (kernel, initrd) = config.boot_files.get()?;
@@ -148,18 +165,19 @@ impl Qemu {
             initrd: &initrd,
             rootfs: &(config.rootfs)(&plan.rootfs),
             overlay: &(config.disk)(&plan.overlay),
-            ram: &self.memory_dir(&plan.owner).ram(),
+            ram: ram.as_raw_fd(),
             accelerator: config.accelerator,
-            from,
+            content,
         };
         let failed = |error| HostError::io("start a VMM for", plan.owner.as_str(), error);
-        let log = fs::File::options().create(true).append(true).open(places.vmm_log()).map_err(failed)?;
+        let log = File::options().create(true).append(true).open(places.vmm_log()).map_err(failed)?;
         let mut command = tokio::process::Command::new(&config.binary);
         command.args(command::arguments(plan, places, &ingredients)).current_dir("/").kill_on_drop(false);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
         let overlay = fs::metadata((config.disk)(&plan.overlay)).map_err(failed)?.len();
         // RAM is not among what this bounds: its file has its length, and is written to by pages.
-        spawning::prepare(&mut command, spawning::file_size_max(overlay, config.console_log_max));
+        let file_size_max = spawning::file_size_max(overlay, config.console_log_max);
+        spawning::prepare(&mut command, file_size_max, ram.as_raw_fd());
         command.spawn().map_err(failed)
     }
 
@@ -201,7 +219,7 @@ impl Qemu {
         let saved = self.write_memory(owner, generation, &attached).await;
         if saved.is_err() {
             // A memory that is saved and a VM that runs must never meet.
-            self.memory_dir(owner).unpublish()?;
+            self.memory_dir(owner).discard()?;
             let resumed = self.on_monitor(&attached, async |monitor| {
                 monitor.cancel().await;
                 monitor.resume().await
@@ -249,17 +267,21 @@ impl Qemu {
         let overlay =
             record.overlay.as_ref().ok_or_else(|| failed("its record is older than saving".to_owned()))?;
         let overlay = FileMark::of(&(self.config.disk)(overlay)).map_err(io)?;
-        let saved = SavedMemory { generation, run: record.run, launched_at: record.launched_at };
-        let manifest = Manifest::new(
-            saved,
-            record.token.clone(),
+        let origin = Origin {
+            generation,
+            run: record.run,
+            launched_at: record.launched_at,
+            saved_at: Timestamp::now(),
+            token: record.token,
+            backend: "qemu".to_owned(),
             version,
-            command::MACHINE,
-            kernel.vmlinux.clone(),
-            initrd.clone(),
+            machine: command::MACHINE.to_owned(),
+            kernel: kernel.vmlinux.clone(),
+            initrd: initrd.clone(),
             overlay,
-        );
-        let published = tokio::task::spawn_blocking(move || memory.publish(manifest)).await;
+        };
+        let ram = ram_of(attached.identity.pid).map_err(io)?;
+        let published = tokio::task::spawn_blocking(move || memory.publish(&ram, origin)).await;
         published.map_err(|error| failed(error.to_string()))?
     }
 }

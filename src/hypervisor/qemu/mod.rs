@@ -288,12 +288,7 @@ impl Machines for Qemu {
     }
 
     async fn discard_memory(&self, owner: &Uid) -> Result<(), HostError> {
-        let (places, memory) = (self.places(owner), self.memory_dir(owner));
-        memory.unpublish()?;
-        match Record::read(&places)?.and_then(|record| record.process(&places)) {
-            Some(_) => Ok(()),
-            None => memory.remove(),
-        }
+        self.memory_dir(owner).discard()
     }
 
     async fn configure(&self, owner: &Uid, config: &guest::Config) -> Result<(), HostError> {

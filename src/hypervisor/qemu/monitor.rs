@@ -62,20 +62,14 @@ impl Monitor {
     }
 
     pub(super) async fn state(&self) -> Result<VmmState, String> {
-        let status = within(async {
-            self.service.execute(qmp::query_status {}).await.map_err(|error| error.to_string())
-        })
-        .await?;
-        Ok(state_of(status.status))
+        Ok(state_of(self.execute(qmp::query_status {}).await?.status))
     }
 
     /// Replaces the TAP that the card's hub is plugged into. What is left of the old one, or of an
     /// earlier try, is removed first; that it is not there is no error.
     pub(super) async fn plug(&self, tap: &LinkName) -> Result<(), String> {
         for id in [PLUG, TAP] {
-            let remove = qmp::netdev_del { id: id.to_owned() };
-            let _ =
-                within(async { self.service.execute(remove).await.map_err(|error| error.to_string()) }).await;
+            let _ = self.execute(qmp::netdev_del { id: id.to_owned() }).await;
         }
         let no = || Some("no".to_owned());
         let options = qmp::NetdevTapOptions {
@@ -89,8 +83,7 @@ impl Monitor {
             qmp::Netdev::tap { id: TAP.to_owned(), tap: options },
             qmp::Netdev::hubport { id: PLUG.to_owned(), hubport: plug },
         ] {
-            let add = qmp::netdev_add(netdev);
-            within(async { self.service.execute(add).await.map_err(|error| error.to_string()) }).await?;
+            self.execute(qmp::netdev_add(netdev)).await?;
         }
         Ok(())
     }
@@ -101,9 +94,11 @@ impl Monitor {
         let file = qmp::ChardevFile { base, append: Some(true), in_: None, out: log.display().to_string() };
         let backend = qmp::ChardevBackend::file(qmp::ChardevFileWrapper { data: file });
         let change = qmp::chardev_change { backend, id: CONSOLE.to_owned() };
-        within(async { self.service.execute(change).await.map_err(|error| error.to_string()) })
-            .await
-            .map(drop)
+        self.execute(change).await.map(drop)
+    }
+
+    pub(super) async fn resume(&self) -> Result<(), String> {
+        self.execute(qmp::cont {}).await.map(drop)
     }
 
     pub(super) async fn pause(&self) -> Result<(), String> {
@@ -160,10 +155,6 @@ impl Monitor {
 
     async fn execute<C: QmpCommand>(&self, command: C) -> Result<C::Ok, String> {
         within(async { self.service.execute(command).await.map_err(|error| error.to_string()) }).await
-    }
-
-    pub(super) async fn resume(&self) -> Result<(), String> {
-        self.execute(qmp::cont {}).await.map(drop)
     }
 }
 

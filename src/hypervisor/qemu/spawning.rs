@@ -1,7 +1,9 @@
-//! What a VMM's process is given before it becomes QEMU: a session and a bound on its files.
+//! What a VMM's process is given before it becomes QEMU: a session, a bound on its files, its RAM.
 
 use std::io;
+use std::os::fd::{BorrowedFd, RawFd};
 
+use rustix::io::FdFlags;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use stead_schemas::quantity::Bytes;
 
@@ -12,11 +14,16 @@ pub(super) fn file_size_max(overlay: u64, console_log_max: Bytes) -> u64 {
 }
 
 /// A session of its own, so that it outlives the daemon, and a bound on each of its files, which
-/// holds for the console's log while no daemon rotates it: what a guest prints beyond is dropped.
+/// holds for the console's log while no daemon rotates it: what a guest prints beyond is dropped. The
+/// file `ram` stays open in it, under the same number.
 #[expect(unsafe_code, reason = "pre_exec is the one way to set these for the child alone")]
-pub(super) fn prepare(command: &mut tokio::process::Command, file_size_max: u64) {
+pub(super) fn prepare(command: &mut tokio::process::Command, file_size_max: u64, ram: RawFd) {
     let in_child = move || {
         rustix::process::setsid()?;
+        // Open in this child only: every other process that is started closes it.
+        // SAFETY: the caller holds the file until the child was started.
+        let ram = unsafe { BorrowedFd::borrow_raw(ram) };
+        rustix::io::fcntl_setfd(ram, FdFlags::empty())?;
         // A write beyond the limit shall fail, not end the VMM. An ignored signal stays so over exec.
         // SAFETY: no handler is installed, and no other thread is in the child.
         if unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } == libc::SIG_ERR {

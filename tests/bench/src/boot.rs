@@ -27,7 +27,7 @@ impl Drop for Vmm {
     }
 }
 
-/// The command line of our VM, with sockets, logs and overlay of its own and without a network card.
+/// The command line of our VM, with sockets, logs, RAM and overlay of its own and without a network card.
 fn by_hand(pid: u64, own: &Path, place: &Path) -> Vec<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).expect("the VMM runs");
     let words: Vec<String> = line
@@ -39,7 +39,10 @@ fn by_hand(pid: u64, own: &Path, place: &Path) -> Vec<String> {
     let mut out = Vec::new();
     let mut words = words.into_iter().skip(1);
     while let Some(word) = words.next() {
-        if matches!(word.as_str(), "-netdev" | "-device" | "-chardev" | "-qmp" | "-blockdev" | "-name") {
+        if matches!(
+            word.as_str(),
+            "-netdev" | "-device" | "-chardev" | "-qmp" | "-blockdev" | "-name" | "-object"
+        ) {
             let value = words.next().unwrap_or_default();
             if word == "-netdev" || value.starts_with("virtio-net") {
                 continue;
@@ -56,6 +59,15 @@ fn by_hand(pid: u64, own: &Path, place: &Path) -> Vec<String> {
                     "driver=file,node-name=overlay-file,filename={},read-only=off,discard=unmap",
                     own.display()
                 );
+            }
+            if word == "-object" {
+                // Ours is a descriptor of our VMM's.
+                let rest = value.replace("memory-backend-file", "memory-backend-memfd");
+                value = rest
+                    .split(',')
+                    .filter(|part| !part.starts_with("mem-path="))
+                    .collect::<Vec<_>>()
+                    .join(",");
             }
             out.extend([word, value]);
         } else {
