@@ -26,6 +26,8 @@ mod restarts;
 mod status;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod verbs;
 
 use jiff::Timestamp;
 use stead_schemas::guest;

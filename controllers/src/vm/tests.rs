@@ -29,7 +29,7 @@ fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + seconds).expect("valid")
 }
 
-fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instance> {
+pub(super) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instance> {
     let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
     Object {
         meta: Meta {
