@@ -22,7 +22,6 @@ fn line(line: &str, output: &str, code: i32) -> Case {
 fn cases() -> Vec<Case> {
     let all_bytes: Vec<u8> = (0..=255).collect();
     let large: Vec<u8> = (0..1 << 20).map(|at: u32| at.to_le_bytes()[at as usize % 4]).collect();
-    let terminal = |command: &[&str]| json!({ "command": command, "tty": true });
     let mut cases = vec![
         case(json!({ "command": ["true"] }), b"", b"", 0),
         case(json!({ "command": ["false"] }), b"", b"", 1),
@@ -101,6 +100,11 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+/// A request for a program with a terminal.
+fn terminal(command: &[&str]) -> Value {
+    json!({ "command": command, "tty": true })
+}
+
 /// The outputs of a case whose frames say which is which.
 fn is_split(output: &[u8]) -> bool {
     // Two frames in either order: the pipes are two.
@@ -133,9 +137,9 @@ fn every_exec_of_the_table_has_its_output_and_its_end() {
 }
 
 async fn a_terminal_takes_keys_and_sizes(site: &Site) {
-    // Two programs: a trap may end a `read`, so a shell that has both ends as chance has it.
+    // Two programs: a shell's `read` that is interrupted by a trap may fail, which ends its loop with 0.
     let sized = "trap 'stty size; exit 3' WINCH; echo ready; while true; do sleep 0.1; done";
-    let mut socket = Socket::exec(site, "box", &json!({ "command": ["sh", "-c", sized], "tty": true })).await;
+    let mut socket = Socket::exec(site, "box", &terminal(&["sh", "-c", sized])).await;
     socket.until("ready").await;
     socket.json(&json!({ "resize": { "rows": 11, "cols": 22 } })).await;
     socket.until("11 22").await;
@@ -143,9 +147,12 @@ async fn a_terminal_takes_keys_and_sizes(site: &Site) {
     assert_eq!(end, json!({ "exitCode": 3 }));
 
     let echo = "while read x; do echo got $x; done";
-    let mut socket = Socket::exec(site, "box", &json!({ "command": ["sh", "-c", echo], "tty": true })).await;
+    let mut socket = Socket::exec(site, "box", &terminal(&["sh", "-c", echo])).await;
     socket.bytes(b"keys\n").await;
     socket.until("got keys").await;
+    socket.json(&json!({ "resize": { "rows": 11, "cols": 22 } })).await;
+    socket.bytes(b"more\n").await;
+    socket.until("got more").await;
     socket.bytes(b"\x03").await;
     let (_, end) = socket.finish().await;
     assert_eq!(end, json!({ "exitCode": 130 }));
