@@ -15,8 +15,9 @@ use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Port};
 use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::{Snapshot, SnapshotPhase, SnapshotPurpose};
 
-use crate::host::{Disks, Firewall, Images, Links, Machines};
+use crate::host::{Captured, Disks, Firewall, Images, Links, Machines, Snapshots};
 use crate::host::{
     FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, PortRule, VmmState,
 };
@@ -32,6 +33,7 @@ pub struct Records {
     pub disks: Vec<Arc<Object<Disk>>>,
     pub ports: Vec<Arc<Object<Port>>>,
     pub networks: Vec<Arc<Object<Network>>>,
+    pub snapshots: Vec<Arc<Object<Snapshot>>>,
 }
 
 /// Everything of ours on a host.
@@ -45,6 +47,7 @@ pub struct HostSnapshot {
     pub machines: BTreeMap<Uid, Machine>,
     pub records: BTreeSet<Uid>,
     pub memories: BTreeMap<Uid, Memory>,
+    pub snapshots: BTreeMap<Uid, Captured>,
 }
 
 impl Records {
@@ -56,6 +59,7 @@ impl Records {
             disks: store.list::<Disk>(),
             ports: store.list::<Port>(),
             networks: store.list::<Network>(),
+            snapshots: store.list::<Snapshot>(),
         }
     }
 }
@@ -67,7 +71,7 @@ impl HostSnapshot {
     /// The first read that failed.
     pub async fn read<H>(host: &H, tables: &[FirewallRules]) -> Result<Self, HostError>
     where
-        H: Links + Firewall + Disks + Images + Machines,
+        H: Links + Firewall + Disks + Images + Machines + Snapshots,
     {
         let mut snapshot = Self { links: Links::list(host).await?, ..Self::default() };
         snapshot.is_forwarding = host.is_forwarding().await?;
@@ -87,6 +91,11 @@ impl HostSnapshot {
             }
             if host.has_records(&owner).await? {
                 snapshot.records.insert(owner);
+            }
+        }
+        for uid in Snapshots::list(host).await? {
+            if let Some(captured) = Snapshots::inspect(host, &uid).await? {
+                snapshot.snapshots.insert(uid, captured);
             }
         }
         Ok(snapshot)
@@ -148,6 +157,8 @@ pub fn settled(records: &Records, host: &HostSnapshot) -> Broken {
     check_disks(&mut broken, records, host);
     check_network(&mut broken, records, host);
     check_images(&mut broken, records, host);
+    check_life_cycle(&mut broken, &records.snapshots);
+    check_snapshots(&mut broken, records, host);
     broken
 }
 
@@ -176,7 +187,7 @@ macro_rules! observe {
         }
     })* };
 }
-observe!(Instance, Image, Disk, Port, Network);
+observe!(Instance, Image, Disk, Port, Network, Snapshot);
 
 fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let instances: BTreeMap<&Uid, _> =
@@ -208,6 +219,10 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
                 let is_up = machine.vmm == VmmState::Running && machine.guest.phase == GuestPhase::Ready;
                 if !is_up || machine.run != spec.run || machine.is_network_cut {
                     broken.push(format!("{uid}: shall run {} but is {machine:?}", spec.run));
+                }
+                let incarnation = machine.guest.incarnation.as_deref().unwrap_or_default();
+                if !incarnation.starts_with(uid.as_str()) {
+                    broken.push(format!("the guest of {uid} takes itself for {incarnation:?}"));
                 }
                 if status.state != State::Running {
                     broken.push(format!("{uid}: runs, but its status says {:?}", status.state));
@@ -333,9 +348,38 @@ fn check_images(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     for instance in &records.instances {
         referred.extend(&instance.status.image_digest);
     }
+    for snapshot in &records.snapshots {
+        referred.extend(&snapshot.spec.image_digest);
+    }
     for digest in &host.images {
         if !referred.contains(digest) {
             broken.push(format!("content {digest} is left over"));
+        }
+    }
+}
+
+/// Every snapshot is whole or failed with nothing left of it, and one that served a fork is gone.
+fn check_snapshots(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    for snapshot in &records.snapshots {
+        let (uid, phase) = (&snapshot.meta.uid, snapshot.status.phase);
+        let captured = host.snapshots.get(uid);
+        let is_as_said = match phase {
+            SnapshotPhase::Pending => false,
+            SnapshotPhase::Ready => {
+                matches!(captured, Some(Captured::Whole { kind, .. }) if *kind == snapshot.spec.kind)
+            }
+            SnapshotPhase::Failed => captured.is_none(),
+        };
+        if !is_as_said {
+            broken.push(format!("snapshot {uid} is said to be {phase:?} and is {captured:?}"));
+        }
+        if snapshot.spec.purpose == SnapshotPurpose::Fork {
+            broken.push(format!("snapshot {uid} of a fork is left over"));
+        }
+    }
+    for uid in host.snapshots.keys() {
+        if !records.snapshots.iter().any(|snapshot| snapshot.meta.uid == *uid) {
+            broken.push(format!("files of snapshot {uid} are left over"));
         }
     }
 }

@@ -8,19 +8,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
+use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::Kind;
 use stead_schemas::names::Uid;
 use stead_schemas::network::{Network, Port};
+use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 use tokio::sync::watch;
 
 use crate::disk::DiskReconciler;
-use crate::host::{Disks, Firewall, Images, Links, Machines};
+use crate::host::{Disks, Firewall, Images, Links, Machines, Snapshots};
 use crate::image::ImageReconciler;
 use crate::network::NetworkReconciler;
 use crate::port::PortReconciler;
 use crate::runtime::{Boundary, Clock, Drift, Reconciler, Runner, RunnerConfig};
+use crate::snapshot::SnapshotReconciler;
 use crate::store::{Change, Event, Store};
 use crate::vm::Vms;
 
@@ -42,6 +45,7 @@ pub struct Drifts {
     pub networks: Drift,
     pub ports: Drift,
     pub instances: Drift,
+    pub snapshots: Drift,
 }
 
 /// What all runners share.
@@ -77,17 +81,19 @@ impl std::fmt::Debug for Controllers {
 impl Controllers {
     pub fn new<M, I, L, F, D>(ports: Ports<M, I, L, F, D>, settings: &Settings) -> (Self, Drifts)
     where
-        M: Machines,
+        M: Machines + Snapshots + Clone,
         I: Images + Clone,
         L: Links + Clone,
         F: Firewall + Clone,
-        D: Disks,
+        D: Disks + Clone,
     {
         let Ports { machines, images, links, firewall, disks } = ports;
         let store = || settings.store.clone();
         let image =
             runner(settings, 1, ImageReconciler { images: images.clone(), store: store() }).map(freed_image);
-        let disk = runner(settings, 2, DiskReconciler { disks });
+        let of_snapshot = store();
+        let disk = runner(settings, 2, DiskReconciler { disks: disks.clone(), store: store() })
+            .map(move |event| disks_of_snapshot(&of_snapshot, event));
         let network = runner(
             settings,
             3,
@@ -101,16 +107,24 @@ impl Controllers {
         let port = runner(settings, 4, PortReconciler { links, firewall, store: store() })
             .map(move |event| ports_of_network(&of_network, event));
         let of_image = store();
-        let vm = runner(settings, 5, Vms { machines, images, store: store() })
-            .map(move |event| instances_of_image(&of_image, event));
+        let of_origin = store();
+        let vm = runner(settings, 5, Vms { machines: machines.clone(), images, store: store() })
+            .map(move |event| instances_of_image(&of_image, event))
+            .map(move |event| instances_of_snapshot(&of_origin, event));
+        let of_source = store();
+        let snapshots = machines.clone();
+        let snapshot = SnapshotReconciler { snapshots, machines, disks, store: store() };
+        let snapshot = runner(settings, 6, snapshot).map(move |event| snapshots_of(&of_source, event));
         let drifts = Drifts {
             images: image.drift(),
             disks: disk.drift(),
             networks: network.drift(),
             ports: port.drift(),
             instances: vm.drift(),
+            snapshots: snapshot.drift(),
         };
-        let runners = vec![boxed(image), boxed(disk), boxed(network), boxed(port), boxed(vm)];
+        let runners =
+            vec![boxed(image), boxed(disk), boxed(network), boxed(port), boxed(vm), boxed(snapshot)];
         (Self { runners }, drifts)
     }
 
@@ -135,11 +149,66 @@ fn boxed<R: Reconciler>(runner: Runner<R>) -> Run {
     })
 }
 
-/// An instance that is gone no longer refers to its image's content.
+/// An instance or a snapshot that is gone no longer refers to its image's content.
 fn freed_image(event: &Event) -> Vec<Uid> {
-    let is_gone = event.change == Change::Deleted && event.kind == Instance::NAME;
-    let instance = is_gone.then(|| event.last::<Instance>()).flatten();
-    instance.map(|instance| instance.spec.allocated.image.clone()).into_iter().collect()
+    let spec = match event.change {
+        Change::Deleted if event.kind == Instance::NAME => {
+            event.last::<Instance>().map(|instance| instance.spec.allocated.image.clone())
+        }
+        Change::Deleted if event.kind == Snapshot::NAME => {
+            event.last::<Snapshot>().map(|snapshot| snapshot.spec.instance.allocated.image.clone())
+        }
+        _ => None,
+    };
+    spec.into_iter().collect()
+}
+
+fn disks_of_snapshot(store: &Store, event: &Event) -> Vec<Uid> {
+    if event.kind != Snapshot::NAME {
+        return Vec::new();
+    }
+    let disks = store.list::<Disk>();
+    let begins = disks.iter().filter(|disk| disk.spec.source.as_ref() == Some(&event.uid));
+    begins.map(|disk| disk.meta.uid.clone()).collect()
+}
+
+fn instances_of_snapshot(store: &Store, event: &Event) -> Vec<Uid> {
+    if event.kind != Snapshot::NAME {
+        return Vec::new();
+    }
+    let instances = store.list::<Instance>();
+    let begins = instances
+        .iter()
+        .filter(|instance| instance.spec.origin.as_ref().is_some_and(|origin| origin.snapshot == event.uid));
+    begins.map(|instance| instance.meta.uid.clone()).collect()
+}
+
+/// Snapshots that wait for an instance to be captured, and those that a disk or an instance was the
+/// last to need.
+fn snapshots_of(store: &Store, event: &Event) -> Vec<Uid> {
+    let mut concerned: Vec<Uid> = match event.kind {
+        Instance::NAME => {
+            let origin = store.get::<Instance>(&event.uid).or_else(|| event.last::<Instance>());
+            origin
+                .and_then(|instance| instance.spec.origin.clone())
+                .map(|origin| origin.snapshot)
+                .into_iter()
+                .collect()
+        }
+        Disk::NAME => {
+            let disk = store.get::<Disk>(&event.uid).or_else(|| event.last::<Disk>());
+            disk.and_then(|disk| disk.spec.source.clone()).into_iter().collect()
+        }
+        _ => return Vec::new(),
+    };
+    if event.kind == Instance::NAME {
+        let snapshots = store.list::<Snapshot>();
+        let waiting = snapshots.iter().filter(|snapshot| {
+            snapshot.spec.source == event.uid && snapshot.status.phase == SnapshotPhase::Pending
+        });
+        concerned.extend(waiting.map(|snapshot| snapshot.meta.uid.clone()));
+    }
+    concerned
 }
 
 fn ports_of_network(store: &Store, event: &Event) -> Vec<Uid> {

@@ -14,5 +14,6 @@ pub mod port;
 pub mod runtime;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod snapshot;
 pub mod store;
 pub mod vm;

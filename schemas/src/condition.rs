@@ -41,10 +41,13 @@ pub enum Reason {
     ObservationFailed,
     WaitingForImage,
     WaitingForDisk,
+    WaitingForSnapshot,
     WaitingForNetwork,
     WaitingForGuest,
     /// Stopped because the wish says so.
     Stopped,
+    /// The snapshot could not be taken, or its files are gone.
+    SnapshotFailed,
     /// Its memory is kept and no process runs, because the wish says so.
     Standby,
     /// The program ended by itself.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
 use crate::meta::Kind;
+use crate::names::Uid;
 use crate::quantity::Bytes;
 
 /// The kind.
@@ -23,6 +24,9 @@ pub struct DiskSpec {
     /// Apparent size; blocks are allocated as the guest writes.
     pub size: Bytes,
     pub purpose: DiskPurpose,
+    /// The snapshot whose disk it begins as a copy of; it begins empty without one.
+    #[serde(default)]
+    pub source: Option<Uid>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -58,6 +58,9 @@ pub struct InstanceSpec {
     pub standby: u64,
     /// Stop or delete without giving the guest time.
     pub is_forced: bool,
+    /// What its disk, and perhaps its memory, begin with.
+    #[serde(default)]
+    pub origin: Option<Origin>,
     /// Chosen in admission.
     pub allocated: Allocated,
 }
@@ -70,6 +73,16 @@ pub struct Allocated {
     pub port: Option<Uid>,
     /// vsock context id, 3 and up; unique on this host.
     pub cid: u32,
+}
+
+/// The snapshot that an instance was forked from, or was last restored from in place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    pub snapshot: Uid,
+    /// `InstanceSpec::standby` of the wish: one origin is told from the next by it.
+    pub generation: u64,
+    /// The run that goes on from the snapshot's memory; `None` when only the disk is taken over.
+    pub memory_for_run: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,9 +172,27 @@ pub struct InstanceStatus {
     /// A memory to go on from is on the host.
     #[serde(default)]
     pub has_saved_memory: bool,
+    /// The origin whose memory was taken over (`Origin::generation`): never twice, since the disk
+    /// has moved on by then.
+    #[serde(default)]
+    pub adopted: u64,
     pub vmm_pid: Option<u32>,
     pub conditions: Vec<Condition>,
     pub observed_generation: u64,
+}
+
+impl crate::meta::Object<Instance> {
+    /// The origin whose memory this instance's wish still has to take over.
+    #[must_use]
+    pub fn awaits_memory(&self) -> Option<&Origin> {
+        let InstanceSpec { origin, run, power, .. } = &self.spec;
+        let origin = origin.as_ref()?;
+        let is_wanted = origin.memory_for_run == Some(*run)
+            && *power != Power::Stopped
+            && *run > self.status.ended_run
+            && !self.meta.is_deleting();
+        (is_wanted && self.status.adopted != origin.generation).then_some(origin)
+    }
 }
 
 /// One death of a VMM: which launch, and when it was noticed.

@@ -16,4 +16,5 @@ pub mod names;
 pub mod network;
 pub mod policy;
 pub mod quantity;
+pub mod snapshot;
 pub mod validate;

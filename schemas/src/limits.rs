@@ -106,3 +106,8 @@ pub const RELAUNCH_DELAY_MAX: Duration = Duration::from_secs(300);
 pub const VMM_STABLE_AFTER: Duration = Duration::from_secs(600);
 /// A console's log; with the one before it, an instance holds twice as much.
 pub const CONSOLE_LOG_MAX: Bytes = Bytes(8 << 20);
+/// Snapshots of one source: a schedule gone wrong fills a disk, not the store too.
+pub const SNAPSHOTS_PER_SOURCE_MAX: usize = 256;
+/// Between two looks at a source that is on its way to where it can be captured: its changes are
+/// heard, but for a VMM that changed while nobody listened.
+pub const SNAPSHOT_LOOK: Duration = Duration::from_secs(1);

@@ -12,6 +12,7 @@ use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::instance::Instance;
 use stead_schemas::network::{Network, NetworkSpec, Port};
+use stead_schemas::snapshot::Snapshot;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -38,8 +39,13 @@ pub(crate) fn network() -> NetworkSpec {
 impl Daemon {
     /// Starts on what is durable.
     pub(crate) async fn start(world: &World, kv: &MemoryKv, seed: u64) -> Self {
-        let kinds =
-            Kinds::new().with::<Instance>().with::<Image>().with::<Disk>().with::<Network>().with::<Port>();
+        let kinds = Kinds::new()
+            .with::<Instance>()
+            .with::<Image>()
+            .with::<Disk>()
+            .with::<Network>()
+            .with::<Port>()
+            .with::<Snapshot>();
         let host = Arc::new(world.clone());
         let opened = Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds);
         let (store, writer) = opened.expect("a store opens at any durable point");
@@ -79,7 +85,14 @@ impl Daemon {
 /// What monitors do: names are hints, and lost ones mean everything.
 async fn listen(world: World, drifts: Drifts) {
     let mut changes = world.changes();
-    let all = [&drifts.images, &drifts.disks, &drifts.networks, &drifts.ports, &drifts.instances];
+    let all = [
+        &drifts.images,
+        &drifts.disks,
+        &drifts.networks,
+        &drifts.ports,
+        &drifts.instances,
+        &drifts.snapshots,
+    ];
     loop {
         match changes.recv().await {
             Ok(Some(uid)) => all.iter().for_each(|drift| drift.object(uid.clone())),

@@ -5,15 +5,19 @@ use std::time::Duration;
 use stead_controllers::checks::{self, Records};
 use stead_controllers::image::admission as images;
 use stead_controllers::sim::{Drift, Faults, Rng, SimRegistryImage, World};
-use stead_controllers::store::MemoryKv;
+use stead_controllers::snapshot::admission as snapshots;
+use stead_controllers::store::{MemoryKv, Tx};
 use stead_controllers::vm::admission;
+use stead_controllers::vm::forks::{self, ForkWish};
 use stead_schemas::api::{InstanceStart, InstanceWish};
+use stead_schemas::disk::Disk;
 use stead_schemas::image::{Image, ImageConfig};
-use stead_schemas::instance::{Hypervisor, Instance};
+use stead_schemas::instance::{Hypervisor, Instance, Power};
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{ImageRef, Name, Platform, Uid};
 use stead_schemas::policy::{Expiry, RestartPolicy, RestartWhen};
 use stead_schemas::quantity::{Bytes, GoDuration};
+use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 use tokio::time::sleep;
 
 use crate::daemon::Daemon;
@@ -55,7 +59,9 @@ pub(crate) async fn play(seed: u64) -> Result<(), String> {
     let is_clear = left.machines.is_empty()
         && left.disks.is_empty()
         && left.images.is_empty()
-        && left.records.is_empty();
+        && left.records.is_empty()
+        && left.memories.is_empty()
+        && left.snapshots.is_empty();
     if !is_clear || left.links.len() != 1 {
         return Err(format!("left over: {left:?}\n{}", play.log.join("\n")));
     }
@@ -86,8 +92,8 @@ impl Play {
     }
 
     async fn steps(&mut self) {
-        for _ in 0..4 + self.rng.below(12) {
-            let step = self.rng.below(100);
+        for _ in 0..4 + self.rng.below(14) {
+            let step = self.rng.below(106);
             match step {
                 0..=29 => self.create().await,
                 30..=39 => self.stop().await,
@@ -101,7 +107,10 @@ impl Play {
                 }
                 80..=87 => self.crash().await,
                 88..=93 => self.standby().await,
-                94..=97 => self.restore().await,
+                94..=95 => self.restore().await,
+                96 | 103 | 104 => self.fork().await,
+                97..=98 => self.take_snapshot().await,
+                99..=102 => self.use_snapshot().await,
                 _ => {}
             }
             self.pass_time().await;
@@ -199,6 +208,71 @@ impl Play {
         let _ = self.daemon.store.transact(move |tx| admission::restore(tx, &uid)).await;
     }
 
+    async fn fork(&mut self) {
+        let Some(uid) = self.pick() else { return };
+        let target = self.target();
+        self.log.push(format!("fork {uid} {target:?}"));
+        let name = Name::resource(&format!("f{}", self.rng.below(3))).expect("valid");
+        let wish = ForkWish { name, from_running: true, target };
+        let _ = self.daemon.store.transact(move |tx| forks::fork(tx, &uid, wish, "st")).await;
+    }
+
+    fn target(&mut self) -> Option<Power> {
+        let targets = [None, Some(Power::Running), Some(Power::Standby), Some(Power::Stopped)];
+        targets[usize::try_from(self.rng.below(4)).expect("small")]
+    }
+
+    async fn take_snapshot(&mut self) {
+        let Some(uid) = self.pick() else { return };
+        let kind = if self.rng.chance(600) { SnapshotKind::Standby } else { SnapshotKind::Stopped };
+        self.log.push(format!("snapshot {uid} {kind:?}"));
+        let name = Name::resource("s").ok().filter(|_| self.rng.chance(500));
+        let wish = snapshots::Wish { kind, name, tags: Tags::new(), purpose: SnapshotPurpose::Kept };
+        let _ = self.daemon.store.transact(move |tx| snapshots::create(tx, &uid, wish)).await;
+    }
+
+    /// Forks one, restores one in place, or deletes one.
+    async fn use_snapshot(&mut self) {
+        let all = self.daemon.store.list::<Snapshot>();
+        let Some(one) = all.get(usize::try_from(self.rng.below(all.len() as u64)).expect("small")) else {
+            return;
+        };
+        let (uid, source, target) = (one.meta.uid.clone(), one.spec.source.clone(), self.target());
+        let choice = self.rng.below(3);
+        self.log.push(format!("use {choice} snapshot {uid} {target:?}"));
+        let store = &self.daemon.store;
+        match choice {
+            0 => {
+                let name = Name::resource("g").expect("valid");
+                let fork = move |tx: &mut Tx<'_>| forks::fork_snapshot(tx, &uid, name, target, "st");
+                drop(store.transact(fork).await);
+            }
+            1 => {
+                drop(store.transact(move |tx| forks::restore(tx, &source, &uid, target)).await);
+            }
+            _ => {
+                drop(store.transact(move |tx| snapshots::delete(tx, &uid)).await);
+            }
+        }
+    }
+
+    /// What the API does when the snapshot that a fork needs came to nothing.
+    async fn remove_failed_forks(&mut self) {
+        let store = &self.daemon.store;
+        for instance in store.list::<Instance>() {
+            let Some(origin) = &instance.spec.origin else { continue };
+            let is_lost = match store.get::<Snapshot>(&origin.snapshot) {
+                Some(snapshot) => snapshot.status.phase == SnapshotPhase::Failed,
+                None => true,
+            };
+            let disk = store.get::<Disk>(&instance.spec.allocated.disk);
+            if is_lost && disk.is_none_or(|disk| !disk.status.was_created) {
+                let uid = instance.meta.uid.clone();
+                let _ = store.transact(move |tx| admission::delete(tx, &uid, false)).await;
+            }
+        }
+    }
+
     async fn delete(&mut self) {
         let Some(uid) = self.pick() else { return };
         let is_forced = self.rng.chance(300);
@@ -238,6 +312,7 @@ impl Play {
         // Retries of what was exhausted come after five minutes, starts of dying VMs as late.
         for _ in 0..60 {
             sleep(Duration::from_secs(30)).await;
+            self.remove_failed_forks().await;
             broken = checks::settled(&Records::of(&self.daemon.store), &self.world.snapshot());
             if broken.is_empty() {
                 return Ok(());
@@ -251,6 +326,10 @@ impl Play {
         for instance in store.list::<Instance>() {
             let uid = instance.meta.uid.clone();
             let _ = store.transact(move |tx| admission::delete(tx, &uid, false)).await;
+        }
+        for snapshot in store.list::<Snapshot>() {
+            let uid = snapshot.meta.uid.clone();
+            let _ = store.transact(move |tx| snapshots::delete(tx, &uid)).await;
         }
         for image in store.list::<Image>() {
             let uid = image.meta.uid.clone();

@@ -1,7 +1,8 @@
 //! The disk reconciler: one sparse ext4 file per disk.
 //!
 //! Guarantees: a file is made only with the host's reserve left free; a file that went missing is
-//! said to be lost in a condition before a fresh one is made, and stays said.
+//! said to be lost in a condition before a fresh one is made, and stays said. One that begins as a
+//! copy of a snapshot's is copied once that is taken; what is lost later begins empty.
 //! Assumes: disk sizes are overcommitted on purpose, since the files are sparse: what is checked is
 //! room to begin, not room for the whole apparent size.
 //! Never: changes a file that is there. A disk is removed only after its owner's record went, so
@@ -22,19 +23,22 @@ use stead_schemas::quantity::Bytes;
 
 use crate::host::{Disks, HostError};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::store::Store;
 
-pub use observe::Observed;
+pub use observe::{Observed, SourceSeen};
 
 /// Capabilities of the disk reconciler.
 #[derive(Debug)]
 pub struct DiskReconciler<D> {
     pub disks: D,
+    pub store: Store,
 }
 
 /// One step on the disk directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     Create { owner: Uid, size: Bytes },
+    Copy { owner: Uid, snapshot: Uid },
     Remove { owner: Uid },
 }
 
@@ -43,10 +47,10 @@ impl<D: Disks> Reconciler for DiskReconciler<D> {
     type Observed = Observed;
     type Action = Action;
 
-    const ACTIONS: &'static [&'static str] = &["Create", "Remove"];
+    const ACTIONS: &'static [&'static str] = &["Create", "Copy", "Remove"];
 
-    async fn observe(&self, uid: &Uid, _: Option<&Object<Disk>>) -> Result<Observed, HostError> {
-        observe::observe(self, uid).await
+    async fn observe(&self, uid: &Uid, object: Option<&Object<Disk>>) -> Result<Observed, HostError> {
+        observe::observe(self, uid, object).await
     }
 
     fn plan(desired: &Desired<'_, Disk>, seen: &Observed, now: Timestamp) -> Plan<Action> {
@@ -56,6 +60,7 @@ impl<D: Disks> Reconciler for DiskReconciler<D> {
     fn action_name(action: &Action) -> &'static str {
         match action {
             Action::Create { .. } => "Create",
+            Action::Copy { .. } => "Copy",
             Action::Remove { .. } => "Remove",
         }
     }
@@ -63,6 +68,7 @@ impl<D: Disks> Reconciler for DiskReconciler<D> {
     async fn act(&self, action: &Action) -> Result<(), HostError> {
         match action {
             Action::Create { owner, size } => self.disks.create(owner, *size).await,
+            Action::Copy { owner, snapshot } => self.disks.copy(owner, snapshot).await,
             Action::Remove { owner } => self.disks.remove(owner).await,
         }
     }

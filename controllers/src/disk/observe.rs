@@ -1,6 +1,9 @@
 //! What is there of a disk.
 
+use stead_schemas::disk::Disk;
+use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
+use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
 use super::DiskReconciler;
 use crate::host::{DiskFile, Disks, HostError, Space};
@@ -11,16 +14,37 @@ pub struct Observed {
     pub file: Option<DiskFile>,
     /// Read only when a file may have to be made.
     pub space: Option<Space>,
+    /// How far the snapshot is that it begins as a copy of.
+    pub source: Option<SourceSeen>,
+}
+
+/// A snapshot to copy from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceSeen {
+    Pending,
+    Ready,
+    /// Failed or gone.
+    Lost,
 }
 
 pub(super) async fn observe<D: Disks>(
     reconciler: &DiskReconciler<D>,
     uid: &Uid,
+    object: Option<&Object<Disk>>,
 ) -> Result<Observed, HostError> {
     let file = reconciler.disks.inspect(uid).await?;
     let space = match file {
         Some(_) => None,
         None => Some(reconciler.disks.space().await?),
     };
-    Ok(Observed { file, space })
+    let snapshot = object.and_then(|object| object.spec.source.as_ref());
+    let source = snapshot.map(|snapshot| match reconciler.store.get::<Snapshot>(snapshot) {
+        None => SourceSeen::Lost,
+        Some(snapshot) => match snapshot.status.phase {
+            SnapshotPhase::Pending => SourceSeen::Pending,
+            SnapshotPhase::Ready => SourceSeen::Ready,
+            SnapshotPhase::Failed => SourceSeen::Lost,
+        },
+    });
+    Ok(Observed { file, space, source })
 }

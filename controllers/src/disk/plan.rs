@@ -7,19 +7,19 @@ use stead_schemas::limits::{DISK_FULL_RETRY, DISK_ROOM_MIN};
 use stead_schemas::meta::Object;
 use stead_schemas::quantity::Bytes;
 
-use super::{Action, Observed};
+use super::{Action, Observed, SourceSeen};
 use crate::host::Space;
-use crate::runtime::{Desired, Plan, Wait};
+use crate::runtime::{Desired, Plan, Refusal, Wait};
 
 pub(super) fn plan(desired: &Desired<'_, Disk>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     match (desired, &seen.file) {
         (Desired::Absent(_), None) | (Desired::Present(_), Some(_)) => Plan::Converged,
         (Desired::Absent(_), Some(file)) => Plan::Act(vec![Action::Remove { owner: file.owner.clone() }]),
-        (Desired::Present(object), None) => plan_missing(object, seen.space, now),
+        (Desired::Present(object), None) => plan_missing(object, seen, now),
     }
 }
 
-fn plan_missing(object: &Object<Disk>, space: Option<Space>, now: Timestamp) -> Plan<Action> {
+fn plan_missing(object: &Object<Disk>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     if object.status.was_created {
         // The status of this pass records the loss; only then is the trace covered by a new file.
         return Plan::Wait(Wait {
@@ -28,13 +28,32 @@ fn plan_missing(object: &Object<Disk>, space: Option<Space>, now: Timestamp) -> 
             until: Some(now),
         });
     }
-    match space {
+    match seen.space {
         Some(space) if !has_room(space) => Plan::Wait(Wait {
             reason: Reason::DiskFull,
             message: format!("{} are free, of which {} are kept in reserve", space.available, space.reserve),
             until: Some(now.saturating_add(DISK_FULL_RETRY).unwrap_or(Timestamp::MAX)),
         }),
-        _ => Plan::Act(vec![Action::Create { owner: object.meta.uid.clone(), size: object.spec.size }]),
+        _ => plan_content(object, seen.source),
+    }
+}
+
+/// A copy of what it shall begin as, or an empty one.
+fn plan_content(object: &Object<Disk>, source: Option<SourceSeen>) -> Plan<Action> {
+    let owner = object.meta.uid.clone();
+    let is_first = object.status.content_lost_at.is_none();
+    match (object.spec.source.clone().filter(|_| is_first), source) {
+        (None, _) => Plan::Act(vec![Action::Create { owner, size: object.spec.size }]),
+        (Some(snapshot), Some(SourceSeen::Ready)) => Plan::Act(vec![Action::Copy { owner, snapshot }]),
+        (Some(_), Some(SourceSeen::Pending)) => Plan::Wait(Wait {
+            reason: Reason::WaitingForSnapshot,
+            message: "the snapshot to copy from is being taken".to_owned(),
+            until: None,
+        }),
+        (Some(snapshot), Some(SourceSeen::Lost) | None) => Plan::Refuse(Refusal {
+            reason: Reason::SnapshotFailed,
+            message: format!("the snapshot {snapshot} to copy from failed or is gone"),
+        }),
     }
 }
 

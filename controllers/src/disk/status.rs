@@ -13,7 +13,7 @@ const CONTENT_LOST: &str = "the file went missing with its content; a fresh one 
 pub(super) fn status(object: &Object<Disk>, seen: Option<&Observed>, end: &PassEnd) -> DiskStatus {
     let generation = object.meta.generation;
     let mut status = object.status.clone();
-    if let Some(Observed { file, space: _ }) = seen {
+    if let Some(Observed { file, space: _, source: _ }) = seen {
         status.size = file.as_ref().map(|file| file.size);
         if file.is_none() && status.was_created && !object.meta.is_deleting() {
             status.content_lost_at = Some(end.now);

@@ -34,7 +34,7 @@ fn object(was_created: bool) -> Object<Disk> {
         finalizers: Default::default(),
         owner: None,
     };
-    let spec = DiskSpec { size: SIZE, purpose: DiskPurpose::RootOverlay };
+    let spec = DiskSpec { size: SIZE, purpose: DiskPurpose::RootOverlay, source: None };
     Object { meta, spec, status: DiskStatus { was_created, ..DiskStatus::default() } }
 }
 
@@ -43,11 +43,15 @@ fn file() -> DiskFile {
 }
 
 fn missing(available: u64) -> Observed {
-    Observed { file: None, space: Some(Space { total: SIZE, available: Bytes(available), reserve: RESERVE }) }
+    Observed {
+        file: None,
+        space: Some(Space { total: SIZE, available: Bytes(available), reserve: RESERVE }),
+        source: None,
+    }
 }
 
 fn present() -> Observed {
-    Observed { file: Some(file()), space: None }
+    Observed { file: Some(file()), space: None, source: None }
 }
 
 const ENOUGH: u64 = RESERVE.0 + DISK_ROOM_MIN.0;

@@ -57,6 +57,10 @@ pub struct GuestView {
     pub is_shutdown_requested: bool,
     /// Likewise for `acknowledge_exit`.
     pub is_exit_acknowledged: bool,
+    /// The identity that it says it has.
+    pub incarnation: Option<String>,
+    /// `assume` was called since the channel was last connected.
+    pub is_identity_told: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,6 +115,18 @@ pub struct SavedMemory {
     pub launched_at: Timestamp,
 }
 
+/// Whose memory to take over, and as what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdoptPlan {
+    pub owner: Uid,
+    pub snapshot: Uid,
+    /// As [`SavedMemory`] will show them.
+    pub generation: u64,
+    pub run: u64,
+    /// The owner's disk, which is a copy of the snapshot's.
+    pub overlay: Uid,
+}
+
 /// VMMs of one scope.
 pub trait Machines: Send + Sync + 'static {
     /// Owners of every runtime directory, every record directory and every memory.
@@ -127,6 +143,12 @@ pub trait Machines: Send + Sync + 'static {
         &self,
         owner: &Uid,
         config: &stead_schemas::guest::Config,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Tells a guest who it is from here on; entropy is added. Seen by its incarnation.
+    fn assume(
+        &self,
+        owner: &Uid,
+        assumed: &stead_schemas::guest::Assumed,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Asks the guest to end its program and power off.
     fn shutdown(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
@@ -149,6 +171,9 @@ pub trait Machines: Send + Sync + 'static {
     fn restore(&self, plan: &LaunchPlan) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Has the saved memory be none, in one step, durably; then its files go.
     fn discard_memory(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Makes the memory of a snapshot the owner's saved one, durably, sharing its pages. Missing when
+    /// the snapshot has none; Permanent when it is damaged.
+    fn adopt_memory(&self, plan: &AdoptPlan) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Ends the process by its identity (never by bare pid) and waits until it is gone.
     fn kill(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Removes the runtime directory and cgroup of a dead machine. Conflict while it lives.

@@ -13,6 +13,7 @@ mod firewall;
 mod images;
 mod links;
 mod machines;
+mod snapshots;
 
 pub use disks::{DiskFile, Disks, Space};
 pub use error::{HostError, HostErrorKind};
@@ -20,5 +21,7 @@ pub use firewall::{Firewall, FirewallRules, FirewallSeen, PortRule};
 pub use images::{Images, Job, Layer, Resolved, StoredImage};
 pub use links::{Link, LinkChange, LinkKind, LinkPlan, Links, Route};
 pub use machines::{
-    GuestPhase, GuestView, LaunchPlan, Machine, Machines, Memory, NetworkCard, SavedMemory, VmmState,
+    AdoptPlan, GuestPhase, GuestView, LaunchPlan, Machine, Machines, Memory, NetworkCard, SavedMemory,
+    VmmState,
 };
+pub use snapshots::{CapturePlan, Captured, Snapshots};

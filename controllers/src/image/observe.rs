@@ -6,6 +6,7 @@ use stead_schemas::image::{Image, ImageSource};
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, Uid};
+use stead_schemas::snapshot::Snapshot;
 
 use super::ImageReconciler;
 use crate::host::{HostError, Images, Job, Resolved, StoredImage};
@@ -20,7 +21,7 @@ pub struct Observed {
     /// Its root file system, when complete.
     pub stored: Option<StoredImage>,
     pub job: Option<Job>,
-    /// Complete content that no image and no instance refers to.
+    /// Complete content that no image, instance or snapshot refers to.
     pub unreferenced: Vec<Digest>,
 }
 
@@ -88,6 +89,11 @@ async fn unreferenced<I: Images>(
     }
     for instance in reconciler.store.list::<Instance>() {
         if let Some(digest) = &instance.status.image_digest {
+            on_disk.remove(digest);
+        }
+    }
+    for snapshot in reconciler.store.list::<Snapshot>() {
+        if let Some(digest) = &snapshot.spec.image_digest {
             on_disk.remove(digest);
         }
     }

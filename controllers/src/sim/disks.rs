@@ -33,6 +33,19 @@ impl Disks for World {
         .await
     }
 
+    async fn copy(&self, owner: &Uid, snapshot: &Uid) -> Result<(), HostError> {
+        self.verb("copy disk", owner.as_str(), |state| {
+            let refuse = |kind| HostError::new(kind, "copy disk", owner.as_str());
+            let (size, age) = state.captured_disk(snapshot).ok_or_else(|| refuse(HostErrorKind::Missing))?;
+            if !state.disks.contains_key(owner) {
+                state.disks.insert(owner.clone(), size);
+                state.disk_ages.insert(owner.clone(), age);
+            }
+            Ok(())
+        })
+        .await
+    }
+
     async fn remove(&self, owner: &Uid) -> Result<(), HostError> {
         self.verb("remove disk", owner.as_str(), |state| {
             state.disks.remove(owner);

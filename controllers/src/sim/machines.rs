@@ -9,15 +9,15 @@ use stead_schemas::names::{LinkName, Uid};
 
 use super::World;
 use crate::host::{
-    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory, SavedMemory,
-    VmmState,
+    AdoptPlan, GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory,
+    SavedMemory, VmmState,
 };
 use crate::runtime::Clock;
 
 /// A VMM process, or what it left.
 #[derive(Debug, Clone)]
 pub(super) struct Vmm {
-    run: u64,
+    pub(super) run: u64,
     pub(super) state: VmmState,
     pid: u32,
     launched_at: Timestamp,
@@ -30,8 +30,10 @@ pub(super) struct Vmm {
     paused_at: Option<Timestamp>,
     /// How long it was paused or saved so far: time that its guest knows nothing of.
     slept: SignedDuration,
-    /// How often VMs had written to its disk when it last did.
+    /// Its disk, and how often VMs had written to that when it last did.
+    disk: Uid,
     disk_age: u64,
+    incarnation: Option<String>,
 }
 
 /// A memory file.
@@ -77,6 +79,21 @@ impl Vmm {
     /// The guest's own time.
     fn time(&self, now: Timestamp) -> Timestamp {
         self.paused_at.unwrap_or(now).saturating_sub(self.slept).unwrap_or(now)
+    }
+
+    /// Its vCPUs stand still from here on.
+    pub(super) fn hold(&mut self, now: Timestamp) {
+        if self.state == VmmState::Running {
+            self.paused_at = Some(now);
+            self.state = VmmState::Paused;
+        }
+    }
+
+    /// As it is at this moment, standing still.
+    pub(super) fn paused_copy(&self, now: Timestamp) -> Self {
+        let mut copy = self.clone();
+        copy.hold(now);
+        copy
     }
 
     /// Its vCPUs run from here on, and write to the disk of this age.
@@ -139,12 +156,18 @@ impl Vmm {
                 exit,
                 is_shutdown_requested: self.shutdown_at.is_some(),
                 is_exit_acknowledged: self.acknowledged_at.is_some(),
+                incarnation: self.incarnation.clone(),
+                is_identity_told: false,
             },
         }
     }
 }
 
 impl MemoryFile {
+    pub(super) fn vmm(&self) -> Option<&Vmm> {
+        self.saved.as_ref().map(|(_, vmm)| vmm)
+    }
+
     pub(super) fn seen(&self) -> Memory {
         match &self.saved {
             None => Memory::Loose,
@@ -207,7 +230,7 @@ impl Machines for World {
             if !state.stored.contains_key(&plan.rootfs) || !state.disks.contains_key(&plan.overlay) {
                 return Err(refuse(HostErrorKind::Missing, "a disk is not there"));
             }
-            let disk_age = state.disk_ages.entry(plan.owner.clone()).or_default();
+            let disk_age = state.disk_ages.entry(plan.overlay.clone()).or_default();
             *disk_age += 1;
             let disk_age = *disk_age;
             let is_tap_missing =
@@ -235,7 +258,9 @@ impl Machines for World {
                     is_network_cut: false,
                     paused_at: None,
                     slept: SignedDuration::ZERO,
+                    disk: plan.overlay.clone(),
                     disk_age,
+                    incarnation: None,
                 },
             );
             Ok(())
@@ -252,6 +277,7 @@ impl Machines for World {
             let now = vmm.time(now);
             vmm.configured_at.get_or_insert(now);
             vmm.program = program;
+            vmm.incarnation = Some(config.identity.incarnation.clone());
             Ok(())
         })
         .await?;
@@ -260,6 +286,14 @@ impl Machines for World {
             self.announce_in(owner, START + after);
         }
         Ok(())
+    }
+
+    async fn assume(&self, owner: &Uid, assumed: &guest::Assumed) -> Result<(), HostError> {
+        self.on_vmm("assume", owner, |vmm| {
+            vmm.incarnation = Some(assumed.identity.incarnation.clone());
+            Ok(())
+        })
+        .await
     }
 
     async fn shutdown(&self, owner: &Uid) -> Result<(), HostError> {
@@ -308,7 +342,7 @@ impl Machines for World {
                 }
                 let vmm = state.machines.get_mut(owner).ok_or_else(|| refuse(HostErrorKind::Missing))?;
                 if vmm.state == VmmState::Paused {
-                    let disk_age = state.disk_ages.entry(owner.clone()).or_default();
+                    let disk_age = state.disk_ages.entry(vmm.disk.clone()).or_default();
                     if !vmm.run(now, disk_age) {
                         state.corrupted.push(owner.clone());
                     }
@@ -325,10 +359,7 @@ impl Machines for World {
     async fn pause(&self, owner: &Uid) -> Result<(), HostError> {
         let now = self.now();
         self.on_vmm("pause", owner, |vmm| {
-            if vmm.state == VmmState::Running {
-                vmm.paused_at = Some(now);
-                vmm.state = VmmState::Paused;
-            }
+            vmm.hold(now);
             Ok(())
         })
         .await
@@ -370,10 +401,29 @@ impl Machines for World {
             }
             state.next_pid += 1;
             (vmm.pid, vmm.is_network_cut) = (state.next_pid, false);
+            vmm.tap = plan.network.as_ref().map(|card| card.tap.clone());
             vmm.state =
                 if state.rng.chance(state.faults.after) { VmmState::Created } else { VmmState::Paused };
             state.machines.insert(plan.owner.clone(), vmm);
             Ok(())
+        })
+        .await
+    }
+
+    async fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError> {
+        let now = self.now();
+        self.verb("adopt memory", plan.owner.as_str(), |state| {
+            let refuse = |kind| HostError::new(kind, "adopt memory", plan.owner.as_str());
+            let of_snapshot = state.captured_vmm(&plan.snapshot).cloned();
+            let mut vmm = of_snapshot.ok_or_else(|| refuse(HostErrorKind::Missing))?;
+            if !state.disks.contains_key(&plan.overlay) {
+                return Err(refuse(HostErrorKind::Missing));
+            }
+            (vmm.run, vmm.launched_at, vmm.disk) = (plan.run, now, plan.overlay.clone());
+            let is_cut = state.rng.chance(state.faults.after);
+            let saved = (!is_cut).then_some((plan.generation, vmm));
+            state.memories.insert(plan.owner.clone(), MemoryFile { saved });
+            if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
         })
         .await
     }

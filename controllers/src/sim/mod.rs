@@ -17,6 +17,7 @@ mod images;
 mod links;
 mod machines;
 mod rng;
+mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -68,7 +69,8 @@ struct State {
     machines: BTreeMap<Uid, machines::Vmm>,
     records: BTreeSet<Uid>,
     memories: BTreeMap<Uid, machines::MemoryFile>,
-    /// How often VMs began to write to the disk of an instance.
+    snapshots: BTreeMap<Uid, snapshots::SnapshotDir>,
+    /// How often VMs began to write to a disk.
     disk_ages: BTreeMap<Uid, u64>,
     /// VMs that ran on with a memory older than their disk.
     corrupted: Vec<Uid>,
@@ -97,6 +99,7 @@ impl World {
             machines: BTreeMap::new(),
             records: BTreeSet::new(),
             memories: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             disk_ages: BTreeMap::new(),
             corrupted: Vec::new(),
         };
@@ -136,6 +139,7 @@ impl World {
             machines: state.machines.iter().map(|(uid, vmm)| (uid.clone(), vmm.seen(uid, now))).collect(),
             records: state.records.clone(),
             memories: state.memories.iter().map(|(uid, memory)| (uid.clone(), memory.seen())).collect(),
+            snapshots: state.snapshots.iter().map(|(uid, dir)| (uid.clone(), dir.seen())).collect(),
         }
     }
 

@@ -55,6 +55,10 @@ pub enum Refused {
     InvalidExpiry,
     #[error("the instance has expired and is being deleted")]
     Expired,
+    #[error("{0}")]
+    InvalidRequest(String),
+    #[error(transparent)]
+    Snapshot(#[from] crate::snapshot::admission::SnapshotRefused),
     /// Compare on `resource_version` failed, or the record cannot be read.
     #[error("{0}")]
     Conflict(String),
@@ -83,20 +87,9 @@ pub fn create(
     tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
     let uid = tx.next_uid();
-    let owner = OwnerRef { kind: Instance::NAME.to_owned(), uid: uid.clone() };
     let image = image(tx, &wish)?;
-    let cid = tx
-        .claim_lowest(CIDS, CID_FIRST..=u32::MAX - 1, &uid)
-        .ok_or_else(|| Refused::InsufficientResources("no guest context id is free".to_owned()))?;
-    let port = if wish.has_network { Some(port(tx, &owner, tap_prefix)?) } else { None };
-    let disk_uid = tx.next_uid();
-    let disk = tx.create::<Disk>(New {
-        name: Name::from(&disk_uid),
-        uid: Some(disk_uid),
-        tags: Tags::new(),
-        owner: Some(owner),
-        spec: DiskSpec { size: wish.overlay, purpose: DiskPurpose::RootOverlay },
-    })?;
+    let disk = DiskSpec { size: wish.overlay, purpose: DiskPurpose::RootOverlay, source: None };
+    let allocated = allocate(tx, &uid, image, disk, wish.has_network.then_some(tap_prefix))?;
     let spec = InstanceSpec {
         image: wish.image,
         platform: wish.platform,
@@ -117,9 +110,36 @@ pub fn create(
         run: 1,
         standby: 0,
         is_forced: false,
-        allocated: Allocated { image, disk: disk.meta.uid.clone(), port, cid },
+        origin: None,
+        allocated,
     };
     Ok(tx.create::<Instance>(New { uid: Some(uid), name: wish.name, tags: wish.tags, owner: None, spec })?)
+}
+
+/// What a new instance has of its own: its number, its disk, and its port when it has a network.
+pub(super) fn allocate(
+    tx: &mut Tx<'_>,
+    uid: &Uid,
+    image: Uid,
+    disk: DiskSpec,
+    tap_prefix: Option<&str>,
+) -> Result<Allocated, Refused> {
+    let owner = owner(uid);
+    let cid = tx
+        .claim_lowest(CIDS, CID_FIRST..=u32::MAX - 1, uid)
+        .ok_or_else(|| Refused::InsufficientResources("no guest context id is free".to_owned()))?;
+    let port = tap_prefix.map(|tap_prefix| port(tx, &owner, tap_prefix)).transpose()?;
+    Ok(Allocated { image, disk: new_disk(tx, owner, disk)?, port, cid })
+}
+
+pub(super) fn owner(uid: &Uid) -> OwnerRef {
+    OwnerRef { kind: Instance::NAME.to_owned(), uid: uid.clone() }
+}
+
+pub(super) fn new_disk(tx: &mut Tx<'_>, owner: OwnerRef, spec: DiskSpec) -> Result<Uid, TxError> {
+    let uid = tx.next_uid();
+    let new = New { name: Name::from(&uid), uid: Some(uid), tags: Tags::new(), owner: Some(owner), spec };
+    Ok(tx.create::<Disk>(new)?.meta.uid.clone())
 }
 
 /// The end that a request asks for, as a time.
@@ -397,6 +417,6 @@ pub fn delete(tx: &mut Tx<'_>, uid: &Uid, is_forced: bool) -> Result<(), Refused
     Ok(())
 }
 
-fn live(tx: &Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
+pub(super) fn live(tx: &Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
     tx.get::<Instance>(uid).filter(|object| !object.meta.is_deleting()).ok_or(Refused::NotFound)
 }

@@ -15,11 +15,15 @@
 //!    +--Release-- Dead <--Kill-- Shutdown <--AcknowledgeExit-- (end recorded) Exited
 //! ```
 //!
+//! A fork begins with --Adopt--> nothing but memory (recorded, so that it happens once), is restored
+//! as from a standby, and is Running only when its guest has said that it is who it shall be (Assume).
+//!
 //! Standby: Ready --Pause--> Paused --Save--> Paused and saved --Kill, Release--> nothing but memory;
 //! back: --Restore--> Paused and saved --DiscardMemory--> Paused --Resume--> Ready. A saved memory is
 //! discarded before its VM runs, so that none is ever older than the disk it goes with.
 
 pub mod admission;
+pub mod forks;
 mod observe;
 mod plan;
 mod restarts;
@@ -35,12 +39,14 @@ use stead_schemas::instance::{Instance, InstanceStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
 
-use crate::host::{HostError, HostErrorKind, Images, LaunchPlan, Machines};
+use crate::host::{AdoptPlan, HostError, HostErrorKind, Images, LaunchPlan, Machines};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
-pub use observe::{Observed, Parts, PortSeen};
+pub use observe::{Observed, OriginSeen, Parts, PortSeen};
 pub use plan::wanted_run;
+#[cfg(test)]
+pub(crate) use tests::instance as example;
 
 /// Capabilities of the VM reconciler.
 #[derive(Debug)]
@@ -61,6 +67,10 @@ pub enum Action {
     Save(Uid, u64),
     Restore(Box<LaunchPlan>),
     DiscardMemory(Uid),
+    /// The memory of a snapshot becomes the saved one.
+    Adopt(Box<AdoptPlan>),
+    /// A guest that goes on from another's memory is told who it is.
+    Assume(Uid, Box<guest::Assumed>),
     Reconnect(Uid, LinkName),
     Shutdown(Uid),
     AcknowledgeExit(Uid),
@@ -96,6 +106,8 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
         "Save",
         "Restore",
         "DiscardMemory",
+        "Adopt",
+        "Assume",
         "Reconnect",
         "Shutdown",
         "AcknowledgeExit",
@@ -122,6 +134,8 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
             Action::Save(..) => "Save",
             Action::Restore(_) => "Restore",
             Action::DiscardMemory(_) => "DiscardMemory",
+            Action::Adopt(_) => "Adopt",
+            Action::Assume(..) => "Assume",
             Action::Reconnect(..) => "Reconnect",
             Action::Shutdown(_) => "Shutdown",
             Action::AcknowledgeExit(_) => "AcknowledgeExit",
@@ -141,6 +155,8 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
             Action::Save(uid, generation) => self.machines.save(uid, *generation).await,
             Action::Restore(plan) => self.machines.restore(plan).await,
             Action::DiscardMemory(uid) => self.machines.discard_memory(uid).await,
+            Action::Adopt(plan) => self.machines.adopt_memory(plan).await,
+            Action::Assume(uid, assumed) => self.machines.assume(uid, assumed).await,
             Action::Reconnect(uid, tap) => self.machines.reconnect(uid, tap).await,
             Action::Shutdown(uid) => self.machines.shutdown(uid).await,
             Action::AcknowledgeExit(uid) => self.machines.acknowledge_exit(uid).await,

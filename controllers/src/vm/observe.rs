@@ -9,6 +9,7 @@ use stead_schemas::instance::Instance;
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Port};
+use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
 use super::Vms;
 use crate::host::{HostError, Images, Machine, Machines, Memory, NetworkCard, SavedMemory};
@@ -56,6 +57,18 @@ pub struct Parts {
     pub is_disk_ready: bool,
     /// `None` when the instance has no network.
     pub port: Option<PortSeen>,
+    /// `None` when the instance does not begin with a snapshot.
+    pub origin: Option<OriginSeen>,
+}
+
+/// How far the snapshot is that an instance begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OriginSeen {
+    Pending,
+    /// And the content below its disk.
+    Ready(Option<Digest>),
+    Failed(String),
+    Gone,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -99,7 +112,17 @@ async fn parts<M: Machines, I: Images>(
         image_config: pinned.map(|stored| stored.config),
         is_disk_ready: disk.is_some_and(|disk| condition::is_ready(&disk.status.conditions)),
         port: allocated.port.as_ref().and_then(|uid| port(vms, uid)),
+        origin: object.spec.origin.as_ref().map(|origin| origin_seen(vms, &origin.snapshot)),
     })
+}
+
+fn origin_seen<M, I>(vms: &Vms<M, I>, uid: &Uid) -> OriginSeen {
+    let Some(snapshot) = vms.store.get::<Snapshot>(uid) else { return OriginSeen::Gone };
+    match snapshot.status.phase {
+        SnapshotPhase::Pending => OriginSeen::Pending,
+        SnapshotPhase::Ready => OriginSeen::Ready(snapshot.spec.image_digest.clone()),
+        SnapshotPhase::Failed => OriginSeen::Failed(snapshot.status.error.clone().unwrap_or_default()),
+    }
 }
 
 fn image(image: Option<&Object<Image>>) -> (Option<Digest>, Option<(Reason, String)>) {

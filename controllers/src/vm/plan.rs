@@ -10,8 +10,8 @@ use stead_schemas::instance::{Instance, InstanceSpec, Power, Secret};
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
 
-use super::{Action, Observed};
-use crate::host::{GuestPhase, LaunchPlan, Machine, VmmState};
+use super::{Action, Observed, OriginSeen};
+use crate::host::{AdoptPlan, GuestPhase, LaunchPlan, Machine, VmmState};
 use crate::runtime::{Desired, Plan, Refusal, Wait};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
@@ -26,6 +26,7 @@ pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timest
             act(Action::Expire(seen.uid.clone()))
         }
         Desired::Present(object) => match (&seen.machine, wanted_run(object)) {
+            (None, Some(_)) if object.awaits_memory().is_some() => plan_adopt(object, seen, now),
             (None, Some(_)) if seen.saved(object).is_some() && object.spec.power == Power::Standby => {
                 Plan::Converged
             }
@@ -89,6 +90,9 @@ fn boot_deadline(machine: &Machine) -> Timestamp {
 fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timestamp) -> Plan<Action> {
     let parts = &seen.parts;
     let Some(digest) = &object.status.image_digest else {
+        if let Some(plan) = origin_trouble(seen) {
+            return plan;
+        }
         // Pinned by the status of this pass.
         return match &parts.image_trouble {
             Some((reason, message)) => wait(*reason, message.clone(), None),
@@ -133,6 +137,45 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
     act(if seen.saved(object).is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
 }
 
+/// The memory of the snapshot that it begins with becomes its own, once.
+fn plan_adopt(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    let Some(origin) = object.awaits_memory() else { return Plan::Converged };
+    if seen.saved(object).is_some() {
+        // Before a VM runs from it: a second time it would be older than the disk.
+        return wait(Reason::Converging, "recording that the memory was taken over", Some(now));
+    }
+    if seen.memory.is_some() {
+        return act(Action::DiscardMemory(object.meta.uid.clone()));
+    }
+    if let Some(plan) = origin_trouble(seen) {
+        return plan;
+    }
+    if !seen.parts.is_disk_ready {
+        return wait(Reason::WaitingForDisk, "the root overlay is being copied", None);
+    }
+    act(Action::Adopt(Box::new(AdoptPlan {
+        owner: object.meta.uid.clone(),
+        snapshot: origin.snapshot.clone(),
+        generation: origin.generation,
+        run: object.spec.run,
+        overlay: object.spec.allocated.disk.clone(),
+    })))
+}
+
+/// What keeps an instance from the snapshot that it begins with.
+fn origin_trouble(seen: &Observed) -> Option<Plan<Action>> {
+    let message = match seen.parts.origin.as_ref()? {
+        OriginSeen::Ready(_) => return None,
+        OriginSeen::Pending => {
+            let message = "the snapshot that it begins with is being taken";
+            return Some(wait(Reason::WaitingForSnapshot, message, None));
+        }
+        OriginSeen::Failed(why) => format!("the snapshot that it begins with failed: {why}"),
+        OriginSeen::Gone => "the snapshot that it begins with is gone".to_owned(),
+    };
+    Some(Plan::Refuse(Refusal { reason: Reason::SnapshotFailed, message }))
+}
+
 /// A machine of the wanted run: bring it to a running program, or record how it ended.
 fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Timestamp) -> Plan<Action> {
     let uid = || object.meta.uid.clone();
@@ -154,6 +197,7 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
         VmmState::Shutdown => act(Action::Kill(uid())),
         VmmState::Running => match machine.guest.phase {
             GuestPhase::Ready if machine.is_network_cut => plan_reconnect(object, seen),
+            GuestPhase::Ready if is_another(object, machine) => plan_assume(object, machine, seen),
             GuestPhase::Ready if object.spec.power == Power::Standby => act(Action::Pause(uid())),
             GuestPhase::Ready => Plan::Converged,
             GuestPhase::AwaitingConfig => match guest_config(object, seen) {
@@ -168,6 +212,45 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
             }
         },
     }
+}
+
+/// Its guest still takes itself for the one whose memory it goes on from.
+pub(super) fn is_another(object: &Object<Instance>, machine: &Machine) -> bool {
+    // One that boots is told at once; only memories of others are not of this life.
+    object.spec.origin.is_some() && machine.guest.incarnation.as_ref() != Some(&incarnation(object))
+}
+
+/// A life of an instance: from a boot or from a snapshot of it.
+fn incarnation(object: &Object<Instance>) -> String {
+    let life = object.spec.origin.as_ref().map_or(0, |origin| origin.generation);
+    format!("{}-{life}", object.meta.uid)
+}
+
+fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
+    if machine.guest.is_identity_told {
+        return wait(Reason::WaitingForGuest, "the guest is becoming this instance", None);
+    }
+    let assumed = guest::Assumed {
+        identity: identity(object),
+        hostname: object.meta.name.to_string(),
+        network: guest_network(seen),
+        entropy: Secret(String::new()),
+    };
+    act(Action::Assume(object.meta.uid.clone(), Box::new(assumed)))
+}
+
+fn identity(object: &Object<Instance>) -> guest::Identity {
+    guest::Identity { incarnation: incarnation(object), machine_id: object.meta.uid.machine_id() }
+}
+
+fn guest_network(seen: &Observed) -> Option<guest::NetworkConfig> {
+    seen.parts.port.as_ref().map(|port| guest::NetworkConfig {
+        address: port.card.address,
+        prefix: port.prefix,
+        mac: Some(port.card.mac),
+        gateway: port.gateway,
+        dns: port.dns.clone(),
+    })
 }
 
 /// Between running and standby, in either direction. Whoever paused it: a wish to run resumes it.
@@ -305,13 +388,9 @@ fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Con
         user: image.user.clone(),
         stop_signal: image.stop_signal.clone(),
         shutdown_grace_millis: u64::try_from(limits::SHUTDOWN_GRACE.as_millis()).unwrap_or(u64::MAX),
-        network: seen.parts.port.as_ref().map(|port| guest::NetworkConfig {
-            address: port.card.address,
-            prefix: port.prefix,
-            gateway: port.gateway,
-            dns: port.dns.clone(),
-        }),
+        network: guest_network(seen),
         has_agent: !object.spec.skip_guest_agent,
+        identity: identity(object),
     })
 }
 

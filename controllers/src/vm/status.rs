@@ -6,8 +6,8 @@ use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, State, VmmD
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
 
-use super::plan::{has_ended, has_started, is_boot_overdue, is_spent, wanted_run};
-use super::{Observed, restarts};
+use super::plan::{has_ended, has_started, is_another, is_boot_overdue, is_spent, wanted_run};
+use super::{Observed, OriginSeen, restarts};
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Outcome, PassEnd, conditions};
 
@@ -16,6 +16,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     match seen {
         Some(seen) => {
             pin_image(&mut status, seen);
+            record_adoption(&mut status, object, seen);
             restarts::begin_run(&mut status, object);
             record_end(&mut status, object, seen, end.now);
             record_death(&mut status, object, seen, end.now);
@@ -46,7 +47,21 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
 /// The content is chosen once, when the image is first seen ready.
 fn pin_image(status: &mut InstanceStatus, seen: &Observed) {
     if status.image_digest.is_none() {
-        status.image_digest.clone_from(&seen.parts.image_ready);
+        status.image_digest = match &seen.parts.origin {
+            // Below a copied disk belongs what was below the original.
+            Some(OriginSeen::Ready(digest)) => digest.clone(),
+            Some(OriginSeen::Pending | OriginSeen::Failed(_) | OriginSeen::Gone) => None,
+            None => seen.parts.image_ready.clone(),
+        };
+    }
+}
+
+/// The memory of its origin is here: from now on it counts as used.
+fn record_adoption(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed) {
+    if let Some(origin) = object.awaits_memory()
+        && seen.saved(object).is_some()
+    {
+        status.adopted = origin.generation;
     }
 }
 
@@ -106,7 +121,7 @@ fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, no
         None if is_wanted && seen.saved(object).is_some() => State::Standby,
         None if is_wanted => State::Created,
         None => State::Stopped,
-        Some(Machine { vmm, guest, .. }) => match vmm {
+        Some(machine @ Machine { vmm, guest, .. }) => match vmm {
             VmmState::Dead if is_wanted && seen.saved(object).is_some() => State::Standby,
             VmmState::Dead if is_wanted => State::Created,
             VmmState::Dead => State::Stopped,
@@ -115,6 +130,7 @@ fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, no
             VmmState::Shutdown => State::Shutdown,
             VmmState::Unreachable(_) => State::Unknown,
             VmmState::Running => match guest.phase {
+                GuestPhase::Ready if is_another(object, machine) => State::Initializing,
                 GuestPhase::Ready => State::Running,
                 GuestPhase::Exited => State::Shutdown,
                 GuestPhase::Silent | GuestPhase::AwaitingConfig | GuestPhase::Configured => {

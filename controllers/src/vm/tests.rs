@@ -29,7 +29,7 @@ fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + seconds).expect("valid")
 }
 
-pub(super) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instance> {
+pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instance> {
     let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
     Object {
         meta: Meta {
@@ -63,6 +63,7 @@ pub(super) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             run,
             standby: 0,
             is_forced: false,
+            origin: None,
             allocated: Allocated { image: uid(), disk: uid(), port: None, cid: 3 },
         },
         status: InstanceStatus { image_digest: Some(digest), ended_run, ..InstanceStatus::default() },
@@ -71,7 +72,14 @@ pub(super) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
 
 fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
     let pid = (vmm != VmmState::Dead).then_some(7);
-    let guest = GuestView { phase, exit: None, is_shutdown_requested: false, is_exit_acknowledged: false };
+    let guest = GuestView {
+        phase,
+        exit: None,
+        is_shutdown_requested: false,
+        is_exit_acknowledged: false,
+        incarnation: None,
+        is_identity_told: false,
+    };
     Machine {
         owner: uid(),
         run: 1,
@@ -411,7 +419,7 @@ prop_compose! {
     ) -> Machine {
         let exit = (phase == GuestPhase::Exited)
             .then(|| Exit { code: Some(1), message: String::new(), is_boot_failure: false });
-        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged };
+        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, is_identity_told: false };
         Machine { run, guest, launched_at: at(200 - age), ..machine(vmm, phase) }
     }
 }

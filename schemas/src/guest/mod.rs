@@ -17,6 +17,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::instance::{Exit, Secret};
+use crate::network::Mac;
 
 pub use frame::{Decoder, Frame, FrameKind, HEADER_BYTES, MAGIC, PAYLOAD_BYTES_MAX, TooLarge};
 pub use stream::{
@@ -46,12 +47,37 @@ pub struct Config {
     pub shutdown_grace_millis: u64,
     pub network: Option<NetworkConfig>,
     pub has_agent: bool,
+    #[serde(default)]
+    pub identity: Identity,
+}
+
+/// Who a guest is, beyond its names: told at its boot, and again to one that goes on from the memory
+/// of another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Which life of which instance; the guest repeats it in its state.
+    pub incarnation: String,
+    /// `/etc/machine-id`: 32 hexadecimal digits.
+    pub machine_id: String,
+}
+
+/// What a guest that goes on from the memory of another has to become.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assumed {
+    pub identity: Identity,
+    pub hostname: String,
+    pub network: Option<NetworkConfig>,
+    /// Hexadecimal; stirred into the random number generator, whose state was copied.
+    pub entropy: Secret,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkConfig {
     pub address: Ipv4Addr,
     pub prefix: u8,
+    /// The card's; a guest whose card has another sets it.
+    #[serde(default)]
+    pub mac: Option<Mac>,
     pub gateway: Ipv4Addr,
     pub dns: Vec<Ipv4Addr>,
 }
@@ -78,6 +104,8 @@ pub enum ToGuest {
     Clock { unix_nanos: i64 },
     /// Taken once; repeated ones are ignored.
     Configure { token: Token, config: Box<Config> },
+    /// Become another instance: names, addresses, keys, random numbers. Programs go on.
+    Assume { token: Token, assumed: Box<Assumed> },
     /// End the program: stop signal, grace, kill.
     Shutdown { token: Token },
     /// The exit record is stored: power off.
@@ -94,6 +122,9 @@ pub struct FromGuest {
     pub token: Option<Token>,
     pub phase: Phase,
     pub exit: Option<Exit>,
+    /// Of the identity that it has.
+    #[serde(default)]
+    pub incarnation: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,0 +1,52 @@
+//! Snapshots: directories that hold the disk, and perhaps the memory, of one moment of an instance.
+
+use std::future::Future;
+
+use jiff::Timestamp;
+use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::SnapshotKind;
+
+use super::HostError;
+
+/// What is there of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Captured {
+    /// Left by a capture that was cut short: worth nothing.
+    Loose,
+    Whole {
+        kind: SnapshotKind,
+        /// Allocated bytes, shared ones included.
+        size: Bytes,
+        captured_at: Timestamp,
+    },
+}
+
+/// What to capture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CapturePlan {
+    pub snapshot: Uid,
+    /// The instance.
+    pub source: Uid,
+    pub kind: SnapshotKind,
+    /// Of the source.
+    pub disk: Uid,
+    /// The run and the standby that the memory has to be of.
+    pub run: u64,
+    pub generation: u64,
+}
+
+/// Snapshots of one scope, found by their own uid.
+pub trait Snapshots: Send + Sync + 'static {
+    fn list(&self) -> impl Future<Output = Result<Vec<Uid>, HostError>> + Send;
+    fn inspect(&self, snapshot: &Uid) -> impl Future<Output = Result<Option<Captured>, HostError>> + Send;
+    /// Bytes that a capture writes at most.
+    fn measure(&self, plan: &CapturePlan) -> impl Future<Output = Result<Bytes, HostError>> + Send;
+    /// Copies the disk, and for Standby the memory, of one moment. A VM that runs is held only while
+    /// state and copies are taken, and runs on whatever comes of it; after a crash in between it is
+    /// seen paused. What is there of an earlier try is replaced. Conflict when the source is not as
+    /// the plan says. Whole, durably, or worth nothing.
+    fn capture(&self, plan: &CapturePlan) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// `Ok` when gone. What was made from it does not depend on it.
+    fn remove(&self, snapshot: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+}

@@ -1,0 +1,120 @@
+//! Simulated snapshots: the disk's age, and the VM as it stood.
+
+use jiff::Timestamp;
+use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::SnapshotKind;
+
+use super::machines::Vmm;
+use super::{State, World};
+use crate::host::{CapturePlan, Captured, HostError, HostErrorKind, Memory, Snapshots, VmmState};
+use crate::runtime::Clock;
+
+/// A snapshot's directory; `None` when a capture was cut.
+#[derive(Debug, Clone)]
+pub(super) struct SnapshotDir(Option<Taken>);
+
+#[derive(Debug, Clone)]
+struct Taken {
+    at: Timestamp,
+    disk: Bytes,
+    disk_age: u64,
+    vmm: Option<Vmm>,
+}
+
+impl SnapshotDir {
+    pub(super) fn seen(&self) -> Captured {
+        match &self.0 {
+            None => Captured::Loose,
+            Some(taken) => Captured::Whole {
+                kind: if taken.vmm.is_some() { SnapshotKind::Standby } else { SnapshotKind::Stopped },
+                size: taken.disk,
+                captured_at: taken.at,
+            },
+        }
+    }
+}
+
+impl State {
+    pub(super) fn captured_vmm(&self, snapshot: &Uid) -> Option<&Vmm> {
+        self.snapshots.get(snapshot)?.0.as_ref()?.vmm.as_ref()
+    }
+
+    /// Size and age of a snapshot's disk.
+    pub(super) fn captured_disk(&self, snapshot: &Uid) -> Option<(Bytes, u64)> {
+        let taken = self.snapshots.get(snapshot)?.0.as_ref()?;
+        Some((taken.disk, taken.disk_age))
+    }
+
+    /// The VM of one moment, held while it is copied.
+    fn vmm_to_capture(&mut self, plan: &CapturePlan, now: Timestamp) -> Result<Option<Vmm>, HostError> {
+        let refuse = || HostError::new(HostErrorKind::Conflict, "capture", plan.snapshot.as_str());
+        let memory = self.memories.get(&plan.source);
+        match (plan.kind, self.machines.get(&plan.source)) {
+            (SnapshotKind::Stopped, None) => Ok(None),
+            (SnapshotKind::Standby, Some(vmm)) if vmm.is_running_of(plan.run) && memory.is_none() => {
+                Ok(Some(vmm.paused_copy(now)))
+            }
+            (SnapshotKind::Standby, None) => {
+                let is_asked = matches!(memory.map(super::machines::MemoryFile::seen), Some(Memory::Saved(saved))
+                    if (saved.run, saved.generation) == (plan.run, plan.generation));
+                let vmm = memory.and_then(super::machines::MemoryFile::vmm).filter(|_| is_asked);
+                vmm.cloned().map(Some).ok_or_else(refuse)
+            }
+            _ => Err(refuse()),
+        }
+    }
+}
+
+impl Snapshots for World {
+    async fn list(&self) -> Result<Vec<Uid>, HostError> {
+        self.verb("list", "snapshots", |state| Ok(state.snapshots.keys().cloned().collect())).await
+    }
+
+    async fn inspect(&self, snapshot: &Uid) -> Result<Option<Captured>, HostError> {
+        self.verb("inspect snapshot", snapshot.as_str(), |state| {
+            Ok(state.snapshots.get(snapshot).map(SnapshotDir::seen))
+        })
+        .await
+    }
+
+    async fn measure(&self, plan: &CapturePlan) -> Result<Bytes, HostError> {
+        self.verb("measure", plan.source.as_str(), |_| Ok(Bytes(64 << 20))).await
+    }
+
+    async fn capture(&self, plan: &CapturePlan) -> Result<(), HostError> {
+        let now = self.now();
+        self.verb("capture", plan.snapshot.as_str(), |state| {
+            let refuse = |kind| HostError::new(kind, "capture", plan.snapshot.as_str());
+            let vmm = state.vmm_to_capture(plan, now)?;
+            let disk = *state.disks.get(&plan.disk).ok_or_else(|| refuse(HostErrorKind::Missing))?;
+            let disk_age = state.disk_ages.get(&plan.disk).copied().unwrap_or(0);
+            // A crash in the middle leaves something that is no snapshot, and may leave the VM held.
+            let (is_cut, is_held) = (state.rng.chance(state.faults.after), state.rng.chance(500));
+            if is_cut
+                && is_held
+                && let Some(vmm) = state.machines.get_mut(&plan.source)
+            {
+                vmm.hold(now);
+            }
+            let taken = (!is_cut).then_some(Taken { at: now, disk, disk_age, vmm });
+            state.snapshots.insert(plan.snapshot.clone(), SnapshotDir(taken));
+            if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
+        })
+        .await
+    }
+
+    async fn remove(&self, snapshot: &Uid) -> Result<(), HostError> {
+        self.verb("remove snapshot", snapshot.as_str(), |state| {
+            state.snapshots.remove(snapshot);
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Vmm {
+    fn is_running_of(&self, run: u64) -> bool {
+        self.state == VmmState::Running && self.run == run
+    }
+}

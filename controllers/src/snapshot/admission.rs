@@ -1,0 +1,125 @@
+//! What may become of a request on a snapshot.
+
+use std::sync::Arc;
+
+use stead_schemas::instance::{Instance, Power, State};
+use stead_schemas::limits::SNAPSHOTS_PER_SOURCE_MAX;
+use stead_schemas::meta::{Object, Tags};
+use stead_schemas::names::{Name, Uid};
+use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPurpose, SnapshotSpec};
+
+use crate::store::{New, Tx, TxError};
+
+/// Claim table of names, each with its source before it.
+const NAMES: &str = "snapshot_name";
+
+/// A snapshot that is asked for.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    pub kind: SnapshotKind,
+    pub name: Option<Name>,
+    pub tags: Tags,
+    pub purpose: SnapshotPurpose,
+}
+
+/// Why a request was refused; each has its code on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotRefused {
+    #[error("resource not found")]
+    NotFound,
+    #[error("a snapshot of this instance named {0} exists already")]
+    NameTaken(Name),
+    #[error("cannot take a {kind:?} snapshot of an instance that is {state:?}: it must be {legal}")]
+    InvalidState { kind: SnapshotKind, state: State, legal: &'static str },
+    #[error("{0}")]
+    InsufficientResources(String),
+    #[error("{0}")]
+    Conflict(String),
+}
+
+impl From<TxError> for SnapshotRefused {
+    fn from(error: TxError) -> Self {
+        match error {
+            TxError::NotFound { .. } | TxError::Deleting { .. } => Self::NotFound,
+            TxError::TooMany { .. } => Self::InsufficientResources(error.to_string()),
+            TxError::NameTaken { .. }
+            | TxError::UidTaken { .. }
+            | TxError::Stale { .. }
+            | TxError::Unreadable { .. } => Self::Conflict(error.to_string()),
+        }
+    }
+}
+
+/// Asks for a snapshot of an instance as it is now.
+///
+/// # Errors
+/// `NotFound`, `NameTaken`, `InvalidState`, `InsufficientResources`.
+pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Snapshot>>, SnapshotRefused> {
+    let instance = tx.get::<Instance>(source).filter(|instance| !instance.meta.is_deleting());
+    let instance = instance.ok_or(SnapshotRefused::NotFound)?;
+    check_state(&instance, wish.kind)?;
+    let siblings = tx.list::<Snapshot>().iter().filter(|one| one.spec.source == *source).count();
+    if siblings >= SNAPSHOTS_PER_SOURCE_MAX {
+        let message =
+            format!("the instance has {siblings} snapshots; {SNAPSHOTS_PER_SOURCE_MAX} are allowed");
+        return Err(SnapshotRefused::InsufficientResources(message));
+    }
+    let uid = tx.next_uid();
+    if let Some(name) = &wish.name {
+        tx.claim(NAMES, claimed(source, name), &uid).map_err(|_| SnapshotRefused::NameTaken(name.clone()))?;
+    }
+    let spec = SnapshotSpec {
+        source: source.clone(),
+        source_name: instance.meta.name.clone(),
+        kind: wish.kind,
+        name: wish.name,
+        purpose: wish.purpose,
+        instance: Box::new(instance.spec.clone()),
+        image_digest: instance.status.image_digest.clone(),
+    };
+    Ok(tx.create::<Snapshot>(New {
+        name: Name::from(&uid),
+        uid: Some(uid),
+        tags: wish.tags,
+        owner: None,
+        spec,
+    })?)
+}
+
+fn check_state(instance: &Object<Instance>, kind: SnapshotKind) -> Result<(), SnapshotRefused> {
+    let (state, power) = (instance.status.state, instance.spec.power);
+    let is_going = instance.spec.run > instance.status.ended_run;
+    let (is_legal, legal) = match kind {
+        SnapshotKind::Standby => {
+            let is_there = matches!(
+                (state, power),
+                // Paused: another capture is just taken.
+                (State::Running | State::Paused, Power::Running) | (State::Standby, Power::Standby)
+            );
+            (is_there && is_going, "Running or Standby")
+        }
+        SnapshotKind::Stopped => {
+            let is_restarting = instance.status.restart.next_attempt_at.is_some();
+            let is_down = power == Power::Stopped || !is_going;
+            (state == State::Stopped && is_down && !is_restarting, "Stopped")
+        }
+    };
+    let refused = SnapshotRefused::InvalidState { kind, state, legal };
+    if is_legal { Ok(()) } else { Err(refused) }
+}
+
+fn claimed(source: &Uid, name: &Name) -> String {
+    format!("{source}.{name}")
+}
+
+/// Asks for the snapshot to be gone; its name is free at once.
+///
+/// # Errors
+/// `NotFound`.
+pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), TxError> {
+    let object = tx.request_deletion::<Snapshot>(uid)?;
+    if let Some(name) = &object.spec.name {
+        tx.release(NAMES, claimed(&object.spec.source, name), uid);
+    }
+    Ok(())
+}

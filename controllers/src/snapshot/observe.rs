@@ -1,0 +1,139 @@
+//! What is there of a snapshot, who still needs it, and, until it is captured, how its source is.
+
+use stead_schemas::disk::Disk;
+use stead_schemas::instance::{Instance, Power};
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotSpec};
+
+use super::SnapshotReconciler;
+use crate::host::{
+    CapturePlan, Captured, Disks, GuestPhase, HostError, Machine, Machines, Memory, Snapshots, Space,
+    VmmState,
+};
+
+/// One look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    pub uid: Uid,
+    pub captured: Option<Captured>,
+    /// A fork or a restore still has to copy from it.
+    pub is_needed: bool,
+    /// Only of one that is still to be captured.
+    pub source: Option<Source>,
+    /// What a capture may write, and the room for it.
+    pub room: Option<(Bytes, Space)>,
+}
+
+/// How an instance is, for the capture of one of its runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// It can be captured now.
+    Capturable,
+    /// It is on its way to where it can be.
+    Moving,
+    /// That run, or the instance, is no more.
+    Gone,
+}
+
+pub(super) async fn observe<S: Snapshots, M: Machines, D: Disks>(
+    reconciler: &SnapshotReconciler<S, M, D>,
+    uid: &Uid,
+    object: Option<&Object<Snapshot>>,
+) -> Result<Observed, HostError> {
+    let captured = reconciler.snapshots.inspect(uid).await?;
+    let is_needed = is_needed(reconciler, uid);
+    let mut seen = Observed { uid: uid.clone(), captured, is_needed, source: None, room: None };
+    let Some(object) = object.filter(|object| is_to_be_captured(object)) else { return Ok(seen) };
+    let source = source(reconciler, &object.spec).await?;
+    seen.source = Some(source);
+    if source == Source::Capturable {
+        let needed = reconciler.snapshots.measure(&capture_plan(object)).await?;
+        seen.room = Some((needed, reconciler.disks.space().await?));
+    }
+    Ok(seen)
+}
+
+fn is_to_be_captured(object: &Object<Snapshot>) -> bool {
+    !object.meta.is_deleting() && object.status.phase == SnapshotPhase::Pending
+}
+
+pub(super) fn capture_plan(object: &Object<Snapshot>) -> CapturePlan {
+    let spec = &object.spec;
+    CapturePlan {
+        snapshot: object.meta.uid.clone(),
+        source: spec.source.clone(),
+        kind: spec.kind,
+        disk: spec.instance.allocated.disk.clone(),
+        run: spec.instance.run,
+        generation: spec.instance.standby,
+    }
+}
+
+/// Whoever begins with it and has not begun yet.
+fn is_needed<S, M, D>(reconciler: &SnapshotReconciler<S, M, D>, uid: &Uid) -> bool {
+    let waits_for_disk = |disk: &Object<Disk>| {
+        disk.spec.source.as_ref() == Some(uid)
+            && !disk.meta.is_deleting()
+            && !disk.status.was_created
+            && disk.status.content_lost_at.is_none()
+    };
+    let waits_for_memory =
+        |instance: &Object<Instance>| instance.awaits_memory().is_some_and(|origin| origin.snapshot == *uid);
+    reconciler.store.list::<Disk>().iter().any(|disk| waits_for_disk(disk))
+        || reconciler.store.list::<Instance>().iter().any(|instance| waits_for_memory(instance))
+}
+
+async fn source<S, M: Machines, D>(
+    reconciler: &SnapshotReconciler<S, M, D>,
+    spec: &SnapshotSpec,
+) -> Result<Source, HostError> {
+    let Some(instance) = reconciler.store.get::<Instance>(&spec.source) else { return Ok(Source::Gone) };
+    let is_same = (instance.spec.run, &instance.spec.allocated.disk)
+        == (spec.instance.run, &spec.instance.allocated.disk);
+    if instance.meta.is_deleting() || !is_same {
+        return Ok(Source::Gone);
+    }
+    let machine = reconciler.machines.inspect(&spec.source).await?;
+    Ok(match spec.kind {
+        SnapshotKind::Stopped => stopped_source(&instance, machine.as_ref()),
+        SnapshotKind::Standby => {
+            let memory = reconciler.machines.memory(&spec.source).await?;
+            standby_source(&instance, spec, machine.as_ref(), memory.as_ref())
+        }
+    })
+}
+
+fn stopped_source(instance: &Object<Instance>, machine: Option<&Machine>) -> Source {
+    let is_up = instance.spec.power != Power::Stopped && instance.spec.run > instance.status.ended_run;
+    match machine {
+        _ if is_up => Source::Gone,
+        Some(_) => Source::Moving,
+        None => Source::Capturable,
+    }
+}
+
+fn standby_source(
+    instance: &Object<Instance>,
+    spec: &SnapshotSpec,
+    machine: Option<&Machine>,
+    memory: Option<&Memory>,
+) -> Source {
+    let is_over = instance.spec.power == Power::Stopped || spec.instance.run <= instance.status.ended_run;
+    let is_saved = matches!(memory, Some(Memory::Saved(saved))
+        if (saved.run, saved.generation) == (spec.instance.run, spec.instance.standby));
+    match machine {
+        _ if is_over => Source::Gone,
+        Some(machine) if machine.run != spec.instance.run => Source::Gone,
+        Some(machine) if is_in_full_run(machine) && memory.is_none() => Source::Capturable,
+        // Paused by a save or a restore under way, or booting again.
+        Some(_) => Source::Moving,
+        None if is_saved => Source::Capturable,
+        None => Source::Moving,
+    }
+}
+
+fn is_in_full_run(machine: &Machine) -> bool {
+    machine.vmm == VmmState::Running && machine.guest.phase == GuestPhase::Ready
+}

@@ -1,0 +1,83 @@
+//! From wish and observation to the next step on a snapshot.
+
+use jiff::Timestamp;
+use stead_schemas::condition::Reason;
+use stead_schemas::meta::Object;
+use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::{Snapshot, SnapshotPhase, SnapshotPurpose};
+
+use super::observe::{Observed, Source, capture_plan};
+use super::{Action, status};
+use crate::host::{Captured, Space};
+use crate::runtime::{Desired, Plan, Refusal, Wait};
+
+pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    match desired {
+        // Its name is free already; its files stay until the last copy is made.
+        Desired::Absent(Some(_)) if seen.is_needed => {
+            wait(Reason::Deleting, "a fork still copies from it", None)
+        }
+        Desired::Absent(_) => match seen.captured {
+            Some(_) => act(Action::Remove(seen.uid.clone())),
+            None => Plan::Converged,
+        },
+        Desired::Present(object) if is_spent(object, seen) => act(Action::Expire(seen.uid.clone())),
+        Desired::Present(object) => match (object.status.phase, &seen.captured) {
+            (SnapshotPhase::Ready, Some(Captured::Whole { .. })) => Plan::Converged,
+            (SnapshotPhase::Ready, _) => refuse(Reason::SnapshotFailed, status::LOST),
+            (SnapshotPhase::Failed, Some(_)) => act(Action::Remove(seen.uid.clone())),
+            (SnapshotPhase::Failed, None) => {
+                let why = object.status.error.clone().unwrap_or_default();
+                refuse(Reason::SnapshotFailed, why)
+            }
+            // The status of this pass says so.
+            (SnapshotPhase::Pending, Some(Captured::Whole { .. })) => Plan::Converged,
+            (SnapshotPhase::Pending, _) => plan_capture(object, seen, now),
+        },
+    }
+}
+
+/// It served one fork, or will never serve it.
+fn is_spent(object: &Object<Snapshot>, seen: &Observed) -> bool {
+    object.spec.purpose == SnapshotPurpose::Fork && !seen.is_needed
+}
+
+fn plan_capture(object: &Object<Snapshot>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    match (seen.source, seen.room) {
+        (Some(Source::Capturable), Some((needed, space))) if !has_room(needed, space) => {
+            let message = format!(
+                "up to {needed} are needed; {} are free, of which {} are kept in reserve",
+                space.available, space.reserve
+            );
+            refuse(Reason::DiskFull, message)
+        }
+        (Some(Source::Capturable), _) => act(Action::Capture(Box::new(capture_plan(object)))),
+        (Some(Source::Moving), _) => {
+            wait(Reason::Converging, "the source is changing its state", Some(later(now)))
+        }
+        (Some(Source::Gone) | None, _) => {
+            refuse(Reason::SnapshotFailed, "the source left the state that was to be captured")
+        }
+    }
+}
+
+fn has_room(Bytes(needed): Bytes, space: Space) -> bool {
+    space.available.0 >= space.reserve.0.saturating_add(needed)
+}
+
+/// Its changes are heard; this is a net under that.
+fn later(now: Timestamp) -> Timestamp {
+    now.saturating_add(stead_schemas::limits::SNAPSHOT_LOOK).unwrap_or(Timestamp::MAX)
+}
+
+fn act(action: Action) -> Plan<Action> {
+    Plan::Act(vec![action])
+}
+
+fn wait(reason: Reason, message: &str, until: Option<Timestamp>) -> Plan<Action> {
+    Plan::Wait(Wait { reason, message: message.to_owned(), until })
+}
+
+fn refuse(reason: Reason, message: impl Into<String>) -> Plan<Action> {
+    Plan::Refuse(Refusal { reason, message: message.into() })
+}

@@ -1,0 +1,53 @@
+//! What was observed of a snapshot, as its status.
+
+use stead_schemas::meta::Object;
+use stead_schemas::snapshot::{Snapshot, SnapshotPhase, SnapshotStatus};
+
+use super::Observed;
+use crate::host::{Captured, HostErrorKind};
+use crate::runtime::{Outcome, PassEnd, conditions};
+
+pub(super) const LOST: &str = "its files went missing";
+
+pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &PassEnd) -> SnapshotStatus {
+    let generation = object.meta.generation;
+    let mut status = object.status.clone();
+    if let Some(Observed { captured: Some(Captured::Whole { kind: _, size, captured_at }), .. }) = seen
+        && status.phase != SnapshotPhase::Failed
+    {
+        status.phase = SnapshotPhase::Ready;
+        (status.size, status.captured_at) = (*size, Some(*captured_at));
+    }
+    if !object.meta.is_deleting() && status.phase != SnapshotPhase::Failed {
+        match &end.outcome {
+            // There is one try at a moment: what cannot be captured now never will be.
+            Outcome::Refused(refusal) => fail(&mut status, &refusal.message),
+            // A look that failed decides nothing.
+            Outcome::Failed { kind, message, .. }
+                if status.phase == SnapshotPhase::Pending && seen.is_some() && is_final(*kind) =>
+            {
+                fail(&mut status, message);
+            }
+            Outcome::Converged | Outcome::Acting | Outcome::Waiting(_) | Outcome::Failed { .. } => {}
+        }
+    }
+    status.observed_generation = generation;
+    status.conditions = conditions::standard(&object.status.conditions, generation, end);
+    status
+}
+
+fn fail(status: &mut SnapshotStatus, why: &str) {
+    status.phase = SnapshotPhase::Failed;
+    status.error = Some(why.to_owned());
+}
+
+/// Of a capture that failed; the others pass.
+fn is_final(kind: HostErrorKind) -> bool {
+    match kind {
+        HostErrorKind::Exhausted
+        | HostErrorKind::Denied
+        | HostErrorKind::Unsupported
+        | HostErrorKind::Permanent => true,
+        HostErrorKind::Transient | HostErrorKind::Conflict | HostErrorKind::Missing => false,
+    }
+}

@@ -1,0 +1,138 @@
+//! The life of a snapshot as a table: captured once, or failed and said so.
+
+use jiff::Timestamp;
+use stead_schemas::instance::Power;
+use stead_schemas::meta::{Meta, Object};
+use stead_schemas::names::{Name, Uid};
+use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::{SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus};
+
+use super::plan::plan;
+use super::status::status;
+use super::*;
+use crate::host::{Captured, Space};
+use crate::runtime::Outcome;
+use crate::vm::example;
+
+fn uid() -> Uid {
+    "s00000000000000000000000".parse().expect("valid")
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("in range")
+}
+
+fn snapshot(purpose: SnapshotPurpose, phase: SnapshotPhase) -> Object<Snapshot> {
+    let instance = example(Power::Running, 1, 0);
+    let meta = Meta { uid: uid(), name: Name::from(&uid()), ..instance.meta.clone() };
+    let spec = SnapshotSpec {
+        source: instance.meta.uid,
+        source_name: instance.meta.name,
+        kind: SnapshotKind::Standby,
+        name: None,
+        purpose,
+        instance: Box::new(instance.spec),
+        image_digest: None,
+    };
+    Object { meta, spec, status: SnapshotStatus { phase, ..SnapshotStatus::default() } }
+}
+
+fn whole() -> Option<Captured> {
+    Some(Captured::Whole { kind: SnapshotKind::Standby, size: Bytes(5), captured_at: at(1) })
+}
+
+fn seen(captured: Option<Captured>, source: Option<Source>, available: u64) -> Observed {
+    let space = Space { total: Bytes(1000), available: Bytes(available), reserve: Bytes(10) };
+    let room = source.filter(|source| *source == Source::Capturable).map(|_| (Bytes(100), space));
+    Observed { uid: uid(), captured, is_needed: true, source, room }
+}
+
+fn name(plan: &Plan<Action>) -> &'static str {
+    match plan {
+        Plan::Converged => "Converged",
+        Plan::Act(actions) => {
+            SnapshotReconciler::<crate::sim::World, crate::sim::World, crate::sim::World>::action_name(
+                &actions[0],
+            )
+        }
+        Plan::Wait(_) => "Wait",
+        Plan::Refuse(_) => "Refuse",
+    }
+}
+
+#[test]
+fn every_state_has_its_next_step() {
+    use SnapshotPhase::{Failed, Pending, Ready};
+    use SnapshotPurpose::{Fork, Kept};
+    use Source::{Capturable, Gone, Moving};
+    let needless = |captured| Observed { is_needed: false, ..seen(captured, None, 0) };
+    let table = [
+        (Kept, Pending, seen(None, Some(Capturable), 110), "Capture"),
+        (Kept, Pending, seen(Some(Captured::Loose), Some(Capturable), 110), "Capture"),
+        // One byte less than what may be written and the reserve.
+        (Kept, Pending, seen(None, Some(Capturable), 109), "Refuse"),
+        (Kept, Pending, seen(None, Some(Moving), 0), "Wait"),
+        (Kept, Pending, seen(None, Some(Gone), 0), "Refuse"),
+        (Kept, Pending, seen(whole(), Some(Capturable), 110), "Converged"),
+        (Kept, Ready, seen(whole(), None, 0), "Converged"),
+        (Kept, Ready, seen(None, None, 0), "Refuse"),
+        (Kept, Ready, seen(Some(Captured::Loose), None, 0), "Refuse"),
+        (Kept, Failed, seen(Some(Captured::Loose), None, 0), "Remove"),
+        (Kept, Failed, seen(None, None, 0), "Refuse"),
+        // Nobody copies from one that is kept: it stays.
+        (Kept, Ready, needless(whole()), "Converged"),
+        (Fork, Ready, seen(whole(), None, 0), "Converged"),
+        (Fork, Ready, needless(whole()), "Expire"),
+        (Fork, Pending, needless(None), "Expire"),
+    ];
+    for (purpose, phase, seen, expected) in table {
+        let object = snapshot(purpose, phase);
+        let planned = plan(&Desired::Present(&object), &seen, at(2));
+        assert_eq!(name(&planned), expected, "{purpose:?} {phase:?} {seen:?}");
+    }
+    let object = snapshot(Kept, Ready);
+    for record in [Some(&object), None] {
+        assert_eq!(name(&plan(&Desired::Absent(record), &needless(whole()), at(2))), "Remove");
+        assert_eq!(name(&plan(&Desired::Absent(record), &needless(None), at(2))), "Converged");
+    }
+    let waits = plan(&Desired::Absent(Some(&object)), &seen(whole(), None, 0), at(2));
+    assert_eq!(name(&waits), "Wait", "what copies from it is let finish");
+}
+
+#[test]
+fn a_failure_is_final_when_the_moment_is_gone_and_not_when_a_look_failed() {
+    use crate::host::HostErrorKind::{Conflict, Exhausted, Permanent, Transient};
+    let after = |kind, is_seen: bool| {
+        let object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
+        let outcome = Outcome::Failed { kind, message: "why".to_owned(), attempt: 1 };
+        let seen = seen(None, Some(Source::Capturable), 110);
+        status(&object, is_seen.then_some(&seen), &PassEnd { now: at(3), outcome })
+    };
+    for (kind, is_seen, phase) in [
+        (Transient, true, SnapshotPhase::Pending),
+        (Conflict, true, SnapshotPhase::Pending),
+        (Exhausted, true, SnapshotPhase::Failed),
+        (Permanent, true, SnapshotPhase::Failed),
+        (Exhausted, false, SnapshotPhase::Pending),
+    ] {
+        assert_eq!(after(kind, is_seen).phase, phase, "{kind:?} {is_seen}");
+    }
+    assert_eq!(after(Permanent, true).error.as_deref(), Some("why"));
+}
+
+#[test]
+fn files_that_went_missing_are_said_and_never_captured_again() {
+    let mut object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
+    let mut end = PassEnd { now: at(3), outcome: Outcome::Converged };
+    object.status = status(&object, Some(&seen(whole(), None, 0)), &end);
+    assert_eq!((object.status.phase, object.status.size), (SnapshotPhase::Ready, Bytes(5)));
+    let gone = seen(None, None, 0);
+    let Plan::Refuse(refusal) = plan(&Desired::Present(&object), &gone, at(4)) else { panic!("refused") };
+    end.outcome = Outcome::Refused(refusal);
+    object.status = status(&object, Some(&gone), &end);
+    assert_eq!(object.status.phase, SnapshotPhase::Failed);
+    assert_eq!(
+        name(&plan(&Desired::Present(&object), &seen(None, Some(Source::Capturable), 999), at(5))),
+        "Refuse"
+    );
+}

@@ -1,0 +1,77 @@
+//! Snapshot: what an instance was at one moment, kept for restores in place and for forks.
+//!
+//! Of the kind Standby it holds memory and disk of one moment; of the kind Stopped the disk alone.
+//! It is taken once: one that failed, or whose files went missing, is not taken again. It outlives
+//! its source.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::condition::Condition;
+use crate::instance::InstanceSpec;
+use crate::meta::Kind;
+use crate::names::{Digest, Name, Uid};
+use crate::quantity::Bytes;
+
+/// The kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Snapshot {}
+
+impl Kind for Snapshot {
+    const NAME: &'static str = "snapshot";
+    const FINALIZER: &'static str = "snapshot";
+    type Spec = SnapshotSpec;
+    type Status = SnapshotStatus;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotSpec {
+    pub source: Uid,
+    pub source_name: Name,
+    pub kind: SnapshotKind,
+    /// Unique among the snapshots of its source.
+    pub name: Option<Name>,
+    pub purpose: SnapshotPurpose,
+    /// The wish that it is taken of: what a fork or a restore begins with.
+    pub instance: Box<InstanceSpec>,
+    /// The content below the disk; kept as long as the snapshot is.
+    pub image_digest: Option<Digest>,
+}
+
+/// The wire's two words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum SnapshotKind {
+    Standby,
+    Stopped,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotPurpose {
+    /// Asked for, and deleted when that is asked for.
+    Kept,
+    /// The way of a fork from its source: gone when the fork has what it needs, shown to nobody.
+    Fork,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotPhase {
+    #[default]
+    Pending,
+    Ready,
+    Failed,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    pub phase: SnapshotPhase,
+    /// Allocated on the host.
+    pub size: Bytes,
+    /// The moment that it is of.
+    pub captured_at: Option<Timestamp>,
+    /// Why it failed.
+    pub error: Option<String>,
+    pub conditions: Vec<Condition>,
+    pub observed_generation: u64,
+}
