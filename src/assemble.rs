@@ -25,6 +25,7 @@ use stead_schemas::instance::{Hypervisor, Instance};
 use stead_schemas::limits::CONSOLE_LOG_MAX;
 use stead_schemas::names::{Digest, Platform, Uid};
 use stead_schemas::network::{Network, NetworkSpec, Port};
+use stead_schemas::snapshot::Snapshot;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -68,7 +69,13 @@ impl Reports {
 /// Kinds of the store.
 #[must_use]
 pub fn kinds() -> Kinds {
-    Kinds::new().with::<Instance>().with::<Image>().with::<Disk>().with::<Network>().with::<Port>()
+    Kinds::new()
+        .with::<Instance>()
+        .with::<Image>()
+        .with::<Disk>()
+        .with::<Network>()
+        .with::<Port>()
+        .with::<Snapshot>()
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -192,7 +199,9 @@ impl Host {
         )
         .map_err(chained)?;
         let disk_dir = config.data_dir.join("disks");
-        let disks = Ext4Files::new(disk_dir.clone(), config.disk_reserve()).map_err(chained)?;
+        let disks =
+            Ext4Files::new(disk_dir.clone(), config.data_dir.join("snapshots"), config.disk_reserve())
+                .map_err(chained)?;
         let (rootfs, of_machines) = (images.clone(), reports.clone());
         let machines = Qemu::new(QemuConfig {
             binary: config.qemu.clone(),

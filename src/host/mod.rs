@@ -16,6 +16,7 @@ mod nft_rules;
 mod notices;
 pub mod oci;
 pub(crate) mod process;
+pub(crate) mod sparse;
 pub mod tap;
 pub mod usage;
 pub mod watch_files;

@@ -14,10 +14,11 @@ use stead::hypervisor::Accelerator;
 use stead::hypervisor::qemu::{Qemu, QemuConfig};
 use stead_controllers::checks::{self, HostSnapshot, Records};
 use stead_controllers::host::{
-    DiskFile, Disks, Firewall, FirewallRules, FirewallSeen, HostError, Images, Job, LaunchPlan, Link,
-    LinkChange, LinkPlan, Links, Machine, Machines, Memory, PortRule, Resolved, Route, Space, StoredImage,
+    AdoptPlan, CapturePlan, Captured, DiskFile, Disks, Firewall, FirewallRules, FirewallSeen, HostError,
+    Images, Job, LaunchPlan, Link, LinkChange, LinkPlan, Links, Machine, Machines, Memory, PortRule,
+    Resolved, Route, Snapshots, Space, StoredImage,
 };
-use stead_schemas::guest::Config;
+use stead_schemas::guest::{Assumed, Config};
 use stead_schemas::names::{Digest, ImageRef, LinkName, Platform, Uid};
 use stead_schemas::quantity::Bytes;
 
@@ -39,7 +40,7 @@ macro_rules! forward {
     ($port:ident to $field:ident: $(fn $name:ident(&self $(, $argument:ident: $kind:ty)*) -> $output:ty;)*) => {
         impl $port for Host {
             $(async fn $name(&self $(, $argument: $kind)*) -> $output {
-                self.$field.$name($($argument),*).await
+                $port::$name(&self.$field $(, $argument)*).await
             })*
         }
     };
@@ -57,12 +58,22 @@ forward! { Machines to machines:
     fn resume(&self, owner: &Uid) -> Result<(), HostError>;
     fn pause(&self, owner: &Uid) -> Result<(), HostError>;
     fn memory(&self, owner: &Uid) -> Result<Option<Memory>, HostError>;
+    fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError>;
+    fn assume(&self, owner: &Uid, assumed: &Assumed) -> Result<(), HostError>;
     fn save(&self, owner: &Uid, generation: u64) -> Result<(), HostError>;
     fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError>;
     fn discard_memory(&self, owner: &Uid) -> Result<(), HostError>;
     fn kill(&self, owner: &Uid) -> Result<(), HostError>;
     fn release(&self, owner: &Uid) -> Result<(), HostError>;
     fn discard_records(&self, owner: &Uid) -> Result<(), HostError>;
+}
+
+forward! { Snapshots to machines:
+    fn list(&self) -> Result<Vec<Uid>, HostError>;
+    fn inspect(&self, snapshot: &Uid) -> Result<Option<Captured>, HostError>;
+    fn measure(&self, plan: &CapturePlan) -> Result<Bytes, HostError>;
+    fn capture(&self, plan: &CapturePlan) -> Result<(), HostError>;
+    fn remove(&self, snapshot: &Uid) -> Result<(), HostError>;
 }
 
 forward! { Images to images:
@@ -100,6 +111,7 @@ forward! { Disks to disks:
     fn list(&self) -> Result<Vec<DiskFile>, HostError>;
     fn inspect(&self, owner: &Uid) -> Result<Option<DiskFile>, HostError>;
     fn create(&self, owner: &Uid, size: Bytes) -> Result<(), HostError>;
+    fn copy(&self, owner: &Uid, snapshot: &Uid) -> Result<(), HostError>;
     fn remove(&self, owner: &Uid) -> Result<(), HostError>;
     fn space(&self) -> Result<Space, HostError>;
 }
@@ -135,7 +147,7 @@ impl Host {
             images,
             links: Netlink::new(Scope::new(BRIDGE).expect("valid")).expect("sockets open"),
             firewall: Nft::new(),
-            disks: Ext4Files::new(data.join("disks"), Bytes(0)).expect("opened"),
+            disks: Ext4Files::new(data.join("disks"), data.join("snapshots"), Bytes(0)).expect("opened"),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::namespace::{in_namespace, shell, uid};
 const RESERVE: Bytes = Bytes(1 << 20);
 
 fn disks(directory: &Path) -> Ext4Files {
-    Ext4Files::new(directory.to_owned(), RESERVE).expect("the directory is made")
+    Ext4Files::new(directory.to_owned(), directory.join("snapshots"), RESERVE).expect("the directory is made")
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use stead_controllers::host::LaunchPlan;
 use stead_schemas::guest::CONTROL_PORT;
 
 use super::launching::Content;
-use super::places::Places;
+use super::places::{Mapping, Places};
 use crate::host::kernel::Kernel;
 use crate::hypervisor::Accelerator;
 
@@ -20,6 +20,7 @@ pub(super) struct Ingredients<'a> {
     pub(super) overlay: &'a Path,
     /// A file as long as the guest's memory, open in the VMM from its start.
     pub(super) ram: RawFd,
+    pub(super) mapping: Mapping,
     pub(super) accelerator: Accelerator,
     pub(super) content: Content,
 }
@@ -58,10 +59,14 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
     add(&["-machine", &machine, "-cpu", cpu]);
     add(&["-m", &format!("{}M", plan.memory.mib_ceil()), "-smp", &plan.vcpus.to_string()]);
     // Shared: the device state is saved without the RAM, which is read from outside.
+    let share = match from.mapping {
+        Mapping::Own => "on",
+        Mapping::Private => "off",
+    };
     let (size, ram) = (plan.memory.mib_ceil(), from.ram);
     add(&[
         "-object",
-        &format!("memory-backend-file,id=ram,size={size}M,mem-path=/proc/self/fd/{ram},share=on"),
+        &format!("memory-backend-file,id=ram,size={size}M,mem-path=/proc/self/fd/{ram},share={share}"),
     ]);
     if from.content == Content::Saved {
         add(&["-incoming", "defer", "-S"]);

@@ -41,6 +41,8 @@ const READ_BYTES: usize = 64 << 10;
 /// What a guest in its senses sends unasked in a period is a thousandth of this.
 const USELESS_BYTES_MAX: usize = 1 << 20;
 const USELESS_PERIOD: Duration = Duration::from_secs(1);
+/// An id and a number; whatever is longer is none of ours.
+const INCARNATION_CHARS_MAX: usize = 64;
 /// Requests waiting for the channel: one of each kind is all there ever is.
 const REQUESTS_MAX: usize = 8;
 
@@ -63,12 +65,7 @@ impl Drop for Control {
 
 impl Control {
     pub(super) fn start(socket: PathBuf, owner: Uid, token: Token, changed: Changed) -> Self {
-        let view = Arc::new(Mutex::new(GuestView {
-            phase: GuestPhase::Silent,
-            exit: None,
-            is_shutdown_requested: false,
-            is_exit_acknowledged: false,
-        }));
+        let view = Arc::new(Mutex::new(super::silent()));
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         // Two daemons one after the other must not count alike: a guest tells them apart by it.
         // The clock's where the host has no random number to give.
@@ -159,6 +156,8 @@ impl Channel {
         let mut buffer = vec![0u8; READ_BYTES];
         let mut useless = Useless::default();
         self.nonce = self.nonce.wrapping_add(1);
+        // What was on its way through an earlier connection may be lost.
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).is_identity_told = false;
         let nonce = self.nonce;
         if !send(&mut writer, &ToGuest::Attach { nonce }).await {
             return "the first frame was not taken";
@@ -236,8 +235,9 @@ impl Channel {
         }
         let is_new = {
             let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-            let next =
-                GuestView { phase: phase_of(state.phase), exit: state.exit.map(cleaned), ..view.clone() };
+            let incarnation = state.incarnation.map(|word| printable(&word, INCARNATION_CHARS_MAX));
+            let (phase, exit) = (phase_of(state.phase), state.exit.map(cleaned));
+            let next = GuestView { phase, exit, incarnation, ..view.clone() };
             let is_new = *view != next;
             *view = next;
             is_new

@@ -1,4 +1,4 @@
-//! Starting a VMM: fresh, or from a saved memory; and saving one.
+//! Starting a VMM.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -7,31 +7,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, Machines, VmmState};
+use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, VmmState};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
 
-use super::memory::{FileMark, Origin, fresh_ram, ram_of};
-use super::places::{Places, Record};
-use super::{
-    Attached, Identity, Qemu, check_tap, command, control, last_line, make_private_dir, new_token, spawning,
-};
+use super::places::{Mapping, Places, Record};
+use super::ram::fresh_ram;
+use super::{Attached, Identity, Qemu, check_tap, command, last_line, make_private_dir, new_token, spawning};
 
 /// Until QEMU answers on its monitor: 30 ms, a second under load.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 const START_POLL: Duration = Duration::from_millis(2);
-/// For the device state to pass, in either direction: 10 ms, a second under load.
-const STATE_DEADLINE: Duration = Duration::from_secs(30);
-/// Device state without RAM is 330 KiB.
-const STATE_BYTES_MAX: u64 = 64 << 20;
 
 /// What is in the VMM's memory when it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Content {
     Fresh,
+    /// Device state is still to come, and RAM with it or before it.
     Saved,
+}
+
+/// RAM of a VMM, and how it has it.
+#[derive(Debug)]
+pub(super) struct Ram {
+    pub(super) file: File,
+    pub(super) mapping: Mapping,
+    pub(super) content: Content,
 }
 
 impl Qemu {
@@ -44,70 +45,15 @@ impl Qemu {
             identity: None,
             tap: plan.network.as_ref().map(|card| card.tap.clone()),
             overlay: Some(plan.overlay.clone()),
+            memory: plan.memory,
+            mapping: Mapping::Own,
         };
-        let ram = fresh_ram(memory_size(plan)).map_err(failed)?;
-        self.start(plan, record, &ram, Content::Fresh).await.map(drop)
+        let file = fresh_ram(memory_size(plan)).map_err(failed)?;
+        let ram = Ram { file, mapping: Mapping::Own, content: Content::Fresh };
+        self.start(plan, record, &ram).await.map(drop)
     }
 
-    /// Leaves the VM paused, or nothing of it; what it came from stays saved.
-    pub(super) async fn launch_saved(&self, plan: &LaunchPlan) -> Result<(), HostError> {
-        self.check_nothing_there(&plan.owner)?;
-        let restored = self.load_memory(plan).await;
-        if restored.is_err() {
-            // Clearing away in passes of its own would count as progress, and hearing of this end as
-            // news: a restore that always fails would be tried again at once for ever.
-            self.lock().remove(&plan.owner);
-            self.kill(&plan.owner).await?;
-            self.release(&plan.owner).await?;
-        }
-        restored
-    }
-
-    async fn load_memory(&self, plan: &LaunchPlan) -> Result<(), HostError> {
-        let refused = |why: String| {
-            HostError::new(HostErrorKind::Permanent, "restore the VM of", plan.owner.as_str()).because(why)
-        };
-        let memory = self.memory_dir(&plan.owner);
-        let manifest = memory.manifest()?.ok_or_else(|| refused("no memory is saved".to_owned()))?;
-        let origin = manifest.origin.clone();
-        let overlay = FileMark::of(&(self.config.disk)(&plan.overlay))
-            .map_err(|error| HostError::io("look at the disk of", plan.owner.as_str(), error))?;
-        if overlay != origin.overlay {
-            return Err(refused("its disk was written to after its memory was saved".to_owned()));
-        }
-        let loaded = tokio::task::spawn_blocking(move || memory.load(&manifest)).await;
-        let (ram, state) = loaded.map_err(|error| refused(error.to_string()))??;
-        let record = Record {
-            run: origin.run,
-            token: origin.token,
-            launched_at: origin.launched_at,
-            identity: None,
-            tap: plan.network.as_ref().map(|card| card.tap.clone()),
-            overlay: Some(plan.overlay.clone()),
-        };
-        let attached = self.start(plan, record, &ram, Content::Saved).await?;
-        let failed = |why: String| {
-            let why = format!("{why}: {}", last_line(&self.places(&plan.owner).vmm_log()));
-            HostError::new(HostErrorKind::Transient, "restore the VM of", plan.owner.as_str()).because(why)
-        };
-        let version =
-            self.on_monitor(&attached, async |monitor| monitor.version().await).await.map_err(failed)?;
-        if version != origin.version {
-            let why = format!("its memory was saved by QEMU {}, this is {version}", origin.version);
-            return Err(refused(why));
-        }
-        let socket = self.places(&plan.owner).migration();
-        let loaded = async {
-            self.on_monitor(&attached, async |monitor| monitor.begin_load(&socket).await).await?;
-            let mut stream = UnixStream::connect(&socket).await.map_err(|error| error.to_string())?;
-            stream.write_all(&state).await.map_err(|error| error.to_string())?;
-            stream.shutdown().await.map_err(|error| error.to_string())?;
-            self.on_monitor(&attached, async |monitor| monitor.migrated().await).await
-        };
-        tokio::time::timeout(STATE_DEADLINE, loaded).await.unwrap_or_else(|_| Err(late())).map_err(failed)
-    }
-
-    fn check_nothing_there(&self, owner: &Uid) -> Result<(), HostError> {
+    pub(super) fn check_nothing_there(&self, owner: &Uid) -> Result<(), HostError> {
         match Record::read(&self.places(owner))? {
             None => Ok(()),
             Some(_) => Err(HostError::new(HostErrorKind::Conflict, "launch over the VM of", owner.as_str())),
@@ -115,12 +61,11 @@ impl Qemu {
     }
 
     /// Spawns the VMM and waits until it answers.
-    async fn start(
+    pub(super) async fn start(
         &self,
         plan: &LaunchPlan,
         mut record: Record,
-        ram: &File,
-        content: Content,
+        ram: &Ram,
     ) -> Result<Arc<Attached>, HostError> {
         let places = self.places(&plan.owner);
         let failed = |error| HostError::io("prepare a VM for", plan.owner.as_str(), error);
@@ -132,7 +77,7 @@ impl Qemu {
             make_private_dir(dir).map_err(failed)?;
         }
         record.write(&places)?;
-        let mut child = self.spawn(plan, &places, ram, content)?;
+        let mut child = self.spawn(plan, &places, ram)?;
         let identity = child.id().and_then(Identity::of);
         let Some(identity) = identity else {
             let died = HostError::new(HostErrorKind::Transient, "start a VMM for", plan.owner.as_str());
@@ -155,8 +100,7 @@ impl Qemu {
         &self,
         plan: &LaunchPlan,
         places: &Places,
-        ram: &File,
-        content: Content,
+        ram: &Ram,
     ) -> Result<tokio::process::Child, HostError> {
         let config = &self.config;
         let (kernel, initrd) = config.boot_files.get()?;
@@ -165,9 +109,10 @@ impl Qemu {
             initrd: &initrd,
             rootfs: &(config.rootfs)(&plan.rootfs),
             overlay: &(config.disk)(&plan.overlay),
-            ram: ram.as_raw_fd(),
+            ram: ram.file.as_raw_fd(),
+            mapping: ram.mapping,
             accelerator: config.accelerator,
-            content,
+            content: ram.content,
         };
         let failed = |error| HostError::io("start a VMM for", plan.owner.as_str(), error);
         let log = File::options().create(true).append(true).open(places.vmm_log()).map_err(failed)?;
@@ -177,7 +122,7 @@ impl Qemu {
         let overlay = fs::metadata((config.disk)(&plan.overlay)).map_err(failed)?.len();
         // RAM is not among what this bounds: its file has its length, and is written to by pages.
         let file_size_max = spawning::file_size_max(overlay, config.console_log_max);
-        spawning::prepare(&mut command, file_size_max, ram.as_raw_fd());
+        spawning::prepare(&mut command, file_size_max, ram.file.as_raw_fd());
         command.spawn().map_err(failed)
     }
 
@@ -212,85 +157,9 @@ impl Qemu {
             },
         }
     }
-
-    /// Saves the memory of a paused VM, or resumes it.
-    pub(super) async fn save_memory(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
-        let attached = self.find_attached(owner)?;
-        let saved = self.write_memory(owner, generation, &attached).await;
-        if saved.is_err() {
-            // A memory that is saved and a VM that runs must never meet.
-            self.memory_dir(owner).discard()?;
-            let resumed = self.on_monitor(&attached, async |monitor| {
-                monitor.cancel().await;
-                monitor.resume().await
-            });
-            if let Err(error) = resumed.await {
-                tracing::warn!(%owner, error, "a VM whose memory could not be saved is still paused");
-            }
-            let _ = attached.control.ask(control::clock(), |_| {});
-        }
-        saved
-    }
-
-    async fn write_memory(&self, owner: &Uid, generation: u64, attached: &Attached) -> Result<(), HostError> {
-        let failed = |why: String| {
-            HostError::new(HostErrorKind::Transient, "save the VM of", owner.as_str()).because(why)
-        };
-        let io = |error| HostError::io("save the VM of", owner.as_str(), error);
-        let (memory, places) = (self.memory_dir(owner), self.places(owner));
-        let record = Record::read(&places)?.ok_or_else(|| failed("it is gone".to_owned()))?;
-        if self.vmm_state(owner, attached).await != VmmState::Paused {
-            return Err(failed("it is not paused".to_owned()));
-        }
-        memory.begin()?;
-        let socket = places.migration();
-        super::remove_file(&socket).map_err(io)?;
-        let listener = UnixListener::bind(&socket).map_err(io)?;
-        let written = async {
-            self.on_monitor(attached, async |monitor| monitor.begin_save(&socket).await).await?;
-            let (stream, _) = listener.accept().await.map_err(|error| error.to_string())?;
-            let mut file =
-                tokio::fs::File::create(memory.saving_state()).await.map_err(|error| error.to_string())?;
-            let mut stream = stream.take(STATE_BYTES_MAX + 1);
-            let count = tokio::io::copy(&mut stream, &mut file).await.map_err(|error| error.to_string())?;
-            file.flush().await.map_err(|error| error.to_string())?;
-            if count > STATE_BYTES_MAX {
-                return Err(format!("the device state is larger than {STATE_BYTES_MAX} bytes"));
-            }
-            self.on_monitor(attached, async |monitor| monitor.migrated().await).await?;
-            self.on_monitor(attached, async |monitor| monitor.version().await).await
-        };
-        let version = tokio::time::timeout(STATE_DEADLINE, written).await;
-        let version = version.unwrap_or_else(|_| Err(late())).map_err(failed)?;
-        super::remove_file(&socket).map_err(io)?;
-        let (kernel, initrd) = self.config.boot_files.get()?;
-        let overlay =
-            record.overlay.as_ref().ok_or_else(|| failed("its record is older than saving".to_owned()))?;
-        let overlay = FileMark::of(&(self.config.disk)(overlay)).map_err(io)?;
-        let origin = Origin {
-            generation,
-            run: record.run,
-            launched_at: record.launched_at,
-            saved_at: Timestamp::now(),
-            token: record.token,
-            backend: "qemu".to_owned(),
-            version,
-            machine: command::MACHINE.to_owned(),
-            kernel: kernel.vmlinux.clone(),
-            initrd: initrd.clone(),
-            overlay,
-        };
-        let ram = ram_of(attached.identity.pid).map_err(io)?;
-        let published = tokio::task::spawn_blocking(move || memory.publish(&ram, origin)).await;
-        published.map_err(|error| failed(error.to_string()))?
-    }
 }
 
 /// As QEMU is told: whole megabytes.
-fn memory_size(plan: &LaunchPlan) -> Bytes {
+pub(super) fn memory_size(plan: &LaunchPlan) -> Bytes {
     Bytes(plan.memory.mib_ceil() << 20)
-}
-
-fn late() -> String {
-    format!("not done within {} s", STATE_DEADLINE.as_secs())
 }

@@ -14,9 +14,14 @@ mod launching;
 mod memory;
 mod monitor;
 mod places;
+mod ram;
+mod restoring;
+mod saving;
+mod snapshots;
 mod spawning;
+mod turns;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,9 +30,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use stead_controllers::host::{
-    GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory, VmmState,
+    AdoptPlan, GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory,
+    VmmState,
 };
 use stead_schemas::guest::{self, Request, ToGuest, Token};
+use stead_schemas::instance::Secret;
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::quantity::Bytes;
 use tokio::task::JoinHandle;
@@ -36,6 +43,7 @@ use self::control::Control;
 use self::memory::MemoryDir;
 use self::monitor::Monitor;
 use self::places::{Places, Record};
+use self::turns::Turns;
 use crate::agent::{AgentError, AgentStream};
 use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
@@ -63,6 +71,9 @@ pub struct QemuConfig {
 pub struct Qemu {
     config: Arc<QemuConfig>,
     attached: Arc<Mutex<BTreeMap<Uid, Arc<Attached>>>>,
+    turns: Arc<Turns>,
+    /// Snapshots whose RAM this daemon has found to be what was saved.
+    checked: Arc<Mutex<BTreeSet<Uid>>>,
 }
 
 impl std::fmt::Debug for QemuConfig {
@@ -104,7 +115,12 @@ impl Qemu {
     /// Looks at nothing yet: machines of an earlier daemon are attached when they are inspected.
     #[must_use]
     pub fn new(config: QemuConfig) -> Self {
-        Self { config: Arc::new(config), attached: Arc::default() }
+        Self {
+            config: Arc::new(config),
+            attached: Arc::default(),
+            turns: Arc::default(),
+            checked: Arc::default(),
+        }
     }
 
     #[must_use]
@@ -133,6 +149,10 @@ impl Qemu {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uid, Arc<Attached>>> {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn checked(&self) -> MutexGuard<'_, BTreeSet<Uid>> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find_attached(&self, owner: &Uid) -> Result<Arc<Attached>, HostError> {
@@ -264,10 +284,12 @@ impl Machines for Qemu {
     }
 
     async fn launch(&self, plan: &LaunchPlan) -> Result<(), HostError> {
+        let _turn = self.turns.take(&plan.owner).await;
         self.launch_fresh(plan).await
     }
 
     async fn pause(&self, owner: &Uid) -> Result<(), HostError> {
+        let _turn = self.turns.take(owner).await;
         let attached = self.find_attached(owner)?;
         let paused = self.on_monitor(&attached, async |monitor| monitor.pause().await).await;
         paused.map_err(|why| {
@@ -280,15 +302,33 @@ impl Machines for Qemu {
     }
 
     async fn save(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
+        let _turn = self.turns.take(owner).await;
         self.save_memory(owner, generation).await
     }
 
     async fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError> {
+        let _turn = self.turns.take(&plan.owner).await;
         self.launch_saved(plan).await
     }
 
     async fn discard_memory(&self, owner: &Uid) -> Result<(), HostError> {
         self.memory_dir(owner).discard()
+    }
+
+    async fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError> {
+        self.adopt(plan).await
+    }
+
+    async fn assume(&self, owner: &Uid, assumed: &guest::Assumed) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        let failed = |why: String| {
+            HostError::new(HostErrorKind::Transient, "name the guest of", owner.as_str()).because(why)
+        };
+        let entropy = random::<32>().map_err(|error| failed(error.to_string()))?;
+        let assumed = guest::Assumed { entropy: Secret(hex::encode(entropy)), ..assumed.clone() };
+        let token = attached.control.token().clone();
+        let request = ToGuest::Assume { token, assumed: Box::new(assumed) };
+        attached.control.ask(request, |view| view.is_identity_told = true).map_err(failed)
     }
 
     async fn configure(&self, owner: &Uid, config: &guest::Config) -> Result<(), HostError> {
@@ -329,6 +369,7 @@ impl Machines for Qemu {
     }
 
     async fn resume(&self, owner: &Uid) -> Result<(), HostError> {
+        let _turn = self.turns.take(owner).await;
         let attached = self.find_attached(owner)?;
         let refused = |kind| HostError::new(kind, "resume the VM of", owner.as_str());
         if matches!(self.memory_dir(owner).seen()?, Some(Memory::Saved(_))) {
@@ -391,6 +432,8 @@ fn silent() -> GuestView {
         exit: None,
         is_shutdown_requested: false,
         is_exit_acknowledged: false,
+        incarnation: None,
+        is_identity_told: false,
     }
 }
 

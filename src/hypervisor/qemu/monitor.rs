@@ -111,16 +111,16 @@ impl Monitor {
         Ok(format!("{}.{}.{} {package}", qemu.major, qemu.minor, qemu.micro).trim_end().to_owned())
     }
 
-    /// Sends the device state, without the RAM that is shared with a file, to this socket.
-    pub(super) async fn begin_save(&self, socket: &Path) -> Result<(), String> {
-        self.leave_ram_out().await?;
+    /// Sends the device state to this socket; without RAM that is shared with a file.
+    pub(super) async fn begin_save(&self, socket: &Path, with_ram: bool) -> Result<(), String> {
+        self.leave_ram_out(!with_ram).await?;
         let uri = Some(format!("unix:{}", socket.display()));
         self.execute(qmp::migrate { uri, channels: None, detach: None, resume: None }).await.map(drop)
     }
 
     /// Listens on this socket for the device state.
-    pub(super) async fn begin_load(&self, socket: &Path) -> Result<(), String> {
-        self.leave_ram_out().await?;
+    pub(super) async fn begin_load(&self, socket: &Path, with_ram: bool) -> Result<(), String> {
+        self.leave_ram_out(!with_ram).await?;
         let uri = Some(format!("unix:{}", socket.display()));
         self.execute(qmp::migrate_incoming { uri, channels: None, exit_on_error: None }).await.map(drop)
     }
@@ -147,9 +147,9 @@ impl Monitor {
         let _ = self.execute(qmp::migrate_cancel {}).await;
     }
 
-    async fn leave_ram_out(&self) -> Result<(), String> {
+    async fn leave_ram_out(&self, state: bool) -> Result<(), String> {
         let capability = qmp::MigrationCapability::x_ignore_shared;
-        let capabilities = vec![qmp::MigrationCapabilityStatus { capability, state: true }];
+        let capabilities = vec![qmp::MigrationCapabilityStatus { capability, state }];
         self.execute(qmp::migrate_set_capabilities { capabilities }).await.map(drop)
     }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use stead_controllers::host::HostError;
 use stead_schemas::guest::Token;
 use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::quantity::Bytes;
 
 use super::command;
 use crate::host::files;
@@ -68,6 +69,21 @@ pub(super) struct Record {
     pub(super) tap: Option<LinkName>,
     /// Whose disk it writes to.
     pub(super) overlay: Option<Uid>,
+    #[serde(default)]
+    pub(super) memory: Bytes,
+    #[serde(default)]
+    pub(super) mapping: Mapping,
+}
+
+/// How a VMM has its RAM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Mapping {
+    /// An anonymous file of its own, which a save reads.
+    #[default]
+    Own,
+    /// The file of a snapshot, privately: what was written to it is the VMM's alone to tell.
+    Private,
 }
 
 impl Record {
@@ -97,6 +113,8 @@ impl Record {
             identity: None,
             tap: None,
             overlay: None,
+            memory: Bytes(0),
+            mapping: Mapping::Own,
         }
     }
 

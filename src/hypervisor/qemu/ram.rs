@@ -1,0 +1,141 @@
+//! The RAM of a VM as a file: made, found again, and copied without its zeros.
+//!
+//! While a VM lives its RAM is an anonymous file (memfd) shared with the VMM: as fast as memory of its
+//! own, where a file on a disk costs a boot a tenth, and open to a save through `/proc`. That of a fork
+//! is instead the file of a snapshot, mapped privately: forks share its pages until they write.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use stead_schemas::quantity::Bytes;
+
+/// Of guest RAM, for what is zero and what is not: a page.
+const BLOCK: usize = 4096;
+/// Of one read.
+const CHUNK: usize = 256 * BLOCK;
+/// Of the anonymous file; found again as `/memfd:stead-ram` among the VMM's descriptors.
+const ANONYMOUS: &str = "stead-ram";
+
+/// RAM of this size that nothing was written to yet.
+pub(super) fn fresh_ram(size: Bytes) -> io::Result<File> {
+    let ram = anonymous()?;
+    ram.set_len(size.0)?;
+    Ok(ram)
+}
+
+pub(super) fn anonymous() -> io::Result<File> {
+    Ok(File::from(memfd_create(ANONYMOUS, MemfdFlags::CLOEXEC)?))
+}
+
+/// The RAM of a VMM that lives.
+pub(super) fn ram_of(pid: u32) -> io::Result<File> {
+    let mark = format!("/memfd:{ANONYMOUS}");
+    let is_ram =
+        |path: &PathBuf| fs::read_link(path).is_ok_and(|target| target.to_string_lossy().starts_with(&mark));
+    let mut descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten().map(|entry| entry.path());
+    let ram =
+        descriptors.find(is_ram).ok_or_else(|| io::Error::other("its RAM is not a file that we made"))?;
+    File::open(ram)
+}
+
+/// Copies what is not zero into an empty file. Its length, and a sum of where those blocks are and
+/// what is in them: the same for holes and for zeros.
+pub(super) fn copy_ram(from: &File, to: &File) -> io::Result<(u64, u32)> {
+    to.set_len(from.metadata()?.len())?;
+    each_block_run(from, |at, run| to.write_all_at(run, at))
+}
+
+/// The length and the sum that a copy would have.
+pub(super) fn sum_ram(from: &File) -> io::Result<(u64, u32)> {
+    each_block_run(from, |_, _| Ok(()))
+}
+
+/// Goes over all runs of blocks that are not zero.
+fn each_block_run(from: &File, mut take: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<(u64, u32)> {
+    let length = from.metadata()?.len();
+    let mut sum = flate2::Crc::new();
+    let mut buffer = vec![0u8; CHUNK];
+    let mut at = 0;
+    while at < length {
+        at = match seek(from, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            // No data up to the end.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(from, SeekFrom::Hole(at))?;
+        while at < end {
+            let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(CHUNK);
+            from.read_exact_at(&mut buffer[..wanted], at)?;
+            take_blocks(&buffer[..wanted], at, &mut sum, &mut take)?;
+            at += wanted as u64;
+        }
+    }
+    Ok((length, sum.sum()))
+}
+
+/// Blocks in a row that are not zero are taken together.
+fn take_blocks(
+    bytes: &[u8],
+    at: u64,
+    sum: &mut flate2::Crc,
+    take: &mut impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let is_zero = |block: &[u8]| block.iter().all(|&byte| byte == 0);
+    let mut offset = 0;
+    let blocks: Vec<&[u8]> = bytes.chunks(BLOCK).collect();
+    for run in blocks.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+        let length: usize = run.iter().map(|block| block.len()).sum();
+        if !is_zero(run[0]) {
+            let (from, run) = (at + offset as u64, &bytes[offset..offset + length]);
+            take(from, run)?;
+            for (index, block) in run.chunks(BLOCK).enumerate() {
+                sum.update(&(from + (index * BLOCK) as u64).to_le_bytes());
+                sum.update(block);
+            }
+        }
+        offset += length;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_has_the_bytes_and_the_sum_of_its_source_and_no_blocks_of_zeros() {
+        let (from, to, back) = (
+            anonymous().expect("in memory"),
+            tempfile::tempfile().expect("in memory"),
+            anonymous().expect("in memory"),
+        );
+        let length = 9 * CHUNK;
+        from.set_len(length as u64).expect("in memory");
+        for (at, bytes) in [(0, vec![1; 10]), (5000, vec![2; BLOCK * 3]), (CHUNK as u64 * 3 - 7, vec![3; 14])]
+        {
+            from.write_all_at(&bytes, at).expect("in memory");
+        }
+        // Written and yet zero.
+        from.write_all_at(&vec![0; CHUNK], CHUNK as u64 * 5).expect("in memory");
+        let sum = copy_ram(&from, &to).expect("in memory");
+        assert_eq!(copy_ram(&to, &back).expect("in memory"), sum);
+        assert_eq!(sum_ram(&back).expect("in memory"), sum);
+        let all = |file: &File| {
+            let mut bytes = vec![0; length];
+            file.read_exact_at(&mut bytes, 0).expect("in memory");
+            bytes
+        };
+        assert!(all(&to) == all(&from) && all(&back) == all(&from));
+        assert!(to.metadata().expect("in memory").blocks() * 512 < CHUNK as u64, "zeros are holes");
+        to.write_all_at(&[9], CHUNK as u64 * 7).expect("in memory");
+        assert_ne!(
+            copy_ram(&to, &anonymous().expect("in memory")).expect("in memory"),
+            sum,
+            "a changed byte shows"
+        );
+    }
+}

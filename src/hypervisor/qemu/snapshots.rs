@@ -1,0 +1,216 @@
+//! Snapshots: memory and disk of one moment, each in a directory of its own.
+//!
+//! ```text
+//! snapshots/UID/saved/     disk.ext4, snapshot.json, and of a VM's memory ram, state, manifest.json
+//! ```
+//! Guarantees: `saved` appears whole, durably, by one rename. A VM that runs is held only while its
+//! state, its RAM and its disk are copied; sums and fsyncs come after.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use stead_controllers::host::{
+    CapturePlan, Captured, GuestPhase, HostError, HostErrorKind, Snapshots, VmmState,
+};
+use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::SnapshotKind;
+
+use super::memory::{FileMark, MemoryDir, Origin, RamKept};
+use super::places::Record;
+use super::ram::ram_of;
+use super::saving::{Purpose, proved};
+use super::{Qemu, uids_in};
+use crate::host::disks::SNAPSHOT_DISK;
+use crate::host::{files, sparse};
+
+const MANIFEST: &str = "snapshot.json";
+
+/// What a snapshot is of.
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    kind: SnapshotKind,
+    captured_at: Timestamp,
+    disk_bytes: u64,
+}
+
+impl Snapshots for Qemu {
+    async fn list(&self) -> Result<Vec<Uid>, HostError> {
+        uids_in(&self.config.data_dir.join("snapshots"))
+    }
+
+    async fn inspect(&self, snapshot: &Uid) -> Result<Option<Captured>, HostError> {
+        let dir = self.snapshot_dir(snapshot);
+        if !dir.exists() {
+            return Ok(None);
+        }
+        let Some(manifest) = dir.read::<Manifest>(MANIFEST)? else { return Ok(Some(Captured::Loose)) };
+        let is_whole = fs::metadata(dir.saved(SNAPSHOT_DISK))
+            .is_ok_and(|disk| disk.len() == manifest.disk_bytes)
+            && (manifest.kind == SnapshotKind::Stopped || dir.manifest()?.is_some());
+        let Manifest { kind, captured_at, disk_bytes: _ } = manifest;
+        let size = Bytes(allocated_in(&dir));
+        Ok(Some(if is_whole { Captured::Whole { kind, size, captured_at } } else { Captured::Loose }))
+    }
+
+    async fn measure(&self, plan: &CapturePlan) -> Result<Bytes, HostError> {
+        let failed = |error| HostError::io("measure", plan.source.as_str(), error);
+        let disk = fs::metadata((self.config.disk)(&plan.disk)).map_err(failed)?.blocks() * 512;
+        let attached = self.lock().get(&plan.source).cloned();
+        let memory = match (plan.kind, attached) {
+            (SnapshotKind::Standby, Some(attached)) => match ram_of(attached.identity.pid) {
+                Ok(ram) => ram.metadata().map_err(failed)?.blocks() * 512,
+                Err(_) => Record::read(&self.places(&plan.source))?.map_or(0, |record| record.memory.0),
+            },
+            // What is saved already is shared.
+            (SnapshotKind::Standby, None) | (SnapshotKind::Stopped, _) => 0,
+        };
+        Ok(Bytes(disk.saturating_add(memory)))
+    }
+
+    async fn capture(&self, plan: &CapturePlan) -> Result<(), HostError> {
+        let dir = self.snapshot_dir(&plan.snapshot);
+        dir.begin()?;
+        let taken = match plan.kind {
+            SnapshotKind::Stopped => self.capture_stopped(plan, &dir).await.map(|()| None),
+            SnapshotKind::Standby if self.memory_dir(&plan.source).exists() => {
+                self.capture_saved(plan, &dir).await.map(Some)
+            }
+            SnapshotKind::Standby => self.capture_running(plan, &dir).await.map(Some),
+        };
+        let captured = match taken {
+            Ok(memory) => seal(plan, &dir, memory).await,
+            Err(error) => Err(error),
+        };
+        if captured.is_err() {
+            dir.discard()?;
+        }
+        captured
+    }
+
+    async fn remove(&self, snapshot: &Uid) -> Result<(), HostError> {
+        self.checked().remove(snapshot);
+        let dir = self.snapshot_dir(snapshot);
+        // Freeing the blocks of large files takes a while.
+        let removed = tokio::task::spawn_blocking(move || dir.discard()).await;
+        removed.unwrap_or_else(|error| {
+            let failed = HostError::new(HostErrorKind::Transient, "remove the snapshot", snapshot.as_str());
+            Err(failed.because(error))
+        })
+    }
+}
+
+impl Qemu {
+    fn snapshot_dir(&self, snapshot: &Uid) -> MemoryDir {
+        MemoryDir::of_snapshot(&self.config.data_dir, snapshot)
+    }
+
+    /// Holds a VM that runs for as long as the copies take, and lets it run on whatever comes of them.
+    async fn capture_running(
+        &self,
+        plan: &CapturePlan,
+        dir: &MemoryDir,
+    ) -> Result<(Origin, RamKept), HostError> {
+        let _turn = self.turns.take(&plan.source).await;
+        let attached = self.find_attached(&plan.source)?;
+        let is_of_run =
+            Record::read(&self.places(&plan.source))?.is_some_and(|record| record.run == plan.run);
+        let is_up = self.vmm_state(&plan.source, &attached).await == VmmState::Running
+            && attached.control.view().phase == GuestPhase::Ready;
+        if !is_of_run || !is_up || self.memory_dir(&plan.source).exists() {
+            return Err(conflict(plan, "its source does not run as it did"));
+        }
+        let held = self.on_monitor(&attached, async |monitor| monitor.pause().await).await;
+        let taken = match held {
+            Ok(()) => {
+                let purpose = Purpose { generation: plan.generation };
+                match self.take_memory(&plan.source, &attached, dir, purpose).await {
+                    // The VMM has flushed and let go of its disk when its state has passed.
+                    Ok(memory) => self.copy_disk(plan, dir).await.map(|()| memory),
+                    Err(error) => Err(error),
+                }
+            }
+            Err(why) => Err(conflict(plan, &why)),
+        };
+        self.let_run_on(&plan.source, &attached).await;
+        taken
+    }
+
+    /// Of a source in standby: its files, shared, and a copy of the disk that nobody writes to.
+    async fn capture_saved(
+        &self,
+        plan: &CapturePlan,
+        dir: &MemoryDir,
+    ) -> Result<(Origin, RamKept), HostError> {
+        let _turn = self.turns.take(&plan.source).await;
+        let memory = self.memory_dir(&plan.source);
+        let manifest = memory.manifest()?.ok_or_else(|| conflict(plan, "its memory is not saved"))?;
+        let origin = manifest.origin.clone();
+        if (origin.run, origin.generation) != (plan.run, plan.generation) {
+            return Err(conflict(plan, "its memory is of another run"));
+        }
+        let kept = dir.keep_shared(&memory, &manifest)?;
+        self.copy_disk(plan, dir).await?;
+        let seen =
+            FileMark::of(&(self.config.disk)(&plan.disk)).map_err(dir.failed("look at the disk for"))?;
+        if seen != origin.overlay {
+            return Err(conflict(plan, "its disk is newer than its memory"));
+        }
+        Ok((origin, kept))
+    }
+
+    async fn capture_stopped(&self, plan: &CapturePlan, dir: &MemoryDir) -> Result<(), HostError> {
+        let _turn = self.turns.take(&plan.source).await;
+        if Record::read(&self.places(&plan.source))?.is_some() {
+            return Err(conflict(plan, "its source is not down"));
+        }
+        self.copy_disk(plan, dir).await
+    }
+
+    async fn copy_disk(&self, plan: &CapturePlan, dir: &MemoryDir) -> Result<(), HostError> {
+        let (from, to) = ((self.config.disk)(&plan.disk), dir.saving(SNAPSHOT_DISK));
+        let copied = tokio::task::spawn_blocking(move || copy_file(&from, &to)).await;
+        copied.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(dir.failed("copy the disk to"))
+    }
+}
+
+fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
+    sparse::copy(&File::open(from)?, &File::create_new(to)?)
+}
+
+/// Makes what was taken durable, and then the snapshot.
+async fn seal(
+    plan: &CapturePlan,
+    dir: &MemoryDir,
+    memory: Option<(Origin, RamKept)>,
+) -> Result<(), HostError> {
+    let disk = dir.saving(SNAPSHOT_DISK);
+    let synced = tokio::task::spawn_blocking(move || {
+        let disk = File::open(disk)?;
+        disk.sync_all()?;
+        Ok(disk.metadata()?.len())
+    });
+    let synced = synced.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    let disk_bytes = synced.map_err(dir.failed("make durable"))?;
+    let captured_at = memory.as_ref().map_or_else(Timestamp::now, |(origin, _)| origin.saved_at);
+    if let Some((origin, ram)) = memory {
+        proved(&plan.source, dir.clone(), origin, ram).await?;
+    }
+    let manifest = Manifest { kind: plan.kind, captured_at, disk_bytes };
+    let bytes = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
+    files::write_whole(&dir.saving(MANIFEST), &bytes, 0o600)?;
+    dir.publish()
+}
+
+fn conflict(plan: &CapturePlan, why: &str) -> HostError {
+    HostError::new(HostErrorKind::Conflict, "capture", plan.source.as_str()).because(why)
+}
+
+fn allocated_in(dir: &MemoryDir) -> u64 {
+    let Ok(entries) = fs::read_dir(dir.saved("")) else { return 0 };
+    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|file| file.blocks() * 512).sum()
+}
