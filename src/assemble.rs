@@ -267,7 +267,7 @@ impl Host {
             runtimes: vec![RuntimeView {
                 name,
                 available: is_available,
-                features: vec!["standby".to_owned()],
+                features: ["fork", "snapshots", "standby"].map(ToOwned::to_owned).to_vec(),
                 accelerator,
             }],
             network: NetworkModel {

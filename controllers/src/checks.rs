@@ -347,6 +347,7 @@ fn check_images(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     }
     for instance in &records.instances {
         referred.extend(&instance.status.image_digest);
+        referred.extend(instance.spec.origin.iter().filter_map(|origin| origin.image_digest.as_ref()));
     }
     for snapshot in &records.snapshots {
         referred.extend(&snapshot.spec.image_digest);

@@ -79,6 +79,8 @@ pub struct Allocated {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     pub snapshot: Uid,
+    /// What was below the snapshot's disk, and belongs below its copies.
+    pub image_digest: Option<Digest>,
     /// `InstanceSpec::standby` of the wish: one origin is told from the next by it.
     pub generation: u64,
     /// The run that goes on from the snapshot's memory; `None` when only the disk is taken over.

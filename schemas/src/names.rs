@@ -78,17 +78,6 @@ impl Uid {
     pub fn short(&self) -> &str {
         &self.0[..10]
     }
-
-    /// 32 hexadecimal digits that no other id gives: the id read as a number in base 36, which is
-    /// less than 2^125.
-    #[must_use]
-    pub fn machine_id(&self) -> String {
-        let number = self.0.bytes().fold(0u128, |number, byte| {
-            let digit = if byte.is_ascii_digit() { byte - b'0' } else { byte - b'a' + 10 };
-            number.wrapping_mul(36).wrapping_add(digit.into())
-        });
-        format!("{number:032x}")
-    }
 }
 
 impl FromStr for Uid {

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 /// Method, path, summary, success status.
-const OPERATIONS: [(&str, &str, &str, &str); 21] = [
+const OPERATIONS: [(&str, &str, &str, &str); 30] = [
     ("get", "/health", "Liveness", "200"),
     ("get", "/capabilities", "What this server and host can do", "200"),
     ("get", "/instances", "List instances; watch=true streams changes", "200"),
@@ -16,6 +16,15 @@ const OPERATIONS: [(&str, &str, &str, &str); 21] = [
     ("delete", "/instances/{id}", "Stop and delete an instance", "204"),
     ("post", "/instances/{id}/start", "Start the next run", "200"),
     ("post", "/instances/{id}/stop", "Stop the VM", "200"),
+    ("post", "/instances/{id}/standby", "Keep its memory and end its process", "200"),
+    ("post", "/instances/{id}/restore", "Go on from the kept memory", "200"),
+    ("post", "/instances/{id}/fork", "Make another instance of it, as it is now", "201"),
+    ("post", "/instances/{id}/snapshots", "Take a snapshot of it", "201"),
+    ("post", "/instances/{id}/snapshots/{snapshot}/restore", "Put it back to a snapshot", "200"),
+    ("get", "/snapshots", "List snapshots", "200"),
+    ("get", "/snapshots/{id}", "Read a snapshot", "200"),
+    ("delete", "/snapshots/{id}", "Delete a snapshot", "204"),
+    ("post", "/snapshots/{id}/fork", "Make an instance from a snapshot", "201"),
     ("get", "/instances/{id}/wait", "Wait for a state", "200"),
     ("get", "/instances/{id}/logs", "Lines of a log as server-sent events; follow=true goes on", "200"),
     ("get", "/instances/{id}/exec", "Run a program beside it; a WebSocket", "101"),

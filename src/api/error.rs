@@ -6,6 +6,7 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use stead_controllers::host::{HostError, HostErrorKind};
+use stead_controllers::snapshot::admission::SnapshotRefused;
 use stead_controllers::store::{StoreError, TransactError, TxError};
 use stead_controllers::vm::admission::Refused;
 use stead_schemas::api::ErrorBody;
@@ -60,6 +61,10 @@ impl ApiError {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message);
         Self { retry: Retry::After(1), ..error }
     }
+    pub(super) fn insufficient_storage(message: String) -> Self {
+        let error = Self::new(StatusCode::INSUFFICIENT_STORAGE, "insufficient_storage", message);
+        Self { retry: Retry::After(5), ..error }
+    }
     /// A refusal in front of every handler: the code is the status' own text.
     pub(super) fn refused(status: StatusCode, message: impl Into<String>) -> Self {
         Self::new(status, status.canonical_reason().unwrap_or("Error"), message)
@@ -95,11 +100,7 @@ impl From<FieldErrors> for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Full => {
-                let error =
-                    Self::new(StatusCode::INSUFFICIENT_STORAGE, "insufficient_storage", error.to_string());
-                Self { retry: Retry::After(5), ..error }
-            }
+            StoreError::Full => Self::insufficient_storage(error.to_string()),
             StoreError::Overloaded => Self::overloaded("too many writes are waiting"),
             StoreError::Closed => Self::overloaded("the server is shutting down"),
             _ => {
@@ -130,7 +131,22 @@ impl From<Refused> for ApiError {
             Refused::ImageNotReady(_) => Self::bad_request("image_not_ready", message),
             Refused::NotFound => Self::not_found(),
             Refused::InvalidExpiry => Self::bad_request("invalid_expires_at", message),
+            Refused::InvalidRequest(_) => Self::bad_request("invalid_request", message),
+            Refused::Snapshot(refused) => refused.into(),
             Refused::Expired => Self::conflict("instance_expired", message),
+        }
+    }
+}
+
+impl From<SnapshotRefused> for ApiError {
+    fn from(refused: SnapshotRefused) -> Self {
+        let message = refused.to_string();
+        match refused {
+            SnapshotRefused::NotFound => Self::not_found(),
+            SnapshotRefused::NameTaken(_) => Self::conflict("name_conflict", message),
+            SnapshotRefused::InvalidState { .. } => Self::conflict("invalid_state", message),
+            SnapshotRefused::InsufficientResources(_) => Self::conflict("insufficient_resources", message),
+            SnapshotRefused::Conflict(_) => Self::conflict("conflict", message),
         }
     }
 }

@@ -109,7 +109,7 @@ pub(super) async fn update(
 
 /// The instance once a verb on it is over, or the time for its answer is: the wish is stored, and
 /// late it is carried out all the same.
-async fn carried_out(
+pub(super) async fn carried_out(
     state: &ApiState,
     uid: &Uid,
     is_over: impl Fn(&Object<Instance>) -> bool,

@@ -20,13 +20,10 @@ async fn not_yet(uri: Uri) -> ApiError {
 }
 
 pub(super) fn add(mut routes: Routes) -> Routes {
-    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 7] = [
-        ("/instances/{id}/fork", Scope::InstanceWrite, post(not_yet)),
+    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 4] = [
         ("/instances/{id}/auto-standby/status", Scope::InstanceRead, get(not_yet)),
         ("/instances/{id}/auto-standby/hold", Scope::InstanceWrite, post(not_yet)),
         ("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(not_yet).delete(not_yet)),
-        ("/instances/{id}/snapshots", Scope::SnapshotWrite, post(not_yet)),
-        ("/instances/{id}/snapshots/{snapshot}/restore", Scope::SnapshotWrite, post(not_yet)),
         (
             "/instances/{id}/snapshot-schedule",
             Scope::SnapshotWrite,
@@ -38,7 +35,6 @@ pub(super) fn add(mut routes: Routes) -> Routes {
     }
     let kinds = [
         ("/volumes", "/volumes/{id}", [Scope::VolumeRead, Scope::VolumeWrite, Scope::VolumeDelete]),
-        ("/snapshots", "/snapshots/{id}", [Scope::SnapshotRead, Scope::SnapshotWrite, Scope::SnapshotDelete]),
         ("/devices", "/devices/{id}", [Scope::DeviceRead, Scope::DeviceWrite, Scope::DeviceDelete]),
         ("/ingresses", "/ingresses/{id}", [Scope::IngressRead, Scope::IngressWrite, Scope::IngressDelete]),
         ("/builds", "/builds/{id}", [Scope::BuildRead, Scope::BuildWrite, Scope::BuildDelete]),
@@ -53,7 +49,6 @@ pub(super) fn add(mut routes: Routes) -> Routes {
             .add(one, remove, delete(absent));
     }
     routes
-        .add("/snapshots/{id}/fork", Scope::SnapshotWrite, post(not_yet))
         .add("/volumes/from-archive", Scope::VolumeWrite, post(not_yet))
         .add("/devices/available", Scope::DeviceRead, get(empty))
         .add("/resources", Scope::ResourceRead, get(not_yet))

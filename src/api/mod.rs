@@ -18,6 +18,7 @@ mod logs;
 mod lookup;
 mod route;
 mod server;
+mod snapshots;
 mod socket;
 mod stat;
 mod stats;
@@ -114,6 +115,13 @@ pub fn router(state: ApiState) -> Router {
         .add("/instances/{id}/stop", Scope::InstanceWrite, post(instances::stop))
         .add("/instances/{id}/standby", Scope::InstanceWrite, post(instances::standby))
         .add("/instances/{id}/restore", Scope::InstanceWrite, post(instances::restore))
+        .add("/instances/{id}/fork", Scope::InstanceWrite, post(snapshots::fork))
+        .add("/instances/{id}/snapshots", Scope::SnapshotWrite, post(snapshots::create))
+        .add("/instances/{id}/snapshots/{snapshot}/restore", Scope::SnapshotWrite, post(snapshots::restore))
+        .add("/snapshots", Scope::SnapshotRead, get(snapshots::list))
+        .add("/snapshots/{id}", Scope::SnapshotRead, get(snapshots::get))
+        .add("/snapshots/{id}", Scope::SnapshotDelete, delete(snapshots::delete))
+        .add("/snapshots/{id}/fork", Scope::SnapshotWrite, post(snapshots::fork_snapshot))
         .add("/instances/{id}/wait", Scope::InstanceRead, get(wait::wait_for_state))
         .add("/instances/{id}/logs", Scope::InstanceRead, get(logs::logs))
         .add("/instances/{id}/exec", Scope::InstanceWrite, get(exec::exec))

@@ -11,6 +11,7 @@ mod images;
 mod instances;
 mod policies;
 mod show;
+mod snapshots;
 mod top;
 
 use std::process::ExitCode;
@@ -76,6 +77,11 @@ enum Verb {
     Standby { names: Vec<String> },
     /// Have an instance go on from its kept memory.
     Restore { names: Vec<String> },
+    /// Make another instance of one, as it is now.
+    Fork(snapshots::Fork),
+    /// Snapshots of instances.
+    #[command(subcommand)]
+    Snapshot(snapshots::SnapshotVerb),
     /// Start a stopped instance.
     Start { names: Vec<String> },
     /// Change what happens to an instance by itself.
@@ -174,6 +180,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Logs(logs) => instances::logs(&client()?, logs).await,
         Verb::Standby { names } => instances::each(&client()?, &names, "standby", output).await,
         Verb::Restore { names } => instances::each(&client()?, &names, "restore", output).await,
+        Verb::Fork(fork) => snapshots::fork(&client()?, fork, output).await,
+        Verb::Snapshot(verb) => snapshots::snapshot(&client()?, verb, output).await,
         Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
         Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,
         Verb::Update(update) => policies::update(&client()?, update, output).await,

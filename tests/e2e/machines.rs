@@ -88,6 +88,7 @@ impl Drop for Bench {
 fn config(argv: &[&str]) -> Config {
     Config {
         hostname: "box".to_owned(),
+        machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
         argv: argv.iter().map(|word| (*word).to_owned()).collect(),
         env: BTreeMap::from([("GREETING".to_owned(), Secret("hello".to_owned()))]),
         working_dir: String::new(),
@@ -96,6 +97,7 @@ fn config(argv: &[&str]) -> Config {
         shutdown_grace_millis: 3000,
         network: None,
         has_agent: true,
+        incarnation: String::new(),
     }
 }
 

@@ -57,8 +57,9 @@ pub struct GuestView {
     pub is_shutdown_requested: bool,
     /// Likewise for `acknowledge_exit`.
     pub is_exit_acknowledged: bool,
-    /// The identity that it says it has.
+    /// Who it says it is, and why it could not become who it was told it is.
     pub incarnation: Option<String>,
+    pub assume_error: Option<String>,
     /// `assume` was called since the channel was last connected.
     pub is_identity_told: bool,
 }
@@ -144,7 +145,7 @@ pub trait Machines: Send + Sync + 'static {
         owner: &Uid,
         config: &stead_schemas::guest::Config,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Tells a guest who it is from here on; entropy is added. Seen by its incarnation.
+    /// Tells a guest who it is from here on, with random bytes of the host. Seen by its incarnation.
     fn assume(
         &self,
         owner: &Uid,

@@ -88,7 +88,8 @@ async fn unreferenced<I: Images>(
         }
     }
     for instance in reconciler.store.list::<Instance>() {
-        if let Some(digest) = &instance.status.image_digest {
+        let of_origin = instance.spec.origin.as_ref().and_then(|origin| origin.image_digest.as_ref());
+        for digest in instance.status.image_digest.iter().chain(of_origin) {
             on_disk.remove(digest);
         }
     }

@@ -157,6 +157,7 @@ impl Vmm {
                 is_shutdown_requested: self.shutdown_at.is_some(),
                 is_exit_acknowledged: self.acknowledged_at.is_some(),
                 incarnation: self.incarnation.clone(),
+                assume_error: None,
                 is_identity_told: false,
             },
         }
@@ -277,7 +278,7 @@ impl Machines for World {
             let now = vmm.time(now);
             vmm.configured_at.get_or_insert(now);
             vmm.program = program;
-            vmm.incarnation = Some(config.identity.incarnation.clone());
+            vmm.incarnation = Some(config.incarnation.clone());
             Ok(())
         })
         .await?;
@@ -290,7 +291,7 @@ impl Machines for World {
 
     async fn assume(&self, owner: &Uid, assumed: &guest::Assumed) -> Result<(), HostError> {
         self.on_vmm("assume", owner, |vmm| {
-            vmm.incarnation = Some(assumed.identity.incarnation.clone());
+            vmm.incarnation = Some(assumed.incarnation.clone());
             Ok(())
         })
         .await

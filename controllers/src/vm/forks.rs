@@ -168,7 +168,13 @@ fn disk_of(snapshot: &Object<Snapshot>) -> DiskSpec {
 
 fn origin(snapshot: &Object<Snapshot>, generation: u64, run: u64, target: Power) -> Origin {
     let has_memory = snapshot.spec.kind == SnapshotKind::Standby && target != Power::Stopped;
-    Origin { snapshot: snapshot.meta.uid.clone(), generation, memory_for_run: has_memory.then_some(run) }
+    let image_digest = snapshot.spec.image_digest.clone();
+    Origin {
+        snapshot: snapshot.meta.uid.clone(),
+        image_digest,
+        generation,
+        memory_for_run: has_memory.then_some(run),
+    }
 }
 
 /// A new instance that begins with a snapshot, which may still have to be taken.

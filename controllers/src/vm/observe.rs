@@ -65,8 +65,7 @@ pub struct Parts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OriginSeen {
     Pending,
-    /// And the content below its disk.
-    Ready(Option<Digest>),
+    Ready,
     Failed(String),
     Gone,
 }
@@ -120,7 +119,7 @@ fn origin_seen<M, I>(vms: &Vms<M, I>, uid: &Uid) -> OriginSeen {
     let Some(snapshot) = vms.store.get::<Snapshot>(uid) else { return OriginSeen::Gone };
     match snapshot.status.phase {
         SnapshotPhase::Pending => OriginSeen::Pending,
-        SnapshotPhase::Ready => OriginSeen::Ready(snapshot.spec.image_digest.clone()),
+        SnapshotPhase::Ready => OriginSeen::Ready,
         SnapshotPhase::Failed => OriginSeen::Failed(snapshot.status.error.clone().unwrap_or_default()),
     }
 }

@@ -9,6 +9,7 @@ use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::{Instance, InstanceSpec, Power, Secret};
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
 
 use super::{Action, Observed, OriginSeen};
 use crate::host::{AdoptPlan, GuestPhase, LaunchPlan, Machine, VmmState};
@@ -90,9 +91,6 @@ fn boot_deadline(machine: &Machine) -> Timestamp {
 fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timestamp) -> Plan<Action> {
     let parts = &seen.parts;
     let Some(digest) = &object.status.image_digest else {
-        if let Some(plan) = origin_trouble(seen) {
-            return plan;
-        }
         // Pinned by the status of this pass.
         return match &parts.image_trouble {
             Some((reason, message)) => wait(*reason, message.clone(), None),
@@ -165,7 +163,7 @@ fn plan_adopt(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Pla
 /// What keeps an instance from the snapshot that it begins with.
 fn origin_trouble(seen: &Observed) -> Option<Plan<Action>> {
     let message = match seen.parts.origin.as_ref()? {
-        OriginSeen::Ready(_) => return None,
+        OriginSeen::Ready => return None,
         OriginSeen::Pending => {
             let message = "the snapshot that it begins with is being taken";
             return Some(wait(Reason::WaitingForSnapshot, message, None));
@@ -227,20 +225,20 @@ fn incarnation(object: &Object<Instance>) -> String {
 }
 
 fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
+    if let Some(why) = &machine.guest.assume_error {
+        let message = format!("the guest could not become this instance: {why}");
+        return Plan::Refuse(Refusal { reason: Reason::GuestBootFailed, message });
+    }
     if machine.guest.is_identity_told {
         return wait(Reason::WaitingForGuest, "the guest is becoming this instance", None);
     }
     let assumed = guest::Assumed {
-        identity: identity(object),
+        incarnation: incarnation(object),
         hostname: object.meta.name.to_string(),
+        machine_id: machine_id(&object.meta.uid),
         network: guest_network(seen),
-        entropy: Secret(String::new()),
     };
     act(Action::Assume(object.meta.uid.clone(), Box::new(assumed)))
-}
-
-fn identity(object: &Object<Instance>) -> guest::Identity {
-    guest::Identity { incarnation: incarnation(object), machine_id: object.meta.uid.machine_id() }
 }
 
 fn guest_network(seen: &Observed) -> Option<guest::NetworkConfig> {
@@ -382,6 +380,7 @@ fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Con
     let of_instance = object.spec.env.iter().map(|(key, value)| (key.clone(), value.clone()));
     Some(guest::Config {
         hostname: object.meta.name.to_string(),
+        machine_id: machine_id(&object.meta.uid),
         argv: argv(&object.spec, image),
         env: of_image.chain(of_instance).collect(),
         working_dir: image.working_dir.clone(),
@@ -390,8 +389,17 @@ fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Con
         shutdown_grace_millis: u64::try_from(limits::SHUTDOWN_GRACE.as_millis()).unwrap_or(u64::MAX),
         network: guest_network(seen),
         has_agent: !object.spec.skip_guest_agent,
-        identity: identity(object),
+        incarnation: incarnation(object),
     })
+}
+
+/// The uid as a number, which it is in base 36: 24 digits are below 2^124, so no two uids share one.
+pub(super) fn machine_id(uid: &Uid) -> String {
+    let number = uid.as_str().bytes().fold(0u128, |number, byte| {
+        let digit = char::from(byte).to_digit(36).unwrap_or(0);
+        number.wrapping_mul(36).wrapping_add(u128::from(digit))
+    });
+    format!("{number:032x}")
 }
 
 fn act(action: Action) -> Plan<Action> {

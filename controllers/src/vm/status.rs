@@ -7,7 +7,7 @@ use stead_schemas::limits;
 use stead_schemas::meta::Object;
 
 use super::plan::{has_ended, has_started, is_another, is_boot_overdue, is_spent, wanted_run};
-use super::{Observed, OriginSeen, restarts};
+use super::{Observed, restarts};
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Outcome, PassEnd, conditions};
 
@@ -15,7 +15,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     let mut status = object.status.clone();
     match seen {
         Some(seen) => {
-            pin_image(&mut status, seen);
+            pin_image(&mut status, object, seen);
             record_adoption(&mut status, object, seen);
             restarts::begin_run(&mut status, object);
             record_end(&mut status, object, seen, end.now);
@@ -45,14 +45,10 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
 }
 
 /// The content is chosen once, when the image is first seen ready.
-fn pin_image(status: &mut InstanceStatus, seen: &Observed) {
+fn pin_image(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed) {
     if status.image_digest.is_none() {
-        status.image_digest = match &seen.parts.origin {
-            // Below a copied disk belongs what was below the original.
-            Some(OriginSeen::Ready(digest)) => digest.clone(),
-            Some(OriginSeen::Pending | OriginSeen::Failed(_) | OriginSeen::Gone) => None,
-            None => seen.parts.image_ready.clone(),
-        };
+        let of_origin = object.spec.origin.as_ref().and_then(|origin| origin.image_digest.clone());
+        status.image_digest = of_origin.or_else(|| seen.parts.image_ready.clone());
     }
 }
 

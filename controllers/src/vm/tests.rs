@@ -15,7 +15,7 @@ use stead_schemas::names::{Name, Platform, Uid};
 use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
 use stead_schemas::quantity::Bytes;
 
-use super::plan::{argv, plan};
+use super::plan::{argv, machine_id, plan};
 use super::status::status;
 use super::{Action, Observed, Parts};
 use crate::host::{GuestPhase, GuestView, Machine, Memory, SavedMemory, VmmState};
@@ -78,6 +78,7 @@ fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         is_shutdown_requested: false,
         is_exit_acknowledged: false,
         incarnation: None,
+        assume_error: None,
         is_identity_told: false,
     };
     Machine {
@@ -419,7 +420,7 @@ prop_compose! {
     ) -> Machine {
         let exit = (phase == GuestPhase::Exited)
             .then(|| Exit { code: Some(1), message: String::new(), is_boot_failure: false });
-        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, is_identity_told: false };
+        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, assume_error: None, is_identity_told: false };
         Machine { run, guest, launched_at: at(200 - age), ..machine(vmm, phase) }
     }
 }
@@ -586,4 +587,20 @@ fn a_restart_waits_for_its_time_and_its_old_machine_goes_first() {
     object.spec.expires_at = Some(at(10_006));
     assert_eq!(plan_at(&object, None, 10_005), "Converged");
     assert_eq!(plan_at(&object, None, 10_006), "Expire");
+}
+
+proptest! {
+    #[test]
+    fn no_two_instances_share_a_machine_id(one in "[a-z][a-z0-9]{23}", other in "[a-z][a-z0-9]{23}") {
+        let [one, other]: [Uid; 2] = [one, other].map(|text| text.parse().expect("a uid"));
+        prop_assert_eq!(machine_id(&one) == machine_id(&other), one == other);
+        prop_assert_eq!(machine_id(&one).len(), 32);
+    }
+}
+
+#[test]
+fn a_machine_id_is_made_of_the_uid_and_nothing_else() {
+    assert_eq!(machine_id(&uid()), "0e108452948b257ed4bcbd32f6ebeba6");
+    let last: Uid = "z".repeat(24).parse().expect("valid");
+    assert_eq!(machine_id(&last), format!("{:032x}", 36u128.pow(24) - 1));
 }

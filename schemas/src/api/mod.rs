@@ -12,6 +12,7 @@ mod image;
 mod instance;
 mod later;
 mod policy;
+mod snapshot;
 mod system;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,9 @@ pub use instance::{
     parse_state,
 };
 pub use policy::{InstancePatch, RestartView};
+pub use snapshot::{
+    ForkCreate, Snapshot, SnapshotCreate, SnapshotFork, SnapshotRestore, parse_kind, state_of,
+};
 pub use system::{
     Capabilities, HostView, ImagesView, InstanceStats, NetworkModel, Runtime, RuntimeView, ServerView,
 };

@@ -35,6 +35,8 @@ pub const CLOCK_OFF_MAX: std::time::Duration = std::time::Duration::from_millis(
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     pub hostname: String,
+    /// As machine-id(5) has it; of the instance, whatever its image brings.
+    pub machine_id: String,
     /// Program and arguments; executed directly, no shell.
     pub argv: Vec<String>,
     pub env: BTreeMap<String, Secret>,
@@ -47,28 +49,18 @@ pub struct Config {
     pub shutdown_grace_millis: u64,
     pub network: Option<NetworkConfig>,
     pub has_agent: bool,
+    /// Which life of which instance this is; the guest repeats it in its state.
     #[serde(default)]
-    pub identity: Identity,
-}
-
-/// Who a guest is, beyond its names: told at its boot, and again to one that goes on from the memory
-/// of another.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Which life of which instance; the guest repeats it in its state.
     pub incarnation: String,
-    /// `/etc/machine-id`: 32 hexadecimal digits.
-    pub machine_id: String,
 }
 
 /// What a guest that goes on from the memory of another has to become.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assumed {
-    pub identity: Identity,
+    pub incarnation: String,
     pub hostname: String,
+    pub machine_id: String,
     pub network: Option<NetworkConfig>,
-    /// Hexadecimal; stirred into the random number generator, whose state was copied.
-    pub entropy: Secret,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +85,17 @@ impl fmt::Debug for Token {
     }
 }
 
+/// Random bytes of the host for the guest's pool; other ones each time.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Seed(pub Vec<u8>);
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
 /// Host to guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -103,9 +106,9 @@ pub enum ToGuest {
     /// and steps its clock.
     Clock { unix_nanos: i64 },
     /// Taken once; repeated ones are ignored.
-    Configure { token: Token, config: Box<Config> },
+    Configure { token: Token, seed: Seed, config: Box<Config> },
     /// Become another instance: names, addresses, keys, random numbers. Programs go on.
-    Assume { token: Token, assumed: Box<Assumed> },
+    Assume { token: Token, seed: Seed, assumed: Box<Assumed> },
     /// End the program: stop signal, grace, kill.
     Shutdown { token: Token },
     /// The exit record is stored: power off.
@@ -122,9 +125,12 @@ pub struct FromGuest {
     pub token: Option<Token>,
     pub phase: Phase,
     pub exit: Option<Exit>,
-    /// Of the identity that it has.
+    /// The life that it was told last and has taken on.
     #[serde(default)]
     pub incarnation: Option<String>,
+    /// Why it could not take on the one it was told.
+    #[serde(default)]
+    pub assume_error: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal};
-use stead_schemas::guest::{Config, Decoder, Frame, FrameKind, FromGuest, PROTOCOL, Phase, ToGuest, Token};
+use stead_schemas::guest::{
+    Assumed, Config, Decoder, Frame, FrameKind, FromGuest, PROTOCOL, Phase, Seed, ToGuest, Token,
+};
 use stead_schemas::instance::Exit;
 
 use crate::agent::{Agent, Instance};
 use crate::children::Children;
 use crate::outbox::{Outbox, Wake};
-use crate::{BootError, clock, program};
+use crate::{BootError, assume, clock, identity, program};
 
 /// Pause after a hang-up before the port is looked at again; poll reports hang-ups without end.
 const HANG_UP_PAUSE: Duration = Duration::from_millis(20);
@@ -50,6 +52,9 @@ struct State {
     phase: Option<Phase>,
     exit: Option<Exit>,
     is_acknowledged: bool,
+    /// Who it is, and why it could not become another.
+    incarnation: Option<String>,
+    assume_error: Option<String>,
     program: Option<Program>,
     /// The host asked to end the program; before it started, the request waits here.
     is_stopping: bool,
@@ -232,14 +237,24 @@ impl Control {
                 clock::step(unix_nanos);
                 false
             }
-            ToGuest::Configure { token, config } => {
+            ToGuest::Configure { token, seed, config } => {
                 if state.config.is_none() {
+                    // A kernel that refuses has numbers of its own.
+                    let _ = identity::credit_entropy(&seed.0);
+                    state.incarnation = Some(config.incarnation.clone());
                     (state.token, state.config) = (Some(token), Some(*config));
                     if state.phase.is_none() {
                         state.phase = Some(Phase::Configured);
                     }
                 }
                 self.0.changed.notify_all();
+                true
+            }
+            ToGuest::Assume { token, seed, assumed } if is_ours(&token, &state) => {
+                if state.incarnation.as_ref() != Some(&assumed.incarnation) {
+                    drop(state);
+                    self.begin_to_assume(seed, *assumed);
+                }
                 true
             }
             ToGuest::Shutdown { token } if is_ours(&token, &state) => {
@@ -251,8 +266,46 @@ impl Control {
                 self.0.changed.notify_all();
                 false
             }
-            ToGuest::Shutdown { .. } | ToGuest::AcknowledgeExit { .. } => false,
+            ToGuest::Assume { .. } | ToGuest::Shutdown { .. } | ToGuest::AcknowledgeExit { .. } => false,
         }
+    }
+
+    /// In a thread of its own: keys take a while to make.
+    fn begin_to_assume(&self, seed: Seed, assumed: Assumed) {
+        let of_thread = self.clone();
+        let begun = std::thread::Builder::new().name("assume".to_owned()).spawn(move || {
+            let (old, children) = {
+                let state = of_thread.lock();
+                let network = state.config.as_ref().and_then(|config| config.network.clone());
+                (network, state.program.as_ref().map(|program| program.children.clone()))
+            };
+            let done = match children {
+                Some(children) => assume::assume(old.as_ref(), &assumed, &seed, &children),
+                None => Err(BootError::new("assume", "no program runs")),
+            };
+            of_thread.has_assumed(assumed, done);
+        });
+        if let Err(error) = begun {
+            self.lock().assume_error = Some(error.to_string());
+            self.wake();
+        }
+    }
+
+    fn has_assumed(&self, assumed: Assumed, done: Result<(), BootError>) {
+        let mut state = self.lock();
+        match done {
+            Ok(()) => {
+                state.assume_error = None;
+                state.incarnation = Some(assumed.incarnation);
+                if let Some(config) = &mut state.config {
+                    (config.hostname, config.network) = (assumed.hostname, assumed.network);
+                    self.0.agent.rename(&config.hostname);
+                }
+            }
+            Err(error) => state.assume_error = Some(format!("{}: {}", error.phase, error.reason)),
+        }
+        drop(state);
+        self.wake();
     }
 
     fn tell(&self) -> Vec<u8> {
@@ -263,6 +316,8 @@ impl Control {
             token: state.token.clone(),
             phase: state.phase.unwrap_or(Phase::AwaitingConfig),
             exit: state.exit.clone(),
+            incarnation: state.incarnation.clone(),
+            assume_error: state.assume_error.clone(),
         };
         Frame::control(&message).map(|frame| frame.encode()).unwrap_or_default()
     }

@@ -11,10 +11,12 @@
 #![cfg(target_os = "linux")]
 
 mod agent;
+mod assume;
 mod children;
 mod clock;
 mod control;
 mod devices;
+mod identity;
 mod network;
 mod outbox;
 mod program;
@@ -34,8 +36,8 @@ use crate::children::Children;
 /// What failed, and in which phase of the boot.
 #[derive(Debug)]
 pub(crate) struct BootError {
-    phase: &'static str,
-    reason: String,
+    pub(crate) phase: &'static str,
+    pub(crate) reason: String,
 }
 
 impl BootError {
@@ -87,8 +89,9 @@ fn prepare(config: &Config) -> Result<(), BootError> {
     let hostname = rustix::system::sethostname(config.hostname.as_bytes());
     hostname.map_err(|error| BootError::new("hostname", error))?;
     network::configure(config.network.as_ref())?;
-    root::write_names(config)?;
-    root::switch()
+    root::write_first_names(config)?;
+    root::switch()?;
+    identity::set_machine_id(&config.machine_id).map_err(|error| BootError::new("machine id", error))
 }
 
 /// Starts the program and waits for its end.

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 use stead_schemas::guest::NetworkConfig;
+use stead_schemas::network::Mac;
 
 use crate::BootError;
 use crate::devices::wait_for;
@@ -16,11 +17,13 @@ use crate::devices::wait_for;
 const INTERFACE: &str = "eth0";
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_CREATE: u16 = 0x400;
 const IFF_UP: u32 = 1;
+const IFLA_ADDRESS: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_OIF: u16 = 4;
@@ -44,6 +47,25 @@ pub(crate) fn configure(network: Option<&NetworkConfig>) -> Result<(), BootError
     add_default_route(&socket, index, network.gateway).map_err(failed("default route"))
 }
 
+/// Gives the interface of a guest that goes on as another its new addresses.
+pub(crate) fn replace(old: Option<&NetworkConfig>, new: &NetworkConfig) -> Result<(), BootError> {
+    let failed =
+        |what: &'static str| move |reason: String| BootError::new("network", format!("{what}: {reason}"));
+    let socket = open().map_err(|error| BootError::new("network", error))?;
+    let index = wait_for("the network interface", || index(INTERFACE))?;
+    if let Some(mac) = &new.mac {
+        // What it hears under another address is not passed on to it.
+        set_hardware_address(&socket, index, mac).map_err(failed("hardware address"))?;
+    }
+    if let Some(old) = old {
+        // Its routes go with it. The program may have removed it.
+        let _ = address(&socket, RTM_DELADDR, 0, index, old);
+    }
+    add_address(&socket, index, new).map_err(failed("address"))?;
+    link_up(&socket, index).map_err(failed("link"))?;
+    add_default_route(&socket, index, new.gateway).map_err(failed("default route"))
+}
+
 fn open() -> rustix::io::Result<OwnedFd> {
     // Protocol 0 is NETLINK_ROUTE.
     socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
@@ -62,13 +84,31 @@ fn link_up(socket: &OwnedFd, index: u32) -> Result<(), String> {
     request(socket, RTM_NEWLINK, 0, &body)
 }
 
+fn set_hardware_address(socket: &OwnedFd, index: u32, mac: &Mac) -> Result<(), String> {
+    let mut body = vec![0u8, 0, 0, 0];
+    body.extend(index.to_ne_bytes());
+    body.extend([0; 8]);
+    attribute(&mut body, IFLA_ADDRESS, &mac.0);
+    request(socket, RTM_NEWLINK, 0, &body)
+}
+
 fn add_address(socket: &OwnedFd, index: u32, network: &NetworkConfig) -> Result<(), String> {
+    address(socket, RTM_NEWADDR, NLM_F_CREATE, index, network)
+}
+
+fn address(
+    socket: &OwnedFd,
+    kind: u16,
+    flags: u16,
+    index: u32,
+    network: &NetworkConfig,
+) -> Result<(), String> {
     // struct ifaddrmsg: family, prefix length, flags, scope, index.
     let mut body = vec![AF_INET, network.prefix, 0, 0];
     body.extend(index.to_ne_bytes());
     attribute(&mut body, IFA_LOCAL, &network.address.octets());
     attribute(&mut body, IFA_ADDRESS, &network.address.octets());
-    request(socket, RTM_NEWADDR, NLM_F_CREATE, &body)
+    request(socket, kind, flags, &body)
 }
 
 fn add_default_route(socket: &OwnedFd, index: u32, gateway: Ipv4Addr) -> Result<(), String> {
@@ -79,11 +119,13 @@ fn add_default_route(socket: &OwnedFd, index: u32, gateway: Ipv4Addr) -> Result<
     request(socket, RTM_NEWROUTE, NLM_F_CREATE, &body)
 }
 
-/// struct rtattr; every value here is four bytes, so nothing is padded.
-fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8; 4]) {
-    body.extend(8u16.to_ne_bytes());
+/// struct rtattr, padded to four bytes.
+fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    body.extend(length.to_ne_bytes());
     body.extend(kind.to_ne_bytes());
     body.extend(value);
+    body.resize(body.len().next_multiple_of(4), 0);
 }
 
 /// Sends one request and reads its acknowledgement.

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, unmount,
 };
-use stead_schemas::guest::Config;
+use stead_schemas::guest::{Config, NetworkConfig};
 
 use crate::BootError;
 use crate::devices::wait_for;
@@ -94,24 +94,33 @@ fn mount_kernel_file_systems() -> Result<(), BootError> {
     Ok(())
 }
 
-/// resolv.conf, hosts and hostname, as container runtimes hand them.
-pub(crate) fn write_names(config: &Config) -> Result<(), BootError> {
-    let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
-    let mut resolv = String::new();
-    if let Some(network) = &config.network {
-        hosts.push_str(&format!("{}\t{}\n", network.address, config.hostname));
-        network.dns.iter().for_each(|server| resolv.push_str(&format!("nameserver {server}\n")));
-        write("/etc/resolv.conf", &resolv)?;
-    } else {
-        hosts.push_str(&format!("127.0.1.1\t{}\n", config.hostname));
-    }
-    write("/etc/hosts", &hosts)?;
-    write("/etc/hostname", &format!("{}\n", config.hostname))
+/// Of a guest whose root is not yet the root.
+pub(crate) fn write_first_names(config: &Config) -> Result<(), BootError> {
+    write_names(NEW_ROOT, &config.hostname, config.network.as_ref())
 }
 
-/// Replaces a file of the new root: a symbolic link of the image is not followed.
-fn write(path: &str, text: &str) -> Result<(), BootError> {
-    let path = format!("{NEW_ROOT}{path}");
+/// resolv.conf, hosts and hostname, as container runtimes hand them.
+pub(crate) fn write_names(
+    root: &str,
+    hostname: &str,
+    network: Option<&NetworkConfig>,
+) -> Result<(), BootError> {
+    let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    let mut resolv = String::new();
+    if let Some(network) = network {
+        hosts.push_str(&format!("{}\t{hostname}\n", network.address));
+        network.dns.iter().for_each(|server| resolv.push_str(&format!("nameserver {server}\n")));
+        write(root, "/etc/resolv.conf", &resolv)?;
+    } else {
+        hosts.push_str(&format!("127.0.1.1\t{hostname}\n"));
+    }
+    write(root, "/etc/hosts", &hosts)?;
+    write(root, "/etc/hostname", &format!("{hostname}\n"))
+}
+
+/// Replaces a file below a root: a symbolic link of the image is not followed.
+fn write(root: &str, path: &str, text: &str) -> Result<(), BootError> {
+    let path = format!("{root}{path}");
     let _ = fs::remove_file(&path);
     fs::write(&path, text).map_err(failed(&path))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(failed(&path))

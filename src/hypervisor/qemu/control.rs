@@ -237,7 +237,8 @@ impl Channel {
             let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
             let incarnation = state.incarnation.map(|word| printable(&word, INCARNATION_CHARS_MAX));
             let (phase, exit) = (phase_of(state.phase), state.exit.map(cleaned));
-            let next = GuestView { phase, exit, incarnation, ..view.clone() };
+            let assume_error = state.assume_error.map(|why| printable(&why, MESSAGE_CHARS_MAX));
+            let next = GuestView { phase, exit, incarnation, assume_error, ..view.clone() };
             let is_new = *view != next;
             *view = next;
             is_new

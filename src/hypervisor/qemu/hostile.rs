@@ -102,7 +102,15 @@ impl Guest {
     }
 
     async fn tell(&mut self, nonce: u64, token: Option<Token>, phase: Phase) {
-        let state = FromGuest { protocol: PROTOCOL, nonce, token, phase, exit: None };
+        let state = FromGuest {
+            protocol: PROTOCOL,
+            nonce,
+            token,
+            phase,
+            exit: None,
+            incarnation: None,
+            assume_error: None,
+        };
         self.frame(&Frame::control(&state).expect("small")).await;
     }
 }
@@ -177,7 +185,15 @@ async fn a_flood_is_taken_at_a_trickle_and_its_neighbour_is_served_meanwhile() {
     let counter = taken.clone();
     let flood = tokio::spawn(async move {
         let mut flooder = flooder;
-        let state = FromGuest { protocol: PROTOCOL, nonce: 1, token: None, phase: Phase::Ready, exit: None };
+        let state = FromGuest {
+            protocol: PROTOCOL,
+            nonce: 1,
+            token: None,
+            phase: Phase::Ready,
+            exit: None,
+            incarnation: None,
+            assume_error: None,
+        };
         let frames = Frame::control(&state).expect("small").encode().repeat(500);
         while flooder.stream.write_all(&frames).await.is_ok() {
             counter.fetch_add(frames.len() as u64, std::sync::atomic::Ordering::Relaxed);

@@ -34,6 +34,8 @@ const SAVED: &str = "saved";
 const DISCARDED: &str = "discarded";
 const STATE: &str = "state";
 const MANIFEST: &str = "manifest.json";
+/// Of one read of device state.
+const READ_BYTES: usize = 256 << 10;
 
 /// What was saved, and what a restore must find again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -299,7 +301,15 @@ impl MemoryDir {
 }
 
 fn state_sum(mut file: &File) -> io::Result<(u64, String)> {
-    let mut hash = Sha256::new();
-    let bytes = io::copy(&mut file, &mut hash)?;
-    Ok((bytes, hex::encode(hash.finalize())))
+    let (mut hash, mut total) = (Sha256::new(), 0);
+    let mut buffer = vec![0u8; READ_BYTES];
+    loop {
+        match io::Read::read(&mut file, &mut buffer)? {
+            0 => return Ok((total, hex::encode(hash.finalize()))),
+            count => {
+                hash.update(&buffer[..count]);
+                total += count as u64;
+            }
+        }
+    }
 }

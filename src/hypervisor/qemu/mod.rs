@@ -33,8 +33,7 @@ use stead_controllers::host::{
     AdoptPlan, GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory,
     VmmState,
 };
-use stead_schemas::guest::{self, Request, ToGuest, Token};
-use stead_schemas::instance::Secret;
+use stead_schemas::guest::{self, Request, Seed, ToGuest, Token};
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::quantity::Bytes;
 use tokio::task::JoinHandle;
@@ -108,6 +107,8 @@ impl Drop for Attached {
     }
 }
 
+/// For a guest's pool, which holds as much.
+const SEED_BYTES: usize = 32;
 /// A guest answers within milliseconds; one that does not is found by its state, as Initializing.
 const FIRST_WORD_WAIT: Duration = Duration::from_millis(500);
 
@@ -324,17 +325,18 @@ impl Machines for Qemu {
         let failed = |why: String| {
             HostError::new(HostErrorKind::Transient, "name the guest of", owner.as_str()).because(why)
         };
-        let entropy = random::<32>().map_err(|error| failed(error.to_string()))?;
-        let assumed = guest::Assumed { entropy: Secret(hex::encode(entropy)), ..assumed.clone() };
+        let seed = Seed(random::<SEED_BYTES>().map_err(|error| failed(error.to_string()))?.to_vec());
         let token = attached.control.token().clone();
-        let request = ToGuest::Assume { token, assumed: Box::new(assumed) };
+        let request = ToGuest::Assume { token, seed, assumed: Box::new(assumed.clone()) };
         attached.control.ask(request, |view| view.is_identity_told = true).map_err(failed)
     }
 
     async fn configure(&self, owner: &Uid, config: &guest::Config) -> Result<(), HostError> {
         let attached = self.find_attached(owner)?;
         let token = attached.control.token().clone();
-        let request = ToGuest::Configure { token, config: Box::new(config.clone()) };
+        let failed = |error| HostError::io("configure the guest of", owner.as_str(), error);
+        let seed = Seed(random::<SEED_BYTES>().map_err(failed)?.to_vec());
+        let request = ToGuest::Configure { token, seed, config: Box::new(config.clone()) };
         let asked = attached.control.ask(request, |view| view.phase = view.phase.max(GuestPhase::Configured));
         asked.map_err(|why| {
             HostError::new(HostErrorKind::Transient, "configure the guest of", owner.as_str()).because(why)
@@ -433,6 +435,7 @@ fn silent() -> GuestView {
         is_shutdown_requested: false,
         is_exit_acknowledged: false,
         incarnation: None,
+        assume_error: None,
         is_identity_told: false,
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use stead_schemas::guest::{Config, Decoder, Frame, FromGuest, Phase, ToGuest, Token};
+use stead_schemas::guest::{Config, Decoder, Frame, FromGuest, Phase, Seed, ToGuest, Token};
 
 use crate::daemon::{DEADLINE, Daemon};
 use crate::{Figure, median};
@@ -102,6 +102,7 @@ fn hand_boot(arguments: &[String], place: &Path) -> f64 {
     let argv = ["/bin/busybox", "sleep", "100000"].map(ToOwned::to_owned).to_vec();
     let config = Config {
         hostname: "hand".to_owned(),
+        machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
         argv,
         env: std::collections::BTreeMap::new(),
         working_dir: String::new(),
@@ -110,6 +111,7 @@ fn hand_boot(arguments: &[String], place: &Path) -> f64 {
         shutdown_grace_millis: 1000,
         network: None,
         has_agent: true,
+        incarnation: String::new(),
     };
     let mut decoder = Decoder::default();
     let mut buffer = [0u8; 4096];
@@ -123,7 +125,8 @@ fn hand_boot(arguments: &[String], place: &Path) -> f64 {
             let phase = frame.message::<FromGuest>().map(|state| state.phase);
             if phase == Some(Phase::AwaitingConfig) && !is_configured {
                 is_configured = true;
-                send(&ToGuest::Configure { token: token.clone(), config: Box::new(config.clone()) });
+                let (token, config) = (token.clone(), Box::new(config.clone()));
+                send(&ToGuest::Configure { token, seed: Seed(vec![7; 32]), config });
             }
             is_ready |= phase == Some(Phase::Ready);
         }

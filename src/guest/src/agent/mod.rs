@@ -52,6 +52,16 @@ impl Agent {
         *self.0.instance.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(instance));
     }
 
+    /// The instance has another name; what is run from here on is told it.
+    pub(crate) fn rename(&self, hostname: &str) {
+        let mut instance = self.0.instance.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = instance.as_ref() {
+            let config = Config { hostname: hostname.to_owned(), ..old.config.clone() };
+            let (token, children) = (old.token.clone(), old.children.clone());
+            *instance = Some(Arc::new(Instance { token, config, children }));
+        }
+    }
+
     /// Takes a frame of a stream. Never waits: called by the port's thread.
     pub(crate) fn take(&self, frame: Frame) {
         if frame.kind == FrameKind::Open {

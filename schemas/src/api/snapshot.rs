@@ -1,0 +1,230 @@
+//! Snapshots and forks on the wire.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::fields::Fields;
+use crate::instance::{Hypervisor, Power, State};
+use crate::meta::{Object, Tags};
+use crate::names::Name;
+use crate::snapshot::{Snapshot as Kind, SnapshotKind, SnapshotPhase};
+use crate::validate::{FieldErrors, tags as check_tags};
+
+const INVALID: &str = "invalid_request";
+
+/// The body of `POST /instances/{id}/snapshots`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotCreate {
+    pub kind: SnapshotKind,
+    pub name: Option<Name>,
+    pub tags: Tags,
+}
+
+impl SnapshotCreate {
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// Every problem of it.
+    pub fn read(body: Value) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        let mut fields = Fields::body(body, &mut errors);
+        let kind = fields.required_text("kind", &mut errors).and_then(|word| {
+            let kind = parse_kind(&word);
+            if kind.is_none() {
+                errors.push("kind", INVALID, "must be Standby or Stopped");
+            }
+            kind
+        });
+        let name = name(&mut fields, &mut errors);
+        let tags = fields.map("tags", &mut errors).unwrap_or_default();
+        check_tags(&mut errors, "tags", &tags);
+        refuse_compression(&mut fields, &mut errors);
+        fields.finish(&mut errors);
+        match kind {
+            Some(kind) if errors.is_empty() => Ok(Self { kind, name, tags }),
+            _ => Err(errors),
+        }
+    }
+}
+
+/// The body of `POST /instances/{id}/fork`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForkCreate {
+    pub name: Name,
+    pub from_running: bool,
+    pub target: Option<Power>,
+}
+
+impl ForkCreate {
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// Every problem of it.
+    pub fn read(body: Value) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        let mut fields = Fields::body(body, &mut errors);
+        let name = required_name(&mut fields, &mut errors);
+        let from_running = fields.flag("from_running", &mut errors).unwrap_or(false);
+        let target = target(&mut fields, &mut errors);
+        fields.finish(&mut errors);
+        match name {
+            Some(name) if errors.is_empty() => Ok(Self { name, from_running, target }),
+            _ => Err(errors),
+        }
+    }
+}
+
+/// The body of `POST /snapshots/{id}/fork`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotFork {
+    pub name: Name,
+    pub target: Option<Power>,
+}
+
+impl SnapshotFork {
+    /// Reads the body; `default` is the only hypervisor that can be chosen.
+    ///
+    /// # Errors
+    /// Every problem of it.
+    pub fn read(body: Value, default: Hypervisor) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        let mut fields = Fields::body(body, &mut errors);
+        let name = required_name(&mut fields, &mut errors);
+        let target = target(&mut fields, &mut errors);
+        hypervisor(&mut fields, default, &mut errors);
+        fields.finish(&mut errors);
+        match name {
+            Some(name) if errors.is_empty() => Ok(Self { name, target }),
+            _ => Err(errors),
+        }
+    }
+}
+
+/// The body of `POST /instances/{id}/snapshots/{snapshot}/restore`; an empty one asks for the defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotRestore {
+    pub target: Option<Power>,
+}
+
+impl SnapshotRestore {
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// Every problem of it.
+    pub fn read(body: Value, default: Hypervisor) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        if body.is_null() {
+            return Ok(Self { target: None });
+        }
+        let mut fields = Fields::body(body, &mut errors);
+        let target = target(&mut fields, &mut errors);
+        hypervisor(&mut fields, default, &mut errors);
+        fields.finish(&mut errors);
+        errors.into_result().map(|()| Self { target })
+    }
+}
+
+/// One of the two words, case-sensitive.
+#[must_use]
+pub fn parse_kind(word: &str) -> Option<SnapshotKind> {
+    serde_json::from_value(Value::String(word.to_owned())).ok()
+}
+
+fn required_name(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Name> {
+    let name = fields.required_text("name", errors)?;
+    errors.take("name", INVALID, Name::resource(&name))
+}
+
+fn name(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Name> {
+    let name = fields.text("name", errors)?;
+    errors.take("name", INVALID, Name::resource(&name))
+}
+
+/// Where it shall end up.
+fn target(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Power> {
+    let power = match fields.text("target_state", errors)?.as_str() {
+        "Running" => Some(Power::Running),
+        "Stopped" => Some(Power::Stopped),
+        "Standby" => Some(Power::Standby),
+        _ => None,
+    };
+    if power.is_none() {
+        errors.push(fields.path("target_state"), INVALID, "must be Running, Standby or Stopped");
+    }
+    power
+}
+
+fn hypervisor(fields: &mut Fields, default: Hypervisor, errors: &mut FieldErrors) {
+    let Some(word) = fields.text("target_hypervisor", errors) else { return };
+    if word != default.as_str() {
+        let message = format!("{} is the only one of this server", default.as_str());
+        errors.push(fields.path("target_hypervisor"), "not_supported", message);
+    }
+}
+
+fn refuse_compression(fields: &mut Fields, errors: &mut FieldErrors) {
+    let Some(mut compression) = fields.object("compression", errors) else { return };
+    let path = compression.path("enabled");
+    for key in ["algorithm", "level"] {
+        compression.take(key);
+    }
+    match compression.flag("enabled", errors) {
+        Some(true) => errors.push(path, "not_supported", "is not supported by this server yet"),
+        Some(false) => {}
+        None => errors.push(path, "invalid_snapshot_compression", "is required"),
+    }
+    compression.finish(errors);
+}
+
+/// A snapshot as clients read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub kind: SnapshotKind,
+    pub created_at: Timestamp,
+    pub size_bytes: u64,
+    pub source_hypervisor: Hypervisor,
+    pub source_instance_id: String,
+    pub source_instance_name: String,
+    pub tags: Tags,
+    pub compression_state: String,
+    /// Additive: pending, ready or failed.
+    pub status: SnapshotPhase,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Snapshot {
+    /// The wire form of a record.
+    #[must_use]
+    pub fn of(object: &Object<Kind>) -> Self {
+        let Object { meta, spec, status } = object;
+        Self {
+            id: meta.uid.to_string(),
+            name: spec.name.as_ref().map(ToString::to_string),
+            kind: spec.kind,
+            created_at: status.captured_at.unwrap_or(meta.created_at),
+            size_bytes: status.size.0,
+            source_hypervisor: spec.instance.hypervisor,
+            source_instance_id: spec.source.to_string(),
+            source_instance_name: spec.source_name.to_string(),
+            tags: meta.tags.clone(),
+            compression_state: "none".to_owned(),
+            status: status.phase,
+            error: status.error.clone(),
+        }
+    }
+}
+
+/// The state that an instance of this wish ends up in.
+#[must_use]
+pub fn state_of(power: Power) -> State {
+    match power {
+        Power::Running => State::Running,
+        Power::Stopped => State::Stopped,
+        Power::Standby => State::Standby,
+    }
+}

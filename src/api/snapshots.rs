@@ -1,0 +1,186 @@
+//! Snapshots and forks: taken, listed, restored in place, and what is made from them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use stead_controllers::snapshot::admission::{self, Wish};
+use stead_controllers::vm::admission as instances;
+use stead_controllers::vm::forks::{self, ForkWish, Forked};
+use stead_schemas::api::{
+    self, ForkCreate, SnapshotCreate, SnapshotFork, SnapshotRestore, parse_kind, state_of,
+};
+use stead_schemas::condition::{self, ConditionType, Reason};
+use stead_schemas::instance::Instance;
+use stead_schemas::limits::VERB_WAIT_MAX;
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+use stead_schemas::snapshot::{Snapshot, SnapshotPhase, SnapshotPurpose};
+
+use super::instances::{carried_out, has_tags, json, tag_filter};
+use super::wait::until;
+use super::{ApiError, ApiState, lookup};
+
+type Params = BTreeMap<String, String>;
+
+/// Of those that are shown: what only serves a fork is nobody's.
+fn find(state: &ApiState, id: &str) -> Result<Arc<Object<Snapshot>>, ApiError> {
+    let uid: Uid = id.parse().map_err(|_| ApiError::not_found())?;
+    let object = state.store().get::<Snapshot>(&uid);
+    object
+        .filter(|object| object.spec.purpose == SnapshotPurpose::Kept && !object.meta.is_deleting())
+        .ok_or_else(ApiError::not_found)
+}
+
+pub(super) async fn create(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let SnapshotCreate { kind, name, tags } = SnapshotCreate::read(json(body)?)?;
+    let source = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let wish = Wish { kind, name, tags, purpose: SnapshotPurpose::Kept };
+    let object = state.store().transact(move |tx| admission::create(tx, &source, wish)).await?;
+    let object = captured(&state, &object.meta.uid).await?;
+    Ok((StatusCode::CREATED, Json(api::Snapshot::of(&object))).into_response())
+}
+
+/// The snapshot when it is taken, or the time for an answer is over: it is taken all the same. One
+/// that failed is told and gone.
+async fn captured(state: &ApiState, uid: &Uid) -> Result<Arc<Object<Snapshot>>, ApiError> {
+    let is_over = |object: &Object<Snapshot>| object.status.phase != SnapshotPhase::Pending;
+    let object = until::<Snapshot>(state.store(), uid, VERB_WAIT_MAX, is_over).await;
+    let object = object.ok_or_else(ApiError::not_found)?;
+    if object.status.phase != SnapshotPhase::Failed {
+        return Ok(object);
+    }
+    let of_transaction = uid.clone();
+    state.store().transact(move |tx| admission::delete(tx, &of_transaction)).await?;
+    Err(failure(&object))
+}
+
+/// Why a snapshot failed, as an answer.
+fn failure(object: &Object<Snapshot>) -> ApiError {
+    let why = object.status.error.clone().unwrap_or_default();
+    let ready = condition::find(&object.status.conditions, ConditionType::Ready);
+    match ready.map(|ready| ready.reason) {
+        Some(Reason::DiskFull | Reason::CapacityExhausted) => ApiError::insufficient_storage(why),
+        _ => ApiError::conflict("conflict", format!("the snapshot could not be taken: {why}")),
+    }
+}
+
+pub(super) async fn list(
+    State(state): State<ApiState>,
+    params: Result<Query<Params>, QueryRejection>,
+) -> Result<Json<Vec<api::Snapshot>>, ApiError> {
+    let Query(params) = params?;
+    let tags = tag_filter(&params)?;
+    let kind =
+        match params.get("kind") {
+            Some(word) => Some(parse_kind(word).ok_or_else(|| {
+                ApiError::bad_request("invalid_request", "kind: must be Standby or Stopped")
+            })?),
+            None => None,
+        };
+    let (source, name) = (params.get("source_instance_id"), params.get("name"));
+    let objects = state.store().list::<Snapshot>();
+    let offered = objects.iter().filter(|object| {
+        let (spec, meta) = (&object.spec, &object.meta);
+        // One that is half written is not offered.
+        object.status.phase == SnapshotPhase::Ready
+            && spec.purpose == SnapshotPurpose::Kept
+            && !meta.is_deleting()
+            && kind.is_none_or(|kind| spec.kind == kind)
+            && source.is_none_or(|source| spec.source.as_str() == source)
+            && name.is_none_or(|name| spec.name.as_ref().is_some_and(|own| own.as_str() == name))
+            && has_tags(&meta.tags, &tags)
+    });
+    Ok(Json(offered.map(|object| api::Snapshot::of(object)).collect()))
+}
+
+pub(super) async fn get(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<api::Snapshot>, ApiError> {
+    Ok(Json(api::Snapshot::of(&*find(&state, &id?.0)?)))
+}
+
+pub(super) async fn delete(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, ApiError> {
+    let uid = find(&state, &id?.0)?.meta.uid.clone();
+    let of_transaction = uid.clone();
+    state.store().transact(move |tx| admission::delete(tx, &of_transaction)).await?;
+    // Late, its files go all the same.
+    until::<Snapshot>(state.store(), &uid, VERB_WAIT_MAX, |_| false).await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn restore(
+    State(state): State<ApiState>,
+    ids: Result<Path<(String, String)>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<api::Instance>, ApiError> {
+    let SnapshotRestore { target } = SnapshotRestore::read(json(body)?, state.0.defaults.hypervisor)?;
+    let Path((id, snapshot)) = ids?;
+    let uid = lookup::instance(state.store(), &id)?.meta.uid.clone();
+    let snapshot = find(&state, &snapshot)?.meta.uid.clone();
+    let of_verb = uid.clone();
+    let object = state.store().transact(move |tx| forks::restore(tx, &of_verb, &snapshot, target)).await?;
+    arrived(&state, &object).await
+}
+
+pub(super) async fn fork(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let ForkCreate { name, from_running, target } = ForkCreate::read(json(body)?)?;
+    let source = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let (wish, prefix) = (ForkWish { name, from_running, target }, state.0.tap_prefix.clone());
+    let forked = state.store().transact(move |tx| forks::fork(tx, &source, wish, &prefix)).await?;
+    made(&state, forked).await
+}
+
+pub(super) async fn fork_snapshot(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let SnapshotFork { name, target } = SnapshotFork::read(json(body)?, state.0.defaults.hypervisor)?;
+    let (snapshot, prefix) = (find(&state, &id?.0)?.meta.uid.clone(), state.0.tap_prefix.clone());
+    let fork = state.store().transact(move |tx| forks::fork_snapshot(tx, &snapshot, name, target, &prefix));
+    let forked = fork.await?;
+    made(&state, forked).await
+}
+
+/// The fork where it shall be; none is left of one whose snapshot could not be taken.
+async fn made(state: &ApiState, forked: Forked) -> Result<Response, ApiError> {
+    let is_over = |object: &Object<Snapshot>| object.status.phase != SnapshotPhase::Pending;
+    // Gone: it has served already.
+    let snapshot = until::<Snapshot>(state.store(), &forked.snapshot, VERB_WAIT_MAX, is_over).await;
+    if let Some(failed) = snapshot.filter(|snapshot| snapshot.status.phase == SnapshotPhase::Failed) {
+        let uid = forked.instance.meta.uid.clone();
+        state.store().transact(move |tx| instances::delete(tx, &uid, true)).await?;
+        return Err(failure(&failed));
+    }
+    let instance = arrived(state, &forked.instance).await?;
+    Ok((StatusCode::CREATED, instance).into_response())
+}
+
+/// The instance once it is in the state that its wish asks for.
+async fn arrived(state: &ApiState, wished: &Object<Instance>) -> Result<Json<api::Instance>, ApiError> {
+    let (generation, power, run) = (wished.meta.generation, wished.spec.power, wished.spec.run);
+    carried_out(state, &wished.meta.uid, |object| {
+        let is_seen = object.status.observed_generation >= generation;
+        let is_there = is_seen && object.status.state == state_of(power);
+        is_there || object.status.ended_run > run || object.meta.generation > generation
+    })
+    .await
+}

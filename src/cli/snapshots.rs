@@ -1,0 +1,148 @@
+//! Verbs on snapshots, and forks.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Subcommand};
+use reqwest::Method;
+use serde_json::{Value, json};
+use stead_schemas::api::{Instance, Snapshot};
+use stead_schemas::quantity::Bytes;
+
+use super::client::Client;
+use super::instances::{pair, show_all as show_instances};
+use super::show::{age, line, print};
+use super::{Failure, Output};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotVerb {
+    /// Take a snapshot of an instance: of memory and disk (Standby), or of the disk (Stopped).
+    Create {
+        instance: String,
+        #[arg(long, default_value = "Standby")]
+        kind: String,
+        #[arg(long)]
+        name: Option<String>,
+        /// KEY=VALUE
+        #[arg(short = 'l', long = "tag", value_parser = pair)]
+        tags: Vec<(String, String)>,
+    },
+    /// List snapshots.
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only those of this instance, by its id.
+        #[arg(long)]
+        instance: Option<String>,
+    },
+    /// Print a snapshot.
+    Get { id: String },
+    /// Put an instance that is down back to a snapshot of it.
+    Restore {
+        instance: String,
+        id: String,
+        /// Running, Standby or Stopped
+        #[arg(long)]
+        target_state: Option<String>,
+    },
+    /// Make an instance from a snapshot.
+    Fork {
+        id: String,
+        #[arg(long)]
+        name: String,
+        /// Running, Standby or Stopped
+        #[arg(long)]
+        target_state: Option<String>,
+    },
+    /// Delete snapshots.
+    #[command(visible_alias = "delete")]
+    Rm {
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+}
+
+/// Make another instance of one, as it is now.
+#[derive(Debug, Args)]
+pub(crate) struct Fork {
+    source: String,
+    #[arg(long)]
+    name: String,
+    /// The source may be running; it runs on.
+    #[arg(long)]
+    from_running: bool,
+    /// Running, Standby or Stopped; as the source is by default.
+    #[arg(long)]
+    target_state: Option<String>,
+}
+
+pub(super) async fn fork(client: &Client, fork: Fork, output: Output) -> Result<(), Failure> {
+    let mut body = json!({ "name": fork.name, "from_running": fork.from_running });
+    target(&mut body, fork.target_state);
+    let instance: Instance = client.post(&["instances", &fork.source, "fork"], &body).await?;
+    show_instances(&[instance], output)
+}
+
+fn target(body: &mut Value, state: Option<String>) {
+    if let Some(state) = state {
+        body["target_state"] = json!(state);
+    }
+}
+
+pub(super) async fn snapshot(client: &Client, verb: SnapshotVerb, output: Output) -> Result<(), Failure> {
+    match verb {
+        SnapshotVerb::Create { instance, kind, name, tags } => {
+            let tags: BTreeMap<_, _> = tags.into_iter().collect();
+            let mut body = json!({ "kind": kind, "tags": tags });
+            if let Some(name) = name {
+                body["name"] = json!(name);
+            }
+            let snapshot: Snapshot = client.post(&["instances", &instance, "snapshots"], &body).await?;
+            show_all(&[snapshot], output)
+        }
+        SnapshotVerb::List { instance } => {
+            let query: Vec<_> = instance.iter().map(|id| ("source_instance_id", id)).collect();
+            let request = client.request(Method::GET, &["snapshots"]).query(&query);
+            let snapshots: Vec<Snapshot> = client.json(request).await?;
+            show_all(&snapshots, output)
+        }
+        SnapshotVerb::Get { id } => {
+            let snapshot: Snapshot = client.get(&["snapshots", &id]).await?;
+            show_all(&[snapshot], output)
+        }
+        SnapshotVerb::Restore { instance, id, target_state } => {
+            let mut body = json!({});
+            target(&mut body, target_state);
+            let path = ["instances", &instance, "snapshots", &id, "restore"];
+            let instance: Instance = client.post(&path, &body).await?;
+            show_instances(&[instance], output)
+        }
+        SnapshotVerb::Fork { id, name, target_state } => {
+            let mut body = json!({ "name": name });
+            target(&mut body, target_state);
+            let instance: Instance = client.post(&["snapshots", &id, "fork"], &body).await?;
+            show_instances(&[instance], output)
+        }
+        SnapshotVerb::Rm { ids } => {
+            for id in ids {
+                client.send(client.request(Method::DELETE, &["snapshots", &id])).await?;
+                line(&id);
+            }
+            Ok(())
+        }
+    }
+}
+
+fn show_all(snapshots: &[Snapshot], output: Output) -> Result<(), Failure> {
+    print(&snapshots, output, &["ID", "NAME", "KIND", "SIZE", "SOURCE", "AGE"], || {
+        let row = |snapshot: &Snapshot| {
+            vec![
+                snapshot.id.clone(),
+                snapshot.name.clone().unwrap_or_else(|| "-".to_owned()),
+                format!("{:?}", snapshot.kind),
+                Bytes(snapshot.size_bytes).to_string(),
+                snapshot.source_instance_name.clone(),
+                age(snapshot.created_at),
+            ]
+        };
+        snapshots.iter().map(row).collect()
+    })
+}

@@ -1,0 +1,144 @@
+//! What makes this guest another than its siblings: machine id and random numbers.
+//!
+//! Called at boot, and again in a guest that goes on as another (a fork): both times the present
+//! root is the program's. An image's own machine id is replaced: every VM of it would share it.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
+
+/// machine-id(5); D-Bus had it first, in a place of its own that some images still have as a file.
+const MACHINE_ID: &str = "/etc/machine-id";
+const MACHINE_ID_OF_DBUS: &str = "/var/lib/dbus/machine-id";
+/// Read-only for all, as systemd leaves it.
+const MACHINE_ID_MODE: u32 = 0o444;
+
+/// Credited at once; the kernel's pool holds 256 bits.
+const SEED_BYTES_MAX: usize = 64;
+
+/// Gives the guest its machine id: 32 lower-case hexadecimal digits.
+pub(crate) fn set_machine_id(id: &str) -> io::Result<()> {
+    set_machine_id_below(Path::new("/"), id)
+}
+
+fn set_machine_id_below(root: &Path, id: &str) -> io::Result<()> {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if id.len() != 32 || !id.bytes().all(is_digit) || id.bytes().all(|byte| byte == b'0') {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the machine id is not 32 hexadecimal digits",
+        ));
+    }
+    let below = |path: &str| root.join(path.trim_start_matches('/'));
+    replace(&below(MACHINE_ID), id)?;
+    // A link to the other one, as Debian has it now, says the same already.
+    let of_dbus = below(MACHINE_ID_OF_DBUS);
+    if fs::symlink_metadata(&of_dbus).is_ok_and(|meta| meta.is_file()) {
+        replace(&of_dbus, id)?;
+    }
+    Ok(())
+}
+
+/// Whole or not at all; a link of the image is replaced, not followed.
+fn replace(path: &Path, id: &str) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let scratch = path.with_extension("stead");
+    let _ = fs::remove_file(&scratch);
+    fs::write(&scratch, format!("{id}\n"))?;
+    fs::set_permissions(&scratch, Permissions::from_mode(MACHINE_ID_MODE))?;
+    fs::rename(&scratch, path)
+}
+
+/// `struct rand_pool_info` of linux/random.h, with the room that is used of it.
+#[repr(C)]
+struct PoolInfo {
+    /// In bits.
+    entropy_count: i32,
+    /// In bytes.
+    buf_size: i32,
+    buf: [u8; SEED_BYTES_MAX],
+}
+
+/// `RNDADDENTROPY`: its number names the fixed part only.
+const ADD_ENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
+/// `RNDRESEEDCRNG`.
+const RESEED: Opcode = opcode::none(b'R', 0x07);
+
+/// Mixes the host's random bytes into the guest's pool and counts them, then has the generator take
+/// them up: without that two guests of one memory would give the same numbers for minutes.
+#[expect(unsafe_code, reason = "no library has these two requests")]
+pub(crate) fn credit_entropy(seed: &[u8]) -> io::Result<()> {
+    let seed = &seed[..seed.len().min(SEED_BYTES_MAX)];
+    let count = i32::try_from(seed.len()).unwrap_or(0);
+    let mut info = PoolInfo { entropy_count: count * 8, buf_size: count, buf: [0; SEED_BYTES_MAX] };
+    info.buf[..seed.len()].copy_from_slice(seed);
+    let pool = File::options().write(true).open("/dev/urandom")?;
+    // SAFETY: the kernel reads the two counts and `buf_size` bytes after them, which are there.
+    unsafe { ioctl(&pool, Setter::<ADD_ENTROPY, PoolInfo>::new(info)) }?;
+    // SAFETY: takes no argument.
+    unsafe { ioctl(&pool, NoArg::<RESEED>::new()) }?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef";
+
+    fn root(name: &str) -> std::path::PathBuf {
+        let root = std::env::temp_dir().join(format!("stead-identity-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        fs::create_dir_all(root.join("etc")).expect("made");
+        root
+    }
+
+    #[test]
+    fn an_images_machine_id_is_replaced_and_its_links_are_not_followed() {
+        let root = root("links");
+        let id = || fs::read_to_string(root.join("etc/machine-id")).expect("there");
+        set_machine_id_below(&root, ID).expect("an image without one");
+        assert_eq!(id(), format!("{ID}\n"));
+        let victim = root.join("victim");
+        fs::write(&victim, "kept").expect("written");
+        fs::remove_file(root.join("etc/machine-id")).expect("removed");
+        std::os::unix::fs::symlink(&victim, root.join("etc/machine-id")).expect("linked");
+        fs::create_dir_all(root.join("var/lib/dbus")).expect("made");
+        fs::write(root.join("var/lib/dbus/machine-id"), "shared\n").expect("written");
+        set_machine_id_below(&root, ID).expect("an image with a link");
+        assert_eq!(
+            (id(), fs::read_to_string(&victim).expect("there")),
+            (format!("{ID}\n"), "kept".to_owned())
+        );
+        assert_eq!(fs::read_to_string(root.join("var/lib/dbus/machine-id")).expect("there"), id());
+        let mode = fs::metadata(root.join("etc/machine-id")).expect("there").permissions().mode();
+        assert_eq!(mode & 0o7777, MACHINE_ID_MODE);
+        fs::remove_dir_all(&root).expect("removed");
+    }
+
+    #[test]
+    fn what_is_no_machine_id_is_not_written() {
+        let root = root("refused");
+        for id in
+            ["", "0123", &"0".repeat(32), &"A".repeat(32), &"g".repeat(32), &format!("{ID}0"), "../../etc/x"]
+        {
+            assert!(set_machine_id_below(&root, id).is_err(), "{id:?}");
+        }
+        assert_eq!(fs::read_dir(root.join("etc")).expect("there").count(), 0);
+        fs::remove_dir_all(&root).expect("removed");
+    }
+
+    #[test]
+    fn the_kernel_takes_what_root_credits() {
+        // Nothing to mix: the test's host keeps its own numbers.
+        let credited = credit_entropy(&[]);
+        // Anyone else is told so by the kernel, which has understood the request.
+        let is_refused = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        assert!(credited.as_ref().is_ok() || credited.as_ref().is_err_and(is_refused), "{credited:?}");
+    }
+}
