@@ -20,9 +20,11 @@ use stead_controllers::image::ImageReconciler;
 use stead_controllers::network::NetworkReconciler;
 use stead_controllers::port::PortReconciler;
 use stead_controllers::runtime::Reconciler;
+use stead_controllers::snapshot::SnapshotReconciler;
 use stead_controllers::vm::Vms;
 use stead_schemas::meta::Kind;
 
+use crate::forks::OF_FORK;
 use crate::judge::settles;
 use crate::namespace::in_namespace;
 use crate::site::{MOMENT, Site, image, runtime};
@@ -97,10 +99,11 @@ fn every_action_of_every_reconciler_is_in_a_table() {
         .chain(of::<DiskReconciler<Ext4Files>>())
         .chain(of::<ImageReconciler<Oci>>())
         .chain(of::<Vms<Qemu, Oci>>())
+        .chain(of::<SnapshotReconciler<Qemu, Qemu, Ext4Files>>())
         .collect();
     let tables = OF_DRIFT.iter().map(|(kind, action, _)| (*kind, *action));
     let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);
-    let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE);
+    let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE).chain(OF_FORK);
     let tables: BTreeSet<_> = tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, OF_RECONFIGURATION]).collect();
     assert_eq!(tables, all);
 }
@@ -224,12 +227,16 @@ fn a_crash_at_any_step_of_a_run_ends_in_the_wished_state() {
     });
 }
 
-/// Asks for something that a daemon with a failpoint dies of, and starts the next daemon.
+/// Asks for a verb that a daemon with a failpoint dies of, and starts the next daemon.
 pub(crate) async fn crash_at_verb(site: &mut Site, failpoint: &str, path: &str) {
+    crash_at_request(site, failpoint, path, serde_json::Value::Null).await;
+}
+
+pub(crate) async fn crash_at_request(site: &mut Site, failpoint: &str, path: &str, body: serde_json::Value) {
     site.stop().await;
     site.spawn(Some(failpoint));
     site.answers().await;
-    site.attempt(Method::POST, path, None).await;
+    site.attempt(Method::POST, path, Some(body).filter(|body| !body.is_null())).await;
     site.crashed(failpoint).await;
     site.start().await;
 }

@@ -6,6 +6,7 @@
 mod agent;
 mod crash;
 mod drift;
+mod forks;
 mod full;
 mod judge;
 mod life;

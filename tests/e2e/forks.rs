@@ -1,0 +1,269 @@
+//! Forks and snapshots of real VMs: each fork goes on by itself as somebody else, and no copy disturbs
+//! its source.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::crash::{EDGES, crash_at_request};
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::site::{BOOT, MOMENT, Site, image};
+use crate::socket::shell;
+use crate::stage::{run, until};
+
+/// A counter in memory, told on the console and written to the disk; slow, since many share two cores.
+const COUNTER: &str = "i=0; while true; do i=$((i+1)); echo count $i.; echo $i >>/counts; sleep 1; done";
+const FORKS: usize = 20;
+
+/// Who a guest is, all that must differ; and what of it the host can tell.
+const WHO: &str = "hostname; cat /etc/hostname /etc/machine-id; grep -c $(hostname) /etc/hosts; \
+                   head -c 16 /dev/urandom | od -An -tx1; cat /sys/class/net/eth0/address; \
+                   ip -4 -o addr show eth0 | awk '{print $4}'; ip route | grep -c default";
+
+async fn counting() -> (Site, String) {
+    let site = Site::running().await;
+    let more = json!({ "size": "128MB", "cmd": ["sh", "-c", COUNTER] });
+    let id = site.create("box", &image("busybox"), more).await;
+    site.until_state("box", "Running").await;
+    site.until_console(&id, "count 3.").await;
+    (site, id)
+}
+
+async fn made(site: &Site, path: &str, body: Value) -> Value {
+    let answer = site.request(Method::POST, path, Some(body)).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{path}: {answer:?}\n{}", site.daemon_log());
+    answer.body
+}
+
+async fn refused(site: &Site, path: &str, body: Value, status: StatusCode, code: &str) {
+    let answer = site.request(Method::POST, path, Some(body.clone())).await;
+    assert_eq!((answer.status, &answer.body["code"]), (status, &json!(code)), "{path} {body}: {answer:?}");
+}
+
+async fn count(site: &Site, name: &str) -> u64 {
+    shell(site, name, "tail -n 1 /counts").await.parse().expect("a number")
+}
+
+fn private_kib(pid: &Value) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("it lives");
+    let fields = rollup.lines().filter(|line| line.starts_with("Private_"));
+    fields.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn twenty_forks_of_a_running_vm_are_twenty_others_and_the_source_runs_on() {
+    in_namespace(async || {
+        let (mut site, id) = counting().await;
+        let before = site.get("box").await;
+        refused(&site, "/instances/box/fork", json!({ "name": "x" }), StatusCode::CONFLICT, "invalid_state")
+            .await;
+        let (mut addresses, mut guests) = (BTreeSet::new(), BTreeSet::new());
+        for number in 0..FORKS {
+            let at_least = count(&site, "box").await;
+            let name = format!("fork-{number}");
+            let fork =
+                made(&site, "/instances/box/fork", json!({ "name": name, "from_running": true })).await;
+            assert_eq!((&fork["state"], &fork["name"]), (&json!("Running"), &json!(name)), "{fork:#}");
+            let who = shell(&site, &name, WHO).await;
+            let lines: Vec<&str> = who.lines().map(str::trim).collect();
+            let network = &fork["network"];
+            let ip = network["ip"].as_str().expect("an address");
+            assert_eq!((lines[0], lines[1], lines[3]), (name.as_str(), name.as_str(), "1"), "{who}");
+            assert_eq!((lines[5], lines[6]), (network["mac"].as_str().expect("one"), &*format!("{ip}/24")));
+            assert_eq!(lines[7], "1", "{who}");
+            assert!(guests.insert((lines[2].to_owned(), lines[4].to_owned())), "{who}");
+            assert!(addresses.insert(ip.to_owned()));
+            // It goes on from where the source was, and by itself.
+            assert!(count(&site, &name).await >= at_least);
+            run("/bin/busybox", &["ping", "-c", "1", "-w", "10", ip]);
+        }
+        for place in 0..2 {
+            let distinct: BTreeSet<_> =
+                guests.iter().map(|guest| if place == 0 { &guest.0 } else { &guest.1 }).collect();
+            assert_eq!(distinct.len(), FORKS, "{guests:?}");
+        }
+        let after = site.get("box").await;
+        for key in ["vmm_pid", "started_at", "state", "network"] {
+            assert_eq!(after[key], before[key], "the source: {key}");
+        }
+        let numbers = site.console(&id);
+        let numbers: Vec<&str> =
+            numbers.split("count ").skip(1).filter_map(|rest| rest.split('.').next()).collect();
+        let expected: Vec<String> = (1..=numbers.len()).map(|number| number.to_string()).collect();
+        assert_eq!(numbers, expected, "the source lost no step");
+        assert!(
+            site.request(Method::GET, "/snapshots", None).await.body.as_array().expect("a list").is_empty()
+        );
+        until("the snapshots of forks to be gone", MOMENT, async || {
+            snapshots(&site).is_empty().then_some(())
+        })
+        .await;
+        for number in 2..FORKS {
+            let path = format!("/instances/fork-{number}?graceful_shutdown=false");
+            let answer = site.request(Method::DELETE, &path, None).await;
+            assert_eq!(answer.status, StatusCode::NO_CONTENT, "{answer:?}");
+        }
+        is_an_instance_like_any_other(&site).await;
+        settles(&mut site, "forks").await;
+    });
+}
+
+/// Standby and back, a fork of its own, a crash of its VMM.
+async fn is_an_instance_like_any_other(site: &Site) {
+    let kept = count(site, "fork-0").await;
+    for verb in ["standby", "restore"] {
+        let answer = site.request(Method::POST, &format!("/instances/fork-0/{verb}"), None).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    }
+    assert!(count(site, "fork-0").await >= kept);
+    // One whose memory is its own by now, and one whose memory is still the snapshot's.
+    for (source, name) in [("fork-0", "again"), ("fork-1", "another")] {
+        let body = json!({ "name": name, "from_running": true });
+        made(site, &format!("/instances/{source}/fork"), body).await;
+        assert_eq!(shell(site, name, "hostname").await, name);
+    }
+    let pid = site.get("fork-1").await["vmm_pid"].clone();
+    site.shell(&format!("kill -9 {pid}"));
+    site.until("fork-1", "another VMM", |seen| seen["state"] == "Running" && seen["vmm_pid"] != pid).await;
+    assert_eq!(shell(site, "fork-1", "hostname").await, "fork-1");
+}
+
+/// Their directories.
+fn snapshots(site: &Site) -> Vec<PathBuf> {
+    let entries = fs::read_dir(site.data().join("snapshots")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).collect()
+}
+
+#[test]
+fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_its_pages() {
+    in_namespace(async || {
+        let (mut site, id) = counting().await;
+        let path = "/instances/box/snapshots";
+        for (body, code) in [
+            (json!({}), "invalid_request"),
+            (json!({ "kind": "standby" }), "invalid_request"),
+            (json!({ "kind": "Standby", "name": "Not A Name" }), "invalid_request"),
+        ] {
+            refused(&site, path, body, StatusCode::BAD_REQUEST, code).await;
+        }
+        refused(&site, path, json!({ "kind": "Stopped" }), StatusCode::CONFLICT, "invalid_state").await;
+        let pid = site.get("box").await["vmm_pid"].clone();
+        let body = json!({ "kind": "Standby", "name": "first", "tags": { "a": "b" } });
+        let first = made(&site, path, body.clone()).await;
+        refused(&site, path, body, StatusCode::CONFLICT, "name_conflict").await;
+        assert_eq!(site.get("box").await["vmm_pid"], pid, "the source runs on");
+        assert!(first["size_bytes"].as_u64().expect("a number") > 1 << 20, "{first:#}");
+        let at_first = count(&site, "box").await;
+        shell(&site, "box", "echo later >/later; sync").await;
+
+        // In place: the disk and the memory of that moment, under the same name and address.
+        let restore = format!("/instances/box/snapshots/{}/restore", first["id"].as_str().expect("an id"));
+        refused(&site, &restore, json!({}), StatusCode::CONFLICT, "invalid_state").await;
+        for verb in ["standby", "stop"] {
+            if verb == "stop" {
+                site.until_state("box", "Running").await;
+            }
+            let answer = site.request(Method::POST, &format!("/instances/box/{verb}"), None).await;
+            assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+            let before = site.get("box").await;
+            let restored = site.request(Method::POST, &restore, None).await;
+            assert_eq!(
+                (restored.status, &restored.body["state"]),
+                (StatusCode::OK, &json!("Running")),
+                "{restored:?}"
+            );
+            assert_eq!(restored.body["network"], before["network"]);
+            assert!(count(&site, "box").await <= at_first + 40, "{verb}");
+            assert_eq!(
+                shell(&site, "box", "ls /later 2>&1 || true").await,
+                "ls: /later: No such file or directory"
+            );
+            shell(&site, "box", "echo later >/later; sync").await;
+        }
+
+        // Of the kind Stopped: the disk alone, in which the later file is.
+        let stopped = site.request(Method::POST, "/instances/box/stop", None).await;
+        assert_eq!(stopped.status, StatusCode::OK);
+        let second = made(&site, path, json!({ "kind": "Stopped" })).await;
+        let fork = |snapshot: &Value| format!("/snapshots/{}/fork", snapshot["id"].as_str().expect("an id"));
+        let standby = json!({ "name": "x", "target_state": "Standby" });
+        refused(&site, &fork(&second), standby, StatusCode::BAD_REQUEST, "invalid_request").await;
+        let cold = made(&site, &fork(&second), json!({ "name": "cold" })).await;
+        assert_eq!(cold["state"], "Stopped");
+        site.delete("box").await;
+        until("its files", MOMENT, async || site.console(&id).is_empty().then_some(())).await;
+        let offered =
+            site.request(Method::GET, "/snapshots?kind=Standby&name=first&tags[a]=b", None).await.body;
+        assert_eq!(
+            (offered[0]["id"].clone(), offered.as_array().expect("a list").len()),
+            (first["id"].clone(), 1)
+        );
+
+        // Forks of one snapshot share its pages; one that stands by has no process at all.
+        let answer = site.request(Method::POST, "/instances/cold/start", None).await;
+        assert_eq!((answer.status, &answer.body["state"]), (StatusCode::OK, &json!("Running")));
+        assert_eq!(shell(&site, "cold", "cat /later").await, "later");
+        let booted = private_kib(&site.get("cold").await["vmm_pid"]);
+        for name in ["warm-a", "warm-b"] {
+            let fork = made(&site, &fork(&first), json!({ "name": name })).await;
+            assert_eq!(fork["state"], "Running", "{fork:#}");
+            assert_eq!(shell(&site, name, "hostname").await, name);
+            assert!(count(&site, name).await <= at_first + 60);
+            let private = private_kib(&fork["vmm_pid"]);
+            assert!(private < booted, "{name}: {private} KiB of its own, a VM that booted has {booted}");
+        }
+        let asleep = made(&site, &fork(&first), json!({ "name": "asleep", "target_state": "Standby" })).await;
+        assert_eq!((&asleep["state"], &asleep["has_snapshot"]), (&json!("Standby"), &json!(true)));
+        for snapshot in [&first, &second] {
+            let path = format!("/snapshots/{}", snapshot["id"].as_str().expect("an id"));
+            assert_eq!(site.request(Method::DELETE, &path, None).await.status, StatusCode::NO_CONTENT);
+            assert_eq!(site.request(Method::GET, &path, None).await.status, StatusCode::NOT_FOUND);
+        }
+        // What was made of it does not need it.
+        let woken = site.request(Method::POST, "/instances/asleep/restore", None).await;
+        assert_eq!((woken.status, &woken.body["state"]), (StatusCode::OK, &json!("Running")), "{woken:?}");
+        assert_eq!(shell(&site, "asleep", "hostname").await, "asleep");
+        assert_eq!(snapshots(&site), Vec::<PathBuf>::new());
+        settles(&mut site, "snapshots").await;
+    });
+}
+
+/// Reached by a fork of a running instance.
+pub(crate) const OF_FORK: [(&str, &str); 6] = [
+    ("snapshot", "Capture"),
+    ("disk", "Copy"),
+    ("instance", "Adopt"),
+    ("instance", "Assume"),
+    ("snapshot", "Expire"),
+    ("snapshot", "Remove"),
+];
+
+#[test]
+fn a_crash_at_any_step_of_a_fork_leaves_the_source_running_and_a_whole_fork_or_none() {
+    in_namespace(async || {
+        let (mut site, id) = counting().await;
+        let pid = site.get("box").await["vmm_pid"].clone();
+        for (kind, action) in OF_FORK {
+            for edge in EDGES {
+                let failpoint = format!("{kind}/{action}/{edge}");
+                let body = json!({ "name": "fork", "from_running": true });
+                crash_at_request(&mut site, &failpoint, &format!("/instances/{id}/fork"), body).await;
+                // The wish was stored: the next daemon carries it out.
+                site.until_state("fork", "Running").await;
+                assert_eq!(shell(&site, "fork", "hostname").await, "fork", "{failpoint}");
+                let source = site.until_state("box", "Running").await;
+                assert_eq!(source["vmm_pid"], pid, "{failpoint}");
+                until("the snapshot to be gone", BOOT, async || snapshots(&site).is_empty().then_some(()))
+                    .await;
+                let forced =
+                    site.request(Method::DELETE, "/instances/fork?graceful_shutdown=false", None).await;
+                assert_eq!(forced.status, StatusCode::NO_CONTENT, "{forced:?}");
+            }
+        }
+        settles(&mut site, "crashes of forks").await;
+    });
+}
