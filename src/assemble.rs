@@ -97,6 +97,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         boundary: boundary(config.failpoint.as_deref())?,
         resync: config.resync(),
         seed: u64::from(std::process::id()),
+        tap_prefix: config.tap_prefix.clone(),
     };
     let capabilities = host.capabilities(&config);
     let backend = Host::backend(&host, &config);

@@ -209,6 +209,10 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
             check_standby(broken, instance, host);
             continue;
         }
+        if instance.is_pooled() && spec.run > status.ended_run {
+            check_warm(broken, instance, host);
+            continue;
+        }
         if host.memories.contains_key(uid) {
             broken.push(format!("the memory of {uid} is left over"));
         }
@@ -253,6 +257,17 @@ fn check_standby(broken: &mut Broken, instance: &Object<Instance>, host: &HostSn
     if !is_saved || host.machines.contains_key(uid) || state != State::Standby {
         let (memory, machine) = (host.memories.get(uid), host.machines.get(uid));
         broken.push(format!("{uid}: shall be in standby but is {state:?}, {memory:?}, {machine:?}"));
+    }
+}
+
+/// Held, with the memory that it goes on from still saved.
+fn check_warm(broken: &mut Broken, instance: &Object<Instance>, host: &HostSnapshot) {
+    let uid = &instance.meta.uid;
+    let (memory, machine) = (host.memories.get(uid), host.machines.get(uid));
+    let is_held = machine.is_some_and(|machine| machine.vmm == VmmState::Paused);
+    if !is_held || !matches!(memory, Some(Memory::Saved(_))) || !instance.is_warm() {
+        let state = instance.status.state;
+        broken.push(format!("{uid}: shall be held ready but is {state:?}, {memory:?}, {machine:?}"));
     }
 }
 
@@ -373,6 +388,14 @@ fn check_snapshots(broken: &mut Broken, records: &Records, host: &HostSnapshot) 
         };
         if !is_as_said {
             broken.push(format!("snapshot {uid} is said to be {phase:?} and is {captured:?}"));
+        }
+        let members = records.instances.iter().filter(|instance| {
+            instance.is_pooled() && instance.meta.owner.as_ref().is_some_and(|owner| owner.uid == *uid)
+        });
+        let (members, wished) =
+            (members.count(), if phase == SnapshotPhase::Ready { snapshot.spec.pool } else { 0 });
+        if members != usize::try_from(wished).unwrap_or(usize::MAX) {
+            broken.push(format!("the pool of snapshot {uid} has {members} members, {wished} are wished"));
         }
         if snapshot.spec.purpose == SnapshotPurpose::Fork {
             broken.push(format!("snapshot {uid} of a fork is left over"));

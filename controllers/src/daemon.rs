@@ -23,9 +23,9 @@ use crate::image::ImageReconciler;
 use crate::network::NetworkReconciler;
 use crate::port::PortReconciler;
 use crate::runtime::{Boundary, Clock, Drift, Reconciler, Runner, RunnerConfig};
-use crate::snapshot::SnapshotReconciler;
+use crate::snapshot::{Pools, SnapshotReconciler};
 use crate::store::{Change, Event, Store};
-use crate::vm::Vms;
+use crate::vm::{Vms, forks};
 
 /// The host, one value for each capability.
 #[derive(Debug, Clone)]
@@ -56,6 +56,8 @@ pub struct Settings {
     pub boundary: Arc<dyn Boundary>,
     pub resync: Duration,
     pub seed: u64,
+    /// Of TAPs that reconcilers ask for: those of pools.
+    pub tap_prefix: String,
 }
 
 impl std::fmt::Debug for Settings {
@@ -113,7 +115,8 @@ impl Controllers {
             .map(move |event| instances_of_snapshot(&of_origin, event));
         let of_source = store();
         let snapshots = machines.clone();
-        let snapshot = SnapshotReconciler { snapshots, machines, disks, store: store() };
+        let snapshot =
+            SnapshotReconciler { snapshots, machines, disks, store: store(), pools: pools(settings) };
         let snapshot = runner(settings, 6, snapshot).map(move |event| snapshots_of(&of_source, event));
         let drifts = Drifts {
             images: image.drift(),
@@ -135,9 +138,16 @@ impl Controllers {
 }
 
 fn runner<R: Reconciler>(settings: &Settings, salt: u64, reconciler: R) -> Runner<R> {
-    let Settings { store, clock, boundary, resync, seed } = settings.clone();
+    let Settings { store, clock, boundary, resync, seed, tap_prefix: _ } = settings.clone();
     let config = RunnerConfig { resync, ..RunnerConfig::seeded(seed.wrapping_add(salt)) };
     Runner::new(reconciler, store, clock, boundary, config)
+}
+
+fn pools(settings: &Settings) -> Pools {
+    let tap_prefix = settings.tap_prefix.clone();
+    Pools(Arc::new(move |tx, snapshot| {
+        forks::tend(tx, snapshot, &tap_prefix).map_err(|refused| refused.to_string())
+    }))
 }
 
 fn boxed<R: Reconciler>(runner: Runner<R>) -> Run {

@@ -93,6 +93,8 @@ pub enum Power {
     Running,
     Stopped,
     Standby,
+    /// Restored and held: a member of its snapshot's pool, nobody's until it becomes a fork.
+    Warm,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -184,6 +186,19 @@ pub struct InstanceStatus {
 }
 
 impl crate::meta::Object<Instance> {
+    /// Made in advance; clients neither see nor name it.
+    #[must_use]
+    pub fn is_pooled(&self) -> bool {
+        self.spec.power == Power::Warm
+    }
+
+    /// A member of a pool that a fork may take.
+    #[must_use]
+    pub fn is_warm(&self) -> bool {
+        let is_held = self.status.state == State::Paused && self.status.has_saved_memory;
+        self.is_pooled() && is_held && !self.meta.is_deleting()
+    }
+
     /// The origin whose memory this instance's wish still has to take over.
     #[must_use]
     pub fn awaits_memory(&self) -> Option<&Origin> {

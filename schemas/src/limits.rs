@@ -111,3 +111,5 @@ pub const SNAPSHOTS_PER_SOURCE_MAX: usize = 256;
 /// Between two looks at a source that is on its way to where it can be captured: its changes are
 /// heard, but for a VMM that changed while nobody listened.
 pub const SNAPSHOT_LOOK: Duration = Duration::from_secs(1);
+/// Forks of one snapshot held ready: each is a process with some 50 MB of its own.
+pub const POOL_MAX: u32 = 64;

@@ -36,6 +36,9 @@ pub struct SnapshotSpec {
     pub instance: Box<InstanceSpec>,
     /// The content below the disk; kept as long as the snapshot is.
     pub image_digest: Option<Digest>,
+    /// Forks held ready.
+    #[serde(default)]
+    pub pool: u32,
 }
 
 /// The wire's two words.
@@ -72,6 +75,9 @@ pub struct SnapshotStatus {
     pub captured_at: Option<Timestamp>,
     /// Why it failed.
     pub error: Option<String>,
+    /// Of `pool`, those that a fork could take now.
+    #[serde(default)]
+    pub warm: u32,
     pub conditions: Vec<Condition>,
     pub observed_generation: u64,
 }

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 /// Method, path, summary, success status.
-const OPERATIONS: [(&str, &str, &str, &str); 30] = [
+const OPERATIONS: [(&str, &str, &str, &str); 31] = [
     ("get", "/health", "Liveness", "200"),
     ("get", "/capabilities", "What this server and host can do", "200"),
     ("get", "/instances", "List instances; watch=true streams changes", "200"),
@@ -23,6 +23,7 @@ const OPERATIONS: [(&str, &str, &str, &str); 30] = [
     ("post", "/instances/{id}/snapshots/{snapshot}/restore", "Put it back to a snapshot", "200"),
     ("get", "/snapshots", "List snapshots", "200"),
     ("get", "/snapshots/{id}", "Read a snapshot", "200"),
+    ("patch", "/snapshots/{id}", "Set how many forks are held ready", "200"),
     ("delete", "/snapshots/{id}", "Delete a snapshot", "204"),
     ("post", "/snapshots/{id}/fork", "Make an instance from a snapshot", "201"),
     ("get", "/instances/{id}/wait", "Wait for a state", "200"),

@@ -80,7 +80,7 @@ pub(super) async fn list(
     let views: Vec<api::Instance> = store
         .list::<Instance>()
         .iter()
-        .filter(|object| !object.meta.is_deleting())
+        .filter(|object| !object.meta.is_deleting() && !object.is_pooled())
         .filter(|object| wanted.is_none_or(|wanted| object.status.state == wanted))
         .filter(|object| has_tags(&object.meta.tags, &tags))
         .map(|object| lookup::view(store, object))

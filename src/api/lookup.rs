@@ -13,6 +13,14 @@ use super::ApiError;
 
 /// An instance by full id, exact name, or id prefix; what is being deleted is found by id only.
 pub(super) fn instance(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
+    // Members of pools are nobody's yet.
+    find_instance(store, word).and_then(|object| match object.is_pooled() {
+        true => Err(ApiError::not_found()),
+        false => Ok(object),
+    })
+}
+
+fn find_instance(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
     if let Some(object) = word.parse::<Uid>().ok().and_then(|uid| store.get::<Instance>(&uid)) {
         return Ok(object);
     }

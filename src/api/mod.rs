@@ -120,6 +120,7 @@ pub fn router(state: ApiState) -> Router {
         .add("/instances/{id}/snapshots/{snapshot}/restore", Scope::SnapshotWrite, post(snapshots::restore))
         .add("/snapshots", Scope::SnapshotRead, get(snapshots::list))
         .add("/snapshots/{id}", Scope::SnapshotRead, get(snapshots::get))
+        .add("/snapshots/{id}", Scope::SnapshotWrite, patch(snapshots::update))
         .add("/snapshots/{id}", Scope::SnapshotDelete, delete(snapshots::delete))
         .add("/snapshots/{id}/fork", Scope::SnapshotWrite, post(snapshots::fork_snapshot))
         .add("/instances/{id}/wait", Scope::InstanceRead, get(wait::wait_for_state))

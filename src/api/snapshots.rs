@@ -13,7 +13,7 @@ use stead_controllers::snapshot::admission::{self, Wish};
 use stead_controllers::vm::admission as instances;
 use stead_controllers::vm::forks::{self, ForkWish, Forked};
 use stead_schemas::api::{
-    self, ForkCreate, SnapshotCreate, SnapshotFork, SnapshotRestore, parse_kind, state_of,
+    self, ForkCreate, SnapshotCreate, SnapshotFork, SnapshotPatch, SnapshotRestore, parse_kind, state_of,
 };
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::instance::Instance;
@@ -42,9 +42,9 @@ pub(super) async fn create(
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let SnapshotCreate { kind, name, tags } = SnapshotCreate::read(json(body)?)?;
+    let SnapshotCreate { kind, name, tags, pool } = SnapshotCreate::read(json(body)?)?;
     let source = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
-    let wish = Wish { kind, name, tags, purpose: SnapshotPurpose::Kept };
+    let wish = Wish { kind, name, tags, purpose: SnapshotPurpose::Kept, pool };
     let object = state.store().transact(move |tx| admission::create(tx, &source, wish)).await?;
     let object = captured(&state, &object.meta.uid).await?;
     Ok((StatusCode::CREATED, Json(api::Snapshot::of(&object))).into_response())
@@ -108,6 +108,17 @@ pub(super) async fn get(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<api::Snapshot>, ApiError> {
     Ok(Json(api::Snapshot::of(&*find(&state, &id?.0)?)))
+}
+
+pub(super) async fn update(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<api::Snapshot>, ApiError> {
+    let SnapshotPatch { pool } = SnapshotPatch::read(json(body)?)?;
+    let uid = find(&state, &id?.0)?.meta.uid.clone();
+    let object = state.store().transact(move |tx| admission::set_pool(tx, &uid, pool)).await?;
+    Ok(Json(api::Snapshot::of(&object)))
 }
 
 pub(super) async fn delete(

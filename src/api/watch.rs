@@ -59,7 +59,7 @@ fn told(store: &Store, event: &Event, tags: &Tags) -> Option<Value> {
         Change::Updated | Change::StatusUpdated => ("modified", store.get::<Instance>(&event.uid)?),
         Change::Deleted => ("deleted", event.last::<Instance>()?),
     };
-    let is_wanted = instances::has_tags(&object.meta.tags, tags);
+    let is_wanted = instances::has_tags(&object.meta.tags, tags) && !object.is_pooled();
     is_wanted.then(
         || json!({"type": word, "resource_version": event.revision, "object": lookup::view(store, &object)}),
     )

@@ -25,7 +25,12 @@ pub(crate) enum SnapshotVerb {
         /// KEY=VALUE
         #[arg(short = 'l', long = "tag", value_parser = pair)]
         tags: Vec<(String, String)>,
+        /// Forks to hold ready.
+        #[arg(long)]
+        pool: Option<u32>,
     },
+    /// Hold so many forks of a snapshot ready.
+    Pool { id: String, size: u32 },
     /// List snapshots.
     #[command(visible_alias = "ls")]
     List {
@@ -89,13 +94,22 @@ fn target(body: &mut Value, state: Option<String>) {
 
 pub(super) async fn snapshot(client: &Client, verb: SnapshotVerb, output: Output) -> Result<(), Failure> {
     match verb {
-        SnapshotVerb::Create { instance, kind, name, tags } => {
+        SnapshotVerb::Create { instance, kind, name, tags, pool } => {
             let tags: BTreeMap<_, _> = tags.into_iter().collect();
             let mut body = json!({ "kind": kind, "tags": tags });
             if let Some(name) = name {
                 body["name"] = json!(name);
             }
+            if let Some(pool) = pool {
+                body["pool_size"] = json!(pool);
+            }
             let snapshot: Snapshot = client.post(&["instances", &instance, "snapshots"], &body).await?;
+            show_all(&[snapshot], output)
+        }
+        SnapshotVerb::Pool { id, size } => {
+            let request =
+                client.request(Method::PATCH, &["snapshots", &id]).json(&json!({ "pool_size": size }));
+            let snapshot: Snapshot = client.json(request).await?;
             show_all(&[snapshot], output)
         }
         SnapshotVerb::List { instance } => {
@@ -132,7 +146,7 @@ pub(super) async fn snapshot(client: &Client, verb: SnapshotVerb, output: Output
 }
 
 fn show_all(snapshots: &[Snapshot], output: Output) -> Result<(), Failure> {
-    print(&snapshots, output, &["ID", "NAME", "KIND", "SIZE", "SOURCE", "AGE"], || {
+    print(&snapshots, output, &["ID", "NAME", "KIND", "SIZE", "SOURCE", "POOL", "AGE"], || {
         let row = |snapshot: &Snapshot| {
             vec![
                 snapshot.id.clone(),
@@ -140,6 +154,7 @@ fn show_all(snapshots: &[Snapshot], output: Output) -> Result<(), Failure> {
                 format!("{:?}", snapshot.kind),
                 Bytes(snapshot.size_bytes).to_string(),
                 snapshot.source_instance_name.clone(),
+                format!("{}/{}", snapshot.pool_ready, snapshot.pool_size),
                 age(snapshot.created_at),
             ]
         };

@@ -109,8 +109,14 @@ impl Server {
             disks: world.clone(),
         };
         let resync = Duration::from_secs(60);
-        let settings =
-            Settings { store: store.clone(), clock: host, boundary: Arc::new(NoBoundary), resync, seed: 1 };
+        let settings = Settings {
+            store: store.clone(),
+            clock: host,
+            boundary: Arc::new(NoBoundary),
+            resync,
+            seed: 1,
+            tap_prefix: "st".to_owned(),
+        };
         let (controllers, drifts) = Controllers::new(ports, &settings);
         let (shutdown, stopping) = watch::channel(false);
         tasks.spawn(controllers.run(stopping));

@@ -66,6 +66,7 @@ impl Daemon {
             boundary: Arc::new(NoBoundary),
             resync: RESYNC,
             seed,
+            tap_prefix: "st".to_owned(),
         };
         let (controllers, drifts) = Controllers::new(ports, &settings);
         let (shutdown, stopping) = watch::channel(false);

@@ -177,8 +177,11 @@ impl Play {
 
     fn pick(&mut self) -> Option<Uid> {
         let instances = self.daemon.store.list::<Instance>();
-        let live: Vec<Uid> =
-            instances.iter().filter(|one| !one.meta.is_deleting()).map(|one| one.meta.uid.clone()).collect();
+        let live: Vec<Uid> = instances
+            .iter()
+            .filter(|one| !one.meta.is_deleting() && !one.is_pooled())
+            .map(|one| one.meta.uid.clone())
+            .collect();
         let at = usize::try_from(self.rng.below(live.len() as u64)).expect("small");
         live.get(at).cloned()
     }
@@ -226,8 +229,10 @@ impl Play {
         let Some(uid) = self.pick() else { return };
         let kind = if self.rng.chance(600) { SnapshotKind::Standby } else { SnapshotKind::Stopped };
         self.log.push(format!("snapshot {uid} {kind:?}"));
+        let pool =
+            if kind == SnapshotKind::Standby { u32::try_from(self.rng.below(3)).expect("small") } else { 0 };
         let name = Name::resource("s").ok().filter(|_| self.rng.chance(500));
-        let wish = snapshots::Wish { kind, name, tags: Tags::new(), purpose: SnapshotPurpose::Kept };
+        let wish = snapshots::Wish { kind, name, tags: Tags::new(), purpose: SnapshotPurpose::Kept, pool };
         let _ = self.daemon.store.transact(move |tx| snapshots::create(tx, &uid, wish)).await;
     }
 
@@ -238,7 +243,7 @@ impl Play {
             return;
         };
         let (uid, source, target) = (one.meta.uid.clone(), one.spec.source.clone(), self.target());
-        let choice = self.rng.below(3);
+        let choice = self.rng.below(5);
         self.log.push(format!("use {choice} snapshot {uid} {target:?}"));
         let store = &self.daemon.store;
         match choice {
@@ -250,8 +255,12 @@ impl Play {
             1 => {
                 drop(store.transact(move |tx| forks::restore(tx, &source, &uid, target)).await);
             }
-            _ => {
+            2 => {
                 drop(store.transact(move |tx| snapshots::delete(tx, &uid)).await);
+            }
+            _ => {
+                let pool = u32::try_from(self.rng.below(3)).expect("small");
+                drop(store.transact(move |tx| snapshots::set_pool(tx, &uid, pool)).await);
             }
         }
     }

@@ -20,6 +20,8 @@ pub struct Wish {
     pub name: Option<Name>,
     pub tags: Tags,
     pub purpose: SnapshotPurpose,
+    /// Forks to hold ready.
+    pub pool: u32,
 }
 
 /// Why a request was refused; each has its code on the wire.
@@ -55,7 +57,8 @@ impl From<TxError> for SnapshotRefused {
 /// # Errors
 /// `NotFound`, `NameTaken`, `InvalidState`, `InsufficientResources`.
 pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Snapshot>>, SnapshotRefused> {
-    let instance = tx.get::<Instance>(source).filter(|instance| !instance.meta.is_deleting());
+    let instance =
+        tx.get::<Instance>(source).filter(|instance| !instance.meta.is_deleting() && !instance.is_pooled());
     let instance = instance.ok_or(SnapshotRefused::NotFound)?;
     check_state(&instance, wish.kind)?;
     let siblings = tx.list::<Snapshot>().iter().filter(|one| one.spec.source == *source).count();
@@ -76,6 +79,7 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
         purpose: wish.purpose,
         instance: Box::new(instance.spec.clone()),
         image_digest: instance.status.image_digest.clone(),
+        pool: wish.pool,
     };
     Ok(tx.create::<Snapshot>(New {
         name: Name::from(&uid),
@@ -84,6 +88,18 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
         owner: None,
         spec,
     })?)
+}
+
+/// Asks for so many forks to be held ready.
+///
+/// # Errors
+/// `NotFound`; `Conflict` when there is no memory to hold.
+pub fn set_pool(tx: &mut Tx<'_>, uid: &Uid, pool: u32) -> Result<Arc<Object<Snapshot>>, SnapshotRefused> {
+    let object = tx.get::<Snapshot>(uid).ok_or(SnapshotRefused::NotFound)?;
+    if pool > 0 && object.spec.kind == SnapshotKind::Stopped {
+        return Err(SnapshotRefused::Conflict("a snapshot of the kind Stopped has no pool".to_owned()));
+    }
+    Ok(tx.update_spec::<Snapshot>(uid, None, |spec| spec.pool = pool)?)
 }
 
 fn check_state(instance: &Object<Instance>, kind: SnapshotKind) -> Result<(), SnapshotRefused> {

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: a snapshot is captured once, from the run that was asked for, or fails and says why; it
 //! is Ready only when all of it is durable. One that only serves a fork goes by itself when the fork
-//! has what it needs.
+//! has what it needs. A pool has as many members as wished, each an instance that is restored and held.
 //! Assumes: the source is brought back to its wish by its own reconciler, whatever a capture left.
 //! Never: takes a second look at the source once it is captured, or captures over one that was lost:
 //! the moment is gone.
@@ -15,6 +15,8 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
@@ -22,7 +24,7 @@ use stead_schemas::snapshot::{Snapshot, SnapshotStatus};
 
 use crate::host::{CapturePlan, Disks, HostError, HostErrorKind, Machines, Snapshots};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
-use crate::store::Store;
+use crate::store::{Store, Tx};
 
 pub use observe::{Observed, Source};
 
@@ -33,6 +35,17 @@ pub struct SnapshotReconciler<S, M, D> {
     pub machines: M,
     pub disks: D,
     pub store: Store,
+    pub pools: Pools,
+}
+
+/// How members of pools come and go: the rules of instances, which this kind does not know.
+#[derive(Clone)]
+pub struct Pools(pub Arc<dyn Fn(&mut Tx<'_>, &Uid) -> Result<(), String> + Send + Sync>);
+
+impl std::fmt::Debug for Pools {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pools").finish_non_exhaustive()
+    }
 }
 
 /// One step on a snapshot.
@@ -42,16 +55,29 @@ pub enum Action {
     Remove(Uid),
     /// Nobody needs it any more: its deletion is asked for.
     Expire(Uid),
+    /// One member of the pool more, or one less.
+    TendPool(Uid),
 }
 
 impl<S, M, D> SnapshotReconciler<S, M, D> {
     async fn expire(&self, uid: &Uid) -> Result<(), HostError> {
         let of_transaction = uid.clone();
         let expired = self.store.transact(move |tx| admission::delete(tx, &of_transaction)).await;
-        expired.map_err(|error| {
+        expired.map(drop).map_err(|error| {
             let failed = HostError::new(HostErrorKind::Transient, "delete the spent snapshot", uid.as_str());
             failed.because(error.to_string())
         })
+    }
+}
+
+impl<S, M, D> SnapshotReconciler<S, M, D> {
+    async fn tend(&self, uid: &Uid) -> Result<(), HostError> {
+        let failed = |why: String| {
+            HostError::new(HostErrorKind::Transient, "tend the pool of", uid.as_str()).because(why)
+        };
+        let (Pools(tend), of_transaction) = (self.pools.clone(), uid.clone());
+        let tended = self.store.transact(move |tx| tend(tx, &of_transaction)).await;
+        tended.map_err(|error| failed(error.to_string()))
     }
 }
 
@@ -60,7 +86,7 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
     type Observed = Observed;
     type Action = Action;
 
-    const ACTIONS: &'static [&'static str] = &["Capture", "Remove", "Expire"];
+    const ACTIONS: &'static [&'static str] = &["Capture", "Remove", "Expire", "TendPool"];
 
     async fn observe(&self, uid: &Uid, object: Option<&Object<Snapshot>>) -> Result<Observed, HostError> {
         observe::observe(self, uid, object).await
@@ -75,6 +101,7 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
             Action::Capture(_) => "Capture",
             Action::Remove(_) => "Remove",
             Action::Expire(_) => "Expire",
+            Action::TendPool(_) => "TendPool",
         }
     }
 
@@ -83,6 +110,7 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
             Action::Capture(plan) => self.snapshots.capture(plan).await,
             Action::Remove(uid) => self.snapshots.remove(uid).await,
             Action::Expire(uid) => self.expire(uid).await,
+            Action::TendPool(uid) => self.tend(uid).await,
         }
     }
 

@@ -1,5 +1,7 @@
 //! What is there of a snapshot, who still needs it, and, until it is captured, how its source is.
 
+use std::sync::Arc;
+
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Power};
 use stead_schemas::meta::Object;
@@ -20,6 +22,9 @@ pub struct Observed {
     pub captured: Option<Captured>,
     /// A fork or a restore still has to copy from it.
     pub is_needed: bool,
+    /// Members of its pool, and those of them that a fork could take.
+    pub members: u32,
+    pub warm: u32,
     /// Only of one that is still to be captured.
     pub source: Option<Source>,
     /// What a capture may write, and the room for it.
@@ -44,7 +49,9 @@ pub(super) async fn observe<S: Snapshots, M: Machines, D: Disks>(
 ) -> Result<Observed, HostError> {
     let captured = reconciler.snapshots.inspect(uid).await?;
     let is_needed = is_needed(reconciler, uid);
-    let mut seen = Observed { uid: uid.clone(), captured, is_needed, source: None, room: None };
+    let (members, warm) = members(reconciler, uid);
+    let mut seen =
+        Observed { uid: uid.clone(), captured, is_needed, members, warm, source: None, room: None };
     let Some(object) = object.filter(|object| is_to_be_captured(object)) else { return Ok(seen) };
     let source = source(reconciler, &object.spec).await?;
     seen.source = Some(source);
@@ -83,6 +90,20 @@ fn is_needed<S, M, D>(reconciler: &SnapshotReconciler<S, M, D>, uid: &Uid) -> bo
         |instance: &Object<Instance>| instance.awaits_memory().is_some_and(|origin| origin.snapshot == *uid);
     reconciler.store.list::<Disk>().iter().any(|disk| waits_for_disk(disk))
         || reconciler.store.list::<Instance>().iter().any(|instance| waits_for_memory(instance))
+}
+
+fn members<S, M, D>(reconciler: &SnapshotReconciler<S, M, D>, uid: &Uid) -> (u32, u32) {
+    let is_member = |instance: &&Arc<Object<Instance>>| {
+        let is_of_pool = instance.meta.owner.as_ref().is_some_and(|owner| owner.uid == *uid);
+        is_of_pool && instance.is_pooled() && !instance.meta.is_deleting()
+    };
+    let all = reconciler.store.list::<Instance>();
+    let (mut members, mut warm) = (0, 0);
+    for member in all.iter().filter(is_member) {
+        members += 1;
+        warm += u32::from(member.is_warm());
+    }
+    (members, warm)
 }
 
 async fn source<S, M: Machines, D>(

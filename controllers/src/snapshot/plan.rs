@@ -23,6 +23,9 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timest
         },
         Desired::Present(object) if is_spent(object, seen) => act(Action::Expire(seen.uid.clone())),
         Desired::Present(object) => match (object.status.phase, &seen.captured) {
+            (SnapshotPhase::Ready, Some(Captured::Whole { .. })) if seen.members != object.spec.pool => {
+                act(Action::TendPool(seen.uid.clone()))
+            }
             (SnapshotPhase::Ready, Some(Captured::Whole { .. })) => Plan::Converged,
             (SnapshotPhase::Ready, _) => refuse(Reason::SnapshotFailed, status::LOST),
             (SnapshotPhase::Failed, Some(_)) => act(Action::Remove(seen.uid.clone())),

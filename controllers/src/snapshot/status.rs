@@ -12,6 +12,7 @@ pub(super) const LOST: &str = "its files went missing";
 pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &PassEnd) -> SnapshotStatus {
     let generation = object.meta.generation;
     let mut status = object.status.clone();
+    status.warm = seen.map_or(status.warm, |seen| seen.warm);
     if let Some(Observed { captured: Some(Captured::Whole { kind: _, size, captured_at }), .. }) = seen
         && status.phase != SnapshotPhase::Failed
     {

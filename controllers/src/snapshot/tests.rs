@@ -33,6 +33,7 @@ fn snapshot(purpose: SnapshotPurpose, phase: SnapshotPhase) -> Object<Snapshot> 
         purpose,
         instance: Box::new(instance.spec),
         image_digest: None,
+        pool: 0,
     };
     Object { meta, spec, status: SnapshotStatus { phase, ..SnapshotStatus::default() } }
 }
@@ -44,7 +45,7 @@ fn whole() -> Option<Captured> {
 fn seen(captured: Option<Captured>, source: Option<Source>, available: u64) -> Observed {
     let space = Space { total: Bytes(1000), available: Bytes(available), reserve: Bytes(10) };
     let room = source.filter(|source| *source == Source::Capturable).map(|_| (Bytes(100), space));
-    Observed { uid: uid(), captured, is_needed: true, source, room }
+    Observed { uid: uid(), captured, is_needed: true, members: 0, warm: 0, source, room }
 }
 
 fn name(plan: &Plan<Action>) -> &'static str {
@@ -97,6 +98,18 @@ fn every_state_has_its_next_step() {
     }
     let waits = plan(&Desired::Absent(Some(&object)), &seen(whole(), None, 0), at(2));
     assert_eq!(name(&waits), "Wait", "what copies from it is let finish");
+}
+
+#[test]
+fn a_pool_is_brought_to_its_size_and_said() {
+    let mut object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Ready);
+    object.spec.pool = 2;
+    for (members, expected) in [(0, "TendPool"), (1, "TendPool"), (2, "Converged"), (3, "TendPool")] {
+        let seen = Observed { members, warm: members.min(1), ..seen(whole(), None, 0) };
+        assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), expected, "{members}");
+        let end = PassEnd { now: at(3), outcome: Outcome::Converged };
+        assert_eq!(status(&object, Some(&seen), &end).warm, members.min(1));
+    }
 }
 
 #[test]

@@ -170,6 +170,27 @@ impl<'a> Tx<'a> {
         Ok(self.put_typed(Object { meta, spec: old.spec.clone(), status: old.status.clone() }))
     }
 
+    /// Gives the object another name and nobody as its owner.
+    ///
+    /// # Errors
+    /// `NameTaken`; `NotFound`, `Unreadable`, `Deleting`.
+    pub fn release_as<K: Kind>(
+        &mut self,
+        uid: &Uid,
+        name: Name,
+        tags: Tags,
+    ) -> Result<Arc<Object<K>>, TxError> {
+        let old = self.for_update::<K>(uid, None)?;
+        let kind = K::NAME;
+        if let Some(by) = self.stage.named(kind, &name) {
+            return Err(TxError::NameTaken { kind, name, by });
+        }
+        self.stage.put_name(kind, &old.meta.name, uid, false);
+        self.stage.put_name(kind, &name, uid, true);
+        let meta = Meta { name, tags, owner: None, created_at: self.now, ..old.meta.clone() };
+        Ok(self.put_typed(Object { meta, spec: old.spec.clone(), status: old.status.clone() }))
+    }
+
     /// Marks the object for deletion and frees its name; again is `Ok` and changes nothing.
     ///
     /// # Errors

@@ -350,7 +350,7 @@ pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused
             })
         }
         (Power::Stopped, false) => Ok(object),
-        (Power::Running | Power::Standby, false) => {
+        (Power::Running | Power::Standby | Power::Warm, false) => {
             let now = tx.now();
             Ok(tx.update_spec::<Instance>(uid, None, |spec| {
                 spec.power = Power::Stopped;
@@ -418,5 +418,6 @@ pub fn delete(tx: &mut Tx<'_>, uid: &Uid, is_forced: bool) -> Result<(), Refused
 }
 
 pub(super) fn live(tx: &Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
-    tx.get::<Instance>(uid).filter(|object| !object.meta.is_deleting()).ok_or(Refused::NotFound)
+    let object = tx.get::<Instance>(uid);
+    object.filter(|object| !object.meta.is_deleting() && !object.is_pooled()).ok_or(Refused::NotFound)
 }

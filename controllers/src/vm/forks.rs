@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use stead_schemas::disk::{DiskPurpose, DiskSpec};
 use stead_schemas::instance::{Instance, InstanceSpec, Origin, Power, State};
-use stead_schemas::meta::{Object, Tags};
+use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
@@ -52,7 +52,7 @@ pub fn fork(tx: &mut Tx<'_>, source: &Uid, wish: ForkWish, tap_prefix: &str) -> 
         }
     };
     let purpose = SnapshotPurpose::Fork;
-    let of_fork = snapshots::Wish { kind, name: None, tags: Tags::new(), purpose };
+    let of_fork = snapshots::Wish { kind, name: None, tags: Tags::new(), purpose, pool: 0 };
     let snapshot = snapshots::create(tx, source, of_fork)?;
     let tags = object.meta.tags.clone();
     let instance = begin(tx, &snapshot, wish.name, tags, wish.target.unwrap_or(target), tap_prefix)?;
@@ -72,8 +72,56 @@ pub fn fork_snapshot(
 ) -> Result<Forked, Refused> {
     let snapshot = ready(tx, snapshot)?;
     let target = target.unwrap_or_else(|| default_target(snapshot.spec.kind));
-    let instance = begin(tx, &snapshot, name, Tags::new(), target, tap_prefix)?;
+    let warm = match target {
+        Power::Running => members(tx, &snapshot.meta.uid).into_iter().find(|member| member.is_warm()),
+        Power::Stopped | Power::Standby | Power::Warm => None,
+    };
+    let instance = match warm {
+        Some(member) => take(tx, &member, name)?,
+        None => begin(tx, &snapshot, name, Tags::new(), target, tap_prefix)?,
+    };
     Ok(Forked { instance, snapshot: snapshot.meta.uid.clone() })
+}
+
+/// A member of a pool becomes a fork: it runs on as that.
+fn take(tx: &mut Tx<'_>, member: &Object<Instance>, name: Name) -> Result<Arc<Object<Instance>>, Refused> {
+    let (uid, now) = (&member.meta.uid, tx.now());
+    tx.release_as::<Instance>(uid, name, Tags::new())?;
+    Ok(tx.update_spec::<Instance>(uid, None, |spec| {
+        spec.power = Power::Running;
+        spec.power_since = now;
+    })?)
+}
+
+/// Members of a snapshot's pool.
+fn members(tx: &Tx<'_>, snapshot: &Uid) -> Vec<Arc<Object<Instance>>> {
+    let mut owned = tx.owned_by::<Instance>(snapshot);
+    owned.retain(|member| member.is_pooled() && !member.meta.is_deleting());
+    owned
+}
+
+/// Brings the number of a pool's members one nearer to what is wished.
+///
+/// # Errors
+/// As for a fork.
+pub fn tend(tx: &mut Tx<'_>, snapshot: &Uid, tap_prefix: &str) -> Result<(), Refused> {
+    let snapshot = ready(tx, snapshot)?;
+    let members = members(tx, &snapshot.meta.uid);
+    let wished = usize::try_from(snapshot.spec.pool).unwrap_or(usize::MAX);
+    if members.len() > wished {
+        // One that is not ready first.
+        let spare = members.iter().find(|member| !member.is_warm()).or(members.first());
+        if let Some(spare) = spare {
+            tx.request_deletion::<Instance>(&spare.meta.uid)?;
+        }
+    } else if members.len() < wished {
+        let uid = tx.next_uid();
+        let name = Name::from(&uid);
+        let of_pool = OwnerRef { kind: Snapshot::NAME.to_owned(), uid: snapshot.meta.uid.clone() };
+        let place = Place { uid, name, tags: Tags::new(), owner: Some(of_pool) };
+        begin_at(tx, &snapshot, place, Power::Warm, tap_prefix)?;
+    }
+    Ok(())
 }
 
 /// Restores an instance that is down to one of its snapshots: another disk takes the place of its
@@ -187,7 +235,27 @@ fn begin(
     tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
     check_target(snapshot.spec.kind, target)?;
-    let (uid, source) = (tx.next_uid(), &snapshot.spec.instance);
+    let place = Place { uid: tx.next_uid(), name, tags, owner: None };
+    begin_at(tx, snapshot, place, target, tap_prefix)
+}
+
+/// What a new instance is called, and whose it is.
+struct Place {
+    uid: Uid,
+    name: Name,
+    tags: Tags,
+    owner: Option<OwnerRef>,
+}
+
+fn begin_at(
+    tx: &mut Tx<'_>,
+    snapshot: &Object<Snapshot>,
+    place: Place,
+    target: Power,
+    tap_prefix: &str,
+) -> Result<Arc<Object<Instance>>, Refused> {
+    let Place { uid, name, tags, owner } = place;
+    let source = &snapshot.spec.instance;
     let image = source.allocated.image.clone();
     let tap_prefix = source.has_network.then_some(tap_prefix);
     let allocated = allocate(tx, &uid, image, disk_of(snapshot), tap_prefix)?;
@@ -204,5 +272,5 @@ fn begin(
         allocated,
         ..(**source).clone()
     };
-    Ok(tx.create::<Instance>(New { uid: Some(uid), name, tags, owner: None, spec })?)
+    Ok(tx.create::<Instance>(New { uid: Some(uid), name, tags, owner, spec })?)
 }

@@ -52,7 +52,7 @@ pub fn wanted_run(object: &Object<Instance>) -> Option<u64> {
     let InstanceSpec { power, run, .. } = &object.spec;
     let is_wanted = match power {
         // What is to be saved has to run first.
-        Power::Running | Power::Standby => *run > object.status.ended_run,
+        Power::Running | Power::Standby | Power::Warm => *run > object.status.ended_run,
         Power::Stopped => false,
     };
     (is_wanted && !object.meta.is_deleting()).then_some(*run)
@@ -257,6 +257,8 @@ fn plan_paused(object: &Object<Instance>, machine: &Machine, seen: &Observed) ->
     let is_standby = object.spec.power == Power::Standby;
     match seen.saved(object) {
         Some(_) if is_standby => act(Action::Kill(uid())),
+        // Held ready; its memory stays, so that nothing is lost with its process.
+        Some(_) if object.is_pooled() => Plan::Converged,
         _ if seen.has_saved() => act(Action::DiscardMemory(uid())),
         // An end is recorded, not saved.
         _ if is_standby && machine.guest.exit.is_none() && has_started(object, machine) => {

@@ -27,7 +27,7 @@ pub use instance::{
 };
 pub use policy::{InstancePatch, RestartView};
 pub use snapshot::{
-    ForkCreate, Snapshot, SnapshotCreate, SnapshotFork, SnapshotRestore, parse_kind, state_of,
+    ForkCreate, Snapshot, SnapshotCreate, SnapshotFork, SnapshotPatch, SnapshotRestore, parse_kind, state_of,
 };
 pub use system::{
     Capabilities, HostView, ImagesView, InstanceStats, NetworkModel, Runtime, RuntimeView, ServerView,

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use crate::instance::{Hypervisor, Power, State};
+use crate::limits::POOL_MAX;
 use crate::meta::{Object, Tags};
 use crate::names::Name;
 use crate::snapshot::{Snapshot as Kind, SnapshotKind, SnapshotPhase};
@@ -19,6 +20,8 @@ pub struct SnapshotCreate {
     pub kind: SnapshotKind,
     pub name: Option<Name>,
     pub tags: Tags,
+    /// Additive: forks to hold ready.
+    pub pool: u32,
 }
 
 impl SnapshotCreate {
@@ -40,12 +43,46 @@ impl SnapshotCreate {
         let tags = fields.map("tags", &mut errors).unwrap_or_default();
         check_tags(&mut errors, "tags", &tags);
         refuse_compression(&mut fields, &mut errors);
+        let pool = pool(&mut fields, &mut errors).unwrap_or(0);
+        if pool > 0 && kind == Some(SnapshotKind::Stopped) {
+            errors.push("pool_size", INVALID, "needs a snapshot of the kind Standby");
+        }
         fields.finish(&mut errors);
         match kind {
-            Some(kind) if errors.is_empty() => Ok(Self { kind, name, tags }),
+            Some(kind) if errors.is_empty() => Ok(Self { kind, name, tags, pool }),
             _ => Err(errors),
         }
     }
+}
+
+/// The body of `PATCH /snapshots/{id}`, which is additive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotPatch {
+    pub pool: u32,
+}
+
+impl SnapshotPatch {
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// Every problem of it.
+    pub fn read(body: Value) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        let mut fields = Fields::body(body, &mut errors);
+        let pool = pool(&mut fields, &mut errors);
+        if pool.is_none() && errors.is_empty() {
+            errors.push("pool_size", INVALID, "is required");
+        }
+        fields.finish(&mut errors);
+        match pool {
+            Some(pool) if errors.is_empty() => Ok(Self { pool }),
+            _ => Err(errors),
+        }
+    }
+}
+
+fn pool(fields: &mut Fields, errors: &mut FieldErrors) -> Option<u32> {
+    fields.number("pool_size", 0..=POOL_MAX, errors)
 }
 
 /// The body of `POST /instances/{id}/fork`.
@@ -191,6 +228,9 @@ pub struct Snapshot {
     pub source_instance_name: String,
     pub tags: Tags,
     pub compression_state: String,
+    /// Additive: forks to hold ready, and those that are.
+    pub pool_size: u32,
+    pub pool_ready: u32,
     /// Additive: pending, ready or failed.
     pub status: SnapshotPhase,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -213,6 +253,8 @@ impl Snapshot {
             source_instance_name: spec.source_name.to_string(),
             tags: meta.tags.clone(),
             compression_state: "none".to_owned(),
+            pool_size: spec.pool,
+            pool_ready: status.warm,
             status: status.phase,
             error: status.error.clone(),
         }
@@ -226,5 +268,6 @@ pub fn state_of(power: Power) -> State {
         Power::Running => State::Running,
         Power::Stopped => State::Stopped,
         Power::Standby => State::Standby,
+        Power::Warm => State::Paused,
     }
 }
