@@ -20,6 +20,7 @@ use stead_schemas::api::{
 };
 use stead_schemas::disk::Disk;
 use stead_schemas::guest::Request;
+use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::image::Image;
 use stead_schemas::instance::{Hypervisor, Instance};
 use stead_schemas::limits::CONSOLE_LOG_MAX;
@@ -42,6 +43,7 @@ use crate::host::monitor::{Heard, monitor_table};
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
 use crate::host::oci::{Oci, OciConfig};
+use crate::host::probe::{ProbeConfig, Prober};
 use crate::host::usage::Usage;
 use crate::host::{Scope, watch_files};
 use crate::hypervisor::Accelerator;
@@ -174,7 +176,7 @@ fn host_platform() -> Platform {
 
 /// The real host.
 struct Host {
-    ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files>,
+    ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files, Prober>,
     has_cgroups: bool,
 }
 
@@ -219,13 +221,25 @@ impl Host {
         let scope =
             Scope::new(config.bridge.as_str()).context("the bridge's name cannot mark what is ours")?;
         let links = Netlink::new(scope).map_err(chained)?;
-        Ok(Self { ports: Ports { machines, images, links, firewall: Nft::new(), disks }, has_cgroups })
+        let (agents, of_probes) = (machines.clone(), reports.clone());
+        let probes = Prober::new(ProbeConfig {
+            bridge: config.bridge.clone(),
+            open_stream: Box::new(move |owner, request| {
+                let (agents, owner) = (agents.clone(), owner.clone());
+                Box::pin(async move { agents.open_stream(&owner, request).await })
+            }),
+            changed: Arc::new(move |owner| of_probes.tell(|drifts| drifts.instances.object(owner.clone()))),
+        })
+        .map_err(chained)?;
+        let ports = Ports { machines, images, links, firewall: Nft::new(), disks, probes };
+        Ok(Self { ports, has_cgroups })
     }
 
     fn backend(&self, config: &Config) -> HostBackend {
         HostBackend {
             images: self.ports.images.clone(),
             machines: self.ports.machines.clone(),
+            probes: self.ports.probes.clone(),
             data_dir: config.data_dir.clone(),
         }
     }
@@ -328,6 +342,7 @@ fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: Store) {
 struct HostBackend {
     images: Oci,
     machines: Qemu,
+    probes: Prober,
     data_dir: PathBuf,
 }
 
@@ -375,6 +390,10 @@ impl Backend for HostBackend {
             network_tx_bytes: usage.sent_bytes,
             ..InstanceStats::default()
         }
+    }
+
+    fn health(&self, instance: &Uid) -> Option<(HealthOf, Tally)> {
+        self.probes.seen(instance).map(|seen| (seen.of, seen.tally))
     }
 
     fn open_stream<'a>(

@@ -9,17 +9,20 @@ use std::fmt::Display;
 
 use stead_schemas::condition::{self, ConditionType};
 use stead_schemas::disk::Disk;
+use stead_schemas::health::Verdict;
 use stead_schemas::image::{Image, ImagePhase, ImageSource};
 use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Port};
+use stead_schemas::policy::{RestartBlocked, RestartWhen};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase, SnapshotPurpose};
 
 use crate::host::{Captured, Disks, Firewall, Images, Links, Machines, Snapshots};
 use crate::host::{
-    FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, PortRule, VmmState,
+    FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, PortRule, ProbeSeen,
+    VmmState,
 };
 use crate::store::Store;
 
@@ -48,6 +51,8 @@ pub struct HostSnapshot {
     pub records: BTreeSet<Uid>,
     pub memories: BTreeMap<Uid, Memory>,
     pub snapshots: BTreeMap<Uid, Captured>,
+    /// `None` while there is no daemon to have any.
+    pub probes: Option<BTreeMap<Uid, ProbeSeen>>,
 }
 
 impl Records {
@@ -137,6 +142,13 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
         if policy.max_attempts > 0 && status.restart.attempts > policy.max_attempts {
             broken.push(format!("{} was restarted {} times", instance.meta.uid, status.restart.attempts));
         }
+        let is_starting = status.health.verdict == Verdict::Starting;
+        if instance.spec.health.is_none()
+            && !is_starting
+            && status.observed_generation == instance.meta.generation
+        {
+            broken.push(format!("{} has a verdict and no check", instance.meta.uid));
+        }
         if status.ended_run > instance.spec.run {
             broken.push(format!("{}: a run ended that was never asked for", instance.meta.uid));
         }
@@ -154,6 +166,7 @@ pub fn settled(records: &Records, host: &HostSnapshot) -> Broken {
     check_life_cycle(&mut broken, &records.ports);
     check_life_cycle(&mut broken, &records.networks);
     check_machines(&mut broken, records, host);
+    check_health(&mut broken, records, host);
     check_disks(&mut broken, records, host);
     check_network(&mut broken, records, host);
     check_images(&mut broken, records, host);
@@ -244,6 +257,49 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
                 broken.push(format!("{uid}: is down, but its status says {:?}", status.state));
             }
             (false, None) => {}
+        }
+    }
+}
+
+/// What runs and has a check is probed, nothing else is; the verdict is what was counted, and a bad one
+/// has led to what the policy says.
+fn check_health(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    let Some(probes) = &host.probes else { return };
+    for uid in probes.keys() {
+        if !records.instances.iter().any(|instance| instance.meta.uid == *uid) {
+            broken.push(format!("the probe of {uid} is left over"));
+        }
+    }
+    for instance in &records.instances {
+        let (uid, spec, status) = (&instance.meta.uid, &instance.spec, &instance.status);
+        let machine = host.machines.get(uid).filter(|_| status.state == State::Running);
+        let probe = probes.get(uid);
+        let (Some(check), Some(machine)) = (&spec.health, machine) else {
+            if probe.is_some() {
+                broken.push(format!("{uid} is {:?} and probed: {:?}", status.state, spec.health));
+            }
+            continue;
+        };
+        let Some(probe) = probe else {
+            broken.push(format!("{uid} runs and is not probed"));
+            continue;
+        };
+        if (probe.of.launched_at, probe.of.version) != (machine.launched_at, spec.health_version) {
+            broken.push(format!("{uid}: another launch or check is probed: {:?}", probe.of));
+        }
+        let counted = match &probe.tally {
+            tally if tally.failures >= check.failure_threshold => Some(Verdict::Unhealthy),
+            tally if tally.successes >= check.success_threshold => Some(Verdict::Healthy),
+            _ => None,
+        };
+        let verdict = status.health.verdict;
+        if counted.is_some_and(|counted| counted != verdict) {
+            broken.push(format!("{uid} is {counted:?}, but its status says {verdict:?}"));
+        }
+        let is_restarted = spec.restart.when != RestartWhen::Never;
+        let is_over = status.restart.blocked == Some(RestartBlocked::MaxAttemptsExceeded);
+        if counted == Some(Verdict::Unhealthy) && is_restarted && !is_over {
+            broken.push(format!("{uid} is unhealthy and shall be restarted: {:?}", status.restart));
         }
     }
 }

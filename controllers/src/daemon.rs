@@ -18,7 +18,7 @@ use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 use tokio::sync::watch;
 
 use crate::disk::DiskReconciler;
-use crate::host::{Disks, Firewall, Images, Links, Machines, Snapshots};
+use crate::host::{Disks, Firewall, Images, Links, Machines, Probes, Snapshots};
 use crate::image::ImageReconciler;
 use crate::network::NetworkReconciler;
 use crate::port::PortReconciler;
@@ -29,12 +29,13 @@ use crate::vm::{Vms, forks};
 
 /// The host, one value for each capability.
 #[derive(Debug, Clone)]
-pub struct Ports<M, I, L, F, D> {
+pub struct Ports<M, I, L, F, D, P> {
     pub machines: M,
     pub images: I,
     pub links: L,
     pub firewall: F,
     pub disks: D,
+    pub probes: P,
 }
 
 /// Where monitors of the host report, by kind.
@@ -81,15 +82,16 @@ impl std::fmt::Debug for Controllers {
 }
 
 impl Controllers {
-    pub fn new<M, I, L, F, D>(ports: Ports<M, I, L, F, D>, settings: &Settings) -> (Self, Drifts)
+    pub fn new<M, I, L, F, D, P>(ports: Ports<M, I, L, F, D, P>, settings: &Settings) -> (Self, Drifts)
     where
         M: Machines + Snapshots + Clone,
         I: Images + Clone,
         L: Links + Clone,
         F: Firewall + Clone,
         D: Disks + Clone,
+        P: Probes,
     {
-        let Ports { machines, images, links, firewall, disks } = ports;
+        let Ports { machines, images, links, firewall, disks, probes } = ports;
         let store = || settings.store.clone();
         let image =
             runner(settings, 1, ImageReconciler { images: images.clone(), store: store() }).map(freed_image);
@@ -110,7 +112,7 @@ impl Controllers {
             .map(move |event| ports_of_network(&of_network, event));
         let of_image = store();
         let of_origin = store();
-        let vm = runner(settings, 5, Vms { machines: machines.clone(), images, store: store() })
+        let vm = runner(settings, 5, Vms { machines: machines.clone(), images, probes, store: store() })
             .map(move |event| instances_of_image(&of_image, event))
             .map(move |event| instances_of_snapshot(&of_origin, event));
         let of_source = store();

@@ -52,6 +52,8 @@ pub enum Reason {
     Standby,
     /// The program ended by itself.
     ProgramExited,
+    /// The program is ended because its health check failed.
+    HealthCheckFailed,
     /// The guest could not start the program; the message names phase and cause.
     GuestBootFailed,
     /// The guest did not report within the boot deadline.

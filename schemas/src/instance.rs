@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
+use crate::health::{HealthCheck, HealthStatus};
 use crate::meta::Kind;
 use crate::names::{Digest, ImageRef, Platform, Uid};
 use crate::policy::{RestartPolicy, RestartStatus};
@@ -45,6 +46,11 @@ pub struct InstanceSpec {
     pub skip_kernel_headers: bool,
     #[serde(default)]
     pub restart: RestartPolicy,
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
+    /// +1 by every change of `health`: what was counted by another check says nothing.
+    #[serde(default)]
+    pub health_version: u64,
     /// The instance is deleted then.
     #[serde(default)]
     pub expires_at: Option<Timestamp>,
@@ -157,8 +163,13 @@ pub struct InstanceStatus {
     /// goes, the run goes on.
     #[serde(default)]
     pub ended_launch: Option<Timestamp>,
+    /// When that was: the grace of its program counts from here.
+    #[serde(default)]
+    pub ended_launch_at: Option<Timestamp>,
     #[serde(default)]
     pub restart: RestartStatus,
+    #[serde(default)]
+    pub health: HealthStatus,
     /// Milliseconds in each state but the present one.
     #[serde(default)]
     pub phases: BTreeMap<State, u64>,

@@ -8,6 +8,7 @@ pub mod api;
 pub mod condition;
 pub mod disk;
 pub mod guest;
+pub mod health;
 pub mod image;
 pub mod instance;
 pub mod limits;

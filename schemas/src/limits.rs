@@ -86,6 +86,20 @@ pub const GUEST_HEARD_GRACE: Duration = Duration::from_secs(10);
 pub const RESTART_DELAY_MAX: Duration = Duration::from_secs(300);
 /// A count that fits every field it passes through.
 pub const RESTART_ATTEMPTS_MAX: u32 = 1_000_000;
+/// A probe costs the guest a connection or a process; oftener than this tells nothing more.
+pub const HEALTH_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// A day: what is looked at more rarely, or may start for longer, is not watched.
+pub const HEALTH_PERIOD_MAX: Duration = Duration::from_secs(24 * 3600);
+/// A round trip to an emulated guest.
+pub const HEALTH_TIMEOUT_MIN: Duration = Duration::from_millis(10);
+/// A probe binds a connection that long at most.
+pub const HEALTH_TIMEOUT_MAX: Duration = Duration::from_secs(300);
+/// More in a row is hours even at the shortest interval.
+pub const HEALTH_THRESHOLD_MAX: u32 = 1000;
+/// PATH_MAX is 4096; a path that is asked for at every interval is short.
+pub const HEALTH_PATH_BYTES_MAX: usize = 2048;
+/// Of the last error: it is part of every answer about the instance.
+pub const HEALTH_ERROR_CHARS_MAX: usize = 256;
 /// Ten years: a longer life has no end.
 pub const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A verb's answer waits no longer than this for the observed state; SDKs give up at 60 s.

@@ -51,6 +51,13 @@ pub enum RestartBlocked {
     MaxAttemptsExceeded,
 }
 
+/// Why a policy acted, when not because the program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartReason {
+    HealthCheckFailed,
+}
+
 /// How far a policy is, for the run it counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartStatus {
@@ -61,6 +68,9 @@ pub struct RestartStatus {
     pub last_attempt_at: Option<Timestamp>,
     pub next_attempt_at: Option<Timestamp>,
     pub blocked: Option<RestartBlocked>,
+    /// Of the last restart.
+    #[serde(default)]
+    pub last_reason: Option<RestartReason>,
 }
 
 /// What a request says of the end of an instance's life.

@@ -6,6 +6,7 @@ use futures::stream::BoxStream;
 use stead_controllers::host::HostError;
 use stead_schemas::api::{InstanceStats, PushCredentials};
 use stead_schemas::guest::Request;
+use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::names::{Digest, Uid};
 
 use crate::agent::{AgentError, AgentStream};
@@ -28,6 +29,8 @@ pub trait Backend: Send + Sync + 'static {
     fn log(&self, instance: &Uid, source: &str, tail: usize, follows: bool) -> Option<LogStream>;
     /// What the VMM of an instance uses now; only the figures of use are filled in.
     fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats;
+    /// What the health check of an instance found by this moment, and of which program.
+    fn health(&self, instance: &Uid) -> Option<(HealthOf, Tally)>;
     /// Opens a stream to the agent of an instance's guest.
     fn open_stream<'a>(
         &'a self,

@@ -12,7 +12,7 @@ const OPERATIONS: [(&str, &str, &str, &str); 31] = [
     ("get", "/instances", "List instances; watch=true streams changes", "200"),
     ("post", "/instances", "Create and start an instance", "201"),
     ("get", "/instances/{id}", "Read an instance", "200"),
-    ("patch", "/instances/{id}", "Change restart policy or expiry", "200"),
+    ("patch", "/instances/{id}", "Change restart policy, health check or expiry", "200"),
     ("delete", "/instances/{id}", "Stop and delete an instance", "204"),
     ("post", "/instances/{id}/start", "Start the next run", "200"),
     ("post", "/instances/{id}/stop", "Stop the VM", "200"),

@@ -133,6 +133,7 @@ impl From<Refused> for ApiError {
             Refused::InvalidExpiry => Self::bad_request("invalid_expires_at", message),
             Refused::InvalidRequest(_) => Self::bad_request("invalid_request", message),
             Refused::Snapshot(refused) => refused.into(),
+            Refused::InvalidHealthCheck(_) => Self::bad_request("invalid_health_check", message),
             Refused::Expired => Self::conflict("instance_expired", message),
         }
     }

@@ -83,7 +83,7 @@ pub(super) async fn list(
         .filter(|object| !object.meta.is_deleting() && !object.is_pooled())
         .filter(|object| wanted.is_none_or(|wanted| object.status.state == wanted))
         .filter(|object| has_tags(&object.meta.tags, &tags))
-        .map(|object| lookup::view(store, object))
+        .map(|object| lookup::present(&state, object))
         .collect();
     Ok(Json(views).into_response())
 }
@@ -93,7 +93,7 @@ pub(super) async fn get(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
     let object = lookup::instance(state.store(), &id?.0)?;
-    Ok(Json(lookup::view(state.store(), &object)))
+    Ok(Json(lookup::present(&state, &object)))
 }
 
 pub(super) async fn update(

@@ -9,7 +9,7 @@ use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{ImageRef, Name, Uid};
 use stead_schemas::network::Port;
 
-use super::ApiError;
+use super::{ApiError, ApiState};
 
 /// An instance by full id, exact name, or id prefix; what is being deleted is found by id only.
 pub(super) fn instance(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
@@ -70,4 +70,16 @@ pub(super) fn view(store: &Store, object: &Object<Instance>) -> stead_schemas::a
     let port = object.spec.allocated.port.as_ref().and_then(|uid| store.get::<Port>(uid));
     let port = port.as_deref().map(|port| &port.spec);
     stead_schemas::api::Instance::of(object, port, jiff::Timestamp::now())
+}
+
+/// Likewise, with what its health check counted by this moment: the record has that at the last news.
+pub(super) fn present(state: &ApiState, object: &Object<Instance>) -> stead_schemas::api::Instance {
+    let mut view = view(state.store(), object);
+    let counted = state.0.backend.health(&object.meta.uid);
+    if let (Some(health), Some((of, tally))) = (&mut view.health_status, counted)
+        && object.status.health.of == Some(of)
+    {
+        health.count(&tally);
+    }
+    view
 }

@@ -6,14 +6,15 @@ use clap::Args;
 use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
-use stead_schemas::api::{Instance, WaitForState};
+use stead_schemas::api::{Instance, RestartView, WaitForState};
 use stead_schemas::condition::{self, ConditionStatus, ConditionType};
 use stead_schemas::instance::State;
+use stead_schemas::policy::{RestartBlocked, RestartReason};
 
 use super::client::Client;
 use super::policies::Policies;
 use super::show::{age, line, print};
-use super::{Failure, Output, images};
+use super::{Failure, Output, health, images};
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
@@ -212,6 +213,8 @@ pub(super) async fn describe(client: &Client, name: &str) -> Result<(), Failure>
     ];
     facts.extend(instance.network.ip.clone().map(|ip| ("Address", ip)));
     facts.extend(instance.vmm_pid.map(|pid| ("VMM process", pid.to_string())));
+    facts.extend(instance.health_status.as_ref().and_then(health::told).map(|health| ("Health", health)));
+    facts.extend(instance.restart_status.as_ref().map(|restart| ("Restarts", restarts(restart))));
     facts.extend(instance.started_at.map(|at| ("Started", at.to_string())));
     facts.extend(instance.stopped_at.map(|at| ("Stopped", at.to_string())));
     facts.extend(instance.exit_message.clone().map(|message| ("Exit", message)));
@@ -232,6 +235,25 @@ pub(super) async fn describe(client: &Client, name: &str) -> Result<(), Failure>
         instance.conditions.iter().map(row).collect()
     };
     print(&(), Output::Table, &["  TYPE", "STATUS", "REASON", "SINCE", "MESSAGE"], rows)
+}
+
+fn restarts(restart: &RestartView) -> String {
+    let mut text = format!("{} in a row", restart.attempts);
+    if let Some(reason) = restart.last_reason {
+        text.push_str(match reason {
+            RestartReason::HealthCheckFailed => ", the last because the health check failed",
+        });
+    }
+    if let Some(at) = restart.next_attempt_at {
+        text.push_str(&format!(", the next at {at}"));
+    }
+    if let Some(blocked) = restart.blocked_reason {
+        text.push_str(match blocked {
+            RestartBlocked::ManualStop => "; stopped by hand",
+            RestartBlocked::MaxAttemptsExceeded => "; no more are allowed",
+        });
+    }
+    text
 }
 
 pub(super) async fn logs(client: &Client, logs: Logs) -> Result<(), Failure> {

@@ -7,6 +7,7 @@ mod client;
 mod copy;
 mod daemon;
 mod exec;
+mod health;
 mod images;
 mod instances;
 mod policies;

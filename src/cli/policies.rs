@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use stead_schemas::api::Instance;
 
 use super::client::Client;
+use super::health::Health;
 use super::{Failure, Output, instances};
 
 #[derive(Debug, Args)]
@@ -22,6 +23,8 @@ pub(crate) struct Policies {
     /// The instance is deleted then, such as 2027-01-01T00:00:00Z.
     #[arg(long)]
     expires_at: Option<String>,
+    #[command(flatten)]
+    health: Health,
 }
 
 #[derive(Debug, Args)]
@@ -56,6 +59,7 @@ impl Policies {
                 body[key] = value.as_str().into();
             }
         }
+        self.health.put(body);
         Ok(())
     }
 }

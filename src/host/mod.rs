@@ -15,6 +15,7 @@ pub mod nft;
 mod nft_rules;
 mod notices;
 pub mod oci;
+pub mod probe;
 pub(crate) mod process;
 pub(crate) mod sparse;
 pub mod tap;

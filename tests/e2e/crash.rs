@@ -14,6 +14,7 @@ use stead::host::disks::Ext4Files;
 use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::host::oci::Oci;
+use stead::host::probe::Prober;
 use stead::hypervisor::qemu::Qemu;
 use stead_controllers::disk::DiskReconciler;
 use stead_controllers::image::ImageReconciler;
@@ -83,6 +84,9 @@ pub(crate) const OF_STANDBY: [(&str, &str); 4] =
 pub(crate) const OF_RESTORE: [(&str, &str); 3] =
     [("instance", "Restore"), ("instance", "DiscardMemory"), ("instance", "Resume")];
 
+/// Reached by a change of the health check of what runs (tests/e2e/health.rs).
+pub(crate) const OF_HEALTH: [(&str, &str); 2] = [("instance", "BeginProbe"), ("instance", "EndProbe")];
+
 /// Reached by time.
 const OF_EXPIRY: (&str, &str) = ("instance", "Expire");
 
@@ -98,12 +102,12 @@ fn every_action_of_every_reconciler_is_in_a_table() {
         .chain(of::<PortReconciler<Netlink, Nft>>())
         .chain(of::<DiskReconciler<Ext4Files>>())
         .chain(of::<ImageReconciler<Oci>>())
-        .chain(of::<Vms<Qemu, Oci>>())
+        .chain(of::<Vms<Qemu, Oci, Prober>>())
         .chain(of::<SnapshotReconciler<Qemu, Qemu, Ext4Files>>())
         .collect();
     let tables = OF_DRIFT.iter().map(|(kind, action, _)| (*kind, *action));
     let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);
-    let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE).chain(OF_FORK);
+    let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE).chain(OF_FORK).chain(OF_HEALTH);
     let tables: BTreeSet<_> = tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, OF_RECONFIGURATION]).collect();
     assert_eq!(tables, all);
 }

@@ -8,6 +8,7 @@ mod crash;
 mod drift;
 mod forks;
 mod full;
+mod health;
 mod judge;
 mod life;
 mod machines;

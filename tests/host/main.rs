@@ -9,5 +9,6 @@ mod healing;
 mod links;
 mod monitors;
 mod namespace;
+mod probes;
 mod registry;
 mod registry_site;

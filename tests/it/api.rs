@@ -72,6 +72,42 @@ async fn a_program_that_ends_is_stopped_with_its_code_and_waiting_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn health_is_told_apart_from_the_state_and_a_check_must_fit_its_instance() {
+    let server = Server::start().await;
+    let http = json!({"type": "http", "http": {"port": 80}});
+    let exec = json!({"type": "exec", "exec": {"command": ["true"]}, "interval": "1s"});
+    let mut body =
+        json!({"name": "cut", "image": IMAGE, "network": {"enabled": false}, "health_check": http});
+    let refused = server.send("POST", "/instances", Some(body.clone())).await;
+    assert_eq!((refused.status, refused.body["code"].as_str()), (400, Some("invalid_health_check")));
+    body["health_check"] = exec.clone();
+    let created = server.create(body).await;
+    assert_eq!(created["health_status"]["status"], "starting");
+    assert_eq!(created["health_check"]["exec"], exec["exec"]);
+    let health = async |wanted: &str| {
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            let seen = server.send("GET", "/instances/cut", None).await.body;
+            if seen["health_status"]["status"] == wanted {
+                return seen;
+            }
+            assert!(std::time::Instant::now() < deadline, "not {wanted}: {seen:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert_eq!(health("healthy").await["state"], "Running");
+    let refused = server.send("PATCH", "/instances/cut", Some(json!({"health_check": http}))).await;
+    assert_eq!((refused.status, refused.body["code"].as_str()), (400, Some("invalid_health_check")));
+    assert!(refused.body["message"].as_str().is_some_and(|text| text.contains("network.enabled")));
+    server.send("POST", "/instances/cut/stop", None).await;
+    health("unknown").await;
+    let off = json!({"health_check": {"type": "none"}});
+    let patched = server.send("PATCH", "/instances/cut", Some(off)).await;
+    assert_eq!((patched.status, &patched.body["health_check"]), (200, &json!(null)));
+    assert_eq!(patched.body["health_status"]["status"], "disabled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn images_are_found_in_every_spelling_and_fail_in_words() {
     let server = Server::start().await;
     let created = server.send("POST", "/images", Some(json!({"name": IMAGE}))).await;

@@ -137,6 +137,11 @@ fn later_fields() -> Vec<Case> {
         ),
         post(with("restart_policy", json!({"polcy": "always"})), "invalid_request", "restart_policy.polcy "),
         post(with("health_check", json!({"type": "ping"})), "invalid_health_check", "health_check.type "),
+        post(
+            with("health_check", json!({"type": "http", "http": {"port": "80"}})),
+            "invalid_health_check",
+            "health_check.http.port ",
+        ),
         post(with("auto_standby", json!({"enabled": true})), "not_supported", "auto_standby.enabled "),
     ]
 }

@@ -24,6 +24,7 @@ use stead_schemas::api::{
 };
 use stead_schemas::disk::Disk;
 use stead_schemas::guest::Request;
+use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::image::{Image, ImageConfig};
 use stead_schemas::instance::{Hypervisor, Instance};
 use stead_schemas::names::{Digest, Platform, Uid};
@@ -64,6 +65,10 @@ impl Backend for NoHost {
 
     fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
         InstanceStats::default()
+    }
+
+    fn health(&self, _: &Uid) -> Option<(HealthOf, Tally)> {
+        None
     }
 
     fn open_stream<'a>(&'a self, _: &'a Uid, _: Request) -> BoxFuture<'a, Result<AgentStream, AgentError>> {
@@ -107,6 +112,7 @@ impl Server {
             links: world.clone(),
             firewall: world.clone(),
             disks: world.clone(),
+            probes: world.clone(),
         };
         let resync = Duration::from_secs(60);
         let settings = Settings {

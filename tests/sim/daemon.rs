@@ -59,6 +59,7 @@ impl Daemon {
             links: world.clone(),
             firewall: world.clone(),
             disks: world.clone(),
+            probes: world.clone(),
         };
         let settings = Settings {
             store: store.clone(),

@@ -9,8 +9,9 @@ use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::{MemoryKv, Tx};
 use stead_controllers::vm::admission;
 use stead_controllers::vm::forks::{self, ForkWish};
-use stead_schemas::api::{InstanceStart, InstanceWish};
+use stead_schemas::api::{InstancePatch, InstanceStart, InstanceWish};
 use stead_schemas::disk::Disk;
+use stead_schemas::health::{HealthCheck, Probe};
 use stead_schemas::image::{Image, ImageConfig};
 use stead_schemas::instance::{Hypervisor, Instance, Power};
 use stead_schemas::meta::Tags;
@@ -23,7 +24,7 @@ use tokio::time::sleep;
 use crate::daemon::Daemon;
 
 const IMAGES: [&str; 3] = ["sim/a", "sim/b", "sim/missing"];
-const PROGRAMS: [&str; 5] = ["serve", "exit 0 1", "exit 3 0", "hang", "exit 1 20"];
+const PROGRAMS: [&str; 7] = ["serve", "exit 0 1", "exit 3 0", "hang", "exit 1 20", "sick 0", "sick 25"];
 
 struct Play {
     rng: Rng,
@@ -98,7 +99,8 @@ impl Play {
                 0..=29 => self.create().await,
                 30..=39 => self.stop().await,
                 40..=49 => self.start().await,
-                50..=59 => self.delete().await,
+                50..=57 => self.delete().await,
+                58..=59 => self.patch().await,
                 60..=64 => self.touch_image().await,
                 65..=79 => {
                     let at = usize::try_from(self.rng.below(Drift::ALL.len() as u64)).expect("small");
@@ -133,7 +135,7 @@ impl Play {
 
     async fn create(&mut self) {
         let image = IMAGES[usize::try_from(self.rng.below(3)).expect("small")];
-        let program = PROGRAMS[usize::try_from(self.rng.below(5)).expect("small")];
+        let program = PROGRAMS[usize::try_from(self.rng.below(PROGRAMS.len() as u64)).expect("small")];
         // Names come again: after a deletion they are free at once.
         self.names = self.rng.below(4);
         let name = format!("i{}", self.names);
@@ -154,6 +156,7 @@ impl Play {
             skip_guest_agent: false,
             skip_kernel_headers: false,
             restart: self.restart_policy(),
+            health: self.health_check(),
             expiry: if self.rng.chance(150) {
                 Expiry::After(Duration::from_secs(1 + self.rng.below(90)))
             } else {
@@ -173,6 +176,26 @@ impl Play {
             max_attempts: 1 + u32::try_from(self.rng.below(3)).expect("small"),
             ..RestartPolicy::default()
         }
+    }
+
+    fn health_check(&mut self) -> Option<HealthCheck> {
+        // Any of these suits an instance with a network or without.
+        let probe = Probe::Exec { command: vec!["check".to_owned()], working_dir: None };
+        self.rng.chance(500).then(|| HealthCheck {
+            interval: GoDuration(Duration::from_secs(1 + self.rng.below(10))),
+            start_period: GoDuration(Duration::from_secs(self.rng.below(30))),
+            failure_threshold: 1 + u32::try_from(self.rng.below(3)).expect("small"),
+            success_threshold: 1 + u32::try_from(self.rng.below(2)).expect("small"),
+            ..HealthCheck::of(probe)
+        })
+    }
+
+    /// Another check, or none, under whatever state it is in.
+    async fn patch(&mut self) {
+        let Some(uid) = self.pick() else { return };
+        let patch = InstancePatch { restart: None, expiry: None, health: Some(self.health_check()) };
+        self.log.push(format!("patch {uid} {:?}", patch.health));
+        let _ = self.daemon.store.transact(move |tx| admission::update(tx, &uid, patch)).await;
     }
 
     fn pick(&mut self) -> Option<Uid> {

@@ -13,6 +13,7 @@ mod firewall;
 mod images;
 mod links;
 mod machines;
+mod probes;
 mod snapshots;
 
 pub use disks::{DiskFile, Disks, Space};
@@ -24,4 +25,5 @@ pub use machines::{
     AdoptPlan, GuestPhase, GuestView, LaunchPlan, Machine, Machines, Memory, NetworkCard, SavedMemory,
     VmmState,
 };
+pub use probes::{ProbePlan, ProbeSeen, Probes};
 pub use snapshots::{CapturePlan, Captured, Snapshots};

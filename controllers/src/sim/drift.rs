@@ -46,9 +46,11 @@ impl World {
         self.lock().foreign_links.insert(name);
     }
 
-    /// The daemon died: what it ran in threads of its own ended with it.
+    /// The daemon died: what it ran in threads and tasks of its own ended with it.
     pub fn daemon_died(&self) {
-        self.lock().drop_jobs();
+        let mut state = self.lock();
+        state.drop_jobs();
+        state.probes.clear();
     }
 
     /// Does one act, to a thing picked by the seed. Whether it is announced is chance too: a

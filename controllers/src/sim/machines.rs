@@ -43,12 +43,14 @@ pub(super) struct MemoryFile {
 }
 
 /// What a simulated guest does, told by its argv: `["exit", "3", "2"]` ends with code 3 after 2 s,
-/// `["hang"]` never becomes ready, anything else runs for ever.
+/// `["hang"]` never becomes ready, `["sick", "20"]` fails its probes from 20 s on, anything else runs for
+/// ever and is well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
     Forever,
     Ends { code: i32, after: Duration },
     Hangs,
+    Sickens { after: Duration },
 }
 
 const BOOT: Duration = Duration::from_millis(1500);
@@ -66,6 +68,10 @@ impl Program {
                 Self::Ends { code, after: Duration::from_secs(number(2).into()) }
             }
             Some("hang") => Self::Hangs,
+            Some("sick") => {
+                let seconds = argv.get(1).and_then(|text| text.parse().ok()).unwrap_or(0);
+                Self::Sickens { after: Duration::from_secs(seconds) }
+            }
             _ => Self::Forever,
         }
     }
@@ -113,13 +119,25 @@ impl Vmm {
         let started = plus(self.configured_at?, START);
         let by_itself = match self.program {
             Program::Ends { code, after } => Some((plus(started, after), code)),
-            Program::Forever | Program::Hangs => None,
+            Program::Forever | Program::Hangs | Program::Sickens { .. } => None,
         };
         let asked = self.shutdown_at.map(|at| (plus(at, STOP).max(started), 143));
         match (by_itself, asked) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
+    }
+
+    /// What a probe finds.
+    pub(super) fn is_well(&self, now: Timestamp) -> bool {
+        let now = self.time(now);
+        let Some(configured_at) = self.configured_at.filter(|_| self.state == VmmState::Running) else {
+            return false;
+        };
+        let started = plus(configured_at, START);
+        let is_over = self.ends_at().is_some_and(|(at, _)| now >= at);
+        let is_sick = matches!(self.program, Program::Sickens { after } if now >= plus(started, after));
+        now >= started && !is_over && !is_sick && self.program != Program::Hangs
     }
 
     /// What the outside sees at a time.

@@ -16,6 +16,7 @@ mod firewall;
 mod images;
 mod links;
 mod machines;
+mod probes;
 mod rng;
 mod snapshots;
 
@@ -70,6 +71,8 @@ struct State {
     records: BTreeSet<Uid>,
     memories: BTreeMap<Uid, machines::MemoryFile>,
     snapshots: BTreeMap<Uid, snapshots::SnapshotDir>,
+    probes: BTreeMap<Uid, probes::Asking>,
+    probe_serial: u64,
     /// How often VMs began to write to a disk.
     disk_ages: BTreeMap<Uid, u64>,
     /// VMs that ran on with a memory older than their disk.
@@ -100,6 +103,8 @@ impl World {
             records: BTreeSet::new(),
             memories: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            probes: BTreeMap::new(),
+            probe_serial: 0,
             disk_ages: BTreeMap::new(),
             corrupted: Vec::new(),
         };
@@ -140,6 +145,7 @@ impl World {
             records: state.records.clone(),
             memories: state.memories.iter().map(|(uid, memory)| (uid.clone(), memory.seen())).collect(),
             snapshots: state.snapshots.iter().map(|(uid, dir)| (uid.clone(), dir.seen())).collect(),
+            probes: Some(state.probes.iter().map(|(uid, asking)| (uid.clone(), asking.seen())).collect()),
         }
     }
 

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use stead_schemas::api::{InstancePatch, InstanceStart, InstanceWish};
+use stead_schemas::api::{InstancePatch, InstanceStart, InstanceWish, check_fits};
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::image::{Image, ImagePhase};
@@ -53,6 +53,8 @@ pub enum Refused {
     NotFound,
     #[error("expires_at must be in the future")]
     InvalidExpiry,
+    #[error("health_check {0}")]
+    InvalidHealthCheck(&'static str),
     #[error("the instance has expired and is being deleted")]
     Expired,
     #[error("{0}")]
@@ -104,6 +106,8 @@ pub fn create(
         skip_guest_agent: wish.skip_guest_agent,
         skip_kernel_headers: wish.skip_kernel_headers,
         restart: wish.restart,
+        health: wish.health,
+        health_version: 0,
         expires_at: expires_at(wish.expiry, tx.now())?,
         power: Power::Running,
         power_since: tx.now(),
@@ -156,19 +160,27 @@ fn expires_at(expiry: Expiry, now: Timestamp) -> Result<Option<Timestamp>, Refus
 /// Changes what a request names; a running program is not touched.
 ///
 /// # Errors
-/// `NotFound`, `InvalidExpiry`; `Expired` when its time is over already.
+/// `NotFound`, `InvalidExpiry`, `InvalidHealthCheck`; `Expired` when its time is over already.
 pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Object<Instance>>, Refused> {
     let (object, now) = (live(tx, uid)?, tx.now());
     if object.spec.expires_at.is_some_and(|at| at <= now) {
         return Err(Refused::Expired);
     }
     let expiry = patch.expiry.map(|expiry| expires_at(expiry, now)).transpose()?;
+    if let Some(Some(check)) = &patch.health {
+        let (has_network, has_agent) = (object.spec.has_network, !object.spec.skip_guest_agent);
+        check_fits(check, has_network, has_agent).map_err(Refused::InvalidHealthCheck)?;
+    }
     Ok(tx.update_spec::<Instance>(uid, None, |spec| {
         if let Some(restart) = patch.restart {
             spec.restart = restart;
         }
         if let Some(at) = expiry {
             spec.expires_at = at;
+        }
+        if let Some(health) = patch.health.filter(|health| *health != spec.health) {
+            spec.health = health;
+            spec.health_version += 1;
         }
     })?)
 }

@@ -166,6 +166,8 @@ pub fn restore(
         *spec = InstanceSpec {
             allocated: kept.allocated,
             restart: kept.restart,
+            health: kept.health,
+            health_version: kept.health_version,
             expires_at: kept.expires_at,
             power: target,
             power_since: now,

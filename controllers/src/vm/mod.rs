@@ -21,9 +21,12 @@
 //! Standby: Ready --Pause--> Paused --Save--> Paused and saved --Kill, Release--> nothing but memory;
 //! back: --Restore--> Paused and saved --DiscardMemory--> Paused --Resume--> Ready. A saved memory is
 //! discarded before its VM runs, so that none is ever older than the disk it goes with.
+//!
+//! Health: Ready --BeginProbe--> probed --EndProbe--> before anything is done to its VM.
 
 pub mod admission;
 pub mod forks;
+mod health;
 mod observe;
 mod plan;
 mod restarts;
@@ -39,7 +42,9 @@ use stead_schemas::instance::{Instance, InstanceStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
 
-use crate::host::{AdoptPlan, HostError, HostErrorKind, Images, LaunchPlan, Machines};
+use crate::host::{
+    AdoptPlan, HostError, HostErrorKind, Images, LaunchPlan, Machines, ProbePlan, Probes,
+};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
@@ -50,9 +55,10 @@ pub(crate) use tests::instance as example;
 
 /// Capabilities of the VM reconciler.
 #[derive(Debug)]
-pub struct Vms<M, I> {
+pub struct Vms<M, I, P> {
     pub machines: M,
     pub images: I,
+    pub probes: P,
     pub store: Store,
 }
 
@@ -77,11 +83,13 @@ pub enum Action {
     Kill(Uid),
     Release(Uid),
     DiscardRecords(Uid),
+    BeginProbe(Box<ProbePlan>),
+    EndProbe(Uid),
     /// The instance's time is over: its deletion is asked for.
     Expire(Uid),
 }
 
-impl<M, I> Vms<M, I> {
+impl<M, I, P> Vms<M, I, P> {
     async fn expire(&self, uid: &Uid) -> Result<(), HostError> {
         let of_transaction = uid.clone();
         let expired = self.store.transact(move |tx| admission::expire(tx, &of_transaction)).await;
@@ -93,7 +101,7 @@ impl<M, I> Vms<M, I> {
     }
 }
 
-impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
+impl<M: Machines, I: Images, P: Probes> Reconciler for Vms<M, I, P> {
     type Kind = Instance;
     type Observed = Observed;
     type Action = Action;
@@ -114,6 +122,8 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
         "Kill",
         "Release",
         "DiscardRecords",
+        "BeginProbe",
+        "EndProbe",
         "Expire",
     ];
 
@@ -142,6 +152,8 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
             Action::Kill(_) => "Kill",
             Action::Release(_) => "Release",
             Action::DiscardRecords(_) => "DiscardRecords",
+            Action::BeginProbe(_) => "BeginProbe",
+            Action::EndProbe(_) => "EndProbe",
             Action::Expire(_) => "Expire",
         }
     }
@@ -163,6 +175,8 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
             Action::Kill(uid) => self.machines.kill(uid).await,
             Action::Release(uid) => self.machines.release(uid).await,
             Action::DiscardRecords(uid) => self.machines.discard_records(uid).await,
+            Action::BeginProbe(plan) => self.probes.begin(plan).await,
+            Action::EndProbe(uid) => self.probes.end(uid).await,
             Action::Expire(uid) => self.expire(uid).await,
         }
     }
@@ -176,6 +190,10 @@ impl<M: Machines, I: Images> Reconciler for Vms<M, I> {
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
-        self.machines.list().await
+        let mut owned = self.machines.list().await?;
+        owned.extend(self.probes.list().await?);
+        owned.sort();
+        owned.dedup();
+        Ok(owned)
     }
 }

@@ -12,7 +12,9 @@ use stead_schemas::network::{Network, Port};
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
 use super::Vms;
-use crate::host::{HostError, Images, Machine, Machines, Memory, NetworkCard, SavedMemory};
+use crate::host::{
+    HostError, Images, Machine, Machines, Memory, NetworkCard, ProbeSeen, Probes, SavedMemory,
+};
 
 /// One look at the host and at the objects referred to.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +23,7 @@ pub struct Observed {
     pub machine: Option<Machine>,
     pub has_records: bool,
     pub memory: Option<Memory>,
+    pub probe: Option<ProbeSeen>,
     pub parts: Parts,
 }
 
@@ -79,23 +82,24 @@ pub struct PortSeen {
     pub dns: Vec<Ipv4Addr>,
 }
 
-pub(super) async fn observe<M: Machines, I: Images>(
-    vms: &Vms<M, I>,
+pub(super) async fn observe<M: Machines, I: Images, P: Probes>(
+    vms: &Vms<M, I, P>,
     uid: &Uid,
     object: Option<&Object<Instance>>,
 ) -> Result<Observed, HostError> {
     let machine = vms.machines.inspect(uid).await?;
     let has_records = vms.machines.has_records(uid).await?;
     let memory = vms.machines.memory(uid).await?;
+    let probe = vms.probes.inspect(uid).await?;
     let parts = match object {
         Some(object) if !object.meta.is_deleting() => parts(vms, object).await?,
         _ => Parts::default(),
     };
-    Ok(Observed { uid: uid.clone(), machine, has_records, memory, parts })
+    Ok(Observed { uid: uid.clone(), machine, has_records, memory, probe, parts })
 }
 
-async fn parts<M: Machines, I: Images>(
-    vms: &Vms<M, I>,
+async fn parts<M: Machines, I: Images, P: Probes>(
+    vms: &Vms<M, I, P>,
     object: &Object<Instance>,
 ) -> Result<Parts, HostError> {
     let allocated = &object.spec.allocated;
@@ -145,7 +149,7 @@ fn image(image: Option<&Object<Image>>) -> (Option<Digest>, Option<(Reason, Stri
     (None, Some(trouble))
 }
 
-fn port<M, I>(vms: &Vms<M, I>, uid: &Uid) -> Option<PortSeen> {
+fn port<M, I, P>(vms: &Vms<M, I, P>, uid: &Uid) -> Option<PortSeen> {
     let port = vms.store.get::<Port>(uid)?;
     let network = vms.store.get::<Network>(&port.spec.network)?;
     let spec = &port.spec;

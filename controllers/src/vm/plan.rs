@@ -10,12 +10,21 @@ use stead_schemas::instance::{Instance, InstanceSpec, Power, Secret};
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
+use stead_schemas::policy::RestartReason;
 
-use super::{Action, Observed, OriginSeen};
+use super::restarts::Follows;
+use super::{Action, Observed, OriginSeen, health};
 use crate::host::{AdoptPlan, GuestPhase, LaunchPlan, Machine, VmmState};
 use crate::runtime::{Desired, Plan, Refusal, Wait};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    match health::plan_probe(desired, seen, now) {
+        Some(step) => act(step),
+        None => plan_machine(desired, seen, now),
+    }
+}
+
+fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     match desired {
         Desired::Absent(object) => match &seen.machine {
             Some(machine) => plan_down(*object, machine, seen, now),
@@ -116,8 +125,14 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
         return wait(Reason::WaitingForNetwork, "the network port is being made", None);
     }
     if let Some(until) = object.status.restart.next_attempt_at.filter(|&until| now < until) {
-        let message = "the program ended; it is started again after a delay";
-        return wait(Reason::ProgramExited, message, Some(until));
+        let (reason, message) = match object.status.restart.last_reason {
+            None => (Reason::ProgramExited, "the program ended; it is started again after a delay"),
+            Some(RestartReason::HealthCheckFailed) => (
+                Reason::HealthCheckFailed,
+                "the health check failed; the program is started again after a delay",
+            ),
+        };
+        return wait(reason, message, Some(until));
     }
     if let Some(until) = relaunch_at(object).filter(|&until| now < until) {
         return wait(Reason::VmmDied, "the VMM died; it is started again after a delay", Some(until));
@@ -197,7 +212,12 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
             GuestPhase::Ready if machine.is_network_cut => plan_reconnect(object, seen),
             GuestPhase::Ready if is_another(object, machine) => plan_assume(object, machine, seen),
             GuestPhase::Ready if object.spec.power == Power::Standby => act(Action::Pause(uid())),
-            GuestPhase::Ready => Plan::Converged,
+            GuestPhase::Ready => match health::failed(object, seen, now) {
+                Some((_, Follows::Restart { .. })) => {
+                    wait(Reason::HealthCheckFailed, "recording that the health check failed", Some(now))
+                }
+                Some((_, Follows::Nothing | Follows::NoMore)) | None => Plan::Converged,
+            },
             GuestPhase::AwaitingConfig => match guest_config(object, seen) {
                 Some(config) => act(Action::Configure(uid(), Box::new(config))),
                 None => wait(Reason::WaitingForImage, "the image's parameters are not readable", None),
@@ -341,6 +361,7 @@ fn grace_end(object: &Object<Instance>) -> Timestamp {
     let ready = condition::find(&object.status.conditions, ConditionType::Ready);
     let down_since = ready.filter(|ready| ready.status != ConditionStatus::True);
     let since = down_since.map_or(asked_at, |ready| asked_at.max(ready.last_transition_time));
+    let since = object.status.ended_launch_at.map_or(since, |ended_at| since.max(ended_at));
     after(since, limits::SHUTDOWN_GRACE * 2)
 }
 

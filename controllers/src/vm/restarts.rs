@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power};
 use stead_schemas::limits::RESTART_DELAY_MAX;
 use stead_schemas::meta::Object;
-use stead_schemas::policy::{RestartBlocked, RestartStatus, RestartWhen};
+use stead_schemas::policy::{RestartBlocked, RestartReason, RestartStatus, RestartWhen};
 
 use super::Observed;
 use super::plan::wanted_run;
@@ -24,8 +24,41 @@ pub(super) fn begin_run(status: &mut InstanceStatus, object: &Object<Instance>) 
     }
     if status.restart.run != run {
         status.restart = RestartStatus { run, ..RestartStatus::default() };
-        status.ended_launch = None;
+        (status.ended_launch, status.ended_launch_at) = (None, None);
     }
+}
+
+/// What the policy makes of an end, or of a program that should not go on as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follows {
+    /// The policy does not ask for another launch.
+    Nothing,
+    /// It would, but for the attempts that it allows.
+    NoMore,
+    /// Another launch, after so many attempts in a row.
+    Restart { attempts: u32 },
+}
+
+/// `until`: how long the program ran well.
+pub(super) fn follows(
+    object: &Object<Instance>,
+    machine: &Machine,
+    is_failure: bool,
+    until: Timestamp,
+) -> Follows {
+    let policy = &object.spec.restart;
+    let is_wished = match policy.when {
+        RestartWhen::Never => false,
+        RestartWhen::Always => true,
+        RestartWhen::OnFailure => is_failure,
+    };
+    if !is_wished || wanted_run(object) != Some(machine.run) {
+        return Follows::Nothing;
+    }
+    let is_stable = until.duration_since(machine.launched_at) >= signed(policy.stable_after.0);
+    let attempts = if is_stable { 0 } else { object.status.restart.attempts };
+    let is_allowed = policy.max_attempts == 0 || attempts < policy.max_attempts;
+    if is_allowed { Follows::Restart { attempts } } else { Follows::NoMore }
 }
 
 /// Records that a launch ended: its run ends with it, unless the policy has another launch follow.
@@ -36,25 +69,52 @@ pub(super) fn end_launch(
     exit: &Exit,
     now: Timestamp,
 ) {
-    let policy = &object.spec.restart;
-    let is_wished = match policy.when {
-        RestartWhen::Never => false,
-        RestartWhen::Always => true,
-        RestartWhen::OnFailure => exit.code != Some(0),
-    };
-    let is_stable = now.duration_since(machine.launched_at) >= signed(policy.stable_after.0);
-    let attempts = if is_stable { 0 } else { status.restart.attempts };
-    let is_allowed = policy.max_attempts == 0 || attempts < policy.max_attempts;
-    if is_wished && is_allowed && wanted_run(object) == Some(machine.run) {
-        status.ended_launch = Some(machine.launched_at);
-        status.restart.attempts = attempts + 1;
-        status.restart.next_attempt_at = Some(after(now, delay(policy.backoff.0, attempts)));
+    let follows = follows(object, machine, exit.code != Some(0), now);
+    if let Follows::Restart { attempts } = follows {
+        restart(status, object, machine, attempts, now);
+        status.restart.last_reason = None;
         return;
     }
     status.ended_run = machine.run;
-    let is_exceeded = is_wished && !is_allowed;
-    status.restart.blocked = is_exceeded.then_some(RestartBlocked::MaxAttemptsExceeded);
+    status.restart.blocked = (follows == Follows::NoMore).then_some(RestartBlocked::MaxAttemptsExceeded);
     status.restart.next_attempt_at = None;
+}
+
+/// Records what becomes of a program whose health check failed. One that may not be launched again
+/// runs on: it may get well.
+pub(super) fn end_unhealthy(
+    status: &mut InstanceStatus,
+    object: &Object<Instance>,
+    failed: Option<(&Machine, Follows)>,
+    now: Timestamp,
+) {
+    match failed {
+        Some((machine, Follows::Restart { attempts })) => {
+            restart(status, object, machine, attempts, now);
+            status.restart.last_reason = Some(RestartReason::HealthCheckFailed);
+        }
+        Some((_, Follows::NoMore)) => {
+            status.restart.blocked = Some(RestartBlocked::MaxAttemptsExceeded);
+        }
+        // Well again, or not asked about any more; a run that ended stays ended.
+        Some((_, Follows::Nothing)) | None if status.ended_run < object.spec.run => {
+            status.restart.blocked = None;
+        }
+        Some((_, Follows::Nothing)) | None => {}
+    }
+}
+
+fn restart(
+    status: &mut InstanceStatus,
+    object: &Object<Instance>,
+    machine: &Machine,
+    attempts: u32,
+    now: Timestamp,
+) {
+    (status.ended_launch, status.ended_launch_at) = (Some(machine.launched_at), Some(now));
+    status.restart.attempts = attempts + 1;
+    status.restart.blocked = None;
+    status.restart.next_attempt_at = Some(after(now, delay(object.spec.restart.backoff.0, attempts)));
 }
 
 /// What the policy shows while the wish or the machine goes on.

@@ -7,7 +7,7 @@ use stead_schemas::limits;
 use stead_schemas::meta::Object;
 
 use super::plan::{has_ended, has_started, is_another, is_boot_overdue, is_spent, wanted_run};
-use super::{Observed, restarts};
+use super::{Observed, health, restarts};
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Outcome, PassEnd, conditions};
 
@@ -20,6 +20,8 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
             restarts::begin_run(&mut status, object);
             record_end(&mut status, object, seen, end.now);
             record_death(&mut status, object, seen, end.now);
+            status.health = health::health(object, seen, end.now);
+            restarts::end_unhealthy(&mut status, object, health::failed(object, seen, end.now), end.now);
             status.has_saved_memory = seen.has_saved();
             status.vmm_pid = seen.machine.as_ref().and_then(|machine| machine.pid);
             restarts::follow(&mut status, object, seen);

@@ -21,11 +21,11 @@ use super::{Action, Observed, Parts};
 use crate::host::{GuestPhase, GuestView, Machine, Memory, SavedMemory, VmmState};
 use crate::runtime::{Desired, Outcome, PassEnd, Plan};
 
-fn uid() -> Uid {
+pub(super) fn uid() -> Uid {
     "tz4a98xxat96iws9zmbrgj3a".parse().expect("valid")
 }
 
-fn at(seconds: i64) -> Timestamp {
+pub(super) fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + seconds).expect("valid")
 }
 
@@ -57,6 +57,8 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             skip_guest_agent: false,
             skip_kernel_headers: false,
             restart: RestartPolicy::default(),
+            health: None,
+            health_version: 0,
             expires_at: None,
             power,
             power_since: at(0),
@@ -70,7 +72,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
     }
 }
 
-fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
+pub(super) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
     let pid = (vmm != VmmState::Dead).then_some(7);
     let guest = GuestView {
         phase,
@@ -93,13 +95,13 @@ fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
     }
 }
 
-fn seen(machine: Option<Machine>) -> Observed {
+pub(super) fn seen(machine: Option<Machine>) -> Observed {
     let config = ImageConfig { cmd: vec!["/bin/sh".to_owned()], ..ImageConfig::default() };
     let parts = Parts { image_config: Some(config), is_disk_ready: true, ..Parts::default() };
-    Observed { uid: uid(), machine, has_records: true, memory: None, parts }
+    Observed { uid: uid(), machine, has_records: true, memory: None, probe: None, parts }
 }
 
-fn name(plan: &Plan<Action>) -> String {
+pub(super) fn name(plan: &Plan<Action>) -> String {
     match plan {
         Plan::Converged => "Converged".to_owned(),
         Plan::Act(actions) => format!("{:?}", actions[0]).split(['(', ' ']).next().unwrap_or("").to_owned(),

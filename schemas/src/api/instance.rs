@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::health::{HealthCheckView, HealthView, check_fits};
 use super::policy::RestartView;
-use super::{later, policy};
+use super::{health, later, policy};
 use crate::condition::Condition;
+use crate::health::HealthCheck;
 use crate::instance::{Hypervisor, Instance as Kind, Secret, State};
 use crate::limits;
 use crate::meta::{Object, Tags};
@@ -48,6 +50,7 @@ pub struct InstanceWish {
     pub skip_kernel_headers: bool,
     pub restart: RestartPolicy,
     pub expiry: Expiry,
+    pub health: Option<HealthCheck>,
 }
 
 impl InstanceWish {
@@ -85,6 +88,11 @@ impl InstanceWish {
         let skip_kernel_headers = fields.flag("skip_kernel_headers", &mut errors).unwrap_or(false);
         let restart = policy::restart(&mut fields, &mut errors).unwrap_or_default();
         let expiry = policy::expiry(&mut fields, &mut errors).unwrap_or(Expiry::Never);
+        let health = health::health_check(&mut fields, &mut errors).flatten();
+        if let Some(Err(why)) = health.as_ref().map(|check| check_fits(check, has_network, !skip_guest_agent))
+        {
+            errors.push("health_check.type", health::INVALID, why);
+        }
         later::refuse_later_fields(&mut fields, &mut errors);
         fields.finish(&mut errors);
         match (name, image) {
@@ -105,6 +113,7 @@ impl InstanceWish {
                 skip_kernel_headers,
                 restart,
                 expiry,
+                health,
             }),
             _ => Err(errors),
         }
@@ -269,6 +278,10 @@ pub struct Instance {
     pub restart_policy: Option<RestartPolicy>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_status: Option<RestartView>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheckView>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_status: Option<HealthView>,
     pub current_phase: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_phase_since: Option<Timestamp>,
@@ -335,6 +348,8 @@ impl Instance {
             tags: meta.tags.clone(),
             restart_policy: has_policy.then(|| spec.restart.clone()),
             restart_status: has_policy.then(|| (&status.restart).into()),
+            health_check: spec.health.as_ref().map(Into::into),
+            health_status: Some(HealthView::of(spec, status)),
             current_phase: policy::phase(status.state),
             current_phase_since: status.state_since,
             phase_durations_ms: policy::phases(&phases),

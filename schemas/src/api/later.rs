@@ -141,16 +141,6 @@ fn credentials(fields: &mut Fields, errors: &mut FieldErrors) {
 
 /// Policies: an object whose switch is off asks for nothing.
 pub(super) fn refuse_later_policies(fields: &mut Fields, errors: &mut FieldErrors) {
-    if let Some(mut policy) = fields.object("health_check", errors) {
-        let path = policy.path("type");
-        match policy.text("type", errors).as_deref() {
-            None | Some("none") => {}
-            Some("http" | "tcp" | "exec") => refuse(errors, path),
-            Some(_) => {
-                errors.push(path, "invalid_health_check", "must be one of none, http, tcp, exec");
-            }
-        }
-    }
     if let Some(mut policy) = fields.object("auto_standby", errors) {
         let path = policy.path("enabled");
         let _: Option<GoDuration> = policy.parsed("idle_timeout", "invalid_auto_standby", errors);

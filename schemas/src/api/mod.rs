@@ -8,6 +8,7 @@
 mod agent;
 mod error;
 mod fields;
+mod health;
 mod image;
 mod instance;
 mod later;
@@ -20,6 +21,7 @@ mod tests;
 pub use agent::{CopyFrame, CopyHeader, CopyRequest, Direction, ExecControl, ExecRequest, PathView};
 pub use error::{ErrorBody, ErrorDetail};
 pub use fields::Fields;
+pub use health::{ExecView, HealthCheckView, HealthView, HealthWord, HttpView, TcpView, check_fits};
 pub use image::{Image, ImageCreate, ImageTag, PushCredentials};
 pub use instance::{
     Instance, InstanceDefaults, InstanceStart, InstanceWish, NetworkView, StandbyRequest, WaitForState,

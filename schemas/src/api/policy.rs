@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::later;
+use super::{health, later};
+use crate::health::HealthCheck;
 use crate::limits;
-use crate::policy::{Expiry, RestartBlocked, RestartPolicy, RestartStatus, RestartWhen};
+use crate::policy::{Expiry, RestartBlocked, RestartPolicy, RestartReason, RestartStatus, RestartWhen};
 use crate::quantity::GoDuration;
 use crate::validate::{FieldErrors, printable};
 
@@ -77,6 +78,8 @@ pub(super) fn expiry(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Ex
 pub struct InstancePatch {
     pub restart: Option<RestartPolicy>,
     pub expiry: Option<Expiry>,
+    /// `Some(None)`: none from now on.
+    pub health: Option<Option<HealthCheck>>,
 }
 
 impl InstancePatch {
@@ -93,6 +96,7 @@ impl InstancePatch {
         let mut fields = Fields::body(body, &mut errors);
         let restart = restart(&mut fields, &mut errors);
         let expiry = expiry(&mut fields, &mut errors);
+        let health = health::health_check(&mut fields, &mut errors);
         // Only values of credentials may change, and there are no credentials yet.
         for key in fields.map("env", &mut errors).unwrap_or_default().keys() {
             let path = format!("env[{}]", printable(key, 64));
@@ -100,7 +104,7 @@ impl InstancePatch {
         }
         later::refuse_later_policies(&mut fields, &mut errors);
         fields.finish(&mut errors);
-        errors.into_result().map(|()| Self { restart, expiry })
+        errors.into_result().map(|()| Self { restart, expiry, health })
     }
 }
 
@@ -114,6 +118,8 @@ pub struct RestartView {
     pub next_attempt_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_reason: Option<RestartBlocked>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_reason: Option<RestartReason>,
 }
 
 impl From<&RestartStatus> for RestartView {
@@ -123,6 +129,7 @@ impl From<&RestartStatus> for RestartView {
             last_attempt_at: status.last_attempt_at,
             next_attempt_at: status.next_attempt_at,
             blocked_reason: status.blocked,
+            last_reason: status.last_reason,
         }
     }
 }

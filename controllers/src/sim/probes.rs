@@ -1,0 +1,85 @@
+//! Simulated probes: they ask simulated programs in virtual time, and end with the daemon.
+
+use std::time::Duration;
+
+use stead_schemas::health::Tally;
+use stead_schemas::names::Uid;
+use tokio::time::sleep;
+
+use super::World;
+use crate::host::{HostError, HostErrorKind, ProbePlan, ProbeSeen, Probes};
+use crate::runtime::Clock;
+
+/// One under way.
+#[derive(Debug)]
+pub(super) struct Asking {
+    plan: ProbePlan,
+    tally: Tally,
+    /// Which `begin` it is of: the timer of an earlier one finds itself out of work.
+    serial: u64,
+}
+
+impl Asking {
+    pub(super) fn seen(&self) -> ProbeSeen {
+        ProbeSeen { of: self.plan.of, tally: self.tally.clone() }
+    }
+}
+
+impl World {
+    /// Asks once; `None` when this probe was ended.
+    fn ask(&self, owner: &Uid, serial: u64) -> Option<Duration> {
+        let now = self.now();
+        let mut state = self.lock();
+        let is_well = state.machines.get(owner).is_some_and(|vmm| vmm.is_well(now));
+        let asking = state.probes.get_mut(owner).filter(|asking| asking.serial == serial)?;
+        let found = if is_well { Ok(()) } else { Err("the program does not answer".to_owned()) };
+        asking.tally.count(found, now, asking.plan.lenient_until);
+        let (is_news, interval) = (asking.tally.is_news(&asking.plan.check), asking.plan.check.interval.0);
+        drop(state);
+        if is_news {
+            self.announce(owner);
+        }
+        Some(interval)
+    }
+}
+
+impl Probes for World {
+    async fn list(&self) -> Result<Vec<Uid>, HostError> {
+        self.verb("list", "probes", |state| Ok(state.probes.keys().cloned().collect())).await
+    }
+
+    async fn inspect(&self, owner: &Uid) -> Result<Option<ProbeSeen>, HostError> {
+        self.verb("inspect probe", owner.as_str(), |state| Ok(state.probes.get(owner).map(Asking::seen)))
+            .await
+    }
+
+    async fn begin(&self, plan: &ProbePlan) -> Result<(), HostError> {
+        self.verb("begin probe", plan.owner.as_str(), |state| {
+            if state.probes.contains_key(&plan.owner) {
+                return Err(HostError::new(HostErrorKind::Conflict, "begin probe", plan.owner.as_str()));
+            }
+            state.probe_serial += 1;
+            let serial = state.probe_serial;
+            let asking = Asking { plan: plan.clone(), tally: plan.tally.clone(), serial };
+            state.probes.insert(plan.owner.clone(), asking);
+            // The host's own task: whether the answer to `begin` is lost does not matter to it.
+            let (world, owner) = (self.clone(), plan.owner.clone());
+            tokio::spawn(async move {
+                tokio::task::yield_now().await;
+                while let Some(interval) = world.ask(&owner, serial) {
+                    sleep(interval).await;
+                }
+            });
+            Ok(())
+        })
+        .await
+    }
+
+    async fn end(&self, owner: &Uid) -> Result<(), HostError> {
+        self.verb("end probe", owner.as_str(), |state| {
+            state.probes.remove(owner);
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,174 @@
+//! Health checks as words of the command line, and health as a line for people.
+
+use clap::{ArgGroup, Args};
+use serde_json::{Value, json};
+use stead_schemas::api::{HealthView, HealthWord};
+
+use super::show::age;
+
+/// One check at most; how often and how long goes with one.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("health").args(["health_http", "health_https", "health_tcp", "health_exec"]))]
+pub(crate) struct Health {
+    /// PORT, or PORT/PATH: healthy while a GET is answered with 200 (or --health-status).
+    #[arg(long, value_name = "PORT/PATH", value_parser = place)]
+    health_http: Option<Place>,
+    /// Likewise over TLS; whose certificate it is is not asked.
+    #[arg(long, value_name = "PORT/PATH", value_parser = place)]
+    health_https: Option<Place>,
+    /// Healthy while connections to this port are taken.
+    #[arg(long, value_name = "PORT")]
+    health_tcp: Option<u16>,
+    /// Healthy while this line, run by /bin/sh in the instance, ends with 0.
+    #[arg(long, value_name = "LINE")]
+    health_exec: Option<String>,
+    /// The status that is expected of --health-http and --health-https.
+    #[arg(long, value_name = "CODE", requires = "health")]
+    health_status: Option<u16>,
+    /// From one probe to the next, such as 10s.
+    #[arg(long, value_name = "TIME", requires = "health")]
+    health_interval: Option<String>,
+    #[arg(long, value_name = "TIME", requires = "health")]
+    health_timeout: Option<String>,
+    /// After the start, while failures do not count.
+    #[arg(long, value_name = "TIME", requires = "health")]
+    health_start_period: Option<String>,
+    /// Failures in a row that mean unhealthy.
+    #[arg(long, value_name = "COUNT", requires = "health")]
+    health_failures: Option<u32>,
+    /// Successes in a row that mean healthy.
+    #[arg(long, value_name = "COUNT", requires = "health")]
+    health_successes: Option<u32>,
+    /// No health check.
+    #[arg(long, conflicts_with = "health")]
+    no_health: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Place {
+    port: u16,
+    path: String,
+}
+
+fn place(text: &str) -> Result<Place, String> {
+    let (port, path) = text.split_at(text.find('/').unwrap_or(text.len()));
+    let port = port.parse().map_err(|_| format!("{port:?} is no port"))?;
+    Ok(Place { port, path: if path.is_empty() { "/".to_owned() } else { path.to_owned() } })
+}
+
+impl Health {
+    /// Adds what was given to a request; what the words mean is the server's to judge.
+    pub(super) fn put(&self, body: &mut Value) {
+        if self.no_health {
+            body["health_check"] = json!({ "type": "none" });
+            return;
+        }
+        let http = |place: &Place, scheme: &str| json!({ "type": "http", "http": { "port": place.port, "path": place.path, "scheme": scheme } });
+        let mut check = match (&self.health_http, &self.health_https, self.health_tcp, &self.health_exec) {
+            (Some(place), ..) => http(place, "http"),
+            (_, Some(place), ..) => http(place, "https"),
+            (_, _, Some(port), _) => json!({ "type": "tcp", "tcp": { "port": port } }),
+            (_, _, _, Some(line)) => {
+                json!({ "type": "exec", "exec": { "command": ["/bin/sh", "-c", line] } })
+            }
+            (None, None, None, None) => return,
+        };
+        if let Some(status) = self.health_status {
+            check["http"]["expected_status"] = status.into();
+        }
+        for (key, value) in [
+            ("interval", &self.health_interval),
+            ("timeout", &self.health_timeout),
+            ("start_period", &self.health_start_period),
+        ] {
+            if let Some(value) = value {
+                check[key] = value.as_str().into();
+            }
+        }
+        for (key, value) in
+            [("failure_threshold", self.health_failures), ("success_threshold", self.health_successes)]
+        {
+            if let Some(value) = value {
+                check[key] = value.into();
+            }
+        }
+        body["health_check"] = check;
+    }
+}
+
+/// What is thought of the program and why; `None` without a check.
+pub(super) fn told(health: &HealthView) -> Option<String> {
+    let (word, count) = match health.status {
+        HealthWord::Disabled => return None,
+        HealthWord::Starting => ("starting", health.consecutive_failures),
+        HealthWord::Healthy => ("healthy", health.consecutive_failures),
+        HealthWord::Unhealthy => ("unhealthy", health.consecutive_failures),
+        HealthWord::Unknown => ("unknown", 0),
+    };
+    let mut text = word.to_owned();
+    if let Some(at) = health.last_checked_at {
+        text.push_str(&format!(", checked {} ago", age(at)));
+    }
+    if count > 0 {
+        let error = health.last_error.as_deref().unwrap_or_default();
+        text.push_str(&format!("; {count} failures in a row: {error}"));
+    }
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        health: Health,
+    }
+
+    fn put(words: &[&str]) -> Result<Value, clap::Error> {
+        let line = Line::try_parse_from([&["stead"], words].concat())?;
+        let mut body = json!({});
+        line.health.put(&mut body);
+        Ok(body)
+    }
+
+    #[test]
+    fn words_become_a_check() {
+        let check = |words: &[&str]| put(words).expect("understood")["health_check"].clone();
+        assert_eq!(put(&[]).expect("understood"), json!({}));
+        assert_eq!(check(&["--no-health"]), json!({ "type": "none" }));
+        let http = json!({ "type": "http", "http": { "port": 80, "path": "/", "scheme": "http" } });
+        assert_eq!(check(&["--health-http", "80"]), http);
+        let words = [
+            "--health-https",
+            "8443/a?b=c/d",
+            "--health-interval",
+            "5s",
+            "--health-failures",
+            "2",
+            "--health-status",
+            "204",
+        ];
+        let https = json!({ "type": "http", "interval": "5s", "failure_threshold": 2,
+            "http": { "port": 8443, "path": "/a?b=c/d", "scheme": "https", "expected_status": 204 } });
+        assert_eq!(check(&words), https);
+        let exec = json!({ "type": "exec", "exec": { "command": ["/bin/sh", "-c", "test -e /ok"] } });
+        assert_eq!(check(&["--health-exec", "test -e /ok"]), exec);
+    }
+
+    #[test]
+    fn words_that_contradict_each_other_are_refused() {
+        for words in [
+            &["--health-tcp", "1", "--health-http", "2"][..],
+            &["--no-health", "--health-tcp", "1"],
+            &["--health-interval", "5s"],
+            &["--health-http", "x/y"],
+            &["--health-tcp", "65536"],
+        ] {
+            assert!(put(words).is_err(), "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Probes of running programs: one small task for each that has a health check.
+//!
+//! Guarantees: a probe is bounded in time and memory whatever the guest does; one that this host
+//! could not put at all counts neither way; what may change a verdict is announced.
+//! Cancel/crash: tasks end with the daemon; the next one begins them anew.
+
+mod question;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use stead_controllers::host::{HostError, HostErrorKind, ProbePlan, ProbeSeen, Probes};
+use stead_schemas::health::Tally;
+use stead_schemas::names::{LinkName, Uid};
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+
+pub use question::OpenStream;
+use question::{Found, Questions};
+
+/// First probes of many programs are spread over this much, so that a daemon that starts on a full
+/// host does not ask all of them in the same millisecond.
+const SPREAD: Duration = Duration::from_millis(500);
+
+/// What probes go through.
+pub struct ProbeConfig {
+    /// Guests are asked over this link and no other: where it is missing, no stranger answers for them.
+    pub bridge: LinkName,
+    /// Opens a stream to the agent of a guest.
+    pub open_stream: OpenStream,
+    /// Told when something new was found of an owner.
+    pub changed: Arc<dyn Fn(&Uid) + Send + Sync>,
+}
+
+impl std::fmt::Debug for ProbeConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProbeConfig").field("bridge", &self.bridge).finish_non_exhaustive()
+    }
+}
+
+/// The probes of this daemon; clones share them.
+#[derive(Debug, Clone)]
+pub struct Prober(Arc<Shared>);
+
+struct Shared {
+    questions: Questions,
+    changed: Arc<dyn Fn(&Uid) + Send + Sync>,
+    /// Locked for moments only, never over an await.
+    asking: Mutex<BTreeMap<Uid, Asking>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("asking", &self.asking).finish_non_exhaustive()
+    }
+}
+
+/// One under way. Dropping it gives up what is being asked.
+#[derive(Debug)]
+struct Asking {
+    seen: Arc<Mutex<ProbeSeen>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Prober {
+    /// # Errors
+    /// When the client of HTTP probes cannot be made.
+    pub fn new(config: ProbeConfig) -> Result<Self, HostError> {
+        let questions = Questions::new(&config.bridge, config.open_stream)?;
+        Ok(Self(Arc::new(Shared { questions, changed: config.changed, asking: Mutex::default() })))
+    }
+
+    /// What the probe of an owner found by this moment.
+    #[must_use]
+    pub fn seen(&self, owner: &Uid) -> Option<ProbeSeen> {
+        // One whose task is over is none: it is begun again.
+        let asking = self.0.lock();
+        let asking = asking.get(owner).filter(|asking| !asking.task.is_finished())?;
+        Some(lock(&asking.seen).clone())
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uid, Asking>> {
+        lock(&self.asking)
+    }
+
+    async fn ask_again_and_again(&self, plan: &ProbePlan, seen: &Mutex<ProbeSeen>) {
+        tokio::time::sleep(place_in_spread(&plan.owner)).await;
+        let mut ticks = tokio::time::interval(plan.check.interval.0);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let found = match self.questions.ask(plan).await {
+                Found::Well => Ok(()),
+                Found::Ill(why) => Err(why),
+                Found::NotAsked(why) => {
+                    tracing::debug!(owner = %plan.owner, why, "a probe could not be put");
+                    continue;
+                }
+            };
+            let is_news = {
+                let tally: &mut Tally = &mut lock(seen).tally;
+                tally.count(found, Timestamp::now(), plan.lenient_until);
+                tally.is_news(&plan.check)
+            };
+            if is_news {
+                (self.changed)(&plan.owner);
+            }
+        }
+    }
+}
+
+impl Probes for Prober {
+    async fn list(&self) -> Result<Vec<Uid>, HostError> {
+        Ok(self.0.lock().keys().cloned().collect())
+    }
+
+    async fn inspect(&self, owner: &Uid) -> Result<Option<ProbeSeen>, HostError> {
+        Ok(self.seen(owner))
+    }
+
+    async fn begin(&self, plan: &ProbePlan) -> Result<(), HostError> {
+        if self.seen(&plan.owner).is_some() {
+            return Err(HostError::new(HostErrorKind::Conflict, "begin the probe of", plan.owner.as_str()));
+        }
+        let seen = Arc::new(Mutex::new(ProbeSeen { of: plan.of, tally: plan.tally.clone() }));
+        let (shared, of_task, plan) = (self.0.clone(), seen.clone(), plan.clone());
+        let owner = plan.owner.clone();
+        let task = tokio::spawn(async move { shared.ask_again_and_again(&plan, &of_task).await });
+        self.0.lock().insert(owner, Asking { seen, task });
+        Ok(())
+    }
+
+    async fn end(&self, owner: &Uid) -> Result<(), HostError> {
+        self.0.lock().remove(owner);
+        Ok(())
+    }
+}
+
+/// The same for the same owner.
+fn place_in_spread(owner: &Uid) -> Duration {
+    let sum = owner.as_str().bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    SPREAD * (sum % 100) / 100
+}
+
+/// What is behind these locks stays whole whoever panics.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

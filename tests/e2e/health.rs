@@ -1,0 +1,205 @@
+//! Health checks on real VMs: what is found, what follows of it, and that neither a crash nor a
+//! hostile guest changes that.
+
+use std::process::Command;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::crash::{EDGES, OF_HEALTH};
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::site::{BOOT, LISTEN, Site, image};
+use crate::socket::run;
+use crate::stage::until;
+
+/// A web server with one page, made anew by every start.
+const WEB: &str = "mkdir -p /www; echo well >/www/page; echo >>/boots; httpd -p 80 -h /www; \
+                   trap 'exit 0' TERM; while true; do sleep 1; done";
+
+fn word(seen: &Value) -> &str {
+    seen["health_status"]["status"].as_str().unwrap_or_default()
+}
+
+fn count(seen: &Value, of: &str) -> u64 {
+    seen["health_status"][of].as_u64().unwrap_or(0)
+}
+
+/// A quick check; `more` says what is asked.
+fn check(kind: &str, of: Value) -> Value {
+    let mut check = json!({ "type": kind, "interval": "1s", "timeout": "900ms", "start_period": "0s",
+        "failure_threshold": 2 });
+    check[kind] = of;
+    json!({ "health_check": check })
+}
+
+async fn patch(site: &Site, body: Value) -> Value {
+    let answer = site.request(Method::PATCH, "/instances/box", Some(body)).await;
+    assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    answer.body
+}
+
+async fn shell(site: &Site, line: &str) -> String {
+    let command = json!({ "command": ["sh", "-c", line], "wait_for_agent": 20 });
+    let (output, end) = run(site, "box", command, b"").await;
+    assert_eq!(end, json!({ "exitCode": 0 }), "{line}");
+    String::from_utf8_lossy(&output).trim().to_owned()
+}
+
+fn stead(site: &Site, arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
+    command.args(arguments).env("STEAD_BASE_URL", format!("http://{LISTEN}"));
+    let output = command.env("STEAD_API_KEY", site.token()).output().expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A site with a healthy web server that its policy restarts.
+async fn healthy() -> (Site, String) {
+    let site = Site::running().await;
+    let mut body = check("http", json!({ "port": 80, "path": "/page" }));
+    body["cmd"] = json!(["sh", "-c", WEB]);
+    body["restart_policy"] = json!({ "policy": "on_failure", "backoff": "500ms" });
+    let id = site.create("box", &image("busybox"), body).await;
+    let seen = site.until("box", "healthy", |seen| word(seen) == "healthy").await;
+    assert_eq!((&seen["state"], count(&seen, "consecutive_failures")), (&json!("Running"), 0), "{seen:#}");
+    (site, id)
+}
+
+#[test]
+fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() {
+    in_namespace(async || {
+        let (mut site, id) = healthy().await;
+        // The counts are of this moment, and go on with the next daemon.
+        let before = site.until("box", "asked", |seen| count(seen, "consecutive_successes") >= 2).await;
+        site.kill().await;
+        site.start().await;
+        let goes_on = |seen: &Value| {
+            count(seen, "consecutive_successes") >= 2
+                && seen["health_status"]["last_checked_at"].as_str()
+                    > before["health_status"]["last_checked_at"].as_str()
+        };
+        let seen = site.until("box", "asked on", goes_on).await;
+        assert_eq!((word(&seen), &seen["vmm_pid"]), ("healthy", &before["vmm_pid"]), "{seen:#}");
+
+        // One failure is not enough, and is kept over the next crash.
+        shell(&site, "mv /www/page /www/gone").await;
+        site.until("box", "in doubt", |seen| count(seen, "consecutive_failures") == 1).await;
+        site.kill().await;
+        site.start().await;
+        let failed = |seen: &Value| seen["restart_status"]["last_reason"] == "health_check_failed";
+        let seen = site.until("box", "restarted", failed).await;
+        assert_eq!(seen["restart_status"]["attempts"], 1, "{seen:#}");
+        site.kill().await;
+        site.start().await;
+        let seen = site.until("box", "another VM that is well", |seen| {
+            word(seen) == "healthy" && seen["vmm_pid"] != before["vmm_pid"]
+        });
+        let seen = seen.await;
+        assert_eq!(shell(&site, "wc -l </boots").await, "2");
+        assert_eq!(seen["health_status"]["last_error"], Value::Null, "of another launch: {seen:#}");
+        assert!(stead(&site, &["describe", "box"]).contains("Health       healthy, checked"));
+
+        // A policy that never acts: the status says so, the program runs on.
+        let mut never = check("tcp", json!({ "port": 81 }));
+        never["restart_policy"] = json!({ "policy": "never" });
+        let patched = patch(&site, never).await;
+        assert_eq!((word(&patched), count(&patched, "consecutive_successes")), ("starting", 0));
+        let sick = site.until("box", "unhealthy", |seen| word(seen) == "unhealthy").await;
+        assert_eq!((&sick["state"], &sick["vmm_pid"]), (&json!("Running"), &seen["vmm_pid"]), "{sick:#}");
+        let error = sick["health_status"]["last_error"].as_str().unwrap_or_default();
+        assert!(error.contains("refused"), "{error}");
+        assert!(stead(&site, &["describe", "box"]).contains("failures in a row: "));
+        patch(&site, check("tcp", json!({ "port": 80 }))).await;
+        site.until("box", "healthy by another check", |seen| word(seen) == "healthy").await;
+
+        // In standby nobody asks; back from it, they go on.
+        let kept = site.request(Method::POST, "/instances/box/standby", None).await;
+        assert_eq!((&kept.body["state"], word(&kept.body)), (&json!("Standby"), "unknown"));
+        let back = site.request(Method::POST, "/instances/box/restore", None).await;
+        assert_eq!(back.body["state"], "Running", "{back:?}");
+        let asked = |seen: &Value| {
+            seen["health_status"]["last_checked_at"].as_str()
+                > back.body["health_status"]["last_checked_at"].as_str()
+        };
+        let seen = site.until("box", "asked after standby", asked).await;
+        assert_eq!(word(&seen), "healthy", "{seen:#}");
+
+        crash_at_every_step(&mut site).await;
+        site.delete("box").await;
+        settles(&mut site, "a deletion").await;
+        assert!(!site.instance_files().iter().any(|file| file.to_string_lossy().contains(&id)));
+    });
+}
+
+/// Leaves a daemon and a check.
+async fn crash_at_every_step(site: &mut Site) {
+    let [(kind, begin), (_, end)] = OF_HEALTH;
+    for edge in EDGES {
+        let failpoint = format!("{kind}/{end}/{edge}");
+        site.stop().await;
+        site.spawn(Some(&failpoint));
+        site.answers().await;
+        // One that is begun can be ended.
+        let asked_at = site.get("box").await["health_status"]["last_checked_at"].clone();
+        site.until("box", "asked", |seen| seen["health_status"]["last_checked_at"] != asked_at).await;
+        let none = json!({ "health_check": { "type": "none" } });
+        site.attempt(Method::PATCH, "/instances/box", Some(none)).await;
+        site.crashed(&failpoint).await;
+        site.start().await;
+        site.until("box", "without a check", |seen| word(seen) == "disabled").await;
+        settles(site, &failpoint).await;
+
+        let failpoint = format!("{kind}/{begin}/{edge}");
+        site.spawn(Some(&failpoint));
+        site.answers().await;
+        let tcp = check("tcp", json!({ "port": 80 }));
+        site.attempt(Method::PATCH, "/instances/box", Some(tcp)).await;
+        site.crashed(&failpoint).await;
+        site.start().await;
+        site.until("box", "healthy", |seen| word(seen) == "healthy").await;
+        settles(site, &failpoint).await;
+        site.start().await;
+    }
+}
+
+#[test]
+fn a_check_by_a_program_in_the_guest_is_bounded_whatever_the_program_does() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        let mut body = check("exec", json!({ "command": ["test", "-e", "ok"], "working_dir": "/tmp" }));
+        body["cmd"] = json!(["sh", "-c", "while true; do sleep 1; done"]);
+        site.create("box", &image("busybox"), body).await;
+        let sick = site.until("box", "unhealthy", |seen| word(seen) == "unhealthy").await;
+        assert_eq!(sick["health_status"]["last_error"], "exited with code 1", "{sick:#}");
+        shell(&site, "touch /tmp/ok").await;
+        site.until("box", "healthy", |seen| word(seen) == "healthy").await;
+        for (command, error) in [
+            (
+                json!(["sh", "-c", "echo \"no $(printf '\\033[31m')luck\"; exit 3"]),
+                "exited with code 3: no \u{fffd}[31mluck",
+            ),
+            (json!(["yes"]), "it prints without end"),
+            (json!(["no-such-program"]), "no-such-program"),
+            (json!(["tail", "-f", "/dev/null"]), "no answer within 900ms"),
+        ] {
+            patch(&site, check("exec", json!({ "command": command }))).await;
+            let told = |seen: &Value| {
+                word(seen) == "unhealthy"
+                    && seen["health_status"]["last_error"].as_str().is_some_and(|told| told.contains(error))
+            };
+            site.until("box", error, told).await;
+        }
+        assert!(stead(&site, &["update", "box", "--no-health"]).contains("Running"));
+        let seen = site.get("box").await;
+        assert_eq!((word(&seen), &seen["health_check"]), ("disabled", &Value::Null));
+        // What was asked is not left running in the guest.
+        until("no program of a check", BOOT, async || {
+            let programs = shell(&site, "ps").await;
+            (!programs.contains("tail -f") && !programs.contains("yes")).then_some(())
+        })
+        .await;
+        site.delete("box").await;
+        settles(&mut site, "checks by exec").await;
+    });
+}
