@@ -38,6 +38,7 @@ use crate::config::Config;
 use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
 use crate::host::disks::Ext4Files;
+use crate::host::journal::{self, Journals};
 use crate::host::logs::LogLines;
 use crate::host::monitor::{Heard, monitor_table};
 use crate::host::netlink::Netlink;
@@ -97,6 +98,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         store: store.clone(),
         clock: Arc::new(SystemClock),
         boundary: boundary(config.failpoint.as_deref())?,
+        // Beside the consoles' logs, and removed with them.
+        journal: Arc::new(Journals::new(config.data_dir.join("logs"))),
         resync: config.resync(),
         seed: u64::from(std::process::id()),
         tap_prefix: config.tap_prefix.clone(),
@@ -369,6 +372,7 @@ impl Backend for HostBackend {
         let path = match source {
             "app" => console,
             "vmm" => console.with_file_name("vmm.log"),
+            "stead" => console.with_file_name(journal::FILE),
             _ => return None,
         };
         let lines = LogLines::open(path, tail, follows).ok()?;

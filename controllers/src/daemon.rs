@@ -22,8 +22,9 @@ use crate::host::{Disks, Firewall, Images, Links, Machines, Probes, Snapshots};
 use crate::image::ImageReconciler;
 use crate::network::NetworkReconciler;
 use crate::port::PortReconciler;
-use crate::runtime::{Boundary, Clock, Drift, Reconciler, Runner, RunnerConfig};
 use crate::snapshot::{Pools, SnapshotReconciler};
+
+use crate::runtime::{Boundary, Clock, Drift, Journal, Reconciler, Runner, RunnerConfig};
 use crate::store::{Change, Event, Store};
 use crate::vm::{Vms, forks};
 
@@ -55,6 +56,7 @@ pub struct Settings {
     pub store: Store,
     pub clock: Arc<dyn Clock>,
     pub boundary: Arc<dyn Boundary>,
+    pub journal: Arc<dyn Journal>,
     pub resync: Duration,
     pub seed: u64,
     /// Of TAPs that reconcilers ask for: those of pools.
@@ -140,9 +142,9 @@ impl Controllers {
 }
 
 fn runner<R: Reconciler>(settings: &Settings, salt: u64, reconciler: R) -> Runner<R> {
-    let Settings { store, clock, boundary, resync, seed, tap_prefix: _ } = settings.clone();
+    let Settings { store, clock, boundary, journal, resync, seed, tap_prefix: _ } = settings.clone();
     let config = RunnerConfig { resync, ..RunnerConfig::seeded(seed.wrapping_add(salt)) };
-    Runner::new(reconciler, store, clock, boundary, config)
+    Runner::new(reconciler, store, clock, boundary, config).telling(journal)
 }
 
 fn pools(settings: &Settings) -> Pools {

@@ -25,7 +25,7 @@ pub trait Backend: Send + Sync + 'static {
     /// directory; answers the content's digest when it is there whole.
     fn import(&self, archive: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>>;
     /// The last lines of an instance's log, and those to come if asked for: `app` is the console,
-    /// `vmm` the VMM's own. `None` when there is no such log.
+    /// `vmm` the VMM's own, `stead` what the daemon did for it. `None` when there is no such log.
     fn log(&self, instance: &Uid, source: &str, tail: usize, follows: bool) -> Option<LogStream>;
     /// What the VMM of an instance uses now; only the figures of use are filled in.
     fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats;

@@ -40,16 +40,17 @@ pub(super) async fn logs(
         Some(_) => return Err(ApiError::bad_request("invalid_request", "follow must be true or false")),
     };
     let source = params.get("source").map_or("app", String::as_str);
-    match source {
-        "app" | "vmm" => {}
-        "hypeman" | "stead" => return Err(ApiError::not_supported("the server's own log")),
+    let source = match source {
+        "app" | "vmm" | "stead" => source,
+        // As the wire has it.
+        "hypeman" => "stead",
         _ => {
             return Err(ApiError::bad_request(
                 "invalid_request",
                 "source must be app, vmm, stead or hypeman",
             ));
         }
-    }
+    };
     let object = lookup::instance(state.store(), &id?.0)?;
     let lines = state.0.backend.log(&object.meta.uid, source, count, follows);
     let lines = lines

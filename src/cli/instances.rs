@@ -70,8 +70,8 @@ pub(crate) struct Logs {
     /// Go on with what is written from now on.
     #[arg(short, long)]
     follow: bool,
-    /// app (the console) or vmm
-    #[arg(long, default_value = "app")]
+    /// app (the console), vmm, or stead (what the daemon did for it)
+    #[arg(short, long, default_value = "app")]
     source: String,
 }
 

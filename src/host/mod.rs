@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod disks;
 pub(crate) mod files;
 pub mod initrd;
+pub mod journal;
 pub mod kernel;
 mod links_seen;
 pub mod logs;

@@ -1,7 +1,8 @@
 //! Health checks on real VMs: what is found, what follows of it, and that neither a crash nor a
 //! hostile guest changes that.
 
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use crate::crash::{EDGES, OF_HEALTH};
 use crate::judge::settles;
 use crate::namespace::in_namespace;
-use crate::site::{BOOT, LISTEN, Site, image};
+use crate::site::{BOOT, LISTEN, MOMENT, Program, Site, image};
 use crate::socket::run;
 use crate::stage::until;
 
@@ -100,6 +101,25 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         assert_eq!(seen["health_status"]["last_error"], Value::Null, "of another launch: {seen:#}");
         assert!(stead(&site, &["describe", "box"]).contains("Health       healthy, checked"));
 
+        // The daemon's own log of it says what was done and why, over both crashes.
+        let told = stead(&site, &["logs", "-s", "stead", "box"]);
+        let mut rest = told.as_str();
+        for line in [
+            "instance: wish 1: run 1 shall be Running",
+            "instance: Launch",
+            "instance: Running after Initializing",
+            "instance: healthy",
+            "instance: unhealthy: answered 404, not 200",
+            "instance: restart 1 in a row, at ",
+            "instance: Shutdown",
+            "instance: Launch",
+            "instance: healthy",
+        ] {
+            let (_, after) = rest.split_once(line).unwrap_or_else(|| panic!("{line} is missing in\n{told}"));
+            rest = after;
+        }
+        let following = follow(&site);
+
         // A policy that never acts: the status says so, the program runs on.
         let mut never = check("tcp", json!({ "port": 81 }));
         never["restart_policy"] = json!({ "policy": "never" });
@@ -109,6 +129,7 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         assert_eq!((&sick["state"], &sick["vmm_pid"]), (&json!("Running"), &seen["vmm_pid"]), "{sick:#}");
         let error = sick["health_status"]["last_error"].as_str().unwrap_or_default();
         assert!(error.contains("refused"), "{error}");
+        following.says("instance: unhealthy: Connection refused").await;
         assert!(stead(&site, &["describe", "box"]).contains("failures in a row: "));
         patch(&site, check("tcp", json!({ "port": 80 }))).await;
         site.until("box", "healthy by another check", |seen| word(seen) == "healthy").await;
@@ -130,6 +151,28 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         settles(&mut site, "a deletion").await;
         assert!(!site.instance_files().iter().any(|file| file.to_string_lossy().contains(&id)));
     });
+}
+
+/// `stead logs -f` of the daemon's own log.
+struct Following {
+    _program: Program,
+    file: PathBuf,
+}
+
+fn follow(site: &Site) -> Following {
+    let file = site.scratch("following").join("log");
+    let out = std::fs::File::create(&file).expect("made");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
+    command.args(["logs", "-f", "-s", "hypeman", "--tail", "1", "box"]).stdin(Stdio::null()).stdout(out);
+    command.env("STEAD_BASE_URL", format!("http://{LISTEN}")).env("STEAD_API_KEY", site.token());
+    Following { _program: Program(command.spawn().expect("it runs")), file }
+}
+
+impl Following {
+    async fn says(&self, line: &str) {
+        let read = || std::fs::read_to_string(&self.file).unwrap_or_default();
+        until(line, MOMENT, async || read().contains(line).then_some(())).await;
+    }
 }
 
 /// Leaves a daemon and a check.

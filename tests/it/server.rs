@@ -14,7 +14,7 @@ use stead::api::{
 };
 use stead_controllers::daemon::{Controllers, Ports, Settings};
 use stead_controllers::host::{HostError, HostErrorKind};
-use stead_controllers::runtime::NoBoundary;
+use stead_controllers::runtime::{NoBoundary, NoJournal};
 use stead_controllers::sim::{SimRegistryImage, World};
 use stead_controllers::store::{Kinds, MemoryKv, PlainSealer, Store};
 use stead_controllers::vm::admission;
@@ -122,6 +122,7 @@ impl Server {
             resync,
             seed: 1,
             tap_prefix: "st".to_owned(),
+            journal: Arc::new(NoJournal),
         };
         let (controllers, drifts) = Controllers::new(ports, &settings);
         let (shutdown, stopping) = watch::channel(false);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
-use stead_controllers::runtime::NoBoundary;
+use stead_controllers::runtime::{NoBoundary, NoJournal};
 use stead_controllers::sim::World;
 use stead_controllers::store::{Kinds, MemoryKv, PlainSealer, Store};
 use stead_controllers::vm::admission;
@@ -65,6 +65,7 @@ impl Daemon {
             store: store.clone(),
             clock: host,
             boundary: Arc::new(NoBoundary),
+            journal: Arc::new(NoJournal),
             resync: RESYNC,
             seed,
             tap_prefix: "st".to_owned(),

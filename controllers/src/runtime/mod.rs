@@ -6,6 +6,7 @@
 
 mod clock;
 pub mod conditions;
+mod journal;
 mod pass;
 mod queue;
 mod reconciler;
@@ -19,6 +20,7 @@ mod tests;
 pub use clock::{Clock, Ids};
 #[cfg(any(test, feature = "sim"))]
 pub use clock::{SequentialIds, TokioClock};
+pub use journal::{Entry, Journal, NoJournal, Subject};
 pub use pass::{Boundary, Edge, NoBoundary};
 pub use reconciler::{Desired, Outcome, PassEnd, Plan, Reconciler, Refusal, Wait};
 pub use runner::{Runner, RunnerConfig};

@@ -18,6 +18,7 @@ use stead_schemas::names::Uid;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::clock::Clock;
+use super::journal::{Entry, Journal, Subject};
 use super::reconciler::{Desired, Outcome, PassEnd, Plan, Reconciler, Refusal};
 use crate::host::{HostError, HostErrorKind};
 use crate::store::{Store, StoreError};
@@ -49,6 +50,7 @@ pub(super) struct Pass<'a, R> {
     pub(super) store: &'a Store,
     pub(super) clock: &'a dyn Clock,
     pub(super) boundary: &'a dyn Boundary,
+    pub(super) journal: &'a dyn Journal,
 }
 
 /// The end of the rounds: the outcome and what was seen last.
@@ -74,18 +76,29 @@ impl<R: Reconciler> Pass<'_, R> {
             None => Desired::Absent(None),
         };
         let attempt = failures.saturating_add(1);
-        let Rounds { outcome, seen } = self.rounds(uid, &desired, attempt).await;
+        let owner = object.and_then(|object| object.meta.owner.as_ref());
+        let subject =
+            Subject { kind: R::Kind::NAME, uid, owner, is_wished: matches!(desired, Desired::Present(_)) };
+        let Rounds { outcome, seen } = self.rounds(subject, &desired, attempt).await;
         if let Outcome::Failed { kind, message, attempt } = &outcome {
             warn!(?kind, message, attempt, "pass failed");
+            self.journal.tell(subject, Entry::Ended(&outcome));
         }
         let Some(object) = object else { return outcome };
-        let stored = if matches!(desired, Desired::Absent(_)) && outcome == Outcome::Converged {
+        let stored = if !subject.is_wished && outcome == Outcome::Converged {
+            self.journal.tell(subject, Entry::Ended(&outcome));
             self.store.remove_finalizer::<R::Kind>(uid).await
         } else {
             let end = PassEnd { now: self.clock.now(), outcome: outcome.clone() };
             let status = R::status(object, seen.as_ref(), &end);
             if status == object.status {
                 return outcome;
+            }
+            for remark in R::remarks(object, &status) {
+                self.journal.tell(subject, Entry::Remark(&remark));
+            }
+            if !matches!(outcome, Outcome::Failed { .. }) {
+                self.journal.tell(subject, Entry::Ended(&outcome));
             }
             self.store.write_status::<R::Kind>(uid, status).await
         };
@@ -98,7 +111,13 @@ impl<R: Reconciler> Pass<'_, R> {
         }
     }
 
-    async fn rounds(&self, uid: &Uid, desired: &Desired<'_, R::Kind>, attempt: u32) -> Rounds<R::Observed> {
+    async fn rounds(
+        &self,
+        subject: Subject<'_>,
+        desired: &Desired<'_, R::Kind>,
+        attempt: u32,
+    ) -> Rounds<R::Observed> {
+        let uid = subject.uid;
         let failed =
             |error: &HostError| Outcome::Failed { kind: error.kind, message: error.chain(), attempt };
         for round in 0.. {
@@ -112,7 +131,7 @@ impl<R: Reconciler> Pass<'_, R> {
                 Plan::Refuse(refusal) => Outcome::Refused(refusal),
                 Plan::Act(_) if round == PASS_ROUNDS_MAX => Outcome::Acting,
                 Plan::Act(steps) => {
-                    if let Err(error) = self.act_all(&steps).await {
+                    if let Err(error) = self.act_all(subject, &steps).await {
                         let seen = self.reconciler.observe(uid, desired.object()).await.ok();
                         return Rounds { outcome: failed(&error), seen };
                     }
@@ -124,7 +143,7 @@ impl<R: Reconciler> Pass<'_, R> {
         unreachable!("the round after the last one does not act")
     }
 
-    async fn act_all(&self, steps: &[R::Action]) -> Result<(), HostError> {
+    async fn act_all(&self, subject: Subject<'_>, steps: &[R::Action]) -> Result<(), HostError> {
         assert!(!steps.is_empty(), "a plan without steps is Converged");
         assert!(steps.len() <= PLAN_STEPS_MAX, "a plan of {} steps does not converge", steps.len());
         for step in steps {
@@ -132,6 +151,7 @@ impl<R: Reconciler> Pass<'_, R> {
             debug_assert!(R::ACTIONS.contains(&action), "{action} is not in the list of actions");
             self.boundary.reached(kind, action, Edge::Before);
             info!(action, "acting");
+            self.journal.tell(subject, Entry::Acting(action));
             debug!(?step, "acting");
             self.reconciler.act(step).await?;
             self.boundary.reached(kind, action, Edge::After);

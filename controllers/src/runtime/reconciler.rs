@@ -111,6 +111,12 @@ pub trait Reconciler: Send + Sync + 'static {
         end: &PassEnd,
     ) -> <Self::Kind as Kind>::Status;
 
+    /// What a status that is about to be written says beyond the one before, for people.
+    fn remarks(object: &Object<Self::Kind>, next: &<Self::Kind as Kind>::Status) -> Vec<String> {
+        let _ = (object, next);
+        Vec::new()
+    }
+
     /// A time at which the wish means something else, whatever the host does: looked at again then.
     fn next_look(object: &Object<Self::Kind>) -> Option<Timestamp> {
         let _ = object;

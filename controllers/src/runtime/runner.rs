@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::clock::Clock;
+use super::journal::{Journal, NoJournal};
 use super::pass::{Boundary, Pass};
 use super::queue::Queue;
 use super::reconciler::{Outcome, Reconciler};
@@ -59,6 +60,7 @@ pub struct Runner<R: Reconciler> {
     store: Store,
     clock: Arc<dyn Clock>,
     boundary: Arc<dyn Boundary>,
+    journal: Arc<dyn Journal>,
     config: RunnerConfig,
     triggers: Triggers,
 }
@@ -88,7 +90,14 @@ impl<R: Reconciler> Runner<R> {
     ) -> Self {
         assert!(config.concurrency > 0, "a runner without concurrency would wait for ever");
         let triggers = Triggers::new::<R::Kind>(store.clone());
-        Self { reconciler, store, clock, boundary, config, triggers }
+        Self { reconciler, store, clock, boundary, journal: Arc::new(NoJournal), config, triggers }
+    }
+
+    /// Has its passes tell what they do.
+    #[must_use]
+    pub fn telling(mut self, journal: Arc<dyn Journal>) -> Self {
+        self.journal = journal;
+        self
     }
 
     /// Wakes further objects of this kind on an event of any kind, besides the object itself and
@@ -107,9 +116,15 @@ impl<R: Reconciler> Runner<R> {
 
     /// Runs until `shutdown` is ready.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
-        let Self { reconciler, store, clock, boundary, config, mut triggers } = self;
+        let Self { reconciler, store, clock, boundary, journal, config, mut triggers } = self;
         triggers.start(config.resync);
-        let pass = Pass { reconciler: &reconciler, store: &store, clock: &*clock, boundary: &*boundary };
+        let pass = Pass {
+            reconciler: &reconciler,
+            store: &store,
+            clock: &*clock,
+            boundary: &*boundary,
+            journal: &*journal,
+        };
         let mut schedule =
             Schedule { queue: Queue::default(), retries: Retries::new(config.seed), clock: &*clock };
         let mut running = FuturesUnordered::<BoxFuture<'_, Ended>>::new();

@@ -29,6 +29,7 @@ pub mod forks;
 mod health;
 mod observe;
 mod plan;
+mod remarks;
 mod restarts;
 mod status;
 #[cfg(test)]
@@ -42,9 +43,7 @@ use stead_schemas::instance::{Instance, InstanceStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
 
-use crate::host::{
-    AdoptPlan, HostError, HostErrorKind, Images, LaunchPlan, Machines, ProbePlan, Probes,
-};
+use crate::host::{AdoptPlan, HostError, HostErrorKind, Images, LaunchPlan, Machines, ProbePlan, Probes};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
@@ -183,6 +182,10 @@ impl<M: Machines, I: Images, P: Probes> Reconciler for Vms<M, I, P> {
 
     fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &PassEnd) -> InstanceStatus {
         status::status(object, seen, end)
+    }
+
+    fn remarks(object: &Object<Instance>, next: &InstanceStatus) -> Vec<String> {
+        remarks::remarks(object, next)
     }
 
     fn next_look(object: &Object<Instance>) -> Option<Timestamp> {

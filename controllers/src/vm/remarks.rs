@@ -1,0 +1,72 @@
+//! What a new status says, in words for the instance's own log.
+
+use stead_schemas::health::Verdict;
+use stead_schemas::instance::{Instance, InstanceStatus};
+use stead_schemas::meta::Object;
+
+/// What differs from the status before, oldest first; nothing is said twice.
+pub(super) fn remarks(object: &Object<Instance>, next: &InstanceStatus) -> Vec<String> {
+    let (spec, before) = (&object.spec, &object.status);
+    let mut said = Vec::new();
+    if next.observed_generation != before.observed_generation {
+        let generation = next.observed_generation;
+        said.push(format!("wish {generation}: run {} shall be {:?}", spec.run, spec.power));
+    }
+    if let Some(digest) = next.image_digest.as_ref().filter(|_| before.image_digest.is_none()) {
+        said.push(format!("the image {} means {digest}", spec.image));
+    }
+    if let Some(exit) = next.exit.as_ref().filter(|_| next.exit != before.exit) {
+        said.push(format!("the program ended: {}", exit.message));
+    }
+    if next.last_death.is_some() && next.last_death != before.last_death {
+        said.push(format!("the VMM died unasked, {} times by now", next.vmm_deaths));
+    }
+    if next.health.of != before.health.of || next.health.verdict != before.health.verdict {
+        match (next.health.verdict, &next.health.tally.last_error) {
+            (Verdict::Unhealthy, Some(error)) => said.push(format!("unhealthy: {error}")),
+            (Verdict::Healthy, _) => said.push("healthy".to_owned()),
+            (Verdict::Unhealthy | Verdict::Starting, _) => {}
+        }
+    }
+    if let Some(at) = next.restart.next_attempt_at.filter(|_| next.ended_launch != before.ended_launch) {
+        said.push(format!("restart {} in a row, at {at}", next.restart.attempts));
+    }
+    if let Some(blocked) = next.restart.blocked.filter(|_| next.restart.blocked != before.restart.blocked) {
+        said.push(format!("no restart: {blocked:?}"));
+    }
+    if next.state != before.state {
+        said.push(match &next.state_error {
+            Some(error) => format!("{:?} after {:?}: {error}", next.state, before.state),
+            None => format!("{:?} after {:?}", next.state, before.state),
+        });
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use stead_schemas::instance::{Exit, Power, State};
+
+    use super::super::tests::instance;
+    use super::*;
+
+    #[test]
+    fn what_is_new_is_said_once() {
+        let mut object = instance(Power::Running, 1, 0);
+        let exit = Exit { code: Some(3), message: "exited with code 3".to_owned(), is_boot_failure: false };
+        let next = InstanceStatus {
+            observed_generation: 1,
+            exit: Some(exit),
+            state: State::Stopped,
+            ..object.status.clone()
+        };
+        let expected = [
+            "wish 1: run 1 shall be Running",
+            "the program ended: exited with code 3",
+            "Stopped after Created",
+        ];
+        assert_eq!(remarks(&object, &next), expected);
+        object.status = next.clone();
+        assert_eq!(remarks(&object, &next), Vec::<String>::new());
+    }
+}
