@@ -119,7 +119,7 @@ async fn parts<M: Machines, I: Images, P: Probes>(
     })
 }
 
-fn origin_seen<M, I>(vms: &Vms<M, I>, uid: &Uid) -> OriginSeen {
+fn origin_seen<M, I, P>(vms: &Vms<M, I, P>, uid: &Uid) -> OriginSeen {
     let Some(snapshot) = vms.store.get::<Snapshot>(uid) else { return OriginSeen::Gone };
     match snapshot.status.phase {
         SnapshotPhase::Pending => OriginSeen::Pending,
