@@ -5,6 +5,7 @@
 
 mod agent;
 mod crash;
+mod debian;
 mod drift;
 mod forks;
 mod full;
@@ -21,4 +22,5 @@ mod site;
 mod socket;
 mod stage;
 mod standby;
+mod system;
 mod tls;

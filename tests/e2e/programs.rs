@@ -1,12 +1,11 @@
 //! Images become programs: what an image and an instance say of the program is what runs.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::debian;
 use crate::namespace::in_namespace;
 use crate::site::{Site, image};
 use crate::stage::run;
@@ -115,43 +114,17 @@ fn what_a_program_wrote_before_its_end_is_there_at_the_next_start() {
     });
 }
 
-/// A Debian root as an archive, made once per target directory: it takes half a minute and a mirror.
-fn debian_archive() -> PathBuf {
-    let archive = Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian-12-minbase.tar");
-    if !archive.exists() {
-        let scratch = tempfile::tempdir().expect("a scratch directory");
-        let partial = scratch.path().join("root.tar").display().to_string();
-        let made = Command::new("debootstrap")
-            .args(["--variant=minbase", "bookworm"])
-            .arg(scratch.path().join("root"))
-            .output()
-            .expect("debootstrap runs: deploy/setup installs it");
-        assert!(made.status.success(), "debootstrap: {}", String::from_utf8_lossy(&made.stdout));
-        let root = scratch.path().join("root").display().to_string();
-        run("tar", &["-C", &root, "--numeric-owner", "--exclude=./dev/*", "-cf", &partial, "."]);
-        fs::copy(&partial, archive.with_extension("partial")).expect("copied");
-        fs::rename(archive.with_extension("partial"), &archive).expect("renamed");
-    }
-    archive
-}
-
 #[test]
 fn a_debian_root_runs_its_own_programs() {
     // Before the namespace, which has no way out.
-    debian_archive();
+    debian::layout();
     in_namespace(async || {
         let site = Site::running().await;
-        let root = site.scratch("debian");
-        let archive = debian_archive().display().to_string();
-        run("tar", &["-C", &root.display().to_string(), "-xpf", &archive]);
-        let target = format!("{}:debian", site.layout());
-        run("umoci", &["new", "--image", &target]);
-        run("umoci", &["insert", "--image", &target, &root.display().to_string(), "/"]);
-        configured(&site, "debian", "debian", &["--config.cmd=/bin/bash"]);
+        site.push(&debian::layout(), debian::PLAIN);
         let script = ". /etc/os-release; echo \"$PRETTY_NAME\"; dpkg --print-architecture; \
                       perl -e 'print 6*7, qq(\\n)'; su nobody -s /bin/bash -c 'id -un'; exit 3";
         let body = json!({ "cmd": ["/bin/bash", "-c", script] });
-        let id = site.create("one", &image("debian"), body).await;
+        let id = site.create("one", &image(debian::PLAIN), body).await;
         let seen = ended(&site, "one").await;
         let console = site.console(&id);
         assert_eq!(seen["exit_code"], 3, "{console}");

@@ -168,6 +168,12 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
+    /// What was pushed and is no whole frame yet; a decoder that takes over begins with it.
+    #[must_use]
+    pub fn rest(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+
     /// Bytes so far that belonged to no frame: what a peer in its senses sends hardly ever.
     #[must_use]
     pub fn skipped(&self) -> u64 {

@@ -8,11 +8,10 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal};
 use stead_schemas::guest::{
     Assumed, Config, Decoder, Frame, FrameKind, FromGuest, PROTOCOL, Phase, Seed, ToGuest, Token,
 };
@@ -21,7 +20,8 @@ use stead_schemas::instance::Exit;
 use crate::agent::{Agent, Instance};
 use crate::children::Children;
 use crate::outbox::{Outbox, Wake};
-use crate::{BootError, assume, clock, identity, program};
+use crate::system::Handover;
+use crate::{BootError, assume, clock, identity};
 
 /// Pause after a hang-up before the port is looked at again; poll reports hang-ups without end.
 const HANG_UP_PAUSE: Duration = Duration::from_millis(20);
@@ -58,28 +58,48 @@ struct State {
     program: Option<Program>,
     /// The host asked to end the program; before it started, the request waits here.
     is_stopping: bool,
+    /// Another process takes the port over.
+    heir: Option<mpsc::SyncSender<(File, Handover)>>,
 }
 
 struct Program {
-    pid: Pid,
     children: Children,
-    stop_signal: Signal,
+    stop: Stop,
     grace: Duration,
     kill_at: Option<Instant>,
 }
 
+/// Asks the program to end; called again when it has not. Never waits.
+pub(crate) type Stop = Box<dyn FnMut(Urgency) + Send>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    Asked,
+    /// Its grace is over.
+    Overdue,
+}
+
 impl Control {
     pub(crate) fn start(port: File) -> Result<Self, BootError> {
+        Self::go_on(port, Handover::default())
+    }
+
+    /// Takes the port where another process left it.
+    pub(crate) fn go_on(port: File, handed: Handover) -> Result<Self, BootError> {
         let failed = |error| BootError::new("control port", error);
         let outbox = Arc::new(Outbox::new().map_err(failed)?);
         let wake = Wake::new().map_err(failed)?;
         let agent = Agent::new(outbox.clone());
-        let shared = Shared { state: Mutex::default(), changed: Condvar::new(), wake, agent, outbox };
+        let Handover { nonce, token, config, is_stopping, received, unsent } = handed;
+        let phase = config.is_some().then_some(Phase::Configured);
+        let incarnation = config.as_ref().map(|config| config.incarnation.clone());
+        let state = State { nonce, token, config, is_stopping, phase, incarnation, ..State::default() };
+        let shared = Shared { state: Mutex::new(state), changed: Condvar::new(), wake, agent, outbox };
         let control = Self(Arc::new(shared));
         let of_thread = control.clone();
         std::thread::Builder::new()
             .name("control".to_owned())
-            .spawn(move || of_thread.serve(port))
+            .spawn(move || of_thread.serve(port, &received, Unsent { bytes: unsent, sent: 0 }))
             .map_err(|error| BootError::new("control port", error))?;
         Ok(control)
     }
@@ -95,16 +115,39 @@ impl Control {
         }
     }
 
-    pub(crate) fn program_started(&self, pid: Pid, config: &Config, children: &Children) {
-        let token = self.lock().token.clone();
-        if let Some(token) = token.filter(|_| config.has_agent) {
+    /// Leaves the port to another process, with all that it has to know; nobody serves it until then.
+    pub(crate) fn leave(&self) -> Option<(File, Handover)> {
+        let (heir, left) = mpsc::sync_channel(1);
+        self.lock().heir = Some(heir);
+        self.wake();
+        left.recv().ok()
+    }
+
+    /// The program was begun: from here on it is ended by this when the host asks.
+    pub(crate) fn program_begun(&self, config: &Config, children: &Children, stop: Stop) {
+        let grace = Duration::from_millis(config.shutdown_grace_millis);
+        let children = children.clone();
+        self.lock().program = Some(Program { children, stop, grace, kill_at: None });
+        self.wake();
+    }
+
+    /// The program runs, unless it has ended already: streams are served.
+    pub(crate) fn program_ready(&self, config: &Config, children: &Children) {
+        let mut state = self.lock();
+        if state.exit.is_some() {
+            return;
+        }
+        state.phase = Some(Phase::Ready);
+        let token = state.token.clone().filter(|_| config.has_agent);
+        drop(state);
+        if let Some(token) = token {
             self.0.agent.enable(Instance { token, config: config.clone(), children: children.clone() });
         }
-        let stop_signal = program::signal(config.stop_signal.as_deref());
-        let grace = Duration::from_millis(config.shutdown_grace_millis);
-        self.lock().program =
-            Some(Program { pid, children: children.clone(), stop_signal, grace, kill_at: None });
-        self.set(Phase::Ready, None);
+        self.wake();
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.lock().is_stopping
     }
 
     pub(crate) fn set(&self, phase: Phase, exit: Option<Exit>) {
@@ -140,12 +183,19 @@ impl Control {
         self.0.wake.wake();
     }
 
-    fn serve(&self, mut port: File) {
+    fn serve(&self, mut port: File, received: &[u8], mut unsent: Unsent) {
         let mut decoder = Decoder::default();
-        let mut unsent = Unsent::default();
+        decoder.push(received);
         let mut buffer = vec![0u8; READ_BYTES];
         let mut shall_tell = false;
         loop {
+            let heir = self.lock().heir.take();
+            if let Some(heir) = heir {
+                let handed = self.handover(&decoder, &unsent);
+                // The other end waits for it.
+                let _ = heir.send((port, handed));
+                return;
+            }
             let mut interest = PollFlags::IN;
             if unsent.is_some() || shall_tell || !self.0.outbox.is_empty() {
                 interest |= PollFlags::OUT;
@@ -308,6 +358,18 @@ impl Control {
         self.wake();
     }
 
+    fn handover(&self, decoder: &Decoder, unsent: &Unsent) -> Handover {
+        let state = self.lock();
+        Handover {
+            nonce: state.nonce,
+            token: state.token.clone(),
+            config: state.config.clone(),
+            is_stopping: state.is_stopping,
+            received: decoder.rest().to_vec(),
+            unsent: unsent.bytes[unsent.sent..].to_vec(),
+        }
+    }
+
     fn tell(&self) -> Vec<u8> {
         let state = self.lock();
         let message = FromGuest {
@@ -330,11 +392,11 @@ impl Control {
         match program.kill_at {
             None if is_stopping => {
                 program.kill_at = Some(Instant::now() + program.grace);
-                program.children.signal(program.pid, program.stop_signal);
+                (program.stop)(Urgency::Asked);
             }
             Some(at) if Instant::now() >= at => {
                 program.kill_at = Some(Instant::now() + program.grace);
-                program.children.signal(program.pid, Signal::KILL);
+                (program.stop)(Urgency::Overdue);
             }
             _ => {}
         }

@@ -3,6 +3,7 @@
 //! ```text
 //! modules -> control port -> root (overlay) -> [Configure] -> network -> program -> Exit -> [Ack] -> off
 //! ```
+//! A program that is an init itself becomes PID 1 in its place: see `system`.
 //! Guarantees: every step that fails is reported with its phase and reason as the exit record; the
 //! record is repeated until the host has acknowledged it; the program is executed directly, without
 //! a shell; orphans are reaped.
@@ -21,6 +22,7 @@ mod network;
 mod outbox;
 mod program;
 mod root;
+mod system;
 mod user;
 
 use std::fmt::Display;
@@ -52,7 +54,7 @@ const ACKNOWLEDGE_WAIT: Duration = Duration::from_secs(600);
 
 fn main() {
     if std::process::id() != 1 {
-        return;
+        return system::agent_main();
     }
     let exit = match boot() {
         Ok((control, config)) => {
@@ -96,13 +98,17 @@ fn prepare(config: &Config) -> Result<(), BootError> {
 
 /// Starts the program and waits for its end.
 fn run(control: &control::Control, config: &Config) -> Exit {
+    if let Some(init) = system::find(config) {
+        system::give_way(control, config, &init);
+    }
     let children = match Children::start() {
         Ok(children) => children,
         Err(error) => return boot_failure(&BootError::new("reaper", error)),
     };
     match program::start(config, &children) {
         Ok(program) => {
-            control.program_started(program.pid, config, &children);
+            control.program_begun(config, &children, program::stop(&program, config, &children));
+            control.program_ready(config, &children);
             say("program started");
             program::wait(&program)
         }

@@ -7,11 +7,13 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::{fmt::Write as _, os::fd::AsFd};
 
+use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Signal, WaitStatus};
 use stead_schemas::guest::Config;
 use stead_schemas::instance::Exit;
 
 use crate::children::Children;
+use crate::control::{Stop, Urgency};
 use crate::user::{self, User};
 
 /// As Docker and shells have it.
@@ -56,6 +58,16 @@ pub(crate) fn start(config: &Config, children: &Children) -> Result<Program, Exi
     }
 }
 
+/// Stop signal first, the kill when the grace is over.
+pub(crate) fn stop(program: &Program, config: &Config, children: &Children) -> Stop {
+    let (pid, children) = (program.pid, children.clone());
+    let stop_signal = signal(config.stop_signal.as_deref());
+    Box::new(move |urgency| match urgency {
+        Urgency::Asked => children.signal(pid, stop_signal),
+        Urgency::Overdue => children.signal(pid, Signal::KILL),
+    })
+}
+
 /// The program's user, and a session of its own; its standard input is its terminal if it has one.
 #[expect(unsafe_code, reason = "pre_exec is the one way to drop groups and to make a session")]
 pub(crate) fn become_user(command: &mut Command, user: User, has_terminal: bool) {
@@ -63,6 +75,9 @@ pub(crate) fn become_user(command: &mut Command, user: User, has_terminal: bool)
         user.groups.iter().map(|&gid| rustix::process::Gid::from_raw(gid)).collect();
     let drop_rights = move || -> io::Result<()> {
         rustix::process::setsid()?;
+        // What an agent beside another init has for itself, and its programs shall not.
+        SigSet::empty().thread_set_mask()?;
+        reset_oom_score();
         if has_terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
         }
@@ -77,6 +92,14 @@ pub(crate) fn become_user(command: &mut Command, user: User, has_terminal: bool)
     // system calls and allocates nothing.
     unsafe {
         command.pre_exec(drop_rights);
+    }
+}
+
+/// As likely to be killed as any other. System calls only: runs between fork and exec.
+fn reset_oom_score() {
+    use rustix::fs::{Mode, OFlags};
+    if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY, Mode::empty()) {
+        let _ = rustix::io::write(&file, b"0");
     }
 }
 
@@ -103,7 +126,7 @@ fn console() -> io::Result<File> {
     Ok(console)
 }
 
-fn not_started(code: Option<i32>, message: &str) -> Exit {
+pub(crate) fn not_started(code: Option<i32>, message: &str) -> Exit {
     Exit { code, message: message.to_owned(), is_boot_failure: code.is_none() }
 }
 

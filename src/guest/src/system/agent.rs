@@ -1,0 +1,196 @@
+//! The agent beside an image's init: serves the host, and tells how the system ended.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, Sender};
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
+use stead_schemas::guest::{Config, Phase};
+use stead_schemas::instance::Exit;
+
+use super::rule::Kind;
+use super::{AGENT, Begin, ending, rule, up};
+use crate::children::Children;
+use crate::control::{Control, Stop, Urgency};
+use crate::program;
+
+/// The largest configuration, its strings and leftovers written out as JSON.
+const BEGIN_BYTES_MAX: u64 = 16 << 20;
+/// Of an exit record.
+const EXIT_BYTES_MAX: u64 = 64 << 10;
+/// A command line of PID 1 that is longer is no shutdown's.
+const COMMAND_LINE_BYTES_MAX: u64 = 4096;
+/// Beside the groups that a systemd makes, so that what the host runs is in none of its units.
+const GROUP: &str = "/sys/fs/cgroup/stead-agent";
+
+/// How the system's life ended.
+enum Ending {
+    /// PID 1 ends everybody.
+    Down(Exit),
+    /// The init was never begun; PID 1 is still ours.
+    NotBegun(Exit),
+    /// Asked to shut down, it did not.
+    Overdue,
+}
+
+/// Does nothing when this process is not one that our PID 1 started.
+pub(crate) fn main() {
+    if std::env::args_os().next().is_none_or(|name| name != AGENT) {
+        return;
+    }
+    if let Err(error) = run() {
+        crate::say(&format!("the agent cannot go on: {error}"));
+    }
+}
+
+fn run() -> io::Result<()> {
+    // Before the first thread: each inherits it, and one of them alone takes the signal.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?;
+    let signals = SignalFd::new(&signals)?;
+    let (mut from_init, port) = take_over()?;
+    let mut line = Vec::new();
+    (&mut from_init).take(BEGIN_BYTES_MAX).read_until(b'\n', &mut line)?;
+    let Begin { handed, kind } = serde_json::from_slice(&line)?;
+    let config = handed.config.clone().ok_or_else(|| io::Error::other("there is no configuration"))?;
+    stand_apart();
+    let children = Children::start()?;
+    let control = Control::go_on(port, handed).map_err(|error| io::Error::other(error.reason))?;
+    let (ends, ended) = mpsc::channel();
+    control.program_begun(&config, &children, stop(kind, &config, &children, ends.clone()));
+    spawn("signals", {
+        let (control, ends) = (control.clone(), ends.clone());
+        move || watch_signals(&signals, kind, &control, &ends)
+    })?;
+    spawn("boot", {
+        let control = control.clone();
+        move || watch_boot(from_init, kind, &config, &control, &children, &ends)
+    })?;
+    match ended.recv() {
+        Ok(Ending::Down(exit) | Ending::NotBegun(exit)) => tell(&control, exit),
+        Ok(Ending::Overdue) => {
+            tell(&control, ending::overdue());
+            cut_off();
+        }
+        // The senders wait for as long as this process lives.
+        Err(_) => {}
+    }
+    Ok(())
+}
+
+/// The pipe from PID 1 and the port; what is started from here inherits neither.
+fn take_over() -> io::Result<(BufReader<File>, File)> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let from_init = rustix::stdio::stdin().try_clone_to_owned()?;
+    let port = rustix::stdio::stdout().try_clone_to_owned()?;
+    rustix::stdio::dup2_stdin(null.as_fd())?;
+    rustix::stdio::dup2_stdout(null.as_fd())?;
+    Ok((BufReader::new(from_init.into()), port.into()))
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+}
+
+/// In a group of its own, and the last that a guest out of memory kills. Neither is needed to serve.
+fn stand_apart() {
+    let _ = fs::create_dir(GROUP);
+    let _ = fs::write(format!("{GROUP}/cgroup.procs"), "0");
+    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+}
+
+fn stop(kind: Kind, config: &Config, children: &Children, ends: Sender<Ending>) -> Stop {
+    let (config, children) = (config.clone(), children.clone());
+    Box::new(move |urgency| match (urgency, kind) {
+        (Urgency::Asked, Kind::Systemd) => ask_systemd(),
+        (Urgency::Asked, Kind::Other) => run_poweroff(&config, &children),
+        (Urgency::Overdue, _) => drop(ends.send(Ending::Overdue)),
+    })
+}
+
+/// Starts `poweroff.target`: systemd(1), SIGRTMIN+4. Heard from the first moment, without a bus.
+#[expect(unsafe_code, reason = "no library sends realtime signals")]
+fn ask_systemd() {
+    // SAFETY: a system call on numbers.
+    let _ = unsafe { nix::libc::kill(1, nix::libc::SIGRTMIN() + 4) };
+}
+
+/// Inits have no signal in common for it; they bring the program.
+fn run_poweroff(config: &Config, children: &Children) {
+    let root = crate::user::User { uid: 0, gid: 0, groups: vec![0], home: "/root".to_owned() };
+    let environment = program::environment(config, &root);
+    let path = environment.iter().find(|(key, _)| key == "PATH").map_or("", |(_, value)| value.as_str());
+    let Some(program) = rule::search("poweroff", path) else { return };
+    let mut command = Command::new(program);
+    command.env_clear().envs(environment).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    program::become_user(&mut command, root, false);
+    if let Err(error) = children.spawn(&mut command, |_| ()) {
+        crate::say(&format!("poweroff cannot be run: {error}"));
+    }
+}
+
+/// Waits for the end that PID 1 brings to everybody; other senders are not listened to.
+fn watch_signals(signals: &SignalFd, kind: Kind, control: &Control, ends: &Sender<Ending>) {
+    loop {
+        let is_of_init = matches!(signals.read_signal(), Ok(Some(signal)) if signal.ssi_pid == 1);
+        if !is_of_init {
+            continue;
+        }
+        let mut line = Vec::new();
+        let read = File::open("/proc/1/cmdline").map(|file| file.take(COMMAND_LINE_BYTES_MAX));
+        let _ = read.and_then(|mut file| file.read_to_end(&mut line));
+        let exit = match (ending::of_init(&line), kind) {
+            (Some(exit), _) => exit,
+            (None, Kind::Other) => ending::of_unknown_kind(control.is_stopping()),
+            // A systemd that ends a group of processes, not everybody.
+            (None, Kind::Systemd) => continue,
+        };
+        let _ = ends.send(Ending::Down(exit));
+    }
+}
+
+/// Waits until the init was executed, and its system is up.
+fn watch_boot(
+    from_init: BufReader<File>,
+    kind: Kind,
+    config: &Config,
+    control: &Control,
+    children: &Children,
+    ends: &Sender<Ending>,
+) {
+    let mut line = Vec::new();
+    let _ = from_init.take(EXIT_BYTES_MAX).read_to_end(&mut line);
+    if let Ok(exit) = serde_json::from_slice(&line) {
+        let _ = ends.send(Ending::NotBegun(exit));
+        return;
+    }
+    if kind == Kind::Systemd {
+        up::wait(config, children);
+    }
+    control.program_ready(config, children);
+    crate::say("the system is up");
+}
+
+fn tell(control: &Control, exit: Exit) {
+    crate::say(&exit.message);
+    control.set(Phase::Exited, Some(exit));
+    control.wait_for_acknowledgement(crate::ACKNOWLEDGE_WAIT);
+}
+
+/// What was written is on the disks, and they are clean as far as their users let them be.
+fn cut_off() {
+    rustix::fs::sync();
+    if let Ok(mut trigger) = File::options().write(true).open("/proc/sysrq-trigger") {
+        // Remounts everything read-only.
+        let _ = trigger.write_all(b"u");
+    }
+    rustix::fs::sync();
+    let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
+    std::thread::sleep(Duration::from_secs(1));
+}

@@ -1,0 +1,81 @@
+//! How a system of the image's own ends: what its init says of it on its way down.
+
+use stead_schemas::instance::Exit;
+
+/// What PID 1 becomes at the end of a systemd's life; its first argument says to what end.
+const SHUTDOWN: &str = "systemd-shutdown";
+const EXIT_CODE: &str = "--exit-code=";
+
+/// The end that PID 1 is carrying out, by its command line; `None` while it is none.
+pub(super) fn of_init(command_line: &[u8]) -> Option<Exit> {
+    let text = String::from_utf8_lossy(command_line);
+    let mut words = text.split('\0').filter(|word| !word.is_empty());
+    if words.next()?.rsplit('/').next() != Some(SHUTDOWN) {
+        return None;
+    }
+    let (options, verbs): (Vec<&str>, Vec<&str>) = words.partition(|word| word.starts_with('-'));
+    let code_option = options.iter().find_map(|option| option.strip_prefix(EXIT_CODE)?.parse().ok());
+    let (code, message) = match *verbs.first()? {
+        "poweroff" => (Some(0), "the system powered off"),
+        "halt" => (Some(0), "the system halted"),
+        "exit" => (Some(code_option.unwrap_or(0)), "the system exited"),
+        "reboot" => (None, "the system rebooted"),
+        "soft-reboot" => (None, "the system rebooted its user space"),
+        "kexec" => (None, "the system booted another kernel"),
+        _ => (None, "the system went down"),
+    };
+    Some(exit(code, message))
+}
+
+/// An init of another kind ends everybody without saying what for.
+pub(super) fn of_unknown_kind(is_asked: bool) -> Exit {
+    if is_asked {
+        return exit(Some(0), "the system shut down");
+    }
+    exit(None, "the system went down; its init does not say whether it powers off or reboots")
+}
+
+/// It was asked to shut down, and did not in its time.
+pub(super) fn overdue() -> Exit {
+    exit(None, "the system did not shut down in time and was cut off")
+}
+
+fn exit(code: Option<i32>, message: &str) -> Exit {
+    Exit { code, message: message.to_owned(), is_boot_failure: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_systemd_says_on_its_way_down_is_told_as_it_was() {
+        let line = |words: &[&str]| {
+            words.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat()).collect::<Vec<u8>>()
+        };
+        let path = "/usr/lib/systemd/systemd-shutdown";
+        for (words, expected) in [
+            (&[path, "poweroff", "--timeout", "90000000us"][..], Some((Some(0), "powered off"))),
+            (&[path, "halt"], Some((Some(0), "halted"))),
+            (&[path, "reboot", "--timeout"], Some((None, "rebooted"))),
+            (&[path, "kexec"], Some((None, "another kernel"))),
+            (&[path, "exit", "--exit-code=7"], Some((Some(7), "exited"))),
+            (&[path, "exit", "--exit-code=x"], Some((Some(0), "exited"))),
+            (&[path, "what"], Some((None, "went down"))),
+            (&[path], None),
+            (&["/sbin/init"], None),
+            (&["/sbin/init", "poweroff"], None),
+            (&["systemd-shutdownx", "poweroff"], None),
+            (&[], None),
+        ] {
+            let told = of_init(&line(words));
+            let is_so = match (&told, expected) {
+                (None, None) => true,
+                (Some(told), Some((code, word))) => told.code == code && told.message.contains(word),
+                _ => false,
+            };
+            assert!(is_so, "{words:?}: {told:?}");
+            assert!(told.is_none_or(|told| !told.is_boot_failure));
+        }
+    }
+}

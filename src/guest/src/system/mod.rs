@@ -1,0 +1,112 @@
+//! A system of the image's own: its init is PID 1, and our agent lives on beside it.
+//!
+//! ```text
+//! PID 1 (ours): ... network -> names -> spawns the agent -> executes the image's init
+//! agent:        takes the port over -> waits until the system is up -> Ready -> ... -> exit record
+//! ```
+//! Guarantees: the channel is never without a reader: the port and what is known of the host pass to
+//! the agent by descriptors, before the init begins, and nothing of it is ever in a file; nothing is
+//! written into the image's directories. An agent that is a unit of the system would leave the host
+//! unheard until that unit starts, and could be stopped by whoever runs the system.
+//! The end of the system is told by the agent when PID 1 ends everybody; a kernel that panics with
+//! its init tells nobody, and the host then says that.
+
+mod agent;
+mod ending;
+mod rule;
+mod up;
+
+use std::fs::File;
+use std::io::{PipeWriter, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+use stead_schemas::guest::{Config, Token};
+
+pub(crate) use self::agent::main as agent_main;
+use self::rule::{Init, Kind};
+use crate::control::Control;
+use crate::{program, user};
+
+/// The agent's name; also how it knows what it is.
+const AGENT: &str = "stead-agent";
+
+/// What the one who serves the port has to know.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Handover {
+    pub(crate) nonce: u64,
+    pub(crate) token: Option<Token>,
+    pub(crate) config: Option<Config>,
+    pub(crate) is_stopping: bool,
+    /// Of a frame that is not whole yet.
+    pub(crate) received: Vec<u8>,
+    /// Of a frame that was begun.
+    pub(crate) unsent: Vec<u8>,
+}
+
+/// The first line that the agent reads.
+#[derive(Debug, Serialize, Deserialize)]
+struct Begin {
+    handed: Handover,
+    kind: Kind,
+}
+
+/// The init that the instance's program is, if it is one.
+pub(crate) fn find(config: &Config) -> Option<Init> {
+    rule::find(config)
+}
+
+/// Starts the agent and becomes the init; comes back to life only to power off.
+pub(crate) fn give_way(control: &Control, config: &Config, init: &Init) -> ! {
+    match start_agent(control, init) {
+        Ok((mut agent, mut to_agent)) => {
+            crate::say("the image's init begins");
+            let (code, message) = execute(config, init);
+            let exit = program::not_started(Some(code), &message);
+            // It tells the host, and ends when that has answered.
+            if write_line(&mut to_agent, &exit).is_ok() {
+                let _ = agent.wait();
+            }
+            crate::say(&message);
+        }
+        Err(error) => crate::say(&format!("the agent cannot be started: {error}")),
+    }
+    crate::power_off()
+}
+
+/// The agent has the port as its standard output, and learns all else from its standard input, which
+/// ends when the init was executed.
+fn start_agent(control: &Control, init: &Init) -> std::io::Result<(Child, PipeWriter)> {
+    let (from_us, mut to_agent) = std::io::pipe()?;
+    let left = control.leave().ok_or_else(|| std::io::Error::other("the control port is not served"))?;
+    let (port, handed): (File, Handover) = left;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0(AGENT).env_clear().stdin(Stdio::from(from_us)).stdout(Stdio::from(OwnedFd::from(port)));
+    let agent = command.spawn()?;
+    // Its end of the pipe is also ours until here.
+    drop(command);
+    write_line(&mut to_agent, &Begin { handed, kind: init.kind })?;
+    Ok((agent, to_agent))
+}
+
+fn write_line<T: Serialize>(to: &mut impl Write, message: &T) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    to.write_all(&line)
+}
+
+/// Why it did not begin, as a shell says it.
+fn execute(config: &Config, init: &Init) -> (i32, String) {
+    let environment = match user::look_up("") {
+        Ok(root) => program::environment(config, &root),
+        Err(_) => Vec::new(),
+    };
+    let mut command = Command::new(&init.path);
+    command.args(config.argv.iter().skip(1)).env_clear().envs(environment).current_dir("/");
+    // The name it was given: an init that is one of many programs in a file goes by it.
+    command.arg0(config.argv.first().map_or("/sbin/init", String::as_str));
+    let error = command.exec();
+    program::start_error(&init.path.display().to_string(), &error)
+}

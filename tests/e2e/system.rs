@@ -1,0 +1,80 @@
+//! A VM whose program is an image's own init: a whole system, on a real VM.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::debian;
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::site::{Site, image};
+use crate::socket::{Said, Socket, run, shell};
+
+async fn verb(site: &Site, name: &str, verb: &str) -> Value {
+    let answer = site.request(Method::POST, &format!("/instances/{name}/{verb}"), None).await;
+    assert_eq!(answer.status, StatusCode::OK, "{verb}: {answer:?}");
+    answer.body
+}
+
+/// The system when it is up, which it must be as soon as it is Running.
+async fn up(site: &Site) -> Value {
+    let seen = site.until_state("sys", "Running").await;
+    let (word, _) = run(site, "sys", json!({ "command": ["systemctl", "is-system-running"] }), b"").await;
+    let word = String::from_utf8_lossy(&word).trim().to_owned();
+    assert!(["running", "degraded"].contains(&word.as_str()), "it is Running, and {word}");
+    seen
+}
+
+async fn ended(site: &Site) -> (Value, String) {
+    let seen = site
+        .until("sys", "ended", |seen| seen["state"] == "Stopped" && !seen["exit_message"].is_null())
+        .await;
+    (seen["exit_code"].clone(), seen["exit_message"].as_str().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
+    // Before the namespace, which has no way out.
+    debian::layout();
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        site.push(&debian::layout(), debian::SYSTEM);
+        let body = json!({ "overlay_size": "256MB", "size": "256MB" });
+        let id = site.create("sys", &image(debian::SYSTEM), body).await;
+        site.until_image(&image(debian::SYSTEM)).await;
+        let seen = up(&site).await;
+        assert_eq!(shell(&site, "sys", "cat /proc/1/comm; cat /var/marks").await, "systemd\nstart");
+        let machine_id = shell(&site, "sys", "cat /etc/machine-id; grep -c . /etc/machine-id").await;
+        assert!(machine_id.len() == 34 && !machine_id.contains(debian::MACHINE_ID), "{machine_id}");
+        // Neither in a unit of the system, nor spared by a guest out of memory, nor deaf.
+        let run_by_host = "cat /proc/self/cgroup /proc/self/oom_score_adj; grep SigBlk /proc/self/status";
+        let said = shell(&site, "sys", run_by_host).await;
+        assert!(said.contains("/stead-agent\n0\nSigBlk:\t0000000000000000"), "{said}");
+        let request = json!({ "direction": "to", "guest_path": "/var/copied" });
+        let mut socket = Socket::cp(&site, "sys", &request).await;
+        socket.bytes(b"copied").await;
+        socket.json(&json!({ "type": "end" })).await;
+        assert!(matches!(socket.next().await, Said::Json(said) if said["success"] == true));
+        // A daemon that comes later finds the agent as it is.
+        site.kill().await;
+        site.start().await;
+        let again = up(&site).await;
+        assert_eq!(seen["vmm_pid"], again["vmm_pid"]);
+        // Services are stopped in order, and what they write is there at the next start.
+        let stopped = verb(&site, "sys", "stop").await;
+        assert_eq!(stopped["state"], "Stopped", "{stopped:#}");
+        assert_eq!(ended(&site).await, (json!(0), "the system powered off".to_owned()));
+        verb(&site, "sys", "start").await;
+        up(&site).await;
+        assert_eq!(shell(&site, "sys", "cat /var/marks /var/copied").await, "start\nstop\nstart\ncopied");
+        let later = shell(&site, "sys", "cat /etc/machine-id; grep -c . /etc/machine-id").await;
+        assert_eq!(machine_id, later, "another boot, another machine id");
+        // From inside.
+        let mut socket = Socket::exec(&site, "sys", &json!({ "command": ["systemctl", "poweroff"] })).await;
+        while socket.next().await != Said::End {}
+        assert_eq!(ended(&site).await, (json!(0), "the system powered off".to_owned()));
+        let console = site.console(&id);
+        assert!(!console.contains("cannot"), "{console}");
+        site.delete("sys").await;
+        settles(&mut site, "a system").await;
+    });
+}
