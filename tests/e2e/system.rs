@@ -25,10 +25,15 @@ async fn up(site: &Site) -> Value {
 }
 
 async fn ended(site: &Site) -> (Value, String) {
-    let seen = site
-        .until("sys", "ended", |seen| seen["state"] == "Stopped" && !seen["exit_message"].is_null())
-        .await;
+    let is_so = |seen: &Value| seen["state"] == "Stopped" && !seen["exit_message"].is_null();
+    let seen = site.until("sys", "ended", is_so).await;
     (seen["exit_code"].clone(), seen["exit_message"].as_str().unwrap_or_default().to_owned())
+}
+
+/// A command that ends the system that runs it: how it ends itself is nobody's concern.
+async fn inside(site: &Site, command: &[&str]) {
+    let mut socket = Socket::exec(site, "sys", &json!({ "command": command })).await;
+    while socket.next().await != Said::End {}
 }
 
 #[test]
@@ -38,7 +43,8 @@ fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
     in_namespace(async || {
         let mut site = Site::running().await;
         site.push(&debian::layout(), debian::SYSTEM);
-        let body = json!({ "overlay_size": "256MB", "size": "256MB" });
+        let policy = json!({ "policy": "on_failure", "backoff": "500ms" });
+        let body = json!({ "overlay_size": "256MB", "size": "256MB", "restart_policy": policy });
         let id = site.create("sys", &image(debian::SYSTEM), body).await;
         site.until_image(&image(debian::SYSTEM)).await;
         let seen = up(&site).await;
@@ -68,13 +74,56 @@ fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
         assert_eq!(shell(&site, "sys", "cat /var/marks /var/copied").await, "start\nstop\nstart\ncopied");
         let later = shell(&site, "sys", "cat /etc/machine-id; grep -c . /etc/machine-id").await;
         assert_eq!(machine_id, later, "another boot, another machine id");
-        // From inside.
-        let mut socket = Socket::exec(&site, "sys", &json!({ "command": ["systemctl", "poweroff"] })).await;
-        while socket.next().await != Said::End {}
+        // From inside: a reboot is no success, and a policy may have it go on; a power-off is one.
+        inside(&site, &["systemctl", "reboot"]).await;
+        let told = |seen: &Value| seen["restart_status"]["attempts"] == 1;
+        let seen = site.until("sys", "told of the reboot", told).await;
+        let ended_so = (&seen["exit_code"], &seen["exit_message"]);
+        assert_eq!(ended_so, (&Value::Null, &json!("the system rebooted")), "{seen:#}");
+        site.until("sys", "on its way up again", |seen| seen["state"] == "Initializing").await;
+        up(&site).await;
+        inside(&site, &["systemctl", "poweroff"]).await;
         assert_eq!(ended(&site).await, (json!(0), "the system powered off".to_owned()));
+        assert_eq!(site.get("sys").await["restart_status"]["attempts"], 1, "it stays down");
         let console = site.console(&id);
-        assert!(!console.contains("cannot"), "{console}");
+        assert!(console.contains("the system is up") && !console.contains("login:"), "{console}");
         site.delete("sys").await;
         settles(&mut site, "a system").await;
+    });
+}
+
+#[test]
+fn another_init_is_served_as_well_and_one_that_cannot_be_executed_is_told() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        let body = json!({ "cmd": ["/bin/init"] });
+        site.create("sys", &image("busybox"), body).await;
+        site.until_state("sys", "Running").await;
+        // The name it was started by: one file is many programs.
+        let name = shell(&site, "sys", "cat /proc/1/cmdline").await;
+        assert!(name.starts_with("init"), "{name}");
+        shell(
+            &site,
+            "sys",
+            "mkdir /sbin; echo '#!/no/interpreter' >/sbin/init; chmod 755 /sbin/init; echo kept >/kept",
+        )
+        .await;
+        let stopped = verb(&site, "sys", "stop").await;
+        assert_eq!(stopped["state"], "Stopped", "{stopped:#}");
+        assert_eq!(ended(&site).await, (json!(0), "the system shut down".to_owned()));
+        // A program that is called init and stands elsewhere is one like any other.
+        let start = async |command: Value| {
+            let answer =
+                site.request(Method::POST, "/instances/sys/start", Some(json!({ "cmd": command }))).await;
+            assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+            ended(&site).await
+        };
+        let (code, message) = start(json!(["/sbin/init"])).await;
+        assert!(code == 127 && message.contains("/sbin/init"), "{code} {message}");
+        let script = "printf '#!/bin/sh\\ncat /kept; exit 3\\n' >/init; chmod 755 /init; exec /init";
+        assert_eq!(start(json!(["sh", "-c", script])).await, (json!(3), "exited with code 3".to_owned()));
+        assert_eq!(start(json!(["/init"])).await, (json!(3), "exited with code 3".to_owned()));
+        site.delete("sys").await;
+        settles(&mut site, "another init").await;
     });
 }

@@ -25,9 +25,11 @@ pub(super) struct Ingredients<'a> {
     pub(super) content: Content,
 }
 
-/// The guest kernel's: console on the serial port, no retries of a dead boot, plain device names.
-const KERNEL_COMMAND_LINE: &str =
-    "console=ttyS0 quiet loglevel=3 panic=-1 reboot=triple net.ifnames=0 random.trust_cpu=on rdinit=/init";
+/// The guest kernel's: console on the serial port, no retries of a dead boot, plain device names. An
+/// image's systemd offers no login on the console, which has no input, and does not stand still when
+/// it crashes.
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=3 panic=-1 reboot=triple net.ifnames=0 \
+     random.trust_cpu=on rdinit=/init systemd.getty_auto=no systemd.crash_reboot=yes";
 
 /// The kind of board; what is saved of one fits no other.
 pub(super) const MACHINE: &str = "q35";

@@ -164,8 +164,9 @@ fn watch_boot(
     children: &Children,
     ends: &Sender<Ending>,
 ) {
+    // A line, or the end: PID 1 waits for this process with its end of the pipe open.
     let mut line = Vec::new();
-    let _ = from_init.take(EXIT_BYTES_MAX).read_to_end(&mut line);
+    let _ = from_init.take(EXIT_BYTES_MAX).read_until(b'\n', &mut line);
     if let Ok(exit) = serde_json::from_slice(&line) {
         let _ = ends.send(Ending::NotBegun(exit));
         return;
