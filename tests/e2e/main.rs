@@ -10,6 +10,7 @@ mod drift;
 mod forks;
 mod full;
 mod health;
+mod hostile;
 mod judge;
 mod life;
 mod machines;

@@ -1,0 +1,99 @@
+//! A guest that is hostile from its first process on, beside one that is not.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::agent::waiting;
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::site::{MOMENT, Site, image};
+use crate::socket::run;
+use crate::stage::until;
+
+const ROUNDS: usize = 15;
+/// A hostile VM has a processor of its own to burn, and this machine two: what a neighbour loses by
+/// that alone is a factor of three or so. A daemon that was kept busy would cost it far more.
+const SLOWER_MAX: f64 = 10.0;
+const GROWTH_MAX: u64 = 24 << 20;
+
+/// An image of the site's layout whose init is the hostile program.
+fn make(site: &Site) {
+    let root = site.scratch("hostile-root");
+    let sbin = root.join("sbin");
+    std::fs::create_dir_all(&sbin).expect("made");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/hostile/guest.rs");
+    let program = sbin.join("init").display().to_string();
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
+    let options =
+        ["--edition=2024", "-Copt-level=2", "-Ctarget-feature=+crt-static", "-Cstrip=symbols", "-o"];
+    crate::stage::run(&rustc, &[&options[..], &[&program, source]].concat());
+    let layout = site.layout();
+    let target = format!("{layout}:hostile");
+    crate::stage::run("umoci", &["tag", "--image", &format!("{layout}:busybox"), "hostile"]);
+    let from = sbin.display().to_string();
+    crate::stage::run("umoci", &["insert", "--image", &target, &from, "/sbin"]);
+    crate::stage::run("umoci", &["config", "--image", &target, "--config.cmd=/sbin/init"]);
+    site.push(&layout, "hostile");
+}
+
+fn resident(site: &Site) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", site.daemon_pid())).expect("it lives");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("told");
+    line.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).expect("a number") << 10
+}
+
+/// Seconds of an exec on the neighbour: the middle one of some.
+async fn exec_time(site: &Site) -> f64 {
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        let (_, end) = run(site, "good", json!({ "command": ["/bin/true"] }), b"").await;
+        assert_eq!(end, json!({ "exitCode": 0 }));
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    times[ROUNDS / 2]
+}
+
+#[test]
+fn a_guest_that_is_hostile_from_pid_1_on_costs_its_neighbour_and_the_daemon_nothing_that_counts() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        make(&site);
+        waiting(&site, "good", json!({})).await;
+        let (calm, size) = (exec_time(&site).await, resident(&site));
+        let bad = site.create("bad", &image("hostile"), json!({})).await;
+        site.until_console(&bad, "hostile: token found").await;
+        for attack in
+            ["floods", "lies about sizes", "speaks on streams", "nests", "flaps", "boasts", "is silent"]
+        {
+            site.until_console(&bad, &format!("hostile: {attack}")).await;
+            let (slow, grown) = (exec_time(&site).await, resident(&site).saturating_sub(size));
+            eprintln!(
+                "{attack}: exec {calm:.4} s before, {slow:.4} s now; the daemon grew by {} KiB",
+                grown >> 10
+            );
+            assert!(slow < calm * SLOWER_MAX, "{attack}: an exec took {slow:.3} s, and {calm:.3} s before");
+            assert!(grown < GROWTH_MAX, "{attack}: the daemon grew by {grown} bytes");
+        }
+        // It still has the token, so it is believed of itself; of nobody else.
+        let good = site.get("good").await;
+        assert_eq!((&good["state"], &good["exit_code"]), (&json!("Running"), &Value::Null), "{good:#}");
+        // A guest that takes nothing is ended all the same, and starts again.
+        let path = "/instances/bad";
+        let stopped = site.request(reqwest::Method::POST, &format!("{path}/stop"), None).await;
+        assert_eq!(stopped.body["state"], "Stopped", "{stopped:?}");
+        site.request(reqwest::Method::POST, &format!("{path}/start"), None).await;
+        site.until_console(&bad, "hostile: replayed").await;
+        let seen = site.get("bad").await;
+        assert_eq!((&seen["state"], &seen["exit_code"]), (&json!("Running"), &Value::Null), "{seen:#}");
+        site.delete("bad").await;
+        until("the daemon as small as before", MOMENT, async || {
+            (resident(&site) < size + GROWTH_MAX).then_some(())
+        })
+        .await;
+        site.delete("good").await;
+        settles(&mut site, "a hostile guest").await;
+    });
+}
