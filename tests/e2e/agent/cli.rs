@@ -11,7 +11,7 @@ use crate::judge::settles;
 use crate::namespace::in_namespace;
 use crate::site::{LISTEN, Site};
 
-fn command(site: &Site, arguments: &[&str]) -> Command {
+pub(super) fn command(site: &Site, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
     command.args(arguments).env("STEAD_BASE_URL", format!("http://{LISTEN}"));
     command.env("STEAD_API_KEY", site.token()).stdin(Stdio::null());
@@ -22,7 +22,7 @@ fn stead(site: &Site, arguments: &[&str]) -> Output {
     command(site, arguments).output().expect("it runs")
 }
 
-fn said(output: &Output) -> (i32, String, String) {
+pub(super) fn said(output: &Output) -> (i32, String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }

@@ -1,8 +1,13 @@
 //! Clients that vanish, daemons that are killed, streams by the thousand.
 
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+
 use futures::StreamExt;
 use serde_json::json;
 
+use super::cli::{command, said};
 use super::waiting;
 use crate::judge::settles;
 use crate::namespace::in_namespace;
@@ -84,7 +89,7 @@ fn a_thousand_short_execs_leave_nothing() {
     in_namespace(async || {
         let mut site = Site::running().await;
         waiting(&site, "box", json!({})).await;
-        let open = |pid: u32| std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count();
+        let open = |pid: u32| fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count();
         let before = of_guest(&site).await;
         let files = open(site.daemon_pid());
         let execs = futures::stream::iter(0..1000).map(|number| {
@@ -106,4 +111,91 @@ fn a_thousand_short_execs_leave_nothing() {
         site.delete("box").await;
         settles(&mut site, "execs").await;
     });
+}
+
+const COPY_BYTES: usize = 64 << 20;
+/// So much of it has arrived when the daemon is killed.
+const ARRIVED: u64 = 4 << 20;
+
+/// A copy by the command line, under way.
+fn copying(site: &Site, from: &str, to: &str) -> Child {
+    let mut command = command(site, &["cp", from, to]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs")
+}
+
+/// A copy that was cut: the client is told.
+fn is_told(child: Child) {
+    let (code, _, error) = said(&child.wait_with_output().expect("ended"));
+    assert!(code > 0 && !error.is_empty(), "{code}: {error}");
+}
+
+fn files(dir: &Path) -> Vec<(String, u64)> {
+    let entries = fs::read_dir(dir).expect("there").flatten();
+    let looked = entries.map(|entry| {
+        (entry.file_name().to_string_lossy().into_owned(), entry.metadata().map_or(0, |meta| meta.len()))
+    });
+    looked.collect()
+}
+
+#[test]
+fn a_daemon_killed_during_a_copy_leaves_nothing_that_could_be_taken_for_whole() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        let count = "i=0; while true; do i=$((i+1)); echo $i >/count; sleep 1; done";
+        let more = json!({ "cmd": ["sh", "-c", count], "size": "256MB", "overlay_size": "256MB" });
+        waiting(&site, "box", more).await;
+        let pid = site.get("box").await["vmm_pid"].clone();
+        let contents: Vec<u8> = (0..COPY_BYTES / 8).flat_map(|at| (at ^ 0x5eed).to_le_bytes()).collect();
+        let scratch = site.scratch("copies");
+        let large = scratch.join("large").display().to_string();
+        fs::write(&large, &contents).expect("written");
+        shell(&site, "box", "mkdir /data; echo old >/data/file").await;
+        // Into the guest.
+        let copy = copying(&site, &large, "box:/data/file");
+        until("the copy under way", MOMENT, async || {
+            let size = shell(&site, "box", "stat -c %s /data/.stead-cp-* 2>/dev/null || echo 0").await;
+            (size.parse::<u64>().expect("a number") > ARRIVED).then_some(())
+        })
+        .await;
+        site.kill().await;
+        is_told(copy);
+        site.start().await;
+        site.until_state("box", "Running").await;
+        until("the half copy's end", MOMENT, async || {
+            (shell(&site, "box", "ls -A /data; cat /data/file").await == "file\nold").then_some(())
+        })
+        .await;
+        // The same again, whole.
+        is_whole(copying(&site, &large, "box:/data/file"));
+        // Out of it.
+        let back = site.scratch("back");
+        let to = back.join("file").display().to_string();
+        let before: u64 = shell(&site, "box", "cat /count").await.parse().expect("a number");
+        let copy = copying(&site, "box:/data/file", &to);
+        until("the copy under way", MOMENT, async || {
+            files(&back).iter().any(|(_, size)| *size > ARRIVED).then_some(())
+        })
+        .await;
+        site.kill().await;
+        is_told(copy);
+        assert_eq!(files(&back), [], "half a file is left");
+        site.start().await;
+        site.until_state("box", "Running").await;
+        is_whole(copying(&site, "box:/data/file", &to));
+        assert!(fs::read(&to).expect("copied") == contents, "what came back is another file");
+        // The workload has noticed nothing.
+        assert_eq!(site.get("box").await["vmm_pid"], pid);
+        until("the program's going on", MOMENT, async || {
+            let now: u64 = shell(&site, "box", "cat /count").await.parse().ok()?;
+            (now > before).then_some(())
+        })
+        .await;
+        site.delete("box").await;
+        settles(&mut site, "cut copies").await;
+    });
+}
+
+fn is_whole(copy: Child) {
+    let done = said(&copy.wait_with_output().expect("ended"));
+    assert_eq!(done, (0, String::new(), String::new()));
 }
