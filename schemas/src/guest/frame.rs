@@ -136,14 +136,30 @@ impl Frame {
     /// The bytes of a frame whose payload lies elsewhere: it is copied once.
     #[must_use]
     pub fn encoded(kind: FrameKind, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
+        let mut bytes = Self::begun(kind, stream, payload.len());
+        bytes.extend_from_slice(payload);
+        Self::finish(&mut bytes);
+        bytes
+    }
+
+    /// A frame's header, with room for a payload that is read in behind it.
+    #[must_use]
+    pub fn begun(kind: FrameKind, stream: u32, room: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + room);
         bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
         bytes.push(kind.code());
         bytes.extend_from_slice(&stream.to_le_bytes());
-        bytes.extend_from_slice(payload);
         bytes
+    }
+
+    /// Says in a begun frame how long its payload became; its length.
+    pub fn finish(begun: &mut [u8]) -> usize {
+        let length = begun.len().saturating_sub(HEADER_BYTES);
+        if let Some(word) = begun.get_mut(MAGIC.len()..MAGIC.len() + 4) {
+            word.copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+        }
+        length
     }
 }
 

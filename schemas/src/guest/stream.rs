@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Token;
+use super::{HEADER_BYTES, Token};
 use crate::instance::Secret;
 
 /// The largest payload of a data frame: large enough that the header costs nothing, small enough
-/// that streams take turns.
-pub const DATA_BYTES_MAX: usize = 64 << 10;
+/// that streams take turns. With its header it is two of the 32 KiB that a port takes at a time.
+pub const DATA_BYTES_MAX: usize = (64 << 10) - HEADER_BYTES;
 /// Data that may be under way on a stream, each way, before the receiver renews the window. The
 /// memory that a stream can bind on either side.
 pub const WINDOW_BYTES: u32 = 512 << 10;

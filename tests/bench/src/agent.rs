@@ -9,13 +9,13 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::daemon::Daemon;
-use crate::{Figure, median};
+use crate::{Figure, channel, logs, median};
 
 const ROUNDS: usize = 100;
 const COPY_BYTES: usize = 256 << 20;
 const CHUNK_BYTES: usize = 256 << 10;
 
-type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+pub(crate) type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 
 async fn open(daemon: &Daemon, verb: &str, request: Value) -> Socket {
     let url = format!("{}/instances/box/{verb}", daemon.base.replacen("http", "ws", 1));
@@ -63,19 +63,19 @@ async fn send(mut socket: Socket, end: &str) -> f64 {
     socket.send(Message::text(end)).await.expect("sent");
     let (_, last, _) = drain(&mut socket).await;
     assert!(last.contains("true") || last.contains(":0"), "{last}");
-    megabytes(start)
+    megabytes(COPY_BYTES, start)
 }
 
 async fn receive(mut socket: Socket) -> f64 {
     let start = Instant::now();
     let (bytes, last, _) = drain(&mut socket).await;
     assert!(bytes == COPY_BYTES, "{bytes} bytes: {last}");
-    megabytes(start)
+    megabytes(COPY_BYTES, start)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-fn megabytes(start: Instant) -> f64 {
-    COPY_BYTES as f64 / 1e6 / start.elapsed().as_secs_f64()
+pub(crate) fn megabytes(bytes: usize, start: Instant) -> f64 {
+    bytes as f64 / 1e6 / start.elapsed().as_secs_f64()
 }
 
 async fn times<F: Future<Output = ()>>(step: impl Fn() -> F) -> f64 {
@@ -108,6 +108,8 @@ pub(crate) async fn agent() -> Vec<Figure> {
     let raw_out = receive(open(&daemon, "exec", source).await).await;
     let from = json!({ "direction": "from", "guest_path": "/dev/shm/file" });
     let copied_out = receive(open(&daemon, "cp", from).await).await;
+    let lines = logs::lines(&daemon, open(&daemon, "exec", logs::request()).await).await;
+    let channel = channel::measure(&daemon, "box").await;
     daemon.delete("box").await;
     let figure = |what: &str, ours, peer, unit, goal| Figure {
         what: what.to_owned(),
@@ -125,18 +127,27 @@ pub(crate) async fn agent() -> Vec<Figure> {
             "<= 3",
         ),
         figure(
-            "cp of 256 MiB to the guest (peer: exec of cat >/dev/null)",
+            "cp of 256 MiB to the guest (peer: the bare channel, dd)",
             copied_in,
-            raw_in,
+            channel.to_guest,
             "MB/s",
             ">= 0.5",
         ),
         figure(
-            "cp of 256 MiB from the guest (peer: exec of head -c /dev/zero)",
+            "cp of 256 MiB from the guest (peer: the bare channel, dd)",
             copied_out,
-            raw_out,
+            channel.from_guest,
             "MB/s",
             ">= 0.5",
+        ),
+        figure("the same to the guest (peer: exec of cat >/dev/null)", copied_in, raw_in, "MB/s", ""),
+        figure("the same from the guest (peer: exec of head -c /dev/zero)", copied_out, raw_out, "MB/s", ""),
+        figure(
+            "a key sent to a line of the console's log, followed (peer: its echo by exec)",
+            lines.logged,
+            lines.echoed,
+            "ms",
+            "",
         ),
     ]
 }

@@ -70,6 +70,15 @@ impl Daemon {
         request.send().await.expect("answered").json().await.unwrap_or(Value::Null)
     }
 
+    /// A stream of events, as it comes.
+    pub(crate) async fn follow(
+        &self,
+        path: &str,
+    ) -> impl futures::Stream<Item = reqwest::Result<bytes::Bytes>> + Unpin {
+        let request = self.http.get(format!("{}{path}", self.base)).bearer_auth(&self.token);
+        Box::pin(request.send().await.expect("answered").bytes_stream())
+    }
+
     /// Imports busybox as a bare root file system: no registry is part of this figure.
     pub(crate) async fn import(&self) {
         let root = self.dir.path().join("root/bin");

@@ -5,7 +5,10 @@
 mod agent;
 mod bare;
 mod boot;
+mod channel;
 mod daemon;
+mod hand;
+mod logs;
 mod posts;
 mod runtime;
 mod weight;

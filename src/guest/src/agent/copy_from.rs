@@ -5,11 +5,13 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use stead_schemas::guest::{CopyFrom, DATA_BYTES_MAX, Entry, EntryKind, FrameKind, FromStream};
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
+use stead_schemas::guest::{CopyFrom, Entry, EntryKind, FrameKind, FromStream};
 
 use super::stream::Stream;
 
@@ -25,17 +27,11 @@ struct Copy<'a> {
     follows_links: bool,
     /// The entry before was sent and its end was not: only the next one tells whether it is the last.
     has_open_end: bool,
-    buffer: Vec<u8>,
 }
 
 pub(super) fn run(stream: &Stream, request: &CopyFrom) {
     let path = Path::new(&request.path);
-    let mut copy = Copy {
-        stream,
-        follows_links: request.follows_links,
-        has_open_end: false,
-        buffer: vec![0; DATA_BYTES_MAX],
-    };
+    let mut copy = Copy { stream, follows_links: request.follows_links, has_open_end: false };
     let copied = if path.is_absolute() {
         copy.root(path)
     } else {
@@ -125,30 +121,39 @@ impl Copy<'_> {
         }
         self.tell(&FromStream::Entry(entry))?;
         self.has_open_end = true;
-        file.map_or(Ok(()), |file| self.contents(path, file, meta.len()))?;
+        file.map_or(Ok(()), |file| self.contents(path, &file, meta.len()))?;
         Ok(true)
     }
 
     /// Exactly as many bytes as were announced.
-    fn contents(&mut self, path: &Path, mut file: File, size: u64) -> Result<(), Stop> {
-        let mut left = size;
-        while left > 0 {
+    fn contents(&mut self, path: &Path, file: &File, size: u64) -> Result<(), Stop> {
+        let mut at = 0;
+        while at < size {
             let credit = self.stream.wait_credit();
             if credit == 0 {
                 return Err(Stop::Closed);
             }
-            let count = credit.min(usize::try_from(left).unwrap_or(usize::MAX)).min(self.buffer.len());
-            let count = file.read(&mut self.buffer[..count]).map_err(|error| failed(path, &error))?;
+            let room = credit.min(usize::try_from(size - at).unwrap_or(usize::MAX));
+            let mut frame = self.stream.data_begun(FrameKind::Data, room);
+            let end = frame.len() + room;
+            let count = loop {
+                match rustix::io::pread(file, spare_capacity(&mut frame), at) {
+                    Err(Errno::INTR) => {}
+                    read => break read.map_err(|error| failed(path, &error.into()))?,
+                }
+            };
+            // The room may have been made larger than was asked for.
+            frame.truncate(end);
             if count == 0 {
                 return Err(Stop::Failed(
                     "the file became shorter while it was copied".to_owned(),
                     path.to_owned(),
                 ));
             }
-            if !self.stream.data(FrameKind::Data, &self.buffer[..count]) {
+            at += u64::try_from(count.min(room)).unwrap_or(0);
+            if !self.stream.data_read(frame) {
                 return Err(Stop::Closed);
             }
-            left -= u64::try_from(count).unwrap_or(0);
         }
         Ok(())
     }

@@ -6,16 +6,18 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitStatus};
 use rustix::termios::{Winsize, tcsetwinsize};
-use stead_schemas::guest::{Exec, FrameKind, FromStream, ToStream};
+use stead_schemas::guest::{DATA_BYTES_MAX, Exec, FrameKind, FromStream, ToStream};
 
 use super::Instance;
 use super::stream::{Input, Stream};
@@ -30,8 +32,6 @@ const ROWS: u16 = 24;
 const COLUMNS: u16 = 80;
 /// What a terminal takes for the end of input.
 const END_OF_INPUT: u8 = 4;
-/// Of one read of output.
-const READ_BYTES: usize = 32 << 10;
 
 pub(super) fn run(stream: &Arc<Stream>, request: &Exec, instance: &Instance) {
     match start(stream, request, instance) {
@@ -255,26 +255,24 @@ impl Session<'_> {
 
     /// Sends what can be read now; whether anything was.
     fn pump_outputs(&mut self) -> bool {
-        let mut buffer = [0u8; READ_BYTES];
         let mut has_moved = false;
         let is_closed = self.stream.is_closed();
         let stream = self.stream;
         self.outputs.retain_mut(|output| {
             // Of a closed stream the output is read and dropped: the program shall not hang on it.
-            let room = if is_closed { READ_BYTES } else { stream.credit().min(READ_BYTES) };
+            let room = if is_closed { DATA_BYTES_MAX } else { stream.credit().min(DATA_BYTES_MAX) };
             if room == 0 {
                 return true;
             }
-            match output.file.read(&mut buffer[..room]) {
+            let mut frame = stream.data_begun(output.kind, room);
+            match rustix::io::read(&output.file, spare_capacity(&mut frame)) {
                 Ok(0) => false,
-                Ok(count) => {
+                Ok(_) => {
                     has_moved = true;
-                    stream.data(output.kind, &buffer[..count]);
+                    stream.data_read(frame);
                     true
                 }
-                Err(error) => {
-                    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-                }
+                Err(error) => matches!(error, Errno::AGAIN | Errno::INTR),
             }
         });
         has_moved

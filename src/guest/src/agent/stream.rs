@@ -159,9 +159,15 @@ impl Stream {
         }
     }
 
-    /// Sends data within the credit. `false` when the stream is closed.
-    pub(super) fn data(&self, kind: FrameKind, bytes: &[u8]) -> bool {
-        self.spend(bytes.len(), Frame::encoded(kind, self.id, bytes))
+    /// Sends a frame of data that was begun here, within the credit. `false` when the stream is closed.
+    pub(super) fn data_read(&self, mut frame: Vec<u8>) -> bool {
+        let length = Frame::finish(&mut frame);
+        self.spend(length, frame)
+    }
+
+    /// The header of a frame of data, and room for its payload: read into, it is not copied.
+    pub(super) fn data_begun(&self, kind: FrameKind, room: usize) -> Vec<u8> {
+        Frame::begun(kind, self.id, room)
     }
 
     /// Sends a message when there is credit: a reader who takes nothing stops these as well.

@@ -1,0 +1,151 @@
+//! A VM started by hand: the very command line of our VMM, with sockets of its own, and this program
+//! answering the guest's handshake.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use stead_schemas::guest::{Config, Decoder, Frame, FromGuest, Phase, Seed, ToGuest, Token};
+
+use crate::daemon::DEADLINE;
+
+/// A process that does not outlive the value, whatever panics.
+#[derive(Debug)]
+struct Vmm(Child);
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The command line of our VM, with sockets, logs, RAM and overlay of its own and without a network card.
+pub(crate) fn arguments(pid: u64, own: &Path, place: &Path) -> Vec<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).expect("the VMM runs");
+    let words: Vec<String> = line
+        .split(|&byte| byte == 0)
+        .filter(|word| !word.is_empty())
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect();
+    let place = place.display().to_string();
+    let mut out = Vec::new();
+    let mut words = words.into_iter().skip(1);
+    while let Some(word) = words.next() {
+        if matches!(
+            word.as_str(),
+            "-netdev" | "-device" | "-chardev" | "-qmp" | "-blockdev" | "-name" | "-object"
+        ) {
+            let value = words.next().unwrap_or_default();
+            if word == "-netdev" || value.starts_with("virtio-net") {
+                continue;
+            }
+            let mut value = value;
+            for name in ["qmp.sock", "control.sock", "app.log"] {
+                let at = value.find("path=").or_else(|| value.find("unix:")).map(|at| at + 5);
+                if let (Some(at), Some(end)) = (at, value.find(name)) {
+                    value = format!("{}{place}/{}", &value[..at], &value[end..]);
+                }
+            }
+            if value.contains("overlay-file") && value.contains("filename=") {
+                value = format!(
+                    "driver=file,node-name=overlay-file,filename={},read-only=off,discard=unmap",
+                    own.display()
+                );
+            }
+            if word == "-object" {
+                // Ours is a descriptor of our VMM's.
+                let rest = value.replace("memory-backend-file", "memory-backend-memfd");
+                value = rest
+                    .split(',')
+                    .filter(|part| !part.starts_with("mem-path="))
+                    .collect::<Vec<_>>()
+                    .join(",");
+            }
+            out.extend([word, value]);
+        } else {
+            out.push(word);
+        }
+    }
+    out
+}
+
+/// An empty disk for a VM by hand.
+pub(crate) fn make_overlay(path: &Path) {
+    fs::File::create(path).and_then(|file| file.set_len(256 << 20)).expect("made");
+    let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(path).status();
+    assert!(made.is_ok_and(|status| status.success()), "mkfs.ext4 runs");
+}
+
+/// A VM by hand whose program runs; ended with the value.
+#[derive(Debug)]
+pub(crate) struct Hand {
+    _vmm: Vmm,
+    _control: UnixStream,
+    /// From the spawn until the guest said that its program runs.
+    pub(crate) seconds: f64,
+}
+
+impl Hand {
+    pub(crate) fn boot(arguments: &[String], place: &Path, program: &[&str]) -> Self {
+        let _ = fs::remove_dir_all(place);
+        fs::create_dir_all(place).expect("made");
+        let start = Instant::now();
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let vmm = Vmm(command.spawn().expect("qemu runs"));
+        let mut socket = loop {
+            match UnixStream::connect(place.join("control.sock")) {
+                Ok(socket) => break socket,
+                Err(_) if start.elapsed() < DEADLINE => std::thread::sleep(Duration::from_millis(1)),
+                Err(error) => panic!("no control socket: {error}"),
+            }
+        };
+        let token = Token("bench".to_owned());
+        let mut writer = socket.try_clone().expect("cloned");
+        let mut send = |message: &ToGuest| {
+            let frame = Frame::control(message).expect("small");
+            writer.write_all(&frame.encode()).expect("sent");
+        };
+        send(&ToGuest::Attach { nonce: 1 });
+        let argv = program.iter().map(|word| (*word).to_owned()).collect();
+        let config = Config {
+            hostname: "hand".to_owned(),
+            machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+            argv,
+            env: std::collections::BTreeMap::new(),
+            working_dir: String::new(),
+            user: String::new(),
+            stop_signal: None,
+            shutdown_grace_millis: 1000,
+            network: None,
+            has_agent: true,
+        incarnation: String::new(),
+        };
+        let mut decoder = Decoder::default();
+        let mut buffer = [0u8; 4096];
+        let mut is_configured = false;
+        loop {
+            let count = socket.read(&mut buffer).expect("read");
+            assert!(count > 0, "the VMM ended");
+            decoder.push(&buffer[..count]);
+            let mut is_ready = false;
+            while let Some(frame) = decoder.next() {
+                let phase = frame.message::<FromGuest>().map(|state| state.phase);
+                if phase == Some(Phase::AwaitingConfig) && !is_configured {
+                    is_configured = true;
+                    let (token, config) = (token.clone(), Box::new(config.clone()));
+                    send(&ToGuest::Configure { token, seed: Seed(vec![7; 32]), config });
+                }
+                is_ready |= phase == Some(Phase::Ready);
+            }
+            if is_ready {
+                let seconds = start.elapsed().as_secs_f64();
+                return Self { _vmm: vmm, _control: socket, seconds };
+            }
+        }
+    }
+}
