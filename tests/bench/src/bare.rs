@@ -21,6 +21,7 @@ use stead_schemas::api::{
     Runtime, ServerView,
 };
 use stead_schemas::guest::Request;
+use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::{Digest, Platform, Uid};
 use stead_schemas::network::NetworkSpec;
@@ -41,6 +42,9 @@ impl Backend for NoHost {
     }
     fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
         InstanceStats::default()
+    }
+    fn health(&self, _: &Uid) -> Option<(HealthOf, Tally)> {
+        None
     }
 
     fn open_stream<'a>(&'a self, _: &'a Uid, _: Request) -> BoxFuture<'a, Result<AgentStream, AgentError>> {

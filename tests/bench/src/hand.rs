@@ -123,7 +123,7 @@ impl Hand {
             shutdown_grace_millis: 1000,
             network: None,
             has_agent: true,
-        incarnation: String::new(),
+            incarnation: String::new(),
         };
         let mut decoder = Decoder::default();
         let mut buffer = [0u8; 4096];
