@@ -25,7 +25,7 @@ use stead_controllers::snapshot::SnapshotReconciler;
 use stead_controllers::vm::Vms;
 use stead_schemas::meta::Kind;
 
-use crate::forks::OF_FORK;
+use crate::forks::{OF_FORK, OF_POOL};
 use crate::judge::settles;
 use crate::namespace::in_namespace;
 use crate::site::{MOMENT, Site, image, runtime};
@@ -108,7 +108,8 @@ fn every_action_of_every_reconciler_is_in_a_table() {
     let tables = OF_DRIFT.iter().map(|(kind, action, _)| (*kind, *action));
     let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);
     let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE).chain(OF_FORK).chain(OF_HEALTH);
-    let tables: BTreeSet<_> = tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, OF_RECONFIGURATION]).collect();
+    let tables: BTreeSet<_> =
+        tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL]).collect();
     assert_eq!(tables, all);
 }
 

@@ -267,3 +267,67 @@ fn a_crash_at_any_step_of_a_fork_leaves_the_source_running_and_a_whole_fork_or_n
         settles(&mut site, "crashes of forks").await;
     });
 }
+
+/// Reached by the wish for a pool.
+pub(crate) const OF_POOL: (&str, &str) = ("snapshot", "TendPool");
+
+async fn pool(site: &Site, snapshot: &str, ready: u32) {
+    let path = format!("/snapshots/{snapshot}");
+    until("the pool", BOOT, async || {
+        let seen = site.request(Method::GET, &path, None).await.body;
+        (seen["pool_ready"] == ready && seen["pool_size"] == ready).then_some(())
+    })
+    .await;
+}
+
+#[test]
+fn a_pool_holds_forks_ready_is_filled_again_and_survives_crashes_of_daemon_and_vmms() {
+    in_namespace(async || {
+        let (mut site, _) = counting().await;
+        let snapshot = made(&site, "/instances/box/snapshots", json!({ "kind": "Standby" })).await;
+        let id = snapshot["id"].as_str().expect("an id");
+        let path = format!("/snapshots/{id}");
+        for wrong in [json!({ "pool_size": 65 }), json!({ "pool_size": -1 }), json!({})] {
+            let answer = site.request(Method::PATCH, &path, Some(wrong.clone())).await;
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{wrong}");
+        }
+        let mut wished = 0;
+        for edge in EDGES {
+            wished += 1;
+            let (kind, action) = OF_POOL;
+            let failpoint = format!("{kind}/{action}/{edge}");
+            site.stop().await;
+            site.spawn(Some(&failpoint));
+            site.answers().await;
+            site.attempt(Method::PATCH, &path, Some(json!({ "pool_size": wished }))).await;
+            site.crashed(&failpoint).await;
+            site.start().await;
+            pool(&site, id, wished).await;
+        }
+        // Nobody's yet: neither listed nor counted among instances, and there all the same.
+        let listed = site.request(Method::GET, "/instances", None).await.body;
+        assert_eq!(listed.as_array().expect("a list").len(), 1, "{listed:#}");
+        let held = site.vmms();
+        assert_eq!(held.len(), 3);
+        for (number, name) in ["one", "two", "three"].into_iter().enumerate() {
+            let held = site.vmms();
+            let fork = made(&site, &format!("/snapshots/{id}/fork"), json!({ "name": name })).await;
+            assert_eq!((&fork["state"], &fork["name"]), (&json!("Running"), &json!(name)), "{fork:#}");
+            assert_eq!(shell(&site, name, "hostname").await, name);
+            let pid = u32::try_from(fork["vmm_pid"].as_u64().expect("a pid")).expect("a pid");
+            // The first ones were there already; whoever comes too fast is made as any fork.
+            assert!(number > 1 || held.contains(&pid), "{name}: {pid} of {held:?}");
+        }
+        pool(&site, id, 2).await;
+        let fresh: Vec<u32> = site.vmms().into_iter().filter(|pid| !held.contains(pid)).collect();
+        site.shell(&format!("kill -9 {}", fresh[0]));
+        pool(&site, id, 2).await;
+        settles(&mut site, "a pool").await;
+        site.start().await;
+        // It goes with its snapshot.
+        let deleted = site.request(Method::DELETE, &path, None).await;
+        assert_eq!(deleted.status, StatusCode::NO_CONTENT);
+        until("the pool to be gone", BOOT, async || (site.vmms().len() == 4).then_some(())).await;
+        settles(&mut site, "a deleted pool").await;
+    });
+}
