@@ -219,7 +219,13 @@ impl Host {
             cgroups,
             rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
             disk: Box::new(move |owner| Ext4Files::path(&disk_dir, owner)),
-            changed: Arc::new(move |owner| of_machines.tell(|drifts| drifts.instances.object(owner.clone()))),
+            changed: Arc::new(move |owner| {
+                of_machines.tell(|drifts| {
+                    // An id names an instance or a snapshot; the other kind finds no such object.
+                    drifts.instances.object(owner.clone());
+                    drifts.snapshots.object(owner.clone());
+                });
+            }),
         });
         let scope =
             Scope::new(config.bridge.as_str()).context("the bridge's name cannot mark what is ours")?;

@@ -9,6 +9,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::compression::{CompressionWish, SnapshotPolicy};
 use crate::condition::Condition;
 use crate::health::{HealthCheck, HealthStatus};
 use crate::meta::Kind;
@@ -64,6 +65,11 @@ pub struct InstanceSpec {
     pub standby: u64,
     /// Stop or delete without giving the guest time.
     pub is_forced: bool,
+    #[serde(default)]
+    pub snapshot_policy: Option<SnapshotPolicy>,
+    /// Of the memory of the last standby.
+    #[serde(default)]
+    pub compression: Option<CompressionWish>,
     /// What its disk, and perhaps its memory, begin with.
     #[serde(default)]
     pub origin: Option<Origin>,

@@ -7,6 +7,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::compression::Compression;
 use crate::condition::Condition;
 use crate::instance::InstanceSpec;
 use crate::meta::Kind;
@@ -36,6 +37,9 @@ pub struct SnapshotSpec {
     pub instance: Box<InstanceSpec>,
     /// The content below the disk; kept as long as the snapshot is.
     pub image_digest: Option<Digest>,
+    /// Of its memory.
+    #[serde(default)]
+    pub compression: Option<Compression>,
     /// Forks held ready.
     #[serde(default)]
     pub pool: u32,
@@ -66,6 +70,20 @@ pub enum SnapshotPhase {
     Failed,
 }
 
+/// How far the compression of a memory is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PackingState {
+    #[default]
+    Plain,
+    Packing,
+    Packed {
+        /// Of the memory, in the file now and before.
+        packed: Bytes,
+        plain: Bytes,
+    },
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotStatus {
     pub phase: SnapshotPhase,
@@ -75,6 +93,11 @@ pub struct SnapshotStatus {
     pub captured_at: Option<Timestamp>,
     /// Why it failed.
     pub error: Option<String>,
+    #[serde(default)]
+    pub packing: PackingState,
+    /// Why its memory could not be compressed.
+    #[serde(default)]
+    pub packing_error: Option<String>,
     /// Of `pool`, those that a fork could take now.
     #[serde(default)]
     pub warm: u32,

@@ -160,10 +160,10 @@ pub(super) async fn standby(
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
-    api::StandbyRequest::read(json(body)?)?;
+    let request = api::StandbyRequest::read(json(body)?)?;
     let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
     let of_verb = uid.clone();
-    let object = state.store().transact(move |tx| admission::standby(tx, &of_verb)).await?;
+    let object = state.store().transact(move |tx| admission::standby(tx, &of_verb, request)).await?;
     let run = object.spec.run;
     carried_out(&state, &uid, |object| {
         object.status.state == Is::Standby

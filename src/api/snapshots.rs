@@ -20,7 +20,7 @@ use stead_schemas::instance::Instance;
 use stead_schemas::limits::VERB_WAIT_MAX;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
-use stead_schemas::snapshot::{Snapshot, SnapshotPhase, SnapshotPurpose};
+use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
 use super::instances::{carried_out, has_tags, json, tag_filter};
 use super::wait::until;
@@ -42,9 +42,13 @@ pub(super) async fn create(
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let SnapshotCreate { kind, name, tags, pool } = SnapshotCreate::read(json(body)?)?;
-    let source = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
-    let wish = Wish { kind, name, tags, purpose: SnapshotPurpose::Kept, pool };
+    let SnapshotCreate { kind, name, tags, compression, pool } = SnapshotCreate::read(json(body)?)?;
+    let source = lookup::instance(state.store(), &id?.0)?;
+    let policy = source.spec.snapshot_policy.and_then(|policy| policy.compression);
+    // A disk alone is not compressed: its copies share blocks where the file system can.
+    let compression = compression.or(policy).filter(|_| kind == SnapshotKind::Standby);
+    let source = source.meta.uid.clone();
+    let wish = Wish { kind, name, tags, purpose: SnapshotPurpose::Kept, compression, pool };
     let object = state.store().transact(move |tx| admission::create(tx, &source, wish)).await?;
     let object = captured(&state, &object.meta.uid).await?;
     Ok((StatusCode::CREATED, Json(api::Snapshot::of(&object))).into_response())

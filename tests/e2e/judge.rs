@@ -18,6 +18,7 @@ use stead_controllers::host::{
     Images, Job, LaunchPlan, Link, LinkChange, LinkPlan, Links, Machine, Machines, Memory, PortRule,
     Resolved, Route, Snapshots, Space, StoredImage,
 };
+use stead_schemas::compression::Compression;
 use stead_schemas::guest::{Assumed, Config};
 use stead_schemas::names::{Digest, ImageRef, LinkName, Platform, Uid};
 use stead_schemas::quantity::Bytes;
@@ -59,6 +60,7 @@ forward! { Machines to machines:
     fn pause(&self, owner: &Uid) -> Result<(), HostError>;
     fn memory(&self, owner: &Uid) -> Result<Option<Memory>, HostError>;
     fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError>;
+    fn compress_memory(&self, owner: &Uid, how: Compression) -> Result<(), HostError>;
     fn assume(&self, owner: &Uid, assumed: &Assumed) -> Result<(), HostError>;
     fn save(&self, owner: &Uid, generation: u64) -> Result<(), HostError>;
     fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError>;
@@ -73,6 +75,7 @@ forward! { Snapshots to machines:
     fn inspect(&self, snapshot: &Uid) -> Result<Option<Captured>, HostError>;
     fn measure(&self, plan: &CapturePlan) -> Result<Bytes, HostError>;
     fn capture(&self, plan: &CapturePlan) -> Result<(), HostError>;
+    fn compress(&self, snapshot: &Uid, how: Compression) -> Result<(), HostError>;
     fn remove(&self, snapshot: &Uid) -> Result<(), HostError>;
 }
 

@@ -9,7 +9,8 @@ use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::{MemoryKv, Tx};
 use stead_controllers::vm::admission;
 use stead_controllers::vm::forks::{self, ForkWish};
-use stead_schemas::api::{InstancePatch, InstanceStart, InstanceWish};
+use stead_schemas::api::{CompressionAsked, InstancePatch, InstanceStart, InstanceWish, StandbyRequest};
+use stead_schemas::compression::{Algorithm, Compression};
 use stead_schemas::disk::Disk;
 use stead_schemas::health::{HealthCheck, Probe};
 use stead_schemas::image::{Image, ImageConfig};
@@ -157,6 +158,7 @@ impl Play {
             skip_kernel_headers: false,
             restart: self.restart_policy(),
             health: self.health_check(),
+            snapshot_policy: None,
             expiry: if self.rng.chance(150) {
                 Expiry::After(Duration::from_secs(1 + self.rng.below(90)))
             } else {
@@ -225,7 +227,10 @@ impl Play {
     async fn standby(&mut self) {
         let Some(uid) = self.pick() else { return };
         self.log.push(format!("standby {uid}"));
-        let _ = self.daemon.store.transact(move |tx| admission::standby(tx, &uid)).await;
+        let compression = self.compression().map_or(CompressionAsked::Unsaid, CompressionAsked::On);
+        let delay = Some(GoDuration(Duration::from_secs(self.rng.below(30))));
+        let request = StandbyRequest { compression, delay };
+        let _ = self.daemon.store.transact(move |tx| admission::standby(tx, &uid, request)).await;
     }
 
     async fn restore(&mut self) {
@@ -243,6 +248,10 @@ impl Play {
         let _ = self.daemon.store.transact(move |tx| forks::fork(tx, &uid, wish, "st")).await;
     }
 
+    fn compression(&mut self) -> Option<Compression> {
+        self.rng.chance(500).then_some(Compression { algorithm: Algorithm::Zstd, level: 1 })
+    }
+
     fn target(&mut self) -> Option<Power> {
         let targets = [None, Some(Power::Running), Some(Power::Standby), Some(Power::Stopped)];
         targets[usize::try_from(self.rng.below(4)).expect("small")]
@@ -254,8 +263,16 @@ impl Play {
         self.log.push(format!("snapshot {uid} {kind:?}"));
         let pool =
             if kind == SnapshotKind::Standby { u32::try_from(self.rng.below(3)).expect("small") } else { 0 };
+        let compression = self.compression();
         let name = Name::resource("s").ok().filter(|_| self.rng.chance(500));
-        let wish = snapshots::Wish { kind, name, tags: Tags::new(), purpose: SnapshotPurpose::Kept, pool };
+        let wish = snapshots::Wish {
+            kind,
+            name,
+            tags: Tags::new(),
+            purpose: SnapshotPurpose::Kept,
+            compression,
+            pool,
+        };
         let _ = self.daemon.store.transact(move |tx| snapshots::create(tx, &uid, wish)).await;
     }
 

@@ -7,10 +7,12 @@ use std::future::Future;
 use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
+use stead_schemas::compression::Compression;
 use stead_schemas::instance::Exit;
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::network::Mac;
 use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::PackingState;
 
 use super::HostError;
 
@@ -114,6 +116,7 @@ pub struct SavedMemory {
     pub generation: u64,
     pub run: u64,
     pub launched_at: Timestamp,
+    pub packing: PackingState,
 }
 
 /// Whose memory to take over, and as what.
@@ -175,6 +178,14 @@ pub trait Machines: Send + Sync + 'static {
     /// Makes the memory of a snapshot the owner's saved one, durably, sharing its pages. Missing when
     /// the snapshot has none; Permanent when it is damaged.
     fn adopt_memory(&self, plan: &AdoptPlan) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Begins to compress the saved memory and answers at once; while that goes on, or when it is done,
+    /// `Ok`. Its end is announced. The failure of the last try is what the next call answers, once. A
+    /// restore that comes first ends it, undone.
+    fn compress_memory(
+        &self,
+        owner: &Uid,
+        how: Compression,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Ends the process by its identity (never by bare pid) and waits until it is gone.
     fn kill(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Removes the runtime directory and cgroup of a dead machine. Conflict while it lives.

@@ -3,9 +3,10 @@
 use std::future::Future;
 
 use jiff::Timestamp;
+use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::SnapshotKind;
+use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
 use super::HostError;
 
@@ -19,6 +20,8 @@ pub enum Captured {
         /// Allocated bytes, shared ones included.
         size: Bytes,
         captured_at: Timestamp,
+        /// Of its memory.
+        packing: PackingState,
     },
 }
 
@@ -47,6 +50,13 @@ pub trait Snapshots: Send + Sync + 'static {
     /// seen paused. What is there of an earlier try is replaced. Conflict when the source is not as
     /// the plan says. Whole, durably, or worth nothing.
     fn capture(&self, plan: &CapturePlan) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Compresses its memory as `Machines::compress_memory` does. Forks are made of it all the same,
+    /// each with a copy of its own.
+    fn compress(
+        &self,
+        snapshot: &Uid,
+        how: Compression,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
     /// `Ok` when gone. What was made from it does not depend on it.
     fn remove(&self, snapshot: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
 }

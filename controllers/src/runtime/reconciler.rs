@@ -117,9 +117,10 @@ pub trait Reconciler: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// A time at which the wish means something else, whatever the host does: looked at again then.
-    fn next_look(object: &Object<Self::Kind>) -> Option<Timestamp> {
-        let _ = object;
+    /// The next time after `now`, when the pass began, at which the wish means something else, whatever
+    /// the host does: looked at again then. Never an earlier one: it would be looked at again for ever.
+    fn next_look(object: &Object<Self::Kind>, now: Timestamp) -> Option<Timestamp> {
+        let _ = (object, now);
         None
     }
 

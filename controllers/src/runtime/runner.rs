@@ -191,9 +191,10 @@ async fn start_due<'a, R: Reconciler>(
 /// The one place where a panic of a reconciler ends.
 fn contained<'a, R: Reconciler>(pass: &'a Pass<'a, R>, uid: Uid, failures: u32) -> BoxFuture<'a, Ended> {
     Box::pin(async move {
+        let begun = pass.clock.now();
         // Unwind safe: a pass keeps nothing between runs, and the next one observes anew.
         let outcome = AssertUnwindSafe(pass.run(&uid, failures)).catch_unwind().await;
-        let look = pass.store.get::<R::Kind>(&uid).and_then(|object| R::next_look(&object));
+        let look = pass.store.get::<R::Kind>(&uid).and_then(|object| R::next_look(&object, begun));
         Ended { uid, outcome, look }
     })
 }
@@ -252,8 +253,8 @@ impl Schedule<'_> {
             }
         };
         self.retries.reset(&uid);
-        // Only a time to come: what was to be seen at a past one has been.
-        let look = look.and_then(|at| self.time_until(at));
+        // One that came during the pass may not have been seen by it.
+        let look = look.map(|at| self.time_until(at).unwrap_or(Duration::ZERO));
         let delay = [delay, look].into_iter().flatten().min();
         if let Some(delay) = delay {
             self.queue.schedule(&uid, Instant::now() + delay);

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use stead_schemas::compression::Compression;
 use stead_schemas::guest;
 use stead_schemas::instance::Exit;
 use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::snapshot::PackingState;
 
 use super::World;
+use super::snapshots::PACKED;
 use crate::host::{
     AdoptPlan, GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory,
     SavedMemory, VmmState,
@@ -40,6 +43,7 @@ pub(super) struct Vmm {
 #[derive(Debug, Clone)]
 pub(super) struct MemoryFile {
     saved: Option<(u64, Vmm)>,
+    packing: PackingState,
 }
 
 /// What a simulated guest does, told by its argv: `["exit", "3", "2"]` ends with code 3 after 2 s,
@@ -194,6 +198,7 @@ impl MemoryFile {
                 generation: *generation,
                 run: vmm.run,
                 launched_at: vmm.launched_at,
+                packing: self.packing,
             }),
         }
     }
@@ -401,7 +406,7 @@ impl Machines for World {
             // A crash in the middle leaves something that is no memory.
             let is_cut = state.rng.chance(state.faults.after);
             let saved = (!is_cut).then(|| (generation, vmm.clone()));
-            state.memories.insert(owner.clone(), MemoryFile { saved });
+            state.memories.insert(owner.clone(), MemoryFile { saved, packing: PackingState::Plain });
             if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
         })
         .await
@@ -441,8 +446,17 @@ impl Machines for World {
             (vmm.run, vmm.launched_at, vmm.disk) = (plan.run, now, plan.overlay.clone());
             let is_cut = state.rng.chance(state.faults.after);
             let saved = (!is_cut).then_some((plan.generation, vmm));
-            state.memories.insert(plan.owner.clone(), MemoryFile { saved });
+            state.memories.insert(plan.owner.clone(), MemoryFile { saved, packing: PackingState::Plain });
             if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
+        })
+        .await
+    }
+
+    async fn compress_memory(&self, owner: &Uid, _: Compression) -> Result<(), HostError> {
+        self.verb("compress memory", owner.as_str(), |state| {
+            let missing = || HostError::new(HostErrorKind::Missing, "compress memory", owner.as_str());
+            state.memories.get_mut(owner).ok_or_else(missing)?.packing = PACKED;
+            Ok(())
         })
         .await
     }

@@ -1,14 +1,19 @@
 //! Simulated snapshots: the disk's age, and the VM as it stood.
 
 use jiff::Timestamp;
+use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::SnapshotKind;
+use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
 use super::machines::Vmm;
 use super::{State, World};
 use crate::host::{CapturePlan, Captured, HostError, HostErrorKind, Memory, Snapshots, VmmState};
 use crate::runtime::Clock;
+
+/// What every memory becomes.
+pub(super) const PACKED: PackingState =
+    PackingState::Packed { packed: Bytes(1 << 20), plain: Bytes(4 << 20) };
 
 /// A snapshot's directory; `None` when a capture was cut.
 #[derive(Debug, Clone)]
@@ -20,6 +25,7 @@ struct Taken {
     disk: Bytes,
     disk_age: u64,
     vmm: Option<Vmm>,
+    packing: PackingState,
 }
 
 impl SnapshotDir {
@@ -30,6 +36,7 @@ impl SnapshotDir {
                 kind: if taken.vmm.is_some() { SnapshotKind::Standby } else { SnapshotKind::Stopped },
                 size: taken.disk,
                 captured_at: taken.at,
+                packing: taken.packing,
             },
         }
     }
@@ -97,9 +104,20 @@ impl Snapshots for World {
             {
                 vmm.hold(now);
             }
-            let taken = (!is_cut).then_some(Taken { at: now, disk, disk_age, vmm });
+            let taken =
+                (!is_cut).then_some(Taken { at: now, disk, disk_age, vmm, packing: PackingState::Plain });
             state.snapshots.insert(plan.snapshot.clone(), SnapshotDir(taken));
             if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
+        })
+        .await
+    }
+
+    async fn compress(&self, snapshot: &Uid, _: Compression) -> Result<(), HostError> {
+        self.verb("compress", snapshot.as_str(), |state| {
+            let missing = || HostError::new(HostErrorKind::Missing, "compress", snapshot.as_str());
+            let taken = state.snapshots.get_mut(snapshot).and_then(|dir| dir.0.as_mut());
+            taken.ok_or_else(missing)?.packing = PACKED;
+            Ok(())
         })
         .await
     }

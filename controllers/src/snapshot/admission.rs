@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use stead_schemas::compression::Compression;
 use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::limits::SNAPSHOTS_PER_SOURCE_MAX;
 use stead_schemas::meta::{Object, Tags};
@@ -20,6 +21,8 @@ pub struct Wish {
     pub name: Option<Name>,
     pub tags: Tags,
     pub purpose: SnapshotPurpose,
+    /// `None` leaves it as it is.
+    pub compression: Option<Compression>,
     /// Forks to hold ready.
     pub pool: u32,
 }
@@ -79,6 +82,7 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
         purpose: wish.purpose,
         instance: Box::new(instance.spec.clone()),
         image_digest: instance.status.image_digest.clone(),
+        compression: wish.compression,
         pool: wish.pool,
     };
     Ok(tx.create::<Snapshot>(New {

@@ -18,6 +18,7 @@ mod tests;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use stead_schemas::compression::Compression;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::snapshot::{Snapshot, SnapshotStatus};
@@ -52,6 +53,7 @@ impl std::fmt::Debug for Pools {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     Capture(Box<CapturePlan>),
+    Compress(Uid, Compression),
     Remove(Uid),
     /// Nobody needs it any more: its deletion is asked for.
     Expire(Uid),
@@ -86,7 +88,7 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
     type Observed = Observed;
     type Action = Action;
 
-    const ACTIONS: &'static [&'static str] = &["Capture", "Remove", "Expire", "TendPool"];
+    const ACTIONS: &'static [&'static str] = &["Capture", "Compress", "Remove", "Expire", "TendPool"];
 
     async fn observe(&self, uid: &Uid, object: Option<&Object<Snapshot>>) -> Result<Observed, HostError> {
         observe::observe(self, uid, object).await
@@ -99,6 +101,7 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
     fn action_name(action: &Action) -> &'static str {
         match action {
             Action::Capture(_) => "Capture",
+            Action::Compress(..) => "Compress",
             Action::Remove(_) => "Remove",
             Action::Expire(_) => "Expire",
             Action::TendPool(_) => "TendPool",
@@ -108,6 +111,7 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
     async fn act(&self, action: &Action) -> Result<(), HostError> {
         match action {
             Action::Capture(plan) => self.snapshots.capture(plan).await,
+            Action::Compress(uid, how) => self.snapshots.compress(uid, *how).await,
             Action::Remove(uid) => self.snapshots.remove(uid).await,
             Action::Expire(uid) => self.expire(uid).await,
             Action::TendPool(uid) => self.tend(uid).await,

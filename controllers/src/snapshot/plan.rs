@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use stead_schemas::condition::Reason;
 use stead_schemas::meta::Object;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::{Snapshot, SnapshotPhase, SnapshotPurpose};
+use stead_schemas::snapshot::{PackingState, Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
 use super::observe::{Observed, Source, capture_plan};
 use super::{Action, status};
@@ -26,6 +26,12 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timest
             (SnapshotPhase::Ready, Some(Captured::Whole { .. })) if seen.members != object.spec.pool => {
                 act(Action::TendPool(seen.uid.clone()))
             }
+            // Shared with a pool it stays as it is: what its members map is not freed anyway.
+            (SnapshotPhase::Ready, Some(Captured::Whole { packing: PackingState::Plain, kind, .. }))
+                if *kind == SnapshotKind::Standby && object.spec.pool == 0 && !seen.is_needed =>
+            {
+                plan_packing(object, seen)
+            }
             (SnapshotPhase::Ready, Some(Captured::Whole { .. })) => Plan::Converged,
             (SnapshotPhase::Ready, _) => refuse(Reason::SnapshotFailed, status::LOST),
             (SnapshotPhase::Failed, Some(_)) => act(Action::Remove(seen.uid.clone())),
@@ -37,6 +43,13 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timest
             (SnapshotPhase::Pending, Some(Captured::Whole { .. })) => Plan::Converged,
             (SnapshotPhase::Pending, _) => plan_capture(object, seen, now),
         },
+    }
+}
+
+fn plan_packing(object: &Object<Snapshot>, seen: &Observed) -> Plan<Action> {
+    match object.spec.compression {
+        Some(how) => act(Action::Compress(seen.uid.clone(), how)),
+        None => Plan::Converged,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What was observed of a snapshot, as its status.
 
 use stead_schemas::meta::Object;
-use stead_schemas::snapshot::{Snapshot, SnapshotPhase, SnapshotStatus};
+use stead_schemas::snapshot::{PackingState, Snapshot, SnapshotPhase, SnapshotStatus};
 
 use super::Observed;
 use crate::host::{Captured, HostErrorKind};
@@ -13,11 +13,13 @@ pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &P
     let generation = object.meta.generation;
     let mut status = object.status.clone();
     status.warm = seen.map_or(status.warm, |seen| seen.warm);
-    if let Some(Observed { captured: Some(Captured::Whole { kind: _, size, captured_at }), .. }) = seen
+    if let Some(Observed { captured: Some(Captured::Whole { kind: _, size, captured_at, packing }), .. }) =
+        seen
         && status.phase != SnapshotPhase::Failed
     {
         status.phase = SnapshotPhase::Ready;
-        (status.size, status.captured_at) = (*size, Some(*captured_at));
+        (status.size, status.captured_at, status.packing) = (*size, Some(*captured_at), *packing);
+        status.packing_error = packing_error(&object.status, *packing, end);
     }
     if !object.meta.is_deleting() && status.phase != SnapshotPhase::Failed {
         match &end.outcome {
@@ -35,6 +37,17 @@ pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &P
     status.observed_generation = generation;
     status.conditions = conditions::standard(&object.status.conditions, generation, end);
     status
+}
+
+/// The only step of a snapshot that is ready is its compression.
+fn packing_error(before: &SnapshotStatus, packing: PackingState, end: &PassEnd) -> Option<String> {
+    match (&end.outcome, packing) {
+        (_, PackingState::Packed { .. }) => None,
+        (Outcome::Failed { message, .. }, PackingState::Plain) if before.phase == SnapshotPhase::Ready => {
+            Some(message.clone())
+        }
+        _ => before.packing_error.clone(),
+    }
 }
 
 fn fail(status: &mut SnapshotStatus, why: &str) {

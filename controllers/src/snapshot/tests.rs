@@ -5,7 +5,9 @@ use stead_schemas::instance::Power;
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::{SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus};
+use stead_schemas::snapshot::{
+    PackingState, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
+};
 
 use super::plan::plan;
 use super::status::status;
@@ -33,13 +35,19 @@ fn snapshot(purpose: SnapshotPurpose, phase: SnapshotPhase) -> Object<Snapshot> 
         purpose,
         instance: Box::new(instance.spec),
         image_digest: None,
+        compression: None,
         pool: 0,
     };
     Object { meta, spec, status: SnapshotStatus { phase, ..SnapshotStatus::default() } }
 }
 
 fn whole() -> Option<Captured> {
-    Some(Captured::Whole { kind: SnapshotKind::Standby, size: Bytes(5), captured_at: at(1) })
+    Some(Captured::Whole {
+        kind: SnapshotKind::Standby,
+        size: Bytes(5),
+        captured_at: at(1),
+        packing: PackingState::Plain,
+    })
 }
 
 fn seen(captured: Option<Captured>, source: Option<Source>, available: u64) -> Observed {

@@ -5,9 +5,11 @@
 //! its disk, its port and its image object in the same commit.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
-use stead_schemas::api::{InstancePatch, InstanceStart, InstanceWish, check_fits};
+use stead_schemas::api::{InstancePatch, InstanceStart, InstanceWish, StandbyRequest, check_fits};
+use stead_schemas::compression::CompressionWish;
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::image::{Image, ImagePhase};
@@ -106,6 +108,8 @@ pub fn create(
         skip_guest_agent: wish.skip_guest_agent,
         skip_kernel_headers: wish.skip_kernel_headers,
         restart: wish.restart,
+        snapshot_policy: wish.snapshot_policy,
+        compression: None,
         health: wish.health,
         health_version: 0,
         expires_at: expires_at(wish.expiry, tx.now())?,
@@ -377,7 +381,11 @@ pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused
 ///
 /// # Errors
 /// `InvalidState` unless it runs.
-pub fn standby(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
+pub fn standby(
+    tx: &mut Tx<'_>,
+    uid: &Uid,
+    request: StandbyRequest,
+) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     let state = object.status.state;
     match (object.spec.power, state) {
@@ -388,10 +396,20 @@ pub fn standby(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refu
                 spec.power = Power::Standby;
                 spec.power_since = now;
                 spec.standby += 1;
+                spec.compression = compression_wish(spec, request, now);
             })?)
         }
         _ => Err(Refused::InvalidState { verb: "standby", state, legal: "Running" }),
     }
+}
+
+/// The request's word goes before the instance's policy.
+fn compression_wish(spec: &InstanceSpec, request: StandbyRequest, now: Timestamp) -> Option<CompressionWish> {
+    let policy = spec.snapshot_policy.unwrap_or_default();
+    let how = request.compression.or(policy.compression)?;
+    let delay = request.delay.or(policy.delay).map_or(Duration::ZERO, |delay| delay.0);
+    // Beyond the last time there is: never.
+    Some(CompressionWish { how, not_before: now.checked_add(delay).unwrap_or(Timestamp::MAX) })
 }
 
 /// Asks for the VM to go on from its kept memory; before it is kept, for nothing to come of that.

@@ -38,8 +38,9 @@ mod tests;
 mod verbs;
 
 use jiff::Timestamp;
+use stead_schemas::compression::Compression;
 use stead_schemas::guest;
-use stead_schemas::instance::{Instance, InstanceStatus};
+use stead_schemas::instance::{Instance, InstanceStatus, Power};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
 
@@ -72,6 +73,7 @@ pub enum Action {
     Save(Uid, u64),
     Restore(Box<LaunchPlan>),
     DiscardMemory(Uid),
+    Compress(Uid, Compression),
     /// The memory of a snapshot becomes the saved one.
     Adopt(Box<AdoptPlan>),
     /// A guest that goes on from another's memory is told who it is.
@@ -113,6 +115,7 @@ impl<M: Machines, I: Images, P: Probes> Reconciler for Vms<M, I, P> {
         "Save",
         "Restore",
         "DiscardMemory",
+        "Compress",
         "Adopt",
         "Assume",
         "Reconnect",
@@ -143,6 +146,7 @@ impl<M: Machines, I: Images, P: Probes> Reconciler for Vms<M, I, P> {
             Action::Save(..) => "Save",
             Action::Restore(_) => "Restore",
             Action::DiscardMemory(_) => "DiscardMemory",
+            Action::Compress(..) => "Compress",
             Action::Adopt(_) => "Adopt",
             Action::Assume(..) => "Assume",
             Action::Reconnect(..) => "Reconnect",
@@ -166,6 +170,7 @@ impl<M: Machines, I: Images, P: Probes> Reconciler for Vms<M, I, P> {
             Action::Save(uid, generation) => self.machines.save(uid, *generation).await,
             Action::Restore(plan) => self.machines.restore(plan).await,
             Action::DiscardMemory(uid) => self.machines.discard_memory(uid).await,
+            Action::Compress(uid, how) => self.machines.compress_memory(uid, *how).await,
             Action::Adopt(plan) => self.machines.adopt_memory(plan).await,
             Action::Assume(uid, assumed) => self.machines.assume(uid, assumed).await,
             Action::Reconnect(uid, tap) => self.machines.reconnect(uid, tap).await,
@@ -188,8 +193,10 @@ impl<M: Machines, I: Images, P: Probes> Reconciler for Vms<M, I, P> {
         remarks::remarks(object, next)
     }
 
-    fn next_look(object: &Object<Instance>) -> Option<Timestamp> {
-        object.spec.expires_at.filter(|_| !object.meta.is_deleting())
+    fn next_look(object: &Object<Instance>, now: Timestamp) -> Option<Timestamp> {
+        let compression = object.spec.compression.filter(|_| object.spec.power == Power::Standby);
+        let times = [object.spec.expires_at, compression.map(|wish| wish.not_before)];
+        times.into_iter().flatten().filter(|&at| at > now && !object.meta.is_deleting()).min()
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {

@@ -11,6 +11,7 @@ use stead_schemas::limits;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::policy::RestartReason;
+use stead_schemas::snapshot::PackingState;
 
 use super::restarts::Follows;
 use super::{Action, Observed, OriginSeen, health};
@@ -38,7 +39,7 @@ fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp
         Desired::Present(object) => match (&seen.machine, wanted_run(object)) {
             (None, Some(_)) if object.awaits_memory().is_some() => plan_adopt(object, seen, now),
             (None, Some(_)) if seen.saved(object).is_some() && object.spec.power == Power::Standby => {
-                Plan::Converged
+                plan_kept(object, seen, now)
             }
             (None, Some(run)) if seen.saved(object).is_some() || seen.memory.is_none() => {
                 plan_launch(object, seen, run, now)
@@ -148,6 +149,17 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
         network: parts.port.as_ref().map(|port| port.card.clone()),
     });
     act(if seen.saved(object).is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
+}
+
+/// In standby: compressed when that is due.
+fn plan_kept(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    let packing = seen.saved(object).map(|saved| saved.packing);
+    match (object.spec.compression, packing) {
+        (Some(wish), Some(PackingState::Plain)) if now >= wish.not_before => {
+            act(Action::Compress(object.meta.uid.clone(), wish.how))
+        }
+        _ => Plan::Converged,
+    }
 }
 
 /// The memory of the snapshot that it begins with becomes its own, once.

@@ -14,6 +14,7 @@ use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Platform, Uid};
 use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
 use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::PackingState;
 
 use super::plan::{argv, machine_id, plan};
 use super::status::status;
@@ -66,6 +67,8 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             standby: 0,
             is_forced: false,
             origin: None,
+            snapshot_policy: None,
+            compression: None,
             allocated: Allocated { image: uid(), disk: uid(), port: None, cid: 3 },
         },
         status: InstanceStatus { image_digest: Some(digest), ended_run, ..InstanceStatus::default() },
@@ -175,7 +178,14 @@ fn every_step_to_standby_and_back_has_its_next_one() {
     };
     let down = || of(Power::Standby, 1);
     let back = || of(Power::Running, 1);
-    let saved = |generation| Some(Memory::Saved(SavedMemory { generation, run: 1, launched_at: at(0) }));
+    let saved = |generation| {
+        Some(Memory::Saved(SavedMemory {
+            generation,
+            run: 1,
+            launched_at: at(0),
+            packing: PackingState::Plain,
+        }))
+    };
     let loose = || Some(Memory::Loose);
     let table = [
         (down(), Some(machine(Running, Ready)), None, "Pause"),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use stead_schemas::api::InstanceStart;
+use stead_schemas::api::{InstanceStart, StandbyRequest};
 use stead_schemas::instance::{Instance, InstanceStatus, Power, State};
 use stead_schemas::meta::Tags;
 use stead_schemas::names::Uid;
@@ -42,7 +42,7 @@ type Verb = fn(&mut Tx<'_>, &Uid) -> Result<(), Refused>;
 
 const START: Verb = |tx, uid| admission::start(tx, uid, InstanceStart::default()).map(drop);
 const STOP: Verb = |tx, uid| admission::stop(tx, uid).map(drop);
-const STANDBY: Verb = |tx, uid| admission::standby(tx, uid).map(drop);
+const STANDBY: Verb = |tx, uid| admission::standby(tx, uid, StandbyRequest::PLAIN).map(drop);
 const RESTORE: Verb = |tx, uid| admission::restore(tx, uid).map(drop);
 
 #[tokio::test]

@@ -7,10 +7,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::compression::SnapshotPolicyView;
 use super::fields::Fields;
 use super::health::{HealthCheckView, HealthView, check_fits};
 use super::policy::RestartView;
-use super::{health, later, policy};
+use super::{compression, health, later, policy};
+use crate::compression::SnapshotPolicy;
 use crate::condition::Condition;
 use crate::health::HealthCheck;
 use crate::instance::{Hypervisor, Instance as Kind, Secret, State};
@@ -51,6 +53,7 @@ pub struct InstanceWish {
     pub restart: RestartPolicy,
     pub expiry: Expiry,
     pub health: Option<HealthCheck>,
+    pub snapshot_policy: Option<SnapshotPolicy>,
 }
 
 impl InstanceWish {
@@ -93,6 +96,7 @@ impl InstanceWish {
         {
             errors.push("health_check.type", health::INVALID, why);
         }
+        let snapshot_policy = compression::policy(&mut fields, &mut errors);
         later::refuse_later_fields(&mut fields, &mut errors);
         fields.finish(&mut errors);
         match (name, image) {
@@ -113,6 +117,7 @@ impl InstanceWish {
                 skip_kernel_headers,
                 restart,
                 expiry,
+                snapshot_policy,
                 health,
             }),
             _ => Err(errors),
@@ -226,25 +231,6 @@ impl InstanceStart {
     }
 }
 
-/// The optional body of `POST …/standby`. No field of it is known yet: compression is refused by
-/// name, with every other.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StandbyRequest;
-
-impl StandbyRequest {
-    /// Reads the body; an empty one asks for nothing more.
-    ///
-    /// # Errors
-    /// Every problem of it.
-    pub fn read(body: Value) -> Result<Self, FieldErrors> {
-        let mut errors = FieldErrors::default();
-        if !body.is_null() {
-            Fields::body(body, &mut errors).finish(&mut errors);
-        }
-        errors.into_result().map(|()| Self)
-    }
-}
-
 /// An instance as clients read it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Instance {
@@ -278,6 +264,8 @@ pub struct Instance {
     pub restart_policy: Option<RestartPolicy>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_status: Option<RestartView>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_policy: Option<SnapshotPolicyView>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheckView>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -347,6 +335,7 @@ impl Instance {
             platform: spec.platform,
             tags: meta.tags.clone(),
             restart_policy: has_policy.then(|| spec.restart.clone()),
+            snapshot_policy: spec.snapshot_policy.map(Into::into),
             restart_status: has_policy.then(|| (&status.restart).into()),
             health_check: spec.health.as_ref().map(Into::into),
             health_status: Some(HealthView::of(spec, status)),

@@ -148,14 +148,4 @@ pub(super) fn refuse_later_policies(fields: &mut Fields, errors: &mut FieldError
             refuse(errors, path);
         }
     }
-    if let Some(mut policy) = fields.object("snapshot_policy", errors) {
-        let path = fields.path("snapshot_policy");
-        let has_compression = policy.object("compression", errors).is_some();
-        let delay: Option<GoDuration> =
-            policy.parsed("standby_compression_delay", "invalid_snapshot_policy", errors);
-        policy.finish(errors);
-        if has_compression || delay.is_some() {
-            refuse(errors, path);
-        }
-    }
 }

@@ -6,6 +6,7 @@
 //! Source: contract.md; the official SDKs are the judge.
 
 mod agent;
+mod compression;
 mod error;
 mod fields;
 mod health;
@@ -19,13 +20,13 @@ mod system;
 mod tests;
 
 pub use agent::{CopyFrame, CopyHeader, CopyRequest, Direction, ExecControl, ExecRequest, PathView};
+pub use compression::{CompressionAsked, CompressionView, SnapshotPolicyView, StandbyRequest};
 pub use error::{ErrorBody, ErrorDetail};
 pub use fields::Fields;
 pub use health::{ExecView, HealthCheckView, HealthView, HealthWord, HttpView, TcpView, check_fits};
 pub use image::{Image, ImageCreate, ImageTag, PushCredentials};
 pub use instance::{
-    Instance, InstanceDefaults, InstanceStart, InstanceWish, NetworkView, StandbyRequest, WaitForState,
-    parse_state,
+    Instance, InstanceDefaults, InstanceStart, InstanceWish, NetworkView, WaitForState, parse_state,
 };
 pub use policy::{InstancePatch, RestartView};
 pub use snapshot::{

@@ -4,12 +4,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::compression::{self, CompressionAsked, CompressionView};
 use super::fields::Fields;
 use crate::instance::{Hypervisor, Power, State};
 use crate::limits::POOL_MAX;
 use crate::meta::{Object, Tags};
 use crate::names::Name;
-use crate::snapshot::{Snapshot as Kind, SnapshotKind, SnapshotPhase};
+use crate::snapshot::{PackingState, Snapshot as Kind, SnapshotKind, SnapshotPhase};
 use crate::validate::{FieldErrors, tags as check_tags};
 
 const INVALID: &str = "invalid_request";
@@ -20,6 +21,7 @@ pub struct SnapshotCreate {
     pub kind: SnapshotKind,
     pub name: Option<Name>,
     pub tags: Tags,
+    pub compression: CompressionAsked,
     /// Additive: forks to hold ready.
     pub pool: u32,
 }
@@ -42,14 +44,14 @@ impl SnapshotCreate {
         let name = name(&mut fields, &mut errors);
         let tags = fields.map("tags", &mut errors).unwrap_or_default();
         check_tags(&mut errors, "tags", &tags);
-        refuse_compression(&mut fields, &mut errors);
+        let compression = compression::read(&mut fields, &mut errors);
         let pool = pool(&mut fields, &mut errors).unwrap_or(0);
         if pool > 0 && kind == Some(SnapshotKind::Stopped) {
             errors.push("pool_size", INVALID, "needs a snapshot of the kind Standby");
         }
         fields.finish(&mut errors);
         match kind {
-            Some(kind) if errors.is_empty() => Ok(Self { kind, name, tags, pool }),
+            Some(kind) if errors.is_empty() => Ok(Self { kind, name, tags, compression, pool }),
             _ => Err(errors),
         }
     }
@@ -200,20 +202,6 @@ fn hypervisor(fields: &mut Fields, default: Hypervisor, errors: &mut FieldErrors
     }
 }
 
-fn refuse_compression(fields: &mut Fields, errors: &mut FieldErrors) {
-    let Some(mut compression) = fields.object("compression", errors) else { return };
-    let path = compression.path("enabled");
-    for key in ["algorithm", "level"] {
-        compression.take(key);
-    }
-    match compression.flag("enabled", errors) {
-        Some(true) => errors.push(path, "not_supported", "is not supported by this server yet"),
-        Some(false) => {}
-        None => errors.push(path, "invalid_snapshot_compression", "is required"),
-    }
-    compression.finish(errors);
-}
-
 /// A snapshot as clients read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -227,7 +215,16 @@ pub struct Snapshot {
     pub source_instance_id: String,
     pub source_instance_name: String,
     pub tags: Tags,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<CompressionView>,
+    /// none, compressing, compressed or error
     pub compression_state: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression_error: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compressed_size_bytes: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncompressed_size_bytes: Option<u64>,
     /// Additive: forks to hold ready, and those that are.
     pub pool_size: u32,
     pub pool_ready: u32,
@@ -242,6 +239,12 @@ impl Snapshot {
     #[must_use]
     pub fn of(object: &Object<Kind>) -> Self {
         let Object { meta, spec, status } = object;
+        let (compression_state, sizes) = match status.packing {
+            PackingState::Plain if status.packing_error.is_some() => ("error", None),
+            PackingState::Plain => ("none", None),
+            PackingState::Packing => ("compressing", None),
+            PackingState::Packed { packed, plain } => ("compressed", Some((packed, plain))),
+        };
         Self {
             id: meta.uid.to_string(),
             name: spec.name.as_ref().map(ToString::to_string),
@@ -252,7 +255,11 @@ impl Snapshot {
             source_instance_id: spec.source.to_string(),
             source_instance_name: spec.source_name.to_string(),
             tags: meta.tags.clone(),
-            compression_state: "none".to_owned(),
+            compression: spec.compression.map(Into::into),
+            compression_state: compression_state.to_owned(),
+            compression_error: status.packing_error.clone(),
+            compressed_size_bytes: sizes.map(|(packed, _)| packed.0),
+            uncompressed_size_bytes: sizes.map(|(_, plain)| plain.0),
             pool_size: spec.pool,
             pool_ready: status.warm,
             status: status.phase,

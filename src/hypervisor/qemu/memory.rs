@@ -16,19 +16,27 @@ use std::fs::{self, File};
 use std::io::{self, Seek};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stead_controllers::host::{HostError, HostErrorKind, Memory, SavedMemory};
+use stead_schemas::compression::Compression;
 use stead_schemas::guest::Token;
 use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::PackingState;
 use tracing::warn;
 
+use super::packing;
 use super::ram::{anonymous, copy_ram, sum_ram};
 use crate::host::files;
 
 const RAM: &str = "ram";
+/// The same, compressed; beside `ram` it is a rest of a crash, and `ram` counts.
+const PACKED: &str = "ram.packed";
+const PACKING: &str = "ram.packing";
 const SAVING: &str = "saving";
 const SAVED: &str = "saved";
 const DISCARDED: &str = "discarded";
@@ -166,8 +174,63 @@ impl MemoryDir {
                 generation: manifest.origin.generation,
                 run: manifest.origin.run,
                 launched_at: manifest.origin.launched_at,
+                packing: self.packing(&manifest),
             })
         })))
+    }
+
+    /// How the RAM is kept; `Packing` is for the one to say who knows what goes on.
+    pub(super) fn packing(&self, manifest: &Manifest) -> PackingState {
+        let plain = Bytes(manifest.proof.ram_bytes);
+        match fs::metadata(self.saved(PACKED)) {
+            Ok(packed) if !self.saved(RAM).exists() => {
+                PackingState::Packed { packed: Bytes(packed.len()), plain }
+            }
+            // The VMM's own form, which holds no zeros either, is left as it is.
+            _ if manifest.proof.is_ram_in_state => PackingState::Packed { packed: plain, plain },
+            _ => PackingState::Plain,
+        }
+    }
+
+    pub(super) fn name(&self) -> String {
+        self.directory.display().to_string()
+    }
+
+    /// Puts the RAM's compressed form in its place. Told to stop, it leaves all as it was.
+    pub(super) fn pack(&self, how: Compression, stop: &AtomicBool) -> Result<(), HostError> {
+        let failed = self.failed("compress the memory in");
+        let (ram, packing) = (self.saved(RAM), self.saved(PACKING));
+        super::remove_file(&packing).map_err(&failed)?;
+        let packed = File::open(&ram).and_then(|ram| {
+            let to = File::options().read(true).write(true).create_new(true).open(&packing)?;
+            packing::pack(&ram, &to, how, stop)
+        });
+        if let Err(error) = packed {
+            super::remove_file(&packing).map_err(&failed)?;
+            return Err(failed(error));
+        }
+        let sync = || File::open(self.directory.join(SAVED)).and_then(|saved| saved.sync_all());
+        fs::rename(&packing, self.saved(PACKED)).and_then(|()| sync()).map_err(&failed)?;
+        fs::remove_file(&ram).and_then(|()| sync()).map_err(&failed)
+    }
+
+    /// The RAM in a file of its own, checked.
+    fn plain_ram(&self, proof: &Proof) -> Result<File, HostError> {
+        let failed = self.failed("restore the memory in");
+        let ram = anonymous().map_err(&failed)?;
+        let sum = match File::open(self.saved(RAM)) {
+            Ok(kept) => copy_ram(&kept, &ram).map_err(&failed)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let packed = File::open(self.saved(PACKED)).map_err(&failed)?;
+                packing::unpack(&packed, &ram).map_err(&failed)?;
+                sum_ram(&ram).map_err(&failed)?
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        match sum == (proof.ram_bytes, proof.ram_crc32) {
+            true => Ok(ram),
+            false => Err(self.damaged("the RAM is not what was saved")),
+        }
     }
 
     /// Of the saved memory; one that says nothing we know is none.
@@ -210,7 +273,13 @@ impl MemoryDir {
         if is_ram_in_state {
             return Ok(RamKept::InState);
         }
-        fs::hard_link(from.saved(RAM), self.saving(RAM)).map_err(&failed)?;
+        // A compression may end in between: then the one is there and the other is not.
+        match fs::hard_link(from.saved(RAM), self.saving(RAM)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::hard_link(from.saved(PACKED), self.saving(PACKED)).map_err(&failed)?;
+            }
+            linked => linked.map_err(&failed)?,
+        }
         Ok(RamKept::InFile { bytes: ram_bytes, crc32: ram_crc32 })
     }
 
@@ -222,7 +291,9 @@ impl MemoryDir {
         state.sync_all().map_err(&failed)?;
         let (ram_bytes, ram_crc32) = match ram {
             RamKept::InFile { bytes, crc32 } => {
-                File::open(self.saving(RAM)).and_then(|ram| ram.sync_all()).map_err(&failed)?;
+                let ram = [RAM, PACKED].map(|name| self.saving(name)).into_iter().find(|path| path.exists());
+                let ram = ram.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+                ram.and_then(File::open).and_then(|ram| ram.sync_all()).map_err(&failed)?;
                 (bytes, crc32)
             }
             RamKept::InState => (0, 0),
@@ -243,7 +314,7 @@ impl MemoryDir {
     /// The saved RAM, in memory again or shared, and the device state.
     pub(super) fn load(&self, manifest: &Manifest) -> Result<(RamFile, File), HostError> {
         let failed = self.failed("restore the memory in");
-        let Proof { state_bytes, state_sha256, ram_bytes, ram_crc32, is_ram_in_state } = &manifest.proof;
+        let Proof { state_bytes, state_sha256, is_ram_in_state, .. } = &manifest.proof;
         let mut state = File::open(self.saved(STATE)).map_err(&failed)?;
         if state_sum(&state).map_err(&failed)? != (*state_bytes, state_sha256.clone()) {
             return Err(self.damaged("the device state is not what was saved"));
@@ -252,21 +323,17 @@ impl MemoryDir {
         if *is_ram_in_state {
             return Ok((RamFile::Empty, state));
         }
-        let kept = File::open(self.saved(RAM)).map_err(&failed)?;
-        if manifest.origin.is_adopted {
-            return Ok((RamFile::Shared(kept), state));
+        if manifest.origin.is_adopted && self.saved(RAM).exists() {
+            return Ok((RamFile::Shared(File::open(self.saved(RAM)).map_err(&failed)?), state));
         }
-        let ram = anonymous().map_err(&failed)?;
-        match copy_ram(&kept, &ram).map_err(&failed)? == (*ram_bytes, *ram_crc32) {
-            true => Ok((RamFile::Own(ram), state)),
-            false => Err(self.damaged("the RAM is not what was saved")),
-        }
+        Ok((RamFile::Own(self.plain_ram(&manifest.proof)?), state))
     }
 
     /// Reads RAM that will be shared, and so not be read as a whole again.
     pub(super) fn check_ram(&self, manifest: &Manifest) -> Result<(), HostError> {
         let Proof { ram_bytes, ram_crc32, is_ram_in_state, .. } = manifest.proof;
-        if is_ram_in_state {
+        // A packed one is checked by every restore.
+        if is_ram_in_state || !self.saved(RAM).exists() {
             return Ok(());
         }
         let failed = self.failed("check the memory in");

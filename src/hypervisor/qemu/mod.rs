@@ -13,6 +13,8 @@ mod hostile;
 mod launching;
 mod memory;
 mod monitor;
+mod packer;
+mod packing;
 mod places;
 mod ram;
 mod restoring;
@@ -33,14 +35,17 @@ use stead_controllers::host::{
     AdoptPlan, GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory,
     VmmState,
 };
+use stead_schemas::compression::Compression;
 use stead_schemas::guest::{self, Request, Seed, ToGuest, Token};
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::PackingState;
 use tokio::task::JoinHandle;
 
 use self::control::Control;
 use self::memory::MemoryDir;
 use self::monitor::Monitor;
+use self::packer::Packer;
 use self::places::{Places, Record};
 use self::turns::Turns;
 use crate::agent::{AgentError, AgentStream};
@@ -71,6 +76,7 @@ pub struct Qemu {
     config: Arc<QemuConfig>,
     attached: Arc<Mutex<BTreeMap<Uid, Arc<Attached>>>>,
     turns: Arc<Turns>,
+    packer: Packer,
     /// Snapshots whose RAM this daemon has found to be what was saved.
     checked: Arc<Mutex<BTreeSet<Uid>>>,
 }
@@ -116,7 +122,9 @@ impl Qemu {
     /// Looks at nothing yet: machines of an earlier daemon are attached when they are inspected.
     #[must_use]
     pub fn new(config: QemuConfig) -> Self {
+        let packer = Packer::new(config.changed.clone());
         Self {
+            packer,
             config: Arc::new(config),
             attached: Arc::default(),
             turns: Arc::default(),
@@ -299,7 +307,17 @@ impl Machines for Qemu {
     }
 
     async fn memory(&self, owner: &Uid) -> Result<Option<Memory>, HostError> {
-        self.memory_dir(owner).seen()
+        let mut seen = self.memory_dir(owner).seen()?;
+        if let Some(Memory::Saved(saved)) = &mut seen
+            && self.packer.is_going(owner)
+        {
+            saved.packing = PackingState::Packing;
+        }
+        Ok(seen)
+    }
+
+    async fn compress_memory(&self, owner: &Uid, how: Compression) -> Result<(), HostError> {
+        self.packer.begin(owner, self.memory_dir(owner), how)
     }
 
     async fn save(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
@@ -309,10 +327,12 @@ impl Machines for Qemu {
 
     async fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError> {
         let _turn = self.turns.take(&plan.owner).await;
+        self.packer.end(&plan.owner).await;
         self.launch_saved(plan).await
     }
 
     async fn discard_memory(&self, owner: &Uid) -> Result<(), HostError> {
+        self.packer.end(owner).await;
         self.memory_dir(owner).discard()
     }
 

@@ -53,8 +53,11 @@ pub(super) fn sum_ram(from: &File) -> io::Result<(u64, u32)> {
     each_block_run(from, |_, _| Ok(()))
 }
 
-/// Goes over all runs of blocks that are not zero.
-fn each_block_run(from: &File, mut take: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<(u64, u32)> {
+/// Goes over all runs of blocks that are not zero, none longer than a read; their length and sum.
+pub(super) fn each_block_run(
+    from: &File,
+    mut take: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<(u64, u32)> {
     let length = from.metadata()?.len();
     let mut sum = flate2::Crc::new();
     let mut buffer = vec![0u8; CHUNK];

@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use stead_controllers::host::{
     CapturePlan, Captured, GuestPhase, HostError, HostErrorKind, Snapshots, VmmState,
 };
+use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::SnapshotKind;
+use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
 use super::memory::{FileMark, MemoryDir, Origin, RamKept};
 use super::places::Record;
@@ -54,7 +55,16 @@ impl Snapshots for Qemu {
             && (manifest.kind == SnapshotKind::Stopped || dir.manifest()?.is_some());
         let Manifest { kind, captured_at, disk_bytes: _ } = manifest;
         let size = Bytes(allocated_in(&dir));
-        Ok(Some(if is_whole { Captured::Whole { kind, size, captured_at } } else { Captured::Loose }))
+        let packing = match dir.manifest()? {
+            _ if self.packer.is_going(snapshot) => PackingState::Packing,
+            Some(memory) => dir.packing(&memory),
+            None => PackingState::Plain,
+        };
+        Ok(Some(if is_whole {
+            Captured::Whole { kind, size, captured_at, packing }
+        } else {
+            Captured::Loose
+        }))
     }
 
     async fn measure(&self, plan: &CapturePlan) -> Result<Bytes, HostError> {
@@ -92,8 +102,13 @@ impl Snapshots for Qemu {
         captured
     }
 
+    async fn compress(&self, snapshot: &Uid, how: Compression) -> Result<(), HostError> {
+        self.packer.begin(snapshot, self.snapshot_dir(snapshot), how)
+    }
+
     async fn remove(&self, snapshot: &Uid) -> Result<(), HostError> {
         self.checked().remove(snapshot);
+        self.packer.end(snapshot).await;
         let dir = self.snapshot_dir(snapshot);
         // Freeing the blocks of large files takes a while.
         let removed = tokio::task::spawn_blocking(move || dir.discard()).await;

@@ -1,0 +1,158 @@
+//! Compression on the wire: `{"enabled": true, "algorithm": "zstd", "level": 1}`.
+
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::fields::Fields;
+use crate::compression::{Algorithm, Compression, SnapshotPolicy};
+use crate::limits::TTL_MAX;
+use crate::quantity::GoDuration;
+use crate::validate::FieldErrors;
+
+const INVALID: &str = "invalid_snapshot_compression";
+const INVALID_DELAY: &str = "invalid_compression_delay";
+
+/// What a request says of compression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompressionAsked {
+    /// As the instance's policy has it.
+    Unsaid,
+    Off,
+    On(Compression),
+}
+
+impl CompressionAsked {
+    /// With the policy where nothing is said.
+    #[must_use]
+    pub fn or(self, policy: Option<Compression>) -> Option<Compression> {
+        match self {
+            Self::Unsaid => policy,
+            Self::Off => None,
+            Self::On(compression) => Some(compression),
+        }
+    }
+}
+
+/// `compression`; its problems carry `code`.
+pub(super) fn read(fields: &mut Fields, errors: &mut FieldErrors) -> CompressionAsked {
+    let Some(mut object) = fields.object("compression", errors) else { return CompressionAsked::Unsaid };
+    let path = object.path("enabled");
+    let is_enabled = object.flag("enabled", errors);
+    if is_enabled.is_none() {
+        errors.push(path, INVALID, "is required: true or false");
+    }
+    let algorithm = match object.text("algorithm", errors).as_deref() {
+        None | Some("zstd") => Algorithm::Zstd,
+        Some("lz4") => Algorithm::Lz4,
+        Some(_) => {
+            errors.push(object.path("algorithm"), INVALID, "must be zstd or lz4");
+            Algorithm::Zstd
+        }
+    };
+    let level = level(&mut object, levels(algorithm), errors);
+    object.finish(errors);
+    match is_enabled {
+        Some(true) => CompressionAsked::On(Compression {
+            algorithm,
+            level: level.unwrap_or(*levels(algorithm).start()),
+        }),
+        Some(false) | None => CompressionAsked::Off,
+    }
+}
+
+/// The first of them is the default.
+fn levels(algorithm: Algorithm) -> RangeInclusive<u32> {
+    match algorithm {
+        Algorithm::Zstd => 1..=19,
+        Algorithm::Lz4 => 0..=9,
+    }
+}
+
+fn level(object: &mut Fields, levels: RangeInclusive<u32>, errors: &mut FieldErrors) -> Option<u32> {
+    let given = object.take("level")?;
+    let level =
+        given.as_u64().and_then(|level| u32::try_from(level).ok()).filter(|level| levels.contains(level));
+    if level.is_none() {
+        let (low, high) = (levels.start(), levels.end());
+        errors.push(object.path("level"), INVALID, format!("must be a whole number from {low} to {high}"));
+    }
+    level
+}
+
+/// A Go duration from nothing to the longest life.
+pub(super) fn delay(fields: &mut Fields, key: &str, errors: &mut FieldErrors) -> Option<GoDuration> {
+    let given: GoDuration = fields.parsed(key, INVALID_DELAY, errors)?;
+    if given.0 > TTL_MAX {
+        errors.push(fields.path(key), INVALID_DELAY, format!("must be at most {}", GoDuration(TTL_MAX)));
+        return None;
+    }
+    Some(given)
+}
+
+/// `snapshot_policy` of a create request.
+pub(super) fn policy(fields: &mut Fields, errors: &mut FieldErrors) -> Option<SnapshotPolicy> {
+    let mut object = fields.object("snapshot_policy", errors)?;
+    let compression = read(&mut object, errors).or(None);
+    let delay = delay(&mut object, "standby_compression_delay", errors);
+    object.finish(errors);
+    Some(SnapshotPolicy { compression, delay })
+}
+
+/// The optional body of `POST …/standby`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StandbyRequest {
+    pub compression: CompressionAsked,
+    pub delay: Option<GoDuration>,
+}
+
+impl StandbyRequest {
+    /// Nothing is said.
+    pub const PLAIN: Self = Self { compression: CompressionAsked::Unsaid, delay: None };
+
+    /// Reads the body; an empty one says nothing.
+    ///
+    /// # Errors
+    /// Every problem of it.
+    pub fn read(body: Value) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        if body.is_null() {
+            return Ok(Self::PLAIN);
+        }
+        let mut fields = Fields::body(body, &mut errors);
+        let compression = read(&mut fields, &mut errors);
+        let delay = delay(&mut fields, "compression_delay", &mut errors);
+        fields.finish(&mut errors);
+        errors.into_result().map(|()| Self { compression, delay })
+    }
+}
+
+/// Compression as clients read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompressionView {
+    pub enabled: bool,
+    pub algorithm: Algorithm,
+    pub level: u32,
+}
+
+impl From<Compression> for CompressionView {
+    fn from(Compression { algorithm, level }: Compression) -> Self {
+        Self { enabled: true, algorithm, level }
+    }
+}
+
+/// `snapshot_policy` as clients read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotPolicyView {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<CompressionView>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standby_compression_delay: Option<GoDuration>,
+}
+
+impl From<SnapshotPolicy> for SnapshotPolicyView {
+    fn from(policy: SnapshotPolicy) -> Self {
+        Self { compression: policy.compression.map(Into::into), standby_compression_delay: policy.delay }
+    }
+}

@@ -1,0 +1,316 @@
+//! RAM compressed: several threads, a bounded amount at a time, holes not there at all.
+//!
+//! ```text
+//! magic, algorithm, length of the RAM; then chunks until one without content:
+//! chunk   length unpacked (u32), length packed (u32), CRC-32 of what is unpacked (u32), packed bytes
+//! unpacked   records: offset in the RAM (u64), length (u32), bytes
+//! ```
+//! Numbers are little-endian. Chunks are in no order: each says where its bytes belong.
+//! Guarantees: a file that is whole unpacks to what was packed, or is found to be damaged.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+
+use lz4::block::CompressionMode;
+use stead_schemas::compression::{Algorithm, Compression};
+
+use super::ram::each_block_run;
+
+const MAGIC: &[u8; 8] = b"STEADRAM";
+/// Unpacked: large enough to pack well, small enough for some at once.
+const CHUNK_BYTES: usize = 4 << 20;
+/// A run of blocks may end a little beyond.
+const CHUNK_BYTES_MAX: usize = CHUNK_BYTES + (2 << 20);
+const RECORD_BYTES: usize = 12;
+/// More threads would only wait for the disk.
+const THREADS_MAX: usize = 4;
+
+/// Packs what is not zero of `ram` until told to stop. The bytes written.
+pub(super) fn pack(ram: &File, to: &File, how: Compression, stop: &AtomicBool) -> io::Result<u64> {
+    let mut out = BufWriter::new(to);
+    out.write_all(MAGIC)?;
+    out.write_all(&[algorithm_byte(how.algorithm)])?;
+    out.write_all(&ram.metadata()?.len().to_le_bytes())?;
+    let (chunks, to_pack) = sync_channel::<Vec<u8>>(THREADS_MAX);
+    let (packed, to_write) = sync_channel::<io::Result<Vec<u8>>>(THREADS_MAX);
+    let to_pack = Mutex::new(to_pack);
+    std::thread::scope(|scope| {
+        for _ in 0..threads() {
+            let (packed, to_pack) = (packed.clone(), &to_pack);
+            scope.spawn(move || {
+                while let Some(chunk) = take(to_pack) {
+                    if packed.send(pack_chunk(&chunk, how)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(packed);
+        let reader = scope.spawn(move || read_chunks(ram, &chunks, stop));
+        let written = write_chunks(to_write, &mut out);
+        let read = reader.join().unwrap_or_else(|_| Err(io::Error::other("the reader panicked")));
+        written.and(read)
+    })?;
+    out.write_all(&[0; RECORD_BYTES])?;
+    out.flush()?;
+    drop(out);
+    to.sync_all()?;
+    Ok(to.metadata()?.len())
+}
+
+/// Puts packed RAM into an empty file.
+pub(super) fn unpack(from: &File, ram: &File) -> io::Result<()> {
+    let mut from = BufReader::new(from);
+    let mut head = [0u8; MAGIC.len() + 1 + 8];
+    from.read_exact(&mut head)?;
+    let (magic, rest) = head.split_at(MAGIC.len());
+    if magic != MAGIC {
+        return Err(damaged("it is no packed RAM"));
+    }
+    let algorithm = algorithm_of(rest[0])?;
+    let length = u64::from_le_bytes(fixed(&rest[1..])?);
+    ram.set_len(length)?;
+    let (chunks, to_unpack) = sync_channel::<Chunk>(THREADS_MAX);
+    let to_unpack = Mutex::new(to_unpack);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads())
+            .map(|_| {
+                let to_unpack = &to_unpack;
+                scope.spawn(move || {
+                    let mut done = Ok(());
+                    // After an error the rest is still taken, or the reader would wait for ever.
+                    while let Some(chunk) = take(to_unpack) {
+                        done = done.and_then(|()| chunk.unpack_into(ram, length, algorithm));
+                    }
+                    done
+                })
+            })
+            .collect();
+        let read = read_packed(&mut from, &chunks);
+        drop(chunks);
+        let ends = workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap_or_else(|_| Err(io::Error::other("a worker panicked"))));
+        ends.fold(read, |all, one| all.and(one))
+    })
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX)
+}
+
+fn take<T>(queue: &Mutex<Receiver<T>>) -> Option<T> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+}
+
+fn read_chunks(ram: &File, chunks: &SyncSender<Vec<u8>>, stop: &AtomicBool) -> io::Result<()> {
+    let ended = || io::Error::new(io::ErrorKind::Interrupted, "the compression was ended");
+    let mut chunk = Vec::with_capacity(CHUNK_BYTES_MAX);
+    each_block_run(ram, |at, run| {
+        chunk.extend(at.to_le_bytes());
+        chunk.extend(length_u32(run.len())?.to_le_bytes());
+        chunk.extend(run);
+        if chunk.len() >= CHUNK_BYTES {
+            if stop.load(Ordering::Relaxed) {
+                return Err(ended());
+            }
+            let full = std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK_BYTES_MAX));
+            return chunks.send(full).map_err(|_| ended());
+        }
+        Ok(())
+    })?;
+    if chunk.is_empty() { Ok(()) } else { chunks.send(chunk).map_err(|_| ended()) }
+}
+
+fn pack_chunk(chunk: &[u8], how: Compression) -> io::Result<Vec<u8>> {
+    let level = i32::try_from(how.level).unwrap_or(0);
+    let packed = match (how.algorithm, level) {
+        (Algorithm::Zstd, level) => zstd::bulk::compress(chunk, level)?,
+        (Algorithm::Lz4, 0) => lz4::block::compress(chunk, Some(CompressionMode::DEFAULT), false)?,
+        (Algorithm::Lz4, level) => {
+            lz4::block::compress(chunk, Some(CompressionMode::HIGHCOMPRESSION(level)), false)?
+        }
+    };
+    let mut out = Vec::with_capacity(packed.len() + RECORD_BYTES);
+    out.extend(length_u32(chunk.len())?.to_le_bytes());
+    out.extend(length_u32(packed.len())?.to_le_bytes());
+    out.extend(sum(chunk).to_le_bytes());
+    out.extend(packed);
+    Ok(out)
+}
+
+/// After an error the rest is still taken, or the workers would wait for ever.
+fn write_chunks(packed: Receiver<io::Result<Vec<u8>>>, out: &mut impl Write) -> io::Result<()> {
+    let mut done = Ok(());
+    for chunk in packed {
+        done = done.and_then(|()| out.write_all(&chunk?));
+    }
+    done
+}
+
+struct Chunk {
+    unpacked: usize,
+    crc32: u32,
+    packed: Vec<u8>,
+}
+
+fn read_packed(from: &mut impl Read, chunks: &SyncSender<Chunk>) -> io::Result<()> {
+    loop {
+        let mut head = [0u8; RECORD_BYTES];
+        from.read_exact(&mut head)?;
+        let number = |at: usize| Ok::<_, io::Error>(u32::from_le_bytes(fixed(&head[at..at + 4])?));
+        let (unpacked, packed, crc32) = (number(0)? as usize, number(4)? as usize, number(8)?);
+        if unpacked == 0 {
+            return Ok(());
+        }
+        // What does not compress becomes a little longer.
+        if unpacked > CHUNK_BYTES_MAX || packed > CHUNK_BYTES_MAX * 2 {
+            return Err(damaged("a chunk is too long"));
+        }
+        let mut bytes = vec![0; packed];
+        from.read_exact(&mut bytes)?;
+        if chunks.send(Chunk { unpacked, crc32, packed: bytes }).is_err() {
+            return Err(io::Error::other("the workers ended"));
+        }
+    }
+}
+
+impl Chunk {
+    fn unpack_into(&self, ram: &File, length: u64, algorithm: Algorithm) -> io::Result<()> {
+        let bytes = match algorithm {
+            Algorithm::Zstd => zstd::bulk::decompress(&self.packed, self.unpacked)?,
+            Algorithm::Lz4 => {
+                let size = i32::try_from(self.unpacked).map_err(io::Error::other)?;
+                lz4::block::decompress(&self.packed, Some(size))?
+            }
+        };
+        if bytes.len() != self.unpacked || sum(&bytes) != self.crc32 {
+            return Err(damaged("a chunk is not what was packed"));
+        }
+        let mut rest = bytes.as_slice();
+        while let Some((head, after)) = rest.split_at_checked(RECORD_BYTES) {
+            let at = u64::from_le_bytes(fixed(&head[..8])?);
+            let count = u32::from_le_bytes(fixed(&head[8..])?) as usize;
+            let (run, after) = after.split_at_checked(count).ok_or_else(|| damaged("a record is cut"))?;
+            if at.checked_add(count as u64).is_none_or(|end| end > length) {
+                return Err(damaged("a record is beyond the RAM"));
+            }
+            ram.write_all_at(run, at)?;
+            rest = after;
+        }
+        Ok(())
+    }
+}
+
+fn algorithm_byte(algorithm: Algorithm) -> u8 {
+    match algorithm {
+        Algorithm::Zstd => 1,
+        Algorithm::Lz4 => 2,
+    }
+}
+
+fn algorithm_of(byte: u8) -> io::Result<Algorithm> {
+    match byte {
+        1 => Ok(Algorithm::Zstd),
+        2 => Ok(Algorithm::Lz4),
+        _ => Err(damaged("its algorithm is not known")),
+    }
+}
+
+fn sum(bytes: &[u8]) -> u32 {
+    let mut sum = flate2::Crc::new();
+    sum.update(bytes);
+    sum.sum()
+}
+
+fn fixed<const LENGTH: usize>(bytes: &[u8]) -> io::Result<[u8; LENGTH]> {
+    bytes.try_into().map_err(|_| damaged("it is cut"))
+}
+
+fn length_u32(length: usize) -> io::Result<u32> {
+    u32::try_from(length).map_err(io::Error::other)
+}
+
+fn damaged(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use proptest::prelude::*;
+
+    use super::super::ram::{anonymous, sum_ram};
+    use super::*;
+
+    const LENGTH: u64 = 64 << 20;
+
+    fn ram(pieces: &[(u64, Vec<u8>)]) -> File {
+        let ram = anonymous().expect("in memory");
+        ram.set_len(LENGTH).expect("in memory");
+        pieces.iter().for_each(|(at, bytes)| ram.write_all_at(bytes, *at).expect("in memory"));
+        ram
+    }
+
+    fn zstd(level: u32) -> Compression {
+        Compression { algorithm: Algorithm::Zstd, level }
+    }
+
+    #[test]
+    fn what_was_packed_is_unpacked_by_every_algorithm_and_zeros_stay_holes() {
+        let noise: Vec<u8> =
+            (0..20_000_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let source = ram(&[(4096, vec![7; 100_000]), (9 << 20, noise), (LENGTH - 3, vec![1; 3])]);
+        let expected = sum_ram(&source).expect("read");
+        let lz4 = |level| Compression { algorithm: Algorithm::Lz4, level };
+        for how in [zstd(1), zstd(19), lz4(0), lz4(9)] {
+            let (packed, back) = (tempfile::tempfile().expect("made"), anonymous().expect("made"));
+            let count = pack(&source, &packed, how, &AtomicBool::new(false)).expect("packed");
+            assert_eq!(count, packed.metadata().expect("there").len());
+            io::Seek::rewind(&mut &packed).expect("rewound");
+            unpack(&packed, &back).expect("unpacked");
+            assert_eq!(sum_ram(&back).expect("read"), expected, "{how:?}");
+            let blocks = |file: &File| file.metadata().expect("there").blocks();
+            assert!(blocks(&back) <= blocks(&source) + 64, "{how:?}");
+        }
+    }
+
+    #[test]
+    fn a_stopped_compression_ends_and_says_so() {
+        let source = ram(&[(0, (0..16 << 20).map(|at: u32| at as u8).collect())]);
+        let stopped = pack(&source, &tempfile::tempfile().expect("made"), zstd(1), &AtomicBool::new(true));
+        assert_eq!(stopped.expect_err("stopped").kind(), io::ErrorKind::Interrupted);
+    }
+
+    proptest! {
+        /// Whatever byte is changed or cut away: an error, or the very same content.
+        #[test]
+        fn damage_is_found(at in 0..2000usize, flip in 1..=255u8, cut in any::<bool>()) {
+            let source = ram(&[(4096, (0..4096 * 3).map(|at: u32| (at * 7) as u8).collect())]);
+            let packed = tempfile::tempfile().expect("made");
+            pack(&source, &packed, zstd(1), &AtomicBool::new(false)).expect("packed");
+            let length = usize::try_from(packed.metadata().expect("there").len()).expect("small");
+            let at = at % length;
+            if cut {
+                packed.set_len(at as u64).expect("cut");
+            } else {
+                let mut byte = [0];
+                packed.read_exact_at(&mut byte, at as u64).expect("read");
+                packed.write_all_at(&[byte[0] ^ flip], at as u64).expect("written");
+            }
+            io::Seek::rewind(&mut &packed).expect("rewound");
+            let back = anonymous().expect("made");
+            if unpack(&packed, &back).is_ok() {
+                let (length, sum) = sum_ram(&back).expect("read");
+                let expected = sum_ram(&source).expect("read");
+                // The length stands outside the sums of chunks; the manifest knows it too.
+                prop_assert!(sum == expected.1 || length != expected.0);
+            }
+        }
+    }
+}
