@@ -31,6 +31,7 @@ use crate::namespace::in_namespace;
 use crate::site::{MOMENT, Site, image, runtime};
 use crate::socket::run;
 use crate::stage::until;
+use crate::standby::OF_COMPRESSION;
 
 pub(crate) const EDGES: [&str; 2] = ["before", "after"];
 
@@ -108,6 +109,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
     let tables = OF_DRIFT.iter().map(|(kind, action, _)| (*kind, *action));
     let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);
     let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE).chain(OF_FORK).chain(OF_HEALTH);
+    let tables = tables.chain(OF_COMPRESSION);
     let tables: BTreeSet<_> =
         tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL]).collect();
     assert_eq!(tables, all);

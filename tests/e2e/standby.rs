@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::crash::{EDGES, OF_RESTORE, OF_STANDBY, clock_is_right, crash_at_verb};
+use crate::crash::{EDGES, OF_RESTORE, OF_STANDBY, clock_is_right, crash_at_request, crash_at_verb};
 use crate::judge::settles;
 use crate::namespace::in_namespace;
 use crate::site::{BOOT, MOMENT, Site, image};
@@ -167,6 +167,111 @@ fn a_memory_that_is_older_than_its_disk_or_damaged_is_not_restored_and_says_why(
         settles(&mut site, "deleted in standby").await;
         assert_eq!(site.instance_files(), Vec::<PathBuf>::new());
     });
+}
+
+/// Reached by a standby and by a snapshot whose memory is to be compressed.
+pub(crate) const OF_COMPRESSION: [(&str, &str); 2] = [("instance", "Compress"), ("snapshot", "Compress")];
+
+/// The files of a memory are exactly these.
+async fn holds(site: &Site, directory: &str, files: &str) {
+    let list = format!("cd $DATA/{directory}/saved 2>/dev/null && ls ram* | tr '\\n' ' ' || true");
+    until(&format!("{directory} to hold {files}"), BOOT, async || {
+        (site.shell(&list).trim() == files).then_some(())
+    })
+    .await;
+}
+
+#[test]
+fn a_kept_memory_is_compressed_when_due_and_goes_on_whatever_came_first() {
+    in_namespace(async || {
+        let (mut site, id) = counting().await;
+        let memory = format!("memory/{id}");
+        let standby = |compression: Value| {
+            let site = &site;
+            async move {
+                let answer = site.request(Method::POST, "/instances/box/standby", Some(compression)).await;
+                assert_eq!(
+                    (answer.status, &answer.body["state"]),
+                    (StatusCode::OK, &json!("Standby")),
+                    "{answer:?}"
+                );
+            }
+        };
+        for (wrong, code) in [
+            (json!({ "compression": {} }), "invalid_snapshot_compression"),
+            (json!({ "compression": { "enabled": true, "level": 20 } }), "invalid_snapshot_compression"),
+            (
+                json!({ "compression": { "enabled": true, "algorithm": "gzip" } }),
+                "invalid_snapshot_compression",
+            ),
+            (json!({ "compression_delay": "soon" }), "invalid_compression_delay"),
+            (json!({ "compress": true }), "invalid_request"),
+        ] {
+            let answer = site.request(Method::POST, "/instances/box/standby", Some(wrong)).await;
+            assert_eq!((answer.status, &answer.body["code"]), (StatusCode::BAD_REQUEST, &json!(code)));
+        }
+        let zstd = json!({ "enabled": true, "algorithm": "zstd", "level": 3 });
+        let lz4 = json!({ "enabled": true, "algorithm": "lz4" });
+        for (compression, delay, files) in [
+            (&zstd, "0s", "ram.packed"),
+            (&lz4, "0s", "ram.packed"),
+            (&zstd, "1h", "ram"),
+            (&zstd, "1s", "ram.packed"),
+        ] {
+            standby(json!({ "compression": compression, "compression_delay": delay })).await;
+            holds(&site, &memory, files).await;
+            let kept = counted(&site.console(&id)).len();
+            verb(&site, "restore").await;
+            counts_on(&site, &id, kept).await;
+        }
+        // A restore that comes at once ends the compression, undone.
+        for _ in 0..5 {
+            standby(json!({ "compression": { "enabled": true, "level": 19 } })).await;
+            let kept = counted(&site.console(&id)).len();
+            verb(&site, "restore").await;
+            counts_on(&site, &id, kept).await;
+        }
+        for edge in EDGES {
+            let failpoint = format!("instance/Compress/{edge}");
+            let body = json!({ "compression": zstd });
+            crash_at_request(&mut site, &failpoint, "/instances/box/standby", body).await;
+            holds(&site, &memory, "ram.packed").await;
+            verb(&site, "restore").await;
+            let failpoint = format!("snapshot/Compress/{edge}");
+            let body = json!({ "kind": "Standby", "compression": lz4 });
+            crash_at_request(&mut site, &failpoint, "/instances/box/snapshots", body).await;
+            let snapshot = compressed(&site).await;
+            let uid = snapshot["id"].as_str().expect("an id");
+            holds(&site, &format!("snapshots/{uid}"), "ram.packed").await;
+            let fork = site
+                .request(Method::POST, &format!("/snapshots/{uid}/fork"), Some(json!({ "name": "fork" })))
+                .await;
+            assert_eq!(
+                (fork.status, &fork.body["state"]),
+                (StatusCode::CREATED, &json!("Running")),
+                "{fork:?}"
+            );
+            let (name, _) = run(&site, "fork", json!({ "command": ["hostname"] }), b"").await;
+            assert_eq!(name, b"fork\n");
+            site.delete("fork").await;
+            let path = format!("/snapshots/{uid}");
+            assert_eq!(site.request(Method::DELETE, &path, None).await.status, StatusCode::NO_CONTENT);
+        }
+        never_went_back(&site, &id);
+        is_whole_after_stop(&mut site).await;
+    });
+}
+
+/// The only snapshot, when it is compressed.
+async fn compressed(site: &Site) -> Value {
+    until("a compressed snapshot", BOOT, async || {
+        let all = site.request(Method::GET, "/snapshots", None).await.body;
+        let one = all.get(0)?.clone();
+        let (packed, plain) =
+            (one["compressed_size_bytes"].as_u64()?, one["uncompressed_size_bytes"].as_u64()?);
+        (one["compression_state"] == "compressed" && packed < plain / 2).then_some(one)
+    })
+    .await
 }
 
 fn never_went_back(site: &Site, id: &str) {

@@ -39,8 +39,10 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timest
                 let why = object.status.error.clone().unwrap_or_default();
                 refuse(Reason::SnapshotFailed, why)
             }
-            // The status of this pass says so.
-            (SnapshotPhase::Pending, Some(Captured::Whole { .. })) => Plan::Converged,
+            // By the status of this pass; what follows is planned from there.
+            (SnapshotPhase::Pending, Some(Captured::Whole { .. })) => {
+                wait(Reason::Converging, "recording that it was taken", Some(now))
+            }
             (SnapshotPhase::Pending, _) => plan_capture(object, seen, now),
         },
     }

@@ -82,7 +82,8 @@ fn every_state_has_its_next_step() {
         (Kept, Pending, seen(None, Some(Capturable), 109), "Refuse"),
         (Kept, Pending, seen(None, Some(Moving), 0), "Wait"),
         (Kept, Pending, seen(None, Some(Gone), 0), "Refuse"),
-        (Kept, Pending, seen(whole(), Some(Capturable), 110), "Converged"),
+        // Recorded first: its compression and its pool are planned from that.
+        (Kept, Pending, seen(whole(), Some(Capturable), 110), "Wait"),
         (Kept, Ready, seen(whole(), None, 0), "Converged"),
         (Kept, Ready, seen(None, None, 0), "Refuse"),
         (Kept, Ready, seen(Some(Captured::Loose), None, 0), "Refuse"),
