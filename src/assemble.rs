@@ -26,6 +26,7 @@ use stead_schemas::instance::{Hypervisor, Instance};
 use stead_schemas::limits::CONSOLE_LOG_MAX;
 use stead_schemas::names::{Digest, Platform, Uid};
 use stead_schemas::network::{Network, NetworkSpec, Port};
+use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -79,6 +80,7 @@ pub fn kinds() -> Kinds {
         .with::<Network>()
         .with::<Port>()
         .with::<Snapshot>()
+        .with::<SnapshotSchedule>()
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.

@@ -15,8 +15,8 @@ use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Port};
-use stead_schemas::policy::{RestartBlocked, RestartWhen};
 use stead_schemas::quantity::Bytes;
+use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase, SnapshotPurpose};
 
 use crate::host::{Captured, Disks, Firewall, Images, Links, Machines, Snapshots};
@@ -24,6 +24,7 @@ use crate::host::{
     FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, PortRule, ProbeSeen,
     VmmState,
 };
+use crate::policy_checks;
 use crate::store::Store;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub struct Records {
     pub ports: Vec<Arc<Object<Port>>>,
     pub networks: Vec<Arc<Object<Network>>>,
     pub snapshots: Vec<Arc<Object<Snapshot>>>,
+    pub schedules: Vec<Arc<Object<SnapshotSchedule>>>,
 }
 
 /// Everything of ours on a host.
@@ -65,6 +67,7 @@ impl Records {
             ports: store.list::<Port>(),
             networks: store.list::<Network>(),
             snapshots: store.list::<Snapshot>(),
+            schedules: store.list::<SnapshotSchedule>(),
         }
     }
 }
@@ -126,6 +129,8 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
         "live instance name",
         live(&records.instances).map(|object| object.meta.name.clone()),
     );
+    let runs = records.snapshots.iter().filter_map(|snapshot| snapshot.spec.schedule.as_ref());
+    unique(&mut broken, "run of a schedule", runs.map(|run| format!("{} at {}", run.schedule, run.due)));
     unique(&mut broken, "process", host.machines.values().filter_map(|machine| machine.pid));
     for (uid, machine) in &host.machines {
         let is_saved = matches!(host.memories.get(uid), Some(Memory::Saved(_)));
@@ -166,11 +171,13 @@ pub fn settled(records: &Records, host: &HostSnapshot) -> Broken {
     check_life_cycle(&mut broken, &records.ports);
     check_life_cycle(&mut broken, &records.networks);
     check_machines(&mut broken, records, host);
-    check_health(&mut broken, records, host);
+    policy_checks::health(&mut broken, records, host);
+    policy_checks::schedules(&mut broken, records);
     check_disks(&mut broken, records, host);
     check_network(&mut broken, records, host);
     check_images(&mut broken, records, host);
     check_life_cycle(&mut broken, &records.snapshots);
+    check_life_cycle(&mut broken, &records.schedules);
     check_snapshots(&mut broken, records, host);
     broken
 }
@@ -200,7 +207,7 @@ macro_rules! observe {
         }
     })* };
 }
-observe!(Instance, Image, Disk, Port, Network, Snapshot);
+observe!(Instance, Image, Disk, Port, Network, Snapshot, SnapshotSchedule);
 
 fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let instances: BTreeMap<&Uid, _> =
@@ -257,49 +264,6 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
                 broken.push(format!("{uid}: is down, but its status says {:?}", status.state));
             }
             (false, None) => {}
-        }
-    }
-}
-
-/// What runs and has a check is probed, nothing else is; the verdict is what was counted, and a bad one
-/// has led to what the policy says.
-fn check_health(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
-    let Some(probes) = &host.probes else { return };
-    for uid in probes.keys() {
-        if !records.instances.iter().any(|instance| instance.meta.uid == *uid) {
-            broken.push(format!("the probe of {uid} is left over"));
-        }
-    }
-    for instance in &records.instances {
-        let (uid, spec, status) = (&instance.meta.uid, &instance.spec, &instance.status);
-        let machine = host.machines.get(uid).filter(|_| status.state == State::Running);
-        let probe = probes.get(uid);
-        let (Some(check), Some(machine)) = (&spec.health, machine) else {
-            if probe.is_some() {
-                broken.push(format!("{uid} is {:?} and probed: {:?}", status.state, spec.health));
-            }
-            continue;
-        };
-        let Some(probe) = probe else {
-            broken.push(format!("{uid} runs and is not probed"));
-            continue;
-        };
-        if (probe.of.launched_at, probe.of.version) != (machine.launched_at, spec.health_version) {
-            broken.push(format!("{uid}: another launch or check is probed: {:?}", probe.of));
-        }
-        let counted = match &probe.tally {
-            tally if tally.failures >= check.failure_threshold => Some(Verdict::Unhealthy),
-            tally if tally.successes >= check.success_threshold => Some(Verdict::Healthy),
-            _ => None,
-        };
-        let verdict = status.health.verdict;
-        if counted.is_some_and(|counted| counted != verdict) {
-            broken.push(format!("{uid} is {counted:?}, but its status says {verdict:?}"));
-        }
-        let is_restarted = spec.restart.when != RestartWhen::Never;
-        let is_over = status.restart.blocked == Some(RestartBlocked::MaxAttemptsExceeded);
-        if counted == Some(Verdict::Unhealthy) && is_restarted && !is_over {
-            broken.push(format!("{uid} is unhealthy and shall be restarted: {:?}", status.restart));
         }
     }
 }

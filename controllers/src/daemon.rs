@@ -12,8 +12,9 @@ use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::Kind;
-use stead_schemas::names::Uid;
+use stead_schemas::names::{Name, Uid};
 use stead_schemas::network::{Network, Port};
+use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 use tokio::sync::watch;
 
@@ -22,9 +23,9 @@ use crate::host::{Disks, Firewall, Images, Links, Machines, Probes, Snapshots};
 use crate::image::ImageReconciler;
 use crate::network::NetworkReconciler;
 use crate::port::PortReconciler;
-use crate::snapshot::{Pools, SnapshotReconciler};
-
 use crate::runtime::{Boundary, Clock, Drift, Journal, Reconciler, Runner, RunnerConfig};
+use crate::schedule::ScheduleReconciler;
+use crate::snapshot::{Pools, SnapshotReconciler};
 use crate::store::{Change, Event, Store};
 use crate::vm::{Vms, forks};
 
@@ -122,6 +123,9 @@ impl Controllers {
         let snapshot =
             SnapshotReconciler { snapshots, machines, disks, store: store(), pools: pools(settings) };
         let snapshot = runner(settings, 6, snapshot).map(move |event| snapshots_of(&of_source, event));
+        let of_schedule = store();
+        let schedule = runner(settings, 7, ScheduleReconciler { store: store() })
+            .map(move |event| schedules_of(&of_schedule, event));
         let drifts = Drifts {
             images: image.drift(),
             disks: disk.drift(),
@@ -130,8 +134,15 @@ impl Controllers {
             instances: vm.drift(),
             snapshots: snapshot.drift(),
         };
-        let runners =
-            vec![boxed(image), boxed(disk), boxed(network), boxed(port), boxed(vm), boxed(snapshot)];
+        let runners = vec![
+            boxed(image),
+            boxed(disk),
+            boxed(network),
+            boxed(port),
+            boxed(vm),
+            boxed(snapshot),
+            boxed(schedule),
+        ];
         (Self { runners }, drifts)
     }
 
@@ -223,6 +234,21 @@ fn snapshots_of(store: &Store, event: &Event) -> Vec<Uid> {
         concerned.extend(waiting.map(|snapshot| snapshot.meta.uid.clone()));
     }
     concerned
+}
+
+/// The schedule of an instance that changed, and the one that a snapshot was taken by.
+fn schedules_of(store: &Store, event: &Event) -> Vec<Uid> {
+    let schedule = match event.kind {
+        Instance::NAME => {
+            store.find::<SnapshotSchedule>(&Name::from(&event.uid)).map(|schedule| schedule.meta.uid.clone())
+        }
+        Snapshot::NAME => {
+            let snapshot = store.get::<Snapshot>(&event.uid).or_else(|| event.last::<Snapshot>());
+            snapshot.and_then(|snapshot| Some(snapshot.spec.schedule.as_ref()?.schedule.clone()))
+        }
+        _ => None,
+    };
+    schedule.into_iter().collect()
 }
 
 fn ports_of_network(store: &Store, event: &Event) -> Vec<Uid> {

@@ -10,8 +10,10 @@ pub mod disk;
 pub mod host;
 pub mod image;
 pub mod network;
+mod policy_checks;
 pub mod port;
 pub mod runtime;
+pub mod schedule;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod snapshot;

@@ -18,5 +18,6 @@ pub mod names;
 pub mod network;
 pub mod policy;
 pub mod quantity;
+pub mod schedule;
 pub mod snapshot;
 pub mod validate;

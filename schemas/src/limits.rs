@@ -131,3 +131,7 @@ pub const POOL_MAX: u32 = 64;
 pub const JOURNAL_LOG_MAX: Bytes = Bytes(1 << 20);
 /// Of one line there: a whole chain of causes, twice the text of a condition.
 pub const JOURNAL_LINE_CHARS_MAX: usize = 2048;
+/// The wire's own least interval of snapshots; each is a pause of its instance.
+pub const SCHEDULE_INTERVAL_MIN: Duration = Duration::from_secs(60);
+/// The wire's own bound: with a time behind it, a name has 63 characters.
+pub const NAME_PREFIX_BYTES_MAX: usize = 47;

@@ -33,6 +33,9 @@ pub struct SnapshotSpec {
     /// Unique among the snapshots of its source.
     pub name: Option<Name>,
     pub purpose: SnapshotPurpose,
+    /// The run of a schedule that it was taken by; none when somebody asked for it.
+    #[serde(default)]
+    pub schedule: Option<ScheduledRun>,
     /// The wish that it is taken of: what a fork or a restore begins with.
     pub instance: Box<InstanceSpec>,
     /// The content below the disk; kept as long as the snapshot is.
@@ -43,6 +46,13 @@ pub struct SnapshotSpec {
     /// Forks held ready.
     #[serde(default)]
     pub pool: u32,
+}
+
+/// One run of a schedule, by the time that it was due.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduledRun {
+    pub schedule: Uid,
+    pub due: Timestamp,
 }
 
 /// The wire's two words.

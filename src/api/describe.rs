@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 /// Method, path, summary, success status.
-const OPERATIONS: [(&str, &str, &str, &str); 31] = [
+const OPERATIONS: [(&str, &str, &str, &str); 34] = [
     ("get", "/health", "Liveness", "200"),
     ("get", "/capabilities", "What this server and host can do", "200"),
     ("get", "/instances", "List instances; watch=true streams changes", "200"),
@@ -21,6 +21,9 @@ const OPERATIONS: [(&str, &str, &str, &str); 31] = [
     ("post", "/instances/{id}/fork", "Make another instance of it, as it is now", "201"),
     ("post", "/instances/{id}/snapshots", "Take a snapshot of it", "201"),
     ("post", "/instances/{id}/snapshots/{snapshot}/restore", "Put it back to a snapshot", "200"),
+    ("get", "/instances/{id}/snapshot-schedule", "When snapshots of it are taken by themselves", "200"),
+    ("put", "/instances/{id}/snapshot-schedule", "Have them taken, and old ones deleted", "200"),
+    ("delete", "/instances/{id}/snapshot-schedule", "Have no more taken; those there are stay", "204"),
     ("get", "/snapshots", "List snapshots", "200"),
     ("get", "/snapshots/{id}", "Read a snapshot", "200"),
     ("patch", "/snapshots/{id}", "Set how many forks are held ready", "200"),

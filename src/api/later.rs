@@ -20,15 +20,10 @@ async fn not_yet(uri: Uri) -> ApiError {
 }
 
 pub(super) fn add(mut routes: Routes) -> Routes {
-    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 4] = [
+    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 3] = [
         ("/instances/{id}/auto-standby/status", Scope::InstanceRead, get(not_yet)),
         ("/instances/{id}/auto-standby/hold", Scope::InstanceWrite, post(not_yet)),
         ("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(not_yet).delete(not_yet)),
-        (
-            "/instances/{id}/snapshot-schedule",
-            Scope::SnapshotWrite,
-            get(not_yet).put(not_yet).delete(not_yet),
-        ),
     ];
     for (path, scope, methods) in instance_verbs {
         routes = routes.add(path, scope, methods);

@@ -17,6 +17,7 @@ mod later;
 mod logs;
 mod lookup;
 mod route;
+mod schedules;
 mod server;
 mod snapshots;
 mod socket;
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{delete, get, patch, post};
+use axum::routing::{delete, get, patch, post, put};
 use stead_controllers::store::Store;
 use stead_schemas::api::{Capabilities, InstanceDefaults};
 use stead_schemas::limits;
@@ -118,6 +119,9 @@ pub fn router(state: ApiState) -> Router {
         .add("/instances/{id}/fork", Scope::InstanceWrite, post(snapshots::fork))
         .add("/instances/{id}/snapshots", Scope::SnapshotWrite, post(snapshots::create))
         .add("/instances/{id}/snapshots/{snapshot}/restore", Scope::SnapshotWrite, post(snapshots::restore))
+        .add("/instances/{id}/snapshot-schedule", Scope::SnapshotRead, get(schedules::get))
+        .add("/instances/{id}/snapshot-schedule", Scope::SnapshotWrite, put(schedules::put))
+        .add("/instances/{id}/snapshot-schedule", Scope::SnapshotDelete, delete(schedules::delete))
         .add("/snapshots", Scope::SnapshotRead, get(snapshots::list))
         .add("/snapshots/{id}", Scope::SnapshotRead, get(snapshots::get))
         .add("/snapshots/{id}", Scope::SnapshotWrite, patch(snapshots::update))

@@ -48,7 +48,7 @@ pub(super) async fn create(
     // A disk alone is not compressed: its copies share blocks where the file system can.
     let compression = compression.or(policy).filter(|_| kind == SnapshotKind::Standby);
     let source = source.meta.uid.clone();
-    let wish = Wish { kind, name, tags, purpose: SnapshotPurpose::Kept, compression, pool };
+    let wish = Wish { kind, name, tags, purpose: SnapshotPurpose::Kept, compression, pool, schedule: None };
     let object = state.store().transact(move |tx| admission::create(tx, &source, wish)).await?;
     let object = captured(&state, &object.meta.uid).await?;
     Ok((StatusCode::CREATED, Json(api::Snapshot::of(&object))).into_response())

@@ -11,6 +11,7 @@ mod health;
 mod images;
 mod instances;
 mod policies;
+mod schedules;
 mod show;
 mod snapshots;
 mod top;

@@ -10,6 +10,7 @@ use stead_schemas::quantity::Bytes;
 
 use super::client::Client;
 use super::instances::{pair, show_all as show_instances};
+use super::schedules::{self, ScheduleVerb};
 use super::show::{age, line, print};
 use super::{Failure, Output};
 
@@ -57,6 +58,9 @@ pub(crate) enum SnapshotVerb {
         #[arg(long)]
         target_state: Option<String>,
     },
+    /// Snapshots that are taken by themselves.
+    #[command(subcommand)]
+    Schedule(ScheduleVerb),
     /// Delete snapshots.
     #[command(visible_alias = "delete")]
     Rm {
@@ -135,6 +139,7 @@ pub(super) async fn snapshot(client: &Client, verb: SnapshotVerb, output: Output
             let instance: Instance = client.post(&["snapshots", &id, "fork"], &body).await?;
             show_instances(&[instance], output)
         }
+        SnapshotVerb::Schedule(verb) => schedules::schedule(client, verb, output).await,
         SnapshotVerb::Rm { ids } => {
             for id in ids {
                 client.send(client.request(Method::DELETE, &["snapshots", &id])).await?;

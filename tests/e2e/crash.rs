@@ -21,6 +21,7 @@ use stead_controllers::image::ImageReconciler;
 use stead_controllers::network::NetworkReconciler;
 use stead_controllers::port::PortReconciler;
 use stead_controllers::runtime::Reconciler;
+use stead_controllers::schedule::ScheduleReconciler;
 use stead_controllers::snapshot::SnapshotReconciler;
 use stead_controllers::vm::Vms;
 use stead_schemas::meta::Kind;
@@ -88,6 +89,10 @@ pub(crate) const OF_RESTORE: [(&str, &str); 3] =
 /// Reached by a change of the health check of what runs (tests/e2e/health.rs).
 pub(crate) const OF_HEALTH: [(&str, &str); 2] = [("instance", "BeginProbe"), ("instance", "EndProbe")];
 
+/// Reached by a schedule whose time has come, and by one that keeps less (tests/e2e/schedules.rs).
+pub(crate) const OF_SCHEDULE: [(&str, &str); 2] =
+    [("snapshot_schedule", "Take"), ("snapshot_schedule", "Prune")];
+
 /// Reached by time.
 const OF_EXPIRY: (&str, &str) = ("instance", "Expire");
 
@@ -105,11 +110,12 @@ fn every_action_of_every_reconciler_is_in_a_table() {
         .chain(of::<ImageReconciler<Oci>>())
         .chain(of::<Vms<Qemu, Oci, Prober>>())
         .chain(of::<SnapshotReconciler<Qemu, Qemu, Ext4Files>>())
+        .chain(of::<ScheduleReconciler>())
         .collect();
     let tables = OF_DRIFT.iter().map(|(kind, action, _)| (*kind, *action));
     let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);
     let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE).chain(OF_FORK).chain(OF_HEALTH);
-    let tables = tables.chain(OF_COMPRESSION);
+    let tables = tables.chain(OF_COMPRESSION).chain(OF_SCHEDULE);
     let tables: BTreeSet<_> =
         tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL]).collect();
     assert_eq!(tables, all);

@@ -16,19 +16,18 @@ use stead_controllers::daemon::{Controllers, Ports, Settings};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::runtime::{NoBoundary, NoJournal};
 use stead_controllers::sim::{SimRegistryImage, World};
-use stead_controllers::store::{Kinds, MemoryKv, PlainSealer, Store};
+use stead_controllers::store::{MemoryKv, PlainSealer, Store};
 use stead_controllers::vm::admission;
 use stead_schemas::api::{
     Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
     Runtime, ServerView,
 };
-use stead_schemas::disk::Disk;
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
-use stead_schemas::image::{Image, ImageConfig};
-use stead_schemas::instance::{Hypervisor, Instance};
+use stead_schemas::image::ImageConfig;
+use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::{Digest, Platform, Uid};
-use stead_schemas::network::{Network, NetworkSpec, Port};
+use stead_schemas::network::NetworkSpec;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
@@ -91,8 +90,7 @@ impl Server {
         let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
         world.serve(&IMAGE.parse().expect("valid"), SimRegistryImage { digest, config });
         let kv = MemoryKv::new();
-        let kinds =
-            Kinds::new().with::<Instance>().with::<Image>().with::<Disk>().with::<Network>().with::<Port>();
+        let kinds = stead::assemble::kinds();
         let host = Arc::new(world.clone());
         let (store, writer) =
             Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds)

@@ -12,6 +12,7 @@ use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::instance::Instance;
 use stead_schemas::network::{Network, NetworkSpec, Port};
+use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
@@ -45,7 +46,8 @@ impl Daemon {
             .with::<Disk>()
             .with::<Network>()
             .with::<Port>()
-            .with::<Snapshot>();
+            .with::<Snapshot>()
+            .with::<SnapshotSchedule>();
         let host = Arc::new(world.clone());
         let opened = Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds);
         let (store, writer) = opened.expect("a store opens at any durable point");

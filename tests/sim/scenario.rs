@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use stead_controllers::checks::{self, Records};
 use stead_controllers::image::admission as images;
+use stead_controllers::schedule::admission as schedules;
 use stead_controllers::sim::{Drift, Faults, Rng, SimRegistryImage, World};
 use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::{MemoryKv, Tx};
 use stead_controllers::vm::admission;
 use stead_controllers::vm::forks::{self, ForkWish};
-use stead_schemas::api::{CompressionAsked, InstancePatch, InstanceStart, InstanceWish, StandbyRequest};
+use stead_schemas::api::{
+    CompressionAsked, InstancePatch, InstanceStart, InstanceWish, ScheduleWish, StandbyRequest,
+};
 use stead_schemas::compression::{Algorithm, Compression};
 use stead_schemas::disk::Disk;
 use stead_schemas::health::{HealthCheck, Probe};
@@ -19,6 +22,7 @@ use stead_schemas::meta::Tags;
 use stead_schemas::names::{ImageRef, Name, Platform, Uid};
 use stead_schemas::policy::{Expiry, RestartPolicy, RestartWhen};
 use stead_schemas::quantity::{Bytes, GoDuration};
+use stead_schemas::schedule::Retention;
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 use tokio::time::sleep;
 
@@ -95,7 +99,7 @@ impl Play {
 
     async fn steps(&mut self) {
         for _ in 0..4 + self.rng.below(14) {
-            let step = self.rng.below(106);
+            let step = self.rng.below(109);
             match step {
                 0..=29 => self.create().await,
                 30..=39 => self.stop().await,
@@ -114,6 +118,7 @@ impl Play {
                 96 | 103 | 104 => self.fork().await,
                 97..=98 => self.take_snapshot().await,
                 99..=102 => self.use_snapshot().await,
+                105..=107 => self.schedule().await,
                 _ => {}
             }
             self.pass_time().await;
@@ -257,6 +262,30 @@ impl Play {
         targets[usize::try_from(self.rng.below(4)).expect("small")]
     }
 
+    async fn schedule(&mut self) {
+        let Some(uid) = self.pick() else { return };
+        let is_deletion = self.rng.chance(250);
+        self.log.push(format!("schedule {uid} {is_deletion}"));
+        let store = &self.daemon.store;
+        if is_deletion {
+            let _ = store.transact(move |tx| schedules::delete(tx, &uid)).await;
+            return;
+        }
+        let max_age = self.rng.chance(300).then(|| GoDuration(Duration::from_secs(30 + self.rng.below(200))));
+        let wish = ScheduleWish {
+            interval: GoDuration(Duration::from_secs(60 + self.rng.below(60))),
+            retention: Retention { max_count: Some(1 + self.play_count(3)), max_age },
+            name_prefix: self.rng.chance(500).then(|| "nightly".to_owned()),
+            metadata: Tags::new(),
+        };
+        let store = &self.daemon.store;
+        let _ = store.transact(move |tx| schedules::put(tx, &uid, wish)).await;
+    }
+
+    fn play_count(&mut self, below: u64) -> u32 {
+        u32::try_from(self.rng.below(below)).expect("small")
+    }
+
     async fn take_snapshot(&mut self) {
         let Some(uid) = self.pick() else { return };
         let kind = if self.rng.chance(600) { SnapshotKind::Standby } else { SnapshotKind::Stopped };
@@ -272,6 +301,7 @@ impl Play {
             purpose: SnapshotPurpose::Kept,
             compression,
             pool,
+            schedule: None,
         };
         let _ = self.daemon.store.transact(move |tx| snapshots::create(tx, &uid, wish)).await;
     }

@@ -7,7 +7,7 @@ use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::limits::SNAPSHOTS_PER_SOURCE_MAX;
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::{Name, Uid};
-use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPurpose, SnapshotSpec};
+use stead_schemas::snapshot::{ScheduledRun, Snapshot, SnapshotKind, SnapshotPurpose, SnapshotSpec};
 
 use crate::store::{New, Tx, TxError};
 
@@ -25,6 +25,8 @@ pub struct Wish {
     pub compression: Option<Compression>,
     /// Forks to hold ready.
     pub pool: u32,
+    /// Taken by a schedule.
+    pub schedule: Option<ScheduledRun>,
 }
 
 /// Why a request was refused; each has its code on the wire.
@@ -80,6 +82,7 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
         kind: wish.kind,
         name: wish.name,
         purpose: wish.purpose,
+        schedule: wish.schedule,
         instance: Box::new(instance.spec.clone()),
         image_digest: instance.status.image_digest.clone(),
         compression: wish.compression,
@@ -106,7 +109,8 @@ pub fn set_pool(tx: &mut Tx<'_>, uid: &Uid, pool: u32) -> Result<Arc<Object<Snap
     Ok(tx.update_spec::<Snapshot>(uid, None, |spec| spec.pool = pool)?)
 }
 
-fn check_state(instance: &Object<Instance>, kind: SnapshotKind) -> Result<(), SnapshotRefused> {
+/// Whether a snapshot of this kind can be taken of an instance as it is.
+pub(crate) fn check_state(instance: &Object<Instance>, kind: SnapshotKind) -> Result<(), SnapshotRefused> {
     let (state, power) = (instance.status.state, instance.spec.power);
     let is_going = instance.spec.run > instance.status.ended_run;
     let (is_legal, legal) = match kind {

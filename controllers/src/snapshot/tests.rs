@@ -33,6 +33,7 @@ fn snapshot(purpose: SnapshotPurpose, phase: SnapshotPhase) -> Object<Snapshot> 
         kind: SnapshotKind::Standby,
         name: None,
         purpose,
+        schedule: None,
         instance: Box::new(instance.spec),
         image_digest: None,
         compression: None,
@@ -59,11 +60,11 @@ fn seen(captured: Option<Captured>, source: Option<Source>, available: u64) -> O
 fn name(plan: &Plan<Action>) -> &'static str {
     match plan {
         Plan::Converged => "Converged",
-        Plan::Act(actions) => {
-            SnapshotReconciler::<crate::sim::World, crate::sim::World, crate::sim::World>::action_name(
-                &actions[0],
-            )
-        }
+        Plan::Act(actions) => match &actions[0] {
+            Action::Capture(_) => "Capture",
+            Action::Remove(_) => "Remove",
+            Action::Expire(_) => "Expire",
+        },
         Plan::Wait(_) => "Wait",
         Plan::Refuse(_) => "Refuse",
     }

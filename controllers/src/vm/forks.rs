@@ -52,8 +52,15 @@ pub fn fork(tx: &mut Tx<'_>, source: &Uid, wish: ForkWish, tap_prefix: &str) -> 
         }
     };
     let purpose = SnapshotPurpose::Fork;
-    let of_fork =
-        snapshots::Wish { kind, name: None, tags: Tags::new(), purpose, compression: None, pool: 0 };
+    let of_fork = snapshots::Wish {
+        kind,
+        name: None,
+        tags: Tags::new(),
+        purpose,
+        compression: None,
+        pool: 0,
+        schedule: None,
+    };
     let snapshot = snapshots::create(tx, source, of_fork)?;
     let tags = object.meta.tags.clone();
     let instance = begin(tx, &snapshot, wish.name, tags, wish.target.unwrap_or(target), tap_prefix)?;

@@ -14,6 +14,7 @@ mod image;
 mod instance;
 mod later;
 mod policy;
+mod schedule;
 mod snapshot;
 mod system;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use instance::{
     Instance, InstanceDefaults, InstanceStart, InstanceWish, NetworkView, WaitForState, parse_state,
 };
 pub use policy::{InstancePatch, RestartView};
+pub use schedule::{RetentionView, ScheduleWish, SnapshotSchedule};
 pub use snapshot::{
     ForkCreate, Snapshot, SnapshotCreate, SnapshotFork, SnapshotPatch, SnapshotRestore, parse_kind, state_of,
 };

@@ -1,0 +1,77 @@
+//! Invariants of what happens to instances by itself: health, restarts of what is unhealthy, schedules.
+//!
+//! Part of `checks`, and as that apart from every plan.
+
+use stead_schemas::health::Verdict;
+use stead_schemas::instance::State;
+use stead_schemas::policy::{RestartBlocked, RestartWhen};
+use stead_schemas::snapshot::SnapshotPhase;
+
+use crate::checks::{Broken, HostSnapshot, Records};
+
+/// What runs and has a check is probed, nothing else is; the verdict is what was counted, and a bad one
+/// has led to what the policy says.
+pub(crate) fn health(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    let Some(probes) = &host.probes else { return };
+    for uid in probes.keys() {
+        if !records.instances.iter().any(|instance| instance.meta.uid == *uid) {
+            broken.push(format!("the probe of {uid} is left over"));
+        }
+    }
+    for instance in &records.instances {
+        let (uid, spec, status) = (&instance.meta.uid, &instance.spec, &instance.status);
+        let machine = host.machines.get(uid).filter(|_| status.state == State::Running);
+        let probe = probes.get(uid);
+        let (Some(check), Some(machine)) = (&spec.health, machine) else {
+            if probe.is_some() {
+                broken.push(format!("{uid} is {:?} and probed: {:?}", status.state, spec.health));
+            }
+            continue;
+        };
+        let Some(probe) = probe else {
+            broken.push(format!("{uid} runs and is not probed"));
+            continue;
+        };
+        if (probe.of.launched_at, probe.of.version) != (machine.launched_at, spec.health_version) {
+            broken.push(format!("{uid}: another launch or check is probed: {:?}", probe.of));
+        }
+        let counted = match &probe.tally {
+            tally if tally.failures >= check.failure_threshold => Some(Verdict::Unhealthy),
+            tally if tally.successes >= check.success_threshold => Some(Verdict::Healthy),
+            _ => None,
+        };
+        let verdict = status.health.verdict;
+        if counted.is_some_and(|counted| counted != verdict) {
+            broken.push(format!("{uid} is {counted:?}, but its status says {verdict:?}"));
+        }
+        let is_restarted = spec.restart.when != RestartWhen::Never;
+        let is_over = status.restart.blocked == Some(RestartBlocked::MaxAttemptsExceeded);
+        if counted == Some(Verdict::Unhealthy) && is_restarted && !is_over {
+            broken.push(format!("{uid} is unhealthy and shall be restarted: {:?}", status.restart));
+        }
+    }
+}
+
+/// Each schedule has its instance, and no more snapshots than it shall keep; what failed is gone.
+pub(crate) fn schedules(broken: &mut Broken, records: &Records) {
+    for schedule in &records.schedules {
+        let (uid, spec) = (&schedule.meta.uid, &schedule.spec);
+        if !records.instances.iter().any(|instance| instance.meta.uid == spec.instance) {
+            broken.push(format!("schedule {uid} has lost its instance"));
+        }
+        let is_own = |run: &stead_schemas::snapshot::ScheduledRun| run.schedule == *uid;
+        let own = records.snapshots.iter().filter(|one| one.spec.schedule.as_ref().is_some_and(is_own));
+        let failed = own.clone().filter(|one| one.status.phase == SnapshotPhase::Failed).count();
+        let ready = own.filter(|one| one.status.phase == SnapshotPhase::Ready).count();
+        if failed > 0 {
+            broken.push(format!("schedule {uid} keeps {failed} snapshots that failed"));
+        }
+        let most = spec.retention.max_count.filter(|&count| count > 0);
+        if most.is_some_and(|most| ready > usize::try_from(most).unwrap_or(usize::MAX)) {
+            broken.push(format!("schedule {uid} keeps {ready} snapshots: {:?}", spec.retention));
+        }
+        if schedule.status.next_look.is_none() {
+            broken.push(format!("schedule {uid} waits for nothing"));
+        }
+    }
+}

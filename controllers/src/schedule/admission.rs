@@ -1,0 +1,132 @@
+//! What may become of a request on a schedule, and what the schedule itself asks for.
+
+use std::sync::Arc;
+
+use stead_schemas::api::ScheduleWish;
+use stead_schemas::instance::Instance;
+use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
+use stead_schemas::names::{Name, Uid};
+use stead_schemas::schedule::{SnapshotSchedule, SnapshotScheduleSpec};
+use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPurpose};
+
+use super::TakePlan;
+use crate::host::HostErrorKind;
+use crate::snapshot::admission::{self as snapshots, SnapshotRefused};
+use crate::store::{New, Tx, TxError};
+
+/// Has the instance a schedule as it is wished: a new one, or the one that it has changed. Its runs
+/// are counted anew when the interval is another.
+///
+/// # Errors
+/// When there is no such instance, or no room for another object.
+pub fn put(
+    tx: &mut Tx<'_>,
+    instance: &Uid,
+    wish: ScheduleWish,
+) -> Result<Arc<Object<SnapshotSchedule>>, SnapshotRefused> {
+    let owner = tx.get::<Instance>(instance).filter(|instance| !instance.meta.is_deleting());
+    owner.ok_or(SnapshotRefused::NotFound)?;
+    let now = tx.now();
+    let ScheduleWish { interval, retention, name_prefix, metadata } = wish;
+    let spec = SnapshotScheduleSpec {
+        instance: instance.clone(),
+        interval,
+        since: now,
+        retention,
+        name_prefix,
+        metadata,
+        updated_at: now,
+    };
+    let Some(old) = find(tx, instance) else {
+        return Ok(tx.create::<SnapshotSchedule>(New {
+            uid: None,
+            // Names are unique, so an instance has one schedule.
+            name: Name::from(instance),
+            tags: Tags::new(),
+            owner: Some(OwnerRef { kind: Instance::NAME.to_owned(), uid: instance.clone() }),
+            spec,
+        })?);
+    };
+    let since = if old.spec.interval == spec.interval { old.spec.since } else { now };
+    Ok(tx.update_spec::<SnapshotSchedule>(&old.meta.uid, None, |kept| {
+        *kept = SnapshotScheduleSpec { since, ..spec };
+    })?)
+}
+
+/// Asks for the schedule to be gone; the snapshots that it took stay.
+///
+/// # Errors
+/// When the instance has none.
+pub fn delete(tx: &mut Tx<'_>, instance: &Uid) -> Result<(), SnapshotRefused> {
+    let schedule = find(tx, instance).ok_or(SnapshotRefused::NotFound)?;
+    tx.request_deletion::<SnapshotSchedule>(&schedule.meta.uid)?;
+    Ok(())
+}
+
+fn find(tx: &Tx<'_>, instance: &Uid) -> Option<Arc<Object<SnapshotSchedule>>> {
+    tx.find::<SnapshotSchedule>(&Name::from(instance)).filter(|schedule| !schedule.meta.is_deleting())
+}
+
+/// What can be taken of an instance as it is; `None` while it is between states.
+pub(super) fn kind_now(instance: &Object<Instance>) -> Option<SnapshotKind> {
+    let kinds = [SnapshotKind::Standby, SnapshotKind::Stopped];
+    kinds.into_iter().find(|&kind| snapshots::check_state(instance, kind).is_ok())
+}
+
+/// Why a run came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub(super) struct NotTaken {
+    pub(super) kind: HostErrorKind,
+    pub(super) message: String,
+}
+
+impl From<SnapshotRefused> for NotTaken {
+    fn from(refused: SnapshotRefused) -> Self {
+        let kind = match &refused {
+            SnapshotRefused::NotFound => HostErrorKind::Missing,
+            SnapshotRefused::InsufficientResources(_) => HostErrorKind::Exhausted,
+            SnapshotRefused::NameTaken(_)
+            | SnapshotRefused::InvalidState { .. }
+            | SnapshotRefused::Conflict(_) => HostErrorKind::Transient,
+        };
+        Self { kind, message: refused.to_string() }
+    }
+}
+
+/// Asks for the snapshot of a run, unless that was done before.
+pub(super) fn take(tx: &mut Tx<'_>, plan: &TakePlan) -> Result<(), NotTaken> {
+    // Deleted meanwhile: no run of it begins any more.
+    let is_wished = tx.get::<SnapshotSchedule>(&plan.run.schedule).is_some_and(|one| !one.meta.is_deleting());
+    let is_taken = tx.list::<Snapshot>().iter().any(|one| one.spec.schedule.as_ref() == Some(&plan.run));
+    if !is_wished || is_taken {
+        return Ok(());
+    }
+    let policy = tx.get::<Instance>(&plan.instance).and_then(|instance| instance.spec.snapshot_policy);
+    let compression = policy.and_then(|policy| policy.compression);
+    // A disk alone is not compressed: its copies share blocks where the file system can.
+    let compression = compression.filter(|_| plan.kind == SnapshotKind::Standby);
+    let wish = |name| snapshots::Wish {
+        kind: plan.kind,
+        name,
+        tags: plan.tags.clone(),
+        purpose: SnapshotPurpose::Kept,
+        compression,
+        pool: 0,
+        schedule: Some(plan.run.clone()),
+    };
+    let created = match snapshots::create(tx, &plan.instance, wish(Name::resource(&plan.name).ok())) {
+        // Somebody's own has that name: it keeps it.
+        Err(SnapshotRefused::NameTaken(_)) => snapshots::create(tx, &plan.instance, wish(None)),
+        created => created,
+    };
+    created.map(drop).map_err(NotTaken::from)
+}
+
+/// Asks for the deletion of one of the schedule's own snapshots.
+pub(super) fn prune(tx: &mut Tx<'_>, snapshot: &Uid) -> Result<(), TxError> {
+    match snapshots::delete(tx, snapshot) {
+        Err(TxError::NotFound { .. }) => Ok(()),
+        deleted => deleted,
+    }
+}

@@ -1,0 +1,130 @@
+//! The schedule reconciler: snapshots of an instance when they are due, and the end of old ones.
+//!
+//! Guarantees: each run is carried out once, whatever crashes and however the clock is set; of runs that
+//! were missed the last is caught up with; only snapshots of this very schedule are ever deleted.
+//! Assumes: a snapshot is taken by its own reconciler once it is asked for.
+//! Never: waits for a snapshot, or takes a second one while the first is under way.
+//! Cancel/crash: a snapshot bears the run that it is of, so one that was asked for is recognised.
+
+pub mod admission;
+mod observe;
+mod plan;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use jiff::Timestamp;
+use stead_schemas::meta::{Object, Tags};
+use stead_schemas::names::Uid;
+use stead_schemas::schedule::{SnapshotSchedule, SnapshotScheduleStatus};
+use stead_schemas::snapshot::{ScheduledRun, SnapshotKind};
+
+use crate::host::{HostError, HostErrorKind};
+use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::store::{Store, TransactError};
+
+use admission::NotTaken;
+pub use observe::{Observed, Source, Taken};
+
+/// Capabilities of the schedule reconciler: the host is the snapshots' matter.
+#[derive(Debug)]
+pub struct ScheduleReconciler {
+    pub store: Store,
+}
+
+/// One step of a schedule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// A snapshot is asked for.
+    Take(Box<TakePlan>),
+    /// A snapshot's deletion is.
+    Prune(Uid),
+}
+
+/// Everything about a snapshot that is due.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TakePlan {
+    pub instance: Uid,
+    pub kind: SnapshotKind,
+    pub run: ScheduledRun,
+    pub name: String,
+    pub tags: Tags,
+}
+
+impl ScheduleReconciler {
+    async fn take(&self, plan: &TakePlan) -> Result<(), HostError> {
+        let of_transaction = plan.clone();
+        let taken = self.store.transact(move |tx| admission::take(tx, &of_transaction)).await;
+        taken.map_err(|error| {
+            let kind = match &error {
+                TransactError::Refused(NotTaken { kind, .. }) => *kind,
+                TransactError::Store(_) => HostErrorKind::Transient,
+            };
+            let why = match error {
+                TransactError::Refused(refused) => refused.message,
+                TransactError::Store(error) => error.to_string(),
+            };
+            HostError::new(kind, "take a snapshot of", plan.instance.as_str()).because(why)
+        })
+    }
+
+    async fn prune(&self, snapshot: &Uid) -> Result<(), HostError> {
+        let of_transaction = snapshot.clone();
+        let pruned = self.store.transact(move |tx| admission::prune(tx, &of_transaction)).await;
+        pruned.map_err(|error| {
+            let failed = HostError::new(HostErrorKind::Transient, "delete the snapshot", snapshot.as_str());
+            failed.because(error.to_string())
+        })
+    }
+}
+
+impl Reconciler for ScheduleReconciler {
+    type Kind = SnapshotSchedule;
+    type Observed = Observed;
+    type Action = Action;
+
+    const ACTIONS: &'static [&'static str] = &["Take", "Prune"];
+
+    async fn observe(
+        &self,
+        uid: &Uid,
+        object: Option<&Object<SnapshotSchedule>>,
+    ) -> Result<Observed, HostError> {
+        Ok(observe::observe(&self.store, uid, object))
+    }
+
+    fn plan(desired: &Desired<'_, SnapshotSchedule>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+        plan::plan(desired, seen, now)
+    }
+
+    fn action_name(action: &Action) -> &'static str {
+        match action {
+            Action::Take(_) => "Take",
+            Action::Prune(_) => "Prune",
+        }
+    }
+
+    async fn act(&self, action: &Action) -> Result<(), HostError> {
+        match action {
+            Action::Take(plan) => self.take(plan).await,
+            Action::Prune(snapshot) => self.prune(snapshot).await,
+        }
+    }
+
+    fn status(
+        object: &Object<SnapshotSchedule>,
+        seen: Option<&Observed>,
+        end: &PassEnd,
+    ) -> SnapshotScheduleStatus {
+        status::status(object, seen, end)
+    }
+
+    fn next_look(object: &Object<SnapshotSchedule>) -> Option<Timestamp> {
+        object.status.next_look.filter(|_| !object.meta.is_deleting())
+    }
+
+    /// Nothing of it is on the host.
+    async fn owned(&self) -> Result<Vec<Uid>, HostError> {
+        Ok(Vec::new())
+    }
+}

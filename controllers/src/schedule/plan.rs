@@ -1,0 +1,118 @@
+//! From the timetable and what was taken to the next step of a schedule.
+
+use jiff::{SignedDuration, Timestamp};
+use stead_schemas::condition::Reason;
+use stead_schemas::meta::Object;
+use stead_schemas::schedule::{Run, SnapshotSchedule, SnapshotScheduleSpec};
+use stead_schemas::snapshot::{ScheduledRun, SnapshotPhase};
+
+use super::observe::{Observed, Source, Taken};
+use super::{Action, TakePlan};
+use crate::runtime::{Desired, Plan, Wait};
+
+/// Deletions of one pass; the next one goes on.
+const PRUNED_AT_ONCE: usize = 16;
+const DEFAULT_PREFIX: &str = "scheduled";
+
+pub(super) fn plan(desired: &Desired<'_, SnapshotSchedule>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    let Desired::Present(object) = desired else { return Plan::Converged };
+    let is_recorded = |taken: &Taken| object.status.last_failed.as_ref() == Some(&taken.uid);
+    let failed = seen.taken.iter().rfind(|taken| taken.phase == SnapshotPhase::Failed);
+    if failed.is_some_and(|failed| !is_recorded(failed)) {
+        return wait("recording why a snapshot failed", now);
+    }
+    let surplus: Vec<Action> = surplus(&object.spec, &seen.taken, now)
+        .map(|taken| Action::Prune(taken.uid.clone()))
+        .take(PRUNED_AT_ONCE)
+        .collect();
+    if !surplus.is_empty() {
+        return Plan::Act(surplus);
+    }
+    match object.spec.run(last_due(object, seen, now), now) {
+        Run::Next(_) => Plan::Converged,
+        Run::Due(due) => plan_run(object, seen, due, now),
+    }
+}
+
+fn plan_run(
+    object: &Object<SnapshotSchedule>,
+    seen: &Observed,
+    due: Timestamp,
+    now: Timestamp,
+) -> Plan<Action> {
+    let spec = &object.spec;
+    if seen.taken.iter().any(|taken| taken.phase == SnapshotPhase::Pending) {
+        return wait("the snapshot before is still being taken", spec.after(now));
+    }
+    match seen.source {
+        Source::Gone => Plan::Converged,
+        // It is heard when it changes.
+        Source::Busy(state) => {
+            wait(&format!("no snapshot can be taken while the instance is {state:?}"), spec.after(now))
+        }
+        Source::Ready(kind) => Plan::Act(vec![Action::Take(Box::new(TakePlan {
+            instance: spec.instance.clone(),
+            kind,
+            run: ScheduledRun { schedule: object.meta.uid.clone(), due },
+            name: name(spec, due),
+            tags: spec.metadata.clone(),
+        }))]),
+    }
+}
+
+/// The run that was carried out last, recorded or seen by its snapshot.
+pub(super) fn last_due(
+    object: &Object<SnapshotSchedule>,
+    seen: &Observed,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let recorded = object.status.last_due;
+    let all = seen.taken.iter().map(|taken| taken.due).chain(recorded);
+    let of_this_clock = all.filter(|&due| object.spec.is_of_this_clock(due, now)).max();
+    of_this_clock.or(recorded)
+}
+
+/// What is not to be kept, oldest first: all that failed, the oldest beyond the count, the too old.
+fn surplus<'a>(
+    spec: &SnapshotScheduleSpec,
+    taken: &'a [Taken],
+    now: Timestamp,
+) -> impl Iterator<Item = &'a Taken> + use<'a> {
+    let ready = taken.iter().filter(|taken| taken.phase == SnapshotPhase::Ready).count();
+    // None at all for no bound by count.
+    let kept = spec.retention.max_count.filter(|&count| count > 0);
+    let kept = kept.map_or(ready, |count| usize::try_from(count).unwrap_or(usize::MAX));
+    let mut beyond = ready.saturating_sub(kept);
+    let max_age = spec.retention.max_age;
+    taken.iter().filter(move |taken| match taken.phase {
+        SnapshotPhase::Pending => false,
+        SnapshotPhase::Failed => true,
+        SnapshotPhase::Ready => {
+            let is_beyond = beyond > 0;
+            beyond = beyond.saturating_sub(1);
+            is_beyond || max_age.is_some_and(|age| after(taken.moment, age.0) <= now)
+        }
+    })
+}
+
+/// When the first snapshot is too old.
+pub(super) fn next_expiry(spec: &SnapshotScheduleSpec, taken: &[Taken]) -> Option<Timestamp> {
+    let age = spec.retention.max_age?;
+    let ready = taken.iter().filter(|taken| taken.phase == SnapshotPhase::Ready);
+    ready.map(|taken| after(taken.moment, age.0)).min()
+}
+
+/// Such as `nightly-20261125t031500`.
+fn name(spec: &SnapshotScheduleSpec, due: Timestamp) -> String {
+    let prefix = spec.name_prefix.as_deref().unwrap_or(DEFAULT_PREFIX);
+    format!("{prefix}-{}", due.strftime("%Y%m%dt%H%M%S"))
+}
+
+fn after(at: Timestamp, delay: std::time::Duration) -> Timestamp {
+    let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
+    at.saturating_add(delay).unwrap_or(Timestamp::MAX)
+}
+
+fn wait(message: &str, until: Timestamp) -> Plan<Action> {
+    Plan::Wait(Wait { reason: Reason::Converging, message: message.to_owned(), until: Some(until) })
+}

@@ -1,0 +1,235 @@
+//! Snapshot schedule: snapshots of one instance, again and again, and which of them are kept.
+//!
+//! The times of its runs are arithmetic on what is stored: no timer is, so that they are the same
+//! after restarts of the daemon, downtime and steps of the clock.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::condition::Condition;
+use crate::meta::{Kind, Tags};
+use crate::names::Uid;
+use crate::quantity::GoDuration;
+
+/// The kind; an instance owns one at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotSchedule {}
+
+impl Kind for SnapshotSchedule {
+    const NAME: &'static str = "snapshot_schedule";
+    const FINALIZER: &'static str = "schedule";
+    type Spec = SnapshotScheduleSpec;
+    type Status = SnapshotScheduleStatus;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotScheduleSpec {
+    pub instance: Uid,
+    pub interval: GoDuration,
+    /// When this interval was asked for: the runs are counted from here.
+    pub since: Timestamp,
+    pub retention: Retention,
+    /// Of the snapshots' names.
+    pub name_prefix: Option<String>,
+    /// Tags of the snapshots.
+    pub metadata: Tags,
+    pub updated_at: Timestamp,
+}
+
+/// What is kept, of this schedule's own snapshots; the others are nobody's business here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retention {
+    /// The newest so many.
+    pub max_count: Option<u32>,
+    /// Those that are not older than this.
+    pub max_age: Option<GoDuration>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotScheduleStatus {
+    /// The run that was carried out last, by the time that it was due.
+    pub last_due: Option<Timestamp>,
+    /// When it was carried out.
+    pub last_run_at: Option<Timestamp>,
+    /// The last one that was taken whole.
+    pub last_snapshot: Option<Uid>,
+    /// Why the last run came to nothing; none when it did not.
+    pub last_error: Option<String>,
+    /// The last snapshot that failed: its error is recorded, so it may go.
+    pub last_failed: Option<Uid>,
+    /// When the next run is due, or the next snapshot too old.
+    pub next_look: Option<Timestamp>,
+    pub conditions: Vec<Condition>,
+    pub observed_generation: u64,
+}
+
+/// What is to be done now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Run {
+    /// The run of this time, which may be long past; of several that were missed, the last.
+    Due(Timestamp),
+    /// Nothing before this time.
+    Next(Timestamp),
+}
+
+impl Run {
+    #[must_use]
+    pub fn at(self) -> Timestamp {
+        match self {
+            Self::Due(at) | Self::Next(at) => at,
+        }
+    }
+}
+
+/// At most this share of the interval, and this long, a schedule is off the even times, so that
+/// those that were made together do not all run together.
+const OFFSET_SHARE: i128 = 10;
+const OFFSET_NANOS_MAX: i128 = 300_000_000_000;
+
+impl SnapshotScheduleSpec {
+    /// What is due when the run of `last` was carried out last. A `last` that lies further ahead than
+    /// one interval is of a clock that has been set back since: the runs go on from now.
+    #[must_use]
+    pub fn run(&self, last: Option<Timestamp>, now: Timestamp) -> Run {
+        let current = self.at_or_before(now);
+        let done = last.filter(|&last| self.is_of_this_clock(last, now)).or(last.and(current));
+        match current {
+            Some(current) if done.is_none_or(|done| done < current) => Run::Due(current),
+            _ => Run::Next(self.after(done.map_or(now, |done| done.max(now)))),
+        }
+    }
+
+    /// A run of that time can have been carried out by now.
+    #[must_use]
+    pub fn is_of_this_clock(&self, due: Timestamp, now: Timestamp) -> bool {
+        due.as_nanosecond() <= now.as_nanosecond() + self.interval_nanos()
+    }
+
+    /// The last run whose time is not after `at`; none before the first.
+    #[must_use]
+    pub fn at_or_before(&self, at: Timestamp) -> Option<Timestamp> {
+        let count = (at.as_nanosecond() - self.begin()).div_euclid(self.interval_nanos());
+        (count >= 1).then(|| self.number(count))
+    }
+
+    /// The first run whose time is after `at`.
+    #[must_use]
+    pub fn after(&self, at: Timestamp) -> Timestamp {
+        let count = (at.as_nanosecond() - self.begin()).div_euclid(self.interval_nanos()) + 1;
+        self.number(count.max(1))
+    }
+
+    fn number(&self, count: i128) -> Timestamp {
+        let nanos = self.begin().saturating_add(count.saturating_mul(self.interval_nanos()));
+        Timestamp::from_nanosecond(nanos).unwrap_or(Timestamp::MAX)
+    }
+
+    /// One interval before the first run.
+    fn begin(&self) -> i128 {
+        let most = (self.interval_nanos() / OFFSET_SHARE).clamp(1, OFFSET_NANOS_MAX);
+        let hash = self.instance.as_str().bytes().fold(0u64, |hash, byte| {
+            // FNV-1a: the same on every host and in every version.
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        self.since.as_nanosecond() + i128::from(hash) % most
+    }
+
+    fn interval_nanos(&self) -> i128 {
+        i128::try_from(self.interval.0.as_nanos()).unwrap_or(i128::MAX).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use jiff::SignedDuration;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HOUR: i64 = 3600;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + seconds).expect("valid")
+    }
+
+    fn hourly() -> SnapshotScheduleSpec {
+        SnapshotScheduleSpec {
+            instance: "tz4a98xxat96iws9zmbrgj3a".parse().expect("valid"),
+            interval: GoDuration(Duration::from_secs(3600)),
+            since: at(0),
+            retention: Retention::default(),
+            name_prefix: None,
+            metadata: Tags::new(),
+            updated_at: at(0),
+        }
+    }
+
+    /// The time of a run in hours, and what lies beyond them.
+    fn hours(time: Timestamp) -> (i64, SignedDuration) {
+        let since = time.duration_since(at(0));
+        (since.as_secs() / HOUR, since - SignedDuration::from_hours(since.as_secs() / HOUR))
+    }
+
+    #[test]
+    fn runs_are_an_interval_apart_and_missed_ones_become_one() {
+        let schedule = hourly();
+        let first = schedule.after(at(0));
+        let (hour, offset) = hours(first);
+        assert_eq!(hour, 1);
+        assert!(offset < SignedDuration::from_mins(5), "{offset:?}");
+        let run = |last: Option<i64>, now: i64| {
+            let last = last.map(|hour| first + SignedDuration::from_hours(hour - 1));
+            // Half an hour past the run, as the clock has it.
+            let now = first + SignedDuration::from_mins(60 * (now - 1) + 30);
+            match schedule.run(last, now) {
+                Run::Due(at) => ("due", hours(at).0),
+                Run::Next(at) => ("next", hours(at).0),
+            }
+        };
+        assert_eq!(run(None, 0), ("next", 1));
+        assert_eq!(run(None, 1), ("due", 1));
+        assert_eq!(run(Some(1), 1), ("next", 2));
+        assert_eq!(run(Some(1), 2), ("due", 2));
+        // The daemon was down for nine of them: one is caught up with.
+        assert_eq!(run(Some(1), 10), ("due", 10));
+        assert_eq!(run(Some(10), 10), ("next", 11));
+        // The clock was set back: by less than an interval, and by a day.
+        assert_eq!(run(Some(11), 10), ("next", 12));
+        assert_eq!(run(Some(34), 10), ("next", 11));
+        assert_eq!(run(Some(34), 0), ("next", 1));
+    }
+
+    #[test]
+    fn the_offset_is_the_same_every_time_and_not_for_everyone() {
+        let mut other = hourly();
+        other.instance = "az4a98xxat96iws9zmbrgj3b".parse().expect("valid");
+        assert_eq!(hourly().after(at(0)), hourly().after(at(0)));
+        assert_ne!(hourly().after(at(0)), other.after(at(0)));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_clock_says_each_run_is_carried_out_once(
+            interval in 60i64..100_000,
+            clock in proptest::collection::vec(-200_000i64..1_000_000, 1..40),
+        ) {
+            let interval = GoDuration(Duration::from_secs(u64::try_from(interval).expect("positive")));
+            let schedule = SnapshotScheduleSpec { interval, ..hourly() };
+            let mut last = None;
+            for now in clock {
+                let now = at(now);
+                if let Run::Due(due) = schedule.run(last, now) {
+                    prop_assert!(due <= now && Some(due) != last);
+                    last = Some(due);
+                }
+                // Done: nothing more at this moment, and the next one within two intervals.
+                let Run::Next(next) = schedule.run(last, now) else { panic!("due twice") };
+                prop_assert!(next > now);
+                let twice = SignedDuration::try_from(interval.0 * 2).expect("short");
+                prop_assert!(next.duration_since(now.max(at(0))) <= twice + SignedDuration::from_mins(5));
+            }
+        }
+    }
+}
