@@ -19,6 +19,7 @@ mod policies;
 mod programs;
 #[path = "../sdk/python.rs"]
 mod python;
+mod schedules;
 mod site;
 mod socket;
 mod stage;

@@ -8,6 +8,7 @@
 
 mod daemon;
 mod scenario;
+mod schedules;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -1,0 +1,134 @@
+//! A schedule over hours of virtual time: a run a minute, crashes, downtime, and what is kept.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use stead_controllers::checks::{self, Records};
+use stead_controllers::schedule::admission as schedules;
+use stead_controllers::sim::{SimRegistryImage, World};
+use stead_controllers::snapshot::admission as snapshots;
+use stead_controllers::store::{MemoryKv, Store};
+use stead_controllers::vm::admission;
+use stead_schemas::api::{InstanceDefaults, InstanceWish, ScheduleWish};
+use stead_schemas::image::ImageConfig;
+use stead_schemas::instance::Hypervisor;
+use stead_schemas::meta::Tags;
+use stead_schemas::names::{Name, Platform, Uid};
+use stead_schemas::quantity::GoDuration;
+use stead_schemas::schedule::{Retention, SnapshotSchedule};
+use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
+use tokio::time::sleep;
+
+use crate::daemon::Daemon;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The runs whose snapshots are there, oldest first.
+fn runs(store: &Store) -> Vec<Timestamp> {
+    let snapshots = store.list::<Snapshot>();
+    let mut runs: Vec<_> = snapshots
+        .iter()
+        .filter(|snapshot| snapshot.status.phase == SnapshotPhase::Ready && !snapshot.meta.is_deleting())
+        .filter_map(|snapshot| Some(snapshot.spec.schedule.as_ref()?.due))
+        .collect();
+    runs.sort_unstable();
+    runs
+}
+
+async fn instance(world: &World, store: &Store) -> Uid {
+    let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
+    let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
+    world.serve(&"sim/a".parse().expect("valid"), SimRegistryImage { digest, config });
+    let defaults = InstanceDefaults { platform: Platform::LinuxAmd64, hypervisor: Hypervisor::Qemu };
+    let body = serde_json::json!({ "name": "i", "image": "sim/a", "size": "256MB" });
+    let wish = InstanceWish::read(body, defaults).expect("valid");
+    let created = store.transact(move |tx| admission::create(tx, wish, "st")).await;
+    created.expect("created").meta.uid.clone()
+}
+
+async fn put(store: &Store, instance: &Uid, max_count: u32) {
+    let wish = ScheduleWish {
+        interval: GoDuration(MINUTE),
+        retention: Retention { max_count: Some(max_count), max_age: None },
+        name_prefix: Some("n".to_owned()),
+        metadata: Tags::new(),
+    };
+    let uid = instance.clone();
+    store.transact(move |tx| schedules::put(tx, &uid, wish)).await.expect("put");
+}
+
+async fn plays() {
+    let (world, mut kv) = (World::new(3), MemoryKv::new());
+    let mut daemon = Daemon::start(&world, &kv, 3).await;
+    let uid = instance(&world, &daemon.store).await;
+    put(&daemon.store, &uid, 3).await;
+    // Somebody's own: no schedule ever deletes it.
+    sleep(MINUTE / 2).await;
+    let (of_hand, name) = (uid.clone(), Name::resource("mine").ok());
+    let purpose = SnapshotPurpose::Kept;
+    let wish =
+        snapshots::Wish { kind: SnapshotKind::Standby, name, tags: Tags::new(), purpose, schedule: None };
+    daemon.store.transact(move |tx| snapshots::create(tx, &of_hand, wish)).await.expect("asked for");
+
+    // A crash in every minute, at another second of it.
+    let mut all = BTreeSet::new();
+    for second in 0..20 {
+        sleep(Duration::from_secs(second * 3)).await;
+        daemon.die(&world).await;
+        kv = kv.reopen();
+        daemon = Daemon::start(&world, &kv, second).await;
+        for _ in 0..6 {
+            sleep(Duration::from_secs(10)).await;
+            all.extend(runs(&daemon.store));
+        }
+    }
+    let all: Vec<Timestamp> = all.into_iter().collect();
+    let are_a_minute_apart =
+        |pair: &[Timestamp]| pair[1].duration_since(pair[0]) == SignedDuration::from_mins(1);
+    assert!(all.windows(2).all(are_a_minute_apart), "none is missed, none is taken twice: {all:?}");
+    assert!(all.len() >= 20, "{all:?}");
+    assert_eq!(runs(&daemon.store), all[all.len() - 3..], "the newest three are kept");
+
+    // An hour without a daemon: one run is caught up with, and the times are those of before.
+    daemon.die(&world).await;
+    // To the middle of a minute between two runs.
+    sleep(60 * MINUTE + MINUTE / 2).await;
+    let daemon_of_later = Daemon::start(&world, &kv.reopen(), 99).await;
+    sleep(Duration::from_secs(5)).await;
+    let store = &daemon_of_later.store;
+    let caught_up = runs(store);
+    let fresh: Vec<_> = caught_up.iter().filter(|run| !all.contains(run)).collect();
+    let [one] = fresh[..] else { panic!("one is caught up with: {fresh:?}") };
+    let gap = one.duration_since(all[0]);
+    assert_eq!(gap.as_secs() % 60, 0, "{gap:?}");
+
+    // Less is kept from now on; a stop makes the next one a snapshot of the disk alone.
+    put(store, &uid, 1).await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(runs(store).len(), 1);
+    let of_stop = uid.clone();
+    store.transact(move |tx| admission::stop(tx, &of_stop)).await.expect("asked for");
+    sleep(2 * MINUTE).await;
+    let kinds = |store: &Store| {
+        let snapshots = store.list::<Snapshot>();
+        let named = snapshots.iter().map(|one| (one.spec.schedule.is_some(), one.spec.kind));
+        named.collect::<BTreeSet<_>>()
+    };
+    let mine = (false, SnapshotKind::Standby);
+    assert_eq!(kinds(store), BTreeSet::from([mine, (true, SnapshotKind::Stopped)]));
+    assert_eq!(checks::settled(&Records::of(store), &world.snapshot()), Vec::<String>::new());
+
+    // With its instance the schedule goes; the snapshots stay.
+    let of_deletion = uid.clone();
+    store.transact(move |tx| admission::delete(tx, &of_deletion, false)).await.expect("asked for");
+    sleep(3 * MINUTE).await;
+    assert!(store.list::<SnapshotSchedule>().is_empty());
+    assert_eq!((runs(store).len(), kinds(store).len()), (1, 2));
+}
+
+#[test]
+fn each_run_is_carried_out_once_over_crashes_and_one_is_caught_up_with_after_downtime() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.expect("a runtime").block_on(plays());
+}
