@@ -67,8 +67,14 @@ async fn plays() {
     sleep(MINUTE / 2).await;
     let (of_hand, name) = (uid.clone(), Name::resource("mine").ok());
     let purpose = SnapshotPurpose::Kept;
-    let wish =
-        snapshots::Wish { kind: SnapshotKind::Standby, name, tags: Tags::new(), purpose, schedule: None };
+    let wish = snapshots::Wish {
+        kind: SnapshotKind::Standby,
+        name,
+        tags: Tags::new(),
+        purpose,
+        pool: 0,
+        schedule: None,
+    };
     daemon.store.transact(move |tx| snapshots::create(tx, &of_hand, wish)).await.expect("asked for");
 
     // A crash in every minute, at another second of it.

@@ -41,7 +41,10 @@ pub struct SnapshotReconciler<S, M, D> {
 
 /// How members of pools come and go: the rules of instances, which this kind does not know.
 #[derive(Clone)]
-pub struct Pools(pub Arc<dyn Fn(&mut Tx<'_>, &Uid) -> Result<(), String> + Send + Sync>);
+pub struct Pools(pub Arc<Tend>);
+
+/// Brings the members of a snapshot's pool in line with its wish; a refusal says why.
+pub type Tend = dyn Fn(&mut Tx<'_>, &Uid) -> Result<(), String> + Send + Sync;
 
 impl std::fmt::Debug for Pools {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

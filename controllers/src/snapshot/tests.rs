@@ -63,6 +63,7 @@ fn name(plan: &Plan<Action>) -> &'static str {
         Plan::Act(actions) => match &actions[0] {
             Action::Capture(_) => "Capture",
             Action::Remove(_) => "Remove",
+            Action::TendPool(_) => "TendPool",
             Action::Expire(_) => "Expire",
         },
         Plan::Wait(_) => "Wait",
