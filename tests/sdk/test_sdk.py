@@ -66,6 +66,20 @@ kept = client.instances.standby(created.id)
 assert kept.state == "Standby" and kept.has_snapshot, kept
 woken = client.instances.restore(created.id)
 assert woken.state == "Running" and not woken.has_snapshot, woken
+
+checked = client.instances.update(
+    created.id, health_check={"type": "exec", "exec": {"command": ["true"]}, "interval": "1s"}
+)
+assert checked.health_check.type == "exec" and checked.health_check.failure_threshold == 3, checked
+assert checked.health_status.status in ("starting", "healthy"), checked
+schedule = client.instances.snapshot_schedule.update(
+    created.id, interval="1h", retention={"max_count": 3}, metadata={"by": "sdk"}, name_prefix=None
+)
+assert schedule.instance_id == created.id and schedule.next_run_at > schedule.created_at, schedule
+again = client.instances.snapshot_schedule.update(created.id, interval="1h", retention={"max_age": "24h"})
+assert again.next_run_at == schedule.next_run_at and again.retention.max_count is None, again
+assert client.instances.snapshot_schedule.get(created.id).interval == "1h0m0s"
+client.instances.snapshot_schedule.delete(created.id)
 client.instances.delete(created.id)
 try:
     client.instances.get(created.id)
