@@ -121,11 +121,12 @@ impl Tally {
         }
     }
 
-    /// The last probe may change what is thought of the program; further successes of a healthy one
-    /// do not.
+    /// The last probe may change what is thought of the program; further ones that find the same
+    /// do not, so that neither a healthy nor a sick program costs a write at every interval.
     #[must_use]
     pub fn is_news(&self, check: &HealthCheck) -> bool {
-        self.successes <= check.success_threshold
+        (1..=check.success_threshold).contains(&self.successes)
+            || (1..=check.failure_threshold).contains(&self.failures)
     }
 }
 
@@ -252,11 +253,16 @@ mod tests {
     fn only_what_may_change_the_verdict_is_news() {
         let check = check();
         let mut tally = Tally::default();
-        let news = [true, true, true, false, false, true, true].map(|is_good| {
-            tally.count(if is_good { Ok(()) } else { Err(String::new()) }, at(0), at(0));
-            tally.is_news(&check)
-        });
-        assert_eq!(news, [true, true, false, true, true, true, true]);
+        let mut news = |probes: &str| -> String {
+            let told = probes.bytes().map(|probe| {
+                let found = if probe == b'+' { Ok(()) } else { Err(String::new()) };
+                // Before the tenth second failures do not count.
+                tally.count(found, at(9), at(10));
+                if tally.is_news(&check) { '!' } else { '.' }
+            });
+            told.collect()
+        };
+        assert_eq!(news("---+++-----++"), "...!!.!!!..!!");
     }
 
     proptest! {
