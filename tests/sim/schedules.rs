@@ -72,6 +72,7 @@ async fn plays() {
         name,
         tags: Tags::new(),
         purpose,
+        compression: None,
         pool: 0,
         schedule: None,
     };

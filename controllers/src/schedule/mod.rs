@@ -119,8 +119,8 @@ impl Reconciler for ScheduleReconciler {
         status::status(object, seen, end)
     }
 
-    fn next_look(object: &Object<SnapshotSchedule>) -> Option<Timestamp> {
-        object.status.next_look.filter(|_| !object.meta.is_deleting())
+    fn next_look(object: &Object<SnapshotSchedule>, now: Timestamp) -> Option<Timestamp> {
+        object.status.next_look.filter(|&at| at > now && !object.meta.is_deleting())
     }
 
     /// Nothing of it is on the host.
