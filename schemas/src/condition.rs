@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// The three questions a condition answers.
+/// The questions a condition answers; the first three are asked of everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ConditionType {
     /// The host matches the wish.
@@ -15,6 +15,8 @@ pub enum ConditionType {
     Progressing,
     /// Something is wrong that a person may have to see to.
     Degraded,
+    /// A guest that wants the kernel's headers has them; told only while one has not.
+    KernelHeaders,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +62,8 @@ pub enum Reason {
     GuestBootTimedOut,
     /// The VMM ended without having been asked to.
     VmmDied,
+    /// This host has no headers of the guest kernel; its guests do without.
+    KernelHeadersMissing,
     ImageNotFound,
     ImageUnauthorized,
     ImageInvalid,

@@ -19,6 +19,8 @@ pub struct Kernel {
     pub vmlinux: PathBuf,
     /// `lib/modules/VERSION`.
     pub modules: PathBuf,
+    /// Its headers as a squashfs, laid out as in a root; guests do without.
+    pub headers: Option<PathBuf>,
 }
 
 /// An ELF kernel is some 50 MB; a payload that claims far more is not one.
@@ -54,7 +56,8 @@ impl Kernel {
             })?;
             files::write_whole(&vmlinux, &elf, 0o644)?;
         }
-        Ok(Self { vmlinux, modules })
+        let headers = Some(root.join("headers.squashfs")).filter(|path| path.is_file());
+        Ok(Self { vmlinux, modules, headers })
     }
 }
 

@@ -61,6 +61,7 @@ impl Bench {
             overlay: owner.clone(),
             cid: 3,
             network: None,
+            wants_headers: false,
         }
     }
 

@@ -10,6 +10,7 @@ mod drift;
 mod forks;
 mod full;
 mod health;
+mod headers;
 mod hostile;
 mod judge;
 mod life;

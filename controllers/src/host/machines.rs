@@ -31,6 +31,8 @@ pub struct Machine {
     /// It has a network card whose far end is gone: its TAP was removed under it, and one that was
     /// made since under the same name is another.
     pub is_network_cut: bool,
+    /// It was launched with the headers of its kernel.
+    pub has_headers: bool,
     pub guest: GuestView,
 }
 
@@ -91,6 +93,8 @@ pub struct LaunchPlan {
     pub overlay: Uid,
     pub cid: u32,
     pub network: Option<NetworkCard>,
+    /// With the headers of its kernel, where this host has them.
+    pub wants_headers: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

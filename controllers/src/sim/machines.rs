@@ -30,6 +30,7 @@ pub(super) struct Vmm {
     acknowledged_at: Option<Timestamp>,
     pub(super) tap: Option<LinkName>,
     pub(super) is_network_cut: bool,
+    has_headers: bool,
     paused_at: Option<Timestamp>,
     /// How long it was paused or saved so far: time that its guest knows nothing of.
     slept: SignedDuration,
@@ -173,6 +174,7 @@ impl Vmm {
             launched_at: self.launched_at,
             listening_since: self.launched_at,
             is_network_cut: self.is_network_cut,
+            has_headers: self.has_headers,
             guest: GuestView {
                 phase,
                 exit,
@@ -280,6 +282,7 @@ impl Machines for World {
                     acknowledged_at: None,
                     tap: plan.network.as_ref().map(|card| card.tap.clone()),
                     is_network_cut: false,
+                    has_headers: plan.wants_headers,
                     paused_at: None,
                     slept: SignedDuration::ZERO,
                     disk: plan.overlay.clone(),

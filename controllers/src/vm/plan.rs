@@ -147,6 +147,7 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
         overlay: object.spec.allocated.disk.clone(),
         cid: object.spec.allocated.cid,
         network: parts.port.as_ref().map(|port| port.card.clone()),
+        wants_headers: !object.spec.skip_kernel_headers,
     });
     act(if seen.saved(object).is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
 }

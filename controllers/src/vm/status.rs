@@ -43,7 +43,34 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     status.observed_generation = object.meta.generation;
     status.conditions = conditions::standard(&object.status.conditions, object.meta.generation, end);
     explain(&mut status, object, end.now);
+    tell_headers(&mut status, object, seen, end.now);
     status
+}
+
+/// A guest without the headers that it wants runs all the same: its owner is told, and how to mend it.
+fn tell_headers(
+    status: &mut InstanceStatus,
+    object: &Object<Instance>,
+    seen: Option<&Observed>,
+    now: Timestamp,
+) {
+    let Some(seen) = seen else { return };
+    let lacks = seen.machine.as_ref().is_some_and(|machine| !machine.has_headers);
+    if !lacks || object.spec.skip_kernel_headers {
+        status.conditions.retain(|condition| condition.kind != ConditionType::KernelHeaders);
+        return;
+    }
+    let message = "this host has no headers of the guest kernel: run deploy/fetch-kernel for the \
+                   instances started afterwards, or set skip_kernel_headers";
+    let new = Condition {
+        kind: ConditionType::KernelHeaders,
+        status: ConditionStatus::False,
+        reason: Reason::KernelHeadersMissing,
+        message: message.to_owned(),
+        observed_generation: object.meta.generation,
+        last_transition_time: now,
+    };
+    condition::set(&mut status.conditions, new);
 }
 
 /// The content is chosen once, when the image is first seen ready.
@@ -205,7 +232,7 @@ fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Timestam
         let replaced = match fresh.kind {
             ConditionType::Ready => new(ConditionType::Ready, ConditionStatus::False),
             ConditionType::Degraded if is_degraded => new(ConditionType::Degraded, ConditionStatus::True),
-            ConditionType::Progressing | ConditionType::Degraded => fresh,
+            ConditionType::Progressing | ConditionType::Degraded | ConditionType::KernelHeaders => fresh,
         };
         condition::set(&mut conditions, replaced);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use proptest::prelude::*;
-use stead_schemas::condition::{Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
 use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::{
     Allocated, Exit, Hypervisor, Instance, InstanceSpec, InstanceStatus, Power, State, VmmDeath,
@@ -94,6 +94,7 @@ pub(super) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         launched_at: at(0),
         listening_since: at(0),
         is_network_cut: false,
+        has_headers: true,
         guest,
     }
 }
@@ -615,4 +616,28 @@ fn a_machine_id_is_made_of_the_uid_and_nothing_else() {
     assert_eq!(machine_id(&uid()), "0e108452948b257ed4bcbd32f6ebeba6");
     let last: Uid = "z".repeat(24).parse().expect("valid");
     assert_eq!(machine_id(&last), format!("{:032x}", 36u128.pow(24) - 1));
+}
+
+#[test]
+fn a_guest_without_the_headers_it_wants_is_told_of_and_runs() {
+    let end = PassEnd { now: at(1), outcome: Outcome::Converged };
+    let poor = || {
+        let mut machine = machine(VmmState::Running, GuestPhase::Ready);
+        machine.has_headers = false;
+        seen(Some(machine))
+    };
+    let told =
+        |status: &InstanceStatus| condition::find(&status.conditions, ConditionType::KernelHeaders).cloned();
+    let mut object = instance(Power::Running, 1, 0);
+    object.status = status(&object, Some(&poor()), &end);
+    let lack = told(&object.status).expect("told");
+    assert_eq!((lack.status, lack.reason), (ConditionStatus::False, Reason::KernelHeadersMissing));
+    assert!(condition::is_ready(&object.status.conditions), "it runs all the same");
+    // While nobody can look it stays as it was; with a machine that has them, or none, it is over.
+    assert_eq!(told(&status(&object, None, &end)), Some(lack));
+    let rich = seen(Some(machine(VmmState::Running, GuestPhase::Ready)));
+    assert_eq!(told(&status(&object, Some(&rich), &end)), None);
+    assert_eq!(told(&status(&object, Some(&seen(None)), &end)), None);
+    object.spec.skip_kernel_headers = true;
+    assert_eq!(told(&status(&object, Some(&poor()), &end)), None);
 }

@@ -29,6 +29,9 @@ pub use stream::{
 pub const PROTOCOL: u32 = 1;
 /// Name of the control port inside the guest (`/sys/class/virtio-ports/*/name`).
 pub const CONTROL_PORT: &str = "stead.control";
+/// Serial number of the disk with the kernel's headers, and the word on the kernel's command line
+/// that says it is there.
+pub const HEADERS_DISK: &str = "stead.headers";
 /// A guest's clock that is off by less is left alone: a step disturbs programs more than that does.
 pub const CLOCK_OFF_MAX: std::time::Duration = std::time::Duration::from_millis(500);
 /// What the guest's PID 1 has to do.

@@ -1,13 +1,14 @@
 //! The program's root: the image read-only below, the instance's ext4 disk above.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, unmount,
 };
-use stead_schemas::guest::{Config, NetworkConfig};
+use stead_schemas::guest::{Config, HEADERS_DISK, NetworkConfig};
 
 use crate::BootError;
 use crate::devices::wait_for;
@@ -35,9 +36,33 @@ pub(crate) fn mount_root() -> Result<(), BootError> {
         fs::create_dir_all(dir).map_err(failed(dir))?;
     }
     fs::set_permissions("/upper/upper", fs::Permissions::from_mode(0o755)).map_err(failed("overlay disk"))?;
-    let options = c"lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work";
+    let options = match mount_headers()? {
+        // A layer below the image: nothing of it is written anywhere, and the image's own wins.
+        true => c"lowerdir=/lower:/headers,upperdir=/upper/upper,workdir=/upper/work",
+        false => c"lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work",
+    };
     mount("overlay", NEW_ROOT, "overlay", MountFlags::empty(), Some(options)).map_err(failed("overlay"))?;
     mount_kernel_file_systems()
+}
+
+/// Whether there are any; the host says so on the kernel's command line.
+fn mount_headers() -> Result<bool, BootError> {
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if !line.split_whitespace().any(|word| word == HEADERS_DISK) {
+        return Ok(false);
+    }
+    fs::create_dir_all("/headers").map_err(failed("headers"))?;
+    let device = wait_for("the disk of headers", headers_device)?;
+    mount(device.as_path(), "/headers", "squashfs", MountFlags::RDONLY, None).map_err(failed("headers"))?;
+    Ok(true)
+}
+
+/// By its serial number: what its name is depends on the other disks.
+fn headers_device() -> Option<PathBuf> {
+    let disks = fs::read_dir("/sys/block").ok()?.flatten();
+    let is_it = |serial: io::Result<String>| serial.is_ok_and(|serial| serial.trim() == HEADERS_DISK);
+    let found = disks.into_iter().find(|disk| is_it(fs::read_to_string(disk.path().join("serial"))))?;
+    Some(Path::new("/dev").join(found.file_name())).filter(|device| device.exists())
 }
 
 /// The format is told by trying: both are accepted.

@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use stead_controllers::host::LaunchPlan;
-use stead_schemas::guest::CONTROL_PORT;
+use stead_schemas::guest::{CONTROL_PORT, HEADERS_DISK};
 
 use super::launching::Content;
 use super::places::{Mapping, Places};
@@ -23,6 +23,8 @@ pub(super) struct Ingredients<'a> {
     pub(super) mapping: Mapping,
     pub(super) accelerator: Accelerator,
     pub(super) content: Content,
+    /// A disk with the kernel's headers.
+    pub(super) headers: Option<&'a Path>,
 }
 
 /// The guest kernel's: console on the serial port, no retries of a dead boot, plain device names. An
@@ -80,8 +82,12 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-no-shutdown"]);
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     add(&["-qmp", &mark(places)]);
+    let kernel_line = match from.headers {
+        Some(_) => format!("{KERNEL_COMMAND_LINE} {HEADERS_DISK}"),
+        None => KERNEL_COMMAND_LINE.to_owned(),
+    };
     add(&["-kernel", &from.kernel.vmlinux.display().to_string()]);
-    add(&["-initrd", &from.initrd.display().to_string(), "-append", KERNEL_COMMAND_LINE]);
+    add(&["-initrd", &from.initrd.display().to_string(), "-append", &kernel_line]);
     add(&["-chardev", &format!("file,id={CONSOLE},path={},append=on", escaped(&places.console_log()))]);
     add(&["-serial", &format!("chardev:{CONSOLE}")]);
     add(&["-device", "virtio-serial-pci,max_ports=2"]);
@@ -99,10 +105,20 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
         // No option ROM: nothing boots from the network.
         add(&["-device", &format!("virtio-net-pci,netdev=card,mac={},romfile=", card.mac)]);
     }
+    if let Some(headers) = from.headers {
+        // Last, so that it moves no other device; found by its serial number.
+        add_backend(&mut add, "headers", headers, true);
+        add(&["-device", &format!("virtio-blk-pci,drive=headers,serial={HEADERS_DISK}")]);
+    }
     line
 }
 
 fn add_disk(add: &mut impl FnMut(&[&str]), name: &str, path: &Path, is_read_only: bool) {
+    add_backend(add, name, path, is_read_only);
+    add(&["-device", &format!("virtio-blk-pci,drive={name}")]);
+}
+
+fn add_backend(add: &mut impl FnMut(&[&str]), name: &str, path: &Path, is_read_only: bool) {
     let read_only = if is_read_only { "on" } else { "off" };
     let file = escaped(path);
     add(&[
@@ -113,7 +129,6 @@ fn add_disk(add: &mut impl FnMut(&[&str]), name: &str, path: &Path, is_read_only
         "-blockdev",
         &format!("driver=raw,node-name={name},file={name}-file,read-only={read_only},discard=unmap"),
     ]);
-    add(&["-device", &format!("virtio-blk-pci,drive={name}")]);
 }
 
 /// A path within a comma-separated option: commas are doubled.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +48,7 @@ impl Qemu {
             overlay: Some(plan.overlay.clone()),
             memory: plan.memory,
             mapping: Mapping::Own,
+            headers: self.config.boot_files.get()?.0.headers.filter(|_| plan.wants_headers),
         };
         let file = fresh_ram(memory_size(plan)).map_err(failed)?;
         let ram = Ram { file, mapping: Mapping::Own, content: Content::Fresh };
@@ -77,7 +79,7 @@ impl Qemu {
             make_private_dir(dir).map_err(failed)?;
         }
         record.write(&places)?;
-        let mut child = self.spawn(plan, &places, ram)?;
+        let mut child = self.spawn(plan, &places, ram, record.headers.as_deref())?;
         let identity = child.id().and_then(Identity::of);
         let Some(identity) = identity else {
             let died = HostError::new(HostErrorKind::Transient, "start a VMM for", plan.owner.as_str());
@@ -101,6 +103,7 @@ impl Qemu {
         plan: &LaunchPlan,
         places: &Places,
         ram: &Ram,
+        headers: Option<&Path>,
     ) -> Result<tokio::process::Child, HostError> {
         let config = &self.config;
         let (kernel, initrd) = config.boot_files.get()?;
@@ -113,6 +116,7 @@ impl Qemu {
             mapping: ram.mapping,
             accelerator: config.accelerator,
             content: ram.content,
+            headers,
         };
         let failed = |error| HostError::io("start a VMM for", plan.owner.as_str(), error);
         let log = File::options().create(true).append(true).open(places.vmm_log()).map_err(failed)?;

@@ -70,6 +70,9 @@ pub(super) struct Origin {
     pub(super) kernel: PathBuf,
     pub(super) initrd: PathBuf,
     pub(super) overlay: FileMark,
+    /// The disk of headers that its guest has mounted: a restore gives it the same.
+    #[serde(default)]
+    pub(super) headers: Option<PathBuf>,
     /// Taken over from a snapshot: its files are that one's too.
     #[serde(default)]
     pub(super) is_adopted: bool,

@@ -267,6 +267,7 @@ impl Machines for Qemu {
             launched_at: record.launched_at,
             listening_since: record.launched_at,
             is_network_cut: false,
+            has_headers: record.headers.is_some(),
             guest: silent(),
         };
         if let Some(identity) = record.process(&places) {

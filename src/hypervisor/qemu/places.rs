@@ -73,6 +73,9 @@ pub(super) struct Record {
     pub(super) memory: Bytes,
     #[serde(default)]
     pub(super) mapping: Mapping,
+    /// The disk with its kernel's headers, if it was given one.
+    #[serde(default)]
+    pub(super) headers: Option<PathBuf>,
 }
 
 /// How a VMM has its RAM.
@@ -115,6 +118,7 @@ impl Record {
             overlay: None,
             memory: Bytes(0),
             mapping: Mapping::Own,
+            headers: None,
         }
     }
 

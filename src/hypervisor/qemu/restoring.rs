@@ -55,6 +55,7 @@ impl Qemu {
             overlay: Some(plan.overlay.clone()),
             memory: plan.memory,
             mapping: ram.mapping,
+            headers: origin.headers.clone(),
         };
         let attached = self.start(plan, record, &ram).await?;
         self.load_state(plan, &attached, &origin, state, is_ram_in_state).await

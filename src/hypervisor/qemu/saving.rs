@@ -91,6 +91,7 @@ impl Qemu {
             kernel: kernel.vmlinux.clone(),
             initrd: initrd.clone(),
             overlay: FileMark::of(&(self.config.disk)(overlay)).map_err(io)?,
+            headers: record.headers.clone(),
             is_adopted: false,
         };
         if record.mapping == Mapping::Private {

@@ -1,0 +1,88 @@
+//! Headers of the guest kernel: there for who builds modules, absent for who does not want them, and
+//! no condition of a boot.
+
+use std::path::{Path, PathBuf};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::agent::waiting;
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::site::Site;
+use crate::socket::shell;
+use crate::stage::{kernel_dir, run};
+
+/// A kernel directory with headers: the machine's own, or a copy that they are fetched for.
+fn with_headers() -> PathBuf {
+    let has_headers = |dir: &Path| dir.join("current/headers.squashfs").exists();
+    let own = kernel_dir();
+    if has_headers(&own) {
+        return own;
+    }
+    let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernel");
+    if !has_headers(&copy) {
+        let (from, to) = (own.join(".").display().to_string(), copy.display().to_string());
+        run("cp", &["-a", &from, &to]);
+        run(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/fetch-kernel"), &[&to]);
+    }
+    copy
+}
+
+/// The same kernel without: a directory of links.
+fn without_headers(site: &Site) -> PathBuf {
+    let bare = site.scratch("bare-kernel");
+    for part in ["boot", "lib"] {
+        std::os::unix::fs::symlink(kernel_dir().join("current").join(part), bare.join(part)).expect("linked");
+    }
+    bare
+}
+
+fn told(seen: &Value) -> Option<&Value> {
+    let conditions = seen["conditions"].as_array().expect("conditions");
+    conditions.iter().find(|condition| condition["type"] == "KernelHeaders")
+}
+
+const LOOK: &str = "cd /lib/modules/$(uname -r)/build && pwd -P && grep -c . Makefile && ls -d ../linux-headers-*-common/include";
+
+#[test]
+fn a_guest_has_the_headers_of_its_kernel_unless_skipped_and_runs_without_where_there_are_none() {
+    // Before the namespace, which has no way out.
+    with_headers();
+    in_namespace(async || {
+        let mut site = Site::new().await;
+        site.kernel_dir = with_headers();
+        site.start().await;
+        waiting(&site, "box", json!({})).await;
+        let version = shell(&site, "box", "uname -r").await;
+        let said = shell(&site, "box", LOOK).await;
+        assert!(said.contains(&format!("/usr/src/linux-headers-{version}")), "{said}");
+        assert_eq!(told(&site.get("box").await), None);
+        // A memory goes on with the disk that its guest has mounted.
+        let standby = site.request(Method::POST, "/instances/box/standby", None).await;
+        assert_eq!(standby.body["state"], "Standby", "{standby:?}");
+        let restored = site.request(Method::POST, "/instances/box/restore", None).await;
+        assert_eq!(restored.body["state"], "Running", "{restored:?}");
+        assert_eq!(shell(&site, "box", LOOK).await, said);
+        // Not wanted, not there: no disk, no directory.
+        waiting(&site, "bare", json!({ "skip_kernel_headers": true })).await;
+        let look = "ls -d /usr/src /lib/modules /sys/block/vdc 2>/dev/null; true";
+        assert_eq!(shell(&site, "bare", look).await, "");
+        site.delete("bare").await;
+        // A host that has none says so, and what runs with them goes on.
+        site.kernel_dir = without_headers(&site);
+        site.kill().await;
+        site.start().await;
+        site.until_state("box", "Running").await;
+        assert_eq!(shell(&site, "box", LOOK).await, said);
+        waiting(&site, "poor", json!({})).await;
+        let seen = site.get("poor").await;
+        let why = told(&seen).map(|condition| [condition["status"].clone(), condition["reason"].clone()]);
+        assert_eq!(why, Some([json!("False"), json!("KernelHeadersMissing")]), "{seen:#}");
+        assert_eq!(shell(&site, "poor", look).await, "");
+        for name in ["box", "poor"] {
+            site.delete(name).await;
+        }
+        settles(&mut site, "headers").await;
+    });
+}
