@@ -102,6 +102,13 @@ impl Children {
         }
     }
 
+    /// The one reaper of a process of tests: a second would take the first one's children.
+    #[cfg(test)]
+    pub(crate) fn of_tests() -> Self {
+        static ONE: std::sync::OnceLock<Children> = std::sync::OnceLock::new();
+        ONE.get_or_init(|| Self::start().expect("started")).clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,7 +123,7 @@ mod tests {
 
     #[test]
     fn every_end_is_told_and_a_failed_start_is_an_error() {
-        let children = Children::start().expect("started");
+        let children = Children::of_tests();
         let (sender, ends) = mpsc::channel();
         for code in [0, 3, 126] {
             let sender = sender.clone();

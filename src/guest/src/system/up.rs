@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn an_answer_is_read_to_its_end() {
-        let children = Children::start().expect("started");
+        let children = Children::of_tests();
         let mut command = Command::new("/bin/echo");
         assert_eq!(ask(command.arg("running"), &children).expect("asked"), "running\n");
         assert!(ask(&mut Command::new("/no/such/program"), &children).is_err());
