@@ -156,10 +156,14 @@ impl Frame {
     /// Says in a begun frame how long its payload became; its length.
     pub fn finish(begun: &mut [u8]) -> usize {
         let length = begun.len().saturating_sub(HEADER_BYTES);
+        Self::say_length(begun, length);
+        length
+    }
+
+    fn say_length(begun: &mut [u8], length: usize) {
         if let Some(word) = begun.get_mut(MAGIC.len()..MAGIC.len() + 4) {
             word.copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
         }
-        length
     }
 }
 
@@ -169,6 +173,8 @@ pub struct Decoder {
     buffer: Vec<u8>,
     /// Where the part not yet taken begins.
     start: usize,
+    /// A frame whose payload is not whole, and how long it will be.
+    partial: Option<(Frame, usize)>,
     skipped: u64,
 }
 
@@ -184,10 +190,25 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// What was pushed and is no whole frame yet; a decoder that takes over begins with it.
+    /// Room for the rest of a payload, when that is what comes next: what is read into it needs no
+    /// push. More than that is well, as long as nothing of it is changed.
+    pub fn room(&mut self) -> Option<&mut Vec<u8>> {
+        let is_drained = self.start == self.buffer.len();
+        let (frame, length) = self.partial.as_mut().filter(|_| is_drained)?;
+        (frame.payload.len() < *length).then_some(&mut frame.payload)
+    }
+
+    /// What arrived and is no whole frame yet; a decoder that takes over begins with it.
     #[must_use]
-    pub fn rest(&self) -> &[u8] {
-        &self.buffer[self.start..]
+    pub fn rest(&self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        if let Some((frame, length)) = &self.partial {
+            rest = Frame::begun(frame.kind, frame.stream, frame.payload.len());
+            Frame::say_length(&mut rest, *length);
+            rest.extend_from_slice(&frame.payload);
+        }
+        rest.extend_from_slice(&self.buffer[self.start..]);
+        rest
     }
 
     /// Bytes so far that belonged to no frame: what a peer in its senses sends hardly ever.
@@ -200,6 +221,12 @@ impl Decoder {
     #[expect(clippy::should_implement_trait, reason = "None means: not yet, not: over")]
     pub fn next(&mut self) -> Option<Frame> {
         loop {
+            if let Some(frame) = self.fill_partial() {
+                return Some(frame);
+            }
+            if self.partial.is_some() {
+                return None;
+            }
             self.skip_to_magic();
             let rest = &self.buffer[self.start..];
             let header: &[u8; HEADER_BYTES] = rest.first_chunk()?;
@@ -212,12 +239,28 @@ impl Decoder {
                 self.skipped += 1;
                 continue;
             };
-            let stream = word(9);
-            let end = HEADER_BYTES + length;
-            let payload = rest.get(HEADER_BYTES..end)?.to_vec();
-            self.start += end;
-            return Some(Frame { kind, stream, payload });
+            let frame = Frame { kind, stream: word(9), payload: Vec::with_capacity(length) };
+            self.start += HEADER_BYTES;
+            self.partial = Some((frame, length));
         }
+    }
+
+    /// Moves what belongs to the frame under way into it; the frame when it is whole.
+    fn fill_partial(&mut self) -> Option<Frame> {
+        let (mut frame, length) = self.partial.take()?;
+        if frame.payload.len() > length {
+            // More room than was asked for: of the frames behind it.
+            let behind = frame.payload.split_off(length);
+            self.buffer.splice(self.start..self.start, behind);
+        }
+        let count = (length - frame.payload.len()).min(self.buffer.len() - self.start);
+        frame.payload.extend_from_slice(&self.buffer[self.start..self.start + count]);
+        self.start += count;
+        if frame.payload.len() == length {
+            return Some(frame);
+        }
+        self.partial = Some((frame, length));
+        None
     }
 
     /// Drops what is not the start of a frame, keeping a partial magic at the end.
@@ -263,6 +306,41 @@ mod tests {
         }
 
         #[test]
+        fn frames_read_into_their_room_are_the_same_and_a_decoder_that_takes_over_goes_on(
+            payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..64), 1..8),
+            cut in 1usize..40,
+            excess in 0usize..40,
+        ) {
+            let sent: Vec<Frame> =
+                payloads.into_iter().map(|payload| Frame { kind: FrameKind::Data, stream: 9, payload }).collect();
+            let bytes: Vec<u8> = sent.iter().flat_map(Frame::encode).collect();
+            let (mut decoder, mut received, mut rest) = (Decoder::default(), Vec::new(), &bytes[..]);
+            while !rest.is_empty() {
+                let count = match decoder.room() {
+                    Some(room) => {
+                        // As an allocator may give more than was asked for.
+                        let count = (room.capacity() - room.len() + excess).min(cut).min(rest.len());
+                        room.extend_from_slice(&rest[..count]);
+                        count
+                    }
+                    None => {
+                        let count = cut.min(rest.len());
+                        decoder.push(&rest[..count]);
+                        count
+                    }
+                };
+                rest = &rest[count..];
+                received.extend(frames(&mut decoder));
+                let mut heir = Decoder::default();
+                heir.push(&decoder.rest());
+                prop_assert!(frames(&mut heir).is_empty());
+                prop_assert_eq!(heir.rest(), decoder.rest());
+                decoder = heir;
+            }
+            prop_assert_eq!(received, sent);
+        }
+
+        #[test]
         fn garbage_neither_panics_nor_hides_the_frame_behind_it(
             garbage in proptest::collection::vec(any::<u8>().prop_filter("no magic", |&b| b != MAGIC[0]), 0..4096),
         ) {
@@ -282,7 +360,7 @@ mod tests {
             for part in parts {
                 decoder.push(&part);
                 let _ = frames(&mut decoder);
-                prop_assert!(decoder.buffer.len() - decoder.start <= HEADER_BYTES + PAYLOAD_BYTES_MAX);
+                prop_assert!(decoder.rest().len() <= HEADER_BYTES + PAYLOAD_BYTES_MAX);
             }
         }
     }

@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stead_schemas::guest::{
     Assumed, Config, Decoder, Frame, FrameKind, FromGuest, PROTOCOL, Phase, Seed, ToGuest, Token,
@@ -233,9 +234,14 @@ impl Control {
     fn read(&self, port: &mut File, decoder: &mut Decoder, buffer: &mut [u8]) -> bool {
         let mut shall_tell = false;
         for _ in 0..READS_BEFORE_WRITE {
-            match port.read(buffer) {
+            // Large payloads are read to where they stay.
+            let read = match decoder.room() {
+                Some(room) => rustix::io::read(&*port, spare_capacity(room)).map_err(io::Error::from),
+                None => port.read(buffer).inspect(|&count| decoder.push(&buffer[..count])),
+            };
+            match read {
                 Ok(0) => break,
-                Ok(count) => decoder.push(&buffer[..count]),
+                Ok(_) => {}
                 Err(error) if is_passing(&error) => break,
                 Err(_) => {
                     std::thread::sleep(HANG_UP_PAUSE);
@@ -365,7 +371,7 @@ impl Control {
             token: state.token.clone(),
             config: state.config.clone(),
             is_stopping: state.is_stopping,
-            received: decoder.rest().to_vec(),
+            received: decoder.rest(),
             unsent: unsent.bytes[unsent.sent..].to_vec(),
         }
     }
