@@ -10,6 +10,7 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::snapshot::PackingState;
 
 use super::World;
+use super::program::Program;
 use super::snapshots::PACKED;
 use crate::host::{
     AdoptPlan, GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory,
@@ -47,40 +48,10 @@ pub(super) struct MemoryFile {
     packing: PackingState,
 }
 
-/// What a simulated guest does, told by its argv: `["exit", "3", "2"]` ends with code 3 after 2 s,
-/// `["hang"]` never becomes ready, `["sick", "20"]` fails its probes from 20 s on, anything else runs for
-/// ever and is well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Program {
-    Forever,
-    Ends { code: i32, after: Duration },
-    Hangs,
-    Sickens { after: Duration },
-}
-
 const BOOT: Duration = Duration::from_millis(1500);
 const START: Duration = Duration::from_millis(300);
 const STOP: Duration = Duration::from_millis(400);
 const POWER_OFF: Duration = Duration::from_millis(200);
-
-impl Program {
-    #[must_use]
-    pub fn of(argv: &[String]) -> Self {
-        match argv.first().map(String::as_str) {
-            Some("exit") => {
-                let number = |at: usize| argv.get(at).and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
-                let code = i32::try_from(number(1)).unwrap_or(1);
-                Self::Ends { code, after: Duration::from_secs(number(2).into()) }
-            }
-            Some("hang") => Self::Hangs,
-            Some("sick") => {
-                let seconds = argv.get(1).and_then(|text| text.parse().ok()).unwrap_or(0);
-                Self::Sickens { after: Duration::from_secs(seconds) }
-            }
-            _ => Self::Forever,
-        }
-    }
-}
 
 impl Vmm {
     pub(super) fn is_alive(&self) -> bool {

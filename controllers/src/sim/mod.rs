@@ -17,6 +17,7 @@ mod images;
 mod links;
 mod machines;
 mod probes;
+mod program;
 mod rng;
 mod snapshots;
 
@@ -36,7 +37,7 @@ use crate::runtime::{Clock, Ids};
 pub use drift::Drift;
 pub use faults::Faults;
 pub use images::SimRegistryImage;
-pub use machines::Program;
+pub use program::Program;
 pub use rng::Rng;
 
 /// One simulated host; clones share it. It implements every port.

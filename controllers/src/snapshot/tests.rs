@@ -62,6 +62,7 @@ fn name(plan: &Plan<Action>) -> &'static str {
         Plan::Converged => "Converged",
         Plan::Act(actions) => match &actions[0] {
             Action::Capture(_) => "Capture",
+            Action::Compress(..) => "Compress",
             Action::Remove(_) => "Remove",
             Action::TendPool(_) => "TendPool",
             Action::Expire(_) => "Expire",

@@ -21,6 +21,7 @@ mod restoring;
 mod saving;
 mod snapshots;
 mod spawning;
+mod taps;
 mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +48,7 @@ use self::memory::MemoryDir;
 use self::monitor::Monitor;
 use self::packer::Packer;
 use self::places::{Places, Record};
+use self::taps::{check_tap, has_tap};
 use self::turns::Turns;
 use crate::agent::{AgentError, AgentStream};
 use crate::host::boot_files::BootFiles;
@@ -429,24 +431,6 @@ impl Machines for Qemu {
         let logs = self.places(owner).logs;
         remove_dir(&logs).map_err(|error| HostError::io("discard the logs of", owner.as_str(), error))
     }
-}
-
-/// The TAP must be there: QEMU would make one without our mark.
-fn check_tap(tap: &LinkName) -> Result<(), HostError> {
-    if Path::new("/sys/class/net").join(tap.as_str()).exists() {
-        return Ok(());
-    }
-    Err(HostError::new(HostErrorKind::Missing, "use the TAP", tap.as_str()))
-}
-
-/// One of the process's descriptors is attached to an interface of this name. A descriptor whose
-/// interface was removed names none (linux drivers/net/tun.c, `tun_chr_show_fdinfo`).
-fn has_tap(pid: u32, tap: &str) -> bool {
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return false };
-    entries.flatten().any(|entry| {
-        let text = fs::read_to_string(entry.path()).unwrap_or_default();
-        text.lines().any(|line| line.strip_prefix("iff:").is_some_and(|name| name.trim() == tap))
-    })
 }
 
 fn silent() -> GuestView {

@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn what_was_packed_is_unpacked_by_every_algorithm_and_zeros_stay_holes() {
         let noise: Vec<u8> =
-            (0..20_000_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+            (0..20_000_000u32).map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect();
         let source = ram(&[(4096, vec![7; 100_000]), (9 << 20, noise), (LENGTH - 3, vec![1; 3])]);
         let expected = sum_ram(&source).expect("read");
         let lz4 = |level| Compression { algorithm: Algorithm::Lz4, level };
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_stopped_compression_ends_and_says_so() {
-        let source = ram(&[(0, (0..16 << 20).map(|at: u32| at as u8).collect())]);
+        let source = ram(&[(0, (0..16 << 20).map(|at: u32| at.to_le_bytes()[0]).collect())]);
         let stopped = pack(&source, &tempfile::tempfile().expect("made"), zstd(1), &AtomicBool::new(true));
         assert_eq!(stopped.expect_err("stopped").kind(), io::ErrorKind::Interrupted);
     }
@@ -291,7 +291,7 @@ mod tests {
         /// Whatever byte is changed or cut away: an error, or the very same content.
         #[test]
         fn damage_is_found(at in 0..2000usize, flip in 1..=255u8, cut in any::<bool>()) {
-            let source = ram(&[(4096, (0..4096 * 3).map(|at: u32| (at * 7) as u8).collect())]);
+            let source = ram(&[(4096, (0..4096 * 3).map(|at: u32| (at * 7).to_le_bytes()[0]).collect())]);
             let packed = tempfile::tempfile().expect("made");
             pack(&source, &packed, zstd(1), &AtomicBool::new(false)).expect("packed");
             let length = usize::try_from(packed.metadata().expect("there").len()).expect("small");
