@@ -70,6 +70,24 @@ impl Daemon {
         request.send().await.expect("answered").json().await.unwrap_or(Value::Null)
     }
 
+    /// A POST that succeeds.
+    pub(crate) async fn ask(&self, path: &str, body: Value) -> Value {
+        self.send(reqwest::Method::POST, path, body).await
+    }
+
+    /// A PATCH that succeeds.
+    pub(crate) async fn change(&self, path: &str, body: Value) -> Value {
+        self.send(reqwest::Method::PATCH, path, body).await
+    }
+
+    async fn send(&self, method: reqwest::Method, path: &str, body: Value) -> Value {
+        let request = self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let answer = request.json(&body).send().await.expect("answered");
+        let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap_or(Value::Null));
+        assert!(status.is_success(), "{path}: {status} {body}");
+        body
+    }
+
     /// A stream of events, as it comes.
     pub(crate) async fn follow(
         &self,

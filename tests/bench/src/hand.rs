@@ -83,7 +83,7 @@ pub(crate) fn make_overlay(path: &Path) {
 /// A VM by hand whose program runs; ended with the value.
 #[derive(Debug)]
 pub(crate) struct Hand {
-    _vmm: Vmm,
+    vmm: Vmm,
     _control: UnixStream,
     /// From the spawn until the guest said that its program runs.
     pub(crate) seconds: f64,
@@ -91,61 +91,96 @@ pub(crate) struct Hand {
 
 impl Hand {
     pub(crate) fn boot(arguments: &[String], place: &Path, program: &[&str]) -> Self {
-        let _ = fs::remove_dir_all(place);
-        fs::create_dir_all(place).expect("made");
         let start = Instant::now();
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let vmm = Vmm(command.spawn().expect("qemu runs"));
-        let mut socket = loop {
-            match UnixStream::connect(place.join("control.sock")) {
-                Ok(socket) => break socket,
-                Err(_) if start.elapsed() < DEADLINE => std::thread::sleep(Duration::from_millis(1)),
-                Err(error) => panic!("no control socket: {error}"),
-            }
-        };
+        let (vmm, mut socket) = spawn(arguments, place);
         let token = Token("bench".to_owned());
-        let mut writer = socket.try_clone().expect("cloned");
-        let mut send = |message: &ToGuest| {
-            let frame = Frame::control(message).expect("small");
-            writer.write_all(&frame.encode()).expect("sent");
-        };
-        send(&ToGuest::Attach { nonce: 1 });
-        let argv = program.iter().map(|word| (*word).to_owned()).collect();
-        let config = Config {
-            hostname: "hand".to_owned(),
-            machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
-            argv,
-            env: std::collections::BTreeMap::new(),
-            working_dir: String::new(),
-            user: String::new(),
-            stop_signal: None,
-            shutdown_grace_millis: 1000,
-            network: None,
-            has_agent: true,
-            incarnation: String::new(),
-        };
-        let mut decoder = Decoder::default();
-        let mut buffer = [0u8; 4096];
+        send(&socket, &ToGuest::Attach { nonce: 1 });
         let mut is_configured = false;
-        loop {
-            let count = socket.read(&mut buffer).expect("read");
-            assert!(count > 0, "the VMM ended");
-            decoder.push(&buffer[..count]);
-            let mut is_ready = false;
-            while let Some(frame) = decoder.next() {
-                let phase = frame.message::<FromGuest>().map(|state| state.phase);
-                if phase == Some(Phase::AwaitingConfig) && !is_configured {
-                    is_configured = true;
-                    let (token, config) = (token.clone(), Box::new(config.clone()));
-                    send(&ToGuest::Configure { token, seed: Seed(vec![7; 32]), config });
-                }
-                is_ready |= phase == Some(Phase::Ready);
+        until(&mut socket, |state, writer| {
+            if state.phase == Phase::AwaitingConfig && !is_configured {
+                is_configured = true;
+                let (token, config) = (token.clone(), Box::new(config(program)));
+                send(writer, &ToGuest::Configure { token, seed: Seed(vec![7; 32]), config });
             }
-            if is_ready {
-                let seconds = start.elapsed().as_secs_f64();
-                return Self { _vmm: vmm, _control: socket, seconds };
+            state.phase == Phase::Ready
+        });
+        Self { vmm, _control: socket, seconds: start.elapsed().as_secs_f64() }
+    }
+
+    /// Starts a VMM that `load` has go on; returns when its guest answers.
+    pub(crate) fn go_on(arguments: &[String], place: &Path, load: impl FnOnce()) -> Self {
+        const NONCE: u64 = 2;
+        let start = Instant::now();
+        let (vmm, mut socket) = spawn(arguments, place);
+        send(&socket, &ToGuest::Attach { nonce: NONCE });
+        load();
+        until(&mut socket, |state, _| state.nonce == NONCE && state.phase == Phase::Ready);
+        Self { vmm, _control: socket, seconds: start.elapsed().as_secs_f64() }
+    }
+
+    /// Waits until its process has ended.
+    pub(crate) fn wait(mut self) {
+        self.vmm.0.wait().expect("waited");
+    }
+}
+
+fn spawn(arguments: &[String], place: &Path) -> (Vmm, UnixStream) {
+    let _ = fs::remove_dir_all(place);
+    fs::create_dir_all(place).expect("made");
+    let start = Instant::now();
+    let mut command = Command::new("qemu-system-x86_64");
+    // By hand a shell may be spawned.
+    let mut is_sandbox = false;
+    let arguments = arguments.iter().filter(|word| {
+        let is_dropped = is_sandbox || *word == "-sandbox";
+        is_sandbox = *word == "-sandbox";
+        !is_dropped
+    });
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let vmm = Vmm(command.spawn().expect("qemu runs"));
+    loop {
+        match UnixStream::connect(place.join("control.sock")) {
+            Ok(socket) => return (vmm, socket),
+            Err(_) if start.elapsed() < DEADLINE => std::thread::sleep(Duration::from_millis(1)),
+            Err(error) => panic!("no control socket: {error}"),
+        }
+    }
+}
+
+fn send(mut writer: &UnixStream, message: &ToGuest) {
+    let frame = Frame::control(message).expect("small");
+    writer.write_all(&frame.encode()).expect("sent");
+}
+
+/// Reads states until one is as wished.
+fn until(socket: &mut UnixStream, mut is_so: impl FnMut(&FromGuest, &UnixStream) -> bool) {
+    let writer = socket.try_clone().expect("cloned");
+    let mut decoder = Decoder::default();
+    let mut buffer = [0u8; 4096];
+    loop {
+        let count = socket.read(&mut buffer).expect("read");
+        assert!(count > 0, "the VM ended");
+        decoder.push(&buffer[..count]);
+        while let Some(frame) = decoder.next() {
+            if frame.message::<FromGuest>().is_some_and(|state| is_so(&state, &writer)) {
+                return;
             }
         }
+    }
+}
+
+fn config(program: &[&str]) -> Config {
+    Config {
+        hostname: "hand".to_owned(),
+        machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+        argv: program.iter().map(|word| (*word).to_owned()).collect(),
+        env: std::collections::BTreeMap::new(),
+        working_dir: String::new(),
+        user: String::new(),
+        stop_signal: None,
+        shutdown_grace_millis: 1000,
+        network: None,
+        has_agent: true,
+        incarnation: String::new(),
     }
 }

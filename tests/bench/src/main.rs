@@ -10,7 +10,9 @@ mod daemon;
 mod hand;
 mod logs;
 mod posts;
+mod qmp;
 mod runtime;
+mod standby;
 mod weight;
 
 use comfy_table::{Table, presets};
@@ -50,6 +52,9 @@ fn main() {
     }
     if is_wanted("agent") {
         figures.extend(runtime.block_on(agent::agent()));
+    }
+    if is_wanted("standby") {
+        figures.extend(runtime.block_on(standby::standby()));
     }
     report(&figures);
 }
