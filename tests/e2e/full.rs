@@ -28,6 +28,19 @@ fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_i
         let refused = site.request(Method::POST, "/instances", Some(wish.clone())).await;
         assert_eq!(refused.status, StatusCode::INSUFFICIENT_STORAGE, "{refused:?}");
         assert_eq!(site.request(Method::GET, "/instances/late", None).await.status, StatusCode::NOT_FOUND);
+        // A memory that finds no room is not saved: its VM runs on, and says why. Nor is a snapshot taken.
+        let snapshot = Some(json!({ "kind": "Standby" }));
+        let refused = site.request(Method::POST, "/instances/kept/snapshots", snapshot).await;
+        assert_eq!(refused.status, StatusCode::INSUFFICIENT_STORAGE, "{refused:?}");
+        assert_eq!(site.get("kept").await["vmm_pid"], kept["vmm_pid"]);
+        let asked = site.attempt(Method::POST, "/instances/kept/standby", None);
+        let explained = site.until("kept", "no room", |seen| {
+            seen["conditions"].to_string().contains("No space left") && seen["vmm_pid"] == kept["vmm_pid"]
+        });
+        tokio::select! {
+            _ = asked => panic!("the standby is over"),
+            _ = explained => {}
+        }
         // Statuses are written: a VM stops and says so.
         let stopped = site.request(Method::POST, "/instances/kept/stop", None).await;
         assert_eq!(stopped.body["state"], "Stopped", "{stopped:?}");

@@ -10,7 +10,7 @@ use crate::crash::{EDGES, OF_RESTORE, OF_STANDBY, clock_is_right, crash_at_reque
 use crate::judge::settles;
 use crate::namespace::in_namespace;
 use crate::site::{BOOT, MOMENT, Site, image};
-use crate::socket::run;
+use crate::socket::{Said, Socket, run};
 use crate::stage::until;
 
 /// A counter in memory, told on the console and written to the disk with every step.
@@ -53,7 +53,15 @@ fn a_vm_goes_to_standby_and_back_with_its_memory_and_without_a_process_meanwhile
         for round in 0..ROUNDS {
             let before = counted(&site.console(&id)).len();
             counts_on(&site, &id, before).await;
+            let mut held = match round {
+                0 => Some(Socket::exec(&site, "box", &json!({ "command": ["sleep", "7777"] })).await),
+                _ => None,
+            };
             let seen = verb(&site, "standby").await;
+            if let Some(held) = &mut held {
+                // Its client is told that it is over, and nothing of it is left in the guest.
+                while !matches!(held.next().await, Said::End) {}
+            }
             assert_eq!(
                 (&seen["state"], &seen["has_snapshot"]),
                 (&json!("Standby"), &json!(true)),
@@ -83,6 +91,12 @@ fn a_vm_goes_to_standby_and_back_with_its_memory_and_without_a_process_meanwhile
                 clock_is_right(&site).await;
             }
         }
+        until("the end of what was held open", BOOT, async || {
+            let request = json!({ "command": ["sh", "-c", "ps | grep -c '[s]leep 7777' || true"] });
+            let (output, _) = run(&site, "box", request, b"").await;
+            (output == b"0\n").then_some(())
+        })
+        .await;
         // The agent takes new streams, and the program goes on.
         let (output, end) = run(&site, "box", json!({ "command": ["cat", "/counts"] }), b"").await;
         assert_eq!(end, json!({ "exitCode": 0 }));
@@ -167,6 +181,67 @@ fn a_memory_that_is_older_than_its_disk_or_damaged_is_not_restored_and_says_why(
         settles(&mut site, "deleted in standby").await;
         assert_eq!(site.instance_files(), Vec::<PathBuf>::new());
     });
+}
+
+/// Of the daemon's life after a verb was asked for: from before anything was done until all is.
+const MOMENTS: [u64; 8] = [5, 20, 40, 70, 110, 160, 230, 320];
+
+#[test]
+fn daemon_and_vmm_killed_together_at_any_moment_leave_the_old_memory_or_the_new_or_a_fresh_boot() {
+    in_namespace(async || {
+        let (mut site, id) = counting().await;
+        let steps = OF_STANDBY.iter().take(2).map(|step| (*step, "standby"));
+        let steps: Vec<_> = steps.chain(OF_RESTORE.iter().map(|step| (*step, "restore"))).collect();
+        for ((kind, action), asked) in steps {
+            let failpoint = format!("{kind}/{action}/before");
+            if asked == "restore" {
+                verb(&site, "standby").await;
+            }
+            site.stop().await;
+            site.spawn(Some(&failpoint));
+            site.answers().await;
+            site.attempt(Method::POST, &format!("/instances/{id}/{asked}"), None).await;
+            site.crashed(&failpoint).await;
+            all_vmms_die(&site);
+            site.start().await;
+            settled_as(&site, if asked == "standby" { "Standby" } else { "Running" }).await;
+            settles(&mut site, &failpoint).await;
+            site.start().await;
+            if asked == "standby" {
+                verb(&site, "restore").await;
+            }
+        }
+        for (round, moment) in MOMENTS.into_iter().enumerate() {
+            let (asked, ends) = if round % 2 == 0 { ("standby", "Standby") } else { ("restore", "Running") };
+            {
+                let path = format!("/instances/{id}/{asked}");
+                let answer = site.attempt(Method::POST, &path, None);
+                let over = tokio::time::sleep(std::time::Duration::from_millis(moment));
+                tokio::select! { _ = answer => {}, () = over => {} }
+            }
+            site.kill().await;
+            if round >= MOMENTS.len() / 2 {
+                all_vmms_die(&site);
+            }
+            site.start().await;
+            // Killed before the wish was stored, it is asked for again.
+            let is_stored = site.get("box").await["generation"].as_u64();
+            assert!(is_stored.is_some());
+            let _ = site.attempt(Method::POST, &format!("/instances/{id}/{asked}"), None).await;
+            settled_as(&site, ends).await;
+        }
+        verb(&site, "stop").await;
+        is_whole_after(&mut site).await;
+    });
+}
+
+fn all_vmms_die(site: &Site) {
+    site.vmms().iter().for_each(|pid| drop(site.shell(&format!("kill -9 {pid} || true"))));
+}
+
+async fn settled_as(site: &Site, state: &str) {
+    site.until("box", state, |seen| seen["state"] == state && seen["has_snapshot"] == (state == "Standby"))
+        .await;
 }
 
 /// Reached by a standby and by a snapshot whose memory is to be compressed.
@@ -283,6 +358,10 @@ fn never_went_back(site: &Site, id: &str) {
 /// Nothing of the VM is left, and its file system has no error.
 async fn is_whole_after_stop(site: &mut Site) {
     verb(site, "stop").await;
+    is_whole_after(site).await;
+}
+
+async fn is_whole_after(site: &mut Site) {
     settles(site, "stopped").await;
     let disks = format!("{}/disks", site.data().display());
     let checked = site.shell(&format!("for disk in {disks}/*.ext4; do e2fsck -y -E journal_only $disk || true; e2fsck -fn $disk 2>&1 && echo whole || echo code $?; done"));

@@ -80,6 +80,39 @@ again = client.instances.snapshot_schedule.update(created.id, interval="1h", ret
 assert again.next_run_at == schedule.next_run_at and again.retention.max_count is None, again
 assert client.instances.snapshot_schedule.get(created.id).interval == "1h0m0s"
 client.instances.snapshot_schedule.delete(created.id)
+packed = client.instances.standby(created.id, compression={"enabled": True, "algorithm": "lz4"}, compression_delay="1h")
+assert packed.state == "Standby", packed
+assert client.instances.restore(created.id).state == "Running"
+
+taken = client.instances.snapshots.create(created.id, kind="Standby", name="sdk", tags={"sdk": "yes"})
+assert taken.kind == "Standby" and taken.name == "sdk" and taken.source_instance_id == created.id, taken
+assert taken.size_bytes > 0 and taken.compression_state == "none", taken
+assert client.snapshots.get(taken.id).source_instance_name == name
+assert [found.id for found in client.snapshots.list(source_instance_id=created.id, kind="Standby")] == [taken.id]
+assert client.snapshots.list(name="other") == []
+forks = [
+    client.instances.fork(created.id, name=f"{name}-a", from_running=True),
+    client.snapshots.fork(taken.id, name=f"{name}-b", target_state="Running"),
+]
+assert [fork.state for fork in forks] == ["Running", "Running"], forks
+assert len({fork.network.ip for fork in [created, *forks]}) == 3, forks
+try:
+    client.instances.fork(created.id, name=f"{name}-c")
+    raise AssertionError("a running instance was forked without a word")
+except hypeman.ConflictError as error:
+    assert error.body["code"] == "invalid_state", error.body
+assert client.instances.stop(created.id).state == "Stopped"
+back = client.instances.snapshots.restore(taken.id, id=created.id)
+assert back.state == "Running" and back.id == created.id, back
+client.snapshots.delete(taken.id)
+try:
+    client.snapshots.get(taken.id)
+    raise AssertionError("a deleted snapshot is still there")
+except hypeman.NotFoundError:
+    pass
+for fork in forks:
+    client.instances.delete(fork.id)
+
 client.instances.delete(created.id)
 try:
     client.instances.get(created.id)
