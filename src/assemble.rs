@@ -3,8 +3,11 @@
 //! Order: data directory (lock, key, database) -> store -> adapters -> reconcilers -> monitors ->
 //! API. VMs are not touched by start or stop: a new daemon finds them by observation.
 
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use anyhow::Context;
 use futures::StreamExt;
@@ -22,8 +25,9 @@ use stead_schemas::disk::Disk;
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::image::Image;
-use stead_schemas::instance::{Hypervisor, Instance};
+use stead_schemas::instance::{Hypervisor, Instance, State};
 use stead_schemas::limits::CONSOLE_LOG_MAX;
+use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, Platform, Uid};
 use stead_schemas::network::{Network, NetworkSpec, Port};
 use stead_schemas::schedule::SnapshotSchedule;
@@ -39,6 +43,8 @@ use crate::config::Config;
 use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
 use crate::host::disks::Ext4Files;
+use crate::host::doors::TapDoors;
+use crate::host::flows::{Conntrack, Interest, Moved};
 use crate::host::journal::{self, Journals};
 use crate::host::logs::LogLines;
 use crate::host::monitor::{Heard, monitor_table};
@@ -53,9 +59,9 @@ use crate::hypervisor::qemu::{Qemu, QemuConfig};
 use crate::store::{SystemClock, open, token_key};
 
 /// For a request's head; a client on a bad line needs a second.
-const HEADER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Open requests at shutdown; verbs that wait are cut, their wishes are stored.
-const SHUTDOWN_GRACE: std::time::Duration = std::time::Duration::from_secs(5);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// Drift reaches runners that are made after the adapters that report it.
 #[derive(Clone, Default)]
@@ -181,7 +187,7 @@ fn host_platform() -> Platform {
 
 /// The real host.
 struct Host {
-    ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files, Prober>,
+    ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files, Prober, Conntrack, TapDoors>,
     has_cgroups: bool,
 }
 
@@ -242,7 +248,12 @@ impl Host {
             changed: Arc::new(move |owner| of_probes.tell(|drifts| drifts.instances.object(owner.clone()))),
         })
         .map_err(chained)?;
-        let ports = Ports { machines, images, links, firewall: Nft::new(), disks, probes };
+        let of_doors = reports.clone();
+        let doors = TapDoors::new(Arc::new(move |owner| {
+            of_doors.tell(|drifts| drifts.instances.object(owner.clone()));
+        }));
+        let (firewall, flows) = (Nft::new(), Conntrack::new());
+        let ports = Ports { machines, images, links, firewall, disks, probes, flows, doors };
         Ok(Self { ports, has_cgroups })
     }
 
@@ -259,6 +270,7 @@ impl Host {
     fn monitor(&self, config: &Config, reports: &Reports, store: &Store) -> anyhow::Result<()> {
         follow(self.ports.links.monitor().map_err(chained)?, reports.clone(), store.clone());
         follow(monitor_table(&config.table).map_err(chained)?, reports.clone(), store.clone());
+        follow_flows(&self.ports.flows, reports.clone(), store.clone());
         let of_disks = reports.clone();
         watch_files::watch_deletions(config.data_dir.join("disks"), move |name| {
             let uid: Option<Uid> = name.and_then(|name| name.split('.').next()?.parse().ok());
@@ -347,6 +359,38 @@ fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: Store) {
             });
         }
     });
+}
+
+/// Passes on where connections came and went, to the instances that may go to standby by it.
+fn follow_flows(flows: &Conntrack, reports: Reports, store: Store) {
+    let of_monitor = store.clone();
+    let mut moves = flows.monitor(move || {
+        let counted = counted(&of_monitor);
+        let patience = counted.values().map(|(_, timeout)| *timeout).min();
+        Interest { addresses: counted.into_keys().collect(), patience }
+    });
+    tokio::spawn(async move {
+        while let Some(moved) = moves.recv().await {
+            let owners = counted(&store);
+            let concerned: Vec<Uid> = match moved {
+                Moved::At(address) => owners.get(&address).map(|(uid, _)| uid.clone()).into_iter().collect(),
+                Moved::Anywhere => owners.into_values().map(|(uid, _)| uid).collect(),
+            };
+            reports.tell(|drifts| concerned.iter().for_each(|uid| drifts.instances.object(uid.clone())));
+        }
+    });
+}
+
+/// Addresses of running instances whose policy counts connections, with its timeout.
+fn counted(store: &Store) -> BTreeMap<Ipv4Addr, (Uid, Duration)> {
+    let of = |instance: &Object<Instance>| {
+        let timeout = instance.spec.auto_standby.as_ref()?.timeout()?;
+        let port = store.get::<Port>(instance.spec.allocated.port.as_ref()?)?;
+        Some((port.spec.address, (instance.meta.uid.clone(), timeout)))
+    };
+    let instances = store.list::<Instance>().into_iter();
+    let running = instances.filter(|instance| instance.status.state == State::Running);
+    running.filter_map(|instance| of(&instance)).collect()
 }
 
 /// The host as the API sees it.

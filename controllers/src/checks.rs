@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::sync::Arc;
 
 use stead_schemas::condition::{self, ConditionType};
 use stead_schemas::disk::Disk;
@@ -26,8 +27,6 @@ use crate::host::{
 };
 use crate::policy_checks;
 use crate::store::Store;
-
-use std::sync::Arc;
 
 /// All records.
 #[derive(Debug)]
@@ -55,6 +54,8 @@ pub struct HostSnapshot {
     pub snapshots: BTreeMap<Uid, Captured>,
     /// `None` while there is no daemon to have any.
     pub probes: Option<BTreeMap<Uid, ProbeSeen>>,
+    /// Whose doors are watched; `None` where no daemon runs that could.
+    pub watched: Option<BTreeSet<Uid>>,
 }
 
 impl Records {
@@ -179,6 +180,7 @@ pub fn settled(records: &Records, host: &HostSnapshot) -> Broken {
     check_life_cycle(&mut broken, &records.snapshots);
     check_life_cycle(&mut broken, &records.schedules);
     check_snapshots(&mut broken, records, host);
+    crate::doors_checked::check_doors(&mut broken, records, host);
     broken
 }
 

@@ -19,7 +19,7 @@ use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 use tokio::sync::watch;
 
 use crate::disk::DiskReconciler;
-use crate::host::{Disks, Firewall, Images, Links, Machines, Probes, Snapshots};
+use crate::host::{Disks, Doors, Firewall, Flows, Images, Links, Machines, Probes, Snapshots};
 use crate::image::ImageReconciler;
 use crate::network::NetworkReconciler;
 use crate::port::PortReconciler;
@@ -31,13 +31,15 @@ use crate::vm::{Vms, forks};
 
 /// The host, one value for each capability.
 #[derive(Debug, Clone)]
-pub struct Ports<M, I, L, F, D, P> {
+pub struct Ports<M, I, L, F, D, P, C, W> {
     pub machines: M,
     pub images: I,
     pub links: L,
     pub firewall: F,
     pub disks: D,
     pub probes: P,
+    pub flows: C,
+    pub doors: W,
 }
 
 /// Where monitors of the host report, by kind.
@@ -85,7 +87,10 @@ impl std::fmt::Debug for Controllers {
 }
 
 impl Controllers {
-    pub fn new<M, I, L, F, D, P>(ports: Ports<M, I, L, F, D, P>, settings: &Settings) -> (Self, Drifts)
+    pub fn new<M, I, L, F, D, P, C, W>(
+        ports: Ports<M, I, L, F, D, P, C, W>,
+        settings: &Settings,
+    ) -> (Self, Drifts)
     where
         M: Machines + Snapshots + Clone,
         I: Images + Clone,
@@ -93,8 +98,10 @@ impl Controllers {
         F: Firewall + Clone,
         D: Disks + Clone,
         P: Probes,
+        C: Flows,
+        W: Doors,
     {
-        let Ports { machines, images, links, firewall, disks, probes } = ports;
+        let Ports { machines, images, links, firewall, disks, probes, flows, doors } = ports;
         let store = || settings.store.clone();
         let image =
             runner(settings, 1, ImageReconciler { images: images.clone(), store: store() }).map(freed_image);
@@ -115,7 +122,8 @@ impl Controllers {
             .map(move |event| ports_of_network(&of_network, event));
         let of_image = store();
         let of_origin = store();
-        let vm = runner(settings, 5, Vms { machines: machines.clone(), images, probes, store: store() })
+        let vm = Vms { machines: machines.clone(), images, probes, flows, doors, store: store() };
+        let vm = runner(settings, 5, vm)
             .map(move |event| instances_of_image(&of_image, event))
             .map(move |event| instances_of_snapshot(&of_origin, event));
         let of_source = store();

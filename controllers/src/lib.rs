@@ -7,6 +7,7 @@
 pub mod checks;
 pub mod daemon;
 pub mod disk;
+mod doors_checked;
 pub mod host;
 pub mod image;
 pub mod network;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::compression::{CompressionWish, SnapshotPolicy};
@@ -14,7 +14,7 @@ use crate::condition::Condition;
 use crate::health::{HealthCheck, HealthStatus};
 use crate::meta::Kind;
 use crate::names::{Digest, ImageRef, Platform, Uid};
-use crate::policy::{RestartPolicy, RestartStatus};
+use crate::policy::{AutoStandbyPolicy, IdleStatus, RestartPolicy, RestartStatus};
 use crate::quantity::Bytes;
 
 /// The kind.
@@ -55,7 +55,15 @@ pub struct InstanceSpec {
     /// The instance is deleted then.
     #[serde(default)]
     pub expires_at: Option<Timestamp>,
+    #[serde(default)]
+    pub auto_standby: Option<AutoStandbyPolicy>,
+    /// It does not go to standby by itself before.
+    #[serde(default)]
+    pub hold_until: Option<Timestamp>,
     pub power: Power,
+    /// Who changed `power` last.
+    #[serde(default)]
+    pub power_by: PowerCause,
     /// When `power` was last asked for: the grace of a stop counts from here.
     pub power_since: Timestamp,
     /// The run that is wanted; starts at 1, +1 by every `start`.
@@ -75,6 +83,17 @@ pub struct InstanceSpec {
     pub origin: Option<Origin>,
     /// Chosen in admission.
     pub allocated: Allocated,
+}
+
+impl InstanceSpec {
+    /// When it goes to standby by itself unless somebody connects; `None` while nothing counts.
+    #[must_use]
+    pub fn standby_due(&self, idle: &IdleStatus) -> Option<Timestamp> {
+        let timeout = self.auto_standby.as_ref()?.timeout()?;
+        let timeout = SignedDuration::try_from(timeout).unwrap_or(SignedDuration::MAX);
+        let due = idle.idle_since?.saturating_add(timeout).unwrap_or(Timestamp::MAX);
+        Some(self.hold_until.map_or(due, |hold| hold.max(due)))
+    }
 }
 
 /// Choices made in the commit that stored the wish.
@@ -107,6 +126,19 @@ pub enum Power {
     Standby,
     /// Restored and held: a member of its snapshot's pool, nobody's until it becomes a fork.
     Warm,
+}
+
+/// Why an instance shall be as `power` says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PowerCause {
+    /// Somebody asked.
+    #[default]
+    Client,
+    /// Nobody was connected for as long as its policy says.
+    Idle,
+    /// Somebody connected.
+    Traffic,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -176,6 +208,8 @@ pub struct InstanceStatus {
     pub restart: RestartStatus,
     #[serde(default)]
     pub health: HealthStatus,
+    #[serde(default)]
+    pub idle: IdleStatus,
     /// Milliseconds in each state but the present one.
     #[serde(default)]
     pub phases: BTreeMap<State, u64>,

@@ -102,6 +102,17 @@ pub const HEALTH_PATH_BYTES_MAX: usize = 2048;
 pub const HEALTH_ERROR_CHARS_MAX: usize = 256;
 /// Ten years: a longer life has no end.
 pub const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Below, a VM would save its memory more than it runs.
+pub const IDLE_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// Entries of each of a policy's two lists of what to ignore; every connection is held against all.
+pub const IGNORES_MAX: usize = 256;
+/// First packets kept for one VM on its way back from standby; a further one takes the place of the
+/// oldest, whose sender repeats it.
+pub const KNOCKS_MAX: usize = 16;
+/// Bytes of such a packet; one that opens a connection carries nothing but options.
+pub const KNOCK_BYTES_MAX: usize = 1600;
+/// How long one is kept for a VM that does not come back; its sender has repeated it five times.
+pub const KNOCK_KEPT_MAX: Duration = Duration::from_secs(60);
 /// A verb's answer waits no longer than this for the observed state; SDKs give up at 60 s.
 pub const VERB_WAIT_MAX: Duration = Duration::from_secs(55);
 /// The longest `/wait` (contract.md 1.4).

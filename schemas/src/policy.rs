@@ -1,7 +1,9 @@
-//! What shall happen to an instance by itself: restarts, and the end of its life.
+//! What shall happen to an instance by itself: restarts, standby and waking, the end of its life.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +73,59 @@ pub struct RestartStatus {
     /// Of the last restart.
     #[serde(default)]
     pub last_reason: Option<RestartReason>,
+}
+
+/// When an instance that nobody is connected to goes to standby, and whether a connection wakes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutoStandbyPolicy {
+    pub enabled: bool,
+    /// How long nobody may be connected; always given when enabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<GoDuration>,
+    /// Connections from these, and those to these ports, neither keep it up nor wake it.
+    #[serde(default)]
+    pub ignore_source_cidrs: Vec<IpNet>,
+    #[serde(default)]
+    pub ignore_destination_ports: Vec<u16>,
+    /// Additive: a connection to an instance in standby, however it came there, restores it.
+    #[serde(default)]
+    pub wake_on_traffic: bool,
+}
+
+impl AutoStandbyPolicy {
+    /// `None` while it is off.
+    #[must_use]
+    pub fn timeout(&self) -> Option<Duration> {
+        self.idle_timeout.filter(|_| self.enabled).map(|GoDuration(timeout)| timeout)
+    }
+
+    /// A policy that is off wakes nobody.
+    #[must_use]
+    pub fn is_waking(&self) -> bool {
+        self.enabled && self.wake_on_traffic
+    }
+
+    /// A connection from there to this port counts.
+    #[must_use]
+    pub fn counts(&self, source: IpAddr, port: u16) -> bool {
+        let source = source.to_canonical();
+        !self.ignore_destination_ports.contains(&port)
+            && !self.ignore_source_cidrs.iter().any(|subnet| subnet.contains(&source))
+    }
+}
+
+/// What was seen of the connections to an instance that may go to standby.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdleStatus {
+    /// Since when nobody is connected, as far as that was watched; `None` while somebody is, and
+    /// while it does not run.
+    pub idle_since: Option<Timestamp>,
+    pub last_inbound_at: Option<Timestamp>,
+    pub connections: u32,
+    /// Why connections could not be seen at the last look.
+    pub error: Option<String>,
+    /// This host does not track connections.
+    pub is_unsupported: bool,
 }
 
 /// What a request says of the end of an instance's life.

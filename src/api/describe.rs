@@ -6,13 +6,13 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 /// Method, path, summary, success status.
-const OPERATIONS: [(&str, &str, &str, &str); 34] = [
+const OPERATIONS: [(&str, &str, &str, &str); 36] = [
     ("get", "/health", "Liveness", "200"),
     ("get", "/capabilities", "What this server and host can do", "200"),
     ("get", "/instances", "List instances; watch=true streams changes", "200"),
     ("post", "/instances", "Create and start an instance", "201"),
     ("get", "/instances/{id}", "Read an instance", "200"),
-    ("patch", "/instances/{id}", "Change restart policy, health check or expiry", "200"),
+    ("patch", "/instances/{id}", "Change restart policy, health check, expiry or auto-standby", "200"),
     ("delete", "/instances/{id}", "Stop and delete an instance", "204"),
     ("post", "/instances/{id}/start", "Start the next run", "200"),
     ("post", "/instances/{id}/stop", "Stop the VM", "200"),
@@ -29,6 +29,8 @@ const OPERATIONS: [(&str, &str, &str, &str); 34] = [
     ("patch", "/snapshots/{id}", "Set how many forks are held ready", "200"),
     ("delete", "/snapshots/{id}", "Delete a snapshot", "204"),
     ("post", "/snapshots/{id}/fork", "Make an instance from a snapshot", "201"),
+    ("get", "/instances/{id}/auto-standby/status", "Who is connected, and when it goes to standby", "200"),
+    ("post", "/instances/{id}/auto-standby/hold", "Put its standby off for another idle timeout", "200"),
     ("get", "/instances/{id}/wait", "Wait for a state", "200"),
     ("get", "/instances/{id}/logs", "Lines of a log as server-sent events; follow=true goes on", "200"),
     ("get", "/instances/{id}/exec", "Run a program beside it; a WebSocket", "101"),

@@ -134,6 +134,7 @@ impl From<Refused> for ApiError {
             Refused::InvalidRequest(_) => Self::bad_request("invalid_request", message),
             Refused::Snapshot(refused) => refused.into(),
             Refused::InvalidHealthCheck(_) => Self::bad_request("invalid_health_check", message),
+            Refused::InStandby => Self::conflict("instance_in_standby", message),
             Refused::Expired => Self::conflict("instance_expired", message),
         }
     }

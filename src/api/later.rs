@@ -4,12 +4,12 @@
 
 use axum::Json;
 use axum::http::Uri;
-use axum::routing::{MethodRouter, delete, get, post};
+use axum::routing::{delete, get, post};
 use serde_json::Value;
 
+use super::ApiError;
 use super::auth::Scope;
 use super::route::Routes;
-use super::{ApiError, ApiState};
 
 async fn empty() -> Json<Vec<Value>> {
     Json(Vec::new())
@@ -20,11 +20,8 @@ async fn not_yet(uri: Uri) -> ApiError {
 }
 
 pub(super) fn add(mut routes: Routes) -> Routes {
-    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 3] = [
-        ("/instances/{id}/auto-standby/status", Scope::InstanceRead, get(not_yet)),
-        ("/instances/{id}/auto-standby/hold", Scope::InstanceWrite, post(not_yet)),
-        ("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(not_yet).delete(not_yet)),
-    ];
+    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 1] =
+        [("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(not_yet).delete(not_yet))];
     for (path, scope, methods) in instance_verbs {
         routes = routes.add(path, scope, methods);
     }

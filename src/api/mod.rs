@@ -6,6 +6,7 @@
 //! Never: touches the host: what it needs of it comes in by the traits of `backend`.
 
 pub mod auth;
+mod auto_standby;
 mod backend;
 mod cp;
 mod describe;
@@ -127,6 +128,8 @@ pub fn router(state: ApiState) -> Router {
         .add("/snapshots/{id}", Scope::SnapshotWrite, patch(snapshots::update))
         .add("/snapshots/{id}", Scope::SnapshotDelete, delete(snapshots::delete))
         .add("/snapshots/{id}/fork", Scope::SnapshotWrite, post(snapshots::fork_snapshot))
+        .add("/instances/{id}/auto-standby/status", Scope::InstanceRead, get(auto_standby::status))
+        .add("/instances/{id}/auto-standby/hold", Scope::InstanceWrite, post(auto_standby::hold))
         .add("/instances/{id}/wait", Scope::InstanceRead, get(wait::wait_for_state))
         .add("/instances/{id}/logs", Scope::InstanceRead, get(logs::logs))
         .add("/instances/{id}/exec", Scope::InstanceWrite, get(exec::exec))

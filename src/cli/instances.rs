@@ -14,7 +14,7 @@ use stead_schemas::policy::{RestartBlocked, RestartReason};
 use super::client::Client;
 use super::policies::Policies;
 use super::show::{age, line, print};
-use super::{Failure, Output, health, images};
+use super::{Failure, Output, auto_standby, health, images};
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
@@ -218,6 +218,10 @@ pub(super) async fn describe(client: &Client, name: &str) -> Result<(), Failure>
     facts.extend(instance.started_at.map(|at| ("Started", at.to_string())));
     facts.extend(instance.stopped_at.map(|at| ("Stopped", at.to_string())));
     facts.extend(instance.exit_message.clone().map(|message| ("Exit", message)));
+    if instance.auto_standby.is_some() {
+        let view = auto_standby::status(client, &instance.id).await?;
+        facts.push(("Auto-standby", auto_standby::summary(&view)));
+    }
     for (key, value) in facts {
         line(&format!("{key:<12} {value}"));
     }

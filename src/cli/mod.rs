@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such object, 4 timed out; of `exec` the program's.
 //! The client verbs know only the wire: they work against any server that speaks it.
 
+mod auto_standby;
 mod client;
 mod copy;
 mod daemon;
@@ -84,6 +85,9 @@ enum Verb {
     /// Snapshots of instances.
     #[command(subcommand)]
     Snapshot(snapshots::SnapshotVerb),
+    /// Standby when nobody is connected.
+    #[command(subcommand)]
+    AutoStandby(auto_standby::AutoStandby),
     /// Start a stopped instance.
     Start { names: Vec<String> },
     /// Change what happens to an instance by itself.
@@ -184,6 +188,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Restore { names } => instances::each(&client()?, &names, "restore", output).await,
         Verb::Fork(fork) => snapshots::fork(&client()?, fork, output).await,
         Verb::Snapshot(verb) => snapshots::snapshot(&client()?, verb, output).await,
+        Verb::AutoStandby(verb) => auto_standby::auto_standby(&client()?, verb, output).await,
         Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
         Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,
         Verb::Update(update) => policies::update(&client()?, update, output).await,

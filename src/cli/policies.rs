@@ -7,7 +7,7 @@ use stead_schemas::api::Instance;
 
 use super::client::Client;
 use super::health::Health;
-use super::{Failure, Output, instances};
+use super::{Failure, Output, auto_standby, instances};
 
 #[derive(Debug, Args)]
 pub(crate) struct Policies {
@@ -25,6 +25,8 @@ pub(crate) struct Policies {
     expires_at: Option<String>,
     #[command(flatten)]
     health: Health,
+    #[command(flatten)]
+    auto_standby: auto_standby::Policy,
 }
 
 #[derive(Debug, Args)]
@@ -54,6 +56,7 @@ impl Policies {
             }
             body["restart_policy"] = object;
         }
+        self.auto_standby.put(body);
         for (key, value) in [("ttl", &self.ttl), ("expires_at", &self.expires_at)] {
             if let Some(value) = value {
                 body[key] = value.as_str().into();

@@ -3,7 +3,9 @@
 pub mod boot_files;
 pub mod cgroup;
 pub mod disks;
+pub mod doors;
 pub(crate) mod files;
+pub mod flows;
 pub mod initrd;
 pub mod journal;
 pub mod kernel;
@@ -16,6 +18,7 @@ pub mod nft;
 mod nft_rules;
 mod notices;
 pub mod oci;
+mod packet;
 pub mod probe;
 pub(crate) mod process;
 pub(crate) mod sparse;

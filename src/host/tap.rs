@@ -8,10 +8,12 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::ioctl::{IntegerSetter, Opcode, Setter, ioctl, opcode};
+use rustix::ioctl::{Getter, IntegerSetter, Opcode, Setter, ioctl, opcode};
 use stead_schemas::names::LinkName;
 
 const TUNSETIFF: Opcode = opcode::write::<std::ffi::c_int>(b'T', 202);
+const TUNGETIFF: Opcode = opcode::read::<std::ffi::c_uint>(b'T', 210);
+const TUNSETOFFLOAD: Opcode = opcode::write::<std::ffi::c_uint>(b'T', 208);
 const TUNSETPERSIST: Opcode = opcode::write::<std::ffi::c_int>(b'T', 203);
 
 const IFF_TAP: u16 = 0x0002;
@@ -61,6 +63,23 @@ impl Tap {
 /// When the device cannot be opened, or is in use.
 pub fn attach(name: &LinkName) -> io::Result<File> {
     open(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+}
+
+/// Asks for whole frames with their checksums, whatever an earlier reader could do without.
+pub(super) fn take_plain_frames(tap: &File) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
+    // SAFETY: TUNSETOFFLOAD takes its argument, a set of flags, by value.
+    let done = unsafe { ioctl(tap.as_fd(), IntegerSetter::<TUNSETOFFLOAD>::new_usize(0)) };
+    Ok(done?)
+}
+
+/// The device of this descriptor is still there; nothing tells when it goes.
+pub(super) fn is_attached(tap: impl AsFd) -> bool {
+    #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
+    // SAFETY: TUNGETIFF fills a `struct ifreq`, which `Request` lays out in full size and for which
+    // all bytes are valid.
+    let asked = unsafe { ioctl(tap.as_fd(), Getter::<TUNGETIFF, Request>::new()) };
+    asked.is_ok()
 }
 
 fn open(name: &LinkName, flags: u16) -> io::Result<File> {

@@ -11,6 +11,8 @@ use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use stead::host::disks::Ext4Files;
+use stead::host::doors::TapDoors;
+use stead::host::flows::Conntrack;
 use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::host::oci::Oci;
@@ -92,6 +94,14 @@ pub(crate) const OF_HEALTH: [(&str, &str); 2] = [("instance", "BeginProbe"), ("i
 /// Reached by a schedule whose time has come, and by one that keeps less (tests/e2e/schedules.rs).
 pub(crate) const OF_SCHEDULE: [(&str, &str); 2] =
     [("snapshot_schedule", "Take"), ("snapshot_schedule", "Prune")];
+/// Reached when nobody is connected, and when somebody connects (tests/e2e/auto_standby.rs).
+pub(crate) const OF_IDLENESS: [(&str, &str); 5] = [
+    ("instance", "StandBy"),
+    ("instance", "Watch"),
+    ("instance", "Wake"),
+    ("instance", "Unwatch"),
+    ("instance", "HandOver"),
+];
 
 /// Reached by time.
 const OF_EXPIRY: (&str, &str) = ("instance", "Expire");
@@ -108,7 +118,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
         .chain(of::<PortReconciler<Netlink, Nft>>())
         .chain(of::<DiskReconciler<Ext4Files>>())
         .chain(of::<ImageReconciler<Oci>>())
-        .chain(of::<Vms<Qemu, Oci, Prober>>())
+        .chain(of::<Vms<Qemu, Oci, Prober, Conntrack, TapDoors>>())
         .chain(of::<SnapshotReconciler<Qemu, Qemu, Ext4Files>>())
         .chain(of::<ScheduleReconciler>())
         .collect();
@@ -116,6 +126,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
     let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);
     let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE).chain(OF_FORK).chain(OF_HEALTH);
     let tables = tables.chain(OF_COMPRESSION).chain(OF_SCHEDULE);
+    let tables = tables.chain(OF_IDLENESS);
     let tables: BTreeSet<_> =
         tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL]).collect();
     assert_eq!(tables, all);

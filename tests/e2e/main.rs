@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod agent;
+mod auto_standby;
 mod crash;
 mod debian;
 mod drift;

@@ -157,6 +157,13 @@ impl Site {
         .collect()
     }
 
+    /// What the client says to a line of words.
+    pub(crate) fn cli(&self, words: &str) -> String {
+        let program = env!("CARGO_BIN_EXE_stead");
+        let token = &self.token;
+        run("sh", &["-c", &format!("STEAD_BASE_URL=http://{LISTEN} STEAD_API_KEY={token} {program} {words}")])
+    }
+
     // The daemon.
 
     /// Starts a daemon that dies at `failpoint`; it may be dead when this answers.

@@ -3,6 +3,7 @@
 //! Needs root and the Debian packages that `deploy/setup` installs.
 
 mod disks;
+mod doors;
 mod firewall;
 mod guest;
 mod healing;

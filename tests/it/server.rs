@@ -111,6 +111,8 @@ impl Server {
             firewall: world.clone(),
             disks: world.clone(),
             probes: world.clone(),
+            flows: world.clone(),
+            doors: world.clone(),
         };
         let resync = Duration::from_secs(60);
         let settings = Settings {

@@ -62,6 +62,8 @@ impl Daemon {
             firewall: world.clone(),
             disks: world.clone(),
             probes: world.clone(),
+            flows: world.clone(),
+            doors: world.clone(),
         };
         let settings = Settings {
             store: store.clone(),

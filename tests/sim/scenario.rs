@@ -1,11 +1,13 @@
 //! One seed: a play of steps, and the judgement after it.
 
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use stead_controllers::checks::{self, Records};
 use stead_controllers::image::admission as images;
 use stead_controllers::schedule::admission as schedules;
-use stead_controllers::sim::{Drift, Faults, Rng, SimRegistryImage, World};
+use stead_controllers::sim::{Drift, Faults, Rng, SimRegistryImage, SleptOn, World};
 use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::{MemoryKv, Tx};
 use stead_controllers::vm::admission;
@@ -17,10 +19,11 @@ use stead_schemas::compression::{Algorithm, Compression};
 use stead_schemas::disk::Disk;
 use stead_schemas::health::{HealthCheck, Probe};
 use stead_schemas::image::{Image, ImageConfig};
-use stead_schemas::instance::{Hypervisor, Instance, Power};
+use stead_schemas::instance::{Hypervisor, Instance, Power, PowerCause, State};
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{ImageRef, Name, Platform, Uid};
-use stead_schemas::policy::{Expiry, RestartPolicy, RestartWhen};
+use stead_schemas::network::Port;
+use stead_schemas::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
 use stead_schemas::quantity::{Bytes, GoDuration};
 use stead_schemas::schedule::Retention;
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
@@ -29,6 +32,7 @@ use tokio::time::sleep;
 use crate::daemon::Daemon;
 
 const IMAGES: [&str; 3] = ["sim/a", "sim/b", "sim/missing"];
+const PORTS: [u16; 2] = [80, 22];
 const PROGRAMS: [&str; 7] = ["serve", "exit 0 1", "exit 3 0", "hang", "exit 1 20", "sick 0", "sick 25"];
 
 struct Play {
@@ -38,6 +42,10 @@ struct Play {
     daemon: Daemon,
     names: u64,
     log: Vec<String>,
+    /// Standbys that a client asked for, by their number: those may go over connections.
+    asked: BTreeSet<(Uid, u64)>,
+    /// A play about going to standby by itself and waking.
+    is_sleepy: bool,
 }
 
 fn reference(word: &str) -> ImageRef {
@@ -58,6 +66,9 @@ pub(crate) async fn play(seed: u64) -> Result<(), String> {
     let foreign = play.world.foreign_links();
     play.steps().await;
     play.world.set_faults(Faults::none());
+    play.settle().await?;
+    play.nobody_was_slept_on();
+    play.wake_all().await?;
     play.settle().await?;
     play.remove_everything().await;
     play.settle().await?;
@@ -94,7 +105,8 @@ impl Play {
         if rng.chance(750) {
             world.set_faults(Faults::many());
         }
-        Self { rng, world, kv, daemon, names: 0, log: Vec::new() }
+        let is_sleepy = rng.chance(250);
+        Self { rng, world, kv, daemon, names: 0, log: Vec::new(), asked: BTreeSet::new(), is_sleepy }
     }
 
     async fn steps(&mut self) {
@@ -102,6 +114,7 @@ impl Play {
             let step = self.rng.below(109);
             match step {
                 0..=29 => self.create().await,
+                30..=59 if self.is_sleepy => self.connect(),
                 30..=39 => self.stop().await,
                 40..=49 => self.start().await,
                 50..=57 => self.delete().await,
@@ -119,17 +132,21 @@ impl Play {
                 97..=98 => self.take_snapshot().await,
                 99..=102 => self.use_snapshot().await,
                 105..=107 => self.schedule().await,
-                _ => {}
+                _ => self.connect(),
             }
             self.pass_time().await;
             let broken = checks::always(&Records::of(&self.daemon.store), &self.world.snapshot());
             assert!(broken.is_empty(), "{broken:?}\n{}", self.log.join("\n"));
             assert!(self.world.corrupted().is_empty(), "old memory\n{}", self.log.join("\n"));
+            self.nobody_was_slept_on();
         }
     }
 
-    /// Some awaits of everything, or some seconds.
+    /// Some awaits of everything, or some seconds; at times long enough for idleness to count.
     async fn pass_time(&mut self) {
+        if self.rng.chance(if self.is_sleepy { 500 } else { 50 }) {
+            sleep(Duration::from_millis(self.rng.below(40_000))).await;
+        }
         if self.rng.chance(500) {
             for _ in 0..self.rng.below(300) {
                 tokio::task::yield_now().await;
@@ -142,6 +159,7 @@ impl Play {
     async fn create(&mut self) {
         let image = IMAGES[usize::try_from(self.rng.below(3)).expect("small")];
         let program = PROGRAMS[usize::try_from(self.rng.below(PROGRAMS.len() as u64)).expect("small")];
+        let (image, program) = if self.is_sleepy { (IMAGES[0], PROGRAMS[0]) } else { (image, program) };
         // Names come again: after a deletion they are free at once.
         self.names = self.rng.below(4);
         let name = format!("i{}", self.names);
@@ -164,6 +182,7 @@ impl Play {
             restart: self.restart_policy(),
             health: self.health_check(),
             snapshot_policy: None,
+            auto_standby: self.auto_standby(),
             expiry: if self.rng.chance(150) {
                 Expiry::After(Duration::from_secs(1 + self.rng.below(90)))
             } else {
@@ -200,7 +219,10 @@ impl Play {
     /// Another check, or none, under whatever state it is in.
     async fn patch(&mut self) {
         let Some(uid) = self.pick() else { return };
-        let patch = InstancePatch { restart: None, expiry: None, health: Some(self.health_check()) };
+        let health = Some(self.health_check());
+        // Now and then a policy comes, goes or changes.
+        let auto_standby = self.auto_standby();
+        let patch = InstancePatch { restart: None, expiry: None, health, auto_standby };
         self.log.push(format!("patch {uid} {:?}", patch.health));
         let _ = self.daemon.store.transact(move |tx| admission::update(tx, &uid, patch)).await;
     }
@@ -214,6 +236,78 @@ impl Play {
             .collect();
         let at = usize::try_from(self.rng.below(live.len() as u64)).expect("small");
         live.get(at).cloned()
+    }
+
+    /// Short, so that much comes of it.
+    fn auto_standby(&mut self) -> Option<AutoStandbyPolicy> {
+        let is_given = self.rng.chance(if self.is_sleepy { 1000 } else { 300 });
+        is_given.then(|| AutoStandbyPolicy {
+            enabled: self.rng.chance(900),
+            idle_timeout: Some(GoDuration(Duration::from_secs(1 + self.rng.below(15)))),
+            ignore_source_cidrs: Vec::new(),
+            ignore_destination_ports: if self.rng.chance(300) { vec![PORTS[1]] } else { Vec::new() },
+            wake_on_traffic: self.rng.chance(600),
+        })
+    }
+
+    /// Somebody connects to an instance, up or not.
+    fn connect(&mut self) {
+        let Some(uid) = self.pick() else { return };
+        let port = PORTS[usize::try_from(self.rng.below(2)).expect("small")];
+        let lasts = Duration::from_secs(self.rng.below(30));
+        self.log.push(format!("connect to {port} of {uid} for {lasts:?}"));
+        if let Some(address) = self.address(&uid) {
+            self.world.connect(address, port, lasts);
+        }
+    }
+
+    fn address(&self, uid: &Uid) -> Option<Ipv4Addr> {
+        let instance = self.daemon.store.get::<Instance>(uid)?;
+        let port = self.daemon.store.get::<Port>(instance.spec.allocated.port.as_ref()?)?;
+        Some(port.spec.address)
+    }
+
+    /// No VM went to standby by itself over a connection that its policy counts.
+    fn nobody_was_slept_on(&self) {
+        for SleptOn { owner, standby, port } in self.world.slept_on() {
+            let instance = self.daemon.store.get::<Instance>(&owner);
+            let policy = instance.and_then(|instance| instance.spec.auto_standby.clone());
+            let counts = policy.is_some_and(|policy| !policy.ignore_destination_ports.contains(&port));
+            let is_broken = counts && !self.asked.contains(&(owner.clone(), standby));
+            assert!(!is_broken, "{owner} was put to standby over a connection\n{}", self.log.join("\n"));
+        }
+    }
+
+    /// Everybody in standby that a connection shall wake is woken by the first packet of one.
+    async fn wake_all(&mut self) -> Result<(), String> {
+        let host = self.world.snapshot();
+        let asleep = self.daemon.store.list::<Instance>().into_iter().filter(|instance| {
+            let policy = instance.spec.auto_standby.as_ref();
+            let is_waking = policy.is_some_and(AutoStandbyPolicy::is_waking);
+            // Without its image it stays as it is, whoever asks.
+            let digest = instance.status.image_digest.as_ref();
+            let has_image = digest.is_some_and(|digest| host.images.contains(digest));
+            instance.status.state == State::Standby && is_waking && has_image
+        });
+        let asleep: Vec<Uid> = asleep.map(|instance| instance.meta.uid.clone()).collect();
+        let mut knocks = Vec::new();
+        for uid in asleep {
+            let Some(address) = self.address(&uid) else { continue };
+            self.log.push(format!("wake {uid}"));
+            knocks.push((uid, self.world.connect(address, PORTS[0], Duration::from_secs(5))));
+        }
+        // Before a client would repeat its first packet: that one is kept, and not lost.
+        sleep(Duration::from_millis(900)).await;
+        for (uid, number) in knocks {
+            // Its time may have been over just then.
+            let Some(instance) = self.daemon.store.get::<Instance>(&uid) else { continue };
+            let wish = (instance.spec.power, instance.spec.power_by);
+            let is_woken = self.world.is_let_in(number) && wish == (Power::Running, PowerCause::Traffic);
+            if !is_woken && !instance.meta.is_deleting() {
+                return Err(format!("{uid} was not woken: {instance:?}\n{}", self.log.join("\n")));
+            }
+        }
+        Ok(())
     }
 
     async fn stop(&mut self) {
@@ -235,7 +329,8 @@ impl Play {
         let compression = self.compression().map_or(CompressionAsked::Unsaid, CompressionAsked::On);
         let delay = Some(GoDuration(Duration::from_secs(self.rng.below(30))));
         let request = StandbyRequest { compression, delay };
-        let _ = self.daemon.store.transact(move |tx| admission::standby(tx, &uid, request)).await;
+        let asked = self.daemon.store.transact(move |tx| admission::standby(tx, &uid, request)).await;
+        self.asked.extend(asked.ok().map(|instance| (instance.meta.uid.clone(), instance.spec.standby)));
     }
 
     async fn restore(&mut self) {

@@ -8,8 +8,10 @@
 //! Cancel/crash: every await may be the last; each verb says what it leaves behind.
 
 mod disks;
+mod doors;
 mod error;
 mod firewall;
+mod flows;
 mod images;
 mod links;
 mod machines;
@@ -17,8 +19,10 @@ mod probes;
 mod snapshots;
 
 pub use disks::{DiskFile, Disks, Space};
+pub use doors::{Door, Doors, Knock};
 pub use error::{HostError, HostErrorKind};
 pub use firewall::{Firewall, FirewallRules, FirewallSeen, PortRule};
+pub use flows::{Flow, FlowState, Flows, Inbound};
 pub use images::{Images, Job, Layer, Resolved, StoredImage};
 pub use links::{Link, LinkChange, LinkKind, LinkPlan, Links, Route};
 pub use machines::{

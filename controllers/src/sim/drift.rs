@@ -7,6 +7,7 @@ use tokio::time::sleep;
 
 use super::World;
 use crate::host::{LinkKind, VmmState};
+use crate::runtime::Clock;
 
 /// One act of a stranger, an operator or a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,9 +49,13 @@ impl World {
 
     /// The daemon died: what it ran in threads and tasks of its own ended with it.
     pub fn daemon_died(&self) {
+        let now = self.now();
         let mut state = self.lock();
         state.drop_jobs();
         state.probes.clear();
+        state.doors.clear();
+        // The next one starts to watch now.
+        state.watched_since = now;
     }
 
     /// Does one act, to a thing picked by the seed. Whether it is announced is chance too: a

@@ -65,6 +65,7 @@ impl State {
     /// A bridge lets go of its ports when it goes.
     pub(super) fn remove_link(&mut self, name: &LinkName) {
         self.links.remove(name);
+        self.lose_card(name);
         // A TAP that goes leaves its VMM with a dead descriptor.
         for vmm in self.machines.values_mut().filter(|vmm| vmm.tap.as_ref() == Some(name)) {
             vmm.is_network_cut = true;

@@ -1,5 +1,6 @@
 //! Simulated VMMs with guests that boot, ask, run, end and say so, in virtual time.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -30,9 +31,10 @@ pub(super) struct Vmm {
     shutdown_at: Option<Timestamp>,
     acknowledged_at: Option<Timestamp>,
     pub(super) tap: Option<LinkName>,
+    pub(super) address: Option<Ipv4Addr>,
     pub(super) is_network_cut: bool,
     has_headers: bool,
-    paused_at: Option<Timestamp>,
+    pub(super) paused_at: Option<Timestamp>,
     /// How long it was paused or saved so far: time that its guest knows nothing of.
     slept: SignedDuration,
     /// Its disk, and how often VMs had written to that when it last did.
@@ -235,6 +237,9 @@ impl Machines for World {
             if is_tap_missing {
                 return Err(refuse(HostErrorKind::Missing, "the tap is not there"));
             }
+            if plan.network.as_ref().is_some_and(|card| state.is_watched(&card.tap)) {
+                return Err(refuse(HostErrorKind::Conflict, "the tap is in use"));
+            }
             state.next_pid += 1;
             // A crash between spawn and start leaves a process whose vCPUs never ran.
             let vmm =
@@ -252,6 +257,7 @@ impl Machines for World {
                     shutdown_at: None,
                     acknowledged_at: None,
                     tap: plan.network.as_ref().map(|card| card.tap.clone()),
+                    address: plan.network.as_ref().map(|card| card.address),
                     is_network_cut: false,
                     has_headers: plan.wants_headers,
                     paused_at: None,
@@ -356,6 +362,7 @@ impl Machines for World {
 
     async fn pause(&self, owner: &Uid) -> Result<(), HostError> {
         let now = self.now();
+        self.arrive_by_chance(owner);
         self.on_vmm("pause", owner, |vmm| {
             vmm.hold(now);
             Ok(())
@@ -380,6 +387,9 @@ impl Machines for World {
             // A crash in the middle leaves something that is no memory.
             let is_cut = state.rng.chance(state.faults.after);
             let saved = (!is_cut).then(|| (generation, vmm.clone()));
+            if !is_cut {
+                state.note_save(owner, generation);
+            }
             state.memories.insert(owner.clone(), MemoryFile { saved, packing: PackingState::Plain });
             if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
         })
@@ -396,6 +406,9 @@ impl Machines for World {
             let (_, mut vmm) = saved.ok_or_else(|| refuse(HostErrorKind::Missing))?;
             if plan.network.as_ref().is_some_and(|card| !state.links.contains_key(&card.tap)) {
                 return Err(refuse(HostErrorKind::Missing));
+            }
+            if plan.network.as_ref().is_some_and(|card| state.is_watched(&card.tap)) {
+                return Err(refuse(HostErrorKind::Conflict));
             }
             state.next_pid += 1;
             (vmm.pid, vmm.is_network_cut) = (state.next_pid, false);

@@ -10,9 +10,11 @@
 //! others stand beside ours and must stay as they are.
 
 mod disks;
+mod doors;
 mod drift;
 mod faults;
 mod firewall;
+mod flows;
 mod images;
 mod links;
 mod machines;
@@ -36,6 +38,7 @@ use crate::runtime::{Clock, Ids};
 
 pub use drift::Drift;
 pub use faults::Faults;
+pub use flows::SleptOn;
 pub use images::SimRegistryImage;
 pub use program::Program;
 pub use rng::Rng;
@@ -78,6 +81,13 @@ struct State {
     disk_ages: BTreeMap<Uid, u64>,
     /// VMs that ran on with a memory older than their disk.
     corrupted: Vec<Uid>,
+    doors: BTreeMap<Uid, doors::Kept>,
+    connections: BTreeMap<u64, flows::Connection>,
+    /// How many there ever were.
+    connected: u64,
+    slept_on: Vec<SleptOn>,
+    /// Since when the daemon that lives watches the table of connections.
+    watched_since: Timestamp,
 }
 
 impl World {
@@ -108,6 +118,11 @@ impl World {
             probe_serial: 0,
             disk_ages: BTreeMap::new(),
             corrupted: Vec::new(),
+            doors: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            connected: 0,
+            slept_on: Vec::new(),
+            watched_since: start(),
         };
         let (changes, _) = broadcast::channel(4096);
         Self { state: Arc::new(Mutex::new(state)), changes, epoch: Instant::now() }
@@ -136,6 +151,8 @@ impl World {
     pub fn snapshot(&self) -> HostSnapshot {
         let now = self.now();
         let state = self.lock();
+        let watched = state.doors.iter().filter(|(_, kept)| kept.watched.is_some());
+        let watched = watched.map(|(uid, _)| uid.clone());
         HostSnapshot {
             links: state.links.values().cloned().collect(),
             is_forwarding: state.is_forwarding,
@@ -147,6 +164,7 @@ impl World {
             memories: state.memories.iter().map(|(uid, memory)| (uid.clone(), memory.seen())).collect(),
             snapshots: state.snapshots.iter().map(|(uid, dir)| (uid.clone(), dir.seen())).collect(),
             probes: Some(state.probes.iter().map(|(uid, asking)| (uid.clone(), asking.seen())).collect()),
+            watched: Some(watched.collect()),
         }
     }
 
@@ -179,10 +197,13 @@ impl World {
 impl Clock for World {
     fn now(&self) -> Timestamp {
         let since = SignedDuration::try_from(self.epoch.elapsed()).unwrap_or(SignedDuration::MAX);
-        // An arbitrary fixed start, so that timestamps read like ones.
-        let start = Timestamp::from_second(1_750_000_000).expect("a valid constant");
-        start.saturating_add(since).unwrap_or(Timestamp::MAX)
+        start().saturating_add(since).unwrap_or(Timestamp::MAX)
     }
+}
+
+/// An arbitrary fixed time, so that timestamps read like ones.
+fn start() -> Timestamp {
+    Timestamp::from_second(1_750_000_000).expect("a valid constant")
 }
 
 impl Ids for World {

@@ -13,7 +13,7 @@ use stead_schemas::compression::CompressionWish;
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::image::{Image, ImagePhase};
-use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Power, State};
+use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Power, PowerCause, State};
 use stead_schemas::limits;
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{LinkName, Name, Uid};
@@ -63,6 +63,8 @@ pub enum Refused {
     InvalidRequest(String),
     #[error(transparent)]
     Snapshot(#[from] crate::snapshot::admission::SnapshotRefused),
+    #[error("the instance is in standby")]
+    InStandby,
     /// Compare on `resource_version` failed, or the record cannot be read.
     #[error("{0}")]
     Conflict(String),
@@ -113,7 +115,10 @@ pub fn create(
         health: wish.health,
         health_version: 0,
         expires_at: expires_at(wish.expiry, tx.now())?,
+        auto_standby: wish.auto_standby,
+        hold_until: None,
         power: Power::Running,
+        power_by: PowerCause::Client,
         power_since: tx.now(),
         run: 1,
         standby: 0,
@@ -185,6 +190,9 @@ pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Ob
         if let Some(health) = patch.health.filter(|health| *health != spec.health) {
             spec.health = health;
             spec.health_version += 1;
+        }
+        if let Some(auto_standby) = patch.auto_standby {
+            spec.auto_standby = Some(auto_standby);
         }
     })?)
 }
@@ -332,8 +340,7 @@ pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Obj
         (false, _) => {
             let now = tx.now();
             Ok(tx.update_spec::<Instance>(uid, None, |spec| {
-                spec.power = Power::Running;
-                spec.power_since = now;
+                set_power(spec, Power::Running, PowerCause::Client, now);
                 spec.run += 1;
                 if let Some(entrypoint) = start.entrypoint {
                     spec.entrypoint = Some(entrypoint);
@@ -369,8 +376,7 @@ pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused
         (Power::Running | Power::Standby | Power::Warm, false) => {
             let now = tx.now();
             Ok(tx.update_spec::<Instance>(uid, None, |spec| {
-                spec.power = Power::Stopped;
-                spec.power_since = now;
+                set_power(spec, Power::Stopped, PowerCause::Client, now);
             })?)
         }
     }
@@ -389,12 +395,14 @@ pub fn standby(
     let object = live(tx, uid)?;
     let state = object.status.state;
     match (object.spec.power, state) {
-        (Power::Standby, State::Running | State::Paused | State::Created | State::Initializing) => Ok(object),
+        // One that it was going to by itself is asked for now, and not undone by a connection.
+        (Power::Standby, State::Running | State::Paused | State::Created | State::Initializing) => {
+            Ok(tx.update_spec::<Instance>(uid, None, |spec| spec.power_by = PowerCause::Client)?)
+        }
         (Power::Running, State::Running) => {
             let now = tx.now();
             Ok(tx.update_spec::<Instance>(uid, None, |spec| {
-                spec.power = Power::Standby;
-                spec.power_since = now;
+                set_power(spec, Power::Standby, PowerCause::Client, now);
                 spec.standby += 1;
                 spec.compression = compression_wish(spec, request, now);
             })?)
@@ -404,7 +412,11 @@ pub fn standby(
 }
 
 /// The request's word goes before the instance's policy.
-fn compression_wish(spec: &InstanceSpec, request: StandbyRequest, now: Timestamp) -> Option<CompressionWish> {
+pub(super) fn compression_wish(
+    spec: &InstanceSpec,
+    request: StandbyRequest,
+    now: Timestamp,
+) -> Option<CompressionWish> {
     let policy = spec.snapshot_policy.unwrap_or_default();
     let how = request.compression.or(policy.compression)?;
     let delay = request.delay.or(policy.delay).map_or(Duration::ZERO, |delay| delay.0);
@@ -424,14 +436,20 @@ pub fn restore(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refu
         (Power::Standby, _) => {
             let now = tx.now();
             return Ok(tx.update_spec::<Instance>(uid, None, |spec| {
-                spec.power = Power::Running;
-                spec.power_since = now;
+                set_power(spec, Power::Running, PowerCause::Client, now);
             })?);
         }
         (Power::Running, State::Standby) => return Ok(object),
         _ => {}
     }
     Err(Refused::InvalidState { verb: "restore", state, legal: "Standby" })
+}
+
+/// Changes the wish about running.
+pub(super) fn set_power(spec: &mut InstanceSpec, power: Power, by: PowerCause, now: Timestamp) {
+    spec.power = power;
+    spec.power_by = by;
+    spec.power_since = now;
 }
 
 /// Asks for the instance to be gone; without grace when forced.

@@ -7,12 +7,12 @@
 use std::sync::Arc;
 
 use stead_schemas::disk::{DiskPurpose, DiskSpec};
-use stead_schemas::instance::{Instance, InstanceSpec, Origin, Power, State};
+use stead_schemas::instance::{Instance, InstanceSpec, Origin, Power, PowerCause, State};
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
-use super::admission::{Refused, allocate, live, new_disk, owner};
+use super::admission::{Refused, allocate, live, new_disk, owner, set_power};
 use crate::snapshot::admission as snapshots;
 use crate::store::{New, Tx};
 
@@ -95,10 +95,8 @@ pub fn fork_snapshot(
 fn take(tx: &mut Tx<'_>, member: &Object<Instance>, name: Name) -> Result<Arc<Object<Instance>>, Refused> {
     let (uid, now) = (&member.meta.uid, tx.now());
     tx.release_as::<Instance>(uid, name, Tags::new())?;
-    Ok(tx.update_spec::<Instance>(uid, None, |spec| {
-        spec.power = Power::Running;
-        spec.power_since = now;
-    })?)
+    let run_on = |spec: &mut InstanceSpec| set_power(spec, Power::Running, PowerCause::Client, now);
+    Ok(tx.update_spec::<Instance>(uid, None, run_on)?)
 }
 
 /// Members of a snapshot's pool.
@@ -177,7 +175,10 @@ pub fn restore(
             health: kept.health,
             health_version: kept.health_version,
             expires_at: kept.expires_at,
+            auto_standby: kept.auto_standby,
+            hold_until: kept.hold_until,
             power: target,
+            power_by: PowerCause::Client,
             power_since: now,
             run: kept.run + 1,
             standby: kept.standby + 1,
@@ -272,6 +273,8 @@ fn begin_at(
     let (run, standby) = (1, 1);
     let spec = InstanceSpec {
         power: target,
+        power_by: PowerCause::Client,
+        hold_until: None,
         power_since: tx.now(),
         run,
         standby,

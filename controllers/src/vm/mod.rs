@@ -23,10 +23,18 @@
 //! discarded before its VM runs, so that none is ever older than the disk it goes with.
 //!
 //! Health: Ready --BeginProbe--> probed --EndProbe--> before anything is done to its VM.
+//!
+//! By itself: --StandBy--> the wish is to be in standby; a connection that comes before the process
+//! is gone has the wish be to run again (--Wake-->). In standby the door is watched (--Watch-->);
+//! a knock is a --Wake-->, then --Unwatch, Restore--> as above, and --HandOver--> when it runs.
 
 pub mod admission;
+#[cfg(test)]
+mod connections;
+mod doors;
 pub mod forks;
 mod health;
+mod idle;
 mod observe;
 mod plan;
 mod remarks;
@@ -36,29 +44,35 @@ mod status;
 mod tests;
 #[cfg(test)]
 mod verbs;
+pub mod waking;
 
 use jiff::Timestamp;
 use stead_schemas::compression::Compression;
 use stead_schemas::guest;
-use stead_schemas::instance::{Instance, InstanceStatus, Power};
+use stead_schemas::instance::{Instance, InstanceStatus, Power, PowerCause};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
 
-use crate::host::{AdoptPlan, HostError, HostErrorKind, Images, LaunchPlan, Machines, ProbePlan, Probes};
+use crate::host::{
+    AdoptPlan, Doors, Flows, HostError, HostErrorKind, Images, LaunchPlan, Machines, NetworkCard, ProbePlan,
+    Probes,
+};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
-use crate::store::Store;
+use crate::store::{Store, Tx};
 
-pub use observe::{Observed, OriginSeen, Parts, PortSeen};
+pub use observe::{Blind, Observed, OriginSeen, Parts, PortSeen};
 pub use plan::wanted_run;
 #[cfg(test)]
 pub(crate) use tests::instance as example;
 
 /// Capabilities of the VM reconciler.
 #[derive(Debug)]
-pub struct Vms<M, I, P> {
+pub struct Vms<M, I, P, C, W> {
     pub machines: M,
     pub images: I,
     pub probes: P,
+    pub flows: C,
+    pub doors: W,
     pub store: Store,
 }
 
@@ -88,21 +102,36 @@ pub enum Action {
     EndProbe(Uid),
     /// The instance's time is over: its deletion is asked for.
     Expire(Uid),
+    /// Nobody was connected for long enough, under the wish of this generation: standby is asked for.
+    StandBy(Uid, u64),
+    /// The standby of this number is over, or comes to nothing: running is asked for.
+    Wake {
+        uid: Uid,
+        standby: u64,
+        by: PowerCause,
+    },
+    Watch(Uid, Box<NetworkCard>),
+    Unwatch(Uid),
+    HandOver(Uid),
 }
 
-impl<M, I, P> Vms<M, I, P> {
-    async fn expire(&self, uid: &Uid) -> Result<(), HostError> {
+impl<M, I, P, C, W> Vms<M, I, P, C, W> {
+    /// Changes the wish, where it still is what was planned from.
+    async fn wish(
+        &self,
+        operation: &'static str,
+        uid: &Uid,
+        change: impl FnOnce(&mut Tx<'_>, &Uid) -> Result<(), admission::Refused> + Send + 'static,
+    ) -> Result<(), HostError> {
         let of_transaction = uid.clone();
-        let expired = self.store.transact(move |tx| admission::expire(tx, &of_transaction)).await;
-        expired.map_err(|error| {
-            let failed =
-                HostError::new(HostErrorKind::Transient, "delete the expired instance", uid.as_str());
-            failed.because(error.to_string())
+        let changed = self.store.transact(move |tx| change(tx, &of_transaction)).await;
+        changed.map_err(|error| {
+            HostError::new(HostErrorKind::Transient, operation, uid.as_str()).because(error.to_string())
         })
     }
 }
 
-impl<M: Machines, I: Images, P: Probes> Reconciler for Vms<M, I, P> {
+impl<M: Machines, I: Images, P: Probes, C: Flows, W: Doors> Reconciler for Vms<M, I, P, C, W> {
     type Kind = Instance;
     type Observed = Observed;
     type Action = Action;
@@ -127,6 +156,11 @@ impl<M: Machines, I: Images, P: Probes> Reconciler for Vms<M, I, P> {
         "BeginProbe",
         "EndProbe",
         "Expire",
+        "StandBy",
+        "Wake",
+        "Watch",
+        "Unwatch",
+        "HandOver",
     ];
 
     async fn observe(&self, uid: &Uid, object: Option<&Object<Instance>>) -> Result<Observed, HostError> {
@@ -158,6 +192,11 @@ impl<M: Machines, I: Images, P: Probes> Reconciler for Vms<M, I, P> {
             Action::BeginProbe(_) => "BeginProbe",
             Action::EndProbe(_) => "EndProbe",
             Action::Expire(_) => "Expire",
+            Action::StandBy(..) => "StandBy",
+            Action::Wake { .. } => "Wake",
+            Action::Watch(..) => "Watch",
+            Action::Unwatch(_) => "Unwatch",
+            Action::HandOver(_) => "HandOver",
         }
     }
 
@@ -181,7 +220,20 @@ impl<M: Machines, I: Images, P: Probes> Reconciler for Vms<M, I, P> {
             Action::DiscardRecords(uid) => self.machines.discard_records(uid).await,
             Action::BeginProbe(plan) => self.probes.begin(plan).await,
             Action::EndProbe(uid) => self.probes.end(uid).await,
-            Action::Expire(uid) => self.expire(uid).await,
+            Action::Expire(uid) => self.wish("delete the expired instance", uid, admission::expire).await,
+            Action::StandBy(uid, generation) => {
+                let generation = *generation;
+                let stand_by = move |tx: &mut Tx<'_>, uid: &Uid| waking::stand_by(tx, uid, generation);
+                self.wish("have in standby", uid, stand_by).await
+            }
+            Action::Wake { uid, standby, by } => {
+                let (standby, by) = (*standby, *by);
+                let wake = move |tx: &mut Tx<'_>, uid: &Uid| waking::wake(tx, uid, standby, by);
+                self.wish("wake", uid, wake).await
+            }
+            Action::Watch(uid, card) => self.doors.watch(uid, card).await,
+            Action::Unwatch(uid) => self.doors.unwatch(uid).await,
+            Action::HandOver(uid) => self.doors.hand_over(uid).await,
         }
     }
 
@@ -195,7 +247,8 @@ impl<M: Machines, I: Images, P: Probes> Reconciler for Vms<M, I, P> {
 
     fn next_look(object: &Object<Instance>, now: Timestamp) -> Option<Timestamp> {
         let compression = object.spec.compression.filter(|_| object.spec.power == Power::Standby);
-        let times = [object.spec.expires_at, compression.map(|wish| wish.not_before)];
+        let compression = compression.map(|wish| wish.not_before);
+        let times = [object.spec.expires_at, compression, idle::next_look(object)];
         times.into_iter().flatten().filter(|&at| at > now && !object.meta.is_deleting()).min()
     }
 

@@ -13,7 +13,8 @@ use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
 use super::Vms;
 use crate::host::{
-    HostError, Images, Machine, Machines, Memory, NetworkCard, ProbeSeen, Probes, SavedMemory,
+    Door, Doors, Flows, HostError, HostErrorKind, Images, Inbound, Machine, Machines, Memory, NetworkCard,
+    ProbeSeen, Probes, SavedMemory,
 };
 
 /// One look at the host and at the objects referred to.
@@ -25,6 +26,19 @@ pub struct Observed {
     pub memory: Option<Memory>,
     pub probe: Option<ProbeSeen>,
     pub parts: Parts,
+    /// Who is connected; looked at only where that matters.
+    pub inbound: Option<Result<Inbound, Blind>>,
+    pub door: Option<Door>,
+    /// The wish was changed since this pass began: the next one plans from the new one.
+    pub is_superseded: bool,
+}
+
+/// Connections could not be seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blind {
+    pub message: String,
+    /// Never on this host.
+    pub is_unsupported: bool,
 }
 
 impl Observed {
@@ -82,8 +96,8 @@ pub struct PortSeen {
     pub dns: Vec<Ipv4Addr>,
 }
 
-pub(super) async fn observe<M: Machines, I: Images, P: Probes>(
-    vms: &Vms<M, I, P>,
+pub(super) async fn observe<M: Machines, I: Images, P: Probes, C: Flows, W: Doors>(
+    vms: &Vms<M, I, P, C, W>,
     uid: &Uid,
     object: Option<&Object<Instance>>,
 ) -> Result<Observed, HostError> {
@@ -95,11 +109,50 @@ pub(super) async fn observe<M: Machines, I: Images, P: Probes>(
         Some(object) if !object.meta.is_deleting() => parts(vms, object).await?,
         _ => Parts::default(),
     };
-    Ok(Observed { uid: uid.clone(), machine, has_records, memory, probe, parts })
+    let door = vms.doors.inspect(uid).await?;
+    let inbound = match object {
+        Some(object) if machine.is_some() && is_counted(object) => inbound(vms, &parts).await,
+        _ => None,
+    };
+    // After everything else: a change that came in between is seen.
+    let current = object.and_then(|_| vms.store.get::<Instance>(uid));
+    let is_superseded = object.zip(current).is_some_and(|(object, current)| {
+        (current.meta.generation, current.meta.is_deleting())
+            != (object.meta.generation, object.meta.is_deleting())
+    });
+    Ok(Observed {
+        uid: uid.clone(),
+        machine,
+        has_records,
+        memory,
+        probe,
+        parts,
+        inbound,
+        door,
+        is_superseded,
+    })
 }
 
-async fn parts<M: Machines, I: Images, P: Probes>(
-    vms: &Vms<M, I, P>,
+/// Its policy asks who is connected.
+fn is_counted(object: &Object<Instance>) -> bool {
+    object.spec.auto_standby.as_ref().is_some_and(|policy| policy.timeout().is_some())
+}
+
+/// A failure to see is an observation too: it must not hide what else there is.
+async fn inbound<M, I, P, C: Flows, W>(
+    vms: &Vms<M, I, P, C, W>,
+    parts: &Parts,
+) -> Option<Result<Inbound, Blind>> {
+    let address = parts.port.as_ref()?.card.address;
+    let blind = |error: HostError| Blind {
+        message: error.chain(),
+        is_unsupported: error.kind == HostErrorKind::Unsupported,
+    };
+    Some(vms.flows.inbound(address).await.map_err(blind))
+}
+
+async fn parts<M: Machines, I: Images, P, C, W>(
+    vms: &Vms<M, I, P, C, W>,
     object: &Object<Instance>,
 ) -> Result<Parts, HostError> {
     let allocated = &object.spec.allocated;
@@ -119,7 +172,7 @@ async fn parts<M: Machines, I: Images, P: Probes>(
     })
 }
 
-fn origin_seen<M, I, P>(vms: &Vms<M, I, P>, uid: &Uid) -> OriginSeen {
+fn origin_seen<M, I, P, C, W>(vms: &Vms<M, I, P, C, W>, uid: &Uid) -> OriginSeen {
     let Some(snapshot) = vms.store.get::<Snapshot>(uid) else { return OriginSeen::Gone };
     match snapshot.status.phase {
         SnapshotPhase::Pending => OriginSeen::Pending,
@@ -149,7 +202,7 @@ fn image(image: Option<&Object<Image>>) -> (Option<Digest>, Option<(Reason, Stri
     (None, Some(trouble))
 }
 
-fn port<M, I, P>(vms: &Vms<M, I, P>, uid: &Uid) -> Option<PortSeen> {
+fn port<M, I, P, C, W>(vms: &Vms<M, I, P, C, W>, uid: &Uid) -> Option<PortSeen> {
     let port = vms.store.get::<Port>(uid)?;
     let network = vms.store.get::<Network>(&port.spec.network)?;
     let spec = &port.spec;

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::guest;
 use stead_schemas::image::ImageConfig;
-use stead_schemas::instance::{Instance, InstanceSpec, Power, Secret};
+use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, Secret};
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
@@ -14,15 +14,16 @@ use stead_schemas::policy::RestartReason;
 use stead_schemas::snapshot::PackingState;
 
 use super::restarts::Follows;
-use super::{Action, Observed, OriginSeen, health};
+use super::{Action, Observed, OriginSeen, doors, health, idle};
 use crate::host::{AdoptPlan, GuestPhase, LaunchPlan, Machine, VmmState};
 use crate::runtime::{Desired, Plan, Refusal, Wait};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
-    match health::plan_probe(desired, seen, now) {
+    let planned = match health::plan_probe(desired, seen, now) {
         Some(step) => act(step),
         None => plan_machine(desired, seen, now),
-    }
+    };
+    doors::leave_first(desired, seen, planned)
 }
 
 fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
@@ -33,13 +34,20 @@ fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp
             None if seen.has_records => act(Action::DiscardRecords(seen.uid.clone())),
             None => Plan::Converged,
         },
+        Desired::Present(_) if seen.is_superseded => {
+            wait(Reason::Converging, "the wish has changed meanwhile", None)
+        }
         Desired::Present(object) if object.spec.expires_at.is_some_and(|at| at <= now) => {
             act(Action::Expire(seen.uid.clone()))
         }
+        Desired::Present(object) if idle::is_void(object, seen) => idle::wake(object, PowerCause::Client),
         Desired::Present(object) => match (&seen.machine, wanted_run(object)) {
             (None, Some(_)) if object.awaits_memory().is_some() => plan_adopt(object, seen, now),
             (None, Some(_)) if seen.saved(object).is_some() && object.spec.power == Power::Standby => {
-                plan_kept(object, seen, now)
+                match doors::plan_asleep(object, seen) {
+                    Plan::Converged => plan_kept(object, seen, now),
+                    planned => planned,
+                }
             }
             (None, Some(run)) if seen.saved(object).is_some() || seen.memory.is_none() => {
                 plan_launch(object, seen, run, now)
@@ -224,12 +232,17 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
         VmmState::Running => match machine.guest.phase {
             GuestPhase::Ready if machine.is_network_cut => plan_reconnect(object, seen),
             GuestPhase::Ready if is_another(object, machine) => plan_assume(object, machine, seen),
-            GuestPhase::Ready if object.spec.power == Power::Standby => act(Action::Pause(uid())),
+            GuestPhase::Ready if object.spec.power == Power::Standby => {
+                let disturbance = idle::disturbance(object, seen);
+                disturbance.map_or_else(|| act(Action::Pause(uid())), |by| idle::wake(object, by))
+            }
             GuestPhase::Ready => match health::failed(object, seen, now) {
                 Some((_, Follows::Restart { .. })) => {
                     wait(Reason::HealthCheckFailed, "recording that the health check failed", Some(now))
                 }
-                Some((_, Follows::Nothing | Follows::NoMore)) | None => Plan::Converged,
+                Some((_, Follows::Nothing | Follows::NoMore)) | None => {
+                    doors::hand_over(seen).unwrap_or_else(|| idle::plan_running(object, seen, now))
+                }
             },
             GuestPhase::AwaitingConfig => match guest_config(object, seen) {
                 Some(config) => act(Action::Configure(uid(), Box::new(config))),
@@ -288,6 +301,10 @@ fn guest_network(seen: &Observed) -> Option<guest::NetworkConfig> {
 fn plan_paused(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
     let uid = || object.meta.uid.clone();
     let is_standby = object.spec.power == Power::Standby;
+    // Until its process goes a standby can be undone, and whoever came in between is answered.
+    if let Some(by) = idle::disturbance(object, seen) {
+        return idle::wake(object, by);
+    }
     match seen.saved(object) {
         Some(_) if is_standby => act(Action::Kill(uid())),
         // Held ready; its memory stays, so that nothing is lost with its process.

@@ -7,7 +7,7 @@ use stead_schemas::limits;
 use stead_schemas::meta::Object;
 
 use super::plan::{has_ended, has_started, is_another, is_boot_overdue, is_spent, wanted_run};
-use super::{Observed, health, restarts};
+use super::{Observed, health, idle, restarts};
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Outcome, PassEnd, conditions};
 
@@ -25,6 +25,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
             status.has_saved_memory = seen.has_saved();
             status.vmm_pid = seen.machine.as_ref().and_then(|machine| machine.pid);
             restarts::follow(&mut status, object, seen);
+            idle::follow(&mut status, object, seen, end.now);
             let next = state(object, &status, seen, end.now);
             record_times(&mut status, object, seen, next, end.now);
             enter(&mut status, next, end.now);
@@ -212,7 +213,10 @@ fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Timestam
     }
     let (reason, message) = match &status.exit {
         _ if object.spec.power == Power::Stopped => (Reason::Stopped, "stopped as wished".to_owned()),
-        _ if status.state == State::Standby => (Reason::Standby, "in standby as wished".to_owned()),
+        _ if status.state == State::Standby => {
+            let how = if idle::is_by_itself(object) { "because nobody was connected" } else { "as wished" };
+            (Reason::Standby, format!("in standby {how}"))
+        }
         Some(exit) if exit.is_boot_failure => (Reason::GuestBootFailed, exit.message.clone()),
         Some(exit) => (Reason::ProgramExited, exit.message.clone()),
         None => (Reason::Stopped, "not running".to_owned()),

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
 use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::{
-    Allocated, Exit, Hypervisor, Instance, InstanceSpec, InstanceStatus, Power, State, VmmDeath,
+    Allocated, Exit, Hypervisor, Instance, InstanceSpec, InstanceStatus, Power, PowerCause, State, VmmDeath,
 };
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Platform, Uid};
@@ -61,7 +61,10 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             health: None,
             health_version: 0,
             expires_at: None,
+            auto_standby: None,
+            hold_until: None,
             power,
+            power_by: PowerCause::Client,
             power_since: at(0),
             run,
             standby: 0,
@@ -102,7 +105,17 @@ pub(super) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
 pub(super) fn seen(machine: Option<Machine>) -> Observed {
     let config = ImageConfig { cmd: vec!["/bin/sh".to_owned()], ..ImageConfig::default() };
     let parts = Parts { image_config: Some(config), is_disk_ready: true, ..Parts::default() };
-    Observed { uid: uid(), machine, has_records: true, memory: None, probe: None, parts }
+    Observed {
+        uid: uid(),
+        machine,
+        has_records: true,
+        memory: None,
+        probe: None,
+        parts,
+        inbound: None,
+        door: None,
+        is_superseded: false,
+    }
 }
 
 pub(super) fn name(plan: &Plan<Action>) -> String {

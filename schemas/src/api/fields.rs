@@ -56,7 +56,7 @@ impl Fields {
     pub fn text(&mut self, key: &str, errors: &mut FieldErrors) -> Option<String> {
         match self.take(key)? {
             Value::String(text) => Some(text),
-            other => self.wrong(key, "a string", &other, errors),
+            other => self.wrong(key, INVALID, "a string", &other, errors),
         }
     }
 
@@ -86,10 +86,21 @@ impl Fields {
     }
 
     pub fn flag(&mut self, key: &str, errors: &mut FieldErrors) -> Option<bool> {
+        self.flag_of(key, INVALID, errors)
+    }
+
+    /// Likewise; its problem carries `code`, as those of every `_of`.
+    pub fn flag_of(&mut self, key: &str, code: &'static str, errors: &mut FieldErrors) -> Option<bool> {
         match self.take(key)? {
             Value::Bool(flag) => Some(flag),
-            other => self.wrong(key, "true or false", &other, errors),
+            other => self.wrong(key, code, "true or false", &other, errors),
         }
+    }
+
+    /// It is given, rightly or wrongly.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.object.get(key).is_some_and(|value| !value.is_null())
     }
 
     /// A whole number within bounds.
@@ -125,11 +136,22 @@ impl Fields {
         bytes_max: usize,
         errors: &mut FieldErrors,
     ) -> Option<Vec<String>> {
-        let items = self.list(key, errors)?;
+        self.texts_of(key, INVALID, count_max, bytes_max, errors)
+    }
+
+    pub fn texts_of(
+        &mut self,
+        key: &str,
+        code: &'static str,
+        count_max: usize,
+        bytes_max: usize,
+        errors: &mut FieldErrors,
+    ) -> Option<Vec<String>> {
+        let items = self.list_of(key, code, errors)?;
         if items.len() > count_max {
             errors.push(
                 self.path(key),
-                INVALID,
+                code,
                 format!("has {} entries; at most {count_max} are allowed", items.len()),
             );
             return None;
@@ -139,13 +161,13 @@ impl Fields {
             let path = format!("{}[{index}]", self.path(key));
             match item {
                 Value::String(text) if text.contains('\0') => {
-                    errors.push(path, INVALID, "must not contain a NUL")
+                    errors.push(path, code, "must not contain a NUL")
                 }
                 Value::String(text) if text.len() > bytes_max => {
-                    errors.push(path, INVALID, format!("is longer than {bytes_max} bytes"));
+                    errors.push(path, code, format!("is longer than {bytes_max} bytes"));
                 }
                 Value::String(text) => texts.push(text),
-                other => errors.push(path, INVALID, format!("must be a string, not {}", kind(&other))),
+                other => errors.push(path, code, format!("must be a string, not {}", kind(&other))),
             }
         }
         Some(texts)
@@ -155,7 +177,7 @@ impl Fields {
     pub fn map(&mut self, key: &str, errors: &mut FieldErrors) -> Option<BTreeMap<String, String>> {
         let object = match self.take(key)? {
             Value::Object(object) => object,
-            other => return self.wrong(key, "an object of strings", &other, errors),
+            other => return self.wrong(key, INVALID, "an object of strings", &other, errors),
         };
         let mut map = BTreeMap::new();
         for (name, value) in object {
@@ -169,9 +191,13 @@ impl Fields {
     }
 
     pub fn list(&mut self, key: &str, errors: &mut FieldErrors) -> Option<Vec<Value>> {
+        self.list_of(key, INVALID, errors)
+    }
+
+    pub fn list_of(&mut self, key: &str, code: &'static str, errors: &mut FieldErrors) -> Option<Vec<Value>> {
         match self.take(key)? {
             Value::Array(items) => Some(items),
-            other => self.wrong(key, "a list", &other, errors),
+            other => self.wrong(key, code, "a list", &other, errors),
         }
     }
 
@@ -179,6 +205,13 @@ impl Fields {
     pub fn object(&mut self, key: &str, errors: &mut FieldErrors) -> Option<Self> {
         let value = self.take(key)?;
         Some(Self::at(self.path(key), value, errors))
+    }
+
+    pub fn object_of(&mut self, key: &str, code: &'static str, errors: &mut FieldErrors) -> Option<Self> {
+        match self.take(key)? {
+            value @ Value::Object(_) => Some(Self::at(self.path(key), value, errors)),
+            other => self.wrong(key, code, "an object", &other, errors),
+        }
     }
 
     /// The objects of a list.
@@ -211,8 +244,15 @@ impl Fields {
         }
     }
 
-    fn wrong<T>(&self, key: &str, expected: &str, found: &Value, errors: &mut FieldErrors) -> Option<T> {
-        errors.push(self.path(key), INVALID, format!("must be {expected}, not {}", kind(found)));
+    fn wrong<T>(
+        &self,
+        key: &str,
+        code: &'static str,
+        expected: &str,
+        found: &Value,
+        errors: &mut FieldErrors,
+    ) -> Option<T> {
+        errors.push(self.path(key), code, format!("must be {expected}, not {}", kind(found)));
         None
     }
 }

@@ -11,16 +11,16 @@ use super::compression::SnapshotPolicyView;
 use super::fields::Fields;
 use super::health::{HealthCheckView, HealthView, check_fits};
 use super::policy::RestartView;
-use super::{compression, health, later, policy};
+use super::{auto_standby, compression, health, later, policy};
 use crate::compression::SnapshotPolicy;
 use crate::condition::Condition;
 use crate::health::HealthCheck;
-use crate::instance::{Hypervisor, Instance as Kind, Secret, State};
+use crate::instance::{Hypervisor, Instance as Kind, PowerCause, Secret, State};
 use crate::limits;
 use crate::meta::{Object, Tags};
 use crate::names::{ImageRef, Name, Platform};
 use crate::network::PortSpec;
-use crate::policy::{Expiry, RestartPolicy, RestartWhen};
+use crate::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
 use crate::quantity::Bytes;
 use crate::validate::{FieldErrors, tags as check_tags};
 
@@ -54,6 +54,7 @@ pub struct InstanceWish {
     pub expiry: Expiry,
     pub health: Option<HealthCheck>,
     pub snapshot_policy: Option<SnapshotPolicy>,
+    pub auto_standby: Option<AutoStandbyPolicy>,
 }
 
 impl InstanceWish {
@@ -97,6 +98,7 @@ impl InstanceWish {
             errors.push("health_check.type", health::INVALID, why);
         }
         let snapshot_policy = compression::policy(&mut fields, &mut errors);
+        let auto_standby = auto_standby::policy(&mut fields, &mut errors);
         later::refuse_later_fields(&mut fields, &mut errors);
         fields.finish(&mut errors);
         match (name, image) {
@@ -119,6 +121,7 @@ impl InstanceWish {
                 expiry,
                 snapshot_policy,
                 health,
+                auto_standby,
             }),
             _ => Err(errors),
         }
@@ -270,6 +273,10 @@ pub struct Instance {
     pub health_check: Option<HealthCheckView>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_status: Option<HealthView>,
+    pub auto_standby: Option<AutoStandbyPolicy>,
+    /// Additive: who changed last whether it shall run: a client, idleness, or traffic.
+    #[serde(default)]
+    pub power_by: PowerCause,
     pub current_phase: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_phase_since: Option<Timestamp>,
@@ -339,6 +346,8 @@ impl Instance {
             restart_status: has_policy.then(|| (&status.restart).into()),
             health_check: spec.health.as_ref().map(Into::into),
             health_status: Some(HealthView::of(spec, status)),
+            auto_standby: spec.auto_standby.clone(),
+            power_by: spec.power_by,
             current_phase: policy::phase(status.state),
             current_phase_since: status.state_since,
             phase_durations_ms: policy::phases(&phases),

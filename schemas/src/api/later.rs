@@ -2,7 +2,7 @@
 //! they ask for something this server cannot do yet. What asks for nothing is accepted.
 
 use super::fields::Fields;
-use crate::quantity::{Bytes, GoDuration, Rate};
+use crate::quantity::{Bytes, Rate};
 use crate::validate::FieldErrors;
 
 const INVALID: &str = "invalid_request";
@@ -28,7 +28,6 @@ pub(super) fn refuse_later_fields(fields: &mut Fields, errors: &mut FieldErrors)
     gpu(fields, errors);
     volumes(fields, errors);
     credentials(fields, errors);
-    refuse_later_policies(fields, errors);
 }
 
 /// `network.*` but `enabled`.
@@ -136,16 +135,5 @@ fn credentials(fields: &mut Fields, errors: &mut FieldErrors) {
     }
     if is_asked {
         refuse(errors, path);
-    }
-}
-
-/// Policies: an object whose switch is off asks for nothing.
-pub(super) fn refuse_later_policies(fields: &mut Fields, errors: &mut FieldErrors) {
-    if let Some(mut policy) = fields.object("auto_standby", errors) {
-        let path = policy.path("enabled");
-        let _: Option<GoDuration> = policy.parsed("idle_timeout", "invalid_auto_standby", errors);
-        if policy.flag("enabled", errors) == Some(true) {
-            refuse(errors, path);
-        }
     }
 }

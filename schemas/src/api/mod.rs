@@ -6,6 +6,7 @@
 //! Source: contract.md; the official SDKs are the judge.
 
 mod agent;
+mod auto_standby;
 mod compression;
 mod error;
 mod fields;
@@ -21,6 +22,7 @@ mod system;
 mod tests;
 
 pub use agent::{CopyFrame, CopyHeader, CopyRequest, Direction, ExecControl, ExecRequest, PathView};
+pub use auto_standby::{AutoStandbyReason, AutoStandbyState, AutoStandbyView};
 pub use compression::{CompressionAsked, CompressionView, SnapshotPolicyView, StandbyRequest};
 pub use error::{ErrorBody, ErrorDetail};
 pub use fields::Fields;

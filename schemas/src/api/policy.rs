@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::{health, later};
+use super::{auto_standby, health};
 use crate::health::HealthCheck;
 use crate::limits;
-use crate::policy::{Expiry, RestartBlocked, RestartPolicy, RestartReason, RestartStatus, RestartWhen};
+use crate::policy::{
+    AutoStandbyPolicy, Expiry, RestartBlocked, RestartPolicy, RestartReason, RestartStatus, RestartWhen,
+};
 use crate::quantity::GoDuration;
 use crate::validate::{FieldErrors, printable};
 
@@ -80,6 +82,7 @@ pub struct InstancePatch {
     pub expiry: Option<Expiry>,
     /// `Some(None)`: none from now on.
     pub health: Option<Option<HealthCheck>>,
+    pub auto_standby: Option<AutoStandbyPolicy>,
 }
 
 impl InstancePatch {
@@ -97,14 +100,14 @@ impl InstancePatch {
         let restart = restart(&mut fields, &mut errors);
         let expiry = expiry(&mut fields, &mut errors);
         let health = health::health_check(&mut fields, &mut errors);
+        let auto_standby = auto_standby::policy(&mut fields, &mut errors);
         // Only values of credentials may change, and there are no credentials yet.
         for key in fields.map("env", &mut errors).unwrap_or_default().keys() {
             let path = format!("env[{}]", printable(key, 64));
             errors.push(path, "invalid_request", "is not the source of a credential of this instance");
         }
-        later::refuse_later_policies(&mut fields, &mut errors);
         fields.finish(&mut errors);
-        errors.into_result().map(|()| Self { restart, expiry, health })
+        errors.into_result().map(|()| Self { restart, expiry, health, auto_standby })
     }
 }
 

@@ -1,0 +1,26 @@
+//! The invariant over the doors of VMs in standby, beside those of `checks`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use stead_schemas::instance::{Instance, State};
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+
+use crate::checks::{Broken, HostSnapshot, Records};
+
+/// Somebody is at the card of every VM in standby that a connection shall wake, and at no other.
+pub(crate) fn check_doors(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    let Some(watched) = &host.watched else { return };
+    let is_expected = |instance: &&Arc<Object<Instance>>| {
+        let spec = &instance.spec;
+        let is_waking =
+            spec.auto_standby.as_ref().is_some_and(|policy| policy.enabled && policy.wake_on_traffic);
+        is_waking && spec.has_network && instance.status.state == State::Standby
+    };
+    let expected = records.instances.iter().filter(is_expected).map(|instance| instance.meta.uid.clone());
+    let expected: BTreeSet<Uid> = expected.collect();
+    if expected != *watched {
+        broken.push(format!("doors of {expected:?} shall be watched, {watched:?} are"));
+    }
+}

@@ -1,0 +1,218 @@
+//! Simulated clients: they knock until they are let in, stay for a while, and leave; and the table
+//! of connections that shows them.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use stead_schemas::names::Uid;
+use tokio::time::sleep;
+
+use super::{State, World};
+use crate::host::{Flow, FlowState, Flows, GuestPhase, HostError, Inbound, Knock, VmmState};
+use crate::runtime::Clock;
+
+/// How long the table shows that somebody left, as kernels do.
+const REMEMBERED: SignedDuration = SignedDuration::from_secs(120);
+/// Of pauses before which somebody connects, in thousandths.
+const ARRIVALS: u64 = 200;
+const MOMENT: SignedDuration = SignedDuration::from_millis(1);
+const STAY: Duration = Duration::from_secs(3);
+/// Tries of a client, each after twice as long; then it gives up.
+const TRIES: u32 = 7;
+
+/// One client's connection.
+#[derive(Debug, Clone)]
+pub(super) struct Connection {
+    address: Ipv4Addr,
+    knock: Knock,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Not in the table: there is nobody to send to.
+    Nowhere,
+    Knocking,
+    Open(Timestamp),
+    Closed(Timestamp),
+}
+
+/// A VM whose memory was saved while somebody had been connected since before it was paused.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SleptOn {
+    pub owner: Uid,
+    /// Number of the standby.
+    pub standby: u64,
+    pub port: u16,
+}
+
+impl World {
+    /// Somebody connects to a port of an address, and stays for a while once let in. Gives a number.
+    pub fn connect(&self, address: Ipv4Addr, port: u16, lasts: Duration) -> u64 {
+        let number = {
+            let mut state = self.lock();
+            state.connected += 1;
+            let number = state.connected;
+            let source_port = u16::try_from(number % 60_000 + 1024).expect("small");
+            let knock = Knock { source: Ipv4Addr::new(192, 0, 2, 1), source_port, port };
+            state.connections.insert(number, Connection { address, knock, stage: Stage::Nowhere });
+            number
+        };
+        let world = self.clone();
+        tokio::spawn(async move {
+            for attempt in 0..TRIES {
+                world.knock(number);
+                sleep(Duration::from_secs(1 << attempt)).await;
+                if world.is_let_in(number) {
+                    sleep(lasts).await;
+                    return world.leave(number);
+                }
+            }
+            world.lock().connections.remove(&number);
+        });
+        number
+    }
+
+    /// The client of this number was let in.
+    #[must_use]
+    pub fn is_let_in(&self, number: u64) -> bool {
+        let state = self.lock();
+        let stage = state.connections.get(&number).map(|connection| connection.stage);
+        matches!(stage, Some(Stage::Open(_) | Stage::Closed(_)))
+    }
+
+    /// At times somebody is let in at the last moment before a VM is paused.
+    pub(super) fn arrive_by_chance(&self, owner: &Uid) {
+        let now = self.now();
+        let number = {
+            let mut state = self.lock();
+            // Only while a play makes trouble: it shall settle.
+            let chance = if state.faults.before > 0 { ARRIVALS } else { 0 };
+            let address = state.machines.get(owner).and_then(|vmm| vmm.address);
+            let Some(address) = address.filter(|_| state.rng.chance(chance)) else { return };
+            state.connected += 1;
+            let number = state.connected;
+            let source_port = u16::try_from(number % 60_000 + 1024).expect("small");
+            let knock = Knock { source: Ipv4Addr::new(192, 0, 2, 2), source_port, port: 80 };
+            let stage = Stage::Open(now.saturating_sub(MOMENT).unwrap_or(now));
+            state.connections.insert(number, Connection { address, knock, stage });
+            number
+        };
+        let world = self.clone();
+        tokio::spawn(async move {
+            sleep(STAY).await;
+            world.leave(number);
+        });
+    }
+
+    /// Every VM that was put to standby over a connection.
+    #[must_use]
+    pub fn slept_on(&self) -> Vec<SleptOn> {
+        self.lock().slept_on.clone()
+    }
+
+    /// The first packet of a connection, or its repetition.
+    fn knock(&self, number: u64) {
+        let now = self.now();
+        let mut state = self.lock();
+        let Some(connection) = state.connections.get(&number).cloned() else { return };
+        if matches!(connection.stage, Stage::Open(_) | Stage::Closed(_)) {
+            return;
+        }
+        let Connection { address, knock, .. } = connection;
+        let at_card = state.machines.iter().find(|(_, vmm)| vmm.is_alive() && vmm.address == Some(address));
+        let (owner, is_announced) = match at_card.map(|(owner, _)| owner.clone()) {
+            Some(owner) => {
+                let stage = if state.answers(&owner, now) { Stage::Open(now) } else { Stage::Knocking };
+                state.set_stage(number, stage);
+                // Looks at the table are hints, which come late or never.
+                (Some(owner), state.rng.chance(700))
+            }
+            None => {
+                let owner = state.knock_at_door(address, &knock);
+                state.set_stage(number, if owner.is_some() { Stage::Knocking } else { Stage::Nowhere });
+                (owner, true)
+            }
+        };
+        drop(state);
+        if let Some(owner) = owner.filter(|_| is_announced) {
+            self.announce(&owner);
+        }
+    }
+
+    fn leave(&self, number: u64) {
+        let now = self.now();
+        self.lock().set_stage(number, Stage::Closed(now));
+        // Whose it was is not said, as a table that is read from time to time does not.
+        let _ = self.changes.send(None);
+    }
+}
+
+impl State {
+    fn set_stage(&mut self, number: u64, stage: Stage) {
+        if let Some(connection) = self.connections.get_mut(&number) {
+            connection.stage = stage;
+        }
+    }
+
+    /// A guest is at its card and takes connections.
+    fn answers(&self, owner: &Uid, now: Timestamp) -> bool {
+        self.machines.get(owner).is_some_and(|vmm| {
+            let is_up = vmm.state == VmmState::Running && !vmm.is_network_cut;
+            is_up && vmm.seen(owner, now).guest.phase == GuestPhase::Ready
+        })
+    }
+
+    /// What was kept is let in where its client still waits.
+    pub(super) fn let_in(&mut self, owner: &Uid, knocks: &[Knock], now: Timestamp) {
+        if !self.answers(owner, now) {
+            return;
+        }
+        for connection in self.connections.values_mut() {
+            if connection.stage == Stage::Knocking && knocks.contains(&connection.knock) {
+                connection.stage = Stage::Open(now);
+            }
+        }
+    }
+
+    /// Notes whose connections a save goes over.
+    pub(super) fn note_save(&mut self, owner: &Uid, standby: u64) {
+        let Some(vmm) = self.machines.get(owner) else { return };
+        let (address, paused_at) = (vmm.address, vmm.paused_at);
+        let is_over = |connection: &&Connection| match connection.stage {
+            Stage::Open(since) => Some(connection.address) == address && Some(since) < paused_at,
+            Stage::Nowhere | Stage::Knocking | Stage::Closed(_) => false,
+        };
+        let ports = self.connections.values().filter(is_over).map(|connection| connection.knock.port);
+        let slept_on = ports.map(|port| SleptOn { owner: owner.clone(), standby, port });
+        let slept_on: Vec<SleptOn> = slept_on.collect();
+        self.slept_on.extend(slept_on);
+    }
+}
+
+impl Flows for World {
+    async fn inbound(&self, address: Ipv4Addr) -> Result<Inbound, HostError> {
+        let now = self.now();
+        self.verb("read connections of", &address.to_string(), |state| {
+            let flow = |connection: &Connection| {
+                let flow_state = match connection.stage {
+                    Stage::Knocking | Stage::Open(_) => FlowState::Open,
+                    Stage::Closed(at) if now.duration_since(at) < REMEMBERED => FlowState::Closed(at),
+                    Stage::Nowhere | Stage::Closed(_) => return None,
+                };
+                let Knock { source, source_port, port } = connection.knock;
+                let source = IpAddr::V4(source);
+                (connection.address == address).then_some(Flow {
+                    source,
+                    source_port,
+                    port,
+                    state: flow_state,
+                })
+            };
+            let flows = state.connections.values().filter_map(flow).collect();
+            Ok(Inbound { watched_since: state.watched_since, flows })
+        })
+        .await
+    }
+}

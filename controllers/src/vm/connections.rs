@@ -1,0 +1,315 @@
+//! What connections do to an instance: tables on its idle clock, its standby and its door, and a
+//! property of the clock.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, PowerCause, State};
+use stead_schemas::meta::Object;
+use stead_schemas::network::Mac;
+use stead_schemas::policy::{AutoStandbyPolicy, IdleStatus};
+use stead_schemas::quantity::GoDuration;
+use stead_schemas::snapshot::PackingState;
+
+use super::plan::plan;
+use super::status::status;
+use super::tests::{at, instance, machine, name, seen};
+use super::{Action, Blind, Observed, PortSeen};
+use crate::host::{
+    Door, Flow, FlowState, GuestPhase, Inbound, Knock, Machine, Memory, NetworkCard, SavedMemory, VmmState,
+};
+use crate::runtime::{Desired, Outcome, PassEnd, Plan};
+
+const TIMEOUT: i64 = 10;
+const IGNORED: u16 = 22;
+
+/// One that runs since 0, with a policy that ignores a port.
+fn counted(power: Power, by: PowerCause) -> Object<Instance> {
+    let mut object = instance(power, 1, 0);
+    object.spec.has_network = true;
+    object.spec.power_by = by;
+    object.spec.standby = 1;
+    object.spec.auto_standby = Some(AutoStandbyPolicy {
+        enabled: true,
+        idle_timeout: Some(GoDuration(Duration::from_secs(TIMEOUT.unsigned_abs()))),
+        ignore_source_cidrs: vec!["192.0.2.0/24".parse().expect("valid")],
+        ignore_destination_ports: vec![IGNORED],
+        wake_on_traffic: true,
+    });
+    object.status.started_at = Some(at(0));
+    (object.status.state, object.status.state_since) = (State::Running, Some(at(0)));
+    object
+}
+
+fn up() -> Object<Instance> {
+    counted(Power::Running, PowerCause::Client)
+}
+
+fn flow(port: u16, state: FlowState) -> Flow {
+    Flow { source: Ipv4Addr::new(10, 0, 0, 9).into(), source_port: 4000, port, state }
+}
+
+fn open(port: u16) -> Flow {
+    flow(port, FlowState::Open)
+}
+
+fn closed(port: u16, seconds: i64) -> Flow {
+    flow(port, FlowState::Closed(at(seconds)))
+}
+
+fn with(machine: Option<Machine>, flows: Vec<Flow>, watched_since: i64) -> Observed {
+    let address = Ipv4Addr::new(10, 9, 0, 2);
+    let card = NetworkCard { tap: "tap".parse().expect("valid"), mac: Mac::of_address(address), address };
+    let gateway = Ipv4Addr::new(10, 9, 0, 1);
+    let port = PortSeen { is_ready: true, card, gateway, prefix: 24, dns: Vec::new() };
+    let mut observed = seen(machine);
+    observed.parts.port = Some(port);
+    observed.inbound = Some(Ok(Inbound { watched_since: at(watched_since), flows }));
+    observed
+}
+
+fn running(flows: Vec<Flow>) -> Observed {
+    with(Some(machine(VmmState::Running, GuestPhase::Ready)), flows, 0)
+}
+
+fn looked(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> InstanceStatus {
+    status(object, Some(seen), &PassEnd { now, outcome: Outcome::Converged })
+}
+
+#[test]
+fn the_clock_begins_when_the_last_one_left_and_never_counts_what_nobody_watched() {
+    let known = |idle_since: Option<i64>, last: Option<i64>| IdleStatus {
+        idle_since: idle_since.map(at),
+        last_inbound_at: last.map(at),
+        ..IdleStatus::default()
+    };
+    // Known; seen, and watched since; the clock at 100, and who is connected.
+    let table = [
+        // The policy is new: nothing before counts.
+        (known(None, None), vec![], 0, (Some(100), 0)),
+        (known(Some(40), None), vec![], 0, (Some(40), 0)),
+        (known(Some(40), None), vec![open(80)], 0, (None, 1)),
+        (known(Some(40), None), vec![open(80), open(81), open(IGNORED)], 0, (None, 2)),
+        (known(Some(40), None), vec![open(IGNORED), closed(IGNORED, 99)], 0, (Some(40), 0)),
+        // One came and went between two looks.
+        (known(Some(40), None), vec![closed(80, 70)], 0, (Some(70), 0)),
+        // The one that was connected at the last look left; the table says when, or forgot it.
+        (known(None, Some(90)), vec![closed(80, 93)], 0, (Some(93), 0)),
+        (known(None, Some(90)), vec![], 0, (Some(100), 0)),
+        // What the table still shows of before is no news.
+        (known(None, Some(90)), vec![closed(80, 50)], 0, (Some(100), 0)),
+        (known(Some(95), Some(90)), vec![closed(80, 50)], 0, (Some(95), 0)),
+        // No daemon looked, or the clock was set.
+        (known(Some(40), None), vec![], 80, (Some(80), 0)),
+        (known(Some(4000), None), vec![], 80, (Some(100), 0)),
+        (known(None, Some(90)), vec![closed(80, 400)], 0, (Some(100), 0)),
+    ];
+    for (idle, flows, watched_since, (since, connections)) in table {
+        let mut object = up();
+        object.status.idle = idle.clone();
+        let observed =
+            with(Some(machine(VmmState::Running, GuestPhase::Ready)), flows.clone(), watched_since);
+        let next = looked(&object, &observed, at(100)).idle;
+        let what = format!("{idle:?} {flows:?} {watched_since}");
+        assert_eq!((next.idle_since, next.connections), (since.map(at), connections), "{what}");
+    }
+    // It came to run just now: what was before is another life.
+    let mut object = up();
+    object.status.idle = known(None, Some(50));
+    object.status.state_since = Some(at(97));
+    let next = looked(&object, &running(vec![closed(80, 60)]), at(100)).idle;
+    assert_eq!(next.idle_since, Some(at(97)));
+    object.status.state = State::Paused;
+    let next = looked(&object, &running(vec![closed(80, 60)]), at(100)).idle;
+    assert_eq!(next.idle_since, Some(at(100)));
+}
+
+#[test]
+fn it_goes_to_standby_when_nobody_was_connected_for_long_enough_and_only_then() {
+    let idle_since = |seconds| {
+        let mut object = up();
+        object.status.idle.idle_since = Some(at(seconds));
+        object
+    };
+    let held = |until| {
+        let mut object = idle_since(0);
+        object.spec.hold_until = Some(at(until));
+        object
+    };
+    let mut off = idle_since(0);
+    off.spec.auto_standby.as_mut().expect("given").enabled = false;
+    let blind = || {
+        let blind = Blind { message: "no table".to_owned(), is_unsupported: false };
+        Observed { inbound: Some(Err(blind)), ..running(Vec::new()) }
+    };
+    let booting = with(Some(machine(VmmState::Running, GuestPhase::Silent)), Vec::new(), 0);
+    let table = [
+        (idle_since(0), running(vec![]), "StandBy"),
+        (idle_since(91), running(vec![]), "Converged"),
+        (idle_since(90), running(vec![]), "StandBy"),
+        (idle_since(0), running(vec![open(80)]), "Converged"),
+        (idle_since(0), running(vec![open(IGNORED)]), "StandBy"),
+        (idle_since(0), running(vec![closed(80, 95)]), "Converged"),
+        (held(101), running(vec![]), "Converged"),
+        (held(100), running(vec![]), "StandBy"),
+        (off, running(vec![]), "Converged"),
+        (idle_since(0), blind(), "Converged"),
+        (idle_since(0), Observed { inbound: None, ..running(vec![]) }, "Converged"),
+        (idle_since(0), booting, "Wait WaitingForGuest"),
+        // The wish moved on while this was looked at.
+        (idle_since(0), Observed { is_superseded: true, ..running(vec![]) }, "Wait Converging"),
+    ];
+    for (object, observed, expected) in table {
+        let plan = plan(&Desired::Present(&object), &observed, at(100));
+        assert_eq!(name(&plan), expected, "{:?} {observed:?}", object.status.idle);
+    }
+    let status = looked(&idle_since(0), &blind(), at(100)).idle;
+    assert_eq!((status.idle_since, status.error.as_deref()), (None, Some("no table")));
+}
+
+#[test]
+fn until_its_process_is_gone_a_connection_undoes_a_standby_that_came_by_itself() {
+    use GuestPhase::{Exited, Ready};
+    use VmmState::{Dead, Paused, Running};
+    let by_itself = || counted(Power::Standby, PowerCause::Idle);
+    let asked = || counted(Power::Standby, PowerCause::Client);
+    let saved = |observed: Observed| {
+        let saved = SavedMemory { generation: 1, run: 1, launched_at: at(0), packing: PackingState::Plain };
+        Observed { memory: Some(Memory::Saved(saved)), ..observed }
+    };
+    let of = |vmm, flows| with(Some(machine(vmm, Ready)), flows, 0);
+    let blind = Blind { message: "no table".to_owned(), is_unsupported: false };
+    let exited = with(Some(machine(Running, Exited)), vec![], 0);
+    let table = [
+        (by_itself(), of(Running, vec![]), "Pause", None),
+        (by_itself(), of(Running, vec![open(80)]), "Wake", Some(PowerCause::Traffic)),
+        (by_itself(), of(Paused, vec![]), "Save", None),
+        (by_itself(), of(Paused, vec![open(IGNORED), closed(80, 99)]), "Save", None),
+        (by_itself(), of(Paused, vec![open(80)]), "Wake", Some(PowerCause::Traffic)),
+        (by_itself(), saved(of(Paused, vec![open(80)])), "Wake", Some(PowerCause::Traffic)),
+        (by_itself(), saved(of(Paused, vec![])), "Kill", None),
+        (by_itself(), saved(of(Dead, vec![open(80)])), "Release", None),
+        (
+            by_itself(),
+            Observed { inbound: Some(Err(blind)), ..of(Paused, vec![]) },
+            "Wake",
+            Some(PowerCause::Client),
+        ),
+        // What a client asks for goes over connections.
+        (asked(), of(Running, vec![open(80)]), "Pause", None),
+        (asked(), of(Paused, vec![open(80)]), "Save", None),
+        // Nothing is left to be kept: it is as if nobody had begun.
+        (by_itself(), of(Dead, vec![]), "Wake", Some(PowerCause::Client)),
+        (by_itself(), with(None, vec![], 0), "Wake", Some(PowerCause::Client)),
+        (asked(), with(None, vec![], 0), "Launch", None),
+    ];
+    for (object, observed, expected, by) in table {
+        let planned = plan(&Desired::Present(&object), &observed, at(100));
+        assert_eq!(name(&planned), expected, "{:?} {observed:?}", object.spec.power_by);
+        if let (Plan::Act(steps), Some(by)) = (&planned, by) {
+            let wake = Action::Wake { uid: object.meta.uid.clone(), standby: 1, by };
+            assert_eq!(steps[..], [wake]);
+        }
+    }
+    // A program that ended just then is restarted or not by its own policy.
+    let mut ended = exited;
+    let exit = Exit { code: Some(1), message: String::new(), is_boot_failure: false };
+    ended.machine.as_mut().expect("there").guest.exit = Some(exit);
+    assert_eq!(name(&plan(&Desired::Present(&by_itself()), &ended, at(100))), "Wake");
+}
+
+#[test]
+fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_handed_over() {
+    let asleep = |by| {
+        let mut object = counted(Power::Standby, by);
+        object.status.state = State::Standby;
+        object
+    };
+    let deaf = || {
+        let mut object = asleep(PowerCause::Idle);
+        object.spec.auto_standby.as_mut().expect("given").wake_on_traffic = false;
+        object
+    };
+    let saved = || {
+        let memory = SavedMemory { generation: 1, run: 1, launched_at: at(0), packing: PackingState::Plain };
+        Observed { memory: Some(Memory::Saved(memory)), ..with(None, vec![], 0) }
+    };
+    let knock = |source: [u8; 4], port| Knock { source: source.into(), source_port: 4000, port };
+    let door = |is_watched, knocks| Some(Door { is_watched, knocks });
+    let at_door = |door| Observed { door, ..saved() };
+    let mut no_card = saved();
+    no_card.parts.port.as_mut().expect("given").is_ready = false;
+    let counted_knock = || vec![knock([192, 0, 2, 1], 80), knock([10, 0, 0, 9], 80)];
+    let ignored = || vec![knock([10, 0, 0, 9], IGNORED), knock([192, 0, 2, 1], 80)];
+    let up_with = |door| Observed { door, ..running(vec![]) };
+    let table = [
+        (asleep(PowerCause::Idle), saved(), vec!["Watch"]),
+        // However it came to be in standby.
+        (asleep(PowerCause::Client), saved(), vec!["Watch"]),
+        (asleep(PowerCause::Idle), no_card, vec!["Converged"]),
+        (asleep(PowerCause::Idle), at_door(door(true, vec![])), vec!["Converged"]),
+        (asleep(PowerCause::Idle), at_door(door(true, ignored())), vec!["Converged"]),
+        (asleep(PowerCause::Idle), at_door(door(true, counted_knock())), vec!["Wake"]),
+        (asleep(PowerCause::Client), at_door(door(false, counted_knock())), vec!["Wake"]),
+        (deaf(), saved(), vec!["Converged"]),
+        (deaf(), at_door(door(true, counted_knock())), vec!["Unwatch"]),
+        (up(), at_door(door(true, counted_knock())), vec!["Unwatch", "Restore"]),
+        (up(), up_with(door(true, counted_knock())), vec!["Unwatch"]),
+        (up(), up_with(door(false, counted_knock())), vec!["HandOver"]),
+        (up(), up_with(None), vec!["Converged"]),
+    ];
+    for (object, observed, expected) in table {
+        let planned = plan(&Desired::Present(&object), &observed, at(5));
+        let names = match &planned {
+            Plan::Act(steps) => steps.iter().map(|step| name(&Plan::Act(vec![step.clone()]))).collect(),
+            other => vec![name(other)],
+        };
+        assert_eq!(names, expected, "{:?} {:?}", object.spec.power_by, observed.door);
+    }
+    // One that goes leaves its door.
+    let mut object = asleep(PowerCause::Idle);
+    object.meta.deletion_requested_at = Some(at(1));
+    let planned = plan(&Desired::Absent(Some(&object)), &at_door(door(true, vec![])), at(5));
+    assert_eq!(name(&planned), "Unwatch");
+}
+
+proptest! {
+    /// Whatever comes and goes, the clock is never set back, shows no time before somebody left or
+    /// anybody watched, and stands while somebody is there.
+    #[test]
+    fn the_clock_never_runs_ahead_of_what_was_seen(
+        looks in proptest::collection::vec((1i64..30, any::<bool>(), proptest::option::of(0i64..30), any::<bool>()), 1..30),
+    ) {
+        let mut object = up();
+        let (mut now, mut watched_since, mut last_left) = (0, 0, 0);
+        for (passed, is_connected, left_ago, is_restart) in looks {
+            now += passed;
+            if is_restart {
+                watched_since = now;
+            }
+            let mut flows = vec![open(IGNORED)];
+            flows.extend(is_connected.then(|| open(80)));
+            let left = left_ago.map(|ago| (now - ago).max(now - passed));
+            flows.extend(left.map(|left| closed(80, left)));
+            last_left = left.unwrap_or(last_left).max(last_left);
+            let machine = machine(VmmState::Running, GuestPhase::Ready);
+            let observed = with(Some(machine), flows, watched_since);
+            let planned = plan(&Desired::Present(&object), &observed, at(now));
+            let before = object.status.idle.clone();
+            object.status = looked(&object, &observed, at(now));
+            let idle = &object.status.idle;
+            prop_assert_eq!(idle.idle_since.is_none(), is_connected);
+            if let Some(since) = idle.idle_since {
+                let earliest = watched_since.max(last_left);
+                prop_assert!((at(earliest)..=at(now)).contains(&since), "{} {}", since, earliest);
+                prop_assert!(before.idle_since.is_none_or(|before| before <= since));
+                let is_due = at(now).duration_since(since) >= SignedDuration::from_secs(TIMEOUT);
+                prop_assert_eq!(name(&planned) == "StandBy", is_due);
+            } else {
+                prop_assert_eq!(planned, Plan::Converged);
+            }
+        }
+    }
+}

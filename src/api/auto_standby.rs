@@ -1,0 +1,36 @@
+//! How auto-standby stands, and the hold.
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use stead_controllers::store::Store;
+use stead_controllers::vm::waking;
+use stead_schemas::api::AutoStandbyView;
+use stead_schemas::instance::Instance;
+use stead_schemas::meta::Object;
+use stead_schemas::network::Port;
+
+use super::{ApiError, ApiState, lookup};
+
+fn view(store: &Store, object: &Object<Instance>) -> Json<AutoStandbyView> {
+    let port = object.spec.allocated.port.as_ref().and_then(|uid| store.get::<Port>(uid));
+    let port = port.as_deref().map(|port| &port.spec);
+    Json(AutoStandbyView::of(object, port, jiff::Timestamp::now()))
+}
+
+pub(super) async fn status(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<AutoStandbyView>, ApiError> {
+    let object = lookup::instance(state.store(), &id?.0)?;
+    Ok(view(state.store(), &object))
+}
+
+pub(super) async fn hold(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<AutoStandbyView>, ApiError> {
+    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let object = state.store().transact(move |tx| waking::hold(tx, &uid)).await?;
+    Ok(view(state.store(), &object))
+}

@@ -1,0 +1,163 @@
+//! Doors and flows: a VM's TAP without the VM, and the kernel's table of connections, for real.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stead::host::doors::TapDoors;
+use stead::host::flows::{Conntrack, Interest, Moved};
+use stead_controllers::host::{Door, Doors, FlowState, Flows, HostErrorKind, Knock, NetworkCard};
+use stead_schemas::names::Uid;
+use tokio::sync::mpsc;
+
+use crate::guest::{GATEWAY, Network, Wire};
+use crate::namespace::{PATIENCE, in_namespace, shell, uid};
+
+const TCP: u8 = 6;
+const ARP: [u8; 2] = [8, 6];
+
+fn doors() -> (TapDoors, mpsc::UnboundedReceiver<Uid>) {
+    let (changed, changes) = mpsc::unbounded_channel();
+    let changed = Arc::new(move |owner: &Uid| {
+        // A test that is over does not listen.
+        let _ = changed.send(owner.clone());
+    });
+    (TapDoors::new(changed), changes)
+}
+
+async fn until_door(doors: &TapDoors, what: &str, is_so: impl Fn(&Door) -> bool) -> Door {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let door = doors.inspect(&uid('o')).await.expect("looked at").unwrap_or_default();
+        if is_so(&door) {
+            return door;
+        }
+        assert!(Instant::now() < deadline, "not {what}: {door:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A client of the host that tries for as long as it takes.
+fn client(address: Ipv4Addr, port: u16) -> std::thread::JoinHandle<std::io::Result<TcpStream>> {
+    std::thread::spawn(move || TcpStream::connect_timeout(&(address, port).into(), PATIENCE))
+}
+
+#[test]
+fn a_door_answers_for_the_vm_keeps_the_first_packet_and_hands_it_over() {
+    in_namespace(async || {
+        let network = Network::new().await;
+        let guest = network.guest(2, true).await;
+        let (address, tap) = (guest.rule.address, guest.rule.tap.clone());
+        let card = NetworkCard { tap: tap.clone(), mac: guest.rule.mac, address };
+        let (doors, mut changes) = doors();
+        let owner = uid('o');
+        let in_use = doors.watch(&owner, &card).await.expect_err("the guest is at its card");
+        assert_eq!(in_use.kind, HostErrorKind::Conflict, "{}", in_use.chain());
+        drop(guest.wire);
+        // Nothing is known of the guest any more, as after a while.
+        shell("ip neigh flush dev st-br nud all");
+        assert_eq!(doors.inspect(&owner).await.expect("looked at"), None);
+        doors.watch(&owner, &card).await.unwrap_or_else(|error| panic!("{}", error.chain()));
+        doors.watch(&owner, &card).await.expect("watched already");
+        let waits = client(address, 80);
+        let door = until_door(&doors, "knocked at", |door| !door.knocks.is_empty()).await;
+        assert!(door.is_watched);
+        assert!(matches!(door.knocks[..], [Knock { source: GATEWAY, port: 80, .. }]), "{door:?}");
+        assert_eq!(changes.recv().await, Some(owner.clone()));
+        // The table shows who asks.
+        let seen =
+            Conntrack::new().inbound(address).await.unwrap_or_else(|error| panic!("{}", error.chain()));
+        assert_eq!(seen.flows.len(), 1, "{seen:?}");
+        assert_eq!((seen.flows[0].port, seen.flows[0].state), (80, FlowState::Open));
+
+        doors.unwatch(&owner).await.expect("left");
+        let door = doors.inspect(&owner).await.expect("looked at").expect("somebody knocked");
+        assert!(!door.is_watched && door.knocks.len() == 1, "{door:?}");
+        // The VM is back: the very first packet reaches it before its client repeats it.
+        let mut wire = Wire::attach(&tap);
+        doors.hand_over(&owner).await.unwrap_or_else(|error| panic!("{}", error.chain()));
+        assert_eq!(doors.inspect(&owner).await.expect("looked at"), None);
+        let is_syn = |frame: &[u8]| frame.get(23) == Some(&TCP) && frame.get(47) == Some(&0x02);
+        let mut first = None;
+        while first.is_none() {
+            first = wire.receive(PATIENCE).filter(|frame| is_syn(frame));
+        }
+        let first = first.expect("found");
+        // Refused, so that the client need not wait: its packet turned round.
+        wire.send(&refusal(&first));
+        while !waits.is_finished() {
+            // The host may have to ask for the guest's hardware address first.
+            let frame = wire.receive(Duration::from_millis(20));
+            if let Some(frame) = frame.filter(|frame| frame[12..14] == ARP) {
+                wire.send(&arp_answer(&frame, card.mac.0));
+            }
+        }
+        let refused = waits.join().expect("joined").expect_err("refused");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{refused}");
+        // A TAP that goes is noticed, and asking for one that is not there makes none.
+        drop(wire);
+        doors.watch(&owner, &card).await.expect("watched");
+        shell(&format!("ip link del {tap}"));
+        until_door(&doors, "left", |door| !door.is_watched).await;
+        let gone = doors.watch(&owner, &card).await.expect_err("there is no TAP");
+        assert_eq!(gone.kind, HostErrorKind::Missing, "{}", gone.chain());
+        assert!(!shell("ip -br link").contains(tap.as_str()));
+    });
+}
+
+/// What a host says that does not listen.
+fn refusal(syn: &[u8]) -> Vec<u8> {
+    let packet = etherparse::SlicedPacket::from_ethernet(syn).expect("a frame");
+    let Some(etherparse::NetSlice::Ipv4(ip)) = packet.net else { panic!("IPv4") };
+    let Some(etherparse::TransportSlice::Tcp(tcp)) = packet.transport else { panic!("TCP") };
+    let (to, from): ([u8; 6], [u8; 6]) = (syn[..6].try_into().expect("6"), syn[6..12].try_into().expect("6"));
+    let header = ip.header();
+    let builder = etherparse::PacketBuilder::ethernet2(to, from)
+        .ipv4(header.destination(), header.source(), 64)
+        .tcp(tcp.destination_port(), tcp.source_port(), 0, 0)
+        .rst()
+        .ack(tcp.sequence_number().wrapping_add(1));
+    let mut bytes = Vec::new();
+    builder.write(&mut bytes, b"").expect("in memory");
+    bytes
+}
+
+fn arp_answer(asked: &[u8], mac: [u8; 6]) -> Vec<u8> {
+    let mut bytes = [&asked[6..12], &mac, &asked[12..20], &[0, 2], &mac].concat();
+    bytes.extend_from_slice(&asked[38..42]);
+    bytes.extend_from_slice(&asked[22..32]);
+    bytes
+}
+
+#[test]
+fn connections_are_seen_while_they_are_open_and_after_they_closed() {
+    in_namespace(async || {
+        // The table is kept where somebody filters by it.
+        let _network = Network::new().await;
+        let here = Ipv4Addr::LOCALHOST;
+        let flows = Conntrack::new();
+        let interest = Interest { addresses: [here].into(), patience: Some(Duration::from_secs(2)) };
+        let mut moves = flows.monitor(move || interest.clone());
+        let listener = TcpListener::bind((here, 8000)).expect("free");
+        let before = flows.inbound(here).await.unwrap_or_else(|error| panic!("{}", error.chain()));
+        assert_eq!(before.flows, []);
+        let client = TcpStream::connect((here, 8000)).expect("connected");
+        let (server, _) = listener.accept().expect("accepted");
+        let open = flows.inbound(here).await.expect("read");
+        assert_eq!(open.watched_since, before.watched_since, "nothing was missed between");
+        let [flow] = &open.flows[..] else { panic!("{open:?}") };
+        let port = client.local_addr().expect("bound").port();
+        assert_eq!((flow.source, flow.source_port, flow.port), (here.into(), port, 8000));
+        assert_eq!(flow.state, FlowState::Open);
+        assert_eq!(moves.recv().await, Some(Moved::At(here)));
+        assert_eq!(flows.inbound(Ipv4Addr::new(127, 0, 0, 2)).await.expect("read").flows, []);
+        drop((client, server));
+        assert_eq!(moves.recv().await, Some(Moved::At(here)));
+        let closed = flows.inbound(here).await.expect("read");
+        let now = jiff::Timestamp::now();
+        let [flow] = &closed.flows[..] else { panic!("{closed:?}") };
+        let FlowState::Closed(at) = flow.state else { panic!("{closed:?}") };
+        let ago = now.duration_since(at).as_secs();
+        assert!((0..PATIENCE.as_secs().try_into().expect("small")).contains(&ago), "closed {ago} s ago");
+    });
+}
