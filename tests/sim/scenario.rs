@@ -303,7 +303,9 @@ impl Play {
             let Some(instance) = self.daemon.store.get::<Instance>(&uid) else { continue };
             let wish = (instance.spec.power, instance.spec.power_by);
             let is_woken = self.world.is_let_in(number) && wish == (Power::Running, PowerCause::Traffic);
-            if !is_woken && !instance.meta.is_deleting() {
+            // One that is ill is started again at once.
+            let is_ill = instance.status.restart.last_reason.is_some();
+            if !is_woken && !instance.meta.is_deleting() && !is_ill {
                 return Err(format!("{uid} was not woken: {instance:?}\n{}", self.log.join("\n")));
             }
         }

@@ -412,7 +412,8 @@ impl Machines for World {
             }
             state.next_pid += 1;
             (vmm.pid, vmm.is_network_cut) = (state.next_pid, false);
-            vmm.tap = plan.network.as_ref().map(|card| card.tap.clone());
+            (vmm.tap, vmm.address) =
+                plan.network.as_ref().map(|card| (card.tap.clone(), card.address)).unzip();
             vmm.state =
                 if state.rng.chance(state.faults.after) { VmmState::Created } else { VmmState::Paused };
             state.machines.insert(plan.owner.clone(), vmm);

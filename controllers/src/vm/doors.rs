@@ -30,10 +30,9 @@ pub(super) fn plan_asleep(object: &Object<Instance>, seen: &Observed) -> Plan<Ac
     }
 }
 
-/// The VM runs: who knocked meanwhile is let in.
-pub(super) fn hand_over(seen: &Observed) -> Option<Plan<Action>> {
-    let is_kept = seen.door.as_ref().is_some_and(|door| !door.is_watched && !door.knocks.is_empty());
-    is_kept.then(|| Plan::Act(vec![Action::HandOver(seen.uid.clone())]))
+/// Somebody knocked while the VM could not answer, and is to be let in once it runs.
+pub(super) fn is_knocked(seen: &Observed) -> bool {
+    seen.door.as_ref().is_some_and(|door| !door.is_watched && !door.knocks.is_empty())
 }
 
 /// A door that is watched where it shall not be is left before anything else is done.

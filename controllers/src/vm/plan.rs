@@ -236,13 +236,12 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
                 let disturbance = idle::disturbance(object, seen);
                 disturbance.map_or_else(|| act(Action::Pause(uid())), |by| idle::wake(object, by))
             }
+            GuestPhase::Ready if doors::is_knocked(seen) => act(Action::HandOver(uid())),
             GuestPhase::Ready => match health::failed(object, seen, now) {
                 Some((_, Follows::Restart { .. })) => {
                     wait(Reason::HealthCheckFailed, "recording that the health check failed", Some(now))
                 }
-                Some((_, Follows::Nothing | Follows::NoMore)) | None => {
-                    doors::hand_over(seen).unwrap_or_else(|| idle::plan_running(object, seen, now))
-                }
+                Some((_, Follows::Nothing | Follows::NoMore)) | None => idle::plan_running(object, seen, now),
             },
             GuestPhase::AwaitingConfig => match guest_config(object, seen) {
                 Some(config) => act(Action::Configure(uid(), Box::new(config))),
