@@ -13,6 +13,7 @@ mod posts;
 mod qmp;
 mod runtime;
 mod standby;
+mod wake;
 mod weight;
 
 use comfy_table::{Table, presets};
@@ -55,6 +56,8 @@ fn main() {
     }
     if is_wanted("standby") {
         figures.extend(runtime.block_on(standby::standby()));
+    if is_wanted("wake") {
+        figures.extend(runtime.block_on(wake::wake()));
     }
     report(&figures);
 }
