@@ -20,11 +20,8 @@ async fn not_yet(uri: Uri) -> ApiError {
 }
 
 pub(super) fn add(mut routes: Routes) -> Routes {
-    let instance_verbs: [(&'static str, Scope, MethodRouter<ApiState>); 1] =
-        [("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(not_yet).delete(not_yet))];
-    for (path, scope, methods) in instance_verbs {
-        routes = routes.add(path, scope, methods);
-    }
+    routes =
+        routes.add("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(not_yet).delete(not_yet));
     let kinds = [
         ("/volumes", "/volumes/{id}", [Scope::VolumeRead, Scope::VolumeWrite, Scope::VolumeDelete]),
         ("/devices", "/devices/{id}", [Scope::DeviceRead, Scope::DeviceWrite, Scope::DeviceDelete]),

@@ -143,11 +143,6 @@ impl Daemon {
         request.send().await.expect("answered").error_for_status().expect("done");
     }
 
-    pub(crate) async fn change(&self, path: &str, body: &Value) {
-        let request = self.http.patch(format!("{}{path}", self.base)).bearer_auth(&self.token).json(body);
-        request.send().await.expect("answered").error_for_status().expect("done");
-    }
-
     pub(crate) async fn delete(&self, name: &str) {
         let url = format!("{}/instances/{name}?graceful_shutdown=false", self.base);
         self.http.delete(url).bearer_auth(&self.token).send().await.expect("answered");

@@ -56,6 +56,7 @@ fn main() {
     }
     if is_wanted("standby") {
         figures.extend(runtime.block_on(standby::standby()));
+    }
     if is_wanted("wake") {
         figures.extend(runtime.block_on(wake::wake()));
     }

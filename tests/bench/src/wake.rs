@@ -76,7 +76,7 @@ async fn idle(daemon: &Daemon) -> Figure {
     let policy = json!({ "auto_standby": { "enabled": true, "idle_timeout": "1h" } });
     for vm in 0..VMS {
         daemon.post(&format!("i{vm}"), "128MB").await;
-        daemon.change(&format!("/instances/i{vm}"), &policy).await;
+        daemon.change(&format!("/instances/i{vm}"), policy.clone()).await;
     }
     tokio::time::sleep(Duration::from_secs(10)).await;
     let before = daemon.processor_seconds();
