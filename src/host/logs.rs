@@ -11,7 +11,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::io::unix::AsyncFd;
@@ -24,8 +24,10 @@ const TAIL_BYTES_MAX: u64 = 4 << 20;
 const LINE_BYTES_MAX: usize = 64 << 10;
 /// Of one batch: what a reader holds at a time.
 const BATCH_BYTES: usize = 256 << 10;
-/// After a change, so that a busy writer is read in batches and not byte by byte.
-const SETTLE: Duration = Duration::from_millis(10);
+/// After a change, so that a busy writer is read in batches and not byte by byte: a console's line
+/// takes a millisecond to be written; whoever goes on writing is read less often.
+const SETTLE_FIRST: Duration = Duration::from_millis(1);
+const SETTLE_MAX: Duration = Duration::from_millis(10);
 
 /// Reads a log, and follows it if asked to.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub struct LogLines {
     /// The last lines, until they were handed out.
     tail: Option<VecDeque<String>>,
     watch: Option<AsyncFd<OwnedFd>>,
+    /// The last pause after a change.
+    settle: Duration,
     follows: bool,
 }
 
@@ -53,7 +57,8 @@ impl LogLines {
             Err(error) if error.kind() == io::ErrorKind::NotFound && older(&path).exists() => None,
             Err(error) => return Err(error),
         };
-        let mut lines = Self { path, current, rest: Vec::new(), tail: None, watch, follows };
+        let mut lines =
+            Self { path, current, rest: Vec::new(), tail: None, watch, settle: SETTLE_FIRST, follows };
         lines.read_tail(count)?;
         Ok(lines)
     }
@@ -168,10 +173,13 @@ impl LogLines {
         Some(text(&line))
     }
 
-    async fn wait(&self) -> io::Result<()> {
+    async fn wait(&mut self) -> io::Result<()> {
         let Some(watch) = &self.watch else { return Ok(()) };
+        let since = Instant::now();
         let mut ready = watch.readable().await?;
-        tokio::time::sleep(SETTLE).await;
+        let was_quiet = since.elapsed() >= SETTLE_MAX;
+        self.settle = if was_quiet { SETTLE_FIRST } else { (self.settle * 2).min(SETTLE_MAX) };
+        tokio::time::sleep(self.settle).await;
         // What happened is seen by looking; the notices are only taken away.
         let mut buffer = [0u8; 4096];
         while rustix::io::read(watch.get_ref(), &mut buffer).is_ok() {}
