@@ -263,9 +263,9 @@ mod tests {
                 file.write_all(head.as_bytes()).expect("written");
                 if number % 300 == 299 {
                     // A reader may fall behind by one file, not by two: it is in this one by now.
-                    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+                    let deadline = Instant::now() + Duration::from_secs(30);
                     while of_writer.load(Ordering::Relaxed) + 298 < number {
-                        assert!(std::time::Instant::now() < deadline, "nobody reads");
+                        assert!(Instant::now() < deadline, "nobody reads");
                         std::thread::sleep(Duration::from_millis(1));
                     }
                     // As the console's keeper does it: the open file goes on under its older name.
