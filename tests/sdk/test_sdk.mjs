@@ -30,6 +30,7 @@ const known = (await client.images.get(image)).name;
 assert.ok((await client.images.list()).some((found) => found.name === known));
 
 const wish = { image, name, size: "256MB", overlay_size: "256MB", vcpus: 1, tags: { sdk: "ts" }, env: { A: "b" } };
+wish.cmd = ["sleep", "100000"];
 const created = await client.instances.create(wish);
 assert.ok(["Created", "Initializing"].includes(created.state), created.state);
 assert.deepEqual([created.name, created.tags], [name, { sdk: "ts" }]);

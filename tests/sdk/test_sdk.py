@@ -30,7 +30,8 @@ while client.images.get(image).status != "ready":
 assert any(found.name == client.images.get(image).name for found in client.images.list())
 
 created = client.instances.create(
-    image=image, name=name, size="256MB", overlay_size="256MB", vcpus=1, tags={"sdk": "yes"}, env={"A": "b"}
+    image=image, name=name, size="256MB", overlay_size="256MB", vcpus=1, tags={"sdk": "yes"}, env={"A": "b"},
+    cmd=["sleep", "100000"],
 )
 assert created.name == name and created.state in ("Created", "Initializing"), created
 assert created.exit_code is None and created.expires_at is None and created.tags == {"sdk": "yes"}

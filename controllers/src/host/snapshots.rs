@@ -34,9 +34,8 @@ pub struct CapturePlan {
     pub kind: SnapshotKind,
     /// Of the source.
     pub disk: Uid,
-    /// The run and the standby that the memory has to be of.
+    /// The run that the memory has to be of.
     pub run: u64,
-    pub generation: u64,
 }
 
 /// Snapshots of one scope, found by their own uid.

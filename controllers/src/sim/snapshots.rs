@@ -63,8 +63,8 @@ impl State {
                 Ok(Some(vmm.paused_copy(now)))
             }
             (SnapshotKind::Standby, None) => {
-                let is_asked = matches!(memory.map(super::machines::MemoryFile::seen), Some(Memory::Saved(saved))
-                    if (saved.run, saved.generation) == (plan.run, plan.generation));
+                let seen = memory.map(super::machines::MemoryFile::seen);
+                let is_asked = matches!(seen, Some(Memory::Saved(saved)) if saved.run == plan.run);
                 let vmm = memory.and_then(super::machines::MemoryFile::vmm).filter(|_| is_asked);
                 vmm.cloned().map(Some).ok_or_else(refuse)
             }

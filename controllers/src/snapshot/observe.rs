@@ -74,7 +74,6 @@ pub(super) fn capture_plan(object: &Object<Snapshot>) -> CapturePlan {
         kind: spec.kind,
         disk: spec.instance.allocated.disk.clone(),
         run: spec.instance.run,
-        generation: spec.instance.standby,
     }
 }
 
@@ -142,8 +141,8 @@ fn standby_source(
     memory: Option<&Memory>,
 ) -> Source {
     let is_over = instance.spec.power == Power::Stopped || spec.instance.run <= instance.status.ended_run;
-    let is_saved = matches!(memory, Some(Memory::Saved(saved))
-        if (saved.run, saved.generation) == (spec.instance.run, spec.instance.standby));
+    // Of that run: it may have been put to standby since.
+    let is_saved = matches!(memory, Some(Memory::Saved(saved)) if saved.run == spec.instance.run);
     match machine {
         _ if is_over => Source::Gone,
         Some(machine) if machine.run != spec.instance.run => Source::Gone,

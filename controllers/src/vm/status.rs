@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::health::HealthStatus;
 use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, State, VmmDeath};
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
@@ -34,6 +35,10 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
                 status.state_error.as_ref().map(|_| status.unreachable_since.unwrap_or(end.now));
         }
         None => {
+            // That nobody asks any more is known without a look.
+            if object.spec.health.is_none() {
+                status.health = HealthStatus::default();
+            }
             enter(&mut status, State::Unknown, end.now);
             status.state_error = Some(match &end.outcome {
                 Outcome::Failed { message, .. } => message.clone(),

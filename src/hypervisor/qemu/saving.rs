@@ -21,12 +21,6 @@ const RAM_PER_SECOND: u64 = 8 << 20;
 /// Device state without RAM is 330 KiB.
 const STATE_BYTES_MAX: u64 = 64 << 20;
 
-/// What a VM is saved for.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Purpose {
-    pub(super) generation: u64,
-}
-
 impl Qemu {
     /// Saves the memory of a paused VM, or resumes it.
     pub(super) async fn save_memory(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
@@ -37,7 +31,7 @@ impl Qemu {
                 return Err(transient(owner, "it is not paused".to_owned()));
             }
             memory.begin()?;
-            let (origin, ram) = self.take_memory(owner, &attached, &memory, Purpose { generation }).await?;
+            let (origin, ram) = self.take_memory(owner, &attached, &memory, generation).await?;
             proved(owner, memory.clone(), origin, ram).await?;
             memory.publish()
         };
@@ -63,13 +57,13 @@ impl Qemu {
         let _ = attached.control.ask(control::clock(), |_| {});
     }
 
-    /// Puts device state and RAM of a VM that is held into a save in progress.
+    /// Puts device state and RAM of a VM that is held into a save in progress, under a number.
     pub(super) async fn take_memory(
         &self,
         owner: &Uid,
         attached: &Attached,
         memory: &MemoryDir,
-        purpose: Purpose,
+        generation: u64,
     ) -> Result<(Origin, RamKept), HostError> {
         let io = |error| HostError::io("save the VM of", owner.as_str(), error);
         let record = Record::read(&self.places(owner))?;
@@ -80,7 +74,7 @@ impl Qemu {
         let overlay =
             overlay.ok_or_else(|| transient(owner, "its record is older than saving".to_owned()))?;
         let origin = Origin {
-            generation: purpose.generation,
+            generation,
             run: record.run,
             launched_at: record.launched_at,
             saved_at: Timestamp::now(),

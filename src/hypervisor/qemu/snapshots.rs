@@ -24,7 +24,7 @@ use stead_schemas::snapshot::{PackingState, SnapshotKind};
 use super::memory::{FileMark, MemoryDir, Origin, RamKept};
 use super::places::Record;
 use super::ram::ram_of;
-use super::saving::{Purpose, proved};
+use super::saving::proved;
 use super::{Qemu, uids_in};
 use crate::host::disks::SNAPSHOT_DISK;
 use crate::host::{files, sparse};
@@ -142,8 +142,8 @@ impl Qemu {
         let held = self.on_monitor(&attached, async |monitor| monitor.pause().await).await;
         let taken = match held {
             Ok(()) => {
-                let purpose = Purpose { generation: plan.generation };
-                match self.take_memory(&plan.source, &attached, dir, purpose).await {
+                // No standby's: whoever takes it over gives it the number of its own.
+                match self.take_memory(&plan.source, &attached, dir, 0).await {
                     // The VMM has flushed and let go of its disk when its state has passed.
                     Ok(memory) => self.copy_disk(plan, dir).await.map(|()| memory),
                     Err(error) => Err(error),
@@ -165,7 +165,7 @@ impl Qemu {
         let memory = self.memory_dir(&plan.source);
         let manifest = memory.manifest()?.ok_or_else(|| conflict(plan, "its memory is not saved"))?;
         let origin = manifest.origin.clone();
-        if (origin.run, origin.generation) != (plan.run, plan.generation) {
+        if origin.run != plan.run {
             return Err(conflict(plan, "its memory is of another run"));
         }
         let kept = dir.keep_shared(&memory, &manifest)?;
