@@ -146,3 +146,6 @@ pub const JOURNAL_LINE_CHARS_MAX: usize = 2048;
 pub const SCHEDULE_INTERVAL_MIN: Duration = Duration::from_secs(60);
 /// The wire's own bound: with a time behind it, a name has 63 characters.
 pub const NAME_PREFIX_BYTES_MAX: usize = 47;
+/// Where the host's probes of guests come from, and nothing else of the host's does: above what the
+/// kernel gives to connections (32768 to 60999). One from here keeps no VM from its standby.
+pub const PROBE_PORTS: std::ops::RangeInclusive<u16> = 61_000..=61_999;

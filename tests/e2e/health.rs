@@ -135,8 +135,11 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         site.until("box", "healthy by another check", |seen| word(seen) == "healthy").await;
 
         // In standby nobody asks; back from it, they go on.
-        let kept = site.request(Method::POST, "/instances/box/standby", None).await;
-        assert_eq!((&kept.body["state"], word(&kept.body)), (&json!("Standby"), "unknown"));
+        // It goes there by itself although it is asked every second: nobody else is connected.
+        patch(&site, json!({ "auto_standby": { "enabled": true, "idle_timeout": "3s" } })).await;
+        let kept = site.until_state("box", "Standby").await;
+        assert_eq!(word(&kept), "unknown");
+        patch(&site, json!({ "auto_standby": { "enabled": false } })).await;
         let back = site.request(Method::POST, "/instances/box/restore", None).await;
         assert_eq!(back.body["state"], "Running", "{back:?}");
         let asked = |seen: &Value| {

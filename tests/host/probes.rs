@@ -11,6 +11,7 @@ use stead::agent::AgentError;
 use stead::host::probe::{ProbeConfig, Prober};
 use stead_controllers::host::{HostErrorKind, ProbePlan, Probes};
 use stead_schemas::health::{HealthCheck, HealthOf, Probe, Scheme, Tally};
+use stead_schemas::limits::PROBE_PORTS;
 use stead_schemas::quantity::GoDuration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -187,6 +188,15 @@ fn probes_count_on_and_what_this_host_cannot_ask_counts_neither_way() {
         .await;
         assert_eq!(first(Probe::Tcp { port }).await, Ok(()));
         assert!(first(Probe::Tcp { port: 1 }).await.expect_err("refused").contains("refused"));
+
+        // The connection tells by its port whose it is.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
+        let place = listener.local_addr().expect("bound").port();
+        let (asks, _heard) = prober("lo", AgentError::NotReady);
+        asks.begin(&plan(Probe::Tcp { port: place })).await.expect("begun");
+        let (_, from) =
+            tokio::time::timeout(PATIENCE, listener.accept()).await.expect("in time").expect("taken");
+        assert!(PROBE_PORTS.contains(&from.port()), "{from}");
 
         // It goes on from what an earlier daemon counted; another owner's is apart; an end is an end.
         let (probes, mut heard) = prober("lo", AgentError::NotReady);

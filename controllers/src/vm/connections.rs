@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, PowerCause, State};
+use stead_schemas::limits::PROBE_PORTS;
 use stead_schemas::meta::Object;
 use stead_schemas::network::Mac;
 use stead_schemas::policy::{AutoStandbyPolicy, IdleStatus};
@@ -59,6 +60,11 @@ fn closed(port: u16, seconds: i64) -> Flow {
     flow(port, FlowState::Closed(at(seconds)))
 }
 
+/// From where the host asks after health.
+fn probe(flow: Flow) -> Flow {
+    Flow { source: Ipv4Addr::new(10, 9, 0, 1).into(), source_port: *PROBE_PORTS.start(), ..flow }
+}
+
 fn with(machine: Option<Machine>, flows: Vec<Flow>, watched_since: i64) -> Observed {
     let address = Ipv4Addr::new(10, 9, 0, 2);
     let card = NetworkCard { tap: "tap".parse().expect("valid"), mac: Mac::of_address(address), address };
@@ -93,6 +99,10 @@ fn the_clock_begins_when_the_last_one_left_and_never_counts_what_nobody_watched(
         (known(Some(40), None), vec![open(80)], 0, (None, 1)),
         (known(Some(40), None), vec![open(80), open(81), open(IGNORED)], 0, (None, 2)),
         (known(Some(40), None), vec![open(IGNORED), closed(IGNORED, 99)], 0, (Some(40), 0)),
+        // A health check of this host is nobody; another from there is, and so is one from elsewhere.
+        (known(Some(40), None), vec![probe(open(80)), probe(closed(80, 99))], 0, (Some(40), 0)),
+        (known(Some(40), None), vec![Flow { source_port: 4000, ..probe(open(80)) }], 0, (None, 1)),
+        (known(Some(40), None), vec![Flow { source: open(80).source, ..probe(open(80)) }], 0, (None, 1)),
         // One came and went between two looks.
         (known(Some(40), None), vec![closed(80, 70)], 0, (Some(70), 0)),
         // The one that was connected at the last look left; the table says when, or forgot it.

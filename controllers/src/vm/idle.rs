@@ -5,8 +5,11 @@
 //! was set, never counts. It never shows an earlier time than it did, unless that lies in the
 //! future: then the clock was set back.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use stead_schemas::instance::{Instance, InstanceStatus, Power, PowerCause, State};
+use stead_schemas::limits::PROBE_PORTS;
 use stead_schemas::meta::Object;
 use stead_schemas::policy::{AutoStandbyPolicy, IdleStatus};
 
@@ -35,12 +38,12 @@ fn look(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> IdleStatu
     if !is_up || object.spec.power != Power::Running {
         return blank;
     }
-    let open = open(policy, inbound).count();
+    let open = open(policy, seen, inbound).count();
     let connections = u32::try_from(open).unwrap_or(u32::MAX);
     if connections > 0 {
         return IdleStatus { last_inbound_at: Some(now), connections, ..blank };
     }
-    let closed_at = closed_at(policy, inbound).map(|at| at.min(now));
+    let closed_at = closed_at(policy, seen, inbound).map(|at| at.min(now));
     let running_since = match object.status.state {
         State::Running => object.status.state_since.unwrap_or(now),
         _ => now,
@@ -60,14 +63,28 @@ fn is_up(machine: &Machine) -> bool {
         && machine.guest.exit.is_none()
 }
 
-fn open<'a>(policy: &'a AutoStandbyPolicy, inbound: &'a Inbound) -> impl Iterator<Item = &'a Flow> {
-    let is_open = |flow: &&Flow| flow.state == FlowState::Open;
-    inbound.flows.iter().filter(is_open).filter(|flow| policy.counts(flow.source, flow.port))
+/// Connections that keep a VM awake: what the policy counts, but for the host's own health checks.
+fn counted<'a>(
+    policy: &'a AutoStandbyPolicy,
+    seen: &'a Observed,
+    inbound: &'a Inbound,
+) -> impl Iterator<Item = &'a Flow> {
+    let host = seen.parts.port.as_ref().map(|port| IpAddr::from(port.gateway));
+    let is_probe = move |flow: &Flow| Some(flow.source) == host && PROBE_PORTS.contains(&flow.source_port);
+    let flows = inbound.flows.iter().filter(move |flow| !is_probe(flow));
+    flows.filter(|flow| policy.counts(flow.source, flow.port))
 }
 
-fn closed_at(policy: &AutoStandbyPolicy, inbound: &Inbound) -> Option<Timestamp> {
-    let counted = inbound.flows.iter().filter(|flow| policy.counts(flow.source, flow.port));
-    let times = counted.filter_map(|flow| match flow.state {
+fn open<'a>(
+    policy: &'a AutoStandbyPolicy,
+    seen: &'a Observed,
+    inbound: &'a Inbound,
+) -> impl Iterator<Item = &'a Flow> {
+    counted(policy, seen, inbound).filter(|flow| flow.state == FlowState::Open)
+}
+
+fn closed_at(policy: &AutoStandbyPolicy, seen: &Observed, inbound: &Inbound) -> Option<Timestamp> {
+    let times = counted(policy, seen, inbound).filter_map(|flow| match flow.state {
         FlowState::Closed(at) => Some(at),
         FlowState::Open => None,
     });
@@ -104,7 +121,7 @@ pub(super) fn plan_running(object: &Object<Instance>, seen: &Observed, now: Time
 pub(super) fn disturbance(object: &Object<Instance>, seen: &Observed) -> Option<PowerCause> {
     let policy = object.spec.auto_standby.as_ref().filter(|_| is_by_itself(object))?;
     match &seen.inbound {
-        Some(Ok(inbound)) => open(policy, inbound).next().map(|_| PowerCause::Traffic),
+        Some(Ok(inbound)) => open(policy, seen, inbound).next().map(|_| PowerCause::Traffic),
         Some(Err(_)) => Some(PowerCause::Client),
         // The policy was switched off meanwhile, or the port is gone: nobody is counted.
         None => None,

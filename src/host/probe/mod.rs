@@ -4,6 +4,7 @@
 //! could not put at all counts neither way; what may change a verdict is announced.
 //! Cancel/crash: tasks end with the daemon; the next one begins them anew.
 
+mod certificate;
 mod question;
 
 use std::collections::BTreeMap;
@@ -95,11 +96,14 @@ impl Shared {
 
     async fn ask_again_and_again(&self, plan: &ProbePlan, seen: &Mutex<ProbeSeen>) {
         tokio::time::sleep(place_in_spread(&plan.owner)).await;
+        // Anywhere: an earlier daemon's connections may not be forgotten yet.
+        let mut turn = usize::try_from(Timestamp::now().subsec_nanosecond().unsigned_abs()).unwrap_or(0);
         let mut ticks = tokio::time::interval(plan.check.interval.0);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let found = match self.questions.ask(plan).await {
+            turn = turn.wrapping_add(1);
+            let found = match self.questions.ask(plan, turn).await {
                 Found::Well => Ok(()),
                 Found::Ill(why) => Err(why),
                 Found::NotAsked(why) => {

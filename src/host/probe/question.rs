@@ -7,18 +7,26 @@
 use std::error::Error;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use reqwest::redirect::Policy;
+use hyper::client::conn::http1;
+use hyper::{Request as Get, header};
+use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
+use rustls::pki_types::ServerName;
 use stead_controllers::host::{HostError, HostErrorKind, ProbePlan};
 use stead_schemas::guest::{Exec, FromStream, Request};
 use stead_schemas::health::{Probe, Scheme};
+use stead_schemas::limits::PROBE_PORTS;
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::quantity::GoDuration;
-use tokio::net::TcpSocket;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
 
+use super::certificate;
 use crate::agent::{AgentError, AgentStream, Event};
 
 /// How the agent of a guest is reached; a driver's matter.
@@ -27,6 +35,10 @@ pub type OpenStream =
 
 /// A check that prints more shows something else than health.
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
+/// The head of an answer.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Ports that are tried; one is not free while an earlier connection from it is not forgotten.
+const PORTS_TRIED: usize = 16;
 /// Of the output, as a reason.
 const OUTPUT_SHOWN: usize = 200;
 
@@ -40,41 +52,38 @@ pub(super) enum Found {
 }
 
 pub(super) struct Questions {
-    http: reqwest::Client,
+    tls: TlsConnector,
     bridge: LinkName,
     open_stream: OpenStream,
 }
 
 impl Questions {
     pub(super) fn new(bridge: &LinkName, open_stream: OpenStream) -> Result<Self, HostError> {
-        // Refused when it was done already, which is fine.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
-            .user_agent("stead-health-check")
-            .redirect(Policy::none())
-            .referer(false)
-            // Whatever the daemon's environment says: guests are here.
-            .no_proxy()
-            .interface(bridge.as_str())
-            // The address is the instance's own, and the firewall lets no other answer from it.
-            .tls_danger_accept_invalid_certs(true)
-            // Each probe shows that a new connection is taken.
-            .pool_max_idle_per_host(0)
-            .build()
-            .map_err(|error| {
-                HostError::new(HostErrorKind::Permanent, "make a client for", "health checks").because(error)
-            })?;
-        Ok(Self { http, bridge: bridge.clone(), open_stream })
+        let config = certificate::trusting().map_err(|error| {
+            HostError::new(HostErrorKind::Permanent, "make a client for", "health checks").because(error)
+        })?;
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), bridge: bridge.clone(), open_stream })
     }
 
-    pub(super) async fn ask(&self, plan: &ProbePlan) -> Found {
+    /// `turn` differs from one question to the next.
+    pub(super) async fn ask(&self, plan: &ProbePlan, turn: usize) -> Found {
         let timeout = plan.check.timeout.0;
         let asked = async {
             match (&plan.check.probe, plan.address) {
                 (Probe::Http { scheme, port, path, expected_status }, Some(address)) => {
-                    self.http(*scheme, address, *port, path, *expected_status).await
+                    let status = self.http(*scheme, SocketAddrV4::new(address, *port), path, turn).await;
+                    match status {
+                        Ok(status) if status == *expected_status => Found::Well,
+                        Ok(status) => Found::Ill(format!("answered {status}, not {expected_status}")),
+                        Err(error) => ill(&*error),
+                    }
                 }
-                (Probe::Tcp { port }, Some(address)) => self.tcp(address, *port).await,
+                (Probe::Tcp { port }, Some(address)) => {
+                    match self.connect(SocketAddrV4::new(address, *port), turn).await {
+                        Ok(_) => Found::Well,
+                        Err(error) => ill(&error),
+                    }
+                }
                 (Probe::Http { .. } | Probe::Tcp { .. }, None) => {
                     Found::NotAsked("the instance has no address".to_owned())
                 }
@@ -87,33 +96,51 @@ impl Questions {
         tokio::time::timeout(timeout, asked).await.unwrap_or_else(|_| late())
     }
 
+    /// The status of the answer. Its body is not read: the connection goes with it.
     async fn http(
         &self,
         scheme: Scheme,
-        address: Ipv4Addr,
-        port: u16,
+        place: SocketAddrV4,
         path: &str,
-        expected_status: u16,
-    ) -> Found {
-        let url = format!("{}://{address}:{port}{path}", scheme.as_str());
-        // The body is not read: the connection goes with the answer.
-        match self.http.get(url).send().await {
-            Ok(answer) if answer.status().as_u16() == expected_status => Found::Well,
-            Ok(answer) => Found::Ill(format!("answered {}, not {expected_status}", answer.status().as_u16())),
-            Err(error) => ill(&error),
+        turn: usize,
+    ) -> Result<u16, Box<dyn Error + Send + Sync>> {
+        let request = Get::get(path)
+            .header(header::HOST, place.to_string())
+            .header(header::USER_AGENT, "stead-health-check")
+            .header(header::CONNECTION, "close")
+            .body(String::new())?;
+        let stream = self.connect(place, turn).await?;
+        match scheme {
+            Scheme::Http => Ok(exchange(stream, request).await?),
+            Scheme::Https => {
+                let name = ServerName::from(std::net::IpAddr::from(*place.ip()));
+                Ok(exchange(self.tls.connect(name, stream).await?, request).await?)
+            }
         }
     }
 
-    async fn tcp(&self, address: Ipv4Addr, port: u16) -> Found {
-        let connected = async {
+    /// From a port that says whose connection it is.
+    async fn connect(&self, place: SocketAddrV4, turn: usize) -> io::Result<TcpStream> {
+        let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for port in PROBE_PORTS.cycle().skip(turn % PROBE_PORTS.len()).take(PORTS_TRIED) {
             let socket = TcpSocket::new_v4()?;
+            // Other probes of this moment may have it, to other guests.
+            socket.set_reuseaddr(true)?;
             socket.bind_device(Some(self.bridge.as_str().as_bytes()))?;
-            socket.connect(SocketAddrV4::new(address, port).into()).await
-        };
-        match connected.await {
-            Ok(_) => Found::Well,
-            Err(error) => ill(&error),
+            let connected = match socket.bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into()) {
+                Ok(()) => socket.connect(place.into()).await,
+                Err(error) => Err(error),
+            };
+            match connected {
+                Err(taken)
+                    if matches!(taken.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) =>
+                {
+                    error = taken;
+                }
+                connected => return connected,
+            }
         }
+        Err(error)
     }
 
     async fn exec(
@@ -168,6 +195,25 @@ impl Questions {
     }
 }
 
+/// One request and the head of its answer.
+async fn exchange<S>(stream: S, request: Get<String>) -> hyper::Result<u16>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut client = http1::Builder::new();
+    client.max_buf_size(HEAD_BYTES_MAX);
+    let (mut sender, connection) = client.handshake(TokioIo::new(stream)).await?;
+    let (mut connection, mut answer) =
+        (std::pin::pin!(connection), std::pin::pin!(sender.send_request(request)));
+    let answer = tokio::select! {
+        biased;
+        answer = &mut answer => answer?,
+        // Hung up: what came before that is the answer, or the error.
+        _ = &mut connection => answer.await?,
+    };
+    Ok(answer.status().as_u16())
+}
+
 /// A failure, by what is at the bottom of it.
 fn ill(error: &(dyn Error + 'static)) -> Found {
     let mut cause = error;
@@ -191,6 +237,7 @@ fn is_of_this_host(errno: Errno) -> bool {
         Errno::NOBUFS,
         Errno::NOMEM,
         Errno::ADDRNOTAVAIL,
+        Errno::ADDRINUSE,
         Errno::NODEV,
         Errno::NETDOWN,
         Errno::NETUNREACH,
