@@ -177,7 +177,7 @@ impl LogLines {
         let Some(watch) = &self.watch else { return Ok(()) };
         let since = Instant::now();
         let mut ready = watch.readable().await?;
-        let was_quiet = since.elapsed() >= SETTLE_MAX;
+        let was_quiet = since.elapsed() >= SETTLE_FIRST;
         self.settle = if was_quiet { SETTLE_FIRST } else { (self.settle * 2).min(SETTLE_MAX) };
         tokio::time::sleep(self.settle).await;
         // What happened is seen by looking; the notices are only taken away.
