@@ -142,7 +142,11 @@ fn later_fields() -> Vec<Case> {
             "invalid_health_check",
             "health_check.http.port ",
         ),
-        post(with("auto_standby", json!({"enabled": true})), "not_supported", "auto_standby.enabled "),
+        post(
+            with("auto_standby", json!({"enabled": true})),
+            "invalid_auto_standby",
+            "auto_standby.idle_timeout ",
+        ),
     ]
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the daemon and its parts in process.
 
 mod api;
+mod auto_standby;
 mod bad_input;
 #[path = "../sdk/node.rs"]
 mod node;
