@@ -15,7 +15,7 @@ use super::{ApiError, ApiState, lookup};
 fn view(store: &Store, object: &Object<Instance>) -> Json<AutoStandbyView> {
     let port = object.spec.allocated.port.as_ref().and_then(|uid| store.get::<Port>(uid));
     let port = port.as_deref().map(|port| &port.spec);
-    Json(AutoStandbyView::of(object, port, jiff::Timestamp::now()))
+    Json(AutoStandbyView::of(object, port, store.now()))
 }
 
 pub(super) async fn status(

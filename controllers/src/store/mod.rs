@@ -32,6 +32,7 @@ mod tests;
 use std::future::Future;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use jiff::Timestamp;
 use stead_schemas::limits::STORE_QUEUE_MAX;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Name, Uid};
@@ -61,6 +62,7 @@ use writer::{Job, Transaction};
 pub struct Store {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Box<dyn Job>>,
+    clock: Arc<dyn Clock>,
 }
 
 impl std::fmt::Debug for Store {
@@ -102,8 +104,14 @@ impl Store {
         let shared = Arc::new(Shared { state: RwLock::new(state), ring: Arc::new(Ring::new(revision)) });
         let (sender, queue) = mpsc::channel(STORE_QUEUE_MAX);
         let stage = Stage::new(shared.clone(), claims, suspect, revision);
-        let writer = Writer { kv: Arc::new(kv), sealer, clock, ids, queue, stage };
-        Ok((Self { shared, queue: sender }, writer))
+        let writer = Writer { kv: Arc::new(kv), sealer, clock: clock.clone(), ids, queue, stage };
+        Ok((Self { shared, queue: sender, clock }, writer))
+    }
+
+    /// By the clock of what is stored; what is told of times to come is held against it.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     #[must_use]

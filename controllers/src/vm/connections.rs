@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
+use stead_schemas::api::{AutoStandbyReason, AutoStandbyState, AutoStandbyView};
 use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, PowerCause, State};
 use stead_schemas::limits::PROBE_PORTS;
 use stead_schemas::meta::Object;
-use stead_schemas::network::Mac;
+use stead_schemas::network::{Mac, PortSpec};
 use stead_schemas::policy::{AutoStandbyPolicy, IdleStatus};
 use stead_schemas::quantity::GoDuration;
 use stead_schemas::snapshot::PackingState;
@@ -283,6 +284,70 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
     object.meta.deletion_requested_at = Some(at(1));
     let planned = plan(&Desired::Absent(Some(&object)), &at_door(door(true, vec![])), at(5));
     assert_eq!(name(&planned), "Unwatch");
+}
+
+#[test]
+fn a_client_reads_every_status_with_its_reason() {
+    use AutoStandbyReason as Why;
+    use AutoStandbyState as Is;
+    let port = PortSpec {
+        network: up().meta.uid,
+        bridge: "br".parse().expect("valid"),
+        tap: "tap".parse().expect("valid"),
+        table: "t".to_owned(),
+        address: Ipv4Addr::new(10, 9, 0, 2),
+        mac: Mac([2; 6]),
+        class: 1,
+    };
+    let changed = |change: &dyn Fn(&mut Object<Instance>)| {
+        let mut object = up();
+        object.status.idle.idle_since = Some(at(95));
+        change(&mut object);
+        object
+    };
+    let table = [
+        (changed(&|object| object.spec.auto_standby = None), Is::Disabled, Why::PolicyMissing),
+        (
+            changed(&|object| object.spec.auto_standby.as_mut().expect("given").enabled = false),
+            Is::Disabled,
+            Why::PolicyDisabled,
+        ),
+        (
+            changed(&|object| object.status.idle.is_unsupported = true),
+            Is::Unsupported,
+            Why::UnsupportedPlatform,
+        ),
+        (changed(&|object| object.spec.has_network = false), Is::Ineligible, Why::NetworkDisabled),
+        (
+            changed(&|object| object.status.state = State::Initializing),
+            Is::Ineligible,
+            Why::InstanceNotRunning,
+        ),
+        (
+            changed(&|object| (object.spec.power, object.spec.power_by) = (Power::Standby, PowerCause::Idle)),
+            Is::StandbyRequested,
+            Why::ReadyForStandby,
+        ),
+        (changed(&|object| object.status.idle.error = Some("no".to_owned())), Is::Error, Why::ObserverError),
+        (changed(&|object| object.status.idle.connections = 2), Is::Active, Why::ActiveInboundConnections),
+        (changed(&|_| {}), Is::IdleCountdown, Why::IdleTimeoutNotElapsed),
+        (
+            changed(&|object| object.status.idle.idle_since = Some(at(90))),
+            Is::ReadyForStandby,
+            Why::ReadyForStandby,
+        ),
+    ];
+    for (object, status, reason) in table {
+        let view = AutoStandbyView::of(&object, Some(&port), at(100));
+        assert_eq!((view.status, view.reason), (status, reason), "{:?}", object.status.idle);
+        let is_eligible = matches!(status, Is::Active | Is::IdleCountdown | Is::ReadyForStandby);
+        assert_eq!(view.eligible, is_eligible, "{status:?}");
+        assert_eq!(view.next_standby_at.is_some(), is_eligible && status != Is::Active, "{status:?}");
+    }
+    let view = AutoStandbyView::of(&changed(&|_| {}), None, at(100));
+    assert_eq!((view.status, view.reason), (Is::Ineligible, Why::MissingIp));
+    let view = AutoStandbyView::of(&changed(&|_| {}), Some(&port), at(100));
+    assert_eq!(view.countdown_remaining, Some(GoDuration(Duration::from_secs(5))));
 }
 
 proptest! {
