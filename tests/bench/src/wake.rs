@@ -51,6 +51,8 @@ pub(crate) async fn wake() -> Vec<Figure> {
         daemon.verb("/instances/w/restore", &json!({})).await;
         asked.push(start.elapsed().as_secs_f64() * 1000.0);
         daemon.verb("/instances/w/standby", &json!({})).await;
+        // It is kept; a moment later the daemon is at its TAP.
+        tokio::time::sleep(Duration::from_secs(1)).await;
         let place = (address.clone(), 80);
         let connect = move || {
             let start = Instant::now();
