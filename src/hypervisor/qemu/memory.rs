@@ -30,7 +30,7 @@ use stead_schemas::snapshot::PackingState;
 use tracing::warn;
 
 use super::packing;
-use super::ram::{anonymous, copy_ram, sum_ram};
+use super::ram::{copy_ram, fresh_ram, sum_ram};
 use crate::host::files;
 
 const RAM: &str = "ram";
@@ -118,7 +118,7 @@ impl FileMark {
 /// RAM to start a VMM with.
 #[derive(Debug)]
 pub(super) enum RamFile {
-    /// Its own.
+    /// Its own, still to be filled.
     Own(File),
     /// One that others map too: what is written to it stays private.
     Shared(File),
@@ -217,21 +217,20 @@ impl MemoryDir {
         fs::remove_file(&ram).and_then(|()| sync()).map_err(&failed)
     }
 
-    /// The RAM in a file of its own, checked.
-    fn plain_ram(&self, proof: &Proof) -> Result<File, HostError> {
+    /// Puts the RAM into a file of its own, and checks it.
+    pub(super) fn fill(&self, manifest: &Manifest, ram: &File) -> Result<(), HostError> {
         let failed = self.failed("restore the memory in");
-        let ram = anonymous().map_err(&failed)?;
         let sum = match File::open(self.saved(RAM)) {
-            Ok(kept) => copy_ram(&kept, &ram).map_err(&failed)?,
+            Ok(kept) => copy_ram(&kept, ram).map_err(&failed)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let packed = File::open(self.saved(PACKED)).map_err(&failed)?;
-                packing::unpack(&packed, &ram).map_err(&failed)?;
-                sum_ram(&ram).map_err(&failed)?
+                packing::unpack(&packed, ram).map_err(&failed)?;
+                sum_ram(ram).map_err(&failed)?
             }
             Err(error) => return Err(failed(error)),
         };
-        match sum == (proof.ram_bytes, proof.ram_crc32) {
-            true => Ok(ram),
+        match sum == (manifest.proof.ram_bytes, manifest.proof.ram_crc32) {
+            true => Ok(()),
             false => Err(self.damaged("the RAM is not what was saved")),
         }
     }
@@ -314,7 +313,7 @@ impl MemoryDir {
         self.sync()
     }
 
-    /// The saved RAM, in memory again or shared, and the device state.
+    /// A place for the saved RAM, or the RAM that is shared, and the device state.
     pub(super) fn load(&self, manifest: &Manifest) -> Result<(RamFile, File), HostError> {
         let failed = self.failed("restore the memory in");
         let Proof { state_bytes, state_sha256, is_ram_in_state, .. } = &manifest.proof;
@@ -329,7 +328,7 @@ impl MemoryDir {
         if manifest.origin.is_adopted && self.saved(RAM).exists() {
             return Ok((RamFile::Shared(File::open(self.saved(RAM)).map_err(&failed)?), state));
         }
-        Ok((RamFile::Own(self.plain_ram(&manifest.proof)?), state))
+        Ok((RamFile::Own(fresh_ram(Bytes(manifest.proof.ram_bytes)).map_err(&failed)?), state))
     }
 
     /// Reads RAM that will be shared, and so not be read as a whole again.

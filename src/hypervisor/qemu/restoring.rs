@@ -42,8 +42,16 @@ impl Qemu {
         if overlay != origin.overlay {
             return Err(refused("its disk was written to after its memory was saved".to_owned()));
         }
-        let (ram, state) = loaded(memory, manifest, plan).await?;
+        let (ram, state) = loaded(memory.clone(), manifest.clone(), plan).await?;
         let is_ram_in_state = matches!(ram, RamFile::Empty);
+        // Read back while the VMM starts: it looks at it only when it runs on.
+        let filling = match &ram {
+            RamFile::Own(file) => {
+                let file = file.try_clone().map_err(|error| refused(error.to_string()))?;
+                tokio::task::spawn_blocking(move || memory.fill(&manifest, &file))
+            }
+            RamFile::Shared(_) | RamFile::Empty => tokio::task::spawn_blocking(|| Ok(())),
+        };
         let ram = ram_for(plan, ram)?;
         let record = Record {
             run: origin.run,
@@ -57,7 +65,11 @@ impl Qemu {
             mapping: ram.mapping,
             headers: origin.headers.clone(),
         };
-        let attached = self.start(plan, record, &ram).await?;
+        let attached = self.start(plan, record, &ram).await;
+        // However the start went: nothing is written to its RAM when this has answered.
+        let filled = filling.await.map_err(|error| refused(error.to_string()))?;
+        let attached = attached?;
+        filled?;
         self.load_state(plan, &attached, &origin, state, is_ram_in_state).await
     }
 
