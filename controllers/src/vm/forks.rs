@@ -177,6 +177,8 @@ pub fn restore(
             expires_at: kept.expires_at,
             auto_standby: kept.auto_standby,
             hold_until: kept.hold_until,
+            snapshot_policy: kept.snapshot_policy,
+            compression: None,
             power: target,
             power_by: PowerCause::Client,
             power_since: now,
@@ -275,6 +277,8 @@ fn begin_at(
         power: target,
         power_by: PowerCause::Client,
         hold_until: None,
+        // Of a standby of the source: here it would only part what is shared.
+        compression: None,
         power_since: tx.now(),
         run,
         standby,
@@ -286,4 +290,48 @@ fn begin_at(
         ..(**source).clone()
     };
     Ok(tx.create::<Instance>(New { uid: Some(uid), name, tags, owner, spec })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use stead_schemas::compression::{Algorithm, Compression, CompressionWish};
+    use stead_schemas::disk::Disk;
+    use stead_schemas::instance::InstanceStatus;
+
+    use super::*;
+    use crate::runtime::{SequentialIds, TokioClock};
+    use crate::store::{Kinds, MemoryKv, PlainSealer, Store};
+
+    /// A store with one instance in standby, whose memory is to be compressed.
+    async fn in_standby() -> (Store, Uid) {
+        let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>();
+        let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
+        let ids = Arc::new(SequentialIds::default());
+        let opened = Store::open(MemoryKv::new(), Arc::new(PlainSealer), clock, ids, kinds);
+        let (store, writer) = opened.expect("the store opens");
+        tokio::spawn(writer.run(std::future::pending()));
+        let mut object = crate::vm::example(Power::Standby, 1, 0);
+        let how = Compression { algorithm: Algorithm::Zstd, level: 1 };
+        object.spec.compression = Some(CompressionWish { how, not_before: Timestamp::UNIX_EPOCH });
+        object.spec.expires_at = Some(Timestamp::MAX);
+        let uid = object.meta.uid.clone();
+        let (name, spec) = (object.meta.name, object.spec);
+        let new = New { uid: Some(uid.clone()), name, tags: Tags::new(), owner: None, spec };
+        store.transact(move |tx| tx.create::<Instance>(new)).await.expect("created");
+        let status = InstanceStatus { state: State::Standby, ..InstanceStatus::default() };
+        store.write_status::<Instance>(&uid, status).await.expect("written");
+        (store, uid)
+    }
+
+    #[tokio::test]
+    async fn a_fork_takes_neither_the_compression_nor_the_end_of_its_source_along() {
+        let (store, source) = in_standby().await;
+        let wish =
+            ForkWish { name: Name::resource("fork").expect("valid"), from_running: false, target: None };
+        let forked = store.transact(move |tx| fork(tx, &source, wish, "st")).await.expect("forked");
+        let spec = &forked.instance.spec;
+        assert_eq!((spec.power, spec.compression, spec.expires_at), (Power::Standby, None, None));
+        assert_eq!(spec.origin.as_ref().and_then(|origin| origin.memory_for_run), Some(spec.run));
+    }
 }
