@@ -1,4 +1,5 @@
-//! Files that are whole or absent: temporary name, content, fsync, rename, fsync of the directory.
+//! Files that are whole or absent: temporary name, content, fsync, rename, fsync of the directory; without
+//! the fsyncs where nobody needs them after a crash of the host.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -9,6 +10,21 @@ use stead_controllers::host::{HostError, HostErrorKind};
 
 /// Writes the file so that no crash leaves half of it.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), HostError> {
+    write(path, bytes, mode, Durability::Host)
+}
+
+/// Writes a file that a crash of the host may take along, but none of this process may leave in half.
+pub(crate) fn write_passing(path: &Path, bytes: &[u8], mode: u32) -> Result<(), HostError> {
+    write(path, bytes, mode, Durability::Process)
+}
+
+#[derive(PartialEq, Eq)]
+enum Durability {
+    Host,
+    Process,
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> Result<(), HostError> {
     let failed = |error| HostError::io("write", path.display().to_string(), error);
     let no_parent = || HostError::new(HostErrorKind::Permanent, "write", path.display().to_string());
     let parent = path.parent().ok_or_else(no_parent)?;
@@ -16,7 +32,12 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Ho
     let mut file = tempfile::NamedTempFile::new_in(parent).map_err(failed)?;
     file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
+    if durability == Durability::Host {
+        file.as_file().sync_all().map_err(failed)?;
+    }
     file.persist(path).map_err(|error| failed(error.error))?;
+    if durability == Durability::Process {
+        return Ok(());
+    }
     File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)
 }

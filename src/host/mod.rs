@@ -15,6 +15,7 @@ mod marks;
 pub mod monitor;
 pub mod netlink;
 pub mod nft;
+mod nft_generation;
 mod nft_rules;
 mod notices;
 pub mod oci;

@@ -8,11 +8,11 @@
 //! Assumes: the network namespace of the calling thread; programs `nft`, `unshare`, `conntrack`.
 //! Cancel/crash: a transaction happens as a whole or not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
 use nftables::batch::Batch;
 use nftables::schema::Nftables;
@@ -22,6 +22,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
+use super::nft_generation::generation;
 use super::nft_rules;
 
 /// nft's own bound of an identifier that every version takes.
@@ -38,6 +39,15 @@ struct Inner {
     /// What intact tables look like: a pure function of the rules and the installed `nft`, which
     /// is why it may be kept. By table name, since that is configured once.
     expected: StdMutex<BTreeMap<String, (FirewallRules, Tables)>>,
+    seen: StdMutex<Seen>,
+}
+
+/// What was found of one generation of all tables, which no change passes by.
+#[derive(Debug, Default)]
+struct Seen {
+    generation: u32,
+    listed: BTreeMap<String, Arc<Listed>>,
+    ports: BTreeSet<(String, PortRule)>,
 }
 
 /// The objects of both tables by family, kind and chain or name; rules in order. No ports.
@@ -77,6 +87,28 @@ impl Nft {
         done.map(drop).map_err(|failure| failure.into_error(operation, table))
     }
 
+    /// What was found of this generation; nothing without one, or of another.
+    fn seen(&self, generation: u32) -> MutexGuard<'_, Seen> {
+        let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.generation != generation {
+            *seen = Seen { generation, ..Seen::default() };
+        }
+        seen
+    }
+
+    /// As `listed`, or as it was when nothing has changed since.
+    async fn listed_or_seen(&self, table: &str) -> Result<Arc<Listed>, HostError> {
+        // Before the listing: what changes meanwhile is another generation's.
+        let Ok(generation) = generation() else { return Ok(Arc::new(self.listed(table).await?)) };
+        let seen = self.seen(generation).listed.get(table).cloned();
+        if let Some(listed) = seen {
+            return Ok(listed);
+        }
+        let listed = Arc::new(self.listed(table).await?);
+        self.seen(generation).listed.insert(table.to_owned(), listed.clone());
+        Ok(listed)
+    }
+
     /// What is loaded of both tables, and how many of them there are.
     async fn listed(&self, table: &str) -> Result<Listed, HostError> {
         let (inet, bridge) = tokio::join!(list("inet", table), list("bridge", table));
@@ -89,6 +121,7 @@ impl Nft {
     }
 }
 
+#[derive(Debug)]
 struct Listed {
     is_there: bool,
     tables: Tables,
@@ -98,20 +131,30 @@ struct Listed {
 impl Firewall for Nft {
     async fn inspect(&self, rules: &FirewallRules) -> Result<Option<FirewallSeen>, HostError> {
         check(&rules.table)?;
-        let Listed { is_there, tables, ports } = self.listed(&rules.table).await?;
-        if !is_there {
+        let listed = self.listed_or_seen(&rules.table).await?;
+        if !listed.is_there {
             return Ok(None);
         }
-        let is_intact = tables == self.expected(rules).await?;
-        Ok(Some(FirewallSeen { is_intact, ports }))
+        let is_intact = listed.tables == self.expected(rules).await?;
+        Ok(Some(FirewallSeen { is_intact, ports: listed.ports.clone() }))
     }
 
     async fn has_port(&self, table: &str, port: &PortRule) -> Result<bool, HostError> {
         check(table)?;
+        let generation = generation().ok();
+        let key = (table.to_owned(), port.clone());
+        if generation.is_some_and(|generation| self.seen(generation).ports.contains(&key)) {
+            return Ok(true);
+        }
         let PortRule { tap, mac, address } = port;
         let element = format!("{{ \"{tap}\" . {mac} . {address} }}");
         match run("nft", &["-j", "get", "element", "bridge", table, nft_rules::PORTS, &element], None).await {
-            Ok(_) => Ok(true),
+            Ok(_) => {
+                if let Some(generation) = generation {
+                    self.seen(generation).ports.insert(key);
+                }
+                Ok(true)
+            }
             Err(failure) if failure.is_missing() => Ok(false),
             Err(failure) => Err(failure.into_error("inspect a port of table", table)),
         }

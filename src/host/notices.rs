@@ -19,6 +19,8 @@ const SUBSYSTEM_NFTABLES: u8 = 10;
 const NEW_ELEMENT: u8 = 12;
 const DELETE_ELEMENT: u8 = 14;
 const NEW_GENERATION: u8 = 15;
+/// The number that a message of a generation tells, big-endian.
+const GENERATION_ID: u16 = 1;
 /// The table's name in every message of nftables but that of a generation.
 const TABLE: u16 = 1;
 /// Below it in messages about set elements.
@@ -59,6 +61,14 @@ pub(super) fn of_table(datagram: &[u8], table: &str) -> Option<Heard> {
         }
     }
     found
+}
+
+/// The number of the last change of all tables, when that is what a datagram tells.
+pub(super) fn generation(datagram: &[u8]) -> Option<u32> {
+    let mut ours = messages(datagram)
+        .filter(|(subsystem, message, _)| (*subsystem, *message) == (SUBSYSTEM_NFTABLES, NEW_GENERATION));
+    let (_, _, body) = ours.next()?;
+    Some(u32::from_be_bytes(find(body, GENERATION_ID)?.try_into().ok()?))
 }
 
 fn heard_of(message: u8, body: &[u8], table: &str) -> Option<Heard> {
@@ -166,6 +176,16 @@ mod tests {
         assert_eq!(of_table(&rule, "ours"), Some(Heard::Everything));
         assert_eq!(of_table(&[message(6, &[other]), one.clone()].concat(), "ours"), Some(tap("st-a")));
         assert_eq!(of_table(&[one, rule].concat(), "ours"), Some(Heard::Everything));
+    }
+
+    #[test]
+    fn a_generation_is_read_from_its_message_only() {
+        let number = attribute(GENERATION_ID, &7_u32.to_be_bytes());
+        let told = message(NEW_GENERATION, std::slice::from_ref(&number));
+        assert_eq!(generation(&told), Some(7));
+        assert_eq!(generation(&message(6, &[number])), None);
+        assert_eq!(generation(&message(NEW_GENERATION, &[attribute(GENERATION_ID, &[7])])), None);
+        assert_eq!(generation(&told[..told.len() - 1]), None);
     }
 
     #[test]

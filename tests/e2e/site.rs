@@ -232,8 +232,6 @@ impl Site {
     /// Waits until the daemon died at its failpoint.
     pub(crate) async fn crashed(&mut self, failpoint: &str) {
         let mut daemon = self.daemon.take().expect("started");
-        let log = self.stage.dir.path().join("daemon.log");
-        let told = || fs::read_to_string(&log).unwrap_or_default();
         let end = tokio::time::timeout(BOOT, async {
             loop {
                 if let Some(status) = daemon.0.try_wait().expect("waited") {
@@ -242,8 +240,17 @@ impl Site {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         });
-        let Ok(status) = end.await else { panic!("{failpoint} was not reached\n{}", told()) };
-        assert_eq!(status.signal(), Some(9), "{failpoint}: the daemon ended with {status}\n{}", told());
+        let Ok(status) = end.await else {
+            self.daemon = Some(daemon);
+            let seen = self.attempt(Method::GET, "/instances", None).await;
+            panic!("{failpoint} was not reached\n{seen:?}\n{}", self.daemon_log())
+        };
+        assert_eq!(
+            status.signal(),
+            Some(9),
+            "{failpoint}: the daemon ended with {status}\n{}",
+            self.daemon_log()
+        );
     }
 
     pub(crate) fn daemon_log(&self) -> String {

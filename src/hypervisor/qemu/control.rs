@@ -185,6 +185,7 @@ impl Channel {
                     is_answered |= self.take_all(&mut decoder, &mut useless, nonce);
                     if is_answered && !was_answered {
                         self.spoke.send_replace(true);
+                        debug!(owner = %self.owner, "the guest answered");
                         // Not before: what waits for a guest that boots or is paused is late time.
                         if !send(&mut writer, &clock()).await {
                             return "the time was not taken";

@@ -4,12 +4,15 @@
 //! ```text
 //! memory/UID/saving/          RAM, device state and manifest being written: counts as nothing
 //! memory/UID/saved/           the same, complete: made by one rename, unmade by another
+//! memory/UID/running/         the RAM that a VM was restored from: counts as nothing, goes with the VMM
 //! snapshots/UID/...           likewise, with a disk beside them
 //! ```
+//! The next save of a VM writes only what differs from the RAM that it was restored from.
 //! Guarantees: `saved` is there only when RAM, state and manifest are on the disk; that of an instance
 //! is gone, for good, before a VM runs on from it. Holes and zeros of the RAM are holes of the file.
 //! A changed byte is found by the restore that reads it; of RAM that forks share, by the first fork
-//! that a daemon makes of it. Files in `saved` are never written to again, so they may be shared.
+//! that a daemon makes of it. Files in `saved` are never written to, so they may be shared; one in
+//! `running` is written to when it has no other name.
 //! Assumes: nobody else writes here.
 
 use std::fs::{self, File};
@@ -30,7 +33,7 @@ use stead_schemas::snapshot::PackingState;
 use tracing::warn;
 
 use super::packing;
-use super::ram::{copy_ram, fresh_ram, sum_ram};
+use super::ram::{copy_ram, fresh_ram, sum_ram, update_ram};
 use crate::host::files;
 
 const RAM: &str = "ram";
@@ -40,6 +43,7 @@ const PACKING: &str = "ram.packing";
 const SAVING: &str = "saving";
 const SAVED: &str = "saved";
 const DISCARDED: &str = "discarded";
+const RUNNING: &str = "running";
 const STATE: &str = "state";
 const MANIFEST: &str = "manifest.json";
 /// Of one read of device state.
@@ -155,7 +159,15 @@ impl MemoryDir {
         self.saving(STATE)
     }
 
+    /// Anything that counts, or a rest of it.
     pub(super) fn exists(&self) -> bool {
+        let Ok(entries) = fs::read_dir(&self.directory) else { return false };
+        let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        names.is_empty() || names.iter().any(|name| name != RUNNING)
+    }
+
+    /// With what a VM left that is gone.
+    pub(super) fn has_rest(&self) -> bool {
         self.directory.exists()
     }
 
@@ -255,15 +267,22 @@ impl MemoryDir {
     /// An empty place for a save.
     pub(super) fn begin(&self) -> Result<(), HostError> {
         // What is still there is of no use to a VM that has run on.
-        self.discard()?;
+        self.unsave()?;
         super::make_private_dir(&self.directory.join(SAVING)).map_err(self.failed("save the memory in"))
     }
 
     /// Keeps a copy of the RAM of a VM that is held.
     pub(super) fn keep_ram(&self, ram: &File) -> Result<RamKept, HostError> {
-        let failed = self.failed("save the memory in");
-        let kept = File::create_new(self.saving(RAM)).map_err(&failed)?;
-        let (bytes, crc32) = copy_ram(ram, &kept).map_err(&failed)?;
+        let (to, older) = (self.saving(RAM), self.directory.join(RUNNING).join(RAM));
+        let kept = || match fs::metadata(&older) {
+            // Nobody else's: a snapshot of the last standby has it too.
+            Ok(older_seen) if older_seen.nlink() == 1 => {
+                fs::hard_link(&older, &to)?;
+                update_ram(ram, &File::options().read(true).write(true).open(&to)?)
+            }
+            _ => copy_ram(ram, &File::create_new(&to)?),
+        };
+        let (bytes, crc32) = kept().map_err(self.failed("save the memory in"))?;
         Ok(RamKept::InFile { bytes, crc32 })
     }
 
@@ -348,17 +367,57 @@ impl MemoryDir {
 
     /// What is saved is nothing from here on, whatever crashes; then nothing is left of it.
     pub(super) fn discard(&self) -> Result<(), HostError> {
-        let failed = self.failed("discard the memory in");
-        let discarded = self.directory.join(DISCARDED);
-        super::remove_dir(&discarded).map_err(&failed)?;
-        match fs::rename(self.directory.join(SAVED), &discarded) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        self.unsave()?;
+        super::remove_dir(&self.directory).map_err(self.failed("discard the memory in"))
+    }
+
+    /// What is saved is nothing from here on, whatever crashes: a VM runs on from it. Its RAM stays as
+    /// what the next save begins with.
+    pub(super) fn consume(&self) -> Result<(), HostError> {
+        self.forget_running()?;
+        self.move_saved_to(RUNNING)?;
+        for name in [STATE, MANIFEST, PACKED] {
+            super::remove_file(&self.directory.join(RUNNING).join(name))
+                .map_err(self.failed("discard the memory in"))?;
+        }
+        self.unsave()
+    }
+
+    /// For a VM that is gone.
+    pub(super) fn forget_running(&self) -> Result<(), HostError> {
+        super::remove_dir(&self.directory.join(RUNNING)).map_err(self.failed("discard the memory in"))?;
+        match fs::remove_dir(&self.directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => self.is_in_use(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_in_use(&self, error: io::Error) -> Result<(), HostError> {
+        match error.kind() {
+            io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            _ => Err(self.failed("discard the memory in")(error)),
+        }
+    }
+
+    fn unsave(&self) -> Result<(), HostError> {
+        let remove = |name: &str| {
+            super::remove_dir(&self.directory.join(name)).map_err(self.failed("discard the memory in"))
+        };
+        remove(DISCARDED)?;
+        self.move_saved_to(DISCARDED)?;
+        remove(DISCARDED)?;
+        remove(SAVING)
+    }
+
+    /// Unmakes what is saved, durably, in one step.
+    fn move_saved_to(&self, name: &str) -> Result<(), HostError> {
+        match fs::rename(self.directory.join(SAVED), self.directory.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             renamed => {
-                renamed.map_err(&failed)?;
-                self.sync()?;
+                renamed.map_err(self.failed("discard the memory in"))?;
+                self.sync()
             }
         }
-        super::remove_dir(&self.directory).map_err(&failed)
     }
 
     fn sync(&self) -> Result<(), HostError> {

@@ -40,7 +40,6 @@ use stead_schemas::compression::Compression;
 use stead_schemas::guest::{self, Request, Seed, ToGuest, Token};
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::PackingState;
 use tokio::task::JoinHandle;
 
 use self::control::Control;
@@ -310,13 +309,7 @@ impl Machines for Qemu {
     }
 
     async fn memory(&self, owner: &Uid) -> Result<Option<Memory>, HostError> {
-        let mut seen = self.memory_dir(owner).seen()?;
-        if let Some(Memory::Saved(saved)) = &mut seen
-            && self.packer.is_going(owner)
-        {
-            saved.packing = PackingState::Packing;
-        }
-        Ok(seen)
+        self.seen_memory(owner)
     }
 
     async fn compress_memory(&self, owner: &Uid, how: Compression) -> Result<(), HostError> {
@@ -336,7 +329,9 @@ impl Machines for Qemu {
 
     async fn discard_memory(&self, owner: &Uid) -> Result<(), HostError> {
         self.packer.end(owner).await;
-        self.memory_dir(owner).discard()
+        let has_vmm = Record::read(&self.places(owner))?.is_some();
+        let memory = self.memory_dir(owner);
+        if has_vmm { memory.consume() } else { memory.discard() }
     }
 
     async fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError> {
@@ -424,6 +419,7 @@ impl Machines for Qemu {
         self.lock().remove(owner);
         let failed = |error| HostError::io("release the VM of", owner.as_str(), error);
         self.config.cgroups.remove(owner.as_str()).map_err(failed)?;
+        self.memory_dir(owner).forget_running()?;
         remove_dir(places.runtime()).map_err(failed)
     }
 

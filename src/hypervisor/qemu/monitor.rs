@@ -22,6 +22,10 @@ const DEADLINE: Duration = Duration::from_secs(2);
 
 const MIGRATION_POLL: Duration = Duration::from_millis(1);
 
+/// Of RAM that passes with the state, in bytes per second: the guest stands still meanwhile. QEMU's own
+/// limit is that of a network.
+const BANDWIDTH_MAX: u64 = 64 << 30;
+
 type Service = QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>;
 
 /// A negotiated connection.
@@ -114,6 +118,8 @@ impl Monitor {
     /// Sends the device state to this socket; without RAM that is shared with a file.
     pub(super) async fn begin_save(&self, socket: &Path, with_ram: bool) -> Result<(), String> {
         self.leave_ram_out(!with_ram).await?;
+        let limit = qmp::MigrateSetParameters { max_bandwidth: Some(BANDWIDTH_MAX), ..Default::default() };
+        self.execute(qmp::migrate_set_parameters(limit)).await?;
         let uri = Some(format!("unix:{}", socket.display()));
         self.execute(qmp::migrate { uri, channels: None, detach: None, resume: None }).await.map(drop)
     }

@@ -92,7 +92,8 @@ pub(super) enum Mapping {
 impl Record {
     pub(super) fn write(&self, places: &Places) -> Result<(), HostError> {
         let bytes = serde_json::to_vec(self).unwrap_or_default();
-        files::write_whole(&places.record(), &bytes, 0o600)
+        // The process that it is about ends with the host.
+        files::write_passing(&places.record(), &bytes, 0o600)
     }
 
     /// `None` when there is no runtime directory. A directory whose record a crash kept from being

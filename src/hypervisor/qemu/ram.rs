@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, memfd_create, seek};
 use stead_schemas::quantity::Bytes;
 
 /// Of guest RAM, for what is zero and what is not: a page.
@@ -47,24 +47,34 @@ pub(super) fn ram_of(pid: u32) -> io::Result<File> {
 /// what is in them: the same for holes and for zeros.
 pub(super) fn copy_ram(from: &File, to: &File) -> io::Result<(u64, u32)> {
     to.set_len(from.metadata()?.len())?;
-    in_parts(from, |at, run| to.write_all_at(run, at))
+    in_parts(from, |start, end| each_run_between(from, start, end, |at, run| to.write_all_at(run, at)))
+}
+
+/// Makes an older copy the same, by writing only what differs: most of a guest's RAM stays as it was.
+pub(super) fn update_ram(from: &File, to: &File) -> io::Result<(u64, u32)> {
+    to.set_len(from.metadata()?.len())?;
+    in_parts(from, |start, end| update_between(from, to, start, end))
 }
 
 /// The length and the sum that a copy would have.
 pub(super) fn sum_ram(from: &File) -> io::Result<(u64, u32)> {
-    in_parts(from, |_, _| Ok(()))
+    in_parts(from, |start, end| each_run_between(from, start, end, |_, _| Ok(())))
 }
 
-/// Goes over the parts of a file side by side: a VM is held meanwhile, or waited for.
-fn in_parts(from: &File, take: impl Fn(u64, &[u8]) -> io::Result<()> + Sync) -> io::Result<(u64, u32)> {
+/// Goes over the parts of a file side by side: a VM is held meanwhile, or waited for. Its length, and
+/// the sum of its parts' sums.
+fn in_parts(
+    from: &File,
+    part_sum: impl Fn(u64, u64) -> io::Result<flate2::Crc> + Sync,
+) -> io::Result<(u64, u32)> {
     let length = from.metadata()?.len();
     let part = length.div_ceil(PARTS).next_multiple_of(CHUNK as u64).max(CHUNK as u64);
-    let take = &take;
+    let part_sum = &part_sum;
     let sums = std::thread::scope(|scope| {
         let parts: Vec<_> = (0..PARTS)
             .map(|index| {
                 let (start, end) = (part.saturating_mul(index), part.saturating_mul(index + 1).min(length));
-                scope.spawn(move || each_run_between(from, start, end, take))
+                scope.spawn(move || part_sum(start, end))
             })
             .collect();
         let sums = parts
@@ -92,12 +102,9 @@ fn each_run_between(
     let mut buffer = vec![0u8; CHUNK];
     let mut at = start;
     while at < end {
-        // The offset is shared with other threads; what a seek answers is not.
-        at = match seek(from, SeekFrom::Data(at)) {
-            Ok(data) => data,
-            // No data up to the end.
-            Err(rustix::io::Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
+        at = match data_from(from, at)? {
+            Some(data) => data,
+            None => break,
         };
         let hole = seek(from, SeekFrom::Hole(at))?.min(end);
         while at < hole {
@@ -110,6 +117,76 @@ fn each_run_between(
     Ok(sum)
 }
 
+fn update_between(from: &File, to: &File, start: u64, end: u64) -> io::Result<flate2::Crc> {
+    let mut sum = flate2::Crc::new();
+    let (mut new, mut old) = (vec![0u8; CHUNK], vec![0u8; CHUNK]);
+    let mut at = start;
+    while at < end {
+        // Where neither has data both are zero.
+        at = match (data_from(from, at)?, data_from(to, at)?) {
+            (Some(one), Some(other)) => one.min(other),
+            (Some(only), None) | (None, Some(only)) => only,
+            (None, None) => break,
+        };
+        let wanted = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(CHUNK);
+        let (new, old) = (&mut new[..wanted], &mut old[..wanted]);
+        from.read_exact_at(new, at)?;
+        to.read_exact_at(old, at)?;
+        take_blocks(new, at, &mut sum, &mut |_, _| Ok(()))?;
+        write_changed(new, old, to, at)?;
+        at += wanted as u64;
+    }
+    Ok(sum)
+}
+
+/// Blocks in a row that differ are written together; zeros become holes.
+fn write_changed(new: &[u8], old: &[u8], to: &File, start: u64) -> io::Result<()> {
+    enum Change {
+        Not,
+        Bytes,
+        Zeros,
+    }
+    let change = |new: &[u8], old: &[u8]| match new == old {
+        true => Change::Not,
+        false if is_zero(new) => Change::Zeros,
+        false => Change::Bytes,
+    };
+    let changes: Vec<_> =
+        new.chunks(BLOCK).zip(old.chunks(BLOCK)).map(|(new, old)| change(new, old)).collect();
+    let mut offset = 0;
+    for run in changes.chunk_by(|a, b| std::mem::discriminant(a) == std::mem::discriminant(b)) {
+        let length = (run.len() * BLOCK).min(new.len() - offset);
+        let (bytes, at) = (&new[offset..offset + length], start + offset as u64);
+        match run[0] {
+            Change::Not => {}
+            Change::Bytes => to.write_all_at(bytes, at)?,
+            Change::Zeros => {
+                let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                // A file system without holes has zeros.
+                fallocate(to, punch, at, length as u64).or_else(|_| to.write_all_at(bytes, at))?;
+            }
+        }
+        offset += length;
+    }
+    Ok(())
+}
+
+/// Where there is data next, if there is. The offset is shared with other threads; what a seek
+/// answers is not.
+fn data_from(file: &File, at: u64) -> io::Result<Option<u64>> {
+    match seek(file, SeekFrom::Data(at)) {
+        Ok(data) => Ok(Some(data)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// By comparison: a search would look at one byte after the other.
+fn is_zero(block: &[u8]) -> bool {
+    const ZEROS: [u8; BLOCK] = [0; BLOCK];
+    block == &ZEROS[..block.len()]
+}
+
 /// Blocks in a row that are not zero are taken together.
 fn take_blocks(
     bytes: &[u8],
@@ -117,7 +194,6 @@ fn take_blocks(
     sum: &mut flate2::Crc,
     take: &mut impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    let is_zero = |block: &[u8]| block.iter().all(|&byte| byte == 0);
     let mut offset = 0;
     let blocks: Vec<&[u8]> = bytes.chunks(BLOCK).collect();
     for run in blocks.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
@@ -166,10 +242,19 @@ mod tests {
         };
         assert!(all(&to) == all(&from) && all(&back) == all(&from));
         assert!(to.metadata().expect("in memory").blocks() * 512 < CHUNK as u64, "zeros are holes");
+        for (at, bytes) in
+            [(0, vec![0; BLOCK]), (BLOCK as u64 * 2, vec![7; 9]), (CHUNK as u64 * 6 + 1, vec![8; BLOCK])]
+        {
+            from.write_all_at(&bytes, at).expect("in memory");
+        }
+        assert_eq!(update_ram(&from, &to).expect("in memory"), sum_ram(&from).expect("in memory"));
+        assert_eq!(sum_ram(&to).expect("in memory"), sum_ram(&from).expect("in memory"));
+        assert!(all(&to) == all(&from), "updated");
+        assert!(to.metadata().expect("in memory").blocks() * 512 < CHUNK as u64, "zeros are holes");
         to.write_all_at(&[9], CHUNK as u64 * 7).expect("in memory");
         assert_ne!(
             copy_ram(&to, &anonymous().expect("in memory")).expect("in memory"),
-            sum,
+            sum_ram(&from).expect("in memory"),
             "a changed byte shows"
         );
     }

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use stead_controllers::host::{HostError, HostErrorKind, VmmState};
+use stead_controllers::host::{HostError, HostErrorKind, Memory, SavedMemory, VmmState};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::PackingState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
@@ -22,6 +23,19 @@ const RAM_PER_SECOND: u64 = 8 << 20;
 const STATE_BYTES_MAX: u64 = 64 << 20;
 
 impl Qemu {
+    /// What is saved of an instance, and how far its compression is.
+    pub(super) fn seen_memory(&self, owner: &Uid) -> Result<Option<Memory>, HostError> {
+        let memory = self.memory_dir(owner);
+        Ok(match memory.seen()? {
+            Some(Memory::Saved(saved)) if self.packer.is_going(owner) => {
+                Some(Memory::Saved(SavedMemory { packing: PackingState::Packing, ..saved }))
+            }
+            // Of a VM that a reboot ended.
+            None if memory.has_rest() && Record::read(&self.places(owner))?.is_none() => Some(Memory::Loose),
+            seen => seen,
+        })
+    }
+
     /// Saves the memory of a paused VM, or resumes it.
     pub(super) async fn save_memory(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
         let attached = self.find_attached(owner)?;

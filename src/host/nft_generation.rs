@@ -1,0 +1,32 @@
+//! The number of the firewall's last change. While it stays the same, what was listed is still so: a
+//! question to the kernel of some microseconds in place of a process.
+
+use std::io;
+
+use rtnetlink::sys::{Socket, SocketAddr};
+
+use super::notices;
+
+const NETLINK_NETFILTER: isize = 12;
+/// `NFT_MSG_GETGEN` of the subsystem nftables, and that it is a request.
+const GET_GENERATION: u16 = 10 << 8 | 16;
+const REQUEST: u16 = 1;
+/// A message header and `nfgenmsg`.
+const MESSAGE_BYTES: u32 = 20;
+
+/// Of the network namespace of the calling thread. The kernel answers before `send` returns, so this
+/// never waits.
+pub(super) fn generation() -> io::Result<u32> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.set_non_blocking(true)?;
+    let mut message = Vec::new();
+    message.extend(MESSAGE_BYTES.to_ne_bytes());
+    message.extend(GET_GENERATION.to_ne_bytes());
+    message.extend(REQUEST.to_ne_bytes());
+    message.resize(usize::try_from(MESSAGE_BYTES).unwrap_or(0), 0);
+    socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    notices::generation(&answer)
+        .ok_or_else(|| io::Error::other("the kernel tells no generation of its tables"))
+}
