@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! load -> observe -> plan -> Converged / Wait / Refuse ------------------> status
-//!            ^         \-> Act: steps in order, stop at the first error -\
+//!            ^ \       \-> Act: steps in order, stop at the first error -\
+//!            |  \-> the wish is another by now: the next pass plans ------> status
 //!            \------------ up to PASS_ROUNDS_MAX rounds -----------------/
 //! ```
 //! Guarantees: one host step at a time; after the last step or an error the host is observed again
 //! before the status is made; a status is written only if it differs; the finalizer goes only when
 //! a plan toward nothing found nothing.
-//! Never: plans for a record that cannot be read, or takes its host things for orphans.
+//! Never: plans for a record that cannot be read, or takes its host things for orphans; acts on a wish
+//! that was changed before it looked.
 //! Cancel/crash: may be dropped at any await; the next pass recognises what was done by observing.
 
 use stead_schemas::condition::Reason;
@@ -125,6 +127,10 @@ impl<R: Reconciler> Pass<'_, R> {
                 Ok(seen) => seen,
                 Err(error) => return Rounds { outcome: failed(&error), seen: None },
             };
+            // After the look: what was changed because of it, or beside it, counts.
+            if self.is_superseded(uid, desired.object()) {
+                return Rounds { outcome: Outcome::Acting, seen: Some(seen) };
+            }
             let outcome = match R::plan(desired, &seen, self.clock.now()) {
                 Plan::Converged => Outcome::Converged,
                 Plan::Wait(wait) => Outcome::Waiting(wait),
@@ -141,6 +147,13 @@ impl<R: Reconciler> Pass<'_, R> {
             return Rounds { outcome, seen: Some(seen) };
         }
         unreachable!("the round after the last one does not act")
+    }
+
+    /// The wish that this pass began with is not what is stored now.
+    fn is_superseded(&self, uid: &Uid, object: Option<&Object<R::Kind>>) -> bool {
+        let wish = |object: &Object<R::Kind>| (object.meta.generation, object.meta.is_deleting());
+        let current = self.store.get::<R::Kind>(uid);
+        current.as_deref().map(wish) != object.map(wish)
     }
 
     async fn act_all(&self, subject: Subject<'_>, steps: &[R::Action]) -> Result<(), HostError> {

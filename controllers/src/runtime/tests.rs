@@ -312,6 +312,28 @@ async fn a_failing_key_is_retried_with_growing_delays_and_does_not_wake_itself()
     assert_eq!(world.lamps.passes(&uid), before + 2, "after progress the first delay is short again");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_wish_that_changed_while_the_host_was_looked_at_is_not_carried_out_any_more() {
+    const LOOK: Duration = Duration::from_secs(2);
+    let world = world();
+    let (_stop, _run) = world.start(world.runner());
+    let changed = world.create("changed", Behaviour::Slow(LOOK)).await;
+    let deleted = world.create("deleted", Behaviour::Slow(LOOK)).await;
+    world.pass_time(LOOK / 2).await;
+    assert_eq!((world.lamps.passes(&changed), world.lamps.passes(&deleted)), (1, 1));
+    world.store.transact(bump(&changed)).await.expect("stored");
+    world.delete(&deleted).await;
+    world.pass_time(LOOK).await;
+    assert_eq!(world.lamps.bench().acts, 0, "what they wished first is over");
+    world.pass_time(LOOK * 3).await;
+    let bench = world.lamps.bench();
+    assert_eq!((bench.lamps.get(&changed), bench.acts), (Some(&8), 1));
+    drop(bench);
+    assert!(world.store.get::<Lamp>(&deleted).is_none());
+    let status = world.store.get::<Lamp>(&changed).expect("stored").status.clone();
+    assert_eq!(status, LampStatus { level: 8, note: "Converged".to_owned() });
+}
+
 fn bump(
     uid: &Uid,
 ) -> impl FnOnce(&mut crate::store::Tx<'_>) -> Result<(), crate::store::TxError> + Send + 'static {

@@ -169,8 +169,6 @@ fn it_goes_to_standby_when_nobody_was_connected_for_long_enough_and_only_then() 
         (idle_since(0), blind(), "Converged"),
         (idle_since(0), Observed { inbound: None, ..running(vec![]) }, "Converged"),
         (idle_since(0), booting, "Wait WaitingForGuest"),
-        // The wish moved on while this was looked at.
-        (idle_since(0), Observed { is_superseded: true, ..running(vec![]) }, "Wait Converging"),
     ];
     for (object, observed, expected) in table {
         let plan = plan(&Desired::Present(&object), &observed, at(100));

@@ -29,8 +29,6 @@ pub struct Observed {
     /// Who is connected; looked at only where that matters.
     pub inbound: Option<Result<Inbound, Blind>>,
     pub door: Option<Door>,
-    /// The wish was changed since this pass began: the next one plans from the new one.
-    pub is_superseded: bool,
 }
 
 /// Connections could not be seen.
@@ -114,23 +112,7 @@ pub(super) async fn observe<M: Machines, I: Images, P: Probes, C: Flows, W: Door
         Some(object) if machine.is_some() && is_counted(object) => inbound(vms, &parts).await,
         _ => None,
     };
-    // After everything else: a change that came in between is seen.
-    let current = object.and_then(|_| vms.store.get::<Instance>(uid));
-    let is_superseded = object.zip(current).is_some_and(|(object, current)| {
-        (current.meta.generation, current.meta.is_deleting())
-            != (object.meta.generation, object.meta.is_deleting())
-    });
-    Ok(Observed {
-        uid: uid.clone(),
-        machine,
-        has_records,
-        memory,
-        probe,
-        parts,
-        inbound,
-        door,
-        is_superseded,
-    })
+    Ok(Observed { uid: uid.clone(), machine, has_records, memory, probe, parts, inbound, door })
 }
 
 /// Its policy asks who is connected.

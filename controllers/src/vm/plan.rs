@@ -34,9 +34,6 @@ fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp
             None if seen.has_records => act(Action::DiscardRecords(seen.uid.clone())),
             None => Plan::Converged,
         },
-        Desired::Present(_) if seen.is_superseded => {
-            wait(Reason::Converging, "the wish has changed meanwhile", None)
-        }
         Desired::Present(object) if object.spec.expires_at.is_some_and(|at| at <= now) => {
             act(Action::Expire(seen.uid.clone()))
         }

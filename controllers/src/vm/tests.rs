@@ -114,7 +114,6 @@ pub(super) fn seen(machine: Option<Machine>) -> Observed {
         parts,
         inbound: None,
         door: None,
-        is_superseded: false,
     }
 }
 
