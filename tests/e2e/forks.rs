@@ -81,6 +81,7 @@ fn twenty_forks_of_a_running_vm_are_twenty_others_and_the_source_runs_on() {
             assert!(count(&site, &name).await >= at_least);
             run("/bin/busybox", &["ping", "-c", "1", "-w", "10", ip]);
         }
+        have_tokens_of_their_own(&site, FORKS + 1);
         for place in 0..2 {
             let distinct: BTreeSet<_> =
                 guests.iter().map(|guest| if place == 0 { &guest.0 } else { &guest.1 }).collect();
@@ -132,6 +133,24 @@ async fn is_an_instance_like_any_other(site: &Site) {
     assert_eq!(shell(site, "fork-1", "hostname").await, "fork-1");
 }
 
+/// By which each guest that runs here is known; none is still to take another.
+fn tokens(site: &Site) -> Vec<String> {
+    let records = fs::read_dir(site.run_dir().join("vm")).expect("there").flatten();
+    let records = records.map(|entry| fs::read(entry.path().join("machine.json")).expect("a record"));
+    let known = records.map(|bytes| {
+        let record: Value = serde_json::from_slice(&bytes).expect("whole");
+        assert_eq!(record["new_token"], Value::Null, "a guest that runs has taken its new token");
+        record["token"].as_str().expect("a token").to_owned()
+    });
+    known.collect()
+}
+
+/// No two guests are known by the same token.
+fn have_tokens_of_their_own(site: &Site, guests: usize) {
+    let distinct: BTreeSet<String> = tokens(site).into_iter().collect();
+    assert_eq!(distinct.len(), guests, "guests: {guests}");
+}
+
 /// Their directories.
 fn snapshots(site: &Site) -> Vec<PathBuf> {
     let entries = fs::read_dir(site.data().join("snapshots")).into_iter().flatten().flatten();
@@ -163,6 +182,7 @@ fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_i
         // In place: the disk and the memory of that moment, under the same name and address.
         let restore = format!("/instances/box/snapshots/{}/restore", first["id"].as_str().expect("an id"));
         refused(&site, &restore, json!({}), StatusCode::CONFLICT, "invalid_state").await;
+        let mut known = BTreeSet::from([tokens(&site)]);
         for verb in ["standby", "stop"] {
             if verb == "stop" {
                 site.until_state("box", "Running").await;
@@ -177,6 +197,7 @@ fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_i
                 "{restored:?}"
             );
             assert_eq!(restored.body["network"], before["network"]);
+            assert!(known.insert(tokens(&site)), "the guest of an earlier moment has a token of its own");
             assert!(count(&site, "box").await <= at_first + 40, "{verb}");
             assert_eq!(
                 shell(&site, "box", "ls /later 2>&1 || true").await,
@@ -257,6 +278,7 @@ fn a_crash_at_any_step_of_a_fork_leaves_the_source_running_and_a_whole_fork_or_n
                 assert_eq!(shell(&site, "fork", "hostname").await, "fork", "{failpoint}");
                 let source = site.until_state("box", "Running").await;
                 assert_eq!(source["vmm_pid"], pid, "{failpoint}");
+                have_tokens_of_their_own(&site, 2);
                 until("the snapshot to be gone", BOOT, async || snapshots(&site).is_empty().then_some(()))
                     .await;
                 let forced =

@@ -77,7 +77,8 @@ pub struct NetworkConfig {
     pub dns: Vec<Ipv4Addr>,
 }
 
-/// Per-boot secret: what carries it was said after this boot was configured, by this boot.
+/// Secret of one VM: what carries it was said after this boot was configured, by this boot. A guest that
+/// goes on from another's memory is given one of its own.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Token(pub String);
@@ -110,8 +111,9 @@ pub enum ToGuest {
     Clock { unix_nanos: i64 },
     /// Taken once; repeated ones are ignored.
     Configure { token: Token, seed: Seed, config: Box<Config> },
-    /// Become another instance: names, addresses, keys, random numbers. Programs go on.
-    Assume { token: Token, seed: Seed, assumed: Box<Assumed> },
+    /// Become another instance: names, addresses, keys, random numbers. Programs go on. With the state
+    /// that tells so the new token takes the old one's place.
+    Assume { token: Token, new_token: Token, seed: Seed, assumed: Box<Assumed> },
     /// End the program: stop signal, grace, kill.
     Shutdown { token: Token },
     /// The exit record is stored: power off.

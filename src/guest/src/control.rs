@@ -43,6 +43,8 @@ struct Shared {
     wake: Wake,
     agent: Agent,
     outbox: Arc<Outbox>,
+    /// Held by the thread that makes this guest another.
+    assuming: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -95,7 +97,14 @@ impl Control {
         let phase = config.is_some().then_some(Phase::Configured);
         let incarnation = config.as_ref().map(|config| config.incarnation.clone());
         let state = State { nonce, token, config, is_stopping, phase, incarnation, ..State::default() };
-        let shared = Shared { state: Mutex::new(state), changed: Condvar::new(), wake, agent, outbox };
+        let shared = Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            wake,
+            agent,
+            outbox,
+            assuming: Mutex::default(),
+        };
         let control = Self(Arc::new(shared));
         let of_thread = control.clone();
         std::thread::Builder::new()
@@ -306,10 +315,10 @@ impl Control {
                 self.0.changed.notify_all();
                 true
             }
-            ToGuest::Assume { token, seed, assumed } if is_ours(&token, &state) => {
+            ToGuest::Assume { token, new_token, seed, assumed } if is_ours(&token, &state) => {
                 if state.incarnation.as_ref() != Some(&assumed.incarnation) {
                     drop(state);
-                    self.begin_to_assume(seed, *assumed);
+                    self.begin_to_assume(new_token, seed, *assumed);
                 }
                 true
             }
@@ -327,11 +336,16 @@ impl Control {
     }
 
     /// In a thread of its own: keys take a while to make.
-    fn begin_to_assume(&self, seed: Seed, assumed: Assumed) {
+    fn begin_to_assume(&self, new_token: Token, seed: Seed, assumed: Assumed) {
         let of_thread = self.clone();
         let begun = std::thread::Builder::new().name("assume".to_owned()).spawn(move || {
+            // A daemon that comes meanwhile asks again; keys are not made anew under the first one's hands.
+            let turn = of_thread.0.assuming.lock().unwrap_or_else(PoisonError::into_inner);
             let (old, children) = {
                 let state = of_thread.lock();
+                if state.incarnation.as_ref() == Some(&assumed.incarnation) {
+                    return;
+                }
                 let network = state.config.as_ref().and_then(|config| config.network.clone());
                 (network, state.program.as_ref().map(|program| program.children.clone()))
             };
@@ -339,7 +353,8 @@ impl Control {
                 Some(children) => assume::assume(old.as_ref(), &assumed, &seed, &children),
                 None => Err(BootError::new("assume", "no program runs")),
             };
-            of_thread.has_assumed(assumed, done);
+            of_thread.has_assumed(new_token, assumed, done);
+            drop(turn);
         });
         if let Err(error) = begun {
             self.lock().assume_error = Some(error.to_string());
@@ -347,15 +362,17 @@ impl Control {
         }
     }
 
-    fn has_assumed(&self, assumed: Assumed, done: Result<(), BootError>) {
+    /// How becoming another ended.
+    pub(crate) fn has_assumed(&self, new_token: Token, assumed: Assumed, done: Result<(), BootError>) {
         let mut state = self.lock();
         match done {
             Ok(()) => {
                 state.assume_error = None;
-                state.incarnation = Some(assumed.incarnation);
+                // Together, so that no state is told under the one name with the other's token.
+                (state.incarnation, state.token) = (Some(assumed.incarnation), Some(new_token.clone()));
                 if let Some(config) = &mut state.config {
                     (config.hostname, config.network) = (assumed.hostname, assumed.network);
-                    self.0.agent.rename(&config.hostname);
+                    self.0.agent.become_another(new_token, &config.hostname);
                 }
             }
             Err(error) => state.assume_error = Some(format!("{}: {}", error.phase, error.reason)),

@@ -21,6 +21,8 @@ mod identity;
 mod network;
 mod outbox;
 mod program;
+#[cfg(test)]
+mod renaming;
 mod root;
 mod system;
 mod user;

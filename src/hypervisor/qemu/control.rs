@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::tokens::Tokens;
 use crate::agent::{AgentError, AgentStream, Mux, Outgoing};
 use crate::hypervisor::Changed;
 
@@ -50,7 +51,7 @@ const REQUESTS_MAX: usize = 8;
 #[derive(Debug)]
 pub(super) struct Control {
     view: Arc<Mutex<GuestView>>,
-    token: Token,
+    tokens: Arc<Tokens>,
     requests: mpsc::Sender<ToGuest>,
     mux: Mux,
     has_spoken: watch::Receiver<bool>,
@@ -64,7 +65,7 @@ impl Drop for Control {
 }
 
 impl Control {
-    pub(super) fn start(socket: PathBuf, owner: Uid, token: Token, changed: Changed) -> Self {
+    pub(super) fn start(socket: PathBuf, owner: Uid, tokens: Tokens, changed: Changed) -> Self {
         let view = Arc::new(Mutex::new(super::silent()));
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         // Two daemons one after the other must not count alike: a guest tells them apart by it.
@@ -72,11 +73,12 @@ impl Control {
         let of_clock = || u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(1);
         let start = super::random().map_or_else(|_| of_clock(), u64::from_le_bytes);
         let (spoke, has_spoken) = watch::channel(false);
+        let tokens = Arc::new(tokens);
         let (mux, outgoing) = Mux::new(u32::try_from(start >> 32).unwrap_or(1));
         let channel = Channel {
             socket,
             owner,
-            token: token.clone(),
+            tokens: tokens.clone(),
             view: view.clone(),
             changed,
             nonce: start,
@@ -85,15 +87,19 @@ impl Control {
             spoke,
         };
         let task = tokio::spawn(channel.run(receiver));
-        Self { view, token, requests, mux, has_spoken, task }
+        Self { view, tokens, requests, mux, has_spoken, task }
     }
 
     pub(super) fn view(&self) -> GuestView {
         self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn token(&self) -> &Token {
-        &self.token
+    pub(super) fn token(&self) -> Token {
+        self.tokens.current()
+    }
+
+    pub(super) fn tokens(&self) -> &Tokens {
+        &self.tokens
     }
 
     /// Waits until the guest answered once, or not longer than this.
@@ -111,7 +117,7 @@ impl Control {
         if self.view().phase != GuestPhase::Ready {
             return Err(AgentError::NotReady);
         }
-        self.mux.open(&self.token, request).await
+        self.mux.open(&self.token(), request).await
     }
 
     /// Hands a request to the channel, and shows at once that it was asked for.
@@ -125,7 +131,7 @@ impl Control {
 struct Channel {
     socket: PathBuf,
     owner: Uid,
-    token: Token,
+    tokens: Arc<Tokens>,
     view: Arc<Mutex<GuestView>>,
     changed: Changed,
     nonce: u64,
@@ -228,7 +234,7 @@ impl Channel {
         }
         let is_of_this_boot = match (&state.token, state.phase) {
             (None, Phase::AwaitingConfig) => true,
-            (Some(token), _) => *token == self.token,
+            (Some(token), _) => self.tokens.hear(token, state.incarnation.as_deref()),
             (None, _) => is_early_failure(&state),
         };
         if !is_of_this_boot {

@@ -1,6 +1,7 @@
 //! Guests that lie, flood and fall silent, at the far end of a control channel.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use stead_controllers::host::GuestPhase;
@@ -13,6 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::control::Control;
+use super::places::{Places, Record};
+use super::tokens::Tokens;
 use crate::agent::{AgentError, Event};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,6 +29,9 @@ struct Guest {
 struct Site {
     listener: UnixListener,
     control: Control,
+    /// How often the control had news.
+    news: Arc<AtomicUsize>,
+    places: Places,
     _dir: tempfile::TempDir,
 }
 
@@ -39,24 +45,47 @@ fn owner() -> Uid {
 
 fn site() -> Site {
     let dir = tempfile::tempdir().expect("scratch");
-    let socket = dir.path().join("control.sock");
-    let listener = UnixListener::bind(&socket).expect("bound");
-    let control = Control::start(socket, owner(), token(), Arc::new(|_| {}));
-    Site { listener, control, _dir: dir }
+    let places = Places::new(dir.path(), dir.path(), &owner());
+    Record { token: token(), ..Record::never_was() }.write(&places).expect("written");
+    let listener = UnixListener::bind(places.control()).expect("bound");
+    let news = Arc::default();
+    let control = attach(&places, &news);
+    Site { listener, control, news, places, _dir: dir }
+}
+
+/// As a daemon does that starts now.
+fn attach(places: &Places, news: &Arc<AtomicUsize>) -> Control {
+    let record = Record::read(places).expect("read").expect("there");
+    let tokens = Tokens::new(places.clone(), &record);
+    let news = news.clone();
+    let changed = move |_: &Uid| _ = news.fetch_add(1, Ordering::SeqCst);
+    Control::start(places.control(), owner(), tokens, Arc::new(changed))
 }
 
 impl Site {
+    /// Another daemon takes the place of the one before.
+    async fn restarted(&mut self) -> (Guest, u64) {
+        self.control = attach(&self.places, &self.news);
+        let mut guest = self.guest().await;
+        let nonce = guest.attached().await;
+        (guest, nonce)
+    }
+
     async fn guest(&self) -> Guest {
         let (stream, _) = self.listener.accept().await.expect("the host comes");
         Guest { stream, decoder: Decoder::default() }
     }
 
     async fn until(&self, phase: GuestPhase) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.control.view().phase != phase {
-            assert!(Instant::now() < deadline, "{:?} instead of {phase:?}", self.control.view());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until(&format!("{phase:?}"), || self.control.view().phase == phase).await;
+    }
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not in time");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -102,13 +131,17 @@ impl Guest {
     }
 
     async fn tell(&mut self, nonce: u64, token: Option<Token>, phase: Phase) {
+        self.tell_as(nonce, token, phase, None).await;
+    }
+
+    async fn tell_as(&mut self, nonce: u64, token: Option<Token>, phase: Phase, incarnation: Option<&str>) {
         let state = FromGuest {
             protocol: PROTOCOL,
             nonce,
             token,
             phase,
             exit: None,
-            incarnation: None,
+            incarnation: incarnation.map(ToOwned::to_owned),
             assume_error: None,
         };
         self.frame(&Frame::control(&state).expect("small")).await;
@@ -147,6 +180,37 @@ async fn garbage_and_words_of_another_boot_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_became_another_is_believed_by_its_new_token_alone_whenever_a_daemon_comes() {
+    const LIFE: &str = "a fork";
+    let (mut site, mut guest) = ready().await;
+    let new = site.control.tokens().begin(LIFE).expect("recorded");
+    // It has not taken it yet: it is heard, and asked, by the old one.
+    guest.tell(1, Some(token()), Phase::Configured).await;
+    site.until(GuestPhase::Configured).await;
+    assert_eq!(site.control.token(), token());
+    // Another daemon comes in between, and asks with the same.
+    let (mut guest, mut nonce) = site.restarted().await;
+    guest.tell(nonce, Some(token()), Phase::Ready).await;
+    site.until(GuestPhase::Ready).await;
+    assert_eq!(site.control.tokens().begin(LIFE).expect("recorded"), new);
+    guest.tell_as(nonce, Some(new.clone()), Phase::Ready, Some(LIFE)).await;
+    until("the new token", || site.control.token() == new).await;
+    let _stream = site.control.open(stat()).await.expect("opened");
+    let opened = guest.of_stream().await;
+    assert!(opened.parse::<Open>().is_some_and(|open| open.token == new), "{opened:?}");
+    // From now on the old one is as good as none, to this daemon and to the next.
+    for _ in 0..2 {
+        let before = site.news.load(Ordering::SeqCst);
+        guest.tell_as(nonce, Some(token()), Phase::Exited, Some(LIFE)).await;
+        guest.tell_as(nonce, Some(new.clone()), Phase::Configured, Some(LIFE)).await;
+        site.until(GuestPhase::Configured).await;
+        until("its news", || site.news.load(Ordering::SeqCst) > before).await;
+        assert_eq!(site.news.load(Ordering::SeqCst), before + 1, "the old token was believed");
+        (guest, nonce) = site.restarted().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lies_on_a_stream_end_that_stream_and_no_other() {
     let (site, mut guest) = ready().await;
     let mut lied_to = site.control.open(stat()).await.expect("opened");
@@ -181,7 +245,7 @@ async fn lies_on_a_stream_end_that_stream_and_no_other() {
 async fn a_flood_is_taken_at_a_trickle_and_its_neighbour_is_served_meanwhile() {
     let (_site, flooder) = ready().await;
     let (quiet, mut neighbour) = ready().await;
-    let taken = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let taken = Arc::new(AtomicU64::new(0));
     let counter = taken.clone();
     let flood = tokio::spawn(async move {
         let mut flooder = flooder;
@@ -196,7 +260,7 @@ async fn a_flood_is_taken_at_a_trickle_and_its_neighbour_is_served_meanwhile() {
         };
         let frames = Frame::control(&state).expect("small").encode().repeat(500);
         while flooder.stream.write_all(&frames).await.is_ok() {
-            counter.fetch_add(frames.len() as u64, std::sync::atomic::Ordering::Relaxed);
+            counter.fetch_add(frames.len() as u64, Ordering::Relaxed);
         }
     });
     let start = Instant::now();
@@ -216,8 +280,7 @@ async fn a_flood_is_taken_at_a_trickle_and_its_neighbour_is_served_meanwhile() {
         served += 1;
     }
     flood.abort();
-    let (megabytes, seconds) =
-        (taken.load(std::sync::atomic::Ordering::Relaxed) >> 20, start.elapsed().as_secs());
+    let (megabytes, seconds) = (taken.load(Ordering::Relaxed) >> 20, start.elapsed().as_secs());
     assert!(megabytes <= 4 * (seconds + 1), "{megabytes} MiB of the flood were taken in {seconds} s");
     assert!(served > 10, "the neighbour was served {served} times");
 }

@@ -42,6 +42,7 @@ impl Qemu {
         let record = Record {
             run: plan.run,
             token: new_token().map_err(failed)?,
+            new_token: None,
             launched_at: Timestamp::now(),
             identity: None,
             tap: plan.network.as_ref().map(|card| card.tap.clone()),

@@ -22,6 +22,7 @@ mod saving;
 mod snapshots;
 mod spawning;
 mod taps;
+mod tokens;
 mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +49,7 @@ use self::monitor::Monitor;
 use self::packer::Packer;
 use self::places::{Places, Record};
 use self::taps::{check_tap, has_tap};
+use self::tokens::Tokens;
 use self::turns::Turns;
 use crate::agent::{AgentError, AgentStream};
 use crate::host::boot_files::BootFiles;
@@ -194,7 +196,8 @@ impl Qemu {
                 changed(&owner);
             }
         });
-        let control = Control::start(places.control(), owner.clone(), record.token.clone(), changed);
+        let tokens = Tokens::new(places.clone(), record);
+        let control = Control::start(places.control(), owner.clone(), tokens, changed);
         let new = Arc::new(Attached {
             identity: identity.clone(),
             control,
@@ -344,14 +347,16 @@ impl Machines for Qemu {
             HostError::new(HostErrorKind::Transient, "name the guest of", owner.as_str()).because(why)
         };
         let seed = Seed(random::<SEED_BYTES>().map_err(|error| failed(error.to_string()))?.to_vec());
-        let token = attached.control.token().clone();
-        let request = ToGuest::Assume { token, seed, assumed: Box::new(assumed.clone()) };
+        // Known before it is told: this daemon may end in between, or the guest's answer be lost.
+        let new_token = attached.control.tokens().begin(&assumed.incarnation)?;
+        let token = attached.control.token();
+        let request = ToGuest::Assume { token, new_token, seed, assumed: Box::new(assumed.clone()) };
         attached.control.ask(request, |view| view.is_identity_told = true).map_err(failed)
     }
 
     async fn configure(&self, owner: &Uid, config: &guest::Config) -> Result<(), HostError> {
         let attached = self.find_attached(owner)?;
-        let token = attached.control.token().clone();
+        let token = attached.control.token();
         let failed = |error| HostError::io("configure the guest of", owner.as_str(), error);
         let seed = Seed(random::<SEED_BYTES>().map_err(failed)?.to_vec());
         let request = ToGuest::Configure { token, seed, config: Box::new(config.clone()) };
@@ -363,7 +368,7 @@ impl Machines for Qemu {
 
     async fn shutdown(&self, owner: &Uid) -> Result<(), HostError> {
         let attached = self.find_attached(owner)?;
-        let request = ToGuest::Shutdown { token: attached.control.token().clone() };
+        let request = ToGuest::Shutdown { token: attached.control.token() };
         let asked = attached.control.ask(request, |view| view.is_shutdown_requested = true);
         asked.map_err(|why| {
             HostError::new(HostErrorKind::Transient, "shut down the guest of", owner.as_str()).because(why)
@@ -372,7 +377,7 @@ impl Machines for Qemu {
 
     async fn acknowledge_exit(&self, owner: &Uid) -> Result<(), HostError> {
         let attached = self.find_attached(owner)?;
-        let request = ToGuest::AcknowledgeExit { token: attached.control.token().clone() };
+        let request = ToGuest::AcknowledgeExit { token: attached.control.token() };
         let asked = attached.control.ask(request, |view| view.is_exit_acknowledged = true);
         asked.map_err(|why| {
             HostError::new(HostErrorKind::Transient, "answer the guest of", owner.as_str()).because(why)

@@ -12,6 +12,7 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::quantity::Bytes;
 
 use super::command;
+use super::tokens::NewToken;
 use crate::host::files;
 use crate::host::process::{self, Identity};
 
@@ -64,6 +65,9 @@ impl Places {
 pub(super) struct Record {
     pub(super) run: u64,
     pub(super) token: Token,
+    /// Until the guest that was told of it has said it.
+    #[serde(default)]
+    pub(super) new_token: Option<NewToken>,
     pub(super) launched_at: Timestamp,
     pub(super) identity: Option<Identity>,
     pub(super) tap: Option<LinkName>,
@@ -109,10 +113,11 @@ impl Record {
         }
     }
 
-    fn never_was() -> Self {
+    pub(super) fn never_was() -> Self {
         Self {
             run: 0,
             token: Token(String::new()),
+            new_token: None,
             launched_at: Timestamp::UNIX_EPOCH,
             identity: None,
             tap: None,

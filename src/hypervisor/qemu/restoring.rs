@@ -56,6 +56,7 @@ impl Qemu {
         let record = Record {
             run: origin.run,
             token: origin.token.clone(),
+            new_token: None,
             // One that was taken over begins now: its guest has not been heard of under this name.
             launched_at: if origin.is_adopted { Timestamp::now() } else { origin.launched_at },
             identity: None,

@@ -82,6 +82,10 @@ impl Qemu {
         let io = |error| HostError::io("save the VM of", owner.as_str(), error);
         let record = Record::read(&self.places(owner))?;
         let record = record.ok_or_else(|| transient(owner, "it is gone".to_owned()))?;
+        if record.new_token.is_some() {
+            // Which of the two it would wake with is not known.
+            return Err(transient(owner, "its guest is becoming another".to_owned()));
+        }
         let version = self.take_state(owner, attached, memory, &record).await?;
         let (kernel, initrd) = self.config.boot_files.get()?;
         let overlay = record.overlay.as_ref();

@@ -52,12 +52,12 @@ impl Agent {
         *self.0.instance.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(instance));
     }
 
-    /// The instance has another name; what is run from here on is told it.
-    pub(crate) fn rename(&self, hostname: &str) {
+    /// The instance is another: what is run from here on is told its name, and is asked for by its token.
+    pub(crate) fn become_another(&self, token: Token, hostname: &str) {
         let mut instance = self.0.instance.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = instance.as_ref() {
             let config = Config { hostname: hostname.to_owned(), ..old.config.clone() };
-            let (token, children) = (old.token.clone(), old.children.clone());
+            let children = old.children.clone();
             *instance = Some(Arc::new(Instance { token, config, children }));
         }
     }

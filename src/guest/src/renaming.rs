@@ -1,0 +1,94 @@
+//! The token of a guest that goes on as another: it changes with the name, or not at all.
+//!
+//! What changes in the guest's system is not played here: it would change the test's host.
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use stead_schemas::guest::{Assumed, Decoder, Frame, FromGuest, ToGuest, Token};
+
+use crate::BootError;
+use crate::control::Control;
+use crate::system::Handover;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A guest whose program runs, at the far end of its port.
+struct Host {
+    port: UnixStream,
+    decoder: Decoder,
+    control: Control,
+    nonce: u64,
+}
+
+fn token(word: &str) -> Token {
+    Token(word.to_owned())
+}
+
+fn assumed() -> Assumed {
+    let word = |word: &str| word.to_owned();
+    Assumed { incarnation: word("a fork"), hostname: word("fork"), machine_id: word(""), network: None }
+}
+
+impl Host {
+    fn new() -> Self {
+        let (port, far) = UnixStream::pair().expect("a pair");
+        port.set_read_timeout(Some(PATIENCE)).expect("set");
+        far.set_nonblocking(true).expect("set");
+        let handed = Handover { token: Some(token("old")), ..Handover::default() };
+        let control = Control::go_on(OwnedFd::from(far).into(), handed).expect("started");
+        Self { port, decoder: Decoder::default(), control, nonce: 0 }
+    }
+
+    fn send(&mut self, message: &ToGuest) {
+        self.port.write_all(&Frame::control(message).expect("small").encode()).expect("taken");
+    }
+
+    /// The state that answers an attachment of now: all that was sent before has been taken.
+    fn state(&mut self) -> FromGuest {
+        self.nonce += 1;
+        self.send(&ToGuest::Attach { nonce: self.nonce });
+        let mut buffer = [0; 4096];
+        loop {
+            while let Some(frame) = self.decoder.next() {
+                let state: FromGuest = frame.message().expect("a state");
+                if state.nonce == self.nonce {
+                    return state;
+                }
+            }
+            let count = self.port.read(&mut buffer).expect("the guest answers");
+            self.decoder.push(&buffer[..count]);
+        }
+    }
+}
+
+#[test]
+fn the_new_token_comes_with_the_new_name_and_the_old_one_is_refused_from_then_on() {
+    let mut host = Host::new();
+    let before = host.state();
+    assert_eq!((before.token, before.incarnation), (Some(token("old")), None));
+    host.control.has_assumed(token("new"), assumed(), Ok(()));
+    let after = host.state();
+    assert_eq!((after.token, after.incarnation.as_deref()), (Some(token("new")), Some("a fork")));
+    for (word, is_taken) in [("old", false), ("another", false), ("new", true)] {
+        host.send(&ToGuest::Shutdown { token: token(word) });
+        host.state();
+        assert_eq!(host.control.is_stopping(), is_taken, "{word}");
+    }
+}
+
+#[test]
+fn a_guest_that_could_not_become_another_keeps_its_token() {
+    let mut host = Host::new();
+    host.control.has_assumed(token("new"), assumed(), Err(BootError::new("hostname", "refused")));
+    let state = host.state();
+    assert_eq!((state.token, state.incarnation), (Some(token("old")), None));
+    assert_eq!(state.assume_error.as_deref(), Some("hostname: refused"));
+    for (word, is_taken) in [("new", false), ("old", true)] {
+        host.send(&ToGuest::Shutdown { token: token(word) });
+        host.state();
+        assert_eq!(host.control.is_stopping(), is_taken, "{word}");
+    }
+}
