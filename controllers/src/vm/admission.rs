@@ -369,7 +369,7 @@ pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused
             Err(Refused::InvalidState {
                 verb: "stop",
                 state,
-                legal: "Created, Initializing, Running or Paused",
+                legal: "Created, Initializing, Running, Paused, Shutdown or Unknown",
             })
         }
         (Power::Stopped, false) => Ok(object),

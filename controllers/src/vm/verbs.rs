@@ -4,19 +4,25 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use stead_schemas::api::{InstanceStart, StandbyRequest};
+use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::instance::{Instance, InstanceStatus, Power, State};
 use stead_schemas::meta::Tags;
-use stead_schemas::names::Uid;
+use stead_schemas::names::{Name, Uid};
 use stead_schemas::policy::RestartStatus;
+use stead_schemas::snapshot::{
+    Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
+};
 
 use super::admission::{self, Refused};
+use super::forks::{self, ForkWish};
 use super::tests::instance;
 use crate::runtime::{SequentialIds, TokioClock};
-use crate::store::{Kinds, MemoryKv, New, PlainSealer, Store, Tx};
+use crate::snapshot::admission::{self as snapshots, SnapshotRefused};
+use crate::store::{Kinds, MemoryKv, New, PlainSealer, Store, Tx, TxError};
 
 async fn stored(power: Power, ended_run: u64, state: State, is_restarting: bool) -> (Store, Uid) {
     let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
-    let kinds = Kinds::new().with::<Instance>();
+    let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>();
     let ids = Arc::new(SequentialIds::default());
     let opened = Store::open(MemoryKv::new(), Arc::new(PlainSealer), clock, ids, kinds);
     let (store, writer) = opened.expect("the store opens");
@@ -79,6 +85,147 @@ async fn every_verb_is_taken_where_it_makes_sense_and_refused_with_the_state_els
             let what = format!("{power:?} {ended_run} {state:?} {is_restarting}: {answer:?}");
             assert_eq!(answer.is_ok(), is_taken, "{what}, taken: start, stop, standby, restore {taken:?}");
             assert!(is_taken || what.contains("InvalidState"), "{what}");
+        }
+    }
+}
+
+/// What is asked of an instance, as the wire has it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Asked {
+    Start,
+    Stop,
+    Standby,
+    Restore,
+    Fork,
+    ForkFromRunning,
+    SnapshotStandby,
+    SnapshotStopped,
+    RestoreInPlace,
+}
+
+const ALL: [Asked; 9] = [
+    Asked::Start,
+    Asked::Stop,
+    Asked::Standby,
+    Asked::Restore,
+    Asked::Fork,
+    Asked::ForkFromRunning,
+    Asked::SnapshotStandby,
+    Asked::SnapshotStopped,
+    Asked::RestoreInPlace,
+];
+
+fn of(kind: SnapshotKind) -> snapshots::Wish {
+    let (purpose, tags) = (SnapshotPurpose::Kept, Tags::new());
+    snapshots::Wish { kind, name: None, tags, purpose, compression: None, pool: 0, schedule: None }
+}
+
+/// The state that a refusal names, and where it says that the verb is legal.
+fn ask(tx: &mut Tx<'_>, uid: &Uid, snapshot: &Uid, asked: Asked) -> Result<(), (State, &'static str)> {
+    let fork = |from_running| {
+        let wish = ForkWish { name: Name::resource("fork").expect("valid"), from_running, target: None };
+        move |tx: &mut Tx<'_>| forks::fork(tx, uid, wish, "st").map(drop)
+    };
+    let refused = match asked {
+        Asked::Start => START(tx, uid),
+        Asked::Stop => STOP(tx, uid),
+        Asked::Standby => STANDBY(tx, uid),
+        Asked::Restore => RESTORE(tx, uid),
+        Asked::Fork => fork(false)(tx),
+        Asked::ForkFromRunning => fork(true)(tx),
+        Asked::RestoreInPlace => forks::restore(tx, uid, snapshot, None).map(drop),
+        Asked::SnapshotStandby | Asked::SnapshotStopped => {
+            let kind =
+                if asked == Asked::SnapshotStandby { SnapshotKind::Standby } else { SnapshotKind::Stopped };
+            return match snapshots::create(tx, uid, of(kind)) {
+                Ok(_) => Ok(()),
+                Err(SnapshotRefused::InvalidState { state, legal, .. }) => Err((state, legal)),
+                Err(other) => panic!("{asked:?}: {other:?}"),
+            };
+        }
+    };
+    match refused {
+        Ok(()) => Ok(()),
+        Err(Refused::InvalidState { state, legal, .. }) => Err((state, legal)),
+        Err(other) => panic!("{asked:?}: {other:?}"),
+    }
+}
+
+/// The disk of the instance, and a snapshot of it that is ready.
+async fn snapshot_of(store: &Store, source: &Uid) -> Uid {
+    let of_transaction = source.clone();
+    let create = move |tx: &mut Tx<'_>| {
+        let disk = tx.next_uid();
+        let instance =
+            tx.update_spec::<Instance>(&of_transaction, None, |spec| spec.allocated.disk = disk.clone())?;
+        let spec = SnapshotSpec {
+            source: of_transaction,
+            source_name: instance.meta.name.clone(),
+            kind: SnapshotKind::Standby,
+            name: None,
+            purpose: SnapshotPurpose::Kept,
+            schedule: None,
+            instance: Box::new(instance.spec.clone()),
+            image_digest: None,
+            compression: None,
+            pool: 0,
+        };
+        let size = instance.spec.overlay;
+        let of_disk = DiskSpec { size, purpose: DiskPurpose::RootOverlay, source: None };
+        let name = Name::from(&disk);
+        tx.create::<Disk>(New { uid: Some(disk), name, tags: Tags::new(), owner: None, spec: of_disk })?;
+        let (uid, tags) = (tx.next_uid(), Tags::new());
+        tx.create::<Snapshot>(New { name: Name::from(&uid), uid: Some(uid), tags, owner: None, spec })
+    };
+    let uid = store.transact(create).await.expect("created").meta.uid.clone();
+    let status = SnapshotStatus { phase: SnapshotPhase::Ready, ..SnapshotStatus::default() };
+    store.write_status::<Snapshot>(&uid, status).await.expect("written");
+    uid
+}
+
+/// Each of the eight states as the wish that leads there has it. Where an other system has dead ends
+/// (created, paused, shut down, unknown), a start is the same request again and a stop ends it.
+#[tokio::test]
+async fn in_each_of_the_eight_states_what_is_not_legal_is_refused_with_the_state_and_what_is() {
+    use Asked::{
+        Fork, ForkFromRunning, Restore, RestoreInPlace, SnapshotStandby, SnapshotStopped, Standby, Start,
+        Stop,
+    };
+    let table: [(State, Power, u64, &[Asked]); 8] = [
+        (State::Created, Power::Running, 0, &[Start, Stop]),
+        (State::Initializing, Power::Running, 0, &[Start, Stop]),
+        (State::Running, Power::Running, 0, &[Stop, Standby, ForkFromRunning, SnapshotStandby]),
+        // One that shall run is paused while another copy of it is taken.
+        (State::Paused, Power::Running, 0, &[Start, Stop, ForkFromRunning, SnapshotStandby]),
+        (State::Shutdown, Power::Running, 0, &[Start, Stop]),
+        (State::Stopped, Power::Stopped, 1, &[Start, Fork, ForkFromRunning, SnapshotStopped, RestoreInPlace]),
+        (
+            State::Standby,
+            Power::Standby,
+            0,
+            &[Restore, Fork, ForkFromRunning, SnapshotStandby, RestoreInPlace],
+        ),
+        (State::Unknown, Power::Running, 0, &[Start, Stop]),
+    ];
+    for (state, power, ended_run, legal) in table {
+        for asked in ALL {
+            let (store, uid) = stored(power, ended_run, state, false).await;
+            let snapshot = snapshot_of(&store, &uid).await;
+            let answer = store.transact(move |tx| Ok::<_, TxError>(ask(tx, &uid, &snapshot, asked))).await;
+            let answer = answer.expect("a store that answers");
+            assert_eq!(answer.is_ok(), legal.contains(&asked), "{asked:?} {state:?}: {answer:?}");
+            let Err((told, legal_in)) = answer else { continue };
+            assert_eq!(told, state, "{asked:?}");
+            // Of a fork it is said with which word it is legal.
+            let asked_well = if asked == Fork { ForkFromRunning } else { asked };
+            for (state, _, _, legal) in table {
+                let is_said = legal_in.contains(&format!("{state:?}"));
+                assert!(
+                    !is_said || legal.contains(&asked_well),
+                    "{asked:?} is said to be legal in {state:?}"
+                );
+            }
+            assert!(table.iter().any(|(state, ..)| legal_in.contains(&format!("{state:?}"))), "{asked:?}");
         }
     }
 }
