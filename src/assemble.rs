@@ -14,7 +14,6 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
 use stead_controllers::host::HostError;
-use stead_controllers::runtime::{Boundary, Edge, NoBoundary};
 use stead_controllers::store::{Kinds, Store};
 use stead_controllers::vm::admission;
 use stead_schemas::api::{
@@ -40,6 +39,7 @@ use tokio::sync::{mpsc, watch};
 use crate::agent::{AgentError, AgentStream};
 use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits};
 use crate::config::Config;
+use crate::failpoint;
 use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
 use crate::host::disks::Ext4Files;
@@ -105,7 +105,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let settings = Settings {
         store: store.clone(),
         clock: Arc::new(SystemClock),
-        boundary: boundary(config.failpoint.as_deref())?,
+        boundary: failpoint::boundary(config.failpoint.as_deref())?,
         // Beside the consoles' logs, and removed with them.
         journal: Arc::new(Journals::new(config.data_dir.join("logs"))),
         resync: config.resync(),
@@ -459,31 +459,4 @@ impl Backend for HostBackend {
     ) -> BoxFuture<'a, Result<AgentStream, AgentError>> {
         Box::pin(self.machines.open_stream(instance, request))
     }
-}
-
-/// Kills the daemon at one boundary, for tests of crashes.
-struct Failpoint {
-    kind: String,
-    action: String,
-    edge: Edge,
-}
-
-impl Boundary for Failpoint {
-    fn reached(&self, kind: &'static str, action: &'static str, edge: Edge) {
-        if self.kind == kind && self.action == action && self.edge == edge {
-            // As a crash would: no destructor, no flush, no farewell.
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        }
-    }
-}
-
-fn boundary(failpoint: Option<&str>) -> anyhow::Result<Arc<dyn Boundary>> {
-    let Some(text) = failpoint else { return Ok(Arc::new(NoBoundary)) };
-    let parts: Vec<&str> = text.split('/').collect();
-    let (kind, action, edge) = match parts[..] {
-        [kind, action, "before"] => (kind, action, Edge::Before),
-        [kind, action, "after"] => (kind, action, Edge::After),
-        _ => anyhow::bail!("failpoint: must be KIND/ACTION/before or KIND/ACTION/after"),
-    };
-    Ok(Arc::new(Failpoint { kind: kind.to_owned(), action: action.to_owned(), edge }))
 }

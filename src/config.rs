@@ -53,7 +53,7 @@ pub struct Config {
     pub qemu: PathBuf,
     /// `error` to `trace`, or a filter such as `stead=debug`.
     pub log: String,
-    /// For tests: `KIND/ACTION/before` or `KIND/ACTION/after` kills the daemon there.
+    /// For tests: `KIND/ACTION/before` or `KIND/ACTION/after` kills the daemon there (`src/failpoint.rs`).
     pub failpoint: Option<String>,
 }
 

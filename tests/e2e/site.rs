@@ -186,6 +186,29 @@ impl Site {
         self.daemon = Some(Program(command.spawn().expect("the daemon starts")));
     }
 
+    /// Starts a daemon that is held at `failpoint`, once, and otherwise goes on.
+    pub(crate) fn spawn_held(&mut self, failpoint: &str) {
+        self.spawn(Some(&format!("{failpoint}:{}", self.hold().display())));
+    }
+
+    /// There while the daemon is held.
+    fn hold(&self) -> PathBuf {
+        self.stage.dir.path().join("held")
+    }
+
+    pub(crate) async fn held(&self, failpoint: &str) {
+        let is_held = tokio::time::timeout(BOOT, async {
+            while !self.hold().exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        assert!(is_held.await.is_ok(), "{failpoint} was not reached\n{}", self.daemon_log());
+    }
+
+    pub(crate) fn let_go(&self) {
+        fs::remove_file(self.hold()).expect("it is held");
+    }
+
     /// Waits until the daemon answers.
     pub(crate) async fn answers(&mut self) {
         let url = format!("http://{LISTEN}/health");
@@ -221,6 +244,22 @@ impl Site {
         let mut daemon = self.daemon.take().expect("started");
         daemon.signal(Signal::KILL);
         daemon.end().await;
+    }
+
+    /// What a reboot of the host leaves of it all: the disks.
+    pub(crate) async fn reboot(&mut self) {
+        self.kill().await;
+        for pid in self.vmms() {
+            self.shell(&format!("kill -9 {pid} || true"));
+        }
+        until("no VMM", MOMENT, async || self.vmms().is_empty().then_some(())).await;
+        let lost = format!(
+            "for link in $(ls /sys/class/net | grep ^{TAP_PREFIX}); do ip link del $link; done
+             ip link del $BRIDGE; nft flush ruleset; conntrack -F; echo 0 >/proc/sys/net/ipv4/ip_forward
+             rm -r {}",
+            self.run_dir().display()
+        );
+        self.shell(&lost);
     }
 
     /// Waits until the daemon ended by itself.

@@ -1,0 +1,66 @@
+//! What tests of crashes have the daemon do at one boundary of one action: die, or be held there.
+//!
+//! Never: in a daemon that was not asked for it (`STEAD_FAILPOINT`).
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Signal, getpid, kill_process};
+use stead_controllers::runtime::{Boundary, Edge, NoBoundary};
+
+/// Between two looks whether it is let go.
+const HELD_LOOK: Duration = Duration::from_millis(5);
+
+struct Failpoint {
+    kind: String,
+    action: String,
+    edge: Edge,
+    end: End,
+}
+
+enum End {
+    /// As a crash would: no destructor, no flush, no farewell.
+    Dies,
+    /// The first time, until the file that says so is removed; everything else goes on.
+    IsHeld { file: PathBuf, was_reached: AtomicBool },
+}
+
+impl Boundary for Failpoint {
+    fn reached(&self, kind: &'static str, action: &'static str, edge: Edge) {
+        if self.kind != kind || self.action != action || self.edge != edge {
+            return;
+        }
+        match &self.end {
+            End::Dies => drop(kill_process(getpid(), Signal::KILL)),
+            End::IsHeld { was_reached, .. } if was_reached.swap(true, Ordering::SeqCst) => {}
+            End::IsHeld { file, .. } => tokio::task::block_in_place(|| {
+                // One that cannot be made is seen by whoever waits for it.
+                drop(File::create(file));
+                while file.exists() {
+                    std::thread::sleep(HELD_LOOK);
+                }
+            }),
+        }
+    }
+}
+
+/// Of `KIND/ACTION/EDGE`, and `:FILE` after it to be held there.
+pub(crate) fn boundary(failpoint: Option<&str>) -> anyhow::Result<Arc<dyn Boundary>> {
+    let Some(text) = failpoint else { return Ok(Arc::new(NoBoundary)) };
+    let (place, end) = match text.split_once(':') {
+        Some((place, file)) => {
+            (place, End::IsHeld { file: file.into(), was_reached: AtomicBool::new(false) })
+        }
+        None => (text, End::Dies),
+    };
+    let parts: Vec<&str> = place.split('/').collect();
+    let (kind, action, edge) = match parts[..] {
+        [kind, action, "before"] => (kind, action, Edge::Before),
+        [kind, action, "after"] => (kind, action, Edge::After),
+        _ => anyhow::bail!("failpoint: must be KIND/ACTION/before or KIND/ACTION/after, or that and :FILE"),
+    };
+    Ok(Arc::new(Failpoint { kind: kind.to_owned(), action: action.to_owned(), edge, end }))
+}
