@@ -12,6 +12,7 @@ mod forks;
 mod full;
 mod headers;
 mod health;
+mod host_keys;
 mod hostile;
 mod judge;
 mod life;

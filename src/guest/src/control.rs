@@ -346,12 +346,11 @@ impl Control {
                 if state.incarnation.as_ref() == Some(&assumed.incarnation) {
                     return;
                 }
-                let network = state.config.as_ref().and_then(|config| config.network.clone());
-                (network, state.program.as_ref().map(|program| program.children.clone()))
+                (state.config.clone(), state.program.as_ref().map(|program| program.children.clone()))
             };
-            let done = match children {
-                Some(children) => assume::assume(old.as_ref(), &assumed, &seed, &children),
-                None => Err(BootError::new("assume", "no program runs")),
+            let done = match (&old, children) {
+                (Some(old), Some(children)) => assume::assume(old, &assumed, &seed, &children),
+                _ => Err(BootError::new("assume", "no program runs")),
             };
             of_thread.has_assumed(new_token, assumed, done);
             drop(turn);
@@ -372,6 +371,7 @@ impl Control {
                 (state.incarnation, state.token) = (Some(assumed.incarnation), Some(new_token.clone()));
                 if let Some(config) = &mut state.config {
                     (config.hostname, config.network) = (assumed.hostname, assumed.network);
+                    config.machine_id = assumed.machine_id;
                     self.0.agent.become_another(new_token, &config.hostname);
                 }
             }

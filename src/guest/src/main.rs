@@ -17,6 +17,7 @@ mod children;
 mod clock;
 mod control;
 mod devices;
+mod host_keys;
 mod identity;
 mod network;
 mod outbox;
@@ -95,7 +96,8 @@ fn prepare(config: &Config) -> Result<(), BootError> {
     network::configure(config.network.as_ref())?;
     root::write_first_names(config)?;
     root::switch()?;
-    identity::set_machine_id(&config.machine_id).map_err(|error| BootError::new("machine id", error))
+    identity::set_machine_id(&config.machine_id).map_err(|error| BootError::new("machine id", error))?;
+    host_keys::settle_at_boot(&config.machine_id).map_err(|error| BootError::new("ssh host keys", error))
 }
 
 /// Starts the program and waits for its end.

@@ -1,0 +1,92 @@
+//! ssh host keys: made anew when this guest's disk, or its memory, was another instance's.
+//!
+//! Guarantees: whose keys a disk has is on the disk itself, so that a fork that boots has keys of its
+//! own too: one of a stopped instance, or one whose VMM died while its keys were made.
+//! Never: touches the keys of an image that no other instance has used; its owner brought them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{fs, io};
+
+use rustix::fs::{XattrFlags, getxattr, setxattr};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::children::Children;
+
+const SSH: &str = "/etc/ssh";
+/// Makes every host key that is missing.
+const KEYGEN: &str = "/usr/bin/ssh-keygen";
+const SSHD_PID: &str = "/run/sshd.pid";
+
+/// On the root directory: the machine id of the instance whose keys are below it. No program without
+/// the right to administer the system sees it.
+const OWNER: &str = "trusted.stead.keys";
+const OWNER_BYTES_MAX: usize = 64;
+
+/// Before the program starts, and before anything reaps processes.
+pub(crate) fn settle_at_boot(machine_id: &str) -> io::Result<()> {
+    let owner = owner()?;
+    if owner.is_some_and(|owner| owner != machine_id) {
+        renew(|mut command| Ok(command.status()?.success()))?;
+    }
+    own(machine_id)
+}
+
+/// While programs run; a server of ssh among them takes up the new ones.
+pub(crate) fn settle_in_another(machine_id: &str, children: &Children) -> io::Result<()> {
+    renew(|mut command| {
+        let (sender, end) = std::sync::mpsc::sync_channel(1);
+        children.spawn(&mut command, move |status| {
+            // The receiver waits for it.
+            let _ = sender.send(status);
+        })?;
+        let status = end.recv().map_err(|_| io::Error::other("the end of ssh-keygen was lost"))?;
+        Ok(status.exit_status() == Some(0))
+    })?;
+    reload_sshd();
+    own(machine_id)
+}
+
+/// An image without keys, or one that cannot make any, has none to renew.
+fn renew(run: impl FnOnce(Command) -> io::Result<bool>) -> io::Result<()> {
+    let keys: Vec<PathBuf> = match fs::read_dir(SSH) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).filter(|path| is_host_key(path)).collect(),
+        Err(_) => return Ok(()),
+    };
+    if keys.is_empty() || !Path::new(KEYGEN).exists() {
+        return Ok(());
+    }
+    for key in keys {
+        fs::remove_file(key)?;
+    }
+    let mut command = Command::new(KEYGEN);
+    command.arg("-A").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    if run(command)? { Ok(()) } else { Err(io::Error::other("ssh-keygen -A failed")) }
+}
+
+fn is_host_key(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ssh_host_"))
+}
+
+fn owner() -> io::Result<Option<String>> {
+    let mut bytes = [0; OWNER_BYTES_MAX];
+    match getxattr("/", OWNER, &mut bytes) {
+        Ok(count) => Ok(Some(String::from_utf8_lossy(&bytes[..count]).into_owned())),
+        Err(rustix::io::Errno::NODATA) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn own(machine_id: &str) -> io::Result<()> {
+    Ok(setxattr("/", OWNER, machine_id.as_bytes(), XattrFlags::empty())?)
+}
+
+/// A server that runs has the old keys in its memory.
+fn reload_sshd() {
+    let pid = fs::read_to_string(SSHD_PID).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    let Some(pid) = pid else { return };
+    let is_sshd = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sshd");
+    if let Some(pid) = Pid::from_raw(pid).filter(|_| is_sshd) {
+        let _ = kill_process(pid, Signal::HUP);
+    }
+}
