@@ -18,6 +18,7 @@ mod judge;
 mod life;
 mod machines;
 mod namespace;
+mod neighbours;
 mod policies;
 mod programs;
 #[path = "../sdk/python.rs"]
