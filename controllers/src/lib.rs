@@ -19,4 +19,6 @@ pub mod schedule;
 pub mod sim;
 pub mod snapshot;
 pub mod store;
+#[cfg(test)]
+mod verbs;
 pub mod vm;

@@ -162,8 +162,8 @@ impl<R: Reconciler> Pass<'_, R> {
         for step in steps {
             let (kind, action) = (R::Kind::NAME, R::action_name(step));
             debug_assert!(R::ACTIONS.contains(&action), "{action} is not in the list of actions");
-            self.boundary.reached(kind, action, Edge::Before);
             info!(action, "acting");
+            self.boundary.reached(kind, action, Edge::Before);
             self.journal.tell(subject, Entry::Acting(action));
             debug!(?step, "acting");
             self.reconciler.act(step).await?;

@@ -42,8 +42,6 @@ mod restarts;
 mod status;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod verbs;
 pub mod waking;
 
 use jiff::Timestamp;

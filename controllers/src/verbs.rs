@@ -13,12 +13,12 @@ use stead_schemas::snapshot::{
     Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
 };
 
-use super::admission::{self, Refused};
-use super::forks::{self, ForkWish};
-use super::tests::instance;
 use crate::runtime::{SequentialIds, TokioClock};
 use crate::snapshot::admission::{self as snapshots, SnapshotRefused};
 use crate::store::{Kinds, MemoryKv, New, PlainSealer, Store, Tx, TxError};
+use crate::vm::admission::{self, Refused};
+use crate::vm::example as instance;
+use crate::vm::forks::{self, ForkWish};
 
 async fn stored(power: Power, ended_run: u64, state: State, is_restarting: bool) -> (Store, Uid) {
     let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
