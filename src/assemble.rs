@@ -52,6 +52,7 @@ use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
 use crate::host::oci::{Oci, OciConfig};
 use crate::host::probe::{ProbeConfig, Prober};
+use crate::host::process::find_program;
 use crate::host::usage::Usage;
 use crate::host::{Scope, watch_files};
 use crate::hypervisor::Accelerator;
@@ -218,7 +219,7 @@ impl Host {
                 .map_err(chained)?;
         let (rootfs, of_machines) = (images.clone(), reports.clone());
         let machines = Qemu::new(QemuConfig {
-            binary: config.qemu.clone(),
+            binary: find_program(&config.qemu).unwrap_or_else(|| config.qemu.clone()),
             run_dir: config.run_dir.clone(),
             data_dir: config.data_dir.clone(),
             boot_files,
@@ -289,7 +290,7 @@ impl Host {
 
     fn capabilities(&self, config: &Config) -> Capabilities {
         let name = Hypervisor::Qemu.as_str().to_owned();
-        let is_available = which(&config.qemu);
+        let is_available = find_program(&config.qemu).is_some();
         let accelerator = Some(self.ports.machines.accelerator().as_str().to_owned());
         Capabilities {
             server: ServerView {
@@ -321,14 +322,6 @@ impl Host {
             features: ["exec", "images", "instances", "logs"].map(ToOwned::to_owned).to_vec(),
         }
     }
-}
-
-fn which(program: &std::path::Path) -> bool {
-    if program.components().count() > 1 {
-        return program.exists();
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).exists())
 }
 
 fn chained(error: HostError) -> anyhow::Error {

@@ -282,12 +282,12 @@ fn check_standby(broken: &mut Broken, instance: &Object<Instance>, host: &HostSn
     }
 }
 
-/// Held, with the memory that it goes on from still saved.
+/// Held, with the memory that it went on from gone: its disk has moved on.
 fn check_warm(broken: &mut Broken, instance: &Object<Instance>, host: &HostSnapshot) {
     let uid = &instance.meta.uid;
     let (memory, machine) = (host.memories.get(uid), host.machines.get(uid));
     let is_held = machine.is_some_and(|machine| machine.vmm == VmmState::Paused);
-    if !is_held || !matches!(memory, Some(Memory::Saved(_))) || !instance.is_warm() {
+    if !is_held || memory.is_some() || !instance.is_warm() {
         let state = instance.status.state;
         broken.push(format!("{uid}: shall be held ready but is {state:?}, {memory:?}, {machine:?}"));
     }

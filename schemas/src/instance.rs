@@ -124,7 +124,8 @@ pub enum Power {
     Running,
     Stopped,
     Standby,
-    /// Restored and held: a member of its snapshot's pool, nobody's until it becomes a fork.
+    /// Restored, made an instance of its own but for its name, and held: a member of its snapshot's pool,
+    /// nobody's until it becomes a fork.
     Warm,
 }
 
@@ -231,6 +232,9 @@ pub struct InstanceStatus {
     /// has moved on by then.
     #[serde(default)]
     pub adopted: u64,
+    /// The launch in which a member of a pool became ready to be taken.
+    #[serde(default)]
+    pub prepared_launch: Option<Timestamp>,
     pub vmm_pid: Option<u32>,
     pub conditions: Vec<Condition>,
     pub observed_generation: u64,
@@ -246,7 +250,7 @@ impl crate::meta::Object<Instance> {
     /// A member of a pool that a fork may take.
     #[must_use]
     pub fn is_warm(&self) -> bool {
-        let is_held = self.status.state == State::Paused && self.status.has_saved_memory;
+        let is_held = self.status.state == State::Paused && self.status.prepared_launch.is_some();
         self.is_pooled() && is_held && !self.meta.is_deleting()
     }
 

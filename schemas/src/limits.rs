@@ -138,6 +138,8 @@ pub const SNAPSHOTS_PER_SOURCE_MAX: usize = 256;
 pub const SNAPSHOT_LOOK: Duration = Duration::from_secs(1);
 /// Forks of one snapshot held ready: each is a process with some 50 MB of its own.
 pub const POOL_MAX: u32 = 64;
+/// Between the end of one that is held ready and the start of the one in its place.
+pub const POOL_RETRY: Duration = Duration::from_secs(5);
 /// What the daemon did for an instance: weeks of ordinary life; twice as much with the one before it.
 pub const JOURNAL_LOG_MAX: Bytes = Bytes(1 << 20);
 /// Of one line there: a whole chain of causes, twice the text of a condition.

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -115,6 +116,15 @@ pub(crate) fn find_by_argument(is_ours: impl Fn(&str) -> bool) -> Vec<u32> {
         line.split(|&byte| byte == 0).any(|argument| std::str::from_utf8(argument).is_ok_and(&is_ours))
     })
     .collect()
+}
+
+/// Where a program is, so that a start need not look for it.
+pub(crate) fn find_program(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return program.exists().then(|| program.to_owned());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|found| found.is_file())
 }
 
 #[cfg(test)]

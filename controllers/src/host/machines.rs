@@ -64,8 +64,8 @@ pub struct GuestView {
     /// Who it says it is, and why it could not become who it was told it is.
     pub incarnation: Option<String>,
     pub assume_error: Option<String>,
-    /// `assume` was called since the channel was last connected.
-    pub is_identity_told: bool,
+    /// The incarnation of the last `assume` since the channel was last connected.
+    pub identity_told: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

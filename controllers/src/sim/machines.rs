@@ -155,7 +155,7 @@ impl Vmm {
                 is_exit_acknowledged: self.acknowledged_at.is_some(),
                 incarnation: self.incarnation.clone(),
                 assume_error: None,
-                is_identity_told: false,
+                identity_told: None,
             },
         }
     }

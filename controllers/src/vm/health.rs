@@ -8,7 +8,8 @@ use stead_schemas::health::{HealthOf, HealthStatus, Verdict};
 use stead_schemas::instance::{Instance, Power};
 use stead_schemas::meta::Object;
 
-use super::plan::{has_ended, has_started, is_another, is_spent, wanted_run};
+use super::becoming::is_another;
+use super::plan::{has_ended, has_started, is_spent, wanted_run};
 use super::restarts::{self, Follows};
 use super::{Action, Observed};
 use crate::host::{GuestPhase, Machine, ProbePlan, ProbeSeen, VmmState};

@@ -29,6 +29,7 @@
 //! a knock is a --Wake-->, then --Unwatch, Restore--> as above, and --HandOver--> when it runs.
 
 pub mod admission;
+mod becoming;
 #[cfg(test)]
 mod connections;
 mod doors;

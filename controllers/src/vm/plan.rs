@@ -13,9 +13,12 @@ use stead_schemas::names::Uid;
 use stead_schemas::policy::RestartReason;
 use stead_schemas::snapshot::PackingState;
 
+use super::becoming::{
+    incarnation, is_another, is_prepared, is_used_up, plan_adopt, plan_assume, plan_used_up,
+};
 use super::restarts::Follows;
-use super::{Action, Observed, OriginSeen, doors, health, idle};
-use crate::host::{AdoptPlan, GuestPhase, LaunchPlan, Machine, VmmState};
+use super::{Action, Observed, doors, health, idle};
+use crate::host::{GuestPhase, LaunchPlan, Machine, VmmState};
 use crate::runtime::{Desired, Plan, Refusal, Wait};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
@@ -37,6 +40,7 @@ fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp
         Desired::Present(object) if object.spec.expires_at.is_some_and(|at| at <= now) => {
             act(Action::Expire(seen.uid.clone()))
         }
+        Desired::Present(object) if is_used_up(object, seen) => plan_used_up(object, now),
         Desired::Present(object) if idle::is_void(object, seen) => idle::wake(object, PowerCause::Client),
         Desired::Present(object) => match (&seen.machine, wanted_run(object)) {
             (None, Some(_)) if object.awaits_memory().is_some() => plan_adopt(object, seen, now),
@@ -168,45 +172,6 @@ fn plan_kept(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan
     }
 }
 
-/// The memory of the snapshot that it begins with becomes its own, once.
-fn plan_adopt(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
-    let Some(origin) = object.awaits_memory() else { return Plan::Converged };
-    if seen.saved(object).is_some() {
-        // Before a VM runs from it: a second time it would be older than the disk.
-        return wait(Reason::Converging, "recording that the memory was taken over", Some(now));
-    }
-    if seen.memory.is_some() {
-        return act(Action::DiscardMemory(object.meta.uid.clone()));
-    }
-    if let Some(plan) = origin_trouble(seen) {
-        return plan;
-    }
-    if !seen.parts.is_disk_ready {
-        return wait(Reason::WaitingForDisk, "the root overlay is being copied", None);
-    }
-    act(Action::Adopt(Box::new(AdoptPlan {
-        owner: object.meta.uid.clone(),
-        snapshot: origin.snapshot.clone(),
-        generation: origin.generation,
-        run: object.spec.run,
-        overlay: object.spec.allocated.disk.clone(),
-    })))
-}
-
-/// What keeps an instance from the snapshot that it begins with.
-fn origin_trouble(seen: &Observed) -> Option<Plan<Action>> {
-    let message = match seen.parts.origin.as_ref()? {
-        OriginSeen::Ready => return None,
-        OriginSeen::Pending => {
-            let message = "the snapshot that it begins with is being taken";
-            return Some(wait(Reason::WaitingForSnapshot, message, None));
-        }
-        OriginSeen::Failed(why) => format!("the snapshot that it begins with failed: {why}"),
-        OriginSeen::Gone => "the snapshot that it begins with is gone".to_owned(),
-    };
-    Some(Plan::Refuse(Refusal { reason: Reason::SnapshotFailed, message }))
-}
-
 /// A machine of the wanted run: bring it to a running program, or record how it ended.
 fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Timestamp) -> Plan<Action> {
     let uid = || object.meta.uid.clone();
@@ -229,6 +194,7 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
         VmmState::Running => match machine.guest.phase {
             GuestPhase::Ready if machine.is_network_cut => plan_reconnect(object, seen),
             GuestPhase::Ready if is_another(object, machine) => plan_assume(object, machine, seen),
+            GuestPhase::Ready if object.is_pooled() => act(Action::Pause(uid())),
             GuestPhase::Ready if object.spec.power == Power::Standby => {
                 let disturbance = idle::disturbance(object, seen);
                 disturbance.map_or_else(|| act(Action::Pause(uid())), |by| idle::wake(object, by))
@@ -254,36 +220,7 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
     }
 }
 
-/// Its guest still takes itself for the one whose memory it goes on from.
-pub(super) fn is_another(object: &Object<Instance>, machine: &Machine) -> bool {
-    // One that boots is told at once; only memories of others are not of this life.
-    object.spec.origin.is_some() && machine.guest.incarnation.as_ref() != Some(&incarnation(object))
-}
-
-/// A life of an instance: from a boot or from a snapshot of it.
-fn incarnation(object: &Object<Instance>) -> String {
-    let life = object.spec.origin.as_ref().map_or(0, |origin| origin.generation);
-    format!("{}-{life}", object.meta.uid)
-}
-
-fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
-    if let Some(why) = &machine.guest.assume_error {
-        let message = format!("the guest could not become this instance: {why}");
-        return Plan::Refuse(Refusal { reason: Reason::GuestBootFailed, message });
-    }
-    if machine.guest.is_identity_told {
-        return wait(Reason::WaitingForGuest, "the guest is becoming this instance", None);
-    }
-    let assumed = guest::Assumed {
-        incarnation: incarnation(object),
-        hostname: object.meta.name.to_string(),
-        machine_id: machine_id(&object.meta.uid),
-        network: guest_network(seen),
-    };
-    act(Action::Assume(object.meta.uid.clone(), Box::new(assumed)))
-}
-
-fn guest_network(seen: &Observed) -> Option<guest::NetworkConfig> {
+pub(super) fn guest_network(seen: &Observed) -> Option<guest::NetworkConfig> {
     seen.parts.port.as_ref().map(|port| guest::NetworkConfig {
         address: port.card.address,
         prefix: port.prefix,
@@ -303,13 +240,13 @@ fn plan_paused(object: &Object<Instance>, machine: &Machine, seen: &Observed) ->
     }
     match seen.saved(object) {
         Some(_) if is_standby => act(Action::Kill(uid())),
-        // Held ready; its memory stays, so that nothing is lost with its process.
-        Some(_) if object.is_pooled() => Plan::Converged,
         _ if seen.has_saved() => act(Action::DiscardMemory(uid())),
         // An end is recorded, not saved.
         _ if is_standby && machine.guest.exit.is_none() && has_started(object, machine) => {
             act(Action::Save(uid(), object.spec.standby))
         }
+        // Held until it is taken.
+        _ if object.is_pooled() && is_prepared(object, machine) => Plan::Converged,
         _ => act(Action::Resume(uid())),
     }
 }
@@ -451,16 +388,16 @@ pub(super) fn machine_id(uid: &Uid) -> String {
     format!("{number:032x}")
 }
 
-fn act(action: Action) -> Plan<Action> {
+pub(super) fn act(action: Action) -> Plan<Action> {
     Plan::Act(vec![action])
 }
 
-fn wait(reason: Reason, message: impl Into<String>, until: Option<Timestamp>) -> Plan<Action> {
+pub(super) fn wait(reason: Reason, message: impl Into<String>, until: Option<Timestamp>) -> Plan<Action> {
     Plan::Wait(Wait { reason, message: message.into(), until })
 }
 
 /// `at + delay`, or the end of time.
-fn after(at: Timestamp, delay: Duration) -> Timestamp {
+pub(super) fn after(at: Timestamp, delay: Duration) -> Timestamp {
     let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
     at.saturating_add(delay).unwrap_or(Timestamp::MAX)
 }

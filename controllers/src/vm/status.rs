@@ -7,7 +7,8 @@ use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, State, VmmD
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
 
-use super::plan::{has_ended, has_started, is_another, is_boot_overdue, is_spent, wanted_run};
+use super::becoming::{is_another, is_prepared};
+use super::plan::{has_ended, has_started, is_boot_overdue, is_spent, wanted_run};
 use super::{Observed, health, idle, restarts};
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Outcome, PassEnd, conditions};
@@ -18,6 +19,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
         Some(seen) => {
             pin_image(&mut status, object, seen);
             record_adoption(&mut status, object, seen);
+            status.prepared_launch = prepared_launch(object, seen);
             restarts::begin_run(&mut status, object);
             record_end(&mut status, object, seen, end.now);
             record_death(&mut status, object, seen, end.now);
@@ -94,6 +96,12 @@ fn record_adoption(status: &mut InstanceStatus, object: &Object<Instance>, seen:
     {
         status.adopted = origin.generation;
     }
+}
+
+fn prepared_launch(object: &Object<Instance>, seen: &Observed) -> Option<Timestamp> {
+    let machine =
+        seen.machine.as_ref().filter(|machine| object.is_pooled() && is_prepared(object, machine))?;
+    Some(machine.launched_at)
 }
 
 /// The end of a run is stored before the guest is told that it may go.

@@ -87,7 +87,7 @@ pub(super) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         is_exit_acknowledged: false,
         incarnation: None,
         assume_error: None,
-        is_identity_told: false,
+        identity_told: None,
     };
     Machine {
         owner: uid(),
@@ -445,7 +445,7 @@ prop_compose! {
     ) -> Machine {
         let exit = (phase == GuestPhase::Exited)
             .then(|| Exit { code: Some(1), message: String::new(), is_boot_failure: false });
-        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, assume_error: None, is_identity_told: false };
+        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, assume_error: None, identity_told: None };
         Machine { run, guest, launched_at: at(200 - age), ..machine(vmm, phase) }
     }
 }

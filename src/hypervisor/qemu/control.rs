@@ -163,7 +163,7 @@ impl Channel {
         let mut useless = Useless::default();
         self.nonce = self.nonce.wrapping_add(1);
         // What was on its way through an earlier connection may be lost.
-        self.view.lock().unwrap_or_else(PoisonError::into_inner).is_identity_told = false;
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).identity_told = None;
         let nonce = self.nonce;
         if !send(&mut writer, &ToGuest::Attach { nonce }).await {
             return "the first frame was not taken";

@@ -351,7 +351,8 @@ impl Machines for Qemu {
         let new_token = attached.control.tokens().begin(&assumed.incarnation)?;
         let token = attached.control.token();
         let request = ToGuest::Assume { token, new_token, seed, assumed: Box::new(assumed.clone()) };
-        attached.control.ask(request, |view| view.is_identity_told = true).map_err(failed)
+        let told = Some(assumed.incarnation.clone());
+        attached.control.ask(request, |view| view.identity_told = told).map_err(failed)
     }
 
     async fn configure(&self, owner: &Uid, config: &guest::Config) -> Result<(), HostError> {
@@ -442,7 +443,7 @@ fn silent() -> GuestView {
         is_exit_acknowledged: false,
         incarnation: None,
         assume_error: None,
-        is_identity_told: false,
+        identity_told: None,
     }
 }
 

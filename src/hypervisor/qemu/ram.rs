@@ -17,7 +17,7 @@ const BLOCK: usize = 4096;
 /// Of one read.
 const CHUNK: usize = 256 * BLOCK;
 /// Threads of one copy: as many as a copy is worth, on a host that has them.
-const PARTS: u64 = 4;
+const THREADS_MAX: usize = 4;
 /// Of the anonymous file; found again as `/memfd:stead-ram` among the VMM's descriptors.
 const ANONYMOUS: &str = "stead-ram";
 
@@ -43,35 +43,58 @@ pub(super) fn ram_of(pid: u32) -> io::Result<File> {
     File::open(ram)
 }
 
+/// What else the host has to do meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beside {
+    Nothing,
+    /// A VMM starts, and is waited for as well.
+    Start,
+}
+
+impl Beside {
+    fn threads(self) -> u64 {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let free = match self {
+            Self::Nothing => cores,
+            Self::Start => cores - 1,
+        };
+        free.clamp(1, THREADS_MAX) as u64
+    }
+}
+
 /// Copies what is not zero into an empty file. Its length, and a sum of where those blocks are and
 /// what is in them: the same for holes and for zeros.
-pub(super) fn copy_ram(from: &File, to: &File) -> io::Result<(u64, u32)> {
+pub(super) fn copy_ram(from: &File, to: &File, beside: Beside) -> io::Result<(u64, u32)> {
     to.set_len(from.metadata()?.len())?;
-    in_parts(from, |start, end| each_run_between(from, start, end, |at, run| to.write_all_at(run, at)))
+    in_parts(from, beside, |start, end| {
+        each_run_between(from, start, end, |at, run| to.write_all_at(run, at))
+    })
 }
 
 /// Makes an older copy the same, by writing only what differs: most of a guest's RAM stays as it was.
 pub(super) fn update_ram(from: &File, to: &File) -> io::Result<(u64, u32)> {
     to.set_len(from.metadata()?.len())?;
-    in_parts(from, |start, end| update_between(from, to, start, end))
+    in_parts(from, Beside::Nothing, |start, end| update_between(from, to, start, end))
 }
 
 /// The length and the sum that a copy would have.
 pub(super) fn sum_ram(from: &File) -> io::Result<(u64, u32)> {
-    in_parts(from, |start, end| each_run_between(from, start, end, |_, _| Ok(())))
+    in_parts(from, Beside::Nothing, |start, end| each_run_between(from, start, end, |_, _| Ok(())))
 }
 
 /// Goes over the parts of a file side by side: a VM is held meanwhile, or waited for. Its length, and
 /// the sum of its parts' sums.
 fn in_parts(
     from: &File,
+    beside: Beside,
     part_sum: impl Fn(u64, u64) -> io::Result<flate2::Crc> + Sync,
 ) -> io::Result<(u64, u32)> {
     let length = from.metadata()?.len();
-    let part = length.div_ceil(PARTS).next_multiple_of(CHUNK as u64).max(CHUNK as u64);
+    let parts = beside.threads();
+    let part = length.div_ceil(parts).next_multiple_of(CHUNK as u64).max(CHUNK as u64);
     let part_sum = &part_sum;
     let sums = std::thread::scope(|scope| {
-        let parts: Vec<_> = (0..PARTS)
+        let parts: Vec<_> = (0..parts)
             .map(|index| {
                 let (start, end) = (part.saturating_mul(index), part.saturating_mul(index + 1).min(length));
                 scope.spawn(move || part_sum(start, end))
@@ -232,8 +255,8 @@ mod tests {
         }
         // Written and yet zero.
         from.write_all_at(&vec![0; CHUNK], CHUNK as u64 * 5).expect("in memory");
-        let sum = copy_ram(&from, &to).expect("in memory");
-        assert_eq!(copy_ram(&to, &back).expect("in memory"), sum);
+        let sum = copy_ram(&from, &to, Beside::Nothing).expect("in memory");
+        assert_eq!(copy_ram(&to, &back, Beside::Start).expect("in memory"), sum);
         assert_eq!(sum_ram(&back).expect("in memory"), sum);
         let all = |file: &File| {
             let mut bytes = vec![0; length];
@@ -253,7 +276,7 @@ mod tests {
         assert!(to.metadata().expect("in memory").blocks() * 512 < CHUNK as u64, "zeros are holes");
         to.write_all_at(&[9], CHUNK as u64 * 7).expect("in memory");
         assert_ne!(
-            copy_ram(&to, &anonymous().expect("in memory")).expect("in memory"),
+            copy_ram(&to, &anonymous().expect("in memory"), Beside::Nothing).expect("in memory"),
             sum_ram(&from).expect("in memory"),
             "a changed byte shows"
         );

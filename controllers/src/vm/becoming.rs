@@ -1,0 +1,212 @@
+//! Forks: from the memory of another to an instance of its own. Members of a pool come as far as that
+//! in advance, but for their name.
+//!
+//! ```text
+//! fork     adopt, restore, resume, assume: Running
+//! member   adopt, restore, resume, assume, pause: held      taken: resume, assume the name: Running
+//! ```
+
+use jiff::Timestamp;
+use stead_schemas::condition::Reason;
+use stead_schemas::guest;
+use stead_schemas::instance::{Instance, State};
+use stead_schemas::limits::POOL_RETRY;
+use stead_schemas::meta::Object;
+
+use super::plan::{act, after, guest_network, machine_id, wait};
+use super::{Action, Observed, OriginSeen};
+use crate::host::{AdoptPlan, Machine, VmmState};
+use crate::runtime::{Plan, Refusal};
+
+/// The memory of the snapshot that it begins with becomes its own, once.
+pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    let Some(origin) = object.awaits_memory() else { return Plan::Converged };
+    if seen.saved(object).is_some() {
+        // Before a VM runs from it: a second time it would be older than the disk.
+        return wait(Reason::Converging, "recording that the memory was taken over", Some(now));
+    }
+    if seen.memory.is_some() {
+        return act(Action::DiscardMemory(object.meta.uid.clone()));
+    }
+    if let Some(plan) = origin_trouble(seen) {
+        return plan;
+    }
+    if !seen.parts.is_disk_ready {
+        return wait(Reason::WaitingForDisk, "the root overlay is being copied", None);
+    }
+    act(Action::Adopt(Box::new(AdoptPlan {
+        owner: object.meta.uid.clone(),
+        snapshot: origin.snapshot.clone(),
+        generation: origin.generation,
+        run: object.spec.run,
+        overlay: object.spec.allocated.disk.clone(),
+    })))
+}
+
+/// What keeps an instance from the snapshot that it begins with.
+fn origin_trouble(seen: &Observed) -> Option<Plan<Action>> {
+    let message = match seen.parts.origin.as_ref()? {
+        OriginSeen::Ready => return None,
+        OriginSeen::Pending => {
+            let message = "the snapshot that it begins with is being taken";
+            return Some(wait(Reason::WaitingForSnapshot, message, None));
+        }
+        OriginSeen::Failed(why) => format!("the snapshot that it begins with failed: {why}"),
+        OriginSeen::Gone => "the snapshot that it begins with is gone".to_owned(),
+    };
+    Some(Plan::Refuse(Refusal { reason: Reason::SnapshotFailed, message }))
+}
+
+/// Its guest still takes itself for the one whose memory it goes on from.
+pub(super) fn is_another(object: &Object<Instance>, machine: &Machine) -> bool {
+    // One that boots is told at once; only memories of others are not of this life.
+    object.spec.origin.is_some() && machine.guest.incarnation.as_ref() != Some(&incarnation(object))
+}
+
+/// A life of an instance: from a boot or from a snapshot of it. A member of a pool is yet to be named.
+pub(super) fn incarnation(object: &Object<Instance>) -> String {
+    let life = object.spec.origin.as_ref().map_or(0, |origin| origin.generation);
+    let unnamed = if object.is_pooled() { "-unnamed" } else { "" };
+    format!("{}-{life}{unnamed}", object.meta.uid)
+}
+
+/// A member of a pool that has become all that it will be but for its name, by its own word or, of one
+/// that has been held since, by the record.
+pub(super) fn is_prepared(object: &Object<Instance>, machine: &Machine) -> bool {
+    !is_another(object, machine) || object.status.prepared_launch == Some(machine.launched_at)
+}
+
+/// A member of a pool whose VM ended: its disk has moved on from the memory that it began with, and one
+/// that boots is not what a fork asks for.
+pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
+    let is_up = seen.machine.as_ref().is_some_and(|machine| machine.vmm != VmmState::Dead);
+    object.is_pooled()
+        && object.status.adopted != 0
+        && object.awaits_memory().is_none()
+        && seen.saved(object).is_none()
+        && !is_up
+}
+
+/// Another takes its place; not at once, so that a program that ends at once does not keep the host busy.
+pub(super) fn plan_used_up(object: &Object<Instance>, now: Timestamp) -> Plan<Action> {
+    let is_recorded = matches!(object.status.state, State::Created | State::Stopped);
+    let due = object.status.state_since.filter(|_| is_recorded).map_or(now, |since| after(since, POOL_RETRY));
+    if is_recorded && now >= due {
+        return act(Action::Expire(object.meta.uid.clone()));
+    }
+    wait(Reason::ProgramExited, "a member of a pool that ended is replaced after a delay", Some(due))
+}
+
+pub(super) fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
+    if let Some(why) = &machine.guest.assume_error {
+        let message = format!("the guest could not become this instance: {why}");
+        return Plan::Refuse(Refusal { reason: Reason::GuestBootFailed, message });
+    }
+    let incarnation = incarnation(object);
+    if machine.guest.identity_told.as_ref() == Some(&incarnation) {
+        return wait(Reason::WaitingForGuest, "the guest is becoming this instance", None);
+    }
+    let assumed = guest::Assumed {
+        incarnation,
+        hostname: object.meta.name.to_string(),
+        machine_id: machine_id(&object.meta.uid),
+        network: guest_network(seen),
+    };
+    act(Action::Assume(object.meta.uid.clone(), Box::new(assumed)))
+}
+
+#[cfg(test)]
+mod tests {
+    use stead_schemas::instance::{Origin, Power};
+
+    use super::super::tests::{at, instance, machine, name, seen, uid};
+    use super::*;
+    use crate::host::GuestPhase::{Ready, Silent};
+    use crate::host::Memory;
+    use crate::runtime::{Desired, PassEnd};
+    use crate::vm::plan::plan;
+    use crate::vm::status::status;
+
+    /// A member of a pool, or the fork that it became; its memory is taken over.
+    fn fork(power: Power) -> Object<Instance> {
+        let mut object = instance(power, 1, 0);
+        object.spec.origin =
+            Some(Origin { snapshot: uid(), generation: 1, memory_for_run: Some(1), image_digest: None });
+        object.status.adopted = 1;
+        object
+    }
+
+    fn heard(vmm: VmmState, incarnation: &str) -> Machine {
+        let mut machine = machine(vmm, Ready);
+        machine.guest.incarnation = Some(incarnation.to_owned());
+        machine
+    }
+
+    #[test]
+    fn a_member_of_a_pool_comes_as_far_as_its_name_in_advance() {
+        use VmmState::{Dead, Paused, Running};
+        let of_source = || heard(Running, "the source-0");
+        let told = {
+            let mut machine = of_source();
+            machine.guest.identity_told = Some(incarnation(&fork(Power::Warm)));
+            machine
+        };
+        let unnamed = |vmm| heard(vmm, &incarnation(&fork(Power::Warm)));
+        let mut held = fork(Power::Warm);
+        (held.status.prepared_launch, held.status.state) = (Some(at(0)), State::Paused);
+        let mut of_another_launch = fork(Power::Warm);
+        of_another_launch.status.prepared_launch = Some(at(1));
+        let (member, taken) = (fork(Power::Warm), fork(Power::Running));
+        let mut named = heard(Running, &incarnation(&taken));
+        named.guest.identity_told = Some(incarnation(&taken));
+        for (object, machine, memory, expected) in [
+            (&member, Some(machine(Paused, Silent)), Some(Memory::Loose), "Resume"),
+            (&member, Some(machine(Paused, Silent)), None, "Resume"),
+            (&member, Some(of_source()), None, "Assume"),
+            (&member, Some(told), None, "Wait WaitingForGuest"),
+            (&member, Some(unnamed(Running)), None, "Pause"),
+            (&member, Some(unnamed(Paused)), None, "Converged"),
+            // Not heard by this daemon: what the last one recorded counts, of this very launch.
+            (&held, Some(machine(Paused, Silent)), None, "Converged"),
+            (&of_another_launch, Some(machine(Paused, Silent)), None, "Resume"),
+            // It never boots: what it began with is spent.
+            (&held, Some(machine(Dead, Ready)), None, "Wait ProgramExited"),
+            (&held, None, None, "Wait ProgramExited"),
+            // Taken: only its name is new.
+            (&taken, Some(unnamed(Paused)), None, "Resume"),
+            (&taken, Some(unnamed(Running)), None, "Assume"),
+            (&taken, Some(named), None, "Converged"),
+        ] {
+            let mut seen = seen(machine);
+            seen.memory = memory;
+            let planned = name(&plan(&Desired::Present(object), &seen, at(2)));
+            assert_eq!(planned, expected, "{:?} {:?}", object.spec.power, seen.machine);
+        }
+    }
+
+    #[test]
+    fn only_a_member_that_is_prepared_and_held_is_warm() {
+        let end = PassEnd { now: at(2), outcome: crate::runtime::Outcome::Converged };
+        let after = |mut object: Object<Instance>, machine| {
+            object.status = status(&object, Some(&seen(Some(machine))), &end);
+            object
+        };
+        let unnamed = |vmm| heard(vmm, &incarnation(&fork(Power::Warm)));
+        assert!(!after(fork(Power::Warm), machine(VmmState::Paused, Silent)).is_warm());
+        assert!(!after(fork(Power::Warm), unnamed(VmmState::Running)).is_warm());
+        let held = after(fork(Power::Warm), unnamed(VmmState::Paused));
+        assert!(held.is_warm());
+        assert!(after(held.clone(), machine(VmmState::Paused, Silent)).is_warm(), "by the record");
+        assert!(!after(held, machine(VmmState::Dead, Silent)).is_warm());
+    }
+
+    #[test]
+    fn one_that_ended_is_replaced_after_a_delay() {
+        let mut object = fork(Power::Warm);
+        (object.status.state, object.status.state_since) = (State::Created, Some(at(2)));
+        let planned = |now| name(&plan(&Desired::Present(&object), &seen(None), at(now)));
+        let due = 2 + i64::try_from(POOL_RETRY.as_secs()).expect("short");
+        assert_eq!(planned(due - 1), "Wait ProgramExited");
+        assert_eq!(planned(due), "Expire");
+    }
+}
