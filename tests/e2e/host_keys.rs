@@ -74,6 +74,30 @@ async fn made(site: &Site, path: &str, body: Value) -> Value {
     answer.body
 }
 
+/// One that never had its source's memory finds that the disk was another's.
+async fn boots_with_its_own(site: &Site, seen: &[BTreeMap<String, String>]) {
+    let cold = made(site, "/instances/box/fork", json!({ "name": "cold" })).await;
+    assert_eq!(cold["state"], "Stopped", "{cold:#}");
+    let mut of_cold = BTreeMap::new();
+    for round in 0..2 {
+        let started = site.request(Method::POST, "/instances/cold/start", None).await;
+        assert_eq!(started.status, StatusCode::OK, "{started:?}");
+        site.until_state("cold", "Running").await;
+        let keys = keys(site, "cold").await;
+        for (kind, key) in &keys {
+            assert!(
+                seen.iter().all(|other| other[kind] != *key),
+                "{kind} of a fork that booted is another's"
+            );
+        }
+        // And has them from then on.
+        assert!(round == 0 || keys == of_cold);
+        of_cold = keys;
+        let stopped = site.request(Method::POST, "/instances/cold/stop", None).await;
+        assert_eq!(stopped.status, StatusCode::OK, "{stopped:?}");
+    }
+}
+
 #[test]
 fn every_fork_has_host_keys_of_its_own_and_whoever_stays_himself_keeps_his() {
     in_namespace(async || {
@@ -99,6 +123,7 @@ fn every_fork_has_host_keys_of_its_own_and_whoever_stays_himself_keeps_his() {
         // Back in an earlier moment of its own, it is still whom its clients know.
         let stopped = site.request(Method::POST, "/instances/box/stop", None).await;
         assert_eq!(stopped.status, StatusCode::OK, "{stopped:?}");
+        boots_with_its_own(&site, &seen).await;
         let path = format!("/instances/box/snapshots/{}/restore", snapshot["id"].as_str().expect("an id"));
         let restored = site.request(Method::POST, &path, None).await;
         assert_eq!((restored.status, &restored.body["state"]), (StatusCode::OK, &json!("Running")));

@@ -10,6 +10,7 @@ mod debian;
 mod drift;
 mod forks;
 mod full;
+mod half_written;
 mod headers;
 mod health;
 mod host_keys;

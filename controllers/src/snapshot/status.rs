@@ -7,7 +7,7 @@ use super::Observed;
 use crate::host::{Captured, HostErrorKind};
 use crate::runtime::{Outcome, PassEnd, conditions};
 
-pub(super) const LOST: &str = "its files went missing";
+pub(super) const LOST: &str = "its files are missing or were cut off";
 
 pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &PassEnd) -> SnapshotStatus {
     let generation = object.meta.generation;

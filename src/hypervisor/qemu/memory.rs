@@ -252,6 +252,18 @@ impl MemoryDir {
         self.read(MANIFEST)
     }
 
+    /// Whether the files are there, in their lengths; their sums are for whoever uses them.
+    pub(super) fn is_whole(&self, manifest: &Manifest) -> bool {
+        let Proof { state_bytes, ram_bytes, is_ram_in_state, .. } = manifest.proof;
+        let length = |name| fs::metadata(self.saved(name)).ok().map(|file| file.len());
+        // The packed one is known by its own sums; it takes the place of the other, which is looked for first.
+        let has_ram = || match length(RAM) {
+            Some(bytes) => bytes == ram_bytes,
+            None => length(PACKED).is_some(),
+        };
+        length(STATE) == Some(state_bytes) && (is_ram_in_state || has_ram())
+    }
+
     pub(super) fn read<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, HostError> {
         match fs::read(self.saved(name)) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes)

@@ -116,6 +116,8 @@ impl Qemu {
         let missing =
             || HostError::new(HostErrorKind::Missing, "take over the memory of", plan.snapshot.as_str());
         let manifest = from.manifest()?.ok_or_else(missing)?;
+        // Before its RAM is taken for one that was checked already.
+        self.check_whole(&plan.snapshot)?;
         let overlay = FileMark::of(&(self.config.disk)(&plan.overlay))
             .map_err(|error| HostError::io("look at the disk of", plan.owner.as_str(), error))?;
         let origin = Origin {

@@ -50,9 +50,7 @@ impl Snapshots for Qemu {
             return Ok(None);
         }
         let Some(manifest) = dir.read::<Manifest>(MANIFEST)? else { return Ok(Some(Captured::Loose)) };
-        let is_whole = fs::metadata(dir.saved(SNAPSHOT_DISK))
-            .is_ok_and(|disk| disk.len() == manifest.disk_bytes)
-            && (manifest.kind == SnapshotKind::Stopped || dir.manifest()?.is_some());
+        let is_whole = is_whole(&dir, &manifest)?;
         let Manifest { kind, captured_at, disk_bytes: _ } = manifest;
         let size = Bytes(allocated_in(&dir));
         let packing = match dir.manifest()? {
@@ -119,7 +117,27 @@ impl Snapshots for Qemu {
     }
 }
 
+/// Nothing was taken from what was published, or cut off.
+fn is_whole(dir: &MemoryDir, manifest: &Manifest) -> Result<bool, HostError> {
+    let disk = fs::metadata(dir.saved(SNAPSHOT_DISK));
+    let has_disk = disk.is_ok_and(|disk| disk.len() == manifest.disk_bytes);
+    let has_memory = || Ok(dir.manifest()?.is_some_and(|memory| dir.is_whole(&memory)));
+    Ok(has_disk && (manifest.kind == SnapshotKind::Stopped || has_memory()?))
+}
+
 impl Qemu {
+    /// Whoever begins with a snapshot looks that it is still as it was taken.
+    pub(super) fn check_whole(&self, snapshot: &Uid) -> Result<(), HostError> {
+        let dir = self.snapshot_dir(snapshot);
+        let is_whole = match dir.read::<Manifest>(MANIFEST)? {
+            Some(manifest) => is_whole(&dir, &manifest)?,
+            None => false,
+        };
+        let damaged =
+            || HostError::new(HostErrorKind::Permanent, "begin with the snapshot", snapshot.as_str());
+        if is_whole { Ok(()) } else { Err(damaged().because("its files are not what was taken")) }
+    }
+
     fn snapshot_dir(&self, snapshot: &Uid) -> MemoryDir {
         MemoryDir::of_snapshot(&self.config.data_dir, snapshot)
     }
