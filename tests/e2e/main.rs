@@ -31,3 +31,4 @@ mod stage;
 mod standby;
 mod system;
 mod tls;
+mod transitions;
