@@ -24,6 +24,7 @@ mod policies;
 mod programs;
 #[path = "../sdk/python.rs"]
 mod python;
+mod reboot;
 mod schedules;
 mod site;
 mod socket;
