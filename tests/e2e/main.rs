@@ -6,6 +6,7 @@
 mod agent;
 mod auto_standby;
 mod crash;
+mod deaths;
 mod debian;
 mod drift;
 mod forks;

@@ -1,0 +1,293 @@
+//! VMMs killed at every step of a fork, with their daemon and without it: afterwards the fork is
+//! somebody of its own, the source is what it was wished to be, and deletions leave nothing.
+
+use std::path::PathBuf;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::crash::EDGES;
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::site::{BOOT, Site, image};
+use crate::socket::shell;
+use crate::stage::until;
+
+const COUNTER: &str = "i=0; while true; do i=$((i+1)); echo $i >>/counts; sleep 0.5 || sleep 1; done";
+
+/// What every fork with a memory goes through from its disk on.
+const ON: [(&str, &str); 6] = [
+    ("disk", "Copy"),
+    ("instance", "Adopt"),
+    ("instance", "Restore"),
+    ("instance", "DiscardMemory"),
+    ("instance", "Resume"),
+    ("instance", "Assume"),
+];
+/// And one of an instance, whose snapshot is nobody else's.
+const FIRST: [(&str, &str); 1] = [("snapshot", "Capture")];
+const LAST: [(&str, &str); 2] = [("snapshot", "Expire"), ("snapshot", "Remove")];
+
+/// Who dies at a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Dead {
+    DaemonAndVmms,
+    Vmms,
+}
+
+/// A site whose one instance counts.
+async fn counting() -> Site {
+    let site = Site::running().await;
+    begin_to_count(&site).await;
+    site
+}
+
+async fn begin_to_count(site: &Site) {
+    site.create("box", &image("busybox"), json!({ "size": "128MB", "cmd": ["sh", "-c", COUNTER] })).await;
+    site.until_state("box", "Running").await;
+    until("a count", BOOT, async || {
+        (!shell(site, "box", "cat /counts || true").await.is_empty()).then_some(())
+    })
+    .await;
+}
+
+pub(crate) fn all_vmms_die(site: &Site) {
+    site.vmms().iter().for_each(|pid| drop(site.shell(&format!("kill -9 {pid} || true"))));
+}
+
+/// Asks for something whose step is reached once, and has everybody die who shall.
+async fn die_at(site: &mut Site, step: (&str, &str), dead: Dead, path: &str, body: Value) {
+    let failpoint = format!("{}/{}/before", step.0, step.1);
+    site.stop().await;
+    match dead {
+        Dead::DaemonAndVmms => {
+            site.spawn(Some(&failpoint));
+            site.answers().await;
+            site.attempt(Method::POST, path, Some(body)).await;
+            site.crashed(&failpoint).await;
+            all_vmms_die(site);
+            site.start().await;
+        }
+        Dead::Vmms => {
+            site.spawn_held(&failpoint);
+            site.answers().await;
+            let asked = site.attempt(Method::POST, path, Some(body));
+            let died = async {
+                site.held(&failpoint).await;
+                all_vmms_die(site);
+                site.let_go();
+            };
+            // However the request ends: what it asked for is on record.
+            tokio::join!(asked, died);
+        }
+    }
+}
+
+/// The fork is somebody of its own, and goes without a trace.
+async fn is_somebody_and_goes(site: &Site, what: &str) {
+    let fork = site.until_state("fork", "Running").await;
+    let who = shell(site, "fork", "hostname; cat /etc/machine-id; tail -n 1 /counts").await;
+    let lines: Vec<&str> = who.lines().collect();
+    assert_eq!(lines[0], "fork", "{what}: {fork:#}");
+    assert!(lines[2].parse::<u64>().is_ok_and(|count| count > 0), "{what}: its disk is the source's: {who}");
+    let id = fork["id"].as_str().expect("an id");
+    let forced = site.request(Method::DELETE, "/instances/fork?graceful_shutdown=false", None).await;
+    assert_eq!(forced.status, StatusCode::NO_CONTENT, "{what}: {forced:?}");
+    let left: Vec<PathBuf> =
+        site.instance_files().into_iter().filter(|path| path.to_string_lossy().contains(id)).collect();
+    assert_eq!(left, Vec::<PathBuf>::new(), "{what}");
+}
+
+/// The directories of snapshots.
+fn snapshots(site: &Site) -> usize {
+    std::fs::read_dir(site.data().join("snapshots")).into_iter().flatten().count()
+}
+
+/// Nothing is left but the source, whole and as it was wished.
+async fn source_is(site: &mut Site, state: &str, snapshots_left: usize, what: &str) {
+    let source = site.until_state("box", state).await;
+    assert_eq!(source["has_snapshot"], state == "Standby", "{what}: {source:#}");
+    until("the snapshots of forks to be gone", BOOT, async || {
+        (snapshots(site) == snapshots_left).then_some(())
+    })
+    .await;
+    settles(site, what).await;
+    assert_eq!(site.vmms().len(), usize::from(state == "Running"), "{what}");
+    site.start().await;
+}
+
+async fn dies_at_every_step(site: &mut Site, steps: &[(&str, &str)], path: &str, body: Value, source: &str) {
+    let snapshots = snapshots(site);
+    for step in steps {
+        for dead in [Dead::DaemonAndVmms, Dead::Vmms] {
+            let what = format!("{step:?} {dead:?}");
+            die_at(site, *step, dead, path, body.clone()).await;
+            is_somebody_and_goes(site, &what).await;
+            site.until_state("box", source).await;
+        }
+        source_is(site, source, snapshots, &format!("{step:?}")).await;
+    }
+}
+
+#[test]
+fn a_fork_of_what_runs_outlives_the_death_of_all_vmms_at_any_step() {
+    in_namespace(async || {
+        let mut site = counting().await;
+        let steps = [&FIRST[..], &ON, &LAST].concat();
+        let body = json!({ "name": "fork", "from_running": true });
+        for step in steps {
+            dies_at_every_step(&mut site, &[step], "/instances/box/fork", body.clone(), "Running").await;
+            // One whose VMM dies again and again comes back later and later.
+            site.delete("box").await;
+            begin_to_count(&site).await;
+        }
+    });
+}
+
+#[test]
+fn a_fork_of_a_standby_outlives_the_death_of_all_vmms_at_any_step() {
+    in_namespace(async || {
+        let mut site = counting().await;
+        let answer = site.request(Method::POST, "/instances/box/standby", None).await;
+        assert_eq!((answer.status, &answer.body["state"]), (StatusCode::OK, &json!("Standby")), "{answer:?}");
+        let steps = [&FIRST[..], &ON, &LAST].concat();
+        let body = json!({ "name": "fork", "target_state": "Running" });
+        dies_at_every_step(&mut site, &steps, "/instances/box/fork", body, "Standby").await;
+        // What the forks shared with it is still all there.
+        let kept = site.request(Method::POST, "/instances/box/restore", None).await;
+        assert_eq!((kept.status, &kept.body["state"]), (StatusCode::OK, &json!("Running")), "{kept:?}");
+        settles(&mut site, "the source's own restore").await;
+    });
+}
+
+#[test]
+fn a_fork_of_a_snapshot_outlives_the_death_of_all_vmms_at_any_step() {
+    in_namespace(async || {
+        let mut site = counting().await;
+        let taken = json!({ "kind": "Standby" });
+        let taken = site.request(Method::POST, "/instances/box/snapshots", Some(taken)).await;
+        assert_eq!(taken.status, StatusCode::CREATED, "{taken:?}");
+        let path = format!("/snapshots/{}/fork", taken.body["id"].as_str().expect("an id"));
+        let stopped = site.request(Method::POST, "/instances/box/stop", None).await;
+        assert_eq!((stopped.status, &stopped.body["state"]), (StatusCode::OK, &json!("Stopped")));
+        dies_at_every_step(&mut site, &ON, &path, json!({ "name": "fork" }), "Stopped").await;
+    });
+}
+
+/// Slow enough to be met at work.
+const SLOW: &str = "9";
+
+/// Of a saved memory: its RAM is there in one form at least, whole by its name.
+fn is_plain_or_packed(site: &Site, directory: &str, what: &str) {
+    let saved = site.data().join(directory).join("saved");
+    let forms = ["ram", "ram.packed"].map(|name| saved.join(name).exists());
+    assert!(forms.contains(&true), "{what}: neither is in {}", saved.display());
+}
+
+async fn is_packed(site: &Site, directory: &str) {
+    let saved = site.data().join(directory).join("saved");
+    until("it to be compressed", BOOT, async || {
+        let only_packed = saved.join("ram.packed").exists() && !saved.join("ram").exists();
+        (only_packed && !saved.join("ram.packing").exists()).then_some(())
+    })
+    .await;
+}
+
+fn compression(level: &str) -> Value {
+    json!({ "enabled": true, "algorithm": "zstd", "level": level.parse::<u32>().expect("a number") })
+}
+
+/// Of the daemon's life after the compression began.
+const MOMENTS_MILLIS: [u64; 4] = [0, 20, 60, 150];
+
+/// The next daemon that has the site is killed while a compression is at work in the directory, a
+/// moment after it began; whether it was still at work then.
+async fn killed_at_work(site: &mut Site, directory: &str, moment: u64, what: &str) -> bool {
+    let packing = site.data().join(directory).join("saved/ram.packing");
+    let packed = site.data().join(directory).join("saved/ram.packed");
+    until("the compression", BOOT, async || (packing.exists() || packed.exists()).then_some(())).await;
+    tokio::time::sleep(std::time::Duration::from_millis(moment)).await;
+    site.kill().await;
+    all_vmms_die(site);
+    is_plain_or_packed(site, directory, what);
+    let was_at_work = packing.exists();
+    site.start().await;
+    was_at_work
+}
+
+#[test]
+fn a_compression_that_is_killed_at_any_moment_leaves_the_memory_plain_or_packed() {
+    in_namespace(async || {
+        let mut site = counting().await;
+        let id = site.get("box").await["id"].as_str().expect("an id").to_owned();
+        let memory = format!("memory/{id}");
+        let started = site.get("box").await["started_at"].clone();
+        let mut met_at_work = 0;
+        for edge in EDGES {
+            let what = format!("instance/Compress/{edge}");
+            let body = json!({ "compression": compression("1") });
+            site.stop().await;
+            site.spawn(Some(&what));
+            site.answers().await;
+            site.attempt(Method::POST, "/instances/box/standby", Some(body)).await;
+            site.crashed(&what).await;
+            is_plain_or_packed(&site, &memory, &what);
+            site.start().await;
+            is_packed(&site, &memory).await;
+            goes_on(&site, &started, &what).await;
+        }
+        for moment in MOMENTS_MILLIS {
+            let what = format!("{moment} ms of the compression of a standby");
+            let body = json!({ "compression": compression(SLOW) });
+            site.attempt(Method::POST, "/instances/box/standby", Some(body)).await;
+            met_at_work += usize::from(killed_at_work(&mut site, &memory, moment, &what).await);
+            is_packed(&site, &memory).await;
+            goes_on(&site, &started, &what).await;
+        }
+        assert!(met_at_work > 0, "no compression of a standby was met at work");
+        met_at_work = 0;
+        for moment in MOMENTS_MILLIS {
+            let what = format!("{moment} ms of the compression of a snapshot");
+            let body = json!({ "kind": "Standby", "compression": compression(SLOW) });
+            site.until_state("box", "Running").await;
+            let taken = site.request(Method::POST, "/instances/box/snapshots", Some(body)).await;
+            assert_eq!(taken.status, StatusCode::CREATED, "{what}: {taken:?}");
+            let snapshot = taken.body["id"].as_str().expect("an id").to_owned();
+            let directory = format!("snapshots/{snapshot}");
+            met_at_work += usize::from(killed_at_work(&mut site, &directory, moment, &what).await);
+            serves_a_packed_fork(&site, &snapshot, &what).await;
+        }
+        assert!(met_at_work > 0, "no compression of a snapshot was met at work");
+        for dead in [Dead::DaemonAndVmms, Dead::Vmms] {
+            let what = format!("snapshot/Compress {dead:?}");
+            site.until_state("box", "Running").await;
+            let body = json!({ "kind": "Standby", "compression": compression("1") });
+            die_at(&mut site, ("snapshot", "Compress"), dead, "/instances/box/snapshots", body).await;
+            let all = site.request(Method::GET, "/snapshots", None).await.body;
+            let snapshot = all[0]["id"].as_str().expect("the only one").to_owned();
+            is_plain_or_packed(&site, &format!("snapshots/{snapshot}"), &what);
+            serves_a_packed_fork(&site, &snapshot, &what).await;
+        }
+        source_is(&mut site, "Running", 0, "compressions").await;
+    });
+}
+
+/// The same run, from the memory that was kept.
+async fn goes_on(site: &Site, started: &Value, what: &str) {
+    let answer = site.request(Method::POST, "/instances/box/restore", None).await;
+    let (state, since) = (&answer.body["state"], &answer.body["started_at"]);
+    assert_eq!((answer.status, state, since), (StatusCode::OK, &json!("Running"), started), "{what}");
+    let count = async || shell(site, "box", "tail -n 1 /counts").await.parse::<u64>().ok();
+    let before = count().await;
+    until("the counter to go on", BOOT, async || (count().await > before).then_some(())).await;
+}
+
+async fn serves_a_packed_fork(site: &Site, snapshot: &str, what: &str) {
+    is_packed(site, &format!("snapshots/{snapshot}")).await;
+    let path = format!("/snapshots/{snapshot}/fork");
+    let fork = site.request(Method::POST, &path, Some(json!({ "name": "fork" }))).await;
+    assert_eq!(fork.status, StatusCode::CREATED, "{what}: {fork:?}");
+    is_somebody_and_goes(site, what).await;
+    let gone = site.request(Method::DELETE, &format!("/snapshots/{snapshot}"), None).await;
+    assert_eq!(gone.status, StatusCode::NO_CONTENT, "{what}: {gone:?}");
+}
