@@ -24,7 +24,7 @@ pub(crate) struct Mux(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     table: Mutex<Table>,
-    outgoing: mpsc::Sender<Frame>,
+    outgoing: mpsc::Sender<Frame<Bytes>>,
     /// One for each stream at most, so the table bounds it.
     closing: mpsc::UnboundedSender<u32>,
 }
@@ -46,16 +46,16 @@ struct Entry {
 /// What the connection's task has to send.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    frames: mpsc::Receiver<Frame>,
+    frames: mpsc::Receiver<Frame<Bytes>>,
     closing: mpsc::UnboundedReceiver<u32>,
 }
 
 impl Outgoing {
     /// The next frame of a stream; cancel safe. Pending for ever when there will be none.
-    pub(crate) async fn next(&mut self) -> Frame {
+    pub(crate) async fn next(&mut self) -> Frame<Bytes> {
         tokio::select! {
             biased;
-            Some(id) = self.closing.recv() => Frame::bare(FrameKind::Close, id),
+            Some(id) = self.closing.recv() => shared(Frame::bare(FrameKind::Close, id)),
             Some(frame) = self.frames.recv() => frame,
             else => std::future::pending().await,
         }
@@ -81,7 +81,7 @@ impl Mux {
         let stream = AgentStream { sender, receiver };
         let open = Open { token: token.clone(), request };
         let frame = Frame::json(FrameKind::Open, id, &open).map_err(|_| AgentError::Lost)?;
-        self.0.outgoing.send(frame).await.map_err(|_| AgentError::Lost)?;
+        self.0.outgoing.send(shared(frame)).await.map_err(|_| AgentError::Lost)?;
         Ok(stream)
     }
 
@@ -119,7 +119,7 @@ impl Mux {
     }
 
     /// Whether a frame for the guest still has its stream; a close always goes out.
-    pub(crate) fn is_wanted(&self, frame: &Frame) -> bool {
+    pub(crate) fn is_wanted(&self, frame: &Frame<Bytes>) -> bool {
         frame.kind == FrameKind::Close || self.lock().streams.contains_key(&frame.stream)
     }
 
@@ -143,6 +143,11 @@ impl Mux {
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Data is not copied on its way to the connection.
+fn shared(frame: Frame) -> Frame<Bytes> {
+    Frame { kind: frame.kind, stream: frame.stream, payload: frame.payload.into() }
 }
 
 fn window() -> usize {
@@ -175,7 +180,7 @@ impl StreamSender {
             let count = u32::try_from(part.len()).unwrap_or(u32::MAX);
             let spent = self.credit.acquire_many(count).await.map_err(|_| AgentError::Lost)?;
             spent.forget();
-            self.send(Frame { kind: FrameKind::Data, stream: self.id, payload: part.into() }).await?;
+            self.send(Frame { kind: FrameKind::Data, stream: self.id, payload: part }).await?;
         }
         Ok(())
     }
@@ -185,7 +190,7 @@ impl StreamSender {
     /// # Errors
     /// When the stream is over.
     pub async fn eof(&mut self) -> Result<(), AgentError> {
-        self.send(Frame::bare(FrameKind::Eof, self.id)).await
+        self.send(shared(Frame::bare(FrameKind::Eof, self.id))).await
     }
 
     /// Sends a message.
@@ -194,10 +199,10 @@ impl StreamSender {
     /// When the stream is over.
     pub async fn message(&mut self, message: &ToStream) -> Result<(), AgentError> {
         let frame = Frame::json(FrameKind::Message, self.id, message).map_err(|_| AgentError::Lost)?;
-        self.send(frame).await
+        self.send(shared(frame)).await
     }
 
-    async fn send(&self, frame: Frame) -> Result<(), AgentError> {
+    async fn send(&self, frame: Frame<Bytes>) -> Result<(), AgentError> {
         self.mux.0.outgoing.send(frame).await.map_err(|_| AgentError::Lost)
     }
 }
@@ -216,7 +221,7 @@ impl StreamReceiver {
     pub async fn next(&mut self) -> Option<Event> {
         // Before the wait: cancelled there, nothing is lost.
         if self.consumed >= RENEWAL_BYTES {
-            let frame = Frame::window(self.id, self.consumed);
+            let frame = shared(Frame::window(self.id, self.consumed));
             if let Ok(permit) = self.mux.0.outgoing.reserve().await {
                 self.inbox.renew(self.consumed);
                 permit.send(frame);
@@ -246,7 +251,7 @@ mod tests {
     use stead_schemas::guest::{FromStream, Stat};
 
     fn request() -> Request {
-        Request::Stat(Stat { path: "/".to_owned(), follows_links: false })
+        Request::Stat(Stat { path: "/".into(), follows_links: false })
     }
 
     async fn opened() -> (Mux, Outgoing, AgentStream, u32) {

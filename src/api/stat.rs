@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use stead_schemas::api::PathView;
+use stead_schemas::api::{PathView, named};
 use stead_schemas::guest::{FromStream, Request, Stat};
 
 use super::{ApiError, ApiState, socket};
@@ -21,9 +21,12 @@ pub(super) async fn stat(
     params: Result<Query<BTreeMap<String, String>>, QueryRejection>,
 ) -> Result<Json<PathView>, ApiError> {
     let Query(params) = params?;
-    let path = params.get("path").filter(|path| path.starts_with('/') && !path.contains('\0'));
-    let path = path
-        .ok_or_else(|| ApiError::bad_request("invalid_request", "path is required and must be absolute"))?;
+    let text = params.get("path").cloned().unwrap_or_default();
+    let path = named("path", text, params.get("path_base64").map(String::as_str));
+    let path = path.map_err(|why| ApiError::bad_request("invalid_request", why))?;
+    if !path.is_absolute() || path.has_nul() {
+        return Err(ApiError::bad_request("invalid_request", "path is required and must be absolute"));
+    }
     let follows_links = match params.get("follow_links").map(String::as_str) {
         None | Some("false") => false,
         Some("true") => true,
@@ -32,7 +35,7 @@ pub(super) async fn stat(
         }
     };
     let uid = socket::running(state.store(), &id?.0)?.meta.uid.clone();
-    let request = Request::Stat(Stat { path: path.clone(), follows_links });
+    let request = Request::Stat(Stat { path, follows_links });
     let mut stream = socket::open(&state, &uid, request, None).await?;
     match tokio::time::timeout(ANSWER_WAIT, stream.receiver.next()).await {
         Ok(Some(Event::Message(FromStream::Info(info)))) => Ok(Json(info.into())),

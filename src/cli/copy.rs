@@ -1,10 +1,13 @@
 //! `stead cp` and `stead stat`: files between this host and a guest.
 //!
+//! Paths are bytes on both sides, whatever they spell.
 //! The guest is not trusted here either: names that lead out of the destination end the copy, links
 //! that do are left out with a warning, and nothing is written through a link.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -14,7 +17,8 @@ use futures::{SinkExt, StreamExt};
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
-use stead_schemas::api::{CopyFrame, CopyHeader, PathView};
+use stead_schemas::api::{CopyFrame, CopyHeader, PathView, told};
+use stead_schemas::guest::BytePath;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::client::{Client, Socket};
@@ -23,8 +27,8 @@ use super::{Failure, Output};
 
 #[derive(Debug, Args)]
 pub(crate) struct Cp {
-    source: String,
-    target: String,
+    source: OsString,
+    target: OsString,
     /// Keep owners; needs root on the receiving side.
     #[arg(short, long)]
     archive: bool,
@@ -36,7 +40,7 @@ pub(crate) struct Cp {
 #[derive(Debug, Args)]
 pub(crate) struct StatPath {
     /// NAME:PATH
-    place: String,
+    place: OsString,
     #[arg(short = 'L', long)]
     follow_links: bool,
 }
@@ -44,8 +48,12 @@ pub(crate) struct StatPath {
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// `NAME:PATH`, unless the colon belongs to a path of this host.
-fn remote(text: &str) -> Option<(&str, &str)> {
-    text.split_once(':').filter(|(name, _)| !name.is_empty() && !name.contains('/') && !name.starts_with('.'))
+fn remote(text: &OsStr) -> Option<(&str, BytePath)> {
+    let bytes = text.as_bytes();
+    let colon = bytes.iter().position(|&byte| byte == b':')?;
+    let name = std::str::from_utf8(&bytes[..colon]).ok()?;
+    let is_name = !name.is_empty() && !name.contains('/') && !name.starts_with('.');
+    is_name.then(|| (name, BytePath(bytes[colon + 1..].to_vec())))
 }
 
 pub(super) async fn cp(client: &Client, cp: Cp) -> Result<(), Failure> {
@@ -54,8 +62,8 @@ pub(super) async fn cp(client: &Client, cp: Cp) -> Result<(), Failure> {
         bar.set_style(style);
     }
     let result = match (remote(&cp.source), remote(&cp.target)) {
-        (None, Some((name, path))) => upload(client, &cp, name, path, &bar).await,
-        (Some((name, path)), None) => download(client, &cp, name, path, &bar).await,
+        (None, Some((name, path))) => upload(client, &cp, name, &path, &bar).await,
+        (Some((name, path)), None) => download(client, &cp, name, &path, &bar).await,
         _ => Err(Failure::Usage("one of the two must be NAME:PATH, and only one".to_owned())),
     };
     bar.finish_and_clear();
@@ -65,9 +73,13 @@ pub(super) async fn cp(client: &Client, cp: Cp) -> Result<(), Failure> {
 pub(super) async fn stat(client: &Client, stat: StatPath, output: Output) -> Result<(), Failure> {
     let (name, path) =
         remote(&stat.place).ok_or_else(|| Failure::Usage("the place must be NAME:PATH".to_owned()))?;
-    let info = look(client, name, path, stat.follow_links).await?;
+    let info = look(client, name, &path, stat.follow_links).await?;
     if !info.exists {
-        return Err(Failure::NotFound(format!("{path}: {}", info.error.as_deref().unwrap_or("not there"))));
+        return Err(Failure::NotFound(format!(
+            "{}: {}",
+            path.shown(),
+            info.error.as_deref().unwrap_or("not there")
+        )));
     }
     let kind = match (info.is_dir, info.is_file, info.is_symlink) {
         (true, ..) => "directory",
@@ -77,18 +89,15 @@ pub(super) async fn stat(client: &Client, stat: StatPath, output: Output) -> Res
     };
     print(&info, output, &["PATH", "KIND", "MODE", "SIZE", "TARGET"], || {
         let target = info.link_target.clone().unwrap_or_default();
-        vec![vec![
-            path.to_owned(),
-            kind.to_owned(),
-            format!("{:04o}", info.mode),
-            info.size.to_string(),
-            target,
-        ]]
+        vec![vec![path.shown(), kind.to_owned(), format!("{:04o}", info.mode), info.size.to_string(), target]]
     })
 }
 
-async fn look(client: &Client, name: &str, path: &str, follow_links: bool) -> Result<PathView, Failure> {
-    let query = [("path", path), ("follow_links", if follow_links { "true" } else { "false" })];
+async fn look(client: &Client, name: &str, path: &BytePath, follow_links: bool) -> Result<PathView, Failure> {
+    let (text, base64) = told(path);
+    // Which of the two is read: of the first the server would see a spelling.
+    let place = base64.map_or(("path", text), |base64| ("path_base64", base64));
+    let query = [(place.0, &*place.1), ("follow_links", if follow_links { "true" } else { "false" })];
     client.json(client.request(Method::GET, &["instances", name, "stat"]).query(&query)).await
 }
 
@@ -102,13 +111,18 @@ fn broken() -> Failure {
 
 // To the guest.
 
-async fn upload(client: &Client, cp: &Cp, name: &str, path: &str, bar: &ProgressBar) -> Result<(), Failure> {
+async fn upload(
+    client: &Client,
+    cp: &Cp,
+    name: &str,
+    path: &BytePath,
+    bar: &ProgressBar,
+) -> Result<(), Failure> {
     let source = Path::new(&cp.source);
     let is_directory = look(client, name, path, true).await?.is_dir;
-    let base = source.file_name().and_then(|base| base.to_str());
-    let target = match base {
-        Some(base) if is_directory => format!("{}/{base}", path.trim_end_matches('/')),
-        _ => path.to_owned(),
+    let target = match source.file_name() {
+        Some(base) if is_directory => below(path, base),
+        _ => path.clone(),
     };
     let mut pending = vec![(source.to_owned(), target)];
     while let Some((from, to)) = pending.pop() {
@@ -118,21 +132,34 @@ async fn upload(client: &Client, cp: &Cp, name: &str, path: &str, bar: &Progress
             eprintln!("stead: {}: left out, neither a file nor a directory", from.display());
             continue;
         }
-        bar.set_message(to.clone());
+        bar.set_message(to.shown());
         send_entry(client, cp, name, &from, &to, &meta, bar).await?;
         let is_link = fs::symlink_metadata(&from).is_ok_and(|meta| meta.is_symlink());
         // A directory behind a link may lead back up: only followed when asked for.
         if meta.is_dir() && (!is_link || cp.follow_links || from == source) {
             for entry in fs::read_dir(&from).map_err(local(&from))? {
                 let entry = entry.map_err(local(&from))?;
-                let below = entry.file_name().into_string().map_err(|name| {
-                    Failure::Other(format!("{}: the name is not UTF-8", from.join(name).display()))
-                })?;
-                pending.push((entry.path(), format!("{to}/{below}")));
+                pending.push((entry.path(), below(&to, &entry.file_name())));
             }
         }
     }
     Ok(())
+}
+
+/// A path in the guest.
+fn below(directory: &BytePath, name: &OsStr) -> BytePath {
+    let end = directory.0.iter().rposition(|&byte| byte != b'/').map_or(0, |last| last + 1);
+    BytePath([&directory.0[..end], b"/", name.as_bytes()].concat())
+}
+
+/// The first frame of a copy, with the fields that say where.
+fn asking(direction: &str, path: &BytePath) -> Value {
+    let (text, base64) = told(path);
+    let mut request = json!({ "direction": direction, "guest_path": text });
+    if let Some(base64) = base64 {
+        request["guest_path_base64"] = base64.into();
+    }
+    request
 }
 
 async fn send_entry(
@@ -140,13 +167,13 @@ async fn send_entry(
     cp: &Cp,
     name: &str,
     from: &Path,
-    to: &str,
+    to: &BytePath,
     meta: &fs::Metadata,
     bar: &ProgressBar,
 ) -> Result<(), Failure> {
-    let mut request = json!({
-        "direction": "to", "guest_path": to, "is_dir": meta.is_dir(), "mode": meta.mode() & 0o7777,
-    });
+    let mut request = asking("to", to);
+    request["is_dir"] = meta.is_dir().into();
+    request["mode"] = (meta.mode() & 0o7777).into();
     if meta.is_file() {
         request["mtime"] = meta.mtime().into();
     }
@@ -180,7 +207,9 @@ async fn send_entry(
             Ok(())
         }
         Frame::Control(CopyFrame::Result { error: Some(error), .. }) => Err(Failure::Other(error)),
-        Frame::Control(CopyFrame::Error { message, .. }) => Err(Failure::Other(format!("{to}: {message}"))),
+        Frame::Control(CopyFrame::Error { message, .. }) => {
+            Err(Failure::Other(format!("{}: {message}", to.shown())))
+        }
         _ => Err(broken()),
     }
 }
@@ -209,14 +238,15 @@ async fn download(
     client: &Client,
     cp: &Cp,
     name: &str,
-    path: &str,
+    path: &BytePath,
     bar: &ProgressBar,
 ) -> Result<(), Failure> {
     let info = look(client, name, path, cp.follow_links).await?;
     let target = Path::new(&cp.target);
-    let base = Path::new(path).file_name().filter(|_| target.is_dir());
+    let base = Path::new(OsStr::from_bytes(&path.0)).file_name().filter(|_| target.is_dir());
     let target = base.map_or(target.to_owned(), |base| target.join(base));
-    let request: Value = json!({ "direction": "from", "guest_path": path, "follow_links": cp.follow_links });
+    let mut request = asking("from", path);
+    request["follow_links"] = cp.follow_links.into();
     let mut socket = client.socket(&["instances", name, "cp"], &request).await?;
     if info.is_dir {
         fs::create_dir_all(&target).map_err(local(&target))?;
@@ -234,7 +264,8 @@ async fn download(
             _ => return Err(broken()),
         };
         bar.set_message(header.path.clone());
-        let place = if info.is_dir { inside(&target, &header.path)? } else { target.clone() };
+        let name = header.name().map_err(Failure::Other)?;
+        let place = if info.is_dir { inside(&target, &name)? } else { target.clone() };
         let is_last = receive_entry(&mut socket, cp, &header, &target, &place, bar).await?;
         if header.is_dir {
             directories.push((place, header.mode));
@@ -251,10 +282,10 @@ async fn download(
 }
 
 /// The place of an entry; no name may lead out, and no part of the way may be a link.
-fn inside(root: &Path, name: &str) -> Result<PathBuf, Failure> {
-    let refuse = |why: &str| Failure::Other(format!("refused: {name:?} {why}"));
+fn inside(root: &Path, name: &BytePath) -> Result<PathBuf, Failure> {
+    let refuse = |why: &str| Failure::Other(format!("refused: {:?} {why}", name.shown()));
     let mut place = root.to_owned();
-    for part in Path::new(name).components() {
+    for part in Path::new(OsStr::from_bytes(&name.0)).components() {
         let Component::Normal(part) = part else { return Err(refuse("leads out of the destination")) };
         if fs::symlink_metadata(&place).is_ok_and(|meta| meta.is_symlink()) && place != root {
             return Err(refuse("leads through a link"));
@@ -279,8 +310,8 @@ async fn receive_entry(
             return Err(Failure::Other(format!("refused: {} is a link, not a directory", place.display())));
         }
         fs::create_dir_all(place).map_err(local(place))?;
-    } else if let Some(link) = header.link_target.as_ref().filter(|_| header.is_symlink) {
-        make_link(root, place, link)?;
+    } else if let Some(link) = header.target().map_err(Failure::Other)? {
+        make_link(root, place, OsStr::from_bytes(&link.0))?;
     } else {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         file = Some(tempfile::NamedTempFile::new_in(parent).map_err(local(parent))?);
@@ -325,7 +356,7 @@ fn finish_file(
 }
 
 /// A link that leads out of the destination is left out: whoever follows it later would be led.
-fn make_link(root: &Path, place: &Path, target: &str) -> Result<(), Failure> {
+fn make_link(root: &Path, place: &Path, target: &OsStr) -> Result<(), Failure> {
     let mut depth = place.strip_prefix(root).map_or(0, |below| below.components().count().saturating_sub(1));
     for part in Path::new(target).components() {
         let next = match part {
@@ -335,7 +366,11 @@ fn make_link(root: &Path, place: &Path, target: &str) -> Result<(), Failure> {
             Component::RootDir | Component::Prefix(_) => None,
         };
         let Some(next) = next else {
-            eprintln!("stead: {}: left out, a link to {target} outside of the copy", place.display());
+            eprintln!(
+                "stead: {}: left out, a link to {} outside of the copy",
+                place.display(),
+                target.display()
+            );
             return Ok(());
         };
         depth = next;

@@ -5,10 +5,11 @@
 //! is refused by name. Responses may gain fields and never lose or rename one.
 //! Source: contract.md; the official SDKs are the judge.
 
-mod agent;
 mod auto_standby;
 mod compression;
+mod copy;
 mod error;
+mod exec;
 mod fields;
 mod health;
 mod image;
@@ -21,10 +22,11 @@ mod system;
 #[cfg(test)]
 mod tests;
 
-pub use agent::{CopyFrame, CopyHeader, CopyRequest, Direction, ExecControl, ExecRequest, PathView};
 pub use auto_standby::{AutoStandbyReason, AutoStandbyState, AutoStandbyView};
 pub use compression::{CompressionAsked, CompressionView, SnapshotPolicyView, StandbyRequest};
+pub use copy::{CopyFrame, CopyHeader, CopyRequest, Direction, PathView, named, told};
 pub use error::{ErrorBody, ErrorDetail};
+pub use exec::{ExecControl, ExecRequest};
 pub use fields::Fields;
 pub use health::{ExecView, HealthCheckView, HealthView, HealthWord, HttpView, TcpView, check_fits};
 pub use image::{Image, ImageCreate, ImageTag, PushCredentials};

@@ -62,12 +62,12 @@ impl FrameKind {
     }
 }
 
-/// One frame.
+/// One frame; its payload lies wherever its sender has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame {
+pub struct Frame<P = Vec<u8>> {
     pub kind: FrameKind,
     pub stream: u32,
-    pub payload: Vec<u8>,
+    pub payload: P,
 }
 
 /// A payload larger than [`PAYLOAD_BYTES_MAX`].
@@ -108,13 +108,6 @@ impl Frame {
         Self { kind, stream, payload: Vec::new() }
     }
 
-    /// The bytes that a window frame grants; 0 for other frames.
-    #[must_use]
-    pub fn granted(&self) -> u32 {
-        let bytes = self.payload.first_chunk().filter(|_| self.kind == FrameKind::Window);
-        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
-    }
-
     /// The message of a control frame; `None` for other frames and for what does not parse.
     #[must_use]
     pub fn message<T: for<'de> Deserialize<'de>>(&self) -> Option<T> {
@@ -128,43 +121,51 @@ impl Frame {
         serde_json::from_slice(&self.payload).ok()
     }
 
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        Self::encoded(self.kind, self.stream, &self.payload)
-    }
-
-    /// The bytes of a frame whose payload lies elsewhere: it is copied once.
-    #[must_use]
-    pub fn encoded(kind: FrameKind, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = Self::begun(kind, stream, payload.len());
-        bytes.extend_from_slice(payload);
-        Self::finish(&mut bytes);
-        bytes
-    }
-
-    /// A frame's header, with room for a payload that is read in behind it.
-    #[must_use]
-    pub fn begun(kind: FrameKind, stream: u32, room: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + room);
-        bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&[0; 4]);
-        bytes.push(kind.code());
-        bytes.extend_from_slice(&stream.to_le_bytes());
-        bytes
+    /// Makes a buffer a frame's header; a payload is read in behind it.
+    pub fn begin(kind: FrameKind, stream: u32, buffer: &mut Vec<u8>) {
+        buffer.clear();
+        buffer.extend_from_slice(&header(kind, stream, 0));
     }
 
     /// Says in a begun frame how long its payload became; its length.
     pub fn finish(begun: &mut [u8]) -> usize {
         let length = begun.len().saturating_sub(HEADER_BYTES);
-        Self::say_length(begun, length);
+        if let Some(word) = begun.get_mut(MAGIC.len()..MAGIC.len() + 4) {
+            word.copy_from_slice(&length_word(length));
+        }
         length
     }
+}
 
-    fn say_length(begun: &mut [u8], length: usize) {
-        if let Some(word) = begun.get_mut(MAGIC.len()..MAGIC.len() + 4) {
-            word.copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
-        }
+impl<P: AsRef<[u8]>> Frame<P> {
+    /// What goes out before the payload.
+    #[must_use]
+    pub fn header(&self) -> [u8; HEADER_BYTES] {
+        header(self.kind, self.stream, self.payload.as_ref().len())
     }
+
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        [&self.header(), self.payload.as_ref()].concat()
+    }
+
+    /// The bytes that a window frame grants; 0 for other frames.
+    #[must_use]
+    pub fn granted(&self) -> u32 {
+        let bytes = self.payload.as_ref().first_chunk().filter(|_| self.kind == FrameKind::Window);
+        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+    }
+}
+
+fn header(kind: FrameKind, stream: u32, length: usize) -> [u8; HEADER_BYTES] {
+    let [m0, m1, m2, m3] = MAGIC;
+    let [l0, l1, l2, l3] = length_word(length);
+    let [s0, s1, s2, s3] = stream.to_le_bytes();
+    [m0, m1, m2, m3, l0, l1, l2, l3, kind.code(), s0, s1, s2, s3]
+}
+
+fn length_word(length: usize) -> [u8; 4] {
+    u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes()
 }
 
 /// Cuts a stream into frames; bytes between frames are skipped.
@@ -173,9 +174,17 @@ pub struct Decoder {
     buffer: Vec<u8>,
     /// Where the part not yet taken begins.
     start: usize,
-    /// A frame whose payload is not whole, and how long it will be.
-    partial: Option<(Frame, usize)>,
+    partial: Option<Partial>,
+    /// For the next large payload, instead of memory that is new.
+    spare: Vec<u8>,
     skipped: u64,
+}
+
+/// A frame that is not whole: its payload has its length, and is filled from the front.
+#[derive(Debug)]
+struct Partial {
+    frame: Frame,
+    filled: usize,
 }
 
 impl Decoder {
@@ -190,22 +199,55 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Room for the rest of a payload, when that is what comes next: what is read into it needs no
-    /// push. More than that is well, as long as nothing of it is changed.
-    pub fn room(&mut self) -> Option<&mut Vec<u8>> {
-        let is_drained = self.start == self.buffer.len();
-        let (frame, length) = self.partial.as_mut().filter(|_| is_drained)?;
-        (frame.payload.len() < *length).then_some(&mut frame.payload)
+    /// Where to read to: where it stays, when the rest of a payload comes next; else a buffer of the
+    /// caller's. [`Decoder::arrived`] is told of what was read there, before anything else.
+    pub fn place<'a>(&'a mut self, buffer: &'a mut [u8]) -> &'a mut [u8] {
+        let is_drained = self.is_drained();
+        match &mut self.partial {
+            Some(Partial { frame, filled }) if is_drained => &mut frame.payload[*filled..],
+            _ => buffer,
+        }
+    }
+
+    /// So many bytes were read to the place, which was in this buffer or not.
+    pub fn arrived(&mut self, buffer: &[u8], count: usize) {
+        let is_drained = self.is_drained();
+        match &mut self.partial {
+            Some(Partial { frame, filled }) if is_drained => {
+                *filled = filled.saturating_add(count).min(frame.payload.len());
+            }
+            _ => self.push(&buffer[..count.min(buffer.len())]),
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.start == self.buffer.len()
+    }
+
+    /// Bytes of a payload that are still to come.
+    #[must_use]
+    pub fn lacks(&self) -> usize {
+        self.partial.as_ref().map_or(0, |partial| partial.frame.payload.len() - partial.filled)
+    }
+
+    /// Whether there is a buffer for the next large payload.
+    #[must_use]
+    pub fn has_spare(&self) -> bool {
+        self.spare.capacity() > 0
+    }
+
+    /// Gives it one that was used before.
+    pub fn give(&mut self, spare: Vec<u8>) {
+        self.spare = spare;
     }
 
     /// What arrived and is no whole frame yet; a decoder that takes over begins with it.
     #[must_use]
     pub fn rest(&self) -> Vec<u8> {
         let mut rest = Vec::new();
-        if let Some((frame, length)) = &self.partial {
-            rest = Frame::begun(frame.kind, frame.stream, frame.payload.len());
-            Frame::say_length(&mut rest, *length);
-            rest.extend_from_slice(&frame.payload);
+        if let Some(Partial { frame, filled }) = &self.partial {
+            rest.extend_from_slice(&frame.header());
+            rest.extend_from_slice(&frame.payload[..*filled]);
         }
         rest.extend_from_slice(&self.buffer[self.start..]);
         rest
@@ -239,27 +281,33 @@ impl Decoder {
                 self.skipped += 1;
                 continue;
             };
-            let frame = Frame { kind, stream: word(9), payload: Vec::with_capacity(length) };
+            let frame = Frame { kind, stream: word(9), payload: self.buffer_of(length) };
             self.start += HEADER_BYTES;
-            self.partial = Some((frame, length));
+            self.partial = Some(Partial { frame, filled: 0 });
         }
+    }
+
+    fn buffer_of(&mut self, length: usize) -> Vec<u8> {
+        let is_fit = (length..=length.saturating_mul(2)).contains(&self.spare.capacity());
+        if !is_fit {
+            return vec![0; length];
+        }
+        let mut buffer = std::mem::take(&mut self.spare);
+        // Most have been as long: nothing is written then.
+        buffer.resize(length, 0);
+        buffer
     }
 
     /// Moves what belongs to the frame under way into it; the frame when it is whole.
     fn fill_partial(&mut self) -> Option<Frame> {
-        let (mut frame, length) = self.partial.take()?;
-        if frame.payload.len() > length {
-            // More room than was asked for: of the frames behind it.
-            let behind = frame.payload.split_off(length);
-            self.buffer.splice(self.start..self.start, behind);
-        }
-        let count = (length - frame.payload.len()).min(self.buffer.len() - self.start);
-        frame.payload.extend_from_slice(&self.buffer[self.start..self.start + count]);
+        let Partial { mut frame, filled } = self.partial.take()?;
+        let count = (frame.payload.len() - filled).min(self.buffer.len() - self.start);
+        frame.payload[filled..filled + count].copy_from_slice(&self.buffer[self.start..self.start + count]);
         self.start += count;
-        if frame.payload.len() == length {
+        if filled + count == frame.payload.len() {
             return Some(frame);
         }
-        self.partial = Some((frame, length));
+        self.partial = Some(Partial { frame, filled: filled + count });
         None
     }
 
@@ -306,29 +354,23 @@ mod tests {
         }
 
         #[test]
-        fn frames_read_into_their_room_are_the_same_and_a_decoder_that_takes_over_goes_on(
+        fn frames_read_to_their_place_are_the_same_and_a_decoder_that_takes_over_goes_on(
             payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..64), 1..8),
             cut in 1usize..40,
-            excess in 0usize..40,
+            spare in 0usize..100,
         ) {
             let sent: Vec<Frame> =
                 payloads.into_iter().map(|payload| Frame { kind: FrameKind::Data, stream: 9, payload }).collect();
             let bytes: Vec<u8> = sent.iter().flat_map(Frame::encode).collect();
             let (mut decoder, mut received, mut rest) = (Decoder::default(), Vec::new(), &bytes[..]);
+            let mut buffer = vec![0; cut];
             while !rest.is_empty() {
-                let count = match decoder.room() {
-                    Some(room) => {
-                        // As an allocator may give more than was asked for.
-                        let count = (room.capacity() - room.len() + excess).min(cut).min(rest.len());
-                        room.extend_from_slice(&rest[..count]);
-                        count
-                    }
-                    None => {
-                        let count = cut.min(rest.len());
-                        decoder.push(&rest[..count]);
-                        count
-                    }
-                };
+                // With the bytes of an earlier frame in it.
+                decoder.give(vec![0xee; spare]);
+                let place = decoder.place(&mut buffer);
+                let count = place.len().min(cut).min(rest.len());
+                place[..count].copy_from_slice(&rest[..count]);
+                decoder.arrived(&buffer, count);
                 rest = &rest[count..];
                 received.extend(frames(&mut decoder));
                 let mut heir = Decoder::default();

@@ -8,6 +8,7 @@
 //! boot, and the host drops the others.
 
 mod frame;
+mod path;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use crate::instance::{Exit, Secret};
 use crate::network::Mac;
 
 pub use frame::{Decoder, Frame, FrameKind, HEADER_BYTES, MAGIC, PAYLOAD_BYTES_MAX, TooLarge};
+pub use path::BytePath;
 pub use stream::{
     CopyFrom, CopyTo, DATA_BYTES_MAX, Entry, EntryKind, Exec, FromStream, Open, PathInfo, Request, Stat,
     ToStream, WINDOW_BYTES,

@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{HEADER_BYTES, Token};
+use super::{BytePath, Token};
 use crate::instance::Secret;
 
-/// The largest payload of a data frame: large enough that the header costs nothing, small enough
-/// that streams take turns. With its header it is two of the 32 KiB that a port takes at a time.
-pub const DATA_BYTES_MAX: usize = (64 << 10) - HEADER_BYTES;
+/// The largest payload of a data frame: large enough that a frame's own cost is none, small enough
+/// that streams take turns.
+pub const DATA_BYTES_MAX: usize = 128 << 10;
 /// Data that may be under way on a stream, each way, before the receiver renews the window. The
 /// memory that a stream can bind on either side.
 pub const WINDOW_BYTES: u32 = 512 << 10;
@@ -61,7 +61,7 @@ pub struct Exec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyTo {
     /// Absolute.
-    pub path: String,
+    pub path: BytePath,
     pub is_directory: bool,
     /// Permission bits, with set-id and sticky bits; 0644 or 0755 when none are given.
     pub mode: Option<u32>,
@@ -70,14 +70,14 @@ pub struct CopyTo {
     /// Seconds since the epoch; now when none is given.
     pub mtime: Option<i64>,
     /// Name to use when `path` is a directory that is there, as `cp` has it.
-    pub source_name: Option<String>,
+    pub source_name: Option<BytePath>,
 }
 
 /// Reads a file, or a directory with everything below it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyFrom {
     /// Absolute.
-    pub path: String,
+    pub path: BytePath,
     /// Symbolic links are read through instead of told.
     pub follows_links: bool,
 }
@@ -85,7 +85,7 @@ pub struct CopyFrom {
 /// Looks at one path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
-    pub path: String,
+    pub path: BytePath,
     pub follows_links: bool,
 }
 
@@ -135,7 +135,7 @@ pub enum FromStream {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Relative to what was asked for, `/` between names; the last name of that for a single file.
-    pub path: String,
+    pub path: BytePath,
     pub kind: EntryKind,
     /// Permission bits only.
     pub mode: u32,
@@ -154,7 +154,7 @@ pub enum EntryKind {
         size: u64,
     },
     Link {
-        target: String,
+        target: BytePath,
     },
 }
 
@@ -165,7 +165,7 @@ pub struct PathInfo {
     pub is_directory: bool,
     pub is_file: bool,
     pub is_link: bool,
-    pub link_target: Option<String>,
+    pub link_target: Option<BytePath>,
     /// Permission bits only.
     pub mode: u32,
     /// In bytes.

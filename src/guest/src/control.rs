@@ -6,12 +6,11 @@
 //! decoder, and the next `Attach` is answered with the state as it is.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IoSliceMut, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stead_schemas::guest::{
     Assumed, Config, Decoder, Frame, FrameKind, FromGuest, PROTOCOL, Phase, Seed, ToGuest, Token,
@@ -26,12 +25,22 @@ use crate::{BootError, assume, clock, identity};
 
 /// Pause after a hang-up before the port is looked at again; poll reports hang-ups without end.
 const HANG_UP_PAUSE: Duration = Duration::from_millis(20);
-/// Of one read; the driver hands out a page at a time anyway.
+/// Of what is not the rest of a payload: headers and small frames.
 const READ_BYTES: usize = 64 << 10;
+/// The driver hands out no more than this at a time, but for each part of a vector anew: a call for
+/// many is cheaper than a call for each.
+const PART_BYTES: usize = 4096;
+/// Of one read. As many as the kernel takes.
+const PARTS_MAX: usize = 1024;
 /// A busy output may not keep the host's requests waiting.
 const WRITES_BEFORE_READ: usize = 16;
 /// Nor a busy input the state.
-const READS_BEFORE_WRITE: usize = 64;
+const READS_BEFORE_WRITE: usize = 8;
+/// Of a payload under way the rest is on its way as well. To be woken for its every page costs more
+/// than the page: it is let arrive for as long as a guest takes for some dozens of them.
+const LULL: Duration = Duration::from_micros(1000);
+/// Less than this is not worth a lull.
+const LULL_BYTES_MIN: usize = 32 << 10;
 
 /// Shared between the port's thread and the rest.
 #[derive(Clone)]
@@ -197,7 +206,7 @@ impl Control {
         let mut decoder = Decoder::default();
         decoder.push(received);
         let mut buffer = vec![0u8; READ_BYTES];
-        let mut shall_tell = false;
+        let (mut shall_tell, mut is_lull) = (false, false);
         loop {
             let heir = self.lock().heir.take();
             if let Some(heir) = heir {
@@ -206,22 +215,27 @@ impl Control {
                 let _ = heir.send((port, handed));
                 return;
             }
-            let mut interest = PollFlags::IN;
+            let mut interest = if is_lull { PollFlags::empty() } else { PollFlags::IN };
             if unsent.is_some() || shall_tell || !self.0.outbox.is_empty() {
                 interest |= PollFlags::OUT;
             }
-            let events = self.wait(&port, interest);
+            let (events, is_woken) = self.wait(&port, interest, is_lull.then_some(LULL));
             if events.contains(PollFlags::HUP) {
                 decoder = Decoder::default();
                 unsent = Unsent::default();
                 self.0.agent.close_all();
                 std::thread::sleep(HANG_UP_PAUSE);
             }
-            if events.contains(PollFlags::IN) {
-                shall_tell |= self.read(&mut port, &mut decoder, &mut buffer);
+            if is_lull || events.contains(PollFlags::IN) {
+                let taken = self.read(&mut port, &mut decoder, &mut buffer);
+                shall_tell |= taken.shall_tell;
+                // Where nothing came there may be nothing on its way.
+                is_lull = taken.is_drained && taken.bytes > 0 && decoder.lacks() >= LULL_BYTES_MIN;
             }
-            shall_tell |= self.0.wake.take();
-            self.0.outbox.wake().take();
+            if is_woken {
+                shall_tell |= self.0.wake.take();
+                self.0.outbox.wake().take();
+            }
             for _ in 0..WRITES_BEFORE_READ {
                 if !unsent.is_some() {
                     // The state goes before streams: it is small, and others wait for it.
@@ -233,25 +247,36 @@ impl Control {
                 if !unsent.write(&mut port) {
                     break;
                 }
+                if !unsent.is_some() {
+                    self.0.outbox.spares.put(std::mem::take(&mut unsent).bytes);
+                }
             }
             self.enforce_grace();
         }
     }
 
     /// Reads what is there, a few times over: the driver hands out a page at a time, and to ask for
-    /// each whether it is there costs more than the page. Whether the state is to be told.
-    fn read(&self, port: &mut File, decoder: &mut Decoder, buffer: &mut [u8]) -> bool {
-        let mut shall_tell = false;
+    /// each whether it is there costs more than the page.
+    fn read(&self, port: &mut File, decoder: &mut Decoder, buffer: &mut [u8]) -> Taken {
+        let mut taken = Taken::default();
         for _ in 0..READS_BEFORE_WRITE {
-            // Large payloads are read to where they stay.
-            let read = match decoder.room() {
-                Some(room) => rustix::io::read(&*port, spare_capacity(room)).map_err(io::Error::from),
-                None => port.read(buffer).inspect(|&count| decoder.push(&buffer[..count])),
-            };
-            match read {
+            if !decoder.has_spare()
+                && let Some(spare) = self.0.outbox.spares.take()
+            {
+                decoder.give(spare);
+            }
+            let parts = decoder.place(buffer).chunks_mut(PART_BYTES).take(PARTS_MAX);
+            let mut parts: Vec<_> = parts.map(IoSliceMut::new).collect();
+            match port.read_vectored(&mut parts) {
                 Ok(0) => break,
-                Ok(_) => {}
-                Err(error) if is_passing(&error) => break,
+                Ok(count) => {
+                    taken.bytes += count;
+                    decoder.arrived(buffer, count);
+                }
+                Err(error) if is_passing(&error) => {
+                    taken.is_drained = true;
+                    break;
+                }
                 Err(_) => {
                     std::thread::sleep(HANG_UP_PAUSE);
                     break;
@@ -261,26 +286,26 @@ impl Control {
                 if frame.kind != FrameKind::Control {
                     self.0.agent.take(frame);
                 } else if let Some(message) = frame.message() {
-                    shall_tell |= self.take(message);
+                    taken.shall_tell |= self.take(message);
                 }
             }
         }
-        shall_tell
+        taken
     }
 
-    fn wait(&self, port: &File, interest: PollFlags) -> PollFlags {
-        let timeout = self.lock().program.as_ref().and_then(|program| program.kill_at).map(|at| {
-            let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            Timespec::try_from(left).unwrap_or_default()
-        });
+    /// What the port is ready for, and whether anything else is due.
+    fn wait(&self, port: &File, interest: PollFlags, at_most: Option<Duration>) -> (PollFlags, bool) {
+        let kill_at = self.lock().program.as_ref().and_then(|program| program.kill_at);
+        let left = kill_at.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+        let timeout = at_most.or(left).map(|time| Timespec::try_from(time).unwrap_or_default());
         let mut fds = [
             PollFd::from_borrowed_fd(port.as_fd(), interest),
             PollFd::new(&self.0.wake, PollFlags::IN),
             PollFd::new(self.0.outbox.wake(), PollFlags::IN),
         ];
         match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) => fds[0].revents(),
-            Err(_) => PollFlags::empty(),
+            Ok(_) => (fds[0].revents(), fds[1..].iter().any(|fd| !fd.revents().is_empty())),
+            Err(_) => (PollFlags::empty(), false),
         }
     }
 
@@ -424,6 +449,15 @@ impl Control {
             _ => {}
         }
     }
+}
+
+/// What was read at a time.
+#[derive(Default)]
+struct Taken {
+    bytes: usize,
+    /// Nothing is left to be read for now.
+    is_drained: bool,
+    shall_tell: bool,
 }
 
 /// A frame on its way: it is never cut by another.

@@ -25,6 +25,7 @@ mod program;
 #[cfg(test)]
 mod renaming;
 mod root;
+mod spare;
 mod system;
 mod user;
 

@@ -9,6 +9,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::spare::Spares;
+
 /// Beyond this streams wait. A few of the largest data frames: the host is never idle for want of
 /// the next one.
 const BYTES_MAX: usize = 512 << 10;
@@ -44,8 +46,9 @@ impl AsFd for Wake {
 pub(crate) struct Outbox {
     queue: Mutex<Queue>,
     has_room: Condvar,
-    /// Woken when something was put in.
+    /// Woken when something was put in that nothing waits before.
     wake: Wake,
+    pub(crate) spares: Spares,
 }
 
 #[derive(Debug, Default)]
@@ -56,7 +59,8 @@ struct Queue {
 
 impl Outbox {
     pub(crate) fn new() -> rustix::io::Result<Self> {
-        Ok(Self { queue: Mutex::default(), has_room: Condvar::new(), wake: Wake::new()? })
+        let (queue, has_room, spares) = (Mutex::default(), Condvar::new(), Spares::default());
+        Ok(Self { queue, has_room, wake: Wake::new()?, spares })
     }
 
     pub(crate) fn wake(&self) -> &Wake {
@@ -72,10 +76,14 @@ impl Outbox {
         if is_closed() {
             return false;
         }
+        let is_first = queue.frames.is_empty();
         queue.bytes += frame.len();
         queue.frames.push_back(frame);
         drop(queue);
-        self.wake.wake();
+        // Behind others it is found: the port's thread does not rest before the last.
+        if is_first {
+            self.wake.wake();
+        }
         true
     }
 
@@ -89,9 +97,12 @@ impl Outbox {
     pub(crate) fn pop(&self) -> Option<Vec<u8>> {
         let mut queue = self.lock();
         let frame = queue.frames.pop_front()?;
+        let was_full = queue.bytes >= BYTES_MAX;
         queue.bytes -= frame.len();
         drop(queue);
-        self.has_room.notify_all();
+        if was_full {
+            self.has_room.notify_all();
+        }
         Some(frame)
     }
 

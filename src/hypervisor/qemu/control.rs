@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Buf;
 use jiff::Timestamp;
 use stead_controllers::host::{GuestPhase, GuestView};
 use stead_schemas::guest::{
@@ -37,8 +38,8 @@ const RECONNECT_MAX: Duration = Duration::from_secs(5);
 const ATTACH_AGAIN: Duration = Duration::from_secs(5);
 /// A guest that does not take a frame for this long is left; the next connection tries again.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
-/// Of one read from the guest.
-const READ_BYTES: usize = 64 << 10;
+/// Of one read of what is not the rest of a payload, which is read to where it stays.
+const READ_BYTES: usize = 16 << 10;
 /// What a guest in its senses sends unasked in a period is a thousandth of this.
 const USELESS_BYTES_MAX: usize = 1 << 20;
 const USELESS_PERIOD: Duration = Duration::from_secs(1);
@@ -184,9 +185,9 @@ impl Channel {
                         return "a frame of a stream was not taken";
                     }
                 }
-                count = read(&mut reader, &mut buffer) => {
+                count = read(&mut reader, decoder.place(&mut buffer)) => {
                     let Some(count) = count else { return "end of stream" };
-                    decoder.push(&buffer[..count]);
+                    decoder.arrived(&buffer, count);
                     let was_answered = is_answered;
                     is_answered |= self.take_all(&mut decoder, &mut useless, nonce);
                     if is_answered && !was_answered {
@@ -293,8 +294,10 @@ async fn send(writer: &mut OwnedWriteHalf, message: &ToGuest) -> bool {
     }
 }
 
-async fn write(writer: &mut OwnedWriteHalf, frame: &Frame) -> bool {
-    let sent = tokio::time::timeout(WRITE_DEADLINE, writer.write_all(&frame.encode())).await;
+async fn write<P: AsRef<[u8]>>(writer: &mut OwnedWriteHalf, frame: &Frame<P>) -> bool {
+    let header = frame.header();
+    let mut bytes = Buf::chain(&header[..], frame.payload.as_ref());
+    let sent = tokio::time::timeout(WRITE_DEADLINE, writer.write_all_buf(&mut bytes)).await;
     matches!(sent, Ok(Ok(())))
 }
 

@@ -158,7 +158,7 @@ async fn ready() -> (Site, Guest) {
 }
 
 fn stat() -> Request {
-    Request::Stat(Stat { path: "/".to_owned(), follows_links: false })
+    Request::Stat(Stat { path: "/".into(), follows_links: false })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! The agent: a program's round trip and copies, against the same channel with less to do.
+//! The agent: a program's round trip, against the same channel with less to do.
 
 use std::time::Instant;
 
@@ -9,15 +9,13 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::daemon::Daemon;
-use crate::{Figure, channel, logs, median};
+use crate::{Figure, copies, logs, median};
 
 const ROUNDS: usize = 100;
-const COPY_BYTES: usize = 256 << 20;
-const CHUNK_BYTES: usize = 256 << 10;
 
 pub(crate) type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 
-async fn open(daemon: &Daemon, verb: &str, request: Value) -> Socket {
+pub(crate) async fn open(daemon: &Daemon, verb: &str, request: Value) -> Socket {
     let url = format!("{}/instances/box/{verb}", daemon.base.replacen("http", "ws", 1));
     let mut upgrade = url.into_client_request().expect("a request");
     let token = format!("Bearer {}", daemon.token).parse().expect("a header");
@@ -28,7 +26,7 @@ async fn open(daemon: &Daemon, verb: &str, request: Value) -> Socket {
 }
 
 /// Everything until the end; bytes received, and the last text.
-async fn drain(socket: &mut Socket) -> (usize, String, String) {
+pub(crate) async fn drain(socket: &mut Socket) -> (usize, String, String) {
     let (mut bytes, mut last, mut output) = (0, String::new(), Vec::new());
     while let Some(Ok(message)) = socket.next().await {
         match message {
@@ -46,31 +44,11 @@ async fn drain(socket: &mut Socket) -> (usize, String, String) {
     (bytes, last, String::from_utf8_lossy(&output).into_owned())
 }
 
-async fn exec(daemon: &Daemon, command: &[&str]) -> String {
+pub(crate) async fn exec(daemon: &Daemon, command: &[&str]) -> String {
     let mut socket = open(daemon, "exec", json!({ "command": command })).await;
     let (_, last, output) = drain(&mut socket).await;
     assert_eq!(last, r#"{"exitCode":0}"#, "{command:?}: {output}");
     output
-}
-
-/// Megabytes a second that go to the guest.
-async fn send(mut socket: Socket, end: &str) -> f64 {
-    let chunk = bytes::Bytes::from(vec![7u8; CHUNK_BYTES]);
-    let start = Instant::now();
-    for _ in 0..COPY_BYTES / CHUNK_BYTES {
-        socket.feed(Message::Binary(chunk.clone())).await.expect("sent");
-    }
-    socket.send(Message::text(end)).await.expect("sent");
-    let (_, last, _) = drain(&mut socket).await;
-    assert!(last.contains("true") || last.contains(":0"), "{last}");
-    megabytes(COPY_BYTES, start)
-}
-
-async fn receive(mut socket: Socket) -> f64 {
-    let start = Instant::now();
-    let (bytes, last, _) = drain(&mut socket).await;
-    assert!(bytes == COPY_BYTES, "{bytes} bytes: {last}");
-    megabytes(COPY_BYTES, start)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
@@ -100,17 +78,8 @@ pub(crate) async fn agent() -> Vec<Figure> {
     let start = Instant::now();
     exec(&daemon, &[busybox, "sh", "-c", line]).await;
     let process = (start.elapsed().as_secs_f64() * 1000.0 - round_trip) / 100.0;
-    let sink = json!({ "command": [busybox, "sh", "-c", "/bin/busybox cat >/dev/null"] });
-    let raw_in = send(open(&daemon, "exec", sink).await, r#"{"stdin_eof":true}"#).await;
-    let to = json!({ "direction": "to", "guest_path": "/dev/shm/file" });
-    let copied_in = send(open(&daemon, "cp", to).await, r#"{"type":"end"}"#).await;
-    let line = format!("{busybox} dd if=/dev/zero bs=64k count={} 2>/dev/null", COPY_BYTES >> 16);
-    let source = json!({ "command": [busybox, "sh", "-c", line] });
-    let raw_out = receive(open(&daemon, "exec", source).await).await;
-    let from = json!({ "direction": "from", "guest_path": "/dev/shm/file" });
-    let copied_out = receive(open(&daemon, "cp", from).await).await;
+    let copies = copies::copies(&daemon).await;
     let lines = logs::lines(&daemon, open(&daemon, "exec", logs::request()).await).await;
-    let channel = channel::measure(&daemon, "box").await;
     daemon.delete("box").await;
     let figure = |what: &str, ours, peer, unit, goal| Figure {
         what: what.to_owned(),
@@ -119,36 +88,14 @@ pub(crate) async fn agent() -> Vec<Figure> {
         unit,
         goal,
     };
-    vec![
-        figure(
-            "exec of `true`, median (peer: a stat's round trip and a process start in the guest)",
-            round_trip,
-            bare + process,
-            "ms",
-            "<= 3",
-        ),
-        figure(
-            "cp of 256 MiB to the guest (peer: the bare channel, dd)",
-            copied_in,
-            channel.to_guest,
-            "MB/s",
-            ">= 0.5",
-        ),
-        figure(
-            "cp of 256 MiB from the guest (peer: the bare channel, dd)",
-            copied_out,
-            channel.from_guest,
-            "MB/s",
-            ">= 0.5",
-        ),
-        figure("the same to the guest (peer: exec of cat >/dev/null)", copied_in, raw_in, "MB/s", ""),
-        figure("the same from the guest (peer: exec of dd if=/dev/zero)", copied_out, raw_out, "MB/s", ""),
-        figure(
-            "a key sent to a line of the console's log, followed (peer: its echo by exec)",
-            lines.logged,
-            lines.echoed,
-            "ms",
-            "",
-        ),
-    ]
+    let exec = figure(
+        "exec of `true`, median (peer: a stat's round trip and a process start in the guest)",
+        round_trip,
+        bare + process,
+        "ms",
+        "<= 3",
+    );
+    let line = "a key sent to a line of the console's log, followed (peer: its echo by exec)";
+    let line = figure(line, lines.logged, lines.echoed, "ms", "");
+    [vec![exec], copies, vec![line]].concat()
 }

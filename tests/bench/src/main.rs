@@ -6,6 +6,7 @@ mod agent;
 mod bare;
 mod boot;
 mod channel;
+mod copies;
 mod daemon;
 mod hand;
 mod logs;
@@ -20,6 +21,7 @@ use comfy_table::{Table, presets};
 use serde_json::json;
 
 /// One figure, its peer's, and what a good ratio is.
+#[derive(Debug, Clone)]
 pub(crate) struct Figure {
     pub(crate) what: String,
     pub(crate) ours: f64,

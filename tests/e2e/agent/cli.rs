@@ -1,6 +1,8 @@
 //! `stead exec`, `cp`, `stat` and `logs -f` as a user types them.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
@@ -85,6 +87,30 @@ fn copies(site: &Site) {
     assert_eq!(said(&stead(site, &["stat", "box:/nowhere"])).0, 3);
 }
 
+/// Names of any bytes go in, are looked at, and come back, links to them as well.
+fn odd_names(site: &Site) {
+    let scratch = site.scratch("odd");
+    let odd = |text: &[u8]| OsString::from_vec(text.to_vec());
+    let tree = scratch.join(odd(b"t\xff"));
+    std::fs::create_dir_all(tree.join(odd(b"\xfe"))).expect("made");
+    std::fs::write(tree.join(odd(b"\xfe")).join(odd(b"f\xfd")), "odd").expect("written");
+    let run = |words: &[OsString]| {
+        let mut command = command(site, &[]);
+        said(&command.args(words).output().expect("it runs"))
+    };
+    let done = (0, String::new(), String::new());
+    let (back, into) = (scratch.join("back"), odd(b"box:/tmp"));
+    assert_eq!(run(&["cp".into(), tree.clone().into(), into]), done);
+    let link = "cd /tmp/t*; ln -s $(printf '\\376')/$(printf 'f\\375') link";
+    assert_eq!(said(&stead(site, &["exec", "box", "sh", "-c", link])).0, 0);
+    assert_eq!(run(&["cp".into(), odd(b"box:/tmp/t\xff"), back.clone().into()]), done);
+    assert_eq!(std::fs::read_to_string(back.join("link")).expect("a link to a file"), "odd");
+    let target = std::fs::read_link(back.join("link")).expect("a link");
+    assert_eq!(target.as_os_str(), odd(b"\xfe/f\xfd"));
+    let (code, shown, _) = run(&["stat".into(), odd(b"box:/tmp/t\xff/\xfe/f\xfd")]);
+    assert!(code == 0 && shown.contains("t\\xff") && shown.contains("file"), "{code}: {shown}");
+}
+
 /// Figures of a VM that has computed and spoken to its network.
 fn uses(site: &Site) {
     let busy = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; ping -c 1 -W 2 10.185.0.1 >/dev/null; true";
@@ -158,6 +184,7 @@ fn the_command_line_runs_copies_and_follows() {
         uses(&site);
         updates(&site);
         copies(&site);
+        odd_names(&site);
         follows(&site);
         site.delete("box").await;
         settles(&mut site, "the command line").await;

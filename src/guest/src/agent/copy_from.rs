@@ -4,16 +4,18 @@
 //! link has no form on the wire and is left out.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
-use stead_schemas::guest::{CopyFrom, Entry, EntryKind, FrameKind, FromStream};
+use stead_schemas::guest::{BytePath, CopyFrom, Entry, EntryKind, FrameKind, FromStream};
 
-use super::stream::Stream;
+use super::stream::{SENT_BYTES_MAX, Stream};
 
 /// Why a copy ends early.
 enum Stop {
@@ -30,7 +32,7 @@ struct Copy<'a> {
 }
 
 pub(super) fn run(stream: &Stream, request: &CopyFrom) {
-    let path = Path::new(&request.path);
+    let path = Path::new(OsStr::from_bytes(&request.path.0));
     let mut copy = Copy { stream, follows_links: request.follows_links, has_open_end: false };
     let copied = if path.is_absolute() {
         copy.root(path)
@@ -40,7 +42,7 @@ pub(super) fn run(stream: &Stream, request: &CopyFrom) {
     match copied {
         Ok(()) => drop(stream.message(&FromStream::EntryEnd { is_last: true })),
         Err(Stop::Closed) => {}
-        Err(Stop::Failed(why, at)) => stream.failed(why, None, Some(&at.to_string_lossy())),
+        Err(Stop::Failed(why, at)) => stream.failed(why, None, Some(&bytes_of(&at).shown())),
     }
 }
 
@@ -96,16 +98,12 @@ impl Copy<'_> {
 
     /// Sends one entry with its contents; `false` when it has no form on the wire.
     fn entry(&mut self, path: &Path, below: &Path, meta: &Metadata) -> Result<bool, Stop> {
-        let word = |text: &Path| {
-            let utf8 = text.to_str().map(ToOwned::to_owned);
-            utf8.ok_or_else(|| Stop::Failed("the name is not UTF-8".to_owned(), path.to_owned()))
-        };
         let kind = if meta.is_dir() {
             EntryKind::Directory
         } else if meta.is_file() {
             EntryKind::File { size: meta.len() }
         } else if meta.is_symlink() {
-            EntryKind::Link { target: word(&fs::read_link(path).map_err(|error| failed(path, &error))?)? }
+            EntryKind::Link { target: bytes_of(&fs::read_link(path).map_err(|error| failed(path, &error))?) }
         } else {
             return Ok(false);
         };
@@ -115,7 +113,7 @@ impl Copy<'_> {
             _ => None,
         };
         let (mode, uid, gid, mtime) = (meta.mode() & 0o777, meta.uid(), meta.gid(), meta.mtime());
-        let entry = Entry { path: word(below)?, kind, mode, uid, gid, mtime };
+        let entry = Entry { path: bytes_of(below), kind, mode, uid, gid, mtime };
         if self.has_open_end {
             self.tell(&FromStream::EntryEnd { is_last: false })?;
         }
@@ -129,11 +127,11 @@ impl Copy<'_> {
     fn contents(&mut self, path: &Path, file: &File, size: u64) -> Result<(), Stop> {
         let mut at = 0;
         while at < size {
-            let credit = self.stream.wait_credit();
-            if credit == 0 {
+            // A full frame, but for the last: parts of one cost as much as the whole.
+            let room = SENT_BYTES_MAX.min(usize::try_from(size - at).unwrap_or(usize::MAX));
+            if !self.stream.wait_credit(room) {
                 return Err(Stop::Closed);
             }
-            let room = credit.min(usize::try_from(size - at).unwrap_or(usize::MAX));
             let mut frame = self.stream.data_begun(FrameKind::Data, room);
             let end = frame.len() + room;
             let count = loop {
@@ -179,6 +177,10 @@ impl Level {
         let names = names.into_iter().rev().collect();
         Ok(Self { path: path.to_owned(), below, identity: (meta.dev(), meta.ino()), names })
     }
+}
+
+fn bytes_of(path: &Path) -> BytePath {
+    BytePath(path.as_os_str().as_bytes().to_vec())
 }
 
 fn failed(path: &Path, error: &io::Error) -> Stop {

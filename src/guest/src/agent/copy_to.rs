@@ -3,9 +3,10 @@
 //! Guarantees: a file appears whole, under its name, or not at all: it is written beside it and
 //! renamed. A symbolic link under the name is replaced, never written through.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, fchown, lchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -29,7 +30,7 @@ pub(super) fn run(stream: &Stream, request: &CopyTo) {
         Ok(Some(bytes)) => drop(stream.message(&FromStream::Copied { bytes })),
         // Closed by the host: nobody is told.
         Ok(None) => {}
-        Err(error) => stream.failed(error.to_string(), None, Some(&request.path)),
+        Err(error) => stream.failed(error.to_string(), None, Some(&request.path.shown())),
     }
 }
 
@@ -39,16 +40,15 @@ fn refuse(why: &str) -> io::Error {
 
 /// Where the copy goes: into a directory that is there, when the source's name is known.
 fn target(request: &CopyTo) -> io::Result<PathBuf> {
-    let path = Path::new(&request.path);
+    let path = Path::new(OsStr::from_bytes(&request.path.0));
     if !path.is_absolute() {
         return Err(refuse("the path must be absolute"));
     }
     let is_directory = fs::metadata(path).is_ok_and(|meta| meta.is_dir());
     match &request.source_name {
         Some(name) if is_directory => {
-            let is_plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
-            if is_plain {
-                Ok(path.join(name))
+            if name.is_plain_name() {
+                Ok(path.join(OsStr::from_bytes(&name.0)))
             } else {
                 Err(refuse("the source's name must be one plain name"))
             }
@@ -112,7 +112,7 @@ fn copy_file(stream: &Stream, request: &CopyTo, target: &Path) -> io::Result<Opt
             Some(Input::Data(data)) => {
                 write_sparse(&mut file, &data)?;
                 bytes += u64::try_from(data.len()).unwrap_or(0);
-                stream.consumed(data.len());
+                stream.done_with(data);
             }
             Some(Input::Message(_)) => {}
         }
@@ -132,7 +132,7 @@ fn copy_file(stream: &Stream, request: &CopyTo, target: &Path) -> io::Result<Opt
     Ok(Some(bytes))
 }
 
-fn scratch_file(parent: &Path, name: &std::ffi::OsStr) -> io::Result<(File, Scratch)> {
+fn scratch_file(parent: &Path, name: &OsStr) -> io::Result<(File, Scratch)> {
     for attempt in 0..1000u32 {
         // A long name is cut: the prefix must fit as well.
         let mut scratch = OsString::from(format!(".stead-cp-{attempt}-"));

@@ -17,10 +17,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitStatus};
 use rustix::termios::{Winsize, tcsetwinsize};
-use stead_schemas::guest::{DATA_BYTES_MAX, Exec, FrameKind, FromStream, ToStream};
+use stead_schemas::guest::{Exec, FrameKind, FromStream, ToStream};
 
 use super::Instance;
-use super::stream::{Input, Stream};
+use super::stream::{Input, SENT_BYTES_MAX, Stream};
 use crate::program;
 use crate::user;
 
@@ -206,7 +206,7 @@ impl Session<'_> {
             match input {
                 Input::Data(bytes) if self.input.is_some() => self.pending.extend(bytes),
                 // Nobody reads any more; the host may go on sending all the same.
-                Input::Data(bytes) => self.stream.consumed(bytes.len()),
+                Input::Data(bytes) => self.stream.done_with(bytes),
                 Input::Eof => {
                     self.is_input_over = true;
                     if self.terminal.is_some() {
@@ -260,7 +260,7 @@ impl Session<'_> {
         let stream = self.stream;
         self.outputs.retain_mut(|output| {
             // Of a closed stream the output is read and dropped: the program shall not hang on it.
-            let room = if is_closed { DATA_BYTES_MAX } else { stream.credit().min(DATA_BYTES_MAX) };
+            let room = if is_closed { SENT_BYTES_MAX } else { stream.credit() };
             if room == 0 {
                 return true;
             }
@@ -272,7 +272,10 @@ impl Session<'_> {
                     stream.data_read(frame);
                     true
                 }
-                Err(error) => matches!(error, Errno::AGAIN | Errno::INTR),
+                Err(error) => {
+                    stream.data_dropped(frame);
+                    matches!(error, Errno::AGAIN | Errno::INTR)
+                }
             }
         });
         has_moved

@@ -5,14 +5,19 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use stead_schemas::guest::{DATA_BYTES_MAX, Frame, FrameKind, FromStream, ToStream, WINDOW_BYTES};
+use stead_schemas::guest::{
+    DATA_BYTES_MAX, Frame, FrameKind, FromStream, HEADER_BYTES, ToStream, WINDOW_BYTES,
+};
 
 use crate::outbox::{Outbox, Wake};
 
 /// Messages and empty frames that may wait: a host in its senses sends a handful.
 const INPUTS_MAX: usize = 1024;
 /// Consumed bytes are given back in portions of at least this size.
-const RENEWAL_BYTES: u32 = WINDOW_BYTES / 4;
+const RENEWAL_BYTES: u32 = WINDOW_BYTES / 2;
+/// Of data in one frame to the host: with its header it is four of the 32 KiB that a port takes at a
+/// time.
+pub(super) const SENT_BYTES_MAX: usize = DATA_BYTES_MAX - HEADER_BYTES;
 
 /// What the host sent.
 #[derive(Debug)]
@@ -56,6 +61,7 @@ impl Stream {
     /// Takes a frame; a host that sends more than it may loses the stream.
     pub(super) fn take(&self, frame: Frame) {
         let mut state = self.lock();
+        let is_data_behind_others = frame.kind == FrameKind::Data && !state.inputs.is_empty();
         match frame.kind {
             FrameKind::Data => {
                 state.input_bytes += frame.payload.len();
@@ -73,7 +79,10 @@ impl Stream {
         }
         let is_closed = state.is_closed;
         drop(state);
-        self.wake.wake();
+        // Behind others it is found: nobody waits before the last was taken.
+        if is_closed || !is_data_behind_others {
+            self.wake.wake();
+        }
         if is_closed {
             self.outbox.look_again();
         }
@@ -100,7 +109,14 @@ impl Stream {
 
     /// The next input, if one is there.
     pub(super) fn next(&self) -> Option<Input> {
-        self.wake.take();
+        self.pop().or_else(|| {
+            // What arrives from here on wakes again.
+            self.wake.take();
+            self.pop()
+        })
+    }
+
+    fn pop(&self) -> Option<Input> {
         let mut state = self.lock();
         let input = state.inputs.pop_front()?;
         if let Input::Data(bytes) = &input {
@@ -126,6 +142,12 @@ impl Stream {
         let _ = poll(&mut [PollFd::new(&self.wake, PollFlags::IN)], timeout);
     }
 
+    /// An input was consumed whole.
+    pub(super) fn done_with(&self, input: Vec<u8>) {
+        self.consumed(input.len());
+        self.outbox.spares.put(input);
+    }
+
     /// So many bytes of input were consumed: the host may send as many more.
     pub(super) fn consumed(&self, bytes: usize) {
         let mut state = self.lock();
@@ -141,22 +163,24 @@ impl Stream {
     /// How much data may be sent now, at most one frame of it.
     pub(super) fn credit(&self) -> usize {
         let credit = self.lock().credit.clamp(0, i64::from(WINDOW_BYTES));
-        usize::try_from(credit).unwrap_or(0).min(DATA_BYTES_MAX)
+        usize::try_from(credit).unwrap_or(0).min(SENT_BYTES_MAX)
     }
 
-    /// Waits for credit; 0 when the stream is closed.
-    pub(super) fn wait_credit(&self) -> usize {
-        loop {
+    /// Waits for credit of so many bytes, at most a frame's; `false` when the stream is closed. The
+    /// host gives that much to whoever waits: it keeps back less than the window has beyond a frame.
+    pub(super) fn wait_credit(&self, bytes: usize) -> bool {
+        let has_enough = || self.credit() >= bytes.min(SENT_BYTES_MAX);
+        while !self.is_closed() {
+            if has_enough() {
+                return true;
+            }
+            // What changes from here on wakes again.
             self.wake.take();
-            if self.is_closed() {
-                return 0;
+            if !has_enough() && !self.is_closed() {
+                self.wait(None);
             }
-            let credit = self.credit();
-            if credit > 0 {
-                return credit;
-            }
-            self.wait(None);
         }
+        false
     }
 
     /// Sends a frame of data that was begun here, within the credit. `false` when the stream is closed.
@@ -167,13 +191,22 @@ impl Stream {
 
     /// The header of a frame of data, and room for its payload: read into, it is not copied.
     pub(super) fn data_begun(&self, kind: FrameKind, room: usize) -> Vec<u8> {
-        Frame::begun(kind, self.id, room)
+        // A spare one has room for all that a frame holds, so only such a frame may have it.
+        let spare = if room == SENT_BYTES_MAX { self.outbox.spares.take() } else { None };
+        let mut frame = spare.unwrap_or_else(|| Vec::with_capacity(HEADER_BYTES + room));
+        Frame::begin(kind, self.id, &mut frame);
+        frame
+    }
+
+    /// A frame that was begun and did not become one.
+    pub(super) fn data_dropped(&self, frame: Vec<u8>) {
+        self.outbox.spares.put(frame);
     }
 
     /// Sends a message when there is credit: a reader who takes nothing stops these as well.
     pub(super) fn message(&self, message: &FromStream) -> bool {
         let Ok(frame) = Frame::json(FrameKind::Message, self.id, message) else { return false };
-        self.wait_credit() > 0 && self.spend(frame.payload.len(), frame.encode())
+        self.wait_credit(1) && self.spend(frame.payload.len(), frame.encode())
     }
 
     fn spend(&self, length: usize, encoded: Vec<u8>) -> bool {

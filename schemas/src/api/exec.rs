@@ -1,10 +1,10 @@
-//! The wire of what happens inside a guest: exec, cp, stat.
+//! The wire of exec.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use crate::guest::{CopyFrom, CopyTo, Entry, EntryKind, Exec, PathInfo, Request, ToStream};
+use crate::guest::{Exec, ToStream};
 use crate::instance::Secret;
 use crate::limits::{EXEC_TIMEOUT_MAX, WAIT_MAX};
 
@@ -128,164 +128,6 @@ impl ExecControl {
     }
 }
 
-/// First frame of a copy.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CopyRequest {
-    pub direction: Direction,
-    pub guest_path: String,
-    #[serde(default)]
-    pub is_dir: bool,
-    #[serde(default)]
-    pub mode: Option<u32>,
-    #[serde(default)]
-    pub follow_links: bool,
-    #[serde(default)]
-    pub src_basename: Option<String>,
-    #[serde(default)]
-    pub uid: Option<u32>,
-    #[serde(default)]
-    pub gid: Option<u32>,
-    /// Additive: seconds since the epoch.
-    #[serde(default)]
-    pub mtime: Option<i64>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Direction {
-    To,
-    From,
-}
-
-impl CopyRequest {
-    /// The request to the agent.
-    ///
-    /// # Errors
-    /// A sentence that names the field.
-    pub fn into_request(self) -> Result<Request, String> {
-        if !self.guest_path.starts_with('/') || self.guest_path.contains('\0') {
-            return Err("guest_path must be absolute".to_owned());
-        }
-        if self.mode.is_some_and(|mode| mode > 0o7777) {
-            return Err("mode must be permission bits, at most 07777".to_owned());
-        }
-        let path = self.guest_path;
-        Ok(match self.direction {
-            Direction::From => Request::CopyFrom(CopyFrom { path, follows_links: self.follow_links }),
-            Direction::To => Request::CopyTo(CopyTo {
-                path,
-                is_directory: self.is_dir,
-                mode: self.mode,
-                uid: self.uid,
-                gid: self.gid,
-                mtime: self.mtime,
-                source_name: self.src_basename.filter(|name| !name.is_empty()),
-            }),
-        })
-    }
-}
-
-/// A text frame of a copy, after the request.
-#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(tag = "type", rename_all = "lowercase")]
-pub enum CopyFrame {
-    Header(CopyHeader),
-    End {
-        #[serde(default, rename = "final", skip_serializing_if = "Option::is_none")]
-        is_final: Option<bool>,
-    },
-    Result {
-        success: bool,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        error: Option<String>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        bytes_written: Option<u64>,
-    },
-    Error {
-        message: String,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        path: Option<String>,
-    },
-}
-
-#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
-pub struct CopyHeader {
-    pub path: String,
-    pub mode: u32,
-    pub is_dir: bool,
-    #[serde(default)]
-    pub is_symlink: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub link_target: Option<String>,
-    pub size: u64,
-    pub mtime: i64,
-    #[serde(default)]
-    pub uid: u32,
-    #[serde(default)]
-    pub gid: u32,
-}
-
-impl CopyHeader {
-    /// The header of an entry that a guest named.
-    ///
-    /// # Errors
-    /// When the name leads out of where the client copies to: no guest in its senses sends it.
-    pub fn of(entry: Entry) -> Result<Self, String> {
-        let is_name = |part: &str| !part.is_empty() && part != "." && part != "..";
-        if !entry.path.split('/').all(is_name) || entry.path.contains('\0') {
-            return Err("the guest named an entry outside of what was asked for".to_owned());
-        }
-        let (size, link_target) = match &entry.kind {
-            EntryKind::File { size } => (*size, None),
-            EntryKind::Directory => (0, None),
-            EntryKind::Link { target } => (0, Some(target.clone())),
-        };
-        Ok(Self {
-            path: entry.path,
-            mode: entry.mode & 0o777,
-            is_dir: entry.kind == EntryKind::Directory,
-            is_symlink: link_target.is_some(),
-            link_target,
-            size,
-            // The wire has no times before the epoch.
-            mtime: entry.mtime.max(0),
-            uid: entry.uid,
-            gid: entry.gid,
-        })
-    }
-}
-
-/// Answer of stat.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct PathView {
-    pub exists: bool,
-    pub is_dir: bool,
-    pub is_file: bool,
-    pub is_symlink: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub link_target: Option<String>,
-    pub mode: u32,
-    pub size: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-impl From<PathInfo> for PathView {
-    fn from(info: PathInfo) -> Self {
-        Self {
-            exists: info.exists,
-            is_dir: info.is_directory,
-            is_file: info.is_file,
-            is_symlink: info.is_link,
-            link_target: info.link_target,
-            mode: info.mode & 0o777,
-            size: info.size,
-            error: info.error,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,22 +171,5 @@ mod tests {
         assert_eq!(ExecControl::read(r#"{"stdin_eof":false}"#), None);
         assert_eq!(ExecControl::read(r#"{"resize":{"rows":3,"cols":4},"more":1}"#), None);
         assert_eq!(ExecControl::read("ls\n"), None);
-    }
-
-    #[test]
-    fn names_that_lead_out_are_refused() {
-        let entry = |path: &str| Entry {
-            path: path.to_owned(),
-            kind: EntryKind::Directory,
-            mode: 0o40755,
-            uid: 0,
-            gid: 0,
-            mtime: -1,
-        };
-        for path in ["", "/etc", "..", "a/../b", "a//b", "./a", "a/"] {
-            assert!(CopyHeader::of(entry(path)).is_err(), "{path:?}");
-        }
-        let header = CopyHeader::of(entry("a/b..c")).expect("fine");
-        assert_eq!((header.mode, header.mtime), (0o755, 0));
     }
 }

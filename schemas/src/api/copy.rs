@@ -1,0 +1,284 @@
+//! The wire of cp and stat.
+//!
+//! Paths are texts. Where one is none, an additive field beside it has its bytes in base64
+//! (`path_base64` beside `path`), and the text shows them for people; names that are UTF-8 look as
+//! they always did. A client says such a path in the same way.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use crate::guest::{BytePath, CopyFrom, CopyTo, Entry, EntryKind, PathInfo, Request};
+
+/// First frame of a copy.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyRequest {
+    pub direction: Direction,
+    #[serde(default)]
+    pub guest_path: String,
+    /// Additive: instead of it.
+    #[serde(default)]
+    pub guest_path_base64: Option<String>,
+    #[serde(default)]
+    pub is_dir: bool,
+    #[serde(default)]
+    pub mode: Option<u32>,
+    #[serde(default)]
+    pub follow_links: bool,
+    #[serde(default)]
+    pub src_basename: Option<String>,
+    /// Additive: instead of it.
+    #[serde(default)]
+    pub src_basename_base64: Option<String>,
+    #[serde(default)]
+    pub uid: Option<u32>,
+    #[serde(default)]
+    pub gid: Option<u32>,
+    /// Additive: seconds since the epoch.
+    #[serde(default)]
+    pub mtime: Option<i64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    To,
+    From,
+}
+
+impl CopyRequest {
+    /// The request to the agent.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn into_request(self) -> Result<Request, String> {
+        let path = named("guest_path", self.guest_path, self.guest_path_base64.as_deref())?;
+        if !path.is_absolute() || path.has_nul() {
+            return Err("guest_path must be absolute".to_owned());
+        }
+        if self.mode.is_some_and(|mode| mode > 0o7777) {
+            return Err("mode must be permission bits, at most 07777".to_owned());
+        }
+        let name = self.src_basename.unwrap_or_default();
+        let name = named("src_basename", name, self.src_basename_base64.as_deref())?;
+        Ok(match self.direction {
+            Direction::From => Request::CopyFrom(CopyFrom { path, follows_links: self.follow_links }),
+            Direction::To => Request::CopyTo(CopyTo {
+                path,
+                is_directory: self.is_dir,
+                mode: self.mode,
+                uid: self.uid,
+                gid: self.gid,
+                mtime: self.mtime,
+                source_name: Some(name).filter(|name| !name.0.is_empty()),
+            }),
+        })
+    }
+}
+
+/// What a pair of fields names.
+///
+/// # Errors
+/// A sentence that names the field, when it is no base64.
+pub fn named(field: &str, text: String, base64: Option<&str>) -> Result<BytePath, String> {
+    let Some(word) = base64 else { return Ok(text.into()) };
+    STANDARD.decode(word).map(BytePath).map_err(|_| format!("{field}_base64 must be base64"))
+}
+
+/// A path as a pair of fields: a text for all, and its bytes where the text is not them.
+#[must_use]
+pub fn told(path: &BytePath) -> (String, Option<String>) {
+    match path.text() {
+        Some(text) => (text.to_owned(), None),
+        None => (path.shown(), Some(STANDARD.encode(&path.0))),
+    }
+}
+
+/// A text frame of a copy, after the request.
+#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum CopyFrame {
+    Header(CopyHeader),
+    End {
+        #[serde(default, rename = "final", skip_serializing_if = "Option::is_none")]
+        is_final: Option<bool>,
+    },
+    Result {
+        success: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bytes_written: Option<u64>,
+    },
+    Error {
+        message: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<String>,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct CopyHeader {
+    pub path: String,
+    /// Additive: only where the name is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_base64: Option<String>,
+    pub mode: u32,
+    pub is_dir: bool,
+    #[serde(default)]
+    pub is_symlink: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_target: Option<String>,
+    /// Additive: only where the target is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_target_base64: Option<String>,
+    pub size: u64,
+    pub mtime: i64,
+    #[serde(default)]
+    pub uid: u32,
+    #[serde(default)]
+    pub gid: u32,
+}
+
+impl CopyHeader {
+    /// The header of an entry that a guest named.
+    ///
+    /// # Errors
+    /// When the name leads out of where the client copies to: no guest in its senses sends it.
+    pub fn of(entry: Entry) -> Result<Self, String> {
+        let mut names = entry.path.0.split(|&byte| byte == b'/');
+        if !names.all(|name| BytePath(name.to_vec()).is_plain_name()) || entry.path.has_nul() {
+            return Err("the guest named an entry outside of what was asked for".to_owned());
+        }
+        let (size, target) = match &entry.kind {
+            EntryKind::File { size } => (*size, None),
+            EntryKind::Directory => (0, None),
+            EntryKind::Link { target } => (0, Some(told(target))),
+        };
+        let (path, path_base64) = told(&entry.path);
+        let (link_target, link_target_base64) = target.unzip();
+        Ok(Self {
+            path,
+            path_base64,
+            mode: entry.mode & 0o777,
+            is_dir: entry.kind == EntryKind::Directory,
+            is_symlink: link_target.is_some(),
+            link_target,
+            link_target_base64: link_target_base64.flatten(),
+            size,
+            // The wire has no times before the epoch.
+            mtime: entry.mtime.max(0),
+            uid: entry.uid,
+            gid: entry.gid,
+        })
+    }
+
+    /// The entry's name.
+    ///
+    /// # Errors
+    /// When it is not to be read.
+    pub fn name(&self) -> Result<BytePath, String> {
+        named("path", self.path.clone(), self.path_base64.as_deref())
+    }
+
+    /// Where a link leads; `None` for what is none.
+    ///
+    /// # Errors
+    /// When it is not to be read.
+    pub fn target(&self) -> Result<Option<BytePath>, String> {
+        let target = self.link_target.clone().filter(|_| self.is_symlink);
+        target.map(|text| named("link_target", text, self.link_target_base64.as_deref())).transpose()
+    }
+}
+
+/// Answer of stat.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PathView {
+    pub exists: bool,
+    pub is_dir: bool,
+    pub is_file: bool,
+    pub is_symlink: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_target: Option<String>,
+    /// Additive: only where the target is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_target_base64: Option<String>,
+    pub mode: u32,
+    pub size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl From<PathInfo> for PathView {
+    fn from(info: PathInfo) -> Self {
+        let (link_target, link_target_base64) = info.link_target.as_ref().map(told).unzip();
+        Self {
+            exists: info.exists,
+            is_dir: info.is_directory,
+            is_file: info.is_file,
+            is_symlink: info.is_link,
+            link_target,
+            link_target_base64: link_target_base64.flatten(),
+            mode: info.mode & 0o777,
+            size: info.size,
+            error: info.error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(path: &[u8], kind: EntryKind) -> Entry {
+        Entry { path: BytePath(path.to_vec()), kind, mode: 0o40755, uid: 0, gid: 0, mtime: -1 }
+    }
+
+    #[test]
+    fn names_that_lead_out_are_refused() {
+        for path in [&b""[..], b"/etc", b"..", b"a/../b", b"a//b", b"./a", b"a/", b"a\0", b"\xff/.."] {
+            assert!(CopyHeader::of(entry(path, EntryKind::Directory)).is_err(), "{path:?}");
+        }
+        let header = CopyHeader::of(entry(b"a/b..c", EntryKind::Directory)).expect("fine");
+        assert_eq!((header.mode, header.mtime), (0o755, 0));
+    }
+
+    #[test]
+    fn names_that_are_utf_8_have_no_more_fields_than_ever_and_others_keep_their_bytes() {
+        let link = |path: &[u8], target: &[u8]| {
+            let kind = EntryKind::Link { target: BytePath(target.to_vec()) };
+            CopyHeader::of(entry(path, kind)).expect("fine")
+        };
+        let plain = serde_json::to_string(&link("é".as_bytes(), b"t")).expect("JSON");
+        assert!(!plain.contains("base64"), "{plain}");
+        let odd = link(b"d/b\xff", b"\xfe");
+        assert_eq!((&*odd.path, odd.path_base64.as_deref()), ("d/b\\xff", Some("ZC9i/w==")));
+        assert_eq!(odd.name(), Ok(BytePath(b"d/b\xff".to_vec())));
+        assert_eq!(odd.target(), Ok(Some(BytePath(b"\xfe".to_vec()))));
+        let lie = CopyHeader { path_base64: Some("?".to_owned()), ..odd };
+        assert!(lie.name().is_err());
+    }
+
+    #[test]
+    fn requests_name_any_bytes_but_nul_and_are_refused_with_the_field() {
+        let read = |text: &str| {
+            let request: CopyRequest = serde_json::from_str(text).expect("JSON");
+            request.into_request()
+        };
+        // /b followed by 0xff.
+        let odd = read(r#"{"direction":"from","guest_path_base64":"L2L/"}"#).expect("fine");
+        let from = CopyFrom { path: BytePath(b"/b\xff".to_vec()), follows_links: false };
+        assert_eq!(odd, Request::CopyFrom(from));
+        for (text, field) in [
+            (r#"{"direction":"to"}"#, "guest_path"),
+            (r#"{"direction":"to","guest_path":"a"}"#, "guest_path"),
+            (r#"{"direction":"to","guest_path_base64":"L2IA"}"#, "guest_path"),
+            (r#"{"direction":"to","guest_path_base64":"!"}"#, "guest_path_base64"),
+            (r#"{"direction":"to","guest_path":"/a","src_basename_base64":"!"}"#, "src_basename_base64"),
+        ] {
+            let error = read(text).expect_err(text);
+            assert!(error.contains(field), "{text}: {error}");
+        }
+    }
+}

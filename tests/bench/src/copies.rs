@@ -1,0 +1,96 @@
+//! Copies into and out of a guest, against the bare channel and against an exec of nothing: in turns,
+//! so that a machine that is busy for a while is so for all of them.
+
+use futures::SinkExt;
+use serde_json::json;
+use std::time::Instant;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::agent::{Socket, drain, exec, megabytes, open};
+use crate::channel::Channel;
+use crate::daemon::Daemon;
+use crate::{Figure, median};
+
+const COPY_BYTES: usize = 256 << 20;
+const CHUNK_BYTES: usize = 256 << 10;
+const ROUNDS: usize = 5;
+const BUSYBOX: &str = "/bin/busybox";
+const FILE: &str = "/dev/shm/file";
+
+/// Megabytes a second of one kind of way, round by round.
+type Speeds = Vec<f64>;
+
+#[derive(Default)]
+struct Seen {
+    bare_in: Speeds,
+    bare_out: Speeds,
+    exec_in: Speeds,
+    exec_out: Speeds,
+    copied_in: Speeds,
+    copied_out: Speeds,
+}
+
+/// Megabytes a second that go to the guest.
+async fn send(mut socket: Socket, end: &str) -> f64 {
+    let chunk = bytes::Bytes::from(vec![7u8; CHUNK_BYTES]);
+    let start = Instant::now();
+    for _ in 0..COPY_BYTES / CHUNK_BYTES {
+        socket.feed(Message::Binary(chunk.clone())).await.expect("sent");
+    }
+    socket.send(Message::text(end)).await.expect("sent");
+    let (_, last, _) = drain(&mut socket).await;
+    assert!(last.contains("true") || last.contains(":0"), "{last}");
+    megabytes(COPY_BYTES, start)
+}
+
+async fn receive(mut socket: Socket) -> f64 {
+    let start = Instant::now();
+    let (bytes, last, _) = drain(&mut socket).await;
+    assert!(bytes == COPY_BYTES, "{bytes} bytes: {last}");
+    megabytes(COPY_BYTES, start)
+}
+
+async fn round(daemon: &Daemon, channel: &mut Channel, seen: &mut Seen) {
+    let bare = tokio::task::block_in_place(|| channel.round(COPY_BYTES));
+    seen.bare_in.push(bare.to_guest);
+    seen.bare_out.push(bare.from_guest);
+    let to = json!({ "direction": "to", "guest_path": FILE });
+    seen.copied_in.push(send(open(daemon, "cp", to).await, r#"{"type":"end"}"#).await);
+    let from = json!({ "direction": "from", "guest_path": FILE });
+    seen.copied_out.push(receive(open(daemon, "cp", from).await).await);
+    // There is room for one.
+    exec(daemon, &[BUSYBOX, "rm", FILE]).await;
+    let sink = json!({ "command": [BUSYBOX, "sh", "-c", "/bin/busybox cat >/dev/null"] });
+    seen.exec_in.push(send(open(daemon, "exec", sink).await, r#"{"stdin_eof":true}"#).await);
+    let line = format!("{BUSYBOX} dd if=/dev/zero bs=64k count={} 2>/dev/null", COPY_BYTES >> 16);
+    let source = json!({ "command": [BUSYBOX, "sh", "-c", line] });
+    seen.exec_out.push(receive(open(daemon, "exec", source).await).await);
+}
+
+/// With the instance `box` of a gigabyte.
+pub(crate) async fn copies(daemon: &Daemon) -> Vec<Figure> {
+    let mut channel = Channel::boot(daemon, "box", COPY_BYTES).await;
+    let mut seen = Seen::default();
+    for _ in 0..ROUNDS {
+        round(daemon, &mut channel, &mut seen).await;
+    }
+    let (copied_in, copied_out) = (median(seen.copied_in), median(seen.copied_out));
+    let figure = |what: &str, ours, peer, goal| Figure {
+        what: what.to_owned(),
+        ours,
+        peer: Some(median(peer)),
+        unit: "MB/s",
+        goal,
+    };
+    vec![
+        figure("cp of 256 MiB to the guest (peer: the bare channel, dd)", copied_in, seen.bare_in, ">= 0.5"),
+        figure(
+            "cp of 256 MiB from the guest (peer: the bare channel, dd)",
+            copied_out,
+            seen.bare_out,
+            ">= 0.5",
+        ),
+        figure("the same to the guest (peer: exec of cat >/dev/null)", copied_in, seen.exec_in, ""),
+        figure("the same from the guest (peer: exec of dd if=/dev/zero)", copied_out, seen.exec_out, ""),
+    ]
+}
