@@ -15,7 +15,7 @@ const STREAMS_MAX: usize = 256;
 /// Frames that wait for the connection; each stream waits here, so none can fill memory.
 const OUTGOING_MAX: usize = 16;
 /// Consumed bytes are given back in portions of at least this size.
-const RENEWAL_BYTES: u32 = WINDOW_BYTES / 4;
+const RENEWAL_BYTES: u32 = WINDOW_BYTES / 2;
 
 /// The streams of one guest. Clones share them.
 #[derive(Debug, Clone)]

@@ -38,7 +38,7 @@ const WRITES_BEFORE_READ: usize = 16;
 const READS_BEFORE_WRITE: usize = 8;
 /// Of a payload under way the rest is on its way as well. To be woken for its every page costs more
 /// than the page: it is let arrive for as long as a guest takes for some dozens of them.
-const LULL: Duration = Duration::from_micros(1000);
+const LULL: Duration = Duration::from_micros(400);
 /// Less than this is not worth a lull.
 const LULL_BYTES_MIN: usize = 32 << 10;
 

@@ -1,5 +1,6 @@
 //! What users and agents do inside a running guest: exec, cp, stat.
 
+mod bulk;
 mod cli;
 mod cp;
 mod exec;

@@ -1,5 +1,7 @@
 //! A guest that is hostile from its first process on, beside one that is not.
 
+mod health;
+
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -17,24 +19,21 @@ const ROUNDS: usize = 15;
 const SLOWER_MAX: f64 = 10.0;
 const GROWTH_MAX: u64 = 24 << 20;
 
-/// An image of the site's layout whose init is the hostile program.
-fn make(site: &Site) {
+/// An image of the site's layout, named as its program, which is a source file beside this one.
+fn make(site: &Site, name: &str, place: &str) {
     let root = site.scratch("hostile-root");
-    let sbin = root.join("sbin");
-    std::fs::create_dir_all(&sbin).expect("made");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/hostile/guest.rs");
-    let program = sbin.join("init").display().to_string();
+    let program = root.join(name).display().to_string();
+    let source = format!("{}/tests/e2e/hostile/{name}.rs", env!("CARGO_MANIFEST_DIR"));
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
     let options =
         ["--edition=2024", "-Copt-level=2", "-Ctarget-feature=+crt-static", "-Cstrip=symbols", "-o"];
-    crate::stage::run(&rustc, &[&options[..], &[&program, source]].concat());
+    crate::stage::run(&rustc, &[&options[..], &[&program, &source]].concat());
     let layout = site.layout();
-    let target = format!("{layout}:hostile");
-    crate::stage::run("umoci", &["tag", "--image", &format!("{layout}:busybox"), "hostile"]);
-    let from = sbin.display().to_string();
-    crate::stage::run("umoci", &["insert", "--image", &target, &from, "/sbin"]);
-    crate::stage::run("umoci", &["config", "--image", &target, "--config.cmd=/sbin/init"]);
-    site.push(&layout, "hostile");
+    let target = format!("{layout}:{name}");
+    crate::stage::run("umoci", &["tag", "--image", &format!("{layout}:busybox"), name]);
+    crate::stage::run("umoci", &["insert", "--image", &target, &program, place]);
+    crate::stage::run("umoci", &["config", "--image", &target, &format!("--config.cmd={place}")]);
+    site.push(&layout, name);
 }
 
 fn resident(site: &Site) -> u64 {
@@ -60,10 +59,10 @@ async fn exec_time(site: &Site) -> f64 {
 fn a_guest_that_is_hostile_from_pid_1_on_costs_its_neighbour_and_the_daemon_nothing_that_counts() {
     in_namespace(async || {
         let mut site = Site::running().await;
-        make(&site);
+        make(&site, "guest", "/sbin/init");
         waiting(&site, "good", json!({})).await;
         let (calm, size) = (exec_time(&site).await, resident(&site));
-        let bad = site.create("bad", &image("hostile"), json!({})).await;
+        let bad = site.create("bad", &image("guest"), json!({})).await;
         site.until_console(&bad, "hostile: token found").await;
         for attack in
             ["floods", "lies about sizes", "speaks on streams", "nests", "flaps", "boasts", "is silent"]

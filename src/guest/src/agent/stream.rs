@@ -167,7 +167,7 @@ impl Stream {
     }
 
     /// Waits for credit of so many bytes, at most a frame's; `false` when the stream is closed. The
-    /// host gives that much to whoever waits: it keeps back less than the window has beyond a frame.
+    /// host gives that much to whoever waits: it keeps back less than half of the window.
     pub(super) fn wait_credit(&self, bytes: usize) -> bool {
         let has_enough = || self.credit() >= bytes.min(SENT_BYTES_MAX);
         while !self.is_closed() {
