@@ -102,8 +102,12 @@ pub(super) fn has_started(object: &Object<Instance>, machine: &Machine) -> bool 
 
 /// A guest that booted while no daemon listened gets a moment to say so.
 fn boot_deadline(machine: &Machine) -> Timestamp {
-    let heard_by = after(machine.listening_since, limits::GUEST_HEARD_GRACE);
-    after(machine.launched_at, limits::GUEST_BOOT_DEADLINE).max(heard_by)
+    after(machine.launched_at, limits::GUEST_BOOT_DEADLINE).max(heard_by(machine))
+}
+
+/// Until when it says nothing of a guest that this daemon has not heard it.
+pub(super) fn heard_by(machine: &Machine) -> Timestamp {
+    after(machine.listening_since, limits::GUEST_HEARD_GRACE)
 }
 
 /// Everything is there, or the first thing that is missing.
@@ -211,7 +215,8 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
                 None => wait(Reason::WaitingForImage, "the image's parameters are not readable", None),
             },
             _ if has_started(object, machine) => {
-                wait(Reason::WaitingForGuest, "the guest is not heard yet", None)
+                let until = Some(heard_by(machine)).filter(|&until| now < until);
+                wait(Reason::WaitingForGuest, "the guest is not heard yet", until)
             }
             GuestPhase::Silent | GuestPhase::Configured | GuestPhase::Exited => {
                 wait(Reason::WaitingForGuest, "the guest is booting", Some(boot_deadline(machine)))

@@ -8,7 +8,7 @@ use stead_schemas::limits;
 use stead_schemas::meta::Object;
 
 use super::becoming::{is_another, is_prepared};
-use super::plan::{has_ended, has_started, is_boot_overdue, is_spent, wanted_run};
+use super::plan::{has_ended, has_started, heard_by, is_boot_overdue, is_spent, wanted_run};
 use super::{Observed, health, idle, restarts};
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Outcome, PassEnd, conditions};
@@ -172,12 +172,18 @@ fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, no
                 GuestPhase::Ready if is_another(object, machine) => State::Initializing,
                 GuestPhase::Ready => State::Running,
                 GuestPhase::Exited => State::Shutdown,
+                // Of a daemon that has just begun to listen.
+                GuestPhase::Silent if is_as_recorded(object, machine, now) => State::Running,
                 GuestPhase::Silent | GuestPhase::AwaitingConfig | GuestPhase::Configured => {
                     State::Initializing
                 }
             },
         },
     }
+}
+
+fn is_as_recorded(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> bool {
+    object.status.state == State::Running && has_started(object, machine) && now < heard_by(machine)
 }
 
 /// Changes the state and counts the time that was spent in the one before.

@@ -502,7 +502,20 @@ fn a_guest_that_ran_before_is_neither_overdue_nor_killed_while_a_new_daemon_has_
     assert!(matches!(&step, Plan::Wait(wait) if wait.until.is_none()), "{step:?}");
     let end = PassEnd { now: long_after, outcome: Outcome::Converged };
     let told = status(&object, Some(&silent()), &end);
-    assert_eq!((told.ended_run, told.exit), (0, None));
+    assert_eq!((told.ended_run, told.exit, told.state), (0, None, State::Initializing));
+    let mut just_attached = machine(VmmState::Running, GuestPhase::Silent);
+    just_attached.listening_since = at(3599);
+    let just_attached = seen(Some(just_attached));
+    let step = plan(&Desired::Present(&object), &just_attached, long_after);
+    assert!(matches!(&step, Plan::Wait(wait) if wait.until == Some(at(3609))), "{step:?}");
+    assert_eq!(
+        status(&object, Some(&just_attached), &end).state,
+        State::Running,
+        "nothing was heard of a change"
+    );
+    object.status.state = State::Initializing;
+    assert_eq!(status(&object, Some(&just_attached), &end).state, State::Initializing);
+    object.status.state = State::Running;
     let again = seen(Some(machine(VmmState::Running, GuestPhase::Ready)));
     assert_eq!(status(&object, Some(&again), &end).started_at, Some(at(2)));
     // Asked to stop, it still has its grace.
