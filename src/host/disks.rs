@@ -133,14 +133,21 @@ impl Disks for Ext4Files {
         self.link(owner, file).await.map_err(failed)
     }
 
-    async fn copy(&self, owner: &Uid, snapshot: &Uid) -> Result<(), HostError> {
+    async fn copy(&self, owner: &Uid, snapshot: &Uid, size: Bytes) -> Result<(), HostError> {
         let failed = |error| HostError::io("copy disk", owner.as_str(), error);
         if self.inspect(owner).await?.is_some() {
             return Ok(());
         }
         let from = self.snapshots.join(snapshot.as_str()).join("saved").join(SNAPSHOT_DISK);
         let from = File::open(from).map_err(failed)?;
-        let file = self.nameless(Bytes(from.metadata().map_err(failed)?.len())).map_err(failed)?;
+        let taken = Bytes(from.metadata().map_err(failed)?.len());
+        if taken != size {
+            let cut_off = HostError::new(HostErrorKind::Permanent, "copy disk", owner.as_str());
+            return Err(
+                cut_off.because(format!("that of the snapshot has {} bytes instead of {}", taken.0, size.0))
+            );
+        }
+        let file = self.nameless(size).map_err(failed)?;
         let copied = tokio::task::spawn_blocking(move || sparse::copy(&from, &file).map(|()| file));
         let file = copied.await.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(failed)?;
         self.link(owner, file).await.map_err(failed)

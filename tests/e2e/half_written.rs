@@ -213,4 +213,30 @@ async fn behind_its_back(site: &Site) {
     let gone = site.request(Method::DELETE, "/instances/fork?graceful_shutdown=false", None).await;
     assert!([StatusCode::NO_CONTENT, StatusCode::NOT_FOUND].contains(&gone.status), "{gone:?}");
     delete(site, &id).await;
+    // A disk alone has no sums, but a length.
+    let stopped = site.request(Method::POST, "/instances/box/stop", None).await;
+    assert_eq!(stopped.status, StatusCode::OK, "{stopped:?}");
+    let taken = site.request(Method::POST, SNAPSHOTS, Some(json!({ "kind": "Stopped" }))).await;
+    let id = taken.body["id"].as_str().expect("an id").to_owned();
+    site.shell(&format!("truncate -s 1M $DATA/snapshots/{id}/saved/disk.ext4"));
+    let path = format!("/snapshots/{id}/fork");
+    // One that shall be stopped is that from the beginning; it says why when it is to run.
+    let forked = site.request(Method::POST, &path, Some(json!({ "name": "cold" }))).await;
+    assert_eq!(
+        (forked.status, &forked.body["state"]),
+        (StatusCode::CREATED, &json!("Stopped")),
+        "{forked:?}"
+    );
+    let started = site.attempt(Method::POST, "/instances/cold/start", None);
+    let why = "1048576 bytes instead of 67108864";
+    let told = |seen: &Value| seen["conditions"].to_string().contains(why);
+    tokio::select! {
+        answer = started => assert!(answer.as_ref().is_some_and(|answer| told(&answer.body)), "{answer:?}"),
+        _ = site.until("cold", "told why", told) => {}
+    }
+    let gone = site.request(Method::DELETE, "/instances/cold?graceful_shutdown=false", None).await;
+    assert!([StatusCode::NO_CONTENT, StatusCode::NOT_FOUND].contains(&gone.status), "{gone:?}");
+    delete(site, &id).await;
+    let started = site.request(Method::POST, "/instances/box/start", None).await;
+    assert_eq!((started.status, &started.body["state"]), (StatusCode::OK, &json!("Running")), "{started:?}");
 }

@@ -44,7 +44,9 @@ fn plan_content(object: &Object<Disk>, source: Option<SourceSeen>) -> Plan<Actio
     let is_first = object.status.content_lost_at.is_none();
     match (object.spec.source.clone().filter(|_| is_first), source) {
         (None, _) => Plan::Act(vec![Action::Create { owner, size: object.spec.size }]),
-        (Some(snapshot), Some(SourceSeen::Ready)) => Plan::Act(vec![Action::Copy { owner, snapshot }]),
+        (Some(snapshot), Some(SourceSeen::Ready)) => {
+            Plan::Act(vec![Action::Copy { owner, snapshot, size: object.spec.size }])
+        }
         (Some(_), Some(SourceSeen::Pending)) => Plan::Wait(Wait {
             reason: Reason::WaitingForSnapshot,
             message: "the snapshot to copy from is being taken".to_owned(),

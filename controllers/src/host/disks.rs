@@ -32,8 +32,13 @@ pub trait Disks: Send + Sync + 'static {
     /// Temporaries of a crashed try are removed by the next `create` and `remove` of that owner.
     fn create(&self, owner: &Uid, size: Bytes) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Makes a file with the content of a snapshot's disk; whole or absent as with `create`. Missing
-    /// when the snapshot has none.
-    fn copy(&self, owner: &Uid, snapshot: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// when the snapshot has none; Permanent when that is not of this size: something was cut off.
+    fn copy(
+        &self,
+        owner: &Uid,
+        snapshot: &Uid,
+        size: Bytes,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
     fn remove(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     fn space(&self) -> impl Future<Output = Result<Space, HostError>> + Send;
 }

@@ -33,10 +33,13 @@ impl Disks for World {
         .await
     }
 
-    async fn copy(&self, owner: &Uid, snapshot: &Uid) -> Result<(), HostError> {
+    async fn copy(&self, owner: &Uid, snapshot: &Uid, size: Bytes) -> Result<(), HostError> {
         self.verb("copy disk", owner.as_str(), |state| {
             let refuse = |kind| HostError::new(kind, "copy disk", owner.as_str());
-            let (size, age) = state.captured_disk(snapshot).ok_or_else(|| refuse(HostErrorKind::Missing))?;
+            let (taken, age) = state.captured_disk(snapshot).ok_or_else(|| refuse(HostErrorKind::Missing))?;
+            if taken != size {
+                return Err(refuse(HostErrorKind::Permanent));
+            }
             if !state.disks.contains_key(owner) {
                 state.disks.insert(owner.clone(), size);
                 state.disk_ages.insert(owner.clone(), age);

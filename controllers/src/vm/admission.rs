@@ -197,14 +197,15 @@ pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Ob
     })?)
 }
 
-/// Asks for a deletion when the instance's time is over, and only then.
+/// Asks for a deletion when the instance's time is over, or when it is a member of a pool, whose VM has
+/// ended then; one that was taken meanwhile is none.
 ///
 /// # Errors
 /// `NotFound`.
 pub fn expire(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), Refused> {
-    let object = live(tx, uid)?;
+    let object = tx.get::<Instance>(uid).ok_or(Refused::NotFound)?;
     // A patch may have come in between.
-    if object.spec.expires_at.is_some_and(|at| at <= tx.now()) {
+    if object.is_pooled() || object.spec.expires_at.is_some_and(|at| at <= tx.now()) {
         tx.request_deletion::<Instance>(uid)?;
     }
     Ok(())

@@ -13,7 +13,7 @@ use stead_schemas::instance::{Instance, State};
 use stead_schemas::limits::POOL_RETRY;
 use stead_schemas::meta::Object;
 
-use super::plan::{act, after, guest_network, machine_id, wait};
+use super::plan::{act, after, guest_network, machine_id, wait, wait_for_disk};
 use super::{Action, Observed, OriginSeen};
 use crate::host::{AdoptPlan, Machine, VmmState};
 use crate::runtime::{Plan, Refusal};
@@ -32,7 +32,7 @@ pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed, now: Timest
         return plan;
     }
     if !seen.parts.is_disk_ready {
-        return wait(Reason::WaitingForDisk, "the root overlay is being copied", None);
+        return wait_for_disk(seen, "the root overlay is being copied");
     }
     act(Action::Adopt(Box::new(AdoptPlan {
         owner: object.meta.uid.clone(),

@@ -334,4 +334,20 @@ mod tests {
         assert_eq!((spec.power, spec.compression, spec.expires_at), (Power::Standby, None, None));
         assert_eq!(spec.origin.as_ref().and_then(|origin| origin.memory_for_run), Some(spec.run));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_of_a_pool_that_is_of_no_use_is_deleted_and_one_that_was_taken_meanwhile_is_not() {
+        let (store, uid) = in_standby().await;
+        for (power, is_deleted) in [(Power::Running, false), (Power::Warm, true)] {
+            let of_tx = uid.clone();
+            let expired = store.transact(move |tx| {
+                let change = |spec: &mut InstanceSpec| (spec.power, spec.expires_at) = (power, None);
+                tx.update_spec::<Instance>(&of_tx, None, change)?;
+                Ok::<_, crate::store::TxError>(super::super::admission::expire(tx, &of_tx).is_ok())
+            });
+            assert!(expired.await.expect("stored"), "{power:?}");
+            let object = store.get::<Instance>(&uid).expect("it goes when its host things are gone");
+            assert_eq!(object.meta.is_deleting(), is_deleted, "{power:?}");
+        }
+    }
 }

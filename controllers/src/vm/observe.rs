@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use stead_schemas::condition::{self, Reason};
+use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::Disk;
 use stead_schemas::image::{Image, ImageConfig, ImagePhase};
 use stead_schemas::instance::Instance;
@@ -70,6 +70,8 @@ pub struct Parts {
     /// Run parameters of the pinned content; present only when its root file system is.
     pub image_config: Option<ImageConfig>,
     pub is_disk_ready: bool,
+    /// What the disk waits for, or why it cannot be made, in its own words.
+    pub disk_trouble: Option<String>,
     /// `None` when the instance has no network.
     pub port: Option<PortSeen>,
     /// `None` when the instance does not begin with a snapshot.
@@ -148,10 +150,16 @@ async fn parts<M: Machines, I: Images, P, C, W>(
         image_ready,
         image_trouble,
         image_config: pinned.map(|stored| stored.config),
-        is_disk_ready: disk.is_some_and(|disk| condition::is_ready(&disk.status.conditions)),
+        is_disk_ready: disk.as_ref().is_some_and(|disk| condition::is_ready(&disk.status.conditions)),
+        disk_trouble: disk.as_deref().and_then(disk_trouble),
         port: allocated.port.as_ref().and_then(|uid| port(vms, uid)),
         origin: object.spec.origin.as_ref().map(|origin| origin_seen(vms, &origin.snapshot)),
     })
+}
+
+fn disk_trouble(disk: &Object<Disk>) -> Option<String> {
+    let ready = condition::find(&disk.status.conditions, ConditionType::Ready)?;
+    Some(ready.message.clone()).filter(|message| !message.is_empty())
 }
 
 fn origin_seen<M, I, P, C, W>(vms: &Vms<M, I, P, C, W>, uid: &Uid) -> OriginSeen {
@@ -175,7 +183,7 @@ fn image(image: Option<&Object<Image>>) -> (Option<Digest>, Option<(Reason, Stri
             (Reason::WaitingForImage, format!("image {} is {word}", image.meta.name))
         }
         ImagePhase::Failed => {
-            let reason = condition::find(&image.status.conditions, condition::ConditionType::Ready)
+            let reason = condition::find(&image.status.conditions, ConditionType::Ready)
                 .map_or(Reason::WaitingForImage, |ready| ready.reason);
             let error = image.status.error.clone().unwrap_or_default();
             (reason, format!("image {} failed: {error}", image.meta.name))

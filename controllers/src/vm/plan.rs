@@ -133,7 +133,7 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
         return Plan::Refuse(Refusal { reason: Reason::ImageInvalid, message });
     }
     if !parts.is_disk_ready {
-        return wait(Reason::WaitingForDisk, "the root overlay is being made", None);
+        return wait_for_disk(seen, "the root overlay is being made");
     }
     if object.spec.has_network && !parts.port.as_ref().is_some_and(|port| port.is_ready) {
         return wait(Reason::WaitingForNetwork, "the network port is being made", None);
@@ -391,6 +391,15 @@ pub(super) fn machine_id(uid: &Uid) -> String {
         number.wrapping_mul(36).wrapping_add(u128::from(digit))
     });
     format!("{number:032x}")
+}
+
+/// With the disk's own word, if it has one.
+pub(super) fn wait_for_disk(seen: &Observed, what: &str) -> Plan<Action> {
+    let message = match &seen.parts.disk_trouble {
+        Some(trouble) => format!("{what}: {trouble}"),
+        None => what.to_owned(),
+    };
+    wait(Reason::WaitingForDisk, message, None)
 }
 
 pub(super) fn act(action: Action) -> Plan<Action> {

@@ -255,6 +255,9 @@ fn a_launch_waits_for_each_part_and_says_for_which() {
     let mut without = seen(None);
     without.parts.is_disk_ready = false;
     assert_eq!(waits(&without), "Wait WaitingForDisk");
+    without.parts.disk_trouble = Some("no room".to_owned());
+    let told = plan(&Desired::Present(&object), &without, at(1));
+    assert!(matches!(&told, Plan::Wait(wait) if wait.message.ends_with("being made: no room")), "{told:?}");
     let mut without = seen(None);
     without.parts.image_config = Some(ImageConfig::default());
     assert_eq!(waits(&without), "Refuse ImageInvalid");
