@@ -342,7 +342,10 @@ fn a_pool_holds_forks_ready_is_filled_again_and_survives_crashes_of_daemon_and_v
         }
         pool(&site, id, 2).await;
         let fresh: Vec<u32> = site.vmms().into_iter().filter(|pid| !held.contains(pid)).collect();
+        let all = site.vmms().len();
         site.shell(&format!("kill -9 {}", fresh[0]));
+        // Its memory is spent: another takes its place.
+        until("another member", BOOT, async || (site.vmms().len() == all).then_some(())).await;
         pool(&site, id, 2).await;
         settles(&mut site, "a pool").await;
         site.start().await;
