@@ -101,7 +101,7 @@ fn odd_names(site: &Site) {
     let done = (0, String::new(), String::new());
     let (back, into) = (scratch.join("back"), odd(b"box:/tmp"));
     assert_eq!(run(&["cp".into(), tree.clone().into(), into]), done);
-    let link = "cd /tmp/t*; ln -s $(printf '\\376')/$(printf 'f\\375') link";
+    let link = "cd /tmp/t$(printf '\\377'); ln -s $(printf '\\376')/$(printf 'f\\375') link";
     assert_eq!(said(&stead(site, &["exec", "box", "sh", "-c", link])).0, 0);
     assert_eq!(run(&["cp".into(), odd(b"box:/tmp/t\xff"), back.clone().into()]), done);
     assert_eq!(std::fs::read_to_string(back.join("link")).expect("a link to a file"), "odd");

@@ -233,3 +233,75 @@ impl Stream {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    /// Bytes of a small input; far below a window, however many wait.
+    const BYTES: usize = 100;
+    const INPUTS: usize = 20_000;
+
+    fn stream() -> Arc<Stream> {
+        let outbox = Arc::new(Outbox::new().expect("an outbox"));
+        Arc::new(Stream::new(7, outbox).expect("a stream"))
+    }
+
+    fn frame(kind: FrameKind, payload: Vec<u8>) -> Frame {
+        Frame { kind, stream: 7, payload }
+    }
+
+    #[test]
+    fn who_waits_for_inputs_misses_none_though_not_each_wakes() {
+        let (stream, under_way) = (stream(), Arc::new(AtomicUsize::new(0)));
+        let (sent, counted) = (stream.clone(), under_way.clone());
+        let host = thread::spawn(move || {
+            for round in 0..INPUTS {
+                // Now one alone, now many behind each other.
+                while counted.load(Ordering::Acquire) > round % 50 {
+                    thread::yield_now();
+                }
+                counted.fetch_add(1, Ordering::AcqRel);
+                sent.take(frame(FrameKind::Data, vec![1; BYTES]));
+            }
+            sent.take(frame(FrameKind::Eof, Vec::new()));
+        });
+        let mut received = 0;
+        while let Some(Input::Data(bytes)) = stream.wait_next() {
+            received += bytes.len();
+            stream.done_with(bytes);
+            under_way.fetch_sub(1, Ordering::AcqRel);
+        }
+        host.join().expect("no panic");
+        assert_eq!(received, INPUTS * BYTES);
+    }
+
+    #[test]
+    fn a_full_frame_waits_for_its_credit_and_a_close_ends_the_wait() {
+        let stream = stream();
+        while stream.credit() > 0 {
+            let mut begun = stream.data_begun(FrameKind::Data, stream.credit());
+            begun.resize(HEADER_BYTES + stream.credit(), 1);
+            assert!(stream.data_read(begun));
+            while let Some(written) = stream.outbox.pop() {
+                stream.outbox.spares.put(written);
+            }
+        }
+        let wait = |stream: &Arc<Stream>| {
+            let waiting = stream.clone();
+            thread::spawn(move || waiting.wait_credit(SENT_BYTES_MAX).then(|| waiting.credit()))
+        };
+        let waiter = wait(&stream);
+        for part in [SENT_BYTES_MAX / 2, SENT_BYTES_MAX - SENT_BYTES_MAX / 2] {
+            stream.take(Frame::window(7, u32::try_from(part).expect("small")));
+        }
+        assert_eq!(waiter.join().expect("no panic"), Some(SENT_BYTES_MAX));
+        stream.lock().credit = 0;
+        let waiter = wait(&stream);
+        stream.take(frame(FrameKind::Close, Vec::new()));
+        assert_eq!(waiter.join().expect("no panic"), None);
+    }
+}
