@@ -138,7 +138,7 @@ fn pack_chunk(chunk: &[u8], how: Compression) -> io::Result<Vec<u8>> {
     let mut out = Vec::with_capacity(packed.len() + RECORD_BYTES);
     out.extend(length_u32(chunk.len())?.to_le_bytes());
     out.extend(length_u32(packed.len())?.to_le_bytes());
-    out.extend(sum(chunk).to_le_bytes());
+    out.extend(crc32fast::hash(chunk).to_le_bytes());
     out.extend(packed);
     Ok(out)
 }
@@ -188,7 +188,7 @@ impl Chunk {
                 lz4::block::decompress(&self.packed, Some(size))?
             }
         };
-        if bytes.len() != self.unpacked || sum(&bytes) != self.crc32 {
+        if bytes.len() != self.unpacked || crc32fast::hash(&bytes) != self.crc32 {
             return Err(damaged("a chunk is not what was packed"));
         }
         let mut rest = bytes.as_slice();
@@ -219,12 +219,6 @@ fn algorithm_of(byte: u8) -> io::Result<Algorithm> {
         2 => Ok(Algorithm::Lz4),
         _ => Err(damaged("its algorithm is not known")),
     }
-}
-
-fn sum(bytes: &[u8]) -> u32 {
-    let mut sum = flate2::Crc::new();
-    sum.update(bytes);
-    sum.sum()
 }
 
 fn fixed<const LENGTH: usize>(bytes: &[u8]) -> io::Result<[u8; LENGTH]> {

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use crc32fast::Hasher;
 use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, memfd_create, seek};
 use stead_schemas::quantity::Bytes;
 
@@ -87,7 +88,7 @@ pub(super) fn sum_ram(from: &File) -> io::Result<(u64, u32)> {
 fn in_parts(
     from: &File,
     beside: Beside,
-    part_sum: impl Fn(u64, u64) -> io::Result<flate2::Crc> + Sync,
+    part_sum: impl Fn(u64, u64) -> io::Result<Hasher> + Sync,
 ) -> io::Result<(u64, u32)> {
     let length = from.metadata()?.len();
     let parts = beside.threads();
@@ -105,9 +106,9 @@ fn in_parts(
             .map(|part| part.join().unwrap_or_else(|_| Err(io::Error::other("a copying thread panicked"))));
         sums.collect::<io::Result<Vec<_>>>()
     })?;
-    let mut sum = flate2::Crc::new();
+    let mut sum = Hasher::new();
     sums.iter().for_each(|part| sum.combine(part));
-    Ok((length, sum.sum()))
+    Ok((length, sum.finalize()))
 }
 
 /// Goes over all runs of blocks that are not zero, none longer than a read, in order.
@@ -120,8 +121,8 @@ fn each_run_between(
     start: u64,
     end: u64,
     mut take: impl FnMut(u64, &[u8]) -> io::Result<()>,
-) -> io::Result<flate2::Crc> {
-    let mut sum = flate2::Crc::new();
+) -> io::Result<Hasher> {
+    let mut sum = Hasher::new();
     let mut buffer = vec![0u8; CHUNK];
     let mut at = start;
     while at < end {
@@ -140,8 +141,8 @@ fn each_run_between(
     Ok(sum)
 }
 
-fn update_between(from: &File, to: &File, start: u64, end: u64) -> io::Result<flate2::Crc> {
-    let mut sum = flate2::Crc::new();
+fn update_between(from: &File, to: &File, start: u64, end: u64) -> io::Result<Hasher> {
+    let mut sum = Hasher::new();
     let (mut new, mut old) = (vec![0u8; CHUNK], vec![0u8; CHUNK]);
     let mut at = start;
     while at < end {
@@ -214,7 +215,7 @@ fn is_zero(block: &[u8]) -> bool {
 fn take_blocks(
     bytes: &[u8],
     at: u64,
-    sum: &mut flate2::Crc,
+    sum: &mut Hasher,
     take: &mut impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut offset = 0;
