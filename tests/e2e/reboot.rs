@@ -1,8 +1,6 @@
-//! A reboot of the host: whatever was not on a disk is gone, and what was wished is there again.
+//! A reboot of the host: whatever was not on a disk is gone, and what was wished is there again. For a
+//! schedule it is a time without a daemon: `schedules.rs`.
 
-use std::time::Duration;
-
-use jiff::Timestamp;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,14 +16,7 @@ use crate::stage::until;
 /// A page, and a number that is only in memory.
 const SERVER: &str = "mkdir -p /www; echo here >/www/index.html; httpd -p 80 -h /www; echo serving; \
                       i=0; while true; do i=$((i+1)); echo count $i.; sleep 0.2 || sleep 1; done";
-const SCHEDULE: &str = "/instances/box/snapshot-schedule";
-/// The shortest interval and the most that a run is off it.
-const RUN: Duration = Duration::from_secs(70);
 const POOL: u32 = 2;
-
-fn time(value: &Value) -> Timestamp {
-    value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{value} is no time"))
-}
 
 fn counted(console: &str) -> Vec<u64> {
     console.split("count ").skip(1).filter_map(|rest| rest.split_once('.')?.0.parse().ok()).collect()
@@ -48,16 +39,13 @@ async fn page(ip: &str) -> Option<String> {
 }
 
 #[test]
-fn after_a_reboot_a_standby_wakes_with_its_memory_a_pool_is_filled_and_a_schedule_catches_up_once() {
+fn after_a_reboot_a_standby_wakes_with_its_memory_and_a_pool_is_filled_again() {
     in_namespace(async || {
         let mut site = Site::running().await;
         let policy = json!({ "enabled": true, "idle_timeout": "10m", "wake_on_traffic": true });
         let body = json!({ "size": "128MB", "cmd": ["sh", "-c", SERVER], "auto_standby": policy });
         let id = site.create("box", &image("busybox"), body).await;
         site.until_console(&id, "serving").await;
-        let keep = json!({ "interval": "1m", "retention": { "max_count": 5 } });
-        let due = site.request(Method::PUT, SCHEDULE, Some(keep)).await;
-        let due = time(&due.body["next_run_at"]);
         let kept = json!({ "kind": "Standby", "name": "before", "pool_size": POOL });
         let kept = site.request(Method::POST, "/instances/box/snapshots", Some(kept)).await;
         assert_eq!(kept.status, StatusCode::CREATED, "{kept:?}");
@@ -68,9 +56,7 @@ fn after_a_reboot_a_standby_wakes_with_its_memory_a_pool_is_filled_and_a_schedul
         let ip = asleep.body["network"]["ip"].as_str().expect("an address").to_owned();
         let numbers = counted(&site.console(&id)).len();
         let before = site.vmms();
-        assert!(Timestamp::now() < due, "all of it is done before the schedule's first run");
         site.reboot().await;
-        until("the run's time", RUN, async || (Timestamp::now() > due).then_some(())).await;
         site.start().await;
 
         // As it was, and nothing ran for it meanwhile.
@@ -84,7 +70,6 @@ fn after_a_reboot_a_standby_wakes_with_its_memory_a_pool_is_filled_and_a_schedul
         until("the pool's VMMs", BOOT, async || (site.vmms().len() == before.len()).then_some(())).await;
         pool_is_ready(&site, &snapshot).await;
         assert_eq!(site.vmms().len(), before.len(), "the pool's and no others");
-        catches_up_once(&site, due).await;
 
         // Woken by the first that connects, it goes on in the midst of what it did.
         until("the page", BOOT, async || page(&ip).await.filter(|page| page.contains("here"))).await;
@@ -107,20 +92,4 @@ fn after_a_reboot_a_standby_wakes_with_its_memory_a_pool_is_filled_and_a_schedul
         assert_eq!(shell(&site, "fork", "hostname").await, "fork");
         settles(&mut site, "a reboot").await;
     });
-}
-
-/// For the run that nobody was there for, and not again before the next is due.
-async fn catches_up_once(site: &Site, due: Timestamp) {
-    let run = until("the run", BOOT, async || {
-        let seen = site.request(Method::GET, SCHEDULE, None).await.body;
-        seen["last_snapshot_id"].is_string().then_some(seen)
-    })
-    .await;
-    let next = time(&run["next_run_at"]);
-    assert_eq!((next.duration_since(due).as_secs() % 60, &run["last_error"]), (0, &Value::Null), "{run:#}");
-    assert!(next > due, "{run:#}");
-    let all = site.request(Method::GET, "/snapshots", None).await.body;
-    let taken = all.as_array().expect("a list").iter().filter(|one| one["name"] != "before").count();
-    let runs = 1 + usize::from(Timestamp::now() > next);
-    assert!(taken == 1 || taken == runs, "one run, one snapshot: {all:#}");
 }

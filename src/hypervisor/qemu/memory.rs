@@ -33,7 +33,7 @@ use stead_schemas::snapshot::PackingState;
 use tracing::warn;
 
 use super::packing;
-use super::ram::{Beside, copy_ram, fresh_ram, sum_ram, update_ram};
+use super::ram::{copy_ram, fresh_ram, sum_ram, update_ram};
 use crate::host::files;
 
 const RAM: &str = "ram";
@@ -233,7 +233,7 @@ impl MemoryDir {
     pub(super) fn fill(&self, manifest: &Manifest, ram: &File) -> Result<(), HostError> {
         let failed = self.failed("restore the memory in");
         let sum = match File::open(self.saved(RAM)) {
-            Ok(kept) => copy_ram(&kept, ram, Beside::Start).map_err(&failed)?,
+            Ok(kept) => copy_ram(&kept, ram).map_err(&failed)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let packed = File::open(self.saved(PACKED)).map_err(&failed)?;
                 packing::unpack(&packed, ram).map_err(&failed)?;
@@ -292,7 +292,7 @@ impl MemoryDir {
                 fs::hard_link(&older, &to)?;
                 update_ram(ram, &File::options().read(true).write(true).open(&to)?)
             }
-            _ => copy_ram(ram, &File::create_new(&to)?, Beside::Nothing),
+            _ => copy_ram(ram, &File::create_new(&to)?),
         };
         let (bytes, crc32) = kept().map_err(self.failed("save the memory in"))?;
         Ok(RamKept::InFile { bytes, crc32 })

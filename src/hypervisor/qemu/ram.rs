@@ -4,10 +4,13 @@
 //! own, where a file on a disk costs a boot a tenth, and open to a save through `/proc`. That of a fork
 //! is instead the file of a snapshot, mapped privately: forks share its pages until they write.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crc32fast::Hasher;
 use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, memfd_create, seek};
@@ -15,8 +18,11 @@ use stead_schemas::quantity::Bytes;
 
 /// Of guest RAM, for what is zero and what is not: a page.
 const BLOCK: usize = 4096;
-/// Of one read.
-const CHUNK: usize = 256 * BLOCK;
+/// Of one read: it stays in a core's cache until it is looked at.
+const CHUNK: usize = 64 * BLOCK;
+/// Of what a thread takes at a time: what is in use of a guest's RAM lies together, so that halves of it
+/// are not half the work.
+const PART: u64 = 8 << 20;
 /// Threads of one copy: as many as a copy is worth, on a host that has them.
 const THREADS_MAX: usize = 4;
 /// Of the anonymous file; found again as `/memfd:stead-ram` among the VMM's descriptors.
@@ -44,86 +50,77 @@ pub(super) fn ram_of(pid: u32) -> io::Result<File> {
     File::open(ram)
 }
 
-/// What else the host has to do meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Beside {
-    Nothing,
-    /// A VMM starts, and is waited for as well.
-    Start,
-}
-
-impl Beside {
-    fn threads(self) -> u64 {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let free = match self {
-            Self::Nothing => cores,
-            Self::Start => cores - 1,
-        };
-        free.clamp(1, THREADS_MAX) as u64
-    }
-}
-
 /// Copies what is not zero into an empty file. Its length, and a sum of where those blocks are and
 /// what is in them: the same for holes and for zeros.
-pub(super) fn copy_ram(from: &File, to: &File, beside: Beside) -> io::Result<(u64, u32)> {
+pub(super) fn copy_ram(from: &File, to: &File) -> io::Result<(u64, u32)> {
     to.set_len(from.metadata()?.len())?;
-    in_parts(from, beside, |start, end| {
-        each_run_between(from, start, end, |at, run| to.write_all_at(run, at))
+    in_parts(from, |[buffer, _], start, end| {
+        each_run_between(from, buffer, start, end, |at, run| to.write_all_at(run, at))
     })
 }
 
 /// Makes an older copy the same, by writing only what differs: most of a guest's RAM stays as it was.
 pub(super) fn update_ram(from: &File, to: &File) -> io::Result<(u64, u32)> {
     to.set_len(from.metadata()?.len())?;
-    in_parts(from, Beside::Nothing, |start, end| update_between(from, to, start, end))
+    in_parts(from, |buffers, start, end| update_between(from, to, buffers, start, end))
 }
 
 /// The length and the sum that a copy would have.
 pub(super) fn sum_ram(from: &File) -> io::Result<(u64, u32)> {
-    in_parts(from, Beside::Nothing, |start, end| each_run_between(from, start, end, |_, _| Ok(())))
+    in_parts(from, |[buffer, _], start, end| each_run_between(from, buffer, start, end, |_, _| Ok(())))
 }
+
+/// Of one thread: for what is read, and for what it is compared with.
+type Buffers = [Vec<u8>; 2];
 
 /// Goes over the parts of a file side by side: a VM is held meanwhile, or waited for. Its length, and
 /// the sum of its parts' sums.
 fn in_parts(
     from: &File,
-    beside: Beside,
-    part_sum: impl Fn(u64, u64) -> io::Result<Hasher> + Sync,
+    part_sum: impl Fn(&mut Buffers, u64, u64) -> io::Result<Hasher> + Sync,
 ) -> io::Result<(u64, u32)> {
     let length = from.metadata()?.len();
-    let parts = beside.threads();
-    let part = length.div_ceil(parts).next_multiple_of(CHUNK as u64).max(CHUNK as u64);
-    let part_sum = &part_sum;
-    let sums = std::thread::scope(|scope| {
-        let parts: Vec<_> = (0..parts)
-            .map(|index| {
-                let (start, end) = (part.saturating_mul(index), part.saturating_mul(index + 1).min(length));
-                scope.spawn(move || part_sum(start, end))
-            })
-            .collect();
-        let sums = parts
-            .into_iter()
-            .map(|part| part.join().unwrap_or_else(|_| Err(io::Error::other("a copying thread panicked"))));
-        sums.collect::<io::Result<Vec<_>>>()
+    let (next, sums) = (AtomicU64::new(0), Mutex::new(BTreeMap::new()));
+    let take_parts = || -> io::Result<()> {
+        let mut buffers = [(); 2].map(|()| vec![0; CHUNK]);
+        loop {
+            let part = next.fetch_add(1, Ordering::Relaxed);
+            let start = part.saturating_mul(PART);
+            if start >= length {
+                return Ok(());
+            }
+            let sum = part_sum(&mut buffers, start, start.saturating_add(PART).min(length))?;
+            sums.lock().unwrap_or_else(PoisonError::into_inner).insert(part, sum);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(take_parts)).collect();
+        let mine = take_parts();
+        others.into_iter().fold(mine, |done, other| {
+            let panicked = |_| Err(io::Error::other("a copying thread panicked"));
+            done.and(other.join().unwrap_or_else(panicked))
+        })
     })?;
+    let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut sum = Hasher::new();
-    sums.iter().for_each(|part| sum.combine(part));
+    sums.values().for_each(|part| sum.combine(part));
     Ok((length, sum.finalize()))
 }
 
 /// Goes over all runs of blocks that are not zero, none longer than a read, in order.
 pub(super) fn each_block_run(from: &File, take: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
-    each_run_between(from, 0, from.metadata()?.len(), take).map(drop)
+    each_run_between(from, &mut vec![0; CHUNK], 0, from.metadata()?.len(), take).map(drop)
 }
 
 fn each_run_between(
     from: &File,
+    buffer: &mut [u8],
     start: u64,
     end: u64,
     mut take: impl FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<Hasher> {
     let mut sum = Hasher::new();
-    let mut buffer = vec![0u8; CHUNK];
     let mut at = start;
     while at < end {
         at = match data_from(from, at)? {
@@ -141,9 +138,14 @@ fn each_run_between(
     Ok(sum)
 }
 
-fn update_between(from: &File, to: &File, start: u64, end: u64) -> io::Result<Hasher> {
+fn update_between(
+    from: &File,
+    to: &File,
+    [new, old]: &mut Buffers,
+    start: u64,
+    end: u64,
+) -> io::Result<Hasher> {
     let mut sum = Hasher::new();
-    let (mut new, mut old) = (vec![0u8; CHUNK], vec![0u8; CHUNK]);
     let mut at = start;
     while at < end {
         // Where neither has data both are zero.
@@ -248,16 +250,21 @@ mod tests {
             tempfile::tempfile().expect("in memory"),
             anonymous().expect("in memory"),
         );
-        let length = 9 * CHUNK;
+        let length = 2 * usize::try_from(PART).expect("small") + 9 * CHUNK;
         from.set_len(length as u64).expect("in memory");
-        for (at, bytes) in [(0, vec![1; 10]), (5000, vec![2; BLOCK * 3]), (CHUNK as u64 * 3 - 7, vec![3; 14])]
-        {
+        let written = [
+            (0, vec![1; 10]),
+            (5000, vec![2; BLOCK * 3]),
+            (CHUNK as u64 * 3 - 7, vec![3; 14]),
+            (PART * 2 - 7, vec![4; 14]),
+        ];
+        for (at, bytes) in written {
             from.write_all_at(&bytes, at).expect("in memory");
         }
         // Written and yet zero.
         from.write_all_at(&vec![0; CHUNK], CHUNK as u64 * 5).expect("in memory");
-        let sum = copy_ram(&from, &to, Beside::Nothing).expect("in memory");
-        assert_eq!(copy_ram(&to, &back, Beside::Start).expect("in memory"), sum);
+        let sum = copy_ram(&from, &to).expect("in memory");
+        assert_eq!(copy_ram(&to, &back).expect("in memory"), sum);
         assert_eq!(sum_ram(&back).expect("in memory"), sum);
         let all = |file: &File| {
             let mut bytes = vec![0; length];
@@ -266,9 +273,7 @@ mod tests {
         };
         assert!(all(&to) == all(&from) && all(&back) == all(&from));
         assert!(to.metadata().expect("in memory").blocks() * 512 < CHUNK as u64, "zeros are holes");
-        for (at, bytes) in
-            [(0, vec![0; BLOCK]), (BLOCK as u64 * 2, vec![7; 9]), (CHUNK as u64 * 6 + 1, vec![8; BLOCK])]
-        {
+        for (at, bytes) in [(0, vec![0; BLOCK]), (BLOCK as u64 * 2, vec![7; 9]), (PART + 1, vec![8; BLOCK])] {
             from.write_all_at(&bytes, at).expect("in memory");
         }
         assert_eq!(update_ram(&from, &to).expect("in memory"), sum_ram(&from).expect("in memory"));
@@ -277,7 +282,7 @@ mod tests {
         assert!(to.metadata().expect("in memory").blocks() * 512 < CHUNK as u64, "zeros are holes");
         to.write_all_at(&[9], CHUNK as u64 * 7).expect("in memory");
         assert_ne!(
-            copy_ram(&to, &anonymous().expect("in memory"), Beside::Nothing).expect("in memory"),
+            copy_ram(&to, &anonymous().expect("in memory")).expect("in memory"),
             sum_ram(&from).expect("in memory"),
             "a changed byte shows"
         );
