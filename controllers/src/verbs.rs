@@ -1,7 +1,5 @@
 //! Which verb is taken in which state, on the store that clients write to.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 use stead_schemas::api::{InstanceStart, StandbyRequest};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
@@ -13,20 +11,16 @@ use stead_schemas::snapshot::{
     Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
 };
 
-use crate::runtime::{SequentialIds, TokioClock};
 use crate::snapshot::admission::{self as snapshots, SnapshotRefused};
-use crate::store::{Kinds, MemoryKv, New, PlainSealer, Store, Tx, TxError};
+use crate::store::tests::opened;
+use crate::store::{Kinds, New, Store, Tx, TxError};
 use crate::vm::admission::{self, Refused};
 use crate::vm::example as instance;
 use crate::vm::forks::{self, ForkWish};
 
 async fn stored(power: Power, ended_run: u64, state: State, is_restarting: bool) -> (Store, Uid) {
-    let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
     let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>();
-    let ids = Arc::new(SequentialIds::default());
-    let opened = Store::open(MemoryKv::new(), Arc::new(PlainSealer), clock, ids, kinds);
-    let (store, writer) = opened.expect("the store opens");
-    tokio::spawn(writer.run(std::future::pending()));
+    let store = opened(kinds);
     let object = instance(power, 1, ended_run);
     let uid = object.meta.uid.clone();
     let new = New {

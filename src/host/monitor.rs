@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures::stream::{self, BoxStream, Stream, StreamExt};
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 use stead_controllers::host::HostError;
@@ -133,9 +134,7 @@ fn heard_of_link(scope: &Scope, payload: NetlinkPayload<RouteNetlinkMessage>) ->
     }
 }
 
-const NETLINK_ROUTE: isize = 0;
 const RTNLGRP_IPV4_NETCONF: u32 = 24;
-const NETLINK_NETFILTER: isize = 12;
 const NFNLGRP_NFTABLES: u32 = 7;
 /// The kernel dropped messages that found no room.
 const ENOBUFS: i32 = 105;

@@ -3,13 +3,13 @@
 
 use std::io;
 
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
 
-use super::notices;
+use super::notices::{self, SUBSYSTEM_NFTABLES};
 
-const NETLINK_NETFILTER: isize = 12;
-/// `NFT_MSG_GETGEN` of the subsystem nftables, and that it is a request.
-const GET_GENERATION: u16 = 10 << 8 | 16;
+/// `NFT_MSG_GETGEN`, and that it is a request.
+const GET_GENERATION: u8 = 16;
 const REQUEST: u16 = 1;
 /// A message header and `nfgenmsg`.
 const MESSAGE_BYTES: u32 = 20;
@@ -22,7 +22,7 @@ pub(super) fn generation() -> io::Result<u32> {
     socket.set_non_blocking(true)?;
     let mut message = Vec::new();
     message.extend(MESSAGE_BYTES.to_ne_bytes());
-    message.extend(GET_GENERATION.to_ne_bytes());
+    message.extend(u16::from_be_bytes([SUBSYSTEM_NFTABLES, GET_GENERATION]).to_ne_bytes());
     message.extend(REQUEST.to_ne_bytes());
     message.resize(usize::try_from(MESSAGE_BYTES).unwrap_or(0), 0);
     socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;

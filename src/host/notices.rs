@@ -15,7 +15,7 @@ const HEADER: usize = 16;
 /// `nfgenmsg`, and `netconfmsg` with its padding.
 const FAMILY_HEADER: usize = 4;
 
-const SUBSYSTEM_NFTABLES: u8 = 10;
+pub(super) const SUBSYSTEM_NFTABLES: u8 = 10;
 const NEW_ELEMENT: u8 = 12;
 const DELETE_ELEMENT: u8 = 14;
 const NEW_GENERATION: u8 = 15;

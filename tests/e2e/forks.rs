@@ -293,7 +293,7 @@ fn a_crash_at_any_step_of_a_fork_leaves_the_source_running_and_a_whole_fork_or_n
 /// Reached by the wish for a pool.
 pub(crate) const OF_POOL: (&str, &str) = ("snapshot", "TendPool");
 
-async fn pool(site: &Site, snapshot: &str, ready: u32) {
+pub(crate) async fn pool(site: &Site, snapshot: &str, ready: u32) {
     let path = format!("/snapshots/{snapshot}");
     until("the pool", BOOT, async || {
         let seen = site.request(Method::GET, &path, None).await.body;

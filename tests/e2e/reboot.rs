@@ -7,28 +7,18 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::forks::pool;
 use crate::judge::settles;
 use crate::namespace::in_namespace;
 use crate::site::{BOOT, MOMENT, Site, image};
 use crate::socket::shell;
 use crate::stage::until;
+use crate::standby::counted;
 
 /// A page, and a number that is only in memory.
 const SERVER: &str = "mkdir -p /www; echo here >/www/index.html; httpd -p 80 -h /www; echo serving; \
                       i=0; while true; do i=$((i+1)); echo count $i.; sleep 0.2 || sleep 1; done";
 const POOL: u32 = 2;
-
-fn counted(console: &str) -> Vec<u64> {
-    console.split("count ").skip(1).filter_map(|rest| rest.split_once('.')?.0.parse().ok()).collect()
-}
-
-async fn pool_is_ready(site: &Site, snapshot: &str) {
-    until("the pool", BOOT, async || {
-        let seen = site.request(Method::GET, &format!("/snapshots/{snapshot}"), None).await.body;
-        (seen["pool_ready"] == POOL).then_some(())
-    })
-    .await;
-}
 
 async fn page(ip: &str) -> Option<String> {
     let mut stream = timeout(MOMENT, TcpStream::connect((ip, 80))).await.ok()?.ok()?;
@@ -50,7 +40,7 @@ fn after_a_reboot_a_standby_wakes_with_its_memory_and_a_pool_is_filled_again() {
         let kept = site.request(Method::POST, "/instances/box/snapshots", Some(kept)).await;
         assert_eq!(kept.status, StatusCode::CREATED, "{kept:?}");
         let snapshot = kept.body["id"].as_str().expect("an id").to_owned();
-        pool_is_ready(&site, &snapshot).await;
+        pool(&site, &snapshot, POOL).await;
         let asleep = site.request(Method::POST, "/instances/box/standby", None).await;
         assert_eq!((asleep.status, &asleep.body["state"]), (StatusCode::OK, &json!("Standby")), "{asleep:?}");
         let ip = asleep.body["network"]["ip"].as_str().expect("an address").to_owned();
@@ -68,7 +58,7 @@ fn after_a_reboot_a_standby_wakes_with_its_memory_and_a_pool_is_filled_again() {
         );
         // What is told of the pool is what was so, until its members have been looked at.
         until("the pool's VMMs", BOOT, async || (site.vmms().len() == before.len()).then_some(())).await;
-        pool_is_ready(&site, &snapshot).await;
+        pool(&site, &snapshot, POOL).await;
         assert_eq!(site.vmms().len(), before.len(), "the pool's and no others");
 
         // Woken by the first that connects, it goes on in the midst of what it did.

@@ -7,6 +7,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::crash::{EDGES, OF_RESTORE, OF_STANDBY, clock_is_right, crash_at_request, crash_at_verb};
+use crate::deaths::all_vmms_die;
 use crate::judge::settles;
 use crate::namespace::in_namespace;
 use crate::site::{BOOT, MOMENT, Site, image};
@@ -22,7 +23,7 @@ const ROUNDS: usize = 100;
 const SLEEP: SignedDuration = SignedDuration::from_secs(3);
 
 /// The numbers that the console shows, in order.
-fn counted(console: &str) -> Vec<u64> {
+pub(crate) fn counted(console: &str) -> Vec<u64> {
     let numbers = console.split("count ").skip(1);
     numbers.filter_map(|rest| rest.split_once('.')?.0.parse().ok()).collect()
 }
@@ -233,10 +234,6 @@ fn daemon_and_vmm_killed_together_at_any_moment_leave_the_old_memory_or_the_new_
         verb(&site, "stop").await;
         is_whole_after(&mut site).await;
     });
-}
-
-fn all_vmms_die(site: &Site) {
-    site.vmms().iter().for_each(|pid| drop(site.shell(&format!("kill -9 {pid} || true"))));
 }
 
 async fn settled_as(site: &Site, state: &str) {

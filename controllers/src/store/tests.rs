@@ -377,6 +377,16 @@ async fn a_watch_too_far_behind_is_told_to_list_again() {
     assert_eq!(fresh.next().await.expect("there").revision, oldest + 1);
 }
 
+/// An empty store whose writer runs.
+pub(crate) fn opened(kinds: Kinds) -> Store {
+    let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
+    let ids = Arc::new(SequentialIds::default());
+    let opened = Store::open(MemoryKv::new(), Arc::new(PlainSealer), clock, ids, kinds);
+    let (store, writer) = opened.expect("the store opens");
+    tokio::spawn(writer.run(std::future::pending()));
+    store
+}
+
 #[tokio::test]
 async fn the_queue_is_bounded_and_a_closed_store_says_so() {
     let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));

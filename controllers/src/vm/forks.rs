@@ -300,17 +300,13 @@ mod tests {
     use stead_schemas::instance::InstanceStatus;
 
     use super::*;
-    use crate::runtime::{SequentialIds, TokioClock};
-    use crate::store::{Kinds, MemoryKv, PlainSealer, Store};
+    use crate::store::tests::opened;
+    use crate::store::{Kinds, Store};
 
     /// A store with one instance in standby, whose memory is to be compressed.
     async fn in_standby() -> (Store, Uid) {
         let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>();
-        let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
-        let ids = Arc::new(SequentialIds::default());
-        let opened = Store::open(MemoryKv::new(), Arc::new(PlainSealer), clock, ids, kinds);
-        let (store, writer) = opened.expect("the store opens");
-        tokio::spawn(writer.run(std::future::pending()));
+        let store = opened(kinds);
         let mut object = crate::vm::example(Power::Standby, 1, 0);
         let how = Compression { algorithm: Algorithm::Zstd, level: 1 };
         object.spec.compression = Some(CompressionWish { how, not_before: Timestamp::UNIX_EPOCH });

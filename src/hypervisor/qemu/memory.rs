@@ -397,17 +397,12 @@ impl MemoryDir {
 
     /// For a VM that is gone.
     pub(super) fn forget_running(&self) -> Result<(), HostError> {
-        super::remove_dir(&self.directory.join(RUNNING)).map_err(self.failed("discard the memory in"))?;
-        match fs::remove_dir(&self.directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => self.is_in_use(error),
-            _ => Ok(()),
-        }
-    }
-
-    fn is_in_use(&self, error: io::Error) -> Result<(), HostError> {
-        match error.kind() {
-            io::ErrorKind::DirectoryNotEmpty => Ok(()),
-            _ => Err(self.failed("discard the memory in")(error)),
+        let failed = self.failed("discard the memory in");
+        super::remove_dir(&self.directory.join(RUNNING)).map_err(&failed)?;
+        match fs::remove_dir(&self.directory).map_err(|error| (error.kind(), error)) {
+            // What is saved goes on being there.
+            Ok(()) | Err((io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty, _)) => Ok(()),
+            Err((_, error)) => Err(failed(error)),
         }
     }
 
@@ -451,5 +446,46 @@ fn state_sum(mut file: &File) -> io::Result<(u64, String)> {
                 total += count as u64;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::super::ram::anonymous;
+    use super::*;
+
+    #[test]
+    fn a_save_goes_on_from_the_ram_restored_from_and_leaves_what_a_snapshot_shares_as_it_was() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));
+        let (older, shared) = (memory.directory.join(RUNNING).join(RAM), dir.path().join("of a snapshot"));
+        fs::create_dir_all(memory.directory.join(RUNNING)).expect("made");
+        fs::write(&older, [1; 8192]).expect("written");
+        let ram = anonymous().expect("in memory");
+        ram.set_len(8192).expect("in memory");
+        ram.write_all_at(&[2; 4096], 4096).expect("in memory");
+        let expected = sum_ram(&ram).expect("in memory");
+        for is_shared in [true, false] {
+            if is_shared {
+                fs::hard_link(&older, &shared).expect("linked");
+            }
+            memory.begin().expect("empty");
+            let kept = memory.keep_ram(&ram).expect("kept");
+            assert_eq!(kept, RamKept::InFile { bytes: expected.0, crc32: expected.1 });
+            let saved = fs::read(memory.saving(RAM)).expect("there");
+            assert!(saved[..4096] == [0; 4096] && saved[4096..] == [2; 4096]);
+            let inode = |path: &Path| fs::metadata(path).expect("there").ino();
+            assert_eq!(inode(&older) == inode(&memory.saving(RAM)), !is_shared);
+            if is_shared {
+                assert_eq!(fs::read(&shared).expect("there"), [1; 8192]);
+                fs::remove_file(&shared).expect("removed");
+            }
+        }
+        memory.forget_running().expect("removed");
+        assert!(memory.exists(), "a save goes on being there");
+        memory.discard().expect("removed");
+        assert!(!memory.has_rest());
     }
 }
