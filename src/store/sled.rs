@@ -7,8 +7,7 @@
 //! the file's size nor the disk's cache (its issues 1351 and 1452).
 //! Why reserve: a sled that met a full disk is poisoned, and its flush may wait for ever, even the
 //! one at closing. So room for the batch is taken with fallocate first, beyond the file's end and
-//! without changing its size, and as much must be free besides, for what sled writes to files of
-//! its own; if not, the batch is refused and sled never learns of it.
+//! without changing its size; if there is none, the batch is refused and sled never learns of it.
 //!
 //! Guarantees: an answered commit is on stable media; a full disk refuses new objects without harm,
 //! deletions and statuses live on a reserve, and all works again when there is room; a sled that failed all the same is closed and opened anew.
@@ -31,7 +30,7 @@ use stead_controllers::store::{Batch, Kv, KvError};
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::reserve::{Reserve, free_bytes};
+use super::reserve::{Reserve, WITHIN_BYTES, free_bytes};
 
 /// Room kept beyond the end of the file before every commit: sled writes whole segments of
 /// 512 KiB, and one batch can touch a few of them.
@@ -203,7 +202,7 @@ struct Database {
     /// sled's own data file; it is never replaced, only grown and cut.
     file: File,
     /// Blocks are ours up to here.
-    reserved_to: u64,
+    held_to: u64,
     length: u64,
     blobs: Blobs,
     reserve: Reserve,
@@ -212,6 +211,7 @@ struct Database {
 impl Database {
     fn open(directory: &Path, reserve: &Reserve) -> Result<Self, KvError> {
         let io = |error: io::Error| from_io(&error);
+        reserve.make_free(ROOM_BYTES).map_err(io)?;
         let config = sled::Config::new()
             .path(directory)
             .cache_capacity(CACHE_BYTES)
@@ -226,15 +226,13 @@ impl Database {
             sync_directory(parent).map_err(io)?;
         }
         let blobs = Blobs::new(directory.join("blobs"));
-        Ok(Self { db, file, reserved_to: 0, length: 0, blobs, reserve: reserve.clone() })
+        let mut database = Self { db, file, held_to: 0, length: 0, blobs, reserve: reserve.clone() };
+        database.hold_reserve().map_err(io)?;
+        Ok(database)
     }
 
     fn commit(&mut self, batch: Batch) -> Result<(), Failure> {
-        let reserved = match self.take_room(&batch) {
-            Err(error) if is_full(&error) && self.reserve.give_up() => self.take_room(&batch),
-            reserved => reserved,
-        };
-        reserved.map_err(|error| Failure::Refused(from_io(&error)))?;
+        self.take_room(&batch).map_err(|error| Failure::Refused(from_io(&error)))?;
         let mut writes = sled::Batch::default();
         for (key, value) in batch.writes {
             match value {
@@ -249,7 +247,7 @@ impl Database {
         self.file.sync_data().map_err(io)?;
         self.blobs.sync().map_err(io)?;
         // Stored it is already: a reserve that cannot be had now is had later.
-        if let Err(error) = self.reserve.refill() {
+        if let Err(error) = self.hold_reserve() {
             warn!(%error, "the reserve for a full disk cannot be kept");
         }
         Ok(())
@@ -261,32 +259,41 @@ impl Database {
             batch.writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
         let bytes = u64::try_from(bytes).expect("a batch in memory has a length of 64 bits");
         let need = ROOM_BYTES / 2 + bytes * ROOM_PER_BATCH_BYTE;
-        let length = self.file.metadata()?.len();
-        if length < self.length {
-            self.reserved_to = length; // sled cut its file, and what lay beyond with it.
-        }
-        self.length = length;
-        self.has_room(need)?;
-        if length + need <= self.reserved_to {
-            return Ok(());
-        }
-        let room = need.max(ROOM_BYTES);
-        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, length, room) {
-            Ok(()) => {
-                self.reserved_to = length + room;
-                Ok(())
-            }
-            // A file system without reservations: that there was room is nearly as good.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-            Err(error) => Err(error.into()),
+        self.reserve.make_free(need)?;
+        match self.hold(need + WITHIN_BYTES, ROOM_BYTES) {
+            Err(error) if is_full(&error) => self.hold(need, 0),
+            held => held,
         }
     }
 
-    fn has_room(&self, room: u64) -> io::Result<()> {
-        if free_bytes(&self.file)? >= room {
-            Ok(())
-        } else {
-            Err(io::Error::from(io::ErrorKind::StorageFull))
+    /// Has what it may have of its reserve. sled cuts its file, and what lay beyond the end with it.
+    fn hold_reserve(&mut self) -> io::Result<()> {
+        match self.hold(ROOM_BYTES / 2 + WITHIN_BYTES, 0) {
+            Err(error) if !is_full(&error) => return Err(error),
+            _ => self.reserve.held_within(self.held_to.saturating_sub(self.length)),
+        }
+        self.reserve.refill()
+    }
+
+    /// Holds so many blocks beyond the file's end; when some are missing, so many more.
+    fn hold(&mut self, room: u64, more: u64) -> io::Result<()> {
+        let length = self.file.metadata()?.len();
+        if length < self.length {
+            self.held_to = length;
+        }
+        self.length = length;
+        if length + room <= self.held_to {
+            return Ok(());
+        }
+        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, length, room + more) {
+            Ok(()) => {
+                self.held_to = length + room + more;
+                Ok(())
+            }
+            // A file system without reservations: that there was room is nearly as good.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) if free_bytes(&self.file)? >= room => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::StorageFull.into()),
+            Err(error) => Err(error.into()),
         }
     }
 }

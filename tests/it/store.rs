@@ -6,6 +6,8 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -312,6 +314,40 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_recovers() {
     let open = start(&directory).expect("opens");
     assert_eq!(uids(&open.store), acknowledged);
     assert!(open.store.unreadable().is_empty());
+    open.close().await;
+}
+
+/// Others write too: guests, consoles, and saves that go on until they fail.
+#[tokio::test]
+async fn what_was_kept_for_a_full_disk_is_taken_by_nobody_else() {
+    let small = SmallDisk::mount(48);
+    let directory = small.path().join("data");
+    let open = start(&directory).expect("opens");
+    let uid = create_tagged(&open.store, "one", bulky()).await.expect("room");
+    open.close().await;
+    small.fill();
+    // A daemon that comes to a full disk.
+    let open = start(&directory).expect("opens");
+    let (is_over, path) = (Arc::new(AtomicBool::new(false)), small.path().join("greedy"));
+    let ends = is_over.clone();
+    let greedy = std::thread::spawn(move || {
+        let mut file = fs::File::create(path).expect("made");
+        while !ends.load(Ordering::Relaxed) {
+            let _ = file.write_all(&[7; 4096]); // Refused most of the time: that is the point.
+        }
+    });
+    let mut stored = Ok(());
+    for turn in 1..=300 {
+        let uid = uid.clone();
+        let size = move |spec: &mut DiskSpec| spec.size = Bytes((2 << 20) + turn);
+        stored = open.store.transact(move |tx| tx.update_spec::<Disk>(&uid, None, size).map(drop)).await;
+        if stored.is_err() {
+            break;
+        }
+    }
+    is_over.store(true, Ordering::Relaxed);
+    greedy.join().expect("it never fails");
+    assert_eq!(stored, Ok(()));
     open.close().await;
 }
 
