@@ -228,6 +228,7 @@ impl Host {
             cgroups,
             rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
             disk: Box::new(move |owner| Ext4Files::path(&disk_dir, owner)),
+            disk_reserve: config.disk_reserve(),
             changed: Arc::new(move |owner| {
                 of_machines.tell(|drifts| {
                     // An id names an instance or a snapshot; the other kind finds no such object.

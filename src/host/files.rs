@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use stead_controllers::host::{HostError, HostErrorKind};
+use stead_schemas::quantity::Bytes;
 
 /// Writes the file so that no crash leaves half of it.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), HostError> {
@@ -16,6 +17,12 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Ho
 /// Writes a file that a crash of the host may take along, but none of this process may leave in half.
 pub(crate) fn write_passing(path: &Path, bytes: &[u8], mode: u32) -> Result<(), HostError> {
     write(path, bytes, mode, Durability::Process)
+}
+
+/// What is free for others than root where this is; none where that is not told.
+pub(crate) fn free_bytes(path: &Path) -> Bytes {
+    let space = rustix::fs::statvfs(path);
+    Bytes(space.map_or(0, |space| space.f_bavail.saturating_mul(space.f_frsize)))
 }
 
 #[derive(PartialEq, Eq)]

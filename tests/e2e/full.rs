@@ -5,7 +5,8 @@ use serde_json::json;
 
 use crate::judge::settles;
 use crate::namespace::in_namespace;
-use crate::site::{Site, image};
+use crate::site::{BOOT, Site, image};
+use crate::stage::until;
 
 #[test]
 fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_is_room() {
@@ -18,10 +19,18 @@ fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_i
         site.create("kept", &image("busybox"), body.clone()).await;
         site.create("victim", &image("busybox"), json!({ "cmd": ["true"] })).await;
         let kept = site.until_state("kept", "Running").await;
+        let write = "until [ -e /go ]; do sleep 0.1; done; yes | head -c 20m >/grown && sync && \
+                     echo it has $(yes | head -c 20m | cmp - /grown && wc -c </grown) bytes; sleep 10000";
+        let id = site.create("writer", &image("busybox"), json!({ "cmd": ["sh", "-c", write] })).await;
+        let writer = site.until_state("writer", "Running").await;
         site.until("victim", "ended", |seen| seen["state"] == "Stopped" && seen["exit_code"] == 0).await;
 
         site.shell("dd if=/dev/zero of=$DATA/filler bs=64k 2>/dev/null || true");
         assert_eq!(site.shell("df --output=avail $DATA | tail -n 1").trim(), "0", "the disk is full");
+        // A guest whose disk cannot grow waits with its write, and loses nothing.
+        site.cli("exec writer touch /go");
+        let waits = site.until("writer", "waiting", |seen| seen["state"] == "Paused").await;
+        assert!(waits["conditions"].to_string().contains("DiskFull"), "{waits}");
         let mut wish = json!({ "name": "late", "image": image("busybox"), "size": "192MB", "vcpus": 1,
             "overlay_size": "64MB" });
         wish["cmd"] = body["cmd"].clone();
@@ -35,7 +44,8 @@ fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_i
         assert_eq!(site.get("kept").await["vmm_pid"], kept["vmm_pid"]);
         let asked = site.attempt(Method::POST, "/instances/kept/standby", None);
         let explained = site.until("kept", "no room", |seen| {
-            seen["conditions"].to_string().contains("No space left") && seen["vmm_pid"] == kept["vmm_pid"]
+            seen["conditions"].to_string().contains("are kept in reserve")
+                && seen["vmm_pid"] == kept["vmm_pid"]
         });
         tokio::select! {
             _ = asked => panic!("the standby is over"),
@@ -54,10 +64,21 @@ fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_i
         assert_eq!(site.get("kept").await["id"], kept["id"]);
         let gone = site.request(Method::GET, "/instances/victim", None).await;
         assert_eq!(gone.status, StatusCode::NOT_FOUND, "{gone:?}");
+        let waits = site.until_state("writer", "Paused").await;
+        assert_eq!(waits["vmm_pid"], writer["vmm_pid"]);
         site.shell("rm $DATA/filler");
+        let seen = site.until_state("writer", "Running").await;
+        assert_eq!(
+            (&seen["vmm_pid"], &seen["restart_status"]),
+            (&writer["vmm_pid"], &writer["restart_status"])
+        );
+        until("what it wrote", BOOT, async || {
+            site.console(&id).contains("it has 20971520 bytes").then_some(())
+        })
+        .await;
         site.create("late", &image("busybox"), body).await;
         site.until_state("late", "Running").await;
-        for name in ["late", "kept"] {
+        for name in ["late", "kept", "writer"] {
             site.delete(name).await;
         }
         settles(&mut site, "a full disk").await;

@@ -144,6 +144,7 @@ impl Host {
                 cgroups: Cgroups::probe(BRIDGE),
                 rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
                 disk: Box::new(move |owner| Ext4Files::path(&disks, owner)),
+                disk_reserve: Bytes(0),
                 console_log_max: Bytes(64 << 10),
                 changed: Arc::new(|_| {}),
             }),

@@ -46,6 +46,7 @@ impl Bench {
             cgroups: Cgroups::probe("e2e"),
             rootfs: Box::new(move |_| rootfs.clone()),
             disk: Box::new(move |owner| disks.join(owner.as_str())),
+            disk_reserve: Bytes(0),
             changed: Arc::new(|_| {}),
         })
     }

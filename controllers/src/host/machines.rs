@@ -42,6 +42,9 @@ pub enum VmmState {
     Created,
     Running,
     Paused,
+    /// Held by the VMM, because the host had no room for what the guest wrote to its disk; a resume
+    /// writes it again. This much is free by now.
+    Stalled(Bytes),
     /// The guest powered off or panicked; the process waits to be ended.
     Shutdown,
     /// The process ended; sockets and directory are left over.

@@ -11,6 +11,7 @@ use stead_schemas::limits;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::policy::RestartReason;
+use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 
 use super::becoming::{
@@ -183,6 +184,7 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
         // A crash between spawn and start: nothing ran yet, so nothing is lost by a fresh one.
         VmmState::Created => act(Action::Kill(uid())),
         VmmState::Paused => plan_paused(object, machine, seen),
+        VmmState::Stalled(free) => plan_stalled(object, *free, None, now),
         // Whatever is kept is not of a VM that runs.
         VmmState::Running if seen.memory.is_some() => act(Action::DiscardMemory(uid())),
         VmmState::Dead if seen.saved(object).is_some() => act(Action::Release(uid())),
@@ -256,6 +258,21 @@ fn plan_paused(object: &Object<Instance>, machine: &Machine, seen: &Observed) ->
     }
 }
 
+/// Its write is done again when there is room, or given up at the end of its grace.
+fn plan_stalled(
+    object: &Object<Instance>,
+    free: Bytes,
+    grace_end: Option<Timestamp>,
+    now: Timestamp,
+) -> Plan<Action> {
+    if free >= limits::DISK_ROOM_MIN {
+        return act(Action::Resume(object.meta.uid.clone()));
+    }
+    let look = after(now, limits::DISK_FULL_RETRY);
+    let message = format!("the guest waits with a write to its disk: {free} are free on the host's");
+    wait(Reason::DiskFull, message, Some(grace_end.map_or(look, |end| end.min(look))))
+}
+
 /// The TAP went under a running guest: its card is plugged into the one that takes its place.
 fn plan_reconnect(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
     match &seen.parts.port {
@@ -281,6 +298,10 @@ fn plan_down(
                 false => act(Action::Resume(uid())),
             }
         }
+        VmmState::Stalled(free) => match object.filter(|object| !is_grace_over(object, now)) {
+            Some(object) => plan_stalled(object, *free, Some(grace_end(object)), now),
+            None => act(Action::Kill(uid())),
+        },
         VmmState::Created | VmmState::Shutdown | VmmState::Paused | VmmState::Unreachable(_) => {
             act(Action::Kill(uid()))
         }

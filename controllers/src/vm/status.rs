@@ -165,7 +165,7 @@ fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, no
             VmmState::Dead if is_wanted => State::Created,
             VmmState::Dead => State::Stopped,
             VmmState::Created => State::Created,
-            VmmState::Paused => State::Paused,
+            VmmState::Paused | VmmState::Stalled(_) => State::Paused,
             VmmState::Shutdown => State::Shutdown,
             VmmState::Unreachable(_) => State::Unknown,
             VmmState::Running => match guest.phase {

@@ -10,6 +10,7 @@ use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::{
     Allocated, Exit, Hypervisor, Instance, InstanceSpec, InstanceStatus, Power, PowerCause, State, VmmDeath,
 };
+use stead_schemas::limits;
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Platform, Uid};
 use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
@@ -129,9 +130,11 @@ pub(super) fn name(plan: &Plan<Action>) -> String {
 #[test]
 fn every_machine_state_has_its_next_step() {
     use GuestPhase::{AwaitingConfig, Configured, Exited, Ready, Silent};
-    use VmmState::{Created, Dead, Paused, Running, Shutdown};
+    use VmmState::{Created, Dead, Paused, Running, Shutdown, Stalled};
     let up = || instance(Power::Running, 1, 0);
     let stop = || instance(Power::Stopped, 1, 0);
+    let mut forced = stop();
+    forced.spec.is_forced = true;
     let exit = || Some(Exit { code: Some(0), message: String::new(), is_boot_failure: false });
     let exited = |is_exit_acknowledged| {
         let mut machine = machine(Running, Exited);
@@ -149,6 +152,8 @@ fn every_machine_state_has_its_next_step() {
         (up(), None, "Launch"),
         (up(), Some(machine(Created, Silent)), "Kill"),
         (up(), Some(machine(Paused, Ready)), "Resume"),
+        (up(), Some(machine(Stalled(Bytes(1 << 20)), Ready)), "Wait DiskFull"),
+        (up(), Some(machine(Stalled(limits::DISK_ROOM_MIN), Ready)), "Resume"),
         (up(), Some(machine(Running, Silent)), "Wait WaitingForGuest"),
         (up(), Some(machine(Running, AwaitingConfig)), "Configure"),
         (up(), Some(machine(Running, Configured)), "Wait WaitingForGuest"),
@@ -166,6 +171,9 @@ fn every_machine_state_has_its_next_step() {
         (stop(), Some(machine(Running, Silent)), "Kill"),
         // What its guest has not written yet is written before it ends.
         (stop(), Some(machine(Paused, Ready)), "Resume"),
+        (stop(), Some(machine(Stalled(Bytes(0)), Ready)), "Wait DiskFull"),
+        (stop(), Some(machine(Stalled(limits::DISK_ROOM_MIN), Ready)), "Resume"),
+        (forced, Some(machine(Stalled(limits::DISK_ROOM_MIN), Ready)), "Kill"),
         (stop(), Some(exited(false)), "Wait ProgramExited"),
         (stop(), Some(machine(Dead, Ready)), "Release"),
         (stop(), None, "Converged"),
@@ -491,7 +499,7 @@ proptest! {
 #[test]
 fn the_boot_deadline_is_longer_than_the_slowest_boot_seen() {
     // recipes.md: 2 s under TCG; a loaded host was seen to take ten times that.
-    assert!(stead_schemas::limits::GUEST_BOOT_DEADLINE > Duration::from_secs(20));
+    assert!(limits::GUEST_BOOT_DEADLINE > Duration::from_secs(20));
 }
 
 #[test]
@@ -540,7 +548,7 @@ fn a_boot_that_outlived_its_daemon_is_overdue_only_after_the_next_one_listened_f
         let end = PassEnd { now, outcome: Outcome::Converged };
         status(&object, Some(&seen(Some(booted.clone()))), &end).ended_run
     };
-    let grace = i64::try_from(stead_schemas::limits::GUEST_HEARD_GRACE.as_secs()).expect("seconds");
+    let grace = i64::try_from(limits::GUEST_HEARD_GRACE.as_secs()).expect("seconds");
     assert_eq!((ended_run(at(3599 + grace)), ended_run(at(3600 + grace))), (0, 1));
     let step = plan(&Desired::Present(&object), &seen(Some(booted.clone())), at(3600));
     assert!(matches!(&step, Plan::Wait(wait) if wait.until == Some(at(3600 + grace))), "{step:?}");

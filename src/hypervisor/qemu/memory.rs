@@ -21,17 +21,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use stead_controllers::host::{HostError, HostErrorKind, Memory, SavedMemory};
 use stead_schemas::compression::Compression;
-use stead_schemas::guest::Token;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 use tracing::warn;
 
+use super::manifest::{Manifest, Origin, Proof, RamKept};
 use super::packing;
 use super::ram::{copy_ram, fresh_ram, sum_ram, update_ram};
 use crate::host::files;
@@ -48,76 +47,6 @@ const STATE: &str = "state";
 const MANIFEST: &str = "manifest.json";
 /// Of one read of device state.
 const READ_BYTES: usize = 256 << 10;
-
-/// What was saved, and what a restore must find again.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Manifest {
-    #[serde(flatten)]
-    pub(super) origin: Origin,
-    #[serde(flatten)]
-    proof: Proof,
-}
-
-/// What a memory was saved of, and for.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Origin {
-    pub(super) generation: u64,
-    pub(super) run: u64,
-    pub(super) launched_at: Timestamp,
-    pub(super) saved_at: Timestamp,
-    /// The guest knows its host by it.
-    pub(super) token: Token,
-    pub(super) backend: String,
-    /// Version of the VMM: its device state is for itself.
-    pub(super) version: String,
-    pub(super) machine: String,
-    pub(super) kernel: PathBuf,
-    pub(super) initrd: PathBuf,
-    pub(super) overlay: FileMark,
-    /// The disk of headers that its guest has mounted: a restore gives it the same.
-    #[serde(default)]
-    pub(super) headers: Option<PathBuf>,
-    /// Taken over from a snapshot: its files are that one's too.
-    #[serde(default)]
-    pub(super) is_adopted: bool,
-}
-
-/// Where the RAM of a saved memory is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RamKept {
-    InFile {
-        bytes: u64,
-        crc32: u32,
-    },
-    /// Of a VM whose RAM was mapped privately: the VMM passed it with the device state.
-    InState,
-}
-
-/// How the files are known again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Proof {
-    state_bytes: u64,
-    state_sha256: String,
-    ram_bytes: u64,
-    ram_crc32: u32,
-    #[serde(default)]
-    is_ram_in_state: bool,
-}
-
-/// A file as it was: any write since shows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileMark {
-    inode: u64,
-    bytes: u64,
-    changed: (i64, i64),
-}
-
-impl FileMark {
-    pub(super) fn of(path: &Path) -> io::Result<Self> {
-        let seen = fs::metadata(path)?;
-        Ok(Self { inode: seen.ino(), bytes: seen.len(), changed: (seen.mtime(), seen.mtime_nsec()) })
-    }
-}
 
 /// RAM to start a VMM with.
 #[derive(Debug)]
@@ -285,17 +214,28 @@ impl MemoryDir {
 
     /// Keeps a copy of the RAM of a VM that is held.
     pub(super) fn keep_ram(&self, ram: &File) -> Result<RamKept, HostError> {
-        let (to, older) = (self.saving(RAM), self.directory.join(RUNNING).join(RAM));
-        let kept = || match fs::metadata(&older) {
-            // Nobody else's: a snapshot of the last standby has it too.
-            Ok(older_seen) if older_seen.nlink() == 1 => {
+        let to = self.saving(RAM);
+        let kept = || match self.ram_to_go_on_from() {
+            Some((older, _)) => {
                 fs::hard_link(&older, &to)?;
                 update_ram(ram, &File::options().read(true).write(true).open(&to)?)
             }
-            _ => copy_ram(ram, &File::create_new(&to)?),
+            None => copy_ram(ram, &File::create_new(&to)?),
         };
         let (bytes, crc32) = kept().map_err(self.failed("save the memory in"))?;
         Ok(RamKept::InFile { bytes, crc32 })
+    }
+
+    /// How much of a save is on the disk already.
+    pub(super) fn bytes_to_go_on_from(&self) -> u64 {
+        self.ram_to_go_on_from().map_or(0, |(_, seen)| seen.blocks() * 512)
+    }
+
+    /// One that is nobody else's: a snapshot of the last standby may have it too.
+    fn ram_to_go_on_from(&self) -> Option<(PathBuf, fs::Metadata)> {
+        let older = self.directory.join(RUNNING).join(RAM);
+        let seen = fs::metadata(&older).ok()?;
+        (seen.nlink() == 1).then_some((older, seen))
     }
 
     /// Keeps what another has saved, by the same files.

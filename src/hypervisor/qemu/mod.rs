@@ -11,6 +11,7 @@ mod control;
 #[cfg(test)]
 mod hostile;
 mod launching;
+mod manifest;
 mod memory;
 mod monitor;
 mod packer;
@@ -54,6 +55,7 @@ use self::turns::Turns;
 use crate::agent::{AgentError, AgentStream};
 use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
+use crate::host::files;
 use crate::host::process::Identity;
 use crate::hypervisor::{Accelerator, Changed};
 
@@ -70,6 +72,8 @@ pub struct QemuConfig {
     /// Where the root file system of a digest and the disk of an owner are.
     pub rootfs: Box<dyn Fn(&Digest) -> PathBuf + Send + Sync>,
     pub disk: Box<dyn Fn(&Uid) -> PathBuf + Send + Sync>,
+    /// Of the disk, kept free by saves for the store and the logs.
+    pub disk_reserve: Bytes,
     pub changed: Changed,
 }
 
@@ -223,7 +227,7 @@ impl Qemu {
             }
         }
         let Some(connected) = monitor.as_ref() else { return VmmState::Unreachable(String::new()) };
-        match connected.state().await {
+        match connected.state(|| files::free_bytes(&self.config.data_dir)).await {
             Ok(state) => state,
             Err(error) => {
                 *monitor = None;

@@ -10,6 +10,7 @@ use qapi::futures::{QapiService, QmpStreamTokio};
 use qapi::qmp::{self, QmpCommand};
 use stead_controllers::host::VmmState;
 use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::quantity::Bytes;
 use tokio::io::WriteHalf;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
@@ -65,8 +66,13 @@ impl Monitor {
         Ok(Self { service, events })
     }
 
-    pub(super) async fn state(&self) -> Result<VmmState, String> {
-        Ok(state_of(self.execute(qmp::query_status {}).await?.status))
+    /// `free` tells how much is free where the disks are.
+    pub(super) async fn state(&self, free: impl FnOnce() -> Bytes) -> Result<VmmState, String> {
+        Ok(match self.execute(qmp::query_status {}).await?.status {
+            // Only for want of room: any other error is told to the guest.
+            qmp::RunState::io_error => VmmState::Stalled(free()),
+            other => state_of(other),
+        })
     }
 
     /// Replaces the TAP that the card's hub is plugged into. What is left of the old one, or of an

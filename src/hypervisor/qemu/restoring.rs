@@ -11,7 +11,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 use super::launching::{Content, Ram, memory_size};
-use super::memory::{FileMark, Manifest, MemoryDir, Origin, RamFile};
+use super::manifest::{FileMark, Manifest, Origin};
+use super::memory::{MemoryDir, RamFile};
 use super::places::{Mapping, Record};
 use super::ram::fresh_ram;
 use super::saving::{late, state_deadline};

@@ -1,5 +1,6 @@
 //! Taking the device state and the RAM of a VM that is held: for its standby, or for a snapshot.
 
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -10,10 +11,12 @@ use stead_schemas::snapshot::PackingState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
-use super::memory::{FileMark, MemoryDir, Origin, RamKept};
+use super::manifest::{FileMark, Origin, RamKept};
+use super::memory::MemoryDir;
 use super::places::{Mapping, Record};
 use super::ram::ram_of;
 use super::{Attached, Qemu, command, control};
+use crate::host::files;
 
 /// For the device state to pass, in either direction: 10 ms, a second under load.
 const STATE_DEADLINE: Duration = Duration::from_secs(30);
@@ -86,6 +89,11 @@ impl Qemu {
             // Which of the two it would wake with is not known.
             return Err(transient(owner, "its guest is becoming another".to_owned()));
         }
+        let is_own = record.mapping != Mapping::Private;
+        let ram = is_own.then(|| ram_of(attached.identity.pid)).transpose().map_err(io)?;
+        if let Some(ram) = &ram {
+            self.check_room(owner, memory, ram.metadata().map_err(io)?.blocks() * 512)?;
+        }
         let version = self.take_state(owner, attached, memory, &record).await?;
         let (kernel, initrd) = self.config.boot_files.get()?;
         let overlay = record.overlay.as_ref();
@@ -106,12 +114,21 @@ impl Qemu {
             headers: record.headers.clone(),
             is_adopted: false,
         };
-        if record.mapping == Mapping::Private {
-            return Ok((origin, RamKept::InState));
-        }
-        let (ram, memory) = (ram_of(attached.identity.pid).map_err(io)?, memory.clone());
+        let Some(ram) = ram else { return Ok((origin, RamKept::InState)) };
+        let memory = memory.clone();
         let kept = tokio::task::spawn_blocking(move || memory.keep_ram(&ram)).await;
         Ok((origin, kept.map_err(|error| transient(owner, error.to_string()))??))
+    }
+
+    /// Before the disk is touched: a copy that would fill it takes room from others until it fails.
+    fn check_room(&self, owner: &Uid, memory: &MemoryDir, ram_bytes: u64) -> Result<(), HostError> {
+        let needed = Bytes(ram_bytes.saturating_sub(memory.bytes_to_go_on_from()));
+        let (free, reserve) = (files::free_bytes(&self.config.data_dir), self.config.disk_reserve);
+        if free.0 >= needed.0.saturating_add(reserve.0) {
+            return Ok(());
+        }
+        let why = format!("{needed} are needed; {free} are free, of which {reserve} are kept in reserve");
+        Err(HostError::new(HostErrorKind::Exhausted, "save the VM of", owner.as_str()).because(why))
     }
 
     /// The device state, and RAM that is not in a file of its own. The VMM's version.

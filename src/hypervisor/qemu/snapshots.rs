@@ -21,7 +21,8 @@ use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
-use super::memory::{FileMark, MemoryDir, Origin, RamKept};
+use super::manifest::{FileMark, Origin, RamKept};
+use super::memory::MemoryDir;
 use super::places::Record;
 use super::ram::ram_of;
 use super::saving::proved;

@@ -1,0 +1,80 @@
+//! What is known of a saved memory, in a file beside it: what it was saved of, and how it is known again.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use stead_schemas::guest::Token;
+
+/// What was saved, and what a restore must find again.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    #[serde(flatten)]
+    pub(super) origin: Origin,
+    #[serde(flatten)]
+    pub(super) proof: Proof,
+}
+
+/// What a memory was saved of, and for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Origin {
+    pub(super) generation: u64,
+    pub(super) run: u64,
+    pub(super) launched_at: Timestamp,
+    pub(super) saved_at: Timestamp,
+    /// The guest knows its host by it.
+    pub(super) token: Token,
+    pub(super) backend: String,
+    /// Version of the VMM: its device state is for itself.
+    pub(super) version: String,
+    pub(super) machine: String,
+    pub(super) kernel: PathBuf,
+    pub(super) initrd: PathBuf,
+    pub(super) overlay: FileMark,
+    /// The disk of headers that its guest has mounted: a restore gives it the same.
+    #[serde(default)]
+    pub(super) headers: Option<PathBuf>,
+    /// Taken over from a snapshot: its files are that one's too.
+    #[serde(default)]
+    pub(super) is_adopted: bool,
+}
+
+/// Where the RAM of a saved memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RamKept {
+    InFile {
+        bytes: u64,
+        crc32: u32,
+    },
+    /// Of a VM whose RAM was mapped privately: the VMM passed it with the device state.
+    InState,
+}
+
+/// How the files are known again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Proof {
+    pub(super) state_bytes: u64,
+    pub(super) state_sha256: String,
+    pub(super) ram_bytes: u64,
+    pub(super) ram_crc32: u32,
+    #[serde(default)]
+    pub(super) is_ram_in_state: bool,
+}
+
+/// A file as it was: any write since shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileMark {
+    inode: u64,
+    bytes: u64,
+    changed: (i64, i64),
+}
+
+impl FileMark {
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        let seen = fs::metadata(path)?;
+        Ok(Self { inode: seen.ino(), bytes: seen.len(), changed: (seen.mtime(), seen.mtime_nsec()) })
+    }
+}
