@@ -1,0 +1,28 @@
+//! Whether anybody is behind a port, or shall be. A bridge holds 1024 ports, so a VM that is down keeps
+//! its addresses and their rule, and gives its TAP back.
+
+use stead_schemas::condition::{self, ConditionType, Reason};
+use stead_schemas::instance::{Instance, Power, State};
+use stead_schemas::meta::Object;
+use stead_schemas::network::Port;
+
+use crate::vm::wanted_run;
+
+/// A VM, one that is to come, or a door to one in standby.
+pub(super) fn is_needed(instance: &Object<Instance>) -> bool {
+    let is_up = !matches!(instance.status.state, State::Stopped | State::Standby);
+    let is_waking = instance.spec.auto_standby.as_ref().is_some_and(|policy| policy.is_waking());
+    let shall_be_up = match instance.spec.power {
+        Power::Running | Power::Warm => wanted_run(instance).is_some(),
+        // What is to be saved has to run first.
+        Power::Standby => is_waking || (wanted_run(instance).is_some() && !instance.status.has_saved_memory),
+        Power::Stopped => false,
+    };
+    is_up || shall_be_up
+}
+
+/// That it is not needed was recorded: nobody starts a VM at it until it is ready again.
+pub(super) fn is_released(port: &Object<Port>) -> bool {
+    let ready = condition::find(&port.status.conditions, ConditionType::Ready);
+    ready.is_some_and(|ready| ready.reason == Reason::NotNeeded)
+}
