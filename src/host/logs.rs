@@ -24,10 +24,13 @@ const TAIL_BYTES_MAX: u64 = 4 << 20;
 const LINE_BYTES_MAX: usize = 64 << 10;
 /// Of one batch: what a reader holds at a time.
 const BATCH_BYTES: usize = 256 << 10;
-/// After a change, so that a busy writer is read in batches and not byte by byte: a console's line
-/// takes a millisecond to be written; whoever goes on writing is read less often.
-const SETTLE_FIRST: Duration = Duration::from_millis(1);
-const SETTLE_MAX: Duration = Duration::from_millis(10);
+/// After a change, so that a writer is read in batches and not byte by byte: a console's line takes a
+/// millisecond to be written.
+const SETTLE: Duration = Duration::from_millis(1);
+/// Likewise, of one that goes on and on: it is read less often.
+const SETTLE_BUSY: Duration = Duration::from_millis(10);
+/// What may be read at the shorter pauses, in the time that it would take at the longer ones.
+const BURST: Duration = Duration::from_secs(1);
 
 /// Reads a log, and follows it if asked to.
 #[derive(Debug)]
@@ -39,8 +42,8 @@ pub struct LogLines {
     /// The last lines, until they were handed out.
     tail: Option<VecDeque<String>>,
     watch: Option<AsyncFd<OwnedFd>>,
-    /// The last pause after a change.
-    settle: Duration,
+    /// When all reads so far would be done at the longer pauses.
+    paid_until: Instant,
     follows: bool,
 }
 
@@ -57,8 +60,8 @@ impl LogLines {
             Err(error) if error.kind() == io::ErrorKind::NotFound && older(&path).exists() => None,
             Err(error) => return Err(error),
         };
-        let mut lines =
-            Self { path, current, rest: Vec::new(), tail: None, watch, settle: SETTLE_FIRST, follows };
+        let paid_until = Instant::now();
+        let mut lines = Self { path, current, rest: Vec::new(), tail: None, watch, paid_until, follows };
         lines.read_tail(count)?;
         Ok(lines)
     }
@@ -175,11 +178,11 @@ impl LogLines {
 
     async fn wait(&mut self) -> io::Result<()> {
         let Some(watch) = &self.watch else { return Ok(()) };
-        let since = Instant::now();
         let mut ready = watch.readable().await?;
-        let was_quiet = since.elapsed() >= SETTLE_FIRST;
-        self.settle = if was_quiet { SETTLE_FIRST } else { (self.settle * 2).min(SETTLE_MAX) };
-        tokio::time::sleep(self.settle).await;
+        let now = Instant::now();
+        self.paid_until = self.paid_until.max(now) + SETTLE_BUSY;
+        let is_busy = self.paid_until.duration_since(now) > BURST;
+        tokio::time::sleep(if is_busy { SETTLE_BUSY } else { SETTLE }).await;
         // What happened is seen by looking; the notices are only taken away.
         let mut buffer = [0u8; 4096];
         while rustix::io::read(watch.get_ref(), &mut buffer).is_ok() {}
