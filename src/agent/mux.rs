@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use stead_schemas::guest::{DATA_BYTES_MAX, Frame, FrameKind, Open, Request, ToStream, Token, WINDOW_BYTES};
+use stead_schemas::guest::{
+    DATA_BYTES_MAX, Frame, FrameKind, Open, RENEWAL_BYTES, Request, ToStream, Token, UNTOLD_WINDOW_BYTES,
+    WINDOW_BYTES,
+};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::inbox::Inbox;
@@ -14,8 +17,6 @@ use super::{AgentError, Event};
 const STREAMS_MAX: usize = 256;
 /// Frames that wait for the connection; each stream waits here, so none can fill memory.
 const OUTGOING_MAX: usize = 16;
-/// Consumed bytes are given back in portions of at least this size.
-const RENEWAL_BYTES: u32 = WINDOW_BYTES / 2;
 
 /// The streams of one guest. Clones share them.
 #[derive(Debug, Clone)]
@@ -35,12 +36,15 @@ struct Table {
     /// Counts on; starts anywhere, so that what a guest sends late for an earlier connection meets
     /// no stream of this one.
     next_id: u32,
+    /// Of the guest, for streams that are opened from here on.
+    window: usize,
 }
 
 #[derive(Debug, Clone)]
 struct Entry {
     inbox: Arc<Inbox>,
     credit: Arc<Semaphore>,
+    window: usize,
 }
 
 /// What the connection's task has to send.
@@ -66,20 +70,28 @@ impl Mux {
     pub(crate) fn new(first_id: u32) -> (Self, Outgoing) {
         let (outgoing, frames) = mpsc::channel(OUTGOING_MAX);
         let (closer, closing) = mpsc::unbounded_channel();
-        let table = Mutex::new(Table { streams: BTreeMap::new(), next_id: first_id.max(1) });
+        let (streams, next_id) = (BTreeMap::new(), first_id.max(1));
+        let table = Mutex::new(Table { streams, next_id, window: size(UNTOLD_WINDOW_BYTES) });
         let shared = Shared { table, outgoing, closing: closer };
         (Self(Arc::new(shared)), Outgoing { frames, closing })
     }
 
+    /// The guest told its window. What would be of no use, or of too much, is not believed.
+    pub(crate) fn told_window(&self, bytes: u32) {
+        self.lock().window = size(bytes.clamp(UNTOLD_WINDOW_BYTES, WINDOW_BYTES));
+    }
+
     /// Opens a stream; its answer comes on it.
     pub(crate) async fn open(&self, token: &Token, request: Request) -> Result<AgentStream, AgentError> {
-        let entry = Entry { inbox: Arc::new(Inbox::new()), credit: Arc::new(Semaphore::new(window())) };
+        let window = self.lock().window;
+        let credit = Arc::new(Semaphore::new(window));
+        let entry = Entry { inbox: Arc::new(Inbox::new()), credit, window };
         let id = self.enter(entry.clone())?;
         let sender = StreamSender { id, mux: self.clone(), credit: entry.credit };
         let receiver = StreamReceiver { id, mux: self.clone(), inbox: entry.inbox, consumed: 0 };
         // From here on a drop closes it.
         let stream = AgentStream { sender, receiver };
-        let open = Open { token: token.clone(), request };
+        let open = Open { token: token.clone(), request, window: WINDOW_BYTES };
         let frame = Frame::json(FrameKind::Open, id, &open).map_err(|_| AgentError::Lost)?;
         self.0.outgoing.send(shared(frame)).await.map_err(|_| AgentError::Lost)?;
         Ok(stream)
@@ -108,7 +120,7 @@ impl Mux {
         if frame.kind == FrameKind::Window {
             let granted = usize::try_from(frame.granted()).unwrap_or(0);
             // Never beyond the window: a guest that lies gets no more of our memory for it.
-            let room = window().saturating_sub(entry.credit.available_permits());
+            let room = entry.window.saturating_sub(entry.credit.available_permits());
             entry.credit.add_permits(granted.min(room));
             return true;
         }
@@ -150,8 +162,8 @@ fn shared(frame: Frame) -> Frame<Bytes> {
     Frame { kind: frame.kind, stream: frame.stream, payload: frame.payload.into() }
 }
 
-fn window() -> usize {
-    usize::try_from(WINDOW_BYTES).unwrap_or(usize::MAX)
+fn size(bytes: u32) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 /// One stream, whole.
@@ -247,8 +259,10 @@ impl Drop for StreamReceiver {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use futures::FutureExt;
     use stead_schemas::guest::{FromStream, Stat};
+
+    use super::*;
 
     fn request() -> Request {
         Request::Stat(Stat { path: "/".into(), follows_links: false })
@@ -272,13 +286,13 @@ mod tests {
         let mut sent = 0;
         while mux.take(data(id, DATA_BYTES_MAX)) {
             sent += DATA_BYTES_MAX;
-            assert!(sent <= window() + 3 * DATA_BYTES_MAX, "nothing stops it");
+            assert!(sent <= size(WINDOW_BYTES) + 3 * DATA_BYTES_MAX, "nothing stops it");
         }
         let mut received = 0;
         while let Some(Event::Data(bytes)) = stream.receiver.next().await {
             received += bytes.len();
         }
-        assert!(received >= window());
+        assert!(received >= size(WINDOW_BYTES));
     }
 
     #[tokio::test]
@@ -296,28 +310,39 @@ mod tests {
         assert!(matches!(stream.receiver.next().await, Some(Event::Message(_))));
         let renewed = outgoing.next().await;
         assert!(renewed.granted() >= RENEWAL_BYTES, "{renewed:?}");
+    }
 
-        // Frames are sent whole: as many as the window holds.
-        let whole = window() / DATA_BYTES_MAX * DATA_BYTES_MAX;
-        let pump = tokio::spawn(async move {
-            let sent = stream.sender.data(vec![0; 2 * whole].into()).await;
-            (sent, stream)
-        });
-        // Only data: a second renewal may be under way.
-        async fn data_bytes(outgoing: &mut Outgoing) -> usize {
-            let frame = outgoing.next().await;
-            if frame.kind == FrameKind::Data { frame.payload.len() } else { 0 }
+    #[tokio::test]
+    async fn a_sender_waits_for_the_window_of_the_guest_that_it_was_told_or_an_earlier_release_has() {
+        for (told, window) in [
+            (None, UNTOLD_WINDOW_BYTES),
+            (Some(0), UNTOLD_WINDOW_BYTES),
+            (Some(WINDOW_BYTES), WINDOW_BYTES),
+            (Some(u32::MAX), WINDOW_BYTES),
+        ] {
+            let (mux, mut outgoing) = Mux::new(7);
+            if let Some(told) = told {
+                mux.told_window(told);
+            }
+            let mut stream = mux.open(&Token("t".to_owned()), request()).await.expect("opened");
+            assert_eq!(outgoing.next().await.kind, FrameKind::Open);
+            // Frames are sent whole: as many as the window holds.
+            let whole = size(window) / DATA_BYTES_MAX * DATA_BYTES_MAX;
+            let pump = tokio::spawn(async move { stream.sender.data(vec![0; 2 * whole].into()).await });
+            let mut received = 0;
+            while received < whole {
+                received += outgoing.next().await.payload.len();
+            }
+            assert_eq!(received, whole, "{told:?}");
+            // On the one thread of this test, so it had its turn.
+            tokio::task::yield_now().await;
+            assert!(outgoing.next().now_or_never().is_none(), "{told:?}: nothing was granted yet");
+            assert!(mux.take(Frame::window(7, u32::MAX)));
+            while received < 2 * whole {
+                received += outgoing.next().await.payload.len();
+            }
+            assert_eq!(pump.await.expect("no panic"), Ok(()));
         }
-        let mut received = 0;
-        while received < whole {
-            received += data_bytes(&mut outgoing).await;
-        }
-        assert_eq!(received, whole);
-        assert!(mux.take(Frame::window(id, WINDOW_BYTES)));
-        while received < 2 * whole {
-            received += data_bytes(&mut outgoing).await;
-        }
-        assert_eq!(pump.await.expect("no panic").0, Ok(()));
     }
 
     #[tokio::test]

@@ -168,6 +168,19 @@ fn length_word(length: usize) -> [u8; 4] {
     u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes()
 }
 
+/// Kind, stream and length of payload; `None` for what begins no frame.
+fn read_header(header: &[u8; HEADER_BYTES]) -> Option<(FrameKind, u32, usize)> {
+    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let length = usize::try_from(word(MAGIC.len())).unwrap_or(usize::MAX);
+    let kind = FrameKind::of(header[8])?;
+    (header.starts_with(&MAGIC) && length <= PAYLOAD_BYTES_MAX).then(|| (kind, word(9), length))
+}
+
+/// Large buffers are for large payloads.
+fn fits(length: usize, capacity: usize) -> bool {
+    (length..=length.saturating_mul(2)).contains(&capacity)
+}
+
 /// Cuts a stream into frames; bytes between frames are skipped.
 #[derive(Debug, Default)]
 pub struct Decoder {
@@ -177,6 +190,8 @@ pub struct Decoder {
     partial: Option<Partial>,
     /// For the next large payload, instead of memory that is new.
     spare: Vec<u8>,
+    /// Where the header of the next frame is read to, before what may be its payload.
+    head: [u8; HEADER_BYTES],
     skipped: u64,
 }
 
@@ -199,24 +214,45 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Where to read to: where it stays, when the rest of a payload comes next; else a buffer of the
-    /// caller's. [`Decoder::arrived`] is told of what was read there, before anything else.
-    pub fn place<'a>(&'a mut self, buffer: &'a mut [u8]) -> &'a mut [u8] {
-        let is_drained = self.is_drained();
+    /// Where to read to, first the one and then the other: where it stays, when the rest of a payload
+    /// comes next, or a frame whose payload the spare may become; else a buffer of the caller's.
+    /// [`Decoder::arrived`] is told of what was read there, before anything else.
+    pub fn places<'a>(&'a mut self, buffer: &'a mut [u8]) -> [&'a mut [u8]; 2] {
+        let (is_drained, has_spare) = (self.is_drained(), self.has_spare());
         match &mut self.partial {
-            Some(Partial { frame, filled }) if is_drained => &mut frame.payload[*filled..],
-            _ => buffer,
+            Some(Partial { frame, filled }) if is_drained => [&mut frame.payload[*filled..], &mut []],
+            None if is_drained && has_spare => [&mut self.head, &mut self.spare],
+            _ => [buffer, &mut []],
         }
     }
 
-    /// So many bytes were read to the place, which was in this buffer or not.
+    /// So many bytes were read to the places, of which the first was this buffer or not.
     pub fn arrived(&mut self, buffer: &[u8], count: usize) {
-        let is_drained = self.is_drained();
+        let (is_drained, has_spare) = (self.is_drained(), self.has_spare());
         match &mut self.partial {
             Some(Partial { frame, filled }) if is_drained => {
                 *filled = filled.saturating_add(count).min(frame.payload.len());
             }
+            None if is_drained && has_spare => self.arrived_in_spare(count),
             _ => self.push(&buffer[..count.min(buffer.len())]),
+        }
+    }
+
+    /// The spare becomes the payload when it fits and has nothing of another frame.
+    fn arrived_in_spare(&mut self, count: usize) {
+        let mut spare = std::mem::take(&mut self.spare);
+        let filled = count.saturating_sub(HEADER_BYTES).min(spare.len());
+        match read_header(&self.head).filter(|_| count >= HEADER_BYTES) {
+            Some((kind, stream, length)) if filled <= length && fits(length, spare.capacity()) => {
+                spare.resize(length, 0);
+                self.partial = Some(Partial { frame: Frame { kind, stream, payload: spare }, filled });
+            }
+            _ => {
+                let head = self.head;
+                self.push(&head[..count.min(HEADER_BYTES)]);
+                self.push(&spare[..filled]);
+                self.spare = spare;
+            }
         }
     }
 
@@ -237,7 +273,9 @@ impl Decoder {
     }
 
     /// Gives it one that was used before.
-    pub fn give(&mut self, spare: Vec<u8>) {
+    pub fn give(&mut self, mut spare: Vec<u8>) {
+        // Most have been as long: nothing is written then.
+        spare.resize(spare.capacity(), 0);
         self.spare = spare;
     }
 
@@ -270,30 +308,23 @@ impl Decoder {
                 return None;
             }
             self.skip_to_magic();
-            let rest = &self.buffer[self.start..];
-            let header: &[u8; HEADER_BYTES] = rest.first_chunk()?;
-            let word =
-                |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-            let length = usize::try_from(word(4)).unwrap_or(usize::MAX);
-            let Some(kind) = FrameKind::of(header[8]).filter(|_| length <= PAYLOAD_BYTES_MAX) else {
+            let Some((kind, stream, length)) = read_header(self.buffer[self.start..].first_chunk()?) else {
                 // A lie or a chance magic: this one is not a frame.
                 self.start += 1;
                 self.skipped += 1;
                 continue;
             };
-            let frame = Frame { kind, stream: word(9), payload: self.buffer_of(length) };
+            let frame = Frame { kind, stream, payload: self.buffer_of(length) };
             self.start += HEADER_BYTES;
             self.partial = Some(Partial { frame, filled: 0 });
         }
     }
 
     fn buffer_of(&mut self, length: usize) -> Vec<u8> {
-        let is_fit = (length..=length.saturating_mul(2)).contains(&self.spare.capacity());
-        if !is_fit {
+        if !fits(length, self.spare.capacity()) {
             return vec![0; length];
         }
         let mut buffer = std::mem::take(&mut self.spare);
-        // Most have been as long: nothing is written then.
         buffer.resize(length, 0);
         buffer
     }
@@ -328,7 +359,7 @@ impl Decoder {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{FromGuest, ToGuest};
+    use super::super::{FromGuest, ToGuest, UNTOLD_WINDOW_BYTES};
     use super::*;
 
     fn frames(decoder: &mut Decoder) -> Vec<Frame> {
@@ -367,11 +398,13 @@ mod tests {
             while !rest.is_empty() {
                 // With the bytes of an earlier frame in it.
                 decoder.give(vec![0xee; spare]);
-                let place = decoder.place(&mut buffer);
-                let count = place.len().min(cut).min(rest.len());
-                place[..count].copy_from_slice(&rest[..count]);
+                let mut count = 0;
+                for place in decoder.places(&mut buffer) {
+                    let part = place.len().min(cut - count).min(rest.len());
+                    place[..part].copy_from_slice(&rest[..part]);
+                    (count, rest) = (count + part, &rest[part..]);
+                }
                 decoder.arrived(&buffer, count);
-                rest = &rest[count..];
                 received.extend(frames(&mut decoder));
                 let mut heir = Decoder::default();
                 heir.push(&decoder.rest());
@@ -427,5 +460,8 @@ mod tests {
         assert_eq!(frame.message::<ToGuest>(), Some(attach));
         assert_eq!(frame.message::<FromGuest>(), None);
         assert_eq!(Frame { stream: 1, ..frame }.message::<ToGuest>(), None);
+        let of_earlier_release = r#"{"protocol":1,"nonce":0,"token":null,"phase":"ready","exit":null}"#;
+        let state: FromGuest = serde_json::from_str(of_earlier_release).expect("understood");
+        assert_eq!(state.window, UNTOLD_WINDOW_BYTES);
     }
 }

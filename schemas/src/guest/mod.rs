@@ -23,8 +23,8 @@ use crate::network::Mac;
 pub use frame::{Decoder, Frame, FrameKind, HEADER_BYTES, MAGIC, PAYLOAD_BYTES_MAX, TooLarge};
 pub use path::BytePath;
 pub use stream::{
-    CopyFrom, CopyTo, DATA_BYTES_MAX, Entry, EntryKind, Exec, FromStream, Open, PathInfo, Request, Stat,
-    ToStream, WINDOW_BYTES,
+    CopyFrom, CopyTo, DATA_BYTES_MAX, Entry, EntryKind, Exec, FromStream, Open, PathInfo, RENEWAL_BYTES,
+    Request, Stat, ToStream, UNTOLD_WINDOW_BYTES, WINDOW_BYTES,
 };
 
 /// The version of this protocol; a guest of another one is refused with both numbers named.
@@ -138,6 +138,9 @@ pub struct FromGuest {
     /// Why it could not take on the one it was told.
     #[serde(default)]
     pub assume_error: Option<String>,
+    /// Of its streams, in bytes.
+    #[serde(default = "stream::untold_window")]
+    pub window: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -17,14 +17,27 @@ use crate::instance::Secret;
 /// that streams take turns.
 pub const DATA_BYTES_MAX: usize = 128 << 10;
 /// Data that may be under way on a stream, each way, before the receiver renews the window. The
-/// memory that a stream can bind on either side.
-pub const WINDOW_BYTES: u32 = 512 << 10;
+/// memory that a stream can bind on either side: as much as comes while a copy waits for its disk.
+pub const WINDOW_BYTES: u32 = 1 << 20;
+/// That of a side that does not say, as one of an earlier release: a guest keeps the agent that it
+/// was booted with, through upgrades of the host and standbys.
+pub const UNTOLD_WINDOW_BYTES: u32 = 512 << 10;
+/// Consumed bytes are given back in portions of at least this size: half of the smallest window, so
+/// that whoever waits for room for a frame gets it.
+pub const RENEWAL_BYTES: u32 = UNTOLD_WINDOW_BYTES / 2;
+
+pub(super) fn untold_window() -> u32 {
+    UNTOLD_WINDOW_BYTES
+}
 
 /// Begins a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
     pub token: Token,
     pub request: Request,
+    /// In bytes, of the host.
+    #[serde(default = "untold_window")]
+    pub window: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@
 //! decoder, and the next `Attach` is answered with the state as it is.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stead_schemas::guest::{
     Assumed, Config, Decoder, Frame, FrameKind, FromGuest, PROTOCOL, Phase, Seed, ToGuest, Token,
+    WINDOW_BYTES,
 };
 use stead_schemas::instance::Exit;
 
 use crate::agent::{Agent, Instance};
 use crate::children::Children;
 use crate::outbox::{Outbox, Wake};
+use crate::pages::Pages;
 use crate::system::Handover;
 use crate::{BootError, assume, clock, identity};
 
@@ -27,11 +29,6 @@ use crate::{BootError, assume, clock, identity};
 const HANG_UP_PAUSE: Duration = Duration::from_millis(20);
 /// Of what is not the rest of a payload: headers and small frames.
 const READ_BYTES: usize = 64 << 10;
-/// The driver hands out no more than this at a time, but for each part of a vector anew: a call for
-/// many is cheaper than a call for each.
-const PART_BYTES: usize = 4096;
-/// Of one read. As many as the kernel takes.
-const PARTS_MAX: usize = 1024;
 /// A busy output may not keep the host's requests waiting.
 const WRITES_BEFORE_READ: usize = 16;
 /// Nor a busy input the state.
@@ -205,7 +202,7 @@ impl Control {
     fn serve(&self, mut port: File, received: &[u8], mut unsent: Unsent) {
         let mut decoder = Decoder::default();
         decoder.push(received);
-        let mut buffer = vec![0u8; READ_BYTES];
+        let (mut pages, mut buffer) = (Pages::default(), vec![0u8; READ_BYTES]);
         let (mut shall_tell, mut is_lull) = (false, false);
         loop {
             let heir = self.lock().heir.take();
@@ -227,7 +224,7 @@ impl Control {
                 std::thread::sleep(HANG_UP_PAUSE);
             }
             if is_lull || events.contains(PollFlags::IN) {
-                let taken = self.read(&mut port, &mut decoder, &mut buffer);
+                let taken = self.read(&mut port, &mut pages, &mut decoder, &mut buffer);
                 shall_tell |= taken.shall_tell;
                 // Where nothing came there may be nothing on its way.
                 is_lull = taken.is_drained && taken.bytes > 0 && decoder.lacks() >= LULL_BYTES_MIN;
@@ -255,9 +252,8 @@ impl Control {
         }
     }
 
-    /// Reads what is there, a few times over: the driver hands out a page at a time, and to ask for
-    /// each whether it is there costs more than the page.
-    fn read(&self, port: &mut File, decoder: &mut Decoder, buffer: &mut [u8]) -> Taken {
+    /// Reads what is there, a few times over: to ask each time whether there is more costs more.
+    fn read(&self, port: &mut File, pages: &mut Pages, decoder: &mut Decoder, buffer: &mut [u8]) -> Taken {
         let mut taken = Taken::default();
         for _ in 0..READS_BEFORE_WRITE {
             if !decoder.has_spare()
@@ -265,9 +261,7 @@ impl Control {
             {
                 decoder.give(spare);
             }
-            let parts = decoder.place(buffer).chunks_mut(PART_BYTES).take(PARTS_MAX);
-            let mut parts: Vec<_> = parts.map(IoSliceMut::new).collect();
-            match port.read_vectored(&mut parts) {
+            match pages.read(port, decoder.places(buffer)) {
                 Ok(0) => break,
                 Ok(count) => {
                     taken.bytes += count;
@@ -428,6 +422,7 @@ impl Control {
             exit: state.exit.clone(),
             incarnation: state.incarnation.clone(),
             assume_error: state.assume_error.clone(),
+            window: WINDOW_BYTES,
         };
         Frame::control(&message).map(|frame| frame.encode()).unwrap_or_default()
     }

@@ -21,6 +21,7 @@ mod host_keys;
 mod identity;
 mod network;
 mod outbox;
+mod pages;
 mod program;
 #[cfg(test)]
 mod renaming;

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use stead_schemas::guest::DATA_BYTES_MAX;
 
 /// As many as one busy stream has under way: its window, one that is read and one that is written.
-const KEPT_MAX: usize = 6;
+const KEPT_MAX: usize = 10;
 
 #[derive(Debug, Default)]
 pub(crate) struct Spares(Mutex<Vec<Vec<u8>>>);

@@ -185,7 +185,7 @@ impl Channel {
                         return "a frame of a stream was not taken";
                     }
                 }
-                count = read(&mut reader, decoder.place(&mut buffer)) => {
+                count = read(&mut reader, decoder.places(&mut buffer)) => {
                     let Some(count) = count else { return "end of stream" };
                     decoder.arrived(&buffer, count);
                     let was_answered = is_answered;
@@ -241,6 +241,7 @@ impl Channel {
         if !is_of_this_boot {
             return None;
         }
+        self.mux.told_window(state.window);
         let is_new = {
             let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
             let incarnation = state.incarnation.map(|word| printable(&word, INCARNATION_CHARS_MAX));
@@ -283,8 +284,8 @@ fn cleaned(exit: Exit) -> Exit {
     Exit { message: printable(&exit.message, MESSAGE_CHARS_MAX), ..exit }
 }
 
-async fn read(reader: &mut OwnedReadHalf, buffer: &mut [u8]) -> Option<usize> {
-    reader.read(buffer).await.ok().filter(|&count| count > 0)
+async fn read(reader: &mut OwnedReadHalf, [place, _]: [&mut [u8]; 2]) -> Option<usize> {
+    reader.read(place).await.ok().filter(|&count| count > 0)
 }
 
 async fn send(writer: &mut OwnedWriteHalf, message: &ToGuest) -> bool {

@@ -143,6 +143,7 @@ impl Guest {
             exit: None,
             incarnation: incarnation.map(ToOwned::to_owned),
             assume_error: None,
+            window: WINDOW_BYTES,
         };
         self.frame(&Frame::control(&state).expect("small")).await;
     }
@@ -257,6 +258,7 @@ async fn a_flood_is_taken_at_a_trickle_and_its_neighbour_is_served_meanwhile() {
             exit: None,
             incarnation: None,
             assume_error: None,
+            window: WINDOW_BYTES,
         };
         let frames = Frame::control(&state).expect("small").encode().repeat(500);
         while flooder.stream.write_all(&frames).await.is_ok() {

@@ -69,7 +69,7 @@ async fn times<F: Future<Output = ()>>(step: impl Fn() -> F) -> f64 {
 pub(crate) async fn agent() -> Vec<Figure> {
     let daemon = Daemon::start("stbench2", "10.239.252.1/24").await;
     daemon.import().await;
-    daemon.post("box", "1GB").await;
+    daemon.post_with_disk("box", "1GB", "500MB").await;
     let busybox = "/bin/busybox";
     let round_trip = times(async || drop(exec(&daemon, &[busybox, "true"]).await)).await;
     let bare = times(async || drop(daemon.get("/instances/box/stat?path=/bin").await)).await;
@@ -78,8 +78,9 @@ pub(crate) async fn agent() -> Vec<Figure> {
     let start = Instant::now();
     exec(&daemon, &[busybox, "sh", "-c", line]).await;
     let process = (start.elapsed().as_secs_f64() * 1000.0 - round_trip) / 100.0;
-    let copies = copies::copies(&daemon).await;
+    // Before the copies, which the host's disk is busy with for a while after they are done.
     let lines = logs::lines(&daemon, open(&daemon, "exec", logs::request()).await).await;
+    let copies = copies::copies(&daemon).await;
     daemon.delete("box").await;
     let figure = |what: &str, ours, peer, unit, goal| Figure {
         what: what.to_owned(),

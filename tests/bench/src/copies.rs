@@ -15,7 +15,8 @@ const COPY_BYTES: usize = 256 << 20;
 const CHUNK_BYTES: usize = 256 << 10;
 const ROUNDS: usize = 5;
 const BUSYBOX: &str = "/bin/busybox";
-const FILE: &str = "/dev/shm/file";
+/// On its disk, and in its memory.
+const FILES: [&str; 2] = ["/file", "/dev/shm/file"];
 
 /// Megabytes a second of one kind of way, round by round.
 type Speeds = Vec<f64>;
@@ -26,8 +27,9 @@ struct Seen {
     bare_out: Speeds,
     exec_in: Speeds,
     exec_out: Speeds,
-    copied_in: Speeds,
-    copied_out: Speeds,
+    /// For each of the files.
+    copied_in: [Speeds; 2],
+    copied_out: [Speeds; 2],
 }
 
 /// Megabytes a second that go to the guest.
@@ -54,12 +56,14 @@ async fn round(daemon: &Daemon, channel: &mut Channel, seen: &mut Seen) {
     let bare = tokio::task::block_in_place(|| channel.round(COPY_BYTES));
     seen.bare_in.push(bare.to_guest);
     seen.bare_out.push(bare.from_guest);
-    let to = json!({ "direction": "to", "guest_path": FILE });
-    seen.copied_in.push(send(open(daemon, "cp", to).await, r#"{"type":"end"}"#).await);
-    let from = json!({ "direction": "from", "guest_path": FILE });
-    seen.copied_out.push(receive(open(daemon, "cp", from).await).await);
-    // There is room for one.
-    exec(daemon, &[BUSYBOX, "rm", FILE]).await;
+    for (index, file) in FILES.into_iter().enumerate() {
+        let to = json!({ "direction": "to", "guest_path": file });
+        seen.copied_in[index].push(send(open(daemon, "cp", to).await, r#"{"type":"end"}"#).await);
+        let from = json!({ "direction": "from", "guest_path": file });
+        seen.copied_out[index].push(receive(open(daemon, "cp", from).await).await);
+        // There is room for one.
+        exec(daemon, &[BUSYBOX, "rm", file]).await;
+    }
     let sink = json!({ "command": [BUSYBOX, "sh", "-c", "/bin/busybox cat >/dev/null"] });
     seen.exec_in.push(send(open(daemon, "exec", sink).await, r#"{"stdin_eof":true}"#).await);
     let line = format!("{BUSYBOX} dd if=/dev/zero bs=64k count={} 2>/dev/null", COPY_BYTES >> 16);
@@ -67,30 +71,28 @@ async fn round(daemon: &Daemon, channel: &mut Channel, seen: &mut Seen) {
     seen.exec_out.push(receive(open(daemon, "exec", source).await).await);
 }
 
-/// With the instance `box` of a gigabyte.
+/// With the instance `box` of a gigabyte, on a disk of half of one.
 pub(crate) async fn copies(daemon: &Daemon) -> Vec<Figure> {
     let mut channel = Channel::boot(daemon, "box", COPY_BYTES).await;
     let mut seen = Seen::default();
     for _ in 0..ROUNDS {
         round(daemon, &mut channel, &mut seen).await;
     }
-    let (copied_in, copied_out) = (median(seen.copied_in), median(seen.copied_out));
-    let figure = |what: &str, ours, peer, goal| Figure {
+    let figure = |what: &str, ours: &Speeds, peer: &Speeds, goal| Figure {
         what: what.to_owned(),
-        ours,
-        peer: Some(median(peer)),
+        ours: median(ours.clone()),
+        peer: Some(median(peer.clone())),
         unit: "MB/s",
         goal,
     };
+    let ([disk_in, memory_in], [disk_out, memory_out]) = (&seen.copied_in, &seen.copied_out);
+    let Seen { bare_in, bare_out, exec_in, exec_out, .. } = &seen;
     vec![
-        figure("cp of 256 MiB to the guest (peer: the bare channel, dd)", copied_in, seen.bare_in, ">= 0.5"),
-        figure(
-            "cp of 256 MiB from the guest (peer: the bare channel, dd)",
-            copied_out,
-            seen.bare_out,
-            ">= 0.5",
-        ),
-        figure("the same to the guest (peer: exec of cat >/dev/null)", copied_in, seen.exec_in, ""),
-        figure("the same from the guest (peer: exec of dd if=/dev/zero)", copied_out, seen.exec_out, ""),
+        figure("cp of 256 MiB to the guest's disk (peer: the bare channel, dd)", disk_in, bare_in, ">= 0.5"),
+        figure("cp of 256 MiB from the guest's disk (likewise)", disk_out, bare_out, ">= 0.5"),
+        figure("cp of 256 MiB to the guest's memory (likewise)", memory_in, bare_in, ">= 0.5"),
+        figure("cp of 256 MiB from the guest's memory (likewise)", memory_out, bare_out, ">= 0.5"),
+        figure("the same to the guest (peer: exec of cat >/dev/null)", memory_in, exec_in, ""),
+        figure("the same from the guest (peer: exec of dd if=/dev/zero)", memory_out, exec_out, ""),
     ]
 }

@@ -125,8 +125,12 @@ impl Daemon {
 
     /// Seconds from the POST until `wait` says Running.
     pub(crate) async fn post(&self, name: &str, size: &str) -> f64 {
+        self.post_with_disk(name, size, "256MB").await
+    }
+
+    pub(crate) async fn post_with_disk(&self, name: &str, size: &str, disk: &str) -> f64 {
         let body = json!({
-            "name": name, "image": "bench.test/busybox:v1", "size": size, "vcpus": 1, "overlay_size": "256MB",
+            "name": name, "image": "bench.test/busybox:v1", "size": size, "vcpus": 1, "overlay_size": disk,
             "cmd": ["/bin/busybox", "sleep", "100000"],
         });
         let start = Instant::now();

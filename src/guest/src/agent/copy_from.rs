@@ -11,10 +11,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::buffer::spare_capacity;
-use rustix::io::Errno;
 use stead_schemas::guest::{BytePath, CopyFrom, Entry, EntryKind, FrameKind, FromStream};
 
+use super::source::Source;
 use super::stream::{SENT_BYTES_MAX, Stream};
 
 /// Why a copy ends early.
@@ -119,36 +118,30 @@ impl Copy<'_> {
         }
         self.tell(&FromStream::Entry(entry))?;
         self.has_open_end = true;
-        file.map_or(Ok(()), |file| self.contents(path, &file, meta.len()))?;
+        file.map_or(Ok(()), |file| self.contents(path, file, meta.len()))?;
         Ok(true)
     }
 
     /// Exactly as many bytes as were announced.
-    fn contents(&mut self, path: &Path, file: &File, size: u64) -> Result<(), Stop> {
-        let mut at = 0;
-        while at < size {
+    fn contents(&mut self, path: &Path, file: File, size: u64) -> Result<(), Stop> {
+        let (mut source, mut sent) = (Source::new(file, size), 0);
+        while sent < size {
             // A full frame, but for the last: parts of one cost as much as the whole.
-            let room = SENT_BYTES_MAX.min(usize::try_from(size - at).unwrap_or(usize::MAX));
+            let room = SENT_BYTES_MAX.min(usize::try_from(size - sent).unwrap_or(usize::MAX));
             if !self.stream.wait_credit(room) {
                 return Err(Stop::Closed);
             }
             let mut frame = self.stream.data_begun(FrameKind::Data, room);
-            let end = frame.len() + room;
-            let count = loop {
-                match rustix::io::pread(file, spare_capacity(&mut frame), at) {
-                    Err(Errno::INTR) => {}
-                    read => break read.map_err(|error| failed(path, &error.into()))?,
+            let mut left = room;
+            while left > 0 {
+                let count = source.read(&mut frame, left).map_err(|error| failed(path, &error.into()))?;
+                if count == 0 {
+                    let why = "the file became shorter while it was copied";
+                    return Err(Stop::Failed(why.to_owned(), path.to_owned()));
                 }
-            };
-            // The room may have been made larger than was asked for.
-            frame.truncate(end);
-            if count == 0 {
-                return Err(Stop::Failed(
-                    "the file became shorter while it was copied".to_owned(),
-                    path.to_owned(),
-                ));
+                left -= count;
             }
-            at += u64::try_from(count.min(room)).unwrap_or(0);
+            sent += room as u64;
             if !self.stream.data_read(frame) {
                 return Err(Stop::Closed);
             }

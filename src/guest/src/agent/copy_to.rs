@@ -5,7 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, fchown, lchown};
 use std::path::{Path, PathBuf};
@@ -13,12 +13,11 @@ use std::time::{Duration, SystemTime};
 
 use stead_schemas::guest::{CopyTo, FromStream};
 
+use super::sparse::SparseFile;
 use super::stream::{Input, Stream};
 
 const FILE_MODE: u32 = 0o644;
 const DIRECTORY_MODE: u32 = 0o755;
-/// Zeros of this length and alignment become holes.
-const BLOCK_BYTES: usize = 4096;
 
 pub(super) fn run(stream: &Stream, request: &CopyTo) {
     let copied = match target(request) {
@@ -103,22 +102,20 @@ fn copy_file(stream: &Stream, request: &CopyTo, target: &Path) -> io::Result<Opt
         return Err(refuse("the path names no file"));
     };
     fs::create_dir_all(parent)?;
-    let (mut file, mut scratch) = scratch_file(parent, name)?;
-    let mut bytes = 0;
+    let (file, mut scratch) = scratch_file(parent, name)?;
+    let mut file = SparseFile::new(file);
     loop {
         match stream.wait_next() {
             None => return Ok(None),
             Some(Input::Eof) => break,
             Some(Input::Data(data)) => {
-                write_sparse(&mut file, &data)?;
-                bytes += u64::try_from(data.len()).unwrap_or(0);
+                file.write(&data)?;
                 stream.done_with(data);
             }
             Some(Input::Message(_)) => {}
         }
     }
-    // A hole at the end is only there by the length.
-    file.set_len(bytes)?;
+    let (file, bytes) = file.finish()?;
     if request.uid.is_some() || request.gid.is_some() {
         fchown(&file, request.uid, request.gid)?;
     }
@@ -147,25 +144,6 @@ fn scratch_file(parent: &Path, name: &OsStr) -> io::Result<(File, Scratch)> {
     Err(io::Error::new(io::ErrorKind::AlreadyExists, "too many copies into one directory at once"))
 }
 
-/// Writes, with holes instead of zeros. The end of a file is set by the caller.
-fn write_sparse(file: &mut File, data: &[u8]) -> io::Result<()> {
-    let is_zero = |block: &[u8]| block.len() == BLOCK_BYTES && block.iter().all(|&byte| byte == 0);
-    let mut rest = data;
-    while !rest.is_empty() {
-        let blocks = rest.chunks(BLOCK_BYTES);
-        let hole: usize = blocks.clone().take_while(|block| is_zero(block)).map(<[u8]>::len).sum();
-        if hole > 0 {
-            file.seek(SeekFrom::Current(i64::try_from(hole).unwrap_or(0)))?;
-            rest = &rest[hole..];
-        }
-        let blocks = rest.chunks(BLOCK_BYTES);
-        let full: usize = blocks.take_while(|block| !is_zero(block)).map(<[u8]>::len).sum();
-        file.write_all(&rest[..full])?;
-        rest = &rest[full..];
-    }
-    Ok(())
-}
-
 fn time(seconds: i64) -> SystemTime {
     let distance = Duration::from_secs(seconds.unsigned_abs());
     let at = if seconds < 0 {
@@ -174,33 +152,4 @@ fn time(seconds: i64) -> SystemTime {
         SystemTime::UNIX_EPOCH.checked_add(distance)
     };
     at.unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Read;
-    use std::os::unix::fs::MetadataExt;
-
-    use super::*;
-
-    #[test]
-    fn zeros_become_holes_and_every_byte_is_as_it_was() {
-        let dir = std::env::temp_dir().join(format!("stead-sparse-{}", std::process::id()));
-        let (mut data, mut back) = (vec![7u8; 5000], Vec::new());
-        data.extend(vec![0u8; 1 << 20]);
-        data.extend(vec![9u8; 3]);
-        data.extend(vec![0u8; 10_000]);
-        let mut file =
-            File::options().read(true).write(true).create(true).truncate(true).open(&dir).expect("made");
-        for part in data.chunks(64 << 10) {
-            write_sparse(&mut file, part).expect("written");
-        }
-        file.set_len(u64::try_from(data.len()).expect("fits")).expect("set");
-        file.rewind().expect("rewound");
-        file.read_to_end(&mut back).expect("read");
-        let allocated = file.metadata().expect("there").blocks() * 512;
-        fs::remove_file(&dir).expect("removed");
-        assert!(back == data, "the contents differ");
-        assert!(allocated < 512 << 10, "{allocated} bytes are allocated");
-    }
 }

@@ -5,9 +5,12 @@
 //! Cancel/crash: when the host goes away every stream is closed; each undoes what is half done
 //! (processes are ended after a grace, temporary files removed).
 
+mod aligned;
 mod copy_from;
 mod copy_to;
 mod exec;
+mod source;
+mod sparse;
 mod stat;
 mod stream;
 
@@ -98,7 +101,7 @@ impl Agent {
         if self.streams().len() >= STREAMS_MAX {
             return refuse("too many streams at once");
         }
-        let Ok(stream) = Stream::new(frame.stream, self.0.outbox.clone()) else {
+        let Ok(stream) = Stream::new(frame.stream, open.window, self.0.outbox.clone()) else {
             return refuse("the guest is out of file descriptors");
         };
         let stream = Arc::new(stream);

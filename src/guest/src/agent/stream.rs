@@ -6,15 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stead_schemas::guest::{
-    DATA_BYTES_MAX, Frame, FrameKind, FromStream, HEADER_BYTES, ToStream, WINDOW_BYTES,
+    DATA_BYTES_MAX, Frame, FrameKind, FromStream, HEADER_BYTES, RENEWAL_BYTES, ToStream, WINDOW_BYTES,
 };
 
 use crate::outbox::{Outbox, Wake};
 
 /// Messages and empty frames that may wait: a host in its senses sends a handful.
 const INPUTS_MAX: usize = 1024;
-/// Consumed bytes are given back in portions of at least this size.
-const RENEWAL_BYTES: u32 = WINDOW_BYTES / 2;
 /// Of data in one frame to the host: with its header it is four of the 32 KiB that a port takes at a
 /// time.
 pub(super) const SENT_BYTES_MAX: usize = DATA_BYTES_MAX - HEADER_BYTES;
@@ -47,12 +45,13 @@ struct State {
 }
 
 impl Stream {
-    pub(super) fn new(id: u32, outbox: Arc<Outbox>) -> rustix::io::Result<Self> {
+    /// To a host with such a window.
+    pub(super) fn new(id: u32, window: u32, outbox: Arc<Outbox>) -> rustix::io::Result<Self> {
         let state = State {
             inputs: VecDeque::new(),
             input_bytes: 0,
             consumed: 0,
-            credit: i64::from(WINDOW_BYTES),
+            credit: i64::from(window),
             is_closed: false,
         };
         Ok(Self { id, state: Mutex::new(state), wake: Wake::new()?, outbox })
@@ -167,7 +166,7 @@ impl Stream {
     }
 
     /// Waits for credit of so many bytes, at most a frame's; `false` when the stream is closed. The
-    /// host gives that much to whoever waits: it keeps back less than half of the window.
+    /// host gives that much to whoever waits: it keeps back less than half of its window.
     pub(super) fn wait_credit(&self, bytes: usize) -> bool {
         let has_enough = || self.credit() >= bytes.min(SENT_BYTES_MAX);
         while !self.is_closed() {
@@ -247,7 +246,7 @@ mod tests {
 
     fn stream() -> Arc<Stream> {
         let outbox = Arc::new(Outbox::new().expect("an outbox"));
-        Arc::new(Stream::new(7, outbox).expect("a stream"))
+        Arc::new(Stream::new(7, WINDOW_BYTES, outbox).expect("a stream"))
     }
 
     fn frame(kind: FrameKind, payload: Vec<u8>) -> Frame {
