@@ -113,7 +113,8 @@ pub fn concerned(store: &Store, event: &Event) -> Vec<Uid> {
             let changed = || {
                 let instance = store.get::<Instance>(&event.uid)?;
                 let port = store.get::<Port>(instance.spec.allocated.port.as_ref()?)?;
-                (need::is_needed(&instance) == need::is_released(&port)).then(|| port.meta.uid.clone())
+                (need::is_needed(&instance) == need::released_at(&port).is_some())
+                    .then(|| port.meta.uid.clone())
             };
             changed().into_iter().collect()
         }

@@ -1,6 +1,7 @@
 //! Whether anybody is behind a port, or shall be. A bridge holds 1024 ports, so a VM that is down keeps
 //! its addresses and their rule, and gives its TAP back.
 
+use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::meta::Object;
@@ -21,8 +22,8 @@ pub(super) fn is_needed(instance: &Object<Instance>) -> bool {
     is_up || shall_be_up
 }
 
-/// That it is not needed was recorded: nobody starts a VM at it until it is ready again.
-pub(super) fn is_released(port: &Object<Port>) -> bool {
-    let ready = condition::find(&port.status.conditions, ConditionType::Ready);
-    ready.is_some_and(|ready| ready.reason == Reason::NotNeeded)
+/// When it was recorded that it is not needed: nobody starts a VM at it until it is ready again.
+pub(super) fn released_at(port: &Object<Port>) -> Option<Timestamp> {
+    let ready = condition::find(&port.status.conditions, ConditionType::Ready)?;
+    (ready.reason == Reason::NotNeeded).then_some(ready.last_transition_time)
 }

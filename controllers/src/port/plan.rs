@@ -2,10 +2,11 @@
 
 use jiff::Timestamp;
 use stead_schemas::condition::Reason;
+use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::Object;
 use stead_schemas::network::Port;
 
-use super::need::is_released;
+use super::need::released_at;
 use super::{Action, Observed, rule};
 use crate::host::{Link, LinkKind};
 use crate::runtime::{Desired, Plan, Refusal, Wait};
@@ -61,18 +62,17 @@ fn plan_released(object: &Object<Port>, seen: &Observed, now: Timestamp) -> Plan
     if seen.is_network_ready && !seen.has_rule {
         steps.push(Action::AddRule { table: object.spec.table.clone(), rule: rule(object) });
     }
-    if seen.tap.is_some() && is_released(object) {
+    // With the status of this pass the TAP may go, and after a while it does.
+    let released_at = released_at(object);
+    let kept_until = |at: Timestamp| at.saturating_add(TAP_KEPT).unwrap_or(Timestamp::MAX);
+    let kept_until = seen.tap.as_ref().map(|_| released_at.map_or(now, kept_until));
+    if released_at.is_some() && kept_until.is_some_and(|until| now >= until) {
         steps.push(Action::RemoveTap(object.spec.tap.clone()));
     }
     if !steps.is_empty() {
         return Plan::Act(steps);
     }
-    Plan::Wait(Wait {
-        reason: Reason::NotNeeded,
-        message: "its VM is down".to_owned(),
-        // With the status of this pass the TAP may go.
-        until: seen.tap.as_ref().map(|_| now),
-    })
+    Plan::Wait(Wait { reason: Reason::NotNeeded, message: "its VM is down".to_owned(), until: kept_until })
 }
 
 fn plan_absent(object: Option<&Object<Port>>, seen: &Observed) -> Plan<Action> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use stead_schemas::condition::{Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::Meta;
 use stead_schemas::names::Name;
 use stead_schemas::network::{Mac, PortSpec};
@@ -154,15 +155,21 @@ fn recorded(mut object: Object<Port>, plan: &Plan<Action>) -> Object<Port> {
 
 #[test]
 fn the_tap_of_a_vm_that_is_down_goes_after_that_was_recorded_and_its_rule_stays() {
-    let up = Observed { tap: Some(Link { is_up: true, ..tap('p') }), has_rule: true, ..nothing() };
-    let down = Observed { is_needed: false, ..up.clone() };
+    let good = Link { is_up: true, is_isolated: true, master: Some(name("st-br")), ..tap('p') };
+    let up_again = Observed { tap: Some(good), has_rule: true, ..nothing() };
+    let down = Observed { is_needed: false, ..up_again.clone() };
     let object = recorded(object(), &Plan::Converged);
     let first = plan::plan(&Desired::Present(&object), &down, now());
     let Plan::Wait(Wait { reason: Reason::NotNeeded, until, .. }) = &first else { panic!("{first:?}") };
-    assert_eq!(*until, Some(now()), "the next pass follows at once");
+    assert_eq!(*until, Some(now()), "recorded by this pass");
     let object = recorded(object, &first);
+    let kept_until = now() + TAP_KEPT;
+    let kept = plan::plan(&Desired::Present(&object), &down, now());
+    assert!(matches!(kept, Plan::Wait(Wait { until: Some(until), .. }) if until == kept_until), "{kept:?}");
+    let back = plan::plan(&Desired::Present(&object), &up_again, now());
+    assert_eq!(back, Plan::Converged, "whoever comes back soon finds it");
     let removal = Plan::Act(vec![Action::RemoveTap(name("st-tap"))]);
-    assert_eq!(plan::plan(&Desired::Present(&object), &down, now()), removal);
+    assert_eq!(plan::plan(&Desired::Present(&object), &down, kept_until), removal);
     let gone = Observed { tap: None, ..down };
     let rest = plan::plan(&Desired::Present(&object), &gone, now());
     assert!(matches!(rest, Plan::Wait(Wait { reason: Reason::NotNeeded, until: None, .. })), "{rest:?}");

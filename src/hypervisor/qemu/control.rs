@@ -67,7 +67,7 @@ impl Drop for Control {
 
 impl Control {
     pub(super) fn start(socket: PathBuf, owner: Uid, tokens: Tokens, changed: Changed) -> Self {
-        let view = Arc::new(Mutex::new(super::silent()));
+        let view = Arc::new(Mutex::new(silent()));
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         // Two daemons one after the other must not count alike: a guest tells them apart by it.
         // The clock's where the host has no random number to give.
@@ -126,6 +126,19 @@ impl Control {
         self.requests.try_send(request).map_err(|_| "the guest takes no requests".to_owned())?;
         note(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(())
+    }
+}
+
+/// Of a guest that was not heard yet.
+pub(super) fn silent() -> GuestView {
+    GuestView {
+        phase: GuestPhase::Silent,
+        exit: None,
+        is_shutdown_requested: false,
+        is_exit_acknowledged: false,
+        incarnation: None,
+        assume_error: None,
+        identity_told: None,
     }
 }
 

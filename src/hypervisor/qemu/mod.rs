@@ -35,8 +35,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use stead_controllers::host::{
-    AdoptPlan, GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory,
-    VmmState,
+    AdoptPlan, GuestPhase, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory, VmmState,
 };
 use stead_schemas::compression::Compression;
 use stead_schemas::guest::{self, Request, Seed, ToGuest, Token};
@@ -49,6 +48,7 @@ use self::memory::MemoryDir;
 use self::monitor::Monitor;
 use self::packer::Packer;
 use self::places::{Places, Record};
+use self::ram::HeldRam;
 use self::taps::{check_tap, has_tap};
 use self::tokens::Tokens;
 use self::turns::Turns;
@@ -106,6 +106,7 @@ struct Attached {
     control: Control,
     since: Timestamp,
     monitor: tokio::sync::Mutex<Option<Monitor>>,
+    held_ram: HeldRam,
     exit_watch: JoinHandle<()>,
     /// Keeps the console's log bounded; set right after this value is shared.
     console_watch: OnceLock<JoinHandle<()>>,
@@ -207,6 +208,7 @@ impl Qemu {
             control,
             since: Timestamp::now(),
             monitor: tokio::sync::Mutex::new(None),
+            held_ram: HeldRam::default(),
             exit_watch,
             console_watch: OnceLock::new(),
         });
@@ -276,7 +278,7 @@ impl Machines for Qemu {
             listening_since: record.launched_at,
             is_network_cut: false,
             has_headers: record.headers.is_some(),
-            guest: silent(),
+            guest: control::silent(),
         };
         if let Some(identity) = record.process(&places) {
             let (attached, is_new) = self.attach(owner, &record, &identity)?;
@@ -436,18 +438,6 @@ impl Machines for Qemu {
     async fn discard_records(&self, owner: &Uid) -> Result<(), HostError> {
         let logs = self.places(owner).logs;
         remove_dir(&logs).map_err(|error| HostError::io("discard the logs of", owner.as_str(), error))
-    }
-}
-
-fn silent() -> GuestView {
-    GuestView {
-        phase: GuestPhase::Silent,
-        exit: None,
-        is_shutdown_requested: false,
-        is_exit_acknowledged: false,
-        incarnation: None,
-        assume_error: None,
-        identity_told: None,
     }
 }
 

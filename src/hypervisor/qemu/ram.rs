@@ -39,6 +39,25 @@ pub(super) fn anonymous() -> io::Result<File> {
     Ok(File::from(memfd_create(ANONYMOUS, MemfdFlags::CLOEXEC)?))
 }
 
+/// RAM that outlives its VMM a little: to free it takes longer than all else of a process's end, and
+/// nobody has to wait for that.
+#[derive(Debug, Default)]
+pub(super) struct HeldRam(Mutex<Option<File>>);
+
+impl HeldRam {
+    pub(super) fn hold(&self, ram: File) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ram);
+    }
+}
+
+impl Drop for HeldRam {
+    fn drop(&mut self) {
+        let ram = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        // Where no thread can be had it is freed here.
+        drop(ram.map(|ram| std::thread::Builder::new().spawn(move || drop(ram))));
+    }
+}
+
 /// The RAM of a VMM that lives.
 pub(super) fn ram_of(pid: u32) -> io::Result<File> {
     let mark = format!("/memfd:{ANONYMOUS}");

@@ -50,7 +50,11 @@ impl Qemu {
             memory.begin()?;
             let (origin, ram) = self.take_memory(owner, &attached, &memory, generation).await?;
             proved(owner, memory.clone(), origin, ram).await?;
-            memory.publish()
+            memory.publish()?;
+            if let Ok(ram) = ram_of(attached.identity.pid) {
+                attached.held_ram.hold(ram);
+            }
+            Ok(())
         };
         let saved = saved.await;
         if saved.is_err() {
@@ -94,7 +98,17 @@ impl Qemu {
         if let Some(ram) = &ram {
             self.check_room(owner, memory, ram.metadata().map_err(io)?.blocks() * 512)?;
         }
-        let version = self.take_state(owner, attached, memory, &record).await?;
+        // Side by side, and both to their end: the guest is held for as long.
+        let keeping = ram.map(|ram| {
+            let memory = memory.clone();
+            tokio::task::spawn_blocking(move || memory.keep_ram(&ram))
+        });
+        let version = self.take_state(owner, attached, memory, &record).await;
+        let kept = match keeping {
+            Some(kept) => kept.await.map_err(|error| transient(owner, error.to_string()))?,
+            None => Ok(RamKept::InState),
+        };
+        let version = version?;
         let (kernel, initrd) = self.config.boot_files.get()?;
         let overlay = record.overlay.as_ref();
         let overlay =
@@ -114,10 +128,7 @@ impl Qemu {
             headers: record.headers.clone(),
             is_adopted: false,
         };
-        let Some(ram) = ram else { return Ok((origin, RamKept::InState)) };
-        let memory = memory.clone();
-        let kept = tokio::task::spawn_blocking(move || memory.keep_ram(&ram)).await;
-        Ok((origin, kept.map_err(|error| transient(owner, error.to_string()))??))
+        Ok((origin, kept?))
     }
 
     /// Before the disk is touched: a copy that would fill it takes room from others until it fails.
