@@ -7,16 +7,15 @@ use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::meta::Object;
 use stead_schemas::network::Port;
 
-use crate::vm::wanted_run;
-
 /// A VM, one that is to come, or a door to one in standby.
 pub(super) fn is_needed(instance: &Object<Instance>) -> bool {
     let is_up = !matches!(instance.status.state, State::Stopped | State::Standby);
     let is_waking = instance.spec.auto_standby.as_ref().is_some_and(|policy| policy.is_waking());
+    let has_ended = instance.spec.run <= instance.status.ended_run;
     let shall_be_up = match instance.spec.power {
-        Power::Running | Power::Warm => wanted_run(instance).is_some(),
+        Power::Running | Power::Warm => !has_ended,
         // What is to be saved has to run first.
-        Power::Standby => is_waking || (wanted_run(instance).is_some() && !instance.status.has_saved_memory),
+        Power::Standby => is_waking || (!has_ended && !instance.status.has_saved_memory),
         Power::Stopped => false,
     };
     is_up || shall_be_up
