@@ -145,6 +145,9 @@ fn serve(
         // Whoever no longer waits does not want to know.
         let _ = reply.send(result);
     }
+    if let Some(open) = database {
+        open.close();
+    }
 }
 
 fn commit(
@@ -229,6 +232,17 @@ impl Database {
         let mut database = Self { db, file, held_to: 0, length: 0, blobs, reserve: reserve.clone() };
         database.hold_reserve().map_err(io)?;
         Ok(database)
+    }
+
+    /// sled may cut its file at its end: what lay beyond is taken again before others do.
+    fn close(self) {
+        let Self { db, file, .. } = self;
+        drop(db);
+        let held = file.metadata().map(|seen| {
+            fallocate(&file, FallocateFlags::KEEP_SIZE, seen.len(), ROOM_BYTES / 2 + WITHIN_BYTES)
+        });
+        // One that cannot be had now is had by the next daemon's first commits.
+        drop(held);
     }
 
     fn commit(&mut self, batch: Batch) -> Result<(), Failure> {
