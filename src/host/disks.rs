@@ -16,7 +16,7 @@ use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use tokio::process::Command;
 
-use super::sparse;
+use super::{files, sparse};
 
 const EXTENSION: &str = "ext4";
 /// The disk among the files of a snapshot that is whole.
@@ -166,12 +166,9 @@ impl Disks for Ext4Files {
     }
 
     async fn space(&self) -> Result<Space, HostError> {
-        let failed = |error: rustix::io::Errno| {
-            HostError::io("read the space of", self.directory.display().to_string(), error.into())
-        };
-        let seen = rustix::fs::statvfs(&self.directory).map_err(failed)?;
-        let bytes = |blocks: u64| Bytes(blocks.saturating_mul(seen.f_frsize));
-        Ok(Space { total: bytes(seen.f_blocks), available: bytes(seen.f_bavail), reserve: self.reserve })
+        let failed = |error| HostError::io("read the space of", self.directory.display().to_string(), error);
+        let (total, available) = files::space(&self.directory).map_err(failed)?;
+        Ok(Space { total, available, reserve: self.reserve })
     }
 }
 

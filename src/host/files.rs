@@ -2,7 +2,7 @@
 //! the fsyncs where nobody needs them after a crash of the host.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -19,10 +19,16 @@ pub(crate) fn write_passing(path: &Path, bytes: &[u8], mode: u32) -> Result<(), 
     write(path, bytes, mode, Durability::Process)
 }
 
-/// What is free for others than root where this is; none where that is not told.
+/// Size of the file system that this is on, and what is free there for others than root.
+pub(crate) fn space(path: &Path) -> io::Result<(Bytes, Bytes)> {
+    let seen = rustix::fs::statvfs(path)?;
+    let bytes = |blocks: u64| Bytes(blocks.saturating_mul(seen.f_frsize));
+    Ok((bytes(seen.f_blocks), bytes(seen.f_bavail)))
+}
+
+/// Nothing where that is not told.
 pub(crate) fn free_bytes(path: &Path) -> Bytes {
-    let space = rustix::fs::statvfs(path);
-    Bytes(space.map_or(0, |space| space.f_bavail.saturating_mul(space.f_frsize)))
+    space(path).map_or(Bytes(0), |(_, free)| free)
 }
 
 #[derive(PartialEq, Eq)]

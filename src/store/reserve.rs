@@ -2,7 +2,7 @@
 //! statuses, which tell of it.
 //!
 //! Most of it are blocks of the database's own file beyond its end, which the store holds: whoever else
-//! fills the disk cannot take them. The rest is a file of blocks and no content, given up for what sled
+//! fills the disk cannot take them, but for the moment after sled cut that file. The rest is a file of blocks and no content, given up for what sled
 //! writes to files of its own. New objects are refused when either is touched, until both are whole.
 
 use std::fs::{File, OpenOptions};
@@ -49,7 +49,7 @@ impl Reserve {
             let missing_beside = BESIDE_BYTES.saturating_sub(self.beside.metadata()?.len());
             Ok::<_, io::Error>(free_bytes(&self.beside)? >= HEADROOM_BYTES + missing + missing_beside)
         };
-        // A file system that does not tell is not known to be full.
+        // A file system that does not tell may be full.
         has_room().unwrap_or(false)
     }
 

@@ -17,6 +17,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
@@ -202,13 +203,8 @@ enum Failure {
 
 struct Database {
     db: sled::Db,
-    /// sled's own data file; it is never replaced, only grown and cut.
-    file: File,
-    /// Blocks are ours up to here.
-    held_to: u64,
-    length: u64,
+    room: Room,
     blobs: Blobs,
-    reserve: Reserve,
 }
 
 impl Database {
@@ -229,20 +225,16 @@ impl Database {
             sync_directory(parent).map_err(io)?;
         }
         let blobs = Blobs::new(directory.join("blobs"));
-        let mut database = Self { db, file, held_to: 0, length: 0, blobs, reserve: reserve.clone() };
-        database.hold_reserve().map_err(io)?;
-        Ok(database)
+        let mut room = Room::new(file, reserve.clone());
+        room.hold_reserve().map_err(io)?;
+        Ok(Self { db, room, blobs })
     }
 
     /// sled may cut its file at its end: what lay beyond is taken again before others do.
     fn close(self) {
-        let Self { db, file, .. } = self;
+        let Self { db, mut room, .. } = self;
         drop(db);
-        let held = file.metadata().map(|seen| {
-            fallocate(&file, FallocateFlags::KEEP_SIZE, seen.len(), ROOM_BYTES / 2 + WITHIN_BYTES)
-        });
-        // One that cannot be had now is had by the next daemon's first commits.
-        drop(held);
+        room.hold_or_warn();
     }
 
     fn commit(&mut self, batch: Batch) -> Result<(), Failure> {
@@ -258,12 +250,10 @@ impl Database {
         let io = |error: io::Error| Failure::Broken(from_io(&error));
         self.db.apply_batch(writes).map_err(sled)?;
         self.db.flush().map_err(sled)?;
-        self.file.sync_data().map_err(io)?;
+        self.room.file.sync_data().map_err(io)?;
         self.blobs.sync().map_err(io)?;
-        // Stored it is already: a reserve that cannot be had now is had later.
-        if let Err(error) = self.hold_reserve() {
-            warn!(%error, "the reserve for a full disk cannot be kept");
-        }
+        // Stored it is already, whatever becomes of the reserve.
+        self.room.hold_or_warn();
         Ok(())
     }
 
@@ -273,11 +263,27 @@ impl Database {
             batch.writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
         let bytes = u64::try_from(bytes).expect("a batch in memory has a length of 64 bits");
         let need = ROOM_BYTES / 2 + bytes * ROOM_PER_BATCH_BYTE;
-        self.reserve.make_free(need)?;
-        match self.hold(need + WITHIN_BYTES, ROOM_BYTES) {
-            Err(error) if is_full(&error) => self.hold(need, 0),
+        self.room.reserve.make_free(need)?;
+        match self.room.hold(need + WITHIN_BYTES, ROOM_BYTES) {
+            Err(error) if is_full(&error) => self.room.hold(need, 0),
             held => held,
         }
+    }
+}
+
+/// Blocks of sled's own file beyond its end.
+struct Room {
+    /// It is never replaced, only grown and cut.
+    file: File,
+    /// The blocks are ours up to here.
+    held_to: u64,
+    length: u64,
+    reserve: Reserve,
+}
+
+impl Room {
+    fn new(file: File, reserve: Reserve) -> Self {
+        Self { file, held_to: 0, length: 0, reserve }
     }
 
     /// Has what it may have of its reserve. sled cuts its file, and what lay beyond the end with it.
@@ -289,12 +295,19 @@ impl Database {
         self.reserve.refill()
     }
 
+    /// One that cannot be had now is had later.
+    fn hold_or_warn(&mut self) {
+        if let Err(error) = self.hold_reserve() {
+            warn!(%error, "the reserve for a full disk cannot be kept");
+        }
+    }
+
     /// Holds so many blocks beyond the file's end; when some are missing, so many more.
     fn hold(&mut self, room: u64, more: u64) -> io::Result<()> {
-        let length = self.file.metadata()?.len();
-        if length < self.length {
-            self.held_to = length;
-        }
+        let seen = self.file.metadata()?;
+        let length = seen.len();
+        // A cut may be hidden by what was appended since; blocks tell.
+        self.held_to = self.held_to.min(seen.blocks() * 512);
         self.length = length;
         if length + room <= self.held_to {
             return Ok(());

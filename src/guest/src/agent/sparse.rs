@@ -104,10 +104,12 @@ impl SparseFile {
 fn write_runs(file: &File, data: &[u8], at: u64) -> io::Result<()> {
     let is_zero = |block: &[u8]| block.len() == BLOCK_BYTES && block.iter().all(|&byte| byte == 0);
     let mut offset = 0;
-    let blocks: Vec<&[u8]> = data.chunks(BLOCK_BYTES).collect();
-    for run in blocks.chunk_by(|one, other| is_zero(one) == is_zero(other)) {
-        let length: usize = run.iter().map(|block| block.len()).sum();
-        if !is_zero(run[0]) {
+    // Each is looked at once.
+    let blocks: Vec<(bool, usize)> =
+        data.chunks(BLOCK_BYTES).map(|block| (is_zero(block), block.len())).collect();
+    for run in blocks.chunk_by(|one, other| one.0 == other.0) {
+        let length: usize = run.iter().map(|(_, length)| length).sum();
+        if !run[0].0 {
             file.write_all_at(&data[offset..offset + length], at + offset as u64)?;
         }
         offset += length;
