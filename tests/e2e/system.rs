@@ -1,5 +1,7 @@
 //! A VM whose program is an image's own init: a whole system, on a real VM.
 
+use std::time::{Duration, Instant};
+
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -36,6 +38,53 @@ async fn inside(site: &Site, command: &[&str]) {
     while socket.next().await != Said::End {}
 }
 
+/// What a shell line prints, if it is run at all: an agent may be about to go, or not yet there.
+async fn tried(site: &Site, line: &str) -> Option<String> {
+    let mut socket = Socket::open(site, "/instances/sys/exec").await.ok()?;
+    socket.json(&json!({ "command": ["sh", "-c", line] })).await;
+    let mut output = Vec::new();
+    loop {
+        match socket.next().await {
+            Said::Bytes(bytes) => output.extend(bytes),
+            Said::Json(end) if end == json!({ "exitCode": 0 }) => return String::from_utf8(output).ok(),
+            Said::Json(_) | Said::End => return None,
+        }
+    }
+}
+
+/// The agent is a unit, which is not stopped by mistake; killed, with what it ran, it is begun again and
+/// serves the same system as before.
+async fn another_agent_takes_the_place_of_one_that_ends(site: &Site) {
+    let before = up(site).await;
+    let shown = shell(site, "sys", "systemctl show -P ActiveState -P MainPID stead-agent").await;
+    let pid = shell(site, "sys", "cat /run/stead/stead-agent.pid").await;
+    assert!(shown.contains("active") && shown.lines().any(|line| line == pid), "{pid}: {shown}");
+    let (_, refused) =
+        run(site, "sys", json!({ "command": ["systemctl", "stop", "stead-agent"] }), b"").await;
+    assert_ne!(refused, json!({ "exitCode": 0 }));
+    let mut left = Socket::exec(site, "sys", &json!({ "command": ["sh", "-c", "echo on; sleep 987"] })).await;
+    left.until("on").await;
+    inside(site, &["sh", "-c", &format!("kill -KILL {pid}")]).await;
+    while left.next().await != Said::End {}
+    let again = format!(
+        "test $(systemctl show -P MainPID stead-agent) != {pid} && systemctl show -P NRestarts stead-agent"
+    );
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let restarts = loop {
+        if let Some(restarts) = tried(site, &again).await {
+            break restarts;
+        }
+        assert!(Instant::now() < deadline, "no agent: {:#}", site.get("sys").await);
+    };
+    assert_eq!(restarts.trim(), "1");
+    let after = up(site).await;
+    for same in ["vmm_pid", "started_at", "restart_status"] {
+        assert_eq!(after[same], before[same], "{same}");
+    }
+    let left = "grep -alzx '98[7]' /proc/[0-9]*/cmdline || test $? -lt 3";
+    assert_eq!(shell(site, "sys", left).await, "", "what the first agent ran");
+}
+
 #[test]
 fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
     // Before the namespace, which has no way out.
@@ -60,6 +109,7 @@ fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
         socket.bytes(b"copied").await;
         socket.json(&json!({ "type": "end" })).await;
         assert!(matches!(socket.next().await, Said::Json(said) if said["success"] == true));
+        another_agent_takes_the_place_of_one_that_ends(&site).await;
         // A daemon that comes later finds the agent as it is.
         site.kill().await;
         site.start().await;

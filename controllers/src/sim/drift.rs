@@ -22,11 +22,13 @@ pub enum Drift {
     DeleteDisk,
     DeleteImage,
     StopForwarding,
+    /// A guest's agent ends, and its system begins another.
+    KillAgent,
     Reboot,
 }
 
 impl Drift {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::KillVmm,
         Self::PauseVmm,
         Self::DeleteTap,
@@ -37,6 +39,7 @@ impl Drift {
         Self::DeleteDisk,
         Self::DeleteImage,
         Self::StopForwarding,
+        Self::KillAgent,
         Self::Reboot,
     ];
 }
@@ -61,16 +64,18 @@ impl World {
     /// Does one act, to a thing picked by the seed. Whether it is announced is chance too: a
     /// monitor may miss it, and the resync must then find it.
     pub fn drift(&self, drift: Drift) {
+        let now = self.now();
         let mut state = self.lock();
         let pick = usize::try_from(state.rng.below(1 << 16)).unwrap_or(0);
         match drift {
-            Drift::KillVmm | Drift::PauseVmm => {
+            Drift::KillVmm | Drift::PauseVmm | Drift::KillAgent => {
                 let count = state.machines.len().max(1);
                 let Some(vmm) = state.machines.values_mut().nth(pick % count) else { return };
                 match (&vmm.state, drift) {
                     (VmmState::Dead, _) => {}
                     (_, Drift::KillVmm) => vmm.state = VmmState::Dead,
-                    (VmmState::Running, _) => vmm.state = VmmState::Paused,
+                    (VmmState::Running, Drift::PauseVmm) => vmm.state = VmmState::Paused,
+                    (VmmState::Running, Drift::KillAgent) => vmm.forget(now),
                     _ => {}
                 }
             }

@@ -106,6 +106,13 @@ impl Vmm {
         }
     }
 
+    /// The agent that was told all this is gone; an end that it had seen stays told.
+    pub(super) fn forget(&mut self, now: Timestamp) {
+        if self.ends_at().is_none_or(|(at, _)| self.time(now) < at) {
+            (self.configured_at, self.shutdown_at, self.incarnation) = (None, None, None);
+        }
+    }
+
     /// What a probe finds.
     pub(super) fn is_well(&self, now: Timestamp) -> bool {
         let now = self.time(now);

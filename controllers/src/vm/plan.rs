@@ -212,10 +212,7 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
                 }
                 Some((_, Follows::Nothing | Follows::NoMore)) | None => idle::plan_running(object, seen, now),
             },
-            GuestPhase::AwaitingConfig => match guest_config(object, seen) {
-                Some(config) => act(Action::Configure(uid(), Box::new(config))),
-                None => wait(Reason::WaitingForImage, "the image's parameters are not readable", None),
-            },
+            GuestPhase::AwaitingConfig => plan_configure(object, seen),
             _ if has_started(object, machine) => {
                 let until = Some(heard_by(machine)).filter(|&until| now < until);
                 wait(Reason::WaitingForGuest, "the guest is not heard yet", until)
@@ -224,6 +221,14 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
                 wait(Reason::WaitingForGuest, "the guest is booting", Some(boot_deadline(machine)))
             }
         },
+    }
+}
+
+/// A guest that boots, or an agent that its system began again.
+fn plan_configure(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
+    match guest_config(object, seen) {
+        Some(config) => act(Action::Configure(object.meta.uid.clone(), Box::new(config))),
+        None => wait(Reason::WaitingForImage, "the image's parameters are not readable", None),
     }
 }
 
@@ -308,23 +313,31 @@ fn plan_down(
         VmmState::Running => match object {
             // No record, so no one's program: an orphan of a lost store.
             None => act(Action::Kill(uid())),
-            Some(object) => plan_graceful(object, machine, now),
+            Some(object) => plan_graceful(object, machine, seen, now),
         },
     }
 }
 
-fn plan_graceful(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> Plan<Action> {
+fn plan_graceful(
+    object: &Object<Instance>,
+    machine: &Machine,
+    seen: &Observed,
+    now: Timestamp,
+) -> Plan<Action> {
     let uid = || machine.owner.clone();
     let deadline = grace_end(object);
     let guest = &machine.guest;
     if is_grace_over(object, now) {
         return act(Action::Kill(uid()));
     }
-    if guest.phase == GuestPhase::Silent && has_started(object, machine) {
-        return wait(Reason::Converging, "the guest is not heard yet", Some(deadline));
-    }
-    if guest.phase < GuestPhase::Configured {
-        return act(Action::Kill(uid()));
+    match (guest.phase, has_started(object, machine)) {
+        (GuestPhase::Silent, true) => {
+            return wait(Reason::Converging, "the guest is not heard yet", Some(deadline));
+        }
+        // To be asked to end it has to know whom to believe.
+        (GuestPhase::AwaitingConfig, true) => return plan_configure(object, seen),
+        (GuestPhase::Silent | GuestPhase::AwaitingConfig, false) => return act(Action::Kill(uid())),
+        (GuestPhase::Configured | GuestPhase::Ready | GuestPhase::Exited, _) => {}
     }
     if guest.exit.is_some() {
         let is_recorded =

@@ -148,6 +148,10 @@ fn every_machine_state_has_its_next_step() {
         object.status.last_death = Some(VmmDeath { launched_at: at(0), noticed_at: at(1) });
         object
     };
+    let was_up = |mut object: Object<Instance>| {
+        object.status.started_at = Some(at(1));
+        object
+    };
     let table = [
         (up(), None, "Launch"),
         (up(), Some(machine(Created, Silent)), "Kill"),
@@ -169,6 +173,11 @@ fn every_machine_state_has_its_next_step() {
         (instance(Power::Running, 1, 1), None, "Converged"),
         (stop(), Some(machine(Running, Ready)), "Shutdown"),
         (stop(), Some(machine(Running, Silent)), "Kill"),
+        (stop(), Some(machine(Running, AwaitingConfig)), "Kill"),
+        // Its system runs, and has begun another agent.
+        (was_up(up()), Some(machine(Running, AwaitingConfig)), "Configure"),
+        (was_up(stop()), Some(machine(Running, AwaitingConfig)), "Configure"),
+        (was_up(stop()), Some(machine(Running, Configured)), "Shutdown"),
         // What its guest has not written yet is written before it ends.
         (stop(), Some(machine(Paused, Ready)), "Resume"),
         (stop(), Some(machine(Stalled(Bytes(0)), Ready)), "Wait DiskFull"),

@@ -195,7 +195,8 @@ impl Control {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wake(&self) {
+    /// Tells the host the state, asked or not.
+    pub(crate) fn wake(&self) {
         self.0.wake.wake();
     }
 

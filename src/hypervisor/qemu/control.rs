@@ -45,6 +45,8 @@ const USELESS_BYTES_MAX: usize = 1 << 20;
 const USELESS_PERIOD: Duration = Duration::from_secs(1);
 /// An id and a number; whatever is longer is none of ours.
 const INCARNATION_CHARS_MAX: usize = 64;
+/// What is answered by who has seen no `Attach` yet.
+const NOBODYS: u64 = 0;
 /// Requests waiting for the channel: one of each kind is all there ever is.
 const REQUESTS_MAX: usize = 8;
 
@@ -202,7 +204,16 @@ impl Channel {
                     let Some(count) = count else { return "end of stream" };
                     decoder.arrived(&buffer, count);
                     let was_answered = is_answered;
-                    is_answered |= self.take_all(&mut decoder, &mut useless, nonce);
+                    match self.take_all(&mut decoder, &mut useless) {
+                        Some(NOBODYS) if was_answered => {
+                            // Another process has the guest's end, with no stream and no request of ours.
+                            self.mux.end_all();
+                            if !send(&mut writer, &ToGuest::Attach { nonce }).await {
+                                return "a frame was not taken";
+                            }
+                        }
+                        answered => is_answered |= answered == Some(nonce),
+                    }
                     if is_answered && !was_answered {
                         self.spoke.send_replace(true);
                         debug!(owner = %self.owner, "the guest answered");
@@ -222,21 +233,21 @@ impl Channel {
         }
     }
 
-    /// Takes every whole frame; whether one of them answers this attachment.
-    fn take_all(&self, decoder: &mut Decoder, useless: &mut Useless, nonce: u64) -> bool {
-        let mut is_answered = false;
+    /// Takes every whole frame; the attachment that the last state of them answers.
+    fn take_all(&self, decoder: &mut Decoder, useless: &mut Useless) -> Option<u64> {
+        let mut answered = None;
         let skipped_before = decoder.skipped();
         while let Some(frame) = decoder.next() {
             let length = frame.payload.len() + HEADER_BYTES;
             if frame.kind == FrameKind::Control {
-                is_answered |= self.take(&frame) == Some(nonce);
+                answered = self.take(&frame).or(answered);
                 useless.count(length);
             } else if !self.mux.take(frame) {
                 useless.count(length);
             }
         }
         useless.count(usize::try_from(decoder.skipped() - skipped_before).unwrap_or(usize::MAX));
-        is_answered
+        answered
     }
 
     /// Takes a state of this boot; the nonce it answers.
@@ -260,7 +271,8 @@ impl Channel {
             let incarnation = state.incarnation.map(|word| printable(&word, INCARNATION_CHARS_MAX));
             let (phase, exit) = (phase_of(state.phase), state.exit.map(cleaned));
             let assume_error = state.assume_error.map(|why| printable(&why, MESSAGE_CHARS_MAX));
-            let next = GuestView { phase, exit, incarnation, assume_error, ..view.clone() };
+            let asked = if state.nonce == NOBODYS { silent() } else { view.clone() };
+            let next = GuestView { phase, exit, incarnation, assume_error, ..asked };
             let is_new = *view != next;
             *view = next;
             is_new

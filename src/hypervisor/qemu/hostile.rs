@@ -243,6 +243,31 @@ async fn lies_on_a_stream_end_that_stream_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_in_the_place_of_another_is_asked_anew_and_owes_nothing() {
+    let (site, mut guest) = ready().await;
+    let mut lost = site.control.open(stat()).await.expect("opened");
+    guest.of_stream().await;
+    site.control
+        .ask(ToGuest::Shutdown { token: token() }, |view| view.is_shutdown_requested = true)
+        .expect("sent");
+    // It has seen no `Attach`: what was sent before went to the one that is gone.
+    guest.tell(0, None, Phase::AwaitingConfig).await;
+    site.until(GuestPhase::AwaitingConfig).await;
+    assert!(!site.control.view().is_shutdown_requested, "nobody knows of it any more");
+    assert_eq!(lost.receiver.next().await, None, "nobody answers it any more");
+    let nonce = loop {
+        if let Some(ToGuest::Attach { nonce }) = guest.next().await.message() {
+            break nonce;
+        }
+    };
+    guest.tell(nonce, Some(token()), Phase::Ready).await;
+    site.until(GuestPhase::Ready).await;
+    let _stream = site.control.open(stat()).await.expect("opened");
+    let opened = guest.of_stream().await;
+    assert!(opened.parse::<Open>().is_some_and(|open| open.token == token()), "{opened:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_flood_is_taken_at_a_trickle_and_its_neighbour_is_served_meanwhile() {
     let (_site, flooder) = ready().await;
     let (quiet, mut neighbour) = ready().await;

@@ -56,7 +56,8 @@ async fn rounds(daemon: &Daemon) -> Vec<Figure> {
         saves.push(timed(daemon, "/instances/box/standby", json!({})).await.0);
         restores.push(timed(daemon, "/instances/box/restore", json!({})).await.0);
         let (save, durable) = save_by_hand(vm, &place, &ram);
-        (hand_saves.push(save), hand_durable.push(durable));
+        hand_saves.push(save);
+        hand_durable.push(durable);
         let start = Instant::now();
         vm = restore_by_hand(&arguments, &place);
         hand_restores.push(start.elapsed().as_secs_f64() * 1000.0);

@@ -1,5 +1,6 @@
 //! The agent beside an image's init: serves the host, and tells how the system ended.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
@@ -13,10 +14,10 @@ use stead_schemas::guest::{Config, Phase};
 use stead_schemas::instance::Exit;
 
 use super::rule::Kind;
-use super::{AGENT, Begin, ending, rule, up};
+use super::{AGAIN, AGENT, Begin, ending, rule, unit, up};
 use crate::children::Children;
 use crate::control::{Control, Stop, Urgency};
-use crate::program;
+use crate::{BootError, devices, program};
 
 /// The largest configuration, its strings and leftovers written out as JSON.
 const BEGIN_BYTES_MAX: u64 = 16 << 20;
@@ -37,30 +38,44 @@ enum Ending {
     Overdue,
 }
 
-/// Does nothing when this process is not one that our PID 1 started.
+/// Does nothing when this process is neither one that our PID 1 started, nor the unit's.
 pub(crate) fn main() {
-    if std::env::args_os().next().is_none_or(|name| name != AGENT) {
-        return;
-    }
-    if let Err(error) = run() {
+    let mut words = std::env::args_os();
+    let (name, word) = (words.next().unwrap_or_default(), words.next());
+    let done = match word.as_deref().and_then(OsStr::to_str) {
+        None if name == AGENT => run(Origin::Init),
+        Some(AGAIN) if name == AGENT => run(Origin::Unit),
+        Some(unit::ADOPT) => unit::adopt(),
+        _ => return,
+    };
+    if let Err(error) = done {
         crate::say(&format!("the agent cannot go on: {error}"));
+        std::process::exit(1);
     }
 }
 
-fn run() -> io::Result<()> {
+/// Who began this agent.
+#[derive(Clone, Copy)]
+enum Origin {
+    /// Our PID 1, before it became the system's.
+    Init,
+    /// A systemd, in the place of one that ended.
+    Unit,
+}
+
+fn run(origin: Origin) -> io::Result<()> {
     // Before the first thread: each inherits it, and one of them alone takes the signal.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.thread_block()?;
     let signals = SignalFd::new(&signals)?;
-    let (mut from_init, port) = take_over()?;
-    let mut line = Vec::new();
-    (&mut from_init).take(BEGIN_BYTES_MAX).read_until(b'\n', &mut line)?;
-    let Begin { handed, kind } = serde_json::from_slice(&line)?;
-    let config = handed.config.clone().ok_or_else(|| io::Error::other("there is no configuration"))?;
+    let begun = match origin {
+        Origin::Init => take_over()?,
+        Origin::Unit => begin_again()?,
+    };
     stand_apart();
     let children = Children::start()?;
-    let control = Control::go_on(port, handed).map_err(|error| io::Error::other(error.reason))?;
+    let (control, config, kind) = (begun.control, begun.config, begun.kind);
     let (ends, ended) = mpsc::channel();
     control.program_begun(&config, &children, stop(kind, &config, &children, ends.clone()));
     spawn("signals", {
@@ -69,7 +84,7 @@ fn run() -> io::Result<()> {
     })?;
     spawn("boot", {
         let control = control.clone();
-        move || watch_boot(from_init, kind, &config, &control, &children, &ends)
+        move || watch_boot(begun.from_init, kind, &config, &control, &children, &ends)
     })?;
     match ended.recv() {
         Ok(Ending::Down(exit) | Ending::NotBegun(exit)) => tell(&control, exit),
@@ -83,14 +98,39 @@ fn run() -> io::Result<()> {
     Ok(())
 }
 
+/// What an agent goes by.
+struct Begun {
+    control: Control,
+    config: Config,
+    kind: Kind,
+    /// Of one that was there before the init: says whether that was executed.
+    from_init: Option<BufReader<File>>,
+}
+
 /// The pipe from PID 1 and the port; what is started from here inherits neither.
-fn take_over() -> io::Result<(BufReader<File>, File)> {
+fn take_over() -> io::Result<Begun> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let from_init = rustix::stdio::stdin().try_clone_to_owned()?;
     let port = rustix::stdio::stdout().try_clone_to_owned()?;
     rustix::stdio::dup2_stdin(null.as_fd())?;
     rustix::stdio::dup2_stdout(null.as_fd())?;
-    Ok((BufReader::new(from_init.into()), port.into()))
+    let mut from_init = BufReader::new(File::from(from_init));
+    let mut line = Vec::new();
+    (&mut from_init).take(BEGIN_BYTES_MAX).read_until(b'\n', &mut line)?;
+    let Begin { handed, kind } = serde_json::from_slice(&line)?;
+    let config = handed.config.clone().ok_or_else(|| io::Error::other("there is no configuration"))?;
+    let control = Control::go_on(port.into(), handed).map_err(|error| io::Error::other(error.reason))?;
+    Ok(Begun { control, config, kind, from_init: Some(from_init) })
+}
+
+/// Asks the host for all that the one before knew.
+fn begin_again() -> io::Result<Begun> {
+    let failed = |error: BootError| io::Error::other(error.reason);
+    let control = Control::start(devices::control_port().map_err(failed)?).map_err(failed)?;
+    // The host does not know yet that its streams ended with the one before.
+    control.wake();
+    let config = control.wait_for_config();
+    Ok(Begun { control, config, kind: Kind::Systemd, from_init: None })
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -100,6 +140,8 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
 /// In a group of its own, and the last that a guest out of memory kills. Neither is needed to serve.
 fn stand_apart() {
     let _ = fs::create_dir(GROUP);
+    // What an agent before this one ran for the host, whom it cannot be told of any more.
+    let _ = fs::write(format!("{GROUP}/cgroup.kill"), "1");
     let _ = fs::write(format!("{GROUP}/cgroup.procs"), "0");
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");
 }
@@ -157,7 +199,7 @@ fn watch_signals(signals: &SignalFd, kind: Kind, control: &Control, ends: &Sende
 
 /// Waits until the init was executed, and its system is up.
 fn watch_boot(
-    from_init: BufReader<File>,
+    from_init: Option<BufReader<File>>,
     kind: Kind,
     config: &Config,
     control: &Control,
@@ -166,7 +208,9 @@ fn watch_boot(
 ) {
     // A line, or the end: PID 1 waits for this process with its end of the pipe open.
     let mut line = Vec::new();
-    let _ = from_init.take(EXIT_BYTES_MAX).read_until(b'\n', &mut line);
+    if let Some(from_init) = from_init {
+        let _ = from_init.take(EXIT_BYTES_MAX).read_until(b'\n', &mut line);
+    }
     if let Ok(exit) = serde_json::from_slice(&line) {
         let _ = ends.send(Ending::NotBegun(exit));
         return;

@@ -3,17 +3,18 @@
 //! ```text
 //! PID 1 (ours): ... network -> names -> spawns the agent -> executes the image's init
 //! agent:        takes the port over -> waits until the system is up -> Ready -> ... -> exit record
+//! a systemd:    takes the agent for a unit's main process -> starts another when it ends
 //! ```
-//! Guarantees: the channel is never without a reader: the port and what is known of the host pass to
-//! the agent by descriptors, before the init begins, and nothing of it is ever in a file; nothing is
-//! written into the image's directories. An agent that is a unit of the system would leave the host
-//! unheard until that unit starts, and could be stopped by whoever runs the system.
+//! Guarantees: the channel is never without a reader while the system starts: the port and what is
+//! known of the host pass to the agent by descriptors, before the init begins, and nothing of it is
+//! ever in a file; nothing is written into the image's directories.
 //! The end of the system is told by the agent when PID 1 ends everybody; a kernel that panics with
 //! its init tells nobody, and the host then says that.
 
 mod agent;
 mod ending;
 mod rule;
+mod unit;
 mod up;
 
 use std::fs::File;
@@ -32,6 +33,10 @@ use crate::{program, user};
 
 /// The agent's name; also how it knows what it is.
 const AGENT: &str = "stead-agent";
+/// The word by which it knows that it comes in the place of one that ended.
+const AGAIN: &str = "again";
+
+const ITSELF: &str = "/proc/self/exe";
 
 /// What the one who serves the port has to know.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -82,11 +87,21 @@ fn start_agent(control: &Control, init: &Init) -> std::io::Result<(Child, PipeWr
     let (from_us, mut to_agent) = std::io::pipe()?;
     let left = control.leave().ok_or_else(|| std::io::Error::other("the control port is not served"))?;
     let (port, handed): (File, Handover) = left;
-    let mut command = Command::new("/proc/self/exe");
+    let program = match init.kind {
+        Kind::Systemd => unit::inject().unwrap_or_else(|error| {
+            crate::say(&format!("the agent is no unit of the system: {error}"));
+            ITSELF
+        }),
+        Kind::Other => ITSELF,
+    };
+    let mut command = Command::new(program);
     command.arg0(AGENT).env_clear().stdin(Stdio::from(from_us)).stdout(Stdio::from(OwnedFd::from(port)));
     let agent = command.spawn()?;
     // Its end of the pipe is also ours until here.
     drop(command);
+    if program != ITSELF {
+        unit::record(agent.id())?;
+    }
     write_line(&mut to_agent, &Begin { handed, kind: init.kind })?;
     Ok((agent, to_agent))
 }
