@@ -13,7 +13,6 @@ use stead_schemas::image::Image;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::Kind;
 use stead_schemas::names::{Name, Uid};
-use stead_schemas::network::{Network, Port};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 use tokio::sync::watch;
@@ -22,7 +21,7 @@ use crate::disk::DiskReconciler;
 use crate::host::{Disks, Doors, Firewall, Flows, Images, Links, Machines, Probes, Snapshots};
 use crate::image::ImageReconciler;
 use crate::network::NetworkReconciler;
-use crate::port::PortReconciler;
+use crate::port::{self, PortReconciler};
 use crate::runtime::{Boundary, Clock, Drift, Journal, Reconciler, Runner, RunnerConfig};
 use crate::schedule::ScheduleReconciler;
 use crate::snapshot::{Pools, SnapshotReconciler};
@@ -119,7 +118,7 @@ impl Controllers {
         );
         let of_network = store();
         let port = runner(settings, 4, PortReconciler { links, firewall, store: store() })
-            .map(move |event| ports_of_network(&of_network, event));
+            .map(move |event| port::concerned(&of_network, event));
         let of_image = store();
         let of_origin = store();
         let vm = Vms { machines: machines.clone(), images, probes, flows, doors, store: store() };
@@ -257,14 +256,6 @@ fn schedules_of(store: &Store, event: &Event) -> Vec<Uid> {
         _ => None,
     };
     schedule.into_iter().collect()
-}
-
-fn ports_of_network(store: &Store, event: &Event) -> Vec<Uid> {
-    if event.kind != Network::NAME {
-        return Vec::new();
-    }
-    let ports = store.list::<Port>();
-    ports.iter().filter(|port| port.spec.network == event.uid).map(|port| port.meta.uid.clone()).collect()
 }
 
 fn instances_of_image(store: &Store, event: &Event) -> Vec<Uid> {

@@ -45,6 +45,8 @@ pub enum Reason {
     WaitingForDisk,
     WaitingForSnapshot,
     WaitingForNetwork,
+    /// Its VM is down.
+    NotNeeded,
     WaitingForGuest,
     /// Stopped because the wish says so.
     Stopped,

@@ -34,6 +34,9 @@ pub const OVERLAY_DEFAULT: Bytes = Bytes(10 << 30);
 /// Free room, beyond the reserve, with which a disk is begun: the metadata of the largest one and
 /// the first writes of its guest. Sizes themselves are overcommitted: the files are sparse.
 pub const DISK_ROOM_MIN: Bytes = Bytes(64 << 20);
+/// For a VM that is down. To make a TAP takes a millisecond, to remove it twenty: who comes back soon
+/// finds it.
+pub const TAP_KEPT: Duration = Duration::from_secs(5);
 /// Nothing tells when space becomes free; a look costs one system call.
 pub const DISK_FULL_RETRY: Duration = Duration::from_secs(10);
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::judge::settles;
 use crate::namespace::in_namespace;
-use crate::site::{Site, image};
+use crate::site::{MOMENT, Site, image};
 use crate::stage::until;
 
 /// A busy machine may take this many times as long.
@@ -99,7 +99,7 @@ fn a_daemon_that_is_killed_leaves_its_vms_running_and_the_next_one_adopts_them()
     });
 }
 
-/// What is done to the network of a stopped instance, and what shows that it is undone.
+/// What is done to the network of an instance, and what shows that it is undone.
 const NETWORK: [(&str, &str); 8] = [
     ("ip link del $TAP", "ip link show master $BRIDGE up | grep -q tp && test -n \"$TAP\""),
     ("ip link set $TAP nomaster", "ip link show master $BRIDGE | grep -q $TAP"),
@@ -115,14 +115,18 @@ const NETWORK: [(&str, &str); 8] = [
 ];
 
 #[test]
-fn what_is_taken_from_a_stopped_instance_is_back_in_time() {
+fn what_is_taken_from_an_instance_is_back_in_time() {
     in_namespace(async || {
         let mut site = Site::running().await;
-        site.create("box", &image("busybox"), json!({ "cmd": ["true"] })).await;
-        site.until("box", "ended", |seen| seen["state"] == "Stopped" && seen["exit_code"] == 0).await;
+        site.create("box", &image("busybox"), json!({ "cmd": ["sleep", "1000"] })).await;
+        let running = site.until_state("box", "Running").await;
         for (damage, is_undone) in NETWORK {
             is_healed(&site, damage, is_undone).await;
         }
+        assert_eq!(pid(&site.get("box").await), pid(&running));
+        // Stopped it keeps its disk, and gives its TAP back.
+        site.request(Method::POST, "/instances/box/stop", None).await;
+        until("no TAP", MOMENT, async || (site.taps() == 0).then_some(())).await;
         is_healed(&site, "rm $DATA/disks/*.ext4", "test -e $DATA/disks/*.ext4").await;
         settles(&mut site, "all this damage").await;
     });

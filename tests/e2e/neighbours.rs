@@ -86,7 +86,8 @@ fn the_first_packet_after_a_restore_and_to_a_fork_arrives_and_every_table_has_th
         for round in 0..ROUNDS {
             post(&site, "/instances/box/standby", None).await;
             if round == ROUNDS - 1 {
-                // The host forgot it meanwhile.
+                // The host forgot it meanwhile, and the bridge its place.
+                until("no TAP", MOMENT, async || (site.taps() == 0).then_some(())).await;
                 run("ip", &["neigh", "flush", "dev", BRIDGE]);
             }
             post(&site, "/instances/box/restore", None).await;

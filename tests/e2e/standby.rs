@@ -76,18 +76,22 @@ fn a_vm_goes_to_standby_and_back_with_its_memory_and_without_a_process_meanwhile
                     let code = (refused.status, &refused.body["code"]);
                     assert_eq!(code, (StatusCode::CONFLICT, &json!("invalid_state")), "{illegal}");
                 }
+                // Its TAP is given back; its address is not.
+                until("no TAP", MOMENT, async || (site.taps() == 0).then_some(())).await;
                 // A daemon that comes later finds it as it is; time passes that the guest knows not of.
                 let end = Timestamp::now() + SLEEP;
                 site.kill().await;
                 until("the sleep", MOMENT, async || (Timestamp::now() >= end).then_some(())).await;
                 site.start().await;
             }
+            let address = seen["network"]["ip"].clone();
             let seen = verb(&site, "restore").await;
             assert_eq!(
-                (&seen["state"], &seen["has_snapshot"]),
-                (&json!("Running"), &json!(false)),
+                (&seen["state"], &seen["has_snapshot"], &seen["network"]["ip"]),
+                (&json!("Running"), &json!(false), &address),
                 "{seen:#}"
             );
+            assert!(address.is_string() && site.taps() == 1, "{seen:#}");
             if round == 0 {
                 clock_is_right(&site).await;
             }

@@ -1,11 +1,13 @@
 //! The port reconciler: one TAP per instance, isolated on the bridge of its network, and the rule
-//! that says which addresses may send through it.
+//! that says which addresses may send through it. While its VM is down the TAP is given back.
 //!
 //! Guarantees: a TAP is raised only when it is isolated and its rule is loaded, so that a guest
-//! never sends as somebody else; the rule goes before the TAP does.
+//! never sends as somebody else; the rule of a port that goes is gone before its TAP.
 //! Never: acts while the network is not ready.
-//! Cancel/crash: a TAP is marked before it can outlive its maker.
+//! Cancel/crash: a TAP is marked before it can outlive its maker; that it is given back is recorded
+//! first, so that no VM is started at one that is about to go.
 
+mod need;
 mod observe;
 mod plan;
 mod status;
@@ -13,6 +15,7 @@ mod status;
 mod tests;
 
 use jiff::Timestamp;
+use stead_schemas::instance::Instance;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::{Network, Port, PortStatus};
@@ -97,14 +100,26 @@ impl<L: Links, F: Firewall> Reconciler for PortReconciler<L, F> {
     }
 }
 
-/// Ports that an event concerns besides their own: those of a network whose status moved.
+/// Ports that an event concerns besides their own: those of a network whose status moved, and that of
+/// an instance which needs it now, or no more.
 #[must_use]
 pub fn concerned(store: &Store, event: &Event) -> Vec<Uid> {
-    if event.kind != Network::NAME {
-        return Vec::new();
+    match event.kind {
+        Network::NAME => {
+            let ports = store.list::<Port>().into_iter();
+            ports.filter(|port| port.spec.network == event.uid).map(|port| port.meta.uid.clone()).collect()
+        }
+        Instance::NAME => {
+            let changed = || {
+                let instance = store.get::<Instance>(&event.uid)?;
+                let port = store.get::<Port>(instance.spec.allocated.port.as_ref()?)?;
+                (need::is_needed(&instance) == need::released_at(&port).is_some())
+                    .then(|| port.meta.uid.clone())
+            };
+            changed().into_iter().collect()
+        }
+        _ => Vec::new(),
     }
-    let ports = store.list::<Port>().into_iter();
-    ports.filter(|port| port.spec.network == event.uid).map(|port| port.meta.uid.clone()).collect()
 }
 
 /// The one combination of addresses that may send through the port's TAP.

@@ -1,10 +1,12 @@
 //! What is there of a port.
 
 use stead_schemas::condition;
+use stead_schemas::instance::Instance;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::network::{Network, Port};
 
+use super::need::is_needed;
 use super::{PortReconciler, rule};
 use crate::host::{Firewall, HostError, Link, LinkKind, Links};
 
@@ -12,6 +14,7 @@ use crate::host::{Firewall, HostError, Link, LinkKind, Links};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     pub is_network_ready: bool,
+    pub is_needed: bool,
     /// The link of the wished name; without a record, the TAP that was made for this uid.
     pub tap: Option<Link>,
     pub has_rule: bool,
@@ -28,13 +31,16 @@ pub(super) async fn observe<L: Links, F: Firewall>(
         // of the uid, never comes back, so it lets nobody send.
         let mut all = links.list().await?.into_iter();
         let tap = all.find(|link| link.owner == *uid && link.kind == LinkKind::Tap);
-        return Ok(Observed { is_network_ready: false, tap, has_rule: false });
+        return Ok(Observed { is_network_ready: false, is_needed: false, tap, has_rule: false });
     };
     let network = store.get::<Network>(&object.spec.network);
+    let instance = object.meta.owner.as_ref().and_then(|owner| store.get::<Instance>(&owner.uid));
     Ok(Observed {
         is_network_ready: network.is_some_and(|network| {
             !network.meta.is_deleting() && condition::is_ready(&network.status.conditions)
         }),
+        // One without an instance is about to go.
+        is_needed: instance.is_none_or(|instance| is_needed(&instance)),
         tap: links.inspect(&object.spec.tap).await?,
         has_rule: firewall.has_port(&object.spec.table, &rule(object)).await?,
     })

@@ -2,24 +2,29 @@
 
 use jiff::Timestamp;
 use stead_schemas::condition::Reason;
+use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::Object;
 use stead_schemas::network::Port;
 
+use super::need::released_at;
 use super::{Action, Observed, rule};
 use crate::host::{Link, LinkKind};
 use crate::runtime::{Desired, Plan, Refusal, Wait};
 
-pub(super) fn plan(desired: &Desired<'_, Port>, seen: &Observed, _: Timestamp) -> Plan<Action> {
+pub(super) fn plan(desired: &Desired<'_, Port>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     match desired {
-        Desired::Present(object) => plan_present(object, seen),
+        Desired::Present(object) => plan_present(object, seen, now),
         Desired::Absent(object) => plan_absent(*object, seen),
     }
 }
 
-fn plan_present(object: &Object<Port>, seen: &Observed) -> Plan<Action> {
+fn plan_present(object: &Object<Port>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     if let Some(link) = seen.tap.as_ref().filter(|link| !is_ours(object, link)) {
         let message = format!("the link {} is in use for something else", link.name);
         return Plan::Refuse(Refusal { reason: Reason::NameTaken, message });
+    }
+    if !seen.is_needed {
+        return plan_released(object, seen, now);
     }
     if !seen.is_network_ready {
         return Plan::Wait(Wait {
@@ -49,6 +54,25 @@ fn plan_present(object: &Object<Port>, seen: &Observed) -> Plan<Action> {
         steps.push(Action::RaiseTap(name()));
     }
     act_or_converged(steps)
+}
+
+/// The rule stays with the addresses that it is about: a VM that comes back has one step less to wait.
+fn plan_released(object: &Object<Port>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    let mut steps = Vec::new();
+    if seen.is_network_ready && !seen.has_rule {
+        steps.push(Action::AddRule { table: object.spec.table.clone(), rule: rule(object) });
+    }
+    // With the status of this pass the TAP may go, and after a while it does.
+    let released_at = released_at(object);
+    let kept_until = |at: Timestamp| at.saturating_add(TAP_KEPT).unwrap_or(Timestamp::MAX);
+    let kept_until = seen.tap.as_ref().map(|_| released_at.map_or(now, kept_until));
+    if released_at.is_some() && kept_until.is_some_and(|until| now >= until) {
+        steps.push(Action::RemoveTap(object.spec.tap.clone()));
+    }
+    if !steps.is_empty() {
+        return Plan::Act(steps);
+    }
+    Plan::Wait(Wait { reason: Reason::NotNeeded, message: "its VM is down".to_owned(), until: kept_until })
 }
 
 fn plan_absent(object: Option<&Object<Port>>, seen: &Observed) -> Plan<Action> {

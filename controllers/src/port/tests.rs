@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use stead_schemas::condition::Reason;
+use stead_schemas::condition::{Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::Meta;
 use stead_schemas::names::Name;
 use stead_schemas::network::{Mac, PortSpec};
@@ -62,7 +63,7 @@ fn tap(owner: char) -> Link {
 }
 
 fn nothing() -> Observed {
-    Observed { is_network_ready: true, tap: None, has_rule: false }
+    Observed { is_network_ready: true, is_needed: true, tap: None, has_rule: false }
 }
 
 /// What an action does to the host, and what may never be.
@@ -109,7 +110,7 @@ fn is_wished(seen: &Observed) -> bool {
 fn a_port_waits_for_its_network_whatever_is_there() {
     let object = object();
     for tap in [None, Some(tap('p'))] {
-        let seen = Observed { is_network_ready: false, tap, has_rule: false };
+        let seen = Observed { is_network_ready: false, tap, ..nothing() };
         let plan = plan::plan(&Desired::Present(&object), &seen, now());
         assert!(matches!(plan, Plan::Wait(Wait { reason: Reason::WaitingForNetwork, until: None, .. })));
     }
@@ -129,10 +130,56 @@ fn a_link_of_another_object_is_refused_and_never_removed() {
 
 #[test]
 fn an_orphaned_tap_goes() {
-    let seen = Observed { is_network_ready: false, tap: Some(tap('p')), has_rule: false };
+    let seen = Observed { is_network_ready: false, tap: Some(tap('p')), ..nothing() };
     let removal = Plan::Act(vec![Action::RemoveTap(name("st-tap"))]);
     assert_eq!(plan::plan(&Desired::Absent(None), &seen, now()), removal);
     assert_eq!(plan::plan(&Desired::Absent(None), &nothing(), now()), Plan::Converged);
+}
+
+/// As the pass that ends with this plan records it.
+fn recorded(mut object: Object<Port>, plan: &Plan<Action>) -> Object<Port> {
+    let (status, reason) = match plan {
+        Plan::Wait(wait) => (ConditionStatus::False, wait.reason),
+        _ => (ConditionStatus::True, Reason::Converged),
+    };
+    object.status.conditions = vec![Condition {
+        kind: ConditionType::Ready,
+        status,
+        reason,
+        message: String::new(),
+        observed_generation: 1,
+        last_transition_time: now(),
+    }];
+    object
+}
+
+#[test]
+fn the_tap_of_a_vm_that_is_down_goes_after_that_was_recorded_and_its_rule_stays() {
+    let good = Link { is_up: true, is_isolated: true, master: Some(name("st-br")), ..tap('p') };
+    let up_again = Observed { tap: Some(good), has_rule: true, ..nothing() };
+    let down = Observed { is_needed: false, ..up_again.clone() };
+    let object = recorded(object(), &Plan::Converged);
+    let first = plan::plan(&Desired::Present(&object), &down, now());
+    let Plan::Wait(Wait { reason: Reason::NotNeeded, until, .. }) = &first else { panic!("{first:?}") };
+    assert_eq!(*until, Some(now()), "recorded by this pass");
+    let object = recorded(object, &first);
+    let kept_until = now() + TAP_KEPT;
+    let kept = plan::plan(&Desired::Present(&object), &down, now());
+    assert!(matches!(kept, Plan::Wait(Wait { until: Some(until), .. }) if until == kept_until), "{kept:?}");
+    let back = plan::plan(&Desired::Present(&object), &up_again, now());
+    assert_eq!(back, Plan::Converged, "whoever comes back soon finds it");
+    let removal = Plan::Act(vec![Action::RemoveTap(name("st-tap"))]);
+    assert_eq!(plan::plan(&Desired::Present(&object), &down, kept_until), removal);
+    let gone = Observed { tap: None, ..down };
+    let rest = plan::plan(&Desired::Present(&object), &gone, now());
+    assert!(matches!(rest, Plan::Wait(Wait { reason: Reason::NotNeeded, until: None, .. })), "{rest:?}");
+    // The table was lost meanwhile.
+    let lost = Observed { has_rule: false, ..gone.clone() };
+    let Plan::Act(steps) = plan::plan(&Desired::Present(&object), &lost, now()) else { panic!("no rule") };
+    assert!(matches!(steps[..], [Action::AddRule { .. }]), "{steps:?}");
+    // Needed again in between, it is not taken.
+    let again = plan::plan(&Desired::Present(&object), &Observed { is_needed: true, ..gone }, now());
+    assert!(matches!(&again, Plan::Act(steps) if matches!(steps[0], Action::CreateTap { .. })), "{again:?}");
 }
 
 /// Any TAP that this port's steps, or somebody's interference with them, can leave.
@@ -145,9 +192,9 @@ fn any_host() -> impl Strategy<Value = Observed> {
         ..tap('p')
     });
     (proptest::option::of(tap), any::<bool>()).prop_map(|(tap, has_rule)| Observed {
-        is_network_ready: true,
         tap,
         has_rule,
+        ..nothing()
     })
 }
 
