@@ -7,6 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -26,25 +27,74 @@ pub enum LockError {
     Io { path: PathBuf, source: io::Error },
 }
 
+/// For which a process that was being started keeps the lock of a daemon that died just then: from its
+/// fork to its exec it has all the daemon's files.
+const REST_OF_DEAD: Duration = Duration::from_secs(2);
+const REST_POLL: Duration = Duration::from_millis(5);
+
 impl DirectoryLock {
     pub(super) fn take(directory: &Path) -> Result<Self, LockError> {
         let path = directory.join("lock");
         let io = |source| LockError::Io { path: path.clone(), source };
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let mut file = options.map_err(io)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                // Only for the message; who is writing it just now stays unnamed.
-                let _ = file.read_to_string(&mut holder);
-                let holder = if holder.is_empty() { "unknown".to_owned() } else { holder };
-                return Err(LockError::Held { path: directory.to_path_buf(), holder });
+        let deadline = Instant::now() + REST_OF_DEAD;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(io(error.into())),
             }
-            Err(error) => return Err(io(error.into())),
+            let mut holder = String::new();
+            // Who is writing it just now stays unnamed.
+            let _ = file.rewind().and_then(|()| file.read_to_string(&mut holder));
+            if is_dead(&holder) && Instant::now() < deadline {
+                std::thread::sleep(REST_POLL);
+                continue;
+            }
+            let holder = if holder.is_empty() { "unknown".to_owned() } else { holder };
+            return Err(LockError::Held { path: directory.to_path_buf(), holder });
         }
         file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
         file.write_all(std::process::id().to_string().as_bytes()).map_err(io)?;
         Ok(Self { _file: file })
+    }
+}
+
+fn is_dead(holder: &str) -> bool {
+    holder.parse::<u32>().is_ok_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_lives_is_told_and_what_is_left_of_a_dead_one_is_waited_for() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let held = DirectoryLock::take(dir.path()).expect("free");
+        let refused = DirectoryLock::take(dir.path()).expect_err("held");
+        assert!(refused.to_string().contains(&std::process::id().to_string()), "{refused}");
+        let mut dead = std::process::Command::new("/bin/true").spawn().expect("started");
+        dead.wait().expect("ended");
+        std::fs::write(dir.path().join("lock"), dead.id().to_string()).expect("written");
+        let lock = std::fs::canonicalize(dir.path()).expect("there").join("lock");
+        let is_lock = |fd: std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|path| path == lock);
+        let opened = || {
+            std::fs::read_dir("/proc/self/fd")
+                .expect("there")
+                .flatten()
+                .filter_map(|fd| is_lock(fd).then_some(()))
+                .count()
+        };
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| DirectoryLock::take(dir.path()).map(drop));
+            while opened() < 2 && !next.is_finished() {
+                std::thread::yield_now();
+            }
+            assert!(!next.is_finished(), "two have it, or it was not waited for");
+            drop(held);
+            next.join().expect("whole").expect("free by then");
+        });
     }
 }

@@ -199,7 +199,7 @@ fn until_its_process_is_gone_a_connection_undoes_a_standby_that_came_by_itself()
         (by_itself(), of(Paused, vec![open(80)]), "Wake", Some(PowerCause::Traffic)),
         (by_itself(), saved(of(Paused, vec![open(80)])), "Wake", Some(PowerCause::Traffic)),
         (by_itself(), saved(of(Paused, vec![])), "Kill", None),
-        (by_itself(), saved(of(Dead, vec![open(80)])), "Release", None),
+        (by_itself(), saved(of(Dead, vec![open(80)])), "Watch", None),
         (
             by_itself(),
             Observed { inbound: Some(Err(blind)), ..of(Paused, vec![]) },
@@ -253,7 +253,16 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
     let counted_knock = || vec![knock([192, 0, 2, 1], 80), knock([10, 0, 0, 9], 80)];
     let ignored = || vec![knock([10, 0, 0, 9], IGNORED), knock([192, 0, 2, 1], 80)];
     let up_with = |door| Observed { door, ..running(vec![]) };
+    // Its VMM has just ended: nobody else is at the card, and what it left behind can wait.
+    let dead = || Some(machine(VmmState::Dead, GuestPhase::Ready));
+    let ended = |door| Observed { machine: dead(), ..at_door(door) };
     let table = [
+        (asleep(PowerCause::Idle), ended(None), vec!["Watch"]),
+        (asleep(PowerCause::Idle), ended(door(true, vec![])), vec!["Release"]),
+        (counted(Power::Standby, PowerCause::Idle), ended(door(true, vec![])), vec!["Wait Converging"]),
+        (asleep(PowerCause::Idle), ended(door(true, counted_knock())), vec!["Wake"]),
+        (deaf(), ended(None), vec!["Release"]),
+        (up(), ended(door(true, counted_knock())), vec!["Unwatch", "Release"]),
         (asleep(PowerCause::Idle), saved(), vec!["Watch"]),
         // However it came to be in standby.
         (asleep(PowerCause::Client), saved(), vec!["Watch"]),

@@ -5,13 +5,14 @@ use stead_schemas::instance::{Instance, Power, PowerCause};
 use stead_schemas::meta::Object;
 
 use super::{Action, Observed, PortSeen, idle};
-use crate::host::{Door, Knock};
+use crate::host::{Door, Knock, VmmState};
 use crate::runtime::{Desired, Plan};
 
 /// The card that somebody shall be at.
 fn wanted<'a>(object: &Object<Instance>, seen: &'a Observed) -> Option<&'a PortSeen> {
-    let is_asleep =
-        object.spec.power == Power::Standby && seen.machine.is_none() && seen.saved(object).is_some();
+    // From the VMM's end on nobody else is at its card.
+    let is_down = seen.machine.as_ref().is_none_or(|machine| machine.vmm == VmmState::Dead);
+    let is_asleep = object.spec.power == Power::Standby && is_down && seen.saved(object).is_some();
     let policy = object.spec.auto_standby.as_ref()?;
     seen.parts.port.as_ref().filter(|_| is_asleep && policy.is_waking())
 }

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::guest;
 use stead_schemas::image::ImageConfig;
-use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, Secret};
+use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, Secret, State};
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
@@ -187,6 +187,9 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
         VmmState::Stalled(free) => plan_stalled(object, *free, None, now),
         // Whatever is kept is not of a VM that runs.
         VmmState::Running if seen.memory.is_some() => act(Action::DiscardMemory(uid())),
+        VmmState::Dead if seen.saved(object).is_some() && object.spec.power == Power::Standby => {
+            plan_just_asleep(object, seen, now)
+        }
         VmmState::Dead if seen.saved(object).is_some() => act(Action::Release(uid())),
         VmmState::Dead => match &object.status.last_death {
             Some(death) if death.launched_at == machine.launched_at => act(Action::Release(uid())),
@@ -221,6 +224,17 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
                 wait(Reason::WaitingForGuest, "the guest is booting", Some(boot_deadline(machine)))
             }
         },
+    }
+}
+
+/// Its door is watched and its state told at once: what the VMM left behind is in nobody's way.
+fn plan_just_asleep(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    match doors::plan_asleep(object, seen) {
+        Plan::Converged if object.status.state != State::Standby => {
+            wait(Reason::Converging, "recording that it is in standby", Some(now))
+        }
+        Plan::Converged => act(Action::Release(object.meta.uid.clone())),
+        planned => planned,
     }
 }
 

@@ -208,6 +208,11 @@ fn every_step_to_standby_and_back_has_its_next_one() {
     };
     let down = || of(Power::Standby, 1);
     let back = || of(Power::Running, 1);
+    let recorded = || {
+        let mut object = down();
+        object.status.state = State::Standby;
+        object
+    };
     let saved = |generation| {
         Some(Memory::Saved(SavedMemory {
             generation,
@@ -223,7 +228,9 @@ fn every_step_to_standby_and_back_has_its_next_one() {
         (down(), Some(machine(Paused, Ready)), None, "Save"),
         (down(), Some(machine(Paused, Ready)), loose(), "Save"),
         (down(), Some(machine(Paused, Ready)), saved(1), "Kill"),
-        (down(), Some(machine(Dead, Ready)), saved(1), "Release"),
+        (down(), Some(machine(Dead, Ready)), saved(1), "Wait Converging"),
+        (recorded(), Some(machine(Dead, Ready)), saved(1), "Release"),
+        (back(), Some(machine(Dead, Ready)), saved(1), "Release"),
         (down(), None, saved(1), "Converged"),
         (down(), None, loose(), "DiscardMemory"),
         // A VMM that died before its memory was saved: booted, and saved then.

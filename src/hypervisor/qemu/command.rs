@@ -61,14 +61,15 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
         // (`dd` in the guest is five times as fast, a boot a fifth shorter).
         Accelerator::Tcg => "max,-erms,-fsrm",
     };
+    // Nor is the state followed by a description of itself.
     let machine = format!(
-        "{MACHINE},memory-backend=ram,accel={},smm=off,vmport=off,usb=off",
+        "{MACHINE},memory-backend=ram,accel={},smm=off,vmport=off,usb=off,suppress-vmdesc=on",
         from.accelerator.as_str()
     );
     add(&["-name", &format!("guest={},debug-threads=on", plan.owner)]);
     add(&["-machine", &machine, "-cpu", cpu]);
     add(&["-m", &format!("{}M", plan.memory.mib_ceil()), "-smp", &plan.vcpus.to_string()]);
-    // Shared: the device state is saved without the RAM, which is read from outside.
+    // Shared: what is in an anonymous file is read from outside.
     let share = match from.mapping {
         Mapping::Own => "on",
         Mapping::Private => "off",
@@ -79,7 +80,8 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
         &format!("memory-backend-file,id=ram,size={size}M,mem-path=/proc/self/fd/{ram},share={share}"),
     ]);
     if from.content == Content::Saved {
-        add(&["-incoming", "defer", "-S"]);
+        // The device state comes as it was saved: without a head that says what the rest will be.
+        add(&["-incoming", "defer", "-S", "-global", "migration.send-configuration=off"]);
     }
     // -no-shutdown: a guest that powers off leaves the process in run state `shutdown`, which tells
     // it apart from a VMM that was killed, even to a daemon that was not there.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ const START_POLL: Duration = Duration::from_millis(2);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Content {
     Fresh,
-    /// Device state is still to come, and RAM with it or before it.
+    /// Device state is still to come, and RAM before it.
     Saved,
 }
 
@@ -49,6 +50,7 @@ impl Qemu {
             overlay: Some(plan.overlay.clone()),
             memory: plan.memory,
             mapping: Mapping::Own,
+            ram_inode: 0,
             headers: self.config.boot_files.get()?.0.headers.filter(|_| plan.wants_headers),
         };
         let file = fresh_ram(memory_size(plan)).map_err(failed)?;
@@ -79,6 +81,7 @@ impl Qemu {
         for dir in [places.runtime(), &places.logs] {
             make_private_dir(dir).map_err(failed)?;
         }
+        (record.mapping, record.ram_inode) = (ram.mapping, ram.file.metadata().map_err(failed)?.ino());
         record.write(&places)?;
         let mut child = self.spawn(plan, &places, ram, record.headers.as_deref())?;
         let identity = child.id().and_then(Identity::of);

@@ -42,15 +42,11 @@ pub(super) struct Origin {
     pub(super) is_adopted: bool,
 }
 
-/// Where the RAM of a saved memory is.
+/// The RAM of a saved memory: its length, and the sum that it is known again by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RamKept {
-    InFile {
-        bytes: u64,
-        crc32: u32,
-    },
-    /// Of a VM whose RAM was mapped privately: the VMM passed it with the device state.
-    InState,
+pub(super) struct RamKept {
+    pub(super) bytes: u64,
+    pub(super) sum: u64,
 }
 
 /// How the files are known again.
@@ -59,9 +55,7 @@ pub(super) struct Proof {
     pub(super) state_bytes: u64,
     pub(super) state_sha256: String,
     pub(super) ram_bytes: u64,
-    pub(super) ram_crc32: u32,
-    #[serde(default)]
-    pub(super) is_ram_in_state: bool,
+    pub(super) ram_sum: u64,
 }
 
 /// A file as it was: any write since shows.

@@ -4,15 +4,16 @@
 //! ```text
 //! memory/UID/saving/          RAM, device state and manifest being written: counts as nothing
 //! memory/UID/saved/           the same, complete: made by one rename, unmade by another
-//! memory/UID/running/         the RAM that a VM was restored from: counts as nothing, goes with the VMM
+//! memory/UID/running/         the RAM that a VM maps: counts as nothing, goes with the VMM
 //! snapshots/UID/...           likewise, with a disk beside them
 //! ```
-//! The next save of a VM writes only what differs from the RAM that it was restored from.
+//! The next save of a VM writes only the pages that it has of its own by then.
 //! Guarantees: `saved` is there only when RAM, state and manifest are on the disk; that of an instance
 //! is gone, for good, before a VM runs on from it. Holes and zeros of the RAM are holes of the file.
-//! A changed byte is found by the restore that reads it; of RAM that forks share, by the first fork
-//! that a daemon makes of it. Files in `saved` are never written to, so they may be shared; one in
-//! `running` is written to when it has no other name.
+//! A changed byte is found by the first restore or fork of a daemon that has not proved the file
+//! itself, or finds it written to since. Files in `saved` are never written to, so they may be shared;
+//! one in `running` is written to when it has no other name, and then only where its VM has pages of
+//! its own.
 //! Assumes: nobody else writes here.
 
 use std::fs::{self, File};
@@ -30,10 +31,11 @@ use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 use tracing::warn;
 
-use super::manifest::{Manifest, Origin, Proof, RamKept};
+use super::manifest::{FileMark, Manifest, Origin, Proof, RamKept};
+use super::own_pages::OwnPages;
 use super::packing;
-use super::ram::{copy_ram, fresh_ram, sum_ram, update_ram};
-use crate::host::files;
+use super::ram::{copy_ram, fresh_ram, sum_ram};
+use crate::host::{files, sparse};
 
 const RAM: &str = "ram";
 /// The same, compressed; beside `ram` it is a rest of a crash, and `ram` counts.
@@ -53,10 +55,8 @@ const READ_BYTES: usize = 256 << 10;
 pub(super) enum RamFile {
     /// Its own, still to be filled.
     Own(File),
-    /// One that others map too: what is written to it stays private.
-    Shared(File),
-    /// None yet: it comes with the device state.
-    Empty,
+    /// As it was saved: what is written to it stays private.
+    Saved(File),
 }
 
 /// The memory directory of one instance, or the directory of one snapshot.
@@ -130,8 +130,6 @@ impl MemoryDir {
             Ok(packed) if !self.saved(RAM).exists() => {
                 PackingState::Packed { packed: Bytes(packed.len()), plain }
             }
-            // The VMM's own form, which holds no zeros either, is left as it is.
-            _ if manifest.proof.is_ram_in_state => PackingState::Packed { packed: plain, plain },
             _ => PackingState::Plain,
         }
     }
@@ -158,22 +156,34 @@ impl MemoryDir {
         fs::remove_file(&ram).and_then(|()| sync()).map_err(&failed)
     }
 
-    /// Puts the RAM into a file of its own, and checks it.
-    pub(super) fn fill(&self, manifest: &Manifest, ram: &File) -> Result<(), HostError> {
+    /// Unpacks the RAM into a file of its own, and checks it.
+    pub(super) fn unpack(&self, manifest: &Manifest, ram: &File) -> Result<(), HostError> {
         let failed = self.failed("restore the memory in");
-        let sum = match File::open(self.saved(RAM)) {
-            Ok(kept) => copy_ram(&kept, ram).map_err(&failed)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let packed = File::open(self.saved(PACKED)).map_err(&failed)?;
-                packing::unpack(&packed, ram).map_err(&failed)?;
-                sum_ram(ram).map_err(&failed)?
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        match sum == (manifest.proof.ram_bytes, manifest.proof.ram_crc32) {
+        let packed = File::open(self.saved(PACKED)).map_err(&failed)?;
+        packing::unpack(&packed, ram).map_err(&failed)?;
+        self.check(ram, manifest)
+    }
+
+    /// Reads the RAM as a whole, where it is not packed: that is checked by every restore.
+    pub(super) fn check_ram(&self, manifest: &Manifest) -> Result<(), HostError> {
+        match File::open(self.saved(RAM)) {
+            Ok(ram) => self.check(&ram, manifest),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(self.failed("check the memory in")(error)),
+        }
+    }
+
+    fn check(&self, ram: &File, manifest: &Manifest) -> Result<(), HostError> {
+        let Proof { ram_bytes, ram_sum, .. } = manifest.proof;
+        match sum_ram(ram).map_err(self.failed("check the memory in"))? == (ram_bytes, ram_sum) {
             true => Ok(()),
             false => Err(self.damaged("the RAM is not what was saved")),
         }
+    }
+
+    /// The file of the RAM that is saved, as it is; none of one that is packed.
+    pub(super) fn ram_mark(&self) -> Option<FileMark> {
+        FileMark::of(&self.saved(RAM)).ok()
     }
 
     /// Of the saved memory; one that says nothing we know is none.
@@ -183,14 +193,14 @@ impl MemoryDir {
 
     /// Whether the files are there, in their lengths; their sums are for whoever uses them.
     pub(super) fn is_whole(&self, manifest: &Manifest) -> bool {
-        let Proof { state_bytes, ram_bytes, is_ram_in_state, .. } = manifest.proof;
+        let Proof { state_bytes, ram_bytes, .. } = manifest.proof;
         let length = |name| fs::metadata(self.saved(name)).ok().map(|file| file.len());
         // The packed one is known by its own sums; it takes the place of the other, which is looked for first.
         let has_ram = || match length(RAM) {
             Some(bytes) => bytes == ram_bytes,
             None => length(PACKED).is_some(),
         };
-        length(STATE) == Some(state_bytes) && (is_ram_in_state || has_ram())
+        length(STATE) == Some(state_bytes) && has_ram()
     }
 
     pub(super) fn read<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, HostError> {
@@ -214,38 +224,68 @@ impl MemoryDir {
 
     /// Keeps a copy of the RAM of a VM that is held.
     pub(super) fn keep_ram(&self, ram: &File) -> Result<RamKept, HostError> {
-        let to = self.saving(RAM);
-        let kept = || match self.ram_to_go_on_from() {
-            Some((older, _)) => {
-                fs::hard_link(&older, &to)?;
-                update_ram(ram, &File::options().read(true).write(true).open(&to)?)
+        let copied = File::create_new(self.saving(RAM)).and_then(|to| copy_ram(ram, &to));
+        let (bytes, sum) = copied.map_err(self.failed("save the memory in"))?;
+        Ok(RamKept { bytes, sum })
+    }
+
+    /// Begins with the RAM that a VM maps: the very file where nobody else has it, else a copy. Its VM
+    /// may run meanwhile.
+    pub(super) fn begin_with_mapped(&self, running: &Self) -> Result<RamKept, HostError> {
+        let (mapped, to) = (running.running(RAM), self.saving(RAM));
+        let begun = || {
+            // From here on it is not what its manifest says, should it be written to.
+            let known = running.take_running_sum(self.is_own(running)?)?;
+            match self.is_own(running)? {
+                true => fs::hard_link(&mapped, &to)?,
+                false => sparse::copy(&File::open(&mapped)?, &File::create_new(&to)?)?,
             }
-            None => copy_ram(ram, &File::create_new(&to)?),
+            let begun = File::open(&to)?;
+            let (bytes, sum) = match known {
+                Some(sum) => (begun.metadata()?.len(), sum),
+                None => sum_ram(&begun)?,
+            };
+            Ok(RamKept { bytes, sum })
         };
-        let (bytes, crc32) = kept().map_err(self.failed("save the memory in"))?;
-        Ok(RamKept::InFile { bytes, crc32 })
+        begun().map_err(self.failed("save the memory in"))
     }
 
-    /// How much of a save is on the disk already.
-    pub(super) fn bytes_to_go_on_from(&self) -> u64 {
-        self.ram_to_go_on_from().map_or(0, |(_, seen)| seen.blocks() * 512)
+    /// Puts the pages that a VM which is held has of its own over what was begun with.
+    pub(super) fn keep_own(&self, pages: &OwnPages, begun: RamKept) -> Result<RamKept, HostError> {
+        let ram = File::options().read(true).write(true).open(self.saving(RAM));
+        let change = ram.and_then(|ram| pages.write_to(&ram)).map_err(self.failed("save the memory in"))?;
+        Ok(RamKept { sum: begun.sum.wrapping_add(change), ..begun })
     }
 
-    /// One that is nobody else's: a snapshot of the last standby may have it too.
-    fn ram_to_go_on_from(&self) -> Option<(PathBuf, fs::Metadata)> {
-        let older = self.directory.join(RUNNING).join(RAM);
-        let seen = fs::metadata(&older).ok()?;
-        (seen.nlink() == 1).then_some((older, seen))
+    /// How much a save writes that begins with what this VM maps, besides the VM's own pages.
+    pub(super) fn bytes_to_copy(&self, running: &Self) -> u64 {
+        let mapped = fs::metadata(running.running(RAM)).map_or(0, |mapped| mapped.blocks() * 512);
+        if self.is_own(running).unwrap_or(false) { 0 } else { mapped }
+    }
+
+    /// Nobody else has the file, which a snapshot of the last standby may, and its VM's next save it is.
+    fn is_own(&self, running: &Self) -> io::Result<bool> {
+        Ok(self.directory == running.directory && fs::metadata(running.running(RAM))?.nlink() == 1)
+    }
+
+    fn take_running_sum(&self, is_taken: bool) -> io::Result<Option<u64>> {
+        let path = self.running(MANIFEST);
+        let manifest = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
+        if is_taken {
+            super::remove_file(&path)?;
+        }
+        Ok(manifest.map(|manifest| manifest.proof.ram_sum))
+    }
+
+    fn running(&self, name: &str) -> PathBuf {
+        self.directory.join(RUNNING).join(name)
     }
 
     /// Keeps what another has saved, by the same files.
     pub(super) fn keep_shared(&self, from: &Self, manifest: &Manifest) -> Result<RamKept, HostError> {
         let failed = self.failed("share a memory with");
         fs::hard_link(from.saved(STATE), self.saving(STATE)).map_err(&failed)?;
-        let Proof { ram_bytes, ram_crc32, is_ram_in_state, .. } = manifest.proof;
-        if is_ram_in_state {
-            return Ok(RamKept::InState);
-        }
+        let Proof { ram_bytes, ram_sum, .. } = manifest.proof;
         // A compression may end in between: then the one is there and the other is not.
         match fs::hard_link(from.saved(RAM), self.saving(RAM)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -253,7 +293,7 @@ impl MemoryDir {
             }
             linked => linked.map_err(&failed)?,
         }
-        Ok(RamKept::InFile { bytes: ram_bytes, crc32: ram_crc32 })
+        Ok(RamKept { bytes: ram_bytes, sum: ram_sum })
     }
 
     /// Makes state and RAM durable, and then the manifest that knows them again.
@@ -262,17 +302,10 @@ impl MemoryDir {
         let state = File::open(self.saving(STATE)).map_err(&failed)?;
         let (state_bytes, state_sha256) = state_sum(&state).map_err(&failed)?;
         state.sync_all().map_err(&failed)?;
-        let (ram_bytes, ram_crc32) = match ram {
-            RamKept::InFile { bytes, crc32 } => {
-                let ram = [RAM, PACKED].map(|name| self.saving(name)).into_iter().find(|path| path.exists());
-                let ram = ram.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
-                ram.and_then(File::open).and_then(|ram| ram.sync_all()).map_err(&failed)?;
-                (bytes, crc32)
-            }
-            RamKept::InState => (0, 0),
-        };
-        let is_ram_in_state = ram == RamKept::InState;
-        let proof = Proof { state_bytes, state_sha256, ram_bytes, ram_crc32, is_ram_in_state };
+        let file = [RAM, PACKED].map(|name| self.saving(name)).into_iter().find(|path| path.exists());
+        let file = file.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+        file.and_then(File::open).and_then(|file| file.sync_all()).map_err(&failed)?;
+        let proof = Proof { state_bytes, state_sha256, ram_bytes: ram.bytes, ram_sum: ram.sum };
         let bytes = serde_json::to_vec_pretty(&Manifest { origin, proof }).unwrap_or_default();
         files::write_whole(&self.saving(MANIFEST), &bytes, 0o600)
     }
@@ -284,37 +317,26 @@ impl MemoryDir {
         self.sync()
     }
 
-    /// A place for the saved RAM, or the RAM that is shared, and the device state.
+    /// The RAM, or a place for one that is packed, and the device state.
     pub(super) fn load(&self, manifest: &Manifest) -> Result<(RamFile, File), HostError> {
         let failed = self.failed("restore the memory in");
-        let Proof { state_bytes, state_sha256, is_ram_in_state, .. } = &manifest.proof;
+        let Proof { state_bytes, state_sha256, ram_bytes, .. } = &manifest.proof;
         let mut state = File::open(self.saved(STATE)).map_err(&failed)?;
         if state_sum(&state).map_err(&failed)? != (*state_bytes, state_sha256.clone()) {
             return Err(self.damaged("the device state is not what was saved"));
         }
         state.rewind().map_err(&failed)?;
-        if *is_ram_in_state {
-            return Ok((RamFile::Empty, state));
-        }
-        if manifest.origin.is_adopted && self.saved(RAM).exists() {
-            return Ok((RamFile::Shared(File::open(self.saved(RAM)).map_err(&failed)?), state));
-        }
-        Ok((RamFile::Own(fresh_ram(Bytes(manifest.proof.ram_bytes)).map_err(&failed)?), state))
-    }
-
-    /// Reads RAM that will be shared, and so not be read as a whole again.
-    pub(super) fn check_ram(&self, manifest: &Manifest) -> Result<(), HostError> {
-        let Proof { ram_bytes, ram_crc32, is_ram_in_state, .. } = manifest.proof;
-        // A packed one is checked by every restore.
-        if is_ram_in_state || !self.saved(RAM).exists() {
-            return Ok(());
-        }
-        let failed = self.failed("check the memory in");
-        let kept = File::open(self.saved(RAM)).map_err(&failed)?;
-        match sum_ram(&kept).map_err(&failed)? == (ram_bytes, ram_crc32) {
-            true => Ok(()),
-            false => Err(self.damaged("the RAM is not what was saved")),
-        }
+        let ram = match File::open(self.saved(RAM)) {
+            Ok(ram) if ram.metadata().map_err(&failed)?.len() != *ram_bytes => {
+                return Err(self.damaged("the RAM is not what was saved"));
+            }
+            Ok(ram) => RamFile::Saved(ram),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                RamFile::Own(fresh_ram(Bytes(*ram_bytes)).map_err(&failed)?)
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        Ok((ram, state))
     }
 
     /// What is saved is nothing from here on, whatever crashes; then nothing is left of it.
@@ -323,37 +345,43 @@ impl MemoryDir {
         super::remove_dir(&self.directory).map_err(self.failed("discard the memory in"))
     }
 
-    /// What is saved is nothing from here on, whatever crashes: a VM runs on from it. Its RAM stays as
-    /// what the next save begins with.
-    pub(super) fn consume(&self) -> Result<(), HostError> {
-        self.forget_running()?;
-        self.move_saved_to(RUNNING)?;
-        for name in [STATE, MANIFEST, PACKED] {
-            super::remove_file(&self.directory.join(RUNNING).join(name))
-                .map_err(self.failed("discard the memory in"))?;
+    /// What is saved is nothing from here on, whatever crashes: a VM runs on. The RAM that it maps, if
+    /// it is what is saved, stays as what its next save begins with. One that it mapped before stays
+    /// instead: who else has that file must see that it is not his alone.
+    pub(super) fn consume(&self, mapped_inode: Option<u64>) -> Result<(), HostError> {
+        let saved = fs::metadata(self.saved(RAM)).ok().map(|saved| saved.ino());
+        if saved.is_some() && saved == mapped_inode {
+            super::remove_dir(&self.running("")).map_err(self.failed("discard the memory in"))?;
+            self.move_saved_to(RUNNING)?;
+            super::remove_file(&self.running(STATE)).map_err(self.failed("discard the memory in"))?;
         }
         self.unsave()
     }
 
     /// For a VM that is gone.
     pub(super) fn forget_running(&self) -> Result<(), HostError> {
-        let failed = self.failed("discard the memory in");
-        super::remove_dir(&self.directory.join(RUNNING)).map_err(&failed)?;
-        match fs::remove_dir(&self.directory).map_err(|error| (error.kind(), error)) {
-            // What is saved goes on being there.
-            Ok(()) | Err((io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty, _)) => Ok(()),
-            Err((_, error)) => Err(failed(error)),
-        }
+        super::remove_dir(&self.running("")).map_err(self.failed("discard the memory in"))?;
+        self.remove_empty()
     }
 
-    fn unsave(&self) -> Result<(), HostError> {
+    /// Nothing is saved, nor being saved.
+    pub(super) fn unsave(&self) -> Result<(), HostError> {
         let remove = |name: &str| {
             super::remove_dir(&self.directory.join(name)).map_err(self.failed("discard the memory in"))
         };
         remove(DISCARDED)?;
         self.move_saved_to(DISCARDED)?;
         remove(DISCARDED)?;
-        remove(SAVING)
+        remove(SAVING)?;
+        self.remove_empty()
+    }
+
+    fn remove_empty(&self) -> Result<(), HostError> {
+        match fs::remove_dir(&self.directory).map_err(|error| (error.kind(), error)) {
+            // What is in it goes on being there.
+            Ok(()) | Err((io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty, _)) => Ok(()),
+            Err((_, error)) => Err(self.failed("discard the memory in")(error)),
+        }
     }
 
     /// Unmakes what is saved, durably, in one step.
@@ -391,40 +419,99 @@ fn state_sum(mut file: &File) -> io::Result<(u64, String)> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
-    use super::super::ram::anonymous;
+    use super::super::own_pages::tests::Ram;
     use super::*;
 
+    fn inode(path: &Path) -> u64 {
+        fs::metadata(path).expect("there").ino()
+    }
+
+    fn origin() -> Origin {
+        serde_json::from_value(serde_json::json!({
+            "generation": 1, "run": 1, "launched_at": "1970-01-01T00:00:00Z", "saved_at": "1970-01-01T00:00:00Z",
+            "token": "t", "backend": "qemu", "version": "1", "machine": "m", "kernel": "k", "initrd": "i",
+            "overlay": { "inode": 1, "bytes": 1, "changed": [0, 0] },
+        }))
+        .expect("as it is written")
+    }
+
+    /// A save of this RAM, as far as it is made without a VMM.
+    fn save(memory: &MemoryDir, into: &MemoryDir, ram: &Ram) -> Result<(), HostError> {
+        into.begin()?;
+        let begun = into.begin_with_mapped(memory)?;
+        fs::write(into.saving_state(), "state").expect("written");
+        let kept = into.keep_own(&ram.own_pages(), begun)?;
+        into.prove(origin(), kept)?;
+        into.publish()
+    }
+
+    fn is_right(memory: &MemoryDir, ram: &Ram) {
+        let manifest = memory.manifest().expect("read").expect("saved");
+        memory.check_ram(&manifest).expect("its sum is right");
+        assert!(fs::read(memory.saved(RAM)).expect("there") == ram.bytes(), "another RAM is saved");
+    }
+
     #[test]
-    fn a_save_goes_on_from_the_ram_restored_from_and_leaves_what_a_snapshot_shares_as_it_was() {
+    fn a_save_goes_on_from_what_is_mapped_and_leaves_what_others_have_as_it_was() {
         let dir = tempfile::tempdir().expect("scratch");
         let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));
-        let (older, shared) = (memory.directory.join(RUNNING).join(RAM), dir.path().join("of a snapshot"));
-        fs::create_dir_all(memory.directory.join(RUNNING)).expect("made");
-        fs::write(&older, [1; 8192]).expect("written");
-        let ram = anonymous().expect("in memory");
-        ram.set_len(8192).expect("in memory");
-        ram.write_all_at(&[2; 4096], 4096).expect("in memory");
-        let expected = sum_ram(&ram).expect("in memory");
-        for is_shared in [true, false] {
-            if is_shared {
-                fs::hard_link(&older, &shared).expect("linked");
-            }
-            memory.begin().expect("empty");
-            let kept = memory.keep_ram(&ram).expect("kept");
-            assert_eq!(kept, RamKept::InFile { bytes: expected.0, crc32: expected.1 });
-            let saved = fs::read(memory.saving(RAM)).expect("there");
-            assert!(saved[..4096] == [0; 4096] && saved[4096..] == [2; 4096]);
-            let inode = |path: &Path| fs::metadata(path).expect("there").ino();
-            assert_eq!(inode(&older) == inode(&memory.saving(RAM)), !is_shared);
-            if is_shared {
-                assert_eq!(fs::read(&shared).expect("there"), [1; 8192]);
-                fs::remove_file(&shared).expect("removed");
-            }
+        let snapshot = MemoryDir::of_snapshot(dir.path(), &format!("s{:023}", 0).parse().expect("valid"));
+        // Restored: what was saved is mapped, and is nothing from then on.
+        memory.begin().expect("empty");
+        fs::write(memory.saving(RAM), [1; 8 * 4096]).expect("written");
+        fs::write(memory.saving_state(), "state").expect("written");
+        let (bytes, sum) = sum_ram(&File::open(memory.saving(RAM)).expect("there")).expect("read");
+        memory.prove(origin(), RamKept { bytes, sum }).expect("proved");
+        memory.publish().expect("published");
+        let mut ram = Ram::map(&memory.saved(RAM));
+        memory.consume(Some(ram.inode())).expect("consumed");
+        assert!(!memory.exists() && inode(&memory.running(RAM)) == ram.inode());
+        // A snapshot has a file of its own, and the VM runs on.
+        ram.write(4096, &[2; 100]);
+        save(&memory, &snapshot, &ram).expect("taken");
+        is_right(&snapshot, &ram);
+        assert!(inode(&snapshot.saved(RAM)) != ram.inode());
+        // A save that comes to nothing: what it wrote is no truth, and the next one does without it.
+        memory.begin().expect("empty");
+        let begun = memory.begin_with_mapped(&memory).expect("begun");
+        memory.keep_own(&ram.own_pages(), begun).expect("kept");
+        memory.unsave().expect("undone");
+        assert!(memory.running(RAM).exists() && !memory.exists());
+        ram.write(3 * 4096, &[3; 5000]);
+        save(&memory, &memory, &ram).expect("saved");
+        is_right(&memory, &ram);
+        assert_eq!(inode(&memory.saved(RAM)), ram.inode(), "the very file");
+        // Somebody has it too by now, and the standby is undone: it stays his.
+        let of_others = dir.path().join("of others");
+        fs::hard_link(memory.saved(RAM), &of_others).expect("linked");
+        memory.consume(Some(ram.inode())).expect("consumed");
+        let shared = fs::read(&of_others).expect("there");
+        for byte in [4, 5] {
+            ram.write(6 * 4096, &[byte; 9]);
+            save(&memory, &memory, &ram).expect("saved");
+            is_right(&memory, &ram);
+            assert!(inode(&memory.saved(RAM)) != ram.inode());
+            memory.consume(Some(ram.inode())).expect("consumed");
+            assert_eq!(inode(&memory.running(RAM)), ram.inode(), "whoever has it too shall see that");
+            assert!(!memory.exists() && fs::read(&of_others).expect("there") == shared);
         }
         memory.forget_running().expect("removed");
-        assert!(memory.exists(), "a save goes on being there");
+        assert!(!memory.has_rest());
+    }
+
+    #[test]
+    fn a_save_that_is_not_of_what_is_mapped_is_discarded_whole() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));
+        memory.begin().expect("empty");
+        let ram = super::super::ram::anonymous().expect("in memory");
+        ram.set_len(8192).expect("in memory");
+        let kept = memory.keep_ram(&ram).expect("kept");
+        fs::write(memory.saving_state(), "state").expect("written");
+        memory.prove(origin(), kept).expect("proved");
+        memory.publish().expect("published");
+        memory.consume(None).expect("consumed");
+        assert!(!memory.exists() && !memory.running(RAM).exists());
         memory.discard().expect("removed");
         assert!(!memory.has_rest());
     }

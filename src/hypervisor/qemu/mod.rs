@@ -14,6 +14,7 @@ mod launching;
 mod manifest;
 mod memory;
 mod monitor;
+mod own_pages;
 mod packer;
 mod packing;
 mod places;
@@ -26,7 +27,7 @@ mod taps;
 mod tokens;
 mod turns;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -44,6 +45,7 @@ use stead_schemas::quantity::Bytes;
 use tokio::task::JoinHandle;
 
 use self::control::Control;
+use self::manifest::FileMark;
 use self::memory::MemoryDir;
 use self::monitor::Monitor;
 use self::packer::Packer;
@@ -84,8 +86,8 @@ pub struct Qemu {
     attached: Arc<Mutex<BTreeMap<Uid, Arc<Attached>>>>,
     turns: Arc<Turns>,
     packer: Packer,
-    /// Snapshots whose RAM this daemon has found to be what was saved.
-    checked: Arc<Mutex<BTreeSet<Uid>>>,
+    /// Of instances and snapshots: the saved RAM that this daemon has written or found to be right.
+    proved: Arc<Mutex<BTreeMap<Uid, FileMark>>>,
 }
 
 impl std::fmt::Debug for QemuConfig {
@@ -136,7 +138,7 @@ impl Qemu {
             config: Arc::new(config),
             attached: Arc::default(),
             turns: Arc::default(),
-            checked: Arc::default(),
+            proved: Arc::default(),
         }
     }
 
@@ -168,8 +170,8 @@ impl Qemu {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn checked(&self) -> MutexGuard<'_, BTreeSet<Uid>> {
-        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+    fn proved(&self) -> MutexGuard<'_, BTreeMap<Uid, FileMark>> {
+        self.proved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find_attached(&self, owner: &Uid) -> Result<Arc<Attached>, HostError> {
@@ -338,9 +340,12 @@ impl Machines for Qemu {
 
     async fn discard_memory(&self, owner: &Uid) -> Result<(), HostError> {
         self.packer.end(owner).await;
-        let has_vmm = Record::read(&self.places(owner))?.is_some();
         let memory = self.memory_dir(owner);
-        if has_vmm { memory.consume() } else { memory.discard() }
+        self.proved().remove(owner);
+        match Record::read(&self.places(owner))? {
+            Some(record) => memory.consume(record.mapped_inode()),
+            None => memory.discard(),
+        }
     }
 
     async fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError> {

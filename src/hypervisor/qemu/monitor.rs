@@ -23,9 +23,8 @@ const DEADLINE: Duration = Duration::from_secs(2);
 
 const MIGRATION_POLL: Duration = Duration::from_millis(1);
 
-/// Of RAM that passes with the state, in bytes per second: the guest stands still meanwhile. QEMU's own
-/// limit is that of a network.
-const BANDWIDTH_MAX: u64 = 64 << 30;
+/// For the device state to pass, in either direction: 5 ms, a second under load.
+pub(super) const STATE_DEADLINE: Duration = Duration::from_secs(30);
 
 type Service = QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>;
 
@@ -49,7 +48,7 @@ impl Drop for Monitor {
 
 impl Monitor {
     pub(super) async fn connect(socket: &Path, owner: &Uid, changed: &Changed) -> Result<Self, String> {
-        let connected = within(async {
+        let connected = within(DEADLINE, async {
             let negotiation = QmpStreamTokio::open_uds(socket).await.map_err(|error| error.to_string())?;
             negotiation.negotiate().await.map_err(|error| error.to_string())
         })
@@ -121,18 +120,19 @@ impl Monitor {
         Ok(format!("{}.{}.{} {package}", qemu.major, qemu.minor, qemu.micro).trim_end().to_owned())
     }
 
-    /// Sends the device state to this socket; without RAM that is shared with a file.
-    pub(super) async fn begin_save(&self, socket: &Path, with_ram: bool) -> Result<(), String> {
-        self.leave_ram_out(!with_ram).await?;
-        let limit = qmp::MigrateSetParameters { max_bandwidth: Some(BANDWIDTH_MAX), ..Default::default() };
-        self.execute(qmp::migrate_set_parameters(limit)).await?;
-        let uri = Some(format!("unix:{}", socket.display()));
-        self.execute(qmp::migrate { uri, channels: None, detach: None, resume: None }).await.map(drop)
+    /// Writes the device state of a VM that is held into this file. What it had to write to its disk is
+    /// written since it is held.
+    ///
+    /// The command's name is that of its first user; it is the one that leaves the RAM out whoever maps
+    /// it, and is the same on every accelerator.
+    pub(super) async fn save_state(&self, file: &Path) -> Result<(), String> {
+        let save = qmp::xen_save_devices_state { filename: file.display().to_string(), live: Some(false) };
+        let saved = async { self.service.execute(save).await.map_err(|error| error.to_string()) };
+        within(STATE_DEADLINE, saved).await.map(drop)
     }
 
     /// Listens on this socket for the device state.
-    pub(super) async fn begin_load(&self, socket: &Path, with_ram: bool) -> Result<(), String> {
-        self.leave_ram_out(!with_ram).await?;
+    pub(super) async fn begin_load(&self, socket: &Path) -> Result<(), String> {
         let uri = Some(format!("unix:{}", socket.display()));
         self.execute(qmp::migrate_incoming { uri, channels: None, exit_on_error: None }).await.map(drop)
     }
@@ -154,25 +154,15 @@ impl Monitor {
         }
     }
 
-    /// Ends what is still under way of a save.
-    pub(super) async fn cancel(&self) {
-        let _ = self.execute(qmp::migrate_cancel {}).await;
-    }
-
-    async fn leave_ram_out(&self, state: bool) -> Result<(), String> {
-        let capability = qmp::MigrationCapability::x_ignore_shared;
-        let capabilities = vec![qmp::MigrationCapabilityStatus { capability, state }];
-        self.execute(qmp::migrate_set_capabilities { capabilities }).await.map(drop)
-    }
-
     async fn execute<C: QmpCommand>(&self, command: C) -> Result<C::Ok, String> {
-        within(async { self.service.execute(command).await.map_err(|error| error.to_string()) }).await
+        within(DEADLINE, async { self.service.execute(command).await.map_err(|error| error.to_string()) })
+            .await
     }
 }
 
-async fn within<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    let answer = tokio::time::timeout(DEADLINE, work).await;
-    answer.unwrap_or_else(|_| Err(format!("no answer within {} s", DEADLINE.as_secs())))
+async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    let answer = tokio::time::timeout(deadline, work).await;
+    answer.unwrap_or_else(|_| Err(format!("no answer within {} s", deadline.as_secs())))
 }
 
 fn state_of(state: qmp::RunState) -> VmmState {

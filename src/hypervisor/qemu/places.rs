@@ -44,7 +44,7 @@ impl Places {
     pub(super) fn control(&self) -> PathBuf {
         self.runtime.join("control.sock")
     }
-    /// Through which the device state passes.
+    /// Through which the device state passes to a VMM.
     pub(super) fn migration(&self) -> PathBuf {
         self.runtime.join("state.sock")
     }
@@ -77,6 +77,9 @@ pub(super) struct Record {
     pub(super) memory: Bytes,
     #[serde(default)]
     pub(super) mapping: Mapping,
+    /// Of the file that is mapped.
+    #[serde(default)]
+    pub(super) ram_inode: u64,
     /// The disk with its kernel's headers, if it was given one.
     #[serde(default)]
     pub(super) headers: Option<PathBuf>,
@@ -89,7 +92,7 @@ pub(super) enum Mapping {
     /// An anonymous file of its own, which a save reads.
     #[default]
     Own,
-    /// The file of a snapshot, privately: what was written to it is the VMM's alone to tell.
+    /// What was saved, privately: what was written since is in pages of the VMM's own.
     Private,
 }
 
@@ -113,6 +116,11 @@ impl Record {
         }
     }
 
+    /// Of the file that it maps privately.
+    pub(super) fn mapped_inode(&self) -> Option<u64> {
+        (self.mapping == Mapping::Private).then_some(self.ram_inode)
+    }
+
     pub(super) fn never_was() -> Self {
         Self {
             run: 0,
@@ -124,6 +132,7 @@ impl Record {
             overlay: None,
             memory: Bytes(0),
             mapping: Mapping::Own,
+            ram_inode: 0,
             headers: None,
         }
     }

@@ -1,25 +1,26 @@
 //! The RAM of a VM as a file: made, found again, and copied without its zeros.
 //!
-//! While a VM lives its RAM is an anonymous file (memfd) shared with the VMM: as fast as memory of its
-//! own, where a file on a disk costs a boot a tenth, and open to a save through `/proc`. That of a fork
-//! is instead the file of a snapshot, mapped privately: forks share its pages until they write.
+//! The RAM of a VM that boots is an anonymous file (memfd) shared with the VMM: as fast as memory of its
+//! own, where a file on a disk costs a boot a tenth, and open to a save through `/proc`. That of a VM
+//! that goes on from a saved memory is the saved file, mapped privately: nothing is read before it is
+//! needed, whoever goes on from the same file shares its pages until he writes to them, and what was
+//! written is found by the kernel's word (`own_pages`).
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crc32fast::Hasher;
-use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, memfd_create, seek};
+use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use stead_schemas::quantity::Bytes;
 
 /// Of guest RAM, for what is zero and what is not: a page.
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 /// Of one read: it stays in a core's cache until it is looked at.
-const CHUNK: usize = 64 * BLOCK;
+pub(super) const CHUNK: usize = 64 * BLOCK;
 /// Of what a thread takes at a time: what is in use of a guest's RAM lies together, so that halves of it
 /// are not half the work.
 const PART: u64 = 8 << 20;
@@ -69,62 +70,74 @@ pub(super) fn ram_of(pid: u32) -> io::Result<File> {
     File::open(ram)
 }
 
-/// Copies what is not zero into an empty file. Its length, and a sum of where those blocks are and
-/// what is in them: the same for holes and for zeros.
-pub(super) fn copy_ram(from: &File, to: &File) -> io::Result<(u64, u32)> {
+/// Copies what is not zero into an empty file. The length, and the sum of all blocks.
+pub(super) fn copy_ram(from: &File, to: &File) -> io::Result<(u64, u64)> {
     to.set_len(from.metadata()?.len())?;
-    in_parts(from, |[buffer, _], start, end| {
+    in_parts(from, |buffer, start, end| {
         each_run_between(from, buffer, start, end, |at, run| to.write_all_at(run, at))
     })
 }
 
-/// Makes an older copy the same, by writing only what differs: most of a guest's RAM stays as it was.
-pub(super) fn update_ram(from: &File, to: &File) -> io::Result<(u64, u32)> {
-    to.set_len(from.metadata()?.len())?;
-    in_parts(from, |buffers, start, end| update_between(from, to, buffers, start, end))
-}
-
 /// The length and the sum that a copy would have.
-pub(super) fn sum_ram(from: &File) -> io::Result<(u64, u32)> {
-    in_parts(from, |[buffer, _], start, end| each_run_between(from, buffer, start, end, |_, _| Ok(())))
+pub(super) fn sum_ram(from: &File) -> io::Result<(u64, u64)> {
+    in_parts(from, |buffer, start, end| each_run_between(from, buffer, start, end, |_, _| Ok(())))
 }
 
-/// Of one thread: for what is read, and for what it is compared with.
-type Buffers = [Vec<u8>; 2];
+/// What blocks in a row add to the sum of a RAM: where each is, and what is in it. Nothing of zeros, so
+/// that holes are the same; and a block that changes changes it by its old and its new share.
+pub(super) fn share_of(at: u64, blocks: &[u8]) -> u64 {
+    let share = |(index, block): (usize, &[u8])| {
+        if is_zero(block) {
+            return 0;
+        }
+        let mut sum = Hasher::new();
+        sum.update(&(at + (index * BLOCK) as u64).to_le_bytes());
+        sum.update(block);
+        u64::from(sum.finalize())
+    };
+    blocks.chunks(BLOCK).enumerate().map(share).fold(0, u64::wrapping_add)
+}
 
-/// Goes over the parts of a file side by side: a VM is held meanwhile, or waited for. Its length, and
-/// the sum of its parts' sums.
 fn in_parts(
     from: &File,
-    part_sum: impl Fn(&mut Buffers, u64, u64) -> io::Result<Hasher> + Sync,
-) -> io::Result<(u64, u32)> {
+    part_sum: impl Fn(&mut [u8], u64, u64) -> io::Result<u64> + Sync,
+) -> io::Result<(u64, u64)> {
     let length = from.metadata()?.len();
-    let (next, sums) = (AtomicU64::new(0), Mutex::new(BTreeMap::new()));
-    let take_parts = || -> io::Result<()> {
-        let mut buffers = [(); 2].map(|()| vec![0; CHUNK]);
+    let parts = usize::try_from(length.div_ceil(PART)).unwrap_or(usize::MAX);
+    let sum = side_by_side(parts, |buffer, part| {
+        let start = part as u64 * PART;
+        part_sum(buffer, start, start.saturating_add(PART).min(length))
+    })?;
+    Ok((length, sum))
+}
+
+/// Does the pieces of a work in as many threads as it is worth, each with a buffer of its own: a VM is
+/// held meanwhile, or waited for. The sum of what they answer.
+pub(super) fn side_by_side(
+    pieces: usize,
+    work: impl Fn(&mut [u8], usize) -> io::Result<u64> + Sync,
+) -> io::Result<u64> {
+    let next = AtomicUsize::new(0);
+    let take_pieces = || -> io::Result<u64> {
+        let (mut buffer, mut sum) = (vec![0; CHUNK], 0u64);
         loop {
-            let part = next.fetch_add(1, Ordering::Relaxed);
-            let start = part.saturating_mul(PART);
-            if start >= length {
-                return Ok(());
+            let piece = next.fetch_add(1, Ordering::Relaxed);
+            if piece >= pieces {
+                return Ok(sum);
             }
-            let sum = part_sum(&mut buffers, start, start.saturating_add(PART).min(length))?;
-            sums.lock().unwrap_or_else(PoisonError::into_inner).insert(part, sum);
+            sum = sum.wrapping_add(work(&mut buffer, piece)?);
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX).min(pieces);
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(take_parts)).collect();
-        let mine = take_parts();
-        others.into_iter().fold(mine, |done, other| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(take_pieces)).collect();
+        let mine = take_pieces();
+        others.into_iter().fold(mine, |sum, other| {
             let panicked = |_| Err(io::Error::other("a copying thread panicked"));
-            done.and(other.join().unwrap_or_else(panicked))
+            let its = other.join().unwrap_or_else(panicked);
+            Ok(sum?.wrapping_add(its?))
         })
-    })?;
-    let sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mut sum = Hasher::new();
-    sums.values().for_each(|part| sum.combine(part));
-    Ok((length, sum.finalize()))
+    })
 }
 
 /// Goes over all runs of blocks that are not zero, none longer than a read, in order.
@@ -138,8 +151,8 @@ fn each_run_between(
     start: u64,
     end: u64,
     mut take: impl FnMut(u64, &[u8]) -> io::Result<()>,
-) -> io::Result<Hasher> {
-    let mut sum = Hasher::new();
+) -> io::Result<u64> {
+    let mut sum = 0u64;
     let mut at = start;
     while at < end {
         at = match data_from(from, at)? {
@@ -150,70 +163,12 @@ fn each_run_between(
         while at < hole {
             let wanted = usize::try_from(hole - at).unwrap_or(usize::MAX).min(CHUNK);
             from.read_exact_at(&mut buffer[..wanted], at)?;
-            take_blocks(&buffer[..wanted], at, &mut sum, &mut take)?;
+            take_runs(&buffer[..wanted], at, &mut take)?;
+            sum = sum.wrapping_add(share_of(at, &buffer[..wanted]));
             at += wanted as u64;
         }
     }
     Ok(sum)
-}
-
-fn update_between(
-    from: &File,
-    to: &File,
-    [new, old]: &mut Buffers,
-    start: u64,
-    end: u64,
-) -> io::Result<Hasher> {
-    let mut sum = Hasher::new();
-    let mut at = start;
-    while at < end {
-        // Where neither has data both are zero.
-        at = match (data_from(from, at)?, data_from(to, at)?) {
-            (Some(one), Some(other)) => one.min(other),
-            (Some(only), None) | (None, Some(only)) => only,
-            (None, None) => break,
-        };
-        let wanted = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(CHUNK);
-        let (new, old) = (&mut new[..wanted], &mut old[..wanted]);
-        from.read_exact_at(new, at)?;
-        to.read_exact_at(old, at)?;
-        take_blocks(new, at, &mut sum, &mut |_, _| Ok(()))?;
-        write_changed(new, old, to, at)?;
-        at += wanted as u64;
-    }
-    Ok(sum)
-}
-
-/// Blocks in a row that differ are written together; zeros become holes.
-fn write_changed(new: &[u8], old: &[u8], to: &File, start: u64) -> io::Result<()> {
-    enum Change {
-        Not,
-        Bytes,
-        Zeros,
-    }
-    let change = |new: &[u8], old: &[u8]| match new == old {
-        true => Change::Not,
-        false if is_zero(new) => Change::Zeros,
-        false => Change::Bytes,
-    };
-    let changes: Vec<_> =
-        new.chunks(BLOCK).zip(old.chunks(BLOCK)).map(|(new, old)| change(new, old)).collect();
-    let mut offset = 0;
-    for run in changes.chunk_by(|a, b| std::mem::discriminant(a) == std::mem::discriminant(b)) {
-        let length = (run.len() * BLOCK).min(new.len() - offset);
-        let (bytes, at) = (&new[offset..offset + length], start + offset as u64);
-        match run[0] {
-            Change::Not => {}
-            Change::Bytes => to.write_all_at(bytes, at)?,
-            Change::Zeros => {
-                let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                // A file system without holes has zeros.
-                fallocate(to, punch, at, length as u64).or_else(|_| to.write_all_at(bytes, at))?;
-            }
-        }
-        offset += length;
-    }
-    Ok(())
 }
 
 /// Where there is data next, if there is. The offset is shared with other threads; what a seek
@@ -233,23 +188,13 @@ fn is_zero(block: &[u8]) -> bool {
 }
 
 /// Blocks in a row that are not zero are taken together.
-fn take_blocks(
-    bytes: &[u8],
-    at: u64,
-    sum: &mut Hasher,
-    take: &mut impl FnMut(u64, &[u8]) -> io::Result<()>,
-) -> io::Result<()> {
+fn take_runs(bytes: &[u8], at: u64, take: &mut impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut offset = 0;
     let blocks: Vec<&[u8]> = bytes.chunks(BLOCK).collect();
     for run in blocks.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
         let length: usize = run.iter().map(|block| block.len()).sum();
         if !is_zero(run[0]) {
-            let (from, run) = (at + offset as u64, &bytes[offset..offset + length]);
-            take(from, run)?;
-            for (index, block) in run.chunks(BLOCK).enumerate() {
-                sum.update(&(from + (index * BLOCK) as u64).to_le_bytes());
-                sum.update(block);
-            }
+            take(at + offset as u64, &bytes[offset..offset + length])?;
         }
         offset += length;
     }
@@ -291,13 +236,6 @@ mod tests {
             bytes
         };
         assert!(all(&to) == all(&from) && all(&back) == all(&from));
-        assert!(to.metadata().expect("in memory").blocks() * 512 < CHUNK as u64, "zeros are holes");
-        for (at, bytes) in [(0, vec![0; BLOCK]), (BLOCK as u64 * 2, vec![7; 9]), (PART + 1, vec![8; BLOCK])] {
-            from.write_all_at(&bytes, at).expect("in memory");
-        }
-        assert_eq!(update_ram(&from, &to).expect("in memory"), sum_ram(&from).expect("in memory"));
-        assert_eq!(sum_ram(&to).expect("in memory"), sum_ram(&from).expect("in memory"));
-        assert!(all(&to) == all(&from), "updated");
         assert!(to.metadata().expect("in memory").blocks() * 512 < CHUNK as u64, "zeros are holes");
         to.write_all_at(&[9], CHUNK as u64 * 7).expect("in memory");
         assert_ne!(

@@ -1,21 +1,23 @@
 //! Starting a VMM from a saved memory, and taking over that of a snapshot.
 //!
-//! RAM of its own is read back into an anonymous file and checked; that of a snapshot is mapped
-//! privately, so that forks share what none of them has written to.
+//! The saved RAM is mapped privately: nothing is read before it is needed, and forks share what none of
+//! them has written to. One that is packed is unpacked into an anonymous file.
+//! Guarantees: no guest runs on from RAM that this daemon has not proved or read as a whole.
 
 use std::fs::File;
 
 use jiff::Timestamp;
 use stead_controllers::host::{AdoptPlan, HostError, HostErrorKind, LaunchPlan, Machines};
+use stead_schemas::names::Uid;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 
-use super::launching::{Content, Ram, memory_size};
+use super::launching::{Content, Ram};
 use super::manifest::{FileMark, Manifest, Origin};
 use super::memory::{MemoryDir, RamFile};
+use super::monitor::STATE_DEADLINE;
 use super::places::{Mapping, Record};
-use super::ram::fresh_ram;
-use super::saving::{late, state_deadline};
 use super::{Attached, Qemu, last_line};
 
 impl Qemu {
@@ -44,16 +46,12 @@ impl Qemu {
             return Err(refused("its disk was written to after its memory was saved".to_owned()));
         }
         let (ram, state) = loaded(memory.clone(), manifest.clone(), plan).await?;
-        let is_ram_in_state = matches!(ram, RamFile::Empty);
-        // Read back while the VMM starts: it looks at it only when it runs on.
-        let filling = match &ram {
-            RamFile::Own(file) => {
-                let file = file.try_clone().map_err(|error| refused(error.to_string()))?;
-                tokio::task::spawn_blocking(move || memory.fill(&manifest, &file))
-            }
-            RamFile::Shared(_) | RamFile::Empty => tokio::task::spawn_blocking(|| Ok(())),
+        // While the VMM starts: it looks at its RAM only when the device state comes.
+        let checking = self.begin_check(plan, memory, &manifest, &ram)?;
+        let ram = match ram {
+            RamFile::Own(file) => Ram { file, mapping: Mapping::Own, content: Content::Saved },
+            RamFile::Saved(file) => Ram { file, mapping: Mapping::Private, content: Content::Saved },
         };
-        let ram = ram_for(plan, ram)?;
         let record = Record {
             run: origin.run,
             token: origin.token.clone(),
@@ -65,14 +63,35 @@ impl Qemu {
             overlay: Some(plan.overlay.clone()),
             memory: plan.memory,
             mapping: ram.mapping,
+            ram_inode: 0,
             headers: origin.headers.clone(),
         };
         let attached = self.start(plan, record, &ram).await;
         // However the start went: nothing is written to its RAM when this has answered.
-        let filled = filling.await.map_err(|error| refused(error.to_string()))?;
+        let checked = checking.await.map_err(|error| refused(error.to_string()))?;
         let attached = attached?;
-        filled?;
-        self.load_state(plan, &attached, &origin, state, is_ram_in_state).await
+        checked?;
+        self.load_state(plan, &attached, &origin, state).await
+    }
+
+    /// Unpacks a RAM that is packed; reads another as a whole, unless this daemon proved the very file.
+    fn begin_check(
+        &self,
+        plan: &LaunchPlan,
+        memory: MemoryDir,
+        manifest: &Manifest,
+        ram: &RamFile,
+    ) -> Result<JoinHandle<Result<(), HostError>>, HostError> {
+        let (is_proved, manifest) = (self.is_proved(&plan.owner, &memory), manifest.clone());
+        let own = match ram {
+            RamFile::Own(file) => Some(file.try_clone().map_err(|error| refused(plan, error.to_string()))?),
+            RamFile::Saved(_) => None,
+        };
+        Ok(tokio::task::spawn_blocking(move || match own {
+            Some(file) => memory.unpack(&manifest, &file),
+            None if is_proved => Ok(()),
+            None => memory.check_ram(&manifest),
+        }))
     }
 
     async fn load_state(
@@ -81,7 +100,6 @@ impl Qemu {
         attached: &Attached,
         origin: &Origin,
         state: File,
-        is_ram_in_state: bool,
     ) -> Result<(), HostError> {
         let failed = |why: String| {
             let why = format!("{why}: {}", last_line(&self.places(&plan.owner).vmm_log()));
@@ -95,16 +113,26 @@ impl Qemu {
         }
         let socket = self.places(&plan.owner).migration();
         let passed = async {
-            self.on_monitor(attached, async |monitor| monitor.begin_load(&socket, is_ram_in_state).await)
-                .await?;
+            self.on_monitor(attached, async |monitor| monitor.begin_load(&socket).await).await?;
             let mut stream = UnixStream::connect(&socket).await.map_err(|error| error.to_string())?;
             let mut state = tokio::fs::File::from_std(state);
             tokio::io::copy(&mut state, &mut stream).await.map_err(|error| error.to_string())?;
             stream.shutdown().await.map_err(|error| error.to_string())?;
             self.on_monitor(attached, async |monitor| monitor.migrated().await).await
         };
-        let deadline = state_deadline(is_ram_in_state.then_some(plan.memory));
-        tokio::time::timeout(deadline, passed).await.unwrap_or_else(|_| Err(late(deadline))).map_err(failed)
+        let late = |_| Err(format!("not done within {} s", STATE_DEADLINE.as_secs()));
+        tokio::time::timeout(STATE_DEADLINE, passed).await.unwrap_or_else(late).map_err(failed)
+    }
+
+    /// This daemon has written the saved RAM as it is, or read it as a whole.
+    pub(super) fn has_proved(&self, whose: &Uid, memory: &MemoryDir) {
+        if let Some(mark) = memory.ram_mark() {
+            self.proved().insert(whose.clone(), mark);
+        }
+    }
+
+    fn is_proved(&self, whose: &Uid, memory: &MemoryDir) -> bool {
+        memory.ram_mark().is_some_and(|mark| self.proved().get(whose) == Some(&mark))
     }
 
     /// Makes the memory of a snapshot the saved one of another instance.
@@ -129,10 +157,11 @@ impl Qemu {
             is_adopted: true,
             ..manifest.origin.clone()
         };
-        let is_checked = self.checked().contains(&plan.snapshot);
+        let is_proved = self.is_proved(&plan.snapshot, &from);
         let to = self.memory_dir(&plan.owner);
+        let (source, target) = (from.clone(), to.clone());
         let adopted = tokio::task::spawn_blocking(move || {
-            if !is_checked {
+            if !is_proved {
                 from.check_ram(&manifest)?;
             }
             to.begin()?;
@@ -141,7 +170,8 @@ impl Qemu {
             to.publish()
         });
         adopted.await.map_err(|error| failed(error.to_string()))??;
-        self.checked().insert(plan.snapshot.clone());
+        self.has_proved(&plan.snapshot, &source);
+        self.has_proved(&plan.owner, &target);
         Ok(())
     }
 }
@@ -157,17 +187,4 @@ async fn loaded(
 ) -> Result<(RamFile, File), HostError> {
     let loaded = tokio::task::spawn_blocking(move || memory.load(&manifest)).await;
     loaded.map_err(|error| refused(plan, error.to_string()))?
-}
-
-fn ram_for(plan: &LaunchPlan, ram: RamFile) -> Result<Ram, HostError> {
-    let (file, mapping) = match ram {
-        RamFile::Own(file) => (file, Mapping::Own),
-        RamFile::Shared(file) => (file, Mapping::Private),
-        RamFile::Empty => {
-            let fresh = fresh_ram(memory_size(plan));
-            let failed = |error| HostError::io("prepare a VM for", plan.owner.as_str(), error);
-            (fresh.map_err(failed)?, Mapping::Own)
-        }
-    };
-    Ok(Ram { file, mapping, content: Content::Saved })
 }

@@ -1,28 +1,29 @@
 //! Taking the device state and the RAM of a VM that is held: for its standby, or for a snapshot.
+//!
+//! ```text
+//! an anonymous RAM     copied as a whole
+//! a RAM mapped from    its file taken over, or copied before the VM is held; then the VM's own pages,
+//! what was saved       which are few
+//! ```
 
+use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use stead_controllers::host::{HostError, HostErrorKind, Memory, SavedMemory, VmmState};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
 
 use super::manifest::{FileMark, Origin, RamKept};
 use super::memory::MemoryDir;
+use super::own_pages::OwnPages;
 use super::places::{Mapping, Record};
 use super::ram::ram_of;
 use super::{Attached, Qemu, command, control};
 use crate::host::files;
 
-/// For the device state to pass, in either direction: 10 ms, a second under load.
-const STATE_DEADLINE: Duration = Duration::from_secs(30);
-/// And for each of these much of RAM that passes with it: a hundredth of what is usual.
-const RAM_PER_SECOND: u64 = 8 << 20;
-/// Device state without RAM is 330 KiB.
+/// Device state is 220 KiB.
 const STATE_BYTES_MAX: u64 = 64 << 20;
 
 impl Qemu {
@@ -48,9 +49,11 @@ impl Qemu {
                 return Err(transient(owner, "it is not paused".to_owned()));
             }
             memory.begin()?;
-            let (origin, ram) = self.take_memory(owner, &attached, &memory, generation).await?;
+            let begun = self.begin_ram(owner, &attached, &memory).await?;
+            let (origin, ram) = self.take_memory(owner, &attached, &memory, begun, generation).await?;
             proved(owner, memory.clone(), origin, ram).await?;
             memory.publish()?;
+            self.has_proved(owner, &memory);
             if let Ok(ram) = ram_of(attached.identity.pid) {
                 attached.held_ram.hold(ram);
             }
@@ -59,7 +62,7 @@ impl Qemu {
         let saved = saved.await;
         if saved.is_err() {
             // A memory that is saved and a VM that runs must never meet.
-            memory.discard()?;
+            memory.unsave()?;
             self.let_run_on(owner, &attached).await;
         }
         saved
@@ -67,15 +70,50 @@ impl Qemu {
 
     /// A VM that was held for a save runs on; one that does not is found paused.
     pub(super) async fn let_run_on(&self, owner: &Uid, attached: &Attached) {
-        let resumed = self.on_monitor(attached, async |monitor| {
-            monitor.cancel().await;
-            monitor.resume().await
-        });
+        let resumed = self.on_monitor(attached, async |monitor| monitor.resume().await);
         if let Err(error) = resumed.await {
             tracing::warn!(%owner, error, "a VM that was held is still paused");
         }
         // Its clock stood still. A channel that is full is reconnected to, with the time told again.
         let _ = attached.control.ask(control::clock(), |_| {});
+    }
+
+    /// What of the RAM can be kept before a VM is held.
+    pub(super) async fn begin_ram(
+        &self,
+        owner: &Uid,
+        attached: &Attached,
+        memory: &MemoryDir,
+    ) -> Result<Option<RamKept>, HostError> {
+        self.check_room(owner, self.bytes_to_save(owner, attached, memory)?)?;
+        match self.record_to_save(owner)?.mapping {
+            Mapping::Own => Ok(None),
+            Mapping::Private => {
+                let (memory, running) = (memory.clone(), self.memory_dir(owner));
+                on_thread(owner, move || memory.begin_with_mapped(&running)).await.map(Some)
+            }
+        }
+    }
+
+    /// How much a save of this VM's RAM writes, at most.
+    pub(super) fn bytes_to_save(
+        &self,
+        owner: &Uid,
+        attached: &Attached,
+        memory: &MemoryDir,
+    ) -> Result<Bytes, HostError> {
+        let (record, pid) = (self.record_to_save(owner)?, attached.identity.pid);
+        let bytes = match record.mapping {
+            Mapping::Own => ram_of(pid).and_then(|ram| ram.metadata()).map(|ram| ram.blocks() * 512),
+            Mapping::Private => own_pages(pid, &record)
+                .map(|pages| pages.bytes().saturating_add(memory.bytes_to_copy(&self.memory_dir(owner)))),
+        };
+        bytes.map(Bytes).map_err(|error| HostError::io("measure the memory of", owner.as_str(), error))
+    }
+
+    fn record_to_save(&self, owner: &Uid) -> Result<Record, HostError> {
+        let record = Record::read(&self.places(owner))?;
+        record.ok_or_else(|| transient(owner, "it is gone".to_owned()))
     }
 
     /// Puts device state and RAM of a VM that is held into a save in progress, under a number.
@@ -84,30 +122,26 @@ impl Qemu {
         owner: &Uid,
         attached: &Attached,
         memory: &MemoryDir,
+        begun: Option<RamKept>,
         generation: u64,
     ) -> Result<(Origin, RamKept), HostError> {
         let io = |error| HostError::io("save the VM of", owner.as_str(), error);
-        let record = Record::read(&self.places(owner))?;
-        let record = record.ok_or_else(|| transient(owner, "it is gone".to_owned()))?;
+        let record = self.record_to_save(owner)?;
         if record.new_token.is_some() {
             // Which of the two it would wake with is not known.
             return Err(transient(owner, "its guest is becoming another".to_owned()));
         }
-        let is_own = record.mapping != Mapping::Private;
-        let ram = is_own.then(|| ram_of(attached.identity.pid)).transpose().map_err(io)?;
-        if let Some(ram) = &ram {
-            self.check_room(owner, memory, ram.metadata().map_err(io)?.blocks() * 512)?;
-        }
         // Side by side, and both to their end: the guest is held for as long.
-        let keeping = ram.map(|ram| {
-            let memory = memory.clone();
-            tokio::task::spawn_blocking(move || memory.keep_ram(&ram))
+        let keeping = on_thread(owner, {
+            let (owner, memory, record, pid) =
+                (owner.clone(), memory.clone(), record.clone(), attached.identity.pid);
+            let io = move |error| HostError::io("save the VM of", owner.as_str(), error);
+            move || match begun {
+                Some(begun) => memory.keep_own(&own_pages(pid, &record).map_err(io)?, begun),
+                None => memory.keep_ram(&ram_of(pid).map_err(io)?),
+            }
         });
-        let version = self.take_state(owner, attached, memory, &record).await;
-        let kept = match keeping {
-            Some(kept) => kept.await.map_err(|error| transient(owner, error.to_string()))?,
-            None => Ok(RamKept::InState),
-        };
+        let (version, kept) = tokio::join!(self.take_state(owner, attached, memory), keeping);
         let version = version?;
         let (kernel, initrd) = self.config.boot_files.get()?;
         let overlay = record.overlay.as_ref();
@@ -132,8 +166,7 @@ impl Qemu {
     }
 
     /// Before the disk is touched: a copy that would fill it takes room from others until it fails.
-    fn check_room(&self, owner: &Uid, memory: &MemoryDir, ram_bytes: u64) -> Result<(), HostError> {
-        let needed = Bytes(ram_bytes.saturating_sub(memory.bytes_to_go_on_from()));
+    fn check_room(&self, owner: &Uid, needed: Bytes) -> Result<(), HostError> {
         let (free, reserve) = (files::free_bytes(&self.config.data_dir), self.config.disk_reserve);
         if free.0 >= needed.0.saturating_add(reserve.0) {
             return Ok(());
@@ -142,39 +175,37 @@ impl Qemu {
         Err(HostError::new(HostErrorKind::Exhausted, "save the VM of", owner.as_str()).because(why))
     }
 
-    /// The device state, and RAM that is not in a file of its own. The VMM's version.
+    /// The device state. The VMM's version.
     async fn take_state(
         &self,
         owner: &Uid,
         attached: &Attached,
         memory: &MemoryDir,
-        record: &Record,
     ) -> Result<String, HostError> {
-        let io = |error| HostError::io("save the VM of", owner.as_str(), error);
-        let socket = self.places(owner).migration();
-        super::remove_file(&socket).map_err(io)?;
-        let listener = UnixListener::bind(&socket).map_err(io)?;
-        let with_ram = record.mapping == Mapping::Private;
-        let bytes_max = STATE_BYTES_MAX + if with_ram { record.memory.0 + record.memory.0 / 64 } else { 0 };
-        let written = async {
-            self.on_monitor(attached, async |monitor| monitor.begin_save(&socket, with_ram).await).await?;
-            let (stream, _) = listener.accept().await.map_err(|error| error.to_string())?;
-            let mut file =
-                tokio::fs::File::create(memory.saving_state()).await.map_err(|error| error.to_string())?;
-            let mut stream = stream.take(bytes_max + 1);
-            let count = tokio::io::copy(&mut stream, &mut file).await.map_err(|error| error.to_string())?;
-            file.flush().await.map_err(|error| error.to_string())?;
-            if count > bytes_max {
-                return Err(format!("the device state is larger than {bytes_max} bytes"));
-            }
-            self.on_monitor(attached, async |monitor| monitor.migrated().await).await?;
-            self.on_monitor(attached, async |monitor| monitor.version().await).await
-        };
-        let deadline = state_deadline(with_ram.then_some(record.memory));
-        let version = tokio::time::timeout(deadline, written).await.unwrap_or_else(|_| Err(late(deadline)));
-        super::remove_file(&socket).map_err(io)?;
-        version.map_err(|why| transient(owner, why))
+        let file = memory.saving_state();
+        let written = self.on_monitor(attached, async |monitor| {
+            monitor.save_state(&file).await?;
+            monitor.version().await
+        });
+        let version = written.await.map_err(|why| transient(owner, why))?;
+        let seen = fs::metadata(&file).map_err(|error| transient(owner, error.to_string()))?;
+        if seen.len() > STATE_BYTES_MAX {
+            let why = format!("the device state is larger than {STATE_BYTES_MAX} bytes");
+            return Err(transient(owner, why));
+        }
+        Ok(version)
     }
+}
+
+fn own_pages(pid: u32, record: &Record) -> std::io::Result<OwnPages> {
+    OwnPages::of(pid, record.ram_inode, record.memory.mib_ceil() << 20)
+}
+
+async fn on_thread<T: Send + 'static>(
+    owner: &Uid,
+    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+) -> Result<T, HostError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(transient(owner, error.to_string())))
 }
 
 /// What was taken is made durable and known; the VM need not be held for that.
@@ -184,19 +215,9 @@ pub(super) async fn proved(
     origin: Origin,
     ram: RamKept,
 ) -> Result<(), HostError> {
-    let proved = tokio::task::spawn_blocking(move || memory.prove(origin, ram)).await;
-    proved.map_err(|error| transient(owner, error.to_string()))?
+    on_thread(owner, move || memory.prove(origin, ram)).await
 }
 
 pub(super) fn transient(owner: &Uid, why: String) -> HostError {
     HostError::new(HostErrorKind::Transient, "save the VM of", owner.as_str()).because(why)
-}
-
-/// For state to pass, and the RAM that passes with it.
-pub(super) fn state_deadline(ram: Option<Bytes>) -> Duration {
-    STATE_DEADLINE + Duration::from_secs(ram.map_or(0, |Bytes(bytes)| bytes / RAM_PER_SECOND))
-}
-
-pub(super) fn late(deadline: Duration) -> String {
-    format!("not done within {} s", deadline.as_secs())
 }

@@ -24,7 +24,6 @@ use stead_schemas::snapshot::{PackingState, SnapshotKind};
 use super::manifest::{FileMark, Origin, RamKept};
 use super::memory::MemoryDir;
 use super::places::Record;
-use super::ram::ram_of;
 use super::saving::proved;
 use super::{Qemu, uids_in};
 use crate::host::disks::SNAPSHOT_DISK;
@@ -71,10 +70,9 @@ impl Snapshots for Qemu {
         let disk = fs::metadata((self.config.disk)(&plan.disk)).map_err(failed)?.blocks() * 512;
         let attached = self.lock().get(&plan.source).cloned();
         let memory = match (plan.kind, attached) {
-            (SnapshotKind::Standby, Some(attached)) => match ram_of(attached.identity.pid) {
-                Ok(ram) => ram.metadata().map_err(failed)?.blocks() * 512,
-                Err(_) => Record::read(&self.places(&plan.source))?.map_or(0, |record| record.memory.0),
-            },
+            (SnapshotKind::Standby, Some(attached)) => {
+                self.bytes_to_save(&plan.source, &attached, &self.snapshot_dir(&plan.snapshot))?.0
+            }
             // What is saved already is shared.
             (SnapshotKind::Standby, None) | (SnapshotKind::Stopped, _) => 0,
         };
@@ -106,7 +104,7 @@ impl Snapshots for Qemu {
     }
 
     async fn remove(&self, snapshot: &Uid) -> Result<(), HostError> {
-        self.checked().remove(snapshot);
+        self.proved().remove(snapshot);
         self.packer.end(snapshot).await;
         let dir = self.snapshot_dir(snapshot);
         // Freeing the blocks of large files takes a while.
@@ -158,12 +156,13 @@ impl Qemu {
         if !is_of_run || !is_up || self.memory_dir(&plan.source).exists() {
             return Err(conflict(plan, "its source does not run as it did"));
         }
+        let begun = self.begin_ram(&plan.source, &attached, dir).await?;
         let held = self.on_monitor(&attached, async |monitor| monitor.pause().await).await;
         let taken = match held {
             Ok(()) => {
                 // No standby's: whoever takes it over gives it the number of its own.
-                match self.take_memory(&plan.source, &attached, dir, 0).await {
-                    // The VMM has flushed and let go of its disk when its state has passed.
+                match self.take_memory(&plan.source, &attached, dir, begun, 0).await {
+                    // The VMM has flushed its disk since it is held.
                     Ok(memory) => self.copy_disk(plan, dir).await.map(|()| memory),
                     Err(error) => Err(error),
                 }
