@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionType};
 use stead_schemas::disk::Disk;
 use stead_schemas::health::Verdict;
@@ -164,7 +165,7 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
 
 /// Holds once nothing has happened for a while.
 #[must_use]
-pub fn settled(records: &Records, host: &HostSnapshot) -> Broken {
+pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken {
     let mut broken = always(records, host);
     check_life_cycle(&mut broken, &records.instances);
     check_life_cycle(&mut broken, &records.images);
@@ -175,7 +176,7 @@ pub fn settled(records: &Records, host: &HostSnapshot) -> Broken {
     policy_checks::health(&mut broken, records, host);
     policy_checks::schedules(&mut broken, records);
     check_disks(&mut broken, records, host);
-    check_network(&mut broken, records, host);
+    check_network(&mut broken, records, host, now);
     check_images(&mut broken, records, host);
     check_life_cycle(&mut broken, &records.snapshots);
     check_life_cycle(&mut broken, &records.schedules);
@@ -311,7 +312,7 @@ fn check_disks(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     }
 }
 
-fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, now: Timestamp) {
     let mut expected_links = BTreeSet::new();
     for network in &records.networks {
         let spec = &network.spec;
@@ -354,7 +355,9 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
             None if tap.is_none() => continue,
             None => {}
             Some(false) => {
-                if let Some(tap) = tap {
+                if tap.is_some() && crate::port::may_have_tap(port, now) {
+                    expected_links.insert(port.spec.tap.clone());
+                } else if let Some(tap) = tap {
                     broken.push(format!("port {} of a VM that is down has {tap:?}", port.meta.uid));
                 }
                 if condition::is_ready(&port.status.conditions) {

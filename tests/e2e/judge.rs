@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use stead::host::Scope;
 use stead::host::boot_files::BootFiles;
 use stead::host::cgroup::Cgroups;
@@ -179,7 +180,7 @@ async fn broken(site: &Site) -> Vec<String> {
     let deadline = Instant::now() + HEARD;
     loop {
         let snapshot = HostSnapshot::read(&host, &tables(&records)).await.expect("read");
-        let broken = checks::settled(&records, &snapshot);
+        let broken = checks::settled(&records, &snapshot, Timestamp::now());
         let is_silent = broken.iter().any(|line| line.contains("phase: Silent"));
         if !is_silent || Instant::now() > deadline {
             return broken;

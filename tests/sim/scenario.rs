@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use stead_controllers::checks::{self, Records};
 use stead_controllers::image::admission as images;
 use stead_controllers::schedule::admission as schedules;
@@ -489,7 +490,8 @@ impl Play {
         for _ in 0..60 {
             sleep(Duration::from_secs(30)).await;
             self.remove_failed_forks().await;
-            broken = checks::settled(&Records::of(&self.daemon.store), &self.world.snapshot());
+            broken =
+                checks::settled(&Records::of(&self.daemon.store), &self.world.snapshot(), Timestamp::MAX);
             if broken.is_empty() {
                 return Ok(());
             }

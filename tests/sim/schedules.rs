@@ -124,7 +124,7 @@ async fn plays() {
     };
     let mine = (false, SnapshotKind::Standby);
     assert_eq!(kinds(store), BTreeSet::from([mine, (true, SnapshotKind::Stopped)]));
-    assert_eq!(checks::settled(&Records::of(store), &world.snapshot()), Vec::<String>::new());
+    assert_eq!(checks::settled(&Records::of(store), &world.snapshot(), Timestamp::MAX), Vec::<String>::new());
 
     // With its instance the schedule goes; the snapshots stay.
     let of_deletion = uid.clone();

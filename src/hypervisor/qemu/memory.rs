@@ -18,7 +18,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Seek};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -32,21 +31,20 @@ use stead_schemas::snapshot::PackingState;
 use tracing::warn;
 
 use super::manifest::{FileMark, Manifest, Origin, Proof, RamKept};
-use super::own_pages::OwnPages;
 use super::packing;
 use super::ram::{copy_ram, fresh_ram, sum_ram};
-use crate::host::{files, sparse};
+use crate::host::files;
 
-const RAM: &str = "ram";
+pub(super) const RAM: &str = "ram";
 /// The same, compressed; beside `ram` it is a rest of a crash, and `ram` counts.
 const PACKED: &str = "ram.packed";
 const PACKING: &str = "ram.packing";
 const SAVING: &str = "saving";
 const SAVED: &str = "saved";
 const DISCARDED: &str = "discarded";
-const RUNNING: &str = "running";
-const STATE: &str = "state";
-const MANIFEST: &str = "manifest.json";
+pub(super) const RUNNING: &str = "running";
+pub(super) const STATE: &str = "state";
+pub(super) const MANIFEST: &str = "manifest.json";
 /// Of one read of device state.
 const READ_BYTES: usize = 256 << 10;
 
@@ -62,7 +60,7 @@ pub(super) enum RamFile {
 /// The memory directory of one instance, or the directory of one snapshot.
 #[derive(Debug, Clone)]
 pub(super) struct MemoryDir {
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
 }
 
 impl MemoryDir {
@@ -229,58 +227,6 @@ impl MemoryDir {
         Ok(RamKept { bytes, sum })
     }
 
-    /// Begins with the RAM that a VM maps: the very file where nobody else has it, else a copy. Its VM
-    /// may run meanwhile.
-    pub(super) fn begin_with_mapped(&self, running: &Self) -> Result<RamKept, HostError> {
-        let (mapped, to) = (running.running(RAM), self.saving(RAM));
-        let begun = || {
-            // From here on it is not what its manifest says, should it be written to.
-            let known = running.take_running_sum(self.is_own(running)?)?;
-            match self.is_own(running)? {
-                true => fs::hard_link(&mapped, &to)?,
-                false => sparse::copy(&File::open(&mapped)?, &File::create_new(&to)?)?,
-            }
-            let begun = File::open(&to)?;
-            let (bytes, sum) = match known {
-                Some(sum) => (begun.metadata()?.len(), sum),
-                None => sum_ram(&begun)?,
-            };
-            Ok(RamKept { bytes, sum })
-        };
-        begun().map_err(self.failed("save the memory in"))
-    }
-
-    /// Puts the pages that a VM which is held has of its own over what was begun with.
-    pub(super) fn keep_own(&self, pages: &OwnPages, begun: RamKept) -> Result<RamKept, HostError> {
-        let ram = File::options().read(true).write(true).open(self.saving(RAM));
-        let change = ram.and_then(|ram| pages.write_to(&ram)).map_err(self.failed("save the memory in"))?;
-        Ok(RamKept { sum: begun.sum.wrapping_add(change), ..begun })
-    }
-
-    /// How much a save writes that begins with what this VM maps, besides the VM's own pages.
-    pub(super) fn bytes_to_copy(&self, running: &Self) -> u64 {
-        let mapped = fs::metadata(running.running(RAM)).map_or(0, |mapped| mapped.blocks() * 512);
-        if self.is_own(running).unwrap_or(false) { 0 } else { mapped }
-    }
-
-    /// Nobody else has the file, which a snapshot of the last standby may, and its VM's next save it is.
-    fn is_own(&self, running: &Self) -> io::Result<bool> {
-        Ok(self.directory == running.directory && fs::metadata(running.running(RAM))?.nlink() == 1)
-    }
-
-    fn take_running_sum(&self, is_taken: bool) -> io::Result<Option<u64>> {
-        let path = self.running(MANIFEST);
-        let manifest = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
-        if is_taken {
-            super::remove_file(&path)?;
-        }
-        Ok(manifest.map(|manifest| manifest.proof.ram_sum))
-    }
-
-    fn running(&self, name: &str) -> PathBuf {
-        self.directory.join(RUNNING).join(name)
-    }
-
     /// Keeps what another has saved, by the same files.
     pub(super) fn keep_shared(&self, from: &Self, manifest: &Manifest) -> Result<RamKept, HostError> {
         let failed = self.failed("share a memory with");
@@ -345,25 +291,6 @@ impl MemoryDir {
         super::remove_dir(&self.directory).map_err(self.failed("discard the memory in"))
     }
 
-    /// What is saved is nothing from here on, whatever crashes: a VM runs on. The RAM that it maps, if
-    /// it is what is saved, stays as what its next save begins with. One that it mapped before stays
-    /// instead: who else has that file must see that it is not his alone.
-    pub(super) fn consume(&self, mapped_inode: Option<u64>) -> Result<(), HostError> {
-        let saved = fs::metadata(self.saved(RAM)).ok().map(|saved| saved.ino());
-        if saved.is_some() && saved == mapped_inode {
-            super::remove_dir(&self.running("")).map_err(self.failed("discard the memory in"))?;
-            self.move_saved_to(RUNNING)?;
-            super::remove_file(&self.running(STATE)).map_err(self.failed("discard the memory in"))?;
-        }
-        self.unsave()
-    }
-
-    /// For a VM that is gone.
-    pub(super) fn forget_running(&self) -> Result<(), HostError> {
-        super::remove_dir(&self.running("")).map_err(self.failed("discard the memory in"))?;
-        self.remove_empty()
-    }
-
     /// Nothing is saved, nor being saved.
     pub(super) fn unsave(&self) -> Result<(), HostError> {
         let remove = |name: &str| {
@@ -376,7 +303,7 @@ impl MemoryDir {
         self.remove_empty()
     }
 
-    fn remove_empty(&self) -> Result<(), HostError> {
+    pub(super) fn remove_empty(&self) -> Result<(), HostError> {
         match fs::remove_dir(&self.directory).map_err(|error| (error.kind(), error)) {
             // What is in it goes on being there.
             Ok(()) | Err((io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty, _)) => Ok(()),
@@ -385,7 +312,7 @@ impl MemoryDir {
     }
 
     /// Unmakes what is saved, durably, in one step.
-    fn move_saved_to(&self, name: &str) -> Result<(), HostError> {
+    pub(super) fn move_saved_to(&self, name: &str) -> Result<(), HostError> {
         match fs::rename(self.directory.join(SAVED), self.directory.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             renamed => {
@@ -414,105 +341,5 @@ fn state_sum(mut file: &File) -> io::Result<(u64, String)> {
                 total += count as u64;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::own_pages::tests::Ram;
-    use super::*;
-
-    fn inode(path: &Path) -> u64 {
-        fs::metadata(path).expect("there").ino()
-    }
-
-    fn origin() -> Origin {
-        serde_json::from_value(serde_json::json!({
-            "generation": 1, "run": 1, "launched_at": "1970-01-01T00:00:00Z", "saved_at": "1970-01-01T00:00:00Z",
-            "token": "t", "backend": "qemu", "version": "1", "machine": "m", "kernel": "k", "initrd": "i",
-            "overlay": { "inode": 1, "bytes": 1, "changed": [0, 0] },
-        }))
-        .expect("as it is written")
-    }
-
-    /// A save of this RAM, as far as it is made without a VMM.
-    fn save(memory: &MemoryDir, into: &MemoryDir, ram: &Ram) -> Result<(), HostError> {
-        into.begin()?;
-        let begun = into.begin_with_mapped(memory)?;
-        fs::write(into.saving_state(), "state").expect("written");
-        let kept = into.keep_own(&ram.own_pages(), begun)?;
-        into.prove(origin(), kept)?;
-        into.publish()
-    }
-
-    fn is_right(memory: &MemoryDir, ram: &Ram) {
-        let manifest = memory.manifest().expect("read").expect("saved");
-        memory.check_ram(&manifest).expect("its sum is right");
-        assert!(fs::read(memory.saved(RAM)).expect("there") == ram.bytes(), "another RAM is saved");
-    }
-
-    #[test]
-    fn a_save_goes_on_from_what_is_mapped_and_leaves_what_others_have_as_it_was() {
-        let dir = tempfile::tempdir().expect("scratch");
-        let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));
-        let snapshot = MemoryDir::of_snapshot(dir.path(), &format!("s{:023}", 0).parse().expect("valid"));
-        // Restored: what was saved is mapped, and is nothing from then on.
-        memory.begin().expect("empty");
-        fs::write(memory.saving(RAM), [1; 8 * 4096]).expect("written");
-        fs::write(memory.saving_state(), "state").expect("written");
-        let (bytes, sum) = sum_ram(&File::open(memory.saving(RAM)).expect("there")).expect("read");
-        memory.prove(origin(), RamKept { bytes, sum }).expect("proved");
-        memory.publish().expect("published");
-        let mut ram = Ram::map(&memory.saved(RAM));
-        memory.consume(Some(ram.inode())).expect("consumed");
-        assert!(!memory.exists() && inode(&memory.running(RAM)) == ram.inode());
-        // A snapshot has a file of its own, and the VM runs on.
-        ram.write(4096, &[2; 100]);
-        save(&memory, &snapshot, &ram).expect("taken");
-        is_right(&snapshot, &ram);
-        assert!(inode(&snapshot.saved(RAM)) != ram.inode());
-        // A save that comes to nothing: what it wrote is no truth, and the next one does without it.
-        memory.begin().expect("empty");
-        let begun = memory.begin_with_mapped(&memory).expect("begun");
-        memory.keep_own(&ram.own_pages(), begun).expect("kept");
-        memory.unsave().expect("undone");
-        assert!(memory.running(RAM).exists() && !memory.exists());
-        ram.write(3 * 4096, &[3; 5000]);
-        save(&memory, &memory, &ram).expect("saved");
-        is_right(&memory, &ram);
-        assert_eq!(inode(&memory.saved(RAM)), ram.inode(), "the very file");
-        // Somebody has it too by now, and the standby is undone: it stays his.
-        let of_others = dir.path().join("of others");
-        fs::hard_link(memory.saved(RAM), &of_others).expect("linked");
-        memory.consume(Some(ram.inode())).expect("consumed");
-        let shared = fs::read(&of_others).expect("there");
-        for byte in [4, 5] {
-            ram.write(6 * 4096, &[byte; 9]);
-            save(&memory, &memory, &ram).expect("saved");
-            is_right(&memory, &ram);
-            assert!(inode(&memory.saved(RAM)) != ram.inode());
-            memory.consume(Some(ram.inode())).expect("consumed");
-            assert_eq!(inode(&memory.running(RAM)), ram.inode(), "whoever has it too shall see that");
-            assert!(!memory.exists() && fs::read(&of_others).expect("there") == shared);
-        }
-        memory.forget_running().expect("removed");
-        assert!(!memory.has_rest());
-    }
-
-    #[test]
-    fn a_save_that_is_not_of_what_is_mapped_is_discarded_whole() {
-        let dir = tempfile::tempdir().expect("scratch");
-        let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));
-        memory.begin().expect("empty");
-        let ram = super::super::ram::anonymous().expect("in memory");
-        ram.set_len(8192).expect("in memory");
-        let kept = memory.keep_ram(&ram).expect("kept");
-        fs::write(memory.saving_state(), "state").expect("written");
-        memory.prove(origin(), kept).expect("proved");
-        memory.publish().expect("published");
-        memory.consume(None).expect("consumed");
-        assert!(!memory.exists() && !memory.running(RAM).exists());
-        memory.discard().expect("removed");
-        assert!(!memory.has_rest());
     }
 }

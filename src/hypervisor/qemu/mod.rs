@@ -12,6 +12,7 @@ mod control;
 mod hostile;
 mod launching;
 mod manifest;
+mod mapped;
 mod memory;
 mod monitor;
 mod own_pages;
