@@ -157,6 +157,23 @@ fn snapshots(site: &Site) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).collect()
 }
 
+/// Each of some that map the same RAM is kept by its own pages, and the others see nothing of that.
+async fn go_to_standby_and_back_beside_each_other(site: &Site, names: &[&str]) {
+    for name in names {
+        let before = count(site, name).await;
+        let answer = site.request(Method::POST, &format!("/instances/{name}/standby"), None).await;
+        assert_eq!((answer.status, &answer.body["state"]), (StatusCode::OK, &json!("Standby")));
+        let uid = answer.body["id"].as_str().expect("an id").to_owned();
+        let saved = site.data().join("memory").join(uid).join("saved");
+        let state = fs::metadata(saved.join("state")).expect("saved").len();
+        assert!(state < 1 << 20, "{state} bytes of device state: with RAM");
+        let answer = site.request(Method::POST, &format!("/instances/{name}/restore"), None).await;
+        assert_eq!((answer.status, &answer.body["state"]), (StatusCode::OK, &json!("Running")));
+        let after = count(site, name).await;
+        assert!((before..before + 60).contains(&after), "{name}: {before}, then {after}");
+    }
+}
+
 #[test]
 fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_its_pages() {
     in_namespace(async || {
@@ -249,26 +266,10 @@ fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_i
         assert_eq!((woken.status, &woken.body["state"]), (StatusCode::OK, &json!("Running")), "{woken:?}");
         assert_eq!(shell(&site, "asleep", "hostname").await, "asleep");
         assert_eq!(snapshots(&site), Vec::<PathBuf>::new());
-        // Each is kept without the others' notice, by its own pages; what is made of it shares its pages.
-        for name in ["warm-a", "warm-b", "asleep"] {
-            let before = count(&site, name).await;
-            let answer = site.request(Method::POST, &format!("/instances/{name}/standby"), None).await;
-            assert_eq!((answer.status, &answer.body["state"]), (StatusCode::OK, &json!("Standby")));
-            let uid = answer.body["id"].as_str().expect("an id").to_owned();
-            let saved = site.data().join("memory").join(uid).join("saved");
-            let state = fs::metadata(saved.join("state")).expect("saved").len();
-            assert!(state < 1 << 20, "{state} bytes of device state: with RAM");
-            let answer = site.request(Method::POST, &format!("/instances/{name}/restore"), None).await;
-            assert_eq!((answer.status, &answer.body["state"]), (StatusCode::OK, &json!("Running")));
-            let after = count(&site, name).await;
-            assert!((before..before + 60).contains(&after), "{name}: {before}, then {after}");
-        }
+        go_to_standby_and_back_beside_each_other(&site, &["warm-a", "warm-b", "asleep"]).await;
         let path = "/instances/warm-b/fork";
         let again = made(&site, path, json!({ "name": "again", "from_running": true })).await;
-        assert_eq!(
-            (shell(&site, "again", "hostname").await.as_str(), &again["state"]),
-            ("again", &json!("Running"))
-        );
+        assert_eq!(shell(&site, "again", "hostname").await, "again");
         let private = private_kib(&again["vmm_pid"]);
         assert!(private < booted, "{private} KiB of its own, a VM that booted has {booted}");
         settles(&mut site, "snapshots").await;

@@ -7,7 +7,6 @@
 //! memory/UID/running/         the RAM that a VM maps: counts as nothing, goes with the VMM
 //! snapshots/UID/...           likewise, with a disk beside them
 //! ```
-//! The next save of a VM writes only the pages that it has of its own by then.
 //! Guarantees: `saved` is there only when RAM, state and manifest are on the disk; that of an instance
 //! is gone, for good, before a VM runs on from it. Holes and zeros of the RAM are holes of the file.
 //! A changed byte is found by the first restore or fork of a daemon that has not proved the file
