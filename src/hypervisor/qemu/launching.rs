@@ -19,6 +19,8 @@ use super::{Attached, Identity, Qemu, check_tap, command, last_line, make_privat
 
 /// Until QEMU answers on its monitor: 30 ms, a second under load.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// To the move of a VMM into its control group.
+const GROUP_DELAY: Duration = Duration::from_secs(2);
 const START_POLL: Duration = Duration::from_micros(500);
 
 /// What is in the VMM's memory when it starts.
@@ -91,14 +93,30 @@ impl Qemu {
         };
         record.identity = Some(identity.clone());
         record.write(&places)?;
-        // The group is a mark and accounting: a host that refuses it still runs the VM.
-        if let Err(error) = self.config.cgroups.enter(plan.owner.as_str(), identity.pid) {
-            tracing::warn!(owner = %plan.owner, %error, "the VMM is in no control group of its own");
-        }
         let (attached, _) = self.attach(&plan.owner, &record, &identity)?;
         // The child is then left alone; the runtime reaps it when it ends while this daemon lives.
         self.await_start(&plan.owner, &mut child, &attached).await?;
+        self.enter_group(&plan.owner, &identity);
         Ok(attached)
+    }
+
+    /// The group is a mark and accounting: nobody waits for it, and a host that refuses it still runs the
+    /// VM. The kernel lets no thread start anywhere while it moves a process, so that is done when
+    /// what was waited for is likely over.
+    pub(super) fn enter_group(&self, owner: &Uid, identity: &Identity) {
+        let (config, owner, identity) = (self.config.clone(), owner.clone(), identity.clone());
+        let enter = move || {
+            if identity.is_alive()
+                && let Err(error) = config.cgroups.enter(owner.as_str(), identity.pid)
+                && identity.is_alive()
+            {
+                tracing::warn!(%owner, %error, "the VMM is in no control group of its own");
+            }
+        };
+        tokio::spawn(async move {
+            tokio::time::sleep(GROUP_DELAY).await;
+            drop(tokio::task::spawn_blocking(enter).await);
+        });
     }
 
     /// Starts the process, in a session of its own.

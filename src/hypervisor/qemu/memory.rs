@@ -16,7 +16,7 @@
 //! Assumes: nobody else writes here.
 
 use std::fs::{self, File};
-use std::io::{self, Seek};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -44,8 +44,6 @@ const DISCARDED: &str = "discarded";
 pub(super) const RUNNING: &str = "running";
 pub(super) const STATE: &str = "state";
 pub(super) const MANIFEST: &str = "manifest.json";
-/// Of one read of device state.
-const READ_BYTES: usize = 256 << 10;
 
 /// RAM to start a VMM with.
 #[derive(Debug)]
@@ -244,9 +242,9 @@ impl MemoryDir {
     /// Makes state and RAM durable, and then the manifest that knows them again.
     pub(super) fn prove(&self, origin: Origin, ram: RamKept) -> Result<(), HostError> {
         let failed = self.failed("save the memory in");
-        let state = File::open(self.saving(STATE)).map_err(&failed)?;
-        let (state_bytes, state_sha256) = state_sum(&state).map_err(&failed)?;
-        state.sync_all().map_err(&failed)?;
+        let state = fs::read(self.saving(STATE)).map_err(&failed)?;
+        let (state_bytes, state_sha256) = state_sum(&state);
+        File::open(self.saving(STATE)).and_then(|state| state.sync_all()).map_err(&failed)?;
         let file = [RAM, PACKED].map(|name| self.saving(name)).into_iter().find(|path| path.exists());
         let file = file.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
         file.and_then(File::open).and_then(|file| file.sync_all()).map_err(&failed)?;
@@ -263,14 +261,15 @@ impl MemoryDir {
     }
 
     /// The RAM, or a place for one that is packed, and the device state.
-    pub(super) fn load(&self, manifest: &Manifest) -> Result<(RamFile, File), HostError> {
+    pub(super) fn load(&self, manifest: &Manifest) -> Result<(RamFile, Vec<u8>), HostError> {
         let failed = self.failed("restore the memory in");
         let Proof { state_bytes, state_sha256, ram_bytes, .. } = &manifest.proof;
-        let mut state = File::open(self.saved(STATE)).map_err(&failed)?;
-        if state_sum(&state).map_err(&failed)? != (*state_bytes, state_sha256.clone()) {
+        let state = File::open(self.saved(STATE)).map_err(&failed)?;
+        let (mut bytes, mut state) = (Vec::new(), state.take(state_bytes.saturating_add(1)));
+        state.read_to_end(&mut bytes).map_err(&failed)?;
+        if state_sum(&bytes) != (*state_bytes, state_sha256.clone()) {
             return Err(self.damaged("the device state is not what was saved"));
         }
-        state.rewind().map_err(&failed)?;
         let ram = match File::open(self.saved(RAM)) {
             Ok(ram) if ram.metadata().map_err(&failed)?.len() != *ram_bytes => {
                 return Err(self.damaged("the RAM is not what was saved"));
@@ -281,7 +280,7 @@ impl MemoryDir {
             }
             Err(error) => return Err(failed(error)),
         };
-        Ok((ram, state))
+        Ok((ram, bytes))
     }
 
     /// What is saved is nothing from here on, whatever crashes; then nothing is left of it.
@@ -329,16 +328,6 @@ impl MemoryDir {
     }
 }
 
-fn state_sum(mut file: &File) -> io::Result<(u64, String)> {
-    let (mut hash, mut total) = (Sha256::new(), 0);
-    let mut buffer = vec![0u8; READ_BYTES];
-    loop {
-        match io::Read::read(&mut file, &mut buffer)? {
-            0 => return Ok((total, hex::encode(hash.finalize()))),
-            count => {
-                hash.update(&buffer[..count]);
-                total += count as u64;
-            }
-        }
-    }
+fn state_sum(state: &[u8]) -> (u64, String) {
+    (state.len() as u64, hex::encode(Sha256::digest(state)))
 }

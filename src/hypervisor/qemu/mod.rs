@@ -286,6 +286,7 @@ impl Machines for Qemu {
         if let Some(identity) = record.process(&places) {
             let (attached, is_new) = self.attach(owner, &record, &identity)?;
             if is_new {
+                self.enter_group(owner, &identity);
                 // One that an earlier daemon left: what it is in, it says at once or boots still.
                 attached.control.first_word(FIRST_WORD_WAIT).await;
             }

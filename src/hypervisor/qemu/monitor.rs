@@ -124,7 +124,8 @@ impl Monitor {
     /// written since it is held.
     ///
     /// The command's name is that of its first user; it is the one that leaves the RAM out whoever maps
-    /// it, and is the same on every accelerator.
+    /// it, and is the same on every accelerator. So it does the firmware's own, which nobody reads after
+    /// a boot: what a guest is told of its tables lies in its RAM, and a reset ends its VM.
     pub(super) async fn save_state(&self, file: &Path) -> Result<(), String> {
         let save = qmp::xen_save_devices_state { filename: file.display().to_string(), live: Some(false) };
         let saved = async { self.service.execute(save).await.map_err(|error| error.to_string()) };

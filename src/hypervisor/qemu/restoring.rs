@@ -4,8 +4,6 @@
 //! them has written to. One that is packed is unpacked into an anonymous file.
 //! Guarantees: no guest runs on from RAM that this daemon has not proved or read as a whole.
 
-use std::fs::File;
-
 use jiff::Timestamp;
 use stead_controllers::host::{AdoptPlan, HostError, HostErrorKind, LaunchPlan, Machines};
 use stead_schemas::names::Uid;
@@ -99,7 +97,7 @@ impl Qemu {
         plan: &LaunchPlan,
         attached: &Attached,
         origin: &Origin,
-        state: File,
+        state: Vec<u8>,
     ) -> Result<(), HostError> {
         let failed = |why: String| {
             let why = format!("{why}: {}", last_line(&self.places(&plan.owner).vmm_log()));
@@ -115,8 +113,7 @@ impl Qemu {
         let passed = async {
             self.on_monitor(attached, async |monitor| monitor.begin_load(&socket).await).await?;
             let mut stream = UnixStream::connect(&socket).await.map_err(|error| error.to_string())?;
-            let mut state = tokio::fs::File::from_std(state);
-            tokio::io::copy(&mut state, &mut stream).await.map_err(|error| error.to_string())?;
+            stream.write_all(&state).await.map_err(|error| error.to_string())?;
             stream.shutdown().await.map_err(|error| error.to_string())?;
             self.on_monitor(attached, async |monitor| monitor.migrated().await).await
         };
@@ -184,7 +181,7 @@ async fn loaded(
     memory: MemoryDir,
     manifest: Manifest,
     plan: &LaunchPlan,
-) -> Result<(RamFile, File), HostError> {
+) -> Result<(RamFile, Vec<u8>), HostError> {
     let loaded = tokio::task::spawn_blocking(move || memory.load(&manifest)).await;
     loaded.map_err(|error| refused(plan, error.to_string()))?
 }

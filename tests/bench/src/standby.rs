@@ -54,10 +54,10 @@ async fn rounds(daemon: &Daemon) -> Vec<Figure> {
         [const { Vec::new() }; 5];
     for _ in 0..ROUNDS {
         saves.push(timed(daemon, "/instances/box/standby", json!({})).await.0);
-        restores.push(timed(daemon, "/instances/box/restore", json!({})).await.0);
         let (save, durable) = save_by_hand(vm, &place, &ram);
         hand_saves.push(save);
         hand_durable.push(durable);
+        restores.push(timed(daemon, "/instances/box/restore", json!({})).await.0);
         let start = Instant::now();
         vm = restore_by_hand(&arguments, &place);
         hand_restores.push(start.elapsed().as_secs_f64() * 1000.0);
