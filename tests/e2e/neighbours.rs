@@ -78,6 +78,7 @@ fn the_first_packet_after_a_restore_and_to_a_fork_arrives_and_every_table_has_th
         let body = json!({ "size": "128MB", "cmd": ["sh", "-c", SERVER] });
         let id = site.create("box", &image("busybox"), body).await;
         site.until_console(&id, "serving").await;
+        site.until_state("box", "Running").await;
         let ip = known(&site, "box").await.ip;
         until("the page", BOOT, async || is_served_at_once(&ip).await.then_some(())).await;
         is_known_right(&site, "box").await;

@@ -36,6 +36,8 @@ fn after_a_reboot_a_standby_wakes_with_its_memory_and_a_pool_is_filled_again() {
         let body = json!({ "size": "128MB", "cmd": ["sh", "-c", SERVER], "auto_standby": policy });
         let id = site.create("box", &image("busybox"), body).await;
         site.until_console(&id, "serving").await;
+        // The line may be there before the daemon has heard that the program runs.
+        site.until_state("box", "Running").await;
         let kept = json!({ "kind": "Standby", "name": "before", "pool_size": POOL });
         let kept = site.request(Method::POST, "/instances/box/snapshots", Some(kept)).await;
         assert_eq!(kept.status, StatusCode::CREATED, "{kept:?}");

@@ -47,10 +47,21 @@ async fn counts_on(site: &Site, id: &str, beyond: usize) {
         .await;
 }
 
+/// What the guest's kernel reads where the firmware has put it.
+async fn tables_of_firmware(site: &Site) -> String {
+    let line = "cd /sys/firmware/acpi/tables; cat FACP APIC DSDT | wc -c; cat FACP APIC DSDT | md5sum";
+    let (output, end) = run(site, "box", json!({ "command": ["sh", "-c", line] }), b"").await;
+    let output = String::from_utf8_lossy(&output).into_owned();
+    let bytes = output.lines().next().and_then(|line| line.trim().parse::<u32>().ok());
+    assert!(end == json!({ "exitCode": 0 }) && bytes.is_some_and(|bytes| bytes > 1000), "{output}");
+    output
+}
+
 #[test]
 fn a_vm_goes_to_standby_and_back_with_its_memory_and_without_a_process_meanwhile() {
     in_namespace(async || {
         let (mut site, id) = counting().await;
+        let firmware = tables_of_firmware(&site).await;
         for round in 0..ROUNDS {
             let before = counted(&site.console(&id)).len();
             counts_on(&site, &id, before).await;
@@ -102,6 +113,7 @@ fn a_vm_goes_to_standby_and_back_with_its_memory_and_without_a_process_meanwhile
             (output == b"0\n").then_some(())
         })
         .await;
+        assert_eq!(tables_of_firmware(&site).await, firmware, "it is in no file but the RAM's");
         // The agent takes new streams, and the program goes on.
         let (output, end) = run(&site, "box", json!({ "command": ["cat", "/counts"] }), b"").await;
         assert_eq!(end, json!({ "exitCode": 0 }));

@@ -128,7 +128,7 @@ impl Qemu {
         }
     }
 
-    fn is_proved(&self, whose: &Uid, memory: &MemoryDir) -> bool {
+    pub(super) fn is_proved(&self, whose: &Uid, memory: &MemoryDir) -> bool {
         memory.ram_mark().is_some_and(|mark| self.proved().get(whose) == Some(&mark))
     }
 

@@ -82,19 +82,22 @@ impl Snapshots for Qemu {
     async fn capture(&self, plan: &CapturePlan) -> Result<(), HostError> {
         let dir = self.snapshot_dir(&plan.snapshot);
         dir.begin()?;
+        let source = self.memory_dir(&plan.source);
+        let is_proved = !source.exists() || self.is_proved(&plan.source, &source);
         let taken = match plan.kind {
             SnapshotKind::Stopped => self.capture_stopped(plan, &dir).await.map(|()| None),
-            SnapshotKind::Standby if self.memory_dir(&plan.source).exists() => {
-                self.capture_saved(plan, &dir).await.map(Some)
-            }
+            SnapshotKind::Standby if source.exists() => self.capture_saved(plan, &dir).await.map(Some),
             SnapshotKind::Standby => self.capture_running(plan, &dir).await.map(Some),
         };
         let captured = match taken {
             Ok(memory) => seal(plan, &dir, memory).await,
             Err(error) => Err(error),
         };
-        if captured.is_err() {
-            dir.discard()?;
+        match captured {
+            // Its first fork reads nothing that was just written.
+            Ok(()) if is_proved => self.has_proved(&plan.snapshot, &dir),
+            Ok(()) => {}
+            Err(_) => dir.discard()?,
         }
         captured
     }
