@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::crash::{EDGES, OF_IDLENESS};
 use crate::judge::settles;
-use crate::namespace::in_namespace;
+use crate::namespace::{in_namespace, in_namespace_waiting};
 use crate::site::{BOOT, MOMENT, Site, image};
 use crate::stage::until;
 
@@ -193,7 +193,7 @@ fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
 
 #[test]
 fn a_hold_a_dead_daemon_and_a_policy_that_is_off_keep_an_instance_up() {
-    in_namespace(async || {
+    in_namespace_waiting(async || {
         let mut site = Site::running().await;
         serving(&site, policy(json!({}))).await;
         until_status(&site, "idle_countdown").await;

@@ -18,7 +18,8 @@ pub(crate) async fn boot() -> Vec<Figure> {
         let name = format!("b{round}");
         ours.push(daemon.post(&name, "256MB").await);
         let instance = daemon.get(&format!("/instances/{name}")).await;
-        let arguments = hand::arguments(instance["vmm_pid"].as_u64().expect("a process"), &overlay, &place);
+        let arguments =
+            hand::arguments(instance["vmm_pid"].as_u64().expect("a process"), &overlay, &place, None);
         daemon.delete(&name).await;
         hand::make_overlay(&overlay);
         hand.push(Hand::boot(&arguments, &place, &["/bin/busybox", "sleep", "100000"]).seconds);

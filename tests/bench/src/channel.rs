@@ -30,7 +30,8 @@ impl Channel {
     pub(crate) async fn boot(daemon: &Daemon, instance: &str, bytes: usize) -> Self {
         let seen = daemon.get(&format!("/instances/{instance}")).await;
         let (overlay, place) = (daemon.dir.path().join("channel.ext4"), daemon.dir.path().join("channel"));
-        let mut arguments = hand::arguments(seen["vmm_pid"].as_u64().expect("a process"), &overlay, &place);
+        let mut arguments =
+            hand::arguments(seen["vmm_pid"].as_u64().expect("a process"), &overlay, &place, None);
         for word in &mut arguments {
             *word = word.replace("max_ports=2", "max_ports=3");
         }

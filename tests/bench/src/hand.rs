@@ -23,8 +23,29 @@ impl Drop for Vmm {
     }
 }
 
-/// The command line of our VM, with sockets, logs, RAM and overlay of its own and without a network card.
-pub(crate) fn arguments(pid: u64, own: &Path, place: &Path) -> Vec<String> {
+/// A TAP for a VM by hand, on no bridge; gone with the value.
+#[derive(Debug)]
+pub(crate) struct Tap(&'static str);
+
+impl Tap {
+    pub(crate) fn make(name: &'static str) -> Self {
+        for words in [&["tuntap", "add", name, "mode", "tap"][..], &["link", "set", name, "up"]] {
+            let made = Command::new("ip").args(words).status();
+            assert!(made.is_ok_and(|status| status.success()), "ip {words:?}");
+        }
+        Self(name)
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "del", self.0]).status();
+    }
+}
+
+/// The command line of our VM, with sockets, logs, RAM and overlay of its own, and the same network card
+/// if there is a TAP for it.
+pub(crate) fn arguments(pid: u64, own: &Path, place: &Path, tap: Option<&Tap>) -> Vec<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).expect("the VMM runs");
     let words: Vec<String> = line
         .split(|&byte| byte == 0)
@@ -40,10 +61,12 @@ pub(crate) fn arguments(pid: u64, own: &Path, place: &Path) -> Vec<String> {
             "-netdev" | "-device" | "-chardev" | "-qmp" | "-blockdev" | "-name" | "-object"
         ) {
             let value = words.next().unwrap_or_default();
-            if word == "-netdev" || value.starts_with("virtio-net") {
-                continue;
-            }
-            let mut value = value;
+            let is_of_network = word == "-netdev" || value.starts_with("virtio-net");
+            let mut value = match tap {
+                None if is_of_network => continue,
+                Some(Tap(name)) if value.starts_with("tap,") => with_tap(&value, name),
+                _ => value,
+            };
             for name in ["qmp.sock", "control.sock", "app.log"] {
                 let at = value.find("path=").or_else(|| value.find("unix:")).map(|at| at + 5);
                 if let (Some(at), Some(end)) = (at, value.find(name)) {
@@ -71,6 +94,14 @@ pub(crate) fn arguments(pid: u64, own: &Path, place: &Path) -> Vec<String> {
         }
     }
     out
+}
+
+fn with_tap(value: &str, name: &str) -> String {
+    let named = |part: &str| match part.split_once('=') {
+        Some(("ifname", _)) => format!("ifname={name}"),
+        _ => part.to_owned(),
+    };
+    value.split(',').map(named).collect::<Vec<_>>().join(",")
 }
 
 /// An empty disk for a VM by hand.

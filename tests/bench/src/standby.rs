@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::daemon::Daemon;
-use crate::hand::{self, Hand};
+use crate::hand::{self, Hand, Tap};
 use crate::qmp::Qmp;
 use crate::{Figure, median};
 
@@ -41,7 +41,8 @@ async fn rounds(daemon: &Daemon) -> Vec<Figure> {
     let overlay = daemon.dir.path().join("hand.ext4");
     let ram = daemon.dir.path().join("hand.ram");
     let pid = daemon.get("/instances/box").await["vmm_pid"].as_u64().expect("a process");
-    let arguments: Vec<String> = hand::arguments(pid, &overlay, &place)
+    let tap = Tap::make("stbenchhand");
+    let arguments: Vec<String> = hand::arguments(pid, &overlay, &place, Some(&tap))
         .into_iter()
         .map(|word| match word.strip_prefix("memory-backend-memfd") {
             Some(rest) => format!("memory-backend-file{rest},mem-path={}", ram.display()),
