@@ -34,6 +34,7 @@ impl Cgroups {
         // Made to see whether it may be; it is made again with the first group.
         let is_ours = |parent: &PathBuf| {
             let is_made = fs::create_dir_all(parent).is_ok();
+            remove_empty_below(parent);
             let _ = fs::remove_dir(parent);
             is_made
         };
@@ -78,5 +79,43 @@ impl Cgroups {
             let _ = fs::remove_dir(parent);
         }
         Ok(())
+    }
+}
+
+/// What a daemon left that ended between the end of a VM and that of its group. Groups of VMs that run
+/// are not empty.
+fn remove_empty_below(parent: &Path) {
+    let groups = fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
+    for group in groups.filter(|path| path.is_dir()) {
+        let _ = fs::remove_dir(group);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_group_holds_its_process_and_an_empty_one_goes_with_the_next_daemon() {
+        let scope = format!("test-{}", std::process::id());
+        let cgroups = Cgroups::probe(&scope);
+        let mut sleeper = Command::new("/bin/sleep").arg("1000").spawn().expect("started");
+        let groups = |name: &str| cgroups.parents.iter().map(|parent| parent.join(name)).collect::<Vec<_>>();
+        for _ in 0..2 {
+            cgroups.enter("vm", sleeper.id()).expect("entered");
+        }
+        let pid = format!("{}\n", sleeper.id());
+        for group in groups("vm") {
+            assert_eq!(fs::read_to_string(group.join("cgroup.procs")).expect("there"), pid);
+        }
+        let _ = Cgroups::probe(&scope);
+        assert!(groups("vm").iter().all(|group| group.exists()), "one that runs was touched");
+        sleeper.kill().and_then(|()| sleeper.wait()).expect("ended");
+        assert!(cgroups.parents.is_empty() || cgroups.enter("late", sleeper.id()).is_err());
+        assert!(groups("late").iter().all(|group| !group.exists()), "made for one that had ended");
+        let _ = Cgroups::probe(&scope);
+        assert!(groups("").iter().all(|parent| !parent.exists()), "left over");
     }
 }

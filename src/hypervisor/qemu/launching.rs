@@ -106,10 +106,14 @@ impl Qemu {
     pub(super) fn enter_group(&self, owner: &Uid, identity: &Identity) {
         let (config, owner, identity) = (self.config.clone(), owner.clone(), identity.clone());
         let enter = move || {
-            if identity.is_alive()
-                && let Err(error) = config.cgroups.enter(owner.as_str(), identity.pid)
-                && identity.is_alive()
-            {
+            if !identity.is_alive() {
+                return;
+            }
+            let entered = config.cgroups.enter(owner.as_str(), identity.pid);
+            if !identity.is_alive() {
+                // Whoever released it may have been here before; another's group is not empty.
+                let _ = config.cgroups.remove(owner.as_str());
+            } else if let Err(error) = entered {
                 tracing::warn!(%owner, %error, "the VMM is in no control group of its own");
             }
         };
