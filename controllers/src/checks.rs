@@ -9,11 +9,12 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use stead_schemas::condition::{self, ConditionType};
+use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::Disk;
 use stead_schemas::health::Verdict;
 use stead_schemas::image::{Image, ImagePhase, ImageSource};
 use stead_schemas::instance::{Instance, Power, State};
+use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Port};
@@ -341,13 +342,8 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, no
         check_ready(broken, Network::NAME, &network.meta.uid, &network.status.conditions);
     }
     for port in &records.ports {
-        check_owner(
-            broken,
-            records,
-            Port::NAME,
-            &port.meta.uid,
-            port.meta.owner.as_ref().map(|owner| &owner.uid),
-        );
+        let owner = port.meta.owner.as_ref().map(|owner| &owner.uid);
+        check_owner(broken, records, Port::NAME, &port.meta.uid, owner);
         let tap = host.links.iter().find(|link| link.name == port.spec.tap);
         match is_behind(records, port) {
             Some(true) => {}
@@ -355,7 +351,7 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, no
             None if tap.is_none() => continue,
             None => {}
             Some(false) => {
-                if tap.is_some() && crate::port::may_have_tap(port, now) {
+                if tap.is_some() && is_kept(port, now) {
                     expected_links.insert(port.spec.tap.clone());
                 } else if let Some(tap) = tap {
                     broken.push(format!("port {} of a VM that is down has {tap:?}", port.meta.uid));
@@ -459,6 +455,13 @@ fn is_behind(records: &Records, port: &Object<Port>) -> Option<bool> {
         State::Stopped => Some(false),
         _ => Some(true),
     }
+}
+
+/// It was said that nobody needs its TAP, so lately that who comes back shall find it.
+fn is_kept(port: &Object<Port>, now: Timestamp) -> bool {
+    let ready = condition::find(&port.status.conditions, ConditionType::Ready);
+    let said = ready.filter(|ready| ready.reason == Reason::NotNeeded);
+    said.is_some_and(|ready| now < ready.last_transition_time.saturating_add(TAP_KEPT).unwrap_or(now))
 }
 
 fn rule(port: &Object<Port>) -> PortRule {

@@ -1,7 +1,7 @@
 //! One daemon per data directory: an exclusive flock on a file in it.
 //!
-//! Guarantees: the kernel frees it with the process, however that ends; a second daemon is told
-//! who holds it.
+//! Guarantees: the kernel frees it with the process, however that ends, and with what that was just about
+//! to start, which the next daemon waits for; a second daemon is told who holds it.
 //! Never: removes the file; that would let two processes lock two files of one name.
 
 use std::fs::{File, OpenOptions};

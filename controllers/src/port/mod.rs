@@ -100,11 +100,6 @@ impl<L: Links, F: Firewall> Reconciler for PortReconciler<L, F> {
     }
 }
 
-/// The TAP of a port that nobody needs now is still kept.
-pub(crate) fn may_have_tap(port: &Object<Port>, now: Timestamp) -> bool {
-    need::released_at(port).is_some_and(|at| now < need::kept_until(at))
-}
-
 /// Ports that an event concerns besides their own: those of a network whose status moved, and that of
 /// an instance which needs it now, or no more.
 #[must_use]

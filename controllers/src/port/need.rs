@@ -4,7 +4,6 @@
 use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::instance::{Instance, Power, State};
-use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::Object;
 use stead_schemas::network::Port;
 
@@ -26,9 +25,4 @@ pub(super) fn is_needed(instance: &Object<Instance>) -> bool {
 pub(super) fn released_at(port: &Object<Port>) -> Option<Timestamp> {
     let ready = condition::find(&port.status.conditions, ConditionType::Ready)?;
     (ready.reason == Reason::NotNeeded).then_some(ready.last_transition_time)
-}
-
-/// Until then a VM that comes back soon finds its TAP.
-pub(super) fn kept_until(released_at: Timestamp) -> Timestamp {
-    released_at.saturating_add(TAP_KEPT).unwrap_or(Timestamp::MAX)
 }

@@ -2,10 +2,11 @@
 
 use jiff::Timestamp;
 use stead_schemas::condition::Reason;
+use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::Object;
 use stead_schemas::network::Port;
 
-use super::need::{kept_until, released_at};
+use super::need::released_at;
 use super::{Action, Observed, rule};
 use crate::host::{Link, LinkKind};
 use crate::runtime::{Desired, Plan, Refusal, Wait};
@@ -63,6 +64,7 @@ fn plan_released(object: &Object<Port>, seen: &Observed, now: Timestamp) -> Plan
     }
     // With the status of this pass the TAP may go, and after a while it does.
     let released_at = released_at(object);
+    let kept_until = |at: Timestamp| at.saturating_add(TAP_KEPT).unwrap_or(Timestamp::MAX);
     let kept_until = seen.tap.as_ref().map(|_| released_at.map_or(now, kept_until));
     if released_at.is_some() && kept_until.is_some_and(|until| now >= until) {
         steps.push(Action::RemoveTap(object.spec.tap.clone()));

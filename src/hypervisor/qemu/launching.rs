@@ -19,9 +19,9 @@ use super::{Attached, Identity, Qemu, check_tap, command, last_line, make_privat
 
 /// Until QEMU answers on its monitor: 30 ms, a second under load.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+const START_POLL: Duration = Duration::from_micros(500);
 /// To the move of a VMM into its control group.
 const GROUP_DELAY: Duration = Duration::from_secs(2);
-const START_POLL: Duration = Duration::from_micros(500);
 
 /// What is in the VMM's memory when it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
