@@ -91,6 +91,7 @@ fn config(argv: &[&str]) -> Config {
     Config {
         hostname: "box".to_owned(),
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+        instance: String::new(),
         argv: argv.iter().map(|word| (*word).to_owned()).collect(),
         env: BTreeMap::from([("GREETING".to_owned(), Secret("hello".to_owned()))]),
         working_dir: String::new(),

@@ -115,6 +115,7 @@ fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
         site.start().await;
         let again = up(&site).await;
         assert_eq!(seen["vmm_pid"], again["vmm_pid"]);
+        shell(&site, "sys", "mkdir -p /var/log/journal && journalctl --flush").await;
         // Services are stopped in order, and what they write is there at the next start.
         let stopped = verb(&site, "sys", "stop").await;
         assert_eq!(stopped["state"], "Stopped", "{stopped:#}");
@@ -122,8 +123,13 @@ fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
         verb(&site, "sys", "start").await;
         up(&site).await;
         assert_eq!(shell(&site, "sys", "cat /var/marks /var/copied").await, "start\nstop\nstart\ncopied");
+        // A boot has a machine id of its own, and the journal goes on under it.
         let later = shell(&site, "sys", "cat /etc/machine-id; grep -c . /etc/machine-id").await;
-        assert_eq!(machine_id, later, "another boot, another machine id");
+        assert!(later.len() == 34 && later != machine_id, "{machine_id}, then {later}");
+        let journals = shell(&site, "sys", "ls /var/log/journal").await;
+        assert_eq!(later.lines().next(), Some(journals.as_str()), "one journal");
+        let boots = shell(&site, "sys", "journalctl --list-boots --no-pager | wc -l").await;
+        assert!(boots.trim().parse::<u32>().is_ok_and(|boots| boots >= 2), "{boots} boots are in it");
         // From inside: a reboot is no success, and a policy may have it go on; a power-off is one.
         inside(&site, &["systemctl", "reboot"]).await;
         let told = |seen: &Value| seen["restart_status"]["attempts"] == 1;

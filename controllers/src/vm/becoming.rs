@@ -109,7 +109,8 @@ pub(super) fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &O
     let assumed = guest::Assumed {
         incarnation,
         hostname: object.meta.name.to_string(),
-        machine_id: machine_id(&object.meta.uid),
+        machine_id: machine_id(&object.meta.uid, machine.launched_at),
+        instance: object.meta.uid.to_string(),
         network: guest_network(seen),
     };
     act(Action::Assume(object.meta.uid.clone(), Box::new(assumed)))

@@ -414,12 +414,13 @@ pub(super) fn argv(spec: &InstanceSpec, image: &ImageConfig) -> Vec<String> {
 }
 
 fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Config> {
-    let image = seen.parts.image_config.as_ref()?;
+    let (image, machine) = (seen.parts.image_config.as_ref()?, seen.machine.as_ref()?);
     let of_image = image.env.iter().map(|(key, value)| (key.clone(), Secret(value.clone())));
     let of_instance = object.spec.env.iter().map(|(key, value)| (key.clone(), value.clone()));
     Some(guest::Config {
         hostname: object.meta.name.to_string(),
-        machine_id: machine_id(&object.meta.uid),
+        machine_id: machine_id(&object.meta.uid, machine.launched_at),
+        instance: object.meta.uid.to_string(),
         argv: argv(&object.spec, image),
         env: of_image.chain(of_instance).collect(),
         working_dir: image.working_dir.clone(),
@@ -432,13 +433,14 @@ fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Con
     })
 }
 
-/// The uid as a number, which it is in base 36: 24 digits are below 2^124, so no two uids share one.
-pub(super) fn machine_id(uid: &Uid) -> String {
+/// Of a boot: the uid as a number, which it is in base 36, and the time of the boot's launch, in
+/// nanoseconds. 24 digits are below 2^124, so no two uids share one at the same time, nor does a uid at two.
+pub(super) fn machine_id(uid: &Uid, launched_at: Timestamp) -> String {
     let number = uid.as_str().bytes().fold(0u128, |number, byte| {
         let digit = char::from(byte).to_digit(36).unwrap_or(0);
         number.wrapping_mul(36).wrapping_add(u128::from(digit))
     });
-    format!("{number:032x}")
+    format!("{:032x}", number ^ launched_at.as_nanosecond().unsigned_abs())
 }
 
 /// With the disk's own word, if it has one.

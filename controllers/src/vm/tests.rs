@@ -656,18 +656,23 @@ fn a_restart_waits_for_its_time_and_its_old_machine_goes_first() {
 
 proptest! {
     #[test]
-    fn no_two_instances_share_a_machine_id(one in "[a-z][a-z0-9]{23}", other in "[a-z][a-z0-9]{23}") {
+    fn no_two_instances_and_no_two_boots_share_a_machine_id(
+        one in "[a-z][a-z0-9]{23}", other in "[a-z][a-z0-9]{23}", first in 0i64..4_000_000_000, later in 0i64..4_000_000_000,
+    ) {
         let [one, other]: [Uid; 2] = [one, other].map(|text| text.parse().expect("a uid"));
-        prop_assert_eq!(machine_id(&one) == machine_id(&other), one == other);
-        prop_assert_eq!(machine_id(&one).len(), 32);
+        let (first, later) = (at(first), at(later));
+        prop_assert_eq!(machine_id(&one, first) == machine_id(&other, first), one == other);
+        prop_assert_eq!(machine_id(&one, first) == machine_id(&one, later), first == later);
+        prop_assert_eq!(machine_id(&one, later).len(), 32);
     }
 }
 
 #[test]
-fn a_machine_id_is_made_of_the_uid_and_nothing_else() {
-    assert_eq!(machine_id(&uid()), "0e108452948b257ed4bcbd32f6ebeba6");
+fn a_machine_id_is_made_of_the_uid_and_of_its_boot() {
+    assert_eq!(machine_id(&uid(), Timestamp::UNIX_EPOCH), "0e108452948b257ed4bcbd32f6ebeba6");
+    assert_ne!(machine_id(&uid(), at(1)), machine_id(&uid(), at(0)));
     let last: Uid = "z".repeat(24).parse().expect("valid");
-    assert_eq!(machine_id(&last), format!("{:032x}", 36u128.pow(24) - 1));
+    assert_eq!(machine_id(&last, Timestamp::UNIX_EPOCH), format!("{:032x}", 36u128.pow(24) - 1));
 }
 
 #[test]

@@ -40,8 +40,10 @@ pub const CLOCK_OFF_MAX: std::time::Duration = std::time::Duration::from_millis(
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     pub hostname: String,
-    /// As machine-id(5) has it; of the instance, whatever its image brings.
+    /// In the form of machine-id(5); of this boot, whatever the image or an earlier boot left.
     pub machine_id: String,
+    /// The instance's uid, which its ssh host keys go by.
+    pub instance: String,
     /// Program and arguments; executed directly, no shell.
     pub argv: Vec<String>,
     pub env: BTreeMap<String, Secret>,
@@ -65,6 +67,7 @@ pub struct Assumed {
     pub incarnation: String,
     pub hostname: String,
     pub machine_id: String,
+    pub instance: String,
     pub network: Option<NetworkConfig>,
 }
 

@@ -24,9 +24,9 @@ pub(crate) fn assume(
     }
     root::write_names("", &assumed.hostname, assumed.network.as_ref())?;
     identity::set_machine_id(&assumed.machine_id).map_err(|error| BootError::new("machine id", error))?;
-    if assumed.machine_id == old.machine_id {
+    if assumed.instance == old.instance {
         return Ok(());
     }
-    host_keys::settle_in_another(&assumed.machine_id, children)
+    host_keys::settle_in_another(&assumed.instance, children)
         .map_err(|error| BootError::new("ssh host keys", error))
 }

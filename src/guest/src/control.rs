@@ -391,7 +391,7 @@ impl Control {
                 (state.incarnation, state.token) = (Some(assumed.incarnation), Some(new_token.clone()));
                 if let Some(config) = &mut state.config {
                     (config.hostname, config.network) = (assumed.hostname, assumed.network);
-                    config.machine_id = assumed.machine_id;
+                    (config.machine_id, config.instance) = (assumed.machine_id, assumed.instance);
                     self.0.agent.become_another(new_token, &config.hostname);
                 }
             }

@@ -18,22 +18,22 @@ const SSH: &str = "/etc/ssh";
 const KEYGEN: &str = "/usr/bin/ssh-keygen";
 const SSHD_PID: &str = "/run/sshd.pid";
 
-/// On the root directory: the machine id of the instance whose keys are below it. No program without
+/// On the root directory: the uid of the instance whose keys are below it. No program without
 /// the right to administer the system sees it.
 const OWNER: &str = "trusted.stead.keys";
 const OWNER_BYTES_MAX: usize = 64;
 
 /// Before the program starts, and before anything reaps processes.
-pub(crate) fn settle_at_boot(machine_id: &str) -> io::Result<()> {
+pub(crate) fn settle_at_boot(instance: &str) -> io::Result<()> {
     let owner = owner()?;
-    if owner.is_some_and(|owner| owner != machine_id) {
+    if owner.is_some_and(|owner| owner != instance) {
         renew(|mut command| Ok(command.status()?.success()))?;
     }
-    own(machine_id)
+    own(instance)
 }
 
 /// While programs run; a server of ssh among them takes up the new ones.
-pub(crate) fn settle_in_another(machine_id: &str, children: &Children) -> io::Result<()> {
+pub(crate) fn settle_in_another(instance: &str, children: &Children) -> io::Result<()> {
     renew(|mut command| {
         let (sender, end) = std::sync::mpsc::sync_channel(1);
         children.spawn(&mut command, move |status| {
@@ -44,7 +44,7 @@ pub(crate) fn settle_in_another(machine_id: &str, children: &Children) -> io::Re
         Ok(status.exit_status() == Some(0))
     })?;
     reload_sshd();
-    own(machine_id)
+    own(instance)
 }
 
 /// An image without keys, or one that cannot make any, has none to renew.
@@ -77,8 +77,8 @@ fn owner() -> io::Result<Option<String>> {
     }
 }
 
-fn own(machine_id: &str) -> io::Result<()> {
-    Ok(setxattr("/", OWNER, machine_id.as_bytes(), XattrFlags::empty())?)
+fn own(instance: &str) -> io::Result<()> {
+    Ok(setxattr("/", OWNER, instance.as_bytes(), XattrFlags::empty())?)
 }
 
 /// A server that runs has the old keys in its memory.

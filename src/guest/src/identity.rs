@@ -6,18 +6,38 @@
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
 
 /// machine-id(5); D-Bus had it first, in a place of its own that some images still have as a file.
 const MACHINE_ID: &str = "/etc/machine-id";
 const MACHINE_ID_OF_DBUS: &str = "/var/lib/dbus/machine-id";
+/// systemd-journald.service(8): each journal is in a directory named by a machine id.
+const JOURNAL: &str = "/var/log/journal";
 /// Read-only for all, as systemd leaves it.
 const MACHINE_ID_MODE: u32 = 0o444;
 
 /// Credited at once; the kernel's pool holds 256 bits.
 const SEED_BYTES_MAX: usize = 64;
+
+/// A boot has a machine id of its own. The journal that systemd kept under the last one's name, on the
+/// disk, goes on under the new one: it would neither be shown nor ever be cleaned up otherwise.
+pub(crate) fn begin_boot(id: &str) -> io::Result<()> {
+    begin_boot_below(Path::new("/"), id)
+}
+
+fn begin_boot_below(root: &Path, id: &str) -> io::Result<()> {
+    let before = fs::read_to_string(below(root, MACHINE_ID)).unwrap_or_default();
+    set_machine_id_below(root, id)?;
+    let journal = below(root, JOURNAL);
+    let before = before.trim();
+    if check(before).is_ok() && before != id && journal.join(before).is_dir() {
+        // One that cannot be is as lost as it would have been.
+        let _ = fs::rename(journal.join(before), journal.join(id));
+    }
+    Ok(())
+}
 
 /// Gives the guest its machine id: 32 lower-case hexadecimal digits.
 pub(crate) fn set_machine_id(id: &str) -> io::Result<()> {
@@ -25,21 +45,26 @@ pub(crate) fn set_machine_id(id: &str) -> io::Result<()> {
 }
 
 fn set_machine_id_below(root: &Path, id: &str) -> io::Result<()> {
-    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    if id.len() != 32 || !id.bytes().all(is_digit) || id.bytes().all(|byte| byte == b'0') {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the machine id is not 32 hexadecimal digits",
-        ));
-    }
-    let below = |path: &str| root.join(path.trim_start_matches('/'));
-    replace(&below(MACHINE_ID), id)?;
+    check(id)?;
+    replace(&below(root, MACHINE_ID), id)?;
     // A link to the other one, as Debian has it now, says the same already.
-    let of_dbus = below(MACHINE_ID_OF_DBUS);
+    let of_dbus = below(root, MACHINE_ID_OF_DBUS);
     if fs::symlink_metadata(&of_dbus).is_ok_and(|meta| meta.is_file()) {
         replace(&of_dbus, id)?;
     }
     Ok(())
+}
+
+fn below(root: &Path, path: &str) -> PathBuf {
+    root.join(path.trim_start_matches('/'))
+}
+
+fn check(id: &str) -> io::Result<()> {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if id.len() == 32 && id.bytes().all(is_digit) && !id.bytes().all(|byte| byte == b'0') {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, "the machine id is not 32 hexadecimal digits"))
 }
 
 /// Whole or not at all; a link of the image is replaced, not followed.
@@ -91,7 +116,7 @@ mod tests {
 
     const ID: &str = "0123456789abcdef0123456789abcdef";
 
-    fn root(name: &str) -> std::path::PathBuf {
+    fn root(name: &str) -> PathBuf {
         let root = std::env::temp_dir().join(format!("stead-identity-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&root);
         fs::create_dir_all(root.join("etc")).expect("made");
@@ -118,6 +143,26 @@ mod tests {
         assert_eq!(fs::read_to_string(root.join("var/lib/dbus/machine-id")).expect("there"), id());
         let mode = fs::metadata(root.join("etc/machine-id")).expect("there").permissions().mode();
         assert_eq!(mode & 0o7777, MACHINE_ID_MODE);
+        fs::remove_dir_all(&root).expect("removed");
+    }
+
+    #[test]
+    fn the_journal_of_the_last_boot_goes_on_under_the_new_id_and_no_other_path_is_touched() {
+        const NEXT: &str = "fedcba9876543210fedcba9876543210";
+        let root = root("journal");
+        let journal = root.join("var/log/journal");
+        begin_boot_below(&root, ID).expect("the first, without a journal");
+        fs::create_dir_all(journal.join(ID)).expect("made");
+        fs::write(journal.join(ID).join("system.journal"), "said").expect("written");
+        begin_boot_below(&root, NEXT).expect("the next");
+        begin_boot_below(&root, NEXT).expect("again");
+        assert_eq!(fs::read_to_string(journal.join(NEXT).join("system.journal")).expect("there"), "said");
+        assert_eq!(fs::read_dir(&journal).expect("there").count(), 1);
+        // What an image or a guest has in the file is no path of ours.
+        fs::remove_file(root.join("etc/machine-id")).expect("removed");
+        fs::write(root.join("etc/machine-id"), "../../../etc").expect("written");
+        begin_boot_below(&root, ID).expect("whatever was there");
+        assert!(root.join("etc").is_dir() && !journal.join(ID).exists());
         fs::remove_dir_all(&root).expect("removed");
     }
 

@@ -98,8 +98,8 @@ fn prepare(config: &Config) -> Result<(), BootError> {
     network::configure(config.network.as_ref())?;
     root::write_first_names(config)?;
     root::switch()?;
-    identity::set_machine_id(&config.machine_id).map_err(|error| BootError::new("machine id", error))?;
-    host_keys::settle_at_boot(&config.machine_id).map_err(|error| BootError::new("ssh host keys", error))
+    identity::begin_boot(&config.machine_id).map_err(|error| BootError::new("machine id", error))?;
+    host_keys::settle_at_boot(&config.instance).map_err(|error| BootError::new("ssh host keys", error))
 }
 
 /// Starts the program and waits for its end.

@@ -29,7 +29,13 @@ fn token(word: &str) -> Token {
 
 fn assumed() -> Assumed {
     let word = |word: &str| word.to_owned();
-    Assumed { incarnation: word("a fork"), hostname: word("fork"), machine_id: word(""), network: None }
+    Assumed {
+        incarnation: word("a fork"),
+        hostname: word("fork"),
+        machine_id: word(""),
+        instance: word(""),
+        network: None,
+    }
 }
 
 impl Host {

@@ -204,6 +204,7 @@ fn config(program: &[&str]) -> Config {
     Config {
         hostname: "hand".to_owned(),
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+        instance: String::new(),
         argv: program.iter().map(|word| (*word).to_owned()).collect(),
         env: std::collections::BTreeMap::new(),
         working_dir: String::new(),
