@@ -167,13 +167,10 @@ impl Qemu {
             HostError::new(HostErrorKind::Transient, "start a VMM for", owner.as_str()).because(why)
         };
         let socket = self.places(owner).monitor();
-        let answers = async {
-            // The socket appears within milliseconds; there is no event to wait for.
-            while !socket.exists() {
-                tokio::time::sleep(START_POLL).await;
-            }
-            self.vmm_state(owner, attached).await
-        };
+        let answers = first_answer(&socket, || async {
+            let state = self.vmm_state(owner, attached).await;
+            (!matches!(state, VmmState::Unreachable(_))).then_some(())
+        });
         tokio::select! {
             biased;
             status = child.wait() => {
@@ -181,15 +178,56 @@ impl Qemu {
                 Err(failed(format!("{status}: {}", last_line(&self.places(owner).vmm_log()))))
             }
             state = tokio::time::timeout(START_DEADLINE, answers) => match state {
-                Ok(VmmState::Unreachable(why)) => Err(failed(why)),
-                Ok(_) => Ok(()),
+                Ok(()) => Ok(()),
                 Err(_) => Err(failed(format!("no answer within {} s", START_DEADLINE.as_secs()))),
             },
         }
     }
 }
 
+/// Asks until there is an answer. The socket appears within milliseconds, a moment before anybody
+/// listens on it; there is no event to wait for.
+async fn first_answer<T, F: Future<Output = Option<T>>>(socket: &Path, ask: impl Fn() -> F) -> T {
+    loop {
+        if socket.exists()
+            && let Some(answer) = ask().await
+        {
+            return answer;
+        }
+        tokio::time::sleep(START_POLL).await;
+    }
+}
+
 /// As QEMU is told: whole megabytes.
 pub(super) fn memory_size(plan: &LaunchPlan) -> Bytes {
     Bytes(plan.memory.mib_ceil() << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::net::{UnixSocket, UnixStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_monitor_that_is_there_and_does_not_listen_yet_is_asked_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("monitor");
+        let bound = UnixSocket::new_stream().expect("a socket");
+        bound.bind(&path).expect("bound");
+        let (bound, listener) = (Mutex::new(Some(bound)), Mutex::new(None));
+        let answered = first_answer(&path, || async {
+            let connected = UnixStream::connect(&path).await.ok();
+            // Refused once: only now does QEMU come to it.
+            if let Some(bound) = bound.lock().expect("whole").take() {
+                assert!(connected.is_none(), "nobody listens yet");
+                *listener.lock().expect("whole") = Some(bound.listen(1).expect("listens"));
+            }
+            connected
+        })
+        .await;
+        assert!(answered.peer_addr().is_ok());
+    }
 }
