@@ -16,6 +16,7 @@ use crate::meta::Kind;
 use crate::names::{Digest, ImageRef, Platform, Uid};
 use crate::policy::{AutoStandbyPolicy, IdleStatus, RestartPolicy, RestartStatus};
 use crate::quantity::Bytes;
+use crate::volume::VolumeMount;
 
 /// The kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +82,8 @@ pub struct InstanceSpec {
     /// What its disk, and perhaps its memory, begin with.
     #[serde(default)]
     pub origin: Option<Origin>,
+    #[serde(default)]
+    pub volumes: Vec<VolumeMount>,
     /// Chosen in admission.
     pub allocated: Allocated,
 }

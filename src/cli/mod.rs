@@ -16,6 +16,7 @@ mod schedules;
 mod show;
 mod snapshots;
 mod top;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -65,7 +66,7 @@ enum Verb {
     #[command(subcommand)]
     Config(daemon::ConfigVerb),
     /// Create and start an instance, and wait until it runs.
-    Run(instances::Run),
+    Run(Box<instances::Run>),
     /// List instances.
     Ps(instances::Ps),
     /// Print an instance.
@@ -85,13 +86,16 @@ enum Verb {
     /// Snapshots of instances.
     #[command(subcommand)]
     Snapshot(snapshots::SnapshotVerb),
+    /// Volumes, which outlive instances.
+    #[command(subcommand)]
+    Volume(volumes::VolumeVerb),
     /// Standby when nobody is connected.
     #[command(subcommand)]
     AutoStandby(auto_standby::AutoStandby),
     /// Start a stopped instance.
     Start { names: Vec<String> },
     /// Change what happens to an instance by itself.
-    Update(policies::Update),
+    Update(Box<policies::Update>),
     /// Stop and delete instances.
     Rm(instances::Rm),
     /// Run a program in an instance.
@@ -179,7 +183,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Serve(serve) => daemon::serve(serve).await,
         Verb::Token(token) => daemon::token(token),
         Verb::Config(verb) => daemon::config(verb),
-        Verb::Run(run) => instances::run(&client()?, run, output).await,
+        Verb::Run(run) => instances::run(&client()?, *run, output).await,
         Verb::Ps(ps) => instances::ps(&client()?, ps, output).await,
         Verb::Get { name } => instances::get(&client()?, &name, output).await,
         Verb::Describe { name } => instances::describe(&client()?, &name).await,
@@ -188,10 +192,11 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Restore { names } => instances::each(&client()?, &names, "restore", output).await,
         Verb::Fork(fork) => snapshots::fork(&client()?, fork, output).await,
         Verb::Snapshot(verb) => snapshots::snapshot(&client()?, verb, output).await,
+        Verb::Volume(verb) => volumes::volume(&client()?, verb, output).await,
         Verb::AutoStandby(verb) => auto_standby::auto_standby(&client()?, verb, output).await,
         Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
         Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,
-        Verb::Update(update) => policies::update(&client()?, update, output).await,
+        Verb::Update(update) => policies::update(&client()?, *update, output).await,
         Verb::Rm(rm) => instances::rm(&client()?, rm).await,
         Verb::Exec(exec) => exec::exec(&client()?, exec).await,
         Verb::Cp(cp) => copy::cp(&client()?, cp).await,

@@ -34,3 +34,4 @@ mod standby;
 mod system;
 mod tls;
 mod transitions;
+mod volumes;

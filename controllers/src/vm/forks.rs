@@ -13,6 +13,7 @@ use stead_schemas::names::{Name, Uid};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
 use super::admission::{Refused, allocate, live, new_disk, owner, set_power};
+use super::mounts;
 use crate::snapshot::admission as snapshots;
 use crate::store::{New, Tx};
 
@@ -165,6 +166,7 @@ pub fn restore(
     check_target(snapshot.spec.kind, target)?;
     let disk = new_disk(tx, owner(uid), disk_of(&snapshot))?;
     let earlier = object.spec.allocated.disk.clone();
+    let volumes = mounts::restore(tx, &snapshot, &object)?;
     let now = tx.now();
     let changed = tx.update_spec::<Instance>(uid, None, |spec| {
         let kept = spec.clone();
@@ -183,6 +185,7 @@ pub fn restore(
             power_by: PowerCause::Client,
             power_since: now,
             run: kept.run + 1,
+            volumes,
             standby: kept.standby + 1,
             is_forced: kept.is_forced,
             ..(*snapshot.spec.instance).clone()
@@ -224,7 +227,8 @@ fn check_target(kind: SnapshotKind, target: Power) -> Result<(), Refused> {
 
 fn disk_of(snapshot: &Object<Snapshot>) -> DiskSpec {
     let size = snapshot.spec.instance.overlay;
-    DiskSpec { size, purpose: DiskPurpose::RootOverlay, source: Some(snapshot.meta.uid.clone()) }
+    let source = Some(snapshot.meta.uid.clone());
+    DiskSpec { size, purpose: DiskPurpose::RootOverlay, source, source_disk: None }
 }
 
 fn origin(snapshot: &Object<Snapshot>, generation: u64, run: u64, target: Power) -> Origin {
@@ -272,6 +276,7 @@ fn begin_at(
     let image = source.allocated.image.clone();
     let tap_prefix = source.has_network.then_some(tap_prefix);
     let allocated = allocate(tx, &uid, image, disk_of(snapshot), tap_prefix)?;
+    let volumes = mounts::fork(tx, snapshot, &uid)?;
     let (run, standby) = (1, 1);
     let spec = InstanceSpec {
         power: target,
@@ -286,6 +291,7 @@ fn begin_at(
         // The source's end is its own.
         expires_at: None,
         origin: Some(origin(snapshot, standby, run, target)),
+        volumes,
         allocated,
         ..(**source).clone()
     };

@@ -1,9 +1,8 @@
 //! The program's root: the image read-only below, the instance's ext4 disk above.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, unmount,
@@ -11,7 +10,7 @@ use rustix::mount::{
 use stead_schemas::guest::{Config, HEADERS_DISK, NetworkConfig};
 
 use crate::BootError;
-use crate::devices::wait_for;
+use crate::devices::{disk_of_serial, wait_for};
 
 const NEW_ROOT: &str = "/newroot";
 /// The image, then the overlay's disk: the order of the VMM's command line.
@@ -52,17 +51,9 @@ fn mount_headers() -> Result<bool, BootError> {
         return Ok(false);
     }
     fs::create_dir_all("/headers").map_err(failed("headers"))?;
-    let device = wait_for("the disk of headers", headers_device)?;
+    let device = wait_for("the disk of headers", || disk_of_serial(HEADERS_DISK))?;
     mount(device.as_path(), "/headers", "squashfs", MountFlags::RDONLY, None).map_err(failed("headers"))?;
     Ok(true)
-}
-
-/// By its serial number: what its name is depends on the other disks.
-fn headers_device() -> Option<PathBuf> {
-    let disks = fs::read_dir("/sys/block").ok()?.flatten();
-    let is_it = |serial: io::Result<String>| serial.is_ok_and(|serial| serial.trim() == HEADERS_DISK);
-    let found = disks.into_iter().find(|disk| is_it(fs::read_to_string(disk.path().join("serial"))))?;
-    Some(Path::new("/dev").join(found.file_name())).filter(|device| device.exists())
 }
 
 /// The format is told by trying: both are accepted.

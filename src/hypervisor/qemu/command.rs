@@ -1,10 +1,10 @@
 //! The command line of one VM: a pure function of plan and places.
 
 use std::os::fd::RawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use stead_controllers::host::LaunchPlan;
-use stead_schemas::guest::{CONTROL_PORT, HEADERS_DISK};
+use stead_schemas::guest::{CONTROL_PORT, HEADERS_DISK, volume_disk};
 
 use super::launching::Content;
 use super::places::{Mapping, Places};
@@ -18,6 +18,8 @@ pub(super) struct Ingredients<'a> {
     pub(super) initrd: &'a Path,
     pub(super) rootfs: &'a Path,
     pub(super) overlay: &'a Path,
+    /// Disks of volumes, and whether they are only read.
+    pub(super) volumes: &'a [(PathBuf, bool)],
     /// A file as long as the guest's memory, open in the VMM from its start.
     pub(super) ram: RawFd,
     pub(super) mapping: Mapping,
@@ -111,9 +113,14 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
         add(&["-device", &format!("virtio-net-pci,netdev=card,mac={},romfile=", card.mac)]);
     }
     if let Some(headers) = from.headers {
-        // Last, so that it moves no other device; found by its serial number.
+        // Behind what every VM has, as volumes are: found by their serial numbers.
         add_backend(&mut add, "headers", headers, true);
         add(&["-device", &format!("virtio-blk-pci,drive=headers,serial={HEADERS_DISK}")]);
+    }
+    for (index, (path, is_read_only)) in from.volumes.iter().enumerate() {
+        let name = format!("volume{index}");
+        add_backend(&mut add, &name, path, *is_read_only);
+        add(&["-device", &format!("virtio-blk-pci,drive={name},serial={}", volume_disk(index))]);
     }
     line
 }
