@@ -90,3 +90,57 @@ pub(super) fn guest_mounts(spec: &InstanceSpec) -> Vec<guest::VolumeMount> {
     mounts.sort_by(|one, other| one.path.cmp(&other.path));
     mounts
 }
+
+#[cfg(test)]
+mod tests {
+    use stead_schemas::instance::Power;
+    use stead_schemas::names::Uid;
+    use stead_schemas::quantity::Bytes;
+
+    use super::super::tests::{at, instance, name, seen};
+    use super::*;
+    use crate::runtime::Desired;
+    use crate::vm::plan::plan;
+
+    fn mount(letter: char, path: &str, access: Access) -> VolumeMount {
+        VolumeMount { volume: uid(letter), path: path.to_owned(), access }
+    }
+
+    fn uid(letter: char) -> Uid {
+        format!("{letter}{}", "0".repeat(23)).parse().expect("valid")
+    }
+
+    #[test]
+    fn the_guest_knows_its_disks_by_their_place_and_mounts_outer_paths_first() {
+        let mut object = instance(Power::Running, 1, 0);
+        object.spec.volumes = vec![
+            mount('a', "/data/deep", Access::ReadWrite),
+            mount('b', "/set", Access::Overlay { disk: uid('o'), size: Bytes(1) }),
+            mount('c', "/data", Access::ReadOnly),
+        ];
+        let mounts = guest_mounts(&object.spec);
+        let told: Vec<_> = mounts
+            .iter()
+            .map(|mount| {
+                (mount.path.as_str(), mount.disk.as_str(), mount.upper.as_deref(), mount.is_read_only)
+            })
+            .collect();
+        let expected = [
+            ("/data", "stead.volume.3", None, true),
+            ("/data/deep", "stead.volume.0", None, false),
+            ("/set", "stead.volume.1", Some("stead.volume.2"), true),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_vm_waits_for_its_volumes() {
+        let object = instance(Power::Running, 1, 0);
+        let mut seen = seen(None);
+        seen.parts.volumes.trouble = Some("volume v: its disk is being made".to_owned());
+        assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), "Wait WaitingForDisk");
+        seen.parts.volumes =
+            VolumesSeen { disks: vec![VolumeDisk { disk: uid('d'), is_read_only: true }], trouble: None };
+        assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), "Launch");
+    }
+}
