@@ -56,11 +56,13 @@ use crate::host::process::find_program;
 use crate::host::usage::Usage;
 use crate::host::{Scope, watch_files};
 use crate::hypervisor::Accelerator;
-use crate::hypervisor::qemu::{Qemu, QemuConfig};
+use crate::hypervisor::qemu::{self, Qemu, QemuConfig};
 use crate::store::{SystemClock, open, token_key};
 
 /// For a request's head; a client on a bad line needs a second.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of instances that name none.
+const DEFAULT_HYPERVISOR: Hypervisor = Hypervisor::Qemu;
 /// Open requests at shutdown; verbs that wait are cut, their wishes are stored.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -128,7 +130,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         store,
         keys,
         backend: Arc::new(backend),
-        defaults: InstanceDefaults { platform: host_platform(), hypervisor: Hypervisor::Qemu },
+        defaults: InstanceDefaults {
+            platform: host_platform(),
+            hypervisor: DEFAULT_HYPERVISOR,
+            // As long as the process; once.
+            hypervisors: host.hypervisors.clone().leak(),
+        },
         tap_prefix: config.tap_prefix.clone(),
         capabilities,
         requests_max: config.requests_max,
@@ -190,6 +197,8 @@ fn host_platform() -> Platform {
 struct Host {
     ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files, Prober, Conntrack, TapDoors>,
     has_cgroups: bool,
+    /// That VMs can be launched on here.
+    hypervisors: Vec<Hypervisor>,
 }
 
 impl Host {
@@ -218,8 +227,10 @@ impl Host {
             Ext4Files::new(disk_dir.clone(), config.data_dir.join("snapshots"), config.disk_reserve())
                 .map_err(chained)?;
         let (rootfs, of_machines) = (images.clone(), reports.clone());
+        let binary = find_program(&config.qemu).unwrap_or_else(|| config.qemu.clone());
+        let hypervisors = qemu::hypervisors(&binary);
         let machines = Qemu::new(QemuConfig {
-            binary: find_program(&config.qemu).unwrap_or_else(|| config.qemu.clone()),
+            binary,
             run_dir: config.run_dir.clone(),
             data_dir: config.data_dir.clone(),
             boot_files,
@@ -256,7 +267,7 @@ impl Host {
         }));
         let (firewall, flows) = (Nft::new(), Conntrack::new());
         let ports = Ports { machines, images, links, firewall, disks, probes, flows, doors };
-        Ok(Self { ports, has_cgroups })
+        Ok(Self { ports, has_cgroups, hypervisors })
     }
 
     fn backend(&self, config: &Config) -> HostBackend {
@@ -290,9 +301,13 @@ impl Host {
     }
 
     fn capabilities(&self, config: &Config) -> Capabilities {
-        let name = Hypervisor::Qemu.as_str().to_owned();
-        let is_available = find_program(&config.qemu).is_some();
-        let accelerator = Some(self.ports.machines.accelerator().as_str().to_owned());
+        let runtime = |hypervisor: Hypervisor| RuntimeView {
+            name: hypervisor.as_str().to_owned(),
+            available: self.hypervisors.contains(&hypervisor),
+            features: ["fork", "snapshots", "standby"].map(ToOwned::to_owned).to_vec(),
+            accelerator: Some(self.ports.machines.accelerator().as_str().to_owned()),
+        };
+        let RuntimeView { name, available, .. } = runtime(DEFAULT_HYPERVISOR);
         Capabilities {
             server: ServerView {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -303,13 +318,9 @@ impl Host {
                 arch: host_platform().architecture().to_owned(),
                 cgroups: self.has_cgroups,
             },
-            default_runtime: Runtime { name: name.clone(), available: is_available },
-            runtimes: vec![RuntimeView {
-                name,
-                available: is_available,
-                features: ["fork", "snapshots", "standby"].map(ToOwned::to_owned).to_vec(),
-                accelerator,
-            }],
+            default_runtime: Runtime { name, available },
+            // By name.
+            runtimes: [Hypervisor::Qemu, Hypervisor::QemuMicrovm].map(runtime).to_vec(),
             network: NetworkModel {
                 model: "bridge".to_owned(),
                 guest_to_guest: false,

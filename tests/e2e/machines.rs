@@ -11,7 +11,7 @@ use stead::hypervisor::Accelerator;
 use stead::hypervisor::qemu::{Qemu, QemuConfig};
 use stead_controllers::host::{GuestPhase, HostErrorKind, LaunchPlan, Machine, Machines, VmmState};
 use stead_schemas::guest::Config;
-use stead_schemas::instance::Secret;
+use stead_schemas::instance::{Hypervisor, Secret};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 
@@ -56,6 +56,7 @@ impl Bench {
         LaunchPlan {
             owner: owner.clone(),
             run: 1,
+            hypervisor: Hypervisor::Qemu,
             vcpus: 1,
             memory: Bytes(192 << 20),
             rootfs: format!("sha256:{}", "0".repeat(64)).parse().expect("valid"),

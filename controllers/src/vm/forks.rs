@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use stead_schemas::disk::{DiskPurpose, DiskSpec};
-use stead_schemas::instance::{Instance, InstanceSpec, Origin, Power, PowerCause, State};
+use stead_schemas::instance::{Hypervisor, Instance, InstanceSpec, Origin, Power, PowerCause, State};
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
@@ -24,6 +24,22 @@ pub struct ForkWish {
     pub from_running: bool,
     /// As the source is when nothing is said.
     pub target: Option<Power>,
+}
+
+/// Where what begins with a snapshot shall end up, as far as a request says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Running with a memory, else Stopped.
+    pub power: Option<Power>,
+    /// The snapshot's.
+    pub hypervisor: Option<Hypervisor>,
+}
+
+/// Where it does end up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Goal {
+    power: Power,
+    hypervisor: Hypervisor,
 }
 
 /// A fork, and what it is made of.
@@ -63,7 +79,9 @@ pub fn fork(tx: &mut Tx<'_>, source: &Uid, wish: ForkWish, tap_prefix: &str) -> 
     };
     let snapshot = snapshots::create(tx, source, of_fork)?;
     let tags = object.meta.tags.clone();
-    let instance = begin(tx, &snapshot, wish.name, tags, wish.target.unwrap_or(target), tap_prefix)?;
+    let target = Target { power: Some(wish.target.unwrap_or(target)), hypervisor: None };
+    let goal = goal(&snapshot, target)?;
+    let instance = begin(tx, &snapshot, wish.name, tags, goal, tap_prefix)?;
     Ok(Forked { instance, snapshot: snapshot.meta.uid.clone() })
 }
 
@@ -75,18 +93,18 @@ pub fn fork_snapshot(
     tx: &mut Tx<'_>,
     snapshot: &Uid,
     name: Name,
-    target: Option<Power>,
+    target: Target,
     tap_prefix: &str,
 ) -> Result<Forked, Refused> {
     let snapshot = ready(tx, snapshot)?;
-    let target = target.unwrap_or_else(|| default_target(snapshot.spec.kind));
-    let warm = match target {
+    let goal = goal(&snapshot, target)?;
+    let warm = match goal.power {
         Power::Running => members(tx, &snapshot.meta.uid).into_iter().find(|member| member.is_warm()),
         Power::Stopped | Power::Standby | Power::Warm => None,
     };
     let instance = match warm {
         Some(member) => take(tx, &member, name)?,
-        None => begin(tx, &snapshot, name, Tags::new(), target, tap_prefix)?,
+        None => begin(tx, &snapshot, name, Tags::new(), goal, tap_prefix)?,
     };
     Ok(Forked { instance, snapshot: snapshot.meta.uid.clone() })
 }
@@ -125,13 +143,15 @@ pub fn tend(tx: &mut Tx<'_>, snapshot: &Uid, tap_prefix: &str) -> Result<(), Ref
         let name = Name::from(&uid);
         let of_pool = OwnerRef { kind: Snapshot::NAME.to_owned(), uid: snapshot.meta.uid.clone() };
         let place = Place { uid, name, tags: Tags::new(), owner: Some(of_pool) };
-        begin_at(tx, &snapshot, place, Power::Warm, tap_prefix)?;
+        let goal = Goal { power: Power::Warm, hypervisor: snapshot.spec.instance.hypervisor };
+        begin_at(tx, &snapshot, place, goal, tap_prefix)?;
     }
     Ok(())
 }
 
 /// Restores an instance that is down to one of its snapshots: another disk takes the place of its
-/// own, whose content is gone with it.
+/// own, whose content is gone with it. With the disk the hypervisor may change, in the same commit: nothing
+/// of it runs, and the next launch is of another run.
 ///
 /// # Errors
 /// `NotFound`, `InvalidState` unless it is down, `Conflict` unless the snapshot is ready,
@@ -140,7 +160,7 @@ pub fn restore(
     tx: &mut Tx<'_>,
     uid: &Uid,
     snapshot: &Uid,
-    target: Option<Power>,
+    target: Target,
 ) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     let snapshot = ready(tx, snapshot)?;
@@ -161,8 +181,7 @@ pub fn restore(
             legal: "Stopped or Standby",
         });
     }
-    let target = target.unwrap_or_else(|| default_target(snapshot.spec.kind));
-    check_target(snapshot.spec.kind, target)?;
+    let goal = goal(&snapshot, target)?;
     let disk = new_disk(tx, owner(uid), disk_of(&snapshot))?;
     let earlier = object.spec.allocated.disk.clone();
     let now = tx.now();
@@ -179,7 +198,8 @@ pub fn restore(
             hold_until: kept.hold_until,
             snapshot_policy: kept.snapshot_policy,
             compression: None,
-            power: target,
+            power: goal.power,
+            hypervisor: goal.hypervisor,
             power_by: PowerCause::Client,
             power_since: now,
             run: kept.run + 1,
@@ -188,7 +208,7 @@ pub fn restore(
             ..(*snapshot.spec.instance).clone()
         };
         spec.allocated.disk = disk;
-        spec.origin = Some(origin(&snapshot, spec.standby, spec.run, target));
+        spec.origin = Some(origin(&snapshot, spec.standby, spec.run, goal.power));
     })?;
     tx.request_deletion::<stead_schemas::disk::Disk>(&earlier)?;
     Ok(changed)
@@ -207,19 +227,28 @@ fn ready(tx: &Tx<'_>, uid: &Uid) -> Result<Arc<Object<Snapshot>>, Refused> {
     }
 }
 
-fn default_target(kind: SnapshotKind) -> Power {
-    match kind {
+/// What a request asks for, and else the snapshot says.
+fn goal(snapshot: &Object<Snapshot>, target: Target) -> Result<Goal, Refused> {
+    let (kind, saved_of) = (snapshot.spec.kind, snapshot.spec.instance.hypervisor);
+    let default = match kind {
         SnapshotKind::Standby => Power::Running,
         SnapshotKind::Stopped => Power::Stopped,
+    };
+    let goal =
+        Goal { power: target.power.unwrap_or(default), hypervisor: target.hypervisor.unwrap_or(saved_of) };
+    match kind {
+        SnapshotKind::Stopped if goal.power == Power::Standby => {
+            let message = "target_state cannot be Standby: there is no memory to keep";
+            Err(Refused::InvalidRequest(message.to_owned()))
+        }
+        // The devices that the guest's memory knows are that one's.
+        SnapshotKind::Standby if goal.hypervisor != saved_of => Err(Refused::InvalidRequest(format!(
+            "target_hypervisor must be {}: a snapshot of the kind Standby goes on only on the hypervisor that \
+             it was taken on; one of the kind Stopped boots on any",
+            saved_of.as_str()
+        ))),
+        SnapshotKind::Standby | SnapshotKind::Stopped => Ok(goal),
     }
-}
-
-fn check_target(kind: SnapshotKind, target: Power) -> Result<(), Refused> {
-    if kind == SnapshotKind::Stopped && target == Power::Standby {
-        let message = "target_state cannot be Standby: there is no memory to keep";
-        return Err(Refused::InvalidRequest(message.to_owned()));
-    }
-    Ok(())
 }
 
 fn disk_of(snapshot: &Object<Snapshot>) -> DiskSpec {
@@ -244,12 +273,11 @@ fn begin(
     snapshot: &Object<Snapshot>,
     name: Name,
     tags: Tags,
-    target: Power,
+    goal: Goal,
     tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
-    check_target(snapshot.spec.kind, target)?;
     let place = Place { uid: tx.next_uid(), name, tags, owner: None };
-    begin_at(tx, snapshot, place, target, tap_prefix)
+    begin_at(tx, snapshot, place, goal, tap_prefix)
 }
 
 /// What a new instance is called, and whose it is.
@@ -264,7 +292,7 @@ fn begin_at(
     tx: &mut Tx<'_>,
     snapshot: &Object<Snapshot>,
     place: Place,
-    target: Power,
+    goal: Goal,
     tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
     let Place { uid, name, tags, owner } = place;
@@ -274,7 +302,8 @@ fn begin_at(
     let allocated = allocate(tx, &uid, image, disk_of(snapshot), tap_prefix)?;
     let (run, standby) = (1, 1);
     let spec = InstanceSpec {
-        power: target,
+        power: goal.power,
+        hypervisor: goal.hypervisor,
         power_by: PowerCause::Client,
         hold_until: None,
         // Of a standby of the source: here it would only part what is shared.
@@ -285,7 +314,7 @@ fn begin_at(
         is_forced: false,
         // The source's end is its own.
         expires_at: None,
-        origin: Some(origin(snapshot, standby, run, target)),
+        origin: Some(origin(snapshot, standby, run, goal.power)),
         allocated,
         ..(**source).clone()
     };

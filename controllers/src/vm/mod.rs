@@ -62,7 +62,7 @@ use crate::store::{Store, Tx};
 pub use observe::{Blind, Observed, OriginSeen, Parts, PortSeen};
 pub use plan::wanted_run;
 #[cfg(test)]
-pub(crate) use tests::instance as example;
+pub(crate) use tests::{instance as example, machine as example_machine};
 
 /// Capabilities of the VM reconciler.
 #[derive(Debug)]

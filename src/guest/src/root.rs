@@ -8,15 +8,12 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, unmount,
 };
-use stead_schemas::guest::{Config, HEADERS_DISK, NetworkConfig};
+use stead_schemas::guest::{Config, HEADERS_DISK, NetworkConfig, OVERLAY_DISK, ROOT_DISK};
 
 use crate::BootError;
 use crate::devices::wait_for;
 
 const NEW_ROOT: &str = "/newroot";
-/// The image, then the overlay's disk: the order of the VMM's command line.
-const IMAGE_DEVICE: &str = "/dev/vda";
-const OVERLAY_DEVICE: &str = "/dev/vdb";
 
 fn failed<'a, E: std::fmt::Display>(what: &'a str) -> impl FnOnce(E) -> BootError + 'a {
     move |error| BootError::new("root", format!("{what}: {error}"))
@@ -27,11 +24,10 @@ pub(crate) fn mount_root() -> Result<(), BootError> {
     for dir in ["/lower", "/upper", NEW_ROOT] {
         fs::create_dir_all(dir).map_err(failed(dir))?;
     }
-    for device in [IMAGE_DEVICE, OVERLAY_DEVICE] {
-        wait_for("a disk", || Path::new(device).exists().then_some(()))?;
-    }
-    mount_image()?;
-    mount(OVERLAY_DEVICE, "/upper", "ext4", MountFlags::NOATIME, None).map_err(failed("overlay disk"))?;
+    let image = wait_for("the image's disk", || disk(ROOT_DISK))?;
+    let overlay = wait_for("the overlay's disk", || disk(OVERLAY_DISK))?;
+    mount_image(&image)?;
+    mount(&overlay, "/upper", "ext4", MountFlags::NOATIME, None).map_err(failed("overlay disk"))?;
     for dir in ["/upper/upper", "/upper/work"] {
         fs::create_dir_all(dir).map_err(failed(dir))?;
     }
@@ -52,33 +48,30 @@ fn mount_headers() -> Result<bool, BootError> {
         return Ok(false);
     }
     fs::create_dir_all("/headers").map_err(failed("headers"))?;
-    let device = wait_for("the disk of headers", headers_device)?;
+    let device = wait_for("the disk of headers", || disk(HEADERS_DISK))?;
     mount(device.as_path(), "/headers", "squashfs", MountFlags::RDONLY, None).map_err(failed("headers"))?;
     Ok(true)
 }
 
-/// By its serial number: what its name is depends on the other disks.
-fn headers_device() -> Option<PathBuf> {
+/// By its serial number: what its name is depends on the other disks, and on the order in which the
+/// board's bus finds them.
+fn disk(serial: &str) -> Option<PathBuf> {
     let disks = fs::read_dir("/sys/block").ok()?.flatten();
-    let is_it = |serial: io::Result<String>| serial.is_ok_and(|serial| serial.trim() == HEADERS_DISK);
+    let is_it = |own: io::Result<String>| own.is_ok_and(|own| own.trim() == serial);
     let found = disks.into_iter().find(|disk| is_it(fs::read_to_string(disk.path().join("serial"))))?;
     Some(Path::new("/dev").join(found.file_name())).filter(|device| device.exists())
 }
 
 /// The format is told by trying: both are accepted.
-fn mount_image() -> Result<(), BootError> {
+fn mount_image(device: &Path) -> Result<(), BootError> {
     let mut last = None;
     for kind in ["squashfs", "erofs"] {
-        match mount_ro(kind) {
+        match mount(device, "/lower", kind, MountFlags::RDONLY, None) {
             Ok(()) => return Ok(()),
             Err(error) => last = Some(error),
         }
     }
     Err(BootError::new("root", format!("image disk: {}", last.map_or_else(String::new, |e| e.to_string()))))
-}
-
-fn mount_ro(kind: &str) -> rustix::io::Result<()> {
-    mount(IMAGE_DEVICE, "/lower", kind, MountFlags::RDONLY, None)
 }
 
 fn mount_kernel_file_systems() -> Result<(), BootError> {
