@@ -30,11 +30,10 @@ mod tests {
 
     #[test]
     fn a_run_on_another_hypervisor_than_the_wished_one_is_broken_and_an_earlier_run_is_not() {
-        for (launched_on, run, is_broken) in [
-            (Hypervisor::Qemu, 2, false),
-            (Hypervisor::QemuMicrovm, 2, true),
-            (Hypervisor::QemuMicrovm, 1, false),
-        ] {
+        let wished = crate::vm::example(Power::Running, 2, 0).spec.hypervisor;
+        for (launched_on, run, is_broken) in
+            [(wished, 2, false), (Hypervisor::Firecracker, 2, true), (Hypervisor::Firecracker, 1, false)]
+        {
             let mut machine = crate::vm::example_machine(VmmState::Running, GuestPhase::Ready);
             (machine.hypervisor, machine.run) = (launched_on, run);
             let instance = crate::vm::example(Power::Running, 2, 0);

@@ -132,9 +132,8 @@ fn a_disk_goes_from_one_board_to_the_other_and_a_memory_does_not() {
         }
 
         let as_other = json!({ "target_hypervisor": "qemu-microvm", "target_state": "Running" });
-        let mut body = as_other.clone();
-        body["name"] = json!("fork");
-        post(&site, &fork, body).await;
+        let target = "--target-hypervisor qemu-microvm --target-state Running";
+        site.cli(&format!("snapshot fork {of_disk} --name fork {target}"));
         is_on(&site, "fork", "qemu-microvm").await;
         assert_eq!(shell(&site, "fork", "cat /kept").await, "precious");
         // What is of a memory stays where it was taken.

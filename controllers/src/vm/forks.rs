@@ -327,6 +327,7 @@ mod tests {
     use stead_schemas::compression::{Algorithm, Compression, CompressionWish};
     use stead_schemas::disk::Disk;
     use stead_schemas::instance::InstanceStatus;
+    use stead_schemas::snapshot::{SnapshotSpec, SnapshotStatus};
 
     use super::*;
     use crate::store::tests::opened;
@@ -373,6 +374,102 @@ mod tests {
             assert!(expired.await.expect("stored"), "{power:?}");
             let object = store.get::<Instance>(&uid).expect("it goes when its host things are gone");
             assert_eq!(object.meta.is_deleting(), is_deleted, "{power:?}");
+        }
+    }
+
+    /// A snapshot of a stopped or a sleeping instance, ready.
+    fn snapshot(kind: SnapshotKind, hypervisor: Hypervisor) -> Object<Snapshot> {
+        let mut source = crate::vm::example(Power::Stopped, 1, 1);
+        source.spec.hypervisor = hypervisor;
+        Object {
+            spec: SnapshotSpec {
+                source: source.meta.uid.clone(),
+                source_name: source.meta.name.clone(),
+                kind,
+                name: None,
+                purpose: SnapshotPurpose::Kept,
+                schedule: None,
+                instance: Box::new(source.spec),
+                image_digest: None,
+                compression: None,
+                pool: 0,
+            },
+            meta: source.meta,
+            status: SnapshotStatus::default(),
+        }
+    }
+
+    #[test]
+    fn a_disk_goes_to_any_hypervisor_and_a_memory_to_its_own_alone() {
+        use Hypervisor::{CloudHypervisor, Firecracker};
+        use SnapshotKind::{Standby, Stopped};
+        for (kind, taken_on, asked, is_refused) in [
+            (Stopped, CloudHypervisor, None, false),
+            (Stopped, CloudHypervisor, Some(CloudHypervisor), false),
+            (Stopped, CloudHypervisor, Some(Firecracker), false),
+            (Stopped, Firecracker, Some(CloudHypervisor), false),
+            (Standby, CloudHypervisor, None, false),
+            (Standby, Firecracker, None, false),
+            (Standby, Firecracker, Some(Firecracker), false),
+            (Standby, CloudHypervisor, Some(Firecracker), true),
+            (Standby, Firecracker, Some(CloudHypervisor), true),
+        ] {
+            // Not even where the memory would not be used.
+            let power = asked.map(|_| Power::Stopped);
+            let reached = goal(&snapshot(kind, taken_on), Target { power, hypervisor: asked });
+            match reached {
+                Ok(goal) => {
+                    assert!(!is_refused, "{kind:?} {taken_on:?} {asked:?} {power:?}");
+                    assert_eq!(goal.hypervisor, asked.unwrap_or(taken_on));
+                }
+                Err(refused) => {
+                    assert!(is_refused, "{kind:?} {taken_on:?} {asked:?} {power:?}");
+                    let message = refused.to_string();
+                    assert!(matches!(refused, Refused::InvalidRequest(_)), "{refused:?}");
+                    assert!(message.starts_with("target_hypervisor must be "), "{message}");
+                }
+            }
+        }
+    }
+
+    /// A snapshot of it in the store, ready, and a disk for it to lose.
+    fn stage_restore(
+        tx: &mut Tx<'_>,
+        uid: &Uid,
+        kind: SnapshotKind,
+    ) -> Result<Arc<Object<Snapshot>>, Refused> {
+        let size = live(tx, uid)?.spec.overlay;
+        let disk = DiskSpec { size, purpose: DiskPurpose::RootOverlay, source: None };
+        let disk = new_disk(tx, owner(uid), disk)?;
+        let instance = tx.update_spec::<Instance>(uid, None, |spec| spec.allocated.disk = disk)?;
+        let mut spec = snapshot(kind, instance.spec.hypervisor).spec;
+        spec.instance = Box::new(instance.spec.clone());
+        let name = Name::resource("s").expect("valid");
+        Ok(tx.create::<Snapshot>(New { uid: None, name, tags: Tags::new(), owner: None, spec })?)
+    }
+
+    #[tokio::test]
+    async fn a_restore_in_place_changes_disk_run_and_hypervisor_at_once_and_a_refused_one_nothing() {
+        for (kind, is_refused) in [(SnapshotKind::Stopped, false), (SnapshotKind::Standby, true)] {
+            let (store, uid) = in_standby().await;
+            let of_tx = uid.clone();
+            let staged = store.transact(move |tx| stage_restore(tx, &of_tx, kind)).await.expect("staged");
+            let snapshot = staged.meta.uid.clone();
+            let status = SnapshotStatus { phase: SnapshotPhase::Ready, ..SnapshotStatus::default() };
+            store.write_status::<Snapshot>(&snapshot, status).await.expect("written");
+            let before = store.get::<Instance>(&uid).expect("there");
+            let target = Target { power: None, hypervisor: Some(Hypervisor::Firecracker) };
+            let of_tx = uid.clone();
+            let restored = store.transact(move |tx| restore(tx, &of_tx, &snapshot, target)).await;
+            let after = store.get::<Instance>(&uid).expect("there");
+            assert_eq!(restored.is_err(), is_refused, "{restored:?}");
+            if is_refused {
+                assert_eq!(after, before);
+                continue;
+            }
+            let (was, is) = (&before.spec, &after.spec);
+            assert_eq!((is.hypervisor, is.run), (Hypervisor::Firecracker, was.run + 1));
+            assert_ne!(is.allocated.disk, was.allocated.disk);
         }
     }
 }
