@@ -65,7 +65,7 @@ enum Verb {
     #[command(subcommand)]
     Config(daemon::ConfigVerb),
     /// Create and start an instance, and wait until it runs.
-    Run(instances::Run),
+    Run(Box<instances::Run>),
     /// List instances.
     Ps(instances::Ps),
     /// Print an instance.
@@ -179,7 +179,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Serve(serve) => daemon::serve(serve).await,
         Verb::Token(token) => daemon::token(token),
         Verb::Config(verb) => daemon::config(verb),
-        Verb::Run(run) => instances::run(&client()?, run, output).await,
+        Verb::Run(run) => instances::run(&client()?, *run, output).await,
         Verb::Ps(ps) => instances::ps(&client()?, ps, output).await,
         Verb::Get { name } => instances::get(&client()?, &name, output).await,
         Verb::Describe { name } => instances::describe(&client()?, &name).await,
