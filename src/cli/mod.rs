@@ -91,7 +91,7 @@ enum Verb {
     /// Start a stopped instance.
     Start { names: Vec<String> },
     /// Change what happens to an instance by itself.
-    Update(policies::Update),
+    Update(Box<policies::Update>),
     /// Stop and delete instances.
     Rm(instances::Rm),
     /// Run a program in an instance.
@@ -191,7 +191,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::AutoStandby(verb) => auto_standby::auto_standby(&client()?, verb, output).await,
         Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
         Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,
-        Verb::Update(update) => policies::update(&client()?, update, output).await,
+        Verb::Update(update) => policies::update(&client()?, *update, output).await,
         Verb::Rm(rm) => instances::rm(&client()?, rm).await,
         Verb::Exec(exec) => exec::exec(&client()?, exec).await,
         Verb::Cp(cp) => copy::cp(&client()?, cp).await,
