@@ -104,7 +104,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     declare_network(&store, &config).await?;
 
     let reports = Reports::default();
-    let host = Host::build(&config, &reports)?;
+    let binary = find_program(&config.qemu).unwrap_or_else(|| config.qemu.clone());
+    let hypervisors = qemu::hypervisors(&binary).await;
+    let host = Host::build(&config, &reports, binary, hypervisors)?;
     let settings = Settings {
         store: store.clone(),
         clock: Arc::new(SystemClock),
@@ -202,7 +204,12 @@ struct Host {
 }
 
 impl Host {
-    fn build(config: &Config, reports: &Reports) -> anyhow::Result<Self> {
+    fn build(
+        config: &Config,
+        reports: &Reports,
+        binary: PathBuf,
+        hypervisors: Vec<Hypervisor>,
+    ) -> anyhow::Result<Self> {
         let cache = config.data_dir.join("cache");
         let boot_files = BootFiles::new(config.kernel_dir(), cache);
         // Instances say so in their conditions; the API and what runs already do not depend on it.
@@ -227,8 +234,6 @@ impl Host {
             Ext4Files::new(disk_dir.clone(), config.data_dir.join("snapshots"), config.disk_reserve())
                 .map_err(chained)?;
         let (rootfs, of_machines) = (images.clone(), reports.clone());
-        let binary = find_program(&config.qemu).unwrap_or_else(|| config.qemu.clone());
-        let hypervisors = qemu::hypervisors(&binary);
         let machines = Qemu::new(QemuConfig {
             binary,
             run_dir: config.run_dir.clone(),

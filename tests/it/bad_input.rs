@@ -19,6 +19,7 @@ fn many(count: usize) -> Value {
 type Case = (&'static str, &'static str, String, u16, &'static str, &'static str);
 
 const NEW: &str = "/instances";
+const FORK: &str = "/snapshots/tz4a98xxat96iws9zmbrgj3a/fork";
 
 /// Requests on instances: shape of the body, names, sizes.
 fn creations() -> Vec<Case> {
@@ -99,6 +100,22 @@ fn later_fields() -> Vec<Case> {
         ),
         post(with("hypervisor", json!("xen")), "invalid_request", "hypervisor "),
         post(with("hypervisor", json!("firecracker")), "not_supported", "hypervisor "),
+        (
+            "POST",
+            FORK,
+            json!({"name": "a", "target_hypervisor": "xen"}).to_string(),
+            400,
+            "invalid_request",
+            "target_hypervisor ",
+        ),
+        (
+            "POST",
+            FORK,
+            json!({"name": "a", "target_hypervisor": "vz"}).to_string(),
+            400,
+            "not_supported",
+            "target_hypervisor ",
+        ),
         post(with("platform", json!("windows/amd64")), "invalid_platform", "platform "),
         ("POST", NEW, with("platform", json!("linux/arm64")), 404, "platform_not_available", "platform "),
         post(with("hotplug_size", json!("x")), "invalid_hotplug_size", "hotplug_size "),

@@ -6,12 +6,17 @@
 //! ```
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stead_schemas::instance::Hypervisor;
+use tokio::process::Command;
 
 use crate::host::tsc;
+
+/// QEMU lists its boards in 30 ms.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A kind of board; what is saved of one fits no other.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,16 +79,17 @@ impl Board {
     }
 }
 
-/// Those that this program has boards for; none when it does not run.
-#[must_use]
-pub fn hypervisors(binary: &Path) -> Vec<Hypervisor> {
-    let asked =
-        Command::new(binary).args(["-machine", "help"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-    // Needed by a launch that shall not wait for it, and measured while the program answers.
-    let _ = tsc::khz();
-    let told = asked.and_then(Child::wait_with_output);
-    let told = told.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    hypervisors_in(&told)
+/// Those that this program has boards for; none when it does not say so in time.
+pub async fn hypervisors(binary: &Path) -> Vec<Hypervisor> {
+    let mut command = Command::new(binary);
+    command.args(["-machine", "help"]).stdin(Stdio::null()).kill_on_drop(true);
+    // The rate is needed by launches, which shall not wait for it: it is measured while the program answers.
+    let measured = tokio::task::spawn_blocking(tsc::khz);
+    let (told, _) = tokio::join!(tokio::time::timeout(ANSWER_DEADLINE, command.output()), measured);
+    match told {
+        Ok(Ok(output)) => hypervisors_in(&String::from_utf8_lossy(&output.stdout)),
+        Ok(Err(_)) | Err(_) => Vec::new(),
+    }
 }
 
 /// One board a line, its name first.
@@ -106,13 +112,13 @@ mod tests {
         assert_eq!(Board::of(Hypervisor::Firecracker), None);
     }
 
-    #[test]
-    fn what_a_program_lacks_is_not_offered() {
+    #[tokio::test]
+    async fn what_a_program_lacks_is_not_offered() {
         let q35 = "q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)";
         let both =
             format!("Supported machines are:\nmicrovm              microvm (i386)\n{q35}\nnone  empty\n");
         assert_eq!(hypervisors_in(&both), [Hypervisor::Qemu, Hypervisor::QemuMicrovm]);
         assert_eq!(hypervisors_in(q35), [Hypervisor::Qemu]);
-        assert_eq!(hypervisors(Path::new("/no/such/program")), []);
+        assert_eq!(hypervisors(Path::new("/no/such/program")).await, []);
     }
 }
