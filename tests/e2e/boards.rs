@@ -5,6 +5,7 @@ use std::fs;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::crash::clock_is_right;
 use crate::judge::settles;
 use crate::namespace::in_namespace;
 use crate::site::{BOOT, MOMENT, Site, image};
@@ -94,6 +95,7 @@ fn a_vm_without_pci_runs_is_kept_heals_is_forked_and_ends_as_any_other() {
         assert_eq!(steps, expected, "it goes on from where it was");
         assert_eq!(shell(&site, "box", TABLES).await, tables, "they are in no file but the RAM's");
         is_on(&site, "box", "qemu-microvm").await;
+        clock_is_right(&site).await;
 
         let fork = post(&site, "/instances/box/fork", json!({ "name": "fork", "from_running": true })).await;
         assert_eq!(fork["state"], "Running", "{fork:#}");
