@@ -31,6 +31,7 @@ use stead_schemas::names::{Digest, Platform, Uid};
 use stead_schemas::network::{Network, NetworkSpec, Port};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
+use stead_schemas::volume::Volume;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -90,6 +91,7 @@ pub fn kinds() -> Kinds {
         .with::<Port>()
         .with::<Snapshot>()
         .with::<SnapshotSchedule>()
+        .with::<Volume>()
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -336,7 +338,7 @@ impl Host {
                 platforms: vec![host_platform().as_str().to_owned()],
                 default_platform: host_platform().as_str().to_owned(),
             },
-            features: ["exec", "images", "instances", "logs"].map(ToOwned::to_owned).to_vec(),
+            features: ["exec", "images", "instances", "logs", "volumes"].map(ToOwned::to_owned).to_vec(),
         }
     }
 }

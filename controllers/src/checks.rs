@@ -20,15 +20,16 @@ use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Port};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::schedule::SnapshotSchedule;
-use stead_schemas::snapshot::{Snapshot, SnapshotPhase, SnapshotPurpose};
+use stead_schemas::snapshot::Snapshot;
+use stead_schemas::volume::Volume;
 
 use crate::host::{Captured, Disks, Firewall, Images, Links, Machines, Snapshots};
 use crate::host::{
     FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, PortRule, ProbeSeen,
     VmmState,
 };
-use crate::policy_checks;
 use crate::store::Store;
+use crate::{policy_checks, storage_checks};
 
 /// All records.
 #[derive(Debug)]
@@ -40,6 +41,7 @@ pub struct Records {
     pub networks: Vec<Arc<Object<Network>>>,
     pub snapshots: Vec<Arc<Object<Snapshot>>>,
     pub schedules: Vec<Arc<Object<SnapshotSchedule>>>,
+    pub volumes: Vec<Arc<Object<Volume>>>,
 }
 
 /// Everything of ours on a host.
@@ -71,6 +73,7 @@ impl Records {
             networks: store.list::<Network>(),
             snapshots: store.list::<Snapshot>(),
             schedules: store.list::<SnapshotSchedule>(),
+            volumes: store.list::<Volume>(),
         }
     }
 }
@@ -177,12 +180,14 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     check_machines(&mut broken, records, host);
     policy_checks::health(&mut broken, records, host);
     policy_checks::schedules(&mut broken, records);
-    check_disks(&mut broken, records, host);
+    storage_checks::disks(&mut broken, records, host);
+    storage_checks::volumes(&mut broken, records);
     check_network(&mut broken, records, host, now);
     check_images(&mut broken, records, host);
     check_life_cycle(&mut broken, &records.snapshots);
     check_life_cycle(&mut broken, &records.schedules);
-    check_snapshots(&mut broken, records, host);
+    check_life_cycle(&mut broken, &records.volumes);
+    storage_checks::snapshots(&mut broken, records, host);
     crate::doors_checked::check_doors(&mut broken, records, host);
     broken
 }
@@ -212,7 +217,7 @@ macro_rules! observe {
         }
     })* };
 }
-observe!(Instance, Image, Disk, Port, Network, Snapshot, SnapshotSchedule);
+observe!(Instance, Image, Disk, Port, Network, Snapshot, SnapshotSchedule, Volume);
 
 fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let instances: BTreeMap<&Uid, _> =
@@ -293,24 +298,6 @@ fn check_warm(broken: &mut Broken, instance: &Object<Instance>, host: &HostSnaps
     if !is_held || memory.is_some() || !instance.is_warm() {
         let state = instance.status.state;
         broken.push(format!("{uid}: shall be held ready but is {state:?}, {memory:?}, {machine:?}"));
-    }
-}
-
-fn check_disks(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
-    let recorded: BTreeMap<Uid, Bytes> =
-        records.disks.iter().map(|disk| (disk.meta.uid.clone(), disk.spec.size)).collect();
-    if recorded != host.disks {
-        broken.push(format!("disks recorded {recorded:?}, on the host {:?}", host.disks));
-    }
-    for disk in &records.disks {
-        check_owner(
-            broken,
-            records,
-            Disk::NAME,
-            &disk.meta.uid,
-            disk.meta.owner.as_ref().map(|owner| &owner.uid),
-        );
-        check_ready(broken, Disk::NAME, &disk.meta.uid, &disk.status.conditions);
     }
 }
 
@@ -411,40 +398,6 @@ fn check_images(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     }
 }
 
-/// Every snapshot is whole or failed with nothing left of it, and one that served a fork is gone.
-fn check_snapshots(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
-    for snapshot in &records.snapshots {
-        let (uid, phase) = (&snapshot.meta.uid, snapshot.status.phase);
-        let captured = host.snapshots.get(uid);
-        let is_as_said = match phase {
-            SnapshotPhase::Pending => false,
-            SnapshotPhase::Ready => {
-                matches!(captured, Some(Captured::Whole { kind, .. }) if *kind == snapshot.spec.kind)
-            }
-            SnapshotPhase::Failed => captured.is_none(),
-        };
-        if !is_as_said {
-            broken.push(format!("snapshot {uid} is said to be {phase:?} and is {captured:?}"));
-        }
-        let members = records.instances.iter().filter(|instance| {
-            instance.is_pooled() && instance.meta.owner.as_ref().is_some_and(|owner| owner.uid == *uid)
-        });
-        let (members, wished) =
-            (members.count(), if phase == SnapshotPhase::Ready { snapshot.spec.pool } else { 0 });
-        if members != usize::try_from(wished).unwrap_or(usize::MAX) {
-            broken.push(format!("the pool of snapshot {uid} has {members} members, {wished} are wished"));
-        }
-        if snapshot.spec.purpose == SnapshotPurpose::Fork {
-            broken.push(format!("snapshot {uid} of a fork is left over"));
-        }
-    }
-    for uid in host.snapshots.keys() {
-        if !records.snapshots.iter().any(|snapshot| snapshot.meta.uid == *uid) {
-            broken.push(format!("files of snapshot {uid} are left over"));
-        }
-    }
-}
-
 /// Whether there is a VM at the port, or a door.
 fn is_behind(records: &Records, port: &Object<Port>) -> Option<bool> {
     let owner = port.meta.owner.as_ref()?;
@@ -469,22 +422,30 @@ fn rule(port: &Object<Port>) -> PortRule {
     PortRule { tap: port.spec.tap.clone(), mac: port.spec.mac, address: port.spec.address }
 }
 
-fn check_owner(broken: &mut Broken, records: &Records, kind: &str, uid: &Uid, owner: Option<&Uid>) {
-    let has_owner =
-        owner.is_some_and(|owner| records.instances.iter().any(|instance| instance.meta.uid == *owner));
+pub(crate) fn check_owner(
+    broken: &mut Broken,
+    records: &Records,
+    kind: &str,
+    uid: &Uid,
+    owner: Option<&Uid>,
+) {
+    let has_owner = owner.is_some_and(|owner| {
+        records.instances.iter().any(|instance| instance.meta.uid == *owner)
+            || records.volumes.iter().any(|volume| volume.meta.uid == *owner)
+    });
     if !has_owner {
         broken.push(format!("{kind} {uid} has lost its owner"));
     }
 }
 
-fn check_ready(broken: &mut Broken, kind: &str, uid: &Uid, conditions: &[condition::Condition]) {
+pub(crate) fn check_ready(broken: &mut Broken, kind: &str, uid: &Uid, conditions: &[condition::Condition]) {
     if !condition::is_ready(conditions) {
         let ready = condition::find(conditions, ConditionType::Ready);
         broken.push(format!("{kind} {uid} is not Ready: {ready:?}"));
     }
 }
 
-fn live<K: Kind>(objects: &[Arc<Object<K>>]) -> impl Iterator<Item = &Arc<Object<K>>> {
+pub(crate) fn live<K: Kind>(objects: &[Arc<Object<K>>]) -> impl Iterator<Item = &Arc<Object<K>>> {
     objects.iter().filter(|object| !object.meta.is_deleting())
 }
 

@@ -15,6 +15,7 @@ use stead_schemas::meta::Kind;
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
+use stead_schemas::volume::Volume;
 use tokio::sync::watch;
 
 use crate::disk::DiskReconciler;
@@ -27,6 +28,7 @@ use crate::schedule::ScheduleReconciler;
 use crate::snapshot::{Pools, SnapshotReconciler};
 use crate::store::{Change, Event, Store};
 use crate::vm::{Vms, forks};
+use crate::volume::VolumeReconciler;
 
 /// The host, one value for each capability.
 #[derive(Debug, Clone)]
@@ -121,10 +123,12 @@ impl Controllers {
             .map(move |event| port::concerned(&of_network, event));
         let of_image = store();
         let of_origin = store();
+        let of_volumes = store();
         let vm = Vms { machines: machines.clone(), images, probes, flows, doors, store: store() };
         let vm = runner(settings, 5, vm)
             .map(move |event| instances_of_image(&of_image, event))
-            .map(move |event| instances_of_snapshot(&of_origin, event));
+            .map(move |event| instances_of_snapshot(&of_origin, event))
+            .map(move |event| instances_of_volumes(&of_volumes, event));
         let of_source = store();
         let snapshots = machines.clone();
         let snapshot =
@@ -133,6 +137,7 @@ impl Controllers {
         let of_schedule = store();
         let schedule = runner(settings, 7, ScheduleReconciler { store: store() })
             .map(move |event| schedules_of(&of_schedule, event));
+        let volume = runner(settings, 8, VolumeReconciler { store: store() });
         let drifts = Drifts {
             images: image.drift(),
             disks: disk.drift(),
@@ -149,6 +154,7 @@ impl Controllers {
             boxed(vm),
             boxed(snapshot),
             boxed(schedule),
+            boxed(volume),
         ];
         (Self { runners }, drifts)
     }
@@ -213,6 +219,26 @@ fn instances_of_snapshot(store: &Store, event: &Event) -> Vec<Uid> {
         .iter()
         .filter(|instance| instance.spec.origin.as_ref().is_some_and(|origin| origin.snapshot == event.uid));
     begins.map(|instance| instance.meta.uid.clone()).collect()
+}
+
+/// Instances that mount a volume whose disk is there by now, or that another instance has left.
+fn instances_of_volumes(store: &Store, event: &Event) -> Vec<Uid> {
+    let volumes: Vec<Uid> = match (event.kind, event.change) {
+        (Volume::NAME, _) => vec![event.uid.clone()],
+        (Instance::NAME, Change::Deleted) => {
+            let mounts = event.last::<Instance>().map(|instance| instance.spec.volumes.clone());
+            mounts.unwrap_or_default().into_iter().map(|mount| mount.volume).collect()
+        }
+        _ => Vec::new(),
+    };
+    if volumes.is_empty() {
+        return volumes;
+    }
+    let instances = store.list::<Instance>();
+    let mounting = instances
+        .iter()
+        .filter(|instance| instance.spec.volumes.iter().any(|mount| volumes.contains(&mount.volume)));
+    mounting.map(|instance| instance.meta.uid.clone()).collect()
 }
 
 /// Snapshots that wait for an instance to be captured, and those that a disk or an instance was the

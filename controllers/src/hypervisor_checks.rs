@@ -49,6 +49,7 @@ mod tests {
                 networks: Vec::new(),
                 snapshots: Vec::new(),
                 schedules: Vec::new(),
+                volumes: Vec::new(),
             };
             let mut broken = Broken::new();
             machines(&mut broken, &records, &host);

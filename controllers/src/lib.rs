@@ -19,7 +19,9 @@ pub mod schedule;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod snapshot;
+mod storage_checks;
 pub mod store;
 #[cfg(test)]
 mod verbs;
 pub mod vm;
+pub mod volume;

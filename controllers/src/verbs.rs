@@ -163,9 +163,10 @@ async fn snapshot_of(store: &Store, source: &Uid) -> Uid {
             image_digest: None,
             compression: None,
             pool: 0,
+            volume_disks: Vec::new(),
         };
         let size = instance.spec.overlay;
-        let of_disk = DiskSpec { size, purpose: DiskPurpose::RootOverlay, source: None };
+        let of_disk = DiskSpec { size, purpose: DiskPurpose::RootOverlay, source: None, source_disk: None };
         let name = Name::from(&disk);
         tx.create::<Disk>(New { uid: Some(disk), name, tags: Tags::new(), owner: None, spec: of_disk })?;
         let (uid, tags) = (tx.next_uid(), Tags::new());

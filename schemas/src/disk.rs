@@ -1,4 +1,4 @@
-//! Disk: a sparse ext4 file that an instance mounts; here the writable root overlay.
+//! Disk: a sparse ext4 file that instances mount.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,9 @@ pub struct DiskSpec {
     /// The snapshot whose disk it begins as a copy of; it begins empty without one.
     #[serde(default)]
     pub source: Option<Uid>,
+    /// Which of the snapshot's disks that is, by the uid it was captured under; the root's without.
+    #[serde(default)]
+    pub source_disk: Option<Uid>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +37,10 @@ pub struct DiskSpec {
 pub enum DiskPurpose {
     /// The writable layer over an instance's image.
     RootOverlay,
+    /// The content of a volume.
+    Volume,
+    /// The writable layer of one instance over a volume that others read too.
+    VolumeOverlay,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

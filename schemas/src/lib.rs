@@ -21,3 +21,4 @@ pub mod quantity;
 pub mod schedule;
 pub mod snapshot;
 pub mod validate;
+pub mod volume;

@@ -31,6 +31,15 @@ pub const OVERLAY_MIN: Bytes = Bytes(16 << 20);
 /// The peer's server limit.
 pub const OVERLAY_MAX: Bytes = Bytes(100 << 30);
 pub const OVERLAY_DEFAULT: Bytes = Bytes(10 << 30);
+/// As the disks' sizes are: sparse, and a number that a typing error shows in.
+pub const VOLUME_GB_MAX: u32 = 16 << 10;
+/// Block devices after root, overlay and configuration (contract.md 2.1).
+pub const VOLUME_DEVICES_MAX: usize = 23;
+/// Likewise on a board without PCI: it has 24 places for virtio devices, of which root, overlay, headers,
+/// network, control channel and random numbers take six.
+pub const VOLUME_DEVICES_WITHOUT_PCI_MAX: usize = 18;
+/// PATH_MAX is 4096; a mount's path is short.
+pub const MOUNT_PATH_BYTES_MAX: usize = 1024;
 /// Free room, beyond the reserve, with which a disk is begun: the metadata of the largest one and
 /// the first writes of its guest. Sizes themselves are overcommitted: the files are sparse.
 pub const DISK_ROOM_MIN: Bytes = Bytes(64 << 20);

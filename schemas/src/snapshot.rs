@@ -46,6 +46,17 @@ pub struct SnapshotSpec {
     /// Forks held ready.
     #[serde(default)]
     pub pool: u32,
+    /// Captured beside the root's disk: those that its volumes are written to.
+    #[serde(default)]
+    pub volume_disks: Vec<CapturedDisk>,
+}
+
+/// A disk of a volume, as the instance had it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapturedDisk {
+    pub volume: Uid,
+    pub disk: Uid,
+    pub size: Bytes,
 }
 
 /// One run of a schedule, by the time that it was due.

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 /// Method, path, summary, success status.
-const OPERATIONS: [(&str, &str, &str, &str); 36] = [
+const OPERATIONS: [(&str, &str, &str, &str); 42] = [
     ("get", "/health", "Liveness", "200"),
     ("get", "/capabilities", "What this server and host can do", "200"),
     ("get", "/instances", "List instances; watch=true streams changes", "200"),
@@ -37,6 +37,12 @@ const OPERATIONS: [(&str, &str, &str, &str); 36] = [
     ("get", "/instances/{id}/cp", "Copy files into or out of it; a WebSocket", "101"),
     ("get", "/instances/{id}/stat", "What is at a path in it", "200"),
     ("get", "/instances/{id}/stats", "What it uses now", "200"),
+    ("get", "/volumes", "List volumes", "200"),
+    ("post", "/volumes", "Make an empty volume", "201"),
+    ("get", "/volumes/{id}", "Read a volume", "200"),
+    ("delete", "/volumes/{id}", "Delete a volume", "204"),
+    ("post", "/instances/{id}/volumes/{volume}", "Mount a volume in a stopped instance", "200"),
+    ("delete", "/instances/{id}/volumes/{volume}", "Take a volume out of a stopped instance", "200"),
     ("get", "/images", "List images", "200"),
     ("post", "/images", "Pull an image", "202"),
     ("post", "/images/import", "Import an archive", "201"),

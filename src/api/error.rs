@@ -9,6 +9,7 @@ use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::snapshot::admission::SnapshotRefused;
 use stead_controllers::store::{StoreError, TransactError, TxError};
 use stead_controllers::vm::admission::Refused;
+use stead_controllers::volume::admission::VolumeRefused;
 use stead_schemas::api::ErrorBody;
 use stead_schemas::limits::MESSAGE_CHARS_MAX;
 use stead_schemas::validate::{FieldErrors, printable};
@@ -133,6 +134,7 @@ impl From<Refused> for ApiError {
             Refused::InvalidExpiry => Self::bad_request("invalid_expires_at", message),
             Refused::InvalidRequest(_) => Self::bad_request("invalid_request", message),
             Refused::Snapshot(refused) => refused.into(),
+            Refused::Volume(refused) => refused.into(),
             Refused::InvalidHealthCheck(_) => Self::bad_request("invalid_health_check", message),
             Refused::InStandby => Self::conflict("instance_in_standby", message),
             Refused::Expired => Self::conflict("instance_expired", message),
@@ -149,6 +151,21 @@ impl From<SnapshotRefused> for ApiError {
             SnapshotRefused::InvalidState { .. } => Self::conflict("invalid_state", message),
             SnapshotRefused::InsufficientResources(_) => Self::conflict("insufficient_resources", message),
             SnapshotRefused::Conflict(_) => Self::conflict("conflict", message),
+        }
+    }
+}
+
+impl From<VolumeRefused> for ApiError {
+    fn from(refused: VolumeRefused) -> Self {
+        let message = refused.to_string();
+        match refused {
+            VolumeRefused::NotFound => Self::not_found(),
+            VolumeRefused::NoSuchVolume(_) => Self::new(StatusCode::NOT_FOUND, "not_found", message),
+            VolumeRefused::NameTaken(_) | VolumeRefused::IdTaken(_) => {
+                Self::conflict("already_exists", message)
+            }
+            VolumeRefused::InsufficientResources(_) => Self::conflict("insufficient_resources", message),
+            VolumeRefused::Conflict(_) => Self::conflict("conflict", message),
         }
     }
 }

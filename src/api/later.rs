@@ -20,10 +20,7 @@ async fn not_yet(uri: Uri) -> ApiError {
 }
 
 pub(super) fn add(mut routes: Routes) -> Routes {
-    routes =
-        routes.add("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(not_yet).delete(not_yet));
     let kinds = [
-        ("/volumes", "/volumes/{id}", [Scope::VolumeRead, Scope::VolumeWrite, Scope::VolumeDelete]),
         ("/devices", "/devices/{id}", [Scope::DeviceRead, Scope::DeviceWrite, Scope::DeviceDelete]),
         ("/ingresses", "/ingresses/{id}", [Scope::IngressRead, Scope::IngressWrite, Scope::IngressDelete]),
         ("/builds", "/builds/{id}", [Scope::BuildRead, Scope::BuildWrite, Scope::BuildDelete]),

@@ -25,6 +25,7 @@ mod socket;
 mod stat;
 mod stats;
 mod system;
+mod volumes;
 mod wait;
 mod watch;
 
@@ -136,6 +137,12 @@ pub fn router(state: ApiState) -> Router {
         .add("/instances/{id}/cp", Scope::InstanceWrite, get(cp::cp))
         .add("/instances/{id}/stats", Scope::InstanceRead, get(stats::stats))
         .add("/instances/{id}/stat", Scope::InstanceRead, get(stat::stat))
+        .add("/volumes", Scope::VolumeRead, get(volumes::list))
+        .add("/volumes", Scope::VolumeWrite, post(volumes::create))
+        .add("/volumes/{id}", Scope::VolumeRead, get(volumes::get))
+        .add("/volumes/{id}", Scope::VolumeDelete, delete(volumes::delete))
+        .add("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(volumes::attach))
+        .add("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, delete(volumes::detach))
         .add("/images", Scope::ImageRead, get(images::list))
         .add("/images", Scope::ImageWrite, post(images::create))
         .add_unlimited("/images/import", Scope::ImageWrite, post(images::import))

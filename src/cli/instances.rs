@@ -14,7 +14,7 @@ use stead_schemas::policy::{RestartBlocked, RestartReason};
 use super::client::Client;
 use super::policies::Policies;
 use super::show::{age, line, print};
-use super::{Failure, Output, auto_standby, health, images};
+use super::{Failure, Output, auto_standby, health, images, volumes};
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
@@ -39,6 +39,9 @@ pub(crate) struct Run {
     /// qemu or qemu-microvm, as the host has them (see GET /capabilities)
     #[arg(long)]
     hypervisor: Option<String>,
+    /// VOLUME:PATH, VOLUME:PATH:ro or VOLUME:PATH:overlay=SIZE
+    #[arg(short, long = "volume")]
+    volumes: Vec<volumes::Mount>,
     /// KEY=VALUE
     #[arg(short = 'l', long = "tag", value_parser = pair)]
     tags: Vec<(String, String)>,
@@ -136,6 +139,9 @@ fn body(run: &Run) -> Result<Value, Failure> {
     }
     if run.no_network {
         set("network", json!({"enabled": false}));
+    }
+    if !run.volumes.is_empty() {
+        set("volumes", run.volumes.iter().map(volumes::Mount::entry).collect());
     }
     run.policies.put(&mut body)?;
     Ok(body)

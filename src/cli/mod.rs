@@ -16,6 +16,7 @@ mod schedules;
 mod show;
 mod snapshots;
 mod top;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -85,6 +86,9 @@ enum Verb {
     /// Snapshots of instances.
     #[command(subcommand)]
     Snapshot(snapshots::SnapshotVerb),
+    /// Volumes, which outlive instances.
+    #[command(subcommand)]
+    Volume(volumes::VolumeVerb),
     /// Standby when nobody is connected.
     #[command(subcommand)]
     AutoStandby(auto_standby::AutoStandby),
@@ -188,6 +192,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Restore { names } => instances::each(&client()?, &names, "restore", output).await,
         Verb::Fork(fork) => snapshots::fork(&client()?, fork, output).await,
         Verb::Snapshot(verb) => snapshots::snapshot(&client()?, verb, output).await,
+        Verb::Volume(verb) => volumes::volume(&client()?, verb, output).await,
         Verb::AutoStandby(verb) => auto_standby::auto_standby(&client()?, verb, output).await,
         Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
         Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,

@@ -19,8 +19,8 @@ use tokio::process::Command;
 use super::{files, sparse};
 
 const EXTENSION: &str = "ext4";
-/// The disk among the files of a snapshot that is whole.
-pub(crate) const SNAPSHOT_DISK: &str = "disk.ext4";
+/// The root's disk among the files of a snapshot.
+const SNAPSHOT_DISK: &str = "disk.ext4";
 
 /// Where the inodes, the journal and the group tables of a fresh file are all zero there is nothing
 /// to write: a 10 GB file system takes 5 ms and 236 KiB, and the guest's kernel does not write them
@@ -56,6 +56,12 @@ impl Ext4Files {
         fs::create_dir_all(&directory)
             .map_err(|error| HostError::io("make", directory.display().to_string(), error))?;
         Ok(Self { directory, snapshots, reserve })
+    }
+
+    /// Name of a disk among the files of a snapshot: of the root's, or of another by its uid.
+    #[must_use]
+    pub(crate) fn in_snapshot(of: Option<&Uid>) -> String {
+        of.map_or_else(|| SNAPSHOT_DISK.to_owned(), |of| format!("volume-{of}.{EXTENSION}"))
     }
 
     /// Where the disk of `owner` is, or will be.
@@ -133,12 +139,18 @@ impl Disks for Ext4Files {
         self.link(owner, file).await.map_err(failed)
     }
 
-    async fn copy(&self, owner: &Uid, snapshot: &Uid, size: Bytes) -> Result<(), HostError> {
+    async fn copy(
+        &self,
+        owner: &Uid,
+        snapshot: &Uid,
+        of: Option<&Uid>,
+        size: Bytes,
+    ) -> Result<(), HostError> {
         let failed = |error| HostError::io("copy disk", owner.as_str(), error);
         if self.inspect(owner).await?.is_some() {
             return Ok(());
         }
-        let from = self.snapshots.join(snapshot.as_str()).join("saved").join(SNAPSHOT_DISK);
+        let from = self.snapshots.join(snapshot.as_str()).join("saved").join(Self::in_snapshot(of));
         let from = File::open(from).map_err(failed)?;
         let taken = Bytes(from.metadata().map_err(failed)?.len());
         if taken != size {

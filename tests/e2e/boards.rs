@@ -18,11 +18,14 @@ const COUNTER: &str = "i=0; while true; do i=$((i+1)); echo count $i.; sleep 0.1
 const PING: &str = "ping -c 1 -w 3 10.185.0.1 >/dev/null && echo answered || true";
 /// What the guest's kernel reads where the firmware has put it.
 const TABLES: &str = "cd /sys/firmware/acpi/tables && cat FACP APIC DSDT | md5sum";
+const KEPT: &str = "cat /kept /data/kept; ls /later /data/later 2>/dev/null || true";
 const STANDBYS: usize = 5;
 
 /// On the board that a request names.
-async fn made(site: &Site, name: &str, hypervisor: &str, cmd: &str) -> String {
-    let body = json!({ "size": "128MB", "hypervisor": hypervisor, "cmd": ["sh", "-c", cmd] });
+async fn made(site: &Site, name: &str, hypervisor: &str, cmd: &str, volumes: Value) -> String {
+    let body = json!({
+        "size": "128MB", "hypervisor": hypervisor, "cmd": ["sh", "-c", cmd], "volumes": volumes,
+    });
     let id = site.create(name, &image("busybox"), body).await;
     site.until_state(name, "Running").await;
     id
@@ -70,7 +73,7 @@ fn a_vm_without_pci_runs_is_kept_heals_is_forked_and_ends_as_any_other() {
         let names: Vec<_> = runtimes.as_array().expect("a list").iter().map(|one| &one["name"]).collect();
         assert_eq!(names, ["qemu", "qemu-microvm"], "{runtimes:#}");
         assert!(runtimes.as_array().is_some_and(|all| all.iter().all(|one| one["available"] == true)));
-        let id = made(&site, "box", "qemu-microvm", COUNTER).await;
+        let id = made(&site, "box", "qemu-microvm", COUNTER, json!([])).await;
         is_on(&site, "box", "qemu-microvm").await;
         let clock = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource; cat /proc/uptime";
         assert!(shell(&site, "box", clock).await.starts_with("tsc"), "{}", shell(&site, "box", clock).await);
@@ -119,9 +122,11 @@ fn a_vm_without_pci_runs_is_kept_heals_is_forked_and_ends_as_any_other() {
 fn a_disk_goes_from_one_board_to_the_other_and_a_memory_does_not() {
     in_namespace(async || {
         let mut site = Site::running().await;
-        made(&site, "box", "qemu", "sleep 100000").await;
+        post(&site, "/volumes", json!({ "name": "data", "size_gb": 1 })).await;
+        let volumes = json!([{ "volume_id": "data", "mount_path": "/data" }]);
+        made(&site, "box", "qemu", "sleep 100000", volumes).await;
         is_on(&site, "box", "qemu").await;
-        shell(&site, "box", "echo precious >/kept; sync").await;
+        shell(&site, "box", "echo precious >/kept; echo dear >/data/kept; sync").await;
         verb(&site, "box", "stop").await;
         let of_disk = post(&site, "/instances/box/snapshots", json!({ "kind": "Stopped" })).await;
         assert_eq!(of_disk["source_hypervisor"], "qemu");
@@ -141,7 +146,7 @@ fn a_disk_goes_from_one_board_to_the_other_and_a_memory_does_not() {
         let target = "--target-hypervisor qemu-microvm --target-state Running";
         site.cli(&format!("snapshot fork {of_disk} --name fork {target}"));
         is_on(&site, "fork", "qemu-microvm").await;
-        assert_eq!(shell(&site, "fork", "cat /kept").await, "precious");
+        assert_eq!(shell(&site, "fork", "cat /kept /data/kept").await, "precious\ndear");
         // What is of a memory stays where it was taken.
         let of_memory = post(&site, "/instances/fork/snapshots", json!({ "kind": "Standby" })).await;
         assert_eq!(of_memory["source_hypervisor"], "qemu-microvm");
@@ -163,8 +168,8 @@ fn a_disk_goes_from_one_board_to_the_other_and_a_memory_does_not() {
         ] {
             post(&site, &in_place, body).await;
             is_on(&site, "box", hypervisor).await;
-            assert_eq!(shell(&site, "box", "cat /kept; ls /later 2>/dev/null || true").await, "precious");
-            shell(&site, "box", "echo later >/later; sync").await;
+            assert_eq!(shell(&site, "box", KEPT).await, "precious\ndear");
+            shell(&site, "box", "touch /later /data/later; sync").await;
             verb(&site, "box", "stop").await;
         }
         // With nothing said the board is the snapshot's.

@@ -115,7 +115,7 @@ forward! { Disks to disks:
     fn list(&self) -> Result<Vec<DiskFile>, HostError>;
     fn inspect(&self, owner: &Uid) -> Result<Option<DiskFile>, HostError>;
     fn create(&self, owner: &Uid, size: Bytes) -> Result<(), HostError>;
-    fn copy(&self, owner: &Uid, snapshot: &Uid, size: Bytes) -> Result<(), HostError>;
+    fn copy(&self, owner: &Uid, snapshot: &Uid, of: Option<&Uid>, size: Bytes) -> Result<(), HostError>;
     fn remove(&self, owner: &Uid) -> Result<(), HostError>;
     fn space(&self) -> Result<Space, HostError>;
 }

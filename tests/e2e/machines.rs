@@ -69,6 +69,7 @@ impl Bench {
             cid: 3,
             network: None,
             wants_headers: false,
+            volumes: Vec::new(),
         }
     }
 
@@ -105,6 +106,7 @@ fn config(argv: &[&str]) -> Config {
         stop_signal: None,
         shutdown_grace_millis: 3000,
         network: None,
+        volumes: Vec::new(),
         has_agent: true,
         incarnation: String::new(),
     }

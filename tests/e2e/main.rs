@@ -35,3 +35,4 @@ mod standby;
 mod system;
 mod tls;
 mod transitions;
+mod volumes;

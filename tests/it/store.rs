@@ -54,7 +54,8 @@ async fn create(store: &Store, name: &str) -> Result<Uid, TransactError<TxError>
 
 async fn create_tagged(store: &Store, name: &str, tags: Tags) -> Result<Uid, TransactError<TxError>> {
     let name = Name::resource(name).expect("a valid name");
-    let spec = DiskSpec { size: Bytes(1 << 20), purpose: DiskPurpose::RootOverlay, source: None };
+    let spec =
+        DiskSpec { size: Bytes(1 << 20), purpose: DiskPurpose::RootOverlay, source: None, source_disk: None };
     let new = New::<Disk> { uid: None, name, tags, owner: None, spec };
     store.transact(move |tx| tx.create(new).map(|disk| disk.meta.uid.clone())).await
 }

@@ -73,6 +73,30 @@ checked = client.instances.update(
 )
 assert checked.health_check.type == "exec" and checked.health_check.failure_threshold == 3, checked
 assert checked.health_status.status in ("starting", "healthy"), checked
+volume = client.volumes.create(name="sdk-data", size_gb=2, tags={"sdk": "yes"})
+assert volume.size_gb == 2 and volume.attachments == [] and volume.tags == {"sdk": "yes"}, volume
+assert [found.id for found in client.volumes.list(tags={"sdk": "yes"})] == [volume.id]
+mounting = client.instances.create(
+    image=image, name=f"{name}-volume", size="256MB", overlay_size="256MB", vcpus=1, cmd=["sleep", "100000"],
+    volumes=[{"volume_id": volume.id, "mount_path": "/data"}],
+)
+assert [(mount.volume_id, mount.mount_path) for mount in mounting.volumes] == [(volume.id, "/data")], mounting
+[attachment] = client.volumes.get("sdk-data").attachments
+assert (attachment.instance_id, attachment.mount_path, attachment.readonly) == (mounting.id, "/data", False)
+try:
+    client.volumes.delete(volume.id)
+    raise AssertionError("a volume that is mounted was deleted")
+except hypeman.ConflictError as error:
+    assert error.body["code"] == "conflict", error.body
+assert client.instances.wait(mounting.id, state="Running", api_timeout="120s", timeout=130).state == "Running"
+client.instances.stop(mounting.id)
+assert client.instances.volumes.detach(volume.id, id=mounting.id).volumes == []
+again = client.instances.volumes.attach(volume.id, id=mounting.id, mount_path="/again", readonly=True)
+assert [(mount.mount_path, mount.readonly) for mount in again.volumes] == [("/again", True)], again
+client.instances.delete(mounting.id)
+client.volumes.delete("sdk-data")
+assert client.volumes.list() == []
+
 schedule = client.instances.snapshot_schedule.update(
     created.id, interval="1h", retention={"max_count": 3}, metadata={"by": "sdk"}, name_prefix=None
 )

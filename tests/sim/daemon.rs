@@ -14,6 +14,7 @@ use stead_schemas::instance::Instance;
 use stead_schemas::network::{Network, NetworkSpec, Port};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
+use stead_schemas::volume::Volume;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -47,7 +48,8 @@ impl Daemon {
             .with::<Network>()
             .with::<Port>()
             .with::<Snapshot>()
-            .with::<SnapshotSchedule>();
+            .with::<SnapshotSchedule>()
+            .with::<Volume>();
         let host = Arc::new(world.clone());
         let opened = Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds);
         let (store, writer) = opened.expect("a store opens at any durable point");

@@ -9,6 +9,7 @@
 mod daemon;
 mod scenario;
 mod schedules;
+mod volumes;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

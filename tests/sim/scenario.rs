@@ -22,7 +22,7 @@ use stead_schemas::health::{HealthCheck, Probe};
 use stead_schemas::image::{Image, ImageConfig};
 use stead_schemas::instance::{Hypervisor, Instance, Power, PowerCause, State};
 use stead_schemas::meta::Tags;
-use stead_schemas::names::{ImageRef, Name, Platform, Uid};
+use stead_schemas::names::{ImageRef, LinkName, Name, Platform, Uid};
 use stead_schemas::network::Port;
 use stead_schemas::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
 use stead_schemas::quantity::{Bytes, GoDuration};
@@ -36,17 +36,20 @@ const IMAGES: [&str; 3] = ["sim/a", "sim/b", "sim/missing"];
 const PORTS: [u16; 2] = [80, 22];
 const PROGRAMS: [&str; 7] = ["serve", "exit 0 1", "exit 3 0", "hang", "exit 1 20", "sick 0", "sick 25"];
 
-struct Play {
-    rng: Rng,
-    world: World,
+pub(crate) struct Play {
+    pub(crate) rng: Rng,
+    pub(crate) world: World,
     kv: MemoryKv,
-    daemon: Daemon,
+    pub(crate) daemon: Daemon,
     names: u64,
-    log: Vec<String>,
+    pub(crate) log: Vec<String>,
     /// Standbys that a client asked for, by their number: those may go over connections.
     asked: BTreeSet<(Uid, u64)>,
+    foreign: BTreeSet<LinkName>,
     /// A play about going to standby by itself and waking.
     is_sleepy: bool,
+    /// A play about volumes, and what becomes of them in snapshots and forks.
+    pub(crate) is_storing: bool,
 }
 
 fn reference(word: &str) -> ImageRef {
@@ -64,34 +67,12 @@ pub(crate) async fn trace(seed: u64) -> Vec<String> {
 /// Plays a seed and judges it.
 pub(crate) async fn play(seed: u64) -> Result<(), String> {
     let mut play = Play::new(seed).await;
-    let foreign = play.world.foreign_links();
     play.steps().await;
-    play.world.set_faults(Faults::none());
-    play.settle().await?;
-    play.nobody_was_slept_on();
-    play.wake_all().await?;
-    play.settle().await?;
-    play.remove_everything().await;
-    play.settle().await?;
-    let left = play.world.snapshot();
-    let is_clear = left.machines.is_empty()
-        && left.disks.is_empty()
-        && left.images.is_empty()
-        && left.records.is_empty()
-        && left.memories.is_empty()
-        && left.snapshots.is_empty();
-    if !is_clear || left.links.len() != 1 {
-        return Err(format!("left over: {left:?}\n{}", play.log.join("\n")));
-    }
-    if play.world.foreign_links() != foreign {
-        return Err("a stranger's link was touched".to_owned());
-    }
-    play.daemon.die(&play.world).await;
-    Ok(())
+    play.end().await
 }
 
 impl Play {
-    async fn new(seed: u64) -> Self {
+    pub(crate) async fn new(seed: u64) -> Self {
         let world = World::new(seed);
         for (word, fill) in IMAGES.iter().zip(['a', 'b']) {
             let digest = format!("sha256:{}", fill.to_string().repeat(64)).parse().expect("valid");
@@ -107,15 +88,53 @@ impl Play {
             world.set_faults(Faults::many());
         }
         let is_sleepy = rng.chance(250);
-        Self { rng, world, kv, daemon, names: 0, log: Vec::new(), asked: BTreeSet::new(), is_sleepy }
+        let is_storing = !is_sleepy && rng.chance(300);
+        let (log, asked, foreign) = (Vec::new(), BTreeSet::new(), world.foreign_links());
+        let mut play = Self { rng, world, kv, daemon, names: 0, log, asked, foreign, is_sleepy, is_storing };
+        if is_storing {
+            play.make_volumes().await;
+        }
+        play
+    }
+
+    /// Left alone it comes to rest as it was wished, and without wishes to nothing.
+    pub(crate) async fn end(mut self) -> Result<(), String> {
+        self.world.set_faults(Faults::none());
+        self.settle().await?;
+        self.nobody_was_slept_on();
+        self.wake_all().await?;
+        self.settle().await?;
+        self.remove_everything().await;
+        self.settle().await?;
+        self.remove_volumes().await;
+        self.settle().await?;
+        let left = self.world.snapshot();
+        let is_clear = left.machines.is_empty()
+            && left.disks.is_empty()
+            && left.images.is_empty()
+            && left.records.is_empty()
+            && left.memories.is_empty()
+            && left.snapshots.is_empty();
+        if !is_clear || left.links.len() != 1 {
+            return Err(format!("left over: {left:?}\n{}", self.log.join("\n")));
+        }
+        if self.world.foreign_links() != self.foreign {
+            return Err("a stranger's link was touched".to_owned());
+        }
+        self.daemon.die(&self.world).await;
+        Ok(())
     }
 
     async fn steps(&mut self) {
         for _ in 0..4 + self.rng.below(14) {
-            let step = self.rng.below(109);
+            let step = self.rng.below(117);
             match step {
                 0..=29 => self.create().await,
                 30..=59 if self.is_sleepy => self.connect(),
+                30..=37 | 60..=68 if self.is_storing => self.use_snapshot().await,
+                38..=47 if self.is_storing => self.take_snapshot().await,
+                48..=53 if self.is_storing => self.stop().await,
+                69..=74 if self.is_storing => self.volume().await,
                 30..=39 => self.stop().await,
                 40..=49 => self.start().await,
                 50..=57 => self.delete().await,
@@ -133,6 +152,7 @@ impl Play {
                 97..=98 => self.take_snapshot().await,
                 99..=102 => self.use_snapshot().await,
                 105..=107 => self.schedule().await,
+                108..=115 => self.volume().await,
                 _ => self.connect(),
             }
             self.pass_time().await;
@@ -160,7 +180,13 @@ impl Play {
     async fn create(&mut self) {
         let image = IMAGES[usize::try_from(self.rng.below(3)).expect("small")];
         let program = PROGRAMS[usize::try_from(self.rng.below(PROGRAMS.len() as u64)).expect("small")];
-        let (image, program) = if self.is_sleepy { (IMAGES[0], PROGRAMS[0]) } else { (image, program) };
+        let (image, program) = if self.is_sleepy {
+            (IMAGES[0], PROGRAMS[0])
+        } else if self.is_storing {
+            (IMAGES[1], PROGRAMS[0])
+        } else {
+            (image, program)
+        };
         // Names come again: after a deletion they are free at once.
         self.names = self.rng.below(4);
         let name = format!("i{}", self.names);
@@ -184,6 +210,7 @@ impl Play {
             health: self.health_check(),
             snapshot_policy: None,
             auto_standby: self.auto_standby(),
+            volumes: self.mounts(),
             expiry: if self.rng.chance(150) {
                 Expiry::After(Duration::from_secs(1 + self.rng.below(90)))
             } else {
@@ -232,7 +259,7 @@ impl Play {
         let _ = self.daemon.store.transact(move |tx| admission::update(tx, &uid, patch)).await;
     }
 
-    fn pick(&mut self) -> Option<Uid> {
+    pub(crate) fn pick(&mut self) -> Option<Uid> {
         let instances = self.daemon.store.list::<Instance>();
         let live: Vec<Uid> = instances
             .iter()
@@ -418,7 +445,7 @@ impl Play {
         // Another than that of a memory is refused.
         let hypervisor = self.rng.chance(500).then(|| self.hypervisor());
         let target = Target { power: self.target(), hypervisor };
-        let choice = self.rng.below(5);
+        let choice = if self.is_storing && self.rng.chance(500) { 1 } else { self.rng.below(5) };
         self.log.push(format!("use {choice} snapshot {uid} {target:?}"));
         let store = &self.daemon.store;
         match choice {
@@ -481,7 +508,7 @@ impl Play {
         }
     }
 
-    async fn crash(&mut self) {
+    pub(crate) async fn crash(&mut self) {
         self.log.push("crash".to_owned());
         let seed = self.rng.draw();
         self.daemon.die(&self.world).await;

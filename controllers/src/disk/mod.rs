@@ -38,7 +38,7 @@ pub struct DiskReconciler<D> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     Create { owner: Uid, size: Bytes },
-    Copy { owner: Uid, snapshot: Uid, size: Bytes },
+    Copy { owner: Uid, snapshot: Uid, of: Option<Uid>, size: Bytes },
     Remove { owner: Uid },
 }
 
@@ -68,7 +68,9 @@ impl<D: Disks> Reconciler for DiskReconciler<D> {
     async fn act(&self, action: &Action) -> Result<(), HostError> {
         match action {
             Action::Create { owner, size } => self.disks.create(owner, *size).await,
-            Action::Copy { owner, snapshot, size } => self.disks.copy(owner, snapshot, *size).await,
+            Action::Copy { owner, snapshot, of, size } => {
+                self.disks.copy(owner, snapshot, of.as_ref(), *size).await
+            }
             Action::Remove { owner } => self.disks.remove(owner).await,
         }
     }

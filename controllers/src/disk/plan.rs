@@ -45,7 +45,8 @@ fn plan_content(object: &Object<Disk>, source: Option<SourceSeen>) -> Plan<Actio
     match (object.spec.source.clone().filter(|_| is_first), source) {
         (None, _) => Plan::Act(vec![Action::Create { owner, size: object.spec.size }]),
         (Some(snapshot), Some(SourceSeen::Ready)) => {
-            Plan::Act(vec![Action::Copy { owner, snapshot, size: object.spec.size }])
+            let (of, size) = (object.spec.source_disk.clone(), object.spec.size);
+            Plan::Act(vec![Action::Copy { owner, snapshot, of, size }])
         }
         (Some(_), Some(SourceSeen::Pending)) => Plan::Wait(Wait {
             reason: Reason::WaitingForSnapshot,

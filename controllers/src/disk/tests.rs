@@ -34,7 +34,7 @@ fn object(was_created: bool) -> Object<Disk> {
         finalizers: Default::default(),
         owner: None,
     };
-    let spec = DiskSpec { size: SIZE, purpose: DiskPurpose::RootOverlay, source: None };
+    let spec = DiskSpec { size: SIZE, purpose: DiskPurpose::RootOverlay, source: None, source_disk: None };
     Object { meta, spec, status: DiskStatus { was_created, ..DiskStatus::default() } }
 }
 

@@ -31,12 +31,14 @@ pub trait Disks: Send + Sync + 'static {
     /// Makes a sparse ext4 file under a temporary name and renames it: it is whole or absent.
     /// Temporaries of a crashed try are removed by the next `create` and `remove` of that owner.
     fn create(&self, owner: &Uid, size: Bytes) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Makes a file with the content of a snapshot's disk; whole or absent as with `create`. Missing
-    /// when the snapshot has none; Permanent when that is not of this size: something was cut off.
+    /// Makes a file with the content of a snapshot's disk: of its root's, or of what was captured as the
+    /// disk `of`. Whole or absent as with `create`. Missing when the snapshot has none; Permanent when
+    /// that is not of this size: something was cut off.
     fn copy(
         &self,
         owner: &Uid,
         snapshot: &Uid,
+        of: Option<&Uid>,
         size: Bytes,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
     fn remove(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;

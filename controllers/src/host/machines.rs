@@ -7,6 +7,7 @@ use std::future::Future;
 use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use stead_schemas::compression::Compression;
 use stead_schemas::instance::{Exit, Hypervisor};
 use stead_schemas::names::{Digest, LinkName, Uid};
@@ -101,6 +102,28 @@ pub struct LaunchPlan {
     pub network: Option<NetworkCard>,
     /// With the headers of its kernel, where this host has them.
     pub wants_headers: bool,
+    /// In the order in which the guest knows them.
+    pub volumes: Vec<VolumeDisk>,
+}
+
+/// A disk of a volume, or of what one instance writes over it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDisk {
+    pub disk: Uid,
+    pub is_read_only: bool,
+}
+
+impl LaunchPlan {
+    /// All of them, the root's first.
+    #[must_use]
+    pub fn disks(&self) -> Vec<VolumeDisk> {
+        disks(&self.overlay, &self.volumes)
+    }
+}
+
+fn disks(overlay: &Uid, volumes: &[VolumeDisk]) -> Vec<VolumeDisk> {
+    let root = VolumeDisk { disk: overlay.clone(), is_read_only: false };
+    std::iter::once(root).chain(volumes.iter().cloned()).collect()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,6 +162,16 @@ pub struct AdoptPlan {
     pub run: u64,
     /// The owner's disk, which is a copy of the snapshot's.
     pub overlay: Uid,
+    /// Likewise, or the very disks where they are only read; in the order of the snapshot's.
+    pub volumes: Vec<VolumeDisk>,
+}
+
+impl AdoptPlan {
+    /// As [`LaunchPlan::disks`] has them.
+    #[must_use]
+    pub fn disks(&self) -> Vec<VolumeDisk> {
+        disks(&self.overlay, &self.volumes)
+    }
 }
 
 /// VMMs of one scope.

@@ -34,6 +34,8 @@ pub struct CapturePlan {
     pub kind: SnapshotKind,
     /// Of the source.
     pub disk: Uid,
+    /// Those that its volumes are written to; each is kept under its uid.
+    pub volumes: Vec<Uid>,
     /// The run that the memory has to be of.
     pub run: u64,
 }
@@ -44,7 +46,7 @@ pub trait Snapshots: Send + Sync + 'static {
     fn inspect(&self, snapshot: &Uid) -> impl Future<Output = Result<Option<Captured>, HostError>> + Send;
     /// Bytes that a capture writes at most.
     fn measure(&self, plan: &CapturePlan) -> impl Future<Output = Result<Bytes, HostError>> + Send;
-    /// Copies the disk, and for Standby the memory, of one moment. A VM that runs is held only while
+    /// Copies the disks, and for Standby the memory, of one moment. A VM that runs is held only while
     /// state and copies are taken, and runs on whatever comes of it; after a crash in between it is
     /// seen paused. What is there of an earlier try is replaced. Conflict when the source is not as
     /// the plan says. Whole, durably, or worth nothing.

@@ -33,10 +33,17 @@ impl Disks for World {
         .await
     }
 
-    async fn copy(&self, owner: &Uid, snapshot: &Uid, size: Bytes) -> Result<(), HostError> {
+    async fn copy(
+        &self,
+        owner: &Uid,
+        snapshot: &Uid,
+        of: Option<&Uid>,
+        size: Bytes,
+    ) -> Result<(), HostError> {
         self.verb("copy disk", owner.as_str(), |state| {
             let refuse = |kind| HostError::new(kind, "copy disk", owner.as_str());
-            let (taken, age) = state.captured_disk(snapshot).ok_or_else(|| refuse(HostErrorKind::Missing))?;
+            let (taken, age) =
+                state.captured_disk(snapshot, of).ok_or_else(|| refuse(HostErrorKind::Missing))?;
             if taken != size {
                 return Err(refuse(HostErrorKind::Permanent));
             }

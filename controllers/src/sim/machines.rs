@@ -14,6 +14,7 @@ use super::World;
 use super::memories::MemoryFile;
 use super::program::Program;
 use super::snapshots::PACKED;
+use super::written::Known;
 use crate::host::{
     AdoptPlan, GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory,
     VmmState,
@@ -39,9 +40,8 @@ pub(super) struct Vmm {
     pub(super) paused_at: Option<Timestamp>,
     /// How long it was paused or saved so far: time that its guest knows nothing of.
     slept: SignedDuration,
-    /// Its disk, and how often VMs had written to that when it last did.
-    disk: Uid,
-    disk_age: u64,
+    /// Its root's first.
+    pub(super) disks: Vec<Known>,
     incarnation: Option<String>,
 }
 
@@ -75,16 +75,12 @@ impl Vmm {
         copy
     }
 
-    /// Its vCPUs run from here on, and write to the disk of this age.
-    fn run(&mut self, now: Timestamp, disk_age: &mut u64) -> bool {
+    /// Its vCPUs run from here on.
+    fn run(&mut self, now: Timestamp) {
         if let Some(since) = self.paused_at.take() {
             self.slept = self.slept.saturating_add(now.duration_since(since));
         }
-        let is_of_this_disk = self.disk_age == *disk_age;
-        *disk_age += 1;
-        self.disk_age = *disk_age;
         self.state = VmmState::Running;
-        is_of_this_disk
     }
 
     /// When the program ended or will end, if it ever will.
@@ -211,12 +207,10 @@ impl Machines for World {
             if state.machines.contains_key(&plan.owner) {
                 return Err(refuse(HostErrorKind::Conflict, "a machine is there"));
             }
-            if !state.stored.contains_key(&plan.rootfs) || !state.disks.contains_key(&plan.overlay) {
+            let mut disks = Known::of(plan.disks().into_iter());
+            if !state.stored.contains_key(&plan.rootfs) || !state.has_disks(&disks) {
                 return Err(refuse(HostErrorKind::Missing, "a disk is not there"));
             }
-            let disk_age = state.disk_ages.entry(plan.overlay.clone()).or_default();
-            *disk_age += 1;
-            let disk_age = *disk_age;
             let is_tap_missing =
                 plan.network.as_ref().is_some_and(|card| !state.links.contains_key(&card.tap));
             if is_tap_missing {
@@ -225,6 +219,8 @@ impl Machines for World {
             if plan.network.as_ref().is_some_and(|card| state.is_watched(&card.tap)) {
                 return Err(refuse(HostErrorKind::Conflict, "the tap is in use"));
             }
+            // One that boots knows nothing yet.
+            state.begin_to_write(&plan.owner, &mut disks);
             state.next_pid += 1;
             // A crash between spawn and start leaves a process whose vCPUs never ran.
             let vmm =
@@ -248,8 +244,7 @@ impl Machines for World {
                     has_headers: plan.wants_headers,
                     paused_at: None,
                     slept: SignedDuration::ZERO,
-                    disk: plan.overlay.clone(),
-                    disk_age,
+                    disks,
                     incarnation: None,
                 },
             );
@@ -330,12 +325,15 @@ impl Machines for World {
                 if state.memories.get(owner).is_some_and(|memory| memory.saved.is_some()) {
                     return Err(refuse(HostErrorKind::Conflict));
                 }
+                let vmm = state.machines.get(owner).ok_or_else(|| refuse(HostErrorKind::Missing))?;
+                let (is_paused, mut disks) = (vmm.state == VmmState::Paused, vmm.disks.clone());
+                if is_paused && !state.begin_to_write(owner, &mut disks) {
+                    state.corrupted.push(owner.clone());
+                }
                 let vmm = state.machines.get_mut(owner).ok_or_else(|| refuse(HostErrorKind::Missing))?;
-                if vmm.state == VmmState::Paused {
-                    let disk_age = state.disk_ages.entry(vmm.disk.clone()).or_default();
-                    if !vmm.run(now, disk_age) {
-                        state.corrupted.push(owner.clone());
-                    }
+                if is_paused {
+                    vmm.disks = disks;
+                    vmm.run(now);
                 }
                 Ok(vmm.ends_at().map(|(at, _)| at.duration_since(vmm.time(now))))
             })
@@ -417,10 +415,15 @@ impl Machines for World {
             let refuse = |kind| HostError::new(kind, "adopt memory", plan.owner.as_str());
             let of_snapshot = state.captured_vmm(&plan.snapshot).cloned();
             let mut vmm = of_snapshot.ok_or_else(|| refuse(HostErrorKind::Missing))?;
-            if !state.disks.contains_key(&plan.overlay) {
+            let disks = plan.disks();
+            if disks.len() != vmm.disks.len() {
+                return Err(refuse(HostErrorKind::Permanent));
+            }
+            vmm.disks.iter_mut().zip(disks).for_each(|(known, disk)| known.disk = disk);
+            if !state.has_disks(&vmm.disks) {
                 return Err(refuse(HostErrorKind::Missing));
             }
-            (vmm.run, vmm.launched_at, vmm.disk) = (plan.run, now, plan.overlay.clone());
+            (vmm.run, vmm.launched_at) = (plan.run, now);
             let is_cut = state.rng.chance(state.faults.after);
             let saved = (!is_cut).then_some((plan.generation, vmm));
             state.memories.insert(plan.owner.clone(), MemoryFile { saved, packing: PackingState::Plain });

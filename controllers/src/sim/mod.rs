@@ -23,6 +23,7 @@ mod probes;
 mod program;
 mod rng;
 mod snapshots;
+mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -1,4 +1,6 @@
-//! Simulated snapshots: the disk's age, and the VM as it stood.
+//! Simulated snapshots: the disks' ages, and the VM as it stood.
+
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use stead_schemas::compression::Compression;
@@ -22,8 +24,8 @@ pub(super) struct SnapshotDir(Option<Taken>);
 #[derive(Debug, Clone)]
 struct Taken {
     at: Timestamp,
-    disk: Bytes,
-    disk_age: u64,
+    /// By the uid that each was captured under, the root's without one: its size and its age.
+    disks: BTreeMap<Option<Uid>, (Bytes, u64)>,
     vmm: Option<Vmm>,
     packing: PackingState,
 }
@@ -34,7 +36,7 @@ impl SnapshotDir {
             None => Captured::Loose,
             Some(taken) => Captured::Whole {
                 kind: if taken.vmm.is_some() { SnapshotKind::Standby } else { SnapshotKind::Stopped },
-                size: taken.disk,
+                size: Bytes(taken.disks.values().map(|(size, _)| size.0).sum()),
                 captured_at: taken.at,
                 packing: taken.packing,
             },
@@ -48,9 +50,15 @@ impl State {
     }
 
     /// Size and age of a snapshot's disk.
-    pub(super) fn captured_disk(&self, snapshot: &Uid) -> Option<(Bytes, u64)> {
-        let taken = self.snapshots.get(snapshot)?.0.as_ref()?;
-        Some((taken.disk, taken.disk_age))
+    pub(super) fn captured_disk(&self, snapshot: &Uid, of: Option<&Uid>) -> Option<(Bytes, u64)> {
+        self.snapshots.get(snapshot)?.0.as_ref()?.disks.get(&of.cloned()).copied()
+    }
+
+    /// What there is to copy.
+    fn disks_to_capture(&self, plan: &CapturePlan) -> Option<BTreeMap<Option<Uid>, (Bytes, u64)>> {
+        let root = [(None, &plan.disk)];
+        let all = root.into_iter().chain(plan.volumes.iter().map(|disk| (Some(disk.clone()), disk)));
+        all.map(|(of, disk)| Some((of, (*self.disks.get(disk)?, self.age(disk))))).collect()
     }
 
     /// The VM of one moment, held while it is copied.
@@ -94,8 +102,7 @@ impl Snapshots for World {
         self.verb("capture", plan.snapshot.as_str(), |state| {
             let refuse = |kind| HostError::new(kind, "capture", plan.snapshot.as_str());
             let vmm = state.vmm_to_capture(plan, now)?;
-            let disk = *state.disks.get(&plan.disk).ok_or_else(|| refuse(HostErrorKind::Missing))?;
-            let disk_age = state.disk_ages.get(&plan.disk).copied().unwrap_or(0);
+            let disks = state.disks_to_capture(plan).ok_or_else(|| refuse(HostErrorKind::Missing))?;
             // A crash in the middle leaves something that is no snapshot, and may leave the VM held.
             let (is_cut, is_held) = (state.rng.chance(state.faults.after), state.rng.chance(500));
             if is_cut
@@ -104,8 +111,7 @@ impl Snapshots for World {
             {
                 vmm.hold(now);
             }
-            let taken =
-                (!is_cut).then_some(Taken { at: now, disk, disk_age, vmm, packing: PackingState::Plain });
+            let taken = (!is_cut).then_some(Taken { at: now, disks, vmm, packing: PackingState::Plain });
             state.snapshots.insert(plan.snapshot.clone(), SnapshotDir(taken));
             if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
         })

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use stead_schemas::compression::Compression;
-use stead_schemas::instance::{Instance, Power, State};
+use stead_schemas::instance::{Instance, InstanceSpec, Power, State};
 use stead_schemas::limits::SNAPSHOTS_PER_SOURCE_MAX;
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::{Name, Uid};
-use stead_schemas::snapshot::{ScheduledRun, Snapshot, SnapshotKind, SnapshotPurpose, SnapshotSpec};
+use stead_schemas::snapshot::{
+    CapturedDisk, ScheduledRun, Snapshot, SnapshotKind, SnapshotPurpose, SnapshotSpec,
+};
+use stead_schemas::volume::{Access, Volume, VolumeMount};
 
 use crate::store::{New, Tx, TxError};
 
@@ -87,6 +90,7 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
         image_digest: instance.status.image_digest.clone(),
         compression: wish.compression,
         pool: wish.pool,
+        volume_disks: captured(tx, &instance.spec),
     };
     Ok(tx.create::<Snapshot>(New {
         name: Name::from(&uid),
@@ -95,6 +99,22 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
         owner: None,
         spec,
     })?)
+}
+
+/// What a snapshot of an instance captures beside the root's disk.
+fn captured(tx: &Tx<'_>, spec: &InstanceSpec) -> Vec<CapturedDisk> {
+    let of = |mount: &VolumeMount| {
+        let volume = mount.volume.clone();
+        match &mount.access {
+            Access::ReadOnly => None,
+            Access::Overlay { disk, size } => Some(CapturedDisk { volume, disk: disk.clone(), size: *size }),
+            Access::ReadWrite => {
+                let object = tx.get::<Volume>(&volume)?;
+                Some(CapturedDisk { volume, disk: object.spec.disk.clone(), size: object.spec.size })
+            }
+        }
+    };
+    spec.volumes.iter().filter_map(of).collect()
 }
 
 /// Asks for so many forks to be held ready.

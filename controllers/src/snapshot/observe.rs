@@ -73,6 +73,7 @@ pub(super) fn capture_plan(object: &Object<Snapshot>) -> CapturePlan {
         source: spec.source.clone(),
         kind: spec.kind,
         disk: spec.instance.allocated.disk.clone(),
+        volumes: spec.volume_disks.iter().map(|captured| captured.disk.clone()).collect(),
         run: spec.instance.run,
     }
 }

@@ -38,6 +38,7 @@ fn snapshot(purpose: SnapshotPurpose, phase: SnapshotPhase) -> Object<Snapshot> 
         image_digest: None,
         compression: None,
         pool: 0,
+        volume_disks: Vec::new(),
     };
     Object { meta, spec, status: SnapshotStatus { phase, ..SnapshotStatus::default() } }
 }

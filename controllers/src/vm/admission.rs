@@ -20,7 +20,7 @@ use stead_schemas::names::{LinkName, Name, Uid};
 use stead_schemas::network::{Mac, Network, NetworkSpec, Port, PortSpec};
 use stead_schemas::policy::Expiry;
 
-use super::wanted_run;
+use super::{mounts, wanted_run};
 use crate::image::admission as images;
 use crate::store::{New, Tx, TxError};
 
@@ -62,6 +62,8 @@ pub enum Refused {
     #[error("{0}")]
     InvalidRequest(String),
     #[error(transparent)]
+    Volume(#[from] crate::volume::admission::VolumeRefused),
+    #[error(transparent)]
     Snapshot(#[from] crate::snapshot::admission::SnapshotRefused),
     #[error("the instance is in standby")]
     InStandby,
@@ -94,8 +96,11 @@ pub fn create(
 ) -> Result<Arc<Object<Instance>>, Refused> {
     let uid = tx.next_uid();
     let image = image(tx, &wish)?;
-    let disk = DiskSpec { size: wish.overlay, purpose: DiskPurpose::RootOverlay, source: None };
+    let purpose = DiskPurpose::RootOverlay;
+    let disk = DiskSpec { size: wish.overlay, purpose, source: None, source_disk: None };
     let allocated = allocate(tx, &uid, image, disk, wish.has_network.then_some(tap_prefix))?;
+    let volumes = mounts::take(tx, &uid, wish.volumes)?;
+    mounts::check_fit(&volumes, wish.hypervisor)?;
     let spec = InstanceSpec {
         image: wish.image,
         platform: wish.platform,
@@ -124,6 +129,7 @@ pub fn create(
         standby: 0,
         is_forced: false,
         origin: None,
+        volumes,
         allocated,
     };
     Ok(tx.create::<Instance>(New { uid: Some(uid), name: wish.name, tags: wish.tags, owner: None, spec })?)

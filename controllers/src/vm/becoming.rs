@@ -34,12 +34,16 @@ pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed, now: Timest
     if !seen.parts.is_disk_ready {
         return wait_for_disk(seen, "the root overlay is being copied");
     }
+    if let Some(why) = &seen.parts.volumes.trouble {
+        return wait(Reason::WaitingForDisk, why.clone(), None);
+    }
     act(Action::Adopt(Box::new(AdoptPlan {
         owner: object.meta.uid.clone(),
         snapshot: origin.snapshot.clone(),
         generation: origin.generation,
         run: object.spec.run,
         overlay: object.spec.allocated.disk.clone(),
+        volumes: seen.parts.volumes.disks.clone(),
     })))
 }
 

@@ -13,6 +13,7 @@ use stead_schemas::names::{Name, Uid};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
 use super::admission::{Refused, allocate, live, new_disk, owner, set_power};
+use super::mounts;
 use crate::snapshot::admission as snapshots;
 use crate::store::{New, Tx};
 
@@ -184,6 +185,7 @@ pub fn restore(
     let goal = goal(&snapshot, target)?;
     let disk = new_disk(tx, owner(uid), disk_of(&snapshot))?;
     let earlier = object.spec.allocated.disk.clone();
+    let volumes = mounts::restore(tx, &snapshot, &object)?;
     let now = tx.now();
     let changed = tx.update_spec::<Instance>(uid, None, |spec| {
         let kept = spec.clone();
@@ -203,6 +205,7 @@ pub fn restore(
             power_by: PowerCause::Client,
             power_since: now,
             run: kept.run + 1,
+            volumes,
             standby: kept.standby + 1,
             is_forced: kept.is_forced,
             ..(*snapshot.spec.instance).clone()
@@ -236,6 +239,7 @@ fn goal(snapshot: &Object<Snapshot>, target: Target) -> Result<Goal, Refused> {
     };
     let goal =
         Goal { power: target.power.unwrap_or(default), hypervisor: target.hypervisor.unwrap_or(saved_of) };
+    mounts::check_fit(&snapshot.spec.instance.volumes, goal.hypervisor)?;
     match kind {
         SnapshotKind::Stopped if goal.power == Power::Standby => {
             let message = "target_state cannot be Standby: there is no memory to keep";
@@ -253,7 +257,8 @@ fn goal(snapshot: &Object<Snapshot>, target: Target) -> Result<Goal, Refused> {
 
 fn disk_of(snapshot: &Object<Snapshot>) -> DiskSpec {
     let size = snapshot.spec.instance.overlay;
-    DiskSpec { size, purpose: DiskPurpose::RootOverlay, source: Some(snapshot.meta.uid.clone()) }
+    let source = Some(snapshot.meta.uid.clone());
+    DiskSpec { size, purpose: DiskPurpose::RootOverlay, source, source_disk: None }
 }
 
 fn origin(snapshot: &Object<Snapshot>, generation: u64, run: u64, target: Power) -> Origin {
@@ -300,6 +305,7 @@ fn begin_at(
     let image = source.allocated.image.clone();
     let tap_prefix = source.has_network.then_some(tap_prefix);
     let allocated = allocate(tx, &uid, image, disk_of(snapshot), tap_prefix)?;
+    let volumes = mounts::fork(tx, snapshot, &uid)?;
     let (run, standby) = (1, 1);
     let spec = InstanceSpec {
         power: goal.power,
@@ -315,6 +321,7 @@ fn begin_at(
         // The source's end is its own.
         expires_at: None,
         origin: Some(origin(snapshot, standby, run, goal.power)),
+        volumes,
         allocated,
         ..(**source).clone()
     };
@@ -393,6 +400,7 @@ mod tests {
                 image_digest: None,
                 compression: None,
                 pool: 0,
+                volume_disks: Vec::new(),
             },
             meta: source.meta,
             status: SnapshotStatus::default(),
@@ -439,7 +447,7 @@ mod tests {
         kind: SnapshotKind,
     ) -> Result<Arc<Object<Snapshot>>, Refused> {
         let size = live(tx, uid)?.spec.overlay;
-        let disk = DiskSpec { size, purpose: DiskPurpose::RootOverlay, source: None };
+        let disk = DiskSpec { size, purpose: DiskPurpose::RootOverlay, source: None, source_disk: None };
         let disk = new_disk(tx, owner(uid), disk)?;
         let instance = tx.update_spec::<Instance>(uid, None, |spec| spec.allocated.disk = disk)?;
         let mut spec = snapshot(kind, instance.spec.hypervisor).spec;

@@ -36,6 +36,7 @@ mod doors;
 pub mod forks;
 mod health;
 mod idle;
+pub mod mounts;
 mod observe;
 mod plan;
 mod remarks;
@@ -43,6 +44,7 @@ mod restarts;
 mod status;
 #[cfg(test)]
 mod tests;
+mod volumes;
 pub mod waking;
 
 use jiff::Timestamp;
@@ -63,6 +65,7 @@ pub use observe::{Blind, Observed, OriginSeen, Parts, PortSeen};
 pub use plan::wanted_run;
 #[cfg(test)]
 pub(crate) use tests::{instance as example, machine as example_machine};
+pub use volumes::VolumesSeen;
 
 /// Capabilities of the VM reconciler.
 #[derive(Debug)]

@@ -12,6 +12,7 @@ use stead_schemas::network::{Network, Port};
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
 use super::Vms;
+use super::volumes::{self, VolumesSeen};
 use crate::host::{
     Door, Doors, Flows, HostError, HostErrorKind, Images, Inbound, Machine, Machines, Memory, NetworkCard,
     ProbeSeen, Probes, SavedMemory,
@@ -70,6 +71,7 @@ pub struct Parts {
     /// Run parameters of the pinned content; present only when its root file system is.
     pub image_config: Option<ImageConfig>,
     pub is_disk_ready: bool,
+    pub volumes: VolumesSeen,
     /// What the disk waits for, or why it cannot be made, in its own words.
     pub disk_trouble: Option<String>,
     /// `None` when the instance has no network.
@@ -151,6 +153,7 @@ async fn parts<M: Machines, I: Images, P, C, W>(
         image_trouble,
         image_config: pinned.map(|stored| stored.config),
         is_disk_ready: disk.as_ref().is_some_and(|disk| condition::is_ready(&disk.status.conditions)),
+        volumes: volumes::seen(&vms.store, object),
         disk_trouble: disk.as_deref().and_then(disk_trouble),
         port: allocated.port.as_ref().and_then(|uid| port(vms, uid)),
         origin: object.spec.origin.as_ref().map(|origin| origin_seen(vms, &origin.snapshot)),

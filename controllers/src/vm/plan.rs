@@ -18,7 +18,7 @@ use super::becoming::{
     incarnation, is_another, is_prepared, is_used_up, plan_adopt, plan_assume, plan_used_up,
 };
 use super::restarts::Follows;
-use super::{Action, Observed, doors, health, idle};
+use super::{Action, Observed, doors, health, idle, volumes};
 use crate::host::{GuestPhase, LaunchPlan, Machine, VmmState};
 use crate::runtime::{Desired, Plan, Refusal, Wait};
 
@@ -136,6 +136,9 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
     if !parts.is_disk_ready {
         return wait_for_disk(seen, "the root overlay is being made");
     }
+    if let Some(why) = &parts.volumes.trouble {
+        return wait(Reason::WaitingForDisk, why.clone(), None);
+    }
     if object.spec.has_network && !parts.port.as_ref().is_some_and(|port| port.is_ready) {
         return wait(Reason::WaitingForNetwork, "the network port is being made", None);
     }
@@ -163,6 +166,7 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
         cid: object.spec.allocated.cid,
         network: parts.port.as_ref().map(|port| port.card.clone()),
         wants_headers: !object.spec.skip_kernel_headers,
+        volumes: parts.volumes.disks.clone(),
     });
     act(if seen.saved(object).is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
 }
@@ -429,6 +433,7 @@ fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Con
         stop_signal: image.stop_signal.clone(),
         shutdown_grace_millis: u64::try_from(limits::SHUTDOWN_GRACE.as_millis()).unwrap_or(u64::MAX),
         network: guest_network(seen),
+        volumes: volumes::guest_mounts(&object.spec),
         has_agent: !object.spec.skip_guest_agent,
         incarnation: incarnation(object),
     })

@@ -73,6 +73,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             origin: None,
             snapshot_policy: None,
             compression: None,
+            volumes: Vec::new(),
             allocated: Allocated { image: uid(), disk: uid(), port: None, cid: 3 },
         },
         status: InstanceStatus { image_digest: Some(digest), ended_run, ..InstanceStatus::default() },

@@ -11,7 +11,8 @@ use super::compression::SnapshotPolicyView;
 use super::fields::Fields;
 use super::health::{HealthCheckView, HealthView, check_fits};
 use super::policy::RestartView;
-use super::{auto_standby, compression, health, later, policy};
+use super::volume::{MountView, MountWish};
+use super::{auto_standby, compression, health, later, policy, volume};
 use crate::compression::SnapshotPolicy;
 use crate::condition::Condition;
 use crate::health::HealthCheck;
@@ -57,6 +58,7 @@ pub struct InstanceWish {
     pub health: Option<HealthCheck>,
     pub snapshot_policy: Option<SnapshotPolicy>,
     pub auto_standby: Option<AutoStandbyPolicy>,
+    pub volumes: Vec<MountWish>,
 }
 
 impl InstanceWish {
@@ -101,6 +103,7 @@ impl InstanceWish {
         }
         let snapshot_policy = compression::policy(&mut fields, &mut errors);
         let auto_standby = auto_standby::policy(&mut fields, &mut errors);
+        let volumes = volume::mounts(&mut fields, &mut errors);
         later::refuse_later_fields(&mut fields, &mut errors);
         fields.finish(&mut errors);
         match (name, image) {
@@ -124,6 +127,7 @@ impl InstanceWish {
                 snapshot_policy,
                 health,
                 auto_standby,
+                volumes,
             }),
             _ => Err(errors),
         }
@@ -264,7 +268,7 @@ pub struct Instance {
     pub vcpus: u32,
     pub env: BTreeMap<String, String>,
     pub network: NetworkView,
-    pub volumes: Vec<Value>,
+    pub volumes: Vec<MountView>,
     pub hypervisor: Hypervisor,
     pub platform: Platform,
     pub tags: Tags,
@@ -342,7 +346,7 @@ impl Instance {
                 ip: port.map(|port| port.address.to_string()),
                 mac: port.map(|port| port.mac.to_string()),
             },
-            volumes: Vec::new(),
+            volumes: spec.volumes.iter().map(Into::into).collect(),
             hypervisor: spec.hypervisor,
             platform: spec.platform,
             tags: meta.tags.clone(),

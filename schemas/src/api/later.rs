@@ -7,8 +7,6 @@ use crate::validate::FieldErrors;
 
 const INVALID: &str = "invalid_request";
 const UNSUPPORTED: &str = "not_supported";
-/// Block devices after root, overlay and configuration (contract.md 2.1).
-const VOLUMES_MAX: usize = 23;
 
 fn refuse(errors: &mut FieldErrors, path: String) {
     errors.push(path, UNSUPPORTED, "is not supported by this server yet");
@@ -26,7 +24,6 @@ pub(super) fn refuse_later_fields(fields: &mut Fields, errors: &mut FieldErrors)
     }
     devices(fields, errors);
     gpu(fields, errors);
-    volumes(fields, errors);
     credentials(fields, errors);
 }
 
@@ -68,35 +65,6 @@ fn gpu(fields: &mut Fields, errors: &mut FieldErrors) {
         refuse(errors, gpu.path("profile"));
     }
     gpu.finish(errors);
-}
-
-fn volumes(fields: &mut Fields, errors: &mut FieldErrors) {
-    let volumes = fields.objects("volumes", errors);
-    if volumes.len() > VOLUMES_MAX {
-        let message = format!("has {} entries; at most {VOLUMES_MAX} devices fit", volumes.len());
-        errors.push(fields.path("volumes"), INVALID, message);
-    }
-    let is_asked = !volumes.is_empty();
-    for mut volume in volumes {
-        volume.required_text("volume_id", errors);
-        let path = volume.required_text("mount_path", errors);
-        if path.is_some_and(|path| !path.starts_with('/')) {
-            errors.push(volume.path("mount_path"), INVALID, "must be absolute");
-        }
-        let is_read_only = volume.flag("readonly", errors).unwrap_or(false);
-        let is_overlay = volume.flag("overlay", errors).unwrap_or(false);
-        let size: Option<Bytes> = volume.parsed("overlay_size", "invalid_overlay_size", errors);
-        if is_overlay && !is_read_only {
-            errors.push(volume.path("overlay"), INVALID, "needs readonly");
-        }
-        if is_overlay && size.is_none() {
-            errors.push(volume.path("overlay_size"), INVALID, "is required with overlay");
-        }
-        volume.finish(errors);
-    }
-    if is_asked {
-        refuse(errors, fields.path("volumes"));
-    }
 }
 
 fn credentials(fields: &mut Fields, errors: &mut FieldErrors) {

@@ -21,6 +21,7 @@ mod snapshot;
 mod system;
 #[cfg(test)]
 mod tests;
+mod volume;
 
 pub use auto_standby::{AutoStandbyReason, AutoStandbyState, AutoStandbyView};
 pub use compression::{CompressionAsked, CompressionView, SnapshotPolicyView, StandbyRequest};
@@ -41,3 +42,4 @@ pub use snapshot::{
 pub use system::{
     Capabilities, HostView, ImagesView, InstanceStats, NetworkModel, Runtime, RuntimeView, ServerView,
 };
+pub use volume::{AccessWish, Attachment, MountView, MountWish, Volume, VolumeAttach, VolumeCreate};

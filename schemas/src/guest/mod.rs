@@ -38,6 +38,12 @@ pub const OVERLAY_DISK: &str = "stead.overlay";
 /// Serial number of the disk with the kernel's headers, and the word on the kernel's command line
 /// that says it is there.
 pub const HEADERS_DISK: &str = "stead.headers";
+/// Serial number of a volume's disk, by its place among them; virtio has room for 20 bytes.
+#[must_use]
+pub fn volume_disk(index: usize) -> String {
+    format!("stead.volume.{index}")
+}
+
 /// A guest's clock that is off by less is left alone: a step disturbs programs more than that does.
 pub const CLOCK_OFF_MAX: std::time::Duration = std::time::Duration::from_millis(500);
 /// What the guest's PID 1 has to do.
@@ -59,10 +65,23 @@ pub struct Config {
     /// How long the program has between the stop signal and the kill.
     pub shutdown_grace_millis: u64,
     pub network: Option<NetworkConfig>,
+    /// In the order in which they are mounted.
+    #[serde(default)]
+    pub volumes: Vec<VolumeMount>,
     pub has_agent: bool,
     /// Which life of which instance this is; the guest repeats it in its state.
     #[serde(default)]
     pub incarnation: String,
+}
+
+/// A volume in the guest; disks are named by their serial numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    pub path: String,
+    pub disk: String,
+    pub is_read_only: bool,
+    /// What is written over a disk that is only read.
+    pub upper: Option<String>,
 }
 
 /// What a guest that goes on from the memory of another has to become.

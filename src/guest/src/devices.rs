@@ -72,6 +72,16 @@ fn find_control_port() -> Option<PathBuf> {
     None
 }
 
+/// A disk by its serial number: what its name is depends on the other disks.
+pub(crate) fn disk_of_serial(serial: &str) -> Option<PathBuf> {
+    let mut disks = fs::read_dir("/sys/block").ok()?.flatten();
+    let is_it = |disk: &fs::DirEntry| {
+        fs::read_to_string(disk.path().join("serial")).is_ok_and(|found| found.trim() == serial)
+    };
+    let found = disks.find(is_it)?;
+    Some(Path::new("/dev").join(found.file_name())).filter(|device| device.exists())
+}
+
 /// Waits until a device is there.
 pub(crate) fn wait_for<T>(what: &'static str, mut find: impl FnMut() -> Option<T>) -> Result<T, BootError> {
     let deadline = Instant::now() + DEVICE_WAIT;

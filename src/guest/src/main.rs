@@ -29,6 +29,7 @@ mod root;
 mod spare;
 mod system;
 mod user;
+mod volumes;
 
 use std::fmt::Display;
 use std::io;
@@ -50,6 +51,11 @@ pub(crate) struct BootError {
 impl BootError {
     pub(crate) fn new(phase: &'static str, reason: impl Display) -> Self {
         Self { phase, reason: reason.to_string() }
+    }
+
+    /// Of something at a path.
+    pub(crate) fn at(self, path: &str) -> Self {
+        Self { reason: format!("{path}: {}", self.reason), ..self }
     }
 }
 
@@ -97,7 +103,9 @@ fn prepare(config: &Config) -> Result<(), BootError> {
     hostname.map_err(|error| BootError::new("hostname", error))?;
     network::configure(config.network.as_ref())?;
     root::write_first_names(config)?;
+    let volumes = volumes::mount_all(&config.volumes)?;
     root::switch()?;
+    volumes::place(volumes)?;
     identity::begin_boot(&config.machine_id).map_err(|error| BootError::new("machine id", error))?;
     host_keys::settle_at_boot(&config.instance).map_err(|error| BootError::new("ssh host keys", error))
 }
@@ -143,6 +151,7 @@ fn say(line: &str) {
 
 fn power_off() -> ! {
     rustix::fs::sync();
+    volumes::settle();
     root::settle();
     let _ = reboot(RebootCommand::PowerOff);
     loop {

@@ -1,9 +1,8 @@
 //! The program's root: the image read-only below, the instance's ext4 disk above.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, unmount,
@@ -11,7 +10,7 @@ use rustix::mount::{
 use stead_schemas::guest::{Config, HEADERS_DISK, NetworkConfig, OVERLAY_DISK, ROOT_DISK};
 
 use crate::BootError;
-use crate::devices::wait_for;
+use crate::devices::{disk_of_serial, wait_for};
 
 const NEW_ROOT: &str = "/newroot";
 
@@ -24,8 +23,8 @@ pub(crate) fn mount_root() -> Result<(), BootError> {
     for dir in ["/lower", "/upper", NEW_ROOT] {
         fs::create_dir_all(dir).map_err(failed(dir))?;
     }
-    let image = wait_for("the image's disk", || disk(ROOT_DISK))?;
-    let overlay = wait_for("the overlay's disk", || disk(OVERLAY_DISK))?;
+    let image = wait_for("the image's disk", || disk_of_serial(ROOT_DISK))?;
+    let overlay = wait_for("the overlay's disk", || disk_of_serial(OVERLAY_DISK))?;
     mount_image(&image)?;
     mount(&overlay, "/upper", "ext4", MountFlags::NOATIME, None).map_err(failed("overlay disk"))?;
     for dir in ["/upper/upper", "/upper/work"] {
@@ -48,18 +47,9 @@ fn mount_headers() -> Result<bool, BootError> {
         return Ok(false);
     }
     fs::create_dir_all("/headers").map_err(failed("headers"))?;
-    let device = wait_for("the disk of headers", || disk(HEADERS_DISK))?;
+    let device = wait_for("the disk of headers", || disk_of_serial(HEADERS_DISK))?;
     mount(device.as_path(), "/headers", "squashfs", MountFlags::RDONLY, None).map_err(failed("headers"))?;
     Ok(true)
-}
-
-/// By its serial number: what its name is depends on the other disks, and on the order in which the
-/// board's bus finds them.
-fn disk(serial: &str) -> Option<PathBuf> {
-    let disks = fs::read_dir("/sys/block").ok()?.flatten();
-    let is_it = |own: io::Result<String>| own.is_ok_and(|own| own.trim() == serial);
-    let found = disks.into_iter().find(|disk| is_it(fs::read_to_string(disk.path().join("serial"))))?;
-    Some(Path::new("/dev").join(found.file_name())).filter(|device| device.exists())
 }
 
 /// The format is told by trying: both are accepted.

@@ -1,10 +1,10 @@
 //! The command line of one VM: a pure function of plan and places.
 
 use std::os::fd::RawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use stead_controllers::host::{LaunchPlan, NetworkCard};
-use stead_schemas::guest::{CONTROL_PORT, HEADERS_DISK, OVERLAY_DISK, ROOT_DISK};
+use stead_schemas::guest::{CONTROL_PORT, HEADERS_DISK, OVERLAY_DISK, ROOT_DISK, volume_disk};
 
 use super::board::Board;
 use super::launching::Content;
@@ -20,6 +20,8 @@ pub(super) struct Ingredients<'a> {
     pub(super) initrd: &'a Path,
     pub(super) rootfs: &'a Path,
     pub(super) overlay: &'a Path,
+    /// Disks of volumes, and whether they are only read.
+    pub(super) volumes: &'a [(PathBuf, bool)],
     /// A file as long as the guest's memory, open in the VMM from its start.
     pub(super) ram: RawFd,
     pub(super) mapping: Mapping,
@@ -101,18 +103,8 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
     add(&["-device", &format!("virtserialport,chardev=control,name={CONTROL_PORT},nr=1")]);
     add(&["-device", &from.board.device("rng")]);
     // Found by their serial numbers: which is the guest's first is for the board to say.
-    let mut add_disk = |name: &str, serial: &str, path: &Path, read_only: &str| {
-        let file = escaped(path);
-        let options = format!("read-only={read_only},discard=unmap");
-        add(&["-blockdev", &format!("driver=file,node-name={name}-file,filename={file},{options}")]);
-        add(&["-blockdev", &format!("driver=raw,node-name={name},file={name}-file,{options}")]);
-        add(&["-device", &format!("{},drive={name},serial={serial}", from.board.device("blk"))]);
-    };
-    add_disk("root", ROOT_DISK, from.rootfs, "on");
-    add_disk("overlay", OVERLAY_DISK, from.overlay, "off");
-    if let Some(headers) = from.headers {
-        add_disk("headers", HEADERS_DISK, headers, "on");
-    }
+    add_disk(&mut add, from.board, &Disk::new("root", ROOT_DISK, from.rootfs, true));
+    add_disk(&mut add, from.board, &Disk::new("overlay", OVERLAY_DISK, from.overlay, false));
     if let Some(card) = &plan.network {
         // The card hangs on a hub, not on the TAP: a TAP that is removed under a running guest can
         // then be replaced, which a card's own back end cannot. The price is the offloads.
@@ -121,7 +113,37 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
         add(&["-netdev", "hubport,id=card,hubid=0"]);
         add(&["-device", &card_device(from.board, card)]);
     }
+    // Behind what every VM has: so they move no device of a memory that was saved without them.
+    if let Some(headers) = from.headers {
+        add_disk(&mut add, from.board, &Disk::new("headers", HEADERS_DISK, headers, true));
+    }
+    for (index, (path, is_read_only)) in from.volumes.iter().enumerate() {
+        let (name, serial) = (format!("volume{index}"), volume_disk(index));
+        add_disk(&mut add, from.board, &Disk::new(&name, &serial, path, *is_read_only));
+    }
     line
+}
+
+struct Disk<'a> {
+    name: &'a str,
+    serial: &'a str,
+    path: &'a Path,
+    is_read_only: bool,
+}
+
+impl<'a> Disk<'a> {
+    fn new(name: &'a str, serial: &'a str, path: &'a Path, is_read_only: bool) -> Self {
+        Self { name, serial, path, is_read_only }
+    }
+}
+
+fn add_disk(add: &mut impl FnMut(&[&str]), board: Board, disk: &Disk<'_>) {
+    let Disk { name, serial, path, is_read_only } = disk;
+    let (file, read_only) = (escaped(path), if *is_read_only { "on" } else { "off" });
+    let options = format!("read-only={read_only},discard=unmap");
+    add(&["-blockdev", &format!("driver=file,node-name={name}-file,filename={file},{options}")]);
+    add(&["-blockdev", &format!("driver=raw,node-name={name},file={name}-file,{options}")]);
+    add(&["-device", &format!("{},drive={name},serial={serial}", board.device("blk"))]);
 }
 
 fn kernel_line(from: &Ingredients<'_>) -> String {
@@ -173,6 +195,7 @@ mod tests {
                 address: std::net::Ipv4Addr::new(10, 0, 0, 2),
             }),
             wants_headers: true,
+            volumes: Vec::new(),
         }
     }
 
@@ -185,6 +208,7 @@ mod tests {
             initrd: Path::new("/i"),
             rootfs: Path::new("/a,b"),
             overlay: Path::new("/o"),
+            volumes: &[("/v".into(), false), ("/w".into(), true)],
             ram: 9,
             mapping: Mapping::Own,
             accelerator,
@@ -202,7 +226,7 @@ mod tests {
 
     #[test]
     fn each_board_has_the_devices_of_its_bus_and_the_same_ones() {
-        let serials = ["serial=stead.root", "serial=stead.overlay", "serial=stead.headers"];
+        let serials = ["root", "overlay", "headers"].map(|disk| format!("serial=stead.{disk}"));
         for (board, ending) in [(Board::Q35, "-pci"), (Board::Microvm, "-device")] {
             let line = line(board, Content::Fresh, Accelerator::Tcg);
             let devices = values(&line, "-device");
@@ -211,7 +235,7 @@ mod tests {
             let expected =
                 ["serial", "rng", "blk", "blk", "blk", "net"].map(|kind| format!("virtio-{kind}{ending}"));
             assert_eq!(virtio, expected);
-            for serial in serials {
+            for serial in &serials {
                 let having = devices.iter().filter(|one| one.split(',').any(|part| part == serial)).count();
                 assert_eq!(having, 1, "{serial}: {devices:?}");
             }

@@ -56,6 +56,7 @@ impl Qemu {
             memory: plan.memory,
             mapping: Mapping::Own,
             ram_inode: 0,
+            volumes: plan.volumes.clone(),
             headers: self.config.boot_files.get()?.0.headers.filter(|_| plan.wants_headers),
         };
         let file = fresh_ram(memory_size(plan)).map_err(failed)?;
@@ -136,12 +137,15 @@ impl Qemu {
     ) -> Result<tokio::process::Child, HostError> {
         let config = &self.config;
         let (kernel, initrd) = config.boot_files.get()?;
+        let volumes: Vec<_> =
+            plan.volumes.iter().map(|volume| ((config.disk)(&volume.disk), volume.is_read_only)).collect();
         let ingredients = command::Ingredients {
             board: record.board,
             kernel: &kernel,
             initrd: &initrd,
             rootfs: &(config.rootfs)(&plan.rootfs),
             overlay: &(config.disk)(&plan.overlay),
+            volumes: &volumes,
             ram: ram.file.as_raw_fd(),
             mapping: ram.mapping,
             accelerator: config.accelerator,
@@ -154,9 +158,12 @@ impl Qemu {
         let mut command = tokio::process::Command::new(&config.binary);
         command.args(command::arguments(plan, places, &ingredients)).current_dir("/").kill_on_drop(false);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
-        let overlay = fs::metadata((config.disk)(&plan.overlay)).map_err(failed)?.len();
+        let mut largest = 0;
+        for disk in plan.disks() {
+            largest = largest.max(fs::metadata((config.disk)(&disk.disk)).map_err(failed)?.len());
+        }
         // RAM is not among what this bounds: its file has its length, and is written to by pages.
-        let file_size_max = spawning::file_size_max(overlay, config.console_log_max);
+        let file_size_max = spawning::file_size_max(largest, config.console_log_max);
         spawning::prepare(&mut command, file_size_max, ram.file.as_raw_fd());
         command.spawn().map_err(failed)
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use stead_controllers::host::VolumeDisk;
 use stead_schemas::guest::Token;
 
 /// What was saved, and what a restore must find again.
@@ -34,6 +35,9 @@ pub(super) struct Origin {
     pub(super) kernel: PathBuf,
     pub(super) initrd: PathBuf,
     pub(super) overlay: FileMark,
+    /// In the order in which its guest knows them.
+    #[serde(default)]
+    pub(super) volumes: Vec<VolumeMark>,
     /// The disk of headers that its guest has mounted: a restore gives it the same.
     #[serde(default)]
     pub(super) headers: Option<PathBuf>,
@@ -56,6 +60,20 @@ pub(super) struct Proof {
     pub(super) state_sha256: String,
     pub(super) ram_bytes: u64,
     pub(super) ram_sum: u64,
+}
+
+/// A volume's disk as it was, or what was written over one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct VolumeMark {
+    #[serde(flatten)]
+    pub(super) disk: VolumeDisk,
+    mark: FileMark,
+}
+
+impl VolumeMark {
+    pub(super) fn of(disk: &VolumeDisk, path: &Path) -> io::Result<Self> {
+        Ok(Self { disk: disk.clone(), mark: FileMark::of(path)? })
+    }
 }
 
 /// A file as it was: any write since shows.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use stead_controllers::host::HostError;
+use stead_controllers::host::{HostError, VolumeDisk};
 use stead_schemas::guest::Token;
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::quantity::Bytes;
@@ -83,6 +83,8 @@ pub(super) struct Record {
     /// Of the file that is mapped.
     #[serde(default)]
     pub(super) ram_inode: u64,
+    #[serde(default)]
+    pub(super) volumes: Vec<VolumeDisk>,
     /// The disk with its kernel's headers, if it was given one.
     #[serde(default)]
     pub(super) headers: Option<PathBuf>,
@@ -137,6 +139,7 @@ impl Record {
             memory: Bytes(0),
             mapping: Mapping::Own,
             ram_inode: 0,
+            volumes: Vec::new(),
             headers: None,
         }
     }

@@ -44,9 +44,11 @@ impl Qemu {
                 format!("its memory was saved of a VM on {}, not on {}", origin.machine, board.as_str());
             return Err(refused(why));
         }
-        let overlay = FileMark::of(&(self.config.disk)(&plan.overlay))
-            .map_err(|error| HostError::io("look at the disk of", plan.owner.as_str(), error))?;
-        if overlay != origin.overlay {
+        let failed = |error| HostError::io("look at the disks of", plan.owner.as_str(), error);
+        if !plan.volumes.iter().eq(origin.volumes.iter().map(|volume| &volume.disk)) {
+            return Err(refused("its memory was saved with other volumes".to_owned()));
+        }
+        if !self.is_as_saved(&plan.overlay, &origin).map_err(failed)? {
             return Err(refused("its disk was written to after its memory was saved".to_owned()));
         }
         let (ram, state) = loaded(memory.clone(), manifest.clone(), plan).await?;
@@ -69,6 +71,7 @@ impl Qemu {
             memory: plan.memory,
             mapping: ram.mapping,
             ram_inode: 0,
+            volumes: plan.volumes.clone(),
             headers: origin.headers.clone(),
         };
         let attached = self.start(plan, record, &ram).await;
@@ -151,13 +154,15 @@ impl Qemu {
         let manifest = from.manifest()?.ok_or_else(missing)?;
         // Before its RAM is taken for one that was checked already.
         self.check_whole(&plan.snapshot)?;
-        let overlay = FileMark::of(&(self.config.disk)(&plan.overlay))
-            .map_err(|error| HostError::io("look at the disk of", plan.owner.as_str(), error))?;
+        let seen = |error| HostError::io("look at the disks of", plan.owner.as_str(), error);
+        let overlay = FileMark::of(&(self.config.disk)(&plan.overlay)).map_err(seen)?;
+        let volumes = self.mark_volumes(&plan.volumes).map_err(seen)?;
         let origin = Origin {
             generation: plan.generation,
             run: plan.run,
             launched_at: Timestamp::now(),
             overlay,
+            volumes,
             is_adopted: true,
             ..manifest.origin.clone()
         };

@@ -7,15 +7,16 @@
 //! ```
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use jiff::Timestamp;
-use stead_controllers::host::{HostError, HostErrorKind, Memory, SavedMemory, VmmState};
+use stead_controllers::host::{HostError, HostErrorKind, Memory, SavedMemory, VmmState, VolumeDisk};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 
-use super::manifest::{FileMark, Origin, RamKept};
+use super::manifest::{FileMark, Origin, RamKept, VolumeMark};
 use super::memory::MemoryDir;
 use super::own_pages::OwnPages;
 use super::places::{Mapping, Record};
@@ -159,10 +160,23 @@ impl Qemu {
             kernel: kernel.vmlinux.clone(),
             initrd: initrd.clone(),
             overlay: FileMark::of(&(self.config.disk)(overlay)).map_err(io)?,
+            volumes: self.mark_volumes(&record.volumes).map_err(io)?,
             headers: record.headers.clone(),
             is_adopted: false,
         };
         Ok((origin, kept?))
+    }
+
+    /// Disks of volumes, as they are now.
+    pub(super) fn mark_volumes(&self, disks: &[VolumeDisk]) -> io::Result<Vec<VolumeMark>> {
+        disks.iter().map(|disk| VolumeMark::of(disk, &(self.config.disk)(&disk.disk))).collect()
+    }
+
+    /// No disk was written to since a memory was saved that knows what is there.
+    pub(super) fn is_as_saved(&self, overlay: &Uid, origin: &Origin) -> io::Result<bool> {
+        let volumes: Vec<_> = origin.volumes.iter().map(|volume| volume.disk.clone()).collect();
+        let is_overlay = FileMark::of(&(self.config.disk)(overlay))? == origin.overlay;
+        Ok(is_overlay && self.mark_volumes(&volumes)? == origin.volumes)
     }
 
     /// Before the disk is touched: a copy that would fill it takes room from others until it fails.
@@ -197,7 +211,7 @@ impl Qemu {
     }
 }
 
-fn own_pages(pid: u32, record: &Record) -> std::io::Result<OwnPages> {
+fn own_pages(pid: u32, record: &Record) -> io::Result<OwnPages> {
     OwnPages::of(pid, record.ram_inode, record.memory.mib_ceil() << 20)
 }
 

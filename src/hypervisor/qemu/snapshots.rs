@@ -1,11 +1,13 @@
 //! Snapshots: memory and disk of one moment, each in a directory of its own.
 //!
 //! ```text
-//! snapshots/UID/saved/     disk.ext4, snapshot.json, and of a VM's memory ram, state, manifest.json
+//! snapshots/UID/saved/     disk.ext4, volume-*.ext4, snapshot.json; and of a VM's memory ram, state,
+//!                          manifest.json
 //! ```
 //! Guarantees: `saved` appears whole, durably, by one rename. A VM that runs is held only while its
 //! state, its RAM and its disk are copied; sums and fsyncs come after.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -21,12 +23,12 @@ use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
-use super::manifest::{FileMark, Origin, RamKept};
+use super::manifest::{Origin, RamKept};
 use super::memory::MemoryDir;
 use super::places::Record;
 use super::saving::proved;
 use super::{Qemu, uids_in};
-use crate::host::disks::SNAPSHOT_DISK;
+use crate::host::disks::Ext4Files;
 use crate::host::{files, sparse};
 
 const MANIFEST: &str = "snapshot.json";
@@ -37,6 +39,9 @@ struct Manifest {
     kind: SnapshotKind,
     captured_at: Timestamp,
     disk_bytes: u64,
+    /// Of those that volumes were written to.
+    #[serde(default)]
+    volume_bytes: BTreeMap<Uid, u64>,
 }
 
 impl Snapshots for Qemu {
@@ -51,7 +56,7 @@ impl Snapshots for Qemu {
         }
         let Some(manifest) = dir.read::<Manifest>(MANIFEST)? else { return Ok(Some(Captured::Loose)) };
         let is_whole = is_whole(&dir, &manifest)?;
-        let Manifest { kind, captured_at, disk_bytes: _ } = manifest;
+        let Manifest { kind, captured_at, .. } = manifest;
         let size = Bytes(allocated_in(&dir));
         let packing = match dir.manifest()? {
             _ if self.packer.is_going(snapshot) => PackingState::Packing,
@@ -67,7 +72,10 @@ impl Snapshots for Qemu {
 
     async fn measure(&self, plan: &CapturePlan) -> Result<Bytes, HostError> {
         let failed = |error| HostError::io("measure", plan.source.as_str(), error);
-        let disk = fs::metadata((self.config.disk)(&plan.disk)).map_err(failed)?.blocks() * 512;
+        let mut disks = 0;
+        for disk in std::iter::once(&plan.disk).chain(&plan.volumes) {
+            disks += fs::metadata((self.config.disk)(disk)).map_err(failed)?.blocks() * 512;
+        }
         let attached = self.lock().get(&plan.source).cloned();
         let memory = match (plan.kind, attached) {
             (SnapshotKind::Standby, Some(attached)) => {
@@ -76,7 +84,7 @@ impl Snapshots for Qemu {
             // What is saved already is shared.
             (SnapshotKind::Standby, None) | (SnapshotKind::Stopped, _) => 0,
         };
-        Ok(Bytes(disk.saturating_add(memory)))
+        Ok(Bytes(memory.saturating_add(disks)))
     }
 
     async fn capture(&self, plan: &CapturePlan) -> Result<(), HostError> {
@@ -121,10 +129,14 @@ impl Snapshots for Qemu {
 
 /// Nothing was taken from what was published, or cut off.
 fn is_whole(dir: &MemoryDir, manifest: &Manifest) -> Result<bool, HostError> {
-    let disk = fs::metadata(dir.saved(SNAPSHOT_DISK));
-    let has_disk = disk.is_ok_and(|disk| disk.len() == manifest.disk_bytes);
+    let has_disk = |of: Option<&Uid>, bytes: u64| {
+        let disk = fs::metadata(dir.saved(&Ext4Files::in_snapshot(of)));
+        disk.is_ok_and(|disk| disk.len() == bytes)
+    };
+    let has_disks = has_disk(None, manifest.disk_bytes)
+        && manifest.volume_bytes.iter().all(|(of, bytes)| has_disk(Some(of), *bytes));
     let has_memory = || Ok(dir.manifest()?.is_some_and(|memory| dir.is_whole(&memory)));
-    Ok(has_disk && (manifest.kind == SnapshotKind::Stopped || has_memory()?))
+    Ok(has_disks && (manifest.kind == SnapshotKind::Stopped || has_memory()?))
 }
 
 impl Qemu {
@@ -165,8 +177,8 @@ impl Qemu {
             Ok(()) => {
                 // No standby's: whoever takes it over gives it the number of its own.
                 match self.take_memory(&plan.source, &attached, dir, begun, 0).await {
-                    // The VMM has flushed its disk since it is held.
-                    Ok(memory) => self.copy_disk(plan, dir).await.map(|()| memory),
+                    // The VMM has flushed its disks since it is held.
+                    Ok(memory) => self.copy_disks(plan, dir).await.map(|()| memory),
                     Err(error) => Err(error),
                 }
             }
@@ -190,11 +202,11 @@ impl Qemu {
             return Err(conflict(plan, "its memory is of another run"));
         }
         let kept = dir.keep_shared(&memory, &manifest)?;
-        self.copy_disk(plan, dir).await?;
-        let seen =
-            FileMark::of(&(self.config.disk)(&plan.disk)).map_err(dir.failed("look at the disk for"))?;
-        if seen != origin.overlay {
-            return Err(conflict(plan, "its disk is newer than its memory"));
+        self.copy_disks(plan, dir).await?;
+        let is_as_saved =
+            self.is_as_saved(&plan.disk, &origin).map_err(dir.failed("look at the disks for"))?;
+        if !is_as_saved {
+            return Err(conflict(plan, "one of its disks is newer than its memory"));
         }
         Ok((origin, kept))
     }
@@ -204,18 +216,30 @@ impl Qemu {
         if Record::read(&self.places(&plan.source))?.is_some() {
             return Err(conflict(plan, "its source is not down"));
         }
-        self.copy_disk(plan, dir).await
+        self.copy_disks(plan, dir).await
     }
 
-    async fn copy_disk(&self, plan: &CapturePlan, dir: &MemoryDir) -> Result<(), HostError> {
-        let (from, to) = ((self.config.disk)(&plan.disk), dir.saving(SNAPSHOT_DISK));
-        let copied = tokio::task::spawn_blocking(move || copy_file(&from, &to)).await;
-        copied.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(dir.failed("copy the disk to"))
+    async fn copy_disks(&self, plan: &CapturePlan, dir: &MemoryDir) -> Result<(), HostError> {
+        let pair = |of: Option<&Uid>, disk: &Uid| {
+            ((self.config.disk)(disk), dir.saving(&Ext4Files::in_snapshot(of)))
+        };
+        let mut pairs = vec![pair(None, &plan.disk)];
+        pairs.extend(plan.volumes.iter().map(|disk| pair(Some(disk), disk)));
+        let copy = move || pairs.iter().try_for_each(|(from, to)| copy_file(from, to));
+        let copied = tokio::task::spawn_blocking(copy).await;
+        copied.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(dir.failed("copy the disks to"))
     }
 }
 
 fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
     sparse::copy(&File::open(from)?, &File::create_new(to)?)
+}
+
+/// A file's length, once it is durable.
+fn synced_bytes(path: &Path) -> io::Result<u64> {
+    let file = File::open(path)?;
+    file.sync_all()?;
+    Ok(file.metadata()?.len())
 }
 
 /// Makes what was taken durable, and then the snapshot.
@@ -224,19 +248,19 @@ async fn seal(
     dir: &MemoryDir,
     memory: Option<(Origin, RamKept)>,
 ) -> Result<(), HostError> {
-    let disk = dir.saving(SNAPSHOT_DISK);
+    let (of_thread, volumes) = (dir.clone(), plan.volumes.clone());
     let synced = tokio::task::spawn_blocking(move || {
-        let disk = File::open(disk)?;
-        disk.sync_all()?;
-        Ok(disk.metadata()?.len())
+        let bytes = |of: Option<&Uid>| synced_bytes(&of_thread.saving(&Ext4Files::in_snapshot(of)));
+        let volumes = volumes.iter().map(|disk| Ok((disk.clone(), bytes(Some(disk))?)));
+        Ok((bytes(None)?, volumes.collect::<io::Result<BTreeMap<_, _>>>()?))
     });
     let synced = synced.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-    let disk_bytes = synced.map_err(dir.failed("make durable"))?;
+    let (disk_bytes, volume_bytes) = synced.map_err(dir.failed("make durable"))?;
     let captured_at = memory.as_ref().map_or_else(Timestamp::now, |(origin, _)| origin.saved_at);
     if let Some((origin, ram)) = memory {
         proved(&plan.source, dir.clone(), origin, ram).await?;
     }
-    let manifest = Manifest { kind: plan.kind, captured_at, disk_bytes };
+    let manifest = Manifest { kind: plan.kind, captured_at, disk_bytes, volume_bytes };
     let bytes = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
     files::write_whole(&dir.saving(MANIFEST), &bytes, 0o600)?;
     dir.publish()

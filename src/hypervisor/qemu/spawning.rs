@@ -7,10 +7,10 @@ use rustix::io::FdFlags;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use stead_schemas::quantity::Bytes;
 
-/// What a VMM's files may grow to: its disk is as long as it will ever be, and a console's log must
+/// What a VMM's files may grow to: its disks are as long as they will ever be, and a console's log must
 /// be able to reach the length at which it is rotated.
-pub(super) fn file_size_max(overlay: u64, console_log_max: Bytes) -> u64 {
-    overlay.max(console_log_max.0.saturating_mul(2))
+pub(super) fn file_size_max(largest_disk: u64, console_log_max: Bytes) -> u64 {
+    largest_disk.max(console_log_max.0.saturating_mul(2))
 }
 
 /// A session of its own, so that it outlives the daemon, and a bound on each of its files, which

@@ -1,0 +1,57 @@
+//! Simulated writes: what a VM's memory knows of its disks, and whether they are still as it knows them.
+
+use stead_schemas::names::Uid;
+
+use super::State;
+use crate::host::VolumeDisk;
+
+/// A disk that a VM has, and how often VMs had begun to write to that by then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) disk: VolumeDisk,
+    age: u64,
+}
+
+impl Known {
+    pub(super) fn of(disks: impl Iterator<Item = VolumeDisk>) -> Vec<Self> {
+        disks.map(|disk| Self { disk, age: 0 }).collect()
+    }
+}
+
+impl State {
+    pub(super) fn has_disks(&self, known: &[Known]) -> bool {
+        known.iter().all(|known| self.disks.contains_key(&known.disk.disk))
+    }
+
+    pub(super) fn age(&self, disk: &Uid) -> u64 {
+        self.disk_ages.get(disk).copied().unwrap_or(0)
+    }
+
+    /// A VM begins to run with its disks. Whether they are as it knew them, each of them.
+    pub(super) fn begin_to_write(&mut self, owner: &Uid, known: &mut [Known]) -> bool {
+        self.note_sharing(owner, known);
+        let mut is_as_known = true;
+        for Known { disk, age } in known {
+            is_as_known &= *age == self.age(&disk.disk);
+            if !disk.is_read_only {
+                *self.disk_ages.entry(disk.disk.clone()).or_default() += 1;
+            }
+            *age = self.age(&disk.disk);
+        }
+        is_as_known
+    }
+
+    /// Two VMs with one disk, of which one writes.
+    fn note_sharing(&mut self, owner: &Uid, known: &[Known]) {
+        let others = self.machines.iter().filter(|(uid, vmm)| *uid != owner && vmm.is_alive());
+        let is_shared = others.flat_map(|(_, vmm)| &vmm.disks).any(|theirs| {
+            known.iter().any(|own| {
+                let is_written = !own.disk.is_read_only || !theirs.disk.is_read_only;
+                own.disk.disk == theirs.disk.disk && is_written
+            })
+        });
+        if is_shared {
+            self.corrupted.push(owner.clone());
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Invariants of what is stored on disks: their files, volumes and who mounts them, snapshots.
+//!
+//! Part of `checks`, and as that apart from every plan.
+
+use std::collections::BTreeMap;
+
+use stead_schemas::disk::Disk;
+use stead_schemas::meta::Kind;
+use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::{SnapshotPhase, SnapshotPurpose};
+use stead_schemas::volume::{Access, Volume};
+
+use crate::checks::{Broken, HostSnapshot, Records, check_owner, check_ready, live};
+use crate::host::Captured;
+
+pub(crate) fn disks(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    let recorded: BTreeMap<Uid, Bytes> =
+        records.disks.iter().map(|disk| (disk.meta.uid.clone(), disk.spec.size)).collect();
+    if recorded != host.disks {
+        broken.push(format!("disks recorded {recorded:?}, on the host {:?}", host.disks));
+    }
+    for disk in &records.disks {
+        check_owner(
+            broken,
+            records,
+            Disk::NAME,
+            &disk.meta.uid,
+            disk.meta.owner.as_ref().map(|owner| &owner.uid),
+        );
+        check_ready(broken, Disk::NAME, &disk.meta.uid, &disk.status.conditions);
+    }
+}
+
+/// Each volume has its disk, each mount its volume, and who writes to one is alone with it.
+pub(crate) fn volumes(broken: &mut Broken, records: &Records) {
+    for volume in &records.volumes {
+        let uid = &volume.meta.uid;
+        let own: Vec<_> = records
+            .disks
+            .iter()
+            .filter(|disk| disk.meta.owner.as_ref().is_some_and(|o| o.uid == *uid))
+            .collect();
+        if own.len() != 1 || own[0].meta.uid != volume.spec.disk || own[0].spec.size != volume.spec.size {
+            broken.push(format!("volume {uid} of disk {} has {own:?}", volume.spec.disk));
+        }
+        check_ready(broken, Volume::NAME, uid, &volume.status.conditions);
+        let mounts = live(&records.instances).flat_map(|instance| &instance.spec.volumes);
+        let (writing, reading): (Vec<_>, Vec<_>) =
+            mounts.filter(|mount| mount.volume == *uid).partition(|mount| mount.access == Access::ReadWrite);
+        if writing.len() > 1 || (!writing.is_empty() && !reading.is_empty()) {
+            broken.push(format!("volume {uid} is written to by {writing:?} and read by {reading:?}"));
+        }
+    }
+    for instance in live(&records.instances) {
+        for mount in &instance.spec.volumes {
+            if !live(&records.volumes).any(|volume| volume.meta.uid == mount.volume) {
+                broken.push(format!("{} mounts {mount:?}, which is gone", instance.meta.uid));
+            }
+            if let Access::Overlay { disk, .. } = &mount.access
+                && !records.disks.iter().any(|one| one.meta.uid == *disk)
+            {
+                broken.push(format!("{} writes over {mount:?} to no disk", instance.meta.uid));
+            }
+        }
+    }
+}
+
+/// Every snapshot is whole or failed with nothing left of it, and one that served a fork is gone.
+pub(crate) fn snapshots(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    for snapshot in &records.snapshots {
+        let (uid, phase) = (&snapshot.meta.uid, snapshot.status.phase);
+        let captured = host.snapshots.get(uid);
+        let is_as_said = match phase {
+            SnapshotPhase::Pending => false,
+            SnapshotPhase::Ready => {
+                matches!(captured, Some(Captured::Whole { kind, .. }) if *kind == snapshot.spec.kind)
+            }
+            SnapshotPhase::Failed => captured.is_none(),
+        };
+        if !is_as_said {
+            broken.push(format!("snapshot {uid} is said to be {phase:?} and is {captured:?}"));
+        }
+        let members = records.instances.iter().filter(|instance| {
+            instance.is_pooled() && instance.meta.owner.as_ref().is_some_and(|owner| owner.uid == *uid)
+        });
+        let (members, wished) =
+            (members.count(), if phase == SnapshotPhase::Ready { snapshot.spec.pool } else { 0 });
+        if members != usize::try_from(wished).unwrap_or(usize::MAX) {
+            broken.push(format!("the pool of snapshot {uid} has {members} members, {wished} are wished"));
+        }
+        if snapshot.spec.purpose == SnapshotPurpose::Fork {
+            broken.push(format!("snapshot {uid} of a fork is left over"));
+        }
+    }
+    for uid in host.snapshots.keys() {
+        if !records.snapshots.iter().any(|snapshot| snapshot.meta.uid == *uid) {
+            broken.push(format!("files of snapshot {uid} are left over"));
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Volumes in requests on instances: who mounts what, and what forks and restores make of it. All within
+//! the commit that stores the wish.
+//!
+//! Guarantees: a fork writes to copies of its own, which go with it; a restore in place takes the content
+//! of the snapshot's moment for every volume that was written to.
+
+use std::sync::Arc;
+
+use stead_schemas::api::{AccessWish, MountWish};
+use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
+use stead_schemas::instance::{Hypervisor, Instance, InstanceSpec, Power, State};
+use stead_schemas::meta::{Object, Tags};
+use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::{CapturedDisk, Snapshot};
+use stead_schemas::volume::{Access, Volume, VolumeMount};
+
+use super::admission::{Refused, live, new_disk, owner};
+use crate::store::Tx;
+use crate::volume::admission::{self as volumes, VolumeRefused, check_free, mount_of};
+
+/// What a new instance is to mount.
+///
+/// # Errors
+/// Those of volumes: `NoSuchVolume`, `Conflict`.
+pub(super) fn take(
+    tx: &mut Tx<'_>,
+    instance: &Uid,
+    wishes: Vec<MountWish>,
+) -> Result<Vec<VolumeMount>, Refused> {
+    let mut mounts: Vec<VolumeMount> = Vec::new();
+    for wish in wishes {
+        let mount = take_one(tx, instance, wish)?;
+        // By its id and by its name.
+        if mount_of(&mounts, &mount.volume).is_some() {
+            return Err(Refused::InvalidRequest(format!("volume {} is mounted twice", mount.volume)));
+        }
+        mounts.push(mount);
+    }
+    Ok(mounts)
+}
+
+fn take_one(tx: &mut Tx<'_>, instance: &Uid, wish: MountWish) -> Result<VolumeMount, Refused> {
+    let MountWish { volume, path, access } = wish;
+    let volume = volumes::find(tx, &volume)?;
+    check_free(tx, &volume, instance, access == AccessWish::ReadWrite)?;
+    let access = match access {
+        AccessWish::ReadWrite => Access::ReadWrite,
+        AccessWish::ReadOnly => Access::ReadOnly,
+        AccessWish::Overlay(size) => Access::Overlay { disk: overlay(tx, instance, size, None)?, size },
+    };
+    Ok(VolumeMount { volume: volume.meta.uid.clone(), path, access })
+}
+
+/// A disk for what an instance writes over a volume; a copy of a snapshot's where there is one.
+fn overlay(
+    tx: &mut Tx<'_>,
+    instance: &Uid,
+    size: Bytes,
+    source: Option<(&Uid, &Uid)>,
+) -> Result<Uid, Refused> {
+    let (source, source_disk) = source.map(|(snapshot, disk)| (snapshot.clone(), disk.clone())).unzip();
+    let spec = DiskSpec { size, purpose: DiskPurpose::VolumeOverlay, source, source_disk };
+    Ok(new_disk(tx, owner(instance), spec)?)
+}
+
+/// Mounts a volume in an instance that is down, from its next start on.
+///
+/// # Errors
+/// `InvalidState` unless it is Stopped; `InvalidRequest` when the volume or the path has its place there
+/// already, or no device is left; those of volumes.
+pub fn attach(tx: &mut Tx<'_>, uid: &Uid, wish: MountWish) -> Result<Arc<Object<Instance>>, Refused> {
+    let object = down(tx, uid, "attach a volume to")?;
+    let mounts = &object.spec.volumes;
+    let volume = volumes::find(tx, &wish.volume)?.meta.uid.clone();
+    if mount_of(mounts, &volume).is_some() {
+        return Err(Refused::InvalidRequest("the volume is mounted in this instance already".to_owned()));
+    }
+    if mounts.iter().any(|mount| mount.path == wish.path) {
+        return Err(Refused::InvalidRequest(format!("mount_path: {} is used already", wish.path)));
+    }
+    let mount = take_one(tx, uid, wish)?;
+    check_fit(mounts.iter().chain([&mount]), object.spec.hypervisor)?;
+    Ok(tx.update_spec::<Instance>(uid, None, |spec| spec.volumes.push(mount))?)
+}
+
+/// Takes a volume out of an instance that is down; what was written over it is gone.
+///
+/// # Errors
+/// `InvalidState` unless it is Stopped; `NotFound` when it is not mounted there.
+pub fn detach(tx: &mut Tx<'_>, uid: &Uid, volume: &str) -> Result<Arc<Object<Instance>>, Refused> {
+    let object = down(tx, uid, "detach a volume from")?;
+    let volume = volumes::find(tx, volume)?.meta.uid.clone();
+    let mount = mount_of(&object.spec.volumes, &volume).ok_or(Refused::NotFound)?;
+    discard_overlay(tx, mount)?;
+    let others = |spec: &mut InstanceSpec| spec.volumes.retain(|mount| mount.volume != volume);
+    Ok(tx.update_spec::<Instance>(uid, None, others)?)
+}
+
+/// The devices of these mounts have room on that hypervisor.
+///
+/// # Errors
+/// `InvalidRequest`.
+pub(super) fn check_fit<'a>(
+    mounts: impl IntoIterator<Item = &'a VolumeMount>,
+    hypervisor: Hypervisor,
+) -> Result<(), Refused> {
+    let (needed, most) = (mounts.into_iter().map(devices).sum::<usize>(), hypervisor.volume_devices_max());
+    if needed <= most {
+        return Ok(());
+    }
+    let name = hypervisor.as_str();
+    Err(Refused::InvalidRequest(format!("volumes need {needed} devices; on {name} {most} fit")))
+}
+
+fn devices(mount: &VolumeMount) -> usize {
+    match mount.access {
+        Access::ReadWrite | Access::ReadOnly => 1,
+        Access::Overlay { .. } => 2,
+    }
+}
+
+fn discard_overlay(tx: &mut Tx<'_>, mount: &VolumeMount) -> Result<(), Refused> {
+    if let Access::Overlay { disk, .. } = &mount.access {
+        tx.request_deletion::<Disk>(disk)?;
+    }
+    Ok(())
+}
+
+/// An instance without a VM, that gets none by itself.
+fn down(tx: &Tx<'_>, uid: &Uid, verb: &'static str) -> Result<Arc<Object<Instance>>, Refused> {
+    let object = live(tx, uid)?;
+    let is_going = object.spec.power != Power::Stopped && object.spec.run > object.status.ended_run;
+    match object.status.state {
+        State::Stopped if !is_going => Ok(object),
+        state => Err(Refused::InvalidState { verb, state, legal: "Stopped" }),
+    }
+}
+
+/// The mounts of an instance that begins with a snapshot.
+pub(super) fn fork(
+    tx: &mut Tx<'_>,
+    snapshot: &Object<Snapshot>,
+    instance: &Uid,
+) -> Result<Vec<VolumeMount>, Refused> {
+    let mut mounts = snapshot.spec.instance.volumes.clone();
+    for mount in &mut mounts {
+        match (&mut mount.access, of_snapshot(snapshot, &mount.volume)) {
+            (Access::ReadOnly, _) => {}
+            (Access::Overlay { disk, size }, Some(taken)) => {
+                *disk = overlay(tx, instance, *size, Some((&snapshot.meta.uid, &taken.disk)))?;
+            }
+            (Access::ReadWrite, Some(taken)) => {
+                let copy = volumes::Wish {
+                    id: None,
+                    name: None,
+                    size: taken.size,
+                    tags: Tags::new(),
+                    owner: Some(owner(instance)),
+                    source: Some((snapshot.meta.uid.clone(), taken.disk.clone())),
+                };
+                mount.volume = volumes::begin(tx, copy)?.meta.uid.clone();
+            }
+            (Access::Overlay { .. } | Access::ReadWrite, None) => return Err(not_captured(mount)),
+        }
+    }
+    Ok(mounts)
+}
+
+/// The mounts of an instance that is restored in place: its volumes go back to what they were.
+///
+/// # Errors
+/// `Conflict` when a volume is gone, or another instance has taken it.
+pub(super) fn restore(
+    tx: &mut Tx<'_>,
+    snapshot: &Object<Snapshot>,
+    object: &Object<Instance>,
+) -> Result<Vec<VolumeMount>, Refused> {
+    let (instance, taken_of) = (&object.meta.uid, &snapshot.meta.uid);
+    let mut mounts = snapshot.spec.instance.volumes.clone();
+    for mount in &mut mounts {
+        let volume = tx.get::<Volume>(&mount.volume).filter(|volume| !volume.meta.is_deleting());
+        let gone = || {
+            let message =
+                format!("volume {} of the snapshot is gone: fork the snapshot instead", mount.volume);
+            Refused::Volume(VolumeRefused::Conflict(message))
+        };
+        let volume = volume.ok_or_else(gone)?;
+        check_free(tx, &volume, instance, mount.access.is_writing())?;
+        match (&mut mount.access, of_snapshot(snapshot, &mount.volume)) {
+            (Access::ReadOnly, _) => {}
+            (Access::Overlay { disk, size }, Some(taken)) => {
+                *disk = overlay(tx, instance, *size, Some((taken_of, &taken.disk)))?;
+            }
+            (Access::ReadWrite, Some(taken)) => {
+                volumes::rewind(tx, &mount.volume, taken_of.clone(), taken.disk.clone())?;
+            }
+            (Access::Overlay { .. } | Access::ReadWrite, None) => return Err(not_captured(mount)),
+        }
+    }
+    for mount in &object.spec.volumes {
+        discard_overlay(tx, mount)?;
+    }
+    Ok(mounts)
+}
+
+fn of_snapshot<'a>(snapshot: &'a Object<Snapshot>, volume: &Uid) -> Option<&'a CapturedDisk> {
+    snapshot.spec.volume_disks.iter().find(|captured| captured.volume == *volume)
+}
+
+fn not_captured(mount: &VolumeMount) -> Refused {
+    let message = format!("volume {} is not in the snapshot", mount.volume);
+    Refused::Volume(VolumeRefused::Conflict(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_devices_fit_as_the_hypervisor_has_room_for_and_not_one_more() {
+        let uid: Uid = "tz4a98xxat96iws9zmbrgj3a".parse().expect("valid");
+        let mount = |access| VolumeMount { volume: uid.clone(), path: "/data".to_owned(), access };
+        let over = mount(Access::Overlay { disk: uid.clone(), size: Bytes(1) });
+        for hypervisor in [Hypervisor::QemuMicrovm, Hypervisor::Firecracker] {
+            let most = hypervisor.volume_devices_max();
+            let mut mounts = vec![mount(Access::ReadOnly); most];
+            assert_eq!(check_fit(&mounts, hypervisor), Ok(()), "{most}");
+            // The same number of mounts, one of which takes two.
+            mounts[0] = over.clone();
+            let refused = check_fit(&mounts, hypervisor).expect_err("one too many");
+            assert!(refused.to_string().contains(&format!("need {} devices", most + 1)), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Volumes of an instance: whether their disks are there, and how its VM and its guest are given them.
+
+use stead_schemas::condition::{self, Condition, ConditionType};
+use stead_schemas::disk::Disk;
+use stead_schemas::guest;
+use stead_schemas::instance::{Instance, InstanceSpec};
+use stead_schemas::meta::Object;
+use stead_schemas::volume::{Access, Volume, VolumeMount};
+
+use crate::host::VolumeDisk;
+use crate::store::Store;
+
+/// The disks, as far as they are there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VolumesSeen {
+    /// Of each mount the volume's, and then what is written over it.
+    pub disks: Vec<VolumeDisk>,
+    /// Why a VM cannot have them yet.
+    pub trouble: Option<String>,
+}
+
+pub(super) fn seen(store: &Store, object: &Object<Instance>) -> VolumesSeen {
+    let mut seen = VolumesSeen::default();
+    for mount in &object.spec.volumes {
+        match disks_of(store, object, mount) {
+            Ok(disks) => seen.disks.extend(disks),
+            Err(why) => {
+                seen.trouble.get_or_insert(format!("volume {}: {why}", mount.volume));
+            }
+        }
+    }
+    seen
+}
+
+fn disks_of(
+    store: &Store,
+    object: &Object<Instance>,
+    mount: &VolumeMount,
+) -> Result<Vec<VolumeDisk>, String> {
+    let volume = store.get::<Volume>(&mount.volume).ok_or("it is gone")?;
+    check_left(store, object, mount)?;
+    if volume.status.observed_generation != volume.meta.generation {
+        return Err("its disk is being made".to_owned());
+    }
+    check_ready(&volume.status.conditions)?;
+    let disk = VolumeDisk { disk: volume.spec.disk.clone(), is_read_only: !mount.access.is_writing() };
+    let Access::Overlay { disk: upper, .. } = &mount.access else { return Ok(vec![disk]) };
+    let object = store.get::<Disk>(upper).ok_or("the disk over it is gone")?;
+    check_ready(&object.status.conditions)?;
+    Ok(vec![disk, VolumeDisk { disk: upper.clone(), is_read_only: false }])
+}
+
+fn check_ready(conditions: &[Condition]) -> Result<(), String> {
+    if condition::is_ready(conditions) {
+        return Ok(());
+    }
+    let said = condition::find(conditions, ConditionType::Ready);
+    let said = said.map(|ready| ready.message.clone()).filter(|message| !message.is_empty());
+    Err(said.unwrap_or_else(|| "its disk is being made".to_owned()))
+}
+
+/// An instance that is being deleted has a VM for a moment yet.
+fn check_left(store: &Store, object: &Object<Instance>, mount: &VolumeMount) -> Result<(), String> {
+    let clashes = |theirs: &VolumeMount| {
+        let is_written = theirs.access.is_writing() || mount.access.is_writing();
+        theirs.volume == mount.volume && is_written
+    };
+    let others = store.list::<Instance>();
+    let other = others.iter().find(|other| {
+        let is_other = other.meta.uid != object.meta.uid && other.meta.is_deleting();
+        is_other && other.spec.volumes.iter().any(clashes)
+    });
+    match other {
+        Some(other) => Err(format!("instance {} is still being deleted", other.meta.name)),
+        None => Ok(()),
+    }
+}
+
+/// What the guest's PID 1 is told; outer paths first, so that none hides another.
+pub(super) fn guest_mounts(spec: &InstanceSpec) -> Vec<guest::VolumeMount> {
+    let mut names = (0..).map(guest::volume_disk);
+    let mut next = || names.next().unwrap_or_default();
+    let of = |mount: &VolumeMount| guest::VolumeMount {
+        path: mount.path.clone(),
+        disk: next(),
+        is_read_only: !mount.access.is_writing(),
+        upper: matches!(mount.access, Access::Overlay { .. }).then(&mut next),
+    };
+    let mut mounts: Vec<_> = spec.volumes.iter().map(of).collect();
+    mounts.sort_by(|one, other| one.path.cmp(&other.path));
+    mounts
+}
+
+#[cfg(test)]
+mod tests {
+    use stead_schemas::instance::Power;
+    use stead_schemas::names::Uid;
+    use stead_schemas::quantity::Bytes;
+
+    use super::super::tests::{at, instance, name, seen};
+    use super::*;
+    use crate::runtime::Desired;
+    use crate::vm::plan::plan;
+
+    fn mount(letter: char, path: &str, access: Access) -> VolumeMount {
+        VolumeMount { volume: uid(letter), path: path.to_owned(), access }
+    }
+
+    fn uid(letter: char) -> Uid {
+        format!("{letter}{}", "0".repeat(23)).parse().expect("valid")
+    }
+
+    #[test]
+    fn the_guest_knows_its_disks_by_their_place_and_mounts_outer_paths_first() {
+        let mut object = instance(Power::Running, 1, 0);
+        object.spec.volumes = vec![
+            mount('a', "/data/deep", Access::ReadWrite),
+            mount('b', "/set", Access::Overlay { disk: uid('o'), size: Bytes(1) }),
+            mount('c', "/data", Access::ReadOnly),
+        ];
+        let mounts = guest_mounts(&object.spec);
+        let told: Vec<_> = mounts
+            .iter()
+            .map(|mount| {
+                (mount.path.as_str(), mount.disk.as_str(), mount.upper.as_deref(), mount.is_read_only)
+            })
+            .collect();
+        let expected = [
+            ("/data", "stead.volume.3", None, true),
+            ("/data/deep", "stead.volume.0", None, false),
+            ("/set", "stead.volume.1", Some("stead.volume.2"), true),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_vm_waits_for_its_volumes() {
+        let object = instance(Power::Running, 1, 0);
+        let mut seen = seen(None);
+        seen.parts.volumes.trouble = Some("volume v: its disk is being made".to_owned());
+        assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), "Wait WaitingForDisk");
+        seen.parts.volumes =
+            VolumesSeen { disks: vec![VolumeDisk { disk: uid('d'), is_read_only: true }], trouble: None };
+        assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), "Launch");
+    }
+}

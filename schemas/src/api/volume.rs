@@ -1,0 +1,348 @@
+//! Volumes on the wire, and their mounts in instances.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::fields::Fields;
+use crate::condition::Condition;
+use crate::limits;
+use crate::meta::{Object, Tags};
+use crate::names::{Name, Uid};
+use crate::quantity::Bytes;
+use crate::validate::{FieldErrors, tags as check_tags};
+use crate::volume::{Access, Volume as Kind, VolumeMount};
+
+const INVALID: &str = "invalid_request";
+/// Where an image has its own files, or the kernel its (contract.md 2.1).
+const RESERVED: [&str; 14] = [
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/tmp",
+    "/usr", "/var",
+];
+
+/// The body of `POST /volumes`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeCreate {
+    pub id: Option<Uid>,
+    pub name: Name,
+    pub size: Bytes,
+    pub tags: Tags,
+}
+
+impl VolumeCreate {
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// Every problem of it.
+    pub fn read(body: Value) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        let mut fields = Fields::body(body, &mut errors);
+        let id = fields.parsed("id", INVALID, &mut errors);
+        let name = fields.required_text("name", &mut errors);
+        let name = name.and_then(|text| errors.take("name", INVALID, Name::resource(&text)));
+        if !fields.has("size_gb") {
+            errors.push("size_gb", INVALID, "is required");
+        }
+        let size = fields.number("size_gb", 1..=limits::VOLUME_GB_MAX, &mut errors);
+        let tags = fields.map("tags", &mut errors).unwrap_or_default();
+        check_tags(&mut errors, "tags", &tags);
+        fields.finish(&mut errors);
+        match (name, size) {
+            (Some(name), Some(size)) if errors.is_empty() => {
+                Ok(Self { id, name, size: Bytes(u64::from(size) << 30), tags })
+            }
+            _ => Err(errors),
+        }
+    }
+}
+
+/// A mount that is asked for; the volume is named by its id or its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountWish {
+    pub volume: String,
+    pub path: String,
+    pub access: AccessWish,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessWish {
+    ReadWrite,
+    ReadOnly,
+    Overlay(Bytes),
+}
+
+/// `volumes` of a create request.
+pub(super) fn mounts(fields: &mut Fields, errors: &mut FieldErrors) -> Vec<MountWish> {
+    let entries = fields.objects("volumes", errors);
+    let mut mounts: Vec<MountWish> = Vec::new();
+    for mut entry in entries {
+        let volume = entry.required_text("volume_id", errors);
+        let path = mount_path(&mut entry, errors);
+        let access = access(&mut entry, errors);
+        let (at_volume, at_path) = (entry.path("volume_id"), entry.path("mount_path"));
+        entry.finish(errors);
+        let (Some(volume), Some(path)) = (volume, path) else { continue };
+        if mounts.iter().any(|mount| mount.volume == volume) {
+            errors.push(at_volume, INVALID, "is mounted twice");
+        }
+        if mounts.iter().any(|mount| mount.path == path) {
+            errors.push(at_path, INVALID, "is used twice");
+        }
+        mounts.push(MountWish { volume, path, access });
+    }
+    let devices: usize = mounts.iter().map(|mount| devices(mount.access)).sum();
+    if devices > limits::VOLUME_DEVICES_MAX {
+        let message = format!("need {devices} devices; {} fit", limits::VOLUME_DEVICES_MAX);
+        errors.push(fields.path("volumes"), INVALID, message);
+    }
+    mounts
+}
+
+/// Block devices that a mount takes.
+fn devices(access: AccessWish) -> usize {
+    match access {
+        AccessWish::ReadWrite | AccessWish::ReadOnly => 1,
+        AccessWish::Overlay(_) => 2,
+    }
+}
+
+fn access(entry: &mut Fields, errors: &mut FieldErrors) -> AccessWish {
+    let is_read_only = entry.flag("readonly", errors).unwrap_or(false);
+    let is_overlay = entry.flag("overlay", errors).unwrap_or(false);
+    let size: Option<Bytes> = entry.parsed("overlay_size", "invalid_overlay_size", errors);
+    let (low, high) = (limits::OVERLAY_MIN, limits::OVERLAY_MAX);
+    match (is_read_only, is_overlay, size) {
+        (false, false, _) => AccessWish::ReadWrite,
+        (true, false, _) => AccessWish::ReadOnly,
+        (false, true, _) => {
+            errors.push(entry.path("overlay"), INVALID, "needs readonly");
+            AccessWish::ReadOnly
+        }
+        (true, true, Some(size)) if (low..=high).contains(&size) => AccessWish::Overlay(size),
+        (true, true, size) => {
+            let message = match size {
+                None => "is required with overlay".to_owned(),
+                Some(_) => format!("must be from {low} to {high}"),
+            };
+            errors.push(entry.path("overlay_size"), "invalid_overlay_size", message);
+            AccessWish::ReadOnly
+        }
+    }
+}
+
+/// An absolute path in its shortest form, outside of what an image has its own files in.
+fn mount_path(entry: &mut Fields, errors: &mut FieldErrors) -> Option<String> {
+    let given = entry.required_text("mount_path", errors)?;
+    let names: Vec<&str> = given.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
+    let path = format!("/{}", names.join("/"));
+    let is_below = |reserved: &str| {
+        path.strip_prefix(reserved).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let problem = if !given.starts_with('/') {
+        Some("must be absolute".to_owned())
+    } else if given.contains('\0') || names.contains(&"..") {
+        Some("must not contain .. or a NUL".to_owned())
+    } else if given.len() > limits::MOUNT_PATH_BYTES_MAX {
+        Some(format!("is longer than {} bytes", limits::MOUNT_PATH_BYTES_MAX))
+    } else if path == "/" {
+        Some("must not be the root".to_owned())
+    } else {
+        let reserved = RESERVED.into_iter().find(|reserved| is_below(reserved));
+        reserved.map(|reserved| format!("must not be {reserved} or below it"))
+    };
+    match problem {
+        Some(problem) => {
+            errors.push(entry.path("mount_path"), INVALID, problem);
+            None
+        }
+        None => Some(path),
+    }
+}
+
+/// The body of `POST /instances/{id}/volumes/{volume}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeAttach {
+    pub path: String,
+    pub access: AccessWish,
+}
+
+impl VolumeAttach {
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// Every problem of it.
+    pub fn read(body: Value) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::default();
+        let mut fields = Fields::body(body, &mut errors);
+        let path = mount_path(&mut fields, &mut errors);
+        let access = access(&mut fields, &mut errors);
+        fields.finish(&mut errors);
+        match path {
+            Some(path) if errors.is_empty() => Ok(Self { path, access }),
+            _ => Err(errors),
+        }
+    }
+}
+
+/// A volume as clients read it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Volume {
+    pub id: String,
+    pub name: String,
+    pub size_gb: u64,
+    pub created_at: Timestamp,
+    pub attachments: Vec<Attachment>,
+    pub tags: Tags,
+    /// Additive: whether its disk is there.
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    pub instance_id: String,
+    pub mount_path: String,
+    pub readonly: bool,
+}
+
+impl Volume {
+    /// The wire form of a record; `mounts` are those of it, each with its instance.
+    #[must_use]
+    pub fn of<'a>(object: &Object<Kind>, mounts: impl Iterator<Item = (&'a Uid, &'a VolumeMount)>) -> Self {
+        let Object { meta, spec, status } = object;
+        let attachment = |(instance, mount): (&Uid, &VolumeMount)| Attachment {
+            instance_id: instance.to_string(),
+            mount_path: mount.path.clone(),
+            readonly: !mount.access.is_writing(),
+        };
+        Self {
+            id: meta.uid.to_string(),
+            name: meta.name.to_string(),
+            size_gb: spec.size.0 >> 30,
+            created_at: meta.created_at,
+            attachments: mounts.map(attachment).collect(),
+            tags: meta.tags.clone(),
+            conditions: status.conditions.clone(),
+        }
+    }
+}
+
+/// A mount as clients read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountView {
+    pub volume_id: String,
+    pub mount_path: String,
+    pub readonly: bool,
+    pub overlay: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay_size: Option<String>,
+}
+
+impl From<&VolumeMount> for MountView {
+    fn from(mount: &VolumeMount) -> Self {
+        let overlay_size = match &mount.access {
+            Access::Overlay { size, .. } => Some(size.to_string()),
+            Access::ReadWrite | Access::ReadOnly => None,
+        };
+        Self {
+            volume_id: mount.volume.to_string(),
+            mount_path: mount.path.clone(),
+            readonly: !mount.access.is_writing(),
+            overlay: overlay_size.is_some(),
+            overlay_size,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(volumes: Value) -> Result<Vec<MountWish>, String> {
+        let mut errors = FieldErrors::default();
+        let mut fields = Fields::body(json!({ "volumes": volumes }), &mut errors);
+        let mounts = mounts(&mut fields, &mut errors);
+        errors.into_result().map(|()| mounts).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn a_path_is_taken_in_its_shortest_form_or_refused_with_its_place() {
+        for (given, expected) in [
+            ("/data", Ok("/data")),
+            ("//data/./deep/", Ok("/data/deep")),
+            ("/variable", Ok("/variable")),
+            ("/usr2/x", Ok("/usr2/x")),
+            ("data", Err("must be absolute")),
+            ("/", Err("must not be the root")),
+            ("/./", Err("must not be the root")),
+            ("/a/../etc", Err("must not contain .. or a NUL")),
+            ("/a\0b", Err("must not contain .. or a NUL")),
+            ("/var", Err("must not be /var or below it")),
+            ("//usr//local", Err("must not be /usr or below it")),
+            ("/lib64/x", Err("must not be /lib64 or below it")),
+        ] {
+            let read = read(json!([{ "volume_id": "v", "mount_path": given }]));
+            let read = read.map(|mounts| mounts[0].path.clone());
+            let expected = expected.map(ToOwned::to_owned);
+            assert_eq!(read, expected.map_err(|why| format!("volumes[0].mount_path {why}")), "{given:?}");
+        }
+        let long = format!("/{}", "x".repeat(limits::MOUNT_PATH_BYTES_MAX));
+        assert!(read(json!([{ "volume_id": "v", "mount_path": long }])).is_err());
+        assert!(read(json!([{ "volume_id": "v", "mount_path": long[1..].replacen('x', "/", 1) }])).is_ok());
+    }
+
+    #[test]
+    fn access_is_one_of_three_and_everything_wrong_is_told() {
+        let mount = |more: Value| {
+            let mut mount = json!({ "volume_id": "v", "mount_path": "/data" });
+            for (key, value) in more.as_object().expect("an object") {
+                mount[key] = value.clone();
+            }
+            read(json!([mount])).map(|mounts| mounts[0].access)
+        };
+        assert_eq!(mount(json!({})), Ok(AccessWish::ReadWrite));
+        assert_eq!(mount(json!({ "readonly": true })), Ok(AccessWish::ReadOnly));
+        let overlay = json!({ "readonly": true, "overlay": true, "overlay_size": "64MB" });
+        assert_eq!(mount(overlay), Ok(AccessWish::Overlay(Bytes(64 << 20))));
+        for wrong in [
+            json!({ "overlay": true }),
+            json!({ "readonly": true, "overlay": true }),
+            json!({ "readonly": true, "overlay": true, "overlay_size": "1KB" }),
+            json!({ "mode": "ro" }),
+        ] {
+            assert!(mount(wrong.clone()).is_err(), "{wrong}");
+        }
+        let twice =
+            json!([{ "volume_id": "v", "mount_path": "/a" }, { "volume_id": "v", "mount_path": "/a/" }]);
+        let why = read(twice).expect_err("refused");
+        assert_eq!(why, "volumes[1].volume_id is mounted twice; volumes[1].mount_path is used twice");
+    }
+
+    #[test]
+    fn as_many_devices_as_fit_and_not_one_more() {
+        let many = |count: usize| {
+            let mounts =
+                (0..count).map(|n| json!({ "volume_id": format!("v{n}"), "mount_path": format!("/m{n}") }));
+            read(Value::Array(mounts.collect()))
+        };
+        assert!(many(limits::VOLUME_DEVICES_MAX).is_ok());
+        assert!(many(limits::VOLUME_DEVICES_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn a_volume_needs_a_name_and_a_whole_number_of_gigabytes() {
+        let read = |body: Value| VolumeCreate::read(body).map_err(|errors| errors.to_string());
+        assert_eq!(read(json!({ "name": "data", "size_gb": 2 })).map(|wish| wish.size), Ok(Bytes(2 << 30)));
+        assert_eq!(read(json!({})), Err("name is required; size_gb is required".to_owned()));
+        for body in [
+            json!({ "name": "data", "size_gb": 0 }),
+            json!({ "name": "data", "size_gb": limits::VOLUME_GB_MAX + 1 }),
+            json!({ "name": "Data", "size_gb": 1 }),
+            json!({ "name": "data", "size_gb": 1, "id": "mine" }),
+            json!({ "name": "data", "size_gb": 1, "sise": 1 }),
+        ] {
+            assert!(read(body.clone()).is_err(), "{body}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Volumes: create, read, delete, and their places in instances.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use stead_controllers::store::Store;
+use stead_controllers::vm::mounts;
+use stead_controllers::volume::admission;
+use stead_schemas::api::{Instance as InstanceView, MountWish, Volume as View, VolumeAttach, VolumeCreate};
+use stead_schemas::disk::Disk;
+use stead_schemas::instance::Instance;
+use stead_schemas::limits::VERB_WAIT_MAX;
+use stead_schemas::meta::Object;
+use stead_schemas::names::{Name, Uid};
+use stead_schemas::volume::{Volume, VolumeMount};
+
+use super::instances::{has_tags, json, tag_filter};
+use super::wait::until;
+use super::{ApiError, ApiState, lookup};
+
+type Params = BTreeMap<String, String>;
+
+/// A volume by full id or exact name.
+fn find(store: &Store, word: &str) -> Result<Arc<Object<Volume>>, ApiError> {
+    let by_id = word.parse::<Uid>().ok().and_then(|uid| store.get::<Volume>(&uid));
+    let found = by_id.or_else(|| Name::resource(word).ok().and_then(|name| store.find::<Volume>(&name)));
+    found.ok_or_else(ApiError::not_found)
+}
+
+fn view(instances: &[Arc<Object<Instance>>], volume: &Object<Volume>) -> View {
+    let live = instances.iter().filter(|instance| !instance.meta.is_deleting() && !instance.is_pooled());
+    let mounts = live.flat_map(|instance| {
+        let of = |mount: &&VolumeMount| mount.volume == volume.meta.uid;
+        instance.spec.volumes.iter().filter(of).map(|mount| (&instance.meta.uid, mount))
+    });
+    View::of(volume, mounts)
+}
+
+pub(super) async fn create(
+    State(state): State<ApiState>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, ApiError> {
+    let wish = VolumeCreate::read(json(body)?)?;
+    let object = state.store().transact(move |tx| admission::create(tx, wish)).await?;
+    Ok((StatusCode::CREATED, Json(view(&[], &object))).into_response())
+}
+
+pub(super) async fn list(
+    State(state): State<ApiState>,
+    params: Result<Query<Params>, QueryRejection>,
+) -> Result<Json<Vec<View>>, ApiError> {
+    let tags = tag_filter(&params?.0)?;
+    let (volumes, instances) = (state.store().list::<Volume>(), state.store().list::<Instance>());
+    let wanted =
+        volumes.iter().filter(|volume| !volume.meta.is_deleting() && has_tags(&volume.meta.tags, &tags));
+    Ok(Json(wanted.map(|volume| view(&instances, volume)).collect()))
+}
+
+pub(super) async fn get(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<View>, ApiError> {
+    let volume = find(state.store(), &id?.0)?;
+    Ok(Json(view(&state.store().list::<Instance>(), &volume)))
+}
+
+pub(super) async fn delete(
+    State(state): State<ApiState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, ApiError> {
+    let volume = find(state.store(), &id?.0)?;
+    let uid = volume.meta.uid.clone();
+    state.store().transact(move |tx| admission::delete(tx, &uid)).await?;
+    // The wish is stored: late, it is carried out all the same.
+    until::<Disk>(state.store(), &volume.spec.disk, VERB_WAIT_MAX, |_| false).await;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn attach(
+    State(state): State<ApiState>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<InstanceView>, ApiError> {
+    let Path((instance, volume)) = path?;
+    let VolumeAttach { path, access } = VolumeAttach::read(json(body)?)?;
+    let uid = lookup::instance(state.store(), &instance)?.meta.uid.clone();
+    let wish = MountWish { volume, path, access };
+    let object = state.store().transact(move |tx| mounts::attach(tx, &uid, wish)).await?;
+    Ok(Json(lookup::view(state.store(), &object)))
+}
+
+pub(super) async fn detach(
+    State(state): State<ApiState>,
+    path: Result<Path<(String, String)>, PathRejection>,
+) -> Result<Json<InstanceView>, ApiError> {
+    let Path((instance, volume)) = path?;
+    let uid = lookup::instance(state.store(), &instance)?.meta.uid.clone();
+    let object = state.store().transact(move |tx| mounts::detach(tx, &uid, &volume)).await?;
+    Ok(Json(lookup::view(state.store(), &object)))
+}

@@ -1,0 +1,135 @@
+//! Verbs on volumes.
+
+use std::collections::BTreeMap;
+
+use clap::Subcommand;
+use reqwest::Method;
+use serde_json::{Value, json};
+use stead_schemas::api::{Instance, Volume};
+
+use super::client::Client;
+use super::instances::{self, pair};
+use super::show::{age, line, print};
+use super::{Failure, Output};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeVerb {
+    /// Make an empty volume.
+    Create {
+        name: String,
+        /// Whole gigabytes; blocks are taken as they are written.
+        #[arg(long, value_name = "GB")]
+        size: u32,
+        /// KEY=VALUE
+        #[arg(short = 'l', long = "tag", value_parser = pair)]
+        tags: Vec<(String, String)>,
+    },
+    /// List volumes.
+    #[command(visible_alias = "list")]
+    Ls,
+    /// Print a volume.
+    Get { name: String },
+    /// Mount a volume in an instance that is stopped.
+    Attach {
+        instance: String,
+        /// VOLUME:PATH, VOLUME:PATH:ro or VOLUME:PATH:overlay=SIZE
+        mount: Mount,
+    },
+    /// Take a volume out of an instance that is stopped.
+    Detach { instance: String, volume: String },
+    /// Delete volumes, with what is in them.
+    #[command(visible_alias = "delete")]
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// A mount as it is written in one word.
+#[derive(Debug, Clone)]
+pub(crate) struct Mount {
+    volume: String,
+    body: Value,
+}
+
+impl std::str::FromStr for Mount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut words = text.splitn(3, ':');
+        let (Some(volume), Some(path)) = (words.next(), words.next()) else {
+            return Err("must be VOLUME:PATH, and perhaps :ro or :overlay=SIZE".to_owned());
+        };
+        let mut body = json!({ "mount_path": path });
+        match words.next() {
+            None | Some("rw") => {}
+            Some("ro") => body["readonly"] = json!(true),
+            Some(word) => {
+                let size =
+                    word.strip_prefix("overlay=").ok_or("the third word must be ro or overlay=SIZE")?;
+                (body["readonly"], body["overlay"]) = (json!(true), json!(true));
+                body["overlay_size"] = json!(size);
+            }
+        }
+        Ok(Self { volume: volume.to_owned(), body })
+    }
+}
+
+impl Mount {
+    /// As an entry of a create request.
+    pub(super) fn entry(&self) -> Value {
+        let mut entry = self.body.clone();
+        entry["volume_id"] = json!(self.volume);
+        entry
+    }
+}
+
+pub(super) async fn volume(client: &Client, verb: VolumeVerb, output: Output) -> Result<(), Failure> {
+    match verb {
+        VolumeVerb::Create { name, size, tags } => {
+            let tags: BTreeMap<_, _> = tags.into_iter().collect();
+            let body = json!({ "name": name, "size_gb": size, "tags": tags });
+            show_all(&[client.post(&["volumes"], &body).await?], output)
+        }
+        VolumeVerb::Ls => show_all(&client.get::<Vec<Volume>>(&["volumes"]).await?, output),
+        VolumeVerb::Get { name } => show_all(&[client.get(&["volumes", &name]).await?], output),
+        VolumeVerb::Attach { instance, mount } => {
+            let path = ["instances", &instance, "volumes", &mount.volume];
+            let changed: Instance = client.post(&path, &mount.body).await?;
+            instances::show_all(&[changed], output)
+        }
+        VolumeVerb::Detach { instance, volume } => {
+            let path = ["instances", instance.as_str(), "volumes", &volume];
+            let changed: Instance = client.json(client.request(Method::DELETE, &path)).await?;
+            instances::show_all(&[changed], output)
+        }
+        VolumeVerb::Rm { names } => {
+            for name in &names {
+                client.send(client.request(Method::DELETE, &["volumes", name])).await?;
+                line(name);
+            }
+            Ok(())
+        }
+    }
+}
+
+fn show_all(volumes: &[Volume], output: Output) -> Result<(), Failure> {
+    print(&volumes, output, &["NAME", "SIZE", "MOUNTED IN", "ID", "AGE"], || {
+        volumes.iter().map(row).collect()
+    })
+}
+
+fn row(volume: &Volume) -> Vec<String> {
+    let places = volume.attachments.iter().map(|attachment| {
+        let read_only = if attachment.readonly { ":ro" } else { "" };
+        format!("{}:{}{read_only}", attachment.instance_id, attachment.mount_path)
+    });
+    let places = places.collect::<Vec<_>>().join(", ");
+    vec![
+        volume.name.clone(),
+        format!("{} GB", volume.size_gb),
+        if places.is_empty() { "-".to_owned() } else { places },
+        volume.id.clone(),
+        age(volume.created_at),
+    ]
+}

@@ -1,0 +1,120 @@
+//! Volumes: file systems on disks of their own, mounted in the program's root.
+//!
+//! Each is mounted while the initial root is still the root, where layers of an overlay are out of the
+//! program's sight, and put in its place after the switch: a path's links are then those of the image.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::CWD;
+use rustix::mount::{
+    MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_remount, move_mount, open_tree,
+    unmount,
+};
+use stead_schemas::guest::VolumeMount;
+
+use crate::BootError;
+use crate::devices::{disk_of_serial, wait_for};
+
+/// What is mounted, and not yet in its place.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    mount: VolumeMount,
+    tree: OwnedFd,
+}
+
+/// Where volumes are, for the end.
+static PLACED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+fn failed<'a, E: std::fmt::Display>(path: &'a str) -> impl FnOnce(E) -> BootError + 'a {
+    move |error| BootError::new("volumes", format!("{path}: {error}"))
+}
+
+/// Mounts them out of sight, in the order in which they are put in their places.
+pub(crate) fn mount_all(mounts: &[VolumeMount]) -> Result<Vec<Tree>, BootError> {
+    let of = |(index, mount): (usize, &VolumeMount)| {
+        let scratch = PathBuf::from(format!("/volumes/{index}"));
+        let tree = mount_one(&scratch, mount)?;
+        Ok(Tree { mount: mount.clone(), tree })
+    };
+    mounts.iter().enumerate().map(of).collect()
+}
+
+fn mount_one(scratch: &Path, wish: &VolumeMount) -> Result<OwnedFd, BootError> {
+    let disk = scratch.join("disk");
+    mount_disk(&wish.disk, &disk, wish.is_read_only).map_err(|error| error.at(&wish.path))?;
+    let Some(upper) = &wish.upper else { return clone_of(&disk).map_err(failed(&wish.path)) };
+    let over = scratch.join("over");
+    mount_disk(upper, &over, false).map_err(|error| error.at(&wish.path))?;
+    let (merged, written, work) = (scratch.join("merged"), over.join("upper"), over.join("work"));
+    for dir in [&merged, &written, &work] {
+        fs::create_dir_all(dir).map_err(failed(&wish.path))?;
+    }
+    // What is written over the root of the volume begins as that.
+    let root = fs::metadata(&disk).map_err(failed(&wish.path))?;
+    take_over(&root, &written).map_err(failed(&wish.path))?;
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", disk.display(), written.display(), work.display());
+    let options = CString::new(options).map_err(failed(&wish.path))?;
+    mount("overlay", &merged, "overlay", MountFlags::NOATIME, Some(options.as_c_str()))
+        .map_err(failed(&wish.path))?;
+    clone_of(&merged).map_err(failed(&wish.path))
+}
+
+fn mount_disk(serial: &str, at: &Path, is_read_only: bool) -> Result<(), BootError> {
+    let device = wait_for("a volume's disk", || disk_of_serial(serial))?;
+    fs::create_dir_all(at).map_err(failed(serial))?;
+    if !is_read_only {
+        return mount(&device, at, "ext4", MountFlags::NOATIME, None).map_err(failed(serial));
+    }
+    // One that was left unclean by its last writer cannot be set right here: it is read as it is.
+    mount(&device, at, "ext4", MountFlags::RDONLY, None)
+        .or_else(|_| mount(&device, at, "ext4", MountFlags::RDONLY, Some(c"noload")))
+        .map_err(failed(serial))
+}
+
+/// What is mounted there, apart from its place, which it leaves.
+fn clone_of(at: &Path) -> rustix::io::Result<OwnedFd> {
+    let tree = open_tree(CWD, at, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    unmount(at, UnmountFlags::DETACH)?;
+    Ok(tree)
+}
+
+/// Puts them in their places; the program's root is the root by now.
+pub(crate) fn place(trees: Vec<Tree>) -> Result<(), BootError> {
+    for Tree { mount, tree } in trees {
+        let path = &mount.path;
+        fs::create_dir_all(path).map_err(failed(path))?;
+        let covered = fs::metadata(path).map_err(failed(path))?;
+        move_mount(&tree, "", CWD, path.as_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(failed(path))?;
+        if !mount.is_read_only && is_empty(path).map_err(failed(path))? {
+            take_over(&covered, Path::new(path)).map_err(failed(path))?;
+        }
+        PLACED.lock().unwrap_or_else(PoisonError::into_inner).push(mount.path);
+    }
+    Ok(())
+}
+
+/// A new volume is its program's as the directory is that it covers.
+fn take_over(from: &fs::Metadata, to: &Path) -> io::Result<()> {
+    chown(to, Some(from.uid()), Some(from.gid()))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(from.mode() & 0o7777))
+}
+
+fn is_empty(path: &str) -> io::Result<bool> {
+    let mut names = fs::read_dir(path)?;
+    Ok(names.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found")))
+}
+
+/// Before power-off: they are clean unless something holds them.
+pub(crate) fn settle() {
+    for path in PLACED.lock().unwrap_or_else(PoisonError::into_inner).iter().rev() {
+        let _ = mount_remount(path.as_str(), MountFlags::RDONLY, "");
+    }
+}

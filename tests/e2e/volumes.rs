@@ -1,0 +1,260 @@
+//! Volumes in real VMs: who may mount them, what outlives whom, and that a snapshot has all disks of one
+//! moment.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::site::{Answer, BOOT, Site, image};
+use crate::socket::shell;
+use crate::stage::until;
+
+/// Tells one number in memory, on the root's disk and on the volume's, and has each step durable.
+const COUNTER: &str = "i=0; while true; do i=$((i+1)); echo $i >/count; echo $i >/data/count; sync; \
+                       echo count $i.; sleep 0.2; done";
+
+async fn ask(site: &Site, method: Method, path: &str, body: Value) -> Answer {
+    site.request(method, path, Some(body).filter(|body| !body.is_null())).await
+}
+
+async fn made(site: &Site, path: &str, body: Value) -> Value {
+    let answer = ask(site, Method::POST, path, body).await;
+    assert_eq!(answer.status, StatusCode::CREATED, "{path}: {answer:?}\n{}", site.daemon_log());
+    answer.body
+}
+
+async fn done(site: &Site, method: Method, path: &str, body: Value) -> Value {
+    let answer = ask(site, method, path, body).await;
+    assert!(answer.status.is_success(), "{path}: {answer:?}\n{}", site.daemon_log());
+    answer.body
+}
+
+async fn refused(site: &Site, method: Method, path: &str, body: Value, status: StatusCode, code: &str) {
+    let answer = ask(site, method, path, body).await;
+    assert_eq!((answer.status, &answer.body["code"]), (status, &json!(code)), "{path}: {answer:?}");
+}
+
+async fn volume(site: &Site, name: &str) -> Value {
+    made(site, "/volumes", json!({ "name": name, "size_gb": 1 })).await
+}
+
+async fn instance(site: &Site, name: &str, cmd: &str, mount: Value) -> String {
+    let more = json!({ "size": "128MB", "cmd": ["sh", "-c", cmd], "volumes": [mount] });
+    let id = site.create(name, &image("busybox"), more).await;
+    site.until_state(name, "Running").await;
+    id
+}
+
+#[test]
+fn a_volume_outlives_instances_is_written_to_by_one_and_read_by_many() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        let data = volume(&site, "data").await;
+        let id = data["id"].as_str().expect("an id").to_owned();
+        assert_eq!((&data["size_gb"], &data["attachments"]), (&json!(1), &json!([])), "{data:#}");
+        refused(
+            &site,
+            Method::POST,
+            "/volumes",
+            json!({ "name": "data", "size_gb": 1 }),
+            StatusCode::CONFLICT,
+            "already_exists",
+        )
+        .await;
+        let writing = || json!({ "volume_id": "data", "mount_path": "/data" });
+        let sleep = "echo of the root >/data/first; sync; sleep 100000";
+        let writer = instance(&site, "writer", sleep, writing()).await;
+        assert_eq!(
+            shell(&site, "writer", "cat /data/first; grep -c ' /data ext4' /proc/mounts").await,
+            "of the root\n1"
+        );
+        let seen = site.get("writer").await;
+        let mount = json!({ "volume_id": id, "mount_path": "/data", "readonly": false, "overlay": false });
+        assert_eq!(seen["volumes"], json!([mount]), "{seen:#}");
+        let attached = json!([{ "instance_id": writer, "mount_path": "/data", "readonly": false }]);
+        assert_eq!(
+            done(&site, Method::GET, &format!("/volumes/{id}"), Value::Null).await["attachments"],
+            attached
+        );
+        assert!(site.cli("volume ls").contains(&format!("{writer}:/data")), "{}", site.cli("volume ls"));
+
+        // It is the writer's alone, and nobody's to delete.
+        let second = json!({ "name": "second", "image": image("busybox"), "volumes": [writing()] });
+        let conflict = (StatusCode::CONFLICT, "conflict");
+        refused(&site, Method::POST, "/instances", second, conflict.0, conflict.1).await;
+        refused(&site, Method::DELETE, "/volumes/data", Value::Null, conflict.0, conflict.1).await;
+        let unknown = json!({ "volume_id": "nowhere", "mount_path": "/data" });
+        let unknown = json!({ "name": "second", "image": image("busybox"), "volumes": [unknown] });
+        refused(&site, Method::POST, "/instances", unknown, StatusCode::NOT_FOUND, "not_found").await;
+        refused(
+            &site,
+            Method::DELETE,
+            "/instances/writer/volumes/data",
+            Value::Null,
+            StatusCode::CONFLICT,
+            "invalid_state",
+        )
+        .await;
+
+        // The writer's death costs nothing that was durable, and its end leaves the volume clean.
+        let pid = site.get("writer").await["vmm_pid"].clone();
+        site.shell(&format!("kill -9 {pid}"));
+        site.until("writer", "another VMM", |seen| seen["state"] == "Running" && seen["vmm_pid"] != pid)
+            .await;
+        assert_eq!(shell(&site, "writer", "cat /data/first; echo more >/data/second").await, "of the root");
+        site.delete("writer").await;
+        is_clean(&site);
+
+        many_read_and_write_over_it(&site).await;
+        done(&site, Method::DELETE, "/volumes/data", Value::Null).await;
+        assert_eq!(site.instance_files(), [""; 0].map(std::path::PathBuf::from));
+        settles(&mut site, "volumes").await;
+    });
+}
+
+/// Every disk of the site is free of errors; what is only in its journal is not one.
+fn is_clean(site: &Site) {
+    site.shell("for disk in $DATA/disks/*.ext4; do e2fsck -fn $disk >/dev/null 2>&1 || { e2fsck -fn $disk; exit 1; }; done");
+}
+
+async fn many_read_and_write_over_it(site: &Site) {
+    let reading = json!({ "volume_id": "data", "mount_path": "/in/here", "readonly": true });
+    let mut over = reading.clone();
+    (over["overlay"], over["overlay_size"]) = (json!(true), json!("32MB"));
+    instance(site, "reader", "sleep 100000", reading.clone()).await;
+    instance(site, "over", "sleep 100000", over).await;
+    for name in ["reader", "over"] {
+        assert_eq!(
+            shell(site, name, "cat /in/here/first /in/here/second").await,
+            "of the root\nmore",
+            "{name}"
+        );
+    }
+    let refused_write = shell(site, "reader", "echo x >/in/here/x || true").await;
+    assert!(refused_write.contains("Read-only file system"), "{refused_write}");
+    assert_eq!(
+        shell(site, "over", "echo own >/in/here/first; rm /in/here/second; ls /in/here").await,
+        "first\nlost+found"
+    );
+    assert_eq!(shell(site, "reader", "cat /in/here/first").await, "of the root");
+    // What was written over it is the instance's, and stays over a stop. An empty volume is its program's
+    // as the directory was that it covers.
+    shell(site, "over", "mkdir /more; chown 1000:1001 /more; chmod 750 /more").await;
+    done(site, Method::POST, "/instances/over/stop", Value::Null).await;
+    let writing = json!({ "mount_path": "/more" });
+    let in_use = (StatusCode::CONFLICT, "conflict");
+    volume(site, "empty").await;
+    let attached = done(site, Method::POST, "/instances/over/volumes/empty", writing.clone()).await;
+    assert_eq!(attached["volumes"].as_array().map(Vec::len), Some(2), "{attached:#}");
+    let again = (StatusCode::BAD_REQUEST, "invalid_request");
+    refused(site, Method::POST, "/instances/over/volumes/empty", writing, again.0, again.1).await;
+    done(site, Method::POST, "/instances/over/start", Value::Null).await;
+    let seen = shell(site, "over", "cat /in/here/first; stat -c '%u %g %a' /more; ls /more").await;
+    assert_eq!(seen, "own\n1000 1001 750\nlost+found");
+    done(site, Method::POST, "/instances/over/stop", Value::Null).await;
+    for name in ["data", "empty"] {
+        done(site, Method::DELETE, &format!("/instances/over/volumes/{name}"), Value::Null).await;
+    }
+    let writing = json!({ "mount_path": "/data" });
+    refused(site, Method::POST, "/instances/over/volumes/data", writing, in_use.0, in_use.1).await;
+    for name in ["reader", "over"] {
+        site.delete(name).await;
+    }
+    done(site, Method::DELETE, "/volumes/empty", Value::Null).await;
+}
+
+async fn number(site: &Site, name: &str, file: &str) -> u64 {
+    shell(site, name, &format!("cat {file}")).await.parse().expect("a number")
+}
+
+#[test]
+fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        let data = volume(&site, "data").await["id"].as_str().expect("an id").to_owned();
+        let mount = json!({ "volume_id": data, "mount_path": "/data" });
+        let id = instance(&site, "box", COUNTER, mount).await;
+        site.until_console(&id, "count 3.").await;
+        for verb in ["standby", "restore"] {
+            done(&site, Method::POST, &format!("/instances/box/{verb}"), Value::Null).await;
+        }
+        let kept = done(&site, Method::POST, "/instances/box/snapshots", json!({ "kind": "Standby" })).await;
+        let taken_at = number(&site, "box", "/data/count").await;
+        until("more counts", BOOT, async || {
+            (number(&site, "box", "/data/count").await > taken_at + 5).then_some(())
+        })
+        .await;
+
+        // A fork goes on from the memory with disks of that moment, and neither sees what the other writes.
+        let snapshot = kept["id"].as_str().expect("an id");
+        let fork = made(&site, &format!("/snapshots/{snapshot}/fork"), json!({ "name": "fork" })).await;
+        let own = fork["volumes"][0]["volume_id"].as_str().expect("an id").to_owned();
+        assert_ne!(own, data, "{fork:#}");
+        assert_eq!(shell(&site, "fork", "echo fork >/data/who; sync; ls /data | wc -l").await, "3");
+        assert_eq!(shell(&site, "box", "ls /data | wc -l").await, "2");
+        is_of_one_moment(&site, "fork").await;
+        let beside = json!({ "name": "beside", "from_running": true });
+        let beside = made(&site, "/instances/box/fork", beside).await;
+        assert_ne!(beside["volumes"][0]["volume_id"], json!(data));
+        is_of_one_moment(&site, "beside").await;
+        site.delete("beside").await;
+        let volumes = done(&site, Method::GET, "/volumes", Value::Null).await;
+        assert_eq!(volumes.as_array().map(Vec::len), Some(2), "with a fork its copies went: {volumes:#}");
+        refused(
+            &site,
+            Method::DELETE,
+            &format!("/volumes/{own}"),
+            Value::Null,
+            StatusCode::CONFLICT,
+            "conflict",
+        )
+        .await;
+
+        // Put back in place: the memory, the root and the volume are what they were.
+        shell(&site, "box", "echo later >/data/later; sync").await;
+        let late = number(&site, "box", "/data/count").await;
+        done(&site, Method::POST, "/instances/box/stop", Value::Null).await;
+        let back = format!("/instances/box/snapshots/{snapshot}/restore");
+        let restored = done(&site, Method::POST, &back, Value::Null).await;
+        assert_eq!(
+            (&restored["state"], &restored["volumes"][0]["volume_id"]),
+            (&json!("Running"), &json!(data))
+        );
+        assert!(number(&site, "box", "/data/count").await < late, "it goes on from then");
+        assert_eq!(shell(&site, "box", "ls /data").await, "count\nlost+found");
+        is_of_one_moment(&site, "box").await;
+
+        // Of what is stopped: the disks alone.
+        done(&site, Method::POST, "/instances/box/stop", Value::Null).await;
+        let last = done(&site, Method::POST, "/instances/box/snapshots", json!({ "kind": "Stopped" })).await;
+        let stopped = last["id"].as_str().expect("an id");
+        let body = json!({ "name": "cold", "target_state": "Running" });
+        made(&site, &format!("/snapshots/{stopped}/fork"), body).await;
+        is_of_one_moment(&site, "cold").await;
+        for name in ["cold", "fork", "box"] {
+            done(&site, Method::DELETE, &format!("/instances/{name}"), Value::Null).await;
+        }
+        is_clean(&site);
+        // What a snapshot holds of a volume that was written to is its own.
+        done(&site, Method::DELETE, "/volumes/data", Value::Null).await;
+        let gone = (StatusCode::CREATED, json!({ "name": "last" }));
+        let last = ask(&site, Method::POST, &format!("/snapshots/{snapshot}/fork"), gone.1).await;
+        assert_eq!(last.status, gone.0, "{last:?}");
+        is_of_one_moment(&site, "last").await;
+        for path in
+            ["/instances/last".to_owned(), format!("/snapshots/{snapshot}"), format!("/snapshots/{stopped}")]
+        {
+            done(&site, Method::DELETE, &path, Value::Null).await;
+        }
+        settles(&mut site, "snapshots of volumes").await;
+    });
+}
+
+/// The count is one step apart at most between memory, root and volume, and goes on.
+async fn is_of_one_moment(site: &Site, name: &str) {
+    let (root, data) = (number(site, name, "/count").await, number(site, name, "/data/count").await);
+    assert!(root.abs_diff(data) <= 2, "{name}: {root} on the root, {data} on the volume");
+    until("it to count on", BOOT, async || (number(site, name, "/data/count").await > data).then_some(()))
+        .await;
+}
