@@ -57,11 +57,13 @@ use crate::host::process::find_program;
 use crate::host::usage::Usage;
 use crate::host::{Scope, watch_files};
 use crate::hypervisor::Accelerator;
-use crate::hypervisor::qemu::{Qemu, QemuConfig};
+use crate::hypervisor::qemu::{self, Qemu, QemuConfig};
 use crate::store::{SystemClock, open, token_key};
 
 /// For a request's head; a client on a bad line needs a second.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of instances that name none.
+const DEFAULT_HYPERVISOR: Hypervisor = Hypervisor::Qemu;
 /// Open requests at shutdown; verbs that wait are cut, their wishes are stored.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -104,7 +106,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     declare_network(&store, &config).await?;
 
     let reports = Reports::default();
-    let host = Host::build(&config, &reports)?;
+    let binary = find_program(&config.qemu).unwrap_or_else(|| config.qemu.clone());
+    let hypervisors = qemu::hypervisors(&binary).await;
+    let host = Host::build(&config, &reports, binary, hypervisors)?;
     let settings = Settings {
         store: store.clone(),
         clock: Arc::new(SystemClock),
@@ -130,7 +134,12 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         store,
         keys,
         backend: Arc::new(backend),
-        defaults: InstanceDefaults { platform: host_platform(), hypervisor: Hypervisor::Qemu },
+        defaults: InstanceDefaults {
+            platform: host_platform(),
+            hypervisor: DEFAULT_HYPERVISOR,
+            // As long as the process; once.
+            hypervisors: host.hypervisors.clone().leak(),
+        },
         tap_prefix: config.tap_prefix.clone(),
         capabilities,
         requests_max: config.requests_max,
@@ -192,10 +201,17 @@ fn host_platform() -> Platform {
 struct Host {
     ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files, Prober, Conntrack, TapDoors>,
     has_cgroups: bool,
+    /// That VMs can be launched on here.
+    hypervisors: Vec<Hypervisor>,
 }
 
 impl Host {
-    fn build(config: &Config, reports: &Reports) -> anyhow::Result<Self> {
+    fn build(
+        config: &Config,
+        reports: &Reports,
+        binary: PathBuf,
+        hypervisors: Vec<Hypervisor>,
+    ) -> anyhow::Result<Self> {
         let cache = config.data_dir.join("cache");
         let boot_files = BootFiles::new(config.kernel_dir(), cache);
         // Instances say so in their conditions; the API and what runs already do not depend on it.
@@ -221,7 +237,7 @@ impl Host {
                 .map_err(chained)?;
         let (rootfs, of_machines) = (images.clone(), reports.clone());
         let machines = Qemu::new(QemuConfig {
-            binary: find_program(&config.qemu).unwrap_or_else(|| config.qemu.clone()),
+            binary,
             run_dir: config.run_dir.clone(),
             data_dir: config.data_dir.clone(),
             boot_files,
@@ -258,7 +274,7 @@ impl Host {
         }));
         let (firewall, flows) = (Nft::new(), Conntrack::new());
         let ports = Ports { machines, images, links, firewall, disks, probes, flows, doors };
-        Ok(Self { ports, has_cgroups })
+        Ok(Self { ports, has_cgroups, hypervisors })
     }
 
     fn backend(&self, config: &Config) -> HostBackend {
@@ -292,9 +308,13 @@ impl Host {
     }
 
     fn capabilities(&self, config: &Config) -> Capabilities {
-        let name = Hypervisor::Qemu.as_str().to_owned();
-        let is_available = find_program(&config.qemu).is_some();
-        let accelerator = Some(self.ports.machines.accelerator().as_str().to_owned());
+        let runtime = |hypervisor: Hypervisor| RuntimeView {
+            name: hypervisor.as_str().to_owned(),
+            available: self.hypervisors.contains(&hypervisor),
+            features: ["fork", "snapshots", "standby"].map(ToOwned::to_owned).to_vec(),
+            accelerator: Some(self.ports.machines.accelerator().as_str().to_owned()),
+        };
+        let RuntimeView { name, available, .. } = runtime(DEFAULT_HYPERVISOR);
         Capabilities {
             server: ServerView {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -305,13 +325,9 @@ impl Host {
                 arch: host_platform().architecture().to_owned(),
                 cgroups: self.has_cgroups,
             },
-            default_runtime: Runtime { name: name.clone(), available: is_available },
-            runtimes: vec![RuntimeView {
-                name,
-                available: is_available,
-                features: ["fork", "snapshots", "standby"].map(ToOwned::to_owned).to_vec(),
-                accelerator,
-            }],
+            default_runtime: Runtime { name, available },
+            // By name.
+            runtimes: [Hypervisor::Qemu, Hypervisor::QemuMicrovm].map(runtime).to_vec(),
             network: NetworkModel {
                 model: "bridge".to_owned(),
                 guest_to_guest: false,

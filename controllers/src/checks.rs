@@ -164,6 +164,7 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
             broken.push(format!("{}: a run ended that was never asked for", instance.meta.uid));
         }
     }
+    crate::hypervisor_checks::machines(&mut broken, records, host);
     broken
 }
 

@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod disk;
 mod doors_checked;
 pub mod host;
+mod hypervisor_checks;
 pub mod image;
 pub mod network;
 mod policy_checks;

@@ -127,7 +127,7 @@ fn ask(tx: &mut Tx<'_>, uid: &Uid, snapshot: &Uid, asked: Asked) -> Result<(), (
         Asked::Restore => RESTORE(tx, uid),
         Asked::Fork => fork(false)(tx),
         Asked::ForkFromRunning => fork(true)(tx),
-        Asked::RestoreInPlace => forks::restore(tx, uid, snapshot, None).map(drop),
+        Asked::RestoreInPlace => forks::restore(tx, uid, snapshot, forks::Target::default()).map(drop),
         Asked::SnapshotStandby | Asked::SnapshotStopped => {
             let kind =
                 if asked == Asked::SnapshotStandby { SnapshotKind::Standby } else { SnapshotKind::Stopped };

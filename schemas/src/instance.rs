@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::compression::{CompressionWish, SnapshotPolicy};
 use crate::condition::Condition;
 use crate::health::{HealthCheck, HealthStatus};
+use crate::limits;
 use crate::meta::Kind;
 use crate::names::{Digest, ImageRef, Platform, Uid};
 use crate::policy::{AutoStandbyPolicy, IdleStatus, RestartPolicy, RestartStatus};
@@ -168,6 +169,15 @@ impl Hypervisor {
             Self::Qemu => "qemu",
             Self::QemuMicrovm => "qemu-microvm",
             Self::Vz => "vz",
+        }
+    }
+
+    /// How many block devices its VMs have room for, for volumes.
+    #[must_use]
+    pub fn volume_devices_max(self) -> usize {
+        match self {
+            Self::CloudHypervisor | Self::Firecracker | Self::Qemu | Self::Vz => limits::VOLUME_DEVICES_MAX,
+            Self::QemuMicrovm => limits::VOLUME_DEVICES_WITHOUT_PCI_MAX,
         }
     }
 }

@@ -36,6 +36,9 @@ pub const OVERLAY_DEFAULT: Bytes = Bytes(10 << 30);
 pub const VOLUME_GB_MAX: u32 = 2 << 10;
 /// Block devices after root, overlay and configuration (contract.md 2.1).
 pub const VOLUME_DEVICES_MAX: usize = 23;
+/// Likewise on a board without PCI: it has 24 places for virtio devices, of which root, overlay, headers,
+/// network, control channel and random numbers take six.
+pub const VOLUME_DEVICES_WITHOUT_PCI_MAX: usize = 18;
 /// PATH_MAX is 4096; a mount's path is short.
 pub const MOUNT_PATH_BYTES_MAX: usize = 1024;
 /// Free room, beyond the reserve, with which a disk is begun: the metadata of the largest one and

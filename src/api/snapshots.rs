@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use stead_controllers::snapshot::admission::{self, Wish};
 use stead_controllers::vm::admission as instances;
-use stead_controllers::vm::forks::{self, ForkWish, Forked};
+use stead_controllers::vm::forks::{self, ForkWish, Forked, Target};
 use stead_schemas::api::{
     self, ForkCreate, SnapshotCreate, SnapshotFork, SnapshotPatch, SnapshotRestore, parse_kind, state_of,
 };
@@ -142,7 +142,8 @@ pub(super) async fn restore(
     ids: Result<Path<(String, String)>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
-    let SnapshotRestore { target } = SnapshotRestore::read(json(body)?, state.0.defaults.hypervisor)?;
+    let SnapshotRestore { target, hypervisor } = SnapshotRestore::read(json(body)?, state.0.defaults)?;
+    let target = Target { power: target, hypervisor };
     let Path((id, snapshot)) = ids?;
     let uid = lookup::instance(state.store(), &id)?.meta.uid.clone();
     let snapshot = find(&state, &snapshot)?.meta.uid.clone();
@@ -168,7 +169,8 @@ pub(super) async fn fork_snapshot(
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let SnapshotFork { name, target } = SnapshotFork::read(json(body)?, state.0.defaults.hypervisor)?;
+    let SnapshotFork { name, target, hypervisor } = SnapshotFork::read(json(body)?, state.0.defaults)?;
+    let target = Target { power: target, hypervisor };
     let (snapshot, prefix) = (find(&state, &id?.0)?.meta.uid.clone(), state.0.tap_prefix.clone());
     let fork = state.store().transact(move |tx| forks::fork_snapshot(tx, &snapshot, name, target, &prefix));
     let forked = fork.await?;

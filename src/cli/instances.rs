@@ -36,6 +36,9 @@ pub(crate) struct Run {
     entrypoint: Option<String>,
     #[arg(long)]
     no_network: bool,
+    /// qemu or qemu-microvm, as the host has them (see GET /capabilities)
+    #[arg(long)]
+    hypervisor: Option<String>,
     /// VOLUME:PATH, VOLUME:PATH:ro or VOLUME:PATH:overlay=SIZE
     #[arg(short, long = "volume")]
     volumes: Vec<volumes::Mount>,
@@ -131,6 +134,9 @@ fn body(run: &Run) -> Result<Value, Failure> {
     if !run.cmd.is_empty() {
         set("cmd", json!(run.cmd));
     }
+    if let Some(hypervisor) = &run.hypervisor {
+        set("hypervisor", json!(hypervisor));
+    }
     if run.no_network {
         set("network", json!({"enabled": false}));
     }
@@ -210,6 +216,7 @@ pub(super) async fn describe(client: &Client, name: &str) -> Result<(), Failure>
         ("Id", instance.id.clone()),
         ("Image", instance.image.clone()),
         ("State", format!("{:?}", instance.state)),
+        ("Hypervisor", instance.hypervisor.as_str().to_owned()),
         ("Created", instance.created_at.to_string()),
         (
             "Size",

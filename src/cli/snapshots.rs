@@ -45,18 +45,16 @@ pub(crate) enum SnapshotVerb {
     Restore {
         instance: String,
         id: String,
-        /// Running, Standby or Stopped
-        #[arg(long)]
-        target_state: Option<String>,
+        #[command(flatten)]
+        target: Target,
     },
     /// Make an instance from a snapshot.
     Fork {
         id: String,
         #[arg(long)]
         name: String,
-        /// Running, Standby or Stopped
-        #[arg(long)]
-        target_state: Option<String>,
+        #[command(flatten)]
+        target: Target,
     },
     /// Snapshots that are taken by themselves.
     #[command(subcommand)]
@@ -85,14 +83,33 @@ pub(crate) struct Fork {
 
 pub(super) async fn fork(client: &Client, fork: Fork, output: Output) -> Result<(), Failure> {
     let mut body = json!({ "name": fork.name, "from_running": fork.from_running });
-    target(&mut body, fork.target_state);
+    if let Some(state) = fork.target_state {
+        body["target_state"] = json!(state);
+    }
     let instance: Instance = client.post(&["instances", &fork.source, "fork"], &body).await?;
     show_instances(&[instance], output)
 }
 
-fn target(body: &mut Value, state: Option<String>) {
-    if let Some(state) = state {
-        body["target_state"] = json!(state);
+/// Where what begins with a snapshot shall end up.
+#[derive(Debug, Args)]
+pub(crate) struct Target {
+    /// Running, Standby or Stopped
+    #[arg(long)]
+    target_state: Option<String>,
+    /// qemu or qemu-microvm; of a snapshot of the kind Standby only its own.
+    #[arg(long)]
+    target_hypervisor: Option<String>,
+}
+
+impl Target {
+    fn put(self, body: &mut Value) {
+        for (key, word) in
+            [("target_state", self.target_state), ("target_hypervisor", self.target_hypervisor)]
+        {
+            if let Some(word) = word {
+                body[key] = json!(word);
+            }
+        }
     }
 }
 
@@ -126,16 +143,16 @@ pub(super) async fn snapshot(client: &Client, verb: SnapshotVerb, output: Output
             let snapshot: Snapshot = client.get(&["snapshots", &id]).await?;
             show_all(&[snapshot], output)
         }
-        SnapshotVerb::Restore { instance, id, target_state } => {
+        SnapshotVerb::Restore { instance, id, target } => {
             let mut body = json!({});
-            target(&mut body, target_state);
+            target.put(&mut body);
             let path = ["instances", &instance, "snapshots", &id, "restore"];
             let instance: Instance = client.post(&path, &body).await?;
             show_instances(&[instance], output)
         }
-        SnapshotVerb::Fork { id, name, target_state } => {
+        SnapshotVerb::Fork { id, name, target } => {
             let mut body = json!({ "name": name });
-            target(&mut body, target_state);
+            target.put(&mut body);
             let instance: Instance = client.post(&["snapshots", &id, "fork"], &body).await?;
             show_instances(&[instance], output)
         }

@@ -24,6 +24,7 @@ pub mod probe;
 pub(crate) mod process;
 pub(crate) mod sparse;
 pub mod tap;
+pub(crate) mod tsc;
 pub mod usage;
 pub mod watch_files;
 

@@ -11,7 +11,7 @@ use stead::hypervisor::Accelerator;
 use stead::hypervisor::qemu::{Qemu, QemuConfig};
 use stead_controllers::host::{GuestPhase, HostErrorKind, LaunchPlan, Machine, Machines, VmmState};
 use stead_schemas::guest::Config;
-use stead_schemas::instance::Secret;
+use stead_schemas::instance::{Hypervisor, Secret};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 
@@ -21,15 +21,20 @@ const BOOT: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_secs(15);
 
 struct Bench {
+    hypervisor: Hypervisor,
     stage: Stage,
     rootfs: PathBuf,
 }
 
 impl Bench {
     fn new() -> Self {
+        Self::on(Hypervisor::Qemu)
+    }
+
+    fn on(hypervisor: Hypervisor) -> Self {
         let stage = Stage::new();
         let rootfs = busybox_root(&stage);
-        Self { stage, rootfs }
+        Self { hypervisor, stage, rootfs }
     }
 
     /// A driver as a daemon makes it; a second one stands for the daemon after a restart.
@@ -56,6 +61,7 @@ impl Bench {
         LaunchPlan {
             owner: owner.clone(),
             run: 1,
+            hypervisor: self.hypervisor,
             vcpus: 1,
             memory: Bytes(192 << 20),
             rootfs: format!("sha256:{}", "0".repeat(64)).parse().expect("valid"),
@@ -136,10 +142,16 @@ async fn clear_away(driver: &Qemu, owner: &Uid) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_runs_and_its_exit_is_told_until_it_is_acknowledged() {
-    let bench = Bench::new();
+    for hypervisor in [Hypervisor::Qemu, Hypervisor::QemuMicrovm] {
+        an_exit_is_told(&Bench::on(hypervisor)).await;
+    }
+}
+
+async fn an_exit_is_told(bench: &Bench) {
     let (driver, owner) = (bench.driver(), uid(1));
     let script = "echo $GREETING from $(hostname) as $(id -u) in $(pwd); exit 7";
-    let exited = boot(&bench, &driver, &owner, &config(&["/bin/sh", "-c", script]), GuestPhase::Exited).await;
+    let exited = boot(bench, &driver, &owner, &config(&["/bin/sh", "-c", script]), GuestPhase::Exited).await;
+    assert_eq!(exited.hypervisor, bench.hypervisor);
     let exit = exited.guest.exit.expect("told with the phase");
     assert_eq!((exit.code, exit.message.as_str()), (Some(7), "exited with code 7"));
     assert!(bench.console(&owner).contains("hello from box as 0 in /"), "{}", bench.console(&owner));
@@ -175,6 +187,15 @@ async fn a_machine_is_adopted_stopped_and_killed_by_identity() {
     driver.kill(&owner).await.expect("killed");
     assert_eq!(inspect(&driver, &owner).await.vmm, VmmState::Dead);
     clear_away(&driver, &owner).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hypervisor_that_is_not_driven_here_is_refused_and_leaves_nothing() {
+    let bench = Bench::on(Hypervisor::Firecracker);
+    let (driver, owner) = (bench.driver(), uid(8));
+    let refused = driver.launch(&bench.plan(&owner)).await.expect_err("there is none");
+    assert_eq!(refused.kind, HostErrorKind::Unsupported);
+    assert!(driver.inspect(&owner).await.expect("observed").is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,7 +238,8 @@ async fn a_console_that_never_stops_stays_bounded_and_loses_no_line_in_between()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_daemon_a_console_grows_to_its_disks_size_and_is_rotated_by_the_next() {
-    let bench = Bench::new();
+    // What the board is makes no difference here; the test before this one has the other.
+    let bench = Bench::on(Hypervisor::QemuMicrovm);
     let (driver, owner) = (bench.driver(), uid(6));
     let plan = bench.plan(&owner);
     let disk = bench.stage.path("disks").join(owner.as_str());

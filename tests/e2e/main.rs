@@ -5,6 +5,7 @@
 
 mod agent;
 mod auto_standby;
+mod boards;
 mod crash;
 mod deaths;
 mod debian;

@@ -19,6 +19,7 @@ fn many(count: usize) -> Value {
 type Case = (&'static str, &'static str, String, u16, &'static str, &'static str);
 
 const NEW: &str = "/instances";
+const FORK: &str = "/snapshots/tz4a98xxat96iws9zmbrgj3a/fork";
 
 /// Requests on instances: shape of the body, names, sizes.
 fn creations() -> Vec<Case> {
@@ -71,6 +72,17 @@ fn creations() -> Vec<Case> {
 }
 
 /// Fields that are later work: malformed ones and well-formed wishes.
+fn hypervisors() -> Vec<Case> {
+    let target = |word: &str| json!({"name": "a", "target_hypervisor": word}).to_string();
+    let case = |path, body, code, field| ("POST", path, body, 400, code, field);
+    vec![
+        case(NEW, with("hypervisor", json!("xen")), "invalid_request", "hypervisor "),
+        case(NEW, with("hypervisor", json!("firecracker")), "not_supported", "hypervisor "),
+        case(FORK, target("xen"), "invalid_request", "target_hypervisor "),
+        case(FORK, target("vz"), "not_supported", "target_hypervisor "),
+    ]
+}
+
 fn later_fields() -> Vec<Case> {
     let post = |body: String, code, path| ("POST", NEW, body, 400, code, path);
     vec![
@@ -97,8 +109,6 @@ fn later_fields() -> Vec<Case> {
             "invalid_request",
             "network.egress.enforcement.mode ",
         ),
-        post(with("hypervisor", json!("xen")), "invalid_request", "hypervisor "),
-        post(with("hypervisor", json!("firecracker")), "not_supported", "hypervisor "),
         post(with("platform", json!("windows/amd64")), "invalid_platform", "platform "),
         ("POST", NEW, with("platform", json!("linux/arm64")), 404, "platform_not_available", "platform "),
         post(with("hotplug_size", json!("x")), "invalid_hotplug_size", "hotplug_size "),
@@ -223,7 +233,8 @@ fn others() -> Vec<Case> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_malformed_request_is_refused_by_name_and_stores_nothing() {
     let server = Server::start().await;
-    let cases: Vec<Case> = creations().into_iter().chain(later_fields()).chain(others()).collect();
+    let cases: Vec<Case> =
+        creations().into_iter().chain(hypervisors()).chain(later_fields()).chain(others()).collect();
     assert!(cases.len() >= 60, "{} cases", cases.len());
     // The network declares itself ready first; after that nothing may be written.
     let ready = std::time::Instant::now() + std::time::Duration::from_secs(10);

@@ -143,7 +143,11 @@ impl Server {
             store: store.clone(),
             keys: keys.clone(),
             backend: Arc::new(NoHost),
-            defaults: InstanceDefaults { platform: Platform::LinuxAmd64, hypervisor: Hypervisor::Qemu },
+            defaults: InstanceDefaults {
+                platform: Platform::LinuxAmd64,
+                hypervisor: Hypervisor::Qemu,
+                hypervisors: &[Hypervisor::Qemu, Hypervisor::QemuMicrovm],
+            },
             tap_prefix: "st".to_owned(),
             capabilities: capabilities(),
             requests_max: REQUESTS_MAX,

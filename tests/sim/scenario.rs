@@ -12,7 +12,7 @@ use stead_controllers::sim::{Drift, Faults, Rng, SimRegistryImage, SleptOn, Worl
 use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::{MemoryKv, Tx};
 use stead_controllers::vm::admission;
-use stead_controllers::vm::forks::{self, ForkWish};
+use stead_controllers::vm::forks::{self, ForkWish, Target};
 use stead_schemas::api::{
     CompressionAsked, InstancePatch, InstanceStart, InstanceWish, ScheduleWish, StandbyRequest,
 };
@@ -203,7 +203,7 @@ impl Play {
             entrypoint: None,
             cmd: Some(program.split(' ').map(ToOwned::to_owned).collect()),
             has_network: self.rng.chance(800),
-            hypervisor: Hypervisor::Qemu,
+            hypervisor: self.hypervisor(),
             skip_guest_agent: false,
             skip_kernel_headers: false,
             restart: self.restart_policy(),
@@ -219,6 +219,10 @@ impl Play {
         };
         // A name that is taken and an image that failed are refused; both leave nothing.
         let _ = self.daemon.store.transact(move |tx| admission::create(tx, wish, "st")).await;
+    }
+
+    fn hypervisor(&mut self) -> Hypervisor {
+        if self.rng.chance(500) { Hypervisor::Qemu } else { Hypervisor::QemuMicrovm }
     }
 
     /// Few attempts: the play shall settle.
@@ -437,7 +441,10 @@ impl Play {
         let Some(one) = all.get(usize::try_from(self.rng.below(all.len() as u64)).expect("small")) else {
             return;
         };
-        let (uid, source, target) = (one.meta.uid.clone(), one.spec.source.clone(), self.target());
+        let (uid, source) = (one.meta.uid.clone(), one.spec.source.clone());
+        // Another than that of a memory is refused.
+        let hypervisor = self.rng.chance(500).then(|| self.hypervisor());
+        let target = Target { power: self.target(), hypervisor };
         let choice = if self.is_storing && self.rng.chance(500) { 1 } else { self.rng.below(5) };
         self.log.push(format!("use {choice} snapshot {uid} {target:?}"));
         let store = &self.daemon.store;

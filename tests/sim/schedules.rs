@@ -40,7 +40,11 @@ async fn instance(world: &World, store: &Store) -> Uid {
     let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
     let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
     world.serve(&"sim/a".parse().expect("valid"), SimRegistryImage { digest, config });
-    let defaults = InstanceDefaults { platform: Platform::LinuxAmd64, hypervisor: Hypervisor::Qemu };
+    let defaults = InstanceDefaults {
+        platform: Platform::LinuxAmd64,
+        hypervisor: Hypervisor::Qemu,
+        hypervisors: &[Hypervisor::Qemu],
+    };
     let body = serde_json::json!({ "name": "i", "image": "sim/a", "size": "256MB" });
     let wish = InstanceWish::read(body, defaults).expect("valid");
     let created = store.transact(move |tx| admission::create(tx, wish, "st")).await;

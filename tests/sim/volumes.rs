@@ -101,7 +101,11 @@ async fn goes_back(seed: u64) -> Result<(), String> {
             { "volume_id": "v1", "mount_path": "/set", "readonly": true, "overlay": true, "overlay_size": "64MB" },
         ],
     });
-    let defaults = InstanceDefaults { platform: Platform::LinuxAmd64, hypervisor: Hypervisor::Qemu };
+    let defaults = InstanceDefaults {
+        platform: Platform::LinuxAmd64,
+        hypervisor: Hypervisor::Qemu,
+        hypervisors: &[Hypervisor::Qemu],
+    };
     let wish = InstanceWish::read(body, defaults).expect("valid");
     let created = play.daemon.store.transact(move |tx| instances::create(tx, wish, "st")).await;
     let writer = created.expect("created").meta.uid.clone();
@@ -129,7 +133,10 @@ async fn goes_back(seed: u64) -> Result<(), String> {
     }
     play.by_chance().await;
     let of_tx = (writer.clone(), snapshot.clone());
-    play.ask(move |tx| forks::restore(tx, &of_tx.0, &of_tx.1, Some(Power::Running))).await?;
+    // Disks go on anywhere.
+    let hypervisor = (kind == SnapshotKind::Stopped).then_some(Hypervisor::QemuMicrovm);
+    let target = forks::Target { power: Some(Power::Running), hypervisor };
+    play.ask(move |tx| forks::restore(tx, &of_tx.0, &of_tx.1, target)).await?;
     play.by_chance().await;
     play.until_state(&writer, State::Running).await?;
     if disk_of(&play) == before {
@@ -139,7 +146,6 @@ async fn goes_back(seed: u64) -> Result<(), String> {
     // A fork writes to a volume of its own, and reads what all read.
     let of_tx = snapshot.clone();
     let name = Name::resource("fork").expect("valid");
-    let target = Some(Power::Running);
     let forked = play.ask(move |tx| forks::fork_snapshot(tx, &of_tx, name.clone(), target, "st")).await?;
     play.by_chance().await;
     play.until_state(&forked.instance.meta.uid, State::Running).await?;

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stead_schemas::compression::Compression;
-use stead_schemas::instance::Exit;
+use stead_schemas::instance::{Exit, Hypervisor};
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::network::Mac;
 use stead_schemas::quantity::Bytes;
@@ -23,6 +23,8 @@ pub struct Machine {
     pub owner: Uid,
     /// The run it was launched for.
     pub run: u64,
+    /// What it was launched on.
+    pub hypervisor: Hypervisor,
     pub vmm: VmmState,
     /// While the VMM's process lives.
     pub pid: Option<u32>,
@@ -91,6 +93,7 @@ pub enum GuestPhase {
 pub struct LaunchPlan {
     pub owner: Uid,
     pub run: u64,
+    pub hypervisor: Hypervisor,
     pub vcpus: u32,
     pub memory: Bytes,
     pub rootfs: Digest,
@@ -179,7 +182,8 @@ pub trait Machines: Send + Sync + 'static {
     fn inspect(&self, owner: &Uid) -> impl Future<Output = Result<Option<Machine>, HostError>> + Send;
     /// Logs or other lasting records of this instance exist.
     fn has_records(&self, owner: &Uid) -> impl Future<Output = Result<bool, HostError>> + Send;
-    /// Starts a VMM and its vCPUs. Conflict when one is there. After a crash in between, `inspect`
+    /// Starts a VMM and its vCPUs. Conflict when one is there; Unsupported for a hypervisor that this host
+    /// does not have. After a crash in between, `inspect`
     /// shows what was made: a directory, a `Created` VMM, or a running one.
     fn launch(&self, plan: &LaunchPlan) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Answers the guest's wait for its configuration.
@@ -211,7 +215,8 @@ pub trait Machines: Send + Sync + 'static {
     /// VM is resumed, and what was saved of it counts as nothing.
     fn save(&self, owner: &Uid, generation: u64) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Starts a VMM from the saved memory and leaves it paused; the memory stays saved. After a
-    /// crash in between, `inspect` shows a `Created` VMM. Permanent when no retry can help.
+    /// crash in between, `inspect` shows a `Created` VMM. Permanent when no retry can help: a memory goes
+    /// on only on the hypervisor that it was saved of.
     fn restore(&self, plan: &LaunchPlan) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Has the saved memory be none, in one step, durably; then its files go.
     fn discard_memory(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;

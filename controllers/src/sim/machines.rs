@@ -6,17 +6,18 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use stead_schemas::compression::Compression;
 use stead_schemas::guest;
-use stead_schemas::instance::Exit;
+use stead_schemas::instance::{Exit, Hypervisor};
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::snapshot::PackingState;
 
 use super::World;
+use super::memories::MemoryFile;
 use super::program::Program;
 use super::snapshots::PACKED;
 use super::written::Known;
 use crate::host::{
     AdoptPlan, GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory,
-    SavedMemory, VmmState,
+    VmmState,
 };
 use crate::runtime::Clock;
 
@@ -24,9 +25,10 @@ use crate::runtime::Clock;
 #[derive(Debug, Clone)]
 pub(super) struct Vmm {
     pub(super) run: u64,
+    hypervisor: Hypervisor,
     pub(super) state: VmmState,
     pid: u32,
-    launched_at: Timestamp,
+    pub(super) launched_at: Timestamp,
     configured_at: Option<Timestamp>,
     program: Program,
     shutdown_at: Option<Timestamp>,
@@ -41,13 +43,6 @@ pub(super) struct Vmm {
     /// Its root's first.
     pub(super) disks: Vec<Known>,
     incarnation: Option<String>,
-}
-
-/// A memory file.
-#[derive(Debug, Clone)]
-pub(super) struct MemoryFile {
-    saved: Option<(u64, Vmm)>,
-    packing: PackingState,
 }
 
 const BOOT: Duration = Duration::from_millis(1500);
@@ -145,6 +140,7 @@ impl Vmm {
         Machine {
             owner: owner.clone(),
             run: self.run,
+            hypervisor: self.hypervisor,
             pid: self.is_alive().then_some(self.pid),
             vmm,
             launched_at: self.launched_at,
@@ -160,24 +156,6 @@ impl Vmm {
                 assume_error: None,
                 identity_told: None,
             },
-        }
-    }
-}
-
-impl MemoryFile {
-    pub(super) fn vmm(&self) -> Option<&Vmm> {
-        self.saved.as_ref().map(|(_, vmm)| vmm)
-    }
-
-    pub(super) fn seen(&self) -> Memory {
-        match &self.saved {
-            None => Memory::Loose,
-            Some((generation, vmm)) => Memory::Saved(SavedMemory {
-                generation: *generation,
-                run: vmm.run,
-                launched_at: vmm.launched_at,
-                packing: self.packing,
-            }),
         }
     }
 }
@@ -252,6 +230,7 @@ impl Machines for World {
                 plan.owner.clone(),
                 Vmm {
                     run: plan.run,
+                    hypervisor: plan.hypervisor,
                     state: vmm,
                     pid: state.next_pid,
                     launched_at: now,
@@ -409,6 +388,9 @@ impl Machines for World {
             }
             let saved = state.memories.get(&plan.owner).and_then(|memory| memory.saved.clone());
             let (_, mut vmm) = saved.ok_or_else(|| refuse(HostErrorKind::Missing))?;
+            if vmm.hypervisor != plan.hypervisor {
+                return Err(refuse(HostErrorKind::Permanent));
+            }
             if plan.network.as_ref().is_some_and(|card| !state.links.contains_key(&card.tap)) {
                 return Err(refuse(HostErrorKind::Missing));
             }

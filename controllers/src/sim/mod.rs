@@ -18,6 +18,7 @@ mod flows;
 mod images;
 mod links;
 mod machines;
+mod memories;
 mod probes;
 mod program;
 mod rng;
@@ -74,7 +75,7 @@ struct State {
     jobs: BTreeMap<Digest, images::Running>,
     machines: BTreeMap<Uid, machines::Vmm>,
     records: BTreeSet<Uid>,
-    memories: BTreeMap<Uid, machines::MemoryFile>,
+    memories: BTreeMap<Uid, memories::MemoryFile>,
     snapshots: BTreeMap<Uid, snapshots::SnapshotDir>,
     probes: BTreeMap<Uid, probes::Asking>,
     probe_serial: u64,

@@ -71,9 +71,9 @@ impl State {
                 Ok(Some(vmm.paused_copy(now)))
             }
             (SnapshotKind::Standby, None) => {
-                let seen = memory.map(super::machines::MemoryFile::seen);
+                let seen = memory.map(super::memories::MemoryFile::seen);
                 let is_asked = matches!(seen, Some(Memory::Saved(saved)) if saved.run == plan.run);
-                let vmm = memory.and_then(super::machines::MemoryFile::vmm).filter(|_| is_asked);
+                let vmm = memory.and_then(super::memories::MemoryFile::vmm).filter(|_| is_asked);
                 vmm.cloned().map(Some).ok_or_else(refuse)
             }
             _ => Err(refuse()),

@@ -100,6 +100,7 @@ pub fn create(
     let disk = DiskSpec { size: wish.overlay, purpose, source: None, source_disk: None };
     let allocated = allocate(tx, &uid, image, disk, wish.has_network.then_some(tap_prefix))?;
     let volumes = mounts::take(tx, &uid, wish.volumes)?;
+    mounts::check_fit(&volumes, wish.hypervisor)?;
     let spec = InstanceSpec {
         image: wish.image,
         platform: wish.platform,

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use stead_schemas::disk::{DiskPurpose, DiskSpec};
-use stead_schemas::instance::{Instance, InstanceSpec, Origin, Power, PowerCause, State};
+use stead_schemas::instance::{Hypervisor, Instance, InstanceSpec, Origin, Power, PowerCause, State};
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
@@ -25,6 +25,22 @@ pub struct ForkWish {
     pub from_running: bool,
     /// As the source is when nothing is said.
     pub target: Option<Power>,
+}
+
+/// Where what begins with a snapshot shall end up, as far as a request says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Running with a memory, else Stopped.
+    pub power: Option<Power>,
+    /// The snapshot's.
+    pub hypervisor: Option<Hypervisor>,
+}
+
+/// Where it does end up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Goal {
+    power: Power,
+    hypervisor: Hypervisor,
 }
 
 /// A fork, and what it is made of.
@@ -64,7 +80,9 @@ pub fn fork(tx: &mut Tx<'_>, source: &Uid, wish: ForkWish, tap_prefix: &str) -> 
     };
     let snapshot = snapshots::create(tx, source, of_fork)?;
     let tags = object.meta.tags.clone();
-    let instance = begin(tx, &snapshot, wish.name, tags, wish.target.unwrap_or(target), tap_prefix)?;
+    let target = Target { power: Some(wish.target.unwrap_or(target)), hypervisor: None };
+    let goal = goal(&snapshot, target)?;
+    let instance = begin(tx, &snapshot, wish.name, tags, goal, tap_prefix)?;
     Ok(Forked { instance, snapshot: snapshot.meta.uid.clone() })
 }
 
@@ -76,18 +94,18 @@ pub fn fork_snapshot(
     tx: &mut Tx<'_>,
     snapshot: &Uid,
     name: Name,
-    target: Option<Power>,
+    target: Target,
     tap_prefix: &str,
 ) -> Result<Forked, Refused> {
     let snapshot = ready(tx, snapshot)?;
-    let target = target.unwrap_or_else(|| default_target(snapshot.spec.kind));
-    let warm = match target {
+    let goal = goal(&snapshot, target)?;
+    let warm = match goal.power {
         Power::Running => members(tx, &snapshot.meta.uid).into_iter().find(|member| member.is_warm()),
         Power::Stopped | Power::Standby | Power::Warm => None,
     };
     let instance = match warm {
         Some(member) => take(tx, &member, name)?,
-        None => begin(tx, &snapshot, name, Tags::new(), target, tap_prefix)?,
+        None => begin(tx, &snapshot, name, Tags::new(), goal, tap_prefix)?,
     };
     Ok(Forked { instance, snapshot: snapshot.meta.uid.clone() })
 }
@@ -126,13 +144,15 @@ pub fn tend(tx: &mut Tx<'_>, snapshot: &Uid, tap_prefix: &str) -> Result<(), Ref
         let name = Name::from(&uid);
         let of_pool = OwnerRef { kind: Snapshot::NAME.to_owned(), uid: snapshot.meta.uid.clone() };
         let place = Place { uid, name, tags: Tags::new(), owner: Some(of_pool) };
-        begin_at(tx, &snapshot, place, Power::Warm, tap_prefix)?;
+        let goal = Goal { power: Power::Warm, hypervisor: snapshot.spec.instance.hypervisor };
+        begin_at(tx, &snapshot, place, goal, tap_prefix)?;
     }
     Ok(())
 }
 
 /// Restores an instance that is down to one of its snapshots: another disk takes the place of its
-/// own, whose content is gone with it.
+/// own, whose content is gone with it. With the disk the hypervisor may change, in the same commit: nothing
+/// of it runs, and the next launch is of another run.
 ///
 /// # Errors
 /// `NotFound`, `InvalidState` unless it is down, `Conflict` unless the snapshot is ready,
@@ -141,7 +161,7 @@ pub fn restore(
     tx: &mut Tx<'_>,
     uid: &Uid,
     snapshot: &Uid,
-    target: Option<Power>,
+    target: Target,
 ) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     let snapshot = ready(tx, snapshot)?;
@@ -162,8 +182,7 @@ pub fn restore(
             legal: "Stopped or Standby",
         });
     }
-    let target = target.unwrap_or_else(|| default_target(snapshot.spec.kind));
-    check_target(snapshot.spec.kind, target)?;
+    let goal = goal(&snapshot, target)?;
     let disk = new_disk(tx, owner(uid), disk_of(&snapshot))?;
     let earlier = object.spec.allocated.disk.clone();
     let volumes = mounts::restore(tx, &snapshot, &object)?;
@@ -181,7 +200,8 @@ pub fn restore(
             hold_until: kept.hold_until,
             snapshot_policy: kept.snapshot_policy,
             compression: None,
-            power: target,
+            power: goal.power,
+            hypervisor: goal.hypervisor,
             power_by: PowerCause::Client,
             power_since: now,
             run: kept.run + 1,
@@ -191,7 +211,7 @@ pub fn restore(
             ..(*snapshot.spec.instance).clone()
         };
         spec.allocated.disk = disk;
-        spec.origin = Some(origin(&snapshot, spec.standby, spec.run, target));
+        spec.origin = Some(origin(&snapshot, spec.standby, spec.run, goal.power));
     })?;
     tx.request_deletion::<stead_schemas::disk::Disk>(&earlier)?;
     Ok(changed)
@@ -210,19 +230,29 @@ fn ready(tx: &Tx<'_>, uid: &Uid) -> Result<Arc<Object<Snapshot>>, Refused> {
     }
 }
 
-fn default_target(kind: SnapshotKind) -> Power {
-    match kind {
+/// What a request asks for, and else the snapshot says.
+fn goal(snapshot: &Object<Snapshot>, target: Target) -> Result<Goal, Refused> {
+    let (kind, saved_of) = (snapshot.spec.kind, snapshot.spec.instance.hypervisor);
+    let default = match kind {
         SnapshotKind::Standby => Power::Running,
         SnapshotKind::Stopped => Power::Stopped,
+    };
+    let goal =
+        Goal { power: target.power.unwrap_or(default), hypervisor: target.hypervisor.unwrap_or(saved_of) };
+    mounts::check_fit(&snapshot.spec.instance.volumes, goal.hypervisor)?;
+    match kind {
+        SnapshotKind::Stopped if goal.power == Power::Standby => {
+            let message = "target_state cannot be Standby: there is no memory to keep";
+            Err(Refused::InvalidRequest(message.to_owned()))
+        }
+        // The devices that the guest's memory knows are that one's.
+        SnapshotKind::Standby if goal.hypervisor != saved_of => Err(Refused::InvalidRequest(format!(
+            "target_hypervisor must be {}: a snapshot of the kind Standby goes on only on the hypervisor that \
+             it was taken on; one of the kind Stopped boots on any",
+            saved_of.as_str()
+        ))),
+        SnapshotKind::Standby | SnapshotKind::Stopped => Ok(goal),
     }
-}
-
-fn check_target(kind: SnapshotKind, target: Power) -> Result<(), Refused> {
-    if kind == SnapshotKind::Stopped && target == Power::Standby {
-        let message = "target_state cannot be Standby: there is no memory to keep";
-        return Err(Refused::InvalidRequest(message.to_owned()));
-    }
-    Ok(())
 }
 
 fn disk_of(snapshot: &Object<Snapshot>) -> DiskSpec {
@@ -248,12 +278,11 @@ fn begin(
     snapshot: &Object<Snapshot>,
     name: Name,
     tags: Tags,
-    target: Power,
+    goal: Goal,
     tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
-    check_target(snapshot.spec.kind, target)?;
     let place = Place { uid: tx.next_uid(), name, tags, owner: None };
-    begin_at(tx, snapshot, place, target, tap_prefix)
+    begin_at(tx, snapshot, place, goal, tap_prefix)
 }
 
 /// What a new instance is called, and whose it is.
@@ -268,7 +297,7 @@ fn begin_at(
     tx: &mut Tx<'_>,
     snapshot: &Object<Snapshot>,
     place: Place,
-    target: Power,
+    goal: Goal,
     tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
     let Place { uid, name, tags, owner } = place;
@@ -279,7 +308,8 @@ fn begin_at(
     let volumes = mounts::fork(tx, snapshot, &uid)?;
     let (run, standby) = (1, 1);
     let spec = InstanceSpec {
-        power: target,
+        power: goal.power,
+        hypervisor: goal.hypervisor,
         power_by: PowerCause::Client,
         hold_until: None,
         // Of a standby of the source: here it would only part what is shared.
@@ -290,7 +320,7 @@ fn begin_at(
         is_forced: false,
         // The source's end is its own.
         expires_at: None,
-        origin: Some(origin(snapshot, standby, run, target)),
+        origin: Some(origin(snapshot, standby, run, goal.power)),
         volumes,
         allocated,
         ..(**source).clone()
@@ -304,6 +334,7 @@ mod tests {
     use stead_schemas::compression::{Algorithm, Compression, CompressionWish};
     use stead_schemas::disk::Disk;
     use stead_schemas::instance::InstanceStatus;
+    use stead_schemas::snapshot::{SnapshotSpec, SnapshotStatus};
 
     use super::*;
     use crate::store::tests::opened;
@@ -350,6 +381,103 @@ mod tests {
             assert!(expired.await.expect("stored"), "{power:?}");
             let object = store.get::<Instance>(&uid).expect("it goes when its host things are gone");
             assert_eq!(object.meta.is_deleting(), is_deleted, "{power:?}");
+        }
+    }
+
+    /// A snapshot of a stopped or a sleeping instance, ready.
+    fn snapshot(kind: SnapshotKind, hypervisor: Hypervisor) -> Object<Snapshot> {
+        let mut source = crate::vm::example(Power::Stopped, 1, 1);
+        source.spec.hypervisor = hypervisor;
+        Object {
+            spec: SnapshotSpec {
+                source: source.meta.uid.clone(),
+                source_name: source.meta.name.clone(),
+                kind,
+                name: None,
+                purpose: SnapshotPurpose::Kept,
+                schedule: None,
+                instance: Box::new(source.spec),
+                image_digest: None,
+                compression: None,
+                pool: 0,
+                volume_disks: Vec::new(),
+            },
+            meta: source.meta,
+            status: SnapshotStatus::default(),
+        }
+    }
+
+    #[test]
+    fn a_disk_goes_to_any_hypervisor_and_a_memory_to_its_own_alone() {
+        use Hypervisor::{CloudHypervisor, Firecracker};
+        use SnapshotKind::{Standby, Stopped};
+        for (kind, taken_on, asked, is_refused) in [
+            (Stopped, CloudHypervisor, None, false),
+            (Stopped, CloudHypervisor, Some(CloudHypervisor), false),
+            (Stopped, CloudHypervisor, Some(Firecracker), false),
+            (Stopped, Firecracker, Some(CloudHypervisor), false),
+            (Standby, CloudHypervisor, None, false),
+            (Standby, Firecracker, None, false),
+            (Standby, Firecracker, Some(Firecracker), false),
+            (Standby, CloudHypervisor, Some(Firecracker), true),
+            (Standby, Firecracker, Some(CloudHypervisor), true),
+        ] {
+            // Not even where the memory would not be used.
+            let power = asked.map(|_| Power::Stopped);
+            let reached = goal(&snapshot(kind, taken_on), Target { power, hypervisor: asked });
+            match reached {
+                Ok(goal) => {
+                    assert!(!is_refused, "{kind:?} {taken_on:?} {asked:?} {power:?}");
+                    assert_eq!(goal.hypervisor, asked.unwrap_or(taken_on));
+                }
+                Err(refused) => {
+                    assert!(is_refused, "{kind:?} {taken_on:?} {asked:?} {power:?}");
+                    let message = refused.to_string();
+                    assert!(matches!(refused, Refused::InvalidRequest(_)), "{refused:?}");
+                    assert!(message.starts_with("target_hypervisor must be "), "{message}");
+                }
+            }
+        }
+    }
+
+    /// A snapshot of it in the store, ready, and a disk for it to lose.
+    fn stage_restore(
+        tx: &mut Tx<'_>,
+        uid: &Uid,
+        kind: SnapshotKind,
+    ) -> Result<Arc<Object<Snapshot>>, Refused> {
+        let size = live(tx, uid)?.spec.overlay;
+        let disk = DiskSpec { size, purpose: DiskPurpose::RootOverlay, source: None, source_disk: None };
+        let disk = new_disk(tx, owner(uid), disk)?;
+        let instance = tx.update_spec::<Instance>(uid, None, |spec| spec.allocated.disk = disk)?;
+        let mut spec = snapshot(kind, instance.spec.hypervisor).spec;
+        spec.instance = Box::new(instance.spec.clone());
+        let name = Name::resource("s").expect("valid");
+        Ok(tx.create::<Snapshot>(New { uid: None, name, tags: Tags::new(), owner: None, spec })?)
+    }
+
+    #[tokio::test]
+    async fn a_restore_in_place_changes_disk_run_and_hypervisor_at_once_and_a_refused_one_nothing() {
+        for (kind, is_refused) in [(SnapshotKind::Stopped, false), (SnapshotKind::Standby, true)] {
+            let (store, uid) = in_standby().await;
+            let of_tx = uid.clone();
+            let staged = store.transact(move |tx| stage_restore(tx, &of_tx, kind)).await.expect("staged");
+            let snapshot = staged.meta.uid.clone();
+            let status = SnapshotStatus { phase: SnapshotPhase::Ready, ..SnapshotStatus::default() };
+            store.write_status::<Snapshot>(&snapshot, status).await.expect("written");
+            let before = store.get::<Instance>(&uid).expect("there");
+            let target = Target { power: None, hypervisor: Some(Hypervisor::Firecracker) };
+            let of_tx = uid.clone();
+            let restored = store.transact(move |tx| restore(tx, &of_tx, &snapshot, target)).await;
+            let after = store.get::<Instance>(&uid).expect("there");
+            assert_eq!(restored.is_err(), is_refused, "{restored:?}");
+            if is_refused {
+                assert_eq!(after, before);
+                continue;
+            }
+            let (was, is) = (&before.spec, &after.spec);
+            assert_eq!((is.hypervisor, is.run), (Hypervisor::Firecracker, was.run + 1));
+            assert_ne!(is.allocated.disk, was.allocated.disk);
         }
     }
 }

@@ -64,7 +64,7 @@ use crate::store::{Store, Tx};
 pub use observe::{Blind, Observed, OriginSeen, Parts, PortSeen};
 pub use plan::wanted_run;
 #[cfg(test)]
-pub(crate) use tests::instance as example;
+pub(crate) use tests::{instance as example, machine as example_machine};
 pub use volumes::VolumesSeen;
 
 /// Capabilities of the VM reconciler.

@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use stead_schemas::api::{AccessWish, MountWish};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
-use stead_schemas::instance::{Instance, InstanceSpec, Power, State};
-use stead_schemas::limits::VOLUME_DEVICES_MAX;
+use stead_schemas::instance::{Hypervisor, Instance, InstanceSpec, Power, State};
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
@@ -81,10 +80,7 @@ pub fn attach(tx: &mut Tx<'_>, uid: &Uid, wish: MountWish) -> Result<Arc<Object<
         return Err(Refused::InvalidRequest(format!("mount_path: {} is used already", wish.path)));
     }
     let mount = take_one(tx, uid, wish)?;
-    if mounts.iter().chain([&mount]).map(devices).sum::<usize>() > VOLUME_DEVICES_MAX {
-        let message = format!("volumes of one instance have {VOLUME_DEVICES_MAX} devices");
-        return Err(Refused::InvalidRequest(message));
-    }
+    check_fit(mounts.iter().chain([&mount]), object.spec.hypervisor)?;
     Ok(tx.update_spec::<Instance>(uid, None, |spec| spec.volumes.push(mount))?)
 }
 
@@ -99,6 +95,22 @@ pub fn detach(tx: &mut Tx<'_>, uid: &Uid, volume: &str) -> Result<Arc<Object<Ins
     discard_overlay(tx, mount)?;
     let others = |spec: &mut InstanceSpec| spec.volumes.retain(|mount| mount.volume != volume);
     Ok(tx.update_spec::<Instance>(uid, None, others)?)
+}
+
+/// The devices of these mounts have room on that hypervisor.
+///
+/// # Errors
+/// `InvalidRequest`.
+pub(super) fn check_fit<'a>(
+    mounts: impl IntoIterator<Item = &'a VolumeMount>,
+    hypervisor: Hypervisor,
+) -> Result<(), Refused> {
+    let (needed, most) = (mounts.into_iter().map(devices).sum::<usize>(), hypervisor.volume_devices_max());
+    if needed <= most {
+        return Ok(());
+    }
+    let name = hypervisor.as_str();
+    Err(Refused::InvalidRequest(format!("volumes need {needed} devices; on {name} {most} fit")))
 }
 
 fn devices(mount: &VolumeMount) -> usize {
@@ -199,4 +211,25 @@ fn of_snapshot<'a>(snapshot: &'a Object<Snapshot>, volume: &Uid) -> Option<&'a C
 fn not_captured(mount: &VolumeMount) -> Refused {
     let message = format!("volume {} is not in the snapshot", mount.volume);
     Refused::Volume(VolumeRefused::Conflict(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_devices_fit_as_the_hypervisor_has_room_for_and_not_one_more() {
+        let uid: Uid = "tz4a98xxat96iws9zmbrgj3a".parse().expect("valid");
+        let mount = |access| VolumeMount { volume: uid.clone(), path: "/data".to_owned(), access };
+        let over = mount(Access::Overlay { disk: uid.clone(), size: Bytes(1) });
+        for hypervisor in [Hypervisor::QemuMicrovm, Hypervisor::Firecracker] {
+            let most = hypervisor.volume_devices_max();
+            let mut mounts = vec![mount(Access::ReadOnly); most];
+            assert_eq!(check_fit(&mounts, hypervisor), Ok(()), "{most}");
+            // The same number of mounts, one of which takes two.
+            mounts[0] = over.clone();
+            let refused = check_fit(&mounts, hypervisor).expect_err("one too many");
+            assert!(refused.to_string().contains(&format!("need {} devices", most + 1)), "{refused}");
+        }
+    }
 }

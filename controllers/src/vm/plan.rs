@@ -158,6 +158,7 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
     let plan = Box::new(LaunchPlan {
         owner: object.meta.uid.clone(),
         run,
+        hypervisor: object.spec.hypervisor,
         vcpus: object.spec.vcpus,
         memory: object.spec.memory,
         rootfs: digest.clone(),

@@ -80,7 +80,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
     }
 }
 
-pub(super) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
+pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
     let pid = (vmm != VmmState::Dead).then_some(7);
     let guest = GuestView {
         phase,
@@ -94,6 +94,7 @@ pub(super) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
     Machine {
         owner: uid(),
         run: 1,
+        hypervisor: Hypervisor::Qemu,
         vmm,
         pid,
         launched_at: at(0),

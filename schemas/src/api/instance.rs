@@ -32,6 +32,8 @@ const INVALID: &str = "invalid_request";
 pub struct InstanceDefaults {
     pub platform: Platform,
     pub hypervisor: Hypervisor,
+    /// Those that this host has, the default among them or not: a program may be installed later.
+    pub hypervisors: &'static [Hypervisor],
 }
 
 /// A create request that was read without a problem.
@@ -74,7 +76,7 @@ impl InstanceWish {
         let tags = fields.map("tags", &mut errors).unwrap_or_default();
         check_tags(&mut errors, "tags", &tags);
         let platform = platform(&mut fields, defaults.platform, &mut errors);
-        let hypervisor = hypervisor(&mut fields, defaults.hypervisor, &mut errors);
+        let hypervisor = hypervisor(&mut fields, "hypervisor", defaults, &mut errors);
         let vcpus = fields.number("vcpus", 1..=limits::VCPUS_MAX, &mut errors);
         let memory =
             size(&mut fields, "size", "invalid_size", limits::MEMORY_MIN, limits::MEMORY_MAX, &mut errors);
@@ -117,7 +119,7 @@ impl InstanceWish {
                 entrypoint,
                 cmd,
                 has_network,
-                hypervisor,
+                hypervisor: hypervisor.unwrap_or(defaults.hypervisor),
                 skip_guest_agent,
                 skip_kernel_headers,
                 restart,
@@ -145,22 +147,25 @@ fn platform(fields: &mut Fields, default: Platform, errors: &mut FieldErrors) ->
     }
 }
 
-fn hypervisor(fields: &mut Fields, default: Hypervisor, errors: &mut FieldErrors) -> Hypervisor {
-    let Some(word) = fields.text("hypervisor", errors) else { return default };
-    let known: Result<Hypervisor, _> = serde_json::from_value(Value::String(word));
-    match known {
-        Ok(hypervisor) if hypervisor == default => hypervisor,
-        Ok(hypervisor) => {
-            let message = format!("{} is not supported by this server yet", hypervisor.as_str());
-            errors.push(fields.path("hypervisor"), "not_supported", message);
-            hypervisor
-        }
-        Err(_) => {
-            let message = "must be one of cloud-hypervisor, firecracker, qemu, qemu-microvm, vz";
-            errors.push(fields.path("hypervisor"), INVALID, message);
-            default
-        }
+/// One of those that this host has.
+pub(super) fn hypervisor(
+    fields: &mut Fields,
+    key: &str,
+    defaults: InstanceDefaults,
+    errors: &mut FieldErrors,
+) -> Option<Hypervisor> {
+    let word = fields.text(key, errors)?;
+    let Ok(known) = serde_json::from_value::<Hypervisor>(Value::String(word)) else {
+        let message = "must be one of cloud-hypervisor, firecracker, qemu, qemu-microvm, vz";
+        errors.push(fields.path(key), INVALID, message);
+        return None;
+    };
+    if known == defaults.hypervisor || defaults.hypervisors.contains(&known) {
+        return Some(known);
     }
+    let message = format!("{} is not supported by this server's host", known.as_str());
+    errors.push(fields.path(key), "not_supported", message);
+    None
 }
 
 fn size(

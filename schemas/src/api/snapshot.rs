@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::compression::{self, CompressionAsked, CompressionView};
 use super::fields::Fields;
+use super::instance::{InstanceDefaults, hypervisor};
 use crate::instance::{Hypervisor, Power, State};
 use crate::limits::POOL_MAX;
 use crate::meta::{Object, Tags};
@@ -119,22 +120,24 @@ impl ForkCreate {
 pub struct SnapshotFork {
     pub name: Name,
     pub target: Option<Power>,
+    /// The snapshot's when nothing is said.
+    pub hypervisor: Option<Hypervisor>,
 }
 
 impl SnapshotFork {
-    /// Reads the body; `default` is the only hypervisor that can be chosen.
+    /// Reads the body.
     ///
     /// # Errors
     /// Every problem of it.
-    pub fn read(body: Value, default: Hypervisor) -> Result<Self, FieldErrors> {
+    pub fn read(body: Value, defaults: InstanceDefaults) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
         let name = required_name(&mut fields, &mut errors);
         let target = target(&mut fields, &mut errors);
-        hypervisor(&mut fields, default, &mut errors);
+        let hypervisor = hypervisor(&mut fields, "target_hypervisor", defaults, &mut errors);
         fields.finish(&mut errors);
         match name {
-            Some(name) if errors.is_empty() => Ok(Self { name, target }),
+            Some(name) if errors.is_empty() => Ok(Self { name, target, hypervisor }),
             _ => Err(errors),
         }
     }
@@ -144,6 +147,8 @@ impl SnapshotFork {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SnapshotRestore {
     pub target: Option<Power>,
+    /// The snapshot's when nothing is said.
+    pub hypervisor: Option<Hypervisor>,
 }
 
 impl SnapshotRestore {
@@ -151,16 +156,16 @@ impl SnapshotRestore {
     ///
     /// # Errors
     /// Every problem of it.
-    pub fn read(body: Value, default: Hypervisor) -> Result<Self, FieldErrors> {
+    pub fn read(body: Value, defaults: InstanceDefaults) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         if body.is_null() {
-            return Ok(Self { target: None });
+            return Ok(Self { target: None, hypervisor: None });
         }
         let mut fields = Fields::body(body, &mut errors);
         let target = target(&mut fields, &mut errors);
-        hypervisor(&mut fields, default, &mut errors);
+        let hypervisor = hypervisor(&mut fields, "target_hypervisor", defaults, &mut errors);
         fields.finish(&mut errors);
-        errors.into_result().map(|()| Self { target })
+        errors.into_result().map(|()| Self { target, hypervisor })
     }
 }
 
@@ -192,14 +197,6 @@ fn target(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Power> {
         errors.push(fields.path("target_state"), INVALID, "must be Running, Standby or Stopped");
     }
     power
-}
-
-fn hypervisor(fields: &mut Fields, default: Hypervisor, errors: &mut FieldErrors) {
-    let Some(word) = fields.text("target_hypervisor", errors) else { return };
-    if word != default.as_str() {
-        let message = format!("{} is the only one of this server", default.as_str());
-        errors.push(fields.path("target_hypervisor"), "not_supported", message);
-    }
 }
 
 /// A snapshot as clients read it.

@@ -7,8 +7,11 @@ use crate::instance::Hypervisor;
 use crate::names::Platform;
 use crate::quantity::Bytes;
 
-const DEFAULTS: InstanceDefaults =
-    InstanceDefaults { platform: Platform::LinuxAmd64, hypervisor: Hypervisor::Qemu };
+const DEFAULTS: InstanceDefaults = InstanceDefaults {
+    platform: Platform::LinuxAmd64,
+    hypervisor: Hypervisor::Qemu,
+    hypervisors: &[Hypervisor::Qemu, Hypervisor::QemuMicrovm],
+};
 
 fn problems(body: Value) -> Vec<(String, &'static str)> {
     let read = InstanceWish::read(body, DEFAULTS);
@@ -89,4 +92,40 @@ fn error_bodies_carry_one_detail_for_each_problem() {
     let body = ErrorBody::from(&errors);
     assert_eq!(body.details.len(), 3);
     assert!(body.details.iter().any(|detail| detail.message.starts_with("vcpus ")));
+}
+
+#[test]
+fn a_hypervisor_is_one_that_this_host_has() {
+    let create = |word: &str| {
+        let read = InstanceWish::read(json!({"name": "a", "image": "b", "hypervisor": word}), DEFAULTS);
+        read.map(|wish| Some(wish.hypervisor))
+    };
+    let target = |word: &str| {
+        let restore = SnapshotRestore::read(json!({"target_hypervisor": word}), DEFAULTS);
+        let fork = SnapshotFork::read(json!({"name": "a", "target_hypervisor": word}), DEFAULTS);
+        assert_eq!(restore.clone().err(), fork.clone().err());
+        restore.map(|wish| wish.hypervisor)
+    };
+    for (word, expected) in [
+        ("qemu", Ok(Hypervisor::Qemu)),
+        ("qemu-microvm", Ok(Hypervisor::QemuMicrovm)),
+        ("firecracker", Err("not_supported")),
+        ("vz", Err("not_supported")),
+        ("xen", Err("invalid_request")),
+    ] {
+        for (key, read) in [("hypervisor", create(word)), ("target_hypervisor", target(word))] {
+            let told = read.as_ref().map_err(|errors| {
+                let all: Vec<_> = errors.iter().map(|error| (error.path.as_str(), error.code)).collect();
+                all
+            });
+            assert_eq!(told, expected.map(Some).as_ref().map_err(|code| vec![(key, *code)]), "{word}");
+        }
+    }
+    assert_eq!(
+        SnapshotRestore::read(Value::Null, DEFAULTS),
+        Ok(SnapshotRestore { target: None, hypervisor: None })
+    );
+    let q35_only = InstanceDefaults { hypervisors: &[Hypervisor::Qemu], ..DEFAULTS };
+    let refused = SnapshotRestore::read(json!({"target_hypervisor": "qemu-microvm"}), q35_only);
+    assert!(refused.is_err_and(|errors| errors.to_string().contains("qemu-microvm is not supported")));
 }

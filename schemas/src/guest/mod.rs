@@ -31,6 +31,10 @@ pub use stream::{
 pub const PROTOCOL: u32 = 1;
 /// Name of the control port inside the guest (`/sys/class/virtio-ports/*/name`).
 pub const CONTROL_PORT: &str = "stead.control";
+/// Serial number of the disk with the image, which nobody writes to.
+pub const ROOT_DISK: &str = "stead.root";
+/// Serial number of the disk that lies over it.
+pub const OVERLAY_DISK: &str = "stead.overlay";
 /// Serial number of the disk with the kernel's headers, and the word on the kernel's command line
 /// that says it is there.
 pub const HEADERS_DISK: &str = "stead.headers";

@@ -7,15 +7,12 @@ use std::path::Path;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, unmount,
 };
-use stead_schemas::guest::{Config, HEADERS_DISK, NetworkConfig};
+use stead_schemas::guest::{Config, HEADERS_DISK, NetworkConfig, OVERLAY_DISK, ROOT_DISK};
 
 use crate::BootError;
 use crate::devices::{disk_of_serial, wait_for};
 
 const NEW_ROOT: &str = "/newroot";
-/// The image, then the overlay's disk: the order of the VMM's command line.
-const IMAGE_DEVICE: &str = "/dev/vda";
-const OVERLAY_DEVICE: &str = "/dev/vdb";
 
 fn failed<'a, E: std::fmt::Display>(what: &'a str) -> impl FnOnce(E) -> BootError + 'a {
     move |error| BootError::new("root", format!("{what}: {error}"))
@@ -26,11 +23,10 @@ pub(crate) fn mount_root() -> Result<(), BootError> {
     for dir in ["/lower", "/upper", NEW_ROOT] {
         fs::create_dir_all(dir).map_err(failed(dir))?;
     }
-    for device in [IMAGE_DEVICE, OVERLAY_DEVICE] {
-        wait_for("a disk", || Path::new(device).exists().then_some(()))?;
-    }
-    mount_image()?;
-    mount(OVERLAY_DEVICE, "/upper", "ext4", MountFlags::NOATIME, None).map_err(failed("overlay disk"))?;
+    let image = wait_for("the image's disk", || disk_of_serial(ROOT_DISK))?;
+    let overlay = wait_for("the overlay's disk", || disk_of_serial(OVERLAY_DISK))?;
+    mount_image(&image)?;
+    mount(&overlay, "/upper", "ext4", MountFlags::NOATIME, None).map_err(failed("overlay disk"))?;
     for dir in ["/upper/upper", "/upper/work"] {
         fs::create_dir_all(dir).map_err(failed(dir))?;
     }
@@ -57,19 +53,15 @@ fn mount_headers() -> Result<bool, BootError> {
 }
 
 /// The format is told by trying: both are accepted.
-fn mount_image() -> Result<(), BootError> {
+fn mount_image(device: &Path) -> Result<(), BootError> {
     let mut last = None;
     for kind in ["squashfs", "erofs"] {
-        match mount_ro(kind) {
+        match mount(device, "/lower", kind, MountFlags::RDONLY, None) {
             Ok(()) => return Ok(()),
             Err(error) => last = Some(error),
         }
     }
     Err(BootError::new("root", format!("image disk: {}", last.map_or_else(String::new, |e| e.to_string()))))
-}
-
-fn mount_ro(kind: &str) -> rustix::io::Result<()> {
-    mount(IMAGE_DEVICE, "/lower", kind, MountFlags::RDONLY, None)
 }
 
 fn mount_kernel_file_systems() -> Result<(), BootError> {

@@ -13,9 +13,11 @@ use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, VmmState};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 
+use super::board::Board;
 use super::places::{Mapping, Places, Record};
 use super::ram::fresh_ram;
 use super::{Attached, Identity, Qemu, check_tap, command, last_line, make_private_dir, new_token, spawning};
+use crate::host::tsc;
 
 /// Until QEMU answers on its monitor: 30 ms, a second under load.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -44,6 +46,7 @@ impl Qemu {
         let failed = |error| HostError::io("prepare a VM for", plan.owner.as_str(), error);
         let record = Record {
             run: plan.run,
+            board: board(plan)?,
             token: new_token().map_err(failed)?,
             new_token: None,
             launched_at: Timestamp::now(),
@@ -86,7 +89,7 @@ impl Qemu {
         }
         (record.mapping, record.ram_inode) = (ram.mapping, ram.file.metadata().map_err(failed)?.ino());
         record.write(&places)?;
-        let mut child = self.spawn(plan, &places, ram, record.headers.as_deref())?;
+        let mut child = self.spawn(plan, &places, ram, &record)?;
         let identity = child.id().and_then(Identity::of);
         let Some(identity) = identity else {
             let died = HostError::new(HostErrorKind::Transient, "start a VMM for", plan.owner.as_str());
@@ -130,13 +133,14 @@ impl Qemu {
         plan: &LaunchPlan,
         places: &Places,
         ram: &Ram,
-        headers: Option<&Path>,
+        record: &Record,
     ) -> Result<tokio::process::Child, HostError> {
         let config = &self.config;
         let (kernel, initrd) = config.boot_files.get()?;
         let volumes: Vec<_> =
             plan.volumes.iter().map(|volume| ((config.disk)(&volume.disk), volume.is_read_only)).collect();
         let ingredients = command::Ingredients {
+            board: record.board,
             kernel: &kernel,
             initrd: &initrd,
             rootfs: &(config.rootfs)(&plan.rootfs),
@@ -145,8 +149,9 @@ impl Qemu {
             ram: ram.file.as_raw_fd(),
             mapping: ram.mapping,
             accelerator: config.accelerator,
+            tsc_khz: tsc::khz(),
             content: ram.content,
-            headers,
+            headers: record.headers.as_deref(),
         };
         let failed = |error| HostError::io("start a VMM for", plan.owner.as_str(), error);
         let log = File::options().create(true).append(true).open(places.vmm_log()).map_err(failed)?;
@@ -203,6 +208,14 @@ async fn first_answer<T, F: Future<Output = Option<T>>>(socket: &Path, ask: impl
         }
         tokio::time::sleep(START_POLL).await;
     }
+}
+
+/// The board that a plan asks for.
+pub(super) fn board(plan: &LaunchPlan) -> Result<Board, HostError> {
+    Board::of(plan.hypervisor).ok_or_else(|| {
+        let unsupported = HostError::new(HostErrorKind::Unsupported, "launch a VM for", plan.owner.as_str());
+        unsupported.because(format!("{} is not driven on this host", plan.hypervisor.as_str()))
+    })
 }
 
 /// As QEMU is told: whole megabytes.

@@ -5,6 +5,7 @@
 //! Cancel/crash: `launch` writes its record before it spawns; a process that was spawned and not
 //! recorded is found by its command line.
 
+mod board;
 mod command;
 mod console;
 mod control;
@@ -45,6 +46,7 @@ use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::quantity::Bytes;
 use tokio::task::JoinHandle;
 
+pub use self::board::hypervisors;
 use self::control::Control;
 use self::manifest::FileMark;
 use self::memory::MemoryDir;
@@ -275,6 +277,7 @@ impl Machines for Qemu {
         let mut machine = Machine {
             owner: owner.clone(),
             run: record.run,
+            hypervisor: record.board.hypervisor(),
             vmm: VmmState::Dead,
             pid: None,
             launched_at: record.launched_at,

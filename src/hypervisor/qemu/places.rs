@@ -11,6 +11,7 @@ use stead_schemas::guest::Token;
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::quantity::Bytes;
 
+use super::board::Board;
 use super::command;
 use super::tokens::NewToken;
 use crate::host::files;
@@ -64,6 +65,8 @@ impl Places {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) run: u64,
+    #[serde(default)]
+    pub(super) board: Board,
     pub(super) token: Token,
     /// Until the guest that was told of it has said it.
     #[serde(default)]
@@ -126,6 +129,7 @@ impl Record {
     pub(super) fn never_was() -> Self {
         Self {
             run: 0,
+            board: Board::default(),
             token: Token(String::new()),
             new_token: None,
             launched_at: Timestamp::UNIX_EPOCH,

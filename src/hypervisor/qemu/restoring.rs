@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-use super::launching::{Content, Ram};
+use super::launching::{Content, Ram, board};
 use super::manifest::{FileMark, Manifest, Origin};
 use super::memory::{MemoryDir, RamFile};
 use super::monitor::STATE_DEADLINE;
@@ -38,6 +38,12 @@ impl Qemu {
         let memory = self.memory_dir(&plan.owner);
         let manifest = memory.manifest()?.ok_or_else(|| refused("no memory is saved".to_owned()))?;
         let origin = manifest.origin.clone();
+        let board = board(plan)?;
+        if origin.machine != board.as_str() {
+            let why =
+                format!("its memory was saved of a VM on {}, not on {}", origin.machine, board.as_str());
+            return Err(refused(why));
+        }
         let failed = |error| HostError::io("look at the disks of", plan.owner.as_str(), error);
         if !plan.volumes.iter().eq(origin.volumes.iter().map(|volume| &volume.disk)) {
             return Err(refused("its memory was saved with other volumes".to_owned()));
@@ -54,6 +60,7 @@ impl Qemu {
         };
         let record = Record {
             run: origin.run,
+            board,
             token: origin.token.clone(),
             new_token: None,
             // One that was taken over begins now: its guest has not been heard of under this name.

@@ -21,7 +21,7 @@ use super::memory::MemoryDir;
 use super::own_pages::OwnPages;
 use super::places::{Mapping, Record};
 use super::ram::ram_of;
-use super::{Attached, Qemu, command, control};
+use super::{Attached, Qemu, control};
 use crate::host::files;
 
 /// Device state is 220 KiB.
@@ -156,7 +156,7 @@ impl Qemu {
             token: record.token,
             backend: "qemu".to_owned(),
             version,
-            machine: command::MACHINE.to_owned(),
+            machine: record.board.as_str().to_owned(),
             kernel: kernel.vmlinux.clone(),
             initrd: initrd.clone(),
             overlay: FileMark::of(&(self.config.disk)(overlay)).map_err(io)?,

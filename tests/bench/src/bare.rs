@@ -131,7 +131,11 @@ fn state(store: Store, keys: Keys) -> ApiState {
         store,
         keys,
         backend: Arc::new(NoHost),
-        defaults: InstanceDefaults { platform: Platform::LinuxAmd64, hypervisor: Hypervisor::Qemu },
+        defaults: InstanceDefaults {
+            platform: Platform::LinuxAmd64,
+            hypervisor: Hypervisor::Qemu,
+            hypervisors: &[Hypervisor::Qemu, Hypervisor::QemuMicrovm],
+        },
         tap_prefix: text("st"),
         capabilities: Capabilities {
             server: ServerView { version: text("bench"), api_version: text("0.3.0") },

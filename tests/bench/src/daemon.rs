@@ -129,10 +129,18 @@ impl Daemon {
     }
 
     pub(crate) async fn post_with_disk(&self, name: &str, size: &str, disk: &str) -> f64 {
-        let body = json!({
-            "name": name, "image": "bench.test/busybox:v1", "size": size, "vcpus": 1, "overlay_size": disk,
-            "cmd": ["/bin/busybox", "sleep", "100000"],
+        self.post_with(name, json!({ "size": size, "overlay_size": disk })).await
+    }
+
+    /// Beside what every instance here has.
+    pub(crate) async fn post_with(&self, name: &str, more: Value) -> f64 {
+        let mut body = json!({
+            "name": name, "image": "bench.test/busybox:v1", "size": "256MB", "vcpus": 1,
+            "overlay_size": "256MB", "cmd": ["/bin/busybox", "sleep", "100000"],
         });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            body[key] = value.clone();
+        }
         let start = Instant::now();
         let request = self.http.post(format!("{}/instances", self.base)).bearer_auth(&self.token).json(&body);
         request.send().await.expect("answered").error_for_status().expect("accepted");

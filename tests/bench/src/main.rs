@@ -4,6 +4,7 @@
 
 mod agent;
 mod bare;
+mod boards;
 mod boot;
 mod channel;
 mod copies;
@@ -52,6 +53,7 @@ fn main() {
     }
     if is_wanted("boot") {
         figures.extend(runtime.block_on(boot::boot()));
+        figures.extend(runtime.block_on(boards::boards()));
     }
     if is_wanted("agent") {
         figures.extend(runtime.block_on(agent::agent()));

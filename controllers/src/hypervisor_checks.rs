@@ -1,0 +1,59 @@
+//! The invariant over what machines were launched on, beside those of `checks` and as these apart from
+//! every plan.
+
+use crate::checks::{Broken, HostSnapshot, Records};
+
+/// The machine of a run is on the hypervisor that is wished for: that changes only between two runs, so
+/// that of an earlier one may be another yet.
+pub(crate) fn machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    for instance in &records.instances {
+        let (uid, spec) = (&instance.meta.uid, &instance.spec);
+        let Some(machine) = host.machines.get(uid).filter(|machine| machine.run == spec.run) else {
+            continue;
+        };
+        if machine.hypervisor != spec.hypervisor {
+            let (is, wished) = (machine.hypervisor.as_str(), spec.hypervisor.as_str());
+            broken.push(format!("{uid}: run {} is on {is} and shall be on {wished}", spec.run));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use stead_schemas::instance::{Hypervisor, Power};
+
+    use super::*;
+    use crate::host::{GuestPhase, VmmState};
+
+    #[test]
+    fn a_run_on_another_hypervisor_than_the_wished_one_is_broken_and_an_earlier_run_is_not() {
+        let wished = crate::vm::example(Power::Running, 2, 0).spec.hypervisor;
+        for (launched_on, run, is_broken) in
+            [(wished, 2, false), (Hypervisor::Firecracker, 2, true), (Hypervisor::Firecracker, 1, false)]
+        {
+            let mut machine = crate::vm::example_machine(VmmState::Running, GuestPhase::Ready);
+            (machine.hypervisor, machine.run) = (launched_on, run);
+            let instance = crate::vm::example(Power::Running, 2, 0);
+            let host = HostSnapshot {
+                machines: BTreeMap::from([(instance.meta.uid.clone(), machine)]),
+                ..HostSnapshot::default()
+            };
+            let records = Records {
+                instances: vec![Arc::new(instance)],
+                images: Vec::new(),
+                disks: Vec::new(),
+                ports: Vec::new(),
+                networks: Vec::new(),
+                snapshots: Vec::new(),
+                schedules: Vec::new(),
+                volumes: Vec::new(),
+            };
+            let mut broken = Broken::new();
+            machines(&mut broken, &records, &host);
+            assert_eq!(!broken.is_empty(), is_broken, "{launched_on:?} {run}: {broken:?}");
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! A memory file of a simulated VM, whole or cut off.
+
+use stead_schemas::snapshot::PackingState;
+
+use super::machines::Vmm;
+use crate::host::{Memory, SavedMemory};
+
+#[derive(Debug, Clone)]
+pub(super) struct MemoryFile {
+    /// The number of its save, and the VM as it was.
+    pub(super) saved: Option<(u64, Vmm)>,
+    pub(super) packing: PackingState,
+}
+
+impl MemoryFile {
+    pub(super) fn vmm(&self) -> Option<&Vmm> {
+        self.saved.as_ref().map(|(_, vmm)| vmm)
+    }
+
+    pub(super) fn seen(&self) -> Memory {
+        match &self.saved {
+            None => Memory::Loose,
+            Some((generation, vmm)) => Memory::Saved(SavedMemory {
+                generation: *generation,
+                run: vmm.run,
+                launched_at: vmm.launched_at,
+                packing: self.packing,
+            }),
+        }
+    }
+}
