@@ -13,8 +13,9 @@ use crate::runtime::{Desired, Plan, Refusal, Wait};
 
 pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     match desired {
-        // Its name is free already; its files stay until the last copy is made.
-        Desired::Absent(Some(_)) if seen.is_needed => {
+        // Its name is free already; its files stay until the last copy is made. One that was not taken is
+        // not taken any more: whoever waits for it learns that.
+        Desired::Absent(Some(object)) if seen.is_needed && object.status.phase == SnapshotPhase::Ready => {
             wait(Reason::Deleting, "a fork still copies from it", None)
         }
         Desired::Absent(_) => match seen.captured {

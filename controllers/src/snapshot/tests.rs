@@ -104,6 +104,11 @@ fn every_state_has_its_next_step() {
         let planned = plan(&Desired::Present(&object), &seen, at(2));
         assert_eq!(name(&planned), expected, "{purpose:?} {phase:?} {seen:?}");
     }
+    let untaken = snapshot(Fork, Pending);
+    assert_eq!(
+        name(&plan(&Desired::Absent(Some(&untaken)), &seen(None, Some(Capturable), 110), at(2))),
+        "Converged"
+    );
     let object = snapshot(Kept, Ready);
     for record in [Some(&object), None] {
         assert_eq!(name(&plan(&Desired::Absent(record), &needless(whole()), at(2))), "Remove");
