@@ -232,8 +232,8 @@ mod tests {
             let devices = values(&line, "-device");
             let virtio: Vec<&str> =
                 devices.iter().filter(|one| one.starts_with("virtio-")).map(|one| first(one)).collect();
-            let expected =
-                ["serial", "rng", "blk", "blk", "blk", "net"].map(|kind| format!("virtio-{kind}{ending}"));
+            let expected = ["serial", "rng", "blk", "blk", "net", "blk", "blk", "blk"]
+                .map(|kind| format!("virtio-{kind}{ending}"));
             assert_eq!(virtio, expected);
             for serial in &serials {
                 let having = devices.iter().filter(|one| one.split(',').any(|part| part == serial)).count();
