@@ -236,7 +236,11 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
                 image.meta.uid == spec.allocated.image && image.status.phase == ImagePhase::Ready
             });
         if spec.power == Power::Standby && spec.run > status.ended_run {
-            check_standby(broken, instance, host);
+            // What is to be saved has to run first, and that it cannot without its content.
+            let is_there = host.machines.contains_key(uid) || host.memories.contains_key(uid);
+            if is_image_ready || is_there {
+                check_standby(broken, instance, host);
+            }
             continue;
         }
         if instance.is_pooled() && spec.run > status.ended_run {
