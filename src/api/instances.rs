@@ -9,6 +9,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
+use stead_controllers::store::Store;
 use stead_controllers::vm::admission;
 use stead_schemas::api::{self, InstancePatch, InstanceStart, InstanceWish, parse_state};
 use stead_schemas::disk::Disk;
@@ -17,6 +18,7 @@ use stead_schemas::limits::VERB_WAIT_MAX;
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::Uid;
 use stead_schemas::network::Port;
+use stead_schemas::volume::{Access, Volume, VolumeMount};
 
 use super::wait::until;
 use super::{ApiError, ApiState, lookup, watch};
@@ -210,10 +212,15 @@ pub(super) async fn delete(
     state.store().transact(move |tx| admission::delete(tx, &of_verb, !is_graceful)).await?;
     // The name is free already; the answer waits for the host to be clear, as long as it may.
     let (store, allocated) = (state.store(), &object.spec.allocated);
+    // Disks over volumes, and copies of volumes that it was given as a fork.
+    let disks: Vec<Uid> =
+        object.spec.volumes.iter().filter_map(|mount| own_disk(store, &uid, mount)).collect();
     let clear = async {
         until::<Instance>(store, &uid, VERB_WAIT_MAX, |_| false).await;
         // What it owned goes with it, a few milliseconds later.
-        until::<Disk>(store, &allocated.disk, VERB_WAIT_MAX, |_| false).await;
+        for disk in disks.iter().chain([&allocated.disk]) {
+            until::<Disk>(store, disk, VERB_WAIT_MAX, |_| false).await;
+        }
         if let Some(port) = &allocated.port {
             until::<Port>(store, port, VERB_WAIT_MAX, |_| false).await;
         }
@@ -221,4 +228,14 @@ pub(super) async fn delete(
     // The wish is stored: late, it is carried out all the same.
     let _ = tokio::time::timeout(VERB_WAIT_MAX, clear).await;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The disk of a mount that goes with the instance.
+fn own_disk(store: &Store, instance: &Uid, mount: &VolumeMount) -> Option<Uid> {
+    if let Access::Overlay { disk, .. } = &mount.access {
+        return Some(disk.clone());
+    }
+    let volume = store.get::<Volume>(&mount.volume)?;
+    let is_own = volume.meta.owner.as_ref().is_some_and(|owner| owner.uid == *instance);
+    is_own.then(|| volume.spec.disk.clone())
 }

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::crash::{EDGES, OF_IDLENESS};
 use crate::judge::settles;
-use crate::namespace::{in_namespace, in_namespace_waiting};
+use crate::namespace::{in_namespace, in_namespace_alone};
 use crate::site::{BOOT, MOMENT, Site, image};
 use crate::stage::until;
 
@@ -119,7 +119,7 @@ async fn patch(site: &Site, policy: Value) {
 
 #[test]
 fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         serving(&site, policy(json!({ "ignore_destination_ports": [8080] }))).await;
         let address = address(&site).await;
@@ -193,7 +193,7 @@ fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
 
 #[test]
 fn a_hold_a_dead_daemon_and_a_policy_that_is_off_keep_an_instance_up() {
-    in_namespace_waiting(async || {
+    in_namespace(async || {
         let mut site = Site::running().await;
         serving(&site, policy(json!({}))).await;
         until_status(&site, "idle_countdown").await;
@@ -232,7 +232,7 @@ fn a_hold_a_dead_daemon_and_a_policy_that_is_off_keep_an_instance_up() {
 
 #[test]
 fn a_crash_at_any_step_to_standby_by_itself_and_back_by_a_connection_is_healed() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         let id = serving(&site, policy(json!({ "idle_timeout": "1s" }))).await;
         let address = address(&site).await;

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::judge::settles;
-use crate::namespace::in_namespace;
+use crate::namespace::in_namespace_alone;
 use crate::site::{MOMENT, Site, image};
 use crate::stage::until;
 
@@ -39,7 +39,7 @@ async fn running(site: &Site, name: &str) -> Value {
 
 #[test]
 fn a_vmm_that_is_killed_is_noticed_at_once_and_another_takes_its_place() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         running(&site, "box").await;
         let mut fastest = Duration::MAX;
@@ -64,7 +64,7 @@ fn a_vmm_that_is_killed_is_noticed_at_once_and_another_takes_its_place() {
 
 #[test]
 fn a_daemon_that_is_killed_leaves_its_vms_running_and_the_next_one_adopts_them() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         let before = running(&site, "box").await;
         site.kill().await;
@@ -116,7 +116,7 @@ const NETWORK: [(&str, &str); 8] = [
 
 #[test]
 fn what_is_taken_from_an_instance_is_back_in_time() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         site.create("box", &image("busybox"), json!({ "cmd": ["sleep", "1000"] })).await;
         let running = site.until_state("box", "Running").await;
@@ -149,7 +149,7 @@ async fn is_healed(site: &Site, damage: &str, is_undone: &str) {
 
 #[test]
 fn a_guest_kernel_that_is_missing_is_told_and_used_as_soon_as_it_is_there() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::new().await;
         let kernel = site.kernel_dir.clone();
         site.kernel_dir = site.scratch("kernel");

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::crash::{EDGES, crash_at_request};
 use crate::judge::settles;
-use crate::namespace::in_namespace;
+use crate::namespace::{in_namespace, in_namespace_alone};
 use crate::site::{BOOT, MOMENT, Site, image};
 use crate::socket::shell;
 use crate::stage::{run, until};
@@ -56,7 +56,7 @@ fn private_kib(pid: &Value) -> u64 {
 
 #[test]
 fn twenty_forks_of_a_running_vm_are_twenty_others_and_the_source_runs_on() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let (mut site, id) = counting().await;
         let before = site.get("box").await;
         refused(&site, "/instances/box/fork", json!({ "name": "x" }), StatusCode::CONFLICT, "invalid_state")

@@ -4,13 +4,13 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::judge::settles;
-use crate::namespace::in_namespace;
+use crate::namespace::in_namespace_alone;
 use crate::site::{BOOT, Site, image};
 use crate::stage::until;
 
 #[test]
 fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_is_room() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::new().await;
         // Of the test's own mount namespace. Room for the kernel's copy, the image, and the store.
         site.shell("mkdir -p $DATA; mount -t tmpfs -o size=384m none $DATA");

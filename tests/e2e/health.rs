@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::crash::{EDGES, OF_HEALTH};
 use crate::judge::settles;
-use crate::namespace::in_namespace;
+use crate::namespace::in_namespace_alone;
 use crate::site::{BOOT, LISTEN, MOMENT, Program, Site, image};
 use crate::socket::run;
 use crate::stage::until;
@@ -69,7 +69,7 @@ async fn healthy() -> (Site, String) {
 
 #[test]
 fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let (mut site, id) = healthy().await;
         // The counts are of this moment, and go on with the next daemon.
         let before = site.until("box", "asked", |seen| count(seen, "consecutive_successes") >= 2).await;
@@ -214,7 +214,7 @@ async fn crash_at_every_step(site: &mut Site) {
 
 #[test]
 fn a_check_by_a_program_in_the_guest_is_bounded_whatever_the_program_does() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         let mut body = check("exec", json!({ "command": ["test", "-e", "ok"], "working_dir": "/tmp" }));
         body["cmd"] = json!(["sh", "-c", "while true; do sleep 1; done"]);

@@ -24,7 +24,8 @@ use stead_schemas::guest::{Assumed, Config};
 use stead_schemas::names::{Digest, ImageRef, LinkName, Platform, Uid};
 use stead_schemas::quantity::Bytes;
 
-use crate::site::{BRIDGE, Site};
+use crate::namespace::bridge;
+use crate::site::Site;
 
 /// For a guest to be heard by the judge's own driver.
 const HEARD: Duration = Duration::from_secs(10);
@@ -142,7 +143,7 @@ impl Host {
                 data_dir: data.clone(),
                 boot_files,
                 accelerator: Accelerator::probe(),
-                cgroups: Cgroups::probe(BRIDGE),
+                cgroups: Cgroups::probe(bridge()),
                 rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
                 disk: Box::new(move |owner| Ext4Files::path(&disks, owner)),
                 disk_reserve: Bytes(0),
@@ -150,7 +151,7 @@ impl Host {
                 changed: Arc::new(|_| {}),
             }),
             images,
-            links: Netlink::new(Scope::new(BRIDGE).expect("valid")).expect("sockets open"),
+            links: Netlink::new(Scope::new(bridge()).expect("valid")).expect("sockets open"),
             firewall: Nft::new(),
             disks: Ext4Files::new(data.join("disks"), data.join("snapshots"), Bytes(0)).expect("opened"),
         }

@@ -1,17 +1,15 @@
 //! A host of its own for each test with a daemon: the test binary runs itself again in fresh
 //! network, mount and process namespaces.
 //!
-//! Guarantees: one such test at a time on this machine, and one beside it that mostly waits; whatever a
-//! test leaves, processes and links alike, ends with its namespaces, also when it fails.
+//! Guarantees: two such tests at a time on this machine, or one that wants to be alone; whatever a test leaves, processes and links alike, ends with its namespaces, also when it fails.
 
 use std::env;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
-
-use crate::site::BRIDGE;
 
 const INSIDE: &str = "STEAD_E2E_INSIDE";
 
@@ -21,36 +19,81 @@ const FIRST: &str = "set -e; ip link set lo up; kept=$(mktemp -d)
     mount --rbind /sys/fs/cgroup $kept; mount -t sysfs sysfs /sys; mount --move $kept /sys/fs/cgroup
     rmdir $kept; set +e; \"$0\" \"$@\"; exit $?";
 
-/// Waits for its turn among all tests with real VMs, of other runs of the tests too.
-pub(crate) fn turn() -> File {
-    turn_of("stead-e2e.lock")
+/// How many tests with real VMs there are at a time, of other runs of the tests too: each boot is bound by
+/// one processor, and no machine that runs these has fewer than two.
+const PLACES: [&str; 2] = ["stead-e2e-0.lock", "stead-e2e-1.lock"];
+/// Between two looks for a free place; a test takes seconds.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Places on this machine, and which is the first of them.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    place: usize,
+    _locks: Vec<File>,
 }
 
-fn turn_of(name: &str) -> File {
-    let path = env::temp_dir().join(name);
-    let file = File::options().create(true).append(true).open(path).expect("the lock file opens");
-    if env::var_os(INSIDE).is_none() {
-        flock(&file, FlockOperation::LockExclusive).expect("locked");
+fn lock_file(place: usize) -> File {
+    let path = env::temp_dir().join(PLACES[place]);
+    File::options().create(true).append(true).open(path).expect("the lock file opens")
+}
+
+/// Waits for a place among all tests with real VMs.
+pub(crate) fn turn() -> Turn {
+    // Whoever runs inside has the place of its outside.
+    if let Some(place) = inside() {
+        return Turn { place, _locks: Vec::new() };
     }
-    file
+    let files: Vec<File> = (0..PLACES.len()).map(lock_file).collect();
+    loop {
+        for (place, file) in files.iter().enumerate() {
+            if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                let lock = file.try_clone().expect("cloned");
+                return Turn { place, _locks: vec![lock] };
+            }
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Waits for all places.
+fn turn_alone() -> Turn {
+    let files: Vec<File> = (0..PLACES.len()).map(lock_file).collect();
+    for file in &files {
+        flock(file, FlockOperation::LockExclusive).expect("locked");
+    }
+    Turn { place: 0, _locks: files }
+}
+
+/// The place of a test that runs in its namespaces.
+fn inside() -> Option<usize> {
+    env::var(INSIDE).ok().map(|place| place.parse().expect("a number"))
+}
+
+/// The bridge of a test's daemon. What a daemon makes outside of namespaces is called by it too.
+pub(crate) fn bridge() -> &'static str {
+    bridge_of(inside().unwrap_or(0))
+}
+
+fn bridge_of(place: usize) -> &'static str {
+    ["ste2e0", "ste2e1"][place]
 }
 
 /// Runs the calling test's body inside; the test is found by the name of its closure.
 pub(crate) fn in_namespace<F: AsyncFnOnce()>(body: F) {
-    run(body, "stead-e2e.lock");
+    run(body, turn);
 }
 
-/// Likewise, beside another: for a test that spends its time waiting for time to pass.
-pub(crate) fn in_namespace_waiting<F: AsyncFnOnce()>(body: F) {
-    run(body, "stead-e2e-waiting.lock");
+/// Likewise, with no other beside it: for a test that measures times, or what things cost.
+pub(crate) fn in_namespace_alone<F: AsyncFnOnce()>(body: F) {
+    run(body, turn_alone);
 }
 
-fn run<F: AsyncFnOnce()>(body: F, lock: &str) {
-    if env::var_os(INSIDE).is_some() {
+fn run<F: AsyncFnOnce()>(body: F, turn: fn() -> Turn) {
+    if inside().is_some() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         return runtime.expect("a runtime starts").block_on(body());
     }
-    let _turn = turn_of(lock);
+    let turn = turn();
     let path = std::any::type_name::<F>();
     let name = path.strip_prefix("e2e::").and_then(|path| path.strip_suffix("::{{closure}}"));
     let name = name.expect("the body is a closure of the test itself");
@@ -69,11 +112,11 @@ fn run<F: AsyncFnOnce()>(body: F, lock: &str) {
         ])
         .arg(env::current_exe().expect("this program has a path"))
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
+        .env(INSIDE, turn.place.to_string())
         .stdin(Stdio::null())
         .output()
         .expect("unshare (package util-linux) runs");
-    remove_groups();
+    remove_groups(bridge_of(turn.place));
     let said =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success(), "{name} failed inside its namespace:\n{said}");
@@ -81,9 +124,9 @@ fn run<F: AsyncFnOnce()>(body: F, lock: &str) {
 }
 
 /// Control groups are outside of namespaces; those of a test are empty once its processes ended.
-fn remove_groups() {
+fn remove_groups(bridge: &str) {
     for root in ["", "memory", "cpu", "pids"] {
-        let parent = Path::new("/sys/fs/cgroup").join(root).join(format!("stead-{BRIDGE}"));
+        let parent = Path::new("/sys/fs/cgroup").join(root).join(format!("stead-{bridge}"));
         let groups = fs::read_dir(&parent).into_iter().flatten().flatten().map(|entry| entry.path());
         for group in groups.filter(|path| path.is_dir()).chain([parent.clone()]) {
             // One that is not there, or not empty yet, is not worth a failure.

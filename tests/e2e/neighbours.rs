@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::judge::settles;
-use crate::namespace::in_namespace;
-use crate::site::{BOOT, BRIDGE, GATEWAY, MOMENT, Site, image, runtime};
+use crate::namespace::{bridge, in_namespace_alone};
+use crate::site::{BOOT, GATEWAY, MOMENT, Site, image, runtime};
 use crate::socket::shell;
 use crate::stage::{run, until};
 
@@ -51,16 +51,16 @@ async fn is_served_at_once(ip: &str) -> bool {
 /// The host's tables, and the guest's, say what is so.
 async fn is_known_right(site: &Site, name: &str) {
     let Known { ip, mac, tap } = known(site, name).await;
-    let neighbour = run("ip", &["neigh", "show", &ip, "dev", BRIDGE]);
+    let neighbour = run("ip", &["neigh", "show", &ip, "dev", bridge()]);
     assert!(neighbour.contains(&format!("lladdr {mac} ")), "{name}: {neighbour}");
-    let forwarded = run("bridge", &["fdb", "show", "br", BRIDGE]);
+    let forwarded = run("bridge", &["fdb", "show", "br", bridge()]);
     let mut places = forwarded.lines().filter(|line| line.starts_with(&format!("{mac} ")));
     let place = places.next().unwrap_or_default();
     assert!(
         place.starts_with(&format!("{mac} dev {tap} ")) && places.next().is_none(),
         "{name}: {forwarded}"
     );
-    let of_bridge = std::fs::read_to_string(format!("/sys/class/net/{BRIDGE}/address")).expect("read");
+    let of_bridge = std::fs::read_to_string(format!("/sys/class/net/{}/address", bridge())).expect("read");
     let of_guest = shell(site, name, &format!("grep '^{GATEWAY} ' /proc/net/arp")).await;
     assert!(of_guest.contains(of_bridge.trim()), "{name}: {of_guest}, and the gateway has {of_bridge}");
     assert_eq!(shell(site, name, "cat /sys/class/net/eth0/address").await, mac);
@@ -73,7 +73,7 @@ async fn post(site: &Site, path: &str, body: Option<Value>) {
 
 #[test]
 fn the_first_packet_after_a_restore_and_to_a_fork_arrives_and_every_table_has_the_right_address() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         let body = json!({ "size": "128MB", "cmd": ["sh", "-c", SERVER] });
         let id = site.create("box", &image("busybox"), body).await;
@@ -89,7 +89,7 @@ fn the_first_packet_after_a_restore_and_to_a_fork_arrives_and_every_table_has_th
             if round == ROUNDS - 1 {
                 // The host forgot it meanwhile, and the bridge its place.
                 until("no TAP", MOMENT, async || (site.taps() == 0).then_some(())).await;
-                run("ip", &["neigh", "flush", "dev", BRIDGE]);
+                run("ip", &["neigh", "flush", "dev", bridge()]);
             }
             post(&site, "/instances/box/restore", None).await;
             in_time += usize::from(is_served_at_once(&ip).await);

@@ -4,7 +4,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::judge::settles;
-use crate::namespace::in_namespace;
+use crate::namespace::in_namespace_alone;
 use crate::site::{BOOT, Site, image};
 use crate::stage::until;
 
@@ -14,7 +14,7 @@ fn attempts(seen: &Value) -> u64 {
 
 #[test]
 fn a_program_that_fails_is_started_again_as_often_as_its_policy_says_and_over_crashes() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         let script = "echo run >>/runs; echo $(wc -l </runs) runs; exit 3";
         let policy = json!({ "policy": "on_failure", "backoff": "500ms", "max_attempts": 2 });
@@ -69,7 +69,7 @@ fn a_program_that_fails_is_started_again_as_often_as_its_policy_says_and_over_cr
 
 #[test]
 fn an_instance_ends_with_its_time_even_when_no_daemon_looked() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         let idle = json!({ "cmd": ["sleep", "10000"], "ttl": "1h" });
         let id = site.create("box", &image("busybox"), idle).await;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::crash::{EDGES, OF_SCHEDULE};
 use crate::judge::settles;
-use crate::namespace::in_namespace_waiting;
+use crate::namespace::in_namespace;
 use crate::site::{BOOT, LISTEN, Site, image};
 use crate::stage::until;
 
@@ -42,7 +42,7 @@ async fn dies_at(site: &mut Site, step: (&str, &str), edge: &str) {
 
 #[test]
 fn a_schedule_catches_up_with_a_missed_run_over_crashes_and_deletes_only_its_own() {
-    in_namespace_waiting(async || {
+    in_namespace(async || {
         let mut site = Site::running().await;
         let id = site.create("box", &image("busybox"), json!({ "cmd": ["sleep", "10000"] })).await;
         site.until_state("box", "Running").await;

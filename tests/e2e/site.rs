@@ -12,10 +12,10 @@ use reqwest::{Client, Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
+use crate::namespace::bridge;
 use crate::stage::{Stage, run, until};
 
 /// The names need not be unique: no other daemon is in the namespace.
-pub(crate) const BRIDGE: &str = "ste2e0";
 pub(crate) const TABLE: &str = "steade2e";
 pub(crate) const TAP_PREFIX: &str = "tp";
 pub(crate) const GATEWAY: &str = "10.185.0.1";
@@ -137,7 +137,7 @@ impl Site {
     pub(crate) fn shell(&self, line: &str) -> String {
         let tap = format!("TAP=$(ip -o link show | grep -o '{TAP_PREFIX}[a-z0-9]*' | head -n 1)");
         let data = self.data().display().to_string();
-        let head = format!("DATA={data} BRIDGE={BRIDGE} TABLE={}; {tap}", self.table);
+        let head = format!("DATA={data} BRIDGE={} TABLE={}; {tap}", bridge(), self.table);
         run("sh", &["-ec", &format!("{head}; {line}")])
     }
 
@@ -175,7 +175,7 @@ impl Site {
         command.args(["serve", "--listen", LISTEN, "--data-dir"]).arg(self.data());
         command.arg("--run-dir").arg(self.run_dir()).arg("--kernel-dir").arg(&self.kernel_dir);
         command
-            .env("STEAD_BRIDGE", BRIDGE)
+            .env("STEAD_BRIDGE", bridge())
             .env("STEAD_TABLE", self.table)
             .env("STEAD_TAP_PREFIX", TAP_PREFIX);
         command.env("STEAD_GATEWAY", format!("{GATEWAY}/24")).env("STEAD_DISK_RESERVE", "16MB");

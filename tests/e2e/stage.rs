@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use stead_schemas::names::Uid;
 
-/// Scratch directories that go with the value, and the turn among all tests with real VMs.
+/// Scratch directories that go with the value, and the place among all tests with real VMs.
 pub(crate) struct Stage {
     pub(crate) dir: tempfile::TempDir,
-    _turn: std::fs::File,
+    _turn: crate::namespace::Turn,
 }
 
 impl Stage {

@@ -40,7 +40,11 @@ async fn volume(site: &Site, name: &str) -> Value {
 }
 
 async fn instance(site: &Site, name: &str, cmd: &str, mount: Value) -> String {
-    let more = json!({ "size": "128MB", "cmd": ["sh", "-c", cmd], "volumes": [mount] });
+    mounting(site, name, cmd, json!([mount])).await
+}
+
+async fn mounting(site: &Site, name: &str, cmd: &str, mounts: Value) -> String {
+    let more = json!({ "size": "128MB", "cmd": ["sh", "-c", cmd], "volumes": mounts });
     let id = site.create(name, &image("busybox"), more).await;
     site.until_state(name, "Running").await;
     id
@@ -173,9 +177,13 @@ fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
     in_namespace(async || {
         let mut site = Site::running().await;
         let data = volume(&site, "data").await["id"].as_str().expect("an id").to_owned();
+        volume(&site, "set").await;
         let mount = json!({ "volume_id": data, "mount_path": "/data" });
-        let id = instance(&site, "box", COUNTER, mount).await;
+        let mut over = json!({ "volume_id": "set", "mount_path": "/set", "readonly": true });
+        (over["overlay"], over["overlay_size"]) = (json!(true), json!("32MB"));
+        let id = mounting(&site, "box", COUNTER, json!([mount, over])).await;
         site.until_console(&id, "count 3.").await;
+        shell(&site, "box", "echo first >/set/word; sync").await;
         for verb in ["standby", "restore"] {
             done(&site, Method::POST, &format!("/instances/box/{verb}"), Value::Null).await;
         }
@@ -193,6 +201,13 @@ fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
         assert_ne!(own, data, "{fork:#}");
         assert_eq!(shell(&site, "fork", "echo fork >/data/who; sync; ls /data | wc -l").await, "3");
         assert_eq!(shell(&site, "box", "ls /data | wc -l").await, "2");
+        // What both read is one volume; what each writes over it is its own.
+        assert_eq!(fork["volumes"][1]["volume_id"], site.get("box").await["volumes"][1]["volume_id"]);
+        assert_eq!(
+            shell(&site, "fork", "cat /set/word; echo fork >/set/word; cat /set/word").await,
+            "first\nfork"
+        );
+        assert_eq!(shell(&site, "box", "cat /set/word; echo second >/set/word; sync").await, "first");
         is_of_one_moment(&site, "fork").await;
         let beside = json!({ "name": "beside", "from_running": true });
         let beside = made(&site, "/instances/box/fork", beside).await;
@@ -200,7 +215,7 @@ fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
         is_of_one_moment(&site, "beside").await;
         site.delete("beside").await;
         let volumes = done(&site, Method::GET, "/volumes", Value::Null).await;
-        assert_eq!(volumes.as_array().map(Vec::len), Some(2), "with a fork its copies went: {volumes:#}");
+        assert_eq!(volumes.as_array().map(Vec::len), Some(3), "with a fork its copies went: {volumes:#}");
         refused(
             &site,
             Method::DELETE,
@@ -222,7 +237,7 @@ fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
             (&json!("Running"), &json!(data))
         );
         assert!(number(&site, "box", "/data/count").await < late, "it goes on from then");
-        assert_eq!(shell(&site, "box", "ls /data").await, "count\nlost+found");
+        assert_eq!(shell(&site, "box", "ls /data; cat /set/word").await, "count\nlost+found\nfirst");
         is_of_one_moment(&site, "box").await;
 
         // Of what is stopped: the disks alone.
@@ -238,6 +253,8 @@ fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
         is_clean(&site);
         // What a snapshot holds of a volume that was written to is its own.
         done(&site, Method::DELETE, "/volumes/data", Value::Null).await;
+        // What it only read is needed as it is.
+        refused(&site, Method::DELETE, "/volumes/set", Value::Null, StatusCode::CONFLICT, "conflict").await;
         let gone = (StatusCode::CREATED, json!({ "name": "last" }));
         let last = ask(&site, Method::POST, &format!("/snapshots/{snapshot}/fork"), gone.1).await;
         assert_eq!(last.status, gone.0, "{last:?}");
@@ -247,6 +264,7 @@ fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
         {
             done(&site, Method::DELETE, &path, Value::Null).await;
         }
+        done(&site, Method::DELETE, "/volumes/set", Value::Null).await;
         settles(&mut site, "snapshots of volumes").await;
     });
 }

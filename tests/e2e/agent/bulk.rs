@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::waiting;
 use crate::judge::settles;
-use crate::namespace::in_namespace;
+use crate::namespace::in_namespace_alone;
 use crate::site::Site;
 use crate::socket::{Said, Socket, shell};
 
@@ -62,7 +62,7 @@ async fn copy_out(site: &Site) {
 
 #[test]
 fn a_gigabyte_is_copied_in_and_out_of_a_guest_of_192_mb_in_constant_memory() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         waiting(&site, "box", json!({ "overlay_size": "1200MB" })).await;
         let before = peaks(&site).await;

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::cli::{command, said};
 use super::waiting;
 use crate::judge::settles;
-use crate::namespace::in_namespace;
+use crate::namespace::in_namespace_alone;
 use crate::site::{MOMENT, Site};
 use crate::socket::{Said, Socket, run, shell};
 use crate::stage::until;
@@ -22,7 +22,7 @@ async fn running(site: &Site, name: &str) -> String {
 
 #[test]
 fn whoever_goes_away_takes_his_program_along_and_nothing_else() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         let id = waiting(&site, "box", json!({})).await;
         // A client that vanishes; its program does not listen to requests to end.
@@ -86,7 +86,7 @@ async fn of_guest(site: &Site) -> Vec<u32> {
 
 #[test]
 fn a_thousand_short_execs_leave_nothing() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         waiting(&site, "box", json!({})).await;
         let open = |pid: u32| fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count();
@@ -139,7 +139,7 @@ fn files(dir: &Path) -> Vec<(String, u64)> {
 
 #[test]
 fn a_daemon_killed_during_a_copy_leaves_nothing_that_could_be_taken_for_whole() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         let count = "i=0; while true; do i=$((i+1)); echo $i >/count; sleep 1; done";
         let more = json!({ "cmd": ["sh", "-c", count], "size": "256MB", "overlay_size": "256MB" });

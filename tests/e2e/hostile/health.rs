@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{GROWTH_MAX, make, resident};
 use crate::judge::settles;
-use crate::namespace::in_namespace;
+use crate::namespace::in_namespace_alone;
 use crate::site::{Site, image};
 
 fn check(path: &str) -> Value {
@@ -29,7 +29,7 @@ async fn ask(site: &Site, path: &str) {
 
 #[test]
 fn a_web_server_that_answers_without_sense_or_end_is_unhealthy_and_costs_nobody_anything() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         make(&site, "web", "/bin/web");
         let well = "mkdir -p /www; echo well >/www/page; httpd -p 80 -h /www; while true; do sleep 1; done";

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::agent::waiting;
 use crate::judge::settles;
-use crate::namespace::in_namespace;
+use crate::namespace::in_namespace_alone;
 use crate::site::{MOMENT, Site, image};
 use crate::socket::run;
 use crate::stage::until;
@@ -57,7 +57,7 @@ async fn exec_time(site: &Site) -> f64 {
 
 #[test]
 fn a_guest_that_is_hostile_from_pid_1_on_costs_its_neighbour_and_the_daemon_nothing_that_counts() {
-    in_namespace(async || {
+    in_namespace_alone(async || {
         let mut site = Site::running().await;
         make(&site, "guest", "/sbin/init");
         waiting(&site, "good", json!({})).await;
