@@ -213,6 +213,7 @@ fn config(program: &[&str]) -> Config {
         shutdown_grace_millis: 1000,
         network: None,
         has_agent: true,
+        volumes: Vec::new(),
         incarnation: String::new(),
     }
 }
