@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::Disk;
 use stead_schemas::health::Verdict;
-use stead_schemas::image::{Image, ImagePhase, ImageSource};
+use stead_schemas::image::{Image, ImagePhase};
+use stead_schemas::ingress::{Ingress, IngressRule};
 use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::{Kind, Object};
@@ -20,15 +21,15 @@ use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Port};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::schedule::SnapshotSchedule;
-use stead_schemas::snapshot::{Snapshot, SnapshotPhase, SnapshotPurpose};
+use stead_schemas::snapshot::Snapshot;
 
 use crate::host::{Captured, Disks, Firewall, Images, Links, Machines, Snapshots};
 use crate::host::{
     FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, PortRule, ProbeSeen,
     VmmState,
 };
-use crate::policy_checks;
 use crate::store::Store;
+use crate::{content_checks, ingress_checks, policy_checks};
 
 /// All records.
 #[derive(Debug)]
@@ -40,6 +41,7 @@ pub struct Records {
     pub networks: Vec<Arc<Object<Network>>>,
     pub snapshots: Vec<Arc<Object<Snapshot>>>,
     pub schedules: Vec<Arc<Object<SnapshotSchedule>>>,
+    pub ingresses: Vec<Arc<Object<Ingress>>>,
 }
 
 /// Everything of ours on a host.
@@ -58,6 +60,10 @@ pub struct HostSnapshot {
     pub probes: Option<BTreeMap<Uid, ProbeSeen>>,
     /// Whose doors are watched; `None` where no daemon runs that could.
     pub watched: Option<BTreeSet<Uid>>,
+    /// Ports of ours with whose rules are served there; `None` where no daemon runs that could.
+    pub listeners: Option<BTreeMap<u16, BTreeMap<Uid, Vec<IngressRule>>>>,
+    /// Ports of other programs.
+    pub taken_ports: BTreeSet<u16>,
 }
 
 impl Records {
@@ -71,6 +77,7 @@ impl Records {
             networks: store.list::<Network>(),
             snapshots: store.list::<Snapshot>(),
             schedules: store.list::<SnapshotSchedule>(),
+            ingresses: store.list::<Ingress>(),
         }
     }
 }
@@ -161,6 +168,7 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
             broken.push(format!("{}: a run ended that was never asked for", instance.meta.uid));
         }
     }
+    ingress_checks::always(&mut broken, records, host);
     broken
 }
 
@@ -178,10 +186,12 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     policy_checks::schedules(&mut broken, records);
     check_disks(&mut broken, records, host);
     check_network(&mut broken, records, host, now);
-    check_images(&mut broken, records, host);
+    content_checks::images(&mut broken, records, host);
     check_life_cycle(&mut broken, &records.snapshots);
     check_life_cycle(&mut broken, &records.schedules);
-    check_snapshots(&mut broken, records, host);
+    check_life_cycle(&mut broken, &records.ingresses);
+    content_checks::snapshots(&mut broken, records, host);
+    ingress_checks::settled(&mut broken, records, host);
     crate::doors_checked::check_doors(&mut broken, records, host);
     broken
 }
@@ -211,7 +221,7 @@ macro_rules! observe {
         }
     })* };
 }
-observe!(Instance, Image, Disk, Port, Network, Snapshot, SnapshotSchedule);
+observe!(Instance, Image, Disk, Port, Network, Snapshot, SnapshotSchedule, Ingress);
 
 fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let instances: BTreeMap<&Uid, _> =
@@ -377,69 +387,6 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, no
     for link in &host.links {
         if !expected_links.contains(&link.name) {
             broken.push(format!("link {} is left over", link.name));
-        }
-    }
-}
-
-fn check_images(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
-    let mut referred: BTreeSet<&Digest> = BTreeSet::new();
-    for image in &records.images {
-        if let ImageSource::Local { digest } = &image.spec.source {
-            referred.insert(digest);
-        }
-        referred.extend(&image.status.digest);
-        let is_here = image.status.digest.as_ref().is_some_and(|digest| host.images.contains(digest));
-        if image.status.phase == ImagePhase::Ready && !is_here {
-            broken.push(format!("image {} says ready, but its content is not here", image.meta.name));
-        }
-        if !matches!(image.status.phase, ImagePhase::Ready | ImagePhase::Failed) {
-            broken.push(format!("image {} is still {:?}", image.meta.name, image.status.phase));
-        }
-    }
-    for instance in &records.instances {
-        referred.extend(&instance.status.image_digest);
-        referred.extend(instance.spec.origin.iter().filter_map(|origin| origin.image_digest.as_ref()));
-    }
-    for snapshot in &records.snapshots {
-        referred.extend(&snapshot.spec.image_digest);
-    }
-    for digest in &host.images {
-        if !referred.contains(digest) {
-            broken.push(format!("content {digest} is left over"));
-        }
-    }
-}
-
-/// Every snapshot is whole or failed with nothing left of it, and one that served a fork is gone.
-fn check_snapshots(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
-    for snapshot in &records.snapshots {
-        let (uid, phase) = (&snapshot.meta.uid, snapshot.status.phase);
-        let captured = host.snapshots.get(uid);
-        let is_as_said = match phase {
-            SnapshotPhase::Pending => false,
-            SnapshotPhase::Ready => {
-                matches!(captured, Some(Captured::Whole { kind, .. }) if *kind == snapshot.spec.kind)
-            }
-            SnapshotPhase::Failed => captured.is_none(),
-        };
-        if !is_as_said {
-            broken.push(format!("snapshot {uid} is said to be {phase:?} and is {captured:?}"));
-        }
-        let members = records.instances.iter().filter(|instance| {
-            instance.is_pooled() && instance.meta.owner.as_ref().is_some_and(|owner| owner.uid == *uid)
-        });
-        let (members, wished) =
-            (members.count(), if phase == SnapshotPhase::Ready { snapshot.spec.pool } else { 0 });
-        if members != usize::try_from(wished).unwrap_or(usize::MAX) {
-            broken.push(format!("the pool of snapshot {uid} has {members} members, {wished} are wished"));
-        }
-        if snapshot.spec.purpose == SnapshotPurpose::Fork {
-            broken.push(format!("snapshot {uid} of a fork is left over"));
-        }
-    }
-    for uid in host.snapshots.keys() {
-        if !records.snapshots.iter().any(|snapshot| snapshot.meta.uid == *uid) {
-            broken.push(format!("files of snapshot {uid} are left over"));
         }
     }
 }

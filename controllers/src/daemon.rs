@@ -18,8 +18,9 @@ use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 use tokio::sync::watch;
 
 use crate::disk::DiskReconciler;
-use crate::host::{Disks, Doors, Firewall, Flows, Images, Links, Machines, Probes, Snapshots};
+use crate::host::{Disks, Doors, Firewall, Flows, Images, Links, Listeners, Machines, Probes, Snapshots};
 use crate::image::ImageReconciler;
+use crate::ingress::IngressReconciler;
 use crate::network::NetworkReconciler;
 use crate::port::{self, PortReconciler};
 use crate::runtime::{Boundary, Clock, Drift, Journal, Reconciler, Runner, RunnerConfig};
@@ -30,7 +31,7 @@ use crate::vm::{Vms, forks};
 
 /// The host, one value for each capability.
 #[derive(Debug, Clone)]
-pub struct Ports<M, I, L, F, D, P, C, W> {
+pub struct Ports<M, I, L, F, D, P, C, W, N> {
     pub machines: M,
     pub images: I,
     pub links: L,
@@ -39,6 +40,7 @@ pub struct Ports<M, I, L, F, D, P, C, W> {
     pub probes: P,
     pub flows: C,
     pub doors: W,
+    pub listeners: N,
 }
 
 /// Where monitors of the host report, by kind.
@@ -50,6 +52,7 @@ pub struct Drifts {
     pub ports: Drift,
     pub instances: Drift,
     pub snapshots: Drift,
+    pub ingresses: Drift,
 }
 
 /// What all runners share.
@@ -86,8 +89,8 @@ impl std::fmt::Debug for Controllers {
 }
 
 impl Controllers {
-    pub fn new<M, I, L, F, D, P, C, W>(
-        ports: Ports<M, I, L, F, D, P, C, W>,
+    pub fn new<M, I, L, F, D, P, C, W, N>(
+        ports: Ports<M, I, L, F, D, P, C, W, N>,
         settings: &Settings,
     ) -> (Self, Drifts)
     where
@@ -99,8 +102,9 @@ impl Controllers {
         P: Probes,
         C: Flows,
         W: Doors,
+        N: Listeners,
     {
-        let Ports { machines, images, links, firewall, disks, probes, flows, doors } = ports;
+        let Ports { machines, images, links, firewall, disks, probes, flows, doors, listeners } = ports;
         let store = || settings.store.clone();
         let image =
             runner(settings, 1, ImageReconciler { images: images.clone(), store: store() }).map(freed_image);
@@ -110,11 +114,7 @@ impl Controllers {
         let network = runner(
             settings,
             3,
-            NetworkReconciler {
-                links: links.clone(),
-                firewall: firewall.clone(),
-                store: settings.store.clone(),
-            },
+            NetworkReconciler { links: links.clone(), firewall: firewall.clone(), store: store() },
         );
         let of_network = store();
         let port = runner(settings, 4, PortReconciler { links, firewall, store: store() })
@@ -133,6 +133,7 @@ impl Controllers {
         let of_schedule = store();
         let schedule = runner(settings, 7, ScheduleReconciler { store: store() })
             .map(move |event| schedules_of(&of_schedule, event));
+        let ingress = runner(settings, 8, IngressReconciler { listeners });
         let drifts = Drifts {
             images: image.drift(),
             disks: disk.drift(),
@@ -140,6 +141,7 @@ impl Controllers {
             ports: port.drift(),
             instances: vm.drift(),
             snapshots: snapshot.drift(),
+            ingresses: ingress.drift(),
         };
         let runners = vec![
             boxed(image),
@@ -149,6 +151,7 @@ impl Controllers {
             boxed(vm),
             boxed(snapshot),
             boxed(schedule),
+            boxed(ingress),
         ];
         (Self { runners }, drifts)
     }
