@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 /// Method, path, summary, success status.
-const OPERATIONS: [(&str, &str, &str, &str); 36] = [
+const OPERATIONS: [(&str, &str, &str, &str); 40] = [
     ("get", "/health", "Liveness", "200"),
     ("get", "/capabilities", "What this server and host can do", "200"),
     ("get", "/instances", "List instances; watch=true streams changes", "200"),
@@ -37,6 +37,10 @@ const OPERATIONS: [(&str, &str, &str, &str); 36] = [
     ("get", "/instances/{id}/cp", "Copy files into or out of it; a WebSocket", "101"),
     ("get", "/instances/{id}/stat", "What is at a path in it", "200"),
     ("get", "/instances/{id}/stats", "What it uses now", "200"),
+    ("get", "/ingresses", "List ingresses", "200"),
+    ("post", "/ingresses", "Have host names at ports of this host lead to instances", "201"),
+    ("get", "/ingresses/{id}", "Read an ingress", "200"),
+    ("delete", "/ingresses/{id}", "Delete an ingress", "204"),
     ("get", "/images", "List images", "200"),
     ("post", "/images", "Pull an image", "202"),
     ("post", "/images/import", "Import an archive", "201"),

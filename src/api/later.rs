@@ -25,7 +25,6 @@ pub(super) fn add(mut routes: Routes) -> Routes {
     let kinds = [
         ("/volumes", "/volumes/{id}", [Scope::VolumeRead, Scope::VolumeWrite, Scope::VolumeDelete]),
         ("/devices", "/devices/{id}", [Scope::DeviceRead, Scope::DeviceWrite, Scope::DeviceDelete]),
-        ("/ingresses", "/ingresses/{id}", [Scope::IngressRead, Scope::IngressWrite, Scope::IngressDelete]),
         ("/builds", "/builds/{id}", [Scope::BuildRead, Scope::BuildWrite, Scope::BuildDelete]),
         ("/builders", "/builders/{id}", [Scope::BuildRead, Scope::BuildWrite, Scope::BuildDelete]),
         ("/pushes", "/pushes/{id}", [Scope::ImageRead, Scope::ImageWrite, Scope::ImageDelete]),

@@ -13,6 +13,7 @@ mod describe;
 mod error;
 mod exec;
 mod images;
+mod ingresses;
 mod instances;
 mod later;
 mod logs;
@@ -136,6 +137,10 @@ pub fn router(state: ApiState) -> Router {
         .add("/instances/{id}/cp", Scope::InstanceWrite, get(cp::cp))
         .add("/instances/{id}/stats", Scope::InstanceRead, get(stats::stats))
         .add("/instances/{id}/stat", Scope::InstanceRead, get(stat::stat))
+        .add("/ingresses", Scope::IngressRead, get(ingresses::list))
+        .add("/ingresses", Scope::IngressWrite, post(ingresses::create))
+        .add("/ingresses/{id}", Scope::IngressRead, get(ingresses::get))
+        .add("/ingresses/{id}", Scope::IngressDelete, delete(ingresses::delete))
         .add("/images", Scope::ImageRead, get(images::list))
         .add("/images", Scope::ImageWrite, post(images::create))
         .add_unlimited("/images/import", Scope::ImageWrite, post(images::import))

@@ -10,6 +10,7 @@ mod daemon;
 mod exec;
 mod health;
 mod images;
+mod ingresses;
 mod instances;
 mod policies;
 mod schedules;
@@ -85,6 +86,9 @@ enum Verb {
     /// Snapshots of instances.
     #[command(subcommand)]
     Snapshot(snapshots::SnapshotVerb),
+    /// Host names that lead to instances.
+    #[command(subcommand)]
+    Ingress(ingresses::IngressVerb),
     /// Standby when nobody is connected.
     #[command(subcommand)]
     AutoStandby(auto_standby::AutoStandby),
@@ -188,6 +192,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Restore { names } => instances::each(&client()?, &names, "restore", output).await,
         Verb::Fork(fork) => snapshots::fork(&client()?, fork, output).await,
         Verb::Snapshot(verb) => snapshots::snapshot(&client()?, verb, output).await,
+        Verb::Ingress(verb) => ingresses::ingress(&client()?, verb, output).await,
         Verb::AutoStandby(verb) => auto_standby::auto_standby(&client()?, verb, output).await,
         Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
         Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,
