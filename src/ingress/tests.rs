@@ -187,7 +187,8 @@ async fn an_instance_that_talks_nonsense_or_hangs_up_is_a_bad_gateway() {
         })
         .await;
         let host = format!("h{index}.test");
-        listeners.open(&uid('a'), port, &[rule(&host, port, target, false)]).await.expect("open");
+        let owner = uid(['a', 'b', 'c'][index]);
+        listeners.open(&owner, port, &[rule(&host, port, target, false)]).await.expect("open");
         assert_eq!(error(&get(port, &host, "").await), (502, "bad_gateway".to_owned()), "{answer}");
     }
     let long = "x".repeat(stead_schemas::limits::INGRESS_HEAD_BYTES_MAX + 1);
