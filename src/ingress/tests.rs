@@ -191,7 +191,8 @@ async fn an_instance_that_talks_nonsense_or_hangs_up_is_a_bad_gateway() {
         listeners.open(&owner, port, &[rule(&host, port, target, false)]).await.expect("open");
         assert_eq!(error(&get(port, &host, "").await), (502, "bad_gateway".to_owned()), "{answer}");
     }
-    let long = "x".repeat(stead_schemas::limits::INGRESS_HEAD_BYTES_MAX + 1);
+    // The reader looks at its limit between two reads, so some more than that may pass.
+    let long = "x".repeat(stead_schemas::limits::INGRESS_HEAD_BYTES_MAX * 2);
     let answer = get(port, "h0.test", &format!("x-long: {long}\r\n")).await;
     assert_eq!(status(&answer), 431, "{answer}");
     let many = "x: 1\r\n".repeat(stead_schemas::limits::INGRESS_HEADERS_MAX + 1);

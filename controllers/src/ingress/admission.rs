@@ -54,6 +54,9 @@ pub fn create(tx: &mut Tx<'_>, wish: IngressWish) -> Result<Arc<Object<Ingress>>
     let IngressWish { name, rules, tags } = wish;
     check_instances(tx, &rules)?;
     check_ports(tx, &rules)?;
+    if tx.find::<Ingress>(&name).is_some() {
+        return Err(IngressRefused::NameTaken(name));
+    }
     let uid = tx.next_uid();
     claim_hostnames(tx, &rules, &uid)?;
     let spec = IngressSpec { rules };
