@@ -247,10 +247,11 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
             check_warm(broken, instance, host);
             continue;
         }
-        if host.memories.contains_key(uid) {
+        let shall_run = spec.power == Power::Running && spec.run > status.ended_run;
+        // One that waits for its image goes on from it when that is back.
+        if host.memories.contains_key(uid) && (is_image_ready || !shall_run) {
             broken.push(format!("the memory of {uid} is left over"));
         }
-        let shall_run = spec.power == Power::Running && spec.run > status.ended_run;
         let machine = host.machines.get(uid);
         match (shall_run && is_image_ready, machine) {
             (true, Some(machine)) => {

@@ -331,7 +331,8 @@ mod tests {
             if let Ok(name) = pattern.parse::<Hostname>() {
                 prop_assert_eq!(name.to_string().parse::<Hostname>(), Ok(name.clone()));
                 if let Some(host) = &host {
-                    name.matched(host);
+                    let captures = name.captures().count();
+                    prop_assert!(name.matched(host).is_none_or(|found| found.len() == captures));
                 }
             }
         }

@@ -33,7 +33,7 @@ pub(super) struct Hold {
 
 impl Hold {
     /// Until the rules that it came by are no more.
-    async fn is_cut(mut self) {
+    async fn cut(mut self) {
         // Nothing is ever said but that it ends.
         while self.cut.changed().await.is_ok() {}
     }
@@ -65,7 +65,7 @@ pub(super) async fn connect(address: Ipv4Addr, port: u16, hold: &Hold) -> Result
         // Dropped in the middle, the connection is cut: so it shall be.
         tokio::select! {
             biased;
-            () = hold.is_cut() => {}
+            () = hold.cut() => {}
             ended = connection.with_upgrades() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection to an instance ended badly");
@@ -140,7 +140,7 @@ pub(super) async fn tunnel(client: OnUpgrade, instance: OnUpgrade, hold: Hold) {
     };
     tokio::select! {
         biased;
-        () = hold.is_cut() => {}
+        () = hold.cut() => {}
         ended = copied => {
             if let Err(error) = ended {
                 tracing::debug!(%error, "a tunnel came to nothing");

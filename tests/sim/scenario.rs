@@ -177,7 +177,7 @@ impl Play {
             vcpus: 1,
             memory: Bytes(256 << 20),
             overlay: Bytes(1 << 30),
-            env: std::collections::BTreeMap::new(),
+            env: BTreeMap::new(),
             entrypoint: None,
             cmd: Some(program.split(' ').map(ToOwned::to_owned).collect()),
             has_network: self.rng.chance(800),
