@@ -166,9 +166,9 @@ pub const HEADER_AUTH_BYTES: std::ops::RangeInclusive<usize> = 32..=256;
 pub const HEADER_NAME_BYTES_MAX: usize = 128;
 /// Nothing tells when another program leaves a port; a look costs two system calls.
 pub const INGRESS_PORT_LOOK: Duration = Duration::from_secs(2);
-/// Connections of clients at one port; one more waits in the kernel's queue. Each may have another
-/// one to an instance: together they stay far below the daemon's descriptors (65,536).
-pub const INGRESS_CONNECTIONS_MAX: usize = 2048;
+/// Connections of clients over all ports; one more waits in the kernel's queue. With those to instances
+/// they stay far below the daemon's descriptors (65,536).
+pub const INGRESS_CONNECTIONS_MAX: usize = 8192;
 /// Requests to instances at once, over all ports; one more is answered with 503.
 pub const INGRESS_EXCHANGES_MAX: usize = 4096;
 /// Requests to one instance at once: one that answers nobody leaves room for the others.
@@ -187,3 +187,6 @@ pub const INGRESS_ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 pub const INGRESS_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// A peer that vanished without a word is asked after so long a silence, and again as long.
 pub const INGRESS_KEEPALIVE: Duration = Duration::from_secs(60);
+/// A request, or what it went on with, over which nothing moved for so long is over: its place, and its
+/// instance kept from standby, are worth more. Who means to stay says something once in a while.
+pub const INGRESS_STALL_MAX: Duration = Duration::from_secs(3600);

@@ -11,6 +11,7 @@ use stead_schemas::ingress::host;
 
 use super::answers::Refusal;
 use super::headers;
+use super::progress::Progress;
 use super::server::Proxy;
 use super::upstream::{Hold, connect, send, tunnel};
 
@@ -36,7 +37,7 @@ impl Proxy {
             Reach::Unknown => return Err(Refusal::UnknownInstance(found.instance)),
         };
         let place = Arc::new(self.places.take(&instance).ok_or(Refusal::Overloaded)?);
-        let hold = Hold { cut, place };
+        let hold = Hold { cut, place, progress: Progress::default() };
         let protocol = headers::upgrade(request.headers());
         let on_client = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
         headers::prepare(&mut request, client, authority.clone(), auth, protocol)?;

@@ -11,6 +11,7 @@ mod answers;
 mod exchange;
 mod headers;
 mod places;
+mod progress;
 mod server;
 mod socket;
 mod upstream;
@@ -23,8 +24,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use stead_controllers::host::{HostError, Listeners};
 use stead_controllers::ingress::{Found, Reach, Routes};
 use stead_schemas::ingress::IngressRule;
+use stead_schemas::limits::INGRESS_CONNECTIONS_MAX;
 use stead_schemas::names::Uid;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use places::Places;
@@ -51,6 +53,8 @@ pub struct HttpListeners(Arc<Shared>);
 struct Shared {
     config: IngressConfig,
     places: Arc<Places>,
+    /// For connections of clients, over all ports.
+    clients: Arc<Semaphore>,
     ports: Mutex<BTreeMap<u16, Open>>,
 }
 
@@ -141,7 +145,8 @@ impl std::fmt::Debug for IngressConfig {
 impl HttpListeners {
     #[must_use]
     pub fn new(config: IngressConfig) -> Self {
-        Self(Arc::new(Shared { config, places: Arc::default(), ports: Mutex::default() }))
+        let clients = Arc::new(Semaphore::new(INGRESS_CONNECTIONS_MAX));
+        Self(Arc::new(Shared { config, places: Arc::default(), clients, ports: Mutex::default() }))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, Open>> {
@@ -169,14 +174,19 @@ impl HttpListeners {
 
     /// Opens a port that is not open, with nothing served there yet.
     fn listen(&self, port: u16) -> Result<Open, HostError> {
-        let Shared { config, places, .. } = &*self.0;
+        let Shared { config, places, clients, ports: _ } = &*self.0;
         let failed = |error| HostError::io("listen at port", port.to_string(), error);
         if port == config.api_port {
             return Err(failed(std::io::ErrorKind::AddrInUse.into()));
         }
         let listener = socket::listen(config.address, port).map_err(failed)?;
         let served = Arc::new(Served::default());
-        let proxy = Proxy { served: served.clone(), reach: config.reach.clone(), places: places.clone() };
+        let proxy = Proxy {
+            served: served.clone(),
+            reach: config.reach.clone(),
+            places: places.clone(),
+            clients: clients.clone(),
+        };
         let (of_task, changed) = (served.clone(), config.changed.clone());
         let task = tokio::spawn(async move {
             server::serve(listener, Arc::new(proxy)).await;

@@ -11,10 +11,9 @@ use axum::http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use stead_schemas::limits::{
-    INGRESS_CONNECTIONS_MAX, INGRESS_HEAD_BYTES_MAX, INGRESS_HEAD_TIMEOUT, INGRESS_HEADERS_MAX,
-};
+use stead_schemas::limits::{INGRESS_HEAD_BYTES_MAX, INGRESS_HEAD_TIMEOUT, INGRESS_HEADERS_MAX};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::places::Places;
@@ -28,20 +27,32 @@ pub(super) struct Proxy {
     pub(super) served: Arc<Served>,
     pub(super) reach: Look,
     pub(super) places: Arc<Places>,
+    pub(super) clients: Arc<Semaphore>,
 }
 
 /// Serves until the socket is no more; dropped, it closes every client's connection with it.
 pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>) {
     let mut connections = JoinSet::new();
     loop {
-        // What is over gives its place back; both arms may be dropped.
-        let accepted = tokio::select! {
+        // Without a place nobody is let in: who comes then waits in the kernel's queue.
+        let next = async {
+            let place = proxy.clients.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        // What is over is let go of. Both arms may be dropped: no connection is lost by it.
+        let (place, accepted) = tokio::select! {
             biased;
             Some(_) = connections.join_next() => continue,
-            accepted = listener.accept(), if connections.len() < INGRESS_CONNECTIONS_MAX => accepted,
+            next = next => next,
         };
         match accepted {
-            Ok((stream, client)) => drop(connections.spawn(connection(stream, client, proxy.clone()))),
+            Ok((stream, client)) => {
+                let connection = connection(stream, client, proxy.clone());
+                connections.spawn(async move {
+                    connection.await;
+                    drop(place);
+                });
+            }
             Err(error) if is_lost(&error) => {
                 tracing::warn!(%error, "a port was lost");
                 return;

@@ -327,3 +327,26 @@ async fn a_port_is_shared_by_owners_and_is_not_had_when_somebody_else_has_it() {
     assert_eq!(seen, BTreeMap::from([(port, of_other.to_vec())]));
     assert_eq!(lost.load(Ordering::SeqCst), 0);
 }
+
+#[tokio::test]
+async fn a_connection_too_many_waits_until_another_one_ends() {
+    let (listeners, _) = listeners();
+    let (port, target) = (free_port(), instance(echo).await);
+    let clients = &listeners.0.clients;
+    let others = u32::try_from(INGRESS_CONNECTIONS_MAX - 1).expect("small");
+    let _others = clients.clone().acquire_many_owned(others).await.expect("free");
+    listeners.open(&uid('a'), port, &[rule("a.test", port, target, false)]).await.expect("open");
+    // The one place that is left goes to the one who is first, who says nothing.
+    let first = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("open");
+    timeout(MOMENT, async {
+        while clients.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it has the place");
+    let second = tokio::spawn(async move { get(port, "a.test", "").await });
+    drop(first);
+    let answer = timeout(MOMENT, second).await.expect("let in").expect("answered");
+    assert_eq!(status(&answer), 200);
+}

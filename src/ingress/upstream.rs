@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use super::answers::Refusal;
 use super::places::Place;
+use super::progress::{Progress, Watched};
 use super::{Cut, socket};
 
 /// What a connection to an instance lives by.
@@ -29,13 +30,21 @@ pub(super) struct Hold {
     pub(super) cut: Cut,
     /// Its place among the requests, given back with the last of these.
     pub(super) place: Arc<Place>,
+    pub(super) progress: Progress,
 }
 
 impl Hold {
-    /// Until the rules that it came by are no more.
-    async fn cut(mut self) {
-        // Nothing is ever said but that it ends.
-        while self.cut.changed().await.is_ok() {}
+    /// Until the rules that it came by are no more, or nothing moves over it any more.
+    async fn ends(mut self) {
+        let cut = async {
+            // Nothing is ever said but that it ends.
+            while self.cut.changed().await.is_ok() {}
+        };
+        tokio::select! {
+            biased;
+            () = cut => {}
+            () = self.progress.stalled() => {}
+        }
     }
 }
 
@@ -55,17 +64,18 @@ pub(super) async fn connect(address: Ipv4Addr, port: u16, hold: &Hold) -> Result
     };
     let _ = stream.set_nodelay(true);
     socket::keep_alive(&stream);
+    let watched = Watched { stream, progress: hold.progress.clone() };
     let mut builder = Builder::new();
     builder.max_buf_size(INGRESS_HEAD_BYTES_MAX).max_headers(INGRESS_HEADERS_MAX);
     let (sender, connection) =
-        builder.handshake(TokioIo::new(stream)).await.map_err(|_| Refusal::BadAnswer)?;
+        builder.handshake(TokioIo::new(watched)).await.map_err(|_| Refusal::BadAnswer)?;
     let hold = hold.clone();
     tokio::spawn(async move {
         let place = hold.place.clone();
         // Dropped in the middle, the connection is cut: so it shall be.
         tokio::select! {
             biased;
-            () = hold.cut() => {}
+            () = hold.ends() => {}
             ended = connection.with_upgrades() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection to an instance ended badly");
@@ -127,7 +137,7 @@ impl HttpBody for Upload {
     }
 }
 
-/// Passes bytes both ways until either side ends, or the rules do.
+/// Passes bytes both ways until either side ends, or what it lives by does.
 pub(super) async fn tunnel(client: OnUpgrade, instance: OnUpgrade, hold: Hold) {
     let place = hold.place.clone();
     let copied = async {
@@ -140,7 +150,7 @@ pub(super) async fn tunnel(client: OnUpgrade, instance: OnUpgrade, hold: Hold) {
     };
     tokio::select! {
         biased;
-        () = hold.cut() => {}
+        () = hold.ends() => {}
         ended = copied => {
             if let Err(error) = ended {
                 tracing::debug!(%error, "a tunnel came to nothing");
