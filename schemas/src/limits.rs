@@ -185,7 +185,7 @@ pub const INGRESS_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 pub const INGRESS_ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 /// When a client is told to come again that met an instance which is down, or too many others.
 pub const INGRESS_RETRY_AFTER: Duration = Duration::from_secs(5);
-/// A peer that vanished without a word is asked after so long a silence, and again as long.
+/// A peer that says nothing for so long is asked whether it is there, and again as often.
 pub const INGRESS_KEEPALIVE: Duration = Duration::from_secs(60);
 /// A request, or what it went on with, over which nothing moved for so long is over: its place, and its
 /// instance kept from standby, are worth more. Who means to stay says something once in a while.

@@ -8,12 +8,13 @@ use axum::http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use stead_controllers::ingress::Reach;
 use stead_schemas::ingress::host;
+use stead_schemas::instance::State;
 
 use super::answers::Refusal;
 use super::headers;
 use super::progress::Progress;
 use super::server::Proxy;
-use super::upstream::{Hold, connect, send, tunnel};
+use super::upstream::{Download, Hold, connect, send, tunnel};
 
 impl Proxy {
     pub(super) async fn exchange(
@@ -31,20 +32,23 @@ impl Proxy {
             return Err(Refusal::Forbidden);
         }
         let (instance, address) = match (self.reach)(&found.instance, port) {
-            Reach::At { instance, address } => (instance, address),
+            Reach::At { instance, address, state: _ } => (instance, address),
             Reach::Down(state) => return Err(Refusal::Down(state)),
             Reach::Nowhere => return Err(Refusal::Nowhere),
             Reach::Unknown => return Err(Refusal::UnknownInstance(found.instance)),
         };
         let place = Arc::new(self.places.take(&instance).ok_or(Refusal::Overloaded)?);
-        let hold = Hold { cut, place, progress: Progress::default() };
+        let hold = Hold { cut, place, progress: Progress::default(), was_cut: Arc::default() };
         let protocol = headers::upgrade(request.headers());
         let on_client = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
         headers::prepare(&mut request, client, authority.clone(), auth, protocol)?;
         let sender = connect(address, port, &hold).await.map_err(|refusal| {
-            // It may have gone down meanwhile, which says more.
-            match (self.reach)(&found.instance, port) {
-                Reach::Down(state) => Refusal::Down(state),
+            // It may have gone down meanwhile, or not be up yet, which says more.
+            match ((self.reach)(&found.instance, port), &refusal) {
+                (Reach::Down(state), _) => Refusal::Down(state),
+                (Reach::At { state, .. }, Refusal::Unreachable) if state != State::Running => {
+                    Refusal::Down(state)
+                }
                 _ => refusal,
             }
         })?;
@@ -57,8 +61,8 @@ impl Proxy {
                 return Err(Refusal::BadAnswer);
             };
             headers::set_upgrade(response.headers_mut(), protocol);
-            tokio::spawn(tunnel(on_client, hyper::upgrade::on(&mut response), hold));
+            tokio::spawn(tunnel(on_client, hyper::upgrade::on(&mut response), hold.clone()));
         }
-        Ok(response.map(Body::new))
+        Ok(response.map(|body| Body::new(Download { body, was_cut: hold.was_cut })))
     }
 }

@@ -58,10 +58,17 @@ pub(super) fn is_let_in(headers: &HeaderMap, auth: &HeaderAuth) -> bool {
     }
 }
 
-/// The protocol that a client or a guest asks to go on with.
+/// The protocol that a client or a guest asks to go on with. HTTP itself is none: its requests would pass
+/// by every rule here.
 pub(super) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let is_asked = named(headers).any(|name| name.eq_ignore_ascii_case("upgrade"));
-    headers.get(header::UPGRADE).filter(|_| is_asked).cloned()
+    let is_http = |value: &HeaderValue| {
+        let protocols = value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+        protocols
+            .map(<[u8]>::to_ascii_lowercase)
+            .any(|one| one.starts_with(b"h2") || one.starts_with(b"http"))
+    };
+    headers.get(header::UPGRADE).filter(|value| is_asked && !is_http(value)).cloned()
 }
 
 /// The names in `Connection`.
@@ -195,6 +202,10 @@ mod tests {
         assert!(asked("keep-alive, Upgrade").is_some());
         assert!(asked("keep-alive").is_none());
         assert!(upgrade(request("/", &[("connection", "upgrade")]).headers()).is_none());
+        for protocol in ["h2c", "websocket, H2C", "HTTP/2.0"] {
+            let asked = request("/", &[("connection", "upgrade"), ("upgrade", protocol)]);
+            assert!(upgrade(asked.headers()).is_none(), "{protocol}");
+        }
         let mut sent =
             request("/chat", &[("host", "a"), ("connection", "Upgrade"), ("upgrade", "websocket")]);
         let protocol = upgrade(sent.headers());

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use proptest::prelude::*;
 use serde_json::json;
 use stead_schemas::api::ErrorBody;
 use stead_schemas::instance::State;
@@ -31,7 +32,10 @@ fn rule(hostname: &str, port: u16, target: u16, auth: bool) -> IngressRule {
 /// Only `web` is an instance that runs; everything is at the loopback.
 fn reach(word: &str, _: u16) -> Reach {
     match word {
-        "web" => Reach::At { instance: uid('w'), address: Ipv4Addr::LOCALHOST },
+        "web" => Reach::At { instance: uid('w'), address: Ipv4Addr::LOCALHOST, state: State::Running },
+        "booting" => {
+            Reach::At { instance: uid('x'), address: Ipv4Addr::LOCALHOST, state: State::Initializing }
+        }
         "asleep" => Reach::Down(State::Standby),
         "cut" => Reach::Nowhere,
         _ => Reach::Unknown,
@@ -129,6 +133,7 @@ async fn a_request_reaches_the_instance_and_everything_else_is_told_in_the_apis_
         rule("{i}.test", port, target, false),
         rule("locked.test", port, target, true),
         rule("closed.test", port, free_port(), false),
+        rule("{i}.closed", port, free_port(), false),
     ];
     listeners.open(&uid('a'), port, &rules).await.expect("open");
     for host in ["a.test", "A.TEST:80", "a.test.", "web.test"] {
@@ -160,6 +165,8 @@ async fn a_request_reaches_the_instance_and_everything_else_is_told_in_the_apis_
         ("cut.test", (502, "bad_gateway")),
         ("closed.test", (502, "bad_gateway")),
         ("asleep.test", (503, "instance_unavailable")),
+        ("booting.closed", (503, "instance_unavailable")),
+        ("web.closed", (502, "bad_gateway")),
     ] {
         let answer = get(port, host, "").await;
         assert_eq!(error(&answer), (expected.0, expected.1.to_owned()), "{host}");
@@ -262,6 +269,10 @@ async fn bodies_stream_both_ways_and_a_tunnel_goes_on_until_its_rules_are_gone()
     listeners.close(&uid('a'), port).await.expect("closed");
     let end = timeout(MOMENT, tunnel.read(&mut bytes)).await.expect("cut");
     assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    // An answer that is cut does not look like a whole one.
+    let mut rest = Vec::new();
+    let _ = timeout(MOMENT, stream.read_to_end(&mut rest)).await.expect("cut");
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&rest));
     assert_eq!(status(&get(port, "up.test", "").await), 404);
     assert_eq!(listeners.list().await.expect("listed"), [uid('b')]);
     listeners.close(&uid('b'), port).await.expect("closed");
@@ -349,4 +360,67 @@ async fn a_connection_too_many_waits_until_another_one_ends() {
     drop(first);
     let answer = timeout(MOMENT, second).await.expect("let in").expect("answered");
     assert_eq!(status(&answer), 200);
+}
+
+#[tokio::test]
+async fn a_socket_that_somebody_shuts_is_noticed() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
+    let same = std::os::fd::AsFd::as_fd(&listener).try_clone_to_owned().expect("cloned");
+    let proxy = Proxy {
+        served: Arc::default(),
+        reach: Arc::new(reach),
+        places: Arc::default(),
+        clients: Arc::new(Semaphore::new(1)),
+    };
+    let served = tokio::spawn(server::serve(listener, Arc::new(proxy)));
+    rustix::net::shutdown(&same, rustix::net::Shutdown::Both).expect("shut");
+    timeout(MOMENT, served).await.expect("noticed").expect("no panic");
+}
+
+/// What becomes of bytes of a client, and of those of an instance that answers with others.
+async fn play(asked: Vec<u8>, answered: Vec<u8>) {
+    let (listeners, _) = listeners();
+    let port = free_port();
+    let hostile = instance(move |mut stream: TcpStream| {
+        let answered = answered.clone();
+        async move {
+            head(&mut stream).await;
+            let _ = stream.write_all(&answered).await;
+        }
+    })
+    .await;
+    let good = instance(echo).await;
+    let rules = [rule("bad.test", port, hostile, false), rule("good.test", port, good, false)];
+    listeners.open(&uid('a'), port, &rules).await.expect("open");
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("open");
+    let _ = stream.write_all(&asked).await;
+    let _ = stream.shutdown().await;
+    let mut answer = Vec::new();
+    let _ = timeout(MOMENT, stream.read_to_end(&mut answer)).await.expect("it ends");
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{}", String::from_utf8_lossy(&answer));
+    timeout(MOMENT, async {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("open");
+        let request = b"GET / HTTP/1.1\r\nHost: bad.test\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.expect("sent");
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(answer.starts_with(b"HTTP/1."), "{}", String::from_utf8_lossy(&answer));
+    })
+    .await
+    .expect("it ends");
+    assert_eq!(status(&get(port, "good.test", "").await), 200, "the port goes on");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn whatever_clients_and_instances_say_the_port_goes_on(
+        head in prop_oneof![Just("GET / HTTP/1.1\r\nHost: bad.test\r\n"), Just("POST /x HTTP/1."), Just("")],
+        asked in proptest::collection::vec(any::<u8>(), 0..200),
+        first in prop_oneof![Just("HTTP/1.1 200 OK\r\n"), Just("HTTP/1.1 101 X\r\nUpgrade: "), Just("")],
+        answered in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(play([head.as_bytes(), &asked].concat(), [first.as_bytes(), &answered].concat()));
+    }
 }

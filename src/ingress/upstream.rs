@@ -3,7 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 
 use axum::body::{Body, HttpBody};
 use axum::http::{Request, Response};
@@ -31,6 +32,8 @@ pub(super) struct Hold {
     /// Its place among the requests, given back with the last of these.
     pub(super) place: Arc<Place>,
     pub(super) progress: Progress,
+    /// Its end was not of its own.
+    pub(super) was_cut: Arc<AtomicBool>,
 }
 
 impl Hold {
@@ -45,6 +48,8 @@ impl Hold {
             () = cut => {}
             () = self.progress.stalled() => {}
         }
+        // Before whoever waits for this drops the connection.
+        self.was_cut.store(true, Ordering::Release);
     }
 }
 
@@ -126,6 +131,35 @@ impl HttpBody for Upload {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A body on its way to the client.
+pub(super) struct Download {
+    pub(super) body: Incoming,
+    pub(super) was_cut: Arc<AtomicBool>,
+}
+
+impl HttpBody for Download {
+    type Data = Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        // One that was cut ends like one that is whole: the client shall know.
+        let is_cut = frame.is_none() && self.was_cut.load(Ordering::Acquire);
+        Poll::Ready(if is_cut { Some(Err("the answer was cut".into())) } else { frame.map(|one| Ok(one?)) })
     }
 
     fn is_end_stream(&self) -> bool {

@@ -15,9 +15,11 @@ use crate::store::Store;
 /// What became of the look for an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reach {
+    /// It may be connected to, though its program may not run yet in this state.
     At {
         instance: Uid,
         address: Ipv4Addr,
+        state: State,
     },
     /// There, but not to be connected to in this state.
     Down(State),
@@ -47,7 +49,7 @@ pub fn reach(store: &Store, word: &str, port: u16) -> Reach {
         State::Created | State::Shutdown | State::Stopped => false,
     };
     match is_up {
-        true => Reach::At { instance: instance.meta.uid.clone(), address: card.spec.address },
+        true => Reach::At { instance: instance.meta.uid.clone(), address: card.spec.address, state },
         false => Reach::Down(state),
     }
 }

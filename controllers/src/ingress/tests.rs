@@ -329,7 +329,9 @@ async fn an_instance_is_reached_in_the_states_in_which_a_connection_can_be_made(
         let case = format!("{state:?} {power:?} {policy:?} {port}");
         let (store, instance) = store_with(state, power, policy).await;
         let expected = match is_at {
-            true => Reach::At { instance: instance.clone(), address: "10.9.0.2".parse().expect("valid") },
+            true => {
+                Reach::At { instance: instance.clone(), address: "10.9.0.2".parse().expect("valid"), state }
+            }
             false => Reach::Down(state),
         };
         assert_eq!(reach(&store, "web", port), expected, "{case}");
