@@ -14,7 +14,7 @@ use super::answers::Refusal;
 use super::headers;
 use super::progress::Progress;
 use super::server::Proxy;
-use super::upstream::{Download, Hold, connect, send, tunnel};
+use super::upstream::{Hold, connect, send, tunnel};
 
 impl Proxy {
     pub(super) async fn exchange(
@@ -38,7 +38,7 @@ impl Proxy {
             Reach::Unknown => return Err(Refusal::UnknownInstance(found.instance)),
         };
         let place = Arc::new(self.places.take(&instance).ok_or(Refusal::Overloaded)?);
-        let hold = Hold { cut, place, progress: Progress::default(), was_cut: Arc::default() };
+        let hold = Hold { cut, place, progress: Progress::default() };
         let protocol = headers::upgrade(request.headers());
         let on_client = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
         headers::prepare(&mut request, client, authority.clone(), auth, protocol)?;
@@ -61,8 +61,8 @@ impl Proxy {
                 return Err(Refusal::BadAnswer);
             };
             headers::set_upgrade(response.headers_mut(), protocol);
-            tokio::spawn(tunnel(on_client, hyper::upgrade::on(&mut response), hold.clone()));
+            tokio::spawn(tunnel(on_client, hyper::upgrade::on(&mut response), hold));
         }
-        Ok(response.map(|body| Body::new(Download { body, was_cut: hold.was_cut })))
+        Ok(response.map(Body::new))
     }
 }

@@ -3,8 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use axum::body::{Body, HttpBody};
 use axum::http::{Request, Response};
@@ -32,8 +31,6 @@ pub(super) struct Hold {
     /// Its place among the requests, given back with the last of these.
     pub(super) place: Arc<Place>,
     pub(super) progress: Progress,
-    /// Its end was not of its own.
-    pub(super) was_cut: Arc<AtomicBool>,
 }
 
 impl Hold {
@@ -48,8 +45,6 @@ impl Hold {
             () = cut => {}
             () = self.progress.stalled() => {}
         }
-        // Before whoever waits for this drops the connection.
-        self.was_cut.store(true, Ordering::Release);
     }
 }
 
@@ -77,7 +72,7 @@ pub(super) async fn connect(address: Ipv4Addr, port: u16, hold: &Hold) -> Result
     let hold = hold.clone();
     tokio::spawn(async move {
         let place = hold.place.clone();
-        // Dropped in the middle, the connection is cut: so it shall be.
+        // Dropped in the middle, the connection is cut, and its body ends with an error: so it shall be.
         tokio::select! {
             biased;
             () = hold.ends() => {}
@@ -131,35 +126,6 @@ impl HttpBody for Upload {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A body on its way to the client.
-pub(super) struct Download {
-    pub(super) body: Incoming,
-    pub(super) was_cut: Arc<AtomicBool>,
-}
-
-impl HttpBody for Download {
-    type Data = Bytes;
-    type Error = axum::BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        // One that was cut ends like one that is whole: the client shall know.
-        let is_cut = frame.is_none() && self.was_cut.load(Ordering::Acquire);
-        Poll::Ready(if is_cut { Some(Err("the answer was cut".into())) } else { frame.map(|one| Ok(one?)) })
     }
 
     fn is_end_stream(&self) -> bool {
