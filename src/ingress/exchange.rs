@@ -1,20 +1,29 @@
 //! One request: from a client to the instance that it is for, and the answer back.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use stead_controllers::ingress::Reach;
+use hyper::client::conn::http1::SendRequest;
+use stead_controllers::ingress::{Found, Reach};
 use stead_schemas::ingress::host;
 use stead_schemas::instance::State;
+use stead_schemas::names::Uid;
 
 use super::answers::Refusal;
 use super::headers;
 use super::progress::Progress;
 use super::server::Proxy;
 use super::upstream::{Hold, connect, send, tunnel};
+
+/// An instance that may be connected to.
+struct Target {
+    instance: Uid,
+    address: Ipv4Addr,
+    state: State,
+}
 
 impl Proxy {
     pub(super) async fn exchange(
@@ -27,31 +36,17 @@ impl Proxy {
         let unknown = || Refusal::UnknownHost(named.clone().into_owned());
         let name = host(&named).ok_or_else(unknown)?;
         let (found, cut) = self.served.find(&name).ok_or_else(unknown)?;
-        let (auth, port) = (found.rule.auth.as_ref(), found.rule.target.port);
+        let auth = found.rule.auth.as_ref();
         if !auth.is_none_or(|auth| headers::is_let_in(request.headers(), auth)) {
             return Err(Refusal::Forbidden);
         }
-        let (instance, address) = match (self.reach)(&found.instance, port) {
-            Reach::At { instance, address, state: _ } => (instance, address),
-            Reach::Down(state) => return Err(Refusal::Down(state)),
-            Reach::Nowhere => return Err(Refusal::Nowhere),
-            Reach::Unknown => return Err(Refusal::UnknownInstance(found.instance)),
-        };
-        let place = Arc::new(self.places.take(&instance).ok_or(Refusal::Overloaded)?);
+        let target = self.look(&found)?;
+        let place = Arc::new(self.places.take(&target.instance).ok_or(Refusal::Overloaded)?);
         let hold = Hold { cut, place, progress: Progress::default() };
         let protocol = headers::upgrade(request.headers());
         let on_client = protocol.is_some().then(|| hyper::upgrade::on(&mut request));
         headers::prepare(&mut request, client, authority.clone(), auth, protocol)?;
-        let sender = connect(address, port, &hold).await.map_err(|refusal| {
-            // It may have gone down meanwhile, or not be up yet, which says more.
-            match ((self.reach)(&found.instance, port), &refusal) {
-                (Reach::Down(state), _) => Refusal::Down(state),
-                (Reach::At { state, .. }, Refusal::Unreachable) if state != State::Running => {
-                    Refusal::Down(state)
-                }
-                _ => refusal,
-            }
-        })?;
+        let sender = self.connect(&found, &target, &hold).await?;
         let mut response = send(sender, request).await?;
         let protocol = headers::upgrade(response.headers());
         headers::remove_hop_by_hop(response.headers_mut());
@@ -64,5 +59,37 @@ impl Proxy {
             tokio::spawn(tunnel(on_client, hyper::upgrade::on(&mut response), hold));
         }
         Ok(response.map(Body::new))
+    }
+
+    fn look(&self, found: &Found) -> Result<Target, Refusal> {
+        match (self.reach)(&found.instance, found.rule.target.port) {
+            Reach::At { instance, address, state } => Ok(Target { instance, address, state }),
+            Reach::Down(state) => Err(Refusal::Down(state)),
+            Reach::Nowhere => Err(Refusal::Nowhere),
+            Reach::Unknown => Err(Refusal::UnknownInstance(found.instance.clone())),
+        }
+    }
+
+    /// Connects to the target, and looks again: it may take so long that another one is there by then.
+    async fn connect(
+        &self,
+        found: &Found,
+        target: &Target,
+        hold: &Hold,
+    ) -> Result<SendRequest<Body>, Refusal> {
+        let connected = connect(target.address, found.rule.target.port, hold).await;
+        match (connected, self.look(found)) {
+            (Ok(sender), Ok(now)) if (&now.instance, now.address) == (&target.instance, target.address) => {
+                Ok(sender)
+            }
+            (Ok(_), Ok(_)) => Err(Refusal::UnknownInstance(found.instance.clone())),
+            // It takes connections, whatever state it is said to be in.
+            (Ok(sender), Err(Refusal::Down(_))) => Ok(sender),
+            // What it is now says more than that it is not connected to.
+            (Err(Refusal::Unreachable), Ok(now)) if now.state != State::Running => {
+                Err(Refusal::Down(now.state))
+            }
+            (Err(refusal), Ok(_)) | (_, Err(refusal)) => Err(refusal),
+        }
     }
 }
