@@ -4,8 +4,10 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
+use futures::future::join_all;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
+use stead_schemas::limits::KNOCKS_MAX;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -13,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use crate::crash::{EDGES, OF_INGRESS};
 use crate::judge::settles;
 use crate::namespace::in_namespace;
-use crate::site::{BOOT, MOMENT, Site, image};
+use crate::site::{BOOT, LISTEN, MOMENT, Site, image};
 use crate::stage::until;
 
 /// A page; a program that goes on with another protocol; one that says a part of its answer and waits.
@@ -24,6 +26,8 @@ const SERVER: &str = r#"mkdir -p /www; echo here >/www/index.html; httpd -p 80 -
     nc -ll -p 81 -e sh /upgrade & nc -ll -p 82 -e sh /part &
     echo serving; while true; do sleep 1000; done"#;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
+/// More than a door keeps first packets of.
+const CROWD: usize = 2 * KNOCKS_MAX;
 /// Longer than the idle timeout, and than any look at the table of connections takes.
 const LONG: Duration = Duration::from_secs(6);
 
@@ -172,6 +176,16 @@ fn requests_reach_programs_in_a_vm_by_the_name_of_their_host() {
         let shown = site.cli("ingress create second --rule 'd.test:8082=web:80'");
         assert!(shown.contains("yes"), "{shown}");
         page(8082, "d.test").await;
+        let client = format!(
+            "STEAD_INGRESS_SECRET={SECRET} STEAD_BASE_URL=http://{LISTEN} STEAD_API_KEY={} {}",
+            site.token(),
+            env!("CARGO_BIN_EXE_stead")
+        );
+        let shown =
+            site.shell(&format!("{client} ingress create third --rule e.test=web:80 --auth-header X-Key"));
+        assert!(shown.contains("(with a header)") && !shown.contains(SECRET), "{shown}");
+        assert_eq!(code(80, "e.test", &[]).await.0, 403);
+        assert_eq!(ask(80, "e.test", &[("x-key", SECRET)]).await.expect("an answer").status, 200);
 
         // An instance that is down or gone is told; the ingress stays.
         let stopped = site.request(Method::POST, "/instances/web/stop", None).await;
@@ -208,6 +222,9 @@ fn a_request_wakes_an_instance_in_standby_and_an_open_one_keeps_it_up() {
             let awake = site.until_state("web", "Running").await;
             assert_eq!(awake["power_by"], "traffic", "round {round}: {awake:#}");
         }
+        // A crowd is answered too: its first packets that are not kept are repeated.
+        site.until_state("web", "Standby").await;
+        join_all((0..CROWD).map(|_| page(80, "a.test"))).await;
         // Something that goes on keeps it up, through the ingress as any other way.
         let mut open = tunnel(80, "up.test").await;
         sleep(LONG).await;
