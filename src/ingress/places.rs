@@ -40,6 +40,13 @@ impl Places {
     }
 }
 
+#[cfg(test)]
+impl Places {
+    pub(super) fn is_taken(&self, target: &Uid) -> bool {
+        self.lock().of.contains_key(target)
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.lock();

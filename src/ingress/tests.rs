@@ -298,6 +298,23 @@ async fn too_many_requests_to_one_instance_are_told_to_come_again() {
     held.pop();
     assert_eq!(status(&get(port, "a.test", "").await), 200);
     held.clear();
+    // One who leaves before there is an answer: the instance never gives one.
+    let silent = instance(|mut stream: TcpStream| async move {
+        head(&mut stream).await;
+        let _ = stream.read_u8().await;
+    })
+    .await;
+    listeners.open(&uid('b'), port, &[rule("silent.test", port, silent, false)]).await.expect("open");
+    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("open");
+    client.write_all(b"GET / HTTP/1.1\r\nHost: silent.test\r\n\r\n").await.expect("sent");
+    timeout(MOMENT, async {
+        while !places.is_taken(&uid('w')) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it is passed on");
+    drop(client);
     // A request that is over gives its place back, whether its client waited for the end or not.
     let all_back = async {
         loop {

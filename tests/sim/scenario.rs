@@ -394,6 +394,10 @@ impl Play {
             let _ = store.transact(move |tx| ingresses::delete(tx, &ingress.meta.uid)).await;
             return;
         }
+        if self.rng.chance(300) {
+            self.log.push("another program takes a port".to_owned());
+            self.world.drift(Drift::TakePort);
+        }
         let count = 1 + self.rng.below(3);
         let rules: Vec<serde_json::Value> = (0..count)
             .map(|_| {
