@@ -14,6 +14,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
 use stead_controllers::host::HostError;
+use stead_controllers::ingress::reach;
 use stead_controllers::store::{Kinds, Store};
 use stead_controllers::vm::admission;
 use stead_schemas::api::{
@@ -24,6 +25,7 @@ use stead_schemas::disk::Disk;
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::image::Image;
+use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::{Hypervisor, Instance, State};
 use stead_schemas::limits::CONSOLE_LOG_MAX;
 use stead_schemas::meta::Object;
@@ -58,6 +60,7 @@ use crate::host::usage::Usage;
 use crate::host::{Scope, watch_files};
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::qemu::{self, Qemu, QemuConfig};
+use crate::ingress::{HttpListeners, IngressConfig};
 use crate::store::{SystemClock, open, token_key};
 
 /// For a request's head; a client on a bad line needs a second.
@@ -92,6 +95,7 @@ pub fn kinds() -> Kinds {
         .with::<Snapshot>()
         .with::<SnapshotSchedule>()
         .with::<Volume>()
+        .with::<Ingress>()
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -108,7 +112,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let reports = Reports::default();
     let binary = find_program(&config.qemu).unwrap_or_else(|| config.qemu.clone());
     let hypervisors = qemu::hypervisors(&binary).await;
-    let host = Host::build(&config, &reports, binary, hypervisors)?;
+    let host = Host::build(&config, &reports, &store, binary, hypervisors)?;
     let settings = Settings {
         store: store.clone(),
         clock: Arc::new(SystemClock),
@@ -199,7 +203,7 @@ fn host_platform() -> Platform {
 
 /// The real host.
 struct Host {
-    ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files, Prober, Conntrack, TapDoors>,
+    ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files, Prober, Conntrack, TapDoors, HttpListeners>,
     has_cgroups: bool,
     /// That VMs can be launched on here.
     hypervisors: Vec<Hypervisor>,
@@ -209,6 +213,7 @@ impl Host {
     fn build(
         config: &Config,
         reports: &Reports,
+        store: &Store,
         binary: PathBuf,
         hypervisors: Vec<Hypervisor>,
     ) -> anyhow::Result<Self> {
@@ -272,8 +277,9 @@ impl Host {
         let doors = TapDoors::new(Arc::new(move |owner| {
             of_doors.tell(|drifts| drifts.instances.object(owner.clone()));
         }));
+        let listeners = listeners(config, reports, store);
         let (firewall, flows) = (Nft::new(), Conntrack::new());
-        let ports = Ports { machines, images, links, firewall, disks, probes, flows, doors };
+        let ports = Ports { machines, images, links, firewall, disks, probes, flows, doors, listeners };
         Ok(Self { ports, has_cgroups, hypervisors })
     }
 
@@ -282,6 +288,7 @@ impl Host {
             images: self.ports.images.clone(),
             machines: self.ports.machines.clone(),
             probes: self.ports.probes.clone(),
+            listeners: self.ports.listeners.clone(),
             data_dir: config.data_dir.clone(),
         }
     }
@@ -338,9 +345,21 @@ impl Host {
                 platforms: vec![host_platform().as_str().to_owned()],
                 default_platform: host_platform().as_str().to_owned(),
             },
-            features: ["exec", "images", "instances", "logs", "volumes"].map(ToOwned::to_owned).to_vec(),
+            features: ["exec", "images", "ingress", "instances", "logs", "volumes"]
+                .map(ToOwned::to_owned)
+                .to_vec(),
         }
     }
+}
+
+fn listeners(config: &Config, reports: &Reports, store: &Store) -> HttpListeners {
+    let (reports, store) = (reports.clone(), store.clone());
+    HttpListeners::new(IngressConfig {
+        address: config.ingress_address,
+        api_port: config.listen.port(),
+        reach: Arc::new(move |word, port| reach(&store, word, port)),
+        changed: Arc::new(move |owner| reports.tell(|drifts| drifts.ingresses.object(owner.clone()))),
+    })
 }
 
 fn chained(error: HostError) -> anyhow::Error {
@@ -410,6 +429,7 @@ struct HostBackend {
     images: Oci,
     machines: Qemu,
     probes: Prober,
+    listeners: HttpListeners,
     data_dir: PathBuf,
 }
 
@@ -462,6 +482,11 @@ impl Backend for HostBackend {
 
     fn health(&self, instance: &Uid) -> Option<(HealthOf, Tally)> {
         self.probes.seen(instance).map(|seen| (seen.of, seen.tally))
+    }
+
+    fn can_listen(&self, port: u16) -> bool {
+        // What cannot be found out is told by the reconciler.
+        self.listeners.can_listen(port).unwrap_or(true)
     }
 
     fn open_stream<'a>(

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
@@ -25,6 +25,9 @@ pub struct Config {
     /// Sockets and records of running VMs; best on tmpfs, which a reboot empties.
     pub run_dir: PathBuf,
     pub listen: SocketAddr,
+    /// Where ingresses have their ports; by default every address of this host, as the peer has it, so
+    /// that whoever reaches the host reaches what is published. Loopback or one address narrows that.
+    pub ingress_address: IpAddr,
     /// An unpacked Debian cloud kernel package (deploy/fetch-kernel); default `DATA/kernel`.
     pub kernel_dir: Option<PathBuf>,
     /// Name of our bridge; it also marks everything of this daemon on the host.
@@ -64,6 +67,7 @@ impl Default for Config {
             data_dir: "/var/lib/stead".into(),
             run_dir: "/run/stead".into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            ingress_address: Ipv4Addr::UNSPECIFIED.into(),
             kernel_dir: None,
             bridge: "stead0".parse().expect("a valid constant"),
             gateway: parsed,

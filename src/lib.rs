@@ -10,4 +10,5 @@ pub mod config;
 mod failpoint;
 pub mod host;
 pub mod hypervisor;
+pub mod ingress;
 pub mod store;

@@ -12,7 +12,8 @@ use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::Disk;
 use stead_schemas::health::Verdict;
-use stead_schemas::image::{Image, ImagePhase, ImageSource};
+use stead_schemas::image::{Image, ImagePhase};
+use stead_schemas::ingress::{Ingress, IngressRule};
 use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::{Kind, Object};
@@ -29,10 +30,10 @@ use crate::host::{
     VmmState,
 };
 use crate::store::Store;
-use crate::{policy_checks, storage_checks};
+use crate::{content_checks, ingress_checks, policy_checks, storage_checks};
 
 /// All records.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Records {
     pub instances: Vec<Arc<Object<Instance>>>,
     pub images: Vec<Arc<Object<Image>>>,
@@ -42,6 +43,7 @@ pub struct Records {
     pub snapshots: Vec<Arc<Object<Snapshot>>>,
     pub schedules: Vec<Arc<Object<SnapshotSchedule>>>,
     pub volumes: Vec<Arc<Object<Volume>>>,
+    pub ingresses: Vec<Arc<Object<Ingress>>>,
 }
 
 /// Everything of ours on a host.
@@ -60,6 +62,10 @@ pub struct HostSnapshot {
     pub probes: Option<BTreeMap<Uid, ProbeSeen>>,
     /// Whose doors are watched; `None` where no daemon runs that could.
     pub watched: Option<BTreeSet<Uid>>,
+    /// Ports of ours with whose rules are served there; `None` where no daemon runs that could.
+    pub listeners: Option<BTreeMap<u16, BTreeMap<Uid, Vec<IngressRule>>>>,
+    /// Ports of other programs.
+    pub taken_ports: BTreeSet<u16>,
 }
 
 impl Records {
@@ -74,6 +80,7 @@ impl Records {
             snapshots: store.list::<Snapshot>(),
             schedules: store.list::<SnapshotSchedule>(),
             volumes: store.list::<Volume>(),
+            ingresses: store.list::<Ingress>(),
         }
     }
 }
@@ -165,6 +172,7 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
         }
     }
     crate::hypervisor_checks::machines(&mut broken, records, host);
+    ingress_checks::always(&mut broken, records, host);
     broken
 }
 
@@ -183,11 +191,13 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     storage_checks::disks(&mut broken, records, host);
     storage_checks::volumes(&mut broken, records);
     check_network(&mut broken, records, host, now);
-    check_images(&mut broken, records, host);
+    content_checks::images(&mut broken, records, host);
     check_life_cycle(&mut broken, &records.snapshots);
     check_life_cycle(&mut broken, &records.schedules);
     check_life_cycle(&mut broken, &records.volumes);
-    storage_checks::snapshots(&mut broken, records, host);
+    check_life_cycle(&mut broken, &records.ingresses);
+    content_checks::snapshots(&mut broken, records, host);
+    ingress_checks::settled(&mut broken, records, host);
     crate::doors_checked::check_doors(&mut broken, records, host);
     broken
 }
@@ -217,7 +227,7 @@ macro_rules! observe {
         }
     })* };
 }
-observe!(Instance, Image, Disk, Port, Network, Snapshot, SnapshotSchedule, Volume);
+observe!(Instance, Image, Disk, Port, Network, Snapshot, SnapshotSchedule, Volume, Ingress);
 
 fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let instances: BTreeMap<&Uid, _> =
@@ -247,10 +257,11 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
             check_warm(broken, instance, host);
             continue;
         }
-        if host.memories.contains_key(uid) {
+        let shall_run = spec.power == Power::Running && spec.run > status.ended_run;
+        // One that waits for its image goes on from it when that is back.
+        if host.memories.contains_key(uid) && (is_image_ready || !shall_run) {
             broken.push(format!("the memory of {uid} is left over"));
         }
-        let shall_run = spec.power == Power::Running && spec.run > status.ended_run;
         let machine = host.machines.get(uid);
         match (shall_run && is_image_ready, machine) {
             (true, Some(machine)) => {
@@ -369,35 +380,6 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, no
     for link in &host.links {
         if !expected_links.contains(&link.name) {
             broken.push(format!("link {} is left over", link.name));
-        }
-    }
-}
-
-fn check_images(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
-    let mut referred: BTreeSet<&Digest> = BTreeSet::new();
-    for image in &records.images {
-        if let ImageSource::Local { digest } = &image.spec.source {
-            referred.insert(digest);
-        }
-        referred.extend(&image.status.digest);
-        let is_here = image.status.digest.as_ref().is_some_and(|digest| host.images.contains(digest));
-        if image.status.phase == ImagePhase::Ready && !is_here {
-            broken.push(format!("image {} says ready, but its content is not here", image.meta.name));
-        }
-        if !matches!(image.status.phase, ImagePhase::Ready | ImagePhase::Failed) {
-            broken.push(format!("image {} is still {:?}", image.meta.name, image.status.phase));
-        }
-    }
-    for instance in &records.instances {
-        referred.extend(&instance.status.image_digest);
-        referred.extend(instance.spec.origin.iter().filter_map(|origin| origin.image_digest.as_ref()));
-    }
-    for snapshot in &records.snapshots {
-        referred.extend(&snapshot.spec.image_digest);
-    }
-    for digest in &host.images {
-        if !referred.contains(digest) {
-            broken.push(format!("content {digest} is left over"));
         }
     }
 }

@@ -19,8 +19,9 @@ use stead_schemas::volume::Volume;
 use tokio::sync::watch;
 
 use crate::disk::DiskReconciler;
-use crate::host::{Disks, Doors, Firewall, Flows, Images, Links, Machines, Probes, Snapshots};
+use crate::host::{Disks, Doors, Firewall, Flows, Images, Links, Listeners, Machines, Probes, Snapshots};
 use crate::image::ImageReconciler;
+use crate::ingress::IngressReconciler;
 use crate::network::NetworkReconciler;
 use crate::port::{self, PortReconciler};
 use crate::runtime::{Boundary, Clock, Drift, Journal, Reconciler, Runner, RunnerConfig};
@@ -32,7 +33,7 @@ use crate::volume::VolumeReconciler;
 
 /// The host, one value for each capability.
 #[derive(Debug, Clone)]
-pub struct Ports<M, I, L, F, D, P, C, W> {
+pub struct Ports<M, I, L, F, D, P, C, W, N> {
     pub machines: M,
     pub images: I,
     pub links: L,
@@ -41,6 +42,7 @@ pub struct Ports<M, I, L, F, D, P, C, W> {
     pub probes: P,
     pub flows: C,
     pub doors: W,
+    pub listeners: N,
 }
 
 /// Where monitors of the host report, by kind.
@@ -52,6 +54,7 @@ pub struct Drifts {
     pub ports: Drift,
     pub instances: Drift,
     pub snapshots: Drift,
+    pub ingresses: Drift,
 }
 
 /// What all runners share.
@@ -88,8 +91,8 @@ impl std::fmt::Debug for Controllers {
 }
 
 impl Controllers {
-    pub fn new<M, I, L, F, D, P, C, W>(
-        ports: Ports<M, I, L, F, D, P, C, W>,
+    pub fn new<M, I, L, F, D, P, C, W, N>(
+        ports: Ports<M, I, L, F, D, P, C, W, N>,
         settings: &Settings,
     ) -> (Self, Drifts)
     where
@@ -101,8 +104,9 @@ impl Controllers {
         P: Probes,
         C: Flows,
         W: Doors,
+        N: Listeners,
     {
-        let Ports { machines, images, links, firewall, disks, probes, flows, doors } = ports;
+        let Ports { machines, images, links, firewall, disks, probes, flows, doors, listeners } = ports;
         let store = || settings.store.clone();
         let image =
             runner(settings, 1, ImageReconciler { images: images.clone(), store: store() }).map(freed_image);
@@ -112,11 +116,7 @@ impl Controllers {
         let network = runner(
             settings,
             3,
-            NetworkReconciler {
-                links: links.clone(),
-                firewall: firewall.clone(),
-                store: settings.store.clone(),
-            },
+            NetworkReconciler { links: links.clone(), firewall: firewall.clone(), store: store() },
         );
         let of_network = store();
         let port = runner(settings, 4, PortReconciler { links, firewall, store: store() })
@@ -138,6 +138,7 @@ impl Controllers {
         let schedule = runner(settings, 7, ScheduleReconciler { store: store() })
             .map(move |event| schedules_of(&of_schedule, event));
         let volume = runner(settings, 8, VolumeReconciler { store: store() });
+        let ingress = runner(settings, 9, IngressReconciler { listeners });
         let drifts = Drifts {
             images: image.drift(),
             disks: disk.drift(),
@@ -145,6 +146,7 @@ impl Controllers {
             ports: port.drift(),
             instances: vm.drift(),
             snapshots: snapshot.drift(),
+            ingresses: ingress.drift(),
         };
         let runners = vec![
             boxed(image),
@@ -155,6 +157,7 @@ impl Controllers {
             boxed(snapshot),
             boxed(schedule),
             boxed(volume),
+            boxed(ingress),
         ];
         (Self { runners }, drifts)
     }

@@ -41,16 +41,7 @@ mod tests {
                 machines: BTreeMap::from([(instance.meta.uid.clone(), machine)]),
                 ..HostSnapshot::default()
             };
-            let records = Records {
-                instances: vec![Arc::new(instance)],
-                images: Vec::new(),
-                disks: Vec::new(),
-                ports: Vec::new(),
-                networks: Vec::new(),
-                snapshots: Vec::new(),
-                schedules: Vec::new(),
-                volumes: Vec::new(),
-            };
+            let records = Records { instances: vec![Arc::new(instance)], ..Records::default() };
             let mut broken = Broken::new();
             machines(&mut broken, &records, &host);
             assert_eq!(!broken.is_empty(), is_broken, "{launched_on:?} {run}: {broken:?}");

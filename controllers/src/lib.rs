@@ -5,12 +5,15 @@
 //! Never: does I/O, reads a clock, or names a product.
 
 pub mod checks;
+mod content_checks;
 pub mod daemon;
 pub mod disk;
 mod doors_checked;
 pub mod host;
 mod hypervisor_checks;
 pub mod image;
+pub mod ingress;
+mod ingress_checks;
 pub mod network;
 mod policy_checks;
 pub mod port;

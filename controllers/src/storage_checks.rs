@@ -1,4 +1,4 @@
-//! Invariants of what is stored on disks: their files, volumes and who mounts them, snapshots.
+//! Invariants of disks: their files, and volumes and who mounts them.
 //!
 //! Part of `checks`, and as that apart from every plan.
 
@@ -8,11 +8,9 @@ use stead_schemas::disk::Disk;
 use stead_schemas::meta::Kind;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::{SnapshotPhase, SnapshotPurpose};
 use stead_schemas::volume::{Access, Volume};
 
 use crate::checks::{Broken, HostSnapshot, Records, check_owner, check_ready, live};
-use crate::host::Captured;
 
 pub(crate) fn disks(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let recorded: BTreeMap<Uid, Bytes> =
@@ -62,40 +60,6 @@ pub(crate) fn volumes(broken: &mut Broken, records: &Records) {
             {
                 broken.push(format!("{} writes over {mount:?} to no disk", instance.meta.uid));
             }
-        }
-    }
-}
-
-/// Every snapshot is whole or failed with nothing left of it, and one that served a fork is gone.
-pub(crate) fn snapshots(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
-    for snapshot in &records.snapshots {
-        let (uid, phase) = (&snapshot.meta.uid, snapshot.status.phase);
-        let captured = host.snapshots.get(uid);
-        let is_as_said = match phase {
-            SnapshotPhase::Pending => false,
-            SnapshotPhase::Ready => {
-                matches!(captured, Some(Captured::Whole { kind, .. }) if *kind == snapshot.spec.kind)
-            }
-            SnapshotPhase::Failed => captured.is_none(),
-        };
-        if !is_as_said {
-            broken.push(format!("snapshot {uid} is said to be {phase:?} and is {captured:?}"));
-        }
-        let members = records.instances.iter().filter(|instance| {
-            instance.is_pooled() && instance.meta.owner.as_ref().is_some_and(|owner| owner.uid == *uid)
-        });
-        let (members, wished) =
-            (members.count(), if phase == SnapshotPhase::Ready { snapshot.spec.pool } else { 0 });
-        if members != usize::try_from(wished).unwrap_or(usize::MAX) {
-            broken.push(format!("the pool of snapshot {uid} has {members} members, {wished} are wished"));
-        }
-        if snapshot.spec.purpose == SnapshotPurpose::Fork {
-            broken.push(format!("snapshot {uid} of a fork is left over"));
-        }
-    }
-    for uid in host.snapshots.keys() {
-        if !records.snapshots.iter().any(|snapshot| snapshot.meta.uid == *uid) {
-            broken.push(format!("files of snapshot {uid} are left over"));
         }
     }
 }

@@ -75,6 +75,8 @@ pub enum Reason {
     DiskFull,
     SubnetConflict,
     NameTaken,
+    /// Another program listens at a port that it shall have.
+    PortInUse,
     CapacityExhausted,
     /// The stored record cannot be read (checksum or schema).
     RecordUnreadable,

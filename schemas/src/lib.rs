@@ -11,6 +11,7 @@ pub mod disk;
 pub mod guest;
 pub mod health;
 pub mod image;
+pub mod ingress;
 pub mod instance;
 pub mod limits;
 pub mod meta;

@@ -164,3 +164,39 @@ pub const NAME_PREFIX_BYTES_MAX: usize = 47;
 /// Where the host's probes of guests come from, and nothing else of the host's does: above what the
 /// kernel gives to connections (32768 to 60999). One from here keeps no VM from its standby.
 pub const PROBE_PORTS: std::ops::RangeInclusive<u16> = 61_000..=61_999;
+/// Of a host name in DNS.
+pub const HOSTNAME_BYTES_MAX: usize = 253;
+/// Rules of one ingress: what one plan opens.
+pub const INGRESS_RULES_MAX: usize = PLAN_STEPS_MAX;
+/// Ports of this host that ingresses listen at: each is a descriptor and a task.
+pub const INGRESS_PORTS_MAX: usize = 256;
+/// The wire's own bounds of a secret in a header.
+pub const HEADER_AUTH_BYTES: std::ops::RangeInclusive<usize> = 32..=256;
+/// Of that header's name: longer ones are nobody's.
+pub const HEADER_NAME_BYTES_MAX: usize = 128;
+/// Nothing tells when another program leaves a port; a look costs two system calls.
+pub const INGRESS_PORT_LOOK: Duration = Duration::from_secs(2);
+/// Connections of clients over all ports; one more waits in the kernel's queue. With those to instances
+/// they stay far below the daemon's descriptors (65,536).
+pub const INGRESS_CONNECTIONS_MAX: usize = 8192;
+/// Requests to instances at once, over all ports; one more is answered with 503.
+pub const INGRESS_EXCHANGES_MAX: usize = 4096;
+/// Requests to one instance at once: one that answers nobody leaves room for the others.
+pub const INGRESS_EXCHANGES_PER_TARGET_MAX: usize = 512;
+/// The head of a request or an answer; browsers and proxies of the field stop at 8 to 64 KiB.
+pub const INGRESS_HEAD_BYTES_MAX: usize = 64 << 10;
+pub const INGRESS_HEADERS_MAX: usize = 128;
+/// For a request's head to arrive, and for the next one over a connection that is kept.
+pub const INGRESS_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a connection to an instance, which may have to be restored first: that takes a tenth of a second,
+/// or a hundred times as long where the memory is compressed and the machine busy.
+pub const INGRESS_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// For the head of an answer once the request is sent whole: long polls wait a minute or two.
+pub const INGRESS_ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+/// When a client is told to come again that met an instance which is down, or too many others.
+pub const INGRESS_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// A peer that says nothing for so long is asked whether it is there, and again as often.
+pub const INGRESS_KEEPALIVE: Duration = Duration::from_secs(60);
+/// A request, or what it went on with, over which nothing moved for so long is over: its place, and its
+/// instance kept from standby, are worth more. Who means to stay says something once in a while.
+pub const INGRESS_STALL_MAX: Duration = Duration::from_secs(3600);

@@ -65,27 +65,28 @@ impl std::error::Error for FieldErrors {}
 
 /// Checks tags against the wire's bounds.
 pub fn tags(errors: &mut FieldErrors, path: &str, tags: &Tags) {
+    tags_of(errors, path, "invalid_request", tags);
+}
+
+/// Likewise; the problems carry `code`.
+pub fn tags_of(errors: &mut FieldErrors, path: &str, code: &'static str, tags: &Tags) {
     let allowed = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b" _.:/=+@-".contains(&b));
     if tags.len() > limits::TAGS_MAX {
         errors.push(
             path,
-            "invalid_request",
+            code,
             format!("has {} entries; at most {} are allowed", tags.len(), limits::TAGS_MAX),
         );
     }
     for (key, value) in tags.iter().take(limits::TAGS_MAX + 1) {
         let at = format!("{path}[{}]", printable(key, 64));
         if key.is_empty() || key.len() > limits::TAG_KEY_BYTES_MAX || !allowed(key) {
-            errors.push(
-                &at,
-                "invalid_request",
-                "has a key that is not 1 to 128 of letters, digits, space and _.:/=+@-",
-            );
+            errors.push(&at, code, "has a key that is not 1 to 128 of letters, digits, space and _.:/=+@-");
         }
         if value.len() > limits::TAG_VALUE_BYTES_MAX || !allowed(value) {
             errors.push(
                 &at,
-                "invalid_request",
+                code,
                 "has a value that is not at most 256 of letters, digits, space and _.:/=+@-",
             );
         }

@@ -31,6 +31,8 @@ pub trait Backend: Send + Sync + 'static {
     fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats;
     /// What the health check of an instance found by this moment, and of which program.
     fn health(&self, instance: &Uid) -> Option<(HealthOf, Tally)>;
+    /// Whether an ingress could have this port of the host: nobody else has it.
+    fn can_listen(&self, port: u16) -> bool;
     /// Opens a stream to the agent of an instance's guest.
     fn open_stream<'a>(
         &'a self,

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 /// Method, path, summary, success status.
-const OPERATIONS: [(&str, &str, &str, &str); 42] = [
+const OPERATIONS: [(&str, &str, &str, &str); 46] = [
     ("get", "/health", "Liveness", "200"),
     ("get", "/capabilities", "What this server and host can do", "200"),
     ("get", "/instances", "List instances; watch=true streams changes", "200"),
@@ -43,6 +43,10 @@ const OPERATIONS: [(&str, &str, &str, &str); 42] = [
     ("delete", "/volumes/{id}", "Delete a volume", "204"),
     ("post", "/instances/{id}/volumes/{volume}", "Mount a volume in a stopped instance", "200"),
     ("delete", "/instances/{id}/volumes/{volume}", "Take a volume out of a stopped instance", "200"),
+    ("get", "/ingresses", "List ingresses", "200"),
+    ("post", "/ingresses", "Have host names at ports of this host lead to instances", "201"),
+    ("get", "/ingresses/{id}", "Read an ingress", "200"),
+    ("delete", "/ingresses/{id}", "Delete an ingress", "204"),
     ("get", "/images", "List images", "200"),
     ("post", "/images", "Pull an image", "202"),
     ("post", "/images/import", "Import an archive", "201"),

@@ -6,6 +6,7 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use stead_controllers::host::{HostError, HostErrorKind};
+use stead_controllers::ingress::admission::IngressRefused;
 use stead_controllers::snapshot::admission::SnapshotRefused;
 use stead_controllers::store::{StoreError, TransactError, TxError};
 use stead_controllers::vm::admission::Refused;
@@ -49,6 +50,10 @@ impl ApiError {
     /// A conflict that a repeat of the same request meets again.
     pub(super) fn conflict(code: &str, message: impl Into<String>) -> Self {
         Self { retry: Retry::Never, ..Self::new(StatusCode::CONFLICT, code, message) }
+    }
+    /// Likewise, with every field that is part of it.
+    pub(super) fn conflict_of(errors: &FieldErrors) -> Self {
+        Self { status: StatusCode::CONFLICT, body: ErrorBody::from(errors), retry: Retry::Never }
     }
     pub(super) fn not_supported(what: &str) -> Self {
         let message = format!("{what} is not supported by this server yet");
@@ -166,6 +171,20 @@ impl From<VolumeRefused> for ApiError {
             }
             VolumeRefused::InsufficientResources(_) => Self::conflict("insufficient_resources", message),
             VolumeRefused::Conflict(_) => Self::conflict("conflict", message),
+        }
+    }
+}
+
+impl From<IngressRefused> for ApiError {
+    fn from(refused: IngressRefused) -> Self {
+        let message = refused.to_string();
+        match refused {
+            IngressRefused::NotFound => Self::not_found(),
+            IngressRefused::NameTaken(_) => Self::conflict("already_exists", message),
+            IngressRefused::InstanceNotFound(errors) => errors.into(),
+            IngressRefused::HostnameInUse(errors) => Self::conflict_of(&errors),
+            IngressRefused::InsufficientResources(_) => Self::conflict("insufficient_resources", message),
+            IngressRefused::Conflict(_) => Self::conflict("conflict", message),
         }
     }
 }

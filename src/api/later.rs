@@ -22,7 +22,6 @@ async fn not_yet(uri: Uri) -> ApiError {
 pub(super) fn add(mut routes: Routes) -> Routes {
     let kinds = [
         ("/devices", "/devices/{id}", [Scope::DeviceRead, Scope::DeviceWrite, Scope::DeviceDelete]),
-        ("/ingresses", "/ingresses/{id}", [Scope::IngressRead, Scope::IngressWrite, Scope::IngressDelete]),
         ("/builds", "/builds/{id}", [Scope::BuildRead, Scope::BuildWrite, Scope::BuildDelete]),
         ("/builders", "/builders/{id}", [Scope::BuildRead, Scope::BuildWrite, Scope::BuildDelete]),
         ("/pushes", "/pushes/{id}", [Scope::ImageRead, Scope::ImageWrite, Scope::ImageDelete]),

@@ -14,17 +14,18 @@ use super::{ApiError, ApiState};
 /// An instance by full id, exact name, or id prefix; what is being deleted is found by id only.
 pub(super) fn instance(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
     // Members of pools are nobody's yet.
-    find_instance(store, word).and_then(|object| match object.is_pooled() {
+    named::<Instance>(store, word).and_then(|object| match object.is_pooled() {
         true => Err(ApiError::not_found()),
         false => Ok(object),
     })
 }
 
-fn find_instance(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
-    if let Some(object) = word.parse::<Uid>().ok().and_then(|uid| store.get::<Instance>(&uid)) {
+/// An object of a kind whose names are resource names, likewise.
+pub(super) fn named<K: Kind>(store: &Store, word: &str) -> Result<Arc<Object<K>>, ApiError> {
+    if let Some(object) = word.parse::<Uid>().ok().and_then(|uid| store.get::<K>(&uid)) {
         return Ok(object);
     }
-    if let Some(object) = Name::resource(word).ok().and_then(|name| store.find::<Instance>(&name)) {
+    if let Some(object) = Name::resource(word).ok().and_then(|name| store.find::<K>(&name)) {
         return Ok(object);
     }
     by_prefix(store, word)

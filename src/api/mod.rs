@@ -13,6 +13,7 @@ mod describe;
 mod error;
 mod exec;
 mod images;
+mod ingresses;
 mod instances;
 mod later;
 mod logs;
@@ -143,6 +144,10 @@ pub fn router(state: ApiState) -> Router {
         .add("/volumes/{id}", Scope::VolumeDelete, delete(volumes::delete))
         .add("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(volumes::attach))
         .add("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, delete(volumes::detach))
+        .add("/ingresses", Scope::IngressRead, get(ingresses::list))
+        .add("/ingresses", Scope::IngressWrite, post(ingresses::create))
+        .add("/ingresses/{id}", Scope::IngressRead, get(ingresses::get))
+        .add("/ingresses/{id}", Scope::IngressDelete, delete(ingresses::delete))
         .add("/images", Scope::ImageRead, get(images::list))
         .add("/images", Scope::ImageWrite, post(images::create))
         .add_unlimited("/images/import", Scope::ImageWrite, post(images::import))

@@ -24,6 +24,9 @@ pub(crate) struct Serve {
     /// Address and port of the API.
     #[arg(long)]
     listen: Option<String>,
+    /// Address of this host at which ingresses have their ports.
+    #[arg(long)]
+    ingress_address: Option<String>,
     /// An unpacked Debian cloud kernel package.
     #[arg(long)]
     kernel_dir: Option<String>,
@@ -53,9 +56,14 @@ pub(crate) enum ConfigVerb {
 }
 
 fn load(serve: Serve) -> Result<Effective, Failure> {
-    let Serve { config, data_dir, run_dir, listen, kernel_dir } = serve;
-    let given =
-        [("data_dir", data_dir), ("run_dir", run_dir), ("listen", listen), ("kernel_dir", kernel_dir)];
+    let Serve { config, data_dir, run_dir, listen, ingress_address, kernel_dir } = serve;
+    let given = [
+        ("data_dir", data_dir),
+        ("run_dir", run_dir),
+        ("listen", listen),
+        ("ingress_address", ingress_address),
+        ("kernel_dir", kernel_dir),
+    ];
     let flags: BTreeMap<&'static str, String> =
         given.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
     Config::load(config.as_deref(), flags).map_err(|error| Failure::Usage(error.to_string()))

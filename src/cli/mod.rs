@@ -10,6 +10,7 @@ mod daemon;
 mod exec;
 mod health;
 mod images;
+mod ingresses;
 mod instances;
 mod policies;
 mod schedules;
@@ -89,6 +90,9 @@ enum Verb {
     /// Volumes, which outlive instances.
     #[command(subcommand)]
     Volume(volumes::VolumeVerb),
+    /// Host names that lead to instances.
+    #[command(subcommand)]
+    Ingress(ingresses::IngressVerb),
     /// Standby when nobody is connected.
     #[command(subcommand)]
     AutoStandby(auto_standby::AutoStandby),
@@ -193,6 +197,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Fork(fork) => snapshots::fork(&client()?, fork, output).await,
         Verb::Snapshot(verb) => snapshots::snapshot(&client()?, verb, output).await,
         Verb::Volume(verb) => volumes::volume(&client()?, verb, output).await,
+        Verb::Ingress(verb) => ingresses::ingress(&client()?, verb, output).await,
         Verb::AutoStandby(verb) => auto_standby::auto_standby(&client()?, verb, output).await,
         Verb::Stop { names } => instances::each(&client()?, &names, "stop", output).await,
         Verb::Start { names } => instances::each(&client()?, &names, "start", output).await,

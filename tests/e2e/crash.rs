@@ -18,8 +18,10 @@ use stead::host::nft::Nft;
 use stead::host::oci::Oci;
 use stead::host::probe::Prober;
 use stead::hypervisor::qemu::Qemu;
+use stead::ingress::HttpListeners;
 use stead_controllers::disk::DiskReconciler;
 use stead_controllers::image::ImageReconciler;
+use stead_controllers::ingress::IngressReconciler;
 use stead_controllers::network::NetworkReconciler;
 use stead_controllers::port::PortReconciler;
 use stead_controllers::runtime::Reconciler;
@@ -107,6 +109,9 @@ pub(crate) const OF_IDLENESS: [(&str, &str); 5] = [
     ("instance", "HandOver"),
 ];
 
+/// Reached by an ingress that is made, and by one that is deleted (tests/e2e/ingress.rs).
+pub(crate) const OF_INGRESS: [(&str, &str); 2] = [("ingress", "Open"), ("ingress", "Close")];
+
 /// Reached by time.
 const OF_EXPIRY: (&str, &str) = ("instance", "Expire");
 
@@ -125,12 +130,13 @@ fn every_action_of_every_reconciler_is_in_a_table() {
         .chain(of::<Vms<Qemu, Oci, Prober, Conntrack, TapDoors>>())
         .chain(of::<SnapshotReconciler<Qemu, Qemu, Ext4Files>>())
         .chain(of::<ScheduleReconciler>())
+        .chain(of::<IngressReconciler<HttpListeners>>())
         .collect();
     let tables = OF_DRIFT.iter().chain(&OF_DRIFT_WHILE_DOWN).map(|(kind, action, _)| (*kind, *action));
     let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);
     let tables = tables.chain(OF_STANDBY).chain(OF_RESTORE).chain(OF_FORK).chain(OF_HEALTH);
     let tables = tables.chain(OF_COMPRESSION).chain(OF_SCHEDULE);
-    let tables = tables.chain(OF_IDLENESS);
+    let tables = tables.chain(OF_IDLENESS).chain(OF_INGRESS);
     let tables: BTreeSet<_> =
         tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL]).collect();
     assert_eq!(tables, all);

@@ -17,6 +17,7 @@ mod headers;
 mod health;
 mod host_keys;
 mod hostile;
+mod ingress;
 mod judge;
 mod life;
 mod machines;

@@ -3,6 +3,7 @@
 mod api;
 mod auto_standby;
 mod bad_input;
+mod ingress;
 #[path = "../sdk/node.rs"]
 mod node;
 #[path = "../sdk/python.rs"]

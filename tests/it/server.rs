@@ -34,6 +34,8 @@ use tokio::task::JoinSet;
 
 /// The image that the simulated registry serves.
 pub(crate) const IMAGE: &str = "registry.test/busybox:v1";
+/// Another program's.
+pub(crate) const TAKEN_PORT: u16 = 4973;
 pub(crate) const REQUESTS_MAX: usize = 8;
 pub(crate) const SOCKETS_MAX: usize = 2;
 
@@ -68,6 +70,10 @@ impl Backend for NoHost {
 
     fn health(&self, _: &Uid) -> Option<(HealthOf, Tally)> {
         None
+    }
+
+    fn can_listen(&self, port: u16) -> bool {
+        port != TAKEN_PORT
     }
 
     fn open_stream<'a>(&'a self, _: &'a Uid, _: Request) -> BoxFuture<'a, Result<AgentStream, AgentError>> {
@@ -113,6 +119,7 @@ impl Server {
             probes: world.clone(),
             flows: world.clone(),
             doors: world.clone(),
+            listeners: world.clone(),
         };
         let resync = Duration::from_secs(60);
         let settings = Settings {

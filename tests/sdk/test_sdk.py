@@ -138,6 +138,32 @@ except hypeman.NotFoundError:
 for fork in forks:
     client.instances.delete(fork.id)
 
+ingress = client.ingresses.create(
+    name=f"{name}-in",
+    rules=[
+        {"match": {"hostname": "{instance}.sdk.test", "port": 8123}, "target": {"instance": "{instance}", "port": 80}},
+        {
+            "match": {"hostname": "sdk.test", "port": 8123},
+            "target": {"instance": name, "port": 80},
+            "request_header_auth": {"header": "X-Origin", "value": "s" * 32},
+        },
+    ],
+    tags={"sdk": "yes"},
+)
+assert ingress.name == f"{name}-in" and ingress.rules[0].match.hostname == "{instance}.sdk.test", ingress
+assert ingress.rules[1].request_header_auth.value == "s" * 32 and ingress.rules[1].tls is False, ingress
+assert client.ingresses.get(ingress.name).id == ingress.id
+assert [found.id for found in client.ingresses.list(tags={"sdk": "yes"})] == [ingress.id]
+assert client.ingresses.list(tags={"sdk": "no"}) == []
+try:
+    client.ingresses.create(name="other", rules=[{"match": {"hostname": "sdk.test", "port": 8123},
+        "target": {"instance": name, "port": 80}}])
+    raise AssertionError("a host name was given away twice")
+except hypeman.ConflictError as error:
+    assert error.body["code"] == "hostname_in_use", error.body
+client.ingresses.delete(ingress.id)
+assert client.ingresses.list() == []
+
 client.instances.delete(created.id)
 try:
     client.instances.get(created.id)

@@ -10,6 +10,7 @@ use stead_controllers::store::{Kinds, MemoryKv, PlainSealer, Store};
 use stead_controllers::vm::admission;
 use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
+use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::Instance;
 use stead_schemas::network::{Network, NetworkSpec, Port};
 use stead_schemas::schedule::SnapshotSchedule;
@@ -49,7 +50,8 @@ impl Daemon {
             .with::<Port>()
             .with::<Snapshot>()
             .with::<SnapshotSchedule>()
-            .with::<Volume>();
+            .with::<Volume>()
+            .with::<Ingress>();
         let host = Arc::new(world.clone());
         let opened = Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds);
         let (store, writer) = opened.expect("a store opens at any durable point");
@@ -66,6 +68,7 @@ impl Daemon {
             probes: world.clone(),
             flows: world.clone(),
             doors: world.clone(),
+            listeners: world.clone(),
         };
         let settings = Settings {
             store: store.clone(),
@@ -101,6 +104,7 @@ async fn listen(world: World, drifts: Drifts) {
         &drifts.ports,
         &drifts.instances,
         &drifts.snapshots,
+        &drifts.ingresses,
     ];
     loop {
         match changes.recv().await {

@@ -1,12 +1,13 @@
 //! One seed: a play of steps, and the judgement after it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use stead_controllers::checks::{self, Records};
 use stead_controllers::image::admission as images;
+use stead_controllers::ingress::admission as ingresses;
 use stead_controllers::schedule::admission as schedules;
 use stead_controllers::sim::{Drift, Faults, Rng, SimRegistryImage, SleptOn, World};
 use stead_controllers::snapshot::admission as snapshots;
@@ -14,12 +15,13 @@ use stead_controllers::store::{MemoryKv, Tx};
 use stead_controllers::vm::admission;
 use stead_controllers::vm::forks::{self, ForkWish, Target};
 use stead_schemas::api::{
-    CompressionAsked, InstancePatch, InstanceStart, InstanceWish, ScheduleWish, StandbyRequest,
+    CompressionAsked, IngressWish, InstancePatch, InstanceStart, InstanceWish, ScheduleWish, StandbyRequest,
 };
 use stead_schemas::compression::{Algorithm, Compression};
 use stead_schemas::disk::Disk;
 use stead_schemas::health::{HealthCheck, Probe};
 use stead_schemas::image::{Image, ImageConfig};
+use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::{Hypervisor, Instance, Power, PowerCause, State};
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{ImageRef, LinkName, Name, Platform, Uid};
@@ -114,7 +116,8 @@ impl Play {
             && left.images.is_empty()
             && left.records.is_empty()
             && left.memories.is_empty()
-            && left.snapshots.is_empty();
+            && left.snapshots.is_empty()
+            && left.listeners.as_ref().is_some_and(BTreeMap::is_empty);
         if !is_clear || left.links.len() != 1 {
             return Err(format!("left over: {left:?}\n{}", self.log.join("\n")));
         }
@@ -127,7 +130,7 @@ impl Play {
 
     async fn steps(&mut self) {
         for _ in 0..4 + self.rng.below(14) {
-            let step = self.rng.below(117);
+            let step = self.rng.below(125);
             match step {
                 0..=29 => self.create().await,
                 30..=59 if self.is_sleepy => self.connect(),
@@ -153,6 +156,7 @@ impl Play {
                 99..=102 => self.use_snapshot().await,
                 105..=107 => self.schedule().await,
                 108..=115 => self.volume().await,
+                116..=123 => self.ingress().await,
                 _ => self.connect(),
             }
             self.pass_time().await;
@@ -199,7 +203,7 @@ impl Play {
             vcpus: 1,
             memory: Bytes(256 << 20),
             overlay: Bytes(1 << 30),
-            env: std::collections::BTreeMap::new(),
+            env: BTreeMap::new(),
             entrypoint: None,
             cmd: Some(program.split(' ').map(ToOwned::to_owned).collect()),
             has_network: self.rng.chance(800),
@@ -411,6 +415,37 @@ impl Play {
         let _ = store.transact(move |tx| schedules::put(tx, &uid, wish)).await;
     }
 
+    /// An ingress comes or goes; its names and ports are few, so that they meet.
+    async fn ingress(&mut self) {
+        let name = format!("g{}", self.rng.below(4));
+        if self.rng.chance(400) {
+            let store = &self.daemon.store;
+            let Some(ingress) = store.find::<Ingress>(&Name::resource(&name).expect("valid")) else { return };
+            self.log.push(format!("delete ingress {name}"));
+            let _ = store.transact(move |tx| ingresses::delete(tx, &ingress.meta.uid)).await;
+            return;
+        }
+        if self.rng.chance(300) {
+            self.log.push("another program takes a port".to_owned());
+            self.world.drift(Drift::TakePort);
+        }
+        let count = 1 + self.rng.below(3);
+        let rules: Vec<serde_json::Value> = (0..count)
+            .map(|_| {
+                let hostname = format!("{}.test", ["a", "b", "{i}"][self.play_count(3) as usize]);
+                let target = if hostname.starts_with('{') { "{i}" } else { "i0" };
+                let port = [80, 81, 82][self.play_count(3) as usize];
+                serde_json::json!({ "match": { "hostname": hostname, "port": port },
+                    "target": { "instance": target, "port": 80 } })
+            })
+            .collect();
+        self.log.push(format!("ingress {name} {rules:?}"));
+        let body = serde_json::json!({ "name": name, "rules": rules });
+        let wish = IngressWish::read(body).expect("valid");
+        // A name that is taken and an instance that is not there are refused.
+        let _ = self.daemon.store.transact(move |tx| ingresses::create(tx, wish)).await;
+    }
+
     fn play_count(&mut self, below: u64) -> u32 {
         u32::try_from(self.rng.below(below)).expect("small")
     }
@@ -538,6 +573,9 @@ impl Play {
         for instance in store.list::<Instance>() {
             let uid = instance.meta.uid.clone();
             let _ = store.transact(move |tx| admission::delete(tx, &uid, false)).await;
+        }
+        for ingress in store.list::<Ingress>() {
+            let _ = store.transact(move |tx| ingresses::delete(tx, &ingress.meta.uid)).await;
         }
         for snapshot in store.list::<Snapshot>() {
             let uid = snapshot.meta.uid.clone();

@@ -214,6 +214,15 @@ impl Play {
     }
 
     async fn snapshot_of(&mut self, uid: &Uid, kind: SnapshotKind) -> Result<Uid, String> {
+        for _ in 0..10 {
+            if let Some(taken) = self.try_snapshot_of(uid, kind).await? {
+                return Ok(taken);
+            }
+        }
+        Err("every snapshot failed".to_owned())
+    }
+
+    async fn try_snapshot_of(&mut self, uid: &Uid, kind: SnapshotKind) -> Result<Option<Uid>, String> {
         let of_tx = uid.clone();
         let wish = snapshots::Wish {
             kind,
@@ -232,8 +241,9 @@ impl Play {
             let snapshot = self.daemon.store.get::<Snapshot>(&uid).ok_or("the snapshot is gone")?;
             match snapshot.status.phase {
                 SnapshotPhase::Pending => {}
-                SnapshotPhase::Ready => return Ok(uid),
-                SnapshotPhase::Failed => return Err(format!("{:?}", snapshot.status)),
+                SnapshotPhase::Ready => return Ok(Some(uid)),
+                // A verb failed for good: the moment is gone, and another one is taken.
+                SnapshotPhase::Failed => return Ok(None),
             }
         }
         Err("the snapshot was never taken".to_owned())

@@ -14,6 +14,7 @@ mod firewall;
 mod flows;
 mod images;
 mod links;
+mod listeners;
 mod machines;
 mod probes;
 mod snapshots;
@@ -25,6 +26,7 @@ pub use firewall::{Firewall, FirewallRules, FirewallSeen, PortRule};
 pub use flows::{Flow, FlowState, Flows, Inbound};
 pub use images::{Images, Job, Layer, Resolved, StoredImage};
 pub use links::{Link, LinkChange, LinkKind, LinkPlan, Links, Route};
+pub use listeners::Listeners;
 pub use machines::{
     AdoptPlan, GuestPhase, GuestView, LaunchPlan, Machine, Machines, Memory, NetworkCard, SavedMemory,
     VmmState, VolumeDisk,

@@ -24,11 +24,17 @@ pub enum Drift {
     StopForwarding,
     /// A guest's agent ends, and its system begins another.
     KillAgent,
+    /// Another program listens where nobody does.
+    TakePort,
+    /// All such programs end.
+    LeavePorts,
+    /// A socket of ours is closed by somebody else.
+    LoseListener,
     Reboot,
 }
 
 impl Drift {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::KillVmm,
         Self::PauseVmm,
         Self::DeleteTap,
@@ -40,6 +46,9 @@ impl Drift {
         Self::DeleteImage,
         Self::StopForwarding,
         Self::KillAgent,
+        Self::TakePort,
+        Self::LeavePorts,
+        Self::LoseListener,
         Self::Reboot,
     ];
 }
@@ -57,6 +66,7 @@ impl World {
         state.drop_jobs();
         state.probes.clear();
         state.doors.clear();
+        state.listeners.clear();
         // The next one starts to watch now.
         state.watched_since = now;
     }
@@ -105,6 +115,9 @@ impl World {
                 state.manifests.clear();
             }
             Drift::StopForwarding => state.is_forwarding = false,
+            Drift::TakePort => state.take_port(pick),
+            Drift::LeavePorts => state.taken_ports.clear(),
+            Drift::LoseListener => state.lose_listener(pick),
             Drift::Reboot => state.reboot(),
         }
         let is_announced = state.rng.chance(700);
@@ -129,6 +142,7 @@ impl super::State {
     /// A host reboot: processes, links, tables and runtime directories go, disks stay.
     fn reboot(&mut self) {
         self.machines.clear();
+        self.taken_ports.clear();
         self.links.clear();
         self.tables.clear();
         self.is_forwarding = false;

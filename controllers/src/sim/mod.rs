@@ -17,6 +17,7 @@ mod firewall;
 mod flows;
 mod images;
 mod links;
+mod listeners;
 mod machines;
 mod memories;
 mod probes;
@@ -29,6 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::{SignedDuration, Timestamp};
+use stead_schemas::ingress::IngressRule;
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::quantity::Bytes;
 use tokio::sync::broadcast;
@@ -84,6 +86,9 @@ struct State {
     /// VMs that ran on with a memory older than their disk.
     corrupted: Vec<Uid>,
     doors: BTreeMap<Uid, doors::Kept>,
+    listeners: BTreeMap<u16, BTreeMap<Uid, Vec<IngressRule>>>,
+    /// Ports that other programs listen at.
+    taken_ports: BTreeSet<u16>,
     connections: BTreeMap<u64, flows::Connection>,
     /// How many there ever were.
     connected: u64,
@@ -121,6 +126,8 @@ impl World {
             disk_ages: BTreeMap::new(),
             corrupted: Vec::new(),
             doors: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            taken_ports: BTreeSet::new(),
             connections: BTreeMap::new(),
             connected: 0,
             slept_on: Vec::new(),
@@ -167,6 +174,8 @@ impl World {
             snapshots: state.snapshots.iter().map(|(uid, dir)| (uid.clone(), dir.seen())).collect(),
             probes: Some(state.probes.iter().map(|(uid, asking)| (uid.clone(), asking.seen())).collect()),
             watched: Some(watched.collect()),
+            listeners: Some(state.listeners.clone()),
+            taken_ports: state.taken_ports.clone(),
         }
     }
 

@@ -209,6 +209,10 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
             GuestPhase::Ready if machine.is_network_cut => plan_reconnect(object, seen),
             GuestPhase::Ready if is_another(object, machine) => plan_assume(object, machine, seen),
             GuestPhase::Ready if object.is_pooled() => act(Action::Pause(uid())),
+            // Paused before that, it would be resumed to be seen running.
+            GuestPhase::Ready if object.spec.power == Power::Standby && !has_started(object, machine) => {
+                wait(Reason::Converging, "recording that the program started", Some(now))
+            }
             GuestPhase::Ready if object.spec.power == Power::Standby => {
                 let disturbance = idle::disturbance(object, seen);
                 disturbance.map_or_else(|| act(Action::Pause(uid())), |by| idle::wake(object, by))

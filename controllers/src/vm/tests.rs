@@ -215,6 +215,12 @@ fn every_step_to_standby_and_back_has_its_next_one() {
         object.status.state = State::Standby;
         object
     };
+    // Its program was not seen running yet: paused before that, it would be resumed for ever.
+    let fresh = || {
+        let mut object = down();
+        object.status.started_at = None;
+        object
+    };
     let saved = |generation| {
         Some(Memory::Saved(SavedMemory {
             generation,
@@ -226,6 +232,8 @@ fn every_step_to_standby_and_back_has_its_next_one() {
     let loose = || Some(Memory::Loose);
     let table = [
         (down(), Some(machine(Running, Ready)), None, "Pause"),
+        (fresh(), Some(machine(Running, Ready)), None, "Wait Converging"),
+        (fresh(), Some(machine(Paused, Ready)), None, "Resume"),
         (down(), Some(machine(Running, Ready)), loose(), "DiscardMemory"),
         (down(), Some(machine(Paused, Ready)), None, "Save"),
         (down(), Some(machine(Paused, Ready)), loose(), "Save"),

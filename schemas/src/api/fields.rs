@@ -16,10 +16,12 @@ use crate::validate::{FieldErrors, printable};
 #[derive(Debug)]
 pub struct Fields {
     path: String,
+    /// Of problems that have none of their own.
+    code: &'static str,
     object: Map<String, Value>,
 }
 
-/// The code of problems that have none of their own.
+/// That code, where a request has no other.
 const INVALID: &str = "invalid_request";
 /// How much of a stranger's key is repeated in a message.
 const KEY_CHARS_MAX: usize = 64;
@@ -27,19 +29,24 @@ const KEY_CHARS_MAX: usize = 64;
 impl Fields {
     /// Starts at the body.
     pub fn body(value: Value, errors: &mut FieldErrors) -> Self {
-        Self::at(String::new(), value, errors)
+        Self::body_of(value, INVALID, errors)
     }
 
-    fn at(path: String, value: Value, errors: &mut FieldErrors) -> Self {
+    /// Likewise; its problems carry `code`.
+    pub fn body_of(value: Value, code: &'static str, errors: &mut FieldErrors) -> Self {
+        Self::at(String::new(), code, value, errors)
+    }
+
+    fn at(path: String, code: &'static str, value: Value, errors: &mut FieldErrors) -> Self {
         let object = match value {
             Value::Object(object) => object,
             other => {
                 let place = if path.is_empty() { "body" } else { &path };
-                errors.push(place, INVALID, format!("must be an object, not {}", kind(&other)));
+                errors.push(place, code, format!("must be an object, not {}", kind(&other)));
                 Map::new()
             }
         };
-        Self { path, object }
+        Self { path, code, object }
     }
 
     /// The full path of a field of this object.
@@ -56,14 +63,14 @@ impl Fields {
     pub fn text(&mut self, key: &str, errors: &mut FieldErrors) -> Option<String> {
         match self.take(key)? {
             Value::String(text) => Some(text),
-            other => self.wrong(key, INVALID, "a string", &other, errors),
+            other => self.wrong(key, self.code, "a string", &other, errors),
         }
     }
 
     /// A required text.
     pub fn required_text(&mut self, key: &str, errors: &mut FieldErrors) -> Option<String> {
         if self.object.get(key).is_none_or(Value::is_null) {
-            errors.push(self.path(key), INVALID, "is required");
+            errors.push(self.path(key), self.code, "is required");
             return None;
         }
         self.text(key, errors)
@@ -86,7 +93,7 @@ impl Fields {
     }
 
     pub fn flag(&mut self, key: &str, errors: &mut FieldErrors) -> Option<bool> {
-        self.flag_of(key, INVALID, errors)
+        self.flag_of(key, self.code, errors)
     }
 
     /// Likewise; its problem carries `code`, as those of every `_of`.
@@ -122,7 +129,11 @@ impl Fields {
             Some(number) if bounds.contains(&number) => Some(number),
             _ => {
                 let (low, high) = (bounds.start(), bounds.end());
-                errors.push(self.path(key), INVALID, format!("must be a whole number from {low} to {high}"));
+                errors.push(
+                    self.path(key),
+                    self.code,
+                    format!("must be a whole number from {low} to {high}"),
+                );
                 None
             }
         }
@@ -136,7 +147,7 @@ impl Fields {
         bytes_max: usize,
         errors: &mut FieldErrors,
     ) -> Option<Vec<String>> {
-        self.texts_of(key, INVALID, count_max, bytes_max, errors)
+        self.texts_of(key, self.code, count_max, bytes_max, errors)
     }
 
     pub fn texts_of(
@@ -177,21 +188,21 @@ impl Fields {
     pub fn map(&mut self, key: &str, errors: &mut FieldErrors) -> Option<BTreeMap<String, String>> {
         let object = match self.take(key)? {
             Value::Object(object) => object,
-            other => return self.wrong(key, INVALID, "an object of strings", &other, errors),
+            other => return self.wrong(key, self.code, "an object of strings", &other, errors),
         };
         let mut map = BTreeMap::new();
         for (name, value) in object {
             let path = format!("{}[{}]", self.path(key), printable(&name, KEY_CHARS_MAX));
             match value {
                 Value::String(text) => drop(map.insert(name, text)),
-                other => errors.push(path, INVALID, format!("must be a string, not {}", kind(&other))),
+                other => errors.push(path, self.code, format!("must be a string, not {}", kind(&other))),
             }
         }
         Some(map)
     }
 
     pub fn list(&mut self, key: &str, errors: &mut FieldErrors) -> Option<Vec<Value>> {
-        self.list_of(key, INVALID, errors)
+        self.list_of(key, self.code, errors)
     }
 
     pub fn list_of(&mut self, key: &str, code: &'static str, errors: &mut FieldErrors) -> Option<Vec<Value>> {
@@ -204,12 +215,12 @@ impl Fields {
     /// A nested object.
     pub fn object(&mut self, key: &str, errors: &mut FieldErrors) -> Option<Self> {
         let value = self.take(key)?;
-        Some(Self::at(self.path(key), value, errors))
+        Some(Self::at(self.path(key), self.code, value, errors))
     }
 
     pub fn object_of(&mut self, key: &str, code: &'static str, errors: &mut FieldErrors) -> Option<Self> {
         match self.take(key)? {
-            value @ Value::Object(_) => Some(Self::at(self.path(key), value, errors)),
+            value @ Value::Object(_) => Some(Self::at(self.path(key), self.code, value, errors)),
             other => self.wrong(key, code, "an object", &other, errors),
         }
     }
@@ -217,22 +228,22 @@ impl Fields {
     /// The objects of a list.
     pub fn objects(&mut self, key: &str, errors: &mut FieldErrors) -> Vec<Self> {
         let items = self.list(key, errors).unwrap_or_default();
-        let path = self.path(key);
+        let (path, code) = (self.path(key), self.code);
         items
             .into_iter()
             .enumerate()
-            .map(|(index, item)| Self::at(format!("{path}[{index}]"), item, errors))
+            .map(|(index, item)| Self::at(format!("{path}[{index}]"), code, item, errors))
             .collect()
     }
 
     /// Nested objects of a map, by key.
     pub fn entries(self, errors: &mut FieldErrors) -> Vec<(String, Self)> {
-        let Self { path, object } = self;
+        let Self { path, code, object } = self;
         object
             .into_iter()
             .map(|(key, value)| {
                 let at = format!("{path}[{}]", printable(&key, KEY_CHARS_MAX));
-                (key, Self::at(at, value, errors))
+                (key, Self::at(at, code, value, errors))
             })
             .collect()
     }
@@ -240,7 +251,11 @@ impl Fields {
     /// What is left was asked for by nobody: a misspelt field is a wish that would be lost.
     pub fn finish(self, errors: &mut FieldErrors) {
         for key in self.object.keys() {
-            errors.push(self.path(&printable(key, KEY_CHARS_MAX)), INVALID, "is not a field of this request");
+            errors.push(
+                self.path(&printable(key, KEY_CHARS_MAX)),
+                self.code,
+                "is not a field of this request",
+            );
         }
     }
 

@@ -13,6 +13,7 @@ mod exec;
 mod fields;
 mod health;
 mod image;
+mod ingress;
 mod instance;
 mod later;
 mod policy;
@@ -31,6 +32,7 @@ pub use exec::{ExecControl, ExecRequest};
 pub use fields::Fields;
 pub use health::{ExecView, HealthCheckView, HealthView, HealthWord, HttpView, TcpView, check_fits};
 pub use image::{Image, ImageCreate, ImageTag, PushCredentials};
+pub use ingress::{Ingress, IngressMatch, IngressRule, IngressTarget, IngressWish, RequestHeaderAuth};
 pub use instance::{
     Instance, InstanceDefaults, InstanceStart, InstanceWish, NetworkView, WaitForState, parse_state,
 };

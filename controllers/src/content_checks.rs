@@ -1,0 +1,75 @@
+//! Invariants of what images and snapshots keep on disk. Part of `checks`, and as that apart from every
+//! plan.
+
+use std::collections::BTreeSet;
+
+use stead_schemas::image::{ImagePhase, ImageSource};
+use stead_schemas::names::Digest;
+use stead_schemas::snapshot::{SnapshotPhase, SnapshotPurpose};
+
+use crate::checks::{Broken, HostSnapshot, Records};
+use crate::host::Captured;
+
+/// What images refer to is here, and nothing else is.
+pub(crate) fn images(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    let mut referred: BTreeSet<&Digest> = BTreeSet::new();
+    for image in &records.images {
+        if let ImageSource::Local { digest } = &image.spec.source {
+            referred.insert(digest);
+        }
+        referred.extend(&image.status.digest);
+        let is_here = image.status.digest.as_ref().is_some_and(|digest| host.images.contains(digest));
+        if image.status.phase == ImagePhase::Ready && !is_here {
+            broken.push(format!("image {} says ready, but its content is not here", image.meta.name));
+        }
+        if !matches!(image.status.phase, ImagePhase::Ready | ImagePhase::Failed) {
+            broken.push(format!("image {} is still {:?}", image.meta.name, image.status.phase));
+        }
+    }
+    for instance in &records.instances {
+        referred.extend(&instance.status.image_digest);
+        referred.extend(instance.spec.origin.iter().filter_map(|origin| origin.image_digest.as_ref()));
+    }
+    for snapshot in &records.snapshots {
+        referred.extend(&snapshot.spec.image_digest);
+    }
+    for digest in &host.images {
+        if !referred.contains(digest) {
+            broken.push(format!("content {digest} is left over"));
+        }
+    }
+}
+
+/// Every snapshot is whole or failed with nothing left of it, and one that served a fork is gone.
+pub(crate) fn snapshots(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+    for snapshot in &records.snapshots {
+        let (uid, phase) = (&snapshot.meta.uid, snapshot.status.phase);
+        let captured = host.snapshots.get(uid);
+        let is_as_said = match phase {
+            SnapshotPhase::Pending => false,
+            SnapshotPhase::Ready => {
+                matches!(captured, Some(Captured::Whole { kind, .. }) if *kind == snapshot.spec.kind)
+            }
+            SnapshotPhase::Failed => captured.is_none(),
+        };
+        if !is_as_said {
+            broken.push(format!("snapshot {uid} is said to be {phase:?} and is {captured:?}"));
+        }
+        let members = records.instances.iter().filter(|instance| {
+            instance.is_pooled() && instance.meta.owner.as_ref().is_some_and(|owner| owner.uid == *uid)
+        });
+        let (members, wished) =
+            (members.count(), if phase == SnapshotPhase::Ready { snapshot.spec.pool } else { 0 });
+        if members != usize::try_from(wished).unwrap_or(usize::MAX) {
+            broken.push(format!("the pool of snapshot {uid} has {members} members, {wished} are wished"));
+        }
+        if snapshot.spec.purpose == SnapshotPurpose::Fork {
+            broken.push(format!("snapshot {uid} of a fork is left over"));
+        }
+    }
+    for uid in host.snapshots.keys() {
+        if !records.snapshots.iter().any(|snapshot| snapshot.meta.uid == *uid) {
+            broken.push(format!("files of snapshot {uid} are left over"));
+        }
+    }
+}

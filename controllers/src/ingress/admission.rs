@@ -1,0 +1,119 @@
+//! What may become of a request on an ingress.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use stead_schemas::api::IngressWish;
+use stead_schemas::ingress::{Ingress, IngressRule, IngressSpec, TargetName};
+use stead_schemas::instance::Instance;
+use stead_schemas::limits::INGRESS_PORTS_MAX;
+use stead_schemas::meta::Object;
+use stead_schemas::names::{Name, Uid};
+use stead_schemas::validate::FieldErrors;
+
+use crate::store::{New, Tx, TxError};
+
+/// Claim table of host names: what they match, with the port before it.
+const HOSTNAMES: &str = "ingress_hostname";
+
+/// Why a request was refused; each has its code on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IngressRefused {
+    #[error("resource not found")]
+    NotFound,
+    #[error("an ingress named {0} exists already")]
+    NameTaken(Name),
+    #[error("{0}")]
+    InstanceNotFound(FieldErrors),
+    #[error("{0}")]
+    HostnameInUse(FieldErrors),
+    #[error("{0}")]
+    InsufficientResources(String),
+    #[error("{0}")]
+    Conflict(String),
+}
+
+impl From<TxError> for IngressRefused {
+    fn from(error: TxError) -> Self {
+        match error {
+            TxError::NotFound { .. } | TxError::Deleting { .. } => Self::NotFound,
+            TxError::NameTaken { name, .. } => Self::NameTaken(name),
+            TxError::TooMany { .. } => Self::InsufficientResources(error.to_string()),
+            TxError::UidTaken { .. } | TxError::Stale { .. } | TxError::Unreadable { .. } => {
+                Self::Conflict(error.to_string())
+            }
+        }
+    }
+}
+
+/// Stores an ingress; its host names are its own at their ports until it is gone.
+///
+/// # Errors
+/// `InstanceNotFound`, `NameTaken`, `HostnameInUse`, `InsufficientResources`.
+pub fn create(tx: &mut Tx<'_>, wish: IngressWish) -> Result<Arc<Object<Ingress>>, IngressRefused> {
+    let IngressWish { name, rules, tags } = wish;
+    check_instances(tx, &rules)?;
+    check_ports(tx, &rules)?;
+    if tx.find::<Ingress>(&name).is_some() {
+        return Err(IngressRefused::NameTaken(name));
+    }
+    let uid = tx.next_uid();
+    claim_hostnames(tx, &rules, &uid)?;
+    let spec = IngressSpec { rules };
+    Ok(tx.create::<Ingress>(New { uid: Some(uid), name, tags, owner: None, spec })?)
+}
+
+/// Asks for an ingress to be gone.
+///
+/// # Errors
+/// `NotFound`.
+pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), IngressRefused> {
+    tx.request_deletion::<Ingress>(uid)?;
+    Ok(())
+}
+
+/// Those that are named must be there now; they may go later.
+fn check_instances(tx: &Tx<'_>, rules: &[IngressRule]) -> Result<(), IngressRefused> {
+    let mut errors = FieldErrors::default();
+    for (index, rule) in rules.iter().enumerate() {
+        let TargetName::Instance(name) = &rule.target.instance else { continue };
+        let by_id = name.as_str().parse::<Uid>().ok().and_then(|uid| tx.get::<Instance>(&uid));
+        let found = by_id.or_else(|| tx.find::<Instance>(name));
+        if !found.is_some_and(|one| !one.meta.is_deleting() && !one.is_pooled()) {
+            let path = format!("rules[{index}].target.instance");
+            errors.push(path, "instance_not_found", format!("names no instance: {name}"));
+        }
+    }
+    errors.into_result().map_err(IngressRefused::InstanceNotFound)
+}
+
+fn check_ports(tx: &Tx<'_>, rules: &[IngressRule]) -> Result<(), IngressRefused> {
+    let all = tx.list::<Ingress>();
+    let others = all.iter().flat_map(|ingress| ingress.spec.rules.iter().map(|rule| rule.port));
+    let ports: BTreeSet<u16> = others.chain(rules.iter().map(|rule| rule.port)).collect();
+    if ports.len() > INGRESS_PORTS_MAX {
+        let message = format!("ingresses would have {} ports; {INGRESS_PORTS_MAX} are allowed", ports.len());
+        return Err(IngressRefused::InsufficientResources(message));
+    }
+    Ok(())
+}
+
+fn claim_hostnames(tx: &mut Tx<'_>, rules: &[IngressRule], uid: &Uid) -> Result<(), IngressRefused> {
+    let mut errors = FieldErrors::default();
+    let mut own = BTreeSet::new();
+    for (index, rule) in rules.iter().enumerate() {
+        let IngressRule { hostname, port, .. } = rule;
+        let value = format!("{port}/{}", hostname.shape());
+        let by = match tx.claim(HOSTNAMES, &value, uid) {
+            Ok(()) if own.insert(value) => continue,
+            Ok(()) => "another rule of this ingress".to_owned(),
+            Err(claimed) => match tx.get::<Ingress>(&claimed.by) {
+                Some(other) => format!("the ingress {}", other.meta.name),
+                None => format!("the ingress {}", claimed.by),
+            },
+        };
+        let path = format!("rules[{index}].match.hostname");
+        errors.push(path, "hostname_in_use", format!("is {hostname}, which {by} has at port {port}"));
+    }
+    errors.into_result().map_err(IngressRefused::HostnameInUse)
+}

@@ -1,0 +1,91 @@
+//! The ingress reconciler: the ports of this host that rules of an ingress are served at.
+//!
+//! Guarantees: what is served is what is stored; a port that several want is opened once, and closed
+//! when nobody wants it; one that another program has is told and taken when it is free, and holds up
+//! no other port.
+//! Never: looks at instances. Which one a request is for is found when it comes (`reach`).
+//! Cancel/crash: listening ends with the daemon, so the next one begins with nothing.
+
+pub mod admission;
+mod observe;
+mod plan;
+mod reach;
+mod routes;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use stead_schemas::ingress::{Ingress, IngressRule, IngressStatus};
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+
+use crate::host::{HostError, Listeners};
+use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+
+pub use observe::Observed;
+pub use reach::{Reach, reach};
+pub use routes::{Found, Routes};
+
+/// Capabilities of the ingress reconciler.
+#[derive(Debug)]
+pub struct IngressReconciler<N> {
+    pub listeners: N,
+}
+
+/// One step at a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    Close { owner: Uid, port: u16 },
+    Open { owner: Uid, port: u16, rules: Vec<IngressRule> },
+}
+
+impl<N: Listeners> Reconciler for IngressReconciler<N> {
+    type Kind = Ingress;
+    type Observed = Observed;
+    type Action = Action;
+
+    const ACTIONS: &'static [&'static str] = &["Close", "Open"];
+
+    async fn observe(&self, uid: &Uid, object: Option<&Object<Ingress>>) -> Result<Observed, HostError> {
+        observe::observe(self, uid, object).await
+    }
+
+    fn plan(desired: &Desired<'_, Ingress>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+        plan::plan(desired, seen, now)
+    }
+
+    fn action_name(action: &Action) -> &'static str {
+        match action {
+            Action::Close { .. } => "Close",
+            Action::Open { .. } => "Open",
+        }
+    }
+
+    async fn act(&self, action: &Action) -> Result<(), HostError> {
+        let Self { listeners } = self;
+        match action {
+            Action::Close { owner, port } => listeners.close(owner, *port).await,
+            Action::Open { owner, port, rules } => listeners.open(owner, *port, rules).await,
+        }
+    }
+
+    fn status(object: &Object<Ingress>, seen: Option<&Observed>, end: &PassEnd) -> IngressStatus {
+        status::status(object, seen, end)
+    }
+
+    async fn owned(&self) -> Result<Vec<Uid>, HostError> {
+        self.listeners.list().await
+    }
+}
+
+/// The rules at each port.
+fn by_port(rules: &[IngressRule]) -> BTreeMap<u16, Vec<IngressRule>> {
+    let mut ports: BTreeMap<u16, Vec<IngressRule>> = BTreeMap::new();
+    for rule in rules {
+        ports.entry(rule.port).or_default().push(rule.clone());
+    }
+    ports
+}

@@ -1,0 +1,37 @@
+//! What is served of an ingress.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use stead_schemas::ingress::{Ingress, IngressRule};
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+
+use super::{IngressReconciler, by_port};
+use crate::host::{HostError, Listeners};
+
+/// One look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    pub owner: Uid,
+    pub served: BTreeMap<u16, Vec<IngressRule>>,
+    /// Ports of the wish at which nothing of it is served, since somebody else has them.
+    pub taken: BTreeSet<u16>,
+}
+
+pub(super) async fn observe<N: Listeners>(
+    reconciler: &IngressReconciler<N>,
+    uid: &Uid,
+    object: Option<&Object<Ingress>>,
+) -> Result<Observed, HostError> {
+    let IngressReconciler { listeners } = reconciler;
+    let served = listeners.inspect(uid).await?;
+    let wanted = object.filter(|object| !object.meta.is_deleting());
+    let wanted = wanted.map(|object| by_port(&object.spec.rules)).unwrap_or_default();
+    let mut taken = BTreeSet::new();
+    for &port in wanted.keys().filter(|port| !served.contains_key(port)) {
+        if !listeners.is_free(port).await? {
+            taken.insert(port);
+        }
+    }
+    Ok(Observed { owner: uid.clone(), served, taken })
+}

@@ -1,0 +1,82 @@
+//! What a client is told when its request is not passed on, or nothing came of it: the API's shape.
+
+use axum::Json;
+use axum::body::Body;
+use axum::http::{Response, StatusCode, header};
+use axum::response::IntoResponse;
+use stead_schemas::api::ErrorBody;
+use stead_schemas::instance::State;
+use stead_schemas::limits::{HOSTNAME_BYTES_MAX, INGRESS_RETRY_AFTER};
+use stead_schemas::validate::printable;
+
+/// Why; texts of strangers are cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refusal {
+    BadRequest(&'static str),
+    UnknownHost(String),
+    /// The header that shall be there is not, or says something else: which is not told.
+    Forbidden,
+    UnknownInstance(String),
+    /// The instance has no network.
+    Nowhere,
+    Down(State),
+    Overloaded,
+    Unreachable,
+    BadAnswer,
+    TimedOut(&'static str),
+}
+
+impl Refusal {
+    fn told(&self) -> (StatusCode, &'static str, String) {
+        let cut = |text: &str| printable(text, HOSTNAME_BYTES_MAX);
+        match self {
+            Self::BadRequest(why) => (StatusCode::BAD_REQUEST, "bad_request", (*why).to_owned()),
+            Self::UnknownHost(host) => {
+                (StatusCode::NOT_FOUND, "not_found", format!("no ingress is for the host {:?}", cut(host)))
+            }
+            Self::Forbidden => {
+                let message = "a header that this host asks for is missing or wrong".to_owned();
+                (StatusCode::FORBIDDEN, "forbidden", message)
+            }
+            Self::UnknownInstance(word) => {
+                (StatusCode::NOT_FOUND, "instance_not_found", format!("there is no instance {:?}", cut(word)))
+            }
+            Self::Nowhere => {
+                let message = "the instance has no network".to_owned();
+                (StatusCode::BAD_GATEWAY, "bad_gateway", message)
+            }
+            Self::Down(state) => {
+                let message = format!("the instance is {state:?}");
+                (StatusCode::SERVICE_UNAVAILABLE, "instance_unavailable", message)
+            }
+            Self::Overloaded => {
+                let message = "too many requests at once".to_owned();
+                (StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
+            }
+            Self::Unreachable => {
+                let message = "the instance does not take connections at the port".to_owned();
+                (StatusCode::BAD_GATEWAY, "bad_gateway", message)
+            }
+            Self::BadAnswer => {
+                let message = "the instance hung up, or answered with something other than HTTP".to_owned();
+                (StatusCode::BAD_GATEWAY, "bad_gateway", message)
+            }
+            Self::TimedOut(what) => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "gateway_timeout",
+                format!("the instance did not {what} in time"),
+            ),
+        }
+    }
+}
+
+impl From<&Refusal> for Response<Body> {
+    fn from(refusal: &Refusal) -> Self {
+        let (status, code, message) = refusal.told();
+        let mut response = (status, Json(ErrorBody::new(code, message))).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, INGRESS_RETRY_AFTER.as_secs().into());
+        }
+        response
+    }
+}

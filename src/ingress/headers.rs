@@ -1,0 +1,262 @@
+//! What of a head is passed on, and what a proxy says of its own.
+//!
+//! Guarantees: nothing that is meant for the next hop only reaches the one after it; what a client says
+//! of who forwarded its request is not believed; a secret that lets it in stays here.
+
+use std::net::IpAddr;
+
+use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header};
+use stead_schemas::ingress::HeaderAuth;
+use subtle::ConstantTimeEq;
+
+use super::answers::Refusal;
+
+/// Meant for the next hop, besides what `Connection` names.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// What proxies say of clients, besides everything that begins with `x-forwarded-`.
+const FORWARDED: [HeaderName; 2] = [header::FORWARDED, HeaderName::from_static("x-real-ip")];
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// The host and port that a request is for, as it says them: in its target, or in `Host`, once.
+pub(super) fn authority<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
+    const WRONG: Refusal = Refusal::BadRequest("a request must name one host");
+    if *request.method() == Method::CONNECT {
+        return Err(Refusal::BadRequest("this is no proxy to elsewhere"));
+    }
+    if let Some(authority) = request.uri().authority() {
+        return HeaderValue::from_str(authority.as_str()).map_err(|_| WRONG);
+    }
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => Ok(host.clone()),
+        _ => Err(WRONG),
+    }
+}
+
+/// Whether the one header that lets a request in has the right value; how long that takes does not tell
+/// how much of it is right.
+pub(super) fn is_let_in(headers: &HeaderMap, auth: &HeaderAuth) -> bool {
+    let mut values = headers.get_all(auth.header.as_str()).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => value.as_bytes().ct_eq(auth.value.0.as_bytes()).into(),
+        _ => false,
+    }
+}
+
+/// The protocol that a client or a guest asks to go on with. HTTP itself is none: its requests would pass
+/// by every rule here.
+pub(super) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let is_asked = named(headers).any(|name| name.eq_ignore_ascii_case("upgrade"));
+    let is_http = |value: &HeaderValue| {
+        let protocols = value.as_bytes().split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+        protocols
+            .map(<[u8]>::to_ascii_lowercase)
+            .any(|one| one.starts_with(b"h2") || one.starts_with(b"http"))
+    };
+    headers.get(header::UPGRADE).filter(|value| is_asked && !is_http(value)).cloned()
+}
+
+/// The names in `Connection`.
+fn named(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(str::trim)
+}
+
+/// Removes what is meant for the next hop only.
+pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let also: Vec<HeaderName> = named(headers).filter_map(|name| name.parse().ok()).collect();
+    // A length beside a coding is one too many.
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    for name in HOP_BY_HOP.iter().chain(&also) {
+        headers.remove(name);
+    }
+}
+
+/// Says that the connection goes on with another protocol.
+pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+}
+
+/// A request as the instance gets it, over a connection of its own.
+pub(super) fn prepare<B>(
+    request: &mut Request<B>,
+    client: IpAddr,
+    authority: HeaderValue,
+    auth: Option<&HeaderAuth>,
+    protocol: Option<HeaderValue>,
+) -> Result<(), Refusal> {
+    let path = request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
+    *request.version_mut() = Version::HTTP_11;
+    let headers = request.headers_mut();
+    remove_hop_by_hop(headers);
+    // How long the body is, it says itself; and what was expected has been answered here.
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::EXPECT);
+    let is_forwarded =
+        |name: &HeaderName| name.as_str().starts_with("x-forwarded-") || FORWARDED.contains(name);
+    let told: Vec<HeaderName> = headers.keys().filter(|name| is_forwarded(name)).cloned().collect();
+    for name in &told {
+        headers.remove(name);
+    }
+    if let Some(auth) = auth {
+        headers.remove(auth.header.as_str());
+    }
+    let client = HeaderValue::try_from(client.to_string());
+    headers.insert(FORWARDED_FOR, client.map_err(|_| Refusal::BadRequest("a client has an address"))?);
+    headers.insert(FORWARDED_HOST, authority.clone());
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    headers.insert(header::HOST, authority);
+    match protocol {
+        Some(protocol) => set_upgrade(headers, protocol),
+        None => drop(headers.insert(header::CONNECTION, HeaderValue::from_static("close"))),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use stead_schemas::instance::Secret;
+
+    use super::*;
+
+    fn request(uri: &str, headers: &[(&str, &str)]) -> Request<()> {
+        let mut builder = Request::builder().uri(uri);
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).expect("valid")
+    }
+
+    fn lines<B>(request: &Request<B>) -> Vec<String> {
+        let headers = request.headers().iter();
+        let mut lines: Vec<String> =
+            headers.map(|(name, value)| format!("{name}: {}", value.to_str().expect("text"))).collect();
+        lines.sort();
+        lines
+    }
+
+    #[test]
+    fn what_is_not_for_the_instance_stays_here_and_what_the_client_says_of_itself_too() {
+        let auth = HeaderAuth { header: "X-Key".to_owned(), value: Secret("s".repeat(32)) };
+        let mut sent = request(
+            "http://web.test:81/a?b=c",
+            &[
+                ("host", "other.test"),
+                ("connection", "close, X-Hop"),
+                ("connection", "keep-alive"),
+                ("x-hop", "1"),
+                ("keep-alive", "timeout=5"),
+                ("transfer-encoding", "chunked"),
+                ("content-length", "5"),
+                ("te", "trailers"),
+                ("proxy-authorization", "x"),
+                ("x-forwarded-for", "1.2.3.4"),
+                ("x-forwarded-port", "1"),
+                ("forwarded", "for=1.2.3.4"),
+                ("x-real-ip", "1.2.3.4"),
+                ("x-key", "s"),
+                ("expect", "100-continue"),
+                ("accept", "*/*"),
+            ],
+        );
+        let authority = authority(&sent).expect("named");
+        let client = "10.0.0.9".parse().expect("valid");
+        prepare(&mut sent, client, authority, Some(&auth), None).expect("passed on");
+        assert_eq!(sent.uri(), "/a?b=c");
+        let expected = [
+            "accept: */*",
+            "connection: close",
+            "host: web.test:81",
+            "x-forwarded-for: 10.0.0.9",
+            "x-forwarded-host: web.test:81",
+            "x-forwarded-proto: http",
+        ];
+        assert_eq!(lines(&sent), expected);
+    }
+
+    #[test]
+    fn an_upgrade_is_passed_on_only_when_it_is_asked_for() {
+        let asked = |connection: &str| {
+            upgrade(request("/", &[("connection", connection), ("upgrade", "x")]).headers())
+        };
+        assert!(asked("keep-alive, Upgrade").is_some());
+        assert!(asked("keep-alive").is_none());
+        assert!(upgrade(request("/", &[("connection", "upgrade")]).headers()).is_none());
+        for protocol in ["h2c", "websocket, H2C", "HTTP/2.0"] {
+            let asked = request("/", &[("connection", "upgrade"), ("upgrade", protocol)]);
+            assert!(upgrade(asked.headers()).is_none(), "{protocol}");
+        }
+        let mut sent =
+            request("/chat", &[("host", "a"), ("connection", "Upgrade"), ("upgrade", "websocket")]);
+        let protocol = upgrade(sent.headers());
+        prepare(&mut sent, "::1".parse().expect("valid"), HeaderValue::from_static("a"), None, protocol)
+            .expect("fine");
+        assert!(lines(&sent).contains(&"connection: upgrade".to_owned()));
+        assert!(lines(&sent).contains(&"upgrade: websocket".to_owned()));
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let named = |uri: &str, hosts: &[&str]| {
+            let headers: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            authority(&request(uri, &headers)).map(|value| value.to_str().expect("text").to_owned()).ok()
+        };
+        assert_eq!(named("/", &["a.test"]).as_deref(), Some("a.test"));
+        assert_eq!(named("http://b.test/x", &["a.test"]).as_deref(), Some("b.test"));
+        assert_eq!(named("/", &[]), None);
+        assert_eq!(named("/", &["a.test", "a.test"]), None);
+    }
+
+    #[test]
+    fn only_the_one_right_value_lets_in() {
+        let auth = HeaderAuth { header: "X-Key".to_owned(), value: Secret("s".repeat(32)) };
+        let right = "s".repeat(32);
+        let wrong = format!("{}t", "s".repeat(31));
+        for (values, is_right) in [
+            (vec![right.as_str()], true),
+            (vec![wrong.as_str()], false),
+            (vec![&right[1..]], false),
+            (vec![right.as_str(), right.as_str()], false),
+            (vec![], false),
+        ] {
+            let headers: Vec<_> = values.iter().map(|value| ("x-key", *value)).collect();
+            assert_eq!(is_let_in(request("/", &headers).headers(), &auth), is_right, "{values:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_makes_it_panic(values in proptest::collection::vec("[ -~]{0,30}", 0..6)) {
+            let mut sent = request("/", &[("host", "a")]);
+            for value in &values {
+                if let Ok(value) = HeaderValue::from_str(value) {
+                    sent.headers_mut().append(header::CONNECTION, value.clone());
+                    sent.headers_mut().append(header::UPGRADE, value);
+                }
+            }
+            let protocol = upgrade(sent.headers());
+            prepare(&mut sent, "::1".parse().expect("valid"), HeaderValue::from_static("a"), None, protocol).expect("passed on");
+            prop_assert!(sent.headers().get_all(header::CONNECTION).iter().count() == 1);
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The clients' side of a port: connections, their heads, and the answer to each request.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use stead_schemas::limits::{INGRESS_HEAD_BYTES_MAX, INGRESS_HEAD_TIMEOUT, INGRESS_HEADERS_MAX};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::places::Places;
+use super::{Look, Served, socket};
+
+/// After a failed accept (no descriptors): long enough not to spin, short enough not to be noticed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a port's requests are answered with.
+pub(super) struct Proxy {
+    pub(super) served: Arc<Served>,
+    pub(super) reach: Look,
+    pub(super) places: Arc<Places>,
+    pub(super) clients: Arc<Semaphore>,
+}
+
+/// Serves until the socket is no more; dropped, it closes every client's connection with it.
+pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>) {
+    let mut connections = JoinSet::new();
+    loop {
+        // Without a place nobody is let in: who comes then waits in the kernel's queue.
+        let next = async {
+            let place = proxy.clients.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        // What is over is let go of. Both arms may be dropped: no connection is lost by it.
+        let (place, accepted) = tokio::select! {
+            biased;
+            Some(_) = connections.join_next() => continue,
+            next = next => next,
+        };
+        match accepted {
+            Ok((stream, client)) => {
+                let connection = connection(stream, client, proxy.clone());
+                connections.spawn(async move {
+                    connection.await;
+                    drop(place);
+                });
+            }
+            Err(error) if is_lost(&error) => {
+                tracing::warn!(%error, "a port was lost");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The socket does not listen any more.
+fn is_lost(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput
+}
+
+async fn connection(stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>) {
+    let _ = stream.set_nodelay(true);
+    socket::keep_alive(&stream);
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(INGRESS_HEAD_TIMEOUT);
+    builder.max_buf_size(INGRESS_HEAD_BYTES_MAX).max_headers(INGRESS_HEADERS_MAX);
+    let client = client.ip().to_canonical();
+    let service = service_fn(|request| {
+        let proxy = proxy.clone();
+        async move { Ok::<_, Infallible>(proxy.answer(client, request).await) }
+    });
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await {
+        tracing::debug!(%error, "a connection ended badly");
+    }
+}
+
+impl Proxy {
+    async fn answer(&self, client: IpAddr, request: Request<Incoming>) -> Response<Body> {
+        match self.exchange(client, request).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                tracing::debug!(?refusal, "a request was not passed on");
+                (&refusal).into()
+            }
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Sockets of ports.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::net::sockopt::{set_socket_keepalive, set_socket_reuseaddr, set_tcp_keepidle, set_tcp_keepintvl};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as begin, socket_with};
+use stead_schemas::limits::INGRESS_KEEPALIVE;
+use tokio::net::TcpListener;
+
+/// What the kernel allows by default (net.core.somaxconn).
+const BACKLOG: i32 = 4096;
+
+/// A socket that has the port and takes no connections yet; it never disturbs who has it already.
+pub(super) fn bound(address: IpAddr, port: u16) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    // Connections of before that are still closing do not stand against it; a listener does.
+    set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &SocketAddr::new(address, port))?;
+    Ok(socket)
+}
+
+/// Within a runtime.
+pub(super) fn listen(address: IpAddr, port: u16) -> io::Result<TcpListener> {
+    let socket = bound(address, port)?;
+    begin(&socket, BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Has the kernel ask after a peer that says nothing. One that cannot be set is noticed later.
+pub(super) fn keep_alive(socket: impl AsFd) {
+    let socket = socket.as_fd();
+    let _ = set_socket_keepalive(socket, true);
+    let _ = set_tcp_keepidle(socket, INGRESS_KEEPALIVE);
+    let _ = set_tcp_keepintvl(socket, INGRESS_KEEPALIVE);
+}

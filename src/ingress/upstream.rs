@@ -1,0 +1,161 @@
+//! The instances' side: a connection for each request, which is closed with it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::{Body, HttpBody};
+use axum::http::{Request, Response};
+use bytes::Bytes;
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use stead_schemas::limits::{
+    INGRESS_ANSWER_TIMEOUT, INGRESS_CONNECT_TIMEOUT, INGRESS_HEAD_BYTES_MAX, INGRESS_HEADERS_MAX,
+};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+
+use super::answers::Refusal;
+use super::places::Place;
+use super::progress::{Progress, Watched};
+use super::{Cut, socket};
+
+/// What a connection to an instance lives by.
+#[derive(Debug, Clone)]
+pub(super) struct Hold {
+    pub(super) cut: Cut,
+    /// Its place among the requests, given back with the last of these.
+    pub(super) place: Arc<Place>,
+    pub(super) progress: Progress,
+}
+
+impl Hold {
+    /// Until the rules that it came by are no more, or nothing moves over it any more.
+    async fn ends(mut self) {
+        let cut = async {
+            // Nothing is ever said but that it ends.
+            while self.cut.changed().await.is_ok() {}
+        };
+        tokio::select! {
+            biased;
+            () = cut => {}
+            () = self.progress.stalled() => {}
+        }
+    }
+}
+
+/// Connects; an instance in standby takes its time.
+pub(super) async fn connect(address: Ipv4Addr, port: u16, hold: &Hold) -> Result<SendRequest<Body>, Refusal> {
+    let connecting = TcpStream::connect(SocketAddr::from((address, port)));
+    let stream = match timeout(INGRESS_CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => {
+            return Err(Refusal::TimedOut("take the connection"));
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%address, port, %error, "cannot connect to an instance");
+            return Err(Refusal::Unreachable);
+        }
+        Err(_) => return Err(Refusal::TimedOut("take the connection")),
+    };
+    let _ = stream.set_nodelay(true);
+    socket::keep_alive(&stream);
+    let watched = Watched { stream, progress: hold.progress.clone() };
+    let mut builder = Builder::new();
+    builder.max_buf_size(INGRESS_HEAD_BYTES_MAX).max_headers(INGRESS_HEADERS_MAX);
+    let (sender, connection) =
+        builder.handshake(TokioIo::new(watched)).await.map_err(|_| Refusal::BadAnswer)?;
+    let hold = hold.clone();
+    tokio::spawn(async move {
+        let place = hold.place.clone();
+        // Dropped in the middle, the connection is cut, and its body ends with an error: so it shall be.
+        tokio::select! {
+            biased;
+            () = hold.ends() => {}
+            ended = connection.with_upgrades() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection to an instance ended badly");
+                }
+            }
+        }
+        drop(place);
+    });
+    Ok(sender)
+}
+
+/// Sends the request and waits for the head of its answer, which has its time once all is sent.
+pub(super) async fn send(
+    mut sender: SendRequest<Body>,
+    request: Request<Incoming>,
+) -> Result<Response<Incoming>, Refusal> {
+    let (sent, is_sent) = oneshot::channel();
+    let request = request.map(|body| Body::new(Upload { body, _sent: sent }));
+    let late = async {
+        // It is dropped, and never told.
+        let _ = is_sent.await;
+        sleep(INGRESS_ANSWER_TIMEOUT).await;
+    };
+    // Dropping the answer closes the connection.
+    tokio::select! {
+        biased;
+        answer = sender.send_request(request) => answer.map_err(|error| {
+            tracing::debug!(%error, "an instance did not answer");
+            Refusal::BadAnswer
+        }),
+        () = late => Err(Refusal::TimedOut("answer")),
+    }
+}
+
+/// A body on its way to the instance.
+struct Upload {
+    body: Incoming,
+    /// Goes with it, when it is sent or nobody wants it any more.
+    _sent: oneshot::Sender<()>,
+}
+
+impl HttpBody for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Passes bytes both ways until either side ends, or what it lives by does.
+pub(super) async fn tunnel(client: OnUpgrade, instance: OnUpgrade, hold: Hold) {
+    let place = hold.place.clone();
+    let copied = async {
+        let (client, instance) = tokio::try_join!(client, instance)?;
+        let (mut client, mut instance) = (TokioIo::new(client), TokioIo::new(instance));
+        if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut instance).await {
+            tracing::debug!(%error, "a tunnel ended badly");
+        }
+        Ok::<_, hyper::Error>(())
+    };
+    tokio::select! {
+        biased;
+        () = hold.ends() => {}
+        ended = copied => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a tunnel came to nothing");
+            }
+        }
+    }
+    drop(place);
+}
