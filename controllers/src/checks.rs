@@ -254,7 +254,10 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
             continue;
         }
         if instance.is_pooled() && spec.run > status.ended_run {
-            check_warm(broken, instance, host);
+            // One without its image keeps the memory that it goes on from when that is back.
+            if is_image_ready || host.machines.contains_key(uid) {
+                check_warm(broken, instance, host);
+            }
             continue;
         }
         let shall_run = spec.power == Power::Running && spec.run > status.ended_run;
@@ -390,6 +393,8 @@ fn is_behind(records: &Records, port: &Object<Port>) -> Option<bool> {
     let instance = records.instances.iter().find(|instance| instance.meta.uid == owner.uid)?;
     let has_door = instance.spec.auto_standby.as_ref().is_some_and(|policy| policy.is_waking());
     match instance.status.state {
+        // It shall go on, and waits for its image.
+        State::Standby if instance.spec.power != Power::Standby => Some(true),
         State::Standby => Some(has_door),
         State::Stopped if instance.status.restart.next_attempt_at.is_some() => None,
         State::Stopped => Some(false),
