@@ -56,7 +56,7 @@ async fn is_on(site: &Site, name: &str, hypervisor: &str) {
     assert!(String::from_utf8_lossy(&line).contains(board), "{name} is on another board");
     let on_pci = shell(site, name, "ls /sys/bus/pci/devices | wc -l").await;
     assert_eq!(on_pci == "0", hypervisor != "qemu", "{on_pci} devices");
-    assert_eq!(shell(site, name, PING).await, "answered");
+    until("its network", MOMENT, async || (shell(site, name, PING).await == "answered").then_some(())).await;
 }
 
 async fn counts_on(site: &Site, id: &str) {
