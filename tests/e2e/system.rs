@@ -81,7 +81,7 @@ async fn another_agent_takes_the_place_of_one_that_ends(site: &Site) {
     for same in ["vmm_pid", "started_at", "restart_status"] {
         assert_eq!(after[same], before[same], "{same}");
     }
-    let left = "grep -alzx '98[7]' /proc/[0-9]*/cmdline || test $? -lt 3";
+    let left = "grep -asl -zx '98[7]' /proc/[0-9]*/cmdline || test $? -lt 3";
     assert_eq!(shell(site, "sys", left).await, "", "what the first agent ran");
 }
 
