@@ -46,6 +46,9 @@ impl Backend for NoHost {
     fn health(&self, _: &Uid) -> Option<(HealthOf, Tally)> {
         None
     }
+    fn can_listen(&self, _: u16) -> bool {
+        true
+    }
 
     fn open_stream<'a>(&'a self, _: &'a Uid, _: Request) -> BoxFuture<'a, Result<AgentStream, AgentError>> {
         Box::pin(async { Err(AgentError::NotReady) })
