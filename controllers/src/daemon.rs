@@ -224,13 +224,19 @@ fn instances_of_snapshot(store: &Store, event: &Event) -> Vec<Uid> {
     begins.map(|instance| instance.meta.uid.clone()).collect()
 }
 
-/// Instances that mount a volume whose disk is there by now, or that another instance has left.
+/// Instances that mount a volume whose disk is there by now, that another instance has left, or that was
+/// copied.
 fn instances_of_volumes(store: &Store, event: &Event) -> Vec<Uid> {
     let volumes: Vec<Uid> = match (event.kind, event.change) {
         (Volume::NAME, _) => vec![event.uid.clone()],
         (Instance::NAME, Change::Deleted) => {
             let mounts = event.last::<Instance>().map(|instance| instance.spec.volumes.clone());
             mounts.unwrap_or_default().into_iter().map(|mount| mount.volume).collect()
+        }
+        (Snapshot::NAME, _) => {
+            let snapshot = store.get::<Snapshot>(&event.uid).or_else(|| event.last::<Snapshot>());
+            let disks = snapshot.map(|snapshot| snapshot.spec.volume_disks.clone());
+            disks.unwrap_or_default().into_iter().map(|disk| disk.volume).collect()
         }
         _ => Vec::new(),
     };

@@ -1,6 +1,6 @@
 //! What was observed of a disk, as its status.
 
-use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::condition::Reason;
 use stead_schemas::disk::{Disk, DiskStatus};
 use stead_schemas::meta::Object;
 
@@ -32,23 +32,8 @@ pub(super) fn status(object: &Object<Disk>, seen: Option<&Observed>, end: &PassE
         }
     };
     if let Some((reason, message)) = degraded {
-        let new = Condition {
-            kind: ConditionType::Degraded,
-            status: ConditionStatus::True,
-            reason,
-            message,
-            observed_generation: generation,
-            last_transition_time: end.now,
-        };
-        restore_transition(&object.status.conditions, &mut status.conditions, new);
+        let previous = &object.status.conditions;
+        conditions::degrade(&mut status.conditions, previous, (reason, &message), generation, end.now);
     }
     status
-}
-
-/// Sets a condition as if `standard` had not touched it: an unchanged status keeps its time.
-fn restore_transition(previous: &[Condition], conditions: &mut Vec<Condition>, new: Condition) {
-    let kept = condition::find(previous, new.kind).filter(|old| old.status == new.status);
-    let since = kept.map_or(new.last_transition_time, |old| old.last_transition_time);
-    conditions.retain(|condition| condition.kind != new.kind);
-    condition::set(conditions, Condition { last_transition_time: since, ..new });
 }

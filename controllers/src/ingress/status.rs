@@ -1,6 +1,6 @@
 //! What was observed of an ingress, as its status.
 
-use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::condition::Reason;
 use stead_schemas::ingress::{Ingress, IngressStatus};
 use stead_schemas::meta::Object;
 
@@ -14,18 +14,7 @@ pub(super) fn status(object: &Object<Ingress>, seen: Option<&Observed>, end: &Pa
     let mut all = conditions::standard(previous, generation, end);
     if let Some(message) = seen.and_then(|seen| taken(&seen.taken)) {
         // It is tried again and again, but a person has to see to it.
-        let was = condition::find(previous, ConditionType::Degraded);
-        let since = was.filter(|was| was.status == ConditionStatus::True);
-        all.retain(|condition| condition.kind != ConditionType::Degraded);
-        let new = Condition {
-            kind: ConditionType::Degraded,
-            status: ConditionStatus::True,
-            reason: Reason::PortInUse,
-            message,
-            observed_generation: generation,
-            last_transition_time: since.map_or(end.now, |was| was.last_transition_time),
-        };
-        condition::set(&mut all, new);
+        conditions::degrade(&mut all, previous, (Reason::PortInUse, &message), generation, end.now);
     }
     IngressStatus { conditions: all, observed_generation: generation }
 }

@@ -1,10 +1,8 @@
 //! What was observed of a network, as its status.
 
-use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
-use stead_schemas::limits::MESSAGE_CHARS_MAX;
+use stead_schemas::condition::Reason;
 use stead_schemas::meta::Object;
 use stead_schemas::network::{Network, NetworkStatus};
-use stead_schemas::validate::printable;
 
 use super::Observed;
 use super::plan::conflict;
@@ -17,18 +15,8 @@ pub(super) fn status(object: &Object<Network>, seen: Option<&Observed>, end: &Pa
     let route = seen.and_then(|seen| seen.conflicts.first());
     if let (Outcome::Converged, Some(route)) = (&end.outcome, route) {
         // Works, but the host's own traffic to that route may now go to guests.
-        let was = condition::find(previous, ConditionType::Degraded);
-        let since = was.filter(|was| was.status == ConditionStatus::True);
-        all.retain(|condition| condition.kind != ConditionType::Degraded);
-        let new = Condition {
-            kind: ConditionType::Degraded,
-            status: ConditionStatus::True,
-            reason: Reason::SubnetConflict,
-            message: printable(&conflict(object, route), MESSAGE_CHARS_MAX),
-            observed_generation: generation,
-            last_transition_time: since.map_or(end.now, |was| was.last_transition_time),
-        };
-        condition::set(&mut all, new);
+        let told = (Reason::SubnetConflict, conflict(object, route));
+        conditions::degrade(&mut all, previous, (told.0, &told.1), generation, end.now);
     }
     NetworkStatus { conditions: all, observed_generation: generation }
 }

@@ -4,6 +4,7 @@
 //! that end alike give equal conditions (no attempt counts, no times in messages), so that a
 //! failing object is not written again at every retry.
 
+use jiff::Timestamp;
 use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
 use stead_schemas::limits::MESSAGE_CHARS_MAX;
 use stead_schemas::validate::printable;
@@ -55,6 +56,30 @@ pub fn standard(previous: &[Condition], generation: u64, end: &PassEnd) -> Vec<C
         condition::set(&mut conditions, new);
     }
     conditions
+}
+
+/// Says besides that somebody has to see to it, whatever the pass came to; since when, the conditions
+/// before tell.
+pub fn degrade(
+    conditions: &mut Vec<Condition>,
+    previous: &[Condition],
+    (reason, message): (Reason, &str),
+    generation: u64,
+    now: Timestamp,
+) {
+    let kind = ConditionType::Degraded;
+    let was = condition::find(previous, kind).filter(|was| was.status == ConditionStatus::True);
+    let since = was.map_or(now, |was| was.last_transition_time);
+    conditions.retain(|condition| condition.kind != kind);
+    let new = Condition {
+        kind,
+        status: ConditionStatus::True,
+        reason,
+        message: printable(message, MESSAGE_CHARS_MAX),
+        observed_generation: generation,
+        last_transition_time: since,
+    };
+    condition::set(conditions, new);
 }
 
 /// A retry may help without anybody doing anything.

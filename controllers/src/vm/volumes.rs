@@ -1,10 +1,13 @@
 //! Volumes of an instance: whether their disks are there, and how its VM and its guest are given them.
 
+use std::sync::Arc;
+
 use stead_schemas::condition::{self, Condition, ConditionType};
 use stead_schemas::disk::Disk;
 use stead_schemas::guest;
 use stead_schemas::instance::{Instance, InstanceSpec};
 use stead_schemas::meta::Object;
+use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 use stead_schemas::volume::{Access, Volume, VolumeMount};
 
 use crate::host::VolumeDisk;
@@ -59,7 +62,8 @@ fn check_ready(conditions: &[Condition]) -> Result<(), String> {
     Err(said.unwrap_or_else(|| "its disk is being made".to_owned()))
 }
 
-/// An instance that is being deleted has a VM for a moment yet.
+/// Others may have it for a moment yet: the VM of an instance that is being deleted, and a snapshot of one
+/// that had it and is being taken, whose copy shall be of one moment.
 fn check_left(store: &Store, object: &Object<Instance>, mount: &VolumeMount) -> Result<(), String> {
     let clashes = |theirs: &VolumeMount| {
         let is_written = theirs.access.is_writing() || mount.access.is_writing();
@@ -70,8 +74,17 @@ fn check_left(store: &Store, object: &Object<Instance>, mount: &VolumeMount) -> 
         let is_other = other.meta.uid != object.meta.uid && other.meta.is_deleting();
         is_other && other.spec.volumes.iter().any(clashes)
     });
-    match other {
-        Some(other) => Err(format!("instance {} is still being deleted", other.meta.name)),
+    if let Some(other) = other {
+        return Err(format!("instance {} is still being deleted", other.meta.name));
+    }
+    let is_copied = |snapshot: &&Arc<Object<Snapshot>>| {
+        let is_others = snapshot.spec.source != object.meta.uid;
+        let is_taken = snapshot.status.phase == SnapshotPhase::Pending && !snapshot.meta.is_deleting();
+        is_others && is_taken && snapshot.spec.volume_disks.iter().any(|disk| disk.volume == mount.volume)
+    };
+    let snapshots = store.list::<Snapshot>();
+    match snapshots.iter().find(is_copied).filter(|_| mount.access.is_writing()) {
+        Some(snapshot) => Err(format!("snapshot {} of it is being taken", snapshot.meta.uid)),
         None => Ok(()),
     }
 }
@@ -94,12 +107,18 @@ pub(super) fn guest_mounts(spec: &InstanceSpec) -> Vec<guest::VolumeMount> {
 #[cfg(test)]
 mod tests {
     use stead_schemas::instance::Power;
-    use stead_schemas::names::Uid;
+    use stead_schemas::meta::Tags;
+    use stead_schemas::names::{Name, Uid};
     use stead_schemas::quantity::Bytes;
+    use stead_schemas::snapshot::{
+        CapturedDisk, SnapshotKind, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
+    };
 
     use super::super::tests::{at, instance, name, seen};
     use super::*;
     use crate::runtime::Desired;
+    use crate::store::tests::opened;
+    use crate::store::{Kinds, New};
     use crate::vm::plan::plan;
 
     fn mount(letter: char, path: &str, access: Access) -> VolumeMount {
@@ -142,5 +161,50 @@ mod tests {
         seen.parts.volumes =
             VolumesSeen { disks: vec![VolumeDisk { disk: uid('d'), is_read_only: true }], trouble: None };
         assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), "Launch");
+    }
+
+    /// Another instance's snapshot with this volume in it, as far as it is.
+    async fn copied(phase: SnapshotPhase, access: Access) -> Option<String> {
+        let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>().with::<Volume>();
+        let store = opened(kinds);
+        let mut object = instance(Power::Running, 1, 0);
+        object.spec.volumes = vec![mount('v', "/data", access)];
+        let source = instance(Power::Stopped, 1, 1);
+        let spec = SnapshotSpec {
+            source: uid('s'),
+            source_name: source.meta.name.clone(),
+            kind: SnapshotKind::Stopped,
+            name: None,
+            purpose: SnapshotPurpose::Kept,
+            schedule: None,
+            instance: Box::new(source.spec),
+            image_digest: None,
+            compression: None,
+            pool: 0,
+            volume_disks: vec![CapturedDisk { volume: uid('v'), disk: uid('d'), size: Bytes(1) }],
+        };
+        let snapshot = New { uid: Some(uid('c')), name: name_of('c'), tags: Tags::new(), owner: None, spec };
+        store.transact(move |tx| tx.create::<Snapshot>(snapshot)).await.expect("created");
+        if phase != SnapshotPhase::Pending {
+            let status = SnapshotStatus { phase, ..SnapshotStatus::default() };
+            store.write_status::<Snapshot>(&uid('c'), status).await.expect("written");
+        }
+        check_left(&store, &object, &object.spec.volumes[0]).err()
+    }
+
+    fn name_of(letter: char) -> Name {
+        Name::from(&uid(letter))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_writes_to_a_volume_while_another_instances_snapshot_copies_it() {
+        use SnapshotPhase::{Failed, Pending, Ready};
+        let why = copied(Pending, Access::ReadWrite).await.expect("it is written to");
+        assert!(why.contains("is being taken"), "{why}");
+        for (phase, access) in
+            [(Pending, Access::ReadOnly), (Ready, Access::ReadWrite), (Failed, Access::ReadWrite)]
+        {
+            assert_eq!(copied(phase, access.clone()).await, None, "{phase:?} {access:?}");
+        }
     }
 }

@@ -9,7 +9,7 @@ pub mod admission;
 mod tests;
 
 use jiff::Timestamp;
-use stead_schemas::condition::{self, ConditionType, Reason};
+use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::disk::Disk;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
@@ -34,6 +34,8 @@ pub enum Action {}
 pub struct Observed {
     /// Why it is not there; `None` when it is.
     pub trouble: Option<String>,
+    /// That its content went missing, or whatever else somebody has to see to.
+    pub degraded: Option<(Reason, String)>,
 }
 
 impl Reconciler for VolumeReconciler {
@@ -45,7 +47,7 @@ impl Reconciler for VolumeReconciler {
 
     async fn observe(&self, _: &Uid, object: Option<&Object<Volume>>) -> Result<Observed, HostError> {
         let disk = object.and_then(|object| self.store.get::<Disk>(&object.spec.disk));
-        Ok(Observed { trouble: trouble(disk.as_deref()) })
+        Ok(Observed { trouble: trouble(disk.as_deref()), degraded: disk.as_deref().and_then(degraded) })
     }
 
     fn plan(desired: &Desired<'_, Volume>, seen: &Observed, _: Timestamp) -> Plan<Action> {
@@ -65,12 +67,13 @@ impl Reconciler for VolumeReconciler {
         match *action {}
     }
 
-    fn status(object: &Object<Volume>, _: Option<&Observed>, end: &PassEnd) -> VolumeStatus {
-        let generation = object.meta.generation;
-        VolumeStatus {
-            conditions: conditions::standard(&object.status.conditions, generation, end),
-            observed_generation: generation,
+    fn status(object: &Object<Volume>, seen: Option<&Observed>, end: &PassEnd) -> VolumeStatus {
+        let (generation, previous) = (object.meta.generation, &object.status.conditions);
+        let mut all = conditions::standard(previous, generation, end);
+        if let Some((reason, message)) = seen.and_then(|seen| seen.degraded.as_ref()) {
+            conditions::degrade(&mut all, previous, (*reason, message), generation, end.now);
         }
+        VolumeStatus { conditions: all, observed_generation: generation }
     }
 
     /// Nothing of it is on the host.
@@ -88,4 +91,10 @@ fn trouble(disk: Option<&Object<Disk>>) -> Option<String> {
     let said = condition::find(&disk.status.conditions, ConditionType::Ready);
     let said = said.map(|ready| ready.message.clone()).filter(|message| !message.is_empty());
     Some(said.unwrap_or_else(|| "its disk is being made".to_owned()))
+}
+
+fn degraded(disk: &Object<Disk>) -> Option<(Reason, String)> {
+    let said = condition::find(&disk.status.conditions, ConditionType::Degraded);
+    let said = said.filter(|said| said.status == ConditionStatus::True)?;
+    Some((said.reason, said.message.clone()))
 }

@@ -91,12 +91,31 @@ fn a_volume_is_ready_when_its_disk_is() {
     let spec = stead_schemas::volume::VolumeSpec { size: Bytes(1 << 30), disk: uid };
     let object: Object<Volume> = Object { meta, spec, status: VolumeStatus::default() };
     let plan = |trouble: Option<&str>| {
-        let seen = Observed { trouble: trouble.map(ToOwned::to_owned) };
+        let seen = Observed { trouble: trouble.map(ToOwned::to_owned), degraded: None };
         VolumeReconciler::plan(&Desired::Present(&object), &seen, now)
     };
     assert!(matches!(plan(None), Plan::Converged));
     assert!(matches!(plan(Some("the disk is full")), Plan::Wait(wait)
         if wait.reason == Reason::WaitingForDisk && wait.message == "the disk is full"));
-    let seen = Observed { trouble: Some("its disk is gone".to_owned()) };
+    let seen = Observed { trouble: Some("its disk is gone".to_owned()), degraded: None };
     assert!(matches!(VolumeReconciler::plan(&Desired::Absent(Some(&object)), &seen, now), Plan::Converged));
+}
+
+#[test]
+fn what_its_disk_has_lost_is_said_of_the_volume_too_and_since_when() {
+    let uid: Uid = "v00000000000000000000000".parse().expect("valid");
+    let meta = crate::vm::example(Power::Running, 1, 0).meta;
+    let spec = stead_schemas::volume::VolumeSpec { size: Bytes(1 << 30), disk: uid };
+    let mut object: Object<Volume> = Object { meta, spec, status: VolumeStatus::default() };
+    let lost =
+        Observed { trouble: None, degraded: Some((Reason::HostFault, "the file went missing".to_owned())) };
+    for second in [5, 9] {
+        let now = Timestamp::from_second(second).expect("in range");
+        let end = PassEnd { now, outcome: crate::runtime::Outcome::Converged };
+        object.status = VolumeReconciler::status(&object, Some(&lost), &end);
+        let said = condition::find(&object.status.conditions, ConditionType::Degraded).expect("said");
+        assert_eq!((said.status, said.message.as_str()), (ConditionStatus::True, "the file went missing"));
+        assert_eq!(said.last_transition_time.as_second(), 5, "at {second}");
+        assert!(condition::is_ready(&object.status.conditions), "there is an empty one");
+    }
 }
