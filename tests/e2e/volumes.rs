@@ -112,6 +112,18 @@ fn a_volume_outlives_instances_is_written_to_by_one_and_read_by_many() {
         is_clean(&site);
 
         many_read_and_write_over_it(&site).await;
+        // Whose file goes missing is told so, and has an empty one.
+        site.shell("rm $DATA/disks/*.ext4");
+        let is_told = |seen: &Value| {
+            let conditions = seen["conditions"].as_array().cloned().unwrap_or_default();
+            let is = |kind| conditions.iter().any(|one| one["type"] == kind && one["status"] == "True");
+            is("Degraded") && is("Ready")
+        };
+        until("the loss to be told", BOOT, async || {
+            let seen = site.request(Method::GET, "/volumes/data", None).await.body;
+            is_told(&seen).then_some(())
+        })
+        .await;
         done(&site, Method::DELETE, "/volumes/data", Value::Null).await;
         assert_eq!(site.instance_files(), [""; 0].map(std::path::PathBuf::from));
         settles(&mut site, "volumes").await;
