@@ -22,13 +22,13 @@ pub(super) fn instance(store: &Store, word: &str) -> Result<Arc<Object<Instance>
 
 /// An object of a kind whose names are resource names, likewise.
 pub(super) fn named<K: Kind>(store: &Store, word: &str) -> Result<Arc<Object<K>>, ApiError> {
-    if let Some(object) = word.parse::<Uid>().ok().and_then(|uid| store.get::<K>(&uid)) {
-        return Ok(object);
-    }
-    if let Some(object) = Name::resource(word).ok().and_then(|name| store.find::<K>(&name)) {
-        return Ok(object);
-    }
-    by_prefix(store, word)
+    exact(store, word).map_or_else(|| by_prefix(store, word), Ok)
+}
+
+/// By full id or exact name.
+pub(super) fn exact<K: Kind>(store: &Store, word: &str) -> Option<Arc<Object<K>>> {
+    let by_id = word.parse::<Uid>().ok().and_then(|uid| store.get::<K>(&uid));
+    by_id.or_else(|| Name::resource(word).ok().and_then(|name| store.find::<K>(&name)))
 }
 
 fn by_prefix<K: Kind>(store: &Store, word: &str) -> Result<Arc<Object<K>>, ApiError> {

@@ -17,7 +17,6 @@ use stead_schemas::disk::Disk;
 use stead_schemas::instance::Instance;
 use stead_schemas::limits::VERB_WAIT_MAX;
 use stead_schemas::meta::Object;
-use stead_schemas::names::{Name, Uid};
 use stead_schemas::volume::{Volume, VolumeMount};
 
 use super::instances::{has_tags, json, tag_filter};
@@ -26,11 +25,8 @@ use super::{ApiError, ApiState, lookup};
 
 type Params = BTreeMap<String, String>;
 
-/// A volume by full id or exact name.
 fn find(store: &Store, word: &str) -> Result<Arc<Object<Volume>>, ApiError> {
-    let by_id = word.parse::<Uid>().ok().and_then(|uid| store.get::<Volume>(&uid));
-    let found = by_id.or_else(|| Name::resource(word).ok().and_then(|name| store.find::<Volume>(&name)));
-    found.ok_or_else(ApiError::not_found)
+    lookup::exact(store, word).ok_or_else(ApiError::not_found)
 }
 
 fn view(instances: &[Arc<Object<Instance>>], volume: &Object<Volume>) -> View {
