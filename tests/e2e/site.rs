@@ -135,7 +135,8 @@ impl Site {
 
     /// Runs a line of shell that may say `$DATA`, `$BRIDGE`, `$TABLE`, and `$TAP` for the one TAP.
     pub(crate) fn shell(&self, line: &str) -> String {
-        let tap = format!("TAP=$(ip -o link show | grep -o '{TAP_PREFIX}[a-z0-9]*' | head -n 1)");
+        // By its whole name: what is in a mark beside one may look like it.
+        let tap = format!("TAP=$(ls /sys/class/net | grep '^{TAP_PREFIX}' | head -n 1 || true)");
         let data = self.data().display().to_string();
         let head = format!("DATA={data} BRIDGE={} TABLE={}; {tap}", bridge(), self.table);
         run("sh", &["-ec", &format!("{head}; {line}")])
