@@ -12,6 +12,7 @@ mod lock;
 mod reserve;
 mod seal;
 mod sled;
+mod sled_start;
 
 use std::fs;
 use std::io;

@@ -32,6 +32,7 @@ use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::reserve::{Reserve, WITHIN_BYTES, free_bytes};
+use super::sled_start::{START_BYTES, free_held_blocks, remove_unfinished, sync_settings};
 
 /// Room kept beyond the end of the file before every commit: sled writes whole segments of
 /// 512 KiB, and one batch can touch a few of them.
@@ -210,7 +211,9 @@ struct Database {
 impl Database {
     fn open(directory: &Path, reserve: &Reserve) -> Result<Self, KvError> {
         let io = |error: io::Error| from_io(&error);
-        reserve.make_free(ROOM_BYTES).map_err(io)?;
+        remove_unfinished(directory).map_err(io)?;
+        reserve.make_free(START_BYTES).map_err(io)?;
+        free_held_blocks(directory).map_err(io)?;
         let config = sled::Config::new()
             .path(directory)
             .cache_capacity(CACHE_BYTES)
@@ -220,6 +223,7 @@ impl Database {
         db.flush().map_err(|error| from_sled(&error))?;
         let file = OpenOptions::new().write(true).open(directory.join("db")).map_err(io)?;
         file.sync_all().map_err(io)?;
+        sync_settings(directory).map_err(io)?;
         sync_directory(directory).map_err(io)?;
         if let Some(parent) = directory.parent() {
             sync_directory(parent).map_err(io)?;

@@ -11,3 +11,4 @@ mod python;
 mod sdk;
 mod server;
 mod store;
+mod store_start;

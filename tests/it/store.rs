@@ -24,14 +24,14 @@ use tokio::task::JoinHandle;
 const CHILD_DIRECTORY: &str = "STEAD_TEST_STORE_CHILD";
 
 /// An open store that can be closed in order.
-struct Open {
-    store: Store,
+pub(crate) struct Open {
+    pub(crate) store: Store,
     stop: oneshot::Sender<()>,
     writer: JoinHandle<()>,
     lock: stead::store::DirectoryLock,
 }
 
-fn start(directory: &Path) -> Result<Open, OpenError> {
+pub(crate) fn start(directory: &Path) -> Result<Open, OpenError> {
     let DataDirectory { store, writer, lock } = open(directory, Kinds::new().with::<Disk>())?;
     let (stop, stopped) = oneshot::channel::<()>();
     let writer = tokio::spawn(writer.run(async {
@@ -41,14 +41,14 @@ fn start(directory: &Path) -> Result<Open, OpenError> {
 }
 
 impl Open {
-    async fn close(self) {
+    pub(crate) async fn close(self) {
         self.stop.send(()).expect("the writer runs");
         self.writer.await.expect("the writer ends in peace");
         drop(self.lock);
     }
 }
 
-async fn create(store: &Store, name: &str) -> Result<Uid, TransactError<TxError>> {
+pub(crate) async fn create(store: &Store, name: &str) -> Result<Uid, TransactError<TxError>> {
     create_tagged(store, name, Tags::new()).await
 }
 
@@ -60,12 +60,12 @@ async fn create_tagged(store: &Store, name: &str, tags: Tags) -> Result<Uid, Tra
     store.transact(move |tx| tx.create(new).map(|disk| disk.meta.uid.clone())).await
 }
 
-fn uids(store: &Store) -> BTreeSet<Uid> {
+pub(crate) fn uids(store: &Store) -> BTreeSet<Uid> {
     store.uids::<Disk>().into_iter().collect()
 }
 
 /// This test, run again as a process of its own with `CHILD_DIRECTORY` set.
-fn child(wrapper: &[&str], test: &str, directory: &Path) -> Command {
+pub(crate) fn child(wrapper: &[&str], test: &str, directory: &Path) -> Command {
     let this = std::env::current_exe().expect("this program has a path");
     let mut words = wrapper.iter().map(|word| (*word).to_owned());
     let mut command = match words.next() {
@@ -81,11 +81,11 @@ fn child(wrapper: &[&str], test: &str, directory: &Path) -> Command {
 }
 
 /// In the child: where to work.
-fn child_directory() -> Option<PathBuf> {
+pub(crate) fn child_directory() -> Option<PathBuf> {
     std::env::var_os(CHILD_DIRECTORY).map(PathBuf::from)
 }
 
-fn acknowledge(text: &str) {
+pub(crate) fn acknowledge(text: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{text}").and_then(|()| out.flush()).expect("the parent reads");
 }
@@ -225,15 +225,15 @@ async fn what_was_acknowledged_before_a_kill_is_there_after_it() {
     }
 }
 
-fn acknowledged_uid(line: &str) -> Option<Uid> {
+pub(crate) fn acknowledged_uid(line: &str) -> Option<Uid> {
     line.split("ACK ").nth(1)?.parse().ok()
 }
 
 /// A small file system, gone with the value.
-struct SmallDisk(tempfile::TempDir);
+pub(crate) struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount(mebibytes: u32) -> Self {
+    pub(crate) fn mount(mebibytes: u32) -> Self {
         let directory = tempfile::tempdir().expect("a scratch directory");
         let options = std::ffi::CString::new(format!("size={mebibytes}m")).expect("no zero byte");
         mount("tmpfs", directory.path(), "tmpfs", MountFlags::empty(), Some(options.as_c_str()))
@@ -241,12 +241,12 @@ impl SmallDisk {
         Self(directory)
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
     /// Fills it to the last byte.
-    fn fill(&self) -> PathBuf {
+    pub(crate) fn fill(&self) -> PathBuf {
         let path = self.path().join("filler");
         let mut file = fs::File::create(&path).expect("made");
         for size in [1 << 20, 4096] {
