@@ -61,7 +61,7 @@ use crate::host::{Scope, watch_files};
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::qemu::{self, Qemu, QemuConfig};
 use crate::ingress::{HttpListeners, IngressConfig};
-use crate::store::{SystemClock, open, token_key};
+use crate::store::{SystemClock, identity, open, token_key};
 
 /// For a request's head; a client on a bad line needs a second.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -103,7 +103,9 @@ pub fn kinds() -> Kinds {
 /// # Errors
 /// When a part cannot be built; the chain says which and why.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
+    identity::check(&config.data_dir, &config.run_dir).context("refused to start beside living VMs")?;
     let directory = open(&config.data_dir, kinds()).context("cannot open the store")?;
+    identity::record(&config.data_dir, &config.run_dir).context("cannot record the store's identity")?;
     let (store, _lock) = (directory.store, directory.lock);
     let (end, ending) = watch::channel(false);
     let writer = tokio::spawn(directory.writer.run(ended(ending.clone())));

@@ -65,6 +65,9 @@ pub const OBJECTS_PER_KIND_MAX: usize = 100_000;
 pub const STORE_QUEUE_MAX: usize = 1024;
 /// Transactions made durable by one commit: shares its cost well, bounds the wait of the first.
 pub const STORE_GROUP_MAX: usize = 256;
+/// Keys of failed commits, all written again with the next one: beyond this new objects are refused, so
+/// that neither memory nor the next commit grows for as long as a disk fails.
+pub const STORE_SUSPECTS_MAX: usize = 4096;
 /// Events a watcher may lag behind before it must list again; about 200 bytes each.
 pub const WATCH_RING_EVENTS: usize = 16_384;
 /// Ports of one Linux bridge: BR_MAX_PORTS is 1024, port numbers start at 1.

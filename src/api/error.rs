@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::ingress::admission::IngressRefused;
 use stead_controllers::snapshot::admission::SnapshotRefused;
-use stead_controllers::store::{StoreError, TransactError, TxError};
+use stead_controllers::store::{KvError, StoreError, TransactError, TxError};
 use stead_controllers::vm::admission::Refused;
 use stead_controllers::volume::admission::VolumeRefused;
 use stead_schemas::api::ErrorBody;
@@ -109,6 +109,12 @@ impl From<StoreError> for ApiError {
             StoreError::Full => Self::insufficient_storage(error.to_string()),
             StoreError::Overloaded => Self::overloaded("too many writes are waiting"),
             StoreError::Closed => Self::overloaded("the server is shutting down"),
+            StoreError::Database(KvError::Io(_)) => {
+                tracing::error!(%error, "the store failed");
+                let message = "the store cannot write now; see the daemon's log and its disk";
+                let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", message);
+                Self { retry: Retry::After(5), ..error }
+            }
             _ => {
                 tracing::error!(%error, "the store failed");
                 Self::internal()

@@ -8,11 +8,14 @@
 //! ```
 
 mod clock;
+pub mod identity;
 mod lock;
 mod reserve;
 mod seal;
 mod sled;
 mod sled_start;
+#[cfg(test)]
+mod stall_tests;
 
 use std::fs;
 use std::io;

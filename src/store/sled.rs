@@ -19,10 +19,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures::future::BoxFuture;
 use rustix::fs::{FallocateFlags, fallocate};
@@ -41,8 +40,10 @@ const ROOM_BYTES: u64 = 4 << 20;
 const ROOM_PER_BATCH_BYTE: u64 = 4;
 /// The store holds every object itself and reads sled at start only; the default is 1 GiB.
 const CACHE_BYTES: u64 = 32 << 20;
-/// A disk that has not answered by then is broken, and so is the store.
+/// Time after which a commit is given up, so that its callers are answered. The disk may still carry it out.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(60);
+/// Time after which a commit that is not answered makes the store unhealthy; a busy disk takes up to a few seconds.
+const STALL_AFTER: Duration = Duration::from_secs(10);
 
 /// For a database that failed to close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -53,8 +54,10 @@ pub(crate) struct SledKv {
     /// Taken at drop, which ends the thread.
     requests: Option<mpsc::Sender<Request>>,
     thread: Option<thread::JoinHandle<()>>,
-    /// A commit was never answered: the thread may be lost in sled for ever.
-    is_lost: AtomicBool,
+    /// When the commit that the thread works on was sent. It stays set for as long as the disk stalls, and
+    /// nothing else is sent meanwhile: the store has one writer.
+    working_since: Arc<Mutex<Option<Instant>>>,
+    commit_deadline: Duration,
     reserve: Reserve,
     /// Read once at open, given to the first `load`.
     loaded: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
@@ -68,6 +71,10 @@ struct Request {
 impl SledKv {
     /// Opens or creates the database; returns when its files are durable.
     pub(crate) fn open(directory: &Path) -> Result<Self, KvError> {
+        Self::open_with_deadline(directory, COMMIT_DEADLINE)
+    }
+
+    pub(super) fn open_with_deadline(directory: &Path, commit_deadline: Duration) -> Result<Self, KvError> {
         fs::create_dir_all(directory).map_err(|error| from_io(&error))?;
         let reserve = Reserve::open(directory).map_err(|error| from_io(&error))?;
         let database = Database::open(directory, &reserve)?;
@@ -77,26 +84,38 @@ impl SledKv {
             pairs.push((key.to_vec(), value.to_vec()));
         }
         let (requests, queue) = mpsc::channel();
-        let (directory, of_thread) = (directory.to_path_buf(), reserve.clone());
+        let working_since = Arc::new(Mutex::new(None));
+        let server = Server {
+            directory: directory.to_path_buf(),
+            reserve: reserve.clone(),
+            database: Some(database),
+            working_since: working_since.clone(),
+        };
         let thread = thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || serve(&directory, &of_thread, Some(database), &queue))
+            .spawn(move || server.serve(&queue))
             .map_err(|error| KvError::Io(format!("cannot start the store's thread: {error}")))?;
         Ok(Self {
             requests: Some(requests),
             thread: Some(thread),
-            is_lost: AtomicBool::new(false),
+            working_since,
+            commit_deadline,
             reserve,
             loaded: Mutex::new(pairs),
         })
     }
+
+    fn working_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.working_since.lock().expect("nothing panics while it is held")
+    }
 }
 
 impl Drop for SledKv {
-    /// Waits for the thread, so that the directory can be opened again at once.
+    /// Waits for the thread, so that the directory can be opened again at once; not for a stalled disk.
     fn drop(&mut self) {
         self.requests = None;
-        if let Some(thread) = self.thread.take().filter(|_| !self.is_lost.load(Ordering::Relaxed)) {
+        let is_stalled = self.health().is_err();
+        if let Some(thread) = self.thread.take().filter(|_| !is_stalled) {
             let _ = thread.join(); // Its panic was reported when it happened.
         }
     }
@@ -115,40 +134,59 @@ impl Kv for SledKv {
         self.reserve.allows_growth()
     }
 
+    fn health(&self) -> Result<(), KvError> {
+        if self.thread.as_ref().is_none_or(thread::JoinHandle::is_finished) {
+            return Err(KvError::Io("the store's thread ended".to_owned()));
+        }
+        match *self.working_since() {
+            Some(since) if since.elapsed() >= STALL_AFTER.min(self.commit_deadline) => {
+                let seconds = since.elapsed().as_secs();
+                Err(KvError::Io(format!("the disk has not answered a write for {seconds} s")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), KvError>> {
         let (reply, answer) = oneshot::channel();
         Box::pin(async move {
             let gone = || KvError::Io("the store's thread ended".to_owned());
-            if self.is_lost.load(Ordering::Relaxed) {
-                return Err(KvError::Io("the store's thread does not answer; restart the daemon".to_owned()));
+            if let Some(since) = *self.working_since() {
+                let seconds = since.elapsed().as_secs();
+                return Err(KvError::Io(format!("the disk has not answered a write for {seconds} s")));
             }
             let requests = self.requests.as_ref().ok_or_else(gone)?;
+            *self.working_since() = Some(Instant::now());
             requests.send(Request { batch, reply }).map_err(|_| gone())?;
-            match tokio::time::timeout(COMMIT_DEADLINE, answer).await {
+            match tokio::time::timeout(self.commit_deadline, answer).await {
                 Ok(answer) => answer.map_err(|_| gone())?,
-                Err(_) => {
-                    self.is_lost.store(true, Ordering::Relaxed);
-                    Err(KvError::Io(format!("no answer within {COMMIT_DEADLINE:?}")))
-                }
+                Err(_) => Err(KvError::Io(format!("no answer within {:?}", self.commit_deadline))),
             }
         })
     }
 }
 
-/// The thread's life: until every sender is gone.
-fn serve(
-    directory: &Path,
-    reserve: &Reserve,
-    mut database: Option<Database>,
-    queue: &mpsc::Receiver<Request>,
-) {
-    while let Ok(Request { batch, reply }) = queue.recv() {
-        let result = commit(directory, reserve, &mut database, batch);
-        // Whoever no longer waits does not want to know.
-        let _ = reply.send(result);
-    }
-    if let Some(open) = database {
-        open.close();
+/// The thread that calls sled.
+struct Server {
+    directory: PathBuf,
+    reserve: Reserve,
+    /// `None` after a failure; the next commit opens it anew.
+    database: Option<Database>,
+    working_since: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Server {
+    /// Serves requests until every sender is gone.
+    fn serve(mut self, queue: &mpsc::Receiver<Request>) {
+        while let Ok(Request { batch, reply }) = queue.recv() {
+            let result = commit(&self.directory, &self.reserve, &mut self.database, batch);
+            *self.working_since.lock().expect("nothing panics while it is held") = None;
+            // The caller has gone if the disk took longer than the deadline.
+            let _ = reply.send(result);
+        }
+        if let Some(open) = self.database {
+            open.close();
+        }
     }
 }
 

@@ -40,6 +40,14 @@ pub trait Kv: Send + Sync + 'static {
         true
     }
 
+    /// Reports whether commits can be tried at all.
+    ///
+    /// # Errors
+    /// With the reason, while the database does not answer. Nothing is tried until it is over.
+    fn health(&self) -> Result<(), KvError> {
+        Ok(())
+    }
+
     /// Writes the batch and returns when it is durable.
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), KvError>>;
 }

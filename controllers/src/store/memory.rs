@@ -83,6 +83,11 @@ impl MemoryKv {
         self.disk().next_fault = Some(fault);
     }
 
+    /// Takes back a fault that did not strike yet.
+    pub fn mend(&self) {
+        self.disk().next_fault = None;
+    }
+
     /// Damages the value of a key; `false` when there is none.
     pub fn corrupt(&self, key: &str) -> bool {
         match self.disk().pairs.get_mut(key).and_then(|value| value.last_mut()) {

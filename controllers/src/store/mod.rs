@@ -63,6 +63,7 @@ pub struct Store {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Box<dyn Job>>,
     clock: Arc<dyn Clock>,
+    kv: Arc<dyn Kv>,
 }
 
 impl std::fmt::Debug for Store {
@@ -104,8 +105,20 @@ impl Store {
         let shared = Arc::new(Shared { state: RwLock::new(state), ring: Arc::new(Ring::new(revision)) });
         let (sender, queue) = mpsc::channel(STORE_QUEUE_MAX);
         let stage = Stage::new(shared.clone(), claims, suspect, revision);
-        let writer = Writer { kv: Arc::new(kv), sealer, clock: clock.clone(), ids, queue, stage };
-        Ok((Self { shared, queue: sender, clock }, writer))
+        let kv: Arc<dyn Kv> = Arc::new(kv);
+        let writer = Writer { kv: kv.clone(), sealer, clock: clock.clone(), ids, queue, stage };
+        Ok((Self { shared, queue: sender, clock, kv }, writer))
+    }
+
+    /// Reports whether writes can be tried.
+    ///
+    /// # Errors
+    /// When the database does not answer, or the writer has ended.
+    pub fn health(&self) -> Result<(), StoreError> {
+        if self.queue.is_closed() {
+            return Err(StoreError::Closed);
+        }
+        self.kv.health().map_err(StoreError::from)
     }
 
     /// By the clock of what is stored; what is told of times to come is held against it.

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use stead_schemas::limits::STORE_SUSPECTS_MAX;
 use stead_schemas::names::{Name, Uid};
 
 use super::Shared;
@@ -302,6 +303,11 @@ impl Stage {
     /// Something is staged that readers and the disk do not have yet.
     pub(super) fn is_changed(&self) -> bool {
         !self.undo.is_empty()
+    }
+
+    /// Reports whether so many commits failed that no new keys may be added to those to be written again.
+    pub(super) fn has_too_many_suspects(&self) -> bool {
+        self.suspect.len() >= STORE_SUSPECTS_MAX
     }
 
     /// Every key staged or suspect, with its value as staged. The keys are suspect until

@@ -251,6 +251,31 @@ async fn what_a_failed_commit_left_behind_is_overwritten_by_the_next() {
 }
 
 #[tokio::test]
+async fn keys_of_failed_commits_are_bounded_and_existing_objects_go_on() {
+    let kv = MemoryKv::new();
+    let store = open(&kv);
+    let house = create(&store, "house").await.expect("stored");
+    let mut failed = 0;
+    let refused = loop {
+        kv.fail_next(KvFault::Io);
+        let error = create(&store, &format!("n-{failed}")).await.expect_err("the disk fails");
+        if error.to_string().contains("too many writes failed") {
+            break error;
+        }
+        failed += 1;
+        assert!(failed <= limits::STORE_SUSPECTS_MAX, "nothing bounds the keys of failed commits");
+    };
+    assert!(matches!(refused, TransactError::Store(StoreError::Database(_))), "{refused:?}");
+    kv.mend();
+    store
+        .write_status::<House>(&house.meta.uid, Status { seen: 1 })
+        .await
+        .expect("an existing object is written");
+    create(&store, "again").await.expect("new objects are taken again");
+    assert_eq!(open(&kv.reopen()).count::<House>(), 2);
+}
+
+#[tokio::test]
 async fn an_unreadable_record_keeps_its_name_and_claims_until_it_is_removed_by_force() {
     let kv = MemoryKv::new();
     let (uid, room) = {

@@ -20,7 +20,7 @@ use tracing::{error, warn};
 
 use super::codec::Sealer;
 use super::error::{StoreError, TransactError};
-use super::kv::Kv;
+use super::kv::{Kv, KvError};
 use super::stage::Stage;
 use super::tx::Tx;
 use super::watch::Event;
@@ -113,11 +113,18 @@ impl Writer {
     }
 
     async fn serve(&mut self, group: Vec<Box<dyn Job>>) {
+        // Nothing is staged while nothing can be stored: what is staged and fails must be written again.
+        if let Err(error) = self.kv.health() {
+            for job in group {
+                job.answer(Err(StoreError::from(error.clone())));
+            }
+            return;
+        }
         let now = self.clock.now();
-        let allows_growth = self.kv.allows_growth();
+        let growth = self.growth();
         let (mut answers, mut events) = (Vec::with_capacity(group.len()), Vec::new());
         for mut job in group {
-            let outcome = self.run_one(&mut *job, now, allows_growth, &mut events);
+            let outcome = self.run_one(&mut *job, now, growth.clone(), &mut events);
             answers.push((job, outcome));
         }
         let stored = if self.stage.is_changed() { self.commit(events).await } else { Ok(()) };
@@ -126,12 +133,21 @@ impl Writer {
         }
     }
 
+    /// Reports whether new objects can be stored now.
+    fn growth(&self) -> Result<(), StoreError> {
+        if self.stage.has_too_many_suspects() {
+            let reason = "too many writes failed; new objects are taken when one succeeds";
+            return Err(StoreError::Database(KvError::Io(reason.to_owned())));
+        }
+        if self.kv.allows_growth() { Ok(()) } else { Err(StoreError::Full) }
+    }
+
     /// Runs one closure on the stage; on anything but success takes its steps back.
     fn run_one(
         &mut self,
         job: &mut dyn Job,
         now: jiff::Timestamp,
-        allows_growth: bool,
+        growth: Result<(), StoreError>,
         events: &mut Vec<Event>,
     ) -> Result<(), StoreError> {
         let mark = self.stage.mark();
@@ -139,7 +155,7 @@ impl Writer {
         // Unwind safe: whatever the closure left half done on the stage is rolled back below.
         let run = catch_unwind(AssertUnwindSafe(|| job.run(&mut tx)));
         let run = match run {
-            Ok(Ok(true)) if tx.has_created() && !allows_growth => Ok(Err(StoreError::Full)),
+            Ok(Ok(true)) if tx.has_created() => Ok(growth.map(|()| true)),
             run => run,
         };
         match run {
