@@ -30,7 +30,7 @@ use stead_schemas::instance::{Hypervisor, Instance, State};
 use stead_schemas::limits::CONSOLE_LOG_MAX;
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, Platform, Uid};
-use stead_schemas::network::{Network, NetworkSpec, Port};
+use stead_schemas::network::{GuestReach, Network, NetworkSpec, Port};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
@@ -189,6 +189,10 @@ async fn declare_network(store: &Store, config: &Config) -> anyhow::Result<()> {
         gateway: config.gateway,
         dns: config.dns.clone(),
         table: config.table.clone(),
+        reach: GuestReach {
+            host_ports: config.guest_host_ports.clone(),
+            networks: config.guest_networks.clone(),
+        },
     };
     let declared = store.transact(move |tx| admission::declare_network(tx, spec)).await;
     declared
@@ -202,6 +206,9 @@ async fn declare_network(store: &Store, config: &Config) -> anyhow::Result<()> {
 fn host_platform() -> Platform {
     if cfg!(target_arch = "aarch64") { Platform::LinuxArm64 } else { Platform::LinuxAmd64 }
 }
+
+/// Length of the part of a uid that the name of a TAP ends in (`Uid::short`), in bytes.
+const TAP_UID_BYTES: usize = 10;
 
 /// The real host.
 struct Host {
@@ -368,22 +375,24 @@ fn chained(error: HostError) -> anyhow::Error {
     anyhow::anyhow!(error.chain())
 }
 
-/// Passes on what a network monitor heard.
+/// Passes on what a network monitor reported, to the objects that it concerns.
 fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: Store) {
     tokio::spawn(async move {
         while let Some(heard) = heard.recv().await {
             reports.tell(|drifts| match heard {
-                // A mark names a network or a port; the other kind finds no such object of its own.
-                Heard::Owner(uid) => {
-                    drifts.networks.object(uid.clone());
-                    // A running guest may have lost its TAP.
-                    let owner = store.get::<Port>(&uid).and_then(|port| port.meta.owner.clone());
-                    if let Some(owner) = owner {
-                        drifts.instances.object(owner.uid);
-                    }
-                    drifts.ports.object(uid);
+                Heard::Owner(uid) => link_changed(drifts, &store, uid),
+                // Nothing is left of a link whose record went as well.
+                Heard::Gone(uid)
+                    if store.get::<Port>(&uid).is_none() && store.get::<Network>(&uid).is_none() => {}
+                Heard::Gone(uid) => link_changed(drifts, &store, uid),
+                Heard::Port(tap) => {
+                    // The name of a TAP ends in the beginning of its port's uid.
+                    let short =
+                        tap.as_str().len().checked_sub(TAP_UID_BYTES).and_then(|at| tap.as_str().get(at..));
+                    let ports = short.map(|short| store.starting_with::<Port>(short)).unwrap_or_default();
+                    let concerned = ports.into_iter().filter(|port| port.spec.tap == tap);
+                    concerned.for_each(|port| drifts.ports.object(port.meta.uid.clone()));
                 }
-                Heard::Port(_) => drifts.ports.everything(),
                 Heard::Host => drifts.networks.everything(),
                 Heard::Everything => {
                     drifts.networks.everything();
@@ -392,6 +401,20 @@ fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: Store) {
             });
         }
     });
+}
+
+/// Tells whoever the link with this mark belongs to.
+fn link_changed(drifts: &Drifts, store: &Store, uid: Uid) {
+    let port = store.get::<Port>(&uid);
+    // A link without a record may be of either kind.
+    if port.is_none() {
+        drifts.networks.object(uid.clone());
+    }
+    // A running guest may have lost its TAP.
+    if let Some(owner) = port.and_then(|port| port.meta.owner.clone()) {
+        drifts.instances.object(owner.uid);
+    }
+    drifts.ports.object(uid);
 }
 
 /// Passes on where connections came and went, to the instances that may go to standby by it.

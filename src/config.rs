@@ -36,6 +36,10 @@ pub struct Config {
     pub gateway: Cidr,
     /// Name servers handed to guests.
     pub dns: Vec<Ipv4Addr>,
+    /// TCP and UDP ports of the host that guests may reach at the gateway's address, besides DNS.
+    pub guest_host_ports: Vec<u16>,
+    /// Private, link-local and other special networks that guests may reach, such as `192.168.7.0/24`.
+    pub guest_networks: Vec<Cidr>,
     /// Name of our nft tables.
     pub table: String,
     /// Start of our TAPs' names; at most 5 characters.
@@ -72,6 +76,8 @@ impl Default for Config {
             bridge: "stead0".parse().expect("a valid constant"),
             gateway: parsed,
             dns: vec![Ipv4Addr::new(1, 1, 1, 1)],
+            guest_host_ports: Vec::new(),
+            guest_networks: Vec::new(),
             table: "stead".to_owned(),
             tap_prefix: "st".to_owned(),
             image_concurrency: 2,
@@ -109,6 +115,8 @@ pub struct Effective {
 
 /// A nft table's name is one word.
 const TABLE_BYTES_MAX: usize = 32;
+/// Each entry is a firewall rule that packets are compared with.
+const GUEST_REACH_MAX: usize = 64;
 /// What is left of 15 characters beside the ten of a uid.
 const TAP_PREFIX_BYTES_MAX: usize = 5;
 
@@ -182,6 +190,14 @@ impl Config {
             }
             Ok(_) => {}
             Err(error) => problems.push(format!("resync: {error}")),
+        }
+        if self.guest_host_ports.len() > GUEST_REACH_MAX || self.guest_networks.len() > GUEST_REACH_MAX {
+            problems.push(format!(
+                "guest_host_ports, guest_networks: must have at most {GUEST_REACH_MAX} entries"
+            ));
+        }
+        if self.guest_host_ports.contains(&0) {
+            problems.push("guest_host_ports: must be from 1 to 65535".to_owned());
         }
         for (key, path) in [("data_dir", &self.data_dir), ("run_dir", &self.run_dir)] {
             if !path.is_absolute() {

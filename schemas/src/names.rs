@@ -3,6 +3,7 @@
 //! Sources: contract.md 2.1 for names and ids, the OCI distribution specification for references,
 //! Linux IFNAMSIZ for link names.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -77,6 +78,13 @@ impl Uid {
     #[must_use]
     pub fn short(&self) -> &str {
         &self.0[..10]
+    }
+}
+
+/// A uid orders and compares as its text does, so that maps by uid can be searched by a prefix.
+impl Borrow<str> for Uid {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

@@ -30,6 +30,18 @@ pub struct NetworkSpec {
     pub dns: Vec<Ipv4Addr>,
     /// Name of our nft tables (`inet` and `bridge` families).
     pub table: String,
+    #[serde(default)]
+    pub reach: GuestReach,
+}
+
+/// The parts of the host and of private networks that guests may reach. Everything else of them is refused;
+/// public addresses are reached by all guests.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestReach {
+    /// TCP and UDP ports of the host at the gateway's address, besides DNS.
+    pub host_ports: Vec<u16>,
+    /// Private, link-local or other special networks that the host routes to.
+    pub networks: Vec<Cidr>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -2,6 +2,7 @@
 
 pub mod boot_files;
 pub mod cgroup;
+mod conntrack_forget;
 pub mod disks;
 pub mod doors;
 pub(crate) mod files;
@@ -15,7 +16,9 @@ mod marks;
 pub mod monitor;
 pub mod netlink;
 pub mod nft;
+mod nft_cache;
 mod nft_generation;
+mod nft_ports;
 mod nft_rules;
 mod notices;
 pub mod oci;

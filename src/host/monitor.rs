@@ -37,8 +37,10 @@ const REPORTS_MAX: usize = 64;
 /// Something may have changed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Heard {
-    /// What carries this object's mark.
+    /// A link that carries this object's mark.
     Owner(Uid),
+    /// A link that carried this object's mark, and was removed.
+    Gone(Uid),
     /// The rule of the port on this interface, or its place on a bridge. It may be no port of ours:
     /// these messages bear no mark.
     Port(LinkName),
@@ -120,9 +122,15 @@ fn links_source(scope: Scope) -> io::Result<Source> {
 
 fn heard_of_link(scope: &Scope, payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Heard> {
     match payload {
-        NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message),
-        ) => links_seen::heard(&message, scope),
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => {
+            links_seen::heard(&message, scope)
+        }
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) => {
+            links_seen::heard(&message, scope).map(|heard| match heard {
+                Heard::Owner(uid) => Heard::Gone(uid),
+                other => other,
+            })
+        }
         NetlinkPayload::InnerMessage(
             RouteNetlinkMessage::NewAddress(_)
             | RouteNetlinkMessage::DelAddress(_)

@@ -7,6 +7,7 @@
 //! Assumes: the network namespace of the thread that calls [`Netlink::new`] is the one meant.
 //! Never: caches what the kernel said.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -233,10 +234,12 @@ impl Netlink {
 impl Links for Netlink {
     async fn list(&self) -> Result<Vec<Link>, HostError> {
         let all = self.dump().await?;
+        let names: BTreeMap<u32, &LinkName> =
+            all.iter().filter_map(|seen| Some((seen.index, seen.name.as_ref()?))).collect();
         let mut links = Vec::new();
         for seen in all.iter().filter(|seen| seen.owner(self.scope()).is_some()) {
-            let master = all.iter().find(|other| Some(other.index) == seen.master);
-            links.extend(self.link(seen, master.and_then(|master| master.name.clone())).await?);
+            let master = seen.master.and_then(|index| names.get(&index));
+            links.extend(self.link(seen, master.map(|&name| name.clone())).await?);
         }
         Ok(links)
     }

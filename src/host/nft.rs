@@ -5,7 +5,7 @@
 //! What intact tables look like is not guessed: the same `nft` loads them once into an empty
 //! network namespace of its own and lists them; what it lists here must be equal, but for handles
 //! and ports. So neither a flush, a foreign rule nor another version of `nft` can mislead.
-//! Assumes: the network namespace of the calling thread; programs `nft`, `unshare`, `conntrack`.
+//! Assumes: the network namespace of the calling thread; programs `nft` and `unshare`.
 //! Cancel/crash: a transaction happens as a whole or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,15 +14,18 @@ use std::net::Ipv4Addr;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
-use nftables::batch::Batch;
 use nftables::schema::Nftables;
 use serde_json::Value;
 use stead_controllers::host::{Firewall, FirewallRules, FirewallSeen, HostError, HostErrorKind, PortRule};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-use tokio::sync::Mutex;
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{Mutex, oneshot};
 
+use super::conntrack_forget;
+use super::nft_cache::{Cache, Listed, PortChange, Tables};
 use super::nft_generation::generation;
+use super::nft_ports::{self, PortQueue, abandoned, outcome};
 use super::nft_rules;
 
 /// nft's own bound of an identifier that every version takes.
@@ -36,22 +39,14 @@ pub struct Nft(Arc<Inner>);
 struct Inner {
     /// Held by writers, so that `replace` does not drop a port that is added meanwhile.
     writing: Mutex<()>,
-    /// What intact tables look like: a pure function of the rules and the installed `nft`, which
-    /// is why it may be kept. By table name, since that is configured once.
-    expected: StdMutex<BTreeMap<String, (FirewallRules, Tables)>>,
-    seen: StdMutex<Seen>,
+    /// Held by whoever lists, so that many who ask at once share one listing.
+    listing: Mutex<()>,
+    /// The listing of intact tables. It is a pure function of the rules and the installed `nft`, so that
+    /// it can be kept. By table name, since that is configured once.
+    expected: StdMutex<BTreeMap<String, (FirewallRules, Arc<Tables>)>>,
+    cache: StdMutex<Cache>,
+    queue: PortQueue,
 }
-
-/// What was found of one generation of all tables, which no change passes by.
-#[derive(Debug, Default)]
-struct Seen {
-    generation: u32,
-    listed: BTreeMap<String, Arc<Listed>>,
-    ports: BTreeSet<(String, PortRule)>,
-}
-
-/// The objects of both tables by family, kind and chain or name; rules in order. No ports.
-type Tables = BTreeMap<(String, String, String), Vec<Value>>;
 
 impl Nft {
     #[must_use]
@@ -59,7 +54,7 @@ impl Nft {
         Self::default()
     }
 
-    async fn expected(&self, rules: &FirewallRules) -> Result<Tables, HostError> {
+    async fn expected(&self, rules: &FirewallRules) -> Result<Arc<Tables>, HostError> {
         let known = self.0.expected.lock().unwrap_or_else(PoisonError::into_inner).get(&rules.table).cloned();
         if let Some((_, tables)) = known.filter(|(of, _)| of == rules) {
             return Ok(tables);
@@ -71,6 +66,7 @@ impl Nft {
         let listed =
             listed.map_err(|failure| failure.into_error("learn the listing of table", &rules.table))?;
         let (tables, _) = parse(&listed, &rules.table)?;
+        let tables = Arc::new(tables);
         let mut known = self.0.expected.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(rules.table.clone(), (rules.clone(), tables.clone()));
         Ok(tables)
@@ -87,26 +83,28 @@ impl Nft {
         done.map(drop).map_err(|failure| failure.into_error(operation, table))
     }
 
-    /// What was found of this generation; nothing without one, or of another.
-    fn seen(&self, generation: u32) -> MutexGuard<'_, Seen> {
-        let mut seen = self.0.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.generation != generation {
-            *seen = Seen { generation, ..Seen::default() };
-        }
-        seen
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.0.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As `listed`, or as it was when nothing has changed since.
-    async fn listed_or_seen(&self, table: &str) -> Result<Arc<Listed>, HostError> {
-        // Before the listing: what changes meanwhile is another generation's.
-        let Ok(generation) = generation() else { return Ok(Arc::new(self.listed(table).await?)) };
-        let seen = self.seen(generation).listed.get(table).cloned();
-        if let Some(listed) = seen {
-            return Ok(listed);
+    /// Calls `read` with the content of the table: the kept one, unless another program changed a table since.
+    async fn with_listed<T>(&self, table: &str, mut read: impl FnMut(&Listed) -> T) -> Result<T, HostError> {
+        let mut kept = || self.cache().at(generation().ok()?, table, &mut read);
+        if let Some(found) = kept() {
+            return Ok(found);
         }
-        let listed = Arc::new(self.listed(table).await?);
-        self.seen(generation).listed.insert(table.to_owned(), listed.clone());
-        Ok(listed)
+        let _listing = self.0.listing.lock().await;
+        if let Some(found) = kept() {
+            return Ok(found);
+        }
+        // Taken before the listing: a change meanwhile makes another count.
+        let before = generation();
+        let listed = self.listed(table).await?;
+        let found = read(&listed);
+        if let Ok(before) = before {
+            self.cache().keep(before, table, listed);
+        }
+        Ok(found)
     }
 
     /// What is loaded of both tables, and how many of them there are.
@@ -117,78 +115,105 @@ impl Nft {
         let (mut tables, _) = parse(&inet.unwrap_or_default(), table)?;
         let (of_bridge, ports) = parse(&bridge.unwrap_or_default(), table)?;
         tables.extend(of_bridge);
-        Ok(Listed { is_there, tables, ports })
+        Ok(Listed { is_there, tables: Arc::new(tables), ports })
+    }
+
+    /// Makes a change of the set of ports, together with those that wait at that moment.
+    async fn change_port(&self, table: &str, change: PortChange) -> Result<(), HostError> {
+        check(table)?;
+        let mut answer = self.0.queue.push(table, change);
+        let _writing = self.0.writing.lock().await;
+        // A change that another caller's transaction made has its answer already.
+        while let Err(TryRecvError::Empty) = answer_of(&mut answer) {
+            let (changes, replies): (Vec<_>, Vec<_>) = self.0.queue.take(table).into_iter().unzip();
+            if changes.is_empty() {
+                break;
+            }
+            let made = self.make(table, &changes).await;
+            for (reply, done) in replies.into_iter().zip(made) {
+                // A caller that went away is told nothing.
+                let _ = reply.send(done);
+            }
+        }
+        answer.await.unwrap_or_else(|_| Err(abandoned(table)))
+    }
+
+    /// One transaction; when it is refused, one for each change, so that the refused one is known.
+    async fn make(&self, table: &str, changes: &[PortChange]) -> Vec<Result<(), HostError>> {
+        let done = self.transact(table, changes).await;
+        if done.is_ok() {
+            return changes.iter().map(|_| Ok(())).collect();
+        }
+        if let [change] = changes {
+            return vec![outcome(change, done)];
+        }
+        let mut all = Vec::with_capacity(changes.len());
+        for change in changes {
+            all.push(outcome(change, self.transact(table, std::slice::from_ref(change)).await));
+        }
+        all
+    }
+
+    async fn transact(&self, table: &str, changes: &[PortChange]) -> Result<(), HostError> {
+        let before = generation();
+        self.apply("change the ports of table", table, &nft_ports::batch(table, changes)).await?;
+        match (before, generation()) {
+            (Ok(before), Ok(after)) => self.cache().changed(before, after, table, changes),
+            _ => self.cache().clear(),
+        }
+        let removed = changes.iter().filter_map(|change| match change {
+            PortChange::Remove(rule) => Some(rule.address),
+            PortChange::Add(_) => None,
+        });
+        let removed: BTreeSet<Ipv4Addr> = removed.collect();
+        if removed.is_empty() {
+            return Ok(());
+        }
+        // From here on nothing new is let in. What was let in is forgotten, so that the next guest of
+        // this address does not get the answers meant for this one.
+        let forgotten = conntrack_forget::forget(&removed).await;
+        forgotten.map_err(|error| HostError::io("forget connections of", format!("{removed:?}"), error))
     }
 }
 
-#[derive(Debug)]
-struct Listed {
-    is_there: bool,
-    tables: Tables,
-    ports: Vec<PortRule>,
+fn answer_of<T>(answer: &mut oneshot::Receiver<T>) -> Result<(), TryRecvError> {
+    if answer.is_empty() && !answer.is_terminated() { Err(TryRecvError::Empty) } else { Ok(()) }
 }
 
 impl Firewall for Nft {
     async fn inspect(&self, rules: &FirewallRules) -> Result<Option<FirewallSeen>, HostError> {
         check(&rules.table)?;
-        let listed = self.listed_or_seen(&rules.table).await?;
-        if !listed.is_there {
+        let (is_there, tables, ports) = self
+            .with_listed(&rules.table, |listed| {
+                let ports: Vec<PortRule> = listed.ports.iter().cloned().collect();
+                (listed.is_there, listed.tables.clone(), ports)
+            })
+            .await?;
+        if !is_there {
             return Ok(None);
         }
-        let is_intact = listed.tables == self.expected(rules).await?;
-        Ok(Some(FirewallSeen { is_intact, ports: listed.ports.clone() }))
+        let is_intact = tables == self.expected(rules).await?;
+        Ok(Some(FirewallSeen { is_intact, ports }))
     }
 
     async fn has_port(&self, table: &str, port: &PortRule) -> Result<bool, HostError> {
         check(table)?;
-        let generation = generation().ok();
-        let key = (table.to_owned(), port.clone());
-        if generation.is_some_and(|generation| self.seen(generation).ports.contains(&key)) {
-            return Ok(true);
-        }
-        let PortRule { tap, mac, address } = port;
-        let element = format!("{{ \"{tap}\" . {mac} . {address} }}");
-        match run("nft", &["-j", "get", "element", "bridge", table, nft_rules::PORTS, &element], None).await {
-            Ok(_) => {
-                if let Some(generation) = generation {
-                    self.seen(generation).ports.insert(key);
-                }
-                Ok(true)
-            }
-            Err(failure) if failure.is_missing() => Ok(false),
-            Err(failure) => Err(failure.into_error("inspect a port of table", table)),
-        }
+        self.with_listed(table, |listed| listed.ports.contains(port)).await
     }
 
     async fn replace(&self, rules: &FirewallRules) -> Result<(), HostError> {
         check(&rules.table)?;
         let _writing = self.0.writing.lock().await;
-        let ports = self.listed(&rules.table).await?.ports;
+        let ports: Vec<PortRule> = self.listed(&rules.table).await?.ports.into_iter().collect();
         self.apply("load table", &rules.table, &nft_rules::replace(rules, &ports)).await
     }
 
     async fn add_port(&self, table: &str, port: &PortRule) -> Result<(), HostError> {
-        check(table)?;
-        let mut batch = Batch::new();
-        batch.add(nft_rules::element(table, std::slice::from_ref(port)));
-        let _writing = self.0.writing.lock().await;
-        self.apply("add a port to table", table, &batch.to_nftables()).await
+        self.change_port(table, PortChange::Add(port.clone())).await
     }
 
     async fn remove_port(&self, table: &str, port: &PortRule) -> Result<(), HostError> {
-        check(table)?;
-        let mut batch = Batch::new();
-        batch.delete(nft_rules::element(table, std::slice::from_ref(port)));
-        {
-            let _writing = self.0.writing.lock().await;
-            match self.apply("remove a port from table", table, &batch.to_nftables()).await {
-                Err(error) if error.kind == HostErrorKind::Missing => {}
-                done => done?,
-            }
-        }
-        // From here on nothing new is let in; what was is forgotten, so that the next guest of
-        // this address does not get the answers meant for this one.
-        forget_connections(port.address).await
+        self.change_port(table, PortChange::Remove(port.clone())).await
     }
 
     async fn remove(&self, table: &str) -> Result<(), HostError> {
@@ -225,11 +250,11 @@ async fn list(family: &str, table: &str) -> Result<Option<String>, HostError> {
 }
 
 /// Takes listings apart: what must be equal, and the ports.
-fn parse(listings: &str, table: &str) -> Result<(Tables, Vec<PortRule>), HostError> {
+fn parse(listings: &str, table: &str) -> Result<(Tables, BTreeSet<PortRule>), HostError> {
     let unreadable = |why: String| {
         HostError::new(HostErrorKind::Unsupported, "read the listing of table", table).because(why)
     };
-    let (mut tables, mut ports) = (Tables::new(), Vec::new());
+    let (mut tables, mut ports) = (Tables::new(), BTreeSet::new());
     for listing in serde_json::Deserializer::from_str(listings).into_iter::<Value>() {
         let mut listing = listing.map_err(|error| unreadable(error.to_string()))?;
         let objects = listing.get_mut("nftables").and_then(Value::as_array_mut).map(std::mem::take);
@@ -251,7 +276,6 @@ fn parse(listings: &str, table: &str) -> Result<(Tables, Vec<PortRule>), HostErr
             tables.entry((family, kind, key)).or_default().push(body);
         }
     }
-    ports.sort();
     Ok((tables, ports))
 }
 
@@ -266,19 +290,6 @@ fn port_of(element: &Value) -> Option<PortRule> {
         mac: mac.as_str()?.parse().ok()?,
         address: address.as_str()?.parse().ok()?,
     })
-}
-
-async fn forget_connections(address: Ipv4Addr) -> Result<(), HostError> {
-    let address = address.to_string();
-    let forget = async |side| match run("conntrack", &["-D", side, &address], None).await {
-        Ok(_) => Ok(()),
-        // Its way to say that there were none.
-        Err(Failure::Said(said)) if said.contains("0 flow entries have been deleted") => Ok(()),
-        Err(failure) => Err(failure.into_error("forget connections of", &address)),
-    };
-    // Each waits for the kernel more than it works.
-    let (from, to) = tokio::join!(forget("--orig-src"), forget("--orig-dst"));
-    from.and(to)
 }
 
 /// How a program failed.

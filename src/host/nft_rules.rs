@@ -1,25 +1,28 @@
 //! The text of our nft tables: what guests may send, to whom, and as whom.
 //!
 //! ```text
-//! bridge prerouting  frames from our TAPs: only ARP and IPv4, only as set `ports` says
+//! bridge prerouting  frames from our TAPs: only ARP and unicast IPv4, only as set `ports` says
 //!        input       nothing to link-local hardware addresses: those would pass the bridge by
 //!        forward     nothing from TAP to TAP (besides port isolation)
-//! inet   input       guests reach the gateway address, and answers to what the host asked; nothing else
-//!        forward     no guest to guest, no forged source, no IPv6; inward only answers
+//! inet   input       guests reach DNS and configured ports at the gateway address, and answer what the host asked
+//!        forward     no guest to guest, no forged source, no IPv6, no special networks but configured ones, a bound
+//!                    of connections for each guest; inward only answers
 //!        postrouting guests leave with the host's address
 //! ```
 //! A frame of ours is known by the device group of its TAP, which is set before the TAP is raised:
 //! with no rule loaded for it, it is dropped.
 
 use std::borrow::Cow;
+use std::net::Ipv4Addr;
 
 use nftables::batch::Batch;
 use nftables::expr::{
-    BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
+    BinaryOperation, CT, Elem, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
+    SetItem,
 };
 use nftables::schema::{Chain, Element, NfListObject, Nftables, Rule, Set, SetType, SetTypeValue, Table};
-use nftables::stmt::{JumpTarget, Match, Operator, Statement};
-use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
+use nftables::stmt::{CTCount, JumpTarget, Limit, Match, Meter, Operator, Reject, RejectType, Statement};
+use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 use stead_controllers::host::{FirewallRules, PortRule};
 use stead_schemas::network::Cidr;
 
@@ -38,6 +41,30 @@ const PRIORITY_BRIDGE_FILTER: i32 = -200;
 const PRIORITY_FILTER: i32 = -10;
 /// `srcnat`.
 const PRIORITY_SOURCE_NAT: i32 = 100;
+
+const DNS_PORT: u16 = 53;
+/// Tracked connections of one guest at once. The kernel's table has 262,144 entries by default, for the host
+/// and all guests.
+const GUEST_CONNECTIONS_MAX: u32 = 8192;
+/// Broadcast and multicast frames of one guest within a second; a guest that boots sends a few.
+const BROADCASTS_PER_SECOND: u32 = 64;
+/// Time after which a TAP that sends no broadcasts is forgotten by their meter, in seconds.
+const METER_SECONDS: u32 = 60;
+/// Networks that are not of the public Internet (IANA's special-purpose registry): a host's own networks, the
+/// metadata services of clouds, loopback, multicast. Guests reach them only where the configuration says so.
+const SPECIAL_NETWORKS: [(Ipv4Addr, u8); 10] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(198, 18, 0, 0), 15),
+    // Multicast, and everything above it.
+    (Ipv4Addr::new(224, 0, 0, 0), 3),
+];
 
 type Text = Expression<'static>;
 type Step = Statement<'static>;
@@ -89,32 +116,68 @@ fn removal(table: &str) -> Batch<'static> {
 
 fn inet_chains(inet: &mut Tables<'_>, rules: &FirewallRules) {
     let bridge = || text(rules.bridge.to_string());
-    let from_guest = || is(meta(MetaKey::Iifname), bridge());
-    let to_guest = || is(meta(MetaKey::Oifname), bridge());
-    let is_answer = || state(&["established", "related"]);
-    let of_tap = || is(meta(MetaKey::Iifgroup), group(rules));
-
-    inet.base("input", NfChainType::Filter, NfHook::Input, PRIORITY_FILTER);
-    inet.rule("input", vec![of_tap(), Step::Drop(None)]);
-    inet.rule("input", vec![from_guest(), state(&["invalid"]), Step::Drop(None)]);
-    inet.rule("input", vec![from_guest(), is_answer(), Step::Accept(None)]);
-    let gateway = text(rules.subnet.address.to_string());
-    inet.rule("input", vec![from_guest(), is(ip("daddr"), gateway), Step::Accept(None)]);
-    inet.rule("input", vec![from_guest(), Step::Drop(None)]);
-
-    inet.base("forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);
-    inet.rule("forward", vec![of_tap(), Step::Drop(None)]);
-    inet.rule("forward", vec![from_guest(), to_guest(), Step::Drop(None)]);
-    inet.rule("forward", vec![from_guest(), is(meta(MetaKey::Nfproto), text("ipv6")), Step::Drop(None)]);
-    let forged = compare(Operator::NEQ, ip("saddr"), prefix(rules.subnet));
-    inet.rule("forward", vec![from_guest(), forged, Step::Drop(None)]);
-    inet.rule("forward", vec![from_guest(), state(&["invalid"]), Step::Drop(None)]);
-    inet.rule("forward", vec![to_guest(), is_answer(), Step::Accept(None)]);
-    inet.rule("forward", vec![to_guest(), Step::Drop(None)]);
+    inet_input(inet, rules);
+    inet_forward(inet, rules);
 
     inet.base("postrouting", NfChainType::NAT, NfHook::Postrouting, PRIORITY_SOURCE_NAT);
     let leaves = compare(Operator::NEQ, meta(MetaKey::Oifname), bridge());
     inet.rule("postrouting", vec![is(ip("saddr"), prefix(rules.subnet)), leaves, Step::Masquerade(None)]);
+}
+
+/// What guests may reach on the host.
+fn inet_input(inet: &mut Tables<'_>, rules: &FirewallRules) {
+    let from_guest = || is(meta(MetaKey::Iifname), text(rules.bridge.to_string()));
+    let of_tap = || is(meta(MetaKey::Iifgroup), group(rules));
+    inet.base("input", NfChainType::Filter, NfHook::Input, PRIORITY_FILTER);
+    inet.rule("input", vec![of_tap(), Step::Drop(None)]);
+    inet.rule("input", vec![from_guest(), state(&["invalid"]), Step::Drop(None)]);
+    inet.rule("input", vec![from_guest(), state(&["established", "related"]), Step::Accept(None)]);
+    let gateway = text(rules.subnet.address.to_string());
+    let is_elsewhere = compare(Operator::NEQ, ip("daddr"), gateway);
+    inet.rule("input", vec![from_guest(), is_elsewhere, Step::Drop(None)]);
+    inet.rule("input", vec![from_guest(), too_many_connections("to_host"), Step::Drop(None)]);
+    let is_ping = is(field("icmp", "type"), text("echo-request"));
+    inet.rule("input", vec![from_guest(), is_ping, Step::Accept(None)]);
+    let mut ports = vec![DNS_PORT];
+    ports.extend(&rules.reach.host_ports);
+    ports.sort_unstable();
+    ports.dedup();
+    for protocol in ["udp", "tcp"] {
+        let all = ports.iter().map(|&port| Expression::Number(port.into()));
+        let is_open = is(field(protocol, "dport"), set(all));
+        inet.rule("input", vec![from_guest(), is_open, Step::Accept(None)]);
+    }
+    inet.rule("input", vec![from_guest(), refuse()]);
+}
+
+/// Where guests may go, and what may come to them.
+fn inet_forward(inet: &mut Tables<'_>, rules: &FirewallRules) {
+    let from_guest = || is(meta(MetaKey::Iifname), text(rules.bridge.to_string()));
+    let to_guest = || is(meta(MetaKey::Oifname), text(rules.bridge.to_string()));
+    let of_tap = || is(meta(MetaKey::Iifgroup), group(rules));
+    inet.base("forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);
+    inet.rule("forward", vec![of_tap(), Step::Drop(None)]);
+    inet.rule("forward", vec![from_guest(), to_guest(), Step::Drop(None)]);
+    inet.rule("forward", vec![from_guest(), is(meta(MetaKey::Nfproto), text("ipv6")), Step::Drop(None)]);
+    let is_forged = compare(Operator::NEQ, ip("saddr"), prefix(rules.subnet));
+    inet.rule("forward", vec![from_guest(), is_forged, Step::Drop(None)]);
+    inet.rule("forward", vec![from_guest(), state(&["invalid"]), Step::Drop(None)]);
+    let is_new = || state(&["new"]);
+    inet.rule("forward", vec![from_guest(), is_new(), too_many_connections("outward"), Step::Drop(None)]);
+    for server in &rules.dns {
+        for protocol in ["udp", "tcp"] {
+            let is_server = is(ip("daddr"), text(server.to_string()));
+            let is_dns = is(field(protocol, "dport"), Expression::Number(DNS_PORT.into()));
+            inet.rule("forward", vec![from_guest(), is_server, is_dns, Step::Accept(None)]);
+        }
+    }
+    for network in &rules.reach.networks {
+        inet.rule("forward", vec![from_guest(), is(ip("daddr"), prefix(*network)), Step::Accept(None)]);
+    }
+    let special = SPECIAL_NETWORKS.iter().map(|&(address, length)| prefix_of(address, length));
+    inet.rule("forward", vec![from_guest(), is(ip("daddr"), set(special)), refuse()]);
+    inet.rule("forward", vec![to_guest(), state(&["established", "related"]), Step::Accept(None)]);
+    inet.rule("forward", vec![to_guest(), Step::Drop(None)]);
 }
 
 fn bridge_chains(bridge: &mut Tables<'_>, rules: &FirewallRules) {
@@ -129,10 +192,20 @@ fn bridge_chains(bridge: &mut Tables<'_>, rules: &FirewallRules) {
     };
     bridge.ports();
     bridge.chain(GUESTS);
+    // A guest is alone on its part of the bridge: what it sends to all reaches the host only, and a flood
+    // of it costs the host's processor.
+    let to_group = || {
+        let bit = || text("01:00:00:00:00:00");
+        let masked = BinaryOperation::AND(field("ether", "daddr"), bit());
+        is(Expression::BinaryOperation(Box::new(masked)), bit())
+    };
+    bridge.rule(GUESTS, vec![to_group(), too_many_broadcasts(), Step::Drop(None)]);
     // Both the frame's sender and the one that ARP names; the types of frames are implied by nft.
     let asks = may_send(field("ether", "saddr"), field("arp", "saddr ip"));
     let names_itself = may_send(field("arp", "saddr ether"), field("arp", "saddr ip"));
     bridge.rule(GUESTS, vec![asks, names_itself, Step::Accept(None)]);
+    // ARP is all that guests need of broadcasts.
+    bridge.rule(GUESTS, vec![to_group(), Step::Drop(None)]);
     bridge.rule(GUESTS, vec![may_send(field("ether", "saddr"), ip("saddr")), Step::Accept(None)]);
     // Also VLAN tags, IPv6, spanning tree and whatever else there is.
     bridge.rule(GUESTS, vec![Step::Drop(None)]);
@@ -226,6 +299,43 @@ fn state(names: &[&'static str]) -> Step {
     compare(Operator::IN, left, Expression::List(names))
 }
 
+/// Matches the packet that would be one tracked connection too many of its guest. A meter's name is of one rule.
+fn too_many_connections(meter: &'static str) -> Step {
+    let count = CTCount { val: Expression::Number(GUEST_CONNECTIONS_MAX), inv: Some(true) };
+    let stmt = Box::new(Statement::CTCount(count));
+    Statement::Meter(Meter { name: meter.into(), key: ip("saddr"), stmt })
+}
+
+/// Matches the frame that is one too many within a second at its TAP.
+fn too_many_broadcasts() -> Step {
+    let limit = Limit {
+        rate: BROADCASTS_PER_SECOND,
+        rate_unit: None,
+        per: Some("second".into()),
+        burst: Some(BROADCASTS_PER_SECOND),
+        burst_unit: None,
+        inv: Some(true),
+    };
+    let key = Expression::Named(NamedExpression::Elem(Elem {
+        val: Box::new(meta(MetaKey::Iifname)),
+        timeout: Some(METER_SECONDS),
+        expires: None,
+        comment: None,
+        counter: None,
+    }));
+    let stmt = Box::new(Statement::Limit(limit));
+    Statement::Meter(Meter { name: "broadcasts".into(), key, stmt })
+}
+
+/// Refuses a packet with an answer, so that a guest's program fails at once.
+fn refuse() -> Step {
+    Statement::Reject(Some(Reject::new(Some(RejectType::ICMP), Some(RejectCode::AdminProhibited))))
+}
+
+fn set(items: impl Iterator<Item = Text>) -> Text {
+    Expression::Named(NamedExpression::Set(items.map(SetItem::Element).collect()))
+}
+
 fn text(value: impl Into<Cow<'static, str>>) -> Text {
     Expression::String(value.into())
 }
@@ -244,8 +354,12 @@ fn ip(name: &'static str) -> Text {
 }
 
 fn prefix(subnet: Cidr) -> Text {
-    let addr = Box::new(text(subnet.network().to_string()));
-    Expression::Named(NamedExpression::Prefix(Prefix { addr, len: u32::from(subnet.prefix) }))
+    prefix_of(subnet.network(), subnet.prefix)
+}
+
+fn prefix_of(address: Ipv4Addr, length: u8) -> Text {
+    let addr = Box::new(text(address.to_string()));
+    Expression::Named(NamedExpression::Prefix(Prefix { addr, len: u32::from(length) }))
 }
 
 fn group(rules: &FirewallRules) -> Text {

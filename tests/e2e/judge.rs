@@ -170,6 +170,8 @@ fn tables(records: &Records) -> Vec<FirewallRules> {
             table: spec.table.clone(),
             bridge: spec.bridge.clone(),
             subnet: spec.gateway,
+            dns: spec.dns.clone(),
+            reach: spec.reach.clone(),
         })
         .collect()
 }

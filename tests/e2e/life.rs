@@ -56,9 +56,12 @@ fn a_guest_reaches_its_host_and_not_its_neighbour() {
         assert!(said.contains("welcome"), "{said}");
 
         let listener = TcpListener::bind((GATEWAY, 8081)).expect("the bridge has its address");
+        // A service of the host that guests were not given.
+        let _closed = TcpListener::bind(("0.0.0.0", 8082)).expect("the port is free");
         let ask = format!(
             "ping -c 1 -W 5 {GATEWAY} >/dev/null && echo ping-host-yes || echo ping-host-no
              echo hello from $(hostname) | nc -w 5 {GATEWAY} 8081
+             nc -w 3 {GATEWAY} 8082 </dev/null && echo closed-port-yes || echo closed-port-no
              ping -c 2 -W 2 {server} >/dev/null && echo ping-neighbour-yes || echo ping-neighbour-no
              nc -w 3 {server} 80 </dev/null && echo tcp-neighbour-yes || echo tcp-neighbour-no
              echo asked"
@@ -77,7 +80,7 @@ fn a_guest_reaches_its_host_and_not_its_neighbour() {
         let client = site.get("client").await;
         assert_eq!(client["network"]["ip"], from.as_str());
         let console = site.until_console(&id, "asked").await;
-        for answer in ["ping-host-yes", "ping-neighbour-no", "tcp-neighbour-no"] {
+        for answer in ["ping-host-yes", "closed-port-no", "ping-neighbour-no", "tcp-neighbour-no"] {
             assert!(console.contains(answer), "{answer}:\n{console}");
         }
         settles_when_ended(&mut site).await;

@@ -11,7 +11,7 @@ use crate::guest::{
 };
 use crate::namespace::{in_namespace, link_name, shell};
 
-fn rule(number: u8) -> PortRule {
+pub(crate) fn rule(number: u8) -> PortRule {
     let address = Ipv4Addr::new(10, 99, 0, number);
     PortRule { tap: link_name(&format!("st-tap.{number}")), mac: Mac::of_address(address), address }
 }
@@ -242,6 +242,7 @@ fn guests_leave_with_the_hosts_address_and_only_answers_come_back() {
             tag: None,
             from: outside,
             to,
+            to_port: PORT,
             text: text.to_owned(),
         };
         uplink.send(

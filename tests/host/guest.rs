@@ -12,7 +12,7 @@ use stead::host::nft::Nft;
 use stead::host::tap;
 use stead_controllers::host::{Firewall, FirewallRules, LinkChange, LinkKind, LinkPlan, Links, PortRule};
 use stead_schemas::names::LinkName;
-use stead_schemas::network::{Cidr, Mac};
+use stead_schemas::network::{Cidr, GuestReach, Mac};
 
 use crate::namespace::{PATIENCE, link_name, netlink, shell, uid};
 
@@ -35,7 +35,9 @@ pub(crate) fn bridge() -> LinkName {
 
 pub(crate) fn rules() -> FirewallRules {
     let subnet = Cidr { address: GATEWAY, prefix: 24 };
-    FirewallRules { table: TABLE.to_owned(), bridge: bridge(), subnet }
+    // The port at which the tests listen on the host.
+    let reach = GuestReach { host_ports: vec![PORT], networks: Vec::new() };
+    FirewallRules { table: TABLE.to_owned(), bridge: bridge(), subnet, dns: Vec::new(), reach }
 }
 
 impl Network {
@@ -143,6 +145,7 @@ impl Guest {
             tag: None,
             from: self.rule.address,
             to,
+            to_port: PORT,
             text: text.to_owned(),
         }
     }
@@ -167,7 +170,7 @@ impl Guest {
     }
 }
 
-/// A UDP datagram of port [`PORT`] in an Ethernet frame.
+/// A UDP datagram from port [`PORT`] in an Ethernet frame.
 #[derive(Clone)]
 pub(crate) struct Frame {
     pub(crate) to_mac: Mac,
@@ -176,6 +179,7 @@ pub(crate) struct Frame {
     pub(crate) tag: Option<u16>,
     pub(crate) from: Ipv4Addr,
     pub(crate) to: Ipv4Addr,
+    pub(crate) to_port: u16,
     pub(crate) text: String,
 }
 
@@ -197,7 +201,7 @@ impl Frame {
         bytes.extend([0x08, 0x00]);
         bytes.extend(ip);
         // No UDP checksum, as IPv4 allows.
-        bytes.extend([PORT, PORT, udp_length, 0].map(u16::to_be_bytes).concat());
+        bytes.extend([PORT, self.to_port, udp_length, 0].map(u16::to_be_bytes).concat());
         bytes.extend(self.text.as_bytes());
         bytes
     }

@@ -7,17 +7,17 @@ use stead::host::monitor::{Heard, monitor_table};
 use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::store::{CuidIds, SystemClock};
-use stead_controllers::host::{Firewall, Links, PortRule};
+use stead_controllers::host::{Firewall, FirewallRules, Links, PortRule};
 use stead_controllers::network::NetworkReconciler;
 use stead_controllers::port::{self, PortReconciler};
 use stead_controllers::runtime::{Drift, NoBoundary, Runner, RunnerConfig};
 use stead_controllers::store::{Kinds, MemoryKv, New, PlainSealer, Store, TxError};
 use stead_schemas::condition::is_ready;
 use stead_schemas::names::{Name, Uid};
-use stead_schemas::network::{Cidr, Mac, Network, NetworkSpec, Port, PortSpec};
+use stead_schemas::network::{Mac, Network, NetworkSpec, Port, PortSpec};
 use tokio::sync::mpsc::Receiver;
 
-use crate::guest::{GATEWAY, TABLE, bridge, rules};
+use crate::guest::{TABLE, bridge, rules};
 use crate::namespace::{in_namespace, link_name, netlink, shell, uid};
 
 /// What the issue promises from the damage to the healed host.
@@ -73,8 +73,8 @@ impl Daemon {
     }
 
     async fn create(&self) -> (Uid, Uid) {
-        let gateway = Cidr { address: GATEWAY, prefix: 24 };
-        let spec = NetworkSpec { bridge: bridge(), gateway, dns: Vec::new(), table: TABLE.to_owned() };
+        let FirewallRules { table, bridge: name, subnet: gateway, dns, reach } = rules();
+        let spec = NetworkSpec { bridge: name, gateway, dns, table, reach };
         let PortRule { tap, mac, address } = rule();
         let made = self.store.transact(move |tx| {
             let name = Name::resource("default").expect("valid");
@@ -125,8 +125,10 @@ impl Daemon {
 async fn report(mut monitor: Receiver<Heard>, store: Store, networks: Drift, ports: Drift) {
     while let Some(heard) = monitor.recv().await {
         match heard {
-            Heard::Owner(owner) if store.get::<Network>(&owner).is_some() => networks.object(owner),
-            Heard::Owner(owner) => ports.object(owner),
+            Heard::Owner(owner) | Heard::Gone(owner) if store.get::<Network>(&owner).is_some() => {
+                networks.object(owner)
+            }
+            Heard::Owner(owner) | Heard::Gone(owner) => ports.object(owner),
             Heard::Port(tap) => {
                 let all = store.list::<Port>().into_iter().filter(|port| port.spec.tap == tap);
                 all.for_each(|port| ports.object(port.meta.uid.clone()));

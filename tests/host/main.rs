@@ -5,7 +5,9 @@
 mod disks;
 mod doors;
 mod firewall;
+mod firewall_ports;
 mod guest;
+mod guest_reach;
 mod healing;
 mod links;
 mod monitors;

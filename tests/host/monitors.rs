@@ -44,7 +44,7 @@ fn changes_of_our_links_are_heard_by_owner_and_of_other_scopes_not() {
         hears(&mut monitor, &Heard::Port(link_name("st-tap"))).await;
         settle(&mut monitor).await;
         shell("ip link del st-tap");
-        hears(&mut monitor, &Heard::Owner(uid('t'))).await;
+        hears(&mut monitor, &Heard::Gone(uid('t'))).await;
         shell("ip link set lo up; ip addr add 192.0.2.1/32 dev lo");
         hears(&mut monitor, &Heard::Host).await;
         // A fresh namespace begins with the host's setting.

@@ -108,6 +108,7 @@ impl Server {
             gateway: "10.9.0.1/24".parse().expect("valid"),
             dns: Vec::new(),
             table: "sim".to_owned(),
+            reach: Default::default(),
         };
         store.transact(move |tx| admission::declare_network(tx, spec)).await.expect("declared");
         let ports = Ports {

@@ -36,6 +36,7 @@ pub(crate) fn network() -> NetworkSpec {
         gateway: "10.9.0.1/24".parse().expect("valid"),
         dns: Vec::new(),
         table: "sim".to_owned(),
+        reach: Default::default(),
     }
 }
 

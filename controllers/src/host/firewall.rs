@@ -7,7 +7,7 @@ use std::future::Future;
 use std::net::Ipv4Addr;
 
 use stead_schemas::names::LinkName;
-use stead_schemas::network::{Cidr, Mac};
+use stead_schemas::network::{Cidr, GuestReach, Mac};
 
 use super::HostError;
 
@@ -17,6 +17,9 @@ pub struct FirewallRules {
     pub table: String,
     pub bridge: LinkName,
     pub subnet: Cidr,
+    /// Name servers of the guests; those in private networks are reached for DNS alone.
+    pub dns: Vec<Ipv4Addr>,
+    pub reach: GuestReach,
 }
 
 /// The one combination of interface, hardware and network address that may send.

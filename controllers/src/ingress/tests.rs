@@ -268,6 +268,7 @@ async fn store_with(state: State, power: Power, policy: Option<AutoStandbyPolicy
                 gateway: "10.9.0.1/24".parse().expect("valid"),
                 dns: Vec::new(),
                 table: "t".to_owned(),
+                reach: Default::default(),
             },
         })?;
         let address = "10.9.0.2".parse().expect("valid");

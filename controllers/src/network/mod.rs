@@ -116,5 +116,11 @@ impl<L: Links, F: Firewall> Reconciler for NetworkReconciler<L, F> {
 /// What the base tables of a network are made for.
 fn rules(object: &Object<Network>) -> FirewallRules {
     let spec = &object.spec;
-    FirewallRules { table: spec.table.clone(), bridge: spec.bridge.clone(), subnet: spec.gateway }
+    FirewallRules {
+        table: spec.table.clone(),
+        bridge: spec.bridge.clone(),
+        subnet: spec.gateway,
+        dns: spec.dns.clone(),
+        reach: spec.reach.clone(),
+    }
 }

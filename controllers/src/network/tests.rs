@@ -41,7 +41,13 @@ fn object() -> Object<Network> {
         owner: None,
     };
     let gateway = cidr("10.99.0.1/24");
-    let spec = NetworkSpec { bridge: bridge(), gateway, dns: Vec::new(), table: "stead".to_owned() };
+    let spec = NetworkSpec {
+        bridge: bridge(),
+        gateway,
+        dns: Vec::new(),
+        table: "stead".to_owned(),
+        reach: Default::default(),
+    };
     Object { meta, spec, status: NetworkStatus::default() }
 }
 

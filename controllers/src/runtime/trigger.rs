@@ -129,8 +129,8 @@ fn rewatch(store: &Store) -> Option<Watch> {
 fn concerned(kind: &'static str, mappings: &[Mapping], event: &Event) -> Vec<Uid> {
     let mut uids = Vec::new();
     // A status is written by this kind's own pass: it would only wake itself, again and again
-    // while it fails.
-    if event.kind == kind && event.change != Change::StatusUpdated {
+    // while it fails. A record goes by its own pass too, after that pass found nothing left on the host.
+    if event.kind == kind && !matches!(event.change, Change::StatusUpdated | Change::Deleted) {
         uids.push(event.uid.clone());
     }
     uids.extend(event.owner.iter().filter(|owner| owner.kind == kind).map(|owner| owner.uid.clone()));

@@ -30,6 +30,7 @@ mod writer;
 pub(crate) mod tests;
 
 use std::future::Future;
+use std::ops::Bound;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use jiff::Timestamp;
@@ -150,6 +151,16 @@ impl Store {
     #[must_use]
     pub fn uids<K: Kind>(&self) -> Vec<Uid> {
         self.shared.read().table(K::NAME).objects.keys().cloned().collect()
+    }
+
+    /// Objects of the kind whose uid begins with this text, in uid order.
+    #[must_use]
+    pub fn starting_with<K: Kind>(&self, prefix: &str) -> Vec<Arc<Object<K>>> {
+        let state = self.shared.read();
+        let from = state.table(K::NAME).objects.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        from.take_while(|(uid, _)| uid.as_str().starts_with(prefix))
+            .map(|(_, object)| typed(object))
+            .collect()
     }
 
     /// Objects of the kind that `owner` owns, in uid order.

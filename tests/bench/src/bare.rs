@@ -106,6 +106,7 @@ pub(crate) async fn run(dir: &Path) {
         gateway: "10.0.0.1/8".parse().expect("valid"),
         dns: Vec::new(),
         table: "bench".to_owned(),
+        reach: Default::default(),
     };
     store.transact(move |tx| admission::declare_network(tx, spec)).await.expect("declared");
     let keys = Keys::new(&[7; 32]);

@@ -1,0 +1,104 @@
+//! The last listing of our tables, kept while nothing but our own transactions changed them.
+//!
+//! The kernel counts the transactions of all programs. A listing is of one count; a transaction of ours that
+//! moves the count by one is applied to the listing, so that a thousand ports that come and go cost no listing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde_json::Value;
+use stead_controllers::host::PortRule;
+
+/// The objects of both tables by family, kind and chain or name; rules in order. No ports.
+pub(super) type Tables = BTreeMap<(String, String, String), Vec<Value>>;
+
+/// The content of both tables of one name.
+#[derive(Debug, Clone)]
+pub(super) struct Listed {
+    pub(super) is_there: bool,
+    pub(super) tables: Arc<Tables>,
+    pub(super) ports: BTreeSet<PortRule>,
+}
+
+/// One change of the set of ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum PortChange {
+    Add(PortRule),
+    Remove(PortRule),
+}
+
+/// Listings of one count of transactions, by table.
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    generation: u32,
+    listed: BTreeMap<String, Listed>,
+}
+
+impl Cache {
+    /// Calls `read` with the listing of the table at this count; `None` when there is no such listing.
+    pub(super) fn at<T>(&self, generation: u32, table: &str, read: impl FnOnce(&Listed) -> T) -> Option<T> {
+        self.listed.get(table).filter(|_| self.generation == generation).map(read)
+    }
+
+    /// Keeps a listing that was begun at this count.
+    pub(super) fn keep(&mut self, generation: u32, table: &str, listed: Listed) {
+        if self.generation != generation {
+            *self = Self { generation, listed: BTreeMap::new() };
+        }
+        self.listed.insert(table.to_owned(), listed);
+    }
+
+    /// Applies a transaction of ours that ran between two counts. Other programs' transactions in between
+    /// make the listings worthless.
+    pub(super) fn changed(&mut self, before: u32, after: u32, table: &str, changes: &[PortChange]) {
+        if self.generation != before || after != before.wrapping_add(1) {
+            self.listed.clear();
+        }
+        self.generation = after;
+        let Some(listed) = self.listed.get_mut(table) else { return };
+        for change in changes {
+            match change {
+                PortChange::Add(rule) => drop(listed.ports.insert(rule.clone())),
+                PortChange::Remove(rule) => drop(listed.ports.remove(rule)),
+            }
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.listed.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(number: u8) -> PortRule {
+        PortRule {
+            tap: format!("st-{number}").parse().expect("a valid name"),
+            mac: format!("02:00:00:00:00:{number:02x}").parse().expect("a valid address"),
+            address: [10, 0, 0, number].into(),
+        }
+    }
+
+    fn ports(cache: &Cache, generation: u32) -> Option<Vec<PortRule>> {
+        cache.at(generation, "ours", |listed| listed.ports.iter().cloned().collect())
+    }
+
+    #[test]
+    fn own_transactions_are_followed_and_those_of_others_are_not_passed_by() {
+        let mut cache = Cache::default();
+        let listed = Listed { is_there: true, tables: Arc::default(), ports: BTreeSet::from([rule(1)]) };
+        cache.keep(7, "ours", listed);
+        assert_eq!(ports(&cache, 8), None, "another count");
+        cache.changed(7, 8, "ours", &[PortChange::Add(rule(2)), PortChange::Remove(rule(1))]);
+        assert_eq!(ports(&cache, 8), Some(vec![rule(2)]));
+        assert_eq!(ports(&cache, 7), None);
+        cache.changed(8, 10, "ours", &[PortChange::Add(rule(3))]);
+        assert_eq!(ports(&cache, 10), None, "another program's transaction came between");
+        let listed = Listed { is_there: true, tables: Arc::default(), ports: BTreeSet::new() };
+        cache.keep(u32::MAX, "ours", listed);
+        cache.changed(u32::MAX, 0, "ours", &[PortChange::Add(rule(4))]);
+        assert_eq!(ports(&cache, 0), Some(vec![rule(4)]), "the count wraps");
+    }
+}

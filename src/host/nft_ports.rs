@@ -1,0 +1,78 @@
+//! Changes of the set of ports, many in one transaction.
+//!
+//! Guarantees: changes that wait while a transaction runs are made by the next one together; a change is answered
+//! when it is made. One change that `nft` refuses does not hold the others up.
+//! Cancel/crash: a caller that goes leaves its change queued, and another caller carries it out; when
+//! the caller that runs a transaction goes, those that wait for it are told to try again.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use nftables::batch::Batch;
+use stead_controllers::host::{HostError, HostErrorKind};
+use tokio::sync::oneshot;
+
+use super::nft_cache::PortChange;
+use super::nft_rules;
+
+/// Changes made by one transaction: its text stays below a megabyte, and the first does not wait for long.
+const BATCH_MAX: usize = 1024;
+
+type Reply = oneshot::Sender<Result<(), HostError>>;
+
+/// Changes that wait, by table and in order.
+#[derive(Debug, Default)]
+pub(super) struct PortQueue(Mutex<BTreeMap<String, Vec<(PortChange, Reply)>>>);
+
+impl PortQueue {
+    pub(super) fn push(&self, table: &str, change: PortChange) -> oneshot::Receiver<Result<(), HostError>> {
+        let (reply, answer) = oneshot::channel();
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.entry(table.to_owned()).or_default().push((change, reply));
+        answer
+    }
+
+    /// Takes the changes of a table that are to be made next.
+    pub(super) fn take(&self, table: &str) -> Vec<(PortChange, Reply)> {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(changes) = waiting.get_mut(table) else { return Vec::new() };
+        let rest = changes.split_off(changes.len().min(BATCH_MAX));
+        let taken = std::mem::replace(changes, rest);
+        if waiting.get(table).is_some_and(Vec::is_empty) {
+            waiting.remove(table);
+        }
+        taken
+    }
+}
+
+/// The transaction that makes these changes; the last change of a port counts.
+pub(super) fn batch(table: &str, changes: &[PortChange]) -> nftables::schema::Nftables<'static> {
+    let mut last = BTreeMap::new();
+    for change in changes {
+        let (PortChange::Add(rule) | PortChange::Remove(rule)) = change;
+        last.insert(rule.clone(), matches!(change, PortChange::Add(_)));
+    }
+    // Deleting an element that is not there fails the whole transaction, adding one that is there does not.
+    let all: Vec<_> = last.keys().cloned().collect();
+    let removed: Vec<_> = last.into_iter().filter(|(_, is_added)| !is_added).map(|(rule, _)| rule).collect();
+    let mut batch = Batch::new();
+    batch.add(nft_rules::element(table, &all));
+    if !removed.is_empty() {
+        batch.delete(nft_rules::element(table, &removed));
+    }
+    batch.to_nftables()
+}
+
+/// The outcome of one change: a port of a table that is gone is gone with it.
+pub(super) fn outcome(change: &PortChange, done: Result<(), HostError>) -> Result<(), HostError> {
+    match (change, done) {
+        (PortChange::Remove(_), Err(error)) if error.kind == HostErrorKind::Missing => Ok(()),
+        (_, done) => done,
+    }
+}
+
+/// The error of a change whose transaction was abandoned.
+pub(super) fn abandoned(table: &str) -> HostError {
+    HostError::new(HostErrorKind::Transient, "change the ports of table", table)
+        .because("the transaction was abandoned")
+}

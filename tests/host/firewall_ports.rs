@@ -1,0 +1,112 @@
+//! Many ports at once: they are changed in few transactions, and looked for without a process each.
+
+use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+
+use futures::future::join_all;
+use stead::host::nft::Nft;
+use stead_controllers::host::{Firewall, PortRule};
+use stead_schemas::network::Mac;
+
+use crate::guest::{TABLE, rules};
+use crate::namespace::{PATIENCE, in_namespace, link_name, shell};
+
+const PORTS: u8 = 200;
+/// Transactions that one round of changes may take: the first change runs alone, the rest waits for it.
+const TRANSACTIONS_MAX: usize = 3;
+
+fn rule(number: u8) -> PortRule {
+    let address = Ipv4Addr::new(10, 99, 0, number);
+    PortRule { tap: link_name(&format!("st-many{number}")), mac: Mac::of_address(address), address }
+}
+
+/// Counts the transactions of all programs in this namespace.
+struct Transactions {
+    monitor: Child,
+    lines: Receiver<String>,
+}
+
+impl Transactions {
+    fn watch() -> Self {
+        // Line by line, although its output is a pipe.
+        let mut command = Command::new("stdbuf");
+        command.args(["-oL", "nft", "monitor"]).stdout(Stdio::piped());
+        let mut monitor = command.spawn().expect("nft runs");
+        let output = BufReader::new(monitor.stdout.take().expect("piped"));
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        let transactions = Self { monitor, lines };
+        // It listens as soon as it reports a change.
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while transactions.lines.try_recv().is_err() {
+            assert!(std::time::Instant::now() < deadline, "nft monitor reports nothing");
+            shell("nft add table ip probe; nft delete table ip probe");
+        }
+        transactions.until("probe");
+        transactions
+    }
+
+    /// Counts those up to a change that the test makes itself.
+    fn until(&self, marker: &str) -> usize {
+        shell(&format!("nft add table ip {marker}-end; nft delete table ip {marker}-end"));
+        let mut count = 0;
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).expect("the marker is reported");
+            count += usize::from(line.contains("new generation"));
+            if line.contains(&format!("delete table ip {marker}-end")) {
+                return count;
+            }
+        }
+    }
+}
+
+impl Drop for Transactions {
+    fn drop(&mut self) {
+        drop(self.monitor.kill().and_then(|()| self.monitor.wait()));
+    }
+}
+
+#[test]
+fn many_ports_change_in_few_transactions_and_one_that_is_refused_holds_nobody_up() {
+    in_namespace(async || {
+        let firewall = Nft::new();
+        firewall.replace(&rules()).await.expect("loaded");
+        let transactions = Transactions::watch();
+        let all: Vec<PortRule> = (1..=PORTS).map(rule).collect();
+        let added = join_all(all.iter().map(|port| firewall.add_port(TABLE, port))).await;
+        assert!(added.iter().all(Result::is_ok), "{added:?}");
+        // The marker is two transactions, of which the first was reported before its deletion.
+        let count = transactions.until("added");
+        assert!(count <= TRANSACTIONS_MAX + 2, "{count} transactions");
+        let found = join_all(all.iter().map(|port| firewall.has_port(TABLE, port))).await;
+        assert!(found.iter().all(|found| matches!(found, Ok(true))), "{found:?}");
+
+        let (gone, kept) = all.split_at(100);
+        let removed = gone.iter().map(|port| firewall.remove_port(TABLE, port));
+        // Two that were never there, beside them.
+        let absent = [rule(250), rule(251)];
+        let removed =
+            join_all(removed.chain(absent.iter().map(|port| firewall.remove_port(TABLE, port)))).await;
+        assert!(removed.iter().all(Result::is_ok), "{removed:?}");
+        let count = transactions.until("removed");
+        assert!(count <= TRANSACTIONS_MAX + 2, "{count} transactions");
+        let mut left = firewall.inspect(&rules()).await.expect("read").expect("there").ports;
+        left.sort();
+        let mut expected = kept.to_vec();
+        expected.sort();
+        assert_eq!(left, expected);
+        let fresh = Nft::new().inspect(&rules()).await.expect("read").expect("there");
+        assert!(fresh.is_intact);
+        assert_eq!(fresh.ports.len(), kept.len(), "another daemon lists the same");
+
+        let other = Nft::new();
+        other.add_port(TABLE, &gone[0]).await.expect("added by another program");
+        assert!(firewall.has_port(TABLE, &gone[0]).await.expect("read"), "changes of others are seen");
+        shell(&format!("nft flush set bridge {TABLE} ports"));
+        assert!(!firewall.has_port(TABLE, &kept[0]).await.expect("read"));
+    });
+}
