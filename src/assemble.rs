@@ -61,7 +61,7 @@ use crate::host::{Scope, watch_files};
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::qemu::{self, Qemu, QemuConfig};
 use crate::ingress::{HttpListeners, IngressConfig};
-use crate::store::{SystemClock, identity, open, token_key};
+use crate::store::{SystemClock, close_new_files, identity, open, private_directory, token_key};
 
 /// For a request's head; a client on a bad line needs a second.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -103,8 +103,10 @@ pub fn kinds() -> Kinds {
 /// # Errors
 /// When a part cannot be built; the chain says which and why.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
+    close_new_files();
     identity::check(&config.data_dir, &config.run_dir).context("refused to start beside living VMs")?;
     let directory = open(&config.data_dir, kinds()).context("cannot open the store")?;
+    private_directory(&config.run_dir).context("cannot use the run directory")?;
     identity::record(&config.data_dir, &config.run_dir).context("cannot record the store's identity")?;
     let (store, _lock) = (directory.store, directory.lock);
     let (end, ending) = watch::channel(false);

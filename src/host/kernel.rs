@@ -54,7 +54,7 @@ impl Kernel {
                 HostError::new(HostErrorKind::Permanent, "extract the kernel of", image.display().to_string())
                     .because(why)
             })?;
-            files::write_whole(&vmlinux, &elf, 0o644)?;
+            files::write_whole(&vmlinux, &elf, 0o600)?;
         }
         let headers = Some(root.join("headers.squashfs")).filter(|path| path.is_file());
         Ok(Self { vmlinux, modules, headers })

@@ -10,6 +10,7 @@
 mod clock;
 pub mod identity;
 mod lock;
+mod private;
 mod reserve;
 mod seal;
 mod sled;
@@ -17,7 +18,6 @@ mod sled_start;
 #[cfg(test)]
 mod stall_tests;
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use stead_controllers::store::{Kinds, KvError, Store, StoreError, Writer};
 
 pub use clock::{CuidIds, SystemClock};
 pub use lock::{DirectoryLock, LockError};
+pub use private::{close_new_files, private_directory};
 pub use seal::SealKeyError;
 
 use seal::ChaChaSealer;
@@ -68,7 +69,7 @@ pub fn token_key(directory: &Path) -> Result<[u8; 32], SealKeyError> {
 /// # Errors
 /// See [`OpenError`]; nothing was changed when the lock is held by another process.
 pub fn open(directory: &Path, kinds: Kinds) -> Result<DataDirectory, OpenError> {
-    fs::create_dir_all(directory)
+    private_directory(directory)
         .map_err(|source| OpenError::Directory { path: directory.to_path_buf(), source })?;
     let lock = DirectoryLock::take(directory).map_err(OpenError::Lock)?;
     let database = directory.join("db");

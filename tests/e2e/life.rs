@@ -83,6 +83,11 @@ fn a_guest_reaches_its_host_and_not_its_neighbour() {
         for answer in ["ping-host-yes", "closed-port-no", "ping-neighbour-no", "tcp-neighbour-no"] {
             assert!(console.contains(answer), "{answer}:\n{console}");
         }
+        // Whatever the daemon and its VMMs made is the daemon's alone; the kernel's copy is the test's.
+        let run_dir = site.run_dir().display().to_string();
+        let open = format!("find $DATA {run_dir} -path '*/kernel' -prune -o ! -type l -perm /077 -print");
+        let open = site.shell(&open);
+        assert_eq!(open, "", "open to group or others");
         settles_when_ended(&mut site).await;
     });
 }

@@ -76,7 +76,7 @@ impl Layout {
 
     pub(super) fn write_manifest(&self, manifest: &Manifest) -> Result<(), HostError> {
         let bytes = serde_json::to_vec(manifest).unwrap_or_default();
-        files::write_whole(&self.manifest_path(&manifest.digest), &bytes, 0o644)
+        files::write_whole(&self.manifest_path(&manifest.digest), &bytes, 0o600)
     }
 
     /// `None` when it is not there or not readable: it is then resolved again.
