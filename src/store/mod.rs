@@ -7,6 +7,7 @@
 //! DATA/db/            the database
 //! ```
 
+pub mod backup;
 mod clock;
 pub mod identity;
 mod lock;

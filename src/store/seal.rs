@@ -46,6 +46,12 @@ impl fmt::Debug for ChaChaSealer {
 }
 
 impl ChaChaSealer {
+    /// Reads the key of a data directory or of a backup.
+    pub(super) fn existing(path: &Path) -> Result<Self, SealKeyError> {
+        let bytes = read(path)?.ok_or_else(|| SealKeyError::Missing { path: path.to_path_buf() })?;
+        Ok(Self(XChaCha20Poly1305::new(&Key::<XChaCha20Poly1305>::from(bytes))))
+    }
+
     /// Reads the key, or makes one if there is neither a key nor a database.
     pub(super) fn open(path: &Path, has_database: bool) -> Result<Self, SealKeyError> {
         let bytes = match read(path)? {

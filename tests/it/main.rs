@@ -2,6 +2,7 @@
 
 mod api;
 mod auto_standby;
+mod backup;
 mod bad_input;
 mod ingress;
 #[path = "../sdk/node.rs"]

@@ -14,6 +14,7 @@
 mod claims;
 mod codec;
 mod error;
+mod export;
 mod key;
 mod kv;
 mod load;
@@ -42,6 +43,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use codec::{SealError, Sealer};
 pub use error::{Claimed, StoreError, TooOld, TransactError, TxError};
+pub use export::Export;
 pub use kv::{Batch, Kv, KvError};
 #[cfg(any(test, feature = "sim"))]
 pub use memory::{KvFault, MemoryKv, PlainSealer};

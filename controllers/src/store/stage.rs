@@ -16,6 +16,7 @@ use super::Shared;
 use super::claims::Claims;
 use super::codec::{self, Sealer};
 use super::error::StoreError;
+use super::export::Export;
 use super::key::Key;
 use super::kv::Batch;
 use super::object::Erased;
@@ -298,6 +299,26 @@ impl Stage {
             .collect();
         events.sort_by_key(|event| event.revision);
         events
+    }
+
+    /// All objects, with the names and claims of those that can be read.
+    pub(super) fn export(&self) -> Export {
+        let kinds: Vec<&'static str> = self.shared.read().tables.keys().copied().collect();
+        let (mut objects, mut marks) = (Vec::new(), Vec::new());
+        for kind in kinds {
+            for (uid, object) in self.list(kind) {
+                let name = object.meta().name.clone();
+                if self.named(kind, &name).as_ref() == Some(&uid) {
+                    marks.push(Key::Name { kind: Cow::Borrowed(kind), uid: uid.clone(), name });
+                }
+                for (table, value) in self.claims.of(&uid) {
+                    marks.push(Key::Claim { table: Cow::Owned(table), uid: uid.clone(), value });
+                }
+                objects.push(object);
+            }
+        }
+        let unreadable = self.shared.read().unreadable.len();
+        Export { objects, marks, revision: self.revision, unreadable }
     }
 
     /// Something is staged that readers and the disk do not have yet.

@@ -18,6 +18,7 @@ use stead_schemas::meta::{Kind, Meta, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
 
 use super::error::{Claimed, StoreError, TxError};
+use super::export::Export;
 use super::object::{Erased, typed};
 use super::stage::Stage;
 use crate::runtime::Ids;
@@ -265,6 +266,11 @@ impl<'a> Tx<'a> {
     #[must_use]
     pub fn claims(&self, table: &'static str) -> usize {
         self.stage.claims.count(table)
+    }
+
+    /// Everything as it is staged: what this transaction's group makes durable.
+    pub(super) fn export(&self) -> Export {
+        self.stage.export()
     }
 
     /// `false` when the object is gone or the status is the one it has.
