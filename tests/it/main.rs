@@ -5,8 +5,10 @@ mod auto_standby;
 mod backup;
 mod bad_input;
 mod ingress;
+mod loop_disk;
 #[path = "../sdk/node.rs"]
 mod node;
+mod power_loss;
 #[path = "../sdk/python.rs"]
 mod python;
 mod sdk;

@@ -1,0 +1,61 @@
+//! An ext4 file system in a file, whose power can be cut.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`: from then on every write fails, and what was not
+/// synced is lost at the next mount. Debian has no small program for it; the tests need Python anyway.
+const CUT: &str = "import fcntl, os, struct, sys
+fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))";
+
+/// Unmounted when it is dropped.
+pub(crate) struct LoopDisk {
+    scratch: tempfile::TempDir,
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().expect("the program is installed");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {said}");
+}
+
+impl LoopDisk {
+    pub(crate) fn new(mebibytes: u64) -> Self {
+        let disk = Self { scratch: tempfile::tempdir().expect("a scratch directory") };
+        let file = std::fs::File::create(disk.image()).expect("made");
+        file.set_len(mebibytes << 20).expect("sized");
+        std::fs::create_dir(disk.path()).expect("made");
+        run("mkfs.ext4", &["-q", "-F", &disk.image().to_string_lossy()]);
+        disk.mount();
+        disk
+    }
+
+    fn image(&self) -> PathBuf {
+        self.scratch.path().join("image")
+    }
+
+    /// The root of the file system.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.scratch.path().join("mounted")
+    }
+
+    pub(crate) fn mount(&self) {
+        run("mount", &["-o", "loop", &self.image().to_string_lossy(), &self.path().to_string_lossy()]);
+    }
+
+    pub(crate) fn unmount(&self) {
+        run("umount", &[&self.path().to_string_lossy()]);
+    }
+
+    /// Cuts the power: nothing that is written from now on, or was not synced before, is kept.
+    pub(crate) fn cut_power(&self) {
+        run("python3", &["-c", CUT, &self.path().to_string_lossy()]);
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        // A test that failed may have left it unmounted.
+        drop(Command::new("umount").args([Path::new("--lazy"), &self.path()]).output());
+    }
+}
