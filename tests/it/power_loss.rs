@@ -132,9 +132,11 @@ async fn a_loss_of_power_in_a_start_leaves_a_store_that_opens() {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut file = fs::File::create(disk.path().join("other")).expect("made");
-                while !is_over.load(Ordering::Relaxed)
-                    && file.write_all(b"x").and_then(|()| file.sync_all()).is_ok()
-                {}
+                while !is_over.load(Ordering::Relaxed) {
+                    if file.write_all(b"x").and_then(|()| file.sync_all()).is_err() {
+                        break; // The power is gone.
+                    }
+                }
             });
             // The moment of the loss is what differs from round to round; nothing is waited for.
             std::thread::sleep(Duration::from_micros(scatter(round) % 40_000));
