@@ -7,6 +7,7 @@ pub mod api;
 pub mod assemble;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 mod failpoint;
 pub mod host;
 pub mod hypervisor;

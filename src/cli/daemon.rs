@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use stead_schemas::quantity::GoDuration;
 
-use super::Failure;
+use super::{Failure, Output};
 use crate::api::auth::Keys;
 use crate::config::{Config, Effective};
+use crate::doctor::{Finding, Level};
 use crate::store::token_key;
 
 /// Flags that are configuration keys; the rest is in the file or the environment.
@@ -101,4 +102,55 @@ pub(super) fn config(verb: ConfigVerb) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Where a backup comes from and goes to.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreBackup {
+    /// A file of `stead backup`.
+    backup: PathBuf,
+    /// A directory that is empty or not there yet.
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// The `keys/seal.key` of the data directory that the backup was made of.
+    #[arg(long)]
+    seal_key: PathBuf,
+}
+
+pub(super) async fn restore_backup(restore: RestoreBackup) -> Result<(), Failure> {
+    let RestoreBackup { backup, data_dir, seal_key } = restore;
+    let restored = crate::store::backup::restore(&backup, &data_dir, &seal_key).await;
+    let summary = restored.map_err(|error| Failure::from(anyhow::Error::from(error)))?;
+    super::show::line(&format!(
+        "restored {} records of {} into {}",
+        summary.records,
+        summary.created_at,
+        data_dir.display()
+    ));
+    Ok(())
+}
+
+/// Prints what was found; a problem makes the verb fail.
+pub(super) async fn doctor(serve: Serve, output: Output) -> Result<(), Failure> {
+    let config = load(serve)?.config;
+    let findings = crate::doctor::examine(&config).await;
+    let rows = || {
+        let row = |finding: &Finding| {
+            let level = format!("{:?}", finding.level).to_lowercase();
+            let remedy = Some(&finding.remedy).filter(|remedy| !remedy.is_empty());
+            let text = remedy.map_or_else(
+                || finding.message.clone(),
+                |remedy| format!("{}\n-> {remedy}", finding.message),
+            );
+            vec![level, finding.subject.to_owned(), text]
+        };
+        findings.iter().map(row).collect()
+    };
+    super::show::print(&findings, output, &["LEVEL", "SUBJECT", "FOUND"], rows)?;
+    let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();
+    match problems {
+        0 => Ok(()),
+        1 => Err(Failure::Other("1 problem was found".to_owned())),
+        more => Err(Failure::Other(format!("{more} problems were found"))),
+    }
 }

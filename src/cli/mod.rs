@@ -66,6 +66,10 @@ enum Verb {
     /// The daemon's configuration.
     #[command(subcommand)]
     Config(daemon::ConfigVerb),
+    /// Examine this host, the data directory and what an ended daemon left, and say what to do.
+    Doctor(daemon::Serve),
+    /// Restore a backup into a new data directory; the daemon must not run on it.
+    RestoreBackup(daemon::RestoreBackup),
     /// Create and start an instance, and wait until it runs.
     Run(Box<instances::Run>),
     /// List instances.
@@ -187,6 +191,8 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Serve(serve) => daemon::serve(serve).await,
         Verb::Token(token) => daemon::token(token),
         Verb::Config(verb) => daemon::config(verb),
+        Verb::Doctor(serve) => daemon::doctor(serve, output).await,
+        Verb::RestoreBackup(restore) => daemon::restore_backup(restore).await,
         Verb::Run(run) => instances::run(&client()?, *run, output).await,
         Verb::Ps(ps) => instances::ps(&client()?, ps, output).await,
         Verb::Get { name } => instances::get(&client()?, &name, output).await,

@@ -35,14 +35,8 @@ impl Kernel {
     /// Missing, with a sentence on what to run, when there is no kernel; Permanent when its format
     /// is not understood.
     pub fn find(dir: &Path, cache: &Path) -> Result<Self, HostError> {
-        let root = if dir.join("current").exists() { dir.join("current") } else { dir.to_owned() };
-        let missing = |what: &str| {
-            let advice = format!("{what}; run deploy/fetch-kernel {}", dir.display());
-            HostError::new(HostErrorKind::Missing, "find a guest kernel in", dir.display().to_string())
-                .because(advice)
-        };
-        let image = only_entry(&root.join("boot"), "vmlinuz-").ok_or_else(|| missing("no boot/vmlinuz-*"))?;
-        let modules = only_entry(&root.join("lib/modules"), "").ok_or_else(|| missing("no lib/modules/*"))?;
+        let root = root(dir);
+        let (image, modules) = parts(dir)?;
         let read = |path: &Path| {
             fs::read(path).map_err(|error| HostError::io("read", path.display().to_string(), error))
         };
@@ -59,6 +53,33 @@ impl Kernel {
         let headers = Some(root.join("headers.squashfs")).filter(|path| path.is_file());
         Ok(Self { vmlinux, modules, headers })
     }
+
+    /// The version of the kernel below `dir`; extracts nothing.
+    ///
+    /// # Errors
+    /// Missing, with a sentence on what to run, when there is no kernel.
+    pub fn version(dir: &Path) -> Result<String, HostError> {
+        let (_, modules) = parts(dir)?;
+        Ok(modules.file_name().unwrap_or_default().to_string_lossy().into_owned())
+    }
+}
+
+/// The package's root: `dir/current` where there are several.
+fn root(dir: &Path) -> PathBuf {
+    if dir.join("current").exists() { dir.join("current") } else { dir.to_owned() }
+}
+
+/// The compressed kernel and the directory of its modules.
+fn parts(dir: &Path) -> Result<(PathBuf, PathBuf), HostError> {
+    let root = root(dir);
+    let missing = |what: &str| {
+        let advice = format!("{what}; run deploy/fetch-kernel {}", dir.display());
+        HostError::new(HostErrorKind::Missing, "find a guest kernel in", dir.display().to_string())
+            .because(advice)
+    };
+    let image = only_entry(&root.join("boot"), "vmlinuz-").ok_or_else(|| missing("no boot/vmlinuz-*"))?;
+    let modules = only_entry(&root.join("lib/modules"), "").ok_or_else(|| missing("no lib/modules/*"))?;
+    Ok((image, modules))
 }
 
 fn only_entry(dir: &Path, prefix: &str) -> Option<PathBuf> {

@@ -8,6 +8,9 @@ use std::process::Command;
 const CUT: &str = "import fcntl, os, struct, sys
 fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))";
 
+/// Mounts tried until the kernel has let go of a file system that lost its power.
+const MOUNTS_MAX: usize = 1000;
+
 /// Unmounted when it is dropped.
 pub(crate) struct LoopDisk {
     scratch: tempfile::TempDir,
@@ -39,8 +42,16 @@ impl LoopDisk {
         self.scratch.path().join("mounted")
     }
 
+    /// Mounts it again. While the kernel still holds the file system that lost its power, a mount finds that one.
     pub(crate) fn mount(&self) {
-        run("mount", &["-o", "loop", &self.image().to_string_lossy(), &self.path().to_string_lossy()]);
+        for _ in 0..MOUNTS_MAX {
+            run("mount", &["-o", "loop", &self.image().to_string_lossy(), &self.path().to_string_lossy()]);
+            if std::fs::write(self.path().join("probe"), "").is_ok() {
+                return;
+            }
+            self.unmount();
+        }
+        panic!("the file system cannot be mounted anew");
     }
 
     pub(crate) fn unmount(&self) {

@@ -3,8 +3,8 @@
 //! Order: data directory (lock, key, database) -> store -> adapters -> reconcilers -> monitors ->
 //! API. VMs are not touched by start or stop: a new daemon finds them by observation.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+mod monitors;
+
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -26,9 +26,8 @@ use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::image::Image;
 use stead_schemas::ingress::Ingress;
-use stead_schemas::instance::{Hypervisor, Instance, State};
+use stead_schemas::instance::{Hypervisor, Instance};
 use stead_schemas::limits::CONSOLE_LOG_MAX;
-use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, Platform, Uid};
 use stead_schemas::network::{GuestReach, Network, NetworkSpec, Port};
 use stead_schemas::schedule::SnapshotSchedule;
@@ -37,7 +36,7 @@ use stead_schemas::volume::Volume;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::agent::{AgentError, AgentStream};
 use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits};
@@ -47,10 +46,10 @@ use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
 use crate::host::disks::Ext4Files;
 use crate::host::doors::TapDoors;
-use crate::host::flows::{Conntrack, Interest, Moved};
+use crate::host::flows::Conntrack;
 use crate::host::journal::{self, Journals};
 use crate::host::logs::LogLines;
-use crate::host::monitor::{Heard, monitor_table};
+use crate::host::monitor::monitor_table;
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
 use crate::host::oci::{Oci, OciConfig};
@@ -209,9 +208,6 @@ fn host_platform() -> Platform {
     if cfg!(target_arch = "aarch64") { Platform::LinuxArm64 } else { Platform::LinuxAmd64 }
 }
 
-/// Length of the part of a uid that the name of a TAP ends in (`Uid::short`), in bytes.
-const TAP_UID_BYTES: usize = 10;
-
 /// The real host.
 struct Host {
     ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files, Prober, Conntrack, TapDoors, HttpListeners>,
@@ -306,9 +302,9 @@ impl Host {
 
     /// Starts everything that notices drift.
     fn monitor(&self, config: &Config, reports: &Reports, store: &Store) -> anyhow::Result<()> {
-        follow(self.ports.links.monitor().map_err(chained)?, reports.clone(), store.clone());
-        follow(monitor_table(&config.table).map_err(chained)?, reports.clone(), store.clone());
-        follow_flows(&self.ports.flows, reports.clone(), store.clone());
+        monitors::follow(self.ports.links.monitor().map_err(chained)?, reports.clone(), store.clone());
+        monitors::follow(monitor_table(&config.table).map_err(chained)?, reports.clone(), store.clone());
+        monitors::follow_flows(&self.ports.flows, reports.clone(), store.clone());
         let of_disks = reports.clone();
         watch_files::watch_deletions(config.data_dir.join("disks"), move |name| {
             let uid: Option<Uid> = name.and_then(|name| name.split('.').next()?.parse().ok());
@@ -375,80 +371,6 @@ fn listeners(config: &Config, reports: &Reports, store: &Store) -> HttpListeners
 
 fn chained(error: HostError) -> anyhow::Error {
     anyhow::anyhow!(error.chain())
-}
-
-/// Passes on what a network monitor reported, to the objects that it concerns.
-fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: Store) {
-    tokio::spawn(async move {
-        while let Some(heard) = heard.recv().await {
-            reports.tell(|drifts| match heard {
-                Heard::Owner(uid) => link_changed(drifts, &store, uid),
-                // Nothing is left of a link whose record went as well.
-                Heard::Gone(uid)
-                    if store.get::<Port>(&uid).is_none() && store.get::<Network>(&uid).is_none() => {}
-                Heard::Gone(uid) => link_changed(drifts, &store, uid),
-                Heard::Port(tap) => {
-                    // The name of a TAP ends in the beginning of its port's uid.
-                    let short =
-                        tap.as_str().len().checked_sub(TAP_UID_BYTES).and_then(|at| tap.as_str().get(at..));
-                    let ports = short.map(|short| store.starting_with::<Port>(short)).unwrap_or_default();
-                    let concerned = ports.into_iter().filter(|port| port.spec.tap == tap);
-                    concerned.for_each(|port| drifts.ports.object(port.meta.uid.clone()));
-                }
-                Heard::Host => drifts.networks.everything(),
-                Heard::Everything => {
-                    drifts.networks.everything();
-                    drifts.ports.everything();
-                }
-            });
-        }
-    });
-}
-
-/// Tells whoever the link with this mark belongs to.
-fn link_changed(drifts: &Drifts, store: &Store, uid: Uid) {
-    let port = store.get::<Port>(&uid);
-    // A link without a record may be of either kind.
-    if port.is_none() {
-        drifts.networks.object(uid.clone());
-    }
-    // A running guest may have lost its TAP.
-    if let Some(owner) = port.and_then(|port| port.meta.owner.clone()) {
-        drifts.instances.object(owner.uid);
-    }
-    drifts.ports.object(uid);
-}
-
-/// Passes on where connections came and went, to the instances that may go to standby by it.
-fn follow_flows(flows: &Conntrack, reports: Reports, store: Store) {
-    let of_monitor = store.clone();
-    let mut moves = flows.monitor(move || {
-        let counted = counted(&of_monitor);
-        let patience = counted.values().map(|(_, timeout)| *timeout).min();
-        Interest { addresses: counted.into_keys().collect(), patience }
-    });
-    tokio::spawn(async move {
-        while let Some(moved) = moves.recv().await {
-            let owners = counted(&store);
-            let concerned: Vec<Uid> = match moved {
-                Moved::At(address) => owners.get(&address).map(|(uid, _)| uid.clone()).into_iter().collect(),
-                Moved::Anywhere => owners.into_values().map(|(uid, _)| uid).collect(),
-            };
-            reports.tell(|drifts| concerned.iter().for_each(|uid| drifts.instances.object(uid.clone())));
-        }
-    });
-}
-
-/// Addresses of running instances whose policy counts connections, with its timeout.
-fn counted(store: &Store) -> BTreeMap<Ipv4Addr, (Uid, Duration)> {
-    let of = |instance: &Object<Instance>| {
-        let timeout = instance.spec.auto_standby.as_ref()?.timeout()?;
-        let port = store.get::<Port>(instance.spec.allocated.port.as_ref()?)?;
-        Some((port.spec.address, (instance.meta.uid.clone(), timeout)))
-    };
-    let instances = store.list::<Instance>().into_iter();
-    let running = instances.filter(|instance| instance.status.state == State::Running);
-    running.filter_map(|instance| of(&instance)).collect()
 }
 
 /// The host as the API sees it.

@@ -1,0 +1,94 @@
+//! What monitors of the host report, and the objects that it is passed on to.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use stead_controllers::daemon::Drifts;
+use stead_controllers::store::Store;
+use stead_schemas::instance::{Instance, State};
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+use stead_schemas::network::{Network, Port};
+use tokio::sync::mpsc;
+
+use super::Reports;
+use crate::host::flows::{Conntrack, Interest, Moved};
+use crate::host::monitor::Heard;
+
+/// Length of the part of a uid that the name of a TAP ends in (`Uid::short`), in bytes.
+const TAP_UID_BYTES: usize = 10;
+
+/// Passes on what a network monitor reported, to the objects that it concerns.
+pub(super) fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: Store) {
+    tokio::spawn(async move {
+        while let Some(heard) = heard.recv().await {
+            reports.tell(|drifts| match heard {
+                Heard::Owner(uid) => link_changed(drifts, &store, uid),
+                // Nothing is left of a link whose record went as well.
+                Heard::Gone(uid)
+                    if store.get::<Port>(&uid).is_none() && store.get::<Network>(&uid).is_none() => {}
+                Heard::Gone(uid) => link_changed(drifts, &store, uid),
+                Heard::Port(tap) => {
+                    // The name of a TAP ends in the beginning of its port's uid.
+                    let short =
+                        tap.as_str().len().checked_sub(TAP_UID_BYTES).and_then(|at| tap.as_str().get(at..));
+                    let ports = short.map(|short| store.starting_with::<Port>(short)).unwrap_or_default();
+                    let concerned = ports.into_iter().filter(|port| port.spec.tap == tap);
+                    concerned.for_each(|port| drifts.ports.object(port.meta.uid.clone()));
+                }
+                Heard::Host => drifts.networks.everything(),
+                Heard::Everything => {
+                    drifts.networks.everything();
+                    drifts.ports.everything();
+                }
+            });
+        }
+    });
+}
+
+/// Tells whoever the link with this mark belongs to.
+fn link_changed(drifts: &Drifts, store: &Store, uid: Uid) {
+    let port = store.get::<Port>(&uid);
+    // A link without a record may be of either kind.
+    if port.is_none() {
+        drifts.networks.object(uid.clone());
+    }
+    // A running guest may have lost its TAP.
+    if let Some(owner) = port.and_then(|port| port.meta.owner.clone()) {
+        drifts.instances.object(owner.uid);
+    }
+    drifts.ports.object(uid);
+}
+
+/// Passes on where connections came and went, to the instances that may go to standby by it.
+pub(super) fn follow_flows(flows: &Conntrack, reports: Reports, store: Store) {
+    let of_monitor = store.clone();
+    let mut moves = flows.monitor(move || {
+        let counted = counted(&of_monitor);
+        let patience = counted.values().map(|(_, timeout)| *timeout).min();
+        Interest { addresses: counted.into_keys().collect(), patience }
+    });
+    tokio::spawn(async move {
+        while let Some(moved) = moves.recv().await {
+            let owners = counted(&store);
+            let concerned: Vec<Uid> = match moved {
+                Moved::At(address) => owners.get(&address).map(|(uid, _)| uid.clone()).into_iter().collect(),
+                Moved::Anywhere => owners.into_values().map(|(uid, _)| uid).collect(),
+            };
+            reports.tell(|drifts| concerned.iter().for_each(|uid| drifts.instances.object(uid.clone())));
+        }
+    });
+}
+
+/// Addresses of running instances whose policy counts connections, with its timeout.
+fn counted(store: &Store) -> BTreeMap<Ipv4Addr, (Uid, Duration)> {
+    let of = |instance: &Object<Instance>| {
+        let timeout = instance.spec.auto_standby.as_ref()?.timeout()?;
+        let port = store.get::<Port>(instance.spec.allocated.port.as_ref()?)?;
+        Some((port.spec.address, (instance.meta.uid.clone(), timeout)))
+    };
+    let instances = store.list::<Instance>().into_iter();
+    let running = instances.filter(|instance| instance.status.state == State::Running);
+    running.filter_map(|instance| of(&instance)).collect()
+}

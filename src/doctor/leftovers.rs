@@ -1,0 +1,47 @@
+//! Host objects with our marks, beside a daemon that does not run.
+//!
+//! A daemon that runs finds and removes what belongs to no object by itself, so they are counted only without one.
+
+use std::fs;
+use std::path::Path;
+
+use stead_controllers::host::{LinkKind, Links};
+
+use super::Finding;
+use super::data::Daemon;
+use crate::config::Config;
+use crate::host::Scope;
+use crate::host::netlink::Netlink;
+
+pub(super) async fn examine(config: &Config, daemon: &Daemon) -> Vec<Finding> {
+    if *daemon != Daemon::Ended {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    let machines = entries(&config.run_dir.join("vm"));
+    if machines > 0 {
+        found.push(format!("{machines} VMs in {}", config.run_dir.join("vm").display()));
+    }
+    match links(config).await {
+        Ok((bridges, taps)) if bridges + taps > 0 => found.push(format!("{bridges} bridges, {taps} TAPs")),
+        Ok(_) | Err(_) => {}
+    }
+    if found.is_empty() {
+        return vec![Finding::ok("leftovers", "nothing of an ended daemon is on this host")];
+    }
+    vec![Finding::warning(
+        "leftovers",
+        format!("without a daemon there are: {}", found.join("; ")),
+        "start the daemon: it adopts what belongs to its instances and removes the rest",
+    )]
+}
+
+fn entries(directory: &Path) -> usize {
+    fs::read_dir(directory).map_or(0, Iterator::count)
+}
+
+async fn links(config: &Config) -> Result<(usize, usize), stead_controllers::host::HostError> {
+    let links = Netlink::new(Scope::new(config.bridge.as_str())?)?.list().await?;
+    let taps = links.iter().filter(|link| link.kind == LinkKind::Tap).count();
+    Ok((links.len() - taps, taps))
+}
