@@ -272,7 +272,6 @@ impl Host {
         let links = Netlink::new(scope).map_err(chained)?;
         let (agents, of_probes) = (machines.clone(), reports.clone());
         let probes = Prober::new(ProbeConfig {
-            bridge: config.bridge.clone(),
             open_stream: Box::new(move |owner, request| {
                 let (agents, owner) = (agents.clone(), owner.clone());
                 Box::pin(async move { agents.open_stream(&owner, request).await })

@@ -72,7 +72,7 @@ pub(super) fn generation(datagram: &[u8]) -> Option<u32> {
 }
 
 fn heard_of(message: u8, body: &[u8], table: &str) -> Option<Heard> {
-    if message == NEW_GENERATION || find(body, TABLE).map(text) != Some(table.as_bytes()) {
+    if message == NEW_GENERATION || !find(body, TABLE).map(text).is_some_and(|found| is_of(found, table)) {
         return None;
     }
     match message {
@@ -80,6 +80,16 @@ fn heard_of(message: u8, body: &[u8], table: &str) -> Option<Heard> {
         NEW_ELEMENT => None,
         DELETE_ELEMENT => Some(tap_of(body).map_or(Heard::Everything, Heard::Port)),
         _ => Some(Heard::Everything),
+    }
+}
+
+/// The table itself, or one of a further segment: its name with `_` and a number.
+fn is_of(found: &[u8], table: &str) -> bool {
+    let Some(rest) = found.strip_prefix(table.as_bytes()) else { return false };
+    match rest.split_first() {
+        None => true,
+        Some((b'_', number)) => !number.is_empty() && number.iter().all(u8::is_ascii_digit),
+        Some(_) => false,
     }
 }
 
@@ -168,6 +178,11 @@ mod tests {
         let tap = |name: &str| Heard::Port(name.parse().expect("valid"));
         assert_eq!(of_table(&one, "ours"), Some(tap("st-a")));
         assert_eq!(of_table(&one, "other"), None);
+        let named = |name: &[u8]| message(DELETE_ELEMENT, &[attribute(TABLE, name), elements(&["st-a"])]);
+        assert_eq!(of_table(&named(b"ours_12\0"), "ours"), Some(tap("st-a")), "a further segment");
+        for foreign in [&b"ours_\0"[..], b"ours_1x\0", b"ours2\0"] {
+            assert_eq!(of_table(&named(foreign), "ours"), None);
+        }
         let two = message(DELETE_ELEMENT, &[ours.clone(), elements(&["st-a", "st-b"])]);
         assert_eq!(of_table(&two, "ours"), Some(Heard::Everything));
         assert_eq!(of_table(&message(NEW_ELEMENT, &[ours.clone(), elements(&["st-a"])]), "ours"), None);

@@ -22,10 +22,9 @@ use crate::namespace::{PATIENCE, in_namespace, link_name, shell, uid};
 /// Long enough for a busy host, short enough for a test.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-fn prober(bridge: &str, agent: AgentError) -> (Prober, mpsc::UnboundedReceiver<()>) {
+fn prober(agent: AgentError) -> (Prober, mpsc::UnboundedReceiver<()>) {
     let (news, heard) = mpsc::unbounded_channel();
     let config = ProbeConfig {
-        bridge: link_name(bridge),
         open_stream: Box::new(move |_, _| futures::future::ready(Err(agent.clone())).boxed()),
         changed: Arc::new(move |_| {
             let _ = news.send(());
@@ -42,6 +41,7 @@ fn plan(probe: Probe) -> ProbePlan {
         of: HealthOf { launched_at: Timestamp::UNIX_EPOCH, version: 1 },
         check,
         address: Some(Ipv4Addr::LOCALHOST),
+        bridge: Some(link_name("lo")),
         lenient_until: Timestamp::UNIX_EPOCH,
         tally: Tally::default(),
     }
@@ -49,7 +49,7 @@ fn plan(probe: Probe) -> ProbePlan {
 
 /// What the first probe finds: nothing, or the error.
 async fn first(probe: Probe) -> Result<(), String> {
-    let (prober, mut heard) = prober("lo", AgentError::NotReady);
+    let (prober, mut heard) = prober(AgentError::NotReady);
     let plan = plan(probe);
     prober.begin(&plan).await.expect("begun");
     tokio::time::timeout(PATIENCE, heard.recv()).await.expect("in time").expect("told");
@@ -192,14 +192,14 @@ fn probes_count_on_and_what_this_host_cannot_ask_counts_neither_way() {
         // The connection tells by its port whose it is.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
         let place = listener.local_addr().expect("bound").port();
-        let (asks, _heard) = prober("lo", AgentError::NotReady);
+        let (asks, _heard) = prober(AgentError::NotReady);
         asks.begin(&plan(Probe::Tcp { port: place })).await.expect("begun");
         let (_, from) =
             tokio::time::timeout(PATIENCE, listener.accept()).await.expect("in time").expect("taken");
         assert!(PROBE_PORTS.contains(&from.port()), "{from}");
 
         // It goes on from what an earlier daemon counted; another owner's is apart; an end is an end.
-        let (probes, mut heard) = prober("lo", AgentError::NotReady);
+        let (probes, mut heard) = prober(AgentError::NotReady);
         let exec = || Probe::Exec { command: vec!["true".to_owned()], working_dir: None };
         let mut plan = plan(exec());
         plan.tally.failures = 2;
@@ -222,8 +222,9 @@ fn probes_count_on_and_what_this_host_cannot_ask_counts_neither_way() {
             ("gone0", AgentError::NotReady, Probe::Tcp { port }),
             ("gone0", AgentError::NotReady, http(port, "/")),
         ] {
-            let (probes, mut heard) = prober(bridge, agent);
-            let plan = ProbePlan { check: HealthCheck { probe, ..plan.check.clone() }, ..plan.clone() };
+            let (probes, mut heard) = prober(agent);
+            let check = HealthCheck { probe, ..plan.check.clone() };
+            let plan = ProbePlan { check, bridge: Some(link_name(bridge)), ..plan.clone() };
             probes.begin(&plan).await.expect("begun");
             let silence = tokio::time::timeout(TIMEOUT * 3, heard.recv()).await;
             assert!(silence.is_err(), "{bridge}: {:?}", probes.seen(&plan.owner));

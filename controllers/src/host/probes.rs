@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
 use stead_schemas::health::{HealthCheck, HealthOf, Tally};
-use stead_schemas::names::Uid;
+use stead_schemas::names::{LinkName, Uid};
 
 use super::HostError;
 
@@ -19,6 +19,8 @@ pub struct ProbePlan {
     pub check: HealthCheck,
     /// `None` when it is not asked over the network.
     pub address: Option<Ipv4Addr>,
+    /// The bridge behind which that address is; nothing is asked by another way.
+    pub bridge: Option<LinkName>,
     /// Failures before this do not count, until the first success.
     pub lenient_until: Timestamp,
     /// Counted by an earlier daemon: it is gone on from.

@@ -1,7 +1,7 @@
 //! What is there of a network.
 
 use stead_schemas::meta::Object;
-use stead_schemas::names::Uid;
+use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::Network;
 
 use super::{NetworkReconciler, rules};
@@ -42,14 +42,16 @@ pub(super) async fn observe<L: Links, F: Firewall>(
     let spec = &object.spec;
     let bridge = links.inspect(&spec.bridge).await?;
     let firewall = firewall.inspect(&rules(object)).await?;
-    let is_table_shared = store
-        .list::<Network>()
+    let networks = store.list::<Network>();
+    let is_table_shared = networks
         .iter()
         .any(|other| other.meta.uid != *uid && !other.meta.is_deleting() && other.spec.table == spec.table);
     let is_forwarding = links.is_forwarding().await?;
     let mut conflicts = links.routes().await?;
+    // The segments of one subnet overlap it, each by a bridge of ours.
+    let is_ours = |link: &LinkName| networks.iter().any(|network| network.spec.bridge == *link);
     conflicts.retain(|route| {
-        route.destination.overlaps(spec.gateway) && route.link.as_ref() != Some(&spec.bridge)
+        route.destination.overlaps(spec.gateway) && !route.link.as_ref().is_some_and(is_ours)
     });
     Ok(Observed { bridge, firewall, is_table_shared, is_forwarding, conflicts })
 }

@@ -14,12 +14,12 @@ use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::image::{Image, ImagePhase};
 use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Power, PowerCause, State};
-use stead_schemas::limits;
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
-use stead_schemas::names::{LinkName, Name, Uid};
-use stead_schemas::network::{Mac, Network, NetworkSpec, Port, PortSpec};
+use stead_schemas::names::{Name, Uid};
 use stead_schemas::policy::Expiry;
 
+use super::addresses::port;
+pub use super::addresses::{DEFAULT_NETWORK, declare_network};
 use super::{mounts, wanted_run};
 use crate::image::admission as images;
 use crate::store::{New, Tx, TxError};
@@ -27,18 +27,6 @@ use crate::store::{New, Tx, TxError};
 /// Claim table of guest context ids; 0 to 2 are reserved by vsock(7).
 const CIDS: &str = "guest_cid";
 const CID_FIRST: u32 = 3;
-/// Claim table of addresses on the default network, as numbers.
-const ADDRESSES: &str = "port_address";
-
-/// Claim table of traffic classes; minor numbers have 16 bits, and the first and the last are the
-/// kernel's own.
-const CLASSES: &str = "shaping_class";
-const CLASS_FIRST: u32 = 1;
-const CLASS_LAST: u32 = 0xfffe;
-
-/// The network every instance is attached to.
-pub const DEFAULT_NETWORK: &str = "default";
-
 /// Why a request was refused; each has its code on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -240,90 +228,6 @@ fn failed_for_good(image: &Object<Image>) -> bool {
                 | Reason::PlatformNotAvailable
         )
     })
-}
-
-fn port(tx: &mut Tx<'_>, owner: &OwnerRef, tap_prefix: &str) -> Result<Uid, Refused> {
-    let network = Name::resource(DEFAULT_NETWORK).ok().and_then(|name| tx.find::<Network>(&name));
-    let network =
-        network.ok_or_else(|| Refused::InsufficientResources("there is no network yet".to_owned()))?;
-    // The gateway is one of the claims.
-    if tx.claims(ADDRESSES) > limits::PORTS_PER_BRIDGE_MAX {
-        let message = format!("the bridge has all its {} ports", limits::PORTS_PER_BRIDGE_MAX);
-        return Err(Refused::InsufficientResources(message));
-    }
-    let uid = tx.next_uid();
-    let gateway = network.spec.gateway;
-    let range = u32::from(gateway.network()) + 1..=u32::from(gateway.broadcast()) - 1;
-    let address = tx.claim_lowest(ADDRESSES, range, &uid).ok_or_else(|| {
-        Refused::InsufficientResources(format!("no address of {} is free", gateway.subnet()))
-    })?;
-    let tap: Result<LinkName, _> = format!("{tap_prefix}{}", uid.short()).parse();
-    let spec = PortSpec {
-        network: network.meta.uid.clone(),
-        bridge: network.spec.bridge.clone(),
-        tap: tap.map_err(|error| Refused::Conflict(format!("the TAP prefix {error}")))?,
-        table: network.spec.table.clone(),
-        address: address.into(),
-        mac: Mac::of_address(address.into()),
-        class: class(tx, &uid)?,
-    };
-    let name = Name::from(&uid);
-    let new = New { uid: Some(uid), name, tags: Tags::new(), owner: Some(owner.clone()), spec };
-    Ok(tx.create::<Port>(new)?.meta.uid.clone())
-}
-
-fn class(tx: &mut Tx<'_>, port: &Uid) -> Result<u16, Refused> {
-    let class = tx.claim_lowest(CLASSES, CLASS_FIRST..=CLASS_LAST, port);
-    let class = class.and_then(|class| u16::try_from(class).ok());
-    class.ok_or_else(|| Refused::InsufficientResources("no traffic class is free".to_owned()))
-}
-
-/// Makes the default network what the configuration says; its gateway's address is taken. One with
-/// another bridge, table or subnet is another network: the earlier one is deleted, with its bridge
-/// and its tables.
-///
-/// # Errors
-/// When instances use the earlier network, or one of them has the gateway's address.
-pub fn declare_network(tx: &mut Tx<'_>, spec: NetworkSpec) -> Result<(), Refused> {
-    let name = Name::resource(DEFAULT_NETWORK).map_err(|error| Refused::Conflict(error.to_string()))?;
-    let gateway = u32::from(spec.gateway.address);
-    let earlier = tx.find::<Network>(&name);
-    let uid = match earlier.filter(|earlier| is_in_place(&earlier.spec, &spec)) {
-        Some(network) => tx.update_spec::<Network>(&network.meta.uid, None, |old| *old = spec)?,
-        None => {
-            replace_network(tx, &name)?;
-            tx.create::<Network>(New { uid: None, name, tags: Tags::new(), owner: None, spec })?
-        }
-    }
-    .meta
-    .uid
-    .clone();
-    tx.claim(ADDRESSES, gateway, &uid)
-        .map_err(|claimed| Refused::Conflict(format!("the gateway's address is {claimed}")))
-}
-
-/// The same things of the host are meant.
-fn is_in_place(old: &NetworkSpec, new: &NetworkSpec) -> bool {
-    (&old.bridge, &old.table, old.gateway) == (&new.bridge, &new.table, new.gateway)
-}
-
-/// Has the network of this name go, if there is one.
-fn replace_network(tx: &mut Tx<'_>, name: &Name) -> Result<(), Refused> {
-    let Some(old) = tx.find::<Network>(name) else { return Ok(()) };
-    let ports = tx.list::<Port>();
-    let users = ports.iter().filter(|port| port.spec.network == old.meta.uid && !port.meta.is_deleting());
-    let users = users.count();
-    if users > 0 {
-        let NetworkSpec { bridge, gateway, table, .. } = &old.spec;
-        return Err(Refused::Conflict(format!(
-            "the network of bridge {bridge}, gateway {gateway} and table {table} is in use by instances \
-             ({users}): configure these again, or delete the instances first"
-        )));
-    }
-    // Its record stays until its bridge is gone; the address is free now.
-    tx.release(ADDRESSES, u32::from(old.spec.gateway.address), &old.meta.uid);
-    tx.request_deletion::<Network>(&old.meta.uid)?;
-    Ok(())
 }
 
 /// Asks for the next run. While the wanted one is on its way, asking again is the same request.

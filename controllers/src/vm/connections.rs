@@ -70,7 +70,14 @@ fn with(machine: Option<Machine>, flows: Vec<Flow>, watched_since: i64) -> Obser
     let address = Ipv4Addr::new(10, 9, 0, 2);
     let card = NetworkCard { tap: "tap".parse().expect("valid"), mac: Mac::of_address(address), address };
     let gateway = Ipv4Addr::new(10, 9, 0, 1);
-    let port = PortSeen { is_ready: true, card, gateway, prefix: 24, dns: Vec::new() };
+    let port = PortSeen {
+        is_ready: true,
+        card,
+        bridge: "br0".parse().expect("valid"),
+        gateway,
+        prefix: 24,
+        dns: Vec::new(),
+    };
     let mut observed = seen(machine);
     observed.parts.port = Some(port);
     observed.inbound = Some(Ok(Inbound { watched_since: at(watched_since), flows }));

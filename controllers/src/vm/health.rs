@@ -42,6 +42,7 @@ fn wanted_probe(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> O
         of,
         check: check.clone(),
         address: seen.parts.port.as_ref().map(|port| port.card.address),
+        bridge: seen.parts.port.as_ref().map(|port| port.bridge.clone()),
         lenient_until: started_at.saturating_add(start_period).unwrap_or(Timestamp::MAX),
         tally: if earlier.of == Some(of) { earlier.tally.clone() } else { Default::default() },
     })

@@ -28,6 +28,7 @@
 //! is gone has the wish be to run again (--Wake-->). In standby the door is watched (--Watch-->);
 //! a knock is a --Wake-->, then --Unwatch, Restore--> as above, and --HandOver--> when it runs.
 
+mod addresses;
 pub mod admission;
 mod becoming;
 #[cfg(test)]

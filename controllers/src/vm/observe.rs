@@ -7,7 +7,7 @@ use stead_schemas::disk::Disk;
 use stead_schemas::image::{Image, ImageConfig, ImagePhase};
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::Object;
-use stead_schemas::names::{Digest, Uid};
+use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::network::{Network, Port};
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
@@ -93,6 +93,7 @@ pub enum OriginSeen {
 pub struct PortSeen {
     pub is_ready: bool,
     pub card: NetworkCard,
+    pub bridge: LinkName,
     pub gateway: Ipv4Addr,
     pub prefix: u8,
     pub dns: Vec<Ipv4Addr>,
@@ -202,6 +203,7 @@ fn port<M, I, P, C, W>(vms: &Vms<M, I, P, C, W>, uid: &Uid) -> Option<PortSeen> 
     Some(PortSeen {
         is_ready: condition::is_ready(&port.status.conditions),
         card: NetworkCard { tap: spec.tap.clone(), mac: spec.mac, address: spec.address },
+        bridge: spec.bridge.clone(),
         gateway: network.spec.gateway.address,
         prefix: network.spec.gateway.prefix,
         dns: network.spec.dns.clone(),

@@ -14,7 +14,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use stead_controllers::host::{HostError, HostErrorKind, ProbePlan, ProbeSeen, Probes};
 use stead_schemas::health::Tally;
-use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::names::Uid;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
@@ -27,8 +27,6 @@ const SPREAD: Duration = Duration::from_millis(500);
 
 /// What probes go through.
 pub struct ProbeConfig {
-    /// Guests are asked over this link and no other: where it is missing, no stranger answers for them.
-    pub bridge: LinkName,
     /// Opens a stream to the agent of a guest.
     pub open_stream: OpenStream,
     /// Told when something new was found of an owner.
@@ -37,7 +35,7 @@ pub struct ProbeConfig {
 
 impl std::fmt::Debug for ProbeConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ProbeConfig").field("bridge", &self.bridge).finish_non_exhaustive()
+        f.debug_struct("ProbeConfig").finish_non_exhaustive()
     }
 }
 
@@ -75,7 +73,7 @@ impl Prober {
     /// # Errors
     /// When the client of HTTP probes cannot be made.
     pub fn new(config: ProbeConfig) -> Result<Self, HostError> {
-        let questions = Questions::new(&config.bridge, config.open_stream)?;
+        let questions = Questions::new(config.open_stream)?;
         Ok(Self(Arc::new(Shared { questions, changed: config.changed, asking: Mutex::default() })))
     }
 

@@ -51,35 +51,67 @@ pub(super) enum Found {
     NotAsked(String),
 }
 
+/// Where a guest is asked: over its bridge and no other way, so that no stranger answers for it.
+struct Way<'a> {
+    place: SocketAddrV4,
+    bridge: &'a LinkName,
+    /// A number that differs from one question to the next.
+    turn: usize,
+}
+
+/// Connects from a port that says whose connection it is.
+async fn connect(way: &Way<'_>) -> io::Result<TcpStream> {
+    let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for port in PROBE_PORTS.cycle().skip(way.turn % PROBE_PORTS.len()).take(PORTS_TRIED) {
+        let socket = TcpSocket::new_v4()?;
+        // Other probes of this moment may have it, to other guests.
+        socket.set_reuseaddr(true)?;
+        socket.bind_device(Some(way.bridge.as_str().as_bytes()))?;
+        let connected = match socket.bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into()) {
+            Ok(()) => socket.connect(way.place.into()).await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Err(taken)
+                if matches!(taken.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) =>
+            {
+                error = taken;
+            }
+            connected => return connected,
+        }
+    }
+    Err(error)
+}
+
 pub(super) struct Questions {
     tls: TlsConnector,
-    bridge: LinkName,
     open_stream: OpenStream,
 }
 
 impl Questions {
-    pub(super) fn new(bridge: &LinkName, open_stream: OpenStream) -> Result<Self, HostError> {
+    pub(super) fn new(open_stream: OpenStream) -> Result<Self, HostError> {
         let config = certificate::trusting().map_err(|error| {
             HostError::new(HostErrorKind::Permanent, "make a client for", "health checks").because(error)
         })?;
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), bridge: bridge.clone(), open_stream })
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), open_stream })
     }
 
     /// `turn` differs from one question to the next.
     pub(super) async fn ask(&self, plan: &ProbePlan, turn: usize) -> Found {
         let timeout = plan.check.timeout.0;
         let asked = async {
-            match (&plan.check.probe, plan.address) {
-                (Probe::Http { scheme, port, path, expected_status }, Some(address)) => {
-                    let status = self.http(*scheme, SocketAddrV4::new(address, *port), path, turn).await;
+            match (&plan.check.probe, plan.address.zip(plan.bridge.as_ref())) {
+                (Probe::Http { scheme, port, path, expected_status }, Some((address, bridge))) => {
+                    let way = Way { place: SocketAddrV4::new(address, *port), bridge, turn };
+                    let status = self.http(*scheme, &way, path).await;
                     match status {
                         Ok(status) if status == *expected_status => Found::Well,
                         Ok(status) => Found::Ill(format!("answered {status}, not {expected_status}")),
                         Err(error) => ill(&*error),
                     }
                 }
-                (Probe::Tcp { port }, Some(address)) => {
-                    match self.connect(SocketAddrV4::new(address, *port), turn).await {
+                (Probe::Tcp { port }, Some((address, bridge))) => {
+                    match connect(&Way { place: SocketAddrV4::new(address, *port), bridge, turn }).await {
                         Ok(_) => Found::Well,
                         Err(error) => ill(&error),
                     }
@@ -100,47 +132,22 @@ impl Questions {
     async fn http(
         &self,
         scheme: Scheme,
-        place: SocketAddrV4,
+        way: &Way<'_>,
         path: &str,
-        turn: usize,
     ) -> Result<u16, Box<dyn Error + Send + Sync>> {
         let request = Get::get(path)
-            .header(header::HOST, place.to_string())
+            .header(header::HOST, way.place.to_string())
             .header(header::USER_AGENT, "stead-health-check")
             .header(header::CONNECTION, "close")
             .body(String::new())?;
-        let stream = self.connect(place, turn).await?;
+        let stream = connect(way).await?;
         match scheme {
             Scheme::Http => Ok(exchange(stream, request).await?),
             Scheme::Https => {
-                let name = ServerName::from(std::net::IpAddr::from(*place.ip()));
+                let name = ServerName::from(std::net::IpAddr::from(*way.place.ip()));
                 Ok(exchange(self.tls.connect(name, stream).await?, request).await?)
             }
         }
-    }
-
-    /// From a port that says whose connection it is.
-    async fn connect(&self, place: SocketAddrV4, turn: usize) -> io::Result<TcpStream> {
-        let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
-        for port in PROBE_PORTS.cycle().skip(turn % PROBE_PORTS.len()).take(PORTS_TRIED) {
-            let socket = TcpSocket::new_v4()?;
-            // Other probes of this moment may have it, to other guests.
-            socket.set_reuseaddr(true)?;
-            socket.bind_device(Some(self.bridge.as_str().as_bytes()))?;
-            let connected = match socket.bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into()) {
-                Ok(()) => socket.connect(place.into()).await,
-                Err(error) => Err(error),
-            };
-            match connected {
-                Err(taken)
-                    if matches!(taken.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) =>
-                {
-                    error = taken;
-                }
-                connected => return connected,
-            }
-        }
-        Err(error)
     }
 
     async fn exec(

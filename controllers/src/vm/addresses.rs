@@ -1,0 +1,331 @@
+//! Addresses of instances, and the networks that they are on.
+//!
+//! A Linux bridge has 1,023 ports, so a subnet of more addresses is divided into segments of 1,024: the first
+//! belongs to the default network and its bridge, each further one to a network of its own, which is made when
+//! the segments before it are full. Guests of different segments reach each other as little as those of one.
+//!
+//! ```text
+//! default    10.100.0.1/16   bridge stead0     addresses 10.100.0.2 to 10.100.3.255
+//! default-1  10.100.4.1/22   bridge stead0-1   addresses 10.100.4.2 to 10.100.7.254
+//! ```
+
+use std::net::Ipv4Addr;
+
+use stead_schemas::limits::PORTS_PER_BRIDGE_MAX;
+use stead_schemas::meta::{OwnerRef, Tags};
+use stead_schemas::names::{LinkName, Name, Uid};
+use stead_schemas::network::{Cidr, Mac, Network, NetworkSpec, Port, PortSpec};
+
+use super::admission::Refused;
+use crate::store::{New, Tx};
+
+/// Claim table of the addresses of all segments, as numbers.
+const ADDRESSES: &str = "port_address";
+
+/// Claim table of traffic classes; minor numbers have 16 bits, and the first and the last are the
+/// kernel's own.
+const CLASSES: &str = "shaping_class";
+const CLASS_FIRST: u32 = 1;
+const CLASS_LAST: u32 = 0xfffe;
+
+/// The network of the configuration; its further segments have a number behind this name.
+pub const DEFAULT_NETWORK: &str = "default";
+
+/// Prefix of a further segment.
+const SEGMENT_PREFIX: u8 = 22;
+/// Addresses of a segment: one more than a bridge has ports, and a segment's own address is none of a guest's.
+const SEGMENT_ADDRESSES: u32 = 1 << (32 - SEGMENT_PREFIX);
+
+const _: () = assert!(PORTS_PER_BRIDGE_MAX + 1 == SEGMENT_ADDRESSES as usize, "a segment is one bridge");
+
+/// Allocates a port with its address, on the first segment that has room.
+pub(super) fn port(tx: &mut Tx<'_>, owner: &OwnerRef, tap_prefix: &str) -> Result<Uid, Refused> {
+    let name = Name::resource(DEFAULT_NETWORK).map_err(|error| Refused::Conflict(error.to_string()))?;
+    let default = tx.find::<Network>(&name);
+    let default =
+        default.ok_or_else(|| Refused::InsufficientResources("there is no network yet".to_owned()))?;
+    let uid = tx.next_uid();
+    let (network, spec, address) = place(tx, &default.meta.uid, &default.spec, &uid)?;
+    let tap: Result<LinkName, _> = format!("{tap_prefix}{}", uid.short()).parse();
+    let spec = PortSpec {
+        network,
+        bridge: spec.bridge,
+        tap: tap.map_err(|error| Refused::Conflict(format!("the TAP prefix {error}")))?,
+        table: spec.table,
+        address,
+        mac: Mac::of_address(address),
+        class: class(tx, &uid)?,
+    };
+    let name = Name::from(&uid);
+    let new = New { uid: Some(uid), name, tags: Tags::new(), owner: Some(owner.clone()), spec };
+    Ok(tx.create::<Port>(new)?.meta.uid.clone())
+}
+
+/// Claims the lowest free address, and makes the segment that it is on if there is none yet.
+fn place(
+    tx: &mut Tx<'_>,
+    default: &Uid,
+    spec: &NetworkSpec,
+    port: &Uid,
+) -> Result<(Uid, NetworkSpec, Ipv4Addr), Refused> {
+    let subnet = spec.gateway;
+    let (network, last) = (u32::from(subnet.network()), u32::from(subnet.broadcast()) - 1);
+    let first = network + 1..=last.min(network + SEGMENT_ADDRESSES - 1);
+    if let Some(address) = tx.claim_lowest(ADDRESSES, first, port) {
+        return Ok((default.clone(), spec.clone(), address.into()));
+    }
+    for number in 1.. {
+        let base = network + number * SEGMENT_ADDRESSES;
+        if base > last {
+            break;
+        }
+        let Some((uid, spec)) = segment(tx, spec, number, base)? else { continue };
+        // Without the segment's own address, its gateway and its broadcast address.
+        let range = base + 2..=base + SEGMENT_ADDRESSES - 2;
+        if let Some(address) = tx.claim_lowest(ADDRESSES, range, port) {
+            return Ok((uid, spec, address.into()));
+        }
+    }
+    Err(Refused::InsufficientResources(format!("no address of {} is free", subnet.subnet())))
+}
+
+/// A further segment, made if need be; `None` when something else has its addresses.
+fn segment(
+    tx: &mut Tx<'_>,
+    default: &NetworkSpec,
+    number: u32,
+    base: u32,
+) -> Result<Option<(Uid, NetworkSpec)>, Refused> {
+    let name = Name::resource(&format!("{DEFAULT_NETWORK}-{number}"));
+    let name = name.map_err(|error| Refused::Conflict(error.to_string()))?;
+    if let Some(there) = tx.find::<Network>(&name) {
+        return Ok(Some((there.meta.uid.clone(), there.spec.clone())));
+    }
+    let own = [base, base + 1];
+    if own.iter().any(|address| tx.claimed_by(ADDRESSES, address).is_some()) {
+        return Ok(None);
+    }
+    let bridge = format!("{}-{number}", default.bridge).parse().map_err(|_| {
+        let message =
+            format!("all ports of bridge {} are taken, and its name is too long for another", default.bridge);
+        Refused::InsufficientResources(message)
+    })?;
+    let spec = NetworkSpec {
+        bridge,
+        gateway: Cidr { address: Ipv4Addr::from(base + 1), prefix: SEGMENT_PREFIX },
+        table: format!("{}_{number}", default.table),
+        ..default.clone()
+    };
+    let new = New { uid: None, name, tags: Tags::new(), owner: None, spec: spec.clone() };
+    let uid = tx.create::<Network>(new)?.meta.uid.clone();
+    for address in own {
+        // They were found free above, within the same transaction.
+        tx.claim(ADDRESSES, address, &uid).map_err(|claimed| Refused::Conflict(claimed.to_string()))?;
+    }
+    Ok(Some((uid, spec)))
+}
+
+fn class(tx: &mut Tx<'_>, port: &Uid) -> Result<u16, Refused> {
+    let class = tx.claim_lowest(CLASSES, CLASS_FIRST..=CLASS_LAST, port);
+    let class = class.and_then(|class| u16::try_from(class).ok());
+    class.ok_or_else(|| Refused::InsufficientResources("no traffic class is free".to_owned()))
+}
+
+/// Makes the default network what the configuration says; its gateway's address is taken. One with
+/// another bridge, table or subnet is another network: the earlier one is deleted, with its segments,
+/// bridges and tables.
+///
+/// # Errors
+/// When instances use the earlier network, or one of them has the gateway's address.
+pub fn declare_network(tx: &mut Tx<'_>, spec: NetworkSpec) -> Result<(), Refused> {
+    let name = Name::resource(DEFAULT_NETWORK).map_err(|error| Refused::Conflict(error.to_string()))?;
+    let gateway = u32::from(spec.gateway.address);
+    let earlier = tx.find::<Network>(&name);
+    let uid = match earlier.filter(|earlier| is_in_place(&earlier.spec, &spec)) {
+        Some(network) => {
+            update_segments(tx, &spec)?;
+            tx.update_spec::<Network>(&network.meta.uid, None, |old| *old = spec)?
+        }
+        None => {
+            replace_network(tx, &name)?;
+            tx.create::<Network>(New { uid: None, name, tags: Tags::new(), owner: None, spec })?
+        }
+    }
+    .meta
+    .uid
+    .clone();
+    tx.claim(ADDRESSES, gateway, &uid)
+        .map_err(|claimed| Refused::Conflict(format!("the gateway's address is {claimed}")))
+}
+
+/// The same things of the host are meant.
+fn is_in_place(old: &NetworkSpec, new: &NetworkSpec) -> bool {
+    (&old.bridge, &old.table, old.gateway) == (&new.bridge, &new.table, new.gateway)
+}
+
+/// Gives the further segments what they share with the default network.
+fn update_segments(tx: &mut Tx<'_>, spec: &NetworkSpec) -> Result<(), Refused> {
+    for segment in tx.list::<Network>() {
+        if segment.meta.name.as_str() == DEFAULT_NETWORK || segment.meta.is_deleting() {
+            continue;
+        }
+        tx.update_spec::<Network>(&segment.meta.uid, None, |old| {
+            old.dns.clone_from(&spec.dns);
+            old.reach = spec.reach.clone();
+        })?;
+    }
+    Ok(())
+}
+
+/// Has the network of this name and its segments go, if there are any.
+fn replace_network(tx: &mut Tx<'_>, name: &Name) -> Result<(), Refused> {
+    let Some(old) = tx.find::<Network>(name) else { return Ok(()) };
+    let ports = tx.list::<Port>();
+    let users = ports.iter().filter(|port| !port.meta.is_deleting()).count();
+    if users > 0 {
+        let NetworkSpec { bridge, gateway, table, .. } = &old.spec;
+        return Err(Refused::Conflict(format!(
+            "the network of bridge {bridge}, gateway {gateway} and table {table} is in use by instances \
+             ({users}): configure these again, or delete the instances first"
+        )));
+    }
+    for network in tx.list::<Network>() {
+        if network.meta.is_deleting() {
+            continue;
+        }
+        // Its record stays until its bridge is gone; its addresses are free now.
+        let gateway = u32::from(network.spec.gateway.address);
+        for address in [gateway, gateway - 1] {
+            tx.release(ADDRESSES, address, &network.meta.uid);
+        }
+        tx.request_deletion::<Network>(&network.meta.uid)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
+
+    use jiff::Timestamp;
+    use stead_schemas::meta::Object;
+
+    use super::*;
+    use crate::runtime::{SequentialIds, TokioClock};
+    use crate::store::{Kinds, MemoryKv, PlainSealer, Store};
+
+    fn open() -> Store {
+        let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
+        let ids = Arc::new(SequentialIds::starting_at(1));
+        let kinds = Kinds::new().with::<Network>().with::<Port>();
+        let opened = Store::open(MemoryKv::new(), Arc::new(PlainSealer), clock, ids, kinds);
+        let (store, writer) = opened.expect("opens");
+        tokio::spawn(writer.run(std::future::pending()));
+        store
+    }
+
+    fn spec(gateway: &str) -> NetworkSpec {
+        NetworkSpec {
+            bridge: "stead0".parse().expect("valid"),
+            gateway: gateway.parse().expect("valid"),
+            dns: Vec::new(),
+            table: "stead".to_owned(),
+            reach: Default::default(),
+        }
+    }
+
+    async fn declare(store: &Store, spec: NetworkSpec) {
+        store.transact(move |tx| declare_network(tx, spec)).await.expect("declared");
+    }
+
+    /// Ports that the default network owns, for want of instances.
+    async fn ports(store: &Store, count: usize) -> Result<(), Refused> {
+        let name = Name::resource(DEFAULT_NETWORK).expect("valid");
+        let uid = store.find::<Network>(&name).expect("declared").meta.uid.clone();
+        let made = store.transact(move |tx| {
+            let owner = OwnerRef { kind: "network".to_owned(), uid };
+            (0..count).try_for_each(|_| port(tx, &owner, "st").map(drop))
+        });
+        made.await.map_err(|error| match error {
+            crate::store::TransactError::Refused(refused) => refused,
+            crate::store::TransactError::Store(error) => panic!("{error}"),
+        })
+    }
+
+    fn by_bridge(store: &Store) -> BTreeMap<String, Vec<Arc<Object<Port>>>> {
+        let mut all = BTreeMap::<String, Vec<_>>::new();
+        for port in store.list::<Port>() {
+            all.entry(port.spec.bridge.to_string()).or_default().push(port);
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn more_ports_than_one_bridge_holds_are_spread_over_several() {
+        let store = open();
+        declare(&store, spec("10.100.0.1/16")).await;
+        ports(&store, 3000).await.expect("a subnet of 65,534 addresses has room");
+        let networks = store.list::<Network>();
+        assert_eq!(networks.len(), 3);
+        let bridges = by_bridge(&store);
+        assert_eq!(
+            bridges.keys().map(String::as_str).collect::<Vec<_>>(),
+            ["stead0", "stead0-1", "stead0-2"]
+        );
+        let mut addresses = BTreeSet::new();
+        for (bridge, ports) in &bridges {
+            assert!(ports.len() <= PORTS_PER_BRIDGE_MAX, "{bridge} has {} ports", ports.len());
+            let network =
+                networks.iter().find(|network| network.spec.bridge.as_str() == bridge).expect("there");
+            for port in ports {
+                let spec = &port.spec;
+                assert!(network.spec.gateway.contains(spec.address), "{spec:?} of {:?}", network.spec);
+                assert_eq!((&spec.network, &spec.table), (&network.meta.uid, &network.spec.table));
+                let is_own = networks.iter().all(|network| network.spec.gateway.address != spec.address);
+                assert!(is_own && addresses.insert(spec.address), "{} has two owners", spec.address);
+            }
+        }
+        // The next daemon's configuration has another name server for all of them.
+        let dns = vec![Ipv4Addr::new(9, 9, 9, 9)];
+        declare(&store, NetworkSpec { dns: dns.clone(), ..spec("10.100.0.1/16") }).await;
+        assert!(store.list::<Network>().iter().all(|network| network.spec.dns == dns));
+    }
+
+    #[tokio::test]
+    async fn a_small_subnet_is_one_segment_and_its_end_is_reported() {
+        let store = open();
+        declare(&store, spec("10.9.0.1/24")).await;
+        ports(&store, 253).await.expect("all addresses but the gateway's");
+        let refused = ports(&store, 1).await.expect_err("full");
+        assert_eq!(refused, Refused::InsufficientResources("no address of 10.9.0.0/24 is free".to_owned()));
+        assert_eq!(store.count::<Network>(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_subnet_whose_gateway_is_elsewhere_skips_that_segment() {
+        let store = open();
+        declare(&store, spec("10.100.4.1/21")).await;
+        ports(&store, 1023).await.expect("the first segment");
+        let refused = ports(&store, 1).await.expect_err("the second one is the gateway's");
+        assert!(matches!(refused, Refused::InsufficientResources(_)), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn another_configuration_replaces_all_segments_when_nobody_uses_them() {
+        let store = open();
+        declare(&store, spec("10.100.0.1/16")).await;
+        ports(&store, 1100).await.expect("room");
+        let moved = spec("10.200.0.1/16");
+        let refused = store.transact(move |tx| declare_network(tx, moved)).await;
+        assert!(refused.is_err(), "instances use it");
+        for port in store.list::<Port>() {
+            let uid = port.meta.uid.clone();
+            store.transact(move |tx| tx.request_deletion::<Port>(&uid).map(drop)).await.expect("stored");
+        }
+        declare(&store, spec("10.200.0.1/16")).await;
+        let left: Vec<_> = store.list::<Network>().into_iter().filter(|it| !it.meta.is_deleting()).collect();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].spec.gateway.to_string(), "10.200.0.1/16");
+    }
+}
