@@ -29,18 +29,17 @@ use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::{Hypervisor, Instance, State};
 use stead_schemas::limits::CONSOLE_LOG_MAX;
 use stead_schemas::meta::Object;
-use stead_schemas::names::{Digest, Platform, Uid};
+use stead_schemas::names::{Platform, Uid};
 use stead_schemas::network::{Network, NetworkSpec, Port};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::{AgentError, AgentStream};
-use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits};
+use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, Imported, LogStream, ServerLimits};
 use crate::config::Config;
 use crate::failpoint;
 use crate::host::boot_files::BootFiles;
@@ -53,7 +52,7 @@ use crate::host::logs::LogLines;
 use crate::host::monitor::{Heard, monitor_table};
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
-use crate::host::oci::{Oci, OciConfig};
+use crate::host::oci::{Oci, OciConfig, Target};
 use crate::host::probe::{ProbeConfig, Prober};
 use crate::host::process::find_program;
 use crate::host::usage::Usage;
@@ -230,10 +229,12 @@ impl Host {
             OciConfig {
                 directory: config.data_dir.join("images"),
                 plain_http_hosts: config.plain_http_hosts.clone(),
+                registry_allow: config.registry_allow(),
                 jobs_max: config.image_concurrency,
-                platform: host_platform(),
+                target: Target::of_guests(host_platform(), Accelerator::probe() == Accelerator::Kvm),
+                disk_reserve: config.disk_reserve(),
             },
-            move || of_images.tell(|drifts| drifts.images.everything()),
+            move |owner| of_images.tell(|drifts| drifts.images.object(owner.clone())),
         )
         .map_err(chained)?;
         let disk_dir = config.data_dir.join("disks");
@@ -438,16 +439,10 @@ impl Backend for HostBackend {
         self.images.keep_credentials(image, credentials);
     }
 
-    fn import(&self, mut archive: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>> {
+    fn import(&self, archive: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
         Box::pin(async move {
-            let failed = |error| HostError::io("receive", "an archive", error);
-            let scratch = tempfile::NamedTempFile::new_in(self.images.scratch()).map_err(failed)?;
-            let mut file = tokio::fs::File::from_std(scratch.reopen().map_err(failed)?);
-            while let Some(chunk) = archive.next().await {
-                file.write_all(&chunk.map_err(failed)?).await.map_err(failed)?;
-            }
-            file.flush().await.map_err(failed)?;
-            self.images.import(scratch.path().to_owned()).await
+            let hold = self.images.import(archive).await?;
+            Ok(Imported { digest: hold.digest().clone(), hold: Box::new(hold) })
         })
     }
 

@@ -33,6 +33,11 @@ pub(super) fn status(object: &Object<Image>, seen: Option<&Observed>, end: &Pass
     status.observed_generation = object.meta.generation;
     status.conditions = conditions::standard(&object.status.conditions, object.meta.generation, end);
     name_failure(&mut status, end);
+    if status.phase == ImagePhase::Ready && matches!(end.outcome, Outcome::Waiting(_)) {
+        // What was meant before stays ready while the registry is asked what is meant now.
+        let before = condition::find(&object.status.conditions, ConditionType::Ready).cloned();
+        before.into_iter().for_each(|ready| condition::set(&mut status.conditions, ready));
+    }
     status
 }
 
