@@ -92,12 +92,12 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
         match action {
             Action::Fetch { owner, reference, digest } => self.images.fetch(owner, reference, digest).await,
             Action::Convert { owner, digest } => self.images.convert(owner, digest).await,
-            Action::Forget { owner } => self.images.forget(owner).await,
+            Action::Forget { owner } => self.images.forget(owner).await.map_err(observe::local),
             Action::Remove { digest } => {
                 let (store, content) = (self.store.clone(), digest.clone());
                 // Asked again: an import or a tag may have come since it was observed.
                 let is_referenced = move || observe::references(&store).contains(&content);
-                self.images.remove(digest, Box::new(is_referenced)).await
+                self.images.remove(digest, Box::new(is_referenced)).await.map_err(observe::local)
             }
         }
     }

@@ -9,7 +9,7 @@ use stead_schemas::names::{Digest, Uid};
 use stead_schemas::snapshot::Snapshot;
 
 use super::ImageReconciler;
-use crate::host::{HostError, Images, Job, Resolved, StoredImage};
+use crate::host::{HostError, HostErrorKind, Images, Job, Resolved, StoredImage};
 use crate::store::Store;
 
 /// One look.
@@ -42,8 +42,8 @@ pub(super) async fn observe<I: Images>(
     let seen = Observed { unreferenced, ..Observed::default() };
     let (spec, reference) = (&object.spec, &object.spec.reference);
     let (digest, manifest) = match (&spec.source, recorded(object)) {
-        (ImageSource::Local { digest }, _) => (digest.clone(), images.manifest(digest).await?),
-        (ImageSource::Registry, Some(digest)) => match images.manifest(digest).await? {
+        (ImageSource::Local { digest }, _) => (digest.clone(), images.manifest(digest).await.map_err(local)?),
+        (ImageSource::Registry, Some(digest)) => match images.manifest(digest).await.map_err(local)? {
             Some(manifest) => (digest.clone(), Some(manifest)),
             // The content went missing: its manifest is asked for again by digest.
             None => {
@@ -58,7 +58,7 @@ pub(super) async fn observe<I: Images>(
                 None => {
                     let before = object.status.digest.as_ref();
                     let stored = match before {
-                        Some(digest) => images.inspect(digest).await?,
+                        Some(digest) => images.inspect(digest).await.map_err(local)?,
                         None => None,
                     };
                     return Ok(Observed { stored, ..seen });
@@ -66,9 +66,18 @@ pub(super) async fn observe<I: Images>(
             }
         }
     };
-    let stored = images.inspect(&digest).await?;
+    let stored = images.inspect(&digest).await.map_err(local)?;
     let job = images.job(uid, &digest).await;
     Ok(Observed { digest: Some(digest), manifest, stored, job, ..seen })
+}
+
+/// A failure of the host, not of what the registry says: it does not rest as an answer does.
+pub(super) fn local(mut error: HostError) -> HostError {
+    error.kind = match error.kind {
+        HostErrorKind::Exhausted => HostErrorKind::Exhausted,
+        _ => HostErrorKind::Transient,
+    };
+    error
 }
 
 /// The recorded meaning, unless a newer pull was asked for.
@@ -80,7 +89,7 @@ pub(super) fn recorded(object: &Object<Image>) -> Option<&Digest> {
 pub(super) async fn unreferenced<I: Images>(
     reconciler: &ImageReconciler<I>,
 ) -> Result<Vec<Digest>, HostError> {
-    let known = reconciler.images.known().await?;
+    let known = reconciler.images.known().await.map_err(local)?;
     // After the listing: what appeared since is not in it, and what was in it had its reference then.
     let references = references(&reconciler.store);
     Ok(known.into_iter().filter(|digest| !references.contains(digest)).collect())

@@ -87,6 +87,14 @@ impl State {
     }
 }
 
+/// A simulated fault is no answer of the registry, which would be taken for its last word.
+fn passing(mut error: HostError) -> HostError {
+    if std::error::Error::source(&error).is_some() {
+        error.kind = HostErrorKind::Transient;
+    }
+    error
+}
+
 impl Images for World {
     async fn list(&self) -> Result<Vec<Digest>, HostError> {
         self.verb("list", "images", |state| {
@@ -141,6 +149,7 @@ impl Images for World {
             state.resolved(&digest).ok_or_else(missing).map(Some)
         })
         .await
+        .map_err(passing)
     }
 
     async fn job(&self, _: &Uid, digest: &Digest) -> Option<Job> {
@@ -151,7 +160,7 @@ impl Images for World {
     }
 
     async fn fetch(&self, owner: &Uid, _: &ImageRef, digest: &Digest) -> Result<(), HostError> {
-        self.verb("fetch", digest.as_str(), |_| Ok(())).await?;
+        self.verb("fetch", digest.as_str(), |_| Ok(())).await.map_err(passing)?;
         self.begin(digest, false, owner);
         Ok(())
     }
@@ -160,10 +169,11 @@ impl Images for World {
         self.verb("convert", digest.as_str(), |state| {
             let manifest = state.manifests.get(digest);
             let is_fetched = manifest.is_some_and(|manifest| manifest.is_fetched);
-            let missing = || HostError::new(HostErrorKind::Missing, "convert", digest.as_str());
+            let missing = || HostError::new(HostErrorKind::Transient, "convert", digest.as_str());
             is_fetched.then_some(()).ok_or_else(missing)
         })
-        .await?;
+        .await
+        .map_err(passing)?;
         self.begin(digest, true, owner);
         Ok(())
     }
