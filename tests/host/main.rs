@@ -4,9 +4,11 @@
 
 mod disks;
 mod doors;
+mod fake_registry;
 mod firewall;
 mod guest;
 mod healing;
+mod hostile_registry;
 mod links;
 mod monitors;
 mod namespace;
