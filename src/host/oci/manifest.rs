@@ -238,3 +238,116 @@ impl RunConfig {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use stead_controllers::host::HostErrorKind;
+
+    use super::*;
+
+    fn target(level: u8) -> Target {
+        Target { platform: Platform::LinuxAmd64, level }
+    }
+
+    fn digest(fill: char) -> String {
+        format!("sha256:{}", fill.to_string().repeat(64))
+    }
+
+    fn entry(fill: char, platform: Value) -> Value {
+        json!({ "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest(fill), "size": 1,
+                "platform": platform })
+    }
+
+    fn chosen(entries: &[Value], target: Target) -> Result<String, Refused> {
+        let index = json!({ "schemaVersion": 2, "manifests": entries });
+        let index = as_index(index.to_string().as_bytes()).expect("an index");
+        choose(&index, target).map(|digest| digest.to_string())
+    }
+
+    fn linux(architecture: &str, variant: Option<&str>) -> Value {
+        match variant {
+            Some(variant) => json!({ "os": "linux", "architecture": architecture, "variant": variant }),
+            None => json!({ "os": "linux", "architecture": architecture }),
+        }
+    }
+
+    #[test]
+    fn the_best_variant_that_the_guests_processor_certainly_has_is_chosen() {
+        let all = [
+            entry('4', linux("amd64", Some("v4"))),
+            entry('3', linux("amd64", Some("v3"))),
+            entry('2', linux("amd64", Some("v2"))),
+            entry('1', linux("amd64", None)),
+        ];
+        for (level, expected) in [(1, '1'), (2, '2'), (3, '3'), (4, '4')] {
+            assert_eq!(chosen(&all, target(level)).expect("there is one"), digest(expected));
+        }
+        let refused = chosen(&all[..2], target(2)).expect_err("the processor may lack what they need");
+        assert_eq!(refused.kind, HostErrorKind::Unsupported);
+        let equal = [entry('a', linux("amd64", None)), entry('b', linux("amd64", Some("v1")))];
+        assert_eq!(chosen(&equal, target(4)).expect("there is one"), digest('a'), "the first of equals");
+        let arm = Target::plain(Platform::LinuxArm64);
+        let variants = [entry('9', linux("arm64", Some("v9"))), entry('8', linux("arm64", Some("v8")))];
+        assert_eq!(chosen(&variants, arm).expect("there is one"), digest('8'));
+        let windows = json!({ "os": "windows", "architecture": "amd64" });
+        chosen(&[entry('w', windows), entry('8', linux("arm64", None))], target(4)).expect_err("neither");
+    }
+
+    #[test]
+    fn entries_without_a_platform_are_taken_when_there_is_no_doubt() {
+        let plain = |fill: char| {
+            json!({ "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                                         "digest": digest(fill), "size": 1 })
+        };
+        let named = |fill: char, name: &str| {
+            let mut entry = plain(fill);
+            entry["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
+            entry
+        };
+        assert_eq!(chosen(&[plain('a')], target(1)).expect("the only one"), digest('a'));
+        let tags = [named('a', "v1"), named('a', "latest")];
+        assert_eq!(chosen(&tags, target(1)).expect("one with two names"), digest('a'));
+        let refused = chosen(&[named('a', "one"), named('b', "two")], target(1)).expect_err("which?");
+        assert!(refused.message.contains("one, two"), "{}", refused.message);
+        chosen(&[], target(1)).expect_err("nothing");
+    }
+
+    fn read(config: &Value, media_type: &str, artifact: Option<&str>) -> Result<Manifest, Refused> {
+        let config = config.to_string();
+        let mut manifest = json!({
+            "schemaVersion": 2,
+            "config": { "mediaType": media_type, "digest": digest('c'), "size": config.len() },
+            "layers": [{ "mediaType": "x", "digest": digest('e'), "size": 1 }]
+        });
+        if let Some(artifact) = artifact {
+            manifest["artifactType"] = artifact.into();
+        }
+        let manifest = as_manifest(manifest.to_string().as_bytes())?;
+        read_manifest(digest_of(b"m"), &manifest, config.as_bytes(), Platform::LinuxAmd64)
+    }
+
+    #[test]
+    fn what_is_no_image_is_named_and_what_lacks_its_architecture_is_taken() {
+        let kind = "application/vnd.oci.image.config.v1+json";
+        let layers = json!({ "diff_ids": [digest('d')] });
+        read(&json!({ "rootfs": layers }), kind, None).expect("without architecture and system");
+        read(&json!({ "architecture": "amd64", "os": "linux", "rootfs": layers }), kind, None).expect("full");
+        for config in [
+            json!({ "architecture": "s390x", "rootfs": layers }),
+            json!({ "os": "windows", "rootfs": layers }),
+        ] {
+            assert_eq!(read(&config, kind, None).expect_err("foreign").kind, HostErrorKind::Unsupported);
+        }
+        let chart = "application/vnd.cncf.helm.config.v1+json";
+        for refused in [
+            read(&json!({ "name": "chart" }), chart, None).expect_err("a chart"),
+            read(&json!({}), "application/vnd.oci.empty.v1+json", Some(chart)).expect_err("an artefact"),
+            read(&json!("text"), chart, None).expect_err("no object"),
+        ] {
+            let words = format!("not a container image (its type is {chart})");
+            assert!(refused.message.contains(&words), "{}", refused.message);
+            assert_eq!(refused.kind, HostErrorKind::Permanent);
+        }
+    }
+}

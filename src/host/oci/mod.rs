@@ -14,12 +14,16 @@ mod emit;
 mod guard;
 mod holds;
 mod import;
+#[cfg(test)]
+mod import_cases;
 mod jobs;
 mod layout;
 mod manifest;
 mod merge;
 #[cfg(test)]
 mod merge_model;
+#[cfg(test)]
+mod odd_archives;
 mod pax;
 mod receive;
 mod registry;
