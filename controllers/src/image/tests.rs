@@ -176,3 +176,16 @@ fn local_content_that_is_gone_is_said_and_not_fetched() {
     assert_eq!(planned(&object, &stored()), Plan::Converged);
     assert!(matches!(planned(&object, &seen(0)), Plan::Refuse(_)));
 }
+
+#[test]
+fn a_failed_image_stays_failed_while_it_is_asked_for_again_unless_it_was_posted_anew() {
+    let mut object = image(None);
+    let failed = Outcome::Failed { kind: HostErrorKind::Transient, message: "down".to_owned(), attempt: 3 };
+    object.status = status(&object, None, &end(failed));
+    let asking = Observed::default();
+    let Plan::Wait(wait) = planned(&object, &asking) else { panic!("it waits") };
+    let told = status(&object, Some(&asking), &end(Outcome::Waiting(wait.clone())));
+    assert_eq!(told, object.status, "no write at every try");
+    object.meta.generation += 1;
+    assert_eq!(status(&object, Some(&asking), &end(Outcome::Waiting(wait))).phase, ImagePhase::Pending);
+}

@@ -23,7 +23,7 @@ use stead_schemas::api::{
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::instance::Hypervisor;
-use stead_schemas::names::{Digest, Platform, Uid};
+use stead_schemas::names::{Platform, Uid};
 use stead_schemas::network::NetworkSpec;
 use tokio::net::TcpListener;
 
