@@ -194,7 +194,7 @@ fn boxed<R: Reconciler>(runner: Runner<R>) -> Run {
 /// An instance or a snapshot that is gone no longer refers to its content. Where its image still does,
 /// nothing is to be done; where nothing may refer to it any more, a pass of the id that is gone collects:
 /// it is no image's, so no image that fails is asked for again by that.
-fn freed_image(store: &Store, event: &Event) -> Vec<Uid> {
+pub(crate) fn freed_image(store: &Store, event: &Event) -> Vec<Uid> {
     let freed = match event.change {
         Change::Deleted if event.kind == Instance::NAME => event.last::<Instance>().and_then(|instance| {
             let of_origin = instance.spec.origin.as_ref().and_then(|origin| origin.image_digest.clone());

@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use stead_schemas::image::{Image, ImagePhase};
-use stead_schemas::instance::Instance;
+use stead_schemas::instance::{Instance, Power};
+use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::{Digest, ImageRef, Name, Platform, Uid};
 use stead_schemas::snapshot::Snapshot;
 use tokio::time::sleep;
 
 use super::{ImageReconciler, admission};
+use crate::daemon::freed_image;
 use crate::host::{HostError, HostErrorKind, Images, Job, Layer, Resolved, StoredImage};
 use crate::runtime::{Drift, NoBoundary, Runner, RunnerConfig, SequentialIds, TokioClock};
-use crate::store::{Kinds, MemoryKv, PlainSealer, Store};
+use crate::store::{Kinds, MemoryKv, New, PlainSealer, Store};
+use crate::vm::tests::instance;
 
 #[derive(Debug, Default)]
 struct Counted {
@@ -135,6 +138,8 @@ impl World {
         let config = RunnerConfig::seeded(1);
         let runner = Runner::new(reconciler, store.clone(), clock, Arc::new(NoBoundary), config);
         let drift = runner.drift();
+        let of_freed = store.clone();
+        let runner = runner.map(move |event| freed_image(&of_freed, event));
         tokio::spawn(runner.run(std::future::pending()));
         Self { store, registry, drift }
     }
@@ -145,6 +150,22 @@ impl World {
             admission::create(tx, &reference, Platform::LinuxAmd64, None)
         };
         self.store.transact(posted).await.expect("stored").meta.uid.clone()
+    }
+
+    /// An instance of the image, with this content, that comes and goes.
+    async fn come_and_go(&self, image: &Uid, content: Option<Digest>) {
+        let Object { mut spec, mut status, .. } = instance(Power::Running, 1, 0);
+        spec.allocated.image = image.clone();
+        status.image_digest = content;
+        let name = Name::resource("guest").expect("a name");
+        let new = New::<Instance> { uid: None, name, tags: Tags::new(), owner: None, spec };
+        let uid = self.store.transact(move |tx| tx.create(new)).await.expect("stored").meta.uid.clone();
+        self.store.write_status::<Instance>(&uid, status).await.expect("stored");
+        let deleted = uid.clone();
+        let deletion = self.store.transact(move |tx| tx.request_deletion::<Instance>(&deleted)).await;
+        deletion.expect("stored");
+        self.store.remove_finalizer::<Instance>(&uid).await.expect("stored");
+        assert!(self.store.get::<Instance>(&uid).is_none());
     }
 
     /// Lets virtual time pass, while what the registry answered is announced as the adapter does.
@@ -199,6 +220,23 @@ async fn a_tag_that_was_moved_is_what_a_new_post_brings() {
     world.pass_time(Duration::from_secs(5)).await;
     assert_eq!((meant(), world.phase("app")), (Some(digest('b')), ImagePhase::Ready));
     assert_eq!(world.registry.lock().here, BTreeSet::from([digest('b')]), "what it meant is collected");
+}
+
+#[tokio::test(start_paused = true)]
+async fn instances_that_go_wake_no_image_that_fails_and_their_content_is_collected() {
+    let world = World::start();
+    let uid = world.post("denied").await;
+    world.pass_time(Duration::from_secs(5)).await;
+    for content in [None, Some(digest('a'))] {
+        for _ in 0..20 {
+            world.come_and_go(&uid, content.clone()).await;
+        }
+    }
+    world.registry.lock().here.insert(digest('a'));
+    world.come_and_go(&uid, Some(digest('a'))).await;
+    world.pass_time(Duration::from_secs(5)).await;
+    assert_eq!(world.registry.asked("denied"), 1);
+    assert_eq!(world.registry.lock().here, BTreeSet::new(), "nothing referred to it any more");
 }
 
 #[tokio::test(start_paused = true)]

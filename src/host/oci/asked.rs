@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_schemas::names::{ImageRef, Platform, Uid};
@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::holds::Hold;
 use super::layout::Manifest;
+use super::shares::Shares;
 
 /// Questions to one registry at once; the others wait for these.
 const PER_REGISTRY_MAX: usize = 4;
@@ -52,28 +53,17 @@ pub(super) struct Questions {
 struct Inner {
     table: Mutex<Table>,
     all: Arc<Semaphore>,
-    shares: Mutex<BTreeMap<String, Weak<Semaphore>>>,
+    shares: Shares,
 }
 
 impl Questions {
     pub(super) fn new() -> Self {
         let all = Arc::new(Semaphore::new(QUESTIONS_MAX));
-        Self { inner: Arc::new(Inner { table: Mutex::default(), all, shares: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { table: Mutex::default(), all, shares: Shares::of(PER_REGISTRY_MAX) }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn share_of(&self, registry: &str) -> Arc<Semaphore> {
-        let mut shares = self.inner.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        shares.retain(|_, share| share.strong_count() > 0);
-        let known = shares.get(registry).and_then(Weak::upgrade);
-        known.unwrap_or_else(|| {
-            let share = Arc::new(Semaphore::new(PER_REGISTRY_MAX));
-            shares.insert(registry.to_owned(), Arc::downgrade(&share));
-            share
-        })
     }
 
     /// The answer to the question, once; `None` while it is asked, which this begins. `changed` is told
@@ -105,7 +95,7 @@ impl Questions {
             Some((_, State::Asking(old))) => old.abort(),
             _ => {}
         }
-        let share = self.share_of(&question.reference.registry);
+        let share = self.inner.shares.of_host(&question.reference.registry);
         let (all, work) = (self.inner.all.clone(), work());
         let task = tokio::spawn(async move {
             let share = share.acquire_owned().await.ok();

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stead_controllers::host::{HostError, HostErrorKind, Job};
@@ -15,6 +15,7 @@ use stead_schemas::names::{Digest, Uid};
 use tokio::sync::{Semaphore, watch};
 
 use super::layout::Source;
+use super::shares::Shares;
 
 /// Fetches at once, of all registries together: each keeps some MiB and some descriptors.
 const FETCHES_MAX: usize = 64;
@@ -98,8 +99,7 @@ struct Inner {
     table: Mutex<Table>,
     fetches: Arc<Semaphore>,
     conversions: Arc<Semaphore>,
-    share: usize,
-    shares: Mutex<BTreeMap<String, Weak<Semaphore>>>,
+    shares: Shares,
     changed: Box<dyn Fn(&Uid) + Send + Sync>,
 }
 
@@ -110,8 +110,7 @@ impl Jobs {
             table: Mutex::default(),
             fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
             conversions: Arc::new(Semaphore::new(share)),
-            share,
-            shares: Mutex::default(),
+            shares: Shares::of(share),
             changed,
         };
         Self { inner: Arc::new(inner) }
@@ -128,17 +127,6 @@ impl Jobs {
     /// Permits of conversions, for imports as well.
     pub(super) fn conversions(&self) -> Arc<Semaphore> {
         self.inner.conversions.clone()
-    }
-
-    fn share_of(&self, registry: &str) -> Arc<Semaphore> {
-        let mut shares = self.inner.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        shares.retain(|_, share| share.strong_count() > 0);
-        let known = shares.get(registry).and_then(Weak::upgrade);
-        known.unwrap_or_else(|| {
-            let share = Arc::new(Semaphore::new(self.inner.share));
-            shares.insert(registry.to_owned(), Arc::downgrade(&share));
-            share
-        })
     }
 
     /// Begins a job unless one goes on, which then serves this owner too; answers how the last one that
@@ -167,7 +155,7 @@ impl Jobs {
             table.entries.insert(key.clone(), Entry { is_running: false, number, owners, stop });
             (stopped, number)
         };
-        let shares = key.source.as_ref().map(|source| self.share_of(&source.registry));
+        let shares = key.source.as_ref().map(|source| self.inner.shares.of_host(&source.registry));
         let work = work(stop.clone());
         let end = End { jobs: self.clone(), key: key.clone(), number, result: None };
         tokio::spawn(async move {
@@ -302,5 +290,106 @@ impl Drop for End {
             entry.owners
         };
         owners.iter().for_each(|owner| self.jobs.announce(owner));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    fn uid(first: char) -> Uid {
+        format!("{first}{:023}", 0).parse().expect("a letter and digits")
+    }
+
+    fn key() -> Key {
+        Key { source: None, digest: format!("sha256:{}", "a".repeat(64)).parse().expect("valid") }
+    }
+
+    fn failed() -> HostError {
+        HostError::new(HostErrorKind::Denied, "bring", "it").because("for a reason")
+    }
+
+    /// Jobs, and who was announced.
+    fn jobs() -> (Jobs, mpsc::Receiver<Uid>) {
+        let (told, heard) = mpsc::channel();
+        let told = Mutex::new(told);
+        let changed = move |owner: &Uid| {
+            // A test that is over hears nothing.
+            let _ = told.lock().expect("no panic holds it").send(owner.clone());
+        };
+        (Jobs::new(1, Box::new(changed)), heard)
+    }
+
+    async fn ended(jobs: &Jobs) {
+        while !jobs.lock().entries.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_leaves_the_table_and_is_told_as_a_failure() {
+        let (jobs, _heard) = jobs();
+        jobs.begin(&uid('a'), &key(), |_| async { panic!("of the work") }).expect("begun");
+        ended(&jobs).await;
+        let error = jobs.begin(&uid('a'), &key(), |_| async { Ok(()) }).expect_err("told");
+        assert_eq!(error.kind, HostErrorKind::Transient);
+        jobs.begin(&uid('a'), &key(), |_| async { Ok(()) }).expect("begun anew");
+        ended(&jobs).await;
+        jobs.begin(&uid('a'), &key(), |_| async { Ok(()) }).expect("it went well");
+    }
+
+    #[tokio::test]
+    async fn every_owner_is_told_of_the_failure_once() {
+        let (jobs, heard) = jobs();
+        let go = Arc::new(Notify::new());
+        let begin = |owner: char| {
+            let go = go.clone();
+            jobs.begin(&uid(owner), &key(), |_| async move {
+                go.notified().await;
+                Err(failed())
+            })
+        };
+        begin('a').expect("begun");
+        begin('b').expect("joined");
+        go.notify_one();
+        ended(&jobs).await;
+        for owner in ['a', 'b'] {
+            let error = begin(owner).expect_err("told");
+            assert_eq!(
+                (error.kind, error.chain().as_str()),
+                (HostErrorKind::Denied, failed().chain().as_str())
+            );
+        }
+        assert!(jobs.owners().is_empty());
+        let heard: BTreeSet<Uid> = heard.try_iter().collect();
+        assert_eq!(heard, BTreeSet::from([uid('a'), uid('b')]));
+    }
+
+    #[tokio::test]
+    async fn a_job_ends_with_its_last_owner_and_not_before() {
+        let (jobs, _heard) = jobs();
+        let stop = Arc::new(Mutex::new(None));
+        let seen = stop.clone();
+        let work = move |stop: Stop| {
+            *seen.lock().expect("no panic holds it") = Some(stop);
+            std::future::pending()
+        };
+        jobs.begin(&uid('a'), &key(), work).expect("begun");
+        jobs.begin(&uid('b'), &key(), |_| std::future::pending()).expect("joined");
+        let is_set = || stop.lock().expect("no panic holds it").as_ref().is_some_and(Stop::is_set);
+        jobs.forget(&uid('a'));
+        assert!(!is_set() && jobs.of(&uid('b'), &key().digest).is_some());
+        jobs.forget(&uid('b'));
+        assert!(is_set() && jobs.of(&uid('b'), &key().digest).is_none());
+        // What is begun after it is another job, which the end of the first leaves alone.
+        jobs.begin(&uid('c'), &key(), |_| std::future::pending()).expect("begun");
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(jobs.of(&uid('c'), &key().digest), Some(Job::Converting), "the permit was given back");
     }
 }

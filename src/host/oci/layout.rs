@@ -251,3 +251,44 @@ fn gone(path: &Path) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_manifest_lists_is_collected_at_start_and_the_rest_is_kept() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let layout = Layout::open(dir.path().to_owned(), Bytes(0)).expect("opened");
+        let digest = |text: &str| digest_of(text.as_bytes());
+        let blob = |text: &str| Blob { digest: digest(text), size: Bytes(9), diff_id: digest(text) };
+        let layers = vec![blob("whole"), blob("part")];
+        let manifest = Manifest { digest: digest("m"), layers, config: ImageConfig::default() };
+        layout.write_manifest(&manifest).expect("written");
+        let source = Source::of(&"127.0.0.1:5000/x".parse().expect("a reference"));
+        let kept = [layout.blob(&digest("whole")), layout.partial(&digest("part"), &source)];
+        let stray = [
+            layout.blob(&digest("nobody's")),
+            layout.partial(&digest("nobody's"), &source),
+            // As an earlier version named them.
+            dir.path().join("blobs").join(format!("{}.partial", digest("part").hex())),
+            layout.scratch().join("upload"),
+        ];
+        for path in kept.iter().chain(&stray) {
+            fs::write(path, b"12345").expect("written");
+        }
+        drop(layout);
+        let layout = Layout::open(dir.path().to_owned(), Bytes(0)).expect("opened");
+        assert!(kept.iter().all(|path| path.exists()), "what a manifest lists");
+        assert!(stray.iter().all(|path| !path.exists()), "what nothing lists");
+        let present: Vec<u64> =
+            layout.resolved(&manifest).layers.iter().map(|layer| layer.present.0).collect();
+        assert_eq!(present, [9, 5]);
+        let hold = layout.hold(&digest("part"));
+        layout.remove(&manifest.digest, || false).expect("removed");
+        assert_eq!(kept.map(|path| path.exists()), [false, true], "a transfer still brings it");
+        drop(hold);
+        layout.sweep().expect("collected");
+        assert!(layout.known().expect("listed").is_empty());
+    }
+}

@@ -29,6 +29,7 @@ mod receive;
 mod registry;
 mod rootfs;
 mod session;
+mod shares;
 #[cfg(test)]
 mod tests;
 mod transfer;
