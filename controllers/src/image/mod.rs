@@ -10,8 +10,6 @@
 //! is begun again by the next pass.
 
 pub mod admission;
-#[cfg(test)]
-mod asking;
 mod observe;
 mod plan;
 mod status;

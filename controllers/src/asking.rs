@@ -1,4 +1,4 @@
-//! How often a registry is asked, in virtual time: by one image's own failures, and by what others do.
+//! How often a registry is asked, in virtual time: because of one image's own failures, and by what others do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,9 +12,9 @@ use stead_schemas::names::{Digest, ImageRef, Name, Platform, Uid};
 use stead_schemas::snapshot::Snapshot;
 use tokio::time::sleep;
 
-use super::{ImageReconciler, admission};
 use crate::daemon::freed_image;
 use crate::host::{HostError, HostErrorKind, Images, Job, Layer, Resolved, StoredImage};
+use crate::image::{ImageReconciler, admission};
 use crate::runtime::{Drift, NoBoundary, Runner, RunnerConfig, SequentialIds, TokioClock};
 use crate::store::{Kinds, MemoryKv, New, PlainSealer, Store};
 use crate::vm::tests::instance;
