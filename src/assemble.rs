@@ -14,6 +14,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
 use stead_controllers::host::HostError;
+use stead_controllers::image::meaning;
 use stead_controllers::ingress::reach;
 use stead_controllers::store::{Kinds, Store};
 use stead_controllers::vm::admission;
@@ -52,7 +53,7 @@ use crate::host::logs::LogLines;
 use crate::host::monitor::{Heard, monitor_table};
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
-use crate::host::oci::{Oci, OciConfig, Target};
+use crate::host::oci::{Oci, Target};
 use crate::host::probe::{ProbeConfig, Prober};
 use crate::host::process::find_program;
 use crate::host::usage::Usage;
@@ -226,14 +227,7 @@ impl Host {
         let has_cgroups = cgroups.is_enforced();
         let of_images = reports.clone();
         let images = Oci::open(
-            OciConfig {
-                directory: config.data_dir.join("images"),
-                plain_http_hosts: config.plain_http_hosts.clone(),
-                registry_allow: config.registry_allow(),
-                jobs_max: config.image_concurrency,
-                target: Target::of_guests(host_platform(), Accelerator::probe() == Accelerator::Kvm),
-                disk_reserve: config.disk_reserve(),
-            },
+            config.images(Target::of_guests(host_platform(), Accelerator::probe() == Accelerator::Kvm)),
             move |owner| of_images.tell(|drifts| drifts.images.object(owner.clone())),
         )
         .map_err(chained)?;
@@ -308,9 +302,14 @@ impl Host {
             });
         })
         .map_err(chained)?;
-        let of_images = reports.clone();
-        watch_files::watch_deletions(config.data_dir.join("images/rootfs"), move |_| {
-            of_images.tell(|drifts| drifts.images.everything());
+        let (of_images, store) = (reports.clone(), store.clone());
+        watch_files::watch_deletions(config.data_dir.join("images/rootfs"), move |name| {
+            of_images.tell(|drifts| match name.and_then(Oci::digest_of_rootfs) {
+                Some(digest) => {
+                    meaning(&store, &digest).into_iter().for_each(|uid| drifts.images.object(uid))
+                }
+                None => drifts.images.everything(),
+            });
         })
         .map_err(chained)
     }

@@ -16,7 +16,7 @@ use stead_schemas::names::LinkName;
 use stead_schemas::network::Cidr;
 use stead_schemas::quantity::{Bytes, GoDuration};
 
-use crate::host::oci::Allowed;
+use crate::host::oci::{Allowed, OciConfig, Target};
 
 /// Every key; names are those of the file, and of the environment with `STEAD_` before them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -205,10 +205,18 @@ impl Config {
         self.disk_reserve.parse().unwrap_or_default()
     }
 
-    /// Parsed; what is wrong was refused by `load`.
+    /// What the image directory is made with.
     #[must_use]
-    pub fn registry_allow(&self) -> Vec<Allowed> {
-        self.registry_allow.iter().filter_map(|entry| entry.parse().ok()).collect()
+    pub fn images(&self, target: Target) -> OciConfig {
+        OciConfig {
+            directory: self.data_dir.join("images"),
+            plain_http_hosts: self.plain_http_hosts.clone(),
+            // What is wrong was refused by `load`.
+            registry_allow: self.registry_allow.iter().filter_map(|entry| entry.parse().ok()).collect(),
+            jobs_max: self.image_concurrency,
+            target,
+            disk_reserve: self.disk_reserve(),
+        }
     }
 
     #[must_use]

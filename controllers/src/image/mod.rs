@@ -16,10 +16,11 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use stead_schemas::image::{Image, ImageStatus};
+use stead_schemas::image::{Image, ImageSource, ImageStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, ImageRef, Uid};
 
@@ -28,6 +29,17 @@ use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
 pub use observe::Observed;
+
+/// Images that mean this content.
+#[must_use]
+pub fn meaning(store: &Store, digest: &Digest) -> Vec<Uid> {
+    let images = store.list::<Image>();
+    let means = |image: &&Arc<Object<Image>>| {
+        let local = matches!(&image.spec.source, ImageSource::Local { digest: of } if of == digest);
+        local || image.status.digest.as_ref() == Some(digest)
+    };
+    images.iter().filter(means).map(|image| image.meta.uid.clone()).collect()
+}
 
 /// Rest of an image that the registry does not have or give, or that is none.
 const REST: Duration = Duration::from_secs(3600);

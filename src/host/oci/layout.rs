@@ -24,6 +24,9 @@ use super::holds::{Held, Hold, Holds};
 use super::manifest::digest_of;
 use crate::host::files;
 
+/// How names of root file systems end.
+pub(super) const ROOTFS_ENDING: &str = ".squashfs";
+
 /// Paths of the image directory.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
@@ -125,7 +128,7 @@ impl Layout {
         fs::File::open(self.root.join("blobs"))?.sync_all()
     }
     pub(super) fn rootfs(&self, digest: &Digest) -> PathBuf {
-        self.root.join("rootfs").join(format!("{}.squashfs", digest.hex()))
+        self.root.join("rootfs").join(format!("{}{ROOTFS_ENDING}", digest.hex()))
     }
     fn manifest_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("manifests").join(format!("{}.json", digest.hex()))
@@ -177,12 +180,12 @@ impl Layout {
 
     /// Digests with a complete root file system.
     pub(super) fn list(&self) -> Result<Vec<Digest>, HostError> {
-        Ok(self.digests("rootfs", ".squashfs")?.into_iter().collect())
+        Ok(self.digests("rootfs", ROOTFS_ENDING)?.into_iter().collect())
     }
 
     /// Digests of which anything is here and nothing in this process keeps it.
     pub(super) fn known(&self) -> Result<Vec<Digest>, HostError> {
-        let mut found = self.digests("rootfs", ".squashfs")?;
+        let mut found = self.digests("rootfs", ROOTFS_ENDING)?;
         found.extend(self.digests("manifests", ".json")?);
         let held = self.holds.lock();
         Ok(found.into_iter().filter(|digest| !held.contains_key(digest)).collect())

@@ -85,6 +85,11 @@ fn is_index(entry: &ImageIndexEntry) -> bool {
     entry.media_type.ends_with("index.v1+json") || entry.media_type.ends_with("manifest.list.v2+json")
 }
 
+/// What builders say of an image, beside it: for no system at all.
+fn is_attestation(entry: &ImageIndexEntry) -> bool {
+    entry.platform.as_ref().is_some_and(|given| given.os.to_string() == "unknown")
+}
+
 /// How well an entry fits: none, or higher for better. Variants of an architecture are ranked below what
 /// the target has, and one that it may lack does not fit.
 fn fitness(entry: &ImageIndexEntry, target: Target) -> Option<u8> {
@@ -114,14 +119,12 @@ pub(super) fn choose(index: &OciImageIndex, target: Target) -> Result<Digest, Re
     if let Some((_, entry)) = fitting.rev().max_by_key(|(fitness, _)| *fitness) {
         return digest(entry);
     }
-    let mut unmarked: Vec<&ImageIndexEntry> =
-        index.manifests.iter().filter(|entry| entry.platform.is_none()).collect();
-    unmarked.dedup_by(|one, other| one.digest == other.digest);
-    match &unmarked[..] {
-        [lone] if index.manifests.iter().all(|entry| entry.digest == lone.digest) || is_index(lone) => {
-            digest(lone)
-        }
-        [_, _, ..] if unmarked.len() == index.manifests.len() => Err(several(&unmarked)),
+    let mut others: Vec<&ImageIndexEntry> =
+        index.manifests.iter().filter(|entry| !is_attestation(entry)).collect();
+    others.dedup_by(|one, other| one.digest == other.digest);
+    match &others[..] {
+        [lone] if lone.platform.is_none() || is_index(lone) => digest(lone),
+        [_, _, ..] if others.iter().all(|entry| entry.platform.is_none()) => Err(several(&others)),
         _ => Err(Refused::unsupported(format!("it holds nothing for {}", target.platform.as_str()))),
     }
 }
@@ -306,6 +309,9 @@ mod tests {
             entry
         };
         assert_eq!(chosen(&[plain('a')], target(1)).expect("the only one"), digest('a'));
+        let unknown = json!({ "os": "unknown", "architecture": "unknown" });
+        let attested = [plain('a'), entry('b', unknown)];
+        assert_eq!(chosen(&attested, target(1)).expect("the other says of it"), digest('a'));
         let tags = [named('a', "v1"), named('a', "latest")];
         assert_eq!(chosen(&tags, target(1)).expect("one with two names"), digest('a'));
         let refused = chosen(&[named('a', "one"), named('b', "two")], target(1)).expect_err("which?");

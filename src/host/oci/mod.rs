@@ -123,6 +123,12 @@ impl Oci {
         self.layout.rootfs(digest)
     }
 
+    /// The content of a root file system's file, by the file's name.
+    #[must_use]
+    pub fn digest_of_rootfs(name: &str) -> Option<Digest> {
+        format!("sha256:{}", name.strip_suffix(layout::ROOTFS_ENDING)?).parse().ok()
+    }
+
     async fn known_manifest(&self, operation: &'static str, digest: &Digest) -> Result<Manifest, HostError> {
         let (layout, digest) = (self.layout.clone(), digest.clone());
         // It is asked for again by the next pass, so this passes.
