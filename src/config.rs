@@ -42,7 +42,7 @@ pub struct Config {
     pub table: String,
     /// Start of our TAPs' names; at most 5 characters.
     pub tap_prefix: String,
-    /// Images fetched or converted at once.
+    /// Images converted at once, and fetched at once from one registry.
     pub image_concurrency: usize,
     /// Registries spoken to without TLS, besides loopback.
     pub plain_http_hosts: Vec<String>,

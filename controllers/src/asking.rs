@@ -251,3 +251,18 @@ async fn what_goes_on_for_a_deleted_image_is_ended() {
     assert!(world.registry.lock().forgotten.contains(&uid));
     assert!(world.store.get::<Image>(&uid).is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_goes_on_for_a_name_that_is_pointed_elsewhere_is_ended() {
+    let world = World::start();
+    let uid = world.post("unknown").await;
+    sleep(Duration::from_secs(1)).await;
+    world.registry.lock().here.insert(digest('a'));
+    let target: ImageRef = "unknown".parse().expect("a reference");
+    let point =
+        move |tx: &mut crate::store::Tx<'_>| admission::point(tx, &target, Platform::LinuxAmd64, digest('a'));
+    world.store.transact(point).await.expect("stored");
+    sleep(Duration::from_secs(1)).await;
+    assert!(world.registry.lock().forgotten.contains(&uid));
+    assert_eq!(world.phase("unknown"), ImagePhase::Ready);
+}

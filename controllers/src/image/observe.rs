@@ -24,7 +24,7 @@ pub struct Observed {
     pub job: Option<Job>,
     /// Complete content that no image, instance or snapshot refers to.
     pub unreferenced: Vec<Digest>,
-    /// The image that should not be there and for which something goes on, or is kept.
+    /// The image for which something goes on, or is kept, although it is deleted or means other content.
     pub left_over: Option<Uid>,
 }
 
@@ -42,7 +42,13 @@ pub(super) async fn observe<I: Images>(
     let seen = Observed { unreferenced, ..Observed::default() };
     let (spec, reference) = (&object.spec, &object.spec.reference);
     let (digest, manifest) = match (&spec.source, recorded(object)) {
-        (ImageSource::Local { digest }, _) => (digest.clone(), images.manifest(digest).await.map_err(local)?),
+        (ImageSource::Local { digest }, _) => {
+            // It was asked for before the name was pointed at something else.
+            let left_over = images.is_busy(uid).await.then(|| uid.clone());
+            let manifest = images.manifest(digest).await.map_err(local)?;
+            let stored = images.inspect(digest).await.map_err(local)?;
+            return Ok(Observed { digest: Some(digest.clone()), manifest, stored, left_over, ..seen });
+        }
         (ImageSource::Registry, Some(digest)) => match images.manifest(digest).await.map_err(local)? {
             Some(manifest) => (digest.clone(), Some(manifest)),
             // The content went missing: its manifest is asked for again by digest.

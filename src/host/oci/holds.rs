@@ -4,25 +4,53 @@
 //! Removal asks, under the same lock, for holds and for references in the store: so a hold that is given
 //! back after the commit leaves no moment in which neither is seen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stead_schemas::names::Digest;
 
 #[derive(Debug, Default)]
-pub(super) struct Holds(Mutex<BTreeMap<Digest, usize>>);
+pub(super) struct Holds {
+    counts: Mutex<BTreeMap<Digest, usize>>,
+    /// Locked while something is removed, which takes as long as the disk does.
+    removal: Mutex<()>,
+}
 
-/// Held digests, while nothing can be added.
-pub(super) type Held<'a> = MutexGuard<'a, BTreeMap<Digest, usize>>;
+/// What is held, while nothing can be held anew.
+pub(super) struct Held<'a> {
+    digests: BTreeSet<Digest>,
+    _removal: MutexGuard<'a, ()>,
+}
 
-impl Holds {
-    pub(super) fn lock(&self) -> Held<'_> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Held<'_> {
+    pub(super) fn contains(&self, digest: &Digest) -> bool {
+        self.digests.contains(digest)
     }
 
-    /// Waits while something is removed.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Digest> {
+        self.digests.iter()
+    }
+}
+
+impl Holds {
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<Digest, usize>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn digests(&self) -> BTreeSet<Digest> {
+        self.counts().keys().cloned().collect()
+    }
+
+    /// Keeps new holds from being taken; those that are given back meanwhile count until the next time.
+    pub(super) fn freeze(&self) -> Held<'_> {
+        let removal = self.removal.lock().unwrap_or_else(PoisonError::into_inner);
+        Held { digests: self.digests(), _removal: removal }
+    }
+
+    /// Waits while something is removed: for blocking threads only.
     pub(super) fn hold(self: &Arc<Self>, digest: &Digest) -> Hold {
-        *self.lock().entry(digest.clone()).or_default() += 1;
+        let _removal = self.removal.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.counts().entry(digest.clone()).or_default() += 1;
         Hold { holds: self.clone(), digest: digest.clone() }
     }
 }
@@ -43,7 +71,7 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut held = self.holds.lock();
+        let mut held = self.holds.counts();
         if let Some(count) = held.get_mut(&self.digest) {
             *count -= 1;
             if *count == 0 {

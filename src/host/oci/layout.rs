@@ -187,8 +187,8 @@ impl Layout {
     pub(super) fn known(&self) -> Result<Vec<Digest>, HostError> {
         let mut found = self.digests("rootfs", ROOTFS_ENDING)?;
         found.extend(self.digests("manifests", ".json")?);
-        let held = self.holds.lock();
-        Ok(found.into_iter().filter(|digest| !held.contains_key(digest)).collect())
+        let held = self.holds.digests();
+        Ok(found.difference(&held).cloned().collect())
     }
 
     fn digests(&self, dir: &str, ending: &str) -> Result<BTreeSet<Digest>, HostError> {
@@ -203,8 +203,8 @@ impl Layout {
     /// Removes all of a digest that nothing holds or refers to, and the blobs that no other manifest
     /// lists. `is_referenced` is asked while nothing can be held anew.
     pub(super) fn remove(&self, digest: &Digest, is_referenced: impl FnOnce() -> bool) -> io::Result<()> {
-        let held = self.holds.lock();
-        if held.contains_key(digest) || is_referenced() {
+        let held = self.holds.freeze();
+        if held.contains(digest) || is_referenced() {
             return Ok(());
         }
         gone(&self.rootfs(digest))?;
@@ -214,12 +214,12 @@ impl Layout {
 
     /// Removes blobs, whole or in part, that no manifest lists and no transfer brings.
     pub(super) fn sweep(&self) -> io::Result<()> {
-        self.sweep_while(&self.holds.lock())
+        self.sweep_while(&self.holds.freeze())
     }
 
     fn sweep_while(&self, held: &Held<'_>) -> io::Result<()> {
         let mut kept = self.listed_blobs()?;
-        kept.extend(held.keys().map(|digest| digest.hex().to_owned()));
+        kept.extend(held.iter().map(|digest| digest.hex().to_owned()));
         for dir in ["blobs", "partials"] {
             for (name, path) in names(&self.root.join(dir))? {
                 let is_part = dir == "partials";
