@@ -16,6 +16,8 @@ use stead_schemas::names::LinkName;
 use stead_schemas::network::Cidr;
 use stead_schemas::quantity::{Bytes, GoDuration};
 
+use crate::host::oci::{Allowed, OciConfig, Target};
+
 /// Every key; names are those of the file, and of the environment with `STEAD_` before them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,10 +46,13 @@ pub struct Config {
     pub table: String,
     /// Start of our TAPs' names; at most 5 characters.
     pub tap_prefix: String,
-    /// Images fetched or converted at once.
+    /// Images converted at once, and fetched at once from one registry.
     pub image_concurrency: usize,
     /// Registries spoken to without TLS, besides loopback.
     pub plain_http_hosts: Vec<String>,
+    /// What images may be fetched from besides public addresses: networks (`10.1.0.0/16`) and hosts
+    /// (`registry.lan:5000`). Those of `plain_http_hosts` need not be listed again.
+    pub registry_allow: Vec<String>,
     /// Kept free on the disks' file system, such as `1GB`.
     pub disk_reserve: String,
     /// Between two looks at everything, such as `5m`.
@@ -82,6 +87,7 @@ impl Default for Config {
             tap_prefix: "st".to_owned(),
             image_concurrency: 2,
             plain_http_hosts: Vec::new(),
+            registry_allow: Vec::new(),
             disk_reserve: "1GB".to_owned(),
             resync: "5m".to_owned(),
             connections_max: 1024,
@@ -181,6 +187,9 @@ impl Config {
                 problems.push(format!("{key}: must be at least 1"));
             }
         }
+        for error in self.registry_allow.iter().filter_map(|entry| entry.parse::<Allowed>().err()) {
+            problems.push(format!("registry_allow: {error}"));
+        }
         if let Err(error) = self.disk_reserve.parse::<Bytes>() {
             problems.push(format!("disk_reserve: {error}"));
         }
@@ -212,6 +221,20 @@ impl Config {
         self.disk_reserve.parse().unwrap_or_default()
     }
 
+    /// What the image directory is made with.
+    #[must_use]
+    pub fn images(&self, target: Target) -> OciConfig {
+        OciConfig {
+            directory: self.data_dir.join("images"),
+            plain_http_hosts: self.plain_http_hosts.clone(),
+            // What is wrong was refused by `load`.
+            registry_allow: self.registry_allow.iter().filter_map(|entry| entry.parse().ok()).collect(),
+            jobs_max: self.image_concurrency,
+            target,
+            disk_reserve: self.disk_reserve(),
+        }
+    }
+
     #[must_use]
     pub fn resync(&self) -> std::time::Duration {
         self.resync.parse().unwrap_or(GoDuration(stead_schemas::limits::RESYNC_INTERVAL)).0
@@ -240,6 +263,8 @@ mod tests {
         std::fs::write(file.path(), "gateway: 10.0.0.1\n").expect("written");
         let error = Config::load(Some(file.path()), BTreeMap::new()).expect_err("no prefix");
         assert!(error.to_string().contains("gateway"), "{error}");
+        let wrong = Config { registry_allow: vec!["10.0.0.0/99".to_owned()], ..Config::default() };
+        assert!(wrong.check().expect_err("no network").to_string().contains("registry_allow"));
         let wrong =
             Config { tap_prefix: "far-too-long".to_owned(), resync: "0s".to_owned(), ..Config::default() };
         assert_eq!(wrong.check().expect_err("two problems").0.len(), 2);

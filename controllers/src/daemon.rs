@@ -12,7 +12,7 @@ use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::Kind;
-use stead_schemas::names::{Name, Uid};
+use stead_schemas::names::{Digest, Name, Uid};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 use stead_schemas::volume::Volume;
@@ -108,8 +108,9 @@ impl Controllers {
     {
         let Ports { machines, images, links, firewall, disks, probes, flows, doors, listeners } = ports;
         let store = || settings.store.clone();
-        let image =
-            runner(settings, 1, ImageReconciler { images: images.clone(), store: store() }).map(freed_image);
+        let of_freed = store();
+        let image = runner(settings, 1, ImageReconciler { images: images.clone(), store: store() })
+            .map(move |event| freed_image(&of_freed, event));
         let of_snapshot = store();
         let disk = runner(settings, 2, DiskReconciler { disks: disks.clone(), store: store() })
             .map(move |event| disks_of_snapshot(&of_snapshot, event));
@@ -190,18 +191,27 @@ fn boxed<R: Reconciler>(runner: Runner<R>) -> Run {
     })
 }
 
-/// An instance or a snapshot that is gone no longer refers to its image's content.
-fn freed_image(event: &Event) -> Vec<Uid> {
-    let spec = match event.change {
-        Change::Deleted if event.kind == Instance::NAME => {
-            event.last::<Instance>().map(|instance| instance.spec.allocated.image.clone())
-        }
-        Change::Deleted if event.kind == Snapshot::NAME => {
-            event.last::<Snapshot>().map(|snapshot| snapshot.spec.instance.allocated.image.clone())
-        }
+/// An instance or a snapshot that is gone no longer refers to its content. Where its image still does,
+/// nothing is to be done; where nothing may refer to it any more, a pass of the id that is gone collects:
+/// it is no image's, so no image that fails is asked for again by that.
+pub(crate) fn freed_image(store: &Store, event: &Event) -> Vec<Uid> {
+    let freed = match event.change {
+        Change::Deleted if event.kind == Instance::NAME => event.last::<Instance>().and_then(|instance| {
+            let of_origin = instance.spec.origin.as_ref().and_then(|origin| origin.image_digest.clone());
+            let digest = instance.status.image_digest.clone().or(of_origin)?;
+            Some((instance.spec.allocated.image.clone(), digest))
+        }),
+        Change::Deleted if event.kind == Snapshot::NAME => event.last::<Snapshot>().and_then(|snapshot| {
+            let digest = snapshot.spec.image_digest.clone()?;
+            Some((snapshot.spec.instance.allocated.image.clone(), digest))
+        }),
         _ => None,
     };
-    spec.into_iter().collect()
+    let is_held = |(image, digest): &(Uid, Digest)| {
+        let image = store.get::<Image>(image).filter(|image| !image.meta.is_deleting());
+        image.is_some_and(|image| image.status.digest.as_ref() == Some(digest))
+    };
+    freed.filter(|freed| !is_held(freed)).map(|_| event.uid.clone()).into_iter().collect()
 }
 
 fn disks_of_snapshot(store: &Store, event: &Event) -> Vec<Uid> {

@@ -4,6 +4,8 @@
 //! [`host`]; time and order come from outside, so that one seed is one run.
 //! Never: does I/O, reads a clock, or names a product.
 
+#[cfg(test)]
+mod asking;
 pub mod checks;
 mod content_checks;
 pub mod daemon;

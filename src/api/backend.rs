@@ -17,13 +17,26 @@ pub type ImportStream = BoxStream<'static, std::io::Result<Bytes>>;
 /// Lines in batches, as they come.
 pub type LogStream = BoxStream<'static, Vec<String>>;
 
+/// Content that an archive brought.
+pub struct Imported {
+    pub digest: Digest,
+    /// Keeps the content from being collected, until an object refers to it.
+    pub hold: Box<dyn Send + Sync>,
+}
+
+impl std::fmt::Debug for Imported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Imported").field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
 /// The host behind the API.
 pub trait Backend: Send + Sync + 'static {
     /// Keeps a request's registry credentials in memory, for pulls of this image.
     fn keep_credentials(&self, image: &Uid, credentials: PushCredentials);
     /// Takes an archive (OCI layout, `docker save`, or a bare root file system) into the image
-    /// directory; answers the content's digest when it is there whole.
-    fn import(&self, archive: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>>;
+    /// directory; answers when it is there whole.
+    fn import(&self, archive: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>>;
     /// The last lines of an instance's log, and those to come if asked for: `app` is the console,
     /// `vmm` the VMM's own, `stead` what the daemon did for it. `None` when there is no such log.
     fn log(&self, instance: &Uid, source: &str, tail: usize, follows: bool) -> Option<LogStream>;

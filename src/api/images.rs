@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use stead_controllers::image::admission;
 use stead_schemas::api::{Image as View, ImageCreate, ImageTag};
-use stead_schemas::image::{Image, ImagePhase};
+use stead_schemas::image::Image;
 use stead_schemas::names::ImageRef;
 
 use super::instances::{has_tags, json, tag_filter};
@@ -27,7 +27,7 @@ pub(super) async fn create(
         ImageCreate::read(json(body)?, state.0.defaults.platform)?;
     let object = state.store().transact(move |tx| admission::create(tx, &reference, platform, tags)).await?;
     if let Some(credentials) = credentials {
-        // After the commit: the id is needed. A pass that was faster fails and comes again at once.
+        // After the commit: the id is needed. An image that was asked for without them is asked for again.
         state.0.backend.keep_credentials(&object.meta.uid, credentials);
     }
     Ok((StatusCode::ACCEPTED, Json(View::of(&object))).into_response())
@@ -71,15 +71,12 @@ pub(super) async fn tag(
     };
     let ImageTag { target } = ImageTag::read(json(body)?)?;
     let source = lookup::image(state.store(), name)?;
-    let digest = source.status.digest.clone().filter(|_| source.status.phase == ImagePhase::Ready);
-    let Some(digest) = digest else {
-        return Err(ApiError::conflict(
-            "image_not_ready",
-            format!("image {} is not ready", source.meta.name),
-        ));
+    let (uid, name) = (source.meta.uid.clone(), source.meta.name.clone());
+    // What it means is read in the same commit: its content may otherwise be collected before.
+    let object = state.store().transact(move |tx| admission::alias(tx, &uid, &target)).await?;
+    let Some(object) = object else {
+        return Err(ApiError::conflict("image_not_ready", format!("image {name} is not ready")));
     };
-    let platform = source.spec.platform;
-    let object = state.store().transact(move |tx| admission::point(tx, &target, platform, digest)).await?;
     Ok((StatusCode::CREATED, Json(View::of(&object))).into_response())
 }
 
@@ -94,8 +91,10 @@ pub(super) async fn import(
     let target: ImageRef =
         name.parse().map_err(|error| ApiError::bad_request("invalid_name", format!("name {error}")))?;
     let archive = body.into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other)).boxed();
-    let digest = state.0.backend.import(archive).await?;
-    let platform = state.0.defaults.platform;
+    let imported = state.0.backend.import(archive).await?;
+    let (platform, digest) = (state.0.defaults.platform, imported.digest);
     let object = state.store().transact(move |tx| admission::point(tx, &target, platform, digest)).await?;
+    // An object refers to it by now.
+    drop(imported.hold);
     Ok((StatusCode::CREATED, Json(View::of(&object))).into_response())
 }

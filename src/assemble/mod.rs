@@ -14,6 +14,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
 use stead_controllers::host::HostError;
+use stead_controllers::image::meaning;
 use stead_controllers::ingress::reach;
 use stead_controllers::store::{Kinds, Store};
 use stead_controllers::vm::admission;
@@ -28,18 +29,17 @@ use stead_schemas::image::Image;
 use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::{Hypervisor, Instance};
 use stead_schemas::limits::CONSOLE_LOG_MAX;
-use stead_schemas::names::{Digest, Platform, Uid};
+use stead_schemas::names::{Platform, Uid};
 use stead_schemas::network::{GuestReach, Network, NetworkSpec, Port};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::agent::{AgentError, AgentStream};
-use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits};
+use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, Imported, LogStream, ServerLimits};
 use crate::config::Config;
 use crate::failpoint;
 use crate::host::boot_files::BootFiles;
@@ -52,7 +52,7 @@ use crate::host::logs::LogLines;
 use crate::host::monitor::monitor_table;
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
-use crate::host::oci::{Oci, OciConfig};
+use crate::host::oci::{Oci, Target};
 use crate::host::probe::{ProbeConfig, Prober};
 use crate::host::process::find_program;
 use crate::host::usage::Usage;
@@ -234,13 +234,8 @@ impl Host {
         let has_cgroups = cgroups.is_enforced();
         let of_images = reports.clone();
         let images = Oci::open(
-            OciConfig {
-                directory: config.data_dir.join("images"),
-                plain_http_hosts: config.plain_http_hosts.clone(),
-                jobs_max: config.image_concurrency,
-                platform: host_platform(),
-            },
-            move || of_images.tell(|drifts| drifts.images.everything()),
+            config.images(Target::of_guests(host_platform(), Accelerator::probe() == Accelerator::Kvm)),
+            move |owner| of_images.tell(|drifts| drifts.images.object(owner.clone())),
         )
         .map_err(chained)?;
         let disk_dir = config.data_dir.join("disks");
@@ -313,9 +308,14 @@ impl Host {
             });
         })
         .map_err(chained)?;
-        let of_images = reports.clone();
-        watch_files::watch_deletions(config.data_dir.join("images/rootfs"), move |_| {
-            of_images.tell(|drifts| drifts.images.everything());
+        let (of_images, store) = (reports.clone(), store.clone());
+        watch_files::watch_deletions(config.data_dir.join("images/rootfs"), move |name| {
+            of_images.tell(|drifts| match name.and_then(Oci::digest_of_rootfs) {
+                Some(digest) => {
+                    meaning(&store, &digest).into_iter().for_each(|uid| drifts.images.object(uid))
+                }
+                None => drifts.images.everything(),
+            });
         })
         .map_err(chained)
     }
@@ -386,16 +386,10 @@ impl Backend for HostBackend {
         self.images.keep_credentials(image, credentials);
     }
 
-    fn import(&self, mut archive: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>> {
+    fn import(&self, archive: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
         Box::pin(async move {
-            let failed = |error| HostError::io("receive", "an archive", error);
-            let scratch = tempfile::NamedTempFile::new_in(self.images.scratch()).map_err(failed)?;
-            let mut file = tokio::fs::File::from_std(scratch.reopen().map_err(failed)?);
-            while let Some(chunk) = archive.next().await {
-                file.write_all(&chunk.map_err(failed)?).await.map_err(failed)?;
-            }
-            file.flush().await.map_err(failed)?;
-            self.images.import(scratch.path().to_owned()).await
+            let hold = self.images.import(archive).await?;
+            Ok(Imported { digest: hold.digest().clone(), hold: Box::new(hold) })
         })
     }
 

@@ -78,6 +78,9 @@ const OF_DELETION: [(&str, &str); 6] = [
     ("instance", "DiscardRecords"),
 ];
 
+/// Reached by deleting an image while its registry is asked.
+const OF_ABANDONMENT: (&str, &str) = ("image", "Forget");
+
 /// Reached by deleting an image.
 const OF_IMAGE_DELETION: (&str, &str) = ("image", "Remove");
 
@@ -138,7 +141,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
     let tables = tables.chain(OF_COMPRESSION).chain(OF_SCHEDULE);
     let tables = tables.chain(OF_IDLENESS).chain(OF_INGRESS);
     let tables: BTreeSet<_> =
-        tables.chain([OF_IMAGE_DELETION, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL]).collect();
+        tables.chain([OF_IMAGE_DELETION, OF_ABANDONMENT, OF_EXPIRY, OF_RECONFIGURATION, OF_POOL]).collect();
     assert_eq!(tables, all);
 }
 
@@ -212,6 +215,25 @@ fn a_crash_at_any_step_of_a_deletion_leaves_nothing() {
                 assert_eq!((site.taps(), site.vmms()), (0, Vec::new()), "{failpoint}");
                 assert_eq!(site.instance_files(), [""; 0].map(std::path::PathBuf::from), "{failpoint}");
             }
+        }
+        // It accepts and never answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let silent = (silent.local_addr().expect("bound"), silent);
+        let (kind, action) = OF_ABANDONMENT;
+        for edge in EDGES {
+            let failpoint = format!("{kind}/{action}/{edge}");
+            site.spawn(Some(&failpoint));
+            site.answers().await;
+            let name = format!("{}/app:v1", silent.0);
+            site.attempt(Method::POST, "/images", Some(json!({ "name": name }))).await;
+            until("the registry to be asked", MOMENT, async || {
+                site.shell("ss -Htn state established").contains(&silent.0.to_string()).then_some(())
+            })
+            .await;
+            site.attempt(Method::DELETE, &format!("/images/{}", name.replace('/', "%2F")), None).await;
+            site.crashed(&failpoint).await;
+            site.start().await;
+            settles(&mut site, &failpoint).await;
         }
         let (kind, action) = OF_IMAGE_DELETION;
         for edge in EDGES {

@@ -10,7 +10,7 @@ use stead::host::cgroup::Cgroups;
 use stead::host::disks::Ext4Files;
 use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
-use stead::host::oci::{Oci, OciConfig};
+use stead::host::oci::{Oci, OciConfig, Target};
 use stead::hypervisor::Accelerator;
 use stead::hypervisor::qemu::{Qemu, QemuConfig};
 use stead_controllers::checks::{self, HostSnapshot, Records};
@@ -40,7 +40,7 @@ struct Host {
 }
 
 macro_rules! forward {
-    ($port:ident to $field:ident: $(fn $name:ident(&self $(, $argument:ident: $kind:ty)*) -> $output:ty;)*) => {
+    ($port:ident to $field:ident: $(fn $name:ident(&self $(, $argument:ident: $kind:ty)* $(,)?) -> $output:ty;)*) => {
         impl $port for Host {
             $(async fn $name(&self $(, $argument: $kind)*) -> $output {
                 $port::$name(&self.$field $(, $argument)*).await
@@ -83,13 +83,23 @@ forward! { Snapshots to machines:
 
 forward! { Images to images:
     fn list(&self) -> Result<Vec<Digest>, HostError>;
+    fn known(&self) -> Result<Vec<Digest>, HostError>;
     fn inspect(&self, digest: &Digest) -> Result<Option<StoredImage>, HostError>;
     fn manifest(&self, digest: &Digest) -> Result<Option<Resolved>, HostError>;
-    fn resolve(&self, owner: &Uid, reference: &ImageRef, platform: Platform) -> Result<Resolved, HostError>;
-    fn job(&self, digest: &Digest) -> Option<Job>;
+    fn resolve(
+        &self,
+        owner: &Uid,
+        reference: &ImageRef,
+        platform: Platform,
+        number: u64,
+    ) -> Result<Option<Resolved>, HostError>;
+    fn job(&self, owner: &Uid, digest: &Digest) -> Option<Job>;
     fn fetch(&self, owner: &Uid, reference: &ImageRef, digest: &Digest) -> Result<(), HostError>;
-    fn convert(&self, digest: &Digest) -> Result<(), HostError>;
-    fn remove(&self, digest: &Digest) -> Result<(), HostError>;
+    fn convert(&self, owner: &Uid, digest: &Digest) -> Result<(), HostError>;
+    fn forget(&self, owner: &Uid) -> Result<(), HostError>;
+    fn is_busy(&self, owner: &Uid) -> bool;
+    fn owners(&self) -> Result<Vec<Uid>, HostError>;
+    fn remove(&self, digest: &Digest, is_referenced: Box<dyn FnOnce() -> bool + Send>) -> Result<(), HostError>;
 }
 
 forward! { Links to links:
@@ -130,9 +140,11 @@ impl Host {
                 directory: data.join("images"),
                 plain_http_hosts: Vec::new(),
                 jobs_max: 1,
-                platform: Platform::LinuxAmd64,
+                registry_allow: Vec::new(),
+                target: Target::plain(Platform::LinuxAmd64),
+                disk_reserve: Bytes(0),
             },
-            || {},
+            |_| {},
         )
         .expect("opened");
         let (rootfs, disks) = (images.clone(), data.join("disks"));

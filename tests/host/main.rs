@@ -4,11 +4,13 @@
 
 mod disks;
 mod doors;
+mod fake_registry;
 mod firewall;
 mod firewall_ports;
 mod guest;
 mod guest_reach;
 mod healing;
+mod hostile_registry;
 mod links;
 mod monitors;
 mod namespace;

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use stead::agent::{AgentError, AgentStream};
 use stead::api::{
-    ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits, auth::Keys, router, serve,
+    ApiConfig, ApiState, Backend, ImportStream, Imported, LogStream, ServerLimits, auth::Keys, router, serve,
 };
 use stead_controllers::daemon::{Controllers, Ports, Settings};
 use stead_controllers::host::{HostError, HostErrorKind};
@@ -26,7 +26,7 @@ use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::Hypervisor;
-use stead_schemas::names::{Digest, Platform, Uid};
+use stead_schemas::names::{Platform, Uid};
 use stead_schemas::network::NetworkSpec;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
@@ -55,7 +55,7 @@ struct NoHost;
 
 impl Backend for NoHost {
     fn keep_credentials(&self, _: &Uid, _: PushCredentials) {}
-    fn import(&self, _: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>> {
+    fn import(&self, _: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
         Box::pin(async {
             Err(HostError::new(HostErrorKind::Permanent, "import", "an archive").because("no archive"))
         })

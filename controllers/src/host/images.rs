@@ -44,29 +44,36 @@ pub enum Job {
     Converting,
 }
 
-/// Registry access and the image directory. `owner` selects credentials kept in memory.
+/// Registry access and the image directory. `owner` is the image object that something is done for: it
+/// selects credentials kept in memory, and what nobody owns any more is ended.
+///
+/// Whatever gets on for an owner is announced on the adapter's change channel with that owner, so that
+/// the reconciler looks at it again (progress about twice a second).
 pub trait Images: Send + Sync + 'static {
     /// Digests of all complete root file systems.
     fn list(&self) -> impl Future<Output = Result<Vec<Digest>, HostError>> + Send;
+    /// Digests of which anything is here, complete or not, unless the adapter itself still needs it.
+    fn known(&self) -> impl Future<Output = Result<Vec<Digest>, HostError>> + Send;
     fn inspect(&self, digest: &Digest)
     -> impl Future<Output = Result<Option<StoredImage>, HostError>> + Send;
     /// What a manifest resolved earlier lists and how much of it is here; `None` when unknown.
     fn manifest(&self, digest: &Digest) -> impl Future<Output = Result<Option<Resolved>, HostError>> + Send;
-    /// Asks the registry; stores manifest and configuration, verified, before it answers. Missing:
-    /// no such image. Denied: credentials. Unsupported: not for this platform. Permanent: not an
-    /// image. Exhausted: rate limit. Transient: registry unreachable.
+    /// Asks the registry in the background; `None` while it is asked, and then the answer once, its
+    /// manifest and configuration stored and verified. A call with another `number` asks anew. Missing:
+    /// no such image. Denied: credentials. Unsupported: not for this platform. Permanent: not an image.
+    /// Exhausted: rate limit, or no room. Transient: registry unreachable.
     fn resolve(
         &self,
         owner: &Uid,
         reference: &ImageRef,
         platform: Platform,
-    ) -> impl Future<Output = Result<Resolved, HostError>> + Send;
-    /// What goes on for a digest now. Every change of it (and progress, about twice a second) is
-    /// announced on the adapter's change channel, so that the reconciler looks again.
-    fn job(&self, digest: &Digest) -> impl Future<Output = Option<Job>> + Send;
+        number: u64,
+    ) -> impl Future<Output = Result<Option<Resolved>, HostError>> + Send;
+    /// What goes on for this owner's content now.
+    fn job(&self, owner: &Uid, digest: &Digest) -> impl Future<Output = Option<Job>> + Send;
     /// Begins to fetch the blobs that are missing, from where an earlier try ended, verifying each
-    /// digest, and answers at once. While a job for the digest goes on, `Ok`. The failure of the
-    /// last job is what the next call answers, once.
+    /// digest, and answers at once. While a job for the digest from this source goes on, `Ok`. The failure
+    /// of the owner's last job is what the next call answers, once.
     fn fetch(
         &self,
         owner: &Uid,
@@ -75,7 +82,18 @@ pub trait Images: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Begins to merge the layers and to build the root file system under a temporary name, which
     /// is then renamed. Answers as `fetch` does.
-    fn convert(&self, digest: &Digest) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Removes root file system, manifest, and the blobs that no other manifest lists.
-    fn remove(&self, digest: &Digest) -> impl Future<Output = Result<(), HostError>> + Send;
+    fn convert(&self, owner: &Uid, digest: &Digest) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Ends what goes on for this owner alone, and forgets its credentials and answers.
+    fn forget(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Whether there is something to forget that costs others anything.
+    fn is_busy(&self, owner: &Uid) -> impl Future<Output = bool> + Send;
+    /// Owners for which [`Images::is_busy`]; parts of content that belong to nothing are removed by the way.
+    fn owners(&self) -> impl Future<Output = Result<Vec<Uid>, HostError>> + Send;
+    /// Removes root file system, manifest, and the blobs that no other manifest lists; unless the adapter
+    /// needs the content, or it is referred to: `is_referenced` is asked while nothing can appear.
+    fn remove(
+        &self,
+        digest: &Digest,
+        is_referenced: Box<dyn FnOnce() -> bool + Send>,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use stead_schemas::image::{Image, ImageSource, ImageSpec};
+use stead_schemas::image::{Image, ImagePhase, ImageSource, ImageSpec};
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::{Digest, ImageRef, Name, Platform, Uid};
 
@@ -38,6 +38,22 @@ pub fn create(
         spec.platform = platform;
         spec.pull += 1;
     })
+}
+
+/// Points a name at what an image means now; `None` when that is not here.
+///
+/// # Errors
+/// Of the store's rules.
+pub fn alias(
+    tx: &mut Tx<'_>,
+    source: &Uid,
+    target: &ImageRef,
+) -> Result<Option<Arc<Object<Image>>>, TxError> {
+    let source = tx.get::<Image>(source).filter(|source| !source.meta.is_deleting());
+    let ready = source.filter(|source| source.status.phase == ImagePhase::Ready);
+    let meant = ready.and_then(|ready| Some((ready.spec.platform, ready.status.digest.clone()?)));
+    let Some((platform, digest)) = meant else { return Ok(None) };
+    point(tx, target, platform, digest).map(Some)
 }
 
 /// Points a name at content that is here: an alias, or an import.

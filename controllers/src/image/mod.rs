@@ -2,8 +2,9 @@
 //!
 //! Guarantees: the digest a reference means is recorded before anything of it is fetched, and moves
 //! in one status write; content that any image or instance refers to is never removed; a failed
-//! pull is tried again with backoff, and at once when `spec.pull` is raised.
-//! Assumes: fetching and converting go on behind the port, so that a pass is short.
+//! pull is tried again with backoff, and at once when `spec.pull` is raised. What the registry does not
+//! have, or does not give, is asked for again after an hour, or when it is posted again.
+//! Assumes: asking, fetching and converting go on behind the port, so that a pass is short.
 //! Never: keeps credentials, or a count of references.
 //! Cancel/crash: blobs and root file systems are whole or absent; a job that died with the daemon
 //! is begun again by the next pass.
@@ -15,16 +16,35 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use jiff::Timestamp;
-use stead_schemas::image::{Image, ImageStatus};
+use stead_schemas::image::{Image, ImageSource, ImageStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, ImageRef, Uid};
 
-use crate::host::{HostError, Images};
+use crate::host::{HostError, HostErrorKind, Images};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
 pub use observe::Observed;
+
+/// Images that mean this content.
+#[must_use]
+pub fn meaning(store: &Store, digest: &Digest) -> Vec<Uid> {
+    let images = store.list::<Image>();
+    let means = |image: &&Arc<Object<Image>>| {
+        let local = matches!(&image.spec.source, ImageSource::Local { digest: of } if of == digest);
+        local || image.status.digest.as_ref() == Some(digest)
+    };
+    images.iter().filter(means).map(|image| image.meta.uid.clone()).collect()
+}
+
+/// Rest of an image that the registry does not have or give, or that is none.
+const REST: Duration = Duration::from_secs(3600);
+/// In the form of an id; no object has it.
+const COLLECTOR: &str = "collector000000000000000";
 
 /// Capabilities of the image reconciler.
 #[derive(Debug)]
@@ -36,9 +56,22 @@ pub struct ImageReconciler<I> {
 /// One step on the image directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    Fetch { owner: Uid, reference: ImageRef, digest: Digest },
-    Convert { digest: Digest },
-    Remove { digest: Digest },
+    Fetch {
+        owner: Uid,
+        reference: ImageRef,
+        digest: Digest,
+    },
+    Convert {
+        owner: Uid,
+        digest: Digest,
+    },
+    /// What goes on for an image that is deleted, and what is kept in memory for it.
+    Forget {
+        owner: Uid,
+    },
+    Remove {
+        digest: Digest,
+    },
 }
 
 impl<I: Images> Reconciler for ImageReconciler<I> {
@@ -46,7 +79,9 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
     type Observed = Observed;
     type Action = Action;
 
-    const ACTIONS: &'static [&'static str] = &["Fetch", "Convert", "Remove"];
+    /// Only content that is here is success: while something goes on in the background it may yet fail.
+    const WAITS_ARE_PROGRESS: bool = false;
+    const ACTIONS: &'static [&'static str] = &["Fetch", "Convert", "Forget", "Remove"];
 
     async fn observe(&self, uid: &Uid, object: Option<&Object<Image>>) -> Result<Observed, HostError> {
         observe::observe(self, uid, object).await
@@ -60,6 +95,7 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
         match action {
             Action::Fetch { .. } => "Fetch",
             Action::Convert { .. } => "Convert",
+            Action::Forget { .. } => "Forget",
             Action::Remove { .. } => "Remove",
         }
     }
@@ -67,8 +103,14 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
     async fn act(&self, action: &Action) -> Result<(), HostError> {
         match action {
             Action::Fetch { owner, reference, digest } => self.images.fetch(owner, reference, digest).await,
-            Action::Convert { digest } => self.images.convert(digest).await,
-            Action::Remove { digest } => self.images.remove(digest).await,
+            Action::Convert { owner, digest } => self.images.convert(owner, digest).await,
+            Action::Forget { owner } => self.images.forget(owner).await.map_err(observe::local),
+            Action::Remove { digest } => {
+                let (store, content) = (self.store.clone(), digest.clone());
+                // Asked again: an import or a tag may have come since it was observed.
+                let is_referenced = move || observe::references(&store).contains(&content);
+                self.images.remove(digest, Box::new(is_referenced)).await.map_err(observe::local)
+            }
         }
     }
 
@@ -76,9 +118,24 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
         status::status(object, seen, end)
     }
 
-    /// Content is keyed by digest, not by object: what nothing refers to is found by every pass of
-    /// an image that goes away, so there are no orphans by uid.
+    /// An answer of a registry rests: asked again and again, it says the same.
+    fn retry_after(kind: HostErrorKind) -> Option<Duration> {
+        match kind {
+            HostErrorKind::Missing
+            | HostErrorKind::Denied
+            | HostErrorKind::Permanent
+            | HostErrorKind::Unsupported => Some(REST),
+            _ => None,
+        }
+    }
+
+    /// Owners of what goes on, and, when there is content that nothing refers to, an id that is no image's:
+    /// a pass of it collects and does nothing else.
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
-        Ok(Vec::new())
+        let mut owners = self.images.owners().await?;
+        if !observe::unreferenced(self).await?.is_empty() {
+            owners.extend(COLLECTOR.parse());
+        }
+        Ok(owners)
     }
 }

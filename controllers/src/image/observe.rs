@@ -9,7 +9,8 @@ use stead_schemas::names::{Digest, Uid};
 use stead_schemas::snapshot::Snapshot;
 
 use super::ImageReconciler;
-use crate::host::{HostError, Images, Job, Resolved, StoredImage};
+use crate::host::{HostError, HostErrorKind, Images, Job, Resolved, StoredImage};
+use crate::store::Store;
 
 /// One look.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,11 +19,13 @@ pub struct Observed {
     pub digest: Option<Digest>,
     /// Its manifest, when it was needed.
     pub manifest: Option<Resolved>,
-    /// Its root file system, when complete.
+    /// Its root file system, when complete; while the registry is asked, what was meant before.
     pub stored: Option<StoredImage>,
     pub job: Option<Job>,
     /// Complete content that no image, instance or snapshot refers to.
     pub unreferenced: Vec<Digest>,
+    /// The image for which something goes on, or is kept, although it is deleted or means other content.
+    pub left_over: Option<Uid>,
 }
 
 pub(super) async fn observe<I: Images>(
@@ -31,34 +34,56 @@ pub(super) async fn observe<I: Images>(
     object: Option<&Object<Image>>,
 ) -> Result<Observed, HostError> {
     let images = &reconciler.images;
-    let unreferenced = unreferenced(reconciler, object).await?;
+    let unreferenced = unreferenced(reconciler).await?;
     let Some(object) = object.filter(|object| !object.meta.is_deleting()) else {
-        return Ok(Observed { unreferenced, ..Observed::default() });
+        let left_over = images.is_busy(uid).await.then(|| uid.clone());
+        return Ok(Observed { unreferenced, left_over, ..Observed::default() });
     };
-    let (digest, manifest) = match (&object.spec.source, recorded(object)) {
-        (ImageSource::Local { digest }, _) => (digest.clone(), None),
-        (ImageSource::Registry, Some(digest)) => (digest.clone(), None),
-        (ImageSource::Registry, None) => {
-            // Asking the registry what a tag means is a look at the world, not a step in it.
-            let resolved = images.resolve(uid, &object.spec.reference, object.spec.platform).await?;
-            (resolved.digest.clone(), Some(resolved))
+    let seen = Observed { unreferenced, ..Observed::default() };
+    let (spec, reference) = (&object.spec, &object.spec.reference);
+    let (digest, manifest) = match (&spec.source, recorded(object)) {
+        (ImageSource::Local { digest }, _) => {
+            // It was asked for before the name was pointed at something else.
+            let left_over = images.is_busy(uid).await.then(|| uid.clone());
+            let manifest = images.manifest(digest).await.map_err(local)?;
+            let stored = images.inspect(digest).await.map_err(local)?;
+            return Ok(Observed { digest: Some(digest.clone()), manifest, stored, left_over, ..seen });
         }
-    };
-    let stored = images.inspect(&digest).await?;
-    let job = images.job(&digest).await;
-    let manifest = match (manifest, &stored, &object.spec.source) {
-        (Some(manifest), ..) => Some(manifest),
-        (None, Some(_), _) | (None, None, ImageSource::Local { .. }) => images.manifest(&digest).await?,
-        (None, None, ImageSource::Registry) => match images.manifest(&digest).await? {
-            Some(manifest) => Some(manifest),
+        (ImageSource::Registry, Some(digest)) => match images.manifest(digest).await.map_err(local)? {
+            Some(manifest) => (digest.clone(), Some(manifest)),
             // The content went missing: its manifest is asked for again by digest.
             None => {
-                let reference = object.spec.reference.with_digest(&digest);
-                Some(images.resolve(uid, &reference, object.spec.platform).await?)
+                let reference = reference.with_digest(digest);
+                (digest.clone(), images.resolve(uid, &reference, spec.platform, spec.pull).await?)
             }
         },
+        (ImageSource::Registry, None) => {
+            // Asking the registry what a tag means is a look at the world, not a step in it.
+            match images.resolve(uid, reference, spec.platform, spec.pull).await? {
+                Some(resolved) => (resolved.digest.clone(), Some(resolved)),
+                None => {
+                    let before = object.status.digest.as_ref();
+                    let stored = match before {
+                        Some(digest) => images.inspect(digest).await.map_err(local)?,
+                        None => None,
+                    };
+                    return Ok(Observed { stored, ..seen });
+                }
+            }
+        }
     };
-    Ok(Observed { digest: Some(digest), manifest, stored, job, unreferenced })
+    let stored = images.inspect(&digest).await.map_err(local)?;
+    let job = images.job(uid, &digest).await;
+    Ok(Observed { digest: Some(digest), manifest, stored, job, ..seen })
+}
+
+/// A failure of the host, not of what the registry says: it does not rest as an answer does.
+pub(super) fn local(mut error: HostError) -> HostError {
+    error.kind = match error.kind {
+        HostErrorKind::Exhausted => HostErrorKind::Exhausted,
+        _ => HostErrorKind::Transient,
+    };
+    error
 }
 
 /// The recorded meaning, unless a newer pull was asked for.
@@ -67,44 +92,33 @@ pub(super) fn recorded(object: &Object<Image>) -> Option<&Digest> {
 }
 
 /// Content on disk, less everything that is referred to by specs and statuses as they are now.
-async fn unreferenced<I: Images>(
+pub(super) async fn unreferenced<I: Images>(
     reconciler: &ImageReconciler<I>,
-    object: Option<&Object<Image>>,
 ) -> Result<Vec<Digest>, HostError> {
-    let mut on_disk: BTreeSet<Digest> = reconciler.images.list().await?.into_iter().collect();
-    // A pull that never completed has no root file system yet, but blobs.
-    on_disk.extend(
-        object.filter(|object| object.meta.is_deleting()).and_then(|object| object.status.digest.clone()),
-    );
-    for image in reconciler.store.list::<Image>() {
+    let known = reconciler.images.known().await.map_err(local)?;
+    // After the listing: what appeared since is not in it, and what was in it had its reference then.
+    let references = references(&reconciler.store);
+    Ok(known.into_iter().filter(|digest| !references.contains(digest)).collect())
+}
+
+/// Content that images, instances and snapshots refer to.
+pub(super) fn references(store: &Store) -> BTreeSet<Digest> {
+    let mut references = BTreeSet::new();
+    for image in store.list::<Image>() {
         if image.meta.is_deleting() {
             continue;
         }
         if let ImageSource::Local { digest } = &image.spec.source {
-            on_disk.remove(digest);
+            references.insert(digest.clone());
         }
-        if let Some(digest) = &image.status.digest {
-            on_disk.remove(digest);
-        }
+        references.extend(image.status.digest.clone());
     }
-    for instance in reconciler.store.list::<Instance>() {
+    for instance in store.list::<Instance>() {
         let of_origin = instance.spec.origin.as_ref().and_then(|origin| origin.image_digest.as_ref());
-        for digest in instance.status.image_digest.iter().chain(of_origin) {
-            on_disk.remove(digest);
-        }
+        references.extend(instance.status.image_digest.iter().chain(of_origin).cloned());
     }
-    for snapshot in reconciler.store.list::<Snapshot>() {
-        if let Some(digest) = &snapshot.spec.image_digest {
-            on_disk.remove(digest);
-        }
+    for snapshot in store.list::<Snapshot>() {
+        references.extend(snapshot.spec.image_digest.clone());
     }
-    let mut unreferenced = Vec::new();
-    for digest in on_disk {
-        if reconciler.images.manifest(&digest).await?.is_some()
-            || reconciler.images.inspect(&digest).await?.is_some()
-        {
-            unreferenced.push(digest);
-        }
-    }
-    Ok(unreferenced)
+    references
 }

@@ -14,6 +14,9 @@ use crate::runtime::{Desired, Plan, Refusal, Wait};
 pub(super) fn plan(desired: &Desired<'_, Image>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     let garbage = seen.unreferenced.iter().take(limits::PLAN_STEPS_MAX / 2);
     let removals: Vec<Action> = garbage.map(|digest| Action::Remove { digest: digest.clone() }).collect();
+    if let Some(owner) = &seen.left_over {
+        return Plan::Act(vec![Action::Forget { owner: owner.clone() }]);
+    }
     match desired {
         _ if !removals.is_empty() => Plan::Act(removals),
         Desired::Absent(_) => Plan::Converged,
@@ -42,11 +45,11 @@ fn plan_present(object: &Object<Image>, seen: &Observed, now: Timestamp) -> Plan
     let Some(manifest) = &seen.manifest else {
         return wait("the manifest is being fetched", None);
     };
-    let digest = digest.clone();
+    let (owner, digest) = (object.meta.uid.clone(), digest.clone());
     if manifest.layers.iter().all(is_present) {
-        return Plan::Act(vec![Action::Convert { digest }]);
+        return Plan::Act(vec![Action::Convert { owner, digest }]);
     }
-    let (owner, reference) = (object.meta.uid.clone(), object.spec.reference.clone());
+    let reference = object.spec.reference.clone();
     Plan::Act(vec![Action::Fetch { owner, reference, digest }])
 }
 

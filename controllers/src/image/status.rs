@@ -11,6 +11,9 @@ use crate::runtime::{Outcome, PassEnd, conditions};
 
 pub(super) fn status(object: &Object<Image>, seen: Option<&Observed>, end: &PassEnd) -> ImageStatus {
     let mut status = object.status.clone();
+    if is_asked_again(object, seen, end) {
+        return status;
+    }
     if let Some(seen) = seen {
         if seen.digest.is_some() {
             status.digest.clone_from(&seen.digest);
@@ -33,7 +36,22 @@ pub(super) fn status(object: &Object<Image>, seen: Option<&Observed>, end: &Pass
     status.observed_generation = object.meta.generation;
     status.conditions = conditions::standard(&object.status.conditions, object.meta.generation, end);
     name_failure(&mut status, end);
+    if status.phase == ImagePhase::Ready && matches!(end.outcome, Outcome::Waiting(_)) {
+        // What was meant before stays ready while the registry is asked what is meant now.
+        let before = condition::find(&object.status.conditions, ConditionType::Ready).cloned();
+        before.into_iter().for_each(|ready| condition::set(&mut status.conditions, ready));
+    }
     status
+}
+
+/// The registry is asked once more about an image that failed, and nobody wished for anything new: what was
+/// said of it stays until the answer is there.
+fn is_asked_again(object: &Object<Image>, seen: Option<&Observed>, end: &PassEnd) -> bool {
+    let is_asking = seen.is_some_and(|seen| seen.digest.is_none());
+    is_asking
+        && matches!(end.outcome, Outcome::Waiting(_))
+        && object.status.phase == ImagePhase::Failed
+        && object.status.observed_generation == object.meta.generation
 }
 
 fn phase(object: &Object<Image>, seen: Option<&Observed>, end: &PassEnd) -> ImagePhase {

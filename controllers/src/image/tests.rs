@@ -144,6 +144,29 @@ fn a_deleted_image_takes_along_what_nothing_refers_to_and_no_more() {
     assert_eq!(absent(&Observed::default()), Plan::Converged);
     let garbage = Observed { unreferenced: vec![digest('a')], ..Observed::default() };
     assert_eq!(absent(&garbage), Plan::Act(vec![Action::Remove { digest: digest('a') }]));
+    let owner = object.meta.uid.clone();
+    let busy = Observed { left_over: Some(owner.clone()), ..garbage };
+    assert_eq!(absent(&busy), Plan::Act(vec![Action::Forget { owner }]), "what goes on ends first");
+}
+
+#[test]
+fn the_collectors_id_is_one() {
+    assert!(super::COLLECTOR.parse::<Uid>().is_ok());
+}
+
+#[test]
+fn an_image_stays_ready_while_the_registry_is_asked_again() {
+    let mut object = image(Some('a'));
+    object.status = status(&object, Some(&stored()), &end(Outcome::Converged));
+    object.spec.pull = 2;
+    let asking = Observed { digest: None, manifest: None, ..stored() };
+    let Plan::Wait(wait) = planned(&object, &asking) else { panic!("it waits") };
+    let told = status(&object, Some(&asking), &end(Outcome::Waiting(wait)));
+    assert_eq!(
+        (told.phase, told.resolved_pull, told.digest.clone()),
+        (ImagePhase::Ready, 1, Some(digest('a')))
+    );
+    assert!(condition::is_ready(&told.conditions) && told.config.is_some());
 }
 
 #[test]
@@ -152,4 +175,17 @@ fn local_content_that_is_gone_is_said_and_not_fetched() {
     object.spec.source = ImageSource::Local { digest: digest('a') };
     assert_eq!(planned(&object, &stored()), Plan::Converged);
     assert!(matches!(planned(&object, &seen(0)), Plan::Refuse(_)));
+}
+
+#[test]
+fn a_failed_image_stays_failed_while_it_is_asked_for_again_unless_it_was_posted_anew() {
+    let mut object = image(None);
+    let failed = Outcome::Failed { kind: HostErrorKind::Transient, message: "down".to_owned(), attempt: 3 };
+    object.status = status(&object, None, &end(failed));
+    let asking = Observed::default();
+    let Plan::Wait(wait) = planned(&object, &asking) else { panic!("it waits") };
+    let told = status(&object, Some(&asking), &end(Outcome::Waiting(wait.clone())));
+    assert_eq!(told, object.status, "no write at every try");
+    object.meta.generation += 1;
+    assert_eq!(status(&object, Some(&asking), &end(Outcome::Waiting(wait))).phase, ImagePhase::Pending);
 }

@@ -46,6 +46,11 @@ impl Queue {
         }
     }
 
+    /// Whether the key runs, or is due some time.
+    pub(super) fn has(&self, uid: &Uid) -> bool {
+        self.slots.contains_key(uid)
+    }
+
     /// Takes the key that is due longest; it runs until [`Queue::done`].
     pub(super) fn pop(&mut self, now: Instant) -> Option<Uid> {
         let first = self.due.first_entry().filter(|first| first.key().0 <= now)?;

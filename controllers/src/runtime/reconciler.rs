@@ -6,6 +6,7 @@
 
 use std::fmt::Debug;
 use std::future::Future;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use stead_schemas::condition::Reason;
@@ -90,6 +91,16 @@ pub trait Reconciler: Send + Sync + 'static {
 
     /// Names of all actions, for failpoints and logs; [`Reconciler::action_name`] returns these.
     const ACTIONS: &'static [&'static str];
+
+    /// Whether a plan that waits ends a row of failures. Not where what is waited for goes on behind a port
+    /// and may fail there as it did before: its retries would never become rarer.
+    const WAITS_ARE_PROGRESS: bool = true;
+
+    /// The delay after a failure of this kind, where the kind of object has its own.
+    fn retry_after(kind: HostErrorKind) -> Option<Duration> {
+        let _ = kind;
+        None
+    }
 
     /// Reads the ports and the statuses of objects referred to.
     fn observe(

@@ -29,7 +29,7 @@ use super::pass::{Boundary, Pass};
 use super::queue::Queue;
 use super::reconciler::{Outcome, Reconciler};
 use super::retry::Retries;
-use super::trigger::{Drift, Signal, Triggers};
+use super::trigger::{Cause, Drift, Signal, Triggers};
 use crate::host::HostErrorKind;
 use crate::store::{Event, Store};
 
@@ -137,17 +137,19 @@ impl<R: Reconciler> Runner<R> {
                 biased;
                 () = &mut shutdown => break,
                 // An ended pass is taken out by the same poll that reports it.
-                Some(ended) = running.next(), if !running.is_empty() => schedule.end(ended),
+                Some(ended) = running.next(), if !running.is_empty() => schedule.end::<R>(ended),
                 // See `Triggers::next`.
                 signal = triggers.next() => {
-                    if signal == Signal::Everything {
-                        schedule.changed(&store.uids::<R::Kind>());
+                    if let Signal::Everything(cause) = signal {
+                        schedule.everything(&store.uids::<R::Kind>(), cause);
                         listing.begin(&reconciler);
                     }
                     schedule.signal(signal);
                 }
                 // Kept in `listing` when another arm wins.
-                owned = listing.next(&reconciler), if listing.is_running() => schedule.changed(&owned),
+                owned = listing.next(&reconciler), if listing.is_running() => {
+                    schedule.everything(&owned, Cause::Resync);
+                }
                 () = until(due), if due.is_some() => {}
             }
             start_due(&pass, &mut schedule, &mut running, config.concurrency).await;
@@ -182,7 +184,7 @@ async fn start_due<'a, R: Reconciler>(
         let failures = schedule.retries.failures(&uid);
         let mut started = contained(pass, uid, failures);
         match poll_immediate(&mut started).await {
-            Some(ended) => schedule.end(ended),
+            Some(ended) => schedule.end::<R>(ended),
             None => running.push(started),
         }
     }
@@ -221,21 +223,37 @@ impl Schedule<'_> {
         }
     }
 
-    fn signal(&mut self, signal: Signal) {
-        match signal {
-            Signal::Changed(uids) => self.changed(&uids),
-            Signal::Drifted(uid) => {
-                // A failing step may itself be the drift that is heard: do not let it spin.
-                let is_failing = self.retries.failures(&uid) > 0;
-                let delay = if is_failing { DRIFT_WHILE_FAILING } else { Duration::ZERO };
-                self.queue.schedule(&uid, Instant::now() + delay);
+    /// Looks at all of these; one that fails is not tried again before its time, unless that says
+    /// something of it.
+    fn everything(&mut self, uids: &[Uid], cause: Cause) {
+        for uid in uids {
+            match cause {
+                Cause::Missed => self.changed(std::slice::from_ref(uid)),
+                Cause::Drift => self.drifted(uid),
+                Cause::Resync if self.retries.failures(uid) > 0 && self.queue.has(uid) => {}
+                Cause::Resync => self.changed(std::slice::from_ref(uid)),
             }
-            Signal::Everything => {}
         }
     }
 
-    fn end(&mut self, Ended { uid, outcome, look }: Ended) {
+    fn drifted(&mut self, uid: &Uid) {
+        // A failing step may itself be the drift that is heard: do not let it spin.
+        let is_failing = self.retries.failures(uid) > 0;
+        let delay = if is_failing { DRIFT_WHILE_FAILING } else { Duration::ZERO };
+        self.queue.schedule(uid, Instant::now() + delay);
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        match signal {
+            Signal::Changed(uids) => self.changed(&uids),
+            Signal::Drifted(uid) => self.drifted(&uid),
+            Signal::Everything(_) => {}
+        }
+    }
+
+    fn end<R: Reconciler>(&mut self, Ended { uid, outcome, look }: Ended) {
         self.queue.done(&uid);
+        let is_progress = !matches!(outcome, Ok(Outcome::Waiting(_))) || R::WAITS_ARE_PROGRESS;
         let delay = match outcome {
             Ok(Outcome::Converged | Outcome::Refused(_)) => None,
             // Negative: it is past.
@@ -246,13 +264,15 @@ impl Schedule<'_> {
                 let delay = self.retries.acting(&uid);
                 return self.queue.schedule(&uid, Instant::now() + delay);
             }
-            Ok(Outcome::Failed { kind, .. }) => return self.retry(&uid, kind),
+            Ok(Outcome::Failed { kind, .. }) => return self.retry::<R>(&uid, kind),
             Err(panic) => {
                 error!(%uid, message = panic_message(&*panic), "a pass panicked");
-                return self.retry(&uid, HostErrorKind::Transient);
+                return self.retry::<R>(&uid, HostErrorKind::Transient);
             }
         };
-        self.retries.reset(&uid);
+        if is_progress {
+            self.retries.reset(&uid);
+        }
         // One that came during the pass may not have been seen by it.
         let look = look.map(|at| self.time_until(at).unwrap_or(Duration::ZERO));
         let delay = [delay, look].into_iter().flatten().min();
@@ -266,8 +286,9 @@ impl Schedule<'_> {
         Duration::try_from(at.duration_since(self.clock.now())).ok()
     }
 
-    fn retry(&mut self, uid: &Uid, kind: HostErrorKind) {
-        let delay = self.retries.failed(uid, kind);
+    fn retry<R: Reconciler>(&mut self, uid: &Uid, kind: HostErrorKind) {
+        let usual = self.retries.failed(uid, kind);
+        let delay = R::retry_after(kind).unwrap_or(usual);
         self.queue.schedule(uid, Instant::now() + delay);
     }
 }

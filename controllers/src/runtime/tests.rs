@@ -313,6 +313,35 @@ async fn a_failing_key_is_retried_with_growing_delays_and_does_not_wake_itself()
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_fails_has_its_own_time_whatever_else_wakes_everything() {
+    let world = world();
+    let config = RunnerConfig { concurrency: 4, resync: Duration::from_secs(1), ..RunnerConfig::seeded(1) };
+    let runner = Runner::new(
+        world.lamps.clone(),
+        world.store.clone(),
+        world.clock.clone(),
+        Arc::new(NoBoundary),
+        config,
+    );
+    let drift = runner.drift();
+    let (_stop, _run) = world.start(runner);
+    let failing = world.create("failing", Behaviour::Fail(HostErrorKind::Permanent)).await;
+    let well = world.create("well", Behaviour::Work).await;
+    world.pass_time(Duration::from_secs(100)).await;
+    assert_eq!(world.lamps.passes(&failing), 1, "a resync says nothing new of it");
+    assert!(world.lamps.passes(&well) > 90, "others are looked at");
+    for _ in 0..1000 {
+        drift.everything();
+        world.pass_time(Duration::from_millis(10)).await;
+    }
+    let tried = world.lamps.passes(&failing);
+    assert!((2..=12).contains(&tried), "drift that may be its own: {tried} passes in 10 s");
+    world.store.transact(bump(&failing)).await.expect("stored");
+    world.pass_time(SOON).await;
+    assert_eq!(world.lamps.passes(&failing), tried + 1, "a new wish is tried at once");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_wish_that_changed_while_the_host_was_looked_at_is_not_carried_out_any_more() {
     const LOOK: Duration = Duration::from_secs(2);
     let world = world();

@@ -24,7 +24,18 @@ pub(super) enum Signal {
     /// The host may have.
     Drifted(Uid),
     /// Every object, and whatever else the host has of this kind.
-    Everything,
+    Everything(Cause),
+}
+
+/// Why everything is looked at: how much that says of one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Changes of the store were missed: any object may have changed.
+    Missed,
+    /// A monitor of the host cannot say what changed.
+    Drift,
+    /// It is time to.
+    Resync,
 }
 
 /// Where monitors of the host report; cheap to clone, never blocks.
@@ -93,7 +104,7 @@ impl Triggers {
         let Some(watch) = &mut self.watch else {
             // The watch begins before the list that `Everything` is, so nothing falls in between.
             self.watch = rewatch(&self.store);
-            return Signal::Everything;
+            return Signal::Everything(Cause::Missed);
         };
         loop {
             tokio::select! {
@@ -108,14 +119,14 @@ impl Triggers {
                     Err(TooOld { oldest }) => {
                         debug!(oldest, "fell behind the watch ring; listing again");
                         self.watch = rewatch(&self.store);
-                        return Signal::Everything;
+                        return Signal::Everything(Cause::Missed);
                     }
                 },
                 uid = self.drifted.recv() => {
                     return Signal::Drifted(uid.expect("the triggers hold a sender themselves"));
                 }
-                () = self.drift.everything.notified() => return Signal::Everything,
-                _ = resync.tick() => return Signal::Everything,
+                () = self.drift.everything.notified() => return Signal::Everything(Cause::Drift),
+                _ = resync.tick() => return Signal::Everything(Cause::Resync),
             }
         }
     }

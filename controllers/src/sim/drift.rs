@@ -1,9 +1,6 @@
 //! What somebody else does to the host behind the daemon's back.
 
-use std::time::Duration;
-
 use stead_schemas::names::{LinkName, Uid};
-use tokio::time::sleep;
 
 use super::World;
 use crate::host::{LinkKind, VmmState};
@@ -126,15 +123,6 @@ impl World {
         if is_announced {
             owners.iter().for_each(|owner| self.announce(owner));
         }
-    }
-
-    /// Announces after a delay that something changed, of whatever owner.
-    pub(super) fn announce_images_in(&self, delay: Duration) {
-        let world = self.clone();
-        tokio::spawn(async move {
-            sleep(delay).await;
-            let _ = world.changes.send(None);
-        });
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) struct Running {
 }
 
 const FETCH: Duration = Duration::from_millis(1500);
+/// Until the registry's answer is there.
+const ANSWER: Duration = Duration::from_millis(20);
 const CONVERT: Duration = Duration::from_millis(700);
 const LAYER: Bytes = Bytes(1 << 20);
 
@@ -40,13 +42,11 @@ impl World {
     }
 
     /// Starts a job, and tells when it has ended.
-    fn begin(&self, digest: &Digest, is_conversion: bool, owner: Option<&Uid>) {
+    fn begin(&self, digest: &Digest, is_conversion: bool, owner: &Uid) {
         let duration = if is_conversion { CONVERT } else { FETCH };
         let ends_at = Instant::now() + duration;
         self.lock().jobs.entry(digest.clone()).or_insert(Running { is_conversion, ends_at });
-        if let Some(owner) = owner {
-            self.announce_in(owner, duration);
-        }
+        self.announce_in(owner, duration);
     }
 }
 
@@ -76,6 +76,7 @@ impl State {
     pub(super) fn drop_jobs(&mut self) {
         self.settle();
         self.jobs.clear();
+        self.asked.clear();
     }
 
     fn resolved(&self, digest: &Digest) -> Option<Resolved> {
@@ -84,6 +85,14 @@ impl State {
         let layer = Layer { digest: digest.clone(), size: LAYER, present };
         Some(Resolved { digest: digest.clone(), layers: vec![layer] })
     }
+}
+
+/// A simulated fault is no answer of the registry, which would be taken for its last word.
+fn passing(mut error: HostError) -> HostError {
+    if std::error::Error::source(&error).is_some() {
+        error.kind = HostErrorKind::Transient;
+    }
+    error
 }
 
 impl Images for World {
@@ -111,7 +120,24 @@ impl Images for World {
         .await
     }
 
-    async fn resolve(&self, _: &Uid, reference: &ImageRef, _: Platform) -> Result<Resolved, HostError> {
+    async fn known(&self) -> Result<Vec<Digest>, HostError> {
+        Images::list(self).await
+    }
+
+    async fn resolve(
+        &self,
+        owner: &Uid,
+        reference: &ImageRef,
+        _: Platform,
+        number: u64,
+    ) -> Result<Option<Resolved>, HostError> {
+        let question = (reference.to_string(), number);
+        if self.lock().asked.get(owner) != Some(&question) {
+            self.lock().asked.insert(owner.clone(), question);
+            self.announce_in(owner, ANSWER);
+            return Ok(None);
+        }
+        self.lock().asked.remove(owner);
         self.verb("resolve", &reference.to_string(), |state| {
             let missing = || HostError::new(HostErrorKind::Missing, "resolve", reference.to_string());
             let found = match &reference.digest {
@@ -120,12 +146,13 @@ impl Images for World {
             };
             let SimRegistryImage { digest, config } = found.ok_or_else(missing)?;
             state.manifests.entry(digest.clone()).or_insert(Manifest { config, is_fetched: false });
-            state.resolved(&digest).ok_or_else(missing)
+            state.resolved(&digest).ok_or_else(missing).map(Some)
         })
         .await
+        .map_err(passing)
     }
 
-    async fn job(&self, digest: &Digest) -> Option<Job> {
+    async fn job(&self, _: &Uid, digest: &Digest) -> Option<Job> {
         let mut state = self.lock();
         state.settle();
         let job = state.jobs.get(digest)?;
@@ -133,27 +160,46 @@ impl Images for World {
     }
 
     async fn fetch(&self, owner: &Uid, _: &ImageRef, digest: &Digest) -> Result<(), HostError> {
-        self.verb("fetch", digest.as_str(), |_| Ok(())).await?;
-        self.begin(digest, false, Some(owner));
+        self.verb("fetch", digest.as_str(), |_| Ok(())).await.map_err(passing)?;
+        self.begin(digest, false, owner);
         Ok(())
     }
 
-    async fn convert(&self, digest: &Digest) -> Result<(), HostError> {
+    async fn convert(&self, owner: &Uid, digest: &Digest) -> Result<(), HostError> {
         self.verb("convert", digest.as_str(), |state| {
             let manifest = state.manifests.get(digest);
             let is_fetched = manifest.is_some_and(|manifest| manifest.is_fetched);
-            let missing = || HostError::new(HostErrorKind::Missing, "convert", digest.as_str());
+            let missing = || HostError::new(HostErrorKind::Transient, "convert", digest.as_str());
             is_fetched.then_some(()).ok_or_else(missing)
         })
-        .await?;
-        self.begin(digest, true, None);
-        // Conversions have no owner to announce: the real adapter announces all its images then.
-        self.announce_images_in(CONVERT);
+        .await
+        .map_err(passing)?;
+        self.begin(digest, true, owner);
         Ok(())
     }
 
-    async fn remove(&self, digest: &Digest) -> Result<(), HostError> {
+    async fn forget(&self, owner: &Uid) -> Result<(), HostError> {
+        self.lock().asked.remove(owner);
+        Ok(())
+    }
+
+    async fn is_busy(&self, owner: &Uid) -> bool {
+        self.lock().asked.contains_key(owner)
+    }
+
+    async fn owners(&self) -> Result<Vec<Uid>, HostError> {
+        Ok(self.lock().asked.keys().cloned().collect())
+    }
+
+    async fn remove(
+        &self,
+        digest: &Digest,
+        is_referenced: Box<dyn FnOnce() -> bool + Send>,
+    ) -> Result<(), HostError> {
         self.verb("remove image", digest.as_str(), |state| {
+            if is_referenced() {
+                return Ok(());
+            }
             state.stored.remove(digest);
             state.manifests.remove(digest);
             Ok(())

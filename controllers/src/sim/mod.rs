@@ -75,6 +75,8 @@ struct State {
     manifests: BTreeMap<Digest, images::Manifest>,
     stored: BTreeMap<Digest, StoredImage>,
     jobs: BTreeMap<Digest, images::Running>,
+    /// What each image's registry is being asked: reference and number.
+    asked: BTreeMap<Uid, (String, u64)>,
     machines: BTreeMap<Uid, machines::Vmm>,
     records: BTreeSet<Uid>,
     memories: BTreeMap<Uid, memories::MemoryFile>,
@@ -117,6 +119,7 @@ impl World {
             manifests: BTreeMap::new(),
             stored: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            asked: BTreeMap::new(),
             machines: BTreeMap::new(),
             records: BTreeSet::new(),
             memories: BTreeMap::new(),

@@ -44,7 +44,7 @@ mod remarks;
 mod restarts;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod volumes;
 pub mod waking;
 

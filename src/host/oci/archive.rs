@@ -1,15 +1,15 @@
 //! A layer's archive, read with bounds: names, links, sizes and attributes of hostile origin.
 //!
-//! The tar crate's own handling of long names and PAX records reads them whole, however large they
-//! claim to be; so entries are read raw, and those records here, with a limit.
+//! The tar crate's own reader takes long names and extended headers whole, however large they claim to
+//! be, and sizes that stand only in an extended header not at all; so blocks are read here, with limits,
+//! and the crate says what the fields of a header mean.
 
-use std::cell::Cell;
 use std::io::{self, Read};
-use std::rc::Rc;
 
-use tar::{Archive, EntryType, PaxExtensions};
+use tar::EntryType;
 
 use super::Refused;
+use super::pax;
 
 /// What an entry makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +30,8 @@ pub(super) struct Meta {
     pub(super) uid: u64,
     pub(super) gid: u64,
     pub(super) mtime: u64,
-    /// The one extended attribute that is kept: file capabilities.
-    pub(super) capability: Option<Vec<u8>>,
+    /// Extended attributes that are kept: file capabilities and those of users.
+    pub(super) attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// One entry: path components, none of them special.
@@ -49,66 +49,119 @@ const NAME_BYTES_MAX: usize = 255;
 /// Extended headers hold two paths and some attributes.
 const EXTENSION_BYTES_MAX: u64 = 256 << 10;
 /// The format's unit.
-const BLOCK_BYTES: u64 = 512;
+const BLOCK_BYTES: usize = 512;
 /// A file capability is 24 bytes.
 const CAPABILITY_BYTES_MAX: usize = 1024;
-
-/// An archive's last block, filled up: umoci leaves out what comes after the last content, and
-/// container runtimes accept that. Content itself is never made up.
-struct Padded<R> {
-    reader: R,
-    position: u64,
-    /// Where the content of the entry that is being read ends.
-    content_end: Rc<Cell<u64>>,
-}
-
-impl<R: Read> Read for Padded<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut count = self.reader.read(buffer)?;
-        let missing = self.position.next_multiple_of(BLOCK_BYTES) - self.position;
-        if count == 0 && missing > 0 && self.position >= self.content_end.get() {
-            count = buffer.len().min(usize::try_from(missing).unwrap_or(usize::MAX));
-            buffer[..count].fill(0);
-        }
-        self.position += u64::try_from(count).unwrap_or(u64::MAX);
-        Ok(count)
-    }
-}
+/// Attributes of one entry; ext4 takes 4 KiB, and programs that write more do not rely on them.
+const ATTRIBUTES_BYTES_MAX: usize = 64 << 10;
+/// XATTR_NAME_MAX of Linux.
+const ATTRIBUTE_NAME_BYTES_MAX: usize = 255;
 
 /// Reads every entry in order; `visit` may read the content.
 pub(super) fn read<R: Read>(
-    reader: R,
+    mut reader: R,
     mut visit: impl FnMut(Item, u64, &mut dyn Read) -> Result<(), Refused>,
 ) -> Result<(), Refused> {
-    let content_end = Rc::new(Cell::new(u64::MAX));
-    let mut archive = Archive::new(Padded { reader, position: 0, content_end: content_end.clone() });
+    each_with(&mut reader, |item, size, _, content| visit(item, size, content))
+}
+
+/// Calls `visit` with every entry, its size, and where its content stands in the archive.
+pub(super) fn each<R: Read>(
+    mut reader: R,
+    mut visit: impl FnMut(Item, u64, u64) -> Result<(), Refused>,
+) -> Result<(), Refused> {
+    each_with(&mut reader, |item, size, at, _| visit(item, size, at))
+}
+
+fn each_with<R: Read>(
+    reader: &mut R,
+    mut visit: impl FnMut(Item, u64, u64, &mut dyn Read) -> Result<(), Refused>,
+) -> Result<(), Refused> {
     let mut extension = Extension::default();
-    for entry in archive.entries().map_err(broken)?.raw(true) {
-        let mut entry = entry.map_err(broken)?;
-        let kind = entry.header().entry_type();
-        let size = entry.header().entry_size().map_err(broken)?;
-        content_end.set(entry.raw_file_position().saturating_add(size));
-        if matches!(
+    // Where the next header begins.
+    let mut at = 0u64;
+    while let Some(header) = next_header(reader)? {
+        let kind = header.entry_type();
+        let size = header.entry_size().map_err(broken)?;
+        let is_extension = matches!(
             kind,
             EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader
-        ) {
-            extension.take(kind, &mut entry)?;
+        );
+        at += BLOCK_BYTES as u64;
+        if is_extension {
+            content(reader, size, |content| extension.take(kind, content))?;
+            at = at.saturating_add(padded(size)?);
             continue;
         }
         let found = std::mem::take(&mut extension);
-        if found.size.is_some_and(|given| given != size) {
-            return Err(Refused::new(
-                "an entry's size stands only in an extended header, which is not supported",
-            ));
-        }
-        let item = item(entry.header(), &entry.path_bytes(), found)?;
-        visit(item, size, &mut entry)?;
+        let size = found.size.unwrap_or(size);
+        let item = item(&header, found)?;
+        content(reader, size, |content| match item {
+            Some(item) => visit(item, size, at, content),
+            None => Ok(()),
+        })?;
+        at = at.saturating_add(padded(size)?);
     }
     Ok(())
 }
 
+/// Hands out an entry's content, then reads on to where the next header begins. An archive may end with
+/// its last content: umoci leaves out what comes after it, and container runtimes accept that. Content
+/// itself is never made up.
+fn content<R: Read>(
+    reader: &mut R,
+    size: u64,
+    visit: impl FnOnce(&mut dyn Read) -> Result<(), Refused>,
+) -> Result<(), Refused> {
+    let mut content = reader.by_ref().take(size);
+    visit(&mut content)?;
+    io::copy(&mut content, &mut io::sink()).map_err(broken)?;
+    if content.limit() > 0 {
+        return Err(Refused::new("the archive is broken: it ends within an entry"));
+    }
+    let padding = padded(size)? - size;
+    io::copy(&mut reader.take(padding), &mut io::sink()).map_err(broken).map(drop)
+}
+
+/// Bytes that content takes in whole blocks.
+fn padded(size: u64) -> Result<u64, Refused> {
+    let overflow = || Refused::new("the archive is broken: an entry's size is beyond any file's");
+    size.checked_next_multiple_of(BLOCK_BYTES as u64).ok_or_else(overflow)
+}
+
+/// `None` at the end: a block of zeros, or nothing more.
+fn next_header<R: Read>(reader: &mut R) -> Result<Option<tar::Header>, Refused> {
+    let mut header = tar::Header::new_old();
+    let block = header.as_mut_bytes();
+    let mut count = 0;
+    while count < BLOCK_BYTES {
+        match reader.read(&mut block[count..]).map_err(broken)? {
+            0 => break,
+            more => count += more,
+        }
+    }
+    if count < BLOCK_BYTES && block[..count].iter().any(|&byte| byte != 0) {
+        return Err(Refused::new("the archive is broken: it ends within a header"));
+    }
+    if count < BLOCK_BYTES || block.iter().all(|&byte| byte == 0) {
+        return Ok(None);
+    }
+    // The sum is taken with its own eight bytes as blanks.
+    let sum: u32 = block
+        .iter()
+        .enumerate()
+        .map(|(at, &byte)| if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(byte) })
+        .sum();
+    if header.cksum().map_err(broken)? != sum {
+        return Err(Refused::new("the archive is broken: a header's checksum is wrong"));
+    }
+    Ok(Some(header))
+}
+
+/// What the system says stays what it is: a full disk under the archive, say, or the end of the work.
 fn broken(error: io::Error) -> Refused {
-    Refused::new(format!("the archive is broken: {error}"))
+    let refused = Refused::of_io(error);
+    Refused { message: format!("the archive is broken: {}", refused.message), ..refused }
 }
 
 /// What extended headers said of the entry that follows.
@@ -119,11 +172,13 @@ struct Extension {
     size: Option<u64>,
     uid: Option<u64>,
     gid: Option<u64>,
-    capability: Option<Vec<u8>>,
+    mtime: Option<u64>,
+    attributes: Vec<(Vec<u8>, Vec<u8>)>,
+    is_sparse: bool,
 }
 
 impl Extension {
-    fn take(&mut self, kind: EntryType, entry: &mut impl Read) -> Result<(), Refused> {
+    fn take(&mut self, kind: EntryType, entry: &mut dyn Read) -> Result<(), Refused> {
         let mut bytes = Vec::new();
         entry.take(EXTENSION_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(broken)?;
         if bytes.len() as u64 > EXTENSION_BYTES_MAX {
@@ -132,32 +187,58 @@ impl Extension {
         match kind {
             EntryType::GNULongName => self.path = Some(without_nul(bytes)),
             EntryType::GNULongLink => self.link = Some(without_nul(bytes)),
-            EntryType::XHeader => self.take_records(&bytes)?,
+            EntryType::XHeader => pax::records(&bytes, |key, value| self.take_record(key, value))?,
             // Global records of layers are comments of their builders.
             _ => {}
         }
         Ok(())
     }
 
-    fn take_records(&mut self, bytes: &[u8]) -> Result<(), Refused> {
-        for record in PaxExtensions::new(bytes) {
-            let record = record.map_err(broken)?;
-            let value = record.value_bytes();
-            let number = || std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
-            match record.key_bytes() {
-                b"path" => self.path = Some(value.to_vec()),
-                b"linkpath" => self.link = Some(value.to_vec()),
-                b"size" => self.size = number(),
-                b"uid" => self.uid = number(),
-                b"gid" => self.gid = number(),
-                b"SCHILY.xattr.security.capability" if value.len() <= CAPABILITY_BYTES_MAX => {
-                    self.capability = Some(value.to_vec());
+    fn take_record(&mut self, key: &[u8], value: &[u8]) -> Result<(), Refused> {
+        let number = || {
+            let number = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+            let refused = || Refused::new("the archive is broken: an extended header has no number in it");
+            number.ok_or_else(refused).map(Some)
+        };
+        match key {
+            b"path" => self.path = Some(value.to_vec()),
+            b"linkpath" => self.link = Some(value.to_vec()),
+            b"size" => self.size = number()?,
+            b"uid" => self.uid = number()?,
+            b"gid" => self.gid = number()?,
+            b"mtime" => self.mtime = Some(seconds(value)),
+            _ if key.starts_with(b"GNU.sparse.") => self.is_sparse = true,
+            _ => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    self.take_attribute(name, value);
                 }
-                _ => {}
             }
         }
         Ok(())
     }
+
+    fn take_attribute(&mut self, name: &[u8], value: &[u8]) {
+        let is_kept = match name {
+            b"security.capability" => value.len() <= CAPABILITY_BYTES_MAX,
+            _ => name.starts_with(b"user.") && name.len() <= ATTRIBUTE_NAME_BYTES_MAX && !name.contains(&0),
+        };
+        let used: usize = self.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if is_kept && used + name.len() + value.len() <= ATTRIBUTES_BYTES_MAX {
+            self.attributes.push((name.to_vec(), value.to_vec()));
+        }
+    }
+}
+
+/// Whole seconds since 1970 of a decimal text; what is earlier, or no number, is 0.
+fn seconds(value: &[u8]) -> u64 {
+    let whole = value.split(|&byte| byte == b'.').next().unwrap_or_default();
+    std::str::from_utf8(whole).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// A header's time; in the binary form a set sign bit says that it is before 1970.
+fn header_seconds(header: &tar::Header) -> u64 {
+    let first = header.as_old().mtime[0];
+    if first == 0xff { 0 } else { header.mtime().unwrap_or(0) }
 }
 
 fn without_nul(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -166,39 +247,55 @@ fn without_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-fn item(header: &tar::Header, plain_path: &[u8], found: Extension) -> Result<Item, Refused> {
-    let path = components(&found.path.unwrap_or_else(|| plain_path.to_vec()))?;
+/// `None` for what makes nothing.
+fn item(header: &tar::Header, found: Extension) -> Result<Option<Item>, Refused> {
+    let plain = found.path.unwrap_or_else(|| header.path_bytes().into_owned());
+    // An old writer's directory: a file whose name ends with a slash.
+    let is_old_directory = plain.ends_with(b"/");
     let link = || -> Result<Vec<u8>, Refused> {
         let link = found.link.clone().or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
         let link = link.unwrap_or_default();
         if link.is_empty() || link.len() > PATH_BYTES_MAX || link.contains(&0) {
-            return Err(Refused::new(format!("{} has a link target that is empty or too long", show(&path))));
+            let path = show(std::slice::from_ref(&plain));
+            return Err(Refused::new(format!("{path} has a link target that is empty or too long")));
         }
         Ok(link)
     };
+    // A volume's label is no file; a directory of GNU's incremental archives has a listing as content.
+    let (is_label, is_dump) = (header.entry_type().as_byte() == b'V', header.entry_type().as_byte() == b'D');
     let kind = match header.entry_type() {
+        _ if is_label => return Ok(None),
+        _ if is_dump => Kind::Directory,
         EntryType::Directory => Kind::Directory,
+        EntryType::Regular if is_old_directory => Kind::Directory,
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
         EntryType::Symlink => Kind::Symlink(link()?),
         EntryType::Link => Kind::Hardlink(link()?),
         EntryType::Fifo => Kind::Fifo,
         EntryType::Char | EntryType::Block => Kind::Dropped,
-        other => return Err(Refused::new(format!("{} is of the unknown kind {:?}", show(&path), other))),
+        other => {
+            let (path, letter) = (show(std::slice::from_ref(&plain)), other.as_byte().escape_ascii());
+            return Err(Refused::new(format!(
+                "{path} is an entry of kind '{letter}', which images do not use"
+            )));
+        }
     };
-    if header.entry_type() == EntryType::GNUSparse {
-        return Err(Refused::new(format!("{} is a sparse entry, which images do not use", show(&path))));
+    let path = components(&plain)?;
+    if found.is_sparse || header.entry_type() == EntryType::GNUSparse {
+        let words = "is a sparse entry, which is not taken; archives made without tar's -S are";
+        return Err(Refused::new(format!("{} {words}", show(&path))));
     }
     let meta = Meta {
         mode: header.mode().map_err(broken)? & 0o7777,
         uid: found.uid.map_or_else(|| header.uid(), Ok).map_err(broken)?,
         gid: found.gid.map_or_else(|| header.gid(), Ok).map_err(broken)?,
-        mtime: header.mtime().unwrap_or(0),
-        capability: found.capability,
+        mtime: found.mtime.unwrap_or_else(|| header_seconds(header)),
+        attributes: found.attributes,
     };
     if meta.uid > u64::from(u32::MAX) || meta.gid > u64::from(u32::MAX) {
         return Err(Refused::new(format!("{} has an owner beyond any user id", show(&path))));
     }
-    Ok(Item { path, kind, meta })
+    Ok(Some(Item { path, kind, meta }))
 }
 
 /// Splits a path; nothing may lead out of the root.

@@ -1,11 +1,12 @@
 //! Images from archives: an OCI layout, `docker save`, or a bare root file system.
 //!
 //! The archive is as hostile as a registry's answer: only the entries that its own index names are
-//! taken, each verified by digest, and no path of it is used as a path of the host.
+//! taken, each verified by digest, and no path of it is used as a path of the host. It is unpacked once,
+//! within bounds, so that entries can be looked up in any order; memory holds names and a few documents.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use oci_client::manifest::{OciDescriptor, OciImageManifest};
@@ -13,118 +14,203 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use stead_controllers::host::HostError;
 use stead_schemas::image::ImageConfig;
-use stead_schemas::names::{Digest, Platform};
+use stead_schemas::names::Digest;
 use stead_schemas::quantity::Bytes;
+use stead_schemas::validate::printable;
 
 use super::Refused;
-use super::archive;
+use super::archive::{self, Kind};
+use super::holds::Hold;
+use super::jobs::Stop;
 use super::layout::{Blob, Layout, Manifest};
-use super::registry::{as_index, choose, digest_of, read_manifest};
+use super::manifest::{
+    INDEXES_MAX, Target, ambiguous, as_index, as_manifest, choose, digest_from, digest_of, read_manifest,
+};
+use super::unpack::{self, UNPACKED_BYTES_MAX};
 
-/// Documents of an archive that are read into memory.
+/// One document of an archive, and all that are read of one archive: an index, a manifest, a configuration.
 const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
-/// As many small files are looked at; a layout has one for each blob.
-const DOCUMENTS_MAX: usize = 4096;
+const DOCUMENTS_BYTES_MAX: u64 = 32 << 20;
+/// Entries of an archive of images; a layout has one for each blob. One with more is a root file system.
+const ENTRIES_MAX: usize = 20_000;
+/// Symbolic links within an archive that are followed to a layer.
+const LINKS_MAX: usize = 8;
+/// Between two looks at the room that is left on the disk.
+const ROOM_INTERVAL_BYTES: u64 = 64 << 20;
 
-/// Takes the archive's blobs into the layout and writes its manifest.
-pub(super) fn import(layout: &Layout, path: &Path, platform: Platform) -> Result<Manifest, HostError> {
+/// Takes the archive's blobs into the layout and writes its manifest; the hold keeps what it names.
+pub(super) fn import(
+    layout: &Layout,
+    path: &Path,
+    target: Target,
+    stop: &Stop,
+) -> Result<(Manifest, Hold), HostError> {
     let refused = |error: Refused| error.into_host("import", "the archive");
-    let documents = documents(path).map_err(refused)?;
-    let manifest = if let Some(index) = documents.get("index.json") {
-        let found = oci_layout(&documents, index, platform).map_err(refused)?;
-        let wanted = found
-            .layers
-            .iter()
-            .map(|blob| (format!("blobs/sha256/{}", blob.digest.hex()), blob.digest.clone()));
-        take_blobs(layout, path, &wanted.collect()).map_err(refused)?;
-        found
-    } else if let Some(list) = documents.get("manifest.json") {
-        docker_archive(layout, path, &documents, list, platform).map_err(refused)?
-    } else {
-        bare_rootfs(layout, path).map_err(refused)?
-    };
+    let (manifest, holds) = take(layout, path, target, stop).map_err(refused)?;
+    let hold = layout.hold(&manifest.digest);
     layout.write_manifest(&manifest)?;
-    Ok(manifest)
+    // The manifest lists the blobs by now.
+    drop(holds);
+    Ok((manifest, hold))
 }
 
-fn broken(error: io::Error) -> Refused {
-    Refused::of_io(error)
-}
-
-fn open(path: &Path) -> Result<Box<dyn Read>, Refused> {
-    let mut file = File::open(path).map_err(broken)?;
-    let mut magic = [0u8; 2];
-    let count = file.read(&mut magic).map_err(broken)?;
-    io::Seek::rewind(&mut file).map_err(broken)?;
-    let reader = BufReader::with_capacity(256 << 10, file);
-    if magic[..count] == [0x1f, 0x8b] {
-        return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(reader)));
-    }
-    Ok(Box::new(reader))
-}
-
-fn name(item: &archive::Item) -> String {
-    String::from_utf8_lossy(&item.path.join(&b'/')).into_owned()
-}
-
-/// Every small file at the top or among the blobs: indexes, manifests, configurations.
-fn documents(path: &Path) -> Result<BTreeMap<String, Vec<u8>>, Refused> {
-    let mut found = BTreeMap::new();
-    archive::read(open(path)?, |item, size, content| {
-        let name = name(&item);
-        let is_document = !name.contains('/') || name.starts_with("blobs/sha256/");
-        if item.kind == archive::Kind::File && is_document && size <= DOCUMENT_BYTES_MAX {
-            let mut bytes = Vec::new();
-            content.take(DOCUMENT_BYTES_MAX).read_to_end(&mut bytes).map_err(broken)?;
-            // Layers are no documents: only what reads as JSON is kept.
-            if bytes.first() == Some(&b'{') || bytes.first() == Some(&b'[') {
-                found.insert(name, bytes);
-            }
-            if found.len() > DOCUMENTS_MAX {
-                return Err(Refused::new("the archive has too many documents"));
+fn take(layout: &Layout, path: &Path, target: Target, stop: &Stop) -> Result<(Manifest, Vec<Hold>), Refused> {
+    let mut opened = Opened::new(layout, path, stop)?;
+    if let Some(index) = opened.document("index.json")? {
+        let manifest = oci_layout(&mut opened, &index, target)?;
+        let mut holds = Vec::new();
+        for blob in &manifest.layers {
+            let name = format!("blobs/sha256/{}", blob.digest.hex());
+            let (digest, _, hold) = opened.store(&name)?;
+            holds.push(hold);
+            if digest != blob.digest {
+                return Err(Refused::new(format!("the archive's {} is something else", blob.digest)));
             }
         }
+        Ok((manifest, holds))
+    } else if let Some(list) = opened.document("manifest.json")? {
+        docker_archive(&mut opened, &list, target)
+    } else {
+        bare_rootfs(layout, path, opened)
+    }
+}
+
+/// Where an entry's content stands in the unpacked archive.
+#[derive(Debug, Clone)]
+enum Entry {
+    File { at: u64, size: u64 },
+    Link(Vec<u8>),
+}
+
+/// An archive that was unpacked, and what is where in it.
+struct Opened<'a> {
+    layout: &'a Layout,
+    plain: File,
+    entries: BTreeMap<String, Entry>,
+    documents: u64,
+}
+
+impl<'a> Opened<'a> {
+    fn new(layout: &'a Layout, path: &Path, stop: &Stop) -> Result<Self, Refused> {
+        let file = File::open(path).map_err(Refused::of_io)?;
+        let mut plain = tempfile::tempfile_in(layout.scratch()).map_err(Refused::of_io)?;
+        let mut unpacked = unpack::open(file, UNPACKED_BYTES_MAX, stop)?;
+        copy(layout, &mut unpacked, &mut plain)?;
+        plain.rewind().map_err(Refused::of_io)?;
+        let entries = list(&plain)?;
+        Ok(Self { layout, plain, entries, documents: 0 })
+    }
+
+    /// The file of a name, links within the archive followed.
+    fn find(&self, name: &str) -> Option<(u64, u64)> {
+        let mut name = name.trim_start_matches("./").to_owned();
+        for _ in 0..LINKS_MAX {
+            match self.entries.get(&name)? {
+                Entry::File { at, size } => return Some((*at, *size)),
+                Entry::Link(target) => name = followed(&name, target)?,
+            }
+        }
+        None
+    }
+
+    /// The content of an entry, from where it stands in the archive.
+    fn content(&mut self, at: u64, size: u64) -> Result<io::Take<&mut File>, Refused> {
+        self.plain.seek(SeekFrom::Start(at)).map_err(Refused::of_io)?;
+        Ok((&mut self.plain).take(size))
+    }
+
+    fn document(&mut self, name: &str) -> Result<Option<Vec<u8>>, Refused> {
+        let Some((at, size)) = self.find(name) else { return Ok(None) };
+        self.documents += size;
+        if size > DOCUMENT_BYTES_MAX || self.documents > DOCUMENTS_BYTES_MAX {
+            return Err(Refused::new(format!("the archive's {} is too large", printable(name, 128))));
+        }
+        let mut bytes = Vec::new();
+        self.content(at, size)?.read_to_end(&mut bytes).map_err(Refused::of_io)?;
+        Ok(Some(bytes))
+    }
+
+    fn blob_document(&mut self, digest: &Digest) -> Result<Vec<u8>, Refused> {
+        let bytes = self.document(&format!("blobs/sha256/{}", digest.hex()))?;
+        let bytes = bytes.ok_or_else(|| Refused::new(format!("the archive lacks {digest}")))?;
+        if digest_of(&bytes) == *digest {
+            Ok(bytes)
+        } else {
+            Err(Refused::new(format!("the archive's {digest} is something else")))
+        }
+    }
+
+    /// Stores an entry as a blob, under the digest that it turns out to have.
+    fn store(&mut self, name: &str) -> Result<(Digest, u64, Hold), Refused> {
+        let layout = self.layout;
+        let (at, size) =
+            self.find(name).ok_or_else(|| Refused::new("the archive lacks one of its layers"))?;
+        store(layout, &mut self.content(at, size)?)
+    }
+}
+
+/// The name that a link leads to, within the archive.
+fn followed(name: &str, target: &[u8]) -> Option<String> {
+    let target = std::str::from_utf8(target).ok()?;
+    let mut parts: Vec<&str> = if target.starts_with('/') { Vec::new() } else { name.split('/').collect() };
+    parts.pop();
+    for part in target.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()?),
+            part => parts.push(part),
+        }
+    }
+    Some(parts.join("/"))
+}
+
+/// Names and places of all entries; none when there are more than an archive of images has.
+fn list(plain: &File) -> Result<BTreeMap<String, Entry>, Refused> {
+    let mut reader = io::BufReader::with_capacity(64 << 10, plain);
+    let mut entries = BTreeMap::new();
+    let mut is_rootfs = false;
+    archive::each(&mut reader, |item, size, at| {
+        if is_rootfs {
+            return Ok(());
+        }
+        let name = String::from_utf8_lossy(&item.path.join(&b'/')).into_owned();
+        match item.kind {
+            Kind::File => drop(entries.insert(name, Entry::File { at, size })),
+            Kind::Symlink(target) => drop(entries.insert(name, Entry::Link(target))),
+            Kind::Hardlink(target) => {
+                drop(entries.insert(name, Entry::Link([b"/".as_slice(), &target].concat())));
+            }
+            _ => {}
+        }
+        is_rootfs = entries.len() > ENTRIES_MAX;
         Ok(())
     })?;
-    Ok(found)
-}
-
-type Documents = BTreeMap<String, Vec<u8>>;
-
-fn blob_document<'a>(documents: &'a Documents, digest: &Digest) -> Result<&'a [u8], Refused> {
-    let bytes = documents.get(&format!("blobs/sha256/{}", digest.hex()));
-    let bytes = bytes.ok_or_else(|| Refused::new(format!("the archive lacks {digest}")))?;
-    if digest_of(bytes) == *digest {
-        Ok(bytes)
-    } else {
-        Err(Refused::new(format!("the archive's {digest} is something else")))
+    if is_rootfs {
+        entries.clear();
     }
+    Ok(entries)
 }
 
-fn oci_layout(documents: &Documents, index: &[u8], platform: Platform) -> Result<Manifest, Refused> {
-    let mut index = as_index(index).ok_or_else(|| Refused::new("index.json is no image index"))?;
-    // An index may hold one more index, as multi-platform layouts do.
-    for _ in 0..2 {
-        let lone = index.manifests.first().filter(|_| index.manifests.len() == 1);
-        let digest = match lone {
-            Some(entry) => entry.digest.parse().ok(),
-            None => choose(&index, platform),
+fn oci_layout(opened: &mut Opened<'_>, index: &[u8], target: Target) -> Result<Manifest, Refused> {
+    let mut bytes = index.to_vec();
+    let mut digest = None;
+    for _ in 0..INDEXES_MAX {
+        let Some(index) = as_index(&bytes) else {
+            let Some(digest) = digest else {
+                return Err(Refused::new("index.json is no image index"));
+            };
+            let manifest = as_manifest(&bytes)?;
+            let config: Digest = manifest
+                .config
+                .digest
+                .parse()
+                .map_err(|error| Refused::new(format!("its configuration's digest {error}")))?;
+            let config = opened.blob_document(&config)?;
+            return read_manifest(digest, &manifest, &config, target.platform);
         };
-        let digest: Digest = digest
-            .ok_or_else(|| Refused::unsupported(format!("it holds nothing for {}", platform.as_str())))?;
-        let bytes = blob_document(documents, &digest)?;
-        if let Some(inner) = as_index(bytes) {
-            index = inner;
-            continue;
-        }
-        let manifest: OciImageManifest = serde_json::from_slice(bytes)
-            .map_err(|error| Refused::new(format!("its manifest is not one: {error}")))?;
-        let config: Digest = manifest
-            .config
-            .digest
-            .parse()
-            .map_err(|error| Refused::new(format!("its configuration's digest {error}")))?;
-        return read_manifest(digest, &manifest, blob_document(documents, &config)?, Some(platform));
+        let chosen = choose(&index, target)?;
+        bytes = opened.blob_document(&chosen)?;
+        digest = Some(chosen);
     }
     Err(Refused::new("its indexes are nested too deep"))
 }
@@ -133,116 +219,126 @@ fn oci_layout(documents: &Documents, index: &[u8], platform: Platform) -> Result
 #[serde(rename_all = "PascalCase")]
 struct Saved {
     config: String,
+    repo_tags: Option<Vec<String>>,
     layers: Vec<String>,
 }
 
 fn docker_archive(
-    layout: &Layout,
-    path: &Path,
-    documents: &Documents,
+    opened: &mut Opened<'_>,
     list: &[u8],
-    platform: Platform,
-) -> Result<Manifest, Refused> {
-    let saved: Vec<Saved> = serde_json::from_slice(list)
-        .map_err(|error| Refused::new(format!("manifest.json is not one: {error}")))?;
-    let saved = saved.into_iter().next().ok_or_else(|| Refused::new("manifest.json lists no image"))?;
-    let config =
-        documents.get(&saved.config).ok_or_else(|| Refused::new("the archive lacks its configuration"))?;
-    let blobs = store_layers(layout, path, &saved.layers)?;
-    let descriptor = |digest: String, size: u64| OciDescriptor {
-        digest,
+    target: Target,
+) -> Result<(Manifest, Vec<Hold>), Refused> {
+    let mut saved: Vec<Saved> =
+        serde_json::from_slice(list).map_err(|_| Refused::new("manifest.json is not one of an image"))?;
+    saved.dedup_by(|one, other| one.config == other.config);
+    if saved.len() > 1 {
+        let name = |saved: &Saved| {
+            let tag = saved.repo_tags.as_ref().and_then(|tags| tags.first());
+            printable(tag.unwrap_or(&saved.config), 128)
+        };
+        return Err(ambiguous(saved.iter().map(name)));
+    }
+    let saved = saved.pop().ok_or_else(|| Refused::new("manifest.json lists no image"))?;
+    let config = opened.document(&saved.config)?;
+    let config = config.ok_or_else(|| Refused::new("the archive lacks its configuration"))?;
+    let mut stored: BTreeMap<(u64, u64), (Digest, u64)> = BTreeMap::new();
+    let (mut blobs, mut holds) = (Vec::new(), Vec::new());
+    for name in &saved.layers {
+        let place = opened.find(name);
+        let known = place.and_then(|place| stored.get(&place).cloned());
+        let blob = match known {
+            Some(blob) => blob,
+            None => {
+                let (digest, size, hold) = opened.store(name)?;
+                holds.push(hold);
+                stored.extend(place.map(|place| (place, (digest.clone(), size))));
+                (digest, size)
+            }
+        };
+        blobs.push(blob);
+    }
+    let descriptor = |digest: &Digest, size: u64, media_type: &str| OciDescriptor {
+        digest: digest.to_string(),
         size: i64::try_from(size).unwrap_or(i64::MAX),
-        media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
+        media_type: media_type.to_owned(),
         ..OciDescriptor::default()
     };
+    let layer = "application/vnd.oci.image.layer.v1.tar";
     let manifest = OciImageManifest {
-        config: descriptor(digest_of(config).to_string(), config.len() as u64),
-        layers: blobs.iter().map(|(digest, size)| descriptor(digest.to_string(), *size)).collect(),
+        config: descriptor(
+            &digest_of(&config),
+            config.len() as u64,
+            "application/vnd.oci.image.config.v1+json",
+        ),
+        layers: blobs.iter().map(|(digest, size)| descriptor(digest, *size, layer)).collect(),
         ..OciImageManifest::default()
     };
     let digest = digest_of(&serde_json::to_vec(&manifest).unwrap_or_default());
-    read_manifest(digest, &manifest, config, Some(platform))
+    Ok((read_manifest(digest, &manifest, &config, target.platform)?, holds))
 }
 
-/// Stores the named entries as blobs, in the order of the names.
-fn store_layers(layout: &Layout, path: &Path, names: &[String]) -> Result<Vec<(Digest, u64)>, Refused> {
-    let mut stored = BTreeMap::new();
-    archive::read(open(path)?, |item, _, content| {
-        let name = name(&item);
-        if names.contains(&name) {
-            stored.insert(name, store(layout, content)?);
-        }
-        Ok(())
-    })?;
-    let find = |name: &String| {
-        stored.get(name).cloned().ok_or_else(|| Refused::new("the archive lacks one of its layers"))
-    };
-    names.iter().map(find).collect()
-}
-
-/// Stores a blob under the digest that it turns out to have.
-fn store(layout: &Layout, content: &mut dyn Read) -> Result<(Digest, u64), Refused> {
-    let mut file = tempfile::NamedTempFile::new_in(layout.scratch()).map_err(broken)?;
-    let mut hash = Sha256::new();
-    let mut size = 0u64;
+/// Copies while there is room for it.
+fn copy(layout: &Layout, from: &mut dyn Read, to: &mut dyn Write) -> Result<u64, Refused> {
+    let (mut size, mut unseen) = (0u64, ROOM_INTERVAL_BYTES);
     let mut buffer = vec![0u8; 256 << 10];
     loop {
-        let count = content.read(&mut buffer).map_err(broken)?;
+        let count = from.read(&mut buffer).map_err(Refused::of_io)?;
         if count == 0 {
-            break;
+            return Ok(size);
         }
-        hash.update(&buffer[..count]);
-        file.write_all(&buffer[..count]).map_err(broken)?;
-        size += count as u64;
+        (size, unseen) = (size + count as u64, unseen + count as u64);
+        if unseen >= ROOM_INTERVAL_BYTES {
+            layout.need_room(0).map_err(Refused::of_io)?;
+            unseen = 0;
+        }
+        to.write_all(&buffer[..count]).map_err(Refused::of_io)?;
     }
-    let digest: Digest =
-        format!("sha256:{}", hex::encode(hash.finalize())).parse().map_err(|_| Refused::new("no digest"))?;
-    file.as_file().sync_all().map_err(broken)?;
-    file.persist(layout.blob(&digest)).map_err(|error| broken(error.error))?;
-    Ok((digest, size))
 }
 
-/// Takes the blobs that a manifest lists, each verified.
-fn take_blobs(layout: &Layout, path: &Path, wanted: &BTreeMap<String, Digest>) -> Result<(), Refused> {
-    let mut missing: Vec<&String> = wanted.keys().collect();
-    archive::read(open(path)?, |item, _, content| {
-        let name = name(&item);
-        let Some(expected) = wanted.get(&name) else { return Ok(()) };
-        let (digest, _) = store(layout, content)?;
-        if digest != *expected {
-            return Err(Refused::new(format!("the archive's {expected} is something else")));
-        }
-        missing.retain(|other| **other != name);
-        Ok(())
-    })?;
-    if missing.is_empty() { Ok(()) } else { Err(Refused::new("the archive lacks one of its layers")) }
+/// Stores a blob under the digest that it turns out to have; the file is nobody else's until it is named.
+fn store(layout: &Layout, content: &mut dyn Read) -> Result<(Digest, u64, Hold), Refused> {
+    let file = tempfile::NamedTempFile::new_in(layout.scratch()).map_err(Refused::of_io)?;
+    let mut out = HashWriter { out: file.as_file(), hash: Sha256::new() };
+    let size = copy(layout, content, &mut out)?;
+    let digest = digest_from(out.hash);
+    file.as_file().sync_all().map_err(Refused::of_io)?;
+    let hold = layout.hold(&digest);
+    file.persist(layout.blob(&digest)).map_err(|error| Refused::of_io(error.error))?;
+    layout.sync_blobs().map_err(Refused::of_io)?;
+    Ok((digest, size, hold))
 }
 
 /// The archive itself is the one layer; what to run is said by the instance.
-fn bare_rootfs(layout: &Layout, path: &Path) -> Result<Manifest, Refused> {
-    let (diff_id, _) = {
-        let mut hash = Sha256::new();
-        let count = io::copy(&mut open(path)?, &mut HashWriter(&mut hash)).map_err(broken)?;
-        let digest: Digest = format!("sha256:{}", hex::encode(hash.finalize()))
-            .parse()
-            .map_err(|_| Refused::new("no digest"))?;
-        (digest, count)
-    };
-    let (digest, size) = store(layout, &mut File::open(path).map_err(broken)?)?;
+fn bare_rootfs(
+    layout: &Layout,
+    path: &Path,
+    mut opened: Opened<'_>,
+) -> Result<(Manifest, Vec<Hold>), Refused> {
+    opened.plain.rewind().map_err(Refused::of_io)?;
+    let mut out = HashWriter { out: io::sink(), hash: Sha256::new() };
+    io::copy(&mut opened.plain, &mut out).map_err(Refused::of_io)?;
+    let diff_id = digest_from(out.hash);
+    // It is known to be an archive by now; its plain form need not wait beside the blob.
+    drop(opened);
+    let (digest, size, hold) = store(layout, &mut File::open(path).map_err(Refused::of_io)?)?;
     let layer = Blob { digest: digest.clone(), size: Bytes(size), diff_id };
     // A digest of the layer's own would collide with nothing, but is no manifest's: one is derived.
     let identity = digest_of(format!("bare root file system {digest}").as_bytes());
-    Ok(Manifest { digest: identity, layers: vec![layer], config: ImageConfig::default() })
+    Ok((Manifest { digest: identity, layers: vec![layer], config: ImageConfig::default() }, vec![hold]))
 }
 
-struct HashWriter<'a>(&'a mut Sha256);
+struct HashWriter<W> {
+    out: W,
+    hash: Sha256,
+}
 
-impl Write for HashWriter<'_> {
+impl<W: Write> Write for HashWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
+        let count = self.out.write(bytes)?;
+        self.hash.update(&bytes[..count]);
+        Ok(count)
     }
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.out.flush()
     }
 }

@@ -1,29 +1,57 @@
 //! The image directory: blobs and manifests by digest, root file systems by manifest digest.
 //!
 //! ```text
-//! DATA/images/blobs/HEX            verified; HEX.partial while it is fetched
+//! DATA/images/blobs/HEX            verified
+//! DATA/images/partials/HEX.SOURCE  while it is fetched; each source writes to a file of its own
 //! DATA/images/manifests/HEX.json   what was resolved, with the image's configuration
 //! DATA/images/rootfs/HEX.squashfs  complete, or not there
 //! DATA/images/scratch/             of this daemon; emptied at start
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use stead_controllers::host::{HostError, Layer, Resolved, StoredImage};
 use stead_schemas::image::ImageConfig;
-use stead_schemas::names::Digest;
+use stead_schemas::names::{Digest, ImageRef};
 use stead_schemas::quantity::Bytes;
 
+use super::holds::{Held, Hold, Holds};
+use super::manifest::digest_of;
 use crate::host::files;
+
+/// How names of root file systems end.
+pub(super) const ROOTFS_ENDING: &str = ".squashfs";
 
 /// Paths of the image directory.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
     root: PathBuf,
+    /// Kept free on the file system.
+    reserve: Bytes,
+    holds: Arc<Holds>,
+}
+
+/// Where content comes from: a repository of a registry.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Source {
+    pub(super) registry: String,
+    /// Of registry and repository, for names of files.
+    name: String,
+}
+
+impl Source {
+    pub(super) fn of(reference: &ImageRef) -> Self {
+        let words = format!("{}/{}", reference.registry, reference.repository);
+        Self {
+            registry: reference.registry.clone(),
+            name: digest_of(words.as_bytes()).hex()[..32].to_owned(),
+        }
+    }
 }
 
 /// A manifest with its configuration, both verified.
@@ -44,18 +72,46 @@ pub(super) struct Blob {
 }
 
 impl Layout {
-    pub(super) fn open(root: PathBuf) -> Result<Self, HostError> {
-        let layout = Self { root };
+    pub(super) fn open(root: PathBuf, reserve: Bytes) -> Result<Self, HostError> {
+        let layout = Self { root, reserve, holds: Arc::default() };
         let failed = |error| HostError::io("prepare", layout.root.display().to_string(), error);
         // What a crashed daemon left in here is of no use to anyone.
         match fs::remove_dir_all(layout.scratch()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        for dir in ["blobs", "manifests", "rootfs", "scratch"] {
+        for dir in ["blobs", "partials", "manifests", "rootfs", "scratch"] {
             fs::create_dir_all(layout.root.join(dir)).map_err(failed)?;
         }
+        layout.sweep().map_err(failed)?;
         Ok(layout)
+    }
+
+    /// Keeps a manifest's or a blob's content from being collected.
+    pub(super) fn hold(&self, digest: &Digest) -> Hold {
+        self.holds.hold(digest)
+    }
+
+    /// Whether so many bytes can be written and the reserve still be free.
+    pub(super) fn need_room(&self, bytes: u64) -> io::Result<()> {
+        let (_, free) = files::space(&self.root)?;
+        if free.0 >= self.reserve.0.saturating_add(bytes) {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            "there is no room for it beside what is kept free (disk_reserve)",
+        ))
+    }
+
+    /// Whether the layers that are not here yet can be written.
+    pub(super) fn need_room_for(&self, manifest: &Manifest) -> io::Result<()> {
+        let layers = self.resolved(manifest).layers;
+        let missing: BTreeMap<_, _> = layers
+            .iter()
+            .map(|layer| (&layer.digest, layer.size.0.saturating_sub(layer.present.0)))
+            .collect();
+        self.need_room(missing.into_values().fold(0, u64::saturating_add))
     }
 
     pub(super) fn scratch(&self) -> PathBuf {
@@ -64,11 +120,15 @@ impl Layout {
     pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
         self.root.join("blobs").join(digest.hex())
     }
-    pub(super) fn partial(&self, digest: &Digest) -> PathBuf {
-        self.root.join("blobs").join(format!("{}.partial", digest.hex()))
+    pub(super) fn partial(&self, digest: &Digest, source: &Source) -> PathBuf {
+        self.root.join("partials").join(format!("{}.{}", digest.hex(), source.name))
+    }
+
+    pub(super) fn sync_blobs(&self) -> io::Result<()> {
+        fs::File::open(self.root.join("blobs"))?.sync_all()
     }
     pub(super) fn rootfs(&self, digest: &Digest) -> PathBuf {
-        self.root.join("rootfs").join(format!("{}.squashfs", digest.hex()))
+        self.root.join("rootfs").join(format!("{}{ROOTFS_ENDING}", digest.hex()))
     }
     fn manifest_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("manifests").join(format!("{}.json", digest.hex()))
@@ -85,20 +145,31 @@ impl Layout {
     }
 
     pub(super) fn resolved(&self, manifest: &Manifest) -> Resolved {
-        let length = |path: &Path| fs::metadata(path).map(|meta| Bytes(meta.len())).ok();
+        let parts = self.parts();
         let layer = |blob: &Blob| {
-            let whole = length(&self.blob(&blob.digest)).map(|_| blob.size);
+            let whole = self.blob(&blob.digest).exists().then_some(blob.size);
             // A partial blob that is as long as the whole one is not verified yet.
-            let part = || {
-                length(&self.partial(&blob.digest)).map(|part| part.min(Bytes(blob.size.0.saturating_sub(1))))
-            };
+            let part =
+                parts.get(blob.digest.hex()).map(|part| Bytes(*part.min(&blob.size.0.saturating_sub(1))));
             Layer {
                 digest: blob.digest.clone(),
                 size: blob.size,
-                present: whole.or_else(part).unwrap_or_default(),
+                present: whole.or(part).unwrap_or_default(),
             }
         };
         Resolved { digest: manifest.digest.clone(), layers: manifest.layers.iter().map(layer).collect() }
+    }
+
+    /// Length of the longest part of each blob, by its digest in hexadecimal digits.
+    fn parts(&self) -> BTreeMap<String, u64> {
+        let mut parts = BTreeMap::new();
+        for (name, path) in names(&self.root.join("partials")).unwrap_or_default() {
+            let Some((hex, _)) = name.split_once('.') else { continue };
+            let length = fs::metadata(path).map_or(0, |meta| meta.len());
+            let longest: &mut u64 = parts.entry(hex.to_owned()).or_default();
+            *longest = length.max(*longest);
+        }
+        parts
     }
 
     pub(super) fn stored(&self, digest: &Digest) -> Option<StoredImage> {
@@ -109,36 +180,118 @@ impl Layout {
 
     /// Digests with a complete root file system.
     pub(super) fn list(&self) -> Result<Vec<Digest>, HostError> {
-        let dir = self.root.join("rootfs");
-        let entries =
-            fs::read_dir(&dir).map_err(|error| HostError::io("list", dir.display().to_string(), error))?;
-        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        Ok(self.digests("rootfs", ROOTFS_ENDING)?.into_iter().collect())
+    }
+
+    /// Digests of which anything is here and nothing in this process keeps it.
+    pub(super) fn known(&self) -> Result<Vec<Digest>, HostError> {
+        let mut found = self.digests("rootfs", ROOTFS_ENDING)?;
+        found.extend(self.digests("manifests", ".json")?);
+        let held = self.holds.digests();
+        Ok(found.difference(&held).cloned().collect())
+    }
+
+    fn digests(&self, dir: &str, ending: &str) -> Result<BTreeSet<Digest>, HostError> {
+        let dir = self.root.join(dir);
+        let names = names(&dir).map_err(|error| HostError::io("list", dir.display().to_string(), error))?;
         Ok(names
-            .filter_map(|name| format!("sha256:{}", name.strip_suffix(".squashfs")?).parse().ok())
+            .into_iter()
+            .filter_map(|(name, _)| format!("sha256:{}", name.strip_suffix(ending)?).parse().ok())
             .collect())
     }
 
-    /// Removes all of a digest, and the blobs that no other manifest lists.
-    pub(super) fn remove(&self, digest: &Digest) -> io::Result<()> {
-        let gone = |path: PathBuf| match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
-        gone(self.rootfs(digest))?;
-        let layers = self.manifest(digest).map(|manifest| manifest.layers).unwrap_or_default();
-        gone(self.manifest_path(digest))?;
-        let kept = self.listed_blobs()?;
-        for blob in layers.into_iter().filter(|blob| !kept.contains(&blob.digest)) {
-            gone(self.blob(&blob.digest))?;
-            gone(self.partial(&blob.digest))?;
+    /// Removes all of a digest that nothing holds or refers to, and the blobs that no other manifest
+    /// lists. `is_referenced` is asked while nothing can be held anew.
+    pub(super) fn remove(&self, digest: &Digest, is_referenced: impl FnOnce() -> bool) -> io::Result<()> {
+        let held = self.holds.freeze();
+        if held.contains(digest) || is_referenced() {
+            return Ok(());
+        }
+        gone(&self.rootfs(digest))?;
+        gone(&self.manifest_path(digest))?;
+        self.sweep_while(&held)
+    }
+
+    /// Removes blobs, whole or in part, that no manifest lists and no transfer brings.
+    pub(super) fn sweep(&self) -> io::Result<()> {
+        self.sweep_while(&self.holds.freeze())
+    }
+
+    fn sweep_while(&self, held: &Held<'_>) -> io::Result<()> {
+        let mut kept = self.listed_blobs()?;
+        kept.extend(held.iter().map(|digest| digest.hex().to_owned()));
+        for dir in ["blobs", "partials"] {
+            for (name, path) in names(&self.root.join(dir))? {
+                let is_part = dir == "partials";
+                let hex = if is_part { name.split('.').next().unwrap_or_default() } else { name.as_str() };
+                if !kept.contains(hex) {
+                    gone(&path)?;
+                }
+            }
         }
         Ok(())
     }
 
-    fn listed_blobs(&self) -> io::Result<BTreeSet<Digest>> {
-        let manifests = fs::read_dir(self.root.join("manifests"))?
-            .flatten()
-            .filter_map(|entry| serde_json::from_slice::<Manifest>(&fs::read(entry.path()).ok()?).ok());
-        Ok(manifests.flat_map(|manifest| manifest.layers.into_iter().map(|blob| blob.digest)).collect())
+    fn listed_blobs(&self) -> io::Result<BTreeSet<String>> {
+        let manifests = names(&self.root.join("manifests"))?.into_iter().filter_map(|(_, path)| {
+            // One that cannot be read is resolved again, and its blobs are brought again.
+            serde_json::from_slice::<Manifest>(&fs::read(path).ok()?).ok()
+        });
+        Ok(manifests
+            .flat_map(|manifest| manifest.layers.into_iter().map(|blob| blob.digest.hex().to_owned()))
+            .collect())
+    }
+}
+
+fn names(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let entries = fs::read_dir(dir)?.flatten();
+    Ok(entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path()))).collect())
+}
+
+fn gone(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_manifest_lists_is_collected_at_start_and_the_rest_is_kept() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let layout = Layout::open(dir.path().to_owned(), Bytes(0)).expect("opened");
+        let digest = |text: &str| digest_of(text.as_bytes());
+        let blob = |text: &str| Blob { digest: digest(text), size: Bytes(9), diff_id: digest(text) };
+        let layers = vec![blob("whole"), blob("part")];
+        let manifest = Manifest { digest: digest("m"), layers, config: ImageConfig::default() };
+        layout.write_manifest(&manifest).expect("written");
+        let source = Source::of(&"127.0.0.1:5000/x".parse().expect("a reference"));
+        let kept = [layout.blob(&digest("whole")), layout.partial(&digest("part"), &source)];
+        let stray = [
+            layout.blob(&digest("nobody's")),
+            layout.partial(&digest("nobody's"), &source),
+            // As an earlier version named them.
+            dir.path().join("blobs").join(format!("{}.partial", digest("part").hex())),
+            layout.scratch().join("upload"),
+        ];
+        for path in kept.iter().chain(&stray) {
+            fs::write(path, b"12345").expect("written");
+        }
+        drop(layout);
+        let layout = Layout::open(dir.path().to_owned(), Bytes(0)).expect("opened");
+        assert!(kept.iter().all(|path| path.exists()), "what a manifest lists");
+        assert!(stray.iter().all(|path| !path.exists()), "what nothing lists");
+        let present: Vec<u64> =
+            layout.resolved(&manifest).layers.iter().map(|layer| layer.present.0).collect();
+        assert_eq!(present, [9, 5]);
+        let hold = layout.hold(&digest("part"));
+        layout.remove(&manifest.digest, || false).expect("removed");
+        assert_eq!(kept.map(|path| path.exists()), [false, true], "a transfer still brings it");
+        drop(hold);
+        layout.sweep().expect("collected");
+        assert!(layout.known().expect("listed").is_empty());
     }
 }

@@ -5,34 +5,55 @@
 //! no path, link or size in it is trusted.
 //! Chosen by measurement: squashfs with lz4 by `sqfstar`, which takes one archive on its standard
 //! input (recipes.md has the figures); `mkfs.erofs` of Debian 12 would need an unpacked tree.
-//! Cancel/crash: jobs die with the daemon and are begun again; blobs continue where they stopped.
+//! Cancel/crash: jobs die with the daemon, or with the last image that wants them, and are begun again;
+//! blobs continue where they stopped.
 
 mod archive;
+mod asked;
+mod emit;
+mod guard;
+mod holds;
 mod import;
+#[cfg(test)]
+mod import_cases;
+mod jobs;
 mod layout;
+mod manifest;
 mod merge;
 #[cfg(test)]
 mod merge_model;
+#[cfg(test)]
+mod odd_archives;
+mod pax;
+mod receive;
 mod registry;
 mod rootfs;
 mod session;
+mod shares;
 #[cfg(test)]
 mod tests;
+mod transfer;
+mod transport;
+mod unpack;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
-use futures::StreamExt;
 use stead_controllers::host::{HostError, HostErrorKind, Images, Job, Resolved, StoredImage};
 use stead_schemas::api::PushCredentials;
 use stead_schemas::names::{Digest, ImageRef, Platform, Uid};
+use stead_schemas::quantity::Bytes;
 use tokio::sync::Semaphore;
 
-use layout::Layout;
-use registry::{Registry, SharedRegistry};
+use asked::{Question, Questions};
+pub use guard::Allowed;
+pub use holds::Hold;
+use jobs::{Jobs, Key};
+use layout::{Layout, Manifest, Source};
+pub use manifest::Target;
+use registry::Registry;
 
 /// What the image directory is made with.
 #[derive(Debug, Clone)]
@@ -41,32 +62,24 @@ pub struct OciConfig {
     pub directory: PathBuf,
     /// Registries spoken to without TLS, besides loopback.
     pub plain_http_hosts: Vec<String>,
-    /// Images fetched or converted at once.
+    /// What may be connected to besides public addresses.
+    pub registry_allow: Vec<Allowed>,
+    /// Images converted at once, and fetched at once from one registry.
     pub jobs_max: usize,
-    pub platform: Platform,
+    pub target: Target,
+    /// Kept free on the directory's file system.
+    pub disk_reserve: Bytes,
 }
 
 /// The adapter; clones share their jobs.
 #[derive(Clone)]
 pub struct Oci {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
     layout: Layout,
-    registry: SharedRegistry,
-    places: Arc<Semaphore>,
-    jobs: Mutex<Jobs>,
-    changed: Box<dyn Fn() + Send + Sync>,
-    platform: Platform,
-}
-
-#[derive(Default)]
-struct Jobs {
-    running: BTreeMap<Digest, Job>,
-    /// In the order of arrival.
-    queued: Vec<Digest>,
-    failed: BTreeMap<Digest, HostError>,
+    registry: Arc<Registry>,
+    jobs: Jobs,
+    questions: Questions,
+    target: Target,
+    uploads: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Oci {
@@ -75,130 +88,77 @@ impl std::fmt::Debug for Oci {
     }
 }
 
-/// Layers of one image fetched at once.
-const FETCHES_MAX: usize = 4;
-/// Between two announcements of progress while something is fetched.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
-
 impl Oci {
-    /// Opens the image directory; `changed` is told when some job got on.
+    /// Opens the image directory; `changed` is told of an image object for which something got on.
     ///
     /// # Errors
-    /// When the directory cannot be prepared.
-    pub fn open(config: OciConfig, changed: impl Fn() + Send + Sync + 'static) -> Result<Self, HostError> {
-        let OciConfig { directory, plain_http_hosts, jobs_max, platform } = config;
-        let inner = Inner {
-            layout: Layout::open(directory)?,
-            registry: Arc::new(Registry::new(plain_http_hosts)),
-            places: Arc::new(Semaphore::new(jobs_max)),
-            jobs: Mutex::default(),
-            changed: Box::new(changed),
-            platform,
-        };
-        Ok(Self { inner: Arc::new(inner) })
+    /// When the directory cannot be prepared, or the host's certificates cannot be read.
+    pub fn open(
+        config: OciConfig,
+        changed: impl Fn(&Uid) + Send + Sync + 'static,
+    ) -> Result<Self, HostError> {
+        let OciConfig { directory, plain_http_hosts, registry_allow, jobs_max, target, disk_reserve } =
+            config;
+        Ok(Self {
+            layout: Layout::open(directory, disk_reserve)?,
+            registry: Arc::new(Registry::new(plain_http_hosts, registry_allow)?),
+            jobs: Jobs::new(jobs_max, Box::new(changed)),
+            questions: Questions::new(),
+            target,
+            uploads: Arc::new(Semaphore::new(receive::UPLOADS_MAX)),
+        })
     }
 
     /// Credentials of a request; they stay in memory and serve pulls of this image only.
     pub fn keep_credentials(&self, owner: &Uid, credentials: PushCredentials) {
-        self.inner.registry.keep_credentials(owner, credentials);
+        self.registry.keep_credentials(owner, credentials);
+        // What was asked without them does not count.
+        self.questions.forget(owner);
+        self.jobs.announce(owner);
     }
 
     /// Where a digest's root file system is, or will be.
     #[must_use]
     pub fn rootfs(&self, digest: &Digest) -> PathBuf {
-        self.inner.layout.rootfs(digest)
+        self.layout.rootfs(digest)
     }
 
-    /// A directory for archives on their way in; emptied at start.
+    /// The content of a root file system's file, by the file's name.
     #[must_use]
-    pub fn scratch(&self) -> PathBuf {
-        self.inner.layout.scratch()
+    pub fn digest_of_rootfs(name: &str) -> Option<Digest> {
+        format!("sha256:{}", name.strip_suffix(layout::ROOTFS_ENDING)?).parse().ok()
     }
 
-    /// Takes an archive in a file into the directory and builds its root file system.
-    ///
-    /// # Errors
-    /// Permanent, with the reason, for what is no image or a hostile one.
-    pub async fn import(&self, archive: PathBuf) -> Result<Digest, HostError> {
-        let inner = self.inner.clone();
-        blocking("import", move || {
-            let manifest = import::import(&inner.layout, &archive, inner.platform)?;
-            rootfs::build(&inner.layout, &manifest)?;
-            Ok(manifest.digest)
-        })
-        .await
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Jobs> {
-        self.inner.jobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Begins a job unless one goes on; answers the last one's failure, once.
-    fn begin<F>(&self, digest: &Digest, kind: Job, work: impl FnOnce(Self) -> F) -> Result<(), HostError>
-    where
-        F: Future<Output = Result<(), HostError>> + Send + 'static,
-    {
-        {
-            let mut jobs = self.lock();
-            if let Some(failure) = jobs.failed.remove(digest) {
-                return Err(failure);
-            }
-            if jobs.running.contains_key(digest) || jobs.queued.contains(digest) {
-                return Ok(());
-            }
-            jobs.queued.push(digest.clone());
-        }
-        let (oci, digest, work) = (self.clone(), digest.clone(), work(self.clone()));
-        tokio::spawn(async move {
-            let place = oci.inner.places.clone().acquire_owned().await;
-            {
-                let mut jobs = oci.lock();
-                jobs.queued.retain(|queued| *queued != digest);
-                jobs.running.insert(digest.clone(), kind);
-            }
-            (oci.inner.changed)();
-            let result = oci.with_progress(work).await;
-            {
-                let mut jobs = oci.lock();
-                jobs.running.remove(&digest);
-                if let Err(error) = result {
-                    jobs.failed.insert(digest, error);
-                }
-            }
-            drop(place);
-            (oci.inner.changed)();
-        });
-        Ok(())
-    }
-
-    /// Announces progress while the work goes on.
-    async fn with_progress<T>(&self, work: impl Future<Output = T>) -> T {
-        let mut work = std::pin::pin!(work);
-        loop {
-            match tokio::time::timeout(PROGRESS_INTERVAL, &mut work).await {
-                Ok(done) => return done,
-                Err(_) => (self.inner.changed)(),
-            }
-        }
-    }
-
-    fn missing(operation: &'static str, digest: &Digest) -> HostError {
-        HostError::new(HostErrorKind::Missing, operation, digest.as_str())
+    async fn known_manifest(&self, operation: &'static str, digest: &Digest) -> Result<Manifest, HostError> {
+        let (layout, digest) = (self.layout.clone(), digest.clone());
+        // It is asked for again by the next pass, so this passes.
+        let gone = HostError::new(HostErrorKind::Transient, operation, digest.as_str());
+        blocking(operation, move || Ok(layout.manifest(&digest)))
+            .await?
+            .ok_or_else(|| gone.because("its manifest is not here any more"))
     }
 }
 
 impl Images for Oci {
     async fn list(&self) -> Result<Vec<Digest>, HostError> {
-        self.inner.layout.list()
+        let layout = self.layout.clone();
+        blocking("list", move || layout.list()).await
+    }
+
+    async fn known(&self) -> Result<Vec<Digest>, HostError> {
+        let layout = self.layout.clone();
+        blocking("list", move || layout.known()).await
     }
 
     async fn inspect(&self, digest: &Digest) -> Result<Option<StoredImage>, HostError> {
-        Ok(self.inner.layout.stored(digest))
+        let (layout, digest) = (self.layout.clone(), digest.clone());
+        blocking("inspect", move || Ok(layout.stored(&digest))).await
     }
 
     async fn manifest(&self, digest: &Digest) -> Result<Option<Resolved>, HostError> {
-        let layout = &self.inner.layout;
-        Ok(layout.manifest(digest).map(|manifest| layout.resolved(&manifest)))
+        let (layout, digest) = (self.layout.clone(), digest.clone());
+        blocking("inspect", move || Ok(layout.manifest(&digest).map(|manifest| layout.resolved(&manifest))))
+            .await
     }
 
     async fn resolve(
@@ -206,50 +166,95 @@ impl Images for Oci {
         owner: &Uid,
         reference: &ImageRef,
         platform: Platform,
-    ) -> Result<Resolved, HostError> {
-        let manifest = self.inner.registry.resolve(owner, reference, platform).await?;
-        self.inner.layout.write_manifest(&manifest)?;
-        Ok(self.inner.layout.resolved(&manifest))
+        number: u64,
+    ) -> Result<Option<Resolved>, HostError> {
+        let question = Question { reference: reference.clone(), platform, number };
+        let work = || {
+            let (oci, owner, reference) = (self.clone(), owner.clone(), reference.clone());
+            async move {
+                let target = Target { platform, ..oci.target };
+                let manifest = oci.registry.resolve(&owner, &reference, target).await?;
+                let hold = oci.write_manifest(&manifest).await?;
+                Ok((manifest, hold))
+            }
+        };
+        let (jobs, of) = (self.jobs.clone(), owner.clone());
+        let answer = self.questions.ask(owner, &question, work, move || jobs.announce(&of))?;
+        let Some(manifest) = answer else { return Ok(None) };
+        let layout = self.layout.clone();
+        blocking("inspect", move || Ok(Some(layout.resolved(&manifest)))).await
     }
 
-    async fn job(&self, digest: &Digest) -> Option<Job> {
-        let jobs = self.lock();
-        let queued = || {
-            let position = jobs.queued.iter().position(|queued| queued == digest)?;
-            Some(Job::Queued { position: u32::try_from(position + 1).unwrap_or(u32::MAX) })
-        };
-        jobs.running.get(digest).cloned().or_else(queued)
+    async fn job(&self, owner: &Uid, digest: &Digest) -> Option<Job> {
+        self.jobs.of(owner, digest)
     }
 
     async fn fetch(&self, owner: &Uid, reference: &ImageRef, digest: &Digest) -> Result<(), HostError> {
-        let manifest = self.inner.layout.manifest(digest).ok_or_else(|| Self::missing("fetch", digest))?;
-        let (owner, reference) = (owner.clone(), reference.clone());
-        self.begin(digest, Job::Fetching, |oci| async move {
-            let fetches = manifest.layers.into_iter().map(|blob| {
-                let (oci, owner, reference) = (oci.clone(), owner.clone(), reference.clone());
-                async move { oci.inner.registry.fetch(&owner, &reference, &blob, &oci.inner.layout).await }
-            });
-            // The first failure ends the job; what the others brought is kept in their partials.
-            let mut fetches = futures::stream::iter(fetches).buffer_unordered(FETCHES_MAX);
-            while let Some(result) = fetches.next().await {
-                result?;
-            }
-            Ok(())
+        self.questions.recorded(owner);
+        let manifest = self.known_manifest("fetch", digest).await?;
+        let key = Key { source: Some(Source::of(reference)), digest: digest.clone() };
+        self.jobs.begin(owner, &key, |_| {
+            let (oci, owner, reference) = (self.clone(), owner.clone(), reference.clone());
+            async move { oci.registry.fetch(&owner, &reference, &manifest, &oci.layout).await }
         })
     }
 
-    async fn convert(&self, digest: &Digest) -> Result<(), HostError> {
-        let manifest = self.inner.layout.manifest(digest).ok_or_else(|| Self::missing("convert", digest))?;
-        self.begin(digest, Job::Converting, |oci| async move {
-            blocking("convert", move || rootfs::build(&oci.inner.layout, &manifest)).await
+    async fn convert(&self, owner: &Uid, digest: &Digest) -> Result<(), HostError> {
+        self.questions.recorded(owner);
+        let manifest = self.known_manifest("convert", digest).await?;
+        let key = Key { source: None, digest: digest.clone() };
+        self.jobs.begin(owner, &key, |stop| {
+            let layout = self.layout.clone();
+            async move { blocking("convert", move || rootfs::build(&layout, &manifest, &stop)).await }
         })
     }
 
-    async fn remove(&self, digest: &Digest) -> Result<(), HostError> {
-        self.inner
-            .layout
-            .remove(digest)
-            .map_err(|error| HostError::io("remove the image", digest.as_str(), error))
+    async fn forget(&self, owner: &Uid) -> Result<(), HostError> {
+        self.jobs.forget(owner);
+        self.questions.forget(owner);
+        self.registry.forget(owner);
+        Ok(())
+    }
+
+    async fn owners(&self) -> Result<Vec<Uid>, HostError> {
+        let layout = self.layout.clone();
+        // The search for what belongs to nobody, on disk too.
+        blocking("collect", move || layout.sweep().map_err(|error| HostError::io("collect", "blobs", error)))
+            .await?;
+        let owners: BTreeSet<Uid> = self.jobs.owners().union(&self.questions.owners()).cloned().collect();
+        Ok(owners.into_iter().collect())
+    }
+
+    async fn is_busy(&self, owner: &Uid) -> bool {
+        self.jobs.owners().contains(owner) || self.questions.owners().contains(owner)
+    }
+
+    async fn remove(
+        &self,
+        digest: &Digest,
+        is_referenced: Box<dyn FnOnce() -> bool + Send>,
+    ) -> Result<(), HostError> {
+        let (layout, digest) = (self.layout.clone(), digest.clone());
+        blocking("remove the image", move || {
+            let removed = layout.remove(&digest, is_referenced);
+            removed.map_err(|error| HostError::io("remove the image", digest.as_str(), error))
+        })
+        .await
+    }
+}
+
+impl Oci {
+    async fn write_manifest(&self, manifest: &Manifest) -> Result<Hold, HostError> {
+        let (layout, manifest) = (self.layout.clone(), manifest.clone());
+        blocking("store the manifest", move || {
+            let hold = layout.hold(&manifest.digest);
+            layout
+                .need_room_for(&manifest)
+                .map_err(|error| HostError::io("pull", manifest.digest.as_str(), error))?;
+            layout.write_manifest(&manifest)?;
+            Ok(hold)
+        })
+        .await
     }
 }
 
@@ -283,6 +288,8 @@ impl Refused {
     /// Broken content shows as these kinds too: decoders have no others.
     fn of_io(error: io::Error) -> Self {
         let kind = match error.kind() {
+            // Files of ours that others took away are brought again.
+            io::ErrorKind::NotFound => HostErrorKind::Transient,
             io::ErrorKind::InvalidData
             | io::ErrorKind::UnexpectedEof
             | io::ErrorKind::InvalidInput

@@ -5,51 +5,57 @@
 //! turns into a squashfs. Memory holds the names, never the content.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use sha2::{Digest as _, Sha256};
-use stead_controllers::host::HostError;
+use stead_controllers::host::{HostError, HostErrorKind};
 
 use super::Refused;
-use super::archive::{self, Kind, Meta};
+use super::archive;
+use super::emit::Emitter;
+use super::jobs::Stop;
 use super::layout::{Blob, Layout, Manifest};
+use super::manifest::digest_from;
 use super::merge::{Merged, Place, Tree};
+use super::transfer::hash_file;
+use super::unpack::{self, Bounded, UNPACKED_BYTES_MAX};
 
-/// What an image may unpack to; the largest in common use are some 20 GiB.
-const UNPACKED_BYTES_MAX: u64 = 64 << 30;
-/// gzip reaches 1030; real layers stay below 20. A small archive may unpack to this much anyway.
-const RATIO_MAX: u64 = 200;
-const RATIO_FREE_BYTES: u64 = 1 << 30;
 /// `nobody` of Debian: the builder of file systems needs no right at all.
 const NOBODY: u32 = 65534;
+/// Memory that the builder is told to use for its queues, and what it may map at most, its threads' stacks
+/// and its tables of names included.
+const BUILDER_QUEUES_MIB: u32 = 256;
+const BUILDER_MEMORY_MAX: u64 = 4 << 30;
+/// Processors of one builder: the host has other things to do, and images are not in a hurry.
+const BUILDER_PROCESSORS_MAX: usize = 4;
+/// Descriptors that the builder opens: its three, and some.
+const BUILDER_FILES_MAX: u64 = 64;
 
 /// Builds the root file system of a manifest whose blobs are all here.
-pub(super) fn build(layout: &Layout, manifest: &Manifest) -> Result<(), HostError> {
+pub(super) fn build(layout: &Layout, manifest: &Manifest, stop: &Stop) -> Result<(), HostError> {
     let refused = |error: Refused| error.into_host("convert the image", manifest.digest.as_str());
-    let mut tree = Tree::default();
-    let mut budget = UNPACKED_BYTES_MAX;
-    for (layer, blob) in manifest.layers.iter().enumerate() {
-        let used = index(layout, blob, layer, budget, &mut tree).map_err(refused)?;
-        budget = budget.saturating_sub(used);
-    }
-    let merged = tree.finish();
-    let scratch = tempfile::NamedTempFile::new_in(layout.scratch())
-        .map_err(|error| HostError::io("convert the image", manifest.digest.as_str(), error))?;
     let failed = |error| HostError::io("convert the image", manifest.digest.as_str(), error);
-    let mut builder = start_builder(scratch.as_file()).map_err(failed)?;
-    let stdin = builder.stdin.take().expect("it was asked for");
-    let written = emit(layout, manifest, &merged, stdin);
-    let output = builder.wait_with_output().map_err(failed)?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let merged = merge(layout, manifest, stop).map_err(refused)?;
+    let scratch = tempfile::NamedTempFile::new_in(layout.scratch()).map_err(failed)?;
+    let mut builder = Builder(start_builder(scratch.as_file()).map_err(failed)?);
+    let stdin = builder.0.stdin.take().expect("it was asked for");
+    let written = emit(layout, manifest, &merged, stdin, stop);
+    if stop.is_set() {
+        return written.map_err(refused);
+    }
+    let said = builder.wait().map_err(failed)?;
+    if let Some(said) = said {
         // The builder ran out of room: its own words say so, its status does not.
         let kind =
             if said.contains("No space left") { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
-        return Err(failed(io::Error::new(kind, said)));
+        // What kept us from writing is the cause, unless it is that the builder stopped reading.
+        return match written {
+            Err(error) if error.kind != HostErrorKind::Transient => Err(refused(error)),
+            _ => Err(failed(io::Error::new(kind, said))),
+        };
     }
     written.map_err(refused)?;
     let finish = || -> io::Result<()> {
@@ -61,147 +67,87 @@ pub(super) fn build(layout: &Layout, manifest: &Manifest) -> Result<(), HostErro
     finish().map_err(failed)
 }
 
-/// Reads the names of a layer into the tree; how many bytes it unpacked to.
-fn index(layout: &Layout, blob: &Blob, layer: usize, budget: u64, tree: &mut Tree) -> Result<u64, Refused> {
-    let mut reader = Hashing { inner: open(layout, blob, budget)?, hash: Sha256::new(), count: 0 };
-    let mut ordinal = 0;
-    archive::read(&mut reader, |item, _, _| {
-        let place = Place { layer, ordinal };
-        ordinal += 1;
-        tree.apply(place, item)
-    })?;
-    // What follows the archive's end is part of its digest.
-    io::copy(&mut reader, &mut io::sink()).map_err(broken)?;
-    if hex::encode(reader.hash.finalize()) != blob.diff_id.hex() {
-        return Err(Refused::new("a layer's content is not what the image's configuration says (diff_id)"));
+/// The first pass: names, and the digest of every layer.
+fn merge(layout: &Layout, manifest: &Manifest, stop: &Stop) -> Result<Merged, Refused> {
+    let mut tree = Tree::default();
+    let mut budget = UNPACKED_BYTES_MAX;
+    for (layer, blob) in manifest.layers.iter().enumerate() {
+        let mut reader = Hashing::new(open(layout, blob, budget, stop)?);
+        let mut ordinal = 0;
+        archive::read(&mut reader, |item, _, _| {
+            let place = Place { layer, ordinal };
+            ordinal += 1;
+            tree.apply(place, item)
+        })?;
+        budget = budget.saturating_sub(reader.end(layout, blob)?);
     }
-    Ok(reader.count)
+    Ok(tree.finish())
 }
 
-/// Streams what survived: directories first, then each layer's entries.
-fn emit(layout: &Layout, manifest: &Manifest, merged: &Merged, stdin: impl Write) -> Result<(), Refused> {
-    let mut out = tar::Builder::new(io::BufWriter::with_capacity(1 << 20, stdin));
+/// The second pass: directories first, then what survived of each layer. The layers are hashed again: what
+/// is emitted is what was verified.
+fn emit(
+    layout: &Layout,
+    manifest: &Manifest,
+    merged: &Merged,
+    stdin: impl io::Write,
+    stop: &Stop,
+) -> Result<(), Refused> {
+    let mut out = Emitter::new(stdin, layout);
     for (path, meta) in merged.directories.iter().filter(|(path, _)| !path.is_empty()) {
-        append(&mut out, path, tar::EntryType::Directory, meta, 0, &mut io::empty())?;
+        out.directory(path, meta)?;
     }
     for (layer, blob) in manifest.layers.iter().enumerate() {
+        let mut reader = Hashing::new(open(layout, blob, UNPACKED_BYTES_MAX, stop)?);
         let mut ordinal = 0;
-        archive::read(open(layout, blob, UNPACKED_BYTES_MAX)?, |_, size, content| {
+        archive::read(&mut reader, |_, size, content| {
             let place = Place { layer, ordinal };
             ordinal += 1;
             match merged.content.get(&place) {
-                Some((node, paths)) => emit_node(&mut out, &node.kind, &node.meta, paths, size, content),
+                Some((node, paths)) => out.node(node, paths, size, content),
                 None => Ok(()),
             }
         })?;
+        reader.end(layout, blob)?;
     }
-    out.into_inner().and_then(|mut inner| inner.flush()).map_err(broken)
-}
-
-fn emit_node<W: Write>(
-    out: &mut tar::Builder<W>,
-    kind: &Kind,
-    meta: &Meta,
-    paths: &[Vec<u8>],
-    size: u64,
-    content: &mut dyn Read,
-) -> Result<(), Refused> {
-    let Some((first, links)) = paths.split_first() else { return Ok(()) };
-    match kind {
-        Kind::File => append(out, first, tar::EntryType::Regular, meta, size, content)?,
-        Kind::Fifo => append(out, first, tar::EntryType::Fifo, meta, 0, &mut io::empty())?,
-        Kind::Symlink(target) => append_link(out, first, tar::EntryType::Symlink, meta, target)?,
-        Kind::Directory | Kind::Hardlink(_) | Kind::Dropped => {}
-    }
-    for link in links {
-        append_link(out, link, tar::EntryType::Link, meta, first)?;
-    }
-    Ok(())
-}
-
-fn header(kind: tar::EntryType, meta: &Meta, size: u64) -> tar::Header {
-    let mut header = tar::Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(meta.mode);
-    header.set_uid(meta.uid);
-    header.set_gid(meta.gid);
-    header.set_mtime(meta.mtime.min(u64::from(u32::MAX)));
-    header.set_size(size);
-    header
-}
-
-fn append<W: Write>(
-    out: &mut tar::Builder<W>,
-    path: &[u8],
-    kind: tar::EntryType,
-    meta: &Meta,
-    size: u64,
-    content: &mut dyn Read,
-) -> Result<(), Refused> {
-    if let Some(capability) = &meta.capability {
-        let record = ("SCHILY.xattr.security.capability", capability.as_slice());
-        out.append_pax_extensions([record]).map_err(broken)?;
-    }
-    out.append_data(&mut header(kind, meta, size), as_path(path), content.take(size)).map_err(broken)
-}
-
-fn append_link<W: Write>(
-    out: &mut tar::Builder<W>,
-    path: &[u8],
-    kind: tar::EntryType,
-    meta: &Meta,
-    target: &[u8],
-) -> Result<(), Refused> {
-    out.append_link(&mut header(kind, meta, 0), as_path(path), as_path(target)).map_err(broken)
-}
-
-fn as_path(bytes: &[u8]) -> &Path {
-    Path::new(std::ffi::OsStr::from_bytes(bytes))
-}
-
-fn broken(error: io::Error) -> Refused {
-    Refused::of_io(error)
+    out.finish()
 }
 
 /// A layer's archive, decompressed by what its first bytes say, within the budget.
-fn open(layout: &Layout, blob: &Blob, budget: u64) -> Result<Box<dyn Read>, Refused> {
-    let mut file = File::open(layout.blob(&blob.digest)).map_err(broken)?;
-    let mut magic = [0u8; 4];
-    let count = file.read(&mut magic).map_err(broken)?;
-    io::Seek::rewind(&mut file).map_err(broken)?;
-    let file = BufReader::with_capacity(256 << 10, file);
-    let reader: Box<dyn Read> = match &magic[..count] {
-        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::with_buffer(file).map_err(broken)?),
-        _ => Box::new(file),
-    };
-    let by_ratio = RATIO_FREE_BYTES.saturating_add(blob.size.0.saturating_mul(RATIO_MAX));
-    Ok(Box::new(Bounded { inner: reader, left: budget.min(by_ratio) }))
+fn open(layout: &Layout, blob: &Blob, budget: u64, stop: &Stop) -> Result<Bounded, Refused> {
+    let file = File::open(layout.blob(&blob.digest)).map_err(Refused::of_io)?;
+    unpack::open(file, budget, stop)
 }
 
-/// Ends with an error where `take` would end silently.
-struct Bounded {
-    inner: Box<dyn Read>,
-    left: u64,
-}
-
-impl Read for Bounded {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        let too_much =
-            || io::Error::new(io::ErrorKind::InvalidData, "the layers unpack to more than an image may");
-        self.left = self.left.checked_sub(count as u64).ok_or_else(too_much)?;
-        Ok(count)
-    }
-}
-
-struct Hashing<R> {
-    inner: R,
+struct Hashing {
+    inner: Bounded,
     hash: Sha256,
     count: u64,
 }
 
-impl<R: Read> Read for Hashing<R> {
+impl Hashing {
+    fn new(inner: Bounded) -> Self {
+        Self { inner, hash: Sha256::new(), count: 0 }
+    }
+
+    /// Reads on to the end, which is part of the digest, and checks that; gives how many bytes there were.
+    fn end(mut self, layout: &Layout, blob: &Blob) -> Result<u64, Refused> {
+        io::copy(&mut self, &mut io::sink()).map_err(Refused::of_io)?;
+        if digest_from(self.hash) == blob.diff_id {
+            return Ok(self.count);
+        }
+        // The disk may have changed it: it is then brought again.
+        let path = layout.blob(&blob.digest);
+        if hash_file(&path).is_ok_and(|digest| digest != blob.digest) {
+            fs::remove_file(&path).map_err(Refused::of_io)?;
+            let message = "a layer on the disk was no longer what it is named by; it is fetched again";
+            return Err(Refused { kind: HostErrorKind::Transient, message: message.to_owned() });
+        }
+        Err(Refused::new("a layer's content is not what the image's configuration says (diff_id)"))
+    }
+}
+
+impl Read for Hashing {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.hash.update(&buffer[..count]);
@@ -210,12 +156,47 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// `sqfstar` as nobody, with no environment; its one file is the one it is handed, by descriptor,
-/// so that it need not reach into the data directory.
+/// A builder that does not outlive the work.
+struct Builder(Child);
+
+impl Builder {
+    /// What it said when it failed.
+    fn wait(&mut self) -> io::Result<Option<String>> {
+        let mut said = Vec::new();
+        if let Some(mut stderr) = self.0.stderr.take() {
+            // Its words are few; more would be those of the names that it was given.
+            stderr.by_ref().take(BUILDER_WORDS_MAX).read_to_end(&mut said)?;
+            io::copy(&mut stderr, &mut io::sink())?;
+        }
+        let status = self.0.wait()?;
+        let words = || stead_schemas::validate::printable(String::from_utf8_lossy(&said).trim(), 512);
+        Ok((!status.success()).then(|| format!("sqfstar ended with {status}: {}", words())))
+    }
+}
+
+/// Bytes of what the builder says that are kept.
+const BUILDER_WORDS_MAX: u64 = 4096;
+
+impl Drop for Builder {
+    fn drop(&mut self) {
+        // One that has ended already cannot be killed, which is fine.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// `sqfstar` as nobody, with no environment and with limits; its one file is the one it is handed, by
+/// descriptor, so that it need not reach into the data directory.
 fn start_builder(out: &File) -> io::Result<Child> {
     std::os::unix::fs::fchown(out, Some(NOBODY), Some(NOBODY))?;
-    Command::new("sqfstar")
-        .args(["-comp", "lz4", "-quiet", "-no-progress", "-force", "/proc/self/fd/1"])
+    let processors = std::thread::available_parallelism().map_or(1, usize::from).min(BUILDER_PROCESSORS_MAX);
+    // Of util-linux; it becomes the builder. A process lowers its own limits without any right.
+    Command::new("prlimit")
+        .arg(format!("--as={BUILDER_MEMORY_MAX}"))
+        .arg(format!("--nofile={BUILDER_FILES_MAX}"))
+        .args(["--core=0", "--", "sqfstar", "-comp", "lz4", "-quiet", "-no-progress", "-force"])
+        .args(["-processors", &processors.to_string(), "-mem", &format!("{BUILDER_QUEUES_MIB}M")])
+        .arg("/proc/self/fd/1")
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .current_dir("/")

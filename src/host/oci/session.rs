@@ -1,199 +1,237 @@
-//! One exchange with a registry: documents and small blobs, bounded and verified, and its errors in
-//! our words.
+//! One image's exchange with its registry: rights, documents and blobs, bounded and verified, and its
+//! errors in our words.
 
-use std::io;
-use std::time::Duration;
+use std::sync::Arc;
 
-use futures::StreamExt;
-use oci_client::errors::{OciDistributionError, OciErrorCode};
+use http_auth::ChallengeParser;
+use oci_client::Reference;
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference, RegistryOperation};
+use reqwest::header::{ACCEPT, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
+use reqwest::{Response, StatusCode, Url};
+use serde::Deserialize;
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_schemas::names::Digest;
+use tokio::sync::Mutex;
 
-use super::registry::{CONNECT_TIMEOUT, STALL, USER_AGENT, digest_of};
+use super::manifest::digest_of;
+use super::transport::{Failed, Transport, host_of, read};
 
 /// Manifest kinds, of OCI and of Docker.
-const ACCEPTED: [&str; 4] = [
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
+const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.v2+json";
 /// The distribution specification asks registries to take 4 MiB.
 const DOCUMENT_BYTES_MAX: usize = 4 << 20;
-/// For one exchange; blobs have the read timeout instead.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// Tokens have a few KiB.
+const TOKEN_BYTES_MAX: usize = 64 << 10;
 
-/// One exchange's client, rights and words.
+/// What one pull asks with: the registry, the credentials of its owner, and the token that they gave.
 pub(super) struct Session {
-    pub(super) client: Client,
-    pub(super) auth: RegistryAuth,
-    pub(super) scheme: &'static str,
-    pub(super) subject: String,
+    transport: Arc<Transport>,
+    reference: Reference,
+    auth: RegistryAuth,
+    /// Spoken to without TLS.
+    is_plain: bool,
+    subject: String,
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+/// A blob's bytes on their way.
+pub(super) struct Incoming {
+    pub(super) response: Response,
+    pub(super) host: String,
+    /// The offset that the first byte has: 0 when the registry does not resume.
+    pub(super) start: u64,
 }
 
 impl Session {
-    /// A manifest or index, verified against the digest that names it.
-    pub(super) async fn document(&self, reference: &Reference) -> Result<(Digest, Vec<u8>), HostError> {
-        let bytes = tokio::time::timeout(DEADLINE, self.get(reference)).await.map_err(|_| self.late())??;
+    pub(super) fn new(
+        transport: Arc<Transport>,
+        reference: Reference,
+        auth: RegistryAuth,
+        is_plain: bool,
+        subject: String,
+    ) -> Self {
+        let authorization = match &auth {
+            RegistryAuth::Bearer(token) => secret(format!("Bearer {token}")),
+            _ => None,
+        };
+        Self { transport, reference, auth, is_plain, subject, authorization: Mutex::new(authorization) }
+    }
+
+    /// A manifest or index, verified against the digest that names it, if one does.
+    pub(super) async fn document(&self, asked: Option<&Digest>) -> Result<(Digest, Vec<u8>), HostError> {
+        let name = match asked {
+            Some(digest) => digest.as_str(),
+            None => self.reference.digest().or_else(|| self.reference.tag()).unwrap_or("latest"),
+        };
+        let url = self.url("manifests", name)?;
+        let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(ACCEPTED))]);
+        let response = self.get_ok(url, &headers).await?;
+        let bytes = self.told(read(response, DOCUMENT_BYTES_MAX, "the manifest").await)?;
         let digest = digest_of(&bytes);
-        if reference.digest().is_some_and(|asked| asked != digest.as_str()) {
-            return Err(self
-                .error(HostErrorKind::Permanent)
-                .because("the registry's manifest is not the one asked for"));
+        if name.contains(':') && name != digest.as_str() {
+            return Err(self.permanent("the registry's manifest is not the one asked for"));
         }
         Ok((digest, bytes))
     }
 
-    /// Our own request with the library's token: the library would read an answer of any length.
-    async fn get(&self, reference: &Reference) -> Result<Vec<u8>, HostError> {
-        let token = self
-            .client
-            .auth(reference, &self.auth, RegistryOperation::Pull)
-            .await
-            .map_err(|error| self.failed(&error))?;
-        let name = reference.digest().or_else(|| reference.tag()).unwrap_or("latest");
-        let (registry, repository) = (reference.resolve_registry(), reference.repository());
-        let url = format!("{}://{registry}/v2/{repository}/manifests/{name}", self.scheme);
-        let request = self.http()?.get(url).header(reqwest::header::ACCEPT, ACCEPTED.join(", "));
-        let request = match (token, &self.auth) {
-            (Some(token), _) => request.bearer_auth(token),
-            (None, RegistryAuth::Basic(user, password)) => request.basic_auth(user, Some(password)),
-            (None, _) => request,
-        };
-        let response = request.send().await.map_err(|error| self.transport(error))?;
-        if !response.status().is_success() {
-            let status = response.status();
-            return Err(self
-                .error(kind_of_status(status.as_u16()))
-                .because(format!("the registry says {status}")));
-        }
-        let mut bytes = Vec::new();
-        let mut body = response.bytes_stream();
-        while let Some(chunk) = body.next().await {
-            bytes.extend_from_slice(&chunk.map_err(|error| self.transport(error))?);
-            if bytes.len() > DOCUMENT_BYTES_MAX {
-                return Err(self
-                    .error(HostErrorKind::Permanent)
-                    .because("its manifest is larger than 4 MiB"));
-            }
-        }
-        Ok(bytes)
-    }
-
-    fn http(&self) -> Result<reqwest::Client, HostError> {
-        let builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(STALL);
-        builder.user_agent(USER_AGENT).build().map_err(|error| self.transport(error))
-    }
-
-    /// Without the address: it may hold what a redirect put there.
-    fn transport(&self, error: reqwest::Error) -> HostError {
-        let error = error.without_url();
-        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-        self.error(HostErrorKind::Transient).because(format!("{error}{cause}"))
-    }
-
-    fn late(&self) -> HostError {
-        self.error(HostErrorKind::Transient).because(format!("no answer within {} s", DEADLINE.as_secs()))
-    }
-
     /// A small blob, verified.
-    pub(super) async fn blob(
-        &self,
-        reference: &Reference,
-        descriptor: &OciDescriptor,
-    ) -> Result<Vec<u8>, HostError> {
-        let bounded = async {
-            let mut stream = self
-                .client
-                .pull_blob_stream(reference, descriptor)
-                .await
-                .map_err(|error| self.failed(&error))?;
-            let mut bytes = Vec::new();
-            while let Some(chunk) = stream.next().await {
-                bytes.extend_from_slice(
-                    &chunk.map_err(|error| self.error(HostErrorKind::Transient).because(error))?,
-                );
-                if bytes.len() > DOCUMENT_BYTES_MAX {
-                    return Err(self
-                        .error(HostErrorKind::Permanent)
-                        .because("its configuration is larger than 4 MiB"));
-                }
-            }
-            Ok(bytes)
-        };
-        let bytes = tokio::time::timeout(DEADLINE, bounded).await.map_err(|_| self.late())??;
-        if digest_of(&bytes).as_str() == descriptor.digest {
+    pub(super) async fn blob(&self, descriptor: &OciDescriptor) -> Result<Vec<u8>, HostError> {
+        let digest: Digest = descriptor
+            .digest
+            .parse()
+            .map_err(|error| self.permanent(&format!("its configuration's digest {error}")))?;
+        let response = self.get_ok(self.url("blobs", digest.as_str())?, &HeaderMap::new()).await?;
+        let bytes = self.told(read(response, DOCUMENT_BYTES_MAX, "the configuration").await)?;
+        if digest_of(&bytes) == digest {
             Ok(bytes)
         } else {
-            Err(self
-                .error(HostErrorKind::Permanent)
-                .because("its configuration does not have the digest it is named by"))
+            Err(self.permanent("its configuration does not have the digest it is named by"))
         }
+    }
+
+    /// A blob from an offset on, or from its beginning where the registry does not resume.
+    pub(super) async fn open_blob(&self, digest: &Digest, from: u64) -> Result<Incoming, HostError> {
+        let url = self.url("blobs", digest.as_str())?;
+        let mut headers = HeaderMap::new();
+        if from > 0 {
+            headers.extend(HeaderValue::from_str(&format!("bytes={from}-")).map(|range| (RANGE, range)));
+        }
+        let mut response = self.get(url.clone(), &headers).await?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            response = self.get(url, &HeaderMap::new()).await?;
+        }
+        let host = host_of(response.url());
+        match response.status() {
+            StatusCode::OK => Ok(Incoming { response, host, start: 0 }),
+            StatusCode::PARTIAL_CONTENT => {
+                let range = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+                if range.is_some_and(|range| range.starts_with(&format!("bytes {from}-"))) {
+                    return Ok(Incoming { response, host, start: from });
+                }
+                Err(self.error(HostErrorKind::Transient).because(format!("{host} sends another part")))
+            }
+            status => Err(self.failed(Failed::of_status(&host, status.as_u16()))),
+        }
+    }
+
+    fn url(&self, kind: &str, name: &str) -> Result<Url, HostError> {
+        let scheme = if self.is_plain { "http" } else { "https" };
+        let (registry, repository) = (self.reference.resolve_registry(), self.reference.repository());
+        let url = format!("{scheme}://{registry}/v2/{repository}/{kind}/{name}");
+        url.parse().map_err(|_| self.permanent("its registry's name makes no address"))
+    }
+
+    async fn get_ok(&self, url: Url, headers: &HeaderMap) -> Result<Response, HostError> {
+        let response = self.get(url, headers).await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status().as_u16();
+        Err(self.failed(Failed::of_status(&host_of(response.url()), status)))
+    }
+
+    /// Asks; when the registry wants to know who asks, answers its challenge once and asks again.
+    async fn get(&self, url: Url, headers: &HeaderMap) -> Result<Response, HostError> {
+        let known = self.authorization.lock().await.clone();
+        let response = self.told(self.transport.get(url.clone(), headers, known.as_ref()).await)?;
+        let is_challenge = response.status() == StatusCode::UNAUTHORIZED
+            && response.url().origin() == url.origin()
+            && !matches!(self.auth, RegistryAuth::Bearer(_));
+        if !is_challenge {
+            return Ok(response);
+        }
+        let Some(fresh) = self.told(self.answer(&response).await)? else { return Ok(response) };
+        drop(response);
+        *self.authorization.lock().await = Some(fresh.clone());
+        self.told(self.transport.get(url, headers, Some(&fresh)).await)
+    }
+
+    /// What to present, by the registry's challenge; `None` when there is nothing.
+    async fn answer(&self, response: &Response) -> Result<Option<HeaderValue>, Failed> {
+        let texts = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|text| text.to_str().ok());
+        for challenge in texts.flat_map(|text| ChallengeParser::new(text).flatten()) {
+            if challenge.scheme.eq_ignore_ascii_case("Bearer") {
+                let of = |name: &str| {
+                    let mut params = challenge.params.iter();
+                    params
+                        .find(|(key, _)| key.eq_ignore_ascii_case(name))
+                        .map(|(_, value)| value.to_unescaped())
+                };
+                return self.token(&of("realm").unwrap_or_default(), of("service")).await.map(Some);
+            }
+        }
+        Ok(self.basic())
+    }
+
+    fn basic(&self) -> Option<HeaderValue> {
+        let RegistryAuth::Basic(user, password) = &self.auth else { return None };
+        use base64::Engine as _;
+        let words = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+        secret(format!("Basic {words}"))
+    }
+
+    /// Asks the token service that the registry names; the guard checks it as any other host.
+    async fn token(&self, realm: &str, service: Option<String>) -> Result<HeaderValue, Failed> {
+        let broken = |words: String| Failed::new(HostErrorKind::Permanent, words);
+        let mut url: Url =
+            realm.parse().map_err(|_| broken("the registry names no token service".to_owned()))?;
+        let may_be_plain = self.is_plain && url.scheme() == "http";
+        if url.scheme() != "https" && !may_be_plain {
+            return Err(broken("the registry names a token service without TLS".to_owned()));
+        }
+        let scope = format!("repository:{}:pull", self.reference.repository());
+        url.query_pairs_mut().append_pair("scope", &scope);
+        if let Some(service) = service {
+            url.query_pairs_mut().append_pair("service", &service);
+        }
+        let response = self.transport.get(url, &HeaderMap::new(), self.basic().as_ref()).await?;
+        let host = host_of(response.url());
+        if !response.status().is_success() {
+            let failed = Failed::of_status(&host, response.status().as_u16());
+            return Err(Failed { words: format!("the token service {}", failed.words), ..failed });
+        }
+        let bytes = read(response, TOKEN_BYTES_MAX, "the token").await?;
+        let token = serde_json::from_slice::<TokenAnswer>(&bytes).ok().and_then(TokenAnswer::into_token);
+        let header = token.and_then(|token| secret(format!("Bearer {token}")));
+        header.ok_or_else(|| broken(format!("the token service {host} gives no token")))
+    }
+
+    fn told<T>(&self, result: Result<T, Failed>) -> Result<T, HostError> {
+        result.map_err(|failed| self.failed(failed))
+    }
+
+    pub(super) fn failed(&self, failed: Failed) -> HostError {
+        self.error(failed.kind).because(failed.words)
     }
 
     pub(super) fn error(&self, kind: HostErrorKind) -> HostError {
         HostError::new(kind, "pull", self.subject.clone())
     }
 
-    pub(super) fn io(&self, error: io::Error) -> HostError {
-        HostError::io("pull", self.subject.clone(), error)
-    }
-
-    pub(super) fn failed(&self, error: &OciDistributionError) -> HostError {
-        self.error(kind_of(error)).because(sentence(error))
+    pub(super) fn permanent(&self, words: &str) -> HostError {
+        self.error(HostErrorKind::Permanent).because(words)
     }
 }
 
-fn kind_of_status(status: u16) -> HostErrorKind {
-    match status {
-        401 | 403 => HostErrorKind::Denied,
-        404 => HostErrorKind::Missing,
-        429 => HostErrorKind::Exhausted,
-        _ => HostErrorKind::Transient,
-    }
+/// A header that is not shown; `None` for what cannot be in one.
+fn secret(text: String) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
-fn kind_of(error: &OciDistributionError) -> HostErrorKind {
-    match error {
-        OciDistributionError::ImageManifestNotFoundError(_) => HostErrorKind::Missing,
-        OciDistributionError::AuthenticationFailure(_) | OciDistributionError::UnauthorizedError { .. } => {
-            HostErrorKind::Denied
-        }
-        OciDistributionError::ServerError { code, .. } => kind_of_status(*code),
-        OciDistributionError::RegistryError { envelope, .. } => {
-            match envelope.errors.first().map(|error| &error.code) {
-                Some(
-                    OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::BlobUnknown,
-                ) => HostErrorKind::Missing,
-                Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => HostErrorKind::Denied,
-                Some(OciErrorCode::Toomanyrequests) => HostErrorKind::Exhausted,
-                _ => HostErrorKind::Transient,
-            }
-        }
-        OciDistributionError::JsonError(_)
-        | OciDistributionError::ManifestParsingError(_)
-        | OciDistributionError::ManifestEncodingError(_)
-        | OciDistributionError::VersionedParsingError(_)
-        | OciDistributionError::UnsupportedMediaTypeError(_)
-        | OciDistributionError::UnsupportedSchemaVersionError(_)
-        | OciDistributionError::DigestError(_) => HostErrorKind::Permanent,
-        _ => HostErrorKind::Transient,
-    }
+/// An answer of a token service, under either of the two names in use.
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
 }
 
-/// The library's words, with the causes it keeps to itself.
-fn sentence(error: &OciDistributionError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        let words = inner.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = inner.source();
+impl TokenAnswer {
+    fn into_token(self) -> Option<String> {
+        self.token.or(self.access_token).filter(|token| !token.is_empty())
     }
-    stead_schemas::validate::printable(&text, 512)
 }

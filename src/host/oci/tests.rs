@@ -8,6 +8,7 @@ use stead_schemas::image::ImageConfig;
 use stead_schemas::names::Digest;
 use stead_schemas::quantity::Bytes;
 
+use super::jobs::Stop;
 use super::layout::{Blob, Layout, Manifest};
 use super::rootfs::build;
 
@@ -60,7 +61,7 @@ fn digest(bytes: &[u8]) -> Digest {
 
 fn build_layers(layers: &[Vec<u8>]) -> Built {
     let dir = tempfile::tempdir().expect("scratch");
-    let layout = Layout::open(dir.path().join("images")).expect("opened");
+    let layout = Layout::open(dir.path().join("images"), Bytes(0)).expect("opened");
     let blobs = layers.iter().map(|bytes| {
         let digest = digest(bytes);
         std::fs::write(layout.blob(&digest), bytes).expect("written");
@@ -68,7 +69,8 @@ fn build_layers(layers: &[Vec<u8>]) -> Built {
     });
     let manifest = Manifest { digest: digest(b"m"), layers: blobs.collect(), config: ImageConfig::default() };
     layout.write_manifest(&manifest).expect("written");
-    let result = build(&layout, &manifest);
+    let (_wanted, stop) = Stop::new();
+    let result = build(&layout, &manifest, &stop);
     Built { dir, layout, digest: manifest.digest, result }
 }
 
@@ -207,11 +209,12 @@ fn escaping_symbolic_links_are_only_data() {
 fn content_that_is_not_what_the_configuration_says_is_refused() {
     let layer = archive(&[File("a", "x")]);
     let dir = tempfile::tempdir().expect("scratch");
-    let layout = Layout::open(dir.path().join("images")).expect("opened");
+    let layout = Layout::open(dir.path().join("images"), Bytes(0)).expect("opened");
     let blob = Blob { digest: digest(&layer), size: Bytes(layer.len() as u64), diff_id: digest(b"another") };
     std::fs::write(layout.blob(&blob.digest), &layer).expect("written");
     let manifest = Manifest { digest: digest(b"m"), layers: vec![blob], config: ImageConfig::default() };
-    let error = build(&layout, &manifest).expect_err("diff_id");
+    let (_wanted, stop) = Stop::new();
+    let error = build(&layout, &manifest, &stop).expect_err("diff_id");
     assert!(error.chain().contains("diff_id"));
     assert!(layout.stored(&manifest.digest).is_none(), "nothing half done is left");
 }

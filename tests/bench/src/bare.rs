@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use stead::agent::{AgentError, AgentStream};
 use stead::api::{
-    ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits, auth::Keys, router, serve,
+    ApiConfig, ApiState, Backend, ImportStream, Imported, LogStream, ServerLimits, auth::Keys, router, serve,
 };
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::store::Store;
@@ -23,7 +23,7 @@ use stead_schemas::api::{
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::instance::Hypervisor;
-use stead_schemas::names::{Digest, Platform, Uid};
+use stead_schemas::names::{Platform, Uid};
 use stead_schemas::network::NetworkSpec;
 use tokio::net::TcpListener;
 
@@ -34,7 +34,7 @@ struct NoHost;
 
 impl Backend for NoHost {
     fn keep_credentials(&self, _: &Uid, _: PushCredentials) {}
-    fn import(&self, _: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>> {
+    fn import(&self, _: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
         Box::pin(async { Err(HostError::new(HostErrorKind::Unsupported, "import", "here")) })
     }
     fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> Option<LogStream> {

@@ -1,0 +1,158 @@
+//! Questions to registries that go on behind the port: what a reference means, one for each owner.
+//!
+//! Guarantees: a registry that does not answer holds up nobody but those that ask it; an answer is kept
+//! until its owner takes it; the content that it names is not collected before the owner has recorded it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use stead_controllers::host::{HostError, HostErrorKind};
+use stead_schemas::names::{ImageRef, Platform, Uid};
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+
+use super::holds::Hold;
+use super::layout::Manifest;
+use super::shares::Shares;
+
+/// Questions to one registry at once; the others wait for these.
+const PER_REGISTRY_MAX: usize = 4;
+/// Questions at once, of all registries together: each has a connection.
+const QUESTIONS_MAX: usize = 256;
+
+/// A question; one with a higher number asks anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Question {
+    pub(super) reference: ImageRef,
+    pub(super) platform: Platform,
+    pub(super) number: u64,
+}
+
+/// What a question came to: the manifest, and the hold on its content.
+pub(super) type Answer = Result<(Manifest, Hold), HostError>;
+
+enum State {
+    Asking(AbortHandle),
+    Answered(Box<Answer>),
+}
+
+#[derive(Default)]
+struct Table {
+    asked: BTreeMap<Uid, (Question, State)>,
+    /// Content of the last answer that each owner took.
+    taken: BTreeMap<Uid, Hold>,
+}
+
+/// The questions of one daemon; clones share them.
+#[derive(Clone)]
+pub(super) struct Questions {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    table: Mutex<Table>,
+    all: Arc<Semaphore>,
+    shares: Shares,
+}
+
+impl Questions {
+    pub(super) fn new() -> Self {
+        let all = Arc::new(Semaphore::new(QUESTIONS_MAX));
+        Self { inner: Arc::new(Inner { table: Mutex::default(), all, shares: Shares::of(PER_REGISTRY_MAX) }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The answer to the question, once; `None` while it is asked, which this begins. `changed` is told
+    /// when it is answered.
+    pub(super) fn ask<F>(
+        &self,
+        owner: &Uid,
+        question: &Question,
+        work: impl FnOnce() -> F,
+        changed: impl FnOnce() + Send + 'static,
+    ) -> Result<Option<Manifest>, HostError>
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let mut table = self.lock();
+        match table.asked.remove(owner) {
+            Some((asked, State::Answered(answer))) if asked == *question => {
+                let (manifest, hold) = (*answer)?;
+                // Dropped outside of the table's lock.
+                let old = table.taken.insert(owner.clone(), hold);
+                drop(table);
+                drop(old);
+                return Ok(Some(manifest));
+            }
+            Some((asked, state @ State::Asking(_))) if asked == *question => {
+                table.asked.insert(owner.clone(), (asked, state));
+                return Ok(None);
+            }
+            Some((_, State::Asking(old))) => old.abort(),
+            _ => {}
+        }
+        let share = self.inner.shares.of_host(&question.reference.registry);
+        let (all, work) = (self.inner.all.clone(), work());
+        let task = tokio::spawn(async move {
+            let share = share.acquire_owned().await.ok();
+            let permit = all.acquire_owned().await.ok();
+            let answer = work.await;
+            drop((share, permit));
+            answer
+        });
+        let state = State::Asking(task.abort_handle());
+        table.asked.insert(owner.clone(), (question.clone(), state));
+        drop(table);
+        let (questions, owner, question) = (self.clone(), owner.clone(), question.clone());
+        tokio::spawn(async move {
+            let answer = match task.await {
+                Ok(answer) => answer,
+                Err(error) if error.is_cancelled() => return,
+                Err(_) => Err(panicked(&question)),
+            };
+            questions.answer(&owner, question, answer);
+            changed();
+        });
+        Ok(None)
+    }
+
+    fn answer(&self, owner: &Uid, question: Question, answer: Answer) {
+        let mut table = self.lock();
+        // Another question may have been asked meanwhile, or the owner be gone.
+        if table.asked.get(owner).is_some_and(|(asked, _)| *asked == question) {
+            table.asked.insert(owner.clone(), (question, State::Answered(Box::new(answer))));
+        }
+    }
+
+    /// Ends what is asked for an owner, and gives up what it holds.
+    pub(super) fn forget(&self, owner: &Uid) {
+        let (asked, taken) = {
+            let mut table = self.lock();
+            (table.asked.remove(owner), table.taken.remove(owner))
+        };
+        if let Some((_, State::Asking(task))) = &asked {
+            task.abort();
+        }
+        drop((asked, taken));
+    }
+
+    /// The owner has recorded what it took.
+    pub(super) fn recorded(&self, owner: &Uid) {
+        let taken = self.lock().taken.remove(owner);
+        drop(taken);
+    }
+
+    pub(super) fn owners(&self) -> BTreeSet<Uid> {
+        let table = self.lock();
+        table.asked.keys().chain(table.taken.keys()).cloned().collect()
+    }
+}
+
+fn panicked(question: &Question) -> HostError {
+    HostError::new(HostErrorKind::Transient, "ask about", question.reference.to_string())
+        .because("the work on it panicked")
+}

@@ -1,0 +1,257 @@
+//! Addresses that the daemon may connect to for images.
+//!
+//! A client names the registry, a registry names its token service and the targets of its redirects; the
+//! daemon connects from inside the host's network. So only public addresses are connected to, besides
+//! those that the configuration lists (`registry_allow`). The check is made on the addresses that are
+//! connected to, not on names, so that a name cannot mean another address a moment later.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+/// One entry of `registry_allow`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Allowed {
+    /// All addresses of a network, such as `10.1.0.0/16` or `127.0.0.1`.
+    Network(IpNet),
+    /// A name, at one port or at all of them, whatever addresses it has.
+    Host { name: String, port: Option<u16> },
+}
+
+impl FromStr for Allowed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(network) = text.parse::<IpNet>() {
+            return Ok(Self::Network(network.trunc()));
+        }
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self::Network(address.into()));
+        }
+        let refused = || format!("{text:?} is neither a network (10.0.0.0/8) nor a host (name or name:port)");
+        let (name, port) = match text.rsplit_once(':') {
+            Some((name, port)) => (name, Some(port.parse().map_err(|_| refused())?)),
+            None => (text, None),
+        };
+        // An address at one port is listed like a name: it is compared as text.
+        let is_name = !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+        if is_name { Ok(Self::Host { name: name.to_ascii_lowercase(), port }) } else { Err(refused()) }
+    }
+}
+
+/// Decides whether a host may be connected to.
+#[derive(Debug)]
+pub(super) struct Guard {
+    allowed: Vec<Allowed>,
+}
+
+/// Why an address is not connected to; the address itself is not told, since it may be of a network that
+/// the client has no business to explore.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "its address is of this host or of a private network, and the daemon's configuration (registry_allow) \
+     does not list it"
+)]
+pub(super) struct Forbidden;
+
+impl Guard {
+    pub(super) fn new(allowed: Vec<Allowed>) -> Self {
+        Self { allowed }
+    }
+
+    /// The configuration lists this name at this port, whatever its addresses are.
+    pub(super) fn lists(&self, host: &str, port: u16) -> bool {
+        self.allowed.iter().any(|entry| match entry {
+            Allowed::Host { name, port: at } => {
+                name.eq_ignore_ascii_case(host) && at.is_none_or(|at| at == port)
+            }
+            Allowed::Network(_) => false,
+        })
+    }
+
+    pub(super) fn check(&self, address: IpAddr) -> Result<(), Forbidden> {
+        let address = address.to_canonical();
+        let is_listed = self.allowed.iter().any(|entry| match entry {
+            Allowed::Network(network) => network.contains(&address),
+            Allowed::Host { .. } => false,
+        });
+        if is_listed || (is_public(address) && !is_own(address)) { Ok(()) } else { Err(Forbidden) }
+    }
+}
+
+/// Networks of IPv4 that are not the internet's: "this network", private, shared (carriers), loopback,
+/// link-local (cloud metadata), protocol assignments, documentation, benchmarks, multicast and reserved.
+const LOCAL_V4: [([u8; 4], u8); 15] = [
+    ([0, 0, 0, 0], 8),
+    ([10, 0, 0, 0], 8),
+    ([100, 64, 0, 0], 10),
+    ([127, 0, 0, 0], 8),
+    ([169, 254, 0, 0], 16),
+    ([172, 16, 0, 0], 12),
+    ([192, 0, 0, 0], 24),
+    ([192, 0, 2, 0], 24),
+    ([192, 88, 99, 0], 24),
+    ([192, 168, 0, 0], 16),
+    ([198, 18, 0, 0], 15),
+    ([198, 51, 100, 0], 24),
+    ([203, 0, 113, 0], 24),
+    ([224, 0, 0, 0], 4),
+    ([240, 0, 0, 0], 4),
+];
+
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => is_public_v4(address),
+        IpAddr::V6(address) => is_public_v6(address),
+    }
+}
+
+fn is_public_v4(address: Ipv4Addr) -> bool {
+    !LOCAL_V4.iter().any(|(network, length)| {
+        Ipv4Net::new((*network).into(), *length).is_ok_and(|network| network.contains(&address))
+    })
+}
+
+/// Global unicast (2000::/3) without what only documents, or carries IPv4 addresses that are not public.
+fn is_public_v6(address: Ipv6Addr) -> bool {
+    let words = address.segments();
+    let embedded = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        Ipv4Addr::new(a, b, c, d)
+    };
+    match words {
+        // NAT64, and 6to4.
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => is_public_v4(embedded(high, low)),
+        [0x2002, high, low, ..] => is_public_v4(embedded(high, low)),
+        // Teredo, ORCHID and other assignments of protocols; documentation.
+        [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
+        [first, ..] => first & 0xe000 == 0x2000,
+    }
+}
+
+/// Whether the kernel delivers to this host itself: it then answers from the address that is asked.
+/// Nothing is sent by connecting a datagram socket.
+fn is_own(address: IpAddr) -> bool {
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((address, 9))?;
+        socket.local_addr()
+    });
+    // One without a route is not connected to anyway.
+    source.is_ok_and(|source| source.ip() == address)
+}
+
+/// Resolves names to the addresses that may be connected to.
+pub(super) struct Resolver {
+    pub(super) guard: Arc<Guard>,
+    /// For names that the configuration lists: all their addresses are taken.
+    pub(super) is_for_listed: bool,
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (guard, is_for_listed) = (self.guard.clone(), self.is_for_listed);
+        Box::pin(async move {
+            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
+            let had_any = !found.is_empty();
+            let taken: Vec<_> = found
+                .into_iter()
+                .filter(|address| is_for_listed || guard.check(address.ip()).is_ok())
+                .collect();
+            if taken.is_empty() && had_any {
+                return Err(Forbidden.into());
+            }
+            let addresses: Addrs = Box::new(taken.into_iter());
+            Ok(addresses)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guard(allowed: &[&str]) -> Guard {
+        Guard::new(allowed.iter().map(|entry| entry.parse().expect("an entry")).collect())
+    }
+
+    #[test]
+    fn only_public_addresses_pass_whatever_way_they_are_written() {
+        let guard = guard(&[]);
+        let local = [
+            "127.0.0.1",
+            "127.9.9.9",
+            "0.0.0.0",
+            "10.0.0.1",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "100.64.0.1",
+            "100.127.255.255",
+            "169.254.169.254",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "198.18.0.1",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::ffff:169.254.169.254",
+            "::127.0.0.1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+            "64:ff9b::7f00:1",
+            "64:ff9b::a9fe:a9fe",
+            "2002:7f00:1::",
+            "2002:a00:1::",
+            "2001::1",
+            "2001:db8::1",
+        ];
+        for address in local {
+            assert!(guard.check(address.parse().expect("an address")).is_err(), "{address}");
+        }
+        for address in ["1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "64:ff9b::101:101"] {
+            assert!(guard.check(address.parse().expect("an address")).is_ok(), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_the_configuration_lists_passes_and_no_more() {
+        let guard = guard(&["127.0.0.0/8", "fd00::/8", "10.1.2.3", "Registry.LAN:5000", "any.lan"]);
+        for (address, passes) in [
+            ("127.0.0.1", true),
+            ("::ffff:127.0.0.1", true),
+            ("::1", false),
+            ("fd12::1", true),
+            ("10.1.2.3", true),
+            ("10.1.2.4", false),
+        ] {
+            assert_eq!(guard.check(address.parse().expect("an address")).is_ok(), passes, "{address}");
+        }
+        assert!(guard.lists("registry.lan", 5000) && !guard.lists("registry.lan", 22));
+        assert!(guard.lists("any.lan", 22) && !guard.lists("many.lan", 22));
+    }
+
+    #[test]
+    fn entries_that_mean_nothing_are_refused() {
+        for text in ["", "10.0.0.0/33", "host:", "host:port", ":5000", "http://host", "a b"] {
+            text.parse::<Allowed>().expect_err(text);
+        }
+    }
+
+    #[test]
+    fn the_addresses_of_this_host_are_known_as_such() {
+        assert!(is_own(Ipv4Addr::LOCALHOST.into()));
+        assert!(!is_own(Ipv4Addr::new(1, 1, 1, 1).into()));
+    }
+}

@@ -1,0 +1,395 @@
+//! Work on content that goes on behind the port: fetches by source and digest, conversions by digest.
+//!
+//! Guarantees: one job for each; it serves all owners that asked for it, ends when the last one forgets
+//! it, has a deadline, and leaves the table however it ends, by a panic too; its failure is told to each
+//! owner once. Fetches and conversions have separate permits, and each registry its own share, so that a
+//! slow registry holds up nobody else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use stead_controllers::host::{HostError, HostErrorKind, Job};
+use stead_schemas::names::{Digest, Uid};
+use tokio::sync::{Semaphore, watch};
+
+use super::layout::Source;
+use super::shares::Shares;
+
+/// Fetches at once, of all registries together: each keeps some MiB and some descriptors.
+const FETCHES_MAX: usize = 64;
+/// For one try of one image; what it brought is kept, and the next try waits behind others.
+const FETCH_DEADLINE: Duration = Duration::from_secs(3600);
+/// For merging and building one image: the largest takes some minutes on a slow disk.
+const CONVERT_DEADLINE: Duration = Duration::from_secs(3600);
+/// Between two announcements of progress while something is fetched.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What a job is about; without a source it is the conversion of what is here.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) source: Option<Source>,
+    pub(super) digest: Digest,
+}
+
+/// Tells work on blocking threads that nobody wants it any more.
+#[derive(Debug, Clone)]
+pub(super) struct Stop(watch::Receiver<bool>);
+
+impl Stop {
+    /// With what sets it by being dropped.
+    pub(super) fn new() -> (watch::Sender<bool>, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Self(receiver))
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        *self.0.borrow() || self.0.has_changed().is_err()
+    }
+
+    async fn set(&mut self) {
+        // A sender that is gone is a job that was taken off the table.
+        let _ = self.0.wait_for(|is_set| *is_set).await;
+    }
+}
+
+struct Entry {
+    is_running: bool,
+    /// By the order of arrival.
+    number: u64,
+    owners: BTreeSet<Uid>,
+    stop: watch::Sender<bool>,
+}
+
+/// A failure that several owners are told of.
+#[derive(Clone)]
+struct Failure {
+    kind: HostErrorKind,
+    operation: &'static str,
+    subject: String,
+    cause: String,
+}
+
+impl Failure {
+    fn of(error: &HostError) -> Self {
+        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        Self { kind: error.kind, operation: error.operation, subject: error.subject.clone(), cause }
+    }
+
+    fn into_error(self) -> HostError {
+        HostError::new(self.kind, self.operation, self.subject).because(self.cause)
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    entries: BTreeMap<Key, Entry>,
+    arrivals: u64,
+    failed: BTreeMap<(Uid, Digest), Failure>,
+}
+
+/// The jobs of one daemon; clones share them.
+#[derive(Clone)]
+pub(super) struct Jobs {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    table: Mutex<Table>,
+    fetches: Arc<Semaphore>,
+    conversions: Arc<Semaphore>,
+    shares: Shares,
+    changed: Box<dyn Fn(&Uid) + Send + Sync>,
+}
+
+impl Jobs {
+    /// `share` is how many images are converted at once, and fetched at once from one registry.
+    pub(super) fn new(share: usize, changed: Box<dyn Fn(&Uid) + Send + Sync>) -> Self {
+        let inner = Inner {
+            table: Mutex::default(),
+            fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
+            conversions: Arc::new(Semaphore::new(share)),
+            shares: Shares::of(share),
+            changed,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn announce(&self, owner: &Uid) {
+        (self.inner.changed)(owner);
+    }
+
+    /// Permits of conversions, for imports as well.
+    pub(super) fn conversions(&self) -> Arc<Semaphore> {
+        self.inner.conversions.clone()
+    }
+
+    /// Begins a job unless one goes on, which then serves this owner too; answers how the last one that
+    /// served it failed, once.
+    pub(super) fn begin<F>(
+        &self,
+        owner: &Uid,
+        key: &Key,
+        work: impl FnOnce(Stop) -> F,
+    ) -> Result<(), HostError>
+    where
+        F: Future<Output = Result<(), HostError>> + Send + 'static,
+    {
+        let (stop, number) = {
+            let mut table = self.lock();
+            if let Some(failure) = table.failed.remove(&(owner.clone(), key.digest.clone())) {
+                return Err(failure.into_error());
+            }
+            if let Some(entry) = table.entries.get_mut(key) {
+                entry.owners.insert(owner.clone());
+                return Ok(());
+            }
+            let (stop, stopped) = Stop::new();
+            table.arrivals += 1;
+            let (number, owners) = (table.arrivals, BTreeSet::from([owner.clone()]));
+            table.entries.insert(key.clone(), Entry { is_running: false, number, owners, stop });
+            (stopped, number)
+        };
+        let shares = key.source.as_ref().map(|source| self.inner.shares.of_host(&source.registry));
+        let work = work(stop.clone());
+        let end = End { jobs: self.clone(), key: key.clone(), number, result: None };
+        tokio::spawn(async move {
+            let (mut stop, mut end) = (stop, end);
+            let result = tokio::select! {
+                biased;
+                () = stop.set() => Ok(()),
+                result = end.jobs.run(&end.key, shares, work) => result,
+            };
+            end.result = Some(result);
+            drop(end);
+        });
+        Ok(())
+    }
+
+    async fn run(
+        &self,
+        key: &Key,
+        share: Option<Arc<Semaphore>>,
+        work: impl Future<Output = Result<(), HostError>>,
+    ) -> Result<(), HostError> {
+        let (global, deadline) = match share {
+            Some(_) => (&self.inner.fetches, FETCH_DEADLINE),
+            None => (&self.inner.conversions, CONVERT_DEADLINE),
+        };
+        // The registry's share first: who waits for it keeps no permit of all.
+        let share = match share {
+            Some(share) => share.acquire_owned().await.ok(),
+            None => None,
+        };
+        let permit = global.clone().acquire_owned().await.ok();
+        if let Some(entry) = self.lock().entries.get_mut(key) {
+            entry.is_running = true;
+        }
+        self.tell(key);
+        let late = || {
+            let words = format!("it is not done within {} min; it goes on later", deadline.as_secs() / 60);
+            HostError::new(HostErrorKind::Transient, "bring", key.digest.as_str()).because(words)
+        };
+        let result = tokio::time::timeout(deadline, self.with_progress(key, work)).await;
+        drop((share, permit));
+        result.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Announces progress while the work goes on.
+    async fn with_progress<T>(&self, key: &Key, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            match tokio::time::timeout(PROGRESS_INTERVAL, &mut work).await {
+                Ok(done) => return done,
+                Err(_) => self.tell(key),
+            }
+        }
+    }
+
+    fn tell(&self, key: &Key) {
+        let owners = self.lock().entries.get(key).map(|entry| entry.owners.clone());
+        owners.unwrap_or_default().iter().for_each(|owner| self.announce(owner));
+    }
+
+    /// What goes on for an owner's content: a fetch that serves it, or the conversion.
+    pub(super) fn of(&self, owner: &Uid, digest: &Digest) -> Option<Job> {
+        let table = self.lock();
+        let concerns = |key: &Key, entry: &Entry| {
+            key.digest == *digest && (key.source.is_none() || entry.owners.contains(owner))
+        };
+        let (key, entry) = table.entries.iter().find(|(key, entry)| concerns(key, entry))?;
+        if entry.is_running {
+            return Some(if key.source.is_some() { Job::Fetching } else { Job::Converting });
+        }
+        let registry = |key: &Key| key.source.as_ref().map(|source| source.registry.clone());
+        let before = table.entries.iter().filter(|(other, queued)| {
+            !queued.is_running && queued.number < entry.number && registry(other) == registry(key)
+        });
+        Some(Job::Queued { position: u32::try_from(before.count() + 1).unwrap_or(u32::MAX) })
+    }
+
+    /// Ends what goes on for this owner alone.
+    pub(super) fn forget(&self, owner: &Uid) {
+        let mut table = self.lock();
+        table.failed.retain(|(of, _), _| of != owner);
+        for entry in table.entries.values_mut().filter(|entry| entry.owners.contains(owner)) {
+            entry.owners.remove(owner);
+            if entry.owners.is_empty() {
+                entry.stop.send_replace(true);
+            }
+        }
+        // One that is asked for again before it has ended is a new one.
+        table.entries.retain(|_, entry| !entry.owners.is_empty());
+    }
+
+    /// Everyone that something goes on for, or is still to be told of.
+    pub(super) fn owners(&self) -> BTreeSet<Uid> {
+        let table = self.lock();
+        let working = table.entries.values().flat_map(|entry| entry.owners.iter());
+        working.chain(table.failed.keys().map(|(owner, _)| owner)).cloned().collect()
+    }
+}
+
+/// Takes a job off the table, however it ended.
+struct End {
+    jobs: Jobs,
+    key: Key,
+    number: u64,
+    /// `None` after a panic.
+    result: Option<Result<(), HostError>>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let panicked = || {
+            let words = "the work on it panicked";
+            HostError::new(HostErrorKind::Transient, "bring", self.key.digest.as_str()).because(words)
+        };
+        let failure = match self.result.take() {
+            Some(Ok(())) => None,
+            Some(Err(error)) => Some(Failure::of(&error)),
+            None => Some(Failure::of(&panicked())),
+        };
+        let owners = {
+            let mut table = self.jobs.lock();
+            // One that was forgotten meanwhile may have a successor.
+            if table.entries.get(&self.key).is_none_or(|entry| entry.number != self.number) {
+                return;
+            }
+            let Some(entry) = table.entries.remove(&self.key) else { return };
+            for owner in &entry.owners {
+                if let Some(failure) = &failure {
+                    table.failed.insert((owner.clone(), self.key.digest.clone()), failure.clone());
+                }
+            }
+            entry.owners
+        };
+        owners.iter().for_each(|owner| self.jobs.announce(owner));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    fn uid(first: char) -> Uid {
+        format!("{first}{:023}", 0).parse().expect("a letter and digits")
+    }
+
+    fn key() -> Key {
+        Key { source: None, digest: format!("sha256:{}", "a".repeat(64)).parse().expect("valid") }
+    }
+
+    fn failed() -> HostError {
+        HostError::new(HostErrorKind::Denied, "bring", "it").because("for a reason")
+    }
+
+    /// Jobs, and who was announced.
+    fn jobs() -> (Jobs, mpsc::Receiver<Uid>) {
+        let (told, heard) = mpsc::channel();
+        let told = Mutex::new(told);
+        let changed = move |owner: &Uid| {
+            // A test that is over hears nothing.
+            let _ = told.lock().expect("no panic holds it").send(owner.clone());
+        };
+        (Jobs::new(1, Box::new(changed)), heard)
+    }
+
+    async fn ended(jobs: &Jobs) {
+        while !jobs.lock().entries.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_leaves_the_table_and_is_told_as_a_failure() {
+        let (jobs, _heard) = jobs();
+        jobs.begin(&uid('a'), &key(), |_| async { panic!("of the work") }).expect("begun");
+        ended(&jobs).await;
+        let error = jobs.begin(&uid('a'), &key(), |_| async { Ok(()) }).expect_err("told");
+        assert_eq!(error.kind, HostErrorKind::Transient);
+        jobs.begin(&uid('a'), &key(), |_| async { Ok(()) }).expect("begun anew");
+        ended(&jobs).await;
+        jobs.begin(&uid('a'), &key(), |_| async { Ok(()) }).expect("it went well");
+    }
+
+    #[tokio::test]
+    async fn every_owner_is_told_of_the_failure_once() {
+        let (jobs, heard) = jobs();
+        let go = Arc::new(Notify::new());
+        let begin = |owner: char| {
+            let go = go.clone();
+            jobs.begin(&uid(owner), &key(), |_| async move {
+                go.notified().await;
+                Err(failed())
+            })
+        };
+        begin('a').expect("begun");
+        begin('b').expect("joined");
+        go.notify_one();
+        ended(&jobs).await;
+        for owner in ['a', 'b'] {
+            let error = begin(owner).expect_err("told");
+            assert_eq!(
+                (error.kind, error.chain().as_str()),
+                (HostErrorKind::Denied, failed().chain().as_str())
+            );
+        }
+        assert!(jobs.owners().is_empty());
+        let heard: BTreeSet<Uid> = heard.try_iter().collect();
+        assert_eq!(heard, BTreeSet::from([uid('a'), uid('b')]));
+    }
+
+    #[tokio::test]
+    async fn a_job_ends_with_its_last_owner_and_not_before() {
+        let (jobs, _heard) = jobs();
+        let stop = Arc::new(Mutex::new(None));
+        let seen = stop.clone();
+        let work = move |stop: Stop| {
+            *seen.lock().expect("no panic holds it") = Some(stop);
+            std::future::pending()
+        };
+        jobs.begin(&uid('a'), &key(), work).expect("begun");
+        jobs.begin(&uid('b'), &key(), |_| std::future::pending()).expect("joined");
+        let is_set = || stop.lock().expect("no panic holds it").as_ref().is_some_and(Stop::is_set);
+        jobs.forget(&uid('a'));
+        assert!(!is_set() && jobs.of(&uid('b'), &key().digest).is_some());
+        jobs.forget(&uid('b'));
+        assert!(is_set() && jobs.of(&uid('b'), &key().digest).is_none());
+        // What is begun after it is another job, which the end of the first leaves alone.
+        jobs.begin(&uid('c'), &key(), |_| std::future::pending()).expect("begun");
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(jobs.of(&uid('c'), &key().digest), Some(Job::Converting), "the permit was given back");
+    }
+}

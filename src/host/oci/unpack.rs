@@ -1,0 +1,64 @@
+//! What is compressed, by its first bytes, with bounds on what it unpacks to.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek};
+
+use super::Refused;
+use super::jobs::Stop;
+
+/// What an image may unpack to; the largest in common use have some 20 GiB.
+pub(super) const UNPACKED_BYTES_MAX: u64 = 64 << 30;
+/// gzip reaches 1030; real layers stay below 20. A small archive may unpack to `RATIO_FREE_BYTES` anyway.
+const RATIO_MAX: u64 = 200;
+const RATIO_FREE_BYTES: u64 = 1 << 30;
+
+/// A reader of the plain bytes of a file, which ends with an error beyond `budget` bytes or when its
+/// ratio is out of the ordinary, and when nobody wants it any more.
+pub(super) fn open(mut file: File, budget: u64, stop: &Stop) -> Result<Bounded, Refused> {
+    let packed = file.metadata().map_err(Refused::of_io)?.len();
+    let mut magic = [0u8; 6];
+    let mut count = 0;
+    while count < magic.len() {
+        match file.read(&mut magic[count..]).map_err(Refused::of_io)? {
+            0 => break,
+            more => count += more,
+        }
+    }
+    file.rewind().map_err(Refused::of_io)?;
+    let file = BufReader::with_capacity(256 << 10, file);
+    let reader: Box<dyn Read> = match &magic[..count] {
+        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(file).map_err(Refused::of_io)?),
+        [b'B', b'Z', b'h', ..] => return Err(foreign("bzip2")),
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => return Err(foreign("xz")),
+        [0x04, 0x22, 0x4d, 0x18, ..] => return Err(foreign("lz4")),
+        [b'P', b'K', 3, 4, ..] => return Err(foreign("zip")),
+        _ => Box::new(file),
+    };
+    let by_ratio = RATIO_FREE_BYTES.saturating_add(packed.saturating_mul(RATIO_MAX));
+    Ok(Bounded { inner: reader, left: budget.min(by_ratio), stop: stop.clone() })
+}
+
+fn foreign(name: &str) -> Refused {
+    Refused::new(format!("it is compressed with {name}, which is not taken; gzip and zstd are"))
+}
+
+/// Ends with an error where `take` would end silently.
+pub(super) struct Bounded {
+    inner: Box<dyn Read>,
+    left: u64,
+    stop: Stop,
+}
+
+impl Read for Bounded {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.stop.is_set() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it was given up"));
+        }
+        let count = self.inner.read(buffer)?;
+        let too_much =
+            || io::Error::new(io::ErrorKind::InvalidData, "the layers unpack to more than an image may");
+        self.left = self.left.checked_sub(count as u64).ok_or_else(too_much)?;
+        Ok(count)
+    }
+}
