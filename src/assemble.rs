@@ -27,7 +27,7 @@ use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::image::Image;
 use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::{Hypervisor, Instance, State};
-use stead_schemas::limits::CONSOLE_LOG_MAX;
+use stead_schemas::limits::{CLIENT_STALL_MAX, CONSOLE_LOG_MAX};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, Platform, Uid};
 use stead_schemas::network::{Network, NetworkSpec, Port};
@@ -155,6 +155,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tracing::info!(address = %listener.local_addr()?, "listening");
     let limits = ServerLimits {
         connections_max: config.connections_max,
+        connections_per_client_max: config.connections_per_client_max,
+        stall_max: CLIENT_STALL_MAX,
         header_timeout: HEADER_TIMEOUT,
         grace: SHUTDOWN_GRACE,
     };

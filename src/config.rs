@@ -48,7 +48,12 @@ pub struct Config {
     pub disk_reserve: String,
     /// Between two looks at everything, such as `5m`.
     pub resync: String,
+    /// Connections to the API at once.
     pub connections_max: usize,
+    /// Of these, those of one client address: a proxy in front of the API is one client.
+    pub connections_per_client_max: usize,
+    /// Requests at once of each kind: those that are being sent, those answered at once, those that wait for
+    /// a state, and verbs.
     pub requests_max: usize,
     /// Sessions of exec and cp at once.
     pub sockets_max: usize,
@@ -79,6 +84,7 @@ impl Default for Config {
             disk_reserve: "1GB".to_owned(),
             resync: "5m".to_owned(),
             connections_max: 1024,
+            connections_per_client_max: 512,
             requests_max: 512,
             sockets_max: 512,
             qemu: "qemu-system-x86_64".into(),
@@ -166,6 +172,7 @@ impl Config {
         for (key, value) in [
             ("image_concurrency", self.image_concurrency),
             ("connections_max", self.connections_max),
+            ("connections_per_client_max", self.connections_per_client_max),
             ("requests_max", self.requests_max),
             ("sockets_max", self.sockets_max),
         ] {

@@ -155,8 +155,8 @@ impl Keys {
         encode(&Header::new(Algorithm::HS256), &claims, &self.encoding).map_err(|error| error.to_string())
     }
 
-    /// Checks the request's token and its right.
-    pub(super) fn authorize(&self, headers: &HeaderMap, scope: Scope) -> Result<(), ApiError> {
+    /// Checks the request's token and its rights, all of which it needs.
+    pub(super) fn authorize(&self, headers: &HeaderMap, scopes: &[Scope]) -> Result<(), ApiError> {
         let unauthorized = |message: &str| ApiError::refused(StatusCode::UNAUTHORIZED, message);
         let header = headers
             .get(header::AUTHORIZATION)
@@ -175,13 +175,16 @@ impl Keys {
         if is_registry_token || claims.sub.starts_with("builder-") {
             return Err(unauthorized("this token is for the registry only"));
         }
-        let is_allowed = claims.permissions.is_none_or(|permissions| {
+        let Some(permissions) = claims.permissions else { return Ok(()) };
+        let has = |scope: &&Scope| {
             permissions.iter().any(|permission| permission == "*" || permission == scope.as_str())
-        });
-        if is_allowed {
-            return Ok(());
+        };
+        match scopes.iter().find(|scope| !has(scope)) {
+            None => Ok(()),
+            Some(scope) => {
+                let message = format!("missing required scope: {}", scope.as_str());
+                Err(ApiError::refused(StatusCode::FORBIDDEN, message))
+            }
         }
-        let message = format!("missing required scope: {}", scope.as_str());
-        Err(ApiError::refused(StatusCode::FORBIDDEN, message))
     }
 }

@@ -16,6 +16,7 @@ use stead_schemas::limits::MESSAGE_CHARS_MAX;
 use stead_schemas::validate::{FieldErrors, printable};
 
 use crate::agent::AgentError;
+use crate::peers::TooSlow;
 
 /// Says to the SDKs not to repeat a request that a repeat cannot cure.
 static SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -226,12 +227,26 @@ impl From<WebSocketUpgradeRejection> for ApiError {
     }
 }
 
+/// Of a body that could not be read whole: it came too slowly, or broke off.
+pub(super) fn of_body(error: &axum::Error) -> ApiError {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<TooSlow>() {
+            return ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body came too slowly");
+        }
+        cause = error.source();
+    }
+    ApiError::refused(StatusCode::BAD_REQUEST, "the body could not be read")
+}
+
+pub(super) fn too_large() -> ApiError {
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", "the body is larger than 1 MiB")
+}
+
 impl From<BytesRejection> for ApiError {
     fn from(rejection: BytesRejection) -> Self {
         match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", "the body is larger than 1 MiB")
-            }
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
             status => Self::refused(status, "the body could not be read"),
         }
     }

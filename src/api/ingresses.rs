@@ -30,7 +30,7 @@ pub(super) async fn create(
     // Looked at once: it is served, or why it is not is told.
     let (uid, generation) = (&object.meta.uid, object.meta.generation);
     let is_over = |seen: &stead_schemas::meta::Object<Ingress>| seen.status.observed_generation >= generation;
-    let seen = until::<Ingress>(state.store(), uid, VERB_WAIT_MAX, is_over).await.unwrap_or(object.clone());
+    let seen = until::<Ingress>(&state, uid, VERB_WAIT_MAX, is_over).await.unwrap_or(object.clone());
     Ok((StatusCode::CREATED, Json(api::Ingress::of(&seen))).into_response())
 }
 
@@ -72,6 +72,6 @@ pub(super) async fn delete(
     let of_transaction = uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &of_transaction)).await?;
     // Then nothing of it is served any more, and its host names are free.
-    until::<Ingress>(state.store(), &uid, VERB_WAIT_MAX, |_| false).await;
+    until::<Ingress>(&state, &uid, VERB_WAIT_MAX, |_| false).await;
     Ok(StatusCode::NO_CONTENT)
 }

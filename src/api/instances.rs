@@ -76,6 +76,10 @@ pub(super) async fn list(
         None => None,
     };
     if params.get("watch").is_some_and(|value| value == "true") {
+        if wanted.is_some() {
+            let message = "state cannot be given with watch: an object that leaves it would not be told";
+            return Err(ApiError::bad_request("invalid_request", message));
+        }
         return watch::instances(&state, &params, tags);
     }
     let store = state.store();
@@ -116,7 +120,7 @@ pub(super) async fn carried_out(
     uid: &Uid,
     is_over: impl Fn(&Object<Instance>) -> bool,
 ) -> Result<Json<api::Instance>, ApiError> {
-    let seen = until::<Instance>(state.store(), uid, VERB_WAIT_MAX, is_over).await;
+    let seen = until::<Instance>(state, uid, VERB_WAIT_MAX, is_over).await;
     let object = seen.ok_or_else(ApiError::not_found)?;
     Ok(Json(lookup::view(state.store(), &object)))
 }
@@ -216,13 +220,13 @@ pub(super) async fn delete(
     let disks: Vec<Uid> =
         object.spec.volumes.iter().filter_map(|mount| own_disk(store, &uid, mount)).collect();
     let clear = async {
-        until::<Instance>(store, &uid, VERB_WAIT_MAX, |_| false).await;
+        until::<Instance>(&state, &uid, VERB_WAIT_MAX, |_| false).await;
         // What it owned goes with it, a few milliseconds later.
         for disk in disks.iter().chain([&allocated.disk]) {
-            until::<Disk>(store, disk, VERB_WAIT_MAX, |_| false).await;
+            until::<Disk>(&state, disk, VERB_WAIT_MAX, |_| false).await;
         }
         if let Some(port) = &allocated.port {
-            until::<Port>(store, port, VERB_WAIT_MAX, |_| false).await;
+            until::<Port>(&state, port, VERB_WAIT_MAX, |_| false).await;
         }
     };
     // The wish is stored: late, it is carried out all the same.

@@ -58,7 +58,7 @@ pub(super) async fn create(
 /// that failed is told and gone.
 async fn captured(state: &ApiState, uid: &Uid) -> Result<Arc<Object<Snapshot>>, ApiError> {
     let is_over = |object: &Object<Snapshot>| object.status.phase != SnapshotPhase::Pending;
-    let object = until::<Snapshot>(state.store(), uid, VERB_WAIT_MAX, is_over).await;
+    let object = until::<Snapshot>(state, uid, VERB_WAIT_MAX, is_over).await;
     let object = object.ok_or_else(ApiError::not_found)?;
     if object.status.phase != SnapshotPhase::Failed {
         return Ok(object);
@@ -133,7 +133,7 @@ pub(super) async fn delete(
     let of_transaction = uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &of_transaction)).await?;
     // Late, its files go all the same.
-    until::<Snapshot>(state.store(), &uid, VERB_WAIT_MAX, |_| false).await;
+    until::<Snapshot>(&state, &uid, VERB_WAIT_MAX, |_| false).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -181,7 +181,7 @@ pub(super) async fn fork_snapshot(
 async fn made(state: &ApiState, forked: Forked) -> Result<Response, ApiError> {
     let is_over = |object: &Object<Snapshot>| object.status.phase != SnapshotPhase::Pending;
     // Gone: it has served already.
-    let snapshot = until::<Snapshot>(state.store(), &forked.snapshot, VERB_WAIT_MAX, is_over).await;
+    let snapshot = until::<Snapshot>(state, &forked.snapshot, VERB_WAIT_MAX, is_over).await;
     if let Some(failed) = snapshot.filter(|snapshot| snapshot.status.phase == SnapshotPhase::Failed) {
         let uid = forked.instance.meta.uid.clone();
         state.store().transact(move |tx| instances::delete(tx, &uid, true)).await?;

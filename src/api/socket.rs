@@ -1,6 +1,6 @@
 //! WebSockets to an instance's agent: the checks before the upgrade, the first frame, the end.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::Path;
@@ -16,6 +16,7 @@ use stead_schemas::guest::Request;
 use stead_schemas::instance::{Instance, State as Is};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::{ApiError, ApiState, Backend, lookup};
 use crate::agent::{AgentError, AgentStream};
@@ -28,8 +29,44 @@ const FIRST_FRAME_WAIT: Duration = Duration::from_secs(10);
 const ATTACH_WAIT: Duration = Duration::from_secs(5);
 const ATTACH_POLL: Duration = Duration::from_millis(20);
 /// Between two pings; a client that is gone without a word is noticed after a few.
-pub(super) const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_INTERVAL: Duration = Duration::from_secs(20);
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(70);
+
+/// When the other end was last heard of; of an end that is not listened to for a while, nothing can be said.
+#[derive(Debug)]
+pub(super) struct Heard(Mutex<Option<Instant>>);
+
+impl Heard {
+    pub(super) fn now() -> Self {
+        Self(Mutex::new(Some(Instant::now())))
+    }
+
+    fn set(&self, at: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    pub(super) fn note(&self) {
+        self.set(Some(Instant::now()));
+    }
+
+    /// Until the next note nobody listens.
+    pub(super) fn pause(&self) {
+        self.set(None);
+    }
+
+    pub(super) fn is_silent_for(&self, most: Duration) -> bool {
+        let heard = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.is_some_and(|heard| heard.elapsed() > most)
+    }
+}
+
+/// A clock for pings, which begins with a pause.
+pub(super) fn pings() -> Interval {
+    let mut pings = tokio::time::interval(PING_INTERVAL);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pings.reset();
+    pings
+}
 
 pub(super) type Sink = SplitSink<WebSocket, Message>;
 pub(super) type Stream = SplitStream<WebSocket>;
@@ -109,10 +146,10 @@ pub(super) async fn open(
     wait: Option<Duration>,
 ) -> Result<AgentStream, AgentError> {
     let backend: &dyn Backend = state.0.backend.as_ref();
-    let deadline = tokio::time::Instant::now() + wait.unwrap_or(ATTACH_WAIT);
+    let deadline = Instant::now() + wait.unwrap_or(ATTACH_WAIT);
     loop {
         match backend.open_stream(instance, request.clone()).await {
-            Err(AgentError::NotReady) if tokio::time::Instant::now() < deadline => {
+            Err(AgentError::NotReady) if Instant::now() < deadline => {
                 let is_running = |object: Arc<Object<Instance>>| object.status.state == Is::Running;
                 // One that is not coming back is not waited for.
                 if wait.is_none() && !state.store().get::<Instance>(instance).is_some_and(is_running) {

@@ -74,7 +74,7 @@ pub(super) async fn delete(
     let uid = volume.meta.uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &uid)).await?;
     // The wish is stored: late, it is carried out all the same.
-    until::<Disk>(state.store(), &volume.spec.disk, VERB_WAIT_MAX, |_| false).await;
+    until::<Disk>(&state, &volume.spec.disk, VERB_WAIT_MAX, |_| false).await;
     Ok(StatusCode::NO_CONTENT)
 }
 

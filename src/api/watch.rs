@@ -1,7 +1,8 @@
 //! `GET /instances?watch=true&resource_version=N`: changes as they happen, one JSON line each.
 //!
 //! `{"type": "added"|"modified"|"deleted", "resource_version": N, "object": {...}}`; a client that
-//! fell behind, or asks from too long ago, gets `{"type": "too_old", "oldest": N}` and lists again.
+//! fell behind, or asks from too long ago, gets `{"type": "too_old", "oldest": N}` and lists again. When
+//! nothing happens, `{"type": "bookmark", "resource_version": N}` comes now and then: all up to there is told.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -12,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use stead_controllers::store::{Change, Event, Store, Watch};
 use stead_schemas::instance::Instance;
+use stead_schemas::limits::STREAM_IDLE_MAX;
 use stead_schemas::meta::{Kind, Tags};
 
 use super::{ApiError, ApiState, instances, lookup};
@@ -41,13 +43,19 @@ type Following = Option<(Store, Watch, Tags)>;
 async fn next(following: Following) -> Option<(Result<Bytes, Infallible>, Following)> {
     let (store, mut watch, tags) = following?;
     loop {
-        match watch.next().await {
-            Ok(event) => {
+        match tokio::time::timeout(STREAM_IDLE_MAX, watch.next()).await {
+            Err(_) => {
+                let mark = line(&json!({"type": "bookmark", "resource_version": watch.revision()}));
+                return Some((Ok(mark), Some((store, watch, tags))));
+            }
+            Ok(Ok(event)) => {
                 if let Some(value) = told(&store, &event, &tags) {
                     return Some((Ok(line(&value)), Some((store, watch, tags))));
                 }
             }
-            Err(error) => return Some((Ok(line(&json!({"type": "too_old", "oldest": error.oldest}))), None)),
+            Ok(Err(error)) => {
+                return Some((Ok(line(&json!({"type": "too_old", "oldest": error.oldest}))), None));
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ mod api;
 mod auto_standby;
 mod bad_input;
 mod ingress;
+mod load;
 #[path = "../sdk/node.rs"]
 mod node;
 #[path = "../sdk/python.rs"]

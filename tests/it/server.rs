@@ -3,7 +3,7 @@
 //! The simulated host runs in real time here: its guests boot in 1.5 s.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -37,6 +37,7 @@ pub(crate) const IMAGE: &str = "registry.test/busybox:v1";
 /// Another program's.
 pub(crate) const TAKEN_PORT: u16 = 4973;
 pub(crate) const REQUESTS_MAX: usize = 8;
+pub(crate) const CONNECTIONS_PER_CLIENT_MAX: usize = 48;
 pub(crate) const SOCKETS_MAX: usize = 2;
 
 pub(crate) struct Server {
@@ -47,11 +48,16 @@ pub(crate) struct Server {
     pub(crate) store: Store,
     pub(crate) kv: MemoryKv,
     pub(crate) http: reqwest::Client,
+    pub(crate) host: Arc<NoHost>,
     _tasks: JoinSet<()>,
     _shutdown: watch::Sender<bool>,
 }
 
-struct NoHost;
+/// What the test has happened to the host.
+#[derive(Default)]
+pub(crate) struct NoHost {
+    pub(crate) store_failure: Mutex<Option<String>>,
+}
 
 impl Backend for NoHost {
     fn keep_credentials(&self, _: &Uid, _: PushCredentials) {}
@@ -62,6 +68,10 @@ impl Backend for NoHost {
     }
     fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> Option<LogStream> {
         None
+    }
+
+    fn store_failure(&self) -> Option<String> {
+        self.store_failure.lock().expect("not poisoned").clone()
     }
 
     fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
@@ -146,10 +156,11 @@ impl Server {
             }
         });
         let keys = Keys::new(&[7; 32]);
+        let backend = Arc::<NoHost>::default();
         let state = ApiState::new(ApiConfig {
             store: store.clone(),
             keys: keys.clone(),
-            backend: Arc::new(NoHost),
+            backend: backend.clone(),
             defaults: InstanceDefaults {
                 platform: Platform::LinuxAmd64,
                 hypervisor: Hypervisor::Qemu,
@@ -164,6 +175,8 @@ impl Server {
         let address = listener.local_addr().expect("bound");
         let limits = ServerLimits {
             connections_max: 64,
+            connections_per_client_max: CONNECTIONS_PER_CLIENT_MAX,
+            stall_max: Duration::from_secs(2),
             header_timeout: Duration::from_secs(1),
             grace: Duration::from_secs(1),
         };
@@ -173,7 +186,18 @@ impl Server {
         let http = reqwest::Client::new();
         let token = token(&keys, &["*"], 3600);
         let base = format!("http://{address}");
-        Self { base, address, token, keys, store, kv, http, _tasks: tasks, _shutdown: shutdown }
+        Self {
+            base,
+            address,
+            token,
+            keys,
+            store,
+            kv,
+            http,
+            host: backend,
+            _tasks: tasks,
+            _shutdown: shutdown,
+        }
     }
 
     pub(crate) async fn send(&self, method: &str, path: &str, body: Option<Value>) -> Answer {

@@ -116,6 +116,8 @@ pub(crate) async fn run(dir: &Path) {
     let address = listener.local_addr().expect("bound");
     let limits = ServerLimits {
         connections_max: 256,
+        connections_per_client_max: 256,
+        stall_max: Duration::from_secs(120),
         header_timeout: Duration::from_secs(10),
         grace: Duration::from_secs(1),
     };
