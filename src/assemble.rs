@@ -36,11 +36,10 @@ use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::{AgentError, AgentStream};
-use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits};
+use crate::api::{self, ApiConfig, ApiState, Audit, Backend, ImportStream, LogStream, ServerLimits};
 use crate::config::Config;
 use crate::failpoint;
 use crate::host::boot_files::BootFiles;
@@ -61,7 +60,8 @@ use crate::host::{Scope, watch_files};
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::qemu::{self, Qemu, QemuConfig};
 use crate::ingress::{HttpListeners, IngressConfig};
-use crate::store::{SystemClock, open, token_key};
+use crate::signals::{ended, terminated};
+use crate::store::{SystemClock, open};
 
 /// For a request's head; a client on a bad line needs a second.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -133,7 +133,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let controllers = tokio::spawn(controllers.run(stopping));
     host.monitor(&config, &reports, &of_monitors)?;
 
-    let keys = api::auth::Keys::new(&token_key(&config.data_dir).context("cannot read the token key")?);
+    let keys = api::tokens::load(&config.data_dir).context("cannot read the token keys")?;
+    tokio::spawn(api::tokens::follow(config.data_dir.clone(), keys.clone()));
+    let audit = Audit::open(&config.data_dir).context("cannot open the audit log")?;
     let state = ApiState::new(ApiConfig {
         store,
         keys,
@@ -148,6 +150,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         capabilities,
         requests_max: config.requests_max,
         sockets_max: config.sockets_max,
+        shows_secrets: config.show_secrets,
+        audit: audit.clone(),
     });
     let listener = TcpListener::bind(config.listen)
         .await
@@ -161,6 +165,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         grace: SHUTDOWN_GRACE,
     };
     api::serve(listener, api::router(state), limits, terminated()).await?;
+    let _ = tokio::task::spawn_blocking(move || audit.flush()).await;
     // Passes first, then the store that they write to.
     let _ = stop_controllers.send(true);
     controllers.await.context("the controllers failed")?;
@@ -168,19 +173,6 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     writer.await.context("the store's writer failed")?;
     tracing::info!("ended; VMs run on");
     Ok(())
-}
-
-async fn ended(mut ending: watch::Receiver<bool>) {
-    drop(ending.wait_for(|&is_over| is_over).await);
-}
-
-async fn terminated() {
-    let listen = |kind| signal(kind).expect("signal handlers can be installed in a running runtime");
-    let (mut term, mut int) = (listen(SignalKind::terminate()), listen(SignalKind::interrupt()));
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
 }
 
 async fn declare_network(store: &Store, config: &Config) -> anyhow::Result<()> {

@@ -57,6 +57,10 @@ pub struct Config {
     pub requests_max: usize,
     /// Sessions of exec and cp at once.
     pub sockets_max: usize,
+    /// Whether answers have values of environment variables and of headers that let requests in for every
+    /// token, as the peer has it; otherwise only for those of `instance:secrets` and `ingress:secrets`, of `*`,
+    /// and without permissions.
+    pub show_secrets: bool,
     /// Program to run VMs with.
     pub qemu: PathBuf,
     /// `error` to `trace`, or a filter such as `stead=debug`.
@@ -87,6 +91,7 @@ impl Default for Config {
             connections_per_client_max: 512,
             requests_max: 512,
             sockets_max: 512,
+            show_secrets: false,
             qemu: "qemu-system-x86_64".into(),
             log: "info".to_owned(),
             failpoint: None,

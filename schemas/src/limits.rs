@@ -163,6 +163,10 @@ pub const SNAPSHOT_LOOK: Duration = Duration::from_secs(1);
 pub const POOL_MAX: u32 = 64;
 /// Between the end of one that is held ready and the start of the one in its place.
 pub const POOL_RETRY: Duration = Duration::from_secs(5);
+/// One file of the audit log: some fifty thousand requests.
+pub const AUDIT_LOG_MAX: Bytes = Bytes(16 << 20);
+/// Files of the audit log, the one that is written to included.
+pub const AUDIT_FILES_MAX: u32 = 5;
 /// What the daemon did for an instance: weeks of ordinary life; twice as much with the one before it.
 pub const JOURNAL_LOG_MAX: Bytes = Bytes(1 << 20);
 /// Of one line there: a whole chain of causes, twice the text of a condition.

@@ -15,16 +15,18 @@ use stead_schemas::api::{CopyFrame, CopyHeader, CopyRequest, Direction};
 use stead_schemas::guest::FromStream;
 use stead_schemas::names::Uid;
 
+use super::auth::Bearer;
 use super::socket::{self, Heard, SILENCE_MAX, Sink, Stream};
 use super::{ApiError, ApiState};
 use crate::agent::{AgentStream, Event};
 
 pub(super) async fn cp(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    socket::upgrade(state, id, upgrade, session)
+    socket::upgrade(state, bearer, id, upgrade, session)
 }
 
 /// For a client that sends a file to say something: it may wait for its own disk, and does not answer pings

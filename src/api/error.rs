@@ -12,7 +12,7 @@ use stead_controllers::store::{StoreError, TransactError, TxError};
 use stead_controllers::vm::admission::Refused;
 use stead_controllers::volume::admission::VolumeRefused;
 use stead_schemas::api::ErrorBody;
-use stead_schemas::limits::MESSAGE_CHARS_MAX;
+use stead_schemas::limits::{HOSTNAME_BYTES_MAX, MESSAGE_CHARS_MAX};
 use stead_schemas::validate::{FieldErrors, printable};
 
 use crate::agent::AgentError;
@@ -47,6 +47,11 @@ impl ApiError {
     }
     pub(super) fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "resource not found")
+    }
+    /// Likewise, and says what there is not.
+    pub(super) fn absent(kind: &str, word: &str) -> Self {
+        let word = printable(word, HOSTNAME_BYTES_MAX);
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {kind} {word:?}"))
     }
     /// A conflict that a repeat of the same request meets again.
     pub(super) fn conflict(code: &str, message: impl Into<String>) -> Self {

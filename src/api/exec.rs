@@ -17,6 +17,7 @@ use stead_schemas::api::{ExecControl, ExecRequest};
 use stead_schemas::guest::{FromStream, Request};
 use stead_schemas::names::Uid;
 
+use super::auth::Bearer;
 use super::socket::{self, Heard, SILENCE_MAX, Sink, Stream};
 use super::{ApiError, ApiState};
 use crate::agent::{AgentStream, Event, StreamReceiver, StreamSender};
@@ -29,10 +30,11 @@ const STANDARD_ERROR: u8 = 2;
 
 pub(super) async fn exec(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    socket::upgrade(state, id, upgrade, session)
+    socket::upgrade(state, bearer, id, upgrade, session)
 }
 
 async fn session(state: ApiState, instance: Uid, socket: WebSocket) {

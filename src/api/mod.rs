@@ -6,6 +6,7 @@
 //! who does not, and `/health` answers whatever the load.
 //! Never: touches the host: what it needs of it comes in by the traits of `backend`.
 
+mod audit;
 pub mod auth;
 mod auto_standby;
 mod backend;
@@ -22,6 +23,8 @@ mod lookup;
 mod pools;
 mod route;
 mod schedules;
+mod scope;
+mod secrets;
 mod server;
 mod snapshots;
 mod socket;
@@ -29,6 +32,7 @@ mod stat;
 mod stats;
 mod system;
 mod table;
+pub mod tokens;
 mod volumes;
 mod wait;
 mod waiters;
@@ -43,6 +47,7 @@ use stead_controllers::store::Store;
 use stead_schemas::api::{Capabilities, InstanceDefaults};
 use stead_schemas::limits;
 
+pub use audit::Audit;
 pub use backend::{Backend, ImportStream, LogStream};
 pub use error::ApiError;
 pub use route::RouteView;
@@ -66,6 +71,8 @@ struct Inner {
     pools: Pools,
     waiters: Arc<Waiters>,
     sockets: Arc<tokio::sync::Semaphore>,
+    shows_secrets: bool,
+    audit: Audit,
 }
 
 /// What the API is made of.
@@ -81,6 +88,10 @@ pub struct ApiConfig {
     pub requests_max: usize,
     /// Sessions of exec and cp at once.
     pub sockets_max: usize,
+    /// Whether secrets are in answers to every token.
+    pub shows_secrets: bool,
+    /// Where changes are told; by default nowhere.
+    pub audit: Audit,
 }
 
 impl std::fmt::Debug for ApiConfig {
@@ -99,8 +110,18 @@ impl ApiState {
     /// Within a runtime, which its own task needs.
     #[must_use]
     pub fn new(config: ApiConfig) -> Self {
-        let ApiConfig { store, keys, backend, defaults, tap_prefix, capabilities, requests_max, sockets_max } =
-            config;
+        let ApiConfig {
+            store,
+            keys,
+            backend,
+            defaults,
+            tap_prefix,
+            capabilities,
+            requests_max,
+            sockets_max,
+            shows_secrets,
+            audit,
+        } = config;
         let pools = Pools::new(requests_max);
         let waiters = Waiters::of(&store);
         let sockets = Arc::new(tokio::sync::Semaphore::new(sockets_max));
@@ -114,6 +135,8 @@ impl ApiState {
             pools,
             waiters,
             sockets,
+            shows_secrets,
+            audit,
         }))
     }
 

@@ -4,18 +4,20 @@ use std::collections::BTreeMap;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Query, Request, State};
+use axum::extract::{MatchedPath, Query, Request, State};
 use axum::handler::Handler;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use stead_schemas::limits::{BODY_BYTES_MAX, BODY_RATE_MIN, BODY_WAIT_MAX};
 
+use super::audit::Entry;
 use super::auth::Scope;
 use super::pools::Pool;
+use super::server::ClientAddress;
 use super::{ApiError, ApiState, error};
 use crate::peers::{Patience, Patient};
 
@@ -32,11 +34,22 @@ pub(super) struct Rule {
     query: Option<&'static [&'static str]>,
     pool: Pool,
     has_streamed_body: bool,
+    /// What is asked for is told in the audit log.
+    is_audited: bool,
+    /// The answer goes on as long as its reader and the token do.
+    goes_on: bool,
 }
 
 /// The rule of a route that is answered at once, for bearers of all these scopes.
 pub(super) const fn needs(scopes: &'static [Scope]) -> Rule {
-    Rule { scopes, query: Some(&[]), pool: Pool::Short, has_streamed_body: false }
+    Rule {
+        scopes,
+        query: Some(&[]),
+        pool: Pool::Short,
+        has_streamed_body: false,
+        is_audited: false,
+        goes_on: false,
+    }
 }
 
 impl Rule {
@@ -56,6 +69,16 @@ impl Rule {
     /// Its answer waits for the host or a guest to do something.
     pub(super) const fn works(self) -> Self {
         Self { pool: Pool::Verbs, ..self }
+    }
+
+    /// Its answer may be a stream that has no end of its own.
+    pub(super) const fn goes_on(self) -> Self {
+        Self { goes_on: true, ..self }
+    }
+
+    /// It changes something, though its method does not say so.
+    pub(super) const fn audited(self) -> Self {
+        Self { is_audited: true, ..self }
     }
 
     /// Its handler reads the body itself, whatever its length.
@@ -125,6 +148,7 @@ impl Routes {
         T: 'static,
     {
         let (filter, method) = verb.named();
+        let rule = Rule { is_audited: rule.is_audited || !matches!(verb, Verb::Get), ..rule };
         let guard = middleware::from_fn_with_state((self.state.clone(), rule), guard);
         let scopes = rule.scopes.iter().map(|scope| scope.as_str()).collect();
         self.views.push(RouteView { method, path, scopes });
@@ -155,28 +179,74 @@ impl Routes {
     }
 }
 
-/// In front of every handler but the public ones: rights, then the query, then the whole body, and only
-/// then a permit of the pool: who is slow to send takes none from those who have sent.
-async fn guard(
-    State((state, rule)): State<(ApiState, Rule)>,
+/// In front of every handler but the public ones; what it let in or refused is told where it has to be.
+async fn guard(State((state, rule)): State<(ApiState, Rule)>, request: Request, next: Next) -> Response {
+    if !rule.is_audited {
+        return admit(&state, rule, request, next, None).await.into_response();
+    }
+    let client = request.extensions().get::<ClientAddress>().map(|client| client.0);
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let mut entry = Entry::new(client, request.method().as_str(), route, request.uri().path());
+    let began = tokio::time::Instant::now();
+    let answer = admit(&state, rule, request, next, Some(&mut entry)).await.into_response();
+    let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    state.0.audit.tell(&entry.end(answer.status().as_u16(), millis));
+    answer
+}
+
+/// Rights, then the query, then the whole body, and only then a permit of the pool: who is slow to send
+/// takes none from those who have sent.
+async fn admit(
+    state: &ApiState,
+    rule: Rule,
     request: Request,
     next: Next,
+    mut entry: Option<&mut Entry>,
 ) -> Result<Response, ApiError> {
-    state.0.keys.authorize(request.headers(), rule.scopes)?;
+    let mut bearer = state.0.keys.authorize(request.headers())?;
+    if let Some(entry) = &mut entry {
+        entry.by(&bearer);
+    }
+    rule.scopes.iter().try_for_each(|&scope| bearer.needs(scope))?;
+    if state.0.shows_secrets {
+        bearer.let_see_secrets();
+    }
     check_query(request.uri(), rule.query)?;
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    parts.extensions.insert(bearer.clone());
     let body = match rule.has_streamed_body {
         true => Body::new(Patient::new(body, Patience::at_rate(BODY_WAIT_MAX, BODY_RATE_MIN))),
-        false => whole(&state, body).await?,
+        false => {
+            let bytes = whole(state, body).await?;
+            if let Some(entry) = &mut entry {
+                entry.of(&bytes);
+            }
+            Body::from(bytes)
+        }
     };
     let _permit = state.0.pools.take(rule.pool)?;
-    Ok(next.run(Request::from_parts(parts, body)).await)
+    let answer = next.run(Request::from_parts(parts, body));
+    if rule.pool == Pool::Waits {
+        return tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            () = bearer.ends() => {
+                Err(ApiError::refused(StatusCode::UNAUTHORIZED, "the token ended while its request waited"))
+            }
+        };
+    }
+    let answer = answer.await;
+    if !rule.goes_on || axum::body::HttpBody::size_hint(answer.body()).exact().is_some() {
+        return Ok(answer);
+    }
+    let ends = Box::pin(bearer.ends());
+    Ok(answer.map(|body| Body::from_stream(body.into_data_stream().take_until(ends))))
 }
 
 /// A body that is there whole, within its time.
-async fn whole(state: &ApiState, body: Body) -> Result<Body, ApiError> {
+async fn whole(state: &ApiState, body: Body) -> Result<Bytes, ApiError> {
     if axum::body::HttpBody::is_end_stream(&body) {
-        return Ok(Body::empty());
+        return Ok(Bytes::new());
     }
     let _permit = state.0.pools.take(Pool::Bodies)?;
     let body = Body::new(Patient::new(body, Patience::in_all(BODY_WAIT_MAX)));
@@ -189,7 +259,7 @@ async fn whole(state: &ApiState, body: Body) -> Result<Body, ApiError> {
         }
         bytes.extend_from_slice(&piece);
     }
-    Ok(Body::from(bytes.freeze()))
+    Ok(bytes.freeze())
 }
 
 /// A parameter that a route does not read would be a wish that is not carried out.

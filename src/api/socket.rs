@@ -18,6 +18,7 @@ use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use super::auth::Bearer;
 use super::{ApiError, ApiState, Backend, lookup};
 use crate::agent::{AgentError, AgentStream};
 
@@ -73,7 +74,10 @@ pub(super) type Stream = SplitStream<WebSocket>;
 
 /// The instance, if its program runs and its agent is not skipped.
 pub(super) fn running(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
-    let object = lookup::instance(store, word)?;
+    ready(lookup::instance(store, word)?)
+}
+
+fn ready(object: Arc<Object<Instance>>) -> Result<Arc<Object<Instance>>, ApiError> {
     let state = object.status.state;
     if state != Is::Running {
         let message = format!("the instance is {state:?}; this needs Running");
@@ -90,6 +94,7 @@ pub(super) fn running(store: &Store, word: &str) -> Result<Arc<Object<Instance>>
 /// an upgraded connection is no longer counted among the listener's.
 pub(super) fn upgrade<F>(
     state: ApiState,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     session: impl FnOnce(ApiState, Uid, WebSocket) -> F + Send + 'static,
@@ -97,12 +102,18 @@ pub(super) fn upgrade<F>(
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let uid = running(state.store(), &id?.0)?.meta.uid.clone();
+    let object = ready(lookup::instance_to_change(state.store(), &id?.0)?)?;
+    let uid = object.meta.uid.clone();
     let upgrade = upgrade?.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX);
     let place = state.0.sockets.clone().try_acquire_owned();
     let place = place.map_err(|_| ApiError::overloaded("too many sessions of exec and cp at once"))?;
     Ok(upgrade.on_upgrade(move |socket| async move {
-        session(state, uid, socket).await;
+        tokio::select! {
+            biased;
+            () = session(state, uid, socket) => {}
+            // With the session its connection ends, and what it had begun.
+            () = bearer.ends() => {}
+        }
         drop(place);
     }))
 }

@@ -27,7 +27,7 @@ fn instances_of(routes: Routes) -> Routes {
         .add(
             Get,
             "/instances",
-            read.query(&["state", "tags[]", "watch", "resource_version"]),
+            read.query(&["state", "tags[]", "watch", "resource_version"]).goes_on(),
             instances::list,
         )
         .add(Post, "/instances", write, instances::create)
@@ -41,9 +41,9 @@ fn instances_of(routes: Routes) -> Routes {
         .add(Get, "/instances/{id}/auto-standby/status", read, auto_standby::status)
         .add(Post, "/instances/{id}/auto-standby/hold", write, auto_standby::hold)
         .add(Get, "/instances/{id}/wait", read.waits().query(&["state", "timeout"]), wait::wait_for_state)
-        .add(Get, "/instances/{id}/logs", read.query(&["tail", "follow", "source"]), logs::logs)
-        .add(Get, "/instances/{id}/exec", write, exec::exec)
-        .add(Get, "/instances/{id}/cp", write, cp::cp)
+        .add(Get, "/instances/{id}/logs", read.query(&["tail", "follow", "source"]).goes_on(), logs::logs)
+        .add(Get, "/instances/{id}/exec", write.audited(), exec::exec)
+        .add(Get, "/instances/{id}/cp", write.audited(), cp::cp)
         .add(Get, "/instances/{id}/stats", read, stats::stats)
         .add(
             Get,
@@ -63,7 +63,7 @@ fn snapshots_of(routes: Routes) -> Routes {
         .add(
             Post,
             "/instances/{id}/snapshots/{snapshot}/restore",
-            needs(&[Scope::SnapshotWrite]).works(),
+            needs(&[Scope::SnapshotWrite, Scope::InstanceWrite]).works(),
             snapshots::restore,
         )
         .add(Get, "/instances/{id}/snapshot-schedule", read, schedules::get)
@@ -78,11 +78,16 @@ fn snapshots_of(routes: Routes) -> Routes {
         .add(Get, "/snapshots/{id}", read, snapshots::get)
         .add(Patch, "/snapshots/{id}", write, snapshots::update)
         .add(Delete, "/snapshots/{id}", delete.works(), snapshots::delete)
-        .add(Post, "/snapshots/{id}/fork", needs(&[Scope::SnapshotWrite]).works(), snapshots::fork_snapshot)
+        .add(
+            Post,
+            "/snapshots/{id}/fork",
+            needs(&[Scope::SnapshotWrite, Scope::InstanceWrite]).works(),
+            snapshots::fork_snapshot,
+        )
 }
 
 fn volumes_of(routes: Routes) -> Routes {
-    let place = needs(&[Scope::VolumeWrite]);
+    let place = needs(&[Scope::VolumeWrite, Scope::InstanceWrite]);
     routes
         .add(Get, "/volumes", needs(&[Scope::VolumeRead]).query(&["tags[]"]), volumes::list)
         .add(Post, "/volumes", needs(&[Scope::VolumeWrite]), volumes::create)
@@ -96,7 +101,12 @@ fn images_of(routes: Routes) -> Routes {
     let write = needs(&[Scope::ImageWrite]);
     routes
         .add(Get, "/ingresses", needs(&[Scope::IngressRead]).query(&["tags[]"]), ingresses::list)
-        .add(Post, "/ingresses", needs(&[Scope::IngressWrite]).works(), ingresses::create)
+        .add(
+            Post,
+            "/ingresses",
+            needs(&[Scope::IngressWrite, Scope::InstanceWrite]).works(),
+            ingresses::create,
+        )
         .add(Get, "/ingresses/{id}", needs(&[Scope::IngressRead]), ingresses::get)
         .add(Delete, "/ingresses/{id}", needs(&[Scope::IngressDelete]).works(), ingresses::delete)
         .add(Get, "/images", needs(&[Scope::ImageRead]).query(&["tags[]"]), images::list)

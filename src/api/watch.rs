@@ -16,10 +16,12 @@ use stead_schemas::instance::Instance;
 use stead_schemas::limits::STREAM_IDLE_MAX;
 use stead_schemas::meta::{Kind, Tags};
 
+use super::auth::Bearer;
 use super::{ApiError, ApiState, instances, lookup};
 
 pub(super) fn instances(
     state: &ApiState,
+    bearer: Bearer,
     params: &BTreeMap<String, String>,
     tags: Tags,
 ) -> Result<Response, ApiError> {
@@ -31,26 +33,26 @@ pub(super) fn instances(
         })?,
     };
     let body = match store.watch(Some(Instance::NAME), from) {
-        Ok(watch) => Body::from_stream(futures::stream::unfold(Some((store, watch, tags)), next)),
+        Ok(watch) => Body::from_stream(futures::stream::unfold(Some((store, watch, tags, bearer)), next)),
         Err(error) => Body::from(line(&json!({"type": "too_old", "oldest": error.oldest}))),
     };
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-cache")], body)
         .into_response())
 }
 
-type Following = Option<(Store, Watch, Tags)>;
+type Following = Option<(Store, Watch, Tags, Bearer)>;
 
 async fn next(following: Following) -> Option<(Result<Bytes, Infallible>, Following)> {
-    let (store, mut watch, tags) = following?;
+    let (store, mut watch, tags, bearer) = following?;
     loop {
         match tokio::time::timeout(STREAM_IDLE_MAX, watch.next()).await {
             Err(_) => {
                 let mark = line(&json!({"type": "bookmark", "resource_version": watch.revision()}));
-                return Some((Ok(mark), Some((store, watch, tags))));
+                return Some((Ok(mark), Some((store, watch, tags, bearer))));
             }
             Ok(Ok(event)) => {
-                if let Some(value) = told(&store, &event, &tags) {
-                    return Some((Ok(line(&value)), Some((store, watch, tags))));
+                if let Some(value) = told(&store, &bearer, &event, &tags) {
+                    return Some((Ok(line(&value)), Some((store, watch, tags, bearer))));
                 }
             }
             Ok(Err(error)) => {
@@ -60,7 +62,7 @@ async fn next(following: Following) -> Option<(Result<Bytes, Infallible>, Follow
     }
 }
 
-fn told(store: &Store, event: &Event, tags: &Tags) -> Option<Value> {
+fn told(store: &Store, bearer: &Bearer, event: &Event, tags: &Tags) -> Option<Value> {
     let (word, object) = match event.change {
         Change::Created => ("added", store.get::<Instance>(&event.uid)?),
         // Gone meanwhile: the deletion is told by its own event.
@@ -69,7 +71,7 @@ fn told(store: &Store, event: &Event, tags: &Tags) -> Option<Value> {
     };
     let is_wanted = instances::has_tags(&object.meta.tags, tags) && !object.is_pooled();
     is_wanted.then(
-        || json!({"type": word, "resource_version": event.revision, "object": lookup::view(store, &object)}),
+        || json!({"type": word, "resource_version": event.revision, "object": lookup::view(store, bearer, &object)}),
     )
 }
 

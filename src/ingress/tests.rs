@@ -408,6 +408,7 @@ async fn a_socket_that_somebody_shuts_is_noticed() {
         reach: Arc::new(reach),
         places: Arc::default(),
         clients: Arc::new(Semaphore::new(1)),
+        shares: Shares::new(usize::MAX),
     };
     let served = tokio::spawn(server::serve(listener, Arc::new(proxy)));
     rustix::net::shutdown(&same, rustix::net::Shutdown::Both).expect("shut");
