@@ -5,8 +5,8 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -14,6 +14,9 @@ use tracing_subscriber::fmt::MakeWriter;
 const WAITING_MAX: usize = 4096;
 /// Longer lines are cut: a line is read by a person.
 const LINE_BYTES_MAX: usize = 64 << 10;
+
+/// Between two looks whether there is room again.
+const FLUSH_LOOK: Duration = Duration::from_millis(5);
 
 enum Word {
     Line(Vec<u8>),
@@ -65,12 +68,19 @@ impl Lines {
         }
     }
 
-    /// Waits until what was said is written, but no longer than that.
+    /// Waits until what was said is written, but no longer than that. Blocks.
     pub(crate) fn flush(&self, at_most: Duration) {
+        let deadline = Instant::now() + at_most;
         let (done, is_done) = sync_channel(1);
-        if self.words.try_send(Word::Flush(done)).is_ok() {
-            let _ = is_done.recv_timeout(at_most);
+        let mut word = Word::Flush(done);
+        while let Err(TrySendError::Full(back)) = self.words.try_send(word) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(FLUSH_LOOK);
+            word = back;
         }
+        let _ = is_done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
 

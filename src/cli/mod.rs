@@ -14,6 +14,7 @@ mod health;
 mod images;
 mod ingresses;
 mod instances;
+mod links;
 mod pipe;
 mod policies;
 mod schedules;
