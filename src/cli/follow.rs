@@ -88,7 +88,11 @@ pub(super) async fn logs(client: &Client, logs: Logs) -> Result<(), Failure> {
             Ok(None) if !logs.follow => return Ok(()),
             // Gone with the instance, or with the server, which says which when it is asked again.
             Ok(None) | Err(Failure::Lost(_)) if logs.follow => {
-                lines = again(client, &logs, &mut printed, first).await?;
+                lines = match again(client, &logs, &mut printed, first).await {
+                    // It was deleted meanwhile: so the log ends.
+                    Err(Failure::NotFound(_)) => return Ok(()),
+                    again => again?,
+                };
             }
             Ok(None) => return Ok(()),
             Err(failure) => return Err(failure),
@@ -99,6 +103,7 @@ pub(super) async fn logs(client: &Client, logs: Logs) -> Result<(), Failure> {
 /// Another connection, past what was printed.
 async fn again(client: &Client, logs: &Logs, printed: &mut Printed, first: usize) -> Result<Lines, Failure> {
     eprintln!("stead: the connection was lost; trying again");
+    sleep(PAUSE).await;
     let tail = if printed.0.is_empty() { first } else { printed.0.len() };
     let mut lines =
         client.until_there(AWAY_MAX, PAUSE, async || Lines::open(client, logs, tail).await).await?;
