@@ -38,7 +38,7 @@ pub(super) struct Entry {
     client: Option<IpAddr>,
     verb: String,
     route: String,
-    /// The path as it was asked for, with the ids or names of objects.
+    /// The path and query as they were asked for, with the ids or names of objects.
     object: String,
     /// The name in the request's body, of what is to be made.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -268,3 +268,28 @@ impl From<PathRejection> for ApiError {
         Self::not_found()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::body::{Body, Bytes};
+    use futures::StreamExt;
+
+    use super::*;
+    use crate::peers::{Patience, Patient};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_comes_is_told_as_a_timeout_and_one_that_breaks_off_is_not() {
+        let status = async |body: Body| {
+            let body = Body::new(Patient::new(body, Patience::in_all(Duration::from_secs(30))));
+            let error = body.into_data_stream().next().await.expect("an end").expect_err("not a good one");
+            of_body(&error).status
+        };
+        let never = futures::stream::pending::<std::io::Result<Bytes>>();
+        assert_eq!(status(Body::from_stream(never)).await, StatusCode::REQUEST_TIMEOUT);
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let broken = futures::stream::iter([Err::<Bytes, _>(broken)]);
+        assert_eq!(status(Body::from_stream(broken)).await, StatusCode::BAD_REQUEST);
+    }
+}

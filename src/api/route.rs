@@ -186,7 +186,9 @@ async fn guard(State((state, rule)): State<(ApiState, Rule)>, request: Request, 
     }
     let client = request.extensions().get::<ClientAddress>().map(|client| client.0);
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    let mut entry = Entry::new(client, request.method().as_str(), route, request.uri().path());
+    // With the query, which may name what is made.
+    let object = request.uri().path_and_query().map_or("", |object| object.as_str());
+    let mut entry = Entry::new(client, request.method().as_str(), route, object);
     let began = tokio::time::Instant::now();
     let answer = admit(&state, rule, request, next, Some(&mut entry)).await.into_response();
     let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures::StreamExt;
 use serde_json::{Value, json};
 use stead::api::auth::Scope;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::server::{IMAGE, Server, token};
 
@@ -217,6 +220,16 @@ async fn what_goes_on_by_a_token_ends_with_it() {
     for path in paths {
         ends(begin(path, &token(&server.keys, &["*"], 2)).await).await;
     }
+    // A session ends without a word: the one that would come later says that no request came.
+    let running = server.send("GET", "/instances/web/wait?state=Running", None).await;
+    assert_eq!(running.body["state"], "Running");
+    let url = format!("{}/instances/web/exec", server.base.replacen("http", "ws", 1));
+    let mut request = url.into_client_request().expect("a request");
+    let bearer = format!("Bearer {}", token(&server.keys, &["*"], 2)).parse().expect("a header");
+    request.headers_mut().insert("authorization", bearer);
+    let (mut session, _) = tokio_tungstenite::connect_async(request).await.expect("a session");
+    let said = tokio::time::timeout(MOMENT, session.next()).await.expect("it ends");
+    assert!(!matches!(&said, Some(Ok(Message::Text(_)))), "{said:?}");
     // One that is revoked; its name is of the test's own making.
     let revoked = token(&server.keys, &["*"], 601);
     let (watch, logs) = (begin(paths[0], &revoked).await, begin(paths[1], &revoked).await);
