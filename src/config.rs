@@ -57,10 +57,19 @@ pub struct Config {
     pub disk_reserve: String,
     /// Between two looks at everything, such as `5m`.
     pub resync: String,
+    /// Connections to the API at once.
     pub connections_max: usize,
+    /// Of these, those of one client address: a proxy in front of the API is one client.
+    pub connections_per_client_max: usize,
+    /// Requests at once of each kind: those that are being sent, those answered at once, those that wait for
+    /// a state, and verbs.
     pub requests_max: usize,
     /// Sessions of exec and cp at once.
     pub sockets_max: usize,
+    /// Whether answers have values of environment variables and of headers that let requests in for every
+    /// token, as the peer has it; otherwise only for those of `instance:secrets` and `ingress:secrets`, of `*`,
+    /// and without permissions.
+    pub show_secrets: bool,
     /// Program to run VMs with.
     pub qemu: PathBuf,
     /// `error` to `trace`, or a filter such as `stead=debug`.
@@ -91,8 +100,10 @@ impl Default for Config {
             disk_reserve: "1GB".to_owned(),
             resync: "5m".to_owned(),
             connections_max: 1024,
+            connections_per_client_max: 512,
             requests_max: 512,
             sockets_max: 512,
+            show_secrets: false,
             qemu: "qemu-system-x86_64".into(),
             log: "info".to_owned(),
             failpoint: None,
@@ -180,6 +191,7 @@ impl Config {
         for (key, value) in [
             ("image_concurrency", self.image_concurrency),
             ("connections_max", self.connections_max),
+            ("connections_per_client_max", self.connections_per_client_max),
             ("requests_max", self.requests_max),
             ("sockets_max", self.sockets_max),
         ] {

@@ -1,6 +1,7 @@
 //! What tests of crashes have the daemon do at one boundary of one action: die, or be held there.
 //!
-//! Never: in a daemon that was not asked for it (`STEAD_FAILPOINT`).
+//! Never: in a daemon that was not asked for it (`STEAD_FAILPOINT`), nor in a release without the feature
+//! `failpoints`.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -50,6 +51,9 @@ impl Boundary for Failpoint {
 /// Of `KIND/ACTION/EDGE`, and `:FILE` after it to be held there.
 pub(crate) fn boundary(failpoint: Option<&str>) -> anyhow::Result<Arc<dyn Boundary>> {
     let Some(text) = failpoint else { return Ok(Arc::new(NoBoundary)) };
+    if cfg!(not(any(debug_assertions, feature = "failpoints"))) {
+        anyhow::bail!("failpoint: this build has none (the feature `failpoints` was not chosen)");
+    }
     let (place, end) = match text.split_once(':') {
         Some((place, file)) => {
             (place, End::IsHeld { file: file.into(), was_reached: AtomicBool::new(false) })

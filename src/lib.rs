@@ -12,4 +12,7 @@ mod failpoint;
 pub mod host;
 pub mod hypervisor;
 pub mod ingress;
+mod lines;
+mod peers;
+mod signals;
 pub mod store;

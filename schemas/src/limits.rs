@@ -59,6 +59,16 @@ pub const ENV_BYTES_MAX: usize = 256 << 10;
 
 /// A request body: the largest valid instance is well below.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// The time for which the sender of a body may let the daemon wait for it; a client on a bad line sends the
+/// largest one in a few seconds.
+pub const BODY_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Bytes a second at which a body that may be of any length has to come, once that time is over.
+pub const BODY_RATE_MIN: u32 = 1000;
+/// For a client to take something of what it asked for. Who stops reading for longer, as a pager does,
+/// has to ask again; until then the connection and what fills it are kept.
+pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
+/// Between two lines of a stream that has nothing to tell: a client that is gone is noticed by it.
+pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(15);
 /// Stored objects of one kind; lists and memory stay bounded.
 pub const OBJECTS_PER_KIND_MAX: usize = 100_000;
 /// Transactions waiting for the store's writer: some seconds of work; more would only wait longer.
@@ -156,6 +166,10 @@ pub const SNAPSHOT_LOOK: Duration = Duration::from_secs(1);
 pub const POOL_MAX: u32 = 64;
 /// Between the end of one that is held ready and the start of the one in its place.
 pub const POOL_RETRY: Duration = Duration::from_secs(5);
+/// One file of the audit log: some fifty thousand requests.
+pub const AUDIT_LOG_MAX: Bytes = Bytes(16 << 20);
+/// Files of the audit log, the one that is written to included.
+pub const AUDIT_FILES_MAX: u32 = 5;
 /// What the daemon did for an instance: weeks of ordinary life; twice as much with the one before it.
 pub const JOURNAL_LOG_MAX: Bytes = Bytes(1 << 20);
 /// Of one line there: a whole chain of causes, twice the text of a condition.
@@ -186,6 +200,16 @@ pub const INGRESS_CONNECTIONS_MAX: usize = 8192;
 pub const INGRESS_EXCHANGES_MAX: usize = 4096;
 /// Requests to one instance at once: one that answers nobody leaves room for the others.
 pub const INGRESS_EXCHANGES_PER_TARGET_MAX: usize = 512;
+/// Requests by the rules of one ingress at once: what one publishes leaves room for the others.
+pub const INGRESS_EXCHANGES_PER_OWNER_MAX: usize = 1024;
+/// Requests of one client address at once; a browser has some ten, a proxy in front one for each of its
+/// clients that waits.
+pub const INGRESS_EXCHANGES_PER_CLIENT_MAX: usize = 256;
+/// Connections of one client address; those beyond are closed.
+pub const INGRESS_CONNECTIONS_PER_CLIENT_MAX: usize = 512;
+/// The time for which the sender of a request's body may let us wait for it, at the start and as long as it
+/// sends more than `BODY_RATE_MIN` again and again; proxies of the field allow a minute.
+pub const INGRESS_BODY_WAIT_MAX: Duration = Duration::from_secs(60);
 /// The head of a request or an answer; browsers and proxies of the field stop at 8 to 64 KiB.
 pub const INGRESS_HEAD_BYTES_MAX: usize = 64 << 10;
 pub const INGRESS_HEADERS_MAX: usize = 128;
@@ -198,8 +222,6 @@ pub const INGRESS_CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 pub const INGRESS_ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 /// When a client is told to come again that met an instance which is down, or too many others.
 pub const INGRESS_RETRY_AFTER: Duration = Duration::from_secs(5);
-/// A peer that says nothing for so long is asked whether it is there, and again as often.
-pub const INGRESS_KEEPALIVE: Duration = Duration::from_secs(60);
 /// A request, or what it went on with, over which nothing moved for so long is over: its place, and its
 /// instance kept from standby, are worth more. Who means to stay says something once in a while.
-pub const INGRESS_STALL_MAX: Duration = Duration::from_secs(3600);
+pub const INGRESS_STALL_MAX: Duration = Duration::from_secs(600);

@@ -107,7 +107,21 @@ impl FromStr for Uid {
 }
 
 impl Name {
-    /// Parses a resource name (not an image reference).
+    /// Parses the resource name of an object to be made: it is none that could be taken for an id, since what
+    /// was named by the id of something that is gone would then lead to this one.
+    ///
+    /// # Errors
+    /// Says which rule is broken.
+    pub fn new_resource(text: &str) -> Result<Self, NameError> {
+        if text.parse::<Uid>().is_ok() {
+            let rule = format!("must not have the form of an id: {} letters and digits", limits::UID_BYTES);
+            return Err(NameError(rule));
+        }
+        Self::resource(text)
+    }
+
+    /// Parses a resource name (not an image reference), also that of an object of before, which may have the
+    /// form of an id.
     ///
     /// # Errors
     /// Says which rule is broken.
@@ -408,6 +422,10 @@ mod tests {
     fn resource_names_follow_the_wire_pattern() {
         assert!(Name::resource("my-workload-1").is_ok());
         assert!(Name::resource(&"a".repeat(63)).is_ok());
+        let id = "a".repeat(limits::UID_BYTES);
+        assert!(Name::resource(&id).is_ok() && Name::new_resource(&id).is_err());
+        assert!(Name::new_resource(&id[1..]).is_ok() && Name::new_resource(&format!("{id}a")).is_ok());
+        assert!(Name::new_resource("hotnn07qt6bezledxl1fw069").is_err());
         for given in ["", "-a", "a-", "A", "a_b", "a.b", &"a".repeat(64), "é"] {
             assert!(Name::resource(given).is_err(), "{given} was accepted");
         }

@@ -1,93 +1,29 @@
-//! Bearer tokens: signed here, checked here, with scopes as the contract lists them.
+//! Bearer tokens: signed here, checked here, for as long as their key is trusted and nobody revoked them.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, decode_header, encode};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
-use super::ApiError;
+pub use super::scope::Scope;
+use super::{ApiError, ApiState};
 
-/// One right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    InstanceRead,
-    InstanceWrite,
-    InstanceDelete,
-    ImageRead,
-    ImageWrite,
-    ImageDelete,
-    VolumeRead,
-    VolumeWrite,
-    VolumeDelete,
-    SnapshotRead,
-    SnapshotWrite,
-    SnapshotDelete,
-    BuildRead,
-    BuildWrite,
-    BuildDelete,
-    DeviceRead,
-    DeviceWrite,
-    DeviceDelete,
-    IngressRead,
-    IngressWrite,
-    IngressDelete,
-    ResourceRead,
-}
-
-impl Scope {
-    /// All of them, in the contract's order.
-    pub const ALL: [Self; 22] = [
-        Self::InstanceRead,
-        Self::InstanceWrite,
-        Self::InstanceDelete,
-        Self::ImageRead,
-        Self::ImageWrite,
-        Self::ImageDelete,
-        Self::VolumeRead,
-        Self::VolumeWrite,
-        Self::VolumeDelete,
-        Self::SnapshotRead,
-        Self::SnapshotWrite,
-        Self::SnapshotDelete,
-        Self::BuildRead,
-        Self::BuildWrite,
-        Self::BuildDelete,
-        Self::DeviceRead,
-        Self::DeviceWrite,
-        Self::DeviceDelete,
-        Self::IngressRead,
-        Self::IngressWrite,
-        Self::IngressDelete,
-        Self::ResourceRead,
-    ];
-
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::InstanceRead => "instance:read",
-            Self::InstanceWrite => "instance:write",
-            Self::InstanceDelete => "instance:delete",
-            Self::ImageRead => "image:read",
-            Self::ImageWrite => "image:write",
-            Self::ImageDelete => "image:delete",
-            Self::VolumeRead => "volume:read",
-            Self::VolumeWrite => "volume:write",
-            Self::VolumeDelete => "volume:delete",
-            Self::SnapshotRead => "snapshot:read",
-            Self::SnapshotWrite => "snapshot:write",
-            Self::SnapshotDelete => "snapshot:delete",
-            Self::BuildRead => "build:read",
-            Self::BuildWrite => "build:write",
-            Self::BuildDelete => "build:delete",
-            Self::DeviceRead => "device:read",
-            Self::DeviceWrite => "device:write",
-            Self::DeviceDelete => "device:delete",
-            Self::IngressRead => "ingress:read",
-            Self::IngressWrite => "ingress:write",
-            Self::IngressDelete => "ingress:delete",
-            Self::ResourceRead => "resource:read",
-        }
-    }
-}
+/// Who a token that names an audience has to be for.
+const AUDIENCE: &str = "stead";
+/// By how much the clocks of whoever signs and of this host may differ, in seconds.
+const LEEWAY: u64 = 5;
+/// Between two looks at the clock, which may be set, while a stream goes on.
+const EXPIRY_LOOK: Duration = Duration::from_secs(30);
+/// Bytes of a key's digest that name it.
+const KEY_ID_BYTES: usize = 8;
 
 /// What a token says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -96,6 +32,9 @@ struct Claims {
     /// Seconds since the epoch.
     exp: i64,
     iat: i64,
+    /// The token's own name, by which it is revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    jti: Option<String>,
     /// Absent means everything, as the wire has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     permissions: Option<Vec<String>>,
@@ -108,12 +47,30 @@ struct Claims {
     build_id: Option<serde_json::Value>,
 }
 
-/// The signing key in both its forms.
-#[derive(Clone)]
-pub struct Keys {
+/// One signing key in both its forms.
+struct Key {
+    id: String,
     encoding: EncodingKey,
     decoding: DecodingKey,
 }
+
+impl Key {
+    fn new(secret: &[u8]) -> Self {
+        let id = hex::encode(&Sha256::digest(secret)[..KEY_ID_BYTES]);
+        Self { id, encoding: EncodingKey::from_secret(secret), decoding: DecodingKey::from_secret(secret) }
+    }
+}
+
+/// The keys and the tokens that are trusted now.
+struct Trust {
+    /// The first one signs.
+    keys: Vec<Key>,
+    revoked: BTreeSet<String>,
+}
+
+/// The keys of a server; clones share what is trusted.
+#[derive(Clone)]
+pub struct Keys(Arc<watch::Sender<Trust>>);
 
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -121,42 +78,61 @@ impl std::fmt::Debug for Keys {
     }
 }
 
+/// What is signed.
+#[derive(Debug, Clone)]
+pub struct Grant<'a> {
+    pub subject: &'a str,
+    /// The token's own name.
+    pub id: &'a str,
+    /// `*` for all.
+    pub scopes: &'a [String],
+    pub issued_at: jiff::Timestamp,
+    pub expires_at: jiff::Timestamp,
+}
+
 impl Keys {
+    /// With one key, and no token revoked.
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
-        Self { encoding: EncodingKey::from_secret(secret), decoding: DecodingKey::from_secret(secret) }
+        let keys = vec![Key::new(secret)];
+        Self(Arc::new(watch::Sender::new(Trust { keys, revoked: BTreeSet::new() })))
     }
 
-    /// Signs a token for `scopes` (`*` for all) that ends at `expires_at`.
+    /// Trusts these keys, the first of which signs, and all tokens of theirs but those of these names.
+    /// What goes on by a token that is not trusted any more ends.
+    pub fn trust(&self, secrets: &[[u8; 32]], revoked: BTreeSet<String>) {
+        let keys = secrets.iter().map(|secret| Key::new(secret)).collect();
+        self.0.send_replace(Trust { keys, revoked });
+    }
+
+    /// Signs a token.
     ///
     /// # Errors
     /// Names the first scope that does not exist.
-    pub fn mint(
-        &self,
-        subject: &str,
-        scopes: &[String],
-        issued_at: jiff::Timestamp,
-        expires_at: jiff::Timestamp,
-    ) -> Result<String, String> {
+    pub fn mint(&self, grant: &Grant<'_>) -> Result<String, String> {
         let is_known =
             |scope: &String| scope == "*" || Scope::ALL.iter().any(|known| known.as_str() == scope);
-        if let Some(unknown) = scopes.iter().find(|scope| !is_known(scope)) {
+        if let Some(unknown) = grant.scopes.iter().find(|scope| !is_known(scope)) {
             return Err(format!("there is no scope {unknown:?}"));
         }
         let claims = Claims {
-            sub: subject.to_owned(),
-            exp: expires_at.as_second(),
-            iat: issued_at.as_second(),
-            permissions: Some(scopes.to_vec()),
+            sub: grant.subject.to_owned(),
+            exp: grant.expires_at.as_second(),
+            iat: grant.issued_at.as_second(),
+            jti: Some(grant.id.to_owned()),
+            permissions: Some(grant.scopes.to_vec()),
             repos: None,
             scope: None,
             build_id: None,
         };
-        encode(&Header::new(Algorithm::HS256), &claims, &self.encoding).map_err(|error| error.to_string())
+        let trust = self.0.borrow();
+        let key = trust.keys.first().ok_or("there is no key")?;
+        let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::HS256) };
+        encode(&header, &claims, &key.encoding).map_err(|error| error.to_string())
     }
 
-    /// Checks the request's token and its right.
-    pub(super) fn authorize(&self, headers: &HeaderMap, scope: Scope) -> Result<(), ApiError> {
+    /// Checks the request's token.
+    pub(super) fn authorize(&self, headers: &HeaderMap) -> Result<Bearer, ApiError> {
         let unauthorized = |message: &str| ApiError::refused(StatusCode::UNAUTHORIZED, message);
         let header = headers
             .get(header::AUTHORIZATION)
@@ -166,22 +142,129 @@ impl Keys {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
             _ => return Err(unauthorized("invalid authorization header: expected a bearer token")),
         };
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.algorithms = vec![Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
-        validation.leeway = 5;
-        let claims = decode::<Claims>(token, &self.decoding, &validation);
-        let claims = claims.map_err(|_| unauthorized("invalid or expired token"))?.claims;
+        let (claims, key) = self.read(token).map_err(unauthorized)?;
         let is_registry_token = claims.repos.is_some() || claims.scope.is_some() || claims.build_id.is_some();
         if is_registry_token || claims.sub.starts_with("builder-") {
             return Err(unauthorized("this token is for the registry only"));
         }
-        let is_allowed = claims.permissions.is_none_or(|permissions| {
-            permissions.iter().any(|permission| permission == "*" || permission == scope.as_str())
-        });
-        if is_allowed {
+        Ok(Bearer {
+            subject: claims.sub.into(),
+            token: claims.jti.map(Into::into),
+            permissions: claims.permissions.map(Into::into),
+            expires_at: claims.exp,
+            key: key.into(),
+            sees_secrets: false,
+            keys: self.clone(),
+        })
+    }
+
+    /// What a token says, and the name of the key that signed it.
+    fn read(&self, token: &str) -> Result<(Claims, String), &'static str> {
+        const INVALID: &str = "the token is invalid";
+        let header = decode_header(token).map_err(|_| INVALID)?;
+        // Whoever names an extension there does not want the token taken by who does not know it.
+        if header.crit.is_some() {
+            return Err("the token has critical extensions, of which this server knows none");
+        }
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.algorithms = vec![Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
+        validation.leeway = LEEWAY;
+        validation.validate_nbf = true;
+        validation.set_audience(&[AUDIENCE]);
+        let trust = self.0.borrow();
+        let mut why = "the token is not signed by this server";
+        let is_named = |key: &&Key| header.kid.as_ref().is_none_or(|kid| *kid == key.id);
+        for key in trust.keys.iter().filter(is_named) {
+            match decode::<Claims>(token, &key.decoding, &validation) {
+                Ok(read) => {
+                    let is_revoked = |id: &String| trust.revoked.contains(id);
+                    if read.claims.jti.as_ref().is_some_and(is_revoked) {
+                        return Err("the token was revoked");
+                    }
+                    return Ok((read.claims, key.id.clone()));
+                }
+                Err(error) => {
+                    why = match error.kind() {
+                        ErrorKind::InvalidSignature => why,
+                        ErrorKind::ExpiredSignature => "the token has expired",
+                        ErrorKind::ImmatureSignature => "the token is not valid yet",
+                        ErrorKind::InvalidAudience => "the token is for somebody else",
+                        _ => INVALID,
+                    }
+                }
+            }
+        }
+        Err(why)
+    }
+}
+
+/// Who asks, and what they may.
+#[derive(Clone)]
+pub(super) struct Bearer {
+    pub(super) subject: Arc<str>,
+    /// The token's own name; those that others sign may have none.
+    pub(super) token: Option<Arc<str>>,
+    permissions: Option<Arc<[String]>>,
+    /// Seconds since the epoch.
+    expires_at: i64,
+    key: Arc<str>,
+    sees_secrets: bool,
+    keys: Keys,
+}
+
+impl Bearer {
+    fn has(&self, scope: Scope) -> bool {
+        let Some(permissions) = &self.permissions else { return true };
+        permissions.iter().any(|permission| permission == "*" || permission == scope.as_str())
+    }
+
+    /// For rights that depend on what a request says.
+    pub(super) fn needs(&self, scope: Scope) -> Result<(), ApiError> {
+        if self.has(scope) {
             return Ok(());
         }
         let message = format!("missing required scope: {}", scope.as_str());
         Err(ApiError::refused(StatusCode::FORBIDDEN, message))
+    }
+
+    /// Whoever asks sees secrets, whatever the token says.
+    pub(super) fn let_see_secrets(&mut self) {
+        self.sees_secrets = true;
+    }
+
+    /// Whether answers have the secrets that this scope is for.
+    pub(super) fn sees(&self, scope: Scope) -> bool {
+        self.sees_secrets || self.has(scope)
+    }
+
+    /// Ends when the token does: it expired, was revoked, or its key is not trusted any more.
+    pub(super) async fn ends(self) {
+        let mut trust = self.keys.0.subscribe();
+        loop {
+            {
+                let trust = trust.borrow_and_update();
+                let is_revoked = |id: &Arc<str>| trust.revoked.contains(&**id);
+                let has_key = trust.keys.iter().any(|key| *key.id == *self.key);
+                if !has_key || self.token.as_ref().is_some_and(is_revoked) {
+                    return;
+                }
+            }
+            let left = self.expires_at.saturating_sub(jiff::Timestamp::now().as_second());
+            let Ok(left @ 1..) = u64::try_from(left) else { return };
+            tokio::select! {
+                biased;
+                changed = trust.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(EXPIRY_LOOK.min(Duration::from_secs(left))) => {}
+            }
+        }
+    }
+}
+
+impl FromRequestParts<ApiState> for Bearer {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &ApiState) -> Result<Self, ApiError> {
+        // It is missing only where a route for everyone asks for it.
+        parts.extensions.get::<Self>().cloned().ok_or_else(ApiError::internal)
     }
 }

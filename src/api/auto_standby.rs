@@ -30,7 +30,7 @@ pub(super) async fn hold(
     State(state): State<ApiState>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<AutoStandbyView>, ApiError> {
-    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
     let object = state.store().transact(move |tx| waking::hold(tx, &uid)).await?;
     Ok(view(state.store(), &object))
 }

@@ -40,6 +40,10 @@ pub trait Backend: Send + Sync + 'static {
     /// The last lines of an instance's log, and those to come if asked for: `app` is the console,
     /// `vmm` the VMM's own, `stead` what the daemon did for it. `None` when there is no such log.
     fn log(&self, instance: &Uid, source: &str, tail: usize, follows: bool) -> Option<LogStream>;
+    /// Why the store cannot keep anything any more, when that is so.
+    fn store_failure(&self) -> Option<String> {
+        None
+    }
     /// What the VMM of an instance uses now; only the figures of use are filled in.
     fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats;
     /// What the health check of an instance found by this moment, and of which program.

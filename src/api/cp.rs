@@ -3,26 +3,35 @@
 //! Guarantees: memory is a window whatever the size; a file is in place whole or not at all; what a
 //! guest sends is checked (names, sizes) before a client sees it.
 
+use std::time::Duration;
+
 use axum::extract::rejection::PathRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection};
 use axum::extract::{Path, State};
 use axum::response::Response;
+use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use stead_schemas::api::{CopyFrame, CopyHeader, CopyRequest, Direction};
 use stead_schemas::guest::FromStream;
 use stead_schemas::names::Uid;
 
-use super::socket::{self, Sink, Stream};
+use super::auth::Bearer;
+use super::socket::{self, Heard, SILENCE_MAX, Sink, Stream};
 use super::{ApiError, ApiState};
 use crate::agent::{AgentStream, Event};
 
 pub(super) async fn cp(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    socket::upgrade(state, id, upgrade, session)
+    socket::upgrade(state, bearer, id, upgrade, session)
 }
+
+/// For a client that sends a file to say something: it may wait for its own disk, and does not answer pings
+/// while it only writes.
+const SENDER_SILENCE_MAX: Duration = Duration::from_secs(300);
 
 /// Why a copy ends early.
 enum Stop {
@@ -69,9 +78,14 @@ fn lost() -> Stop {
 async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<Option<CopyFrame>, Stop> {
     let AgentStream { mut sender, mut receiver } = agent;
     let mut has_ended = false;
+    let heard = Heard::now();
     let send = async {
         loop {
-            match stream.next().await {
+            heard.note();
+            let message = stream.next().await;
+            // A guest that is slow to take it keeps us from listening.
+            heard.pause();
+            match message {
                 Some(Ok(Message::Binary(bytes))) => {
                     if sender.data(bytes).await.is_err() {
                         // The guest gave up; it says why.
@@ -108,10 +122,22 @@ async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<
             }
         }
     };
+    let asking = async {
+        let mut pings = socket::pings();
+        loop {
+            pings.tick().await;
+            if heard.is_silent_for(SENDER_SILENCE_MAX)
+                || sink.send(Message::Ping(Bytes::new())).await.is_err()
+            {
+                return Stop::ClientGone;
+            }
+        }
+    };
     let result = tokio::select! {
         biased;
         result = answer => result?,
         stopped = send => return Err(stopped),
+        stopped = asking => return Err(stopped),
     };
     if has_ended {
         return Ok(Some(result));
@@ -119,7 +145,7 @@ async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<
     // Told at once; and what is still on its way is taken, or the client, which reads only when it
     // has sent all, would see a broken connection instead.
     sink.send(Message::Text(text(&result).into())).await?;
-    while let Some(Ok(message)) = stream.next().await {
+    while let Ok(Some(Ok(message))) = tokio::time::timeout(SENDER_SILENCE_MAX, stream.next()).await {
         if matches!(&message, Message::Text(word) if is_end(word)) {
             break;
         }
@@ -138,16 +164,29 @@ async fn from(
     stream: &mut Stream,
 ) -> Result<Option<CopyFrame>, Stop> {
     let mut left = 0;
+    let (heard, mut pings) = (Heard::now(), socket::pings());
     loop {
         let event = tokio::select! {
             biased;
             event = agent.receiver.next() => event,
+            _ = pings.tick() => {
+                if heard.is_silent_for(SILENCE_MAX) {
+                    return Err(Stop::ClientGone);
+                }
+                sink.send(Message::Ping(Bytes::new())).await?;
+                continue;
+            }
             // Nothing is expected of the client but its end.
             message = stream.next() => match message {
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Stop::ClientGone),
-                Some(Ok(_)) => continue,
+                Some(Ok(_)) => {
+                    heard.note();
+                    continue;
+                }
             },
         };
+        // What is sent below is taken by the client, or the connection ends.
+        heard.note();
         match event {
             Some(Event::Data(bytes)) => {
                 let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);

@@ -1,8 +1,10 @@
 //! `/spec.json` and `/spec.yaml`: the OpenAPI description of the routes that are served.
 
-use axum::Json;
+use std::sync::LazyLock;
+
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 /// Method, path, summary, success status.
@@ -92,11 +94,15 @@ fn document() -> Value {
     })
 }
 
-pub(super) async fn json() -> Json<Value> {
-    Json(document())
+/// The answers, made once: anybody may ask for them.
+static JSON: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(document().to_string()));
+static YAML: LazyLock<Bytes> =
+    LazyLock::new(|| Bytes::from(serde_norway::to_string(&document()).unwrap_or_default()));
+
+pub(super) async fn json() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], JSON.clone()).into_response()
 }
 
 pub(super) async fn yaml() -> Response {
-    let text = serde_norway::to_string(&document()).unwrap_or_default();
-    ([(header::CONTENT_TYPE, "application/yaml")], text).into_response()
+    ([(header::CONTENT_TYPE, "application/yaml")], YAML.clone()).into_response()
 }

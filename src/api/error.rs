@@ -12,10 +12,11 @@ use stead_controllers::store::{KvError, StoreError, TransactError, TxError};
 use stead_controllers::vm::admission::Refused;
 use stead_controllers::volume::admission::VolumeRefused;
 use stead_schemas::api::ErrorBody;
-use stead_schemas::limits::MESSAGE_CHARS_MAX;
+use stead_schemas::limits::{HOSTNAME_BYTES_MAX, MESSAGE_CHARS_MAX};
 use stead_schemas::validate::{FieldErrors, printable};
 
 use crate::agent::AgentError;
+use crate::peers::TooSlow;
 
 /// Says to the SDKs not to repeat a request that a repeat cannot cure.
 static SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -46,6 +47,11 @@ impl ApiError {
     }
     pub(super) fn not_found() -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "resource not found")
+    }
+    /// Likewise, and says what there is not.
+    pub(super) fn absent(kind: &str, word: &str) -> Self {
+        let word = printable(word, HOSTNAME_BYTES_MAX);
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {kind} {word:?}"))
     }
     /// A conflict that a repeat of the same request meets again.
     pub(super) fn conflict(code: &str, message: impl Into<String>) -> Self {
@@ -232,12 +238,26 @@ impl From<WebSocketUpgradeRejection> for ApiError {
     }
 }
 
+/// Of a body that could not be read whole: it came too slowly, or broke off.
+pub(super) fn of_body(error: &axum::Error) -> ApiError {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<TooSlow>() {
+            return ApiError::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body came too slowly");
+        }
+        cause = error.source();
+    }
+    ApiError::refused(StatusCode::BAD_REQUEST, "the body could not be read")
+}
+
+pub(super) fn too_large() -> ApiError {
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", "the body is larger than 1 MiB")
+}
+
 impl From<BytesRejection> for ApiError {
     fn from(rejection: BytesRejection) -> Self {
         match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", "the body is larger than 1 MiB")
-            }
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
             status => Self::refused(status, "the body could not be read"),
         }
     }
@@ -252,5 +272,30 @@ impl From<QueryRejection> for ApiError {
 impl From<PathRejection> for ApiError {
     fn from(_: PathRejection) -> Self {
         Self::not_found()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::body::{Body, Bytes};
+    use futures::StreamExt;
+
+    use super::*;
+    use crate::peers::{Patience, Patient};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_comes_is_told_as_a_timeout_and_one_that_breaks_off_is_not() {
+        let status = async |body: Body| {
+            let body = Body::new(Patient::new(body, Patience::in_all(Duration::from_secs(30))));
+            let error = body.into_data_stream().next().await.expect("an end").expect_err("not a good one");
+            of_body(&error).status
+        };
+        let never = futures::stream::pending::<std::io::Result<Bytes>>();
+        assert_eq!(status(Body::from_stream(never)).await, StatusCode::REQUEST_TIMEOUT);
+        let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let broken = futures::stream::iter([Err::<Bytes, _>(broken)]);
+        assert_eq!(status(Body::from_stream(broken)).await, StatusCode::BAD_REQUEST);
     }
 }

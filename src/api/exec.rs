@@ -1,9 +1,9 @@
 //! `GET /instances/{id}/exec`: a program beside the instance's own, over a WebSocket.
 //!
 //! Guarantees: never more than a window of output is held; output is whole and in order before the
-//! exit code; a client that vanishes, with or without a word, takes its program with it.
+//! exit code; a client that vanishes, with or without a word, takes its program with it, and so does one
+//! that takes no output any more (the listener ends its connection).
 
-use std::sync::Mutex;
 use std::time::Duration;
 
 use axum::extract::rejection::PathRejection;
@@ -16,9 +16,9 @@ use serde_json::json;
 use stead_schemas::api::{ExecControl, ExecRequest};
 use stead_schemas::guest::{FromStream, Request};
 use stead_schemas::names::Uid;
-use tokio::time::Instant;
 
-use super::socket::{self, PING_INTERVAL, SILENCE_MAX, Sink, Stream};
+use super::auth::Bearer;
+use super::socket::{self, Heard, SILENCE_MAX, Sink, Stream};
 use super::{ApiError, ApiState};
 use crate::agent::{AgentStream, Event, StreamReceiver, StreamSender};
 
@@ -30,10 +30,11 @@ const STANDARD_ERROR: u8 = 2;
 
 pub(super) async fn exec(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    socket::upgrade(state, id, upgrade, session)
+    socket::upgrade(state, bearer, id, upgrade, session)
 }
 
 async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
@@ -55,7 +56,7 @@ async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
 /// Both directions side by side, so that neither waits for the other, until one is over.
 async fn pump(agent: AgentStream, is_split: bool, mut sink: Sink, stream: Stream) {
     let AgentStream { sender, receiver } = agent;
-    let heard = Mutex::new(Instant::now());
+    let heard = Heard::now();
     let end = tokio::select! {
         biased;
         end = outputs(receiver, is_split, &mut sink, &heard) => end,
@@ -67,9 +68,10 @@ async fn pump(agent: AgentStream, is_split: bool, mut sink: Sink, stream: Stream
 }
 
 /// From the client until it is gone.
-async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Mutex<Instant>) {
+async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Heard) {
     while let Some(Ok(message)) = stream.next().await {
-        *heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
+        // A program that does not read keeps us from listening; then the client is not the silent one.
+        heard.pause();
         let sent = match message {
             Message::Binary(bytes) => sender.data(bytes).await,
             Message::Text(text) => match ExecControl::read(&text) {
@@ -84,6 +86,7 @@ async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Mutex<Inst
             // The program is over or its guest lost: the other direction tells.
             return std::future::pending().await;
         }
+        heard.note();
     }
 }
 
@@ -92,17 +95,15 @@ async fn outputs(
     mut receiver: StreamReceiver,
     is_split: bool,
     sink: &mut Sink,
-    heard: &Mutex<Instant>,
+    heard: &Heard,
 ) -> Option<String> {
-    let mut pings = tokio::time::interval(PING_INTERVAL);
-    pings.reset();
+    let mut pings = socket::pings();
     loop {
         let event = tokio::select! {
             biased;
             event = receiver.next() => event,
             _ = pings.tick() => {
-                let heard = *heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                if heard.elapsed() > SILENCE_MAX {
+                if heard.is_silent_for(SILENCE_MAX) {
                     return None;
                 }
                 sink.send(Message::Ping(Bytes::new())).await.ok()?;

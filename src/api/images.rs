@@ -14,6 +14,7 @@ use stead_schemas::api::{Image as View, ImageCreate, ImageTag};
 use stead_schemas::image::Image;
 use stead_schemas::names::ImageRef;
 
+use super::auth::{Bearer, Scope};
 use super::instances::{has_tags, json, tag_filter};
 use super::{ApiError, ApiState, lookup};
 
@@ -59,9 +60,23 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// A name of a registry elsewhere is what that registry says it is, for everybody who runs it: to put other
+/// content there takes a right of its own.
+fn publishes(bearer: &Bearer, target: &ImageRef) -> Result<(), ApiError> {
+    let host = target.registry.rsplit_once(':').map_or(&*target.registry, |(host, _)| host);
+    let is_local = host == "localhost"
+        || host.ends_with(".localhost")
+        || host
+            .trim_matches(['[', ']'])
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback());
+    if is_local { Ok(()) } else { bearer.needs(Scope::ImagePublish) }
+}
+
 /// `POST /images/{name}/tag`; names have slashes, so the verb is the path's tail.
 pub(super) async fn tag(
     State(state): State<ApiState>,
+    bearer: Bearer,
     path: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
@@ -70,6 +85,7 @@ pub(super) async fn tag(
         return Err(ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method"));
     };
     let ImageTag { target } = ImageTag::read(json(body)?)?;
+    publishes(&bearer, &target)?;
     let source = lookup::image(state.store(), name)?;
     let (uid, name) = (source.meta.uid.clone(), source.meta.name.clone());
     // What it means is read in the same commit: its content may otherwise be collected before.
@@ -83,6 +99,7 @@ pub(super) async fn tag(
 /// `POST /images/import?name=REF` with an archive as the body: a way in without a registry.
 pub(super) async fn import(
     State(state): State<ApiState>,
+    bearer: Bearer,
     params: Result<Query<Params>, QueryRejection>,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -90,6 +107,7 @@ pub(super) async fn import(
     let name = params.get("name").ok_or_else(|| ApiError::bad_request("invalid_name", "name is required"))?;
     let target: ImageRef =
         name.parse().map_err(|error| ApiError::bad_request("invalid_name", format!("name {error}")))?;
+    publishes(&bearer, &target)?;
     let archive = body.into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other)).boxed();
     let imported = state.0.backend.import(archive).await?;
     let (platform, digest) = (state.0.defaults.platform, imported.digest);

@@ -14,14 +14,16 @@ use stead_schemas::ingress::{Ingress, IngressRule};
 use stead_schemas::limits::VERB_WAIT_MAX;
 use stead_schemas::validate::FieldErrors;
 
+use super::auth::Bearer;
 use super::instances::{has_tags, json, tag_filter};
 use super::wait::until;
-use super::{ApiError, ApiState, lookup};
+use super::{ApiError, ApiState, lookup, secrets};
 
 type Params = BTreeMap<String, String>;
 
 pub(super) async fn create(
     State(state): State<ApiState>,
+    bearer: Bearer,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let wish = IngressWish::read(json(body)?)?;
@@ -30,8 +32,8 @@ pub(super) async fn create(
     // Looked at once: it is served, or why it is not is told.
     let (uid, generation) = (&object.meta.uid, object.meta.generation);
     let is_over = |seen: &stead_schemas::meta::Object<Ingress>| seen.status.observed_generation >= generation;
-    let seen = until::<Ingress>(state.store(), uid, VERB_WAIT_MAX, is_over).await.unwrap_or(object.clone());
-    Ok((StatusCode::CREATED, Json(api::Ingress::of(&seen))).into_response())
+    let seen = until::<Ingress>(&state, uid, VERB_WAIT_MAX, is_over).await.unwrap_or(object.clone());
+    Ok((StatusCode::CREATED, Json(secrets::ingress(&bearer, api::Ingress::of(&seen)))).into_response())
 }
 
 /// What another program has now is refused; what one takes later is told in a condition.
@@ -48,30 +50,33 @@ fn check_ports(state: &ApiState, rules: &[IngressRule]) -> Result<(), ApiError> 
 
 pub(super) async fn list(
     State(state): State<ApiState>,
+    bearer: Bearer,
     params: Result<Query<Params>, QueryRejection>,
 ) -> Result<Json<Vec<api::Ingress>>, ApiError> {
     let Query(params) = params?;
     let tags = tag_filter(&params)?;
     let objects = state.store().list::<Ingress>();
     let shown = objects.iter().filter(|one| !one.meta.is_deleting() && has_tags(&one.meta.tags, &tags));
-    Ok(Json(shown.map(|object| api::Ingress::of(object)).collect()))
+    Ok(Json(shown.map(|object| secrets::ingress(&bearer, api::Ingress::of(object))).collect()))
 }
 
 pub(super) async fn get(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<api::Ingress>, ApiError> {
-    Ok(Json(api::Ingress::of(&*lookup::named::<Ingress>(state.store(), &id?.0)?)))
+    let object = lookup::named::<Ingress>(state.store(), &id?.0)?;
+    Ok(Json(secrets::ingress(&bearer, api::Ingress::of(&object))))
 }
 
 pub(super) async fn delete(
     State(state): State<ApiState>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
-    let uid = lookup::named::<Ingress>(state.store(), &id?.0)?.meta.uid.clone();
+    let uid = lookup::named_to_change::<Ingress>(state.store(), &id?.0)?.meta.uid.clone();
     let of_transaction = uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &of_transaction)).await?;
     // Then nothing of it is served any more, and its host names are free.
-    until::<Ingress>(state.store(), &uid, VERB_WAIT_MAX, |_| false).await;
+    until::<Ingress>(&state, &uid, VERB_WAIT_MAX, |_| false).await;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use stead_controllers::store::Store;
 use stead_controllers::vm::admission;
-use stead_schemas::api::{self, InstancePatch, InstanceStart, InstanceWish, parse_state};
+use stead_schemas::api::{self, AccessWish, InstancePatch, InstanceStart, InstanceWish, parse_state};
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Power, State as Is};
 use stead_schemas::limits::VERB_WAIT_MAX;
@@ -20,6 +20,7 @@ use stead_schemas::names::Uid;
 use stead_schemas::network::Port;
 use stead_schemas::volume::{Access, Volume, VolumeMount};
 
+use super::auth::{Bearer, Scope};
 use super::wait::until;
 use super::{ApiError, ApiState, lookup, watch};
 
@@ -55,16 +56,24 @@ pub(super) fn has_tags(tags: &Tags, wanted: &Tags) -> bool {
 
 pub(super) async fn create(
     State(state): State<ApiState>,
+    bearer: Bearer,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let wish = InstanceWish::read(json(body)?, state.0.defaults)?;
+    for mount in &wish.volumes {
+        bearer.needs(match mount.access {
+            AccessWish::ReadWrite => Scope::VolumeWrite,
+            AccessWish::ReadOnly | AccessWish::Overlay(_) => Scope::VolumeRead,
+        })?;
+    }
     let prefix = state.0.tap_prefix.clone();
     let object = state.store().transact(move |tx| admission::create(tx, wish, &prefix)).await?;
-    Ok((StatusCode::CREATED, Json(lookup::view(state.store(), &object))).into_response())
+    Ok((StatusCode::CREATED, Json(lookup::view(state.store(), &bearer, &object))).into_response())
 }
 
 pub(super) async fn list(
     State(state): State<ApiState>,
+    bearer: Bearer,
     params: Result<Query<Params>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(params) = params?;
@@ -76,7 +85,11 @@ pub(super) async fn list(
         None => None,
     };
     if params.get("watch").is_some_and(|value| value == "true") {
-        return watch::instances(&state, &params, tags);
+        if wanted.is_some() {
+            let message = "state cannot be given with watch: an object that leaves it would not be told";
+            return Err(ApiError::bad_request("invalid_request", message));
+        }
+        return watch::instances(&state, bearer, &params, tags);
     }
     let store = state.store();
     let views: Vec<api::Instance> = store
@@ -85,44 +98,48 @@ pub(super) async fn list(
         .filter(|object| !object.meta.is_deleting() && !object.is_pooled())
         .filter(|object| wanted.is_none_or(|wanted| object.status.state == wanted))
         .filter(|object| has_tags(&object.meta.tags, &tags))
-        .map(|object| lookup::present(&state, object))
+        .map(|object| lookup::present(&state, &bearer, object))
         .collect();
     Ok(Json(views).into_response())
 }
 
 pub(super) async fn get(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
     let object = lookup::instance(state.store(), &id?.0)?;
-    Ok(Json(lookup::present(&state, &object)))
+    Ok(Json(lookup::present(&state, &bearer, &object)))
 }
 
 pub(super) async fn update(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
     let patch = InstancePatch::read(json(body)?)?;
-    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
     let object = state.store().transact(move |tx| admission::update(tx, &uid, patch)).await?;
-    Ok(Json(lookup::view(state.store(), &object)))
+    Ok(Json(lookup::view(state.store(), &bearer, &object)))
 }
 
 /// The instance once a verb on it is over, or the time for its answer is: the wish is stored, and
 /// late it is carried out all the same.
 pub(super) async fn carried_out(
     state: &ApiState,
+    bearer: &Bearer,
     uid: &Uid,
     is_over: impl Fn(&Object<Instance>) -> bool,
 ) -> Result<Json<api::Instance>, ApiError> {
-    let seen = until::<Instance>(state.store(), uid, VERB_WAIT_MAX, is_over).await;
+    let seen = until::<Instance>(state, uid, VERB_WAIT_MAX, is_over).await;
     let object = seen.ok_or_else(ApiError::not_found)?;
-    Ok(Json(lookup::view(state.store(), &object)))
+    Ok(Json(lookup::view(state.store(), bearer, &object)))
 }
 
 pub(super) async fn start(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
@@ -131,12 +148,12 @@ pub(super) async fn start(
         given => given,
     };
     let request = InstanceStart::read(body)?;
-    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
     let of_verb = uid.clone();
     let object = state.store().transact(move |tx| admission::start(tx, &of_verb, request)).await?;
     let run = object.spec.run;
     // Over when it runs, when the run has ended again, or when another verb took its place.
-    carried_out(&state, &uid, |object| {
+    carried_out(&state, &bearer, &uid, |object| {
         object.status.state == Is::Running
             || object.status.ended_run >= run
             || object.spec.power != Power::Running
@@ -146,12 +163,13 @@ pub(super) async fn start(
 
 pub(super) async fn stop(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
-    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
     let of_verb = uid.clone();
     state.store().transact(move |tx| admission::stop(tx, &of_verb)).await?;
-    carried_out(&state, &uid, |object| {
+    carried_out(&state, &bearer, &uid, |object| {
         object.status.state == Is::Stopped || object.spec.power == Power::Running
     })
     .await
@@ -159,15 +177,16 @@ pub(super) async fn stop(
 
 pub(super) async fn standby(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
     let request = api::StandbyRequest::read(json(body)?)?;
-    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
     let of_verb = uid.clone();
     let object = state.store().transact(move |tx| admission::standby(tx, &of_verb, request)).await?;
     let run = object.spec.run;
-    carried_out(&state, &uid, |object| {
+    carried_out(&state, &bearer, &uid, |object| {
         object.status.state == Is::Standby
             || object.status.ended_run >= run
             || object.spec.power != Power::Standby
@@ -177,14 +196,15 @@ pub(super) async fn standby(
 
 pub(super) async fn restore(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
-    let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
     let of_verb = uid.clone();
     let object = state.store().transact(move |tx| admission::restore(tx, &of_verb)).await?;
     let (run, generation) = (object.spec.run, object.meta.generation);
     // The state of before is also Running when the standby had not begun: of this wish it must be.
-    carried_out(&state, &uid, |object| {
+    carried_out(&state, &bearer, &uid, |object| {
         let is_seen = object.status.observed_generation >= generation;
         is_seen && object.status.state == Is::Running
             || object.status.ended_run >= run
@@ -206,7 +226,7 @@ pub(super) async fn delete(
             return Err(ApiError::bad_request("invalid_request", "graceful_shutdown must be true or false"));
         }
     };
-    let object = lookup::instance(state.store(), &id?.0)?;
+    let object = lookup::instance_to_change(state.store(), &id?.0)?;
     let uid = object.meta.uid.clone();
     let of_verb = uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &of_verb, !is_graceful)).await?;
@@ -216,13 +236,13 @@ pub(super) async fn delete(
     let disks: Vec<Uid> =
         object.spec.volumes.iter().filter_map(|mount| own_disk(store, &uid, mount)).collect();
     let clear = async {
-        until::<Instance>(store, &uid, VERB_WAIT_MAX, |_| false).await;
+        until::<Instance>(&state, &uid, VERB_WAIT_MAX, |_| false).await;
         // What it owned goes with it, a few milliseconds later.
         for disk in disks.iter().chain([&allocated.disk]) {
-            until::<Disk>(store, disk, VERB_WAIT_MAX, |_| false).await;
+            until::<Disk>(&state, disk, VERB_WAIT_MAX, |_| false).await;
         }
         if let Some(port) = &allocated.port {
-            until::<Port>(store, port, VERB_WAIT_MAX, |_| false).await;
+            until::<Port>(&state, port, VERB_WAIT_MAX, |_| false).await;
         }
     };
     // The wish is stored: late, it is carried out all the same.

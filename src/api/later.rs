@@ -4,12 +4,12 @@
 
 use axum::Json;
 use axum::http::Uri;
-use axum::routing::{delete, get, post};
 use serde_json::Value;
 
 use super::ApiError;
 use super::auth::Scope;
-use super::route::Routes;
+use super::route::Verb::{Delete, Get, Post};
+use super::route::{Routes, needs};
 
 async fn empty() -> Json<Vec<Value>> {
     Json(Vec::new())
@@ -20,24 +20,27 @@ async fn not_yet(uri: Uri) -> ApiError {
 }
 
 pub(super) fn add(mut routes: Routes) -> Routes {
+    const DEVICES: [&[Scope]; 3] = [&[Scope::DeviceRead], &[Scope::DeviceWrite], &[Scope::DeviceDelete]];
+    const BUILDS: [&[Scope]; 3] = [&[Scope::BuildRead], &[Scope::BuildWrite], &[Scope::BuildDelete]];
+    const PUSHES: [&[Scope]; 3] = [&[Scope::ImageRead], &[Scope::ImageWrite], &[Scope::ImageDelete]];
     let kinds = [
-        ("/devices", "/devices/{id}", [Scope::DeviceRead, Scope::DeviceWrite, Scope::DeviceDelete]),
-        ("/builds", "/builds/{id}", [Scope::BuildRead, Scope::BuildWrite, Scope::BuildDelete]),
-        ("/builders", "/builders/{id}", [Scope::BuildRead, Scope::BuildWrite, Scope::BuildDelete]),
-        ("/pushes", "/pushes/{id}", [Scope::ImageRead, Scope::ImageWrite, Scope::ImageDelete]),
+        ("/devices", "/devices/{id}", DEVICES),
+        ("/builds", "/builds/{id}", BUILDS),
+        ("/builders", "/builders/{id}", BUILDS),
+        ("/pushes", "/pushes/{id}", PUSHES),
     ];
     for (list, one, [read, write, remove]) in kinds {
         routes = routes
-            .add(list, read, get(empty))
-            .add(list, write, post(not_yet))
-            .add(one, read, get(absent))
-            .add(one, remove, delete(absent));
+            .add(Get, list, needs(read).query(&["tags[]"]), empty)
+            .add(Post, list, needs(write).any_query(), not_yet)
+            .add(Get, one, needs(read).any_query(), absent)
+            .add(Delete, one, needs(remove).any_query(), absent);
     }
     routes
-        .add("/volumes/from-archive", Scope::VolumeWrite, post(not_yet))
-        .add("/devices/available", Scope::DeviceRead, get(empty))
-        .add("/resources", Scope::ResourceRead, get(not_yet))
-        .add("/resources/memory/reclaim", Scope::ResourceRead, post(not_yet))
+        .add(Post, "/volumes/from-archive", needs(&[Scope::VolumeWrite]).any_query(), not_yet)
+        .add(Get, "/devices/available", needs(&[Scope::DeviceRead]), empty)
+        .add(Get, "/resources", needs(&[Scope::ResourceRead]).any_query(), not_yet)
+        .add(Post, "/resources/memory/reclaim", needs(&[Scope::ResourceRead]).any_query(), not_yet)
 }
 
 async fn absent() -> ApiError {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -11,13 +10,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use futures::stream;
+use stead_schemas::limits::STREAM_IDLE_MAX;
 
 use super::{ApiError, ApiState, lookup};
 
 const TAIL_DEFAULT: usize = 100;
 const TAIL_MAX: usize = 100_000;
-/// A comment after this much silence: a client that is gone is noticed by it.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 pub(super) async fn logs(
     State(state): State<ApiState>,
@@ -60,7 +58,7 @@ pub(super) async fn logs(
         Bytes::from(events.collect::<String>())
     });
     let events = stream::unfold(Box::pin(events), |mut events| async move {
-        match tokio::time::timeout(KEEP_ALIVE, events.next()).await {
+        match tokio::time::timeout(STREAM_IDLE_MAX, events.next()).await {
             Ok(bytes) => bytes.map(|bytes| (Ok::<Bytes, Infallible>(bytes), events)),
             Err(_) => Some((Ok(Bytes::from_static(b": still here\n\n")), events)),
         }

@@ -1,4 +1,7 @@
 //! From what a path names to the object: id, then name, then id prefix.
+//!
+//! A prefix that was meant as the name of something that is gone may be that of a stranger's id: it has to
+//! be long enough that it is not so by chance, and longer where something is changed.
 
 use std::sync::Arc;
 
@@ -9,20 +12,37 @@ use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{ImageRef, Name, Uid};
 use stead_schemas::network::Port;
 
-use super::{ApiError, ApiState};
+use super::auth::Bearer;
+use super::{ApiError, ApiState, secrets};
 
-/// An instance by full id, exact name, or id prefix; what is being deleted is found by id only.
+/// Characters of an id that stand for it where nothing is changed.
+const PREFIX_TO_READ: usize = 4;
+/// Characters of an id that stand for it where something is changed or destroyed.
+const PREFIX_TO_CHANGE: usize = 8;
+
+/// An instance that is read, by full id, exact name, or id prefix; what is being deleted is found by id only.
 pub(super) fn instance(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
-    // Members of pools are nobody's yet.
-    named::<Instance>(store, word).and_then(|object| match object.is_pooled() {
-        true => Err(ApiError::not_found()),
-        false => Ok(object),
-    })
+    unpooled(word, named::<Instance>(store, word)?)
+}
+
+/// An instance that is changed or destroyed, likewise.
+pub(super) fn instance_to_change(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
+    unpooled(word, named_to_change::<Instance>(store, word)?)
+}
+
+/// Members of pools are nobody's yet.
+fn unpooled(word: &str, object: Arc<Object<Instance>>) -> Result<Arc<Object<Instance>>, ApiError> {
+    if object.is_pooled() { Err(ApiError::absent(Instance::NAME, word)) } else { Ok(object) }
 }
 
 /// An object of a kind whose names are resource names, likewise.
 pub(super) fn named<K: Kind>(store: &Store, word: &str) -> Result<Arc<Object<K>>, ApiError> {
-    exact(store, word).map_or_else(|| by_prefix(store, word), Ok)
+    exact(store, word).map_or_else(|| by_prefix(store, word, PREFIX_TO_READ), Ok)
+}
+
+/// One that is changed or destroyed.
+pub(super) fn named_to_change<K: Kind>(store: &Store, word: &str) -> Result<Arc<Object<K>>, ApiError> {
+    exact(store, word).map_or_else(|| by_prefix(store, word, PREFIX_TO_CHANGE), Ok)
 }
 
 /// By full id or exact name.
@@ -31,14 +51,15 @@ pub(super) fn exact<K: Kind>(store: &Store, word: &str) -> Option<Arc<Object<K>>
     by_id.or_else(|| Name::resource(word).ok().and_then(|name| store.find::<K>(&name)))
 }
 
-fn by_prefix<K: Kind>(store: &Store, word: &str) -> Result<Arc<Object<K>>, ApiError> {
-    if word.is_empty() || !word.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-        return Err(ApiError::not_found());
+fn by_prefix<K: Kind>(store: &Store, word: &str, least: usize) -> Result<Arc<Object<K>>, ApiError> {
+    let absent = || ApiError::absent(K::NAME, word);
+    if word.len() < least || !word.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Err(absent());
     }
     let mut found = store.uids::<K>().into_iter().filter(|uid| uid.as_str().starts_with(word));
     match (found.next(), found.next()) {
-        (None, _) => Err(ApiError::not_found()),
-        (Some(uid), None) => store.get::<K>(&uid).ok_or_else(ApiError::not_found),
+        (None, _) => Err(absent()),
+        (Some(uid), None) => store.get::<K>(&uid).ok_or_else(absent),
         (Some(_), Some(_)) => {
             Err(ApiError::conflict("ambiguous", format!("several ids start with {word:?}; give more of it")))
         }
@@ -63,19 +84,27 @@ pub(super) fn image(store: &Store, word: &str) -> Result<Arc<Object<Image>>, Api
             && place.repository == reference.repository
     };
     let by_digest = || store.list::<Image>().into_iter().find(is_same);
-    reference.digest.as_ref().and_then(|_| by_digest()).ok_or_else(ApiError::not_found)
+    reference.digest.as_ref().and_then(|_| by_digest()).ok_or_else(|| ApiError::absent(Image::NAME, word))
 }
 
-/// The wire form of an instance, with its port's address.
-pub(super) fn view(store: &Store, object: &Object<Instance>) -> stead_schemas::api::Instance {
+/// The wire form of an instance, with its port's address, as this reader may see it.
+pub(super) fn view(
+    store: &Store,
+    bearer: &Bearer,
+    object: &Object<Instance>,
+) -> stead_schemas::api::Instance {
     let port = object.spec.allocated.port.as_ref().and_then(|uid| store.get::<Port>(uid));
     let port = port.as_deref().map(|port| &port.spec);
-    stead_schemas::api::Instance::of(object, port, jiff::Timestamp::now())
+    secrets::instance(bearer, stead_schemas::api::Instance::of(object, port, jiff::Timestamp::now()))
 }
 
 /// Likewise, with what its health check counted by this moment: the record has that at the last news.
-pub(super) fn present(state: &ApiState, object: &Object<Instance>) -> stead_schemas::api::Instance {
-    let mut view = view(state.store(), object);
+pub(super) fn present(
+    state: &ApiState,
+    bearer: &Bearer,
+    object: &Object<Instance>,
+) -> stead_schemas::api::Instance {
+    let mut view = view(state.store(), bearer, object);
     let counted = state.0.backend.health(&object.meta.uid);
     if let (Some(health), Some((of, tally))) = (&mut view.health_status, counted)
         && object.status.health.of == Some(of)

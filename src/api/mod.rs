@@ -2,9 +2,11 @@
 //!
 //! Guarantees: a request is validated whole before anything is stored; an answer to a write leaves
 //! after it is durable; every error has the one shape; bodies, headers, connections and concurrent
-//! requests are bounded, and overload is answered with 503 and `Retry-After`.
+//! requests are bounded, and overload is answered with 503 and `Retry-After`; what waits keeps nobody out
+//! who does not, and `/health` answers whatever the load.
 //! Never: touches the host: what it needs of it comes in by the traits of `backend`.
 
+mod audit;
 pub mod auth;
 mod auto_standby;
 mod backend;
@@ -18,16 +20,22 @@ mod instances;
 mod later;
 mod logs;
 mod lookup;
+mod pools;
 mod route;
 mod schedules;
+mod scope;
+mod secrets;
 mod server;
 mod snapshots;
 mod socket;
 mod stat;
 mod stats;
 mod system;
+mod table;
+pub mod tokens;
 mod volumes;
 mod wait;
+mod waiters;
 mod watch;
 
 use std::sync::Arc;
@@ -35,17 +43,19 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
-use axum::routing::{delete, get, patch, post, put};
 use stead_controllers::store::Store;
 use stead_schemas::api::{Capabilities, InstanceDefaults};
 use stead_schemas::limits;
 
+pub use audit::Audit;
 pub use backend::{Backend, ImportStream, Imported, LogStream};
 pub use error::ApiError;
+pub use route::RouteView;
 pub use server::{ServerLimits, serve};
 
-use auth::{Keys, Scope};
-use route::Routes;
+use auth::Keys;
+use pools::Pools;
+use waiters::Waiters;
 
 /// What every handler may use; cheap to clone.
 #[derive(Clone)]
@@ -58,8 +68,11 @@ struct Inner {
     defaults: InstanceDefaults,
     tap_prefix: String,
     capabilities: Capabilities,
-    admission: tokio::sync::Semaphore,
+    pools: Pools,
+    waiters: Arc<Waiters>,
     sockets: Arc<tokio::sync::Semaphore>,
+    shows_secrets: bool,
+    audit: Audit,
 }
 
 /// What the API is made of.
@@ -70,10 +83,15 @@ pub struct ApiConfig {
     pub defaults: InstanceDefaults,
     pub tap_prefix: String,
     pub capabilities: Capabilities,
-    /// Requests handled at once, streams not counted once they flow.
+    /// Requests of each pool at once: those that are being sent, those answered at once, those that wait for
+    /// a state, and verbs; streams are not counted once they flow.
     pub requests_max: usize,
     /// Sessions of exec and cp at once.
     pub sockets_max: usize,
+    /// Whether secrets are in answers to every token.
+    pub shows_secrets: bool,
+    /// Where changes are told; by default nowhere.
+    pub audit: Audit,
 }
 
 impl std::fmt::Debug for ApiConfig {
@@ -89,13 +107,37 @@ impl std::fmt::Debug for ApiState {
 }
 
 impl ApiState {
+    /// Within a runtime, which its own task needs.
     #[must_use]
     pub fn new(config: ApiConfig) -> Self {
-        let ApiConfig { store, keys, backend, defaults, tap_prefix, capabilities, requests_max, sockets_max } =
-            config;
-        let admission = tokio::sync::Semaphore::new(requests_max);
+        let ApiConfig {
+            store,
+            keys,
+            backend,
+            defaults,
+            tap_prefix,
+            capabilities,
+            requests_max,
+            sockets_max,
+            shows_secrets,
+            audit,
+        } = config;
+        let pools = Pools::new(requests_max);
+        let waiters = Waiters::of(&store);
         let sockets = Arc::new(tokio::sync::Semaphore::new(sockets_max));
-        Self(Arc::new(Inner { store, keys, backend, defaults, tap_prefix, capabilities, admission, sockets }))
+        Self(Arc::new(Inner {
+            store,
+            keys,
+            backend,
+            defaults,
+            tap_prefix,
+            capabilities,
+            pools,
+            waiters,
+            sockets,
+            shows_secrets,
+            audit,
+        }))
     }
 
     fn store(&self) -> &Store {
@@ -103,59 +145,16 @@ impl ApiState {
     }
 }
 
-/// Every route with its scope. What the contract names and this server lacks is in `later`.
+/// All routes, with everything in front of them.
 pub fn router(state: ApiState) -> Router {
-    let routes = Routes::new(state.clone())
-        .public("/health", get(system::health))
-        .public("/spec.json", get(describe::json))
-        .public("/spec.yaml", get(describe::yaml))
-        .add("/capabilities", Scope::ResourceRead, get(system::capabilities))
-        .add("/instances", Scope::InstanceRead, get(instances::list))
-        .add("/instances", Scope::InstanceWrite, post(instances::create))
-        .add("/instances/{id}", Scope::InstanceRead, get(instances::get))
-        .add("/instances/{id}", Scope::InstanceDelete, delete(instances::delete))
-        .add("/instances/{id}", Scope::InstanceWrite, patch(instances::update))
-        .add("/instances/{id}/start", Scope::InstanceWrite, post(instances::start))
-        .add("/instances/{id}/stop", Scope::InstanceWrite, post(instances::stop))
-        .add("/instances/{id}/standby", Scope::InstanceWrite, post(instances::standby))
-        .add("/instances/{id}/restore", Scope::InstanceWrite, post(instances::restore))
-        .add("/instances/{id}/fork", Scope::InstanceWrite, post(snapshots::fork))
-        .add("/instances/{id}/snapshots", Scope::SnapshotWrite, post(snapshots::create))
-        .add("/instances/{id}/snapshots/{snapshot}/restore", Scope::SnapshotWrite, post(snapshots::restore))
-        .add("/instances/{id}/snapshot-schedule", Scope::SnapshotRead, get(schedules::get))
-        .add("/instances/{id}/snapshot-schedule", Scope::SnapshotWrite, put(schedules::put))
-        .add("/instances/{id}/snapshot-schedule", Scope::SnapshotDelete, delete(schedules::delete))
-        .add("/snapshots", Scope::SnapshotRead, get(snapshots::list))
-        .add("/snapshots/{id}", Scope::SnapshotRead, get(snapshots::get))
-        .add("/snapshots/{id}", Scope::SnapshotWrite, patch(snapshots::update))
-        .add("/snapshots/{id}", Scope::SnapshotDelete, delete(snapshots::delete))
-        .add("/snapshots/{id}/fork", Scope::SnapshotWrite, post(snapshots::fork_snapshot))
-        .add("/instances/{id}/auto-standby/status", Scope::InstanceRead, get(auto_standby::status))
-        .add("/instances/{id}/auto-standby/hold", Scope::InstanceWrite, post(auto_standby::hold))
-        .add("/instances/{id}/wait", Scope::InstanceRead, get(wait::wait_for_state))
-        .add("/instances/{id}/logs", Scope::InstanceRead, get(logs::logs))
-        .add("/instances/{id}/exec", Scope::InstanceWrite, get(exec::exec))
-        .add("/instances/{id}/cp", Scope::InstanceWrite, get(cp::cp))
-        .add("/instances/{id}/stats", Scope::InstanceRead, get(stats::stats))
-        .add("/instances/{id}/stat", Scope::InstanceRead, get(stat::stat))
-        .add("/volumes", Scope::VolumeRead, get(volumes::list))
-        .add("/volumes", Scope::VolumeWrite, post(volumes::create))
-        .add("/volumes/{id}", Scope::VolumeRead, get(volumes::get))
-        .add("/volumes/{id}", Scope::VolumeDelete, delete(volumes::delete))
-        .add("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, post(volumes::attach))
-        .add("/instances/{id}/volumes/{volume}", Scope::VolumeWrite, delete(volumes::detach))
-        .add("/ingresses", Scope::IngressRead, get(ingresses::list))
-        .add("/ingresses", Scope::IngressWrite, post(ingresses::create))
-        .add("/ingresses/{id}", Scope::IngressRead, get(ingresses::get))
-        .add("/ingresses/{id}", Scope::IngressDelete, delete(ingresses::delete))
-        .add("/images", Scope::ImageRead, get(images::list))
-        .add("/images", Scope::ImageWrite, post(images::create))
-        .add_unlimited("/images/import", Scope::ImageWrite, post(images::import))
-        .add("/images/{*name}", Scope::ImageRead, get(images::get))
-        .add("/images/{*name}", Scope::ImageDelete, delete(images::delete))
-        .add("/images/{*name}", Scope::ImageWrite, post(images::tag));
-    later::add(routes)
+    table::routes(state)
         .finish()
         .layer(DefaultBodyLimit::max(limits::BODY_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(state, server::admit))
+        .layer(middleware::from_fn(server::observe))
+}
+
+/// The table of routes with the scopes that each of them needs.
+#[must_use]
+pub fn routes(state: ApiState) -> Vec<RouteView> {
+    table::routes(state).views()
 }

@@ -1,54 +1,173 @@
-//! Routes with their scopes: a route without a scope cannot be added by mistake.
+//! Routes with their rules: a route without the rights that it needs cannot be added by mistake.
 
 use std::collections::BTreeMap;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::body::Body;
+use axum::extract::{MatchedPath, Query, Request, State};
+use axum::handler::Handler;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::{self, Next};
-use axum::response::Response;
-use axum::routing::MethodRouter;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodFilter, MethodRouter, on};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use stead_schemas::limits::{BODY_BYTES_MAX, BODY_RATE_MIN, BODY_WAIT_MAX};
 
+use super::audit::Entry;
 use super::auth::Scope;
-use super::{ApiError, ApiState};
+use super::pools::Pool;
+use super::server::ClientAddress;
+use super::{ApiError, ApiState, error};
+use crate::peers::{Patience, Patient};
+
+/// Query parameters that name a tag are all allowed where this one is.
+const TAGS: &str = "tags[]";
+
+/// What a route asks of its requests.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rule {
+    /// All of them are needed.
+    scopes: &'static [Scope],
+    /// The query parameters that it reads; `None` of a route that is not served yet, which reads none and
+    /// refuses none.
+    query: Option<&'static [&'static str]>,
+    pool: Pool,
+    has_streamed_body: bool,
+    /// What is asked for is told in the audit log.
+    is_audited: bool,
+    /// The answer goes on as long as its reader and the token do.
+    goes_on: bool,
+}
+
+/// The rule of a route that is answered at once, for bearers of all these scopes.
+pub(super) const fn needs(scopes: &'static [Scope]) -> Rule {
+    Rule {
+        scopes,
+        query: Some(&[]),
+        pool: Pool::Short,
+        has_streamed_body: false,
+        is_audited: false,
+        goes_on: false,
+    }
+}
+
+impl Rule {
+    pub(super) const fn query(self, names: &'static [&'static str]) -> Self {
+        Self { query: Some(names), ..self }
+    }
+
+    pub(super) const fn any_query(self) -> Self {
+        Self { query: None, ..self }
+    }
+
+    /// Its answer waits for a state that may come late.
+    pub(super) const fn waits(self) -> Self {
+        Self { pool: Pool::Waits, ..self }
+    }
+
+    /// Its answer waits for the host or a guest to do something.
+    pub(super) const fn works(self) -> Self {
+        Self { pool: Pool::Verbs, ..self }
+    }
+
+    /// Its answer may be a stream that has no end of its own.
+    pub(super) const fn goes_on(self) -> Self {
+        Self { goes_on: true, ..self }
+    }
+
+    /// It changes something, though its method does not say so.
+    pub(super) const fn audited(self) -> Self {
+        Self { is_audited: true, ..self }
+    }
+
+    /// Its handler reads the body itself, whatever its length.
+    pub(super) const fn streams(self) -> Self {
+        Self { has_streamed_body: true, ..self }
+    }
+}
+
+/// A route as the table has it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouteView {
+    pub method: &'static str,
+    pub path: &'static str,
+    /// The scopes that it needs, all of them; none of a route for everyone.
+    pub scopes: Vec<&'static str>,
+}
 
 /// A router under construction.
 pub(super) struct Routes {
     state: ApiState,
     paths: BTreeMap<&'static str, MethodRouter<ApiState>>,
+    views: Vec<RouteView>,
+}
+
+/// A method of the table.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Verb {
+    Get,
+    Post,
+    Put,
+    Patch,
+    Delete,
+}
+
+impl Verb {
+    fn named(self) -> (MethodFilter, &'static str) {
+        match self {
+            Self::Get => (MethodFilter::GET, "GET"),
+            Self::Post => (MethodFilter::POST, "POST"),
+            Self::Put => (MethodFilter::PUT, "PUT"),
+            Self::Patch => (MethodFilter::PATCH, "PATCH"),
+            Self::Delete => (MethodFilter::DELETE, "DELETE"),
+        }
+    }
 }
 
 impl Routes {
     pub(super) fn new(state: ApiState) -> Self {
-        Self { state, paths: BTreeMap::new() }
+        Self { state, paths: BTreeMap::new(), views: Vec::new() }
     }
 
-    /// A route for everyone.
-    pub(super) fn public(mut self, path: &'static str, methods: MethodRouter<ApiState>) -> Self {
-        self.merge(path, methods);
+    /// A route for everyone, which is answered at once and whatever the load.
+    pub(super) fn public<H, T>(mut self, path: &'static str, handler: H) -> Self
+    where
+        H: Handler<T, ApiState>,
+        T: 'static,
+    {
+        self.views.push(RouteView { method: "GET", path, scopes: Vec::new() });
+        self.merge(path, on(MethodFilter::GET, handler));
         self
     }
 
-    /// A route for bearers of a token with the scope.
-    pub(super) fn add(mut self, path: &'static str, scope: Scope, methods: MethodRouter<ApiState>) -> Self {
-        let guard = middleware::from_fn_with_state((self.state.clone(), scope), authorize);
+    /// A route under a rule.
+    pub(super) fn add<H, T>(mut self, verb: Verb, path: &'static str, rule: Rule, handler: H) -> Self
+    where
+        H: Handler<T, ApiState>,
+        T: 'static,
+    {
+        let (filter, method) = verb.named();
+        let rule = Rule { is_audited: rule.is_audited || !matches!(verb, Verb::Get), ..rule };
+        let guard = middleware::from_fn_with_state((self.state.clone(), rule), guard);
+        let scopes = rule.scopes.iter().map(|scope| scope.as_str()).collect();
+        self.views.push(RouteView { method, path, scopes });
+        let mut methods = on(filter, handler);
+        if rule.has_streamed_body {
+            methods = methods.layer(axum::extract::DefaultBodyLimit::disable());
+        }
         self.merge(path, methods.route_layer(guard));
         self
-    }
-
-    /// Likewise, for bodies that are streamed and bounded by their handler.
-    pub(super) fn add_unlimited(
-        self,
-        path: &'static str,
-        scope: Scope,
-        methods: MethodRouter<ApiState>,
-    ) -> Self {
-        self.add(path, scope, methods.layer(axum::extract::DefaultBodyLimit::disable()))
     }
 
     fn merge(&mut self, path: &'static str, methods: MethodRouter<ApiState>) {
         let known = self.paths.remove(path).unwrap_or_default();
         self.paths.insert(path, known.merge(methods));
+    }
+
+    /// Every route that was added.
+    pub(super) fn views(self) -> Vec<RouteView> {
+        self.views
     }
 
     pub(super) fn finish(self) -> Router {
@@ -60,13 +179,106 @@ impl Routes {
     }
 }
 
-async fn authorize(
-    State((state, scope)): State<(ApiState, Scope)>,
+/// In front of every handler but the public ones; what it let in or refused is told where it has to be.
+async fn guard(State((state, rule)): State<(ApiState, Rule)>, request: Request, next: Next) -> Response {
+    if !rule.is_audited {
+        return admit(&state, rule, request, next, None).await.into_response();
+    }
+    let client = request.extensions().get::<ClientAddress>().map(|client| client.0);
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    // With the query, which may name what is made.
+    let object = request.uri().path_and_query().map_or("", |object| object.as_str());
+    let mut entry = Entry::new(client, request.method().as_str(), route, object);
+    let began = tokio::time::Instant::now();
+    let answer = admit(&state, rule, request, next, Some(&mut entry)).await.into_response();
+    let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    state.0.audit.tell(&entry.end(answer.status().as_u16(), millis));
+    answer
+}
+
+/// Rights, then the query, then the whole body, and only then a permit of the pool: who is slow to send
+/// takes none from those who have sent.
+async fn admit(
+    state: &ApiState,
+    rule: Rule,
     request: Request,
     next: Next,
+    mut entry: Option<&mut Entry>,
 ) -> Result<Response, ApiError> {
-    state.0.keys.authorize(request.headers(), scope)?;
-    Ok(next.run(request).await)
+    let mut bearer = state.0.keys.authorize(request.headers())?;
+    if let Some(entry) = &mut entry {
+        entry.by(&bearer);
+    }
+    rule.scopes.iter().try_for_each(|&scope| bearer.needs(scope))?;
+    if state.0.shows_secrets {
+        bearer.let_see_secrets();
+    }
+    check_query(request.uri(), rule.query)?;
+    let (mut parts, body) = request.into_parts();
+    parts.extensions.insert(bearer.clone());
+    let body = match rule.has_streamed_body {
+        true => Body::new(Patient::new(body, Patience::at_rate(BODY_WAIT_MAX, BODY_RATE_MIN))),
+        false => {
+            let bytes = whole(state, body).await?;
+            if let Some(entry) = &mut entry {
+                entry.of(&bytes);
+            }
+            Body::from(bytes)
+        }
+    };
+    let _permit = state.0.pools.take(rule.pool)?;
+    let answer = next.run(Request::from_parts(parts, body));
+    if rule.pool == Pool::Waits {
+        return tokio::select! {
+            biased;
+            answer = answer => Ok(answer),
+            () = bearer.ends() => {
+                Err(ApiError::refused(StatusCode::UNAUTHORIZED, "the token ended while its request waited"))
+            }
+        };
+    }
+    let answer = answer.await;
+    if !rule.goes_on || axum::body::HttpBody::size_hint(answer.body()).exact().is_some() {
+        return Ok(answer);
+    }
+    let ends = Box::pin(bearer.ends());
+    Ok(answer.map(|body| Body::from_stream(body.into_data_stream().take_until(ends))))
+}
+
+/// A body that is there whole, within its time.
+async fn whole(state: &ApiState, body: Body) -> Result<Bytes, ApiError> {
+    if axum::body::HttpBody::is_end_stream(&body) {
+        return Ok(Bytes::new());
+    }
+    let _permit = state.0.pools.take(Pool::Bodies)?;
+    let body = Body::new(Patient::new(body, Patience::in_all(BODY_WAIT_MAX)));
+    let mut pieces = body.into_data_stream();
+    let mut bytes = BytesMut::new();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| error::of_body(&error))?;
+        if bytes.len().saturating_add(piece.len()) > BODY_BYTES_MAX {
+            return Err(error::too_large());
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes.freeze())
+}
+
+/// A parameter that a route does not read would be a wish that is not carried out.
+fn check_query(uri: &Uri, allowed: Option<&[&str]>) -> Result<(), ApiError> {
+    let Some(allowed) = allowed else { return Ok(()) };
+    let Query(params) = Query::<Vec<(String, String)>>::try_from_uri(uri)?;
+    let is_known = |name: &str| {
+        let name = if name.starts_with("tags") { TAGS } else { name };
+        allowed.contains(&name)
+    };
+    match params.iter().find(|(name, _)| !is_known(name)) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let message = format!("{name:?} is not a parameter of this request");
+            Err(ApiError::bad_request("invalid_request", message))
+        }
+    }
 }
 
 async fn wrong_method() -> ApiError {

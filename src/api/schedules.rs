@@ -20,7 +20,7 @@ pub(super) async fn put(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<SnapshotSchedule>, ApiError> {
     let wish = ScheduleWish::read(json(body)?)?;
-    let instance = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let instance = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
     let object = state.store().transact(move |tx| admission::put(tx, &instance, wish)).await?;
     Ok(Json(SnapshotSchedule::of(&object, Timestamp::now())))
 }
@@ -39,7 +39,7 @@ pub(super) async fn delete(
     State(state): State<ApiState>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
-    let instance = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let instance = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &instance)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,33 +1,46 @@
-//! The listener: bounded connections, headers, time and requests; panics end one request only.
+//! The listener: bounded connections, in all and for each client, headers and time; panics end one request only.
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use stead_schemas::api::ErrorBody;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tower::ServiceExt;
 
-use super::{ApiError, ApiState};
+use super::ApiError;
+use crate::peers::{Shares, Unstalled, client_of, watch_over};
 
 /// Bounds of the listener.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerLimits {
     /// Connections at once; one more waits in the kernel's queue.
     pub connections_max: usize,
+    /// Of these, those of one client address; one more is told to come again, and closed.
+    pub connections_per_client_max: usize,
+    /// For a client to take something of what it is sent: who does not is let go.
+    pub stall_max: Duration,
     /// For a request's head to arrive: slow clients hold a connection no longer.
     pub header_timeout: Duration,
     /// What open requests get at shutdown.
     pub grace: Duration,
 }
+
+/// Where a request came from, among its extensions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ClientAddress(pub(super) IpAddr);
 
 /// The size of a request's head, in the order of magnitude that a read buffer allows; larger ones
 /// get 431.
@@ -47,6 +60,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
     let places = Arc::new(Semaphore::new(limits.connections_max));
+    let shares = Shares::new(limits.connections_per_client_max);
     let (closing, is_closing) = watch::channel(false);
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
@@ -55,11 +69,11 @@ pub async fn serve(
             () = &mut shutdown => break,
             place = places.clone().acquire_owned() => place.map_err(io::Error::other)?,
         };
-        let stream = tokio::select! {
+        let (stream, client) = tokio::select! {
             biased;
             () = &mut shutdown => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok((stream, client)) => (stream, client.ip().to_canonical()),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -67,10 +81,16 @@ pub async fn serve(
                 }
             },
         };
-        let connection = connection(stream, router.clone(), limits, is_closing.clone());
+        let Some(share) = shares.take(&client_of(client)) else {
+            tracing::debug!(%client, "a client has too many connections");
+            // Best effort: who has asked already may see a broken connection instead.
+            let _ = stream.try_write(&full());
+            continue;
+        };
+        let connection = connection(stream, client, router.clone(), limits, is_closing.clone());
         tokio::spawn(async move {
             connection.await;
-            drop(place);
+            drop((place, share));
         });
     }
     let _ = closing.send(true);
@@ -79,17 +99,31 @@ pub async fn serve(
     Ok(())
 }
 
+/// The whole answer to a client that has its share of connections already.
+fn full() -> Vec<u8> {
+    let body = ErrorBody::new("overloaded", "too many connections from this address at once");
+    let body = serde_json::to_string(&body).unwrap_or_default();
+    let head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n";
+    format!("{head}Connection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
 async fn connection(
     stream: TcpStream,
+    client: IpAddr,
     router: Router,
     limits: ServerLimits,
     mut is_closing: watch::Receiver<bool>,
 ) {
-    let _ = stream.set_nodelay(true);
+    watch_over(&stream, limits.stall_max);
+    let stream = Unstalled::new(stream, limits.stall_max);
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
     builder.max_buf_size(HEADER_BYTES_MAX).max_headers(HEADERS_MAX);
-    let service = TowerToHyperService::new(router);
+    let service = router.map_request(move |mut request: axum::http::Request<Incoming>| {
+        request.extensions_mut().insert(ClientAddress(client));
+        request
+    });
+    let service = TowerToHyperService::new(service);
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let closed = async {
         // Dropped at once: the guard may not live over an await.
@@ -109,12 +143,8 @@ async fn connection(
     }
 }
 
-/// In front of every handler: a place among the concurrent requests, a log line, and a net for
-/// panics.
-pub(super) async fn admit(State(state): State<ApiState>, request: Request, next: Next) -> Response {
-    let Ok(_place) = state.0.admission.try_acquire() else {
-        return ApiError::overloaded("too many requests at once").into_response();
-    };
+/// In front of everything: a log line, and a net for panics.
+pub(super) async fn observe(request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let started = tokio::time::Instant::now();
     // Unwind safe: handlers share only the store, whose own transactions contain panics.

@@ -18,10 +18,11 @@ use stead_schemas::api::{
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::instance::Instance;
 use stead_schemas::limits::VERB_WAIT_MAX;
-use stead_schemas::meta::Object;
+use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::Uid;
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
+use super::auth::Bearer;
 use super::instances::{carried_out, has_tags, json, tag_filter};
 use super::wait::until;
 use super::{ApiError, ApiState, lookup};
@@ -30,11 +31,12 @@ type Params = BTreeMap<String, String>;
 
 /// Of those that are shown: what only serves a fork is nobody's.
 fn find(state: &ApiState, id: &str) -> Result<Arc<Object<Snapshot>>, ApiError> {
-    let uid: Uid = id.parse().map_err(|_| ApiError::not_found())?;
+    let absent = || ApiError::absent(Snapshot::NAME, id);
+    let uid: Uid = id.parse().map_err(|_| absent())?;
     let object = state.store().get::<Snapshot>(&uid);
     object
         .filter(|object| object.spec.purpose == SnapshotPurpose::Kept && !object.meta.is_deleting())
-        .ok_or_else(ApiError::not_found)
+        .ok_or_else(absent)
 }
 
 pub(super) async fn create(
@@ -43,7 +45,7 @@ pub(super) async fn create(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let SnapshotCreate { kind, name, tags, compression, pool } = SnapshotCreate::read(json(body)?)?;
-    let source = lookup::instance(state.store(), &id?.0)?;
+    let source = lookup::instance_to_change(state.store(), &id?.0)?;
     let policy = source.spec.snapshot_policy.and_then(|policy| policy.compression);
     // A disk alone is not compressed: its copies share blocks where the file system can.
     let compression = compression.or(policy).filter(|_| kind == SnapshotKind::Standby);
@@ -58,7 +60,7 @@ pub(super) async fn create(
 /// that failed is told and gone.
 async fn captured(state: &ApiState, uid: &Uid) -> Result<Arc<Object<Snapshot>>, ApiError> {
     let is_over = |object: &Object<Snapshot>| object.status.phase != SnapshotPhase::Pending;
-    let object = until::<Snapshot>(state.store(), uid, VERB_WAIT_MAX, is_over).await;
+    let object = until::<Snapshot>(state, uid, VERB_WAIT_MAX, is_over).await;
     let object = object.ok_or_else(ApiError::not_found)?;
     if object.status.phase != SnapshotPhase::Failed {
         return Ok(object);
@@ -133,39 +135,42 @@ pub(super) async fn delete(
     let of_transaction = uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &of_transaction)).await?;
     // Late, its files go all the same.
-    until::<Snapshot>(state.store(), &uid, VERB_WAIT_MAX, |_| false).await;
+    until::<Snapshot>(&state, &uid, VERB_WAIT_MAX, |_| false).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn restore(
     State(state): State<ApiState>,
+    bearer: Bearer,
     ids: Result<Path<(String, String)>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
     let SnapshotRestore { target, hypervisor } = SnapshotRestore::read(json(body)?, state.0.defaults)?;
     let target = Target { power: target, hypervisor };
     let Path((id, snapshot)) = ids?;
-    let uid = lookup::instance(state.store(), &id)?.meta.uid.clone();
+    let uid = lookup::instance_to_change(state.store(), &id)?.meta.uid.clone();
     let snapshot = find(&state, &snapshot)?.meta.uid.clone();
     let of_verb = uid.clone();
     let object = state.store().transact(move |tx| forks::restore(tx, &of_verb, &snapshot, target)).await?;
-    arrived(&state, &object).await
+    arrived(&state, &bearer, &object).await
 }
 
 pub(super) async fn fork(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let ForkCreate { name, from_running, target } = ForkCreate::read(json(body)?)?;
-    let source = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
+    let source = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
     let (wish, prefix) = (ForkWish { name, from_running, target }, state.0.tap_prefix.clone());
     let forked = state.store().transact(move |tx| forks::fork(tx, &source, wish, &prefix)).await?;
-    made(&state, forked).await
+    made(&state, &bearer, forked).await
 }
 
 pub(super) async fn fork_snapshot(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
@@ -174,27 +179,31 @@ pub(super) async fn fork_snapshot(
     let (snapshot, prefix) = (find(&state, &id?.0)?.meta.uid.clone(), state.0.tap_prefix.clone());
     let fork = state.store().transact(move |tx| forks::fork_snapshot(tx, &snapshot, name, target, &prefix));
     let forked = fork.await?;
-    made(&state, forked).await
+    made(&state, &bearer, forked).await
 }
 
 /// The fork where it shall be; none is left of one whose snapshot could not be taken.
-async fn made(state: &ApiState, forked: Forked) -> Result<Response, ApiError> {
+async fn made(state: &ApiState, bearer: &Bearer, forked: Forked) -> Result<Response, ApiError> {
     let is_over = |object: &Object<Snapshot>| object.status.phase != SnapshotPhase::Pending;
     // Gone: it has served already.
-    let snapshot = until::<Snapshot>(state.store(), &forked.snapshot, VERB_WAIT_MAX, is_over).await;
+    let snapshot = until::<Snapshot>(state, &forked.snapshot, VERB_WAIT_MAX, is_over).await;
     if let Some(failed) = snapshot.filter(|snapshot| snapshot.status.phase == SnapshotPhase::Failed) {
         let uid = forked.instance.meta.uid.clone();
         state.store().transact(move |tx| instances::delete(tx, &uid, true)).await?;
         return Err(failure(&failed));
     }
-    let instance = arrived(state, &forked.instance).await?;
+    let instance = arrived(state, bearer, &forked.instance).await?;
     Ok((StatusCode::CREATED, instance).into_response())
 }
 
 /// The instance once it is in the state that its wish asks for.
-async fn arrived(state: &ApiState, wished: &Object<Instance>) -> Result<Json<api::Instance>, ApiError> {
+async fn arrived(
+    state: &ApiState,
+    bearer: &Bearer,
+    wished: &Object<Instance>,
+) -> Result<Json<api::Instance>, ApiError> {
     let (generation, power, run) = (wished.meta.generation, wished.spec.power, wished.spec.run);
-    carried_out(state, &wished.meta.uid, |object| {
+    carried_out(state, bearer, &wished.meta.uid, |object| {
         let is_seen = object.status.observed_generation >= generation;
         let is_there = is_seen && object.status.state == state_of(power);
         is_there || object.status.ended_run > run || object.meta.generation > generation

@@ -1,6 +1,6 @@
 //! WebSockets to an instance's agent: the checks before the upgrade, the first frame, the end.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::Path;
@@ -16,7 +16,9 @@ use stead_schemas::guest::Request;
 use stead_schemas::instance::{Instance, State as Is};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use super::auth::Bearer;
 use super::{ApiError, ApiState, Backend, lookup};
 use crate::agent::{AgentError, AgentStream};
 
@@ -28,15 +30,54 @@ const FIRST_FRAME_WAIT: Duration = Duration::from_secs(10);
 const ATTACH_WAIT: Duration = Duration::from_secs(5);
 const ATTACH_POLL: Duration = Duration::from_millis(20);
 /// Between two pings; a client that is gone without a word is noticed after a few.
-pub(super) const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_INTERVAL: Duration = Duration::from_secs(20);
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(70);
+
+/// When the other end was last heard of; of an end that is not listened to for a while, nothing can be said.
+#[derive(Debug)]
+pub(super) struct Heard(Mutex<Option<Instant>>);
+
+impl Heard {
+    pub(super) fn now() -> Self {
+        Self(Mutex::new(Some(Instant::now())))
+    }
+
+    fn set(&self, at: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    pub(super) fn note(&self) {
+        self.set(Some(Instant::now()));
+    }
+
+    /// Until the next note nobody listens.
+    pub(super) fn pause(&self) {
+        self.set(None);
+    }
+
+    pub(super) fn is_silent_for(&self, most: Duration) -> bool {
+        let heard = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.is_some_and(|heard| heard.elapsed() > most)
+    }
+}
+
+/// A clock for pings, which begins with a pause.
+pub(super) fn pings() -> Interval {
+    let mut pings = tokio::time::interval(PING_INTERVAL);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    pings.reset();
+    pings
+}
 
 pub(super) type Sink = SplitSink<WebSocket, Message>;
 pub(super) type Stream = SplitStream<WebSocket>;
 
 /// The instance, if its program runs and its agent is not skipped.
 pub(super) fn running(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
-    let object = lookup::instance(store, word)?;
+    ready(lookup::instance(store, word)?)
+}
+
+fn ready(object: Arc<Object<Instance>>) -> Result<Arc<Object<Instance>>, ApiError> {
     let state = object.status.state;
     if state != Is::Running {
         let message = format!("the instance is {state:?}; this needs Running");
@@ -53,6 +94,7 @@ pub(super) fn running(store: &Store, word: &str) -> Result<Arc<Object<Instance>>
 /// an upgraded connection is no longer counted among the listener's.
 pub(super) fn upgrade<F>(
     state: ApiState,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     session: impl FnOnce(ApiState, Uid, WebSocket) -> F + Send + 'static,
@@ -60,12 +102,18 @@ pub(super) fn upgrade<F>(
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let uid = running(state.store(), &id?.0)?.meta.uid.clone();
+    let object = ready(lookup::instance_to_change(state.store(), &id?.0)?)?;
+    let uid = object.meta.uid.clone();
     let upgrade = upgrade?.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX);
     let place = state.0.sockets.clone().try_acquire_owned();
     let place = place.map_err(|_| ApiError::overloaded("too many sessions of exec and cp at once"))?;
     Ok(upgrade.on_upgrade(move |socket| async move {
-        session(state, uid, socket).await;
+        tokio::select! {
+            biased;
+            () = session(state, uid, socket) => {}
+            // With the session its connection ends, and what it had begun.
+            () = bearer.ends() => {}
+        }
         drop(place);
     }))
 }
@@ -109,10 +157,10 @@ pub(super) async fn open(
     wait: Option<Duration>,
 ) -> Result<AgentStream, AgentError> {
     let backend: &dyn Backend = state.0.backend.as_ref();
-    let deadline = tokio::time::Instant::now() + wait.unwrap_or(ATTACH_WAIT);
+    let deadline = Instant::now() + wait.unwrap_or(ATTACH_WAIT);
     loop {
         match backend.open_stream(instance, request.clone()).await {
-            Err(AgentError::NotReady) if tokio::time::Instant::now() < deadline => {
+            Err(AgentError::NotReady) if Instant::now() < deadline => {
                 let is_running = |object: Arc<Object<Instance>>| object.status.state == Is::Running;
                 // One that is not coming back is not waited for.
                 if wait.is_none() && !state.store().get::<Instance>(instance).is_some_and(is_running) {

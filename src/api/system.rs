@@ -2,13 +2,18 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use serde_json::{Value, json};
 use stead_schemas::api::Capabilities;
 
 use super::ApiState;
 
-pub(super) async fn health() -> Json<Value> {
-    Json(json!({"status": "ok"}))
+/// Well, or why not: a store that cannot write any more is no server of anything.
+pub(super) async fn health(State(state): State<ApiState>) -> (StatusCode, Json<Value>) {
+    match state.0.backend.store_failure() {
+        None => (StatusCode::OK, Json(json!({"status": "ok"}))),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "failed", "message": why}))),
+    }
 }
 
 pub(super) async fn capabilities(State(state): State<ApiState>) -> Json<Capabilities> {

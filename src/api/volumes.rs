@@ -16,9 +16,10 @@ use stead_schemas::api::{Instance as InstanceView, MountWish, Volume as View, Vo
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::Instance;
 use stead_schemas::limits::VERB_WAIT_MAX;
-use stead_schemas::meta::Object;
+use stead_schemas::meta::{Kind, Object};
 use stead_schemas::volume::{Volume, VolumeMount};
 
+use super::auth::Bearer;
 use super::instances::{has_tags, json, tag_filter};
 use super::wait::until;
 use super::{ApiError, ApiState, lookup};
@@ -26,7 +27,7 @@ use super::{ApiError, ApiState, lookup};
 type Params = BTreeMap<String, String>;
 
 fn find(store: &Store, word: &str) -> Result<Arc<Object<Volume>>, ApiError> {
-    lookup::exact(store, word).ok_or_else(ApiError::not_found)
+    lookup::exact(store, word).ok_or_else(|| ApiError::absent(Volume::NAME, word))
 }
 
 fn view(instances: &[Arc<Object<Instance>>], volume: &Object<Volume>) -> View {
@@ -74,29 +75,31 @@ pub(super) async fn delete(
     let uid = volume.meta.uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &uid)).await?;
     // The wish is stored: late, it is carried out all the same.
-    until::<Disk>(state.store(), &volume.spec.disk, VERB_WAIT_MAX, |_| false).await;
+    until::<Disk>(&state, &volume.spec.disk, VERB_WAIT_MAX, |_| false).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
 pub(super) async fn attach(
     State(state): State<ApiState>,
+    bearer: Bearer,
     path: Result<Path<(String, String)>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<InstanceView>, ApiError> {
     let Path((instance, volume)) = path?;
     let VolumeAttach { path, access } = VolumeAttach::read(json(body)?)?;
-    let uid = lookup::instance(state.store(), &instance)?.meta.uid.clone();
+    let uid = lookup::instance_to_change(state.store(), &instance)?.meta.uid.clone();
     let wish = MountWish { volume, path, access };
     let object = state.store().transact(move |tx| mounts::attach(tx, &uid, wish)).await?;
-    Ok(Json(lookup::view(state.store(), &object)))
+    Ok(Json(lookup::view(state.store(), &bearer, &object)))
 }
 
 pub(super) async fn detach(
     State(state): State<ApiState>,
+    bearer: Bearer,
     path: Result<Path<(String, String)>, PathRejection>,
 ) -> Result<Json<InstanceView>, ApiError> {
     let Path((instance, volume)) = path?;
-    let uid = lookup::instance(state.store(), &instance)?.meta.uid.clone();
+    let uid = lookup::instance_to_change(state.store(), &instance)?.meta.uid.clone();
     let object = state.store().transact(move |tx| mounts::detach(tx, &uid, &volume)).await?;
-    Ok(Json(lookup::view(state.store(), &object)))
+    Ok(Json(lookup::view(state.store(), &bearer, &object)))
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use stead_controllers::store::Store;
 use stead_controllers::vm::wanted_run;
 use stead_schemas::api::{WaitForState, parse_state};
 use stead_schemas::instance::{Instance, Power, State as Is};
@@ -23,30 +22,17 @@ const WAIT_DEFAULT: Duration = Duration::from_secs(60);
 /// Returns when `is_over` holds of the object, or at the deadline, with what there is then; `None`
 /// when the object is gone.
 pub(super) async fn until<K: Kind>(
-    store: &Store,
+    state: &ApiState,
     uid: &Uid,
     at_most: Duration,
     is_over: impl Fn(&Object<K>) -> bool,
 ) -> Option<Arc<Object<K>>> {
     let deadline = tokio::time::Instant::now() + at_most;
+    let mut waiter = state.0.waiters.wait(uid);
     loop {
-        // The watch begins before the look, so that nothing falls in between.
-        let watch = store.watch(Some(K::NAME), store.revision());
-        let object = store.get::<K>(uid)?;
-        if is_over(&object) {
-            return Some(object);
-        }
-        // Fallen behind the ring: look again.
-        let Ok(mut watch) = watch else { continue };
-        let change = async {
-            loop {
-                match watch.next().await {
-                    Ok(event) if event.uid != *uid => {}
-                    Ok(_) | Err(_) => return,
-                }
-            }
-        };
-        if tokio::time::timeout_at(deadline, change).await.is_err() {
+        waiter.look();
+        let object = state.store().get::<K>(uid)?;
+        if is_over(&object) || tokio::time::timeout_at(deadline, waiter.news()).await.is_err() {
             return Some(object);
         }
     }
@@ -76,10 +62,9 @@ pub(super) async fn wait_for_state(
         }
     };
     let uid = lookup::instance(state.store(), &id?.0)?.meta.uid.clone();
-    let seen = until::<Instance>(state.store(), &uid, timeout, |object| {
-        object.status.state == wanted || is_final(object)
-    })
-    .await;
+    let seen =
+        until::<Instance>(&state, &uid, timeout, |object| object.status.state == wanted || is_final(object))
+            .await;
     let object = seen.ok_or_else(ApiError::not_found)?;
     let status = &object.status;
     let timed_out = status.state != wanted && !is_final(&object);

@@ -1,7 +1,8 @@
 //! `GET /instances?watch=true&resource_version=N`: changes as they happen, one JSON line each.
 //!
 //! `{"type": "added"|"modified"|"deleted", "resource_version": N, "object": {...}}`; a client that
-//! fell behind, or asks from too long ago, gets `{"type": "too_old", "oldest": N}` and lists again.
+//! fell behind, or asks from too long ago, gets `{"type": "too_old", "oldest": N}` and lists again. When
+//! nothing happens, `{"type": "bookmark", "resource_version": N}` comes now and then: all up to there is told.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -12,12 +13,15 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use stead_controllers::store::{Change, Event, Store, Watch};
 use stead_schemas::instance::Instance;
+use stead_schemas::limits::STREAM_IDLE_MAX;
 use stead_schemas::meta::{Kind, Tags};
 
+use super::auth::Bearer;
 use super::{ApiError, ApiState, instances, lookup};
 
 pub(super) fn instances(
     state: &ApiState,
+    bearer: Bearer,
     params: &BTreeMap<String, String>,
     tags: Tags,
 ) -> Result<Response, ApiError> {
@@ -29,30 +33,36 @@ pub(super) fn instances(
         })?,
     };
     let body = match store.watch(Some(Instance::NAME), from) {
-        Ok(watch) => Body::from_stream(futures::stream::unfold(Some((store, watch, tags)), next)),
+        Ok(watch) => Body::from_stream(futures::stream::unfold(Some((store, watch, tags, bearer)), next)),
         Err(error) => Body::from(line(&json!({"type": "too_old", "oldest": error.oldest}))),
     };
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-cache")], body)
         .into_response())
 }
 
-type Following = Option<(Store, Watch, Tags)>;
+type Following = Option<(Store, Watch, Tags, Bearer)>;
 
 async fn next(following: Following) -> Option<(Result<Bytes, Infallible>, Following)> {
-    let (store, mut watch, tags) = following?;
+    let (store, mut watch, tags, bearer) = following?;
     loop {
-        match watch.next().await {
-            Ok(event) => {
-                if let Some(value) = told(&store, &event, &tags) {
-                    return Some((Ok(line(&value)), Some((store, watch, tags))));
+        match tokio::time::timeout(STREAM_IDLE_MAX, watch.next()).await {
+            Err(_) => {
+                let mark = line(&json!({"type": "bookmark", "resource_version": watch.revision()}));
+                return Some((Ok(mark), Some((store, watch, tags, bearer))));
+            }
+            Ok(Ok(event)) => {
+                if let Some(value) = told(&store, &bearer, &event, &tags) {
+                    return Some((Ok(line(&value)), Some((store, watch, tags, bearer))));
                 }
             }
-            Err(error) => return Some((Ok(line(&json!({"type": "too_old", "oldest": error.oldest}))), None)),
+            Ok(Err(error)) => {
+                return Some((Ok(line(&json!({"type": "too_old", "oldest": error.oldest}))), None));
+            }
         }
     }
 }
 
-fn told(store: &Store, event: &Event, tags: &Tags) -> Option<Value> {
+fn told(store: &Store, bearer: &Bearer, event: &Event, tags: &Tags) -> Option<Value> {
     let (word, object) = match event.change {
         Change::Created => ("added", store.get::<Instance>(&event.uid)?),
         // Gone meanwhile: the deletion is told by its own event.
@@ -61,7 +71,7 @@ fn told(store: &Store, event: &Event, tags: &Tags) -> Option<Value> {
     };
     let is_wanted = instances::has_tags(&object.meta.tags, tags) && !object.is_pooled();
     is_wanted.then(
-        || json!({"type": word, "resource_version": event.revision, "object": lookup::view(store, &object)}),
+        || json!({"type": word, "resource_version": event.revision, "object": lookup::view(store, bearer, &object)}),
     )
 }
 

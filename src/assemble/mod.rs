@@ -28,18 +28,19 @@ use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::image::Image;
 use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::{Hypervisor, Instance};
-use stead_schemas::limits::CONSOLE_LOG_MAX;
+use stead_schemas::limits::{CLIENT_STALL_MAX, CONSOLE_LOG_MAX};
 use stead_schemas::names::{Platform, Uid};
 use stead_schemas::network::{GuestReach, Network, NetworkSpec, Port};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::agent::{AgentError, AgentStream};
-use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, Imported, LogStream, ServerLimits};
+use crate::api::{
+    self, ApiConfig, ApiState, Audit, Backend, ImportStream, Imported, LogStream, ServerLimits,
+};
 use crate::config::Config;
 use crate::failpoint;
 use crate::host::boot_files::BootFiles;
@@ -60,7 +61,8 @@ use crate::host::{Scope, watch_files};
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::qemu::{self, Qemu, QemuConfig};
 use crate::ingress::{HttpListeners, IngressConfig};
-use crate::store::{SystemClock, close_new_files, identity, open, private_directory, token_key};
+use crate::signals::{ended, terminated};
+use crate::store::{SystemClock, close_new_files, identity, open, private_directory};
 
 /// For a request's head; a client on a bad line needs a second.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -136,7 +138,9 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let controllers = tokio::spawn(controllers.run(stopping));
     host.monitor(&config, &reports, &of_monitors)?;
 
-    let keys = api::auth::Keys::new(&token_key(&config.data_dir).context("cannot read the token key")?);
+    let keys = api::tokens::load(&config.data_dir).context("cannot read the token keys")?;
+    tokio::spawn(api::tokens::follow(config.data_dir.clone(), keys.clone()));
+    let audit = Audit::open(&config.data_dir).context("cannot open the audit log")?;
     let state = ApiState::new(ApiConfig {
         store,
         keys,
@@ -151,6 +155,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         capabilities,
         requests_max: config.requests_max,
         sockets_max: config.sockets_max,
+        shows_secrets: config.show_secrets,
+        audit: audit.clone(),
     });
     let listener = TcpListener::bind(config.listen)
         .await
@@ -158,10 +164,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tracing::info!(address = %listener.local_addr()?, "listening");
     let limits = ServerLimits {
         connections_max: config.connections_max,
+        connections_per_client_max: config.connections_per_client_max,
+        stall_max: CLIENT_STALL_MAX,
         header_timeout: HEADER_TIMEOUT,
         grace: SHUTDOWN_GRACE,
     };
     api::serve(listener, api::router(state), limits, terminated()).await?;
+    let _ = tokio::task::spawn_blocking(move || audit.flush()).await;
     // Passes first, then the store that they write to.
     let _ = stop_controllers.send(true);
     controllers.await.context("the controllers failed")?;
@@ -169,19 +178,6 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     writer.await.context("the store's writer failed")?;
     tracing::info!("ended; VMs run on");
     Ok(())
-}
-
-async fn ended(mut ending: watch::Receiver<bool>) {
-    drop(ending.wait_for(|&is_over| is_over).await);
-}
-
-async fn terminated() {
-    let listen = |kind| signal(kind).expect("signal handlers can be installed in a running runtime");
-    let (mut term, mut int) = (listen(SignalKind::terminate()), listen(SignalKind::interrupt()));
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
 }
 
 async fn declare_network(store: &Store, config: &Config) -> anyhow::Result<()> {

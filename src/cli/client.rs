@@ -5,6 +5,7 @@ use std::time::Duration;
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 use futures::SinkExt;
+use reqwest::header::HeaderValue;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -41,11 +42,21 @@ impl Client {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let base = remote.base_url.clone().or_else(|| environment(["STEAD_BASE_URL", "HYPEMAN_BASE_URL"]));
         let base = base.unwrap_or_else(|| "http://localhost:8080".to_owned());
-        let base = Url::parse(&base).map_err(|error| Failure::Usage(format!("base URL {base}: {error}")))?;
+        let wrong =
+            |why: &str| Failure::Usage(format!("base URL {base}: {why}, as in http://localhost:8080"));
+        let base = Url::parse(&base).map_err(|error| wrong(&error.to_string()))?;
+        if !matches!(base.scheme(), "http" | "https") {
+            return Err(wrong("must begin with http:// or https://"));
+        }
         let key = remote.api_key.clone().or_else(|| environment(["STEAD_API_KEY", "HYPEMAN_API_KEY"]));
         let key = key.ok_or_else(|| {
             Failure::Usage("no token: set STEAD_API_KEY to what `stead token create` prints".to_owned())
         })?;
+        if HeaderValue::from_str(&key).is_err() {
+            return Err(Failure::Usage(
+                "the token has characters that no token has, such as a line's end".to_owned(),
+            ));
+        }
         let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build();
         let http = http.map_err(|error| Failure::Other(error.to_string()))?;
         Ok(Self { http, base, key })
@@ -76,7 +87,7 @@ impl Client {
                     .map_or_else(|_| response.status().to_string(), |body: ErrorBody| words(&body));
                 if response.status() == 404 { Failure::NotFound(text) } else { Failure::Other(text) }
             }
-            error => Failure::Other(format!("cannot reach {}: {error}", self.base)),
+            error => self.unreachable(&error),
         };
         let mut request = url.as_str().into_client_request().map_err(failed)?;
         let key = format!("Bearer {}", self.key).parse();
@@ -101,10 +112,15 @@ impl Client {
 
     pub(crate) async fn json<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Failure> {
         let response = self.send(request).await?;
-        response
-            .json()
-            .await
-            .map_err(|error| Failure::Other(format!("the answer is not understood: {error}")))
+        self.answer(response).await
+    }
+
+    /// What an answer says.
+    pub(crate) async fn answer<T: DeserializeOwned>(&self, response: Response) -> Result<T, Failure> {
+        response.json().await.map_err(|error| match error.is_decode() {
+            true => Failure::Other(format!("the answer is not understood: {}", root(&error))),
+            false => Failure::Lost(format!("the connection was lost: {}", root(&error))),
+        })
     }
 
     /// Sends once, for an answer that may go on for ever.
@@ -138,10 +154,33 @@ impl Client {
         }
     }
 
-    fn unreachable(&self, error: &reqwest::Error) -> Failure {
-        let cause = std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
-        Failure::Other(format!("cannot reach {}{cause}; is `stead serve` running?", self.base))
+    /// Says the cause that lies deepest: those above it say only that there is one.
+    fn unreachable(&self, error: &dyn std::error::Error) -> Failure {
+        let cause = root(error);
+        Failure::Lost(format!("cannot reach {}: {cause}; is `stead serve` running?", self.base))
     }
+
+    /// Does something again and again while the server cannot be reached, as when it is restarted.
+    pub(crate) async fn until_there<T>(
+        &self,
+        at_most: Duration,
+        pause: Duration,
+        again: impl AsyncFn() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let deadline = tokio::time::Instant::now() + at_most;
+        loop {
+            match again().await {
+                Err(Failure::Lost(_)) if tokio::time::Instant::now() + pause < deadline => {
+                    tokio::time::sleep(pause).await;
+                }
+                other => return other,
+            }
+        }
+    }
+}
+
+fn root(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), root)
 }
 
 fn words(body: &ErrorBody) -> String {

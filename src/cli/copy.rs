@@ -2,7 +2,7 @@
 //!
 //! Paths are bytes on both sides, whatever they spell.
 //! The guest is not trusted here either: names that lead out of the destination end the copy, links
-//! that do are left out with a warning, and nothing is written through a link.
+//! that do are left out with a warning (`links`), and nothing is written or read through a link.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -22,8 +22,8 @@ use stead_schemas::guest::BytePath;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::client::{Client, Socket};
-use super::show::print;
-use super::{Failure, Output};
+use super::show::{print, shown};
+use super::{Failure, Output, links};
 
 #[derive(Debug, Args)]
 pub(crate) struct Cp {
@@ -32,7 +32,7 @@ pub(crate) struct Cp {
     /// Keep owners; needs root on the receiving side.
     #[arg(short, long)]
     archive: bool,
-    /// Copy what links lead to instead of the links.
+    /// Copy what links lead to; without it they are copied as links out of a guest, and not into one.
     #[arg(short = 'L', long)]
     follow_links: bool,
 }
@@ -126,17 +126,29 @@ async fn upload(
     };
     let mut pending = vec![(source.to_owned(), target)];
     while let Some((from, to)) = pending.pop() {
-        // The wire has no form for links on the way in: what they lead to is copied.
-        let meta = fs::metadata(&from).map_err(local(&from))?;
-        if !meta.is_dir() && !meta.is_file() {
-            eprintln!("stead: {}: left out, neither a file nor a directory", from.display());
+        // The wire has no form for links on the way in. What one leads to is copied when that was asked for;
+        // otherwise whoever made the directory would choose what of this host is sent.
+        let is_named = from == source;
+        let meta =
+            if cp.follow_links || is_named { fs::metadata(&from) } else { fs::symlink_metadata(&from) };
+        let meta = meta.map_err(local(&from))?;
+        if meta.is_symlink() {
+            eprintln!(
+                "stead: {}: left out, a link (-L copies what it leads to)",
+                shown(&from.display().to_string())
+            );
             continue;
         }
-        bar.set_message(to.shown());
+        if !meta.is_dir() && !meta.is_file() {
+            eprintln!(
+                "stead: {}: left out, neither a file nor a directory",
+                shown(&from.display().to_string())
+            );
+            continue;
+        }
+        bar.set_message(shown(&to.shown()));
         send_entry(client, cp, name, &from, &to, &meta, bar).await?;
-        let is_link = fs::symlink_metadata(&from).is_ok_and(|meta| meta.is_symlink());
-        // A directory behind a link may lead back up: only followed when asked for.
-        if meta.is_dir() && (!is_link || cp.follow_links || from == source) {
+        if meta.is_dir() {
             for entry in fs::read_dir(&from).map_err(local(&from))? {
                 let entry = entry.map_err(local(&from))?;
                 pending.push((entry.path(), below(&to, &entry.file_name())));
@@ -252,6 +264,8 @@ async fn download(
         fs::create_dir_all(&target).map_err(local(&target))?;
     }
     let mut directories: Vec<(PathBuf, u32)> = Vec::new();
+    // Made last of all, when what they may lead to is there; until then nothing can go through one.
+    let mut links: Vec<Link> = Vec::new();
     loop {
         let header = match next(&mut socket).await? {
             Frame::Control(CopyFrame::Header(header)) => header,
@@ -263,10 +277,10 @@ async fn download(
             }
             _ => return Err(broken()),
         };
-        bar.set_message(header.path.clone());
+        bar.set_message(shown(&header.path));
         let name = header.name().map_err(Failure::Other)?;
         let place = if info.is_dir { inside(&target, &name)? } else { target.clone() };
-        let is_last = receive_entry(&mut socket, cp, &header, &target, &place, bar).await?;
+        let is_last = receive_entry(&mut socket, cp, &header, &target, &place, &mut links, bar).await?;
         if header.is_dir {
             directories.push((place, header.mode));
         }
@@ -274,12 +288,17 @@ async fn download(
             break;
         }
     }
+    let root = if info.is_dir { target.as_path() } else { target.parent().unwrap_or(Path::new("")) };
+    links::make(if root.as_os_str().is_empty() { Path::new(".") } else { root }, links)?;
     // Last: a mode without write permission would have kept the contents out.
     for (directory, mode) in directories.iter().rev() {
         fs::set_permissions(directory, fs::Permissions::from_mode(*mode)).map_err(local(directory))?;
     }
     Ok(())
 }
+
+/// The place of a link, and what it leads to.
+type Link = (PathBuf, OsString);
 
 /// The place of an entry; no name may lead out, and no part of the way may be a link.
 fn inside(root: &Path, name: &BytePath) -> Result<PathBuf, Failure> {
@@ -301,6 +320,7 @@ async fn receive_entry(
     header: &CopyHeader,
     root: &Path,
     place: &Path,
+    links: &mut Vec<Link>,
     bar: &ProgressBar,
 ) -> Result<bool, Failure> {
     let parent = place.parent().unwrap_or(Path::new("."));
@@ -311,7 +331,7 @@ async fn receive_entry(
         }
         fs::create_dir_all(place).map_err(local(place))?;
     } else if let Some(link) = header.target().map_err(Failure::Other)? {
-        make_link(root, place, OsStr::from_bytes(&link.0))?;
+        links.push((place.to_owned(), OsStr::from_bytes(&link.0).to_owned()));
     } else {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         file = Some(tempfile::NamedTempFile::new_in(parent).map_err(local(parent))?);
@@ -353,29 +373,4 @@ fn finish_file(
     let mtime = u64::try_from(header.mtime).unwrap_or(0);
     file.as_file().set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(mtime)).map_err(&failed)?;
     file.persist(place).map(drop).map_err(|error| failed(error.error))
-}
-
-/// A link that leads out of the destination is left out: whoever follows it later would be led.
-fn make_link(root: &Path, place: &Path, target: &OsStr) -> Result<(), Failure> {
-    let mut depth = place.strip_prefix(root).map_or(0, |below| below.components().count().saturating_sub(1));
-    for part in Path::new(target).components() {
-        let next = match part {
-            Component::Normal(_) => depth.checked_add(1),
-            Component::ParentDir => depth.checked_sub(1),
-            Component::CurDir => Some(depth),
-            Component::RootDir | Component::Prefix(_) => None,
-        };
-        let Some(next) = next else {
-            eprintln!(
-                "stead: {}: left out, a link to {} outside of the copy",
-                place.display(),
-                target.display()
-            );
-            return Ok(());
-        };
-        depth = next;
-    }
-    // What is there under the name gives way, as for files.
-    let _ = fs::remove_file(place);
-    std::os::unix::fs::symlink(target, place).map_err(local(place))
 }

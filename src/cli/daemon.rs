@@ -1,16 +1,19 @@
-//! Verbs on this host's own daemon: serve, token, config.
+//! Verbs on this host's own daemon: serve, config.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use stead_schemas::quantity::GoDuration;
 
 use super::{Failure, Output};
-use crate::api::auth::Keys;
 use crate::config::{Config, Effective};
 use crate::doctor::{Finding, Level};
-use crate::store::token_key;
+use crate::lines::{Lines, StandardError};
+
+/// For the last lines of the log, at the end.
+const LOG_FLUSH_MAX: Duration = Duration::from_secs(1);
 
 /// Flags that are configuration keys; the rest is in the file or the environment.
 #[derive(Debug, Args)]
@@ -31,23 +34,6 @@ pub(crate) struct Serve {
     /// An unpacked Debian cloud kernel package.
     #[arg(long)]
     kernel_dir: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Token {
-    /// Print a new token.
-    Create {
-        #[arg(long, default_value = "/var/lib/stead", env = "STEAD_DATA_DIR")]
-        data_dir: PathBuf,
-        /// `*`, or scopes joined by commas, such as `instance:read,image:read`.
-        #[arg(long, default_value = "*", value_delimiter = ',')]
-        scopes: Vec<String>,
-        /// A Go duration, such as `1h`.
-        #[arg(long, default_value = "1h")]
-        ttl: String,
-        #[arg(long, default_value = "admin")]
-        subject: String,
-    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -74,20 +60,13 @@ pub(super) async fn serve(serve: Serve) -> Result<(), Failure> {
     let config = load(serve)?.config;
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
         .map_err(|error| Failure::Usage(format!("log: {error}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    crate::assemble::serve(config).await.map_err(Failure::from)
-}
-
-pub(super) fn token(verb: Token) -> Result<(), Failure> {
-    let Token::Create { data_dir, scopes, ttl, subject } = verb;
-    let GoDuration(ttl) = ttl.parse().map_err(|error| Failure::Usage(format!("--ttl {error}")))?;
-    let key = token_key(&data_dir).map_err(|error| Failure::from(anyhow::Error::from(error)))?;
-    let now = jiff::Timestamp::now();
-    let ends = jiff::SignedDuration::try_from(ttl).ok().and_then(|ttl| now.checked_add(ttl).ok());
-    let ends = ends.ok_or_else(|| Failure::Usage("--ttl is too long".to_owned()))?;
-    let token = Keys::new(&key).mint(&subject, &scopes, now, ends).map_err(Failure::Usage)?;
-    super::show::line(&token);
-    Ok(())
+    // Written by a thread of its own: a reader that stalls must not stop the daemon.
+    let log = Lines::new("log", StandardError).map_err(|error| Failure::Other(error.to_string()))?;
+    let is_colourful = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_colourful).with_writer(log.clone()).init();
+    let ended = crate::assemble::serve(config).await.map_err(Failure::from);
+    let _ = tokio::task::spawn_blocking(move || log.flush(LOG_FLUSH_MAX)).await;
+    ended
 }
 
 pub(super) fn config(verb: ConfigVerb) -> Result<(), Failure> {

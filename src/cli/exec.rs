@@ -97,7 +97,9 @@ pub(super) async fn exec(client: &Client, exec: Exec) -> Result<(), Failure> {
         }
     }
     let socket = client.socket(&["instances", &exec.name, "exec"], &request).await?;
-    let _raw = if tty { Raw::enter() } else { None };
+    // Without the input's way to the program, the keys that end it would do nothing: the terminal stays as it
+    // is, and Ctrl-C is sent as a signal.
+    let _raw = if tty && interactive { Raw::enter() } else { None };
     let (sink, stream) = socket.split();
     tokio::select! {
         biased;
@@ -154,7 +156,14 @@ async fn outputs(mut stream: SplitStream<Socket>, is_split: bool) -> Result<(), 
     let lost = || Failure::Other("the connection was lost before the program ended".to_owned());
     while let Some(message) = stream.next().await {
         match message.map_err(|_| lost())? {
-            Message::Binary(bytes) => write(&bytes, is_split),
+            Message::Binary(bytes) => {
+                if let Err(error) = write(&bytes, is_split)
+                    && error.kind() == std::io::ErrorKind::BrokenPipe
+                {
+                    // Nobody reads any more; the program ends with its client.
+                    return Err(Failure::Program(super::pipe::CODE));
+                }
+            }
             Message::Text(text) => {
                 let end: Value = serde_json::from_str(&text).map_err(|_| lost())?;
                 return match (end["exitCode"].as_i64(), end["error"].as_str()) {
@@ -171,13 +180,12 @@ async fn outputs(mut stream: SplitStream<Socket>, is_split: bool) -> Result<(), 
 }
 
 /// A split frame says first which output it is.
-fn write(bytes: &[u8], is_split: bool) {
-    // A reader who is gone is no failure of the program.
-    let _ = match bytes.split_first() {
+fn write(bytes: &[u8], is_split: bool) -> std::io::Result<()> {
+    match bytes.split_first() {
         Some((2, rest)) if is_split => put(std::io::stderr(), rest),
         Some((_, rest)) if is_split => put(std::io::stdout(), rest),
         _ => put(std::io::stdout(), bytes),
-    };
+    }
 }
 
 fn put(mut to: impl Write, bytes: &[u8]) -> std::io::Result<()> {

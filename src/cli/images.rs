@@ -13,6 +13,7 @@ use stead_schemas::image::ImagePhase;
 use stead_schemas::quantity::Bytes;
 
 use super::client::Client;
+use super::instances::for_each;
 use super::show::{age, line, print};
 use super::{Failure, Output};
 
@@ -26,7 +27,10 @@ pub(crate) enum ImageVerb {
         name: String,
     },
     /// Delete image names.
-    Rm { names: Vec<String> },
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
 }
 
 /// Between two looks at an image on its way: for a person's eye.
@@ -104,11 +108,12 @@ pub(super) async fn image(client: &Client, verb: ImageVerb, output: Output) -> R
             show_all(&[client.get(&["images", &image.name]).await?], output)
         }
         ImageVerb::Rm { names } => {
-            for name in &names {
+            for_each(&names, async |name| {
                 client.send(client.request(Method::DELETE, &["images", name])).await?;
                 line(name);
-            }
-            Ok(())
+                Ok(())
+            })
+            .await
         }
     }
 }

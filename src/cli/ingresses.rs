@@ -9,6 +9,7 @@ use stead_schemas::api::{Ingress, IngressRule};
 use stead_schemas::condition;
 
 use super::client::Client;
+use super::instances::for_each;
 use super::instances::pair;
 use super::show::{age, line, print};
 use super::{Failure, Output};
@@ -79,11 +80,12 @@ pub(super) async fn ingress(client: &Client, verb: IngressVerb, output: Output) 
             show_all(&[ingress], output)
         }
         IngressVerb::Delete { names } => {
-            for name in names {
-                client.send(client.request(Method::DELETE, &["ingresses", &name])).await?;
-                line(&name);
-            }
-            Ok(())
+            for_each(&names, async |name| {
+                client.send(client.request(Method::DELETE, &["ingresses", name])).await?;
+                line(name);
+                Ok(())
+            })
+            .await
         }
     }
 }

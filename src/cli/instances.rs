@@ -1,20 +1,27 @@
 //! Verbs on instances.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use clap::Args;
-use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 use stead_schemas::api::{Instance, RestartView, WaitForState};
 use stead_schemas::condition::{self, ConditionStatus, ConditionType};
 use stead_schemas::instance::State;
+use stead_schemas::limits::WAIT_MAX;
 use stead_schemas::policy::{RestartBlocked, RestartReason};
+use stead_schemas::quantity::GoDuration;
 
 use super::client::Client;
 use super::policies::Policies;
-use super::show::{age, line, print};
+use super::show::{age, line, print, shown};
 use super::{Failure, Output, auto_standby, health, images, volumes};
+
+/// For an instance to be where a verb sends it; a boot on a busy host takes less.
+const ARRIVAL_MAX: Duration = Duration::from_secs(120);
+/// For an answer beyond the time that it was asked to wait.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
@@ -70,15 +77,18 @@ pub(crate) struct Ps {
 
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
-    name: String,
+    pub(super) name: String,
     #[arg(long, default_value_t = 100)]
-    tail: u32,
+    pub(super) tail: u32,
     /// Go on with what is written from now on.
     #[arg(short, long)]
-    follow: bool,
+    pub(super) follow: bool,
     /// app (the console), vmm, or stead (what the daemon did for it)
     #[arg(short, long, default_value = "app")]
-    source: String,
+    pub(super) source: String,
+    /// Print control characters as they are, also at a terminal.
+    #[arg(long)]
+    pub(super) raw: bool,
 }
 
 #[derive(Debug, Args)]
@@ -95,7 +105,7 @@ pub(crate) struct WaitFor {
     name: String,
     #[arg(long = "for", default_value = "Running")]
     state: State,
-    /// A Go duration, at most 5m.
+    /// A Go duration, such as 90s.
     #[arg(long, default_value = "60s")]
     timeout: String,
 }
@@ -159,13 +169,37 @@ pub(super) async fn run(client: &Client, run: Run, output: Output) -> Result<(),
     let mut instance: Instance = client.post(&["instances"], &body(&run)?).await?;
     if !run.detach {
         images::show_progress(client, &instance.image).await?;
-        let id = instance.id.clone();
-        let query = [("state", "Running"), ("timeout", "2m")];
-        let request = client.request(Method::GET, &["instances", &id, "wait"]).query(&query);
-        let _: WaitForState = client.json(request.timeout(std::time::Duration::from_secs(130))).await?;
-        instance = client.get(&["instances", &id]).await?;
+        instance = arrived(client, &instance.id, State::Running).await?;
     }
-    show_all(&[instance], output)
+    show_all(std::slice::from_ref(&instance), output)?;
+    if run.detach { Ok(()) } else { judge(&instance, State::Running) }
+}
+
+/// The instance in this state, or how it is when it does not come to it.
+async fn arrived(client: &Client, id: &str, state: State) -> Result<Instance, Failure> {
+    wait_for(client, id, state, ARRIVAL_MAX).await?;
+    client.get(&["instances", id]).await
+}
+
+/// Whether a verb did what it was asked for; of a program that ended at once, its own code says so.
+fn judge(instance: &Instance, wanted: State) -> Result<(), Failure> {
+    let Instance { name, state, .. } = instance;
+    if *state == wanted {
+        return Ok(());
+    }
+    let ready = condition::find(&instance.conditions, ConditionType::Ready).map(|one| one.message.clone());
+    let why = instance.exit_message.clone().filter(|why| !why.is_empty()).or(ready).unwrap_or_default();
+    match (wanted, state, instance.exit_code) {
+        (State::Running, State::Stopped, Some(0)) => Ok(()),
+        (State::Running, State::Stopped, code) => Err(Failure::Ended {
+            code: code.and_then(|code| u8::try_from(code).ok()).filter(|&code| code > 0).unwrap_or(1),
+            text: format!("{name} ended: {why}; it is kept: stead logs {name}, stead rm {name}"),
+        }),
+        (_, State::Stopped, _) => Err(Failure::Other(format!("{name} is Stopped: {why}"))),
+        _ => {
+            Err(Failure::TimedOut(format!("{name} is {state:?}, not {wanted:?} yet: stead describe {name}")))
+        }
+    }
 }
 
 pub(super) fn show_all(instances: &[Instance], output: Output) -> Result<(), Failure> {
@@ -236,7 +270,7 @@ pub(super) async fn describe(client: &Client, name: &str) -> Result<(), Failure>
         facts.push(("Auto-standby", auto_standby::summary(&view)));
     }
     for (key, value) in facts {
-        line(&format!("{key:<12} {value}"));
+        line(&shown(&format!("{key:<12} {value}")));
     }
     line("Conditions:");
     let rows = || {
@@ -273,22 +307,22 @@ fn restarts(restart: &RestartView) -> String {
     text
 }
 
-pub(super) async fn logs(client: &Client, logs: Logs) -> Result<(), Failure> {
-    let follow = if logs.follow { "true" } else { "false" }.to_owned();
-    let query = [("tail", logs.tail.to_string()), ("source", logs.source), ("follow", follow)];
-    let request = client.request(Method::GET, &["instances", &logs.name, "logs"]).query(&query);
-    let mut chunks = client.stream(request).await?.bytes_stream();
-    let mut rest = Vec::new();
-    while let Some(chunk) = chunks.next().await {
-        rest.extend_from_slice(&chunk.map_err(|error| Failure::Other(error.to_string()))?);
-        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-            let event: Vec<u8> = rest.drain(..=end).collect();
-            if let Some(json) = event.strip_prefix(b"data: ") {
-                line(&serde_json::from_slice::<String>(json).unwrap_or_default());
-            }
+/// Does something for each name, also after one that failed; the last failure is the verb's.
+pub(super) async fn for_each(
+    names: &[String],
+    mut one: impl AsyncFnMut(&str) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut last = Ok(());
+    for name in names {
+        let done = one(name).await;
+        if done.is_err()
+            && let Err(before) = std::mem::replace(&mut last, done)
+        {
+            // The last one is told by who called.
+            eprintln!("stead: {}", shown(before.text()));
         }
     }
-    Ok(())
+    last
 }
 
 pub(super) async fn each(
@@ -297,31 +331,70 @@ pub(super) async fn each(
     verb: &str,
     output: Output,
 ) -> Result<(), Failure> {
-    if names.is_empty() {
-        return Err(Failure::Usage(format!("{verb}: give at least one name")));
-    }
+    let wanted = match verb {
+        "stop" => State::Stopped,
+        "standby" => State::Standby,
+        _ => State::Running,
+    };
     let mut instances: Vec<Instance> = Vec::new();
-    for name in names {
-        instances.push(client.post(&["instances", name, verb], &json!({})).await?);
+    let all = for_each(names, async |name| {
+        let mut instance: Instance = client.post(&["instances", name, verb], &json!({})).await?;
+        if instance.state != wanted {
+            // The time for the verb's own answer was over.
+            instance = arrived(client, &instance.id, wanted).await?;
+        }
+        instances.push(instance.clone());
+        judge(&instance, wanted)
+    })
+    .await;
+    if !instances.is_empty() {
+        show_all(&instances, output)?;
     }
-    show_all(&instances, output)
+    all
 }
 
 pub(super) async fn rm(client: &Client, rm: Rm) -> Result<(), Failure> {
-    for name in &rm.names {
+    for_each(&rm.names, async |name| {
         let graceful = if rm.force { "false" } else { "true" };
         let request =
             client.request(Method::DELETE, &["instances", name]).query(&[("graceful_shutdown", graceful)]);
         client.send(request).await?;
         line(name);
+        Ok(())
+    })
+    .await
+}
+
+/// Waits in pieces that the server allows, and through its restarts.
+async fn wait_for(
+    client: &Client,
+    name: &str,
+    state: State,
+    at_most: Duration,
+) -> Result<WaitForState, Failure> {
+    let deadline = tokio::time::Instant::now() + at_most;
+    let state = format!("{state:?}");
+    loop {
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        let piece = left.clamp(Duration::from_millis(1), WAIT_MAX);
+        let ask = async || {
+            let query = [("state", &*state), ("timeout", &*format!("{}ms", piece.as_millis()))];
+            let request = client.request(Method::GET, &["instances", name, "wait"]).query(&query);
+            // Once: what is sent again would wait as long once more.
+            let response = client.stream(request.timeout(piece + ANSWER_MAX)).await?;
+            client.answer::<WaitForState>(response).await
+        };
+        let seen = client.until_there(left, Duration::from_millis(500), ask).await?;
+        if !seen.timed_out || tokio::time::Instant::now() >= deadline {
+            return Ok(seen);
+        }
     }
-    Ok(())
 }
 
 pub(super) async fn wait(client: &Client, wait: WaitFor) -> Result<(), Failure> {
-    let query = [("state", format!("{:?}", wait.state)), ("timeout", wait.timeout)];
-    let request = client.request(Method::GET, &["instances", &wait.name, "wait"]).query(&query);
-    let seen: WaitForState = client.json(request.timeout(std::time::Duration::from_secs(310))).await?;
+    let GoDuration(at_most) =
+        wait.timeout.parse().map_err(|error| Failure::Usage(format!("--timeout {error}")))?;
+    let seen = wait_for(client, &wait.name, wait.state, at_most).await?;
     line(&format!("{:?}", seen.state));
     match seen {
         WaitForState { timed_out: true, .. } => {

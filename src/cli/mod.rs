@@ -1,6 +1,7 @@
 //! The command line.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such object, 4 timed out; of `exec` the program's.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such object, 4 timed out, 141 nobody reads the output; of
+//! `exec` the program's, and so of `run` and `start` when the program ended before it was waited for.
 //! The client verbs know only the wire: they work against any server that speaks it.
 
 mod auto_standby;
@@ -8,14 +9,18 @@ mod client;
 mod copy;
 mod daemon;
 mod exec;
+mod follow;
 mod health;
 mod images;
 mod ingresses;
 mod instances;
+mod links;
+mod pipe;
 mod policies;
 mod schedules;
 mod show;
 mod snapshots;
+mod tokens;
 mod top;
 mod volumes;
 
@@ -62,7 +67,7 @@ enum Verb {
     Serve(daemon::Serve),
     /// Tokens for the API.
     #[command(subcommand)]
-    Token(daemon::Token),
+    Token(tokens::Token),
     /// The daemon's configuration.
     #[command(subcommand)]
     Config(daemon::ConfigVerb),
@@ -81,11 +86,20 @@ enum Verb {
     /// The last lines of an instance's log, and with -f those to come.
     Logs(instances::Logs),
     /// Stop an instance.
-    Stop { names: Vec<String> },
+    Stop {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
     /// Keep an instance's memory and end its process.
-    Standby { names: Vec<String> },
+    Standby {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
     /// Have an instance go on from its kept memory.
-    Restore { names: Vec<String> },
+    Restore {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
     /// Make another instance of one, as it is now.
     Fork(snapshots::Fork),
     /// Snapshots of instances.
@@ -101,7 +115,10 @@ enum Verb {
     #[command(subcommand)]
     AutoStandby(auto_standby::AutoStandby),
     /// Start a stopped instance.
-    Start { names: Vec<String> },
+    Start {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
     /// Change what happens to an instance by itself.
     Update(Box<policies::Update>),
     /// Stop and delete instances.
@@ -132,6 +149,13 @@ pub(crate) enum Failure {
     NotFound(String),
     TimedOut(String),
     Other(String),
+    /// The connection broke, or there was none.
+    Lost(String),
+    /// The program of an instance ended so, and there is something to say of it.
+    Ended {
+        code: u8,
+        text: String,
+    },
     /// The program in the guest ended so; it said itself what there was to say.
     Program(u8),
 }
@@ -139,17 +163,22 @@ pub(crate) enum Failure {
 impl Failure {
     fn code(&self) -> u8 {
         match self {
-            Self::Other(_) => 1,
+            Self::Other(_) | Self::Lost(_) => 1,
             Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
             Self::TimedOut(_) => 4,
-            Self::Program(code) => *code,
+            Self::Program(code) | Self::Ended { code, .. } => *code,
         }
     }
     fn text(&self) -> &str {
         match self {
             Self::Program(_) => "",
-            Self::Usage(text) | Self::NotFound(text) | Self::TimedOut(text) | Self::Other(text) => text,
+            Self::Usage(text)
+            | Self::NotFound(text)
+            | Self::TimedOut(text)
+            | Self::Other(text)
+            | Self::Lost(text)
+            | Self::Ended { text, .. } => text,
         }
     }
 }
@@ -168,7 +197,11 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !matches!(failure, Failure::Program(_)) {
-                eprintln!("stead: {}", failure.text());
+                for (number, line) in failure.text().lines().enumerate() {
+                    // Some of it is a guest's or a server's.
+                    let start = if number == 0 { "stead: " } else { "" };
+                    eprintln!("{start}{}", show::shown(line));
+                }
             }
             ExitCode::from(failure.code())
         }
@@ -177,7 +210,15 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(|error| Failure::Other(error.to_string()))?;
-    let result = runtime.block_on(dispatch(cli));
+    let is_daemon = matches!(cli.verb, Verb::Serve(_));
+    let result = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            result = dispatch(cli) => result,
+            // Nobody is left to print for. The daemon prints nothing.
+            () = pipe::closed(), if !is_daemon => Err(Failure::Program(pipe::CODE)),
+        }
+    });
     // A read of the terminal that nobody waits for any more may never end.
     runtime.shutdown_background();
     result
@@ -189,7 +230,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let output = remote.output;
     match verb {
         Verb::Serve(serve) => daemon::serve(serve).await,
-        Verb::Token(token) => daemon::token(token),
+        Verb::Token(token) => tokens::token(token, output),
         Verb::Config(verb) => daemon::config(verb),
         Verb::Doctor(serve) => daemon::doctor(serve, output).await,
         Verb::RestoreBackup(restore) => daemon::restore_backup(restore).await,
@@ -197,7 +238,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Ps(ps) => instances::ps(&client()?, ps, output).await,
         Verb::Get { name } => instances::get(&client()?, &name, output).await,
         Verb::Describe { name } => instances::describe(&client()?, &name).await,
-        Verb::Logs(logs) => instances::logs(&client()?, logs).await,
+        Verb::Logs(logs) => follow::logs(&client()?, logs).await,
         Verb::Standby { names } => instances::each(&client()?, &names, "standby", output).await,
         Verb::Restore { names } => instances::each(&client()?, &names, "restore", output).await,
         Verb::Fork(fork) => snapshots::fork(&client()?, fork, output).await,

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
 use stead_schemas::api::{Instance, Snapshot};
+use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 
 use super::client::Client;
@@ -35,7 +36,7 @@ pub(crate) enum SnapshotVerb {
     /// List snapshots.
     #[command(visible_alias = "ls")]
     List {
-        /// Only those of this instance, by its id.
+        /// Only those of this instance, by its name or id; by its id when it is gone.
         #[arg(long)]
         instance: Option<String>,
     },
@@ -65,6 +66,15 @@ pub(crate) enum SnapshotVerb {
         #[arg(required = true)]
         ids: Vec<String>,
     },
+}
+
+/// The id of a source, which may be gone while its snapshots are there.
+async fn source(client: &Client, word: &str) -> Result<String, Failure> {
+    match client.get::<Instance>(&["instances", word]).await {
+        Ok(instance) => Ok(instance.id),
+        Err(Failure::NotFound(_)) if word.parse::<Uid>().is_ok() => Ok(word.to_owned()),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// Make another instance of one, as it is now.
@@ -134,7 +144,11 @@ pub(super) async fn snapshot(client: &Client, verb: SnapshotVerb, output: Output
             show_all(&[snapshot], output)
         }
         SnapshotVerb::List { instance } => {
-            let query: Vec<_> = instance.iter().map(|id| ("source_instance_id", id)).collect();
+            let id = match &instance {
+                Some(word) => Some(source(client, word).await?),
+                None => None,
+            };
+            let query: Vec<_> = id.iter().map(|id| ("source_instance_id", id)).collect();
             let request = client.request(Method::GET, &["snapshots"]).query(&query);
             let snapshots: Vec<Snapshot> = client.json(request).await?;
             show_all(&snapshots, output)

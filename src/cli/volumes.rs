@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use stead_schemas::api::{Instance, Volume};
 
 use super::client::Client;
+use super::instances::for_each;
 use super::instances::{self, pair};
 use super::show::{age, line, print};
 use super::{Failure, Output};
@@ -104,11 +105,12 @@ pub(super) async fn volume(client: &Client, verb: VolumeVerb, output: Output) ->
             instances::show_all(&[changed], output)
         }
         VolumeVerb::Rm { names } => {
-            for name in &names {
+            for_each(&names, async |name| {
                 client.send(client.request(Method::DELETE, &["volumes", name])).await?;
                 line(name);
-            }
-            Ok(())
+                Ok(())
+            })
+            .await
         }
     }
 }

@@ -23,6 +23,8 @@ pub(super) enum Refusal {
     Overloaded,
     Unreachable,
     BadAnswer,
+    /// The client was too slow to send its body.
+    TooSlow,
     TimedOut(&'static str),
 }
 
@@ -60,6 +62,10 @@ impl Refusal {
             Self::BadAnswer => {
                 let message = "the instance hung up, or answered with something other than HTTP".to_owned();
                 (StatusCode::BAD_GATEWAY, "bad_gateway", message)
+            }
+            Self::TooSlow => {
+                let message = "the body came too slowly".to_owned();
+                (StatusCode::REQUEST_TIMEOUT, "request_timeout", message)
             }
             Self::TimedOut(what) => (
                 StatusCode::GATEWAY_TIMEOUT,

@@ -41,7 +41,8 @@ impl Proxy {
             return Err(Refusal::Forbidden);
         }
         let target = self.look(&found)?;
-        let place = Arc::new(self.places.take(&target.instance).ok_or(Refusal::Overloaded)?);
+        let place = self.places.take(&target.instance, &found.owner, client);
+        let place = Arc::new(place.ok_or(Refusal::Overloaded)?);
         let hold = Hold { cut, place, progress: Progress::default() };
         let protocol = headers::upgrade(request.headers());
         let on_client = protocol.is_some().then(|| hyper::upgrade::on(&mut request));

@@ -38,14 +38,27 @@ pub(super) fn authority<B>(request: &Request<B>) -> Result<HeaderValue, Refusal>
     if *request.method() == Method::CONNECT {
         return Err(Refusal::BadRequest("this is no proxy to elsewhere"));
     }
-    if let Some(authority) = request.uri().authority() {
-        return HeaderValue::from_str(authority.as_str()).map_err(|_| WRONG);
-    }
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(host), None) => Ok(host.clone()),
-        _ => Err(WRONG),
-    }
+    let named = match request.uri().authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).map_err(|_| WRONG)?,
+        None => {
+            let mut hosts = request.headers().get_all(header::HOST).iter();
+            match (hosts.next(), hosts.next()) {
+                (Some(host), None) => host.clone(),
+                _ => return Err(WRONG),
+            }
+        }
+    };
+    if has_port(named.as_bytes()) { Ok(named) } else { Err(Refusal::BadRequest("the host has no such port")) }
+}
+
+/// Whether what follows a host name is nothing, or a port that there is: a guest builds links of it.
+fn has_port(authority: &[u8]) -> bool {
+    let Some(at) = authority.iter().rposition(|&byte| byte == b':') else { return true };
+    let port = &authority[at + 1..];
+    // The colons of an IPv6 address, which no rule is for, are not those of a port.
+    port.ends_with(b"]")
+        || (port.iter().all(u8::is_ascii_digit)
+            && std::str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)))
 }
 
 /// Whether the one header that lets a request in has the right value; how long that takes does not tell
@@ -113,7 +126,11 @@ pub(super) fn prepare<B>(
     headers.remove(header::EXPECT);
     let is_forwarded =
         |name: &HeaderName| name.as_str().starts_with("x-forwarded-") || FORWARDED.contains(name);
-    let told: Vec<HeaderName> = headers.keys().filter(|name| is_forwarded(name)).cloned().collect();
+    // Programs of the field make `X_FORWARDED_FOR` of both `x-forwarded-for` and `x_forwarded_for`: a name
+    // that could be taken for one of the proxy's, or for the one that lets in, is not passed on.
+    let is_ambiguous = |name: &HeaderName| name.as_str().contains('_');
+    let told: Vec<HeaderName> =
+        headers.keys().filter(|name| is_forwarded(name) || is_ambiguous(name)).cloned().collect();
     for name in &told {
         headers.remove(name);
     }
@@ -174,6 +191,8 @@ mod tests {
                 ("x-forwarded-port", "1"),
                 ("forwarded", "for=1.2.3.4"),
                 ("x-real-ip", "1.2.3.4"),
+                ("x_forwarded_for", "1.2.3.4"),
+                ("x_key", "s"),
                 ("x-key", "s"),
                 ("expect", "100-continue"),
                 ("accept", "*/*"),
@@ -225,6 +244,10 @@ mod tests {
         assert_eq!(named("http://b.test/x", &["a.test"]).as_deref(), Some("b.test"));
         assert_eq!(named("/", &[]), None);
         assert_eq!(named("/", &["a.test", "a.test"]), None);
+        assert_eq!(named("/", &["a.test:80"]).as_deref(), Some("a.test:80"));
+        for port in ["99999", "0", "", "x", "+80", "80 "] {
+            assert_eq!(named("/", &[&format!("a.test:{port}")]), None, "{port:?}");
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Guarantees: a port is listened at while somebody has rules there, once; a request leads to the
 //! address of an instance in the store or nowhere; bodies stream, and everything else is bounded (the
-//! head, the time for it, connections, requests in all and to one instance).
+//! head, the time for it, the rate of a body, connections and requests, in all and for one client, one instance
+//! and one ingress).
 //! Assumes: clients and guests are strangers, the ones no more to be trusted than the others.
 //! Never: keeps a connection to an instance for later: an idle one would keep it from its standby.
 //! Cancel/crash: sockets end with the process; the next one opens them anew.
@@ -24,11 +25,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use stead_controllers::host::{HostError, Listeners};
 use stead_controllers::ingress::{Found, Reach, Routes};
 use stead_schemas::ingress::IngressRule;
-use stead_schemas::limits::INGRESS_CONNECTIONS_MAX;
+use stead_schemas::limits::{INGRESS_CONNECTIONS_MAX, INGRESS_CONNECTIONS_PER_CLIENT_MAX};
 use stead_schemas::names::Uid;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
+use crate::peers::Shares;
 use places::Places;
 use server::Proxy;
 
@@ -55,6 +57,7 @@ struct Shared {
     places: Arc<Places>,
     /// For connections of clients, over all ports.
     clients: Arc<Semaphore>,
+    shares: Arc<Shares<IpAddr>>,
     ports: Mutex<BTreeMap<u16, Open>>,
 }
 
@@ -146,7 +149,8 @@ impl HttpListeners {
     #[must_use]
     pub fn new(config: IngressConfig) -> Self {
         let clients = Arc::new(Semaphore::new(INGRESS_CONNECTIONS_MAX));
-        Self(Arc::new(Shared { config, places: Arc::default(), clients, ports: Mutex::default() }))
+        let shares = Shares::new(INGRESS_CONNECTIONS_PER_CLIENT_MAX);
+        Self(Arc::new(Shared { config, places: Arc::default(), clients, shares, ports: Mutex::default() }))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, Open>> {
@@ -174,7 +178,7 @@ impl HttpListeners {
 
     /// Opens a port that is not open, with nothing served there yet.
     fn listen(&self, port: u16) -> Result<Open, HostError> {
-        let Shared { config, places, clients, ports: _ } = &*self.0;
+        let Shared { config, places, clients, shares, ports: _ } = &*self.0;
         let failed = |error| HostError::io("listen at port", port.to_string(), error);
         if port == config.api_port {
             return Err(failed(std::io::ErrorKind::AddrInUse.into()));
@@ -186,6 +190,7 @@ impl HttpListeners {
             reach: config.reach.clone(),
             places: places.clone(),
             clients: clients.clone(),
+            shares: shares.clone(),
         };
         let (of_task, changed) = (served.clone(), config.changed.clone());
         let task = tokio::spawn(async move {

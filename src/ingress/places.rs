@@ -1,86 +1,105 @@
-//! Places for requests: so many at once in all, and so many to one instance.
+//! Permits of requests to instances: so many in all, and shares of them for one instance, for the rules of
+//! one ingress, and for one client.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use stead_schemas::limits::{INGRESS_EXCHANGES_MAX, INGRESS_EXCHANGES_PER_TARGET_MAX};
+use stead_schemas::limits::{
+    INGRESS_EXCHANGES_MAX, INGRESS_EXCHANGES_PER_CLIENT_MAX, INGRESS_EXCHANGES_PER_OWNER_MAX,
+    INGRESS_EXCHANGES_PER_TARGET_MAX,
+};
 use stead_schemas::names::Uid;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-#[derive(Debug, Default)]
-pub(super) struct Places(Mutex<Taken>);
+use crate::peers::{Share, Shares, client_of};
 
-#[derive(Debug, Default)]
-struct Taken {
-    all: usize,
-    of: BTreeMap<Uid, usize>,
+#[derive(Debug)]
+pub(super) struct Places {
+    all: Arc<Semaphore>,
+    targets: Arc<Shares<Uid>>,
+    owners: Arc<Shares<Uid>>,
+    clients: Arc<Shares<IpAddr>>,
 }
 
 /// Taken as long as it lives.
 #[derive(Debug)]
 pub(super) struct Place {
-    places: Arc<Places>,
-    target: Uid,
+    _all: OwnedSemaphorePermit,
+    _target: Share<Uid>,
+    _owner: Share<Uid>,
+    _client: Share<IpAddr>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(INGRESS_EXCHANGES_MAX)),
+            targets: Shares::new(INGRESS_EXCHANGES_PER_TARGET_MAX),
+            owners: Shares::new(INGRESS_EXCHANGES_PER_OWNER_MAX),
+            clients: Shares::new(INGRESS_EXCHANGES_PER_CLIENT_MAX),
+        }
+    }
 }
 
 impl Places {
-    fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// `None` when there are too many.
-    pub(super) fn take(self: &Arc<Self>, target: &Uid) -> Option<Place> {
-        let mut taken = self.lock();
-        let here = taken.of.get(target).copied().unwrap_or(0);
-        if taken.all >= INGRESS_EXCHANGES_MAX || here >= INGRESS_EXCHANGES_PER_TARGET_MAX {
-            return None;
-        }
-        taken.all += 1;
-        taken.of.insert(target.clone(), here + 1);
-        Some(Place { places: self.clone(), target: target.clone() })
+    /// `None` when there are too many, in all or of one of these.
+    pub(super) fn take(&self, target: &Uid, owner: &Uid, client: IpAddr) -> Option<Place> {
+        Some(Place {
+            _client: self.clients.take(&client_of(client))?,
+            _target: self.targets.take(target)?,
+            _owner: self.owners.take(owner)?,
+            _all: self.all.clone().try_acquire_owned().ok()?,
+        })
     }
 }
 
 #[cfg(test)]
 impl Places {
     pub(super) fn is_taken(&self, target: &Uid) -> bool {
-        self.lock().of.contains_key(target)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.lock();
-        taken.all = taken.all.saturating_sub(1);
-        match taken.of.get_mut(&self.target) {
-            Some(here) if *here > 1 => *here -= 1,
-            _ => drop(taken.of.remove(&self.target)),
-        }
+        self.targets.has_any(target)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn uid(number: usize) -> Uid {
         format!("t{number:023}").parse().expect("valid")
     }
 
+    fn client(number: usize) -> IpAddr {
+        Ipv4Addr::from(u32::try_from(number).expect("small")).into()
+    }
+
+    /// How many permits are to be had when each asks for what `ask` says of its number.
+    fn held(places: &Places, ask: impl Fn(usize) -> (Uid, Uid, IpAddr)) -> Vec<Place> {
+        let one = |number| {
+            let (target, owner, client) = ask(number);
+            places.take(&target, &owner, client)
+        };
+        (0..2 * INGRESS_EXCHANGES_MAX).map_while(one).collect()
+    }
+
     #[test]
-    fn one_instance_and_all_of_them_have_as_many_places_as_the_limits_say() {
-        let places = Arc::<Places>::default();
-        let mut held: Vec<Place> =
-            (0..INGRESS_EXCHANGES_PER_TARGET_MAX).map(|_| places.take(&uid(0)).expect("a place")).collect();
-        assert!(places.take(&uid(0)).is_none());
-        for number in INGRESS_EXCHANGES_PER_TARGET_MAX..INGRESS_EXCHANGES_MAX {
-            held.push(places.take(&uid(number)).expect("a place"));
-        }
-        assert!(places.take(&uid(1)).is_none());
-        held.pop();
-        assert!(places.take(&uid(0)).is_none());
-        drop(places.take(&uid(1)).expect("free again"));
-        held.clear();
-        let left = places.lock();
-        assert!(left.all == 0 && left.of.is_empty());
+    fn nobody_has_more_than_a_share_and_all_together_no_more_than_there_is() {
+        let places = Places::default();
+        let of_client = held(&places, |number| (uid(number), uid(number), client(1)));
+        assert_eq!(of_client.len(), INGRESS_EXCHANGES_PER_CLIENT_MAX);
+        drop(of_client);
+        let of_target = held(&places, |number| (uid(0), uid(number), client(number)));
+        assert_eq!(of_target.len(), INGRESS_EXCHANGES_PER_TARGET_MAX);
+        drop(of_target);
+        let of_owner = held(&places, |number| (uid(number), uid(0), client(number)));
+        assert_eq!(of_owner.len(), INGRESS_EXCHANGES_PER_OWNER_MAX);
+        drop(of_owner);
+        let all = held(&places, |number| (uid(number), uid(number), client(number)));
+        assert_eq!(all.len(), INGRESS_EXCHANGES_MAX);
+        assert!(places.is_taken(&uid(1)));
+        drop(all);
+        assert!(!places.is_taken(&uid(1)));
+        assert!(places.take(&uid(0), &uid(0), client(1)).is_some());
     }
 }

@@ -11,13 +11,16 @@ use axum::http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use stead_schemas::limits::{INGRESS_HEAD_BYTES_MAX, INGRESS_HEAD_TIMEOUT, INGRESS_HEADERS_MAX};
+use stead_schemas::limits::{
+    CLIENT_STALL_MAX, INGRESS_HEAD_BYTES_MAX, INGRESS_HEAD_TIMEOUT, INGRESS_HEADERS_MAX,
+};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::places::Places;
-use super::{Look, Served, socket};
+use super::{Look, Served};
+use crate::peers::{Shares, Unstalled, client_of, watch_over};
 
 /// After a failed accept (no descriptors): long enough not to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -28,6 +31,8 @@ pub(super) struct Proxy {
     pub(super) reach: Look,
     pub(super) places: Arc<Places>,
     pub(super) clients: Arc<Semaphore>,
+    /// Of those connections, by the client's address.
+    pub(super) shares: Arc<Shares<IpAddr>>,
 }
 
 /// Serves until the socket is no more; dropped, it closes every client's connection with it.
@@ -47,10 +52,14 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>) {
         };
         match accepted {
             Ok((stream, client)) => {
+                let Some(share) = proxy.shares.take(&client_of(client.ip())) else {
+                    tracing::debug!(%client, "a client has too many connections");
+                    continue;
+                };
                 let connection = connection(stream, client, proxy.clone());
                 connections.spawn(async move {
                     connection.await;
-                    drop(place);
+                    drop((place, share));
                 });
             }
             Err(error) if is_lost(&error) => {
@@ -71,8 +80,8 @@ fn is_lost(error: &io::Error) -> bool {
 }
 
 async fn connection(stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>) {
-    let _ = stream.set_nodelay(true);
-    socket::keep_alive(&stream);
+    watch_over(&stream, CLIENT_STALL_MAX);
+    let stream = Unstalled::new(stream, CLIENT_STALL_MAX);
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(INGRESS_HEAD_TIMEOUT);
     builder.max_buf_size(INGRESS_HEAD_BYTES_MAX).max_headers(INGRESS_HEADERS_MAX);

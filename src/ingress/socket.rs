@@ -2,11 +2,10 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use rustix::net::sockopt::{set_socket_keepalive, set_socket_reuseaddr, set_tcp_keepidle, set_tcp_keepintvl};
+use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen as begin, socket_with};
-use stead_schemas::limits::INGRESS_KEEPALIVE;
 use tokio::net::TcpListener;
 
 /// What the kernel allows by default (net.core.somaxconn).
@@ -28,12 +27,4 @@ pub(super) fn listen(address: IpAddr, port: u16) -> io::Result<TcpListener> {
     let socket = bound(address, port)?;
     begin(&socket, BACKLOG)?;
     TcpListener::from_std(socket.into())
-}
-
-/// Has the kernel ask after a peer that says nothing. One that cannot be set is noticed later.
-pub(super) fn keep_alive(socket: impl AsFd) {
-    let socket = socket.as_fd();
-    let _ = set_socket_keepalive(socket, true);
-    let _ = set_tcp_keepidle(socket, INGRESS_KEEPALIVE);
-    let _ = set_tcp_keepintvl(socket, INGRESS_KEEPALIVE);
 }

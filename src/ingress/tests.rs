@@ -294,10 +294,12 @@ async fn too_many_requests_to_one_instance_are_told_to_come_again() {
     let (port, target) = (free_port(), instance(echo).await);
     listeners.open(&uid('a'), port, &[rule("a.test", port, target, false)]).await.expect("open");
     let places = &listeners.0.places;
-    let mut held = Vec::new();
-    while let Some(place) = places.take(&uid('w')) {
-        held.push(place);
-    }
+    // Each by another client and another ingress.
+    let take = |number: usize| {
+        let client = Ipv4Addr::from(u32::try_from(number).expect("small"));
+        places.take(&uid('w'), &format!("o{number:023}").parse().expect("valid"), client.into())
+    };
+    let mut held: Vec<_> = (0..usize::MAX).map_while(take).collect();
     let answer = get(port, "a.test", "").await;
     assert_eq!(error(&answer), (503, "overloaded".to_owned()));
     assert!(answer.contains("retry-after"), "{answer}");
@@ -324,10 +326,7 @@ async fn too_many_requests_to_one_instance_are_told_to_come_again() {
     // A request that is over gives its place back, whether its client waited for the end or not.
     let all_back = async {
         loop {
-            let mut taken = Vec::new();
-            while let Some(place) = places.take(&uid('w')) {
-                taken.push(place);
-            }
+            let taken: Vec<_> = (0..usize::MAX).map_while(take).collect();
             if taken.len() == stead_schemas::limits::INGRESS_EXCHANGES_PER_TARGET_MAX {
                 return;
             }
@@ -336,6 +335,21 @@ async fn too_many_requests_to_one_instance_are_told_to_come_again() {
         }
     };
     timeout(MOMENT, all_back).await.expect("all places are back");
+}
+
+#[tokio::test]
+async fn one_client_cannot_keep_an_instance_from_the_others() {
+    let (listeners, _) = listeners();
+    let (port, target) = (free_port(), instance(echo).await);
+    listeners.open(&uid('a'), port, &[rule("a.test", port, target, false)]).await.expect("open");
+    let places = &listeners.0.places;
+    let (here, elsewhere) = (Ipv4Addr::LOCALHOST.into(), Ipv4Addr::new(192, 0, 2, 1).into());
+    let held: Vec<_> = std::iter::from_fn(|| places.take(&uid('w'), &uid('a'), here)).collect();
+    assert_eq!(held.len(), stead_schemas::limits::INGRESS_EXCHANGES_PER_CLIENT_MAX);
+    assert_eq!(error(&get(port, "a.test", "").await), (503, "overloaded".to_owned()));
+    assert!(places.take(&uid('w'), &uid('a'), elsewhere).is_some());
+    drop(held);
+    assert_eq!(status(&get(port, "a.test", "").await), 200);
 }
 
 #[tokio::test]
@@ -394,6 +408,7 @@ async fn a_socket_that_somebody_shuts_is_noticed() {
         reach: Arc::new(reach),
         places: Arc::default(),
         clients: Arc::new(Semaphore::new(1)),
+        shares: Shares::new(usize::MAX),
     };
     let served = tokio::spawn(server::serve(listener, Arc::new(proxy)));
     rustix::net::shutdown(&same, rustix::net::Shutdown::Both).expect("shut");

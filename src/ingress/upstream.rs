@@ -13,16 +13,18 @@ use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use stead_schemas::limits::{
-    INGRESS_ANSWER_TIMEOUT, INGRESS_CONNECT_TIMEOUT, INGRESS_HEAD_BYTES_MAX, INGRESS_HEADERS_MAX,
+    BODY_RATE_MIN, INGRESS_ANSWER_TIMEOUT, INGRESS_BODY_WAIT_MAX, INGRESS_CONNECT_TIMEOUT,
+    INGRESS_HEAD_BYTES_MAX, INGRESS_HEADERS_MAX, INGRESS_STALL_MAX,
 };
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
+use super::Cut;
 use super::answers::Refusal;
 use super::places::Place;
 use super::progress::{Progress, Watched};
-use super::{Cut, socket};
+use crate::peers::{Patience, Patient, TooSlow, watch_over};
 
 /// What a connection to an instance lives by.
 #[derive(Debug, Clone)]
@@ -62,8 +64,8 @@ pub(super) async fn connect(address: Ipv4Addr, port: u16, hold: &Hold) -> Result
         }
         Err(_) => return Err(Refusal::TimedOut("take the connection")),
     };
-    let _ = stream.set_nodelay(true);
-    socket::keep_alive(&stream);
+    // How long an instance may take to take what it is sent is judged by what moves at all.
+    watch_over(&stream, INGRESS_STALL_MAX);
     let watched = Watched { stream, progress: hold.progress.clone() };
     let mut builder = Builder::new();
     builder.max_buf_size(INGRESS_HEAD_BYTES_MAX).max_headers(INGRESS_HEADERS_MAX);
@@ -93,7 +95,8 @@ pub(super) async fn send(
     request: Request<Incoming>,
 ) -> Result<Response<Incoming>, Refusal> {
     let (sent, is_sent) = oneshot::channel();
-    let request = request.map(|body| Body::new(Upload { body, _sent: sent }));
+    let patience = Patience::at_rate(INGRESS_BODY_WAIT_MAX, BODY_RATE_MIN);
+    let request = request.map(|body| Body::new(Upload { body: Patient::new(body, patience), _sent: sent }));
     let late = async {
         // It is dropped, and never told.
         let _ = is_sent.await;
@@ -104,27 +107,39 @@ pub(super) async fn send(
         biased;
         answer = sender.send_request(request) => answer.map_err(|error| {
             tracing::debug!(%error, "an instance did not answer");
-            Refusal::BadAnswer
+            if is_too_slow(&error) { Refusal::TooSlow } else { Refusal::BadAnswer }
         }),
         () = late => Err(Refusal::TimedOut("answer")),
     }
 }
 
+/// It was the client that kept the exchange from going on.
+fn is_too_slow(error: &hyper::Error) -> bool {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if error.is::<TooSlow>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// A body on its way to the instance.
 struct Upload {
-    body: Incoming,
+    body: Patient<Incoming>,
     /// Goes with it, when it is sent or nobody wants it any more.
     _sent: oneshot::Sender<()>,
 }
 
 impl HttpBody for Upload {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = axum::BoxError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
         Pin::new(&mut self.body).poll_frame(context)
     }
 

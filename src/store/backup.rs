@@ -34,7 +34,7 @@ const HEAD_BYTES_MAX: u64 = 256;
 /// Records written to the new database with one commit.
 const BATCH_RECORDS: usize = 256;
 /// Files beside the database that belong to the control plane, below the data directory.
-const FILES: [&str; 2] = ["keys/jwt.key", "store-id"];
+const FILES: [&str; 4] = ["keys/jwt.key", "keys/jwt.old.key", "keys/tokens.json", "store-id"];
 
 /// Contents of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

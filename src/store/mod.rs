@@ -3,7 +3,7 @@
 //! ```text
 //! DATA/lock           held by the daemon
 //! DATA/keys/seal.key  0600; without it the database cannot be read
-//! DATA/keys/jwt.key   0600; signs the API's tokens
+//! DATA/keys/jwt.key   0600; signs the API's tokens; the one before it is jwt.old.key
 //! DATA/db/            the database
 //! ```
 
@@ -19,6 +19,7 @@ mod sled_start;
 #[cfg(test)]
 mod stall_tests;
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,6 +64,51 @@ pub enum OpenError {
 /// When it cannot be read or made, or is open to others.
 pub fn token_key(directory: &Path) -> Result<[u8; 32], SealKeyError> {
     seal::read_or_create(&directory.join("keys").join("jwt.key"))
+}
+
+/// That key, and after it the one that was used before, as long as it is kept.
+///
+/// # Errors
+/// When one cannot be read, is open to others, or there is none that signs.
+pub fn token_keys(directory: &Path) -> Result<Vec<[u8; 32]>, SealKeyError> {
+    let path = directory.join("keys").join("jwt.key");
+    let signs = seal::read(&path)?;
+    let absent = || SealKeyError::Io { operation: "read", path, source: io::ErrorKind::NotFound.into() };
+    let mut keys = vec![signs.ok_or_else(absent)?];
+    keys.extend(seal::read(&directory.join("keys").join("jwt.old.key"))?);
+    Ok(keys)
+}
+
+/// Makes a new key sign; the one that did stays trusted, and the one before it does not.
+///
+/// # Errors
+/// When a file cannot be renamed or made.
+pub fn rotate_token_key(directory: &Path) -> Result<(), SealKeyError> {
+    // There is one to keep.
+    token_key(directory)?;
+    let (key, old) = (directory.join("keys").join("jwt.key"), directory.join("keys").join("jwt.old.key"));
+    fs::rename(&key, old).map_err(|source| SealKeyError::Io { operation: "rename", path: key, source })?;
+    token_key(directory).map(drop)
+}
+
+/// Ends the trust in the key before the last rotation, if there is one.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove_old_token_key(directory: &Path) -> Result<(), SealKeyError> {
+    let path = directory.join("keys").join("jwt.old.key");
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(SealKeyError::Io { operation: "remove", path, source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A name for a token that no other one has.
+#[must_use]
+pub fn new_token_id() -> String {
+    cuid2::create_id()
 }
 
 /// Locks and opens a data directory; makes it if it is not there. Blocks: call it at start.

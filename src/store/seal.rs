@@ -73,7 +73,8 @@ pub(super) fn read_or_create(path: &Path) -> Result<[u8; KEY_BYTES], SealKeyErro
     read(path)?.map_or_else(|| create(path).map_err(failed), Ok)
 }
 
-fn read(path: &Path) -> Result<Option<[u8; KEY_BYTES]>, SealKeyError> {
+/// `None` when there is none.
+pub(super) fn read(path: &Path) -> Result<Option<[u8; KEY_BYTES]>, SealKeyError> {
     let at = || path.to_path_buf();
     let io = |source| SealKeyError::Io { operation: "read", path: at(), source };
     let file = match File::open(path) {

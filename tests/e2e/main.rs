@@ -36,4 +36,5 @@ mod standby;
 mod system;
 mod tls;
 mod transitions;
+mod unread;
 mod volumes;

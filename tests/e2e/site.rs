@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use reqwest::{Client, Method, StatusCode};
@@ -172,6 +172,23 @@ impl Site {
         assert!(self.daemon.is_none(), "one daemon at a time");
         let log = self.stage.dir.path().join("daemon.log");
         let log = fs::File::options().create(true).append(true).open(log).expect("opened");
+        let mut command = self.serve(failpoint);
+        command.stdout(log.try_clone().expect("cloned")).stderr(log);
+        self.daemon = Some(Program(command.spawn().expect("the daemon starts")));
+    }
+
+    /// Starts a daemon whose log, with a line for each request, goes into a pipe.
+    pub(crate) fn spawn_piped(&mut self) -> ChildStderr {
+        assert!(self.daemon.is_none(), "one daemon at a time");
+        let mut command = self.serve(None);
+        command.env("STEAD_LOG", "info").stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the daemon starts");
+        let pipe = child.stderr.take().expect("piped");
+        self.daemon = Some(Program(child));
+        pipe
+    }
+
+    fn serve(&self, failpoint: Option<&str>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
         command.args(["serve", "--listen", LISTEN, "--data-dir"]).arg(self.data());
         command.arg("--run-dir").arg(self.run_dir()).arg("--kernel-dir").arg(&self.kernel_dir);
@@ -186,8 +203,8 @@ impl Site {
         command.env("STEAD_LOG", "info,stead::api=warn").env("NO_COLOR", "1").env_remove("STEAD_KERNEL_DIR");
         command.envs(self.trusts.as_ref().map(|file| ("SSL_CERT_FILE", file)));
         command.envs(failpoint.map(|failpoint| ("STEAD_FAILPOINT", failpoint)));
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("cloned")).stderr(log);
-        self.daemon = Some(Program(command.spawn().expect("the daemon starts")));
+        command.stdin(Stdio::null());
+        command
     }
 
     /// Starts a daemon that is held at `failpoint`, once, and otherwise goes on.

@@ -4,13 +4,16 @@ mod api;
 mod auto_standby;
 mod backup;
 mod bad_input;
+mod cli;
 mod ingress;
+mod load;
 mod loop_disk;
 #[path = "../sdk/node.rs"]
 mod node;
 mod power_loss;
 #[path = "../sdk/python.rs"]
 mod python;
+mod rights;
 mod sdk;
 mod server;
 mod store;

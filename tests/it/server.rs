@@ -3,14 +3,18 @@
 //! The simulated host runs in real time here: its guests boot in 1.5 s.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
 use stead::agent::{AgentError, AgentStream};
 use stead::api::{
-    ApiConfig, ApiState, Backend, ImportStream, Imported, LogStream, ServerLimits, auth::Keys, router, serve,
+    ApiConfig, ApiState, Audit, Backend, ImportStream, Imported, LogStream, RouteView, ServerLimits,
+    auth::{Grant, Keys},
+    router, routes, serve,
 };
 use stead_controllers::daemon::{Controllers, Ports, Settings};
 use stead_controllers::host::{HostError, HostErrorKind};
@@ -37,6 +41,7 @@ pub(crate) const IMAGE: &str = "registry.test/busybox:v1";
 /// Another program's.
 pub(crate) const TAKEN_PORT: u16 = 4973;
 pub(crate) const REQUESTS_MAX: usize = 8;
+pub(crate) const CONNECTIONS_PER_CLIENT_MAX: usize = 48;
 pub(crate) const SOCKETS_MAX: usize = 2;
 
 pub(crate) struct Server {
@@ -47,11 +52,21 @@ pub(crate) struct Server {
     pub(crate) store: Store,
     pub(crate) kv: MemoryKv,
     pub(crate) http: reqwest::Client,
+    pub(crate) host: Arc<NoHost>,
+    /// What the daemon has as its data directory.
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) routes: Vec<RouteView>,
     _tasks: JoinSet<()>,
     _shutdown: watch::Sender<bool>,
 }
 
-struct NoHost;
+/// What the test has happened to the host.
+#[derive(Default)]
+pub(crate) struct NoHost {
+    pub(crate) store_failure: Mutex<Option<String>>,
+    /// Of every instance; one without lines has none.
+    pub(crate) log: Mutex<Vec<String>>,
+}
 
 impl Backend for NoHost {
     fn keep_credentials(&self, _: &Uid, _: PushCredentials) {}
@@ -60,8 +75,18 @@ impl Backend for NoHost {
             Err(HostError::new(HostErrorKind::Permanent, "import", "an archive").because("no archive"))
         })
     }
-    fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> Option<LogStream> {
-        None
+    fn log(&self, _: &Uid, _: &str, tail: usize, follows: bool) -> Option<LogStream> {
+        let log = self.log.lock().expect("not poisoned").clone();
+        if log.is_empty() {
+            return None;
+        }
+        let last = log[log.len().saturating_sub(tail)..].to_vec();
+        let last = futures::stream::once(std::future::ready(last));
+        Some(if follows { last.chain(futures::stream::pending()).boxed() } else { last.boxed() })
+    }
+
+    fn store_failure(&self) -> Option<String> {
+        self.store_failure.lock().expect("not poisoned").clone()
     }
 
     fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
@@ -147,25 +172,17 @@ impl Server {
             }
         });
         let keys = Keys::new(&[7; 32]);
-        let state = ApiState::new(ApiConfig {
-            store: store.clone(),
-            keys: keys.clone(),
-            backend: Arc::new(NoHost),
-            defaults: InstanceDefaults {
-                platform: Platform::LinuxAmd64,
-                hypervisor: Hypervisor::Qemu,
-                hypervisors: &[Hypervisor::Qemu, Hypervisor::QemuMicrovm],
-            },
-            tap_prefix: "st".to_owned(),
-            capabilities: capabilities(),
-            requests_max: REQUESTS_MAX,
-            sockets_max: SOCKETS_MAX,
-        });
+        let backend = Arc::<NoHost>::default();
+        let directory = tempfile::tempdir().expect("scratch");
+        let state = state(&store, &keys, &backend, directory.path());
+        let routes = routes(state.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let address = listener.local_addr().expect("bound");
         let limits = ServerLimits {
             connections_max: 64,
-            header_timeout: Duration::from_secs(1),
+            connections_per_client_max: CONNECTIONS_PER_CLIENT_MAX,
+            stall_max: Duration::from_secs(2),
+            header_timeout: Duration::from_secs(3),
             grace: Duration::from_secs(1),
         };
         tasks.spawn(async move {
@@ -174,7 +191,20 @@ impl Server {
         let http = reqwest::Client::new();
         let token = token(&keys, &["*"], 3600);
         let base = format!("http://{address}");
-        Self { base, address, token, keys, store, kv, http, _tasks: tasks, _shutdown: shutdown }
+        Self {
+            base,
+            address,
+            token,
+            keys,
+            store,
+            kv,
+            http,
+            host: backend,
+            directory,
+            routes,
+            _tasks: tasks,
+            _shutdown: shutdown,
+        }
     }
 
     pub(crate) async fn send(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
@@ -211,12 +241,34 @@ impl Server {
     }
 }
 
+/// The API of a store and a host.
+fn state(store: &Store, keys: &Keys, backend: &Arc<NoHost>, directory: &Path) -> ApiState {
+    ApiState::new(ApiConfig {
+        store: store.clone(),
+        keys: keys.clone(),
+        backend: backend.clone(),
+        defaults: InstanceDefaults {
+            platform: Platform::LinuxAmd64,
+            hypervisor: Hypervisor::Qemu,
+            hypervisors: &[Hypervisor::Qemu, Hypervisor::QemuMicrovm],
+        },
+        tap_prefix: "st".to_owned(),
+        capabilities: capabilities(),
+        requests_max: REQUESTS_MAX,
+        sockets_max: SOCKETS_MAX,
+        shows_secrets: false,
+        audit: Audit::open(directory).expect("opened"),
+    })
+}
+
 /// A token of these scopes that ends in so many seconds.
 pub(crate) fn token(keys: &Keys, scopes: &[&str], seconds: i64) -> String {
     let now = jiff::Timestamp::now();
     let ends = now + jiff::SignedDuration::from_secs(seconds);
     let scopes: Vec<String> = scopes.iter().map(ToString::to_string).collect();
-    keys.mint("test", &scopes, now, ends).expect("minted")
+    let id = format!("test-{seconds}");
+    let grant = Grant { subject: "test", id: &id, scopes: &scopes, issued_at: now, expires_at: ends };
+    keys.mint(&grant).expect("minted")
 }
 
 fn capabilities() -> Capabilities {

@@ -62,7 +62,7 @@ impl IngressWish {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body_of(body, INVALID, &mut errors);
         let name = fields.required_text("name", &mut errors);
-        let name = name.and_then(|name| errors.take("name", INVALID, Name::resource(&name)));
+        let name = name.and_then(|name| errors.take("name", INVALID, Name::new_resource(&name)));
         let given = fields.objects("rules", &mut errors);
         if !(1..=INGRESS_RULES_MAX).contains(&given.len()) {
             errors.push("rules", INVALID, format!("must have from 1 to {INGRESS_RULES_MAX} entries"));

@@ -70,7 +70,7 @@ impl InstanceWish {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
         let name = fields.required_text("name", &mut errors);
-        let name = name.and_then(|text| errors.take("name", INVALID, Name::resource(&text)));
+        let name = name.and_then(|text| errors.take("name", INVALID, Name::new_resource(&text)));
         let image = fields.required_text("image", &mut errors);
         let image = image.and_then(|text| errors.take("image", "invalid_name", text.parse()));
         let tags = fields.map("tags", &mut errors).unwrap_or_default();

@@ -177,12 +177,12 @@ pub fn parse_kind(word: &str) -> Option<SnapshotKind> {
 
 fn required_name(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Name> {
     let name = fields.required_text("name", errors)?;
-    errors.take("name", INVALID, Name::resource(&name))
+    errors.take("name", INVALID, Name::new_resource(&name))
 }
 
 fn name(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Name> {
     let name = fields.text("name", errors)?;
-    errors.take("name", INVALID, Name::resource(&name))
+    errors.take("name", INVALID, Name::new_resource(&name))
 }
 
 /// Where it shall end up.

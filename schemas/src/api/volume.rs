@@ -39,7 +39,7 @@ impl VolumeCreate {
         let mut fields = Fields::body(body, &mut errors);
         let id = fields.parsed("id", INVALID, &mut errors);
         let name = fields.required_text("name", &mut errors);
-        let name = name.and_then(|text| errors.take("name", INVALID, Name::resource(&text)));
+        let name = name.and_then(|text| errors.take("name", INVALID, Name::new_resource(&text)));
         if !fields.has("size_gb") {
             errors.push("size_gb", INVALID, "is required");
         }

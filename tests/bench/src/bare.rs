@@ -11,7 +11,9 @@ use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use stead::agent::{AgentError, AgentStream};
 use stead::api::{
-    ApiConfig, ApiState, Backend, ImportStream, Imported, LogStream, ServerLimits, auth::Keys, router, serve,
+    ApiConfig, ApiState, Backend, ImportStream, Imported, LogStream, ServerLimits,
+    auth::{Grant, Keys},
+    router, serve,
 };
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::store::Store;
@@ -112,11 +114,15 @@ pub(crate) async fn run(dir: &Path) {
     let keys = Keys::new(&[7; 32]);
     let now = jiff::Timestamp::now();
     let ends = now + jiff::SignedDuration::from_hours(1);
-    let token = keys.mint("bench", &["*".to_owned()], now, ends).expect("minted");
+    let scopes = ["*".to_owned()];
+    let grant = Grant { subject: "bench", id: "bench", scopes: &scopes, issued_at: now, expires_at: ends };
+    let token = keys.mint(&grant).expect("minted");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("bound");
     let limits = ServerLimits {
         connections_max: 256,
+        connections_per_client_max: 256,
+        stall_max: Duration::from_secs(120),
         header_timeout: Duration::from_secs(10),
         grace: Duration::from_secs(1),
     };
@@ -157,5 +163,7 @@ fn state(store: Store, keys: Keys) -> ApiState {
         },
         requests_max: 512,
         sockets_max: 512,
+        shows_secrets: false,
+        audit: stead::api::Audit::default(),
     })
 }

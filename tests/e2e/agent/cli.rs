@@ -38,7 +38,7 @@ fn execs(site: &Site) {
     let (code, _, error) = said(&stead(site, &["exec", "box", "no-such-program"]));
     assert!(code == 127 && error.contains("command not found"), "{code}: {error}");
     let (code, _, error) = said(&stead(site, &["exec", "nobody", "true"]));
-    assert!(code == 3 && error.contains("not found"), "{code}: {error}");
+    assert!(code == 3 && error.contains("there is no instance \"nobody\""), "{code}: {error}");
     let mut child = command(site, &["exec", "-i", "box", "sort"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

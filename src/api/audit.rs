@@ -1,0 +1,198 @@
+//! The audit log: who asked for what change, from where, and what came of it; one JSON object a line.
+//!
+//! Guarantees: kept in `DATA/audit/audit.log`, for its owner only, with a bounded number of files before
+//! it; no request waits for it; lines that could not be kept are counted in it.
+//! Never: has a body, a token or a header in it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use stead_schemas::limits::{AUDIT_FILES_MAX, AUDIT_LOG_MAX, MESSAGE_CHARS_MAX};
+use stead_schemas::validate::printable;
+
+use super::auth::Bearer;
+use crate::lines::{Lines, Sink};
+
+/// For the last lines, at the end of the daemon.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+
+/// The log; clones write to the same one.
+#[derive(Debug, Clone, Default)]
+pub struct Audit(Option<Lines>);
+
+/// One request, as it is told.
+#[derive(Debug, Serialize)]
+pub(super) struct Entry {
+    time: jiff::Timestamp,
+    /// Whose token it is, and which; absent where it was not good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+    client: Option<IpAddr>,
+    verb: String,
+    route: String,
+    /// The path and query as they were asked for, with the ids or names of objects.
+    object: String,
+    /// The name in the request's body, of what is to be made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    status: u16,
+    millis: u64,
+}
+
+fn cut(text: &str) -> String {
+    printable(text, MESSAGE_CHARS_MAX)
+}
+
+impl Entry {
+    pub(super) fn new(client: Option<IpAddr>, verb: &str, route: &str, object: &str) -> Self {
+        Self {
+            time: jiff::Timestamp::now(),
+            subject: None,
+            token: None,
+            client,
+            verb: verb.to_owned(),
+            route: route.to_owned(),
+            object: cut(object),
+            name: None,
+            status: 0,
+            millis: 0,
+        }
+    }
+
+    pub(super) fn by(&mut self, bearer: &Bearer) {
+        self.subject = Some(cut(&bearer.subject));
+        self.token = bearer.token.as_deref().map(cut);
+    }
+
+    pub(super) fn of(&mut self, body: &[u8]) {
+        #[derive(Deserialize)]
+        struct Named {
+            name: Option<String>,
+        }
+        self.name =
+            serde_json::from_slice::<Named>(body).ok().and_then(|body| body.name).map(|name| cut(&name));
+    }
+
+    pub(super) fn end(mut self, status: u16, millis: u64) -> Self {
+        (self.status, self.millis) = (status, millis);
+        self
+    }
+}
+
+impl Audit {
+    /// Goes on with the log of a data directory.
+    ///
+    /// # Errors
+    /// When it cannot be opened: a daemon that cannot say who did what does not begin.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        let directory = directory.join("audit");
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        let path = directory.join("audit.log");
+        let file = append(&path)?;
+        let size = file.metadata()?.len();
+        Ok(Self(Some(Lines::new("audit", Files { path, file: Some(file), size })?)))
+    }
+
+    pub(super) fn tell(&self, entry: &Entry) {
+        let Some(lines) = &self.0 else { return };
+        if let Ok(mut line) = serde_json::to_vec(entry) {
+            line.push(b'\n');
+            lines.say(line);
+        }
+    }
+
+    /// Waits for what was told to be written. Blocks, for a moment.
+    pub fn flush(&self) {
+        if let Some(lines) = &self.0 {
+            lines.flush(FLUSH_MAX);
+        }
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// The file that is written to, and those before it: `audit.log.1` is the youngest.
+struct Files {
+    path: PathBuf,
+    /// Absent after a failure; the next line tries again.
+    file: Option<File>,
+    size: u64,
+}
+
+impl Files {
+    fn try_write(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.size >= AUDIT_LOG_MAX.0 {
+            self.rotate()?;
+        }
+        if self.file.is_none() {
+            let file = append(&self.path)?;
+            self.size = file.metadata()?.len();
+            self.file = Some(file);
+        }
+        if let Some(file) = &mut self.file {
+            file.write_all(line)?;
+        }
+        self.size += line.len() as u64;
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        self.file = None;
+        let older = |number: u32| self.path.with_file_name(format!("audit.log.{number}"));
+        for number in (1..AUDIT_FILES_MAX).rev() {
+            let from = if number == 1 { self.path.clone() } else { older(number - 1) };
+            match fs::rename(from, older(number)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sink for Files {
+    fn write(&mut self, line: &[u8]) {
+        if let Err(error) = self.try_write(line) {
+            self.file = None;
+            tracing::error!(%error, "a line of the audit log is lost");
+        }
+    }
+
+    fn missing(count: u64) -> Vec<u8> {
+        format!("{}\n", json!({"time": jiff::Timestamp::now(), "left_out": count})).into_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_log_is_bounded_and_its_owners_only() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        drop(Audit::open(scratch.path()).expect("opened"));
+        let path = scratch.path().join("audit/audit.log");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(&scratch.path().join("audit"))), (0o600, 0o700));
+        let mut files = Files { path: path.clone(), file: None, size: 0 };
+        let line = vec![b'x'; usize::try_from(AUDIT_LOG_MAX.0).expect("small")];
+        for _ in 0..AUDIT_FILES_MAX + 3 {
+            files.try_write(&line).expect("written");
+        }
+        let count = fs::read_dir(scratch.path().join("audit")).expect("there").count();
+        assert_eq!(count, AUDIT_FILES_MAX as usize);
+        assert_eq!(mode(&path.with_file_name("audit.log.1")), 0o600);
+    }
+}

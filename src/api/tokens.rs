@@ -1,0 +1,156 @@
+//! The files that tokens are made and unmade with; the daemon looks at them again and again.
+//!
+//! ```text
+//! DATA/keys/jwt.key       signs (`crate::store`)
+//! DATA/keys/jwt.old.key   the one before it, still trusted until it is removed
+//! DATA/keys/tokens.json   the tokens that were made here, as long as they have not expired
+//! ```
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::auth::Keys;
+use crate::store::{SealKeyError, token_key, token_keys};
+
+/// Between two looks: a token that is revoked ends within.
+const LOOK: Duration = Duration::from_secs(1);
+/// Tokens that are remembered; of more than that somebody would make one for each request.
+const TOKENS_MAX: usize = 100_000;
+
+/// A token that was made here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    pub id: String,
+    pub subject: String,
+    pub scopes: Vec<String>,
+    pub created_at: jiff::Timestamp,
+    pub expires_at: jiff::Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<jiff::Timestamp>,
+}
+
+fn place(directory: &Path) -> PathBuf {
+    directory.join("keys").join("tokens.json")
+}
+
+/// The tokens that were made here and have not expired.
+///
+/// # Errors
+/// When the file is there and cannot be read: then nobody knows which are revoked.
+pub fn records(directory: &Path) -> io::Result<Vec<TokenRecord>> {
+    match std::fs::read(place(directory)) {
+        Ok(text) => serde_json::from_slice(&text).map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Changes the records; those that have expired go.
+///
+/// # Errors
+/// When they cannot be read or written, or are too many.
+pub fn change<T>(directory: &Path, change: impl FnOnce(&mut Vec<TokenRecord>) -> T) -> io::Result<T> {
+    let keys = directory.join("keys");
+    let guard = std::fs::File::open(&keys)?;
+    // Two who change them at once would lose one of the changes.
+    rustix::fs::flock(&guard, rustix::fs::FlockOperation::LockExclusive)?;
+    let mut all = records(directory)?;
+    let now = jiff::Timestamp::now();
+    all.retain(|record| record.expires_at > now);
+    let done = change(&mut all);
+    if all.len() > TOKENS_MAX {
+        return Err(io::Error::other(format!("more than {TOKENS_MAX} tokens are there")));
+    }
+    // Only its owner may read it from the start.
+    let file = tempfile::NamedTempFile::new_in(&keys)?;
+    serde_json::to_writer_pretty(&file, &all)?;
+    file.as_file().sync_all()?;
+    file.persist(place(directory)).map_err(|error| error.error)?;
+    guard.sync_all()?;
+    Ok(done)
+}
+
+/// When the files were last changed, as far as that can be seen.
+fn stamp(directory: &Path) -> Vec<Option<(SystemTime, u64)>> {
+    let look = |name: &str| {
+        let meta = std::fs::metadata(directory.join("keys").join(name)).ok()?;
+        Some((meta.modified().ok()?, std::os::unix::fs::MetadataExt::ino(&meta)))
+    };
+    ["jwt.key", "jwt.old.key", "tokens.json"].map(look).to_vec()
+}
+
+fn trust(directory: &Path, keys: &Keys) -> Result<(), SealKeyError> {
+    let secrets = token_keys(directory)?;
+    let path = place(directory);
+    let records =
+        records(directory).map_err(|source| SealKeyError::Io { operation: "read", path, source })?;
+    let revoked = records.into_iter().filter(|record| record.revoked_at.is_some()).map(|record| record.id);
+    keys.trust(&secrets, revoked.collect::<BTreeSet<_>>());
+    Ok(())
+}
+
+/// The keys of a data directory, as they are now.
+///
+/// # Errors
+/// When a file cannot be read or made.
+pub fn load(directory: &Path) -> Result<Keys, SealKeyError> {
+    let keys = Keys::new(&token_key(directory)?);
+    trust(directory, &keys)?;
+    Ok(keys)
+}
+
+/// Trusts what the files say from now on. What cannot be read changes nothing, and is told.
+pub async fn follow(directory: PathBuf, keys: Keys) {
+    let mut seen = Vec::new();
+    loop {
+        let (of_look, of_keys) = (directory.clone(), keys.clone());
+        let before = std::mem::take(&mut seen);
+        let looked = tokio::task::spawn_blocking(move || {
+            let now = stamp(&of_look);
+            if now != before
+                && let Err(error) = trust(&of_look, &of_keys)
+            {
+                tracing::error!(%error, "the token files cannot be read; what was trusted stays so");
+            }
+            now
+        });
+        seen = looked.await.unwrap_or_default();
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_kept_until_they_expire_and_are_nobody_elses_to_read() {
+        use std::os::unix::fs::PermissionsExt;
+        let scratch = tempfile::tempdir().expect("scratch");
+        let keys = load(scratch.path()).expect("made");
+        let record = |id: &str, seconds: i64| {
+            let now = jiff::Timestamp::now();
+            TokenRecord {
+                id: id.to_owned(),
+                subject: "a".to_owned(),
+                scopes: vec!["*".to_owned()],
+                created_at: now,
+                expires_at: now + jiff::SignedDuration::from_secs(seconds),
+                revoked_at: None,
+            }
+        };
+        change(scratch.path(), |all| all.extend([record("old", -1), record("new", 60)])).expect("kept");
+        change(scratch.path(), |all| all.push(record("other", 60))).expect("kept");
+        let ids: Vec<String> =
+            records(scratch.path()).expect("read").into_iter().map(|record| record.id).collect();
+        assert_eq!(ids, ["new", "other"]);
+        let mode = std::fs::metadata(place(scratch.path())).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        std::fs::write(place(scratch.path()), "nonsense").expect("written");
+        trust(scratch.path(), &keys).expect_err("nobody knows what is revoked");
+    }
+}

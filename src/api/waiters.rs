@@ -1,0 +1,111 @@
+//! Who waits for news of which object: each is woken by its own object's only.
+//!
+//! Guarantees: work per event does not grow with the number of waiters for other objects.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use stead_controllers::store::Store;
+use stead_schemas::names::Uid;
+use tokio::sync::watch;
+
+/// The waiters by what they wait for.
+#[derive(Debug, Default)]
+pub(super) struct Waiters(Mutex<BTreeMap<Uid, watch::Sender<()>>>);
+
+/// One of them; what happens from its making on is not missed.
+pub(super) struct Waiter {
+    waiters: Arc<Waiters>,
+    uid: Uid,
+    news: watch::Receiver<()>,
+}
+
+impl Waiters {
+    /// The waiters of a store, told by a task that ends with them.
+    pub(super) fn of(store: &Store) -> Arc<Self> {
+        let waiters = Arc::<Self>::default();
+        tokio::spawn(tell(store.clone(), Arc::downgrade(&waiters)));
+        waiters
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uid, watch::Sender<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn wait(self: &Arc<Self>, uid: &Uid) -> Waiter {
+        let mut all = self.lock();
+        let news = all.entry(uid.clone()).or_insert_with(|| watch::Sender::new(())).subscribe();
+        Waiter { waiters: self.clone(), uid: uid.clone(), news }
+    }
+}
+
+impl Waiter {
+    /// Marks everything up to now as seen: the object is looked at after this.
+    pub(super) fn look(&mut self) {
+        self.news.mark_unchanged();
+    }
+
+    /// Until something happened to the object since the last look.
+    pub(super) async fn news(&mut self) {
+        // Fails only without a sender, which stays as long as there is a receiver.
+        let _ = self.news.changed().await;
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let mut all = self.waiters.lock();
+        // This one is still counted.
+        if all.get(&self.uid).is_some_and(|sender| sender.receiver_count() <= 1) {
+            all.remove(&self.uid);
+        }
+    }
+}
+
+/// Passes on what the store tells.
+async fn tell(store: Store, waiters: Weak<Waiters>) {
+    loop {
+        if let Ok(mut watch) = store.watch(None, store.revision()) {
+            // What happened before this watch is nobody's news unless it was missed.
+            let Some(all) = waiters.upgrade() else { return };
+            all.lock().values().for_each(|sender| sender.send_replace(()));
+            drop(all);
+            while let Ok(event) = watch.next().await {
+                let Some(all) = waiters.upgrade() else { return };
+                if let Some(sender) = all.lock().get(&event.uid) {
+                    sender.send_replace(());
+                }
+            }
+        }
+        // Behind the ring: it begins anew.
+        tokio::task::yield_now().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    fn uid(first: char) -> Uid {
+        format!("{first}{:023}", 0).parse().expect("valid")
+    }
+
+    #[test]
+    fn a_waiter_hears_of_its_own_object_only_and_leaves_nothing_behind() {
+        let waiters = Arc::<Waiters>::default();
+        let (mut one, mut other) = (waiters.wait(&uid('a')), waiters.wait(&uid('b')));
+        let also = waiters.wait(&uid('a'));
+        one.look();
+        waiters.lock().get(&uid('a')).expect("waited for").send_replace(());
+        assert!(one.news().now_or_never().is_some());
+        assert!(other.news().now_or_never().is_none());
+        one.look();
+        assert!(one.news().now_or_never().is_none());
+        drop(one);
+        assert_eq!(waiters.lock().len(), 2);
+        drop((also, other));
+        assert!(waiters.lock().is_empty());
+    }
+}

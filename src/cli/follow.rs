@@ -1,0 +1,154 @@
+//! `stead logs`: lines of a log, also beyond the end of a connection.
+//!
+//! The wire has no place to go on from: after a lost connection the last lines are asked for again, and
+//! those that were printed already are left out. A log of nothing but equal lines may so lose some.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures::StreamExt;
+use reqwest::Method;
+use tokio::time::{sleep, timeout};
+
+use super::Failure;
+use super::client::Client;
+use super::instances::Logs;
+use super::show::{is_for_people, line, shown};
+
+/// Lines that are kept to find the place again: what a busy program says in the second of a restart.
+const KEPT: usize = 1000;
+/// How long a server that is restarted may be away.
+const AWAY_MAX: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(500);
+/// The lines that are there already come at once; when none came for so long, they are through.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Lines as they come over one connection.
+struct Lines {
+    chunks: futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
+    rest: Vec<u8>,
+    ready: VecDeque<String>,
+}
+
+impl Lines {
+    async fn open(client: &Client, logs: &Logs, tail: usize) -> Result<Self, Failure> {
+        let follow = if logs.follow { "true" } else { "false" };
+        let query = [("tail", &*tail.to_string()), ("source", &logs.source), ("follow", follow)];
+        let request = client.request(Method::GET, &["instances", &logs.name, "logs"]).query(&query);
+        let chunks = client.stream(request).await?.bytes_stream().boxed();
+        Ok(Self { chunks, rest: Vec::new(), ready: VecDeque::new() })
+    }
+
+    /// The next one; `None` at the end.
+    async fn next(&mut self) -> Result<Option<String>, Failure> {
+        while self.ready.is_empty() {
+            let Some(chunk) = self.chunks.next().await else { return Ok(None) };
+            self.rest.extend_from_slice(&chunk.map_err(|error| Failure::Lost(error.to_string()))?);
+            let Some(end) = self.rest.iter().rposition(|&byte| byte == b'\n') else { continue };
+            let whole: Vec<u8> = self.rest.drain(..=end).collect();
+            let events = whole.split(|&byte| byte == b'\n').filter_map(|event| event.strip_prefix(b"data: "));
+            self.ready.extend(events.map(|json| serde_json::from_slice(json).unwrap_or_default()));
+        }
+        Ok(self.ready.pop_front())
+    }
+}
+
+/// The last lines that were printed.
+#[derive(Default)]
+struct Printed(VecDeque<String>);
+
+impl Printed {
+    fn print(&mut self, text: String, raw: bool) {
+        if raw || !is_for_people() {
+            line(&text)
+        } else {
+            line(&shown(&text))
+        }
+        if self.0.len() == KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(text);
+    }
+
+    /// How many of these lines, the last of the log, were printed already.
+    fn overlap(&self, lines: &[String]) -> usize {
+        let most = lines.len().min(self.0.len());
+        let is_end = |&count: &usize| self.0.iter().skip(self.0.len() - count).eq(&lines[..count]);
+        (0..=most).rev().find(is_end).unwrap_or(0)
+    }
+}
+
+pub(super) async fn logs(client: &Client, logs: Logs) -> Result<(), Failure> {
+    let mut printed = Printed::default();
+    let first = usize::try_from(logs.tail).unwrap_or(usize::MAX);
+    let mut lines = Lines::open(client, &logs, first).await?;
+    loop {
+        match lines.next().await {
+            Ok(Some(text)) => printed.print(text, logs.raw),
+            Ok(None) if !logs.follow => return Ok(()),
+            // Gone with the instance, or with the server, which says which when it is asked again.
+            Ok(None) | Err(Failure::Lost(_)) if logs.follow => {
+                lines = match again(client, &logs, &mut printed, first).await {
+                    // It was deleted meanwhile: so the log ends.
+                    Err(Failure::NotFound(_)) => return Ok(()),
+                    again => again?,
+                };
+            }
+            Ok(None) => return Ok(()),
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+/// Another connection, past what was printed.
+async fn again(client: &Client, logs: &Logs, printed: &mut Printed, first: usize) -> Result<Lines, Failure> {
+    eprintln!("stead: the connection was lost; trying again");
+    sleep(PAUSE).await;
+    let tail = if printed.0.is_empty() { first } else { printed.0.len() };
+    let mut lines =
+        client.until_there(AWAY_MAX, PAUSE, async || Lines::open(client, logs, tail).await).await?;
+    let mut last = Vec::new();
+    while last.len() < tail {
+        match timeout(QUIET, lines.next()).await {
+            Ok(Ok(Some(text))) => last.push(text),
+            Ok(Ok(None)) | Err(_) => break,
+            // Once more lost: what is not printed yet is asked for again.
+            Ok(Err(Failure::Lost(_))) => {
+                sleep(PAUSE).await;
+                return Box::pin(again(client, logs, printed, first)).await;
+            }
+            Ok(Err(failure)) => return Err(failure),
+        }
+    }
+    let known = printed.overlap(&last);
+    if known == 0 && !printed.0.is_empty() && !last.is_empty() {
+        eprintln!("stead: lines are missing here");
+    }
+    last.into_iter().skip(known).for_each(|text| printed.print(text, logs.raw));
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(words: &str) -> Vec<String> {
+        words.split(' ').filter(|word| !word.is_empty()).map(ToOwned::to_owned).collect()
+    }
+
+    #[test]
+    fn what_was_printed_is_found_again_at_the_start_of_the_last_lines() {
+        for (printed, last, known) in [
+            ("a b c", "a b c", 3),
+            ("a b c", "b c d", 2),
+            ("a b c", "c d e", 1),
+            ("a b c", "d e f", 0),
+            ("a b a", "b a b", 2),
+            ("a", "", 0),
+            ("", "a b", 0),
+        ] {
+            let seen = Printed(lines(printed).into()).overlap(&lines(last));
+            assert_eq!(seen, known, "{printed} / {last}");
+        }
+    }
+}

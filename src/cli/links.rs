@@ -1,0 +1,187 @@
+//! Links that a guest has copied out: they lead to places in the copy, or are not made.
+//!
+//! Guarantees: no link that is made leads out of the copy, through whichever links, as it is when all are
+//! made; the kernel says so, which resolves it as whoever follows it later would.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
+
+use super::Failure;
+use super::show::shown;
+
+/// Links that are followed on the way to one place, as the kernel counts them.
+const FOLLOWED_MAX: usize = 40;
+
+fn failed(place: &Path, error: impl Into<io::Error>) -> Failure {
+    Failure::Other(format!("{}: {}", place.display(), error.into()))
+}
+
+/// Makes links below `root`, and removes those again that lead out of it.
+pub(super) fn make(root: &Path, links: Vec<(PathBuf, OsString)>) -> Result<(), Failure> {
+    if links.is_empty() {
+        return Ok(());
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = openat(CWD, root, flags, Mode::empty()).map_err(|error| failed(root, error))?;
+    let mut made = Vec::new();
+    for (place, target) in links {
+        let name = place.strip_prefix(root).or_else(|_| place.strip_prefix("")).unwrap_or(&place).to_owned();
+        // A link among the parents would have this one made elsewhere.
+        if !is_plain(root, &name) {
+            warn(&place, &target, "through another link");
+            continue;
+        }
+        // What is there under the name gives way, as for files.
+        let _ = fs::remove_file(&place);
+        std::os::unix::fs::symlink(&target, &place).map_err(|error| failed(&place, error))?;
+        made.push((place, name, target));
+    }
+    // One that is removed may be what kept another inside, or what led it out: until none is.
+    loop {
+        let before = made.len();
+        let mut kept = Vec::new();
+        for (place, name, target) in made {
+            if stays(&top, &name, &target) {
+                kept.push((place, name, target));
+                continue;
+            }
+            warn(&place, &target, "outside of the copy");
+            fs::remove_file(&place).map_err(|error| failed(&place, error))?;
+        }
+        made = kept;
+        if made.len() == before {
+            return Ok(());
+        }
+    }
+}
+
+fn warn(place: &Path, target: &OsStr, why: &str) {
+    let text = format!("{}: left out, a link to {} {why}", place.display(), target.display());
+    eprintln!("stead: {}", shown(&text));
+}
+
+/// Whether all parents of a place are directories of the copy's own.
+fn is_plain(root: &Path, name: &Path) -> bool {
+    let parents = name.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
+    parents.into_iter().all(|parent| fs::symlink_metadata(root.join(parent)).is_ok_and(|meta| meta.is_dir()))
+}
+
+/// Whether a link leads to a place in the copy, or to none that it could lead to.
+fn stays(top: &OwnedFd, name: &Path, target: &OsStr) -> bool {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    match openat2(top, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+        Ok(_) => true,
+        // Nothing is there yet: later something may be, so the words themselves must not lead out.
+        Err(Errno::NOENT | Errno::NOTDIR) => stays_by_words(top, name, target, FOLLOWED_MAX),
+        // It leads out, in a circle, or the kernel cannot say.
+        Err(_) => false,
+    }
+}
+
+/// Resolves by hand what the kernel gave up at: each part that is there and a link is replaced by what it
+/// leads to, and what is not there yet counts as a directory.
+fn stays_by_words(top: &OwnedFd, name: &Path, target: &OsStr, left: usize) -> bool {
+    let mut at: Vec<OsString> = name
+        .parent()
+        .into_iter()
+        .flat_map(Path::components)
+        .map(|part| part.as_os_str().to_owned())
+        .collect();
+    let mut left = left;
+    let mut parts: Vec<OsString> = words(target);
+    while let Some(part) = parts.pop() {
+        match Path::new(&part).components().next() {
+            None | Some(Component::CurDir) => {}
+            Some(Component::ParentDir) => {
+                if at.pop().is_none() {
+                    return false;
+                }
+            }
+            Some(Component::RootDir | Component::Prefix(_)) => return false,
+            Some(Component::Normal(part)) => {
+                at.push(part.to_owned());
+                let place: PathBuf = at.iter().collect();
+                let Ok(link) = rustix::fs::readlinkat(top, &place, Vec::new()) else { continue };
+                let Some(fewer) = left.checked_sub(1) else { return false };
+                left = fewer;
+                at.pop();
+                parts.extend(words(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(link.as_bytes())));
+            }
+        }
+    }
+    true
+}
+
+/// The parts of a path, the first one last.
+fn words(path: &OsStr) -> Vec<OsString> {
+    Path::new(path).components().rev().map(|part| part.as_os_str().to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The links of these that are there after they were made.
+    fn kept(links: &[(&str, &str)]) -> Vec<String> {
+        let scratch = tempfile::tempdir().expect("scratch");
+        fs::write(scratch.path().join("secret"), "s").expect("written");
+        let root = scratch.path().join("copy");
+        fs::create_dir_all(root.join("a/b/c")).expect("made");
+        fs::write(root.join("a/file"), "x").expect("written");
+        let links = links.iter().map(|(place, target)| (root.join(place), OsString::from(target)));
+        make(&root, links.collect()).expect("made");
+        let mut there = Vec::new();
+        let mut pending = vec![root.clone()];
+        while let Some(directory) = pending.pop() {
+            for entry in fs::read_dir(directory).expect("read") {
+                let path = entry.expect("read").path();
+                let meta = fs::symlink_metadata(&path).expect("there");
+                if meta.is_symlink() {
+                    let real = fs::canonicalize(&path).unwrap_or(root.clone());
+                    assert!(
+                        real.starts_with(fs::canonicalize(&root).expect("there")),
+                        "{path:?} -> {real:?}"
+                    );
+                    there.push(path.strip_prefix(&root).expect("below").display().to_string());
+                } else if meta.is_dir() {
+                    pending.push(path);
+                }
+            }
+        }
+        there.sort();
+        there
+    }
+
+    #[test]
+    fn links_within_the_copy_are_made() {
+        let links =
+            [("up", "a/b/c"), ("a/b/back", "../file"), ("a/dot", "./b/../file"), ("later", "a/not-yet")];
+        assert_eq!(kept(&links), ["a/b/back", "a/dot", "later", "up"]);
+    }
+
+    #[test]
+    fn no_link_leads_out_whatever_it_goes_through() {
+        assert_eq!(kept(&[("x", "/etc/passwd"), ("y", "../secret"), ("a/z", "../../secret")]), [""; 0]);
+        // Counted in names, each of the two is inside.
+        let up = "a/b/c/up/".repeat(4);
+        let deep = format!("{up}../../../../../etc/hostname");
+        assert_eq!(
+            kept(&[("a/b/c/up", "../../.."), ("leak", "a/b/c/up/../secret"), ("deep", &deep)]),
+            ["a/b/c/up"]
+        );
+        // Of what is not there, the words alone decide; and a link that the target goes through counts.
+        assert_eq!(kept(&[("a/b/c/up", "../../.."), ("none", "a/b/c/up/../nothing")]), ["a/b/c/up"]);
+        // Nothing is made through a link, whichever came first.
+        assert_eq!(kept(&[("way", "a"), ("way/in", "b")]), ["way"]);
+        // A circle is opened, and what is left of it leads to a place where nothing is.
+        assert_eq!(kept(&[("one", "two"), ("two", "one")]), ["two"]);
+        // One that went through another leads nowhere when that is gone.
+        assert_eq!(kept(&[("out", ".."), ("by", "out/secret")]), ["by"]);
+    }
+}

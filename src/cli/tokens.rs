@@ -1,0 +1,151 @@
+//! Verbs on the tokens of this host's own daemon, which hears of every change within a second or two.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use stead_schemas::quantity::GoDuration;
+
+use super::show::{age, line, print};
+use super::{Failure, Output};
+use crate::api::auth::Grant;
+use crate::api::tokens::{self, TokenRecord};
+use crate::store::{new_token_id, remove_old_token_key, rotate_token_key};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Print a new token.
+    Create(Create),
+    /// Tokens that were made here and have not expired.
+    List {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Have tokens be no good any more; what goes on by one of them ends.
+    Revoke {
+        /// Ids, as the list has them.
+        #[arg(required = true)]
+        ids: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Sign with a new key. Tokens of the one before stay good until it is removed.
+    RotateKey {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Remove the key before the last rotation, and with it all tokens that it signed.
+    RemoveOldKey {
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Place {
+    /// The daemon's data directory.
+    #[arg(long, default_value = "/var/lib/stead", env = "STEAD_DATA_DIR")]
+    data_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    #[command(flatten)]
+    place: Place,
+    /// `*`, or scopes joined by commas, such as `instance:read,image:read`.
+    #[arg(long, default_value = "*", value_delimiter = ',')]
+    scopes: Vec<String>,
+    /// A Go duration, such as `1h`.
+    #[arg(long, default_value = "1h")]
+    ttl: String,
+    /// Whose it is, as the audit log says it.
+    #[arg(long, default_value = "admin")]
+    subject: String,
+}
+
+impl Place {
+    /// Only one that is there: a key in a directory nobody serves would sign tokens for nobody.
+    fn directory(&self) -> Result<&Path, Failure> {
+        if self.data_dir.is_dir() {
+            return Ok(&self.data_dir);
+        }
+        Err(Failure::Usage(format!("there is no stead data directory at {}", self.data_dir.display())))
+    }
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
+    Failure::from(anyhow::Error::from(error))
+}
+
+pub(super) fn token(verb: Token, output: Output) -> Result<(), Failure> {
+    match verb {
+        Token::Create(create) => self::create(&create),
+        Token::List { place } => {
+            let records = tokens::records(place.directory()?).map_err(failed)?;
+            print(&records, output, &["ID", "SUBJECT", "SCOPES", "AGE", "EXPIRES", "STATE"], || {
+                records.iter().map(row).collect()
+            })
+        }
+        Token::Revoke { ids, place } => revoke(place.directory()?, &ids),
+        Token::RotateKey { place } => rotate_token_key(place.directory()?).map_err(failed),
+        Token::RemoveOldKey { place } => remove_old_token_key(place.directory()?).map_err(failed),
+    }
+}
+
+fn row(record: &TokenRecord) -> Vec<String> {
+    let state = match (record.revoked_at, record.expires_at <= jiff::Timestamp::now()) {
+        (Some(_), _) => "revoked",
+        (None, true) => "expired",
+        (None, false) => "good",
+    };
+    vec![
+        record.id.clone(),
+        record.subject.clone(),
+        record.scopes.join(","),
+        age(record.created_at),
+        record.expires_at.to_string(),
+        state.to_owned(),
+    ]
+}
+
+fn create(create: &Create) -> Result<(), Failure> {
+    let Create { place, scopes, ttl, subject } = create;
+    let directory = place.directory()?;
+    let GoDuration(ttl) = ttl.parse().map_err(|error| Failure::Usage(format!("--ttl {error}")))?;
+    let now = jiff::Timestamp::now();
+    let ends = jiff::SignedDuration::try_from(ttl).ok().and_then(|ttl| now.checked_add(ttl).ok());
+    let ends = ends.ok_or_else(|| Failure::Usage("--ttl is too long".to_owned()))?;
+    let keys = tokens::load(directory).map_err(failed)?;
+    let id = new_token_id();
+    let grant = Grant { subject, id: &id, scopes, issued_at: now, expires_at: ends };
+    let token = keys.mint(&grant).map_err(Failure::Usage)?;
+    let record = TokenRecord {
+        id: id.clone(),
+        subject: subject.clone(),
+        scopes: scopes.clone(),
+        created_at: now,
+        expires_at: ends,
+        revoked_at: None,
+    };
+    // Known before it is used: otherwise nobody could revoke it.
+    tokens::change(directory, |all| all.push(record)).map_err(failed)?;
+    line(&token);
+    Ok(())
+}
+
+fn revoke(directory: &Path, ids: &[String]) -> Result<(), Failure> {
+    let now = jiff::Timestamp::now();
+    let absent = tokens::change(directory, |all| {
+        let is_absent = |id: &&String| match all.iter_mut().find(|record| record.id == **id) {
+            Some(record) => {
+                record.revoked_at.get_or_insert(now);
+                false
+            }
+            None => true,
+        };
+        ids.iter().filter(is_absent).cloned().collect::<Vec<_>>()
+    });
+    match absent.map_err(failed)?.as_slice() {
+        [] => Ok(()),
+        absent => Err(Failure::NotFound(format!("there is no token {}", absent.join(", ")))),
+    }
+}

@@ -1,0 +1,194 @@
+//! Lines that are written by a thread of their own: who says one never waits for who takes it.
+//!
+//! Guarantees: memory is bounded; what finds no room is left out, counted, and the count is told.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// What waits to be written; a line is a few hundred bytes.
+const WAITING_MAX: usize = 4096;
+/// Longer lines are cut: a line is read by a person.
+const LINE_BYTES_MAX: usize = 64 << 10;
+
+/// Between two looks whether there is room again.
+const FLUSH_LOOK: Duration = Duration::from_millis(5);
+
+enum Word {
+    Line(Vec<u8>),
+    /// Answered when everything before it is written.
+    Flush(SyncSender<()>),
+}
+
+/// The saying end; clones share the thread.
+#[derive(Clone)]
+pub(crate) struct Lines {
+    words: SyncSender<Word>,
+    left_out: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for Lines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lines").field("left_out", &self.left_out).finish_non_exhaustive()
+    }
+}
+
+/// The taking end.
+pub(crate) trait Sink: Send + 'static {
+    fn write(&mut self, line: &[u8]);
+    /// The line that says how many were left out.
+    fn missing(count: u64) -> Vec<u8>;
+}
+
+impl Lines {
+    /// Begins a thread of this name, which ends with the last clone.
+    ///
+    /// # Errors
+    /// When the system has no thread for it.
+    pub(crate) fn new(name: &str, sink: impl Sink) -> io::Result<Self> {
+        let (words, said) = sync_channel(WAITING_MAX);
+        let left_out = Arc::<AtomicU64>::default();
+        let of_thread = left_out.clone();
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || take(&said, &of_thread, sink))?;
+        Ok(Self { words, left_out })
+    }
+
+    /// Has a line written, with its end, or leaves it out.
+    pub(crate) fn say(&self, mut line: Vec<u8>) {
+        if line.len() > LINE_BYTES_MAX {
+            line.truncate(LINE_BYTES_MAX);
+            line.push(b'\n');
+        }
+        if self.words.try_send(Word::Line(line)).is_err() {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until what was said is written, but no longer than that. Blocks.
+    pub(crate) fn flush(&self, at_most: Duration) {
+        let deadline = Instant::now() + at_most;
+        let (done, is_done) = sync_channel(1);
+        let mut word = Word::Flush(done);
+        while let Err(TrySendError::Full(back)) = self.words.try_send(word) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(FLUSH_LOOK);
+            word = back;
+        }
+        let _ = is_done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+    }
+}
+
+fn take<S: Sink>(said: &Receiver<Word>, left_out: &AtomicU64, mut sink: S) {
+    while let Ok(word) = said.recv() {
+        match word {
+            Word::Line(line) => sink.write(&line),
+            Word::Flush(done) => drop(done.try_send(())),
+        }
+        match left_out.swap(0, Ordering::Relaxed) {
+            0 => {}
+            count => sink.write(&S::missing(count)),
+        }
+    }
+}
+
+/// The standard error of this process.
+#[derive(Debug)]
+pub(crate) struct StandardError;
+
+impl Sink for StandardError {
+    fn write(&mut self, line: &[u8]) {
+        // Nobody is left to be told.
+        let _ = io::Write::write_all(&mut io::stderr(), line);
+    }
+
+    fn missing(count: u64) -> Vec<u8> {
+        format!("stead: {count} lines of this log were left out: they were not read in time\n").into_bytes()
+    }
+}
+
+/// One event of the log, which is written whole.
+#[derive(Debug)]
+pub(crate) struct Event<'a> {
+    lines: &'a Lines,
+    bytes: Vec<u8>,
+}
+
+impl io::Write for Event<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Event<'_> {
+    fn drop(&mut self) {
+        if !self.bytes.is_empty() {
+            self.lines.say(std::mem::take(&mut self.bytes));
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Event<'a>;
+
+    fn make_writer(&'a self) -> Event<'a> {
+        Event { lines: self, bytes: Vec::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, mpsc};
+
+    use super::*;
+
+    /// Writes nothing until it is let.
+    struct Stuck {
+        is_let: Receiver<()>,
+        written: Arc<Mutex<Vec<Vec<u8>>>>,
+    }
+
+    impl Sink for Stuck {
+        fn write(&mut self, line: &[u8]) {
+            // Let for good with the end of the other side.
+            let _ = self.is_let.recv();
+            self.written.lock().expect("not poisoned").push(line.to_vec());
+        }
+
+        fn missing(count: u64) -> Vec<u8> {
+            format!("{count} missing").into_bytes()
+        }
+    }
+
+    #[test]
+    fn who_speaks_never_waits_and_what_was_left_out_is_counted() {
+        let (let_go, is_let) = mpsc::channel();
+        let written = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+        let lines = Lines::new("stuck", Stuck { is_let, written: written.clone() }).expect("a thread");
+        // Returns, though nothing is written.
+        let said = WAITING_MAX + 100;
+        (0..said).for_each(|number| lines.say(number.to_string().into_bytes()));
+        lines.flush(Duration::ZERO);
+        drop(let_go);
+        lines.flush(Duration::from_secs(60));
+        let written = written.lock().expect("not poisoned");
+        let missing: Vec<String> = written
+            .iter()
+            .filter_map(|line| String::from_utf8_lossy(line).strip_suffix(" missing").map(ToOwned::to_owned))
+            .collect();
+        let count: usize = missing.iter().map(|count| count.parse::<usize>().expect("a number")).sum();
+        // One may be on its way while the others wait.
+        assert!((99..=100).contains(&count), "{missing:?}");
+        assert_eq!(written.len() - missing.len() + count, said);
+    }
+}

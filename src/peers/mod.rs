@@ -1,0 +1,34 @@
+//! What the other end of a connection may cost: a share of the connections, and the time that is waited for it.
+//!
+//! Guarantees: a peer that is gone, that does not send what it announced, or that does not take what it
+//! asked for is let go within the times that the caller names; one address has its share and no more.
+//! Never: decides what those times and shares are.
+
+mod patience;
+mod shares;
+mod stall;
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay, set_tcp_user_timeout,
+};
+
+pub(crate) use patience::{Patience, Patient, TooSlow};
+pub(crate) use shares::{Share, Shares, client_of};
+pub(crate) use stall::Unstalled;
+
+/// Time between two probes of a peer that says nothing; after nine without an answer it is gone.
+const KEEPALIVE_PROBE: Duration = Duration::from_secs(60);
+
+/// Has the kernel find out whether a silent peer is still there, and give up one that does not
+/// acknowledge what it was sent for `unacknowledged`. What cannot be set only delays that.
+pub(crate) fn watch_over(socket: impl AsFd, unacknowledged: Duration) {
+    let socket = socket.as_fd();
+    let _ = set_tcp_nodelay(socket, true);
+    let _ = set_socket_keepalive(socket, true);
+    let _ = set_tcp_keepidle(socket, KEEPALIVE_PROBE);
+    let _ = set_tcp_keepintvl(socket, KEEPALIVE_PROBE);
+    let _ = set_tcp_user_timeout(socket, u32::try_from(unacknowledged.as_millis()).unwrap_or(u32::MAX));
+}

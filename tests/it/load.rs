@@ -1,0 +1,117 @@
+//! What one client cannot keep from the others: answers, connections, `/health`.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::server::{Answer, CONNECTIONS_PER_CLIENT_MAX, IMAGE, REQUESTS_MAX, Server};
+
+/// For what happens within seconds on a machine that is busy.
+const MOMENT: Duration = Duration::from_secs(60);
+
+/// Asks again and again until the answer has this status.
+async fn comes_to(status: u16, mut ask: impl AsyncFnMut() -> Answer) -> Answer {
+    let deadline = tokio::time::Instant::now() + MOMENT;
+    loop {
+        let answer = ask().await;
+        if answer.status == status {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "never {status}: {} {}", answer.status, answer.body);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A request whose body never comes.
+const UNFINISHED: &str = "POST /volumes HTTP/1.1\r\nContent-Length: 100";
+
+/// Sends a request of which more is to come, or whose answer is not read.
+async fn begins(server: &Server, head: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address).await.expect("connected");
+    let head = format!("{head}\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", server.token);
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waits_and_unfinished_bodies_keep_out_only_their_like() {
+    let server = Server::start().await;
+    server.create(json!({"name": "web", "image": IMAGE, "size": "256MB"})).await;
+    let wait = "GET /instances/web/wait?state=Paused&timeout=5m HTTP/1.1";
+    let (mut held, mut bodies) = (Vec::new(), Vec::new());
+    for _ in 0..REQUESTS_MAX {
+        held.push(begins(&server, wait).await);
+        bodies.push(begins(&server, UNFINISHED).await);
+    }
+    // One that a busy machine has not let begin in time is made up for.
+    let refused = comes_to(503, async || {
+        held.push(begins(&server, wait).await);
+        server.send("GET", "/instances/web/wait?state=Paused&timeout=1ms", None).await
+    });
+    let refused = refused.await;
+    assert_eq!(refused.body["code"], "overloaded");
+    assert!(refused.headers.contains_key("retry-after"));
+    let body = json!({"name": "refused"});
+    comes_to(503, async || {
+        bodies.push(begins(&server, UNFINISHED).await);
+        server.send("POST", "/volumes", Some(body.clone())).await
+    })
+    .await;
+    // Neither those that are answered at once nor the host's verbs are kept waiting by these.
+    assert_eq!(server.send("GET", "/health", None).await.status, 200);
+    assert_eq!(server.send("GET", "/instances/web", None).await.status, 200);
+    assert_eq!(server.send("DELETE", "/instances/web", None).await.status, 204);
+    drop((held, bodies));
+    comes_to(400, async || server.send("POST", "/volumes", Some(body.clone())).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_failed_is_told_by_health() {
+    let server = Server::start().await;
+    assert_eq!(server.send_as("GET", "/health", None, "").await.body, json!({"status": "ok"}));
+    *server.host.store_failure.lock().expect("not poisoned") = Some("the disk is gone".to_owned());
+    let answer = server.send_as("GET", "/health", None, "").await;
+    assert_eq!((answer.status, answer.body["message"].as_str()), (503, Some("the disk is gone")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_has_its_share_of_connections_and_gets_them_back() {
+    let server = Server::start().await;
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS_PER_CLIENT_MAX {
+        let mut stream = begins(&server, "GET /instances?watch=true HTTP/1.1").await;
+        // Only what is answered is surely counted.
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await.expect("an answer");
+        assert_eq!(&head, b"HTTP/1.1 200");
+        held.push(stream);
+    }
+    let mut refused = TcpStream::connect(server.address).await.expect("taken by the kernel");
+    let mut answer = String::new();
+    refused.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("\"overloaded\""), "{answer}");
+    held.clear();
+    let again = async {
+        loop {
+            let health = server.http.get(format!("{}/health", server.base)).send().await;
+            if health.is_ok_and(|answer| answer.status() == 200) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(MOMENT, again).await.expect("the share comes back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_and_never_reads_is_let_go() {
+    let server = Server::start().await;
+    let mut stream = TcpStream::connect(server.address).await.expect("connected");
+    let asks = async {
+        // Until its connection is closed under it: the answers stand in the way of each further one.
+        while stream.write_all(b"GET /spec.json HTTP/1.1\r\nHost: x\r\n\r\n").await.is_ok() {}
+    };
+    tokio::time::timeout(MOMENT, asks).await.expect("it is let go");
+}
