@@ -40,7 +40,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::agent::{AgentError, AgentStream};
-use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits};
+use crate::api::{self, ApiConfig, ApiState, Backend, ImportStream, LogError, LogStream, ServerLimits};
 use crate::config::Config;
 use crate::failpoint;
 use crate::host::boot_files::BootFiles;
@@ -48,8 +48,7 @@ use crate::host::cgroup::Cgroups;
 use crate::host::disks::Ext4Files;
 use crate::host::doors::TapDoors;
 use crate::host::flows::{Conntrack, Interest, Moved};
-use crate::host::journal::{self, Journals};
-use crate::host::logs::LogLines;
+use crate::host::journal::Journals;
 use crate::host::monitor::{Heard, monitor_table};
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
@@ -57,10 +56,12 @@ use crate::host::oci::{Oci, OciConfig};
 use crate::host::probe::{ProbeConfig, Prober};
 use crate::host::process::find_program;
 use crate::host::usage::Usage;
+use crate::host::watch_directories::DirectoryWatches;
 use crate::host::{Scope, watch_files};
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::qemu::{self, Qemu, QemuConfig};
 use crate::ingress::{HttpListeners, IngressConfig};
+use crate::log_sources;
 use crate::store::{SystemClock, open, token_key};
 
 /// For a request's head; a client on a bad line needs a second.
@@ -205,6 +206,8 @@ fn host_platform() -> Platform {
 struct Host {
     ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files, Prober, Conntrack, TapDoors, HttpListeners>,
     has_cgroups: bool,
+    /// On directories of logs, for consoles and for whoever follows one.
+    watches: DirectoryWatches,
     /// That VMs can be launched on here.
     hypervisors: Vec<Hypervisor>,
 }
@@ -241,6 +244,7 @@ impl Host {
             Ext4Files::new(disk_dir.clone(), config.data_dir.join("snapshots"), config.disk_reserve())
                 .map_err(chained)?;
         let (rootfs, of_machines) = (images.clone(), reports.clone());
+        let watches = DirectoryWatches::default();
         let machines = Qemu::new(QemuConfig {
             binary,
             run_dir: config.run_dir.clone(),
@@ -248,6 +252,7 @@ impl Host {
             boot_files,
             accelerator: Accelerator::probe(),
             console_log_max: CONSOLE_LOG_MAX,
+            watches: watches.clone(),
             cgroups,
             rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
             disk: Box::new(move |owner| Ext4Files::path(&disk_dir, owner)),
@@ -280,7 +285,7 @@ impl Host {
         let listeners = listeners(config, reports, store);
         let (firewall, flows) = (Nft::new(), Conntrack::new());
         let ports = Ports { machines, images, links, firewall, disks, probes, flows, doors, listeners };
-        Ok(Self { ports, has_cgroups, hypervisors })
+        Ok(Self { ports, has_cgroups, watches, hypervisors })
     }
 
     fn backend(&self, config: &Config) -> HostBackend {
@@ -290,6 +295,7 @@ impl Host {
             probes: self.ports.probes.clone(),
             listeners: self.ports.listeners.clone(),
             data_dir: config.data_dir.clone(),
+            watches: self.watches.clone(),
         }
     }
 
@@ -431,6 +437,7 @@ struct HostBackend {
     probes: Prober,
     listeners: HttpListeners,
     data_dir: PathBuf,
+    watches: DirectoryWatches,
 }
 
 impl Backend for HostBackend {
@@ -451,21 +458,14 @@ impl Backend for HostBackend {
         })
     }
 
-    fn log(&self, instance: &Uid, source: &str, tail: usize, follows: bool) -> Option<LogStream> {
-        let console = Qemu::console_log(&self.data_dir, instance);
-        let path = match source {
-            "app" => console,
-            "vmm" => console.with_file_name("vmm.log"),
-            "stead" => console.with_file_name(journal::FILE),
-            _ => return None,
-        };
-        let lines = LogLines::open(path, tail, follows).ok()?;
-        let batches = futures::stream::unfold(lines, |mut lines| async move {
-            // A log that cannot be read any more has ended.
-            let batch = lines.next().await.ok().flatten()?;
-            Some((batch, lines))
-        });
-        Some(batches.boxed())
+    fn log<'a>(
+        &'a self,
+        instance: &'a Uid,
+        source: &'a str,
+        tail: usize,
+        follows: bool,
+    ) -> BoxFuture<'a, Result<LogStream, LogError>> {
+        Box::pin(log_sources::open(&self.data_dir, &self.watches, instance, source, tail, follows))
     }
 
     fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats {

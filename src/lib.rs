@@ -11,4 +11,5 @@ mod failpoint;
 pub mod host;
 pub mod hypervisor;
 pub mod ingress;
+mod log_sources;
 pub mod store;

@@ -17,6 +17,14 @@ pub type ImportStream = BoxStream<'static, std::io::Result<Bytes>>;
 /// Lines in batches, as they come.
 pub type LogStream = BoxStream<'static, Vec<String>>;
 
+/// Why a log is not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogError {
+    Missing,
+    /// It is there; the host has no more of what reading or following it takes.
+    Busy(String),
+}
+
 /// The host behind the API.
 pub trait Backend: Send + Sync + 'static {
     /// Keeps a request's registry credentials in memory, for pulls of this image.
@@ -25,8 +33,14 @@ pub trait Backend: Send + Sync + 'static {
     /// directory; answers the content's digest when it is there whole.
     fn import(&self, archive: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>>;
     /// The last lines of an instance's log, and those to come if asked for: `app` is the console,
-    /// `vmm` the VMM's own, `stead` what the daemon did for it. `None` when there is no such log.
-    fn log(&self, instance: &Uid, source: &str, tail: usize, follows: bool) -> Option<LogStream>;
+    /// `vmm` the VMM's own, `stead` what the daemon did for it.
+    fn log<'a>(
+        &'a self,
+        instance: &'a Uid,
+        source: &'a str,
+        tail: usize,
+        follows: bool,
+    ) -> BoxFuture<'a, Result<LogStream, LogError>>;
     /// What the VMM of an instance uses now; only the figures of use are filled in.
     fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats;
     /// What the health check of an instance found by this moment, and of which program.

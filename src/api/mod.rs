@@ -40,7 +40,7 @@ use stead_controllers::store::Store;
 use stead_schemas::api::{Capabilities, InstanceDefaults};
 use stead_schemas::limits;
 
-pub use backend::{Backend, ImportStream, LogStream};
+pub use backend::{Backend, ImportStream, LogError, LogStream};
 pub use error::ApiError;
 pub use server::{ServerLimits, serve};
 

@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use stead::agent::{AgentError, AgentStream};
 use stead::api::{
-    ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits, auth::Keys, router, serve,
+    ApiConfig, ApiState, Backend, ImportStream, LogError, LogStream, ServerLimits, auth::Keys, router, serve,
 };
 use stead_controllers::daemon::{Controllers, Ports, Settings};
 use stead_controllers::host::{HostError, HostErrorKind};
@@ -60,8 +60,8 @@ impl Backend for NoHost {
             Err(HostError::new(HostErrorKind::Permanent, "import", "an archive").because("no archive"))
         })
     }
-    fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> Option<LogStream> {
-        None
+    fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> BoxFuture<'_, Result<LogStream, LogError>> {
+        Box::pin(async { Err(LogError::Missing) })
     }
 
     fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {

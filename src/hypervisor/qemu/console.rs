@@ -1,24 +1,21 @@
 //! Keeps the console's log bounded: a guest prints as much as it likes.
 //!
 //! Rotation by rename: what QEMU has open stays whole under the older name until it is told to go on
-//! in a new file, so no line is lost or doubled. Woken by inotify: a silent guest costs nothing.
+//! in a new file, so no line is lost or doubled. Woken by a watch on the directory: a silent guest costs
+//! nothing.
 //! Assumes: a daemon runs. While none does the log grows to the limit on the VMM's files, the length
 //! of its disk, and what is printed beyond is dropped; the next daemon rotates it at once.
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Weak;
 use std::time::Duration;
 
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use stead_schemas::quantity::Bytes;
-use tokio::io::unix::AsyncFd;
 
 use super::Attached;
 use super::places::Places;
-use crate::host::process::register;
+use crate::host::watch_directories::DirectoryWatches;
 
 /// Between two looks while a guest prints; it writes a few megabytes in it at most.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -26,8 +23,18 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Rotates the log whenever it has reached its limit, as long as the VM is attached.
-pub(super) async fn keep_bounded(places: Places, max: Bytes, attached: Weak<Attached>) {
+pub(super) async fn keep_bounded(
+    places: Places,
+    max: Bytes,
+    watches: DirectoryWatches,
+    attached: Weak<Attached>,
+) {
+    let mut watch = None;
     loop {
+        // Before the look: what is written between the two is noticed.
+        if watch.is_none() {
+            watch = watches.watch(&places.logs).ok();
+        }
         let is_bounded = rotate_if_due(&places, max, &attached).await;
         match is_bounded {
             Ok(true) => {}
@@ -38,8 +45,16 @@ pub(super) async fn keep_bounded(places: Places, max: Bytes, attached: Weak<Atta
                 continue;
             }
         }
-        if until_written(&places.console_log()).await.is_err() {
-            // The file is not there: a start under way makes it, a deletion ends this task.
+        let is_watched = match &mut watch {
+            Some(watch) => watch.changed().await,
+            None => false,
+        };
+        if is_watched {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        } else {
+            // The directory is not there: a start under way makes it, a deletion ends this task. Or the
+            // host allows no more watches.
+            watch = None;
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
@@ -68,14 +83,4 @@ async fn rotate_if_due(places: &Places, max: Bytes, attached: &Weak<Attached>) -
     }
     monitor.reopen_console(&log).await?;
     Ok(true)
-}
-
-/// Returns some time after the file was written to.
-async fn until_written(log: &Path) -> io::Result<()> {
-    let queue: OwnedFd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&queue, log, WatchFlags::MODIFY | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF)?;
-    let queue: AsyncFd<OwnedFd> = register(queue)?;
-    let _ = queue.readable().await?;
-    tokio::time::sleep(LOOK_INTERVAL).await;
-    Ok(())
 }

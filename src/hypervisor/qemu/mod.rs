@@ -9,6 +9,7 @@ mod board;
 mod command;
 mod console;
 mod control;
+mod dirs;
 #[cfg(test)]
 mod hostile;
 mod launching;
@@ -48,6 +49,7 @@ use tokio::task::JoinHandle;
 
 pub use self::board::hypervisors;
 use self::control::Control;
+use self::dirs::{last_line, make_private_dir, remove_dir, remove_file, uids_in};
 use self::manifest::FileMark;
 use self::memory::MemoryDir;
 use self::monitor::Monitor;
@@ -62,6 +64,7 @@ use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
 use crate::host::files;
 use crate::host::process::Identity;
+use crate::host::watch_directories::DirectoryWatches;
 use crate::hypervisor::{Accelerator, Changed};
 
 /// What the driver has to know.
@@ -73,6 +76,8 @@ pub struct QemuConfig {
     pub accelerator: Accelerator,
     /// A console's log goes on in a new file from here.
     pub console_log_max: Bytes,
+    /// Tells when a console's log was written to.
+    pub watches: DirectoryWatches,
     pub cgroups: Cgroups,
     /// Where the root file system of a digest and the disk of an owner are.
     pub rootfs: Box<dyn Fn(&Digest) -> PathBuf + Send + Sync>,
@@ -217,8 +222,8 @@ impl Qemu {
             exit_watch,
             console_watch: OnceLock::new(),
         });
-        let watch =
-            tokio::spawn(console::keep_bounded(places, self.config.console_log_max, Arc::downgrade(&new)));
+        let (max, watches) = (self.config.console_log_max, self.config.watches.clone());
+        let watch = tokio::spawn(console::keep_bounded(places, max, watches, Arc::downgrade(&new)));
         // Empty until here: this value was shared with nobody yet.
         let _ = new.console_watch.set(watch);
         attached.insert(owner.clone(), new.clone());
@@ -451,35 +456,6 @@ impl Machines for Qemu {
     }
 }
 
-fn uids_in(dir: &Path) -> Result<Vec<Uid>, HostError> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(HostError::io("list", dir.display().to_string(), error)),
-    };
-    // Names that are no uid are not ours.
-    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
-}
-
-fn make_private_dir(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-fn remove_dir(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn remove_file(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 fn new_token() -> io::Result<Token> {
     Ok(Token(hex::encode(random::<16>()?)))
 }
@@ -488,12 +464,4 @@ fn random<const LENGTH: usize>() -> io::Result<[u8; LENGTH]> {
     let mut bytes = [0u8; LENGTH];
     io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
     Ok(bytes)
-}
-
-/// What a program that failed said last.
-fn last_line(log: &Path) -> String {
-    let text = fs::read(log).unwrap_or_default();
-    let tail = &text[text.len().saturating_sub(4096)..];
-    let text = String::from_utf8_lossy(tail).into_owned();
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
 }

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use stead::agent::{AgentError, AgentStream};
 use stead::api::{
-    ApiConfig, ApiState, Backend, ImportStream, LogStream, ServerLimits, auth::Keys, router, serve,
+    ApiConfig, ApiState, Backend, ImportStream, LogError, LogStream, ServerLimits, auth::Keys, router, serve,
 };
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::store::Store;
@@ -37,8 +37,8 @@ impl Backend for NoHost {
     fn import(&self, _: ImportStream) -> BoxFuture<'_, Result<Digest, HostError>> {
         Box::pin(async { Err(HostError::new(HostErrorKind::Unsupported, "import", "here")) })
     }
-    fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> Option<LogStream> {
-        None
+    fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> BoxFuture<'_, Result<LogStream, LogError>> {
+        Box::pin(async { Err(LogError::Missing) })
     }
     fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
         InstanceStats::default()
