@@ -10,6 +10,7 @@ mod command;
 mod console;
 mod control;
 mod dirs;
+mod heartbeat;
 #[cfg(test)]
 mod hostile;
 mod launching;
@@ -301,7 +302,7 @@ impl Machines for Qemu {
             machine.listening_since = attached.since;
             machine.pid = Some(identity.pid);
             machine.vmm = self.vmm_state(owner, &attached).await;
-            machine.guest = attached.control.view();
+            machine.guest = attached.control.judged(machine.vmm == VmmState::Running);
             machine.is_network_cut =
                 record.tap.as_ref().is_some_and(|tap| !has_tap(identity.pid, tap.as_str()));
         } else if let Some(attached) = self.lock().get(owner) {
@@ -424,6 +425,7 @@ impl Machines for Qemu {
         }
         let resumed = self.on_monitor(&attached, async |monitor| monitor.resume().await).await;
         resumed.map_err(|why| refused(HostErrorKind::Transient).because(why))?;
+        attached.control.forgive();
         // Its clock stood still. A channel that is full is reconnected to, with the time told again.
         let _ = attached.control.ask(control::clock(), |_| {});
         Ok(())
