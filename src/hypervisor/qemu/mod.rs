@@ -57,6 +57,7 @@ use self::monitor::Monitor;
 use self::packer::Packer;
 use self::places::{Places, Record};
 use self::ram::HeldRam;
+use self::saving::on_thread;
 use self::taps::{check_tap, has_tap};
 use self::tokens::Tokens;
 use self::turns::Turns;
@@ -351,12 +352,13 @@ impl Machines for Qemu {
 
     async fn discard_memory(&self, owner: &Uid) -> Result<(), HostError> {
         self.packer.end(owner).await;
-        let memory = self.memory_dir(owner);
         self.proved().remove(owner);
-        match Record::read(&self.places(owner))? {
+        let (memory, places) = (self.memory_dir(owner), self.places(owner));
+        let discard = move || match Record::read(&places)? {
             Some(record) => memory.consume(record.mapped_inode()),
             None => memory.discard(),
-        }
+        };
+        on_thread(owner, discard).await
     }
 
     async fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError> {
@@ -446,15 +448,20 @@ impl Machines for Qemu {
             return Err(HostError::new(HostErrorKind::Conflict, "release the living VM of", owner.as_str()));
         }
         self.lock().remove(owner);
-        let failed = |error| HostError::io("release the VM of", owner.as_str(), error);
-        self.config.cgroups.remove(owner.as_str()).map_err(failed)?;
-        self.memory_dir(owner).forget_running()?;
-        remove_dir(places.runtime()).map_err(failed)
+        let (config, memory, of_thread) = (self.config.clone(), self.memory_dir(owner), owner.clone());
+        let release = move || {
+            let failed = |error| HostError::io("release the VM of", of_thread.as_str(), error);
+            config.cgroups.remove(of_thread.as_str()).map_err(failed)?;
+            memory.forget_running()?;
+            remove_dir(places.runtime()).map_err(failed)
+        };
+        on_thread(owner, release).await
     }
 
     async fn discard_records(&self, owner: &Uid) -> Result<(), HostError> {
-        let logs = self.places(owner).logs;
-        remove_dir(&logs).map_err(|error| HostError::io("discard the logs of", owner.as_str(), error))
+        let (logs, of_thread) = (self.places(owner).logs, owner.clone());
+        let failed = move |error| HostError::io("discard the logs of", of_thread.as_str(), error);
+        on_thread(owner, move || remove_dir(&logs).map_err(failed)).await
     }
 }
 
