@@ -48,7 +48,6 @@ use crate::host::cgroup::Cgroups;
 use crate::host::disks::Ext4Files;
 use crate::host::doors::TapDoors;
 use crate::host::flows::{Conntrack, Interest, Moved};
-use crate::host::journal::Journals;
 use crate::host::monitor::{Heard, monitor_table};
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
@@ -56,12 +55,10 @@ use crate::host::oci::{Oci, OciConfig};
 use crate::host::probe::{ProbeConfig, Prober};
 use crate::host::process::find_program;
 use crate::host::usage::Usage;
-use crate::host::watch_directories::DirectoryWatches;
-use crate::host::{Scope, watch_files};
+use crate::host::{Scope, journal::Journals, watch_directories::DirectoryWatches, watch_files};
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::qemu::{self, Qemu, QemuConfig};
 use crate::ingress::{HttpListeners, IngressConfig};
-use crate::log_sources;
 use crate::store::{SystemClock, open, token_key};
 
 /// For a request's head; a client on a bad line needs a second.
@@ -113,13 +110,14 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let reports = Reports::default();
     let binary = find_program(&config.qemu).unwrap_or_else(|| config.qemu.clone());
     let hypervisors = qemu::hypervisors(&binary).await;
-    let host = Host::build(&config, &reports, &store, binary, hypervisors)?;
+    // Beside the consoles' logs, and removed with them.
+    let journals = Arc::new(Journals::new(config.data_dir.join("logs")).context("cannot write logs")?);
+    let host = Host::build(&config, &reports, &store, journals.clone(), binary, hypervisors)?;
     let settings = Settings {
         store: store.clone(),
         clock: Arc::new(SystemClock),
         boundary: failpoint::boundary(config.failpoint.as_deref())?,
-        // Beside the consoles' logs, and removed with them.
-        journal: Arc::new(Journals::new(config.data_dir.join("logs"))),
+        journal: journals.clone(),
         resync: config.resync(),
         seed: u64::from(std::process::id()),
         tap_prefix: config.tap_prefix.clone(),
@@ -165,6 +163,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     controllers.await.context("the controllers failed")?;
     let _ = end.send(true);
     writer.await.context("the store's writer failed")?;
+    journals.flush(SHUTDOWN_GRACE);
     tracing::info!("ended; VMs run on");
     Ok(())
 }
@@ -217,6 +216,7 @@ impl Host {
         config: &Config,
         reports: &Reports,
         store: &Store,
+        journals: Arc<Journals>,
         binary: PathBuf,
         hypervisors: Vec<Hypervisor>,
     ) -> anyhow::Result<Self> {
@@ -257,6 +257,7 @@ impl Host {
             rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
             disk: Box::new(move |owner| Ext4Files::path(&disk_dir, owner)),
             disk_reserve: config.disk_reserve(),
+            noted: Arc::new(move |owner, text| journals.note(owner, text)),
             changed: Arc::new(move |owner| {
                 of_machines.tell(|drifts| {
                     // An id names an instance or a snapshot; the other kind finds no such object.
@@ -465,7 +466,7 @@ impl Backend for HostBackend {
         tail: usize,
         follows: bool,
     ) -> BoxFuture<'a, Result<LogStream, LogError>> {
-        Box::pin(log_sources::open(&self.data_dir, &self.watches, instance, source, tail, follows))
+        Box::pin(crate::log_sources::open(&self.data_dir, &self.watches, instance, source, tail, follows))
     }
 
     fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats {

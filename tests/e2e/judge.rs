@@ -150,6 +150,7 @@ impl Host {
                 disk_reserve: Bytes(0),
                 console_log_max: Bytes(64 << 10),
                 watches: DirectoryWatches::default(),
+                noted: Arc::new(|_, _| ()),
                 changed: Arc::new(|_| {}),
             }),
             images,

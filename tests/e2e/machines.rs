@@ -50,6 +50,7 @@ impl Bench {
             accelerator: Accelerator::probe(),
             console_log_max: Bytes(64 << 10),
             watches: DirectoryWatches::default(),
+            noted: Arc::new(|_, _| ()),
             cgroups: Cgroups::probe("e2e"),
             rootfs: Box::new(move |_| rootfs.clone()),
             disk: Box::new(move |owner| disks.join(owner.as_str())),

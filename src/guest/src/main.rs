@@ -19,6 +19,7 @@ mod control;
 mod devices;
 mod host_keys;
 mod identity;
+mod kernel_log;
 mod network;
 mod outbox;
 mod pages;
@@ -40,6 +41,7 @@ use stead_schemas::guest::{Config, Phase};
 use stead_schemas::instance::Exit;
 
 use crate::children::Children;
+pub(crate) use crate::kernel_log::say;
 
 /// What failed, and in which phase of the boot.
 #[derive(Debug)]
@@ -76,7 +78,8 @@ fn main() {
         Err((None, error)) => error,
     };
     // Reached only without a control channel: nobody can be told but the console.
-    say(&format!("boot failed in {}: {}", exit.phase, exit.reason));
+    use std::io::Write;
+    let _ = writeln!(io::stderr(), "[stead] boot failed in {}: {}", exit.phase, exit.reason);
     power_off();
 }
 
@@ -115,6 +118,7 @@ fn run(control: &control::Control, config: &Config) -> Exit {
     if let Some(init) = system::find(config) {
         system::give_way(control, config, &init);
     }
+    kernel_log::forward(control, true);
     let children = match Children::start() {
         Ok(children) => children,
         Err(error) => return boot_failure(&BootError::new("reaper", error)),
@@ -123,7 +127,6 @@ fn run(control: &control::Control, config: &Config) -> Exit {
         Ok(program) => {
             control.program_begun(config, &children, program::stop(&program, config, &children));
             control.program_ready(config, &children);
-            say("program started");
             program::wait(&program)
         }
         Err(exit) => exit,
@@ -131,7 +134,6 @@ fn run(control: &control::Control, config: &Config) -> Exit {
 }
 
 fn finish(control: &control::Control, exit: Exit) -> ! {
-    say(&format!("program ended: {}", exit.message));
     control.set(Phase::Exited, Some(exit));
     program::kill_all();
     control.wait_for_acknowledgement(ACKNOWLEDGE_WAIT);
@@ -143,13 +145,8 @@ fn boot_failure(error: &BootError) -> Exit {
     Exit { code: None, message, is_boot_failure: true }
 }
 
-/// A line for people who read the console; it carries no meaning to the host.
-fn say(line: &str) {
-    use io::Write;
-    let _ = writeln!(io::stderr(), "[stead] {line}");
-}
-
 fn power_off() -> ! {
+    kernel_log::silence();
     rustix::fs::sync();
     volumes::settle();
     root::settle();

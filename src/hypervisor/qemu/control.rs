@@ -13,7 +13,7 @@ use bytes::Buf;
 use jiff::Timestamp;
 use stead_controllers::host::{GuestPhase, GuestView};
 use stead_schemas::guest::{
-    Decoder, Frame, FrameKind, FromGuest, HEADER_BYTES, PROTOCOL, Phase, Request, ToGuest, Token,
+    Decoder, Frame, FrameKind, FromGuest, HEADER_BYTES, Note, PROTOCOL, Phase, Request, ToGuest, Token,
 };
 use stead_schemas::instance::Exit;
 use stead_schemas::limits::MESSAGE_CHARS_MAX;
@@ -28,9 +28,10 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::heartbeat::{self, Heartbeat};
+use super::notes::Notes;
 use super::tokens::Tokens;
 use crate::agent::{AgentError, AgentStream, Mux, Outgoing};
-use crate::hypervisor::Changed;
+use crate::hypervisor::{Changed, Noted};
 
 /// Between two tries to connect; the socket is there as soon as QEMU is.
 const RECONNECT_FIRST: Duration = Duration::from_millis(20);
@@ -70,7 +71,7 @@ impl Drop for Control {
 }
 
 impl Control {
-    pub(super) fn start(socket: PathBuf, owner: Uid, tokens: Tokens, changed: Changed) -> Self {
+    pub(super) fn start(socket: PathBuf, owner: Uid, tokens: Tokens, changed: Changed, noted: Noted) -> Self {
         let view = Arc::new(Mutex::new(silent()));
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         // Two daemons one after the other must not count alike: a guest tells them apart by it.
@@ -88,6 +89,7 @@ impl Control {
             view: view.clone(),
             heartbeat: heartbeat.clone(),
             changed,
+            notes: Mutex::new(Notes::new(noted)),
             nonce: start,
             mux: mux.clone(),
             outgoing,
@@ -179,6 +181,7 @@ struct Channel {
     view: Arc<Mutex<GuestView>>,
     heartbeat: Arc<Heartbeat>,
     changed: Changed,
+    notes: Mutex<Notes>,
     nonce: u64,
     mux: Mux,
     outgoing: Outgoing,
@@ -292,7 +295,13 @@ impl Channel {
 
     /// Takes a state of this boot; the nonce it answers.
     fn take(&self, frame: &Frame) -> Option<u64> {
-        let state: FromGuest = frame.message()?;
+        let Some(state) = frame.message::<FromGuest>() else {
+            let note = frame.message::<Note>().filter(|note| note.token == self.tokens.current());
+            if let Some(note) = note {
+                self.notes.lock().unwrap_or_else(PoisonError::into_inner).take(&self.owner, &note.note);
+            }
+            return None;
+        };
         if state.protocol != PROTOCOL {
             warn!(owner = %self.owner, guest = state.protocol, host = PROTOCOL, "the guest speaks another protocol");
             return None;

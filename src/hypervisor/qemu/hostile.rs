@@ -59,7 +59,7 @@ fn attach(places: &Places, news: &Arc<AtomicUsize>) -> Control {
     let tokens = Tokens::new(places.clone(), &record);
     let news = news.clone();
     let changed = move |_: &Uid| _ = news.fetch_add(1, Ordering::SeqCst);
-    Control::start(places.control(), owner(), tokens, Arc::new(changed))
+    Control::start(places.control(), owner(), tokens, Arc::new(changed), Arc::new(|_, _| ()))
 }
 
 impl Site {

@@ -18,6 +18,7 @@ mod manifest;
 mod mapped;
 mod memory;
 mod monitor;
+mod notes;
 mod own_pages;
 mod packer;
 mod packing;
@@ -67,7 +68,7 @@ use crate::host::cgroup::Cgroups;
 use crate::host::files;
 use crate::host::process::Identity;
 use crate::host::watch_directories::DirectoryWatches;
-use crate::hypervisor::{Accelerator, Changed};
+use crate::hypervisor::{Accelerator, Changed, Noted};
 
 /// What the driver has to know.
 pub struct QemuConfig {
@@ -87,6 +88,8 @@ pub struct QemuConfig {
     /// Of the disk, kept free by saves for the store and the logs.
     pub disk_reserve: Bytes,
     pub changed: Changed,
+    /// Takes lines of a guest for its instance's log; at once.
+    pub noted: Noted,
 }
 
 /// The driver; clones share their connections.
@@ -214,7 +217,8 @@ impl Qemu {
             }
         });
         let tokens = Tokens::new(places.clone(), record);
-        let control = Control::start(places.control(), owner.clone(), tokens, changed);
+        let noted = self.config.noted.clone();
+        let control = Control::start(places.control(), owner.clone(), tokens, changed, noted);
         let new = Arc::new(Attached {
             identity: identity.clone(),
             control,
