@@ -11,11 +11,12 @@ use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade, rejection::WebSock
 use axum::extract::{Path, State};
 use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::{SinkExt, StreamExt};
+use futures::StreamExt;
 use serde_json::json;
 use stead_schemas::api::{ExecControl, ExecRequest};
 use stead_schemas::guest::{FromStream, Request};
 use stead_schemas::names::Uid;
+use stead_schemas::validate::printable;
 use tokio::time::Instant;
 
 use super::socket::{self, PING_INTERVAL, SILENCE_MAX, Sink, Stream};
@@ -24,6 +25,8 @@ use crate::agent::{AgentStream, Event, StreamReceiver, StreamSender};
 
 /// What a shell says of a program that it could not start for no reason it knows.
 const NOT_STARTED: i32 = 127;
+/// Number of characters that are repeated of a word that is no signal.
+const SIGNAL_CHARS_MAX: usize = 32;
 /// First bytes of frames when the outputs are told apart.
 const STANDARD_OUTPUT: u8 = 1;
 const STANDARD_ERROR: u8 = 2;
@@ -59,15 +62,15 @@ async fn pump(agent: AgentStream, is_split: bool, mut sink: Sink, stream: Stream
     let end = tokio::select! {
         biased;
         end = outputs(receiver, is_split, &mut sink, &heard) => end,
-        () = inputs(sender, stream, &heard) => None,
+        end = inputs(sender, stream, &heard) => end,
     };
     if end.is_some() {
         socket::finish(&mut sink, end).await;
     }
 }
 
-/// From the client until it is gone.
-async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Mutex<Instant>) {
+/// From the client until it is gone, or asks for what there is not: the last frame then.
+async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Mutex<Instant>) -> Option<String> {
     while let Some(Ok(message)) = stream.next().await {
         *heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
         let sent = match message {
@@ -75,16 +78,21 @@ async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Mutex<Inst
             Message::Text(text) => match ExecControl::read(&text) {
                 Some(ExecControl::Message(message)) => sender.message(&message).await,
                 Some(ExecControl::Eof) => sender.eof().await,
+                Some(ExecControl::Unknown(name)) => {
+                    let name = printable(&name, SIGNAL_CHARS_MAX);
+                    return Some(json!({ "error": format!("there is no signal {name}") }).to_string());
+                }
                 None => sender.data(Bytes::copy_from_slice(text.as_bytes())).await,
             },
             Message::Ping(_) | Message::Pong(_) => Ok(()),
-            Message::Close(_) => return,
+            Message::Close(_) => return None,
         };
         if sent.is_err() {
             // The program is over or its guest lost: the other direction tells.
             return std::future::pending().await;
         }
     }
+    None
 }
 
 /// To the client until the program has ended; the last frame then. `None` when the client is gone.
@@ -105,7 +113,7 @@ async fn outputs(
                 if heard.elapsed() > SILENCE_MAX {
                     return None;
                 }
-                sink.send(Message::Ping(Bytes::new())).await.ok()?;
+                socket::send(sink, Message::Ping(Bytes::new())).await?;
                 continue;
             }
         };
@@ -115,13 +123,13 @@ async fn outputs(
             Some(Event::Message(FromStream::Exited { code })) => return Some(exit(code)),
             Some(Event::Message(FromStream::Failed { message, code, .. })) => {
                 let text = Bytes::from(format!("Error: {message}\r\n"));
-                sink.send(Message::Binary(framed(is_split, STANDARD_ERROR, text))).await.ok()?;
+                socket::send(sink, Message::Binary(framed(is_split, STANDARD_ERROR, text))).await?;
                 return Some(exit(code.unwrap_or(NOT_STARTED)));
             }
             Some(Event::Message(_)) => continue,
             None => return Some(json!({ "error": "the connection to the guest was lost" }).to_string()),
         };
-        sink.send(Message::Binary(framed(is_split, marker, bytes))).await.ok()?;
+        socket::send(sink, Message::Binary(framed(is_split, marker, bytes))).await?;
     }
 }
 

@@ -19,6 +19,7 @@ mod control;
 mod devices;
 mod host_keys;
 mod identity;
+mod inside;
 mod kernel_log;
 mod network;
 mod outbox;
@@ -61,6 +62,8 @@ impl BootError {
     }
 }
 
+/// Number of files that a program may have open at once, if it raises its limit.
+const OPEN_FILES_MAX: u64 = 1 << 20;
 /// How long an exit record waits for its acknowledgement when a host is listening but silent, or
 /// gone: a daemon may be down for an upgrade, and the record exists nowhere else.
 const ACKNOWLEDGE_WAIT: Duration = Duration::from_secs(600);
@@ -89,6 +92,7 @@ type Boot = Result<(control::Control, Config), (Option<control::Control>, BootEr
 fn boot() -> Boot {
     devices::mount_early().map_err(|error| (None, error))?;
     devices::load_modules().map_err(|error| (None, error))?;
+    raise_limits();
     let port = devices::control_port().map_err(|error| (None, error))?;
     let control = control::Control::start(port).map_err(|error| (None, error))?;
     // The root does not depend on the configuration: it is mounted while that travels.
@@ -99,6 +103,18 @@ fn boot() -> Boot {
         Ok(()) => Ok((control, config)),
         Err(error) => Err((Some(control), error)),
     }
+}
+
+/// What an ordinary host lets its programs do, and a kernel by itself does not. One that refuses has a
+/// program that says so.
+fn raise_limits() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // What a program asks for when it needs it; what it has without asking stays small, for those that
+    // close each descriptor there may be.
+    let own = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { maximum: Some(OPEN_FILES_MAX), ..own });
+    // In a VM of its own there is nobody from whom low ports were kept.
+    let _ = std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
 }
 
 fn prepare(config: &Config) -> Result<(), BootError> {
