@@ -1,18 +1,23 @@
 //! `GET /instances/{id}/cp`: files into and out of a guest, over a WebSocket.
 //!
 //! Guarantees: memory is a window whatever the size; a file is in place whole or not at all; what a
-//! guest sends is checked (names, sizes) before a client sees it.
+//! guest sends is checked (names, sizes) before a client sees it; a client that vanished without a word is
+//! noticed.
+
+use std::sync::{Mutex, PoisonError};
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection};
 use axum::extract::{Path, State};
 use axum::response::Response;
+use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use stead_schemas::api::{CopyFrame, CopyHeader, CopyRequest, Direction};
 use stead_schemas::guest::FromStream;
 use stead_schemas::names::Uid;
+use tokio::time::Instant;
 
-use super::socket::{self, Sink, Stream};
+use super::socket::{self, PING_INTERVAL, SILENCE_MAX, Sink, Stream};
 use super::{ApiError, ApiState};
 use crate::agent::{AgentStream, Event};
 
@@ -83,9 +88,12 @@ fn lost() -> Stop {
 async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<Option<CopyFrame>, Stop> {
     let AgentStream { mut sender, mut receiver } = agent;
     let mut has_ended = false;
+    let heard = Heard(Mutex::new(Some(Instant::now())));
     let send = async {
         loop {
-            match stream.next().await {
+            let message = stream.next().await;
+            let _busy = heard.busy();
+            match message {
                 Some(Ok(Message::Binary(bytes))) => {
                     if sender.data(bytes).await.is_err() {
                         // The guest gave up; it says why.
@@ -126,6 +134,7 @@ async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<
         biased;
         result = answer => result?,
         stopped = send => return Err(stopped),
+        () = gone(sink, &heard) => return Err(Stop::ClientGone),
     };
     if has_ended {
         return Ok(Some(result));
@@ -135,6 +144,43 @@ async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<
     sink.send(Message::Text(text(&result).into())).await?;
     socket::linger(stream, is_end_frame).await;
     Ok(None)
+}
+
+/// When something came of the client last; not told while what came is being passed on, for that is not
+/// the client's silence.
+struct Heard(Mutex<Option<Instant>>);
+
+/// Held while what came is passed on.
+struct Busy<'a>(&'a Heard);
+
+impl Heard {
+    fn busy(&self) -> Busy<'_> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Busy(self)
+    }
+
+    fn is_silent(&self) -> bool {
+        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.is_some_and(|at| at.elapsed() > SILENCE_MAX)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+}
+
+/// Returns when the client answers no more, or is gone.
+async fn gone(sink: &mut Sink, heard: &Heard) {
+    let mut pings = tokio::time::interval(PING_INTERVAL);
+    pings.reset();
+    loop {
+        pings.tick().await;
+        if heard.is_silent() || socket::send(sink, Message::Ping(Bytes::new())).await.is_none() {
+            return;
+        }
+    }
 }
 
 fn is_end_frame(message: &Message) -> bool {

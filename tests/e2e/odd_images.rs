@@ -70,9 +70,22 @@ fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
         assert_eq!(String::from_utf8_lossy(&said), "1\n/var/nowhere/tmp\n");
         // One that is asked to say so by another user has an output that he may open.
         assert_eq!(shell(&site, "odd", "echo mine >/dev/stdout").await, "mine");
+        // Devices of programs that make interfaces and file systems of their own.
+        assert_eq!(shell(&site, "odd", ": <>/dev/net/tun && : <>/dev/fuse && echo open").await, "open");
         // A file that the kernel makes up has what is in it, though it says that it is empty.
         let processors = String::from_utf8(copied(&site, "/proc/cpuinfo").await).expect("text");
         assert!(processors.contains("processor"), "{processors}");
+        // A client that sends all before it reads has the words of a refusal all the same.
+        let relative = json!({ "direction": "to", "guest_path": "no/slash" });
+        let mut socket = Socket::cp(&site, "odd", &relative).await;
+        for _ in 0..256 {
+            socket.bytes(&[7; 32 << 10]).await;
+        }
+        socket.json(&json!({ "type": "end" })).await;
+        match socket.next().await {
+            Said::Json(error) => assert!(error.to_string().contains("absolute"), "{error}"),
+            other => panic!("{other:?}"),
+        }
         // The signal of the image, not the usual one; and the last words stand on a line of their own.
         let stopped = site.request(Method::POST, "/instances/odd/stop", None).await;
         assert_eq!(stopped.body["exit_code"], 9, "{stopped:?}\n{}", site.console(&id));
