@@ -41,7 +41,7 @@ pub(crate) fn start(config: &Config, children: &Children) -> Result<Program, Exi
     made.and_then(|()| std::env::set_current_dir(&directory)).map_err(|error| {
         not_started(Some(NOT_EXECUTABLE), &format!("working directory {directory}: {error}"))
     })?;
-    stop_signal(config)?;
+    stop_signal(config.stop_signal.as_deref())?;
     let console = console().map_err(|error| not_started(None, &format!("console: {error}")))?;
     give_to(&console, user.uid);
     let clone = || console.try_clone().map_or_else(|_| Stdio::null(), Stdio::from);
@@ -67,7 +67,7 @@ pub(crate) fn start(config: &Config, children: &Children) -> Result<Program, Exi
 pub(crate) fn stop(program: &Program, config: &Config, children: &Children) -> Stop {
     let (pid, children) = (program.pid, children.clone());
     // One that is none did not start.
-    let stop_signal = stop_signal(config).unwrap_or(Signal::TERM);
+    let stop_signal = stop_signal(config.stop_signal.as_deref()).unwrap_or(Signal::TERM);
     Box::new(move |urgency| match urgency {
         Urgency::Asked => children.signal(pid, stop_signal),
         Urgency::Overdue => children.signal(pid, Signal::KILL),
@@ -75,10 +75,8 @@ pub(crate) fn stop(program: &Program, config: &Config, children: &Children) -> S
 }
 
 /// The image's stop signal; what is no signal is told before the program starts, not when it shall end.
-fn stop_signal(config: &Config) -> Result<Signal, Exit> {
-    let Some(word) = config.stop_signal.as_deref().filter(|word| !word.trim().is_empty()) else {
-        return Ok(Signal::TERM);
-    };
+fn stop_signal(word: Option<&str>) -> Result<Signal, Exit> {
+    let Some(word) = word.filter(|word| !word.trim().is_empty()) else { return Ok(Signal::TERM) };
     let number = signal::number(word);
     let unknown = || not_started(None, &format!("the image's stop signal is none: {word}"));
     number.map(signal_of).ok_or_else(unknown)
@@ -233,4 +231,24 @@ pub(crate) fn signal_of(number: i32) -> Signal {
 /// Where a program begins: below the root, if the image says no more.
 pub(crate) fn absolute(directory: &str) -> String {
     if directory.starts_with('/') { directory.to_owned() } else { format!("/{directory}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_stopped_as_its_image_says_and_not_begun_when_that_is_no_signal() {
+        let raw = |word| stop_signal(word).map(Signal::as_raw).map_err(|exit| exit.is_boot_failure);
+        assert_eq!(raw(None), Ok(15));
+        assert_eq!(raw(Some("")), Ok(15));
+        assert_eq!(raw(Some("WINCH")), Ok(28));
+        assert_eq!(raw(Some("SIGRTMIN+3")), Ok(37));
+        assert_eq!(raw(Some("SIGNONSENSE")), Err(true));
+    }
+
+    #[test]
+    fn a_program_begins_below_the_root() {
+        assert_eq!([absolute(""), absolute("app"), absolute("/srv")], ["/", "/app", "/srv"]);
+    }
 }
