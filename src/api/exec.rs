@@ -25,6 +25,8 @@ use crate::agent::{AgentStream, Event, StreamReceiver, StreamSender};
 
 /// What a shell says of a program that it could not start for no reason it knows.
 const NOT_STARTED: i32 = 127;
+/// What a guest has beyond a program's time: to ask it to end, to kill it, and to tell.
+const OVERDUE_GRACE: Duration = Duration::from_secs(15);
 /// Number of characters that are repeated of a word that is no signal.
 const SIGNAL_CHARS_MAX: usize = 32;
 /// First bytes of frames when the outputs are told apart.
@@ -46,27 +48,38 @@ async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
         let wait = request.wait_for_agent.map(Duration::from_secs);
         let request = request.into_request()?;
         let is_split = request.is_split;
+        let limit = request.timeout_millis.map(|millis| Duration::from_millis(millis) + OVERDUE_GRACE);
         let agent = socket::open(&state, &instance, Request::Exec(request), wait).await;
-        agent.map(|agent| (agent, is_split)).map_err(|error| error.to_string())
+        agent.map(|agent| (agent, is_split, limit)).map_err(|error| error.to_string())
     };
     match opened.await {
-        Ok((agent, is_split)) => pump(agent, is_split, sink, stream).await,
+        Ok((agent, is_split, limit)) => pump(agent, is_split, limit, sink, stream).await,
         Err(message) => socket::finish(&mut sink, Some(json!({ "error": message }).to_string())).await,
     }
 }
 
 /// Both directions side by side, so that neither waits for the other, until one is over.
-async fn pump(agent: AgentStream, is_split: bool, mut sink: Sink, stream: Stream) {
+async fn pump(agent: AgentStream, is_split: bool, limit: Option<Duration>, mut sink: Sink, stream: Stream) {
     let AgentStream { sender, receiver } = agent;
     let heard = Mutex::new(Instant::now());
     let end = tokio::select! {
         biased;
         end = outputs(receiver, is_split, &mut sink, &heard) => end,
         end = inputs(sender, stream, &heard) => end,
+        end = overdue(limit) => Some(end),
     };
     if end.is_some() {
         socket::finish(&mut sink, end).await;
     }
+}
+
+/// What is said when the guest, which ends a program that is late, does not even do that.
+async fn overdue(limit: Option<Duration>) -> String {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+    json!({ "error": "the guest did not end the program in its time" }).to_string()
 }
 
 /// From the client until it is gone, or asks for what there is not: the last frame then.

@@ -64,6 +64,12 @@ fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
             assert!(console.contains(said), "{said}: {console}");
         }
         assert!(!console.contains("[stead]"), "{console}");
+        // Its VMM has nothing of the daemon's environment, and leaves no image of the guest's memory.
+        let pid = site.get("odd").await["vmm_pid"].to_string();
+        assert_eq!(fs::read_to_string(format!("/proc/{pid}/environ")).expect("it lives"), "");
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("it lives");
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("one of them");
+        assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
         // Links lead to where the image means.
         let seen = "grep -c ' /srv/real ext4 ' /proc/mounts; cd /tmp && pwd -P";
         let (said, _) = run(&site, "odd", json!({ "command": ["sh", "-c", seen], "user": "0" }), b"").await;
@@ -95,17 +101,17 @@ fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
         site.until_console(&id, "cut\nnext").await;
         site.until_state("odd", "Running").await;
         // Halted from inside: nothing says so but its silence.
-        let request = json!({ "command": ["/bin/busybox", "halt", "-f"], "user": "0" });
+        let request = json!({ "command": ["/bin/busybox", "halt", "-f"], "user": "0", "timeout": 1 });
         let mut halt = Socket::exec(&site, "odd", &request).await;
         let is_told = |seen: &serde_json::Value| {
             let conditions = seen["conditions"].as_array().into_iter().flatten();
             let mut ready = conditions.filter(|one| one["type"] == "Ready" && one["status"] == "False");
             ready.any(|one| one["reason"] == "AgentUnreachable")
         };
-        site.until("odd", "unreachable", is_told).await;
         // What waits for it ends, and what is asked of it is refused at once.
         let (_, end) = halt.finish().await;
-        assert!(end["error"].is_string(), "{end}");
+        assert_eq!(end["error"], "the guest did not end the program in its time");
+        site.until("odd", "unreachable", is_told).await;
         let stat = site.request(Method::GET, "/instances/odd/stat?path=/", None).await;
         assert_eq!(
             (stat.status, &stat.body["code"]),

@@ -158,7 +158,11 @@ impl Qemu {
         let failed = |error| HostError::io("start a VMM for", plan.owner.as_str(), error);
         let log = File::options().create(true).append(true).open(places.vmm_log()).map_err(failed)?;
         let mut command = tokio::process::Command::new(&config.binary);
-        command.args(command::arguments(plan, places, &ingredients)).current_dir("/").kill_on_drop(false);
+        command
+            .args(command::arguments(plan, places, &ingredients))
+            .env_clear()
+            .current_dir("/")
+            .kill_on_drop(false);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
         let mut largest = 0;
         for disk in plan.disks() {
