@@ -89,7 +89,8 @@ impl Qemu {
         attached: &Attached,
         memory: &MemoryDir,
     ) -> Result<Option<RamKept>, HostError> {
-        self.check_room(owner, self.bytes_to_save(owner, attached, memory)?)?;
+        let needed = self.bytes_to_save(owner, attached, memory).await?;
+        self.check_room(owner, needed)?;
         match self.record_to_save(owner)?.mapping {
             Mapping::Own => Ok(None),
             Mapping::Private => {
@@ -100,19 +101,24 @@ impl Qemu {
     }
 
     /// How much a save of this VM's RAM writes, at most.
-    pub(super) fn bytes_to_save(
+    pub(super) async fn bytes_to_save(
         &self,
         owner: &Uid,
         attached: &Attached,
         memory: &MemoryDir,
     ) -> Result<Bytes, HostError> {
         let (record, pid) = (self.record_to_save(owner)?, attached.identity.pid);
-        let bytes = match record.mapping {
-            Mapping::Own => ram_of(pid).and_then(|ram| ram.metadata()).map(|ram| ram.blocks() * 512),
-            Mapping::Private => own_pages(pid, &record)
-                .map(|pages| pages.bytes().saturating_add(memory.bytes_to_copy(&self.memory_dir(owner)))),
+        let (memory, running, of_thread) = (memory.clone(), self.memory_dir(owner), owner.clone());
+        let measure = move || {
+            let bytes = match record.mapping {
+                Mapping::Own => ram_of(pid).and_then(|ram| ram.metadata()).map(|ram| ram.blocks() * 512),
+                Mapping::Private => own_pages(pid, &record)
+                    .map(|pages| pages.bytes().saturating_add(memory.bytes_to_copy(&running))),
+            };
+            let failed = |error| HostError::io("measure the memory of", of_thread.as_str(), error);
+            bytes.map(Bytes).map_err(failed)
         };
-        bytes.map(Bytes).map_err(|error| HostError::io("measure the memory of", owner.as_str(), error))
+        on_thread(owner, measure).await
     }
 
     fn record_to_save(&self, owner: &Uid) -> Result<Record, HostError> {

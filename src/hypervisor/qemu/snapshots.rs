@@ -79,7 +79,7 @@ impl Snapshots for Qemu {
         let attached = self.lock().get(&plan.source).cloned();
         let memory = match (plan.kind, attached) {
             (SnapshotKind::Standby, Some(attached)) => {
-                self.bytes_to_save(&plan.source, &attached, &self.snapshot_dir(&plan.snapshot))?.0
+                self.bytes_to_save(&plan.source, &attached, &self.snapshot_dir(&plan.snapshot)).await?.0
             }
             // What is saved already is shared.
             (SnapshotKind::Standby, None) | (SnapshotKind::Stopped, _) => 0,
