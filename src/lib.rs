@@ -13,6 +13,7 @@ pub mod host;
 pub mod hypervisor;
 pub mod ingress;
 mod lines;
+mod log_sources;
 mod peers;
 mod signals;
 pub mod store;

@@ -62,6 +62,8 @@ pub enum Reason {
     GuestBootFailed,
     /// The guest did not report within the boot deadline.
     GuestBootTimedOut,
+    /// The guest runs and has not answered the host for half a minute: its kernel hangs, or was halted.
+    AgentUnreachable,
     /// The VMM ended without having been asked to.
     VmmDied,
     /// This host has no headers of the guest kernel; its guests do without.

@@ -20,6 +20,7 @@ pub mod network;
 pub mod policy;
 pub mod quantity;
 pub mod schedule;
+pub mod signal;
 pub mod snapshot;
 pub mod validate;
 pub mod volume;

@@ -55,6 +55,9 @@ pub const ARGV_MAX: usize = 1024;
 pub const ARG_BYTES_MAX: usize = 64 << 10;
 /// Environment entries and their total stay below one control frame.
 pub const ENV_MAX: usize = 1024;
+/// Length of one variable, `NAME=value` with the zero byte at its end, in bytes: the kernel executes no
+/// program with a longer string.
+pub const ENV_VAR_BYTES_MAX: usize = 128 << 10;
 pub const ENV_BYTES_MAX: usize = 256 << 10;
 
 /// A request body: the largest valid instance is well below.

@@ -11,6 +11,20 @@ use super::Event;
 
 /// A message may overdraw the window by its own length; none is longer than this.
 const OVERDRAFT_BYTES: i64 = 64 << 10;
+/// From so many waiting events on, a piece of one output is joined to the last of that output behind one
+/// of the other: as many bytes as the window has, in turns of one byte, would else be as many events. The
+/// order within each output stays.
+const EVENTS_APART_MAX: usize = 1024;
+
+/// What became of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    Kept,
+    /// It says nothing: a guest in its senses sends none.
+    Useless,
+    /// The guest broke the rules, or the stream is over: it gets nothing more.
+    Over,
+}
 
 #[derive(Debug)]
 pub(super) struct Inbox {
@@ -40,26 +54,33 @@ impl Inbox {
         Self { state: Mutex::new(state), arrived: Notify::new() }
     }
 
-    /// `false` when the guest broke the rules or the stream is over: it gets nothing more.
-    pub(super) fn take(&self, frame: Frame) -> bool {
+    pub(super) fn take(&self, frame: Frame) -> Taken {
         let mut state = self.lock();
         state.allowance -= i64::try_from(frame.payload.len()).unwrap_or(i64::MAX);
         if state.allowance < -OVERDRAFT_BYTES {
             state.is_over = true;
         }
+        let mut is_useless = false;
         match frame.kind {
+            FrameKind::Data | FrameKind::ErrorData if frame.payload.is_empty() => is_useless = true,
             FrameKind::Data | FrameKind::ErrorData => push(&mut state.events, frame),
             FrameKind::Message => match frame.parse() {
                 Some(message) => state.events.push_back(Pending::Message(message, frame.payload.len())),
                 None => state.is_over = true,
             },
             FrameKind::Close => state.is_over = true,
-            FrameKind::Control | FrameKind::Open | FrameKind::Eof | FrameKind::Window => {}
+            FrameKind::Control | FrameKind::Open | FrameKind::Eof | FrameKind::Window => is_useless = true,
         }
-        let goes_on = !state.is_over;
+        let taken = match state.is_over {
+            true => Taken::Over,
+            false if is_useless => Taken::Useless,
+            false => Taken::Kept,
+        };
         drop(state);
-        self.arrived.notify_one();
-        goes_on
+        if taken != Taken::Useless {
+            self.arrived.notify_one();
+        }
+        taken
     }
 
     pub(super) fn end(&self) {
@@ -95,10 +116,15 @@ impl Inbox {
 }
 
 fn push(events: &mut VecDeque<Pending>, frame: Frame) {
-    if let Some(Pending::Bytes(kind, bytes)) = events.back_mut()
-        && *kind == frame.kind
-        && bytes.len() + frame.payload.len() <= DATA_BYTES_MAX
-    {
+    let count = if events.len() < EVENTS_APART_MAX { 1 } else { 2 };
+    let last = events.iter_mut().rev().take(count);
+    // What comes behind a message stays behind it.
+    let pieces = last.map_while(|pending| match pending {
+        Pending::Bytes(kind, bytes) => Some((*kind, bytes)),
+        Pending::Message(..) => None,
+    });
+    let same = pieces.into_iter().find(|(kind, _)| *kind == frame.kind);
+    if let Some((_, bytes)) = same.filter(|(_, bytes)| bytes.len() + frame.payload.len() <= DATA_BYTES_MAX) {
         bytes.extend_from_slice(&frame.payload);
         return;
     }
@@ -117,6 +143,60 @@ impl Pending {
                 (event, length)
             }
             Self::Message(message, length) => (Event::Message(message), length),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn piece(is_error: bool, payload: Vec<u8>) -> Frame {
+        let kind = if is_error { FrameKind::ErrorData } else { FrameKind::Data };
+        Frame { kind, stream: 1, payload }
+    }
+
+    #[test]
+    fn outputs_in_turns_and_frames_of_no_bytes_take_no_more_than_the_window() {
+        let inbox = Inbox::new();
+        for at in 0..WINDOW_BYTES {
+            assert_eq!(inbox.take(piece(at % 2 == 0, vec![7])), Taken::Kept);
+            assert_eq!(inbox.take(piece(at % 2 == 1, vec![])), Taken::Useless);
+        }
+        let most = EVENTS_APART_MAX + 2 * (WINDOW_BYTES as usize).div_ceil(DATA_BYTES_MAX);
+        assert!(inbox.lock().events.len() <= most, "{} events", inbox.lock().events.len());
+        let mut received = 0;
+        while let Some(Some((_, length))) = inbox.next().now_or_never() {
+            received += length;
+        }
+        assert_eq!(received, WINDOW_BYTES as usize);
+    }
+
+    proptest! {
+        #[test]
+        fn each_output_keeps_its_order_whatever_comes_in_turns(
+            frames in proptest::collection::vec((any::<bool>(), 0usize..3), 0..4000),
+        ) {
+            let inbox = Inbox::new();
+            let (mut sent, mut received): ([Vec<u8>; 2], [Vec<u8>; 2]) = Default::default();
+            for (at, (is_error, length)) in frames.into_iter().enumerate() {
+                let payload = vec![at.to_le_bytes()[0]; length];
+                sent[usize::from(is_error)].extend(&payload);
+                let expected = if length == 0 { Taken::Useless } else { Taken::Kept };
+                prop_assert_eq!(inbox.take(piece(is_error, payload)), expected);
+            }
+            prop_assert!(inbox.lock().events.len() <= EVENTS_APART_MAX + 2);
+            while let Some(Some((event, _))) = inbox.next().now_or_never() {
+                match event {
+                    Event::Data(bytes) => received[0].extend(bytes),
+                    Event::ErrorData(bytes) => received[1].extend(bytes),
+                    Event::Message(_) => {}
+                }
+            }
+            prop_assert_eq!(received, sent);
         }
     }
 }

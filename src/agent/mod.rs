@@ -22,6 +22,9 @@ pub enum AgentError {
     /// The connection was cut, or the daemon has more of them than it can serve.
     #[error("the connection to the guest's agent was lost")]
     Lost,
+    /// It was there, and has not answered the host for half a minute.
+    #[error("the guest does not answer")]
+    Unresponsive,
     #[error("too many streams to this guest at once")]
     TooMany,
 }

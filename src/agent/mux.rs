@@ -10,7 +10,7 @@ use stead_schemas::guest::{
 };
 use tokio::sync::{Semaphore, mpsc};
 
-use super::inbox::Inbox;
+use super::inbox::{Inbox, Taken};
 use super::{AgentError, Event};
 
 /// Streams at once to one guest; the guest has the same bound.
@@ -112,7 +112,7 @@ impl Mux {
         }
     }
 
-    /// Takes a frame from the guest; `false` when it belongs to no stream.
+    /// Takes a frame from the guest; `false` when it is of no use: it belongs to no stream, or says nothing.
     pub(crate) fn take(&self, frame: Frame) -> bool {
         let id = frame.stream;
         let entry = self.lock().streams.get(&id).cloned();
@@ -122,12 +122,13 @@ impl Mux {
             // Never beyond the window: a guest that lies gets no more of our memory for it.
             let room = entry.window.saturating_sub(entry.credit.available_permits());
             entry.credit.add_permits(granted.min(room));
-            return true;
+            return granted.min(room) > 0;
         }
-        if !entry.inbox.take(frame) {
+        let taken = entry.inbox.take(frame);
+        if taken == Taken::Over {
             self.leave(id);
         }
-        true
+        taken != Taken::Useless
     }
 
     /// Whether a frame for the guest still has its stream; a close always goes out.

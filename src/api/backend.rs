@@ -30,6 +30,14 @@ impl std::fmt::Debug for Imported {
     }
 }
 
+/// Why a log is not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogError {
+    Missing,
+    /// It is there; the host has no more of what reading or following it takes.
+    Busy(String),
+}
+
 /// The host behind the API.
 pub trait Backend: Send + Sync + 'static {
     /// Keeps a request's registry credentials in memory, for pulls of this image.
@@ -38,8 +46,14 @@ pub trait Backend: Send + Sync + 'static {
     /// directory; answers when it is there whole.
     fn import(&self, archive: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>>;
     /// The last lines of an instance's log, and those to come if asked for: `app` is the console,
-    /// `vmm` the VMM's own, `stead` what the daemon did for it. `None` when there is no such log.
-    fn log(&self, instance: &Uid, source: &str, tail: usize, follows: bool) -> Option<LogStream>;
+    /// `vmm` the VMM's own, `stead` what the daemon did for it.
+    fn log<'a>(
+        &'a self,
+        instance: &'a Uid,
+        source: &'a str,
+        tail: usize,
+        follows: bool,
+    ) -> BoxFuture<'a, Result<LogStream, LogError>>;
     /// Why the store cannot keep anything any more, when that is so.
     fn store_failure(&self) -> Option<String> {
         None

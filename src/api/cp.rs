@@ -47,9 +47,12 @@ impl From<axum::Error> for Stop {
 
 async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
     let (mut sink, mut stream) = socket.split();
+    // Until it says otherwise a client may be sending.
+    let mut is_sending = true;
     let opened = async {
         let request: CopyRequest = socket::first(&mut stream).await?;
         let direction = request.direction;
+        is_sending = matches!(direction, Direction::To);
         let agent = socket::open(&state, &instance, request.into_request()?, None).await;
         agent.map(|agent| (agent, direction)).map_err(|error| error.to_string())
     };
@@ -60,7 +63,16 @@ async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
     };
     let last = match copied {
         Ok(last) => last,
-        Err(Stop::Failed { message, path }) => Some(CopyFrame::Error { message, path }),
+        Err(Stop::Failed { message, path }) => {
+            let error = Message::Text(text(&CopyFrame::Error { message, path }).into());
+            if socket::send(&mut sink, error).await.is_none() {
+                return;
+            }
+            if is_sending {
+                socket::linger(&mut stream, is_end_frame).await;
+            }
+            None
+        }
         Err(Stop::ClientGone) => return,
     };
     socket::finish(&mut sink, last.as_ref().map(text)).await;
@@ -145,12 +157,12 @@ async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<
     // Told at once; and what is still on its way is taken, or the client, which reads only when it
     // has sent all, would see a broken connection instead.
     sink.send(Message::Text(text(&result).into())).await?;
-    while let Ok(Some(Ok(message))) = tokio::time::timeout(SENDER_SILENCE_MAX, stream.next()).await {
-        if matches!(&message, Message::Text(word) if is_end(word)) {
-            break;
-        }
-    }
+    socket::linger(stream, is_end_frame).await;
     Ok(None)
+}
+
+fn is_end_frame(message: &Message) -> bool {
+    matches!(message, Message::Text(word) if is_end(word))
 }
 
 fn is_end(word: &str) -> bool {

@@ -227,6 +227,9 @@ impl From<AgentError> for ApiError {
     fn from(error: AgentError) -> Self {
         match error {
             AgentError::NotReady => Self::conflict("invalid_state", error.to_string()),
+            AgentError::Unresponsive => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "agent_unreachable", error.to_string())
+            }
             AgentError::Lost | AgentError::TooMany => Self::overloaded(&error.to_string()),
         }
     }

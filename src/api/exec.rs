@@ -11,11 +11,12 @@ use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade, rejection::WebSock
 use axum::extract::{Path, State};
 use axum::response::Response;
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::{SinkExt, StreamExt};
+use futures::StreamExt;
 use serde_json::json;
 use stead_schemas::api::{ExecControl, ExecRequest};
 use stead_schemas::guest::{FromStream, Request};
 use stead_schemas::names::Uid;
+use stead_schemas::validate::printable;
 
 use super::auth::Bearer;
 use super::socket::{self, Heard, SILENCE_MAX, Sink, Stream};
@@ -24,6 +25,10 @@ use crate::agent::{AgentStream, Event, StreamReceiver, StreamSender};
 
 /// What a shell says of a program that it could not start for no reason it knows.
 const NOT_STARTED: i32 = 127;
+/// What a guest has beyond a program's time: to ask it to end, to kill it, and to tell.
+const OVERDUE_GRACE: Duration = Duration::from_secs(15);
+/// Number of characters that are repeated of a word that is no signal.
+const SIGNAL_CHARS_MAX: usize = 32;
 /// First bytes of frames when the outputs are told apart.
 const STANDARD_OUTPUT: u8 = 1;
 const STANDARD_ERROR: u8 = 2;
@@ -44,31 +49,42 @@ async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
         let wait = request.wait_for_agent.map(Duration::from_secs);
         let request = request.into_request()?;
         let is_split = request.is_split;
+        let limit = request.timeout_millis.map(|millis| Duration::from_millis(millis) + OVERDUE_GRACE);
         let agent = socket::open(&state, &instance, Request::Exec(request), wait).await;
-        agent.map(|agent| (agent, is_split)).map_err(|error| error.to_string())
+        agent.map(|agent| (agent, is_split, limit)).map_err(|error| error.to_string())
     };
     match opened.await {
-        Ok((agent, is_split)) => pump(agent, is_split, sink, stream).await,
+        Ok((agent, is_split, limit)) => pump(agent, is_split, limit, sink, stream).await,
         Err(message) => socket::finish(&mut sink, Some(json!({ "error": message }).to_string())).await,
     }
 }
 
 /// Both directions side by side, so that neither waits for the other, until one is over.
-async fn pump(agent: AgentStream, is_split: bool, mut sink: Sink, stream: Stream) {
+async fn pump(agent: AgentStream, is_split: bool, limit: Option<Duration>, mut sink: Sink, stream: Stream) {
     let AgentStream { sender, receiver } = agent;
     let heard = Heard::now();
     let end = tokio::select! {
         biased;
         end = outputs(receiver, is_split, &mut sink, &heard) => end,
-        () = inputs(sender, stream, &heard) => None,
+        end = inputs(sender, stream, &heard) => end,
+        end = overdue(limit) => Some(end),
     };
     if end.is_some() {
         socket::finish(&mut sink, end).await;
     }
 }
 
-/// From the client until it is gone.
-async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Heard) {
+/// What is said when the guest, which ends a program that is late, does not even do that.
+async fn overdue(limit: Option<Duration>) -> String {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+    json!({ "error": "the guest did not end the program in its time" }).to_string()
+}
+
+/// From the client until it is gone, or asks for what there is not: the last frame then.
+async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Heard) -> Option<String> {
     while let Some(Ok(message)) = stream.next().await {
         // A program that does not read keeps us from listening; then the client is not the silent one.
         heard.pause();
@@ -77,10 +93,14 @@ async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Heard) {
             Message::Text(text) => match ExecControl::read(&text) {
                 Some(ExecControl::Message(message)) => sender.message(&message).await,
                 Some(ExecControl::Eof) => sender.eof().await,
+                Some(ExecControl::Unknown(name)) => {
+                    let name = printable(&name, SIGNAL_CHARS_MAX);
+                    return Some(json!({ "error": format!("there is no signal {name}") }).to_string());
+                }
                 None => sender.data(Bytes::copy_from_slice(text.as_bytes())).await,
             },
             Message::Ping(_) | Message::Pong(_) => Ok(()),
-            Message::Close(_) => return,
+            Message::Close(_) => return None,
         };
         if sent.is_err() {
             // The program is over or its guest lost: the other direction tells.
@@ -88,6 +108,7 @@ async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Heard) {
         }
         heard.note();
     }
+    None
 }
 
 /// To the client until the program has ended; the last frame then. `None` when the client is gone.
@@ -106,7 +127,7 @@ async fn outputs(
                 if heard.is_silent_for(SILENCE_MAX) {
                     return None;
                 }
-                sink.send(Message::Ping(Bytes::new())).await.ok()?;
+                socket::send(sink, Message::Ping(Bytes::new())).await?;
                 continue;
             }
         };
@@ -116,13 +137,13 @@ async fn outputs(
             Some(Event::Message(FromStream::Exited { code })) => return Some(exit(code)),
             Some(Event::Message(FromStream::Failed { message, code, .. })) => {
                 let text = Bytes::from(format!("Error: {message}\r\n"));
-                sink.send(Message::Binary(framed(is_split, STANDARD_ERROR, text))).await.ok()?;
+                socket::send(sink, Message::Binary(framed(is_split, STANDARD_ERROR, text))).await?;
                 return Some(exit(code.unwrap_or(NOT_STARTED)));
             }
             Some(Event::Message(_)) => continue,
             None => return Some(json!({ "error": "the connection to the guest was lost" }).to_string()),
         };
-        sink.send(Message::Binary(framed(is_split, marker, bytes))).await.ok()?;
+        socket::send(sink, Message::Binary(framed(is_split, marker, bytes))).await?;
     }
 }
 

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use futures::stream;
 use stead_schemas::limits::STREAM_IDLE_MAX;
 
-use super::{ApiError, ApiState, lookup};
+use super::{ApiError, ApiState, LogError, lookup};
 
 const TAIL_DEFAULT: usize = 100;
 const TAIL_MAX: usize = 100_000;
@@ -25,10 +25,10 @@ pub(super) async fn logs(
     let Query(params) = params?;
     let count = match params.get("tail") {
         None => TAIL_DEFAULT,
-        Some(text) => text.parse().ok().filter(|count| (1..=TAIL_MAX).contains(count)).ok_or_else(|| {
+        Some(text) => text.parse().ok().filter(|count| (0..=TAIL_MAX).contains(count)).ok_or_else(|| {
             ApiError::bad_request(
                 "invalid_request",
-                format!("tail must be a whole number from 1 to {TAIL_MAX}"),
+                format!("tail must be a whole number from 0 to {TAIL_MAX}"),
             )
         })?,
     };
@@ -50,9 +50,13 @@ pub(super) async fn logs(
         }
     };
     let object = lookup::instance(state.store(), &id?.0)?;
-    let lines = state.0.backend.log(&object.meta.uid, source, count, follows);
-    let lines = lines
-        .ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "log_not_found", "there is no such log yet"))?;
+    let lines = state.0.backend.log(&object.meta.uid, source, count, follows).await;
+    let lines = lines.map_err(|error| match error {
+        LogError::Missing => {
+            ApiError::new(StatusCode::NOT_FOUND, "log_not_found", "there is no such log yet")
+        }
+        LogError::Busy(why) => ApiError::overloaded(&format!("the log cannot be read now: {why}")),
+    })?;
     let events = lines.map(|lines| {
         let events = lines.into_iter().map(|line| format!("data: {}\n\n", serde_json::Value::String(line)));
         Bytes::from(events.collect::<String>())

@@ -48,7 +48,7 @@ use stead_schemas::api::{Capabilities, InstanceDefaults};
 use stead_schemas::limits;
 
 pub use audit::Audit;
-pub use backend::{Backend, ImportStream, Imported, LogStream};
+pub use backend::{Backend, ImportStream, Imported, LogError, LogStream};
 pub use error::ApiError;
 pub use route::RouteView;
 pub use server::{ServerLimits, serve};

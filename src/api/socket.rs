@@ -33,6 +33,9 @@ const ATTACH_POLL: Duration = Duration::from_millis(20);
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(70);
 
+/// How long a client may still send after it was told that nothing comes of it.
+const LINGER_MAX: Duration = Duration::from_secs(30);
+
 /// When the other end was last heard of; of an end that is not listened to for a while, nothing can be said.
 #[derive(Debug)]
 pub(super) struct Heard(Mutex<Option<Instant>>);
@@ -171,6 +174,25 @@ pub(super) async fn open(
             other => return other,
         }
     }
+}
+
+/// Sends a frame; `None` when the client is gone, or has taken nothing for so long that it may as well be.
+pub(super) async fn send(sink: &mut Sink, frame: Message) -> Option<()> {
+    tokio::time::timeout(SILENCE_MAX, sink.send(frame)).await.ok()?.ok()
+}
+
+/// Takes what a client still sends, which may read only when it has sent all: it would else see a
+/// broken connection instead of the last frame.
+pub(super) async fn linger(stream: &mut Stream, mut is_last: impl FnMut(&Message) -> bool) {
+    let taken = async {
+        while let Some(Ok(message)) = stream.next().await {
+            if is_last(&message) {
+                return;
+            }
+        }
+    };
+    // One that sends on is cut off.
+    let _ = tokio::time::timeout(LINGER_MAX, taken).await;
 }
 
 /// The last text frame, if one is left to send, then the close; a client that is gone gets neither.

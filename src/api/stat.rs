@@ -39,6 +39,7 @@ pub(super) async fn stat(
     let mut stream = socket::open(&state, &uid, request, None).await?;
     match tokio::time::timeout(ANSWER_WAIT, stream.receiver.next()).await {
         Ok(Some(Event::Message(FromStream::Info(info)))) => Ok(Json(info.into())),
-        _ => Err(AgentError::Lost.into()),
+        Ok(_) => Err(AgentError::Lost.into()),
+        Err(_) => Err(AgentError::Unresponsive.into()),
     }
 }

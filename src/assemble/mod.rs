@@ -10,7 +10,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
 use stead_controllers::host::HostError;
@@ -39,7 +38,7 @@ use tokio::sync::watch;
 
 use crate::agent::{AgentError, AgentStream};
 use crate::api::{
-    self, ApiConfig, ApiState, Audit, Backend, ImportStream, Imported, LogStream, ServerLimits,
+    self, ApiConfig, ApiState, Audit, Backend, ImportStream, Imported, LogError, LogStream, ServerLimits,
 };
 use crate::config::Config;
 use crate::failpoint;
@@ -48,8 +47,6 @@ use crate::host::cgroup::Cgroups;
 use crate::host::disks::Ext4Files;
 use crate::host::doors::TapDoors;
 use crate::host::flows::Conntrack;
-use crate::host::journal::{self, Journals};
-use crate::host::logs::LogLines;
 use crate::host::monitor::monitor_table;
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
@@ -57,7 +54,7 @@ use crate::host::oci::{Oci, Target};
 use crate::host::probe::{ProbeConfig, Prober};
 use crate::host::process::find_program;
 use crate::host::usage::Usage;
-use crate::host::{Scope, watch_files};
+use crate::host::{Scope, journal::Journals, watch_directories::DirectoryWatches, watch_files};
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::qemu::{self, Qemu, QemuConfig};
 use crate::ingress::{HttpListeners, IngressConfig};
@@ -117,19 +114,20 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let reports = Reports::default();
     let binary = find_program(&config.qemu).unwrap_or_else(|| config.qemu.clone());
     let hypervisors = qemu::hypervisors(&binary).await;
-    let host = Host::build(&config, &reports, &store, binary, hypervisors)?;
+    // Beside the consoles' logs, and removed with them.
+    let journals = Arc::new(Journals::new(config.data_dir.join("logs")).context("cannot write logs")?);
+    let host = Host::build(&config, &reports, &store, journals.clone(), binary, hypervisors)?;
     let settings = Settings {
         store: store.clone(),
         clock: Arc::new(SystemClock),
         boundary: failpoint::boundary(config.failpoint.as_deref())?,
-        // Beside the consoles' logs, and removed with them.
-        journal: Arc::new(Journals::new(config.data_dir.join("logs"))),
+        journal: journals.clone(),
         resync: config.resync(),
         seed: u64::from(std::process::id()),
         tap_prefix: config.tap_prefix.clone(),
     };
     let capabilities = host.capabilities(&config);
-    let backend = Host::backend(&host, &config);
+    let backend = Host::backend(&host, &config, store.clone());
     let of_monitors = store.clone();
     let (controllers, drifts) = Controllers::new(host.ports.clone(), &settings);
     // Set once, here.
@@ -176,6 +174,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     controllers.await.context("the controllers failed")?;
     let _ = end.send(true);
     writer.await.context("the store's writer failed")?;
+    journals.flush(SHUTDOWN_GRACE);
     tracing::info!("ended; VMs run on");
     Ok(())
 }
@@ -208,6 +207,8 @@ fn host_platform() -> Platform {
 struct Host {
     ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files, Prober, Conntrack, TapDoors, HttpListeners>,
     has_cgroups: bool,
+    /// On directories of logs, for consoles and for whoever follows one.
+    watches: DirectoryWatches,
     /// That VMs can be launched on here.
     hypervisors: Vec<Hypervisor>,
 }
@@ -217,6 +218,7 @@ impl Host {
         config: &Config,
         reports: &Reports,
         store: &Store,
+        journals: Arc<Journals>,
         binary: PathBuf,
         hypervisors: Vec<Hypervisor>,
     ) -> anyhow::Result<Self> {
@@ -239,6 +241,7 @@ impl Host {
             Ext4Files::new(disk_dir.clone(), config.data_dir.join("snapshots"), config.disk_reserve())
                 .map_err(chained)?;
         let (rootfs, of_machines) = (images.clone(), reports.clone());
+        let watches = DirectoryWatches::default();
         let machines = Qemu::new(QemuConfig {
             binary,
             run_dir: config.run_dir.clone(),
@@ -246,10 +249,12 @@ impl Host {
             boot_files,
             accelerator: Accelerator::probe(),
             console_log_max: CONSOLE_LOG_MAX,
+            watches: watches.clone(),
             cgroups,
             rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
             disk: Box::new(move |owner| Ext4Files::path(&disk_dir, owner)),
             disk_reserve: config.disk_reserve(),
+            noted: Arc::new(move |owner, text| journals.note(owner, text)),
             changed: Arc::new(move |owner| {
                 of_machines.tell(|drifts| {
                     // An id names an instance or a snapshot; the other kind finds no such object.
@@ -277,16 +282,18 @@ impl Host {
         let listeners = listeners(config, reports, store);
         let (firewall, flows) = (Nft::new(), Conntrack::new());
         let ports = Ports { machines, images, links, firewall, disks, probes, flows, doors, listeners };
-        Ok(Self { ports, has_cgroups, hypervisors })
+        Ok(Self { ports, has_cgroups, watches, hypervisors })
     }
 
-    fn backend(&self, config: &Config) -> HostBackend {
+    fn backend(&self, config: &Config, store: Store) -> HostBackend {
         HostBackend {
+            store,
             images: self.ports.images.clone(),
             machines: self.ports.machines.clone(),
             probes: self.ports.probes.clone(),
             listeners: self.ports.listeners.clone(),
             data_dir: config.data_dir.clone(),
+            watches: self.watches.clone(),
         }
     }
 
@@ -370,14 +377,20 @@ fn chained(error: HostError) -> anyhow::Error {
 
 /// The host as the API sees it.
 struct HostBackend {
+    store: Store,
     images: Oci,
     machines: Qemu,
     probes: Prober,
     listeners: HttpListeners,
     data_dir: PathBuf,
+    watches: DirectoryWatches,
 }
 
 impl Backend for HostBackend {
+    fn store_failure(&self) -> Option<String> {
+        self.store.health().err().map(|error| error.to_string())
+    }
+
     fn keep_credentials(&self, image: &Uid, credentials: PushCredentials) {
         self.images.keep_credentials(image, credentials);
     }
@@ -389,21 +402,14 @@ impl Backend for HostBackend {
         })
     }
 
-    fn log(&self, instance: &Uid, source: &str, tail: usize, follows: bool) -> Option<LogStream> {
-        let console = Qemu::console_log(&self.data_dir, instance);
-        let path = match source {
-            "app" => console,
-            "vmm" => console.with_file_name("vmm.log"),
-            "stead" => console.with_file_name(journal::FILE),
-            _ => return None,
-        };
-        let lines = LogLines::open(path, tail, follows).ok()?;
-        let batches = futures::stream::unfold(lines, |mut lines| async move {
-            // A log that cannot be read any more has ended.
-            let batch = lines.next().await.ok().flatten()?;
-            Some((batch, lines))
-        });
-        Some(batches.boxed())
+    fn log<'a>(
+        &'a self,
+        instance: &'a Uid,
+        source: &'a str,
+        tail: usize,
+        follows: bool,
+    ) -> BoxFuture<'a, Result<LogStream, LogError>> {
+        Box::pin(crate::log_sources::open(&self.data_dir, &self.watches, instance, source, tail, follows))
     }
 
     fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats {

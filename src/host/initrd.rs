@@ -17,7 +17,7 @@ use super::files;
 const GUEST: &[u8] = include_bytes!(env!("STEAD_GUEST_BINARY"));
 
 /// Modules a guest may need, by name; what the kernel has built in has no file and is left out.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 12] = [
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
@@ -28,6 +28,10 @@ const MODULES: [&str; 10] = [
     "erofs",
     "overlay",
     "ext4",
+    // For programs that make a network interface or a file system of their own: their devices are there
+    // as on an ordinary host, and an image that asks for them rarely has what loads a module.
+    "tun",
+    "fuse",
 ];
 
 /// Assembles the initial root for these modules; the path of the cached file.

@@ -2,14 +2,16 @@
 //!
 //! Guarantees: bounded by rotation as the console's log is; a line is whole, dated, bounded and
 //! without control characters; it goes with the instance's records, and nothing told of one that is
-//! being deleted brings them back. What cannot be written is lost, and no pass waits for it.
+//! being deleted brings them back. Lines are written by a thread of their own, in the order in which they
+//! were told: no pass waits for a disk. What cannot be written, or waits behind too many others, is lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use stead_controllers::runtime::{Entry, Journal, Outcome, Subject};
@@ -19,24 +21,136 @@ use stead_schemas::meta::Kind;
 use stead_schemas::names::Uid;
 use stead_schemas::validate::printable;
 
-/// Of an instance's log, in the directory of its logs.
+/// Name of an instance's log, in the directory of its logs.
 pub const FILE: &str = "stead.log";
 const OLDER_FILE: &str = "stead.log.1";
+/// Number of lines that wait for a slow disk: some seconds of a busy daemon, a few megabytes.
+const WAITING_MAX: usize = 10_000;
 
-/// Writes them; one line at a time.
+/// Takes lines and has them written.
 #[derive(Debug)]
-pub struct Journals {
+pub struct Journals(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
     /// Has a directory for each instance.
     logs: PathBuf,
+    state: Mutex<State>,
+    /// Something is to be done, or all is done.
+    moved: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
     /// How the last pass over an object ended, so that it is said once. One text for each object
     /// that was told of, until it is gone.
-    ends: Mutex<BTreeMap<Uid, String>>,
+    ends: BTreeMap<Uid, String>,
+    /// Instances that are being deleted: no directory is made for them, whatever is still to be written.
+    leaving: BTreeSet<Uid>,
+    waiting: VecDeque<Work>,
+    lines: usize,
+    lost: u64,
+    is_writing: bool,
+    is_ending: bool,
+}
+
+#[derive(Debug)]
+enum Work {
+    Line {
+        instance: Uid,
+        line: String,
+        may_create: bool,
+    },
+    /// The instance is gone, and so is every line of it before this. One for each deletion at most.
+    Forget(Uid),
 }
 
 impl Journals {
-    #[must_use]
-    pub fn new(logs: PathBuf) -> Self {
-        Self { logs, ends: Mutex::default() }
+    /// Begins to write below a directory; ends when it is dropped, with what waits by then.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub fn new(logs: PathBuf) -> io::Result<Self> {
+        let shared = Arc::new(Shared { logs, state: Mutex::default(), moved: Condvar::new() });
+        let of_thread = shared.clone();
+        std::thread::Builder::new().name("journal".to_owned()).spawn(move || of_thread.write_all())?;
+        Ok(Self(shared))
+    }
+
+    /// Tells something of an instance that no pass did.
+    pub fn note(&self, instance: &Uid, text: &str) {
+        self.0.lock().push(instance, &format!("guest: {text}"), false);
+        self.0.moved.notify_all();
+    }
+
+    /// Waits until all that was told is written, or not longer than this.
+    pub fn flush(&self, at_most: Duration) {
+        let deadline = Instant::now() + at_most;
+        let mut state = self.0.lock();
+        while state.is_writing || !state.waiting.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.0.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for Journals {
+    fn drop(&mut self) {
+        self.0.lock().is_ending = true;
+        self.0.moved.notify_all();
+    }
+}
+
+impl State {
+    fn push(&mut self, instance: &Uid, text: &str, may_create: bool) {
+        if self.lines >= WAITING_MAX {
+            self.lost += 1;
+            return;
+        }
+        let line = format!("{:.3} {}\n", Timestamp::now(), printable(text, JOURNAL_LINE_CHARS_MAX));
+        self.lines += 1;
+        self.waiting.push_back(Work::Line { instance: instance.clone(), line, may_create });
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_all(&self) {
+        loop {
+            let mut state = self.lock();
+            state.is_writing = false;
+            self.moved.notify_all();
+            while state.waiting.is_empty() && !state.is_ending {
+                state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            let Some(work) = state.waiting.pop_front() else { return };
+            let lost = std::mem::take(&mut state.lost);
+            state.is_writing = true;
+            let (instance, line, may_create) = match work {
+                Work::Line { instance, line, may_create } => {
+                    state.lines -= 1;
+                    let may_create = may_create && !state.leaving.contains(&instance);
+                    (instance, line, may_create)
+                }
+                Work::Forget(instance) => {
+                    state.leaving.remove(&instance);
+                    continue;
+                }
+            };
+            drop(state);
+            if lost > 0 {
+                tracing::warn!(lost, "lines of instances' logs were lost: the disk is slow");
+            }
+            if let Err(error) = self.write(&instance, &line, may_create) {
+                tracing::debug!(%instance, %error, "a line of the instance's log was lost");
+            }
+        }
     }
 
     fn write(&self, instance: &Uid, line: &str, may_create: bool) -> io::Result<()> {
@@ -50,6 +164,10 @@ impl Journals {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && may_create => {
                 fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+                // Deleted meanwhile, it may have lost its records before this made them anew.
+                if self.lock().leaving.contains(instance) {
+                    return fs::remove_dir_all(&directory);
+                }
                 create(&path)?
             }
             Err(error) => return Err(error),
@@ -67,30 +185,38 @@ impl Journal for Journals {
         let is_instance = subject.kind == Instance::NAME;
         let owner = subject.owner.filter(|owner| owner.kind == Instance::NAME).map(|owner| &owner.uid);
         let Some(instance) = owner.or(is_instance.then_some(subject.uid)) else { return };
-        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.lock();
+        let is_leaving = is_instance && !subject.is_wished;
+        if is_leaving {
+            state.leaving.insert(instance.clone());
+        } else if is_instance {
+            state.leaving.remove(instance);
+        }
+        let mut is_gone = false;
         let text = match entry {
             Entry::Acting(action) => action.to_owned(),
             Entry::Remark(remark) => remark.to_owned(),
             Entry::Ended(outcome) => {
                 let text = told(outcome, subject.is_wished);
-                let is_gone = !subject.is_wished && *outcome == Outcome::Converged;
-                let before = if is_gone { None } else { ends.insert(subject.uid.clone(), text.clone()) };
-                if before.as_ref() == Some(&text) {
+                is_gone = !subject.is_wished && *outcome == Outcome::Converged;
+                let before = if is_gone {
+                    state.ends.remove(subject.uid)
+                } else {
+                    state.ends.insert(subject.uid.clone(), text.clone())
+                };
+                if before.as_ref() == Some(&text) && !is_gone {
                     return;
-                }
-                if is_gone {
-                    ends.remove(subject.uid);
                 }
                 text
             }
         };
-        let now = Timestamp::now();
-        let line = format!("{now:.3} {}: {}\n", subject.kind, printable(&text, JOURNAL_LINE_CHARS_MAX));
-        // Only of what shall be there, by its own passes, which come one after the other: no line
-        // makes a directory after it was removed.
-        if let Err(error) = self.write(instance, &line, is_instance && subject.is_wished) {
-            tracing::debug!(%instance, %error, "a line of the instance's log was lost");
+        // Only of what shall be there, by its own passes: a line of another makes no directory.
+        state.push(instance, &format!("{}: {text}", subject.kind), is_instance && subject.is_wished);
+        if is_leaving && is_gone {
+            state.waiting.push_back(Work::Forget(instance.clone()));
         }
+        drop(state);
+        self.0.moved.notify_all();
     }
 }
 
@@ -128,12 +254,13 @@ mod tests {
     impl Place {
         fn new() -> Self {
             let logs = tempfile::tempdir().expect("scratch");
-            Self { journals: Journals::new(logs.path().to_owned()), logs }
+            Self { journals: Journals::new(logs.path().to_owned()).expect("a thread"), logs }
         }
 
         fn tell(&self, is_wished: bool, entry: Entry<'_>) {
             let subject = Subject { kind: Instance::NAME, uid: &uid('a'), owner: None, is_wished };
             self.journals.tell(subject, entry);
+            self.journals.flush(Duration::from_secs(60));
         }
 
         fn tell_of_disk(&self, entry: Entry<'_>) {
@@ -141,6 +268,7 @@ mod tests {
             let uid = uid('d');
             let subject = Subject { kind: Disk::NAME, uid: &uid, owner: Some(&owner), is_wished: true };
             self.journals.tell(subject, entry);
+            self.journals.flush(Duration::from_secs(60));
         }
 
         fn file(&self, name: &str) -> PathBuf {
@@ -213,5 +341,35 @@ mod tests {
             assert!(length > 0 && length < JOURNAL_LOG_MAX.0 + longest, "{name} has {length} bytes");
         }
         assert!(place.lines().iter().all(|line| line.chars().count() <= JOURNAL_LINE_CHARS_MAX + 32));
+    }
+
+    #[test]
+    fn what_waits_when_an_instance_is_deleted_does_not_bring_its_records_back() {
+        let place = Place::new();
+        // A disk that takes its time: what is written waits for the reader of a pipe.
+        let slow = place.logs.path().join(uid('s').as_str());
+        fs::create_dir_all(&slow).expect("made");
+        rustix::fs::mknodat(rustix::fs::CWD, slow.join(FILE), rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .expect("made");
+        let tell = |first, is_wished, entry: Entry<'_>| {
+            let uid = uid(first);
+            place.journals.tell(Subject { kind: Instance::NAME, uid: &uid, owner: None, is_wished }, entry);
+        };
+        tell('s', true, Entry::Acting("Launch"));
+        for at in 0..2 * WAITING_MAX {
+            tell('a', true, Entry::Remark(&at.to_string()));
+        }
+        assert!(place.journals.0.lock().waiting.len() <= WAITING_MAX, "what waits is bounded");
+        tell('a', false, Entry::Acting("DiscardRecords"));
+        tell('a', false, Entry::Ended(&Outcome::Converged));
+        let mut read = File::open(slow.join(FILE)).expect("opened");
+        io::Read::read(&mut read, &mut [0; 256]).expect("read");
+        place.journals.flush(Duration::from_secs(60));
+        assert!(!place.file("").exists());
+        assert!(place.journals.0.lock().leaving.is_empty());
+        // One of that name that comes later has its log.
+        tell('a', true, Entry::Acting("Launch"));
+        place.journals.flush(Duration::from_secs(60));
+        assert_eq!(place.lines(), ["instance: Launch"]);
     }
 }

@@ -2,161 +2,175 @@
 //!
 //! The rotation this knows: the writer's file is renamed to `NAME.1`, goes on under that name, and
 //! ends when the writer opens a new `NAME`. So once a new file is there the old one, kept open here,
-//! is read to its end first, and no line is lost or doubled.
+//! is read to its end first, and no line is lost or doubled. A file that became shorter was emptied, and
+//! is read from its start.
 //! A reader that falls behind by more than what is kept loses what was let go, and is told so.
+//!
+//! Guarantees: a reader holds a batch at a time, whatever is in the log and however many lines are asked
+//! for; the work is linear in the bytes that are read; files are read by threads that may wait.
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use tokio::io::unix::AsyncFd;
-
-use super::process::register;
+use super::watch_directories::{DirectoryWatch, DirectoryWatches};
 
 /// How far back lines are looked for in each of the two files.
 const TAIL_BYTES_MAX: u64 = 4 << 20;
 /// A longer line comes in pieces.
 const LINE_BYTES_MAX: usize = 64 << 10;
-/// Of one batch: what a reader holds at a time.
-const BATCH_BYTES: usize = 256 << 10;
-/// After a change, so that a writer is read in batches and not byte by byte: a console's line takes a
-/// millisecond to be written.
-const SETTLE: Duration = Duration::from_millis(1);
-/// Likewise, of one that goes on and on: it is read less often.
-const SETTLE_BUSY: Duration = Duration::from_millis(10);
-/// What may be read at the shorter pauses, in the time that it would take at the longer ones.
-const BURST: Duration = Duration::from_secs(1);
+/// Size of one read, in bytes. With it a batch of empty lines, the most that it can hold, is a few
+/// megabytes.
+const READ_BYTES: usize = 64 << 10;
+/// What is said where lines are missing.
+const GAP: &str = "[stead] lines were let go before they were read";
 
 /// Reads a log, and follows it if asked to.
 #[derive(Debug)]
 pub struct LogLines {
+    /// Away while a thread reads.
+    reader: Option<Reader>,
+    watch: Option<DirectoryWatch>,
+}
+
+/// The files and the place in them.
+#[derive(Debug)]
+struct Reader {
     path: PathBuf,
     current: Option<File>,
+    position: u64,
     /// An unfinished line.
     rest: Vec<u8>,
-    /// The last lines, until they were handed out.
-    tail: Option<VecDeque<String>>,
-    watch: Option<AsyncFd<OwnedFd>>,
-    /// When all reads so far would be done at the longer pauses.
-    paid_until: Instant,
-    follows: bool,
+    /// Bytes still to be read of a log that is not followed: what is written meanwhile is not read.
+    left: Option<u64>,
 }
 
 impl LogLines {
-    /// Opens a log; only its last `count` lines are given of what is there already.
+    /// Opens a log; only its last `count` lines are given of what is there already. It is followed when
+    /// there is something to watch it with.
     ///
     /// # Errors
-    /// When there is no such log.
-    pub fn open(path: PathBuf, count: usize, follows: bool) -> io::Result<Self> {
-        let watch = if follows { Some(watch(&path)?) } else { None };
-        let current = match File::open(&path) {
+    /// When there is no such log, or it cannot be watched.
+    pub async fn open(path: PathBuf, count: usize, watches: Option<&DirectoryWatches>) -> io::Result<Self> {
+        let directory = path.parent().unwrap_or(Path::new("."));
+        // Before the first read: what is written between the two is noticed.
+        let watch = watches.map(|watches| watches.watch(directory)).transpose()?;
+        let follows = watch.is_some();
+        let reader = tokio::task::spawn_blocking(move || Reader::open(path, count, follows));
+        Ok(Self { reader: Some(reader.await.map_err(io::Error::other)??), watch })
+    }
+
+    /// The next lines; `None` at the end, which a followed log has when it is removed.
+    ///
+    /// # Errors
+    /// When the log cannot be read any more, or an earlier call was cut short.
+    pub async fn next(&mut self) -> io::Result<Option<Vec<String>>> {
+        let mut is_over = self.watch.is_none();
+        loop {
+            let mut reader = self.reader.take().ok_or_else(|| io::Error::other("a read was cut short"))?;
+            let read = move || {
+                let lines = reader.read_on();
+                let is_gone = reader.is_gone();
+                (reader, lines, is_gone)
+            };
+            let (reader, lines, is_gone) =
+                tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?;
+            self.reader = Some(reader);
+            let lines = lines?;
+            if !lines.is_empty() {
+                return Ok(Some(lines));
+            }
+            match &mut self.watch {
+                Some(watch) if !is_over && !is_gone => is_over = !watch.changed().await,
+                _ => return Ok(None),
+            }
+        }
+    }
+}
+
+impl Reader {
+    fn open(path: PathBuf, count: usize, follows: bool) -> io::Result<Self> {
+        let newest = match File::open(&path) {
             Ok(file) => Some(file),
             // Between a rename and the new file.
             Err(error) if error.kind() == io::ErrorKind::NotFound && older(&path).exists() => None,
             Err(error) => return Err(error),
         };
-        let paid_until = Instant::now();
-        let mut lines = Self { path, current, rest: Vec::new(), tail: None, watch, paid_until, follows };
-        lines.read_tail(count)?;
-        Ok(lines)
-    }
-
-    /// The next lines; `None` at the end, which a followed log has when its directory is removed.
-    ///
-    /// # Errors
-    /// When the log cannot be read any more.
-    pub async fn next(&mut self) -> io::Result<Option<Vec<String>>> {
-        if let Some(tail) = self.tail.take() {
-            return Ok(Some(tail.into()));
-        }
-        if !self.follows {
-            return Ok((!self.rest.is_empty()).then(|| vec![text(&std::mem::take(&mut self.rest))]));
-        }
-        loop {
-            let lines = self.read_on()?;
-            if !lines.is_empty() {
-                return Ok(Some(lines));
-            }
-            if self.path.parent().is_none_or(|directory| !directory.exists()) {
-                return Ok(None);
-            }
-            self.wait().await?;
-        }
-    }
-
-    fn read_tail(&mut self, count: usize) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        let identity = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino()));
-        let own = self.current.as_ref().map(identity).transpose()?;
-        if let Ok(mut file) = File::open(older(&self.path)) {
+        let mut files: Vec<File> = newest.into_iter().collect();
+        if let Ok(before) = File::open(older(&path)) {
             // The one that is open was renamed just now: it is not read twice.
-            if Some(identity(&file)?) != own {
-                read_end(&mut file, &mut bytes)?;
-                if self.current.is_none() {
-                    self.current = Some(file);
-                }
+            if files.first().map(identity).transpose()? != Some(identity(&before)?) {
+                files.push(before);
             }
         }
-        if let Some(file) = self.current.as_mut().filter(|_| own.is_some()) {
-            read_end(file, &mut bytes)?;
-        }
-        let mut lines = VecDeque::new();
-        self.rest = bytes;
-        while let Some(line) = self.take_line() {
-            if lines.len() == count {
-                lines.pop_front();
-            }
-            lines.push_back(line);
-        }
-        if !self.follows && !self.rest.is_empty() {
-            if lines.len() == count {
-                lines.pop_front();
-            }
-            lines.push_back(text(&std::mem::take(&mut self.rest)));
-        }
-        self.tail = Some(lines);
-        Ok(())
+        let lengths = files.iter().map(length).collect::<io::Result<Vec<_>>>()?;
+        let (at, position) = tail(&files, &lengths, count, follows)?;
+        let behind: u64 = lengths.iter().take(at + 1).sum();
+        let left = (!follows).then_some(if count == 0 { 0 } else { behind.saturating_sub(position) });
+        let current = files.into_iter().nth(at);
+        Ok(Self { path, current, position, rest: Vec::new(), left })
     }
 
-    /// What was written since, over a rotation too.
+    /// What follows, over a rotation too: at least a line, unless there is none.
     fn read_on(&mut self) -> io::Result<Vec<String>> {
         let mut lines = Vec::new();
         loop {
             // Before the read: what a rotated file still got is then read as well.
             let next = self.successor()?;
-            let is_drained = match &mut self.current {
-                Some(file) => read_some(file, &mut self.rest)? == 0,
-                None => true,
-            };
-            while let Some(line) = self.take_line() {
-                lines.push(line);
-            }
-            if lines.iter().map(String::len).sum::<usize>() >= BATCH_BYTES {
+            let count = self.read_some(&mut lines)?;
+            self.take_lines(&mut lines);
+            if !lines.is_empty() {
                 return Ok(lines);
             }
-            match (is_drained, next) {
-                (false, _) => {}
-                (true, Some((file, is_gap))) => {
-                    self.current = Some(file);
+            match next {
+                _ if count > 0 => {}
+                Some((file, is_gap)) if self.left != Some(0) => {
+                    (self.current, self.position) = (Some(file), 0);
                     if is_gap {
-                        lines.push("[stead] lines were let go before they were read".to_owned());
+                        lines.push(GAP.to_owned());
                     }
                 }
-                (true, None) => return Ok(lines),
+                _ => {
+                    if self.left.is_some() && !self.rest.is_empty() {
+                        lines.push(text(&std::mem::take(&mut self.rest)));
+                    }
+                    return Ok(lines);
+                }
             }
         }
+    }
+
+    /// Reads once; the number of bytes.
+    fn read_some(&mut self, lines: &mut Vec<String>) -> io::Result<usize> {
+        let Some(file) = &self.current else { return Ok(0) };
+        if length(file)? < self.position {
+            self.position = 0;
+            lines.push(GAP.to_owned());
+        }
+        let room =
+            self.left.map_or(READ_BYTES, |left| usize::try_from(left).unwrap_or(READ_BYTES).min(READ_BYTES));
+        let start = self.rest.len();
+        self.rest.resize(start + room, 0);
+        let count = file.read_at(&mut self.rest[start..], self.position);
+        self.rest.truncate(start + count.as_ref().copied().unwrap_or(0));
+        let count = count?;
+        self.position += count as u64;
+        self.left = self.left.map(|left| left.saturating_sub(count as u64));
+        Ok(count)
+    }
+
+    /// Removed, and no other has taken its place.
+    fn is_gone(&self) -> bool {
+        let is_unnamed = |file: &File| file.metadata().is_ok_and(|meta| meta.nlink() == 0);
+        let has_name = self.path.exists() || older(&self.path).exists();
+        self.current.as_ref().is_none_or(is_unnamed) && !has_name
     }
 
     /// The file after the open one, if there is one by now; and whether one between them is gone.
     fn successor(&self) -> io::Result<Option<(File, bool)>> {
         let Ok(newest) = File::open(&self.path) else { return Ok(None) };
         let Some(current) = &self.current else { return Ok(Some((newest, false))) };
-        let identity = |file: &File| file.metadata().map(|meta| (meta.dev(), meta.ino()));
         let (own, of_newest) = (identity(current)?, identity(&newest)?);
         if own == of_newest {
             return Ok(None);
@@ -169,55 +183,92 @@ impl LogLines {
         }
     }
 
-    fn take_line(&mut self) -> Option<String> {
-        let end = self.rest.iter().take(LINE_BYTES_MAX).position(|&byte| byte == b'\n');
-        let length = end.map(|at| at + 1).or((self.rest.len() >= LINE_BYTES_MAX).then_some(LINE_BYTES_MAX))?;
-        let line: Vec<u8> = self.rest.drain(..length).collect();
-        Some(text(&line))
+    /// Takes every line that is whole, or as long as one may be.
+    fn take_lines(&mut self, lines: &mut Vec<String>) {
+        let mut taken = 0;
+        loop {
+            let rest = &self.rest[taken..];
+            let end = rest.iter().take(LINE_BYTES_MAX).position(|&byte| byte == b'\n').map(|at| at + 1);
+            let length = end.or((rest.len() >= LINE_BYTES_MAX).then_some(LINE_BYTES_MAX));
+            let Some(length) = length else { break };
+            lines.push(text(&rest[..length]));
+            taken += length;
+        }
+        self.rest.drain(..taken);
     }
+}
 
-    async fn wait(&mut self) -> io::Result<()> {
-        let Some(watch) = &self.watch else { return Ok(()) };
-        let mut ready = watch.readable().await?;
-        let now = Instant::now();
-        self.paid_until = self.paid_until.max(now) + SETTLE_BUSY;
-        let is_busy = self.paid_until.duration_since(now) > BURST;
-        tokio::time::sleep(if is_busy { SETTLE_BUSY } else { SETTLE }).await;
-        // What happened is seen by looking; the notices are only taken away.
-        let mut buffer = [0u8; 4096];
-        while rustix::io::read(watch.get_ref(), &mut buffer).is_ok() {}
-        ready.clear_ready();
-        Ok(())
+/// Where the last lines begin: in which of the files, the newest first, and at which byte of it.
+fn tail(files: &[File], lengths: &[u64], count: usize, follows: bool) -> io::Result<(usize, u64)> {
+    // An unfinished line is one of the lines, unless its end is still waited for.
+    let is_cut = !follows && !ends_a_line(files, lengths)?;
+    let mut before = if is_cut { count.saturating_sub(1) } else { count };
+    let mut start = (0, 0);
+    for (at, (file, &length)) in files.iter().zip(lengths).enumerate() {
+        let floor = length.saturating_sub(TAIL_BYTES_MAX);
+        let mut lowest = floor;
+        let is_found = each_line_end(file, floor, length, |end| {
+            lowest = end;
+            before = before.checked_sub(1).ok_or(())?;
+            Ok(())
+        })?;
+        start = (at, lowest);
+        if is_found || floor > 0 {
+            return Ok(start);
+        }
+        start = (at, 0);
     }
+    Ok(start)
+}
+
+fn ends_a_line(files: &[File], lengths: &[u64]) -> io::Result<bool> {
+    let Some((file, &length)) = files.iter().zip(lengths).find(|(_, length)| **length > 0) else {
+        return Ok(true);
+    };
+    let mut last = [0];
+    file.read_exact_at(&mut last, length - 1)?;
+    Ok(last == *b"\n")
+}
+
+/// Calls `found` with the byte behind every line's end, the last one first, until it says that it has
+/// enough; whether it did.
+fn each_line_end(
+    file: &File,
+    floor: u64,
+    length: u64,
+    mut found: impl FnMut(u64) -> Result<(), ()>,
+) -> io::Result<bool> {
+    let mut block = vec![0; READ_BYTES];
+    let mut end = length;
+    while end > floor {
+        let start = end.saturating_sub(READ_BYTES as u64).max(floor);
+        let block = &mut block[..usize::try_from(end - start).unwrap_or(READ_BYTES)];
+        file.read_exact_at(block, start)?;
+        for (at, _) in block.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
+            if found(start + at as u64 + 1).is_err() {
+                return Ok(true);
+            }
+        }
+        end = start;
+    }
+    Ok(false)
+}
+
+fn identity(file: &File) -> io::Result<(u64, u64)> {
+    file.metadata().map(|meta| (meta.dev(), meta.ino()))
+}
+
+fn length(file: &File) -> io::Result<u64> {
+    file.metadata().map(|meta| meta.len())
 }
 
 fn older(path: &Path) -> PathBuf {
     path.with_extension("log.1")
 }
 
-fn watch(path: &Path) -> io::Result<AsyncFd<OwnedFd>> {
-    let queue: OwnedFd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let changes = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVE | WatchFlags::DELETE_SELF;
-    inotify::add_watch(&queue, directory, changes)?;
-    register(queue)
-}
-
 /// A line for people: without its end, and with what is no UTF-8 replaced.
 fn text(line: &[u8]) -> String {
     String::from_utf8_lossy(line).trim_end_matches(['\n', '\r']).to_owned()
-}
-
-fn read_end(file: &mut File, bytes: &mut Vec<u8>) -> io::Result<()> {
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES_MAX)))?;
-    file.take(2 * TAIL_BYTES_MAX).read_to_end(bytes)?;
-    Ok(())
-}
-
-fn read_some(file: &mut File, bytes: &mut Vec<u8>) -> io::Result<usize> {
-    let limit = u64::try_from(LINE_BYTES_MAX).unwrap_or(u64::MAX);
-    file.take(limit).read_to_end(bytes)
 }
 
 #[cfg(test)]
@@ -226,6 +277,7 @@ mod tests {
     use std::io::Write;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -241,10 +293,11 @@ mod tests {
     async fn the_last_lines_reach_over_a_rotation() {
         let dir = tempfile::tempdir().expect("scratch");
         let log = dir.path().join("app.log");
-        assert!(LogLines::open(log.clone(), 1, false).is_err());
+        assert!(LogLines::open(log.clone(), 1, None).await.is_err());
         fs::write(dir.path().join("app.log.1"), "one\r\ntwo").expect("written");
         fs::write(&log, " goes on\nthree\n").expect("written");
-        let read = async |count| all(&mut LogLines::open(log.clone(), count, false).expect("there")).await;
+        let read =
+            async |count| all(&mut LogLines::open(log.clone(), count, None).await.expect("there")).await;
         assert_eq!(read(2).await, ["two goes on", "three"]);
         assert_eq!(read(9).await, ["one", "two goes on", "three"]);
     }
@@ -254,7 +307,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("scratch");
         let log = dir.path().join("app.log");
         fs::write(&log, "before\n").expect("written");
-        let mut lines = LogLines::open(log.clone(), 1, true).expect("there");
+        let mut lines =
+            LogLines::open(log.clone(), 1, Some(&DirectoryWatches::default())).await.expect("there");
         assert_eq!(lines.next().await.expect("read"), Some(vec!["before".to_owned()]));
         let read = Arc::new(AtomicUsize::new(0));
         let of_writer = read.clone();
@@ -297,10 +351,83 @@ mod tests {
         let dir = tempfile::tempdir().expect("scratch");
         let log = dir.path().join("app.log");
         fs::write(&log, vec![b'x'; 3 * LINE_BYTES_MAX + 5]).expect("written");
-        let pieces = all(&mut LogLines::open(log, 9, false).expect("there")).await;
+        let pieces = all(&mut LogLines::open(log, 9, None).await.expect("there")).await;
         assert_eq!(
             pieces.iter().map(String::len).collect::<Vec<_>>(),
             [LINE_BYTES_MAX, LINE_BYTES_MAX, LINE_BYTES_MAX, 5]
         );
+    }
+
+    #[tokio::test]
+    async fn none_of_the_last_lines_is_nothing_and_followed_only_what_is_new() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let log = dir.path().join("app.log");
+        fs::write(&log, "before\nhalf").expect("written");
+        assert!(all(&mut LogLines::open(log.clone(), 0, None).await.expect("there")).await.is_empty());
+        let watches = DirectoryWatches::default();
+        let mut lines = LogLines::open(log.clone(), 0, Some(&watches)).await.expect("there");
+        File::options().append(true).open(&log).expect("there").write_all(b" done\nnew\n").expect("written");
+        let mut seen = Vec::new();
+        while seen.len() < 2 {
+            seen.extend(lines.next().await.expect("read").expect("it goes on"));
+        }
+        assert_eq!(seen, ["half done", "new"]);
+    }
+
+    #[tokio::test]
+    async fn a_log_of_line_ends_is_handed_out_in_bounded_batches() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let log = dir.path().join("app.log");
+        for name in ["app.log", "app.log.1"] {
+            fs::write(dir.path().join(name), vec![b'\n'; 8 << 20]).expect("written");
+        }
+        let mut lines = LogLines::open(log, 100_000, None).await.expect("there");
+        let mut count = 0;
+        while let Some(batch) = lines.next().await.expect("read") {
+            assert!(batch.len() <= READ_BYTES);
+            count += batch.len();
+        }
+        assert_eq!(count, 100_000);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_was_emptied_in_place_is_read_from_its_start() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let log = dir.path().join("vmm.log");
+        fs::write(&log, "one\ntwo\n").expect("written");
+        let watches = DirectoryWatches::default();
+        let mut lines = LogLines::open(log.clone(), 1, Some(&watches)).await.expect("there");
+        assert_eq!(lines.next().await.expect("read"), Some(vec!["two".to_owned()]));
+        let file = File::options().append(true).open(&log).expect("there");
+        file.set_len(0).expect("emptied");
+        (&file).write_all(b"3\n").expect("written");
+        let mut seen = Vec::new();
+        while seen.last().is_none_or(|line| line != "3") {
+            seen.extend(lines.next().await.expect("read").expect("it goes on"));
+        }
+        assert_eq!(seen, [GAP, "3"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn the_last_lines_are_those_of_the_whole_text(
+            before in "[a\n]{0,40}", after in "[a\n]{0,40}", count in 0usize..20,
+        ) {
+            let dir = tempfile::tempdir().expect("scratch");
+            let log = dir.path().join("app.log");
+            fs::write(dir.path().join("app.log.1"), &before).expect("written");
+            fs::write(&log, &after).expect("written");
+            let mut reader = Reader::open(log, count, false).expect("there");
+            let mut seen = Vec::new();
+            loop {
+                match reader.read_on().expect("read") {
+                    lines if lines.is_empty() => break,
+                    lines => seen.extend(lines),
+                }
+            }
+            let whole = before + &after;
+            let all: Vec<&str> = whole.lines().collect();
+            proptest::prop_assert_eq!(seen, &all[all.len().saturating_sub(count)..]);
+        }
     }
 }

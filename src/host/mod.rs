@@ -29,6 +29,7 @@ pub(crate) mod sparse;
 pub mod tap;
 pub(crate) mod tsc;
 pub mod usage;
+pub mod watch_directories;
 pub mod watch_files;
 
 pub use marks::Scope;

@@ -9,6 +9,9 @@ use stead_schemas::names::Uid;
 /// Told whenever something about a machine may have changed: a hint to look, never content.
 pub type Changed = Arc<dyn Fn(&Uid) + Send + Sync>;
 
+/// Takes a line for people that a guest said: cleaned of nothing, bounded in length and in number.
+pub type Noted = Arc<dyn Fn(&Uid, &str) + Send + Sync>;
+
 /// How guests' instructions are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {

@@ -113,6 +113,17 @@ fn twenty_forks_of_a_running_vm_are_twenty_others_and_the_source_runs_on() {
     });
 }
 
+/// The one that the kernel makes of its card's address, and no other.
+async fn has_a_link_local_address_of_its_own(site: &Site, name: &str, fork: &Value) {
+    let mac = fork["network"]["mac"].as_str().expect("one");
+    let bytes: Vec<&str> = mac.split(':').collect();
+    let seen = shell(site, name, "grep ' eth0$' /proc/net/if_inet6 | cut -d ' ' -f 1").await;
+    assert!(
+        seen.starts_with("fe80") && seen.ends_with(&format!("fffe{}", bytes[3..].concat())),
+        "{mac}: {seen}"
+    );
+}
+
 /// Standby and back, a fork of its own, a crash of its VMM.
 async fn is_an_instance_like_any_other(site: &Site) {
     let kept = count(site, "fork-0").await;
@@ -250,6 +261,7 @@ fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_i
             let fork = made(&site, &fork(&first), json!({ "name": name })).await;
             assert_eq!(fork["state"], "Running", "{fork:#}");
             assert_eq!(shell(&site, name, "hostname").await, name);
+            has_a_link_local_address_of_its_own(&site, name, &fork).await;
             assert!(count(&site, name).await <= at_first + 60);
             let private = private_kib(&fork["vmm_pid"]);
             assert!(private < booted, "{name}: {private} KiB of its own, a VM that booted has {booted}");

@@ -11,6 +11,7 @@ use stead::host::disks::Ext4Files;
 use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::host::oci::{Oci, OciConfig, Target};
+use stead::host::watch_directories::DirectoryWatches;
 use stead::hypervisor::Accelerator;
 use stead::hypervisor::qemu::{Qemu, QemuConfig};
 use stead_controllers::checks::{self, HostSnapshot, Records};
@@ -160,6 +161,8 @@ impl Host {
                 disk: Box::new(move |owner| Ext4Files::path(&disks, owner)),
                 disk_reserve: Bytes(0),
                 console_log_max: Bytes(64 << 10),
+                watches: DirectoryWatches::default(),
+                noted: Arc::new(|_, _| ()),
                 changed: Arc::new(|_| {}),
             }),
             images,

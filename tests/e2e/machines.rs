@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use stead::host::boot_files::BootFiles;
 use stead::host::cgroup::Cgroups;
+use stead::host::watch_directories::DirectoryWatches;
 use stead::hypervisor::Accelerator;
 use stead::hypervisor::qemu::{Qemu, QemuConfig};
 use stead_controllers::host::{GuestPhase, HostErrorKind, LaunchPlan, Machine, Machines, VmmState};
@@ -48,6 +49,8 @@ impl Bench {
             boot_files,
             accelerator: Accelerator::probe(),
             console_log_max: Bytes(64 << 10),
+            watches: DirectoryWatches::default(),
+            noted: Arc::new(|_, _| ()),
             cgroups: Cgroups::probe("e2e"),
             rootfs: Box::new(move |_| rootfs.clone()),
             disk: Box::new(move |owner| disks.join(owner.as_str())),

@@ -23,6 +23,7 @@ mod life;
 mod machines;
 mod namespace;
 mod neighbours;
+mod odd_images;
 mod policies;
 mod programs;
 #[path = "../sdk/python.rs"]

@@ -402,6 +402,12 @@ impl Site {
         String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
     }
 
+    /// What the daemon and the guest's PID 1 say in the instance's own log.
+    pub(crate) fn told(&self, id: &str) -> String {
+        let log = self.data().join("logs").join(id).join("stead.log");
+        String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
+    }
+
     /// The console once it says `text`.
     pub(crate) async fn until_console(&self, id: &str, text: &str) -> String {
         let said = tokio::time::timeout(BOOT, async {

@@ -142,7 +142,9 @@ fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
         assert_eq!(ended(&site).await, (json!(0), "the system powered off".to_owned()));
         assert_eq!(site.get("sys").await["restart_status"]["attempts"], 1, "it stays down");
         let console = site.console(&id);
-        assert!(console.contains("the system is up") && !console.contains("login:"), "{console}");
+        assert!(!console.contains("[stead]") && !console.contains("login:"), "{console}");
+        let told = site.told(&id);
+        assert!(told.contains("guest: the system is up"), "{told}");
         site.delete("sys").await;
         settles(&mut site, "a system").await;
     });

@@ -186,7 +186,7 @@ fn others() -> Vec<Case> {
         get("/instances/nothing-here/wait?state=Unknown", 400, "invalid_state", "state"),
         get("/instances/nothing-here/wait?state=Running&timeout=0s", 400, "invalid_timeout", "timeout"),
         get("/instances/nothing-here/wait?state=Running&timeout=x", 400, "invalid_timeout", "timeout"),
-        get("/instances/nothing-here/logs?tail=0", 400, "invalid_request", "tail"),
+        get("/instances/nothing-here/logs?tail=-1", 400, "invalid_request", "tail"),
         get("/images/UPPER", 400, "invalid_name", "name "),
         get("/images/nothing-here", 404, "not_found", "there is no "),
         get("/nowhere", 404, "Not Found", "/nowhere"),

@@ -12,7 +12,8 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use stead::agent::{AgentError, AgentStream};
 use stead::api::{
-    ApiConfig, ApiState, Audit, Backend, ImportStream, Imported, LogStream, RouteView, ServerLimits,
+    ApiConfig, ApiState, Audit, Backend, ImportStream, Imported, LogError, LogStream, RouteView,
+    ServerLimits,
     auth::{Grant, Keys},
     router, routes, serve,
 };
@@ -75,14 +76,22 @@ impl Backend for NoHost {
             Err(HostError::new(HostErrorKind::Permanent, "import", "an archive").because("no archive"))
         })
     }
-    fn log(&self, _: &Uid, _: &str, tail: usize, follows: bool) -> Option<LogStream> {
+    fn log(
+        &self,
+        _: &Uid,
+        _: &str,
+        tail: usize,
+        follows: bool,
+    ) -> BoxFuture<'_, Result<LogStream, LogError>> {
         let log = self.log.lock().expect("not poisoned").clone();
-        if log.is_empty() {
-            return None;
-        }
-        let last = log[log.len().saturating_sub(tail)..].to_vec();
-        let last = futures::stream::once(std::future::ready(last));
-        Some(if follows { last.chain(futures::stream::pending()).boxed() } else { last.boxed() })
+        let found = if log.is_empty() {
+            Err(LogError::Missing)
+        } else {
+            let last = log[log.len().saturating_sub(tail)..].to_vec();
+            let last = futures::stream::once(std::future::ready(last));
+            Ok(if follows { last.chain(futures::stream::pending()).boxed() } else { last.boxed() })
+        };
+        Box::pin(std::future::ready(found))
     }
 
     fn store_failure(&self) -> Option<String> {

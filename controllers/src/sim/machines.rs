@@ -155,6 +155,7 @@ impl Vmm {
                 incarnation: self.incarnation.clone(),
                 assume_error: None,
                 identity_told: None,
+                is_unresponsive: false,
             },
         }
     }

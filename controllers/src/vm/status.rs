@@ -51,6 +51,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     status.observed_generation = object.meta.generation;
     status.conditions = conditions::standard(&object.status.conditions, object.meta.generation, end);
     explain(&mut status, object, end.now);
+    tell_unresponsive(&mut status, object, seen, end.now);
     tell_headers(&mut status, object, seen, end.now);
     status
 }
@@ -241,11 +242,38 @@ fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Timestam
         None => (Reason::Stopped, "not running".to_owned()),
     };
     let is_degraded = reason == Reason::GuestBootFailed;
+    not_ready(status, object, (reason, &message), is_degraded, now);
+}
+
+/// A guest that hangs is seen by nothing but its silence; its program may run on, or not.
+fn tell_unresponsive(
+    status: &mut InstanceStatus,
+    object: &Object<Instance>,
+    seen: Option<&Observed>,
+    now: Timestamp,
+) {
+    let machine = seen.and_then(|seen| seen.machine.as_ref());
+    let is_unresponsive =
+        machine.is_some_and(|machine| machine.vmm == VmmState::Running && machine.guest.is_unresponsive);
+    if is_unresponsive && status.state == State::Running {
+        let message = "the guest has not answered for half a minute: it hangs, or was halted from inside";
+        not_ready(status, object, (Reason::AgentUnreachable, message), true, now);
+    }
+}
+
+/// Says why what is otherwise as it should be is not Ready.
+fn not_ready(
+    status: &mut InstanceStatus,
+    object: &Object<Instance>,
+    (reason, message): (Reason, &str),
+    is_degraded: bool,
+    now: Timestamp,
+) {
     let new = |kind, status| Condition {
         kind,
         status,
         reason,
-        message: message.clone(),
+        message: message.to_owned(),
         observed_generation: object.meta.generation,
         last_transition_time: now,
     };

@@ -90,6 +90,7 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         incarnation: None,
         assume_error: None,
         identity_told: None,
+        is_unresponsive: false,
     };
     Machine {
         owner: uid(),
@@ -482,7 +483,7 @@ prop_compose! {
     ) -> Machine {
         let exit = (phase == GuestPhase::Exited)
             .then(|| Exit { code: Some(1), message: String::new(), is_boot_failure: false });
-        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, assume_error: None, identity_told: None };
+        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, assume_error: None, identity_told: None, is_unresponsive: false };
         Machine { run, guest, launched_at: at(200 - age), ..machine(vmm, phase) }
     }
 }
@@ -707,4 +708,24 @@ fn a_guest_without_the_headers_it_wants_is_told_of_and_runs() {
     assert_eq!(told(&status(&object, Some(&seen(None)), &end)), None);
     object.spec.skip_kernel_headers = true;
     assert_eq!(told(&status(&object, Some(&poor()), &end)), None);
+}
+
+#[test]
+fn a_guest_that_does_not_answer_is_running_and_not_ready_until_it_does() {
+    let end = PassEnd { now: at(1), outcome: Outcome::Converged };
+    let unresponsive = |vmm| {
+        let mut machine = machine(vmm, GuestPhase::Ready);
+        machine.guest.is_unresponsive = true;
+        seen(Some(machine))
+    };
+    let mut object = instance(Power::Running, 1, 0);
+    object.status = status(&object, Some(&unresponsive(VmmState::Running)), &end);
+    let ready = condition::find(&object.status.conditions, ConditionType::Ready).expect("told");
+    assert_eq!(object.status.state, State::Running);
+    assert_eq!((ready.status, ready.reason), (ConditionStatus::False, Reason::AgentUnreachable));
+    // One that stands still, or answers again, is another matter.
+    let paused = status(&object, Some(&unresponsive(VmmState::Paused)), &end);
+    assert!(paused.conditions.iter().all(|condition| condition.reason != Reason::AgentUnreachable));
+    let answers = seen(Some(machine(VmmState::Running, GuestPhase::Ready)));
+    assert!(condition::is_ready(&status(&object, Some(&answers), &end).conditions));
 }

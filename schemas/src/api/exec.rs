@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use crate::guest::{Exec, ToStream};
 use crate::instance::Secret;
-use crate::limits::{EXEC_TIMEOUT_MAX, WAIT_MAX};
+use crate::limits::{ENV_VAR_BYTES_MAX, EXEC_TIMEOUT_MAX, WAIT_MAX};
+use crate::signal;
 
 /// First frame of an exec.
 #[derive(Debug, Deserialize)]
@@ -53,10 +54,16 @@ impl ExecRequest {
         if strings.into_iter().any(|text| text.contains('\0')) {
             return Err("command, cwd and user must not contain a NUL".to_owned());
         }
+        if command.iter().any(|word| word.len() >= ENV_VAR_BYTES_MAX) {
+            return Err(format!("command: a word is longer than {ENV_VAR_BYTES_MAX} bytes"));
+        }
         let env = self.env.unwrap_or_default();
         for (key, value) in &env {
             if key.is_empty() || key.contains(['=', '\0']) || value.0.contains('\0') {
                 return Err(format!("env.{key}: names must be without '=', neither may contain a NUL"));
+            }
+            if key.len() + value.0.len() + 2 > ENV_VAR_BYTES_MAX {
+                return Err(format!("env.{key}: it is longer than {ENV_VAR_BYTES_MAX} bytes with its name"));
             }
         }
         let timeout = self.timeout.filter(|&seconds| seconds > 0);
@@ -92,6 +99,8 @@ pub enum ExecControl {
     Message(ToStream),
     /// Additive `{"stdin_eof":true}`.
     Eof,
+    /// A signal that there is not.
+    Unknown(String),
 }
 
 #[derive(Deserialize)]
@@ -121,6 +130,7 @@ impl ExecControl {
             (Some(Resize { rows, cols }), None, None) => {
                 Some(Self::Message(ToStream::Resize { rows, columns: cols }))
             }
+            (None, Some(name), None) if signal::number(&name).is_none() => Some(Self::Unknown(name)),
             (None, Some(name), None) => Some(Self::Message(ToStream::Signal { name })),
             (None, None, Some(true)) => Some(Self::Eof),
             _ => None,
@@ -171,5 +181,19 @@ mod tests {
         assert_eq!(ExecControl::read(r#"{"stdin_eof":false}"#), None);
         assert_eq!(ExecControl::read(r#"{"resize":{"rows":3,"cols":4},"more":1}"#), None);
         assert_eq!(ExecControl::read("ls\n"), None);
+        let signal = ToStream::Signal { name: "SIGWINCH".to_owned() };
+        assert_eq!(ExecControl::read(r#"{"signal":"SIGWINCH"}"#), Some(ExecControl::Message(signal)));
+        let unknown = ExecControl::Unknown("SIGFOO".to_owned());
+        assert_eq!(ExecControl::read(r#"{"signal":"SIGFOO"}"#), Some(unknown));
+    }
+
+    #[test]
+    fn a_string_that_no_program_can_be_given_is_refused_with_its_name() {
+        let value =
+            |length: usize| format!(r#"{{"command":["a"],"env":{{"LONG":"{}"}}}}"#, "x".repeat(length));
+        assert!(exec(&value(ENV_VAR_BYTES_MAX - 6)).is_ok());
+        assert!(exec(&value(ENV_VAR_BYTES_MAX - 5)).is_err_and(|error| error.contains("env.LONG")));
+        let word = format!(r#"{{"command":["a","{}"]}}"#, "x".repeat(ENV_VAR_BYTES_MAX));
+        assert!(exec(&word).is_err_and(|error| error.contains("command")));
     }
 }

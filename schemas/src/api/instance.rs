@@ -201,6 +201,14 @@ fn env(fields: &mut Fields, errors: &mut FieldErrors) -> BTreeMap<String, Secret
         if key.is_empty() || key.contains(['=', '\0']) {
             errors.push(&at, INVALID, "has a name that is empty or contains '=' or a NUL");
         }
+        if key.len() + value.len() + 2 > limits::ENV_VAR_BYTES_MAX {
+            let most = limits::ENV_VAR_BYTES_MAX;
+            errors.push(
+                &at,
+                INVALID,
+                format!("is longer than {most} bytes with its name, which no program can be given"),
+            );
+        }
         // The value is a secret: it is never repeated.
         if value.contains('\0') {
             errors.push(&at, INVALID, "has a value that contains a NUL");

@@ -129,3 +129,12 @@ fn a_hypervisor_is_one_that_this_host_has() {
     let refused = SnapshotRestore::read(json!({"target_hypervisor": "qemu-microvm"}), q35_only);
     assert!(refused.is_err_and(|errors| errors.to_string().contains("qemu-microvm is not supported")));
 }
+
+#[test]
+fn a_variable_that_no_program_can_be_given_is_refused_by_its_name() {
+    let body = |length: usize| json!({"name": "a", "image": "b", "env": {"LONG": "x".repeat(length)}});
+    // With `LONG=` and the zero byte at its end it is as long as the kernel allows.
+    let most = crate::limits::ENV_VAR_BYTES_MAX - 6;
+    assert_eq!(problems(body(most)), []);
+    assert_eq!(problems(body(most + 1)), [("env[LONG]".to_owned(), "invalid_request")]);
+}

@@ -169,6 +169,13 @@ pub struct FromGuest {
     pub window: u32,
 }
 
+/// A line for people, of the guest's PID 1 or of its kernel. It carries no meaning, and may be lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    pub token: Token,
+    pub note: String,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {

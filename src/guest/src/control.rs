@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stead_schemas::guest::{
-    Assumed, Config, Decoder, Frame, FrameKind, FromGuest, PROTOCOL, Phase, Seed, ToGuest, Token,
+    Assumed, Config, Decoder, Frame, FrameKind, FromGuest, Note, PROTOCOL, Phase, Seed, ToGuest, Token,
     WINDOW_BYTES,
 };
 use stead_schemas::instance::Exit;
@@ -118,6 +118,14 @@ impl Control {
             .spawn(move || of_thread.serve(port, &received, Unsent { bytes: unsent, sent: 0 }))
             .map_err(|error| BootError::new("control port", error))?;
         Ok(control)
+    }
+
+    /// Sends a line for people; waits while the host takes nothing.
+    pub(crate) fn note(&self, note: String) {
+        let Some(token) = self.lock().token.clone() else { return };
+        if let Ok(frame) = Frame::control(&Note { token, note }) {
+            self.0.outbox.put(frame.encode(), || false);
+        }
     }
 
     /// Blocks until the host has sent the configuration.

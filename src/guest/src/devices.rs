@@ -1,6 +1,7 @@
 //! Early mounts, kernel modules, and the control port.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,10 @@ pub(crate) fn load_modules() -> Result<(), BootError> {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(BootError::new("modules", format!("{name}: {error}"))),
         }
+    }
+    // As on an ordinary host: what a program does with them is for the kernel to allow.
+    for device in ["/dev/net/tun", "/dev/fuse"] {
+        let _ = fs::set_permissions(device, fs::Permissions::from_mode(0o666));
     }
     // Their files are only memory from here on.
     let _ = fs::remove_dir_all("/modules");

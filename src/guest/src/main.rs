@@ -19,6 +19,8 @@ mod control;
 mod devices;
 mod host_keys;
 mod identity;
+mod inside;
+mod kernel_log;
 mod network;
 mod outbox;
 mod pages;
@@ -40,6 +42,7 @@ use stead_schemas::guest::{Config, Phase};
 use stead_schemas::instance::Exit;
 
 use crate::children::Children;
+pub(crate) use crate::kernel_log::say;
 
 /// What failed, and in which phase of the boot.
 #[derive(Debug)]
@@ -59,6 +62,8 @@ impl BootError {
     }
 }
 
+/// Number of files that a program may have open at once, if it raises its limit.
+const OPEN_FILES_MAX: u64 = 1 << 20;
 /// How long an exit record waits for its acknowledgement when a host is listening but silent, or
 /// gone: a daemon may be down for an upgrade, and the record exists nowhere else.
 const ACKNOWLEDGE_WAIT: Duration = Duration::from_secs(600);
@@ -76,7 +81,8 @@ fn main() {
         Err((None, error)) => error,
     };
     // Reached only without a control channel: nobody can be told but the console.
-    say(&format!("boot failed in {}: {}", exit.phase, exit.reason));
+    use std::io::Write;
+    let _ = writeln!(io::stderr(), "[stead] boot failed in {}: {}", exit.phase, exit.reason);
     power_off();
 }
 
@@ -86,6 +92,7 @@ type Boot = Result<(control::Control, Config), (Option<control::Control>, BootEr
 fn boot() -> Boot {
     devices::mount_early().map_err(|error| (None, error))?;
     devices::load_modules().map_err(|error| (None, error))?;
+    raise_limits();
     let port = devices::control_port().map_err(|error| (None, error))?;
     let control = control::Control::start(port).map_err(|error| (None, error))?;
     // The root does not depend on the configuration: it is mounted while that travels.
@@ -96,6 +103,18 @@ fn boot() -> Boot {
         Ok(()) => Ok((control, config)),
         Err(error) => Err((Some(control), error)),
     }
+}
+
+/// What an ordinary host lets its programs do, and a kernel by itself does not. One that refuses has a
+/// program that says so.
+fn raise_limits() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // What a program asks for when it needs it; what it has without asking stays small, for those that
+    // close each descriptor there may be.
+    let own = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { maximum: Some(OPEN_FILES_MAX), ..own });
+    // In a VM of its own there is nobody from whom low ports were kept.
+    let _ = std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
 }
 
 fn prepare(config: &Config) -> Result<(), BootError> {
@@ -115,6 +134,7 @@ fn run(control: &control::Control, config: &Config) -> Exit {
     if let Some(init) = system::find(config) {
         system::give_way(control, config, &init);
     }
+    kernel_log::forward(control, true);
     let children = match Children::start() {
         Ok(children) => children,
         Err(error) => return boot_failure(&BootError::new("reaper", error)),
@@ -123,7 +143,6 @@ fn run(control: &control::Control, config: &Config) -> Exit {
         Ok(program) => {
             control.program_begun(config, &children, program::stop(&program, config, &children));
             control.program_ready(config, &children);
-            say("program started");
             program::wait(&program)
         }
         Err(exit) => exit,
@@ -131,7 +150,6 @@ fn run(control: &control::Control, config: &Config) -> Exit {
 }
 
 fn finish(control: &control::Control, exit: Exit) -> ! {
-    say(&format!("program ended: {}", exit.message));
     control.set(Phase::Exited, Some(exit));
     program::kill_all();
     control.wait_for_acknowledgement(ACKNOWLEDGE_WAIT);
@@ -143,13 +161,8 @@ fn boot_failure(error: &BootError) -> Exit {
     Exit { code: None, message, is_boot_failure: true }
 }
 
-/// A line for people who read the console; it carries no meaning to the host.
-fn say(line: &str) {
-    use io::Write;
-    let _ = writeln!(io::stderr(), "[stead] {line}");
-}
-
 fn power_off() -> ! {
+    kernel_log::silence();
     rustix::fs::sync();
     volumes::settle();
     root::settle();

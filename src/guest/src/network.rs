@@ -56,6 +56,7 @@ pub(crate) fn replace(old: Option<&NetworkConfig>, new: &NetworkConfig) -> Resul
     if let Some(mac) = &new.mac {
         // What it hears under another address is not passed on to it.
         set_hardware_address(&socket, index, mac).map_err(failed("hardware address"))?;
+        renew_link_local();
     }
     if let Some(old) = old {
         // Its routes go with it. The program may have removed it.
@@ -64,6 +65,15 @@ pub(crate) fn replace(old: Option<&NetworkConfig>, new: &NetworkConfig) -> Resul
     add_address(&socket, index, new).map_err(failed("address"))?;
     link_up(&socket, index).map_err(failed("link"))?;
     add_default_route(&socket, index, new.gateway).map_err(failed("default route"))
+}
+
+/// The address of IPv6 that the kernel makes of the card's is made of the new one: two guests with one of
+/// them would take each other for a mistake. Where there is no IPv6 nothing is to be done.
+fn renew_link_local() {
+    let switch = format!("/proc/sys/net/ipv6/conf/{INTERFACE}/disable_ipv6");
+    if fs::read_to_string(&switch).is_ok_and(|disabled| disabled.trim() == "0") {
+        let _ = fs::write(&switch, "1").and_then(|()| fs::write(&switch, "0"));
+    }
 }
 
 fn open() -> rustix::io::Result<OwnedFd> {

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::{fmt::Write as _, os::fd::AsFd};
@@ -11,9 +12,11 @@ use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Signal, WaitStatus};
 use stead_schemas::guest::Config;
 use stead_schemas::instance::Exit;
+use stead_schemas::signal;
 
 use crate::children::Children;
 use crate::control::{Stop, Urgency};
+use crate::inside;
 use crate::user::{self, User};
 
 /// As Docker and shells have it.
@@ -32,16 +35,18 @@ pub(crate) fn start(config: &Config, children: &Children) -> Result<Program, Exi
     let user = user::look_up(&config.user).map_err(|reason| not_started(None, &format!("user: {reason}")))?;
     let (name, arguments) =
         config.argv.split_first().ok_or_else(|| not_started(Some(NOT_FOUND), "no program given"))?;
-    let directory = if config.working_dir.is_empty() { "/" } else { &config.working_dir };
-    // Docker makes a missing working directory.
-    let _ = fs::create_dir_all(directory);
-    std::env::set_current_dir(directory).map_err(|error| {
+    let directory = absolute(&config.working_dir);
+    // Docker makes a missing working directory, and one that a link of the image leads to.
+    let made = inside::resolve(Path::new("/"), &directory).and_then(fs::create_dir_all);
+    made.and_then(|()| std::env::set_current_dir(&directory)).map_err(|error| {
         not_started(Some(NOT_EXECUTABLE), &format!("working directory {directory}: {error}"))
     })?;
+    stop_signal(config.stop_signal.as_deref())?;
     let console = console().map_err(|error| not_started(None, &format!("console: {error}")))?;
+    give_to(&console, user.uid);
     let clone = || console.try_clone().map_or_else(|_| Stdio::null(), Stdio::from);
     let mut command = Command::new(name);
-    command.args(arguments).env_clear().envs(environment(config, &user)).current_dir(directory);
+    command.args(arguments).env_clear().envs(environment(config, &user)).current_dir(&directory);
     command.stdin(Stdio::null()).stdout(clone()).stderr(clone());
     become_user(&mut command, user, false);
     let (sender, end) = mpsc::sync_channel(1);
@@ -61,11 +66,25 @@ pub(crate) fn start(config: &Config, children: &Children) -> Result<Program, Exi
 /// Stop signal first, the kill when the grace is over.
 pub(crate) fn stop(program: &Program, config: &Config, children: &Children) -> Stop {
     let (pid, children) = (program.pid, children.clone());
-    let stop_signal = signal(config.stop_signal.as_deref());
+    // One that is none did not start.
+    let stop_signal = stop_signal(config.stop_signal.as_deref()).unwrap_or(Signal::TERM);
     Box::new(move |urgency| match urgency {
         Urgency::Asked => children.signal(pid, stop_signal),
         Urgency::Overdue => children.signal(pid, Signal::KILL),
     })
+}
+
+/// The image's stop signal; what is no signal is told before the program starts, not when it shall end.
+fn stop_signal(word: Option<&str>) -> Result<Signal, Exit> {
+    let Some(word) = word.filter(|word| !word.trim().is_empty()) else { return Ok(Signal::TERM) };
+    let number = signal::number(word);
+    let unknown = || not_started(None, &format!("the image's stop signal is none: {word}"));
+    number.map(signal_of).ok_or_else(unknown)
+}
+
+/// A program may open its own outputs by their names in `/dev`, whoever it runs as.
+pub(crate) fn give_to(file: impl AsFd, uid: u32) {
+    let _ = rustix::fs::fchown(file, Some(rustix::fs::Uid::from_raw(uid)), None);
 }
 
 /// The program's user, and a session of its own; its standard input is its terminal if it has one.
@@ -163,7 +182,7 @@ fn describe(code: i32) -> String {
 }
 
 fn killed(program: Pid, signal: i32) -> Exit {
-    let mut message = format!("killed by signal {signal} ({})", signal_name(signal));
+    let mut message = format!("killed by signal {signal} ({})", signal::name(signal));
     if signal == Signal::KILL.as_raw() && was_out_of_memory(program) {
         let _ = write!(message, " - OOM");
     }
@@ -202,31 +221,34 @@ pub(crate) fn kill_all() {
     }
 }
 
-const SIGNALS: [(&str, Signal); 12] = [
-    ("SIGHUP", Signal::HUP),
-    ("SIGINT", Signal::INT),
-    ("SIGQUIT", Signal::QUIT),
-    ("SIGABRT", Signal::ABORT),
-    ("SIGBUS", Signal::BUS),
-    ("SIGFPE", Signal::FPE),
-    ("SIGKILL", Signal::KILL),
-    ("SIGUSR1", Signal::USR1),
-    ("SIGSEGV", Signal::SEGV),
-    ("SIGUSR2", Signal::USR2),
-    ("SIGPIPE", Signal::PIPE),
-    ("SIGTERM", Signal::TERM),
-];
-
-fn signal_name(raw: i32) -> String {
-    let known = SIGNALS.iter().find(|(_, signal)| signal.as_raw() == raw);
-    known.map_or_else(|| format!("signal {raw}"), |(name, _)| (*name).to_owned())
+/// The signal of this number.
+#[expect(unsafe_code, reason = "there is no other way to one that has no name of its own")]
+pub(crate) fn signal_of(number: i32) -> Signal {
+    // SAFETY: a signal that the kernel knows, and none of the two that the C library keeps for itself.
+    Signal::from_named_raw(number).unwrap_or_else(|| unsafe { Signal::from_raw_unchecked(number) })
 }
 
-/// The image's stop signal by name or number; SIGTERM when it says nothing usable.
-pub(crate) fn signal(word: Option<&str>) -> Signal {
-    let word = word.unwrap_or("SIGTERM").trim();
-    let name = if word.starts_with("SIG") { word.to_owned() } else { format!("SIG{word}") };
-    let by_name = SIGNALS.iter().find(|(known, _)| *known == name).map(|(_, signal)| *signal);
-    let by_number = || word.parse().ok().and_then(Signal::from_named_raw);
-    by_name.or_else(by_number).unwrap_or(Signal::TERM)
+/// Where a program begins: below the root, if the image says no more.
+pub(crate) fn absolute(directory: &str) -> String {
+    if directory.starts_with('/') { directory.to_owned() } else { format!("/{directory}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_stopped_as_its_image_says_and_not_begun_when_that_is_no_signal() {
+        let raw = |word| stop_signal(word).map(Signal::as_raw).map_err(|exit| exit.is_boot_failure);
+        assert_eq!(raw(None), Ok(15));
+        assert_eq!(raw(Some("")), Ok(15));
+        assert_eq!(raw(Some("WINCH")), Ok(28));
+        assert_eq!(raw(Some("SIGRTMIN+3")), Ok(37));
+        assert_eq!(raw(Some("SIGNONSENSE")), Err(true));
+    }
+
+    #[test]
+    fn a_program_begins_below_the_root() {
+        assert_eq!([absolute(""), absolute("app"), absolute("/srv")], ["/", "/app", "/srv"]);
+    }
 }

@@ -11,6 +11,7 @@ use stead_schemas::guest::{Config, HEADERS_DISK, NetworkConfig, OVERLAY_DISK, RO
 
 use crate::BootError;
 use crate::devices::{disk_of_serial, wait_for};
+use crate::inside;
 
 const NEW_ROOT: &str = "/newroot";
 
@@ -66,9 +67,10 @@ fn mount_image(device: &Path) -> Result<(), BootError> {
 
 fn mount_kernel_file_systems() -> Result<(), BootError> {
     let strict = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
-    let at = |dir: &str| format!("{NEW_ROOT}{dir}");
+    // Links of the image are followed as its programs will: they may be absolute, and lead nowhere yet.
+    let at = |dir: &str| inside::resolve(Path::new(NEW_ROOT), dir).map_err(failed("a link of the image"));
     for dir in ["/proc", "/sys", "/dev", "/run", "/tmp", "/etc"] {
-        fs::create_dir_all(at(dir)).map_err(failed(dir))?;
+        fs::create_dir_all(at(dir)?).map_err(failed(dir))?;
     }
     let mounts = [
         ("proc", "/proc", "proc", strict, None),
@@ -87,8 +89,9 @@ fn mount_kernel_file_systems() -> Result<(), BootError> {
         ("cgroup", "/sys/fs/cgroup", "cgroup2", strict, None),
     ];
     for (source, dir, kind, flags, options) in mounts {
-        let _ = fs::create_dir_all(at(dir));
-        match mount(source, at(dir).as_str(), kind, flags, options) {
+        let target = at(dir)?;
+        let _ = fs::create_dir_all(&target);
+        match mount(source, &target, kind, flags, options) {
             Ok(()) => {}
             // Not every kernel has these two; programs that need them say so themselves.
             Err(_) if matches!(kind, "mqueue" | "cgroup2") => {}
@@ -97,7 +100,7 @@ fn mount_kernel_file_systems() -> Result<(), BootError> {
     }
     for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
     {
-        let _ = std::os::unix::fs::symlink(target, at("/dev/") + link);
+        let _ = std::os::unix::fs::symlink(target, at("/dev")?.join(link));
     }
     Ok(())
 }
@@ -126,12 +129,16 @@ pub(crate) fn write_names(
     write(root, "/etc/hostname", &format!("{hostname}\n"))
 }
 
-/// Replaces a file below a root: a symbolic link of the image is not followed.
+/// Replaces a file below a root: a symbolic link of the image in its place is not followed, and one on
+/// the way there not out of the root.
 fn write(root: &str, path: &str, text: &str) -> Result<(), BootError> {
-    let path = format!("{root}{path}");
+    let root = if root.is_empty() { "/" } else { root };
+    let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let directory = inside::resolve(Path::new(root), directory).map_err(failed(path))?;
+    let path = directory.join(name);
     let _ = fs::remove_file(&path);
-    fs::write(&path, text).map_err(failed(&path))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(failed(&path))
+    fs::write(&path, text).map_err(failed(name))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(failed(name))
 }
 
 /// Makes the new root the root; what the initrd held is freed.

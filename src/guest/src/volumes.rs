@@ -20,6 +20,7 @@ use stead_schemas::guest::VolumeMount;
 
 use crate::BootError;
 use crate::devices::{disk_of_serial, wait_for};
+use crate::inside;
 
 /// What is mounted, and not yet in its place.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ pub(crate) struct Tree {
 }
 
 /// Where volumes are, for the end.
-static PLACED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static PLACED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn failed<'a, E: std::fmt::Display>(path: &'a str) -> impl FnOnce(E) -> BootError + 'a {
     move |error| BootError::new("volumes", format!("{path}: {error}"))
@@ -89,14 +90,15 @@ fn clone_of(at: &Path) -> rustix::io::Result<OwnedFd> {
 pub(crate) fn place(trees: Vec<Tree>) -> Result<(), BootError> {
     for Tree { mount, tree } in trees {
         let path = &mount.path;
-        fs::create_dir_all(path).map_err(failed(path))?;
-        let covered = fs::metadata(path).map_err(failed(path))?;
-        move_mount(&tree, "", CWD, path.as_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .map_err(failed(path))?;
-        if !mount.is_read_only && is_empty(path).map_err(failed(path))? {
-            take_over(&covered, Path::new(path)).map_err(failed(path))?;
+        // A link of the image is followed: nothing can be mounted over the link itself.
+        let place = inside::resolve(Path::new("/"), path).map_err(failed(path))?;
+        fs::create_dir_all(&place).map_err(failed(path))?;
+        let covered = fs::metadata(&place).map_err(failed(path))?;
+        move_mount(&tree, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed(path))?;
+        if !mount.is_read_only && is_empty(&place).map_err(failed(path))? {
+            take_over(&covered, &place).map_err(failed(path))?;
         }
-        PLACED.lock().unwrap_or_else(PoisonError::into_inner).push(mount.path);
+        PLACED.lock().unwrap_or_else(PoisonError::into_inner).push(place);
     }
     Ok(())
 }
@@ -107,7 +109,7 @@ fn take_over(from: &fs::Metadata, to: &Path) -> io::Result<()> {
     fs::set_permissions(to, fs::Permissions::from_mode(from.mode() & 0o7777))
 }
 
-fn is_empty(path: &str) -> io::Result<bool> {
+fn is_empty(path: &Path) -> io::Result<bool> {
     let mut names = fs::read_dir(path)?;
     Ok(names.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found")))
 }
@@ -115,6 +117,6 @@ fn is_empty(path: &str) -> io::Result<bool> {
 /// Before power-off: they are clean unless something holds them.
 pub(crate) fn settle() {
     for path in PLACED.lock().unwrap_or_else(PoisonError::into_inner).iter().rev() {
-        let _ = mount_remount(path.as_str(), MountFlags::RDONLY, "");
+        let _ = mount_remount(path, MountFlags::RDONLY, "");
     }
 }

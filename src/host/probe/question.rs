@@ -172,7 +172,9 @@ impl Questions {
             Ok(stream) => stream,
             // Clients have them all.
             Err(error @ AgentError::TooMany) => return Found::NotAsked(error.to_string()),
-            Err(error @ (AgentError::NotReady | AgentError::Lost)) => return Found::Ill(error.to_string()),
+            Err(error @ (AgentError::NotReady | AgentError::Unresponsive | AgentError::Lost)) => {
+                return Found::Ill(error.to_string());
+            }
         };
         if stream.sender.eof().await.is_err() {
             return Found::Ill(AgentError::Lost.to_string());

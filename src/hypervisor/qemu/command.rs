@@ -64,9 +64,10 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
         // (`dd` in the guest is five times as fast, a boot a fifth shorter).
         Accelerator::Tcg => "max,-erms,-fsrm",
     };
-    // Nor is the state followed by a description of itself.
+    // Nor is the state followed by a description of itself. A guest's memory is its own: in no dump of
+    // the VMM, and shared by content with no other guest's, whose timing would tell of it.
     let machine = format!(
-        "{},memory-backend=ram,accel={},{},suppress-vmdesc=on",
+        "{},memory-backend=ram,accel={},{},suppress-vmdesc=on,dump-guest-core=off,mem-merge=off",
         from.board.as_str(),
         from.accelerator.as_str(),
         from.board.options()
@@ -242,7 +243,13 @@ mod tests {
             let machine = values(&line, "-machine");
             assert_eq!(machine.len(), 1);
             assert_eq!(first(machine[0]), board.as_str());
-            for part in ["memory-backend=ram", "accel=tcg", "suppress-vmdesc=on"] {
+            for part in [
+                "memory-backend=ram",
+                "accel=tcg",
+                "suppress-vmdesc=on",
+                "dump-guest-core=off",
+                "mem-merge=off",
+            ] {
                 assert!(machine[0].split(',').any(|one| one == part), "{machine:?}");
             }
             assert!(values(&line, "-blockdev").iter().any(|one| one.contains("filename=/a,,b")));

@@ -13,7 +13,7 @@ use bytes::Buf;
 use jiff::Timestamp;
 use stead_controllers::host::{GuestPhase, GuestView};
 use stead_schemas::guest::{
-    Decoder, Frame, FrameKind, FromGuest, HEADER_BYTES, PROTOCOL, Phase, Request, ToGuest, Token,
+    Decoder, Frame, FrameKind, FromGuest, HEADER_BYTES, Note, PROTOCOL, Phase, Request, ToGuest, Token,
 };
 use stead_schemas::instance::Exit;
 use stead_schemas::limits::MESSAGE_CHARS_MAX;
@@ -27,9 +27,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use super::heartbeat::{self, Heartbeat};
+use super::notes::Notes;
 use super::tokens::Tokens;
 use crate::agent::{AgentError, AgentStream, Mux, Outgoing};
-use crate::hypervisor::Changed;
+use crate::hypervisor::{Changed, Noted};
 
 /// Between two tries to connect; the socket is there as soon as QEMU is.
 const RECONNECT_FIRST: Duration = Duration::from_millis(20);
@@ -56,6 +58,7 @@ pub(super) struct Control {
     view: Arc<Mutex<GuestView>>,
     tokens: Arc<Tokens>,
     requests: mpsc::Sender<ToGuest>,
+    heartbeat: Arc<Heartbeat>,
     mux: Mux,
     has_spoken: watch::Receiver<bool>,
     task: JoinHandle<()>,
@@ -68,7 +71,7 @@ impl Drop for Control {
 }
 
 impl Control {
-    pub(super) fn start(socket: PathBuf, owner: Uid, tokens: Tokens, changed: Changed) -> Self {
+    pub(super) fn start(socket: PathBuf, owner: Uid, tokens: Tokens, changed: Changed, noted: Noted) -> Self {
         let view = Arc::new(Mutex::new(silent()));
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
         // Two daemons one after the other must not count alike: a guest tells them apart by it.
@@ -77,24 +80,46 @@ impl Control {
         let start = super::random().map_or_else(|_| of_clock(), u64::from_le_bytes);
         let (spoke, has_spoken) = watch::channel(false);
         let tokens = Arc::new(tokens);
+        let heartbeat = Arc::<Heartbeat>::default();
         let (mux, outgoing) = Mux::new(u32::try_from(start >> 32).unwrap_or(1));
         let channel = Channel {
             socket,
             owner,
             tokens: tokens.clone(),
             view: view.clone(),
+            heartbeat: heartbeat.clone(),
             changed,
+            notes: Mutex::new(Notes::new(noted)),
             nonce: start,
             mux: mux.clone(),
             outgoing,
             spoke,
         };
         let task = tokio::spawn(channel.run(receiver));
-        Self { view, tokens, requests, mux, has_spoken, task }
+        Self { view, tokens, requests, heartbeat, mux, has_spoken, task }
     }
 
     pub(super) fn view(&self) -> GuestView {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        GuestView { is_unresponsive: self.heartbeat.is_unresponsive(), ..view }
+    }
+
+    /// The view of a guest whose VM runs now, or does not. One that does not answer although it runs
+    /// has no streams any more: nobody waits for it without end.
+    pub(super) fn judged(&self, is_running: bool) -> GuestView {
+        if !is_running {
+            self.heartbeat.forgive();
+        }
+        let view = self.view();
+        if view.is_unresponsive {
+            self.mux.end_all();
+        }
+        view
+    }
+
+    /// The VM stood still, and runs on from now.
+    pub(super) fn forgive(&self) {
+        self.heartbeat.forgive();
     }
 
     pub(super) fn token(&self) -> Token {
@@ -117,8 +142,12 @@ impl Control {
 
     /// Opens a stream to the agent of a running program.
     pub(super) async fn open(&self, request: Request) -> Result<AgentStream, AgentError> {
-        if self.view().phase != GuestPhase::Ready {
+        let view = self.view();
+        if view.phase != GuestPhase::Ready {
             return Err(AgentError::NotReady);
+        }
+        if view.is_unresponsive {
+            return Err(AgentError::Unresponsive);
         }
         self.mux.open(&self.token(), request).await
     }
@@ -141,6 +170,7 @@ pub(super) fn silent() -> GuestView {
         incarnation: None,
         assume_error: None,
         identity_told: None,
+        is_unresponsive: false,
     }
 }
 
@@ -149,7 +179,9 @@ struct Channel {
     owner: Uid,
     tokens: Arc<Tokens>,
     view: Arc<Mutex<GuestView>>,
+    heartbeat: Arc<Heartbeat>,
     changed: Changed,
+    notes: Mutex<Notes>,
     nonce: u64,
     mux: Mux,
     outgoing: Outgoing,
@@ -181,10 +213,11 @@ impl Channel {
         // What was on its way through an earlier connection may be lost.
         self.view.lock().unwrap_or_else(PoisonError::into_inner).identity_told = None;
         let nonce = self.nonce;
-        if !send(&mut writer, &ToGuest::Attach { nonce }).await {
+        if !self.ask(&mut writer).await {
             return "the first frame was not taken";
         }
         let mut is_answered = false;
+        let mut asks_at = Instant::now() + ATTACH_AGAIN;
         loop {
             tokio::select! {
                 biased;
@@ -208,7 +241,7 @@ impl Channel {
                         Some(NOBODYS) if was_answered => {
                             // Another process has the guest's end, with no stream and no request of ours.
                             self.mux.end_all();
-                            if !send(&mut writer, &ToGuest::Attach { nonce }).await {
+                            if !self.ask(&mut writer).await {
                                 return "a frame was not taken";
                             }
                         }
@@ -224,13 +257,23 @@ impl Channel {
                     }
                     useless.pause_if_due().await;
                 }
-                () = tokio::time::sleep(ATTACH_AGAIN), if !is_answered => {
-                    if !send(&mut writer, &ToGuest::Attach { nonce }).await {
+                () = tokio::time::sleep_until(asks_at) => {
+                    if !self.ask(&mut writer).await {
                         return "a frame was not taken";
                     }
+                    asks_at = Instant::now() + if is_answered { heartbeat::INTERVAL } else { ATTACH_AGAIN };
                 }
             }
         }
+    }
+
+    /// Asks for the state, which any guest answers that is alive; whether that was taken.
+    async fn ask(&self, writer: &mut OwnedWriteHalf) -> bool {
+        if self.heartbeat.asked(Instant::now()) {
+            debug!(owner = %self.owner, "the guest does not answer");
+            (self.changed)(&self.owner);
+        }
+        send(writer, &ToGuest::Attach { nonce: self.nonce }).await
     }
 
     /// Takes every whole frame; the attachment that the last state of them answers.
@@ -252,7 +295,13 @@ impl Channel {
 
     /// Takes a state of this boot; the nonce it answers.
     fn take(&self, frame: &Frame) -> Option<u64> {
-        let state: FromGuest = frame.message()?;
+        let Some(state) = frame.message::<FromGuest>() else {
+            let note = frame.message::<Note>().filter(|note| note.token == self.tokens.current());
+            if let Some(note) = note {
+                self.notes.lock().unwrap_or_else(PoisonError::into_inner).take(&self.owner, &note.note);
+            }
+            return None;
+        };
         if state.protocol != PROTOCOL {
             warn!(owner = %self.owner, guest = state.protocol, host = PROTOCOL, "the guest speaks another protocol");
             return None;
@@ -265,6 +314,7 @@ impl Channel {
         if !is_of_this_boot {
             return None;
         }
+        let was_unresponsive = self.heartbeat.heard(Instant::now());
         self.mux.told_window(state.window);
         let is_new = {
             let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
@@ -277,7 +327,7 @@ impl Channel {
             *view = next;
             is_new
         };
-        if is_new {
+        if is_new || was_unresponsive {
             (self.changed)(&self.owner);
         }
         Some(state.nonce)

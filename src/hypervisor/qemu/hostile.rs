@@ -59,7 +59,7 @@ fn attach(places: &Places, news: &Arc<AtomicUsize>) -> Control {
     let tokens = Tokens::new(places.clone(), &record);
     let news = news.clone();
     let changed = move |_: &Uid| _ = news.fetch_add(1, Ordering::SeqCst);
-    Control::start(places.control(), owner(), tokens, Arc::new(changed))
+    Control::start(places.control(), owner(), tokens, Arc::new(changed), Arc::new(|_, _| ()))
 }
 
 impl Site {
@@ -331,4 +331,23 @@ async fn a_guest_that_takes_nothing_fills_no_queue() {
     // It waits at the bound of the queue, or comes to the bound of streams.
     let _ = opened.await;
     assert!(streams.len() <= 256, "{} streams", streams.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_stops_answering_loses_its_streams_until_it_answers_again() {
+    let (site, mut guest) = ready().await;
+    let mut stream = site.control.open(stat()).await.expect("opened");
+    // Of a VM that stands still nothing is expected, however long that takes.
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(!site.control.judged(false).is_unresponsive);
+    }
+    until("unresponsive", || site.control.judged(true).is_unresponsive).await;
+    assert_eq!(stream.receiver.next().await, None);
+    assert_eq!(site.control.open(stat()).await.err(), Some(AgentError::Unresponsive));
+    let news = site.news.load(Ordering::SeqCst);
+    guest.tell(7, Some(token()), Phase::Ready).await;
+    until("it answers", || !site.control.judged(true).is_unresponsive).await;
+    assert!(site.news.load(Ordering::SeqCst) > news, "somebody looks at it again");
+    assert!(site.control.open(stat()).await.is_ok());
 }

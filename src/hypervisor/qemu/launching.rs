@@ -1,8 +1,9 @@
 //! Starting a VMM.
 
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -59,6 +60,7 @@ impl Qemu {
             volumes: plan.volumes.clone(),
             headers: self.config.boot_files.get()?.0.headers.filter(|_| plan.wants_headers),
         };
+        end_line(&self.places(&plan.owner).console_log()).map_err(failed)?;
         let file = fresh_ram(memory_size(plan)).map_err(failed)?;
         let ram = Ram { file, mapping: Mapping::Own, content: Content::Fresh };
         self.start(plan, record, &ram).await.map(drop)
@@ -156,7 +158,11 @@ impl Qemu {
         let failed = |error| HostError::io("start a VMM for", plan.owner.as_str(), error);
         let log = File::options().create(true).append(true).open(places.vmm_log()).map_err(failed)?;
         let mut command = tokio::process::Command::new(&config.binary);
-        command.args(command::arguments(plan, places, &ingredients)).current_dir("/").kill_on_drop(false);
+        command
+            .args(command::arguments(plan, places, &ingredients))
+            .env_clear()
+            .current_dir("/")
+            .kill_on_drop(false);
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
         let mut largest = 0;
         for disk in plan.disks() {
@@ -197,6 +203,20 @@ impl Qemu {
     }
 }
 
+/// Ends the last line of an earlier boot, so that the first one of the next stands apart.
+fn end_line(log: &Path) -> io::Result<()> {
+    let file = match File::options().read(true).append(true).open(log) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    let mut last = [0];
+    match file.metadata()?.len().checked_sub(1) {
+        Some(at) => file.read_exact_at(&mut last, at)?,
+        None => return Ok(()),
+    }
+    if last == *b"\n" { Ok(()) } else { (&file).write_all(b"\n") }
+}
+
 /// Asks until there is an answer. The socket appears within milliseconds, a moment before anybody
 /// listens on it; there is no event to wait for.
 async fn first_answer<T, F: Future<Output = Option<T>>>(socket: &Path, ask: impl Fn() -> F) -> T {
@@ -230,6 +250,19 @@ mod tests {
     use tokio::net::{UnixSocket, UnixStream};
 
     use super::*;
+
+    #[test]
+    fn the_last_line_of_an_earlier_boot_is_ended_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("app.log");
+        end_line(&log).expect("none is there");
+        assert!(!log.exists());
+        for (before, after) in [("", ""), ("one", "one\n"), ("one\n", "one\n")] {
+            fs::write(&log, before).expect("written");
+            end_line(&log).expect("ended");
+            assert_eq!(fs::read_to_string(&log).expect("there"), after);
+        }
+    }
 
     #[tokio::test]
     async fn a_monitor_that_is_there_and_does_not_listen_yet_is_asked_again() {

@@ -9,6 +9,8 @@ mod board;
 mod command;
 mod console;
 mod control;
+mod dirs;
+mod heartbeat;
 #[cfg(test)]
 mod hostile;
 mod launching;
@@ -16,6 +18,7 @@ mod manifest;
 mod mapped;
 mod memory;
 mod monitor;
+mod notes;
 mod own_pages;
 mod packer;
 mod packing;
@@ -48,12 +51,14 @@ use tokio::task::JoinHandle;
 
 pub use self::board::hypervisors;
 use self::control::Control;
+use self::dirs::{last_line, make_private_dir, remove_dir, remove_file, uids_in};
 use self::manifest::FileMark;
 use self::memory::MemoryDir;
 use self::monitor::Monitor;
 use self::packer::Packer;
 use self::places::{Places, Record};
 use self::ram::HeldRam;
+use self::saving::on_thread;
 use self::taps::{check_tap, has_tap};
 use self::tokens::Tokens;
 use self::turns::Turns;
@@ -62,7 +67,8 @@ use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
 use crate::host::files;
 use crate::host::process::Identity;
-use crate::hypervisor::{Accelerator, Changed};
+use crate::host::watch_directories::DirectoryWatches;
+use crate::hypervisor::{Accelerator, Changed, Noted};
 
 /// What the driver has to know.
 pub struct QemuConfig {
@@ -73,6 +79,8 @@ pub struct QemuConfig {
     pub accelerator: Accelerator,
     /// A console's log goes on in a new file from here.
     pub console_log_max: Bytes,
+    /// Tells when a console's log was written to.
+    pub watches: DirectoryWatches,
     pub cgroups: Cgroups,
     /// Where the root file system of a digest and the disk of an owner are.
     pub rootfs: Box<dyn Fn(&Digest) -> PathBuf + Send + Sync>,
@@ -80,6 +88,8 @@ pub struct QemuConfig {
     /// Of the disk, kept free by saves for the store and the logs.
     pub disk_reserve: Bytes,
     pub changed: Changed,
+    /// Takes lines of a guest for its instance's log; at once.
+    pub noted: Noted,
 }
 
 /// The driver; clones share their connections.
@@ -207,7 +217,8 @@ impl Qemu {
             }
         });
         let tokens = Tokens::new(places.clone(), record);
-        let control = Control::start(places.control(), owner.clone(), tokens, changed);
+        let noted = self.config.noted.clone();
+        let control = Control::start(places.control(), owner.clone(), tokens, changed, noted);
         let new = Arc::new(Attached {
             identity: identity.clone(),
             control,
@@ -217,8 +228,8 @@ impl Qemu {
             exit_watch,
             console_watch: OnceLock::new(),
         });
-        let watch =
-            tokio::spawn(console::keep_bounded(places, self.config.console_log_max, Arc::downgrade(&new)));
+        let (max, watches) = (self.config.console_log_max, self.config.watches.clone());
+        let watch = tokio::spawn(console::keep_bounded(places, max, watches, Arc::downgrade(&new)));
         // Empty until here: this value was shared with nobody yet.
         let _ = new.console_watch.set(watch);
         attached.insert(owner.clone(), new.clone());
@@ -296,7 +307,7 @@ impl Machines for Qemu {
             machine.listening_since = attached.since;
             machine.pid = Some(identity.pid);
             machine.vmm = self.vmm_state(owner, &attached).await;
-            machine.guest = attached.control.view();
+            machine.guest = attached.control.judged(machine.vmm == VmmState::Running);
             machine.is_network_cut =
                 record.tap.as_ref().is_some_and(|tap| !has_tap(identity.pid, tap.as_str()));
         } else if let Some(attached) = self.lock().get(owner) {
@@ -345,12 +356,13 @@ impl Machines for Qemu {
 
     async fn discard_memory(&self, owner: &Uid) -> Result<(), HostError> {
         self.packer.end(owner).await;
-        let memory = self.memory_dir(owner);
         self.proved().remove(owner);
-        match Record::read(&self.places(owner))? {
+        let (memory, places) = (self.memory_dir(owner), self.places(owner));
+        let discard = move || match Record::read(&places)? {
             Some(record) => memory.consume(record.mapped_inode()),
             None => memory.discard(),
-        }
+        };
+        on_thread(owner, discard).await
     }
 
     async fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError> {
@@ -419,6 +431,7 @@ impl Machines for Qemu {
         }
         let resumed = self.on_monitor(&attached, async |monitor| monitor.resume().await).await;
         resumed.map_err(|why| refused(HostErrorKind::Transient).because(why))?;
+        attached.control.forgive();
         // Its clock stood still. A channel that is full is reconnected to, with the time told again.
         let _ = attached.control.ask(control::clock(), |_| {});
         Ok(())
@@ -439,44 +452,20 @@ impl Machines for Qemu {
             return Err(HostError::new(HostErrorKind::Conflict, "release the living VM of", owner.as_str()));
         }
         self.lock().remove(owner);
-        let failed = |error| HostError::io("release the VM of", owner.as_str(), error);
-        self.config.cgroups.remove(owner.as_str()).map_err(failed)?;
-        self.memory_dir(owner).forget_running()?;
-        remove_dir(places.runtime()).map_err(failed)
+        let (config, memory, of_thread) = (self.config.clone(), self.memory_dir(owner), owner.clone());
+        let release = move || {
+            let failed = |error| HostError::io("release the VM of", of_thread.as_str(), error);
+            config.cgroups.remove(of_thread.as_str()).map_err(failed)?;
+            memory.forget_running()?;
+            remove_dir(places.runtime()).map_err(failed)
+        };
+        on_thread(owner, release).await
     }
 
     async fn discard_records(&self, owner: &Uid) -> Result<(), HostError> {
-        let logs = self.places(owner).logs;
-        remove_dir(&logs).map_err(|error| HostError::io("discard the logs of", owner.as_str(), error))
-    }
-}
-
-fn uids_in(dir: &Path) -> Result<Vec<Uid>, HostError> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(HostError::io("list", dir.display().to_string(), error)),
-    };
-    // Names that are no uid are not ours.
-    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
-}
-
-fn make_private_dir(dir: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-fn remove_dir(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-fn remove_file(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        let (logs, of_thread) = (self.places(owner).logs, owner.clone());
+        let failed = move |error| HostError::io("discard the logs of", of_thread.as_str(), error);
+        on_thread(owner, move || remove_dir(&logs).map_err(failed)).await
     }
 }
 
@@ -488,12 +477,4 @@ fn random<const LENGTH: usize>() -> io::Result<[u8; LENGTH]> {
     let mut bytes = [0u8; LENGTH];
     io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut bytes)?;
     Ok(bytes)
-}
-
-/// What a program that failed said last.
-fn last_line(log: &Path) -> String {
-    let text = fs::read(log).unwrap_or_default();
-    let tail = &text[text.len().saturating_sub(4096)..];
-    let text = String::from_utf8_lossy(tail).into_owned();
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
 }

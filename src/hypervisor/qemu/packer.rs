@@ -1,7 +1,8 @@
 //! Compressions under way: begun, ended early, and their failures kept until somebody asks.
 //!
 //! One at a time: it has several threads, and nobody waits for it. In memory only: after a crash the
-//! file is as it was, and the compression is begun again.
+//! file is as it was, and the compression is begun again. One that is ended does not wait for those before
+//! it, so nobody who needs the memory does.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::memory::MemoryDir;
 use crate::hypervisor::Changed;
@@ -24,8 +25,31 @@ pub(super) struct Packer {
 }
 
 enum Job {
-    Going { stop: Arc<AtomicBool>, is_over: watch::Receiver<bool> },
+    Going { stop: Stop, is_over: watch::Receiver<bool> },
     Failed(HostError),
+}
+
+/// Ends one compression: looked at while it works, and waited for before that.
+#[derive(Clone)]
+struct Stop {
+    is_set: Arc<AtomicBool>,
+    waiting: Arc<Notify>,
+}
+
+impl Stop {
+    fn new() -> Self {
+        Self { is_set: Arc::default(), waiting: Arc::default() }
+    }
+
+    fn set(&self) {
+        self.is_set.store(true, Ordering::Relaxed);
+        // Kept for one that begins to wait just now.
+        self.waiting.notify_one();
+    }
+
+    fn is_set(&self) -> bool {
+        self.is_set.load(Ordering::Relaxed)
+    }
 }
 
 impl Packer {
@@ -52,13 +76,13 @@ impl Packer {
             }
             None => {}
         }
-        let (stop, (over, is_over)) = (Arc::new(AtomicBool::new(false)), watch::channel(false));
+        let (stop, (over, is_over)) = (Stop::new(), watch::channel(false));
         jobs.insert(owner.clone(), Job::Going { stop: stop.clone(), is_over });
         drop(jobs);
         let (packer, owner) = (self.clone(), owner.clone());
         tokio::spawn(async move {
             let done = packer.work(memory, how, stop.clone()).await;
-            let is_stopped = stop.load(Ordering::Relaxed);
+            let is_stopped = stop.is_set();
             let mut jobs = packer.lock();
             jobs.remove(&owner);
             if let Err(error) = done
@@ -74,18 +98,17 @@ impl Packer {
         Ok(())
     }
 
-    async fn work(
-        &self,
-        memory: MemoryDir,
-        how: Compression,
-        stop: Arc<AtomicBool>,
-    ) -> Result<(), HostError> {
+    async fn work(&self, memory: MemoryDir, how: Compression, stop: Stop) -> Result<(), HostError> {
         let failed = |why: String| {
             HostError::new(HostErrorKind::Transient, "compress the memory in", memory.name()).because(why)
         };
-        let _turn = self.turn.acquire().await.map_err(|error| failed(error.to_string()))?;
+        let _turn = tokio::select! {
+            biased;
+            () = stop.waiting.notified() => return Err(failed("it was ended before it began".to_owned())),
+            turn = self.turn.acquire() => turn.map_err(|error| failed(error.to_string()))?,
+        };
         let of_thread = memory.clone();
-        let packed = tokio::task::spawn_blocking(move || of_thread.pack(how, &stop)).await;
+        let packed = tokio::task::spawn_blocking(move || of_thread.pack(how, &stop.is_set)).await;
         packed.map_err(|error| failed(error.to_string()))?
     }
 
@@ -93,7 +116,7 @@ impl Packer {
     pub(super) async fn end(&self, owner: &Uid) {
         let going = match self.lock().get(owner) {
             Some(Job::Going { stop, is_over }) => {
-                stop.store(true, Ordering::Relaxed);
+                stop.set();
                 Some(is_over.clone())
             }
             Some(Job::Failed(_)) | None => None,
@@ -105,5 +128,38 @@ impl Packer {
         if !self.is_going(owner) {
             self.lock().remove(owner);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stead_schemas::compression::Algorithm;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_is_queued_is_ended_without_waiting_for_those_before_it() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let ended = Arc::new(Mutex::new(Vec::new()));
+        let of_packer = ended.clone();
+        let changed = move |owner: &Uid| of_packer.lock().expect("whole").push(owner.clone());
+        let packer = Packer::new(Arc::new(changed));
+        // As long as this is held another compression goes on.
+        let going = packer.turn.acquire().await.expect("open");
+        let owners = ["a", "b"].map(|first| format!("{first}{:023}", 0).parse::<Uid>().expect("valid"));
+        for owner in &owners {
+            let how = Compression { algorithm: Algorithm::Zstd, level: 1 };
+            packer.begin(owner, MemoryDir::new(dir.path(), owner), how).expect("begun");
+        }
+        packer.end(&owners[1]).await;
+        assert!(!packer.is_going(&owners[1]) && packer.is_going(&owners[0]));
+        assert_eq!(*ended.lock().expect("whole"), [owners[1].clone()]);
+        // That there is no memory is told to the next who asks, and only by the one that got its turn.
+        drop(going);
+        while packer.is_going(&owners[0]) {
+            tokio::task::yield_now().await;
+        }
+        let how = Compression { algorithm: Algorithm::Zstd, level: 1 };
+        assert!(packer.begin(&owners[0], MemoryDir::new(dir.path(), &owners[0]), how).is_err());
     }
 }

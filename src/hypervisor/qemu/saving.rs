@@ -49,11 +49,13 @@ impl Qemu {
             if self.vmm_state(owner, &attached).await != VmmState::Paused {
                 return Err(transient(owner, "it is not paused".to_owned()));
             }
-            memory.begin()?;
+            let begin = memory.clone();
+            on_thread(owner, move || begin.begin()).await?;
             let begun = self.begin_ram(owner, &attached, &memory).await?;
             let (origin, ram) = self.take_memory(owner, &attached, &memory, begun, generation).await?;
             proved(owner, memory.clone(), origin, ram).await?;
-            memory.publish()?;
+            let publish = memory.clone();
+            on_thread(owner, move || publish.publish()).await?;
             self.has_proved(owner, &memory);
             if let Ok(ram) = ram_of(attached.identity.pid) {
                 attached.held_ram.hold(ram);
@@ -63,7 +65,7 @@ impl Qemu {
         let saved = saved.await;
         if saved.is_err() {
             // A memory that is saved and a VM that runs must never meet.
-            memory.unsave()?;
+            on_thread(owner, move || memory.unsave()).await?;
             self.let_run_on(owner, &attached).await;
         }
         saved
@@ -75,6 +77,7 @@ impl Qemu {
         if let Err(error) = resumed.await {
             tracing::warn!(%owner, error, "a VM that was held is still paused");
         }
+        attached.control.forgive();
         // Its clock stood still. A channel that is full is reconnected to, with the time told again.
         let _ = attached.control.ask(control::clock(), |_| {});
     }
@@ -86,7 +89,8 @@ impl Qemu {
         attached: &Attached,
         memory: &MemoryDir,
     ) -> Result<Option<RamKept>, HostError> {
-        self.check_room(owner, self.bytes_to_save(owner, attached, memory)?)?;
+        let needed = self.bytes_to_save(owner, attached, memory).await?;
+        self.check_room(owner, needed)?;
         match self.record_to_save(owner)?.mapping {
             Mapping::Own => Ok(None),
             Mapping::Private => {
@@ -97,19 +101,24 @@ impl Qemu {
     }
 
     /// How much a save of this VM's RAM writes, at most.
-    pub(super) fn bytes_to_save(
+    pub(super) async fn bytes_to_save(
         &self,
         owner: &Uid,
         attached: &Attached,
         memory: &MemoryDir,
     ) -> Result<Bytes, HostError> {
         let (record, pid) = (self.record_to_save(owner)?, attached.identity.pid);
-        let bytes = match record.mapping {
-            Mapping::Own => ram_of(pid).and_then(|ram| ram.metadata()).map(|ram| ram.blocks() * 512),
-            Mapping::Private => own_pages(pid, &record)
-                .map(|pages| pages.bytes().saturating_add(memory.bytes_to_copy(&self.memory_dir(owner)))),
+        let (memory, running, of_thread) = (memory.clone(), self.memory_dir(owner), owner.clone());
+        let measure = move || {
+            let bytes = match record.mapping {
+                Mapping::Own => ram_of(pid).and_then(|ram| ram.metadata()).map(|ram| ram.blocks() * 512),
+                Mapping::Private => own_pages(pid, &record)
+                    .map(|pages| pages.bytes().saturating_add(memory.bytes_to_copy(&running))),
+            };
+            let failed = |error| HostError::io("measure the memory of", of_thread.as_str(), error);
+            bytes.map(Bytes).map_err(failed)
         };
-        bytes.map(Bytes).map_err(|error| HostError::io("measure the memory of", owner.as_str(), error))
+        on_thread(owner, measure).await
     }
 
     fn record_to_save(&self, owner: &Uid) -> Result<Record, HostError> {
@@ -215,11 +224,15 @@ fn own_pages(pid: u32, record: &Record) -> io::Result<OwnPages> {
     OwnPages::of(pid, record.ram_inode, record.memory.mib_ceil() << 20)
 }
 
-async fn on_thread<T: Send + 'static>(
+/// What waits for the disk does so on a thread: all passes over VMs are polled by one task.
+pub(super) async fn on_thread<T: Send + 'static>(
     owner: &Uid,
     work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
 ) -> Result<T, HostError> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(transient(owner, error.to_string())))
+    let ended = |error: tokio::task::JoinError| {
+        HostError::new(HostErrorKind::Transient, "work on the files of", owner.as_str()).because(error)
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(ended(error)))
 }
 
 /// What was taken is made durable and known; the VM need not be held for that.

@@ -26,7 +26,7 @@ use stead_schemas::snapshot::{PackingState, SnapshotKind};
 use super::manifest::{Origin, RamKept};
 use super::memory::MemoryDir;
 use super::places::Record;
-use super::saving::proved;
+use super::saving::{on_thread, proved};
 use super::{Qemu, uids_in};
 use crate::host::disks::Ext4Files;
 use crate::host::{files, sparse};
@@ -79,7 +79,7 @@ impl Snapshots for Qemu {
         let attached = self.lock().get(&plan.source).cloned();
         let memory = match (plan.kind, attached) {
             (SnapshotKind::Standby, Some(attached)) => {
-                self.bytes_to_save(&plan.source, &attached, &self.snapshot_dir(&plan.snapshot))?.0
+                self.bytes_to_save(&plan.source, &attached, &self.snapshot_dir(&plan.snapshot)).await?.0
             }
             // What is saved already is shared.
             (SnapshotKind::Standby, None) | (SnapshotKind::Stopped, _) => 0,
@@ -89,7 +89,8 @@ impl Snapshots for Qemu {
 
     async fn capture(&self, plan: &CapturePlan) -> Result<(), HostError> {
         let dir = self.snapshot_dir(&plan.snapshot);
-        dir.begin()?;
+        let begin = dir.clone();
+        on_thread(&plan.snapshot, move || begin.begin()).await?;
         let source = self.memory_dir(&plan.source);
         let is_proved = !source.exists() || self.is_proved(&plan.source, &source);
         let taken = match plan.kind {
@@ -105,7 +106,7 @@ impl Snapshots for Qemu {
             // Its first fork reads nothing that was just written.
             Ok(()) if is_proved => self.has_proved(&plan.snapshot, &dir),
             Ok(()) => {}
-            Err(_) => dir.discard()?,
+            Err(_) => on_thread(&plan.snapshot, move || dir.discard()).await?,
         }
         captured
     }
@@ -119,11 +120,7 @@ impl Snapshots for Qemu {
         self.packer.end(snapshot).await;
         let dir = self.snapshot_dir(snapshot);
         // Freeing the blocks of large files takes a while.
-        let removed = tokio::task::spawn_blocking(move || dir.discard()).await;
-        removed.unwrap_or_else(|error| {
-            let failed = HostError::new(HostErrorKind::Transient, "remove the snapshot", snapshot.as_str());
-            Err(failed.because(error))
-        })
+        on_thread(snapshot, move || dir.discard()).await
     }
 }
 
@@ -201,7 +198,8 @@ impl Qemu {
         if origin.run != plan.run {
             return Err(conflict(plan, "its memory is of another run"));
         }
-        let kept = dir.keep_shared(&memory, &manifest)?;
+        let to = dir.clone();
+        let kept = on_thread(&plan.snapshot, move || to.keep_shared(&memory, &manifest)).await?;
         self.copy_disks(plan, dir).await?;
         let is_as_saved =
             self.is_as_saved(&plan.disk, &origin).map_err(dir.failed("look at the disks for"))?;
@@ -262,8 +260,12 @@ async fn seal(
     }
     let manifest = Manifest { kind: plan.kind, captured_at, disk_bytes, volume_bytes };
     let bytes = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
-    files::write_whole(&dir.saving(MANIFEST), &bytes, 0o600)?;
-    dir.publish()
+    let publish = dir.clone();
+    let written = move || {
+        files::write_whole(&publish.saving(MANIFEST), &bytes, 0o600)?;
+        publish.publish()
+    };
+    on_thread(&plan.snapshot, written).await
 }
 
 fn conflict(plan: &CapturePlan, why: &str) -> HostError {

@@ -1,4 +1,5 @@
-//! What a VMM's process is given before it becomes QEMU: a session, a bound on its files, its RAM.
+//! What a VMM's process is given before it becomes QEMU: a session, a bound on its files, no core dump,
+//! its RAM.
 
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
@@ -29,6 +30,9 @@ pub(super) fn prepare(command: &mut tokio::process::Command, file_size_max: u64,
         if unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } == libc::SIG_ERR {
             return Err(io::Error::last_os_error());
         }
+        // A dump of the VMM would hold what the guest has in memory, and be as large.
+        let none = Rlimit { current: Some(0), maximum: Some(0) };
+        setrlimit(Resource::Core, none)?;
         let both = Rlimit { current: Some(file_size_max), maximum: Some(file_size_max) };
         setrlimit(Resource::Fsize, both).map_err(io::Error::from)
     };

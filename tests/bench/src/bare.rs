@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use stead::agent::{AgentError, AgentStream};
 use stead::api::{
-    ApiConfig, ApiState, Backend, ImportStream, Imported, LogStream, ServerLimits,
+    ApiConfig, ApiState, Backend, ImportStream, Imported, LogError, LogStream, ServerLimits,
     auth::{Grant, Keys},
     router, serve,
 };
@@ -39,8 +39,8 @@ impl Backend for NoHost {
     fn import(&self, _: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
         Box::pin(async { Err(HostError::new(HostErrorKind::Unsupported, "import", "here")) })
     }
-    fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> Option<LogStream> {
-        None
+    fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> BoxFuture<'_, Result<LogStream, LogError>> {
+        Box::pin(async { Err(LogError::Missing) })
     }
     fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
         InstanceStats::default()

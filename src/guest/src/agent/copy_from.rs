@@ -6,15 +6,20 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{MemfdFlags, OFlags, memfd_create};
 use stead_schemas::guest::{BytePath, CopyFrom, Entry, EntryKind, FrameKind, FromStream};
 
 use super::source::Source;
 use super::stream::{SENT_BYTES_MAX, Stream};
+
+/// Length of what is read before it is told how long it is, in bytes: the longest files of `/proc` that
+/// people look at are some hundred kilobytes.
+const MADE_UP_BYTES_MAX: u64 = 4 << 20;
 
 /// Why a copy ends early.
 enum Stop {
@@ -97,19 +102,17 @@ impl Copy<'_> {
 
     /// Sends one entry with its contents; `false` when it has no form on the wire.
     fn entry(&mut self, path: &Path, below: &Path, meta: &Metadata) -> Result<bool, Stop> {
+        // Opened before it is told: what cannot be read is no entry.
+        let file =
+            if meta.is_file() { Some(open(path, meta).map_err(|error| failed(path, &error))?) } else { None };
         let kind = if meta.is_dir() {
             EntryKind::Directory
-        } else if meta.is_file() {
-            EntryKind::File { size: meta.len() }
+        } else if let Some((_, size)) = &file {
+            EntryKind::File { size: *size }
         } else if meta.is_symlink() {
             EntryKind::Link { target: bytes_of(&fs::read_link(path).map_err(|error| failed(path, &error))?) }
         } else {
             return Ok(false);
-        };
-        // Opened before it is told: what cannot be read is no entry.
-        let file = match &kind {
-            EntryKind::File { .. } => Some(File::open(path).map_err(|error| failed(path, &error))?),
-            _ => None,
         };
         let (mode, uid, gid, mtime) = (meta.mode() & 0o777, meta.uid(), meta.gid(), meta.mtime());
         let entry = Entry { path: bytes_of(below), kind, mode, uid, gid, mtime };
@@ -118,7 +121,7 @@ impl Copy<'_> {
         }
         self.tell(&FromStream::Entry(entry))?;
         self.has_open_end = true;
-        file.map_or(Ok(()), |file| self.contents(path, file, meta.len()))?;
+        file.map_or(Ok(()), |(file, size)| self.contents(path, file, size))?;
         Ok(true)
     }
 
@@ -152,6 +155,28 @@ impl Copy<'_> {
     fn tell(&self, message: &FromStream) -> Result<(), Stop> {
         if self.stream.message(message) { Ok(()) } else { Err(Stop::Closed) }
     }
+}
+
+/// A file and its length. One without blocks, as those of `/proc` and `/sys` are, says nothing of its
+/// length: it is read as a whole before.
+fn open(path: &Path, meta: &Metadata) -> io::Result<(File, u64)> {
+    if meta.blocks() > 0 || meta.len() > MADE_UP_BYTES_MAX {
+        return Ok((File::open(path)?, meta.len()));
+    }
+    // One that has nothing to say yet is not waited for.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let mut file = File::options().read(true).custom_flags(flags).open(path)?;
+    let mut bytes = Vec::new();
+    match (&mut file).take(MADE_UP_BYTES_MAX + 1).read_to_end(&mut bytes) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        read => drop(read?),
+    }
+    if bytes.len() as u64 > MADE_UP_BYTES_MAX {
+        return Err(io::Error::other("it says nothing of its length, and is too long to be read before"));
+    }
+    let copy = File::from(memfd_create("copy", MemfdFlags::CLOEXEC)?);
+    copy.write_all_at(&bytes, 0)?;
+    Ok((copy, bytes.len() as u64))
 }
 
 /// A directory on the way down.

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitStatus};
 use rustix::termios::{Winsize, tcsetwinsize};
 use stead_schemas::guest::{Exec, FrameKind, FromStream, ToStream};
+use stead_schemas::signal;
 
 use super::Instance;
 use super::stream::{Input, SENT_BYTES_MAX, Stream};
@@ -72,9 +73,8 @@ fn start<'a>(
     let (name, arguments) =
         request.command.split_first().ok_or_else(|| (program::NOT_FOUND, "no command given".to_owned()))?;
     let user = user::look_up(request.user.as_deref().unwrap_or(&config.user)).map_err(cannot)?;
-    let directory = request.directory.as_deref().unwrap_or(&config.working_dir);
-    let directory = if directory.is_empty() { "/" } else { directory };
-    if !std::fs::metadata(directory).is_ok_and(|meta| meta.is_dir()) {
+    let directory = program::absolute(request.directory.as_deref().unwrap_or(&config.working_dir));
+    if !std::fs::metadata(&directory).is_ok_and(|meta| meta.is_dir()) {
         return Err(cannot(format!("working directory {directory}: there is no such directory")));
     }
     let mut environment = program::environment(config, &user);
@@ -83,10 +83,10 @@ fn start<'a>(
     }
     environment.extend(request.env.iter().map(|(key, value)| (key.clone(), value.0.clone())));
     let mut command = Command::new(name);
-    command.args(arguments).env_clear().envs(environment).current_dir(directory);
+    command.args(arguments).env_clear().envs(environment).current_dir(&directory);
     let pipes = if request.has_terminal { Pipes::terminal(request) } else { Pipes::plain(request.is_split) };
     let pipes = pipes.map_err(|error| cannot(format!("pipes: {error}")))?;
-    let ours = pipes.attach(&mut command);
+    let ours = pipes.attach(&mut command, user.uid);
     program::become_user(&mut command, user, request.has_terminal);
     let end = Arc::new(OnceLock::new());
     let (of_reaper, to_wake) = (end.clone(), stream.clone());
@@ -162,7 +162,8 @@ impl Pipes {
         Ok(Self { ours: Ours { input: file, outputs, terminal: Some(master) }, theirs })
     }
 
-    fn attach(self, command: &mut Command) -> Ours {
+    fn attach(self, command: &mut Command, uid: u32) -> Ours {
+        self.theirs.iter().for_each(|file| program::give_to(file, uid));
         let [input, output, error] = self.theirs.map(Stdio::from);
         command.stdin(input).stdout(output).stderr(error);
         self.ours
@@ -219,8 +220,10 @@ impl Session<'_> {
                     }
                 }
                 Input::Message(ToStream::Signal { name }) => {
-                    let signal = program::signal(Some(&name));
-                    self.instance.children.signal_group(self.pid, signal);
+                    // The host passes on no other words than those that are known.
+                    if let Some(number) = signal::number(&name) {
+                        self.instance.children.signal_group(self.pid, program::signal_of(number));
+                    }
                 }
             }
         }

@@ -74,6 +74,7 @@ fn run(origin: Origin) -> io::Result<()> {
         Origin::Unit => begin_again()?,
     };
     stand_apart();
+    crate::kernel_log::forward(&begun.control, matches!(origin, Origin::Init));
     let children = Children::start()?;
     let (control, config, kind) = (begun.control, begun.config, begun.kind);
     let (ends, ended) = mpsc::channel();

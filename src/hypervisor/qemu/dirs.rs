@@ -1,0 +1,45 @@
+//! Directories and files of the driver: made private, listed, removed whether they are there or not.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use stead_controllers::host::HostError;
+use stead_schemas::names::Uid;
+
+pub(super) fn uids_in(dir: &Path) -> Result<Vec<Uid>, HostError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(HostError::io("list", dir.display().to_string(), error)),
+    };
+    // Names that are no uid are not ours.
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+pub(super) fn make_private_dir(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+pub(super) fn remove_dir(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// What a program that failed said last.
+pub(super) fn last_line(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let tail = &text[text.len().saturating_sub(4096)..];
+    let text = String::from_utf8_lossy(tail).into_owned();
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+}

@@ -1,0 +1,63 @@
+//! Which file a log of an instance is, and its lines as the API hands them out.
+
+use std::io;
+use std::path::Path;
+
+use futures::StreamExt;
+use stead_schemas::names::Uid;
+
+use crate::api::{LogError, LogStream};
+use crate::host::journal;
+use crate::host::logs::LogLines;
+use crate::host::watch_directories::DirectoryWatches;
+use crate::hypervisor::qemu::Qemu;
+
+/// Opens a log; it is watched only when it is followed.
+pub(crate) async fn open(
+    data_dir: &Path,
+    watches: &DirectoryWatches,
+    instance: &Uid,
+    source: &str,
+    tail: usize,
+    follows: bool,
+) -> Result<LogStream, LogError> {
+    let console = Qemu::console_log(data_dir, instance);
+    let path = match source {
+        "app" => console,
+        "vmm" => console.with_file_name("vmm.log"),
+        "stead" => console.with_file_name(journal::FILE),
+        _ => return Err(LogError::Missing),
+    };
+    let opened = LogLines::open(path, tail, follows.then_some(watches)).await;
+    let lines = opened.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => LogError::Missing,
+        _ => LogError::Busy(error.to_string()),
+    })?;
+    let batches = futures::stream::unfold(lines, |mut lines| async move {
+        // A log that cannot be read any more has ended.
+        let batch = lines.next().await.ok().flatten()?;
+        Some((batch, lines))
+    });
+    Ok(batches.boxed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_log_that_is_there_and_cannot_be_read_is_busy_and_not_missing() {
+        let data = tempfile::tempdir().expect("scratch");
+        let instance: Uid = format!("t{:023}", 0).parse().expect("valid");
+        let watches = DirectoryWatches::default();
+        let open = async || open(data.path(), &watches, &instance, "app", 1, true).await.err();
+        assert_eq!(open().await, Some(LogError::Missing));
+        let console = Qemu::console_log(data.path(), &instance);
+        std::fs::create_dir_all(console.parent().expect("a directory")).expect("made");
+        std::fs::write(&console, "a line\n").expect("written");
+        assert_eq!(open().await, None);
+        std::fs::remove_file(&console).expect("removed");
+        std::fs::create_dir(&console).expect("made");
+        assert!(matches!(open().await, Some(LogError::Busy(_))));
+    }
+}
