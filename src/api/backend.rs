@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use stead_controllers::host::HostError;
+use stead_controllers::store::StoreError;
 use stead_schemas::api::{InstanceStats, PushCredentials};
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
@@ -58,6 +59,8 @@ pub trait Backend: Send + Sync + 'static {
     fn store_failure(&self) -> Option<String> {
         None
     }
+    /// A backup of everything that is stored, as it is read.
+    fn backup(&self) -> BoxFuture<'_, Result<ImportStream, StoreError>>;
     /// What the VMM of an instance uses now; only the figures of use are filled in.
     fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats;
     /// What the health check of an instance found by this moment, and of which program.

@@ -31,11 +31,13 @@ pub enum Scope {
     InstanceSecrets,
     /// Beyond the contract: values of headers that let a request in.
     IngressSecrets,
+    /// Beyond the contract: a backup of everything that is stored, sealed.
+    BackupRead,
 }
 
 impl Scope {
     /// All of them: the contract's in its order, then ours.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::InstanceRead,
         Self::InstanceWrite,
         Self::InstanceDelete,
@@ -61,6 +63,7 @@ impl Scope {
         Self::ImagePublish,
         Self::InstanceSecrets,
         Self::IngressSecrets,
+        Self::BackupRead,
     ];
 
     #[must_use]
@@ -91,6 +94,7 @@ impl Scope {
             Self::ImagePublish => "image:publish",
             Self::InstanceSecrets => "instance:secrets",
             Self::IngressSecrets => "ingress:secrets",
+            Self::BackupRead => "backup:read",
         }
     }
 }

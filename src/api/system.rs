@@ -1,12 +1,14 @@
 //! What the server says of itself.
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use stead_schemas::api::Capabilities;
 
-use super::ApiState;
+use super::{ApiError, ApiState};
 
 /// Well, or why not: a store that cannot write any more is no server of anything.
 pub(super) async fn health(State(state): State<ApiState>) -> (StatusCode, Json<Value>) {
@@ -18,4 +20,11 @@ pub(super) async fn health(State(state): State<ApiState>) -> (StatusCode, Json<V
 
 pub(super) async fn capabilities(State(state): State<ApiState>) -> Json<Capabilities> {
     Json(state.0.capabilities.clone())
+}
+
+/// A backup of the control plane; a client that gets less than all of it sees its connection break.
+pub(super) async fn backup(State(state): State<ApiState>) -> Result<Response, ApiError> {
+    let stream = state.0.backend.backup().await?;
+    let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((kind, Body::from_stream(stream)).into_response())
 }

@@ -14,7 +14,8 @@ pub(super) fn routes(state: ApiState) -> Routes {
         .public("/health", system::health)
         .public("/spec.json", describe::json)
         .public("/spec.yaml", describe::yaml)
-        .add(Get, "/capabilities", needs(&[Scope::ResourceRead]), system::capabilities);
+        .add(Get, "/capabilities", needs(&[Scope::ResourceRead]), system::capabilities)
+        .add(Get, "/backup", needs(&[Scope::BackupRead]).goes_on().audited(), system::backup);
     later::add(images_of(volumes_of(snapshots_of(instances_of(routes)))))
 }
 

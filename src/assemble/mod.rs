@@ -3,6 +3,7 @@
 //! Order: data directory (lock, key, database) -> store -> adapters -> reconcilers -> monitors ->
 //! API. VMs are not touched by start or stop: a new daemon finds them by observation.
 
+mod backups;
 mod monitors;
 
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
 use stead_controllers::host::HostError;
 use stead_controllers::image::meaning;
 use stead_controllers::ingress::reach;
-use stead_controllers::store::{Kinds, Store};
+use stead_controllers::store::{Kinds, Store, StoreError};
 use stead_controllers::vm::admission;
 use stead_schemas::api::{
     Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
@@ -36,6 +37,7 @@ use stead_schemas::volume::Volume;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use self::backups::Backups;
 use crate::agent::{AgentError, AgentStream};
 use crate::api::{
     self, ApiConfig, ApiState, Audit, Backend, ImportStream, Imported, LogError, LogStream, ServerLimits,
@@ -287,6 +289,7 @@ impl Host {
 
     fn backend(&self, config: &Config, store: Store) -> HostBackend {
         HostBackend {
+            backups: Backups::new(store.clone(), config.data_dir.clone()),
             store,
             images: self.ports.images.clone(),
             machines: self.ports.machines.clone(),
@@ -377,6 +380,7 @@ fn chained(error: HostError) -> anyhow::Error {
 
 /// The host as the API sees it.
 struct HostBackend {
+    backups: Backups,
     store: Store,
     images: Oci,
     machines: Qemu,
@@ -387,6 +391,10 @@ struct HostBackend {
 }
 
 impl Backend for HostBackend {
+    fn backup(&self) -> BoxFuture<'_, Result<ImportStream, StoreError>> {
+        Box::pin(self.backups.begin())
+    }
+
     fn store_failure(&self) -> Option<String> {
         self.store.health().err().map(|error| error.to_string())
     }

@@ -5,6 +5,7 @@
 //! The client verbs know only the wire: they work against any server that speaks it.
 
 mod auto_standby;
+mod backup;
 mod client;
 mod copy;
 mod daemon;
@@ -73,6 +74,8 @@ enum Verb {
     Config(daemon::ConfigVerb),
     /// Examine this host, the data directory and what an ended daemon left, and say what to do.
     Doctor(daemon::Serve),
+    /// Write a backup of everything that is stored to a file, while the daemon runs.
+    Backup(backup::Backup),
     /// Restore a backup into a new data directory; the daemon must not run on it.
     RestoreBackup(daemon::RestoreBackup),
     /// Create and start an instance, and wait until it runs.
@@ -233,6 +236,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Verb::Token(token) => tokens::token(token, output),
         Verb::Config(verb) => daemon::config(verb),
         Verb::Doctor(serve) => daemon::doctor(serve, output).await,
+        Verb::Backup(backup) => backup::backup(&client()?, backup).await,
         Verb::RestoreBackup(restore) => daemon::restore_backup(restore).await,
         Verb::Run(run) => instances::run(&client()?, *run, output).await,
         Verb::Ps(ps) => instances::ps(&client()?, ps, output).await,

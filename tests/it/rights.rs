@@ -20,6 +20,7 @@ const ROUTES: &str = "
     GET /spec.json
     GET /spec.yaml
     GET /capabilities resource:read
+    GET /backup backup:read
     GET /resources resource:read
     POST /resources/memory/reclaim resource:read
     GET /instances instance:read

@@ -21,7 +21,7 @@ use stead_controllers::daemon::{Controllers, Ports, Settings};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::runtime::{NoBoundary, NoJournal};
 use stead_controllers::sim::{SimRegistryImage, World};
-use stead_controllers::store::{MemoryKv, PlainSealer, Store};
+use stead_controllers::store::{MemoryKv, PlainSealer, Store, StoreError};
 use stead_controllers::vm::admission;
 use stead_schemas::api::{
     Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
@@ -96,6 +96,10 @@ impl Backend for NoHost {
 
     fn store_failure(&self) -> Option<String> {
         self.store_failure.lock().expect("not poisoned").clone()
+    }
+
+    fn backup(&self) -> BoxFuture<'_, Result<ImportStream, StoreError>> {
+        Box::pin(async { Err(StoreError::Closed) })
     }
 
     fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {

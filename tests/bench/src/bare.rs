@@ -16,7 +16,7 @@ use stead::api::{
     router, serve,
 };
 use stead_controllers::host::{HostError, HostErrorKind};
-use stead_controllers::store::Store;
+use stead_controllers::store::{Store, StoreError};
 use stead_controllers::vm::admission;
 use stead_schemas::api::{
     Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
@@ -42,6 +42,10 @@ impl Backend for NoHost {
     fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> BoxFuture<'_, Result<LogStream, LogError>> {
         Box::pin(async { Err(LogError::Missing) })
     }
+    fn backup(&self) -> BoxFuture<'_, Result<ImportStream, StoreError>> {
+        Box::pin(async { Err(StoreError::Closed) })
+    }
+
     fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
         InstanceStats::default()
     }

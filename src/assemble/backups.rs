@@ -1,0 +1,75 @@
+//! A backup as a stream, made by a thread while its reader takes it.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use stead_controllers::store::{Store, StoreError};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::api::ImportStream;
+use crate::store::backup;
+
+/// Backups at once: each holds a copy of the store's references until its reader has taken it.
+const BACKUPS_MAX: usize = 2;
+/// Size of a chunk of the stream, in bytes.
+const CHUNK_BYTES: usize = 64 << 10;
+/// Chunks that wait for the reader.
+const CHUNKS_MAX: usize = 4;
+
+/// Makes backups of one data directory.
+#[derive(Debug, Clone)]
+pub(super) struct Backups {
+    store: Store,
+    data_dir: PathBuf,
+    permits: Arc<Semaphore>,
+}
+
+impl Backups {
+    pub(super) fn new(store: Store, data_dir: PathBuf) -> Self {
+        Self { store, data_dir, permits: Arc::new(Semaphore::new(BACKUPS_MAX)) }
+    }
+
+    /// Takes a copy of the store and returns its backup; the stream ends with an error when it is not whole.
+    ///
+    /// # Errors
+    /// [`StoreError::Overloaded`] while as many as may be are made already.
+    pub(super) async fn begin(&self) -> Result<ImportStream, StoreError> {
+        let permit = self.permits.clone().try_acquire_owned().map_err(|_| StoreError::Overloaded)?;
+        let export = self.store.export().await?;
+        let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
+        let data_dir = self.data_dir.clone();
+        tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let mut out = io::BufWriter::with_capacity(CHUNK_BYTES, Sender(sender.clone()));
+            let written = backup::write(&export, &data_dir, &mut out)
+                .map_err(io::Error::other)
+                .and_then(|_| out.flush());
+            if let Err(error) = written {
+                // A reader that went away needs no reason.
+                let _ = sender.blocking_send(Err(error));
+            }
+        });
+        let chunks = futures::stream::unfold(receiver, |mut receiver| async {
+            let chunk = receiver.recv().await?;
+            Some((chunk, receiver))
+        });
+        Ok(chunks.boxed())
+    }
+}
+
+/// Hands what is written to the stream's reader.
+struct Sender(mpsc::Sender<io::Result<Bytes>>);
+
+impl Write for Sender {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
+        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+//! A backup of a running daemon, by its own command line, and what a restore of it holds.
+
+use serde_json::json;
+use stead_schemas::instance::Instance;
+
+use crate::judge::settles;
+use crate::namespace::in_namespace;
+use crate::site::{LISTEN, Site, image};
+
+#[test]
+fn a_backup_of_a_running_daemon_is_restored_into_an_empty_directory() {
+    in_namespace(async || {
+        let mut site = Site::running().await;
+        let loops =
+            json!({ "cmd": ["sh", "-c", "while true; do sleep 1; done"], "env": { "KEY": "s3cret" } });
+        let id = site.create("web", &image("busybox"), loops).await;
+        site.until_state("web", "Running").await;
+        let (file, new) = (site.scratch("backup"), site.scratch("new"));
+        let said = site.cli(&format!("backup {}", file.display()));
+        assert!(said.contains("bytes"), "{said}");
+        let content = std::fs::read(&file).expect("written");
+        let holds = |text: &str| content.windows(text.len()).any(|part| part == text.as_bytes());
+        assert!(!holds("s3cret") && !holds("web") && !holds(&id), "it is sealed");
+        let key = site.data().join("keys/seal.key");
+        let restore = format!(
+            "restore-backup {} --data-dir {} --seal-key {}",
+            file.display(),
+            new.display(),
+            key.display()
+        );
+        let said = site.cli(&restore);
+        assert!(said.contains("restored"), "{said}");
+        {
+            let restored = stead::store::open(&new, stead::assemble::kinds()).expect("a data directory");
+            let uid = id.parse().expect("an id");
+            let instance = restored.store.get::<Instance>(&uid).expect("there");
+            assert_eq!(instance.meta.name.as_str(), "web");
+            assert!(restored.store.unreadable().is_empty());
+        }
+        // The daemon that was backed up went on, and its doctor finds it well.
+        let (data, run, kernel) = (site.data(), site.run_dir(), crate::stage::kernel_dir());
+        let said = site.cli(&format!(
+            "doctor --data-dir {} --run-dir {} --kernel-dir {} --listen {LISTEN}",
+            data.display(),
+            run.display(),
+            kernel.display()
+        ));
+        assert!(said.contains("answers"), "{said}");
+        site.delete("web").await;
+        settles(&mut site, "a backup").await;
+    });
+}
