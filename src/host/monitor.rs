@@ -114,7 +114,7 @@ fn links_source(scope: Scope) -> io::Result<Source> {
     let of_links = both.map(move |payload| Some(heard_of_link(&scope, payload?)));
     // The crate does not know these messages.
     let of_forwarding = datagrams(NETLINK_ROUTE, RTNLGRP_IPV4_NETCONF, |bytes| {
-        notices::is_forwarding_switched(bytes).then_some(Heard::Host)
+        notices::is_forwarding_switched(bytes).then_some(Heard::Host).into_iter().collect()
     })?;
     let all = stream::select(of_links, of_forwarding.map(Some).chain(broken()));
     Ok(all.take_while(|item| ready(item.is_some())).filter_map(ready).boxed())
@@ -152,11 +152,11 @@ fn broken() -> impl Stream<Item = Option<Option<Heard>>> {
     stream::once(ready(None))
 }
 
-/// What `read` makes of each datagram of a group; ends when the socket broke.
+/// All that `read` makes of each datagram of a group; ends when the socket broke.
 fn datagrams(
     protocol: isize,
     group: u32,
-    read: impl Fn(&[u8]) -> Option<Heard> + Send + 'static,
+    read: impl Fn(&[u8]) -> Vec<Heard> + Send + 'static,
 ) -> io::Result<Source> {
     let mut socket = TokioSocket::new(protocol)?;
     socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
@@ -164,12 +164,23 @@ fn datagrams(
     let heard = stream::unfold((socket, read), async |(socket, read)| {
         let heard = match socket.recv_from_full().await {
             Ok((bytes, _)) => read(&bytes),
-            Err(error) if error.raw_os_error() == Some(ENOBUFS) => Some(Heard::Everything),
+            Err(error) if error.raw_os_error() == Some(ENOBUFS) => vec![Heard::Everything],
             Err(_) => return None,
         };
         Some((heard, (socket, read)))
     });
-    Ok(heard.boxed())
+    Ok(heard.flat_map(|all| stream::iter(all.into_iter().map(Some))).boxed())
+}
+
+/// Adds a report; of a link the last one counts. One that is removed is changed first, and whoever asked for
+/// that has nothing to look for any more.
+fn note(heard: &mut BTreeSet<Heard>, item: Heard) {
+    match &item {
+        Heard::Gone(uid) => drop(heard.remove(&Heard::Owner(uid.clone()))),
+        Heard::Owner(uid) => drop(heard.remove(&Heard::Gone(uid.clone()))),
+        Heard::Port(_) | Heard::Host | Heard::Everything => {}
+    }
+    heard.insert(item);
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -200,7 +211,7 @@ async fn gather(reports: &mpsc::Sender<Heard>, mut source: Source) -> End {
             said = source.next() => match said {
                 Some(None) => {}
                 Some(Some(item)) => {
-                    heard.insert(item);
+                    note(&mut heard, item);
                     due.get_or_insert_with(|| Instant::now() + GATHER);
                 }
                 None => {
@@ -209,6 +220,24 @@ async fn gather(reports: &mpsc::Sender<Heard>, mut source: Source) -> End {
                     return End::SourceGone;
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_report_of_a_link_counts() {
+        let uid: Uid = "a23456789012345678901234".parse().expect("valid");
+        let (changed, gone) = (Heard::Owner(uid.clone()), Heard::Gone(uid));
+        for (first, last) in [(&changed, &gone), (&gone, &changed)] {
+            let mut heard = BTreeSet::new();
+            note(&mut heard, Heard::Host);
+            note(&mut heard, first.clone());
+            note(&mut heard, last.clone());
+            assert_eq!(heard, BTreeSet::from([last.clone(), Heard::Host]));
         }
     }
 }

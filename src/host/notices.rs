@@ -7,8 +7,6 @@
 //! The bytes are the kernel's; they are still read with bounds. Of what is not understood it is
 //! said that it may concern everything.
 
-use stead_schemas::names::LinkName;
-
 use super::monitor::Heard;
 
 const HEADER: usize = 16;
@@ -47,20 +45,10 @@ pub(super) fn is_forwarding_switched(datagram: &[u8]) -> bool {
     })
 }
 
-/// Whom a datagram may concern, if it is about the table.
-pub(super) fn of_table(datagram: &[u8], table: &str) -> Option<Heard> {
-    let mut found: Option<Heard> = None;
+/// The objects that a datagram may concern, if it is about the table.
+pub(super) fn of_table(datagram: &[u8], table: &str) -> Vec<Heard> {
     let ours = messages(datagram).filter(|(subsystem, ..)| *subsystem == SUBSYSTEM_NFTABLES);
-    for (_, message, body) in ours {
-        if let Some(item) = heard_of(message, body, table) {
-            // Several different things in one datagram: everything.
-            found = Some(match found {
-                Some(other) if other != item => Heard::Everything,
-                _ => item,
-            });
-        }
-    }
-    found
+    ours.flat_map(|(_, message, body)| heard_of(message, body, table)).collect()
 }
 
 /// The number of the last change of all tables, when that is what a datagram tells.
@@ -71,15 +59,15 @@ pub(super) fn generation(datagram: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(find(body, GENERATION_ID)?.try_into().ok()?))
 }
 
-fn heard_of(message: u8, body: &[u8], table: &str) -> Option<Heard> {
+fn heard_of(message: u8, body: &[u8], table: &str) -> Vec<Heard> {
     if message == NEW_GENERATION || !find(body, TABLE).map(text).is_some_and(|found| is_of(found, table)) {
-        return None;
+        return Vec::new();
     }
     match message {
         // Additions are our own, and harmless: the rule of a TAP that is not there lets nobody send.
-        NEW_ELEMENT => None,
-        DELETE_ELEMENT => Some(tap_of(body).map_or(Heard::Everything, Heard::Port)),
-        _ => Some(Heard::Everything),
+        NEW_ELEMENT => Vec::new(),
+        DELETE_ELEMENT => taps_of(body).unwrap_or_else(|| vec![Heard::Everything]),
+        _ => vec![Heard::Everything],
     }
 }
 
@@ -93,15 +81,15 @@ fn is_of(found: &[u8], table: &str) -> bool {
     }
 }
 
-/// The TAP whose element a message is about; `None` when it is about several.
-fn tap_of(body: &[u8]) -> Option<LinkName> {
-    let mut items = attributes(find(body, ELEMENTS)?).filter(|(kind, _)| *kind == ITEM);
-    let (_, item) = items.next()?;
-    if items.next().is_some() {
-        return None;
-    }
-    let name = find(find(item, KEY)?, VALUE)?.get(..IFNAME_BYTES)?;
-    std::str::from_utf8(text(name)).ok()?.parse().ok()
+/// The TAPs whose elements a message is about; `None` when they cannot be told.
+fn taps_of(body: &[u8]) -> Option<Vec<Heard>> {
+    let items = attributes(find(body, ELEMENTS)?).filter(|(kind, _)| *kind == ITEM);
+    let tap = |(_, item)| {
+        let name = find(find(item, KEY)?, VALUE)?.get(..IFNAME_BYTES)?;
+        std::str::from_utf8(text(name)).ok()?.parse().ok().map(Heard::Port)
+    };
+    let taps: Option<Vec<Heard>> = items.map(tap).collect();
+    taps.filter(|taps| !taps.is_empty())
 }
 
 fn text(bytes: &[u8]) -> &[u8] {
@@ -176,21 +164,25 @@ mod tests {
         };
         let one = message(DELETE_ELEMENT, &[ours.clone(), elements(&["st-a"])]);
         let tap = |name: &str| Heard::Port(name.parse().expect("valid"));
-        assert_eq!(of_table(&one, "ours"), Some(tap("st-a")));
-        assert_eq!(of_table(&one, "other"), None);
+        assert_eq!(of_table(&one, "ours"), [tap("st-a")]);
+        assert_eq!(of_table(&one, "other"), []);
         let named = |name: &[u8]| message(DELETE_ELEMENT, &[attribute(TABLE, name), elements(&["st-a"])]);
-        assert_eq!(of_table(&named(b"ours_12\0"), "ours"), Some(tap("st-a")), "a further segment");
+        assert_eq!(of_table(&named(b"ours_12\0"), "ours"), [tap("st-a")], "a further segment");
         for foreign in [&b"ours_\0"[..], b"ours_1x\0", b"ours2\0"] {
-            assert_eq!(of_table(&named(foreign), "ours"), None);
+            assert_eq!(of_table(&named(foreign), "ours"), []);
         }
         let two = message(DELETE_ELEMENT, &[ours.clone(), elements(&["st-a", "st-b"])]);
-        assert_eq!(of_table(&two, "ours"), Some(Heard::Everything));
-        assert_eq!(of_table(&message(NEW_ELEMENT, &[ours.clone(), elements(&["st-a"])]), "ours"), None);
-        assert_eq!(of_table(&message(NEW_GENERATION, std::slice::from_ref(&ours)), "ours"), None);
+        assert_eq!(of_table(&two, "ours"), [tap("st-a"), tap("st-b")], "those that went together");
+        assert_eq!(of_table(&message(NEW_ELEMENT, &[ours.clone(), elements(&["st-a"])]), "ours"), []);
+        assert_eq!(of_table(&message(NEW_GENERATION, std::slice::from_ref(&ours)), "ours"), []);
+        assert_eq!(
+            of_table(&message(DELETE_ELEMENT, std::slice::from_ref(&ours)), "ours"),
+            [Heard::Everything]
+        );
         let rule = message(6, std::slice::from_ref(&ours));
-        assert_eq!(of_table(&rule, "ours"), Some(Heard::Everything));
-        assert_eq!(of_table(&[message(6, &[other]), one.clone()].concat(), "ours"), Some(tap("st-a")));
-        assert_eq!(of_table(&[one, rule].concat(), "ours"), Some(Heard::Everything));
+        assert_eq!(of_table(&rule, "ours"), [Heard::Everything]);
+        assert_eq!(of_table(&[message(6, &[other]), one.clone()].concat(), "ours"), [tap("st-a")]);
+        assert_eq!(of_table(&[one, rule].concat(), "ours"), [tap("st-a"), Heard::Everything]);
     }
 
     #[test]

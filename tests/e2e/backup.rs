@@ -15,7 +15,8 @@ fn a_backup_of_a_running_daemon_is_restored_into_an_empty_directory() {
             json!({ "cmd": ["sh", "-c", "while true; do sleep 1; done"], "env": { "KEY": "s3cret" } });
         let id = site.create("web", &image("busybox"), loops).await;
         site.until_state("web", "Running").await;
-        let (file, new) = (site.scratch("backup"), site.scratch("new"));
+        let scratch = site.scratch("copies");
+        let (file, new) = (scratch.join("backup"), scratch.join("new"));
         let said = site.cli(&format!("backup {}", file.display()));
         assert!(said.contains("bytes"), "{said}");
         let content = std::fs::read(&file).expect("written");

@@ -35,6 +35,7 @@ mod site;
 mod socket;
 mod stage;
 mod standby;
+mod storm;
 mod system;
 mod tls;
 mod transitions;

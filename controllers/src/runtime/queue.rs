@@ -70,6 +70,12 @@ impl Queue {
         }
     }
 
+    /// The run of this key ended, and there is nothing of it any more: what was asked for meanwhile is dropped.
+    pub(super) fn gone(&mut self, uid: &Uid) {
+        let slot = self.slots.remove(uid);
+        assert!(matches!(slot, Some(Slot::Running(_))), "{uid} ended and was not running");
+    }
+
     /// When the next key is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.first_key_value().map(|(&(due, _), _)| due)

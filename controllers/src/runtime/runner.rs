@@ -76,6 +76,8 @@ struct Ended {
     uid: Uid,
     outcome: std::thread::Result<Outcome>,
     look: Option<Timestamp>,
+    /// The pass found nothing of it, neither on the host nor in the store.
+    is_gone: bool,
 }
 
 impl<R: Reconciler> Runner<R> {
@@ -137,7 +139,7 @@ impl<R: Reconciler> Runner<R> {
                 biased;
                 () = &mut shutdown => break,
                 // An ended pass is taken out by the same poll that reports it.
-                Some(ended) = running.next(), if !running.is_empty() => schedule.end::<R>(ended),
+                Some(ended) = running.next(), if !running.is_empty() => end::<R>(&store, &mut schedule, ended),
                 // See `Triggers::next`.
                 signal = triggers.next() => {
                     if let Signal::Everything(cause) = signal {
@@ -184,7 +186,7 @@ async fn start_due<'a, R: Reconciler>(
         let failures = schedule.retries.failures(&uid);
         let mut started = contained(pass, uid, failures);
         match poll_immediate(&mut started).await {
-            Some(ended) => schedule.end::<R>(ended),
+            Some(ended) => end::<R>(pass.store, schedule, ended),
             None => running.push(started),
         }
     }
@@ -196,9 +198,18 @@ fn contained<'a, R: Reconciler>(pass: &'a Pass<'a, R>, uid: Uid, failures: u32) 
         let begun = pass.clock.now();
         // Unwind safe: a pass keeps nothing between runs, and the next one observes anew.
         let outcome = AssertUnwindSafe(pass.run(&uid, failures)).catch_unwind().await;
-        let look = pass.store.get::<R::Kind>(&uid).and_then(|object| R::next_look(&object, begun));
-        Ended { uid, outcome, look }
+        let object = pass.store.get::<R::Kind>(&uid);
+        let is_gone = object.is_none() && matches!(outcome, Ok(Outcome::Converged));
+        let look = object.and_then(|object| R::next_look(&object, begun));
+        Ended { uid, outcome, look, is_gone }
     })
+}
+
+/// Takes an ended pass into the schedule. A record that was made meanwhile is looked for now: its event may
+/// have been among the requests that are dropped for what is gone.
+fn end<R: Reconciler>(store: &Store, schedule: &mut Schedule<'_>, mut ended: Ended) {
+    ended.is_gone &= store.get::<R::Kind>(&ended.uid).is_none();
+    schedule.end::<R>(ended);
 }
 
 async fn end_all(mut running: FuturesUnordered<BoxFuture<'_, Ended>>, grace: Duration, kind: &str) {
@@ -251,7 +262,12 @@ impl Schedule<'_> {
         }
     }
 
-    fn end<R: Reconciler>(&mut self, Ended { uid, outcome, look }: Ended) {
+    fn end<R: Reconciler>(&mut self, Ended { uid, outcome, look, is_gone }: Ended) {
+        if is_gone {
+            // Changes that its own last steps caused would only be looked at in vain.
+            self.queue.gone(&uid);
+            return self.retries.reset(&uid);
+        }
         self.queue.done(&uid);
         let is_progress = !matches!(outcome, Ok(Outcome::Waiting(_))) || R::WAITS_ARE_PROGRESS;
         let delay = match outcome {
