@@ -3,7 +3,7 @@ SHELL := /bin/bash
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 export STEAD_KERNEL_DIR ?= $(CURDIR)/target/stead-kernel
 
-.PHONY: demo test bench setup check
+.PHONY: demo test bench fuzz setup check
 
 setup:
 	deploy/setup "$(STEAD_KERNEL_DIR)"
@@ -23,3 +23,12 @@ bench: setup
 	# Apart: in one call the bench's features would be built into what it measures.
 	cargo build --locked --release --bin stead
 	cargo run --locked --release -p stead-bench
+
+# Seconds for each fuzzer; what one finds stays in FUZZ_DIR, beside what it learned.
+SECONDS_EACH ?= 60
+FUZZ_DIR := $(abspath $(TARGET))/fuzz
+
+# Coverage needs a flag of the compiler that is not stable; no sanitizer, which needs another compiler.
+fuzz:
+	command -v cargo-fuzz > /dev/null || cargo install --locked cargo-fuzz
+	STEAD_FUZZ_DIR="$(FUZZ_DIR)" SECONDS_EACH="$(SECONDS_EACH)" RUSTC_BOOTSTRAP=1 tests/fuzz/run

@@ -9,6 +9,9 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 mod failpoint;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod host;
 pub mod hypervisor;
 pub mod ingress;

@@ -4,6 +4,8 @@
 //! that does not read stops the guest's side of this stream and nothing else; dropping a stream
 //! closes it in the guest.
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod inbox;
 mod mux;
 

@@ -106,6 +106,21 @@ fn each_message(
     Ok(false)
 }
 
+#[cfg(feature = "fuzzing")]
+pub(super) fn fuzz(datagram: &[u8]) {
+    let addresses = BTreeSet::from([Ipv4Addr::new(10, 9, 0, 2)]);
+    let _ = each_message(datagram, |payload| {
+        if let NetlinkPayload::InnerMessage(NetfilterMessage {
+            inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
+            ..
+        }) = payload
+        {
+            original(attributes, &addresses);
+        }
+        Ok(false)
+    });
+}
+
 /// The original direction, if a party of either direction is among the addresses.
 fn original(attributes: Vec<ConntrackAttribute>, addresses: &BTreeSet<Ipv4Addr>) -> Option<Vec<Tuple>> {
     let is_one = |address: &IpAddr| matches!(address, IpAddr::V4(address) if addresses.contains(address));

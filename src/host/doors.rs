@@ -227,13 +227,13 @@ fn attach(name: &LinkName) -> io::Result<OwnedFd> {
 
 /// What a frame to a VM is, when it is of interest.
 #[derive(Debug, PartialEq, Eq)]
-enum Heard {
+pub(super) enum Heard {
     /// Who asks for its hardware address is to get this frame.
     Asked(Vec<u8>),
     Knocked(Knock),
 }
 
-fn heard(frame: &[u8], mac: Mac, address: Ipv4Addr) -> Option<Heard> {
+pub(super) fn heard(frame: &[u8], mac: Mac, address: Ipv4Addr) -> Option<Heard> {
     let packet = SlicedPacket::from_ethernet(frame).ok()?;
     match (packet.net?, packet.transport) {
         (NetSlice::Arp(arp), _) => {

@@ -271,6 +271,13 @@ fn read(datagram: &[u8], memory: Memory, now: Timestamp, entries: &mut Vec<Entry
     Ok(false)
 }
 
+#[cfg(feature = "fuzzing")]
+pub(super) fn fuzz(datagram: &[u8]) {
+    let second = Duration::from_secs(1);
+    let memory = Memory { time_wait: second * 120, close: second * 10, syn_sent: second * 120 };
+    let _ = read(datagram, memory, Timestamp::UNIX_EPOCH, &mut Vec::new());
+}
+
 /// One side of a connection: who, to whom.
 #[derive(Debug, Default)]
 struct Side {

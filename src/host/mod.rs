@@ -7,6 +7,8 @@ pub mod disks;
 pub mod doors;
 pub(crate) mod files;
 pub mod flows;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub mod initrd;
 pub mod journal;
 pub mod kernel;

@@ -10,6 +10,8 @@
 
 mod answers;
 mod exchange;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod headers;
 mod places;
 mod progress;

@@ -209,14 +209,21 @@ type Visit<'a> = dyn FnMut(u8, &str, &[u8]) -> Result<(), BackupError> + 'a;
 
 fn read(backup: &Path, sealer: &ChaChaSealer, visit: &mut Visit<'_>) -> Result<Summary, BackupError> {
     let file = File::open(backup).map_err(|source| BackupError::Io { path: backup.to_path_buf(), source })?;
-    let mut input = BufReader::new(file);
+    read_from(&mut BufReader::new(file), sealer, visit)
+}
+
+fn read_from(
+    input: &mut impl BufRead,
+    sealer: &dyn Sealer,
+    visit: &mut Visit<'_>,
+) -> Result<Summary, BackupError> {
     let mut head = String::new();
-    let read = Read::by_ref(&mut input).take(HEAD_BYTES_MAX).read_line(&mut head);
+    let read = Read::by_ref(input).take(HEAD_BYTES_MAX).read_line(&mut head);
     read.map_err(|_| BackupError::Format)?;
     let id = head.strip_prefix(MAGIC).and_then(|rest| rest.strip_suffix('\n'));
     let id = id.ok_or(BackupError::Format)?.to_owned();
     for number in 0.. {
-        let sealed = frame(&mut input).map_err(|_| BackupError::Damaged { frame: number })?;
+        let sealed = frame(input).map_err(|_| BackupError::Damaged { frame: number })?;
         let plain = sealer.open(&sealed, aad(&id, number).as_bytes());
         let plain = plain.map_err(|_| BackupError::Damaged { frame: number })?;
         match plain.split_first() {
@@ -279,4 +286,29 @@ pub fn write_to_file(export: &Export, data_dir: &Path, path: &Path) -> Result<Su
     file.persist(path).map_err(|error| io(error.error))?;
     sync_directory(directory).map_err(io)?;
     Ok(summary)
+}
+
+/// The fuzzer's way in.
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing {
+    use stead_controllers::store::SealError;
+
+    use super::{Sealer, read_from};
+
+    /// Opens everything: what lies behind the seal is what is fuzzed.
+    struct Unsealed;
+
+    impl Sealer for Unsealed {
+        fn seal(&self, plain: &[u8], _: &[u8]) -> Result<Vec<u8>, SealError> {
+            Ok(plain.to_vec())
+        }
+        fn open(&self, sealed: &[u8], _: &[u8]) -> Result<Vec<u8>, SealError> {
+            Ok(sealed.to_vec())
+        }
+    }
+
+    /// Reads the input as a backup whose frames are not sealed.
+    pub fn backup(data: &[u8]) {
+        let _ = read_from(&mut &data[..], &Unsealed, &mut |_, _, _| Ok(()));
+    }
 }

@@ -11,6 +11,8 @@
 mod archive;
 mod asked;
 mod emit;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod guard;
 mod holds;
 mod import;

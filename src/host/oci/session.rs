@@ -152,18 +152,10 @@ impl Session {
     /// What to present, by the registry's challenge; `None` when there is nothing.
     async fn answer(&self, response: &Response) -> Result<Option<HeaderValue>, Failed> {
         let texts = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|text| text.to_str().ok());
-        for challenge in texts.flat_map(|text| ChallengeParser::new(text).flatten()) {
-            if challenge.scheme.eq_ignore_ascii_case("Bearer") {
-                let of = |name: &str| {
-                    let mut params = challenge.params.iter();
-                    params
-                        .find(|(key, _)| key.eq_ignore_ascii_case(name))
-                        .map(|(_, value)| value.to_unescaped())
-                };
-                return self.token(&of("realm").unwrap_or_default(), of("service")).await.map(Some);
-            }
+        match challenge(texts) {
+            Some((realm, service)) => self.token(&realm, service).await.map(Some),
+            None => Ok(self.basic()),
         }
-        Ok(self.basic())
     }
 
     fn basic(&self) -> Option<HeaderValue> {
@@ -214,6 +206,30 @@ impl Session {
     pub(super) fn permanent(&self, words: &str) -> HostError {
         self.error(HostErrorKind::Permanent).because(words)
     }
+}
+
+/// The token service and the service's name of the first challenge that asks for a token.
+fn challenge<'t>(texts: impl Iterator<Item = &'t str>) -> Option<(String, Option<String>)> {
+    let mut challenges = texts.flat_map(|text| ChallengeParser::new(text).flatten());
+    let bearer = challenges.find(|challenge| challenge.scheme.eq_ignore_ascii_case("Bearer"))?;
+    let of = |name: &str| {
+        let mut params = bearer.params.iter();
+        params.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_unescaped())
+    };
+    Some((of("realm").unwrap_or_default(), of("service")))
+}
+
+#[cfg(feature = "fuzzing")]
+pub(super) fn fuzz(data: &[u8]) {
+    let value = HeaderValue::from_bytes(data).ok();
+    if let Some(text) = value.as_ref().and_then(|value| value.to_str().ok())
+        && let Some((realm, service)) = challenge(std::iter::once(text))
+        && let Ok(mut url) = realm.parse::<Url>()
+    {
+        url.query_pairs_mut().append_pair("service", &service.unwrap_or_default());
+    }
+    let token = serde_json::from_slice::<TokenAnswer>(data).ok().and_then(TokenAnswer::into_token);
+    token.and_then(|token| secret(format!("Bearer {token}")));
 }
 
 /// A header that is not shown; `None` for what cannot be in one.

@@ -174,6 +174,17 @@ fn redirected(from: &Url, target: Option<&str>) -> Result<Url, Failed> {
     Ok(url)
 }
 
+#[cfg(feature = "fuzzing")]
+pub(super) fn fuzz(target: &str) {
+    for from in ["https://registry.example/v2/", "http://127.0.0.1:5000/v2/"] {
+        if let Ok(from) = from.parse()
+            && let Ok(url) = redirected(&from, Some(target))
+        {
+            host_of(&url);
+        }
+    }
+}
+
 /// Host and port, for words.
 pub(super) fn host_of(url: &Url) -> String {
     let host = url.host_str().unwrap_or("no host");

@@ -10,6 +10,8 @@ mod command;
 mod console;
 mod control;
 mod dirs;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod heartbeat;
 #[cfg(test)]
 mod hostile;

@@ -48,8 +48,19 @@ impl Drop for Monitor {
 
 impl Monitor {
     pub(super) async fn connect(socket: &Path, owner: &Uid, changed: &Changed) -> Result<Self, String> {
+        let stream =
+            within(DEADLINE, async { UnixStream::connect(socket).await.map_err(|error| error.to_string()) });
+        Self::negotiated(stream.await?, owner, changed).await
+    }
+
+    /// Takes the greeting of a VMM and answers it.
+    pub(super) async fn negotiated(
+        stream: UnixStream,
+        owner: &Uid,
+        changed: &Changed,
+    ) -> Result<Self, String> {
         let connected = within(DEADLINE, async {
-            let negotiation = QmpStreamTokio::open_uds(socket).await.map_err(|error| error.to_string())?;
+            let negotiation = QmpStreamTokio::open(stream).await.map_err(|error| error.to_string())?;
             negotiation.negotiate().await.map_err(|error| error.to_string())
         })
         .await?;

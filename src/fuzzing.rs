@@ -1,0 +1,10 @@
+//! Entry points of the fuzzers in `tests/fuzz`: parsers that are private, each fed with bytes of a stranger.
+//!
+//! Guarantees: each of them returns on any input; a panic is a finding.
+
+pub use crate::agent::fuzzing::frames;
+pub use crate::host::fuzzing::packets;
+pub use crate::host::oci::fuzzing::{layers, manifests, registry};
+pub use crate::hypervisor::qemu::fuzzing::qmp;
+pub use crate::ingress::fuzzing::heads;
+pub use crate::store::backup::fuzzing::backup;

@@ -1,0 +1,115 @@
+//! What registries and archives bring: layers, documents, and the words around them.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::sync::LazyLock;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use stead_schemas::names::Platform;
+use stead_schemas::quantity::Bytes;
+
+use super::emit::Emitter;
+use super::guard::Allowed;
+use super::jobs::Stop;
+use super::layout::{Layout, Manifest};
+use super::manifest::{Target, as_index, as_manifest, choose, digest_of, read_manifest};
+use super::merge::{Place, Tree};
+use super::{Refused, archive, session, transport, unpack};
+
+/// What a fuzzed layer may unpack to, in bytes: little, so that a run is short.
+const BUDGET_BYTES: u64 = 4 << 20;
+/// The format's unit, and where the mark of a header stands in it.
+const BLOCK_BYTES: usize = 512;
+const MARK: std::ops::Range<usize> = 257..262;
+
+/// Lives as long as the process; the emitter asks it for room.
+static LAYOUT: LazyLock<(tempfile::TempDir, Layout)> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().expect("scratch");
+    let layout = Layout::open(dir.path().join("images"), Bytes(0)).expect("opened");
+    (dir, layout)
+});
+
+/// Merges two layers, whose border the first byte tells in blocks, and writes out what survives. What is written
+/// must be readable again.
+pub fn layers(data: &[u8]) {
+    let Some((&blocks, archives)) = data.split_first() else { return };
+    let mut archives = archives.to_vec();
+    // A fuzzer finds no checksum by chance.
+    for block in archives.chunks_exact_mut(BLOCK_BYTES).filter(|block| &block[MARK] == b"ustar") {
+        let mut header = tar::Header::new_old();
+        header.as_mut_bytes().copy_from_slice(block);
+        header.set_cksum();
+        block.copy_from_slice(header.as_bytes());
+    }
+    let border = (usize::from(blocks) * BLOCK_BYTES).min(archives.len());
+    let (first, second) = archives.split_at(border);
+    let Ok(written) = merge(&[first, second]) else { return };
+    let again = archive::read(&written[..], |_, _, _| Ok(()));
+    assert!(again.is_ok(), "what was written cannot be read: {again:?}");
+}
+
+fn merge(layers: &[&[u8]]) -> Result<Vec<u8>, Refused> {
+    let (_wanted, stop) = Stop::new();
+    let mut tree = Tree::default();
+    for (layer, bytes) in layers.iter().enumerate() {
+        let mut ordinal = 0;
+        archive::read(
+            unpack::open(file(bytes).map_err(Refused::of_io)?, BUDGET_BYTES, &stop)?,
+            |item, _, _| {
+                ordinal += 1;
+                tree.apply(Place { layer, ordinal }, item)
+            },
+        )?;
+    }
+    let merged = tree.finish();
+    let mut out = Vec::new();
+    let mut emitter = Emitter::new(&mut out, &LAYOUT.1);
+    for (path, meta) in merged.directories.iter().filter(|(path, _)| !path.is_empty()) {
+        emitter.directory(path, meta)?;
+    }
+    for (layer, bytes) in layers.iter().enumerate() {
+        let mut ordinal = 0;
+        let reader = unpack::open(file(bytes).map_err(Refused::of_io)?, BUDGET_BYTES, &stop)?;
+        archive::read(reader, |_, size, content| {
+            ordinal += 1;
+            match merged.content.get(&Place { layer, ordinal }) {
+                Some((node, paths)) => emitter.node(node, paths, size, content),
+                None => Ok(()),
+            }
+        })?;
+    }
+    emitter.finish()?;
+    Ok(out)
+}
+
+fn file(bytes: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("layer", MemfdFlags::CLOEXEC)?);
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+/// Reads an index, a manifest and a configuration, which NULs part.
+pub fn manifests(data: &[u8]) {
+    let mut documents = data.split(|&byte| byte == 0);
+    let mut next = || documents.next().unwrap_or_default();
+    let (index, manifest, config) = (next(), next(), next());
+    for platform in [Platform::LinuxAmd64, Platform::LinuxArm64] {
+        if let Some(index) = as_index(index) {
+            let _ = choose(&index, Target { platform, level: 4 });
+        }
+        if let Ok(manifest) = as_manifest(manifest) {
+            let _ = read_manifest(digest_of(config), &manifest, config, platform);
+        }
+    }
+    let _ = serde_json::from_slice::<Manifest>(index);
+}
+
+/// Reads the input as a challenge, a token, a redirect and an address of the configuration.
+pub fn registry(data: &[u8]) {
+    session::fuzz(data);
+    if let Ok(text) = std::str::from_utf8(data) {
+        transport::fuzz(text);
+        let _ = text.parse::<Allowed>();
+    }
+}
