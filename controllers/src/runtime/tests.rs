@@ -405,6 +405,35 @@ async fn a_key_runs_once_at_a_time_and_requests_meanwhile_collapse_to_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_gone_is_not_looked_for_again_for_what_was_heard_of_it_meanwhile() {
+    let world = world();
+    let runner = world.runner();
+    let drift = runner.drift();
+    let (_stop, _run) = world.start(runner);
+    let uid = world.create("one", Behaviour::Work).await;
+    world.pass_time(SOON).await;
+    // Each observation takes a second: of the deletion there is one before the removal and one after it.
+    world.lamps.bench().behaviours.insert(uid.clone(), Behaviour::Slow(Duration::from_secs(1)));
+    let before = world.lamps.passes(&uid);
+    world.delete(&uid).await;
+    while world.store.get::<Lamp>(&uid).is_some() {
+        drift.object(uid.clone());
+        world.pass_time(SOON).await;
+    }
+    world.pass_time(Duration::from_secs(30)).await;
+    assert_eq!(
+        world.lamps.passes(&uid),
+        before + 2,
+        "requests during the last pass are dropped with the record"
+    );
+    // What is found of it later is an orphan, and is removed as one.
+    world.lamps.bench().lamps.insert(uid.clone(), 3);
+    drift.object(uid.clone());
+    world.pass_time(Duration::from_secs(30)).await;
+    assert!(world.lamps.bench().lamps.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn concurrency_is_bounded_and_slow_keys_do_not_stop_others() {
     let world = world();
     let mut slow = Vec::new();
