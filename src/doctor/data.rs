@@ -33,6 +33,8 @@ pub(super) async fn daemon(config: &Config) -> Daemon {
 
 async fn health(config: &Config) -> Result<(), String> {
     let url = format!("http://{}/health", config.listen);
+    // The client is built without one; a provider that is there already stays.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_DEADLINE).build();
     let answer = match client {
         Ok(client) => client.get(&url).send().await,

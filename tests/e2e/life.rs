@@ -105,3 +105,27 @@ fn fetch(address: &str) -> Option<String> {
     stream.read_to_string(&mut text).ok()?;
     Some(text)
 }
+
+/// A route of the host stands against the subnet: whoever waits is told which, and goes on when it is gone.
+#[test]
+fn a_route_that_overlaps_the_subnet_is_named_by_the_instances_that_wait_for_it() {
+    in_namespace(async || {
+        let mut site = Site::new().await;
+        site.shell("ip link set lo up; ip route add 10.185.0.0/16 dev lo");
+        site.start().await;
+        site.create(
+            "waits",
+            &image("busybox"),
+            json!({ "cmd": ["sh", "-c", "while true; do sleep 1; done"] }),
+        )
+        .await;
+        let is_told = |seen: &serde_json::Value| {
+            seen["conditions"].to_string().contains("overlaps the host's route to 10.185.0.0/16")
+        };
+        site.until("waits", "the network's reason", is_told).await;
+        site.shell("ip route del 10.185.0.0/16 dev lo");
+        site.until_state("waits", "Running").await;
+        site.delete("waits").await;
+        settles(&mut site, "a route that overlapped").await;
+    });
+}

@@ -1,6 +1,6 @@
 //! What is there of a port.
 
-use stead_schemas::condition;
+use stead_schemas::condition::{self, ConditionStatus, ConditionType};
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
@@ -14,6 +14,8 @@ use crate::host::{Firewall, HostError, Link, LinkKind, Links};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     pub is_network_ready: bool,
+    /// The reason that the network gives for not being ready.
+    pub network_trouble: Option<String>,
     pub is_needed: bool,
     /// The link of the wished name; without a record, the TAP that was made for this uid.
     pub tap: Option<Link>,
@@ -31,11 +33,23 @@ pub(super) async fn observe<L: Links, F: Firewall>(
         // of the uid, never comes back, so it lets nobody send.
         let mut all = links.list().await?.into_iter();
         let tap = all.find(|link| link.owner == *uid && link.kind == LinkKind::Tap);
-        return Ok(Observed { is_network_ready: false, is_needed: false, tap, has_rule: false });
+        let nothing = Observed {
+            is_network_ready: false,
+            network_trouble: None,
+            is_needed: false,
+            tap,
+            has_rule: false,
+        };
+        return Ok(nothing);
     };
     let network = store.get::<Network>(&object.spec.network);
     let instance = object.meta.owner.as_ref().and_then(|owner| store.get::<Instance>(&owner.uid));
+    let not_ready = network.as_ref().and_then(|network| {
+        condition::find(&network.status.conditions, ConditionType::Ready)
+            .filter(|ready| ready.status != ConditionStatus::True && !ready.message.is_empty())
+    });
     Ok(Observed {
+        network_trouble: not_ready.map(|ready| ready.message.clone()),
         is_network_ready: network.is_some_and(|network| {
             !network.meta.is_deleting() && condition::is_ready(&network.status.conditions)
         }),

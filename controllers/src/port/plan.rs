@@ -29,7 +29,10 @@ fn plan_present(object: &Object<Port>, seen: &Observed, now: Timestamp) -> Plan<
     if !seen.is_network_ready {
         return Plan::Wait(Wait {
             reason: Reason::WaitingForNetwork,
-            message: "the network is not ready".to_owned(),
+            message: match &seen.network_trouble {
+                Some(why) => format!("the network is not ready: {why}"),
+                None => "the network is not ready".to_owned(),
+            },
             until: None,
         });
     }

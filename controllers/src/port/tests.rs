@@ -63,7 +63,7 @@ fn tap(owner: char) -> Link {
 }
 
 fn nothing() -> Observed {
-    Observed { is_network_ready: true, is_needed: true, tap: None, has_rule: false }
+    Observed { is_network_ready: true, network_trouble: None, is_needed: true, tap: None, has_rule: false }
 }
 
 /// What an action does to the host, and what may never be.
@@ -110,9 +110,16 @@ fn is_wished(seen: &Observed) -> bool {
 fn a_port_waits_for_its_network_whatever_is_there() {
     let object = object();
     for tap in [None, Some(tap('p'))] {
-        let seen = Observed { is_network_ready: false, tap, ..nothing() };
-        let plan = plan::plan(&Desired::Present(&object), &seen, now());
-        assert!(matches!(plan, Plan::Wait(Wait { reason: Reason::WaitingForNetwork, until: None, .. })));
+        let why = "the subnet 10.9.0.0/24 overlaps the host's route to 10.0.0.0/8 by eth0";
+        let network_trouble = Some(why.to_owned());
+        let seen = Observed { is_network_ready: false, network_trouble, tap, ..nothing() };
+        let Plan::Wait(Wait { reason, until, message }) =
+            plan::plan(&Desired::Present(&object), &seen, now())
+        else {
+            panic!("it waits");
+        };
+        assert_eq!((reason, until), (Reason::WaitingForNetwork, None));
+        assert!(message.ends_with(why), "the network's own reason is passed on: {message}");
     }
 }
 

@@ -72,6 +72,7 @@ fn with(machine: Option<Machine>, flows: Vec<Flow>, watched_since: i64) -> Obser
     let gateway = Ipv4Addr::new(10, 9, 0, 1);
     let port = PortSeen {
         is_ready: true,
+        trouble: None,
         card,
         bridge: "br0".parse().expect("valid"),
         gateway,

@@ -92,6 +92,8 @@ pub enum OriginSeen {
 #[derive(Debug, Clone, PartialEq)]
 pub struct PortSeen {
     pub is_ready: bool,
+    /// The reason that the port gives for not being ready.
+    pub trouble: Option<String>,
     pub card: NetworkCard,
     pub bridge: LinkName,
     pub gateway: Ipv4Addr,
@@ -202,6 +204,9 @@ fn port<M, I, P, C, W>(vms: &Vms<M, I, P, C, W>, uid: &Uid) -> Option<PortSeen> 
     let spec = &port.spec;
     Some(PortSeen {
         is_ready: condition::is_ready(&port.status.conditions),
+        trouble: condition::find(&port.status.conditions, ConditionType::Ready)
+            .filter(|ready| ready.reason == Reason::WaitingForNetwork)
+            .map(|ready| ready.message.clone()),
         card: NetworkCard { tap: spec.tap.clone(), mac: spec.mac, address: spec.address },
         bridge: spec.bridge.clone(),
         gateway: network.spec.gateway.address,

@@ -140,7 +140,9 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
         return wait(Reason::WaitingForDisk, why.clone(), None);
     }
     if object.spec.has_network && !parts.port.as_ref().is_some_and(|port| port.is_ready) {
-        return wait(Reason::WaitingForNetwork, "the network port is being made", None);
+        let trouble = parts.port.as_ref().and_then(|port| port.trouble.clone());
+        let message = trouble.unwrap_or_else(|| "the network port is being made".to_owned());
+        return wait(Reason::WaitingForNetwork, message, None);
     }
     if let Some(until) = object.status.restart.next_attempt_at.filter(|&until| now < until) {
         let (reason, message) = match object.status.restart.last_reason {
