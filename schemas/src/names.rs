@@ -293,7 +293,12 @@ impl FromStr for ImageRef {
             check_tag(tag).map_err(refuse)?;
         }
         let tag = if tag.is_none() && digest.is_none() { Some("latest".to_owned()) } else { tag };
-        Ok(Self { registry: registry.to_owned(), repository, tag, digest })
+        let reference = Self { registry: registry.to_owned(), repository, tag, digest };
+        // What is stored is the normalised text, which is longer, and is read back by this rule.
+        if reference.to_string().len() > limits::IMAGE_REF_BYTES_MAX {
+            return Err(refuse("with its registry and tag it must have at most 512 characters"));
+        }
+        Ok(reference)
     }
 }
 
@@ -381,6 +386,15 @@ impl FromStr for Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reference_that_is_too_long_when_it_is_normalised_is_refused() {
+        let (before, after) = ("docker.io/library/", ":latest");
+        let longest = limits::IMAGE_REF_BYTES_MAX - before.len() - after.len();
+        let reference: ImageRef = "a".repeat(longest).parse().expect("it just fits");
+        assert_eq!(reference.to_string().parse(), Ok(reference));
+        "a".repeat(longest + 1).parse::<ImageRef>().expect_err("it could not be read back");
+    }
 
     #[test]
     fn references_are_normalised_as_container_tools_do() {

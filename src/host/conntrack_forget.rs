@@ -95,8 +95,7 @@ fn each_message(
 ) -> io::Result<bool> {
     let mut rest = datagram;
     while !rest.is_empty() {
-        let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest);
-        let message = message.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let message = super::ctnetlink::first(rest)?;
         let length = usize::try_from(message.header.length).unwrap_or(usize::MAX).next_multiple_of(4);
         if visit(message.payload)? {
             return Ok(true);

@@ -253,8 +253,7 @@ async fn dump(memory: Memory, now: Timestamp) -> io::Result<Vec<Entry>> {
 fn read(datagram: &[u8], memory: Memory, now: Timestamp, entries: &mut Vec<Entry>) -> io::Result<bool> {
     let mut rest = datagram;
     while !rest.is_empty() {
-        let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest);
-        let message = message.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let message = super::ctnetlink::first(rest)?;
         let length = usize::try_from(message.header.length).unwrap_or(usize::MAX).next_multiple_of(4);
         match message.payload {
             NetlinkPayload::Done(_) => return Ok(true),

@@ -3,6 +3,7 @@
 pub mod boot_files;
 pub mod cgroup;
 mod conntrack_forget;
+mod ctnetlink;
 pub mod disks;
 pub mod doors;
 pub(crate) mod files;

@@ -20,6 +20,8 @@ mod manifest;
 mod mapped;
 mod memory;
 mod monitor;
+#[cfg(test)]
+mod monitor_tests;
 mod notes;
 mod own_pages;
 mod packer;
@@ -240,7 +242,9 @@ impl Qemu {
 
     async fn vmm_state(&self, owner: &Uid, attached: &Attached) -> VmmState {
         let mut monitor = attached.monitor.lock().await;
-        if monitor.is_none() {
+        if monitor.as_ref().is_none_or(Monitor::is_spent) {
+            // QEMU serves one connection at a time.
+            *monitor = None;
             match Monitor::connect(&self.places(owner).monitor(), owner, &self.config.changed).await {
                 Ok(connected) => *monitor = Some(connected),
                 Err(error) => return VmmState::Unreachable(error),

@@ -3,7 +3,11 @@
 //! One connection, kept; QEMU serves one client at a time. Every exchange has a deadline: a stopped
 //! process accepts and never answers.
 
+use std::io;
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use qapi::futures::{QapiService, QmpStreamTokio};
@@ -11,7 +15,7 @@ use qapi::qmp::{self, QmpCommand};
 use stead_controllers::host::VmmState;
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::quantity::Bytes;
-use tokio::io::WriteHalf;
+use tokio::io::{AsyncRead, ReadBuf, WriteHalf};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
@@ -26,12 +30,18 @@ const MIGRATION_POLL: Duration = Duration::from_millis(1);
 /// For the device state to pass, in either direction: 5 ms, a second under load.
 pub(super) const STATE_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Length of the longest line that is read, in bytes: a hundred times what QEMU says in one.
+const LINE_BYTES_MAX: usize = 1 << 20;
+
 type Service = QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>;
 
 /// A negotiated connection.
 pub(super) struct Monitor {
     service: Service,
     events: JoinHandle<()>,
+    /// A command is under way, or was given up before its answer came: the client has no place for another one
+    /// then.
+    is_waiting: AtomicBool,
 }
 
 impl std::fmt::Debug for Monitor {
@@ -60,7 +70,10 @@ impl Monitor {
         changed: &Changed,
     ) -> Result<Self, String> {
         let connected = within(DEADLINE, async {
-            let negotiation = QmpStreamTokio::open(stream).await.map_err(|error| error.to_string())?;
+            let (read, write) = tokio::io::split(stream);
+            let read = Lines { inner: read, length: 0 };
+            let negotiation =
+                QmpStreamTokio::open_split(read, write).await.map_err(|error| error.to_string())?;
             negotiation.negotiate().await.map_err(|error| error.to_string())
         })
         .await?;
@@ -73,7 +86,7 @@ impl Monitor {
             }
             changed(&owner);
         });
-        Ok(Self { service, events })
+        Ok(Self { service, events, is_waiting: AtomicBool::new(false) })
     }
 
     /// `free` tells how much is free where the disks are.
@@ -139,8 +152,7 @@ impl Monitor {
     /// a boot: what a guest is told of its tables lies in its RAM, and a reset ends its VM.
     pub(super) async fn save_state(&self, file: &Path) -> Result<(), String> {
         let save = qmp::xen_save_devices_state { filename: file.display().to_string(), live: Some(false) };
-        let saved = async { self.service.execute(save).await.map_err(|error| error.to_string()) };
-        within(STATE_DEADLINE, saved).await.map(drop)
+        self.execute_within(STATE_DEADLINE, save).await.map(drop)
     }
 
     /// Listens on this socket for the device state.
@@ -167,14 +179,61 @@ impl Monitor {
     }
 
     async fn execute<C: QmpCommand>(&self, command: C) -> Result<C::Ok, String> {
-        within(DEADLINE, async { self.service.execute(command).await.map_err(|error| error.to_string()) })
-            .await
+        self.execute_within(DEADLINE, command).await
+    }
+
+    async fn execute_within<C: QmpCommand>(&self, deadline: Duration, command: C) -> Result<C::Ok, String> {
+        // The client panics at a second command without a number of its own, which a VMM may forbid, and ends
+        // the connection at an answer that nobody waits for any more.
+        if self.is_waiting.swap(true, Ordering::AcqRel) {
+            return Err("an earlier command was not answered".to_owned());
+        }
+        let answer = tokio::time::timeout(deadline, self.service.execute(command)).await;
+        let answer = answer.map_err(|_| late(deadline))?;
+        self.is_waiting.store(false, Ordering::Release);
+        answer.map_err(|error| error.to_string())
+    }
+
+    /// Whether no command can be given any more: an answer did not come. Another connection may do.
+    pub(super) fn is_spent(&self) -> bool {
+        self.is_waiting.load(Ordering::Acquire)
+    }
+}
+
+/// Reads as far as lines end: what never ends is not gathered.
+struct Lines<R> {
+    inner: R,
+    /// Length of the line so far, in bytes.
+    length: usize,
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for Lines<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(context, buffer))?;
+        let new = &buffer.filled()[before..];
+        self.length = match new.iter().rposition(|&byte| byte == b'\n') {
+            Some(at) => new.len() - at - 1,
+            None => self.length + new.len(),
+        };
+        if self.length > LINE_BYTES_MAX {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a line is too long")));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     let answer = tokio::time::timeout(deadline, work).await;
-    answer.unwrap_or_else(|_| Err(format!("no answer within {} s", deadline.as_secs())))
+    answer.unwrap_or_else(|_| Err(late(deadline)))
+}
+
+fn late(deadline: Duration) -> String {
+    format!("no answer within {} s", deadline.as_secs())
 }
 
 fn state_of(state: qmp::RunState) -> VmmState {

@@ -1,0 +1,40 @@
+//! One message of the kernel's table of connections, read from a datagram.
+
+use std::io;
+
+use netlink_packet_netfilter::NetfilterMessage;
+use rtnetlink::packet_core::NetlinkMessage;
+
+/// The kernel's number of the table of connections among what netfilter tells (`nfnetlink.h`).
+const SUBSYSTEM_CONNECTIONS: u8 = 1;
+/// Where a message's type stands, the subsystem in its second byte. Types of no subsystem are control messages.
+const TYPE: std::ops::Range<usize> = 4..6;
+
+/// Reads the first message. What is not about connections is an error: the parser of the rest of netfilter
+/// panics at messages that are malformed.
+pub(super) fn first(datagram: &[u8]) -> io::Result<NetlinkMessage<NetfilterMessage>> {
+    let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
+    match datagram.get(TYPE) {
+        Some([_, 0 | SUBSYSTEM_CONNECTIONS]) => {}
+        _ => return Err(invalid("it is not about connections")),
+    }
+    NetlinkMessage::deserialize(datagram).map_err(|error| invalid(&error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_malformed_message_of_another_part_of_netfilter_is_an_error() {
+        // A set element (NFT_MSG_DELSETELEM) whose key claims more bytes than its item has.
+        let mut datagram = vec![0; 65];
+        datagram[..8].copy_from_slice(&[0x40, 0, 0, 0, 0x0e, 0x0a, 2, 0]);
+        datagram[16] = 2;
+        datagram[20..32].copy_from_slice(b"\x0a\0\x01\0stead\0\0\0");
+        datagram[32..48]
+            .copy_from_slice(&[0x20, 0, 3, 0x80, 0x1c, 0, 1, 0x80, 0x14, 0, 1, 0x80, 0x18, 0, 1, 0]);
+        first(&datagram).expect_err("it is about sets");
+        first(&datagram[..5]).expect_err("it is cut");
+    }
+}
