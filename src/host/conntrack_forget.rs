@@ -56,7 +56,7 @@ async fn matching(socket: &mut TokioSocket, addresses: &BTreeSet<Ipv4Addr>) -> i
         let (datagram, _) = socket.recv_from_full().await?;
         let is_last = each_message(&datagram, |payload| match payload {
             NetlinkPayload::Done(_) => Ok(true),
-            NetlinkPayload::Error(error) => Err(error.to_io()),
+            NetlinkPayload::Error(error) => Err(super::ctnetlink::error_of(&error)),
             NetlinkPayload::Overrun(_) => Err(io::ErrorKind::Interrupted.into()),
             NetlinkPayload::InnerMessage(NetfilterMessage {
                 inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
@@ -78,7 +78,7 @@ async fn remove(socket: &mut TokioSocket, original: Vec<Tuple>) -> io::Result<()
     send(socket, NLM_F_ACK, ConntrackMessage::Delete(attributes)).await?;
     let (datagram, _) = socket.recv_from_full().await?;
     each_message(&datagram, |payload| match payload {
-        NetlinkPayload::Error(error) if error.code.is_some() => match error.to_io() {
+        NetlinkPayload::Error(error) if error.code.is_some() => match super::ctnetlink::error_of(&error) {
             // It ended by itself meanwhile.
             error if error.raw_os_error() == Some(ENOENT) => Ok(true),
             error => Err(error),

@@ -3,7 +3,7 @@
 use std::io;
 
 use netlink_packet_netfilter::NetfilterMessage;
-use rtnetlink::packet_core::NetlinkMessage;
+use rtnetlink::packet_core::{ErrorMessage, NetlinkMessage};
 
 /// The kernel's number of the table of connections among what netfilter tells (`nfnetlink.h`).
 const SUBSYSTEM_CONNECTIONS: u8 = 1;
@@ -21,9 +21,23 @@ pub(super) fn first(datagram: &[u8]) -> io::Result<NetlinkMessage<NetfilterMessa
     NetlinkMessage::deserialize(datagram).map_err(|error| invalid(&error.to_string()))
 }
 
+/// The error that the kernel tells; the crate's own conversion negates any number.
+pub(super) fn error_of(message: &ErrorMessage) -> io::Error {
+    io::Error::from_raw_os_error(message.raw_code().saturating_neg())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn any_code_of_an_error_is_taken() {
+        let mut message = ErrorMessage::default();
+        for (code, expected) in [(i32::MIN, i32::MAX), (-2, 2)] {
+            message.code = std::num::NonZeroI32::new(code);
+            assert_eq!(error_of(&message).raw_os_error(), Some(expected));
+        }
+    }
 
     #[test]
     fn a_malformed_message_of_another_part_of_netfilter_is_an_error() {

@@ -257,7 +257,7 @@ fn read(datagram: &[u8], memory: Memory, now: Timestamp, entries: &mut Vec<Entry
         let length = usize::try_from(message.header.length).unwrap_or(usize::MAX).next_multiple_of(4);
         match message.payload {
             NetlinkPayload::Done(_) => return Ok(true),
-            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            NetlinkPayload::Error(error) => return Err(super::ctnetlink::error_of(&error)),
             NetlinkPayload::Overrun(_) => return Err(io::ErrorKind::Interrupted.into()),
             NetlinkPayload::InnerMessage(NetfilterMessage {
                 inner: NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)),
