@@ -1,4 +1,4 @@
-//! How often a registry is asked, in virtual time: because of one image's own failures, and by what others do.
+//! Tests of how often a registry is asked, in virtual time: because of one image's own failures, and by what others do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,7 +22,7 @@ use crate::vm::tests::instance;
 #[derive(Debug, Default)]
 struct Counted {
     asked: BTreeMap<String, usize>,
-    /// Whose answer is there to be taken.
+    /// Owners whose answer can be taken.
     answered: BTreeSet<Uid>,
     forgotten: BTreeSet<Uid>,
     /// The content that a tag means, and content that is here.

@@ -69,7 +69,7 @@ pub trait Images: Send + Sync + 'static {
         platform: Platform,
         number: u64,
     ) -> impl Future<Output = Result<Option<Resolved>, HostError>> + Send;
-    /// What goes on for this owner's content now.
+    /// The job for this owner's content, while there is one.
     fn job(&self, owner: &Uid, digest: &Digest) -> impl Future<Output = Option<Job>> + Send;
     /// Begins to fetch the blobs that are missing, from where an earlier try ended, verifying each
     /// digest, and answers at once. While a job for the digest from this source goes on, `Ok`. The failure

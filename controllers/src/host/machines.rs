@@ -72,7 +72,7 @@ pub struct GuestView {
     pub assume_error: Option<String>,
     /// The incarnation of the last `assume` since the channel was last connected.
     pub identity_told: Option<String>,
-    /// Its VM runs, and it has not answered the host for at least 30 s.
+    /// True while its VM runs and has not answered the host for at least 30 s.
     pub is_unresponsive: bool,
 }
 

@@ -11,7 +11,7 @@ use crate::store::{New, Tx, TxError};
 /// Declares that a reference shall be here; again, that it is looked up anew and retried at once.
 ///
 /// # Errors
-/// Of the store's rules.
+/// A refusal by the store's rules.
 pub fn create(
     tx: &mut Tx<'_>,
     reference: &ImageRef,
@@ -43,7 +43,7 @@ pub fn create(
 /// Points a name at what an image means now; `None` when that is not here.
 ///
 /// # Errors
-/// Of the store's rules.
+/// A refusal by the store's rules.
 pub fn alias(
     tx: &mut Tx<'_>,
     source: &Uid,
@@ -59,7 +59,7 @@ pub fn alias(
 /// Points a name at content that is here: an alias, or an import.
 ///
 /// # Errors
-/// Of the store's rules.
+/// A refusal by the store's rules.
 pub fn point(
     tx: &mut Tx<'_>,
     target: &ImageRef,
@@ -83,7 +83,7 @@ pub fn point(
 /// Takes a name away; content stays while another image or an instance refers to it.
 ///
 /// # Errors
-/// Of the store's rules.
+/// A refusal by the store's rules.
 pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), TxError> {
     tx.request_deletion::<Image>(uid).map(drop)
 }

@@ -65,7 +65,7 @@ pub enum Action {
         owner: Uid,
         digest: Digest,
     },
-    /// What goes on for an image that is deleted, and what is kept in memory for it.
+    /// Ends the work for an image that is deleted, and drops what is kept in memory for it.
     Forget {
         owner: Uid,
     },

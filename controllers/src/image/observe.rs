@@ -19,7 +19,7 @@ pub struct Observed {
     pub digest: Option<Digest>,
     /// Its manifest, when it was needed.
     pub manifest: Option<Resolved>,
-    /// Its root file system, when complete; while the registry is asked, what was meant before.
+    /// The complete root file system; the one meant before, while the registry is asked.
     pub stored: Option<StoredImage>,
     pub job: Option<Job>,
     /// Complete content that no image, instance or snapshot refers to.
