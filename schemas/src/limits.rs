@@ -70,7 +70,7 @@ pub const BODY_RATE_MIN: u32 = 1000;
 /// For a client to take something of what it asked for. Who stops reading for longer, as a pager does,
 /// has to ask again; until then the connection and what fills it are kept.
 pub const CLIENT_STALL_MAX: Duration = Duration::from_secs(120);
-/// Between two lines of a stream that has nothing to tell: a client that is gone is noticed by it.
+/// Time between two lines of a stream that has nothing to tell; a client that is gone is noticed by it.
 pub const STREAM_IDLE_MAX: Duration = Duration::from_secs(15);
 /// Stored objects of one kind; lists and memory stay bounded.
 pub const OBJECTS_PER_KIND_MAX: usize = 100_000;
@@ -169,7 +169,7 @@ pub const SNAPSHOT_LOOK: Duration = Duration::from_secs(1);
 pub const POOL_MAX: u32 = 64;
 /// Between the end of one that is held ready and the start of the one in its place.
 pub const POOL_RETRY: Duration = Duration::from_secs(5);
-/// One file of the audit log: some fifty thousand requests.
+/// Size of a file of the audit log, in bytes: some fifty thousand requests.
 pub const AUDIT_LOG_MAX: Bytes = Bytes(16 << 20);
 /// Files of the audit log, the one that is written to included.
 pub const AUDIT_FILES_MAX: u32 = 5;

@@ -65,7 +65,7 @@ pub fn number(word: &str) -> Option<i32> {
     (is_realtime || (!is_offset && (1..32).contains(&number))).then_some(number)
 }
 
-/// What people call a signal.
+/// The name that people use for a signal.
 #[must_use]
 pub fn name(number: i32) -> String {
     let known = NAMES.iter().find(|(_, known)| *known == number);

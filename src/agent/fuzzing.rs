@@ -1,4 +1,4 @@
-//! What a guest sends, cut into frames and taken by the streams that are open.
+//! Entry points for fuzzers: bytes of a guest, cut into frames and taken by the streams that are open.
 
 use futures::FutureExt;
 use stead_schemas::api::CopyHeader;

@@ -34,7 +34,7 @@ pub(super) enum Cause {
     Missed,
     /// A monitor of the host cannot say what changed.
     Drift,
-    /// It is time to.
+    /// The resync is due.
     Resync,
 }
 

@@ -75,7 +75,7 @@ struct State {
     manifests: BTreeMap<Digest, images::Manifest>,
     stored: BTreeMap<Digest, StoredImage>,
     jobs: BTreeMap<Digest, images::Running>,
-    /// What each image's registry is being asked: reference and number.
+    /// The question that each image's registry is being asked: reference and number.
     asked: BTreeMap<Uid, (String, u64)>,
     machines: BTreeMap<Uid, machines::Vmm>,
     records: BTreeSet<Uid>,

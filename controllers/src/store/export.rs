@@ -1,6 +1,6 @@
 //! A consistent copy of everything stored, for backups.
 //!
-//! It is taken by the writer between two groups, so that it is one durable state, and costs the writer one
+//! The writer takes it between two groups, so that it is one durable state; it costs the writer one
 //! reference for each object; sealing and writing are the caller's.
 
 use std::borrow::Cow;
@@ -11,7 +11,7 @@ use super::key::Key;
 use super::object::Erased;
 use super::{Store, TransactError};
 
-/// One durable state of the whole store.
+/// A durable state of the whole store.
 #[derive(Debug)]
 pub struct Export {
     pub(super) objects: Vec<Erased>,
