@@ -135,7 +135,7 @@ fn stopped_source(instance: &Object<Instance>, machine: Option<&Machine>) -> Sou
     }
 }
 
-fn standby_source(
+pub(super) fn standby_source(
     instance: &Object<Instance>,
     spec: &SnapshotSpec,
     machine: Option<&Machine>,
@@ -146,7 +146,9 @@ fn standby_source(
     let is_saved = matches!(memory, Some(Memory::Saved(saved)) if saved.run == spec.instance.run);
     match machine {
         _ if is_over => Source::Gone,
-        Some(machine) if machine.run != spec.instance.run => Source::Gone,
+        // Only the store says that a run is over. The record of a machine is read while its own
+        // reconciler starts and releases it, and shows no run, or the one before, at those moments.
+        Some(machine) if machine.run != spec.instance.run => Source::Moving,
         Some(machine) if is_in_full_run(machine) && memory.is_none() => Source::Capturable,
         // Paused by a save or a restore under way, or booting again.
         Some(_) => Source::Moving,

@@ -9,12 +9,13 @@ use stead_schemas::snapshot::{
     PackingState, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
 };
 
+use super::observe::standby_source;
 use super::plan::plan;
 use super::status::status;
 use super::*;
-use crate::host::{Captured, Space};
+use crate::host::{Captured, GuestPhase, Machine, Space, VmmState};
 use crate::runtime::Outcome;
-use crate::vm::example;
+use crate::vm::{example, example_machine};
 
 fn uid() -> Uid {
     "s00000000000000000000000".parse().expect("valid")
@@ -116,6 +117,27 @@ fn every_state_has_its_next_step() {
     }
     let waits = plan(&Desired::Absent(Some(&object)), &seen(whole(), None, 0), at(2));
     assert_eq!(name(&waits), "Wait", "what copies from it is let finish");
+}
+
+/// A machine is seen by this reconciler while its own starts it, when the record of its run is not
+/// written yet, and releases it. What the store says of the run alone ends a snapshot.
+#[test]
+fn a_machine_of_another_run_is_one_that_its_own_reconciler_is_changing() {
+    let kept = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
+    let of_run = |run, vmm| Machine { run, ..example_machine(vmm, GuestPhase::Ready) };
+    let table = [
+        (1, 0, None, Source::Moving),
+        (1, 0, Some(of_run(0, VmmState::Dead)), Source::Moving),
+        (1, 0, Some(of_run(1, VmmState::Dead)), Source::Moving),
+        (1, 0, Some(of_run(1, VmmState::Running)), Source::Capturable),
+        (1, 0, Some(of_run(2, VmmState::Running)), Source::Moving),
+        (1, 1, Some(of_run(1, VmmState::Running)), Source::Gone),
+    ];
+    for (run, ended_run, machine, expected) in table {
+        let instance = example(Power::Running, run, ended_run);
+        let source = standby_source(&instance, &kept.spec, machine.as_ref(), None);
+        assert_eq!(source, expected, "{ended_run} {machine:?}");
+    }
 }
 
 #[test]
