@@ -24,7 +24,7 @@ use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
 
-use crate::host::{Captured, Disks, Firewall, Images, Links, Machines, Snapshots};
+use crate::host::{Captured, Disks, Firewall, Forwarding, Images, Links, Machines, Snapshots};
 use crate::host::{
     FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, PortRule, ProbeSeen,
     VmmState,
@@ -50,7 +50,7 @@ pub struct Records {
 #[derive(Debug, Clone, Default)]
 pub struct HostSnapshot {
     pub links: Vec<Link>,
-    pub is_forwarding: bool,
+    pub forwarding: Forwarding,
     pub firewall: BTreeMap<String, FirewallSeen>,
     pub disks: BTreeMap<Uid, Bytes>,
     pub images: BTreeSet<Digest>,
@@ -95,7 +95,7 @@ impl HostSnapshot {
         H: Links + Firewall + Disks + Images + Machines + Snapshots,
     {
         let mut snapshot = Self { links: Links::list(host).await?, ..Self::default() };
-        snapshot.is_forwarding = host.is_forwarding().await?;
+        snapshot.forwarding = host.forwarding().await?;
         for rules in tables {
             if let Some(seen) = Firewall::inspect(host, rules).await? {
                 snapshot.firewall.insert(rules.table.clone(), seen);
@@ -331,7 +331,7 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, no
         if !is_good {
             broken.push(format!("bridge {} is {bridge:?}", spec.bridge));
         }
-        if !host.is_forwarding {
+        if host.forwarding == Forwarding::Off {
             broken.push("forwarding is off".to_owned());
         }
         let mut rules: Vec<PortRule> = records.ports.iter().map(|port| rule(port)).collect();

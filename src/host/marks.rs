@@ -54,6 +54,10 @@ pub(super) fn port_group(bridge: &LinkName) -> u32 {
     u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]) & 0x7fff_ffff | 0x4000_0000
 }
 
+/// The device group of the bridges of every daemon on a host, by which the filter tells the packets of guests
+/// from those of others.
+pub(super) const BRIDGES: u32 = 0x2057_ead0;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,7 +7,7 @@
 //! Assumes: the network namespace of the thread that calls [`Netlink::new`] is the one meant.
 //! Never: caches what the kernel said.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -18,15 +18,20 @@ use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
-use stead_controllers::host::{HostError, HostErrorKind, Link, LinkChange, LinkKind, LinkPlan, Links, Route};
+use stead_controllers::host::{
+    Forwarding, HostError, HostErrorKind, Link, LinkChange, LinkKind, LinkPlan, Links, Route,
+};
 use stead_schemas::names::LinkName;
 use stead_schemas::network::Cidr;
 
 use super::links_seen::{self, Seen};
-use super::marks::{Scope, port_group};
+use super::marks::{BRIDGES, Scope, port_group};
 use super::tap::Tap;
 
+/// The switch of the host: with it all links forward, and it reads as on only when it was switched.
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
+const LINKS: &str = "/proc/sys/net/ipv4/conf";
+const LOOPBACK: &str = "lo";
 /// Linux's answer when a bridge has no port number left.
 const EXFULL: i32 = 54;
 const ENODEV: i32 = 19;
@@ -147,6 +152,16 @@ impl Netlink {
         self.set("create link", name, LinkUnspec::new_with_index(index).alias(alias).build()).await
     }
 
+    /// A bridge is in the group of all bridges before a packet passes it.
+    async fn raise(&self, name: &LinkName, seen: &Seen) -> Result<(), HostError> {
+        if seen.kind == Some(LinkKind::Bridge) {
+            let group = LinkAttribute::Group(BRIDGES);
+            let message = LinkUnspec::new_with_index(seen.index).append_extra_attribute(group).build();
+            self.set("raise link", name, message).await?;
+        }
+        self.set("raise link", name, LinkUnspec::new_with_index(seen.index).up().build()).await
+    }
+
     async fn enslave(&self, tap: &LinkName, index: u32, bridge: &LinkName) -> Result<(), HostError> {
         let master = self.ours("enslave to link", bridge).await?;
         if master.kind != Some(LinkKind::Bridge) {
@@ -208,6 +223,23 @@ impl Netlink {
         Ok(all.into_iter().map(Seen::from).collect())
     }
 
+    /// The switches that are off of links by which packets of guests may come or go: those with an address.
+    async fn links_that_do_not_forward(&self) -> Result<Vec<String>, HostError> {
+        let all: Result<Vec<AddressMessage>, _> = self.handle().address().get().execute().try_collect().await;
+        let all = all.map_err(|error| self.0.requests.failed("list", "addresses", error))?;
+        let with_address: BTreeSet<u32> =
+            all.iter().filter(|message| address_of(message).is_some()).map(|it| it.header.index).collect();
+        let mut switches = Vec::new();
+        for index in with_address {
+            let Some(name) = self.by_index(index).await?.and_then(|link| link.name) else { continue };
+            let switch = format!("{LINKS}/{name}/forwarding");
+            if name.as_str() != LOOPBACK && !is_on(&switch)? {
+                switches.push(switch);
+            }
+        }
+        Ok(switches)
+    }
+
     /// The port's view of a link that is ours.
     async fn link(&self, seen: &Seen, master: Option<LinkName>) -> Result<Option<Link>, HostError> {
         let (Some(owner), Some(kind), Some(name)) = (seen.owner(self.scope()), seen.kind, seen.name.clone())
@@ -224,7 +256,7 @@ impl Netlink {
             owner,
             kind,
             master,
-            is_up: seen.is_up,
+            is_up: seen.is_up && (kind != LinkKind::Bridge || seen.group == BRIDGES),
             is_isolated: seen.is_isolated && is_in_group,
             addresses,
         }))
@@ -275,9 +307,7 @@ impl Links for Netlink {
         let seen = self.ours("change link", name).await?;
         let index = seen.index;
         match change {
-            LinkChange::Up => {
-                self.set("raise link", name, LinkUnspec::new_with_index(index).up().build()).await
-            }
+            LinkChange::Up => self.raise(name, &seen).await,
             LinkChange::Master(bridge) => self.enslave(name, index, bridge).await,
             LinkChange::Isolated => self.isolate(name, &seen).await,
             LinkChange::AddAddress(address) => self.add_address(name, index, *address).await,
@@ -305,14 +335,26 @@ impl Links for Netlink {
         Ok(all.iter().filter_map(|message| links_seen::route(message, &links)).collect())
     }
 
-    async fn is_forwarding(&self) -> Result<bool, HostError> {
-        let text =
-            fs::read_to_string(FORWARDING).map_err(|error| HostError::io("read", FORWARDING, error))?;
-        Ok(text.trim() != "0")
+    async fn forwarding(&self) -> Result<Forwarding, HostError> {
+        if is_on(FORWARDING)? {
+            return Ok(Forwarding::ByHost);
+        }
+        Ok(if self.links_that_do_not_forward().await?.is_empty() {
+            Forwarding::ForGuests
+        } else {
+            Forwarding::Off
+        })
     }
 
     async fn set_forwarding(&self) -> Result<(), HostError> {
-        fs::write(FORWARDING, "1").map_err(|error| HostError::io("write", FORWARDING, error))
+        for switch in self.links_that_do_not_forward().await? {
+            match fs::write(&switch, "1") {
+                // The link went meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                written => written.map_err(|error| HostError::io("write", switch, error))?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -370,6 +412,15 @@ impl Connection {
             Some(_) => HostError::new(kind, operation, subject).because(io_error(&error)),
             None => HostError::new(kind, operation, subject).because(error),
         }
+    }
+}
+
+/// Whether a switch is on; that of a link that is gone is, since nothing is to be switched.
+fn is_on(switch: &str) -> Result<bool, HostError> {
+    match fs::read_to_string(switch) {
+        Ok(text) => Ok(text.trim() != "0"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(HostError::io("read", switch, error)),
     }
 }
 

@@ -5,7 +5,7 @@
 //!        input       nothing to link-local hardware addresses: those would pass the bridge by
 //!        forward     nothing from TAP to TAP (besides port isolation)
 //! inet   input       guests reach DNS and configured ports at the gateway address, and answer what the host asked
-//!        forward     no guest to guest, no forged source, no IPv6, no special networks but configured ones, a bound
+//!        forward     nothing of others unless the host is a router; no guest to guest, no forged source, no IPv6, no special networks but configured ones, a bound
 //!                    of connections for each guest; inward only answers
 //!        postrouting guests leave with the host's address
 //! ```
@@ -26,7 +26,7 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 use stead_controllers::host::{FirewallRules, PortRule};
 use stead_schemas::network::Cidr;
 
-use super::marks::port_group;
+use super::marks::{BRIDGES, port_group};
 
 /// The set of what may send: interface, hardware address, network address.
 pub(super) const PORTS: &str = "ports";
@@ -156,6 +156,11 @@ fn inet_forward(inet: &mut Tables<'_>, rules: &FirewallRules) {
     let to_guest = || is(meta(MetaKey::Oifname), text(rules.bridge.to_string()));
     let of_tap = || is(meta(MetaKey::Iifgroup), group(rules));
     inet.base("forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);
+    if rules.is_for_guests_only {
+        let not_bridges = |key| compare(Operator::NEQ, meta(key), Expression::Number(BRIDGES));
+        let is_others = vec![not_bridges(MetaKey::Iifgroup), not_bridges(MetaKey::Oifgroup)];
+        inet.rule("forward", [is_others, vec![Step::Drop(None)]].concat());
+    }
     inet.rule("forward", vec![of_tap(), Step::Drop(None)]);
     inet.rule("forward", vec![from_guest(), to_guest(), Step::Drop(None)]);
     inet.rule("forward", vec![from_guest(), is(meta(MetaKey::Nfproto), text("ipv6")), Step::Drop(None)]);

@@ -16,9 +16,9 @@ use stead::hypervisor::Accelerator;
 use stead::hypervisor::qemu::{Qemu, QemuConfig};
 use stead_controllers::checks::{self, HostSnapshot, Records};
 use stead_controllers::host::{
-    AdoptPlan, CapturePlan, Captured, DiskFile, Disks, Firewall, FirewallRules, FirewallSeen, HostError,
-    Images, Job, LaunchPlan, Link, LinkChange, LinkPlan, Links, Machine, Machines, Memory, PortRule,
-    Resolved, Route, Snapshots, Space, StoredImage,
+    AdoptPlan, CapturePlan, Captured, DiskFile, Disks, Firewall, FirewallRules, FirewallSeen, Forwarding,
+    HostError, Images, Job, LaunchPlan, Link, LinkChange, LinkPlan, Links, Machine, Machines, Memory,
+    PortRule, Resolved, Route, Snapshots, Space, StoredImage,
 };
 use stead_schemas::compression::Compression;
 use stead_schemas::guest::{Assumed, Config};
@@ -110,7 +110,7 @@ forward! { Links to links:
     fn change(&self, name: &LinkName, change: &LinkChange) -> Result<(), HostError>;
     fn remove(&self, name: &LinkName) -> Result<(), HostError>;
     fn routes(&self) -> Result<Vec<Route>, HostError>;
-    fn is_forwarding(&self) -> Result<bool, HostError>;
+    fn forwarding(&self) -> Result<Forwarding, HostError>;
     fn set_forwarding(&self) -> Result<(), HostError>;
 }
 
@@ -187,6 +187,7 @@ fn tables(records: &Records) -> Vec<FirewallRules> {
             subnet: spec.gateway,
             dns: spec.dns.clone(),
             reach: spec.reach.clone(),
+            is_for_guests_only: true,
         })
         .collect()
 }

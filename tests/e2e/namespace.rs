@@ -15,7 +15,7 @@ const INSIDE: &str = "STEAD_E2E_INSIDE";
 
 /// The first process of the namespace. It mounts the view of devices that belongs to this network,
 /// with the control groups in their place, and collects orphans, which a test would not.
-const FIRST: &str = "set -e; ip link set lo up; kept=$(mktemp -d)
+const FIRST: &str = "set -e; ip link set lo up; echo 0 > /proc/sys/net/ipv4/ip_forward; kept=$(mktemp -d)
     mount --rbind /sys/fs/cgroup $kept; mount -t sysfs sysfs /sys; mount --move $kept /sys/fs/cgroup
     rmdir $kept; set +e; \"$0\" \"$@\"; exit $?";
 

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use stead::host::nft::Nft;
-use stead_controllers::host::{Firewall, HostErrorKind, PortRule};
+use stead_controllers::host::{Firewall, HostErrorKind, Links, PortRule};
 use stead_schemas::network::Mac;
 
 use crate::guest::{
@@ -204,7 +204,7 @@ fn guests_do_not_reach_each_other_by_either_guard_alone() {
         assert!(!passes("rules alone"));
         shell("bridge link set dev st-tap2 isolated on; bridge link set dev st-tap3 isolated on");
         network.firewall.remove(TABLE).await.expect("removed");
-        shell("echo 0 > /proc/sys/net/ipv4/ip_forward");
+        shell("echo 0 > /proc/sys/net/ipv4/conf/st-br/forwarding");
         assert!(!passes("isolation alone"));
         shell("bridge link set dev st-tap2 isolated off");
         assert!(passes("no guard"), "the test can see what passes");
@@ -221,6 +221,7 @@ fn guests_leave_with_the_hosts_address_and_only_answers_come_back() {
         shell("ip tuntap add dev up0 mode tap vnet_hdr; ip addr add 198.51.100.2/24 dev up0");
         shell("ip link set up0 up");
         shell("ip neigh replace 198.51.100.1 lladdr 02:00:00:00:00:01 dev up0");
+        network.links.set_forwarding().await.expect("set");
         let mut uplink = Wire::attach(&link_name("up0"));
         let uplink_mac: Mac = mac_of("up0");
         let outside = Ipv4Addr::new(198, 51, 100, 1);

@@ -37,7 +37,14 @@ pub(crate) fn rules() -> FirewallRules {
     let subnet = Cidr { address: GATEWAY, prefix: 24 };
     // The port at which the tests listen on the host.
     let reach = GuestReach { host_ports: vec![PORT], networks: Vec::new() };
-    FirewallRules { table: TABLE.to_owned(), bridge: bridge(), subnet, dns: Vec::new(), reach }
+    FirewallRules {
+        table: TABLE.to_owned(),
+        bridge: bridge(),
+        subnet,
+        dns: Vec::new(),
+        reach,
+        is_for_guests_only: true,
+    }
 }
 
 impl Network {

@@ -7,7 +7,7 @@ use stead::host::monitor::{Heard, monitor_table};
 use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::store::{CuidIds, SystemClock};
-use stead_controllers::host::{Firewall, FirewallRules, Links, PortRule};
+use stead_controllers::host::{Firewall, FirewallRules, Forwarding, Links, PortRule};
 use stead_controllers::network::NetworkReconciler;
 use stead_controllers::port::{self, PortReconciler};
 use stead_controllers::runtime::{Drift, NoBoundary, Runner, RunnerConfig};
@@ -24,8 +24,8 @@ use crate::namespace::{in_namespace, link_name, netlink, shell, uid};
 const HEALED_WITHIN: Duration = Duration::from_secs(2);
 
 /// All that the damages change.
-const LOOK: &str =
-    "ip -o link; bridge -d link; ip -o addr; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward";
+const LOOK: &str = "ip -o link; bridge -d link; ip -o addr; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; \
+     cat /proc/sys/net/ipv4/conf/st-br/forwarding || true";
 
 struct Daemon {
     store: Store,
@@ -73,7 +73,8 @@ impl Daemon {
     }
 
     async fn create(&self) -> (Uid, Uid) {
-        let FirewallRules { table, bridge: name, subnet: gateway, dns, reach } = rules();
+        let FirewallRules { table, bridge: name, subnet: gateway, dns, reach, is_for_guests_only: _ } =
+            rules();
         let spec = NetworkSpec { bridge: name, gateway, dns, table, reach };
         let PortRule { tap, mac, address } = rule();
         let made = self.store.transact(move |tx| {
@@ -100,15 +101,16 @@ impl Daemon {
     async fn is_whole(&self, network: &Uid, port: &Uid) -> bool {
         let is_said = self.store.get::<Network>(network).is_some_and(|it| is_ready(&it.status.conditions))
             && self.store.get::<Port>(port).is_some_and(|it| is_ready(&it.status.conditions));
-        let is_forwarding = self.links.is_forwarding().await.expect("read");
+        let forwarding = self.links.forwarding().await.expect("read");
         let tap = self.links.inspect(&rule().tap).await.expect("read");
         let is_tap_good =
             tap.is_some_and(|tap| tap.is_up && tap.is_isolated && tap.master.as_ref() == Some(&bridge()));
         let link = self.links.inspect(&bridge()).await.expect("read");
         let is_bridge_good = link.is_some_and(|link| link.is_up && link.addresses == [rules().subnet]);
-        let firewall = self.firewall.inspect(&rules()).await.expect("read");
+        let rules = FirewallRules { is_for_guests_only: forwarding != Forwarding::ByHost, ..rules() };
+        let firewall = self.firewall.inspect(&rules).await.expect("read");
         let is_guarded = firewall.is_some_and(|seen| seen.is_intact && seen.ports == [rule()]);
-        is_said && is_tap_good && is_bridge_good && is_guarded && is_forwarding
+        is_said && is_tap_good && is_bridge_good && is_guarded && forwarding != Forwarding::Off
     }
 
     async fn becomes_whole(&self, network: &Uid, port: &Uid, within: Duration, after: &str) {
@@ -164,6 +166,9 @@ fn what_is_broken_behind_the_daemon_is_whole_again_within_two_seconds() {
             "nft add rule bridge steadtest guests accept",
             "nft flush set bridge steadtest ports",
             "nft flush ruleset; ip link del st-br; ip link del st-tap",
+            // Switched on and off, the host takes it from the links too.
+            "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv4/ip_forward",
+            "echo 1 > /proc/sys/net/ipv4/ip_forward",
             "echo 0 > /proc/sys/net/ipv4/ip_forward",
         ] {
             // No await in between, so nothing is healed yet.

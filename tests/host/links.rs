@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use stead_controllers::host::{HostErrorKind, LinkChange, LinkKind, LinkPlan, Links, Route};
+use stead_controllers::host::{Forwarding, HostErrorKind, LinkChange, LinkKind, LinkPlan, Links, Route};
 use stead_schemas::network::Cidr;
 
 use crate::namespace::{in_namespace, link_name, netlink, shell, uid};
@@ -197,9 +197,17 @@ fn routes_are_those_with_a_destination_and_forwarding_is_switched_on() {
             route(host_route, Some("up0")),
         ];
         assert_eq!(routes, expected);
-        shell("echo 0 > /proc/sys/net/ipv4/ip_forward");
-        assert!(!links.is_forwarding().await.expect("read"));
+        let of = async || links.forwarding().await.expect("read");
+        assert_eq!(of().await, Forwarding::Off);
         links.set_forwarding().await.expect("set");
-        assert!(links.is_forwarding().await.expect("read"));
+        assert_eq!(of().await, Forwarding::ForGuests);
+        assert_eq!(shell("cat /proc/sys/net/ipv4/ip_forward").trim(), "0", "the host is no router");
+        // A link that got its address later carries guests' packets too.
+        shell("ip link add late type veth; ip addr add 192.0.2.1/24 dev late");
+        assert_eq!(of().await, Forwarding::Off);
+        links.set_forwarding().await.expect("set");
+        assert_eq!(of().await, Forwarding::ForGuests);
+        shell("echo 1 > /proc/sys/net/ipv4/ip_forward");
+        assert_eq!(of().await, Forwarding::ByHost);
     });
 }

@@ -7,6 +7,7 @@ mod doors;
 mod fake_registry;
 mod firewall;
 mod firewall_ports;
+mod forwarding;
 mod guest;
 mod guest_reach;
 mod healing;

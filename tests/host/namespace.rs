@@ -18,6 +18,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// Runs the calling test's body inside; the test is found by the name of its closure.
 pub(crate) fn in_namespace<F: AsyncFnOnce()>(body: F) {
     if env::var_os(INSIDE).is_some() {
+        // A new namespace begins with what the host has.
+        shell("echo 0 > /proc/sys/net/ipv4/ip_forward");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         return runtime.expect("a runtime starts").block_on(body());
     }

@@ -20,6 +20,9 @@ pub struct FirewallRules {
     /// Name servers of the guests; those in private networks are reached for DNS alone.
     pub dns: Vec<Ipv4Addr>,
     pub reach: GuestReach,
+    /// Packets that neither come from a network of this program nor go to one are dropped, because the host
+    /// forwards for guests only.
+    pub is_for_guests_only: bool,
 }
 
 /// The one combination of interface, hardware and network address that may send.

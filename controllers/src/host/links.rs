@@ -53,6 +53,19 @@ pub struct Route {
     pub link: Option<LinkName>,
 }
 
+/// Whether a packet that comes in by one link leaves by another.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Forwarding {
+    /// Packets of guests do not.
+    #[default]
+    Off,
+    /// They do, because this daemon asked for it. The host is no router: between its other links the tables
+    /// of the firewall drop everything.
+    ForGuests,
+    /// The host is a router by its own configuration, and so are its links.
+    ByHost,
+}
+
 /// Interfaces of one scope (one daemon): others are invisible here and untouched.
 pub trait Links: Send + Sync + 'static {
     /// All links that carry this scope's mark.
@@ -71,7 +84,8 @@ pub trait Links: Send + Sync + 'static {
     fn remove(&self, name: &LinkName) -> impl Future<Output = Result<(), HostError>> + Send;
     /// IPv4 routes with a destination (no default routes).
     fn routes(&self) -> impl Future<Output = Result<Vec<Route>, HostError>> + Send;
-    fn is_forwarding(&self) -> impl Future<Output = Result<bool, HostError>> + Send;
-    /// Turns IPv4 forwarding on. Never turned off again: others may rely on it by then.
+    fn forwarding(&self) -> impl Future<Output = Result<Forwarding, HostError>> + Send;
+    /// Turns IPv4 forwarding on for each link that has an address, unless the host is a router already.
+    /// It is never turned off again: others may rely on it by then.
     fn set_forwarding(&self) -> impl Future<Output = Result<(), HostError>> + Send;
 }

@@ -17,7 +17,7 @@ use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::{Cidr, Network, NetworkStatus};
 
-use crate::host::{Firewall, FirewallRules, HostError, LinkChange, LinkKind, LinkPlan, Links};
+use crate::host::{Firewall, FirewallRules, Forwarding, HostError, LinkChange, LinkKind, LinkPlan, Links};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
@@ -114,7 +114,7 @@ impl<L: Links, F: Firewall> Reconciler for NetworkReconciler<L, F> {
 }
 
 /// What the base tables of a network are made for.
-fn rules(object: &Object<Network>) -> FirewallRules {
+fn rules(object: &Object<Network>, forwarding: Forwarding) -> FirewallRules {
     let spec = &object.spec;
     FirewallRules {
         table: spec.table.clone(),
@@ -122,5 +122,6 @@ fn rules(object: &Object<Network>) -> FirewallRules {
         subnet: spec.gateway,
         dns: spec.dns.clone(),
         reach: spec.reach.clone(),
+        is_for_guests_only: forwarding != Forwarding::ByHost,
     }
 }

@@ -5,7 +5,7 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::Network;
 
 use super::{NetworkReconciler, rules};
-use crate::host::{Firewall, FirewallSeen, HostError, Link, LinkKind, Links, Route};
+use crate::host::{Firewall, FirewallSeen, Forwarding, HostError, Link, LinkKind, Links, Route};
 
 /// Bridge, tables, forwarding, and what stands against the subnet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub struct Observed {
     pub firewall: Option<FirewallSeen>,
     /// Another network that is not being deleted has its tables under the same name.
     pub is_table_shared: bool,
-    pub is_forwarding: bool,
+    pub forwarding: Forwarding,
     /// Routes of the host, by other links, that overlap the subnet.
     pub conflicts: Vec<Route>,
 }
@@ -34,24 +34,24 @@ pub(super) async fn observe<L: Links, F: Firewall>(
             bridge,
             firewall: None,
             is_table_shared: false,
-            is_forwarding: true,
+            forwarding: Forwarding::ForGuests,
             conflicts: Vec::new(),
         };
         return Ok(nothing);
     };
     let spec = &object.spec;
     let bridge = links.inspect(&spec.bridge).await?;
-    let firewall = firewall.inspect(&rules(object)).await?;
+    let forwarding = links.forwarding().await?;
+    let firewall = firewall.inspect(&rules(object, forwarding)).await?;
     let networks = store.list::<Network>();
     let is_table_shared = networks
         .iter()
         .any(|other| other.meta.uid != *uid && !other.meta.is_deleting() && other.spec.table == spec.table);
-    let is_forwarding = links.is_forwarding().await?;
     let mut conflicts = links.routes().await?;
     // The segments of one subnet overlap it, each by a bridge of ours.
     let is_ours = |link: &LinkName| networks.iter().any(|network| network.spec.bridge == *link);
     conflicts.retain(|route| {
         route.destination.overlaps(spec.gateway) && !route.link.as_ref().is_some_and(is_ours)
     });
-    Ok(Observed { bridge, firewall, is_table_shared, is_forwarding, conflicts })
+    Ok(Observed { bridge, firewall, is_table_shared, forwarding, conflicts })
 }

@@ -8,7 +8,7 @@ use stead_schemas::meta::Object;
 use stead_schemas::network::Network;
 
 use super::{Action, Observed, rules};
-use crate::host::{Link, LinkKind, Route};
+use crate::host::{Forwarding, Link, LinkKind, Route};
 use crate::runtime::{Desired, Plan, Refusal, Wait};
 
 /// For the bridge of an earlier network to go: its own pass removes it.
@@ -50,10 +50,10 @@ fn plan_present(object: &Object<Network>, seen: &Observed, now: Timestamp) -> Pl
     }
     let mut steps = Vec::new();
     if !seen.firewall.as_ref().is_some_and(|firewall| firewall.is_intact) {
-        steps.push(Action::LoadFirewall(rules(object)));
+        steps.push(Action::LoadFirewall(rules(object, seen.forwarding)));
     }
     plan_bridge(object, ours, &mut steps);
-    if !seen.is_forwarding {
+    if seen.forwarding == Forwarding::Off {
         steps.push(Action::Forward);
     }
     act_or_converged(steps)

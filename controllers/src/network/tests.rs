@@ -9,7 +9,7 @@ use stead_schemas::names::Name;
 use stead_schemas::network::NetworkSpec;
 
 use super::*;
-use crate::host::{FirewallSeen, Link, Route};
+use crate::host::{FirewallSeen, Forwarding, Link, Route};
 use crate::runtime::{Outcome, Refusal};
 
 fn uid(first: char) -> Uid {
@@ -68,7 +68,7 @@ fn nothing() -> Observed {
         bridge: None,
         firewall: None,
         is_table_shared: false,
-        is_forwarding: false,
+        forwarding: Forwarding::Off,
         conflicts: Vec::new(),
     }
 }
@@ -79,6 +79,7 @@ fn apply(seen: &mut Observed, action: &Action) {
     match action {
         Action::LoadFirewall(rules) => {
             assert_eq!((rules.table.as_str(), &rules.bridge), ("stead", &bridge()));
+            assert_eq!(rules.is_for_guests_only, seen.forwarding != Forwarding::ByHost);
             let ports = seen.firewall.take().map_or_else(Vec::new, |firewall| firewall.ports);
             seen.firewall = Some(FirewallSeen { is_intact: true, ports });
         }
@@ -98,7 +99,7 @@ fn apply(seen: &mut Observed, action: &Action) {
             seen.bridge = Some(link);
         }
         Action::RaiseBridge(_) => seen.bridge = Some(Link { is_up: true, ..bridge_of(seen) }),
-        Action::Forward => seen.is_forwarding = true,
+        Action::Forward => seen.forwarding = Forwarding::ForGuests,
         Action::RemoveBridge(_) => seen.bridge = None,
         Action::RemoveFirewall { .. } => seen.firewall = None,
     }
@@ -109,7 +110,9 @@ fn is_wished(seen: &Observed) -> bool {
         .bridge
         .as_ref()
         .is_some_and(|link| link.is_up && link.owner == uid('n') && link.addresses == [cidr("10.99.0.1/24")]);
-    is_bridge_good && seen.is_forwarding && seen.firewall.as_ref().is_some_and(|firewall| firewall.is_intact)
+    is_bridge_good
+        && seen.forwarding != Forwarding::Off
+        && seen.firewall.as_ref().is_some_and(|firewall| firewall.is_intact)
 }
 
 #[test]
@@ -120,7 +123,7 @@ fn a_network_is_made_guarded_first_and_raised_last() {
     };
     let bridge = bridge();
     let expected = [
-        Action::LoadFirewall(rules(&object)),
+        Action::LoadFirewall(rules(&object, Forwarding::Off)),
         Action::CreateBridge { name: bridge.clone(), owner: uid('n') },
         Action::AddAddress { bridge: bridge.clone(), address: object.spec.gateway },
         Action::RaiseBridge(bridge),
@@ -142,7 +145,7 @@ fn a_conflicting_route_refuses_a_new_network_and_degrades_a_standing_one() {
     assert_eq!(message, "the subnet 10.99.0.0/24 overlaps the host's route to 10.0.0.0/8 by up0");
     seen.bridge = Some(Link { is_up: true, addresses: vec![cidr("10.99.0.1/24")], ..link('n') });
     seen.firewall = Some(FirewallSeen { is_intact: true, ports: Vec::new() });
-    seen.is_forwarding = true;
+    seen.forwarding = Forwarding::ForGuests;
     assert_eq!(plan::plan(&Desired::Present(&object), &seen, at(0)), Plan::Converged);
     let mut object = object;
     for second in [3, 4] {
@@ -183,7 +186,7 @@ fn links_of_other_objects_are_waited_for_or_refused_and_never_removed() {
 #[test]
 fn an_orphaned_bridge_goes_and_a_half_made_one_goes_with_its_tables() {
     let object = object();
-    let seen = Observed { bridge: Some(link('n')), is_forwarding: true, ..nothing() };
+    let seen = Observed { bridge: Some(link('n')), forwarding: Forwarding::ForGuests, ..nothing() };
     let removal = Plan::Act(vec![Action::RemoveBridge(bridge())]);
     assert_eq!(plan::plan(&Desired::Absent(None), &seen, at(0)), removal);
     let firewall = Some(FirewallSeen { is_intact: false, ports: Vec::new() });
@@ -207,11 +210,13 @@ fn any_host() -> impl Strategy<Value = Observed> {
     let firewall = proptest::option::of(
         any::<bool>().prop_map(|is_intact| FirewallSeen { is_intact, ports: Vec::new() }),
     );
-    (bridge, firewall, any::<bool>()).prop_map(|(bridge, firewall, is_forwarding)| Observed {
+    let forwarding =
+        prop_oneof![Just(Forwarding::Off), Just(Forwarding::ForGuests), Just(Forwarding::ByHost)];
+    (bridge, firewall, forwarding).prop_map(|(bridge, firewall, forwarding)| Observed {
         bridge,
         firewall,
         is_table_shared: false,
-        is_forwarding,
+        forwarding,
         conflicts: Vec::new(),
     })
 }
@@ -244,7 +249,7 @@ proptest! {
     #[test]
     fn deletion_leaves_nothing_and_forwarding_as_it_is(mut seen in any_host(), death in 0..3usize) {
         let object = object();
-        let before = seen.is_forwarding;
+        let before = seen.forwarding;
         for limit in [death, usize::MAX, usize::MAX] {
             if let Plan::Act(steps) = plan::plan(&Desired::Absent(Some(&object)), &seen, at(0)) {
                 steps.iter().take(limit).for_each(|step| apply(&mut seen, step));
@@ -252,6 +257,6 @@ proptest! {
         }
         prop_assert_eq!(plan::plan(&Desired::Absent(Some(&object)), &seen, at(0)), Plan::Converged);
         prop_assert!(seen.bridge.is_none() && seen.firewall.is_none());
-        prop_assert_eq!(seen.is_forwarding, before);
+        prop_assert_eq!(seen.forwarding, before);
     }
 }

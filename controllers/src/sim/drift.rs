@@ -3,7 +3,7 @@
 use stead_schemas::names::{LinkName, Uid};
 
 use super::World;
-use crate::host::{LinkKind, VmmState};
+use crate::host::{Forwarding, LinkKind, VmmState};
 use crate::runtime::Clock;
 
 /// One act of a stranger, an operator or a crash.
@@ -19,6 +19,8 @@ pub enum Drift {
     DeleteDisk,
     DeleteImage,
     StopForwarding,
+    /// Somebody makes the host a router.
+    ForwardAll,
     /// A guest's agent ends, and its system begins another.
     KillAgent,
     /// Another program listens where nobody does.
@@ -31,7 +33,7 @@ pub enum Drift {
 }
 
 impl Drift {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::KillVmm,
         Self::PauseVmm,
         Self::DeleteTap,
@@ -42,6 +44,7 @@ impl Drift {
         Self::DeleteDisk,
         Self::DeleteImage,
         Self::StopForwarding,
+        Self::ForwardAll,
         Self::KillAgent,
         Self::TakePort,
         Self::LeavePorts,
@@ -111,7 +114,8 @@ impl World {
                 state.stored.clear();
                 state.manifests.clear();
             }
-            Drift::StopForwarding => state.is_forwarding = false,
+            Drift::StopForwarding => state.forwarding = Forwarding::Off,
+            Drift::ForwardAll => state.forwarding = Forwarding::ByHost,
             Drift::TakePort => state.take_port(pick),
             Drift::LeavePorts => state.taken_ports.clear(),
             Drift::LoseListener => state.lose_listener(pick),
@@ -133,7 +137,7 @@ impl super::State {
         self.taken_ports.clear();
         self.links.clear();
         self.tables.clear();
-        self.is_forwarding = false;
+        self.forwarding = Forwarding::Off;
     }
 
     fn owners(&self) -> Vec<Uid> {

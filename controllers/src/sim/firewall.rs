@@ -9,19 +9,24 @@ use crate::host::{Firewall, FirewallRules, FirewallSeen, HostError, HostErrorKin
 #[derive(Debug, Clone, Default)]
 pub(super) struct Table {
     pub(super) is_intact: bool,
+    /// As it was loaded.
+    pub(super) is_for_guests_only: bool,
     pub(super) ports: BTreeSet<PortRule>,
 }
 
 impl Table {
-    pub(super) fn seen(&self) -> FirewallSeen {
-        FirewallSeen { is_intact: self.is_intact, ports: PortRule::set(&self.ports) }
+    pub(super) fn seen(&self, is_for_guests_only: bool) -> FirewallSeen {
+        let is_intact = self.is_intact && self.is_for_guests_only == is_for_guests_only;
+        FirewallSeen { is_intact, ports: PortRule::set(&self.ports) }
     }
 }
 
 impl Firewall for World {
     async fn inspect(&self, rules: &FirewallRules) -> Result<Option<FirewallSeen>, HostError> {
-        self.verb("inspect table", &rules.table, |state| Ok(state.tables.get(&rules.table).map(Table::seen)))
-            .await
+        self.verb("inspect table", &rules.table, |state| {
+            Ok(state.tables.get(&rules.table).map(|table| table.seen(rules.is_for_guests_only)))
+        })
+        .await
     }
 
     async fn has_port(&self, table: &str, port: &PortRule) -> Result<bool, HostError> {
@@ -33,7 +38,8 @@ impl Firewall for World {
 
     async fn replace(&self, rules: &FirewallRules) -> Result<(), HostError> {
         self.verb("replace table", &rules.table, |state| {
-            state.tables.entry(rules.table.clone()).or_default().is_intact = true;
+            let table = state.tables.entry(rules.table.clone()).or_default();
+            (table.is_intact, table.is_for_guests_only) = (true, rules.is_for_guests_only);
             Ok(())
         })
         .await

@@ -3,7 +3,7 @@
 use stead_schemas::names::LinkName;
 
 use super::{State, World};
-use crate::host::{HostError, HostErrorKind, Link, LinkChange, LinkKind, LinkPlan, Links, Route};
+use crate::host::{Forwarding, HostError, HostErrorKind, Link, LinkChange, LinkKind, LinkPlan, Links, Route};
 
 impl Links for World {
     async fn list(&self) -> Result<Vec<Link>, HostError> {
@@ -48,13 +48,15 @@ impl Links for World {
         .await
     }
 
-    async fn is_forwarding(&self) -> Result<bool, HostError> {
-        self.verb("read", "forwarding", |state| Ok(state.is_forwarding)).await
+    async fn forwarding(&self) -> Result<Forwarding, HostError> {
+        self.verb("read", "forwarding", |state| Ok(state.forwarding)).await
     }
 
     async fn set_forwarding(&self) -> Result<(), HostError> {
         self.verb("set", "forwarding", |state| {
-            state.is_forwarding = true;
+            if state.forwarding == Forwarding::Off {
+                state.forwarding = Forwarding::ForGuests;
+            }
             Ok(())
         })
         .await

@@ -37,7 +37,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use crate::checks::HostSnapshot;
-use crate::host::{Link, PortRule, Route, StoredImage};
+use crate::host::{Forwarding, Link, PortRule, Route, StoredImage};
 use crate::runtime::{Clock, Ids};
 
 pub use drift::Drift;
@@ -67,7 +67,7 @@ struct State {
     /// Not ours; nothing of it may ever change.
     foreign_links: BTreeSet<LinkName>,
     routes: Vec<Route>,
-    is_forwarding: bool,
+    forwarding: Forwarding,
     tables: BTreeMap<String, firewall::Table>,
     disks: BTreeMap<Uid, Bytes>,
     space_available: Bytes,
@@ -111,7 +111,7 @@ impl World {
             links: BTreeMap::new(),
             foreign_links: BTreeSet::new(),
             routes: Vec::new(),
-            is_forwarding: false,
+            forwarding: Forwarding::Off,
             tables: BTreeMap::new(),
             disks: BTreeMap::new(),
             space_available: Bytes(1 << 40),
@@ -167,8 +167,12 @@ impl World {
         let watched = watched.map(|(uid, _)| uid.clone());
         HostSnapshot {
             links: state.links.values().cloned().collect(),
-            is_forwarding: state.is_forwarding,
-            firewall: state.tables.iter().map(|(name, table)| (name.clone(), table.seen())).collect(),
+            forwarding: state.forwarding,
+            firewall: state
+                .tables
+                .iter()
+                .map(|(name, table)| (name.clone(), table.seen(state.forwarding != Forwarding::ByHost)))
+                .collect(),
             disks: state.disks.clone(),
             images: state.stored.keys().cloned().collect(),
             machines: state.machines.iter().map(|(uid, vmm)| (uid.clone(), vmm.seen(uid, now))).collect(),
