@@ -38,6 +38,12 @@ pub struct Config {
     pub gateway: Cidr,
     /// Name servers handed to guests.
     pub dns: Vec<Ipv4Addr>,
+    /// Domains in which guests look for names, such as `corp.example`.
+    pub dns_search: Vec<String>,
+    /// Options of the guests' resolv.conf, such as `ndots:2`.
+    pub dns_options: Vec<String>,
+    /// MTU of guests' cards in bytes, 576 to 1500; by default that of the host's uplink, at most 1500.
+    pub guest_mtu: Option<u16>,
     /// TCP and UDP ports of the host that guests may reach at the gateway's address, besides DNS.
     pub guest_host_ports: Vec<u16>,
     /// Private, link-local and other special networks that guests may reach, such as `192.168.7.0/24`.
@@ -90,6 +96,9 @@ impl Default for Config {
             bridge: "stead0".parse().expect("a valid constant"),
             gateway: parsed,
             dns: vec![Ipv4Addr::new(1, 1, 1, 1)],
+            dns_search: Vec::new(),
+            dns_options: Vec::new(),
+            guest_mtu: None,
             guest_host_ports: Vec::new(),
             guest_networks: Vec::new(),
             table: "stead".to_owned(),
@@ -134,6 +143,10 @@ pub struct Effective {
 const TABLE_BYTES_MAX: usize = 32;
 /// Each entry is a firewall rule that packets are compared with.
 const GUEST_REACH_MAX: usize = 64;
+/// A domain name's length, in bytes (RFC 1035).
+const DOMAIN_BYTES_MAX: usize = 253;
+/// Older C libraries read 6 domains; the file is read again for each process.
+const RESOLVER_WORDS_MAX: usize = 16;
 /// What is left of 15 characters beside the ten of a uid.
 const TAP_PREFIX_BYTES_MAX: usize = 5;
 
@@ -217,6 +230,7 @@ impl Config {
                 "guest_host_ports, guest_networks: must have at most {GUEST_REACH_MAX} entries"
             ));
         }
+        self.check_resolver(&mut problems);
         if self.guest_host_ports.contains(&0) {
             problems.push("guest_host_ports: must be from 1 to 65535".to_owned());
         }
@@ -226,6 +240,27 @@ impl Config {
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
+    }
+
+    /// What goes into resolv.conf is one word of one line there.
+    fn check_resolver(&self, problems: &mut Vec<String>) {
+        let is_word = |text: &String, others: &str| {
+            (1..=DOMAIN_BYTES_MAX).contains(&text.len())
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || others.as_bytes().contains(&b))
+        };
+        for (key, all, others) in
+            [("dns_search", &self.dns_search, "-._"), ("dns_options", &self.dns_options, "-:_")]
+        {
+            if all.len() > RESOLVER_WORDS_MAX {
+                problems.push(format!("{key}: must have at most {RESOLVER_WORDS_MAX} entries"));
+            }
+            for (index, _) in all.iter().enumerate().filter(|(_, text)| !is_word(text, others)) {
+                problems.push(format!("{key}[{index}]: must be letters, digits and {others:?}"));
+            }
+        }
+        if self.guest_mtu.is_some_and(|mtu| !(576..=1500).contains(&mtu)) {
+            problems.push("guest_mtu: must be from 576 to 1500".to_owned());
+        }
     }
 
     #[must_use]
@@ -277,6 +312,11 @@ mod tests {
         assert!(error.to_string().contains("gateway"), "{error}");
         let wrong = Config { registry_allow: vec!["10.0.0.0/99".to_owned()], ..Config::default() };
         assert!(wrong.check().expect_err("no network").to_string().contains("registry_allow"));
+        let (dns_search, dns_options) = (vec!["a b".to_owned()], vec!["ndots:2\nnameserver".to_owned()]);
+        let wrong = Config { dns_search, dns_options, guest_mtu: Some(68), ..Config::default() };
+        let ConfigError(wrong) = wrong.check().expect_err("three problems");
+        let keys: Vec<_> = wrong.iter().filter_map(|problem| problem.split(':').next()).collect();
+        assert_eq!(keys, ["dns_search[0]", "dns_options[0]", "guest_mtu"]);
         let wrong =
             Config { tap_prefix: "far-too-long".to_owned(), resync: "0s".to_owned(), ..Config::default() };
         assert_eq!(wrong.check().expect_err("two problems").0.len(), 2);

@@ -28,10 +28,24 @@ pub struct NetworkSpec {
     pub gateway: Cidr,
     /// Handed to guests in resolv.conf.
     pub dns: Vec<Ipv4Addr>,
+    #[serde(default)]
+    pub resolver: Resolver,
+    /// MTU of the guests' cards, in bytes; without one it follows the host's uplink.
+    #[serde(default)]
+    pub mtu: Option<u16>,
     /// Name of our nft tables (`inet` and `bridge` families).
     pub table: String,
     #[serde(default)]
     pub reach: GuestReach,
+}
+
+/// The rest of the guests' resolv.conf.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolver {
+    /// Domains in which names are looked for.
+    pub search: Vec<String>,
+    /// Options of resolv.conf(5), such as `ndots:2`.
+    pub options: Vec<String>,
 }
 
 /// The parts of the host and of private networks that guests may reach. Everything else of them is refused;
@@ -48,6 +62,9 @@ pub struct GuestReach {
 pub struct NetworkStatus {
     pub conditions: Vec<Condition>,
     pub observed_generation: u64,
+    /// Least MTU of the links with a default route, in bytes, at the last observation.
+    #[serde(default)]
+    pub uplink_mtu: Option<u32>,
 }
 
 /// The kind of ports; owned by an instance.

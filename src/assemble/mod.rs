@@ -30,7 +30,7 @@ use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::{Hypervisor, Instance};
 use stead_schemas::limits::{CLIENT_STALL_MAX, CONSOLE_LOG_MAX};
 use stead_schemas::names::{Platform, Uid};
-use stead_schemas::network::{GuestReach, Network, NetworkSpec, Port};
+use stead_schemas::network::{GuestReach, Network, NetworkSpec, Port, Resolver};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
@@ -191,6 +191,8 @@ async fn declare_network(store: &Store, config: &Config) -> anyhow::Result<()> {
             host_ports: config.guest_host_ports.clone(),
             networks: config.guest_networks.clone(),
         },
+        resolver: Resolver { search: config.dns_search.clone(), options: config.dns_options.clone() },
+        mtu: config.guest_mtu,
     };
     let declared = store.transact(move |tx| admission::declare_network(tx, spec)).await;
     declared

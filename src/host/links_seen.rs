@@ -8,7 +8,7 @@ use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
-use stead_controllers::host::{LinkKind, Route};
+use stead_controllers::host::{LinkKind, Route, Routes};
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::Cidr;
 
@@ -26,6 +26,8 @@ pub(super) struct Seen {
     pub(super) mac: Vec<u8>,
     pub(super) master: Option<u32>,
     pub(super) group: u32,
+    /// In bytes.
+    pub(super) mtu: u32,
     pub(super) is_up: bool,
     pub(super) is_isolated: bool,
 }
@@ -40,6 +42,7 @@ impl From<LinkMessage> for Seen {
             mac: Vec::new(),
             master: None,
             group: 0,
+            mtu: 0,
             is_up: message.header.flags.contains(LinkFlags::Up),
             is_isolated: false,
         };
@@ -50,6 +53,7 @@ impl From<LinkMessage> for Seen {
                 LinkAttribute::Address(mac) => seen.mac = mac,
                 LinkAttribute::Controller(index) => seen.master = Some(index).filter(|&index| index != 0),
                 LinkAttribute::Group(group) => seen.group = group,
+                LinkAttribute::Mtu(mtu) => seen.mtu = mtu,
                 LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| seen.note(info)),
                 _ => {}
             }
@@ -88,8 +92,25 @@ pub(super) fn main_table_ipv4() -> RouteMessage {
     RouteMessageBuilder::<Ipv4Addr>::new().build()
 }
 
-/// A route of the main table with a destination.
-pub(super) fn route(message: &RouteMessage, links: &[Seen]) -> Option<Route> {
+/// Routes of the main table, and what the links of its default routes carry.
+pub(super) fn routes(messages: &[RouteMessage], links: &[Seen]) -> Routes {
+    let mut all = Routes::default();
+    for (destination, link) in messages.iter().filter_map(|message| route(message, links)) {
+        match destination {
+            Some(destination) => {
+                all.routes.push(Route { destination, link: link.and_then(|link| link.name.clone()) });
+            }
+            None => {
+                let mtu = link.map(|link| link.mtu).filter(|mtu| *mtu > 0);
+                all.uplink_mtu = all.uplink_mtu.into_iter().chain(mtu).min();
+            }
+        }
+    }
+    all
+}
+
+/// The destination of a route of the main table, none for a default route, and its link.
+fn route<'a>(message: &RouteMessage, links: &'a [Seen]) -> Option<(Option<Cidr>, Option<&'a Seen>)> {
     let mut table = u32::from(message.header.table);
     let mut destination = None;
     let mut output = None;
@@ -102,14 +123,14 @@ pub(super) fn route(message: &RouteMessage, links: &[Seen]) -> Option<Route> {
         }
     }
     let prefix = message.header.destination_prefix_length;
-    if table != u32::from(RouteHeader::RT_TABLE_MAIN) || prefix == 0 {
+    if table != u32::from(RouteHeader::RT_TABLE_MAIN) {
         return None;
     }
     let link = links.iter().find(|link| Some(link.index) == output);
-    Some(Route {
-        destination: Cidr { address: destination?, prefix },
-        link: link.and_then(|link| link.name.clone()),
-    })
+    match prefix {
+        0 => Some((None, link)),
+        _ => Some((Some(Cidr { address: destination?, prefix }), link)),
+    }
 }
 
 /// Whom a link message concerns.

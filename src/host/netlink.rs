@@ -19,7 +19,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec};
 use stead_controllers::host::{
-    Forwarding, HostError, HostErrorKind, Link, LinkChange, LinkKind, LinkPlan, Links, Route,
+    Forwarding, HostError, HostErrorKind, Link, LinkChange, LinkKind, LinkPlan, Links, Routes,
 };
 use stead_schemas::names::LinkName;
 use stead_schemas::network::Cidr;
@@ -327,12 +327,11 @@ impl Links for Netlink {
         }
     }
 
-    async fn routes(&self) -> Result<Vec<Route>, HostError> {
+    async fn routes(&self) -> Result<Routes, HostError> {
         let request = self.handle().route().get(links_seen::main_table_ipv4());
         let all: Result<Vec<_>, _> = request.execute().try_collect().await;
         let all = all.map_err(|error| self.0.requests.failed("list", "routes", error))?;
-        let links = self.dump().await?;
-        Ok(all.iter().filter_map(|message| links_seen::route(message, &links)).collect())
+        Ok(links_seen::routes(&all, &self.dump().await?))
     }
 
     async fn forwarding(&self) -> Result<Forwarding, HostError> {

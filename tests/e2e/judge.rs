@@ -18,7 +18,7 @@ use stead_controllers::checks::{self, HostSnapshot, Records};
 use stead_controllers::host::{
     AdoptPlan, CapturePlan, Captured, DiskFile, Disks, Firewall, FirewallRules, FirewallSeen, Forwarding,
     HostError, Images, Job, LaunchPlan, Link, LinkChange, LinkPlan, Links, Machine, Machines, Memory,
-    PortRule, Resolved, Route, Snapshots, Space, StoredImage,
+    PortRule, Resolved, Routes, Snapshots, Space, StoredImage,
 };
 use stead_schemas::compression::Compression;
 use stead_schemas::guest::{Assumed, Config};
@@ -109,7 +109,7 @@ forward! { Links to links:
     fn create(&self, plan: &LinkPlan) -> Result<(), HostError>;
     fn change(&self, name: &LinkName, change: &LinkChange) -> Result<(), HostError>;
     fn remove(&self, name: &LinkName) -> Result<(), HostError>;
-    fn routes(&self) -> Result<Vec<Route>, HostError>;
+    fn routes(&self) -> Result<Routes, HostError>;
     fn forwarding(&self) -> Result<Forwarding, HostError>;
     fn set_forwarding(&self) -> Result<(), HostError>;
 }

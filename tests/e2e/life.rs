@@ -46,7 +46,12 @@ fn after_a_deletion_and_the_daemons_end_only_the_declared_network_is_left() {
 #[test]
 fn a_guest_reaches_its_host_and_not_its_neighbour() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Site::new().await;
+        site.shell(
+            "ip link add up0 type veth; ip link set up0 mtu 1400 up; ip addr add 198.51.100.2/24 dev up0; \
+             ip route add default via 198.51.100.1",
+        );
+        site.start().await;
         let serve = "echo welcome > /tmp/index.html; httpd -f -p 80 -h /tmp";
         site.create("server", &image("busybox"), json!({ "cmd": ["sh", "-c", serve] })).await;
         let server = site.until_state("server", "Running").await;
@@ -64,6 +69,8 @@ fn a_guest_reaches_its_host_and_not_its_neighbour() {
              nc -w 3 {GATEWAY} 8082 </dev/null && echo closed-port-yes || echo closed-port-no
              ping -c 2 -W 2 {server} >/dev/null && echo ping-neighbour-yes || echo ping-neighbour-no
              nc -w 3 {server} 80 </dev/null && echo tcp-neighbour-yes || echo tcp-neighbour-no
+             grep -E 'search|options' /etc/resolv.conf
+             echo mtu $(cat /sys/class/net/eth0/mtu)
              echo asked"
         );
         let body = json!({ "cmd": ["sh", "-c", ask] });
@@ -80,7 +87,16 @@ fn a_guest_reaches_its_host_and_not_its_neighbour() {
         let client = site.get("client").await;
         assert_eq!(client["network"]["ip"], from.as_str());
         let console = site.until_console(&id, "asked").await;
-        for answer in ["ping-host-yes", "closed-port-no", "ping-neighbour-no", "tcp-neighbour-no"] {
+        for answer in [
+            "ping-host-yes",
+            "closed-port-no",
+            "ping-neighbour-no",
+            "tcp-neighbour-no",
+            "search a.test b.test",
+            "options ndots:2",
+            // The uplink's.
+            "mtu 1400",
+        ] {
             assert!(console.contains(answer), "{answer}:\n{console}");
         }
         // Whatever the daemon and its VMMs made is the daemon's alone; the kernel's copy is the test's.

@@ -198,6 +198,7 @@ impl Site {
             .env("STEAD_TAP_PREFIX", TAP_PREFIX);
         command.env("STEAD_GATEWAY", format!("{GATEWAY}/24")).env("STEAD_DISK_RESERVE", "16MB");
         command.env("STEAD_GUEST_HOST_PORTS", "[8081]");
+        command.env("STEAD_DNS_SEARCH", "[a.test, b.test]").env("STEAD_DNS_OPTIONS", r#"["ndots:2"]"#);
         // The site's registry is on loopback.
         command.env("STEAD_REGISTRY_ALLOW", r#"["127.0.0.0/8"]"#);
         command.env("STEAD_LOG", "info,stead::api=warn").env("NO_COLOR", "1").env_remove("STEAD_KERNEL_DIR");

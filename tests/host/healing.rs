@@ -75,7 +75,8 @@ impl Daemon {
     async fn create(&self) -> (Uid, Uid) {
         let FirewallRules { table, bridge: name, subnet: gateway, dns, reach, is_for_guests_only: _ } =
             rules();
-        let spec = NetworkSpec { bridge: name, gateway, dns, table, reach };
+        let (resolver, mtu) = (Default::default(), None);
+        let spec = NetworkSpec { bridge: name, gateway, dns, table, reach, resolver, mtu };
         let PortRule { tap, mac, address } = rule();
         let made = self.store.transact(move |tx| {
             let name = Name::resource("default").expect("valid");

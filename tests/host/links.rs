@@ -3,7 +3,9 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use stead_controllers::host::{Forwarding, HostErrorKind, LinkChange, LinkKind, LinkPlan, Links, Route};
+use stead_controllers::host::{
+    Forwarding, HostErrorKind, LinkChange, LinkKind, LinkPlan, Links, Route, Routes,
+};
 use stead_schemas::network::Cidr;
 
 use crate::namespace::{in_namespace, link_name, netlink, shell, uid};
@@ -187,7 +189,9 @@ fn routes_are_those_with_a_destination_and_forwarding_is_switched_on() {
         shell("ip addr add 192.0.2.1/24 dev up0; ip link set up0 up");
         shell("ip route add default via 192.0.2.254; ip route add 198.51.100.7/32 via 192.0.2.2");
         shell("ip route add blackhole 10.0.0.0/8; ip route add 203.0.113.0/24 dev up0 table 77");
-        let mut routes = links.routes().await.expect("listed");
+        shell("ip link set up0 mtu 1400");
+        let Routes { mut routes, uplink_mtu } = links.routes().await.expect("listed");
+        assert_eq!(uplink_mtu, Some(1400));
         routes.sort_by_key(|route| route.destination);
         let route = |destination: Cidr, link: Option<&str>| Route { destination, link: link.map(link_name) };
         let host_route = Cidr { address: "198.51.100.7".parse().expect("valid"), prefix: 32 };

@@ -147,6 +147,8 @@ impl Server {
             dns: Vec::new(),
             table: "sim".to_owned(),
             reach: Default::default(),
+            resolver: Default::default(),
+            mtu: None,
         };
         store.transact(move |tx| admission::declare_network(tx, spec)).await.expect("declared");
         let ports = Ports {

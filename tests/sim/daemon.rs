@@ -37,6 +37,8 @@ pub(crate) fn network() -> NetworkSpec {
         dns: Vec::new(),
         table: "sim".to_owned(),
         reach: Default::default(),
+        resolver: Default::default(),
+        mtu: None,
     }
 }
 

@@ -53,6 +53,15 @@ pub struct Route {
     pub link: Option<LinkName>,
 }
 
+/// IPv4 routes of the host's main table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Routes {
+    /// Those with a destination.
+    pub routes: Vec<Route>,
+    /// Least MTU of the links of default routes, in bytes.
+    pub uplink_mtu: Option<u32>,
+}
+
 /// Whether a packet that comes in by one link leaves by another.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Forwarding {
@@ -82,8 +91,7 @@ pub trait Links: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), HostError>> + Send;
     /// `Ok` when nothing of that name is there; Conflict when it is not ours.
     fn remove(&self, name: &LinkName) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// IPv4 routes with a destination (no default routes).
-    fn routes(&self) -> impl Future<Output = Result<Vec<Route>, HostError>> + Send;
+    fn routes(&self) -> impl Future<Output = Result<Routes, HostError>> + Send;
     fn forwarding(&self) -> impl Future<Output = Result<Forwarding, HostError>> + Send;
     /// Turns IPv4 forwarding on for each link that has an address, unless the host is a router already.
     /// It is never turned off again: others may rely on it by then.

@@ -25,7 +25,7 @@ pub use error::{HostError, HostErrorKind};
 pub use firewall::{Firewall, FirewallRules, FirewallSeen, PortRule};
 pub use flows::{Flow, FlowState, Flows, Inbound};
 pub use images::{Images, Job, Layer, Resolved, StoredImage};
-pub use links::{Forwarding, Link, LinkChange, LinkKind, LinkPlan, Links, Route};
+pub use links::{Forwarding, Link, LinkChange, LinkKind, LinkPlan, Links, Route, Routes};
 pub use listeners::Listeners;
 pub use machines::{
     AdoptPlan, GuestPhase, GuestView, LaunchPlan, Machine, Machines, Memory, NetworkCard, SavedMemory,

@@ -269,6 +269,8 @@ async fn store_with(state: State, power: Power, policy: Option<AutoStandbyPolicy
                 dns: Vec::new(),
                 table: "t".to_owned(),
                 reach: Default::default(),
+                resolver: Default::default(),
+                mtu: None,
             },
         })?;
         let address = "10.9.0.2".parse().expect("valid");

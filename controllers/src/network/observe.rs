@@ -5,7 +5,7 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::Network;
 
 use super::{NetworkReconciler, rules};
-use crate::host::{Firewall, FirewallSeen, Forwarding, HostError, Link, LinkKind, Links, Route};
+use crate::host::{Firewall, FirewallSeen, Forwarding, HostError, Link, LinkKind, Links, Route, Routes};
 
 /// Bridge, tables, forwarding, and what stands against the subnet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,7 @@ pub struct Observed {
     /// Another network that is not being deleted has its tables under the same name.
     pub is_table_shared: bool,
     pub forwarding: Forwarding,
+    pub uplink_mtu: Option<u32>,
     /// Routes of the host, by other links, that overlap the subnet.
     pub conflicts: Vec<Route>,
 }
@@ -35,6 +36,7 @@ pub(super) async fn observe<L: Links, F: Firewall>(
             firewall: None,
             is_table_shared: false,
             forwarding: Forwarding::ForGuests,
+            uplink_mtu: None,
             conflicts: Vec::new(),
         };
         return Ok(nothing);
@@ -47,11 +49,11 @@ pub(super) async fn observe<L: Links, F: Firewall>(
     let is_table_shared = networks
         .iter()
         .any(|other| other.meta.uid != *uid && !other.meta.is_deleting() && other.spec.table == spec.table);
-    let mut conflicts = links.routes().await?;
+    let Routes { routes: mut conflicts, uplink_mtu } = links.routes().await?;
     // The segments of one subnet overlap it, each by a bridge of ours.
     let is_ours = |link: &LinkName| networks.iter().any(|network| network.spec.bridge == *link);
     conflicts.retain(|route| {
         route.destination.overlaps(spec.gateway) && !route.link.as_ref().is_some_and(is_ours)
     });
-    Ok(Observed { bridge, firewall, is_table_shared, forwarding, conflicts })
+    Ok(Observed { bridge, firewall, is_table_shared, forwarding, uplink_mtu, conflicts })
 }

@@ -18,5 +18,6 @@ pub(super) fn status(object: &Object<Network>, seen: Option<&Observed>, end: &Pa
         let told = (Reason::SubnetConflict, conflict(object, route));
         conditions::degrade(&mut all, previous, (told.0, &told.1), generation, end.now);
     }
-    NetworkStatus { conditions: all, observed_generation: generation }
+    let uplink_mtu = seen.map_or(object.status.uplink_mtu, |seen| seen.uplink_mtu);
+    NetworkStatus { conditions: all, observed_generation: generation, uplink_mtu }
 }

@@ -47,6 +47,8 @@ fn object() -> Object<Network> {
         dns: Vec::new(),
         table: "stead".to_owned(),
         reach: Default::default(),
+        resolver: Default::default(),
+        mtu: None,
     };
     Object { meta, spec, status: NetworkStatus::default() }
 }
@@ -69,6 +71,7 @@ fn nothing() -> Observed {
         firewall: None,
         is_table_shared: false,
         forwarding: Forwarding::Off,
+        uplink_mtu: None,
         conflicts: Vec::new(),
     }
 }
@@ -217,6 +220,7 @@ fn any_host() -> impl Strategy<Value = Observed> {
         firewall,
         is_table_shared: false,
         forwarding,
+        uplink_mtu: None,
         conflicts: Vec::new(),
     })
 }

@@ -3,7 +3,9 @@
 use stead_schemas::names::LinkName;
 
 use super::{State, World};
-use crate::host::{Forwarding, HostError, HostErrorKind, Link, LinkChange, LinkKind, LinkPlan, Links, Route};
+use crate::host::{
+    Forwarding, HostError, HostErrorKind, Link, LinkChange, LinkKind, LinkPlan, Links, Route, Routes,
+};
 
 impl Links for World {
     async fn list(&self) -> Result<Vec<Link>, HostError> {
@@ -35,7 +37,7 @@ impl Links for World {
         .await
     }
 
-    async fn routes(&self) -> Result<Vec<Route>, HostError> {
+    async fn routes(&self) -> Result<Routes, HostError> {
         self.verb("list", "routes", |state| {
             let of_links = state.links.values().filter(|link| link.is_up).flat_map(|link| {
                 let name = link.name.clone();
@@ -43,7 +45,8 @@ impl Links for World {
                     .iter()
                     .map(move |address| Route { destination: address.subnet(), link: Some(name.clone()) })
             });
-            Ok(state.routes.iter().cloned().chain(of_links).collect())
+            let routes = state.routes.iter().cloned().chain(of_links).collect();
+            Ok(Routes { routes, uplink_mtu: None })
         })
         .await
     }

@@ -172,6 +172,8 @@ fn update_segments(tx: &mut Tx<'_>, spec: &NetworkSpec) -> Result<(), Refused> {
         tx.update_spec::<Network>(&segment.meta.uid, None, |old| {
             old.dns.clone_from(&spec.dns);
             old.reach = spec.reach.clone();
+            old.resolver = spec.resolver.clone();
+            old.mtu = spec.mtu;
         })?;
     }
     Ok(())
@@ -232,6 +234,8 @@ mod tests {
             dns: Vec::new(),
             table: "stead".to_owned(),
             reach: Default::default(),
+            resolver: Default::default(),
+            mtu: None,
         }
     }
 

@@ -78,6 +78,8 @@ fn with(machine: Option<Machine>, flows: Vec<Flow>, watched_since: i64) -> Obser
         gateway,
         prefix: 24,
         dns: Vec::new(),
+        resolver: Default::default(),
+        mtu: None,
     };
     let mut observed = seen(machine);
     observed.parts.port = Some(port);

@@ -8,7 +8,7 @@ use stead_schemas::image::{Image, ImageConfig, ImagePhase};
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, LinkName, Uid};
-use stead_schemas::network::{Network, Port};
+use stead_schemas::network::{Network, Port, Resolver};
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
 use super::Vms;
@@ -99,7 +99,14 @@ pub struct PortSeen {
     pub gateway: Ipv4Addr,
     pub prefix: u8,
     pub dns: Vec<Ipv4Addr>,
+    pub resolver: Resolver,
+    pub mtu: Option<u16>,
 }
+
+/// Largest packet of a card that nobody configured, in bytes.
+const ETHERNET_MTU: u32 = 1500;
+/// Least size that each IPv4 host takes, in bytes (RFC 791).
+const MTU_MIN: u16 = 576;
 
 pub(super) async fn observe<M: Machines, I: Images, P: Probes, C: Flows, W: Doors>(
     vms: &Vms<M, I, P, C, W>,
@@ -198,6 +205,14 @@ fn image(image: Option<&Object<Image>>) -> (Option<Digest>, Option<(Reason, Stri
     (None, Some(trouble))
 }
 
+/// As configured, else the uplink's where it is less than that of Ethernet: packets that fit the guest's card
+/// but not the way out are lost where somebody drops the messages that say so.
+fn mtu(network: &Object<Network>) -> Option<u16> {
+    let of_uplink = network.status.uplink_mtu.filter(|mtu| *mtu < ETHERNET_MTU);
+    let of_uplink = of_uplink.and_then(|mtu| u16::try_from(mtu).ok()).map(|mtu| mtu.max(MTU_MIN));
+    network.spec.mtu.or(of_uplink)
+}
+
 fn port<M, I, P, C, W>(vms: &Vms<M, I, P, C, W>, uid: &Uid) -> Option<PortSeen> {
     let port = vms.store.get::<Port>(uid)?;
     let network = vms.store.get::<Network>(&port.spec.network)?;
@@ -212,5 +227,7 @@ fn port<M, I, P, C, W>(vms: &Vms<M, I, P, C, W>, uid: &Uid) -> Option<PortSeen> 
         gateway: network.spec.gateway.address,
         prefix: network.spec.gateway.prefix,
         dns: network.spec.dns.clone(),
+        resolver: network.spec.resolver.clone(),
+        mtu: mtu(&network),
     })
 }

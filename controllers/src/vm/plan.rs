@@ -264,6 +264,8 @@ pub(super) fn guest_network(seen: &Observed) -> Option<guest::NetworkConfig> {
         mac: Some(port.card.mac),
         gateway: port.gateway,
         dns: port.dns.clone(),
+        resolver: port.resolver.clone(),
+        mtu: port.mtu,
     })
 }
 

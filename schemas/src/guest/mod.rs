@@ -18,7 +18,7 @@ use std::net::Ipv4Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::instance::{Exit, Secret};
-use crate::network::Mac;
+use crate::network::{Mac, Resolver};
 
 pub use frame::{Decoder, Frame, FrameKind, HEADER_BYTES, MAGIC, PAYLOAD_BYTES_MAX, TooLarge};
 pub use path::BytePath;
@@ -103,6 +103,11 @@ pub struct NetworkConfig {
     pub mac: Option<Mac>,
     pub gateway: Ipv4Addr,
     pub dns: Vec<Ipv4Addr>,
+    #[serde(default)]
+    pub resolver: Resolver,
+    /// In bytes; the kernel's default (1500) without one.
+    #[serde(default)]
+    pub mtu: Option<u16>,
 }
 
 /// Secret of one VM: what carries it was said after this boot was configured, by this boot. A guest that

@@ -24,6 +24,7 @@ const NLM_F_ACK: u16 = 4;
 const NLM_F_CREATE: u16 = 0x400;
 const IFF_UP: u32 = 1;
 const IFLA_ADDRESS: u16 = 1;
+const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const RTA_OIF: u16 = 4;
@@ -42,6 +43,7 @@ pub(crate) fn configure(network: Option<&NetworkConfig>) -> Result<(), BootError
     link_up(&socket, index("lo").unwrap_or(1)).map_err(failed("loopback"))?;
     let Some(network) = network else { return Ok(()) };
     let index = wait_for("the network interface", || index(INTERFACE))?;
+    set_mtu(&socket, index, network).map_err(failed("MTU"))?;
     add_address(&socket, index, network).map_err(failed("address"))?;
     link_up(&socket, index).map_err(failed("link"))?;
     add_default_route(&socket, index, network.gateway).map_err(failed("default route"))
@@ -62,6 +64,7 @@ pub(crate) fn replace(old: Option<&NetworkConfig>, new: &NetworkConfig) -> Resul
         // Its routes go with it. The program may have removed it.
         let _ = address(&socket, RTM_DELADDR, 0, index, old);
     }
+    set_mtu(&socket, index, new).map_err(failed("MTU"))?;
     add_address(&socket, index, new).map_err(failed("address"))?;
     link_up(&socket, index).map_err(failed("link"))?;
     add_default_route(&socket, index, new.gateway).map_err(failed("default route"))
@@ -99,6 +102,15 @@ fn set_hardware_address(socket: &OwnedFd, index: u32, mac: &Mac) -> Result<(), S
     body.extend(index.to_ne_bytes());
     body.extend([0; 8]);
     attribute(&mut body, IFLA_ADDRESS, &mac.0);
+    request(socket, RTM_NEWLINK, 0, &body)
+}
+
+fn set_mtu(socket: &OwnedFd, index: u32, network: &NetworkConfig) -> Result<(), String> {
+    let Some(mtu) = network.mtu else { return Ok(()) };
+    let mut body = vec![0u8, 0, 0, 0];
+    body.extend(index.to_ne_bytes());
+    body.extend([0; 8]);
+    attribute(&mut body, IFLA_MTU, &u32::from(mtu).to_ne_bytes());
     request(socket, RTM_NEWLINK, 0, &body)
 }
 

@@ -121,6 +121,11 @@ pub(crate) fn write_names(
     if let Some(network) = network {
         hosts.push_str(&format!("{}\t{hostname}\n", network.address));
         network.dns.iter().for_each(|server| resolv.push_str(&format!("nameserver {server}\n")));
+        for (word, all) in [("search", &network.resolver.search), ("options", &network.resolver.options)] {
+            if !all.is_empty() {
+                resolv.push_str(&format!("{word} {}\n", all.join(" ")));
+            }
+        }
         write(root, "/etc/resolv.conf", &resolv)?;
     } else {
         hosts.push_str(&format!("127.0.1.1\t{hostname}\n"));

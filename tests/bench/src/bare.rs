@@ -113,6 +113,8 @@ pub(crate) async fn run(dir: &Path) {
         dns: Vec::new(),
         table: "bench".to_owned(),
         reach: Default::default(),
+        resolver: Default::default(),
+        mtu: None,
     };
     store.transact(move |tx| admission::declare_network(tx, spec)).await.expect("declared");
     let keys = Keys::new(&[7; 32]);
