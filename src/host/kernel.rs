@@ -19,9 +19,17 @@ pub struct Kernel {
     pub vmlinux: PathBuf,
     /// `lib/modules/VERSION`.
     pub modules: PathBuf,
-    /// Its headers as a squashfs, laid out as in a root; guests do without.
+    /// A squashfs for guests with modules and headers, laid out as in a root; guests do without.
     pub headers: Option<PathBuf>,
+    /// Likewise with the modules alone.
+    pub modules_disk: Option<PathBuf>,
 }
+
+/// Names as `deploy/fetch-kernel` gives them.
+const MODULES_DISK: &str = "modules.squashfs";
+const HEADERS_DISK: &str = "modules-headers.squashfs";
+/// The disk of earlier versions, which saved memories may go on with.
+const OLD_HEADERS_DISK: &str = "headers.squashfs";
 
 /// An ELF kernel is some 50 MB; a payload that claims far more is not one.
 const VMLINUX_BYTES_MAX: usize = 512 << 20;
@@ -50,8 +58,22 @@ impl Kernel {
             })?;
             files::write_whole(&vmlinux, &elf, 0o600)?;
         }
-        let headers = Some(root.join("headers.squashfs")).filter(|path| path.is_file());
-        Ok(Self { vmlinux, modules, headers })
+        // A saved memory goes on with the same disk, also when `current` is another kernel's by then.
+        let root = fs::canonicalize(&root).unwrap_or(root);
+        let disk = |name: &str| Some(root.join(name)).filter(|path| path.is_file());
+        Ok(Self { vmlinux, modules, headers: disk(HEADERS_DISK), modules_disk: disk(MODULES_DISK) })
+    }
+
+    /// The disk of the kernel's files for a guest, if there is one.
+    #[must_use]
+    pub fn guest_disk(self, wants_headers: bool) -> Option<PathBuf> {
+        self.headers.filter(|_| wants_headers).or(self.modules_disk)
+    }
+
+    /// Whether a guest that has this disk has the headers.
+    #[must_use]
+    pub fn has_headers(disk: &Path) -> bool {
+        disk.file_name().is_some_and(|name| name == HEADERS_DISK || name == OLD_HEADERS_DISK)
     }
 
     /// The version of the kernel below `dir`; extracts nothing.

@@ -15,7 +15,7 @@ use crate::stage::{kernel_dir, run};
 
 /// A kernel directory with headers: the machine's own, or a copy that they are fetched for.
 fn with_headers() -> PathBuf {
-    let has_headers = |dir: &Path| dir.join("current/headers.squashfs").exists();
+    let has_headers = |dir: &Path| dir.join("current/modules-headers.squashfs").exists();
     let own = kernel_dir();
     if has_headers(&own) {
         return own;
@@ -28,6 +28,10 @@ fn with_headers() -> PathBuf {
     }
     copy
 }
+
+/// Modules are loaded by hand, and by the kernel when something needs one.
+const MODULES: &str = "ip link add own0 type dummy && modprobe bridge && ip link add own1 type bridge && \
+                       ls /sys/class/net | grep own && test -c /dev/fuse && test -c /dev/net/tun && echo devices";
 
 /// The same kernel without: a directory of links.
 fn without_headers(site: &Site) -> PathBuf {
@@ -64,10 +68,12 @@ fn a_guest_has_the_headers_of_its_kernel_unless_skipped_and_runs_without_where_t
         let restored = site.request(Method::POST, "/instances/box/restore", None).await;
         assert_eq!(restored.body["state"], "Running", "{restored:?}");
         assert_eq!(shell(&site, "box", LOOK).await, said);
-        // Not wanted, not there: no disk, no directory.
+        assert_eq!(shell(&site, "box", MODULES).await, "own0\nown1\ndevices");
+        // Not wanted, not there; modules are.
         waiting(&site, "bare", json!({ "skip_kernel_headers": true })).await;
-        let look = "ls -d /usr/src /lib/modules /sys/block/vdc 2>/dev/null; true";
-        assert_eq!(shell(&site, "bare", look).await, "");
+        let look = "ls -d /usr/src /lib/modules/*/build /lib/modules 2>/dev/null; true";
+        assert_eq!(shell(&site, "bare", look).await, "/lib/modules");
+        assert_eq!(shell(&site, "bare", MODULES).await, "own0\nown1\ndevices");
         site.delete("bare").await;
         // A host that has none says so, and what runs with them goes on.
         site.kernel_dir = without_headers(&site);

@@ -35,9 +35,9 @@ pub const CONTROL_PORT: &str = "stead.control";
 pub const ROOT_DISK: &str = "stead.root";
 /// Serial number of the disk that lies over it.
 pub const OVERLAY_DISK: &str = "stead.overlay";
-/// Serial number of the disk with the kernel's headers, and the word on the kernel's command line
-/// that says it is there.
-pub const HEADERS_DISK: &str = "stead.headers";
+/// Serial number of the disk with the kernel's modules and headers, and the word on the kernel's command line
+/// that says it is there. It is named by what it had at first, for memories that were saved then.
+pub const KERNEL_FILES_DISK: &str = "stead.headers";
 /// Serial number of a volume's disk, by its place among them; virtio has room for 20 bytes.
 #[must_use]
 pub fn volume_disk(index: usize) -> String {

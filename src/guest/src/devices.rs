@@ -31,6 +31,14 @@ pub(crate) fn mount_early() -> Result<(), BootError> {
     Ok(())
 }
 
+/// Names the program that loads modules when the kernel asks for one, where it is not in its usual place.
+pub(crate) fn name_module_loader() {
+    let places = ["/sbin/modprobe", "/usr/sbin/modprobe", "/bin/modprobe", "/usr/bin/modprobe"];
+    if let Some(place) = places.iter().find(|place| Path::new(place).exists()) {
+        let _ = fs::write("/proc/sys/kernel/modprobe", place);
+    }
+}
+
 /// Loads the modules that the initrd brought, in the order of its list.
 pub(crate) fn load_modules() -> Result<(), BootError> {
     let list = fs::read_to_string("/modules/order").unwrap_or_default();

@@ -124,6 +124,7 @@ fn prepare(config: &Config) -> Result<(), BootError> {
     root::write_first_names(config)?;
     let volumes = volumes::mount_all(&config.volumes)?;
     root::switch()?;
+    devices::name_module_loader();
     volumes::place(volumes)?;
     identity::begin_boot(&config.machine_id).map_err(|error| BootError::new("machine id", error))?;
     host_keys::settle_at_boot(&config.instance).map_err(|error| BootError::new("ssh host keys", error))

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_move, unmount,
 };
-use stead_schemas::guest::{Config, HEADERS_DISK, NetworkConfig, OVERLAY_DISK, ROOT_DISK};
+use stead_schemas::guest::{Config, KERNEL_FILES_DISK, NetworkConfig, OVERLAY_DISK, ROOT_DISK};
 
 use crate::BootError;
 use crate::devices::{disk_of_serial, wait_for};
@@ -32,9 +32,9 @@ pub(crate) fn mount_root() -> Result<(), BootError> {
         fs::create_dir_all(dir).map_err(failed(dir))?;
     }
     fs::set_permissions("/upper/upper", fs::Permissions::from_mode(0o755)).map_err(failed("overlay disk"))?;
-    let options = match mount_headers()? {
+    let options = match mount_kernel_files()? {
         // A layer below the image: nothing of it is written anywhere, and the image's own wins.
-        true => c"lowerdir=/lower:/headers,upperdir=/upper/upper,workdir=/upper/work",
+        true => c"lowerdir=/lower:/kernel-files,upperdir=/upper/upper,workdir=/upper/work",
         false => c"lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work",
     };
     mount("overlay", NEW_ROOT, "overlay", MountFlags::empty(), Some(options)).map_err(failed("overlay"))?;
@@ -42,14 +42,15 @@ pub(crate) fn mount_root() -> Result<(), BootError> {
 }
 
 /// Whether there are any; the host says so on the kernel's command line.
-fn mount_headers() -> Result<bool, BootError> {
+fn mount_kernel_files() -> Result<bool, BootError> {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    if !line.split_whitespace().any(|word| word == HEADERS_DISK) {
+    if !line.split_whitespace().any(|word| word == KERNEL_FILES_DISK) {
         return Ok(false);
     }
-    fs::create_dir_all("/headers").map_err(failed("headers"))?;
-    let device = wait_for("the disk of headers", || disk_of_serial(HEADERS_DISK))?;
-    mount(device.as_path(), "/headers", "squashfs", MountFlags::RDONLY, None).map_err(failed("headers"))?;
+    fs::create_dir_all("/kernel-files").map_err(failed("kernel files"))?;
+    let device = wait_for("the disk of kernel files", || disk_of_serial(KERNEL_FILES_DISK))?;
+    mount(device.as_path(), "/kernel-files", "squashfs", MountFlags::RDONLY, None)
+        .map_err(failed("kernel files"))?;
     Ok(true)
 }
 

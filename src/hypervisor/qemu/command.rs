@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use stead_controllers::host::{LaunchPlan, NetworkCard};
-use stead_schemas::guest::{CONTROL_PORT, HEADERS_DISK, OVERLAY_DISK, ROOT_DISK, volume_disk};
+use stead_schemas::guest::{CONTROL_PORT, KERNEL_FILES_DISK, OVERLAY_DISK, ROOT_DISK, volume_disk};
 
 use super::board::Board;
 use super::launching::Content;
@@ -29,8 +29,8 @@ pub(super) struct Ingredients<'a> {
     /// The rate of the host's time stamp counter, which an emulated guest's has too.
     pub(super) tsc_khz: Option<u64>,
     pub(super) content: Content,
-    /// A disk with the kernel's headers.
-    pub(super) headers: Option<&'a Path>,
+    /// A disk with modules and headers of the kernel.
+    pub(super) kernel_files: Option<&'a Path>,
 }
 
 /// The guest kernel's: console on the serial port, no retries of a dead boot, plain device names. An
@@ -115,8 +115,8 @@ pub(super) fn arguments(plan: &LaunchPlan, places: &Places, from: &Ingredients<'
         add(&["-device", &card_device(from.board, card)]);
     }
     // Behind what every VM has: so they move no device of a memory that was saved without them.
-    if let Some(headers) = from.headers {
-        add_disk(&mut add, from.board, &Disk::new("headers", HEADERS_DISK, headers, true));
+    if let Some(files) = from.kernel_files {
+        add_disk(&mut add, from.board, &Disk::new("headers", KERNEL_FILES_DISK, files, true));
     }
     for (index, (path, is_read_only)) in from.volumes.iter().enumerate() {
         let (name, serial) = (format!("volume{index}"), volume_disk(index));
@@ -155,7 +155,7 @@ fn kernel_line(from: &Ingredients<'_>) -> String {
         Some(KERNEL_COMMAND_LINE),
         is_emulated.then_some(EMULATED_COMMAND_LINE),
         rate.as_deref(),
-        from.headers.map(|_| HEADERS_DISK),
+        from.kernel_files.map(|_| KERNEL_FILES_DISK),
     ];
     words.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
@@ -202,7 +202,7 @@ mod tests {
 
     fn line(board: Board, content: Content, accelerator: Accelerator) -> Vec<String> {
         let plan = plan(board, true);
-        let kernel = Kernel { vmlinux: "/k".into(), modules: "/m".into(), headers: None };
+        let kernel = Kernel { vmlinux: "/k".into(), modules: "/m".into(), headers: None, modules_disk: None };
         let from = Ingredients {
             board,
             kernel: &kernel,
@@ -215,7 +215,7 @@ mod tests {
             accelerator,
             tsc_khz: Some(2_600_000),
             content,
-            headers: Some(Path::new("/h")),
+            kernel_files: Some(Path::new("/h")),
         };
         arguments(&plan, &Places::new(Path::new("/run"), Path::new("/data"), &plan.owner), &from)
     }

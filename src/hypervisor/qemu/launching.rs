@@ -58,7 +58,7 @@ impl Qemu {
             mapping: Mapping::Own,
             ram_inode: 0,
             volumes: plan.volumes.clone(),
-            headers: self.config.boot_files.get()?.0.headers.filter(|_| plan.wants_headers),
+            kernel_files: self.config.boot_files.get()?.0.guest_disk(plan.wants_headers),
         };
         end_line(&self.places(&plan.owner).console_log()).map_err(failed)?;
         let file = fresh_ram(memory_size(plan)).map_err(failed)?;
@@ -153,7 +153,7 @@ impl Qemu {
             accelerator: config.accelerator,
             tsc_khz: tsc::khz(),
             content: ram.content,
-            headers: record.headers.as_deref(),
+            kernel_files: record.kernel_files.as_deref(),
         };
         let failed = |error| HostError::io("start a VMM for", plan.owner.as_str(), error);
         let log = File::options().create(true).append(true).open(places.vmm_log()).map_err(failed)?;

@@ -38,9 +38,9 @@ pub(super) struct Origin {
     /// In the order in which its guest knows them.
     #[serde(default)]
     pub(super) volumes: Vec<VolumeMark>,
-    /// The disk of headers that its guest has mounted: a restore gives it the same.
-    #[serde(default)]
-    pub(super) headers: Option<PathBuf>,
+    /// The disk of the kernel's files that its guest has mounted: a restore gives it the same.
+    #[serde(default, alias = "headers")]
+    pub(super) kernel_files: Option<PathBuf>,
     /// Taken over from a snapshot: its files are that one's too.
     #[serde(default)]
     pub(super) is_adopted: bool,

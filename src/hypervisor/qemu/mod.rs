@@ -70,6 +70,7 @@ use crate::agent::{AgentError, AgentStream};
 use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
 use crate::host::files;
+use crate::host::kernel::Kernel;
 use crate::host::process::Identity;
 use crate::host::watch_directories::DirectoryWatches;
 use crate::hypervisor::{Accelerator, Changed, Noted};
@@ -300,7 +301,7 @@ impl Machines for Qemu {
             launched_at: record.launched_at,
             listening_since: record.launched_at,
             is_network_cut: false,
-            has_headers: record.headers.is_some(),
+            has_headers: record.kernel_files.as_deref().is_some_and(Kernel::has_headers),
             guest: control::silent(),
         };
         if let Some(identity) = record.process(&places) {

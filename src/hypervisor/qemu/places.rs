@@ -85,9 +85,9 @@ pub(super) struct Record {
     pub(super) ram_inode: u64,
     #[serde(default)]
     pub(super) volumes: Vec<VolumeDisk>,
-    /// The disk with its kernel's headers, if it was given one.
-    #[serde(default)]
-    pub(super) headers: Option<PathBuf>,
+    /// The disk with modules and headers of its kernel, if it was given one.
+    #[serde(default, alias = "headers")]
+    pub(super) kernel_files: Option<PathBuf>,
 }
 
 /// How a VMM has its RAM.
@@ -140,7 +140,7 @@ impl Record {
             mapping: Mapping::Own,
             ram_inode: 0,
             volumes: Vec::new(),
-            headers: None,
+            kernel_files: None,
         }
     }
 

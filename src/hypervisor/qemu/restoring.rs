@@ -72,7 +72,7 @@ impl Qemu {
             mapping: ram.mapping,
             ram_inode: 0,
             volumes: plan.volumes.clone(),
-            headers: origin.headers.clone(),
+            kernel_files: origin.kernel_files.clone(),
         };
         let attached = self.start(plan, record, &ram).await;
         // However the start went: nothing is written to its RAM when this has answered.

@@ -170,7 +170,7 @@ impl Qemu {
             initrd: initrd.clone(),
             overlay: FileMark::of(&(self.config.disk)(overlay)).map_err(io)?,
             volumes: self.mark_volumes(&record.volumes).map_err(io)?,
-            headers: record.headers.clone(),
+            kernel_files: record.kernel_files.clone(),
             is_adopted: false,
         };
         Ok((origin, kept?))
