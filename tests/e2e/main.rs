@@ -20,6 +20,7 @@ mod host_keys;
 mod hostile;
 mod ingress;
 mod judge;
+mod late_disk;
 mod life;
 mod machines;
 mod namespace;
