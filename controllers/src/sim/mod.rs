@@ -97,6 +97,8 @@ struct State {
     slept_on: Vec<SleptOn>,
     /// Since when the daemon that lives watches the table of connections.
     watched_since: Timestamp,
+    /// Verbs that list everything there is of something.
+    listings: usize,
 }
 
 impl World {
@@ -135,6 +137,7 @@ impl World {
             connected: 0,
             slept_on: Vec::new(),
             watched_since: start(),
+            listings: 0,
         };
         let (changes, _) = broadcast::channel(4096);
         Self { state: Arc::new(Mutex::new(state)), changes, epoch: Instant::now() }
@@ -156,6 +159,12 @@ impl World {
     #[must_use]
     pub fn corrupted(&self) -> Vec<Uid> {
         self.lock().corrupted.clone()
+    }
+
+    /// Number of verbs so far that listed everything there is of something: their cost grows with the host.
+    #[must_use]
+    pub fn listings(&self) -> usize {
+        self.lock().listings
     }
 
     /// What is there now, as the checks judge it.
