@@ -92,6 +92,8 @@ struct State {
     /// Ports that other programs listen at.
     taken_ports: BTreeSet<u16>,
     connections: BTreeMap<u64, flows::Connection>,
+    /// The last reading of them.
+    table_read: Option<(Timestamp, Vec<flows::Connection>)>,
     /// How many there ever were.
     connected: u64,
     slept_on: Vec<SleptOn>,
@@ -134,6 +136,7 @@ impl World {
             listeners: BTreeMap::new(),
             taken_ports: BTreeSet::new(),
             connections: BTreeMap::new(),
+            table_read: None,
             connected: 0,
             slept_on: Vec::new(),
             watched_since: start(),
