@@ -20,6 +20,7 @@ use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Port};
 use stead_schemas::quantity::Bytes;
+use stead_schemas::references::Ref;
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
@@ -44,6 +45,8 @@ pub struct Records {
     pub schedules: Vec<Arc<Object<SnapshotSchedule>>>,
     pub volumes: Vec<Arc<Object<Volume>>>,
     pub ingresses: Vec<Arc<Object<Ingress>>>,
+    /// References in which the store's index differs from a scan.
+    pub stale_references: Vec<Ref>,
 }
 
 /// Everything of ours on a host.
@@ -81,6 +84,7 @@ impl Records {
             schedules: store.list::<SnapshotSchedule>(),
             volumes: store.list::<Volume>(),
             ingresses: store.list::<Ingress>(),
+            stale_references: store.stale_references(),
         }
     }
 }
@@ -171,6 +175,7 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
             broken.push(format!("{}: a run ended that was never asked for", instance.meta.uid));
         }
     }
+    broken.extend(records.stale_references.iter().map(|at| format!("the index is not a scan: {at:?}")));
     crate::hypervisor_checks::machines(&mut broken, records, host);
     ingress_checks::always(&mut broken, records, host);
     broken

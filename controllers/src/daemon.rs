@@ -12,22 +12,23 @@ use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::Kind;
-use stead_schemas::names::{Digest, Name, Uid};
+use stead_schemas::names::{Name, Uid};
+use stead_schemas::references::{Ref, Role, Target};
 use stead_schemas::schedule::SnapshotSchedule;
-use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
+use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
 use tokio::sync::watch;
 
 use crate::disk::DiskReconciler;
 use crate::host::{Disks, Doors, Firewall, Flows, Images, Links, Listeners, Machines, Probes, Snapshots};
-use crate::image::ImageReconciler;
+use crate::image::{self, ImageReconciler};
 use crate::ingress::IngressReconciler;
 use crate::network::NetworkReconciler;
 use crate::port::{self, PortReconciler};
 use crate::runtime::{Boundary, Clock, Drift, Journal, Reconciler, Runner, RunnerConfig};
 use crate::schedule::ScheduleReconciler;
 use crate::snapshot::{Pools, SnapshotReconciler};
-use crate::store::{Change, Event, Store};
+use crate::store::{Event, Store};
 use crate::vm::{Vms, forks};
 use crate::volume::VolumeReconciler;
 
@@ -191,99 +192,70 @@ fn boxed<R: Reconciler>(runner: Runner<R>) -> Run {
     })
 }
 
-/// An instance or a snapshot that is gone no longer refers to its content. Where its image still does,
-/// nothing is to be done; where nothing may refer to it any more, a pass of the id that is gone collects:
-/// it is no image's, so no image that fails is asked for again by that.
+/// A pass that collects, when a change left content behind that nothing points at any more. An image that is
+/// being deleted removes its content itself.
 pub(crate) fn freed_image(store: &Store, event: &Event) -> Vec<Uid> {
-    let freed = match event.change {
-        Change::Deleted if event.kind == Instance::NAME => event.last::<Instance>().and_then(|instance| {
-            let of_origin = instance.spec.origin.as_ref().and_then(|origin| origin.image_digest.clone());
-            let digest = instance.status.image_digest.clone().or(of_origin)?;
-            Some((instance.spec.allocated.image.clone(), digest))
-        }),
-        Change::Deleted if event.kind == Snapshot::NAME => event.last::<Snapshot>().and_then(|snapshot| {
-            let digest = snapshot.spec.image_digest.clone()?;
-            Some((snapshot.spec.instance.allocated.image.clone(), digest))
-        }),
-        _ => None,
-    };
-    let is_held = |(image, digest): &(Uid, Digest)| {
-        let image = store.get::<Image>(image).filter(|image| !image.meta.is_deleting());
-        image.is_some_and(|image| image.status.digest.as_ref() == Some(digest))
-    };
-    freed.filter(|freed| !is_held(freed)).map(|_| event.uid.clone()).into_iter().collect()
+    let is_left = |reference: &Ref| reference.role == Role::Content && !store.is_referred_to(reference);
+    let is_removed_by_its_image = event.kind == Image::NAME
+        && store.get::<Image>(&event.uid).is_none_or(|image| image.meta.is_deleting());
+    if is_removed_by_its_image || !event.dropped.iter().any(is_left) {
+        return Vec::new();
+    }
+    image::collector().into_iter().collect()
 }
 
 fn disks_of_snapshot(store: &Store, event: &Event) -> Vec<Uid> {
-    if event.kind != Snapshot::NAME {
-        return Vec::new();
+    match event.kind {
+        Snapshot::NAME => store.uids_referring::<Disk>(&Ref::to::<Snapshot>(Role::AwaitsCopy, &event.uid)),
+        _ => Vec::new(),
     }
-    let disks = store.list::<Disk>();
-    let begins = disks.iter().filter(|disk| disk.spec.source.as_ref() == Some(&event.uid));
-    begins.map(|disk| disk.meta.uid.clone()).collect()
 }
 
 fn instances_of_snapshot(store: &Store, event: &Event) -> Vec<Uid> {
-    if event.kind != Snapshot::NAME {
-        return Vec::new();
+    match event.kind {
+        Snapshot::NAME => {
+            store.uids_referring::<Instance>(&Ref::to::<Snapshot>(Role::AwaitsMemory, &event.uid))
+        }
+        _ => Vec::new(),
     }
-    let instances = store.list::<Instance>();
-    let begins = instances
-        .iter()
-        .filter(|instance| instance.spec.origin.as_ref().is_some_and(|origin| origin.snapshot == event.uid));
-    begins.map(|instance| instance.meta.uid.clone()).collect()
 }
 
 /// Instances that mount a volume whose disk is there by now, that another instance has left, or that was
 /// copied.
 fn instances_of_volumes(store: &Store, event: &Event) -> Vec<Uid> {
-    let volumes: Vec<Uid> = match (event.kind, event.change) {
-        (Volume::NAME, _) => vec![event.uid.clone()],
-        (Instance::NAME, Change::Deleted) => {
-            let mounts = event.last::<Instance>().map(|instance| instance.spec.volumes.clone());
-            mounts.unwrap_or_default().into_iter().map(|mount| mount.volume).collect()
-        }
-        (Snapshot::NAME, _) => {
-            let snapshot = store.get::<Snapshot>(&event.uid).or_else(|| event.last::<Snapshot>());
-            let disks = snapshot.map(|snapshot| snapshot.spec.volume_disks.clone());
-            disks.unwrap_or_default().into_iter().map(|disk| disk.volume).collect()
-        }
-        _ => Vec::new(),
-    };
-    if volumes.is_empty() {
-        return volumes;
+    let mounting =
+        |role: Role, volume: &Uid| store.uids_referring::<Instance>(&Ref::to::<Volume>(role, volume));
+    let mut concerned = Vec::new();
+    if event.kind == Volume::NAME {
+        concerned.extend(mounting(Role::Writes, &event.uid));
+        concerned.extend(mounting(Role::Reads, &event.uid));
     }
-    let instances = store.list::<Instance>();
-    let mounting = instances
-        .iter()
-        .filter(|instance| instance.spec.volumes.iter().any(|mount| volumes.contains(&mount.volume)));
-    mounting.map(|instance| instance.meta.uid.clone()).collect()
+    for reference in event.dropped.iter().filter(|_| matches!(event.kind, Instance::NAME | Snapshot::NAME)) {
+        let Some(volume) = reference.uid_of::<Volume>() else { continue };
+        // Whoever writes waits for all others, and whoever reads for those who wrote.
+        concerned.extend(mounting(Role::Writes, volume));
+        if reference.role == Role::Writes {
+            concerned.extend(mounting(Role::Reads, volume));
+        }
+    }
+    concerned
 }
 
 /// Snapshots that wait for an instance to be captured, and those that a disk or an instance was the
 /// last to need.
 fn snapshots_of(store: &Store, event: &Event) -> Vec<Uid> {
-    let mut concerned: Vec<Uid> = match event.kind {
-        Instance::NAME => {
-            let origin = store.get::<Instance>(&event.uid).or_else(|| event.last::<Instance>());
-            origin
-                .and_then(|instance| instance.spec.origin.clone())
-                .map(|origin| origin.snapshot)
-                .into_iter()
-                .collect()
-        }
-        Disk::NAME => {
-            let disk = store.get::<Disk>(&event.uid).or_else(|| event.last::<Disk>());
-            disk.and_then(|disk| disk.spec.source.clone()).into_iter().collect()
-        }
-        _ => return Vec::new(),
-    };
+    let is_needing = |reference: &&Ref| matches!(reference.role, Role::AwaitsMemory | Role::AwaitsCopy);
+    let left = event.dropped.iter().filter(is_needing).filter_map(|reference| reference.uid_of::<Snapshot>());
+    let mut concerned: Vec<Uid> = left.cloned().collect();
+    // A fork took a member of its pool.
+    let owners = event.dropped.iter().filter_map(|reference| match &reference.target {
+        Target::Owner(uid) => Some(uid),
+        _ => None,
+    });
+    concerned.extend(owners.filter(|uid| store.get::<Snapshot>(uid).is_some()).cloned());
     if event.kind == Instance::NAME {
-        let snapshots = store.list::<Snapshot>();
-        let waiting = snapshots.iter().filter(|snapshot| {
-            snapshot.spec.source == event.uid && snapshot.status.phase == SnapshotPhase::Pending
-        });
-        concerned.extend(waiting.map(|snapshot| snapshot.meta.uid.clone()));
+        let captures = Ref::to::<Instance>(Role::Captures, &event.uid);
+        concerned.extend(store.uids_referring::<Snapshot>(&captures));
     }
     concerned
 }
@@ -304,10 +276,8 @@ fn schedules_of(store: &Store, event: &Event) -> Vec<Uid> {
 }
 
 fn instances_of_image(store: &Store, event: &Event) -> Vec<Uid> {
-    if event.kind != Image::NAME {
-        return Vec::new();
+    match event.kind {
+        Image::NAME => store.uids_referring::<Instance>(&Ref::to::<Image>(Role::Image, &event.uid)),
+        _ => Vec::new(),
     }
-    let instances = store.list::<Instance>();
-    let refers = instances.iter().filter(|instance| instance.spec.allocated.image == event.uid);
-    refers.map(|instance| instance.meta.uid.clone()).collect()
 }

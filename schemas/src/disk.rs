@@ -4,9 +4,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
-use crate::meta::Kind;
+use crate::meta::{Kind, Object};
 use crate::names::Uid;
 use crate::quantity::Bytes;
+use crate::references::{Ref, Role};
+use crate::snapshot::Snapshot;
 
 /// The kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +19,14 @@ impl Kind for Disk {
     const FINALIZER: &'static str = "disk";
     type Spec = DiskSpec;
     type Status = DiskStatus;
+
+    fn references(object: &Object<Self>) -> Vec<Ref> {
+        let is_to_be_made = !object.meta.is_deleting()
+            && !object.status.was_created
+            && object.status.content_lost_at.is_none();
+        let source = object.spec.source.as_ref().filter(|_| is_to_be_made);
+        source.map(|snapshot| Ref::to::<Snapshot>(Role::AwaitsCopy, snapshot)).into_iter().collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
-use crate::meta::Kind;
+use crate::meta::{Kind, Object};
 use crate::names::{Digest, ImageRef, Platform};
 use crate::quantity::Bytes;
+use crate::references::Ref;
 
 /// The kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,11 @@ impl Kind for Image {
     const FINALIZER: &'static str = "image";
     type Spec = ImageSpec;
     type Status = ImageStatus;
+
+    /// One that is being deleted keeps no content.
+    fn references(object: &Object<Self>) -> Vec<Ref> {
+        object.content().filter(|_| !object.meta.is_deleting()).map(Ref::to_content).collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +46,17 @@ pub enum ImageSource {
     Registry,
     /// Content that is already here: a local alias (`POST /images/{name}/tag`) or an import.
     Local { digest: Digest },
+}
+
+impl Object<Image> {
+    /// The content that the image means, or meant last.
+    pub fn content(&self) -> impl Iterator<Item = &Digest> {
+        let local = match &self.spec.source {
+            ImageSource::Local { digest } => Some(digest),
+            ImageSource::Registry => None,
+        };
+        local.into_iter().chain(&self.status.digest)
+    }
 }
 
 /// The wire's five words.

@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::instance::Secret;
 use crate::limits::{HOSTNAME_BYTES_MAX, NAME_BYTES_MAX};
-use crate::meta::Kind;
+use crate::meta::{Kind, Object};
 use crate::names::{Name, NameError};
+use crate::references::{Ref, Role, Target};
 
 /// The kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,11 @@ impl Kind for Ingress {
     const FINALIZER: &'static str = "ingress";
     type Spec = IngressSpec;
     type Status = IngressStatus;
+
+    fn references(object: &Object<Self>) -> Vec<Ref> {
+        let ports = object.spec.rules.iter().map(|rule| Target::HostPort(rule.port));
+        ports.map(|target| Ref { role: Role::Serves, target }).collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

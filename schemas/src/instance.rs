@@ -12,11 +12,14 @@ use serde::{Deserialize, Serialize};
 use crate::compression::{CompressionWish, SnapshotPolicy};
 use crate::condition::Condition;
 use crate::health::{HealthCheck, HealthStatus};
+use crate::image::Image;
 use crate::limits;
-use crate::meta::Kind;
+use crate::meta::{Kind, Object};
 use crate::names::{Digest, ImageRef, Platform, Uid};
 use crate::policy::{AutoStandbyPolicy, IdleStatus, RestartPolicy, RestartStatus};
 use crate::quantity::Bytes;
+use crate::references::{Ref, Role, Target};
+use crate::snapshot::Snapshot;
 use crate::volume::VolumeMount;
 
 /// The kind.
@@ -28,6 +31,20 @@ impl Kind for Instance {
     const FINALIZER: &'static str = "vm";
     type Spec = InstanceSpec;
     type Status = InstanceStatus;
+
+    fn references(object: &Object<Self>) -> Vec<Ref> {
+        let (spec, status) = (&object.spec, &object.status);
+        let of_origin = spec.origin.as_ref().and_then(|origin| origin.image_digest.as_ref());
+        let content = status.image_digest.iter().chain(of_origin).map(Ref::to_content);
+        let awaited = object.awaits_memory().map(|origin| &origin.snapshot);
+        let awaited = awaited.map(|snapshot| Ref::to::<Snapshot>(Role::AwaitsMemory, snapshot));
+        let timeout = spec.auto_standby.as_ref().and_then(AutoStandbyPolicy::timeout);
+        let is_counted = status.state == State::Running && timeout.is_some();
+        let counted = is_counted.then_some(Ref { role: Role::Counts, target: Target::Connections });
+        let image = Ref::to::<Image>(Role::Image, &spec.allocated.image);
+        let mounts = spec.volumes.iter().map(VolumeMount::reference);
+        content.chain(awaited).chain(counted).chain([image]).chain(mounts).collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -253,7 +270,7 @@ pub struct InstanceStatus {
     pub observed_generation: u64,
 }
 
-impl crate::meta::Object<Instance> {
+impl Object<Instance> {
     /// Made in advance; clients neither see nor name it.
     #[must_use]
     pub fn is_pooled(&self) -> bool {

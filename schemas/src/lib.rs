@@ -19,6 +19,7 @@ pub mod names;
 pub mod network;
 pub mod policy;
 pub mod quantity;
+pub mod references;
 pub mod schedule;
 pub mod signal;
 pub mod snapshot;

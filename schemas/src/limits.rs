@@ -228,3 +228,7 @@ pub const INGRESS_RETRY_AFTER: Duration = Duration::from_secs(5);
 /// A request, or what it went on with, over which nothing moved for so long is over: its place, and its
 /// instance kept from standby, are worth more. Who means to stay says something once in a while.
 pub const INGRESS_STALL_MAX: Duration = Duration::from_secs(600);
+
+/// Greatest age of a reading of the table of connections that decides nothing by itself: as short as the shortest
+/// time between two readings of the monitor, so that passes which follow one of its reports share its reading.
+pub const FLOWS_AGE_MAX: Duration = Duration::from_secs(1);

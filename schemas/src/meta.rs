@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{Name, Uid};
+use crate::references::Ref;
 
 /// User-defined labels; bounds are in [`crate::limits`], checked by [`crate::validate`].
 pub type Tags = BTreeMap<String, String>;
@@ -27,6 +28,14 @@ pub trait Kind: Debug + Clone + PartialEq + Send + Sync + 'static {
     type Spec: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync + 'static;
     /// What was observed.
     type Status: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Default + Send + Sync + 'static;
+
+    /// Things that the object points at, apart from its owner: who points at one of them is looked up in the
+    /// store's index, never by reading all objects.
+    #[must_use]
+    fn references(object: &Object<Self>) -> Vec<Ref> {
+        let _ = object;
+        Vec::new()
+    }
 }
 
 /// A stored object of kind `K`.

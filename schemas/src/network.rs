@@ -7,8 +7,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
-use crate::meta::Kind;
+use crate::meta::{Kind, Object};
 use crate::names::{LinkName, NameError, Uid};
+use crate::references::{Ref, Role, Target};
 
 /// The kind of networks; today the store holds one, named `default`, made from configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +77,11 @@ impl Kind for Port {
     const FINALIZER: &'static str = "port";
     type Spec = PortSpec;
     type Status = PortStatus;
+
+    fn references(object: &Object<Self>) -> Vec<Ref> {
+        let address = Ref { role: Role::Address, target: Target::Address(object.spec.address) };
+        vec![Ref::to::<Network>(Role::Network, &object.spec.network), address]
+    }
 }
 
 /// Chosen in admission, stored before anything is made of it.

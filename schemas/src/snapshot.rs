@@ -9,10 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::compression::Compression;
 use crate::condition::Condition;
-use crate::instance::InstanceSpec;
-use crate::meta::Kind;
+use crate::instance::{Instance, InstanceSpec};
+use crate::meta::{Kind, Object};
 use crate::names::{Digest, Name, Uid};
 use crate::quantity::Bytes;
+use crate::references::{Ref, Role};
+use crate::schedule::SnapshotSchedule;
+use crate::volume::{Volume, VolumeMount};
 
 /// The kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +26,20 @@ impl Kind for Snapshot {
     const FINALIZER: &'static str = "snapshot";
     type Spec = SnapshotSpec;
     type Status = SnapshotStatus;
+
+    fn references(object: &Object<Self>) -> Vec<Ref> {
+        let spec = &object.spec;
+        let is_being_taken = object.status.phase == SnapshotPhase::Pending && !object.meta.is_deleting();
+        let content = spec.image_digest.iter().map(Ref::to_content);
+        let source = Ref::to::<Instance>(Role::Source, &spec.source);
+        let captured = is_being_taken.then(|| Ref::to::<Instance>(Role::Captures, &spec.source));
+        let copied = spec.volume_disks.iter().filter(|_| is_being_taken);
+        let copied = copied.map(|disk| Ref::to::<Volume>(Role::Copies, &disk.volume));
+        let schedule = spec.schedule.as_ref();
+        let schedule = schedule.map(|run| Ref::to::<SnapshotSchedule>(Role::Schedule, &run.schedule));
+        let mounts = spec.instance.volumes.iter().map(VolumeMount::reference);
+        content.chain([source]).chain(captured).chain(copied).chain(schedule).chain(mounts).collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use crate::condition::Condition;
 use crate::meta::Kind;
 use crate::names::Uid;
 use crate::quantity::Bytes;
+use crate::references::{Ref, Role};
 
 /// The kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,14 @@ pub struct VolumeMount {
     pub access: Access,
 }
 
+impl VolumeMount {
+    /// The reference of whatever has the mount to the volume.
+    #[must_use]
+    pub fn reference(&self) -> Ref {
+        Ref::to::<Volume>(self.access.role(), &self.volume)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
@@ -60,5 +69,11 @@ impl Access {
     #[must_use]
     pub fn is_writing(&self) -> bool {
         *self == Self::ReadWrite
+    }
+
+    /// The role that a mount with this access has towards its volume.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        if self.is_writing() { Role::Writes } else { Role::Reads }
     }
 }

@@ -11,6 +11,7 @@ use stead_schemas::instance::Instance;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{ImageRef, Name, Uid};
 use stead_schemas::network::Port;
+use stead_schemas::references::Ref;
 
 use super::auth::Bearer;
 use super::{ApiError, ApiState, secrets};
@@ -56,10 +57,10 @@ fn by_prefix<K: Kind>(store: &Store, word: &str, least: usize) -> Result<Arc<Obj
     if word.len() < least || !word.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return Err(absent());
     }
-    let mut found = store.uids::<K>().into_iter().filter(|uid| uid.as_str().starts_with(word));
+    let mut found = store.starting_with::<K>(word, 2).into_iter();
     match (found.next(), found.next()) {
         (None, _) => Err(absent()),
-        (Some(uid), None) => store.get::<K>(&uid).ok_or_else(absent),
+        (Some(object), None) => Ok(object),
         (Some(_), Some(_)) => {
             Err(ApiError::conflict("ambiguous", format!("several ids start with {word:?}; give more of it")))
         }
@@ -76,15 +77,14 @@ pub(super) fn image(store: &Store, word: &str) -> Result<Arc<Object<Image>>, Api
     if let Some(object) = store.find::<Image>(&Name::from(&reference)) {
         return Ok(object);
     }
-    let is_same = |image: &Arc<Object<Image>>| {
+    let is_same = |image: &Object<Image>| {
         let place = &image.spec.reference;
-        !image.meta.is_deleting()
-            && image.status.digest == reference.digest
+        image.status.digest == reference.digest
             && place.registry == reference.registry
             && place.repository == reference.repository
     };
-    let by_digest = || store.list::<Image>().into_iter().find(is_same);
-    reference.digest.as_ref().and_then(|_| by_digest()).ok_or_else(|| ApiError::absent(Image::NAME, word))
+    let by_digest = |digest| store.find_referring::<Image>(&Ref::to_content(digest), is_same);
+    reference.digest.as_ref().and_then(by_digest).ok_or_else(|| ApiError::absent(Image::NAME, word))
 }
 
 /// The wire form of an instance, with its port's address, as this reader may see it.

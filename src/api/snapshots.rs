@@ -20,6 +20,7 @@ use stead_schemas::instance::Instance;
 use stead_schemas::limits::VERB_WAIT_MAX;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::Uid;
+use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
 use super::auth::Bearer;
@@ -94,7 +95,11 @@ pub(super) async fn list(
             None => None,
         };
     let (source, name) = (params.get("source_instance_id"), params.get("name"));
-    let objects = state.store().list::<Snapshot>();
+    let of_source = source.map(|source| match source.parse() {
+        Ok(uid) => state.store().referring::<Snapshot>(&Ref::to::<Instance>(Role::Source, &uid)),
+        Err(_) => Vec::new(),
+    });
+    let objects = of_source.unwrap_or_else(|| state.store().list::<Snapshot>());
     let offered = objects.iter().filter(|object| {
         let (spec, meta) = (&object.spec, &object.meta);
         // One that is half written is not offered.
@@ -102,7 +107,6 @@ pub(super) async fn list(
             && spec.purpose == SnapshotPurpose::Kept
             && !meta.is_deleting()
             && kind.is_none_or(|kind| spec.kind == kind)
-            && source.is_none_or(|source| spec.source.as_str() == source)
             && name.is_none_or(|name| spec.name.as_ref().is_some_and(|own| own.as_str() == name))
             && has_tags(&meta.tags, &tags)
     });

@@ -17,6 +17,7 @@ use stead_schemas::disk::Disk;
 use stead_schemas::instance::Instance;
 use stead_schemas::limits::VERB_WAIT_MAX;
 use stead_schemas::meta::{Kind, Object};
+use stead_schemas::references::{Ref, Role};
 use stead_schemas::volume::{Volume, VolumeMount};
 
 use super::auth::Bearer;
@@ -30,7 +31,10 @@ fn find(store: &Store, word: &str) -> Result<Arc<Object<Volume>>, ApiError> {
     lookup::exact(store, word).ok_or_else(|| ApiError::absent(Volume::NAME, word))
 }
 
-fn view(instances: &[Arc<Object<Instance>>], volume: &Object<Volume>) -> View {
+fn view(store: &Store, volume: &Object<Volume>) -> View {
+    let mounts = [Role::Writes, Role::Reads].map(|role| Ref::to::<Volume>(role, &volume.meta.uid));
+    let mut instances: Vec<_> = mounts.iter().flat_map(|mount| store.referring::<Instance>(mount)).collect();
+    instances.sort_by(|one, other| one.meta.uid.cmp(&other.meta.uid));
     let live = instances.iter().filter(|instance| !instance.meta.is_deleting() && !instance.is_pooled());
     let mounts = live.flat_map(|instance| {
         let of = |mount: &&VolumeMount| mount.volume == volume.meta.uid;
@@ -45,7 +49,7 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let wish = VolumeCreate::read(json(body)?)?;
     let object = state.store().transact(move |tx| admission::create(tx, wish)).await?;
-    Ok((StatusCode::CREATED, Json(view(&[], &object))).into_response())
+    Ok((StatusCode::CREATED, Json(view(state.store(), &object))).into_response())
 }
 
 pub(super) async fn list(
@@ -53,10 +57,10 @@ pub(super) async fn list(
     params: Result<Query<Params>, QueryRejection>,
 ) -> Result<Json<Vec<View>>, ApiError> {
     let tags = tag_filter(&params?.0)?;
-    let (volumes, instances) = (state.store().list::<Volume>(), state.store().list::<Instance>());
+    let volumes = state.store().list::<Volume>();
     let wanted =
         volumes.iter().filter(|volume| !volume.meta.is_deleting() && has_tags(&volume.meta.tags, &tags));
-    Ok(Json(wanted.map(|volume| view(&instances, volume)).collect()))
+    Ok(Json(wanted.map(|volume| view(state.store(), volume)).collect()))
 }
 
 pub(super) async fn get(
@@ -64,7 +68,7 @@ pub(super) async fn get(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<View>, ApiError> {
     let volume = find(state.store(), &id?.0)?;
-    Ok(Json(view(&state.store().list::<Instance>(), &volume)))
+    Ok(Json(view(state.store(), &volume)))
 }
 
 pub(super) async fn delete(

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use stead_controllers::daemon::Drifts;
 use stead_controllers::store::Store;
-use stead_schemas::instance::{Instance, State};
-use stead_schemas::meta::Object;
+use stead_schemas::instance::Instance;
+use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::Uid;
 use stead_schemas::network::{Network, Port};
+use stead_schemas::references::{Ref, Role, Target};
 use tokio::sync::mpsc;
 
 use super::Reports;
@@ -18,6 +19,8 @@ use crate::host::monitor::Heard;
 
 /// Length of the part of a uid that the name of a TAP ends in (`Uid::short`), in bytes.
 const TAP_UID_BYTES: usize = 10;
+/// The reference that running instances have whose policy counts connections.
+const COUNTING: Ref = Ref { role: Role::Counts, target: Target::Connections };
 
 /// Passes on what a network monitor reported, to the objects that it concerns.
 pub(super) fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: Store) {
@@ -33,7 +36,8 @@ pub(super) fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: 
                     // The name of a TAP ends in the beginning of its port's uid.
                     let short =
                         tap.as_str().len().checked_sub(TAP_UID_BYTES).and_then(|at| tap.as_str().get(at..));
-                    let ports = short.map(|short| store.starting_with::<Port>(short)).unwrap_or_default();
+                    let ports =
+                        short.map(|short| store.starting_with::<Port>(short, usize::MAX)).unwrap_or_default();
                     let concerned = ports.into_iter().filter(|port| port.spec.tap == tap);
                     concerned.for_each(|port| drifts.ports.object(port.meta.uid.clone()));
                 }
@@ -71,10 +75,9 @@ pub(super) fn follow_flows(flows: &Conntrack, reports: Reports, store: Store) {
     });
     tokio::spawn(async move {
         while let Some(moved) = moves.recv().await {
-            let owners = counted(&store);
             let concerned: Vec<Uid> = match moved {
-                Moved::At(address) => owners.get(&address).map(|(uid, _)| uid.clone()).into_iter().collect(),
-                Moved::Anywhere => owners.into_values().map(|(uid, _)| uid).collect(),
+                Moved::At(address) => at_address(&store, address).into_iter().collect(),
+                Moved::Anywhere => store.uids_referring::<Instance>(&COUNTING),
             };
             reports.tell(|drifts| concerned.iter().for_each(|uid| drifts.instances.object(uid.clone())));
         }
@@ -88,7 +91,13 @@ fn counted(store: &Store) -> BTreeMap<Ipv4Addr, (Uid, Duration)> {
         let port = store.get::<Port>(instance.spec.allocated.port.as_ref()?)?;
         Some((port.spec.address, (instance.meta.uid.clone(), timeout)))
     };
-    let instances = store.list::<Instance>().into_iter();
-    let running = instances.filter(|instance| instance.status.state == State::Running);
-    running.filter_map(|instance| of(&instance)).collect()
+    store.referring::<Instance>(&COUNTING).iter().filter_map(|instance| of(instance)).collect()
+}
+
+/// The instance with this address, if its policy counts connections now.
+fn at_address(store: &Store, address: Ipv4Addr) -> Option<Uid> {
+    let reference = Ref { role: Role::Address, target: Target::Address(address) };
+    let port = store.find_referring::<Port>(&reference, |port| !port.meta.is_deleting())?;
+    let instance = store.get::<Instance>(&port.meta.owner.as_ref()?.uid)?;
+    Instance::references(&instance).contains(&COUNTING).then(|| instance.meta.uid.clone())
 }

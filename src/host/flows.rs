@@ -1,16 +1,17 @@
 //! Connections by the kernel's tracking table, over netlink.
 //!
-//! The table is read anew for every answer. Between answers [`Conntrack::monitor`] reads it from
-//! time to time, often enough that no connection comes and goes unseen: the table shows for a while
-//! that one is over. What it hears is a hint to look, and nothing else.
-//! Never: remembers who was connected; only since when it has looked without a gap.
+//! The table is read for an answer, once for all who ask before the reading begins. Between answers
+//! [`Conntrack::monitor`] reads it from time to time, often enough that no connection comes and goes unseen: the
+//! table shows for a while that one is over. What it hears is a hint to look, and nothing else.
+//! Never: answers with a reading that is older than the caller takes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use netlink_packet_netfilter::conntrack::{
@@ -22,7 +23,8 @@ use netlink_packet_netfilter::{
 use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
-use stead_controllers::host::{Flow, FlowState, Flows, HostError, HostErrorKind, Inbound};
+use stead_controllers::host::{Age, Flow, FlowState, Flows, HostError, HostErrorKind, Inbound};
+use stead_schemas::limits::FLOWS_AGE_MAX;
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -46,9 +48,28 @@ const EPERM: i32 = 1;
 /// counts again.
 const ASKING: Duration = Duration::from_secs(3);
 
-/// The adapter; clones share since when they looked.
+/// The adapter; clones share their readings.
 #[derive(Debug, Clone)]
-pub struct Conntrack(Arc<Mutex<Watch>>);
+pub struct Conntrack(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    watch: Mutex<Watch>,
+    latest: Mutex<Option<Arc<Reading>>>,
+    /// Held by whoever reads, so that those who ask meanwhile share the next reading.
+    reading: tokio::sync::Mutex<()>,
+    /// Readings so far.
+    readings: AtomicUsize,
+}
+
+/// The table at one moment.
+#[derive(Debug)]
+struct Reading {
+    begun: Instant,
+    watched_since: Timestamp,
+    /// By the address that they were made to.
+    flows: BTreeMap<IpAddr, Vec<Flow>>,
+}
 
 /// What a gap in the looks is told by.
 #[derive(Debug, Clone, Copy)]
@@ -107,7 +128,9 @@ impl Default for Conntrack {
 impl Conntrack {
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::new(Mutex::new(Watch { since: Timestamp::now(), last: None })))
+        let watch = Mutex::new(Watch { since: Timestamp::now(), last: None });
+        let (latest, reading, readings) = Default::default();
+        Self(Arc::new(Inner { watch, latest, reading, readings }))
     }
 
     /// Reports where connections came or went, as far as anybody asks: looks only while there are
@@ -121,6 +144,8 @@ impl Conntrack {
                 tokio::time::sleep(look_interval(Memory::read(), interest().patience)).await;
                 let wanted = interest().addresses;
                 if wanted.is_empty() {
+                    // A large table is not kept in memory for nobody.
+                    *conntrack.0.latest.lock().unwrap_or_else(PoisonError::into_inner) = None;
                     before = Some(BTreeMap::new());
                     continue;
                 }
@@ -138,40 +163,75 @@ impl Conntrack {
 
     /// `None` when the table cannot be read.
     async fn look_for(&self, wanted: &BTreeSet<Ipv4Addr>) -> Option<Seen> {
-        let entries = self.look().await;
-        let entries = entries.inspect_err(|error| warn!(error = error.chain(), "connections are not seen"));
+        let reading = self.read(Duration::ZERO).await;
+        let reading =
+            reading.inspect_err(|error| warn!(error = error.chain(), "connections are not seen")).ok()?;
         let mut seen = Seen::new();
-        for Entry { address, flow } in entries.ok()?.0 {
-            if let IpAddr::V4(address) = address
-                && wanted.contains(&address)
-            {
-                let is_open = flow.state == FlowState::Open;
-                let key = (flow.source, flow.source_port, flow.port, is_open);
-                seen.entry(address).or_default().insert(key);
+        for address in wanted {
+            let flows = reading.flows.get(&IpAddr::V4(*address)).into_iter().flatten();
+            let keys =
+                flows.map(|flow| (flow.source, flow.source_port, flow.port, flow.state == FlowState::Open));
+            let keys: BTreeSet<Key> = keys.collect();
+            if !keys.is_empty() {
+                seen.insert(*address, keys);
             }
         }
         Some(seen)
     }
 
+    /// Number of times that the table was read.
+    #[must_use]
+    pub fn readings(&self) -> usize {
+        self.0.readings.load(Ordering::Relaxed)
+    }
+
+    /// A reading that began at most so long ago, which may be another caller's.
+    async fn read(&self, age: Duration) -> Result<Arc<Reading>, HostError> {
+        let asked = Instant::now();
+        let latest = || {
+            let latest = self.0.latest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            latest.filter(|reading| reading.begun + age >= asked)
+        };
+        if let Some(reading) = latest() {
+            return Ok(reading);
+        }
+        let _reading = self.0.reading.lock().await;
+        if let Some(reading) = latest() {
+            return Ok(reading);
+        }
+        let reading = Arc::new(self.look().await?);
+        *self.0.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading.clone());
+        Ok(reading)
+    }
+
     /// Everything the table shows of TCP, and since when nothing was missed.
-    async fn look(&self) -> Result<(Vec<Entry>, Timestamp), HostError> {
-        let (memory, now, boot) = (Memory::read(), Timestamp::now(), since_boot());
+    async fn look(&self) -> Result<Reading, HostError> {
+        self.0.readings.fetch_add(1, Ordering::Relaxed);
+        let (memory, begun, now, boot) = (Memory::read(), Instant::now(), Timestamp::now(), since_boot());
         let read = tokio::time::timeout(DUMP_DEADLINE, dump(memory, now)).await;
         let entries = read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
-        let mut watch = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flows = BTreeMap::<_, Vec<Flow>>::new();
+        for Entry { address, flow } in entries {
+            flows.entry(address).or_default().push(flow);
+        }
+        let mut watch = self.0.watch.lock().unwrap_or_else(PoisonError::into_inner);
         if !watch.last.is_some_and(|last| is_gapless(last, (boot, now), memory.shortest())) {
             watch.since = now;
         }
         watch.last = Some((boot, now));
-        Ok((entries, watch.since))
+        Ok(Reading { begun, watched_since: watch.since, flows })
     }
 }
 
 impl Flows for Conntrack {
-    async fn inbound(&self, address: Ipv4Addr) -> Result<Inbound, HostError> {
-        let (entries, watched_since) = self.look().await?;
-        let of_address = entries.into_iter().filter(|entry| entry.address == IpAddr::V4(address));
-        Ok(Inbound { watched_since, flows: of_address.map(|entry| entry.flow).collect() })
+    async fn inbound(&self, address: Ipv4Addr, age: Age) -> Result<Inbound, HostError> {
+        let age = match age {
+            Age::New => Duration::ZERO,
+            Age::Recent => FLOWS_AGE_MAX,
+        };
+        let reading = self.read(age).await?;
+        let flows = reading.flows.get(&IpAddr::V4(address)).cloned().unwrap_or_default();
+        Ok(Inbound { watched_since: reading.watched_since, flows })
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use stead::host::doors::TapDoors;
 use stead::host::flows::{Conntrack, Interest, Moved};
-use stead_controllers::host::{Door, Doors, FlowState, Flows, HostErrorKind, Knock, NetworkCard};
+use stead_controllers::host::{Age, Door, Doors, FlowState, Flows, HostErrorKind, Knock, NetworkCard};
 use stead_schemas::names::Uid;
 use tokio::sync::mpsc;
 
@@ -65,8 +65,10 @@ fn a_door_answers_for_the_vm_keeps_the_first_packet_and_hands_it_over() {
         assert!(matches!(door.knocks[..], [Knock { source: GATEWAY, port: 80, .. }]), "{door:?}");
         assert_eq!(changes.recv().await, Some(owner.clone()));
         // The table shows who asks.
-        let seen =
-            Conntrack::new().inbound(address).await.unwrap_or_else(|error| panic!("{}", error.chain()));
+        let seen = Conntrack::new()
+            .inbound(address, Age::New)
+            .await
+            .unwrap_or_else(|error| panic!("{}", error.chain()));
         assert_eq!(seen.flows.len(), 1, "{seen:?}");
         assert_eq!((seen.flows[0].port, seen.flows[0].state), (80, FlowState::Open));
 
@@ -139,25 +141,45 @@ fn connections_are_seen_while_they_are_open_and_after_they_closed() {
         let interest = Interest { addresses: [here].into(), patience: Some(Duration::from_secs(2)) };
         let mut moves = flows.monitor(move || interest.clone());
         let listener = TcpListener::bind((here, 8000)).expect("free");
-        let before = flows.inbound(here).await.unwrap_or_else(|error| panic!("{}", error.chain()));
+        let before = flows.inbound(here, Age::New).await.unwrap_or_else(|error| panic!("{}", error.chain()));
         assert_eq!(before.flows, []);
         let client = TcpStream::connect((here, 8000)).expect("connected");
         let (server, _) = listener.accept().expect("accepted");
-        let open = flows.inbound(here).await.expect("read");
+        let open = flows.inbound(here, Age::New).await.expect("read");
         assert_eq!(open.watched_since, before.watched_since, "nothing was missed between");
         let [flow] = &open.flows[..] else { panic!("{open:?}") };
         let port = client.local_addr().expect("bound").port();
         assert_eq!((flow.source, flow.source_port, flow.port), (here.into(), port, 8000));
         assert_eq!(flow.state, FlowState::Open);
         assert_eq!(moves.recv().await, Some(Moved::At(here)));
-        assert_eq!(flows.inbound(Ipv4Addr::new(127, 0, 0, 2)).await.expect("read").flows, []);
+        assert_eq!(flows.inbound(Ipv4Addr::new(127, 0, 0, 2), Age::New).await.expect("read").flows, []);
         drop((client, server));
         assert_eq!(moves.recv().await, Some(Moved::At(here)));
-        let closed = flows.inbound(here).await.expect("read");
+        let closed = flows.inbound(here, Age::New).await.expect("read");
         let now = jiff::Timestamp::now();
         let [flow] = &closed.flows[..] else { panic!("{closed:?}") };
         let FlowState::Closed(at) = flow.state else { panic!("{closed:?}") };
         let ago = now.duration_since(at).as_secs();
         assert!((0..PATIENCE.as_secs().try_into().expect("small")).contains(&ago), "closed {ago} s ago");
+    });
+}
+
+#[test]
+fn those_who_ask_at_one_moment_share_a_reading_of_the_connections() {
+    in_namespace(async || {
+        let _network = Network::new().await;
+        let flows = Conntrack::new();
+        let all = (0..200).map(|at| {
+            let flows = &flows;
+            let age = if at % 2 == 0 { Age::New } else { Age::Recent };
+            async move { flows.inbound(Ipv4Addr::new(127, 0, 0, at), age).await }
+        });
+        for answer in futures::future::join_all(all).await {
+            assert_eq!(answer.expect("read").flows, []);
+        }
+        assert!(flows.readings() <= 2, "{} readings for those who ask at once", flows.readings());
+        let before = flows.readings();
+        flows.inbound(Ipv4Addr::LOCALHOST, Age::New).await.expect("read");
+        assert_eq!(flows.readings(), before + 1, "a new answer is read for");
     });
 }

@@ -12,6 +12,7 @@ use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::Instance;
+use stead_schemas::names::Uid;
 use stead_schemas::network::{Network, NetworkSpec, Port};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
@@ -45,6 +46,17 @@ pub(crate) fn network() -> NetworkSpec {
 impl Daemon {
     /// Starts on what is durable.
     pub(crate) async fn start(world: &World, kv: &MemoryKv, seed: u64) -> Self {
+        Self::start_as(world, kv, seed, network(), RESYNC).await
+    }
+
+    /// Likewise with another network and time between two full looks.
+    pub(crate) async fn start_as(
+        world: &World,
+        kv: &MemoryKv,
+        seed: u64,
+        network: NetworkSpec,
+        resync: Duration,
+    ) -> Self {
         let kinds = Kinds::new()
             .with::<Instance>()
             .with::<Image>()
@@ -60,7 +72,7 @@ impl Daemon {
         let (store, writer) = opened.expect("a store opens at any durable point");
         let mut tasks = JoinSet::new();
         tasks.spawn(writer.run(std::future::pending::<()>()));
-        let declared = store.transact(move |tx| admission::declare_network(tx, network())).await;
+        let declared = store.transact(move |tx| admission::declare_network(tx, network)).await;
         declared.expect("the network is declared");
         let ports = Ports {
             machines: world.clone(),
@@ -78,14 +90,14 @@ impl Daemon {
             clock: host,
             boundary: Arc::new(NoBoundary),
             journal: Arc::new(NoJournal),
-            resync: RESYNC,
+            resync,
             seed,
             tap_prefix: "st".to_owned(),
         };
         let (controllers, drifts) = Controllers::new(ports, &settings);
         let (shutdown, stopping) = watch::channel(false);
         tasks.spawn(controllers.run(stopping));
-        tasks.spawn(listen(world.clone(), drifts));
+        tasks.spawn(listen(world.clone(), drifts, store.clone()));
         Self { store, tasks, _shutdown: shutdown }
     }
 
@@ -97,22 +109,33 @@ impl Daemon {
     }
 }
 
-/// What monitors do: names are hints, and lost ones mean everything.
-async fn listen(world: World, drifts: Drifts) {
+/// What monitors do: names are hints, and lost ones mean everything. What no record is known of may be of any
+/// kind.
+async fn listen(world: World, drifts: Drifts, store: Store) {
     let mut changes = world.changes();
-    let all = [
-        &drifts.images,
-        &drifts.disks,
-        &drifts.networks,
-        &drifts.ports,
-        &drifts.instances,
-        &drifts.snapshots,
-        &drifts.ingresses,
-    ];
+    let all = |uid: &Uid| {
+        [
+            (&drifts.images, store.get::<Image>(uid).is_some()),
+            (&drifts.disks, store.get::<Disk>(uid).is_some()),
+            (&drifts.networks, store.get::<Network>(uid).is_some()),
+            (&drifts.ports, store.get::<Port>(uid).is_some()),
+            (&drifts.instances, store.get::<Instance>(uid).is_some()),
+            (&drifts.snapshots, store.get::<Snapshot>(uid).is_some()),
+            (&drifts.ingresses, store.get::<Ingress>(uid).is_some()),
+        ]
+    };
+    let nobody: Uid = "nobody000000000000000000".parse().expect("valid");
     loop {
         match changes.recv().await {
-            Ok(Some(uid)) => all.iter().for_each(|drift| drift.object(uid.clone())),
-            Ok(None) | Err(RecvError::Lagged(_)) => all.iter().for_each(|drift| drift.everything()),
+            Ok(Some(uid)) => {
+                let kinds = all(&uid);
+                let is_known = kinds.iter().any(|(_, is_its)| *is_its);
+                let concerned = kinds.iter().filter(|(_, is_its)| *is_its || !is_known);
+                concerned.for_each(|(drift, _)| drift.object(uid.clone()));
+            }
+            Ok(None) | Err(RecvError::Lagged(_)) => {
+                all(&nobody).iter().for_each(|(drift, _)| drift.everything());
+            }
             Err(RecvError::Closed) => return,
         }
     }

@@ -7,6 +7,7 @@
 #![cfg(test)]
 
 mod daemon;
+mod scale;
 mod scenario;
 mod schedules;
 mod volumes;

@@ -1,7 +1,7 @@
 //! Flows: the TCP connections that others have to an address, from the kernel's own table.
 //!
-//! Read anew at every call: what is answered is true at that moment, whatever was heard or missed
-//! before.
+//! The table is read for the answer, whatever was heard or missed before. Those who ask at one moment share a
+//! reading, so that many instances cost no more readings than one.
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
@@ -38,8 +38,19 @@ pub struct Inbound {
     pub flows: Vec<Flow>,
 }
 
+/// The greatest age of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Age {
+    /// The table is read after the question.
+    New,
+    /// The table was read within [`stead_schemas::limits::FLOWS_AGE_MAX`] before the question: enough where nothing is done by the
+    /// answer that is not asked about again.
+    Recent,
+}
+
 /// The host's table of connections. Both address families are read.
 pub trait Flows: Send + Sync + 'static {
     /// Unsupported when this host has no such table.
-    fn inbound(&self, address: Ipv4Addr) -> impl Future<Output = Result<Inbound, HostError>> + Send;
+    fn inbound(&self, address: Ipv4Addr, age: Age)
+    -> impl Future<Output = Result<Inbound, HostError>> + Send;
 }

@@ -23,7 +23,7 @@ pub use disks::{DiskFile, Disks, Space};
 pub use doors::{Door, Doors, Knock};
 pub use error::{HostError, HostErrorKind};
 pub use firewall::{Firewall, FirewallRules, FirewallSeen, PortRule};
-pub use flows::{Flow, FlowState, Flows, Inbound};
+pub use flows::{Age, Flow, FlowState, Flows, Inbound};
 pub use images::{Images, Job, Layer, Resolved, StoredImage};
 pub use links::{Forwarding, Link, LinkChange, LinkKind, LinkPlan, Links, Route, Routes};
 pub use listeners::Listeners;

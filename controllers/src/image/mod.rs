@@ -16,13 +16,13 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use stead_schemas::image::{Image, ImageSource, ImageStatus};
+use stead_schemas::image::{Image, ImageStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, ImageRef, Uid};
+use stead_schemas::references::Ref;
 
 use crate::host::{HostError, HostErrorKind, Images};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
@@ -30,15 +30,15 @@ use crate::store::Store;
 
 pub use observe::Observed;
 
-/// Images that mean this content.
+/// Images that mean this content and are not being deleted.
 #[must_use]
 pub fn meaning(store: &Store, digest: &Digest) -> Vec<Uid> {
-    let images = store.list::<Image>();
-    let means = |image: &&Arc<Object<Image>>| {
-        let local = matches!(&image.spec.source, ImageSource::Local { digest: of } if of == digest);
-        local || image.status.digest.as_ref() == Some(digest)
-    };
-    images.iter().filter(means).map(|image| image.meta.uid.clone()).collect()
+    store.uids_referring::<Image>(&Ref::to_content(digest))
+}
+
+/// The id of the passes that collect content which nothing points at.
+pub(crate) fn collector() -> Option<Uid> {
+    COLLECTOR.parse().ok()
 }
 
 /// Rest of an image that the registry does not have or give, or that is none.
@@ -108,7 +108,7 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
             Action::Remove { digest } => {
                 let (store, content) = (self.store.clone(), digest.clone());
                 // Asked again: an import or a tag may have come since it was observed.
-                let is_referenced = move || observe::references(&store).contains(&content);
+                let is_referenced = move || store.is_referred_to(&Ref::to_content(&content));
                 self.images.remove(digest, Box::new(is_referenced)).await.map_err(observe::local)
             }
         }
@@ -134,7 +134,7 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
         let mut owners = self.images.owners().await?;
         if !observe::unreferenced(self).await?.is_empty() {
-            owners.extend(COLLECTOR.parse());
+            owners.extend(collector());
         }
         Ok(owners)
     }

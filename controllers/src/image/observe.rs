@@ -1,16 +1,12 @@
 //! What the image reconciler sees: what the reference means, and how much of it is here.
 
-use std::collections::BTreeSet;
-
 use stead_schemas::image::{Image, ImageSource};
-use stead_schemas::instance::Instance;
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, Uid};
-use stead_schemas::snapshot::Snapshot;
+use stead_schemas::references::Ref;
 
 use super::ImageReconciler;
 use crate::host::{HostError, HostErrorKind, Images, Job, Resolved, StoredImage};
-use crate::store::Store;
 
 /// One look.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,7 +18,7 @@ pub struct Observed {
     /// The complete root file system; the one meant before, while the registry is asked.
     pub stored: Option<StoredImage>,
     pub job: Option<Job>,
-    /// Complete content that no image, instance or snapshot refers to.
+    /// Content that no image, instance or snapshot refers to and that this pass is to remove.
     pub unreferenced: Vec<Digest>,
     /// The image for which something goes on, or is kept, although it is deleted or means other content.
     pub left_over: Option<Uid>,
@@ -34,12 +30,12 @@ pub(super) async fn observe<I: Images>(
     object: Option<&Object<Image>>,
 ) -> Result<Observed, HostError> {
     let images = &reconciler.images;
-    let unreferenced = unreferenced(reconciler).await?;
     let Some(object) = object.filter(|object| !object.meta.is_deleting()) else {
+        let unreferenced = left_by(reconciler, object).await?;
         let left_over = images.is_busy(uid).await.then(|| uid.clone());
         return Ok(Observed { unreferenced, left_over, ..Observed::default() });
     };
-    let seen = Observed { unreferenced, ..Observed::default() };
+    let seen = Observed::default();
     let (spec, reference) = (&object.spec, &object.spec.reference);
     let (digest, manifest) = match (&spec.source, recorded(object)) {
         (ImageSource::Local { digest }, _) => {
@@ -91,34 +87,29 @@ pub(super) fn recorded(object: &Object<Image>) -> Option<&Digest> {
     object.status.digest.as_ref().filter(|_| object.status.resolved_pull == object.spec.pull)
 }
 
+/// Content to be collected by the pass of an image that goes, which is its own, or of no image, which is any.
+/// What is on the host is listed only when there is something to collect.
+async fn left_by<I: Images>(
+    reconciler: &ImageReconciler<I>,
+    object: Option<&Object<Image>>,
+) -> Result<Vec<Digest>, HostError> {
+    let Some(object) = object else { return unreferenced(reconciler).await };
+    let is_left = |digest: &Digest| !reconciler.store.is_referred_to(&Ref::to_content(digest));
+    let own: Vec<Digest> = object.content().filter(|digest| is_left(digest)).cloned().collect();
+    if own.is_empty() {
+        return Ok(own);
+    }
+    let mut unreferenced = unreferenced(reconciler).await?;
+    unreferenced.retain(|digest| own.contains(digest));
+    Ok(unreferenced)
+}
+
 /// Content on disk, less everything that is referred to by specs and statuses as they are now.
 pub(super) async fn unreferenced<I: Images>(
     reconciler: &ImageReconciler<I>,
 ) -> Result<Vec<Digest>, HostError> {
-    let known = reconciler.images.known().await.map_err(local)?;
+    let mut known = reconciler.images.known().await.map_err(local)?;
     // After the listing: what appeared since is not in it, and what was in it had its reference then.
-    let references = references(&reconciler.store);
-    Ok(known.into_iter().filter(|digest| !references.contains(digest)).collect())
-}
-
-/// Content that images, instances and snapshots refer to.
-pub(super) fn references(store: &Store) -> BTreeSet<Digest> {
-    let mut references = BTreeSet::new();
-    for image in store.list::<Image>() {
-        if image.meta.is_deleting() {
-            continue;
-        }
-        if let ImageSource::Local { digest } = &image.spec.source {
-            references.insert(digest.clone());
-        }
-        references.extend(image.status.digest.clone());
-    }
-    for instance in store.list::<Instance>() {
-        let of_origin = instance.spec.origin.as_ref().and_then(|origin| origin.image_digest.as_ref());
-        references.extend(instance.status.image_digest.iter().chain(of_origin).cloned());
-    }
-    for snapshot in store.list::<Snapshot>() {
-        references.extend(snapshot.spec.image_digest.clone());
-    }
-    references
+    known.retain(|digest| !reconciler.store.is_referred_to(&Ref::to_content(digest)));
+    Ok(known)
 }

@@ -9,6 +9,7 @@ use stead_schemas::instance::Instance;
 use stead_schemas::limits::INGRESS_PORTS_MAX;
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::references::{Role, Target};
 use stead_schemas::validate::FieldErrors;
 
 use crate::store::{New, Tx, TxError};
@@ -88,9 +89,8 @@ fn check_instances(tx: &Tx<'_>, rules: &[IngressRule]) -> Result<(), IngressRefu
 }
 
 fn check_ports(tx: &Tx<'_>, rules: &[IngressRule]) -> Result<(), IngressRefused> {
-    let all = tx.list::<Ingress>();
-    let others = all.iter().flat_map(|ingress| ingress.spec.rules.iter().map(|rule| rule.port));
-    let ports: BTreeSet<u16> = others.chain(rules.iter().map(|rule| rule.port)).collect();
+    let mut ports = tx.targets::<Ingress>(Role::Serves);
+    ports.extend(rules.iter().map(|rule| Target::HostPort(rule.port)));
     if ports.len() > INGRESS_PORTS_MAX {
         let message = format!("ingresses would have {} ports; {INGRESS_PORTS_MAX} are allowed", ports.len());
         return Err(IngressRefused::InsufficientResources(message));

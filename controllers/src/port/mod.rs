@@ -19,6 +19,7 @@ use stead_schemas::instance::Instance;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::{Network, Port, PortStatus};
+use stead_schemas::references::{Ref, Role};
 
 use crate::host::{Firewall, HostError, LinkChange, LinkKind, LinkPlan, Links, PortRule};
 use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
@@ -105,10 +106,7 @@ impl<L: Links, F: Firewall> Reconciler for PortReconciler<L, F> {
 #[must_use]
 pub fn concerned(store: &Store, event: &Event) -> Vec<Uid> {
     match event.kind {
-        Network::NAME => {
-            let ports = store.list::<Port>().into_iter();
-            ports.filter(|port| port.spec.network == event.uid).map(|port| port.meta.uid.clone()).collect()
-        }
+        Network::NAME => store.uids_referring::<Port>(&Ref::to::<Network>(Role::Network, &event.uid)),
         Instance::NAME => {
             let changed = || {
                 let instance = store.get::<Instance>(&event.uid)?;

@@ -6,6 +6,7 @@ use stead_schemas::api::ScheduleWish;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::references::{Ref, Role};
 use stead_schemas::schedule::{SnapshotSchedule, SnapshotScheduleSpec};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPurpose};
 
@@ -98,7 +99,11 @@ impl From<SnapshotRefused> for NotTaken {
 pub(super) fn take(tx: &mut Tx<'_>, plan: &TakePlan) -> Result<(), NotTaken> {
     // Deleted meanwhile: no run of it begins any more.
     let is_wished = tx.get::<SnapshotSchedule>(&plan.run.schedule).is_some_and(|one| !one.meta.is_deleting());
-    let is_taken = tx.list::<Snapshot>().iter().any(|one| one.spec.schedule.as_ref() == Some(&plan.run));
+    let is_taken = tx.find_referring::<Snapshot>(
+        &Ref::to::<SnapshotSchedule>(Role::Schedule, &plan.run.schedule),
+        |one| one.spec.schedule.as_ref() == Some(&plan.run),
+    );
+    let is_taken = is_taken.is_some();
     if !is_wished || is_taken {
         return Ok(());
     }

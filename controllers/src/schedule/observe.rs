@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use stead_schemas::instance::{Instance, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
+use stead_schemas::references::{Ref, Role};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase};
 
@@ -49,7 +50,7 @@ pub(super) fn observe(store: &Store, uid: &Uid, object: Option<&Object<SnapshotS
             None => Source::Busy(instance.status.state),
         },
     };
-    let snapshots = store.list::<Snapshot>();
+    let snapshots = store.referring::<Snapshot>(&Ref::to::<SnapshotSchedule>(Role::Schedule, uid));
     let mut taken: Vec<Taken> = snapshots
         .iter()
         .filter(|snapshot| !snapshot.meta.is_deleting())

@@ -48,6 +48,7 @@ impl World {
         let (delay, fails_before, fails_after, kind) = {
             let mut state = self.lock();
             let faults = state.faults;
+            state.listings += usize::from(operation == "list");
             let delay = state.rng.chance(faults.delay).then(|| {
                 let max = u64::try_from(faults.delay_max.as_millis()).unwrap_or(u64::MAX);
                 Duration::from_millis(state.rng.below(max.saturating_add(1)))

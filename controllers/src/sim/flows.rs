@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use stead_schemas::limits::FLOWS_AGE_MAX;
 use stead_schemas::names::Uid;
 use tokio::time::sleep;
 
 use super::{State, World};
-use crate::host::{Flow, FlowState, Flows, GuestPhase, HostError, Inbound, Knock, VmmState};
+use crate::host::{Age, Flow, FlowState, Flows, GuestPhase, HostError, Inbound, Knock, VmmState};
 use crate::runtime::Clock;
 
 /// How long the table shows that somebody left, as kernels do.
@@ -156,6 +157,19 @@ impl State {
         }
     }
 
+    /// The table of connections as it is, or as it was read lately if that is enough.
+    fn table(&mut self, age: Age, now: Timestamp) -> Vec<Connection> {
+        let is_fit = |(at, _): &&(Timestamp, Vec<Connection>)| {
+            age == Age::Recent && now.duration_since(*at).unsigned_abs() <= FLOWS_AGE_MAX
+        };
+        if let Some((_, kept)) = self.table_read.as_ref().filter(is_fit) {
+            return kept.clone();
+        }
+        let table: Vec<Connection> = self.connections.values().cloned().collect();
+        self.table_read = Some((now, table.clone()));
+        table
+    }
+
     /// A guest is at its card and takes connections.
     fn answers(&self, owner: &Uid, now: Timestamp) -> bool {
         self.machines.get(owner).is_some_and(|vmm| {
@@ -192,9 +206,10 @@ impl State {
 }
 
 impl Flows for World {
-    async fn inbound(&self, address: Ipv4Addr) -> Result<Inbound, HostError> {
+    async fn inbound(&self, address: Ipv4Addr, age: Age) -> Result<Inbound, HostError> {
         let now = self.now();
         self.verb("read connections of", &address.to_string(), |state| {
+            let connections = state.table(age, now);
             let flow = |connection: &Connection| {
                 let flow_state = match connection.stage {
                     Stage::Knocking | Stage::Open(_) => FlowState::Open,
@@ -210,7 +225,7 @@ impl Flows for World {
                     state: flow_state,
                 })
             };
-            let flows = state.connections.values().filter_map(flow).collect();
+            let flows = connections.iter().filter_map(flow).collect();
             Ok(Inbound { watched_since: state.watched_since, flows })
         })
         .await

@@ -92,11 +92,15 @@ struct State {
     /// Ports that other programs listen at.
     taken_ports: BTreeSet<u16>,
     connections: BTreeMap<u64, flows::Connection>,
+    /// The last reading of them.
+    table_read: Option<(Timestamp, Vec<flows::Connection>)>,
     /// How many there ever were.
     connected: u64,
     slept_on: Vec<SleptOn>,
     /// Since when the daemon that lives watches the table of connections.
     watched_since: Timestamp,
+    /// Verbs that list everything there is of something.
+    listings: usize,
 }
 
 impl World {
@@ -132,9 +136,11 @@ impl World {
             listeners: BTreeMap::new(),
             taken_ports: BTreeSet::new(),
             connections: BTreeMap::new(),
+            table_read: None,
             connected: 0,
             slept_on: Vec::new(),
             watched_since: start(),
+            listings: 0,
         };
         let (changes, _) = broadcast::channel(4096);
         Self { state: Arc::new(Mutex::new(state)), changes, epoch: Instant::now() }
@@ -156,6 +162,12 @@ impl World {
     #[must_use]
     pub fn corrupted(&self) -> Vec<Uid> {
         self.lock().corrupted.clone()
+    }
+
+    /// Number of verbs so far that listed everything there is of something: their cost grows with the host.
+    #[must_use]
+    pub fn listings(&self) -> usize {
+        self.lock().listings
     }
 
     /// What is there now, as the checks judge it.

@@ -7,6 +7,7 @@ use stead_schemas::instance::{Instance, InstanceSpec, Power, State};
 use stead_schemas::limits::SNAPSHOTS_PER_SOURCE_MAX;
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::{
     CapturedDisk, ScheduledRun, Snapshot, SnapshotKind, SnapshotPurpose, SnapshotSpec,
 };
@@ -69,7 +70,7 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
         tx.get::<Instance>(source).filter(|instance| !instance.meta.is_deleting() && !instance.is_pooled());
     let instance = instance.ok_or(SnapshotRefused::NotFound)?;
     check_state(&instance, wish.kind)?;
-    let siblings = tx.list::<Snapshot>().iter().filter(|one| one.spec.source == *source).count();
+    let siblings = tx.referring::<Snapshot>(&Ref::to::<Instance>(Role::Source, source)).len();
     if siblings >= SNAPSHOTS_PER_SOURCE_MAX {
         let message =
             format!("the instance has {siblings} snapshots; {SNAPSHOTS_PER_SOURCE_MAX} are allowed");

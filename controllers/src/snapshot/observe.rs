@@ -1,12 +1,10 @@
 //! What is there of a snapshot, who still needs it, and, until it is captured, how its source is.
 
-use std::sync::Arc;
-
-use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Power};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
+use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotSpec};
 
 use super::SnapshotReconciler;
@@ -14,6 +12,7 @@ use crate::host::{
     CapturePlan, Captured, Disks, GuestPhase, HostError, Machine, Machines, Memory, Snapshots, Space,
     VmmState,
 };
+use crate::store::Store;
 
 /// One look.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +47,8 @@ pub(super) async fn observe<S: Snapshots, M: Machines, D: Disks>(
     object: Option<&Object<Snapshot>>,
 ) -> Result<Observed, HostError> {
     let captured = reconciler.snapshots.inspect(uid).await?;
-    let is_needed = is_needed(reconciler, uid);
-    let (members, warm) = members(reconciler, uid);
+    let is_needed = is_needed(&reconciler.store, uid);
+    let (members, warm) = members(&reconciler.store, uid);
     let mut seen =
         Observed { uid: uid.clone(), captured, is_needed, members, warm, source: None, room: None };
     let Some(object) = object.filter(|object| is_to_be_captured(object)) else { return Ok(seen) };
@@ -78,30 +77,19 @@ pub(super) fn capture_plan(object: &Object<Snapshot>) -> CapturePlan {
     }
 }
 
-/// Whoever begins with it and has not begun yet.
-fn is_needed<S, M, D>(reconciler: &SnapshotReconciler<S, M, D>, uid: &Uid) -> bool {
-    let waits_for_disk = |disk: &Object<Disk>| {
-        disk.spec.source.as_ref() == Some(uid)
-            && !disk.meta.is_deleting()
-            && !disk.status.was_created
-            && disk.status.content_lost_at.is_none()
-    };
-    let waits_for_memory =
-        |instance: &Object<Instance>| instance.awaits_memory().is_some_and(|origin| origin.snapshot == *uid);
-    reconciler.store.list::<Disk>().iter().any(|disk| waits_for_disk(disk))
-        || reconciler.store.list::<Instance>().iter().any(|instance| waits_for_memory(instance))
+/// Reports whether a disk or an instance begins with the snapshot and has not begun yet.
+fn is_needed(store: &Store, uid: &Uid) -> bool {
+    let awaited = [Role::AwaitsCopy, Role::AwaitsMemory];
+    awaited.into_iter().any(|role| store.is_referred_to(&Ref::to::<Snapshot>(role, uid)))
 }
 
-fn members<S, M, D>(reconciler: &SnapshotReconciler<S, M, D>, uid: &Uid) -> (u32, u32) {
-    let is_member = |instance: &&Arc<Object<Instance>>| {
-        let is_of_pool = instance.meta.owner.as_ref().is_some_and(|owner| owner.uid == *uid);
-        is_of_pool && instance.is_pooled() && !instance.meta.is_deleting()
-    };
-    let all = reconciler.store.list::<Instance>();
+fn members(store: &Store, uid: &Uid) -> (u32, u32) {
     let (mut members, mut warm) = (0, 0);
-    for member in all.iter().filter(is_member) {
-        members += 1;
-        warm += u32::from(member.is_warm());
+    for member in store.owned_by::<Instance>(uid) {
+        if member.is_pooled() && !member.meta.is_deleting() {
+            members += 1;
+            warm += u32::from(member.is_warm());
+        }
     }
     (members, warm)
 }

@@ -15,6 +15,7 @@ mod claims;
 mod codec;
 mod error;
 mod export;
+mod index;
 mod key;
 mod kv;
 mod load;
@@ -28,16 +29,20 @@ mod watch;
 mod writer;
 
 #[cfg(test)]
+mod index_tests;
+#[cfg(test)]
 pub(crate) mod tests;
 
 use std::future::Future;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use jiff::Timestamp;
 use stead_schemas::limits::STORE_QUEUE_MAX;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::references::Ref;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
@@ -80,11 +85,16 @@ impl std::fmt::Debug for Store {
 struct Shared {
     state: RwLock<State>,
     ring: Arc<Ring>,
+    visits: AtomicUsize,
 }
 
 impl Shared {
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().expect("no code panics while it holds the state")
+    }
+    /// Counts objects that were read.
+    fn visited(&self, objects: usize) {
+        self.visits.fetch_add(objects, Ordering::Relaxed);
     }
     fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().expect("no code panics while it holds the state")
@@ -105,7 +115,11 @@ impl Store {
     ) -> Result<(Self, Writer), StoreError> {
         let load::Loaded { state, claims, suspect } = load::load(&kv, &*sealer, &kinds)?;
         let revision = state.revision;
-        let shared = Arc::new(Shared { state: RwLock::new(state), ring: Arc::new(Ring::new(revision)) });
+        let shared = Arc::new(Shared {
+            state: RwLock::new(state),
+            ring: Arc::new(Ring::new(revision)),
+            visits: AtomicUsize::new(0),
+        });
         let (sender, queue) = mpsc::channel(STORE_QUEUE_MAX);
         let stage = Stage::new(shared.clone(), claims, suspect, revision);
         let kv: Arc<dyn Kv> = Arc::new(kv);
@@ -132,12 +146,14 @@ impl Store {
 
     #[must_use]
     pub fn get<K: Kind>(&self, uid: &Uid) -> Option<Arc<Object<K>>> {
+        self.shared.visited(1);
         self.shared.read().table(K::NAME).objects.get(uid).map(typed)
     }
 
     /// The live object of this name: one whose deletion was not requested.
     #[must_use]
     pub fn find<K: Kind>(&self, name: &Name) -> Option<Arc<Object<K>>> {
+        self.shared.visited(1);
         let state = self.shared.read();
         let table = state.table(K::NAME);
         table.objects.get(table.names.get(name)?).map(typed)
@@ -146,32 +162,89 @@ impl Store {
     /// All objects of the kind, in uid order.
     #[must_use]
     pub fn list<K: Kind>(&self) -> Vec<Arc<Object<K>>> {
-        self.shared.read().table(K::NAME).objects.values().map(typed).collect()
+        let all: Vec<_> = self.shared.read().table(K::NAME).objects.values().map(typed).collect();
+        self.shared.visited(all.len());
+        all
     }
 
     /// Uids of all objects of the kind, in order.
     #[must_use]
     pub fn uids<K: Kind>(&self) -> Vec<Uid> {
-        self.shared.read().table(K::NAME).objects.keys().cloned().collect()
+        let all: Vec<_> = self.shared.read().table(K::NAME).objects.keys().cloned().collect();
+        self.shared.visited(all.len());
+        all
     }
 
-    /// Objects of the kind whose uid begins with this text, in uid order.
+    /// Objects of the kind whose uid begins with this text, in uid order; at most so many.
     #[must_use]
-    pub fn starting_with<K: Kind>(&self, prefix: &str) -> Vec<Arc<Object<K>>> {
+    pub fn starting_with<K: Kind>(&self, prefix: &str, max: usize) -> Vec<Arc<Object<K>>> {
         let state = self.shared.read();
         let from = state.table(K::NAME).objects.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
-        from.take_while(|(uid, _)| uid.as_str().starts_with(prefix))
-            .map(|(_, object)| typed(object))
-            .collect()
+        let found = from.take_while(|(uid, _)| uid.as_str().starts_with(prefix)).take(max);
+        found.map(|(_, object)| self.read(object)).collect()
     }
 
     /// Objects of the kind that `owner` owns, in uid order.
     #[must_use]
     pub fn owned_by<K: Kind>(&self, owner: &Uid) -> Vec<Arc<Object<K>>> {
+        self.referring(&Ref::to_owner(owner))
+    }
+
+    /// Objects of the kind that point at this, in uid order.
+    #[must_use]
+    pub fn referring<K: Kind>(&self, reference: &Ref) -> Vec<Arc<Object<K>>> {
         let state = self.shared.read();
         let table = state.table(K::NAME);
-        let owned = table.owned.get(owner).into_iter().flatten();
-        owned.filter_map(|uid| table.objects.get(uid)).map(typed).collect()
+        let found = table.index.referring(reference).filter_map(|uid| table.objects.get(uid));
+        found.map(|object| self.read(object)).collect()
+    }
+
+    /// The first object of the kind that points at this and fits.
+    #[must_use]
+    pub fn find_referring<K: Kind>(
+        &self,
+        reference: &Ref,
+        fits: impl Fn(&Object<K>) -> bool,
+    ) -> Option<Arc<Object<K>>> {
+        let state = self.shared.read();
+        let table = state.table(K::NAME);
+        let found = table.index.referring(reference).filter_map(|uid| table.objects.get(uid));
+        found.map(|object| self.read::<K>(object)).find(|object| fits(object))
+    }
+
+    /// Uids of the objects of the kind that point at this, in order.
+    #[must_use]
+    pub fn uids_referring<K: Kind>(&self, reference: &Ref) -> Vec<Uid> {
+        let state = self.shared.read();
+        let uids: Vec<Uid> = state.table(K::NAME).index.referring(reference).cloned().collect();
+        self.shared.visited(uids.len());
+        uids
+    }
+
+    /// Reports whether an object of any kind points at this.
+    #[must_use]
+    pub fn is_referred_to(&self, reference: &Ref) -> bool {
+        let state = self.shared.read();
+        state.tables.values().any(|table| table.index.referring(reference).next().is_some())
+    }
+
+    fn read<K: Kind>(&self, object: &object::Erased) -> Arc<Object<K>> {
+        self.shared.visited(1);
+        typed(object)
+    }
+
+    /// Number of objects that were read since the store was opened, by whomever: a measure of work that does
+    /// not depend on the machine.
+    #[must_use]
+    pub fn visits(&self) -> usize {
+        self.shared.visits.load(Ordering::Relaxed)
+    }
+
+    /// References in which the index differs from a scan of all objects: none, unless there is a fault.
+    #[must_use]
+    pub fn stale_references(&self) -> Vec<Ref> {
+        let state = self.shared.read();
+        state.tables.values().flat_map(|table| table.index.difference(&table.scanned())).collect()
     }
 
     #[must_use]

@@ -8,11 +8,14 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use stead_schemas::meta::{Kind, Meta, Object};
+use stead_schemas::references::Ref;
 
 /// An object of some kind.
 pub(super) trait AnyObject: Any + Debug + Send + Sync {
     fn meta(&self) -> &Meta;
     fn kind(&self) -> &'static str;
+    /// Things that it points at, apart from its owner.
+    fn references(&self) -> Vec<Ref>;
     /// The same object with another meta; for rules that hold for every kind.
     fn with_meta(&self, meta: Meta) -> Erased;
     fn encode(&self) -> Result<Vec<u8>, serde_json::Error>;
@@ -26,6 +29,9 @@ impl<K: Kind> AnyObject for Object<K> {
     }
     fn kind(&self) -> &'static str {
         K::NAME
+    }
+    fn references(&self) -> Vec<Ref> {
+        K::references(self)
     }
     fn with_meta(&self, meta: Meta) -> Erased {
         Arc::new(Self { meta, spec: self.spec.clone(), status: self.status.clone() })

@@ -11,12 +11,14 @@ use std::sync::Arc;
 
 use stead_schemas::limits::STORE_SUSPECTS_MAX;
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::references::{Ref, Role, Target};
 
 use super::Shared;
 use super::claims::Claims;
 use super::codec::{self, Sealer};
 use super::error::StoreError;
 use super::export::Export;
+use super::index::{self, StagedIndex};
 use super::key::Key;
 use super::kv::Batch;
 use super::object::Erased;
@@ -44,6 +46,7 @@ pub(super) struct Stage {
 struct Layer {
     objects: BTreeMap<Uid, Option<Erased>>,
     names: BTreeMap<Name, Option<Uid>>,
+    index: StagedIndex,
 }
 
 #[derive(Debug)]
@@ -104,6 +107,7 @@ impl Stage {
     }
 
     pub(super) fn get(&self, kind: &'static str, uid: &Uid) -> Option<Erased> {
+        self.shared.visited(1);
         match self.layers.get(kind).and_then(|layer| layer.objects.get(uid)) {
             Some(staged) => staged.clone(),
             None => self.shared.read().table(kind).objects.get(uid).cloned(),
@@ -126,6 +130,7 @@ impl Stage {
                 None => all.remove(uid),
             };
         }
+        self.shared.visited(all.len());
         all
     }
 
@@ -143,25 +148,52 @@ impl Stage {
         count
     }
 
+    /// The first object of a kind that points at this and fits.
+    pub(super) fn find_referring(
+        &self,
+        kind: &'static str,
+        reference: &Ref,
+        fits: impl FnMut(&Erased) -> bool,
+    ) -> Option<Erased> {
+        self.pointing(&self.shared.read(), kind, reference).find(fits)
+    }
+
+    /// All objects of a kind that point at this.
+    pub(super) fn referring(&self, kind: &'static str, reference: &Ref) -> Vec<Erased> {
+        self.pointing(&self.shared.read(), kind, reference).collect()
+    }
+
+    fn pointing<'a>(
+        &'a self,
+        state: &'a State,
+        kind: &'static str,
+        reference: &Ref,
+    ) -> impl Iterator<Item = Erased> + use<'a> {
+        let (table, layer) = (state.table(kind), self.layers.get(kind));
+        let staged = layer.map(|layer| layer.index.referring(&table.index, reference));
+        let published = layer.is_none().then(|| table.index.referring(reference));
+        let uids = staged.into_iter().flatten().chain(published.into_iter().flatten());
+        uids.filter_map(move |uid| {
+            self.shared.visited(1);
+            match layer.and_then(|layer| layer.objects.get(uid)) {
+                Some(staged) => staged.clone(),
+                None => table.objects.get(uid).cloned(),
+            }
+        })
+    }
+
+    /// Everything that objects of a kind point at in this role.
+    pub(super) fn targets(&self, kind: &'static str, role: Role) -> BTreeSet<Target> {
+        let state = self.shared.read();
+        let (published, nothing) = (&state.table(kind).index, StagedIndex::default());
+        self.layers.get(kind).map_or(&nothing, |layer| &layer.index).targets(published, role)
+    }
+
     /// Objects of any kind owned by `owner`.
     pub(super) fn owned_by(&self, owner: &Uid) -> Vec<Erased> {
-        let state = self.shared.read();
-        let mut found = BTreeMap::new();
-        for (kind, table) in &state.tables {
-            for uid in table.owned.get(owner).into_iter().flatten() {
-                found.extend(
-                    table.objects.get(uid).map(|object| ((*kind, uid.clone()), Some(object.clone()))),
-                );
-            }
-        }
-        for (kind, layer) in &self.layers {
-            for (uid, staged) in &layer.objects {
-                let is_owned =
-                    |object: &&Erased| object.meta().owner.as_ref().is_some_and(|o| o.uid == *owner);
-                found.insert((*kind, uid.clone()), staged.as_ref().filter(is_owned).cloned());
-            }
-        }
-        found.into_values().flatten().collect()
+        let kinds: Vec<&'static str> = self.shared.read().tables.keys().copied().collect();
+        let reference = Ref::to_owner(owner);
+        kinds.into_iter().flat_map(|kind| self.referring(kind, &reference)).collect()
     }
 
     /// An object or an unreadable record of this uid exists, of any kind.
@@ -190,10 +222,11 @@ impl Stage {
     /// Stages an object (`None`: its removal). The caller gave it a revision of its own.
     pub(super) fn put(&mut self, kind: &'static str, uid: &Uid, object: Option<Erased>, revision: u64) {
         let before = self.get(kind, uid);
-        self.touched.push(Touch { kind, uid: uid.clone(), revision, before });
         let layer = self.layers.entry(kind).or_default();
-        let before = layer.objects.insert(uid.clone(), object);
-        self.undo.push(Undo::Object { kind, uid: uid.clone(), before });
+        layer.index.change(uid, before.as_ref(), object.as_ref());
+        let staged = layer.objects.insert(uid.clone(), object);
+        self.touched.push(Touch { kind, uid: uid.clone(), revision, before });
+        self.undo.push(Undo::Object { kind, uid: uid.clone(), before: staged });
     }
 
     /// Stages that `uid` has the name, or has it no more.
@@ -249,11 +282,15 @@ impl Stage {
         while self.undo.len() > mark {
             match self.undo.pop().expect("longer than the mark") {
                 Undo::Object { kind, uid, before } => {
+                    let staged = self.get(kind, &uid);
                     let objects = &mut self.layers.entry(kind).or_default().objects;
                     match before {
-                        Some(before) => objects.insert(uid, before),
+                        Some(before) => objects.insert(uid.clone(), before),
                         None => objects.remove(&uid),
                     };
+                    let restored = self.get(kind, &uid);
+                    let layer = self.layers.entry(kind).or_default();
+                    layer.index.change(&uid, staged.as_ref(), restored.as_ref());
                 }
                 Undo::Name { kind, name, uid: _, before } => {
                     let names = &mut self.layers.entry(kind).or_default().names;
@@ -293,7 +330,9 @@ impl Stage {
                     Some(before) if is_status_change(before, &after) => Change::StatusUpdated,
                     Some(_) => Change::Updated,
                 };
-                Some(Event { revision, kind, uid, owner: after.meta().owner.clone(), change, last: None })
+                let dropped = dropped(before.as_ref(), Some(&after));
+                let owner = after.meta().owner.clone();
+                Some(Event { revision, kind, uid, owner, change, dropped, last: None })
             })
             .chain(forgotten)
             .collect();
@@ -402,7 +441,14 @@ impl Stage {
 
 fn deleted(kind: &'static str, uid: Uid, revision: u64, last: Option<Erased>) -> Event {
     let owner = last.as_ref().and_then(|object| object.meta().owner.clone());
-    Event { revision, kind, uid, owner, change: Change::Deleted, last }
+    let dropped = dropped(last.as_ref(), None);
+    Event { revision, kind, uid, owner, change: Change::Deleted, dropped, last }
+}
+
+/// References that an object had before a change and has no more.
+fn dropped(before: Option<&Erased>, after: Option<&Erased>) -> Vec<Ref> {
+    let (before, after) = (index::references(before), index::references(after));
+    before.difference(&after).cloned().collect()
 }
 
 /// Nothing but status (and the version that moves with it) differs.

@@ -2,10 +2,11 @@
 //!
 //! Written by the writer only, in one step per batch; readers take the lock for one look.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use stead_schemas::names::{Name, Uid};
 
+use super::index::Index;
 use super::object::{Erased, Kinds};
 
 /// A stored record that cannot be read. It is not absent: its name and claims stay taken and its
@@ -31,8 +32,8 @@ pub(super) struct Table {
     pub(super) objects: BTreeMap<Uid, Erased>,
     /// Names of live objects, and of unreadable ones.
     pub(super) names: BTreeMap<Name, Uid>,
-    /// Owner to owned.
-    pub(super) owned: BTreeMap<Uid, BTreeSet<Uid>>,
+    /// Who of them points at what.
+    pub(super) index: Index,
 }
 
 impl State {
@@ -58,20 +59,19 @@ impl State {
 
 impl Table {
     pub(super) fn put(&mut self, uid: &Uid, object: Erased) {
-        if let Some(owner) = &object.meta().owner {
-            self.owned.entry(owner.uid.clone()).or_default().insert(uid.clone());
-        }
+        self.index.change(uid, self.objects.get(uid), Some(&object));
         self.objects.insert(uid.clone(), object);
     }
 
     pub(super) fn remove(&mut self, uid: &Uid) {
         let removed = self.objects.remove(uid);
-        let Some(owner) = removed.as_ref().and_then(|object| object.meta().owner.as_ref()) else { return };
-        if let Some(owned) = self.owned.get_mut(&owner.uid) {
-            owned.remove(uid);
-            if owned.is_empty() {
-                self.owned.remove(&owner.uid);
-            }
-        }
+        self.index.change(uid, removed.as_ref(), None);
+    }
+
+    /// The index as a scan of all objects makes it.
+    pub(super) fn scanned(&self) -> Index {
+        let mut index = Index::default();
+        self.objects.iter().for_each(|(uid, object)| index.change(uid, None, Some(object)));
+        index
     }
 }

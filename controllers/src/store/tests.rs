@@ -404,9 +404,14 @@ async fn a_watch_too_far_behind_is_told_to_list_again() {
 
 /// An empty store whose writer runs.
 pub(crate) fn opened(kinds: Kinds) -> Store {
+    opened_on(MemoryKv::new(), kinds)
+}
+
+/// Likewise, of what is on this disk.
+pub(super) fn opened_on(kv: MemoryKv, kinds: Kinds) -> Store {
     let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
     let ids = Arc::new(SequentialIds::default());
-    let opened = Store::open(MemoryKv::new(), Arc::new(PlainSealer), clock, ids, kinds);
+    let opened = Store::open(kv, Arc::new(PlainSealer), clock, ids, kinds);
     let (store, writer) = opened.expect("the store opens");
     tokio::spawn(writer.run(std::future::pending()));
     store

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use stead_schemas::limits::OBJECTS_PER_KIND_MAX;
 use stead_schemas::meta::{Kind, Meta, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::references::{Ref, Role, Target};
 
 use super::error::{Claimed, StoreError, TxError};
 use super::export::Export;
@@ -91,8 +92,29 @@ impl<'a> Tx<'a> {
     /// Objects of the kind that `owner` owns.
     #[must_use]
     pub fn owned_by<K: Kind>(&self, owner: &Uid) -> Vec<Arc<Object<K>>> {
-        let owned = self.stage.owned_by(owner);
-        owned.iter().filter(|object| object.kind() == K::NAME).map(typed).collect()
+        self.referring(&Ref::to_owner(owner))
+    }
+
+    /// Objects of the kind that point at this.
+    #[must_use]
+    pub fn referring<K: Kind>(&self, reference: &Ref) -> Vec<Arc<Object<K>>> {
+        self.stage.referring(K::NAME, reference).iter().map(typed).collect()
+    }
+
+    /// The first object of the kind that points at this and fits.
+    #[must_use]
+    pub fn find_referring<K: Kind>(
+        &self,
+        reference: &Ref,
+        fits: impl Fn(&Object<K>) -> bool,
+    ) -> Option<Arc<Object<K>>> {
+        self.stage.find_referring(K::NAME, reference, |object| fits(&typed(object))).as_ref().map(typed)
+    }
+
+    /// Everything that objects of the kind point at in this role.
+    #[must_use]
+    pub fn targets<K: Kind>(&self, role: Role) -> BTreeSet<Target> {
+        self.stage.targets(K::NAME, role)
     }
 
     /// Stages a new object with generation 1 and its kind's finalizer. Its owner must be in the

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use stead_schemas::limits::WATCH_RING_EVENTS;
 use stead_schemas::meta::{Kind, Object, OwnerRef};
 use stead_schemas::names::Uid;
+use stead_schemas::references::Ref;
 use tokio::sync::watch;
 
 use super::error::TooOld;
@@ -38,6 +39,8 @@ pub struct Event {
     pub uid: Uid,
     pub owner: Option<OwnerRef>,
     pub change: Change,
+    /// References that the object had before and has no more; its owner's among them.
+    pub dropped: Vec<Ref>,
     pub(super) last: Option<Erased>,
 }
 

@@ -61,7 +61,8 @@ pub(super) fn port(tx: &mut Tx<'_>, owner: &OwnerRef, tap_prefix: &str) -> Resul
     Ok(tx.create::<Port>(new)?.meta.uid.clone())
 }
 
-/// Claims the lowest free address, and makes the segment that it is on if there is none yet.
+/// Claims the lowest free address of the subnet, and makes the segment that it is on if there is none yet: the work
+/// does not grow with the number of segments.
 fn place(
     tx: &mut Tx<'_>,
     default: &Uid,
@@ -70,23 +71,31 @@ fn place(
 ) -> Result<(Uid, NetworkSpec, Ipv4Addr), Refused> {
     let subnet = spec.gateway;
     let (network, last) = (u32::from(subnet.network()), u32::from(subnet.broadcast()) - 1);
-    let first = network + 1..=last.min(network + SEGMENT_ADDRESSES - 1);
-    if let Some(address) = tx.claim_lowest(ADDRESSES, first, port) {
-        return Ok((default.clone(), spec.clone(), address.into()));
-    }
-    for number in 1.. {
-        let base = network + number * SEGMENT_ADDRESSES;
-        if base > last {
-            break;
+    let mut from = network + 1;
+    while let Some(address) = tx.claim_lowest(ADDRESSES, from..=last, port) {
+        let number = (address - network) / SEGMENT_ADDRESSES;
+        if number == 0 {
+            return Ok((default.clone(), spec.clone(), address.into()));
         }
-        let Some((uid, spec)) = segment(tx, spec, number, base)? else { continue };
-        // Without the segment's own address, its gateway and its broadcast address.
-        let range = base + 2..=base + SEGMENT_ADDRESSES - 2;
-        if let Some(address) = tx.claim_lowest(ADDRESSES, range, port) {
-            return Ok((uid, spec, address.into()));
+        let base = network + number * SEGMENT_ADDRESSES;
+        let is_own = own(base).contains(&address);
+        if is_own {
+            tx.release(ADDRESSES, address, port);
+        }
+        match segment(tx, spec, number, base)? {
+            Some((uid, spec)) if !is_own => return Ok((uid, spec, address.into())),
+            Some((uid, _)) => tx
+                .claim(ADDRESSES, address, &uid)
+                .map_err(|claimed| Refused::Conflict(claimed.to_string()))?,
+            None => from = base + SEGMENT_ADDRESSES,
         }
     }
     Err(Refused::InsufficientResources(format!("no address of {} is free", subnet.subnet())))
+}
+
+/// Addresses of a further segment that no guest has: the segment's own, its gateway's and its broadcast address.
+fn own(base: u32) -> [u32; 3] {
+    [base, base + 1, base + SEGMENT_ADDRESSES - 1]
 }
 
 /// A further segment, made if need be; `None` when something else has its addresses.
@@ -101,7 +110,7 @@ fn segment(
     if let Some(there) = tx.find::<Network>(&name) {
         return Ok(Some((there.meta.uid.clone(), there.spec.clone())));
     }
-    let own = [base, base + 1];
+    let own = own(base);
     if own.iter().any(|address| tx.claimed_by(ADDRESSES, address).is_some()) {
         return Ok(None);
     }
@@ -197,7 +206,7 @@ fn replace_network(tx: &mut Tx<'_>, name: &Name) -> Result<(), Refused> {
         }
         // Its record stays until its bridge is gone; its addresses are free now.
         let gateway = u32::from(network.spec.gateway.address);
-        for address in [gateway, gateway - 1] {
+        for address in own(gateway - 1) {
             tx.release(ADDRESSES, address, &network.meta.uid);
         }
         tx.request_deletion::<Network>(&network.meta.uid)?;

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::Disk;
 use stead_schemas::image::{Image, ImageConfig, ImagePhase};
-use stead_schemas::instance::Instance;
+use stead_schemas::instance::{Instance, Power};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::network::{Network, Port, Resolver};
@@ -14,8 +14,8 @@ use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 use super::Vms;
 use super::volumes::{self, VolumesSeen};
 use crate::host::{
-    Door, Doors, Flows, HostError, HostErrorKind, Images, Inbound, Machine, Machines, Memory, NetworkCard,
-    ProbeSeen, Probes, SavedMemory,
+    Age, Door, Doors, Flows, HostError, HostErrorKind, Images, Inbound, Machine, Machines, Memory,
+    NetworkCard, ProbeSeen, Probes, SavedMemory, VmmState,
 };
 
 /// One look at the host and at the objects referred to.
@@ -123,7 +123,10 @@ pub(super) async fn observe<M: Machines, I: Images, P: Probes, C: Flows, W: Door
     };
     let door = vms.doors.inspect(uid).await?;
     let inbound = match object {
-        Some(object) if machine.is_some() && is_counted(object) => inbound(vms, &parts).await,
+        Some(object) if is_counted(object) => match &machine {
+            Some(machine) => inbound(vms, &parts, age(object, machine)).await,
+            None => None,
+        },
         _ => None,
     };
     Ok(Observed { uid: uid.clone(), machine, has_records, memory, probe, parts, inbound, door })
@@ -134,17 +137,25 @@ fn is_counted(object: &Object<Instance>) -> bool {
     object.spec.auto_standby.as_ref().is_some_and(|policy| policy.timeout().is_some())
 }
 
+/// Nothing follows from an answer about a VM that runs as wished but a standby, which is asked about anew once the
+/// VM is paused.
+fn age(object: &Object<Instance>, machine: &Machine) -> Age {
+    let is_running = object.spec.power == Power::Running && machine.vmm == VmmState::Running;
+    if is_running { Age::Recent } else { Age::New }
+}
+
 /// A failure to see is an observation too: it must not hide what else there is.
 async fn inbound<M, I, P, C: Flows, W>(
     vms: &Vms<M, I, P, C, W>,
     parts: &Parts,
+    age: Age,
 ) -> Option<Result<Inbound, Blind>> {
     let address = parts.port.as_ref()?.card.address;
     let blind = |error: HostError| Blind {
         message: error.chain(),
         is_unsupported: error.kind == HostErrorKind::Unsupported,
     };
-    Some(vms.flows.inbound(address).await.map_err(blind))
+    Some(vms.flows.inbound(address, age).await.map_err(blind))
 }
 
 async fn parts<M: Machines, I: Images, P, C, W>(

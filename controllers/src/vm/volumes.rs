@@ -1,13 +1,12 @@
 //! Volumes of an instance: whether their disks are there, and how its VM and its guest are given them.
 
-use std::sync::Arc;
-
 use stead_schemas::condition::{self, Condition, ConditionType};
 use stead_schemas::disk::Disk;
 use stead_schemas::guest;
 use stead_schemas::instance::{Instance, InstanceSpec};
 use stead_schemas::meta::Object;
-use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
+use stead_schemas::references::{Ref, Role};
+use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::{Access, Volume, VolumeMount};
 
 use crate::host::VolumeDisk;
@@ -65,25 +64,20 @@ fn check_ready(conditions: &[Condition]) -> Result<(), String> {
 /// Others may have it for a moment yet: the VM of an instance that is being deleted, and a snapshot of one
 /// that had it and is being taken, whose copy shall be of one moment.
 fn check_left(store: &Store, object: &Object<Instance>, mount: &VolumeMount) -> Result<(), String> {
-    let clashes = |theirs: &VolumeMount| {
-        let is_written = theirs.access.is_writing() || mount.access.is_writing();
-        theirs.volume == mount.volume && is_written
-    };
-    let others = store.list::<Instance>();
-    let other = others.iter().find(|other| {
-        let is_other = other.meta.uid != object.meta.uid && other.meta.is_deleting();
-        is_other && other.spec.volumes.iter().any(clashes)
-    });
-    if let Some(other) = other {
-        return Err(format!("instance {} is still being deleted", other.meta.name));
+    let is_writing = mount.access.is_writing();
+    let is_going = |other: &Object<Instance>| other.meta.uid != object.meta.uid && other.meta.is_deleting();
+    for role in [Role::Writes, Role::Reads].into_iter().filter(|role| is_writing || *role == Role::Writes) {
+        let mounts = Ref::to::<Volume>(role, &mount.volume);
+        if let Some(other) = store.find_referring::<Instance>(&mounts, is_going) {
+            return Err(format!("instance {} is still being deleted", other.meta.name));
+        }
     }
-    let is_copied = |snapshot: &&Arc<Object<Snapshot>>| {
-        let is_others = snapshot.spec.source != object.meta.uid;
-        let is_taken = snapshot.status.phase == SnapshotPhase::Pending && !snapshot.meta.is_deleting();
-        is_others && is_taken && snapshot.spec.volume_disks.iter().any(|disk| disk.volume == mount.volume)
-    };
-    let snapshots = store.list::<Snapshot>();
-    match snapshots.iter().find(is_copied).filter(|_| mount.access.is_writing()) {
+    if !is_writing {
+        return Ok(());
+    }
+    let copies = Ref::to::<Volume>(Role::Copies, &mount.volume);
+    let is_others = |snapshot: &Object<Snapshot>| snapshot.spec.source != object.meta.uid;
+    match store.find_referring::<Snapshot>(&copies, is_others) {
         Some(snapshot) => Err(format!("snapshot {} of it is being taken", snapshot.meta.uid)),
         None => Ok(()),
     }
@@ -111,7 +105,7 @@ mod tests {
     use stead_schemas::names::{Name, Uid};
     use stead_schemas::quantity::Bytes;
     use stead_schemas::snapshot::{
-        CapturedDisk, SnapshotKind, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
+        CapturedDisk, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
     };
 
     use super::super::tests::{at, instance, name, seen};

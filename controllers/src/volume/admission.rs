@@ -11,6 +11,7 @@ use stead_schemas::instance::Instance;
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::quantity::Bytes;
+use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::{Volume, VolumeMount, VolumeSpec};
 
@@ -108,8 +109,8 @@ pub(crate) fn rewind(tx: &mut Tx<'_>, volume: &Uid, snapshot: Uid, disk: Uid) ->
 /// needs it.
 pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), VolumeRefused> {
     let object = tx.get::<Volume>(uid).ok_or(VolumeRefused::NotFound)?;
-    let instances = tx.list::<Instance>();
-    let mounting = instances.iter().find(|instance| mount_of(&instance.spec.volumes, uid).is_some());
+    let mounts = [Role::Writes, Role::Reads].map(|role| Ref::to::<Volume>(role, uid));
+    let mounting = mounts.iter().find_map(|mount| tx.find_referring::<Instance>(mount, |_| true));
     if let Some(instance) = mounting {
         let message = format!("volume {} is mounted in instance {}", object.meta.name, instance.meta.name);
         return Err(VolumeRefused::Conflict(message));
@@ -142,19 +143,14 @@ pub fn check_free(
     instance: &Uid,
     is_writing: bool,
 ) -> Result<(), VolumeRefused> {
-    let refused = |who: String| {
-        let name = &volume.meta.name;
-        Err(VolumeRefused::Conflict(format!("volume {name} {who}")))
-    };
-    for other in tx.list::<Instance>() {
-        // One that is being deleted has it no longer; its VM is waited for before another one starts.
-        if other.meta.uid == *instance || other.meta.is_deleting() {
-            continue;
-        }
-        let Some(mount) = mount_of(&other.spec.volumes, &volume.meta.uid) else { continue };
-        if is_writing || mount.access.is_writing() {
-            let how = if mount.access.is_writing() { "written to" } else { "read" };
-            return refused(format!("is {how} by instance {}", other.meta.name));
+    // One that is being deleted has it no longer; its VM is waited for before another one starts.
+    let is_other = |other: &Object<Instance>| other.meta.uid != *instance && !other.meta.is_deleting();
+    let clashes = [(Role::Writes, "written to"), (Role::Reads, "read")];
+    for (role, how) in clashes.into_iter().filter(|(role, _)| is_writing || *role == Role::Writes) {
+        let mount = Ref::to::<Volume>(role, &volume.meta.uid);
+        if let Some(other) = tx.find_referring::<Instance>(&mount, is_other) {
+            let message = format!("volume {} is {how} by instance {}", volume.meta.name, other.meta.name);
+            return Err(VolumeRefused::Conflict(message));
         }
     }
     match held(tx, volume).filter(|_| is_writing) {
@@ -166,11 +162,8 @@ pub fn check_free(
 /// The snapshot that needs a volume as it is: an instance that reads it, and knows what is there, is
 /// to go on from it.
 fn held(tx: &Tx<'_>, volume: &Object<Volume>) -> Option<String> {
-    let reads = |snapshot: &Arc<Object<Snapshot>>| {
-        let mount = mount_of(&snapshot.spec.instance.volumes, &volume.meta.uid);
-        mount.is_some_and(|mount| !mount.access.is_writing())
-    };
-    let snapshot = tx.list::<Snapshot>().into_iter().find(reads)?;
+    let reads = Ref::to::<Volume>(Role::Reads, &volume.meta.uid);
+    let snapshot = tx.find_referring::<Snapshot>(&reads, |_| true)?;
     let (name, uid) = (&volume.meta.name, &snapshot.meta.uid);
     Some(format!("volume {name} is needed as it is by snapshot {uid} of {}", snapshot.spec.source_name))
 }
