@@ -63,12 +63,13 @@ pub struct Config {
     pub disk_reserve: String,
     /// Between two looks at everything, such as `5m`.
     pub resync: String,
-    /// Connections to the API at once.
+    /// Connections to the API at once; for one more an idle one is closed. More than what one subject's tokens may
+    /// have going on at once, which is half of five times `requests_max`.
     pub connections_max: usize,
     /// Of these, those of one client address: a proxy in front of the API is one client.
     pub connections_per_client_max: usize,
     /// Requests at once of each kind: those that are being sent, those answered at once, those that wait for
-    /// a state, and verbs.
+    /// a state, verbs, and streams; half of each for the tokens of one subject.
     pub requests_max: usize,
     /// Sessions of exec and cp at once.
     pub sockets_max: usize,
@@ -76,6 +77,8 @@ pub struct Config {
     /// token, as the peer has it; otherwise only for those of `instance:secrets` and `ingress:secrets`, of `*`,
     /// and without permissions.
     pub show_secrets: bool,
+    /// Whether a token that names no permissions is refused; otherwise it has all of them, as the peer has it.
+    pub require_permissions: bool,
     /// Program to run VMs with.
     pub qemu: PathBuf,
     /// `error` to `trace`, or a filter such as `stead=debug`.
@@ -108,11 +111,12 @@ impl Default for Config {
             registry_allow: Vec::new(),
             disk_reserve: "1GB".to_owned(),
             resync: "5m".to_owned(),
-            connections_max: 1024,
+            connections_max: 1536,
             connections_per_client_max: 512,
             requests_max: 512,
             sockets_max: 512,
             show_secrets: false,
+            require_permissions: false,
             qemu: "qemu-system-x86_64".into(),
             log: "info".to_owned(),
             failpoint: None,

@@ -227,6 +227,14 @@ impl Bearer {
         Err(ApiError::refused(StatusCode::FORBIDDEN, message))
     }
 
+    /// Refuses a token that names no permissions: a token service that forgot them did not mean all of them.
+    pub(super) fn names_permissions(&self) -> Result<(), ApiError> {
+        match self.permissions {
+            Some(_) => Ok(()),
+            None => Err(ApiError::refused(StatusCode::FORBIDDEN, "the token names no permissions")),
+        }
+    }
+
     /// Whoever asks sees secrets, whatever the token says.
     pub(super) fn let_see_secrets(&mut self) {
         self.sees_secrets = true;

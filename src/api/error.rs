@@ -45,13 +45,13 @@ impl ApiError {
     pub(super) fn bad_request(code: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message)
     }
-    pub(super) fn not_found() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not_found", "resource not found")
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
-    /// Likewise, and says what there is not.
+    /// Likewise, of an object.
     pub(super) fn absent(kind: &str, word: &str) -> Self {
         let word = printable(word, HOSTNAME_BYTES_MAX);
-        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {kind} {word:?}"))
+        Self::not_found(format!("there is no {kind} {word:?}"))
     }
     /// A conflict that a repeat of the same request meets again.
     pub(super) fn conflict(code: &str, message: impl Into<String>) -> Self {
@@ -147,7 +147,7 @@ impl From<Refused> for ApiError {
             Refused::InvalidState { .. } => Self::conflict("invalid_state", message),
             Refused::Conflict(_) => Self::conflict("conflict", message),
             Refused::ImageNotReady(_) => Self::bad_request("image_not_ready", message),
-            Refused::NotFound => Self::not_found(),
+            Refused::NotFound(_) => Self::not_found(message),
             Refused::InvalidExpiry => Self::bad_request("invalid_expires_at", message),
             Refused::InvalidRequest(_) => Self::bad_request("invalid_request", message),
             Refused::Snapshot(refused) => refused.into(),
@@ -163,7 +163,7 @@ impl From<SnapshotRefused> for ApiError {
     fn from(refused: SnapshotRefused) -> Self {
         let message = refused.to_string();
         match refused {
-            SnapshotRefused::NotFound => Self::not_found(),
+            SnapshotRefused::NotFound(_) => Self::not_found(message),
             SnapshotRefused::NameTaken(_) => Self::conflict("name_conflict", message),
             SnapshotRefused::InvalidState { .. } => Self::conflict("invalid_state", message),
             SnapshotRefused::InsufficientResources(_) => Self::conflict("insufficient_resources", message),
@@ -176,8 +176,7 @@ impl From<VolumeRefused> for ApiError {
     fn from(refused: VolumeRefused) -> Self {
         let message = refused.to_string();
         match refused {
-            VolumeRefused::NotFound => Self::not_found(),
-            VolumeRefused::NoSuchVolume(_) => Self::new(StatusCode::NOT_FOUND, "not_found", message),
+            VolumeRefused::NotFound(_) | VolumeRefused::NoSuchVolume(_) => Self::not_found(message),
             VolumeRefused::NameTaken(_) | VolumeRefused::IdTaken(_) => {
                 Self::conflict("already_exists", message)
             }
@@ -191,7 +190,7 @@ impl From<IngressRefused> for ApiError {
     fn from(refused: IngressRefused) -> Self {
         let message = refused.to_string();
         match refused {
-            IngressRefused::NotFound => Self::not_found(),
+            IngressRefused::NotFound(_) => Self::not_found(message),
             IngressRefused::NameTaken(_) => Self::conflict("already_exists", message),
             IngressRefused::InstanceNotFound(errors) => errors.into(),
             IngressRefused::HostnameInUse(errors) => Self::conflict_of(&errors),
@@ -274,7 +273,7 @@ impl From<QueryRejection> for ApiError {
 
 impl From<PathRejection> for ApiError {
     fn from(_: PathRejection) -> Self {
-        Self::not_found()
+        Self::not_found("there is no such path")
     }
 }
 

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use stead_controllers::image::admission;
@@ -82,7 +82,9 @@ pub(super) async fn tag(
 ) -> Result<Response, ApiError> {
     let Path(path) = path?;
     let Some(name) = path.strip_suffix("/tag") else {
-        return Err(ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method"));
+        let refused =
+            ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "this path does not take this method");
+        return Ok(([(header::ALLOW, "GET,HEAD,DELETE")], refused).into_response());
     };
     let ImageTag { target } = ImageTag::read(json(body)?)?;
     publishes(&bearer, &target)?;

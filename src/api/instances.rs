@@ -15,16 +15,17 @@ use stead_schemas::api::{self, AccessWish, InstancePatch, InstanceStart, Instanc
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Power, State as Is};
 use stead_schemas::limits::VERB_WAIT_MAX;
-use stead_schemas::meta::{Object, Tags};
+use stead_schemas::meta::{Kind as _, Object, Tags};
 use stead_schemas::names::Uid;
 use stead_schemas::network::Port;
+use stead_schemas::validate::{self, FieldErrors};
 use stead_schemas::volume::{Access, Volume, VolumeMount};
 
 use super::auth::{Bearer, Scope};
 use super::wait::until;
 use super::{ApiError, ApiState, lookup, watch};
 
-type Params = BTreeMap<String, String>;
+pub(super) type Params = BTreeMap<String, String>;
 
 /// The JSON of a body; an empty one is `null`, which every reader takes as nothing given.
 pub(super) fn json(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
@@ -47,6 +48,10 @@ pub(super) fn tag_filter(params: &Params) -> Result<Tags, ApiError> {
         })?;
         tags.insert(name.to_owned(), value.clone());
     }
+    // Tags that nothing can have are a mistake, or another form of query: an empty list would hide that.
+    let mut errors = FieldErrors::default();
+    validate::tags(&mut errors, "tags", &tags);
+    errors.into_result()?;
     Ok(tags)
 }
 
@@ -133,7 +138,7 @@ pub(super) async fn carried_out(
     is_over: impl Fn(&Object<Instance>) -> bool,
 ) -> Result<Json<api::Instance>, ApiError> {
     let seen = until::<Instance>(state, uid, VERB_WAIT_MAX, is_over).await;
-    let object = seen.ok_or_else(ApiError::not_found)?;
+    let object = seen.ok_or_else(|| ApiError::absent(Instance::NAME, uid.as_str()))?;
     Ok(Json(lookup::view(state.store(), bearer, &object)))
 }
 

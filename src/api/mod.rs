@@ -24,6 +24,7 @@ mod pools;
 mod route;
 mod schedules;
 mod scope;
+mod seats;
 mod secrets;
 mod server;
 mod snapshots;
@@ -70,8 +71,8 @@ struct Inner {
     capabilities: Capabilities,
     pools: Pools,
     waiters: Arc<Waiters>,
-    sockets: Arc<tokio::sync::Semaphore>,
     shows_secrets: bool,
+    requires_permissions: bool,
     audit: Audit,
 }
 
@@ -84,12 +85,14 @@ pub struct ApiConfig {
     pub tap_prefix: String,
     pub capabilities: Capabilities,
     /// Requests of each pool at once: those that are being sent, those answered at once, those that wait for
-    /// a state, and verbs; streams are not counted once they flow.
+    /// a state, verbs, and streams. Tokens of one subject have half of each at most.
     pub requests_max: usize,
     /// Sessions of exec and cp at once.
     pub sockets_max: usize,
     /// Whether secrets are in answers to every token.
     pub shows_secrets: bool,
+    /// Whether a token that names no permissions is refused; otherwise it has all, as the peer has it.
+    pub requires_permissions: bool,
     /// Where changes are told; by default nowhere.
     pub audit: Audit,
 }
@@ -120,11 +123,11 @@ impl ApiState {
             requests_max,
             sockets_max,
             shows_secrets,
+            requires_permissions,
             audit,
         } = config;
-        let pools = Pools::new(requests_max);
+        let pools = Pools::new(requests_max, sockets_max);
         let waiters = Waiters::of(&store);
-        let sockets = Arc::new(tokio::sync::Semaphore::new(sockets_max));
         Self(Arc::new(Inner {
             store,
             keys,
@@ -134,8 +137,8 @@ impl ApiState {
             capabilities,
             pools,
             waiters,
-            sockets,
             shows_secrets,
+            requires_permissions,
             audit,
         }))
     }

@@ -1,10 +1,14 @@
 //! Bounds of what goes on at once, one for each way in which a request takes its time.
 //!
-//! Guarantees: requests of one pool never keep those of another out.
+//! Guarantees: requests of one pool never keep those of another out, and those by tokens of one subject never
+//! take more than half of a pool.
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ApiError;
+use crate::peers::{Share, Shares};
 
 /// What a request waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,31 +21,95 @@ pub(super) enum Pool {
     Waits,
     /// What the host or a guest does for it.
     Verbs,
+    /// A client that takes an answer without an end of its own.
+    Streams,
+    /// A session of exec or cp, which lives longer than its request.
+    Sessions,
+}
+
+/// The places of one pool.
+#[derive(Debug)]
+struct Places {
+    all: Arc<Semaphore>,
+    shares: Arc<Shares<Arc<str>>>,
+}
+
+impl Places {
+    fn of(most: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(most)), shares: Shares::new(most.div_ceil(2)) }
+    }
+}
+
+/// One place, given back with the value.
+#[derive(Debug)]
+pub(super) struct Permit {
+    _place: OwnedSemaphorePermit,
+    _share: Share<Arc<str>>,
 }
 
 /// The permits of all pools.
 #[derive(Debug)]
 pub(super) struct Pools {
-    bodies: Semaphore,
-    short: Semaphore,
-    waits: Semaphore,
-    verbs: Semaphore,
+    bodies: Places,
+    short: Places,
+    waits: Places,
+    verbs: Places,
+    streams: Places,
+    sessions: Places,
 }
 
 impl Pools {
-    /// Each of so many permits.
-    pub(super) fn new(most: usize) -> Self {
-        let pool = || Semaphore::new(most);
-        Self { bodies: pool(), short: pool(), waits: pool(), verbs: pool() }
+    /// Each of so many permits, and so many sessions.
+    pub(super) fn new(most: usize, sessions: usize) -> Self {
+        let pool = || Places::of(most);
+        Self {
+            bodies: pool(),
+            short: pool(),
+            waits: pool(),
+            verbs: pool(),
+            streams: pool(),
+            sessions: Places::of(sessions),
+        }
     }
 
-    pub(super) fn take(&self, pool: Pool) -> Result<SemaphorePermit<'_>, ApiError> {
-        let (semaphore, message) = match pool {
-            Pool::Bodies => (&self.bodies, "too many requests are being sent at once"),
-            Pool::Short => (&self.short, "too many requests at once"),
-            Pool::Waits => (&self.waits, "too many requests wait for a state at once"),
-            Pool::Verbs => (&self.verbs, "too many verbs are carried out at once"),
+    /// A place for a request by a token of this subject.
+    pub(super) fn take(&self, pool: Pool, subject: &Arc<str>) -> Result<Permit, ApiError> {
+        let (places, what) = match pool {
+            Pool::Bodies => (&self.bodies, "requests are being sent"),
+            Pool::Short => (&self.short, "requests are being answered"),
+            Pool::Waits => (&self.waits, "requests wait for a state"),
+            Pool::Verbs => (&self.verbs, "verbs are carried out"),
+            Pool::Streams => (&self.streams, "watches and logs are followed"),
+            Pool::Sessions => (&self.sessions, "sessions of exec and cp are open"),
         };
-        semaphore.try_acquire().map_err(|_| ApiError::overloaded(message))
+        let own = || ApiError::overloaded(&format!("too many {what} at once for {subject:?}"));
+        let share = places.shares.take(subject).ok_or_else(own)?;
+        let all = |_| ApiError::overloaded(&format!("too many {what} at once"));
+        let place = places.all.clone().try_acquire_owned().map_err(all)?;
+        Ok(Permit { _place: place, _share: share })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_subject_leaves_half_of_each_pool_to_the_others() {
+        let pools = Pools::new(4, 2);
+        let (greedy, other): (Arc<str>, Arc<str>) = ("greedy".into(), "other".into());
+        let mut held = Vec::new();
+        while let Ok(permit) = pools.take(Pool::Waits, &greedy) {
+            held.push(permit);
+        }
+        assert_eq!(held.len(), 2);
+        held.push(pools.take(Pool::Sessions, &greedy).expect("another pool"));
+        assert!(pools.take(Pool::Sessions, &greedy).is_err());
+        held.push(pools.take(Pool::Sessions, &other).expect("left for others"));
+        held.push(pools.take(Pool::Waits, &other).expect("left for others"));
+        held.push(pools.take(Pool::Waits, &other).expect("left for others"));
+        assert!(pools.take(Pool::Waits, &"third".into()).is_err(), "all are taken");
+        held.clear();
+        pools.take(Pool::Waits, &greedy).expect("given back");
     }
 }

@@ -1,6 +1,6 @@
 //! Routes with their rules: a route without the rights that it needs cannot be added by mistake.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Router;
 use axum::body::Body;
@@ -15,7 +15,7 @@ use futures::StreamExt;
 use stead_schemas::limits::{BODY_BYTES_MAX, BODY_RATE_MIN, BODY_WAIT_MAX};
 
 use super::audit::Entry;
-use super::auth::Scope;
+use super::auth::{Bearer, Scope};
 use super::pools::Pool;
 use super::server::ClientAddress;
 use super::{ApiError, ApiState, error};
@@ -209,6 +209,9 @@ async fn admit(
     if let Some(entry) = &mut entry {
         entry.by(&bearer);
     }
+    if state.0.requires_permissions {
+        bearer.names_permissions()?;
+    }
     rule.scopes.iter().try_for_each(|&scope| bearer.needs(scope))?;
     if state.0.shows_secrets {
         bearer.let_see_secrets();
@@ -219,14 +222,14 @@ async fn admit(
     let body = match rule.has_streamed_body {
         true => Body::new(Patient::new(body, Patience::at_rate(BODY_WAIT_MAX, BODY_RATE_MIN))),
         false => {
-            let bytes = whole(state, body).await?;
+            let bytes = whole(state, &bearer, body).await?;
             if let Some(entry) = &mut entry {
                 entry.of(&bytes);
             }
             Body::from(bytes)
         }
     };
-    let _permit = state.0.pools.take(rule.pool)?;
+    let _permit = state.0.pools.take(rule.pool, &bearer.subject)?;
     let answer = next.run(Request::from_parts(parts, body));
     if rule.pool == Pool::Waits {
         return tokio::select! {
@@ -241,16 +244,21 @@ async fn admit(
     if !rule.goes_on || axum::body::HttpBody::size_hint(answer.body()).exact().is_some() {
         return Ok(answer);
     }
+    let permit = state.0.pools.take(Pool::Streams, &bearer.subject)?;
     let ends = Box::pin(bearer.ends());
-    Ok(answer.map(|body| Body::from_stream(body.into_data_stream().take_until(ends))))
+    Ok(answer.map(|body| {
+        let pieces = body.into_data_stream().take_until(ends);
+        // The place is taken as long as the stream flows.
+        Body::from_stream(pieces.inspect(move |_| _ = &permit))
+    }))
 }
 
 /// A body that is there whole, within its time.
-async fn whole(state: &ApiState, body: Body) -> Result<Bytes, ApiError> {
+async fn whole(state: &ApiState, bearer: &Bearer, body: Body) -> Result<Bytes, ApiError> {
     if axum::body::HttpBody::is_end_stream(&body) {
         return Ok(Bytes::new());
     }
-    let _permit = state.0.pools.take(Pool::Bodies)?;
+    let _permit = state.0.pools.take(Pool::Bodies, &bearer.subject)?;
     let body = Body::new(Patient::new(body, Patience::in_all(BODY_WAIT_MAX)));
     let mut pieces = body.into_data_stream();
     let mut bytes = BytesMut::new();
@@ -272,6 +280,11 @@ fn check_query(uri: &Uri, allowed: Option<&[&str]>) -> Result<(), ApiError> {
         let name = if name.starts_with("tags") { TAGS } else { name };
         allowed.contains(&name)
     };
+    let mut names = BTreeSet::new();
+    if let Some((twice, _)) = params.iter().find(|(name, _)| !names.insert(name)) {
+        // Only one of them would be read.
+        return Err(ApiError::bad_request("invalid_request", format!("{twice:?} is there twice")));
+    }
     match params.iter().find(|(name, _)| !is_known(name)) {
         None => Ok(()),
         Some((name, _)) => {

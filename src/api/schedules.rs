@@ -31,7 +31,8 @@ pub(super) async fn get(
 ) -> Result<Json<SnapshotSchedule>, ApiError> {
     let instance = lookup::instance(state.store(), &id?.0)?;
     let object = state.store().find::<Kind>(&Name::from(&instance.meta.uid));
-    let object = object.filter(|object| !object.meta.is_deleting()).ok_or_else(ApiError::not_found)?;
+    let object = object.filter(|object| !object.meta.is_deleting());
+    let object = object.ok_or_else(|| ApiError::not_found(admission::NO_SCHEDULE))?;
     Ok(Json(SnapshotSchedule::of(&object, Timestamp::now())))
 }
 

@@ -13,20 +13,21 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use stead_schemas::api::ErrorBody;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt;
 
 use super::ApiError;
+use super::seats::{Seat, Seats};
 use crate::peers::{Shares, Unstalled, client_of, watch_over};
 
 /// Bounds of the listener.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerLimits {
-    /// Connections at once; one more waits in the kernel's queue.
+    /// Connections at once; for one more an idle one is closed, or else it waits.
     pub connections_max: usize,
     /// Of these, those of one client address; one more is told to come again, and closed.
     pub connections_per_client_max: usize,
@@ -62,13 +63,9 @@ pub async fn serve(
     let places = Arc::new(Semaphore::new(limits.connections_max));
     let shares = Shares::new(limits.connections_per_client_max);
     let (closing, is_closing) = watch::channel(false);
+    let seats = Arc::<Seats>::default();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
-        let place = tokio::select! {
-            biased;
-            () = &mut shutdown => break,
-            place = places.clone().acquire_owned() => place.map_err(io::Error::other)?,
-        };
         let (stream, client) = tokio::select! {
             biased;
             () = &mut shutdown => break,
@@ -87,7 +84,13 @@ pub async fn serve(
             let _ = stream.try_write(&full());
             continue;
         };
-        let connection = connection(stream, client, router.clone(), limits, is_closing.clone());
+        let place = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            place = place_among(&places, &seats) => place?,
+        };
+        let seat = seats.sit(client_of(client));
+        let connection = connection(stream, (client, seat), router.clone(), limits, is_closing.clone());
         tokio::spawn(async move {
             connection.await;
             drop((place, share));
@@ -97,6 +100,21 @@ pub async fn serve(
     let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(limits.grace, places.acquire_many(all)).await;
     Ok(())
+}
+
+/// A place for a connection: a free one, or that of a connection with nothing to do, or the first that there is.
+async fn place_among(places: &Arc<Semaphore>, seats: &Seats) -> io::Result<OwnedSemaphorePermit> {
+    if let Ok(place) = places.clone().try_acquire_owned() {
+        return Ok(place);
+    }
+    let mut is_asked = seats.make_room();
+    loop {
+        tokio::select! {
+            biased;
+            place = places.clone().acquire_owned() => return place.map_err(io::Error::other),
+            () = seats.idled(), if !is_asked => is_asked = seats.make_room(),
+        }
+    }
 }
 
 /// The whole answer to a client that has its share of connections already.
@@ -109,7 +127,7 @@ fn full() -> Vec<u8> {
 
 async fn connection(
     stream: TcpStream,
-    client: IpAddr,
+    (client, seat): (IpAddr, Seat),
     router: Router,
     limits: ServerLimits,
     mut is_closing: watch::Receiver<bool>,
@@ -119,11 +137,13 @@ async fn connection(
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
     builder.max_buf_size(HEADER_BYTES_MAX).max_headers(HEADERS_MAX);
-    let service = router.map_request(move |mut request: axum::http::Request<Incoming>| {
+    let seat = Arc::new(seat);
+    let taken = seat.clone();
+    let service = service_fn(move |mut request: axum::http::Request<Incoming>| {
         request.extensions_mut().insert(ClientAddress(client));
-        request
+        let (busy, answer) = (taken.busy(), router.clone().oneshot(request));
+        async move { answer.await.map(|answer| answer.map(|body| busy.over(body))) }
     });
-    let service = TowerToHyperService::new(service);
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let closed = async {
         // Dropped at once: the guard may not live over an await.
@@ -139,6 +159,13 @@ async fn connection(
         () = closed => {
             served.as_mut().graceful_shutdown();
             let _ = served.await;
+        }
+        () = seat.is_wanted() => {
+            // A request may have come since it was chosen: that is answered first.
+            if !seat.is_idle() {
+                served.as_mut().graceful_shutdown();
+                let _ = served.await;
+            }
         }
     }
 }

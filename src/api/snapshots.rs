@@ -62,7 +62,7 @@ pub(super) async fn create(
 async fn captured(state: &ApiState, uid: &Uid) -> Result<Arc<Object<Snapshot>>, ApiError> {
     let is_over = |object: &Object<Snapshot>| object.status.phase != SnapshotPhase::Pending;
     let object = until::<Snapshot>(state, uid, VERB_WAIT_MAX, is_over).await;
-    let object = object.ok_or_else(ApiError::not_found)?;
+    let object = object.ok_or_else(|| ApiError::absent(Snapshot::NAME, uid.as_str()))?;
     if object.status.phase != SnapshotPhase::Failed {
         return Ok(object);
     }

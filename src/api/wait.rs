@@ -65,7 +65,7 @@ pub(super) async fn wait_for_state(
     let seen =
         until::<Instance>(&state, &uid, timeout, |object| object.status.state == wanted || is_final(object))
             .await;
-    let object = seen.ok_or_else(ApiError::not_found)?;
+    let object = seen.ok_or_else(|| ApiError::absent(Instance::NAME, uid.as_str()))?;
     let status = &object.status;
     let timed_out = status.state != wanted && !is_final(&object);
     Ok(Json(WaitForState { state: status.state, timed_out, state_error: status.state_error.clone() }))

@@ -4,6 +4,7 @@
 //! API. VMs are not touched by start or stop: a new daemon finds them by observation.
 
 mod backups;
+mod descriptors;
 mod monitors;
 
 use std::path::PathBuf;
@@ -104,6 +105,7 @@ pub fn kinds() -> Kinds {
 /// When a part cannot be built; the chain says which and why.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
     close_new_files();
+    descriptors::raise();
     identity::check(&config.data_dir, &config.run_dir).context("refused to start beside living VMs")?;
     let directory = open(&config.data_dir, kinds()).context("cannot open the store")?;
     private_directory(&config.run_dir).context("cannot use the run directory")?;
@@ -156,6 +158,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         requests_max: config.requests_max,
         sockets_max: config.sockets_max,
         shows_secrets: config.show_secrets,
+        requires_permissions: config.require_permissions,
         audit: audit.clone(),
     });
     let listener = TcpListener::bind(config.listen)

@@ -8,6 +8,7 @@ mod auto_standby;
 mod backup;
 mod boards;
 mod crash;
+mod crowd;
 mod deaths;
 mod debian;
 mod drift;
@@ -18,6 +19,8 @@ mod headers;
 mod health;
 mod host_keys;
 mod hostile;
+#[path = "../bench/src/crowd.rs"]
+mod hostile_crowd;
 mod ingress;
 mod judge;
 mod late_disk;

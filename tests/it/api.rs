@@ -238,7 +238,8 @@ async fn sessions_are_bounded_and_their_places_come_back() {
     let running = server.send("GET", "/instances/web/wait?state=Running", None).await;
     assert_eq!(running.body["state"], "Running");
     let mut sessions = Vec::new();
-    for _ in 0..SOCKETS_MAX {
+    // Half of them are left to other subjects.
+    for _ in 0..SOCKETS_MAX / 2 {
         sessions.push(exec(&server).await.unwrap_or_else(|status| panic!("{status}")));
     }
     assert_eq!(exec(&server).await.err(), Some(503));

@@ -179,6 +179,10 @@ fn others() -> Vec<Case> {
     vec![
         get("/instances?state=running", 400, "invalid_state", "state"),
         get("/instances?tags=x", 400, "invalid_request", "tags"),
+        get("/instances?tags[a][b]=x", 400, "invalid_request", "tags"),
+        get("/devices?tags[a][]=x", 400, "invalid_request", "tags"),
+        get("/instances?state=Running&state=Stopped", 400, "invalid_request", "\"state\" is there twice"),
+        get("/builds/x", 404, "not_found", "/builds/x"),
         get("/instances?watch=true&resource_version=x", 400, "invalid_request", "resource_version"),
         get("/instances/nothing-here", 404, "not_found", "there is no "),
         get("/instances/..%2F..%2Fetc", 404, "not_found", "there is no "),

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
-use crate::server::{Answer, CONNECTIONS_PER_CLIENT_MAX, IMAGE, REQUESTS_MAX, Server};
+use crate::server::{Answer, CONNECTIONS_MAX, CONNECTIONS_PER_CLIENT_MAX, IMAGE, REQUESTS_MAX, Server};
 
 /// For what happens within seconds on a machine that is busy.
 const MOMENT: Duration = Duration::from_secs(60);
@@ -81,7 +81,7 @@ async fn one_address_has_its_share_of_connections_and_gets_them_back() {
     let server = Server::start().await;
     let mut held = Vec::new();
     for _ in 0..CONNECTIONS_PER_CLIENT_MAX {
-        let mut stream = begins(&server, "GET /instances?watch=true HTTP/1.1").await;
+        let mut stream = begins(&server, "GET /health HTTP/1.1").await;
         // Only what is answered is surely counted.
         let mut head = [0; 12];
         stream.read_exact(&mut head).await.expect("an answer");
@@ -97,6 +97,69 @@ async fn one_address_has_its_share_of_connections_and_gets_them_back() {
         loop {
             let health = server.http.get(format!("{}/health", server.base)).send().await;
             if health.is_ok_and(|answer| answer.status() == 200) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(MOMENT, again).await.expect("the share comes back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_over_which_nothing_is_asked_make_room_for_one_that_asks() {
+    let server = Server::start_with(|_, limits| limits.header_timeout = Duration::from_secs(3600)).await;
+    let mut idle = Vec::new();
+    for number in 0..CONNECTIONS_MAX {
+        let socket = TcpSocket::new_v4().expect("made");
+        let from = [127, 0, 0, 2 + u8::from(number % 2 == 0)];
+        socket.bind((from, 0).into()).expect("an address of loopback");
+        let mut stream = socket.connect(server.address).await.expect("taken by the kernel");
+        // Some were answered before, and some never asked; the last few wait for a place.
+        if number % 3 == 0 {
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+            let mut head = [0; 12];
+            stream.read_exact(&mut head).await.expect("an answer");
+        }
+        idle.push(stream);
+    }
+    for _ in 0..3 {
+        let own = reqwest::Client::new();
+        let answer = own.get(format!("{}/health", server.base)).send();
+        let answer = tokio::time::timeout(MOMENT, answer).await.expect("room is made");
+        assert_eq!(answer.expect("an answer").status(), 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tokens_of_one_subject_leave_watches_to_others() {
+    use stead::api::auth::Grant;
+    let server = Server::start().await;
+    let watch = "GET /instances?watch=true HTTP/1.1";
+    let mut held = Vec::new();
+    let refused = loop {
+        let mut stream = begins(&server, watch).await;
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await.expect("an answer");
+        held.push(stream);
+        if &head != b"HTTP/1.1 200" {
+            break head;
+        }
+    };
+    assert_eq!((&refused, held.len() - 1), (b"HTTP/1.1 503", REQUESTS_MAX / 2));
+    let now = jiff::Timestamp::now();
+    let ends = now + jiff::SignedDuration::from_hours(1);
+    let scopes = ["*".to_owned()];
+    let other = Grant { subject: "other", id: "other", scopes: &scopes, issued_at: now, expires_at: ends };
+    let token = server.keys.mint(&other).expect("minted");
+    let answer = server.http.get(format!("{}/instances?watch=true", server.base)).bearer_auth(token).send();
+    assert_eq!(answer.await.expect("an answer").status(), 200);
+    drop(held);
+    let again = async {
+        loop {
+            let mut stream = begins(&server, watch).await;
+            let mut head = [0; 12];
+            stream.read_exact(&mut head).await.expect("an answer");
+            if &head == b"HTTP/1.1 200" {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -5,6 +5,7 @@ mod auto_standby;
 mod backup;
 mod bad_input;
 mod cli;
+mod generated;
 mod ingress;
 mod load;
 mod loop_disk;

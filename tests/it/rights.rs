@@ -71,7 +71,6 @@ const ROUTES: &str = "
     GET /pushes image:read
     POST /pushes image:write
     GET /pushes/{id} image:read
-    DELETE /pushes/{id} image:delete
     GET /devices device:read
     POST /devices device:write
     GET /devices/available device:read
@@ -277,6 +276,30 @@ async fn what_a_token_says_of_its_use_is_honoured() {
     assert_eq!(asks(critical, json!({})).await.0, 401);
     let other = Header { kid: Some("other".to_owned()), ..plain() };
     assert_eq!(asks(other, json!({})).await.1, "the token is not signed by this server");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_names_no_permissions_is_refused_where_the_configuration_says_so() {
+    use jsonwebtoken::{EncodingKey, Header, encode};
+    let now = jiff::Timestamp::now().as_second();
+    let (strict, lenient) =
+        (Server::start_with(|config, _| config.requires_permissions = true).await, Server::start().await);
+    let mut claims = json!({"sub": "a", "iat": now, "exp": now + 600});
+    let sign = |claims: &Value| encode(&Header::default(), claims, &EncodingKey::from_secret(&[7; 32]));
+    for permissions in [None, Some(Value::Null)] {
+        claims
+            .as_object_mut()
+            .expect("an object")
+            .extend(permissions.map(|none| ("permissions".to_owned(), none)));
+        let token = sign(&claims).expect("signed");
+        let refused = strict.send_as("GET", "/instances", None, &token).await;
+        assert_eq!((refused.status, refused.body["code"].as_str()), (403, Some("Forbidden")));
+        assert_eq!(lenient.send_as("GET", "/instances", None, &token).await.status, 200);
+    }
+    claims["permissions"] = json!(["instance:read"]);
+    let named = sign(&claims).expect("signed");
+    assert_eq!(strict.send_as("GET", "/instances", None, &named).await.status, 200);
+    assert_eq!(strict.send("GET", "/instances", None).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,8 +42,9 @@ pub(crate) const IMAGE: &str = "registry.test/busybox:v1";
 /// Another program's.
 pub(crate) const TAKEN_PORT: u16 = 4973;
 pub(crate) const REQUESTS_MAX: usize = 8;
+pub(crate) const CONNECTIONS_MAX: usize = 64;
 pub(crate) const CONNECTIONS_PER_CLIENT_MAX: usize = 48;
-pub(crate) const SOCKETS_MAX: usize = 2;
+pub(crate) const SOCKETS_MAX: usize = 4;
 
 pub(crate) struct Server {
     pub(crate) base: String,
@@ -128,6 +129,11 @@ pub(crate) struct Answer {
 
 impl Server {
     pub(crate) async fn start() -> Self {
+        Self::start_with(|_, _| {}).await
+    }
+
+    /// With another configuration of the API, or of its listener.
+    pub(crate) async fn start_with(adjust: impl FnOnce(&mut ApiConfig, &mut ServerLimits)) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let world = World::new(1);
         let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
@@ -189,17 +195,19 @@ impl Server {
         let keys = Keys::new(&[7; 32]);
         let backend = Arc::<NoHost>::default();
         let directory = tempfile::tempdir().expect("scratch");
-        let state = state(&store, &keys, &backend, directory.path());
-        let routes = routes(state.clone());
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
-        let address = listener.local_addr().expect("bound");
-        let limits = ServerLimits {
-            connections_max: 64,
+        let mut config = api_config(&store, &keys, &backend, directory.path());
+        let mut limits = ServerLimits {
+            connections_max: CONNECTIONS_MAX,
             connections_per_client_max: CONNECTIONS_PER_CLIENT_MAX,
             stall_max: Duration::from_secs(2),
             header_timeout: Duration::from_secs(3),
             grace: Duration::from_secs(1),
         };
+        adjust(&mut config, &mut limits);
+        let state = ApiState::new(config);
+        let routes = routes(state.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("bound");
         tasks.spawn(async move {
             serve(listener, router(state), limits, std::future::pending()).await.expect("served");
         });
@@ -257,8 +265,8 @@ impl Server {
 }
 
 /// The API of a store and a host.
-fn state(store: &Store, keys: &Keys, backend: &Arc<NoHost>, directory: &Path) -> ApiState {
-    ApiState::new(ApiConfig {
+fn api_config(store: &Store, keys: &Keys, backend: &Arc<NoHost>, directory: &Path) -> ApiConfig {
+    ApiConfig {
         store: store.clone(),
         keys: keys.clone(),
         backend: backend.clone(),
@@ -272,8 +280,9 @@ fn state(store: &Store, keys: &Keys, backend: &Arc<NoHost>, directory: &Path) ->
         requests_max: REQUESTS_MAX,
         sockets_max: SOCKETS_MAX,
         shows_secrets: false,
+        requires_permissions: false,
         audit: Audit::open(directory).expect("opened"),
-    })
+    }
 }
 
 /// A token of these scopes that ends in so many seconds.

@@ -12,7 +12,7 @@ use stead_schemas::names::{Name, Uid};
 use stead_schemas::references::{Role, Target};
 use stead_schemas::validate::FieldErrors;
 
-use crate::store::{New, Tx, TxError};
+use crate::store::{New, Tx, TxError, absent};
 
 /// Claim table of host names: what they match, with the port before it.
 const HOSTNAMES: &str = "ingress_hostname";
@@ -20,8 +20,8 @@ const HOSTNAMES: &str = "ingress_hostname";
 /// Why a request was refused; each has its code on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IngressRefused {
-    #[error("resource not found")]
-    NotFound,
+    #[error("{0}")]
+    NotFound(String),
     #[error("an ingress named {0} exists already")]
     NameTaken(Name),
     #[error("{0}")]
@@ -37,7 +37,9 @@ pub enum IngressRefused {
 impl From<TxError> for IngressRefused {
     fn from(error: TxError) -> Self {
         match error {
-            TxError::NotFound { .. } | TxError::Deleting { .. } => Self::NotFound,
+            TxError::NotFound { kind, uid } | TxError::Deleting { kind, uid } => {
+                Self::NotFound(absent(kind, uid))
+            }
             TxError::NameTaken { name, .. } => Self::NameTaken(name),
             TxError::TooMany { .. } => Self::InsufficientResources(error.to_string()),
             TxError::UidTaken { .. } | TxError::Stale { .. } | TxError::Unreadable { .. } => {

@@ -13,7 +13,10 @@ use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPurpose};
 use super::TakePlan;
 use crate::host::HostErrorKind;
 use crate::snapshot::admission::{self as snapshots, SnapshotRefused};
-use crate::store::{New, Tx, TxError};
+use crate::store::{New, Tx, TxError, absent};
+
+/// Refuses to read or delete what the instance does not have.
+pub const NO_SCHEDULE: &str = "the instance has no snapshot schedule";
 
 /// Has the instance a schedule as it is wished: a new one, or the one that it has changed. Its runs
 /// are counted anew when the interval is another.
@@ -26,7 +29,7 @@ pub fn put(
     wish: ScheduleWish,
 ) -> Result<Arc<Object<SnapshotSchedule>>, SnapshotRefused> {
     let owner = tx.get::<Instance>(instance).filter(|instance| !instance.meta.is_deleting());
-    owner.ok_or(SnapshotRefused::NotFound)?;
+    owner.ok_or_else(|| SnapshotRefused::NotFound(absent(Instance::NAME, instance)))?;
     let now = tx.now();
     let ScheduleWish { interval, retention, name_prefix, metadata } = wish;
     let spec = SnapshotScheduleSpec {
@@ -59,7 +62,7 @@ pub fn put(
 /// # Errors
 /// When the instance has none.
 pub fn delete(tx: &mut Tx<'_>, instance: &Uid) -> Result<(), SnapshotRefused> {
-    let schedule = find(tx, instance).ok_or(SnapshotRefused::NotFound)?;
+    let schedule = find(tx, instance).ok_or_else(|| SnapshotRefused::NotFound(NO_SCHEDULE.to_owned()))?;
     tx.request_deletion::<SnapshotSchedule>(&schedule.meta.uid)?;
     Ok(())
 }
@@ -85,7 +88,7 @@ pub(super) struct NotTaken {
 impl From<SnapshotRefused> for NotTaken {
     fn from(refused: SnapshotRefused) -> Self {
         let kind = match &refused {
-            SnapshotRefused::NotFound => HostErrorKind::Missing,
+            SnapshotRefused::NotFound(_) => HostErrorKind::Missing,
             SnapshotRefused::InsufficientResources(_) => HostErrorKind::Exhausted,
             SnapshotRefused::NameTaken(_)
             | SnapshotRefused::InvalidState { .. }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use stead_schemas::compression::Compression;
 use stead_schemas::instance::{Instance, InstanceSpec, Power, State};
 use stead_schemas::limits::SNAPSHOTS_PER_SOURCE_MAX;
-use stead_schemas::meta::{Object, Tags};
+use stead_schemas::meta::{Kind as _, Object, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::{
@@ -13,7 +13,7 @@ use stead_schemas::snapshot::{
 };
 use stead_schemas::volume::{Access, Volume, VolumeMount};
 
-use crate::store::{New, Tx, TxError};
+use crate::store::{New, Tx, TxError, absent};
 
 /// Claim table of names, each with its source before it.
 const NAMES: &str = "snapshot_name";
@@ -36,8 +36,8 @@ pub struct Wish {
 /// Why a request was refused; each has its code on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotRefused {
-    #[error("resource not found")]
-    NotFound,
+    #[error("{0}")]
+    NotFound(String),
     #[error("a snapshot of this instance named {0} exists already")]
     NameTaken(Name),
     #[error("cannot take a {kind:?} snapshot of an instance that is {state:?}: it must be {legal}")]
@@ -51,7 +51,9 @@ pub enum SnapshotRefused {
 impl From<TxError> for SnapshotRefused {
     fn from(error: TxError) -> Self {
         match error {
-            TxError::NotFound { .. } | TxError::Deleting { .. } => Self::NotFound,
+            TxError::NotFound { kind, uid } | TxError::Deleting { kind, uid } => {
+                Self::NotFound(absent(kind, uid))
+            }
             TxError::TooMany { .. } => Self::InsufficientResources(error.to_string()),
             TxError::NameTaken { .. }
             | TxError::UidTaken { .. }
@@ -68,7 +70,7 @@ impl From<TxError> for SnapshotRefused {
 pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Snapshot>>, SnapshotRefused> {
     let instance =
         tx.get::<Instance>(source).filter(|instance| !instance.meta.is_deleting() && !instance.is_pooled());
-    let instance = instance.ok_or(SnapshotRefused::NotFound)?;
+    let instance = instance.ok_or_else(|| SnapshotRefused::NotFound(absent(Instance::NAME, source)))?;
     check_state(&instance, wish.kind)?;
     let siblings = tx.referring::<Snapshot>(&Ref::to::<Instance>(Role::Source, source)).len();
     if siblings >= SNAPSHOTS_PER_SOURCE_MAX {
@@ -123,7 +125,8 @@ fn captured(tx: &Tx<'_>, spec: &InstanceSpec) -> Vec<CapturedDisk> {
 /// # Errors
 /// `NotFound`; `Conflict` when there is no memory to hold.
 pub fn set_pool(tx: &mut Tx<'_>, uid: &Uid, pool: u32) -> Result<Arc<Object<Snapshot>>, SnapshotRefused> {
-    let object = tx.get::<Snapshot>(uid).ok_or(SnapshotRefused::NotFound)?;
+    let object = tx.get::<Snapshot>(uid);
+    let object = object.ok_or_else(|| SnapshotRefused::NotFound(absent(Snapshot::NAME, uid)))?;
     if pool > 0 && object.spec.kind == SnapshotKind::Stopped {
         return Err(SnapshotRefused::Conflict("a snapshot of the kind Stopped has no pool".to_owned()));
     }

@@ -44,6 +44,11 @@ impl From<KvError> for StoreError {
     }
 }
 
+/// The sentence that refuses a request for what does not exist.
+pub(crate) fn absent(kind: &str, word: impl std::fmt::Display) -> String {
+    format!("there is no {kind} {:?}", word.to_string())
+}
+
 /// A step of a transaction was against the rules; the closure may go on or refuse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TxError {

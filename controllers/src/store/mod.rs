@@ -47,6 +47,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 pub use codec::{SealError, Sealer};
+pub(crate) use error::absent;
 pub use error::{Claimed, StoreError, TooOld, TransactError, TxError};
 pub use export::Export;
 pub use kv::{Batch, Kv, KvError};

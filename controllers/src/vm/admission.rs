@@ -22,7 +22,7 @@ use super::addresses::port;
 pub use super::addresses::{DEFAULT_NETWORK, declare_network};
 use super::{mounts, wanted_run};
 use crate::image::admission as images;
-use crate::store::{New, Tx, TxError};
+use crate::store::{New, Tx, TxError, absent};
 
 /// Claim table of guest context ids; 0 to 2 are reserved by vsock(7).
 const CIDS: &str = "guest_cid";
@@ -39,8 +39,8 @@ pub enum Refused {
     ImageNotReady(String),
     #[error("cannot {verb} an instance that is {state:?}: it must be {legal}")]
     InvalidState { verb: &'static str, state: State, legal: &'static str },
-    #[error("resource not found")]
-    NotFound,
+    #[error("{0}")]
+    NotFound(String),
     #[error("expires_at must be in the future")]
     InvalidExpiry,
     #[error("health_check {0}")]
@@ -64,7 +64,9 @@ impl From<TxError> for Refused {
     fn from(error: TxError) -> Self {
         match error {
             TxError::NameTaken { name, .. } => Self::NameTaken(name),
-            TxError::NotFound { .. } | TxError::Deleting { .. } => Self::NotFound,
+            TxError::NotFound { kind, uid } | TxError::Deleting { kind, uid } => {
+                Self::NotFound(absent(kind, uid))
+            }
             TxError::TooMany { .. } => Self::InsufficientResources(error.to_string()),
             TxError::UidTaken { .. } | TxError::Stale { .. } | TxError::Unreadable { .. } => {
                 Self::Conflict(error.to_string())
@@ -197,7 +199,7 @@ pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Ob
 /// # Errors
 /// `NotFound`.
 pub fn expire(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), Refused> {
-    let object = tx.get::<Instance>(uid).ok_or(Refused::NotFound)?;
+    let object = tx.get::<Instance>(uid).ok_or_else(|| no_instance(uid))?;
     // A patch may have come in between.
     if object.is_pooled() || object.spec.expires_at.is_some_and(|at| at <= tx.now()) {
         tx.request_deletion::<Instance>(uid)?;
@@ -378,5 +380,9 @@ pub fn delete(tx: &mut Tx<'_>, uid: &Uid, is_forced: bool) -> Result<(), Refused
 
 pub(super) fn live(tx: &Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
     let object = tx.get::<Instance>(uid);
-    object.filter(|object| !object.meta.is_deleting() && !object.is_pooled()).ok_or(Refused::NotFound)
+    object.filter(|object| !object.meta.is_deleting() && !object.is_pooled()).ok_or_else(|| no_instance(uid))
+}
+
+fn no_instance(uid: &Uid) -> Refused {
+    Refused::NotFound(absent(Instance::NAME, uid))
 }

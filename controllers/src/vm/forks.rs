@@ -15,7 +15,7 @@ use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPur
 use super::admission::{Refused, allocate, live, new_disk, owner, set_power};
 use super::mounts;
 use crate::snapshot::admission as snapshots;
-use crate::store::{New, Tx};
+use crate::store::{New, Tx, absent};
 
 /// Of a request to fork an instance.
 #[derive(Debug, Clone)]
@@ -166,7 +166,8 @@ pub fn restore(
     let object = live(tx, uid)?;
     let snapshot = ready(tx, snapshot)?;
     if snapshot.spec.source != *uid {
-        return Err(Refused::NotFound);
+        let (snapshot, instance) = (&snapshot.meta.uid, &object.meta.name);
+        return Err(Refused::NotFound(format!("snapshot {snapshot} is of another instance than {instance}")));
     }
     let (state, power) = (object.status.state, object.spec.power);
     let is_going = object.spec.run > object.status.ended_run;
@@ -219,7 +220,7 @@ pub fn restore(
 
 fn ready(tx: &Tx<'_>, uid: &Uid) -> Result<Arc<Object<Snapshot>>, Refused> {
     let snapshot = tx.get::<Snapshot>(uid).filter(|snapshot| !snapshot.meta.is_deleting());
-    let snapshot = snapshot.ok_or(Refused::NotFound)?;
+    let snapshot = snapshot.ok_or_else(|| Refused::NotFound(absent(Snapshot::NAME, uid)))?;
     match snapshot.status.phase {
         SnapshotPhase::Ready => Ok(snapshot),
         SnapshotPhase::Pending => Err(Refused::Conflict("the snapshot is still being taken".to_owned())),

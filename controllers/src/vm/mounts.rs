@@ -91,7 +91,9 @@ pub fn attach(tx: &mut Tx<'_>, uid: &Uid, wish: MountWish) -> Result<Arc<Object<
 pub fn detach(tx: &mut Tx<'_>, uid: &Uid, volume: &str) -> Result<Arc<Object<Instance>>, Refused> {
     let object = down(tx, uid, "detach a volume from")?;
     let volume = volumes::find(tx, volume)?.meta.uid.clone();
-    let mount = mount_of(&object.spec.volumes, &volume).ok_or(Refused::NotFound)?;
+    let elsewhere =
+        || Refused::NotFound(format!("volume {volume} is not mounted in instance {}", object.meta.name));
+    let mount = mount_of(&object.spec.volumes, &volume).ok_or_else(elsewhere)?;
     discard_overlay(tx, mount)?;
     let others = |spec: &mut InstanceSpec| spec.volumes.retain(|mount| mount.volume != volume);
     Ok(tx.update_spec::<Instance>(uid, None, others)?)

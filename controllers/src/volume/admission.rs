@@ -15,13 +15,13 @@ use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::{Volume, VolumeMount, VolumeSpec};
 
-use crate::store::{New, Tx, TxError};
+use crate::store::{New, Tx, TxError, absent};
 
 /// Why a request was refused; each has its code on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VolumeRefused {
-    #[error("resource not found")]
-    NotFound,
+    #[error("{0}")]
+    NotFound(String),
     /// Of a request that names another object than its path.
     #[error("there is no volume {0:?}")]
     NoSuchVolume(String),
@@ -38,7 +38,9 @@ pub enum VolumeRefused {
 impl From<TxError> for VolumeRefused {
     fn from(error: TxError) -> Self {
         match error {
-            TxError::NotFound { .. } | TxError::Deleting { .. } => Self::NotFound,
+            TxError::NotFound { kind, uid } | TxError::Deleting { kind, uid } => {
+                Self::NotFound(absent(kind, uid))
+            }
             TxError::NameTaken { name, .. } => Self::NameTaken(name),
             TxError::UidTaken { uid, .. } => Self::IdTaken(uid),
             TxError::TooMany { .. } => Self::InsufficientResources(error.to_string()),
@@ -93,9 +95,13 @@ fn content(
     Ok(tx.create::<Disk>(new)?.meta.uid.clone())
 }
 
+fn no_volume(uid: &Uid) -> VolumeRefused {
+    VolumeRefused::NotFound(absent(Volume::NAME, uid))
+}
+
 /// Has a copy of a snapshot's disk take the place of a volume's content, which is gone with that.
 pub(crate) fn rewind(tx: &mut Tx<'_>, volume: &Uid, snapshot: Uid, disk: Uid) -> Result<(), VolumeRefused> {
-    let object = tx.get::<Volume>(volume).ok_or(VolumeRefused::NotFound)?;
+    let object = tx.get::<Volume>(volume).ok_or_else(|| no_volume(volume))?;
     let disk = content(tx, volume, object.spec.size, Some((snapshot, disk)))?;
     tx.update_spec::<Volume>(volume, None, |spec| spec.disk = disk)?;
     tx.request_deletion::<Disk>(&object.spec.disk)?;
@@ -108,7 +114,7 @@ pub(crate) fn rewind(tx: &mut Tx<'_>, volume: &Uid, snapshot: Uid, disk: Uid) ->
 /// `NotFound`; `Conflict` while an instance mounts it, even one that is being deleted, or a snapshot
 /// needs it.
 pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), VolumeRefused> {
-    let object = tx.get::<Volume>(uid).ok_or(VolumeRefused::NotFound)?;
+    let object = tx.get::<Volume>(uid).ok_or_else(|| no_volume(uid))?;
     let mounts = [Role::Writes, Role::Reads].map(|role| Ref::to::<Volume>(role, uid));
     let mounting = mounts.iter().find_map(|mount| tx.find_referring::<Instance>(mount, |_| true));
     if let Some(instance) = mounting {

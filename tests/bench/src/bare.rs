@@ -170,6 +170,7 @@ fn state(store: Store, keys: Keys) -> ApiState {
         requests_max: 512,
         sockets_max: 512,
         shows_secrets: false,
+        requires_permissions: false,
         audit: stead::api::Audit::default(),
     })
 }

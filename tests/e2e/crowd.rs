@@ -1,0 +1,95 @@
+//! An honest client beside a crowd of hostile ones, and a daemon that pulls from a hostile registry.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
+
+use crate::hostile_crowd::{Crowd, Target};
+use crate::namespace::in_namespace_alone;
+use crate::site::{LISTEN, Site, image};
+use crate::socket::run;
+use crate::stage::until;
+
+/// The most that the daemon may ever have had in memory.
+const MEMORY_MAX_KIB: u64 = 256 << 10;
+/// The crowd is at work when it has made so many connections, and was answered so often.
+const AT_WORK: (u64, u64) = (5_000, 200);
+/// What the honest client makes while the crowd is at work.
+const VOLUMES: usize = 30;
+/// For the crowd to have come on a busy machine.
+const ARRIVAL: Duration = Duration::from_secs(60);
+
+/// The largest amount of memory that the daemon has had, in KiB.
+fn peak(site: &Site) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", site.daemon_pid())).expect("it lives");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("told");
+    line.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
+}
+
+/// An archive of a file of 512 MiB, all of it zeros.
+fn bomb(site: &Site) -> Vec<u8> {
+    let line = "cd $DATA && truncate -s 512M zeros && tar -cf - zeros | gzip -1 > bomb; rm zeros";
+    site.shell(line);
+    let path = site.data().join("bomb");
+    let bytes = std::fs::read(&path).expect("made");
+    std::fs::remove_file(path).expect("removed");
+    bytes
+}
+
+/// As many connections as the crowd has need descriptors.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("raised");
+}
+
+#[test]
+fn a_crowd_of_hostile_clients_and_a_hostile_registry_lose_an_honest_client_nothing() {
+    in_namespace_alone(async || {
+        raise_descriptors();
+        let mut site = Site::running().await;
+        site.create("web", &image("busybox"), json!({ "cmd": ["sleep", "100000"] })).await;
+        site.until_state("web", "Running").await;
+        let data = site.data().display().to_string();
+        let token = site.cli(&format!("token create --data-dir {data} --subject hostile --scopes '*'"));
+        let target = Target {
+            address: LISTEN.parse().expect("an address"),
+            token: token.trim().to_owned(),
+            instance: "web".to_owned(),
+            bomb: Arc::new(bomb(&site)),
+        };
+        let before = peak(&site);
+        let crowd = Crowd::start(&target).await;
+        until("the crowd at work", ARRIVAL, async || {
+            let (connections, answers) = crowd.counts();
+            (connections > AT_WORK.0 && answers > AT_WORK.1).then_some(())
+        })
+        .await;
+        for number in 0..VOLUMES {
+            let body = json!({ "name": format!("v{number}"), "size_gb": 1 });
+            let made = site.request(Method::POST, "/volumes", Some(body)).await;
+            assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
+            for path in ["/health", "/instances/web", "/volumes", "/instances/web/wait?state=Running"] {
+                let answer = site.request(Method::GET, path, None).await;
+                assert_eq!(answer.status, StatusCode::OK, "{path}: {answer:?}");
+            }
+        }
+        let (said, end) = run(&site, "web", json!({ "command": ["echo", "here"] }), b"").await;
+        assert_eq!((said.as_slice(), end), (&b"here\n"[..], json!({ "exitCode": 0 })));
+        let (peak, counts) = (peak(&site), crowd.counts());
+        eprintln!("crowd: {counts:?} connections and answers; {before} KiB before, {peak} KiB at most");
+        assert!(peak < MEMORY_MAX_KIB, "the daemon had {peak} KiB");
+        // A power cut in the midst of it, and a start.
+        site.kill().await;
+        site.start().await;
+        let kept = site.request(Method::GET, "/volumes", None).await;
+        for number in 0..VOLUMES {
+            let name = json!(format!("v{number}"));
+            let is_kept = kept.body.as_array().is_some_and(|all| all.iter().any(|one| one["name"] == name));
+            assert!(is_kept, "{name} is lost: {kept:?}");
+        }
+        site.until_state("web", "Running").await;
+    });
+}

@@ -1,0 +1,102 @@
+//! Requests made up from the official SDK's own types: none may be answered by a failure of the server, nor by
+//! anything that those types do not have.
+//!
+//! `tests/sdk/document.py` makes the document of the SDK's resources, and schemathesis the requests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::python::run;
+use crate::server::{IMAGE, Server};
+
+/// Requests made up for each operation, beside those that cover its schema.
+const EXAMPLES: &str = "8";
+const SEED: &str = "20261126";
+
+/// Names an environment variable: so many examples, and a seed, of a longer run by hand.
+const BY_HAND: [&str; 2] = ["STEAD_TEST_EXAMPLES", "STEAD_TEST_SEED"];
+
+/// A virtual environment with what a list of packages and their hashes names, made once for this target directory.
+fn environment(name: &str, packages: &str) -> PathBuf {
+    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join(packages);
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let (python, made_of) = (place.join("bin/python"), place.join("made-of"));
+    let wanted = std::fs::read(&packages).expect("the list of packages");
+    if std::fs::read(&made_of).ok().as_ref() != Some(&wanted) {
+        let made = run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&place));
+        assert!(made.status.success(), "no virtual environment: {}", String::from_utf8_lossy(&made.stderr));
+        let pip = ["-m", "pip", "install", "--quiet", "--require-hashes", "-r"];
+        let installed = run(Command::new(&python).args(pip).arg(&packages));
+        assert!(installed.status.success(), "no packages: {}", String::from_utf8_lossy(&installed.stderr));
+        std::fs::write(made_of, wanted).expect("written");
+    }
+    python
+}
+
+/// Makes the objects that the document names, and gives the id of a snapshot.
+async fn furnish(server: &Server) -> String {
+    for name in ["web", "off", "spare"] {
+        server.create(json!({"name": name, "image": IMAGE, "size": "256MB"})).await;
+        let path = format!("/instances/{name}/wait?state=Running&timeout=60s");
+        assert_eq!(server.send("GET", &path, None).await.body["state"], "Running");
+    }
+    assert_eq!(server.send("POST", "/instances/off/stop", None).await.status, 200);
+    for (number, (name, ingress)) in [("data", "front"), ("spare", "spare")].into_iter().enumerate() {
+        let volume = json!({"name": name, "size_gb": 1});
+        assert_eq!(server.send("POST", "/volumes", Some(volume)).await.status, 201);
+        let host = json!({"hostname": "a.test", "port": 8081 + number});
+        let rule = json!({"match": host, "target": {"instance": "web", "port": 80}});
+        let ingress = json!({"name": ingress, "rules": [rule]});
+        assert_eq!(server.send("POST", "/ingresses", Some(ingress)).await.status, 201);
+    }
+    let snapshot = json!({"name": "first", "kind": "Stopped"});
+    let snapshot = server.send("POST", "/instances/off/snapshots", Some(snapshot)).await;
+    assert_eq!(snapshot.status, 201, "{}", snapshot.body);
+    snapshot.body["id"].as_str().expect("an id").to_owned()
+}
+
+/// Makes the document of what the SDK speaks.
+fn document(python: &Path, sdk: &Path, directory: &Path, served: &str, snapshot: &str) -> PathBuf {
+    let (served_at, document) = (directory.join("spec.json"), directory.join("sdk.json"));
+    std::fs::write(&served_at, served).expect("written");
+    let mut command = Command::new(python);
+    command.arg(sdk.join("document.py")).arg(served_at);
+    command.env("STEAD_TEST_IMAGE", IMAGE).env("STEAD_TEST_SNAPSHOT", snapshot);
+    let made = run(&mut command);
+    assert!(made.status.success(), "no document: {}", String::from_utf8_lossy(&made.stderr));
+    std::fs::write(&document, made.stdout).expect("written");
+    document
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_made_of_the_sdks_types_are_answered_within_them() {
+    let server = Server::start().await;
+    *server.host.log.lock().expect("not poisoned") = vec!["a line".to_owned(), "another".to_owned()];
+    let snapshot = furnish(&server).await;
+    let served = server.send_as("GET", "/spec.json", None, "").await.body.to_string();
+    let (base, token) = (server.base.clone(), server.token.clone());
+    let directory = tempfile::tempdir().expect("scratch");
+    let place = directory.path().to_owned();
+    let output = tokio::task::spawn_blocking(move || {
+        let python = environment("generated", "tests/sdk/generated.txt");
+        let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk");
+        let document = document(&python, &sdk, &place, &served, &snapshot);
+        let [examples, seed] = BY_HAND.map(|name| std::env::var(name).ok());
+        let mut command = Command::new(python.with_file_name("schemathesis"));
+        command.args(["--config-file"]).arg(sdk.join("schemathesis.toml")).arg("run").arg(document);
+        command.args(["--url", &base, "--header", &format!("Authorization: Bearer {token}")]);
+        command.args(["--workers", "1", "--no-color"]);
+        command.args(["--max-examples", examples.as_deref().unwrap_or(EXAMPLES)]);
+        command.args(["--seed", seed.as_deref().unwrap_or(SEED), "--generation-database", "none"]);
+        run(command.current_dir(&place).env("SCHEMATHESIS_HOOKS", "hooks").env("PYTHONPATH", sdk))
+    });
+    let output = output.await.expect("it ran");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if std::env::var_os(BY_HAND[0]).is_some() {
+        eprintln!("{out}");
+    }
+    assert!(output.status.success(), "{out}\n{err}");
+    assert!(out.contains(" generated,"), "it made no requests: {out}");
+}
