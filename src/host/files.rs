@@ -31,6 +31,14 @@ pub(crate) fn free_bytes(path: &Path) -> Bytes {
     space(path).map_or(Bytes(0), |(_, free)| free)
 }
 
+/// Makes a directory and those above it. Unlike std's, it says why one that is there cannot be looked at.
+pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::create_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && fs::metadata(path)?.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
 #[derive(PartialEq, Eq)]
 enum Durability {
     Host,
@@ -41,7 +49,7 @@ fn write(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> Result
     let failed = |error| HostError::io("write", path.display().to_string(), error);
     let no_parent = || HostError::new(HostErrorKind::Permanent, "write", path.display().to_string());
     let parent = path.parent().ok_or_else(no_parent)?;
-    fs::create_dir_all(parent).map_err(failed)?;
+    make_directory(parent).map_err(failed)?;
     let mut file = tempfile::NamedTempFile::new_in(parent).map_err(failed)?;
     file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;

@@ -147,8 +147,11 @@ impl Shared {
             if lost > 0 {
                 tracing::warn!(lost, "lines of instances' logs were lost: the disk is slow");
             }
-            if let Err(error) = self.write(&instance, &line, may_create) {
-                tracing::debug!(%instance, %error, "a line of the instance's log was lost");
+            match self.write(&instance, &line, may_create) {
+                Ok(()) => {}
+                // The instance is gone, and its log with it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(%instance, %error, "a line of the instance's log was lost"),
             }
         }
     }

@@ -11,6 +11,7 @@ mod crash;
 mod deaths;
 mod debian;
 mod drift;
+mod faults;
 mod forks;
 mod full;
 mod half_written;
@@ -21,11 +22,14 @@ mod hostile;
 mod ingress;
 mod judge;
 mod life;
+#[path = "../it/loop_disk.rs"]
+mod loop_disk;
 mod machines;
 mod namespace;
 mod neighbours;
 mod odd_images;
 mod policies;
+mod power;
 mod programs;
 #[path = "../sdk/python.rs"]
 mod python;

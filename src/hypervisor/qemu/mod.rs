@@ -303,7 +303,7 @@ impl Machines for Qemu {
             has_headers: record.headers.is_some(),
             guest: control::silent(),
         };
-        if let Some(identity) = record.process(&places) {
+        if let Some(identity) = record.process(&places)? {
             let (attached, is_new) = self.attach(owner, &record, &identity)?;
             if is_new {
                 self.enter_group(owner, &identity);
@@ -324,7 +324,8 @@ impl Machines for Qemu {
     }
 
     async fn has_records(&self, owner: &Uid) -> Result<bool, HostError> {
-        Ok(self.places(owner).logs.exists())
+        let logs = self.places(owner).logs;
+        logs.try_exists().map_err(|error| HostError::io("look for", logs.display().to_string(), error))
     }
 
     async fn launch(&self, plan: &LaunchPlan) -> Result<(), HostError> {
@@ -446,7 +447,7 @@ impl Machines for Qemu {
     async fn kill(&self, owner: &Uid) -> Result<(), HostError> {
         let places = self.places(owner);
         let Some(record) = Record::read(&places)? else { return Ok(()) };
-        match record.process(&places) {
+        match record.process(&places)? {
             Some(identity) => identity.kill().await,
             None => Ok(()),
         }
@@ -454,7 +455,8 @@ impl Machines for Qemu {
 
     async fn release(&self, owner: &Uid) -> Result<(), HostError> {
         let places = self.places(owner);
-        if Record::read(&places)?.is_some_and(|record| record.process(&places).is_some()) {
+        let record = Record::read(&places)?;
+        if record.map_or(Ok(None), |record| record.process(&places))?.is_some() {
             return Err(HostError::new(HostErrorKind::Conflict, "release the living VM of", owner.as_str()));
         }
         self.lock().remove(owner);
