@@ -53,7 +53,7 @@ impl Ext4Files {
     /// # Errors
     /// When the directory cannot be made.
     pub fn new(directory: PathBuf, snapshots: PathBuf, reserve: Bytes) -> Result<Self, HostError> {
-        fs::create_dir_all(&directory)
+        files::make_directory(&directory)
             .map_err(|error| HostError::io("make", directory.display().to_string(), error))?;
         Ok(Self { directory, snapshots, reserve })
     }

@@ -31,9 +31,14 @@ pub(crate) fn free_bytes(path: &Path) -> Bytes {
     space(path).map_or(Bytes(0), |(_, free)| free)
 }
 
-/// Makes a directory and those above it. Unlike std's, it says why one that is there cannot be looked at.
+/// Makes a directory and those above it.
 pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
-    match fs::create_dir_all(path) {
+    or_is_there(path, fs::create_dir_all(path))
+}
+
+/// Corrects what std says of making a directory that is there and cannot be looked at: that it exists, and not why.
+pub(crate) fn or_is_there(path: &Path, made: io::Result<()>) -> io::Result<()> {
+    match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && fs::metadata(path)?.is_dir() => Ok(()),
         made => made,
     }

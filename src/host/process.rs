@@ -117,8 +117,8 @@ impl Stat {
     }
 }
 
-/// What was read of a process; `None` when there is no such process any more.
-fn of_process<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+/// Gives what was read of a process; `None` when there is no such process any more.
+pub(crate) fn of_process<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Ok(read) => Ok(Some(read)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -245,7 +245,13 @@ impl Site {
             self.daemon = None;
             return Some(Err(status));
         }
-        self.http.get(format!("http://{LISTEN}/health")).send().await.ok().map(|_| Ok(()))
+        // One that cannot accept connections does not answer.
+        let asked = self.http.get(format!("http://{LISTEN}/health")).timeout(Duration::from_secs(1)).send();
+        asked.await.ok().map(|_| Ok(()))
+    }
+
+    pub(crate) fn has_daemon(&self) -> bool {
+        self.daemon.is_some()
     }
 
     /// Waits until the daemon answers.

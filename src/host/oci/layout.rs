@@ -81,7 +81,7 @@ impl Layout {
             _ => {}
         }
         for dir in ["blobs", "partials", "manifests", "rootfs", "scratch"] {
-            fs::create_dir_all(layout.root.join(dir)).map_err(failed)?;
+            files::make_directory(&layout.root.join(dir)).map_err(failed)?;
         }
         layout.sweep().map_err(failed)?;
         Ok(layout)

@@ -7,6 +7,8 @@ use std::path::Path;
 use stead_controllers::host::HostError;
 use stead_schemas::names::Uid;
 
+use crate::host::files::or_is_there;
+
 pub(super) fn uids_in(dir: &Path) -> Result<Vec<Uid>, HostError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -22,7 +24,7 @@ pub(super) fn uids_in(dir: &Path) -> Result<Vec<Uid>, HostError> {
 
 pub(super) fn make_private_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    or_is_there(dir, fs::DirBuilder::new().recursive(true).mode(0o700).create(dir))
 }
 
 pub(super) fn remove_dir(dir: &Path) -> io::Result<()> {

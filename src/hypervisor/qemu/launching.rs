@@ -222,7 +222,8 @@ fn end_line(log: &Path) -> io::Result<()> {
 /// listens on it; there is no event to wait for.
 async fn first_answer<T, F: Future<Output = Option<T>>>(socket: &Path, ask: impl Fn() -> F) -> T {
     loop {
-        if socket.exists()
+        // Where it cannot be looked for, the question tells.
+        if socket.try_exists().unwrap_or(true)
             && let Some(answer) = ask().await
         {
             return answer;

@@ -314,8 +314,9 @@ impl Machines for Qemu {
             machine.pid = Some(identity.pid);
             machine.vmm = self.vmm_state(owner, &attached).await;
             machine.guest = attached.control.judged(machine.vmm == VmmState::Running);
-            machine.is_network_cut =
-                record.tap.as_ref().is_some_and(|tap| !has_tap(identity.pid, tap.as_str()));
+            let has_network = record.tap.as_ref().map_or(Ok(true), |tap| has_tap(identity.pid, tap.as_str()));
+            let failed = |error| HostError::io("look at the network of", owner.as_str(), error);
+            machine.is_network_cut = !has_network.map_err(failed)?;
         } else if let Some(attached) = self.lock().get(owner) {
             // What the guest said last is still true of a VMM that just died.
             machine.guest = attached.control.view();

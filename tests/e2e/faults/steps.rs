@@ -12,8 +12,12 @@ pub(crate) enum Act {
     Ask(Method, String, Value, &'static [u16]),
     /// The same with the archive of an image as its body.
     Import(String),
+    /// A verb that is asked for until what is at the path after it has come to be so.
+    Bring(String, String, fn(&Value) -> bool),
     /// What is at this path must come to be so.
     See(String, fn(&Value) -> bool),
+    /// What is in the first list is deleted, each at the second path with its id, until there is nothing in it.
+    Clear(String, String),
     /// It must come to be gone.
     Gone(String),
     /// An answer that is no JSON.
@@ -25,7 +29,10 @@ pub(crate) enum Act {
 /// The steps, by name.
 pub(crate) const STEPS: [&str; 7] = ["image", "import", "volume", "instance", "ingress", "token", "backup"];
 
-const CREATED: &[u16] = &[201, 202, 409];
+/// The steps beside a VM that runs, and is the same VM after each.
+pub(crate) const OF_A_VM: [&str; 4] = ["watch", "sleep", "snapshot", "run"];
+
+const CREATED: &[u16] = &[201, 202];
 const DELETED: &[u16] = &[204, 404];
 const DONE: &[u16] = &[200, 204];
 
@@ -44,6 +51,18 @@ fn waits_for_a_kernel(seen: &Value) -> bool {
 
 fn is_stopped(seen: &Value) -> bool {
     seen["state"] == "Stopped"
+}
+
+fn is_running(seen: &Value) -> bool {
+    seen["state"] == "Running"
+}
+
+fn is_in_standby(seen: &Value) -> bool {
+    seen["state"] == "Standby"
+}
+
+fn is_listed(seen: &Value) -> bool {
+    seen.as_array().is_some_and(|all| !all.is_empty())
 }
 
 fn post(path: &str, body: Value) -> Act {
@@ -91,6 +110,25 @@ pub(crate) fn acts(step: &str, tag: &str) -> Vec<Act> {
             let made = post("/ingresses", json!({ "name": format!("way-{tag}"), "rules": [rule] }));
             vec![made, Act::See(path.clone(), is_converged), delete(path.clone()), Act::Gone(path)]
         }
+        "watch" => vec![Act::See("/instances/kept".to_owned(), is_running)],
+        "sleep" => {
+            let path = || "/instances/kept".to_owned();
+            vec![
+                Act::Bring(format!("{}/standby", path()), path(), is_in_standby),
+                Act::Bring(format!("{}/restore", path()), path(), is_running),
+            ]
+        }
+        "snapshot" => {
+            let list = format!("/snapshots?name=snap-{tag}");
+            let body = json!({ "kind": "Standby", "name": format!("snap-{tag}") });
+            let made = post("/instances/kept/snapshots", body);
+            vec![made, Act::See(list.clone(), is_listed), Act::Clear(list, "/snapshots".to_owned())]
+        }
+        "run" => {
+            let path = format!("/instances/box-{tag}");
+            let made = post("/instances", instance(&format!("box-{tag}")));
+            vec![made, Act::See(path.clone(), is_running), delete(path.clone()), Act::Gone(path)]
+        }
         "token" => vec![Act::Token],
         "backup" => vec![Act::Take("/backup".to_owned())],
         other => panic!("there is no step {other}"),
@@ -99,6 +137,6 @@ pub(crate) fn acts(step: &str, tag: &str) -> Vec<Act> {
 
 /// An instance of the image that is kept.
 pub(crate) fn instance(name: &str) -> Value {
-    json!({ "name": name, "image": image("busybox"), "size": "192MB", "vcpus": 1, "overlay_size": "64MB",
+    json!({ "name": name, "image": image("busybox"), "size": "128MB", "vcpus": 1, "overlay_size": "64MB",
         "cmd": ["sleep", "1000"] })
 }

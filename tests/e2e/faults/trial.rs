@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Time within which a fault is told, what was begun is done once nothing fails any more, and what is left over is
 /// removed. Retries come within seconds.
-const IN_TIME: Duration = Duration::from_secs(15);
+const IN_TIME: Duration = Duration::from_secs(30);
 
 /// Time in which the daemon looks at everything once, as the scene has configured it.
 const LOOKED_THROUGH: Duration = Duration::from_secs(6);
@@ -90,7 +90,18 @@ impl Walk {
                 }
                 Act::Import(path) => {
                     let answer = site.attempt_raw(Method::POST, path, self.archive.clone()).await;
-                    self.asked(&act, answer, &[200, 201, 202, 409])?
+                    self.asked(&act, answer, &[200, 201, 202])?
+                }
+                Act::Bring(verb, path, is_so) => {
+                    let seen = site.attempt(Method::GET, path, None).await;
+                    let is_so = seen.is_some_and(|seen| seen.status == 200 && is_so(&seen.body));
+                    if !is_so && let Some(answer) = site.attempt(Method::POST, verb, None).await {
+                        self.hear(&answer);
+                        if !answer.status.is_success() {
+                            self.judge(&act, &answer)?;
+                        }
+                    }
+                    is_so
                 }
                 Act::See(path, is_so) => match site.attempt(Method::GET, path, None).await {
                     Some(answer) if answer.status == 200 => {
@@ -99,6 +110,20 @@ impl Walk {
                     }
                     Some(answer) if answer.status == 404 && self.is_made => {
                         return Err(format!("{path} was acknowledged, and is not there"));
+                    }
+                    Some(answer) => self.judge(&act, &answer).map(|()| false)?,
+                    None => false,
+                },
+                Act::Clear(list, kind) => match site.attempt(Method::GET, list, None).await {
+                    Some(seen) if seen.status == 200 => {
+                        let all = seen.body.as_array().cloned().unwrap_or_default();
+                        for id in all.iter().filter_map(|object| object["id"].as_str()) {
+                            let gone = site.attempt(Method::DELETE, &format!("{kind}/{id}"), None).await;
+                            if let Some(answer) = gone.filter(|answer| !answer.status.is_success()) {
+                                self.judge(&act, &answer)?;
+                            }
+                        }
+                        all.is_empty()
                     }
                     Some(answer) => self.judge(&act, &answer).map(|()| false)?,
                     None => false,
@@ -137,7 +162,13 @@ impl Walk {
             return Ok(true);
         }
         self.judge(act, &answer)?;
-        if status < 500 {
+        // What was made without an acknowledgement is whole.
+        if ["name_conflict", "already_exists"].contains(&answer.body["code"].as_str().unwrap_or_default()) {
+            self.is_made = true;
+            return Ok(true);
+        }
+        // A state that does not fit yet, or something that failed meanwhile, is told as a conflict.
+        if status < 500 && status != 409 {
             return Err(format!("{act:?} was refused for good: {answer:?}"));
         }
         Ok(false)
@@ -169,10 +200,15 @@ impl Walk {
 }
 
 /// Whether a text tells of an error.
-pub(crate) fn tells(text: &str, error: Errno) -> bool {
-    let error = std::io::Error::from(error).to_string();
+pub(crate) fn tells(text: &str, errno: Errno) -> bool {
+    let error = std::io::Error::from(errno).to_string();
     let words = error.split(" (os").next().unwrap_or_default();
-    text.contains(words)
+    text.contains(words) || error_is_told_otherwise(text, errno)
+}
+
+/// The store's own words.
+fn error_is_told_otherwise(text: &str, errno: Errno) -> bool {
+    errno == Errno::NOSPC && text.contains("file system is full")
 }
 
 /// What the daemons' log says beyond a length.
@@ -323,16 +359,33 @@ pub(crate) async fn objects(site: &Site) -> BTreeMap<String, Value> {
 }
 
 /// Waits until a daemon answers or has ended, which is told with its status.
-pub(crate) async fn begun(site: &mut Site) -> Result<Result<(), ExitStatus>, String> {
+/// A daemon that tells why it does neither is let go on.
+pub(crate) async fn begun(
+    site: &mut Site,
+    supervisor: &Supervisor,
+    fault: &Fault,
+    log: u64,
+) -> Result<Result<(), ExitStatus>, String> {
     let deadline = Instant::now() + IN_TIME;
     loop {
         if let Some(begun) = site.begun().await {
             return Ok(begun);
         }
+        let told = log_since(site, log);
+        if fault.lasts && tells(&told, fault.error) && told.contains("listening") {
+            supervisor.end();
+        }
         if Instant::now() > deadline {
-            site.kill().await;
             return Err("it neither begins nor ends".to_owned());
         }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Waits until a call has failed, for as long as the daemon needs to look at everything.
+pub(crate) async fn is_met(supervisor: &Supervisor) {
+    let deadline = Instant::now() + LOOKED_THROUGH;
+    while supervisor.hits() == 0 && Instant::now() < deadline {
         tokio::time::sleep(LOOK).await;
     }
 }
