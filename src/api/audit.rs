@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ impl Audit {
     /// When it cannot be opened: a daemon that cannot say who did what does not begin.
     pub fn open(directory: &Path) -> io::Result<Self> {
         let directory = directory.join("audit");
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        crate::store::private_directory(&directory)?;
         let path = directory.join("audit.log");
         let file = append(&path)?;
         let size = file.metadata()?.len();

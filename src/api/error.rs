@@ -213,7 +213,13 @@ impl From<HostError> for ApiError {
             HostErrorKind::Permanent | HostErrorKind::Unsupported => {
                 Self::bad_request("invalid_request", error.chain())
             }
-            HostErrorKind::Exhausted => Self::from(StoreError::Full),
+            HostErrorKind::Exhausted => Self::insufficient_storage(error.chain()),
+            HostErrorKind::Transient => {
+                let words = error.chain();
+                tracing::error!(error = words, "the host failed");
+                let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "host_unavailable", words);
+                Self { retry: Retry::After(5), ..error }
+            }
             _ => {
                 tracing::error!(error = error.chain(), "the host failed");
                 Self::internal()

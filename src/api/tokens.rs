@@ -74,13 +74,16 @@ pub fn change<T>(directory: &Path, change: impl FnOnce(&mut Vec<TokenRecord>) ->
     Ok(done)
 }
 
-/// When the files were last changed, as far as that can be seen.
-fn stamp(directory: &Path) -> Vec<Option<(SystemTime, u64)>> {
-    let look = |name: &str| {
-        let meta = std::fs::metadata(directory.join("keys").join(name)).ok()?;
-        Some((meta.modified().ok()?, std::os::unix::fs::MetadataExt::ino(&meta)))
+/// When the files were last changed; `None` for one that is not there.
+type Stamp = [Option<(SystemTime, u64)>; 3];
+
+fn stamp(directory: &Path) -> io::Result<Stamp> {
+    let look = |name: &str| match std::fs::metadata(directory.join("keys").join(name)) {
+        Ok(meta) => Ok(Some((meta.modified()?, std::os::unix::fs::MetadataExt::ino(&meta)))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     };
-    ["jwt.key", "jwt.old.key", "tokens.json"].map(look).to_vec()
+    Ok([look("jwt.key")?, look("jwt.old.key")?, look("tokens.json")?])
 }
 
 fn trust(directory: &Path, keys: &Keys) -> Result<(), SealKeyError> {
@@ -103,22 +106,31 @@ pub fn load(directory: &Path) -> Result<Keys, SealKeyError> {
     Ok(keys)
 }
 
-/// Trusts what the files say from now on. What cannot be read changes nothing, and is told.
+/// Trusts what the files say now, if they have changed; gives when that was.
+fn look(directory: &Path, keys: &Keys, before: Option<Stamp>) -> anyhow::Result<Stamp> {
+    let now = stamp(directory)?;
+    if Some(now) != before {
+        trust(directory, keys)?;
+    }
+    Ok(now)
+}
+
+/// Trusts what the files say from now on. What cannot be read changes nothing, is told, and is read again:
+/// a token that was revoked meanwhile must end.
 pub async fn follow(directory: PathBuf, keys: Keys) {
-    let mut seen = Vec::new();
+    let mut seen = None;
     loop {
         let (of_look, of_keys) = (directory.clone(), keys.clone());
-        let before = std::mem::take(&mut seen);
-        let looked = tokio::task::spawn_blocking(move || {
-            let now = stamp(&of_look);
-            if now != before
-                && let Err(error) = trust(&of_look, &of_keys)
-            {
-                tracing::error!(%error, "the token files cannot be read; what was trusted stays so");
+        let looked = tokio::task::spawn_blocking(move || look(&of_look, &of_keys, seen)).await;
+        seen = match looked {
+            Ok(Ok(stamp)) => Some(stamp),
+            Ok(Err(error)) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "the token files cannot be read; what was trusted stays so");
+                None
             }
-            now
-        });
-        seen = looked.await.unwrap_or_default();
+            Err(_) => None,
+        };
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -152,5 +164,18 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         std::fs::write(place(scratch.path()), "nonsense").expect("written");
         trust(scratch.path(), &keys).expect_err("nobody knows what is revoked");
+    }
+
+    #[test]
+    fn files_that_could_not_be_read_are_read_again_though_they_did_not_change() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let keys = load(scratch.path()).expect("made");
+        let seen = look(scratch.path(), &keys, None).expect("read");
+        assert_eq!(look(scratch.path(), &keys, Some(seen)).expect("as before"), seen);
+        std::fs::create_dir(place(scratch.path())).expect("a directory cannot be read");
+        look(scratch.path(), &keys, Some(seen)).expect_err("nobody knows what is revoked");
+        std::fs::remove_dir(place(scratch.path())).expect("removed");
+        std::fs::write(place(scratch.path()), "[]").expect("written");
+        assert_ne!(look(scratch.path(), &keys, None).expect("read"), seen);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use stead_controllers::store::{Store, StoreError};
+use stead_controllers::store::{KvError, Store, StoreError};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::api::ImportStream;
@@ -32,31 +32,40 @@ impl Backups {
         Self { store, data_dir, permits: Arc::new(Semaphore::new(BACKUPS_MAX)) }
     }
 
-    /// Takes a copy of the store and returns its backup; the stream ends with an error when it is not whole.
+    /// Takes a copy of the store and returns its backup once it has begun; the stream ends with an error when it
+    /// is not whole.
     ///
     /// # Errors
-    /// [`StoreError::Overloaded`] while as many as may be are made already.
+    /// [`StoreError::Overloaded`] while as many as may be are made already; when it cannot begin, as without
+    /// the key that it is sealed with.
     pub(super) async fn begin(&self) -> Result<ImportStream, StoreError> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| StoreError::Overloaded)?;
         let export = self.store.export().await?;
-        let (sender, receiver) = mpsc::channel(CHUNKS_MAX);
+        let (sender, mut receiver) = mpsc::channel(CHUNKS_MAX);
         let data_dir = self.data_dir.clone();
         tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let mut out = io::BufWriter::with_capacity(CHUNK_BYTES, Sender(sender.clone()));
             let written = backup::write(&export, &data_dir, &mut out)
-                .map_err(io::Error::other)
-                .and_then(|_| out.flush());
-            if let Err(error) = written {
-                // A reader that went away needs no reason.
-                let _ = sender.blocking_send(Err(error));
+                .map_err(anyhow::Error::from)
+                .and_then(|_| Ok(out.flush()?));
+            // A reader that went away needs no reason.
+            if let Err(error) = written
+                && !sender.is_closed()
+            {
+                let error = format!("{error:#}");
+                tracing::error!(error, "a backup could not be made");
+                let _ = sender.blocking_send(Err(io::Error::other(error)));
             }
         });
-        let chunks = futures::stream::unfold(receiver, |mut receiver| async {
+        // What it is sealed with and its files are read before anything is sent: without them nothing is answered.
+        let first = receiver.recv().await;
+        let first = first.transpose().map_err(|error| KvError::Io(error.to_string()))?;
+        let rest = futures::stream::unfold(receiver, |mut receiver| async {
             let chunk = receiver.recv().await?;
             Some((chunk, receiver))
         });
-        Ok(chunks.boxed())
+        Ok(futures::stream::iter(first.map(Ok)).chain(rest).boxed())
     }
 }
 

@@ -53,7 +53,7 @@ impl Ext4Files {
     /// # Errors
     /// When the directory cannot be made.
     pub fn new(directory: PathBuf, snapshots: PathBuf, reserve: Bytes) -> Result<Self, HostError> {
-        fs::create_dir_all(&directory)
+        files::make_directory(&directory)
             .map_err(|error| HostError::io("make", directory.display().to_string(), error))?;
         Ok(Self { directory, snapshots, reserve })
     }
@@ -203,10 +203,11 @@ async fn make_file_system(file: &File, owner: &Uid, size: Bytes) -> Result<(), H
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    // Sizes are checked when they are asked for: what fails here is the disk or the host, and that may pass.
     let kind = if said.contains("No space left") || said.contains("quota") {
         HostErrorKind::Exhausted
     } else {
-        HostErrorKind::Permanent
+        HostErrorKind::Transient
     };
     Err(failed(kind).because(said))
 }

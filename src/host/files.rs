@@ -31,6 +31,19 @@ pub(crate) fn free_bytes(path: &Path) -> Bytes {
     space(path).map_or(Bytes(0), |(_, free)| free)
 }
 
+/// Makes a directory and those above it.
+pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
+    or_is_there(path, fs::create_dir_all(path))
+}
+
+/// Corrects what std says of making a directory that is there and cannot be looked at: that it exists, and not why.
+pub(crate) fn or_is_there(path: &Path, made: io::Result<()>) -> io::Result<()> {
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && fs::metadata(path)?.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
 #[derive(PartialEq, Eq)]
 enum Durability {
     Host,
@@ -41,7 +54,7 @@ fn write(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> Result
     let failed = |error| HostError::io("write", path.display().to_string(), error);
     let no_parent = || HostError::new(HostErrorKind::Permanent, "write", path.display().to_string());
     let parent = path.parent().ok_or_else(no_parent)?;
-    fs::create_dir_all(parent).map_err(failed)?;
+    make_directory(parent).map_err(failed)?;
     let mut file = tempfile::NamedTempFile::new_in(parent).map_err(failed)?;
     file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(failed)?;
     file.write_all(bytes).map_err(failed)?;

@@ -76,9 +76,11 @@ impl Index {
         while let Some(dir) = dirs.pop() {
             let entries = fs::read_dir(&dir)
                 .map_err(|error| HostError::io("list", dir.display().to_string(), error))?;
-            for entry in entries.flatten() {
+            for entry in entries {
+                let failed = |error| HostError::io("list", dir.display().to_string(), error);
+                let entry = entry.map_err(failed)?;
                 let path = entry.path();
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_type().map_err(failed)?.is_dir() {
                     dirs.push(path);
                 } else if let Some(name) =
                     path.file_name().and_then(|name| name.to_str()?.strip_suffix(".ko"))

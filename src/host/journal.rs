@@ -21,6 +21,8 @@ use stead_schemas::meta::Kind;
 use stead_schemas::names::Uid;
 use stead_schemas::validate::printable;
 
+use super::files::or_is_there;
+
 /// Name of an instance's log, in the directory of its logs.
 pub const FILE: &str = "stead.log";
 const OLDER_FILE: &str = "stead.log.1";
@@ -147,8 +149,11 @@ impl Shared {
             if lost > 0 {
                 tracing::warn!(lost, "lines of instances' logs were lost: the disk is slow");
             }
-            if let Err(error) = self.write(&instance, &line, may_create) {
-                tracing::debug!(%instance, %error, "a line of the instance's log was lost");
+            match self.write(&instance, &line, may_create) {
+                Ok(()) => {}
+                // The instance is gone, and its log with it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(%instance, %error, "a line of the instance's log was lost"),
             }
         }
     }
@@ -163,7 +168,10 @@ impl Shared {
                 create(&path)?
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && may_create => {
-                fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+                or_is_there(
+                    &directory,
+                    fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory),
+                )?;
                 // Deleted meanwhile, it may have lost its records before this made them anew.
                 if self.lock().leaving.contains(instance) {
                     return fs::remove_dir_all(&directory);

@@ -4,7 +4,7 @@
 //! cached under the hash of the package's file.
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -99,16 +99,22 @@ fn parts(dir: &Path) -> Result<(PathBuf, PathBuf), HostError> {
         HostError::new(HostErrorKind::Missing, "find a guest kernel in", dir.display().to_string())
             .because(advice)
     };
-    let image = only_entry(&root.join("boot"), "vmlinuz-").ok_or_else(|| missing("no boot/vmlinuz-*"))?;
-    let modules = only_entry(&root.join("lib/modules"), "").ok_or_else(|| missing("no lib/modules/*"))?;
+    let failed = |error| HostError::io("find a guest kernel in", dir.display().to_string(), error);
+    let image = only_entry(&root.join("boot"), "vmlinuz-").map_err(failed)?;
+    let image = image.ok_or_else(|| missing("no boot/vmlinuz-*"))?;
+    let modules = only_entry(&root.join("lib/modules"), "").map_err(failed)?;
+    let modules = modules.ok_or_else(|| missing("no lib/modules/*"))?;
     Ok((image, modules))
 }
 
-fn only_entry(dir: &Path, prefix: &str) -> Option<PathBuf> {
-    let entries = fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path());
-    entries
-        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
-        .max()
+fn only_entry(dir: &Path, prefix: &str) -> io::Result<Option<PathBuf>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<PathBuf>>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let has_prefix = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(prefix);
+    Ok(entries.into_iter().filter(|path| path.file_name().is_some_and(has_prefix)).max())
 }
 
 /// Takes the payload out of a bzImage (Linux x86 boot protocol, fields `setup_sects`,

@@ -29,14 +29,22 @@ pub(crate) struct Identity {
 
 impl Identity {
     /// The process that has this pid now.
-    pub(crate) fn of(pid: u32) -> Option<Self> {
-        let stat = Stat::read(pid).filter(|stat| !stat.is_ended)?;
-        Some(Self { pid, start_time: stat.start_time, boot_id: boot_id() })
+    ///
+    /// # Errors
+    /// When that cannot be found out, as without a free descriptor.
+    pub(crate) fn of(pid: u32) -> io::Result<Option<Self>> {
+        let Some(stat) = Stat::read(pid)?.filter(|stat| !stat.is_ended) else { return Ok(None) };
+        Ok(Some(Self { pid, start_time: stat.start_time, boot_id: boot_id()? }))
     }
 
-    pub(crate) fn is_alive(&self) -> bool {
+    /// Whether it runs still.
+    ///
+    /// # Errors
+    /// When that cannot be found out: a VM whose process cannot be looked at is not dead, and a second one
+    /// beside it would write to the same disk.
+    pub(crate) fn is_alive(&self) -> io::Result<bool> {
         let is_same = |stat: Stat| !stat.is_ended && stat.start_time == self.start_time;
-        self.boot_id == boot_id() && Stat::read(self.pid).is_some_and(is_same)
+        Ok(self.boot_id == boot_id()? && Stat::read(self.pid)?.is_some_and(is_same))
     }
 
     /// A descriptor of the very process; `None` when it is gone.
@@ -45,7 +53,7 @@ impl Identity {
         let Some(pid) = raw else { return Ok(None) };
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
             // Checked after opening: from here on the descriptor means this process.
-            Ok(fd) if self.is_alive() => register(fd).map(|fd| Some(Pidfd(fd))),
+            Ok(fd) if self.is_alive()? => register(fd).map(|fd| Some(Pidfd(fd))),
             Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -92,8 +100,15 @@ struct Stat {
 }
 
 impl Stat {
-    fn read(pid: u32) -> Option<Self> {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    /// `None` when there is no such process.
+    fn read(pid: u32) -> io::Result<Option<Self>> {
+        let text = fs::read(format!("/proc/{pid}/stat"));
+        let Some(text) = of_process(text)? else { return Ok(None) };
+        let stat = Self::parse(&String::from_utf8_lossy(&text));
+        stat.map(Some).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a process's state"))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
         // The name in parentheses may hold anything; what follows its last one is plain.
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
@@ -102,20 +117,38 @@ impl Stat {
     }
 }
 
-/// Of the running kernel; empty when it cannot be read, which then equals only itself.
-pub(crate) fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+/// Gives what was read of a process; `None` when there is no such process any more.
+pub(crate) fn of_process<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // It ended between opening and reading.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
-/// Pids whose command line has an argument that `is_ours` accepts; for what a crash left unrecorded.
-pub(crate) fn find_by_argument(is_ours: impl Fn(&str) -> bool) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|&byte| byte == 0).any(|argument| std::str::from_utf8(argument).is_ok_and(&is_ours))
-    })
-    .collect()
+/// The name of this boot of the running kernel.
+fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// Finds the process whose command line has an argument that `is_ours` accepts; for what a crash left unrecorded.
+///
+/// # Errors
+/// When a process could not be looked at, which might be the one.
+pub(crate) fn find_by_argument(is_ours: impl Fn(&str) -> bool) -> io::Result<Option<Identity>> {
+    for entry in fs::read_dir("/proc")? {
+        let pid = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+        let Some(pid) = pid else { continue };
+        let line = of_process(fs::read(format!("/proc/{pid}/cmdline")))?.unwrap_or_default();
+        let is_one =
+            line.split(|&byte| byte == 0).any(|argument| std::str::from_utf8(argument).is_ok_and(&is_ours));
+        if is_one && let Some(identity) = Identity::of(pid)? {
+            return Ok(Some(identity));
+        }
+    }
+    Ok(None)
 }
 
 /// Where a program is, so that a start need not look for it.
@@ -134,15 +167,15 @@ mod tests {
     #[tokio::test]
     async fn a_process_is_killed_by_identity_and_a_recycled_pid_is_not() {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep runs");
-        let identity = Identity::of(child.id()).expect("it lives");
+        let identity = Identity::of(child.id()).expect("looked at").expect("it lives");
         let stranger = Identity { start_time: identity.start_time + 1, ..identity.clone() };
-        assert!(!stranger.is_alive());
+        assert!(!stranger.is_alive().expect("looked at"));
         stranger.kill().await.expect("killing what is gone is nothing");
         let other_boot = Identity { boot_id: "another".to_owned(), ..identity.clone() };
-        assert!(!other_boot.is_alive());
-        assert!(identity.is_alive());
+        assert!(!other_boot.is_alive().expect("looked at"));
+        assert!(identity.is_alive().expect("looked at"));
         identity.kill().await.expect("killed");
-        assert!(!identity.is_alive(), "a zombie is not alive");
+        assert!(!identity.is_alive().expect("looked at"), "a zombie is not alive");
         child.wait().expect("reaped");
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Level-triggered like every monitor: a name is only a reason to look.
 
-use std::fs;
 use std::path::PathBuf;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use stead_controllers::host::HostError;
+
+use super::files::make_directory;
 
 /// Calls `gone` with the name of whatever is deleted from, or moved out of, the directory; with
 /// nothing when names were lost. Runs as long as the process.
@@ -18,7 +19,7 @@ pub fn watch_deletions(
     gone: impl Fn(Option<&str>) + Send + 'static,
 ) -> Result<(), HostError> {
     let failed = |error: std::io::Error| HostError::io("watch", directory.display().to_string(), error);
-    fs::create_dir_all(&directory).map_err(failed)?;
+    make_directory(&directory).map_err(failed)?;
     let queue = inotify::init(CreateFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
     let flags = WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::ONLYDIR;
     inotify::add_watch(&queue, &directory, flags).map_err(|error| failed(error.into()))?;

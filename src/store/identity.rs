@@ -87,7 +87,7 @@ fn read(directory: &Path) -> Result<Option<String>, IdentityError> {
 fn write(directory: &Path, id: &str) -> Result<(), IdentityError> {
     let path = directory.join(FILE);
     let written = (|| {
-        fs::create_dir_all(directory)?;
+        super::private_directory(directory)?;
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
         writeln!(file, "{id}")?;
         file.as_file().sync_all()?;

@@ -13,8 +13,15 @@ const MODE: u32 = 0o700;
 /// # Errors
 /// When it cannot be made or changed, or belongs to another user.
 pub fn private_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(MODE).create(path)?;
+    match DirBuilder::new().recursive(true).mode(MODE).create(path) {
+        // One that is there and cannot be looked at is said to exist: what follows says why it cannot.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
     let seen = fs::metadata(path)?;
+    if !seen.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
     let own = rustix::process::geteuid().as_raw();
     if seen.uid() != own {
         let message = format!("{} belongs to user {}, not to {own}", path.display(), seen.uid());

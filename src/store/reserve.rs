@@ -49,8 +49,10 @@ impl Reserve {
             let missing_beside = BESIDE_BYTES.saturating_sub(self.beside.metadata()?.len());
             Ok::<_, io::Error>(free_bytes(&self.beside)? >= HEADROOM_BYTES + missing + missing_beside)
         };
-        // A file system that does not tell may be full.
-        has_room().unwrap_or(false)
+        has_room().unwrap_or_else(|error| {
+            tracing::warn!(%error, "it is not known how full the disk is: no new objects are taken");
+            false
+        })
     }
 
     /// How much the database's file holds of it.

@@ -10,7 +10,7 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use chacha20poly1305::aead::{Aead, Generate, Key, KeyInit, Payload};
@@ -94,7 +94,7 @@ pub(super) fn read(path: &Path) -> Result<Option<[u8; KEY_BYTES]>, SealKeyError>
 /// Whole or absent: written under another name, synced, then renamed.
 fn create(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    super::private_directory(directory)?;
     let key: [u8; KEY_BYTES] = Key::<XChaCha20Poly1305>::try_generate().map_err(io::Error::other)?.into();
     let partial = path.with_extension("partial");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;

@@ -75,7 +75,7 @@ impl SledKv {
     }
 
     pub(super) fn open_with_deadline(directory: &Path, commit_deadline: Duration) -> Result<Self, KvError> {
-        fs::create_dir_all(directory).map_err(|error| from_io(&error))?;
+        super::private_directory(directory).map_err(|error| from_io(&error))?;
         let reserve = Reserve::open(directory).map_err(|error| from_io(&error))?;
         let database = Database::open(directory, &reserve)?;
         let mut pairs = Vec::new();

@@ -12,6 +12,7 @@ mod crowd;
 mod deaths;
 mod debian;
 mod drift;
+mod faults;
 mod forks;
 mod full;
 mod half_written;
@@ -25,11 +26,14 @@ mod ingress;
 mod judge;
 mod late_disk;
 mod life;
+#[path = "../it/loop_disk.rs"]
+mod loop_disk;
 mod machines;
 mod namespace;
 mod neighbours;
 mod odd_images;
 mod policies;
+mod power;
 mod programs;
 #[path = "../sdk/python.rs"]
 mod python;

@@ -121,6 +121,8 @@ fn run<F: AsyncFnOnce()>(body: F, turn: fn() -> Turn) {
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success(), "{name} failed inside its namespace:\n{said}");
     assert!(said.contains("1 passed"), "{name} did not run inside its namespace:\n{said}");
+    // So that it can be seen by whoever asks the runner for it.
+    std::io::Write::write_all(&mut std::io::stdout(), said.as_bytes()).expect("it is read");
 }
 
 /// Control groups are outside of namespaces; those of a test are empty once its processes ended.

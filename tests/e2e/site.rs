@@ -170,11 +170,19 @@ impl Site {
     /// Starts a daemon that dies at `failpoint`; it may be dead when this answers.
     pub(crate) fn spawn(&mut self, failpoint: Option<&str>) {
         assert!(self.daemon.is_none(), "one daemon at a time");
-        let log = self.stage.dir.path().join("daemon.log");
-        let log = fs::File::options().create(true).append(true).open(log).expect("opened");
+        let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("opened");
         let mut command = self.serve(failpoint);
         command.stdout(log.try_clone().expect("cloned")).stderr(log);
         self.daemon = Some(Program(command.spawn().expect("the daemon starts")));
+    }
+
+    /// Starts a daemon in another way than by itself, such as under a filter.
+    pub(crate) fn spawn_by(&mut self, start: impl FnOnce(&mut Command) -> Child) {
+        assert!(self.daemon.is_none(), "one daemon at a time");
+        let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("opened");
+        let mut command = self.serve(None);
+        command.stdout(log.try_clone().expect("cloned")).stderr(log);
+        self.daemon = Some(Program(start(&mut command)));
     }
 
     /// Starts a daemon whose log, with a line for each request, goes into a pipe.
@@ -231,17 +239,26 @@ impl Site {
         fs::remove_file(self.hold()).expect("it is held");
     }
 
+    /// Whether the daemon has begun: the status that it ended with, or that it answers; `None` while it does neither.
+    pub(crate) async fn begun(&mut self) -> Option<Result<(), ExitStatus>> {
+        let daemon = self.daemon.as_mut().expect("started");
+        if let Some(status) = daemon.0.try_wait().expect("waited") {
+            self.daemon = None;
+            return Some(Err(status));
+        }
+        // One that cannot accept connections does not answer.
+        let asked = self.http.get(format!("http://{LISTEN}/health")).timeout(Duration::from_secs(1)).send();
+        asked.await.ok().map(|_| Ok(()))
+    }
+
+    pub(crate) fn has_daemon(&self) -> bool {
+        self.daemon.is_some()
+    }
+
     /// Waits until the daemon answers.
     pub(crate) async fn answers(&mut self) {
-        let url = format!("http://{LISTEN}/health");
-        let (http, daemon) = (self.http.clone(), self.daemon.as_mut().expect("started"));
-        let ended = until("the daemon to answer", MOMENT, async || {
-            if let Some(status) = daemon.0.try_wait().expect("waited") {
-                return Some(Some(status));
-            }
-            http.get(&url).send().await.ok().map(|_| None)
-        })
-        .await;
+        let begun = until("the daemon to answer", MOMENT, async || self.begun().await).await;
+        let ended = begun.err();
         assert!(ended.is_none(), "the daemon ended: {ended:?}\n{}", self.daemon_log());
         let data = self.data().display().to_string();
         let token = run(env!("CARGO_BIN_EXE_stead"), &["token", "create", "--data-dir", &data]);
@@ -314,8 +331,13 @@ impl Site {
         );
     }
 
+    /// What all daemons of the site have written to their standard error.
+    pub(crate) fn log_file(&self) -> PathBuf {
+        self.stage.dir.path().join("daemon.log")
+    }
+
     pub(crate) fn daemon_log(&self) -> String {
-        let log = fs::read_to_string(self.stage.dir.path().join("daemon.log")).unwrap_or_default();
+        let log = fs::read_to_string(self.log_file()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
@@ -340,6 +362,22 @@ impl Site {
         let response = request.send().await.ok()?;
         let status = response.status();
         Some(Answer { status, body: response.json().await.unwrap_or(Value::Null) })
+    }
+
+    /// Likewise, with a body of any kind, of which the answer's first bytes are given as text if they are no JSON.
+    pub(crate) async fn attempt_raw(&self, method: Method, path: &str, body: Vec<u8>) -> Option<Answer> {
+        let request = self.http.request(method, format!("http://{LISTEN}{path}")).bearer_auth(&self.token);
+        let response = request.body(body).send().await.ok()?;
+        let status = response.status();
+        let bytes = response.bytes().await.ok()?;
+        let text = || Value::String(String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned());
+        Some(Answer { status, body: serde_json::from_slice(&bytes).unwrap_or_else(|_| text()) })
+    }
+
+    /// The status of an answer to whoever has this token.
+    pub(crate) async fn status_with(&self, token: &str) -> Option<u16> {
+        let request = self.http.get(format!("http://{LISTEN}/instances")).bearer_auth(token);
+        Some(request.send().await.ok()?.status().as_u16())
     }
 
     pub(crate) async fn request(&self, method: Method, path: &str, body: Option<Value>) -> Answer {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`: from then on every write fails, and what was not
 /// synced is lost at the next mount. Debian has no small program for it; the tests need Python anyway.
@@ -11,32 +12,12 @@ fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))"
 /// Mounts tried until the kernel has let go of a file system that lost its power.
 const MOUNTS_MAX: usize = 1000;
 
+/// Tries to unmount, 10 ms apart.
+const UNMOUNTS_MAX: usize = 500;
+
 /// Unmounted when it is dropped.
 pub(crate) struct LoopDisk {
     scratch: tempfile::TempDir,
-}
-
-/// Set for the copy of this program that runs a test in mounts of its own.
-const INSIDE: &str = "STEAD_TEST_OWN_MOUNTS";
-
-/// Runs the test again in a mount namespace of its own and returns true; false inside of it. Namespaces that
-/// other programs make meanwhile would otherwise take copies of the mounts, and hold file systems
-/// that lost their power.
-pub(crate) fn ran_in_own_mounts(test: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return false;
-    }
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--"]).arg(std::env::current_exe().expect("this program has a path"));
-    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(INSIDE, "1");
-    let output = command.output().expect("unshare (package util-linux) runs");
-    let said =
-        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{test} failed in mounts of its own:\n{said}"
-    );
-    true
 }
 
 fn run(program: &str, arguments: &[&str]) {
@@ -77,7 +58,16 @@ impl LoopDisk {
         panic!("the file system cannot be mounted anew");
     }
 
+    /// Unmounts it as soon as nobody has a file of it open: what a killed daemon ran ends a moment later.
     pub(crate) fn unmount(&self) {
+        let is_over =
+            || Command::new("umount").arg(self.path()).output().is_ok_and(|output| output.status.success());
+        for _ in 0..UNMOUNTS_MAX {
+            if is_over() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         run("umount", &[&self.path().to_string_lossy()]);
     }
 

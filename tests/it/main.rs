@@ -11,6 +11,7 @@ mod load;
 mod loop_disk;
 #[path = "../sdk/node.rs"]
 mod node;
+mod own_mounts;
 mod power_loss;
 #[path = "../sdk/python.rs"]
 mod python;

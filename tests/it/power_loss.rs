@@ -12,7 +12,8 @@ use std::time::Duration;
 use stead_schemas::disk::Disk;
 use stead_schemas::names::Uid;
 
-use crate::loop_disk::{LoopDisk, ran_in_own_mounts};
+use crate::loop_disk::LoopDisk;
+use crate::own_mounts::ran_in_own_mounts;
 use crate::store::{Open, acknowledge, acknowledged_uid, child, child_directory, create, start, uids};
 
 const ROUNDS: u64 = 6;

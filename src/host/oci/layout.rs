@@ -81,7 +81,7 @@ impl Layout {
             _ => {}
         }
         for dir in ["blobs", "partials", "manifests", "rootfs", "scratch"] {
-            fs::create_dir_all(layout.root.join(dir)).map_err(failed)?;
+            files::make_directory(&layout.root.join(dir)).map_err(failed)?;
         }
         layout.sweep().map_err(failed)?;
         Ok(layout)
@@ -106,7 +106,7 @@ impl Layout {
 
     /// Whether the layers that are not here yet can be written.
     pub(super) fn need_room_for(&self, manifest: &Manifest) -> io::Result<()> {
-        let layers = self.resolved(manifest).layers;
+        let layers = self.resolved(manifest)?.layers;
         let missing: BTreeMap<_, _> = layers
             .iter()
             .map(|layer| (&layer.digest, layer.size.0.saturating_sub(layer.present.0)))
@@ -139,43 +139,44 @@ impl Layout {
         files::write_whole(&self.manifest_path(&manifest.digest), &bytes, 0o600)
     }
 
-    /// `None` when it is not there or not readable: it is then resolved again.
-    pub(super) fn manifest(&self, digest: &Digest) -> Option<Manifest> {
-        serde_json::from_slice(&fs::read(self.manifest_path(digest)).ok()?).ok()
+    /// `None` when it is not there or makes no sense: it is then resolved again.
+    pub(super) fn manifest(&self, digest: &Digest) -> io::Result<Option<Manifest>> {
+        read_manifest(&self.manifest_path(digest))
     }
 
-    pub(super) fn resolved(&self, manifest: &Manifest) -> Resolved {
-        let parts = self.parts();
+    pub(super) fn resolved(&self, manifest: &Manifest) -> io::Result<Resolved> {
+        let parts = self.parts()?;
         let layer = |blob: &Blob| {
-            let whole = self.blob(&blob.digest).exists().then_some(blob.size);
+            let whole = self.blob(&blob.digest).try_exists()?.then_some(blob.size);
             // A partial blob that is as long as the whole one is not verified yet.
             let part =
                 parts.get(blob.digest.hex()).map(|part| Bytes(*part.min(&blob.size.0.saturating_sub(1))));
-            Layer {
+            Ok(Layer {
                 digest: blob.digest.clone(),
                 size: blob.size,
                 present: whole.or(part).unwrap_or_default(),
-            }
+            })
         };
-        Resolved { digest: manifest.digest.clone(), layers: manifest.layers.iter().map(layer).collect() }
+        let layers = manifest.layers.iter().map(layer).collect::<io::Result<_>>()?;
+        Ok(Resolved { digest: manifest.digest.clone(), layers })
     }
 
     /// Length of the longest part of each blob, by its digest in hexadecimal digits.
-    fn parts(&self) -> BTreeMap<String, u64> {
+    fn parts(&self) -> io::Result<BTreeMap<String, u64>> {
         let mut parts = BTreeMap::new();
-        for (name, path) in names(&self.root.join("partials")).unwrap_or_default() {
+        for (name, path) in names(&self.root.join("partials"))? {
             let Some((hex, _)) = name.split_once('.') else { continue };
-            let length = fs::metadata(path).map_or(0, |meta| meta.len());
+            let Some(part) = found(fs::metadata(path))? else { continue };
             let longest: &mut u64 = parts.entry(hex.to_owned()).or_default();
-            *longest = length.max(*longest);
+            *longest = part.len().max(*longest);
         }
-        parts
+        Ok(parts)
     }
 
-    pub(super) fn stored(&self, digest: &Digest) -> Option<StoredImage> {
-        let size = fs::metadata(self.rootfs(digest)).ok()?.len();
-        let config = self.manifest(digest)?.config;
-        Some(StoredImage { digest: digest.clone(), size: Bytes(size), config })
+    pub(super) fn stored(&self, digest: &Digest) -> io::Result<Option<StoredImage>> {
+        let Some(rootfs) = found(fs::metadata(self.rootfs(digest)))? else { return Ok(None) };
+        let Some(Manifest { config, .. }) = self.manifest(digest)? else { return Ok(None) };
+        Ok(Some(StoredImage { digest: digest.clone(), size: Bytes(rootfs.len()), config }))
     }
 
     /// Digests with a complete root file system.
@@ -208,17 +209,18 @@ impl Layout {
             return Ok(());
         }
         gone(&self.rootfs(digest))?;
-        gone(&self.manifest_path(digest))?;
-        self.sweep_while(&held)
+        // The manifest goes last: as long as something of the image is left, it is known that it is.
+        self.sweep_while(&held, Some(digest))?;
+        gone(&self.manifest_path(digest))
     }
 
     /// Removes blobs, whole or in part, that no manifest lists and no transfer brings.
     pub(super) fn sweep(&self) -> io::Result<()> {
-        self.sweep_while(&self.holds.freeze())
+        self.sweep_while(&self.holds.freeze(), None)
     }
 
-    fn sweep_while(&self, held: &Held<'_>) -> io::Result<()> {
-        let mut kept = self.listed_blobs()?;
+    fn sweep_while(&self, held: &Held<'_>, leaving: Option<&Digest>) -> io::Result<()> {
+        let mut kept = self.listed_blobs(leaving)?;
         kept.extend(held.iter().map(|digest| digest.hex().to_owned()));
         for dir in ["blobs", "partials"] {
             for (name, path) in names(&self.root.join(dir))? {
@@ -232,20 +234,40 @@ impl Layout {
         Ok(())
     }
 
-    fn listed_blobs(&self) -> io::Result<BTreeSet<String>> {
-        let manifests = names(&self.root.join("manifests"))?.into_iter().filter_map(|(_, path)| {
-            // One that cannot be read is resolved again, and its blobs are brought again.
-            serde_json::from_slice::<Manifest>(&fs::read(path).ok()?).ok()
-        });
-        Ok(manifests
-            .flat_map(|manifest| manifest.layers.into_iter().map(|blob| blob.digest.hex().to_owned()))
-            .collect())
+    /// Blobs of all manifests but one that is being removed. Nothing may be collected when one cannot be read.
+    fn listed_blobs(&self, leaving: Option<&Digest>) -> io::Result<BTreeSet<String>> {
+        let mut listed = BTreeSet::new();
+        for (_, path) in names(&self.root.join("manifests"))? {
+            // One that makes no sense is resolved again, and its blobs are brought again.
+            let Some(manifest) = read_manifest(&path)? else { continue };
+            if Some(&manifest.digest) != leaving {
+                listed.extend(manifest.layers.into_iter().map(|blob| blob.digest.hex().to_owned()));
+            }
+        }
+        Ok(listed)
     }
 }
 
+fn read_manifest(path: &Path) -> io::Result<Option<Manifest>> {
+    Ok(found(fs::read(path))?.and_then(|text| serde_json::from_slice(&text).ok()))
+}
+
+/// A list that breaks off is none: what is not in it would be taken for gone.
 fn names(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
-    let entries = fs::read_dir(dir)?.flatten();
-    Ok(entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path()))).collect())
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        names.extend(entry.file_name().into_string().ok().map(|name| (name, entry.path())));
+    }
+    Ok(names)
+}
+
+fn found<T>(looked: io::Result<T>) -> io::Result<Option<T>> {
+    match looked {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn gone(path: &Path) -> io::Result<()> {
@@ -285,7 +307,7 @@ mod tests {
         assert!(kept.iter().all(|path| path.exists()), "what a manifest lists");
         assert!(stray.iter().all(|path| !path.exists()), "what nothing lists");
         let present: Vec<u64> =
-            layout.resolved(&manifest).layers.iter().map(|layer| layer.present.0).collect();
+            layout.resolved(&manifest).expect("read").layers.iter().map(|layer| layer.present.0).collect();
         assert_eq!(present, [9, 5]);
         let hold = layout.hold(&digest("part"));
         layout.remove(&manifest.digest, || false).expect("removed");

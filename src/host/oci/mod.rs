@@ -135,7 +135,8 @@ impl Oci {
         let (layout, digest) = (self.layout.clone(), digest.clone());
         // It is asked for again by the next pass, so this passes.
         let gone = HostError::new(HostErrorKind::Transient, operation, digest.as_str());
-        blocking(operation, move || Ok(layout.manifest(&digest)))
+        let failed = move |error| HostError::io(operation, "an image's manifest", error);
+        blocking(operation, move || layout.manifest(&digest).map_err(failed))
             .await?
             .ok_or_else(|| gone.because("its manifest is not here any more"))
     }
@@ -154,13 +155,21 @@ impl Images for Oci {
 
     async fn inspect(&self, digest: &Digest) -> Result<Option<StoredImage>, HostError> {
         let (layout, digest) = (self.layout.clone(), digest.clone());
-        blocking("inspect", move || Ok(layout.stored(&digest))).await
+        blocking("inspect", move || {
+            layout.stored(&digest).map_err(|error| HostError::io("inspect the image", digest.as_str(), error))
+        })
+        .await
     }
 
     async fn manifest(&self, digest: &Digest) -> Result<Option<Resolved>, HostError> {
         let (layout, digest) = (self.layout.clone(), digest.clone());
-        blocking("inspect", move || Ok(layout.manifest(&digest).map(|manifest| layout.resolved(&manifest))))
-            .await
+        blocking("inspect", move || {
+            let found = layout
+                .manifest(&digest)
+                .and_then(|found| found.map(|manifest| layout.resolved(&manifest)).transpose());
+            found.map_err(|error| HostError::io("inspect the image", digest.as_str(), error))
+        })
+        .await
     }
 
     async fn resolve(
@@ -184,7 +193,12 @@ impl Images for Oci {
         let answer = self.questions.ask(owner, &question, work, move || jobs.announce(&of))?;
         let Some(manifest) = answer else { return Ok(None) };
         let layout = self.layout.clone();
-        blocking("inspect", move || Ok(Some(layout.resolved(&manifest)))).await
+        blocking("inspect", move || {
+            let resolved = layout.resolved(&manifest);
+            let failed = |error| HostError::io("inspect the image", manifest.digest.as_str(), error);
+            resolved.map(Some).map_err(failed)
+        })
+        .await
     }
 
     async fn job(&self, owner: &Uid, digest: &Digest) -> Option<Job> {

@@ -216,5 +216,5 @@ fn content_that_is_not_what_the_configuration_says_is_refused() {
     let (_wanted, stop) = Stop::new();
     let error = build(&layout, &manifest, &stop).expect_err("diff_id");
     assert!(error.chain().contains("diff_id"));
-    assert!(layout.stored(&manifest.digest).is_none(), "nothing half done is left");
+    assert!(layout.stored(&manifest.digest).expect("read").is_none(), "nothing half done is left");
 }

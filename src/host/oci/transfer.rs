@@ -24,6 +24,7 @@ use super::layout::{Blob, Layout, Source};
 use super::manifest::digest_from;
 use super::session::{Incoming, Session};
 use super::transport::Failed;
+use crate::host::files::make_directory;
 
 /// Bytes gathered before a blocking thread writes them.
 const BATCH_BYTES: usize = 1 << 20;
@@ -166,10 +167,10 @@ impl Partial {
         alone: OwnedMutexGuard<()>,
     ) -> io::Result<Option<Self>> {
         let hold = layout.hold(&blob.digest);
-        if layout.blob(&blob.digest).exists() {
+        if layout.blob(&blob.digest).try_exists()? {
             return Ok(None);
         }
-        fs::create_dir_all(path.parent().unwrap_or(&path))?;
+        make_directory(path.parent().unwrap_or(&path))?;
         let file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
         let length = file.metadata()?.len();
         if length > blob.size.0 {

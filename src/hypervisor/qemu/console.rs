@@ -97,8 +97,14 @@ async fn rotate_if_due(places: &Places, max: Bytes, attached: &Weak<Attached>) -
     let is_half_done = match fs::metadata(&log) {
         Ok(meta) if meta.len() < max.0 => return Ok(true),
         Ok(_) => false,
-        Err(_) if !places.older_console_log().exists() => return Ok(true),
-        Err(_) => true,
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.to_string()),
+        Err(_) => {
+            let is_rotated = places.older_console_log().try_exists().map_err(|error| error.to_string())?;
+            if !is_rotated {
+                return Ok(true);
+            }
+            true
+        }
     };
     let monitor = attached.monitor.lock().await;
     let Some(monitor) = monitor.as_ref() else { return Err("no connection".to_owned()) };

@@ -7,19 +7,24 @@ use std::path::Path;
 use stead_controllers::host::HostError;
 use stead_schemas::names::Uid;
 
+use crate::host::files::or_is_there;
+
 pub(super) fn uids_in(dir: &Path) -> Result<Vec<Uid>, HostError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(HostError::io("list", dir.display().to_string(), error)),
     };
-    // Names that are no uid are not ours.
-    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    // Names that are no uid are not ours. A list that breaks off is none: what is not in it would be taken for gone.
+    let uid =
+        |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
+    let uids = entries.filter_map(|entry| uid(entry).transpose()).collect::<io::Result<_>>();
+    uids.map_err(|error| HostError::io("list", dir.display().to_string(), error))
 }
 
 pub(super) fn make_private_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    or_is_there(dir, fs::DirBuilder::new().recursive(true).mode(0o700).create(dir))
 }
 
 pub(super) fn remove_dir(dir: &Path) -> io::Result<()> {

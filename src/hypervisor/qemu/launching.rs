@@ -92,8 +92,8 @@ impl Qemu {
         (record.mapping, record.ram_inode) = (ram.mapping, ram.file.metadata().map_err(failed)?.ino());
         record.write(&places)?;
         let mut child = self.spawn(plan, &places, ram, &record)?;
-        let identity = child.id().and_then(Identity::of);
-        let Some(identity) = identity else {
+        let identity = child.id().map_or(Ok(None), Identity::of);
+        let Some(identity) = identity.map_err(failed)? else {
             let died = HostError::new(HostErrorKind::Transient, "start a VMM for", plan.owner.as_str());
             return Err(died.because(last_line(&places.vmm_log())));
         };
@@ -112,11 +112,12 @@ impl Qemu {
     pub(super) fn enter_group(&self, owner: &Uid, identity: &Identity) {
         let (config, owner, identity) = (self.config.clone(), owner.clone(), identity.clone());
         let enter = move || {
-            if !identity.is_alive() {
+            // The cgroup of a process that cannot be looked at does no harm.
+            if !identity.is_alive().unwrap_or(true) {
                 return;
             }
             let entered = config.cgroups.enter(owner.as_str(), identity.pid);
-            if !identity.is_alive() {
+            if !identity.is_alive().unwrap_or(true) {
                 // Whoever released it may have been here before; another's group is not empty.
                 let _ = config.cgroups.remove(owner.as_str());
             } else if let Err(error) = entered {
@@ -221,7 +222,8 @@ fn end_line(log: &Path) -> io::Result<()> {
 /// listens on it; there is no event to wait for.
 async fn first_answer<T, F: Future<Output = Option<T>>>(socket: &Path, ask: impl Fn() -> F) -> T {
     loop {
-        if socket.exists()
+        // Where it cannot be looked for, the question tells.
+        if socket.try_exists().unwrap_or(true)
             && let Some(answer) = ask().await
         {
             return answer;

@@ -141,7 +141,7 @@ mod tests {
         memory.publish().expect("published");
         let mut ram = Ram::map(&memory.saved(RAM));
         memory.consume(Some(ram.inode())).expect("consumed");
-        assert!(!memory.exists() && inode(&memory.running(RAM)) == ram.inode());
+        assert!(!memory.exists().expect("looked at") && inode(&memory.running(RAM)) == ram.inode());
         // A snapshot has a file of its own, and the VM runs on.
         ram.write(4096, &[2; 100]);
         save(&memory, &snapshot, &ram).expect("taken");
@@ -152,7 +152,7 @@ mod tests {
         let begun = memory.begin_with_mapped(&memory).expect("begun");
         memory.keep_own(&ram.own_pages(), begun).expect("kept");
         memory.unsave().expect("undone");
-        assert!(memory.running(RAM).exists() && !memory.exists());
+        assert!(memory.running(RAM).exists() && !memory.exists().expect("looked at"));
         ram.write(3 * 4096, &[3; 5000]);
         save(&memory, &memory, &ram).expect("saved");
         is_right(&memory, &ram);
@@ -169,10 +169,10 @@ mod tests {
             assert!(inode(&memory.saved(RAM)) != ram.inode());
             memory.consume(Some(ram.inode())).expect("consumed");
             assert_eq!(inode(&memory.running(RAM)), ram.inode(), "whoever has it too shall see that");
-            assert!(!memory.exists() && fs::read(&of_others).expect("there") == shared);
+            assert!(!memory.exists().expect("looked at") && fs::read(&of_others).expect("there") == shared);
         }
         memory.forget_running().expect("removed");
-        assert!(!memory.has_rest());
+        assert!(!memory.has_rest().expect("looked at"));
     }
 
     #[test]
@@ -187,8 +187,8 @@ mod tests {
         memory.prove(origin(), kept).expect("proved");
         memory.publish().expect("published");
         memory.consume(None).expect("consumed");
-        assert!(!memory.exists() && !memory.running(RAM).exists());
+        assert!(!memory.exists().expect("looked at") && !memory.running(RAM).exists());
         memory.discard().expect("removed");
-        assert!(!memory.has_rest());
+        assert!(!memory.has_rest().expect("looked at"));
     }
 }

@@ -60,6 +60,15 @@ pub(super) struct MemoryDir {
     pub(super) directory: PathBuf,
 }
 
+/// Length of a file; `None` when there is none.
+pub(super) fn length(path: &Path) -> io::Result<Option<u64>> {
+    match fs::metadata(path) {
+        Ok(file) => Ok(Some(file.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 impl MemoryDir {
     pub(super) fn new(data_dir: &Path, owner: &Uid) -> Self {
         Self { directory: data_dir.join("memory").join(owner.as_str()) }
@@ -83,16 +92,23 @@ impl MemoryDir {
         self.saving(STATE)
     }
 
-    /// Anything that counts, or a rest of it.
-    pub(super) fn exists(&self) -> bool {
-        let Ok(entries) = fs::read_dir(&self.directory) else { return false };
-        let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
-        names.is_empty() || names.iter().any(|name| name != RUNNING)
+    /// Anything that counts, or a rest of it. What cannot be looked at is not absent: a VM that was saved
+    /// would be booted anew.
+    pub(super) fn exists(&self) -> Result<bool, HostError> {
+        let failed = self.failed("look at the memory in");
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed(error)),
+        };
+        let names =
+            entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>().map_err(failed)?;
+        Ok(names.is_empty() || names.iter().any(|name| name != RUNNING))
     }
 
     /// With what a VM left that is gone.
-    pub(super) fn has_rest(&self) -> bool {
-        self.directory.exists()
+    pub(super) fn has_rest(&self) -> Result<bool, HostError> {
+        self.directory.try_exists().map_err(self.failed("look at the memory in"))
     }
 
     pub(super) fn failed(&self, operation: &'static str) -> impl Fn(io::Error) -> HostError + '_ {
@@ -105,7 +121,7 @@ impl MemoryDir {
     }
 
     pub(super) fn seen(&self) -> Result<Option<Memory>, HostError> {
-        if !self.exists() {
+        if !self.exists()? {
             return Ok(None);
         }
         Ok(Some(self.manifest()?.map_or(Memory::Loose, |manifest| {
@@ -187,15 +203,15 @@ impl MemoryDir {
     }
 
     /// Whether the files are there, in their lengths; their sums are for whoever uses them.
-    pub(super) fn is_whole(&self, manifest: &Manifest) -> bool {
+    pub(super) fn is_whole(&self, manifest: &Manifest) -> Result<bool, HostError> {
         let Proof { state_bytes, ram_bytes, .. } = manifest.proof;
-        let length = |name| fs::metadata(self.saved(name)).ok().map(|file| file.len());
+        let length = |name| length(&self.saved(name)).map_err(self.failed("look at the memory in"));
         // The packed one is known by its own sums; it takes the place of the other, which is looked for first.
-        let has_ram = || match length(RAM) {
+        let has_ram = match length(RAM)? {
             Some(bytes) => bytes == ram_bytes,
-            None => length(PACKED).is_some(),
+            None => length(PACKED)?.is_some(),
         };
-        length(STATE) == Some(state_bytes) && has_ram()
+        Ok(length(STATE)? == Some(state_bytes) && has_ram)
     }
 
     pub(super) fn read<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, HostError> {
@@ -245,9 +261,11 @@ impl MemoryDir {
         let state = fs::read(self.saving(STATE)).map_err(&failed)?;
         let (state_bytes, state_sha256) = state_sum(&state);
         File::open(self.saving(STATE)).and_then(|state| state.sync_all()).map_err(&failed)?;
-        let file = [RAM, PACKED].map(|name| self.saving(name)).into_iter().find(|path| path.exists());
-        let file = file.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
-        file.and_then(File::open).and_then(|file| file.sync_all()).map_err(&failed)?;
+        let file = match File::open(self.saving(RAM)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => File::open(self.saving(PACKED)),
+            opened => opened,
+        };
+        file.and_then(|file| file.sync_all()).map_err(&failed)?;
         let proof = Proof { state_bytes, state_sha256, ram_bytes: ram.bytes, ram_sum: ram.sum };
         let bytes = serde_json::to_vec_pretty(&Manifest { origin, proof }).unwrap_or_default();
         files::write_whole(&self.saving(MANIFEST), &bytes, 0o600)

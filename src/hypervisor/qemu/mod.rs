@@ -304,7 +304,7 @@ impl Machines for Qemu {
             has_headers: record.kernel_files.as_deref().is_some_and(Kernel::has_headers),
             guest: control::silent(),
         };
-        if let Some(identity) = record.process(&places) {
+        if let Some(identity) = record.process(&places)? {
             let (attached, is_new) = self.attach(owner, &record, &identity)?;
             if is_new {
                 self.enter_group(owner, &identity);
@@ -315,8 +315,9 @@ impl Machines for Qemu {
             machine.pid = Some(identity.pid);
             machine.vmm = self.vmm_state(owner, &attached).await;
             machine.guest = attached.control.judged(machine.vmm == VmmState::Running);
-            machine.is_network_cut =
-                record.tap.as_ref().is_some_and(|tap| !has_tap(identity.pid, tap.as_str()));
+            let has_network = record.tap.as_ref().map_or(Ok(true), |tap| has_tap(identity.pid, tap.as_str()));
+            let failed = |error| HostError::io("look at the network of", owner.as_str(), error);
+            machine.is_network_cut = !has_network.map_err(failed)?;
         } else if let Some(attached) = self.lock().get(owner) {
             // What the guest said last is still true of a VMM that just died.
             machine.guest = attached.control.view();
@@ -325,7 +326,8 @@ impl Machines for Qemu {
     }
 
     async fn has_records(&self, owner: &Uid) -> Result<bool, HostError> {
-        Ok(self.places(owner).logs.exists())
+        let logs = self.places(owner).logs;
+        logs.try_exists().map_err(|error| HostError::io("look for", logs.display().to_string(), error))
     }
 
     async fn launch(&self, plan: &LaunchPlan) -> Result<(), HostError> {
@@ -447,7 +449,7 @@ impl Machines for Qemu {
     async fn kill(&self, owner: &Uid) -> Result<(), HostError> {
         let places = self.places(owner);
         let Some(record) = Record::read(&places)? else { return Ok(()) };
-        match record.process(&places) {
+        match record.process(&places)? {
             Some(identity) => identity.kill().await,
             None => Ok(()),
         }
@@ -455,7 +457,8 @@ impl Machines for Qemu {
 
     async fn release(&self, owner: &Uid) -> Result<(), HostError> {
         let places = self.places(owner);
-        if Record::read(&places)?.is_some_and(|record| record.process(&places).is_some()) {
+        let record = Record::read(&places)?;
+        if record.map_or(Ok(None), |record| record.process(&places))?.is_some() {
             return Err(HostError::new(HostErrorKind::Conflict, "release the living VM of", owner.as_str()));
         }
         self.lock().remove(owner);

@@ -115,7 +115,10 @@ impl Record {
         match fs::read(&path) {
             Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).unwrap_or_else(|_| Self::never_was()))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(places.runtime.exists().then(Self::never_was))
+                let is_there = places.runtime.try_exists();
+                let is_there =
+                    is_there.map_err(|error| HostError::io("read", path.display().to_string(), error));
+                Ok(is_there?.then(Self::never_was))
             }
             Err(error) => Err(HostError::io("read", path.display().to_string(), error)),
         }
@@ -146,11 +149,16 @@ impl Record {
 
     /// The live process of this machine. One that a crash kept from being recorded is found by its
     /// command line.
-    pub(super) fn process(&self, places: &Places) -> Option<Identity> {
-        if let Some(identity) = &self.identity {
-            return identity.is_alive().then(|| identity.clone());
-        }
-        let mark = command::mark(places);
-        process::find_by_argument(|argument| argument == mark).into_iter().find_map(Identity::of)
+    pub(super) fn process(&self, places: &Places) -> Result<Option<Identity>, HostError> {
+        let found = match &self.identity {
+            Some(identity) => identity.is_alive().map(|is_alive| is_alive.then(|| identity.clone())),
+            None => {
+                let mark = command::mark(places);
+                process::find_by_argument(|argument| argument == mark)
+            }
+        };
+        found.map_err(|error| {
+            HostError::io("look for the VMM of", places.runtime.display().to_string(), error)
+        })
     }
 }

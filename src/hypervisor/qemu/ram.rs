@@ -9,13 +9,14 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crc32fast::Hasher;
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 use stead_schemas::quantity::Bytes;
+
+use crate::host::process::of_process;
 
 /// Of guest RAM, for what is zero and what is not: a page.
 pub(super) const BLOCK: usize = 4096;
@@ -62,12 +63,15 @@ impl Drop for HeldRam {
 /// The RAM of a VMM that lives.
 pub(super) fn ram_of(pid: u32) -> io::Result<File> {
     let mark = format!("/memfd:{ANONYMOUS}");
-    let is_ram =
-        |path: &PathBuf| fs::read_link(path).is_ok_and(|target| target.to_string_lossy().starts_with(&mark));
-    let mut descriptors = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten().map(|entry| entry.path());
-    let ram =
-        descriptors.find(is_ram).ok_or_else(|| io::Error::other("its RAM is not a file that we made"))?;
-    File::open(ram)
+    for descriptor in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let path = descriptor?.path();
+        // One that was closed meanwhile is none.
+        let target = of_process(fs::read_link(&path))?.unwrap_or_default();
+        if target.to_string_lossy().starts_with(&mark) {
+            return File::open(path);
+        }
+    }
+    Err(io::Error::other("its RAM is not a file that we made"))
 }
 
 /// Copies what is not zero into an empty file. The length, and the sum of all blocks.

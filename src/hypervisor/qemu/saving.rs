@@ -36,7 +36,7 @@ impl Qemu {
                 Some(Memory::Saved(SavedMemory { packing: PackingState::Packing, ..saved }))
             }
             // Of a VM that a reboot ended.
-            None if memory.has_rest() && Record::read(&self.places(owner))?.is_none() => Some(Memory::Loose),
+            None if memory.has_rest()? && Record::read(&self.places(owner))?.is_none() => Some(Memory::Loose),
             seen => seen,
         })
     }

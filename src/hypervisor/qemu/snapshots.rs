@@ -24,7 +24,7 @@ use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
 use super::manifest::{Origin, RamKept};
-use super::memory::MemoryDir;
+use super::memory::{MemoryDir, length};
 use super::places::Record;
 use super::saving::{on_thread, proved};
 use super::{Qemu, uids_in};
@@ -51,7 +51,7 @@ impl Snapshots for Qemu {
 
     async fn inspect(&self, snapshot: &Uid) -> Result<Option<Captured>, HostError> {
         let dir = self.snapshot_dir(snapshot);
-        if !dir.exists() {
+        if !dir.exists()? {
             return Ok(None);
         }
         let Some(manifest) = dir.read::<Manifest>(MANIFEST)? else { return Ok(Some(Captured::Loose)) };
@@ -92,10 +92,11 @@ impl Snapshots for Qemu {
         let begin = dir.clone();
         on_thread(&plan.snapshot, move || begin.begin()).await?;
         let source = self.memory_dir(&plan.source);
-        let is_proved = !source.exists() || self.is_proved(&plan.source, &source);
+        let is_saved = source.exists()?;
+        let is_proved = !is_saved || self.is_proved(&plan.source, &source);
         let taken = match plan.kind {
             SnapshotKind::Stopped => self.capture_stopped(plan, &dir).await.map(|()| None),
-            SnapshotKind::Standby if source.exists() => self.capture_saved(plan, &dir).await.map(Some),
+            SnapshotKind::Standby if is_saved => self.capture_saved(plan, &dir).await.map(Some),
             SnapshotKind::Standby => self.capture_running(plan, &dir).await.map(Some),
         };
         let captured = match taken {
@@ -126,14 +127,15 @@ impl Snapshots for Qemu {
 
 /// Nothing was taken from what was published, or cut off.
 fn is_whole(dir: &MemoryDir, manifest: &Manifest) -> Result<bool, HostError> {
-    let has_disk = |of: Option<&Uid>, bytes: u64| {
-        let disk = fs::metadata(dir.saved(&Ext4Files::in_snapshot(of)));
-        disk.is_ok_and(|disk| disk.len() == bytes)
-    };
-    let has_disks = has_disk(None, manifest.disk_bytes)
-        && manifest.volume_bytes.iter().all(|(of, bytes)| has_disk(Some(of), *bytes));
-    let has_memory = || Ok(dir.manifest()?.is_some_and(|memory| dir.is_whole(&memory)));
-    Ok(has_disks && (manifest.kind == SnapshotKind::Stopped || has_memory()?))
+    let disks = manifest.volume_bytes.iter().map(|(of, bytes)| (Some(of), *bytes));
+    for (of, bytes) in std::iter::once((None, manifest.disk_bytes)).chain(disks) {
+        let disk = length(&dir.saved(&Ext4Files::in_snapshot(of)));
+        if disk.map_err(dir.failed("look at the disks in"))? != Some(bytes) {
+            return Ok(false);
+        }
+    }
+    let has_memory = || dir.manifest()?.map_or(Ok(false), |memory| dir.is_whole(&memory));
+    Ok(manifest.kind == SnapshotKind::Stopped || has_memory()?)
 }
 
 impl Qemu {
@@ -165,7 +167,7 @@ impl Qemu {
             Record::read(&self.places(&plan.source))?.is_some_and(|record| record.run == plan.run);
         let is_up = self.vmm_state(&plan.source, &attached).await == VmmState::Running
             && attached.control.view().phase == GuestPhase::Ready;
-        if !is_of_run || !is_up || self.memory_dir(&plan.source).exists() {
+        if !is_of_run || !is_up || self.memory_dir(&plan.source).exists()? {
             return Err(conflict(plan, "its source does not run as it did"));
         }
         let begun = self.begin_ram(&plan.source, &attached, dir).await?;

@@ -1,0 +1,391 @@
+//! One fault in one step: what clients saw of it, that it was told, and that it left nothing behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use rustix::io::Errno;
+use serde_json::Value;
+
+use super::steps::Act;
+use super::supervisor::{Fault, Supervisor};
+use crate::site::{Answer, Site};
+use crate::stage::run;
+
+/// Between two looks at what a step waits for.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Time within which a fault is told, what was begun is done once nothing fails any more, and what is left over is
+/// removed. Retries come within seconds.
+const IN_TIME: Duration = Duration::from_secs(30);
+
+/// Time in which the daemon looks at everything once, as the scene has configured it.
+const LOOKED_THROUGH: Duration = Duration::from_secs(6);
+
+/// What came of a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outcome {
+    /// A client was told, in an answer or in a condition.
+    Told,
+    /// The daemon's log has it.
+    Logged,
+    /// All was done in spite of it, and nobody was told.
+    Borne,
+    /// The daemon ended with a message.
+    Ended,
+    /// The call was not made this time.
+    Unreached,
+}
+
+/// A step on its way.
+pub(crate) struct Walk {
+    acts: Vec<Act>,
+    at: usize,
+    /// Whether something that was made is acknowledged and not deleted.
+    is_made: bool,
+    /// All that answers have said since the fault began.
+    said: String,
+    token: Option<(String, String)>,
+    archive: Vec<u8>,
+}
+
+impl Walk {
+    pub(crate) fn new(acts: Vec<Act>, archive: &[u8]) -> Self {
+        Self { acts, at: 0, is_made: false, said: String::new(), token: None, archive: archive.to_vec() }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.at == self.acts.len()
+    }
+
+    fn hear(&mut self, answer: &Answer) {
+        self.said.push_str(&answer.body.to_string());
+        self.said.push('\n');
+    }
+
+    /// An error answer must say what is wrong, in the API's shape.
+    fn judge(&mut self, what: &Act, answer: &Answer) -> Result<(), String> {
+        self.hear(answer);
+        let text = |field: &str| answer.body[field].as_str().unwrap_or_default();
+        let is_clear =
+            !text("code").is_empty() && text("message").contains(' ') && text("code") != "internal_error";
+        if is_clear {
+            Ok(())
+        } else {
+            Err(format!("{what:?} was answered without a clear error: {answer:?}"))
+        }
+    }
+
+    /// Goes on as far as it can without waiting.
+    pub(crate) async fn go(&mut self, site: &Site) -> Result<(), String> {
+        while let Some(act) = self.acts.get(self.at).cloned() {
+            let is_over = match &act {
+                Act::Ask(method, path, body, good) => {
+                    let body = Some(body.clone()).filter(|body| !body.is_null());
+                    let answer = site.attempt(method.clone(), path, body).await;
+                    self.asked(&act, answer, good)?
+                }
+                Act::Import(path) => {
+                    let answer = site.attempt_raw(Method::POST, path, self.archive.clone()).await;
+                    self.asked(&act, answer, &[200, 201, 202])?
+                }
+                Act::Bring(verb, path, is_so) => {
+                    let seen = site.attempt(Method::GET, path, None).await;
+                    let is_so = seen.is_some_and(|seen| seen.status == 200 && is_so(&seen.body));
+                    if !is_so && let Some(answer) = site.attempt(Method::POST, verb, None).await {
+                        self.hear(&answer);
+                        if !answer.status.is_success() {
+                            self.judge(&act, &answer)?;
+                        }
+                    }
+                    is_so
+                }
+                Act::See(path, is_so) => match site.attempt(Method::GET, path, None).await {
+                    Some(answer) if answer.status == 200 => {
+                        self.hear(&answer);
+                        is_so(&answer.body)
+                    }
+                    Some(answer) if answer.status == 404 && self.is_made => {
+                        return Err(format!("{path} was acknowledged, and is not there"));
+                    }
+                    Some(answer) => self.judge(&act, &answer).map(|()| false)?,
+                    None => false,
+                },
+                Act::Clear(list, kind) => match site.attempt(Method::GET, list, None).await {
+                    Some(seen) if seen.status == 200 => {
+                        let all = seen.body.as_array().cloned().unwrap_or_default();
+                        for id in all.iter().filter_map(|object| object["id"].as_str()) {
+                            let gone = site.attempt(Method::DELETE, &format!("{kind}/{id}"), None).await;
+                            if let Some(answer) = gone.filter(|answer| !answer.status.is_success()) {
+                                self.judge(&act, &answer)?;
+                            }
+                        }
+                        all.is_empty()
+                    }
+                    Some(answer) => self.judge(&act, &answer).map(|()| false)?,
+                    None => false,
+                },
+                Act::Gone(path) => match site.attempt(Method::GET, path, None).await {
+                    Some(answer) if answer.status == 404 => true,
+                    Some(answer) => {
+                        self.hear(&answer);
+                        false
+                    }
+                    None => false,
+                },
+                Act::Take(path) => match site.attempt_raw(Method::GET, path, Vec::new()).await {
+                    Some(answer) if answer.status == 200 => true,
+                    Some(answer) => self.judge(&act, &answer).map(|()| false)?,
+                    // It was cut off after it had begun.
+                    None => false,
+                },
+                Act::Token => self.token(site).await,
+            };
+            if !is_over {
+                return Ok(());
+            }
+            self.at += 1;
+        }
+        Ok(())
+    }
+
+    fn asked(&mut self, act: &Act, answer: Option<Answer>, good: &[u16]) -> Result<bool, String> {
+        // Without an answer either outcome is right, and it is asked again.
+        let Some(answer) = answer else { return Ok(false) };
+        let status = answer.status.as_u16();
+        if good.contains(&status) {
+            let is_deletion = matches!(act, Act::Ask(Method::DELETE, ..));
+            self.is_made = !is_deletion;
+            return Ok(true);
+        }
+        self.judge(act, &answer)?;
+        // What was made without an acknowledgement is whole.
+        if ["name_conflict", "already_exists"].contains(&answer.body["code"].as_str().unwrap_or_default()) {
+            self.is_made = true;
+            return Ok(true);
+        }
+        // A state that does not fit yet, or something that failed meanwhile, is told as a conflict.
+        if status < 500 && status != 409 {
+            return Err(format!("{act:?} was refused for good: {answer:?}"));
+        }
+        Ok(false)
+    }
+
+    /// Makes a token, uses it, revokes it and sees it refused.
+    async fn token(&mut self, site: &Site) -> bool {
+        let data = site.data().display().to_string();
+        let program = env!("CARGO_BIN_EXE_stead");
+        let (token, is_revoked) = match self.token.take() {
+            None => (run(program, &["token", "create", "--data-dir", &data]).trim().to_owned(), false),
+            Some((token, state)) => (token, state == "revoked"),
+        };
+        let status = site.status_with(&token).await;
+        if is_revoked {
+            self.token = Some((token, "revoked".to_owned()));
+            return status == Some(401);
+        }
+        let is_used = status == Some(200);
+        if is_used {
+            let listed = run(program, &["token", "list", "--data-dir", &data, "-o", "json"]);
+            let listed: Value = serde_json::from_str(&listed).expect("JSON");
+            let last = listed.as_array().and_then(|all| all.last()).expect("a token");
+            run(program, &["token", "revoke", last["id"].as_str().expect("an id"), "--data-dir", &data]);
+        }
+        self.token = Some((token, if is_used { "revoked" } else { "made" }.to_owned()));
+        false
+    }
+}
+
+/// Whether a text tells of an error.
+pub(crate) fn tells(text: &str, errno: Errno) -> bool {
+    let error = std::io::Error::from(errno).to_string();
+    let words = error.split(" (os").next().unwrap_or_default();
+    text.contains(words) || error_is_told_otherwise(text, errno)
+}
+
+/// The store's own words.
+fn error_is_told_otherwise(text: &str, errno: Errno) -> bool {
+    errno == Errno::NOSPC && text.contains("file system is full")
+}
+
+/// What the daemons' log says beyond a length.
+pub(crate) fn log_since(site: &Site, from: u64) -> String {
+    let log = fs::read(site.log_file()).unwrap_or_default();
+    let from = usize::try_from(from).expect("a short log");
+    String::from_utf8_lossy(log.get(from..).unwrap_or_default()).into_owned()
+}
+
+pub(crate) fn log_length(site: &Site) -> u64 {
+    fs::metadata(site.log_file()).map_or(0, |log| log.len())
+}
+
+/// Goes on with a step until it is done, or the fault was told. Nothing is told of a fault that was borne
+/// until the step is done.
+pub(crate) async fn suffer(
+    site: &Site,
+    supervisor: &Supervisor,
+    fault: &Fault,
+    walk: &mut Walk,
+    log: u64,
+    kept: &BTreeSet<String>,
+) -> Result<Outcome, String> {
+    let deadline = Instant::now() + IN_TIME;
+    let is_logged = async || {
+        while supervisor.hits() == 0 || !tells(&log_since(site, log), fault.error) {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let mut done = None;
+    loop {
+        // A request may wait for what fails: then it is the log that tells.
+        let is_told = {
+            let went = walk.go(site);
+            tokio::pin!(went);
+            tokio::select! {
+                biased;
+                went = &mut went => went.map(|()| false)?,
+                () = is_logged() => {
+                    supervisor.end();
+                    went.await?;
+                    true
+                }
+            }
+        };
+        if is_told {
+            return Ok(if tells(&walk.said, fault.error) { Outcome::Told } else { Outcome::Logged });
+        }
+        let (said, logged) = (tells(&walk.said, fault.error), tells(&log_since(site, log), fault.error));
+        if supervisor.hits() > 0 && (said || walk.is_done()) {
+            return Ok(match (said, logged) {
+                (true, _) => Outcome::Told,
+                (false, true) => Outcome::Logged,
+                (false, false) => Outcome::Borne,
+            });
+        }
+        if supervisor.hits() > 0 && logged && fault.lasts {
+            return Ok(Outcome::Logged);
+        }
+        // What is removed in the background is so a moment after the last answer, or when all is looked through.
+        let since = *done.get_or_insert_with(Instant::now);
+        if !walk.is_done() {
+            done = None;
+        } else if supervisor.hits() == 0 && since.elapsed() > LOOKED_THROUGH && files(site) == *kept {
+            return Ok(Outcome::Unreached);
+        }
+        if Instant::now() > deadline {
+            return Err(format!(
+                "neither done nor told: at {:?}, {} hits\nsaid: {}\nlog: {}",
+                walk.acts.get(walk.at),
+                supervisor.hits(),
+                walk.said.lines().last().unwrap_or_default(),
+                log_since(site, log)
+            ));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Goes on until the step is done, now that nothing fails.
+pub(crate) async fn recover(site: &Site, walk: &mut Walk) -> Result<(), String> {
+    let deadline = Instant::now() + IN_TIME;
+    loop {
+        walk.go(site).await?;
+        if walk.is_done() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let last = walk.said.lines().last().unwrap_or_default();
+            return Err(format!("it does not go on at {:?}: {last}", walk.acts[walk.at]));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Files of the data and run directories, apart from the database's own and logs of the daemon's whole life.
+pub(crate) fn files(site: &Site) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for root in [site.data(), site.run_dir()] {
+        walk_files(&root, &mut found);
+    }
+    let data = site.data().display().to_string();
+    let is_own =
+        |path: &String| ["db/", "audit/"].iter().any(|own| path.starts_with(&format!("{data}/{own}")));
+    found.retain(|path| !is_own(path));
+    found
+}
+
+fn walk_files(directory: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        found.insert(entry.path().display().to_string());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            walk_files(&entry.path(), found);
+        }
+    }
+}
+
+/// Waits until there are the same files as before.
+pub(crate) async fn leaves_nothing(site: &Site, before: &BTreeSet<String>) -> Result<(), String> {
+    let deadline = Instant::now() + IN_TIME;
+    loop {
+        let now = files(site);
+        if now == *before {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let more: Vec<_> = now.difference(before).collect();
+            let less: Vec<_> = before.difference(&now).collect();
+            return Err(format!("files are left over: {more:?}, or are missing: {less:?}"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Every object that a client sees, by path and name, without what may move.
+pub(crate) async fn objects(site: &Site) -> BTreeMap<String, Value> {
+    let mut all = BTreeMap::new();
+    for kind in ["instances", "images", "volumes", "ingresses", "snapshots"] {
+        let answer = site.request(Method::GET, &format!("/{kind}"), None).await;
+        for object in answer.body.as_array().unwrap_or_else(|| panic!("{kind}: {answer:?}")) {
+            let name = object["name"].as_str().unwrap_or_default();
+            let fields = ["id", "name", "created_at", "image", "size", "size_gb", "rules", "tags", "env"];
+            let kept = fields.map(|field| object[field].clone());
+            all.insert(format!("{kind}/{name}"), Value::Array(kept.to_vec()));
+        }
+    }
+    all
+}
+
+/// Waits until a daemon answers or has ended, which is told with its status.
+/// A daemon that tells why it does neither is let go on.
+pub(crate) async fn begun(
+    site: &mut Site,
+    supervisor: &Supervisor,
+    fault: &Fault,
+    log: u64,
+) -> Result<Result<(), ExitStatus>, String> {
+    let deadline = Instant::now() + IN_TIME;
+    loop {
+        if let Some(begun) = site.begun().await {
+            return Ok(begun);
+        }
+        let told = log_since(site, log);
+        if fault.lasts && tells(&told, fault.error) && told.contains("listening") {
+            supervisor.end();
+        }
+        if Instant::now() > deadline {
+            return Err("it neither begins nor ends".to_owned());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Waits until a call has failed, for as long as the daemon needs to look at everything.
+pub(crate) async fn is_met(supervisor: &Supervisor) {
+    let deadline = Instant::now() + LOOKED_THROUGH;
+    while supervisor.hits() == 0 && Instant::now() < deadline {
+        tokio::time::sleep(LOOK).await;
+    }
+}

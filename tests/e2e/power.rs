@@ -1,0 +1,194 @@
+//! Power that is lost under a whole daemon, in a storm of requests and in its starts: what clients were told is there,
+//! and the daemon starts.
+//!
+//! `STEAD_TEST_ROUNDS` sets the number of losses of each kind; `make test` plays few.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::future::join_all;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::loop_disk::LoopDisk;
+use crate::namespace::in_namespace;
+use crate::site::{MOMENT, Site, image};
+use crate::stage::{run, until};
+
+const ROUNDS: u64 = 4;
+const DISK_MEBIBYTES: u64 = 512;
+/// Clients at once.
+const CLIENTS: u64 = 3;
+
+fn rounds() -> u64 {
+    std::env::var("STEAD_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
+}
+
+/// Numbers that differ from round to round and are the same in every run.
+fn scatter(round: u64) -> u64 {
+    round.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32
+}
+
+/// What one client was told of its objects: by path, whether each is there. One that was asked for without an answer
+/// is in neither state.
+#[derive(Debug, Default)]
+struct Told(BTreeMap<String, Option<bool>>);
+
+impl Told {
+    /// Asks for a change; gives the answer if it was the expected one. Others are none: without its disk the daemon
+    /// may refuse everything, but not acknowledge.
+    async fn ask(&mut self, site: &Site, method: Method, path: &str, of: &str, body: Value) -> bool {
+        let is_deletion = method == Method::DELETE;
+        self.0.insert(of.to_owned(), None);
+        let answer = site.attempt(method, path, Some(body).filter(|body| !body.is_null())).await;
+        let good = if is_deletion { StatusCode::NO_CONTENT } else { StatusCode::CREATED };
+        let is_acknowledged = answer.is_some_and(|answer| answer.status == good);
+        if is_acknowledged {
+            self.0.insert(of.to_owned(), Some(!is_deletion));
+        }
+        is_acknowledged
+    }
+}
+
+/// Makes and deletes objects until the power is gone.
+async fn client(site: &Site, name: &str, count: u64) -> Told {
+    let mut told = Told::default();
+    for n in 0..count {
+        let name = format!("{name}-{n}");
+        let (kind, body) = match n % 3 {
+            0 => ("volumes", json!({ "name": name, "size_gb": 1 })),
+            1 => ("instances", crate::faults::instance(&name)),
+            _ => {
+                let rule = json!({ "match": { "hostname": format!("{name}.test"), "port": 8082 },
+                    "target": { "instance": "kept", "port": 80 } });
+                ("ingresses", json!({ "name": name, "rules": [rule] }))
+            }
+        };
+        let path = format!("/{kind}/{name}");
+        let is_made = told.ask(site, Method::POST, &format!("/{kind}"), &path, body).await;
+        if is_made && n % 2 == 0 {
+            told.ask(site, Method::DELETE, &path, &path, Value::Null).await;
+        }
+    }
+    told
+}
+
+/// Ends the daemon whose power is gone, and gives the disk its power again.
+async fn power_returns(site: &mut Site, disk: &LoopDisk) {
+    site.kill().await;
+    disk.unmount();
+    disk.mount();
+}
+
+/// Everything that was acknowledged is as it was told.
+async fn nothing_is_lost(site: &Site, told: &BTreeMap<String, Option<bool>>, round: u64) {
+    for (path, state) in told.iter().filter_map(|(path, state)| Some((path, (*state)?))) {
+        // What was deleted may be on its way out still.
+        until("an answer", MOMENT, async || {
+            let status = site.request(Method::GET, path, None).await.status;
+            assert!(!state || status == StatusCode::OK, "round {round}: {path} was acknowledged: {status}");
+            (state || status == StatusCode::NOT_FOUND).then_some(())
+        })
+        .await;
+    }
+    let log = fs::read_to_string(site.log_file()).expect("a log");
+    let is_bad = |line: &&str| line.contains("unreadable") || line.contains("panicked");
+    let bad: Vec<&str> = log.lines().filter(is_bad).collect();
+    assert!(bad.is_empty(), "round {round}: {bad:#?}");
+}
+
+/// A site whose data directory is on a disk of its own, and which has one image and one instance that waits for a
+/// guest kernel.
+async fn scene() -> (Site, LoopDisk) {
+    let mut site = Site::new().await;
+    site.kernel_dir = site.scratch("no-kernel");
+    let disk = LoopDisk::new(DISK_MEBIBYTES);
+    fs::create_dir(disk.path().join("data")).expect("made");
+    run("sync", &["--file-system", &disk.path().display().to_string()]);
+    std::os::unix::fs::symlink(disk.path().join("data"), site.data()).expect("linked");
+    site.start().await;
+    let made = site.request(Method::POST, "/images", Some(json!({ "name": image("busybox") }))).await;
+    assert_eq!(made.status, StatusCode::ACCEPTED, "{made:?}");
+    site.until_image(&image("busybox")).await;
+    let made = site.request(Method::POST, "/instances", Some(crate::faults::instance("kept"))).await;
+    assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
+    (site, disk)
+}
+
+/// Removes what a round made, so that hundreds have room.
+async fn clear(site: &Site, told: &BTreeMap<String, Option<bool>>) {
+    for path in told.keys() {
+        until("a deletion", MOMENT, async || {
+            let status = site.request(Method::DELETE, path, None).await.status;
+            [StatusCode::NO_CONTENT, StatusCode::NOT_FOUND].contains(&status).then_some(())
+        })
+        .await;
+    }
+}
+
+#[test]
+fn a_loss_of_power_in_a_storm_of_requests_loses_nothing_that_was_acknowledged() {
+    in_namespace(async || {
+        let (mut site, disk) = scene().await;
+        for round in 1..=rounds() {
+            let clients = (0..CLIENTS).map(|n| {
+                let (site, name) = (&site, format!("r{round}-{n}"));
+                async move { client(site, &name, 12).await }
+            });
+            let cut = async {
+                // The moment of the loss is what differs from round to round; nothing is waited for.
+                tokio::time::sleep(Duration::from_millis(scatter(round) % 600)).await;
+                disk.cut_power();
+                // What is answered now, after the loss, counts as well; then nobody answers any more.
+                tokio::time::sleep(Duration::from_millis(scatter(round) % 50)).await;
+                site.shell(&format!("kill -9 {}", site.daemon_pid()));
+            };
+            let (told, ()) = tokio::join!(join_all(clients), cut);
+            power_returns(&mut site, &disk).await;
+            site.start().await;
+            let told = told.into_iter().flat_map(|told| told.0).collect();
+            nothing_is_lost(&site, &told, round).await;
+            let kept = site.request(Method::GET, "/instances/kept", None).await;
+            assert_eq!(kept.status, StatusCode::OK, "round {round}: {kept:?}");
+            clear(&site, &told).await;
+        }
+        site.kill().await;
+    });
+}
+
+#[test]
+fn a_loss_of_power_in_a_start_leaves_a_daemon_that_starts() {
+    in_namespace(async || {
+        let (mut site, disk) = scene().await;
+        let mut told = client(&site, "kept", 9).await.0;
+        for round in 1..=rounds() {
+            site.kill().await;
+            // Another program syncs on the same file system, as guests do: that makes names durable before content.
+            let is_over = AtomicBool::new(false);
+            site.spawn(None);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    let mut file = fs::File::create(disk.path().join("other")).expect("made");
+                    while !is_over.load(Ordering::Relaxed) {
+                        if file.write_all(b"x").and_then(|()| file.sync_all()).is_err() {
+                            break; // The power is gone.
+                        }
+                    }
+                });
+                std::thread::sleep(Duration::from_millis(scatter(round) % 400));
+                disk.cut_power();
+                is_over.store(true, Ordering::Relaxed);
+            });
+            power_returns(&mut site, &disk).await;
+            site.start().await;
+            nothing_is_lost(&site, &told, round).await;
+            // What this daemon acknowledges is there after the next loss.
+            clear(&site, &told.split_off(&format!("/volumes/s{}", round.saturating_sub(3)))).await;
+            told.extend(client(&site, &format!("s{round}"), 3).await.0);
+        }
+        site.kill().await;
+    });
+}

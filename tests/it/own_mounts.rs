@@ -1,0 +1,26 @@
+//! A test that runs again in a mount namespace of its own.
+
+use std::process::Command;
+
+/// Set for the copy of this program that runs a test in mounts of its own.
+const INSIDE: &str = "STEAD_TEST_OWN_MOUNTS";
+
+/// Runs the test again in a mount namespace of its own and returns true; false inside of it. Namespaces that
+/// other programs make meanwhile would otherwise take copies of the mounts, and hold file systems
+/// that lost their power.
+pub(crate) fn ran_in_own_mounts(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return false;
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--"]).arg(std::env::current_exe().expect("this program has a path"));
+    command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(INSIDE, "1");
+    let output = command.output().expect("unshare (package util-linux) runs");
+    let said =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{test} failed in mounts of its own:\n{said}"
+    );
+    true
+}
