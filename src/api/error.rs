@@ -213,7 +213,12 @@ impl From<HostError> for ApiError {
             HostErrorKind::Permanent | HostErrorKind::Unsupported => {
                 Self::bad_request("invalid_request", error.chain())
             }
-            HostErrorKind::Exhausted => Self::from(StoreError::Full),
+            HostErrorKind::Exhausted => Self::insufficient_storage(error.chain()),
+            // Busy, late or interrupted: the same request may succeed in a moment.
+            HostErrorKind::Transient => {
+                tracing::warn!(error = error.chain(), "the host could not do it now");
+                Self::overloaded(&error.chain())
+            }
             _ => {
                 tracing::error!(error = error.chain(), "the host failed");
                 Self::internal()

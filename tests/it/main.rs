@@ -19,3 +19,4 @@ mod sdk;
 mod server;
 mod store;
 mod store_start;
+mod terminal;
