@@ -253,6 +253,32 @@ async fn sessions_are_bounded_and_their_places_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_there_is_not_is_named() {
+    let server = Server::start().await;
+    server.create(small("web")).await;
+    let volume = json!({"name": "data", "size_gb": 1});
+    assert_eq!(server.send("POST", "/volumes", Some(volume)).await.status, 201);
+    assert_eq!(server.send("GET", "/instances/web/wait?state=Running", None).await.body["state"], "Running");
+    assert_eq!(server.send("POST", "/instances/web/stop", None).await.status, 200);
+    for (method, path, words) in [
+        ("GET", "/instances/web/snapshot-schedule", "the instance has no snapshot schedule"),
+        ("DELETE", "/instances/web/snapshot-schedule", "the instance has no snapshot schedule"),
+        ("DELETE", "/instances/web/volumes/data", "is not mounted in instance web"),
+        ("DELETE", "/instances/web/volumes/nothing", "there is no volume \"nothing\""),
+        ("GET", "/builds/x", "there is no /builds/x"),
+    ] {
+        let answer = server.send(method, path, None).await;
+        assert_eq!(
+            (answer.status, answer.body["code"].as_str()),
+            (404, Some("not_found")),
+            "{method} {path}"
+        );
+        let message = answer.body["message"].as_str().unwrap_or_default();
+        assert!(message.contains(words), "{method} {path}: {message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_always_pulls_runs_what_the_registry_has_now() {
     let server = Server::start().await;
     let runs = async |name: &str, more: Value| {

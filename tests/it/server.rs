@@ -67,6 +67,8 @@ pub(crate) struct Server {
 #[derive(Default)]
 pub(crate) struct NoHost {
     pub(crate) store_failure: Mutex<Option<String>>,
+    /// Of what kind the failure of an import is; otherwise of one that is no archive.
+    pub(crate) import_failure: Mutex<Option<HostErrorKind>>,
     /// Of every instance; one without lines has none.
     pub(crate) log: Mutex<Vec<String>>,
 }
@@ -75,9 +77,9 @@ impl Backend for NoHost {
     fn keep_credentials(&self, _: &Uid, _: PushCredentials) {}
     fn asked_by(&self, _: &Uid, _: &Arc<str>) {}
     fn import(&self, _: &Arc<str>, _: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
-        Box::pin(async {
-            Err(HostError::new(HostErrorKind::Permanent, "import", "an archive").because("no archive"))
-        })
+        let kind = *self.import_failure.lock().expect("not poisoned");
+        let failed = HostError::new(kind.unwrap_or(HostErrorKind::Permanent), "import", "an archive");
+        Box::pin(std::future::ready(Err(failed.because("no archive"))))
     }
     fn log(
         &self,
