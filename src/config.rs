@@ -61,6 +61,8 @@ pub struct Config {
     pub registry_allow: Vec<String>,
     /// Kept free on the disks' file system, such as `1GB`.
     pub disk_reserve: String,
+    /// The most that images may take on the disk, such as `50GB`, whole or in parts; by default what the disk has.
+    pub image_quota: Option<String>,
     /// Between two looks at everything, such as `5m`.
     pub resync: String,
     /// Connections to the API at once; for one more an idle one is closed. More than what one subject's tokens may
@@ -110,6 +112,7 @@ impl Default for Config {
             plain_http_hosts: Vec::new(),
             registry_allow: Vec::new(),
             disk_reserve: "1GB".to_owned(),
+            image_quota: None,
             resync: "5m".to_owned(),
             connections_max: 1536,
             connections_per_client_max: 512,
@@ -222,6 +225,9 @@ impl Config {
         if let Err(error) = self.disk_reserve.parse::<Bytes>() {
             problems.push(format!("disk_reserve: {error}"));
         }
+        if let Some(Err(error)) = self.image_quota.as_ref().map(|quota| quota.parse::<Bytes>()) {
+            problems.push(format!("image_quota: {error}"));
+        }
         match self.resync.parse::<GoDuration>() {
             Ok(GoDuration(interval)) if interval.is_zero() => {
                 problems.push("resync: must be more than zero".to_owned())
@@ -283,6 +289,7 @@ impl Config {
             jobs_max: self.image_concurrency,
             target,
             disk_reserve: self.disk_reserve(),
+            quota: self.image_quota.as_ref().and_then(|quota| quota.parse().ok()),
         }
     }
 

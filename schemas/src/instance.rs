@@ -8,6 +8,7 @@ use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::compression::{CompressionWish, SnapshotPolicy};
 use crate::condition::Condition;
@@ -52,6 +53,10 @@ pub struct InstanceSpec {
     /// What the client named; the image object has the same name.
     pub image: ImageRef,
     pub platform: Platform,
+    /// The content has to be what the registry said when it was asked for the image's `pull` of this number, or
+    /// later; 0 is content of any age.
+    #[serde(default)]
+    pub pull: u64,
     pub vcpus: u32,
     pub memory: Bytes,
     pub overlay: Bytes,
@@ -315,8 +320,8 @@ pub struct Exit {
     pub is_boot_failure: bool,
 }
 
-/// Text that is sealed at rest and never logged: its `Debug` says nothing.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Text that is sealed at rest and never logged: its `Debug` says nothing, and its memory is cleared.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(transparent)]
 pub struct Secret(pub String);
 

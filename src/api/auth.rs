@@ -100,8 +100,8 @@ impl Keys {
 
     /// Trusts these keys, the first of which signs, and all tokens of theirs but those of these names.
     /// What goes on by a token that is not trusted any more ends.
-    pub fn trust(&self, secrets: &[[u8; 32]], revoked: BTreeSet<String>) {
-        let keys = secrets.iter().map(|secret| Key::new(secret)).collect();
+    pub fn trust(&self, secrets: &[impl AsRef<[u8]>], revoked: BTreeSet<String>) {
+        let keys = secrets.iter().map(|secret| Key::new(secret.as_ref())).collect();
         self.0.send_replace(Trust { keys, revoked });
     }
 

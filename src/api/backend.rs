@@ -1,5 +1,7 @@
 //! What the API needs of the host, as a trait: `assemble` provides it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -43,9 +45,11 @@ pub enum LogError {
 pub trait Backend: Send + Sync + 'static {
     /// Keeps a request's registry credentials in memory, for pulls of this image.
     fn keep_credentials(&self, image: &Uid, credentials: PushCredentials);
+    /// Tells which client asked for an image first: no client has more than its share of what images cost.
+    fn asked_by(&self, image: &Uid, client: &Arc<str>);
     /// Takes an archive (OCI layout, `docker save`, or a bare root file system) into the image
-    /// directory; answers when it is there whole.
-    fn import(&self, archive: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>>;
+    /// directory for a client; answers when it is there whole.
+    fn import(&self, client: &Arc<str>, archive: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>>;
     /// The last lines of an instance's log, and those to come if asked for: `app` is the console,
     /// `vmm` the VMM's own, `stead` what the daemon did for it.
     fn log<'a>(

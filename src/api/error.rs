@@ -214,11 +214,10 @@ impl From<HostError> for ApiError {
                 Self::bad_request("invalid_request", error.chain())
             }
             HostErrorKind::Exhausted => Self::insufficient_storage(error.chain()),
+            // Busy, late or interrupted: the same request may succeed in a moment.
             HostErrorKind::Transient => {
-                let words = error.chain();
-                tracing::error!(error = words, "the host failed");
-                let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "host_unavailable", words);
-                Self { retry: Retry::After(5), ..error }
+                tracing::warn!(error = error.chain(), "the host could not do it now");
+                Self::overloaded(&error.chain())
             }
             _ => {
                 tracing::error!(error = error.chain(), "the host failed");

@@ -10,6 +10,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use stead_controllers::image::admission;
+use stead_controllers::store::{Tx, TxError};
 use stead_schemas::api::{Image as View, ImageCreate, ImageTag};
 use stead_schemas::image::Image;
 use stead_schemas::names::ImageRef;
@@ -22,11 +23,19 @@ type Params = BTreeMap<String, String>;
 
 pub(super) async fn create(
     State(state): State<ApiState>,
+    bearer: Bearer,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let ImageCreate { reference, platform, tags, credentials } =
         ImageCreate::read(json(body)?, state.0.defaults.platform)?;
-    let object = state.store().transact(move |tx| admission::create(tx, &reference, platform, tags)).await?;
+    let (backend, client) = (state.0.backend.clone(), bearer.subject.clone());
+    let create = move |tx: &mut Tx<'_>| {
+        let object = admission::create(tx, &reference, platform, tags)?;
+        // Before the commit, after which the registry is asked.
+        backend.asked_by(&object.meta.uid, &client);
+        Ok::<_, TxError>(object)
+    };
+    let object = state.store().transact(create).await?;
     if let Some(credentials) = credentials {
         // After the commit: the id is needed. An image that was asked for without them is asked for again.
         state.0.backend.keep_credentials(&object.meta.uid, credentials);
@@ -111,7 +120,7 @@ pub(super) async fn import(
         name.parse().map_err(|error| ApiError::bad_request("invalid_name", format!("name {error}")))?;
     publishes(&bearer, &target)?;
     let archive = body.into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other)).boxed();
-    let imported = state.0.backend.import(archive).await?;
+    let imported = state.0.backend.import(&bearer.subject, archive).await?;
     let (platform, digest) = (state.0.defaults.platform, imported.digest);
     let object = state.store().transact(move |tx| admission::point(tx, &target, platform, digest)).await?;
     // An object refers to it by now.

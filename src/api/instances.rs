@@ -9,8 +9,8 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
-use stead_controllers::store::Store;
-use stead_controllers::vm::admission;
+use stead_controllers::store::{Store, Tx};
+use stead_controllers::vm::admission::{self, Refused};
 use stead_schemas::api::{self, AccessWish, InstancePatch, InstanceStart, InstanceWish, parse_state};
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Power, State as Is};
@@ -72,7 +72,14 @@ pub(super) async fn create(
         })?;
     }
     let prefix = state.0.tap_prefix.clone();
-    let object = state.store().transact(move |tx| admission::create(tx, wish, &prefix)).await?;
+    let (backend, client) = (state.0.backend.clone(), bearer.subject.clone());
+    let create = move |tx: &mut Tx<'_>| {
+        let object = admission::create(tx, wish, &prefix)?;
+        // Before the commit, after which the registry is asked.
+        backend.asked_by(&object.spec.allocated.image, &client);
+        Ok::<_, Refused>(object)
+    };
+    let object = state.store().transact(create).await?;
     Ok((StatusCode::CREATED, Json(lookup::view(state.store(), &bearer, &object))).into_response())
 }
 

@@ -5,10 +5,14 @@
 
 use std::sync::Arc;
 
+use stead_schemas::names::Uid;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ApiError;
 use crate::peers::{Share, Shares};
+
+/// Sessions of one subject at one instance: half of what its agent serves at once.
+const SESSIONS_OF_INSTANCE_MAX: usize = 128;
 
 /// What a request waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +60,7 @@ pub(super) struct Pools {
     verbs: Places,
     streams: Places,
     sessions: Places,
+    sessions_of_instance: Arc<Shares<(Arc<str>, Uid)>>,
 }
 
 impl Pools {
@@ -69,6 +74,7 @@ impl Pools {
             verbs: pool(),
             streams: pool(),
             sessions: Places::of(sessions),
+            sessions_of_instance: Shares::new(SESSIONS_OF_INSTANCE_MAX),
         }
     }
 
@@ -87,6 +93,23 @@ impl Pools {
         let all = |_| ApiError::overloaded(&format!("too many {what} at once"));
         let place = places.all.clone().try_acquire_owned().map_err(all)?;
         Ok(Permit { _place: place, _share: share })
+    }
+}
+
+/// A place for a session at an instance, given back with the value.
+#[derive(Debug)]
+pub(super) struct SessionPermit {
+    _permit: Permit,
+    _share: Share<(Arc<str>, Uid)>,
+}
+
+impl Pools {
+    /// A place for a session, by a token of this subject, at this instance.
+    pub(super) fn session(&self, instance: &Uid, subject: &Arc<str>) -> Result<SessionPermit, ApiError> {
+        let own =
+            || ApiError::overloaded(&format!("too many sessions at this instance at once for {subject:?}"));
+        let share = self.sessions_of_instance.take(&(subject.clone(), instance.clone())).ok_or_else(own)?;
+        Ok(SessionPermit { _permit: self.take(Pool::Sessions, subject)?, _share: share })
     }
 }
 

@@ -10,9 +10,10 @@ use axum::http::{StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::StreamExt;
 use stead_schemas::limits::{BODY_BYTES_MAX, BODY_RATE_MIN, BODY_WAIT_MAX};
+use zeroize::Zeroizing;
 
 use super::audit::Entry;
 use super::auth::{Bearer, Scope};
@@ -260,8 +261,12 @@ async fn whole(state: &ApiState, bearer: &Bearer, body: Body) -> Result<Bytes, A
     }
     let _permit = state.0.pools.take(Pool::Bodies, &bearer.subject)?;
     let body = Body::new(Patient::new(body, Patience::in_all(BODY_WAIT_MAX)));
+    // What is in a body may be a secret: its memory is cleared, and with room for all of it from the start no
+    // copies stay behind.
+    let length = axum::body::HttpBody::size_hint(&body).lower();
+    let room = usize::try_from(length).unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
     let mut pieces = body.into_data_stream();
-    let mut bytes = BytesMut::new();
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(|error| error::of_body(&error))?;
         if bytes.len().saturating_add(piece.len()) > BODY_BYTES_MAX {
@@ -269,7 +274,7 @@ async fn whole(state: &ApiState, bearer: &Bearer, body: Body) -> Result<Bytes, A
         }
         bytes.extend_from_slice(&piece);
     }
-    Ok(bytes.freeze())
+    Ok(Bytes::from_owner(bytes))
 }
 
 /// A parameter that a route does not read would be a wish that is not carried out.

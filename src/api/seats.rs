@@ -9,11 +9,15 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// The last of an answer is sent within this time after it was made; who takes it more slowly has not read it.
+const SENT_AFTER: Duration = Duration::from_secs(1);
 
 /// All seats that are taken.
 #[derive(Debug, Default)]
@@ -34,6 +38,8 @@ struct Sitter {
     client: IpAddr,
     /// `None` while a request is being answered.
     idle_since: Option<Instant>,
+    /// Something was answered, whose end may still be on its way.
+    has_asked: bool,
     is_leaving: bool,
     leave: Arc<Notify>,
 }
@@ -57,7 +63,10 @@ impl Seats {
         table.last += 1;
         let (number, leave) = (table.last, Arc::new(Notify::new()));
         let idle_since = Some(Instant::now());
-        table.seats.insert(number, Sitter { client, idle_since, is_leaving: false, leave: leave.clone() });
+        let (has_asked, is_leaving) = (false, false);
+        table
+            .seats
+            .insert(number, Sitter { client, idle_since, has_asked, is_leaving, leave: leave.clone() });
         Seat { seats: self.clone(), number, leave }
     }
 
@@ -92,20 +101,20 @@ impl Seat {
         self.leave.notified().await;
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        self.seats.lock().seats.get(&self.number).is_none_or(|sitter| sitter.idle_since.is_some())
+    /// Nothing is lost when the connection is closed now: it is idle, and what it was answered is sent.
+    pub(super) fn may_go(&self) -> bool {
+        self.seats.lock().seats.get(&self.number).is_none_or(|sitter| match sitter.idle_since {
+            Some(since) => !sitter.has_asked || since.elapsed() >= SENT_AFTER,
+            None => false,
+        })
     }
 
     /// For a request that has come: the connection is busy as long as this lives.
     pub(super) fn busy(&self) -> Busy {
-        self.set(None);
-        Busy { seats: self.seats.clone(), number: self.number }
-    }
-
-    fn set(&self, idle_since: Option<Instant>) {
         if let Some(sitter) = self.seats.lock().seats.get_mut(&self.number) {
-            sitter.idle_since = idle_since;
+            (sitter.idle_since, sitter.has_asked) = (None, true);
         }
+        Busy { seats: self.seats.clone(), number: self.number }
     }
 }
 
@@ -173,7 +182,7 @@ mod tests {
 
     /// Whether this connection was asked to leave.
     async fn is_asked(seat: &Seat) -> bool {
-        tokio::time::timeout(std::time::Duration::ZERO, seat.is_wanted()).await.is_ok()
+        tokio::time::timeout(Duration::ZERO, seat.is_wanted()).await.is_ok()
     }
 
     #[tokio::test(start_paused = true)]
@@ -183,7 +192,7 @@ mod tests {
         let honest = seats.sit(client(1));
         let crowd: Vec<Seat> = (0..3).map(|_| seats.sit(client(2))).collect();
         let busy = crowd[0].busy();
-        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        tokio::time::advance(SENT_AFTER).await;
         // It was idle before, and is so since now.
         drop(crowd[1].busy());
         assert!(seats.make_room());
@@ -192,10 +201,13 @@ mod tests {
         assert!(seats.make_room() && is_asked(&crowd[1]).await);
         assert!(seats.make_room() && is_asked(&honest).await);
         assert!(!seats.make_room(), "what is left is busy");
-        assert!(!crowd[0].is_idle());
+        assert!(!crowd[0].may_go());
         drop(busy);
         seats.idled().await;
-        assert!(crowd[0].is_idle() && seats.make_room() && is_asked(&crowd[0]).await);
+        assert!(seats.make_room() && is_asked(&crowd[0]).await);
+        assert!(!crowd[0].may_go(), "its answer may be on its way");
+        tokio::time::advance(SENT_AFTER).await;
+        assert!(crowd[0].may_go());
         drop((honest, crowd));
         assert!(seats.lock().seats.is_empty());
     }

@@ -47,6 +47,8 @@ pub(super) struct ClientAddress(pub(super) IpAddr);
 /// get 431.
 const HEADER_BYTES_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 100;
+/// For a connection that was asked to make room; then another one is.
+const ROOM_PAUSE: Duration = Duration::from_millis(20);
 /// After a failed accept (no descriptors): long enough not to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -113,6 +115,8 @@ async fn place_among(places: &Arc<Semaphore>, seats: &Seats) -> io::Result<Owned
             biased;
             place = places.clone().acquire_owned() => return place.map_err(io::Error::other),
             () = seats.idled(), if !is_asked => is_asked = seats.make_room(),
+            // Who was asked may have been asked something itself meanwhile.
+            () = tokio::time::sleep(ROOM_PAUSE), if is_asked => is_asked = seats.make_room(),
         }
     }
 }
@@ -162,7 +166,7 @@ async fn connection(
         }
         () = seat.is_wanted() => {
             // A request may have come since it was chosen: that is answered first.
-            if !seat.is_idle() {
+            if !seat.may_go() {
                 served.as_mut().graceful_shutdown();
                 let _ = served.await;
             }

@@ -19,7 +19,6 @@ use stead_schemas::names::Uid;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::auth::Bearer;
-use super::pools::Pool;
 use super::{ApiError, ApiState, Backend, lookup};
 use crate::agent::{AgentError, AgentStream};
 
@@ -109,7 +108,7 @@ where
     let object = ready(lookup::instance_to_change(state.store(), &id?.0)?)?;
     let uid = object.meta.uid.clone();
     let upgrade = upgrade?.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX);
-    let place = state.0.pools.take(Pool::Sessions, &bearer.subject)?;
+    let place = state.0.pools.session(&uid, &bearer.subject)?;
     Ok(upgrade.on_upgrade(move |socket| async move {
         tokio::select! {
             biased;

@@ -101,7 +101,7 @@ fn trust(directory: &Path, keys: &Keys) -> Result<(), SealKeyError> {
 /// # Errors
 /// When a file cannot be read or made.
 pub fn load(directory: &Path) -> Result<Keys, SealKeyError> {
-    let keys = Keys::new(&token_key(directory)?);
+    let keys = Keys::new(token_key(directory)?.as_slice());
     trust(directory, &keys)?;
     Ok(keys)
 }

@@ -408,9 +408,14 @@ impl Backend for HostBackend {
         self.images.keep_credentials(image, credentials);
     }
 
-    fn import(&self, archive: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
+    fn asked_by(&self, image: &Uid, client: &Arc<str>) {
+        self.images.asked_by(image, client);
+    }
+
+    fn import(&self, client: &Arc<str>, archive: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
+        let client = client.clone();
         Box::pin(async move {
-            let hold = self.images.import(archive).await?;
+            let hold = self.images.import(&client, archive).await?;
             Ok(Imported { digest: hold.digest().clone(), hold: Box::new(hold) })
         })
     }

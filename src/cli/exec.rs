@@ -47,8 +47,11 @@ pub(crate) struct Exec {
     cmd: Vec<String>,
 }
 
-/// What a shell says of a program that Ctrl-C ended.
+/// What a shell says of a program that Ctrl-C ended (128 + SIGINT).
 const INTERRUPTED: u8 = 130;
+/// Likewise of one that was ended, or whose terminal has gone (128 + SIGTERM, 128 + SIGHUP).
+const TERMINATED: u8 = 143;
+const HUNG_UP: u8 = 129;
 
 /// This terminal in raw mode; as it was when the value goes.
 struct Raw(Termios);
@@ -105,6 +108,21 @@ pub(super) async fn exec(client: &Client, exec: Exec) -> Result<(), Failure> {
         biased;
         ended = outputs(stream, !tty) => ended,
         failed = inputs(sink, interactive, tty) => Err(failed),
+        ended = asked_to_end() => Err(ended),
+    }
+}
+
+/// Waits for a signal that ends this client: the terminal is given back first.
+async fn asked_to_end() -> Failure {
+    let (Ok(mut terminated), Ok(mut hung_up)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::hangup()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        biased;
+        _ = terminated.recv() => Failure::Program(TERMINATED),
+        _ = hung_up.recv() => Failure::Program(HUNG_UP),
     }
 }
 

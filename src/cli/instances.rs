@@ -46,6 +46,9 @@ pub(crate) struct Run {
     /// qemu or qemu-microvm, as the host has them (see GET /capabilities)
     #[arg(long)]
     hypervisor: Option<String>,
+    /// When the registry is asked: `missing` if nothing is here under the name, or `always`.
+    #[arg(long)]
+    pull: Option<String>,
     /// VOLUME:PATH, VOLUME:PATH:ro or VOLUME:PATH:overlay=SIZE
     #[arg(short, long = "volume")]
     volumes: Vec<volumes::Mount>,
@@ -143,6 +146,9 @@ fn body(run: &Run) -> Result<Value, Failure> {
     }
     if !run.cmd.is_empty() {
         set("cmd", json!(run.cmd));
+    }
+    if let Some(pull) = &run.pull {
+        set("pull", json!(pull));
     }
     if let Some(hypervisor) = &run.hypervisor {
         set("hypervisor", json!(hypervisor));

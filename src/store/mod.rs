@@ -29,7 +29,7 @@ use stead_controllers::store::{Kinds, KvError, Store, StoreError, Writer};
 pub use clock::{CuidIds, SystemClock};
 pub use lock::{DirectoryLock, LockError};
 pub use private::{close_new_files, private_directory};
-pub use seal::SealKeyError;
+pub use seal::{KeyBytes, SealKeyError};
 
 use seal::ChaChaSealer;
 use sled::SledKv;
@@ -62,7 +62,7 @@ pub enum OpenError {
 ///
 /// # Errors
 /// When it cannot be read or made, or is open to others.
-pub fn token_key(directory: &Path) -> Result<[u8; 32], SealKeyError> {
+pub fn token_key(directory: &Path) -> Result<KeyBytes, SealKeyError> {
     seal::read_or_create(&directory.join("keys").join("jwt.key"))
 }
 
@@ -70,7 +70,7 @@ pub fn token_key(directory: &Path) -> Result<[u8; 32], SealKeyError> {
 ///
 /// # Errors
 /// When one cannot be read, is open to others, or there is none that signs.
-pub fn token_keys(directory: &Path) -> Result<Vec<[u8; 32]>, SealKeyError> {
+pub fn token_keys(directory: &Path) -> Result<Vec<KeyBytes>, SealKeyError> {
     let path = directory.join("keys").join("jwt.key");
     let signs = seal::read(&path)?;
     let absent = || SealKeyError::Io { operation: "read", path, source: io::ErrorKind::NotFound.into() };

@@ -16,11 +16,15 @@ use std::path::{Path, PathBuf};
 use chacha20poly1305::aead::{Aead, Generate, Key, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use stead_controllers::store::{SealError, Sealer};
+use zeroize::Zeroizing;
 
 use super::sled::sync_directory;
 
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
+
+/// The bytes of a key, which are cleared when they are not used any more.
+pub type KeyBytes = Zeroizing<[u8; KEY_BYTES]>;
 
 /// Why there is no usable key.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +53,12 @@ impl ChaChaSealer {
     /// Reads the key of a data directory or of a backup.
     pub(super) fn existing(path: &Path) -> Result<Self, SealKeyError> {
         let bytes = read(path)?.ok_or_else(|| SealKeyError::Missing { path: path.to_path_buf() })?;
-        Ok(Self(XChaCha20Poly1305::new(&Key::<XChaCha20Poly1305>::from(bytes))))
+        Ok(Self::with(&bytes))
+    }
+
+    fn with(bytes: &[u8; KEY_BYTES]) -> Self {
+        let key: &Key<XChaCha20Poly1305> = bytes.into();
+        Self(XChaCha20Poly1305::new(key))
     }
 
     /// Reads the key, or makes one if there is neither a key nor a database.
@@ -63,18 +72,18 @@ impl ChaChaSealer {
                 source,
             })?,
         };
-        Ok(Self(XChaCha20Poly1305::new(&Key::<XChaCha20Poly1305>::from(bytes))))
+        Ok(Self::with(&bytes))
     }
 }
 
 /// Reads a key of this directory's files, or makes one: for keys whose loss costs no data.
-pub(super) fn read_or_create(path: &Path) -> Result<[u8; KEY_BYTES], SealKeyError> {
+pub(super) fn read_or_create(path: &Path) -> Result<KeyBytes, SealKeyError> {
     let failed = |source| SealKeyError::Io { operation: "create", path: path.to_path_buf(), source };
     read(path)?.map_or_else(|| create(path).map_err(failed), Ok)
 }
 
 /// `None` when there is none.
-pub(super) fn read(path: &Path) -> Result<Option<[u8; KEY_BYTES]>, SealKeyError> {
+pub(super) fn read(path: &Path) -> Result<Option<KeyBytes>, SealKeyError> {
     let at = || path.to_path_buf();
     let io = |source| SealKeyError::Io { operation: "read", path: at(), source };
     let file = match File::open(path) {
@@ -86,19 +95,22 @@ pub(super) fn read(path: &Path) -> Result<Option<[u8; KEY_BYTES]>, SealKeyError>
     if mode & 0o077 != 0 {
         return Err(SealKeyError::Mode { path: at(), mode });
     }
-    let mut bytes = Vec::with_capacity(KEY_BYTES + 1);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(KEY_BYTES + 1));
     file.take(1 + KEY_BYTES as u64).read_to_end(&mut bytes).map_err(io)?;
-    bytes.try_into().map(Some).map_err(|_| SealKeyError::Length { path: at() })
+    let key: [u8; KEY_BYTES] =
+        bytes.as_slice().try_into().map_err(|_| SealKeyError::Length { path: at() })?;
+    Ok(Some(Zeroizing::new(key)))
 }
 
 /// Whole or absent: written under another name, synced, then renamed.
-fn create(path: &Path) -> io::Result<[u8; KEY_BYTES]> {
+fn create(path: &Path) -> io::Result<KeyBytes> {
     let directory = path.parent().unwrap_or(Path::new("."));
     super::private_directory(directory)?;
-    let key: [u8; KEY_BYTES] = Key::<XChaCha20Poly1305>::try_generate().map_err(io::Error::other)?.into();
+    let key = Key::<XChaCha20Poly1305>::try_generate().map_err(io::Error::other)?;
+    let key = Zeroizing::new(<[u8; KEY_BYTES]>::from(key));
     let partial = path.with_extension("partial");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-    file.write_all(&key)?;
+    file.write_all(key.as_slice())?;
     file.sync_all()?;
     fs::rename(&partial, path)?;
     sync_directory(directory)?;

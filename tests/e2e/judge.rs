@@ -144,6 +144,7 @@ impl Host {
                 registry_allow: Vec::new(),
                 target: Target::plain(Platform::LinuxAmd64),
                 disk_reserve: Bytes(0),
+                quota: None,
             },
             |_| {},
         )

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::{StatusCode, header};
@@ -25,6 +26,7 @@ fn allowing(directory: &Path, allowed: &[String]) -> Oci {
         jobs_max: 1,
         target: Target::plain(Platform::LinuxAmd64),
         disk_reserve: Bytes(0),
+        quota: None,
     };
     Oci::open(config, |_| {}).expect("opened")
 }
@@ -269,6 +271,7 @@ async fn an_image_that_does_not_fit_is_refused_before_it_is_fetched() {
         jobs_max: 1,
         target: Target::plain(Platform::LinuxAmd64),
         disk_reserve: Bytes(1 << 60),
+        quota: None,
     };
     let oci = Oci::open(config, |_| {}).expect("opened");
     let refused = resolve(&oci, &uid('a'), &at(&fake, "huge")).await.expect_err("beyond any image");
@@ -276,8 +279,68 @@ async fn an_image_that_does_not_fit_is_refused_before_it_is_fetched() {
     let refused = resolve(&oci, &uid('a'), &at(&fake, "large")).await.expect_err("no room");
     assert_eq!(refused.kind, HostErrorKind::Exhausted, "{}", refused.chain());
     let archive = futures::stream::iter([Ok(bytes::Bytes::from(layer("a", b"a")))]);
-    let refused = oci.import(archive).await.expect_err("no room");
+    let refused = oci.import(&"a".into(), archive).await.expect_err("no room");
     assert_eq!(refused.kind, HostErrorKind::Exhausted, "{}", refused.chain());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_take_no_more_than_their_quota_and_what_nobody_refers_to_makes_room() {
+    let fake = Fake::start().await;
+    let junk = |seed: u8| vec![seed; 3 << 20];
+    for (name, seed) in [("one", 3), ("two", 5)] {
+        fake.serve(name, &image(&[layer(name, &junk(seed))]));
+    }
+    let dir = tempfile::tempdir().expect("scratch");
+    let config = OciConfig {
+        directory: dir.path().to_owned(),
+        plain_http_hosts: vec![fake.address.to_string()],
+        registry_allow: Vec::new(),
+        jobs_max: 1,
+        target: Target::plain(Platform::LinuxAmd64),
+        disk_reserve: Bytes(0),
+        // For the layers of one of the two.
+        quota: Some(Bytes(5 << 20)),
+    };
+    let oci = Oci::open(config, |_| {}).expect("opened");
+    let one = pull(&oci, &uid('a'), &at(&fake, "one")).await.expect("within the quota");
+    let refused = resolve(&oci, &uid('b'), &at(&fake, "two")).await;
+    let refused = match refused {
+        Ok(_) => pull(&oci, &uid('b'), &at(&fake, "two")).await.expect_err("beyond the quota"),
+        Err(refused) => refused,
+    };
+    assert_eq!(refused.kind, HostErrorKind::Exhausted, "{}", refused.chain());
+    assert!(refused.chain().contains("image_quota"), "{}", refused.chain());
+    let archive = futures::stream::iter([
+        Ok(bytes::Bytes::from(layer("a", &junk(7)))),
+        Ok(bytes::Bytes::from(vec![0; 17 << 20])),
+    ]);
+    let refused = oci.import(&"a".into(), archive).await.expect_err("beyond the quota");
+    assert_eq!(refused.kind, HostErrorKind::Exhausted, "{}", refused.chain());
+    oci.forget(&uid('a')).await.expect("forgotten");
+    oci.remove(&one.digest, Box::new(|| false)).await.expect("removed");
+    until("the second one", async || pull(&oci, &uid('b'), &at(&fake, "two")).await.is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_beyond_a_clients_share_are_told_to_come_again_and_leave_room_to_others() {
+    let dir = tempfile::tempdir().expect("scratch");
+    let oci = oci(dir.path());
+    let (greedy, other): (Arc<str>, Arc<str>) = ("greedy".into(), "other".into());
+    let never = || futures::stream::pending::<std::io::Result<bytes::Bytes>>();
+    let mut held = Vec::new();
+    let refused = loop {
+        let mut upload = Box::pin(oci.import(&greedy, never()));
+        if let Some(end) = futures::FutureExt::now_or_never(&mut upload) {
+            break end.expect_err("it brings nothing");
+        }
+        held.push(upload);
+    };
+    assert_eq!((refused.kind, held.len()), (HostErrorKind::Transient, 8), "{}", refused.chain());
+    let archive = futures::stream::iter([Ok(bytes::Bytes::from(layer("a", b"other's")))]);
+    oci.import(&other, archive).await.expect("there is room for others");
+    drop(held);
+    let archive = futures::stream::iter([Ok(bytes::Bytes::from(layer("a", b"own")))]);
+    oci.import(&greedy, archive).await.expect("its share came back");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -285,7 +348,7 @@ async fn what_is_imported_is_not_collected_before_something_refers_to_it() {
     let dir = tempfile::tempdir().expect("scratch");
     let oci = oci(dir.path());
     let archive = || futures::stream::iter([Ok(bytes::Bytes::from(layer("a", b"imported")))]);
-    let hold = oci.import(archive()).await.expect("imported");
+    let hold = oci.import(&"a".into(), archive()).await.expect("imported");
     let digest = hold.digest().clone();
     assert_eq!(oci.known().await.expect("listed"), [], "it is no garbage yet");
     oci.remove(&digest, Box::new(|| false)).await.expect("answered");

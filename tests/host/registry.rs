@@ -25,6 +25,7 @@ pub(crate) fn oci(directory: &Path) -> Oci {
         registry_allow: vec!["127.0.0.0/8".parse().expect("a network")],
         target: Target::plain(AMD64),
         disk_reserve: Bytes(0),
+        quota: None,
     };
     Oci::open(config, |_| {}).expect("opened")
 }

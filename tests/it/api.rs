@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use stead_schemas::instance::Instance;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::server::{IMAGE, SOCKETS_MAX, Server, token};
+use crate::server::{IMAGE, SOCKETS_MAX, Server, has, token};
 
-fn small(name: &str) -> serde_json::Value {
+fn small(name: &str) -> Value {
     json!({"name": name, "image": IMAGE, "size": "256MB", "tags": {"team": "a"}})
 }
 
@@ -150,7 +151,7 @@ async fn a_watch_tells_every_change_from_a_version_on() {
         let chunk = tokio::time::timeout(Duration::from_secs(20), stream.chunk()).await.expect("in time");
         text.push_str(&String::from_utf8_lossy(&chunk.expect("readable").expect("open")));
     }
-    let first: serde_json::Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+    let first: Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
     assert_eq!((&first["type"], &first["object"]["id"]), (&json!("added"), &created["id"]));
     let refused = server.send("GET", "/instances?watch=true&state=Running", None).await;
     assert_eq!((refused.status, refused.body["code"].as_str()), (400, Some("invalid_request")));
@@ -249,6 +250,55 @@ async fn sessions_are_bounded_and_their_places_come_back() {
         assert!(std::time::Instant::now() < deadline, "the place did not come back");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_there_is_not_is_named() {
+    let server = Server::start().await;
+    server.create(small("web")).await;
+    let volume = json!({"name": "data", "size_gb": 1});
+    assert_eq!(server.send("POST", "/volumes", Some(volume)).await.status, 201);
+    assert_eq!(server.send("GET", "/instances/web/wait?state=Running", None).await.body["state"], "Running");
+    assert_eq!(server.send("POST", "/instances/web/stop", None).await.status, 200);
+    for (method, path, words) in [
+        ("GET", "/instances/web/snapshot-schedule", "the instance has no snapshot schedule"),
+        ("DELETE", "/instances/web/snapshot-schedule", "the instance has no snapshot schedule"),
+        ("DELETE", "/instances/web/volumes/data", "is not mounted in instance web"),
+        ("DELETE", "/instances/web/volumes/nothing", "there is no volume \"nothing\""),
+        ("GET", "/builds/x", "there is no /builds/x"),
+    ] {
+        let answer = server.send(method, path, None).await;
+        assert_eq!(
+            (answer.status, answer.body["code"].as_str()),
+            (404, Some("not_found")),
+            "{method} {path}"
+        );
+        let message = answer.body["message"].as_str().unwrap_or_default();
+        assert!(message.contains(words), "{method} {path}: {message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_always_pulls_runs_what_the_registry_has_now() {
+    let server = Server::start().await;
+    let runs = async |name: &str, more: Value| {
+        let mut body = small(name);
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let id = server.create(body).await["id"].as_str().expect("an id").parse().expect("an id");
+        let path = format!("/instances/{name}/wait?state=Running");
+        assert_eq!(server.send("GET", &path, None).await.body["state"], "Running");
+        let object = server.store.get::<Instance>(&id).expect("stored");
+        object.status.image_digest.clone().expect("it runs some content").to_string()
+    };
+    let old = runs("old", json!({})).await;
+    has(&server.world, 'b');
+    assert_eq!(runs("same", json!({"pull": "missing"})).await, old, "what is here is not asked for");
+    let new = runs("new", json!({"pull": "always"})).await;
+    assert_eq!(new, format!("sha256:{}", "b".repeat(64)));
+    assert_eq!(runs("next", json!({})).await, new, "the name means that now");
+    let refused =
+        server.send("POST", "/instances", Some(json!({"name": "x", "image": IMAGE, "pull": "never"})));
+    assert_eq!(refused.await.status, 400);
 }
 
 #[tokio::test(flavor = "multi_thread")]

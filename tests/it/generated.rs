@@ -87,7 +87,8 @@ async fn requests_made_of_the_sdks_types_are_answered_within_them() {
         let mut command = Command::new(python.with_file_name("schemathesis"));
         command.args(["--config-file"]).arg(sdk.join("schemathesis.toml")).arg("run").arg(document);
         command.args(["--url", &base, "--header", &format!("Authorization: Bearer {token}")]);
-        command.args(["--workers", "1", "--no-color"]);
+        // A busy machine is slow to make requests up.
+        command.args(["--workers", "1", "--no-color", "--suppress-health-check", "all"]);
         command.args(["--max-examples", examples.as_deref().unwrap_or(EXAMPLES)]);
         command.args(["--seed", seed.as_deref().unwrap_or(SEED), "--generation-database", "none"]);
         run(command.current_dir(&place).env("SCHEMATHESIS_HOOKS", "hooks").env("PYTHONPATH", sdk))

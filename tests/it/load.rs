@@ -169,6 +169,25 @@ async fn the_tokens_of_one_subject_leave_watches_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upload_for_which_there_is_no_place_or_no_room_is_told_so() {
+    use stead_controllers::host::HostErrorKind;
+    let server = Server::start().await;
+    let upload =
+        async || server.send("POST", "/images/import?name=localhost/x", Some(json!("an archive"))).await;
+    assert_eq!(upload().await.status, 400);
+    for (kind, status, code) in [
+        (HostErrorKind::Transient, 503, "overloaded"),
+        (HostErrorKind::Exhausted, 507, "insufficient_storage"),
+    ] {
+        *server.host.import_failure.lock().expect("not poisoned") = Some(kind);
+        let refused = upload().await;
+        assert_eq!((refused.status, refused.body["code"].as_str()), (status, Some(code)));
+        assert!(refused.headers.contains_key("retry-after"), "it may be sent again");
+        assert!(refused.body["message"].as_str().is_some_and(|text| text.contains("no archive")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_asks_and_never_reads_is_let_go() {
     let server = Server::start().await;
     let mut stream = TcpStream::connect(server.address).await.expect("connected");

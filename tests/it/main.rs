@@ -20,3 +20,4 @@ mod sdk;
 mod server;
 mod store;
 mod store_start;
+mod terminal;

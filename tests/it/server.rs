@@ -55,6 +55,7 @@ pub(crate) struct Server {
     pub(crate) kv: MemoryKv,
     pub(crate) http: reqwest::Client,
     pub(crate) host: Arc<NoHost>,
+    pub(crate) world: World,
     /// What the daemon has as its data directory.
     pub(crate) directory: tempfile::TempDir,
     pub(crate) routes: Vec<RouteView>,
@@ -66,16 +67,19 @@ pub(crate) struct Server {
 #[derive(Default)]
 pub(crate) struct NoHost {
     pub(crate) store_failure: Mutex<Option<String>>,
+    /// Of what kind the failure of an import is; otherwise of one that is no archive.
+    pub(crate) import_failure: Mutex<Option<HostErrorKind>>,
     /// Of every instance; one without lines has none.
     pub(crate) log: Mutex<Vec<String>>,
 }
 
 impl Backend for NoHost {
     fn keep_credentials(&self, _: &Uid, _: PushCredentials) {}
-    fn import(&self, _: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
-        Box::pin(async {
-            Err(HostError::new(HostErrorKind::Permanent, "import", "an archive").because("no archive"))
-        })
+    fn asked_by(&self, _: &Uid, _: &Arc<str>) {}
+    fn import(&self, _: &Arc<str>, _: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
+        let kind = *self.import_failure.lock().expect("not poisoned");
+        let failed = HostError::new(kind.unwrap_or(HostErrorKind::Permanent), "import", "an archive");
+        Box::pin(std::future::ready(Err(failed.because("no archive"))))
     }
     fn log(
         &self,
@@ -136,9 +140,7 @@ impl Server {
     pub(crate) async fn start_with(adjust: impl FnOnce(&mut ApiConfig, &mut ServerLimits)) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let world = World::new(1);
-        let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
-        let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
-        world.serve(&IMAGE.parse().expect("valid"), SimRegistryImage { digest, config });
+        has(&world, 'a');
         let kv = MemoryKv::new();
         let kinds = stead::assemble::kinds();
         let host = Arc::new(world.clone());
@@ -181,6 +183,7 @@ impl Server {
         let (controllers, drifts) = Controllers::new(ports, &settings);
         let (shutdown, stopping) = watch::channel(false);
         tasks.spawn(controllers.run(stopping));
+        let of_server = world.clone();
         tasks.spawn(async move {
             let mut changes = world.changes();
             loop {
@@ -223,6 +226,7 @@ impl Server {
             kv,
             http,
             host: backend,
+            world: of_server,
             directory,
             routes,
             _tasks: tasks,
@@ -262,6 +266,13 @@ impl Server {
         assert_eq!(answer.status, 201, "{}", answer.body);
         answer.body
     }
+}
+
+/// Has the registry serve content whose digest is all of this digit.
+pub(crate) fn has(world: &World, digit: char) {
+    let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
+    let digest = format!("sha256:{}", digit.to_string().repeat(64)).parse().expect("valid");
+    world.serve(&IMAGE.parse().expect("valid"), SimRegistryImage { digest, config });
 }
 
 /// The API of a store and a host.

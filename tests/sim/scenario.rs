@@ -210,6 +210,7 @@ impl Play {
             hypervisor: self.hypervisor(),
             skip_guest_agent: false,
             skip_kernel_headers: false,
+            pulls_always: false,
             restart: self.restart_policy(),
             health: self.health_check(),
             snapshot_policy: None,

@@ -12,7 +12,7 @@ use stead_schemas::api::{InstancePatch, InstanceStart, InstanceWish, StandbyRequ
 use stead_schemas::compression::CompressionWish;
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
-use stead_schemas::image::{Image, ImagePhase};
+use stead_schemas::image::{Image, ImagePhase, ImageSource};
 use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Power, PowerCause, State};
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
@@ -85,7 +85,7 @@ pub fn create(
     tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
     let uid = tx.next_uid();
-    let image = image(tx, &wish)?;
+    let (image, pull) = image(tx, &wish)?;
     let purpose = DiskPurpose::RootOverlay;
     let disk = DiskSpec { size: wish.overlay, purpose, source: None, source_disk: None };
     let allocated = allocate(tx, &uid, image, disk, wish.has_network.then_some(tap_prefix))?;
@@ -94,6 +94,7 @@ pub fn create(
     let spec = InstanceSpec {
         image: wish.image,
         platform: wish.platform,
+        pull,
         vcpus: wish.vcpus,
         memory: wish.memory,
         overlay: wish.overlay,
@@ -207,16 +208,22 @@ pub fn expire(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), Refused> {
     Ok(())
 }
 
-/// The image object of the reference: found, or created so that it is pulled.
-fn image(tx: &mut Tx<'_>, wish: &InstanceWish) -> Result<Uid, Refused> {
-    let Some(image) = tx.find::<Image>(&Name::from(&wish.image)) else {
-        return Ok(images::create(tx, &wish.image, wish.platform, None)?.meta.uid.clone());
+/// The image object of the reference, found, or created so that it is pulled; and the number of the pull that
+/// its content has to be of.
+fn image(tx: &mut Tx<'_>, wish: &InstanceWish) -> Result<(Uid, u64), Refused> {
+    let found = tx.find::<Image>(&Name::from(&wish.image));
+    // What was imported or named here is not asked of any registry.
+    let is_local = |image: &Object<Image>| matches!(image.spec.source, ImageSource::Local { .. });
+    let asks = wish.pulls_always && !found.as_deref().is_some_and(is_local);
+    let Some(image) = found.filter(|_| !asks) else {
+        let image = images::create(tx, &wish.image, wish.platform, None)?;
+        return Ok((image.meta.uid.clone(), if asks { image.spec.pull } else { 0 }));
     };
     if image.status.phase == ImagePhase::Failed && failed_for_good(&image) {
         let error = image.status.error.clone().unwrap_or_default();
         return Err(Refused::ImageNotReady(format!("image {} failed: {error}", image.meta.name)));
     }
-    Ok(image.meta.uid.clone())
+    Ok((image.meta.uid.clone(), 0))
 }
 
 fn failed_for_good(image: &Object<Image>) -> bool {

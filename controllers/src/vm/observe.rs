@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use stead_schemas::condition::{self, ConditionType, Reason};
+use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::disk::Disk;
 use stead_schemas::image::{Image, ImageConfig, ImagePhase};
 use stead_schemas::instance::{Instance, Power};
@@ -163,7 +163,8 @@ async fn parts<M: Machines, I: Images, P, C, W>(
     object: &Object<Instance>,
 ) -> Result<Parts, HostError> {
     let allocated = &object.spec.allocated;
-    let (image_ready, image_trouble) = image(vms.store.get::<Image>(&allocated.image).as_deref());
+    let (image_ready, image_trouble) =
+        image(vms.store.get::<Image>(&allocated.image).as_deref(), object.spec.pull);
     let pinned = match &object.status.image_digest {
         Some(digest) => vms.images.inspect(digest).await?,
         None => None,
@@ -195,12 +196,15 @@ fn origin_seen<M, I, P, C, W>(vms: &Vms<M, I, P, C, W>, uid: &Uid) -> OriginSeen
     }
 }
 
-fn image(image: Option<&Object<Image>>) -> (Option<Digest>, Option<(Reason, String)>) {
+fn image(image: Option<&Object<Image>>, pull: u64) -> (Option<Digest>, Option<(Reason, String)>) {
     let Some(image) = image else {
         return (None, Some((Reason::ImageNotFound, "the image was deleted".to_owned())));
     };
     let trouble = match image.status.phase {
-        ImagePhase::Ready => return (image.status.digest.clone(), None),
+        ImagePhase::Ready if image.status.resolved_pull >= pull => {
+            return (image.status.digest.clone(), None);
+        }
+        ImagePhase::Ready => not_asked_yet(image),
         ImagePhase::Pending | ImagePhase::Pulling | ImagePhase::Converting => {
             let phase = serde_json::to_value(image.status.phase).ok();
             let word = phase.as_ref().and_then(|word| word.as_str()).unwrap_or("pending");
@@ -222,6 +226,18 @@ fn mtu(network: &Object<Network>) -> Option<u16> {
     let of_uplink = network.status.uplink_mtu.filter(|mtu| *mtu < ETHERNET_MTU);
     let of_uplink = of_uplink.and_then(|mtu| u16::try_from(mtu).ok()).map(|mtu| mtu.max(MTU_MIN));
     network.spec.mtu.or(of_uplink)
+}
+
+/// Content is here, and what the registry says now is not known.
+fn not_asked_yet(image: &Object<Image>) -> (Reason, String) {
+    let name = &image.meta.name;
+    let degraded = condition::find(&image.status.conditions, ConditionType::Degraded);
+    match degraded.filter(|degraded| degraded.status == ConditionStatus::True) {
+        Some(degraded) => {
+            (degraded.reason, format!("the registry cannot be asked for image {name}: {}", degraded.message))
+        }
+        None => (Reason::WaitingForImage, format!("image {name} is asked for again")),
+    }
 }
 
 fn port<M, I, P, C, W>(vms: &Vms<M, I, P, C, W>, uid: &Uid) -> Option<PortSeen> {

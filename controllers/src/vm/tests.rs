@@ -58,6 +58,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             hypervisor: Hypervisor::Qemu,
             skip_guest_agent: false,
             skip_kernel_headers: false,
+            pull: 0,
             restart: RestartPolicy::default(),
             health: None,
             health_version: 0,

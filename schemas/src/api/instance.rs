@@ -43,6 +43,8 @@ pub struct InstanceWish {
     pub tags: Tags,
     pub image: ImageRef,
     pub platform: Platform,
+    /// The registry is asked what the reference means now, also when something is here under its name.
+    pub pulls_always: bool,
     pub vcpus: u32,
     pub memory: Bytes,
     pub overlay: Bytes,
@@ -76,6 +78,7 @@ impl InstanceWish {
         let tags = fields.map("tags", &mut errors).unwrap_or_default();
         check_tags(&mut errors, "tags", &tags);
         let platform = platform(&mut fields, defaults.platform, &mut errors);
+        let pulls_always = pulls_always(&mut fields, &mut errors);
         let hypervisor = hypervisor(&mut fields, "hypervisor", defaults, &mut errors);
         let vcpus = fields.number("vcpus", 1..=limits::VCPUS_MAX, &mut errors);
         let memory =
@@ -112,6 +115,7 @@ impl InstanceWish {
                 tags,
                 image,
                 platform,
+                pulls_always,
                 vcpus: vcpus.unwrap_or(limits::VCPUS_DEFAULT),
                 memory: memory.unwrap_or(limits::MEMORY_DEFAULT),
                 overlay: overlay.unwrap_or(limits::OVERLAY_DEFAULT),
@@ -130,6 +134,17 @@ impl InstanceWish {
                 volumes,
             }),
             _ => Err(errors),
+        }
+    }
+}
+
+fn pulls_always(fields: &mut Fields, errors: &mut FieldErrors) -> bool {
+    match fields.text("pull", errors).as_deref() {
+        None | Some("missing") => false,
+        Some("always") => true,
+        Some(_) => {
+            errors.push(fields.path("pull"), INVALID, "must be missing or always");
+            false
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::{fmt::Write as _, os::fd::AsFd};
 
 use nix::sys::signal::SigSet;
-use rustix::process::{Pid, Signal, WaitStatus};
+use rustix::process::{Pid, Resource, Rlimit, Signal, WaitStatus, getrlimit, setrlimit};
 use stead_schemas::guest::Config;
 use stead_schemas::instance::Exit;
 use stead_schemas::signal;
@@ -22,6 +22,8 @@ use crate::user::{self, User};
 /// As Docker and shells have it.
 pub(crate) const NOT_FOUND: i32 = 127;
 pub(crate) const NOT_EXECUTABLE: i32 = 126;
+/// Descriptors that the kernel gives to who does not ask for more.
+const OPEN_FILES_UNASKED: u64 = 1024;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The instance's own program.
@@ -97,6 +99,7 @@ pub(crate) fn become_user(command: &mut Command, user: User, has_terminal: bool)
         // What an agent beside another init has for itself, and its programs shall not.
         SigSet::empty().thread_set_mask()?;
         reset_oom_score();
+        reset_open_files();
         if has_terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
         }
@@ -120,6 +123,13 @@ fn reset_oom_score() {
     if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY, Mode::empty()) {
         let _ = rustix::io::write(&file, b"0");
     }
+}
+
+/// As few descriptors without asking as the kernel gives. System calls only, likewise.
+fn reset_open_files() {
+    let own = getrlimit(Resource::Nofile);
+    let current = own.maximum.map_or(OPEN_FILES_UNASKED, |maximum| maximum.min(OPEN_FILES_UNASKED));
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..own });
 }
 
 /// Image and instance variables win over the defaults that Docker sets.

@@ -1,6 +1,6 @@
 //! Questions to registries that go on behind the port: what a reference means, one for each owner.
 //!
-//! Guarantees: a registry that does not answer holds up nobody but those that ask it; an answer is kept
+//! Guarantees: a registry that does not answer holds up nobody but those that ask it, and a client that asks a lot nobody but itself; an answer is kept
 //! until its owner takes it; the content that it names is not collected before the owner has recorded it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,14 +12,18 @@ use stead_schemas::names::{ImageRef, Platform, Uid};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
+use super::clients::Clients;
 use super::holds::Hold;
 use super::layout::Manifest;
 use super::shares::Shares;
 
-/// Questions to one registry at once; the others wait for these.
+/// Questions of one client to one registry at once; the others wait for these.
 const PER_REGISTRY_MAX: usize = 4;
 /// Questions at once, of all registries together: each has a connection.
 const QUESTIONS_MAX: usize = 256;
+
+/// Of these, one client's.
+const PER_CLIENT_MAX: usize = QUESTIONS_MAX / 4;
 
 /// A question; one with a higher number asks anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,13 +57,16 @@ pub(super) struct Questions {
 struct Inner {
     table: Mutex<Table>,
     all: Arc<Semaphore>,
-    shares: Shares,
+    clients: Clients,
+    registries: Shares<(Arc<str>, String)>,
+    askers: Shares<Arc<str>>,
 }
 
 impl Questions {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(clients: Clients) -> Self {
         let all = Arc::new(Semaphore::new(QUESTIONS_MAX));
-        Self { inner: Arc::new(Inner { table: Mutex::default(), all, shares: Shares::of(PER_REGISTRY_MAX) }) }
+        let (registries, askers) = (Shares::of(PER_REGISTRY_MAX), Shares::of(PER_CLIENT_MAX));
+        Self { inner: Arc::new(Inner { table: Mutex::default(), all, clients, registries, askers }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -95,13 +102,16 @@ impl Questions {
             Some((_, State::Asking(old))) => old.abort(),
             _ => {}
         }
-        let share = self.inner.shares.of_host(&question.reference.registry);
+        let client = self.inner.clients.of(owner);
+        let own = self.inner.askers.share(client.clone());
+        let share = self.inner.registries.share((client, question.reference.registry.clone()));
         let (all, work) = (self.inner.all.clone(), work());
         let task = tokio::spawn(async move {
             let share = share.acquire_owned().await.ok();
+            let own = own.acquire_owned().await.ok();
             let permit = all.acquire_owned().await.ok();
             let answer = work.await;
-            drop((share, permit));
+            drop((share, own, permit));
             answer
         });
         let state = State::Asking(task.abort_handle());

@@ -25,7 +25,7 @@ const MARK: std::ops::Range<usize> = 257..262;
 /// Lives as long as the process; the emitter asks it for room.
 static LAYOUT: LazyLock<(tempfile::TempDir, Layout)> = LazyLock::new(|| {
     let dir = tempfile::tempdir().expect("scratch");
-    let layout = Layout::open(dir.path().join("images"), Bytes(0)).expect("opened");
+    let layout = Layout::open(dir.path().join("images"), Bytes(0), None).expect("opened");
     (dir, layout)
 });
 

@@ -22,7 +22,7 @@ struct Tried {
 
 fn tried(archive: &[u8]) -> Tried {
     let dir = tempfile::tempdir().expect("scratch");
-    let layout = Layout::open(dir.path().join("images"), Bytes(0)).expect("opened");
+    let layout = Layout::open(dir.path().join("images"), Bytes(0), None).expect("opened");
     let path = dir.path().join("archive");
     std::fs::write(&path, archive).expect("written");
     let (_wanted, stop) = Stop::new();

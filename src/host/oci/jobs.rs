@@ -2,8 +2,8 @@
 //!
 //! Guarantees: one job for each; it serves all owners that asked for it, ends when the last one forgets
 //! it, has a deadline, and leaves the table however it ends, by a panic too; its failure is told to each
-//! owner once. Fetches and conversions have separate permits, and each registry its own share, so that a
-//! slow registry holds up nobody else.
+//! owner once. Fetches and conversions have separate permits, of which each client has its own share, and of each
+//! registry again, so that a slow registry and a greedy client hold up nobody else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -12,13 +12,16 @@ use std::time::Duration;
 
 use stead_controllers::host::{HostError, HostErrorKind, Job};
 use stead_schemas::names::{Digest, Uid};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
+use super::clients::Clients;
 use super::layout::Source;
 use super::shares::Shares;
 
 /// Fetches at once, of all registries together: each keeps some MiB and some descriptors.
 const FETCHES_MAX: usize = 64;
+/// Fetches at once for one client, of all registries together: others find permits.
+const FETCHES_OF_CLIENT_MAX: usize = FETCHES_MAX / 4;
 /// For one try of one image; what it brought is kept, and the next try waits behind others.
 const FETCH_DEADLINE: Duration = Duration::from_secs(3600);
 /// For merging and building one image: the largest takes some minutes on a slow disk.
@@ -59,6 +62,8 @@ struct Entry {
     /// By the order of arrival.
     number: u64,
     owners: BTreeSet<Uid>,
+    /// Told when another owner joins, whose client may have permits to spare.
+    joined: Arc<Notify>,
     stop: watch::Sender<bool>,
 }
 
@@ -99,18 +104,25 @@ struct Inner {
     table: Mutex<Table>,
     fetches: Arc<Semaphore>,
     conversions: Arc<Semaphore>,
-    shares: Shares,
+    registries: Shares<(Arc<str>, String)>,
+    fetchers: Shares<Arc<str>>,
+    clients: Clients,
+    builders: Shares<Arc<str>>,
     changed: Box<dyn Fn(&Uid) + Send + Sync>,
 }
 
 impl Jobs {
-    /// `share` is how many images are converted at once, and fetched at once from one registry.
-    pub(super) fn new(share: usize, changed: Box<dyn Fn(&Uid) + Send + Sync>) -> Self {
+    /// `share` is how many images are converted at once, and fetched at once from one registry for one client.
+    pub(super) fn new(share: usize, clients: Clients, changed: Box<dyn Fn(&Uid) + Send + Sync>) -> Self {
         let inner = Inner {
             table: Mutex::default(),
             fetches: Arc::new(Semaphore::new(FETCHES_MAX)),
             conversions: Arc::new(Semaphore::new(share)),
-            shares: Shares::of(share),
+            registries: Shares::of(share),
+            fetchers: Shares::of(FETCHES_OF_CLIENT_MAX),
+            clients,
+            // All but one: there is always one to be had for another client.
+            builders: Shares::of(share.saturating_sub(1).max(1)),
             changed,
         };
         Self { inner: Arc::new(inner) }
@@ -124,9 +136,14 @@ impl Jobs {
         (self.inner.changed)(owner);
     }
 
-    /// Permits of conversions, for imports as well.
-    pub(super) fn conversions(&self) -> Arc<Semaphore> {
-        self.inner.conversions.clone()
+    /// Permits of a conversion, for an import of this client.
+    pub(super) async fn conversion_of(&self, client: &Arc<str>) -> Permits {
+        let own = self.inner.builders.share(client.clone()).acquire_owned().await.ok();
+        Permits {
+            _own: own,
+            _of_registry: None,
+            _global: self.inner.conversions.clone().acquire_owned().await.ok(),
+        }
     }
 
     /// Begins a job unless one goes on, which then serves this owner too; answers how the last one that
@@ -147,15 +164,16 @@ impl Jobs {
             }
             if let Some(entry) = table.entries.get_mut(key) {
                 entry.owners.insert(owner.clone());
+                entry.joined.notify_one();
                 return Ok(());
             }
             let (stop, stopped) = Stop::new();
             table.arrivals += 1;
             let (number, owners) = (table.arrivals, BTreeSet::from([owner.clone()]));
-            table.entries.insert(key.clone(), Entry { is_running: false, number, owners, stop });
+            let joined = Arc::default();
+            table.entries.insert(key.clone(), Entry { is_running: false, number, owners, joined, stop });
             (stopped, number)
         };
-        let shares = key.source.as_ref().map(|source| self.inner.shares.of_host(&source.registry));
         let work = work(stop.clone());
         let end = End { jobs: self.clone(), key: key.clone(), number, result: None };
         tokio::spawn(async move {
@@ -163,7 +181,7 @@ impl Jobs {
             let result = tokio::select! {
                 biased;
                 () = stop.set() => Ok(()),
-                result = end.jobs.run(&end.key, shares, work) => result,
+                result = end.jobs.run(&end.key, work) => result,
             };
             end.result = Some(result);
             drop(end);
@@ -174,19 +192,10 @@ impl Jobs {
     async fn run(
         &self,
         key: &Key,
-        share: Option<Arc<Semaphore>>,
         work: impl Future<Output = Result<(), HostError>>,
     ) -> Result<(), HostError> {
-        let (global, deadline) = match share {
-            Some(_) => (&self.inner.fetches, FETCH_DEADLINE),
-            None => (&self.inner.conversions, CONVERT_DEADLINE),
-        };
-        // The registry's share first: who waits for it keeps no permit of all.
-        let share = match share {
-            Some(share) => share.acquire_owned().await.ok(),
-            None => None,
-        };
-        let permit = global.clone().acquire_owned().await.ok();
+        let deadline = if key.source.is_some() { FETCH_DEADLINE } else { CONVERT_DEADLINE };
+        let permits = self.permits(key).await;
         if let Some(entry) = self.lock().entries.get_mut(key) {
             entry.is_running = true;
         }
@@ -196,8 +205,44 @@ impl Jobs {
             HostError::new(HostErrorKind::Transient, "bring", key.digest.as_str()).because(words)
         };
         let result = tokio::time::timeout(deadline, self.with_progress(key, work)).await;
-        drop((share, permit));
+        drop(permits);
         result.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Waits for the permits of a job: those of any client that it serves.
+    async fn permits(&self, key: &Key) -> Permits {
+        loop {
+            let served =
+                self.lock().entries.get(key).map(|entry| (entry.owners.clone(), entry.joined.clone()));
+            // One that is off the table ends with its stop.
+            let Some((owners, joined)) = served else { return std::future::pending().await };
+            let clients: BTreeSet<Arc<str>> =
+                owners.iter().map(|owner| self.inner.clients.of(owner)).collect();
+            let waiting = clients.into_iter().map(|client| Box::pin(self.permits_of(key, client)));
+            tokio::select! {
+                biased;
+                (permits, ..) = futures::future::select_all(waiting) => return permits,
+                () = joined.notified() => {}
+            }
+        }
+    }
+
+    /// The narrower shares first: who waits for one keeps no permit of all.
+    async fn permits_of(&self, key: &Key, client: Arc<str>) -> Permits {
+        let inner = &self.inner;
+        let take = async |share: Arc<Semaphore>| share.acquire_owned().await.ok();
+        match &key.source {
+            Some(source) => {
+                let of_registry =
+                    take(inner.registries.share((client.clone(), source.registry.clone()))).await;
+                let own = take(inner.fetchers.share(client)).await;
+                Permits { _own: own, _of_registry: of_registry, _global: take(inner.fetches.clone()).await }
+            }
+            None => {
+                let own = take(inner.builders.share(client)).await;
+                Permits { _own: own, _of_registry: None, _global: take(inner.conversions.clone()).await }
+            }
+        }
     }
 
     /// Announces progress while the work goes on.
@@ -255,6 +300,13 @@ impl Jobs {
     }
 }
 
+/// What a job, or an import, may work by; given back with the value.
+pub(super) struct Permits {
+    _own: Option<OwnedSemaphorePermit>,
+    _of_registry: Option<OwnedSemaphorePermit>,
+    _global: Option<OwnedSemaphorePermit>,
+}
+
 /// Takes a job off the table, however it ended.
 struct End {
     jobs: Jobs,
@@ -309,6 +361,14 @@ mod tests {
         Key { source: None, digest: format!("sha256:{}", "a".repeat(64)).parse().expect("valid") }
     }
 
+    fn fetch(digit: char, registry: &str) -> Key {
+        let reference = format!("{registry}/x").parse().expect("a reference");
+        Key {
+            source: Some(Source::of(&reference)),
+            digest: format!("sha256:{}", digit.to_string().repeat(64)).parse().expect("valid"),
+        }
+    }
+
     fn failed() -> HostError {
         HostError::new(HostErrorKind::Denied, "bring", "it").because("for a reason")
     }
@@ -321,7 +381,7 @@ mod tests {
             // A test that is over hears nothing.
             let _ = told.lock().expect("no panic holds it").send(owner.clone());
         };
-        (Jobs::new(1, Box::new(changed)), heard)
+        (Jobs::new(1, Clients::default(), Box::new(changed)), heard)
     }
 
     async fn ended(jobs: &Jobs) {
@@ -340,6 +400,48 @@ mod tests {
         jobs.begin(&uid('a'), &key(), |_| async { Ok(()) }).expect("begun anew");
         ended(&jobs).await;
         jobs.begin(&uid('a'), &key(), |_| async { Ok(()) }).expect("it went well");
+    }
+
+    #[tokio::test]
+    async fn one_client_leaves_permits_to_others_and_who_joins_its_job_lends_it_their_own() {
+        let (jobs, _heard) = jobs();
+        let (greedy, other): (Arc<str>, Arc<str>) = ("greedy".into(), "other".into());
+        let begin = |owner: char, client: &Arc<str>, key: &Key| {
+            jobs.inner.clients.asked_by(&uid(owner), client);
+            jobs.begin(&uid(owner), key, |_| std::future::pending()).expect("begun");
+        };
+        let settle = async || {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let is_running = |owner: char, key: &Key| jobs.of(&uid(owner), &key.digest) == Some(Job::Fetching);
+        let keys = ['1', '2'].map(|digit| fetch(digit, "127.0.0.1:1"));
+        begin('a', &greedy, &keys[0]);
+        begin('b', &greedy, &keys[1]);
+        settle().await;
+        assert!(is_running('a', &keys[0]) && !is_running('b', &keys[1]), "one at a time of a registry");
+        // Another client's of the same registry does not wait for that.
+        let own = fetch('3', "127.0.0.1:1");
+        begin('c', &other, &own);
+        settle().await;
+        assert!(is_running('c', &own));
+        jobs.forget(&uid('c'));
+        settle().await;
+        begin('d', &other, &keys[1]);
+        settle().await;
+        assert!(is_running('d', &keys[1]) && is_running('b', &keys[1]), "it goes on by the other's permit");
+        // However many registries there are, one client does not take all permits.
+        let many: Vec<Key> =
+            (0..FETCHES_MAX).map(|number| fetch('4', &format!("127.0.0.1:{}", number + 10))).collect();
+        for key in &many {
+            begin('e', &greedy, key);
+        }
+        let late = fetch('5', "127.0.0.1:9");
+        begin('f', &other, &late);
+        settle().await;
+        assert!(is_running('f', &late));
+        assert_eq!(jobs.inner.fetches.available_permits(), FETCHES_MAX - FETCHES_OF_CLIENT_MAX - 2);
     }
 
     #[tokio::test]

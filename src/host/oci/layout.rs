@@ -22,6 +22,7 @@ use stead_schemas::quantity::Bytes;
 
 use super::holds::{Held, Hold, Holds};
 use super::manifest::digest_of;
+use super::quota::Quota;
 use crate::host::files;
 
 /// How names of root file systems end.
@@ -33,6 +34,7 @@ pub(super) struct Layout {
     root: PathBuf,
     /// Kept free on the file system.
     reserve: Bytes,
+    quota: Option<Arc<Quota>>,
     holds: Arc<Holds>,
 }
 
@@ -72,8 +74,9 @@ pub(super) struct Blob {
 }
 
 impl Layout {
-    pub(super) fn open(root: PathBuf, reserve: Bytes) -> Result<Self, HostError> {
-        let layout = Self { root, reserve, holds: Arc::default() };
+    pub(super) fn open(root: PathBuf, reserve: Bytes, quota: Option<Bytes>) -> Result<Self, HostError> {
+        let quota = quota.map(Quota::of).map(Arc::new);
+        let layout = Self { root, reserve, quota, holds: Arc::default() };
         let failed = |error| HostError::io("prepare", layout.root.display().to_string(), error);
         // What a crashed daemon left in here is of no use to anyone.
         match fs::remove_dir_all(layout.scratch()) {
@@ -92,11 +95,14 @@ impl Layout {
         self.holds.hold(digest)
     }
 
-    /// Whether so many bytes can be written and the reserve still be free.
+    /// Whether so many bytes can be written and the reserve still be free, within the quota.
     pub(super) fn need_room(&self, bytes: u64) -> io::Result<()> {
         let (_, free) = files::space(&self.root)?;
         if free.0 >= self.reserve.0.saturating_add(bytes) {
-            return Ok(());
+            return match &self.quota {
+                Some(quota) => quota.admit(&self.root, bytes, || self.sweep()),
+                None => Ok(()),
+            };
         }
         Err(io::Error::new(
             io::ErrorKind::StorageFull,
@@ -284,7 +290,7 @@ mod tests {
     #[test]
     fn what_no_manifest_lists_is_collected_at_start_and_the_rest_is_kept() {
         let dir = tempfile::tempdir().expect("scratch");
-        let layout = Layout::open(dir.path().to_owned(), Bytes(0)).expect("opened");
+        let layout = Layout::open(dir.path().to_owned(), Bytes(0), None).expect("opened");
         let digest = |text: &str| digest_of(text.as_bytes());
         let blob = |text: &str| Blob { digest: digest(text), size: Bytes(9), diff_id: digest(text) };
         let layers = vec![blob("whole"), blob("part")];
@@ -303,7 +309,7 @@ mod tests {
             fs::write(path, b"12345").expect("written");
         }
         drop(layout);
-        let layout = Layout::open(dir.path().to_owned(), Bytes(0)).expect("opened");
+        let layout = Layout::open(dir.path().to_owned(), Bytes(0), None).expect("opened");
         assert!(kept.iter().all(|path| path.exists()), "what a manifest lists");
         assert!(stray.iter().all(|path| !path.exists()), "what nothing lists");
         let present: Vec<u64> =

@@ -10,6 +10,7 @@
 
 mod archive;
 mod asked;
+mod clients;
 mod emit;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
@@ -27,6 +28,7 @@ mod merge_model;
 #[cfg(test)]
 mod odd_archives;
 mod pax;
+mod quota;
 mod receive;
 mod registry;
 mod rootfs;
@@ -50,6 +52,7 @@ use stead_schemas::quantity::Bytes;
 use tokio::sync::Semaphore;
 
 use asked::{Question, Questions};
+use clients::Clients;
 pub use guard::Allowed;
 pub use holds::Hold;
 use jobs::{Jobs, Key};
@@ -71,6 +74,8 @@ pub struct OciConfig {
     pub target: Target,
     /// Kept free on the directory's file system.
     pub disk_reserve: Bytes,
+    /// The most that the directory may take.
+    pub quota: Option<Bytes>,
 }
 
 /// The adapter; clones share their jobs.
@@ -80,8 +85,10 @@ pub struct Oci {
     registry: Arc<Registry>,
     jobs: Jobs,
     questions: Questions,
+    clients: Clients,
     target: Target,
     uploads: Arc<Semaphore>,
+    uploads_of: Arc<crate::peers::Shares<Arc<str>>>,
 }
 
 impl std::fmt::Debug for Oci {
@@ -99,16 +106,25 @@ impl Oci {
         config: OciConfig,
         changed: impl Fn(&Uid) + Send + Sync + 'static,
     ) -> Result<Self, HostError> {
-        let OciConfig { directory, plain_http_hosts, registry_allow, jobs_max, target, disk_reserve } =
+        let OciConfig { directory, plain_http_hosts, registry_allow, jobs_max, target, disk_reserve, quota } =
             config;
+        let clients = Clients::default();
         Ok(Self {
-            layout: Layout::open(directory, disk_reserve)?,
+            layout: Layout::open(directory, disk_reserve, quota)?,
             registry: Arc::new(Registry::new(plain_http_hosts, registry_allow)?),
-            jobs: Jobs::new(jobs_max, Box::new(changed)),
-            questions: Questions::new(),
+            jobs: Jobs::new(jobs_max, clients.clone(), Box::new(changed)),
+            questions: Questions::new(clients.clone()),
+            clients,
             target,
             uploads: Arc::new(Semaphore::new(receive::UPLOADS_MAX)),
+            uploads_of: crate::peers::Shares::new(receive::UPLOADS_MAX / 2),
         })
+    }
+
+    /// Tells which client asked for an image first: what is fetched and built for it counts as this client's. After a
+    /// restart of the daemon nobody is known any more, and all of what was unfinished counts as one client's.
+    pub fn asked_by(&self, owner: &Uid, client: &Arc<str>) {
+        self.clients.asked_by(owner, client);
     }
 
     /// Credentials of a request; they stay in memory and serve pulls of this image only.
@@ -227,6 +243,7 @@ impl Images for Oci {
 
     async fn forget(&self, owner: &Uid) -> Result<(), HostError> {
         self.jobs.forget(owner);
+        self.clients.forget(owner);
         self.questions.forget(owner);
         self.registry.forget(owner);
         Ok(())

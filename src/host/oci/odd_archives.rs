@@ -193,7 +193,7 @@ fn names_links_and_attributes_reach_the_root_file_system_byte_for_byte() {
     archive.extend(entry(b'0', "plain", "", b"x"));
 
     let dir = tempfile::tempdir().expect("scratch");
-    let layout = Layout::open(dir.path().join("images"), Bytes(0)).expect("opened");
+    let layout = Layout::open(dir.path().join("images"), Bytes(0), None).expect("opened");
     let blob = digest_of(&archive);
     std::fs::write(layout.blob(&blob), &archive).expect("written");
     let layer = Blob { digest: blob.clone(), size: Bytes(archive.len() as u64), diff_id: blob };
@@ -261,7 +261,7 @@ fn names_and_links_beyond_their_budgets_are_refused_soon() {
 #[test]
 fn work_that_nobody_wants_any_more_ends() {
     let dir = tempfile::tempdir().expect("scratch");
-    let layout = Layout::open(dir.path().join("images"), Bytes(0)).expect("opened");
+    let layout = Layout::open(dir.path().join("images"), Bytes(0), None).expect("opened");
     let archive = entry(b'0', "a", "", b"x");
     let blob = digest_of(&archive);
     std::fs::write(layout.blob(&blob), &archive).expect("written");

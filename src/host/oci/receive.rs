@@ -1,6 +1,7 @@
 //! Archives on their way in: a client's upload, bounded in size, room, pace and number, then imported.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,21 +36,24 @@ fn refused(kind: HostErrorKind, words: &str) -> HostError {
 
 impl Oci {
     /// Takes an archive that a client sends, and builds its root file system. The content is kept while
-    /// the hold is.
+    /// the hold is. One client has half of the uploads at most.
     ///
     /// # Errors
-    /// Permanent, with the reason, for what is no image or a hostile one; Exhausted without room.
+    /// Permanent, with the reason, for what is no image or a hostile one; Exhausted without room; Transient while
+    /// too many are being received.
     pub async fn import(
         &self,
+        client: &Arc<str>,
         archive: impl Stream<Item = io::Result<Bytes>> + Send + Unpin,
     ) -> Result<Hold, HostError> {
-        let busy = || refused(HostErrorKind::Exhausted, "too many archives are being received");
+        let busy = || refused(HostErrorKind::Transient, "too many archives are being received");
+        let share = self.uploads_of.take(client).ok_or_else(busy)?;
         let upload = self.uploads.try_acquire().map_err(|_| busy())?;
         let received = tokio::time::timeout(UPLOAD_DEADLINE, self.receive(archive)).await;
         let late = || refused(HostErrorKind::Permanent, "it took more than an hour; use a registry");
         let scratch = received.map_err(|_| late())??;
-        drop(upload);
-        let permit = self.jobs.conversions().acquire_owned().await.ok();
+        drop((upload, share));
+        let permit = self.jobs.conversion_of(client).await;
         let (layout, target) = (self.layout.clone(), self.target);
         // Ends the work on the blocking thread when this is dropped: the client has gone, or it is late.
         let (given_up, stop) = Stop::new();

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use oci_client::Reference;
-use oci_client::secrets::RegistryAuth;
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_schemas::api::PushCredentials;
+use stead_schemas::instance::Secret;
 use stead_schemas::names::{ImageRef, Uid};
+use tokio::time::Instant;
 
 use super::Refused;
 use super::guard::{Allowed, Guard};
@@ -25,11 +26,24 @@ const CREDENTIALS_TTL: Duration = Duration::from_secs(30 * 60);
 /// Layers of one image fetched at once.
 const LAYERS_AT_ONCE: usize = 4;
 
+/// What a client gave for its pull; cleared when the last who uses it is done.
+pub(super) enum Credentials {
+    Basic(String, Secret),
+    Bearer(Secret),
+}
+
+/// Credentials of owners, and since when they are here.
+type Kept = BTreeMap<Uid, (Instant, Arc<Credentials>)>;
+
+fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Registry access.
 pub(super) struct Registry {
     transport: Arc<Transport>,
     plain_http_hosts: Vec<String>,
-    credentials: Mutex<BTreeMap<Uid, (Instant, RegistryAuth)>>,
+    credentials: Arc<Mutex<Kept>>,
     transfers: Transfers,
 }
 
@@ -41,33 +55,37 @@ impl Registry {
             HostError::new(HostErrorKind::Transient, "prepare", "the client of registries").because(error)
         };
         let transport = Arc::new(Transport::new(Guard::new(allowed)).map_err(failed)?);
-        Ok(Self {
-            transport,
-            plain_http_hosts,
-            credentials: Mutex::default(),
-            transfers: Transfers::default(),
-        })
+        Ok(Self { transport, plain_http_hosts, credentials: Arc::default(), transfers: Transfers::default() })
     }
 
     pub(super) fn keep_credentials(&self, owner: &Uid, given: PushCredentials) {
-        let auth = match (given.username, given.password, given.registry_token) {
-            (Some(username), Some(password), _) => RegistryAuth::Basic(username, password.0),
-            (_, _, Some(token)) => RegistryAuth::Bearer(token.0),
+        let credentials = match (given.username, given.password, given.registry_token) {
+            (Some(username), Some(password), _) => Credentials::Basic(username, password),
+            (_, _, Some(token)) => Credentials::Bearer(token),
             _ => return,
         };
-        let mut kept = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|_, (since, _)| since.elapsed() < CREDENTIALS_TTL);
-        kept.insert(owner.clone(), (Instant::now(), auth));
+        let since = Instant::now();
+        lock(&self.credentials).insert(owner.clone(), (since, Arc::new(credentials)));
+        let (all, owner) = (Arc::downgrade(&self.credentials), owner.clone());
+        // They leave the memory when they are of no use any more, whether or not others come.
+        tokio::spawn(async move {
+            tokio::time::sleep(CREDENTIALS_TTL).await;
+            let Some(all) = all.upgrade() else { return };
+            let mut all = lock(&all);
+            if all.get(&owner).is_some_and(|(kept, _)| *kept == since) {
+                all.remove(&owner);
+            }
+        });
     }
 
     pub(super) fn forget(&self, owner: &Uid) {
-        self.credentials.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
+        lock(&self.credentials).remove(owner);
     }
 
-    fn auth(&self, owner: &Uid) -> RegistryAuth {
-        let kept = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+    fn credentials(&self, owner: &Uid) -> Option<Arc<Credentials>> {
+        let kept = lock(&self.credentials);
         let fresh = kept.get(owner).filter(|(since, _)| since.elapsed() < CREDENTIALS_TTL);
-        fresh.map_or(RegistryAuth::Anonymous, |(_, auth)| auth.clone())
+        fresh.map(|(_, credentials)| credentials.clone())
     }
 
     fn session(&self, owner: &Uid, reference: &ImageRef) -> Result<Session, HostError> {
@@ -76,7 +94,7 @@ impl Registry {
             HostError::new(HostErrorKind::Permanent, "pull", subject.clone()).because(format!("{error}"))
         })?;
         let is_plain = self.is_plain(&reference.registry);
-        Ok(Session::new(self.transport.clone(), parsed, self.auth(owner), is_plain, subject))
+        Ok(Session::new(self.transport.clone(), parsed, self.credentials(owner), is_plain, subject))
     }
 
     /// Plain HTTP is for loopback and for hosts that the configuration names.
@@ -131,5 +149,92 @@ impl Registry {
             result?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    /// A password that is in memory under this mask only, until it is made.
+    const MASKED: [u8; 24] =
+        *b"\x9a\xd1\x83\xc7\xf2\x95\xe8\xb4\xa1\xde\x97\xcb\xfa\x8d\xe3\xb9\xd6\x9f\xa4\xce\x88\xf1\xb7\xdb";
+    const MASK: u8 = 0xa5;
+    const CHUNK: usize = 1 << 20;
+
+    fn password() -> Secret {
+        let mut text = String::with_capacity(MASKED.len());
+        // Printable or not: as one byte each they are all of ASCII.
+        text.extend(MASKED.iter().map(|byte| char::from((byte ^ MASK) & 0x7f)));
+        Secret(text)
+    }
+
+    fn is_password(bytes: &[u8]) -> bool {
+        bytes.iter().zip(MASKED).all(|(&byte, masked)| byte == (masked ^ MASK) & 0x7f)
+    }
+
+    /// How often the password is in what this process may write to.
+    fn copies_in_memory() -> usize {
+        let memory = File::open("/proc/self/mem").expect("opened");
+        let maps = BufReader::new(File::open("/proc/self/maps").expect("opened"));
+        let mut buffer = vec![0u8; CHUNK];
+        // What is read is there again.
+        let own = buffer.as_ptr().addr()..buffer.as_ptr().addr() + CHUNK;
+        let mut found = 0;
+        for line in maps.lines().map_while(Result::ok).filter(|line| line.contains(" rw")) {
+            let (range, _) = line.split_once(' ').expect("a range");
+            let (from, to) = range.split_once('-').expect("two ends");
+            let address = |text: &str| usize::from_str_radix(text, 16).expect("an address");
+            let (mut from, to) = (address(from), address(to));
+            while from + MASKED.len() <= to {
+                let length = CHUNK.min(to - from);
+                // A mapping that has gone meanwhile has nothing.
+                if memory.read_exact_at(&mut buffer[..length], from as u64).is_ok() {
+                    let places = buffer[..length].windows(MASKED.len()).enumerate();
+                    found += places
+                        .filter(|(at, bytes)| !own.contains(&(from + at)) && is_password(bytes))
+                        .count();
+                }
+                from += length.saturating_sub(MASKED.len()).max(1);
+            }
+        }
+        found
+    }
+
+    #[tokio::test]
+    async fn a_password_leaves_nothing_in_memory_when_its_pull_is_over() {
+        let registry = Registry::new(Vec::new(), Vec::new()).expect("made");
+        let owner: Uid = format!("a{:023}", 0).parse().expect("a letter and digits");
+        let given = PushCredentials {
+            username: Some("user".to_owned()),
+            password: Some(password()),
+            registry_token: None,
+        };
+        registry.keep_credentials(&owner, given);
+        let session = registry.session(&owner, &"127.0.0.1:5000/x".parse().expect("a reference"));
+        assert_eq!(copies_in_memory(), 1, "it is kept once");
+        registry.forget(&owner);
+        assert_eq!(copies_in_memory(), 1, "the session still has it");
+        drop(session);
+        assert_eq!(copies_in_memory(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_password_that_nobody_asks_for_goes_by_itself() {
+        let registry = Registry::new(Vec::new(), Vec::new()).expect("made");
+        let owner: Uid = format!("b{:023}", 0).parse().expect("a letter and digits");
+        let given = PushCredentials {
+            username: None,
+            password: None,
+            registry_token: Some(Secret("token".to_owned())),
+        };
+        registry.keep_credentials(&owner, given);
+        assert!(registry.credentials(&owner).is_some());
+        tokio::time::sleep(CREDENTIALS_TTL + Duration::from_secs(1)).await;
+        assert!(lock(&registry.credentials).is_empty());
     }
 }

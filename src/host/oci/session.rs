@@ -6,15 +6,17 @@ use std::sync::Arc;
 use http_auth::ChallengeParser;
 use oci_client::Reference;
 use oci_client::manifest::OciDescriptor;
-use oci_client::secrets::RegistryAuth;
 use reqwest::header::{ACCEPT, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 use stead_controllers::host::{HostError, HostErrorKind};
+use stead_schemas::instance::Secret;
 use stead_schemas::names::Digest;
 use tokio::sync::Mutex;
+use zeroize::Zeroizing;
 
 use super::manifest::digest_of;
+use super::registry::Credentials;
 use super::transport::{Failed, Transport, host_of, read};
 
 /// Manifest kinds, of OCI and of Docker.
@@ -30,7 +32,7 @@ const TOKEN_BYTES_MAX: usize = 64 << 10;
 pub(super) struct Session {
     transport: Arc<Transport>,
     reference: Reference,
-    auth: RegistryAuth,
+    credentials: Option<Arc<Credentials>>,
     /// Spoken to without TLS.
     is_plain: bool,
     subject: String,
@@ -49,15 +51,22 @@ impl Session {
     pub(super) fn new(
         transport: Arc<Transport>,
         reference: Reference,
-        auth: RegistryAuth,
+        credentials: Option<Arc<Credentials>>,
         is_plain: bool,
         subject: String,
     ) -> Self {
-        let authorization = match &auth {
-            RegistryAuth::Bearer(token) => secret(format!("Bearer {token}")),
+        let authorization = match credentials.as_deref() {
+            Some(Credentials::Bearer(token)) => secret(&Zeroizing::new(format!("Bearer {}", token.0))),
             _ => None,
         };
-        Self { transport, reference, auth, is_plain, subject, authorization: Mutex::new(authorization) }
+        Self {
+            transport,
+            reference,
+            credentials,
+            is_plain,
+            subject,
+            authorization: Mutex::new(authorization),
+        }
     }
 
     /// A manifest or index, verified against the digest that names it, if one does.
@@ -139,7 +148,7 @@ impl Session {
         let response = self.told(self.transport.get(url.clone(), headers, known.as_ref()).await)?;
         let is_challenge = response.status() == StatusCode::UNAUTHORIZED
             && response.url().origin() == url.origin()
-            && !matches!(self.auth, RegistryAuth::Bearer(_));
+            && !matches!(self.credentials.as_deref(), Some(Credentials::Bearer(_)));
         if !is_challenge {
             return Ok(response);
         }
@@ -159,10 +168,11 @@ impl Session {
     }
 
     fn basic(&self) -> Option<HeaderValue> {
-        let RegistryAuth::Basic(user, password) = &self.auth else { return None };
+        let Some(Credentials::Basic(user, password)) = self.credentials.as_deref() else { return None };
         use base64::Engine as _;
-        let words = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-        secret(format!("Basic {words}"))
+        let words = Zeroizing::new(format!("{user}:{}", password.0));
+        let words = Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(words.as_bytes()));
+        secret(&Zeroizing::new(format!("Basic {}", *words)))
     }
 
     /// Asks the token service that the registry names; the guard checks it as any other host.
@@ -185,9 +195,9 @@ impl Session {
             let failed = Failed::of_status(&host, response.status().as_u16());
             return Err(Failed { words: format!("the token service {}", failed.words), ..failed });
         }
-        let bytes = read(response, TOKEN_BYTES_MAX, "the token").await?;
+        let bytes = Zeroizing::new(read(response, TOKEN_BYTES_MAX, "the token").await?);
         let token = serde_json::from_slice::<TokenAnswer>(&bytes).ok().and_then(TokenAnswer::into_token);
-        let header = token.and_then(|token| secret(format!("Bearer {token}")));
+        let header = token.and_then(|token| secret(&Zeroizing::new(format!("Bearer {}", token.0))));
         header.ok_or_else(|| broken(format!("the token service {host} gives no token")))
     }
 
@@ -229,12 +239,12 @@ pub(super) fn fuzz(data: &[u8]) {
         url.query_pairs_mut().append_pair("service", &service.unwrap_or_default());
     }
     let token = serde_json::from_slice::<TokenAnswer>(data).ok().and_then(TokenAnswer::into_token);
-    token.and_then(|token| secret(format!("Bearer {token}")));
+    token.and_then(|token| secret(&Zeroizing::new(format!("Bearer {}", token.0))));
 }
 
 /// A header that is not shown; `None` for what cannot be in one.
-fn secret(text: String) -> Option<HeaderValue> {
-    let mut value = HeaderValue::try_from(text).ok()?;
+fn secret(text: &Zeroizing<String>) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
@@ -242,12 +252,12 @@ fn secret(text: String) -> Option<HeaderValue> {
 /// An answer of a token service, under either of the two names in use.
 #[derive(Deserialize)]
 struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
+    token: Option<Secret>,
+    access_token: Option<Secret>,
 }
 
 impl TokenAnswer {
-    fn into_token(self) -> Option<String> {
-        self.token.or(self.access_token).filter(|token| !token.is_empty())
+    fn into_token(self) -> Option<Secret> {
+        self.token.or(self.access_token).filter(|token| !token.0.is_empty())
     }
 }

@@ -1,29 +1,29 @@
-//! Permits by registry: each host has its own few, so that one that is slow holds up only its own.
+//! Permits by whom they are for: each has its own few, so that one that is slow holds up only its own.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::Semaphore;
 
-/// Hosts with permits in use; the others are forgotten.
+/// Those with permits in use; the others are forgotten.
 #[derive(Debug)]
-pub(super) struct Shares {
+pub(super) struct Shares<K> {
     each: usize,
-    hosts: Mutex<BTreeMap<String, Weak<Semaphore>>>,
+    known: Mutex<BTreeMap<K, Weak<Semaphore>>>,
 }
 
-impl Shares {
+impl<K: Ord> Shares<K> {
     pub(super) fn of(each: usize) -> Self {
-        Self { each, hosts: Mutex::default() }
+        Self { each, known: Mutex::default() }
     }
 
-    pub(super) fn of_host(&self, host: &str) -> Arc<Semaphore> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        hosts.retain(|_, share| share.strong_count() > 0);
-        let known = hosts.get(host).and_then(Weak::upgrade);
+    pub(super) fn share(&self, whose: K) -> Arc<Semaphore> {
+        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, share| share.strong_count() > 0);
+        let known = all.get(&whose).and_then(Weak::upgrade);
         known.unwrap_or_else(|| {
             let share = Arc::new(Semaphore::new(self.each));
-            hosts.insert(host.to_owned(), Arc::downgrade(&share));
+            all.insert(whose, Arc::downgrade(&share));
             share
         })
     }

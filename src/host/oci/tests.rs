@@ -61,7 +61,7 @@ fn digest(bytes: &[u8]) -> Digest {
 
 fn build_layers(layers: &[Vec<u8>]) -> Built {
     let dir = tempfile::tempdir().expect("scratch");
-    let layout = Layout::open(dir.path().join("images"), Bytes(0)).expect("opened");
+    let layout = Layout::open(dir.path().join("images"), Bytes(0), None).expect("opened");
     let blobs = layers.iter().map(|bytes| {
         let digest = digest(bytes);
         std::fs::write(layout.blob(&digest), bytes).expect("written");
@@ -209,7 +209,7 @@ fn escaping_symbolic_links_are_only_data() {
 fn content_that_is_not_what_the_configuration_says_is_refused() {
     let layer = archive(&[File("a", "x")]);
     let dir = tempfile::tempdir().expect("scratch");
-    let layout = Layout::open(dir.path().join("images"), Bytes(0)).expect("opened");
+    let layout = Layout::open(dir.path().join("images"), Bytes(0), None).expect("opened");
     let blob = Blob { digest: digest(&layer), size: Bytes(layer.len() as u64), diff_id: digest(b"another") };
     std::fs::write(layout.blob(&blob.digest), &layer).expect("written");
     let manifest = Manifest { digest: digest(b"m"), layers: vec![blob], config: ImageConfig::default() };

@@ -36,7 +36,8 @@ struct NoHost;
 
 impl Backend for NoHost {
     fn keep_credentials(&self, _: &Uid, _: PushCredentials) {}
-    fn import(&self, _: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
+    fn asked_by(&self, _: &Uid, _: &Arc<str>) {}
+    fn import(&self, _: &Arc<str>, _: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
         Box::pin(async { Err(HostError::new(HostErrorKind::Unsupported, "import", "here")) })
     }
     fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> BoxFuture<'_, Result<LogStream, LogError>> {

@@ -44,6 +44,8 @@ impl Daemon {
                 ("STEAD_TABLE", bridge),
                 ("STEAD_TAP_PREFIX", "sb"),
                 ("STEAD_LOG", "warn"),
+                // Some figures have a registry.
+                ("STEAD_REGISTRY_ALLOW", r#"["127.0.0.0/8"]"#),
             ])
             .stderr(log)
             .spawn()
@@ -57,12 +59,17 @@ impl Daemon {
             assert!(Instant::now() < deadline, "the daemon does not answer");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let minted = Command::new(stead())
-            .args(["token", "create", "--data-dir"])
-            .arg(daemon.dir.path().join("data"))
-            .output();
-        daemon.token = String::from_utf8_lossy(&minted.expect("minted").stdout).trim().to_owned();
+        daemon.token = daemon.token_of("bench");
         daemon
+    }
+
+    /// A token of this subject, with all rights.
+    pub(crate) fn token_of(&self, subject: &str) -> String {
+        let minted = Command::new(stead())
+            .args(["token", "create", "--subject", subject, "--data-dir"])
+            .arg(self.dir.path().join("data"))
+            .output();
+        String::from_utf8_lossy(&minted.expect("minted").stdout).trim().to_owned()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Value {
@@ -173,6 +180,11 @@ impl Daemon {
         resident(self.child.id())
     }
 
+    /// The most that was ever resident, in MiB.
+    pub(crate) fn peak(&self) -> f64 {
+        memory(self.child.id(), "VmHWM:")
+    }
+
     /// VMMs that are still there: recorded in the runtime directory.
     fn vmms(&self) -> Vec<i32> {
         let entries = fs::read_dir(self.dir.path().join("run/vm")).into_iter().flatten().flatten();
@@ -184,8 +196,12 @@ impl Daemon {
 
 /// Resident set of a process in MiB.
 pub(crate) fn resident(pid: u32) -> f64 {
+    memory(pid, "VmRSS:")
+}
+
+fn memory(pid: u32, key: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0");
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("0");
     line.split_whitespace().next().and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 

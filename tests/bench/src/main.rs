@@ -8,6 +8,8 @@ mod boards;
 mod boot;
 mod channel;
 mod copies;
+mod crowd;
+mod crowded;
 mod daemon;
 mod hand;
 mod logs;
@@ -40,6 +42,11 @@ fn main() {
         let dir = std::env::args().nth(2).expect("a directory");
         return runtime.block_on(bare::run(std::path::Path::new(&dir)));
     }
+    if only.as_deref() == Some(crowded::ARGUMENT) {
+        let told: Vec<String> = std::env::args().skip(2).collect();
+        let [address, token, bomb] = told.as_slice() else { panic!("address, token, archive") };
+        return runtime.block_on(crowded::run([address, token, bomb]));
+    }
     let mut figures = Vec::new();
     if is_wanted("runtime") {
         figures.push(runtime.block_on(runtime::passes()));
@@ -63,6 +70,9 @@ fn main() {
     }
     if is_wanted("wake") {
         figures.extend(runtime.block_on(wake::wake()));
+    }
+    if is_wanted("crowded") {
+        figures.extend(runtime.block_on(crowded::crowded()));
     }
     report(&figures);
 }

@@ -17,6 +17,7 @@ mod stream;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stead_schemas::guest::{Config, Frame, FrameKind, FromStream, Open, Request, Token};
 
 use self::stream::Stream;
@@ -25,6 +26,8 @@ use crate::outbox::Outbox;
 
 /// Streams at once; each may hold its window and a thread.
 const STREAMS_MAX: usize = 256;
+/// Descriptors of this process: a stream has eight at most, and the children's side while one is spawned.
+const OPEN_FILES: u64 = 16 * STREAMS_MAX as u64;
 /// Of a stream's thread; none recurses.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -52,6 +55,7 @@ impl Agent {
 
     /// The program runs: from here on streams are served.
     pub(crate) fn enable(&self, instance: Instance) {
+        raise_open_files();
         *self.0.instance.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(instance));
     }
 
@@ -122,6 +126,14 @@ impl Agent {
     fn streams(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Stream>>> {
         self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Lets all streams have their descriptors: what is spawned goes back to fewer.
+fn raise_open_files() {
+    let own = getrlimit(Resource::Nofile);
+    let current = own.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
+    // With fewer, streams beyond them are refused in words.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..own });
 }
 
 fn serve(stream: &Arc<Stream>, request: Request, instance: &Instance) {
