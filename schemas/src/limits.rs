@@ -90,6 +90,8 @@ pub const PORTS_PER_BRIDGE_MAX: usize = 1023;
 pub const PLAN_STEPS_MAX: usize = 64;
 /// Rounds of observe-plan-act within one pass before the key goes back to the queue.
 pub const PASS_ROUNDS_MAX: usize = 4;
+/// Records that one pass writes and goes on from before the key goes back to the queue.
+pub const PASS_RECORDS_MAX: usize = 4;
 /// Passes of one kind at once: they wait for the host more than they compute.
 pub const PASSES_AT_ONCE: usize = 16;
 /// Passes begun before a runner looks at its signals again; a no-op pass takes microseconds.

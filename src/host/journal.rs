@@ -233,6 +233,7 @@ fn told(outcome: &Outcome, is_wished: bool) -> String {
         Outcome::Converged if is_wished => "as wished".to_owned(),
         Outcome::Converged => "gone".to_owned(),
         Outcome::Acting => "more steps to take".to_owned(),
+        Outcome::Recording(record) => format!("{}, {:?}", record.what, record.reason),
         Outcome::Waiting(wait) => format!("waits, {:?}: {}", wait.reason, wait.message),
         Outcome::Refused(refusal) => format!("refused, {:?}: {}", refusal.reason, refusal.message),
         Outcome::Failed { kind, message, attempt } => {

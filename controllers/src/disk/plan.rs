@@ -9,7 +9,7 @@ use stead_schemas::quantity::Bytes;
 
 use super::{Action, Observed, SourceSeen};
 use crate::host::Space;
-use crate::runtime::{Desired, Plan, Refusal, Wait};
+use crate::runtime::{Desired, Plan, Record, Refusal, Wait};
 
 pub(super) fn plan(desired: &Desired<'_, Disk>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     match (desired, &seen.file) {
@@ -21,11 +21,10 @@ pub(super) fn plan(desired: &Desired<'_, Disk>, seen: &Observed, now: Timestamp)
 
 fn plan_missing(object: &Object<Disk>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     if object.status.was_created {
-        // The status of this pass records the loss; only then is the trace covered by a new file.
-        return Plan::Wait(Wait {
+        // Only then is the trace covered by a new file.
+        return Plan::Record(Record {
             reason: Reason::HostFault,
-            message: "the file went missing".to_owned(),
-            until: Some(now),
+            what: "recording that the file went missing",
         });
     }
     match seen.space {

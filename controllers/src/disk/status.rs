@@ -27,7 +27,7 @@ pub(super) fn status(object: &Object<Disk>, seen: Option<&Observed>, end: &PassE
         Outcome::Waiting(wait) if wait.reason == Reason::DiskFull => {
             Some((wait.reason, wait.message.clone()))
         }
-        Outcome::Converged | Outcome::Acting | Outcome::Waiting(_) => {
+        Outcome::Converged | Outcome::Acting | Outcome::Recording(_) | Outcome::Waiting(_) => {
             status.content_lost_at.map(|_| (Reason::HostFault, CONTENT_LOST.to_owned()))
         }
     };

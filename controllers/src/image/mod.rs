@@ -87,8 +87,8 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
         observe::observe(self, uid, object).await
     }
 
-    fn plan(desired: &Desired<'_, Image>, seen: &Observed, now: Timestamp) -> Plan<Action> {
-        plan::plan(desired, seen, now)
+    fn plan(desired: &Desired<'_, Image>, seen: &Observed, _: Timestamp) -> Plan<Action> {
+        plan::plan(desired, seen)
     }
 
     fn action_name(action: &Action) -> &'static str {

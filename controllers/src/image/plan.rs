@@ -1,6 +1,5 @@
 //! From wish and observation to the next steps on image content.
 
-use jiff::Timestamp;
 use stead_schemas::condition::Reason;
 use stead_schemas::image::{Image, ImageSource};
 use stead_schemas::limits;
@@ -9,9 +8,9 @@ use stead_schemas::meta::Object;
 use super::observe::recorded;
 use super::{Action, Observed};
 use crate::host::Layer;
-use crate::runtime::{Desired, Plan, Refusal, Wait};
+use crate::runtime::{Desired, Plan, Record, Refusal, Wait};
 
-pub(super) fn plan(desired: &Desired<'_, Image>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+pub(super) fn plan(desired: &Desired<'_, Image>, seen: &Observed) -> Plan<Action> {
     let garbage = seen.unreferenced.iter().take(limits::PLAN_STEPS_MAX / 2);
     let removals: Vec<Action> = garbage.map(|digest| Action::Remove { digest: digest.clone() }).collect();
     if let Some(owner) = &seen.left_over {
@@ -20,13 +19,13 @@ pub(super) fn plan(desired: &Desired<'_, Image>, seen: &Observed, now: Timestamp
     match desired {
         _ if !removals.is_empty() => Plan::Act(removals),
         Desired::Absent(_) => Plan::Converged,
-        Desired::Present(object) => plan_present(object, seen, now),
+        Desired::Present(object) => plan_present(object, seen),
     }
 }
 
-fn plan_present(object: &Object<Image>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+fn plan_present(object: &Object<Image>, seen: &Observed) -> Plan<Action> {
     let Some(digest) = &seen.digest else {
-        return wait("the registry is being asked", None);
+        return wait("the registry is being asked");
     };
     if seen.stored.is_some() {
         return Plan::Converged;
@@ -36,14 +35,16 @@ fn plan_present(object: &Object<Image>, seen: &Observed, now: Timestamp) -> Plan
         return Plan::Refuse(Refusal { reason: Reason::ImageNotFound, message });
     }
     if recorded(object) != Some(digest) {
-        // The status of this pass records it; a status write does not wake its own kind.
-        return wait("recording what the reference means", Some(now));
+        return Plan::Record(Record {
+            reason: Reason::Converging,
+            what: "recording what the reference means",
+        });
     }
     if seen.job.is_some() {
-        return wait("the image is being fetched or converted", None);
+        return wait("the image is being fetched or converted");
     }
     let Some(manifest) = &seen.manifest else {
-        return wait("the manifest is being fetched", None);
+        return wait("the manifest is being fetched");
     };
     let (owner, digest) = (object.meta.uid.clone(), digest.clone());
     if manifest.layers.iter().all(is_present) {
@@ -57,6 +58,6 @@ fn is_present(layer: &Layer) -> bool {
     layer.present >= layer.size
 }
 
-fn wait(message: &str, until: Option<Timestamp>) -> Plan<Action> {
-    Plan::Wait(Wait { reason: Reason::Converging, message: message.to_owned(), until })
+fn wait(message: &str) -> Plan<Action> {
+    Plan::Wait(Wait { reason: Reason::Converging, message: message.to_owned(), until: None })
 }

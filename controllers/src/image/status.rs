@@ -36,7 +36,8 @@ pub(super) fn status(object: &Object<Image>, seen: Option<&Observed>, end: &Pass
     status.observed_generation = object.meta.generation;
     status.conditions = conditions::standard(&object.status.conditions, object.meta.generation, end);
     name_failure(&mut status, end);
-    if status.phase == ImagePhase::Ready && matches!(end.outcome, Outcome::Waiting(_)) {
+    if status.phase == ImagePhase::Ready && matches!(end.outcome, Outcome::Waiting(_) | Outcome::Recording(_))
+    {
         // What was meant before stays ready while the registry is asked what is meant now.
         let before = condition::find(&object.status.conditions, ConditionType::Ready).cloned();
         before.into_iter().for_each(|ready| condition::set(&mut status.conditions, ready));
@@ -49,7 +50,7 @@ pub(super) fn status(object: &Object<Image>, seen: Option<&Observed>, end: &Pass
 fn is_asked_again(object: &Object<Image>, seen: Option<&Observed>, end: &PassEnd) -> bool {
     let is_asking = seen.is_some_and(|seen| seen.digest.is_none());
     is_asking
-        && matches!(end.outcome, Outcome::Waiting(_))
+        && matches!(end.outcome, Outcome::Waiting(_) | Outcome::Recording(_))
         && object.status.phase == ImagePhase::Failed
         && object.status.observed_generation == object.meta.generation
 }

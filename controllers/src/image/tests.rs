@@ -56,7 +56,7 @@ fn stored() -> Observed {
 }
 
 fn planned(object: &Object<Image>, seen: &Observed) -> Plan<Action> {
-    plan(&Desired::Present(object), seen, Timestamp::UNIX_EPOCH)
+    plan(&Desired::Present(object), seen)
 }
 
 fn end(outcome: Outcome) -> PassEnd {
@@ -66,7 +66,7 @@ fn end(outcome: Outcome) -> PassEnd {
 #[test]
 fn the_meaning_of_a_tag_is_recorded_before_anything_is_fetched() {
     let fresh = image(None);
-    assert!(matches!(planned(&fresh, &seen(0)), Plan::Wait(_)));
+    assert!(matches!(planned(&fresh, &seen(0)), Plan::Record(_)));
     let recorded = status(&fresh, Some(&seen(0)), &end(Outcome::Acting));
     assert_eq!((recorded.digest.clone(), recorded.resolved_pull), (Some(digest('a')), 1));
     let object = Object { status: recorded, ..fresh };
@@ -94,7 +94,7 @@ fn raising_the_pull_asks_the_registry_again_while_the_old_content_stays() {
     let mut object = image(Some('a'));
     object.spec.pull = 2;
     let newer = Observed { digest: Some(digest('d')), ..seen(0) };
-    assert!(matches!(planned(&object, &newer), Plan::Wait(_)));
+    assert!(matches!(planned(&object, &newer), Plan::Record(_)));
     let moved = status(&object, Some(&newer), &end(Outcome::Acting));
     assert_eq!((moved.digest, moved.resolved_pull), (Some(digest('d')), 2));
     object.status.phase = ImagePhase::Ready;
@@ -140,7 +140,7 @@ fn failures_carry_a_reason_of_images_and_a_sentence() {
 #[test]
 fn a_deleted_image_takes_along_what_nothing_refers_to_and_no_more() {
     let object = image(Some('a'));
-    let absent = |seen: &Observed| plan(&Desired::Absent(Some(&object)), seen, Timestamp::UNIX_EPOCH);
+    let absent = |seen: &Observed| plan(&Desired::Absent(Some(&object)), seen);
     assert_eq!(absent(&Observed::default()), Plan::Converged);
     let garbage = Observed { unreferenced: vec![digest('a')], ..Observed::default() };
     assert_eq!(absent(&garbage), Plan::Act(vec![Action::Remove { digest: digest('a') }]));

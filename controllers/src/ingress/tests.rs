@@ -67,6 +67,7 @@ fn seen(served: &[&str], taken: &[u16]) -> Observed {
 fn told(plan: &Plan<Action>) -> String {
     match plan {
         Plan::Converged => "Converged".to_owned(),
+        Plan::Record(record) => format!("Record {:?}", record.reason),
         Plan::Wait(wait) => format!("Wait {:?} {}", wait.reason, wait.message),
         Plan::Refuse(_) => "Refuse".to_owned(),
         Plan::Act(steps) => {

@@ -9,7 +9,7 @@ use stead_schemas::network::Port;
 use super::need::released_at;
 use super::{Action, Observed, rule};
 use crate::host::{Link, LinkKind};
-use crate::runtime::{Desired, Plan, Refusal, Wait};
+use crate::runtime::{Desired, Plan, Record, Refusal, Wait};
 
 pub(super) fn plan(desired: &Desired<'_, Port>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     match desired {
@@ -65,15 +65,17 @@ fn plan_released(object: &Object<Port>, seen: &Observed, now: Timestamp) -> Plan
     if seen.is_network_ready && !seen.has_rule {
         steps.push(Action::AddRule { table: object.spec.table.clone(), rule: rule(object) });
     }
-    // With the status of this pass the TAP may go, and after a while it does.
-    let released_at = released_at(object);
     let kept_until = |at: Timestamp| at.saturating_add(TAP_KEPT).unwrap_or(Timestamp::MAX);
-    let kept_until = seen.tap.as_ref().map(|_| released_at.map_or(now, kept_until));
-    if released_at.is_some() && kept_until.is_some_and(|until| now >= until) {
+    let kept_until = released_at(object).map(kept_until).filter(|_| seen.tap.is_some());
+    if kept_until.is_some_and(|until| now >= until) {
         steps.push(Action::RemoveTap(object.spec.tap.clone()));
     }
     if !steps.is_empty() {
         return Plan::Act(steps);
+    }
+    if kept_until.is_none() && seen.tap.is_some() {
+        // With the record the TAP may go, and after a while it does.
+        return Plan::Record(Record { reason: Reason::NotNeeded, what: "recording that its VM is down" });
     }
     Plan::Wait(Wait { reason: Reason::NotNeeded, message: "its VM is down".to_owned(), until: kept_until })
 }

@@ -26,6 +26,9 @@ pub fn standard(previous: &[Condition], generation: u64, end: &PassEnd) -> Vec<C
             let going = Reason::Converging;
             ((False, going), (True, going), (False, going), "")
         }
+        Outcome::Recording(record) => {
+            ((False, record.reason), (True, record.reason), (False, record.reason), record.what)
+        }
         Outcome::Waiting(wait) => {
             ((False, wait.reason), (True, wait.reason), (False, wait.reason), wait.message.as_str())
         }

@@ -22,6 +22,6 @@ pub use clock::{Clock, Ids};
 pub use clock::{SequentialIds, TokioClock};
 pub use journal::{Entry, Journal, NoJournal, Subject};
 pub use pass::{Boundary, Edge, NoBoundary};
-pub use reconciler::{Desired, Outcome, PassEnd, Plan, Reconciler, Refusal, Wait};
+pub use reconciler::{Desired, Outcome, PassEnd, Plan, Reconciler, Record, Refusal, Wait};
 pub use runner::{Runner, RunnerConfig};
 pub use trigger::Drift;

@@ -2,26 +2,28 @@
 //!
 //! ```text
 //! load -> observe -> plan -> Converged / Wait / Refuse ------------------> status
+//!   ^        ^ \       \-> Record: status ---\
+//!   \--------|--\---------------------------/   up to PASS_RECORDS_MAX times
 //!            ^ \       \-> Act: steps in order, stop at the first error -\
 //!            |  \-> the wish is another by now: the next pass plans ------> status
 //!            \------------ up to PASS_ROUNDS_MAX rounds -----------------/
 //! ```
 //! Guarantees: one host step at a time; after the last step or an error the host is observed again
 //! before the status is made; a status is written only if it differs; the finalizer goes only when
-//! a plan toward nothing found nothing.
+//! a plan toward nothing found nothing; a plan that asks for a record gets one that differs, or the pass fails.
 //! Never: plans for a record that cannot be read, or takes its host things for orphans; acts on a wish
 //! that was changed before it looked.
 //! Cancel/crash: may be dropped at any await; the next pass recognises what was done by observing.
 
 use stead_schemas::condition::Reason;
-use stead_schemas::limits::{PASS_ROUNDS_MAX, PLAN_STEPS_MAX};
+use stead_schemas::limits::{PASS_RECORDS_MAX, PASS_ROUNDS_MAX, PLAN_STEPS_MAX};
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::Uid;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::clock::Clock;
 use super::journal::{Entry, Journal, Subject};
-use super::reconciler::{Desired, Outcome, PassEnd, Plan, Reconciler, Refusal};
+use super::reconciler::{Desired, Outcome, PassEnd, Plan, Reconciler, Record, Refusal};
 use crate::host::{HostError, HostErrorKind};
 use crate::store::{Store, StoreError};
 
@@ -64,10 +66,16 @@ struct Rounds<O> {
 impl<R: Reconciler> Pass<'_, R> {
     /// Runs the pass; `failures` are those in a row before it.
     pub(super) async fn run(&self, uid: &Uid, failures: u32) -> Outcome {
-        let object = self.store.get::<R::Kind>(uid);
-        let generation = object.as_ref().map(|object| object.meta.generation);
-        let span = info_span!("pass", kind = R::Kind::NAME, %uid, generation);
-        self.run_on(uid, object.as_deref(), failures).instrument(span).await
+        for _ in 0..PASS_RECORDS_MAX {
+            let object = self.store.get::<R::Kind>(uid);
+            let generation = object.as_ref().map(|object| object.meta.generation);
+            let span = info_span!("pass", kind = R::Kind::NAME, %uid, generation);
+            let outcome = self.run_on(uid, object.as_deref(), failures).instrument(span).await;
+            if !matches!(outcome, Outcome::Recording(_)) {
+                return outcome;
+            }
+        }
+        Outcome::Acting
     }
 
     async fn run_on(&self, uid: &Uid, object: Option<&Object<R::Kind>>, failures: u32) -> Outcome {
@@ -94,7 +102,10 @@ impl<R: Reconciler> Pass<'_, R> {
             let end = PassEnd { now: self.clock.now(), outcome: outcome.clone() };
             let status = R::status(object, seen.as_ref(), &end);
             if status == object.status {
-                return outcome;
+                return match outcome {
+                    Outcome::Recording(record) => nothing_recorded(&record, attempt),
+                    outcome => outcome,
+                };
             }
             for remark in R::remarks(object, &status) {
                 self.journal.tell(subject, Entry::Remark(&remark));
@@ -133,6 +144,7 @@ impl<R: Reconciler> Pass<'_, R> {
             }
             let outcome = match R::plan(desired, &seen, self.clock.now()) {
                 Plan::Converged => Outcome::Converged,
+                Plan::Record(record) => Outcome::Recording(record),
                 Plan::Wait(wait) => Outcome::Waiting(wait),
                 Plan::Refuse(refusal) => Outcome::Refused(refusal),
                 Plan::Act(_) if round == PASS_ROUNDS_MAX => Outcome::Acting,
@@ -171,6 +183,14 @@ impl<R: Reconciler> Pass<'_, R> {
         }
         Ok(())
     }
+}
+
+/// A plan whose record changes nothing would ask for it for ever: a fault of the reconciler.
+fn nothing_recorded(record: &Record, attempt: u32) -> Outcome {
+    let message = format!("a fault of this program: {} changed nothing", record.what);
+    warn!(message, "pass failed");
+    debug_assert!(false, "{message}");
+    Outcome::Failed { kind: HostErrorKind::Permanent, message, attempt }
 }
 
 fn unreadable() -> Outcome {

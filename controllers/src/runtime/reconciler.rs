@@ -41,10 +41,21 @@ pub enum Plan<A> {
     Converged,
     /// Steps in order; the pass stops at the first error and observes again.
     Act(Vec<A>),
+    /// The status has to be written before the next step can be planned. The pass writes it and goes on with
+    /// the object as it is then.
+    Record(Record),
     /// Nothing to do until something changes, or until a time.
     Wait(Wait),
     /// The wish cannot be carried out; only a change of wish or host can help.
     Refuse(Refusal),
+}
+
+/// What is to be recorded. The status of this pass must differ from the stored one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub reason: Reason,
+    /// Completes the sentence "recording ...".
+    pub what: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +84,7 @@ pub enum Outcome {
     Converged,
     /// Steps were taken and more remain, or the last ones are still to be seen.
     Acting,
+    Recording(Record),
     Waiting(Wait),
     Refused(Refusal),
     /// A step or an observation failed; `attempt` counts failures in a row, from 1.

@@ -276,7 +276,7 @@ impl Schedule<'_> {
             Ok(Outcome::Waiting(wait)) => {
                 wait.until.map(|until| self.time_until(until).unwrap_or(Duration::ZERO))
             }
-            Ok(Outcome::Acting) => {
+            Ok(Outcome::Acting | Outcome::Recording(_)) => {
                 let delay = self.retries.acting(&uid);
                 return self.queue.schedule(&uid, Instant::now() + delay);
             }

@@ -49,6 +49,10 @@ enum Behaviour {
     Panic,
     Slow(Duration),
     WaitUntil(Timestamp),
+    /// The level is recorded before the plan says that all is done.
+    RecordFirst,
+    /// A record is asked for whatever is stored.
+    RecordAlways,
     NeverDone,
 }
 
@@ -105,6 +109,7 @@ struct Seen {
     level: Option<u32>,
     wait: Option<Timestamp>,
     is_endless: bool,
+    behaviour: Behaviour,
 }
 
 impl Reconciler for Lamps {
@@ -121,15 +126,21 @@ impl Reconciler for Lamps {
             bench.behaviours.get(uid).cloned().unwrap_or_default()
         };
         let mut wait = None;
-        match behaviour {
-            Behaviour::Work | Behaviour::NeverDone => {}
+        match behaviour.clone() {
+            Behaviour::Work | Behaviour::NeverDone | Behaviour::RecordFirst | Behaviour::RecordAlways => {}
             Behaviour::Fail(kind) => return Err(HostError::new(kind, "look at", "lamp")),
             Behaviour::Panic => panic!("the lamp exploded"),
             Behaviour::Slow(time) => tokio::time::sleep(time).await,
             Behaviour::WaitUntil(until) => wait = Some(until),
         }
         let is_endless = matches!(behaviour, Behaviour::NeverDone);
-        Ok(Seen { uid: uid.clone(), level: self.bench().lamps.get(uid).copied(), wait, is_endless })
+        Ok(Seen {
+            uid: uid.clone(),
+            level: self.bench().lamps.get(uid).copied(),
+            wait,
+            is_endless,
+            behaviour,
+        })
     }
 
     fn plan(desired: &Desired<'_, Lamp>, seen: &Seen, now: Timestamp) -> Plan<Self::Action> {
@@ -140,6 +151,15 @@ impl Reconciler for Lamps {
         if let Some(until) = seen.wait.filter(|until| *until > now) {
             let reason = Reason::WaitingForGuest;
             return Plan::Wait(Wait { reason, message: String::new(), until: Some(until) });
+        }
+        let stored = desired.object().map(|object| object.status.level);
+        let is_to_record = match seen.behaviour {
+            Behaviour::RecordFirst => seen.level.is_some() && stored != seen.level,
+            Behaviour::RecordAlways => seen.level.is_some(),
+            _ => false,
+        };
+        if is_to_record {
+            return Plan::Record(Record { reason: Reason::Converging, what: "recording the level" });
         }
         if wish == seen.level && !seen.is_endless {
             Plan::Converged
@@ -252,6 +272,30 @@ impl World {
 }
 
 const SOON: Duration = Duration::from_millis(50);
+
+#[tokio::test(start_paused = true)]
+async fn what_a_plan_asks_to_record_is_stored_and_the_same_pass_goes_on_from_it() {
+    let world = world();
+    let (_stop, _run) = world.start(world.runner());
+    let uid = world.create("one", Behaviour::RecordFirst).await;
+    world.pass_time(SOON).await;
+    let status = world.store.get::<Lamp>(&uid).expect("there").status.clone();
+    assert_eq!((status.level, status.note.as_str()), (7, "Converged"));
+    let bench = world.lamps.bench();
+    let times = &bench.passes[&uid];
+    // Before and after the step, and once with the record.
+    assert_eq!((times.len(), times[0]), (3, times[2]));
+}
+
+/// Such a plan is a fault of its reconciler: it costs retries that become rarer, and no loop.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_changes_nothing_is_a_failure() {
+    let world = world();
+    let (_stop, _run) = world.start(world.runner());
+    let uid = world.create("one", Behaviour::RecordAlways).await;
+    world.pass_time(Duration::from_secs(60)).await;
+    assert!(world.lamps.passes(&uid) < 40, "{}", world.lamps.passes(&uid));
+}
 
 #[tokio::test(start_paused = true)]
 async fn a_wish_is_carried_out_reported_and_taken_back() {

@@ -73,6 +73,7 @@ const UP: Source = Source::Ready(SnapshotKind::Standby);
 fn told(plan: &Plan<Action>) -> String {
     match plan {
         Plan::Converged => "Converged".to_owned(),
+        Plan::Record(_) => "Record".to_owned(),
         Plan::Wait(_) => "Wait".to_owned(),
         Plan::Refuse(_) => "Refuse".to_owned(),
         Plan::Act(actions) => {

@@ -9,7 +9,7 @@ use stead_schemas::snapshot::{PackingState, Snapshot, SnapshotKind, SnapshotPhas
 use super::observe::{Observed, Source, capture_plan};
 use super::{Action, status};
 use crate::host::{Captured, Space};
-use crate::runtime::{Desired, Plan, Refusal, Wait};
+use crate::runtime::{Desired, Plan, Record, Refusal, Wait};
 
 pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     match desired {
@@ -42,7 +42,7 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timest
             }
             // By the status of this pass; what follows is planned from there.
             (SnapshotPhase::Pending, Some(Captured::Whole { .. })) => {
-                wait(Reason::Converging, "recording that it was taken", Some(now))
+                Plan::Record(Record { reason: Reason::Converging, what: "recording that it was taken" })
             }
             (SnapshotPhase::Pending, _) => plan_capture(object, seen, now),
         },

@@ -31,7 +31,11 @@ pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &P
             {
                 fail(&mut status, message);
             }
-            Outcome::Converged | Outcome::Acting | Outcome::Waiting(_) | Outcome::Failed { .. } => {}
+            Outcome::Converged
+            | Outcome::Acting
+            | Outcome::Recording(_)
+            | Outcome::Waiting(_)
+            | Outcome::Failed { .. } => {}
         }
     }
     status.observed_generation = generation;

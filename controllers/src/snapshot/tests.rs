@@ -69,6 +69,7 @@ fn name(plan: &Plan<Action>) -> &'static str {
             Action::TendPool(_) => "TendPool",
             Action::Expire(_) => "Expire",
         },
+        Plan::Record(_) => "Record",
         Plan::Wait(_) => "Wait",
         Plan::Refuse(_) => "Refuse",
     }
@@ -88,7 +89,7 @@ fn every_state_has_its_next_step() {
         (Kept, Pending, seen(None, Some(Moving), 0), "Wait"),
         (Kept, Pending, seen(None, Some(Gone), 0), "Refuse"),
         // Recorded first: its compression and its pool are planned from that.
-        (Kept, Pending, seen(whole(), Some(Capturable), 110), "Wait"),
+        (Kept, Pending, seen(whole(), Some(Capturable), 110), "Record"),
         (Kept, Ready, seen(whole(), None, 0), "Converged"),
         (Kept, Ready, seen(None, None, 0), "Refuse"),
         (Kept, Ready, seen(Some(Captured::Loose), None, 0), "Refuse"),

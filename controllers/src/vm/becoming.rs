@@ -13,17 +13,17 @@ use stead_schemas::instance::{Instance, State};
 use stead_schemas::limits::POOL_RETRY;
 use stead_schemas::meta::Object;
 
-use super::plan::{act, after, guest_network, machine_id, wait, wait_for_disk};
+use super::plan::{act, after, guest_network, machine_id, record, wait, wait_for_disk};
 use super::{Action, Observed, OriginSeen};
 use crate::host::{AdoptPlan, Machine, VmmState};
 use crate::runtime::{Plan, Refusal};
 
 /// The memory of the snapshot that it begins with becomes its own, once.
-pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
     let Some(origin) = object.awaits_memory() else { return Plan::Converged };
     if seen.saved(object).is_some() {
         // Before a VM runs from it: a second time it would be older than the disk.
-        return wait(Reason::Converging, "recording that the memory was taken over", Some(now));
+        return record(Reason::Converging, "recording that the memory was taken over");
     }
     if seen.memory.is_some() {
         return act(Action::DiscardMemory(object.meta.uid.clone()));
@@ -94,8 +94,11 @@ pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
 /// Another takes its place; not at once, so that a program that ends at once does not keep the host busy.
 pub(super) fn plan_used_up(object: &Object<Instance>, now: Timestamp) -> Plan<Action> {
     let is_recorded = matches!(object.status.state, State::Created | State::Stopped);
-    let due = object.status.state_since.filter(|_| is_recorded).map_or(now, |since| after(since, POOL_RETRY));
-    if is_recorded && now >= due {
+    let Some(since) = object.status.state_since.filter(|_| is_recorded) else {
+        return record(Reason::ProgramExited, "recording that a member of a pool ended");
+    };
+    let due = after(since, POOL_RETRY);
+    if now >= due {
         return act(Action::Expire(object.meta.uid.clone()));
     }
     wait(Reason::ProgramExited, "a member of a pool that ended is replaced after a delay", Some(due))
@@ -175,8 +178,8 @@ mod tests {
             (&held, Some(machine(Paused, Silent)), None, "Converged"),
             (&of_another_launch, Some(machine(Paused, Silent)), None, "Resume"),
             // It never boots: what it began with is spent.
-            (&held, Some(machine(Dead, Ready)), None, "Wait ProgramExited"),
-            (&held, None, None, "Wait ProgramExited"),
+            (&held, Some(machine(Dead, Ready)), None, "Record ProgramExited"),
+            (&held, None, None, "Record ProgramExited"),
             // Taken: only its name is new.
             (&taken, Some(unnamed(Paused)), None, "Resume"),
             (&taken, Some(unnamed(Running)), None, "Assume"),

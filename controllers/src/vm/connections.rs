@@ -269,7 +269,7 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
     let table = [
         (asleep(PowerCause::Idle), ended(None), vec!["Watch"]),
         (asleep(PowerCause::Idle), ended(door(true, vec![])), vec!["Release"]),
-        (counted(Power::Standby, PowerCause::Idle), ended(door(true, vec![])), vec!["Wait Converging"]),
+        (counted(Power::Standby, PowerCause::Idle), ended(door(true, vec![])), vec!["Record Converging"]),
         (asleep(PowerCause::Idle), ended(door(true, counted_knock())), vec!["Wake"]),
         (deaf(), ended(None), vec!["Release"]),
         (up(), ended(door(true, counted_knock())), vec!["Unwatch", "Release"]),

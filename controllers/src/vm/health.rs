@@ -230,7 +230,7 @@ mod tests {
             let blocked = is_over.then_some(RestartBlocked::MaxAttemptsExceeded);
             assert_eq!(recorded.restart.blocked, blocked, "{case}");
             assert_eq!(recorded.state, State::Running, "the state is another matter: {case}");
-            let first = if delay.is_some() { "Wait HealthCheckFailed" } else { "Converged" };
+            let first = if delay.is_some() { "Record HealthCheckFailed" } else { "Converged" };
             assert_eq!(step(&object, Some(running()), probed(0, 4, 90)), first, "{case}");
         }
     }

@@ -20,7 +20,7 @@ use super::becoming::{
 use super::restarts::Follows;
 use super::{Action, Observed, doors, health, idle, volumes};
 use crate::host::{GuestPhase, LaunchPlan, Machine, VmmState};
-use crate::runtime::{Desired, Plan, Refusal, Wait};
+use crate::runtime::{Desired, Plan, Record, Refusal, Wait};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     let planned = match health::plan_probe(desired, seen, now) {
@@ -44,7 +44,7 @@ fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp
         Desired::Present(object) if is_used_up(object, seen) => plan_used_up(object, now),
         Desired::Present(object) if idle::is_void(object, seen) => idle::wake(object, PowerCause::Client),
         Desired::Present(object) => match (&seen.machine, wanted_run(object)) {
-            (None, Some(_)) if object.awaits_memory().is_some() => plan_adopt(object, seen, now),
+            (None, Some(_)) if object.awaits_memory().is_some() => plan_adopt(object, seen),
             (None, Some(_)) if seen.saved(object).is_some() && object.spec.power == Power::Standby => {
                 match doors::plan_asleep(object, seen) {
                     Plan::Converged => plan_kept(object, seen, now),
@@ -118,8 +118,7 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
         // Pinned by the status of this pass.
         return match &parts.image_trouble {
             Some((reason, message)) => wait(*reason, message.clone(), None),
-            // A status write does not wake its own kind: the next pass is asked for here.
-            None => wait(Reason::WaitingForImage, "recording the image's content", Some(now)),
+            None => record(Reason::WaitingForImage, "recording the image's content"),
         };
     };
     let Some(config) = &parts.image_config else {
@@ -195,17 +194,15 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
         // Whatever is kept is not of a VM that runs.
         VmmState::Running if seen.memory.is_some() => act(Action::DiscardMemory(uid())),
         VmmState::Dead if seen.saved(object).is_some() && object.spec.power == Power::Standby => {
-            plan_just_asleep(object, seen, now)
+            plan_just_asleep(object, seen)
         }
         VmmState::Dead if seen.saved(object).is_some() => act(Action::Release(uid())),
         VmmState::Dead => match &object.status.last_death {
             Some(death) if death.launched_at == machine.launched_at => act(Action::Release(uid())),
-            _ => wait(Reason::VmmDied, "recording the death of the VMM", Some(now)),
+            _ => record(Reason::VmmDied, "recording the death of the VMM"),
         },
         VmmState::Unreachable(_) => plan_unreachable(object, machine, now),
-        _ if has_ended(object, machine, now) => {
-            wait(Reason::ProgramExited, "recording the program's end", Some(now))
-        }
+        _ if has_ended(object, machine, now) => record(Reason::ProgramExited, "recording the program's end"),
         VmmState::Shutdown => act(Action::Kill(uid())),
         VmmState::Running => match machine.guest.phase {
             GuestPhase::Ready if machine.is_network_cut => plan_reconnect(object, seen),
@@ -213,7 +210,7 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
             GuestPhase::Ready if object.is_pooled() => act(Action::Pause(uid())),
             // Paused before that, it would be resumed to be seen running.
             GuestPhase::Ready if object.spec.power == Power::Standby && !has_started(object, machine) => {
-                wait(Reason::Converging, "recording that the program started", Some(now))
+                record(Reason::Converging, "recording that the program started")
             }
             GuestPhase::Ready if object.spec.power == Power::Standby => {
                 let disturbance = idle::disturbance(object, seen);
@@ -222,7 +219,7 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
             GuestPhase::Ready if doors::is_knocked(seen) => act(Action::HandOver(uid())),
             GuestPhase::Ready => match health::failed(object, seen, now) {
                 Some((_, Follows::Restart { .. })) => {
-                    wait(Reason::HealthCheckFailed, "recording that the health check failed", Some(now))
+                    record(Reason::HealthCheckFailed, "recording that the health check failed")
                 }
                 Some((_, Follows::Nothing | Follows::NoMore)) | None => idle::plan_running(object, seen, now),
             },
@@ -239,10 +236,10 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
 }
 
 /// Its door is watched and its state told at once: what the VMM left behind is in nobody's way.
-fn plan_just_asleep(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+fn plan_just_asleep(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
     match doors::plan_asleep(object, seen) {
         Plan::Converged if object.status.state != State::Standby => {
-            wait(Reason::Converging, "recording that it is in standby", Some(now))
+            record(Reason::Converging, "recording that it is in standby")
         }
         Plan::Converged => act(Action::Release(object.meta.uid.clone())),
         planned => planned,
@@ -370,7 +367,7 @@ fn plan_graceful(
         let is_recorded =
             object.meta.is_deleting() || object.status.ended_run >= machine.run || is_spent(object, machine);
         return match (is_recorded, guest.is_exit_acknowledged) {
-            (false, _) => wait(Reason::ProgramExited, "recording the program's end", Some(now)),
+            (false, _) => record(Reason::ProgramExited, "recording the program's end"),
             (true, false) => act(Action::AcknowledgeExit(uid())),
             (true, true) => wait(Reason::Converging, "the guest is powering off", Some(deadline)),
         };
@@ -468,6 +465,10 @@ pub(super) fn wait_for_disk(seen: &Observed, what: &str) -> Plan<Action> {
 
 pub(super) fn act(action: Action) -> Plan<Action> {
     Plan::Act(vec![action])
+}
+
+pub(super) fn record(reason: Reason, what: &'static str) -> Plan<Action> {
+    Plan::Record(Record { reason, what })
 }
 
 pub(super) fn wait(reason: Reason, message: impl Into<String>, until: Option<Timestamp>) -> Plan<Action> {

@@ -126,6 +126,7 @@ pub(super) fn name(plan: &Plan<Action>) -> String {
     match plan {
         Plan::Converged => "Converged".to_owned(),
         Plan::Act(actions) => format!("{:?}", actions[0]).split(['(', ' ']).next().unwrap_or("").to_owned(),
+        Plan::Record(record) => format!("Record {:?}", record.reason),
         Plan::Wait(wait) => format!("Wait {:?}", wait.reason),
         Plan::Refuse(refusal) => format!("Refuse {:?}", refusal.reason),
     }
@@ -166,9 +167,9 @@ fn every_machine_state_has_its_next_step() {
         (up(), Some(machine(Running, AwaitingConfig)), "Configure"),
         (up(), Some(machine(Running, Configured)), "Wait WaitingForGuest"),
         (up(), Some(machine(Running, Ready)), "Converged"),
-        (up(), Some(exited(false)), "Wait ProgramExited"),
-        (up(), Some(machine(Shutdown, Ready)), "Wait ProgramExited"),
-        (up(), Some(machine(Dead, Ready)), "Wait VmmDied"),
+        (up(), Some(exited(false)), "Record ProgramExited"),
+        (up(), Some(machine(Shutdown, Ready)), "Record ProgramExited"),
+        (up(), Some(machine(Dead, Ready)), "Record VmmDied"),
         (dead_recorded(), Some(machine(Dead, Ready)), "Release"),
         (up(), Some(machine(VmmState::Unreachable("no answer".to_owned()), Ready)), "Wait ObservationFailed"),
         (instance(Power::Running, 1, 1), Some(exited(false)), "AcknowledgeExit"),
@@ -187,7 +188,7 @@ fn every_machine_state_has_its_next_step() {
         (stop(), Some(machine(Stalled(Bytes(0)), Ready)), "Wait DiskFull"),
         (stop(), Some(machine(Stalled(limits::DISK_ROOM_MIN), Ready)), "Resume"),
         (forced, Some(machine(Stalled(limits::DISK_ROOM_MIN), Ready)), "Kill"),
-        (stop(), Some(exited(false)), "Wait ProgramExited"),
+        (stop(), Some(exited(false)), "Record ProgramExited"),
         (stop(), Some(machine(Dead, Ready)), "Release"),
         (stop(), None, "Converged"),
         // A machine of an earlier run makes room for the wanted one.
@@ -234,13 +235,13 @@ fn every_step_to_standby_and_back_has_its_next_one() {
     let loose = || Some(Memory::Loose);
     let table = [
         (down(), Some(machine(Running, Ready)), None, "Pause"),
-        (fresh(), Some(machine(Running, Ready)), None, "Wait Converging"),
+        (fresh(), Some(machine(Running, Ready)), None, "Record Converging"),
         (fresh(), Some(machine(Paused, Ready)), None, "Resume"),
         (down(), Some(machine(Running, Ready)), loose(), "DiscardMemory"),
         (down(), Some(machine(Paused, Ready)), None, "Save"),
         (down(), Some(machine(Paused, Ready)), loose(), "Save"),
         (down(), Some(machine(Paused, Ready)), saved(1), "Kill"),
-        (down(), Some(machine(Dead, Ready)), saved(1), "Wait Converging"),
+        (down(), Some(machine(Dead, Ready)), saved(1), "Record Converging"),
         (recorded(), Some(machine(Dead, Ready)), saved(1), "Release"),
         (back(), Some(machine(Dead, Ready)), saved(1), "Release"),
         (down(), None, saved(1), "Converged"),
@@ -436,6 +437,7 @@ impl Model {
         let outcome = match &planned {
             Plan::Converged => Outcome::Converged,
             Plan::Act(_) => Outcome::Acting,
+            Plan::Record(record) => Outcome::Recording(record.clone()),
             Plan::Wait(wait) => Outcome::Waiting(wait.clone()),
             Plan::Refuse(refusal) => Outcome::Refused(refusal.clone()),
         };
