@@ -20,3 +20,4 @@ mod log_sources;
 mod peers;
 mod signals;
 pub mod store;
+mod unfinished;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::auth::Keys;
 use crate::store::{SealKeyError, token_key, token_keys};
+use crate::unfinished::remove_unfinished;
 
 /// Between two looks: a token that is revoked ends within.
 const LOOK: Duration = Duration::from_secs(1);
@@ -58,6 +59,8 @@ pub fn change<T>(directory: &Path, change: impl FnOnce(&mut Vec<TokenRecord>) ->
     let guard = std::fs::File::open(&keys)?;
     // Two who change them at once would lose one of the changes.
     rustix::fs::flock(&guard, rustix::fs::FlockOperation::LockExclusive)?;
+    // Whoever writes here has the lock.
+    remove_unfinished(&keys)?;
     let mut all = records(directory)?;
     let now = jiff::Timestamp::now();
     all.retain(|record| record.expires_at > now);

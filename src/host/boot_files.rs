@@ -7,6 +7,7 @@ use stead_controllers::host::HostError;
 
 use super::initrd;
 use super::kernel::Kernel;
+use crate::unfinished::remove_unfinished;
 
 /// Found once; while there is no kernel every request looks again, so that one put in place later
 /// is used without a restart.
@@ -33,6 +34,9 @@ impl BootFiles {
         if let Some(files) = found.as_ref() {
             return Ok(files.clone());
         }
+        // Whoever writes here has the lock.
+        remove_unfinished(&self.cache)
+            .map_err(|error| HostError::io("prepare", self.cache.display().to_string(), error))?;
         let kernel = Kernel::find(&self.kernel_dir, &self.cache)?;
         let initrd = initrd::assemble(&kernel.modules, &self.cache)?;
         Ok(found.insert((kernel, initrd)).clone())

@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::sled::sync_directory;
+use crate::unfinished::remove_unfinished;
 
 /// Name of the file in both directories.
 const FILE: &str = "store-id";
@@ -56,6 +57,10 @@ pub fn check(data_dir: &Path, run_dir: &Path) -> Result<(), IdentityError> {
 /// # Errors
 /// When a file cannot be read or written.
 pub fn record(data_dir: &Path, run_dir: &Path) -> Result<(), IdentityError> {
+    for path in [data_dir, run_dir] {
+        let removed = remove_unfinished(path);
+        removed.map_err(|source| IdentityError::Io { path: path.to_path_buf(), source })?;
+    }
     let own = match read(data_dir)? {
         Some(own) => own,
         None => {

@@ -24,6 +24,7 @@ use super::holds::{Held, Hold, Holds};
 use super::manifest::digest_of;
 use super::quota::Quota;
 use crate::host::files;
+use crate::unfinished::remove_unfinished;
 
 /// How names of root file systems end.
 pub(super) const ROOTFS_ENDING: &str = ".squashfs";
@@ -86,6 +87,7 @@ impl Layout {
         for dir in ["blobs", "partials", "manifests", "rootfs", "scratch"] {
             files::make_directory(&layout.root.join(dir)).map_err(failed)?;
         }
+        remove_unfinished(&layout.root.join("manifests")).map_err(failed)?;
         layout.sweep().map_err(failed)?;
         Ok(layout)
     }
@@ -286,6 +288,28 @@ fn gone(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_collected_while_a_manifest_cannot_be_read_and_what_is_left_of_an_image_is_known() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let layout = Layout::open(dir.path().to_owned(), Bytes(0)).expect("opened");
+        let digest = |text: &str| digest_of(text.as_bytes());
+        let layers = vec![Blob { digest: digest("layer"), size: Bytes(9), diff_id: digest("layer") }];
+        let manifest = Manifest { digest: digest("m"), layers, config: ImageConfig::default() };
+        layout.write_manifest(&manifest).expect("written");
+        fs::write(layout.blob(&digest("layer")), b"123456789").expect("written");
+        // It is there, and reading it fails.
+        let unreadable = dir.path().join("manifests").join(format!("{}.json", digest("other").hex()));
+        fs::create_dir(&unreadable).expect("made");
+        layout.manifest(&digest("other")).expect_err("it is not absent");
+        layout.sweep().expect_err("its layers are not known");
+        layout.remove(&manifest.digest, || false).expect_err("nor whether they are shared");
+        assert!(layout.blob(&digest("layer")).exists());
+        assert!(layout.known().expect("listed").contains(&manifest.digest), "so that it is removed later");
+        fs::remove_dir(&unreadable).expect("removed");
+        layout.remove(&manifest.digest, || false).expect("removed");
+        assert!(layout.known().expect("listed").is_empty() && !layout.blob(&digest("layer")).exists());
+    }
 
     #[test]
     fn what_no_manifest_lists_is_collected_at_start_and_the_rest_is_kept() {

@@ -128,6 +128,18 @@ mod tests {
     }
 
     #[test]
+    fn a_memory_that_cannot_be_looked_at_is_not_absent() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));
+        assert!(!memory.exists().expect("looked at") && !memory.has_rest().expect("looked at"));
+        // Where the directory should be is something that cannot be listed.
+        fs::create_dir(dir.path().join("memory")).expect("made");
+        fs::write(&memory.directory, "").expect("written");
+        memory.exists().expect_err("it may be there");
+        memory.seen().expect_err("it may be there");
+    }
+
+    #[test]
     fn a_save_goes_on_from_what_is_mapped_and_leaves_what_others_have_as_it_was() {
         let dir = tempfile::tempdir().expect("scratch");
         let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));

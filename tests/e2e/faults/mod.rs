@@ -113,7 +113,7 @@ impl Scene {
         let (supervisor, data, run) = (self.supervisor.clone(), self.site.data(), self.site.run_dir());
         self.site.spawn_by(|command| {
             // What nothing tells of is found by looking at everything.
-            command.env("STEAD_RESYNC", "2s");
+            command.env("STEAD_RESYNC", format!("{}s", trial::RESYNC.as_secs()));
             supervisor.spawn(command, &data, &run)
         });
     }
@@ -181,6 +181,9 @@ impl Scene {
         self.supervisor.take_seen();
         let mut walk = self.walk(step);
         let gone = trial::recover(&self.site, &mut walk).await;
+        if step == steps::OF_A_VM[0] {
+            tokio::time::sleep(trial::LOOKED_THROUGH).await;
+        }
         if let Err(why) = gone {
             panic!("{step} without a fault: {why}\n{}", self.site.daemon_log());
         }

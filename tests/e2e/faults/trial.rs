@@ -22,8 +22,13 @@ const LOOK: Duration = Duration::from_millis(20);
 /// removed. Retries come within seconds.
 const IN_TIME: Duration = Duration::from_secs(30);
 
-/// Time in which the daemon looks at everything once, as the scene has configured it.
-const LOOKED_THROUGH: Duration = Duration::from_secs(6);
+/// Interval in which the daemon looks at everything, as the scene configures it.
+pub(crate) const RESYNC: Duration = Duration::from_secs(1);
+/// Time in which the daemon has looked at everything once, on a busy machine too.
+pub(crate) const LOOKED_THROUGH: Duration = Duration::from_secs(4);
+/// Time that a fault lasts beside a VM that nobody asks for anything: the daemon meets it, and does what it takes
+/// for right then.
+const HOLD: Duration = Duration::from_millis(1500);
 
 /// What came of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +64,11 @@ impl Walk {
 
     pub(crate) fn is_done(&self) -> bool {
         self.at == self.acts.len()
+    }
+
+    /// Whether it asks for nothing.
+    fn is_idle(&self) -> bool {
+        self.acts.iter().all(|act| matches!(act, Act::See(..)))
     }
 
     fn hear(&mut self, answer: &Answer) {
@@ -238,7 +248,7 @@ pub(crate) async fn suffer(
             tokio::time::sleep(LOOK).await;
         }
     };
-    let mut done = None;
+    let (mut done, mut met) = (None, None);
     loop {
         // A request may wait for what fails: then it is the log that tells.
         let is_told = {
@@ -258,6 +268,11 @@ pub(crate) async fn suffer(
             return Ok(if tells(&walk.said, fault.error) { Outcome::Told } else { Outcome::Logged });
         }
         let (said, logged) = (tells(&walk.said, fault.error), tells(&log_since(site, log), fault.error));
+        let met = (supervisor.hits() > 0).then(|| *met.get_or_insert_with(Instant::now));
+        if walk.is_idle() && fault.lasts && met.is_some_and(|met| met.elapsed() < HOLD) {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        }
         if supervisor.hits() > 0 && (said || walk.is_done()) {
             return Ok(match (said, logged) {
                 (true, _) => Outcome::Told,
