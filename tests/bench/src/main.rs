@@ -14,6 +14,7 @@ mod logs;
 mod posts;
 mod qmp;
 mod runtime;
+mod scale;
 mod standby;
 mod wake;
 mod weight;
@@ -40,6 +41,9 @@ fn main() {
         let dir = std::env::args().nth(2).expect("a directory");
         return runtime.block_on(bare::run(std::path::Path::new(&dir)));
     }
+    if only.as_deref() == Some(scale::ARGUMENT) {
+        return runtime.block_on(scale::run());
+    }
     let mut figures = Vec::new();
     if is_wanted("runtime") {
         figures.push(runtime.block_on(runtime::passes()));
@@ -50,6 +54,9 @@ fn main() {
     if is_wanted("weight") {
         figures.extend(runtime.block_on(weight::stored()));
         figures.extend(runtime.block_on(weight::running()));
+    }
+    if is_wanted("scale") {
+        figures.extend(scale::scale());
     }
     if is_wanted("boot") {
         figures.extend(runtime.block_on(boot::boot()));
