@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
 use nftables::schema::Nftables;
@@ -37,10 +38,11 @@ pub struct Nft(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Held by writers, so that `replace` does not drop a port that is added meanwhile.
+    /// Held by writers, so that `replace` does not drop a port that is added meanwhile, and by whoever lists, so
+    /// that many who ask at once share one listing, and nobody lists because of a transaction of our own.
     writing: Mutex<()>,
-    /// Held by whoever lists, so that many who ask at once share one listing.
-    listing: Mutex<()>,
+    /// Listings so far.
+    listings: AtomicUsize,
     /// The listing of intact tables. It is a pure function of the rules and the installed `nft`, so that
     /// it can be kept. By table name, since that is configured once.
     expected: StdMutex<BTreeMap<String, (FirewallRules, Arc<Tables>)>>,
@@ -52,6 +54,12 @@ impl Nft {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Number of times that tables were listed: the cost of that grows with their ports.
+    #[must_use]
+    pub fn listings(&self) -> usize {
+        self.0.listings.load(Ordering::Relaxed)
     }
 
     async fn expected(&self, rules: &FirewallRules) -> Result<Arc<Tables>, HostError> {
@@ -93,7 +101,8 @@ impl Nft {
         if let Some(found) = kept() {
             return Ok(found);
         }
-        let _listing = self.0.listing.lock().await;
+        // A transaction of ours may have moved the count a moment ago and be about to be applied to the listing.
+        let _writing = self.0.writing.lock().await;
         if let Some(found) = kept() {
             return Ok(found);
         }
@@ -109,6 +118,7 @@ impl Nft {
 
     /// What is loaded of both tables, and how many of them there are.
     async fn listed(&self, table: &str) -> Result<Listed, HostError> {
+        self.0.listings.fetch_add(1, Ordering::Relaxed);
         let (inet, bridge) = tokio::join!(list("inet", table), list("bridge", table));
         let (inet, bridge) = (inet?, bridge?);
         let is_there = inet.is_some() || bridge.is_some();

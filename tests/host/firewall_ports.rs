@@ -110,3 +110,32 @@ fn many_ports_change_in_few_transactions_and_one_that_is_refused_holds_nobody_up
         assert!(!firewall.has_port(TABLE, &kept[0]).await.expect("read"));
     });
 }
+
+#[test]
+fn ports_that_come_and_go_while_others_are_looked_for_cost_no_listing() {
+    in_namespace(async || {
+        let firewall = Nft::new();
+        firewall.replace(&rules()).await.expect("loaded");
+        firewall.inspect(&rules()).await.expect("read").expect("there");
+        let before = firewall.listings();
+        let come_and_go = |number: u8| {
+            let firewall = &firewall;
+            async move {
+                let port = rule(number);
+                firewall.add_port(TABLE, &port).await.expect("added");
+                assert!(firewall.has_port(TABLE, &port).await.expect("read"));
+                firewall.remove_port(TABLE, &port).await.expect("removed");
+                assert!(!firewall.has_port(TABLE, &port).await.expect("read"));
+            }
+        };
+        let look = async {
+            // Between two steps of the others: whatever the moment, the listing is the one of before.
+            for _ in 0..2000 {
+                firewall.has_port(TABLE, &rule(250)).await.expect("read");
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::join!(join_all((1..=100).map(come_and_go)), look);
+        assert_eq!(firewall.listings(), before);
+    });
+}

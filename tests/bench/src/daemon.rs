@@ -11,6 +11,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Daemon {
     child: Child,
+    command: Command,
     pub(crate) dir: tempfile::TempDir,
     pub(crate) base: String,
     pub(crate) token: String,
@@ -33,7 +34,8 @@ impl Daemon {
             .port();
         let kernel = std::env::var("STEAD_KERNEL_DIR").expect("make bench sets STEAD_KERNEL_DIR");
         let log = fs::File::create(dir.path().join("log")).expect("made");
-        let child = Command::new(stead())
+        let mut command = Command::new(stead());
+        command
             .args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--kernel-dir", &kernel, "--data-dir"])
             .arg(dir.path().join("data"))
             .arg("--run-dir")
@@ -47,18 +49,13 @@ impl Daemon {
                 // Some figures have a registry.
                 ("STEAD_REGISTRY_ALLOW", r#"["127.0.0.0/8"]"#),
             ])
-            .stderr(log)
-            .spawn()
-            .expect("the daemon starts");
+            .stderr(log);
+        let child = command.spawn().expect("the daemon starts");
         let base = format!("http://127.0.0.1:{port}");
         let http = reqwest::Client::new();
         // From here on a panic clears up.
-        let mut daemon = Self { child, dir, base, token: String::new(), bridge, http };
-        let deadline = Instant::now() + DEADLINE;
-        while daemon.http.get(format!("{}/health", daemon.base)).send().await.is_err() {
-            assert!(Instant::now() < deadline, "the daemon does not answer");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let mut daemon = Self { child, command, dir, base, token: String::new(), bridge, http };
+        daemon.answers(Duration::from_millis(50)).await;
         daemon.token = daemon.token_of("bench");
         daemon
     }
@@ -70,6 +67,24 @@ impl Daemon {
             .arg(self.dir.path().join("data"))
             .output();
         String::from_utf8_lossy(&minted.expect("minted").stdout).trim().to_owned()
+    }
+
+    /// Waits until the daemon answers.
+    async fn answers(&self, poll: Duration) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.http.get(format!("{}/health", self.base)).send().await.is_err() {
+            assert!(Instant::now() < deadline, "the daemon does not answer");
+            tokio::time::sleep(poll).await;
+        }
+    }
+
+    /// Kills the daemon and starts it again; seconds from the start to its first answer.
+    pub(crate) async fn restart(&mut self) -> f64 {
+        self.child.kill().and_then(|()| self.child.wait().map(drop)).expect("it was there");
+        let start = Instant::now();
+        self.child = self.command.spawn().expect("the daemon starts");
+        self.answers(Duration::from_millis(2)).await;
+        start.elapsed().as_secs_f64()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Value {
@@ -167,13 +182,18 @@ impl Daemon {
         self.http.delete(url).bearer_auth(&self.token).send().await.expect("answered");
     }
 
-    /// User and system time of the daemon so far, in seconds.
+    pub(crate) async fn delete_image(&self, reference: &str) {
+        let url = format!("{}/images/{reference}", self.base);
+        self.http.delete(url).bearer_auth(&self.token).send().await.expect("answered");
+    }
+
+    /// User and system time of the daemon and of the programs that it ran so far, in seconds.
     pub(crate) fn processor_seconds(&self) -> f64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
         let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-        // Clock ticks are hundredths of a second on Linux.
-        (ticks(11) + ticks(12)) / 100.0
+        // Clock ticks are hundredths of a second on Linux. The last two are of programs that it ran.
+        (ticks(11) + ticks(12) + ticks(13) + ticks(14)) / 100.0
     }
 
     pub(crate) fn resident(&self) -> f64 {

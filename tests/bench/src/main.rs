@@ -16,6 +16,7 @@ mod logs;
 mod posts;
 mod qmp;
 mod runtime;
+mod scale;
 mod standby;
 mod wake;
 mod weight;
@@ -47,6 +48,9 @@ fn main() {
         let [address, token, bomb] = told.as_slice() else { panic!("address, token, archive") };
         return runtime.block_on(crowded::run([address, token, bomb]));
     }
+    if only.as_deref() == Some(scale::ARGUMENT) {
+        return runtime.block_on(scale::run());
+    }
     let mut figures = Vec::new();
     if is_wanted("runtime") {
         figures.push(runtime.block_on(runtime::passes()));
@@ -57,6 +61,9 @@ fn main() {
     if is_wanted("weight") {
         figures.extend(runtime.block_on(weight::stored()));
         figures.extend(runtime.block_on(weight::running()));
+    }
+    if is_wanted("scale") {
+        figures.extend(scale::scale());
     }
     if is_wanted("boot") {
         figures.extend(runtime.block_on(boot::boot()));

@@ -1,0 +1,233 @@
+//! What one more instance costs among ten and among 2,000, with real TAPs and firewall rules, and what many cost
+//! that nobody touches.
+//!
+//! Everything is in network and mount namespaces of its own, so that thousands of interfaces are no burden to the
+//! host and none is left. The registry of the instances' image takes connections and says nothing, so that there is
+//! no VM: what is measured is the daemon, the kernel's network and `nft`. An instance is made when its TAP is there.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream;
+use serde_json::{Value, json};
+
+use crate::daemon::Daemon;
+use crate::{Figure, median};
+
+/// What makes this program the one in the namespaces.
+pub(crate) const ARGUMENT: &str = "scale-inside";
+/// Brings up what is in the namespaces from the first, and shows their interfaces in `/sys`.
+const FIRST: &str = "ip link set lo up && mount -t sysfs sysfs /sys && exec \"$0\" scale-inside";
+/// The registry, and how it is let be one.
+const REGISTRY: &str = "127.0.0.1:9";
+const SETTINGS: [(&str, &str); 2] =
+    [("STEAD_REGISTRY_ALLOW", "[\"127.0.0.1/32\"]"), ("STEAD_PLAIN_HTTP_HOSTS", "[\"127.0.0.1:9\"]")];
+/// Instances made between two deletions of the image, which is given up half a minute after it was asked for.
+const AT_ONCE: usize = 200;
+
+const FEW: usize = 10;
+const MANY: usize = 2000;
+/// Instances in a store that a daemon is started on.
+const STORED: usize = 10_000;
+/// Instances made and deleted for one rate.
+const BATCH: usize = 100;
+const CLIENTS: usize = 16;
+const REPEATS: usize = 3;
+const IDLE: Duration = Duration::from_secs(20);
+/// Within which a batch is made on any machine.
+const DEADLINE: Duration = Duration::from_secs(300);
+
+/// Figures of a run in namespaces.
+pub(crate) fn scale() -> Vec<Figure> {
+    let own = std::env::current_exe().expect("this program has a path");
+    let output = Command::new("unshare")
+        .args(["--net", "--mount", "--", "sh", "-c", FIRST])
+        .arg(own)
+        .envs(SETTINGS)
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("unshare (package util-linux) runs");
+    assert!(output.status.success(), "the run in namespaces failed");
+    let seen: Value = serde_json::from_slice(&output.stdout).expect("figures");
+    let of = |name: &str| seen[name].as_f64().unwrap_or(f64::NAN);
+    let among = |what: &str, name: &str, unit, goal| Figure {
+        what: format!("{what} among {MANY} (peer: among {FEW})"),
+        ours: of(&format!("{name}_many")),
+        peer: Some(of(&format!("{name}_few"))),
+        unit,
+        goal,
+    };
+    let alone =
+        |what: String, name: &str, unit, goal| Figure { what, ours: of(name), peer: None, unit, goal };
+    vec![
+        among("instances with a network made", "create", "instances/s", "1, 20/s"),
+        among("instances with a network deleted", "delete", "instances/s", "1, 20/s"),
+        among("processor time for one made and deleted, with nft", "cost", "ms", "1"),
+        alone(format!("bridges of {MANY} instances, each with a TAP"), "bridges", "", ""),
+        alone(format!("daemon's processor time, idle with {MANY} instances"), "idle", "% of a core", "< 0.5"),
+        alone(format!("resync of {MANY} instances, processor time"), "resync", "s", ""),
+        alone(format!("SIGKILL to the first answer with {STORED} instances"), "restart", "s", "< 2"),
+    ]
+}
+
+/// In the namespaces: prints what was seen.
+pub(crate) async fn run() {
+    let mut seen = serde_json::Map::new();
+    tokio::spawn(registry());
+    let daemon = Daemon::start("stscale", "10.200.0.1/16").await;
+    fill(&daemon, "keep", 0..FEW, true).await;
+    let mut few = rates(&daemon, FEW).await;
+    fill(&daemon, "keep", FEW..MANY, true).await;
+    let many = rates(&daemon, MANY).await;
+    seen.insert("bridges".to_owned(), json!(links("stscale")));
+    seen.insert("idle".to_owned(), json!(idle(&daemon).await));
+    seen.insert("resync".to_owned(), json!(resync(&daemon).await));
+    empty(&daemon, "keep", FEW..MANY, FEW).await;
+    few.extend(rates(&daemon, FEW).await);
+    drop(daemon);
+    for (rates, among) in [(few, "few"), (many, "many")] {
+        let column = |pick: fn(&Rates) -> f64| json!(median(rates.iter().map(pick).collect()));
+        seen.insert(format!("create_{among}"), column(|rates| rates.create));
+        seen.insert(format!("delete_{among}"), column(|rates| rates.delete));
+        seen.insert(format!("cost_{among}"), column(|rates| rates.cost));
+    }
+    let mut daemon = Daemon::start("stscale", "10.200.0.1/16").await;
+    fill(&daemon, "stored", 0..STORED, false).await;
+    let mut restarts = Vec::new();
+    for _ in 0..REPEATS {
+        restarts.push(daemon.restart().await);
+    }
+    seen.insert("restart".to_owned(), json!(median(restarts)));
+    let text = Value::Object(seen).to_string();
+    std::io::stdout().write_all(text.as_bytes()).expect("told");
+}
+
+/// Holds every connection and answers none.
+async fn registry() {
+    let listener = tokio::net::TcpListener::bind(REGISTRY).await.expect("nobody else is here");
+    let mut held = Vec::new();
+    while let Ok(connection) = listener.accept().await {
+        held.push(connection);
+    }
+}
+
+/// One batch made and deleted.
+struct Rates {
+    /// Instances a second.
+    create: f64,
+    delete: f64,
+    /// Milliseconds of processor time for one, made and deleted.
+    cost: f64,
+}
+
+async fn rates(daemon: &Daemon, among: usize) -> Vec<Rates> {
+    let mut all = Vec::new();
+    for round in 0..REPEATS {
+        let name = format!("batch{round}");
+        forget_image(daemon).await;
+        let (before, start) = (daemon.processor_seconds(), Instant::now());
+        fill(daemon, &name, 0..BATCH, true).await;
+        let create = per_second(start);
+        let start = Instant::now();
+        empty(daemon, &name, 0..BATCH, among).await;
+        let delete = per_second(start);
+        let cost = (daemon.processor_seconds() - before) * 1000.0 / per(BATCH);
+        all.push(Rates { create, delete, cost });
+    }
+    all
+}
+
+fn per(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+fn per_second(start: Instant) -> f64 {
+    per(BATCH) / start.elapsed().as_secs_f64()
+}
+
+/// Makes instances; those with a network are made when the TAPs of all are up.
+async fn fill(daemon: &Daemon, name: &str, numbers: std::ops::Range<usize>, has_network: bool) {
+    let mut numbers = numbers.collect::<Vec<_>>();
+    while numbers.len() > AT_ONCE {
+        let rest = numbers.split_off(AT_ONCE);
+        fill_at_once(daemon, name, numbers, has_network).await;
+        forget_image(daemon).await;
+        numbers = rest;
+    }
+    fill_at_once(daemon, name, numbers, has_network).await;
+}
+
+/// Has the next instance ask for the image anew; those that are there wait for it, and are done with that.
+async fn forget_image(daemon: &Daemon) {
+    daemon.delete_image(&format!("{REGISTRY}%2Fnone:v1")).await;
+    quiet(daemon).await;
+}
+
+async fn fill_at_once(daemon: &Daemon, name: &str, numbers: Vec<usize>, has_network: bool) {
+    let taps = links("sb") + numbers.len();
+    let create = |number| {
+        let body = json!({
+            "name": format!("{name}-{number}"), "image": format!("{REGISTRY}/none:v1"), "size": "128MB",
+            "overlay_size": "16MB", "network": { "enabled": has_network },
+        });
+        async move { daemon.ask("/instances", body).await }
+    };
+    stream::iter(numbers).map(create).buffer_unordered(CLIENTS).for_each(async |_| ()).await;
+    if has_network {
+        until_taps(taps).await;
+    }
+}
+
+/// Deletes instances until so many TAPs are left.
+async fn empty(daemon: &Daemon, name: &str, numbers: std::ops::Range<usize>, left: usize) {
+    let delete = |number| async move { daemon.delete(&format!("{name}-{number}")).await };
+    stream::iter(numbers).map(delete).buffer_unordered(CLIENTS).for_each(async |()| ()).await;
+    until_taps(left).await;
+}
+
+async fn until_taps(count: usize) {
+    let deadline = Instant::now() + DEADLINE;
+    while links("sb") != count {
+        assert!(Instant::now() < deadline, "{} TAPs instead of {count}", links("sb"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Interfaces in these namespaces whose name begins so.
+fn links(prefix: &str) -> usize {
+    let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)).count()
+}
+
+/// Processor time in percent of a core while nothing happens, once the daemon is quiet.
+async fn idle(daemon: &Daemon) -> f64 {
+    forget_image(daemon).await;
+    let before = daemon.processor_seconds();
+    tokio::time::sleep(IDLE).await;
+    (daemon.processor_seconds() - before) / IDLE.as_secs_f64() * 100.0
+}
+
+/// Waits until the daemon has used next to nothing for a second.
+async fn quiet(daemon: &Daemon) {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let before = daemon.processor_seconds();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if daemon.processor_seconds() - before < 0.04 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "the daemon does not become quiet");
+    }
+}
+
+/// Processor time of a look at everything: that of a program that changes our tables costs as much.
+async fn resync(daemon: &Daemon) -> f64 {
+    let before = daemon.processor_seconds();
+    let touched = Command::new("nft").args(["add", "chain", "inet", "stscale", "stranger"]).status();
+    assert!(touched.is_ok_and(|status| status.success()), "nft runs");
+    quiet(daemon).await;
+    daemon.processor_seconds() - before
+}
