@@ -121,6 +121,8 @@ fn run<F: AsyncFnOnce()>(body: F, turn: fn() -> Turn) {
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success(), "{name} failed inside its namespace:\n{said}");
     assert!(said.contains("1 passed"), "{name} did not run inside its namespace:\n{said}");
+    // Figures that a test told are shown to who asks for them with `--nocapture`.
+    eprint!("{said}");
 }
 
 /// Control groups are outside of namespaces; those of a test are empty once its processes ended.
