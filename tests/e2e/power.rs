@@ -136,6 +136,7 @@ async fn clear(site: &Site, told: &BTreeMap<String, Option<bool>>) {
 fn a_loss_of_power_in_a_storm_of_requests_loses_nothing_that_was_acknowledged() {
     in_namespace(async || {
         let (mut site, disk) = scene().await;
+        let mut acknowledged = 0;
         for round in 1..=rounds() {
             let clients = (0..CLIENTS).map(|n| {
                 let (site, name) = (&site, format!("r{round}-{n}"));
@@ -152,12 +153,14 @@ fn a_loss_of_power_in_a_storm_of_requests_loses_nothing_that_was_acknowledged() 
             let (told, ()) = tokio::join!(join_all(clients), cut);
             power_returns(&mut site, &disk).await;
             site.start().await;
-            let told = told.into_iter().flat_map(|told| told.0).collect();
+            let told: BTreeMap<_, _> = told.into_iter().flat_map(|told| told.0).collect();
+            acknowledged += told.values().flatten().count();
             nothing_is_lost(&site, &told, round).await;
             let kept = site.request(Method::GET, "/instances/kept", None).await;
             assert_eq!(kept.status, StatusCode::OK, "round {round}: {kept:?}");
             clear(&site, &told).await;
         }
+        assert!(acknowledged > 0, "nothing was acknowledged in any round");
         site.kill().await;
     });
 }
