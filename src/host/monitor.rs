@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::future::ready;
 use std::io;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, Stream, StreamExt};
@@ -31,6 +32,9 @@ use super::{links_seen, notices};
 const GATHER: Duration = Duration::from_millis(50);
 /// Before a socket that broke is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
+/// Room in the socket of a monitor, in bytes: the messages of several hundred interfaces that come or go while a
+/// busy host runs others (some ten for each, 4 KiB of room for each). The kernel's default holds those of ten.
+const SOCKET_BYTES: usize = 16 << 20;
 /// Reports that wait for the reader; it is quick, and a burst waits in the socket meanwhile.
 const REPORTS_MAX: usize = 64;
 
@@ -102,7 +106,8 @@ fn follow(
 
 fn links_source(scope: Scope) -> io::Result<Source> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv4Route];
-    let (connection, handle, messages) = new_multicast_connection(&groups)?;
+    let (mut connection, handle, messages) = new_multicast_connection(&groups)?;
+    make_room(connection.socket_mut().socket_mut());
     drop(handle);
     // Driving the connection yields one `None`, when its socket broke.
     let drive = stream::once(async move {
@@ -147,6 +152,12 @@ const NFNLGRP_NFTABLES: u32 = 7;
 /// The kernel dropped messages that found no room.
 const ENOBUFS: i32 = 105;
 
+/// Gives a socket room for the messages of a burst. One that is lost costs a look at everything, which grows with
+/// what there is; a socket that has less room than asked for only loses one sooner.
+fn make_room(socket: &impl AsFd) {
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BYTES);
+}
+
 /// What follows the last item of a source that broke.
 fn broken() -> impl Stream<Item = Option<Option<Heard>>> {
     stream::once(ready(None))
@@ -160,6 +171,7 @@ fn datagrams(
 ) -> io::Result<Source> {
     let mut socket = TokioSocket::new(protocol)?;
     socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+    make_room(socket.socket_mut());
     socket.socket_mut().add_membership(group)?;
     let heard = stream::unfold((socket, read), async |(socket, read)| {
         let heard = match socket.recv_from_full().await {
