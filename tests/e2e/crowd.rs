@@ -16,11 +16,11 @@ use crate::stage::until;
 /// The most that the daemon may ever have had in memory.
 const MEMORY_MAX_KIB: u64 = 256 << 10;
 /// The crowd is at work when it has made so many connections, and was answered so often.
-const AT_WORK: (u64, u64) = (5_000, 200);
+const AT_WORK: (u64, u64) = (3_000, 100);
 /// What the honest client makes while the crowd is at work.
 const VOLUMES: usize = 30;
 /// For the crowd to have come on a busy machine.
-const ARRIVAL: Duration = Duration::from_secs(60);
+const ARRIVAL: Duration = Duration::from_secs(120);
 
 /// The largest amount of memory that the daemon has had, in KiB.
 fn peak(site: &Site) -> u64 {
