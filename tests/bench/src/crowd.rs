@@ -30,8 +30,9 @@ const PULLS: usize = 48;
 
 /// Between two bytes of what comes slowly.
 const DRIP: Duration = Duration::from_millis(500);
-/// Before a client that was let go comes again.
-const AGAIN: Duration = Duration::from_millis(200);
+/// Before a client that was let go comes again. Many more connections a second than a daemon can take fill the
+/// kernel's queue of them, which is for the host's firewall to divide.
+const AGAIN: Duration = Duration::from_secs(5);
 const BLOCK: usize = 64 << 10;
 
 /// Whom the crowd is after.
