@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn nothing_is_collected_while_a_manifest_cannot_be_read_and_what_is_left_of_an_image_is_known() {
         let dir = tempfile::tempdir().expect("scratch");
-        let layout = Layout::open(dir.path().to_owned(), Bytes(0)).expect("opened");
+        let layout = Layout::open(dir.path().to_owned(), Bytes(0), None).expect("opened");
         let digest = |text: &str| digest_of(text.as_bytes());
         let layers = vec![Blob { digest: digest("layer"), size: Bytes(9), diff_id: digest("layer") }];
         let manifest = Manifest { digest: digest("m"), layers, config: ImageConfig::default() };
