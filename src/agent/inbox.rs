@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
-use stead_schemas::guest::{DATA_BYTES_MAX, Frame, FrameKind, FromStream, WINDOW_BYTES};
+use stead_schemas::guest::{DATA_BYTES_MAX, Frame, FrameKind, FromStream};
 use tokio::sync::Notify;
 
 use super::Event;
@@ -49,8 +49,9 @@ enum Pending {
 }
 
 impl Inbox {
-    pub(super) fn new() -> Self {
-        let state = State { events: VecDeque::new(), allowance: i64::from(WINDOW_BYTES), is_over: false };
+    /// An inbox for a stream that begins with this window, in bytes.
+    pub(super) fn new(window: u32) -> Self {
+        let state = State { events: VecDeque::new(), allowance: i64::from(window), is_over: false };
         Self { state: Mutex::new(state), arrived: Notify::new() }
     }
 
@@ -152,6 +153,8 @@ mod tests {
     use futures::FutureExt;
     use proptest::prelude::*;
 
+    use stead_schemas::guest::WINDOW_BYTES;
+
     use super::*;
 
     fn piece(is_error: bool, payload: Vec<u8>) -> Frame {
@@ -161,7 +164,7 @@ mod tests {
 
     #[test]
     fn outputs_in_turns_and_frames_of_no_bytes_take_no_more_than_the_window() {
-        let inbox = Inbox::new();
+        let inbox = Inbox::new(WINDOW_BYTES);
         for at in 0..WINDOW_BYTES {
             assert_eq!(inbox.take(piece(at % 2 == 0, vec![7])), Taken::Kept);
             assert_eq!(inbox.take(piece(at % 2 == 1, vec![])), Taken::Useless);
@@ -180,7 +183,7 @@ mod tests {
         fn each_output_keeps_its_order_whatever_comes_in_turns(
             frames in proptest::collection::vec((any::<bool>(), 0usize..3), 0..4000),
         ) {
-            let inbox = Inbox::new();
+            let inbox = Inbox::new(WINDOW_BYTES);
             let (mut sent, mut received): ([Vec<u8>; 2], [Vec<u8>; 2]) = Default::default();
             for (at, (is_error, length)) in frames.into_iter().enumerate() {
                 let payload = vec![at.to_le_bytes()[0]; length];

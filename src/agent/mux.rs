@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use stead_schemas::guest::{
-    DATA_BYTES_MAX, Frame, FrameKind, Open, RENEWAL_BYTES, Request, ToStream, Token, UNTOLD_WINDOW_BYTES,
-    WINDOW_BYTES,
+    DATA_BYTES_MAX, FIRST_WINDOW_BYTES, Frame, FrameKind, Open, RENEWAL_BYTES, Request, ToStream, Token,
+    UNTOLD_WINDOW_BYTES, WINDOW_BYTES,
 };
 use tokio::sync::{Semaphore, mpsc};
 
@@ -84,14 +84,18 @@ impl Mux {
     /// Opens a stream; its answer comes on it.
     pub(crate) async fn open(&self, token: &Token, request: Request) -> Result<AgentStream, AgentError> {
         let window = self.lock().window;
+        // An agent of an earlier release may not heed what it is told.
+        let is_told = window > size(UNTOLD_WINDOW_BYTES);
+        let first = if is_told { FIRST_WINDOW_BYTES } else { WINDOW_BYTES };
         let credit = Arc::new(Semaphore::new(window));
-        let entry = Entry { inbox: Arc::new(Inbox::new()), credit, window };
+        let entry = Entry { inbox: Arc::new(Inbox::new(first)), credit, window };
         let id = self.enter(entry.clone())?;
         let sender = StreamSender { id, mux: self.clone(), credit: entry.credit };
-        let receiver = StreamReceiver { id, mux: self.clone(), inbox: entry.inbox, consumed: 0 };
+        let receiver =
+            StreamReceiver { id, mux: self.clone(), inbox: entry.inbox, window: first, consumed: 0 };
         // From here on a drop closes it.
         let stream = AgentStream { sender, receiver };
-        let open = Open { token: token.clone(), request, window: WINDOW_BYTES };
+        let open = Open { token: token.clone(), request, window: first };
         let frame = Frame::json(FrameKind::Open, id, &open).map_err(|_| AgentError::Lost)?;
         self.0.outgoing.send(shared(frame)).await.map_err(|_| AgentError::Lost)?;
         Ok(stream)
@@ -226,6 +230,9 @@ pub struct StreamReceiver {
     id: u32,
     mux: Mux,
     inbox: Arc<Inbox>,
+    /// Bytes that may be under way now.
+    window: u32,
+    /// Bytes that were taken since the last renewal.
     consumed: u32,
 }
 
@@ -233,12 +240,15 @@ impl StreamReceiver {
     /// The next event; `None` when the stream is over. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
         // Before the wait: cancelled there, nothing is lost.
-        if self.consumed >= RENEWAL_BYTES {
-            let frame = shared(Frame::window(self.id, self.consumed));
+        if self.consumed >= RENEWAL_BYTES.min(self.window / 2) {
+            // Whoever takes what comes gets more of it at once.
+            let window = self.window.saturating_mul(2).min(WINDOW_BYTES);
+            let granted = self.consumed + (window - self.window);
+            let frame = shared(Frame::window(self.id, granted));
             if let Ok(permit) = self.mux.0.outgoing.reserve().await {
-                self.inbox.renew(self.consumed);
+                self.inbox.renew(granted);
                 permit.send(frame);
-                self.consumed = 0;
+                (self.window, self.consumed) = (window, 0);
             }
         }
         let (event, length) = self.inbox.next().await?;
@@ -294,6 +304,41 @@ mod tests {
             received += bytes.len();
         }
         assert!(received >= size(WINDOW_BYTES));
+    }
+
+    /// Sends frames as a guest does, of which no more than its credit.
+    fn send_all(mux: &Mux, credit: &mut u32) {
+        while size(*credit) >= DATA_BYTES_MAX {
+            assert!(mux.take(data(7, DATA_BYTES_MAX)));
+            *credit -= u32::try_from(DATA_BYTES_MAX).expect("small");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_nobody_reads_binds_little_and_one_that_is_read_gets_the_whole_window() {
+        let (mux, mut outgoing) = Mux::new(7);
+        mux.told_window(WINDOW_BYTES);
+        let mut stream = mux.open(&Token("t".to_owned()), request()).await.expect("opened");
+        let opened: Open = serde_json::from_slice(&outgoing.next().await.payload).expect("an opening");
+        assert_eq!(opened.window, FIRST_WINDOW_BYTES);
+        let (mut credit, mut sent_unread) = (opened.window, 0);
+        send_all(&mux, &mut credit);
+        while let Some(Some(Event::Data(bytes))) = stream.receiver.next().now_or_never() {
+            sent_unread += bytes.len();
+            if sent_unread == size(FIRST_WINDOW_BYTES) {
+                break;
+            }
+        }
+        assert_eq!(sent_unread, size(FIRST_WINDOW_BYTES), "nothing beyond it is sent before it is read");
+        // It is read from here on.
+        while stream.receiver.window < WINDOW_BYTES {
+            let next = stream.receiver.next().now_or_never().flatten();
+            while let Some(renewed) = outgoing.next().now_or_never() {
+                credit += renewed.granted();
+            }
+            assert!(next.is_some() || credit > 0, "{}: it stands still", stream.receiver.window);
+            send_all(&mux, &mut credit);
+        }
     }
 
     #[tokio::test]

@@ -23,8 +23,8 @@ use crate::network::{Mac, Resolver};
 pub use frame::{Decoder, Frame, FrameKind, HEADER_BYTES, MAGIC, PAYLOAD_BYTES_MAX, TooLarge};
 pub use path::BytePath;
 pub use stream::{
-    CopyFrom, CopyTo, DATA_BYTES_MAX, Entry, EntryKind, Exec, FromStream, Open, PathInfo, RENEWAL_BYTES,
-    Request, Stat, ToStream, UNTOLD_WINDOW_BYTES, WINDOW_BYTES,
+    CopyFrom, CopyTo, DATA_BYTES_MAX, Entry, EntryKind, Exec, FIRST_WINDOW_BYTES, FromStream, Open, PathInfo,
+    RENEWAL_BYTES, Request, Stat, ToStream, UNTOLD_WINDOW_BYTES, WINDOW_BYTES,
 };
 
 /// The version of this protocol; a guest of another one is refused with both numbers named.
