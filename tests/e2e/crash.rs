@@ -47,7 +47,7 @@ const OF_DRIFT: [(&str, &str, &str); 12] = [
     ("network", "AddAddress", "ip addr flush dev $BRIDGE"),
     ("network", "RemoveAddress", "ip addr add 10.185.0.77/24 dev $BRIDGE"),
     ("network", "RaiseBridge", "ip link set $BRIDGE down"),
-    ("network", "Forward", "echo 0 > /proc/sys/net/ipv4/ip_forward"),
+    ("network", "Forward", "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv4/ip_forward"),
     // A bridge of an object that is in no store: one of a lost database.
     (
         "network",

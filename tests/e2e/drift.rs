@@ -111,7 +111,11 @@ const NETWORK: [(&str, &str); 8] = [
     ("ip addr flush dev $BRIDGE", "ip addr show $BRIDGE | grep -q 10.185.0.1/24"),
     ("nft delete table bridge $TABLE", "nft list set bridge $TABLE ports | grep -q tp"),
     ("nft flush table inet $TABLE", "nft list table inet $TABLE | grep -q masquerade"),
-    ("echo 0 > /proc/sys/net/ipv4/ip_forward", "grep -q 1 /proc/sys/net/ipv4/ip_forward"),
+    (
+        // Switched on and off, the host takes it from the links too.
+        "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv4/ip_forward",
+        "grep -q 1 /proc/sys/net/ipv4/conf/$BRIDGE/forwarding",
+    ),
 ];
 
 #[test]

@@ -294,7 +294,8 @@ impl Site {
         until("no VMM", MOMENT, async || self.vmms().is_empty().then_some(())).await;
         let lost = format!(
             "for link in $(ls /sys/class/net | grep ^{TAP_PREFIX}); do ip link del $link; done
-             ip link del $BRIDGE; nft flush ruleset; conntrack -F; echo 0 >/proc/sys/net/ipv4/ip_forward
+             ip link del $BRIDGE; nft flush ruleset; conntrack -F; echo 1 >/proc/sys/net/ipv4/ip_forward
+             echo 0 >/proc/sys/net/ipv4/ip_forward
              rm -r {}",
             self.run_dir().display()
         );
