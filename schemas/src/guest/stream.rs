@@ -22,7 +22,7 @@ pub const WINDOW_BYTES: u32 = 1 << 20;
 /// The window that a stream from the guest begins with. It doubles as long as the client takes what comes, so that
 /// many sessions whose clients take nothing bind little memory. Twice the largest frame, so that whoever waits
 /// for room for a frame gets it.
-pub const FIRST_WINDOW_BYTES: u32 = 2 * DATA_BYTES_MAX as u32;
+pub const FIRST_WINDOW_BYTES: u32 = 256 << 10;
 /// That of a side that does not say, as one of an earlier release: a guest keeps the agent that it
 /// was booted with, through upgrades of the host and standbys.
 pub const UNTOLD_WINDOW_BYTES: u32 = 512 << 10;
