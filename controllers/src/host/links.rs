@@ -56,7 +56,7 @@ pub struct Route {
 /// IPv4 routes of the host's main table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Routes {
-    /// Those with a destination.
+    /// Routes with a destination.
     pub routes: Vec<Route>,
     /// Least MTU of the links of default routes, in bytes.
     pub uplink_mtu: Option<u32>,
@@ -94,6 +94,6 @@ pub trait Links: Send + Sync + 'static {
     fn routes(&self) -> impl Future<Output = Result<Routes, HostError>> + Send;
     fn forwarding(&self) -> impl Future<Output = Result<Forwarding, HostError>> + Send;
     /// Turns IPv4 forwarding on for each link that has an address, unless the host is a router already.
-    /// It is never turned off again: others may rely on it by then.
+    /// Forwarding is never turned off again: others may rely on it by then.
     fn set_forwarding(&self) -> impl Future<Output = Result<(), HostError>> + Send;
 }

@@ -88,7 +88,7 @@ pub(super) fn recorded(object: &Object<Image>) -> Option<&Digest> {
 }
 
 /// Content to be collected by the pass of an image that goes, which is its own, or of no image, which is any.
-/// What is on the host is listed only when there is something to collect.
+/// The content on the host is listed only when there is something to collect.
 async fn left_by<I: Images>(
     reconciler: &ImageReconciler<I>,
     object: Option<&Object<Image>>,

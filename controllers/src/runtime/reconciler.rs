@@ -50,7 +50,7 @@ pub enum Plan<A> {
     Refuse(Refusal),
 }
 
-/// What is to be recorded. The status of this pass must differ from the stored one.
+/// A request to record the status before the next step. The status of this pass must differ from the stored one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     pub reason: Reason,

@@ -19,7 +19,7 @@ pub enum Drift {
     DeleteDisk,
     DeleteImage,
     StopForwarding,
-    /// Somebody makes the host a router.
+    /// Turns the host into a router.
     ForwardAll,
     /// A guest's agent ends, and its system begins another.
     KillAgent,

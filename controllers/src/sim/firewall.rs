@@ -9,7 +9,7 @@ use crate::host::{Firewall, FirewallRules, FirewallSeen, HostError, HostErrorKin
 #[derive(Debug, Clone, Default)]
 pub(super) struct Table {
     pub(super) is_intact: bool,
-    /// As it was loaded.
+    /// The value that the table was loaded with.
     pub(super) is_for_guests_only: bool,
     pub(super) ports: BTreeSet<PortRule>,
 }

@@ -53,7 +53,7 @@ fn new(number: u64, harbour: u16) -> New<Ship> {
     New { uid: Some(uid(number)), name, tags: Tags::new(), owner: None, spec: ShipSpec { harbour } }
 }
 
-/// One change within a transaction.
+/// A change within a transaction.
 #[derive(Debug, Clone)]
 enum Step {
     Create { number: u64, harbour: u16, owner: Option<u64> },

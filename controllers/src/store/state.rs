@@ -32,7 +32,7 @@ pub(super) struct Table {
     pub(super) objects: BTreeMap<Uid, Erased>,
     /// Names of live objects, and of unreadable ones.
     pub(super) names: BTreeMap<Name, Uid>,
-    /// Who of them points at what.
+    /// The index of their references.
     pub(super) index: Index,
 }
 

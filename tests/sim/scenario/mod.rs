@@ -1,5 +1,8 @@
 //! One seed: a play of steps, and the judgement after it.
 
+mod draws;
+mod snapshot_steps;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -226,33 +229,6 @@ impl Play {
         let _ = self.daemon.store.transact(move |tx| admission::create(tx, wish, "st")).await;
     }
 
-    fn hypervisor(&mut self) -> Hypervisor {
-        if self.rng.chance(500) { Hypervisor::Qemu } else { Hypervisor::QemuMicrovm }
-    }
-
-    /// Few attempts: the play shall settle.
-    fn restart_policy(&mut self) -> RestartPolicy {
-        let when = [RestartWhen::Never, RestartWhen::Never, RestartWhen::OnFailure, RestartWhen::Always];
-        RestartPolicy {
-            when: when[usize::try_from(self.rng.below(4)).expect("small")],
-            backoff: GoDuration(Duration::from_secs(1 + self.rng.below(20))),
-            max_attempts: 1 + u32::try_from(self.rng.below(3)).expect("small"),
-            ..RestartPolicy::default()
-        }
-    }
-
-    fn health_check(&mut self) -> Option<HealthCheck> {
-        // Any of these suits an instance with a network or without.
-        let probe = Probe::Exec { command: vec!["check".to_owned()], working_dir: None };
-        self.rng.chance(500).then(|| HealthCheck {
-            interval: GoDuration(Duration::from_secs(1 + self.rng.below(10))),
-            start_period: GoDuration(Duration::from_secs(self.rng.below(30))),
-            failure_threshold: 1 + u32::try_from(self.rng.below(3)).expect("small"),
-            success_threshold: 1 + u32::try_from(self.rng.below(2)).expect("small"),
-            ..HealthCheck::of(probe)
-        })
-    }
-
     /// Another check, or none, under whatever state it is in.
     async fn patch(&mut self) {
         let Some(uid) = self.pick() else { return };
@@ -273,18 +249,6 @@ impl Play {
             .collect();
         let at = usize::try_from(self.rng.below(live.len() as u64)).expect("small");
         live.get(at).cloned()
-    }
-
-    /// Short, so that much comes of it.
-    fn auto_standby(&mut self) -> Option<AutoStandbyPolicy> {
-        let is_given = self.rng.chance(if self.is_sleepy { 1000 } else { 300 });
-        is_given.then(|| AutoStandbyPolicy {
-            enabled: self.rng.chance(900),
-            idle_timeout: Some(GoDuration(Duration::from_secs(1 + self.rng.below(15)))),
-            ignore_source_cidrs: Vec::new(),
-            ignore_destination_ports: if self.rng.chance(300) { vec![PORTS[1]] } else { Vec::new() },
-            wake_on_traffic: self.rng.chance(600),
-        })
     }
 
     /// Somebody connects to an instance, up or not.
@@ -387,15 +351,6 @@ impl Play {
         let _ = self.daemon.store.transact(move |tx| forks::fork(tx, &uid, wish, "st")).await;
     }
 
-    fn compression(&mut self) -> Option<Compression> {
-        self.rng.chance(500).then_some(Compression { algorithm: Algorithm::Zstd, level: 1 })
-    }
-
-    fn target(&mut self) -> Option<Power> {
-        let targets = [None, Some(Power::Running), Some(Power::Standby), Some(Power::Stopped)];
-        targets[usize::try_from(self.rng.below(4)).expect("small")]
-    }
-
     async fn schedule(&mut self) {
         let Some(uid) = self.pick() else { return };
         let is_deletion = self.rng.chance(250);
@@ -445,79 +400,6 @@ impl Play {
         let wish = IngressWish::read(body).expect("valid");
         // A name that is taken and an instance that is not there are refused.
         let _ = self.daemon.store.transact(move |tx| ingresses::create(tx, wish)).await;
-    }
-
-    fn play_count(&mut self, below: u64) -> u32 {
-        u32::try_from(self.rng.below(below)).expect("small")
-    }
-
-    async fn take_snapshot(&mut self) {
-        let Some(uid) = self.pick() else { return };
-        let kind = if self.rng.chance(600) { SnapshotKind::Standby } else { SnapshotKind::Stopped };
-        self.log.push(format!("snapshot {uid} {kind:?}"));
-        let pool =
-            if kind == SnapshotKind::Standby { u32::try_from(self.rng.below(3)).expect("small") } else { 0 };
-        let compression = self.compression();
-        let name = Name::resource("s").ok().filter(|_| self.rng.chance(500));
-        let wish = snapshots::Wish {
-            kind,
-            name,
-            tags: Tags::new(),
-            purpose: SnapshotPurpose::Kept,
-            compression,
-            pool,
-            schedule: None,
-        };
-        let _ = self.daemon.store.transact(move |tx| snapshots::create(tx, &uid, wish)).await;
-    }
-
-    /// Forks one, restores one in place, or deletes one.
-    async fn use_snapshot(&mut self) {
-        let all = self.daemon.store.list::<Snapshot>();
-        let Some(one) = all.get(usize::try_from(self.rng.below(all.len() as u64)).expect("small")) else {
-            return;
-        };
-        let (uid, source) = (one.meta.uid.clone(), one.spec.source.clone());
-        // Another than that of a memory is refused.
-        let hypervisor = self.rng.chance(500).then(|| self.hypervisor());
-        let target = Target { power: self.target(), hypervisor };
-        let choice = if self.is_storing && self.rng.chance(500) { 1 } else { self.rng.below(5) };
-        self.log.push(format!("use {choice} snapshot {uid} {target:?}"));
-        let store = &self.daemon.store;
-        match choice {
-            0 => {
-                let name = Name::resource("g").expect("valid");
-                let fork = move |tx: &mut Tx<'_>| forks::fork_snapshot(tx, &uid, name, target, "st");
-                drop(store.transact(fork).await);
-            }
-            1 => {
-                drop(store.transact(move |tx| forks::restore(tx, &source, &uid, target)).await);
-            }
-            2 => {
-                drop(store.transact(move |tx| snapshots::delete(tx, &uid)).await);
-            }
-            _ => {
-                let pool = u32::try_from(self.rng.below(3)).expect("small");
-                drop(store.transact(move |tx| snapshots::set_pool(tx, &uid, pool)).await);
-            }
-        }
-    }
-
-    /// What the API does when the snapshot that a fork needs came to nothing.
-    async fn remove_failed_forks(&mut self) {
-        let store = &self.daemon.store;
-        for instance in store.list::<Instance>() {
-            let Some(origin) = &instance.spec.origin else { continue };
-            let is_lost = match store.get::<Snapshot>(&origin.snapshot) {
-                Some(snapshot) => snapshot.status.phase == SnapshotPhase::Failed,
-                None => true,
-            };
-            let disk = store.get::<Disk>(&instance.spec.allocated.disk);
-            if is_lost && disk.is_none_or(|disk| !disk.status.was_created) {
-                let uid = instance.meta.uid.clone();
-                let _ = store.transact(move |tx| admission::delete(tx, &uid, false)).await;
-            }
-        }
     }
 
     async fn delete(&mut self) {

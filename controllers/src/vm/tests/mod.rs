@@ -1,0 +1,371 @@
+//! The life-cycle table as a table, and its properties against a model of a machine.
+
+mod ends;
+mod model;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use proptest::prelude::*;
+use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::image::ImageConfig;
+use stead_schemas::instance::{
+    Allocated, Exit, Hypervisor, Instance, InstanceSpec, InstanceStatus, Power, PowerCause, State, VmmDeath,
+};
+use stead_schemas::limits;
+use stead_schemas::meta::{Meta, Object};
+use stead_schemas::names::{Name, Platform, Uid};
+use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
+use stead_schemas::quantity::Bytes;
+use stead_schemas::snapshot::PackingState;
+
+use super::plan::{argv, machine_id, plan};
+use super::status::status;
+use super::{Action, Observed, Parts};
+use crate::host::{GuestPhase, GuestView, Machine, Memory, SavedMemory, VmmState};
+use crate::runtime::{Desired, Outcome, PassEnd, Plan};
+
+pub(super) fn uid() -> Uid {
+    "tz4a98xxat96iws9zmbrgj3a".parse().expect("valid")
+}
+
+pub(super) fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + seconds).expect("valid")
+}
+
+pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instance> {
+    let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
+    Object {
+        meta: Meta {
+            uid: uid(),
+            name: Name::resource("web").expect("valid"),
+            tags: BTreeMap::new(),
+            generation: 1,
+            resource_version: 1,
+            created_at: at(0),
+            deletion_requested_at: None,
+            finalizers: ["vm".to_owned()].into(),
+            owner: None,
+        },
+        spec: InstanceSpec {
+            image: "alpine".parse().expect("valid"),
+            platform: Platform::LinuxAmd64,
+            vcpus: 1,
+            memory: Bytes(256 << 20),
+            overlay: Bytes(1 << 30),
+            env: BTreeMap::new(),
+            entrypoint: None,
+            cmd: None,
+            has_network: false,
+            hypervisor: Hypervisor::Qemu,
+            skip_guest_agent: false,
+            skip_kernel_headers: false,
+            pull: 0,
+            restart: RestartPolicy::default(),
+            health: None,
+            health_version: 0,
+            expires_at: None,
+            auto_standby: None,
+            hold_until: None,
+            power,
+            power_by: PowerCause::Client,
+            power_since: at(0),
+            run,
+            standby: 0,
+            is_forced: false,
+            origin: None,
+            snapshot_policy: None,
+            compression: None,
+            volumes: Vec::new(),
+            allocated: Allocated { image: uid(), disk: uid(), port: None, cid: 3 },
+        },
+        status: InstanceStatus { image_digest: Some(digest), ended_run, ..InstanceStatus::default() },
+    }
+}
+
+pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
+    let pid = (vmm != VmmState::Dead).then_some(7);
+    let guest = GuestView {
+        phase,
+        exit: None,
+        is_shutdown_requested: false,
+        is_exit_acknowledged: false,
+        incarnation: None,
+        assume_error: None,
+        identity_told: None,
+        is_unresponsive: false,
+    };
+    Machine {
+        owner: uid(),
+        run: 1,
+        hypervisor: Hypervisor::Qemu,
+        vmm,
+        pid,
+        launched_at: at(0),
+        listening_since: at(0),
+        is_network_cut: false,
+        has_headers: true,
+        guest,
+    }
+}
+
+pub(super) fn seen(machine: Option<Machine>) -> Observed {
+    let config = ImageConfig { cmd: vec!["/bin/sh".to_owned()], ..ImageConfig::default() };
+    let parts = Parts { image_config: Some(config), is_disk_ready: true, ..Parts::default() };
+    Observed {
+        uid: uid(),
+        machine,
+        has_records: true,
+        memory: None,
+        probe: None,
+        parts,
+        inbound: None,
+        door: None,
+    }
+}
+
+pub(super) fn name(plan: &Plan<Action>) -> String {
+    match plan {
+        Plan::Converged => "Converged".to_owned(),
+        Plan::Act(actions) => format!("{:?}", actions[0]).split(['(', ' ']).next().unwrap_or("").to_owned(),
+        Plan::Record(record) => format!("Record {:?}", record.reason),
+        Plan::Wait(wait) => format!("Wait {:?}", wait.reason),
+        Plan::Refuse(refusal) => format!("Refuse {:?}", refusal.reason),
+    }
+}
+
+#[test]
+fn every_machine_state_has_its_next_step() {
+    use GuestPhase::{AwaitingConfig, Configured, Exited, Ready, Silent};
+    use VmmState::{Created, Dead, Paused, Running, Shutdown, Stalled};
+    let up = || instance(Power::Running, 1, 0);
+    let stop = || instance(Power::Stopped, 1, 0);
+    let mut forced = stop();
+    forced.spec.is_forced = true;
+    let exit = || Some(Exit { code: Some(0), message: String::new(), is_boot_failure: false });
+    let exited = |is_exit_acknowledged| {
+        let mut machine = machine(Running, Exited);
+        machine.guest.exit = exit();
+        machine.guest.is_exit_acknowledged = is_exit_acknowledged;
+        machine
+    };
+    let dead_recorded = || {
+        let mut object = up();
+        object.status.vmm_deaths = 1;
+        object.status.last_death = Some(VmmDeath { launched_at: at(0), noticed_at: at(1) });
+        object
+    };
+    let was_up = |mut object: Object<Instance>| {
+        object.status.started_at = Some(at(1));
+        object
+    };
+    let table = [
+        (up(), None, "Launch"),
+        (up(), Some(machine(Created, Silent)), "Kill"),
+        (up(), Some(machine(Paused, Ready)), "Resume"),
+        (up(), Some(machine(Stalled(Bytes(1 << 20)), Ready)), "Wait DiskFull"),
+        (up(), Some(machine(Stalled(limits::DISK_ROOM_MIN), Ready)), "Resume"),
+        (up(), Some(machine(Running, Silent)), "Wait WaitingForGuest"),
+        (up(), Some(machine(Running, AwaitingConfig)), "Configure"),
+        (up(), Some(machine(Running, Configured)), "Wait WaitingForGuest"),
+        (up(), Some(machine(Running, Ready)), "Converged"),
+        (up(), Some(exited(false)), "Record ProgramExited"),
+        (up(), Some(machine(Shutdown, Ready)), "Record ProgramExited"),
+        (up(), Some(machine(Dead, Ready)), "Record VmmDied"),
+        (dead_recorded(), Some(machine(Dead, Ready)), "Release"),
+        (up(), Some(machine(VmmState::Unreachable("no answer".to_owned()), Ready)), "Wait ObservationFailed"),
+        (instance(Power::Running, 1, 1), Some(exited(false)), "AcknowledgeExit"),
+        (instance(Power::Running, 1, 1), Some(exited(true)), "Wait Converging"),
+        (instance(Power::Running, 1, 1), Some(machine(Shutdown, Ready)), "Kill"),
+        (instance(Power::Running, 1, 1), None, "Converged"),
+        (stop(), Some(machine(Running, Ready)), "Shutdown"),
+        (stop(), Some(machine(Running, Silent)), "Kill"),
+        (stop(), Some(machine(Running, AwaitingConfig)), "Kill"),
+        // Its system runs, and has begun another agent.
+        (was_up(up()), Some(machine(Running, AwaitingConfig)), "Configure"),
+        (was_up(stop()), Some(machine(Running, AwaitingConfig)), "Configure"),
+        (was_up(stop()), Some(machine(Running, Configured)), "Shutdown"),
+        // What its guest has not written yet is written before it ends.
+        (stop(), Some(machine(Paused, Ready)), "Resume"),
+        (stop(), Some(machine(Stalled(Bytes(0)), Ready)), "Wait DiskFull"),
+        (stop(), Some(machine(Stalled(limits::DISK_ROOM_MIN), Ready)), "Resume"),
+        (forced, Some(machine(Stalled(limits::DISK_ROOM_MIN), Ready)), "Kill"),
+        (stop(), Some(exited(false)), "Record ProgramExited"),
+        (stop(), Some(machine(Dead, Ready)), "Release"),
+        (stop(), None, "Converged"),
+        // A machine of an earlier run makes room for the wanted one.
+        (instance(Power::Running, 2, 1), Some(machine(Shutdown, Ready)), "Kill"),
+        (instance(Power::Running, 2, 1), Some(machine(Dead, Ready)), "Release"),
+    ];
+    for (object, machine, expected) in table {
+        let plan = plan(&Desired::Present(&object), &seen(machine.clone()), at(2));
+        assert_eq!(name(&plan), expected, "{:?} {:?}", object.spec.power, machine);
+    }
+}
+
+#[test]
+fn every_step_to_standby_and_back_has_its_next_one() {
+    use GuestPhase::{Ready, Silent};
+    use VmmState::{Created, Dead, Paused, Running};
+    let of = |power, generation| {
+        let mut object = instance(power, 1, 0);
+        object.spec.standby = generation;
+        object.status.started_at = Some(at(1));
+        object
+    };
+    let down = || of(Power::Standby, 1);
+    let back = || of(Power::Running, 1);
+    let recorded = || {
+        let mut object = down();
+        object.status.state = State::Standby;
+        object
+    };
+    // Its program was not seen running yet: paused before that, it would be resumed for ever.
+    let fresh = || {
+        let mut object = down();
+        object.status.started_at = None;
+        object
+    };
+    let saved = |generation| {
+        Some(Memory::Saved(SavedMemory {
+            generation,
+            run: 1,
+            launched_at: at(0),
+            packing: PackingState::Plain,
+        }))
+    };
+    let loose = || Some(Memory::Loose);
+    let table = [
+        (down(), Some(machine(Running, Ready)), None, "Pause"),
+        (fresh(), Some(machine(Running, Ready)), None, "Record Converging"),
+        (fresh(), Some(machine(Paused, Ready)), None, "Resume"),
+        (down(), Some(machine(Running, Ready)), loose(), "DiscardMemory"),
+        (down(), Some(machine(Paused, Ready)), None, "Save"),
+        (down(), Some(machine(Paused, Ready)), loose(), "Save"),
+        (down(), Some(machine(Paused, Ready)), saved(1), "Kill"),
+        (down(), Some(machine(Dead, Ready)), saved(1), "Record Converging"),
+        (recorded(), Some(machine(Dead, Ready)), saved(1), "Release"),
+        (back(), Some(machine(Dead, Ready)), saved(1), "Release"),
+        (down(), None, saved(1), "Converged"),
+        (down(), None, loose(), "DiscardMemory"),
+        // A VMM that died before its memory was saved: booted, and saved then.
+        (down(), None, None, "Launch"),
+        (back(), None, saved(1), "Restore"),
+        (back(), Some(machine(Created, Silent)), saved(1), "Kill"),
+        (back(), Some(machine(Paused, Silent)), saved(1), "DiscardMemory"),
+        (back(), Some(machine(Paused, Silent)), None, "Resume"),
+        (back(), Some(machine(Running, Ready)), loose(), "DiscardMemory"),
+        // Nothing of an earlier standby is ever gone on from.
+        (of(Power::Running, 2), None, saved(1), "DiscardMemory"),
+        (of(Power::Standby, 2), Some(machine(Paused, Ready)), saved(1), "DiscardMemory"),
+        (back(), Some(machine(Running, Ready)), saved(1), "DiscardMemory"),
+        (of(Power::Stopped, 1), None, saved(1), "DiscardMemory"),
+    ];
+    for (object, machine, memory, expected) in table {
+        let mut seen = seen(machine);
+        seen.memory = memory;
+        let plan = plan(&Desired::Present(&object), &seen, at(2));
+        assert_eq!(name(&plan), expected, "{:?} {seen:?}", object.spec.power);
+    }
+}
+
+#[test]
+fn deletion_is_a_plan_toward_nothing() {
+    let mut object = instance(Power::Running, 1, 0);
+    object.meta.deletion_requested_at = Some(at(100));
+    let deleting = |machine, now| name(&plan(&Desired::Absent(Some(&object)), &seen(machine), at(now)));
+    let running = || machine(VmmState::Running, GuestPhase::Ready);
+    assert_eq!(deleting(Some(running()), 101), "Shutdown");
+    assert_eq!(deleting(Some(running()), 110), "Kill", "the grace is over");
+    assert_eq!(deleting(Some(machine(VmmState::Dead, GuestPhase::Ready)), 101), "Release");
+    assert_eq!(deleting(None, 101), "DiscardRecords");
+    let orphan = |machine| name(&plan(&Desired::Absent(None), &seen(machine), at(1)));
+    assert_eq!(orphan(Some(running())), "Kill");
+}
+
+#[test]
+fn a_launch_waits_for_each_part_and_says_for_which() {
+    let object = instance(Power::Running, 1, 0);
+    let waits = |seen: &Observed| name(&plan(&Desired::Present(&object), seen, at(1)));
+    let mut without = seen(None);
+    without.parts.image_config = None;
+    without.parts.image_trouble = Some((Reason::ImageNotFound, "gone".to_owned()));
+    assert_eq!(waits(&without), "Wait ImageNotFound");
+    let mut without = seen(None);
+    without.parts.is_disk_ready = false;
+    assert_eq!(waits(&without), "Wait WaitingForDisk");
+    without.parts.disk_trouble = Some("no room".to_owned());
+    let told = plan(&Desired::Present(&object), &without, at(1));
+    assert!(matches!(&told, Plan::Wait(wait) if wait.message.ends_with("being made: no room")), "{told:?}");
+    let mut without = seen(None);
+    without.parts.image_config = Some(ImageConfig::default());
+    assert_eq!(waits(&without), "Refuse ImageInvalid");
+    let mut networked = object.clone();
+    networked.spec.has_network = true;
+    assert_eq!(name(&plan(&Desired::Present(&networked), &seen(None), at(1))), "Wait WaitingForNetwork");
+}
+
+#[test]
+fn repeated_deaths_delay_the_next_start_and_the_first_does_not() {
+    let mut object = instance(Power::Running, 1, 0);
+    let mut planned = |deaths, now| {
+        object.status.vmm_deaths = deaths;
+        object.status.last_death = Some(VmmDeath { launched_at: at(0), noticed_at: at(10) });
+        name(&plan(&Desired::Present(&object), &seen(None), at(now)))
+    };
+    assert_eq!(planned(1, 10), "Launch");
+    assert_eq!(planned(2, 10), "Wait VmmDied");
+    assert_eq!(planned(2, 11), "Launch");
+    assert_eq!(planned(5, 17), "Wait VmmDied");
+    assert_eq!(planned(5, 18), "Launch");
+    assert_eq!(planned(4_000_000_000, 310), "Launch", "the delay has a ceiling");
+}
+
+#[test]
+fn entrypoint_and_cmd_override_as_docker_has_it() {
+    let words = |text: &str| text.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>();
+    let image = ImageConfig { entrypoint: words("/entry"), cmd: words("a b"), ..ImageConfig::default() };
+    let mut spec = instance(Power::Running, 1, 0).spec;
+    let mut run = |entrypoint: Option<&str>, cmd: Option<&str>| {
+        spec.entrypoint = entrypoint.map(words);
+        spec.cmd = cmd.map(words);
+        argv(&spec, &image).join(" ")
+    };
+    assert_eq!(run(None, None), "/entry a b");
+    assert_eq!(run(None, Some("c")), "/entry c");
+    assert_eq!(run(Some("/other"), None), "/other");
+    assert_eq!(run(Some("/other"), Some("c")), "/other c");
+    assert_eq!(run(Some(""), Some("c")), "c");
+}
+
+#[test]
+fn an_end_is_recorded_once_with_its_cause() {
+    let end = PassEnd { now: at(5), outcome: Outcome::Converged };
+    let mut exited = machine(VmmState::Running, GuestPhase::Exited);
+    exited.guest.exit = Some(Exit { code: Some(3), message: "exited".to_owned(), is_boot_failure: false });
+    let first = status(&instance(Power::Running, 1, 0), Some(&seen(Some(exited))), &end);
+    assert_eq!((first.ended_run, first.exit.as_ref().and_then(|exit| exit.code)), (1, Some(3)));
+    let object = Object { status: first.clone(), ..instance(Power::Running, 1, 0) };
+    let second = status(&object, Some(&seen(None)), &end);
+    assert_eq!((second.exit, second.state), (first.exit, State::Stopped));
+    let late = PassEnd { now: at(121), outcome: Outcome::Converged };
+    let silent = Some(seen(Some(machine(VmmState::Running, GuestPhase::Silent))));
+    let timed_out = status(&instance(Power::Running, 1, 0), silent.as_ref(), &late);
+    assert!(timed_out.exit.is_some_and(|exit| exit.is_boot_failure));
+}
+
+#[test]
+fn unknown_is_said_only_while_nothing_can_be_observed_and_with_its_error() {
+    let outcome = Outcome::Failed {
+        kind: crate::host::HostErrorKind::Transient,
+        message: "cannot inspect".to_owned(),
+        attempt: 1,
+    };
+    let end = PassEnd { now: at(5), outcome };
+    let object = instance(Power::Running, 1, 0);
+    let blind = status(&object, None, &end);
+    assert_eq!((blind.state, blind.state_error.as_deref()), (State::Unknown, Some("cannot inspect")));
+    let sighted = status(&Object { status: blind, ..object }, Some(&seen(None)), &end);
+    assert_eq!((sighted.state, sighted.state_error), (State::Created, None));
+}

@@ -1,0 +1,53 @@
+//! Random parts of what the clients of a play ask for.
+
+use super::*;
+
+impl Play {
+    pub(super) fn hypervisor(&mut self) -> Hypervisor {
+        if self.rng.chance(500) { Hypervisor::Qemu } else { Hypervisor::QemuMicrovm }
+    }
+
+    /// Few attempts: the play shall settle.
+    pub(super) fn restart_policy(&mut self) -> RestartPolicy {
+        let when = [RestartWhen::Never, RestartWhen::Never, RestartWhen::OnFailure, RestartWhen::Always];
+        RestartPolicy {
+            when: when[usize::try_from(self.rng.below(4)).expect("small")],
+            backoff: GoDuration(Duration::from_secs(1 + self.rng.below(20))),
+            max_attempts: 1 + u32::try_from(self.rng.below(3)).expect("small"),
+            ..RestartPolicy::default()
+        }
+    }
+
+    pub(super) fn health_check(&mut self) -> Option<HealthCheck> {
+        // Any of these suits an instance with a network or without.
+        let probe = Probe::Exec { command: vec!["check".to_owned()], working_dir: None };
+        self.rng.chance(500).then(|| HealthCheck {
+            interval: GoDuration(Duration::from_secs(1 + self.rng.below(10))),
+            start_period: GoDuration(Duration::from_secs(self.rng.below(30))),
+            failure_threshold: 1 + u32::try_from(self.rng.below(3)).expect("small"),
+            success_threshold: 1 + u32::try_from(self.rng.below(2)).expect("small"),
+            ..HealthCheck::of(probe)
+        })
+    }
+
+    /// Short, so that much comes of it.
+    pub(super) fn auto_standby(&mut self) -> Option<AutoStandbyPolicy> {
+        let is_given = self.rng.chance(if self.is_sleepy { 1000 } else { 300 });
+        is_given.then(|| AutoStandbyPolicy {
+            enabled: self.rng.chance(900),
+            idle_timeout: Some(GoDuration(Duration::from_secs(1 + self.rng.below(15)))),
+            ignore_source_cidrs: Vec::new(),
+            ignore_destination_ports: if self.rng.chance(300) { vec![PORTS[1]] } else { Vec::new() },
+            wake_on_traffic: self.rng.chance(600),
+        })
+    }
+
+    pub(super) fn compression(&mut self) -> Option<Compression> {
+        self.rng.chance(500).then_some(Compression { algorithm: Algorithm::Zstd, level: 1 })
+    }
+
+    pub(super) fn target(&mut self) -> Option<Power> {
+        let targets = [None, Some(Power::Running), Some(Power::Standby), Some(Power::Stopped)];
+        targets[usize::try_from(self.rng.below(4)).expect("small")]
+    }
+}
