@@ -17,6 +17,7 @@ use crate::image::Image;
 use crate::limits;
 use crate::meta::{Kind, Object};
 use crate::names::{Digest, ImageRef, Platform, Uid};
+use crate::numbers::LaunchId;
 use crate::policy::{AutoStandbyPolicy, IdleStatus, RestartPolicy, RestartStatus};
 use crate::quantity::Bytes;
 use crate::references::{Ref, Role, Target};
@@ -233,10 +234,16 @@ pub struct InstanceStatus {
     pub exit: Option<Exit>,
     #[serde(default)]
     pub exit_run: u64,
+    /// The last launch that was observed: the next one has the number after it.
+    #[serde(default)]
+    pub launch: LaunchId,
+    /// The launch whose program was last observed to run.
+    #[serde(default)]
+    pub started_launch: Option<LaunchId>,
     /// The launch whose end was recorded and is followed by another of the same run: its machine
     /// goes, the run goes on.
     #[serde(default)]
-    pub ended_launch: Option<Timestamp>,
+    pub ended_launch: Option<LaunchId>,
     /// When that was: the grace of its program counts from here.
     #[serde(default)]
     pub ended_launch_at: Option<Timestamp>,
@@ -269,7 +276,7 @@ pub struct InstanceStatus {
     pub adopted: u64,
     /// The launch in which a member of a pool became ready to be taken.
     #[serde(default)]
-    pub prepared_launch: Option<Timestamp>,
+    pub prepared_launch: Option<LaunchId>,
     pub vmm_pid: Option<u32>,
     pub conditions: Vec<Condition>,
     pub observed_generation: u64,
@@ -305,7 +312,8 @@ impl Object<Instance> {
 /// One death of a VMM: which launch, and when it was noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmmDeath {
-    pub launched_at: Timestamp,
+    #[serde(alias = "launched_at")]
+    pub launch: LaunchId,
     pub noticed_at: Timestamp,
 }
 

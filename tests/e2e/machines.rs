@@ -14,6 +14,7 @@ use stead_controllers::host::{GuestPhase, HostErrorKind, LaunchPlan, Machine, Ma
 use stead_schemas::guest::Config;
 use stead_schemas::instance::{Hypervisor, Secret};
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::LaunchId;
 use stead_schemas::quantity::Bytes;
 
 use crate::stage::{Stage, busybox_root, kernel_dir, overlay, run, uid, until};
@@ -64,6 +65,7 @@ impl Bench {
         LaunchPlan {
             owner: owner.clone(),
             run: 1,
+            launch: LaunchId(1),
             hypervisor: self.hypervisor,
             vcpus: 1,
             memory: Bytes(192 << 20),

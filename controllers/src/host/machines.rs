@@ -12,6 +12,7 @@ use stead_schemas::compression::Compression;
 use stead_schemas::instance::{Exit, Hypervisor};
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::network::Mac;
+use stead_schemas::numbers::LaunchId;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 
@@ -28,6 +29,8 @@ pub struct Machine {
     pub vmm: VmmState,
     /// While the VMM's process lives.
     pub pid: Option<u32>,
+    /// Which of the instance's launches it is of.
+    pub launch: LaunchId,
     pub launched_at: Timestamp,
     /// Since when this daemon hears what the guest says; before, nobody may have.
     pub listening_since: Timestamp,
@@ -95,6 +98,8 @@ pub enum GuestPhase {
 pub struct LaunchPlan {
     pub owner: Uid,
     pub run: u64,
+    /// Of a restore, the launch that the saved memory shows.
+    pub launch: LaunchId,
     pub hypervisor: Hypervisor,
     pub vcpus: u32,
     pub memory: Bytes,
@@ -150,7 +155,7 @@ pub struct SavedMemory {
     /// The wish it was saved for, `InstanceSpec::standby`.
     pub generation: u64,
     pub run: u64,
-    pub launched_at: Timestamp,
+    pub launch: LaunchId,
     pub packing: PackingState,
 }
 
@@ -162,6 +167,7 @@ pub struct AdoptPlan {
     /// As [`SavedMemory`] will show them.
     pub generation: u64,
     pub run: u64,
+    pub launch: LaunchId,
     /// The owner's disk, which is a copy of the snapshot's.
     pub overlay: Uid,
     /// Likewise, or the very disks where they are only read; in the order of the snapshot's.

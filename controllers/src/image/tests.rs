@@ -60,7 +60,7 @@ fn planned(object: &Object<Image>, seen: &Observed) -> Plan<Action> {
 }
 
 fn end(outcome: Outcome) -> PassEnd {
-    PassEnd { now: Timestamp::UNIX_EPOCH, outcome }
+    PassEnd { now: Timestamp::UNIX_EPOCH.into(), outcome }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::meta::Meta;
@@ -152,7 +153,7 @@ fn a_conflicting_route_refuses_a_new_network_and_degrades_a_standing_one() {
     assert_eq!(plan::plan(&Desired::Present(&object), &seen, at(0)), Plan::Converged);
     let mut object = object;
     for second in [3, 4] {
-        let end = PassEnd { now: at(second), outcome: Outcome::Converged };
+        let end = PassEnd { now: at(second).into(), outcome: Outcome::Converged };
         object.status = status::status(&object, Some(&seen), &end);
         let degraded = condition::find(&object.status.conditions, ConditionType::Degraded).expect("set");
         assert_eq!((degraded.status, degraded.reason), (ConditionStatus::True, Reason::SubnetConflict));
@@ -160,7 +161,8 @@ fn a_conflicting_route_refuses_a_new_network_and_degrades_a_standing_one() {
         assert!(condition::is_ready(&object.status.conditions));
     }
     seen.conflicts.clear();
-    let status = status::status(&object, Some(&seen), &PassEnd { now: at(5), outcome: Outcome::Converged });
+    let status =
+        status::status(&object, Some(&seen), &PassEnd { now: at(5).into(), outcome: Outcome::Converged });
     let degraded = condition::find(&status.conditions, ConditionType::Degraded).expect("set");
     assert_eq!(degraded.status, ConditionStatus::False);
 }

@@ -54,7 +54,7 @@ pub fn standard(previous: &[Condition], generation: u64, end: &PassEnd) -> Vec<C
             reason,
             message: printable(message, MESSAGE_CHARS_MAX),
             observed_generation: generation,
-            last_transition_time: end.now,
+            last_transition_time: end.now.at(),
         };
         condition::set(&mut conditions, new);
     }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     fn end(second: i64, outcome: Outcome) -> PassEnd {
-        PassEnd { now: Timestamp::from_second(second).expect("in range"), outcome }
+        PassEnd { now: Timestamp::from_second(second).expect("in range").into(), outcome }
     }
 
     fn failed(attempt: u32, message: &str) -> Outcome {
@@ -122,7 +122,7 @@ mod tests {
         let third = standard(&second, 2, &end(30, Outcome::Converged));
         let ready = condition::find(&third, ConditionType::Ready).expect("set");
         assert_eq!((ready.status, ready.observed_generation), (ConditionStatus::True, 2));
-        assert_eq!(ready.last_transition_time, end(30, Outcome::Converged).now);
+        assert_eq!(ready.last_transition_time, end(30, Outcome::Converged).now.at());
         assert!(condition::is_ready(&third));
     }
 

@@ -23,7 +23,7 @@ impl MemoryFile {
             Some((generation, vmm)) => Memory::Saved(SavedMemory {
                 generation: *generation,
                 run: vmm.run,
-                launched_at: vmm.launched_at,
+                launch: vmm.launch,
                 packing: self.packing,
             }),
         }

@@ -148,7 +148,7 @@ fn a_pool_is_brought_to_its_size_and_said() {
     for (members, expected) in [(0, "TendPool"), (1, "TendPool"), (2, "Converged"), (3, "TendPool")] {
         let seen = Observed { members, warm: members.min(1), ..seen(whole(), None, 0) };
         assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), expected, "{members}");
-        let end = PassEnd { now: at(3), outcome: Outcome::Converged };
+        let end = PassEnd { now: at(3).into(), outcome: Outcome::Converged };
         assert_eq!(status(&object, Some(&seen), &end).warm, members.min(1));
     }
 }
@@ -160,7 +160,7 @@ fn a_failure_is_final_when_the_moment_is_gone_and_not_when_a_look_failed() {
         let object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
         let outcome = Outcome::Failed { kind, message: "why".to_owned(), attempt: 1 };
         let seen = seen(None, Some(Source::Capturable), 110);
-        status(&object, is_seen.then_some(&seen), &PassEnd { now: at(3), outcome })
+        status(&object, is_seen.then_some(&seen), &PassEnd { now: at(3).into(), outcome })
     };
     for (kind, is_seen, phase) in [
         (Transient, true, SnapshotPhase::Pending),
@@ -177,7 +177,7 @@ fn a_failure_is_final_when_the_moment_is_gone_and_not_when_a_look_failed() {
 #[test]
 fn files_that_went_missing_are_said_and_never_captured_again() {
     let mut object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
-    let mut end = PassEnd { now: at(3), outcome: Outcome::Converged };
+    let mut end = PassEnd { now: at(3).into(), outcome: Outcome::Converged };
     object.status = status(&object, Some(&seen(whole(), None, 0)), &end);
     assert_eq!((object.status.phase, object.status.size), (SnapshotPhase::Ready, Bytes(5)));
     let gone = seen(None, None, 0);

@@ -6,17 +6,16 @@
 //! member   adopt, restore, resume, assume, pause: held      taken: resume, assume the name: Running
 //! ```
 
-use jiff::Timestamp;
 use stead_schemas::condition::Reason;
 use stead_schemas::guest;
 use stead_schemas::instance::{Instance, State};
 use stead_schemas::limits::POOL_RETRY;
 use stead_schemas::meta::Object;
 
-use super::plan::{act, after, guest_network, machine_id, record, wait, wait_for_disk};
+use super::plan::{act, guest_network, machine_id, record, wait, wait_for_disk};
 use super::{Action, Observed, OriginSeen};
 use crate::host::{AdoptPlan, Machine, VmmState};
-use crate::runtime::{Plan, Refusal};
+use crate::runtime::{Moment, Plan, Refusal};
 
 /// The memory of the snapshot that it begins with becomes its own, once.
 pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
@@ -42,6 +41,7 @@ pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed) -> Plan<Act
         snapshot: origin.snapshot.clone(),
         generation: origin.generation,
         run: object.spec.run,
+        launch: object.status.launch.next(),
         overlay: object.spec.allocated.disk.clone(),
         volumes: seen.parts.volumes.disks.clone(),
     })))
@@ -77,7 +77,7 @@ pub(super) fn incarnation(object: &Object<Instance>) -> String {
 /// A member of a pool that has become all that it will be but for its name, by its own word or, of one
 /// that has been held since, by the record.
 pub(super) fn is_prepared(object: &Object<Instance>, machine: &Machine) -> bool {
-    !is_another(object, machine) || object.status.prepared_launch == Some(machine.launched_at)
+    !is_another(object, machine) || object.status.prepared_launch == Some(machine.launch)
 }
 
 /// A member of a pool whose VM ended: its disk has moved on from the memory that it began with, and one
@@ -92,13 +92,13 @@ pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
 }
 
 /// Another takes its place; not at once, so that a program that ends at once does not keep the host busy.
-pub(super) fn plan_used_up(object: &Object<Instance>, now: Timestamp) -> Plan<Action> {
+pub(super) fn plan_used_up(object: &Object<Instance>, now: Moment) -> Plan<Action> {
     let is_recorded = matches!(object.status.state, State::Created | State::Stopped);
     let Some(since) = object.status.state_since.filter(|_| is_recorded) else {
         return record(Reason::ProgramExited, "recording that a member of a pool ended");
     };
-    let due = after(since, POOL_RETRY);
-    if now >= due {
+    let due = now.end(since, POOL_RETRY);
+    if now.at() >= due {
         return act(Action::Expire(object.meta.uid.clone()));
     }
     wait(Reason::ProgramExited, "a member of a pool that ended is replaced after a delay", Some(due))
@@ -116,7 +116,7 @@ pub(super) fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &O
     let assumed = guest::Assumed {
         incarnation,
         hostname: object.meta.name.to_string(),
-        machine_id: machine_id(&object.meta.uid, machine.launched_at),
+        machine_id: machine_id(&object.meta.uid, machine.launch),
         instance: object.meta.uid.to_string(),
         network: guest_network(seen),
     };
@@ -126,6 +126,7 @@ pub(super) fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &O
 #[cfg(test)]
 mod tests {
     use stead_schemas::instance::{Origin, Power};
+    use stead_schemas::numbers::LaunchId;
 
     use super::super::tests::{at, instance, machine, name, seen, uid};
     use super::*;
@@ -161,9 +162,9 @@ mod tests {
         };
         let unnamed = |vmm| heard(vmm, &incarnation(&fork(Power::Warm)));
         let mut held = fork(Power::Warm);
-        (held.status.prepared_launch, held.status.state) = (Some(at(0)), State::Paused);
+        (held.status.prepared_launch, held.status.state) = (Some(LaunchId(1)), State::Paused);
         let mut of_another_launch = fork(Power::Warm);
-        of_another_launch.status.prepared_launch = Some(at(1));
+        of_another_launch.status.prepared_launch = Some(LaunchId(2));
         let (member, taken) = (fork(Power::Warm), fork(Power::Running));
         let mut named = heard(Running, &incarnation(&taken));
         named.guest.identity_told = Some(incarnation(&taken));
@@ -187,14 +188,14 @@ mod tests {
         ] {
             let mut seen = seen(machine);
             seen.memory = memory;
-            let planned = name(&plan(&Desired::Present(object), &seen, at(2)));
+            let planned = name(&plan(&Desired::Present(object), &seen, at(2).into()));
             assert_eq!(planned, expected, "{:?} {:?}", object.spec.power, seen.machine);
         }
     }
 
     #[test]
     fn only_a_member_that_is_prepared_and_held_is_warm() {
-        let end = PassEnd { now: at(2), outcome: crate::runtime::Outcome::Converged };
+        let end = PassEnd { now: at(2).into(), outcome: crate::runtime::Outcome::Converged };
         let after = |mut object: Object<Instance>, machine| {
             object.status = status(&object, Some(&seen(Some(machine))), &end);
             object
@@ -212,7 +213,7 @@ mod tests {
     fn one_that_ended_is_replaced_after_a_delay() {
         let mut object = fork(Power::Warm);
         (object.status.state, object.status.state_since) = (State::Created, Some(at(2)));
-        let planned = |now| name(&plan(&Desired::Present(&object), &seen(None), at(now)));
+        let planned = |now| name(&plan(&Desired::Present(&object), &seen(None), at(now).into()));
         let due = 2 + i64::try_from(POOL_RETRY.as_secs()).expect("short");
         assert_eq!(planned(due - 1), "Wait ProgramExited");
         assert_eq!(planned(due), "Expire");

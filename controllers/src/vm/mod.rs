@@ -59,7 +59,7 @@ use crate::host::{
     AdoptPlan, Doors, Flows, HostError, HostErrorKind, Images, LaunchPlan, Machines, NetworkCard, ProbePlan,
     Probes,
 };
-use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
 
 pub use observe::{Blind, Observed, OriginSeen, Parts, PortSeen};
@@ -170,7 +170,7 @@ impl<M: Machines, I: Images, P: Probes, C: Flows, W: Doors> Reconciler for Vms<M
         observe::observe(self, uid, object).await
     }
 
-    fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now)
     }
 

@@ -46,7 +46,7 @@ impl Observed {
     pub fn saved(&self, object: &Object<Instance>) -> Option<&SavedMemory> {
         let of_wish = |saved: &&SavedMemory| {
             (saved.run, saved.generation) == (object.spec.run, object.spec.standby)
-                && object.status.ended_launch != Some(saved.launched_at)
+                && object.status.ended_launch != Some(saved.launch)
         };
         match &self.memory {
             Some(Memory::Saved(saved)) => Some(saved).filter(of_wish),

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stead_controllers::host::VolumeDisk;
 use stead_schemas::guest::Token;
+use stead_schemas::numbers::LaunchId;
 
 /// What was saved, and what a restore must find again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,6 +25,9 @@ pub(super) struct Manifest {
 pub(super) struct Origin {
     pub(super) generation: u64,
     pub(super) run: u64,
+    /// As the record of the machine has it.
+    #[serde(default)]
+    pub(super) launch: LaunchId,
     pub(super) launched_at: Timestamp,
     pub(super) saved_at: Timestamp,
     /// The guest knows its host by it.

@@ -298,6 +298,7 @@ impl Machines for Qemu {
             hypervisor: record.board.hypervisor(),
             vmm: VmmState::Dead,
             pid: None,
+            launch: record.launch,
             launched_at: record.launched_at,
             listening_since: record.launched_at,
             is_network_cut: false,

@@ -60,6 +60,7 @@ impl Qemu {
         };
         let record = Record {
             run: origin.run,
+            launch: plan.launch,
             board,
             token: origin.token.clone(),
             new_token: None,
@@ -160,6 +161,7 @@ impl Qemu {
         let origin = Origin {
             generation: plan.generation,
             run: plan.run,
+            launch: plan.launch,
             launched_at: Timestamp::now(),
             overlay,
             volumes,

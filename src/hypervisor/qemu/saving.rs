@@ -160,6 +160,7 @@ impl Qemu {
         let origin = Origin {
             generation,
             run: record.run,
+            launch: record.launch,
             launched_at: record.launched_at,
             saved_at: Timestamp::now(),
             token: record.token,

@@ -22,6 +22,7 @@ impl Model {
             (Action::Launch(plan), None) => {
                 let fresh = Machine {
                     run: plan.run,
+                    launch: plan.launch,
                     launched_at: self.now,
                     ..super::machine(VmmState::Running, GuestPhase::Silent)
                 };
@@ -68,7 +69,7 @@ impl Model {
         let is_deleting = self.object.meta.is_deleting();
         let desired =
             if is_deleting { Desired::Absent(Some(&self.object)) } else { Desired::Present(&self.object) };
-        let planned = plan(&desired, &self.seen(), self.now);
+        let planned = plan(&desired, &self.seen(), self.now.into());
         let outcome = match &planned {
             Plan::Converged => Outcome::Converged,
             Plan::Act(_) => Outcome::Acting,
@@ -79,7 +80,7 @@ impl Model {
         if let Plan::Act(actions) = &planned {
             actions.iter().take(steps).for_each(|action| self.apply(action));
         }
-        let end = PassEnd { now: self.now, outcome };
+        let end = PassEnd { now: self.now.into(), outcome };
         let next = status(&self.object, Some(&self.seen()), &end);
         let changed = next != self.object.status || matches!(planned, Plan::Act(_));
         self.object.status = next;
