@@ -6,10 +6,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
 macro_rules! number {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
+    ($(#[$attribute:meta])* $name:ident) => {
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-        #[serde(transparent)]
+        $(#[$attribute])*
         pub struct $name(pub u64);
 
         impl $name {
@@ -29,8 +28,31 @@ macro_rules! number {
 }
 
 number! {
+    /// The number of a version of an object's spec: 1 for the first, one more with every change.
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    Generation
+}
+
+number! {
+    /// The number of a run among those of one instance: 1 for the first, one more with every start. 0 is no run.
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    RunNo
+}
+
+number! {
+    /// The number of a standby among those that were asked for of one instance; the restores and forks that it
+    /// goes on from a snapshot count too. 0 is none.
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    StandbyNo
+}
+
+number! {
     /// The number of a launch among those of one instance: 1 for the first. A launch begins with a boot of the
     /// guest, or with the memory of another instance; standby and restore do not end it. 0 is no launch.
+    #[serde(transparent)]
     LaunchId
 }
 

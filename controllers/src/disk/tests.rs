@@ -7,6 +7,7 @@ use stead_schemas::disk::{DiskPurpose, DiskSpec};
 use stead_schemas::limits::DISK_ROOM_MIN;
 use stead_schemas::meta::Meta;
 use stead_schemas::names::Name;
+use stead_schemas::numbers::Generation;
 
 use super::*;
 use crate::host::{DiskFile, HostErrorKind, Space};
@@ -28,7 +29,7 @@ fn object(was_created: bool) -> Object<Disk> {
         uid: uid(),
         name: Name::from(&uid()),
         tags: Default::default(),
-        generation: 1,
+        generation: Generation(1),
         resource_version: 1,
         created_at: at(0),
         deletion_requested_at: None,

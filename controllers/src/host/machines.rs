@@ -12,7 +12,7 @@ use stead_schemas::compression::Compression;
 use stead_schemas::instance::{Exit, Hypervisor};
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::network::Mac;
-use stead_schemas::numbers::LaunchId;
+use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 
@@ -23,7 +23,7 @@ use super::HostError;
 pub struct Machine {
     pub owner: Uid,
     /// The run it was launched for.
-    pub run: u64,
+    pub run: RunNo,
     /// What it was launched on.
     pub hypervisor: Hypervisor,
     pub vmm: VmmState,
@@ -97,7 +97,7 @@ pub enum GuestPhase {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchPlan {
     pub owner: Uid,
-    pub run: u64,
+    pub run: RunNo,
     /// Of a restore, the launch that the saved memory shows.
     pub launch: LaunchId,
     pub hypervisor: Hypervisor,
@@ -153,8 +153,8 @@ pub enum Memory {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedMemory {
     /// The wish it was saved for, `InstanceSpec::standby`.
-    pub generation: u64,
-    pub run: u64,
+    pub standby: StandbyNo,
+    pub run: RunNo,
     pub launch: LaunchId,
     pub packing: PackingState,
 }
@@ -165,8 +165,8 @@ pub struct AdoptPlan {
     pub owner: Uid,
     pub snapshot: Uid,
     /// As [`SavedMemory`] will show them.
-    pub generation: u64,
-    pub run: u64,
+    pub standby: StandbyNo,
+    pub run: RunNo,
     pub launch: LaunchId,
     /// The owner's disk, which is a copy of the snapshot's.
     pub overlay: Uid,
@@ -221,7 +221,7 @@ pub trait Machines: Send + Sync + 'static {
     fn memory(&self, owner: &Uid) -> impl Future<Output = Result<Option<Memory>, HostError>> + Send;
     /// Makes the memory of a paused VM a saved one, durably; the VM stays paused. When it fails the
     /// VM is resumed, and what was saved of it counts as nothing.
-    fn save(&self, owner: &Uid, generation: u64) -> impl Future<Output = Result<(), HostError>> + Send;
+    fn save(&self, owner: &Uid, standby: StandbyNo) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Starts a VMM from the saved memory and leaves it paused; the memory stays saved. After a
     /// crash in between, `inspect` shows a `Created` VMM. Permanent when no retry can help: a memory goes
     /// on only on the hypervisor that it was saved of.

@@ -13,6 +13,7 @@ use stead_schemas::limits::{INGRESS_PORTS_MAX, INGRESS_RULES_MAX};
 use stead_schemas::meta::{Kind, Meta, OwnerRef, Tags};
 use stead_schemas::names::Name;
 use stead_schemas::network::{Mac, Network, NetworkSpec, Port, PortSpec};
+use stead_schemas::numbers::Generation;
 use stead_schemas::policy::AutoStandbyPolicy;
 use stead_schemas::quantity::GoDuration;
 
@@ -50,7 +51,7 @@ fn object(rules: Vec<IngressRule>) -> Object<Ingress> {
         uid: uid('g'),
         name: Name::resource("web").expect("valid"),
         tags: Tags::new(),
-        generation: 1,
+        generation: Generation(1),
         resource_version: 1,
         created_at: at(0),
         deletion_requested_at: None,

@@ -8,6 +8,7 @@ use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::meta::Meta;
 use stead_schemas::names::Name;
 use stead_schemas::network::NetworkSpec;
+use stead_schemas::numbers::Generation;
 
 use super::*;
 use crate::host::{FirewallSeen, Forwarding, Link, Route};
@@ -34,7 +35,7 @@ fn object() -> Object<Network> {
         uid: uid('n'),
         name: Name::resource("default").expect("valid"),
         tags: BTreeMap::default(),
-        generation: 1,
+        generation: Generation(1),
         resource_version: 1,
         created_at: at(0),
         deletion_requested_at: None,

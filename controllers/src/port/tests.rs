@@ -9,6 +9,7 @@ use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::Meta;
 use stead_schemas::names::Name;
 use stead_schemas::network::{Mac, PortSpec};
+use stead_schemas::numbers::Generation;
 
 use super::*;
 use crate::host::Link;
@@ -31,7 +32,7 @@ fn object() -> Object<Port> {
         uid: uid('p'),
         name: Name::from(&uid('p')),
         tags: BTreeMap::default(),
-        generation: 1,
+        generation: Generation(1),
         resource_version: 1,
         created_at: now(),
         deletion_requested_at: None,
@@ -157,7 +158,7 @@ fn recorded(mut object: Object<Port>, plan: &Plan<Action>) -> Object<Port> {
         status,
         reason,
         message: String::new(),
-        observed_generation: 1,
+        observed_generation: Generation(1),
         last_transition_time: now(),
     }];
     object

@@ -68,7 +68,7 @@ impl<R: Reconciler> Pass<'_, R> {
     pub(super) async fn run(&self, uid: &Uid, failures: u32) -> Outcome {
         for _ in 0..PASS_RECORDS_MAX {
             let object = self.store.get::<R::Kind>(uid);
-            let generation = object.as_ref().map(|object| object.meta.generation);
+            let generation = object.as_ref().map(|object| object.meta.generation.0);
             let span = info_span!("pass", kind = R::Kind::NAME, %uid, generation);
             let outcome = self.run_on(uid, object.as_deref(), failures).instrument(span).await;
             if !matches!(outcome, Outcome::Recording(_)) {

@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use stead_schemas::instance::State;
 use stead_schemas::meta::{Meta, Object, Tags};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::numbers::Generation;
 use stead_schemas::quantity::GoDuration;
 use stead_schemas::schedule::{Retention, SnapshotScheduleSpec};
 use stead_schemas::snapshot::SnapshotPhase::{self, Failed, Pending, Ready};
@@ -29,7 +30,7 @@ fn schedule(retention: Retention) -> Object<SnapshotSchedule> {
         uid: uid("s"),
         name: Name::from(&uid("i")),
         tags: Tags::new(),
-        generation: 1,
+        generation: Generation(1),
         resource_version: 1,
         created_at: at(0),
         deletion_requested_at: None,

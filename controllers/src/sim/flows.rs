@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use stead_schemas::limits::FLOWS_AGE_MAX;
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::StandbyNo;
 use tokio::time::sleep;
 
 use super::{State, World};
@@ -43,7 +44,7 @@ enum Stage {
 pub struct SleptOn {
     pub owner: Uid,
     /// Number of the standby.
-    pub standby: u64,
+    pub standby: StandbyNo,
     pub port: u16,
 }
 
@@ -190,7 +191,7 @@ impl State {
     }
 
     /// Notes whose connections a save goes over.
-    pub(super) fn note_save(&mut self, owner: &Uid, standby: u64) {
+    pub(super) fn note_save(&mut self, owner: &Uid, standby: StandbyNo) {
         let Some(vmm) = self.machines.get(owner) else { return };
         let (address, paused_at) = (vmm.address, vmm.paused_at);
         let is_over = |connection: &&Connection| match connection.stage {

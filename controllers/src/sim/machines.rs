@@ -8,7 +8,7 @@ use stead_schemas::compression::Compression;
 use stead_schemas::guest;
 use stead_schemas::instance::{Exit, Hypervisor};
 use stead_schemas::names::{LinkName, Uid};
-use stead_schemas::numbers::LaunchId;
+use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 use stead_schemas::snapshot::PackingState;
 
 use super::World;
@@ -24,7 +24,7 @@ use crate::host::{
 /// A VMM process, or what it left.
 #[derive(Debug, Clone)]
 pub(super) struct Vmm {
-    pub(super) run: u64,
+    pub(super) run: RunNo,
     hypervisor: Hypervisor,
     pub(super) state: VmmState,
     pid: u32,
@@ -368,7 +368,7 @@ impl Machines for World {
         .await
     }
 
-    async fn save(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
+    async fn save(&self, owner: &Uid, standby: StandbyNo) -> Result<(), HostError> {
         self.verb("save", owner.as_str(), |state| {
             let refuse = |kind| HostError::new(kind, "save", owner.as_str());
             let vmm = state.machines.get(owner).ok_or_else(|| refuse(HostErrorKind::Missing))?;
@@ -377,9 +377,9 @@ impl Machines for World {
             }
             // A crash in the middle leaves something that is no memory.
             let is_cut = state.rng.chance(state.faults.after);
-            let saved = (!is_cut).then(|| (generation, vmm.clone()));
+            let saved = (!is_cut).then(|| (standby, vmm.clone()));
             if !is_cut {
-                state.note_save(owner, generation);
+                state.note_save(owner, standby);
             }
             state.memories.insert(owner.clone(), MemoryFile { saved, packing: PackingState::Plain });
             if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
@@ -433,7 +433,7 @@ impl Machines for World {
             (vmm.run, vmm.launch) = (plan.run, plan.launch);
             (vmm.launched_at, vmm.shown_launched_at) = (now, self.shown(now));
             let is_cut = state.rng.chance(state.faults.after);
-            let saved = (!is_cut).then_some((plan.generation, vmm));
+            let saved = (!is_cut).then_some((plan.standby, vmm));
             state.memories.insert(plan.owner.clone(), MemoryFile { saved, packing: PackingState::Plain });
             if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
         })

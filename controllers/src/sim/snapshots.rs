@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
@@ -138,7 +139,7 @@ impl Snapshots for World {
 }
 
 impl Vmm {
-    fn is_running_of(&self, run: u64) -> bool {
+    fn is_running_of(&self, run: RunNo) -> bool {
         self.state == VmmState::Running && self.run == run
     }
 }

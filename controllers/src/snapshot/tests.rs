@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use stead_schemas::instance::Power;
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{
     PackingState, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
@@ -128,11 +129,11 @@ fn a_machine_of_another_run_is_one_that_its_own_reconciler_is_changing() {
     let of_run = |run, vmm| Machine { run, ..example_machine(vmm, GuestPhase::Ready) };
     let table = [
         (1, 0, None, Source::Moving),
-        (1, 0, Some(of_run(0, VmmState::Dead)), Source::Moving),
-        (1, 0, Some(of_run(1, VmmState::Dead)), Source::Moving),
-        (1, 0, Some(of_run(1, VmmState::Running)), Source::Capturable),
-        (1, 0, Some(of_run(2, VmmState::Running)), Source::Moving),
-        (1, 1, Some(of_run(1, VmmState::Running)), Source::Gone),
+        (1, 0, Some(of_run(RunNo(0), VmmState::Dead)), Source::Moving),
+        (1, 0, Some(of_run(RunNo(1), VmmState::Dead)), Source::Moving),
+        (1, 0, Some(of_run(RunNo(1), VmmState::Running)), Source::Capturable),
+        (1, 0, Some(of_run(RunNo(2), VmmState::Running)), Source::Moving),
+        (1, 1, Some(of_run(RunNo(1), VmmState::Running)), Source::Gone),
     ];
     for (run, ended_run, machine, expected) in table {
         let instance = example(Power::Running, run, ended_run);

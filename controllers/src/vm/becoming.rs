@@ -11,6 +11,7 @@ use stead_schemas::guest;
 use stead_schemas::instance::{Instance, State};
 use stead_schemas::limits::POOL_RETRY;
 use stead_schemas::meta::Object;
+use stead_schemas::numbers::StandbyNo;
 
 use super::plan::{act, guest_network, machine_id, record, wait, wait_for_disk};
 use super::{Action, Observed, OriginSeen};
@@ -39,7 +40,7 @@ pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed) -> Plan<Act
     act(Action::Adopt(Box::new(AdoptPlan {
         owner: object.meta.uid.clone(),
         snapshot: origin.snapshot.clone(),
-        generation: origin.generation,
+        standby: origin.standby,
         run: object.spec.run,
         launch: object.status.launch.next(),
         overlay: object.spec.allocated.disk.clone(),
@@ -69,7 +70,7 @@ pub(super) fn is_another(object: &Object<Instance>, machine: &Machine) -> bool {
 
 /// A life of an instance: from a boot or from a snapshot of it. A member of a pool is yet to be named.
 pub(super) fn incarnation(object: &Object<Instance>) -> String {
-    let life = object.spec.origin.as_ref().map_or(0, |origin| origin.generation);
+    let life = object.spec.origin.as_ref().map_or(StandbyNo(0), |origin| origin.standby);
     let unnamed = if object.is_pooled() { "-unnamed" } else { "" };
     format!("{}-{life}{unnamed}", object.meta.uid)
 }
@@ -85,7 +86,7 @@ pub(super) fn is_prepared(object: &Object<Instance>, machine: &Machine) -> bool 
 pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
     let is_up = seen.machine.as_ref().is_some_and(|machine| machine.vmm != VmmState::Dead);
     object.is_pooled()
-        && object.status.adopted != 0
+        && object.status.adopted != StandbyNo(0)
         && object.awaits_memory().is_none()
         && seen.saved(object).is_none()
         && !is_up
@@ -126,7 +127,7 @@ pub(super) fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &O
 #[cfg(test)]
 mod tests {
     use stead_schemas::instance::{Origin, Power};
-    use stead_schemas::numbers::LaunchId;
+    use stead_schemas::numbers::{LaunchId, RunNo};
 
     use super::super::tests::{at, instance, machine, name, seen, uid};
     use super::*;
@@ -139,9 +140,13 @@ mod tests {
     /// A member of a pool, or the fork that it became; its memory is taken over.
     fn fork(power: Power) -> Object<Instance> {
         let mut object = instance(power, 1, 0);
-        object.spec.origin =
-            Some(Origin { snapshot: uid(), generation: 1, memory_for_run: Some(1), image_digest: None });
-        object.status.adopted = 1;
+        object.spec.origin = Some(Origin {
+            snapshot: uid(),
+            standby: StandbyNo(1),
+            memory_for_run: Some(RunNo(1)),
+            image_digest: None,
+        });
+        object.status.adopted = StandbyNo(1);
         object
     }
 

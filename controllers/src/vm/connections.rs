@@ -11,7 +11,7 @@ use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, PowerCause,
 use stead_schemas::limits::PROBE_PORTS;
 use stead_schemas::meta::Object;
 use stead_schemas::network::{Mac, PortSpec};
-use stead_schemas::numbers::LaunchId;
+use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 use stead_schemas::policy::{AutoStandbyPolicy, IdleStatus};
 use stead_schemas::quantity::GoDuration;
 use stead_schemas::snapshot::PackingState;
@@ -33,7 +33,7 @@ fn counted(power: Power, by: PowerCause) -> Object<Instance> {
     let mut object = instance(power, 1, 0);
     object.spec.has_network = true;
     object.spec.power_by = by;
-    object.spec.standby = 1;
+    object.spec.standby = StandbyNo(1);
     object.spec.auto_standby = Some(AutoStandbyPolicy {
         enabled: true,
         idle_timeout: Some(GoDuration(Duration::from_secs(TIMEOUT.unsigned_abs()))),
@@ -196,7 +196,12 @@ fn until_its_process_is_gone_a_connection_undoes_a_standby_that_came_by_itself()
     let by_itself = || counted(Power::Standby, PowerCause::Idle);
     let asked = || counted(Power::Standby, PowerCause::Client);
     let saved = |observed: Observed| {
-        let saved = SavedMemory { generation: 1, run: 1, launch: LaunchId(1), packing: PackingState::Plain };
+        let saved = SavedMemory {
+            standby: StandbyNo(1),
+            run: RunNo(1),
+            launch: LaunchId(1),
+            packing: PackingState::Plain,
+        };
         Observed { memory: Some(Memory::Saved(saved)), ..observed }
     };
     let of = |vmm, flows| with(Some(machine(vmm, Ready)), flows, 0);
@@ -229,7 +234,7 @@ fn until_its_process_is_gone_a_connection_undoes_a_standby_that_came_by_itself()
         let planned = plan(&Desired::Present(&object), &observed, at(100).into());
         assert_eq!(name(&planned), expected, "{:?} {observed:?}", object.spec.power_by);
         if let (Plan::Act(steps), Some(by)) = (&planned, by) {
-            let wake = Action::Wake { uid: object.meta.uid.clone(), standby: 1, by };
+            let wake = Action::Wake { uid: object.meta.uid.clone(), standby: StandbyNo(1), by };
             assert_eq!(steps[..], [wake]);
         }
     }
@@ -253,7 +258,12 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
         object
     };
     let saved = || {
-        let memory = SavedMemory { generation: 1, run: 1, launch: LaunchId(1), packing: PackingState::Plain };
+        let memory = SavedMemory {
+            standby: StandbyNo(1),
+            run: RunNo(1),
+            launch: LaunchId(1),
+            packing: PackingState::Plain,
+        };
         Observed { memory: Some(Memory::Saved(memory)), ..with(None, vec![], 0) }
     };
     let knock = |source: [u8; 4], port| Knock { source: source.into(), source_port: 4000, port };

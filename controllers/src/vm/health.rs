@@ -6,6 +6,7 @@
 use stead_schemas::health::{HealthOf, HealthStatus, Verdict};
 use stead_schemas::instance::{Instance, Power};
 use stead_schemas::meta::Object;
+use stead_schemas::numbers::RunNo;
 
 use super::becoming::is_another;
 use super::plan::{has_ended, has_started, is_spent, wanted_run};
@@ -198,7 +199,7 @@ mod tests {
         let mut object = checked(Power::Running);
         let backoff = GoDuration(Duration::from_secs(2));
         object.spec.restart = RestartPolicy { when, max_attempts, backoff, ..RestartPolicy::default() };
-        object.status.restart.run = 1;
+        object.status.restart.run = RunNo(1);
         object.status.restart.attempts = attempts;
         object.status.health = after_pass(&object, probed(1, 4, 3), since).health;
         object
@@ -223,7 +224,7 @@ mod tests {
             let now = since + 5000;
             let recorded = after_pass(&object, probed(1, 4, 90), now);
             let next = recorded.restart.next_attempt_at.map(|next| next.duration_since(at(now)).as_secs());
-            assert_eq!((next, recorded.ended_run), (delay, 0), "{case}");
+            assert_eq!((next, recorded.ended_run), (delay, RunNo(0)), "{case}");
             let reason = delay.map(|_| RestartReason::HealthCheckFailed);
             assert_eq!(recorded.restart.last_reason, reason, "{case}");
             let blocked = is_over.then_some(RestartBlocked::MaxAttemptsExceeded);

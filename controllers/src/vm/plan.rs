@@ -8,7 +8,7 @@ use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, Secret,
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
-use stead_schemas::numbers::LaunchId;
+use stead_schemas::numbers::{LaunchId, RunNo};
 use stead_schemas::policy::RestartReason;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
@@ -67,7 +67,7 @@ fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -
 /// The run that shall be going on, or be kept in standby; `None` when the wish is to be down, or the
 /// run has ended.
 #[must_use]
-pub fn wanted_run(object: &Object<Instance>) -> Option<u64> {
+pub fn wanted_run(object: &Object<Instance>) -> Option<RunNo> {
     let InstanceSpec { power, run, .. } = &object.spec;
     let is_wanted = match power {
         // What is to be saved has to run first.
@@ -115,7 +115,7 @@ pub(super) fn heard_by(machine: &Machine, now: Moment) -> Timestamp {
 }
 
 /// Everything is there, or the first thing that is missing.
-fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Moment) -> Plan<Action> {
+fn plan_launch(object: &Object<Instance>, seen: &Observed, run: RunNo, now: Moment) -> Plan<Action> {
     let parts = &seen.parts;
     let Some(digest) = &object.status.image_digest else {
         // Pinned by the status of this pass.

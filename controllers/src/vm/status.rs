@@ -106,7 +106,7 @@ fn record_adoption(status: &mut InstanceStatus, object: &Object<Instance>, seen:
     if let Some(origin) = object.awaits_memory()
         && seen.saved(object).is_some()
     {
-        status.adopted = origin.generation;
+        status.adopted = origin.standby;
     }
 }
 

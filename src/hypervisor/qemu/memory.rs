@@ -127,7 +127,7 @@ impl MemoryDir {
         }
         Ok(Some(self.manifest()?.map_or(Memory::Loose, |manifest| {
             Memory::Saved(SavedMemory {
-                generation: manifest.origin.generation,
+                standby: manifest.origin.standby,
                 run: manifest.origin.run,
                 launch: manifest.origin.launch,
                 packing: self.packing(&manifest),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use stead_controllers::host::{HostError, VolumeDisk};
 use stead_schemas::guest::Token;
 use stead_schemas::names::{LinkName, Uid};
-use stead_schemas::numbers::LaunchId;
+use stead_schemas::numbers::{LaunchId, RunNo};
 use stead_schemas::quantity::Bytes;
 
 use super::board::Board;
@@ -65,7 +65,7 @@ impl Places {
 /// Written before the process is spawned, and again when its identity is known.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Record {
-    pub(super) run: u64,
+    pub(super) run: RunNo,
     /// Absent in the records of daemons that knew a launch by its time: see `number_launch`.
     #[serde(default)]
     pub(super) launch: LaunchId,
@@ -144,7 +144,7 @@ impl Record {
 
     pub(super) fn never_was() -> Self {
         Self {
-            run: 0,
+            run: RunNo(0),
             launch: LaunchId::default(),
             board: Board::default(),
             token: Token(String::new()),

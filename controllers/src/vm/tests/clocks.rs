@@ -55,7 +55,7 @@ fn launched(vmm: VmmState, phase: GuestPhase) -> Machine {
 fn a_standby_after_the_clock_was_set_back_during_the_boot_goes_on() {
     let [now, ..] = readings(5, -3600, &[])[..] else { panic!("a reading") };
     let mut object = instance(Power::Standby, 1, 0);
-    object.spec.standby = 1;
+    object.spec.standby = StandbyNo(1);
     let ready = seen(Some(launched(VmmState::Running, GuestPhase::Ready)));
     assert_eq!(step_at(&object, &ready, now), "Record Converging");
     object.status = status(&object, Some(&ready), &PassEnd { now, outcome: Outcome::Converged });
@@ -78,7 +78,7 @@ fn a_program_that_is_restarted_waits_for_its_delay_although_the_clock_was_set_ba
     object.spec.restart = RestartPolicy { when: RestartWhen::Always, ..RestartPolicy::default() };
     object.status.ended_launch = Some(LaunchId(1));
     object.status.ended_launch_at = Some(at(10_003));
-    object.status.restart.run = 1;
+    object.status.restart.run = RunNo(1);
     object.status.restart.next_attempt_at = Some(at(10_008));
     for (index, expected) in ["Wait ProgramExited", "Wait ProgramExited", "Launch"].into_iter().enumerate() {
         let now = readings(5, -3600, &[3, 3])[index];
@@ -114,7 +114,7 @@ fn a_guest_is_not_overdue_because_the_clock_was_set_forward_while_it_boots() {
         let booting = seen(Some(launched(VmmState::Running, GuestPhase::Silent)));
         let ended = times.iter().map(|&now| {
             let end = PassEnd { now, outcome: Outcome::Converged };
-            status(&object, Some(&booting), &end).ended_run
+            status(&object, Some(&booting), &end).ended_run.0
         });
         assert_eq!(ended.collect::<Vec<_>>(), [0, 0, 1], "{step}");
     }

@@ -19,7 +19,7 @@ fn a_guest_that_ran_before_is_neither_overdue_nor_killed_while_a_new_daemon_has_
     assert!(matches!(&step, Plan::Wait(wait) if wait.until.is_none()), "{step:?}");
     let end = PassEnd { now: long_after.into(), outcome: Outcome::Converged };
     let told = status(&object, Some(&silent()), &end);
-    assert_eq!((told.ended_run, told.exit, told.state), (0, None, State::Initializing));
+    assert_eq!((told.ended_run, told.exit, told.state), (RunNo(0), None, State::Initializing));
     let mut just_attached = machine(VmmState::Running, GuestPhase::Silent);
     just_attached.listening_since = at(3599);
     let just_attached = seen(Some(just_attached));
@@ -42,7 +42,7 @@ fn a_guest_that_ran_before_is_neither_overdue_nor_killed_while_a_new_daemon_has_
     assert_eq!(name(&plan(&Desired::Present(&object), &silent(), at(3609).into())), "Kill");
     // One that never started is overdue.
     let object = instance(Power::Running, 1, 0);
-    assert_eq!(status(&object, Some(&silent()), &end).ended_run, 1);
+    assert_eq!(status(&object, Some(&silent()), &end).ended_run, RunNo(1));
 }
 
 #[test]
@@ -55,7 +55,10 @@ fn a_boot_that_outlived_its_daemon_is_overdue_only_after_the_next_one_listened_f
         status(&object, Some(&seen(Some(booted.clone()))), &end).ended_run
     };
     let grace = i64::try_from(limits::GUEST_HEARD_GRACE.as_secs()).expect("seconds");
-    assert_eq!((ended_run(at(3599 + grace).into()), ended_run(at(3600 + grace).into())), (0, 1));
+    assert_eq!(
+        (ended_run(at(3599 + grace).into()), ended_run(at(3600 + grace).into())),
+        (RunNo(0), RunNo(1))
+    );
     let step = plan(&Desired::Present(&object), &seen(Some(booted.clone())), at(3600).into());
     assert!(matches!(&step, Plan::Wait(wait) if wait.until == Some(at(3600 + grace))), "{step:?}");
 }
@@ -71,7 +74,7 @@ fn the_end_of_a_long_run_is_acknowledged_before_the_process_is_ended() {
         status,
         reason: Reason::ProgramExited,
         message: String::new(),
-        observed_generation: 1,
+        observed_generation: Generation(1),
         last_transition_time: at(3600),
     };
     object.status.conditions = vec![ready(ConditionStatus::False)];
@@ -112,11 +115,11 @@ fn restarts_follow_their_policy() {
     for (when, max_attempts, attempts, code, age, expected) in table {
         let mut object = instance(Power::Running, 1, 0);
         object.spec.restart = RestartPolicy { when, max_attempts, ..RestartPolicy::default() };
-        object.status.restart = RestartStatus { run: 1, attempts, ..RestartStatus::default() };
+        object.status.restart = RestartStatus { run: RunNo(1), attempts, ..RestartStatus::default() };
         let status = after_end(&object, code, age);
         let next = status.restart.next_attempt_at.map(|next| next.duration_since(at(10_000)).as_secs());
         let case = format!("{when:?} {attempts} of {max_attempts}, code {code}, age {age}");
-        assert_eq!((next, status.ended_run), (expected, u64::from(expected.is_none())), "{case}");
+        assert_eq!((next, status.ended_run), (expected, RunNo(u64::from(expected.is_none()))), "{case}");
         assert_eq!(status.exit.map(|exit| exit.code), Some(Some(code)), "{case}");
     }
 }

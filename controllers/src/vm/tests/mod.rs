@@ -17,7 +17,7 @@ use stead_schemas::instance::{
 use stead_schemas::limits;
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Platform, Uid};
-use stead_schemas::numbers::LaunchId;
+use stead_schemas::numbers::{Generation, LaunchId, RunNo, StandbyNo};
 use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
@@ -43,7 +43,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             uid: uid(),
             name: Name::resource("web").expect("valid"),
             tags: BTreeMap::new(),
-            generation: 1,
+            generation: Generation(1),
             resource_version: 1,
             created_at: at(0),
             deletion_requested_at: None,
@@ -73,8 +73,8 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             power,
             power_by: PowerCause::Client,
             power_since: at(0),
-            run,
-            standby: 0,
+            run: RunNo(run),
+            standby: StandbyNo(0),
             is_forced: false,
             origin: None,
             snapshot_policy: None,
@@ -82,7 +82,11 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             volumes: Vec::new(),
             allocated: Allocated { image: uid(), disk: uid(), port: None, cid: 3 },
         },
-        status: InstanceStatus { image_digest: Some(digest), ended_run, ..InstanceStatus::default() },
+        status: InstanceStatus {
+            image_digest: Some(digest),
+            ended_run: RunNo(ended_run),
+            ..InstanceStatus::default()
+        },
     }
 }
 
@@ -100,7 +104,7 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
     };
     Machine {
         owner: uid(),
-        run: 1,
+        run: RunNo(1),
         hypervisor: Hypervisor::Qemu,
         vmm,
         pid,
@@ -217,8 +221,8 @@ fn every_step_to_standby_and_back_has_its_next_one() {
         (object.status.started_at, object.status.started_launch) = (Some(at(1)), Some(LaunchId(1)));
         object
     };
-    let down = || of(Power::Standby, 1);
-    let back = || of(Power::Running, 1);
+    let down = || of(Power::Standby, StandbyNo(1));
+    let back = || of(Power::Running, StandbyNo(1));
     let recorded = || {
         let mut object = down();
         object.status.state = State::Standby;
@@ -230,10 +234,10 @@ fn every_step_to_standby_and_back_has_its_next_one() {
         (object.status.started_at, object.status.started_launch) = (None, None);
         object
     };
-    let saved = |generation| {
+    let saved = |standby| {
         Some(Memory::Saved(SavedMemory {
-            generation,
-            run: 1,
+            standby: StandbyNo(standby),
+            run: RunNo(1),
             launch: LaunchId(1),
             packing: PackingState::Plain,
         }))
@@ -260,10 +264,10 @@ fn every_step_to_standby_and_back_has_its_next_one() {
         (back(), Some(machine(Paused, Silent)), None, "Resume"),
         (back(), Some(machine(Running, Ready)), loose(), "DiscardMemory"),
         // Nothing of an earlier standby is ever gone on from.
-        (of(Power::Running, 2), None, saved(1), "DiscardMemory"),
-        (of(Power::Standby, 2), Some(machine(Paused, Ready)), saved(1), "DiscardMemory"),
+        (of(Power::Running, StandbyNo(2)), None, saved(1), "DiscardMemory"),
+        (of(Power::Standby, StandbyNo(2)), Some(machine(Paused, Ready)), saved(1), "DiscardMemory"),
         (back(), Some(machine(Running, Ready)), saved(1), "DiscardMemory"),
-        (of(Power::Stopped, 1), None, saved(1), "DiscardMemory"),
+        (of(Power::Stopped, StandbyNo(1)), None, saved(1), "DiscardMemory"),
     ];
     for (object, machine, memory, expected) in table {
         let mut seen = seen(machine);
@@ -352,7 +356,7 @@ fn an_end_is_recorded_once_with_its_cause() {
     let mut exited = machine(VmmState::Running, GuestPhase::Exited);
     exited.guest.exit = Some(Exit { code: Some(3), message: "exited".to_owned(), is_boot_failure: false });
     let first = status(&instance(Power::Running, 1, 0), Some(&seen(Some(exited))), &end);
-    assert_eq!((first.ended_run, first.exit.as_ref().and_then(|exit| exit.code)), (1, Some(3)));
+    assert_eq!((first.ended_run, first.exit.as_ref().and_then(|exit| exit.code)), (RunNo(1), Some(3)));
     let object = Object { status: first.clone(), ..instance(Power::Running, 1, 0) };
     let second = status(&object, Some(&seen(None)), &end);
     assert_eq!((second.exit, second.state), (first.exit, State::Stopped));

@@ -123,7 +123,7 @@ prop_compose! {
         let exit = (phase == GuestPhase::Exited)
             .then(|| Exit { code: Some(1), message: String::new(), is_boot_failure: false });
         let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, assume_error: None, identity_told: None, is_unresponsive: false };
-        Machine { run, guest, launched_at: at(200 - age), ..machine(vmm, phase) }
+        Machine { run: RunNo(run), guest, launched_at: at(200 - age), ..machine(vmm, phase) }
     }
 }
 
@@ -151,9 +151,9 @@ proptest! {
         let status = &model.object.status;
         if is_deleting {
             prop_assert!(model.machine.is_none() && !model.has_records, "nothing is left: {model:?}");
-        } else if power == Power::Running && status.ended_run < run {
+        } else if power == Power::Running && status.ended_run < RunNo(run) {
             let machine = model.machine.as_ref().expect("it shall run");
-            prop_assert_eq!((&machine.vmm, machine.run), (&VmmState::Running, run));
+            prop_assert_eq!((&machine.vmm, machine.run), (&VmmState::Running, RunNo(run)));
             prop_assert_eq!(status.state, State::Running);
         } else {
             prop_assert!(model.machine.is_none(), "{:?}", model);
