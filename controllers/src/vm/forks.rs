@@ -14,7 +14,7 @@ use stead_schemas::numbers::{RunNo, StandbyNo};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
 use super::admission::{Refused, allocate, live, new_disk, owner, set_power};
-use super::mounts;
+use super::{facts, mounts};
 use crate::snapshot::admission as snapshots;
 use crate::store::{New, Tx, absent};
 
@@ -171,9 +171,8 @@ pub fn restore(
         return Err(Refused::NotFound(format!("snapshot {snapshot} is of another instance than {instance}")));
     }
     let (state, power) = (object.status.state, object.spec.power);
-    let is_going = object.spec.run > object.status.ended_run;
     let is_down = match state {
-        State::Stopped => power == Power::Stopped || !is_going,
+        State::Stopped => facts::Goal::of_object(&object).run().is_none(),
         State::Standby => power == Power::Standby,
         _ => false,
     };
