@@ -15,11 +15,11 @@ pub(super) const ENTRIES_MAX: usize = 1_000_000;
 /// Symbolic links followed for one parent path, as Linux has it.
 const LINKS_FOLLOWED_MAX: usize = 40;
 /// Memory of one tree, in bytes: two are made at a time by default, beside whatever else the daemon does. A
-/// large distribution image takes 55 MiB.
+/// large distribution image takes 70 MiB.
 pub(super) const MEMORY_MAX: usize = 96 << 20;
 /// Memory of an entry besides its name, link target and attributes, in bytes: its node, its places in the
 /// two maps, and what the allocator adds.
-const ENTRY_BYTES: usize = 200;
+const ENTRY_BYTES: usize = 280;
 /// Names that are looked through at a time where many are removed: copies of them are kept for as long.
 const BATCH_NAMES: usize = 1024;
 /// Components looked up, made and taken away. An ordinary entry needs ten; a second of processor time is
