@@ -141,7 +141,7 @@ fn emitted(tree: Tree) -> BTreeMap<String, Held> {
         .collect();
     for place in merged.places() {
         let (_, paths) = merged.at(place).expect("it is one of them");
-        out.extend(paths.iter().map(|path| (text(path.clone()), Held::Content(place))));
+        out.extend(paths.iter().map(|named| (text(named.path.clone()), Held::Content(place))));
     }
     out
 }
