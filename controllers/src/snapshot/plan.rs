@@ -1,7 +1,8 @@
 //! From wish and observation to the next step on a snapshot.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use stead_schemas::condition::Reason;
+use stead_schemas::limits::FAILURE_KEPT;
 use stead_schemas::meta::Object;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{PackingState, Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
@@ -22,9 +23,11 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timest
             Some(_) => act(Action::Remove(seen.uid.clone())),
             None => Plan::Converged,
         },
-        Desired::Present(object) if is_spent(object, seen) => act(Action::Expire(seen.uid.clone())),
+        Desired::Present(object) if is_spent(object, seen, now) => act(Action::Expire(seen.uid.clone())),
         Desired::Present(object) => match (object.status.phase, &seen.captured) {
-            (SnapshotPhase::Ready, Some(Captured::Whole { .. })) if seen.members != object.spec.pool => {
+            (SnapshotPhase::Ready, Some(Captured::Whole { .. })) | (SnapshotPhase::Failed, _)
+                if seen.is_pool_due =>
+            {
                 act(Action::TendPool(seen.uid.clone()))
             }
             // Shared with a pool it stays as it is: what its members map is not freed anyway.
@@ -56,9 +59,27 @@ fn plan_packing(object: &Object<Snapshot>, seen: &Observed) -> Plan<Action> {
     }
 }
 
-/// It served one fork, or will never serve it.
-fn is_spent(object: &Object<Snapshot>, seen: &Observed) -> bool {
-    object.spec.purpose == SnapshotPurpose::Fork && !seen.is_needed
+/// A snapshot that was never taken is kept for those who wait for it or ask for it, and no longer. One that only
+/// serves a fork is spent when the fork has all of it.
+fn is_spent(object: &Object<Snapshot>, seen: &Observed, now: Timestamp) -> bool {
+    match object.was_never_taken() {
+        true => now >= kept_until(object, now),
+        false => object.spec.purpose == SnapshotPurpose::Fork && !seen.is_needed,
+    }
+}
+
+/// The end of the time for which the record of a failure is kept.
+fn kept_until(object: &Object<Snapshot>, now: Timestamp) -> Timestamp {
+    // Records of earlier versions do not say when they failed.
+    let failed_at = object.status.failed_at.unwrap_or(object.meta.created_at);
+    let kept = SignedDuration::try_from(FAILURE_KEPT).unwrap_or(SignedDuration::MAX);
+    failed_at.min(now).saturating_add(kept).unwrap_or(Timestamp::MAX)
+}
+
+/// The time at which that record is to be removed.
+pub(super) fn next_look(object: &Object<Snapshot>, now: Timestamp) -> Option<Timestamp> {
+    let until = object.was_never_taken().then(|| kept_until(object, now));
+    until.filter(|&at| at > now && !object.meta.is_deleting())
 }
 
 fn plan_capture(object: &Object<Snapshot>, seen: &Observed, now: Timestamp) -> Plan<Action> {

@@ -15,7 +15,7 @@ use stead_schemas::meta::Object;
 
 use super::plan::{act, after, guest_network, machine_id, record, wait, wait_for_disk};
 use super::{Action, Observed, OriginSeen};
-use crate::host::{AdoptPlan, Machine, VmmState};
+use crate::host::{AdoptPlan, GuestPhase, Machine, VmmState};
 use crate::runtime::{Plan, Refusal};
 
 /// The memory of the snapshot that it begins with becomes its own, once.
@@ -49,16 +49,24 @@ pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed) -> Plan<Act
 
 /// What keeps an instance from the snapshot that it begins with.
 fn origin_trouble(seen: &Observed) -> Option<Plan<Action>> {
-    let message = match seen.parts.origin.as_ref()? {
-        OriginSeen::Ready => return None,
+    let refuse = |reason, message| Some(Plan::Refuse(Refusal { reason, message }));
+    match seen.parts.origin.as_ref()? {
+        OriginSeen::Ready => None,
         OriginSeen::Pending => {
             let message = "the snapshot that it begins with is being taken";
-            return Some(wait(Reason::WaitingForSnapshot, message, None));
+            Some(wait(Reason::WaitingForSnapshot, message, None))
         }
-        OriginSeen::Failed(why) => format!("the snapshot that it begins with failed: {why}"),
-        OriginSeen::Gone => "the snapshot that it begins with is gone".to_owned(),
-    };
-    Some(Plan::Refuse(Refusal { reason: Reason::SnapshotFailed, message }))
+        OriginSeen::Failed { why, .. } => {
+            refuse(Reason::SnapshotFailed, format!("the snapshot that it begins with failed: {why}"))
+        }
+        OriginSeen::Gone => {
+            refuse(Reason::SnapshotFailed, "the snapshot that it begins with is gone".to_owned())
+        }
+        OriginSeen::Unreadable => {
+            let message = "the record of the snapshot that it begins with cannot be read".to_owned();
+            refuse(Reason::RecordUnreadable, message)
+        }
+    }
 }
 
 /// Its guest still takes itself for the one whose memory it goes on from.
@@ -80,28 +88,49 @@ pub(super) fn is_prepared(object: &Object<Instance>, machine: &Machine) -> bool 
     !is_another(object, machine) || object.status.prepared_launch == Some(machine.launched_at)
 }
 
-/// A member of a pool whose VM ended: its disk has moved on from the memory that it began with, and one
-/// that boots is not what a fork asks for.
+/// A pooled instance that no fork will take. Its VM ended: its disk has moved on from the memory that it began
+/// with, and a VM that boots is not what a fork asks for. Or its guest cannot take its identity.
 pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
     let is_up = seen.machine.as_ref().is_some_and(|machine| machine.vmm != VmmState::Dead);
-    object.is_pooled()
-        && object.status.adopted != 0
+    let has_ended = object.status.adopted != 0
         && object.awaits_memory().is_none()
         && seen.saved(object).is_none()
-        && !is_up
+        && !is_up;
+    object.is_pooled() && (has_ended || identity_error(object, seen).is_some())
+}
+
+/// Why the guest of a pooled instance cannot take its identity.
+fn identity_error<'a>(object: &Object<Instance>, seen: &'a Observed) -> Option<&'a str> {
+    let is_waiting = |machine: &&Machine| {
+        machine.vmm == VmmState::Running
+            && machine.guest.phase == GuestPhase::Ready
+            && is_another(object, machine)
+    };
+    seen.machine.as_ref().filter(is_waiting)?.guest.assume_error.as_deref()
 }
 
 /// Another takes its place; not at once, so that a program that ends at once does not keep the host busy.
-pub(super) fn plan_used_up(object: &Object<Instance>, now: Timestamp) -> Plan<Action> {
-    let is_recorded = matches!(object.status.state, State::Created | State::Stopped);
-    let Some(since) = object.status.state_since.filter(|_| is_recorded) else {
-        return record(Reason::ProgramExited, "recording that a member of a pool ended");
+pub(super) fn plan_used_up(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    let state = object.status.state;
+    let (reason, is_recorded, message) = match identity_error(object, seen) {
+        Some(why) => {
+            let message =
+                format!("the guest could not take its identity, and is replaced after a delay: {why}");
+            (Reason::GuestBootFailed, state == State::Initializing, message)
+        }
+        None => {
+            let message = "a member of a pool that ended is replaced after a delay".to_owned();
+            (Reason::ProgramExited, matches!(state, State::Created | State::Stopped), message)
+        }
     };
-    let due = after(since, POOL_RETRY);
+    let Some(since) = object.status.state_since.filter(|_| is_recorded) else {
+        return record(reason, "recording that a member of a pool ended");
+    };
+    let due = after(since.min(now), POOL_RETRY);
     if now >= due {
         return act(Action::Expire(object.meta.uid.clone()));
     }
-    wait(Reason::ProgramExited, "a member of a pool that ended is replaced after a delay", Some(due))
+    wait(reason, message, Some(due))
 }
 
 pub(super) fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
@@ -138,8 +167,13 @@ mod tests {
     /// A member of a pool, or the fork that it became; its memory is taken over.
     fn fork(power: Power) -> Object<Instance> {
         let mut object = instance(power, 1, 0);
-        object.spec.origin =
-            Some(Origin { snapshot: uid(), generation: 1, memory_for_run: Some(1), image_digest: None });
+        object.spec.origin = Some(Origin {
+            snapshot: uid(),
+            generation: 1,
+            memory_for_run: Some(1),
+            image_digest: None,
+            is_fork: true,
+        });
         object.status.adopted = 1;
         object
     }
@@ -216,5 +250,23 @@ mod tests {
         let due = 2 + i64::try_from(POOL_RETRY.as_secs()).expect("short");
         assert_eq!(planned(due - 1), "Wait ProgramExited");
         assert_eq!(planned(due), "Expire");
+    }
+
+    #[test]
+    fn a_pooled_instance_that_cannot_take_its_identity_is_replaced_after_a_delay() {
+        let mut ill = heard(VmmState::Running, "the source-0");
+        ill.guest.assume_error = Some("no room".to_owned());
+        let mut object = fork(Power::Warm);
+        let planned =
+            |object: &_, now| name(&plan(&Desired::Present(object), &seen(Some(ill.clone())), at(now)));
+        assert_eq!(planned(&object, 2), "Record GuestBootFailed");
+        let end = PassEnd { now: at(2), outcome: crate::runtime::Outcome::Converged };
+        object.status = status(&object, Some(&seen(Some(ill.clone()))), &end);
+        let due = 2 + i64::try_from(POOL_RETRY.as_secs()).expect("short");
+        assert_eq!(planned(&object, 2), "Wait GuestBootFailed");
+        assert_eq!(planned(&object, due - 1), "Wait GuestBootFailed");
+        assert_eq!(planned(&object, due), "Expire");
+        // Its owner has a fork that was asked for: it is there, and says why.
+        assert_eq!(planned(&fork(Power::Running), due), "Refuse GuestBootFailed");
     }
 }

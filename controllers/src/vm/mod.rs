@@ -34,6 +34,7 @@ mod becoming;
 #[cfg(test)]
 mod connections;
 mod doors;
+mod failed_forks;
 pub mod forks;
 mod health;
 mod idle;
@@ -103,7 +104,7 @@ pub enum Action {
     DiscardRecords(Uid),
     BeginProbe(Box<ProbePlan>),
     EndProbe(Uid),
-    /// The instance's time is over: its deletion is asked for.
+    /// The instance's time is over, or it can never begin: its deletion is asked for.
     Expire(Uid),
     /// Nobody was connected for long enough, under the wish of this generation: standby is asked for.
     StandBy(Uid, u64),

@@ -18,7 +18,7 @@ use super::becoming::{
     incarnation, is_another, is_prepared, is_used_up, plan_adopt, plan_assume, plan_used_up,
 };
 use super::restarts::Follows;
-use super::{Action, Observed, doors, health, idle, volumes};
+use super::{Action, Observed, doors, failed_forks, health, idle, volumes};
 use crate::host::{GuestPhase, LaunchPlan, Machine, VmmState};
 use crate::runtime::{Desired, Plan, Record, Refusal, Wait};
 
@@ -41,7 +41,10 @@ fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp
         Desired::Present(object) if object.spec.expires_at.is_some_and(|at| at <= now) => {
             act(Action::Expire(seen.uid.clone()))
         }
-        Desired::Present(object) if is_used_up(object, seen) => plan_used_up(object, now),
+        Desired::Present(object) if failed_forks::has_failed(object, seen) => {
+            failed_forks::plan_failed(object, seen, now)
+        }
+        Desired::Present(object) if is_used_up(object, seen) => plan_used_up(object, seen, now),
         Desired::Present(object) if idle::is_void(object, seen) => idle::wake(object, PowerCause::Client),
         Desired::Present(object) => match (&seen.machine, wanted_run(object)) {
             (None, Some(_)) if object.awaits_memory().is_some() => plan_adopt(object, seen),
