@@ -15,12 +15,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stead_schemas::limits::{AUDIT_FILES_MAX, AUDIT_LOG_MAX, MESSAGE_CHARS_MAX};
 use stead_schemas::validate::printable;
+use tokio::time::Instant;
 
 use super::auth::Bearer;
 use crate::lines::{Lines, Sink};
 
 /// For the last lines, at the end of the daemon.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
+
+/// Status in the log of a request whose client hung up before its answer, as other servers' logs have it.
+const HUNG_UP: u16 = 499;
 
 /// The log; clones write to the same one.
 #[derive(Debug, Clone, Default)]
@@ -81,9 +85,45 @@ impl Entry {
             serde_json::from_slice::<Named>(body).ok().and_then(|body| body.name).map(|name| cut(&name));
     }
 
-    pub(super) fn end(mut self, status: u16, millis: u64) -> Self {
+    fn end(mut self, status: u16, millis: u64) -> Self {
         (self.status, self.millis) = (status, millis);
         self
+    }
+}
+
+/// A request that is not over yet. It is told when it ends, or when its client hangs up: then its handler is
+/// dropped, and what it changed until then stays changed.
+#[derive(Debug)]
+pub(super) struct Begun {
+    audit: Audit,
+    entry: Option<Entry>,
+    at: Instant,
+}
+
+impl Begun {
+    pub(super) fn new(audit: &Audit, entry: Entry) -> Self {
+        Self { audit: audit.clone(), entry: Some(entry), at: Instant::now() }
+    }
+
+    pub(super) fn entry(&mut self) -> Option<&mut Entry> {
+        self.entry.as_mut()
+    }
+
+    pub(super) fn end(mut self, status: u16) {
+        self.tell(status);
+    }
+
+    fn tell(&mut self, status: u16) {
+        if let Some(entry) = self.entry.take() {
+            let millis = u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.audit.tell(&entry.end(status, millis));
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.tell(HUNG_UP);
     }
 }
 
@@ -101,7 +141,7 @@ impl Audit {
         Ok(Self(Some(Lines::new("audit", Files { path, file: Some(file), size })?)))
     }
 
-    pub(super) fn tell(&self, entry: &Entry) {
+    fn tell(&self, entry: &Entry) {
         let Some(lines) = &self.0 else { return };
         if let Ok(mut line) = serde_json::to_vec(entry) {
             line.push(b'\n');

@@ -15,7 +15,7 @@ use futures::StreamExt;
 use stead_schemas::limits::{BODY_BYTES_MAX, BODY_RATE_MIN, BODY_WAIT_MAX};
 use zeroize::Zeroizing;
 
-use super::audit::Entry;
+use super::audit::{Begun, Entry};
 use super::auth::{Bearer, Scope};
 use super::pools::Pool;
 use super::server::ClientAddress;
@@ -189,11 +189,10 @@ async fn guard(State((state, rule)): State<(ApiState, Rule)>, request: Request, 
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     // With the query, which may name what is made.
     let object = request.uri().path_and_query().map_or("", |object| object.as_str());
-    let mut entry = Entry::new(client, request.method().as_str(), route, object);
-    let began = tokio::time::Instant::now();
-    let answer = admit(&state, rule, request, next, Some(&mut entry)).await.into_response();
-    let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    state.0.audit.tell(&entry.end(answer.status().as_u16(), millis));
+    let entry = Entry::new(client, request.method().as_str(), route, object);
+    let mut begun = Begun::new(&state.0.audit, entry);
+    let answer = admit(&state, rule, request, next, begun.entry()).await.into_response();
+    begun.end(answer.status().as_u16());
     answer
 }
 

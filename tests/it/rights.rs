@@ -6,6 +6,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use serde_json::{Value, json};
 use stead::api::auth::Scope;
+use stead_schemas::instance::Instance;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
@@ -351,4 +354,39 @@ async fn who_changed_what_is_told_in_the_audit_log() {
     assert!(told[3].starts_with(expected[3].trim_end_matches("400")), "{}", told[3]);
     assert_eq!(told[4], expected[4]);
     assert_eq!((lines.len(), &lines[0]["subject"]), (5, &json!("test")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_whose_client_hangs_up_is_in_the_audit_log() {
+    let server = Server::start().await;
+    let made = server.create(json!({"name": "web", "image": IMAGE, "size": "256MB", "cmd": ["hang"]})).await;
+    assert_eq!(server.send("POST", "/instances/web/stop", None).await.status, 200);
+    let uid = made["id"].as_str().expect("an id").parse().expect("valid");
+    let (address, token) = (server.address, &server.token);
+    // Its program never reports that it started: the answer would wait.
+    let request = format!(
+        "POST /instances/web/start HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\
+         Content-Length: 0\r\n\r\n"
+    );
+    let mut stream = TcpStream::connect(address).await.expect("connected");
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let stored = async {
+        while server.store.get::<Instance>(&uid).is_none_or(|object| object.spec.run < 2) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(MOMENT, stored).await.expect("stored");
+    drop(stream);
+    let path = server.directory.path().join("audit/audit.log");
+    let told = async {
+        loop {
+            let text = std::fs::read_to_string(&path).expect("there");
+            if let Some(line) = text.lines().find(|line| line.contains("/instances/web/start")) {
+                return serde_json::from_str::<Value>(line).expect("JSON");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let line = tokio::time::timeout(MOMENT, told).await.expect("written");
+    assert_eq!((&line["status"], &line["token"]), (&json!(499), &json!("test-3600")), "{line}");
 }

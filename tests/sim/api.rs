@@ -1,6 +1,6 @@
 //! The daemon's own API over a simulated host, without sockets: in virtual time.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -30,6 +30,7 @@ const ANSWER_MAX: usize = 1 << 20;
 pub(crate) struct Api {
     router: Router,
     token: String,
+    host: Arc<NoHost>,
 }
 
 /// Status and body.
@@ -37,6 +38,7 @@ pub(crate) type Answer = (u16, Value);
 
 impl Api {
     pub(crate) fn of(store: &Store) -> Self {
+        let host = Arc::<NoHost>::default();
         let keys = Keys::new(&[7; 32]);
         let now = jiff::Timestamp::now();
         let expires_at = now + jiff::SignedDuration::from_hours(24);
@@ -46,7 +48,7 @@ impl Api {
         let config = ApiConfig {
             store: store.clone(),
             keys,
-            backend: Arc::new(NoHost),
+            backend: host.clone(),
             defaults: InstanceDefaults {
                 platform: Platform::LinuxAmd64,
                 hypervisor: Hypervisor::Qemu,
@@ -60,7 +62,12 @@ impl Api {
             requires_permissions: false,
             audit: Audit::default(),
         };
-        Self { router: router(ApiState::new(config)), token }
+        Self { router: router(ApiState::new(config)), token, host }
+    }
+
+    /// Images whose credentials were handed on.
+    pub(crate) fn credentials(&self) -> Vec<Uid> {
+        self.host.credentials.lock().expect("not poisoned").clone()
     }
 
     pub(crate) async fn send(&self, method: &str, path: &str, body: Value) -> Answer {
@@ -78,10 +85,16 @@ impl Api {
 }
 
 /// A host of which the API needs nothing here.
-struct NoHost;
+#[derive(Default)]
+struct NoHost {
+    /// Images whose credentials it was given.
+    credentials: Mutex<Vec<Uid>>,
+}
 
 impl Backend for NoHost {
-    fn keep_credentials(&self, _: &Uid, _: PushCredentials) {}
+    fn keep_credentials(&self, image: &Uid, _: PushCredentials) {
+        self.credentials.lock().expect("not poisoned").push(image.clone());
+    }
     fn asked_by(&self, _: &Uid, _: &Arc<str>) {}
     fn import(&self, _: &Arc<str>, _: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
         let error = HostError::new(HostErrorKind::Permanent, "import", "an archive");

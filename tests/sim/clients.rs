@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use stead_controllers::sim::{SimRegistryImage, World};
 use stead_controllers::store::MemoryKv;
-use stead_schemas::image::ImageConfig;
+use stead_schemas::image::{Image, ImageConfig};
 use stead_schemas::instance::{Instance, State};
 use stead_schemas::limits::{FAILED_SNAPSHOTS_PER_SOURCE_MAX, SNAPSHOTS_PER_SOURCE_MAX, VERB_WAIT_MAX};
 use stead_schemas::names::{Name, Uid};
@@ -82,15 +82,21 @@ impl Scene {
 
     /// Sends a request and hangs up when its snapshot is stored and not taken yet.
     async fn hang_up(&self, path: &str, body: Value) {
+        self.hang_up_when(path, body, || !self.snapshots().is_empty()).await;
+        assert_eq!(self.snapshots(), [SnapshotPhase::Pending]);
+    }
+
+    /// Sends a request and hangs up when this is so.
+    async fn hang_up_when(&self, path: &str, body: Value, is_so: impl Fn() -> bool) {
         let mut call = pin!(self.api.send("POST", path, body));
-        while self.snapshots().is_empty() {
+        while !is_so() {
             tokio::select! {
                 biased;
-                answer = &mut call => panic!("answered before the client hung up: {answer:?}"),
+                // First: what became so meanwhile is seen before the handler goes on.
                 () = yield_now() => {}
+                answer = &mut call => panic!("answered before the client hung up: {answer:?}"),
             }
         }
-        assert_eq!(self.snapshots(), [SnapshotPhase::Pending]);
     }
 
     /// The daemon is killed, and another starts on what is stored.
@@ -223,4 +229,18 @@ async fn a_client_that_tries_again_all_the_time_always_learns_why_and_fills_noth
     let most = FAILED_SNAPSHOTS_PER_SOURCE_MAX;
     scene.until("the surplus to be gone", || scene.snapshots().len() <= most).await;
     scene.holds_only(1, 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_hangs_up_while_its_image_is_stored_has_its_credentials_used() {
+    let scene = Scene::new().await;
+    let image = || {
+        let images = scene.daemon.store.list::<Image>();
+        let uid = images.iter().find(|image| image.meta.name.as_str().contains("private"))?.meta.uid.clone();
+        Some(uid)
+    };
+    let credentials = json!({ "username": "me", "password": "secret" });
+    let body = json!({ "name": "sim/private", "credentials": credentials });
+    scene.hang_up_when("/images", body, || image().is_some()).await;
+    scene.until("the credentials", || scene.api.credentials().first() == image().as_ref()).await;
 }
