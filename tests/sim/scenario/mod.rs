@@ -123,6 +123,7 @@ impl Play {
     /// Left alone it comes to rest as it was wished, and without wishes to nothing.
     pub(crate) async fn end(mut self) -> Result<(), String> {
         self.world.set_faults(Faults::none());
+        self.make_room();
         self.answer_all().await;
         self.settle().await?;
         self.nobody_was_slept_on();
@@ -153,6 +154,9 @@ impl Play {
     async fn steps(&mut self) {
         for _ in 0..4 + self.rng.below(14) {
             let step = self.rng.below(125);
+            if self.rng.chance(300) {
+                self.make_room();
+            }
             match step {
                 0..=29 => self.create().await,
                 30..=59 if self.is_sleepy => self.connect(),

@@ -7,6 +7,9 @@ use tokio::time::{Instant, timeout};
 use super::*;
 use crate::api::{Answer, Api};
 
+/// Free space of the host's disk while it is not full.
+const ROOM: Bytes = Bytes(1 << 40);
+
 /// Clients of one life of the daemon.
 pub(super) struct Clients {
     api: Api,
@@ -21,8 +24,12 @@ impl Clients {
 }
 
 impl Play {
-    /// Sends a request whose answer takes its time.
+    /// Sends a request whose answer takes its time; now and then there is no room for what it asks.
     pub(super) fn request(&mut self, path: String, body: serde_json::Value) {
+        if self.rng.chance(250) {
+            self.log.push("the disk is full".to_owned());
+            self.world.set_space(Bytes(0));
+        }
         let hangs_up = self.rng.chance(500).then(|| Duration::from_millis(self.rng.below(8000)));
         self.log.push(format!("POST {path} {body}, hangs up: {hangs_up:?}"));
         let api = self.clients.api.clone();
@@ -37,6 +44,12 @@ impl Play {
                 None => Some((path.clone(), call.await, begun.elapsed())),
             }
         });
+    }
+
+    /// Somebody makes room on the host's disk.
+    pub(super) fn make_room(&mut self) {
+        self.log.push("the disk has room".to_owned());
+        self.world.set_space(ROOM);
     }
 
     /// The daemon dies, and its clients see their connections end.
