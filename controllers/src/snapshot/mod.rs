@@ -25,7 +25,7 @@ use stead_schemas::names::Uid;
 use stead_schemas::snapshot::{Snapshot, SnapshotStatus};
 
 use crate::host::{CapturePlan, Disks, HostError, HostErrorKind, Machines, Snapshots};
-use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
 
 pub use observe::{Observed, Source};
@@ -98,7 +98,7 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
         observe::observe(self, uid, object).await
     }
 
-    fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now)
     }
 

@@ -1,6 +1,6 @@
 //! From wish and observation to the next step on a snapshot.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use stead_schemas::condition::Reason;
 use stead_schemas::limits::FAILURE_KEPT;
 use stead_schemas::meta::Object;
@@ -10,9 +10,9 @@ use stead_schemas::snapshot::{PackingState, Snapshot, SnapshotKind, SnapshotPhas
 use super::observe::{Observed, Source, capture_plan};
 use super::{Action, status};
 use crate::host::{Captured, Space};
-use crate::runtime::{Desired, Plan, Record, Refusal, Wait};
+use crate::runtime::{Desired, Moment, Plan, Record, Refusal, Wait, after};
 
-pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Moment) -> Plan<Action> {
     match desired {
         // Its name is free already; its files stay until the last copy is made. One that was not taken is
         // not taken any more: whoever waits for it learns that.
@@ -47,7 +47,7 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timest
             (SnapshotPhase::Pending, Some(Captured::Whole { .. })) => {
                 Plan::Record(Record { reason: Reason::Converging, what: "recording that it was taken" })
             }
-            (SnapshotPhase::Pending, _) => plan_capture(object, seen, now),
+            (SnapshotPhase::Pending, _) => plan_capture(object, seen, now.at()),
         },
     }
 }
@@ -59,26 +59,23 @@ fn plan_packing(object: &Object<Snapshot>, seen: &Observed) -> Plan<Action> {
     }
 }
 
-/// A snapshot that was never taken is kept for those who wait for it or ask for it, and no longer. One that only
-/// serves a fork is spent when the fork has all of it.
-fn is_spent(object: &Object<Snapshot>, seen: &Observed, now: Timestamp) -> bool {
+/// A snapshot that was never taken is kept for those who wait for it or ask for it, and no longer. A snapshot that
+/// only serves a fork is spent when the fork has all of it.
+fn is_spent(object: &Object<Snapshot>, seen: &Observed, now: Moment) -> bool {
     match object.was_never_taken() {
-        true => now >= kept_until(object, now),
+        true => now.at() >= now.end(failed_at(object), FAILURE_KEPT),
         false => object.spec.purpose == SnapshotPurpose::Fork && !seen.is_needed,
     }
 }
 
-/// The end of the time for which the record of a failure is kept.
-fn kept_until(object: &Object<Snapshot>, now: Timestamp) -> Timestamp {
-    // Records of earlier versions do not say when they failed.
-    let failed_at = object.status.failed_at.unwrap_or(object.meta.created_at);
-    let kept = SignedDuration::try_from(FAILURE_KEPT).unwrap_or(SignedDuration::MAX);
-    failed_at.min(now).saturating_add(kept).unwrap_or(Timestamp::MAX)
+/// Records of earlier versions do not say when they failed.
+fn failed_at(object: &Object<Snapshot>) -> Timestamp {
+    object.status.failed_at.unwrap_or(object.meta.created_at)
 }
 
-/// The time at which that record is to be removed.
+/// The time at which the record of a failure is removed, unless the clock is set.
 pub(super) fn next_look(object: &Object<Snapshot>, now: Timestamp) -> Option<Timestamp> {
-    let until = object.was_never_taken().then(|| kept_until(object, now));
+    let until = object.was_never_taken().then(|| after(failed_at(object).min(now), FAILURE_KEPT));
     until.filter(|&at| at > now && !object.meta.is_deleting())
 }
 

@@ -26,12 +26,12 @@ pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &P
     if !object.meta.is_deleting() && status.phase != SnapshotPhase::Failed {
         match &end.outcome {
             // There is one try at a moment: what cannot be captured now never will be.
-            Outcome::Refused(refusal) => fail(&mut status, &refusal.message, end.now),
+            Outcome::Refused(refusal) => fail(&mut status, &refusal.message, end.now.at()),
             // A look that failed decides nothing.
             Outcome::Failed { kind, message, .. }
                 if status.phase == SnapshotPhase::Pending && seen.is_some() && is_final(*kind) =>
             {
-                fail(&mut status, message, end.now);
+                fail(&mut status, message, end.now.at());
             }
             Outcome::Converged
             | Outcome::Acting
@@ -43,8 +43,8 @@ pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &P
     if let Some(seen) = seen {
         status.pool_error = pool_error(seen, end);
     }
-    // After the clock was set back the time counts from now, so that no record is kept longer for it.
-    status.failed_at = status.failed_at.map(|at| at.min(end.now));
+    // After the clock was set back the time counts from now, over restarts of the daemon too.
+    status.failed_at = status.failed_at.map(|at| at.min(end.now.at()));
     status.observed_generation = generation;
     status.conditions = conditions::standard(&object.status.conditions, generation, end);
     status

@@ -4,13 +4,14 @@ use jiff::Timestamp;
 use stead_schemas::instance::Power;
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{
     PackingState, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
 };
 
 use super::observe::standby_source;
-use super::plan::{next_look, plan};
+use super::plan::{next_look, plan as planned};
 use super::status::status;
 use super::*;
 use crate::host::{Captured, GuestPhase, HostErrorKind, Machine, Space, VmmState};
@@ -23,6 +24,10 @@ fn uid() -> Uid {
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("in range")
+}
+
+fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    planned(desired, seen, now.into())
 }
 
 fn snapshot(purpose: SnapshotPurpose, phase: SnapshotPhase) -> Object<Snapshot> {
@@ -138,11 +143,11 @@ fn a_machine_of_another_run_is_one_that_its_own_reconciler_is_changing() {
     let of_run = |run, vmm| Machine { run, ..example_machine(vmm, GuestPhase::Ready) };
     let table = [
         (1, 0, None, Source::Moving),
-        (1, 0, Some(of_run(0, VmmState::Dead)), Source::Moving),
-        (1, 0, Some(of_run(1, VmmState::Dead)), Source::Moving),
-        (1, 0, Some(of_run(1, VmmState::Running)), Source::Capturable),
-        (1, 0, Some(of_run(2, VmmState::Running)), Source::Moving),
-        (1, 1, Some(of_run(1, VmmState::Running)), Source::Gone),
+        (1, 0, Some(of_run(RunNo(0), VmmState::Dead)), Source::Moving),
+        (1, 0, Some(of_run(RunNo(1), VmmState::Dead)), Source::Moving),
+        (1, 0, Some(of_run(RunNo(1), VmmState::Running)), Source::Capturable),
+        (1, 0, Some(of_run(RunNo(2), VmmState::Running)), Source::Moving),
+        (1, 1, Some(of_run(RunNo(1), VmmState::Running)), Source::Gone),
     ];
     for (run, ended_run, machine, expected) in table {
         let instance = example(Power::Running, run, ended_run);
@@ -159,7 +164,7 @@ fn a_pool_is_brought_to_its_size_and_said() {
         let is_pool_due = members != object.spec.pool;
         let seen = Observed { members, warm: members.min(1), is_pool_due, ..seen(whole(), None, 0) };
         assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), expected, "{members}");
-        let end = PassEnd { now: at(3), outcome: Outcome::Converged };
+        let end = PassEnd { now: at(3).into(), outcome: Outcome::Converged };
         assert_eq!(status(&object, Some(&seen), &end).warm, members.min(1));
     }
 }
@@ -171,7 +176,7 @@ fn a_failure_is_final_when_the_moment_is_gone_and_not_when_a_look_failed() {
         let object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
         let outcome = Outcome::Failed { kind, message: "why".to_owned(), attempt: 1 };
         let seen = seen(None, Some(Source::Capturable), 110);
-        status(&object, is_seen.then_some(&seen), &PassEnd { now: at(3), outcome })
+        status(&object, is_seen.then_some(&seen), &PassEnd { now: at(3).into(), outcome })
     };
     for (kind, is_seen, phase) in [
         (Transient, true, SnapshotPhase::Pending),
@@ -188,7 +193,7 @@ fn a_failure_is_final_when_the_moment_is_gone_and_not_when_a_look_failed() {
 #[test]
 fn files_that_went_missing_are_said_and_never_captured_again() {
     let mut object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
-    let mut end = PassEnd { now: at(3), outcome: Outcome::Converged };
+    let mut end = PassEnd { now: at(3).into(), outcome: Outcome::Converged };
     object.status = status(&object, Some(&seen(whole(), None, 0)), &end);
     assert_eq!((object.status.phase, object.status.size), (SnapshotPhase::Ready, Bytes(5)));
     let gone = seen(None, None, 0);
@@ -245,7 +250,7 @@ fn a_clock_that_is_set_back_keeps_no_failure_longer() {
     let seen = seen(None, None, 0);
     let planned = plan(&Desired::Present(&object), &seen, at(10));
     let Plan::Refuse(refusal) = planned else { panic!("{planned:?}") };
-    let end = PassEnd { now: at(10), outcome: Outcome::Refused(refusal) };
+    let end = PassEnd { now: at(10).into(), outcome: Outcome::Refused(refusal) };
     let next = status(&object, Some(&seen), &end);
     assert_eq!((next.failed_at, next.phase), (Some(at(10)), SnapshotPhase::Failed));
     assert_eq!(next.error.as_deref(), Some("the disk is full"));
@@ -264,15 +269,15 @@ fn trouble_of_a_pool_is_reported_as_that_and_not_as_one_of_the_compression() {
     object.spec.pool = 1;
     let outcome =
         Outcome::Failed { kind: HostErrorKind::Transient, message: "no address".to_owned(), attempt: 1 };
-    let end = PassEnd { now: at(3), outcome };
+    let end = PassEnd { now: at(3).into(), outcome };
     let seen = Observed { is_pool_due: true, ..seen(whole(), None, 0) };
     let next = status(&object, Some(&seen), &end);
     assert_eq!((next.pool_error.as_deref(), next.packing_error), (Some("no address"), None));
     let seen = Observed { members: 1, is_pool_due: false, pool_trouble: Some("it ended".to_owned()), ..seen };
-    let end = PassEnd { now: at(4), outcome: Outcome::Converged };
+    let end = PassEnd { now: at(4).into(), outcome: Outcome::Converged };
     assert_eq!(status(&object, Some(&seen), &end).pool_error.as_deref(), Some("it ended"));
     let end = PassEnd {
-        now: at(4),
+        now: at(4).into(),
         outcome: Outcome::Failed { kind: HostErrorKind::Transient, message: "zstd".to_owned(), attempt: 1 },
     };
     assert_eq!(status(&object, Some(&seen), &end).packing_error.as_deref(), Some("zstd"));

@@ -16,6 +16,7 @@ use stead_schemas::image::{Image, ImagePhase, ImageSource};
 use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Power, PowerCause, State};
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::numbers::{RunNo, StandbyNo};
 use stead_schemas::policy::Expiry;
 
 use super::addresses::port;
@@ -116,8 +117,8 @@ pub fn create(
         power: Power::Running,
         power_by: PowerCause::Client,
         power_since: tx.now(),
-        run: 1,
-        standby: 0,
+        run: RunNo(1),
+        standby: StandbyNo(0),
         is_forced: false,
         origin: None,
         volumes,
@@ -262,7 +263,7 @@ pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Obj
             let now = tx.now();
             Ok(tx.update_spec::<Instance>(uid, None, |spec| {
                 set_power(spec, Power::Running, PowerCause::Client, now);
-                spec.run += 1;
+                spec.run = spec.run.next();
                 if let Some(entrypoint) = start.entrypoint {
                     spec.entrypoint = Some(entrypoint);
                 }
@@ -324,7 +325,7 @@ pub fn standby(
             let now = tx.now();
             Ok(tx.update_spec::<Instance>(uid, None, |spec| {
                 set_power(spec, Power::Standby, PowerCause::Client, now);
-                spec.standby += 1;
+                spec.standby = spec.standby.next();
                 spec.compression = compression_wish(spec, request, now);
             })?)
         }

@@ -3,7 +3,6 @@
 //! Guarantees: the fork's own reconciler removes it, whether or not a client waits for it. A fork that has
 //! begun, and an instance that was restored in place, are never removed because of a snapshot.
 
-use jiff::Timestamp;
 use stead_schemas::condition::Reason;
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Origin};
@@ -11,9 +10,9 @@ use stead_schemas::limits::{FAILURE_KEPT, VERB_WAIT_MAX};
 use stead_schemas::meta::Object;
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
-use super::plan::{act, after, wait};
+use super::plan::{act, wait};
 use super::{Action, Observed, OriginSeen};
-use crate::runtime::Plan;
+use crate::runtime::{Moment, Plan, after};
 use crate::store::Tx;
 
 fn origin_of_fork(object: &Object<Instance>) -> Option<&Origin> {
@@ -30,14 +29,12 @@ pub(super) fn has_failed(object: &Object<Instance>, seen: &Observed) -> bool {
 
 /// A fork whose client still waits for its answer is removed at once: the client reads the reason from the
 /// snapshot. A client that was answered before the failure asks for the instance, and finds the reason there.
-pub(super) fn plan_failed(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+pub(super) fn plan_failed(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let expire = || act(Action::Expire(object.meta.uid.clone()));
     let Some(OriginSeen::Failed { why, at: Some(failed_at) }) = &seen.parts.origin else { return expire() };
-    // A clock that was set back must not keep it longer.
-    let failed_at = (*failed_at).min(now);
-    let was_answered = failed_at >= after(object.meta.created_at, VERB_WAIT_MAX);
-    let until = after(failed_at, FAILURE_KEPT);
-    if object.is_pooled() || !was_answered || now >= until {
+    let was_answered = *failed_at >= after(object.meta.created_at, VERB_WAIT_MAX);
+    let until = now.end(*failed_at, FAILURE_KEPT);
+    if object.is_pooled() || !was_answered || now.at() >= until {
         return expire();
     }
     let message = format!("the snapshot that it begins with failed: {why}; the fork will be removed");
@@ -58,8 +55,9 @@ pub(super) fn has_failed_in(tx: &Tx<'_>, object: &Object<Instance>) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use jiff::SignedDuration;
+    use jiff::{SignedDuration, Timestamp};
     use stead_schemas::instance::Power;
+    use stead_schemas::numbers::{RunNo, StandbyNo};
 
     use super::super::tests::{at, instance, machine, name, seen, uid};
     use super::*;
@@ -69,10 +67,10 @@ mod tests {
 
     fn fork(power: Power) -> Object<Instance> {
         let mut object = instance(power, 1, 0);
-        let memory_for_run = (power != Power::Stopped).then_some(1);
+        let memory_for_run = (power != Power::Stopped).then_some(RunNo(1));
         object.spec.origin = Some(Origin {
             snapshot: uid(),
-            generation: 1,
+            standby: StandbyNo(1),
             memory_for_run,
             image_digest: None,
             is_fork: true,
@@ -93,7 +91,7 @@ mod tests {
     ) -> String {
         let mut seen = seen(None);
         (seen.parts.origin, seen.parts.was_disk_made) = (origin, was_disk_made);
-        name(&plan(&Desired::Present(object), &seen, now))
+        name(&plan(&Desired::Present(object), &seen, now.into()))
     }
 
     #[test]
@@ -106,7 +104,7 @@ mod tests {
                 restored.spec.origin.as_mut().expect("set").is_fork = false;
                 assert_ne!(planned(&restored, origin.clone(), false, at(2)), "Expire", "{power:?}");
                 let mut begun = fork(power);
-                begun.status.adopted = 1;
+                begun.status.adopted = StandbyNo(1);
                 if power != Warm {
                     assert_ne!(planned(&begun, origin, true, at(2)), "Expire", "{power:?}");
                 }
@@ -121,7 +119,7 @@ mod tests {
         assert_ne!(planned(&fork(Stopped), Some(OriginSeen::Gone), true, at(2)), "Expire");
         let mut up = seen(Some(machine(VmmState::Running, GuestPhase::Ready)));
         up.parts.origin = Some(OriginSeen::Gone);
-        assert_ne!(name(&plan(&Desired::Present(&fork(Running)), &up, at(2))), "Expire");
+        assert_ne!(name(&plan(&Desired::Present(&fork(Running)), &up, at(2).into())), "Expire");
     }
 
     #[test]

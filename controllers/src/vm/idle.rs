@@ -16,7 +16,7 @@ use stead_schemas::policy::{AutoStandbyPolicy, IdleStatus};
 use super::plan::has_started;
 use super::{Action, Observed};
 use crate::host::{Flow, FlowState, GuestPhase, Inbound, Machine, VmmState};
-use crate::runtime::Plan;
+use crate::runtime::{Moment, Plan};
 
 /// What is now known of the connections, from what was known and what is seen.
 fn look(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> IdleStatus {
@@ -107,10 +107,10 @@ pub(super) fn next_look(object: &Object<Instance>) -> Option<Timestamp> {
 }
 
 /// The VM runs as wished: nothing is to be done, unless nobody was connected for long enough.
-pub(super) fn plan_running(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
-    let due = object.spec.standby_due(&look(object, seen, now));
+pub(super) fn plan_running(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
+    let due = object.spec.standby_due(&look(object, seen, now.at()));
     match due {
-        Some(due) if due <= now => {
+        Some(due) if due <= now.at() => {
             Plan::Act(vec![Action::StandBy(object.meta.uid.clone(), object.meta.generation)])
         }
         _ => Plan::Converged,

@@ -55,12 +55,13 @@ use stead_schemas::guest;
 use stead_schemas::instance::{Instance, InstanceStatus, Power, PowerCause};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::numbers::{Generation, StandbyNo};
 
 use crate::host::{
     AdoptPlan, Doors, Flows, HostError, HostErrorKind, Images, LaunchPlan, Machines, NetworkCard, ProbePlan,
     Probes,
 };
-use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
 
 pub use observe::{Blind, Observed, OriginSeen, Parts, PortSeen};
@@ -87,8 +88,8 @@ pub enum Action {
     Configure(Uid, Box<guest::Config>),
     Resume(Uid),
     Pause(Uid),
-    /// For the standby of this generation.
-    Save(Uid, u64),
+    /// For the standby of this number.
+    Save(Uid, StandbyNo),
     Restore(Box<LaunchPlan>),
     DiscardMemory(Uid),
     Compress(Uid, Compression),
@@ -107,11 +108,11 @@ pub enum Action {
     /// The instance's time is over, or it can never begin: its deletion is asked for.
     Expire(Uid),
     /// Nobody was connected for long enough, under the wish of this generation: standby is asked for.
-    StandBy(Uid, u64),
+    StandBy(Uid, Generation),
     /// The standby of this number is over, or comes to nothing: running is asked for.
     Wake {
         uid: Uid,
-        standby: u64,
+        standby: StandbyNo,
         by: PowerCause,
     },
     Watch(Uid, Box<NetworkCard>),
@@ -171,7 +172,7 @@ impl<M: Machines, I: Images, P: Probes, C: Flows, W: Doors> Reconciler for Vms<M
         observe::observe(self, uid, object).await
     }
 
-    fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now)
     }
 
@@ -210,7 +211,7 @@ impl<M: Machines, I: Images, P: Probes, C: Flows, W: Doors> Reconciler for Vms<M
             Action::Configure(uid, config) => self.machines.configure(uid, config).await,
             Action::Resume(uid) => self.machines.resume(uid).await,
             Action::Pause(uid) => self.machines.pause(uid).await,
-            Action::Save(uid, generation) => self.machines.save(uid, *generation).await,
+            Action::Save(uid, standby) => self.machines.save(uid, *standby).await,
             Action::Restore(plan) => self.machines.restore(plan).await,
             Action::DiscardMemory(uid) => self.machines.discard_memory(uid).await,
             Action::Compress(uid, how) => self.machines.compress_memory(uid, *how).await,

@@ -46,8 +46,8 @@ impl Observed {
     #[must_use]
     pub fn saved(&self, object: &Object<Instance>) -> Option<&SavedMemory> {
         let of_wish = |saved: &&SavedMemory| {
-            (saved.run, saved.generation) == (object.spec.run, object.spec.standby)
-                && object.status.ended_launch != Some(saved.launched_at)
+            (saved.run, saved.standby) == (object.spec.run, object.spec.standby)
+                && object.status.ended_launch != Some(saved.launch)
         };
         match &self.memory {
             Some(Memory::Saved(saved)) => Some(saved).filter(of_wish),

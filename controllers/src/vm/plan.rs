@@ -1,8 +1,6 @@
 //! From wish and observation to the next steps; the life-cycle table of a VM.
 
-use std::time::Duration;
-
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::guest;
 use stead_schemas::image::ImageConfig;
@@ -10,6 +8,7 @@ use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, Secret,
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::{LaunchId, RunNo};
 use stead_schemas::policy::RestartReason;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
@@ -18,11 +17,11 @@ use super::becoming::{
     incarnation, is_another, is_prepared, is_used_up, plan_adopt, plan_assume, plan_used_up,
 };
 use super::restarts::Follows;
-use super::{Action, Observed, doors, failed_forks, health, idle, volumes};
+use super::{Action, Observed, doors, failed_forks, health, idle, restarts, volumes};
 use crate::host::{GuestPhase, LaunchPlan, Machine, VmmState};
-use crate::runtime::{Desired, Plan, Record, Refusal, Wait};
+use crate::runtime::{Desired, Moment, Plan, Record, Refusal, Wait, after};
 
-pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let planned = match health::plan_probe(desired, seen, now) {
         Some(step) => act(step),
         None => plan_machine(desired, seen, now),
@@ -30,7 +29,7 @@ pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timest
     doors::leave_first(desired, seen, planned)
 }
 
-fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     match desired {
         Desired::Absent(object) => match &seen.machine {
             Some(machine) => plan_down(*object, machine, seen, now),
@@ -38,7 +37,7 @@ fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp
             None if seen.has_records => act(Action::DiscardRecords(seen.uid.clone())),
             None => Plan::Converged,
         },
-        Desired::Present(object) if object.spec.expires_at.is_some_and(|at| at <= now) => {
+        Desired::Present(object) if object.spec.expires_at.is_some_and(|at| at <= now.at()) => {
             act(Action::Expire(seen.uid.clone()))
         }
         Desired::Present(object) if failed_forks::has_failed(object, seen) => {
@@ -71,7 +70,7 @@ fn plan_machine(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp
 /// The run that shall be going on, or be kept in standby; `None` when the wish is to be down, or the
 /// run has ended.
 #[must_use]
-pub fn wanted_run(object: &Object<Instance>) -> Option<u64> {
+pub fn wanted_run(object: &Object<Instance>) -> Option<RunNo> {
     let InstanceSpec { power, run, .. } = &object.spec;
     let is_wanted = match power {
         // What is to be saved has to run first.
@@ -83,39 +82,43 @@ pub fn wanted_run(object: &Object<Instance>) -> Option<u64> {
 
 /// The end of this launch was recorded, and another launch of the same run follows.
 pub(super) fn is_spent(object: &Object<Instance>, machine: &Machine) -> bool {
-    object.status.ended_launch == Some(machine.launched_at)
+    object.status.ended_launch == Some(machine.launch)
 }
 
 /// How this machine's run ended, as far as it can be told now; what `status` records.
-pub(super) fn has_ended(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> bool {
+pub(super) fn has_ended(object: &Object<Instance>, machine: &Machine, now: Moment) -> bool {
     let is_over = machine.guest.exit.is_some() || machine.vmm == VmmState::Shutdown;
     is_over || (machine.vmm == VmmState::Running && is_boot_overdue(object, machine, now))
 }
 
 /// A guest that waits for us is not overdue, nor is one that ran before and is not heard yet by
 /// this daemon.
-pub(super) fn is_boot_overdue(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> bool {
+pub(super) fn is_boot_overdue(object: &Object<Instance>, machine: &Machine, now: Moment) -> bool {
     let is_awaited = matches!(machine.guest.phase, GuestPhase::Silent | GuestPhase::Configured);
-    is_awaited && !has_started(object, machine) && now >= boot_deadline(machine)
+    is_awaited && !has_started(object, machine) && now.at() >= boot_deadline(machine, now)
 }
 
 /// The program of this launch was seen running once, by this daemon or an earlier one.
 pub(super) fn has_started(object: &Object<Instance>, machine: &Machine) -> bool {
-    object.status.started_at.is_some_and(|at| at >= machine.launched_at)
+    match object.status.started_launch {
+        Some(launch) => launch == machine.launch,
+        // Recorded by a daemon that did not number launches yet.
+        None => object.status.started_at.is_some_and(|at| at >= machine.launched_at),
+    }
 }
 
 /// A guest that booted while no daemon listened gets a moment to say so.
-fn boot_deadline(machine: &Machine) -> Timestamp {
-    after(machine.launched_at, limits::GUEST_BOOT_DEADLINE).max(heard_by(machine))
+fn boot_deadline(machine: &Machine, now: Moment) -> Timestamp {
+    now.end(machine.launched_at, limits::GUEST_BOOT_DEADLINE).max(heard_by(machine, now))
 }
 
 /// Until when it says nothing of a guest that this daemon has not heard it.
-pub(super) fn heard_by(machine: &Machine) -> Timestamp {
-    after(machine.listening_since, limits::GUEST_HEARD_GRACE)
+pub(super) fn heard_by(machine: &Machine, now: Moment) -> Timestamp {
+    now.end(machine.listening_since, limits::GUEST_HEARD_GRACE)
 }
 
 /// Everything is there, or the first thing that is missing.
-fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timestamp) -> Plan<Action> {
+fn plan_launch(object: &Object<Instance>, seen: &Observed, run: RunNo, now: Moment) -> Plan<Action> {
     let parts = &seen.parts;
     let Some(digest) = &object.status.image_digest else {
         // Pinned by the status of this pass.
@@ -146,7 +149,7 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
         let message = trouble.unwrap_or_else(|| "the network port is being made".to_owned());
         return wait(Reason::WaitingForNetwork, message, None);
     }
-    if let Some(until) = object.status.restart.next_attempt_at.filter(|&until| now < until) {
+    if let Some(until) = restarts::next_attempt(&object.status, now).filter(|&until| now.at() < until) {
         let (reason, message) = match object.status.restart.last_reason {
             None => (Reason::ProgramExited, "the program ended; it is started again after a delay"),
             Some(RestartReason::HealthCheckFailed) => (
@@ -156,12 +159,14 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
         };
         return wait(reason, message, Some(until));
     }
-    if let Some(until) = relaunch_at(object).filter(|&until| now < until) {
+    if let Some(until) = relaunch_at(object, now).filter(|&until| now.at() < until) {
         return wait(Reason::VmmDied, "the VMM died; it is started again after a delay", Some(until));
     }
+    let saved = seen.saved(object);
     let plan = Box::new(LaunchPlan {
         owner: object.meta.uid.clone(),
         run,
+        launch: saved.map_or(object.status.launch.next(), |saved| saved.launch),
         hypervisor: object.spec.hypervisor,
         vcpus: object.spec.vcpus,
         memory: object.spec.memory,
@@ -172,14 +177,14 @@ fn plan_launch(object: &Object<Instance>, seen: &Observed, run: u64, now: Timest
         wants_headers: !object.spec.skip_kernel_headers,
         volumes: parts.volumes.disks.clone(),
     });
-    act(if seen.saved(object).is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
+    act(if saved.is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
 }
 
 /// In standby: compressed when that is due.
-fn plan_kept(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+fn plan_kept(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let packing = seen.saved(object).map(|saved| saved.packing);
     match (object.spec.compression, packing) {
-        (Some(wish), Some(PackingState::Plain)) if now >= wish.not_before => {
+        (Some(wish), Some(PackingState::Plain)) if now.at() >= wish.not_before => {
             act(Action::Compress(object.meta.uid.clone(), wish.how))
         }
         _ => Plan::Converged,
@@ -187,7 +192,7 @@ fn plan_kept(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan
 }
 
 /// A machine of the wanted run: bring it to a running program, or record how it ended.
-fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Timestamp) -> Plan<Action> {
+fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Moment) -> Plan<Action> {
     let uid = || object.meta.uid.clone();
     match &machine.vmm {
         // A crash between spawn and start: nothing ran yet, so nothing is lost by a fresh one.
@@ -201,7 +206,7 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
         }
         VmmState::Dead if seen.saved(object).is_some() => act(Action::Release(uid())),
         VmmState::Dead => match &object.status.last_death {
-            Some(death) if death.launched_at == machine.launched_at => act(Action::Release(uid())),
+            Some(death) if death.launch == machine.launch => act(Action::Release(uid())),
             _ => record(Reason::VmmDied, "recording the death of the VMM"),
         },
         VmmState::Unreachable(_) => plan_unreachable(object, machine, now),
@@ -228,11 +233,11 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: T
             },
             GuestPhase::AwaitingConfig => plan_configure(object, seen),
             _ if has_started(object, machine) => {
-                let until = Some(heard_by(machine)).filter(|&until| now < until);
+                let until = Some(heard_by(machine, now)).filter(|&until| now.at() < until);
                 wait(Reason::WaitingForGuest, "the guest is not heard yet", until)
             }
             GuestPhase::Silent | GuestPhase::Configured | GuestPhase::Exited => {
-                wait(Reason::WaitingForGuest, "the guest is booting", Some(boot_deadline(machine)))
+                wait(Reason::WaitingForGuest, "the guest is booting", Some(boot_deadline(machine, now)))
             }
         },
     }
@@ -295,12 +300,12 @@ fn plan_stalled(
     object: &Object<Instance>,
     free: Bytes,
     grace_end: Option<Timestamp>,
-    now: Timestamp,
+    now: Moment,
 ) -> Plan<Action> {
     if free >= limits::DISK_ROOM_MIN {
         return act(Action::Resume(object.meta.uid.clone()));
     }
-    let look = after(now, limits::DISK_FULL_RETRY);
+    let look = now.after(limits::DISK_FULL_RETRY);
     let message = format!("the guest waits with a write to its disk: {free} are free on the host's");
     wait(Reason::DiskFull, message, Some(grace_end.map_or(look, |end| end.min(look))))
 }
@@ -318,7 +323,7 @@ fn plan_down(
     object: Option<&Object<Instance>>,
     machine: &Machine,
     seen: &Observed,
-    now: Timestamp,
+    now: Moment,
 ) -> Plan<Action> {
     let uid = || machine.owner.clone();
     match &machine.vmm {
@@ -331,7 +336,7 @@ fn plan_down(
             }
         }
         VmmState::Stalled(free) => match object.filter(|object| !is_grace_over(object, now)) {
-            Some(object) => plan_stalled(object, *free, Some(grace_end(object)), now),
+            Some(object) => plan_stalled(object, *free, Some(grace_end(object, now)), now),
             None => act(Action::Kill(uid())),
         },
         VmmState::Created | VmmState::Shutdown | VmmState::Paused | VmmState::Unreachable(_) => {
@@ -345,14 +350,9 @@ fn plan_down(
     }
 }
 
-fn plan_graceful(
-    object: &Object<Instance>,
-    machine: &Machine,
-    seen: &Observed,
-    now: Timestamp,
-) -> Plan<Action> {
+fn plan_graceful(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Moment) -> Plan<Action> {
     let uid = || machine.owner.clone();
-    let deadline = grace_end(object);
+    let deadline = grace_end(object, now);
     let guest = &machine.guest;
     if is_grace_over(object, now) {
         return act(Action::Kill(uid()));
@@ -382,26 +382,26 @@ fn plan_graceful(
 }
 
 /// Until when the guest may take its time.
-fn grace_end(object: &Object<Instance>) -> Timestamp {
-    let asked_at = object.meta.deletion_requested_at.unwrap_or(object.spec.power_since);
+fn grace_end(object: &Object<Instance>, now: Moment) -> Timestamp {
+    let asked_at = now.since(object.meta.deletion_requested_at.unwrap_or(object.spec.power_since));
     // Twice the grace: the guest's own timer ends the program first, and its end still arrives.
     // A program that ends by itself has its guest's power-off still before it, however long ago
     // the last wish was: what it wrote is on the disk only then.
     let ready = condition::find(&object.status.conditions, ConditionType::Ready);
     let down_since = ready.filter(|ready| ready.status != ConditionStatus::True);
-    let since = down_since.map_or(asked_at, |ready| asked_at.max(ready.last_transition_time));
-    let since = object.status.ended_launch_at.map_or(since, |ended_at| since.max(ended_at));
+    let since = down_since.map_or(asked_at, |ready| asked_at.max(now.since(ready.last_transition_time)));
+    let since = object.status.ended_launch_at.map_or(since, |ended_at| since.max(now.since(ended_at)));
     after(since, limits::SHUTDOWN_GRACE * 2)
 }
 
-fn is_grace_over(object: &Object<Instance>, now: Timestamp) -> bool {
-    object.spec.is_forced || now >= grace_end(object)
+fn is_grace_over(object: &Object<Instance>, now: Moment) -> bool {
+    object.spec.is_forced || now.at() >= grace_end(object, now)
 }
 
-fn plan_unreachable(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> Plan<Action> {
-    let since = object.status.unreachable_since.unwrap_or(now);
-    let until = after(since, limits::UNREACHABLE_GRACE);
-    if now >= until {
+fn plan_unreachable(object: &Object<Instance>, machine: &Machine, now: Moment) -> Plan<Action> {
+    let since = object.status.unreachable_since.unwrap_or(now.at());
+    let until = now.end(since, limits::UNREACHABLE_GRACE);
+    if now.at() >= until {
         return act(Action::Kill(machine.owner.clone()));
     }
     wait(Reason::ObservationFailed, "the VMM does not answer; it is ended after a grace", Some(until))
@@ -409,11 +409,11 @@ fn plan_unreachable(object: &Object<Instance>, machine: &Machine, now: Timestamp
 
 /// When a VMM that died may be started again: at once after the first death, then with doubling
 /// delays.
-fn relaunch_at(object: &Object<Instance>) -> Option<Timestamp> {
+fn relaunch_at(object: &Object<Instance>, now: Moment) -> Option<Timestamp> {
     let death = object.status.last_death?;
     let doublings = object.status.vmm_deaths.checked_sub(2)?.min(16);
     let delay = limits::RELAUNCH_DELAY_FIRST.saturating_mul(1 << doublings).min(limits::RELAUNCH_DELAY_MAX);
-    Some(after(death.noticed_at, delay))
+    Some(now.end(death.noticed_at, delay))
 }
 
 /// Docker's rule: an entrypoint of the instance replaces the image's entrypoint and its cmd.
@@ -432,7 +432,7 @@ fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Con
     let of_instance = object.spec.env.iter().map(|(key, value)| (key.clone(), value.clone()));
     Some(guest::Config {
         hostname: object.meta.name.to_string(),
-        machine_id: machine_id(&object.meta.uid, machine.launched_at),
+        machine_id: machine_id(&object.meta.uid, machine.launch),
         instance: object.meta.uid.to_string(),
         argv: argv(&object.spec, image),
         env: of_image.chain(of_instance).collect(),
@@ -447,14 +447,14 @@ fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Con
     })
 }
 
-/// Of a boot: the uid as a number, which it is in base 36, and the time of the boot's launch, in
-/// nanoseconds. 24 digits are below 2^124, so no two uids share one at the same time, nor does a uid at two.
-pub(super) fn machine_id(uid: &Uid, launched_at: Timestamp) -> String {
+/// The machine id of a launch: the uid as a number, which it is in base 36 (24 digits are below 2^124),
+/// with the number of the launch in its low bits. No launch of an instance has the id of another.
+pub(super) fn machine_id(uid: &Uid, launch: LaunchId) -> String {
     let number = uid.as_str().bytes().fold(0u128, |number, byte| {
         let digit = char::from(byte).to_digit(36).unwrap_or(0);
         number.wrapping_mul(36).wrapping_add(u128::from(digit))
     });
-    format!("{:032x}", number ^ launched_at.as_nanosecond().unsigned_abs())
+    format!("{:032x}", number ^ u128::from(launch.0))
 }
 
 /// With the disk's own word, if it has one.
@@ -476,10 +476,4 @@ pub(super) fn record(reason: Reason, what: &'static str) -> Plan<Action> {
 
 pub(super) fn wait(reason: Reason, message: impl Into<String>, until: Option<Timestamp>) -> Plan<Action> {
     Plan::Wait(Wait { reason, message: message.into(), until })
-}
-
-/// `at + delay`, or the end of time.
-pub(super) fn after(at: Timestamp, delay: Duration) -> Timestamp {
-    let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
-    at.saturating_add(delay).unwrap_or(Timestamp::MAX)
 }

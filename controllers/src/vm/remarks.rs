@@ -3,6 +3,7 @@
 use stead_schemas::health::Verdict;
 use stead_schemas::instance::{Instance, InstanceStatus};
 use stead_schemas::meta::Object;
+use stead_schemas::numbers::Generation;
 
 /// What differs from the status before, oldest first; nothing is said twice.
 pub(super) fn remarks(object: &Object<Instance>, next: &InstanceStatus) -> Vec<String> {
@@ -55,7 +56,7 @@ mod tests {
         let mut object = instance(Power::Running, 1, 0);
         let exit = Exit { code: Some(3), message: "exited with code 3".to_owned(), is_boot_failure: false };
         let next = InstanceStatus {
-            observed_generation: 1,
+            observed_generation: Generation(1),
             exit: Some(exit),
             state: State::Stopped,
             ..object.status.clone()

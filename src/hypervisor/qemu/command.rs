@@ -176,6 +176,7 @@ fn escaped(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use stead_schemas::numbers::{LaunchId, RunNo};
     use stead_schemas::quantity::Bytes;
 
     use super::*;
@@ -183,7 +184,8 @@ mod tests {
     fn plan(board: Board, has_network: bool) -> LaunchPlan {
         LaunchPlan {
             owner: "tz4a98xxat96iws9zmbrgj3a".parse().expect("valid"),
-            run: 1,
+            run: RunNo(1),
+            launch: LaunchId(1),
             hypervisor: board.hypervisor(),
             vcpus: 2,
             memory: Bytes(256 << 20),

@@ -47,6 +47,7 @@ impl Qemu {
         let failed = |error| HostError::io("prepare a VM for", plan.owner.as_str(), error);
         let record = Record {
             run: plan.run,
+            launch: plan.launch,
             board: board(plan)?,
             token: new_token().map_err(failed)?,
             new_token: None,

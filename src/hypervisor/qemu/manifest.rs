@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stead_controllers::host::VolumeDisk;
 use stead_schemas::guest::Token;
+use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 
 /// What was saved, and what a restore must find again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -22,8 +23,12 @@ pub(super) struct Manifest {
 /// What a memory was saved of, and for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Origin {
-    pub(super) generation: u64,
-    pub(super) run: u64,
+    #[serde(rename = "generation")]
+    pub(super) standby: StandbyNo,
+    pub(super) run: RunNo,
+    /// As the record of the machine has it.
+    #[serde(default)]
+    pub(super) launch: LaunchId,
     pub(super) launched_at: Timestamp,
     pub(super) saved_at: Timestamp,
     /// The guest knows its host by it.

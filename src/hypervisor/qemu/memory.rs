@@ -31,6 +31,7 @@ use tracing::warn;
 
 use super::manifest::{FileMark, Manifest, Origin, Proof, RamKept};
 use super::packing;
+use super::places::number_launch;
 use super::ram::{copy_ram, fresh_ram, sum_ram};
 use crate::host::files;
 
@@ -126,9 +127,9 @@ impl MemoryDir {
         }
         Ok(Some(self.manifest()?.map_or(Memory::Loose, |manifest| {
             Memory::Saved(SavedMemory {
-                generation: manifest.origin.generation,
+                standby: manifest.origin.standby,
                 run: manifest.origin.run,
-                launched_at: manifest.origin.launched_at,
+                launch: manifest.origin.launch,
                 packing: self.packing(&manifest),
             })
         })))
@@ -199,7 +200,11 @@ impl MemoryDir {
 
     /// Of the saved memory; one that says nothing we know is none.
     pub(super) fn manifest(&self) -> Result<Option<Manifest>, HostError> {
-        self.read(MANIFEST)
+        let mut manifest = self.read::<Manifest>(MANIFEST)?;
+        if let Some(Manifest { origin, .. }) = &mut manifest {
+            origin.launch = number_launch(origin.launch, origin.launched_at);
+        }
+        Ok(manifest)
     }
 
     /// Whether the files are there, in their lengths; their sums are for whoever uses them.

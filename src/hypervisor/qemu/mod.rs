@@ -50,6 +50,7 @@ use stead_controllers::host::{
 use stead_schemas::compression::Compression;
 use stead_schemas::guest::{self, Request, Seed, ToGuest, Token};
 use stead_schemas::names::{Digest, LinkName, Uid};
+use stead_schemas::numbers::StandbyNo;
 use stead_schemas::quantity::Bytes;
 use tokio::task::JoinHandle;
 
@@ -298,6 +299,7 @@ impl Machines for Qemu {
             hypervisor: record.board.hypervisor(),
             vmm: VmmState::Dead,
             pid: None,
+            launch: record.launch,
             launched_at: record.launched_at,
             listening_since: record.launched_at,
             is_network_cut: false,
@@ -352,9 +354,9 @@ impl Machines for Qemu {
         self.packer.begin(owner, self.memory_dir(owner), how)
     }
 
-    async fn save(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
+    async fn save(&self, owner: &Uid, standby: StandbyNo) -> Result<(), HostError> {
         let _turn = self.turns.take(owner).await;
-        self.save_memory(owner, generation).await
+        self.save_memory(owner, standby).await
     }
 
     async fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError> {

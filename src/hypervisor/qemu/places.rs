@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use stead_controllers::host::{HostError, VolumeDisk};
 use stead_schemas::guest::Token;
 use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::numbers::{LaunchId, RunNo};
 use stead_schemas::quantity::Bytes;
 
 use super::board::Board;
@@ -64,7 +65,10 @@ impl Places {
 /// Written before the process is spawned, and again when its identity is known.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Record {
-    pub(super) run: u64,
+    pub(super) run: RunNo,
+    /// Absent in the records of daemons that knew a launch by its time: see `number_launch`.
+    #[serde(default)]
+    pub(super) launch: LaunchId,
     #[serde(default)]
     pub(super) board: Board,
     pub(super) token: Token,
@@ -101,6 +105,11 @@ pub(super) enum Mapping {
     Private,
 }
 
+/// The number of a launch, or of one that was recorded by its time alone.
+pub(super) fn number_launch(launch: LaunchId, launched_at: Timestamp) -> LaunchId {
+    if launch == LaunchId::default() { launched_at.into() } else { launch }
+}
+
 impl Record {
     pub(super) fn write(&self, places: &Places) -> Result<(), HostError> {
         let bytes = serde_json::to_vec(self).unwrap_or_default();
@@ -113,7 +122,11 @@ impl Record {
     pub(super) fn read(places: &Places) -> Result<Option<Self>, HostError> {
         let path = places.record();
         match fs::read(&path) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).unwrap_or_else(|_| Self::never_was()))),
+            Ok(bytes) => {
+                let mut record = serde_json::from_slice(&bytes).unwrap_or_else(|_| Self::never_was());
+                record.launch = number_launch(record.launch, record.launched_at);
+                Ok(Some(record))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let is_there = places.runtime.try_exists();
                 let is_there =
@@ -131,7 +144,8 @@ impl Record {
 
     pub(super) fn never_was() -> Self {
         Self {
-            run: 0,
+            run: RunNo(0),
+            launch: LaunchId::default(),
             board: Board::default(),
             token: Token(String::new()),
             new_token: None,

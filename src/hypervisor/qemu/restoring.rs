@@ -60,6 +60,7 @@ impl Qemu {
         };
         let record = Record {
             run: origin.run,
+            launch: plan.launch,
             board,
             token: origin.token.clone(),
             new_token: None,
@@ -158,8 +159,9 @@ impl Qemu {
         let overlay = FileMark::of(&(self.config.disk)(&plan.overlay)).map_err(seen)?;
         let volumes = self.mark_volumes(&plan.volumes).map_err(seen)?;
         let origin = Origin {
-            generation: plan.generation,
+            standby: plan.standby,
             run: plan.run,
+            launch: plan.launch,
             launched_at: Timestamp::now(),
             overlay,
             volumes,

@@ -13,6 +13,7 @@ use std::os::unix::fs::MetadataExt;
 use jiff::Timestamp;
 use stead_controllers::host::{HostError, HostErrorKind, Memory, SavedMemory, VmmState, VolumeDisk};
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::StandbyNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 
@@ -42,7 +43,7 @@ impl Qemu {
     }
 
     /// Saves the memory of a paused VM, or resumes it.
-    pub(super) async fn save_memory(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
+    pub(super) async fn save_memory(&self, owner: &Uid, standby: StandbyNo) -> Result<(), HostError> {
         let attached = self.find_attached(owner)?;
         let memory = self.memory_dir(owner);
         let saved = async {
@@ -52,7 +53,7 @@ impl Qemu {
             let begin = memory.clone();
             on_thread(owner, move || begin.begin()).await?;
             let begun = self.begin_ram(owner, &attached, &memory).await?;
-            let (origin, ram) = self.take_memory(owner, &attached, &memory, begun, generation).await?;
+            let (origin, ram) = self.take_memory(owner, &attached, &memory, begun, standby).await?;
             proved(owner, memory.clone(), origin, ram).await?;
             let publish = memory.clone();
             on_thread(owner, move || publish.publish()).await?;
@@ -133,7 +134,7 @@ impl Qemu {
         attached: &Attached,
         memory: &MemoryDir,
         begun: Option<RamKept>,
-        generation: u64,
+        standby: StandbyNo,
     ) -> Result<(Origin, RamKept), HostError> {
         let io = |error| HostError::io("save the VM of", owner.as_str(), error);
         let record = self.record_to_save(owner)?;
@@ -158,8 +159,9 @@ impl Qemu {
         let overlay =
             overlay.ok_or_else(|| transient(owner, "its record is older than saving".to_owned()))?;
         let origin = Origin {
-            generation,
+            standby,
             run: record.run,
+            launch: record.launch,
             launched_at: record.launched_at,
             saved_at: Timestamp::now(),
             token: record.token,

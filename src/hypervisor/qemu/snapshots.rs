@@ -20,6 +20,7 @@ use stead_controllers::host::{
 };
 use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::StandbyNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
@@ -175,7 +176,7 @@ impl Qemu {
         let taken = match held {
             Ok(()) => {
                 // No standby's: whoever takes it over gives it the number of its own.
-                match self.take_memory(&plan.source, &attached, dir, begun, 0).await {
+                match self.take_memory(&plan.source, &attached, dir, begun, StandbyNo(0)).await {
                     // The VMM has flushed its disks since it is held.
                     Ok(memory) => self.copy_disks(plan, dir).await.map(|()| memory),
                     Err(error) => Err(error),
