@@ -151,8 +151,8 @@ pub struct SnapshotStatus {
 }
 
 impl Object<Snapshot> {
-    /// True if it failed before it was taken: it holds no files and no name, and is removed after a while. One
-    /// that was taken and lost its files later stays until its owner deletes it.
+    /// True if it failed before it was taken: it holds no files and no name, and is removed after a while. A
+    /// snapshot that was taken and lost its files later stays until its owner deletes it.
     #[must_use]
     pub fn was_never_taken(&self) -> bool {
         self.status.phase == SnapshotPhase::Failed && self.status.captured_at.is_none()

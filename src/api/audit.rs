@@ -91,8 +91,8 @@ impl Entry {
     }
 }
 
-/// A request that is not over yet. It is told when it ends, or when its client hangs up: then its handler is
-/// dropped, and what it changed until then stays changed.
+/// A request that is not over yet. It is logged when it ends, or when its client hangs up: then its handler is
+/// dropped, and the changes that it made until then stay.
 #[derive(Debug)]
 pub(super) struct Begun {
     audit: Audit,

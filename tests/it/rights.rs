@@ -7,6 +7,7 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 use stead::api::auth::Scope;
 use stead_schemas::instance::Instance;
+use stead_schemas::numbers::RunNo;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -371,7 +372,7 @@ async fn a_change_whose_client_hangs_up_is_in_the_audit_log() {
     let mut stream = TcpStream::connect(address).await.expect("connected");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let stored = async {
-        while server.store.get::<Instance>(&uid).is_none_or(|object| object.spec.run < 2) {
+        while server.store.get::<Instance>(&uid).is_none_or(|object| object.spec.run == RunNo(1)) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

@@ -7,11 +7,14 @@ use std::pin::pin;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use stead_controllers::host::Snapshots;
 use stead_controllers::sim::{SimRegistryImage, World};
 use stead_controllers::store::MemoryKv;
 use stead_schemas::image::{Image, ImageConfig};
 use stead_schemas::instance::{Instance, State};
-use stead_schemas::limits::{FAILED_SNAPSHOTS_PER_SOURCE_MAX, SNAPSHOTS_PER_SOURCE_MAX, VERB_WAIT_MAX};
+use stead_schemas::limits::{
+    FAILED_SNAPSHOTS_PER_SOURCE_MAX, FAILURE_KEPT, SNAPSHOTS_PER_SOURCE_MAX, VERB_WAIT_MAX,
+};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
@@ -243,4 +246,28 @@ async fn a_client_that_hangs_up_while_its_image_is_stored_has_its_credentials_us
     let body = json!({ "name": "sim/private", "credentials": credentials });
     scene.hang_up_when("/images", body, || image().is_some()).await;
     scene.until("the credentials", || scene.api.credentials().first() == image().as_ref()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_lost_its_files_stays_with_the_reason_and_gives_its_pool_up() {
+    let scene = Scene::new().await;
+    let body = json!({ "kind": "Standby", "name": "before", "pool_size": 2 });
+    let (status, body) = scene.api.send("POST", SNAPSHOTS, body).await;
+    assert_eq!(status, 201, "{body}");
+    let uid: Uid = body["id"].as_str().expect("an id").parse().expect("valid");
+    let seen = || scene.daemon.store.get::<Snapshot>(&uid).expect("there").status.clone();
+    scene.until("the pool", || seen().warm == 2).await;
+    Snapshots::remove(&scene.world, &uid).await.expect("removed by somebody else");
+    scene.until("the loss", || seen().phase == SnapshotPhase::Failed).await;
+    let is_alone =
+        || scene.daemon.store.list::<Instance>().len() == 1 && scene.world.snapshot().disks.len() == 1;
+    scene.until("the pool to be gone", is_alone).await;
+    sleep(2 * FAILURE_KEPT).await;
+    let (_, listed) = scene.api.send("GET", "/snapshots?name=before", Value::Null).await;
+    assert_eq!(listed[0]["status"], "failed", "{listed}");
+    assert!(listed[0]["error"].as_str().is_some_and(|why| why.contains("missing")), "{listed}");
+    let fork = scene.api.send("POST", &format!("/snapshots/{uid}/fork"), json!({ "name": "fork" })).await;
+    assert!(fork.0 == 409 && fork.1["message"].to_string().contains("missing"), "{fork:?}");
+    assert_eq!(scene.api.send("DELETE", &format!("/snapshots/{uid}"), Value::Null).await.0, 204);
+    scene.holds_only(1, 0).await;
 }

@@ -118,7 +118,7 @@ fn what_is_due_is_taken_once_and_what_is_too_much_goes() {
         (aged(1), Some(3), UP, &many, 35, "Prune t1, Prune t2, Prune t3"),
         (Retention { max_count: Some(0), ..aged(25) }, Some(3), UP, &many, 32, "Converged"),
         // Why it failed is recorded before it goes.
-        (newest(2), Some(1), UP, &[taken(1, Failed)], 12, "Wait"),
+        (newest(2), Some(1), UP, &[taken(1, Failed)], 12, "Record"),
     ];
     for (retention, last, source, taken, minutes, expected) in table {
         let mut object = schedule(retention);

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: a snapshot is captured once, from the run that was asked for, or fails and says why; it
 //! is Ready only when all of it is durable. One that only serves a fork goes by itself when the fork
-//! has what it needs. One that was never taken gives its name up at once and goes by itself after a while,
+//! has what it needs. A snapshot that was never taken gives its name up at once and is removed after a while,
 //! whether or not a client waits for it. A pool has as many members as wished, each an instance that is restored and held.
 //! Assumes: the source is brought back to its wish by its own reconciler, whatever a capture left.
 //! Never: takes a second look at the source once it is captured, or captures over one that was lost:

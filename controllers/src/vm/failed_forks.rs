@@ -10,7 +10,7 @@ use stead_schemas::limits::{FAILURE_KEPT, VERB_WAIT_MAX};
 use stead_schemas::meta::Object;
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
-use super::plan::{act, wait};
+use super::steps::{act, wait};
 use super::{Action, Observed, OriginSeen};
 use crate::runtime::{Moment, Plan, after};
 use crate::store::Tx;

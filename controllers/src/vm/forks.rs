@@ -14,7 +14,7 @@ use stead_schemas::numbers::{RunNo, StandbyNo};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
 use super::admission::{Refused, allocate, live, new_disk, owner, set_power};
-use super::mounts;
+use super::{facts, mounts};
 use crate::snapshot::admission as snapshots;
 use crate::store::{New, Tx, absent};
 
@@ -132,17 +132,10 @@ fn members(tx: &Tx<'_>, snapshot: &Uid) -> Vec<Arc<Object<Instance>>> {
 /// # Errors
 /// As for a fork.
 pub fn tend(tx: &mut Tx<'_>, snapshot: &Uid, tap_prefix: &str) -> Result<(), Refused> {
-    let found = tx.get::<Snapshot>(snapshot);
-    let failed =
-        found.filter(|found| !found.meta.is_deleting() && found.status.phase == SnapshotPhase::Failed);
-    let (snapshot, desired) = match failed {
-        Some(failed) => (failed, 0),
-        None => {
-            let snapshot = ready(tx, snapshot)?;
-            let size = usize::try_from(snapshot.spec.pool).unwrap_or(usize::MAX);
-            (snapshot, size)
-        }
-    };
+    let failed = tx.get::<Snapshot>(snapshot).filter(|found| found.status.phase == SnapshotPhase::Failed);
+    let is_given_up = failed.is_some();
+    let snapshot = failed.map_or_else(|| ready(tx, snapshot), Ok)?;
+    let desired = if is_given_up { 0 } else { usize::try_from(snapshot.spec.pool).unwrap_or(usize::MAX) };
     let members = members(tx, &snapshot.meta.uid);
     if members.len() > desired {
         // One that is not ready first.
@@ -181,9 +174,8 @@ pub fn restore(
         return Err(Refused::NotFound(format!("snapshot {snapshot} is of another instance than {instance}")));
     }
     let (state, power) = (object.status.state, object.spec.power);
-    let is_going = object.spec.run > object.status.ended_run;
     let is_down = match state {
-        State::Stopped => power == Power::Stopped || !is_going,
+        State::Stopped => facts::Goal::of_object(&object).run().is_none(),
         State::Standby => power == Power::Standby,
         _ => false,
     };

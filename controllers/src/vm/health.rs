@@ -6,10 +6,8 @@
 use stead_schemas::health::{HealthOf, HealthStatus, Verdict};
 use stead_schemas::instance::{Instance, Power};
 use stead_schemas::meta::Object;
-use stead_schemas::numbers::RunNo;
 
-use super::becoming::is_another;
-use super::plan::{has_ended, has_started, is_spent, wanted_run};
+use super::facts::{has_ended, has_started, is_another, is_wanted};
 use super::restarts::{self, Follows};
 use super::{Action, Observed};
 use crate::host::{GuestPhase, Machine, ProbePlan, ProbeSeen, VmmState};
@@ -50,10 +48,10 @@ fn wanted_probe(object: &Object<Instance>, seen: &Observed, now: Moment) -> Opti
 /// Its program runs and shall go on running: anything else says nothing of its health.
 fn is_probed(object: &Object<Instance>, machine: &Machine, now: Moment) -> bool {
     let is_up = machine.vmm == VmmState::Running && machine.guest.phase == GuestPhase::Ready;
-    let is_wished = object.spec.power == Power::Running && wanted_run(object) == Some(machine.run);
+    let is_wished = object.spec.power == Power::Running && is_wanted(object, machine);
     // A fork is asked once it is itself: before, it has another's address.
     let is_itself = !is_another(object, machine);
-    is_up && is_wished && is_itself && !is_spent(object, machine) && !has_ended(object, machine, now)
+    is_up && is_wished && is_itself && !has_ended(object, machine, now)
 }
 
 fn of(object: &Object<Instance>, machine: &Machine) -> HealthOf {
@@ -95,7 +93,7 @@ mod tests {
 
     use stead_schemas::health::{HealthCheck, Probe, Tally};
     use stead_schemas::instance::{Exit, InstanceStatus, State};
-    use stead_schemas::numbers::LaunchId;
+    use stead_schemas::numbers::{LaunchId, RunNo};
     use stead_schemas::policy::{RestartBlocked, RestartPolicy, RestartReason, RestartWhen};
     use stead_schemas::quantity::GoDuration;
 

@@ -30,12 +30,13 @@
 
 mod addresses;
 pub mod admission;
-mod becoming;
 #[cfg(test)]
 mod connections;
 mod doors;
+pub mod facts;
 mod failed_forks;
 pub mod forks;
+mod guest_config;
 mod health;
 mod idle;
 pub mod mounts;
@@ -44,6 +45,7 @@ mod plan;
 mod remarks;
 mod restarts;
 mod status;
+mod steps;
 #[cfg(test)]
 pub(crate) mod tests;
 mod volumes;
@@ -64,8 +66,8 @@ use crate::host::{
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
 
+pub use facts::Goal;
 pub use observe::{Blind, Observed, OriginSeen, Parts, PortSeen};
-pub use plan::wanted_run;
 #[cfg(test)]
 pub(crate) use tests::{instance as example, machine as example_machine};
 pub use volumes::VolumesSeen;

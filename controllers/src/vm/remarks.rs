@@ -3,7 +3,6 @@
 use stead_schemas::health::Verdict;
 use stead_schemas::instance::{Instance, InstanceStatus};
 use stead_schemas::meta::Object;
-use stead_schemas::numbers::Generation;
 
 /// What differs from the status before, oldest first; nothing is said twice.
 pub(super) fn remarks(object: &Object<Instance>, next: &InstanceStatus) -> Vec<String> {
@@ -49,6 +48,8 @@ mod tests {
     use stead_schemas::instance::{Exit, Power, State};
 
     use super::super::tests::instance;
+    use stead_schemas::numbers::Generation;
+
     use super::*;
 
     #[test]

@@ -7,8 +7,10 @@ use stead_schemas::limits;
 use stead_schemas::meta::Object;
 use stead_schemas::numbers::LaunchId;
 
-use super::becoming::{is_another, is_prepared};
-use super::plan::{has_ended, has_started, heard_by, is_boot_overdue, is_spent, wanted_run};
+use super::facts::{
+    Goal, has_ended, has_started, heard_by, is_another, is_boot_overdue, is_idle_standby, is_prepared,
+    is_spent, is_wanted,
+};
 use super::{Observed, health, idle, restarts};
 use crate::host::{GuestPhase, Machine, Memory, VmmState};
 use crate::runtime::{Moment, Outcome, PassEnd, conditions};
@@ -151,8 +153,7 @@ fn record_end(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Obs
 fn record_death(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Moment) {
     let Some(machine) = &seen.machine else { return };
     let is_new = status.last_death.is_none_or(|death| death.launch != machine.launch);
-    let is_unasked =
-        wanted_run(object) == Some(machine.run) && !is_spent(object, machine) && seen.saved(object).is_none();
+    let is_unasked = is_wanted(object, machine) && seen.saved(object).is_none();
     if machine.vmm == VmmState::Dead && is_unasked && is_new {
         status.vmm_deaths = status.vmm_deaths.saturating_add(1);
         status.last_death = Some(VmmDeath { launch: machine.launch, noticed_at: now.at() });
@@ -167,7 +168,7 @@ fn record_death(status: &mut InstanceStatus, object: &Object<Instance>, seen: &O
 /// The wire's word for what is there.
 fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, now: Moment) -> State {
     let is_delayed = status.restart.next_attempt_at.is_some_and(|at| now.at() < at);
-    let is_wanted = wanted_run(object).is_some_and(|run| run > status.ended_run) && !is_delayed;
+    let is_wanted = Goal::under(object, status).run().is_some() && !is_delayed;
     match &seen.machine {
         None if is_wanted && seen.saved(object).is_some() => State::Standby,
         None if is_wanted => State::Created,
@@ -247,7 +248,7 @@ fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Moment) 
     let (reason, message) = match &status.exit {
         _ if object.spec.power == Power::Stopped => (Reason::Stopped, "stopped as wished".to_owned()),
         _ if status.state == State::Standby => {
-            let how = if idle::is_by_itself(object) { "because nobody was connected" } else { "as wished" };
+            let how = if is_idle_standby(object) { "because nobody was connected" } else { "as wished" };
             (Reason::Standby, format!("in standby {how}"))
         }
         Some(exit) if exit.is_boot_failure => (Reason::GuestBootFailed, exit.message.clone()),

@@ -22,7 +22,8 @@ use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 
-use super::plan::{argv, machine_id, plan};
+use super::guest_config::{argv, machine_id};
+use super::plan::plan;
 use super::status::status;
 use super::{Action, Observed, Parts};
 use crate::host::{GuestPhase, GuestView, Machine, Memory, SavedMemory, VmmState};

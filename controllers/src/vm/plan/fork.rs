@@ -1,9 +1,9 @@
-//! Forks: from the memory of another to an instance of its own. Members of a pool come as far as that
-//! in advance, but for their name.
+//! Forks: from the memory of another instance to an instance of its own. Pooled instances come as far as that in
+//! advance, except for their name.
 //!
 //! ```text
 //! fork     adopt, restore, resume, assume: Running
-//! member   adopt, restore, resume, assume, pause: held      taken: resume, assume the name: Running
+//! pooled   adopt, restore, resume, assume, pause: held      taken: resume, assume the name: Running
 //! ```
 
 use stead_schemas::condition::Reason;
@@ -11,12 +11,13 @@ use stead_schemas::guest;
 use stead_schemas::instance::{Instance, State};
 use stead_schemas::limits::POOL_RETRY;
 use stead_schemas::meta::Object;
-use stead_schemas::numbers::StandbyNo;
 
-use super::plan::{act, guest_network, machine_id, record, wait, wait_for_disk};
-use super::{Action, Observed, OriginSeen};
-use crate::host::{AdoptPlan, GuestPhase, Machine, VmmState};
+use crate::host::{AdoptPlan, Machine};
 use crate::runtime::{Moment, Plan, Refusal};
+use crate::vm::facts::{identity_error, incarnation};
+use crate::vm::guest_config::{guest_network, machine_id};
+use crate::vm::steps::{act, record, wait, wait_for_disk};
+use crate::vm::{Action, Observed, OriginSeen};
 
 /// The memory of the snapshot that it begins with becomes its own, once.
 pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
@@ -70,46 +71,6 @@ fn origin_trouble(seen: &Observed) -> Option<Plan<Action>> {
     }
 }
 
-/// Its guest still takes itself for the one whose memory it goes on from.
-pub(super) fn is_another(object: &Object<Instance>, machine: &Machine) -> bool {
-    // One that boots is told at once; only memories of others are not of this life.
-    object.spec.origin.is_some() && machine.guest.incarnation.as_ref() != Some(&incarnation(object))
-}
-
-/// A life of an instance: from a boot or from a snapshot of it. A member of a pool is yet to be named.
-pub(super) fn incarnation(object: &Object<Instance>) -> String {
-    let life = object.spec.origin.as_ref().map_or(StandbyNo(0), |origin| origin.standby);
-    let unnamed = if object.is_pooled() { "-unnamed" } else { "" };
-    format!("{}-{life}{unnamed}", object.meta.uid)
-}
-
-/// A member of a pool that has become all that it will be but for its name, by its own word or, of one
-/// that has been held since, by the record.
-pub(super) fn is_prepared(object: &Object<Instance>, machine: &Machine) -> bool {
-    !is_another(object, machine) || object.status.prepared_launch == Some(machine.launch)
-}
-
-/// A pooled instance that no fork will take. Its VM ended: its disk has moved on from the memory that it began
-/// with, and a VM that boots is not what a fork asks for. Or its guest cannot take its identity.
-pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
-    let is_up = seen.machine.as_ref().is_some_and(|machine| machine.vmm != VmmState::Dead);
-    let has_ended = object.status.adopted != StandbyNo(0)
-        && object.awaits_memory().is_none()
-        && seen.saved(object).is_none()
-        && !is_up;
-    object.is_pooled() && (has_ended || identity_error(object, seen).is_some())
-}
-
-/// Why the guest of a pooled instance cannot take its identity.
-fn identity_error<'a>(object: &Object<Instance>, seen: &'a Observed) -> Option<&'a str> {
-    let is_waiting = |machine: &&Machine| {
-        machine.vmm == VmmState::Running
-            && machine.guest.phase == GuestPhase::Ready
-            && is_another(object, machine)
-    };
-    seen.machine.as_ref().filter(is_waiting)?.guest.assume_error.as_deref()
-}
-
 /// Another takes its place; not at once, so that a program that ends at once does not keep the host busy.
 pub(super) fn plan_used_up(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let state = object.status.state;
@@ -156,15 +117,16 @@ pub(super) fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &O
 #[cfg(test)]
 mod tests {
     use stead_schemas::instance::{Origin, Power};
-    use stead_schemas::numbers::{LaunchId, RunNo};
+    use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 
-    use super::super::tests::{at, instance, machine, name, seen, uid};
     use super::*;
     use crate::host::GuestPhase::{Ready, Silent};
     use crate::host::Memory;
+    use crate::host::VmmState;
     use crate::runtime::{Desired, PassEnd};
     use crate::vm::plan::plan;
     use crate::vm::status::status;
+    use crate::vm::tests::{at, instance, machine, name, seen, uid};
 
     /// A member of a pool, or the fork that it became; its memory is taken over.
     fn fork(power: Power) -> Object<Instance> {
