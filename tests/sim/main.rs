@@ -6,6 +6,8 @@
 
 #![cfg(test)]
 
+mod api;
+mod clients;
 mod daemon;
 mod scale;
 mod scenario;

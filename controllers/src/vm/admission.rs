@@ -21,7 +21,7 @@ use stead_schemas::policy::Expiry;
 
 use super::addresses::port;
 pub use super::addresses::{DEFAULT_NETWORK, declare_network};
-use super::mounts;
+use super::{failed_forks, mounts};
 use crate::image::admission as images;
 use crate::store::{New, Tx, TxError, absent};
 
@@ -195,15 +195,16 @@ pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Ob
     })?)
 }
 
-/// Asks for a deletion when the instance's time is over, or when it is a member of a pool, whose VM has
-/// ended then; one that was taken meanwhile is none.
+/// Asks for a deletion when the instance's time is over, when it is a member of a pool, whose VM has
+/// ended then, or when it is a fork that can never begin; one that was taken meanwhile is none.
 ///
 /// # Errors
 /// `NotFound`.
 pub fn expire(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), Refused> {
     let object = tx.get::<Instance>(uid).ok_or_else(|| no_instance(uid))?;
     // A patch may have come in between.
-    if object.is_pooled() || object.spec.expires_at.is_some_and(|at| at <= tx.now()) {
+    let is_over = object.spec.expires_at.is_some_and(|at| at <= tx.now());
+    if object.is_pooled() || is_over || failed_forks::has_failed_in(tx, &object) {
         tx.request_deletion::<Instance>(uid)?;
     }
     Ok(())

@@ -137,15 +137,21 @@ pub(super) fn is_prepared(object: &Object<Instance>, machine: &Machine) -> bool 
     !is_another(object, machine) || object.status.prepared_launch == Some(machine.launch)
 }
 
-/// True if a pooled instance's VM ended. Its disk has moved on from the memory that it began with, and a boot is
-/// not what a fork asks for.
+/// True if no fork will take a pooled instance. Its VM ended: its disk has moved on from the memory that it began
+/// with, and a boot is not what a fork asks for. Or its guest cannot take its identity.
 pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
     let is_alive = seen.machine.as_ref().is_some_and(|machine| machine.vmm != VmmState::Dead);
-    object.is_pooled()
-        && object.status.adopted != StandbyNo(0)
+    let has_ended = object.status.adopted != StandbyNo(0)
         && object.awaits_memory().is_none()
         && seen.saved(object).is_none()
-        && !is_alive
+        && !is_alive;
+    object.is_pooled() && (has_ended || identity_error(object, seen).is_some())
+}
+
+/// The reason why a running guest cannot take the instance's identity.
+pub(super) fn identity_error<'a>(object: &Object<Instance>, seen: &'a Observed) -> Option<&'a str> {
+    let is_waiting = |machine: &&Machine| is_up(machine) && is_another(object, machine);
+    seen.machine.as_ref().filter(is_waiting)?.guest.assume_error.as_deref()
 }
 
 impl Observed {

@@ -34,6 +34,7 @@ pub mod admission;
 mod connections;
 mod doors;
 mod facts;
+mod failed_forks;
 pub mod forks;
 mod guest_config;
 mod health;
@@ -105,7 +106,7 @@ pub enum Action {
     DiscardRecords(Uid),
     BeginProbe(Box<ProbePlan>),
     EndProbe(Uid),
-    /// The instance's time is over: its deletion is asked for.
+    /// The instance's time is over, or it can never begin: its deletion is asked for.
     Expire(Uid),
     /// Nobody was connected for long enough, under the wish of this generation: standby is asked for.
     StandBy(Uid, Generation),

@@ -19,7 +19,7 @@ use crate::vm::facts::{
 use crate::vm::guest_config::guest_config;
 use crate::vm::restarts::Follows;
 use crate::vm::steps::{act, record, wait, wake};
-use crate::vm::{Action, Observed, doors, health, idle};
+use crate::vm::{Action, Observed, doors, failed_forks, health, idle};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let planned = match health::plan_probe(desired, seen, now) {
@@ -46,8 +46,11 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
     if object.spec.expires_at.is_some_and(|at| at <= now.at()) {
         return act(Action::Expire(seen.uid.clone()));
     }
+    if failed_forks::has_failed(object, seen) {
+        return failed_forks::plan_failed(object, seen, now);
+    }
     if is_used_up(object, seen) {
-        return fork::plan_used_up(object, now);
+        return fork::plan_used_up(object, seen, now);
     }
     if is_idle_standby(object) && !can_stand_by(object, seen) {
         // What was to be saved ended on the way: it is as if the standby had not begun.
