@@ -62,7 +62,7 @@ use crate::hypervisor::Accelerator;
 use crate::hypervisor::qemu::{self, Qemu, QemuConfig};
 use crate::ingress::{HttpListeners, IngressConfig};
 use crate::signals::{ended, terminated};
-use crate::store::{SystemClock, close_new_files, identity, open, private_directory};
+use crate::store::{SystemClock, close_new_files, identity, mark, open, private_directory};
 
 /// For a request's head; a client on a bad line needs a second.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -114,6 +114,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let (end, ending) = watch::channel(false);
     let writer = tokio::spawn(directory.writer.run(ended(ending.clone())));
     declare_network(&store, &config).await?;
+    mark::keep(config.data_dir.clone(), store.clone()).await;
 
     let reports = Reports::default();
     let binary = find_program(&config.qemu).unwrap_or_else(|| config.qemu.clone());

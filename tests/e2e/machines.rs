@@ -14,7 +14,7 @@ use stead_controllers::host::{GuestPhase, HostErrorKind, LaunchPlan, Machine, Ma
 use stead_schemas::guest::Config;
 use stead_schemas::instance::{Hypervisor, Secret};
 use stead_schemas::names::Uid;
-use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
+use stead_schemas::numbers::{LaunchId, RunNo};
 use stead_schemas::quantity::Bytes;
 
 use crate::stage::{Stage, busybox_root, kernel_dir, overlay, run, uid, until};
