@@ -184,6 +184,30 @@ fn sentences_of_the_first_page_are_short() {
     none(findings.collect());
 }
 
+/// Names of the fields of the configuration.
+fn configuration_keys(source: &str) -> Vec<&str> {
+    let body = source.split_once("pub struct Config {").map_or("", |(_, rest)| rest);
+    let body = body.split_once("\n}").map_or("", |(body, _)| body);
+    body.lines().filter_map(|line| line.strip_prefix("    pub ")?.split(':').next()).collect()
+}
+
+/// Names in the first column of the tables of configuration keys.
+fn keys_described(document: &str) -> Vec<&str> {
+    let keys = document.split("## The command line").next().unwrap_or("");
+    keys.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect()
+}
+
+#[test]
+fn every_configuration_key_is_described_once() {
+    let source = fs::read_to_string(root().join("src/config.rs")).expect("read");
+    let document = fs::read_to_string(root().join("deploy/configuration.md")).expect("read");
+    let (mut keys, mut described) = (configuration_keys(&source), keys_described(&document));
+    assert!(keys.len() > 20, "only {} keys were recognised", keys.len());
+    keys.sort_unstable();
+    described.sort_unstable();
+    assert_eq!(keys, described, "on the left the keys of src/config.rs, on the right those of the document");
+}
+
 #[test]
 fn sentences_end_where_a_reader_stops() {
     let text = "# A title\n\nOne two\nthree. Four `five six` 7.5, seven!\n\n```\nno sentence here.\n```\n\
