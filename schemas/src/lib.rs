@@ -8,6 +8,7 @@ pub mod api;
 pub mod compression;
 pub mod condition;
 pub mod disk;
+pub mod goal;
 pub mod guest;
 pub mod health;
 pub mod image;

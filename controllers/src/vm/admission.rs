@@ -21,7 +21,7 @@ use stead_schemas::policy::Expiry;
 
 use super::addresses::port;
 pub use super::addresses::{DEFAULT_NETWORK, declare_network};
-use super::{Goal, mounts};
+use super::mounts;
 use crate::image::admission as images;
 use crate::store::{New, Tx, TxError, absent};
 
@@ -248,8 +248,7 @@ pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Obj
     let object = live(tx, uid)?;
     // One that waits for its restart is started now.
     let is_waiting = object.status.restart.next_attempt_at.is_some();
-    let is_up =
-        object.spec.power == Power::Running && Goal::of_object(&object).run().is_some() && !is_waiting;
+    let is_up = object.spec.power == Power::Running && object.goal().run().is_some() && !is_waiting;
     match (is_up, object.status.state) {
         // What it is to be woken from is not thrown away by a start.
         (_, state) if object.spec.power == Power::Standby && state != State::Stopped => {
@@ -284,8 +283,7 @@ pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused
     // Between an end and its restart it is down and yet wanted: a stop is what ends that.
     // A standby that does not come back is ended by a stop after the restore that was asked for.
     let is_kept = object.status.state == State::Standby && object.spec.power == Power::Standby;
-    let is_down =
-        is_kept || object.status.state == State::Stopped && Goal::of_object(&object).run().is_none();
+    let is_down = is_kept || object.status.state == State::Stopped && object.goal().run().is_none();
     match (object.spec.power, is_down) {
         (_, true) => {
             let state = object.status.state;

@@ -14,7 +14,7 @@ use stead_schemas::numbers::{RunNo, StandbyNo};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
 use super::admission::{Refused, allocate, live, new_disk, owner, set_power};
-use super::{facts, mounts};
+use super::mounts;
 use crate::snapshot::admission as snapshots;
 use crate::store::{New, Tx, absent};
 
@@ -172,7 +172,7 @@ pub fn restore(
     }
     let (state, power) = (object.status.state, object.spec.power);
     let is_down = match state {
-        State::Stopped => facts::Goal::of_object(&object).run().is_none(),
+        State::Stopped => object.goal().run().is_none(),
         State::Standby => power == Power::Standby,
         _ => false,
     };

@@ -33,7 +33,7 @@ pub mod admission;
 #[cfg(test)]
 mod connections;
 mod doors;
-pub mod facts;
+mod facts;
 pub mod forks;
 mod guest_config;
 mod health;
@@ -65,7 +65,6 @@ use crate::host::{
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
 
-pub use facts::Goal;
 pub use observe::{Blind, Observed, OriginSeen, Parts, PortSeen};
 #[cfg(test)]
 pub(crate) use tests::{instance as example, machine as example_machine};

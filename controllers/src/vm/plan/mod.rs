@@ -6,13 +6,14 @@ mod standby;
 mod stop;
 
 use stead_schemas::condition::Reason;
+use stead_schemas::goal::Goal;
 use stead_schemas::instance::{Instance, Power, PowerCause};
 use stead_schemas::meta::Object;
 
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Desired, Moment, Plan};
 use crate::vm::facts::{
-    Goal, Situation, boot_deadline, can_stand_by, has_ended, has_started, heard_by, is_another,
+    Situation, boot_deadline, can_stand_by, goal, has_ended, has_started, heard_by, is_another,
     is_idle_standby, is_used_up,
 };
 use crate::vm::guest_config::guest_config;
@@ -53,7 +54,7 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
         return wake(object, PowerCause::Client);
     }
     let desired = Desired::Present(object);
-    match (Situation::of(&desired, seen), Goal::of(&desired)) {
+    match (Situation::of(&desired, seen), goal(&desired)) {
         (Situation::Wanted(machine), _) => plan_up(object, machine, seen, now),
         (Situation::Unwanted(machine), _) => stop::plan_down(Some(object), machine, seen, now),
         (Situation::Nothing, Goal::Absent | Goal::Stopped) => Plan::Converged,
