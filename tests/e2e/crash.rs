@@ -24,7 +24,7 @@ use stead_controllers::image::ImageReconciler;
 use stead_controllers::ingress::IngressReconciler;
 use stead_controllers::network::NetworkReconciler;
 use stead_controllers::port::PortReconciler;
-use stead_controllers::runtime::Reconciler;
+use stead_controllers::runtime::{Action, Reconciler};
 use stead_controllers::schedule::ScheduleReconciler;
 use stead_controllers::snapshot::SnapshotReconciler;
 use stead_controllers::vm::Vms;
@@ -124,7 +124,7 @@ const OF_RECONFIGURATION: (&str, &str) = ("network", "RemoveFirewall");
 #[test]
 fn every_action_of_every_reconciler_is_in_a_table() {
     fn of<R: Reconciler>() -> impl Iterator<Item = (&'static str, &'static str)> {
-        R::ACTIONS.iter().map(|action| (<R::Kind as Kind>::NAME, *action))
+        <R::Action as Action>::NAMES.iter().map(|action| (<R::Kind as Kind>::NAME, *action))
     }
     let all: BTreeSet<_> = of::<NetworkReconciler<Netlink, Nft>>()
         .chain(of::<PortReconciler<Netlink, Nft>>())

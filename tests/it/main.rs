@@ -21,3 +21,4 @@ mod server;
 mod store;
 mod store_start;
 mod terminal;
+mod upgrade;

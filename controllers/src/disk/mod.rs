@@ -34,7 +34,7 @@ pub struct DiskReconciler<D> {
 }
 
 /// One step on the disk directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     Create { owner: Uid, size: Bytes },
     Copy { owner: Uid, snapshot: Uid, of: Option<Uid>, size: Bytes },
@@ -46,22 +46,12 @@ impl<D: Disks> Reconciler for DiskReconciler<D> {
     type Observed = Observed;
     type Action = Action;
 
-    const ACTIONS: &'static [&'static str] = &["Create", "Copy", "Remove"];
-
     async fn observe(&self, uid: &Uid, object: Option<&Object<Disk>>) -> Result<Observed, HostError> {
         observe::observe(self, uid, object).await
     }
 
     fn plan(desired: &Desired<'_, Disk>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now.at())
-    }
-
-    fn action_name(action: &Action) -> &'static str {
-        match action {
-            Action::Create { .. } => "Create",
-            Action::Copy { .. } => "Copy",
-            Action::Remove { .. } => "Remove",
-        }
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {

@@ -53,7 +53,7 @@ pub struct ImageReconciler<I> {
 }
 
 /// One step on the image directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     Fetch {
         owner: Uid,
@@ -80,23 +80,12 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
 
     /// Only content that is here is success: while something goes on in the background it may yet fail.
     const WAITS_ARE_PROGRESS: bool = false;
-    const ACTIONS: &'static [&'static str] = &["Fetch", "Convert", "Forget", "Remove"];
-
     async fn observe(&self, uid: &Uid, object: Option<&Object<Image>>) -> Result<Observed, HostError> {
         observe::observe(self, uid, object).await
     }
 
     fn plan(desired: &Desired<'_, Image>, seen: &Observed, _: Moment) -> Plan<Action> {
         plan::plan(desired, seen)
-    }
-
-    fn action_name(action: &Action) -> &'static str {
-        match action {
-            Action::Fetch { .. } => "Fetch",
-            Action::Convert { .. } => "Convert",
-            Action::Forget { .. } => "Forget",
-            Action::Remove { .. } => "Remove",
-        }
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {

@@ -35,7 +35,7 @@ pub struct IngressReconciler<N> {
 }
 
 /// One step at a port.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     Close { owner: Uid, port: u16 },
     Open { owner: Uid, port: u16, rules: Vec<IngressRule> },
@@ -46,21 +46,12 @@ impl<N: Listeners> Reconciler for IngressReconciler<N> {
     type Observed = Observed;
     type Action = Action;
 
-    const ACTIONS: &'static [&'static str] = &["Close", "Open"];
-
     async fn observe(&self, uid: &Uid, object: Option<&Object<Ingress>>) -> Result<Observed, HostError> {
         observe::observe(self, uid, object).await
     }
 
     fn plan(desired: &Desired<'_, Ingress>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now.at())
-    }
-
-    fn action_name(action: &Action) -> &'static str {
-        match action {
-            Action::Close { .. } => "Close",
-            Action::Open { .. } => "Open",
-        }
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {

@@ -32,7 +32,7 @@ pub struct NetworkReconciler<L, F> {
 }
 
 /// One step on the bridge, the tables or the host's forwarding.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     LoadFirewall(FirewallRules),
     CreateBridge { name: LinkName, owner: Uid },
@@ -49,36 +49,12 @@ impl<L: Links, F: Firewall> Reconciler for NetworkReconciler<L, F> {
     type Observed = Observed;
     type Action = Action;
 
-    const ACTIONS: &'static [&'static str] = &[
-        "LoadFirewall",
-        "CreateBridge",
-        "AddAddress",
-        "RemoveAddress",
-        "RaiseBridge",
-        "Forward",
-        "RemoveBridge",
-        "RemoveFirewall",
-    ];
-
     async fn observe(&self, uid: &Uid, object: Option<&Object<Network>>) -> Result<Observed, HostError> {
         observe::observe(self, uid, object).await
     }
 
     fn plan(desired: &Desired<'_, Network>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now.at())
-    }
-
-    fn action_name(action: &Action) -> &'static str {
-        match action {
-            Action::LoadFirewall(_) => "LoadFirewall",
-            Action::CreateBridge { .. } => "CreateBridge",
-            Action::AddAddress { .. } => "AddAddress",
-            Action::RemoveAddress { .. } => "RemoveAddress",
-            Action::RaiseBridge(_) => "RaiseBridge",
-            Action::Forward => "Forward",
-            Action::RemoveBridge(_) => "RemoveBridge",
-            Action::RemoveFirewall { .. } => "RemoveFirewall",
-        }
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {

@@ -35,7 +35,7 @@ pub struct PortReconciler<L, F> {
 }
 
 /// One step on a TAP or its rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     CreateTap { name: LinkName, owner: Uid },
     Enslave { tap: LinkName, bridge: LinkName },
@@ -51,27 +51,12 @@ impl<L: Links, F: Firewall> Reconciler for PortReconciler<L, F> {
     type Observed = Observed;
     type Action = Action;
 
-    const ACTIONS: &'static [&'static str] =
-        &["CreateTap", "Enslave", "Isolate", "AddRule", "RaiseTap", "RemoveRule", "RemoveTap"];
-
     async fn observe(&self, uid: &Uid, object: Option<&Object<Port>>) -> Result<Observed, HostError> {
         observe::observe(self, uid, object).await
     }
 
     fn plan(desired: &Desired<'_, Port>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now)
-    }
-
-    fn action_name(action: &Action) -> &'static str {
-        match action {
-            Action::CreateTap { .. } => "CreateTap",
-            Action::Enslave { .. } => "Enslave",
-            Action::Isolate(_) => "Isolate",
-            Action::AddRule { .. } => "AddRule",
-            Action::RaiseTap(_) => "RaiseTap",
-            Action::RemoveRule { .. } => "RemoveRule",
-            Action::RemoveTap(_) => "RemoveTap",
-        }
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {

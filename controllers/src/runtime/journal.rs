@@ -19,7 +19,7 @@ pub struct Subject<'a> {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Entry<'a> {
-    /// A step is begun; one of `Reconciler::ACTIONS`.
+    /// A step is begun; one of [`Action::NAMES`](super::Action).
     Acting(&'static str),
     /// In the kind's own words: what the new status says.
     Remark(&'a str),

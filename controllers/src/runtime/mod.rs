@@ -26,6 +26,6 @@ pub use journal::{Entry, Journal, NoJournal, Subject};
 pub(crate) use moment::WatchedClock;
 pub use moment::{Moment, after};
 pub use pass::{Boundary, Edge, NoBoundary};
-pub use reconciler::{Desired, Outcome, PassEnd, Plan, Reconciler, Record, Refusal, Wait};
+pub use reconciler::{Action, Desired, Outcome, PassEnd, Plan, Reconciler, Record, Refusal, Wait};
 pub use runner::{Runner, RunnerConfig};
 pub use trigger::Drift;

@@ -23,7 +23,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::journal::{Entry, Journal, Subject};
 use super::moment::WatchedClock;
-use super::reconciler::{Desired, Outcome, PassEnd, Plan, Reconciler, Record, Refusal};
+use super::reconciler::{Action, Desired, Outcome, PassEnd, Plan, Reconciler, Record, Refusal};
 use crate::host::{HostError, HostErrorKind};
 use crate::store::{Store, StoreError};
 
@@ -35,7 +35,7 @@ pub enum Edge {
 }
 
 /// Told at both edges of every action: where the daemon has its failpoints and the simulation its
-/// crashes. `action` is one of `Reconciler::ACTIONS`.
+/// crashes. `action` is one of [`Action::NAMES`].
 pub trait Boundary: Send + Sync + 'static {
     fn reached(&self, kind: &'static str, action: &'static str, edge: Edge) {
         let _ = (kind, action, edge);
@@ -172,8 +172,7 @@ impl<R: Reconciler> Pass<'_, R> {
         assert!(!steps.is_empty(), "a plan without steps is Converged");
         assert!(steps.len() <= PLAN_STEPS_MAX, "a plan of {} steps does not converge", steps.len());
         for step in steps {
-            let (kind, action) = (R::Kind::NAME, R::action_name(step));
-            debug_assert!(R::ACTIONS.contains(&action), "{action} is not in the list of actions");
+            let (kind, action) = (R::Kind::NAME, step.name());
             info!(action, "acting");
             self.boundary.reached(kind, action, Edge::Before);
             self.journal.tell(subject, Entry::Acting(action));

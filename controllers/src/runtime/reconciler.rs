@@ -96,14 +96,31 @@ pub enum Outcome {
     },
 }
 
+/// A host step. Failpoints and logs know it by the name of its variant.
+pub trait Action: Debug + Clone + PartialEq + Send + Sync {
+    /// Names of all actions.
+    const NAMES: &'static [&'static str];
+
+    fn name(&self) -> &'static str;
+}
+
+impl<T> Action for T
+where
+    T: strum::VariantNames + Debug + Clone + PartialEq + Send + Sync,
+    for<'a> &'a T: Into<&'static str>,
+{
+    const NAMES: &'static [&'static str] = T::VARIANTS;
+
+    fn name(&self) -> &'static str {
+        self.into()
+    }
+}
+
 /// One kind's reconciler: capabilities in its fields, no other state.
 pub trait Reconciler: Send + Sync + 'static {
     type Kind: Kind;
     type Observed: Debug + Send + Sync;
-    type Action: Debug + Clone + PartialEq + Send + Sync;
-
-    /// Names of all actions, for failpoints and logs; [`Reconciler::action_name`] returns these.
-    const ACTIONS: &'static [&'static str];
+    type Action: Action;
 
     /// Whether a plan that waits ends a row of failures. Not where what is waited for goes on behind a port
     /// and may fail there as it did before: its retries would never become rarer.
@@ -123,8 +140,6 @@ pub trait Reconciler: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Self::Observed, HostError>> + Send;
 
     fn plan(desired: &Desired<'_, Self::Kind>, seen: &Self::Observed, now: Moment) -> Plan<Self::Action>;
-
-    fn action_name(action: &Self::Action) -> &'static str;
 
     fn act(&self, action: &Self::Action) -> impl Future<Output = Result<(), HostError>> + Send;
 

@@ -33,7 +33,7 @@ pub struct ScheduleReconciler {
 }
 
 /// One step of a schedule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     /// A snapshot is asked for.
     Take(Box<TakePlan>),
@@ -83,8 +83,6 @@ impl Reconciler for ScheduleReconciler {
     type Observed = Observed;
     type Action = Action;
 
-    const ACTIONS: &'static [&'static str] = &["Take", "Prune"];
-
     async fn observe(
         &self,
         uid: &Uid,
@@ -95,13 +93,6 @@ impl Reconciler for ScheduleReconciler {
 
     fn plan(desired: &Desired<'_, SnapshotSchedule>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now)
-    }
-
-    fn action_name(action: &Action) -> &'static str {
-        match action {
-            Action::Take(_) => "Take",
-            Action::Prune(_) => "Prune",
-        }
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {

@@ -54,7 +54,7 @@ impl std::fmt::Debug for Pools {
 }
 
 /// One step on a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     Capture(Box<CapturePlan>),
     Compress(Uid, Compression),
@@ -92,24 +92,12 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
     type Observed = Observed;
     type Action = Action;
 
-    const ACTIONS: &'static [&'static str] = &["Capture", "Compress", "Remove", "Expire", "TendPool"];
-
     async fn observe(&self, uid: &Uid, object: Option<&Object<Snapshot>>) -> Result<Observed, HostError> {
         observe::observe(self, uid, object).await
     }
 
     fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now)
-    }
-
-    fn action_name(action: &Action) -> &'static str {
-        match action {
-            Action::Capture(_) => "Capture",
-            Action::Compress(..) => "Compress",
-            Action::Remove(_) => "Remove",
-            Action::Expire(_) => "Expire",
-            Action::TendPool(_) => "TendPool",
-        }
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {

@@ -83,7 +83,7 @@ pub struct Vms<M, I, P, C, W> {
 }
 
 /// One step on a VMM.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     Launch(Box<LaunchPlan>),
     Configure(Uid, Box<guest::Config>),
@@ -142,68 +142,12 @@ impl<M: Machines, I: Images, P: Probes, C: Flows, W: Doors> Reconciler for Vms<M
     type Observed = Observed;
     type Action = Action;
 
-    const ACTIONS: &'static [&'static str] = &[
-        "Launch",
-        "Configure",
-        "Resume",
-        "Pause",
-        "Save",
-        "Restore",
-        "DiscardMemory",
-        "Compress",
-        "Adopt",
-        "Assume",
-        "Reconnect",
-        "Shutdown",
-        "AcknowledgeExit",
-        "Kill",
-        "Release",
-        "DiscardRecords",
-        "BeginProbe",
-        "EndProbe",
-        "Expire",
-        "StandBy",
-        "Wake",
-        "Watch",
-        "Unwatch",
-        "HandOver",
-    ];
-
     async fn observe(&self, uid: &Uid, object: Option<&Object<Instance>>) -> Result<Observed, HostError> {
         observe::observe(self, uid, object).await
     }
 
     fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now)
-    }
-
-    fn action_name(action: &Action) -> &'static str {
-        match action {
-            Action::Launch(_) => "Launch",
-            Action::Configure(..) => "Configure",
-            Action::Resume(_) => "Resume",
-            Action::Pause(_) => "Pause",
-            Action::Save(..) => "Save",
-            Action::Restore(_) => "Restore",
-            Action::DiscardMemory(_) => "DiscardMemory",
-            Action::Compress(..) => "Compress",
-            Action::Adopt(_) => "Adopt",
-            Action::Assume(..) => "Assume",
-            Action::Reconnect(..) => "Reconnect",
-            Action::Shutdown(_) => "Shutdown",
-            Action::AcknowledgeExit(_) => "AcknowledgeExit",
-            Action::Kill(_) => "Kill",
-            Action::Release(_) => "Release",
-            Action::DiscardRecords(_) => "DiscardRecords",
-            Action::BeginProbe(_) => "BeginProbe",
-            Action::EndProbe(_) => "EndProbe",
-            Action::Expire(_) => "Expire",
-            Action::StandBy(..) => "StandBy",
-            Action::Wake { .. } => "Wake",
-            Action::Watch(..) => "Watch",
-            Action::Unwatch(_) => "Unwatch",
-            Action::HandOver(_) => "HandOver",
-        }
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {

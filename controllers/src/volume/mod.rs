@@ -25,7 +25,7 @@ pub struct VolumeReconciler {
 }
 
 /// There is no step: all of them are the disk's.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {}
 
 /// What its disk says.
@@ -42,8 +42,6 @@ impl Reconciler for VolumeReconciler {
     type Observed = Observed;
     type Action = Action;
 
-    const ACTIONS: &'static [&'static str] = &[];
-
     async fn observe(&self, _: &Uid, object: Option<&Object<Volume>>) -> Result<Observed, HostError> {
         let disk = object.and_then(|object| self.store.get::<Disk>(&object.spec.disk));
         Ok(Observed { trouble: trouble(disk.as_deref()), degraded: disk.as_deref().and_then(degraded) })
@@ -56,10 +54,6 @@ impl Reconciler for VolumeReconciler {
                 Plan::Wait(Wait { reason: Reason::WaitingForDisk, message: why.clone(), until: None })
             }
         }
-    }
-
-    fn action_name(action: &Action) -> &'static str {
-        match *action {}
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {

@@ -17,7 +17,7 @@ use kube::runtime::reflector::{ObjectRef, store};
 use kube::runtime::watcher::Event;
 use stead_controllers::host::HostError;
 use stead_controllers::runtime::{
-    Desired, NoBoundary, PassEnd, Plan, Reconciler, Runner, RunnerConfig, SequentialIds, TokioClock,
+    Desired, Moment, NoBoundary, PassEnd, Plan, Reconciler, Runner, RunnerConfig, SequentialIds, TokioClock,
 };
 use stead_controllers::store::{Kinds, MemoryKv, New, PlainSealer, Store, TxError};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec, DiskStatus};
@@ -56,24 +56,24 @@ impl Count {
 
 struct Nothing(Arc<Count>);
 
+/// There is no step.
+#[derive(Debug, Clone, PartialEq, strum::IntoStaticStr, strum::VariantNames)]
+enum Step {}
+
 impl Reconciler for Nothing {
     type Kind = Disk;
     type Observed = ();
-    type Action = ();
-    const ACTIONS: &'static [&'static str] = &[];
+    type Action = Step;
 
     async fn observe(&self, _: &Uid, _: Option<&Object<Disk>>) -> Result<(), HostError> {
         self.0.pass();
         Ok(())
     }
-    fn plan(_: &Desired<'_, Disk>, (): &(), _: Timestamp) -> Plan<()> {
+    fn plan(_: &Desired<'_, Disk>, (): &(), _: Moment) -> Plan<Step> {
         Plan::Converged
     }
-    fn action_name((): &()) -> &'static str {
-        ""
-    }
-    async fn act(&self, (): &()) -> Result<(), HostError> {
-        Ok(())
+    async fn act(&self, step: &Step) -> Result<(), HostError> {
+        match *step {}
     }
     fn status(object: &Object<Disk>, _: Option<&()>, _: &PassEnd) -> DiskStatus {
         object.status.clone()

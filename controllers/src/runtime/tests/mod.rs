@@ -114,11 +114,17 @@ struct Seen {
     behaviour: Behaviour,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
+#[strum(serialize_all = "lowercase")]
+enum Step {
+    Set(Uid, u32),
+    Remove(Uid),
+}
+
 impl Reconciler for Lamps {
     type Kind = Lamp;
     type Observed = Seen;
-    type Action = (Uid, Option<u32>);
-    const ACTIONS: &'static [&'static str] = &["set", "remove"];
+    type Action = Step;
 
     async fn observe(&self, uid: &Uid, _: Option<&Object<Lamp>>) -> Result<Seen, HostError> {
         let _turn = Turn::take(self, uid);
@@ -166,20 +172,17 @@ impl Reconciler for Lamps {
         if wish == seen.level && !seen.is_endless {
             Plan::Converged
         } else {
-            Plan::Act(vec![(seen.uid.clone(), wish)])
+            let uid = seen.uid.clone();
+            Plan::Act(vec![wish.map_or(Step::Remove(uid.clone()), |level| Step::Set(uid, level))])
         }
     }
 
-    fn action_name(action: &Self::Action) -> &'static str {
-        if action.1.is_some() { "set" } else { "remove" }
-    }
-
-    async fn act(&self, (uid, level): &Self::Action) -> Result<(), HostError> {
+    async fn act(&self, step: &Step) -> Result<(), HostError> {
         let mut bench = self.bench();
         bench.acts += 1;
-        match level {
-            Some(level) => bench.lamps.insert(uid.clone(), *level),
-            None => bench.lamps.remove(uid),
+        match step {
+            Step::Set(uid, level) => bench.lamps.insert(uid.clone(), *level),
+            Step::Remove(uid) => bench.lamps.remove(uid),
         };
         Ok(())
     }
