@@ -7,7 +7,7 @@ use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::ingress::Ingress;
 use stead_schemas::meta::Object;
 
-use crate::checks::{Broken, HostSnapshot, Records};
+use super::{Broken, HostSnapshot, Records};
 
 /// No two rules are for the same hosts at the same port, and no port is another program's and ours.
 pub(crate) fn always(broken: &mut Broken, records: &Records, host: &HostSnapshot) {

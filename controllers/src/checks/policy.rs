@@ -7,7 +7,7 @@ use stead_schemas::instance::State;
 use stead_schemas::policy::{RestartBlocked, RestartWhen};
 use stead_schemas::snapshot::SnapshotPhase;
 
-use crate::checks::{Broken, HostSnapshot, Records};
+use super::{Broken, HostSnapshot, Records};
 
 /// What runs and has a check is probed, nothing else is; the verdict is what was counted, and a bad one
 /// has led to what the policy says.

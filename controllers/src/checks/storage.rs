@@ -10,7 +10,7 @@ use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::volume::{Access, Volume};
 
-use crate::checks::{Broken, HostSnapshot, Records, check_owner, check_ready, live};
+use super::{Broken, HostSnapshot, Records, check_owner, check_ready, live};
 
 pub(crate) fn disks(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let recorded: BTreeMap<Uid, Bytes> =

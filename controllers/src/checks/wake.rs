@@ -1,4 +1,4 @@
-//! The invariant over the doors of VMs in standby, beside those of `checks`.
+//! The invariant over wake listeners, which wait for connections to VMs in standby.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use stead_schemas::instance::{Instance, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 
-use crate::checks::{Broken, HostSnapshot, Records};
+use super::{Broken, HostSnapshot, Records};
 
-/// Somebody is at the card of every VM in standby that a connection shall wake, and at no other.
-pub(crate) fn check_doors(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+/// A wake listener is at the card of every VM in standby that a connection should wake, and at no other.
+pub(crate) fn listeners(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let Some(watched) = &host.watched else { return };
     let is_expected = |instance: &&Arc<Object<Instance>>| {
         let spec = &instance.spec;

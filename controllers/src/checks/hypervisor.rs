@@ -1,7 +1,7 @@
 //! The invariant over what machines were launched on, beside those of `checks` and as these apart from
 //! every plan.
 
-use crate::checks::{Broken, HostSnapshot, Records};
+use super::{Broken, HostSnapshot, Records};
 
 /// The machine of a run is on the hypervisor that is wished for: that changes only between two runs, so
 /// that of an earlier one may be another yet.

@@ -4,6 +4,13 @@
 //! checks judge the simulated host and a real one.
 //! Assumes: the system was left alone long enough to settle ([`settled`]), or not ([`always`]).
 
+mod content;
+mod hypervisor;
+mod ingress;
+mod policy;
+mod storage;
+mod wake;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::sync::Arc;
@@ -32,7 +39,6 @@ use crate::host::{
     VmmState,
 };
 use crate::store::Store;
-use crate::{content_checks, ingress_checks, policy_checks, storage_checks};
 
 /// All records.
 #[derive(Debug, Default)]
@@ -177,9 +183,9 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
         }
     }
     broken.extend(records.stale_references.iter().map(|at| format!("the index is not a scan: {at:?}")));
-    crate::hypervisor_checks::machines(&mut broken, records, host);
-    content_checks::failures(&mut broken, records);
-    ingress_checks::always(&mut broken, records, host);
+    hypervisor::machines(&mut broken, records, host);
+    content::failures(&mut broken, records);
+    ingress::always(&mut broken, records, host);
     broken
 }
 
@@ -193,20 +199,20 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     check_life_cycle(&mut broken, &records.ports);
     check_life_cycle(&mut broken, &records.networks);
     check_machines(&mut broken, records, host);
-    policy_checks::health(&mut broken, records, host);
-    policy_checks::schedules(&mut broken, records);
-    storage_checks::disks(&mut broken, records, host);
-    storage_checks::volumes(&mut broken, records);
+    policy::health(&mut broken, records, host);
+    policy::schedules(&mut broken, records);
+    storage::disks(&mut broken, records, host);
+    storage::volumes(&mut broken, records);
     check_network(&mut broken, records, host, now);
-    content_checks::images(&mut broken, records, host);
+    content::images(&mut broken, records, host);
     check_life_cycle(&mut broken, &records.snapshots);
     check_life_cycle(&mut broken, &records.schedules);
     check_life_cycle(&mut broken, &records.volumes);
     check_life_cycle(&mut broken, &records.ingresses);
-    content_checks::snapshots(&mut broken, records, host);
-    content_checks::forks(&mut broken, records);
-    ingress_checks::settled(&mut broken, records, host);
-    crate::doors_checked::check_doors(&mut broken, records, host);
+    content::snapshots(&mut broken, records, host);
+    content::forks(&mut broken, records);
+    ingress::settled(&mut broken, records, host);
+    wake::listeners(&mut broken, records, host);
     broken
 }
 

@@ -7,7 +7,7 @@ use stead_schemas::image::{ImagePhase, ImageSource};
 use stead_schemas::names::Digest;
 use stead_schemas::snapshot::{SnapshotPhase, SnapshotPurpose};
 
-use crate::checks::{Broken, HostSnapshot, Records, live};
+use super::{Broken, HostSnapshot, Records, live};
 use crate::host::Captured;
 
 /// What images refer to is here, and nothing else is.

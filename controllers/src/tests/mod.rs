@@ -1,0 +1,4 @@
+//! Tests of what several rooms do together.
+
+mod registry_asks;
+mod verbs;
