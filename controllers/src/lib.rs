@@ -10,6 +10,7 @@ pub mod disk;
 pub mod host;
 pub mod image;
 pub mod ingress;
+mod kinds;
 pub mod network;
 pub mod port;
 pub mod runtime;
@@ -22,3 +23,5 @@ pub mod store;
 mod tests;
 pub mod vm;
 pub mod volume;
+
+pub use kinds::kinds;

@@ -17,24 +17,19 @@ use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
 use stead_controllers::host::HostError;
 use stead_controllers::image::meaning;
 use stead_controllers::ingress::reach;
-use stead_controllers::store::{Kinds, Store, StoreError};
+use stead_controllers::kinds;
+use stead_controllers::store::{Store, StoreError};
 use stead_controllers::vm::admission;
 use stead_schemas::api::{
     Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
     Runtime, RuntimeView, ServerView,
 };
-use stead_schemas::disk::Disk;
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
-use stead_schemas::image::Image;
-use stead_schemas::ingress::Ingress;
-use stead_schemas::instance::{Hypervisor, Instance};
+use stead_schemas::instance::Hypervisor;
 use stead_schemas::limits::{CLIENT_STALL_MAX, CONSOLE_LOG_MAX};
 use stead_schemas::names::{Platform, Uid};
-use stead_schemas::network::{GuestReach, Network, NetworkSpec, Port, Resolver};
-use stead_schemas::schedule::SnapshotSchedule;
-use stead_schemas::snapshot::Snapshot;
-use stead_schemas::volume::Volume;
+use stead_schemas::network::{GuestReach, NetworkSpec, Resolver};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -82,21 +77,6 @@ impl Reports {
             report(drifts);
         }
     }
-}
-
-/// Kinds of the store.
-#[must_use]
-pub fn kinds() -> Kinds {
-    Kinds::new()
-        .with::<Instance>()
-        .with::<Image>()
-        .with::<Disk>()
-        .with::<Network>()
-        .with::<Port>()
-        .with::<Snapshot>()
-        .with::<SnapshotSchedule>()
-        .with::<Volume>()
-        .with::<Ingress>()
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.

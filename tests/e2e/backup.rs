@@ -32,7 +32,7 @@ fn a_backup_of_a_running_daemon_is_restored_into_an_empty_directory() {
         let said = site.cli(&restore);
         assert!(said.contains("restored"), "{said}");
         {
-            let restored = stead::store::open(&new, stead::assemble::kinds()).expect("a data directory");
+            let restored = stead::store::open(&new, stead_controllers::kinds()).expect("a data directory");
             let uid = id.parse().expect("an id");
             let instance = restored.store.get::<Instance>(&uid).expect("there");
             assert_eq!(instance.meta.name.as_str(), "web");

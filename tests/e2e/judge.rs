@@ -176,7 +176,7 @@ impl Host {
 }
 
 fn records(site: &Site) -> Records {
-    let directory = stead::store::open(&site.data(), stead::assemble::kinds()).expect("no daemon has it");
+    let directory = stead::store::open(&site.data(), stead_controllers::kinds()).expect("no daemon has it");
     Records::of(&directory.store)
 }
 

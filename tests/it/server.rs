@@ -142,7 +142,7 @@ impl Server {
         let world = World::new(1);
         has(&world, 'a');
         let kv = MemoryKv::new();
-        let kinds = stead::assemble::kinds();
+        let kinds = stead_controllers::kinds();
         let host = Arc::new(world.clone());
         let (store, writer) =
             Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds)

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use jiff::Timestamp;
-use stead::assemble::kinds;
+use stead_controllers::kinds;
 use stead_controllers::store::Store;
 use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::{Instance, State};

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
+use stead_controllers::kinds;
 use stead_controllers::runtime::{NoBoundary, NoJournal};
 use stead_controllers::sim::World;
-use stead_controllers::store::{Kinds, MemoryKv, PlainSealer, Store};
+use stead_controllers::store::{MemoryKv, PlainSealer, Store};
 use stead_controllers::vm::admission;
 use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
@@ -14,9 +15,7 @@ use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::Instance;
 use stead_schemas::names::Uid;
 use stead_schemas::network::{Network, NetworkSpec, Port};
-use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
-use stead_schemas::volume::Volume;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -57,18 +56,8 @@ impl Daemon {
         network: NetworkSpec,
         resync: Duration,
     ) -> Self {
-        let kinds = Kinds::new()
-            .with::<Instance>()
-            .with::<Image>()
-            .with::<Disk>()
-            .with::<Network>()
-            .with::<Port>()
-            .with::<Snapshot>()
-            .with::<SnapshotSchedule>()
-            .with::<Volume>()
-            .with::<Ingress>();
         let host = Arc::new(world.clone());
-        let opened = Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds);
+        let opened = Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds());
         let (store, writer) = opened.expect("a store opens at any durable point");
         let mut tasks = JoinSet::new();
         tasks.spawn(writer.run(std::future::pending::<()>()));

@@ -105,7 +105,7 @@ impl Drop for Bare {
 
 /// In the process of its own: serves until its standard input ends.
 pub(crate) async fn run(dir: &Path) {
-    let opened = stead::store::open(dir, stead::assemble::kinds()).expect("opened");
+    let opened = stead::store::open(dir, stead_controllers::kinds()).expect("opened");
     let (store, _lock) = (opened.store, opened.lock);
     tokio::spawn(opened.writer.run(std::future::pending::<()>()));
     let spec = NetworkSpec {

@@ -58,7 +58,7 @@ impl Ids for Still {
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let lines: Vec<&[u8]> = data.split(|&byte| byte == b'\n').collect();
     let pairs = lines.chunks_exact(2).map(|pair| (pair[0].to_vec(), stored(pair[0], pair[1])));
-    let kinds = stead::assemble::kinds();
+    let kinds = stead_controllers::kinds();
     let opened =
         Store::open(Pairs(pairs.collect()), Arc::new(Unsealed), Arc::new(Still), Arc::new(Still), kinds);
     if let Err(error) = opened {
