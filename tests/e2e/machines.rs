@@ -8,8 +8,7 @@ use std::time::Duration;
 use stead::host::boot_files::BootFiles;
 use stead::host::cgroup::Cgroups;
 use stead::host::watch_directories::DirectoryWatches;
-use stead::hypervisor::Accelerator;
-use stead::hypervisor::qemu::{Qemu, QemuConfig};
+use stead::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig, Programs};
 use stead_controllers::host::{GuestPhase, HostErrorKind, LaunchPlan, Machine, Machines, VmmState};
 use stead_schemas::guest::Config;
 use stead_schemas::instance::{Hypervisor, Secret};
@@ -39,15 +38,14 @@ impl Bench {
     }
 
     /// A driver as a daemon makes it; a second one stands for the daemon after a restart.
-    fn driver(&self) -> Qemu {
+    fn driver(&self) -> Hypervisors {
         let boot_files = BootFiles::new(kernel_dir(), self.stage.path("cache"));
         let (rootfs, disks) = (self.rootfs.clone(), self.stage.path("disks"));
-        Qemu::new(QemuConfig {
-            binary: "qemu-system-x86_64".into(),
+        Hypervisors::new(HypervisorsConfig {
+            drivers: Drivers::built_in(&Programs::new(), Accelerator::probe()),
             run_dir: self.stage.path("run"),
             data_dir: self.stage.path("data"),
             boot_files,
-            accelerator: Accelerator::probe(),
             console_log_max: Bytes(64 << 10),
             watches: DirectoryWatches::default(),
             noted: Arc::new(|_, _| ()),
@@ -77,7 +75,7 @@ impl Bench {
     }
 
     fn console(&self, owner: &Uid) -> String {
-        let log = Qemu::console_log(&self.stage.path("data"), owner);
+        let log = Hypervisors::console_log(&self.stage.path("data"), owner);
         String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
     }
 }
@@ -115,11 +113,11 @@ fn config(argv: &[&str]) -> Config {
     }
 }
 
-async fn inspect(driver: &Qemu, owner: &Uid) -> Machine {
+async fn inspect(driver: &Hypervisors, owner: &Uid) -> Machine {
     driver.inspect(owner).await.expect("observed").expect("it is there")
 }
 
-async fn until_phase(driver: &Qemu, owner: &Uid, phase: GuestPhase) -> Machine {
+async fn until_phase(driver: &Hypervisors, owner: &Uid, phase: GuestPhase) -> Machine {
     until(&format!("{phase:?}"), BOOT, async || {
         Some(inspect(driver, owner).await).filter(|seen| seen.guest.phase == phase)
     })
@@ -127,14 +125,20 @@ async fn until_phase(driver: &Qemu, owner: &Uid, phase: GuestPhase) -> Machine {
 }
 
 /// Boots and configures; the machine when its program runs or has ended.
-async fn boot(bench: &Bench, driver: &Qemu, owner: &Uid, config: &Config, phase: GuestPhase) -> Machine {
+async fn boot(
+    bench: &Bench,
+    driver: &Hypervisors,
+    owner: &Uid,
+    config: &Config,
+    phase: GuestPhase,
+) -> Machine {
     driver.launch(&bench.plan(owner)).await.expect("launched");
     until_phase(driver, owner, GuestPhase::AwaitingConfig).await;
     driver.configure(owner, config).await.expect("configured");
     until_phase(driver, owner, phase).await
 }
 
-async fn clear_away(driver: &Qemu, owner: &Uid) {
+async fn clear_away(driver: &Hypervisors, owner: &Uid) {
     driver.kill(owner).await.expect("killed");
     driver.release(owner).await.expect("released");
     driver.discard_memory(owner).await.expect("discarded");
@@ -226,7 +230,7 @@ async fn a_console_that_never_stops_stays_bounded_and_loses_no_line_in_between()
     let script =
         "sleep 1; i=0; while [ $i -lt 20 ]; do i=$((i+1)); seq $((i*2000-1999)) $((i*2000)); sleep 0.2; done";
     boot(&bench, &driver, &owner, &config(&["/bin/sh", "-c", script]), GuestPhase::Exited).await;
-    let log = Qemu::console_log(&bench.stage.path("data"), &owner);
+    let log = Hypervisors::console_log(&bench.stage.path("data"), &owner);
     let older = log.with_file_name("app.log.1");
     let text = [&older, &log].map(|path| std::fs::read_to_string(path).expect("both are there")).concat();
     // The first line lost its head with what was let go: a rotation falls anywhere in a line.
@@ -256,7 +260,7 @@ async fn without_a_daemon_a_console_grows_to_its_disks_size_and_is_rotated_by_th
     let running = until_phase(&driver, &owner, GuestPhase::Ready).await;
     drop(driver);
 
-    let log = Qemu::console_log(&bench.stage.path("data"), &owner);
+    let log = Hypervisors::console_log(&bench.stage.path("data"), &owner);
     let length = || std::fs::metadata(&log).map_or(0, |meta| meta.len());
     until("the limit", BOOT, async || (length() >= size).then_some(())).await;
     assert_eq!(length(), size);

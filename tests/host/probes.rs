@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
 use jiff::Timestamp;
-use stead::agent::AgentError;
+use stead::guest_channel::AgentError;
 use stead::host::probe::{ProbeConfig, Prober};
 use stead_controllers::host::{HostErrorKind, ProbePlan, Probes};
 use stead_schemas::health::{HealthCheck, HealthOf, Probe, Scheme, Tally};

@@ -1,4 +1,4 @@
-//! What a VMM says on its monitor.
+//! Entry points for fuzzers: the answers of a VMM on its monitor.
 
 use std::sync::Arc;
 
@@ -6,10 +6,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::monitor::Monitor;
-use stead_schemas::quantity::Bytes;
 
-/// Says one line of the input as a greeting and one more after each command, then hangs up, or says nothing more
-/// and keeps the line when the first byte is odd. Waiting takes no time.
+/// Writes one line of the input as a greeting and one more after each command. Then it hangs up, or stays
+/// silent when the first byte is odd. Waiting takes no time.
 pub fn qmp(data: &[u8]) {
     let Some((&flags, said)) = data.split_first() else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
@@ -31,10 +30,9 @@ pub fn qmp(data: &[u8]) {
                 while let Ok(1..) = theirs.read(&mut heard).await {}
             }
         });
-        let owner = format!("t{:023}", 0).parse().expect("an id");
-        let changed: crate::hypervisor::Changed = Arc::new(|_| {});
-        if let Ok(monitor) = Monitor::negotiated(ours, &owner, &changed).await {
-            let _ = monitor.state(|| Bytes(0)).await;
+        let notify: crate::hypervisor::driver::Notify = Arc::new(|| {});
+        if let Ok(monitor) = Monitor::negotiated(ours, &notify).await {
+            let _ = monitor.state().await;
             let _ = monitor.version().await;
             if let Ok(tap) = "tap0".parse() {
                 let _ = monitor.plug(&tap).await;

@@ -1,8 +1,7 @@
-//! VMMs that say too much or nothing on their monitor.
+//! VMMs that write too much or nothing on their monitor.
 
 use std::sync::Arc;
 
-use stead_schemas::quantity::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -15,15 +14,14 @@ const GREETING: &[u8] =
 /// A negotiated connection, and its far end.
 async fn connected() -> (Monitor, UnixStream) {
     let (ours, mut theirs) = UnixStream::pair().expect("a pair");
-    let owner = format!("t{:023}", 0).parse().expect("an id");
-    let changed: crate::hypervisor::Changed = Arc::new(|_| {});
+    let notify: crate::hypervisor::driver::Notify = Arc::new(|| {});
     let greet = async {
         theirs.write_all(GREETING).await.expect("taken");
         let mut heard = [0; 1024];
         assert!(theirs.read(&mut heard).await.expect("a command") > 0);
         theirs.write_all(b"{\"return\":{}}\n").await.expect("taken");
     };
-    let (monitor, ()) = tokio::join!(Monitor::negotiated(ours, &owner, &changed), greet);
+    let (monitor, ()) = tokio::join!(Monitor::negotiated(ours, &notify), greet);
     (monitor.expect("negotiated"), theirs)
 }
 
@@ -49,7 +47,7 @@ async fn a_line_without_an_end_is_not_gathered() {
     };
     tokio::select! {
         biased;
-        state = monitor.state(|| Bytes(0)) => drop(state.expect_err("no answer")),
+        state = monitor.state() => drop(state.expect_err("no answer")),
         () = flood => {}
     }
     assert!(written < SENT_BYTES, "all of {written} bytes were taken");

@@ -1,11 +1,10 @@
 //! The host's end of a VM's control channel.
 //!
-//! One task per VM connects, asks for the guest's state, keeps the last one, sends what is asked of
-//! the guest, and carries the streams to its agent. The guest is not trusted: frames are bounded,
-//! texts are cleaned, what does not carry this boot's token is dropped, and a guest that sends what
-//! nobody asked for is read no faster than it could be of use.
+//! One task per VM connects, asks for the guest's state, stores the last state, sends requests to the
+//! guest, and carries the streams to its agent. The guest is not trusted: frames are bounded, texts are
+//! cleaned, messages without the token of this boot are dropped, and a guest that sends what was not
+//! requested is read only at a low rate.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,33 +27,35 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::heartbeat::{self, Heartbeat};
-use super::notes::Notes;
-use super::tokens::Tokens;
-use crate::agent::{AgentError, AgentStream, Mux, Outgoing};
-use crate::hypervisor::{Changed, Noted};
+use super::log_lines::LogLines;
+use super::streams::{AgentError, AgentStream, Mux, Outgoing};
+use super::tokens::{Tokens, random};
+use super::transport::Transport;
+use super::{Changed, Noted};
 
-/// Between two tries to connect; the socket is there as soon as QEMU is.
+/// Delay between two attempts to connect: the socket appears as soon as the VMM runs.
 const RECONNECT_FIRST: Duration = Duration::from_millis(20);
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
-/// Between two `Attach` frames until one is answered; a booting guest answers the first it reads.
+/// Delay between two `Attach` frames until one is answered: a booting guest answers the first that it
+/// reads.
 const ATTACH_AGAIN: Duration = Duration::from_secs(5);
-/// A guest that does not take a frame for this long is left; the next connection tries again.
+/// A guest that does not take a frame for this long is disconnected; the next connection tries again.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
-/// Of one read of what is not the rest of a payload, which is read to where it stays.
+/// Size of one read in bytes. The rest of a payload is read into its own buffer instead.
 const READ_BYTES: usize = 16 << 10;
-/// What a guest in its senses sends unasked in a period is a thousandth of this.
+/// Bytes of unrequested data that are read in a period: a thousand times what an honest guest sends.
 const USELESS_BYTES_MAX: usize = 1 << 20;
 const USELESS_PERIOD: Duration = Duration::from_secs(1);
-/// An id and a number; whatever is longer is none of ours.
+/// Longest incarnation: an id and a number. A longer text is not from this host.
 const INCARNATION_CHARS_MAX: usize = 64;
-/// What is answered by who has seen no `Attach` yet.
-const NOBODYS: u64 = 0;
-/// Requests waiting for the channel: one of each kind is all there ever is.
+/// The nonce in a state of a guest process that has read no `Attach` yet.
+const UNATTACHED: u64 = 0;
+/// Requests waiting for the channel: there is never more than one of each kind.
 const REQUESTS_MAX: usize = 8;
 
-/// A handle on the task; dropping it ends the task.
+/// A handle on the task of one VM; dropping it ends the task.
 #[derive(Debug)]
-pub(super) struct Control {
+pub(crate) struct GuestChannel {
     view: Arc<Mutex<GuestView>>,
     tokens: Arc<Tokens>,
     requests: mpsc::Sender<ToGuest>,
@@ -64,32 +65,38 @@ pub(super) struct Control {
     task: JoinHandle<()>,
 }
 
-impl Drop for Control {
+impl Drop for GuestChannel {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-impl Control {
-    pub(super) fn start(socket: PathBuf, owner: Uid, tokens: Tokens, changed: Changed, noted: Noted) -> Self {
+impl GuestChannel {
+    pub(crate) fn start(
+        transport: Transport,
+        owner: Uid,
+        tokens: Tokens,
+        changed: Changed,
+        noted: Noted,
+    ) -> Self {
         let view = Arc::new(Mutex::new(silent()));
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
-        // Two daemons one after the other must not count alike: a guest tells them apart by it.
-        // The clock's where the host has no random number to give.
-        let of_clock = || u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(1);
-        let start = super::random().map_or_else(|_| of_clock(), u64::from_le_bytes);
+        // Two daemons one after the other must not use the same numbers: a guest tells them apart by them.
+        // The clock is used when the kernel gives no random number.
+        let clock_micros = || u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(1);
+        let start = random().map_or_else(|_| clock_micros(), u64::from_le_bytes);
         let (spoke, has_spoken) = watch::channel(false);
         let tokens = Arc::new(tokens);
         let heartbeat = Arc::<Heartbeat>::default();
         let (mux, outgoing) = Mux::new(u32::try_from(start >> 32).unwrap_or(1));
         let channel = Channel {
-            socket,
+            transport,
             owner,
             tokens: tokens.clone(),
             view: view.clone(),
             heartbeat: heartbeat.clone(),
             changed,
-            notes: Mutex::new(Notes::new(noted)),
+            log_lines: Mutex::new(LogLines::new(noted)),
             nonce: start,
             mux: mux.clone(),
             outgoing,
@@ -99,14 +106,14 @@ impl Control {
         Self { view, tokens, requests, heartbeat, mux, has_spoken, task }
     }
 
-    pub(super) fn view(&self) -> GuestView {
+    pub(crate) fn view(&self) -> GuestView {
         let view = self.view.lock().unwrap_or_else(PoisonError::into_inner).clone();
         GuestView { is_unresponsive: self.heartbeat.is_unresponsive(), ..view }
     }
 
-    /// The view of a guest whose VM runs now, or does not. One that does not answer although it runs
-    /// has no streams any more: nobody waits for it without end.
-    pub(super) fn judged(&self, is_running: bool) -> GuestView {
+    /// Returns the view of a guest, given whether its VM runs now. The streams to a guest that does not
+    /// answer although its VM runs are ended, so nothing waits for it without end.
+    pub(crate) fn judged(&self, is_running: bool) -> GuestView {
         if !is_running {
             self.heartbeat.forgive();
         }
@@ -117,31 +124,31 @@ impl Control {
         view
     }
 
-    /// The VM stood still, and runs on from now.
-    pub(super) fn forgive(&self) {
+    /// Forgives unanswered polls: the VM was paused, and runs on from now.
+    pub(crate) fn forgive(&self) {
         self.heartbeat.forgive();
     }
 
-    pub(super) fn token(&self) -> Token {
+    pub(crate) fn token(&self) -> Token {
         self.tokens.current()
     }
 
-    pub(super) fn tokens(&self) -> &Tokens {
+    pub(crate) fn tokens(&self) -> &Tokens {
         &self.tokens
     }
 
-    /// Waits until the guest answered once, or not longer than this.
-    pub(super) async fn first_word(&self, at_most: Duration) {
+    /// Waits until the guest has answered once, but at most for this time.
+    pub(crate) async fn first_word(&self, at_most: Duration) {
         let mut has_spoken = self.has_spoken.clone();
         let heard = async {
-            // The sender goes with the task, whose end is no answer.
+            // A task that ends drops the sender, which is no answer.
             drop(has_spoken.wait_for(|&has_spoken| has_spoken).await);
         };
         let _ = tokio::time::timeout(at_most, heard).await;
     }
 
     /// Opens a stream to the agent of a running program.
-    pub(super) async fn open(&self, request: Request) -> Result<AgentStream, AgentError> {
+    pub(crate) async fn open(&self, request: Request) -> Result<AgentStream, AgentError> {
         let view = self.view();
         if view.phase != GuestPhase::Ready {
             return Err(AgentError::NotReady);
@@ -152,16 +159,16 @@ impl Control {
         self.mux.open(&self.token(), request).await
     }
 
-    /// Hands a request to the channel, and shows at once that it was asked for.
-    pub(super) fn ask(&self, request: ToGuest, note: impl FnOnce(&mut GuestView)) -> Result<(), String> {
+    /// Queues a request for the guest, and applies `note` to the view at once.
+    pub(crate) fn ask(&self, request: ToGuest, note: impl FnOnce(&mut GuestView)) -> Result<(), String> {
         self.requests.try_send(request).map_err(|_| "the guest takes no requests".to_owned())?;
         note(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(())
     }
 }
 
-/// Of a guest that was not heard yet.
-pub(super) fn silent() -> GuestView {
+/// Returns the view of a guest that has sent nothing yet.
+pub(crate) fn silent() -> GuestView {
     GuestView {
         phase: GuestPhase::Silent,
         exit: None,
@@ -175,13 +182,13 @@ pub(super) fn silent() -> GuestView {
 }
 
 struct Channel {
-    socket: PathBuf,
+    transport: Transport,
     owner: Uid,
     tokens: Arc<Tokens>,
     view: Arc<Mutex<GuestView>>,
     heartbeat: Arc<Heartbeat>,
     changed: Changed,
-    notes: Mutex<Notes>,
+    log_lines: Mutex<LogLines>,
     nonce: u64,
     mux: Mux,
     outgoing: Outgoing,
@@ -192,7 +199,7 @@ impl Channel {
     async fn run(mut self, mut requests: mpsc::Receiver<ToGuest>) {
         let mut delay = RECONNECT_FIRST;
         loop {
-            if let Ok(stream) = UnixStream::connect(&self.socket).await {
+            if let Ok(stream) = self.transport.connect().await {
                 delay = RECONNECT_FIRST;
                 let ended = self.serve(stream, &mut requests).await;
                 debug!(owner = %self.owner, reason = ended, "the control channel was cut");
@@ -203,14 +210,14 @@ impl Channel {
         }
     }
 
-    /// Speaks until the connection fails.
+    /// Serves one connection until it fails. Returns why it ended.
     async fn serve(&mut self, stream: UnixStream, requests: &mut mpsc::Receiver<ToGuest>) -> &'static str {
         let (mut reader, mut writer) = stream.into_split();
         let mut decoder = Decoder::default();
         let mut buffer = vec![0u8; READ_BYTES];
         let mut useless = Useless::default();
         self.nonce = self.nonce.wrapping_add(1);
-        // What was on its way through an earlier connection may be lost.
+        // What was sent through an earlier connection may be lost.
         self.view.lock().unwrap_or_else(PoisonError::into_inner).identity_told = None;
         let nonce = self.nonce;
         if !self.ask(&mut writer).await {
@@ -221,7 +228,7 @@ impl Channel {
         loop {
             tokio::select! {
                 biased;
-                // The arms only wait: what they took is handled before the next round.
+                // The arms only wait: what they received is handled before the next round.
                 request = requests.recv() => {
                     let Some(request) = request else { return "the handle was dropped" };
                     if !send(&mut writer, &request).await {
@@ -238,8 +245,9 @@ impl Channel {
                     decoder.arrived(&buffer, count);
                     let was_answered = is_answered;
                     match self.take_all(&mut decoder, &mut useless) {
-                        Some(NOBODYS) if was_answered => {
-                            // Another process has the guest's end, with no stream and no request of ours.
+                        Some(UNATTACHED) if was_answered => {
+                            // Another process has the guest's end. It knows no stream and no request of
+                            // this daemon.
                             self.mux.end_all();
                             if !self.ask(&mut writer).await {
                                 return "a frame was not taken";
@@ -250,7 +258,8 @@ impl Channel {
                     if is_answered && !was_answered {
                         self.spoke.send_replace(true);
                         debug!(owner = %self.owner, "the guest answered");
-                        // Not before: what waits for a guest that boots or is paused is late time.
+                        // Not earlier: a time that waits for a guest that boots or is paused would arrive
+                        // late.
                         if !send(&mut writer, &clock()).await {
                             return "the time was not taken";
                         }
@@ -267,7 +276,7 @@ impl Channel {
         }
     }
 
-    /// Asks for the state, which any guest answers that is alive; whether that was taken.
+    /// Asks for the state, which any living guest answers. Returns whether the frame was taken.
     async fn ask(&self, writer: &mut OwnedWriteHalf) -> bool {
         if self.heartbeat.asked(Instant::now()) {
             debug!(owner = %self.owner, "the guest does not answer");
@@ -276,7 +285,7 @@ impl Channel {
         send(writer, &ToGuest::Attach { nonce: self.nonce }).await
     }
 
-    /// Takes every whole frame; the attachment that the last state of them answers.
+    /// Handles every whole frame. Returns the nonce that the last state answers.
     fn take_all(&self, decoder: &mut Decoder, useless: &mut Useless) -> Option<u64> {
         let mut answered = None;
         let skipped_before = decoder.skipped();
@@ -293,12 +302,12 @@ impl Channel {
         answered
     }
 
-    /// Takes a state of this boot; the nonce it answers.
+    /// Handles a state of this boot. Returns the nonce that it answers.
     fn take(&self, frame: &Frame) -> Option<u64> {
         let Some(state) = frame.message::<FromGuest>() else {
             let note = frame.message::<Note>().filter(|note| note.token == self.tokens.current());
             if let Some(note) = note {
-                self.notes.lock().unwrap_or_else(PoisonError::into_inner).take(&self.owner, &note.note);
+                self.log_lines.lock().unwrap_or_else(PoisonError::into_inner).take(&self.owner, &note.note);
             }
             return None;
         };
@@ -306,12 +315,12 @@ impl Channel {
             warn!(owner = %self.owner, guest = state.protocol, host = PROTOCOL, "the guest speaks another protocol");
             return None;
         }
-        let is_of_this_boot = match (&state.token, state.phase) {
+        let is_accepted = match (&state.token, state.phase) {
             (None, Phase::AwaitingConfig) => true,
-            (Some(token), _) => self.tokens.hear(token, state.incarnation.as_deref()),
+            (Some(token), _) => self.tokens.accept(token, state.incarnation.as_deref()),
             (None, _) => is_early_failure(&state),
         };
-        if !is_of_this_boot {
+        if !is_accepted {
             return None;
         }
         let was_unresponsive = self.heartbeat.heard(Instant::now());
@@ -321,7 +330,7 @@ impl Channel {
             let incarnation = state.incarnation.map(|word| printable(&word, INCARNATION_CHARS_MAX));
             let (phase, exit) = (phase_of(state.phase), state.exit.map(cleaned));
             let assume_error = state.assume_error.map(|why| printable(&why, MESSAGE_CHARS_MAX));
-            let asked = if state.nonce == NOBODYS { silent() } else { view.clone() };
+            let asked = if state.nonce == UNATTACHED { silent() } else { view.clone() };
             let next = GuestView { phase, exit, incarnation, assume_error, ..asked };
             let is_new = *view != next;
             *view = next;
@@ -334,14 +343,14 @@ impl Channel {
     }
 }
 
-/// The time as it is now.
-pub(super) fn clock() -> ToGuest {
-    // Until the year 2262.
+/// Makes the message with the current time.
+pub(crate) fn clock() -> ToGuest {
+    // The number fits until the year 2262.
     ToGuest::Clock { unix_nanos: i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX) }
 }
 
-/// A guest that fails before its configuration has no token yet: only such a failure is believed
-/// without one, since all it can do is to end its own boot.
+/// A guest that fails before its configuration has no token yet. Only such a failure is accepted without
+/// one: all it can do is end its own boot.
 fn is_early_failure(state: &FromGuest) -> bool {
     state.phase == Phase::Exited && state.exit.as_ref().is_some_and(|exit| exit.is_boot_failure)
 }
@@ -377,14 +386,14 @@ async fn write<P: AsRef<[u8]>>(writer: &mut OwnedWriteHalf, frame: &Frame<P>) ->
     matches!(sent, Ok(Ok(())))
 }
 
-/// Without a connection there are no streams: what is still sent on them goes nowhere.
+/// Drops outgoing frames: without a connection there are no streams.
 async fn discard(outgoing: &mut Outgoing) {
     loop {
         drop(outgoing.next().await);
     }
 }
 
-/// Bytes from the guest that serve nobody's request: garbage, repeated states, streams long over.
+/// Counts bytes from the guest that no request needs: garbage, repeated states, frames of closed streams.
 struct Useless {
     bytes: usize,
     since: Instant,
@@ -401,7 +410,7 @@ impl Useless {
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// A flood is left where it is for the rest of its second; the guest's own writes wait then.
+    /// Reads nothing for the rest of the second after a flood; the guest's own writes wait meanwhile.
     async fn pause_if_due(&mut self) {
         if self.bytes < USELESS_BYTES_MAX {
             return;

@@ -1,28 +1,28 @@
-//! Whether a guest still answers: asked on its control channel all the while, by PID 1 or the agent.
+//! The heartbeat of a guest: its control channel is polled all the time, and PID 1 or the agent answers.
 //!
-//! Judged by questions without an answer and by time together: a host that schedules a guest late, or
-//! a daemon that stood still itself, makes nobody unresponsive.
-//! Assumes: whoever knows that the VM does not run says so by [`Heartbeat::forgive`].
+//! A guest is unresponsive after a number of polls without an answer and a time together. So neither a host
+//! that schedules a guest late nor a daemon that was stopped itself makes a guest unresponsive.
+//! Assumes: the caller that knows that the VM does not run calls [`Heartbeat::forgive`].
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Time between two questions. A guest wakes for each: more of them would cost idle hosts their rest.
-pub(super) const INTERVAL: Duration = Duration::from_secs(10);
-/// How long a guest may owe an answer.
-pub(super) const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// How many questions it may owe one to, the last of which was put just now.
+/// Time between two polls. Each of them wakes the guest, so more would use the processor of idle hosts.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
+/// How long a guest may leave polls unanswered.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How many polls may be unanswered, not counting the one that was just sent.
 const UNANSWERED_MAX: u32 = 3;
 
 #[derive(Debug, Default)]
-pub(super) struct Heartbeat(Mutex<Debt>);
+pub(crate) struct Heartbeat(Mutex<Debt>);
 
 #[derive(Debug, Default)]
 struct Debt {
     questions: u32,
-    /// When the first of them was put.
+    /// When the first of them was sent.
     since: Option<Instant>,
 }
 
@@ -33,8 +33,8 @@ impl Debt {
 }
 
 impl Heartbeat {
-    /// A question was put, at this time; whether the guest is unresponsive only now.
-    pub(super) fn asked(&self, now: Instant) -> bool {
+    /// Counts a poll that was sent at this time. Returns true when the guest becomes unresponsive by it.
+    pub(crate) fn asked(&self, now: Instant) -> bool {
         let mut debt = self.lock();
         let was_overdue = debt.is_overdue(now);
         debt.questions = debt.questions.saturating_add(1);
@@ -42,17 +42,17 @@ impl Heartbeat {
         !was_overdue && debt.is_overdue(now)
     }
 
-    /// The guest said something; whether it was unresponsive until now.
-    pub(super) fn heard(&self, now: Instant) -> bool {
+    /// Counts a message of the guest. Returns true when the guest was unresponsive until now.
+    pub(crate) fn heard(&self, now: Instant) -> bool {
         std::mem::take(&mut *self.lock()).is_overdue(now)
     }
 
-    /// The VM did not run, so the guest owes nothing.
-    pub(super) fn forgive(&self) {
+    /// Forgets all unanswered polls, because the VM did not run.
+    pub(crate) fn forgive(&self) {
         *self.lock() = Debt::default();
     }
 
-    pub(super) fn is_unresponsive(&self) -> bool {
+    pub(crate) fn is_unresponsive(&self) -> bool {
         self.lock().is_overdue(Instant::now())
     }
 
@@ -73,7 +73,7 @@ mod tests {
         assert!(heartbeat.asked(at(3)), "the fourth, after thirty seconds");
         assert!(!heartbeat.asked(at(4)), "known by then");
         assert!(heartbeat.heard(at(4)) && !heartbeat.heard(at(4)));
-        // Many questions in a short time, and one question a long time ago, are nothing.
+        // Neither many polls in a short time nor one poll a long time ago make a guest unresponsive.
         assert!((0..50).all(|_| !heartbeat.asked(at(5))));
         heartbeat.forgive();
         assert!(!heartbeat.asked(at(5)) && !heartbeat.asked(at(500)));

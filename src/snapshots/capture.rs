@@ -1,20 +1,14 @@
-//! Snapshots: memory and disk of one moment, each in a directory of its own.
+//! The port `Snapshots`: capturing memory and disks of one moment, and what is there of snapshots.
 //!
-//! ```text
-//! snapshots/UID/saved/     disk.ext4, volume-*.ext4, snapshot.json; and of a VM's memory ram, state,
-//!                          manifest.json
-//! ```
-//! Guarantees: `saved` appears whole, durably, by one rename. A VM that runs is held only while its
-//! state, its RAM and its disk are copied; sums and fsyncs come after.
+//! Guarantees: a running VM is paused only while its state, its RAM and its disks are copied; checksums and
+//! fsyncs follow afterwards.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use stead_controllers::host::{
     CapturePlan, Captured, GuestPhase, HostError, HostErrorKind, Snapshots, VmmState,
 };
@@ -23,28 +17,14 @@ use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
-use super::manifest::{Origin, RamKept};
-use super::memory::{MemoryDir, length};
-use super::places::Record;
-use super::saving::{on_thread, proved};
-use super::{Qemu, uids_in};
+use super::files::{MANIFEST, Manifest, is_whole};
+use crate::host::directories::uids_in;
 use crate::host::disks::Ext4Files;
 use crate::host::{files, sparse};
+use crate::hypervisor::{Hypervisors, on_thread, prove};
+use crate::memory::{MemoryDir, Origin, RamKept};
 
-const MANIFEST: &str = "snapshot.json";
-
-/// What a snapshot is of.
-#[derive(Debug, Serialize, Deserialize)]
-struct Manifest {
-    kind: SnapshotKind,
-    captured_at: Timestamp,
-    disk_bytes: u64,
-    /// Of those that volumes were written to.
-    #[serde(default)]
-    volume_bytes: BTreeMap<Uid, u64>,
-}
-
-impl Snapshots for Qemu {
+impl Snapshots for Hypervisors {
     async fn list(&self) -> Result<Vec<Uid>, HostError> {
         uids_in(&self.config.data_dir.join("snapshots"))
     }
@@ -59,8 +39,8 @@ impl Snapshots for Qemu {
         let Manifest { kind, captured_at, .. } = manifest;
         let size = Bytes(allocated_in(&dir));
         let packing = match dir.manifest()? {
-            _ if self.packer.is_going(snapshot) => PackingState::Packing,
-            Some(memory) => dir.packing(&memory),
+            _ if self.compressor.is_going(snapshot) => PackingState::Packing,
+            Some(memory) => dir.compression(&memory),
             None => PackingState::Plain,
         };
         Ok(Some(if is_whole {
@@ -81,7 +61,7 @@ impl Snapshots for Qemu {
             (SnapshotKind::Standby, Some(attached)) => {
                 self.bytes_to_save(&plan.source, &attached, &self.snapshot_dir(&plan.snapshot)).await?.0
             }
-            // What is saved already is shared.
+            // The files of a saved memory are shared.
             (SnapshotKind::Standby, None) | (SnapshotKind::Stopped, _) => 0,
         };
         Ok(Bytes(memory.saturating_add(disks)))
@@ -93,7 +73,7 @@ impl Snapshots for Qemu {
         on_thread(&plan.snapshot, move || begin.begin()).await?;
         let source = self.memory_dir(&plan.source);
         let is_saved = source.exists()?;
-        let is_proved = !is_saved || self.is_proved(&plan.source, &source);
+        let is_verified = !is_saved || self.is_verified(&plan.source, &source);
         let taken = match plan.kind {
             SnapshotKind::Stopped => self.capture_stopped(plan, &dir).await.map(|()| None),
             SnapshotKind::Standby if is_saved => self.capture_saved(plan, &dir).await.map(Some),
@@ -104,8 +84,8 @@ impl Snapshots for Qemu {
             Err(error) => Err(error),
         };
         match captured {
-            // Its first fork reads nothing that was just written.
-            Ok(()) if is_proved => self.has_proved(&plan.snapshot, &dir),
+            // The first fork need not read what was just written.
+            Ok(()) if is_verified => self.set_verified(&plan.snapshot, &dir),
             Ok(()) => {}
             Err(_) => on_thread(&plan.snapshot, move || dir.discard()).await?,
         }
@@ -113,70 +93,44 @@ impl Snapshots for Qemu {
     }
 
     async fn compress(&self, snapshot: &Uid, how: Compression) -> Result<(), HostError> {
-        self.packer.begin(snapshot, self.snapshot_dir(snapshot), how)
+        self.compressor.begin(snapshot, self.snapshot_dir(snapshot), how)
     }
 
     async fn remove(&self, snapshot: &Uid) -> Result<(), HostError> {
-        self.proved().remove(snapshot);
-        self.packer.end(snapshot).await;
+        self.forget_verified(snapshot);
+        self.compressor.end(snapshot).await;
         let dir = self.snapshot_dir(snapshot);
         // Freeing the blocks of large files takes a while.
         on_thread(snapshot, move || dir.discard()).await
     }
 }
 
-/// Nothing was taken from what was published, or cut off.
-fn is_whole(dir: &MemoryDir, manifest: &Manifest) -> Result<bool, HostError> {
-    let disks = manifest.volume_bytes.iter().map(|(of, bytes)| (Some(of), *bytes));
-    for (of, bytes) in std::iter::once((None, manifest.disk_bytes)).chain(disks) {
-        let disk = length(&dir.saved(&Ext4Files::in_snapshot(of)));
-        if disk.map_err(dir.failed("look at the disks in"))? != Some(bytes) {
-            return Ok(false);
-        }
-    }
-    let has_memory = || dir.manifest()?.map_or(Ok(false), |memory| dir.is_whole(&memory));
-    Ok(manifest.kind == SnapshotKind::Stopped || has_memory()?)
-}
-
-impl Qemu {
-    /// Whoever begins with a snapshot looks that it is still as it was taken.
-    pub(super) fn check_whole(&self, snapshot: &Uid) -> Result<(), HostError> {
-        let dir = self.snapshot_dir(snapshot);
-        let is_whole = match dir.read::<Manifest>(MANIFEST)? {
-            Some(manifest) => is_whole(&dir, &manifest)?,
-            None => false,
-        };
-        let damaged =
-            || HostError::new(HostErrorKind::Permanent, "begin with the snapshot", snapshot.as_str());
-        if is_whole { Ok(()) } else { Err(damaged().because("its files are not what was taken")) }
-    }
-
+impl Hypervisors {
     fn snapshot_dir(&self, snapshot: &Uid) -> MemoryDir {
         MemoryDir::of_snapshot(&self.config.data_dir, snapshot)
     }
 
-    /// Holds a VM that runs for as long as the copies take, and lets it run on whatever comes of them.
+    /// Pauses a running VM for as long as the copies take, and resumes it also when they fail.
     async fn capture_running(
         &self,
         plan: &CapturePlan,
         dir: &MemoryDir,
     ) -> Result<(Origin, RamKept), HostError> {
-        let _turn = self.turns.take(&plan.source).await;
+        let _lock = self.locks.take(&plan.source).await;
         let attached = self.find_attached(&plan.source)?;
-        let is_of_run =
-            Record::read(&self.places(&plan.source))?.is_some_and(|record| record.run == plan.run);
+        let is_same_run = self.recorded_run(&plan.source)? == Some(plan.run);
         let is_up = self.vmm_state(&plan.source, &attached).await == VmmState::Running
-            && attached.control.view().phase == GuestPhase::Ready;
-        if !is_of_run || !is_up || self.memory_dir(&plan.source).exists()? {
+            && attached.channel.view().phase == GuestPhase::Ready;
+        if !is_same_run || !is_up || self.memory_dir(&plan.source).exists()? {
             return Err(conflict(plan, "its source does not run as it did"));
         }
         let begun = self.begin_ram(&plan.source, &attached, dir).await?;
-        let held = self.on_monitor(&attached, async |monitor| monitor.pause().await).await;
-        let taken = match held {
+        let paused = self.on_session(&attached, async |session| session.pause().await).await;
+        let taken = match paused {
             Ok(()) => {
-                // No standby's: whoever takes it over gives it the number of its own.
+                // No generation: an instance that takes the memory over sets its own.
                 match self.take_memory(&plan.source, &attached, dir, begun, 0).await {
-                    // The VMM has flushed its disks since it is held.
+                    // The VMM flushed the disks when it was paused.
                     Ok(memory) => self.copy_disks(plan, dir).await.map(|()| memory),
                     Err(error) => Err(error),
                 }
@@ -187,13 +141,14 @@ impl Qemu {
         taken
     }
 
-    /// Of a source in standby: its files, shared, and a copy of the disk that nobody writes to.
+    /// Captures a source in standby: shares the files of its memory, and copies its disks, which nothing
+    /// writes to.
     async fn capture_saved(
         &self,
         plan: &CapturePlan,
         dir: &MemoryDir,
     ) -> Result<(Origin, RamKept), HostError> {
-        let _turn = self.turns.take(&plan.source).await;
+        let _lock = self.locks.take(&plan.source).await;
         let memory = self.memory_dir(&plan.source);
         let manifest = memory.manifest()?.ok_or_else(|| conflict(plan, "its memory is not saved"))?;
         let origin = manifest.origin.clone();
@@ -212,16 +167,16 @@ impl Qemu {
     }
 
     async fn capture_stopped(&self, plan: &CapturePlan, dir: &MemoryDir) -> Result<(), HostError> {
-        let _turn = self.turns.take(&plan.source).await;
-        if Record::read(&self.places(&plan.source))?.is_some() {
+        let _lock = self.locks.take(&plan.source).await;
+        if self.recorded_run(&plan.source)?.is_some() {
             return Err(conflict(plan, "its source is not down"));
         }
         self.copy_disks(plan, dir).await
     }
 
     async fn copy_disks(&self, plan: &CapturePlan, dir: &MemoryDir) -> Result<(), HostError> {
-        let pair = |of: Option<&Uid>, disk: &Uid| {
-            ((self.config.disk)(disk), dir.saving(&Ext4Files::in_snapshot(of)))
+        let pair = |volume: Option<&Uid>, disk: &Uid| {
+            ((self.config.disk)(disk), dir.saving(&Ext4Files::in_snapshot(volume)))
         };
         let mut pairs = vec![pair(None, &plan.disk)];
         pairs.extend(plan.volumes.iter().map(|disk| pair(Some(disk), disk)));
@@ -235,30 +190,30 @@ fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
     sparse::copy(&File::open(from)?, &File::create_new(to)?)
 }
 
-/// A file's length, once it is durable.
+/// Makes a file durable. Returns its length in bytes.
 fn synced_bytes(path: &Path) -> io::Result<u64> {
     let file = File::open(path)?;
     file.sync_all()?;
     Ok(file.metadata()?.len())
 }
 
-/// Makes what was taken durable, and then the snapshot.
+/// Makes the captured files durable, and then publishes the snapshot.
 async fn seal(
     plan: &CapturePlan,
     dir: &MemoryDir,
     memory: Option<(Origin, RamKept)>,
 ) -> Result<(), HostError> {
-    let (of_thread, volumes) = (dir.clone(), plan.volumes.clone());
+    let (synced_dir, volumes) = (dir.clone(), plan.volumes.clone());
     let synced = tokio::task::spawn_blocking(move || {
-        let bytes = |of: Option<&Uid>| synced_bytes(&of_thread.saving(&Ext4Files::in_snapshot(of)));
+        let bytes = |volume: Option<&Uid>| synced_bytes(&synced_dir.saving(&Ext4Files::in_snapshot(volume)));
         let volumes = volumes.iter().map(|disk| Ok((disk.clone(), bytes(Some(disk))?)));
-        Ok((bytes(None)?, volumes.collect::<io::Result<BTreeMap<_, _>>>()?))
+        Ok((bytes(None)?, volumes.collect::<io::Result<_>>()?))
     });
     let synced = synced.await.unwrap_or_else(|error| Err(io::Error::other(error)));
     let (disk_bytes, volume_bytes) = synced.map_err(dir.failed("make durable"))?;
     let captured_at = memory.as_ref().map_or_else(Timestamp::now, |(origin, _)| origin.saved_at);
     if let Some((origin, ram)) = memory {
-        proved(&plan.source, dir.clone(), origin, ram).await?;
+        prove(&plan.source, dir.clone(), origin, ram).await?;
     }
     let manifest = Manifest { kind: plan.kind, captured_at, disk_bytes, volume_bytes };
     let bytes = serde_json::to_vec_pretty(&manifest).unwrap_or_default();

@@ -1,10 +1,10 @@
-//! The RAM of a VM as a file: made, found again, and copied without its zeros.
+//! The RAM of a VM as a file: creating it, finding it again, and copying it without its zeros.
 //!
-//! The RAM of a VM that boots is an anonymous file (memfd) shared with the VMM: as fast as memory of its
-//! own, where a file on a disk costs a boot a tenth, and open to a save through `/proc`. That of a VM
-//! that goes on from a saved memory is the saved file, mapped privately: nothing is read before it is
-//! needed, whoever goes on from the same file shares its pages until he writes to them, and what was
-//! written is found by the kernel's word (`own_pages`).
+//! The RAM of a VM that boots is an anonymous file (memfd) shared with the VMM. It is as fast as anonymous
+//! memory (a file on a disk makes a boot a tenth longer), and a save reads it through `/proc`. The RAM of a
+//! VM that is restored is the saved file, mapped privately: a page is read when it is first used, VMs
+//! restored from the same file share its pages until they write to them, and the kernel reports which pages
+//! were written (`dirty_pages`).
 
 use std::fs::{self, File};
 use std::io;
@@ -18,36 +18,36 @@ use stead_schemas::quantity::Bytes;
 
 use crate::host::process::of_process;
 
-/// Of guest RAM, for what is zero and what is not: a page.
-pub(super) const BLOCK: usize = 4096;
-/// Of one read: it stays in a core's cache until it is looked at.
-pub(super) const CHUNK: usize = 64 * BLOCK;
-/// Of what a thread takes at a time: what is in use of a guest's RAM lies together, so that halves of it
-/// are not half the work.
+/// Size of one block of guest RAM in bytes: a page. Whether RAM is zero is decided per block.
+pub(crate) const BLOCK: usize = 4096;
+/// Size of one read in bytes: it stays in the cache of a processor core while it is examined.
+pub(crate) const CHUNK: usize = 64 * BLOCK;
+/// Bytes that a thread takes at a time. The used RAM of a guest lies together, so two halves of the RAM
+/// would not be two halves of the work.
 const PART: u64 = 8 << 20;
-/// Threads of one copy: as many as a copy is worth, on a host that has them.
+/// Most threads of one copy: more of them make it no faster.
 const THREADS_MAX: usize = 4;
-/// Of the anonymous file; found again as `/memfd:stead-ram` among the VMM's descriptors.
+/// Name of the anonymous file, which is found as `/memfd:stead-ram` among the descriptors of the VMM.
 const ANONYMOUS: &str = "stead-ram";
 
-/// RAM of this size that nothing was written to yet.
-pub(super) fn fresh_ram(size: Bytes) -> io::Result<File> {
+/// Creates zeroed RAM of this size.
+pub(crate) fn fresh_ram(size: Bytes) -> io::Result<File> {
     let ram = anonymous()?;
     ram.set_len(size.0)?;
     Ok(ram)
 }
 
-pub(super) fn anonymous() -> io::Result<File> {
+pub(crate) fn anonymous() -> io::Result<File> {
     Ok(File::from(memfd_create(ANONYMOUS, MemfdFlags::CLOEXEC)?))
 }
 
-/// RAM that outlives its VMM a little: to free it takes longer than all else of a process's end, and
-/// nobody has to wait for that.
+/// RAM that is kept a little longer than its VMM. To free it takes longer than everything else at the end
+/// of a process, and nothing has to wait for that.
 #[derive(Debug, Default)]
-pub(super) struct HeldRam(Mutex<Option<File>>);
+pub(crate) struct HeldRam(Mutex<Option<File>>);
 
 impl HeldRam {
-    pub(super) fn hold(&self, ram: File) {
+    pub(crate) fn hold(&self, ram: File) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ram);
     }
 }
@@ -55,17 +55,17 @@ impl HeldRam {
 impl Drop for HeldRam {
     fn drop(&mut self) {
         let ram = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        // Where no thread can be had it is freed here.
+        // Where no thread can be started, the RAM is freed here.
         drop(ram.map(|ram| std::thread::Builder::new().spawn(move || drop(ram))));
     }
 }
 
-/// The RAM of a VMM that lives.
-pub(super) fn ram_of(pid: u32) -> io::Result<File> {
+/// Opens the RAM of a living VMM.
+pub(crate) fn ram_of(pid: u32) -> io::Result<File> {
     let mark = format!("/memfd:{ANONYMOUS}");
     for descriptor in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let path = descriptor?.path();
-        // One that was closed meanwhile is none.
+        // A descriptor that was closed meanwhile has no target.
         let target = of_process(fs::read_link(&path))?.unwrap_or_default();
         if target.to_string_lossy().starts_with(&mark) {
             return File::open(path);
@@ -74,22 +74,23 @@ pub(super) fn ram_of(pid: u32) -> io::Result<File> {
     Err(io::Error::other("its RAM is not a file that we made"))
 }
 
-/// Copies what is not zero into an empty file. The length, and the sum of all blocks.
-pub(super) fn copy_ram(from: &File, to: &File) -> io::Result<(u64, u64)> {
+/// Copies everything but zeros into an empty file. Returns the length in bytes and the sum of all blocks.
+pub(crate) fn copy_ram(from: &File, to: &File) -> io::Result<(u64, u64)> {
     to.set_len(from.metadata()?.len())?;
     in_parts(from, |buffer, start, end| {
         each_run_between(from, buffer, start, end, |at, run| to.write_all_at(run, at))
     })
 }
 
-/// The length and the sum that a copy would have.
-pub(super) fn sum_ram(from: &File) -> io::Result<(u64, u64)> {
+/// Returns the length in bytes and the sum of all blocks.
+pub(crate) fn sum_ram(from: &File) -> io::Result<(u64, u64)> {
     in_parts(from, |buffer, start, end| each_run_between(from, buffer, start, end, |_, _| Ok(())))
 }
 
-/// What blocks in a row add to the sum of a RAM: where each is, and what is in it. Nothing of zeros, so
-/// that holes are the same; and a block that changes changes it by its old and its new share.
-pub(super) fn share_of(at: u64, blocks: &[u8]) -> u64 {
+/// Returns the share of adjacent blocks in the sum of a RAM, made of the offset and the content of each.
+/// Blocks of zeros add nothing, so holes and zeros have the same sum. When a block changes, the sum changes
+/// by the difference of the old and the new share.
+pub(crate) fn share_of(at: u64, blocks: &[u8]) -> u64 {
     let share = |(index, block): (usize, &[u8])| {
         if is_zero(block) {
             return 0;
@@ -115,9 +116,9 @@ fn in_parts(
     Ok((length, sum))
 }
 
-/// Does the pieces of a work in as many threads as it is worth, each with a buffer of its own: a VM is
-/// held meanwhile, or waited for. The sum of what they answer.
-pub(super) fn side_by_side(
+/// Splits a piece of work among threads, each with a buffer of its own, because a VM is paused or awaited
+/// meanwhile. Returns the sum of the results.
+pub(crate) fn side_by_side(
     pieces: usize,
     work: impl Fn(&mut [u8], usize) -> io::Result<u64> + Sync,
 ) -> io::Result<u64> {
@@ -144,8 +145,8 @@ pub(super) fn side_by_side(
     })
 }
 
-/// Goes over all runs of blocks that are not zero, none longer than a read, in order.
-pub(super) fn each_block_run(from: &File, take: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+/// Visits all runs of blocks that are not zero in order, none of them longer than one read.
+pub(crate) fn each_block_run(from: &File, take: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
     each_run_between(from, &mut vec![0; CHUNK], 0, from.metadata()?.len(), take).map(drop)
 }
 
@@ -175,8 +176,8 @@ fn each_run_between(
     Ok(sum)
 }
 
-/// Where there is data next, if there is. The offset is shared with other threads; what a seek
-/// answers is not.
+/// Returns the offset of the next data, if any. The file offset is shared with other threads; the result of
+/// a seek is not.
 fn data_from(file: &File, at: u64) -> io::Result<Option<u64>> {
     match seek(file, SeekFrom::Data(at)) {
         Ok(data) => Ok(Some(data)),
@@ -185,13 +186,13 @@ fn data_from(file: &File, at: u64) -> io::Result<Option<u64>> {
     }
 }
 
-/// By comparison: a search would look at one byte after the other.
+/// Compares whole blocks: a search would examine one byte after the other.
 fn is_zero(block: &[u8]) -> bool {
     const ZEROS: [u8; BLOCK] = [0; BLOCK];
     block == &ZEROS[..block.len()]
 }
 
-/// Blocks in a row that are not zero are taken together.
+/// Passes on adjacent blocks that are not zero as one run.
 fn take_runs(bytes: &[u8], at: u64, take: &mut impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut offset = 0;
     let blocks: Vec<&[u8]> = bytes.chunks(BLOCK).collect();
@@ -229,7 +230,7 @@ mod tests {
         for (at, bytes) in written {
             from.write_all_at(&bytes, at).expect("in memory");
         }
-        // Written and yet zero.
+        // Zeros that were written.
         from.write_all_at(&vec![0; CHUNK], CHUNK as u64 * 5).expect("in memory");
         let sum = copy_ram(&from, &to).expect("in memory");
         assert_eq!(copy_ram(&to, &back).expect("in memory"), sum);

@@ -1,9 +1,9 @@
-//! What a VMM has written to RAM that it maps privately: its own pages, by the kernel's word.
+//! The pages that a VMM has written to in RAM that it maps privately, as the kernel reports them.
 //!
-//! `/proc/PID/pagemap` (its document in the kernel's tree, admin-guide/mm/pagemap) says of every page
-//! whether the process has one, in memory or swapped out, and whether it is the file's. The rest of the
-//! RAM is what the file says.
-//! Assumes: the process stands still while its pages are looked up and read.
+//! `/proc/PID/pagemap` (documented in the kernel's tree, admin-guide/mm/pagemap) has an entry for each
+//! page: whether the process has the page in memory or swapped out, and whether the page belongs to the
+//! file. All other RAM is as in the file.
+//! Assumes: the process does not run while its pages are listed and read.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,24 +11,24 @@ use std::os::unix::fs::FileExt;
 
 use super::ram::{BLOCK, CHUNK, share_of, side_by_side};
 
-/// Of an entry of the page map.
+/// Size of one /proc/PID/pagemap entry, in bytes.
 const ENTRY_BYTES: usize = 8;
 const IS_PRESENT: u64 = 1 << 63;
 const IS_SWAPPED: u64 = 1 << 62;
-/// The file's, or shared memory.
+/// The page belongs to a file, or is shared memory.
 const IS_OF_FILE: u64 = 1 << 61;
 
-/// Pages in a row, no more than are read at a time.
+/// Adjacent pages, no more than one read holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Run {
-    /// In the process.
+    /// The address in the process.
     address: u64,
-    /// In the RAM.
+    /// The offset in the RAM.
     offset: u64,
     bytes: usize,
 }
 
-/// Where a process maps a file privately.
+/// A private mapping of a file in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mapped {
     start: u64,
@@ -36,16 +36,16 @@ struct Mapped {
     offset: u64,
 }
 
-/// The pages of one process that are no longer those of the file.
+/// The pages of one process that differ from the mapped file.
 #[derive(Debug)]
-pub(super) struct OwnPages {
+pub(crate) struct DirtyPages {
     memory: File,
     runs: Vec<Run>,
 }
 
-impl OwnPages {
-    /// Of a RAM of this length, and the file of this inode.
-    pub(super) fn of(pid: u32, inode: u64, length: u64) -> io::Result<Self> {
+impl DirtyPages {
+    /// Finds the dirty pages of a process that maps RAM of this length from the file with this inode.
+    pub(crate) fn of(pid: u32, inode: u64, length: u64) -> io::Result<Self> {
         if rustix::param::page_size() != BLOCK {
             return Err(io::Error::other("pages of this host are of another size"));
         }
@@ -61,12 +61,12 @@ impl OwnPages {
         Ok(Self { memory: File::open(format!("/proc/{pid}/mem"))?, runs })
     }
 
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.runs.iter().map(|run| run.bytes as u64).sum()
     }
 
-    /// Makes a copy of the file the RAM as it is. By how much its sum changes.
-    pub(super) fn write_to(&self, copy: &File) -> io::Result<u64> {
+    /// Writes the dirty pages into a copy of the file. Returns the difference that this makes to its sum.
+    pub(crate) fn write_to(&self, copy: &File) -> io::Result<u64> {
         side_by_side(self.runs.len(), |new, index| {
             let run = self.runs[index];
             let (new, mut old) = (&mut new[..run.bytes], vec![0; run.bytes]);
@@ -77,27 +77,27 @@ impl OwnPages {
     }
 }
 
-/// Blocks in a row that differ are written together: what is zero in both may be a hole.
+/// Writes adjacent blocks that differ together. Blocks that are zero in both files may be holes.
 fn write_changed(copy: &File, start: u64, new: &[u8], old: &[u8]) -> io::Result<u64> {
     let blocks: Vec<_> = new.chunks(BLOCK).zip(old.chunks(BLOCK)).collect();
     let (mut offset, mut change) = (0, 0u64);
     for run in blocks.chunk_by(|(a, b), (c, d)| (a == b) == (c == d)) {
         let length: usize = run.iter().map(|(new, _)| new.len()).sum();
-        let (of_run, at) = (offset..offset + length, start + offset as u64);
+        let (run_range, at) = (offset..offset + length, start + offset as u64);
         if run[0].0 != run[0].1 {
-            copy.write_all_at(&new[of_run.clone()], at)?;
-            change = change.wrapping_add(share_of(at, &new[of_run.clone()]));
-            change = change.wrapping_sub(share_of(at, &old[of_run]));
+            copy.write_all_at(&new[run_range.clone()], at)?;
+            change = change.wrapping_add(share_of(at, &new[run_range.clone()]));
+            change = change.wrapping_sub(share_of(at, &old[run_range]));
         }
         offset += length;
     }
     Ok(change)
 }
 
-/// Lines as proc(5) has them: addresses, permissions, offset, device, inode, path.
+/// Parses lines as in proc(5): addresses, permissions, offset, device, inode, path.
 fn mapped(maps: &str, inode: u64) -> Vec<Mapped> {
     let hex = |word: &str| u64::from_str_radix(word, 16).ok();
-    let of_line = |line: &str| {
+    let parse_line = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         let (start, end) = words.next()?.split_once('-')?;
         let (permissions, offset, _device) = (words.next()?, words.next()?, words.next()?);
@@ -105,7 +105,7 @@ fn mapped(maps: &str, inode: u64) -> Vec<Mapped> {
         let map = Mapped { start: hex(start)?, end: hex(end)?, offset: hex(offset)? };
         is_it.then_some(map).filter(|map| map.start <= map.end)
     };
-    maps.lines().filter_map(of_line).collect()
+    maps.lines().filter_map(parse_line).collect()
 }
 
 fn add_runs(page_map: &File, map: Mapped, runs: &mut Vec<Run>) -> io::Result<()> {
@@ -144,7 +144,7 @@ fn add_page(runs: &mut Vec<Run>, address: u64, offset: u64) {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::os::unix::fs::MetadataExt;
     use std::path::Path;
     use std::ptr::null_mut;
@@ -155,7 +155,7 @@ pub(super) mod tests {
     use super::*;
 
     /// A file that this process maps privately, as a VMM does.
-    pub(in super::super) struct Ram {
+    pub(crate) struct Ram {
         address: *mut u8,
         length: usize,
         inode: u64,
@@ -163,7 +163,7 @@ pub(super) mod tests {
 
     impl Ram {
         #[expect(unsafe_code, reason = "a mapping is made with a system call on addresses")]
-        pub(in super::super) fn map(path: &Path) -> Self {
+        pub(crate) fn map(path: &Path) -> Self {
             let file = File::open(path).expect("there");
             let seen = file.metadata().expect("there");
             let length = usize::try_from(seen.len()).expect("small");
@@ -174,24 +174,24 @@ pub(super) mod tests {
         }
 
         #[expect(unsafe_code, reason = "as a guest writes to its memory")]
-        pub(in super::super) fn write(&mut self, at: usize, bytes: &[u8]) {
+        pub(crate) fn write(&mut self, at: usize, bytes: &[u8]) {
             assert!(at + bytes.len() <= self.length);
             // SAFETY: within the mapping, which is this value's alone.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address.add(at), bytes.len()) };
         }
 
-        /// Reading takes pages from the file, and makes none of them its own.
+        /// Reads the mapping, which makes no page dirty.
         #[expect(unsafe_code, reason = "as a guest reads its memory")]
-        pub(in super::super) fn bytes(&self) -> Vec<u8> {
+        pub(crate) fn bytes(&self) -> Vec<u8> {
             // SAFETY: the whole mapping, which nobody writes to meanwhile.
             unsafe { std::slice::from_raw_parts(self.address, self.length) }.to_vec()
         }
 
-        pub(in super::super) fn own_pages(&self) -> OwnPages {
-            OwnPages::of(std::process::id(), self.inode, self.length as u64).expect("told")
+        pub(crate) fn dirty_pages(&self) -> DirtyPages {
+            DirtyPages::of(std::process::id(), self.inode, self.length as u64).expect("told")
         }
 
-        pub(in super::super) fn inode(&self) -> u64 {
+        pub(crate) fn inode(&self) -> u64 {
             self.inode
         }
     }
@@ -215,14 +215,15 @@ pub(super) mod tests {
         let before = sum_ram(&file).expect("read");
         let mut ram = Ram::map(&path);
         assert_eq!(ram.bytes().len(), length);
-        assert_eq!(ram.own_pages().bytes(), 0, "to read is not to have");
-        // A byte in a hole, pages over the end of a run, zeros over data and over a hole, what was there.
+        assert_eq!(ram.dirty_pages().bytes(), 0, "to read is not to have");
+        // A byte in a hole, pages beyond the end of a run, zeros over data, zeros over a hole, and
+        // unchanged content.
         ram.write(9, &[7]);
         ram.write(CHUNK * 10 - 5, &vec![8; CHUNK * 2]);
         ram.write(CHUNK * 2, &[0; BLOCK]);
         ram.write(CHUNK * 20, &[0; BLOCK]);
         ram.write(CHUNK, &[1; BLOCK]);
-        let pages = ram.own_pages();
+        let pages = ram.dirty_pages();
         assert_eq!(pages.bytes(), (1 + 129 + 3) * BLOCK as u64);
         assert!(pages.runs.iter().all(|run| run.bytes <= CHUNK), "{:?}", pages.runs);
         let to = File::options().create_new(true).read(true).write(true).open(&copy).expect("made");
@@ -235,13 +236,13 @@ pub(super) mod tests {
         assert_ne!(after, before);
         let more = (to.metadata().expect("there").blocks() - blocks) * 512;
         assert!(more <= 131 * BLOCK as u64, "{more} more bytes on the disk: zeros over a hole stay a hole");
-        // In the very file that is mapped: what is read through the mapping stays as it is.
+        // In the mapped file itself: what is read through the mapping does not change.
         let ram_before = ram.bytes();
         let mapped = File::options().read(true).write(true).open(&path).expect("there");
         pages.write_to(&mapped).expect("written");
         assert!(ram.bytes() == ram_before && fs::read(&path).expect("there") == ram_before);
-        assert!(OwnPages::of(std::process::id(), ram.inode, 4096).is_err(), "another length");
-        assert!(OwnPages::of(std::process::id(), ram.inode + 1, length as u64).is_err(), "another file");
+        assert!(DirtyPages::of(std::process::id(), ram.inode, 4096).is_err(), "another length");
+        assert!(DirtyPages::of(std::process::id(), ram.inode + 1, length as u64).is_err(), "another file");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The TAPs that VMMs are plugged into, as the kernel tells of them.
+//! The TAPs that VMMs are connected to, as the kernel reports them.
 
 use std::fs;
 use std::io;
@@ -9,8 +9,8 @@ use stead_schemas::names::LinkName;
 
 use crate::host::process::of_process;
 
-/// The TAP must be there: QEMU would make one without our mark.
-pub(super) fn check_tap(tap: &LinkName) -> Result<(), HostError> {
+/// Checks that the TAP exists: a VMM would create one without our mark.
+pub(crate) fn check_tap(tap: &LinkName) -> Result<(), HostError> {
     match Path::new("/sys/class/net").join(tap.as_str()).try_exists() {
         Ok(true) => Ok(()),
         Ok(false) => Err(HostError::new(HostErrorKind::Missing, "use the TAP", tap.as_str())),
@@ -18,15 +18,15 @@ pub(super) fn check_tap(tap: &LinkName) -> Result<(), HostError> {
     }
 }
 
-/// One of the process's descriptors is attached to an interface of this name. A descriptor whose
+/// Returns whether a descriptor of the process is attached to an interface of this name. A descriptor whose
 /// interface was removed names none (linux drivers/net/tun.c, `tun_chr_show_fdinfo`).
 ///
 /// # Errors
-/// When a descriptor cannot be looked at: a card that is plugged in must not be plugged in anew for that.
-pub(super) fn has_tap(pid: u32, tap: &str) -> io::Result<bool> {
+/// When a descriptor cannot be read: a card that is connected must not be connected again for that.
+pub(crate) fn has_tap(pid: u32, tap: &str) -> io::Result<bool> {
     let Some(entries) = of_process(fs::read_dir(format!("/proc/{pid}/fdinfo")))? else { return Ok(false) };
     for entry in entries {
-        // One that was closed meanwhile is none.
+        // A descriptor that was closed meanwhile has no text.
         let text = of_process(fs::read_to_string(entry?.path()))?.unwrap_or_default();
         if text.lines().any(|line| line.strip_prefix("iff:").is_some_and(|name| name.trim() == tap)) {
             return Ok(true);

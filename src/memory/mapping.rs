@@ -1,8 +1,9 @@
-//! The RAM that a VM maps, and what its next save makes of it.
+//! The RAM file that a VM maps privately, and how its next save reuses that file.
 //!
-//! Guarantees: a file that is mapped is written to only where its VM has pages of its own, and only when
-//! nobody else has it; its sum is known as long as nothing was written to it.
-//! Cancel/crash: what a save wrote to it that came to nothing is found by reading it as a whole, once.
+//! Guarantees: a mapped file is written to only where its VM has dirty pages, and only when the file has
+//! no other name. Its checksum is known as long as nothing was written to it.
+//! Cancel/crash: after a save that failed half way the checksum is not known, and the file is read once
+//! as a whole.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,19 +12,20 @@ use std::path::PathBuf;
 
 use stead_controllers::host::HostError;
 
+use super::directory::{MANIFEST, MemoryDir, RAM, RUNNING, STATE};
+use super::dirty_pages::DirtyPages;
 use super::manifest::{Manifest, RamKept};
-use super::memory::{MANIFEST, MemoryDir, RAM, RUNNING, STATE};
-use super::own_pages::OwnPages;
 use super::ram::sum_ram;
+use crate::host::directories::{remove_dir, remove_file};
 use crate::host::sparse;
 
 impl MemoryDir {
-    /// Begins with the RAM that a VM maps: the very file where nobody else has it, else a copy. Its VM
-    /// may run meanwhile.
-    pub(super) fn begin_with_mapped(&self, running: &Self) -> Result<RamKept, HostError> {
+    /// Begins a save with the RAM file that a VM maps: with the file itself when it has no other name, else
+    /// with a copy. The VM may run meanwhile.
+    pub(crate) fn begin_with_mapped(&self, running: &Self) -> Result<RamKept, HostError> {
         let (mapped, to) = (running.running(RAM), self.saving(RAM));
         let begun = || {
-            // From here on it is not what its manifest says, should it be written to.
+            // From here on the file may be written to, so the sum in its manifest is no longer valid.
             let known = running.take_running_sum(self.is_own(running)?)?;
             match self.is_own(running)? {
                 true => fs::hard_link(&mapped, &to)?,
@@ -39,20 +41,21 @@ impl MemoryDir {
         begun().map_err(self.failed("save the memory in"))
     }
 
-    /// Puts the pages that a VM which is held has of its own over what was begun with.
-    pub(super) fn keep_own(&self, pages: &OwnPages, begun: RamKept) -> Result<RamKept, HostError> {
+    /// Writes the dirty pages of a paused VM over the RAM that the save began with.
+    pub(crate) fn keep_dirty(&self, pages: &DirtyPages, begun: RamKept) -> Result<RamKept, HostError> {
         let ram = File::options().read(true).write(true).open(self.saving(RAM));
         let change = ram.and_then(|ram| pages.write_to(&ram)).map_err(self.failed("save the memory in"))?;
         Ok(RamKept { sum: begun.sum.wrapping_add(change), ..begun })
     }
 
-    /// How much a save writes that begins with what this VM maps, besides the VM's own pages.
-    pub(super) fn bytes_to_copy(&self, running: &Self) -> u64 {
+    /// Returns how many bytes a save copies before the dirty pages of the VM.
+    pub(crate) fn bytes_to_copy(&self, running: &Self) -> u64 {
         let mapped = fs::metadata(running.running(RAM)).map_or(0, |mapped| mapped.blocks() * 512);
         if self.is_own(running).unwrap_or(false) { 0 } else { mapped }
     }
 
-    /// Nobody else has the file, which a snapshot of the last standby may, and its VM's next save it is.
+    /// Returns whether the save may write to the mapped file: it is the save of this VM, and no snapshot
+    /// shares the file.
     fn is_own(&self, running: &Self) -> io::Result<bool> {
         Ok(self.directory == running.directory && fs::metadata(running.running(RAM))?.nlink() == 1)
     }
@@ -61,27 +64,27 @@ impl MemoryDir {
         let path = self.running(MANIFEST);
         let manifest = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Manifest>(&bytes).ok());
         if is_taken {
-            super::remove_file(&path)?;
+            remove_file(&path)?;
         }
         Ok(manifest.map(|manifest| manifest.proof.ram_sum))
     }
 
-    /// What is saved is nothing from here on, whatever crashes: a VM runs on. The RAM that it maps, if
-    /// it is what is saved, stays as what its next save begins with. One that it mapped before stays
-    /// instead: who else has that file must see that it is not his alone.
-    pub(super) fn consume(&self, mapped_inode: Option<u64>) -> Result<(), HostError> {
+    /// Invalidates the saved memory durably, because its VM runs on. If the VM maps the saved RAM, that file
+    /// stays in `running` for the next save to begin with. If the VM maps an older file, that one stays
+    /// there instead: its second name shows whoever shares it that the file is shared.
+    pub(crate) fn consume(&self, mapped_inode: Option<u64>) -> Result<(), HostError> {
         let saved = fs::metadata(self.saved(RAM)).ok().map(|saved| saved.ino());
         if saved.is_some() && saved == mapped_inode {
-            super::remove_dir(&self.running("")).map_err(self.failed("discard the memory in"))?;
+            remove_dir(&self.running("")).map_err(self.failed("discard the memory in"))?;
             self.move_saved_to(RUNNING)?;
-            super::remove_file(&self.running(STATE)).map_err(self.failed("discard the memory in"))?;
+            remove_file(&self.running(STATE)).map_err(self.failed("discard the memory in"))?;
         }
         self.unsave()
     }
 
-    /// For a VM that is gone.
-    pub(super) fn forget_running(&self) -> Result<(), HostError> {
-        super::remove_dir(&self.running("")).map_err(self.failed("discard the memory in"))?;
+    /// Removes the RAM file of a VM that has ended.
+    pub(crate) fn forget_running(&self) -> Result<(), HostError> {
+        remove_dir(&self.running("")).map_err(self.failed("discard the memory in"))?;
         self.remove_empty()
     }
 
@@ -94,8 +97,8 @@ impl MemoryDir {
 mod tests {
     use std::path::Path;
 
+    use super::super::dirty_pages::tests::Ram;
     use super::super::manifest::Origin;
-    use super::super::own_pages::tests::Ram;
     use super::*;
 
     fn inode(path: &Path) -> u64 {
@@ -105,18 +108,18 @@ mod tests {
     fn origin() -> Origin {
         serde_json::from_value(serde_json::json!({
             "generation": 1, "run": 1, "launched_at": "1970-01-01T00:00:00Z", "saved_at": "1970-01-01T00:00:00Z",
-            "token": "t", "backend": "qemu", "version": "1", "machine": "m", "kernel": "k", "initrd": "i",
+            "token": "t", "backend": "driver", "version": "1", "machine": "m", "kernel": "k", "initrd": "i",
             "overlay": { "inode": 1, "bytes": 1, "changed": [0, 0] },
         }))
         .expect("as it is written")
     }
 
-    /// A save of this RAM, as far as it is made without a VMM.
+    /// Saves this RAM as far as that is possible without a VMM.
     fn save(memory: &MemoryDir, into: &MemoryDir, ram: &Ram) -> Result<(), HostError> {
         into.begin()?;
         let begun = into.begin_with_mapped(memory)?;
         fs::write(into.saving_state(), "state").expect("written");
-        let kept = into.keep_own(&ram.own_pages(), begun)?;
+        let kept = into.keep_dirty(&ram.dirty_pages(), begun)?;
         into.prove(origin(), kept)?;
         into.publish()
     }
@@ -128,15 +131,15 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_that_cannot_be_looked_at_is_not_absent() {
+    fn a_memory_that_cannot_be_read_is_not_absent() {
         let dir = tempfile::tempdir().expect("scratch");
         let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));
-        assert!(!memory.exists().expect("looked at") && !memory.has_rest().expect("looked at"));
-        // Where the directory should be is something that cannot be listed.
+        assert!(!memory.exists().expect("observed") && !memory.has_rest().expect("observed"));
+        // A file stands where the directory should be, and cannot be listed.
         fs::create_dir(dir.path().join("memory")).expect("made");
         fs::write(&memory.directory, "").expect("written");
         memory.exists().expect_err("it may be there");
-        memory.seen().expect_err("it may be there");
+        memory.observe().expect_err("it may be there");
     }
 
     #[test]
@@ -144,7 +147,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("scratch");
         let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));
         let snapshot = MemoryDir::of_snapshot(dir.path(), &format!("s{:023}", 0).parse().expect("valid"));
-        // Restored: what was saved is mapped, and is nothing from then on.
+        // Restored: the saved file is mapped, and is no saved memory from then on.
         memory.begin().expect("empty");
         fs::write(memory.saving(RAM), [1; 8 * 4096]).expect("written");
         fs::write(memory.saving_state(), "state").expect("written");
@@ -153,38 +156,38 @@ mod tests {
         memory.publish().expect("published");
         let mut ram = Ram::map(&memory.saved(RAM));
         memory.consume(Some(ram.inode())).expect("consumed");
-        assert!(!memory.exists().expect("looked at") && inode(&memory.running(RAM)) == ram.inode());
+        assert!(!memory.exists().expect("observed") && inode(&memory.running(RAM)) == ram.inode());
         // A snapshot has a file of its own, and the VM runs on.
         ram.write(4096, &[2; 100]);
         save(&memory, &snapshot, &ram).expect("taken");
         is_right(&snapshot, &ram);
         assert!(inode(&snapshot.saved(RAM)) != ram.inode());
-        // A save that comes to nothing: what it wrote is no truth, and the next one does without it.
+        // A save that fails: the next save must not rely on what it wrote.
         memory.begin().expect("empty");
         let begun = memory.begin_with_mapped(&memory).expect("begun");
-        memory.keep_own(&ram.own_pages(), begun).expect("kept");
+        memory.keep_dirty(&ram.dirty_pages(), begun).expect("kept");
         memory.unsave().expect("undone");
-        assert!(memory.running(RAM).exists() && !memory.exists().expect("looked at"));
+        assert!(memory.running(RAM).exists() && !memory.exists().expect("observed"));
         ram.write(3 * 4096, &[3; 5000]);
         save(&memory, &memory, &ram).expect("saved");
         is_right(&memory, &ram);
         assert_eq!(inode(&memory.saved(RAM)), ram.inode(), "the very file");
-        // Somebody has it too by now, and the standby is undone: it stays his.
-        let of_others = dir.path().join("of others");
-        fs::hard_link(memory.saved(RAM), &of_others).expect("linked");
+        // The file has a second name by now, and the standby is undone: the file must not change.
+        let shared_name = dir.path().join("shared");
+        fs::hard_link(memory.saved(RAM), &shared_name).expect("linked");
         memory.consume(Some(ram.inode())).expect("consumed");
-        let shared = fs::read(&of_others).expect("there");
+        let shared = fs::read(&shared_name).expect("there");
         for byte in [4, 5] {
             ram.write(6 * 4096, &[byte; 9]);
             save(&memory, &memory, &ram).expect("saved");
             is_right(&memory, &ram);
             assert!(inode(&memory.saved(RAM)) != ram.inode());
             memory.consume(Some(ram.inode())).expect("consumed");
-            assert_eq!(inode(&memory.running(RAM)), ram.inode(), "whoever has it too shall see that");
-            assert!(!memory.exists().expect("looked at") && fs::read(&of_others).expect("there") == shared);
+            assert_eq!(inode(&memory.running(RAM)), ram.inode(), "whoever shares it must see that");
+            assert!(!memory.exists().expect("observed") && fs::read(&shared_name).expect("there") == shared);
         }
         memory.forget_running().expect("removed");
-        assert!(!memory.has_rest().expect("looked at"));
+        assert!(!memory.has_rest().expect("observed"));
     }
 
     #[test]
@@ -199,8 +202,8 @@ mod tests {
         memory.prove(origin(), kept).expect("proved");
         memory.publish().expect("published");
         memory.consume(None).expect("consumed");
-        assert!(!memory.exists().expect("looked at") && !memory.running(RAM).exists());
+        assert!(!memory.exists().expect("observed") && !memory.running(RAM).exists());
         memory.discard().expect("removed");
-        assert!(!memory.has_rest().expect("looked at"));
+        assert!(!memory.has_rest().expect("observed"));
     }
 }

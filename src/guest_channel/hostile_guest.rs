@@ -1,5 +1,6 @@
 //! Guests that lie, flood and fall silent, at the far end of a control channel.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -13,10 +14,10 @@ use stead_schemas::names::Uid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::control::Control;
-use super::places::{Places, Record};
-use super::tokens::Tokens;
-use crate::agent::{AgentError, Event};
+use super::channel::GuestChannel;
+use super::streams::{AgentError, Event};
+use super::tokens::tests::Recorded;
+use super::transport::Transport;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -28,11 +29,11 @@ struct Guest {
 
 struct Site {
     listener: UnixListener,
-    control: Control,
-    /// How often the control had news.
+    channel: GuestChannel,
+    /// How often the channel notified.
     news: Arc<AtomicUsize>,
-    places: Places,
-    _dir: tempfile::TempDir,
+    record: Recorded,
+    dir: tempfile::TempDir,
 }
 
 fn token() -> Token {
@@ -45,27 +46,29 @@ fn owner() -> Uid {
 
 fn site() -> Site {
     let dir = tempfile::tempdir().expect("scratch");
-    let places = Places::new(dir.path(), dir.path(), &owner());
-    Record { token: token(), ..Record::never_was() }.write(&places).expect("written");
-    let listener = UnixListener::bind(places.control()).expect("bound");
+    let record = Recorded::new(token());
+    let listener = UnixListener::bind(socket(&dir)).expect("bound");
     let news = Arc::default();
-    let control = attach(&places, &news);
-    Site { listener, control, news, places, _dir: dir }
+    let channel = attach(&dir, &record, &news);
+    Site { listener, channel, news, record, dir }
 }
 
-/// As a daemon does that starts now.
-fn attach(places: &Places, news: &Arc<AtomicUsize>) -> Control {
-    let record = Record::read(places).expect("read").expect("there");
-    let tokens = Tokens::new(places.clone(), &record);
+fn socket(dir: &tempfile::TempDir) -> PathBuf {
+    dir.path().join("control.sock")
+}
+
+/// Attaches as a daemon does that starts now.
+fn attach(dir: &tempfile::TempDir, record: &Recorded, news: &Arc<AtomicUsize>) -> GuestChannel {
     let news = news.clone();
     let changed = move |_: &Uid| _ = news.fetch_add(1, Ordering::SeqCst);
-    Control::start(places.control(), owner(), tokens, Arc::new(changed), Arc::new(|_, _| ()))
+    let transport = Transport::VirtioSerial { socket: socket(dir) };
+    GuestChannel::start(transport, owner(), record.tokens(), Arc::new(changed), Arc::new(|_, _| ()))
 }
 
 impl Site {
     /// Another daemon takes the place of the one before.
     async fn restarted(&mut self) -> (Guest, u64) {
-        self.control = attach(&self.places, &self.news);
+        self.channel = attach(&self.dir, &self.record, &self.news);
         let mut guest = self.guest().await;
         let nonce = guest.attached().await;
         (guest, nonce)
@@ -77,7 +80,7 @@ impl Site {
     }
 
     async fn until(&self, phase: GuestPhase) {
-        until(&format!("{phase:?}"), || self.control.view().phase == phase).await;
+        until(&format!("{phase:?}"), || self.channel.view().phase == phase).await;
     }
 }
 
@@ -174,8 +177,8 @@ async fn garbage_and_words_of_another_boot_change_nothing() {
     guest.tell(nonce, Some(Token("of an earlier boot".to_owned())), Phase::Exited).await;
     guest.tell(nonce, None, Phase::AwaitingConfig).await;
     site.until(GuestPhase::AwaitingConfig).await;
-    assert_eq!(site.control.view().exit, None);
-    assert_eq!(site.control.open(stat()).await.err(), Some(AgentError::NotReady));
+    assert_eq!(site.channel.view().exit, None);
+    assert_eq!(site.channel.open(stat()).await.err(), Some(AgentError::NotReady));
     guest.tell(nonce, Some(token()), Phase::Ready).await;
     site.until(GuestPhase::Ready).await;
 }
@@ -184,19 +187,19 @@ async fn garbage_and_words_of_another_boot_change_nothing() {
 async fn a_guest_that_became_another_is_believed_by_its_new_token_alone_whenever_a_daemon_comes() {
     const LIFE: &str = "a fork";
     let (mut site, mut guest) = ready().await;
-    let new = site.control.tokens().begin(LIFE).expect("recorded");
+    let new = site.channel.tokens().begin(LIFE).expect("recorded");
     // It has not taken it yet: it is heard, and asked, by the old one.
     guest.tell(1, Some(token()), Phase::Configured).await;
     site.until(GuestPhase::Configured).await;
-    assert_eq!(site.control.token(), token());
+    assert_eq!(site.channel.token(), token());
     // Another daemon comes in between, and asks with the same.
     let (mut guest, mut nonce) = site.restarted().await;
     guest.tell(nonce, Some(token()), Phase::Ready).await;
     site.until(GuestPhase::Ready).await;
-    assert_eq!(site.control.tokens().begin(LIFE).expect("recorded"), new);
+    assert_eq!(site.channel.tokens().begin(LIFE).expect("recorded"), new);
     guest.tell_as(nonce, Some(new.clone()), Phase::Ready, Some(LIFE)).await;
-    until("the new token", || site.control.token() == new).await;
-    let _stream = site.control.open(stat()).await.expect("opened");
+    until("the new token", || site.channel.token() == new).await;
+    let _stream = site.channel.open(stat()).await.expect("opened");
     let opened = guest.of_stream().await;
     assert!(opened.parse::<Open>().is_some_and(|open| open.token == new), "{opened:?}");
     // From now on the old one is as good as none, to this daemon and to the next.
@@ -214,10 +217,10 @@ async fn a_guest_that_became_another_is_believed_by_its_new_token_alone_whenever
 #[tokio::test(flavor = "multi_thread")]
 async fn lies_on_a_stream_end_that_stream_and_no_other() {
     let (site, mut guest) = ready().await;
-    let mut lied_to = site.control.open(stat()).await.expect("opened");
+    let mut lied_to = site.channel.open(stat()).await.expect("opened");
     let first = guest.of_stream().await;
     assert!(first.parse::<Open>().is_some_and(|open| open.token == token()), "{first:?}");
-    let mut other = site.control.open(stat()).await.expect("opened");
+    let mut other = site.channel.open(stat()).await.expect("opened");
     let second = guest.of_stream().await;
     // Windows without end, frames of streams that nobody opened, more data than was asked for.
     for _ in 0..1000 {
@@ -245,15 +248,15 @@ async fn lies_on_a_stream_end_that_stream_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_in_the_place_of_another_is_asked_anew_and_owes_nothing() {
     let (site, mut guest) = ready().await;
-    let mut lost = site.control.open(stat()).await.expect("opened");
+    let mut lost = site.channel.open(stat()).await.expect("opened");
     guest.of_stream().await;
-    site.control
+    site.channel
         .ask(ToGuest::Shutdown { token: token() }, |view| view.is_shutdown_requested = true)
         .expect("sent");
     // It has seen no `Attach`: what was sent before went to the one that is gone.
     guest.tell(0, None, Phase::AwaitingConfig).await;
     site.until(GuestPhase::AwaitingConfig).await;
-    assert!(!site.control.view().is_shutdown_requested, "nobody knows of it any more");
+    assert!(!site.channel.view().is_shutdown_requested, "nobody knows of it any more");
     assert_eq!(lost.receiver.next().await, None, "nobody answers it any more");
     let nonce = loop {
         if let Some(ToGuest::Attach { nonce }) = guest.next().await.message() {
@@ -262,7 +265,7 @@ async fn an_agent_in_the_place_of_another_is_asked_anew_and_owes_nothing() {
     };
     guest.tell(nonce, Some(token()), Phase::Ready).await;
     site.until(GuestPhase::Ready).await;
-    let _stream = site.control.open(stat()).await.expect("opened");
+    let _stream = site.channel.open(stat()).await.expect("opened");
     let opened = guest.of_stream().await;
     assert!(opened.parse::<Open>().is_some_and(|open| open.token == token()), "{opened:?}");
 }
@@ -293,7 +296,7 @@ async fn a_flood_is_taken_at_a_trickle_and_its_neighbour_is_served_meanwhile() {
     let start = Instant::now();
     let mut served = 0u32;
     while start.elapsed() < Duration::from_secs(3) {
-        let mut stream = quiet.control.open(stat()).await.expect("opened");
+        let mut stream = quiet.channel.open(stat()).await.expect("opened");
         // Closes of the rounds before come in between.
         let opened = loop {
             let frame = neighbour.of_stream().await;
@@ -319,12 +322,12 @@ async fn a_guest_that_takes_nothing_fills_no_queue() {
     let mut refused = 0;
     for _ in 0..1000 {
         let request = ToGuest::Shutdown { token: Token(large.clone()) };
-        refused += u32::from(site.control.ask(request, |_| ()).is_err());
+        refused += u32::from(site.channel.ask(request, |_| ()).is_err());
     }
     assert!(refused > 900, "{refused} of 1000 requests were refused");
     let mut streams = Vec::new();
     let opened = tokio::time::timeout(Duration::from_millis(500), async {
-        while let Ok(stream) = site.control.open(stat()).await {
+        while let Ok(stream) = site.channel.open(stat()).await {
             streams.push(stream);
         }
     });
@@ -336,18 +339,18 @@ async fn a_guest_that_takes_nothing_fills_no_queue() {
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_stops_answering_loses_its_streams_until_it_answers_again() {
     let (site, mut guest) = ready().await;
-    let mut stream = site.control.open(stat()).await.expect("opened");
+    let mut stream = site.channel.open(stat()).await.expect("opened");
     // Of a VM that stands still nothing is expected, however long that takes.
     for _ in 0..100 {
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(!site.control.judged(false).is_unresponsive);
+        assert!(!site.channel.judged(false).is_unresponsive);
     }
-    until("unresponsive", || site.control.judged(true).is_unresponsive).await;
+    until("unresponsive", || site.channel.judged(true).is_unresponsive).await;
     assert_eq!(stream.receiver.next().await, None);
-    assert_eq!(site.control.open(stat()).await.err(), Some(AgentError::Unresponsive));
+    assert_eq!(site.channel.open(stat()).await.err(), Some(AgentError::Unresponsive));
     let news = site.news.load(Ordering::SeqCst);
     guest.tell(7, Some(token()), Phase::Ready).await;
-    until("it answers", || !site.control.judged(true).is_unresponsive).await;
+    until("it answers", || !site.channel.judged(true).is_unresponsive).await;
     assert!(site.news.load(Ordering::SeqCst) > news, "somebody looks at it again");
-    assert!(site.control.open(stat()).await.is_ok());
+    assert!(site.channel.open(stat()).await.is_ok());
 }

@@ -1,8 +1,8 @@
-//! Compressions under way: begun, ended early, and their failures kept until somebody asks.
+//! Compressions in progress: started, cancelled, and their failures kept until they are reported.
 //!
-//! One at a time: it has several threads, and nobody waits for it. In memory only: after a crash the
-//! file is as it was, and the compression is begun again. One that is ended does not wait for those before
-//! it, so nobody who needs the memory does.
+//! There is one at a time: it has several threads, and nothing waits for it. The state is in memory only:
+//! after a crash the file is unchanged, and the compression starts again. Cancelling a queued compression
+//! does not wait for those before it, so whatever needs that memory does not wait either.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,14 +13,14 @@ use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::memory::MemoryDir;
-use crate::hypervisor::Changed;
+use super::directory::MemoryDir;
+use crate::guest_channel::Changed;
 
-/// All of them; clones share it.
+/// All compressions; clones share the state.
 #[derive(Clone)]
-pub(super) struct Packer {
+pub(crate) struct Compressor {
     jobs: Arc<Mutex<BTreeMap<Uid, Job>>>,
-    turn: Arc<Semaphore>,
+    permit: Arc<Semaphore>,
     changed: Changed,
 }
 
@@ -29,7 +29,7 @@ enum Job {
     Failed(HostError),
 }
 
-/// Ends one compression: looked at while it works, and waited for before that.
+/// Cancels one compression: polled while it works, and awaited while it is queued.
 #[derive(Clone)]
 struct Stop {
     is_set: Arc<AtomicBool>,
@@ -43,7 +43,7 @@ impl Stop {
 
     fn set(&self) {
         self.is_set.store(true, Ordering::Relaxed);
-        // Kept for one that begins to wait just now.
+        // The notification is kept for a compression that begins to wait just now.
         self.waiting.notify_one();
     }
 
@@ -52,21 +52,22 @@ impl Stop {
     }
 }
 
-impl Packer {
-    pub(super) fn new(changed: Changed) -> Self {
-        Self { jobs: Arc::default(), turn: Arc::new(Semaphore::new(1)), changed }
+impl Compressor {
+    pub(crate) fn new(changed: Changed) -> Self {
+        Self { jobs: Arc::default(), permit: Arc::new(Semaphore::new(1)), changed }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Uid, Job>> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn is_going(&self, owner: &Uid) -> bool {
+    pub(crate) fn is_going(&self, owner: &Uid) -> bool {
         matches!(self.lock().get(owner), Some(Job::Going { .. }))
     }
 
-    /// Begins, unless it goes on already; the failure of the last one is told first, once.
-    pub(super) fn begin(&self, owner: &Uid, memory: MemoryDir, how: Compression) -> Result<(), HostError> {
+    /// Starts a compression unless it is in progress. The failure of the last attempt is returned first,
+    /// once.
+    pub(crate) fn begin(&self, owner: &Uid, memory: MemoryDir, how: Compression) -> Result<(), HostError> {
         let mut jobs = self.lock();
         match jobs.remove(owner) {
             Some(Job::Failed(error)) => return Err(error),
@@ -79,11 +80,11 @@ impl Packer {
         let (stop, (over, is_over)) = (Stop::new(), watch::channel(false));
         jobs.insert(owner.clone(), Job::Going { stop: stop.clone(), is_over });
         drop(jobs);
-        let (packer, owner) = (self.clone(), owner.clone());
+        let (compressor, owner) = (self.clone(), owner.clone());
         tokio::spawn(async move {
-            let done = packer.work(memory, how, stop.clone()).await;
+            let done = compressor.work(memory, how, stop.clone()).await;
             let is_stopped = stop.is_set();
-            let mut jobs = packer.lock();
+            let mut jobs = compressor.lock();
             jobs.remove(&owner);
             if let Err(error) = done
                 && !is_stopped
@@ -91,9 +92,9 @@ impl Packer {
                 jobs.insert(owner.clone(), Job::Failed(error));
             }
             drop(jobs);
-            // Nobody need wait for it.
+            // Nothing may be waiting for it.
             let _ = over.send(true);
-            (packer.changed)(&owner);
+            (compressor.changed)(&owner);
         });
         Ok(())
     }
@@ -102,18 +103,18 @@ impl Packer {
         let failed = |why: String| {
             HostError::new(HostErrorKind::Transient, "compress the memory in", memory.name()).because(why)
         };
-        let _turn = tokio::select! {
+        let _permit = tokio::select! {
             biased;
             () = stop.waiting.notified() => return Err(failed("it was ended before it began".to_owned())),
-            turn = self.turn.acquire() => turn.map_err(|error| failed(error.to_string()))?,
+            permit = self.permit.acquire() => permit.map_err(|error| failed(error.to_string()))?,
         };
-        let of_thread = memory.clone();
-        let packed = tokio::task::spawn_blocking(move || of_thread.pack(how, &stop.is_set)).await;
-        packed.map_err(|error| failed(error.to_string()))?
+        let thread_memory = memory.clone();
+        let compressed = tokio::task::spawn_blocking(move || thread_memory.compress(how, &stop.is_set)).await;
+        compressed.map_err(|error| failed(error.to_string()))?
     }
 
-    /// Ends what goes on for an owner, undone, and forgets how it failed.
-    pub(super) async fn end(&self, owner: &Uid) {
+    /// Cancels the compression of an owner without any effect, and forgets its failure.
+    pub(crate) async fn end(&self, owner: &Uid) {
         let going = match self.lock().get(owner) {
             Some(Job::Going { stop, is_over }) => {
                 stop.set();
@@ -122,7 +123,7 @@ impl Packer {
             Some(Job::Failed(_)) | None => None,
         };
         if let Some(mut is_over) = going {
-            // Its sender going away means the same.
+            // A sender that is gone means the same.
             drop(is_over.wait_for(|&is_over| is_over).await);
         }
         if !self.is_going(owner) {
@@ -141,25 +142,25 @@ mod tests {
     async fn one_that_is_queued_is_ended_without_waiting_for_those_before_it() {
         let dir = tempfile::tempdir().expect("scratch");
         let ended = Arc::new(Mutex::new(Vec::new()));
-        let of_packer = ended.clone();
-        let changed = move |owner: &Uid| of_packer.lock().expect("whole").push(owner.clone());
-        let packer = Packer::new(Arc::new(changed));
-        // As long as this is held another compression goes on.
-        let going = packer.turn.acquire().await.expect("open");
+        let seen_ends = ended.clone();
+        let changed = move |owner: &Uid| seen_ends.lock().expect("whole").push(owner.clone());
+        let compressor = Compressor::new(Arc::new(changed));
+        // As long as this permit is held, another compression is in progress.
+        let going = compressor.permit.acquire().await.expect("open");
         let owners = ["a", "b"].map(|first| format!("{first}{:023}", 0).parse::<Uid>().expect("valid"));
         for owner in &owners {
             let how = Compression { algorithm: Algorithm::Zstd, level: 1 };
-            packer.begin(owner, MemoryDir::new(dir.path(), owner), how).expect("begun");
+            compressor.begin(owner, MemoryDir::new(dir.path(), owner), how).expect("begun");
         }
-        packer.end(&owners[1]).await;
-        assert!(!packer.is_going(&owners[1]) && packer.is_going(&owners[0]));
+        compressor.end(&owners[1]).await;
+        assert!(!compressor.is_going(&owners[1]) && compressor.is_going(&owners[0]));
         assert_eq!(*ended.lock().expect("whole"), [owners[1].clone()]);
-        // That there is no memory is told to the next who asks, and only by the one that got its turn.
+        // The first one gets the permit, and its failure (there is no memory) is returned by the next call.
         drop(going);
-        while packer.is_going(&owners[0]) {
+        while compressor.is_going(&owners[0]) {
             tokio::task::yield_now().await;
         }
         let how = Compression { algorithm: Algorithm::Zstd, level: 1 };
-        assert!(packer.begin(&owners[0], MemoryDir::new(dir.path(), &owners[0]), how).is_err());
+        assert!(compressor.begin(&owners[0], MemoryDir::new(dir.path(), &owners[0]), how).is_err());
     }
 }

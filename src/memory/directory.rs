@@ -1,19 +1,18 @@
-//! What makes the RAM and the device state of a VM a saved memory: of an instance in standby, or of a
-//! snapshot.
+//! The directory of a saved memory: RAM and device state of an instance in standby, or of a snapshot.
 //!
 //! ```text
-//! memory/UID/saving/          RAM, device state and manifest being written: counts as nothing
-//! memory/UID/saved/           the same, complete: made by one rename, unmade by another
-//! memory/UID/running/         the RAM that a VM maps: counts as nothing, goes with the VMM
-//! snapshots/UID/...           likewise, with a disk beside them
+//! memory/UID/saving/          RAM, device state and manifest while they are written: not yet a saved memory
+//! memory/UID/saved/           the same, complete: made by one rename, undone by another
+//! memory/UID/running/         the RAM that a VM maps: not a saved memory, removed with the VMM
+//! snapshots/UID/...           the same layout, with disks beside the memory
 //! ```
-//! Guarantees: `saved` is there only when RAM, state and manifest are on the disk; that of an instance
-//! is gone, for good, before a VM runs on from it. Holes and zeros of the RAM are holes of the file.
-//! A changed byte is found by the first restore or fork of a daemon that has not proved the file
-//! itself, or finds it written to since. Files in `saved` are never written to, so they may be shared;
-//! one in `running` is written to when it has no other name, and then only where its VM has pages of
-//! its own.
-//! Assumes: nobody else writes here.
+//! Guarantees: `saved` exists only when RAM, state and manifest are on the disk. The `saved` of an
+//! instance is removed durably before a VM runs on from it. Holes and zeros of the RAM are holes of the
+//! file. A changed byte is found by the first restore or fork of a daemon that has not verified the file
+//! itself, or finds it written to since. Files in `saved` are never written to, so they may be shared.
+//! A file in `running` is written to only when it has no other name, and only where its VM has dirty
+//! pages.
+//! Assumes: nothing but this daemon writes here.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -29,39 +28,40 @@ use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 use tracing::warn;
 
+use super::compression;
 use super::manifest::{FileMark, Manifest, Origin, Proof, RamKept};
-use super::packing;
 use super::ram::{copy_ram, fresh_ram, sum_ram};
+use crate::host::directories::{make_private_dir, remove_dir, remove_file};
 use crate::host::files;
 
-pub(super) const RAM: &str = "ram";
-/// The same, compressed; beside `ram` it is a rest of a crash, and `ram` counts.
-const PACKED: &str = "ram.packed";
-const PACKING: &str = "ram.packing";
+pub(crate) const RAM: &str = "ram";
+/// The compressed RAM. Beside `ram` it is a remainder of a crash, and `ram` is used.
+const COMPRESSED: &str = "ram.packed";
+const COMPRESSING: &str = "ram.packing";
 const SAVING: &str = "saving";
 const SAVED: &str = "saved";
 const DISCARDED: &str = "discarded";
-pub(super) const RUNNING: &str = "running";
-pub(super) const STATE: &str = "state";
-pub(super) const MANIFEST: &str = "manifest.json";
+pub(crate) const RUNNING: &str = "running";
+pub(crate) const STATE: &str = "state";
+pub(crate) const MANIFEST: &str = "manifest.json";
 
-/// RAM to start a VMM with.
+/// The RAM that a VMM is started with.
 #[derive(Debug)]
-pub(super) enum RamFile {
-    /// Its own, still to be filled.
+pub(crate) enum RamFile {
+    /// An anonymous file of this VM alone, which still has to be filled.
     Own(File),
-    /// As it was saved: what is written to it stays private.
+    /// The saved file, mapped privately: the writes of the VM do not reach it.
     Saved(File),
 }
 
 /// The memory directory of one instance, or the directory of one snapshot.
 #[derive(Debug, Clone)]
-pub(super) struct MemoryDir {
-    pub(super) directory: PathBuf,
+pub(crate) struct MemoryDir {
+    pub(crate) directory: PathBuf,
 }
 
-/// Length of a file; `None` when there is none.
-pub(super) fn length(path: &Path) -> io::Result<Option<u64>> {
+/// Returns the length of a file, or `None` when there is no such file.
+pub(crate) fn length(path: &Path) -> io::Result<Option<u64>> {
     match fs::metadata(path) {
         Ok(file) => Ok(Some(file.len())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -70,31 +70,39 @@ pub(super) fn length(path: &Path) -> io::Result<Option<u64>> {
 }
 
 impl MemoryDir {
-    pub(super) fn new(data_dir: &Path, owner: &Uid) -> Self {
+    pub(crate) fn new(data_dir: &Path, owner: &Uid) -> Self {
         Self { directory: data_dir.join("memory").join(owner.as_str()) }
     }
 
-    pub(super) fn of_snapshot(data_dir: &Path, snapshot: &Uid) -> Self {
+    pub(crate) fn of_snapshot(data_dir: &Path, snapshot: &Uid) -> Self {
         Self { directory: data_dir.join("snapshots").join(snapshot.as_str()) }
     }
 
-    /// A file of a save in progress.
-    pub(super) fn saving(&self, name: &str) -> PathBuf {
+    /// Returns the path of a file of a save in progress.
+    pub(crate) fn saving(&self, name: &str) -> PathBuf {
         self.directory.join(SAVING).join(name)
     }
 
-    /// A file of what is saved.
-    pub(super) fn saved(&self, name: &str) -> PathBuf {
+    /// Returns the path of a file of the saved memory.
+    pub(crate) fn saved(&self, name: &str) -> PathBuf {
         self.directory.join(SAVED).join(name)
     }
 
-    pub(super) fn saving_state(&self) -> PathBuf {
+    pub(crate) fn saving_state(&self) -> PathBuf {
         self.saving(STATE)
     }
 
-    /// Anything that counts, or a rest of it. What cannot be looked at is not absent: a VM that was saved
-    /// would be booted anew.
-    pub(super) fn exists(&self) -> Result<bool, HostError> {
+    pub(crate) fn saving_ram(&self) -> PathBuf {
+        self.saving(RAM)
+    }
+
+    pub(crate) fn saved_state(&self) -> PathBuf {
+        self.saved(STATE)
+    }
+
+    /// Returns whether there is a saved memory or an incomplete one. A directory that cannot be read is an
+    /// error and not an absent memory: the VM that was saved in it would be booted anew.
+    pub(crate) fn exists(&self) -> Result<bool, HostError> {
         let failed = self.failed("look at the memory in");
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
@@ -106,12 +114,12 @@ impl MemoryDir {
         Ok(names.is_empty() || names.iter().any(|name| name != RUNNING))
     }
 
-    /// With what a VM left that is gone.
-    pub(super) fn has_rest(&self) -> Result<bool, HostError> {
+    /// Returns whether the directory exists at all, also when it holds only what a dead VM left.
+    pub(crate) fn has_rest(&self) -> Result<bool, HostError> {
         self.directory.try_exists().map_err(self.failed("look at the memory in"))
     }
 
-    pub(super) fn failed(&self, operation: &'static str) -> impl Fn(io::Error) -> HostError + '_ {
+    pub(crate) fn failed(&self, operation: &'static str) -> impl Fn(io::Error) -> HostError + '_ {
         move |error| HostError::io(operation, self.directory.display().to_string(), error)
     }
 
@@ -120,7 +128,8 @@ impl MemoryDir {
         HostError::new(HostErrorKind::Permanent, "restore the memory in", subject).because(why)
     }
 
-    pub(super) fn seen(&self) -> Result<Option<Memory>, HostError> {
+    /// Reports the saved memory as the port `Machines` shows it.
+    pub(crate) fn observe(&self) -> Result<Option<Memory>, HostError> {
         if !self.exists()? {
             return Ok(None);
         }
@@ -129,15 +138,15 @@ impl MemoryDir {
                 generation: manifest.origin.generation,
                 run: manifest.origin.run,
                 launched_at: manifest.origin.launched_at,
-                packing: self.packing(&manifest),
+                packing: self.compression(&manifest),
             })
         })))
     }
 
-    /// How the RAM is kept; `Packing` is for the one to say who knows what goes on.
-    pub(super) fn packing(&self, manifest: &Manifest) -> PackingState {
+    /// Reports how the RAM is stored. Only the compressor knows whether a compression is under way.
+    pub(crate) fn compression(&self, manifest: &Manifest) -> PackingState {
         let plain = Bytes(manifest.proof.ram_bytes);
-        match fs::metadata(self.saved(PACKED)) {
+        match fs::metadata(self.saved(COMPRESSED)) {
             Ok(packed) if !self.saved(RAM).exists() => {
                 PackingState::Packed { packed: Bytes(packed.len()), plain }
             }
@@ -145,38 +154,38 @@ impl MemoryDir {
         }
     }
 
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.directory.display().to_string()
     }
 
-    /// Puts the RAM's compressed form in its place. Told to stop, it leaves all as it was.
-    pub(super) fn pack(&self, how: Compression, stop: &AtomicBool) -> Result<(), HostError> {
+    /// Replaces the RAM with its compressed form. When `stop` is set, it leaves everything as it was.
+    pub(crate) fn compress(&self, how: Compression, stop: &AtomicBool) -> Result<(), HostError> {
         let failed = self.failed("compress the memory in");
-        let (ram, packing) = (self.saved(RAM), self.saved(PACKING));
-        super::remove_file(&packing).map_err(&failed)?;
-        let packed = File::open(&ram).and_then(|ram| {
-            let to = File::options().read(true).write(true).create_new(true).open(&packing)?;
-            packing::pack(&ram, &to, how, stop)
+        let (ram, unfinished) = (self.saved(RAM), self.saved(COMPRESSING));
+        remove_file(&unfinished).map_err(&failed)?;
+        let compressed = File::open(&ram).and_then(|ram| {
+            let to = File::options().read(true).write(true).create_new(true).open(&unfinished)?;
+            compression::compress(&ram, &to, how, stop)
         });
-        if let Err(error) = packed {
-            super::remove_file(&packing).map_err(&failed)?;
+        if let Err(error) = compressed {
+            remove_file(&unfinished).map_err(&failed)?;
             return Err(failed(error));
         }
         let sync = || File::open(self.directory.join(SAVED)).and_then(|saved| saved.sync_all());
-        fs::rename(&packing, self.saved(PACKED)).and_then(|()| sync()).map_err(&failed)?;
+        fs::rename(&unfinished, self.saved(COMPRESSED)).and_then(|()| sync()).map_err(&failed)?;
         fs::remove_file(&ram).and_then(|()| sync()).map_err(&failed)
     }
 
-    /// Unpacks the RAM into a file of its own, and checks it.
-    pub(super) fn unpack(&self, manifest: &Manifest, ram: &File) -> Result<(), HostError> {
+    /// Decompresses the RAM into an empty file, and checks it.
+    pub(crate) fn decompress(&self, manifest: &Manifest, ram: &File) -> Result<(), HostError> {
         let failed = self.failed("restore the memory in");
-        let packed = File::open(self.saved(PACKED)).map_err(&failed)?;
-        packing::unpack(&packed, ram).map_err(&failed)?;
+        let compressed = File::open(self.saved(COMPRESSED)).map_err(&failed)?;
+        compression::decompress(&compressed, ram).map_err(&failed)?;
         self.check(ram, manifest)
     }
 
-    /// Reads the RAM as a whole, where it is not packed: that is checked by every restore.
-    pub(super) fn check_ram(&self, manifest: &Manifest) -> Result<(), HostError> {
+    /// Reads and checks the whole RAM, unless it is compressed: compressed RAM is checked by every restore.
+    pub(crate) fn check_ram(&self, manifest: &Manifest) -> Result<(), HostError> {
         match File::open(self.saved(RAM)) {
             Ok(ram) => self.check(&ram, manifest),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -192,33 +201,33 @@ impl MemoryDir {
         }
     }
 
-    /// The file of the RAM that is saved, as it is; none of one that is packed.
-    pub(super) fn ram_mark(&self) -> Option<FileMark> {
+    /// Returns the mark of the saved RAM file, or `None` when the RAM is compressed or missing.
+    pub(crate) fn ram_mark(&self) -> Option<FileMark> {
         FileMark::of(&self.saved(RAM)).ok()
     }
 
-    /// Of the saved memory; one that says nothing we know is none.
-    pub(super) fn manifest(&self) -> Result<Option<Manifest>, HostError> {
+    /// Returns the manifest of the saved memory. An unreadable manifest means "no saved memory".
+    pub(crate) fn manifest(&self) -> Result<Option<Manifest>, HostError> {
         self.read(MANIFEST)
     }
 
-    /// Whether the files are there, in their lengths; their sums are for whoever uses them.
-    pub(super) fn is_whole(&self, manifest: &Manifest) -> Result<bool, HostError> {
+    /// Returns whether the files exist with their lengths. Their sums are checked when they are used.
+    pub(crate) fn is_whole(&self, manifest: &Manifest) -> Result<bool, HostError> {
         let Proof { state_bytes, ram_bytes, .. } = manifest.proof;
         let length = |name| length(&self.saved(name)).map_err(self.failed("look at the memory in"));
-        // The packed one is known by its own sums; it takes the place of the other, which is looked for first.
+        // The compressed file has sums of its own. It replaces the plain one, which is looked for first.
         let has_ram = match length(RAM)? {
             Some(bytes) => bytes == ram_bytes,
-            None => length(PACKED)?.is_some(),
+            None => length(COMPRESSED)?.is_some(),
         };
         Ok(length(STATE)? == Some(state_bytes) && has_ram)
     }
 
-    pub(super) fn read<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, HostError> {
+    pub(crate) fn read<T: for<'a> Deserialize<'a>>(&self, name: &str) -> Result<Option<T>, HostError> {
         match fs::read(self.saved(name)) {
             Ok(bytes) => Ok(serde_json::from_slice(&bytes)
                 .inspect_err(
-                    |error| warn!(directory = %self.directory.display(), %error, "what was saved is lost"),
+                    |error| warn!(directory = %self.directory.display(), %error, "an unreadable file of a saved memory is ignored"),
                 )
                 .ok()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -226,43 +235,50 @@ impl MemoryDir {
         }
     }
 
-    /// An empty place for a save.
-    pub(super) fn begin(&self) -> Result<(), HostError> {
-        // What is still there is of no use to a VM that has run on.
+    /// Makes an empty directory for a save.
+    pub(crate) fn begin(&self) -> Result<(), HostError> {
+        // A memory that is still there is older than the VM, which has run on since.
         self.unsave()?;
-        super::make_private_dir(&self.directory.join(SAVING)).map_err(self.failed("save the memory in"))
+        make_private_dir(&self.directory.join(SAVING)).map_err(self.failed("save the memory in"))
     }
 
-    /// Keeps a copy of the RAM of a VM that is held.
-    pub(super) fn keep_ram(&self, ram: &File) -> Result<RamKept, HostError> {
+    /// Stores a copy of the RAM of a paused VM.
+    pub(crate) fn keep_ram(&self, ram: &File) -> Result<RamKept, HostError> {
         let copied = File::create_new(self.saving(RAM)).and_then(|to| copy_ram(ram, &to));
         let (bytes, sum) = copied.map_err(self.failed("save the memory in"))?;
         Ok(RamKept { bytes, sum })
     }
 
-    /// Keeps what another has saved, by the same files.
-    pub(super) fn keep_shared(&self, from: &Self, manifest: &Manifest) -> Result<RamKept, HostError> {
+    /// Measures a RAM file that the VMM itself wrote into the save in progress.
+    pub(crate) fn keep_written(&self) -> Result<RamKept, HostError> {
+        let summed = File::open(self.saving(RAM)).and_then(|ram| sum_ram(&ram));
+        let (bytes, sum) = summed.map_err(self.failed("save the memory in"))?;
+        Ok(RamKept { bytes, sum })
+    }
+
+    /// Shares the files of another saved memory by hard links.
+    pub(crate) fn keep_shared(&self, from: &Self, manifest: &Manifest) -> Result<RamKept, HostError> {
         let failed = self.failed("share a memory with");
         fs::hard_link(from.saved(STATE), self.saving(STATE)).map_err(&failed)?;
         let Proof { ram_bytes, ram_sum, .. } = manifest.proof;
-        // A compression may end in between: then the one is there and the other is not.
+        // A compression may end in between: then only the compressed file is there.
         match fs::hard_link(from.saved(RAM), self.saving(RAM)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::hard_link(from.saved(PACKED), self.saving(PACKED)).map_err(&failed)?;
+                fs::hard_link(from.saved(COMPRESSED), self.saving(COMPRESSED)).map_err(&failed)?;
             }
             linked => linked.map_err(&failed)?,
         }
         Ok(RamKept { bytes: ram_bytes, sum: ram_sum })
     }
 
-    /// Makes state and RAM durable, and then the manifest that knows them again.
-    pub(super) fn prove(&self, origin: Origin, ram: RamKept) -> Result<(), HostError> {
+    /// Makes state and RAM durable, and then writes the manifest with their sums.
+    pub(crate) fn prove(&self, origin: Origin, ram: RamKept) -> Result<(), HostError> {
         let failed = self.failed("save the memory in");
         let state = fs::read(self.saving(STATE)).map_err(&failed)?;
         let (state_bytes, state_sha256) = state_sum(&state);
         File::open(self.saving(STATE)).and_then(|state| state.sync_all()).map_err(&failed)?;
         let file = match File::open(self.saving(RAM)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => File::open(self.saving(PACKED)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => File::open(self.saving(COMPRESSED)),
             opened => opened,
         };
         file.and_then(|file| file.sync_all()).map_err(&failed)?;
@@ -271,15 +287,15 @@ impl MemoryDir {
         files::write_whole(&self.saving(MANIFEST), &bytes, 0o600)
     }
 
-    /// Makes what was proved the saved one, durably, in one step.
-    pub(super) fn publish(&self) -> Result<(), HostError> {
+    /// Makes the finished save the saved memory, durably, in one step.
+    pub(crate) fn publish(&self) -> Result<(), HostError> {
         let failed = self.failed("save the memory in");
         fs::rename(self.directory.join(SAVING), self.directory.join(SAVED)).map_err(&failed)?;
         self.sync()
     }
 
-    /// The RAM, or a place for one that is packed, and the device state.
-    pub(super) fn load(&self, manifest: &Manifest) -> Result<(RamFile, Vec<u8>), HostError> {
+    /// Opens the RAM (or an empty file for RAM that is compressed) and reads the device state.
+    pub(crate) fn load(&self, manifest: &Manifest) -> Result<(RamFile, Vec<u8>), HostError> {
         let failed = self.failed("restore the memory in");
         let Proof { state_bytes, state_sha256, ram_bytes, .. } = &manifest.proof;
         let state = File::open(self.saved(STATE)).map_err(&failed)?;
@@ -301,17 +317,16 @@ impl MemoryDir {
         Ok((ram, bytes))
     }
 
-    /// What is saved is nothing from here on, whatever crashes; then nothing is left of it.
-    pub(super) fn discard(&self) -> Result<(), HostError> {
+    /// Invalidates the saved memory durably, and then removes all its files.
+    pub(crate) fn discard(&self) -> Result<(), HostError> {
         self.unsave()?;
-        super::remove_dir(&self.directory).map_err(self.failed("discard the memory in"))
+        remove_dir(&self.directory).map_err(self.failed("discard the memory in"))
     }
 
-    /// Nothing is saved, nor being saved.
-    pub(super) fn unsave(&self) -> Result<(), HostError> {
-        let remove = |name: &str| {
-            super::remove_dir(&self.directory.join(name)).map_err(self.failed("discard the memory in"))
-        };
+    /// Invalidates the saved memory durably, and removes it and any save in progress.
+    pub(crate) fn unsave(&self) -> Result<(), HostError> {
+        let remove =
+            |name: &str| remove_dir(&self.directory.join(name)).map_err(self.failed("discard the memory in"));
         remove(DISCARDED)?;
         self.move_saved_to(DISCARDED)?;
         remove(DISCARDED)?;
@@ -319,16 +334,16 @@ impl MemoryDir {
         self.remove_empty()
     }
 
-    pub(super) fn remove_empty(&self) -> Result<(), HostError> {
+    pub(crate) fn remove_empty(&self) -> Result<(), HostError> {
         match fs::remove_dir(&self.directory).map_err(|error| (error.kind(), error)) {
-            // What is in it goes on being there.
+            // The directory still holds the RAM that a VM maps.
             Ok(()) | Err((io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty, _)) => Ok(()),
             Err((_, error)) => Err(self.failed("discard the memory in")(error)),
         }
     }
 
-    /// Unmakes what is saved, durably, in one step.
-    pub(super) fn move_saved_to(&self, name: &str) -> Result<(), HostError> {
+    /// Renames the saved memory, durably, in one step: it is no longer a saved memory.
+    pub(crate) fn move_saved_to(&self, name: &str) -> Result<(), HostError> {
         match fs::rename(self.directory.join(SAVED), self.directory.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             renamed => {
@@ -339,7 +354,7 @@ impl MemoryDir {
     }
 
     fn sync(&self) -> Result<(), HostError> {
-        // Its own name is in the directory above.
+        // The entry of this directory is in the directory above.
         let above = self.directory.parent().unwrap_or(&self.directory);
         let sync = |directory: &Path| File::open(directory).and_then(|directory| directory.sync_all());
         sync(&self.directory).and_then(|()| sync(above)).map_err(self.failed("make durable"))
