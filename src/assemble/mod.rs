@@ -23,6 +23,7 @@ use stead_schemas::api::{
     Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
     Runtime, RuntimeView, ServerView,
 };
+use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::disk::Disk;
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
@@ -204,6 +205,12 @@ async fn declare_network(store: &Store, config: &Config) -> anyhow::Result<()> {
         .context("cannot declare the network")
 }
 
+/// Names what a hypervisor can do as the wire does. The disk of every VM can be captured.
+fn features(has: VmmCapabilities) -> Vec<String> {
+    let all = [("fork", has.fork_memory), ("snapshots", true), ("standby", has.standby)];
+    all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect()
+}
+
 fn host_platform() -> Platform {
     if cfg!(target_arch = "aarch64") { Platform::LinuxArm64 } else { Platform::LinuxAmd64 }
 }
@@ -332,7 +339,7 @@ impl Host {
         let runtime = |hypervisor: Hypervisor| RuntimeView {
             name: hypervisor.as_str().to_owned(),
             available: self.hypervisors.contains(&hypervisor),
-            features: ["fork", "snapshots", "standby"].map(ToOwned::to_owned).to_vec(),
+            features: self.ports.machines.capabilities(hypervisor).map(features).unwrap_or_default(),
             accelerator: Some(Accelerator::probe().as_str().to_owned()),
         };
         let RuntimeView { name, available, .. } = runtime(DEFAULT_HYPERVISOR);
@@ -347,8 +354,7 @@ impl Host {
                 cgroups: self.has_cgroups,
             },
             default_runtime: Runtime { name, available },
-            // By name.
-            runtimes: [Hypervisor::Qemu, Hypervisor::QemuMicrovm].map(runtime).to_vec(),
+            runtimes: self.ports.machines.hypervisors().into_iter().map(runtime).collect(),
             network: NetworkModel {
                 model: "bridge".to_owned(),
                 guest_to_guest: false,

@@ -138,13 +138,13 @@ impl GuestChannel {
     }
 
     /// Waits until the guest has answered once, but at most for this time.
-    pub(crate) async fn first_word(&self, at_most: Duration) {
+    pub(crate) async fn first_answer(&self, at_most: Duration) {
         let mut has_spoken = self.has_spoken.clone();
-        let heard = async {
+        let answered = async {
             // A task that ends drops the sender, which is no answer.
             drop(has_spoken.wait_for(|&has_spoken| has_spoken).await);
         };
-        let _ = tokio::time::timeout(at_most, heard).await;
+        let _ = tokio::time::timeout(at_most, answered).await;
     }
 
     /// Opens a stream to the agent of a running program.
@@ -323,8 +323,8 @@ impl Channel {
         if !is_accepted {
             return None;
         }
-        let was_unresponsive = self.heartbeat.heard(Instant::now());
-        self.mux.told_window(state.window);
+        let was_unresponsive = self.heartbeat.answered(Instant::now());
+        self.mux.set_window(state.window);
         let is_new = {
             let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
             let incarnation = state.incarnation.map(|word| printable(&word, INCARNATION_CHARS_MAX));
@@ -368,8 +368,8 @@ fn cleaned(exit: Exit) -> Exit {
     Exit { message: printable(&exit.message, MESSAGE_CHARS_MAX), ..exit }
 }
 
-async fn read(reader: &mut OwnedReadHalf, [place, _]: [&mut [u8]; 2]) -> Option<usize> {
-    reader.read(place).await.ok().filter(|&count| count > 0)
+async fn read(reader: &mut OwnedReadHalf, [buffer, _]: [&mut [u8]; 2]) -> Option<usize> {
+    reader.read(buffer).await.ok().filter(|&count| count > 0)
 }
 
 async fn send(writer: &mut OwnedWriteHalf, message: &ToGuest) -> bool {
@@ -379,7 +379,7 @@ async fn send(writer: &mut OwnedWriteHalf, message: &ToGuest) -> bool {
     }
 }
 
-async fn write<P: AsRef<[u8]>>(writer: &mut OwnedWriteHalf, frame: &Frame<P>) -> bool {
+async fn write(writer: &mut OwnedWriteHalf, frame: &Frame<impl AsRef<[u8]>>) -> bool {
     let header = frame.header();
     let mut bytes = Buf::chain(&header[..], frame.payload.as_ref());
     let sent = tokio::time::timeout(WRITE_DEADLINE, writer.write_all_buf(&mut bytes)).await;

@@ -43,7 +43,7 @@ impl Heartbeat {
     }
 
     /// Counts a message of the guest. Returns true when the guest was unresponsive until now.
-    pub(crate) fn heard(&self, now: Instant) -> bool {
+    pub(crate) fn answered(&self, now: Instant) -> bool {
         std::mem::take(&mut *self.lock()).is_overdue(now)
     }
 
@@ -69,10 +69,10 @@ mod tests {
     async fn a_guest_is_unresponsive_after_questions_and_time_and_until_it_speaks_or_is_forgiven() {
         let (heartbeat, start) = (Heartbeat::default(), Instant::now());
         let at = |intervals: u32| start + INTERVAL * intervals;
-        assert!((0..3).all(|turn| !heartbeat.asked(at(turn))));
+        assert!((0..3).all(|poll| !heartbeat.asked(at(poll))));
         assert!(heartbeat.asked(at(3)), "the fourth, after thirty seconds");
         assert!(!heartbeat.asked(at(4)), "known by then");
-        assert!(heartbeat.heard(at(4)) && !heartbeat.heard(at(4)));
+        assert!(heartbeat.answered(at(4)) && !heartbeat.answered(at(4)));
         // Neither many polls in a short time nor one poll a long time ago make a guest unresponsive.
         assert!((0..50).all(|_| !heartbeat.asked(at(5))));
         heartbeat.forgive();

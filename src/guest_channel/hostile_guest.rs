@@ -21,7 +21,7 @@ use super::transport::Transport;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The guest's end of the channel, in our hands.
+/// The guest's end of the channel, in the hands of the test.
 struct Guest {
     stream: UnixStream,
     decoder: Decoder,
@@ -66,7 +66,7 @@ fn attach(dir: &tempfile::TempDir, record: &Recorded, news: &Arc<AtomicUsize>) -
 }
 
 impl Site {
-    /// Another daemon takes the place of the one before.
+    /// Starts another daemon instead of the one before.
     async fn restarted(&mut self) -> (Guest, u64) {
         self.channel = attach(&self.dir, &self.record, &self.news);
         let mut guest = self.guest().await;
@@ -101,8 +101,8 @@ impl Guest {
         self.bytes(&frame.encode()).await;
     }
 
-    /// The next frame of a stream: the time is told at any moment.
-    async fn of_stream(&mut self) -> Frame {
+    /// Returns the next frame of a stream; the time may arrive at any moment.
+    async fn stream_frame(&mut self) -> Frame {
         loop {
             let frame = self.next().await;
             if frame.kind != FrameKind::Control {
@@ -188,11 +188,12 @@ async fn a_guest_that_became_another_is_believed_by_its_new_token_alone_whenever
     const LIFE: &str = "a fork";
     let (mut site, mut guest) = ready().await;
     let new = site.channel.tokens().begin(LIFE).expect("recorded");
-    // It has not taken it yet: it is heard, and asked, by the old one.
+    // The guest has not taken it yet: its messages are accepted with the old one, and it is asked with the
+    // old one.
     guest.tell(1, Some(token()), Phase::Configured).await;
     site.until(GuestPhase::Configured).await;
     assert_eq!(site.channel.token(), token());
-    // Another daemon comes in between, and asks with the same.
+    // Another daemon starts in between, and sends the same token.
     let (mut guest, mut nonce) = site.restarted().await;
     guest.tell(nonce, Some(token()), Phase::Ready).await;
     site.until(GuestPhase::Ready).await;
@@ -200,9 +201,9 @@ async fn a_guest_that_became_another_is_believed_by_its_new_token_alone_whenever
     guest.tell_as(nonce, Some(new.clone()), Phase::Ready, Some(LIFE)).await;
     until("the new token", || site.channel.token() == new).await;
     let _stream = site.channel.open(stat()).await.expect("opened");
-    let opened = guest.of_stream().await;
+    let opened = guest.stream_frame().await;
     assert!(opened.parse::<Open>().is_some_and(|open| open.token == new), "{opened:?}");
-    // From now on the old one is as good as none, to this daemon and to the next.
+    // From now on the old token is refused, by this daemon and by the next.
     for _ in 0..2 {
         let before = site.news.load(Ordering::SeqCst);
         guest.tell_as(nonce, Some(token()), Phase::Exited, Some(LIFE)).await;
@@ -218,11 +219,11 @@ async fn a_guest_that_became_another_is_believed_by_its_new_token_alone_whenever
 async fn lies_on_a_stream_end_that_stream_and_no_other() {
     let (site, mut guest) = ready().await;
     let mut lied_to = site.channel.open(stat()).await.expect("opened");
-    let first = guest.of_stream().await;
+    let first = guest.stream_frame().await;
     assert!(first.parse::<Open>().is_some_and(|open| open.token == token()), "{first:?}");
     let mut other = site.channel.open(stat()).await.expect("opened");
-    let second = guest.of_stream().await;
-    // Windows without end, frames of streams that nobody opened, more data than was asked for.
+    let second = guest.stream_frame().await;
+    // Windows without end, frames of streams that were never opened, more data than was requested.
     for _ in 0..1000 {
         guest.frame(&Frame::window(first.stream, u32::MAX)).await;
     }
@@ -240,7 +241,7 @@ async fn lies_on_a_stream_end_that_stream_and_no_other() {
     let answer = FromStream::Copied { bytes: 7 };
     guest.frame(&Frame::json(FrameKind::Message, second.stream, &answer).expect("small")).await;
     assert_eq!(other.receiver.next().await, Some(Event::Message(answer)));
-    // A message that is none.
+    // A message that cannot be parsed.
     guest.frame(&Frame { kind: FrameKind::Message, stream: second.stream, payload: b"{}".to_vec() }).await;
     assert_eq!(other.receiver.next().await, None);
 }
@@ -249,15 +250,15 @@ async fn lies_on_a_stream_end_that_stream_and_no_other() {
 async fn an_agent_in_the_place_of_another_is_asked_anew_and_owes_nothing() {
     let (site, mut guest) = ready().await;
     let mut lost = site.channel.open(stat()).await.expect("opened");
-    guest.of_stream().await;
+    guest.stream_frame().await;
     site.channel
         .ask(ToGuest::Shutdown { token: token() }, |view| view.is_shutdown_requested = true)
         .expect("sent");
-    // It has seen no `Attach`: what was sent before went to the one that is gone.
+    // The process has read no `Attach`: earlier requests went to the process that is gone.
     guest.tell(0, None, Phase::AwaitingConfig).await;
     site.until(GuestPhase::AwaitingConfig).await;
-    assert!(!site.channel.view().is_shutdown_requested, "nobody knows of it any more");
-    assert_eq!(lost.receiver.next().await, None, "nobody answers it any more");
+    assert!(!site.channel.view().is_shutdown_requested, "the new process knows nothing of it");
+    assert_eq!(lost.receiver.next().await, None, "it is not answered any more");
     let nonce = loop {
         if let Some(ToGuest::Attach { nonce }) = guest.next().await.message() {
             break nonce;
@@ -266,7 +267,7 @@ async fn an_agent_in_the_place_of_another_is_asked_anew_and_owes_nothing() {
     guest.tell(nonce, Some(token()), Phase::Ready).await;
     site.until(GuestPhase::Ready).await;
     let _stream = site.channel.open(stat()).await.expect("opened");
-    let opened = guest.of_stream().await;
+    let opened = guest.stream_frame().await;
     assert!(opened.parse::<Open>().is_some_and(|open| open.token == token()), "{opened:?}");
 }
 
@@ -297,9 +298,9 @@ async fn a_flood_is_taken_at_a_trickle_and_its_neighbour_is_served_meanwhile() {
     let mut served = 0u32;
     while start.elapsed() < Duration::from_secs(3) {
         let mut stream = quiet.channel.open(stat()).await.expect("opened");
-        // Closes of the rounds before come in between.
+        // Frames that close the streams of earlier rounds come in between.
         let opened = loop {
-            let frame = neighbour.of_stream().await;
+            let frame = neighbour.stream_frame().await;
             if frame.kind == FrameKind::Open {
                 break frame;
             }
@@ -331,7 +332,7 @@ async fn a_guest_that_takes_nothing_fills_no_queue() {
             streams.push(stream);
         }
     });
-    // It waits at the bound of the queue, or comes to the bound of streams.
+    // It waits at the bound of the queue, or reaches the bound of streams.
     let _ = opened.await;
     assert!(streams.len() <= 256, "{} streams", streams.len());
 }
@@ -340,7 +341,7 @@ async fn a_guest_that_takes_nothing_fills_no_queue() {
 async fn a_guest_that_stops_answering_loses_its_streams_until_it_answers_again() {
     let (site, mut guest) = ready().await;
     let mut stream = site.channel.open(stat()).await.expect("opened");
-    // Of a VM that stands still nothing is expected, however long that takes.
+    // Nothing is expected from a VM that does not run, however long that takes.
     for _ in 0..100 {
         tokio::time::sleep(Duration::from_secs(5)).await;
         assert!(!site.channel.judged(false).is_unresponsive);
@@ -351,6 +352,6 @@ async fn a_guest_that_stops_answering_loses_its_streams_until_it_answers_again()
     let news = site.news.load(Ordering::SeqCst);
     guest.tell(7, Some(token()), Phase::Ready).await;
     until("it answers", || !site.channel.judged(true).is_unresponsive).await;
-    assert!(site.news.load(Ordering::SeqCst) > news, "somebody looks at it again");
+    assert!(site.news.load(Ordering::SeqCst) > news, "the VM is observed again");
     assert!(site.channel.open(stat()).await.is_ok());
 }

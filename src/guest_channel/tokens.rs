@@ -162,7 +162,7 @@ pub(super) mod tests {
         let second = record.tokens();
         assert!(second.accept(&old(), None));
         assert_eq!(second.begin(LIFE).expect("recorded"), new);
-        assert!(!second.accept(&Token("of nobody".to_owned()), Some(LIFE)));
+        assert!(!second.accept(&Token("unknown".to_owned()), Some(LIFE)));
         assert!(second.accept(&new, Some(LIFE)));
         for daemon in [second, record.tokens()] {
             assert_eq!(daemon.current(), new);

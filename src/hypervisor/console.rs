@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use stead_schemas::quantity::Bytes;
 
-use super::hypervisors::Attached;
+use super::attached::Attached;
 use super::record::VmPaths;
 use crate::host::watch_directories::DirectoryWatches;
 

@@ -34,11 +34,18 @@ impl Drivers {
     #[must_use]
     pub fn built_in(programs: &Programs, accelerator: Accelerator) -> Self {
         Self::new(vec![
-            Arc::new(super::qemu::Qemu::new(programs, accelerator)), // q35 and microvm
+            Arc::new(super::qemu::Qemu::new(programs, accelerator)), // keep one line for each
         ])
     }
 
-    /// Asks the installed programs what they have.
+    /// Lists all hypervisors that have a driver. The first one is the default of new instances.
+    #[must_use]
+    pub fn hypervisors(&self) -> Vec<Hypervisor> {
+        let machine_types = self.0.iter().flat_map(|driver| driver.machine_types());
+        machine_types.map(|machine_type| machine_type.hypervisor).collect()
+    }
+
+    /// Asks the installed programs which of these they have.
     pub async fn probe(&self) -> Vec<Hypervisor> {
         join_all(self.0.iter().map(|driver| driver.probe())).await.concat()
     }

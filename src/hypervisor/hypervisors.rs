@@ -1,7 +1,6 @@
 //! The VMs of this host and the connections to those that live.
 
 use std::collections::BTreeMap;
-use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -12,11 +11,11 @@ use stead_schemas::guest::Request;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::{Digest, Uid};
 use stead_schemas::quantity::Bytes;
-use tokio::task::JoinHandle;
 
+use super::attached::{Attached, Connection};
 use super::console;
 use super::dispatch::{Choice, Drivers};
-use super::driver::{Notify, RunState, Session};
+use super::driver::{Notify, RunState};
 use super::process;
 use super::record::{Record, VmPaths};
 use crate::guest_channel::{AgentError, AgentStream, Changed, GuestChannel, Noted};
@@ -73,40 +72,6 @@ impl std::fmt::Debug for Hypervisors {
     }
 }
 
-/// The connections to one live VM.
-pub(crate) struct Attached {
-    pub(crate) identity: Identity,
-    pub(crate) choice: Choice,
-    pub(crate) channel: GuestChannel,
-    pub(super) since: Timestamp,
-    pub(super) session: tokio::sync::Mutex<Option<Connection>>,
-    pub(super) held_ram: HeldRam,
-    exit_watch: JoinHandle<()>,
-    /// Keeps the logs bounded; set right after this value is shared.
-    console_watch: OnceLock<JoinHandle<()>>,
-}
-
-/// The session of one VM. A type of its own, because a closure over a trait object is not general enough
-/// for the ports.
-pub(crate) struct Connection(Box<dyn Session>);
-
-impl Deref for Connection {
-    type Target = dyn Session;
-
-    fn deref(&self) -> &Self::Target {
-        self.0.as_ref()
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        self.exit_watch.abort();
-        if let Some(watch) = self.console_watch.get() {
-            watch.abort();
-        }
-    }
-}
-
 impl Hypervisors {
     /// Observes nothing yet: VMs of an earlier daemon are attached when they are inspected.
     #[must_use]
@@ -119,6 +84,12 @@ impl Hypervisors {
             locks: Arc::default(),
             verified: Arc::default(),
         }
+    }
+
+    /// Lists all hypervisors that have a driver, whether their programs are installed or not.
+    #[must_use]
+    pub fn hypervisors(&self) -> Vec<Hypervisor> {
+        self.config.drivers.hypervisors()
     }
 
     /// Returns what VMs on this hypervisor can do, or `None` when it has no driver.

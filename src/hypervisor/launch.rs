@@ -13,9 +13,10 @@ use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use tokio::process::Child;
 
+use super::attached::Attached;
 use super::dispatch::Choice;
 use super::driver::{Content, Ram, RamAccess, Start};
-use super::hypervisors::{Attached, Hypervisors};
+use super::hypervisors::Hypervisors;
 use super::process::{self, end_line, file_size_max, first_answer, largest_file};
 use super::record::{Mapping, Record, VmPaths};
 use super::taps::check_tap;

@@ -49,7 +49,7 @@ impl Hypervisors {
         if is_new {
             process::enter_group(&self.config.cgroups, owner, identity);
             // The guest of an earlier daemon's VM answers at once, or still boots.
-            attached.channel.first_word(FIRST_ANSWER_WAIT).await;
+            attached.channel.first_answer(FIRST_ANSWER_WAIT).await;
         }
         machine.listening_since = attached.since;
         machine.vmm = self.vmm_state(owner, &attached).await;
@@ -104,7 +104,7 @@ impl Machines for Hypervisors {
 
     async fn has_records(&self, owner: &Uid) -> Result<bool, HostError> {
         let logs = self.paths(owner).logs().to_owned();
-        logs.try_exists().map_err(|error| HostError::io("look for", logs.display().to_string(), error))
+        logs.try_exists().map_err(|error| HostError::io("observe", logs.display().to_string(), error))
     }
 
     async fn launch(&self, plan: &LaunchPlan) -> Result<(), HostError> {

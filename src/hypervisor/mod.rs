@@ -5,11 +5,12 @@
 //! dispatch     which driver a VM has
 //! process      starting a VMM and noticing its end
 //! record       what is on disk of a VM that was launched
-//! hypervisors  the VMs of this host, and the connections to those that live
+//! hypervisors  the VMs of this host; attached: the connections to one that lives
 //! machines     the port `Machines`; launch, save and restore are its large verbs
-//! qemu         one driver; another one is a folder beside it
 //! ```
+//! Each driver is a folder beside these files.
 
+mod attached;
 mod console;
 pub mod dispatch;
 pub mod driver;

@@ -95,7 +95,7 @@ pub(crate) fn find(
             find_by_argument(|argument| marks.iter().any(|mark| mark == argument))
         }
     };
-    found.map_err(|error| HostError::io("look for the VMM of", paths.runtime().display().to_string(), error))
+    found.map_err(|error| HostError::io("find the VMM of", paths.runtime().display().to_string(), error))
 }
 
 /// Notifies when the process has ended.

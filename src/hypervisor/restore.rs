@@ -8,8 +8,9 @@ use jiff::Timestamp;
 use stead_controllers::host::{AdoptPlan, HostError, HostErrorKind, LaunchPlan, Machines};
 use tokio::task::JoinHandle;
 
+use super::attached::Attached;
 use super::driver::{Content, Saved, Start};
-use super::hypervisors::{Attached, Hypervisors};
+use super::hypervisors::Hypervisors;
 use super::launch::HostRam;
 use super::record::{Mapping, Record};
 use crate::host::directories::last_line;
@@ -121,10 +122,13 @@ impl Hypervisors {
             HostError::new(HostErrorKind::Transient, "take over a memory for", plan.owner.as_str())
                 .because(why)
         };
-        let from = MemoryDir::of_snapshot(&self.config.data_dir, &plan.snapshot);
+        let from = MemoryDir::for_snapshot(&self.config.data_dir, &plan.snapshot);
         let missing =
             || HostError::new(HostErrorKind::Missing, "take over the memory of", plan.snapshot.as_str());
         let manifest = from.manifest()?.ok_or_else(missing)?;
+        if let Some(choice) = self.config.drivers.by_record(Some(&manifest.origin.machine)) {
+            Self::require(&plan.owner, &choice, |has| has.fork_memory, "take over a memory for")?;
+        }
         // Before its RAM counts as verified.
         check_whole(&from, &plan.snapshot)?;
         let unseen = |error| HostError::io("observe the disks of", plan.owner.as_str(), error);

@@ -18,8 +18,9 @@ use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 
+use super::attached::Attached;
 use super::driver::{RamAccess, SaveFiles};
-use super::hypervisors::{Attached, Hypervisors};
+use super::hypervisors::Hypervisors;
 use super::record::{Mapping, Record};
 use crate::guest_channel::clock;
 use crate::host::files;

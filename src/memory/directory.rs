@@ -74,7 +74,7 @@ impl MemoryDir {
         Self { directory: data_dir.join("memory").join(owner.as_str()) }
     }
 
-    pub(crate) fn of_snapshot(data_dir: &Path, snapshot: &Uid) -> Self {
+    pub(crate) fn for_snapshot(data_dir: &Path, snapshot: &Uid) -> Self {
         Self { directory: data_dir.join("snapshots").join(snapshot.as_str()) }
     }
 
@@ -103,7 +103,7 @@ impl MemoryDir {
     /// Returns whether there is a saved memory or an incomplete one. A directory that cannot be read is an
     /// error and not an absent memory: the VM that was saved in it would be booted anew.
     pub(crate) fn exists(&self) -> Result<bool, HostError> {
-        let failed = self.failed("look at the memory in");
+        let failed = self.failed("observe the memory in");
         let entries = match fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -116,7 +116,7 @@ impl MemoryDir {
 
     /// Returns whether the directory exists at all, also when it holds only what a dead VM left.
     pub(crate) fn has_rest(&self) -> Result<bool, HostError> {
-        self.directory.try_exists().map_err(self.failed("look at the memory in"))
+        self.directory.try_exists().map_err(self.failed("observe the memory in"))
     }
 
     pub(crate) fn failed(&self, operation: &'static str) -> impl Fn(io::Error) -> HostError + '_ {
@@ -214,7 +214,7 @@ impl MemoryDir {
     /// Returns whether the files exist with their lengths. Their sums are checked when they are used.
     pub(crate) fn is_whole(&self, manifest: &Manifest) -> Result<bool, HostError> {
         let Proof { state_bytes, ram_bytes, .. } = manifest.proof;
-        let length = |name| length(&self.saved(name)).map_err(self.failed("look at the memory in"));
+        let length = |name| length(&self.saved(name)).map_err(self.failed("observe the memory in"));
         // The compressed file has sums of its own. It replaces the plain one, which is looked for first.
         let has_ram = match length(RAM)? {
             Some(bytes) => bytes == ram_bytes,

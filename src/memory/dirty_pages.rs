@@ -188,7 +188,7 @@ pub(crate) mod tests {
         }
 
         pub(crate) fn dirty_pages(&self) -> DirtyPages {
-            DirtyPages::of(std::process::id(), self.inode, self.length as u64).expect("told")
+            DirtyPages::of(std::process::id(), self.inode, self.length as u64).expect("listed")
         }
 
         pub(crate) fn inode(&self) -> u64 {
@@ -205,7 +205,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_was_written_and_nothing_else_is_told_and_makes_a_copy_what_the_ram_is() {
+    fn exactly_the_written_pages_are_listed_and_make_a_copy_equal_to_the_ram() {
         let dir = tempfile::tempdir().expect("scratch");
         let (path, copy) = (dir.path().join("ram"), dir.path().join("copy"));
         let length = 40 * CHUNK;

@@ -92,3 +92,35 @@ impl FileMark {
         Ok(Self { inode: seen.ino(), bytes: seen.len(), changed: (seen.mtime(), seen.mtime_nsec()) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn manifests_of_earlier_releases_are_read_and_written_alike() {
+        let mark = json!({"inode": 1, "bytes": 2, "changed": [3, 4]});
+        let latest = json!({
+            "generation": 5, "run": 2, "launched_at": "2026-01-01T00:00:00Z",
+            "saved_at": "2026-01-01T00:00:01Z", "token": "t", "backend": "driver", "version": "7.2.22 (Debian)",
+            "machine": "q35", "kernel": "/k", "initrd": "/i", "overlay": mark,
+            "volumes": [{"disk": "tz4a98xxat96iws9zmbrgj3b", "is_read_only": false, "mark": mark}],
+            "kernel_files": "/h", "is_adopted": true,
+            "state_bytes": 6, "state_sha256": "ab", "ram_bytes": 7, "ram_sum": 8,
+        });
+        let manifest: Manifest = serde_json::from_value(latest.clone()).expect("as it is written");
+        assert_eq!(serde_json::to_value(&manifest).expect("written"), latest);
+        // Without fields that came later, and with an older name.
+        let mut first = latest;
+        let fields = first.as_object_mut().expect("an object");
+        for field in ["volumes", "is_adopted", "kernel_files"] {
+            fields.remove(field);
+        }
+        fields.insert("headers".to_owned(), Value::from("/h"));
+        let manifest: Manifest = serde_json::from_value(first).expect("as it was written");
+        assert_eq!(manifest.origin.kernel_files.as_deref(), Some(Path::new("/h")));
+        assert!(manifest.origin.volumes.is_empty() && !manifest.origin.is_adopted);
+    }
+}

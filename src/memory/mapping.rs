@@ -146,7 +146,7 @@ mod tests {
     fn a_save_goes_on_from_what_is_mapped_and_leaves_what_others_have_as_it_was() {
         let dir = tempfile::tempdir().expect("scratch");
         let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));
-        let snapshot = MemoryDir::of_snapshot(dir.path(), &format!("s{:023}", 0).parse().expect("valid"));
+        let snapshot = MemoryDir::for_snapshot(dir.path(), &format!("s{:023}", 0).parse().expect("valid"));
         // Restored: the saved file is mapped, and is no saved memory from then on.
         memory.begin().expect("empty");
         fs::write(memory.saving(RAM), [1; 8 * 4096]).expect("written");

@@ -107,7 +107,7 @@ impl Snapshots for Hypervisors {
 
 impl Hypervisors {
     fn snapshot_dir(&self, snapshot: &Uid) -> MemoryDir {
-        MemoryDir::of_snapshot(&self.config.data_dir, snapshot)
+        MemoryDir::for_snapshot(&self.config.data_dir, snapshot)
     }
 
     /// Pauses a running VM for as long as the copies take, and resumes it also when they fail.
@@ -159,7 +159,7 @@ impl Hypervisors {
         let kept = on_thread(&plan.snapshot, move || to.keep_shared(&memory, &manifest)).await?;
         self.copy_disks(plan, dir).await?;
         let is_as_saved =
-            self.is_as_saved(&plan.disk, &origin).map_err(dir.failed("look at the disks for"))?;
+            self.is_as_saved(&plan.disk, &origin).map_err(dir.failed("observe the disks for"))?;
         if !is_as_saved {
             return Err(conflict(plan, "one of its disks is newer than its memory"));
         }

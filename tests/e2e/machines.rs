@@ -20,10 +20,12 @@ use crate::stage::{Stage, busybox_root, kernel_dir, overlay, run, uid, until};
 const BOOT: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_secs(15);
 
-struct Bench {
-    hypervisor: Hypervisor,
+/// Everything that VMs are launched from, without a daemon.
+pub(crate) struct Bench {
+    pub(crate) hypervisor: Hypervisor,
     stage: Stage,
-    rootfs: PathBuf,
+    pub(crate) rootfs: PathBuf,
+    drivers: Drivers,
 }
 
 impl Bench {
@@ -32,17 +34,33 @@ impl Bench {
     }
 
     fn on(hypervisor: Hypervisor) -> Self {
+        Self::with(hypervisor, Drivers::built_in(&Programs::new(), Accelerator::probe()))
+    }
+
+    pub(crate) fn with(hypervisor: Hypervisor, drivers: Drivers) -> Self {
         let stage = Stage::new();
         let rootfs = busybox_root(&stage);
-        Self { hypervisor, stage, rootfs }
+        Self { hypervisor, stage, rootfs, drivers }
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.stage.path("data")
+    }
+
+    pub(crate) fn run(&self) -> PathBuf {
+        self.stage.path("run")
+    }
+
+    pub(crate) fn disk(&self, owner: &Uid) -> PathBuf {
+        self.stage.path("disks").join(owner.as_str())
     }
 
     /// A driver as a daemon makes it; a second one stands for the daemon after a restart.
-    fn driver(&self) -> Hypervisors {
+    pub(crate) fn driver(&self) -> Hypervisors {
         let boot_files = BootFiles::new(kernel_dir(), self.stage.path("cache"));
         let (rootfs, disks) = (self.rootfs.clone(), self.stage.path("disks"));
         Hypervisors::new(HypervisorsConfig {
-            drivers: Drivers::built_in(&Programs::new(), Accelerator::probe()),
+            drivers: self.drivers.clone(),
             run_dir: self.stage.path("run"),
             data_dir: self.stage.path("data"),
             boot_files,
@@ -57,8 +75,14 @@ impl Bench {
         })
     }
 
-    fn plan(&self, owner: &Uid) -> LaunchPlan {
-        overlay(&self.stage.path("disks").join(owner.as_str()));
+    /// Makes the plan of a VM with a new disk.
+    pub(crate) fn plan(&self, owner: &Uid) -> LaunchPlan {
+        overlay(&self.disk(owner));
+        self.plan_with_disk(owner)
+    }
+
+    /// Makes the plan of a VM whose disk is there.
+    pub(crate) fn plan_with_disk(&self, owner: &Uid) -> LaunchPlan {
         LaunchPlan {
             owner: owner.clone(),
             run: 1,

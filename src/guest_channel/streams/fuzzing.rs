@@ -26,11 +26,11 @@ pub fn frames(data: &[u8]) {
     while !rest.is_empty() {
         decoder.give(vec![0xee; cut]);
         let mut count = 0;
-        for place in decoder.places(&mut buffer) {
-            let part = place.len().min(rest.len()).min(cut);
-            place[..part].copy_from_slice(&rest[..part]);
+        for target in decoder.places(&mut buffer) {
+            let part = target.len().min(rest.len()).min(cut);
+            target[..part].copy_from_slice(&rest[..part]);
             (rest, count) = (&rest[part..], count + part);
-            if part < place.len() {
+            if part < target.len() {
                 break;
             }
         }
@@ -48,7 +48,7 @@ fn take_all(frames: Vec<Frame>) {
     let mut streams: Vec<AgentStream> = (0..STREAMS).filter_map(|_| open().now_or_never()?.ok()).collect();
     for frame in frames {
         if let Some(state) = frame.message::<FromGuest>() {
-            mux.told_window(state.window);
+            mux.set_window(state.window);
         }
         drop(frame.message::<Note>());
         if let Some(FromStream::Entry(entry)) = frame.parse() {

@@ -1,4 +1,4 @@
-//! What a guest sent on one stream and nobody took yet.
+//! Events that a guest sent on one stream and that were not taken yet.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,20 +9,20 @@ use tokio::sync::Notify;
 
 use super::Event;
 
-/// A message may overdraw the window by its own length; none is longer than this.
+/// Bytes by which a message may exceed the window: none is longer than this.
 const OVERDRAFT_BYTES: i64 = 64 << 10;
-/// From so many waiting events on, a piece of one output is joined to the last of that output behind one
-/// of the other: as many bytes as the window has, in turns of one byte, would else be as many events. The
-/// order within each output stays.
+/// Number of waiting events from which on a piece of one output is joined to the last piece of that output,
+/// even behind a piece of the other. Otherwise two outputs that alternate by single bytes would make as
+/// many events as the window has bytes. The order within each output stays.
 const EVENTS_APART_MAX: usize = 1024;
 
-/// What became of a frame.
+/// The outcome of a received frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Taken {
     Kept,
-    /// It says nothing: a guest in its senses sends none.
+    /// The frame has no content; an honest guest sends none.
     Useless,
-    /// The guest broke the rules, or the stream is over: it gets nothing more.
+    /// The guest broke the protocol, or the stream is over: it receives nothing more.
     Over,
 }
 
@@ -35,21 +35,21 @@ pub(super) struct Inbox {
 #[derive(Debug)]
 struct State {
     events: VecDeque<Pending>,
-    /// What the guest may still send; below zero it has taken more than it was given.
+    /// Bytes that the guest may still send. Below zero it has sent more than it was granted.
     allowance: i64,
-    /// Nothing more comes.
+    /// True when nothing more will come.
     is_over: bool,
 }
 
 #[derive(Debug)]
 enum Pending {
-    /// Adjacent pieces are joined, so that many small ones cost what they hold.
+    /// Joins adjacent pieces, so that many small pieces use no more memory than they contain.
     Bytes(FrameKind, BytesMut),
     Message(FromStream, usize),
 }
 
 impl Inbox {
-    /// An inbox for a stream that begins with this window, in bytes.
+    /// Makes an inbox for a stream that begins with this window, in bytes.
     pub(super) fn new(window: u32) -> Self {
         let state = State { events: VecDeque::new(), allowance: i64::from(window), is_over: false };
         Self { state: Mutex::new(state), arrived: Notify::new() }
@@ -89,10 +89,10 @@ impl Inbox {
         self.arrived.notify_one();
     }
 
-    /// The next event and the bytes that it took of the window; `None` when the stream is over.
+    /// Returns the next event and the bytes that it used of the window; `None` when the stream is over.
     pub(super) async fn next(&self) -> Option<(Event, usize)> {
         loop {
-            // A permit of `notify_one` is kept: what arrives between look and wait is not missed.
+            // A permit of `notify_one` is kept: an event between the check and the wait is not missed.
             let arrived = self.arrived.notified();
             {
                 let mut state = self.lock();
@@ -119,7 +119,7 @@ impl Inbox {
 fn push(events: &mut VecDeque<Pending>, frame: Frame) {
     let count = if events.len() < EVENTS_APART_MAX { 1 } else { 2 };
     let last = events.iter_mut().rev().take(count);
-    // What comes behind a message stays behind it.
+    // Events after a message stay after it.
     let pieces = last.map_while(|pending| match pending {
         Pending::Bytes(kind, bytes) => Some((*kind, bytes)),
         Pending::Message(..) => None,

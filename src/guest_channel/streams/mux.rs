@@ -13,9 +13,9 @@ use tokio::sync::{Semaphore, mpsc};
 use super::inbox::{Inbox, Taken};
 use super::{AgentError, Event};
 
-/// Streams at once to one guest; the guest has the same bound.
+/// Most streams to one guest at a time; the guest has the same bound.
 const STREAMS_MAX: usize = 256;
-/// Frames that wait for the connection; each stream waits here, so none can fill memory.
+/// Most frames that wait for the connection. Each stream waits here, so none can fill the memory.
 const OUTGOING_MAX: usize = 16;
 
 /// The streams of one guest. Clones share them.
@@ -26,17 +26,17 @@ pub(crate) struct Mux(Arc<Shared>);
 struct Shared {
     table: Mutex<Table>,
     outgoing: mpsc::Sender<Frame<Bytes>>,
-    /// One for each stream at most, so the table bounds it.
+    /// Closes that were not sent yet: one for each stream at most, so the table bounds them.
     closing: mpsc::UnboundedSender<u32>,
 }
 
 #[derive(Debug)]
 struct Table {
     streams: BTreeMap<u32, Entry>,
-    /// Counts on; starts anywhere, so that what a guest sends late for an earlier connection meets
-    /// no stream of this one.
+    /// The number of the next stream. It starts anywhere, so that a late frame for an earlier connection
+    /// matches no stream of this one.
     next_id: u32,
-    /// Of the guest, for streams that are opened from here on.
+    /// The window of the guest, for streams that are opened from here on.
     window: usize,
 }
 
@@ -47,7 +47,7 @@ struct Entry {
     window: usize,
 }
 
-/// What the connection's task has to send.
+/// The frames that the connection's task has to send.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     frames: mpsc::Receiver<Frame<Bytes>>,
@@ -55,7 +55,7 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
-    /// The next frame of a stream; cancel safe. Pending for ever when there will be none.
+    /// Returns the next frame of a stream; cancel safe. Waits for ever when there will be none.
     pub(crate) async fn next(&mut self) -> Frame<Bytes> {
         tokio::select! {
             biased;
@@ -76,15 +76,15 @@ impl Mux {
         (Self(Arc::new(shared)), Outgoing { frames, closing })
     }
 
-    /// The guest told its window. What would be of no use, or of too much, is not believed.
-    pub(crate) fn told_window(&self, bytes: u32) {
+    /// Stores the window that the guest reported. A value that is too small or too large is not accepted.
+    pub(crate) fn set_window(&self, bytes: u32) {
         self.lock().window = size(bytes.clamp(UNTOLD_WINDOW_BYTES, WINDOW_BYTES));
     }
 
-    /// Opens a stream; its answer comes on it.
+    /// Opens a stream; the answer arrives on it.
     pub(crate) async fn open(&self, token: &Token, request: Request) -> Result<AgentStream, AgentError> {
         let window = self.lock().window;
-        // An agent of an earlier release may not heed what it is told.
+        // An agent of an earlier release may ignore the window.
         let is_told = window > size(UNTOLD_WINDOW_BYTES);
         let first = if is_told { FIRST_WINDOW_BYTES } else { WINDOW_BYTES };
         let credit = Arc::new(Semaphore::new(window));
@@ -93,7 +93,7 @@ impl Mux {
         let sender = StreamSender { id, mux: self.clone(), credit: entry.credit };
         let receiver =
             StreamReceiver { id, mux: self.clone(), inbox: entry.inbox, window: first, consumed: 0 };
-        // From here on a drop closes it.
+        // From here on a drop closes the stream.
         let stream = AgentStream { sender, receiver };
         let open = Open { token: token.clone(), request, window: first };
         let frame = Frame::json(FrameKind::Open, id, &open).map_err(|_| AgentError::Lost)?;
@@ -116,14 +116,15 @@ impl Mux {
         }
     }
 
-    /// Takes a frame from the guest; `false` when it is of no use: it belongs to no stream, or says nothing.
+    /// Handles a frame from the guest. Returns false when it is useless: it belongs to no stream, or has no
+    /// content.
     pub(crate) fn take(&self, frame: Frame) -> bool {
         let id = frame.stream;
         let entry = self.lock().streams.get(&id).cloned();
         let Some(entry) = entry else { return false };
         if frame.kind == FrameKind::Window {
             let granted = usize::try_from(frame.granted()).unwrap_or(0);
-            // Never beyond the window: a guest that lies gets no more of our memory for it.
+            // Never more than the window: a guest that lies gets no more memory of the host.
             let room = entry.window.saturating_sub(entry.credit.available_permits());
             entry.credit.add_permits(granted.min(room));
             return granted.min(room) > 0;
@@ -135,12 +136,12 @@ impl Mux {
         taken != Taken::Useless
     }
 
-    /// Whether a frame for the guest still has its stream; a close always goes out.
+    /// Returns whether a frame for the guest still has its stream; a close is always sent.
     pub(crate) fn is_wanted(&self, frame: &Frame<Bytes>) -> bool {
         frame.kind == FrameKind::Close || self.lock().streams.contains_key(&frame.stream)
     }
 
-    /// The connection is gone: every stream is over.
+    /// Ends every stream, because the connection is gone.
     pub(crate) fn end_all(&self) {
         let streams = std::mem::take(&mut self.lock().streams);
         for entry in streams.into_values() {
@@ -162,7 +163,7 @@ impl Mux {
     }
 }
 
-/// Data is not copied on its way to the connection.
+/// The bytes of a frame: data is not copied on its way to the connection.
 fn shared(frame: Frame) -> Frame<Bytes> {
     Frame { kind: frame.kind, stream: frame.stream, payload: frame.payload.into() }
 }
@@ -171,14 +172,14 @@ fn size(bytes: u32) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
-/// One stream, whole.
+/// Both halves of one stream.
 #[derive(Debug)]
 pub struct AgentStream {
     pub sender: StreamSender,
     pub receiver: StreamReceiver,
 }
 
-/// The half that sends.
+/// The half of a stream that sends.
 #[derive(Debug)]
 pub struct StreamSender {
     id: u32,
@@ -187,7 +188,7 @@ pub struct StreamSender {
 }
 
 impl StreamSender {
-    /// Sends data; waits while the guest does not consume. Cancelled, a part may have been sent.
+    /// Sends data; waits while the guest does not consume. When it is cancelled, a part may have been sent.
     ///
     /// # Errors
     /// When the stream is over.
@@ -202,7 +203,7 @@ impl StreamSender {
         Ok(())
     }
 
-    /// No more data comes.
+    /// Tells the guest that no more data comes.
     ///
     /// # Errors
     /// When the stream is over.
@@ -224,24 +225,24 @@ impl StreamSender {
     }
 }
 
-/// The half that receives; dropping it closes the stream.
+/// The half of a stream that receives; dropping it closes the stream.
 #[derive(Debug)]
 pub struct StreamReceiver {
     id: u32,
     mux: Mux,
     inbox: Arc<Inbox>,
-    /// Bytes that may be under way now.
+    /// Bytes that the guest may send before it has to wait.
     window: u32,
-    /// Bytes that were taken since the last renewal.
+    /// Bytes that were taken since the window was last renewed.
     consumed: u32,
 }
 
 impl StreamReceiver {
-    /// The next event; `None` when the stream is over. Cancel safe.
+    /// Returns the next event; `None` when the stream is over. Cancel safe.
     pub async fn next(&mut self) -> Option<Event> {
-        // Before the wait: cancelled there, nothing is lost.
+        // Before the wait: nothing is lost when it is cancelled there.
         if self.consumed >= RENEWAL_BYTES.min(self.window / 2) {
-            // Whoever takes what comes gets more of it at once.
+            // A consumer that takes events lets the guest send more at once.
             let window = self.window.saturating_mul(2).min(WINDOW_BYTES);
             let granted = self.consumed + (window - self.window);
             let frame = shared(Frame::window(self.id, granted));
@@ -306,7 +307,7 @@ mod tests {
         assert!(received >= size(WINDOW_BYTES));
     }
 
-    /// Sends frames as a guest does, of which no more than its credit.
+    /// Sends frames as a guest does, no more than its credit allows.
     fn send_all(mux: &Mux, credit: &mut u32) {
         while size(*credit) >= DATA_BYTES_MAX {
             assert!(mux.take(data(7, DATA_BYTES_MAX)));
@@ -317,7 +318,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_nobody_reads_binds_little_and_one_that_is_read_gets_the_whole_window() {
         let (mux, mut outgoing) = Mux::new(7);
-        mux.told_window(WINDOW_BYTES);
+        mux.set_window(WINDOW_BYTES);
         let mut stream = mux.open(&Token("t".to_owned()), request()).await.expect("opened");
         let opened: Open = serde_json::from_slice(&outgoing.next().await.payload).expect("an opening");
         assert_eq!(opened.window, FIRST_WINDOW_BYTES);
@@ -330,7 +331,7 @@ mod tests {
             }
         }
         assert_eq!(sent_unread, size(FIRST_WINDOW_BYTES), "nothing beyond it is sent before it is read");
-        // It is read from here on.
+        // The stream is read from here on.
         while stream.receiver.window < WINDOW_BYTES {
             let next = stream.receiver.next().now_or_never().flatten();
             while let Some(renewed) = outgoing.next().now_or_never() {
@@ -359,30 +360,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_sender_waits_for_the_window_of_the_guest_that_it_was_told_or_an_earlier_release_has() {
-        for (told, window) in [
+    async fn a_sender_waits_for_the_window_that_the_guest_reported_or_an_earlier_release_has() {
+        for (reported, window) in [
             (None, UNTOLD_WINDOW_BYTES),
             (Some(0), UNTOLD_WINDOW_BYTES),
             (Some(WINDOW_BYTES), WINDOW_BYTES),
             (Some(u32::MAX), WINDOW_BYTES),
         ] {
             let (mux, mut outgoing) = Mux::new(7);
-            if let Some(told) = told {
-                mux.told_window(told);
+            if let Some(reported) = reported {
+                mux.set_window(reported);
             }
             let mut stream = mux.open(&Token("t".to_owned()), request()).await.expect("opened");
             assert_eq!(outgoing.next().await.kind, FrameKind::Open);
-            // Frames are sent whole: as many as the window holds.
+            // Frames are sent whole: as many as fit into the window.
             let whole = size(window) / DATA_BYTES_MAX * DATA_BYTES_MAX;
             let pump = tokio::spawn(async move { stream.sender.data(vec![0; 2 * whole].into()).await });
             let mut received = 0;
             while received < whole {
                 received += outgoing.next().await.payload.len();
             }
-            assert_eq!(received, whole, "{told:?}");
-            // On the one thread of this test, so it had its turn.
+            assert_eq!(received, whole, "{reported:?}");
+            // The task runs on the one thread of this test, so it has run by now.
             tokio::task::yield_now().await;
-            assert!(outgoing.next().now_or_never().is_none(), "{told:?}: nothing was granted yet");
+            assert!(outgoing.next().now_or_never().is_none(), "{reported:?}: nothing was granted yet");
             assert!(mux.take(Frame::window(7, u32::MAX)));
             while received < 2 * whole {
                 received += outgoing.next().await.payload.len();

@@ -278,7 +278,7 @@ mod tests {
 
     #[test]
     fn only_an_emulated_guest_relies_on_its_clock_and_gets_its_rate_where_it_cannot_measure_it() {
-        for (machine, accelerator, is_relied_on, is_told_rate) in [
+        for (machine, accelerator, relies_on_clock, gets_rate) in [
             (QemuMachine::Q35, Accelerator::Tcg, true, false),
             (QemuMachine::Microvm, Accelerator::Tcg, true, true),
             (QemuMachine::Q35, Accelerator::Kvm, false, false),
@@ -286,8 +286,8 @@ mod tests {
         ] {
             let line = line(machine, Content::Fresh, accelerator);
             let words: Vec<&str> = values(&line, "-append")[0].split(' ').collect();
-            let told = (words.contains(&"tsc=reliable"), words.contains(&"tsc_early_khz=2600000"));
-            assert_eq!(told, (is_relied_on, is_told_rate), "{machine:?} {accelerator:?}");
+            let found = (words.contains(&"tsc=reliable"), words.contains(&"tsc_early_khz=2600000"));
+            assert_eq!(found, (relies_on_clock, gets_rate), "{machine:?} {accelerator:?}");
         }
     }
 

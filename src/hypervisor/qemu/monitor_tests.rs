@@ -17,8 +17,8 @@ async fn connected() -> (Monitor, UnixStream) {
     let notify: crate::hypervisor::driver::Notify = Arc::new(|| {});
     let greet = async {
         theirs.write_all(GREETING).await.expect("taken");
-        let mut heard = [0; 1024];
-        assert!(theirs.read(&mut heard).await.expect("a command") > 0);
+        let mut received = [0; 1024];
+        assert!(theirs.read(&mut received).await.expect("a command") > 0);
         theirs.write_all(b"{\"return\":{}}\n").await.expect("taken");
     };
     let (monitor, ()) = tokio::join!(Monitor::negotiated(ours, &notify), greet);
@@ -30,7 +30,7 @@ async fn a_vmm_that_falls_silent_is_an_error_at_every_command() {
     let (monitor, _theirs) = connected().await;
     monitor.version().await.expect_err("no answer");
     monitor.version().await.expect_err("no answer to the one before");
-    monitor.plug(&"tap0".parse().expect("a name")).await.expect_err("nor to these");
+    monitor.plug(&"tap0".parse().expect("a name")).await.expect_err("no answer to these either");
 }
 
 #[tokio::test]
