@@ -292,6 +292,55 @@ fn only_a_driver_names_its_vmm() {
     none(findings);
 }
 
+/// Returns the file that an import of another file names: the longest beginning of its path that is one.
+fn imported(path: &[&str], files: &BTreeSet<String>) -> Option<String> {
+    (1..=path.len())
+        .rev()
+        .map(|length| format!("src/{}.rs", path[..length].join("/")))
+        .find(|file| files.contains(file))
+}
+
+/// Lists the files that a file imports from. What it takes from a `mod.rs` is not counted.
+fn imports(file: &Source, files: &BTreeSet<String>) -> BTreeSet<String> {
+    let module = file.path.trim_start_matches("src/").trim_end_matches(".rs");
+    let parents: Vec<&str> =
+        module.rsplit_once('/').map_or(Vec::new(), |(dirs, _)| dirs.split('/').collect());
+    // The imports of a file's tests are indented.
+    let lines = file.text.lines().filter_map(|line| line.strip_prefix("use "));
+    let mut found = BTreeSet::new();
+    for line in lines {
+        let words: Vec<&str> = line.trim_end_matches(';').split("::").collect();
+        let rest = match words.as_slice() {
+            ["crate", rest @ ..] => rest.to_vec(),
+            ["super", rest @ ..] => parents.iter().copied().chain(rest.iter().copied()).collect(),
+            _ => continue,
+        };
+        found.extend(imported(&rest, files).filter(|other| *other != file.path));
+    }
+    found
+}
+
+/// Files of what VMMs share, and of drivers, import each other in one direction only.
+#[test]
+fn files_around_drivers_import_in_no_circle() {
+    let all = sources();
+    let ours = |file: &&Source| SHARED_BY_VMMS.iter().any(|shared| file.path.starts_with(shared));
+    let files: BTreeSet<String> = all.iter().filter(ours).map(|file| file.path.clone()).collect();
+    let mut left: Vec<(String, BTreeSet<String>)> =
+        all.iter().filter(ours).map(|file| (file.path.clone(), imports(file, &files))).collect();
+    assert!(left.iter().any(|(_, imports)| !imports.is_empty()), "no import was found");
+    // Files that import nothing that is left are in no circle.
+    loop {
+        let names: BTreeSet<String> = left.iter().map(|(path, _)| path.clone()).collect();
+        let before = left.len();
+        left.retain(|(_, imports)| imports.intersection(&names).next().is_some());
+        if left.len() == before {
+            break;
+        }
+    }
+    none(left.into_iter().map(|(path, imports)| format!("{path} imports {imports:?}")).collect());
+}
+
 /// A driver is registered by one line.
 #[test]
 fn each_driver_has_one_line_of_dispatch() {

@@ -21,14 +21,14 @@ pub(crate) struct Heartbeat(Mutex<Debt>);
 
 #[derive(Debug, Default)]
 struct Debt {
-    questions: u32,
+    polls: u32,
     /// When the first of them was sent.
     since: Option<Instant>,
 }
 
 impl Debt {
     fn is_overdue(&self, now: Instant) -> bool {
-        self.questions > UNANSWERED_MAX && self.since.is_some_and(|since| now - since >= SILENCE_MAX)
+        self.polls > UNANSWERED_MAX && self.since.is_some_and(|since| now - since >= SILENCE_MAX)
     }
 }
 
@@ -37,7 +37,7 @@ impl Heartbeat {
     pub(crate) fn asked(&self, now: Instant) -> bool {
         let mut debt = self.lock();
         let was_overdue = debt.is_overdue(now);
-        debt.questions = debt.questions.saturating_add(1);
+        debt.polls = debt.polls.saturating_add(1);
         debt.since.get_or_insert(now);
         !was_overdue && debt.is_overdue(now)
     }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_guest_is_unresponsive_after_questions_and_time_and_until_it_speaks_or_is_forgiven() {
+    async fn a_guest_is_unresponsive_after_polls_and_time_until_it_answers_or_is_forgiven() {
         let (heartbeat, start) = (Heartbeat::default(), Instant::now());
         let at = |intervals: u32| start + INTERVAL * intervals;
         assert!((0..3).all(|poll| !heartbeat.asked(at(poll))));

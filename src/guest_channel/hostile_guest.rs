@@ -166,7 +166,7 @@ fn stat() -> Request {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_and_words_of_another_boot_change_nothing() {
+async fn garbage_and_messages_of_another_boot_change_nothing() {
     let site = site();
     let mut guest = site.guest().await;
     let nonce = guest.attached().await;
@@ -184,7 +184,7 @@ async fn garbage_and_words_of_another_boot_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_became_another_is_believed_by_its_new_token_alone_whenever_a_daemon_comes() {
+async fn only_the_new_token_of_a_guest_with_a_new_identity_is_accepted_by_this_and_later_daemons() {
     const LIFE: &str = "a fork";
     let (mut site, mut guest) = ready().await;
     let new = site.channel.tokens().begin(LIFE).expect("recorded");
@@ -247,7 +247,7 @@ async fn lies_on_a_stream_end_that_stream_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_agent_in_the_place_of_another_is_asked_anew_and_owes_nothing() {
+async fn a_restarted_agent_is_asked_again_and_earlier_requests_are_forgotten() {
     let (site, mut guest) = ready().await;
     let mut lost = site.channel.open(stat()).await.expect("opened");
     guest.stream_frame().await;
@@ -272,7 +272,7 @@ async fn an_agent_in_the_place_of_another_is_asked_anew_and_owes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_is_taken_at_a_trickle_and_its_neighbour_is_served_meanwhile() {
+async fn a_flood_is_read_slowly_and_its_neighbour_is_served_meanwhile() {
     let (_site, flooder) = ready().await;
     let (quiet, mut neighbour) = ready().await;
     let taken = Arc::new(AtomicU64::new(0));

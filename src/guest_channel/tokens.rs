@@ -172,7 +172,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_guest_of_before_there_were_new_tokens_keeps_its_own() {
+    fn a_guest_older_than_new_tokens_keeps_its_own() {
         let record = Recorded::new(old());
         let tokens = record.tokens();
         let new = tokens.begin(LIFE).expect("recorded");

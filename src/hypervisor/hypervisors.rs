@@ -237,7 +237,7 @@ impl Hypervisors {
     }
 
     /// Refuses a verb that the driver of a VM does not declare.
-    pub(super) fn require(
+    pub(crate) fn require(
         owner: &Uid,
         choice: &Choice,
         has: impl FnOnce(&VmmCapabilities) -> bool,

@@ -34,11 +34,13 @@ impl Hypervisors {
     pub(crate) fn observe_memory(&self, owner: &Uid) -> Result<Option<Memory>, HostError> {
         let memory = self.memory_dir(owner);
         Ok(match memory.observe()? {
-            Some(Memory::Saved(saved)) if self.compressor.is_going(owner) => {
+            Some(Memory::Saved(saved)) if self.compressor.is_in_progress(owner) => {
                 Some(Memory::Saved(SavedMemory { packing: PackingState::Packing, ..saved }))
             }
             // The files of a VM that a reboot ended.
-            None if memory.has_rest()? && Record::read(&self.paths(owner))?.is_none() => Some(Memory::Loose),
+            None if memory.has_remainder()? && Record::read(&self.paths(owner))?.is_none() => {
+                Some(Memory::Loose)
+            }
             seen => seen,
         })
     }

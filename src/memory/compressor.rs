@@ -25,7 +25,7 @@ pub(crate) struct Compressor {
 }
 
 enum Job {
-    Going { stop: Stop, is_over: watch::Receiver<bool> },
+    InProgress { stop: Stop, is_over: watch::Receiver<bool> },
     Failed(HostError),
 }
 
@@ -61,8 +61,8 @@ impl Compressor {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn is_going(&self, owner: &Uid) -> bool {
-        matches!(self.lock().get(owner), Some(Job::Going { .. }))
+    pub(crate) fn is_in_progress(&self, owner: &Uid) -> bool {
+        matches!(self.lock().get(owner), Some(Job::InProgress { .. }))
     }
 
     /// Starts a compression unless it is in progress. The failure of the last attempt is returned first,
@@ -71,14 +71,14 @@ impl Compressor {
         let mut jobs = self.lock();
         match jobs.remove(owner) {
             Some(Job::Failed(error)) => return Err(error),
-            Some(going @ Job::Going { .. }) => {
-                jobs.insert(owner.clone(), going);
+            Some(running @ Job::InProgress { .. }) => {
+                jobs.insert(owner.clone(), running);
                 return Ok(());
             }
             None => {}
         }
         let (stop, (over, is_over)) = (Stop::new(), watch::channel(false));
-        jobs.insert(owner.clone(), Job::Going { stop: stop.clone(), is_over });
+        jobs.insert(owner.clone(), Job::InProgress { stop: stop.clone(), is_over });
         drop(jobs);
         let (compressor, owner) = (self.clone(), owner.clone());
         tokio::spawn(async move {
@@ -115,18 +115,18 @@ impl Compressor {
 
     /// Cancels the compression of an owner without any effect, and forgets its failure.
     pub(crate) async fn end(&self, owner: &Uid) {
-        let going = match self.lock().get(owner) {
-            Some(Job::Going { stop, is_over }) => {
+        let in_progress = match self.lock().get(owner) {
+            Some(Job::InProgress { stop, is_over }) => {
                 stop.set();
                 Some(is_over.clone())
             }
             Some(Job::Failed(_)) | None => None,
         };
-        if let Some(mut is_over) = going {
+        if let Some(mut is_over) = in_progress {
             // A sender that is gone means the same.
             drop(is_over.wait_for(|&is_over| is_over).await);
         }
-        if !self.is_going(owner) {
+        if !self.is_in_progress(owner) {
             self.lock().remove(owner);
         }
     }
@@ -139,25 +139,25 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_that_is_queued_is_ended_without_waiting_for_those_before_it() {
+    async fn a_queued_compression_is_cancelled_without_waiting_for_those_before_it() {
         let dir = tempfile::tempdir().expect("scratch");
         let ended = Arc::new(Mutex::new(Vec::new()));
         let seen_ends = ended.clone();
         let changed = move |owner: &Uid| seen_ends.lock().expect("whole").push(owner.clone());
         let compressor = Compressor::new(Arc::new(changed));
         // As long as this permit is held, another compression is in progress.
-        let going = compressor.permit.acquire().await.expect("open");
+        let permit = compressor.permit.acquire().await.expect("open");
         let owners = ["a", "b"].map(|first| format!("{first}{:023}", 0).parse::<Uid>().expect("valid"));
         for owner in &owners {
             let how = Compression { algorithm: Algorithm::Zstd, level: 1 };
             compressor.begin(owner, MemoryDir::new(dir.path(), owner), how).expect("begun");
         }
         compressor.end(&owners[1]).await;
-        assert!(!compressor.is_going(&owners[1]) && compressor.is_going(&owners[0]));
+        assert!(!compressor.is_in_progress(&owners[1]) && compressor.is_in_progress(&owners[0]));
         assert_eq!(*ended.lock().expect("whole"), [owners[1].clone()]);
         // The first one gets the permit, and its failure (there is no memory) is returned by the next call.
-        drop(going);
-        while compressor.is_going(&owners[0]) {
+        drop(permit);
+        while compressor.is_in_progress(&owners[0]) {
             tokio::task::yield_now().await;
         }
         let how = Compression { algorithm: Algorithm::Zstd, level: 1 };

@@ -115,7 +115,7 @@ impl MemoryDir {
     }
 
     /// Returns whether the directory exists at all, also when it holds only what a dead VM left.
-    pub(crate) fn has_rest(&self) -> Result<bool, HostError> {
+    pub(crate) fn has_remainder(&self) -> Result<bool, HostError> {
         self.directory.try_exists().map_err(self.failed("observe the memory in"))
     }
 

@@ -117,7 +117,7 @@ fn add_runs(page_map: &File, map: Mapped, runs: &mut Vec<Run>) -> io::Result<()>
         let entries = &mut entries[..pages * ENTRY_BYTES];
         page_map.read_exact_at(entries, at / page * ENTRY_BYTES as u64)?;
         for entry in entries.chunks_exact(ENTRY_BYTES) {
-            if is_own(u64::from_ne_bytes(entry.try_into().unwrap_or_default())) {
+            if is_dirty(u64::from_ne_bytes(entry.try_into().unwrap_or_default())) {
                 add_page(runs, at, map.offset + (at - map.start));
             }
             at += page;
@@ -126,7 +126,7 @@ fn add_runs(page_map: &File, map: Mapped, runs: &mut Vec<Run>) -> io::Result<()>
     Ok(())
 }
 
-fn is_own(entry: u64) -> bool {
+fn is_dirty(entry: u64) -> bool {
     entry & (IS_PRESENT | IS_SWAPPED) != 0 && entry & IS_OF_FILE == 0
 }
 
@@ -246,7 +246,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_page_is_its_own_in_memory_and_swapped_out_and_the_files_is_not() {
+    fn private_pages_in_memory_or_swapped_out_are_dirty_and_pages_of_the_file_are_not() {
         for (entry, expected) in [
             (0, false),
             (IS_PRESENT, true),
@@ -255,7 +255,7 @@ pub(crate) mod tests {
             (IS_SWAPPED | IS_OF_FILE, false),
             (77, false),
         ] {
-            assert_eq!(is_own(entry), expected, "{entry:x}");
+            assert_eq!(is_dirty(entry), expected, "{entry:x}");
         }
     }
 

@@ -134,7 +134,7 @@ mod tests {
     fn a_memory_that_cannot_be_read_is_not_absent() {
         let dir = tempfile::tempdir().expect("scratch");
         let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));
-        assert!(!memory.exists().expect("observed") && !memory.has_rest().expect("observed"));
+        assert!(!memory.exists().expect("observed") && !memory.has_remainder().expect("observed"));
         // A file stands where the directory should be, and cannot be listed.
         fs::create_dir(dir.path().join("memory")).expect("made");
         fs::write(&memory.directory, "").expect("written");
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_save_goes_on_from_what_is_mapped_and_leaves_what_others_have_as_it_was() {
+    fn a_save_reuses_the_mapped_file_and_never_changes_a_shared_one() {
         let dir = tempfile::tempdir().expect("scratch");
         let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));
         let snapshot = MemoryDir::for_snapshot(dir.path(), &format!("s{:023}", 0).parse().expect("valid"));
@@ -187,11 +187,11 @@ mod tests {
             assert!(!memory.exists().expect("observed") && fs::read(&shared_name).expect("there") == shared);
         }
         memory.forget_running().expect("removed");
-        assert!(!memory.has_rest().expect("observed"));
+        assert!(!memory.has_remainder().expect("observed"));
     }
 
     #[test]
-    fn a_save_that_is_not_of_what_is_mapped_is_discarded_whole() {
+    fn a_save_of_other_ram_than_the_mapped_one_is_discarded_as_a_whole() {
         let dir = tempfile::tempdir().expect("scratch");
         let memory = MemoryDir::new(dir.path(), &format!("t{:023}", 0).parse().expect("valid"));
         memory.begin().expect("empty");
@@ -204,6 +204,6 @@ mod tests {
         memory.consume(None).expect("consumed");
         assert!(!memory.exists().expect("observed") && !memory.running(RAM).exists());
         memory.discard().expect("removed");
-        assert!(!memory.has_rest().expect("observed"));
+        assert!(!memory.has_remainder().expect("observed"));
     }
 }

@@ -39,7 +39,7 @@ impl Snapshots for Hypervisors {
         let Manifest { kind, captured_at, .. } = manifest;
         let size = Bytes(allocated_in(&dir));
         let packing = match dir.manifest()? {
-            _ if self.compressor.is_going(snapshot) => PackingState::Packing,
+            _ if self.compressor.is_in_progress(snapshot) => PackingState::Packing,
             Some(memory) => dir.compression(&memory),
             None => PackingState::Plain,
         };
@@ -118,6 +118,7 @@ impl Hypervisors {
     ) -> Result<(Origin, RamKept), HostError> {
         let _lock = self.locks.take(&plan.source).await;
         let attached = self.find_attached(&plan.source)?;
+        Self::require(&plan.source, &attached.choice, |has| has.standby, "capture")?;
         let is_same_run = self.recorded_run(&plan.source)? == Some(plan.run);
         let is_up = self.vmm_state(&plan.source, &attached).await == VmmState::Running
             && attached.channel.view().phase == GuestPhase::Ready;

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_program_lacks_is_not_offered() {
+    async fn machine_types_that_a_program_lacks_are_not_listed() {
         let q35 = "q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)";
         let both =
             format!("Supported machines are:\nmicrovm              microvm (i386)\n{q35}\nnone  empty\n");

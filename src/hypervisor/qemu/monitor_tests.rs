@@ -26,7 +26,7 @@ async fn connected() -> (Monitor, UnixStream) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_vmm_that_falls_silent_is_an_error_at_every_command() {
+async fn a_silent_vmm_is_an_error_at_every_command() {
     let (monitor, _theirs) = connected().await;
     monitor.version().await.expect_err("no answer");
     monitor.version().await.expect_err("no answer to the one before");
@@ -34,7 +34,7 @@ async fn a_vmm_that_falls_silent_is_an_error_at_every_command() {
 }
 
 #[tokio::test]
-async fn a_line_without_an_end_is_not_gathered() {
+async fn a_line_without_an_end_is_not_collected() {
     const SENT_BYTES: usize = 32 << 20;
     let (monitor, mut theirs) = connected().await;
     let mut written = 0;
