@@ -19,6 +19,7 @@ use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Port};
+use stead_schemas::numbers::Generation;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::references::Ref;
 use stead_schemas::schedule::SnapshotSchedule;
@@ -222,12 +223,12 @@ fn check_life_cycle<K: Kind + Observe>(broken: &mut Broken, objects: &[Arc<Objec
 
 /// The one fact that every status has.
 trait Observe: Kind {
-    fn observed_generation(status: &Self::Status) -> u64;
+    fn observed_generation(status: &Self::Status) -> Generation;
 }
 
 macro_rules! observe {
     ($($kind:ty),*) => { $(impl Observe for $kind {
-        fn observed_generation(status: &Self::Status) -> u64 {
+        fn observed_generation(status: &Self::Status) -> Generation {
             status.observed_generation
         }
     })* };
@@ -305,7 +306,7 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
 fn check_standby(broken: &mut Broken, instance: &Object<Instance>, host: &HostSnapshot) {
     let (uid, spec) = (&instance.meta.uid, &instance.spec);
     let is_saved = matches!(host.memories.get(uid), Some(Memory::Saved(saved))
-        if saved.run == spec.run && saved.generation == spec.standby);
+        if saved.run == spec.run && saved.standby == spec.standby);
     let state = instance.status.state;
     if !is_saved || host.machines.contains_key(uid) || state != State::Standby {
         let (memory, machine) = (host.memories.get(uid), host.machines.get(uid));

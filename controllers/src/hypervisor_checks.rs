@@ -24,6 +24,7 @@ mod tests {
     use std::sync::Arc;
 
     use stead_schemas::instance::{Hypervisor, Power};
+    use stead_schemas::numbers::RunNo;
 
     use super::*;
     use crate::host::{GuestPhase, VmmState};
@@ -35,7 +36,7 @@ mod tests {
             [(wished, 2, false), (Hypervisor::Firecracker, 2, true), (Hypervisor::Firecracker, 1, false)]
         {
             let mut machine = crate::vm::example_machine(VmmState::Running, GuestPhase::Ready);
-            (machine.hypervisor, machine.run) = (launched_on, run);
+            (machine.hypervisor, machine.run) = (launched_on, RunNo(run));
             let instance = crate::vm::example(Power::Running, 2, 0);
             let host = HostSnapshot {
                 machines: BTreeMap::from([(instance.meta.uid.clone(), machine)]),

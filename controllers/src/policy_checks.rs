@@ -32,7 +32,7 @@ pub(crate) fn health(broken: &mut Broken, records: &Records, host: &HostSnapshot
             broken.push(format!("{uid} runs and is not probed"));
             continue;
         };
-        if (probe.of.launched_at, probe.of.version) != (machine.launched_at, spec.health_version) {
+        if (probe.of.launch, probe.of.version) != (machine.launch, spec.health_version) {
             broken.push(format!("{uid}: another launch or check is probed: {:?}", probe.of));
         }
         let counted = match &probe.tally {

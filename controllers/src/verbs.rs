@@ -6,6 +6,7 @@ use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::instance::{Instance, InstanceStatus, Power, State};
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::numbers::RunNo;
 use stead_schemas::policy::RestartStatus;
 use stead_schemas::snapshot::{
     Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
@@ -18,10 +19,10 @@ use crate::vm::admission::{self, Refused};
 use crate::vm::example as instance;
 use crate::vm::forks::{self, ForkWish};
 
-async fn stored(power: Power, ended_run: u64, state: State, is_restarting: bool) -> (Store, Uid) {
+async fn stored(power: Power, ended_run: RunNo, state: State, is_restarting: bool) -> (Store, Uid) {
     let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>();
     let store = opened(kinds);
-    let object = instance(power, 1, ended_run);
+    let object = instance(power, 1, ended_run.0);
     let uid = object.meta.uid.clone();
     let new = New {
         uid: Some(uid.clone()),
@@ -32,7 +33,7 @@ async fn stored(power: Power, ended_run: u64, state: State, is_restarting: bool)
     };
     store.transact(move |tx| tx.create::<Instance>(new)).await.expect("created");
     let next_attempt_at = is_restarting.then_some(Timestamp::MAX);
-    let restart = RestartStatus { run: 1, next_attempt_at, ..RestartStatus::default() };
+    let restart = RestartStatus { run: RunNo(1), next_attempt_at, ..RestartStatus::default() };
     let status = InstanceStatus { ended_run, state, restart, ..InstanceStatus::default() };
     store.write_status::<Instance>(&uid, status).await.expect("written");
     (store, uid)
@@ -74,7 +75,7 @@ async fn every_verb_is_taken_where_it_makes_sense_and_refused_with_the_state_els
     ];
     for ((power, ended_run, state, is_restarting), taken) in table {
         for (verb, is_taken) in [START, STOP, STANDBY, RESTORE].into_iter().zip(taken) {
-            let (store, uid) = stored(power, ended_run, state, is_restarting).await;
+            let (store, uid) = stored(power, RunNo(ended_run), state, is_restarting).await;
             let answer = store.transact(move |tx| verb(tx, &uid)).await;
             let what = format!("{power:?} {ended_run} {state:?} {is_restarting}: {answer:?}");
             assert_eq!(answer.is_ok(), is_taken, "{what}, taken: start, stop, standby, restore {taken:?}");
@@ -204,7 +205,7 @@ async fn in_each_of_the_eight_states_what_is_not_legal_is_refused_with_the_state
     ];
     for (state, power, ended_run, legal) in table {
         for asked in ALL {
-            let (store, uid) = stored(power, ended_run, state, false).await;
+            let (store, uid) = stored(power, RunNo(ended_run), state, false).await;
             let snapshot = snapshot_of(&store, &uid).await;
             let answer = store.transact(move |tx| Ok::<_, TxError>(ask(tx, &uid, &snapshot, asked))).await;
             let answer = answer.expect("a store that answers");

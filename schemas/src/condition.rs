@@ -6,6 +6,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::numbers::Generation;
+
 /// The questions a condition answers; the first three are asked of everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ConditionType {
@@ -96,7 +98,7 @@ pub struct Condition {
     pub reason: Reason,
     pub message: String,
     /// The generation this answer is about.
-    pub observed_generation: u64,
+    pub observed_generation: Generation,
     /// When `status` last changed; kept while it stays.
     pub last_transition_time: Timestamp,
 }

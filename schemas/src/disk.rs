@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::meta::{Kind, Object};
 use crate::names::Uid;
+use crate::numbers::Generation;
 use crate::quantity::Bytes;
 use crate::references::{Ref, Role};
 use crate::snapshot::Snapshot;
@@ -64,5 +65,5 @@ pub struct DiskStatus {
     #[serde(default)]
     pub content_lost_at: Option<Timestamp>,
     pub conditions: Vec<Condition>,
-    pub observed_generation: u64,
+    pub observed_generation: Generation,
 }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::HEALTH_ERROR_CHARS_MAX;
+use crate::numbers::LaunchId;
 use crate::quantity::GoDuration;
 use crate::validate::printable;
 
@@ -102,9 +103,9 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts one probe that ended at `now`; before `lenient_until` a failure is noted and not
-    /// counted, unless a success was before it.
-    pub fn count(&mut self, found: Result<(), String>, now: Timestamp, lenient_until: Timestamp) {
+    /// Counts one probe that ended at `now`. In the start period a failure is noted and not counted, unless
+    /// a success was before it.
+    pub fn count(&mut self, found: Result<(), String>, now: Timestamp, is_start_period: bool) {
         self.last_checked_at = Some(now);
         match found {
             Ok(()) => {
@@ -112,7 +113,7 @@ impl Tally {
                 self.last_success_at = Some(now);
             }
             Err(error) => {
-                let is_lenient = now < lenient_until && self.last_success_at.is_none();
+                let is_lenient = is_start_period && self.last_success_at.is_none();
                 self.failures = self.failures.saturating_add(u32::from(!is_lenient));
                 self.successes = 0;
                 self.last_failure_at = Some(now);
@@ -144,7 +145,8 @@ pub enum Verdict {
 /// Which program, asked how: counts of another one say nothing of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthOf {
-    pub launched_at: Timestamp,
+    #[serde(alias = "launched_at")]
+    pub launch: LaunchId,
     /// `InstanceSpec::health_version`.
     pub version: u64,
 }
@@ -202,12 +204,12 @@ mod tests {
 
     /// The verdicts after each of these probes, one a second, the first 3 s lenient.
     fn verdicts(probes: &str) -> String {
-        let (check, of) = (check(), HealthOf { launched_at: at(0), version: 1 });
+        let (check, of) = (check(), HealthOf { launch: LaunchId(1), version: 1 });
         let mut health = HealthStatus::default();
         let letters = probes.bytes().zip(0..).map(|(probe, second)| {
             let found = if probe == b'+' { Ok(()) } else { Err("no".to_owned()) };
             let mut tally = health.tally.clone();
-            tally.count(found, at(second), at(3));
+            tally.count(found, at(second), second < 3);
             health = health.judged(of, &check, Some(&tally), at(second));
             match health.verdict {
                 Verdict::Starting => 's',
@@ -236,14 +238,14 @@ mod tests {
 
     #[test]
     fn another_launch_or_another_check_begins_anew() {
-        let (check, of) = (check(), HealthOf { launched_at: at(0), version: 1 });
+        let (check, of) = (check(), HealthOf { launch: LaunchId(1), version: 1 });
         let mut tally = Tally::default();
-        (0..3).for_each(|second| tally.count(Err("no".to_owned()), at(second), at(0)));
+        (0..3).for_each(|second| tally.count(Err("no".to_owned()), at(second), false));
         let unhealthy = HealthStatus::default().judged(of, &check, Some(&tally), at(3));
         assert_eq!((unhealthy.verdict, unhealthy.since), (Verdict::Unhealthy, Some(at(3))));
         // Nothing new was found: the same, since the same time.
         assert_eq!(unhealthy.judged(of, &check, None, at(9)), unhealthy);
-        for other in [HealthOf { version: 2, ..of }, HealthOf { launched_at: at(8), ..of }] {
+        for other in [HealthOf { version: 2, ..of }, HealthOf { launch: LaunchId(2), ..of }] {
             let fresh = unhealthy.judged(other, &check, None, at(9));
             assert_eq!((fresh.verdict, fresh.tally), (Verdict::Starting, Tally::default()));
         }
@@ -257,7 +259,7 @@ mod tests {
             let told = probes.bytes().map(|probe| {
                 let found = if probe == b'+' { Ok(()) } else { Err(String::new()) };
                 // Before the tenth second failures do not count.
-                tally.count(found, at(9), at(10));
+                tally.count(found, at(9), true);
                 if tally.is_news(&check) { '!' } else { '.' }
             });
             told.collect()
@@ -269,7 +271,7 @@ mod tests {
         #[test]
         fn errors_are_bounded_and_clean(error in ".*") {
             let mut tally = Tally::default();
-            tally.count(Err(error.repeat(20)), at(0), at(0));
+            tally.count(Err(error.repeat(20)), at(0), false);
             let kept = tally.last_error.expect("kept");
             prop_assert!(kept.chars().count() <= HEALTH_ERROR_CHARS_MAX + 1);
             prop_assert!(!kept.chars().any(char::is_control));

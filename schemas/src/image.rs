@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::meta::{Kind, Object};
 use crate::names::{Digest, ImageRef, Platform};
+use crate::numbers::Generation;
 use crate::quantity::Bytes;
 use crate::references::Ref;
 
@@ -90,7 +91,7 @@ pub struct ImageStatus {
     /// Failed tries in a row.
     pub attempts: u32,
     pub conditions: Vec<Condition>,
-    pub observed_generation: u64,
+    pub observed_generation: Generation,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,6 +15,7 @@ use crate::instance::Secret;
 use crate::limits::{HOSTNAME_BYTES_MAX, NAME_BYTES_MAX};
 use crate::meta::{Kind, Object};
 use crate::names::{Name, NameError};
+use crate::numbers::Generation;
 use crate::references::{Ref, Role, Target};
 
 /// The kind.
@@ -66,7 +67,7 @@ pub struct HeaderAuth {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct IngressStatus {
     pub conditions: Vec<Condition>,
-    pub observed_generation: u64,
+    pub observed_generation: Generation,
 }
 
 /// An instance by id or name, or what a capture of the host name says.

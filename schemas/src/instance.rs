@@ -17,6 +17,7 @@ use crate::image::Image;
 use crate::limits;
 use crate::meta::{Kind, Object};
 use crate::names::{Digest, ImageRef, Platform, Uid};
+use crate::numbers::{Generation, LaunchId, RunNo, StandbyNo};
 use crate::policy::{AutoStandbyPolicy, IdleStatus, RestartPolicy, RestartStatus};
 use crate::quantity::Bytes;
 use crate::references::{Ref, Role, Target};
@@ -91,10 +92,10 @@ pub struct InstanceSpec {
     /// When `power` was last asked for: the grace of a stop counts from here.
     pub power_since: Timestamp,
     /// The run that is wanted; starts at 1, +1 by every `start`.
-    pub run: u64,
+    pub run: RunNo,
     /// Standbys asked for so far; a saved memory bears the number of the one it was saved for.
     #[serde(default)]
-    pub standby: u64,
+    pub standby: StandbyNo,
     /// Stop or delete without giving the guest time.
     pub is_forced: bool,
     #[serde(default)]
@@ -139,9 +140,10 @@ pub struct Origin {
     /// What was below the snapshot's disk, and belongs below its copies.
     pub image_digest: Option<Digest>,
     /// `InstanceSpec::standby` of the wish: one origin is told from the next by it.
-    pub generation: u64,
+    #[serde(rename = "generation")]
+    pub standby: StandbyNo,
     /// The run that goes on from the snapshot's memory; `None` when only the disk is taken over.
-    pub memory_for_run: Option<u64>,
+    pub memory_for_run: Option<RunNo>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,15 +230,21 @@ pub struct InstanceStatus {
     /// never meets another lower layer.
     pub image_digest: Option<Digest>,
     /// The last run that ended for good; `spec.run` beyond it is still to be carried out.
-    pub ended_run: u64,
+    pub ended_run: RunNo,
     /// How the program last ended, and in which run that was.
     pub exit: Option<Exit>,
     #[serde(default)]
-    pub exit_run: u64,
+    pub exit_run: RunNo,
+    /// The last launch that was observed: the next one has the number after it.
+    #[serde(default)]
+    pub launch: LaunchId,
+    /// The launch whose program was last observed to run.
+    #[serde(default)]
+    pub started_launch: Option<LaunchId>,
     /// The launch whose end was recorded and is followed by another of the same run: its machine
     /// goes, the run goes on.
     #[serde(default)]
-    pub ended_launch: Option<Timestamp>,
+    pub ended_launch: Option<LaunchId>,
     /// When that was: the grace of its program counts from here.
     #[serde(default)]
     pub ended_launch_at: Option<Timestamp>,
@@ -266,13 +274,13 @@ pub struct InstanceStatus {
     /// The origin whose memory was taken over (`Origin::generation`): never twice, since the disk
     /// has moved on by then.
     #[serde(default)]
-    pub adopted: u64,
+    pub adopted: StandbyNo,
     /// The launch in which a member of a pool became ready to be taken.
     #[serde(default)]
-    pub prepared_launch: Option<Timestamp>,
+    pub prepared_launch: Option<LaunchId>,
     pub vmm_pid: Option<u32>,
     pub conditions: Vec<Condition>,
-    pub observed_generation: u64,
+    pub observed_generation: Generation,
 }
 
 impl Object<Instance> {
@@ -298,14 +306,15 @@ impl Object<Instance> {
             && *power != Power::Stopped
             && *run > self.status.ended_run
             && !self.meta.is_deleting();
-        (is_wanted && self.status.adopted != origin.generation).then_some(origin)
+        (is_wanted && self.status.adopted != origin.standby).then_some(origin)
     }
 }
 
 /// One death of a VMM: which launch, and when it was noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmmDeath {
-    pub launched_at: Timestamp,
+    #[serde(alias = "launched_at")]
+    pub launch: LaunchId,
     pub noticed_at: Timestamp,
 }
 

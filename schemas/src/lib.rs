@@ -18,6 +18,7 @@ pub mod limits;
 pub mod meta;
 pub mod names;
 pub mod network;
+pub mod numbers;
 pub mod policy;
 pub mod quantity;
 pub mod references;

@@ -160,6 +160,10 @@ pub const RELAUNCH_DELAY_FIRST: Duration = Duration::from_secs(1);
 pub const RELAUNCH_DELAY_MAX: Duration = Duration::from_secs(300);
 /// A VMM that lived this long makes earlier deaths history.
 pub const VMM_STABLE_AFTER: Duration = Duration::from_secs(600);
+/// The least difference between the wall clock and the time that passed which counts as a step of the clock.
+pub const CLOCK_STEP_MIN: Duration = Duration::from_secs(1);
+/// Besides, one part in this many of the time that passed: kernels slew a clock by up to 500 parts in a million.
+pub const CLOCK_DRIFT_DIVISOR: u32 = 1000;
 /// A console's log; with the one before it, an instance holds twice as much.
 pub const CONSOLE_LOG_MAX: Bytes = Bytes(8 << 20);
 /// Snapshots of one source: a schedule gone wrong fills a disk, not the store too.

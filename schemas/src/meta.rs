@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{Name, Uid};
+use crate::numbers::Generation;
 use crate::references::Ref;
 
 /// User-defined labels; bounds are in [`crate::limits`], checked by [`crate::validate`].
@@ -56,7 +57,7 @@ pub struct Meta {
     #[serde(default)]
     pub tags: Tags,
     /// Starts at 1; +1 for every change of `spec`.
-    pub generation: u64,
+    pub generation: Generation,
     /// The commit that last wrote this object.
     pub resource_version: u64,
     pub created_at: Timestamp,

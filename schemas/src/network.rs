@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::meta::{Kind, Object};
 use crate::names::{LinkName, NameError, Uid};
+use crate::numbers::Generation;
 use crate::references::{Ref, Role, Target};
 
 /// The kind of networks; today the store holds one, named `default`, made from configuration.
@@ -62,7 +63,7 @@ pub struct GuestReach {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct NetworkStatus {
     pub conditions: Vec<Condition>,
-    pub observed_generation: u64,
+    pub observed_generation: Generation,
     /// Least MTU of the links with a default route, in bytes, at the last observation.
     #[serde(default)]
     pub uplink_mtu: Option<u32>,
@@ -102,7 +103,7 @@ pub struct PortSpec {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct PortStatus {
     pub conditions: Vec<Condition>,
-    pub observed_generation: u64,
+    pub observed_generation: Generation,
 }
 
 /// A hardware address.

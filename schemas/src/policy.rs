@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::numbers::RunNo;
 use crate::quantity::GoDuration;
 
 /// When a program that ended is started again.
@@ -64,7 +65,7 @@ pub enum RestartReason {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartStatus {
     /// The run that the rest is about; another one begins anew.
-    pub run: u64,
+    pub run: RunNo,
     /// Restarts in a row since the program last ran for long enough.
     pub attempts: u32,
     pub last_attempt_at: Option<Timestamp>,

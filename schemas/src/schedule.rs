@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::meta::{Kind, Tags};
 use crate::names::Uid;
+use crate::numbers::Generation;
 use crate::quantity::GoDuration;
 
 /// The kind; an instance owns one at most.
@@ -60,7 +61,7 @@ pub struct SnapshotScheduleStatus {
     /// When the next run is due, or the next snapshot too old.
     pub next_look: Option<Timestamp>,
     pub conditions: Vec<Condition>,
-    pub observed_generation: u64,
+    pub observed_generation: Generation,
 }
 
 /// What is to be done now.

@@ -12,6 +12,7 @@ use crate::condition::Condition;
 use crate::instance::{Instance, InstanceSpec};
 use crate::meta::{Kind, Object};
 use crate::names::{Digest, Name, Uid};
+use crate::numbers::Generation;
 use crate::quantity::Bytes;
 use crate::references::{Ref, Role};
 use crate::schedule::SnapshotSchedule;
@@ -140,5 +141,5 @@ pub struct SnapshotStatus {
     #[serde(default)]
     pub warm: u32,
     pub conditions: Vec<Condition>,
-    pub observed_generation: u64,
+    pub observed_generation: Generation,
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::meta::Kind;
 use crate::names::Uid;
+use crate::numbers::Generation;
 use crate::quantity::Bytes;
 use crate::references::{Ref, Role};
 
@@ -33,7 +34,7 @@ pub struct VolumeSpec {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct VolumeStatus {
     pub conditions: Vec<Condition>,
-    pub observed_generation: u64,
+    pub observed_generation: Generation,
 }
 
 /// A volume in an instance.

@@ -10,6 +10,7 @@ use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::guest::Request;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::{Digest, Uid};
+use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
 
 use super::attached::{Attached, Connection};
@@ -146,7 +147,7 @@ impl Hypervisors {
     }
 
     /// Returns the run of the VM that is there, dead or alive.
-    pub(crate) fn recorded_run(&self, owner: &Uid) -> Result<Option<u64>, HostError> {
+    pub(crate) fn recorded_run(&self, owner: &Uid) -> Result<Option<RunNo>, HostError> {
         Ok(Record::read(&self.paths(owner))?.map(|record| record.run))
     }
 

@@ -77,6 +77,7 @@ impl Hypervisors {
         let choice = self.choose(plan)?;
         let record = Record {
             run: plan.run,
+            launch: plan.launch,
             machine_type: Some(choice.machine_type.name.to_owned()),
             token: new_token().map_err(failed)?,
             new_token: None,

@@ -14,6 +14,7 @@ use stead_controllers::host::{
 use stead_schemas::compression::Compression;
 use stead_schemas::guest::{self, Seed, ToGuest};
 use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::numbers::StandbyNo;
 
 use super::hypervisors::Hypervisors;
 use super::process;
@@ -87,6 +88,7 @@ impl Machines for Hypervisors {
             hypervisor: choice.ok_or_else(unsupported)?.machine_type.hypervisor,
             vmm: VmmState::Dead,
             pid: None,
+            launch: record.launch,
             launched_at: record.launched_at,
             listening_since: record.launched_at,
             is_network_cut: false,
@@ -129,9 +131,9 @@ impl Machines for Hypervisors {
         self.compressor.begin(owner, self.memory_dir(owner), how)
     }
 
-    async fn save(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
+    async fn save(&self, owner: &Uid, standby: StandbyNo) -> Result<(), HostError> {
         let _lock = self.locks.take(owner).await;
-        self.save_memory(owner, generation).await
+        self.save_memory(owner, standby).await
     }
 
     async fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError> {

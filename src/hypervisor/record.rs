@@ -12,11 +12,13 @@ use serde::{Deserialize, Serialize};
 use stead_controllers::host::{HostError, HostErrorKind, VolumeDisk};
 use stead_schemas::guest::Token;
 use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::numbers::{LaunchId, RunNo};
 use stead_schemas::quantity::Bytes;
 
 use crate::guest_channel::{Known, NewToken, Tokens};
 use crate::host::files;
 use crate::host::process::Identity;
+use crate::memory::number_launch;
 
 /// Directories of one VM.
 #[derive(Debug, Clone)]
@@ -82,7 +84,10 @@ impl VmPaths {
 /// The record of one launch.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
-    pub(crate) run: u64,
+    pub(crate) run: RunNo,
+    /// Absent in records of daemons that identified a launch by its time: see [`number_launch`].
+    #[serde(default)]
+    pub(crate) launch: LaunchId,
     /// `None` in records that are older than the choice of machine types.
     #[serde(default, rename = "board")]
     pub(crate) machine_type: Option<String>,
@@ -132,7 +137,11 @@ impl Record {
     pub(crate) fn read(paths: &VmPaths) -> Result<Option<Self>, HostError> {
         let path = paths.record();
         match fs::read(&path) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).unwrap_or_else(|_| Self::unwritten()))),
+            Ok(bytes) => {
+                let mut record: Self = serde_json::from_slice(&bytes).unwrap_or_else(|_| Self::unwritten());
+                record.launch = number_launch(record.launch, record.launched_at);
+                Ok(Some(record))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let exists = paths.runtime.try_exists();
                 let exists = exists.map_err(|error| HostError::io("read", path.display().to_string(), error));
@@ -163,7 +172,8 @@ impl Record {
 
     pub(crate) fn unwritten() -> Self {
         Self {
-            run: 0,
+            run: RunNo(0),
+            launch: LaunchId::default(),
             machine_type: None,
             token: Token(String::new()),
             new_token: None,
@@ -219,7 +229,7 @@ mod tests {
         for (text, run, machine_type) in [(first, 3, None), (latest, 4, Some("microvm"))] {
             fs::write(paths.record(), text).expect("written");
             let record = Record::read(&paths).expect("read").expect("there");
-            assert_eq!((record.run, record.machine_type.as_deref()), (run, machine_type), "{text}");
+            assert_eq!((record.run, record.machine_type.as_deref()), (RunNo(run), machine_type), "{text}");
         }
         let record = Record::read(&paths).expect("read").expect("there");
         assert_eq!((record.mapped_inode(), record.kernel_files), (Some(9), Some("/h".into())));

@@ -135,8 +135,9 @@ impl Hypervisors {
         let overlay = FileMark::of(&(self.config.disk)(&plan.overlay)).map_err(unseen)?;
         let volumes = self.mark_volumes(&plan.volumes).map_err(unseen)?;
         let origin = Origin {
-            generation: plan.generation,
+            standby: plan.standby,
             run: plan.run,
+            launch: plan.launch,
             launched_at: Timestamp::now(),
             overlay,
             volumes,
@@ -166,6 +167,7 @@ impl Hypervisors {
 fn restored_record(plan: &LaunchPlan, origin: &Origin, machine_type: &str) -> Record {
     Record {
         run: origin.run,
+        launch: plan.launch,
         machine_type: Some(machine_type.to_owned()),
         token: origin.token.clone(),
         new_token: None,

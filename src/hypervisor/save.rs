@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use stead_controllers::host::{HostError, HostErrorKind, Memory, SavedMemory, VmmState, VolumeDisk};
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::StandbyNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 
@@ -46,7 +47,7 @@ impl Hypervisors {
     }
 
     /// Saves the memory of a paused VM. When that fails, the VM is resumed.
-    pub(crate) async fn save_memory(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
+    pub(crate) async fn save_memory(&self, owner: &Uid, standby: StandbyNo) -> Result<(), HostError> {
         let attached = self.find_attached(owner)?;
         Self::require(owner, &attached.choice, |has| has.standby, "save the VM of")?;
         let memory = self.memory_dir(owner);
@@ -57,7 +58,7 @@ impl Hypervisors {
             let begin = memory.clone();
             on_thread(owner, move || begin.begin()).await?;
             let begun = self.begin_ram(owner, &attached, &memory).await?;
-            let (origin, ram) = self.take_memory(owner, &attached, &memory, begun, generation).await?;
+            let (origin, ram) = self.take_memory(owner, &attached, &memory, begun, standby).await?;
             prove(owner, memory.clone(), origin, ram).await?;
             let publish = memory.clone();
             on_thread(owner, move || publish.publish()).await?;
@@ -137,14 +138,14 @@ impl Hypervisors {
         record.ok_or_else(|| transient(owner, "it is gone".to_owned()))
     }
 
-    /// Writes device state and RAM of a paused VM into a save in progress, for this generation.
+    /// Writes device state and RAM of a paused VM into a save in progress, for this standby.
     pub(crate) async fn take_memory(
         &self,
         owner: &Uid,
         attached: &Attached,
         memory: &MemoryDir,
         begun: Option<RamKept>,
-        generation: u64,
+        standby: StandbyNo,
     ) -> Result<(Origin, RamKept), HostError> {
         let io = |error| HostError::io("save the VM of", owner.as_str(), error);
         let record = self.record_to_save(owner)?;
@@ -176,8 +177,9 @@ impl Hypervisors {
         let overlay =
             overlay.ok_or_else(|| transient(owner, "its record is older than saving".to_owned()))?;
         let origin = Origin {
-            generation,
+            standby,
             run: record.run,
+            launch: record.launch,
             launched_at: record.launched_at,
             saved_at: Timestamp::now(),
             token: record.token,

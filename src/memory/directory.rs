@@ -29,7 +29,7 @@ use stead_schemas::snapshot::PackingState;
 use tracing::warn;
 
 use super::compression;
-use super::manifest::{FileMark, Manifest, Origin, Proof, RamKept};
+use super::manifest::{FileMark, Manifest, Origin, Proof, RamKept, number_launch};
 use super::ram::{copy_ram, fresh_ram, sum_ram};
 use crate::host::directories::{make_private_dir, remove_dir, remove_file};
 use crate::host::files;
@@ -135,9 +135,9 @@ impl MemoryDir {
         }
         Ok(Some(self.manifest()?.map_or(Memory::Loose, |manifest| {
             Memory::Saved(SavedMemory {
-                generation: manifest.origin.generation,
+                standby: manifest.origin.standby,
                 run: manifest.origin.run,
-                launched_at: manifest.origin.launched_at,
+                launch: manifest.origin.launch,
                 packing: self.compression(&manifest),
             })
         })))
@@ -208,7 +208,11 @@ impl MemoryDir {
 
     /// Returns the manifest of the saved memory. An unreadable manifest means "no saved memory".
     pub(crate) fn manifest(&self) -> Result<Option<Manifest>, HostError> {
-        self.read(MANIFEST)
+        let mut manifest = self.read::<Manifest>(MANIFEST)?;
+        if let Some(Manifest { origin, .. }) = &mut manifest {
+            origin.launch = number_launch(origin.launch, origin.launched_at);
+        }
+        Ok(manifest)
     }
 
     /// Returns whether the files exist with their lengths. Their sums are checked when they are used.

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stead_controllers::host::VolumeDisk;
 use stead_schemas::guest::Token;
+use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 
 /// The manifest of a saved memory: its origin, and what a restore has to find again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -22,8 +23,12 @@ pub(crate) struct Manifest {
 /// The VM that a memory was saved from, and the request that it was saved for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Origin {
-    pub(crate) generation: u64,
-    pub(crate) run: u64,
+    #[serde(rename = "generation")]
+    pub(crate) standby: StandbyNo,
+    pub(crate) run: RunNo,
+    /// The number of the launch, as in the record of the VM.
+    #[serde(default)]
+    pub(crate) launch: LaunchId,
     pub(crate) launched_at: Timestamp,
     pub(crate) saved_at: Timestamp,
     /// The token by which the guest authenticates its host.
@@ -53,6 +58,11 @@ pub(crate) struct Origin {
 pub(crate) struct RamKept {
     pub(crate) bytes: u64,
     pub(crate) sum: u64,
+}
+
+/// Returns the number of a launch. A launch that was recorded by its time alone is numbered by that time.
+pub(crate) fn number_launch(launch: LaunchId, launched_at: Timestamp) -> LaunchId {
+    if launch == LaunchId::default() { launched_at.into() } else { launch }
 }
 
 /// Lengths and checksums of the files of a saved memory.
@@ -103,7 +113,7 @@ mod tests {
     fn manifests_of_earlier_releases_are_read_and_written_alike() {
         let mark = json!({"inode": 1, "bytes": 2, "changed": [3, 4]});
         let latest = json!({
-            "generation": 5, "run": 2, "launched_at": "2026-01-01T00:00:00Z",
+            "generation": 5, "run": 2, "launch": 9, "launched_at": "2026-01-01T00:00:00Z",
             "saved_at": "2026-01-01T00:00:01Z", "token": "t", "backend": "driver", "version": "7.2.22 (Debian)",
             "machine": "q35", "kernel": "/k", "initrd": "/i", "overlay": mark,
             "volumes": [{"disk": "tz4a98xxat96iws9zmbrgj3b", "is_read_only": false, "mark": mark}],
@@ -115,7 +125,7 @@ mod tests {
         // Without fields that came later, and with an older name.
         let mut first = latest;
         let fields = first.as_object_mut().expect("an object");
-        for field in ["volumes", "is_adopted", "kernel_files"] {
+        for field in ["volumes", "is_adopted", "kernel_files", "launch"] {
             fields.remove(field);
         }
         fields.insert("headers".to_owned(), Value::from("/h"));

@@ -14,6 +14,7 @@ use stead_controllers::host::{
 };
 use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::StandbyNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
@@ -129,8 +130,8 @@ impl Hypervisors {
         let paused = self.on_session(&attached, async |session| session.pause().await).await;
         let taken = match paused {
             Ok(()) => {
-                // No generation: an instance that takes the memory over sets its own.
-                match self.take_memory(&plan.source, &attached, dir, begun, 0).await {
+                // No number: an instance that takes the memory over sets its own.
+                match self.take_memory(&plan.source, &attached, dir, begun, StandbyNo(0)).await {
                     // The VMM flushed the disks when it was paused.
                     Ok(memory) => self.copy_disks(plan, dir).await.map(|()| memory),
                     Err(error) => Err(error),

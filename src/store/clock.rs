@@ -1,5 +1,8 @@
 //! The host's wall clock and random ids.
 
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
 use cuid2::CuidConstructor;
 use jiff::Timestamp;
 use stead_controllers::runtime::{Clock, Ids};
@@ -13,6 +16,11 @@ pub struct SystemClock;
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
         Timestamp::now()
+    }
+
+    fn elapsed(&self) -> Duration {
+        static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        BEGAN.elapsed()
     }
 }
 

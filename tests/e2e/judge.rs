@@ -22,6 +22,7 @@ use stead_controllers::host::{
 use stead_schemas::compression::Compression;
 use stead_schemas::guest::{Assumed, Config};
 use stead_schemas::names::{Digest, ImageRef, LinkName, Platform, Uid};
+use stead_schemas::numbers::StandbyNo;
 use stead_schemas::quantity::Bytes;
 
 use crate::namespace::bridge;
@@ -64,7 +65,7 @@ forward! { Machines to machines:
     fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError>;
     fn compress_memory(&self, owner: &Uid, how: Compression) -> Result<(), HostError>;
     fn assume(&self, owner: &Uid, assumed: &Assumed) -> Result<(), HostError>;
-    fn save(&self, owner: &Uid, generation: u64) -> Result<(), HostError>;
+    fn save(&self, owner: &Uid, standby: StandbyNo) -> Result<(), HostError>;
     fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError>;
     fn discard_memory(&self, owner: &Uid) -> Result<(), HostError>;
     fn kill(&self, owner: &Uid) -> Result<(), HostError>;

@@ -13,6 +13,7 @@ use stead_controllers::host::{GuestPhase, HostErrorKind, LaunchPlan, Machine, Ma
 use stead_schemas::guest::Config;
 use stead_schemas::instance::{Hypervisor, Secret};
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::{LaunchId, RunNo};
 use stead_schemas::quantity::Bytes;
 
 use crate::stage::{Stage, busybox_root, kernel_dir, overlay, run, uid, until};
@@ -85,7 +86,8 @@ impl Bench {
     pub(crate) fn plan_with_disk(&self, owner: &Uid) -> LaunchPlan {
         LaunchPlan {
             owner: owner.clone(),
-            run: 1,
+            run: RunNo(1),
+            launch: LaunchId(1),
             hypervisor: self.hypervisor,
             vcpus: 1,
             memory: Bytes(192 << 20),
@@ -210,7 +212,7 @@ async fn a_machine_is_adopted_stopped_and_killed_by_identity() {
     drop(driver);
     let driver = bench.driver();
     let adopted = until_phase(&driver, &owner, GuestPhase::Ready).await;
-    assert_eq!((adopted.pid, adopted.run), (running.pid, 1));
+    assert_eq!((adopted.pid, adopted.run), (running.pid, RunNo(1)));
     driver.shutdown(&owner).await.expect("asked");
     assert!(inspect(&driver, &owner).await.guest.is_shutdown_requested);
     let exited = until_phase(&driver, &owner, GuestPhase::Exited).await;

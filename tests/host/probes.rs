@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
-use jiff::Timestamp;
 use stead::guest_channel::AgentError;
 use stead::host::probe::{ProbeConfig, Prober};
 use stead_controllers::host::{HostErrorKind, ProbePlan, Probes};
 use stead_schemas::health::{HealthCheck, HealthOf, Probe, Scheme, Tally};
 use stead_schemas::limits::PROBE_PORTS;
+use stead_schemas::numbers::LaunchId;
 use stead_schemas::quantity::GoDuration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,11 +38,11 @@ fn plan(probe: Probe) -> ProbePlan {
         HealthCheck { interval: GoDuration(TIMEOUT), timeout: GoDuration(TIMEOUT), ..HealthCheck::of(probe) };
     ProbePlan {
         owner: uid('a'),
-        of: HealthOf { launched_at: Timestamp::UNIX_EPOCH, version: 1 },
+        of: HealthOf { launch: LaunchId(1), version: 1 },
         check,
         address: Some(Ipv4Addr::LOCALHOST),
         bridge: Some(link_name("lo")),
-        lenient_until: Timestamp::UNIX_EPOCH,
+        lenient_for: Duration::ZERO,
         tally: Tally::default(),
     }
 }

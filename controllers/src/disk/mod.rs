@@ -15,14 +15,13 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use jiff::Timestamp;
 use stead_schemas::disk::{Disk, DiskStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 
 use crate::host::{Disks, HostError};
-use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
 pub use observe::{Observed, SourceSeen};
@@ -53,8 +52,8 @@ impl<D: Disks> Reconciler for DiskReconciler<D> {
         observe::observe(self, uid, object).await
     }
 
-    fn plan(desired: &Desired<'_, Disk>, seen: &Observed, now: Timestamp) -> Plan<Action> {
-        plan::plan(desired, seen, now)
+    fn plan(desired: &Desired<'_, Disk>, seen: &Observed, now: Moment) -> Plan<Action> {
+        plan::plan(desired, seen, now.at())
     }
 
     fn action_name(action: &Action) -> &'static str {

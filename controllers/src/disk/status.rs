@@ -16,7 +16,7 @@ pub(super) fn status(object: &Object<Disk>, seen: Option<&Observed>, end: &PassE
     if let Some(Observed { file, space: _, source: _ }) = seen {
         status.size = file.as_ref().map(|file| file.size);
         if file.is_none() && status.was_created && !object.meta.is_deleting() {
-            status.content_lost_at = Some(end.now);
+            status.content_lost_at = Some(end.now.at());
         }
         status.was_created = file.is_some();
     }
@@ -33,7 +33,7 @@ pub(super) fn status(object: &Object<Disk>, seen: Option<&Observed>, end: &PassE
     };
     if let Some((reason, message)) = degraded {
         let previous = &object.status.conditions;
-        conditions::degrade(&mut status.conditions, previous, (reason, &message), generation, end.now);
+        conditions::degrade(&mut status.conditions, previous, (reason, &message), generation, end.now.at());
     }
     status
 }

@@ -1,11 +1,13 @@
 //! Tables and properties of the disk plan and status.
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::disk::{DiskPurpose, DiskSpec};
 use stead_schemas::limits::DISK_ROOM_MIN;
 use stead_schemas::meta::Meta;
 use stead_schemas::names::Name;
+use stead_schemas::numbers::Generation;
 
 use super::*;
 use crate::host::{DiskFile, HostErrorKind, Space};
@@ -27,7 +29,7 @@ fn object(was_created: bool) -> Object<Disk> {
         uid: uid(),
         name: Name::from(&uid()),
         tags: Default::default(),
-        generation: 1,
+        generation: Generation(1),
         resource_version: 1,
         created_at: at(0),
         deletion_requested_at: None,
@@ -89,7 +91,7 @@ fn pass(object: &mut Object<Disk>, seen: &mut Observed, second: i64) -> Outcome 
             Plan::Act(_) => *seen = present(),
         }
     };
-    let end = PassEnd { now: at(second), outcome: outcome.clone() };
+    let end = PassEnd { now: at(second).into(), outcome: outcome.clone() };
     object.status = status::status(object, Some(seen), &end);
     outcome
 }
@@ -134,7 +136,7 @@ fn a_failed_observation_forgets_nothing() {
     object.status.size = Some(SIZE);
     let outcome =
         Outcome::Failed { kind: HostErrorKind::Transient, message: "cannot look".to_owned(), attempt: 1 };
-    let status = status::status(&object, None, &PassEnd { now: at(9), outcome });
+    let status = status::status(&object, None, &PassEnd { now: at(9).into(), outcome });
     assert!(status.was_created && status.size == Some(SIZE) && status.content_lost_at.is_none());
 }
 

@@ -12,6 +12,7 @@ use stead_schemas::compression::Compression;
 use stead_schemas::instance::{Exit, Hypervisor};
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::network::Mac;
+use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 
@@ -22,12 +23,14 @@ use super::HostError;
 pub struct Machine {
     pub owner: Uid,
     /// The run it was launched for.
-    pub run: u64,
+    pub run: RunNo,
     /// What it was launched on.
     pub hypervisor: Hypervisor,
     pub vmm: VmmState,
     /// While the VMM's process lives.
     pub pid: Option<u32>,
+    /// Which of the instance's launches it is of.
+    pub launch: LaunchId,
     pub launched_at: Timestamp,
     /// Since when this daemon hears what the guest says; before, nobody may have.
     pub listening_since: Timestamp,
@@ -94,7 +97,9 @@ pub enum GuestPhase {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchPlan {
     pub owner: Uid,
-    pub run: u64,
+    pub run: RunNo,
+    /// Of a restore, the launch that the saved memory shows.
+    pub launch: LaunchId,
     pub hypervisor: Hypervisor,
     pub vcpus: u32,
     pub memory: Bytes,
@@ -148,9 +153,9 @@ pub enum Memory {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedMemory {
     /// The wish it was saved for, `InstanceSpec::standby`.
-    pub generation: u64,
-    pub run: u64,
-    pub launched_at: Timestamp,
+    pub standby: StandbyNo,
+    pub run: RunNo,
+    pub launch: LaunchId,
     pub packing: PackingState,
 }
 
@@ -160,8 +165,9 @@ pub struct AdoptPlan {
     pub owner: Uid,
     pub snapshot: Uid,
     /// As [`SavedMemory`] will show them.
-    pub generation: u64,
-    pub run: u64,
+    pub standby: StandbyNo,
+    pub run: RunNo,
+    pub launch: LaunchId,
     /// The owner's disk, which is a copy of the snapshot's.
     pub overlay: Uid,
     /// Likewise, or the very disks where they are only read; in the order of the snapshot's.
@@ -215,7 +221,7 @@ pub trait Machines: Send + Sync + 'static {
     fn memory(&self, owner: &Uid) -> impl Future<Output = Result<Option<Memory>, HostError>> + Send;
     /// Makes the memory of a paused VM a saved one, durably; the VM stays paused. When it fails the
     /// VM is resumed, and what was saved of it counts as nothing.
-    fn save(&self, owner: &Uid, generation: u64) -> impl Future<Output = Result<(), HostError>> + Send;
+    fn save(&self, owner: &Uid, standby: StandbyNo) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Starts a VMM from the saved memory and leaves it paused; the memory stays saved. After a
     /// crash in between, `inspect` shows a `Created` VMM. Permanent when no retry can help: a memory goes
     /// on only on the hypervisor that it was saved of.

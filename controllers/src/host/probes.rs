@@ -4,8 +4,8 @@
 
 use std::future::Future;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use jiff::Timestamp;
 use stead_schemas::health::{HealthCheck, HealthOf, Tally};
 use stead_schemas::names::{LinkName, Uid};
 
@@ -21,8 +21,8 @@ pub struct ProbePlan {
     pub address: Option<Ipv4Addr>,
     /// The bridge behind which that address is; nothing is asked by another way.
     pub bridge: Option<LinkName>,
-    /// Failures before this do not count, until the first success.
-    pub lenient_until: Timestamp,
+    /// Failures do not count for this long, or until the first success.
+    pub lenient_for: Duration,
     /// Counted by an earlier daemon: it is gone on from.
     pub tally: Tally,
 }

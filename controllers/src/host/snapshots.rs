@@ -5,6 +5,7 @@ use std::future::Future;
 use jiff::Timestamp;
 use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
@@ -37,7 +38,7 @@ pub struct CapturePlan {
     /// Those that its volumes are written to; each is kept under its uid.
     pub volumes: Vec<Uid>,
     /// The run that the memory has to be of.
-    pub run: u64,
+    pub run: RunNo,
 }
 
 /// Snapshots of one scope, found by their own uid.

@@ -18,14 +18,13 @@ mod tests;
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use stead_schemas::image::{Image, ImageStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, ImageRef, Uid};
 use stead_schemas::references::Ref;
 
 use crate::host::{HostError, HostErrorKind, Images};
-use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
 pub use observe::Observed;
@@ -87,7 +86,7 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
         observe::observe(self, uid, object).await
     }
 
-    fn plan(desired: &Desired<'_, Image>, seen: &Observed, _: Timestamp) -> Plan<Action> {
+    fn plan(desired: &Desired<'_, Image>, seen: &Observed, _: Moment) -> Plan<Action> {
         plan::plan(desired, seen)
     }
 

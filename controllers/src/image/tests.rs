@@ -7,6 +7,7 @@ use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::image::{Image, ImageConfig, ImagePhase, ImageSource, ImageSpec, ImageStatus};
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Digest, ImageRef, Name, Platform, Uid};
+use stead_schemas::numbers::Generation;
 use stead_schemas::quantity::Bytes;
 
 use super::plan::plan;
@@ -27,7 +28,7 @@ fn image(recorded: Option<char>) -> Object<Image> {
             uid,
             name: Name::from(&reference),
             tags: BTreeMap::new(),
-            generation: 1,
+            generation: Generation(1),
             resource_version: 1,
             created_at: Timestamp::UNIX_EPOCH,
             deletion_requested_at: None,
@@ -60,7 +61,7 @@ fn planned(object: &Object<Image>, seen: &Observed) -> Plan<Action> {
 }
 
 fn end(outcome: Outcome) -> PassEnd {
-    PassEnd { now: Timestamp::UNIX_EPOCH, outcome }
+    PassEnd { now: Timestamp::UNIX_EPOCH.into(), outcome }
 }
 
 #[test]
@@ -186,6 +187,6 @@ fn a_failed_image_stays_failed_while_it_is_asked_for_again_unless_it_was_posted_
     let Plan::Wait(wait) = planned(&object, &asking) else { panic!("it waits") };
     let told = status(&object, Some(&asking), &end(Outcome::Waiting(wait.clone())));
     assert_eq!(told, object.status, "no write at every try");
-    object.meta.generation += 1;
+    object.meta.generation = object.meta.generation.next();
     assert_eq!(status(&object, Some(&asking), &end(Outcome::Waiting(wait))).phase, ImagePhase::Pending);
 }

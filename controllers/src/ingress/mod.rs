@@ -17,13 +17,12 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use stead_schemas::ingress::{Ingress, IngressRule, IngressStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 
 use crate::host::{HostError, Listeners};
-use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 
 pub use observe::Observed;
 pub use reach::{Reach, reach};
@@ -53,8 +52,8 @@ impl<N: Listeners> Reconciler for IngressReconciler<N> {
         observe::observe(self, uid, object).await
     }
 
-    fn plan(desired: &Desired<'_, Ingress>, seen: &Observed, now: Timestamp) -> Plan<Action> {
-        plan::plan(desired, seen, now)
+    fn plan(desired: &Desired<'_, Ingress>, seen: &Observed, now: Moment) -> Plan<Action> {
+        plan::plan(desired, seen, now.at())
     }
 
     fn action_name(action: &Action) -> &'static str {

@@ -14,7 +14,7 @@ pub(super) fn status(object: &Object<Ingress>, seen: Option<&Observed>, end: &Pa
     let mut all = conditions::standard(previous, generation, end);
     if let Some(message) = seen.and_then(|seen| taken(&seen.taken)) {
         // It is tried again and again, but a person has to see to it.
-        conditions::degrade(&mut all, previous, (Reason::PortInUse, &message), generation, end.now);
+        conditions::degrade(&mut all, previous, (Reason::PortInUse, &message), generation, end.now.at());
     }
     IngressStatus { conditions: all, observed_generation: generation }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 use serde_json::json;
 use stead_schemas::api::IngressWish;
@@ -12,6 +13,7 @@ use stead_schemas::limits::{INGRESS_PORTS_MAX, INGRESS_RULES_MAX};
 use stead_schemas::meta::{Kind, Meta, OwnerRef, Tags};
 use stead_schemas::names::Name;
 use stead_schemas::network::{Mac, Network, NetworkSpec, Port, PortSpec};
+use stead_schemas::numbers::Generation;
 use stead_schemas::policy::AutoStandbyPolicy;
 use stead_schemas::quantity::GoDuration;
 
@@ -49,7 +51,7 @@ fn object(rules: Vec<IngressRule>) -> Object<Ingress> {
         uid: uid('g'),
         name: Name::resource("web").expect("valid"),
         tags: Tags::new(),
-        generation: 1,
+        generation: Generation(1),
         resource_version: 1,
         created_at: at(0),
         deletion_requested_at: None,
@@ -109,7 +111,7 @@ fn a_port_in_use_is_tried_again_and_told_as_something_to_see_to() {
     let Plan::Wait(wait) = plan(&Desired::Present(&object), &held_up, at(10)) else { panic!("it waits") };
     assert!(wait.until.is_some_and(|until| until > at(10)));
     let conditions = |object: &Object<Ingress>, second| {
-        let end = PassEnd { now: at(second), outcome: Outcome::Waiting(wait.clone()) };
+        let end = PassEnd { now: at(second).into(), outcome: Outcome::Waiting(wait.clone()) };
         status(object, Some(&held_up), &end)
     };
     object.status = conditions(&object, 10);
@@ -117,7 +119,7 @@ fn a_port_in_use_is_tried_again_and_told_as_something_to_see_to() {
     assert_eq!((degraded.status, degraded.reason), (ConditionStatus::True, Reason::PortInUse));
     assert!(!condition::is_ready(&object.status.conditions));
     assert_eq!(conditions(&object, 20), object.status, "looking again is no news");
-    let end = PassEnd { now: at(30), outcome: Outcome::Converged };
+    let end = PassEnd { now: at(30).into(), outcome: Outcome::Converged };
     let healed = status(&object, Some(&seen(&["a.test:80"], &[])), &end);
     assert!(condition::is_ready(&healed.conditions), "{healed:?}");
 }

@@ -12,13 +12,12 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use jiff::Timestamp;
 use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::{Cidr, Network, NetworkStatus};
 
 use crate::host::{Firewall, FirewallRules, Forwarding, HostError, LinkChange, LinkKind, LinkPlan, Links};
-use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
 pub use observe::Observed;
@@ -65,8 +64,8 @@ impl<L: Links, F: Firewall> Reconciler for NetworkReconciler<L, F> {
         observe::observe(self, uid, object).await
     }
 
-    fn plan(desired: &Desired<'_, Network>, seen: &Observed, now: Timestamp) -> Plan<Action> {
-        plan::plan(desired, seen, now)
+    fn plan(desired: &Desired<'_, Network>, seen: &Observed, now: Moment) -> Plan<Action> {
+        plan::plan(desired, seen, now.at())
     }
 
     fn action_name(action: &Action) -> &'static str {

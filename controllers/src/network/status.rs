@@ -16,7 +16,7 @@ pub(super) fn status(object: &Object<Network>, seen: Option<&Observed>, end: &Pa
     if let (Outcome::Converged, Some(route)) = (&end.outcome, route) {
         // Works, but the host's own traffic to that route may now go to guests.
         let told = (Reason::SubnetConflict, conflict(object, route));
-        conditions::degrade(&mut all, previous, (told.0, &told.1), generation, end.now);
+        conditions::degrade(&mut all, previous, (told.0, &told.1), generation, end.now.at());
     }
     let uplink_mtu = seen.map_or(object.status.uplink_mtu, |seen| seen.uplink_mtu);
     NetworkStatus { conditions: all, observed_generation: generation, uplink_mtu }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::meta::Meta;
 use stead_schemas::names::Name;
 use stead_schemas::network::NetworkSpec;
+use stead_schemas::numbers::Generation;
 
 use super::*;
 use crate::host::{FirewallSeen, Forwarding, Link, Route};
@@ -33,7 +35,7 @@ fn object() -> Object<Network> {
         uid: uid('n'),
         name: Name::resource("default").expect("valid"),
         tags: BTreeMap::default(),
-        generation: 1,
+        generation: Generation(1),
         resource_version: 1,
         created_at: at(0),
         deletion_requested_at: None,
@@ -152,7 +154,7 @@ fn a_conflicting_route_refuses_a_new_network_and_degrades_a_standing_one() {
     assert_eq!(plan::plan(&Desired::Present(&object), &seen, at(0)), Plan::Converged);
     let mut object = object;
     for second in [3, 4] {
-        let end = PassEnd { now: at(second), outcome: Outcome::Converged };
+        let end = PassEnd { now: at(second).into(), outcome: Outcome::Converged };
         object.status = status::status(&object, Some(&seen), &end);
         let degraded = condition::find(&object.status.conditions, ConditionType::Degraded).expect("set");
         assert_eq!((degraded.status, degraded.reason), (ConditionStatus::True, Reason::SubnetConflict));
@@ -160,7 +162,8 @@ fn a_conflicting_route_refuses_a_new_network_and_degrades_a_standing_one() {
         assert!(condition::is_ready(&object.status.conditions));
     }
     seen.conflicts.clear();
-    let status = status::status(&object, Some(&seen), &PassEnd { now: at(5), outcome: Outcome::Converged });
+    let status =
+        status::status(&object, Some(&seen), &PassEnd { now: at(5).into(), outcome: Outcome::Converged });
     let degraded = condition::find(&status.conditions, ConditionType::Degraded).expect("set");
     assert_eq!(degraded.status, ConditionStatus::False);
 }

@@ -14,7 +14,6 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use jiff::Timestamp;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{LinkName, Uid};
@@ -22,7 +21,7 @@ use stead_schemas::network::{Network, Port, PortStatus};
 use stead_schemas::references::{Ref, Role};
 
 use crate::host::{Firewall, HostError, LinkChange, LinkKind, LinkPlan, Links, PortRule};
-use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Event, Store};
 
 pub use observe::Observed;
@@ -59,7 +58,7 @@ impl<L: Links, F: Firewall> Reconciler for PortReconciler<L, F> {
         observe::observe(self, uid, object).await
     }
 
-    fn plan(desired: &Desired<'_, Port>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    fn plan(desired: &Desired<'_, Port>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now)
     }
 

@@ -1,24 +1,25 @@
-//! Whether anybody is behind a port, or shall be. A bridge holds 1024 ports, so a VM that is down keeps
+//! Whether a VM is behind a port, or should be. A bridge holds 1024 ports, so a VM that is down keeps
 //! its addresses and their rule, and gives its TAP back.
 
 use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionType, Reason};
-use stead_schemas::instance::{Instance, Power, State};
+use stead_schemas::instance::{Instance, State};
 use stead_schemas::meta::Object;
 use stead_schemas::network::Port;
 
-/// A VM, one that is to come, or a door to one in standby.
+use crate::vm::Goal;
+
+/// True if a VM is there or should be, or if connections wake one in standby.
 pub(super) fn is_needed(instance: &Object<Instance>) -> bool {
     let is_up = !matches!(instance.status.state, State::Stopped | State::Standby);
     let is_waking = instance.spec.auto_standby.as_ref().is_some_and(|policy| policy.is_waking());
-    let has_ended = instance.spec.run <= instance.status.ended_run;
-    let shall_be_up = match instance.spec.power {
-        Power::Running | Power::Warm => !has_ended,
+    let should_be_up = match Goal::of_object(instance) {
+        Goal::Running(_) | Goal::Pooled(_) => true,
         // What is to be saved has to run first.
-        Power::Standby => is_waking || (!has_ended && !instance.status.has_saved_memory),
-        Power::Stopped => false,
+        Goal::Standby(_) => is_waking || !instance.status.has_saved_memory,
+        Goal::Stopped | Goal::Absent => false,
     };
-    is_up || shall_be_up
+    is_up || should_be_up
 }
 
 /// When it was recorded that it is not needed: nobody starts a VM at it until it is ready again.

@@ -1,6 +1,5 @@
 //! From wish and observation to the next steps on a port.
 
-use jiff::Timestamp;
 use stead_schemas::condition::Reason;
 use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::Object;
@@ -9,16 +8,16 @@ use stead_schemas::network::Port;
 use super::need::released_at;
 use super::{Action, Observed, rule};
 use crate::host::{Link, LinkKind};
-use crate::runtime::{Desired, Plan, Record, Refusal, Wait};
+use crate::runtime::{Desired, Moment, Plan, Record, Refusal, Wait};
 
-pub(super) fn plan(desired: &Desired<'_, Port>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+pub(super) fn plan(desired: &Desired<'_, Port>, seen: &Observed, now: Moment) -> Plan<Action> {
     match desired {
         Desired::Present(object) => plan_present(object, seen, now),
         Desired::Absent(object) => plan_absent(*object, seen),
     }
 }
 
-fn plan_present(object: &Object<Port>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+fn plan_present(object: &Object<Port>, seen: &Observed, now: Moment) -> Plan<Action> {
     if let Some(link) = seen.tap.as_ref().filter(|link| !is_ours(object, link)) {
         let message = format!("the link {} is in use for something else", link.name);
         return Plan::Refuse(Refusal { reason: Reason::NameTaken, message });
@@ -60,14 +59,13 @@ fn plan_present(object: &Object<Port>, seen: &Observed, now: Timestamp) -> Plan<
 }
 
 /// The rule stays with the addresses that it is about: a VM that comes back has one step less to wait.
-fn plan_released(object: &Object<Port>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+fn plan_released(object: &Object<Port>, seen: &Observed, now: Moment) -> Plan<Action> {
     let mut steps = Vec::new();
     if seen.is_network_ready && !seen.has_rule {
         steps.push(Action::AddRule { table: object.spec.table.clone(), rule: rule(object) });
     }
-    let kept_until = |at: Timestamp| at.saturating_add(TAP_KEPT).unwrap_or(Timestamp::MAX);
-    let kept_until = released_at(object).map(kept_until).filter(|_| seen.tap.is_some());
-    if kept_until.is_some_and(|until| now >= until) {
+    let kept_until = released_at(object).map(|at| now.end(at, TAP_KEPT)).filter(|_| seen.tap.is_some());
+    if kept_until.is_some_and(|until| now.at() >= until) {
         steps.push(Action::RemoveTap(object.spec.tap.clone()));
     }
     if !steps.is_empty() {

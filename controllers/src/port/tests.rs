@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 use stead_schemas::condition::{Condition, ConditionStatus, ConditionType, Reason};
 use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::Meta;
 use stead_schemas::names::Name;
 use stead_schemas::network::{Mac, PortSpec};
+use stead_schemas::numbers::Generation;
 
 use super::*;
 use crate::host::Link;
@@ -30,7 +32,7 @@ fn object() -> Object<Port> {
         uid: uid('p'),
         name: Name::from(&uid('p')),
         tags: BTreeMap::default(),
-        generation: 1,
+        generation: Generation(1),
         resource_version: 1,
         created_at: now(),
         deletion_requested_at: None,
@@ -114,7 +116,7 @@ fn a_port_waits_for_its_network_whatever_is_there() {
         let network_trouble = Some(why.to_owned());
         let seen = Observed { is_network_ready: false, network_trouble, tap, ..nothing() };
         let Plan::Wait(Wait { reason, until, message }) =
-            plan::plan(&Desired::Present(&object), &seen, now())
+            plan::plan(&Desired::Present(&object), &seen, now().into())
         else {
             panic!("it waits");
         };
@@ -129,9 +131,9 @@ fn a_link_of_another_object_is_refused_and_never_removed() {
     let bridge = Link { kind: LinkKind::Bridge, ..tap('p') };
     for link in [tap('q'), bridge] {
         let seen = Observed { tap: Some(link), ..nothing() };
-        let plan = plan::plan(&Desired::Present(&object), &seen, now());
+        let plan = plan::plan(&Desired::Present(&object), &seen, now().into());
         assert!(matches!(plan, Plan::Refuse(Refusal { reason: Reason::NameTaken, .. })), "{plan:?}");
-        assert_eq!(plan::plan(&Desired::Absent(Some(&object)), &seen, now()), Plan::Converged);
+        assert_eq!(plan::plan(&Desired::Absent(Some(&object)), &seen, now().into()), Plan::Converged);
     }
 }
 
@@ -139,8 +141,8 @@ fn a_link_of_another_object_is_refused_and_never_removed() {
 fn an_orphaned_tap_goes() {
     let seen = Observed { is_network_ready: false, tap: Some(tap('p')), ..nothing() };
     let removal = Plan::Act(vec![Action::RemoveTap(name("st-tap"))]);
-    assert_eq!(plan::plan(&Desired::Absent(None), &seen, now()), removal);
-    assert_eq!(plan::plan(&Desired::Absent(None), &nothing(), now()), Plan::Converged);
+    assert_eq!(plan::plan(&Desired::Absent(None), &seen, now().into()), removal);
+    assert_eq!(plan::plan(&Desired::Absent(None), &nothing(), now().into()), Plan::Converged);
 }
 
 /// As the pass that ends with this plan records it.
@@ -156,7 +158,7 @@ fn recorded(mut object: Object<Port>, plan: &Plan<Action>) -> Object<Port> {
         status,
         reason,
         message: String::new(),
-        observed_generation: 1,
+        observed_generation: Generation(1),
         last_transition_time: now(),
     }];
     object
@@ -168,25 +170,27 @@ fn the_tap_of_a_vm_that_is_down_goes_after_that_was_recorded_and_its_rule_stays(
     let up_again = Observed { tap: Some(good), has_rule: true, ..nothing() };
     let down = Observed { is_needed: false, ..up_again.clone() };
     let object = recorded(object(), &Plan::Converged);
-    let first = plan::plan(&Desired::Present(&object), &down, now());
+    let first = plan::plan(&Desired::Present(&object), &down, now().into());
     assert!(matches!(&first, Plan::Record(record) if record.reason == Reason::NotNeeded), "{first:?}");
     let object = recorded(object, &first);
     let kept_until = now() + TAP_KEPT;
-    let kept = plan::plan(&Desired::Present(&object), &down, now());
+    let kept = plan::plan(&Desired::Present(&object), &down, now().into());
     assert!(matches!(kept, Plan::Wait(Wait { until: Some(until), .. }) if until == kept_until), "{kept:?}");
-    let back = plan::plan(&Desired::Present(&object), &up_again, now());
+    let back = plan::plan(&Desired::Present(&object), &up_again, now().into());
     assert_eq!(back, Plan::Converged, "whoever comes back soon finds it");
     let removal = Plan::Act(vec![Action::RemoveTap(name("st-tap"))]);
-    assert_eq!(plan::plan(&Desired::Present(&object), &down, kept_until), removal);
+    assert_eq!(plan::plan(&Desired::Present(&object), &down, kept_until.into()), removal);
     let gone = Observed { tap: None, ..down };
-    let rest = plan::plan(&Desired::Present(&object), &gone, now());
+    let rest = plan::plan(&Desired::Present(&object), &gone, now().into());
     assert!(matches!(rest, Plan::Wait(Wait { reason: Reason::NotNeeded, until: None, .. })), "{rest:?}");
     // The table was lost meanwhile.
     let lost = Observed { has_rule: false, ..gone.clone() };
-    let Plan::Act(steps) = plan::plan(&Desired::Present(&object), &lost, now()) else { panic!("no rule") };
+    let Plan::Act(steps) = plan::plan(&Desired::Present(&object), &lost, now().into()) else {
+        panic!("no rule")
+    };
     assert!(matches!(steps[..], [Action::AddRule { .. }]), "{steps:?}");
     // Needed again in between, it is not taken.
-    let again = plan::plan(&Desired::Present(&object), &Observed { is_needed: true, ..gone }, now());
+    let again = plan::plan(&Desired::Present(&object), &Observed { is_needed: true, ..gone }, now().into());
     assert!(matches!(&again, Plan::Act(steps) if matches!(steps[0], Action::CreateTap { .. })), "{again:?}");
 }
 
@@ -217,18 +221,18 @@ proptest! {
         let object = object();
         let mut deaths = deaths.into_iter();
         for _ in 0..6 {
-            let Plan::Act(steps) = plan::plan(&Desired::Present(&object), &seen, now()) else { break };
+            let Plan::Act(steps) = plan::plan(&Desired::Present(&object), &seen, now().into()) else { break };
             let done = deaths.next().unwrap_or(steps.len());
             steps.iter().take(done).for_each(|step| apply(&mut seen, step));
         }
-        prop_assert_eq!(plan::plan(&Desired::Present(&object), &seen, now()), Plan::Converged);
+        prop_assert_eq!(plan::plan(&Desired::Present(&object), &seen, now().into()), Plan::Converged);
         prop_assert!(is_wished(&seen), "{seen:?}");
     }
 
     #[test]
     fn a_plan_is_empty_exactly_when_the_host_is_as_wished(seen in any_host()) {
         let object = object();
-        let is_converged = plan::plan(&Desired::Present(&object), &seen, now()) == Plan::Converged;
+        let is_converged = plan::plan(&Desired::Present(&object), &seen, now().into()) == Plan::Converged;
         prop_assert_eq!(is_converged, is_wished(&seen));
     }
 
@@ -241,11 +245,11 @@ proptest! {
         let object = object();
         seen.is_network_ready = is_network_ready;
         for limit in [death, usize::MAX, usize::MAX] {
-            if let Plan::Act(steps) = plan::plan(&Desired::Absent(Some(&object)), &seen, now()) {
+            if let Plan::Act(steps) = plan::plan(&Desired::Absent(Some(&object)), &seen, now().into()) {
                 steps.iter().take(limit).for_each(|step| apply(&mut seen, step));
             }
         }
-        prop_assert_eq!(plan::plan(&Desired::Absent(Some(&object)), &seen, now()), Plan::Converged);
+        prop_assert_eq!(plan::plan(&Desired::Absent(Some(&object)), &seen, now().into()), Plan::Converged);
         prop_assert!(seen.tap.is_none() && !seen.has_rule);
     }
 }

@@ -2,12 +2,16 @@
 //!
 //! Waiting is `tokio::time`'s (virtual in tests); the wall clock and new ids are these two ports.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use stead_schemas::names::Uid;
 
 /// The wall clock; only for what is stored and shown, never for waiting.
 pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Timestamp;
+    /// Time since some start, by a clock that nobody sets: steps of the wall clock are noticed by it.
+    fn elapsed(&self) -> Duration;
 }
 
 /// A source of new object ids.
@@ -36,6 +40,10 @@ impl TokioClock {
 impl Clock for TokioClock {
     fn now(&self) -> Timestamp {
         self.epoch + self.start.elapsed()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.start.elapsed()
     }
 }
 

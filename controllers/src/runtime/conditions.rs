@@ -7,6 +7,7 @@
 use jiff::Timestamp;
 use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
 use stead_schemas::limits::MESSAGE_CHARS_MAX;
+use stead_schemas::numbers::Generation;
 use stead_schemas::validate::printable;
 
 use super::reconciler::{Outcome, PassEnd};
@@ -17,7 +18,7 @@ type Answer = (ConditionStatus, Reason);
 
 /// `Ready`, `Progressing` and `Degraded` after a pass over the object's `generation`.
 #[must_use]
-pub fn standard(previous: &[Condition], generation: u64, end: &PassEnd) -> Vec<Condition> {
+pub fn standard(previous: &[Condition], generation: Generation, end: &PassEnd) -> Vec<Condition> {
     use ConditionStatus::{False, True};
     let well = Reason::Converged;
     let (ready, progressing, degraded, message): (Answer, Answer, Answer, &str) = match &end.outcome {
@@ -54,7 +55,7 @@ pub fn standard(previous: &[Condition], generation: u64, end: &PassEnd) -> Vec<C
             reason,
             message: printable(message, MESSAGE_CHARS_MAX),
             observed_generation: generation,
-            last_transition_time: end.now,
+            last_transition_time: end.now.at(),
         };
         condition::set(&mut conditions, new);
     }
@@ -67,7 +68,7 @@ pub fn degrade(
     conditions: &mut Vec<Condition>,
     previous: &[Condition],
     (reason, message): (Reason, &str),
-    generation: u64,
+    generation: Generation,
     now: Timestamp,
 ) {
     let kind = ConditionType::Degraded;
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     fn end(second: i64, outcome: Outcome) -> PassEnd {
-        PassEnd { now: Timestamp::from_second(second).expect("in range"), outcome }
+        PassEnd { now: Timestamp::from_second(second).expect("in range").into(), outcome }
     }
 
     fn failed(attempt: u32, message: &str) -> Outcome {
@@ -116,20 +117,20 @@ mod tests {
 
     #[test]
     fn transition_times_move_only_with_the_status() {
-        let first = standard(&[], 1, &end(10, failed(1, "x")));
-        let second = standard(&first, 1, &end(20, failed(2, "x")));
+        let first = standard(&[], Generation(1), &end(10, failed(1, "x")));
+        let second = standard(&first, Generation(1), &end(20, failed(2, "x")));
         assert_eq!(first, second, "a retry that ends alike changes nothing");
-        let third = standard(&second, 2, &end(30, Outcome::Converged));
+        let third = standard(&second, Generation(2), &end(30, Outcome::Converged));
         let ready = condition::find(&third, ConditionType::Ready).expect("set");
-        assert_eq!((ready.status, ready.observed_generation), (ConditionStatus::True, 2));
-        assert_eq!(ready.last_transition_time, end(30, Outcome::Converged).now);
+        assert_eq!((ready.status, ready.observed_generation), (ConditionStatus::True, Generation(2)));
+        assert_eq!(ready.last_transition_time, end(30, Outcome::Converged).now.at());
         assert!(condition::is_ready(&third));
     }
 
     #[test]
     fn host_errors_reach_the_message_cleaned_and_cut() {
         let long = format!("a\u{1b}[31m{}", "x".repeat(5000));
-        let conditions = standard(&[], 1, &end(1, failed(1, &long)));
+        let conditions = standard(&[], Generation(1), &end(1, failed(1, &long)));
         let degraded = condition::find(&conditions, ConditionType::Degraded).expect("set");
         assert_eq!((degraded.status, degraded.reason), (ConditionStatus::True, Reason::Retrying));
         assert!(degraded.message.chars().count() <= MESSAGE_CHARS_MAX + 1);
@@ -139,7 +140,7 @@ mod tests {
     #[test]
     fn a_permanent_failure_is_not_called_progress() {
         let outcome = Outcome::Failed { kind: HostErrorKind::Permanent, message: String::new(), attempt: 1 };
-        let conditions = standard(&[], 1, &end(1, outcome));
+        let conditions = standard(&[], Generation(1), &end(1, outcome));
         let progressing = condition::find(&conditions, ConditionType::Progressing).expect("set");
         assert_eq!((progressing.status, progressing.reason), (ConditionStatus::False, Reason::HostFault));
     }

@@ -7,6 +7,7 @@
 mod clock;
 pub mod conditions;
 mod journal;
+mod moment;
 mod pass;
 mod queue;
 mod reconciler;
@@ -21,6 +22,9 @@ pub use clock::{Clock, Ids};
 #[cfg(any(test, feature = "sim"))]
 pub use clock::{SequentialIds, TokioClock};
 pub use journal::{Entry, Journal, NoJournal, Subject};
+#[cfg(test)]
+pub(crate) use moment::WatchedClock;
+pub use moment::{Moment, after};
 pub use pass::{Boundary, Edge, NoBoundary};
 pub use reconciler::{Desired, Outcome, PassEnd, Plan, Reconciler, Record, Refusal, Wait};
 pub use runner::{Runner, RunnerConfig};

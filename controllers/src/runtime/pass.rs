@@ -21,8 +21,8 @@ use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::Uid;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::clock::Clock;
 use super::journal::{Entry, Journal, Subject};
+use super::moment::WatchedClock;
 use super::reconciler::{Desired, Outcome, PassEnd, Plan, Reconciler, Record, Refusal};
 use crate::host::{HostError, HostErrorKind};
 use crate::store::{Store, StoreError};
@@ -52,7 +52,7 @@ impl Boundary for NoBoundary {}
 pub(super) struct Pass<'a, R> {
     pub(super) reconciler: &'a R,
     pub(super) store: &'a Store,
-    pub(super) clock: &'a dyn Clock,
+    pub(super) clock: &'a WatchedClock,
     pub(super) boundary: &'a dyn Boundary,
     pub(super) journal: &'a dyn Journal,
 }
@@ -68,7 +68,7 @@ impl<R: Reconciler> Pass<'_, R> {
     pub(super) async fn run(&self, uid: &Uid, failures: u32) -> Outcome {
         for _ in 0..PASS_RECORDS_MAX {
             let object = self.store.get::<R::Kind>(uid);
-            let generation = object.as_ref().map(|object| object.meta.generation);
+            let generation = object.as_ref().map(|object| object.meta.generation.0);
             let span = info_span!("pass", kind = R::Kind::NAME, %uid, generation);
             let outcome = self.run_on(uid, object.as_deref(), failures).instrument(span).await;
             if !matches!(outcome, Outcome::Recording(_)) {
@@ -99,7 +99,7 @@ impl<R: Reconciler> Pass<'_, R> {
             self.journal.tell(subject, Entry::Ended(&outcome));
             self.store.remove_finalizer::<R::Kind>(uid).await
         } else {
-            let end = PassEnd { now: self.clock.now(), outcome: outcome.clone() };
+            let end = PassEnd { now: self.clock.read(), outcome: outcome.clone() };
             let status = R::status(object, seen.as_ref(), &end);
             if status == object.status {
                 return match outcome {
@@ -142,7 +142,7 @@ impl<R: Reconciler> Pass<'_, R> {
             if self.is_superseded(uid, desired.object()) {
                 return Rounds { outcome: Outcome::Acting, seen: Some(seen) };
             }
-            let outcome = match R::plan(desired, &seen, self.clock.now()) {
+            let outcome = match R::plan(desired, &seen, self.clock.read()) {
                 Plan::Converged => Outcome::Converged,
                 Plan::Record(record) => Outcome::Recording(record),
                 Plan::Wait(wait) => Outcome::Waiting(wait),

@@ -13,6 +13,7 @@ use stead_schemas::condition::Reason;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::Uid;
 
+use super::moment::Moment;
 use crate::host::{HostError, HostErrorKind};
 
 /// What shall be: the object, or nothing (deletion requested, or no such record: an orphan).
@@ -75,7 +76,7 @@ pub struct Refusal {
 /// How a pass ended, for `status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PassEnd {
-    pub now: Timestamp,
+    pub now: Moment,
     pub outcome: Outcome,
 }
 
@@ -121,7 +122,7 @@ pub trait Reconciler: Send + Sync + 'static {
         object: Option<&Object<Self::Kind>>,
     ) -> impl Future<Output = Result<Self::Observed, HostError>> + Send;
 
-    fn plan(desired: &Desired<'_, Self::Kind>, seen: &Self::Observed, now: Timestamp) -> Plan<Self::Action>;
+    fn plan(desired: &Desired<'_, Self::Kind>, seen: &Self::Observed, now: Moment) -> Plan<Self::Action>;
 
     fn action_name(action: &Self::Action) -> &'static str;
 

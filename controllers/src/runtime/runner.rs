@@ -25,6 +25,7 @@ use tracing::{error, info, warn};
 
 use super::clock::Clock;
 use super::journal::{Journal, NoJournal};
+use super::moment::WatchedClock;
 use super::pass::{Boundary, Pass};
 use super::queue::Queue;
 use super::reconciler::{Outcome, Reconciler};
@@ -120,15 +121,16 @@ impl<R: Reconciler> Runner<R> {
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
         let Self { reconciler, store, clock, boundary, journal, config, mut triggers } = self;
         triggers.start(config.resync);
+        let clock = WatchedClock::new(clock);
         let pass = Pass {
             reconciler: &reconciler,
             store: &store,
-            clock: &*clock,
+            clock: &clock,
             boundary: &*boundary,
             journal: &*journal,
         };
         let mut schedule =
-            Schedule { queue: Queue::default(), retries: Retries::new(config.seed), clock: &*clock };
+            Schedule { queue: Queue::default(), retries: Retries::new(config.seed), clock: &clock };
         let mut running = FuturesUnordered::<BoxFuture<'_, Ended>>::new();
         let mut listing = Listing::Idle;
         let mut shutdown = std::pin::pin!(shutdown);
@@ -195,7 +197,7 @@ async fn start_due<'a, R: Reconciler>(
 /// The one place where a panic of a reconciler ends.
 fn contained<'a, R: Reconciler>(pass: &'a Pass<'a, R>, uid: Uid, failures: u32) -> BoxFuture<'a, Ended> {
     Box::pin(async move {
-        let begun = pass.clock.now();
+        let begun = pass.clock.read().at();
         // Unwind safe: a pass keeps nothing between runs, and the next one observes anew.
         let outcome = AssertUnwindSafe(pass.run(&uid, failures)).catch_unwind().await;
         let object = pass.store.get::<R::Kind>(&uid);
@@ -223,7 +225,7 @@ async fn end_all(mut running: FuturesUnordered<BoxFuture<'_, Ended>>, grace: Dur
 struct Schedule<'a> {
     queue: Queue,
     retries: Retries,
-    clock: &'a dyn Clock,
+    clock: &'a WatchedClock,
 }
 
 impl Schedule<'_> {
@@ -299,7 +301,7 @@ impl Schedule<'_> {
 
     /// `None` when it is past.
     fn time_until(&self, at: Timestamp) -> Option<Duration> {
-        Duration::try_from(at.duration_since(self.clock.now())).ok()
+        Duration::try_from(at.duration_since(self.clock.read().at())).ok()
     }
 
     fn retry<R: Reconciler>(&mut self, uid: &Uid, kind: HostErrorKind) {

@@ -20,7 +20,7 @@ use stead_schemas::schedule::{SnapshotSchedule, SnapshotScheduleStatus};
 use stead_schemas::snapshot::{ScheduledRun, SnapshotKind};
 
 use crate::host::{HostError, HostErrorKind};
-use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, TransactError};
 
 use admission::NotTaken;
@@ -93,7 +93,7 @@ impl Reconciler for ScheduleReconciler {
         Ok(observe::observe(&self.store, uid, object))
     }
 
-    fn plan(desired: &Desired<'_, SnapshotSchedule>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    fn plan(desired: &Desired<'_, SnapshotSchedule>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now)
     }
 

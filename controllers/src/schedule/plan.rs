@@ -1,6 +1,6 @@
 //! From the timetable and what was taken to the next step of a schedule.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use stead_schemas::condition::Reason;
 use stead_schemas::meta::Object;
 use stead_schemas::schedule::{Run, SnapshotSchedule, SnapshotScheduleSpec};
@@ -8,18 +8,18 @@ use stead_schemas::snapshot::{ScheduledRun, SnapshotPhase};
 
 use super::observe::{Observed, Source, Taken};
 use super::{Action, TakePlan};
-use crate::runtime::{Desired, Plan, Wait};
+use crate::runtime::{Desired, Moment, Plan, Record, Wait, after};
 
 /// Deletions of one pass; the next one goes on.
 const PRUNED_AT_ONCE: usize = 16;
 const DEFAULT_PREFIX: &str = "scheduled";
 
-pub(super) fn plan(desired: &Desired<'_, SnapshotSchedule>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+pub(super) fn plan(desired: &Desired<'_, SnapshotSchedule>, seen: &Observed, now: Moment) -> Plan<Action> {
     let Desired::Present(object) = desired else { return Plan::Converged };
     let is_recorded = |taken: &Taken| object.status.last_failed.as_ref() == Some(&taken.uid);
     let failed = seen.taken.iter().rfind(|taken| taken.phase == SnapshotPhase::Failed);
     if failed.is_some_and(|failed| !is_recorded(failed)) {
-        return wait("recording why a snapshot failed", now);
+        return Plan::Record(Record { reason: Reason::Converging, what: "recording why a snapshot failed" });
     }
     let surplus: Vec<Action> = surplus(&object.spec, &seen.taken, now)
         .map(|taken| Action::Prune(taken.uid.clone()))
@@ -28,9 +28,9 @@ pub(super) fn plan(desired: &Desired<'_, SnapshotSchedule>, seen: &Observed, now
     if !surplus.is_empty() {
         return Plan::Act(surplus);
     }
-    match object.spec.run(last_due(object, seen, now), now) {
+    match object.spec.run(last_due(object, seen, now.at()), now.at()) {
         Run::Next(_) => Plan::Converged,
-        Run::Due(due) => plan_run(object, seen, due, now),
+        Run::Due(due) => plan_run(object, seen, due, now.at()),
     }
 }
 
@@ -76,7 +76,7 @@ pub(super) fn last_due(
 fn surplus<'a>(
     spec: &SnapshotScheduleSpec,
     taken: &'a [Taken],
-    now: Timestamp,
+    now: Moment,
 ) -> impl Iterator<Item = &'a Taken> + use<'a> {
     let ready = taken.iter().filter(|taken| taken.phase == SnapshotPhase::Ready).count();
     // None at all for no bound by count.
@@ -90,7 +90,7 @@ fn surplus<'a>(
         SnapshotPhase::Ready => {
             let is_beyond = beyond > 0;
             beyond = beyond.saturating_sub(1);
-            is_beyond || max_age.is_some_and(|age| after(taken.moment, age.0) <= now)
+            is_beyond || max_age.is_some_and(|age| now.end(taken.moment, age.0) <= now.at())
         }
     })
 }
@@ -106,11 +106,6 @@ pub(super) fn next_expiry(spec: &SnapshotScheduleSpec, taken: &[Taken]) -> Optio
 fn name(spec: &SnapshotScheduleSpec, due: Timestamp) -> String {
     let prefix = spec.name_prefix.as_deref().unwrap_or(DEFAULT_PREFIX);
     format!("{prefix}-{}", due.strftime("%Y%m%dt%H%M%S"))
-}
-
-fn after(at: Timestamp, delay: std::time::Duration) -> Timestamp {
-    let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
-    at.saturating_add(delay).unwrap_or(Timestamp::MAX)
 }
 
 fn wait(message: &str, until: Timestamp) -> Plan<Action> {

@@ -18,10 +18,10 @@ pub(super) fn status(
     let (spec, generation) = (&object.spec, object.meta.generation);
     let mut status = object.status.clone();
     if let Some(seen) = seen {
-        let last = last_due(object, seen, end.now);
+        let last = last_due(object, seen, end.now.at());
         // One of a clock that was set back is as good as the run that is over by now.
-        let is_of_this_clock = last.is_none_or(|last| spec.is_of_this_clock(last, end.now));
-        status.last_due = if is_of_this_clock { last } else { spec.at_or_before(end.now) };
+        let is_of_this_clock = last.is_none_or(|last| spec.is_of_this_clock(last, end.now.at()));
+        status.last_due = if is_of_this_clock { last } else { spec.at_or_before(end.now.at()) };
         let run = seen.taken.iter().rfind(|taken| Some(taken.due) == status.last_due);
         if let Some(run) = run {
             status.last_run_at = Some(run.asked_at);
@@ -41,7 +41,7 @@ pub(super) fn status(
         if let Some(failed) = seen.taken.iter().rfind(|taken| taken.phase == SnapshotPhase::Failed) {
             status.last_failed = Some(failed.uid.clone());
         }
-        let run = spec.run(status.last_due, end.now);
+        let run = spec.run(status.last_due, end.now.at());
         let is_told = status.last_failed != object.status.last_failed;
         if let (Run::Due(_), Outcome::Failed { message, .. }) = (run, &end.outcome)
             && !is_told
@@ -55,7 +55,7 @@ pub(super) fn status(
         }
         let next = match run {
             // Waited for by the pass itself.
-            Run::Due(_) => spec.after(end.now),
+            Run::Due(_) => spec.after(end.now.at()),
             Run::Next(at) => at,
         };
         status.next_look = next_expiry(spec, &seen.taken).into_iter().chain([next]).min();

@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use stead_schemas::instance::State;
 use stead_schemas::meta::{Meta, Object, Tags};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::numbers::Generation;
 use stead_schemas::quantity::GoDuration;
 use stead_schemas::schedule::{Retention, SnapshotScheduleSpec};
 use stead_schemas::snapshot::SnapshotPhase::{self, Failed, Pending, Ready};
@@ -29,7 +30,7 @@ fn schedule(retention: Retention) -> Object<SnapshotSchedule> {
         uid: uid("s"),
         name: Name::from(&uid("i")),
         tags: Tags::new(),
-        generation: 1,
+        generation: Generation(1),
         resource_version: 1,
         created_at: at(0),
         deletion_requested_at: None,
@@ -117,16 +118,16 @@ fn what_is_due_is_taken_once_and_what_is_too_much_goes() {
         (aged(1), Some(3), UP, &many, 35, "Prune t1, Prune t2, Prune t3"),
         (Retention { max_count: Some(0), ..aged(25) }, Some(3), UP, &many, 32, "Converged"),
         // Why it failed is recorded before it goes.
-        (newest(2), Some(1), UP, &[taken(1, Failed)], 12, "Wait"),
+        (newest(2), Some(1), UP, &[taken(1, Failed)], 12, "Record"),
     ];
     for (retention, last, source, taken, minutes, expected) in table {
         let mut object = schedule(retention);
         object.status.last_due = last.map(due);
-        let planned = plan(&Desired::Present(&object), &seen(source, taken), at(minutes));
+        let planned = plan(&Desired::Present(&object), &seen(source, taken), at(minutes).into());
         assert_eq!(told(&planned), expected, "{retention:?} {last:?} {source:?} {minutes} {taken:?}");
     }
     let object = schedule(newest(1));
-    assert_eq!(told(&plan(&Desired::Absent(Some(&object)), &seen(UP, &many), at(99))), "Converged");
+    assert_eq!(told(&plan(&Desired::Absent(Some(&object)), &seen(UP, &many), at(99).into())), "Converged");
 }
 
 fn after_pass(
@@ -135,7 +136,7 @@ fn after_pass(
     minutes: i64,
     outcome: Outcome,
 ) -> SnapshotScheduleStatus {
-    status(object, Some(seen), &PassEnd { now: at(minutes), outcome })
+    status(object, Some(seen), &PassEnd { now: at(minutes).into(), outcome })
 }
 
 #[test]
@@ -161,7 +162,10 @@ fn the_status_tells_runs_errors_and_the_next_look() {
     });
     object.status = after_pass(&object, &seen(UP, &[taken(2, Failed)]), 22, waiting.clone());
     assert_eq!(object.status.last_error.as_deref(), Some("the disk is full"));
-    assert_eq!(told(&plan(&Desired::Present(&object), &seen(UP, &[taken(2, Failed)]), at(22))), "Prune t2");
+    assert_eq!(
+        told(&plan(&Desired::Present(&object), &seen(UP, &[taken(2, Failed)]), at(22).into())),
+        "Prune t2"
+    );
     object.status = after_pass(&object, &seen(UP, &[]), 23, Outcome::Converged);
     assert_eq!(object.status.last_error.as_deref(), Some("the disk is full"));
     // A run that is late says why.

@@ -7,7 +7,6 @@ use stead_schemas::names::{LinkName, Uid};
 
 use super::{State, World};
 use crate::host::{Door, Doors, HostError, HostErrorKind, Knock, NetworkCard};
-use crate::runtime::Clock;
 
 /// A watched card.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +89,7 @@ impl Doors for World {
     }
 
     async fn hand_over(&self, owner: &Uid) -> Result<(), HostError> {
-        let now = self.now();
+        let now = self.time();
         self.verb("hand over to", owner.as_str(), |state| {
             if let Some(kept) = state.doors.remove(owner) {
                 state.let_in(owner, &kept.knocks, now);

@@ -4,7 +4,9 @@ use stead_schemas::names::{LinkName, Uid};
 
 use super::World;
 use crate::host::{Forwarding, LinkKind, VmmState};
-use crate::runtime::Clock;
+
+/// Steps of the wall clock, in seconds: longer than every grace, in both directions, and about as long.
+const CLOCK_STEPS: [i64; 6] = [-3600, 3600, -300, 300, -20, 20];
 
 /// One act of a stranger, an operator or a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,11 +31,13 @@ pub enum Drift {
     LeavePorts,
     /// A socket of ours is closed by somebody else.
     LoseListener,
+    /// The wall clock is set, forward or back.
+    SetClock,
     Reboot,
 }
 
 impl Drift {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::KillVmm,
         Self::PauseVmm,
         Self::DeleteTap,
@@ -49,6 +53,7 @@ impl Drift {
         Self::TakePort,
         Self::LeavePorts,
         Self::LoseListener,
+        Self::SetClock,
         Self::Reboot,
     ];
 }
@@ -61,7 +66,7 @@ impl World {
 
     /// The daemon died: what it ran in threads and tasks of its own ended with it.
     pub fn daemon_died(&self) {
-        let now = self.now();
+        let now = self.time();
         let mut state = self.lock();
         state.drop_jobs();
         state.probes.clear();
@@ -74,9 +79,10 @@ impl World {
     /// Does one act, to a thing picked by the seed. Whether it is announced is chance too: a
     /// monitor may miss it, and the resync must then find it.
     pub fn drift(&self, drift: Drift) {
-        let now = self.now();
+        let now = self.time();
         let mut state = self.lock();
         let pick = usize::try_from(state.rng.below(1 << 16)).unwrap_or(0);
+        let mut steps_clock_by = None;
         match drift {
             Drift::KillVmm | Drift::PauseVmm | Drift::KillAgent => {
                 let count = state.machines.len().max(1);
@@ -119,11 +125,15 @@ impl World {
             Drift::TakePort => state.take_port(pick),
             Drift::LeavePorts => state.taken_ports.clear(),
             Drift::LoseListener => state.lose_listener(pick),
+            Drift::SetClock => steps_clock_by = CLOCK_STEPS.get(pick % CLOCK_STEPS.len()).copied(),
             Drift::Reboot => state.reboot(),
         }
         let is_announced = state.rng.chance(700);
         let owners: Vec<Uid> = state.owners();
         drop(state);
+        if let Some(seconds) = steps_clock_by {
+            self.set_clock(seconds);
+        }
         if is_announced {
             owners.iter().for_each(|owner| self.announce(owner));
         }

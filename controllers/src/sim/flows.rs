@@ -7,11 +7,11 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use stead_schemas::limits::FLOWS_AGE_MAX;
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::StandbyNo;
 use tokio::time::sleep;
 
 use super::{State, World};
 use crate::host::{Age, Flow, FlowState, Flows, GuestPhase, HostError, Inbound, Knock, VmmState};
-use crate::runtime::Clock;
 
 /// How long the table shows that somebody left, as kernels do.
 const REMEMBERED: SignedDuration = SignedDuration::from_secs(120);
@@ -44,7 +44,7 @@ enum Stage {
 pub struct SleptOn {
     pub owner: Uid,
     /// Number of the standby.
-    pub standby: u64,
+    pub standby: StandbyNo,
     pub port: u16,
 }
 
@@ -85,7 +85,7 @@ impl World {
 
     /// At times somebody is let in at the last moment before a VM is paused.
     pub(super) fn arrive_by_chance(&self, owner: &Uid) {
-        let now = self.now();
+        let now = self.time();
         let number = {
             let mut state = self.lock();
             // Only while a play makes trouble: it shall settle.
@@ -115,7 +115,7 @@ impl World {
 
     /// The first packet of a connection, or its repetition.
     fn knock(&self, number: u64) {
-        let now = self.now();
+        let now = self.time();
         let mut state = self.lock();
         let Some(connection) = state.connections.get(&number).cloned() else { return };
         if matches!(connection.stage, Stage::Open(_) | Stage::Closed(_)) {
@@ -143,7 +143,7 @@ impl World {
     }
 
     fn leave(&self, number: u64) {
-        let now = self.now();
+        let now = self.time();
         self.lock().set_stage(number, Stage::Closed(now));
         // Whose it was is not said, as a table that is read from time to time does not.
         let _ = self.changes.send(None);
@@ -191,7 +191,7 @@ impl State {
     }
 
     /// Notes whose connections a save goes over.
-    pub(super) fn note_save(&mut self, owner: &Uid, standby: u64) {
+    pub(super) fn note_save(&mut self, owner: &Uid, standby: StandbyNo) {
         let Some(vmm) = self.machines.get(owner) else { return };
         let (address, paused_at) = (vmm.address, vmm.paused_at);
         let is_over = |connection: &&Connection| match connection.stage {
@@ -207,13 +207,15 @@ impl State {
 
 impl Flows for World {
     async fn inbound(&self, address: Ipv4Addr, age: Age) -> Result<Inbound, HostError> {
-        let now = self.now();
+        let now = self.time();
         self.verb("read connections of", &address.to_string(), |state| {
             let connections = state.table(age, now);
             let flow = |connection: &Connection| {
                 let flow_state = match connection.stage {
                     Stage::Knocking | Stage::Open(_) => FlowState::Open,
-                    Stage::Closed(at) if now.duration_since(at) < REMEMBERED => FlowState::Closed(at),
+                    Stage::Closed(at) if now.duration_since(at) < REMEMBERED => {
+                        FlowState::Closed(self.shown(at))
+                    }
                     Stage::Nowhere | Stage::Closed(_) => return None,
                 };
                 let Knock { source, source_port, port } = connection.knock;
@@ -226,7 +228,7 @@ impl Flows for World {
                 })
             };
             let flows = connections.iter().filter_map(flow).collect();
-            Ok(Inbound { watched_since: state.watched_since, flows })
+            Ok(Inbound { watched_since: self.shown(state.watched_since), flows })
         })
         .await
     }

@@ -8,6 +8,7 @@ use stead_schemas::compression::Compression;
 use stead_schemas::guest;
 use stead_schemas::instance::{Exit, Hypervisor};
 use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 use stead_schemas::snapshot::PackingState;
 
 use super::World;
@@ -19,15 +20,17 @@ use crate::host::{
     AdoptPlan, GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory,
     VmmState,
 };
-use crate::runtime::Clock;
 
 /// A VMM process, or what it left.
 #[derive(Debug, Clone)]
 pub(super) struct Vmm {
-    pub(super) run: u64,
+    pub(super) run: RunNo,
     hypervisor: Hypervisor,
     pub(super) state: VmmState,
     pid: u32,
+    pub(super) launch: LaunchId,
+    /// By the wall clock as it was then.
+    shown_launched_at: Timestamp,
     pub(super) launched_at: Timestamp,
     configured_at: Option<Timestamp>,
     program: Program,
@@ -143,8 +146,9 @@ impl Vmm {
             hypervisor: self.hypervisor,
             pid: self.is_alive().then_some(self.pid),
             vmm,
-            launched_at: self.launched_at,
-            listening_since: self.launched_at,
+            launch: self.launch,
+            launched_at: self.shown_launched_at,
+            listening_since: self.shown_launched_at,
             is_network_cut: self.is_network_cut,
             has_headers: self.has_headers,
             guest: GuestView {
@@ -190,7 +194,7 @@ impl Machines for World {
     }
 
     async fn inspect(&self, owner: &Uid) -> Result<Option<Machine>, HostError> {
-        let now = self.now();
+        let now = self.time();
         self.verb("inspect machine", owner.as_str(), |state| {
             Ok(state.machines.get(owner).map(|vmm| vmm.seen(owner, now)))
         })
@@ -202,7 +206,7 @@ impl Machines for World {
     }
 
     async fn launch(&self, plan: &LaunchPlan) -> Result<(), HostError> {
-        let now = self.now();
+        let now = self.time();
         self.verb("launch", plan.owner.as_str(), |state| {
             let refuse = |kind, why: &str| HostError::new(kind, "launch", plan.owner.as_str()).because(why);
             if state.machines.contains_key(&plan.owner) {
@@ -234,6 +238,8 @@ impl Machines for World {
                     hypervisor: plan.hypervisor,
                     state: vmm,
                     pid: state.next_pid,
+                    launch: plan.launch,
+                    shown_launched_at: self.shown(now),
                     launched_at: now,
                     configured_at: None,
                     program: Program::Forever,
@@ -257,7 +263,7 @@ impl Machines for World {
     }
 
     async fn configure(&self, owner: &Uid, config: &guest::Config) -> Result<(), HostError> {
-        let now = self.now();
+        let now = self.time();
         let program = Program::of(&config.argv);
         self.on_vmm("configure", owner, |vmm| {
             let now = vmm.time(now);
@@ -283,7 +289,7 @@ impl Machines for World {
     }
 
     async fn shutdown(&self, owner: &Uid) -> Result<(), HostError> {
-        let now = self.now();
+        let now = self.time();
         self.on_vmm("shut down", owner, |vmm| {
             let now = vmm.time(now);
             vmm.shutdown_at.get_or_insert(now);
@@ -295,7 +301,7 @@ impl Machines for World {
     }
 
     async fn acknowledge_exit(&self, owner: &Uid) -> Result<(), HostError> {
-        let now = self.now();
+        let now = self.time();
         self.on_vmm("acknowledge exit", owner, |vmm| {
             let now = vmm.time(now);
             vmm.acknowledged_at.get_or_insert(now);
@@ -319,7 +325,7 @@ impl Machines for World {
     }
 
     async fn resume(&self, owner: &Uid) -> Result<(), HostError> {
-        let now = self.now();
+        let now = self.time();
         let ends_in = self
             .verb("resume", owner.as_str(), |state| {
                 let refuse = |kind| HostError::new(kind, "resume", owner.as_str());
@@ -346,7 +352,7 @@ impl Machines for World {
     }
 
     async fn pause(&self, owner: &Uid) -> Result<(), HostError> {
-        let now = self.now();
+        let now = self.time();
         self.arrive_by_chance(owner);
         self.on_vmm("pause", owner, |vmm| {
             vmm.hold(now);
@@ -362,7 +368,7 @@ impl Machines for World {
         .await
     }
 
-    async fn save(&self, owner: &Uid, generation: u64) -> Result<(), HostError> {
+    async fn save(&self, owner: &Uid, standby: StandbyNo) -> Result<(), HostError> {
         self.verb("save", owner.as_str(), |state| {
             let refuse = |kind| HostError::new(kind, "save", owner.as_str());
             let vmm = state.machines.get(owner).ok_or_else(|| refuse(HostErrorKind::Missing))?;
@@ -371,9 +377,9 @@ impl Machines for World {
             }
             // A crash in the middle leaves something that is no memory.
             let is_cut = state.rng.chance(state.faults.after);
-            let saved = (!is_cut).then(|| (generation, vmm.clone()));
+            let saved = (!is_cut).then(|| (standby, vmm.clone()));
             if !is_cut {
-                state.note_save(owner, generation);
+                state.note_save(owner, standby);
             }
             state.memories.insert(owner.clone(), MemoryFile { saved, packing: PackingState::Plain });
             if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
@@ -411,7 +417,7 @@ impl Machines for World {
     }
 
     async fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError> {
-        let now = self.now();
+        let now = self.time();
         self.verb("adopt memory", plan.owner.as_str(), |state| {
             let refuse = |kind| HostError::new(kind, "adopt memory", plan.owner.as_str());
             let of_snapshot = state.captured_vmm(&plan.snapshot).cloned();
@@ -424,9 +430,10 @@ impl Machines for World {
             if !state.has_disks(&vmm.disks) {
                 return Err(refuse(HostErrorKind::Missing));
             }
-            (vmm.run, vmm.launched_at) = (plan.run, now);
+            (vmm.run, vmm.launch) = (plan.run, plan.launch);
+            (vmm.launched_at, vmm.shown_launched_at) = (now, self.shown(now));
             let is_cut = state.rng.chance(state.faults.after);
-            let saved = (!is_cut).then_some((plan.generation, vmm));
+            let saved = (!is_cut).then_some((plan.standby, vmm));
             state.memories.insert(plan.owner.clone(), MemoryFile { saved, packing: PackingState::Plain });
             if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
         })

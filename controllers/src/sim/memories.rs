@@ -1,5 +1,6 @@
 //! A memory file of a simulated VM, whole or cut off.
 
+use stead_schemas::numbers::StandbyNo;
 use stead_schemas::snapshot::PackingState;
 
 use super::machines::Vmm;
@@ -8,7 +9,7 @@ use crate::host::{Memory, SavedMemory};
 #[derive(Debug, Clone)]
 pub(super) struct MemoryFile {
     /// The number of its save, and the VM as it was.
-    pub(super) saved: Option<(u64, Vmm)>,
+    pub(super) saved: Option<(StandbyNo, Vmm)>,
     pub(super) packing: PackingState,
 }
 
@@ -20,10 +21,10 @@ impl MemoryFile {
     pub(super) fn seen(&self) -> Memory {
         match &self.saved {
             None => Memory::Loose,
-            Some((generation, vmm)) => Memory::Saved(SavedMemory {
-                generation: *generation,
+            Some((standby, vmm)) => Memory::Saved(SavedMemory {
+                standby: *standby,
                 run: vmm.run,
-                launched_at: vmm.launched_at,
+                launch: vmm.launch,
                 packing: self.packing,
             }),
         }

@@ -27,7 +27,9 @@ mod snapshots;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use stead_schemas::ingress::IngressRule;
@@ -54,6 +56,8 @@ pub struct World {
     /// `None`: something of unknown owner.
     changes: broadcast::Sender<Option<Uid>>,
     epoch: Instant,
+    /// Seconds by which the wall clock was set, in all.
+    wall: Arc<AtomicI64>,
 }
 
 /// Everything there is on the host.
@@ -143,7 +147,7 @@ impl World {
             listings: 0,
         };
         let (changes, _) = broadcast::channel(4096);
-        Self { state: Arc::new(Mutex::new(state)), changes, epoch: Instant::now() }
+        Self { state: Arc::new(Mutex::new(state)), changes, epoch: Instant::now(), wall: Arc::default() }
     }
 
     /// Uids of things that changed (`None`: of any), as the real adapters announce them. Lossy, as theirs may be.
@@ -173,7 +177,7 @@ impl World {
     /// What is there now, as the checks judge it.
     #[must_use]
     pub fn snapshot(&self) -> HostSnapshot {
-        let now = self.now();
+        let now = self.time();
         let state = self.lock();
         let watched = state.doors.iter().filter(|(_, kept)| kept.watched.is_some());
         let watched = watched.map(|(uid, _)| uid.clone());
@@ -209,13 +213,33 @@ impl World {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// The time of the simulated things, which nobody sets.
+    fn time(&self) -> Timestamp {
+        let since = SignedDuration::try_from(self.epoch.elapsed()).unwrap_or(SignedDuration::MAX);
+        start().saturating_add(since).unwrap_or(Timestamp::MAX)
+    }
+
+    /// What the wall clock, as it is set now, shows at a time.
+    fn shown(&self, time: Timestamp) -> Timestamp {
+        let offset = SignedDuration::from_secs(self.wall.load(Ordering::Relaxed));
+        time.saturating_add(offset).unwrap_or(Timestamp::MAX)
+    }
+
+    /// Sets the wall clock, forward or back.
+    pub fn set_clock(&self, seconds: i64) {
+        self.wall.fetch_add(seconds, Ordering::Relaxed);
+        let now = self.time();
+        // What watches connections does so anew.
+        self.lock().watched_since = now;
+    }
+
     /// Lossy on purpose: nobody may listen.
     fn announce(&self, uid: &Uid) {
         let _ = self.changes.send(Some(uid.clone()));
     }
 
     /// Announces later, as a guest that gets on does.
-    fn announce_in(&self, uid: &Uid, delay: std::time::Duration) {
+    fn announce_in(&self, uid: &Uid, delay: Duration) {
         let (changes, uid) = (self.changes.clone(), uid.clone());
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
@@ -226,8 +250,11 @@ impl World {
 
 impl Clock for World {
     fn now(&self) -> Timestamp {
-        let since = SignedDuration::try_from(self.epoch.elapsed()).unwrap_or(SignedDuration::MAX);
-        start().saturating_add(since).unwrap_or(Timestamp::MAX)
+        self.shown(self.time())
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.epoch.elapsed()
     }
 }
 

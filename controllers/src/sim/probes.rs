@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use stead_schemas::health::Tally;
 use stead_schemas::names::Uid;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::World;
 use crate::host::{HostError, HostErrorKind, ProbePlan, ProbeSeen, Probes};
@@ -15,6 +15,7 @@ use crate::runtime::Clock;
 pub(super) struct Asking {
     plan: ProbePlan,
     tally: Tally,
+    begun: Instant,
     /// Which `begin` it is of: the timer of an earlier one finds itself out of work.
     serial: u64,
 }
@@ -28,12 +29,12 @@ impl Asking {
 impl World {
     /// Asks once; `None` when this probe was ended.
     fn ask(&self, owner: &Uid, serial: u64) -> Option<Duration> {
-        let now = self.now();
+        let (time, now) = (self.time(), self.now());
         let mut state = self.lock();
-        let is_well = state.machines.get(owner).is_some_and(|vmm| vmm.is_well(now));
+        let is_well = state.machines.get(owner).is_some_and(|vmm| vmm.is_well(time));
         let asking = state.probes.get_mut(owner).filter(|asking| asking.serial == serial)?;
         let found = if is_well { Ok(()) } else { Err("the program does not answer".to_owned()) };
-        asking.tally.count(found, now, asking.plan.lenient_until);
+        asking.tally.count(found, now, asking.begun.elapsed() < asking.plan.lenient_for);
         let (is_news, interval) = (asking.tally.is_news(&asking.plan.check), asking.plan.check.interval.0);
         drop(state);
         if is_news {
@@ -60,7 +61,8 @@ impl Probes for World {
             }
             state.probe_serial += 1;
             let serial = state.probe_serial;
-            let asking = Asking { plan: plan.clone(), tally: plan.tally.clone(), serial };
+            let asking =
+                Asking { plan: plan.clone(), tally: plan.tally.clone(), begun: Instant::now(), serial };
             state.probes.insert(plan.owner.clone(), asking);
             // The host's own task: whether the answer to `begin` is lost does not matter to it.
             let (world, owner) = (self.clone(), plan.owner.clone());

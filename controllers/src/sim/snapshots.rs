@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
@@ -98,10 +99,10 @@ impl Snapshots for World {
     }
 
     async fn capture(&self, plan: &CapturePlan) -> Result<(), HostError> {
-        let now = self.now();
+        let (time, now) = (self.time(), self.now());
         self.verb("capture", plan.snapshot.as_str(), |state| {
             let refuse = |kind| HostError::new(kind, "capture", plan.snapshot.as_str());
-            let vmm = state.vmm_to_capture(plan, now)?;
+            let vmm = state.vmm_to_capture(plan, time)?;
             let disks = state.disks_to_capture(plan).ok_or_else(|| refuse(HostErrorKind::Missing))?;
             // A crash in the middle leaves something that is no snapshot, and may leave the VM held.
             let (is_cut, is_held) = (state.rng.chance(state.faults.after), state.rng.chance(500));
@@ -109,7 +110,7 @@ impl Snapshots for World {
                 && is_held
                 && let Some(vmm) = state.machines.get_mut(&plan.source)
             {
-                vmm.hold(now);
+                vmm.hold(time);
             }
             let taken = (!is_cut).then_some(Taken { at: now, disks, vmm, packing: PackingState::Plain });
             state.snapshots.insert(plan.snapshot.clone(), SnapshotDir(taken));
@@ -138,7 +139,7 @@ impl Snapshots for World {
 }
 
 impl Vmm {
-    fn is_running_of(&self, run: u64) -> bool {
+    fn is_running_of(&self, run: RunNo) -> bool {
         self.state == VmmState::Running && self.run == run
     }
 }

@@ -17,14 +17,13 @@ mod tests;
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use stead_schemas::compression::Compression;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::snapshot::{Snapshot, SnapshotStatus};
 
 use crate::host::{CapturePlan, Disks, HostError, HostErrorKind, Machines, Snapshots};
-use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
 
 pub use observe::{Observed, Source};
@@ -97,8 +96,8 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
         observe::observe(self, uid, object).await
     }
 
-    fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timestamp) -> Plan<Action> {
-        plan::plan(desired, seen, now)
+    fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Moment) -> Plan<Action> {
+        plan::plan(desired, seen, now.at())
     }
 
     fn action_name(action: &Action) -> &'static str {

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use stead_schemas::instance::Power;
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{
     PackingState, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
@@ -128,11 +129,11 @@ fn a_machine_of_another_run_is_one_that_its_own_reconciler_is_changing() {
     let of_run = |run, vmm| Machine { run, ..example_machine(vmm, GuestPhase::Ready) };
     let table = [
         (1, 0, None, Source::Moving),
-        (1, 0, Some(of_run(0, VmmState::Dead)), Source::Moving),
-        (1, 0, Some(of_run(1, VmmState::Dead)), Source::Moving),
-        (1, 0, Some(of_run(1, VmmState::Running)), Source::Capturable),
-        (1, 0, Some(of_run(2, VmmState::Running)), Source::Moving),
-        (1, 1, Some(of_run(1, VmmState::Running)), Source::Gone),
+        (1, 0, Some(of_run(RunNo(0), VmmState::Dead)), Source::Moving),
+        (1, 0, Some(of_run(RunNo(1), VmmState::Dead)), Source::Moving),
+        (1, 0, Some(of_run(RunNo(1), VmmState::Running)), Source::Capturable),
+        (1, 0, Some(of_run(RunNo(2), VmmState::Running)), Source::Moving),
+        (1, 1, Some(of_run(RunNo(1), VmmState::Running)), Source::Gone),
     ];
     for (run, ended_run, machine, expected) in table {
         let instance = example(Power::Running, run, ended_run);
@@ -148,7 +149,7 @@ fn a_pool_is_brought_to_its_size_and_said() {
     for (members, expected) in [(0, "TendPool"), (1, "TendPool"), (2, "Converged"), (3, "TendPool")] {
         let seen = Observed { members, warm: members.min(1), ..seen(whole(), None, 0) };
         assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), expected, "{members}");
-        let end = PassEnd { now: at(3), outcome: Outcome::Converged };
+        let end = PassEnd { now: at(3).into(), outcome: Outcome::Converged };
         assert_eq!(status(&object, Some(&seen), &end).warm, members.min(1));
     }
 }
@@ -160,7 +161,7 @@ fn a_failure_is_final_when_the_moment_is_gone_and_not_when_a_look_failed() {
         let object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
         let outcome = Outcome::Failed { kind, message: "why".to_owned(), attempt: 1 };
         let seen = seen(None, Some(Source::Capturable), 110);
-        status(&object, is_seen.then_some(&seen), &PassEnd { now: at(3), outcome })
+        status(&object, is_seen.then_some(&seen), &PassEnd { now: at(3).into(), outcome })
     };
     for (kind, is_seen, phase) in [
         (Transient, true, SnapshotPhase::Pending),
@@ -177,7 +178,7 @@ fn a_failure_is_final_when_the_moment_is_gone_and_not_when_a_look_failed() {
 #[test]
 fn files_that_went_missing_are_said_and_never_captured_again() {
     let mut object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
-    let mut end = PassEnd { now: at(3), outcome: Outcome::Converged };
+    let mut end = PassEnd { now: at(3).into(), outcome: Outcome::Converged };
     object.status = status(&object, Some(&seen(whole(), None, 0)), &end);
     assert_eq!((object.status.phase, object.status.size), (SnapshotPhase::Ready, Bytes(5)));
     let gone = seen(None, None, 0);

@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use stead_schemas::limits::OBJECTS_PER_KIND_MAX;
 use stead_schemas::meta::{Kind, Meta, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::numbers::Generation;
 use stead_schemas::references::{Ref, Role, Target};
 
 use super::error::{Claimed, StoreError, TxError};
@@ -142,7 +143,7 @@ impl<'a> Tx<'a> {
             uid: uid.clone(),
             name: name.clone(),
             tags,
-            generation: 1,
+            generation: Generation(1),
             resource_version,
             created_at: self.now,
             deletion_requested_at: None,
@@ -171,7 +172,7 @@ impl<'a> Tx<'a> {
         if spec == old.spec {
             return Ok(old);
         }
-        let meta = Meta { generation: old.meta.generation + 1, ..old.meta.clone() };
+        let meta = Meta { generation: old.meta.generation.next(), ..old.meta.clone() };
         Ok(self.put_typed(Object { meta, spec, status: old.status.clone() }))
     }
 

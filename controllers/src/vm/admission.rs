@@ -16,11 +16,12 @@ use stead_schemas::image::{Image, ImagePhase, ImageSource};
 use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Power, PowerCause, State};
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::numbers::{RunNo, StandbyNo};
 use stead_schemas::policy::Expiry;
 
 use super::addresses::port;
 pub use super::addresses::{DEFAULT_NETWORK, declare_network};
-use super::{mounts, wanted_run};
+use super::{Goal, mounts};
 use crate::image::admission as images;
 use crate::store::{New, Tx, TxError, absent};
 
@@ -116,8 +117,8 @@ pub fn create(
         power: Power::Running,
         power_by: PowerCause::Client,
         power_since: tx.now(),
-        run: 1,
-        standby: 0,
+        run: RunNo(1),
+        standby: StandbyNo(0),
         is_forced: false,
         origin: None,
         volumes,
@@ -247,7 +248,8 @@ pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Obj
     let object = live(tx, uid)?;
     // One that waits for its restart is started now.
     let is_waiting = object.status.restart.next_attempt_at.is_some();
-    let is_up = object.spec.power == Power::Running && wanted_run(&object).is_some() && !is_waiting;
+    let is_up =
+        object.spec.power == Power::Running && Goal::of_object(&object).run().is_some() && !is_waiting;
     match (is_up, object.status.state) {
         // What it is to be woken from is not thrown away by a start.
         (_, state) if object.spec.power == Power::Standby && state != State::Stopped => {
@@ -261,7 +263,7 @@ pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Obj
             let now = tx.now();
             Ok(tx.update_spec::<Instance>(uid, None, |spec| {
                 set_power(spec, Power::Running, PowerCause::Client, now);
-                spec.run += 1;
+                spec.run = spec.run.next();
                 if let Some(entrypoint) = start.entrypoint {
                     spec.entrypoint = Some(entrypoint);
                 }
@@ -282,7 +284,8 @@ pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused
     // Between an end and its restart it is down and yet wanted: a stop is what ends that.
     // A standby that does not come back is ended by a stop after the restore that was asked for.
     let is_kept = object.status.state == State::Standby && object.spec.power == Power::Standby;
-    let is_down = is_kept || object.status.state == State::Stopped && wanted_run(&object).is_none();
+    let is_down =
+        is_kept || object.status.state == State::Stopped && Goal::of_object(&object).run().is_none();
     match (object.spec.power, is_down) {
         (_, true) => {
             let state = object.status.state;
@@ -323,7 +326,7 @@ pub fn standby(
             let now = tx.now();
             Ok(tx.update_spec::<Instance>(uid, None, |spec| {
                 set_power(spec, Power::Standby, PowerCause::Client, now);
-                spec.standby += 1;
+                spec.standby = spec.standby.next();
                 spec.compression = compression_wish(spec, request, now);
             })?)
         }

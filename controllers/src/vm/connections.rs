@@ -11,6 +11,7 @@ use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, PowerCause,
 use stead_schemas::limits::PROBE_PORTS;
 use stead_schemas::meta::Object;
 use stead_schemas::network::{Mac, PortSpec};
+use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 use stead_schemas::policy::{AutoStandbyPolicy, IdleStatus};
 use stead_schemas::quantity::GoDuration;
 use stead_schemas::snapshot::PackingState;
@@ -32,7 +33,7 @@ fn counted(power: Power, by: PowerCause) -> Object<Instance> {
     let mut object = instance(power, 1, 0);
     object.spec.has_network = true;
     object.spec.power_by = by;
-    object.spec.standby = 1;
+    object.spec.standby = StandbyNo(1);
     object.spec.auto_standby = Some(AutoStandbyPolicy {
         enabled: true,
         idle_timeout: Some(GoDuration(Duration::from_secs(TIMEOUT.unsigned_abs()))),
@@ -40,7 +41,7 @@ fn counted(power: Power, by: PowerCause) -> Object<Instance> {
         ignore_destination_ports: vec![IGNORED],
         wake_on_traffic: true,
     });
-    object.status.started_at = Some(at(0));
+    (object.status.started_at, object.status.started_launch) = (Some(at(0)), Some(LaunchId(1)));
     (object.status.state, object.status.state_since) = (State::Running, Some(at(0)));
     object
 }
@@ -92,7 +93,7 @@ fn running(flows: Vec<Flow>) -> Observed {
 }
 
 fn looked(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> InstanceStatus {
-    status(object, Some(seen), &PassEnd { now, outcome: Outcome::Converged })
+    status(object, Some(seen), &PassEnd { now: now.into(), outcome: Outcome::Converged })
 }
 
 #[test]
@@ -181,7 +182,7 @@ fn it_goes_to_standby_when_nobody_was_connected_for_long_enough_and_only_then() 
         (idle_since(0), booting, "Wait WaitingForGuest"),
     ];
     for (object, observed, expected) in table {
-        let plan = plan(&Desired::Present(&object), &observed, at(100));
+        let plan = plan(&Desired::Present(&object), &observed, at(100).into());
         assert_eq!(name(&plan), expected, "{:?} {observed:?}", object.status.idle);
     }
     let status = looked(&idle_since(0), &blind(), at(100)).idle;
@@ -195,7 +196,12 @@ fn until_its_process_is_gone_a_connection_undoes_a_standby_that_came_by_itself()
     let by_itself = || counted(Power::Standby, PowerCause::Idle);
     let asked = || counted(Power::Standby, PowerCause::Client);
     let saved = |observed: Observed| {
-        let saved = SavedMemory { generation: 1, run: 1, launched_at: at(0), packing: PackingState::Plain };
+        let saved = SavedMemory {
+            standby: StandbyNo(1),
+            run: RunNo(1),
+            launch: LaunchId(1),
+            packing: PackingState::Plain,
+        };
         Observed { memory: Some(Memory::Saved(saved)), ..observed }
     };
     let of = |vmm, flows| with(Some(machine(vmm, Ready)), flows, 0);
@@ -225,10 +231,10 @@ fn until_its_process_is_gone_a_connection_undoes_a_standby_that_came_by_itself()
         (asked(), with(None, vec![], 0), "Launch", None),
     ];
     for (object, observed, expected, by) in table {
-        let planned = plan(&Desired::Present(&object), &observed, at(100));
+        let planned = plan(&Desired::Present(&object), &observed, at(100).into());
         assert_eq!(name(&planned), expected, "{:?} {observed:?}", object.spec.power_by);
         if let (Plan::Act(steps), Some(by)) = (&planned, by) {
-            let wake = Action::Wake { uid: object.meta.uid.clone(), standby: 1, by };
+            let wake = Action::Wake { uid: object.meta.uid.clone(), standby: StandbyNo(1), by };
             assert_eq!(steps[..], [wake]);
         }
     }
@@ -236,7 +242,7 @@ fn until_its_process_is_gone_a_connection_undoes_a_standby_that_came_by_itself()
     let mut ended = exited;
     let exit = Exit { code: Some(1), message: String::new(), is_boot_failure: false };
     ended.machine.as_mut().expect("there").guest.exit = Some(exit);
-    assert_eq!(name(&plan(&Desired::Present(&by_itself()), &ended, at(100))), "Wake");
+    assert_eq!(name(&plan(&Desired::Present(&by_itself()), &ended, at(100).into())), "Wake");
 }
 
 #[test]
@@ -252,7 +258,12 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
         object
     };
     let saved = || {
-        let memory = SavedMemory { generation: 1, run: 1, launched_at: at(0), packing: PackingState::Plain };
+        let memory = SavedMemory {
+            standby: StandbyNo(1),
+            run: RunNo(1),
+            launch: LaunchId(1),
+            packing: PackingState::Plain,
+        };
         Observed { memory: Some(Memory::Saved(memory)), ..with(None, vec![], 0) }
     };
     let knock = |source: [u8; 4], port| Knock { source: source.into(), source_port: 4000, port };
@@ -289,7 +300,7 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
         (up(), up_with(None), vec!["Converged"]),
     ];
     for (object, observed, expected) in table {
-        let planned = plan(&Desired::Present(&object), &observed, at(5));
+        let planned = plan(&Desired::Present(&object), &observed, at(5).into());
         let names = match &planned {
             Plan::Act(steps) => steps.iter().map(|step| name(&Plan::Act(vec![step.clone()]))).collect(),
             other => vec![name(other)],
@@ -299,7 +310,7 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
     // One that goes leaves its door.
     let mut object = asleep(PowerCause::Idle);
     object.meta.deletion_requested_at = Some(at(1));
-    let planned = plan(&Desired::Absent(Some(&object)), &at_door(door(true, vec![])), at(5));
+    let planned = plan(&Desired::Absent(Some(&object)), &at_door(door(true, vec![])), at(5).into());
     assert_eq!(name(&planned), "Unwatch");
 }
 
@@ -388,7 +399,7 @@ proptest! {
             last_left = left.unwrap_or(last_left).max(last_left);
             let machine = machine(VmmState::Running, GuestPhase::Ready);
             let observed = with(Some(machine), flows, watched_since);
-            let planned = plan(&Desired::Present(&object), &observed, at(now));
+            let planned = plan(&Desired::Present(&object), &observed, at(now).into());
             let before = object.status.idle.clone();
             object.status = looked(&object, &observed, at(now));
             let idle = &object.status.idle;

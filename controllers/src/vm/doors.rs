@@ -4,7 +4,8 @@
 use stead_schemas::instance::{Instance, Power, PowerCause};
 use stead_schemas::meta::Object;
 
-use super::{Action, Observed, PortSeen, idle};
+use super::steps::{act, wake};
+use super::{Action, Observed, PortSeen};
 use crate::host::{Door, Knock, VmmState};
 use crate::runtime::{Desired, Plan};
 
@@ -23,11 +24,11 @@ pub(super) fn plan_asleep(object: &Object<Instance>, seen: &Observed) -> Plan<Ac
     let policy = object.spec.auto_standby.as_ref();
     let counts = |knock: &Knock| policy.is_some_and(|policy| policy.counts(knock.source.into(), knock.port));
     match &seen.door {
-        Some(door) if door.knocks.iter().any(counts) => idle::wake(object, PowerCause::Traffic),
+        Some(door) if door.knocks.iter().any(counts) => wake(object, PowerCause::Traffic),
         Some(Door { is_watched: true, .. }) => Plan::Converged,
         // Its port's reconciler makes it again; that wakes this one.
         _ if !port.is_ready => Plan::Converged,
-        _ => Plan::Act(vec![Action::Watch(object.meta.uid.clone(), Box::new(port.card.clone()))]),
+        _ => act(Action::Watch(object.meta.uid.clone(), Box::new(port.card.clone()))),
     }
 }
 

@@ -10,10 +10,11 @@ use stead_schemas::disk::{DiskPurpose, DiskSpec};
 use stead_schemas::instance::{Hypervisor, Instance, InstanceSpec, Origin, Power, PowerCause, State};
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::numbers::{RunNo, StandbyNo};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
 use super::admission::{Refused, allocate, live, new_disk, owner, set_power};
-use super::mounts;
+use super::{facts, mounts};
 use crate::snapshot::admission as snapshots;
 use crate::store::{New, Tx, absent};
 
@@ -170,9 +171,8 @@ pub fn restore(
         return Err(Refused::NotFound(format!("snapshot {snapshot} is of another instance than {instance}")));
     }
     let (state, power) = (object.status.state, object.spec.power);
-    let is_going = object.spec.run > object.status.ended_run;
     let is_down = match state {
-        State::Stopped => power == Power::Stopped || !is_going,
+        State::Stopped => facts::Goal::of_object(&object).run().is_none(),
         State::Standby => power == Power::Standby,
         _ => false,
     };
@@ -205,9 +205,9 @@ pub fn restore(
             hypervisor: goal.hypervisor,
             power_by: PowerCause::Client,
             power_since: now,
-            run: kept.run + 1,
+            run: kept.run.next(),
             volumes,
-            standby: kept.standby + 1,
+            standby: kept.standby.next(),
             is_forced: kept.is_forced,
             ..(*snapshot.spec.instance).clone()
         };
@@ -262,13 +262,13 @@ fn disk_of(snapshot: &Object<Snapshot>) -> DiskSpec {
     DiskSpec { size, purpose: DiskPurpose::RootOverlay, source, source_disk: None }
 }
 
-fn origin(snapshot: &Object<Snapshot>, generation: u64, run: u64, target: Power) -> Origin {
+fn origin(snapshot: &Object<Snapshot>, standby: StandbyNo, run: RunNo, target: Power) -> Origin {
     let has_memory = snapshot.spec.kind == SnapshotKind::Standby && target != Power::Stopped;
     let image_digest = snapshot.spec.image_digest.clone();
     Origin {
         snapshot: snapshot.meta.uid.clone(),
         image_digest,
-        generation,
+        standby,
         memory_for_run: has_memory.then_some(run),
     }
 }
@@ -307,7 +307,7 @@ fn begin_at(
     let tap_prefix = source.has_network.then_some(tap_prefix);
     let allocated = allocate(tx, &uid, image, disk_of(snapshot), tap_prefix)?;
     let volumes = mounts::fork(tx, snapshot, &uid)?;
-    let (run, standby) = (1, 1);
+    let (run, standby) = (RunNo(1), StandbyNo(1));
     let spec = InstanceSpec {
         power: goal.power,
         hypervisor: goal.hypervisor,
@@ -477,7 +477,7 @@ mod tests {
                 continue;
             }
             let (was, is) = (&before.spec, &after.spec);
-            assert_eq!((is.hypervisor, is.run), (Hypervisor::Firecracker, was.run + 1));
+            assert_eq!((is.hypervisor, is.run), (Hypervisor::Firecracker, was.run.next()));
             assert_ne!(is.allocated.disk, was.allocated.disk);
         }
     }

@@ -3,20 +3,18 @@
 //! Apart from the life of the machine: a probe begins when the program runs and ends before anything
 //! is done to its VM. What a bad verdict leads to is the restart policy's matter.
 
-use jiff::{SignedDuration, Timestamp};
 use stead_schemas::health::{HealthOf, HealthStatus, Verdict};
 use stead_schemas::instance::{Instance, Power};
 use stead_schemas::meta::Object;
 
-use super::becoming::is_another;
-use super::plan::{has_ended, has_started, is_spent, wanted_run};
+use super::facts::{has_ended, has_started, is_another, is_wanted};
 use super::restarts::{self, Follows};
 use super::{Action, Observed};
 use crate::host::{GuestPhase, Machine, ProbePlan, ProbeSeen, VmmState};
-use crate::runtime::Desired;
+use crate::runtime::{Desired, Moment};
 
 /// The step that brings the probe in line with the machine, if one is due.
-pub(super) fn plan_probe(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Option<Action> {
+pub(super) fn plan_probe(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Option<Action> {
     let wanted = match desired {
         Desired::Present(object) => wanted_probe(object, seen, now),
         Desired::Absent(_) => None,
@@ -29,40 +27,39 @@ pub(super) fn plan_probe(desired: &Desired<'_, Instance>, seen: &Observed, now: 
     }
 }
 
-fn wanted_probe(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Option<ProbePlan> {
+fn wanted_probe(object: &Object<Instance>, seen: &Observed, now: Moment) -> Option<ProbePlan> {
     let check = object.spec.health.as_ref()?;
     let machine = seen.machine.as_ref().filter(|machine| is_probed(object, machine, now))?;
     let of = of(object, machine);
     let earlier = &object.status.health;
     // Recorded by this very pass, when it was not before.
-    let started_at = object.status.started_at.filter(|_| has_started(object, machine)).unwrap_or(now);
-    let start_period = SignedDuration::try_from(check.start_period.0).unwrap_or(SignedDuration::MAX);
+    let started_at = object.status.started_at.filter(|_| has_started(object, machine)).unwrap_or(now.at());
     Some(ProbePlan {
         owner: object.meta.uid.clone(),
         of,
         check: check.clone(),
         address: seen.parts.port.as_ref().map(|port| port.card.address),
         bridge: seen.parts.port.as_ref().map(|port| port.bridge.clone()),
-        lenient_until: started_at.saturating_add(start_period).unwrap_or(Timestamp::MAX),
+        lenient_for: check.start_period.0.saturating_sub(now.elapsed(started_at)),
         tally: if earlier.of == Some(of) { earlier.tally.clone() } else { Default::default() },
     })
 }
 
 /// Its program runs and shall go on running: anything else says nothing of its health.
-fn is_probed(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> bool {
+fn is_probed(object: &Object<Instance>, machine: &Machine, now: Moment) -> bool {
     let is_up = machine.vmm == VmmState::Running && machine.guest.phase == GuestPhase::Ready;
-    let is_wished = object.spec.power == Power::Running && wanted_run(object) == Some(machine.run);
+    let is_wished = object.spec.power == Power::Running && is_wanted(object, machine);
     // A fork is asked once it is itself: before, it has another's address.
     let is_itself = !is_another(object, machine);
-    is_up && is_wished && is_itself && !is_spent(object, machine) && !has_ended(object, machine, now)
+    is_up && is_wished && is_itself && !has_ended(object, machine, now)
 }
 
 fn of(object: &Object<Instance>, machine: &Machine) -> HealthOf {
-    HealthOf { launched_at: machine.launched_at, version: object.spec.health_version }
+    HealthOf { launch: machine.launch, version: object.spec.health_version }
 }
 
 /// What is thought of the program now; what is known of one that runs no more stays as it was.
-pub(super) fn health(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> HealthStatus {
+pub(super) fn health(object: &Object<Instance>, seen: &Observed, now: Moment) -> HealthStatus {
     let recorded = &object.status.health;
     let Some(check) = &object.spec.health else { return HealthStatus::default() };
     let Some(machine) = seen.machine.as_ref().filter(|machine| is_probed(object, machine, now)) else {
@@ -70,14 +67,14 @@ pub(super) fn health(object: &Object<Instance>, seen: &Observed, now: Timestamp)
     };
     let of = of(object, machine);
     let probe = seen.probe.as_ref().filter(|probe| probe.of == of);
-    recorded.judged(of, check, probe.map(|ProbeSeen { tally, .. }| tally), now)
+    recorded.judged(of, check, probe.map(|ProbeSeen { tally, .. }| tally), now.at())
 }
 
 /// The machine whose program is unhealthy, and what its policy makes of that.
 pub(super) fn failed<'a>(
     object: &Object<Instance>,
     seen: &'a Observed,
-    now: Timestamp,
+    now: Moment,
 ) -> Option<(&'a Machine, Follows)> {
     let machine = seen.machine.as_ref().filter(|machine| is_probed(object, machine, now))?;
     let health = health(object, seen, now);
@@ -85,9 +82,9 @@ pub(super) fn failed<'a>(
         return None;
     }
     // It ran well until then.
-    let since = health.since.unwrap_or(now);
+    let since = health.since.unwrap_or(now.at());
     let is_failure = true;
-    Some((machine, restarts::follows(object, machine, is_failure, since)))
+    Some((machine, restarts::follows(object, machine, is_failure, since, now)))
 }
 
 #[cfg(test)]
@@ -96,6 +93,7 @@ mod tests {
 
     use stead_schemas::health::{HealthCheck, Probe, Tally};
     use stead_schemas::instance::{Exit, InstanceStatus, State};
+    use stead_schemas::numbers::{LaunchId, RunNo};
     use stead_schemas::policy::{RestartBlocked, RestartPolicy, RestartReason, RestartWhen};
     use stead_schemas::quantity::GoDuration;
 
@@ -110,7 +108,7 @@ mod tests {
         let mut object = instance(power, 1, 0);
         object.spec.health = Some(HealthCheck::of(Probe::Tcp { port: 80 }));
         object.spec.health_version = 4;
-        object.status.started_at = Some(at(1));
+        (object.status.started_at, object.status.started_launch) = (Some(at(1)), Some(LaunchId(1)));
         object
     }
 
@@ -118,18 +116,18 @@ mod tests {
         machine(VmmState::Running, GuestPhase::Ready)
     }
 
-    fn probed(launch: i64, version: u64, failures: u32) -> Option<ProbeSeen> {
-        let of = HealthOf { launched_at: at(launch), version };
+    fn probed(launch: u64, version: u64, failures: u32) -> Option<ProbeSeen> {
+        let of = HealthOf { launch: LaunchId(launch), version };
         Some(ProbeSeen { of, tally: Tally { failures, ..Tally::default() } })
     }
 
     fn step(object: &Object<Instance>, machine: Option<Machine>, probe: Option<ProbeSeen>) -> String {
         let seen = Observed { probe, ..seen(machine) };
-        name(&plan(&Desired::Present(object), &seen, at(NOW)))
+        name(&plan(&Desired::Present(object), &seen, at(NOW).into()))
     }
 
     fn after_pass(object: &Object<Instance>, probe: Option<ProbeSeen>, now: i64) -> InstanceStatus {
-        let end = PassEnd { now: at(now), outcome: Outcome::Converged };
+        let end = PassEnd { now: at(now).into(), outcome: Outcome::Converged };
         status(object, Some(&Observed { probe, ..seen(Some(running())) }), &end)
     }
 
@@ -140,21 +138,21 @@ mod tests {
             object
         };
         let spent = |mut object: Object<Instance>| {
-            object.status.ended_launch = Some(at(0));
+            object.status.ended_launch = Some(LaunchId(1));
             object
         };
         let mut exited = machine(VmmState::Running, GuestPhase::Exited);
         exited.guest.exit = Some(Exit { code: Some(0), message: String::new(), is_boot_failure: false });
         let up = || checked(Power::Running);
-        let good = || probed(0, 4, 0);
+        let good = || probed(1, 4, 0);
         let booting = || machine(VmmState::Running, GuestPhase::Configured);
         let table = [
             (up(), Some(running()), None, "BeginProbe"),
             (up(), Some(running()), good(), "Converged"),
             (up(), Some(booting()), None, "Wait WaitingForGuest"),
             // Of another launch, of another check: ended, and begun by the next round.
-            (up(), Some(running()), probed(-9, 4, 0), "EndProbe"),
-            (up(), Some(running()), probed(0, 3, 0), "EndProbe"),
+            (up(), Some(running()), probed(9, 4, 0), "EndProbe"),
+            (up(), Some(running()), probed(1, 3, 0), "EndProbe"),
             (none(up()), Some(running()), good(), "EndProbe"),
             (none(up()), Some(running()), None, "Converged"),
             (up(), Some(exited), good(), "EndProbe"),
@@ -171,7 +169,7 @@ mod tests {
             assert_eq!(step(&object, machine, probe), expected, "{case}");
         }
         let orphan = Observed { probe: good(), ..seen(None) };
-        assert_eq!(name(&plan(&Desired::Absent(None), &orphan, at(NOW))), "EndProbe");
+        assert_eq!(name(&plan(&Desired::Absent(None), &orphan, at(NOW).into())), "EndProbe");
     }
 
     #[test]
@@ -179,19 +177,19 @@ mod tests {
         let mut object = checked(Power::Running);
         let begun = |object: &Object<Instance>| {
             let seen = seen(Some(running()));
-            match plan_probe(&Desired::Present(object), &seen, at(NOW)) {
-                Some(Action::BeginProbe(plan)) => (plan.tally.failures, plan.lenient_until),
+            match plan_probe(&Desired::Present(object), &seen, at(11).into()) {
+                Some(Action::BeginProbe(plan)) => (plan.tally.failures, plan.lenient_for.as_secs()),
                 other => panic!("{other:?}"),
             }
         };
-        assert_eq!(begun(&object), (0, at(31)));
-        object.status.health = after_pass(&object, probed(0, 4, 2), NOW).health;
-        assert_eq!(begun(&object), (2, at(31)));
+        assert_eq!(begun(&object), (0, 20));
+        object.status.health = after_pass(&object, probed(1, 4, 2), NOW).health;
+        assert_eq!(begun(&object), (2, 20));
         object.spec.health_version = 5;
-        assert_eq!(begun(&object), (0, at(31)), "counted by another check");
+        assert_eq!(begun(&object), (0, 20), "counted by another check");
         // The pass that first sees it run.
-        object.status.started_at = None;
-        assert_eq!(begun(&object).1, at(NOW + 30));
+        (object.status.started_at, object.status.started_launch) = (None, None);
+        assert_eq!(begun(&object).1, 30);
     }
 
     /// Policy, allowed attempts, attempts so far, when it became unhealthy.
@@ -199,9 +197,9 @@ mod tests {
         let mut object = checked(Power::Running);
         let backoff = GoDuration(Duration::from_secs(2));
         object.spec.restart = RestartPolicy { when, max_attempts, backoff, ..RestartPolicy::default() };
-        object.status.restart.run = 1;
+        object.status.restart.run = RunNo(1);
         object.status.restart.attempts = attempts;
-        object.status.health = after_pass(&object, probed(0, 4, 3), since).health;
+        object.status.health = after_pass(&object, probed(1, 4, 3), since).health;
         object
     }
 
@@ -222,31 +220,31 @@ mod tests {
             let case = format!("{when:?} {attempts} of {max_attempts}, unhealthy since {since}");
             // Long after: what counts is when it became unhealthy.
             let now = since + 5000;
-            let recorded = after_pass(&object, probed(0, 4, 90), now);
+            let recorded = after_pass(&object, probed(1, 4, 90), now);
             let next = recorded.restart.next_attempt_at.map(|next| next.duration_since(at(now)).as_secs());
-            assert_eq!((next, recorded.ended_run), (delay, 0), "{case}");
+            assert_eq!((next, recorded.ended_run), (delay, RunNo(0)), "{case}");
             let reason = delay.map(|_| RestartReason::HealthCheckFailed);
             assert_eq!(recorded.restart.last_reason, reason, "{case}");
             let blocked = is_over.then_some(RestartBlocked::MaxAttemptsExceeded);
             assert_eq!(recorded.restart.blocked, blocked, "{case}");
             assert_eq!(recorded.state, State::Running, "the state is another matter: {case}");
             let first = if delay.is_some() { "Record HealthCheckFailed" } else { "Converged" };
-            assert_eq!(step(&object, Some(running()), probed(0, 4, 90)), first, "{case}");
+            assert_eq!(step(&object, Some(running()), probed(1, 4, 90)), first, "{case}");
         }
     }
 
     #[test]
     fn a_failed_launch_ends_gracefully_and_is_followed_after_its_delay() {
         let mut object = unhealthy(RestartWhen::OnFailure, 0, 0, NOW);
-        object.status = after_pass(&object, probed(0, 4, 3), NOW);
-        assert_eq!(step(&object, Some(running()), probed(0, 4, 3)), "EndProbe");
+        object.status = after_pass(&object, probed(1, 4, 3), NOW);
+        assert_eq!(step(&object, Some(running()), probed(1, 4, 3)), "EndProbe");
         assert_eq!(step(&object, Some(running()), None), "Shutdown");
         assert_eq!(step(&object, Some(machine(VmmState::Dead, GuestPhase::Ready)), None), "Release");
         assert_eq!(step(&object, None, None), "Wait HealthCheckFailed");
         // The next launch is another program: it is starting, whatever the one before was.
         let mut next = running();
-        next.launched_at = at(NOW + 2);
-        let end = PassEnd { now: at(NOW + 5), outcome: Outcome::Converged };
+        (next.launch, next.launched_at) = (LaunchId(2), at(NOW + 2));
+        let end = PassEnd { now: at(NOW + 5).into(), outcome: Outcome::Converged };
         let after = status(&object, Some(&seen(Some(next))), &end);
         assert_eq!((after.health.verdict, after.health.tally.failures), (Verdict::Starting, 0));
         assert_eq!((after.restart.attempts, after.restart.next_attempt_at), (1, None));
@@ -255,9 +253,9 @@ mod tests {
     #[test]
     fn a_program_that_gets_well_is_no_longer_blocked() {
         let mut object = unhealthy(RestartWhen::Always, 1, 1, NOW);
-        object.status = after_pass(&object, probed(0, 4, 3), NOW);
+        object.status = after_pass(&object, probed(1, 4, 3), NOW);
         assert_eq!(object.status.restart.blocked, Some(RestartBlocked::MaxAttemptsExceeded));
-        let of = HealthOf { launched_at: at(0), version: 4 };
+        let of = HealthOf { launch: LaunchId(1), version: 4 };
         let well = Some(ProbeSeen { of, tally: Tally { successes: 1, ..Tally::default() } });
         let after = after_pass(&object, well, NOW + 9);
         assert_eq!((after.health.verdict, after.restart.blocked), (Verdict::Healthy, None));

@@ -13,10 +13,11 @@ use stead_schemas::limits::PROBE_PORTS;
 use stead_schemas::meta::Object;
 use stead_schemas::policy::{AutoStandbyPolicy, IdleStatus};
 
-use super::plan::has_started;
+use super::facts::{is_idle_standby, is_up};
+use super::steps::act;
 use super::{Action, Observed};
-use crate::host::{Flow, FlowState, GuestPhase, Inbound, Machine, VmmState};
-use crate::runtime::Plan;
+use crate::host::{Flow, FlowState, Inbound};
+use crate::runtime::{Moment, Plan};
 
 /// What is now known of the connections, from what was known and what is seen.
 fn look(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> IdleStatus {
@@ -54,13 +55,6 @@ fn look(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> IdleStatu
     let idle_since = began.max(closed_at.unwrap_or(began)).max(inbound.watched_since).max(running_since);
     let last_inbound_at = closed_at.max(known.last_inbound_at);
     IdleStatus { idle_since: Some(idle_since.min(now)), last_inbound_at, ..blank }
-}
-
-/// A program runs that could be kept as it is.
-fn is_up(machine: &Machine) -> bool {
-    machine.vmm == VmmState::Running
-        && machine.guest.phase == GuestPhase::Ready
-        && machine.guest.exit.is_none()
 }
 
 /// Connections that keep a VM awake: what the policy counts, but for the host's own health checks.
@@ -107,43 +101,21 @@ pub(super) fn next_look(object: &Object<Instance>) -> Option<Timestamp> {
 }
 
 /// The VM runs as wished: nothing is to be done, unless nobody was connected for long enough.
-pub(super) fn plan_running(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
-    let due = object.spec.standby_due(&look(object, seen, now));
+pub(super) fn plan_running(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
+    let due = object.spec.standby_due(&look(object, seen, now.at()));
     match due {
-        Some(due) if due <= now => {
-            Plan::Act(vec![Action::StandBy(object.meta.uid.clone(), object.meta.generation)])
-        }
+        Some(due) if due <= now.at() => act(Action::StandBy(object.meta.uid.clone(), object.meta.generation)),
         _ => Plan::Converged,
     }
 }
 
 /// Why a standby that came by itself is undone: somebody connected, or it cannot be seen whether.
 pub(super) fn disturbance(object: &Object<Instance>, seen: &Observed) -> Option<PowerCause> {
-    let policy = object.spec.auto_standby.as_ref().filter(|_| is_by_itself(object))?;
+    let policy = object.spec.auto_standby.as_ref().filter(|_| is_idle_standby(object))?;
     match &seen.inbound {
         Some(Ok(inbound)) => open(policy, seen, inbound).next().map(|_| PowerCause::Traffic),
         Some(Err(_)) => Some(PowerCause::Client),
         // The policy was switched off meanwhile, or the port is gone: nobody is counted.
         None => None,
     }
-}
-
-/// On the way to standby by itself what was to be kept came to an end: it is as if it had not begun.
-pub(super) fn is_void(object: &Object<Instance>, seen: &Observed) -> bool {
-    let is_keepable = |machine: &Machine| {
-        matches!(machine.vmm, VmmState::Running | VmmState::Paused)
-            && machine.run == object.spec.run
-            && machine.guest.exit.is_none()
-            && has_started(object, machine)
-    };
-    is_by_itself(object) && seen.saved(object).is_none() && !seen.machine.as_ref().is_some_and(is_keepable)
-}
-
-pub(super) fn is_by_itself(object: &Object<Instance>) -> bool {
-    object.spec.power == Power::Standby && object.spec.power_by == PowerCause::Idle
-}
-
-/// Has the wish be to run again.
-pub(super) fn wake(object: &Object<Instance>, by: PowerCause) -> Plan<Action> {
-    Plan::Act(vec![Action::Wake { uid: object.meta.uid.clone(), standby: object.spec.standby, by }])
 }

@@ -30,11 +30,12 @@
 
 mod addresses;
 pub mod admission;
-mod becoming;
 #[cfg(test)]
 mod connections;
 mod doors;
+pub mod facts;
 pub mod forks;
+mod guest_config;
 mod health;
 mod idle;
 pub mod mounts;
@@ -43,6 +44,7 @@ mod plan;
 mod remarks;
 mod restarts;
 mod status;
+mod steps;
 #[cfg(test)]
 pub(crate) mod tests;
 mod volumes;
@@ -54,16 +56,17 @@ use stead_schemas::guest;
 use stead_schemas::instance::{Instance, InstanceStatus, Power, PowerCause};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::numbers::{Generation, StandbyNo};
 
 use crate::host::{
     AdoptPlan, Doors, Flows, HostError, HostErrorKind, Images, LaunchPlan, Machines, NetworkCard, ProbePlan,
     Probes,
 };
-use crate::runtime::{Desired, PassEnd, Plan, Reconciler};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
 
+pub use facts::Goal;
 pub use observe::{Blind, Observed, OriginSeen, Parts, PortSeen};
-pub use plan::wanted_run;
 #[cfg(test)]
 pub(crate) use tests::{instance as example, machine as example_machine};
 pub use volumes::VolumesSeen;
@@ -86,8 +89,8 @@ pub enum Action {
     Configure(Uid, Box<guest::Config>),
     Resume(Uid),
     Pause(Uid),
-    /// For the standby of this generation.
-    Save(Uid, u64),
+    /// For the standby of this number.
+    Save(Uid, StandbyNo),
     Restore(Box<LaunchPlan>),
     DiscardMemory(Uid),
     Compress(Uid, Compression),
@@ -106,11 +109,11 @@ pub enum Action {
     /// The instance's time is over: its deletion is asked for.
     Expire(Uid),
     /// Nobody was connected for long enough, under the wish of this generation: standby is asked for.
-    StandBy(Uid, u64),
+    StandBy(Uid, Generation),
     /// The standby of this number is over, or comes to nothing: running is asked for.
     Wake {
         uid: Uid,
-        standby: u64,
+        standby: StandbyNo,
         by: PowerCause,
     },
     Watch(Uid, Box<NetworkCard>),
@@ -170,7 +173,7 @@ impl<M: Machines, I: Images, P: Probes, C: Flows, W: Doors> Reconciler for Vms<M
         observe::observe(self, uid, object).await
     }
 
-    fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
         plan::plan(desired, seen, now)
     }
 
@@ -209,7 +212,7 @@ impl<M: Machines, I: Images, P: Probes, C: Flows, W: Doors> Reconciler for Vms<M
             Action::Configure(uid, config) => self.machines.configure(uid, config).await,
             Action::Resume(uid) => self.machines.resume(uid).await,
             Action::Pause(uid) => self.machines.pause(uid).await,
-            Action::Save(uid, generation) => self.machines.save(uid, *generation).await,
+            Action::Save(uid, standby) => self.machines.save(uid, *standby).await,
             Action::Restore(plan) => self.machines.restore(plan).await,
             Action::DiscardMemory(uid) => self.machines.discard_memory(uid).await,
             Action::Compress(uid, how) => self.machines.compress_memory(uid, *how).await,

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use stead_schemas::api::{AccessWish, MountWish};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
-use stead_schemas::instance::{Hypervisor, Instance, InstanceSpec, Power, State};
+use stead_schemas::instance::{Hypervisor, Instance, InstanceSpec, State};
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{CapturedDisk, Snapshot};
 use stead_schemas::volume::{Access, Volume, VolumeMount};
 
+use super::Goal;
 use super::admission::{Refused, live, new_disk, owner};
 use crate::store::Tx;
 use crate::volume::admission::{self as volumes, VolumeRefused, check_free, mount_of};
@@ -132,9 +133,8 @@ fn discard_overlay(tx: &mut Tx<'_>, mount: &VolumeMount) -> Result<(), Refused> 
 /// An instance without a VM, that gets none by itself.
 fn down(tx: &Tx<'_>, uid: &Uid, verb: &'static str) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
-    let is_going = object.spec.power != Power::Stopped && object.spec.run > object.status.ended_run;
     match object.status.state {
-        State::Stopped if !is_going => Ok(object),
+        State::Stopped if Goal::of_object(&object).run().is_none() => Ok(object),
         state => Err(Refused::InvalidState { verb, state, legal: "Stopped" }),
     }
 }

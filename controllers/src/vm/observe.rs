@@ -15,7 +15,7 @@ use super::Vms;
 use super::volumes::{self, VolumesSeen};
 use crate::host::{
     Age, Door, Doors, Flows, HostError, HostErrorKind, Images, Inbound, Machine, Machines, Memory,
-    NetworkCard, ProbeSeen, Probes, SavedMemory, VmmState,
+    NetworkCard, ProbeSeen, Probes, VmmState,
 };
 
 /// One look at the host and at the objects referred to.
@@ -38,27 +38,6 @@ pub struct Blind {
     pub message: String,
     /// Never on this host.
     pub is_unsupported: bool,
-}
-
-impl Observed {
-    /// The memory that this very wish goes on from; another is of a run that is over.
-    #[must_use]
-    pub fn saved(&self, object: &Object<Instance>) -> Option<&SavedMemory> {
-        let of_wish = |saved: &&SavedMemory| {
-            (saved.run, saved.generation) == (object.spec.run, object.spec.standby)
-                && object.status.ended_launch != Some(saved.launched_at)
-        };
-        match &self.memory {
-            Some(Memory::Saved(saved)) => Some(saved).filter(of_wish),
-            Some(Memory::Loose) | None => None,
-        }
-    }
-
-    /// One of whatever wish.
-    #[must_use]
-    pub fn has_saved(&self) -> bool {
-        matches!(self.memory, Some(Memory::Saved(_)))
-    }
 }
 
 /// What a launch needs, each as far as it is.

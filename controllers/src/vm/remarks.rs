@@ -48,6 +48,8 @@ mod tests {
     use stead_schemas::instance::{Exit, Power, State};
 
     use super::super::tests::instance;
+    use stead_schemas::numbers::Generation;
+
     use super::*;
 
     #[test]
@@ -55,7 +57,7 @@ mod tests {
         let mut object = instance(Power::Running, 1, 0);
         let exit = Exit { code: Some(3), message: "exited with code 3".to_owned(), is_boot_failure: false };
         let next = InstanceStatus {
-            observed_generation: 1,
+            observed_generation: Generation(1),
             exit: Some(exit),
             state: State::Stopped,
             ..object.status.clone()

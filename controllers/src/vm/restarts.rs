@@ -6,19 +6,20 @@
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power};
 use stead_schemas::limits::RESTART_DELAY_MAX;
 use stead_schemas::meta::Object;
 use stead_schemas::policy::{RestartBlocked, RestartReason, RestartStatus, RestartWhen};
 
 use super::Observed;
-use super::plan::wanted_run;
+use super::facts::Goal;
 use crate::host::Machine;
+use crate::runtime::Moment;
 
 /// Another run begins anew: how an earlier one ended says nothing of it.
 pub(super) fn begin_run(status: &mut InstanceStatus, object: &Object<Instance>) {
-    let Some(run) = wanted_run(object) else { return };
+    let Some(run) = Goal::of_object(object).run() else { return };
     if status.exit_run != run {
         status.exit = None;
     }
@@ -45,6 +46,7 @@ pub(super) fn follows(
     machine: &Machine,
     is_failure: bool,
     until: Timestamp,
+    now: Moment,
 ) -> Follows {
     let policy = &object.spec.restart;
     let is_wished = match policy.when {
@@ -52,10 +54,10 @@ pub(super) fn follows(
         RestartWhen::Always => true,
         RestartWhen::OnFailure => is_failure,
     };
-    if !is_wished || wanted_run(object) != Some(machine.run) {
+    if !is_wished || Goal::of_object(object).run() != Some(machine.run) {
         return Follows::Nothing;
     }
-    let is_stable = until.duration_since(machine.launched_at) >= signed(policy.stable_after.0);
+    let is_stable = until >= now.end(machine.launched_at, policy.stable_after.0);
     let attempts = if is_stable { 0 } else { object.status.restart.attempts };
     let is_allowed = policy.max_attempts == 0 || attempts < policy.max_attempts;
     if is_allowed { Follows::Restart { attempts } } else { Follows::NoMore }
@@ -67,9 +69,9 @@ pub(super) fn end_launch(
     object: &Object<Instance>,
     machine: &Machine,
     exit: &Exit,
-    now: Timestamp,
+    now: Moment,
 ) {
-    let follows = follows(object, machine, exit.code != Some(0), now);
+    let follows = follows(object, machine, exit.code != Some(0), now.at(), now);
     if let Follows::Restart { attempts } = follows {
         restart(status, object, machine, attempts, now);
         status.restart.last_reason = None;
@@ -86,7 +88,7 @@ pub(super) fn end_unhealthy(
     status: &mut InstanceStatus,
     object: &Object<Instance>,
     failed: Option<(&Machine, Follows)>,
-    now: Timestamp,
+    now: Moment,
 ) {
     match failed {
         Some((machine, Follows::Restart { attempts })) => {
@@ -109,16 +111,18 @@ fn restart(
     object: &Object<Instance>,
     machine: &Machine,
     attempts: u32,
-    now: Timestamp,
+    now: Moment,
 ) {
-    (status.ended_launch, status.ended_launch_at) = (Some(machine.launched_at), Some(now));
+    (status.ended_launch, status.ended_launch_at) = (Some(machine.launch), Some(now.at()));
     status.restart.attempts = attempts + 1;
     status.restart.blocked = None;
-    status.restart.next_attempt_at = Some(after(now, delay(object.spec.restart.backoff.0, attempts)));
+    status.restart.next_attempt_at = Some(now.after(delay(object.spec.restart.backoff.0, attempts)));
 }
 
 /// What the policy shows while the wish or the machine goes on.
-pub(super) fn follow(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed) {
+pub(super) fn follow(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Moment) {
+    status.restart.next_attempt_at = next_attempt(status, now);
+    status.ended_launch_at = status.ended_launch_at.map(|ended_at| now.since(ended_at));
     let restart = &mut status.restart;
     if object.spec.power == Power::Stopped || object.spec.restart.when == RestartWhen::Never {
         // A stop by hand holds until the next start; without a policy nothing is to come.
@@ -130,24 +134,21 @@ pub(super) fn follow(status: &mut InstanceStatus, object: &Object<Instance>, see
     if restart.blocked == Some(RestartBlocked::ManualStop) {
         restart.blocked = None;
     }
-    let launched_at = seen.machine.as_ref().map(|machine| machine.launched_at);
-    if let (Some(at), Some(launched_at)) = (restart.next_attempt_at, launched_at)
-        && launched_at >= at
-    {
+    let next = seen.machine.as_ref().filter(|machine| status.ended_launch != Some(machine.launch));
+    if let (Some(_), Some(next)) = (restart.next_attempt_at, next) {
         restart.next_attempt_at = None;
-        restart.last_attempt_at = Some(launched_at);
+        restart.last_attempt_at = Some(next.launched_at);
     }
+}
+
+/// When the next launch is due. The delay counts from the end of the last one, however the clock is set meanwhile.
+pub(super) fn next_attempt(status: &InstanceStatus, now: Moment) -> Option<Timestamp> {
+    let next = status.restart.next_attempt_at?;
+    let Some(ended_at) = status.ended_launch_at else { return Some(next) };
+    Some(now.end(ended_at, next.duration_since(ended_at).try_into().unwrap_or_default()))
 }
 
 /// Doubles with every attempt in a row.
 fn delay(first: Duration, attempts: u32) -> Duration {
     first.saturating_mul(1 << attempts.min(16)).min(RESTART_DELAY_MAX)
-}
-
-fn signed(duration: Duration) -> SignedDuration {
-    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
-}
-
-fn after(at: Timestamp, delay: Duration) -> Timestamp {
-    at.checked_add(signed(delay)).unwrap_or(Timestamp::MAX)
 }

@@ -1,23 +1,26 @@
 //! What was observed of a VM, as the status that clients read.
 
-use jiff::{SignedDuration, Timestamp};
 use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
 use stead_schemas::health::HealthStatus;
 use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, State, VmmDeath};
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
+use stead_schemas::numbers::LaunchId;
 
-use super::becoming::{is_another, is_prepared};
-use super::plan::{has_ended, has_started, heard_by, is_boot_overdue, is_spent, wanted_run};
+use super::facts::{
+    Goal, has_ended, has_started, heard_by, is_another, is_boot_overdue, is_idle_standby, is_prepared,
+    is_spent, is_wanted,
+};
 use super::{Observed, health, idle, restarts};
-use crate::host::{GuestPhase, Machine, VmmState};
-use crate::runtime::{Outcome, PassEnd, conditions};
+use crate::host::{GuestPhase, Machine, Memory, VmmState};
+use crate::runtime::{Moment, Outcome, PassEnd, conditions};
 
 pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &PassEnd) -> InstanceStatus {
     let mut status = object.status.clone();
     match seen {
         Some(seen) => {
             pin_image(&mut status, object, seen);
+            record_launch(&mut status, seen);
             record_adoption(&mut status, object, seen);
             status.prepared_launch = prepared_launch(object, seen);
             restarts::begin_run(&mut status, object);
@@ -27,14 +30,14 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
             restarts::end_unhealthy(&mut status, object, health::failed(object, seen, end.now), end.now);
             status.has_saved_memory = seen.has_saved();
             status.vmm_pid = seen.machine.as_ref().and_then(|machine| machine.pid);
-            restarts::follow(&mut status, object, seen);
-            idle::follow(&mut status, object, seen, end.now);
+            restarts::follow(&mut status, object, seen, end.now);
+            idle::follow(&mut status, object, seen, end.now.at());
             let next = state(object, &status, seen, end.now);
             record_times(&mut status, object, seen, next, end.now);
             enter(&mut status, next, end.now);
             status.state_error = unreachable(seen).map(ToOwned::to_owned);
             status.unreachable_since =
-                status.state_error.as_ref().map(|_| status.unreachable_since.unwrap_or(end.now));
+                status.state_error.as_ref().map(|_| status.unreachable_since.unwrap_or(end.now.at()));
         }
         None => {
             // That nobody asks any more is known without a look.
@@ -61,7 +64,7 @@ fn tell_headers(
     status: &mut InstanceStatus,
     object: &Object<Instance>,
     seen: Option<&Observed>,
-    now: Timestamp,
+    now: Moment,
 ) {
     let Some(seen) = seen else { return };
     let lacks = seen.machine.as_ref().is_some_and(|machine| !machine.has_headers);
@@ -77,7 +80,7 @@ fn tell_headers(
         reason: Reason::KernelHeadersMissing,
         message: message.to_owned(),
         observed_generation: object.meta.generation,
-        last_transition_time: now,
+        last_transition_time: now.at(),
     };
     condition::set(&mut status.conditions, new);
 }
@@ -90,23 +93,33 @@ fn pin_image(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Obse
     }
 }
 
+/// The highest number that a launch or a saved memory has: the next launch has the number after it.
+fn record_launch(status: &mut InstanceStatus, seen: &Observed) {
+    let launched = seen.machine.as_ref().map(|machine| machine.launch);
+    let saved = match &seen.memory {
+        Some(Memory::Saved(saved)) => Some(saved.launch),
+        Some(Memory::Loose) | None => None,
+    };
+    status.launch = launched.into_iter().chain(saved).fold(status.launch, LaunchId::max);
+}
+
 /// The memory of its origin is here: from now on it counts as used.
 fn record_adoption(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed) {
     if let Some(origin) = object.awaits_memory()
         && seen.saved(object).is_some()
     {
-        status.adopted = origin.generation;
+        status.adopted = origin.standby;
     }
 }
 
-fn prepared_launch(object: &Object<Instance>, seen: &Observed) -> Option<Timestamp> {
+fn prepared_launch(object: &Object<Instance>, seen: &Observed) -> Option<LaunchId> {
     let machine =
         seen.machine.as_ref().filter(|machine| object.is_pooled() && is_prepared(object, machine))?;
-    Some(machine.launched_at)
+    Some(machine.launch)
 }
 
 /// The end of a run is stored before the guest is told that it may go.
-fn record_end(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Timestamp) {
+fn record_end(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Moment) {
     let Some(machine) = &seen.machine else {
         if object.spec.power == Power::Stopped && status.ended_run < object.spec.run {
             // Stopped before an end was reported: the run is over all the same.
@@ -137,26 +150,25 @@ fn record_end(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Obs
     (status.exit, status.exit_run) = (Some(exit), machine.run);
 }
 
-fn record_death(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Timestamp) {
+fn record_death(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Moment) {
     let Some(machine) = &seen.machine else { return };
-    let is_new = status.last_death.is_none_or(|death| death.launched_at != machine.launched_at);
-    let is_unasked =
-        wanted_run(object) == Some(machine.run) && !is_spent(object, machine) && seen.saved(object).is_none();
+    let is_new = status.last_death.is_none_or(|death| death.launch != machine.launch);
+    let is_unasked = is_wanted(object, machine) && seen.saved(object).is_none();
     if machine.vmm == VmmState::Dead && is_unasked && is_new {
         status.vmm_deaths = status.vmm_deaths.saturating_add(1);
-        status.last_death = Some(VmmDeath { launched_at: machine.launched_at, noticed_at: now });
+        status.last_death = Some(VmmDeath { launch: machine.launch, noticed_at: now.at() });
     }
-    let stable = SignedDuration::try_from(limits::VMM_STABLE_AFTER).unwrap_or(SignedDuration::MAX);
-    let is_stable = machine.vmm == VmmState::Running && now.duration_since(machine.launched_at) >= stable;
+    let is_stable =
+        machine.vmm == VmmState::Running && now.elapsed(machine.launched_at) >= limits::VMM_STABLE_AFTER;
     if is_stable {
         status.vmm_deaths = 0;
     }
 }
 
 /// The wire's word for what is there.
-fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, now: Timestamp) -> State {
-    let is_delayed = status.restart.next_attempt_at.is_some_and(|at| now < at);
-    let is_wanted = wanted_run(object).is_some_and(|run| run > status.ended_run) && !is_delayed;
+fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, now: Moment) -> State {
+    let is_delayed = status.restart.next_attempt_at.is_some_and(|at| now.at() < at);
+    let is_wanted = Goal::under(object, status).run().is_some() && !is_delayed;
     match &seen.machine {
         None if is_wanted && seen.saved(object).is_some() => State::Standby,
         None if is_wanted => State::Created,
@@ -183,20 +195,21 @@ fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, no
     }
 }
 
-fn is_as_recorded(object: &Object<Instance>, machine: &Machine, now: Timestamp) -> bool {
-    object.status.state == State::Running && has_started(object, machine) && now < heard_by(machine)
+fn is_as_recorded(object: &Object<Instance>, machine: &Machine, now: Moment) -> bool {
+    object.status.state == State::Running && has_started(object, machine) && now.at() < heard_by(machine, now)
 }
 
 /// Changes the state and counts the time that was spent in the one before.
-fn enter(status: &mut InstanceStatus, next: State, now: Timestamp) {
-    let since = status.state_since.unwrap_or(now);
+fn enter(status: &mut InstanceStatus, next: State, now: Moment) {
     if next != status.state {
-        let millis = u64::try_from(now.duration_since(since).as_millis()).unwrap_or(0);
-        *status.phases.entry(status.state).or_default() += millis;
-        status.state_since = Some(now);
+        let spent = status.state_since.map(|since| now.elapsed(since).as_millis());
+        let millis = u64::try_from(spent.unwrap_or_default()).unwrap_or(u64::MAX);
+        let phase = status.phases.entry(status.state).or_default();
+        *phase = phase.saturating_add(millis);
+        status.state_since = Some(now.at());
         status.state = next;
     } else if status.state_since.is_none() {
-        status.state_since = Some(now);
+        status.state_since = Some(now.at());
     }
 }
 
@@ -212,21 +225,22 @@ fn record_times(
     object: &Object<Instance>,
     seen: &Observed,
     next: State,
-    now: Timestamp,
+    now: Moment,
 ) {
     // Once for each launch: a daemon that comes later finds it recorded.
     let is_recorded = seen.machine.as_ref().is_some_and(|machine| has_started(object, machine));
     if next == State::Running && !is_recorded {
-        status.started_at = Some(now);
+        status.started_at = Some(now.at());
+        status.started_launch = seen.machine.as_ref().map(|machine| machine.launch);
     }
     let is_end = next == State::Stopped && !matches!(status.state, State::Stopped);
     if is_end && status.started_at.is_some_and(|started| status.stopped_at.is_none_or(|at| at < started)) {
-        status.stopped_at = Some(now);
+        status.stopped_at = Some(now.at());
     }
 }
 
 /// A converged host is Ready only when the program runs; being down is said as such, and why.
-fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Timestamp) {
+fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Moment) {
     let is_down = condition::is_ready(&status.conditions) && status.state != State::Running;
     if !is_down {
         return;
@@ -234,7 +248,7 @@ fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Timestam
     let (reason, message) = match &status.exit {
         _ if object.spec.power == Power::Stopped => (Reason::Stopped, "stopped as wished".to_owned()),
         _ if status.state == State::Standby => {
-            let how = if idle::is_by_itself(object) { "because nobody was connected" } else { "as wished" };
+            let how = if is_idle_standby(object) { "because nobody was connected" } else { "as wished" };
             (Reason::Standby, format!("in standby {how}"))
         }
         Some(exit) if exit.is_boot_failure => (Reason::GuestBootFailed, exit.message.clone()),
@@ -250,7 +264,7 @@ fn tell_unresponsive(
     status: &mut InstanceStatus,
     object: &Object<Instance>,
     seen: Option<&Observed>,
-    now: Timestamp,
+    now: Moment,
 ) {
     let machine = seen.and_then(|seen| seen.machine.as_ref());
     let is_unresponsive =
@@ -267,7 +281,7 @@ fn not_ready(
     object: &Object<Instance>,
     (reason, message): (Reason, &str),
     is_degraded: bool,
-    now: Timestamp,
+    now: Moment,
 ) {
     let new = |kind, status| Condition {
         kind,
@@ -275,7 +289,7 @@ fn not_ready(
         reason,
         message: message.to_owned(),
         observed_generation: object.meta.generation,
-        last_transition_time: now,
+        last_transition_time: now.at(),
     };
     // The transition time is that of the condition as it was before this pass.
     let mut conditions = object.status.conditions.clone();

@@ -151,10 +151,10 @@ mod tests {
         let object = instance(Power::Running, 1, 0);
         let mut seen = seen(None);
         seen.parts.volumes.trouble = Some("volume v: its disk is being made".to_owned());
-        assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), "Wait WaitingForDisk");
+        assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2).into())), "Wait WaitingForDisk");
         seen.parts.volumes =
             VolumesSeen { disks: vec![VolumeDisk { disk: uid('d'), is_read_only: true }], trouble: None };
-        assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), "Launch");
+        assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2).into())), "Launch");
     }
 
     /// Another instance's snapshot with this volume in it, as far as it is.

@@ -8,6 +8,7 @@ use stead_schemas::api::{CompressionAsked, StandbyRequest};
 use stead_schemas::instance::{Instance, Power, PowerCause, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::{Generation, StandbyNo};
 use stead_schemas::policy::AutoStandbyPolicy;
 
 use super::admission::{Refused, compression_wish, live, set_power};
@@ -18,13 +19,13 @@ use crate::store::Tx;
 ///
 /// # Errors
 /// None today: what has changed meanwhile is left as it is.
-pub fn stand_by(tx: &mut Tx<'_>, uid: &Uid, generation: u64) -> Result<(), Refused> {
+pub fn stand_by(tx: &mut Tx<'_>, uid: &Uid, generation: Generation) -> Result<(), Refused> {
     let Ok(object) = live(tx, uid) else { return Ok(()) };
     if object.meta.generation == generation && object.spec.power == Power::Running {
         let now = tx.now();
         tx.update_spec::<Instance>(uid, None, |spec| {
             set_power(spec, Power::Standby, PowerCause::Idle, now);
-            spec.standby += 1;
+            spec.standby = spec.standby.next();
             // By the instance's own policy: nobody is here to say another.
             spec.compression = compression_wish(
                 spec,
@@ -40,7 +41,7 @@ pub fn stand_by(tx: &mut Tx<'_>, uid: &Uid, generation: u64) -> Result<(), Refus
 ///
 /// # Errors
 /// None today: what has changed meanwhile is left as it is.
-pub fn wake(tx: &mut Tx<'_>, uid: &Uid, standby: u64, by: PowerCause) -> Result<(), Refused> {
+pub fn wake(tx: &mut Tx<'_>, uid: &Uid, standby: StandbyNo, by: PowerCause) -> Result<(), Refused> {
     let Ok(object) = live(tx, uid) else { return Ok(()) };
     if object.spec.standby == standby && object.spec.power == Power::Standby {
         let now = tx.now();

@@ -8,7 +8,6 @@ pub mod admission;
 #[cfg(test)]
 mod tests;
 
-use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::disk::Disk;
 use stead_schemas::meta::Object;
@@ -16,7 +15,7 @@ use stead_schemas::names::Uid;
 use stead_schemas::volume::{Volume, VolumeStatus};
 
 use crate::host::HostError;
-use crate::runtime::{Desired, PassEnd, Plan, Reconciler, Wait, conditions};
+use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler, Wait, conditions};
 use crate::store::Store;
 
 /// Capabilities of the volume reconciler.
@@ -50,7 +49,7 @@ impl Reconciler for VolumeReconciler {
         Ok(Observed { trouble: trouble(disk.as_deref()), degraded: disk.as_deref().and_then(degraded) })
     }
 
-    fn plan(desired: &Desired<'_, Volume>, seen: &Observed, _: Timestamp) -> Plan<Action> {
+    fn plan(desired: &Desired<'_, Volume>, seen: &Observed, _: Moment) -> Plan<Action> {
         match (desired, &seen.trouble) {
             (Desired::Absent(_), _) | (_, None) => Plan::Converged,
             (Desired::Present(_), Some(why)) => {
@@ -71,7 +70,7 @@ impl Reconciler for VolumeReconciler {
         let (generation, previous) = (object.meta.generation, &object.status.conditions);
         let mut all = conditions::standard(previous, generation, end);
         if let Some((reason, message)) = seen.and_then(|seen| seen.degraded.as_ref()) {
-            conditions::degrade(&mut all, previous, (*reason, message), generation, end.now);
+            conditions::degrade(&mut all, previous, (*reason, message), generation, end.now.at());
         }
         VolumeStatus { conditions: all, observed_generation: generation }
     }

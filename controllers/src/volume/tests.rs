@@ -1,5 +1,6 @@
 //! Who may mount a volume beside whom, and what keeps one from being deleted.
 
+use jiff::Timestamp;
 use stead_schemas::instance::{Instance, Power};
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::{Name, Uid};
@@ -92,13 +93,16 @@ fn a_volume_is_ready_when_its_disk_is() {
     let object: Object<Volume> = Object { meta, spec, status: VolumeStatus::default() };
     let plan = |trouble: Option<&str>| {
         let seen = Observed { trouble: trouble.map(ToOwned::to_owned), degraded: None };
-        VolumeReconciler::plan(&Desired::Present(&object), &seen, now)
+        VolumeReconciler::plan(&Desired::Present(&object), &seen, now.into())
     };
     assert!(matches!(plan(None), Plan::Converged));
     assert!(matches!(plan(Some("the disk is full")), Plan::Wait(wait)
         if wait.reason == Reason::WaitingForDisk && wait.message == "the disk is full"));
     let seen = Observed { trouble: Some("its disk is gone".to_owned()), degraded: None };
-    assert!(matches!(VolumeReconciler::plan(&Desired::Absent(Some(&object)), &seen, now), Plan::Converged));
+    assert!(matches!(
+        VolumeReconciler::plan(&Desired::Absent(Some(&object)), &seen, now.into()),
+        Plan::Converged
+    ));
 }
 
 #[test]
@@ -111,7 +115,7 @@ fn what_its_disk_has_lost_is_said_of_the_volume_too_and_since_when() {
         Observed { trouble: None, degraded: Some((Reason::HostFault, "the file went missing".to_owned())) };
     for second in [5, 9] {
         let now = Timestamp::from_second(second).expect("in range");
-        let end = PassEnd { now, outcome: crate::runtime::Outcome::Converged };
+        let end = PassEnd { now: now.into(), outcome: crate::runtime::Outcome::Converged };
         object.status = VolumeReconciler::status(&object, Some(&lost), &end);
         let said = condition::find(&object.status.conditions, ConditionType::Degraded).expect("said");
         assert_eq!((said.status, said.message.as_str()), (ConditionStatus::True, "the file went missing"));

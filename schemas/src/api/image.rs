@@ -13,6 +13,7 @@ use crate::image::{Image as Kind, ImagePhase, Progress};
 use crate::instance::Secret;
 use crate::meta::{Object, Tags};
 use crate::names::{ImageRef, Platform};
+use crate::numbers::Generation;
 use crate::validate::{FieldErrors, tags as check_tags};
 
 const INVALID: &str = "invalid_request";
@@ -128,8 +129,8 @@ pub struct Image {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
     pub conditions: Vec<Condition>,
-    pub generation: u64,
-    pub observed_generation: u64,
+    pub generation: Generation,
+    pub observed_generation: Generation,
     pub resource_version: u64,
 }
 

@@ -21,6 +21,7 @@ use crate::limits;
 use crate::meta::{Object, Tags};
 use crate::names::{ImageRef, Name, Platform};
 use crate::network::PortSpec;
+use crate::numbers::Generation;
 use crate::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
 use crate::quantity::Bytes;
 use crate::validate::{FieldErrors, tags as check_tags};
@@ -316,8 +317,8 @@ pub struct Instance {
     pub phase_durations_ms: BTreeMap<String, u64>,
     /// Additive: how far the host is from the wish.
     pub conditions: Vec<Condition>,
-    pub generation: u64,
-    pub observed_generation: u64,
+    pub generation: Generation,
+    pub observed_generation: Generation,
     pub resource_version: u64,
     /// Additive: the VMM's process on the host, while there is one.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -16,7 +16,7 @@ use stead_controllers::host::{HostError, HostErrorKind, ProbePlan, ProbeSeen, Pr
 use stead_schemas::health::Tally;
 use stead_schemas::names::Uid;
 use tokio::task::JoinHandle;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 pub use question::OpenStream;
 use question::{Found, Questions};
@@ -93,6 +93,7 @@ impl Shared {
     }
 
     async fn ask_again_and_again(&self, plan: &ProbePlan, seen: &Mutex<ProbeSeen>) {
+        let begun = Instant::now();
         tokio::time::sleep(place_in_spread(&plan.owner)).await;
         // Anywhere: an earlier daemon's connections may not be forgotten yet.
         let mut turn = usize::try_from(Timestamp::now().subsec_nanosecond().unsigned_abs()).unwrap_or(0);
@@ -111,7 +112,7 @@ impl Shared {
             };
             let is_news = {
                 let tally: &mut Tally = &mut lock(seen).tally;
-                tally.count(found, Timestamp::now(), plan.lenient_until);
+                tally.count(found, Timestamp::now(), begun.elapsed() < plan.lenient_for);
                 tally.is_news(&plan.check)
             };
             if is_news {

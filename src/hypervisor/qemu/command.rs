@@ -167,6 +167,7 @@ fn escaped(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use stead_controllers::host::LaunchPlan;
+    use stead_schemas::numbers::{LaunchId, RunNo};
     use stead_schemas::quantity::Bytes;
 
     use super::*;
@@ -181,7 +182,8 @@ mod tests {
     fn plan(machine: QemuMachine, has_network: bool) -> LaunchPlan {
         LaunchPlan {
             owner: "tz4a98xxat96iws9zmbrgj3a".parse().expect("valid"),
-            run: 1,
+            run: RunNo(1),
+            launch: LaunchId(1),
             hypervisor: machine_type(machine).hypervisor,
             vcpus: 2,
             memory: Bytes(256 << 20),

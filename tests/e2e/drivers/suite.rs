@@ -12,6 +12,7 @@ use stead_schemas::compression::{Algorithm, Compression};
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::Uid;
 use stead_schemas::network::Mac;
+use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
 use super::drivers;
@@ -117,7 +118,7 @@ impl Vm {
     async fn is_launched_paused_and_resumed(&self) {
         self.launch().await;
         let seen = self.inspect().await;
-        assert_eq!((seen.hypervisor, seen.run), (self.bench.hypervisor, 1));
+        assert_eq!((seen.hypervisor, seen.run), (self.bench.hypervisor, RunNo(1)));
         let conflict = self.vms.launch(&self.plan()).await.expect_err("one is there");
         assert_eq!(conflict.kind, HostErrorKind::Conflict);
         self.pause().await;
@@ -204,11 +205,11 @@ impl Vm {
         self.launch().await;
         if !self.has.standby {
             self.pause().await;
-            let refused = self.vms.save(&self.owner, 5).await.expect_err("not declared");
+            let refused = self.vms.save(&self.owner, StandbyNo(5)).await.expect_err("not declared");
             assert_eq!(refused.kind, HostErrorKind::Unsupported);
             return self.clear_away().await;
         }
-        self.vms.save(&self.owner, 5).await.expect_err("it runs");
+        self.vms.save(&self.owner, StandbyNo(5)).await.expect_err("it runs");
         self.is(VmmState::Running).await;
         assert_eq!(self.vms.memory(&self.owner).await.expect("observed"), None);
         self.save_and_end(5).await;
@@ -220,7 +221,7 @@ impl Vm {
         self.restore().await;
         // Saved again before it ran: nothing of the RAM was lost on the way.
         self.vms.discard_memory(&self.owner).await.expect("discarded");
-        self.vms.save(&self.owner, 6).await.expect("saved");
+        self.vms.save(&self.owner, StandbyNo(6)).await.expect("saved");
         assert_eq!(self.saved_sum(&self.owner), sum, "the restored RAM is not the saved one");
         self.vms.discard_memory(&self.owner).await.expect("discarded");
         self.resume().await;
@@ -263,7 +264,7 @@ impl Vm {
         let capture = CapturePlan {
             snapshot: snapshot.clone(),
             source: self.owner.clone(),
-            run: 1,
+            run: RunNo(1),
             kind: SnapshotKind::Standby,
             disk: self.owner.clone(),
             volumes: Vec::new(),
@@ -275,8 +276,9 @@ impl Vm {
         let adopt = AdoptPlan {
             owner: fork.clone(),
             snapshot: snapshot.clone(),
-            generation: 1,
-            run: 1,
+            standby: StandbyNo(1),
+            run: RunNo(1),
+            launch: LaunchId(2),
             overlay: fork.clone(),
             volumes: Vec::new(),
         };
@@ -296,13 +298,14 @@ impl Vm {
         self.clear_away().await;
     }
 
-    /// Saves a running VM for this generation, and ends it.
-    async fn save_and_end(&self, generation: u64) {
+    /// Saves a running VM for this standby, and ends it.
+    async fn save_and_end(&self, number: u64) {
+        let standby = StandbyNo(number);
         self.pause().await;
-        self.vms.save(&self.owner, generation).await.expect("saved");
+        self.vms.save(&self.owner, standby).await.expect("saved");
         self.is(VmmState::Paused).await;
         let seen = self.vms.memory(&self.owner).await.expect("observed");
-        assert!(matches!(&seen, Some(Memory::Saved(saved)) if saved.generation == generation), "{seen:?}");
+        assert!(matches!(&seen, Some(Memory::Saved(saved)) if saved.standby == standby), "{seen:?}");
         let conflict = self.vms.resume(&self.owner).await.expect_err("its memory is saved");
         assert_eq!(conflict.kind, HostErrorKind::Conflict);
         self.end().await;

@@ -29,6 +29,7 @@ use stead_schemas::instance::{Hypervisor, Instance, Power, PowerCause, State};
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{ImageRef, LinkName, Name, Platform, Uid};
 use stead_schemas::network::Port;
+use stead_schemas::numbers::StandbyNo;
 use stead_schemas::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
 use stead_schemas::quantity::{Bytes, GoDuration};
 use stead_schemas::schedule::Retention;
@@ -49,7 +50,7 @@ pub(crate) struct Play {
     names: u64,
     pub(crate) log: Vec<String>,
     /// Standbys that a client asked for, by their number: those may go over connections.
-    asked: BTreeSet<(Uid, u64)>,
+    asked: BTreeSet<(Uid, StandbyNo)>,
     foreign: BTreeSet<LinkName>,
     /// A play about going to standby by itself and waking.
     is_sleepy: bool,

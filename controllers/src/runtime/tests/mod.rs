@@ -145,12 +145,12 @@ impl Reconciler for Lamps {
         })
     }
 
-    fn plan(desired: &Desired<'_, Lamp>, seen: &Seen, now: Timestamp) -> Plan<Self::Action> {
+    fn plan(desired: &Desired<'_, Lamp>, seen: &Seen, now: Moment) -> Plan<Self::Action> {
         let wish = match desired {
             Desired::Present(object) => Some(object.spec.level),
             Desired::Absent(_) => None,
         };
-        if let Some(until) = seen.wait.filter(|until| *until > now) {
+        if let Some(until) = seen.wait.filter(|until| *until > now.at()) {
             let reason = Reason::WaitingForGuest;
             return Plan::Wait(Wait { reason, message: String::new(), until: Some(until) });
         }

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 use stead_schemas::limits;
 use stead_schemas::meta::{OwnerRef, Tags};
+use stead_schemas::numbers::Generation;
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -100,12 +101,12 @@ async fn generation_moves_with_the_spec_only_and_versions_with_every_write() {
     let uid = create(&store, "a").await.expect("created").meta.uid.clone();
     let meta = |store: &Store| store.get::<House>(&uid).expect("there").meta.clone();
     let first = meta(&store);
-    assert_eq!((first.generation, first.finalizers.len()), (1, 1));
+    assert_eq!((first.generation, first.finalizers.len()), (Generation(1), 1));
 
     assert_eq!(store.write_status::<House>(&uid, Status { seen: 3 }).await, Ok(true));
     assert_eq!(store.write_status::<House>(&uid, Status { seen: 3 }).await, Ok(false));
     let second = meta(&store);
-    assert_eq!(second.generation, 1);
+    assert_eq!(second.generation, Generation(1));
     assert!(second.resource_version > first.resource_version);
 
     let at = uid.clone();
@@ -115,7 +116,7 @@ async fn generation_moves_with_the_spec_only_and_versions_with_every_write() {
     let changed =
         store.transact(move |tx| tx.update_spec::<House>(&at, Some(expected), |spec| spec.value = 2)).await;
     let changed = changed.expect("the version matches");
-    assert_eq!((changed.meta.generation, changed.status.seen), (2, 3));
+    assert_eq!((changed.meta.generation, changed.status.seen), (Generation(2), 3));
 
     let at = uid.clone();
     let stale =
@@ -123,7 +124,7 @@ async fn generation_moves_with_the_spec_only_and_versions_with_every_write() {
     assert!(matches!(stale, Err(TransactError::Refused(TxError::Stale { .. }))), "{stale:?}");
     let (at, tags) = (uid.clone(), Tags::from([("k".to_owned(), "v".to_owned())]));
     let tagged = store.transact(move |tx| tx.update_tags::<House>(&at, None, tags)).await;
-    assert_eq!(tagged.expect("stored").meta.generation, 2);
+    assert_eq!(tagged.expect("stored").meta.generation, Generation(2));
 
     delete(&store, &uid).await;
     let at = uid.clone();

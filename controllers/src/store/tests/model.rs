@@ -31,7 +31,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// What the store should say, kept by other means: name, generation, value, seen, deleting.
-type Model = BTreeMap<Uid, (String, u64, u32, u32, bool)>;
+type Model = BTreeMap<Uid, (String, Generation, u32, u32, bool)>;
 
 fn look(store: &Store) -> Model {
     let of = |house: &Arc<Object<House>>| {
@@ -60,7 +60,7 @@ async fn run_step(store: &Store, model: &mut Model, kv: &MemoryKv, step: &Step) 
             match made.await {
                 Ok(made) => {
                     assert!(!is_taken && !is_refused);
-                    model.insert(made.meta.uid.clone(), (text, 1, 1, 0, false));
+                    model.insert(made.meta.uid.clone(), (text, Generation(1), 1, 0, false));
                 }
                 Err(TransactError::Refused(Some(TxError::NameTaken { .. }))) => assert!(is_taken),
                 Err(TransactError::Refused(None)) => assert!(is_refused && !is_taken),
@@ -76,7 +76,7 @@ async fn run_step(store: &Store, model: &mut Model, kv: &MemoryKv, step: &Step) 
             let row = model.get_mut(&uid).expect("there");
             match done {
                 Ok(_) if row.2 == value => assert!(!row.4),
-                Ok(_) => (row.1, row.2) = (row.1 + 1, value),
+                Ok(_) => (row.1, row.2) = (row.1.next(), value),
                 Err(TransactError::Refused(TxError::Deleting { .. })) => assert!(row.4),
                 Err(TransactError::Refused(other)) => panic!("{other}"),
                 Err(TransactError::Store(error)) => return Err(error),

@@ -14,16 +14,16 @@ fn a_guest_that_ran_before_is_neither_overdue_nor_killed_while_a_new_daemon_has_
     let silent = || seen(Some(machine(VmmState::Running, GuestPhase::Silent)));
     let mut object = instance(Power::Running, 1, 0);
     object.status.state = State::Running;
-    object.status.started_at = Some(at(2));
-    let step = plan(&Desired::Present(&object), &silent(), long_after);
+    (object.status.started_at, object.status.started_launch) = (Some(at(2)), Some(LaunchId(1)));
+    let step = plan(&Desired::Present(&object), &silent(), long_after.into());
     assert!(matches!(&step, Plan::Wait(wait) if wait.until.is_none()), "{step:?}");
-    let end = PassEnd { now: long_after, outcome: Outcome::Converged };
+    let end = PassEnd { now: long_after.into(), outcome: Outcome::Converged };
     let told = status(&object, Some(&silent()), &end);
-    assert_eq!((told.ended_run, told.exit, told.state), (0, None, State::Initializing));
+    assert_eq!((told.ended_run, told.exit, told.state), (RunNo(0), None, State::Initializing));
     let mut just_attached = machine(VmmState::Running, GuestPhase::Silent);
     just_attached.listening_since = at(3599);
     let just_attached = seen(Some(just_attached));
-    let step = plan(&Desired::Present(&object), &just_attached, long_after);
+    let step = plan(&Desired::Present(&object), &just_attached, long_after.into());
     assert!(matches!(&step, Plan::Wait(wait) if wait.until == Some(at(3609))), "{step:?}");
     assert_eq!(
         status(&object, Some(&just_attached), &end).state,
@@ -38,11 +38,11 @@ fn a_guest_that_ran_before_is_neither_overdue_nor_killed_while_a_new_daemon_has_
     // Asked to stop, it still has its grace.
     object.spec.power = Power::Stopped;
     object.spec.power_since = at(3599);
-    assert_eq!(name(&plan(&Desired::Present(&object), &silent(), long_after)), "Wait Converging");
-    assert_eq!(name(&plan(&Desired::Present(&object), &silent(), at(3609))), "Kill");
+    assert_eq!(name(&plan(&Desired::Present(&object), &silent(), long_after.into())), "Wait Converging");
+    assert_eq!(name(&plan(&Desired::Present(&object), &silent(), at(3609).into())), "Kill");
     // One that never started is overdue.
     let object = instance(Power::Running, 1, 0);
-    assert_eq!(status(&object, Some(&silent()), &end).ended_run, 1);
+    assert_eq!(status(&object, Some(&silent()), &end).ended_run, RunNo(1));
 }
 
 #[test]
@@ -55,8 +55,11 @@ fn a_boot_that_outlived_its_daemon_is_overdue_only_after_the_next_one_listened_f
         status(&object, Some(&seen(Some(booted.clone()))), &end).ended_run
     };
     let grace = i64::try_from(limits::GUEST_HEARD_GRACE.as_secs()).expect("seconds");
-    assert_eq!((ended_run(at(3599 + grace)), ended_run(at(3600 + grace))), (0, 1));
-    let step = plan(&Desired::Present(&object), &seen(Some(booted.clone())), at(3600));
+    assert_eq!(
+        (ended_run(at(3599 + grace).into()), ended_run(at(3600 + grace).into())),
+        (RunNo(0), RunNo(1))
+    );
+    let step = plan(&Desired::Present(&object), &seen(Some(booted.clone())), at(3600).into());
     assert!(matches!(&step, Plan::Wait(wait) if wait.until == Some(at(3600 + grace))), "{step:?}");
 }
 
@@ -71,16 +74,16 @@ fn the_end_of_a_long_run_is_acknowledged_before_the_process_is_ended() {
         status,
         reason: Reason::ProgramExited,
         message: String::new(),
-        observed_generation: 1,
+        observed_generation: Generation(1),
         last_transition_time: at(3600),
     };
     object.status.conditions = vec![ready(ConditionStatus::False)];
     let step =
         |machine: &Machine, now| name(&plan(&Desired::Present(&object), &seen(Some(machine.clone())), now));
-    assert_eq!(step(&machine, at(3600)), "AcknowledgeExit");
+    assert_eq!(step(&machine, at(3600).into()), "AcknowledgeExit");
     machine.guest.is_exit_acknowledged = true;
-    assert_eq!(step(&machine, at(3601)), "Wait Converging");
-    assert_eq!(step(&machine, at(3611)), "Kill");
+    assert_eq!(step(&machine, at(3601).into()), "Wait Converging");
+    assert_eq!(step(&machine, at(3611).into()), "Kill");
 }
 
 /// The status after a launch of age `age` ended with `code`.
@@ -88,7 +91,7 @@ fn after_end(object: &Object<Instance>, code: i32, age: i64) -> InstanceStatus {
     let mut ended = machine(VmmState::Running, GuestPhase::Exited);
     (ended.launched_at, ended.listening_since) = (at(10_000 - age), at(10_000 - age));
     ended.guest.exit = Some(Exit { code: Some(code), message: String::new(), is_boot_failure: false });
-    let end = PassEnd { now: at(10_000), outcome: Outcome::Acting };
+    let end = PassEnd { now: at(10_000).into(), outcome: Outcome::Acting };
     status(object, Some(&seen(Some(ended))), &end)
 }
 
@@ -112,11 +115,11 @@ fn restarts_follow_their_policy() {
     for (when, max_attempts, attempts, code, age, expected) in table {
         let mut object = instance(Power::Running, 1, 0);
         object.spec.restart = RestartPolicy { when, max_attempts, ..RestartPolicy::default() };
-        object.status.restart = RestartStatus { run: 1, attempts, ..RestartStatus::default() };
+        object.status.restart = RestartStatus { run: RunNo(1), attempts, ..RestartStatus::default() };
         let status = after_end(&object, code, age);
         let next = status.restart.next_attempt_at.map(|next| next.duration_since(at(10_000)).as_secs());
         let case = format!("{when:?} {attempts} of {max_attempts}, code {code}, age {age}");
-        assert_eq!((next, status.ended_run), (expected, u64::from(expected.is_none())), "{case}");
+        assert_eq!((next, status.ended_run), (expected, RunNo(u64::from(expected.is_none()))), "{case}");
         assert_eq!(status.exit.map(|exit| exit.code), Some(Some(code)), "{case}");
     }
 }
@@ -130,7 +133,7 @@ fn a_restart_waits_for_its_time_and_its_old_machine_goes_first() {
     old.launched_at = at(9_995);
     old.guest.exit.clone_from(&object.status.exit);
     let plan_at = |object: &Object<Instance>, machine: Option<Machine>, now: i64| {
-        name(&plan(&Desired::Present(object), &seen(machine), at(now)))
+        name(&plan(&Desired::Present(object), &seen(machine), at(now).into()))
     };
     assert_eq!(plan_at(&object, Some(old.clone()), 10_001), "AcknowledgeExit");
     old.vmm = VmmState::Dead;
@@ -147,10 +150,10 @@ fn a_restart_waits_for_its_time_and_its_old_machine_goes_first() {
 proptest! {
     #[test]
     fn no_two_instances_and_no_two_boots_share_a_machine_id(
-        one in "[a-z][a-z0-9]{23}", other in "[a-z][a-z0-9]{23}", first in 0i64..4_000_000_000, later in 0i64..4_000_000_000,
+        one in "[a-z][a-z0-9]{23}", other in "[a-z][a-z0-9]{23}", first in 0u64..4_000_000_000, later in 0u64..4_000_000_000,
     ) {
         let [one, other]: [Uid; 2] = [one, other].map(|text| text.parse().expect("a uid"));
-        let (first, later) = (at(first), at(later));
+        let (first, later) = (LaunchId(first), LaunchId(later));
         prop_assert_eq!(machine_id(&one, first) == machine_id(&other, first), one == other);
         prop_assert_eq!(machine_id(&one, first) == machine_id(&one, later), first == later);
         prop_assert_eq!(machine_id(&one, later).len(), 32);
@@ -159,15 +162,15 @@ proptest! {
 
 #[test]
 fn a_machine_id_is_made_of_the_uid_and_of_its_boot() {
-    assert_eq!(machine_id(&uid(), Timestamp::UNIX_EPOCH), "0e108452948b257ed4bcbd32f6ebeba6");
-    assert_ne!(machine_id(&uid(), at(1)), machine_id(&uid(), at(0)));
+    assert_eq!(machine_id(&uid(), LaunchId(0)), "0e108452948b257ed4bcbd32f6ebeba6");
+    assert_ne!(machine_id(&uid(), LaunchId(1)), machine_id(&uid(), LaunchId(0)));
     let last: Uid = "z".repeat(24).parse().expect("valid");
-    assert_eq!(machine_id(&last, Timestamp::UNIX_EPOCH), format!("{:032x}", 36u128.pow(24) - 1));
+    assert_eq!(machine_id(&last, LaunchId(0)), format!("{:032x}", 36u128.pow(24) - 1));
 }
 
 #[test]
 fn a_guest_without_the_headers_it_wants_is_told_of_and_runs() {
-    let end = PassEnd { now: at(1), outcome: Outcome::Converged };
+    let end = PassEnd { now: at(1).into(), outcome: Outcome::Converged };
     let poor = || {
         let mut machine = machine(VmmState::Running, GuestPhase::Ready);
         machine.has_headers = false;
@@ -191,7 +194,7 @@ fn a_guest_without_the_headers_it_wants_is_told_of_and_runs() {
 
 #[test]
 fn a_guest_that_does_not_answer_is_running_and_not_ready_until_it_does() {
-    let end = PassEnd { now: at(1), outcome: Outcome::Converged };
+    let end = PassEnd { now: at(1).into(), outcome: Outcome::Converged };
     let unresponsive = |vmm| {
         let mut machine = machine(vmm, GuestPhase::Ready);
         machine.guest.is_unresponsive = true;

@@ -1,5 +1,6 @@
 //! The life-cycle table as a table, and its properties against a model of a machine.
 
+mod clocks;
 mod ends;
 mod model;
 
@@ -16,11 +17,13 @@ use stead_schemas::instance::{
 use stead_schemas::limits;
 use stead_schemas::meta::{Meta, Object};
 use stead_schemas::names::{Name, Platform, Uid};
+use stead_schemas::numbers::{Generation, LaunchId, RunNo, StandbyNo};
 use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::PackingState;
 
-use super::plan::{argv, machine_id, plan};
+use super::guest_config::{argv, machine_id};
+use super::plan::plan;
 use super::status::status;
 use super::{Action, Observed, Parts};
 use crate::host::{GuestPhase, GuestView, Machine, Memory, SavedMemory, VmmState};
@@ -41,7 +44,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             uid: uid(),
             name: Name::resource("web").expect("valid"),
             tags: BTreeMap::new(),
-            generation: 1,
+            generation: Generation(1),
             resource_version: 1,
             created_at: at(0),
             deletion_requested_at: None,
@@ -71,8 +74,8 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             power,
             power_by: PowerCause::Client,
             power_since: at(0),
-            run,
-            standby: 0,
+            run: RunNo(run),
+            standby: StandbyNo(0),
             is_forced: false,
             origin: None,
             snapshot_policy: None,
@@ -80,7 +83,11 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             volumes: Vec::new(),
             allocated: Allocated { image: uid(), disk: uid(), port: None, cid: 3 },
         },
-        status: InstanceStatus { image_digest: Some(digest), ended_run, ..InstanceStatus::default() },
+        status: InstanceStatus {
+            image_digest: Some(digest),
+            ended_run: RunNo(ended_run),
+            ..InstanceStatus::default()
+        },
     }
 }
 
@@ -98,10 +105,11 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
     };
     Machine {
         owner: uid(),
-        run: 1,
+        run: RunNo(1),
         hypervisor: Hypervisor::Qemu,
         vmm,
         pid,
+        launch: LaunchId(1),
         launched_at: at(0),
         listening_since: at(0),
         is_network_cut: false,
@@ -153,11 +161,11 @@ fn every_machine_state_has_its_next_step() {
     let dead_recorded = || {
         let mut object = up();
         object.status.vmm_deaths = 1;
-        object.status.last_death = Some(VmmDeath { launched_at: at(0), noticed_at: at(1) });
+        object.status.last_death = Some(VmmDeath { launch: LaunchId(1), noticed_at: at(1) });
         object
     };
     let was_up = |mut object: Object<Instance>| {
-        object.status.started_at = Some(at(1));
+        (object.status.started_at, object.status.started_launch) = (Some(at(1)), Some(LaunchId(1)));
         object
     };
     let table = [
@@ -199,7 +207,7 @@ fn every_machine_state_has_its_next_step() {
         (instance(Power::Running, 2, 1), Some(machine(Dead, Ready)), "Release"),
     ];
     for (object, machine, expected) in table {
-        let plan = plan(&Desired::Present(&object), &seen(machine.clone()), at(2));
+        let plan = plan(&Desired::Present(&object), &seen(machine.clone()), at(2).into());
         assert_eq!(name(&plan), expected, "{:?} {:?}", object.spec.power, machine);
     }
 }
@@ -211,11 +219,11 @@ fn every_step_to_standby_and_back_has_its_next_one() {
     let of = |power, generation| {
         let mut object = instance(power, 1, 0);
         object.spec.standby = generation;
-        object.status.started_at = Some(at(1));
+        (object.status.started_at, object.status.started_launch) = (Some(at(1)), Some(LaunchId(1)));
         object
     };
-    let down = || of(Power::Standby, 1);
-    let back = || of(Power::Running, 1);
+    let down = || of(Power::Standby, StandbyNo(1));
+    let back = || of(Power::Running, StandbyNo(1));
     let recorded = || {
         let mut object = down();
         object.status.state = State::Standby;
@@ -224,14 +232,14 @@ fn every_step_to_standby_and_back_has_its_next_one() {
     // Its program was not seen running yet: paused before that, it would be resumed for ever.
     let fresh = || {
         let mut object = down();
-        object.status.started_at = None;
+        (object.status.started_at, object.status.started_launch) = (None, None);
         object
     };
-    let saved = |generation| {
+    let saved = |standby| {
         Some(Memory::Saved(SavedMemory {
-            generation,
-            run: 1,
-            launched_at: at(0),
+            standby: StandbyNo(standby),
+            run: RunNo(1),
+            launch: LaunchId(1),
             packing: PackingState::Plain,
         }))
     };
@@ -257,15 +265,15 @@ fn every_step_to_standby_and_back_has_its_next_one() {
         (back(), Some(machine(Paused, Silent)), None, "Resume"),
         (back(), Some(machine(Running, Ready)), loose(), "DiscardMemory"),
         // Nothing of an earlier standby is ever gone on from.
-        (of(Power::Running, 2), None, saved(1), "DiscardMemory"),
-        (of(Power::Standby, 2), Some(machine(Paused, Ready)), saved(1), "DiscardMemory"),
+        (of(Power::Running, StandbyNo(2)), None, saved(1), "DiscardMemory"),
+        (of(Power::Standby, StandbyNo(2)), Some(machine(Paused, Ready)), saved(1), "DiscardMemory"),
         (back(), Some(machine(Running, Ready)), saved(1), "DiscardMemory"),
-        (of(Power::Stopped, 1), None, saved(1), "DiscardMemory"),
+        (of(Power::Stopped, StandbyNo(1)), None, saved(1), "DiscardMemory"),
     ];
     for (object, machine, memory, expected) in table {
         let mut seen = seen(machine);
         seen.memory = memory;
-        let plan = plan(&Desired::Present(&object), &seen, at(2));
+        let plan = plan(&Desired::Present(&object), &seen, at(2).into());
         assert_eq!(name(&plan), expected, "{:?} {seen:?}", object.spec.power);
     }
 }
@@ -274,20 +282,21 @@ fn every_step_to_standby_and_back_has_its_next_one() {
 fn deletion_is_a_plan_toward_nothing() {
     let mut object = instance(Power::Running, 1, 0);
     object.meta.deletion_requested_at = Some(at(100));
-    let deleting = |machine, now| name(&plan(&Desired::Absent(Some(&object)), &seen(machine), at(now)));
+    let deleting =
+        |machine, now| name(&plan(&Desired::Absent(Some(&object)), &seen(machine), at(now).into()));
     let running = || machine(VmmState::Running, GuestPhase::Ready);
     assert_eq!(deleting(Some(running()), 101), "Shutdown");
     assert_eq!(deleting(Some(running()), 110), "Kill", "the grace is over");
     assert_eq!(deleting(Some(machine(VmmState::Dead, GuestPhase::Ready)), 101), "Release");
     assert_eq!(deleting(None, 101), "DiscardRecords");
-    let orphan = |machine| name(&plan(&Desired::Absent(None), &seen(machine), at(1)));
+    let orphan = |machine| name(&plan(&Desired::Absent(None), &seen(machine), at(1).into()));
     assert_eq!(orphan(Some(running())), "Kill");
 }
 
 #[test]
 fn a_launch_waits_for_each_part_and_says_for_which() {
     let object = instance(Power::Running, 1, 0);
-    let waits = |seen: &Observed| name(&plan(&Desired::Present(&object), seen, at(1)));
+    let waits = |seen: &Observed| name(&plan(&Desired::Present(&object), seen, at(1).into()));
     let mut without = seen(None);
     without.parts.image_config = None;
     without.parts.image_trouble = Some((Reason::ImageNotFound, "gone".to_owned()));
@@ -296,14 +305,17 @@ fn a_launch_waits_for_each_part_and_says_for_which() {
     without.parts.is_disk_ready = false;
     assert_eq!(waits(&without), "Wait WaitingForDisk");
     without.parts.disk_trouble = Some("no room".to_owned());
-    let told = plan(&Desired::Present(&object), &without, at(1));
+    let told = plan(&Desired::Present(&object), &without, at(1).into());
     assert!(matches!(&told, Plan::Wait(wait) if wait.message.ends_with("being made: no room")), "{told:?}");
     let mut without = seen(None);
     without.parts.image_config = Some(ImageConfig::default());
     assert_eq!(waits(&without), "Refuse ImageInvalid");
     let mut networked = object.clone();
     networked.spec.has_network = true;
-    assert_eq!(name(&plan(&Desired::Present(&networked), &seen(None), at(1))), "Wait WaitingForNetwork");
+    assert_eq!(
+        name(&plan(&Desired::Present(&networked), &seen(None), at(1).into())),
+        "Wait WaitingForNetwork"
+    );
 }
 
 #[test]
@@ -311,8 +323,8 @@ fn repeated_deaths_delay_the_next_start_and_the_first_does_not() {
     let mut object = instance(Power::Running, 1, 0);
     let mut planned = |deaths, now| {
         object.status.vmm_deaths = deaths;
-        object.status.last_death = Some(VmmDeath { launched_at: at(0), noticed_at: at(10) });
-        name(&plan(&Desired::Present(&object), &seen(None), at(now)))
+        object.status.last_death = Some(VmmDeath { launch: LaunchId(1), noticed_at: at(10) });
+        name(&plan(&Desired::Present(&object), &seen(None), at(now).into()))
     };
     assert_eq!(planned(1, 10), "Launch");
     assert_eq!(planned(2, 10), "Wait VmmDied");
@@ -341,15 +353,15 @@ fn entrypoint_and_cmd_override_as_docker_has_it() {
 
 #[test]
 fn an_end_is_recorded_once_with_its_cause() {
-    let end = PassEnd { now: at(5), outcome: Outcome::Converged };
+    let end = PassEnd { now: at(5).into(), outcome: Outcome::Converged };
     let mut exited = machine(VmmState::Running, GuestPhase::Exited);
     exited.guest.exit = Some(Exit { code: Some(3), message: "exited".to_owned(), is_boot_failure: false });
     let first = status(&instance(Power::Running, 1, 0), Some(&seen(Some(exited))), &end);
-    assert_eq!((first.ended_run, first.exit.as_ref().and_then(|exit| exit.code)), (1, Some(3)));
+    assert_eq!((first.ended_run, first.exit.as_ref().and_then(|exit| exit.code)), (RunNo(1), Some(3)));
     let object = Object { status: first.clone(), ..instance(Power::Running, 1, 0) };
     let second = status(&object, Some(&seen(None)), &end);
     assert_eq!((second.exit, second.state), (first.exit, State::Stopped));
-    let late = PassEnd { now: at(121), outcome: Outcome::Converged };
+    let late = PassEnd { now: at(121).into(), outcome: Outcome::Converged };
     let silent = Some(seen(Some(machine(VmmState::Running, GuestPhase::Silent))));
     let timed_out = status(&instance(Power::Running, 1, 0), silent.as_ref(), &late);
     assert!(timed_out.exit.is_some_and(|exit| exit.is_boot_failure));
@@ -362,7 +374,7 @@ fn unknown_is_said_only_while_nothing_can_be_observed_and_with_its_error() {
         message: "cannot inspect".to_owned(),
         attempt: 1,
     };
-    let end = PassEnd { now: at(5), outcome };
+    let end = PassEnd { now: at(5).into(), outcome };
     let object = instance(Power::Running, 1, 0);
     let blind = status(&object, None, &end);
     assert_eq!((blind.state, blind.state_error.as_deref()), (State::Unknown, Some("cannot inspect")));

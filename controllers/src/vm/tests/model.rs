@@ -22,6 +22,7 @@ impl Model {
             (Action::Launch(plan), None) => {
                 let fresh = Machine {
                     run: plan.run,
+                    launch: plan.launch,
                     launched_at: self.now,
                     ..super::machine(VmmState::Running, GuestPhase::Silent)
                 };
@@ -68,7 +69,7 @@ impl Model {
         let is_deleting = self.object.meta.is_deleting();
         let desired =
             if is_deleting { Desired::Absent(Some(&self.object)) } else { Desired::Present(&self.object) };
-        let planned = plan(&desired, &self.seen(), self.now);
+        let planned = plan(&desired, &self.seen(), self.now.into());
         let outcome = match &planned {
             Plan::Converged => Outcome::Converged,
             Plan::Act(_) => Outcome::Acting,
@@ -79,7 +80,7 @@ impl Model {
         if let Plan::Act(actions) = &planned {
             actions.iter().take(steps).for_each(|action| self.apply(action));
         }
-        let end = PassEnd { now: self.now, outcome };
+        let end = PassEnd { now: self.now.into(), outcome };
         let next = status(&self.object, Some(&self.seen()), &end);
         let changed = next != self.object.status || matches!(planned, Plan::Act(_));
         self.object.status = next;
@@ -122,7 +123,7 @@ prop_compose! {
         let exit = (phase == GuestPhase::Exited)
             .then(|| Exit { code: Some(1), message: String::new(), is_boot_failure: false });
         let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, assume_error: None, identity_told: None, is_unresponsive: false };
-        Machine { run, guest, launched_at: at(200 - age), ..machine(vmm, phase) }
+        Machine { run: RunNo(run), guest, launched_at: at(200 - age), ..machine(vmm, phase) }
     }
 }
 
@@ -150,9 +151,9 @@ proptest! {
         let status = &model.object.status;
         if is_deleting {
             prop_assert!(model.machine.is_none() && !model.has_records, "nothing is left: {model:?}");
-        } else if power == Power::Running && status.ended_run < run {
+        } else if power == Power::Running && status.ended_run < RunNo(run) {
             let machine = model.machine.as_ref().expect("it shall run");
-            prop_assert_eq!((&machine.vmm, machine.run), (&VmmState::Running, run));
+            prop_assert_eq!((&machine.vmm, machine.run), (&VmmState::Running, RunNo(run)));
             prop_assert_eq!(status.state, State::Running);
         } else {
             prop_assert!(model.machine.is_none(), "{:?}", model);

@@ -1,22 +1,23 @@
-//! Forks: from the memory of another to an instance of its own. Members of a pool come as far as that
-//! in advance, but for their name.
+//! Forks: from the memory of another instance to an instance of its own. Pooled instances come as far as that in
+//! advance, except for their name.
 //!
 //! ```text
 //! fork     adopt, restore, resume, assume: Running
-//! member   adopt, restore, resume, assume, pause: held      taken: resume, assume the name: Running
+//! pooled   adopt, restore, resume, assume, pause: held      taken: resume, assume the name: Running
 //! ```
 
-use jiff::Timestamp;
 use stead_schemas::condition::Reason;
 use stead_schemas::guest;
 use stead_schemas::instance::{Instance, State};
 use stead_schemas::limits::POOL_RETRY;
 use stead_schemas::meta::Object;
 
-use super::plan::{act, after, guest_network, machine_id, record, wait, wait_for_disk};
-use super::{Action, Observed, OriginSeen};
-use crate::host::{AdoptPlan, Machine, VmmState};
-use crate::runtime::{Plan, Refusal};
+use crate::host::{AdoptPlan, Machine};
+use crate::runtime::{Moment, Plan, Refusal};
+use crate::vm::facts::incarnation;
+use crate::vm::guest_config::{guest_network, machine_id};
+use crate::vm::steps::{act, record, wait, wait_for_disk};
+use crate::vm::{Action, Observed, OriginSeen};
 
 /// The memory of the snapshot that it begins with becomes its own, once.
 pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
@@ -40,8 +41,9 @@ pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed) -> Plan<Act
     act(Action::Adopt(Box::new(AdoptPlan {
         owner: object.meta.uid.clone(),
         snapshot: origin.snapshot.clone(),
-        generation: origin.generation,
+        standby: origin.standby,
         run: object.spec.run,
+        launch: object.status.launch.next(),
         overlay: object.spec.allocated.disk.clone(),
         volumes: seen.parts.volumes.disks.clone(),
     })))
@@ -61,44 +63,14 @@ fn origin_trouble(seen: &Observed) -> Option<Plan<Action>> {
     Some(Plan::Refuse(Refusal { reason: Reason::SnapshotFailed, message }))
 }
 
-/// Its guest still takes itself for the one whose memory it goes on from.
-pub(super) fn is_another(object: &Object<Instance>, machine: &Machine) -> bool {
-    // One that boots is told at once; only memories of others are not of this life.
-    object.spec.origin.is_some() && machine.guest.incarnation.as_ref() != Some(&incarnation(object))
-}
-
-/// A life of an instance: from a boot or from a snapshot of it. A member of a pool is yet to be named.
-pub(super) fn incarnation(object: &Object<Instance>) -> String {
-    let life = object.spec.origin.as_ref().map_or(0, |origin| origin.generation);
-    let unnamed = if object.is_pooled() { "-unnamed" } else { "" };
-    format!("{}-{life}{unnamed}", object.meta.uid)
-}
-
-/// A member of a pool that has become all that it will be but for its name, by its own word or, of one
-/// that has been held since, by the record.
-pub(super) fn is_prepared(object: &Object<Instance>, machine: &Machine) -> bool {
-    !is_another(object, machine) || object.status.prepared_launch == Some(machine.launched_at)
-}
-
-/// A member of a pool whose VM ended: its disk has moved on from the memory that it began with, and one
-/// that boots is not what a fork asks for.
-pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
-    let is_up = seen.machine.as_ref().is_some_and(|machine| machine.vmm != VmmState::Dead);
-    object.is_pooled()
-        && object.status.adopted != 0
-        && object.awaits_memory().is_none()
-        && seen.saved(object).is_none()
-        && !is_up
-}
-
 /// Another takes its place; not at once, so that a program that ends at once does not keep the host busy.
-pub(super) fn plan_used_up(object: &Object<Instance>, now: Timestamp) -> Plan<Action> {
+pub(super) fn plan_used_up(object: &Object<Instance>, now: Moment) -> Plan<Action> {
     let is_recorded = matches!(object.status.state, State::Created | State::Stopped);
     let Some(since) = object.status.state_since.filter(|_| is_recorded) else {
         return record(Reason::ProgramExited, "recording that a member of a pool ended");
     };
-    let due = after(since, POOL_RETRY);
-    if now >= due {
+    let due = now.end(since, POOL_RETRY);
+    if now.at() >= due {
         return act(Action::Expire(object.meta.uid.clone()));
     }
     wait(Reason::ProgramExited, "a member of a pool that ended is replaced after a delay", Some(due))
@@ -116,7 +88,7 @@ pub(super) fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &O
     let assumed = guest::Assumed {
         incarnation,
         hostname: object.meta.name.to_string(),
-        machine_id: machine_id(&object.meta.uid, machine.launched_at),
+        machine_id: machine_id(&object.meta.uid, machine.launch),
         instance: object.meta.uid.to_string(),
         network: guest_network(seen),
     };
@@ -126,21 +98,27 @@ pub(super) fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &O
 #[cfg(test)]
 mod tests {
     use stead_schemas::instance::{Origin, Power};
+    use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 
-    use super::super::tests::{at, instance, machine, name, seen, uid};
     use super::*;
     use crate::host::GuestPhase::{Ready, Silent};
     use crate::host::Memory;
+    use crate::host::VmmState;
     use crate::runtime::{Desired, PassEnd};
     use crate::vm::plan::plan;
     use crate::vm::status::status;
+    use crate::vm::tests::{at, instance, machine, name, seen, uid};
 
     /// A member of a pool, or the fork that it became; its memory is taken over.
     fn fork(power: Power) -> Object<Instance> {
         let mut object = instance(power, 1, 0);
-        object.spec.origin =
-            Some(Origin { snapshot: uid(), generation: 1, memory_for_run: Some(1), image_digest: None });
-        object.status.adopted = 1;
+        object.spec.origin = Some(Origin {
+            snapshot: uid(),
+            standby: StandbyNo(1),
+            memory_for_run: Some(RunNo(1)),
+            image_digest: None,
+        });
+        object.status.adopted = StandbyNo(1);
         object
     }
 
@@ -161,9 +139,9 @@ mod tests {
         };
         let unnamed = |vmm| heard(vmm, &incarnation(&fork(Power::Warm)));
         let mut held = fork(Power::Warm);
-        (held.status.prepared_launch, held.status.state) = (Some(at(0)), State::Paused);
+        (held.status.prepared_launch, held.status.state) = (Some(LaunchId(1)), State::Paused);
         let mut of_another_launch = fork(Power::Warm);
-        of_another_launch.status.prepared_launch = Some(at(1));
+        of_another_launch.status.prepared_launch = Some(LaunchId(2));
         let (member, taken) = (fork(Power::Warm), fork(Power::Running));
         let mut named = heard(Running, &incarnation(&taken));
         named.guest.identity_told = Some(incarnation(&taken));
@@ -187,14 +165,14 @@ mod tests {
         ] {
             let mut seen = seen(machine);
             seen.memory = memory;
-            let planned = name(&plan(&Desired::Present(object), &seen, at(2)));
+            let planned = name(&plan(&Desired::Present(object), &seen, at(2).into()));
             assert_eq!(planned, expected, "{:?} {:?}", object.spec.power, seen.machine);
         }
     }
 
     #[test]
     fn only_a_member_that_is_prepared_and_held_is_warm() {
-        let end = PassEnd { now: at(2), outcome: crate::runtime::Outcome::Converged };
+        let end = PassEnd { now: at(2).into(), outcome: crate::runtime::Outcome::Converged };
         let after = |mut object: Object<Instance>, machine| {
             object.status = status(&object, Some(&seen(Some(machine))), &end);
             object
@@ -212,7 +190,7 @@ mod tests {
     fn one_that_ended_is_replaced_after_a_delay() {
         let mut object = fork(Power::Warm);
         (object.status.state, object.status.state_since) = (State::Created, Some(at(2)));
-        let planned = |now| name(&plan(&Desired::Present(&object), &seen(None), at(now)));
+        let planned = |now| name(&plan(&Desired::Present(&object), &seen(None), at(now).into()));
         let due = 2 + i64::try_from(POOL_RETRY.as_secs()).expect("short");
         assert_eq!(planned(due - 1), "Wait ProgramExited");
         assert_eq!(planned(due), "Expire");

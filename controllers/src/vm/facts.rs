@@ -1,0 +1,217 @@
+//! What is known of an instance and its VM, as pure predicates: what it should be, what there is, and how the
+//! two compare. Plans, statuses and admission decide by these and classify nothing themselves.
+
+use jiff::Timestamp;
+use stead_schemas::instance::{Instance, InstanceSpec, InstanceStatus, Power, PowerCause};
+use stead_schemas::limits;
+use stead_schemas::meta::Object;
+use stead_schemas::numbers::{RunNo, StandbyNo};
+
+use super::Observed;
+use crate::host::{GuestPhase, Machine, Memory, SavedMemory, VmmState};
+use crate::runtime::{Desired, Moment};
+
+/// What an instance should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// Gone with everything of it: its deletion was asked for, or it has no record.
+    Absent,
+    /// Without a VM: it was stopped, or its run is over.
+    Stopped,
+    /// A VM in which this run goes on.
+    Running(RunNo),
+    /// The memory of this run, without a VM.
+    Standby(RunNo),
+    /// A VM of this run that is held until a fork takes it.
+    Pooled(RunNo),
+}
+
+impl Goal {
+    #[must_use]
+    pub fn of(desired: &Desired<'_, Instance>) -> Self {
+        match desired {
+            Desired::Absent(_) => Self::Absent,
+            Desired::Present(object) => Self::of_object(object),
+        }
+    }
+
+    #[must_use]
+    pub fn of_object(object: &Object<Instance>) -> Self {
+        Self::under(object, &object.status)
+    }
+
+    /// The goal under another status than the stored one.
+    pub(super) fn under(object: &Object<Instance>, status: &InstanceStatus) -> Self {
+        let InstanceSpec { power, run, .. } = object.spec;
+        if object.meta.is_deleting() {
+            return Self::Absent;
+        }
+        if run <= status.ended_run {
+            return Self::Stopped;
+        }
+        match power {
+            Power::Stopped => Self::Stopped,
+            Power::Running => Self::Running(run),
+            Power::Standby => Self::Standby(run),
+            Power::Warm => Self::Pooled(run),
+        }
+    }
+
+    /// The run that should go on or be kept. What is to be saved has to run first.
+    #[must_use]
+    pub fn run(self) -> Option<RunNo> {
+        match self {
+            Self::Absent | Self::Stopped => None,
+            Self::Running(run) | Self::Standby(run) | Self::Pooled(run) => Some(run),
+        }
+    }
+}
+
+/// What there is of an instance's VM, compared with its goal.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Situation<'a> {
+    /// Neither a VM nor memory.
+    Nothing,
+    /// No VM, and memory that no VM goes on from: of another run or standby, or of a save that was cut short.
+    UselessMemory,
+    /// No VM, and the memory that the run goes on from.
+    Saved(&'a SavedMemory),
+    /// A VM of the launch that should go on.
+    Wanted(&'a Machine),
+    /// A VM that should go: of another run, of a launch that ended, or of an instance that should have none.
+    Unwanted(&'a Machine),
+}
+
+impl<'a> Situation<'a> {
+    pub(super) fn of(desired: &Desired<'_, Instance>, seen: &'a Observed) -> Self {
+        let object = match desired {
+            Desired::Present(object) => Some(*object),
+            Desired::Absent(_) => None,
+        };
+        match &seen.machine {
+            Some(machine) if object.is_some_and(|object| is_wanted(object, machine)) => Self::Wanted(machine),
+            Some(machine) => Self::Unwanted(machine),
+            None => match object.and_then(|object| seen.saved(object)) {
+                Some(saved) => Self::Saved(saved),
+                None if seen.memory.is_some() => Self::UselessMemory,
+                None => Self::Nothing,
+            },
+        }
+    }
+}
+
+/// True if the machine is of the run that should go on, and of a launch of it that did not end.
+pub(super) fn is_wanted(object: &Object<Instance>, machine: &Machine) -> bool {
+    Goal::of_object(object).run() == Some(machine.run) && !is_spent(object, machine)
+}
+
+/// True if the end of this launch is recorded and another launch of the same run follows.
+pub(super) fn is_spent(object: &Object<Instance>, machine: &Machine) -> bool {
+    object.status.ended_launch == Some(machine.launch)
+}
+
+/// True if this machine's launch ended, or failed to begin in time; `status` records it.
+pub(super) fn has_ended(object: &Object<Instance>, machine: &Machine, now: Moment) -> bool {
+    let is_over = machine.guest.exit.is_some() || machine.vmm == VmmState::Shutdown;
+    is_over || (machine.vmm == VmmState::Running && is_boot_overdue(object, machine, now))
+}
+
+/// True if the guest did not report its program started in time. A guest that waits for this daemon is not
+/// overdue, nor is one that ran before and that this daemon did not hear yet.
+pub(super) fn is_boot_overdue(object: &Object<Instance>, machine: &Machine, now: Moment) -> bool {
+    let is_awaited = matches!(machine.guest.phase, GuestPhase::Silent | GuestPhase::Configured);
+    is_awaited && !has_started(object, machine) && now.at() >= boot_deadline(machine, now)
+}
+
+/// True if a daemon saw the program of this launch run.
+pub(super) fn has_started(object: &Object<Instance>, machine: &Machine) -> bool {
+    match object.status.started_launch {
+        Some(launch) => launch == machine.launch,
+        // Recorded by a daemon that did not number launches yet.
+        None => object.status.started_at.is_some_and(|at| at >= machine.launched_at),
+    }
+}
+
+/// The time until which a guest may boot. A guest that booted while no daemon listened gets a moment to report.
+pub(super) fn boot_deadline(machine: &Machine, now: Moment) -> Timestamp {
+    now.end(machine.launched_at, limits::GUEST_BOOT_DEADLINE).max(heard_by(machine, now))
+}
+
+/// The time until which silence towards this daemon does not mean that the guest is silent.
+pub(super) fn heard_by(machine: &Machine, now: Moment) -> Timestamp {
+    now.end(machine.listening_since, limits::GUEST_HEARD_GRACE)
+}
+
+/// True if a program runs whose memory could be saved as it is.
+pub(super) fn is_up(machine: &Machine) -> bool {
+    let guest = &machine.guest;
+    machine.vmm == VmmState::Running && guest.phase == GuestPhase::Ready && guest.exit.is_none()
+}
+
+/// True if a standby that was begun can still be completed: its memory is saved, or its VM can be saved.
+pub(super) fn can_stand_by(object: &Object<Instance>, seen: &Observed) -> bool {
+    let is_savable = |machine: &Machine| {
+        matches!(machine.vmm, VmmState::Running | VmmState::Paused)
+            && machine.run == object.spec.run
+            && machine.guest.exit.is_none()
+            && has_started(object, machine)
+    };
+    seen.saved(object).is_some() || seen.machine.as_ref().is_some_and(is_savable)
+}
+
+/// True if the instance should be in standby because nobody was connected, not because a client asked.
+pub(super) fn is_idle_standby(object: &Object<Instance>) -> bool {
+    object.spec.power == Power::Standby && object.spec.power_by == PowerCause::Idle
+}
+
+/// True if the guest still has the identity of the instance whose memory it goes on from.
+pub(super) fn is_another(object: &Object<Instance>, machine: &Machine) -> bool {
+    // A guest that boots is given its identity at once; only a memory can have another's.
+    object.spec.origin.is_some() && machine.guest.incarnation.as_ref() != Some(&incarnation(object))
+}
+
+/// The name of an instance's life since its last boot or the snapshot that it began with. A pooled instance is
+/// not named yet.
+pub(super) fn incarnation(object: &Object<Instance>) -> String {
+    let life = object.spec.origin.as_ref().map_or(StandbyNo(0), |origin| origin.standby);
+    let unnamed = if object.is_pooled() { "-unnamed" } else { "" };
+    format!("{}-{life}{unnamed}", object.meta.uid)
+}
+
+/// True if a pooled instance has all of its identity but the name, by its guest's word or, where it has been held
+/// since, by the record.
+pub(super) fn is_prepared(object: &Object<Instance>, machine: &Machine) -> bool {
+    !is_another(object, machine) || object.status.prepared_launch == Some(machine.launch)
+}
+
+/// True if a pooled instance's VM ended. Its disk has moved on from the memory that it began with, and a boot is
+/// not what a fork asks for.
+pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
+    let is_alive = seen.machine.as_ref().is_some_and(|machine| machine.vmm != VmmState::Dead);
+    object.is_pooled()
+        && object.status.adopted != StandbyNo(0)
+        && object.awaits_memory().is_none()
+        && seen.saved(object).is_none()
+        && !is_alive
+}
+
+impl Observed {
+    /// The memory that the run goes on from under the present spec. Another one is of a run that is over.
+    #[must_use]
+    pub fn saved(&self, object: &Object<Instance>) -> Option<&SavedMemory> {
+        let is_current = |saved: &&SavedMemory| {
+            (saved.run, saved.standby) == (object.spec.run, object.spec.standby)
+                && object.status.ended_launch != Some(saved.launch)
+        };
+        match &self.memory {
+            Some(Memory::Saved(saved)) => Some(saved).filter(is_current),
+            Some(Memory::Loose) | None => None,
+        }
+    }
+
+    /// True if any complete memory is there, even of an older standby.
+    #[must_use]
+    pub fn has_saved(&self) -> bool {
+        matches!(self.memory, Some(Memory::Saved(_)))
+    }
+}

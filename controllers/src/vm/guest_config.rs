@@ -1,0 +1,65 @@
+//! The configuration that a guest is given when it boots.
+
+use stead_schemas::guest;
+use stead_schemas::image::ImageConfig;
+use stead_schemas::instance::{Instance, InstanceSpec, Secret};
+use stead_schemas::limits;
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+use stead_schemas::numbers::LaunchId;
+
+use super::facts::incarnation;
+use super::{Observed, volumes};
+
+pub(super) fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option<guest::Config> {
+    let (image, machine) = (seen.parts.image_config.as_ref()?, seen.machine.as_ref()?);
+    let from_image = image.env.iter().map(|(key, value)| (key.clone(), Secret(value.clone())));
+    let from_instance = object.spec.env.iter().map(|(key, value)| (key.clone(), value.clone()));
+    Some(guest::Config {
+        hostname: object.meta.name.to_string(),
+        machine_id: machine_id(&object.meta.uid, machine.launch),
+        instance: object.meta.uid.to_string(),
+        argv: argv(&object.spec, image),
+        env: from_image.chain(from_instance).collect(),
+        working_dir: image.working_dir.clone(),
+        user: image.user.clone(),
+        stop_signal: image.stop_signal.clone(),
+        shutdown_grace_millis: u64::try_from(limits::SHUTDOWN_GRACE.as_millis()).unwrap_or(u64::MAX),
+        network: guest_network(seen),
+        volumes: volumes::guest_mounts(&object.spec),
+        has_agent: !object.spec.skip_guest_agent,
+        incarnation: incarnation(object),
+    })
+}
+
+pub(super) fn guest_network(seen: &Observed) -> Option<guest::NetworkConfig> {
+    seen.parts.port.as_ref().map(|port| guest::NetworkConfig {
+        address: port.card.address,
+        prefix: port.prefix,
+        mac: Some(port.card.mac),
+        gateway: port.gateway,
+        dns: port.dns.clone(),
+        resolver: port.resolver.clone(),
+        mtu: port.mtu,
+    })
+}
+
+/// Docker's rule: an entrypoint of the instance replaces the image's entrypoint and its cmd.
+pub(super) fn argv(spec: &InstanceSpec, image: &ImageConfig) -> Vec<String> {
+    let (entrypoint, default_cmd) = match &spec.entrypoint {
+        Some(entrypoint) => (entrypoint, &[][..]),
+        None => (&image.entrypoint, image.cmd.as_slice()),
+    };
+    let cmd = spec.cmd.as_deref().unwrap_or(default_cmd);
+    entrypoint.iter().chain(cmd).cloned().collect()
+}
+
+/// The machine id of a launch: the uid as a number, which it is in base 36 (24 digits are below 2^124),
+/// with the number of the launch in its low bits. No launch of an instance has the id of another.
+pub(super) fn machine_id(uid: &Uid, launch: LaunchId) -> String {
+    let number = uid.as_str().bytes().fold(0u128, |number, byte| {
+        let digit = char::from(byte).to_digit(36).unwrap_or(0);
+        number.wrapping_mul(36).wrapping_add(u128::from(digit))
+    });
+    format!("{:032x}", number ^ u128::from(launch.0))
+}

@@ -1,0 +1,92 @@
+//! Launches: everything that a VM needs is there, or the first thing that is missing is waited for.
+
+use jiff::Timestamp;
+use stead_schemas::condition::Reason;
+use stead_schemas::instance::Instance;
+use stead_schemas::limits;
+use stead_schemas::meta::Object;
+use stead_schemas::numbers::RunNo;
+use stead_schemas::policy::RestartReason;
+
+use crate::host::LaunchPlan;
+use crate::runtime::{Moment, Plan, Refusal};
+use crate::vm::guest_config::argv;
+use crate::vm::steps::{act, record, wait, wait_for_disk};
+use crate::vm::{Action, Observed, restarts};
+
+/// Launches or restores the VM once everything for it is there.
+pub(super) fn plan_launch(
+    object: &Object<Instance>,
+    seen: &Observed,
+    run: RunNo,
+    now: Moment,
+) -> Plan<Action> {
+    let parts = &seen.parts;
+    let Some(digest) = &object.status.image_digest else {
+        // Pinned by the status of this pass.
+        return match &parts.image_trouble {
+            Some((reason, message)) => wait(*reason, message.clone(), None),
+            None => record(Reason::WaitingForImage, "recording the image's content"),
+        };
+    };
+    let Some(config) = &parts.image_config else {
+        let (reason, message) = parts.image_trouble.clone().unwrap_or((
+            Reason::WaitingForImage,
+            format!("the content {digest} of image {} is not on this host", object.spec.image),
+        ));
+        return wait(reason, message, None);
+    };
+    if argv(&object.spec, config).is_empty() {
+        let message = "neither the image nor the instance names a program: give entrypoint or cmd".to_owned();
+        return Plan::Refuse(Refusal { reason: Reason::ImageInvalid, message });
+    }
+    if !parts.is_disk_ready {
+        return wait_for_disk(seen, "the root overlay is being made");
+    }
+    if let Some(why) = &parts.volumes.trouble {
+        return wait(Reason::WaitingForDisk, why.clone(), None);
+    }
+    if object.spec.has_network && !parts.port.as_ref().is_some_and(|port| port.is_ready) {
+        let trouble = parts.port.as_ref().and_then(|port| port.trouble.clone());
+        let message = trouble.unwrap_or_else(|| "the network port is being made".to_owned());
+        return wait(Reason::WaitingForNetwork, message, None);
+    }
+    if let Some(until) = restarts::next_attempt(&object.status, now).filter(|&until| now.at() < until) {
+        let (reason, message) = match object.status.restart.last_reason {
+            None => (Reason::ProgramExited, "the program ended; it is started again after a delay"),
+            Some(RestartReason::HealthCheckFailed) => (
+                Reason::HealthCheckFailed,
+                "the health check failed; the program is started again after a delay",
+            ),
+        };
+        return wait(reason, message, Some(until));
+    }
+    if let Some(until) = relaunch_at(object, now).filter(|&until| now.at() < until) {
+        return wait(Reason::VmmDied, "the VMM died; it is started again after a delay", Some(until));
+    }
+    let saved = seen.saved(object);
+    let plan = Box::new(LaunchPlan {
+        owner: object.meta.uid.clone(),
+        run,
+        launch: saved.map_or(object.status.launch.next(), |saved| saved.launch),
+        hypervisor: object.spec.hypervisor,
+        vcpus: object.spec.vcpus,
+        memory: object.spec.memory,
+        rootfs: digest.clone(),
+        overlay: object.spec.allocated.disk.clone(),
+        cid: object.spec.allocated.cid,
+        network: parts.port.as_ref().map(|port| port.card.clone()),
+        wants_headers: !object.spec.skip_kernel_headers,
+        volumes: parts.volumes.disks.clone(),
+    });
+    act(if saved.is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
+}
+
+/// When a VMM that died may be started again: at once after the first death, then with doubling
+/// delays.
+fn relaunch_at(object: &Object<Instance>, now: Moment) -> Option<Timestamp> {
+    let death = object.status.last_death?;
+    let doublings = object.status.vmm_deaths.checked_sub(2)?.min(16);
+    let delay = limits::RELAUNCH_DELAY_FIRST.saturating_mul(1 << doublings).min(limits::RELAUNCH_DELAY_MAX);
+    Some(now.end(death.noticed_at, delay))
+}

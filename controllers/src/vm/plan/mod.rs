@@ -1,0 +1,157 @@
+//! From the goal and the situation to the next step: the life-cycle table of a VM.
+
+mod fork;
+mod launch;
+mod standby;
+mod stop;
+
+use stead_schemas::condition::Reason;
+use stead_schemas::instance::{Instance, Power, PowerCause};
+use stead_schemas::meta::Object;
+
+use crate::host::{GuestPhase, Machine, VmmState};
+use crate::runtime::{Desired, Moment, Plan};
+use crate::vm::facts::{
+    Goal, Situation, boot_deadline, can_stand_by, has_ended, has_started, heard_by, is_another,
+    is_idle_standby, is_used_up,
+};
+use crate::vm::guest_config::guest_config;
+use crate::vm::restarts::Follows;
+use crate::vm::steps::{act, record, wait, wake};
+use crate::vm::{Action, Observed, doors, health, idle};
+
+pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
+    let planned = match health::plan_probe(desired, seen, now) {
+        Some(step) => act(step),
+        None => match desired {
+            Desired::Absent(object) => plan_absent(*object, seen, now),
+            Desired::Present(object) => plan_present(object, seen, now),
+        },
+    };
+    doors::leave_first(desired, seen, planned)
+}
+
+/// Removes everything, from the VM to the records.
+fn plan_absent(object: Option<&Object<Instance>>, seen: &Observed, now: Moment) -> Plan<Action> {
+    match &seen.machine {
+        Some(machine) => stop::plan_down(object, machine, seen, now),
+        None if seen.memory.is_some() => act(Action::DiscardMemory(seen.uid.clone())),
+        None if seen.has_records => act(Action::DiscardRecords(seen.uid.clone())),
+        None => Plan::Converged,
+    }
+}
+
+fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
+    if object.spec.expires_at.is_some_and(|at| at <= now.at()) {
+        return act(Action::Expire(seen.uid.clone()));
+    }
+    if is_used_up(object, seen) {
+        return fork::plan_used_up(object, now);
+    }
+    if is_idle_standby(object) && !can_stand_by(object, seen) {
+        // What was to be saved ended on the way: it is as if the standby had not begun.
+        return wake(object, PowerCause::Client);
+    }
+    let desired = Desired::Present(object);
+    match (Situation::of(&desired, seen), Goal::of(&desired)) {
+        (Situation::Wanted(machine), _) => plan_up(object, machine, seen, now),
+        (Situation::Unwanted(machine), _) => stop::plan_down(Some(object), machine, seen, now),
+        (Situation::Nothing, Goal::Absent | Goal::Stopped) => Plan::Converged,
+        (Situation::Saved(_) | Situation::UselessMemory, Goal::Absent | Goal::Stopped) => {
+            act(Action::DiscardMemory(object.meta.uid.clone()))
+        }
+        _ if object.awaits_memory().is_some() => fork::plan_adopt(object, seen),
+        (Situation::UselessMemory, _) => act(Action::DiscardMemory(object.meta.uid.clone())),
+        (Situation::Saved(saved), Goal::Standby(_)) => standby::plan_asleep(object, saved, seen, now),
+        (
+            Situation::Nothing | Situation::Saved(_),
+            Goal::Running(run) | Goal::Standby(run) | Goal::Pooled(run),
+        ) => launch::plan_launch(object, seen, run, now),
+    }
+}
+
+/// Brings a VM of the wanted run to a running program, or records how it ended.
+fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Moment) -> Plan<Action> {
+    let uid = || object.meta.uid.clone();
+    match &machine.vmm {
+        // A crash between spawn and start: nothing ran yet, so nothing is lost by a fresh one.
+        VmmState::Created => act(Action::Kill(uid())),
+        VmmState::Paused => standby::plan_paused(object, machine, seen),
+        VmmState::Stalled(free) => stop::plan_stalled(object, *free, None, now),
+        // No saved memory is of a VM that runs.
+        VmmState::Running if seen.memory.is_some() => act(Action::DiscardMemory(uid())),
+        VmmState::Dead => plan_dead(object, machine, seen),
+        VmmState::Unreachable(_) => stop::plan_unreachable(object, machine, now),
+        _ if has_ended(object, machine, now) => record(Reason::ProgramExited, "recording the program's end"),
+        VmmState::Shutdown => act(Action::Kill(uid())),
+        VmmState::Running => match machine.guest.phase {
+            GuestPhase::Ready => plan_ready(object, machine, seen, now),
+            GuestPhase::AwaitingConfig => plan_configure(object, seen),
+            _ if has_started(object, machine) => {
+                let until = Some(heard_by(machine, now)).filter(|&until| now.at() < until);
+                wait(Reason::WaitingForGuest, "the guest is not heard yet", until)
+            }
+            GuestPhase::Silent | GuestPhase::Configured | GuestPhase::Exited => {
+                wait(Reason::WaitingForGuest, "the guest is booting", Some(boot_deadline(machine, now)))
+            }
+        },
+    }
+}
+
+/// A VMM whose process ended: after its standby, or unasked, which is recorded before the traces go.
+fn plan_dead(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
+    let is_saved = seen.saved(object).is_some();
+    let is_recorded = object.status.last_death.is_some_and(|death| death.launch == machine.launch);
+    if is_saved && object.spec.power == Power::Standby {
+        return standby::plan_just_asleep(object, seen);
+    }
+    if is_saved || is_recorded {
+        return act(Action::Release(object.meta.uid.clone()));
+    }
+    record(Reason::VmmDied, "recording the death of the VMM")
+}
+
+/// A program runs.
+fn plan_ready(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Moment) -> Plan<Action> {
+    let uid = || object.meta.uid.clone();
+    if machine.is_network_cut {
+        return plan_reconnect(object, seen);
+    }
+    if is_another(object, machine) {
+        return fork::plan_assume(object, machine, seen);
+    }
+    match object.spec.power {
+        Power::Warm => act(Action::Pause(uid())),
+        // Paused before that is recorded, it would be resumed to be seen running.
+        Power::Standby if !has_started(object, machine) => {
+            record(Reason::Converging, "recording that the program started")
+        }
+        Power::Standby => match idle::disturbance(object, seen) {
+            Some(by) => wake(object, by),
+            None => act(Action::Pause(uid())),
+        },
+        Power::Running | Power::Stopped if doors::is_knocked(seen) => act(Action::HandOver(uid())),
+        Power::Running | Power::Stopped => match health::failed(object, seen, now) {
+            Some((_, Follows::Restart { .. })) => {
+                record(Reason::HealthCheckFailed, "recording that the health check failed")
+            }
+            Some((_, Follows::Nothing | Follows::NoMore)) | None => idle::plan_running(object, seen, now),
+        },
+    }
+}
+
+/// Configures a guest that boots, or an agent that the guest's system started again.
+fn plan_configure(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
+    match guest_config(object, seen) {
+        Some(config) => act(Action::Configure(object.meta.uid.clone(), Box::new(config))),
+        None => wait(Reason::WaitingForImage, "the image's parameters are not readable", None),
+    }
+}
+
+/// Connects the card of a running guest to the TAP that takes the place of the one that was removed.
+fn plan_reconnect(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
+    match &seen.parts.port {
+        Some(port) if port.is_ready => act(Action::Reconnect(object.meta.uid.clone(), port.card.tap.clone())),
+        _ => wait(Reason::WaitingForNetwork, "the network port is being made again", None),
+    }
+}

@@ -1,0 +1,66 @@
+//! Standby: between a running VM and its saved memory, in either direction.
+
+use stead_schemas::condition::Reason;
+use stead_schemas::instance::{Instance, Power, State};
+use stead_schemas::meta::Object;
+use stead_schemas::snapshot::PackingState;
+
+use crate::host::{Machine, SavedMemory};
+use crate::runtime::{Moment, Plan};
+use crate::vm::facts::{has_started, is_prepared};
+use crate::vm::steps::{act, record, wake};
+use crate::vm::{Action, Observed, doors, idle};
+
+/// Watches for connections and compresses the memory when that is due.
+pub(super) fn plan_asleep(
+    object: &Object<Instance>,
+    saved: &SavedMemory,
+    seen: &Observed,
+    now: Moment,
+) -> Plan<Action> {
+    match doors::plan_asleep(object, seen) {
+        Plan::Converged => plan_compression(object, saved, now),
+        planned => planned,
+    }
+}
+
+fn plan_compression(object: &Object<Instance>, saved: &SavedMemory, now: Moment) -> Plan<Action> {
+    match (object.spec.compression, saved.packing) {
+        (Some(asked), PackingState::Plain) if now.at() >= asked.not_before => {
+            act(Action::Compress(object.meta.uid.clone(), asked.how))
+        }
+        _ => Plan::Converged,
+    }
+}
+
+/// Watches for connections and records the state before the VMM's traces go: nobody waits for those.
+pub(super) fn plan_just_asleep(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
+    match doors::plan_asleep(object, seen) {
+        Plan::Converged if object.status.state != State::Standby => {
+            record(Reason::Converging, "recording that it is in standby")
+        }
+        Plan::Converged => act(Action::Release(object.meta.uid.clone())),
+        planned => planned,
+    }
+}
+
+/// A paused VM is saved and ended, or goes on, whoever paused it.
+pub(super) fn plan_paused(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
+    let uid = || object.meta.uid.clone();
+    let is_standby = object.spec.power == Power::Standby;
+    // Until its process goes a standby can be undone, and whoever came in between is answered.
+    if let Some(by) = idle::disturbance(object, seen) {
+        return wake(object, by);
+    }
+    match seen.saved(object) {
+        Some(_) if is_standby => act(Action::Kill(uid())),
+        _ if seen.has_saved() => act(Action::DiscardMemory(uid())),
+        // An end is recorded, not saved.
+        _ if is_standby && machine.guest.exit.is_none() && has_started(object, machine) => {
+            act(Action::Save(uid(), object.spec.standby))
+        }
+        // Held until it is taken.
+        _ if object.is_pooled() && is_prepared(object, machine) => Plan::Converged,
+        _ => act(Action::Resume(uid())),
+    }
+}

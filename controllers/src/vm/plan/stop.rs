@@ -1,0 +1,119 @@
+//! Stops: the guest gets its grace, then the process ends, then its traces go.
+
+use jiff::Timestamp;
+use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
+use stead_schemas::instance::Instance;
+use stead_schemas::limits;
+use stead_schemas::meta::Object;
+use stead_schemas::quantity::Bytes;
+
+use super::plan_configure;
+use crate::host::{GuestPhase, Machine, VmmState};
+use crate::runtime::{Moment, Plan, after};
+use crate::vm::facts::{has_started, is_spent};
+use crate::vm::steps::{act, record, wait};
+use crate::vm::{Action, Observed};
+
+/// Ends a VM that should not be there.
+pub(super) fn plan_down(
+    object: Option<&Object<Instance>>,
+    machine: &Machine,
+    seen: &Observed,
+    now: Moment,
+) -> Plan<Action> {
+    let uid = || machine.owner.clone();
+    match &machine.vmm {
+        VmmState::Dead => act(Action::Release(uid())),
+        // What waits in the guest's memory is written only when it runs on; its grace counts all the same.
+        VmmState::Paused if object.is_some_and(|object| !is_grace_over(object, now)) => {
+            match seen.has_saved() {
+                true => act(Action::DiscardMemory(uid())),
+                false => act(Action::Resume(uid())),
+            }
+        }
+        VmmState::Stalled(free) => match object.filter(|object| !is_grace_over(object, now)) {
+            Some(object) => plan_stalled(object, *free, Some(grace_end(object, now)), now),
+            None => act(Action::Kill(uid())),
+        },
+        VmmState::Created | VmmState::Shutdown | VmmState::Paused | VmmState::Unreachable(_) => {
+            act(Action::Kill(uid()))
+        }
+        VmmState::Running => match object {
+            // No record, so no one's program: an orphan of a lost store.
+            None => act(Action::Kill(uid())),
+            Some(object) => plan_graceful(object, machine, seen, now),
+        },
+    }
+}
+
+fn plan_graceful(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Moment) -> Plan<Action> {
+    let uid = || machine.owner.clone();
+    let deadline = grace_end(object, now);
+    let guest = &machine.guest;
+    if is_grace_over(object, now) {
+        return act(Action::Kill(uid()));
+    }
+    match (guest.phase, has_started(object, machine)) {
+        (GuestPhase::Silent, true) => {
+            return wait(Reason::Converging, "the guest is not heard yet", Some(deadline));
+        }
+        // To be asked to end it has to know whom to believe.
+        (GuestPhase::AwaitingConfig, true) => return plan_configure(object, seen),
+        (GuestPhase::Silent | GuestPhase::AwaitingConfig, false) => return act(Action::Kill(uid())),
+        (GuestPhase::Configured | GuestPhase::Ready | GuestPhase::Exited, _) => {}
+    }
+    if guest.exit.is_some() {
+        let is_recorded =
+            object.meta.is_deleting() || object.status.ended_run >= machine.run || is_spent(object, machine);
+        return match (is_recorded, guest.is_exit_acknowledged) {
+            (false, _) => record(Reason::ProgramExited, "recording the program's end"),
+            (true, false) => act(Action::AcknowledgeExit(uid())),
+            (true, true) => wait(Reason::Converging, "the guest is powering off", Some(deadline)),
+        };
+    }
+    if guest.is_shutdown_requested {
+        return wait(Reason::Converging, "the program was asked to end", Some(deadline));
+    }
+    act(Action::Shutdown(uid()))
+}
+
+/// Resumes a VM whose write failed for want of room when there is room, or ends it at the end of its grace.
+pub(super) fn plan_stalled(
+    object: &Object<Instance>,
+    free: Bytes,
+    grace_end: Option<Timestamp>,
+    now: Moment,
+) -> Plan<Action> {
+    if free >= limits::DISK_ROOM_MIN {
+        return act(Action::Resume(object.meta.uid.clone()));
+    }
+    let look = now.after(limits::DISK_FULL_RETRY);
+    let message = format!("the guest waits with a write to its disk: {free} are free on the host's");
+    wait(Reason::DiskFull, message, Some(grace_end.map_or(look, |end| end.min(look))))
+}
+
+pub(super) fn plan_unreachable(object: &Object<Instance>, machine: &Machine, now: Moment) -> Plan<Action> {
+    let since = object.status.unreachable_since.unwrap_or(now.at());
+    let until = now.end(since, limits::UNREACHABLE_GRACE);
+    if now.at() >= until {
+        return act(Action::Kill(machine.owner.clone()));
+    }
+    wait(Reason::ObservationFailed, "the VMM does not answer; it is ended after a grace", Some(until))
+}
+
+/// Until when the guest may take its time.
+fn grace_end(object: &Object<Instance>, now: Moment) -> Timestamp {
+    let asked_at = now.since(object.meta.deletion_requested_at.unwrap_or(object.spec.power_since));
+    // Twice the grace: the guest's own timer ends the program first, and its end still arrives.
+    // A program that ends by itself has its guest's power-off still before it, however long ago
+    // the last wish was: what it wrote is on the disk only then.
+    let ready = condition::find(&object.status.conditions, ConditionType::Ready);
+    let down_since = ready.filter(|ready| ready.status != ConditionStatus::True);
+    let since = down_since.map_or(asked_at, |ready| asked_at.max(now.since(ready.last_transition_time)));
+    let since = object.status.ended_launch_at.map_or(since, |ended_at| since.max(now.since(ended_at)));
+    after(since, limits::SHUTDOWN_GRACE * 2)
+}
+
+fn is_grace_over(object: &Object<Instance>, now: Moment) -> bool {
+    object.spec.is_forced || now.at() >= grace_end(object, now)
+}

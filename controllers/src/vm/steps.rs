@@ -1,0 +1,35 @@
+//! Plans of one step, and the waits that several plans share.
+
+use jiff::Timestamp;
+use stead_schemas::condition::Reason;
+use stead_schemas::instance::{Instance, PowerCause};
+use stead_schemas::meta::Object;
+
+use super::{Action, Observed};
+use crate::runtime::{Plan, Record, Wait};
+
+pub(super) fn act(action: Action) -> Plan<Action> {
+    Plan::Act(vec![action])
+}
+
+pub(super) fn record(reason: Reason, what: &'static str) -> Plan<Action> {
+    Plan::Record(Record { reason, what })
+}
+
+pub(super) fn wait(reason: Reason, message: impl Into<String>, until: Option<Timestamp>) -> Plan<Action> {
+    Plan::Wait(Wait { reason, message: message.into(), until })
+}
+
+/// Ends the standby that the spec asks for.
+pub(super) fn wake(object: &Object<Instance>, by: PowerCause) -> Plan<Action> {
+    act(Action::Wake { uid: object.meta.uid.clone(), standby: object.spec.standby, by })
+}
+
+/// Waits for the root disk, with the disk's own message if it has one.
+pub(super) fn wait_for_disk(seen: &Observed, what: &str) -> Plan<Action> {
+    let message = match &seen.parts.disk_trouble {
+        Some(trouble) => format!("{what}: {trouble}"),
+        None => what.to_owned(),
+    };
+    wait(Reason::WaitingForDisk, message, None)
+}
