@@ -1,7 +1,9 @@
 //! The audit log: who asked for what change, from where, and what came of it; one JSON object a line.
 //!
 //! Guarantees: kept in `DATA/audit/audit.log`, for its owner only, with a bounded number of files before
-//! it; no request waits for it; lines that could not be kept are counted in it.
+//! it; no request waits for it; lines that could not be kept are counted in it; a client that leaves before
+//! it is answered is in it. Requests that were refused before anything was done, such as those without a
+//! token, are in `DATA/audit/refused.log`: whoever floods that does not push out what was done.
 //! Never: has a body, a token or a header in it.
 
 use std::fs::{self, File, OpenOptions};
@@ -9,8 +11,9 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stead_schemas::limits::{AUDIT_FILES_MAX, AUDIT_LOG_MAX, MESSAGE_CHARS_MAX};
@@ -22,9 +25,52 @@ use crate::lines::{Lines, Sink};
 /// For the last lines, at the end of the daemon.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
+/// Status of a request whose client left before it was answered.
+const CLIENT_LEFT: u16 = 499;
+/// Status of a request whose handler panicked.
+const FAILED: u16 = 500;
+
 /// The log; clones write to the same one.
 #[derive(Debug, Clone, Default)]
-pub struct Audit(Option<Lines>);
+pub struct Audit(Option<Logs>);
+
+/// The two logs.
+#[derive(Debug, Clone)]
+struct Logs {
+    admitted: Lines,
+    refused: Lines,
+}
+
+/// A request that is going on, and is recorded when this is dropped at the latest.
+#[derive(Debug)]
+pub(super) struct Record<'a> {
+    audit: &'a Audit,
+    pub(super) entry: Entry,
+    began: Instant,
+    /// The request was passed to its handler.
+    pub(super) is_admitted: bool,
+    status: Option<u16>,
+}
+
+impl<'a> Record<'a> {
+    pub(super) fn new(audit: &'a Audit, entry: Entry) -> Self {
+        Self { audit, entry, began: Instant::now(), is_admitted: false, status: None }
+    }
+
+    /// Records the request with the status of its answer.
+    pub(super) fn end(mut self, status: StatusCode) {
+        self.status = Some(status.as_u16());
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        let unanswered = if std::thread::panicking() { FAILED } else { CLIENT_LEFT };
+        self.entry.status = self.status.unwrap_or(unanswered);
+        self.entry.millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.audit.tell(&self.entry, self.is_admitted);
+    }
+}
 
 /// One request, as it is told.
 #[derive(Debug, Serialize)]
@@ -80,11 +126,6 @@ impl Entry {
         self.name =
             serde_json::from_slice::<Named>(body).ok().and_then(|body| body.name).map(|name| cut(&name));
     }
-
-    pub(super) fn end(mut self, status: u16, millis: u64) -> Self {
-        (self.status, self.millis) = (status, millis);
-        self
-    }
 }
 
 impl Audit {
@@ -95,24 +136,29 @@ impl Audit {
     pub fn open(directory: &Path) -> io::Result<Self> {
         let directory = directory.join("audit");
         crate::store::private_directory(&directory)?;
-        let path = directory.join("audit.log");
-        let file = append(&path)?;
-        let size = file.metadata()?.len();
-        Ok(Self(Some(Lines::new("audit", Files { path, file: Some(file), size })?)))
+        let log = |name: &str| {
+            let path = directory.join(format!("{name}.log"));
+            let file = append(&path)?;
+            let size = file.metadata()?.len();
+            Lines::new(name, Files { path, file: Some(file), size })
+        };
+        Ok(Self(Some(Logs { admitted: log("audit")?, refused: log("refused")? })))
     }
 
-    pub(super) fn tell(&self, entry: &Entry) {
-        let Some(lines) = &self.0 else { return };
+    fn tell(&self, entry: &Entry, is_admitted: bool) {
+        let Some(logs) = &self.0 else { return };
         if let Ok(mut line) = serde_json::to_vec(entry) {
             line.push(b'\n');
-            lines.say(line);
+            let log = if is_admitted { &logs.admitted } else { &logs.refused };
+            log.say(line);
         }
     }
 
     /// Waits for what was told to be written. Blocks, for a moment.
     pub fn flush(&self) {
-        if let Some(lines) = &self.0 {
-            lines.flush(FLUSH_MAX);
+        if let Some(logs) = &self.0 {
+            logs.admitted.flush(FLUSH_MAX);
+            logs.refused.flush(FLUSH_MAX);
         }
     }
 }
@@ -121,7 +167,7 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
-/// The file that is written to, and those before it: `audit.log.1` is the youngest.
+/// The file that is written to, and those before it: `audit.log.1` is the youngest of one.
 struct Files {
     path: PathBuf,
     /// Absent after a failure; the next line tries again.
@@ -148,7 +194,11 @@ impl Files {
 
     fn rotate(&mut self) -> io::Result<()> {
         self.file = None;
-        let older = |number: u32| self.path.with_file_name(format!("audit.log.{number}"));
+        let older = |number: u32| {
+            let mut path = self.path.clone().into_os_string();
+            path.push(format!(".{number}"));
+            PathBuf::from(path)
+        };
         for number in (1..AUDIT_FILES_MAX).rev() {
             let from = if number == 1 { self.path.clone() } else { older(number - 1) };
             match fs::rename(from, older(number)) {
@@ -191,7 +241,9 @@ mod tests {
         for _ in 0..AUDIT_FILES_MAX + 3 {
             files.try_write(&line).expect("written");
         }
-        let count = fs::read_dir(scratch.path().join("audit")).expect("there").count();
+        let is_of_log = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("audit.log");
+        let all = fs::read_dir(scratch.path().join("audit")).expect("there").flatten();
+        let count = all.filter(is_of_log).count();
         assert_eq!(count, AUDIT_FILES_MAX as usize);
         assert_eq!(mode(&path.with_file_name("audit.log.1")), 0o600);
     }

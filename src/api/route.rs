@@ -15,7 +15,7 @@ use futures::StreamExt;
 use stead_schemas::limits::{BODY_BYTES_MAX, BODY_RATE_MIN, BODY_WAIT_MAX};
 use zeroize::Zeroizing;
 
-use super::audit::Entry;
+use super::audit::{Entry, Record};
 use super::auth::{Bearer, Scope};
 use super::pools::Pool;
 use super::server::ClientAddress;
@@ -189,11 +189,11 @@ async fn guard(State((state, rule)): State<(ApiState, Rule)>, request: Request, 
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     // With the query, which may name what is made.
     let object = request.uri().path_and_query().map_or("", |object| object.as_str());
-    let mut entry = Entry::new(client, request.method().as_str(), route, object);
-    let began = tokio::time::Instant::now();
-    let answer = admit(&state, rule, request, next, Some(&mut entry)).await.into_response();
-    let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    state.0.audit.tell(&entry.end(answer.status().as_u16(), millis));
+    let entry = Entry::new(client, request.method().as_str(), route, object);
+    // Told also when the client leaves before it is answered: what it asked for may be carried out.
+    let mut record = Record::new(&state.0.audit, entry);
+    let answer = admit(&state, rule, request, next, Some(&mut record)).await.into_response();
+    record.end(answer.status());
     answer
 }
 
@@ -204,11 +204,11 @@ async fn admit(
     rule: Rule,
     request: Request,
     next: Next,
-    mut entry: Option<&mut Entry>,
+    mut record: Option<&mut Record<'_>>,
 ) -> Result<Response, ApiError> {
     let mut bearer = state.0.keys.authorize(request.headers())?;
-    if let Some(entry) = &mut entry {
-        entry.by(&bearer);
+    if let Some(record) = &mut record {
+        record.entry.by(&bearer);
     }
     if state.0.requires_permissions {
         bearer.names_permissions()?;
@@ -224,13 +224,16 @@ async fn admit(
         true => Body::new(Patient::new(body, Patience::at_rate(BODY_WAIT_MAX, BODY_RATE_MIN))),
         false => {
             let bytes = whole(state, &bearer, body).await?;
-            if let Some(entry) = &mut entry {
-                entry.of(&bytes);
+            if let Some(record) = &mut record {
+                record.entry.of(&bytes);
             }
             Body::from(bytes)
         }
     };
     let _permit = state.0.pools.take(rule.pool, &bearer.subject)?;
+    if let Some(record) = record {
+        record.is_admitted = true;
+    }
     let answer = next.run(Request::from_parts(parts, body));
     if rule.pool == Pool::Waits {
         return tokio::select! {

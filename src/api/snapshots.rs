@@ -23,7 +23,7 @@ use stead_schemas::names::Uid;
 use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
-use super::auth::Bearer;
+use super::auth::{Bearer, Scope};
 use super::instances::{carried_out, has_tags, json, tag_filter};
 use super::wait::until;
 use super::{ApiError, ApiState, lookup};
@@ -40,12 +40,19 @@ fn find(state: &ApiState, id: &str) -> Result<Arc<Object<Snapshot>>, ApiError> {
         .ok_or_else(absent)
 }
 
+/// Pooled instances are instances that run.
+fn may_fill(bearer: &Bearer, pool: u32) -> Result<(), ApiError> {
+    if pool > 0 { bearer.needs(Scope::InstanceWrite) } else { Ok(()) }
+}
+
 pub(super) async fn create(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let SnapshotCreate { kind, name, tags, compression, pool } = SnapshotCreate::read(json(body)?)?;
+    may_fill(&bearer, pool)?;
     let source = lookup::instance_to_change(state.store(), &id?.0)?;
     let policy = source.spec.snapshot_policy.and_then(|policy| policy.compression);
     // A disk alone is not compressed: its copies share blocks where the file system can.
@@ -122,10 +129,12 @@ pub(super) async fn get(
 
 pub(super) async fn update(
     State(state): State<ApiState>,
+    bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<api::Snapshot>, ApiError> {
     let SnapshotPatch { pool } = SnapshotPatch::read(json(body)?)?;
+    may_fill(&bearer, pool)?;
     let uid = find(&state, &id?.0)?.meta.uid.clone();
     let object = state.store().transact(move |tx| admission::set_pool(tx, &uid, pool)).await?;
     Ok(Json(api::Snapshot::of(&object)))

@@ -61,7 +61,7 @@ use crate::host::{Scope, journal::Journals, watch_directories::DirectoryWatches,
 use crate::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig};
 use crate::ingress::{HttpListeners, IngressConfig};
 use crate::signals::{ended, terminated};
-use crate::store::{SystemClock, close_new_files, identity, open, private_directory};
+use crate::store::{SystemClock, close_new_files, identity, mark, open, private_directory};
 
 /// For a request's head; a client on a bad line needs a second.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -113,6 +113,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let (end, ending) = watch::channel(false);
     let writer = tokio::spawn(directory.writer.run(ended(ending.clone())));
     declare_network(&store, &config).await?;
+    mark::keep(config.data_dir.clone(), store.clone()).await;
 
     let reports = Reports::default();
     let drivers = Drivers::built_in(&config.programs(), Accelerator::probe());

@@ -29,6 +29,10 @@ pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// Verbs wait up to 55 s on the server's side.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(70);
+/// Size of an answer, in bytes: a list of 100,000 instances has some 150 MB.
+const ANSWER_BYTES_MAX: usize = 512 << 20;
+/// Size of an answer that says what failed, in bytes.
+const ERROR_BYTES_MAX: usize = 4 << 20;
 /// For retries of what may pass.
 const RETRY_FOR: Duration = Duration::from_secs(20);
 
@@ -57,7 +61,10 @@ impl Client {
                 "the token has characters that no token has, such as a line's end".to_owned(),
             ));
         }
-        let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build();
+        // The API redirects nobody: what a request holds goes to no other host.
+        let redirects = reqwest::redirect::Policy::none();
+        let http =
+            reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).redirect(redirects).build();
         let http = http.map_err(|error| Failure::Other(error.to_string()))?;
         Ok(Self { http, base, key })
     }
@@ -93,7 +100,9 @@ impl Client {
         let key = format!("Bearer {}", self.key).parse();
         let key = key.map_err(|_| Failure::Usage("the token has characters no token has".to_owned()))?;
         request.headers_mut().insert("authorization", key);
-        let (mut socket, _) = connect_async(request).await.map_err(failed)?;
+        let connected = tokio::time::timeout(REQUEST_DEADLINE, connect_async(request)).await;
+        let late = |_| Failure::Lost(format!("{} does not answer", self.base));
+        let (mut socket, _) = connected.map_err(late)?.map_err(failed)?;
         socket.send(Message::text(first.to_string())).await.map_err(failed)?;
         Ok(socket)
     }
@@ -117,10 +126,9 @@ impl Client {
 
     /// What an answer says.
     pub(crate) async fn answer<T: DeserializeOwned>(&self, response: Response) -> Result<T, Failure> {
-        response.json().await.map_err(|error| match error.is_decode() {
-            true => Failure::Other(format!("the answer is not understood: {}", root(&error))),
-            false => Failure::Lost(format!("the connection was lost: {}", root(&error))),
-        })
+        let bytes = bounded(response, ANSWER_BYTES_MAX).await?;
+        serde_json::from_slice(&bytes)
+            .map_err(|error| Failure::Other(format!("the answer is not understood: {error}")))
     }
 
     /// Sends once, for an answer that may go on for ever.
@@ -183,6 +191,20 @@ fn root(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), root)
 }
 
+/// The body of an answer, which a server that means no harm ends before this size.
+async fn bounded(mut response: Response, most: usize) -> Result<Vec<u8>, Failure> {
+    let lost = |error: reqwest::Error| Failure::Lost(format!("the connection was lost: {}", root(&error)));
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(lost)? {
+        if bytes.len() + chunk.len() > most {
+            let message = format!("the answer is not understood: it has more than {} MiB", most >> 20);
+            return Err(Failure::Other(message));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
 fn words(body: &ErrorBody) -> String {
     format!("{} ({})", body.message, body.code)
 }
@@ -205,7 +227,8 @@ async fn finish(response: Response) -> Result<Response, Failure> {
     if status.is_success() {
         return Ok(response);
     }
-    let body: Option<ErrorBody> = response.json().await.ok();
+    let body = bounded(response, ERROR_BYTES_MAX).await.ok();
+    let body: Option<ErrorBody> = body.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let text = match body {
         Some(body) if body.details.len() > 1 => {
             let lines: Vec<String> =

@@ -114,16 +114,16 @@ pub(super) async fn doctor(serve: Serve, output: Output) -> Result<(), Failure> 
     let config = load(serve)?.config;
     let findings = crate::doctor::examine(&config).await;
     let rows = || {
-        let row = |finding: &Finding| {
+        let rows = |finding: &Finding| {
             let level = format!("{:?}", finding.level).to_lowercase();
-            let remedy = Some(&finding.remedy).filter(|remedy| !remedy.is_empty());
-            let text = remedy.map_or_else(
-                || finding.message.clone(),
-                |remedy| format!("{}\n-> {remedy}", finding.message),
-            );
-            vec![level, finding.subject.to_owned(), text]
+            let mut rows = vec![vec![level, finding.subject.to_owned(), finding.message.clone()]];
+            if !finding.remedy.is_empty() {
+                // A row of its own: no cell has lines.
+                rows.push(vec![String::new(), String::new(), format!("-> {}", finding.remedy)]);
+            }
+            rows
         };
-        findings.iter().map(row).collect()
+        findings.iter().flat_map(rows).collect()
     };
     super::show::print(&findings, output, &["LEVEL", "SUBJECT", "FOUND"], rows)?;
     let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();

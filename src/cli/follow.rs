@@ -23,6 +23,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// The lines that are there already come at once; when none came for so long, they are through.
 const QUIET: Duration = Duration::from_secs(2);
 
+/// Size of a line on its way, in bytes: the longest that a log has, each of its bytes written as an escape.
+const LINE_BYTES_MAX: usize = 64 << 20;
+
 /// Lines as they come over one connection.
 struct Lines {
     chunks: futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
@@ -44,6 +47,9 @@ impl Lines {
         while self.ready.is_empty() {
             let Some(chunk) = self.chunks.next().await else { return Ok(None) };
             self.rest.extend_from_slice(&chunk.map_err(|error| Failure::Lost(error.to_string()))?);
+            if self.rest.len() > LINE_BYTES_MAX {
+                return Err(Failure::Other("the server sends a line that no log has".to_owned()));
+            }
             let Some(end) = self.rest.iter().rposition(|&byte| byte == b'\n') else { continue };
             let whole: Vec<u8> = self.rest.drain(..=end).collect();
             let events = whole.split(|&byte| byte == b'\n').filter_map(|event| event.strip_prefix(b"data: "));

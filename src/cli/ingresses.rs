@@ -92,17 +92,19 @@ pub(super) async fn ingress(client: &Client, verb: IngressVerb, output: Output) 
 
 fn show_all(ingresses: &[Ingress], output: Output) -> Result<(), Failure> {
     print(&ingresses, output, &["ID", "NAME", "RULES", "READY", "AGE"], || {
-        let row = |ingress: &Ingress| {
-            let rules: Vec<String> = ingress.rules.iter().map(told).collect();
-            vec![
-                ingress.id.clone(),
-                ingress.name.clone(),
-                rules.join("\n"),
-                ready(ingress),
-                age(ingress.created_at),
-            ]
+        let rows = |ingress: &Ingress| {
+            // A row for each rule: no cell has lines.
+            let rules = ingress.rules.iter().map(told);
+            let mut rows: Vec<[String; 5]> = rules
+                .map(|rule| [String::new(), String::new(), rule, String::new(), String::new()])
+                .collect();
+            if let Some([id, name, _, is_ready, since]) = rows.first_mut() {
+                (*id, *name) = (ingress.id.clone(), ingress.name.clone());
+                (*is_ready, *since) = (ready(ingress), age(ingress.created_at));
+            }
+            rows.into_iter().map(Vec::from)
         };
-        ingresses.iter().map(row).collect()
+        ingresses.iter().flat_map(rows).collect()
     })
 }
 

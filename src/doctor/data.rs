@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::{ANSWER_DEADLINE, Finding};
 use crate::config::Config;
 use crate::host::files;
-use crate::store::identity;
+use crate::store::{identity, mark};
 
 /// Whether a daemon uses the data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +55,9 @@ pub(super) fn examine(config: &Config, daemon: &Daemon) -> Vec<Finding> {
     }
     if let Err(error) = identity::check(&config.data_dir, &config.run_dir) {
         findings.push(Finding::problem("run directory", error.to_string(), "do as the message says"));
+    }
+    if let Err(error) = mark::check_presence(&config.data_dir) {
+        findings.push(Finding::problem("database", error.to_string(), "do as the message says"));
     }
     findings
 }

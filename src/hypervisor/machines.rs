@@ -177,6 +177,11 @@ impl Machines for Hypervisors {
         let failed = |error| HostError::io("configure the guest of", owner.as_str(), error);
         let seed = Seed(random::<SEED_BYTES>().map_err(failed)?.to_vec());
         let request = ToGuest::Configure { token, seed, config: Box::new(config.clone()) };
+        // The channel would drop it again and again.
+        if let Err(too_large) = guest::Frame::control(&request) {
+            let error = HostError::new(HostErrorKind::Permanent, "configure the guest of", owner.as_str());
+            return Err(error.because(format!("its command and environment are too long: {too_large}")));
+        }
         let asked = attached.channel.ask(request, |view| view.phase = view.phase.max(GuestPhase::Configured));
         asked.map_err(|why| {
             HostError::new(HostErrorKind::Transient, "configure the guest of", owner.as_str()).because(why)

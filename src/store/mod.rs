@@ -5,12 +5,14 @@
 //! DATA/keys/seal.key  0600; without it the database cannot be read
 //! DATA/keys/jwt.key   0600; signs the API's tokens; the one before it is jwt.old.key
 //! DATA/db/            the database
+//! DATA/store-mark     how far the database had come
 //! ```
 
 pub mod backup;
 mod clock;
 pub mod identity;
 mod lock;
+pub mod mark;
 mod private;
 mod reserve;
 mod seal;
@@ -56,6 +58,8 @@ pub enum OpenError {
     Database(#[source] KvError),
     #[error("cannot open the store")]
     Store(#[source] StoreError),
+    #[error("the database has lost what it held")]
+    Mark(#[source] mark::MarkError),
 }
 
 /// The key that signs the API's tokens; made when there is none. Works beside a running daemon.
@@ -121,10 +125,13 @@ pub fn open(directory: &Path, kinds: Kinds) -> Result<DataDirectory, OpenError> 
     let lock = DirectoryLock::take(directory).map_err(OpenError::Lock)?;
     let database = directory.join("db");
     let has_database = database.join("db").exists();
+    // Before an empty one is made.
+    mark::check_presence(directory).map_err(OpenError::Mark)?;
     let sealer = ChaChaSealer::open(&directory.join("keys").join("seal.key"), has_database)
         .map_err(OpenError::SealKey)?;
     let kv = SledKv::open(&database).map_err(OpenError::Database)?;
     let (store, writer) = Store::open(kv, Arc::new(sealer), Arc::new(SystemClock), Arc::new(CuidIds), kinds)
         .map_err(OpenError::Store)?;
+    mark::check(directory, Some(store.revision())).map_err(OpenError::Mark)?;
     Ok(DataDirectory { store, writer, lock })
 }

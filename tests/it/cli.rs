@@ -4,7 +4,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, copy_bidirectional};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -202,4 +202,48 @@ async fn tokens_are_listed_revoked_and_their_keys_rotated() {
     assert_eq!(std::fs::read(keys.join("jwt.old.key")).expect("the one before"), before);
     assert_eq!(tokens(&["remove-old-key"]).await.0, 0);
     assert!(!keys.join("jwt.old.key").exists());
+}
+
+/// A server that answers every request with these bytes, and then, if they are to go on, with more without end.
+async fn answers(head: &'static str, goes_on: bool) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let base = format!("http://{}", listener.local_addr().expect("bound"));
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _ = client.read(&mut [0; 4096]).await;
+                let _ = client.write_all(head.as_bytes()).await;
+                while goes_on && client.write_all(&[b'a'; 65536]).await.is_ok() {}
+            });
+        }
+    });
+    base
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_end_and_a_redirect_are_refused() {
+    let failure = "HTTP/1.1 400 Bad Request\r\n\r\n{\"message\":\"";
+    let base = answers(failure, true).await;
+    let (code, _, err) = ended(stead(&base, "token", &["images"]).spawn().expect("started")).await;
+    assert_eq!((code, err.trim()), (1, "stead: 400 Bad Request"));
+    let base = answers("HTTP/1.1 200 OK\r\n\r\n[\"", true).await;
+    let (code, _, err) = ended(stead(&base, "token", &["images"]).spawn().expect("started")).await;
+    assert!(code == 1 && err.contains("more than 512 MiB"), "{err}");
+    let elsewhere = answers("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", false).await;
+    let head = format!("HTTP/1.1 307 X\r\nLocation: {elsewhere}/\r\nContent-Length: 0\r\n\r\n");
+    let base = answers(head.leak(), false).await;
+    let (code, _, err) = ended(stead(&base, "token", &["images"]).spawn().expect("started")).await;
+    assert_eq!((code, err.trim()), (1, "stead: 307 Temporary Redirect"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_has_a_row_for_each_line_and_no_replaced_characters() {
+    let server = Server::start().await;
+    server.create(json!({"name": "web", "image": IMAGE, "size": "256MB"})).await;
+    let rules = ["--rule", "a.test=web:80", "--rule", "b.test=web:81"];
+    let (code, out, err) = runs(&server, &[&["ingress", "create", "two"][..], &rules].concat()).await;
+    assert_eq!(code, 0, "{err}");
+    let lines: Vec<&str> = out.lines().map(str::trim).collect();
+    assert_eq!((lines.len(), lines[2]), (3, "b.test:80 -> web:81"), "{out}");
+    assert!(lines[1].contains("two") && lines[1].contains("a.test:80 -> web:80"), "{out}");
 }

@@ -68,3 +68,42 @@ async fn starts_on_a_full_disk_lose_nothing() {
         open.close().await;
     }
 }
+
+#[tokio::test]
+async fn a_database_that_has_lost_what_it_held_is_refused_and_nothing_is_made() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let open = start(scratch.path()).expect("opens");
+    create(&open.store, "one").await.expect("stored");
+    let old = scratch.path().join("old");
+    open.close().await;
+    copy(&scratch.path().join("db"), &old);
+    let open = start(scratch.path()).expect("opens");
+    create(&open.store, "two").await.expect("stored");
+    stead::store::mark::note(scratch.path(), open.store.revision()).expect("noted");
+    open.close().await;
+    let whole = start(scratch.path()).expect("as it was left");
+    assert_eq!(uids(&whole.store).len(), 2);
+    whole.close().await;
+    let database = scratch.path().join("db");
+    let kept = scratch.path().join("kept");
+    fs::rename(&database, &kept).expect("moved");
+    let refused = format!("{:?}", start(scratch.path()).err().expect("it is gone"));
+    assert!(refused.contains("Lost") && !database.join("db").exists(), "{refused}");
+    copy(&old, &database);
+    let refused = format!("{:?}", start(scratch.path()).err().expect("it is an old copy"));
+    assert!(refused.contains("Lost"), "{refused}");
+    fs::remove_dir_all(&database).expect("removed");
+    fs::rename(&kept, &database).expect("moved");
+    start(scratch.path()).expect("it is back").close().await;
+}
+
+/// Copies the files of a database.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("made");
+    for entry in fs::read_dir(from).expect("read") {
+        let entry = entry.expect("read");
+        if entry.file_type().expect("known").is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name())).expect("copied");
+        }
+    }
+}

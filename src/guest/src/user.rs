@@ -33,11 +33,15 @@ fn resolve(word: &str, passwd: &str, group: &str) -> Result<User, String> {
     let entry = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| {
         fields.len() >= 6 && (fields[0] == user || (user.parse::<u32>().is_ok() && fields[2] == user))
     });
-    let number = |text: &str| text.parse::<u32>().ok();
+    // The highest number is no id: the kernel takes it as "leave what it is", which is root.
+    let number = |text: &str| text.parse::<u32>().ok().filter(|&id| id != u32::MAX);
     let uid = entry.as_ref().and_then(|fields| number(fields[2])).or_else(|| number(user));
     let uid = uid.ok_or_else(|| format!("unable to find user {user}: no matching entry in /etc/passwd"))?;
     let name = entry.as_ref().map(|fields| fields[0]);
-    let primary = entry.as_ref().and_then(|fields| number(fields[3])).unwrap_or(0);
+    let primary = match &entry {
+        Some(fields) => number(fields[3]).ok_or_else(|| format!("the group of user {user} has no number"))?,
+        None => 0,
+    };
     let groups =
         || group.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4);
     let gid = match group_word.filter(|word| !word.is_empty()) {
@@ -79,6 +83,19 @@ mod tests {
         assert_eq!(ids("1000:1001"), Ok((1000, 1001, vec![1001], "/".to_owned())));
         assert!(ids("nobody").is_err_and(|error| error.contains("nobody")));
         assert!(ids("web:nogroup").is_err());
+    }
+
+    #[test]
+    fn a_number_that_is_no_id_is_refused_and_never_means_root() {
+        for word in ["4294967295", "4294967295:0", "0:4294967295", "99999999999", "-1"] {
+            assert!(ids(word).is_err(), "{word}");
+        }
+        assert_eq!(ids("4294967294:7").map(|(uid, gid, ..)| (uid, gid)), Ok((4_294_967_294, 7)));
+        let of_image = |line: &str| resolve("app", &format!("{line}\n"), "app:x:4294967295:app\n");
+        for line in ["app:x:4294967295:1:::", "app:x:1:4294967295:::", "app:x:1:x:::", "app:x:x:1:::"] {
+            assert!(of_image(line).is_err(), "{line}");
+        }
+        assert_eq!(of_image("app:x:5:6:::").map(|user| (user.uid, user.groups)), Ok((5, vec![6])));
     }
 
     #[test]

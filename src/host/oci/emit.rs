@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use super::Refused;
 use super::archive::{Kind, Meta};
 use super::layout::Layout;
-use super::merge::Node;
+use super::merge::{Named, Node};
 
 /// Between two looks at the room that is left on the disk.
 const ROOM_INTERVAL_BYTES: u64 = 64 << 20;
@@ -33,21 +33,23 @@ impl<'a, W: Write> Emitter<'a, W> {
     pub(super) fn node(
         &mut self,
         node: &Node,
-        paths: &[Vec<u8>],
+        paths: &[Named],
         size: u64,
         content: &mut dyn Read,
     ) -> Result<(), Refused> {
         let Some((first, links)) = paths.split_first() else { return Ok(()) };
         let (meta, none) = (&node.meta, &mut io::empty());
         match &node.kind {
-            Kind::File => self.append(tar::EntryType::Regular, first, b"", meta, size, content)?,
-            Kind::Fifo => self.append(tar::EntryType::Fifo, first, b"", meta, 0, none)?,
-            Kind::Symlink(target) => self.append(tar::EntryType::Symlink, first, target, meta, 0, none)?,
+            Kind::File => self.append(tar::EntryType::Regular, &first.path, b"", meta, size, content)?,
+            Kind::Fifo => self.append(tar::EntryType::Fifo, &first.path, b"", meta, 0, none)?,
+            Kind::Symlink(target) => {
+                self.append(tar::EntryType::Symlink, &first.path, target, meta, 0, none)?
+            }
             Kind::Directory | Kind::Hardlink(_) | Kind::Dropped => {}
         }
         let plain = Meta { attributes: Vec::new(), ..meta.clone() };
         for link in links {
-            self.append(tar::EntryType::Link, link, first, &plain, 0, &mut io::empty())?;
+            self.append(tar::EntryType::Link, &link.path, &first.path, &plain, 0, &mut io::empty())?;
         }
         Ok(())
     }

@@ -51,7 +51,7 @@ pub fn layers(data: &[u8]) {
 fn merge(layers: &[&[u8]]) -> Result<Vec<u8>, Refused> {
     let (_wanted, stop) = Stop::new();
     let mut tree = Tree::default();
-    for (layer, bytes) in layers.iter().enumerate() {
+    for (layer, bytes) in (0..).zip(layers) {
         let mut ordinal = 0;
         archive::read(
             unpack::open(file(bytes).map_err(Refused::of_io)?, BUDGET_BYTES, &stop)?,
@@ -67,12 +67,12 @@ fn merge(layers: &[&[u8]]) -> Result<Vec<u8>, Refused> {
     for (path, meta) in merged.directories.iter().filter(|(path, _)| !path.is_empty()) {
         emitter.directory(path, meta)?;
     }
-    for (layer, bytes) in layers.iter().enumerate() {
+    for (layer, bytes) in (0..).zip(layers) {
         let mut ordinal = 0;
         let reader = unpack::open(file(bytes).map_err(Refused::of_io)?, BUDGET_BYTES, &stop)?;
         archive::read(reader, |_, size, content| {
             ordinal += 1;
-            match merged.content.get(&Place { layer, ordinal }) {
+            match merged.at(Place { layer, ordinal }) {
                 Some((node, paths)) => emitter.node(node, paths, size, content),
                 None => Ok(()),
             }

@@ -33,6 +33,8 @@ const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
 const DOCUMENTS_BYTES_MAX: u64 = 32 << 20;
 /// Entries of an archive of images; a layout has one for each blob. One with more is a root file system.
 const ENTRIES_MAX: usize = 20_000;
+/// Bytes of their names and of what links lead to; those of a layout have seventy each.
+const NAMES_BYTES_MAX: usize = 4 << 20;
 /// Symbolic links within an archive that are followed to a layer.
 const LINKS_MAX: usize = 8;
 /// Between two looks at the room that is left on the disk.
@@ -168,12 +170,16 @@ fn followed(name: &str, target: &[u8]) -> Option<String> {
 fn list(plain: &File) -> Result<BTreeMap<String, Entry>, Refused> {
     let mut reader = io::BufReader::with_capacity(64 << 10, plain);
     let mut entries = BTreeMap::new();
-    let mut is_rootfs = false;
+    let (mut is_rootfs, mut bytes) = (false, 0);
     archive::each(&mut reader, |item, size, at| {
         if is_rootfs {
             return Ok(());
         }
         let name = String::from_utf8_lossy(&item.path.join(&b'/')).into_owned();
+        bytes += name.len();
+        if let Kind::Symlink(target) | Kind::Hardlink(target) = &item.kind {
+            bytes += target.len();
+        }
         match item.kind {
             Kind::File => drop(entries.insert(name, Entry::File { at, size })),
             Kind::Symlink(target) => drop(entries.insert(name, Entry::Link(target))),
@@ -182,7 +188,7 @@ fn list(plain: &File) -> Result<BTreeMap<String, Entry>, Refused> {
             }
             _ => {}
         }
-        is_rootfs = entries.len() > ENTRIES_MAX;
+        is_rootfs = entries.len() > ENTRIES_MAX || bytes > NAMES_BYTES_MAX;
         Ok(())
     })?;
     if is_rootfs {

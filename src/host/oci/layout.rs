@@ -88,7 +88,10 @@ impl Layout {
             files::make_directory(&layout.root.join(dir)).map_err(failed)?;
         }
         remove_unfinished(&layout.root.join("manifests")).map_err(failed)?;
-        layout.sweep().map_err(failed)?;
+        // One file that cannot be read keeps nothing else from working; what is not collected stays.
+        if let Err(error) = layout.sweep() {
+            tracing::error!(%error, "blobs of images that are gone cannot be collected");
+        }
         Ok(layout)
     }
 
@@ -257,7 +260,8 @@ impl Layout {
 }
 
 fn read_manifest(path: &Path) -> io::Result<Option<Manifest>> {
-    Ok(found(fs::read(path))?.and_then(|text| serde_json::from_slice(&text).ok()))
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    Ok(found(fs::read(path)).map_err(named)?.and_then(|text| serde_json::from_slice(&text).ok()))
 }
 
 /// A list that breaks off is none: what is not in it would be taken for gone.
@@ -306,6 +310,9 @@ mod tests {
         layout.remove(&manifest.digest, || false).expect_err("nor whether they are shared");
         assert!(layout.blob(&digest("layer")).exists());
         assert!(layout.known().expect("listed").contains(&manifest.digest), "so that it is removed later");
+        drop(layout);
+        let layout = Layout::open(dir.path().to_owned(), Bytes(0), None).expect("the others can be used");
+        assert!(layout.blob(&digest("layer")).exists() && layout.manifest(&manifest.digest).is_ok());
         fs::remove_dir(&unreadable).expect("removed");
         layout.remove(&manifest.digest, || false).expect("removed");
         assert!(layout.known().expect("listed").is_empty() && !layout.blob(&digest("layer")).exists());

@@ -18,6 +18,9 @@ use super::layout::{Blob, Manifest};
 const LAYERS_MAX: usize = 500;
 /// Sum of an image's layers as they are transferred. The largest in common use have some 20 GiB.
 const LAYER_BYTES_MAX: u64 = 64 << 30;
+/// Size of what a configuration says of the program (command, environment), in bytes of JSON: a guest is told
+/// all of it in one message of at most a MiB, beside what its instance says.
+const RUN_BYTES_MAX: usize = 256 << 10;
 /// Indexes within one another; builders that nest them do so once.
 pub(super) const INDEXES_MAX: usize = 4;
 
@@ -178,7 +181,12 @@ pub(super) fn read_manifest(
     if layers.iter().map(|layer| layer.size.0).fold(0, u64::saturating_add) > LAYER_BYTES_MAX {
         return Err(Refused::new(format!("its layers have more than {} GiB", LAYER_BYTES_MAX >> 30)));
     }
-    Ok(Manifest { digest, layers, config: config.config.unwrap_or_default().into_config() })
+    let config = config.config.unwrap_or_default().into_config();
+    if serde_json::to_vec(&config).map_or(usize::MAX, |json| json.len()) > RUN_BYTES_MAX {
+        let words = "its configuration's command and environment have more than";
+        return Err(Refused::new(format!("{words} {} KiB", RUN_BYTES_MAX >> 10)));
+    }
+    Ok(Manifest { digest, layers, config })
 }
 
 /// The manifest says that its configuration is one of a container image.
@@ -339,6 +347,12 @@ mod tests {
         let layers = json!({ "diff_ids": [digest('d')] });
         read(&json!({ "rootfs": layers }), kind, None).expect("without architecture and system");
         read(&json!({ "architecture": "amd64", "os": "linux", "rootfs": layers }), kind, None).expect("full");
+        let of_env = |bytes: usize| {
+            let config = json!({ "Env": [format!("A={}", "x".repeat(bytes))] });
+            read(&json!({ "config": config, "rootfs": layers }), kind, None)
+        };
+        of_env(RUN_BYTES_MAX / 2).expect("a guest can be told that");
+        assert!(of_env(RUN_BYTES_MAX).expect_err("it cannot").message.contains("256 KiB"));
         for config in [
             json!({ "architecture": "s390x", "rootfs": layers }),
             json!({ "os": "windows", "rootfs": layers }),

@@ -5,17 +5,23 @@
 //! path they were made of. Nothing is unpacked: the tree only says what to emit.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::Refused;
 use super::archive::{Item, Kind, Meta, components, show};
 
-/// Entries of all layers together. A large distribution image has 200,000; each costs memory here.
+/// Entries of one layer, and nodes of all layers together. A large distribution image has 200,000.
 pub(super) const ENTRIES_MAX: usize = 1_000_000;
 /// Symbolic links followed for one parent path, as Linux has it.
 const LINKS_FOLLOWED_MAX: usize = 40;
-/// Bytes of names, link targets and attributes. A large distribution image has 20 MiB; what is kept in
-/// memory is some three times as much.
-const BYTES_MAX: usize = 128 << 20;
+/// Memory of one tree, in bytes: two are made at a time by default, beside whatever else the daemon does. A
+/// large distribution image takes 55 MiB.
+pub(super) const MEMORY_MAX: usize = 96 << 20;
+/// Memory of an entry besides its name, link target and attributes, in bytes: its node, its places in the
+/// tree and in what is emitted, and what the allocator adds.
+const ENTRY_BYTES: usize = 210;
+/// Names that are looked through at a time where many are removed: copies of them are kept for as long.
+const BATCH_NAMES: usize = 1024;
 /// Components looked up, made and taken away. An ordinary entry needs ten; a second of processor time is
 /// some millions.
 const STEPS_MAX: usize = 20_000_000;
@@ -23,8 +29,8 @@ const STEPS_MAX: usize = 20_000_000;
 /// Where a node's entry stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
-    pub(super) layer: usize,
-    pub(super) ordinal: usize,
+    pub(super) layer: u32,
+    pub(super) ordinal: u32,
 }
 
 /// One inode to be.
@@ -38,9 +44,10 @@ pub(super) struct Node {
 /// A name in the tree.
 #[derive(Debug, Clone, Copy)]
 struct Name {
-    node: usize,
+    /// Index of the node.
+    node: u32,
     /// The layer that put it there: whiteouts of the same layer do not touch it.
-    layer: usize,
+    layer: u32,
 }
 
 /// The tree under construction; keys are paths joined with `/`, the root is the empty one.
@@ -51,9 +58,9 @@ pub(super) struct Tree {
     /// Below which paths the present layer hid everything already: once is enough, and a layer of
     /// nothing but whiteouts costs no more than its length.
     hidden: BTreeSet<Vec<u8>>,
-    layer: usize,
+    layer: u32,
     /// What was spent of the budgets.
-    bytes: usize,
+    memory: usize,
     steps: usize,
 }
 
@@ -66,7 +73,7 @@ impl Tree {
 
     /// Applies one entry.
     pub(super) fn apply(&mut self, place: Place, item: Item) -> Result<(), Refused> {
-        if place.ordinal >= ENTRIES_MAX {
+        if place.ordinal as usize >= ENTRIES_MAX {
             return Err(too_many());
         }
         self.step(1)?;
@@ -93,9 +100,13 @@ impl Tree {
         }
     }
 
+    fn node(&self, name: Name) -> &Node {
+        &self.nodes[name.node as usize]
+    }
+
     fn put(&mut self, path: Vec<u8>, place: Place, kind: Kind, meta: Meta) -> Result<(), Refused> {
         let is_directory = kind == Kind::Directory;
-        let old = self.names.get(&path).map(|name| &self.nodes[name.node].kind);
+        let old = self.names.get(&path).map(|name| &self.node(*name).kind);
         if !(is_directory && old == Some(&Kind::Directory)) {
             self.remove_all(&path)?;
         }
@@ -104,7 +115,8 @@ impl Tree {
 
     /// Puts a new node at a path, within the budgets.
     fn insert(&mut self, path: Vec<u8>, place: Place, kind: Kind, meta: Meta) -> Result<(), Refused> {
-        if self.nodes.len() >= ENTRIES_MAX {
+        let node = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
+        if node as usize >= ENTRIES_MAX {
             return Err(too_many());
         }
         let target = match &kind {
@@ -114,16 +126,19 @@ impl Tree {
         let attributes = meta.attributes.iter().map(|(name, value)| name.len() + value.len());
         self.spend(path.len() + target + attributes.sum::<usize>())?;
         self.nodes.push(Node { place, kind, meta });
-        self.names.insert(path, Name { node: self.nodes.len() - 1, layer: place.layer });
+        self.names.insert(path, Name { node, layer: place.layer });
         Ok(())
     }
 
+    /// Counts an entry that takes so many bytes besides what each entry takes. What is given back is not
+    /// counted: an image that hides that much of itself is as hostile.
     fn spend(&mut self, bytes: usize) -> Result<(), Refused> {
-        self.bytes = self.bytes.saturating_add(bytes);
-        if self.bytes <= BYTES_MAX {
+        self.memory = self.memory.saturating_add(bytes).saturating_add(ENTRY_BYTES);
+        if self.memory <= MEMORY_MAX {
             return Ok(());
         }
-        Err(Refused::new(format!("the image's names and links have more than {} MiB", BYTES_MAX >> 20)))
+        let words = "the image has too many entries, or too long names and links";
+        Err(Refused::new(format!("{words}: they take more than {} MiB", MEMORY_MAX >> 20)))
     }
 
     fn step(&mut self, count: usize) -> Result<(), Refused> {
@@ -143,18 +158,18 @@ impl Tree {
             }
             None => None,
         };
-        let Some(Name { node, .. }) = found else {
+        let Some(found) = found else {
             return Err(Refused::new(format!("{} is a hard link to what is not in the image", show(shown))));
         };
-        if self.nodes[node].kind == Kind::Directory {
+        if self.node(found).kind == Kind::Directory {
             return Err(Refused::new(format!("{} is a hard link to a directory", show(shown))));
         }
-        if self.names.get(&path).is_some_and(|name| name.node == node) {
+        if self.names.get(&path).is_some_and(|name| name.node == found.node) {
             return Ok(());
         }
         self.remove_all(&path)?;
         self.spend(path.len())?;
-        self.names.insert(path, Name { node, layer: place.layer });
+        self.names.insert(path, Name { node: found.node, layer: place.layer });
         Ok(())
     }
 
@@ -173,7 +188,7 @@ impl Tree {
             let next = joined(&at, &part);
             // A look-up costs about as much as the path is long.
             self.step(1 + next.len() / 256)?;
-            match self.names.get(&next).map(|name| self.nodes[name.node].kind.clone()) {
+            match self.names.get(&next).map(|name| self.node(*name).kind.clone()) {
                 Some(Kind::Directory) => at = next,
                 Some(Kind::Symlink(target)) => {
                     followed += 1;
@@ -205,9 +220,7 @@ impl Tree {
     fn remove_all(&mut self, path: &[u8]) -> Result<(), Refused> {
         match self.names.remove(path) {
             // Nothing is below what is no directory.
-            Some(name) if self.nodes[name.node].kind == Kind::Directory => {
-                self.remove_below(path, usize::MAX)
-            }
+            Some(name) if self.node(name).kind == Kind::Directory => self.remove_below(path, u32::MAX),
             _ => Ok(()),
         }
     }
@@ -238,63 +251,99 @@ impl Tree {
         self.give_parents(path, place)
     }
 
+    /// The next names below a directory after `last`, with the layers that put them there.
+    fn names_below(&self, path: &[u8], last: Option<&[u8]>) -> Vec<(Vec<u8>, u32)> {
+        let (start, end) = Self::below(path);
+        let from = last.map_or(Bound::Included(start.as_slice()), Bound::Excluded);
+        let names = self.names.range::<[u8], _>((from, Bound::Excluded(end.as_slice())));
+        names.take(BATCH_NAMES).map(|(path, name)| (path.clone(), name.layer)).collect()
+    }
+
     /// Makes the directories, from `path` down, that what is below it lacks.
     fn give_parents(&mut self, path: &[u8], place: Place) -> Result<(), Refused> {
-        let (start, end) = Self::below(path);
-        let left: Vec<Vec<u8>> = self.names.range(start..end).map(|(path, _)| path.clone()).collect();
-        for name in left {
-            self.step(1 + name.len() / 256)?;
-            let ends = name.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-            for at in ends.filter(|&at| at >= path.len().max(1)) {
-                self.step(1 + at / 256)?;
-                if !self.names.contains_key(&name[..at]) {
-                    let meta = Meta { mode: 0o755, ..Meta::default() };
-                    self.insert(name[..at].to_vec(), place, Kind::Directory, meta)?;
+        let mut left = self.names_below(path, None);
+        while let Some((last, _)) = left.last().cloned() {
+            for (name, _) in left {
+                self.step(1 + name.len() / 256)?;
+                let ends = name.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+                for at in ends.filter(|&at| at >= path.len().max(1)) {
+                    self.step(1 + at / 256)?;
+                    if !self.names.contains_key(&name[..at]) {
+                        let meta = Meta { mode: 0o755, ..Meta::default() };
+                        self.insert(name[..at].to_vec(), place, Kind::Directory, meta)?;
+                    }
                 }
             }
+            left = self.names_below(path, Some(&last));
         }
         Ok(())
     }
 
     /// Removes what layers before `layer` brought below a directory.
-    fn remove_below(&mut self, path: &[u8], layer: usize) -> Result<(), Refused> {
-        let (start, end) = Self::below(path);
-        let mut seen = 0;
-        let gone: Vec<Vec<u8>> = self
-            .names
-            .range(start..end)
-            .inspect(|_| seen += 1)
-            .filter(|(_, name)| name.layer < layer)
-            .map(|(path, _)| path.clone())
-            .collect();
-        for path in gone {
-            self.names.remove(&path);
+    fn remove_below(&mut self, path: &[u8], layer: u32) -> Result<(), Refused> {
+        let mut left = self.names_below(path, None);
+        while let Some((last, _)) = left.last().cloned() {
+            self.step(left.len())?;
+            for (name, _) in left.iter().filter(|(_, brought)| *brought < layer) {
+                self.names.remove(name);
+            }
+            left = self.names_below(path, Some(&last));
         }
-        self.step(seen)
+        Ok(())
     }
 
     /// What to emit: directories with parents first, and for every other place its paths.
     pub(super) fn finish(self) -> Merged {
-        let mut directories = Vec::new();
-        let mut content: BTreeMap<Place, (Node, Vec<Vec<u8>>)> = BTreeMap::new();
+        let (mut directories, mut content) = (Vec::new(), Vec::new());
         for (path, name) in self.names {
-            let node = &self.nodes[name.node];
+            let node = &self.nodes[name.node as usize];
             if node.kind == Kind::Directory {
                 directories.push((path, node.meta.clone()));
             } else {
-                content.entry(node.place).or_insert_with(|| (node.clone(), Vec::new())).1.push(path);
+                content.push(Named { node: name.node, path });
             }
         }
-        Merged { directories, content }
+        // Stable: the paths of one node stay in their order.
+        content.sort_by_key(|named| self.nodes[named.node as usize].place);
+        Merged { directories, nodes: self.nodes, content }
     }
+}
+
+/// A path of what is no directory.
+#[derive(Debug)]
+pub(super) struct Named {
+    /// Index of the node.
+    node: u32,
+    pub(super) path: Vec<u8>,
 }
 
 /// The finished tree.
 #[derive(Debug)]
 pub(super) struct Merged {
     pub(super) directories: Vec<(Vec<u8>, Meta)>,
-    /// Several paths are hard links of one another.
-    pub(super) content: BTreeMap<Place, (Node, Vec<Vec<u8>>)>,
+    nodes: Vec<Node>,
+    /// In the order of the nodes' places; several of one node are hard links of one another.
+    content: Vec<Named>,
+}
+
+impl Merged {
+    fn place(&self, named: &Named) -> Place {
+        self.nodes[named.node as usize].place
+    }
+
+    /// What the entry at a place makes, and where.
+    pub(super) fn at(&self, place: Place) -> Option<(&Node, &[Named])> {
+        let start = self.content.partition_point(|named| self.place(named) < place);
+        let count = self.content[start..].partition_point(|named| self.place(named) == place);
+        let named = &self.content[start..start + count];
+        named.first().map(|first| (&self.nodes[first.node as usize], named))
+    }
+
+    /// The places of what is no directory.
+    #[cfg(test)]
+    pub(super) fn places(&self) -> impl Iterator<Item = Place> {
+        self.content.iter().map(|named| self.place(named))
+    }
 }
 
 fn too_many() -> Refused {

@@ -134,10 +134,14 @@ fn item(step: &Step, mode: u32) -> Item {
 fn emitted(tree: Tree) -> BTreeMap<String, Held> {
     let merged = tree.finish();
     let text = |path: Vec<u8>| String::from_utf8(path).expect("made of letters");
-    let mut out: BTreeMap<String, Held> =
-        merged.directories.into_iter().map(|(path, meta)| (text(path), Held::Directory(meta.mode))).collect();
-    for (place, (_, paths)) in merged.content {
-        out.extend(paths.into_iter().map(|path| (text(path), Held::Content(place))));
+    let mut out: BTreeMap<String, Held> = merged
+        .directories
+        .iter()
+        .map(|(path, meta)| (text(path.clone()), Held::Directory(meta.mode)))
+        .collect();
+    for place in merged.places() {
+        let (_, paths) = merged.at(place).expect("it is one of them");
+        out.extend(paths.iter().map(|named| (text(named.path.clone()), Held::Content(place))));
     }
     out
 }
@@ -167,11 +171,11 @@ proptest! {
         layers in proptest::collection::vec(proptest::collection::vec(step(), 0..8), 1..4),
     ) {
         let (mut tree, mut model) = (Tree::default(), Model::default());
-        for (layer, steps) in layers.iter().enumerate() {
+        for (layer, steps) in (0u32..).zip(&layers) {
             model.next_layer();
-            for (ordinal, step) in steps.iter().enumerate() {
+            for (ordinal, step) in (0u32..).zip(steps) {
                 let place = Place { layer, ordinal };
-                let mode = 0o100 + u32::try_from(layer * 8 + ordinal).expect("small");
+                let mode = 0o100 + layer * 8 + ordinal;
                 let is_taken = tree.apply(place, item(step, mode)).is_ok();
                 prop_assert_eq!(is_taken, model.apply(place, mode, step), "{:?}", step);
                 if !is_taken {

@@ -24,6 +24,8 @@ mod layout;
 mod manifest;
 mod merge;
 #[cfg(test)]
+mod merge_memory;
+#[cfg(test)]
 mod merge_model;
 #[cfg(test)]
 mod odd_archives;

@@ -71,7 +71,7 @@ pub(super) fn build(layout: &Layout, manifest: &Manifest, stop: &Stop) -> Result
 fn merge(layout: &Layout, manifest: &Manifest, stop: &Stop) -> Result<Merged, Refused> {
     let mut tree = Tree::default();
     let mut budget = UNPACKED_BYTES_MAX;
-    for (layer, blob) in manifest.layers.iter().enumerate() {
+    for (layer, blob) in (0..).zip(&manifest.layers) {
         let mut reader = Hashing::new(open(layout, blob, budget, stop)?);
         let mut ordinal = 0;
         archive::read(&mut reader, |item, _, _| {
@@ -97,13 +97,13 @@ fn emit(
     for (path, meta) in merged.directories.iter().filter(|(path, _)| !path.is_empty()) {
         out.directory(path, meta)?;
     }
-    for (layer, blob) in manifest.layers.iter().enumerate() {
+    for (layer, blob) in (0..).zip(&manifest.layers) {
         let mut reader = Hashing::new(open(layout, blob, UNPACKED_BYTES_MAX, stop)?);
         let mut ordinal = 0;
         archive::read(&mut reader, |_, size, content| {
             let place = Place { layer, ordinal };
             ordinal += 1;
-            match merged.content.get(&place) {
+            match merged.at(place) {
                 Some((node, paths)) => out.node(node, paths, size, content),
                 None => Ok(()),
             }

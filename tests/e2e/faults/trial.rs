@@ -326,8 +326,9 @@ pub(crate) fn files(site: &Site) -> BTreeSet<String> {
         walk_files(&root, &mut found);
     }
     let data = site.data().display().to_string();
-    let is_own =
-        |path: &String| ["db/", "audit/"].iter().any(|own| path.starts_with(&format!("{data}/{own}")));
+    let is_own = |path: &String| {
+        ["db/", "audit/", "store-mark"].iter().any(|own| path.starts_with(&format!("{data}/{own}")))
+    };
     found.retain(|path| !is_own(path));
     found
 }
