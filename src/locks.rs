@@ -12,7 +12,7 @@ use tokio::sync::OwnedMutexGuard;
 
 type Lock = tokio::sync::Mutex<()>;
 
-/// One lock for each VM. An entry lives as long as the lock is held or awaited.
+/// The locks of all VMs. An entry lives as long as its lock is held or awaited.
 #[derive(Debug, Default)]
 pub(crate) struct Locks(Mutex<BTreeMap<Uid, Weak<Lock>>>);
 

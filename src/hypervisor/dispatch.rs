@@ -1,4 +1,4 @@
-//! Which driver a VM has: by its plan at a launch, and by its record afterwards.
+//! The choice of a VM's driver: by its plan at a launch, and by its record afterwards.
 //!
 //! A new VMM is a folder beside this file, and one line in [`Drivers::built_in`].
 

@@ -3,6 +3,8 @@
 //! A driver is one VMM program. It says how the program is started, and connects to one that runs. The
 //! rest (processes, records, memories, the guest channel) is shared. A verb that a driver does not declare
 //! in its capabilities is never called; the default of such a verb is an error.
+//! A new driver is a folder beside this file, and one line in `dispatch`. It has to pass the suite in
+//! `tests/e2e/drivers`.
 //! Guarantees: a driver keeps no state of a VM. Everything it needs is in the record, in the paths and in
 //! the running process, so a daemon that starts later drives VMs that an earlier one launched.
 
@@ -26,7 +28,7 @@ pub type Notify = Arc<dyn Fn() + Send + Sync>;
 /// The result of a verb; an error is a sentence for people.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, String>>;
 
-/// One kind of virtual machine that a driver makes. A memory that was saved on one fits no other.
+/// A kind of virtual machine that a driver makes. A memory that was saved on one kind fits no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MachineType {
     /// The word in records and manifests, which no other driver uses.
@@ -35,7 +37,7 @@ pub struct MachineType {
     pub capabilities: VmmCapabilities,
 }
 
-/// Who stores the RAM of a VM when it is saved.
+/// The party that stores the RAM of a VM when it is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RamAccess {
     /// The VMM maps a file that the host gives it, so the host reads the RAM of a paused VM itself.
@@ -44,7 +46,7 @@ pub enum RamAccess {
     Vmm,
 }
 
-/// Whether a VM boots, or is restored.
+/// The beginning of a VM: a boot, or a saved memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     Fresh,
@@ -86,10 +88,10 @@ pub struct VmmCommand {
     pub has_console_on_stdout: bool,
 }
 
-/// What the processors of a VM do, as its VMM reports it.
+/// The state of a VM's processors, as its VMM reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RunState {
-    /// They were never started.
+    /// The processors were never started.
     Created,
     Running,
     Paused,
@@ -104,7 +106,7 @@ pub enum RunState {
 pub struct SaveFiles {
     /// The VMM writes the device state here.
     pub state: PathBuf,
-    /// With [`RamAccess::Vmm`] the VMM writes the RAM here.
+    /// The file for the RAM, which the VMM writes with [`RamAccess::Vmm`] only.
     pub ram: Option<PathBuf>,
 }
 
@@ -118,7 +120,7 @@ pub struct Saved<'a> {
     pub start: &'a Start<'a>,
 }
 
-/// One VMM program.
+/// The program of a VMM, and how the host uses it.
 pub trait Driver: Send + Sync + 'static {
     /// Returns the name that is written to manifests of saved memories.
     fn name(&self) -> &'static str;

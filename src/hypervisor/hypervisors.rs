@@ -28,7 +28,7 @@ use crate::host::watch_directories::DirectoryWatches;
 use crate::locks::Locks;
 use crate::memory::{Compressor, FileMark, HeldRam, MemoryDir};
 
-/// What all VMs of this host have in common.
+/// The configuration that all VMs of this host share.
 pub struct HypervisorsConfig {
     pub drivers: Drivers,
     pub run_dir: PathBuf,

@@ -1,4 +1,4 @@
-//! What is on disk of one VM that was launched: its paths, and the record that finds its process again.
+//! The files of one VM that was launched: its paths, and the record that finds its process again.
 //!
 //! The record is written before the process is spawned, and again when the identity of the process is
 //! known. It names its machine type, by which the driver is found; nothing else in it is a driver's.
@@ -23,7 +23,8 @@ use crate::memory::number_launch;
 /// Directories of one VM.
 #[derive(Debug, Clone)]
 pub struct VmPaths {
-    /// On tmpfs by default, so a reboot empties it. Its mode is 0700, which protects the sockets in it.
+    /// The directory of sockets and the record. It is on tmpfs by default, so a reboot empties it. Its mode
+    /// is 0700, which protects the sockets in it.
     runtime: PathBuf,
     /// Outlives the VM; removed with the instance.
     logs: PathBuf,
@@ -85,14 +86,15 @@ impl VmPaths {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) run: RunNo,
-    /// Absent in records of daemons that identified a launch by its time: see [`number_launch`].
+    /// The number of the launch. Records of daemons that identified a launch by its time have none: see
+    /// [`number_launch`].
     #[serde(default)]
     pub(crate) launch: LaunchId,
     /// `None` in records that are older than the choice of machine types.
     #[serde(default, rename = "board")]
     pub(crate) machine_type: Option<String>,
     pub(crate) token: Token,
-    /// Set from before it is sent to the guest until the guest has used it.
+    /// The token that the guest should take: set from before it is sent until the guest has used it.
     #[serde(default)]
     pub(crate) new_token: Option<NewToken>,
     pub(crate) launched_at: Timestamp,

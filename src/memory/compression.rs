@@ -145,7 +145,7 @@ fn compress_chunk(chunk: &[u8], how: Compression) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// After an error the rest is still received, or the workers would wait for ever.
+/// Writes compressed chunks. After an error the rest is still received, or the workers would wait for ever.
 fn write_chunks(compressed: Receiver<io::Result<Vec<u8>>>, out: &mut impl Write) -> io::Result<()> {
     let mut done = Ok(());
     for chunk in compressed {

@@ -20,7 +20,7 @@ use crate::hypervisor::driver::MachineType;
 /// How long QEMU may take to list its machine types: it needs 30 ms.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// What VMs of both machine types can do, apart from the number of their devices.
+/// The capabilities of VMs of both machine types, apart from the number of their devices.
 const CAPABILITIES: VmmCapabilities = VmmCapabilities {
     standby: true,
     fork_memory: true,

@@ -36,3 +36,8 @@ fn qemu_microvm_conforms() {
 fn a_second_driver_conforms() {
     in_namespace(async || suite::run(Hypervisor::Firecracker).await);
 }
+
+#[test]
+fn a_driver_that_declares_no_verb_conforms() {
+    in_namespace(async || suite::run(Hypervisor::Vz).await);
+}

@@ -23,7 +23,7 @@ use crate::stage::{run as command, uid, until};
 const MOMENT: Duration = Duration::from_secs(30);
 const TAP: &str = "stc0";
 
-/// One VM of the driver under test.
+/// A VM of the driver under test.
 struct Vm {
     bench: Bench,
     vms: Hypervisors,
@@ -39,6 +39,7 @@ fn number(hypervisor: Hypervisor) -> u64 {
 
 /// Runs every part of the suite. Parts that a driver does not declare have to be refused.
 pub(super) async fn run(hypervisor: Hypervisor) {
+    assert!(drivers().probe().await.contains(&hypervisor), "its program is installed");
     let mut vm = Vm::new(hypervisor);
     vm.is_launched_paused_and_resumed().await;
     vm.is_adopted_by_a_later_daemon().await;

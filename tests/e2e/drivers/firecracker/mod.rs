@@ -26,20 +26,28 @@ use tokio::net::UnixStream;
 /// Length in bytes of the longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
-const MACHINE_TYPES: [MachineType; 1] = [MachineType {
-    name: "firecracker",
-    hypervisor: Hypervisor::Firecracker,
-    capabilities: VmmCapabilities {
-        standby: true,
-        fork_memory: true,
-        replace_tap: false,
-        resize_memory: false,
-        io_limits: false,
-        devices: false,
-        volume_devices_max: 8,
-        vcpus_max: 32,
+/// Capabilities of a VMM that only runs VMs.
+const NONE: VmmCapabilities = VmmCapabilities {
+    standby: false,
+    fork_memory: false,
+    replace_tap: false,
+    resize_memory: false,
+    io_limits: false,
+    devices: false,
+    volume_devices_max: 8,
+    vcpus_max: 32,
+};
+
+/// The second one declares nothing, so that its verbs have to be refused. Its hypervisor is any without a
+/// driver.
+const MACHINE_TYPES: [MachineType; 2] = [
+    MachineType {
+        name: "firecracker",
+        hypervisor: Hypervisor::Firecracker,
+        capabilities: VmmCapabilities { standby: true, fork_memory: true, ..NONE },
     },
-}];
+    MachineType { name: "firecracker-without-snapshots", hypervisor: Hypervisor::Vz, capabilities: NONE },
+];
 
 #[derive(Debug)]
 pub(super) struct Firecracker {
@@ -74,7 +82,7 @@ impl Driver for Firecracker {
     }
 
     fn probe(&self) -> BoxFuture<'_, Vec<Hypervisor>> {
-        async { vec![Hypervisor::Firecracker] }.boxed()
+        async { MACHINE_TYPES.map(|machine_type| machine_type.hypervisor).to_vec() }.boxed()
     }
 
     fn command(&self, start: &Start<'_>) -> VmmCommand {
