@@ -1,4 +1,7 @@
-//! The rules that a compiler does not know: layering, sizes, names, and documents that name files.
+//! The rules that a compiler does not know: layering, sizes, names, and documents.
+
+#[path = "tidy/documents.rs"]
+mod documents;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -423,23 +426,4 @@ fn every_port_has_a_simulation() {
             .any(|file| file.path.contains("/sim/") && file.text.contains(&format!("impl {port} for World")))
     };
     none(ports.into_iter().filter(|port| !is_simulated(port)).map(ToOwned::to_owned).collect());
-}
-
-/// Paths that documents name in backticks exist.
-#[test]
-fn documents_name_files_that_exist() {
-    let mut findings = Vec::new();
-    for document in ["README.md", "deploy/README.md"] {
-        let text = fs::read_to_string(root().join(document)).expect("read");
-        for word in text.split('`').skip(1).step_by(2) {
-            let is_path = ["src/", "controllers/", "schemas/", "tests/", "deploy/"]
-                .iter()
-                .any(|dir| word.starts_with(dir));
-            let path = word.split([' ', ':']).next().unwrap_or(word);
-            if is_path && !path.contains('*') && !root().join(path).exists() {
-                findings.push(format!("{document} names {path}"));
-            }
-        }
-    }
-    none(findings);
 }

@@ -178,6 +178,7 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
     }
     broken.extend(records.stale_references.iter().map(|at| format!("the index is not a scan: {at:?}")));
     crate::hypervisor_checks::machines(&mut broken, records, host);
+    content_checks::failures(&mut broken, records);
     ingress_checks::always(&mut broken, records, host);
     broken
 }
@@ -203,6 +204,7 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     check_life_cycle(&mut broken, &records.volumes);
     check_life_cycle(&mut broken, &records.ingresses);
     content_checks::snapshots(&mut broken, records, host);
+    content_checks::forks(&mut broken, records);
     ingress_checks::settled(&mut broken, records, host);
     crate::doors_checked::check_doors(&mut broken, records, host);
     broken

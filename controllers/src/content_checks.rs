@@ -7,7 +7,7 @@ use stead_schemas::image::{ImagePhase, ImageSource};
 use stead_schemas::names::Digest;
 use stead_schemas::snapshot::{SnapshotPhase, SnapshotPurpose};
 
-use crate::checks::{Broken, HostSnapshot, Records};
+use crate::checks::{Broken, HostSnapshot, Records, live};
 use crate::host::Captured;
 
 /// What images refer to is here, and nothing else is.
@@ -63,6 +63,12 @@ pub(crate) fn snapshots(broken: &mut Broken, records: &Records, host: &HostSnaps
         if members != usize::try_from(wished).unwrap_or(usize::MAX) {
             broken.push(format!("the pool of snapshot {uid} has {members} members, {wished} are wished"));
         }
+        if snapshot.was_never_taken() {
+            broken.push(format!(
+                "snapshot {uid} was never taken and is still kept: {:?}",
+                snapshot.status.error
+            ));
+        }
         if snapshot.spec.purpose == SnapshotPurpose::Fork {
             broken.push(format!("snapshot {uid} of a fork is left over"));
         }
@@ -70,6 +76,29 @@ pub(crate) fn snapshots(broken: &mut Broken, records: &Records, host: &HostSnaps
     for uid in host.snapshots.keys() {
         if !records.snapshots.iter().any(|snapshot| snapshot.meta.uid == *uid) {
             broken.push(format!("files of snapshot {uid} are left over"));
+        }
+    }
+}
+
+/// Whoever asks for what failed learns why.
+pub(crate) fn failures(broken: &mut Broken, records: &Records) {
+    for snapshot in records.snapshots.iter().filter(|one| one.status.phase == SnapshotPhase::Failed) {
+        let status = &snapshot.status;
+        if status.error.as_ref().is_none_or(String::is_empty) || status.failed_at.is_none() {
+            broken.push(format!("snapshot {} failed without a reason: {status:?}", snapshot.meta.uid));
+        }
+    }
+}
+
+/// A fork that can never begin is gone: its disk was to be copied from a snapshot that failed or is gone.
+pub(crate) fn forks(broken: &mut Broken, records: &Records) {
+    for instance in live(&records.instances) {
+        let Some(origin) = instance.spec.origin.as_ref().filter(|origin| origin.is_fork) else { continue };
+        let snapshot = records.snapshots.iter().find(|one| one.meta.uid == origin.snapshot);
+        let is_lost = snapshot.is_none_or(|one| one.status.phase == SnapshotPhase::Failed);
+        let disk = records.disks.iter().find(|disk| disk.meta.uid == instance.spec.allocated.disk);
+        if is_lost && disk.is_some_and(|disk| !disk.status.was_created) {
+            broken.push(format!("fork {} can never begin and is still there", instance.meta.uid));
         }
     }
 }

@@ -144,6 +144,10 @@ pub struct Origin {
     pub standby: StandbyNo,
     /// The run that goes on from the snapshot's memory; `None` when only the disk is taken over.
     pub memory_for_run: Option<RunNo>,
+    /// True if the instance was created from the snapshot, and is nothing without it; false after a restore in
+    /// place, and in records of earlier versions.
+    #[serde(default)]
+    pub is_fork: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

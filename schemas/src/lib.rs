@@ -9,6 +9,7 @@ pub mod capabilities;
 pub mod compression;
 pub mod condition;
 pub mod disk;
+pub mod goal;
 pub mod guest;
 pub mod health;
 pub mod image;

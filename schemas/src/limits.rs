@@ -168,6 +168,12 @@ pub const CLOCK_DRIFT_DIVISOR: u32 = 1000;
 pub const CONSOLE_LOG_MAX: Bytes = Bytes(8 << 20);
 /// Snapshots of one source: a schedule gone wrong fills a disk, not the store too.
 pub const SNAPSHOTS_PER_SOURCE_MAX: usize = 256;
+/// Failed snapshots of one source that are kept for their clients to read. A client that tries again all the
+/// time fills neither the store nor the number above.
+pub const FAILED_SNAPSHOTS_PER_SOURCE_MAX: usize = 64;
+/// Time for which the record of a snapshot that was never taken, or of a fork that came to nothing after its
+/// client had an answer, is kept. A client that waits reads it within milliseconds, one that polls within seconds.
+pub const FAILURE_KEPT: Duration = Duration::from_secs(300);
 /// Between two looks at a source that is on its way to where it can be captured: its changes are
 /// heard, but for a VMM that changed while nobody listened.
 pub const SNAPSHOT_LOOK: Duration = Duration::from_secs(1);

@@ -132,6 +132,9 @@ pub struct SnapshotStatus {
     pub captured_at: Option<Timestamp>,
     /// Why it failed.
     pub error: Option<String>,
+    /// Time at which it failed; none in records of earlier versions.
+    #[serde(default)]
+    pub failed_at: Option<Timestamp>,
     #[serde(default)]
     pub packing: PackingState,
     /// Why its memory could not be compressed.
@@ -140,6 +143,18 @@ pub struct SnapshotStatus {
     /// Of `pool`, those that a fork could take now.
     #[serde(default)]
     pub warm: u32,
+    /// Reason why the pool does not have its size, if something is wrong with it.
+    #[serde(default)]
+    pub pool_error: Option<String>,
     pub conditions: Vec<Condition>,
     pub observed_generation: Generation,
+}
+
+impl Object<Snapshot> {
+    /// True if it failed before it was taken: it holds no files and no name, and is removed after a while. A
+    /// snapshot that was taken and lost its files later stays until its owner deletes it.
+    #[must_use]
+    pub fn was_never_taken(&self) -> bool {
+        self.status.phase == SnapshotPhase::Failed && self.status.captured_at.is_none()
+    }
 }

@@ -35,11 +35,16 @@ pub(super) async fn create(
         backend.asked_by(&object.meta.uid, &client);
         Ok::<_, TxError>(object)
     };
-    let object = state.store().transact(create).await?;
-    if let Some(credentials) = credentials {
-        // After the commit: the id is needed. An image that was asked for without them is asked for again.
-        state.0.backend.keep_credentials(&object.meta.uid, credentials);
-    }
+    // In a task of its own: credentials are nowhere but here, and a client that hangs up does not take them along.
+    let created = tokio::spawn(async move {
+        let object = state.store().transact(create).await?;
+        if let Some(credentials) = credentials {
+            // After the commit: the id is needed. An image that was asked for without them is asked for again.
+            state.0.backend.keep_credentials(&object.meta.uid, credentials);
+        }
+        Ok::<_, ApiError>(object)
+    });
+    let object = created.await.map_err(|_| ApiError::internal())??;
     Ok((StatusCode::ACCEPTED, Json(View::of(&object))).into_response())
 }
 

@@ -1,6 +1,7 @@
 //! Instances: create, read, start, stop, delete.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -144,7 +145,18 @@ pub(super) async fn carried_out(
     uid: &Uid,
     is_over: impl Fn(&Object<Instance>) -> bool,
 ) -> Result<Json<api::Instance>, ApiError> {
-    let seen = until::<Instance>(state, uid, VERB_WAIT_MAX, is_over).await;
+    carried_out_within(state, bearer, uid, VERB_WAIT_MAX, is_over).await
+}
+
+/// Does the same with another time for the answer.
+pub(super) async fn carried_out_within(
+    state: &ApiState,
+    bearer: &Bearer,
+    uid: &Uid,
+    at_most: Duration,
+    is_over: impl Fn(&Object<Instance>) -> bool,
+) -> Result<Json<api::Instance>, ApiError> {
+    let seen = until::<Instance>(state, uid, at_most, is_over).await;
     let object = seen.ok_or_else(|| ApiError::absent(Instance::NAME, uid.as_str()))?;
     Ok(Json(lookup::view(state.store(), bearer, &object)))
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
@@ -10,7 +11,6 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use stead_controllers::snapshot::admission::{self, Wish};
-use stead_controllers::vm::admission as instances;
 use stead_controllers::vm::forks::{self, ForkWish, Forked, Target};
 use stead_schemas::api::{
     self, ForkCreate, SnapshotCreate, SnapshotFork, SnapshotPatch, SnapshotRestore, parse_kind, state_of,
@@ -22,9 +22,10 @@ use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::Uid;
 use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
+use tokio::time::Instant;
 
 use super::auth::{Bearer, Scope};
-use super::instances::{carried_out, has_tags, json, tag_filter};
+use super::instances::{carried_out_within, has_tags, json, tag_filter};
 use super::wait::until;
 use super::{ApiError, ApiState, lookup};
 
@@ -64,18 +65,16 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(api::Snapshot::of(&object))).into_response())
 }
 
-/// The snapshot when it is taken, or the time for an answer is over: it is taken all the same. One
-/// that failed is told and gone.
+/// Waits until the snapshot is taken, or until the time for an answer is over: it is taken all the same. If it
+/// fails, the answer says why; its own reconciler removes it.
 async fn captured(state: &ApiState, uid: &Uid) -> Result<Arc<Object<Snapshot>>, ApiError> {
-    let is_over = |object: &Object<Snapshot>| object.status.phase != SnapshotPhase::Pending;
     let object = until::<Snapshot>(state, uid, VERB_WAIT_MAX, is_over).await;
     let object = object.ok_or_else(|| ApiError::absent(Snapshot::NAME, uid.as_str()))?;
-    if object.status.phase != SnapshotPhase::Failed {
-        return Ok(object);
-    }
-    let of_transaction = uid.clone();
-    state.store().transact(move |tx| admission::delete(tx, &of_transaction)).await?;
-    Err(failure(&object))
+    if object.status.phase == SnapshotPhase::Failed { Err(failure(&object)) } else { Ok(object) }
+}
+
+fn is_over(object: &Object<Snapshot>) -> bool {
+    object.status.phase != SnapshotPhase::Pending
 }
 
 /// Why a snapshot failed, as an answer.
@@ -84,7 +83,10 @@ fn failure(object: &Object<Snapshot>) -> ApiError {
     let ready = condition::find(&object.status.conditions, ConditionType::Ready);
     match ready.map(|ready| ready.reason) {
         Some(Reason::DiskFull | Reason::CapacityExhausted) => ApiError::insufficient_storage(why),
-        _ => ApiError::conflict("conflict", format!("the snapshot could not be taken: {why}")),
+        _ if object.was_never_taken() => {
+            ApiError::conflict("conflict", format!("the snapshot could not be taken: {why}"))
+        }
+        _ => ApiError::conflict("conflict", format!("the snapshot failed: {why}")),
     }
 }
 
@@ -109,8 +111,10 @@ pub(super) async fn list(
     let objects = of_source.unwrap_or_else(|| state.store().list::<Snapshot>());
     let offered = objects.iter().filter(|object| {
         let (spec, meta) = (&object.spec, &object.meta);
-        // One that is half written is not offered.
-        object.status.phase == SnapshotPhase::Ready
+        // One that is half written, or was never taken, is not offered. Its owner has to learn of one that was
+        // there and lost its files.
+        object.status.phase != SnapshotPhase::Pending
+            && !object.was_never_taken()
             && spec.purpose == SnapshotPurpose::Kept
             && !meta.is_deleting()
             && kind.is_none_or(|kind| spec.kind == kind)
@@ -165,7 +169,7 @@ pub(super) async fn restore(
     let snapshot = find(&state, &snapshot)?.meta.uid.clone();
     let of_verb = uid.clone();
     let object = state.store().transact(move |tx| forks::restore(tx, &of_verb, &snapshot, target)).await?;
-    arrived(&state, &bearer, &object).await
+    arrived(&state, &bearer, &object, VERB_WAIT_MAX).await
 }
 
 pub(super) async fn fork(
@@ -195,28 +199,44 @@ pub(super) async fn fork_snapshot(
     made(&state, &bearer, forked).await
 }
 
-/// The fork where it shall be; none is left of one whose snapshot could not be taken.
+/// Waits until the fork is in its desired state, or until the time for an answer is over. If the snapshot that
+/// it begins with comes to nothing, the answer says why; the fork's own reconciler removes it.
 async fn made(state: &ApiState, bearer: &Bearer, forked: Forked) -> Result<Response, ApiError> {
-    let is_over = |object: &Object<Snapshot>| object.status.phase != SnapshotPhase::Pending;
-    // Gone: it has served already.
-    let snapshot = until::<Snapshot>(state, &forked.snapshot, VERB_WAIT_MAX, is_over).await;
-    if let Some(failed) = snapshot.filter(|snapshot| snapshot.status.phase == SnapshotPhase::Failed) {
-        let uid = forked.instance.meta.uid.clone();
-        state.store().transact(move |tx| instances::delete(tx, &uid, true)).await?;
-        return Err(failure(&failed));
+    let deadline = Instant::now() + VERB_WAIT_MAX;
+    if let Some(snapshot) = &forked.snapshot {
+        // Gone: it has served already.
+        let snapshot = until::<Snapshot>(state, snapshot, VERB_WAIT_MAX, is_over).await;
+        check_usable(snapshot.as_deref())?;
     }
-    let instance = arrived(state, bearer, &forked.instance).await?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    let instance = match arrived(state, bearer, &forked.instance, left).await {
+        Ok(instance) => instance,
+        Err(absent) => {
+            // Its files went missing while the fork copied them.
+            let snapshot = forked.snapshot.as_ref().and_then(|uid| state.store().get::<Snapshot>(uid));
+            check_usable(snapshot.as_deref())?;
+            return Err(absent);
+        }
+    };
     Ok((StatusCode::CREATED, instance).into_response())
 }
 
-/// The instance once it is in the state that its wish asks for.
+fn check_usable(snapshot: Option<&Object<Snapshot>>) -> Result<(), ApiError> {
+    match snapshot.filter(|snapshot| snapshot.status.phase == SnapshotPhase::Failed) {
+        Some(failed) => Err(failure(failed)),
+        None => Ok(()),
+    }
+}
+
+/// Waits until the instance is in the state that its spec asks for.
 async fn arrived(
     state: &ApiState,
     bearer: &Bearer,
-    wished: &Object<Instance>,
+    desired: &Object<Instance>,
+    at_most: Duration,
 ) -> Result<Json<api::Instance>, ApiError> {
-    let (generation, power, run) = (wished.meta.generation, wished.spec.power, wished.spec.run);
-    carried_out(state, bearer, &wished.meta.uid, |object| {
+    let (generation, power, run) = (desired.meta.generation, desired.spec.power, desired.spec.run);
+    carried_out_within(state, bearer, &desired.meta.uid, at_most, |object| {
         let is_seen = object.status.observed_generation >= generation;
         let is_there = is_seen && object.status.state == state_of(power);
         is_there || object.status.ended_run > run || object.meta.generation > generation

@@ -7,7 +7,6 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use stead_controllers::vm::Goal;
 use stead_schemas::api::{WaitForState, parse_state};
 use stead_schemas::instance::{Instance, Power, State as Is};
 use stead_schemas::limits::WAIT_MAX;
@@ -74,7 +73,7 @@ pub(super) async fn wait_for_state(
 /// Down, with no wish that leads elsewhere: waiting longer is of no use.
 fn is_final(object: &Object<Instance>) -> bool {
     match object.status.state {
-        Is::Stopped => Goal::of_object(object).run().is_none(),
+        Is::Stopped => object.goal().run().is_none(),
         Is::Standby => object.spec.power == Power::Standby,
         _ => false,
     }

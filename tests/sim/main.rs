@@ -6,6 +6,8 @@
 
 #![cfg(test)]
 
+mod api;
+mod clients;
 mod daemon;
 mod scale;
 mod scenario;
@@ -14,7 +16,7 @@ mod volumes;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// In an ordinary run; 20,000 were run once and said so in the README.
+/// Number of seeds in an ordinary run; `tests/README.md` names the longer runs.
 const SEEDS: u64 = 2000;
 
 fn number(name: &str) -> Option<u64> {

@@ -3,17 +3,16 @@
 
 use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionType, Reason};
+use stead_schemas::goal::Goal;
 use stead_schemas::instance::{Instance, State};
 use stead_schemas::meta::Object;
 use stead_schemas::network::Port;
-
-use crate::vm::Goal;
 
 /// True if a VM is there or should be, or if connections wake one in standby.
 pub(super) fn is_needed(instance: &Object<Instance>) -> bool {
     let is_up = !matches!(instance.status.state, State::Stopped | State::Standby);
     let is_waking = instance.spec.auto_standby.as_ref().is_some_and(|policy| policy.is_waking());
-    let should_be_up = match Goal::of_object(instance) {
+    let should_be_up = match instance.goal() {
         Goal::Running(_) | Goal::Pooled(_) => true,
         // What is to be saved has to run first.
         Goal::Standby(_) => is_waking || !instance.status.has_saved_memory,

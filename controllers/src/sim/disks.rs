@@ -6,6 +6,13 @@ use stead_schemas::quantity::Bytes;
 use super::World;
 use crate::host::{DiskFile, Disks, HostError, HostErrorKind, Space};
 
+impl World {
+    /// Sets the room that is left on the host's disk.
+    pub fn set_space(&self, available: Bytes) {
+        self.lock().space_available = available;
+    }
+}
+
 impl Disks for World {
     async fn list(&self) -> Result<Vec<DiskFile>, HostError> {
         self.verb("list", "disks", |state| {

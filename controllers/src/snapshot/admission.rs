@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use stead_schemas::compression::Compression;
 use stead_schemas::instance::{Instance, InstanceSpec, Power, State};
-use stead_schemas::limits::SNAPSHOTS_PER_SOURCE_MAX;
+use stead_schemas::limits::{FAILED_SNAPSHOTS_PER_SOURCE_MAX, SNAPSHOTS_PER_SOURCE_MAX};
 use stead_schemas::meta::{Kind as _, Object, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::references::{Ref, Role};
@@ -72,7 +72,7 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
         tx.get::<Instance>(source).filter(|instance| !instance.meta.is_deleting() && !instance.is_pooled());
     let instance = instance.ok_or_else(|| SnapshotRefused::NotFound(absent(Instance::NAME, source)))?;
     check_state(&instance, wish.kind)?;
-    let siblings = tx.referring::<Snapshot>(&Ref::to::<Instance>(Role::Source, source)).len();
+    let siblings = make_room(tx, source)?;
     if siblings >= SNAPSHOTS_PER_SOURCE_MAX {
         let message =
             format!("the instance has {siblings} snapshots; {SNAPSHOTS_PER_SOURCE_MAX} are allowed");
@@ -80,6 +80,7 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
     }
     let uid = tx.next_uid();
     if let Some(name) = &wish.name {
+        give_up_name(tx, source, name);
         tx.claim(NAMES, claimed(source, name), &uid).map_err(|_| SnapshotRefused::NameTaken(name.clone()))?;
     }
     let spec = SnapshotSpec {
@@ -102,6 +103,27 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
         owner: None,
         spec,
     })?)
+}
+
+/// Counts the snapshots of a source. Those that were never taken do not count: of them the oldest are deleted
+/// beyond a number, so that a client that tries again all the time does not fill the store.
+fn make_room(tx: &mut Tx<'_>, source: &Uid) -> Result<usize, TxError> {
+    let siblings = tx.referring::<Snapshot>(&Ref::to::<Instance>(Role::Source, source));
+    let (mut failed, counted): (Vec<_>, Vec<_>) =
+        siblings.into_iter().partition(|one| one.was_never_taken() && !one.meta.is_deleting());
+    failed.sort_by_key(|one| std::cmp::Reverse((one.meta.created_at, one.meta.resource_version)));
+    for surplus in failed.iter().skip(FAILED_SNAPSHOTS_PER_SOURCE_MAX - 1) {
+        delete(tx, &surplus.meta.uid)?;
+    }
+    Ok(counted.len())
+}
+
+/// Frees a name that a snapshot holds which was never taken: whoever asks for the name again gets it.
+fn give_up_name(tx: &mut Tx<'_>, source: &Uid, name: &Name) {
+    let held = tx.claimed_by(NAMES, claimed(source, name)).and_then(|by| tx.get::<Snapshot>(&by));
+    if let Some(holder) = held.filter(|holder| holder.was_never_taken()) {
+        tx.release(NAMES, claimed(source, name), &holder.meta.uid);
+    }
 }
 
 /// What a snapshot of an instance captures beside the root's disk.

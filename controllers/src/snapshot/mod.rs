@@ -2,7 +2,8 @@
 //!
 //! Guarantees: a snapshot is captured once, from the run that was asked for, or fails and says why; it
 //! is Ready only when all of it is durable. One that only serves a fork goes by itself when the fork
-//! has what it needs. A pool has as many members as wished, each an instance that is restored and held.
+//! has what it needs. A snapshot that was never taken gives its name up at once and is removed after a while,
+//! whether or not a client waits for it. A pool has as many members as wished, each an instance that is restored and held.
 //! Assumes: the source is brought back to its wish by its own reconciler, whatever a capture left.
 //! Never: takes a second look at the source once it is captured, or captures over one that was lost:
 //! the moment is gone.
@@ -17,6 +18,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use stead_schemas::compression::Compression;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
@@ -57,7 +59,7 @@ pub enum Action {
     Capture(Box<CapturePlan>),
     Compress(Uid, Compression),
     Remove(Uid),
-    /// Nobody needs it any more: its deletion is asked for.
+    /// Nobody needs it any more, or it failed a while ago: its deletion is asked for.
     Expire(Uid),
     /// One member of the pool more, or one less.
     TendPool(Uid),
@@ -97,7 +99,7 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
     }
 
     fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Moment) -> Plan<Action> {
-        plan::plan(desired, seen, now.at())
+        plan::plan(desired, seen, now)
     }
 
     fn action_name(action: &Action) -> &'static str {
@@ -122,6 +124,10 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
 
     fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &PassEnd) -> SnapshotStatus {
         status::status(object, seen, end)
+    }
+
+    fn next_look(object: &Object<Snapshot>, now: Timestamp) -> Option<Timestamp> {
+        plan::next_look(object, now)
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {

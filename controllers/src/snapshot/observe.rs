@@ -1,5 +1,6 @@
 //! What is there of a snapshot, who still needs it, and, until it is captured, how its source is.
 
+use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::instance::{Instance, Power};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
@@ -24,6 +25,10 @@ pub struct Observed {
     /// Members of its pool, and those of them that a fork could take.
     pub members: u32,
     pub warm: u32,
+    /// The pool has more or fewer members than it should have.
+    pub is_pool_due: bool,
+    /// Why one of its members does not become ready.
+    pub pool_trouble: Option<String>,
     /// Only of one that is still to be captured.
     pub source: Option<Source>,
     /// What a capture may write, and the room for it.
@@ -48,9 +53,20 @@ pub(super) async fn observe<S: Snapshots, M: Machines, D: Disks>(
 ) -> Result<Observed, HostError> {
     let captured = reconciler.snapshots.inspect(uid).await?;
     let is_needed = is_needed(&reconciler.store, uid);
-    let (members, warm) = members(&reconciler.store, uid);
-    let mut seen =
-        Observed { uid: uid.clone(), captured, is_needed, members, warm, source: None, room: None };
+    let pool = pool(&reconciler.store, uid);
+    let is_pool_due = object.is_some_and(|object| is_pool_due(object, pool.members));
+    let Pool { members, warm, trouble } = pool;
+    let mut seen = Observed {
+        uid: uid.clone(),
+        captured,
+        is_needed,
+        members,
+        warm,
+        is_pool_due,
+        pool_trouble: trouble,
+        source: None,
+        room: None,
+    };
     let Some(object) = object.filter(|object| is_to_be_captured(object)) else { return Ok(seen) };
     let source = source(reconciler, &object.spec).await?;
     seen.source = Some(source);
@@ -83,15 +99,45 @@ fn is_needed(store: &Store, uid: &Uid) -> bool {
     awaited.into_iter().any(|role| store.is_referred_to(&Ref::to::<Snapshot>(role, uid)))
 }
 
-fn members(store: &Store, uid: &Uid) -> (u32, u32) {
-    let (mut members, mut warm) = (0, 0);
+/// Forks held ready.
+#[derive(Debug, Default)]
+struct Pool {
+    members: u32,
+    warm: u32,
+    trouble: Option<String>,
+}
+
+fn pool(store: &Store, uid: &Uid) -> Pool {
+    let mut pool = Pool::default();
     for member in store.owned_by::<Instance>(uid) {
         if member.is_pooled() && !member.meta.is_deleting() {
-            members += 1;
-            warm += u32::from(member.is_warm());
+            pool.members += 1;
+            pool.warm += u32::from(member.is_warm());
+            pool.trouble = pool.trouble.or_else(|| trouble(&member));
         }
     }
-    (members, warm)
+    pool
+}
+
+/// Why a member does not become ready; nobody but its snapshot's owner learns of it.
+fn trouble(member: &Object<Instance>) -> Option<String> {
+    let conditions = &member.status.conditions;
+    let ready = condition::find(conditions, ConditionType::Ready)?;
+    let is_degraded = condition::find(conditions, ConditionType::Degraded)
+        .is_some_and(|degraded| degraded.status == ConditionStatus::True);
+    let is_replaced =
+        matches!(ready.reason, Reason::ProgramExited | Reason::GuestBootFailed | Reason::DiskFull);
+    let is_in_trouble = ready.status != ConditionStatus::True && (is_degraded || is_replaced);
+    is_in_trouble.then(|| ready.message.clone())
+}
+
+/// Only what is whole has a pool; what failed gives its members up.
+fn is_pool_due(object: &Object<Snapshot>, members: u32) -> bool {
+    match object.status.phase {
+        SnapshotPhase::Pending => false,
+        SnapshotPhase::Ready => members != object.spec.pool,
+        SnapshotPhase::Failed => members > 0,
+    }
 }
 
 async fn source<S, M: Machines, D>(

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use stead_schemas::condition::Reason;
+use stead_schemas::limits::FAILURE_KEPT;
 use stead_schemas::meta::Object;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{PackingState, Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
@@ -9,9 +10,9 @@ use stead_schemas::snapshot::{PackingState, Snapshot, SnapshotKind, SnapshotPhas
 use super::observe::{Observed, Source, capture_plan};
 use super::{Action, status};
 use crate::host::{Captured, Space};
-use crate::runtime::{Desired, Plan, Record, Refusal, Wait};
+use crate::runtime::{Desired, Moment, Plan, Record, Refusal, Wait, after};
 
-pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Moment) -> Plan<Action> {
     match desired {
         // Its name is free already; its files stay until the last copy is made. One that was not taken is
         // not taken any more: whoever waits for it learns that.
@@ -22,9 +23,11 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timest
             Some(_) => act(Action::Remove(seen.uid.clone())),
             None => Plan::Converged,
         },
-        Desired::Present(object) if is_spent(object, seen) => act(Action::Expire(seen.uid.clone())),
+        Desired::Present(object) if is_spent(object, seen, now) => act(Action::Expire(seen.uid.clone())),
         Desired::Present(object) => match (object.status.phase, &seen.captured) {
-            (SnapshotPhase::Ready, Some(Captured::Whole { .. })) if seen.members != object.spec.pool => {
+            (SnapshotPhase::Ready, Some(Captured::Whole { .. })) | (SnapshotPhase::Failed, _)
+                if seen.is_pool_due =>
+            {
                 act(Action::TendPool(seen.uid.clone()))
             }
             // Shared with a pool it stays as it is: what its members map is not freed anyway.
@@ -44,7 +47,7 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timest
             (SnapshotPhase::Pending, Some(Captured::Whole { .. })) => {
                 Plan::Record(Record { reason: Reason::Converging, what: "recording that it was taken" })
             }
-            (SnapshotPhase::Pending, _) => plan_capture(object, seen, now),
+            (SnapshotPhase::Pending, _) => plan_capture(object, seen, now.at()),
         },
     }
 }
@@ -56,9 +59,24 @@ fn plan_packing(object: &Object<Snapshot>, seen: &Observed) -> Plan<Action> {
     }
 }
 
-/// It served one fork, or will never serve it.
-fn is_spent(object: &Object<Snapshot>, seen: &Observed) -> bool {
-    object.spec.purpose == SnapshotPurpose::Fork && !seen.is_needed
+/// A snapshot that was never taken is kept for those who wait for it or ask for it, and no longer. A snapshot that
+/// only serves a fork is spent when the fork has all of it.
+fn is_spent(object: &Object<Snapshot>, seen: &Observed, now: Moment) -> bool {
+    match object.was_never_taken() {
+        true => now.at() >= now.end(failed_at(object), FAILURE_KEPT),
+        false => object.spec.purpose == SnapshotPurpose::Fork && !seen.is_needed,
+    }
+}
+
+/// Records of earlier versions do not say when they failed.
+fn failed_at(object: &Object<Snapshot>) -> Timestamp {
+    object.status.failed_at.unwrap_or(object.meta.created_at)
+}
+
+/// The time at which the record of a failure is removed, unless the clock is set.
+pub(super) fn next_look(object: &Object<Snapshot>, now: Timestamp) -> Option<Timestamp> {
+    let until = object.was_never_taken().then(|| after(failed_at(object).min(now), FAILURE_KEPT));
+    until.filter(|&at| at > now && !object.meta.is_deleting())
 }
 
 fn plan_capture(object: &Object<Snapshot>, seen: &Observed, now: Timestamp) -> Plan<Action> {

@@ -1,5 +1,6 @@
 //! What was observed of a snapshot, as its status.
 
+use jiff::Timestamp;
 use stead_schemas::meta::Object;
 use stead_schemas::snapshot::{PackingState, Snapshot, SnapshotPhase, SnapshotStatus};
 
@@ -19,17 +20,18 @@ pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &P
     {
         status.phase = SnapshotPhase::Ready;
         (status.size, status.captured_at, status.packing) = (*size, Some(*captured_at), *packing);
-        status.packing_error = packing_error(&object.status, *packing, end);
+        status.packing_error =
+            packing_error(object, seen.is_some_and(|seen| seen.is_pool_due), *packing, end);
     }
     if !object.meta.is_deleting() && status.phase != SnapshotPhase::Failed {
         match &end.outcome {
             // There is one try at a moment: what cannot be captured now never will be.
-            Outcome::Refused(refusal) => fail(&mut status, &refusal.message),
+            Outcome::Refused(refusal) => fail(&mut status, &refusal.message, end.now.at()),
             // A look that failed decides nothing.
             Outcome::Failed { kind, message, .. }
                 if status.phase == SnapshotPhase::Pending && seen.is_some() && is_final(*kind) =>
             {
-                fail(&mut status, message);
+                fail(&mut status, message, end.now.at());
             }
             Outcome::Converged
             | Outcome::Acting
@@ -38,25 +40,43 @@ pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &P
             | Outcome::Failed { .. } => {}
         }
     }
+    if let Some(seen) = seen {
+        status.pool_error = pool_error(seen, end);
+    }
+    // After the clock was set back the time counts from now, over restarts of the daemon too.
+    status.failed_at = status.failed_at.map(|at| at.min(end.now.at()));
     status.observed_generation = generation;
     status.conditions = conditions::standard(&object.status.conditions, generation, end);
     status
 }
 
-/// The only step of a snapshot that is ready is its compression.
-fn packing_error(before: &SnapshotStatus, packing: PackingState, end: &PassEnd) -> Option<String> {
+/// The only steps of a snapshot that is ready are its compression and those of its pool.
+fn packing_error(
+    object: &Object<Snapshot>,
+    is_pool_due: bool,
+    packing: PackingState,
+    end: &PassEnd,
+) -> Option<String> {
+    let is_compression = object.status.phase == SnapshotPhase::Ready && !is_pool_due;
     match (&end.outcome, packing) {
         (_, PackingState::Packed { .. }) => None,
-        (Outcome::Failed { message, .. }, PackingState::Plain) if before.phase == SnapshotPhase::Ready => {
-            Some(message.clone())
-        }
-        _ => before.packing_error.clone(),
+        (Outcome::Failed { message, .. }, PackingState::Plain) if is_compression => Some(message.clone()),
+        _ => object.status.packing_error.clone(),
     }
 }
 
-fn fail(status: &mut SnapshotStatus, why: &str) {
+fn fail(status: &mut SnapshotStatus, why: &str, now: Timestamp) {
     status.phase = SnapshotPhase::Failed;
     status.error = Some(why.to_owned());
+    status.failed_at = Some(now);
+}
+
+/// Why the pool does not have its size, as far as something is wrong.
+fn pool_error(seen: &Observed, end: &PassEnd) -> Option<String> {
+    match &end.outcome {
+        Outcome::Failed { message, .. } if seen.is_pool_due => Some(message.clone()),
+        _ => seen.pool_trouble.clone(),
+    }
 }
 
 /// Of a capture that failed; the others pass.

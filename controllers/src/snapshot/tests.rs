@@ -11,10 +11,10 @@ use stead_schemas::snapshot::{
 };
 
 use super::observe::standby_source;
-use super::plan::plan;
+use super::plan::{next_look, plan as planned};
 use super::status::status;
 use super::*;
-use crate::host::{Captured, GuestPhase, Machine, Space, VmmState};
+use crate::host::{Captured, GuestPhase, HostErrorKind, Machine, Space, VmmState};
 use crate::runtime::Outcome;
 use crate::vm::{example, example_machine};
 
@@ -24,6 +24,10 @@ fn uid() -> Uid {
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("in range")
+}
+
+fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Timestamp) -> Plan<Action> {
+    planned(desired, seen, now.into())
 }
 
 fn snapshot(purpose: SnapshotPurpose, phase: SnapshotPhase) -> Object<Snapshot> {
@@ -57,7 +61,17 @@ fn whole() -> Option<Captured> {
 fn seen(captured: Option<Captured>, source: Option<Source>, available: u64) -> Observed {
     let space = Space { total: Bytes(1000), available: Bytes(available), reserve: Bytes(10) };
     let room = source.filter(|source| *source == Source::Capturable).map(|_| (Bytes(100), space));
-    Observed { uid: uid(), captured, is_needed: true, members: 0, warm: 0, source, room }
+    Observed {
+        uid: uid(),
+        captured,
+        is_needed: true,
+        members: 0,
+        warm: 0,
+        is_pool_due: false,
+        pool_trouble: None,
+        source,
+        room,
+    }
 }
 
 fn name(plan: &Plan<Action>) -> &'static str {
@@ -147,7 +161,8 @@ fn a_pool_is_brought_to_its_size_and_said() {
     let mut object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Ready);
     object.spec.pool = 2;
     for (members, expected) in [(0, "TendPool"), (1, "TendPool"), (2, "Converged"), (3, "TendPool")] {
-        let seen = Observed { members, warm: members.min(1), ..seen(whole(), None, 0) };
+        let is_pool_due = members != object.spec.pool;
+        let seen = Observed { members, warm: members.min(1), is_pool_due, ..seen(whole(), None, 0) };
         assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), expected, "{members}");
         let end = PassEnd { now: at(3).into(), outcome: Outcome::Converged };
         assert_eq!(status(&object, Some(&seen), &end).warm, members.min(1));
@@ -190,4 +205,80 @@ fn files_that_went_missing_are_said_and_never_captured_again() {
         name(&plan(&Desired::Present(&object), &seen(None, Some(Source::Capturable), 999), at(5))),
         "Refuse"
     );
+}
+
+/// A snapshot that failed at this second, before it was taken or after.
+fn failed(purpose: SnapshotPurpose, at_second: i64, was_taken: bool) -> Object<Snapshot> {
+    let mut object = snapshot(purpose, SnapshotPhase::Failed);
+    object.status.failed_at = Some(at(at_second));
+    object.status.error = Some("the disk is full".to_owned());
+    object.status.captured_at = was_taken.then(|| at(1));
+    object
+}
+
+#[test]
+fn a_snapshot_that_was_never_taken_is_removed_after_a_while_and_one_that_lost_its_files_stays() {
+    use SnapshotPurpose::{Fork, Kept};
+    let kept = i64::try_from(stead_schemas::limits::FAILURE_KEPT.as_secs()).expect("short");
+    let planned = |object: &Object<Snapshot>, seen: &Observed, now| {
+        name(&plan(&Desired::Present(object), seen, at(now)))
+    };
+    for is_needed in [false, true] {
+        let seen = |captured| Observed { is_needed, ..seen(captured, None, 0) };
+        for purpose in [Kept, Fork] {
+            let object = failed(purpose, 10, false);
+            assert_eq!(planned(&object, &seen(Some(Captured::Loose)), 11), "Remove", "{purpose:?}");
+            assert_eq!(planned(&object, &seen(None), 10 + kept - 1), "Refuse", "{purpose:?}");
+            assert_eq!(planned(&object, &seen(None), 10 + kept), "Expire", "{purpose:?}");
+            assert_eq!(planned(&object, &seen(Some(Captured::Loose)), 10 + kept), "Expire", "{purpose:?}");
+            let absent = Desired::Absent(Some(&object));
+            assert_eq!(name(&plan(&absent, &seen(None), at(11))), "Converged", "a client deleted it");
+            assert_eq!(next_look(&object, at(11)), Some(at(10 + kept)));
+            assert_eq!(next_look(&object, at(10 + kept)), None, "not for ever");
+        }
+        assert_eq!(planned(&failed(Kept, 10, true), &seen(None), 10 + kept), "Refuse");
+    }
+    // A record of an earlier version does not say when.
+    let mut object = failed(Kept, 10, false);
+    (object.status.failed_at, object.meta.created_at) = (None, at(5));
+    assert_eq!(planned(&object, &seen(None, None, 0), 5 + kept), "Expire");
+}
+
+#[test]
+fn a_clock_that_is_set_back_keeps_no_failure_longer() {
+    let object = failed(SnapshotPurpose::Kept, 10_000, false);
+    let seen = seen(None, None, 0);
+    let planned = plan(&Desired::Present(&object), &seen, at(10));
+    let Plan::Refuse(refusal) = planned else { panic!("{planned:?}") };
+    let end = PassEnd { now: at(10).into(), outcome: Outcome::Refused(refusal) };
+    let next = status(&object, Some(&seen), &end);
+    assert_eq!((next.failed_at, next.phase), (Some(at(10)), SnapshotPhase::Failed));
+    assert_eq!(next.error.as_deref(), Some("the disk is full"));
+}
+
+#[test]
+fn a_snapshot_that_failed_gives_its_pool_up() {
+    let object = failed(SnapshotPurpose::Kept, 10, true);
+    let seen = Observed { members: 2, is_pool_due: true, ..seen(None, None, 0) };
+    assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(11))), "TendPool");
+}
+
+#[test]
+fn trouble_of_a_pool_is_reported_as_that_and_not_as_one_of_the_compression() {
+    let mut object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Ready);
+    object.spec.pool = 1;
+    let outcome =
+        Outcome::Failed { kind: HostErrorKind::Transient, message: "no address".to_owned(), attempt: 1 };
+    let end = PassEnd { now: at(3).into(), outcome };
+    let seen = Observed { is_pool_due: true, ..seen(whole(), None, 0) };
+    let next = status(&object, Some(&seen), &end);
+    assert_eq!((next.pool_error.as_deref(), next.packing_error), (Some("no address"), None));
+    let seen = Observed { members: 1, is_pool_due: false, pool_trouble: Some("it ended".to_owned()), ..seen };
+    let end = PassEnd { now: at(4).into(), outcome: Outcome::Converged };
+    assert_eq!(status(&object, Some(&seen), &end).pool_error.as_deref(), Some("it ended"));
+    let end = PassEnd {
+        now: at(4).into(),
+        outcome: Outcome::Failed { kind: HostErrorKind::Transient, message: "zstd".to_owned(), attempt: 1 },
+    };
+    assert_eq!(status(&object, Some(&seen), &end).packing_error.as_deref(), Some("zstd"));
 }

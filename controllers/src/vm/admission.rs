@@ -21,7 +21,7 @@ use stead_schemas::policy::Expiry;
 
 use super::addresses::port;
 pub use super::addresses::{DEFAULT_NETWORK, declare_network};
-use super::{Goal, mounts};
+use super::{failed_forks, mounts};
 use crate::image::admission as images;
 use crate::store::{New, Tx, TxError, absent};
 
@@ -195,15 +195,16 @@ pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Ob
     })?)
 }
 
-/// Asks for a deletion when the instance's time is over, or when it is a member of a pool, whose VM has
-/// ended then; one that was taken meanwhile is none.
+/// Asks for a deletion when the instance's time is over, when it is a member of a pool, whose VM has
+/// ended then, or when it is a fork that can never begin; one that was taken meanwhile is none.
 ///
 /// # Errors
 /// `NotFound`.
 pub fn expire(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), Refused> {
     let object = tx.get::<Instance>(uid).ok_or_else(|| no_instance(uid))?;
     // A patch may have come in between.
-    if object.is_pooled() || object.spec.expires_at.is_some_and(|at| at <= tx.now()) {
+    let is_over = object.spec.expires_at.is_some_and(|at| at <= tx.now());
+    if object.is_pooled() || is_over || failed_forks::has_failed_in(tx, &object) {
         tx.request_deletion::<Instance>(uid)?;
     }
     Ok(())
@@ -248,8 +249,7 @@ pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Obj
     let object = live(tx, uid)?;
     // One that waits for its restart is started now.
     let is_waiting = object.status.restart.next_attempt_at.is_some();
-    let is_up =
-        object.spec.power == Power::Running && Goal::of_object(&object).run().is_some() && !is_waiting;
+    let is_up = object.spec.power == Power::Running && object.goal().run().is_some() && !is_waiting;
     match (is_up, object.status.state) {
         // What it is to be woken from is not thrown away by a start.
         (_, state) if object.spec.power == Power::Standby && state != State::Stopped => {
@@ -284,8 +284,7 @@ pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused
     // Between an end and its restart it is down and yet wanted: a stop is what ends that.
     // A standby that does not come back is ended by a stop after the restore that was asked for.
     let is_kept = object.status.state == State::Standby && object.spec.power == Power::Standby;
-    let is_down =
-        is_kept || object.status.state == State::Stopped && Goal::of_object(&object).run().is_none();
+    let is_down = is_kept || object.status.state == State::Stopped && object.goal().run().is_none();
     match (object.spec.power, is_down) {
         (_, true) => {
             let state = object.status.state;

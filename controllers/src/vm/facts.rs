@@ -2,68 +2,21 @@
 //! two compare. Plans, statuses and admission decide by these and classify nothing themselves.
 
 use jiff::Timestamp;
-use stead_schemas::instance::{Instance, InstanceSpec, InstanceStatus, Power, PowerCause};
+use stead_schemas::goal::Goal;
+use stead_schemas::instance::{Instance, Power, PowerCause};
 use stead_schemas::limits;
 use stead_schemas::meta::Object;
-use stead_schemas::numbers::{RunNo, StandbyNo};
+use stead_schemas::numbers::StandbyNo;
 
 use super::Observed;
 use crate::host::{GuestPhase, Machine, Memory, SavedMemory, VmmState};
 use crate::runtime::{Desired, Moment};
 
-/// What an instance should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Goal {
-    /// Gone with everything of it: its deletion was asked for, or it has no record.
-    Absent,
-    /// Without a VM: it was stopped, or its run is over.
-    Stopped,
-    /// A VM in which this run goes on.
-    Running(RunNo),
-    /// The memory of this run, without a VM.
-    Standby(RunNo),
-    /// A VM of this run that is held until a fork takes it.
-    Pooled(RunNo),
-}
-
-impl Goal {
-    #[must_use]
-    pub fn of(desired: &Desired<'_, Instance>) -> Self {
-        match desired {
-            Desired::Absent(_) => Self::Absent,
-            Desired::Present(object) => Self::of_object(object),
-        }
-    }
-
-    #[must_use]
-    pub fn of_object(object: &Object<Instance>) -> Self {
-        Self::under(object, &object.status)
-    }
-
-    /// The goal under another status than the stored one.
-    pub(super) fn under(object: &Object<Instance>, status: &InstanceStatus) -> Self {
-        let InstanceSpec { power, run, .. } = object.spec;
-        if object.meta.is_deleting() {
-            return Self::Absent;
-        }
-        if run <= status.ended_run {
-            return Self::Stopped;
-        }
-        match power {
-            Power::Stopped => Self::Stopped,
-            Power::Running => Self::Running(run),
-            Power::Standby => Self::Standby(run),
-            Power::Warm => Self::Pooled(run),
-        }
-    }
-
-    /// The run that should go on or be kept. What is to be saved has to run first.
-    #[must_use]
-    pub fn run(self) -> Option<RunNo> {
-        match self {
-            Self::Absent | Self::Stopped => None,
-            Self::Running(run) | Self::Standby(run) | Self::Pooled(run) => Some(run),
-        }
+/// What an instance should be; without a record, nothing.
+pub(super) fn goal(desired: &Desired<'_, Instance>) -> Goal {
+    match desired {
+        Desired::Absent(_) => Goal::Absent,
+        Desired::Present(object) => object.goal(),
     }
 }
 
@@ -102,7 +55,7 @@ impl<'a> Situation<'a> {
 
 /// True if the machine is of the run that should go on, and of a launch of it that did not end.
 pub(super) fn is_wanted(object: &Object<Instance>, machine: &Machine) -> bool {
-    Goal::of_object(object).run() == Some(machine.run) && !is_spent(object, machine)
+    object.goal().run() == Some(machine.run) && !is_spent(object, machine)
 }
 
 /// True if the end of this launch is recorded and another launch of the same run follows.
@@ -184,15 +137,21 @@ pub(super) fn is_prepared(object: &Object<Instance>, machine: &Machine) -> bool 
     !is_another(object, machine) || object.status.prepared_launch == Some(machine.launch)
 }
 
-/// True if a pooled instance's VM ended. Its disk has moved on from the memory that it began with, and a boot is
-/// not what a fork asks for.
+/// True if no fork will take a pooled instance. Its VM ended: its disk has moved on from the memory that it began
+/// with, and a boot is not what a fork asks for. Or its guest cannot take its identity.
 pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
     let is_alive = seen.machine.as_ref().is_some_and(|machine| machine.vmm != VmmState::Dead);
-    object.is_pooled()
-        && object.status.adopted != StandbyNo(0)
+    let has_ended = object.status.adopted != StandbyNo(0)
         && object.awaits_memory().is_none()
         && seen.saved(object).is_none()
-        && !is_alive
+        && !is_alive;
+    object.is_pooled() && (has_ended || identity_error(object, seen).is_some())
+}
+
+/// The reason why a running guest cannot take the instance's identity.
+pub(super) fn identity_error<'a>(object: &Object<Instance>, seen: &'a Observed) -> Option<&'a str> {
+    let is_waiting = |machine: &&Machine| is_up(machine) && is_another(object, machine);
+    seen.machine.as_ref().filter(is_waiting)?.guest.assume_error.as_deref()
 }
 
 impl Observed {

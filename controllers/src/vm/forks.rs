@@ -14,7 +14,7 @@ use stead_schemas::numbers::{RunNo, StandbyNo};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
 use super::admission::{Refused, allocate, live, new_disk, owner, set_power};
-use super::{facts, mounts};
+use super::mounts;
 use crate::snapshot::admission as snapshots;
 use crate::store::{New, Tx, absent};
 
@@ -44,11 +44,11 @@ struct Goal {
     hypervisor: Hypervisor,
 }
 
-/// A fork, and what it is made of.
+/// A fork, and the snapshot that it begins with; `None` when it takes over a pooled instance, which has begun.
 #[derive(Debug, Clone)]
 pub struct Forked {
     pub instance: Arc<Object<Instance>>,
-    pub snapshot: Uid,
+    pub snapshot: Option<Uid>,
 }
 
 /// Forks an instance as it is now; a snapshot of it is taken for that, and goes afterwards.
@@ -84,7 +84,7 @@ pub fn fork(tx: &mut Tx<'_>, source: &Uid, wish: ForkWish, tap_prefix: &str) -> 
     let target = Target { power: Some(wish.target.unwrap_or(target)), hypervisor: None };
     let goal = goal(&snapshot, target)?;
     let instance = begin(tx, &snapshot, wish.name, tags, goal, tap_prefix)?;
-    Ok(Forked { instance, snapshot: snapshot.meta.uid.clone() })
+    Ok(Forked { instance, snapshot: Some(snapshot.meta.uid.clone()) })
 }
 
 /// Forks a snapshot.
@@ -104,11 +104,11 @@ pub fn fork_snapshot(
         Power::Running => members(tx, &snapshot.meta.uid).into_iter().find(|member| member.is_warm()),
         Power::Stopped | Power::Standby | Power::Warm => None,
     };
-    let instance = match warm {
-        Some(member) => take(tx, &member, name)?,
-        None => begin(tx, &snapshot, name, Tags::new(), goal, tap_prefix)?,
-    };
-    Ok(Forked { instance, snapshot: snapshot.meta.uid.clone() })
+    if let Some(member) = warm {
+        return Ok(Forked { instance: take(tx, &member, name)?, snapshot: None });
+    }
+    let instance = begin(tx, &snapshot, name, Tags::new(), goal, tap_prefix)?;
+    Ok(Forked { instance, snapshot: Some(snapshot.meta.uid.clone()) })
 }
 
 /// A member of a pool becomes a fork: it runs on as that.
@@ -126,21 +126,24 @@ fn members(tx: &Tx<'_>, snapshot: &Uid) -> Vec<Arc<Object<Instance>>> {
     owned
 }
 
-/// Brings the number of a pool's members one nearer to what is wished.
+/// Brings the number of a pool's members one nearer to the desired one. A snapshot that failed has none: no fork
+/// could take them.
 ///
 /// # Errors
 /// As for a fork.
 pub fn tend(tx: &mut Tx<'_>, snapshot: &Uid, tap_prefix: &str) -> Result<(), Refused> {
-    let snapshot = ready(tx, snapshot)?;
+    let failed = tx.get::<Snapshot>(snapshot).filter(|found| found.status.phase == SnapshotPhase::Failed);
+    let is_given_up = failed.is_some();
+    let snapshot = failed.map_or_else(|| ready(tx, snapshot), Ok)?;
+    let desired = if is_given_up { 0 } else { usize::try_from(snapshot.spec.pool).unwrap_or(usize::MAX) };
     let members = members(tx, &snapshot.meta.uid);
-    let wished = usize::try_from(snapshot.spec.pool).unwrap_or(usize::MAX);
-    if members.len() > wished {
+    if members.len() > desired {
         // One that is not ready first.
         let spare = members.iter().find(|member| !member.is_warm()).or(members.first());
         if let Some(spare) = spare {
             tx.request_deletion::<Instance>(&spare.meta.uid)?;
         }
-    } else if members.len() < wished {
+    } else if members.len() < desired {
         let uid = tx.next_uid();
         let name = Name::from(&uid);
         let of_pool = OwnerRef { kind: Snapshot::NAME.to_owned(), uid: snapshot.meta.uid.clone() };
@@ -172,7 +175,7 @@ pub fn restore(
     }
     let (state, power) = (object.status.state, object.spec.power);
     let is_down = match state {
-        State::Stopped => facts::Goal::of_object(&object).run().is_none(),
+        State::Stopped => object.goal().run().is_none(),
         State::Standby => power == Power::Standby,
         _ => false,
     };
@@ -212,7 +215,7 @@ pub fn restore(
             ..(*snapshot.spec.instance).clone()
         };
         spec.allocated.disk = disk;
-        spec.origin = Some(origin(&snapshot, spec.standby, spec.run, goal.power));
+        spec.origin = Some(origin(&snapshot, spec.standby, spec.run, goal.power, false));
     })?;
     tx.request_deletion::<stead_schemas::disk::Disk>(&earlier)?;
     Ok(changed)
@@ -262,7 +265,13 @@ fn disk_of(snapshot: &Object<Snapshot>) -> DiskSpec {
     DiskSpec { size, purpose: DiskPurpose::RootOverlay, source, source_disk: None }
 }
 
-fn origin(snapshot: &Object<Snapshot>, standby: StandbyNo, run: RunNo, target: Power) -> Origin {
+fn origin(
+    snapshot: &Object<Snapshot>,
+    standby: StandbyNo,
+    run: RunNo,
+    target: Power,
+    is_fork: bool,
+) -> Origin {
     let has_memory = snapshot.spec.kind == SnapshotKind::Standby && target != Power::Stopped;
     let image_digest = snapshot.spec.image_digest.clone();
     Origin {
@@ -270,6 +279,7 @@ fn origin(snapshot: &Object<Snapshot>, standby: StandbyNo, run: RunNo, target: P
         image_digest,
         standby,
         memory_for_run: has_memory.then_some(run),
+        is_fork,
     }
 }
 
@@ -321,7 +331,7 @@ fn begin_at(
         is_forced: false,
         // The source's end is its own.
         expires_at: None,
-        origin: Some(origin(snapshot, standby, run, goal.power)),
+        origin: Some(origin(snapshot, standby, run, goal.power, true)),
         volumes,
         allocated,
         ..(**source).clone()

@@ -33,7 +33,8 @@ pub mod admission;
 #[cfg(test)]
 mod connections;
 mod doors;
-pub mod facts;
+mod facts;
+mod failed_forks;
 pub mod forks;
 mod guest_config;
 mod health;
@@ -65,7 +66,6 @@ use crate::host::{
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
 
-pub use facts::Goal;
 pub use observe::{Blind, Observed, OriginSeen, Parts, PortSeen};
 #[cfg(test)]
 pub(crate) use tests::{instance as example, machine as example_machine};
@@ -106,7 +106,7 @@ pub enum Action {
     DiscardRecords(Uid),
     BeginProbe(Box<ProbePlan>),
     EndProbe(Uid),
-    /// The instance's time is over: its deletion is asked for.
+    /// The instance's time is over, or it can never begin: its deletion is asked for.
     Expire(Uid),
     /// Nobody was connected for long enough, under the wish of this generation: standby is asked for.
     StandBy(Uid, Generation),

@@ -15,7 +15,6 @@ use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{CapturedDisk, Snapshot};
 use stead_schemas::volume::{Access, Volume, VolumeMount};
 
-use super::Goal;
 use super::admission::{Refused, live, new_disk, owner};
 use crate::store::Tx;
 use crate::volume::admission::{self as volumes, VolumeRefused, check_free, mount_of};
@@ -134,7 +133,7 @@ fn discard_overlay(tx: &mut Tx<'_>, mount: &VolumeMount) -> Result<(), Refused> 
 fn down(tx: &Tx<'_>, uid: &Uid, verb: &'static str) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     match object.status.state {
-        State::Stopped if Goal::of_object(&object).run().is_none() => Ok(object),
+        State::Stopped if object.goal().run().is_none() => Ok(object),
         state => Err(Refused::InvalidState { verb, state, legal: "Stopped" }),
     }
 }

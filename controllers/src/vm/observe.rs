@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::disk::Disk;
 use stead_schemas::image::{Image, ImageConfig, ImagePhase};
@@ -50,6 +51,8 @@ pub struct Parts {
     /// Run parameters of the pinned content; present only when its root file system is.
     pub image_config: Option<ImageConfig>,
     pub is_disk_ready: bool,
+    /// The root's disk was made once, or nothing is known of it.
+    pub was_disk_made: bool,
     pub volumes: VolumesSeen,
     /// What the disk waits for, or why it cannot be made, in its own words.
     pub disk_trouble: Option<String>,
@@ -64,8 +67,14 @@ pub struct Parts {
 pub enum OriginSeen {
     Pending,
     Ready,
-    Failed(String),
+    Failed {
+        why: String,
+        /// None in records of earlier versions.
+        at: Option<Timestamp>,
+    },
     Gone,
+    /// Its record is there and cannot be read.
+    Unreadable,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -154,6 +163,7 @@ async fn parts<M: Machines, I: Images, P, C, W>(
         image_trouble,
         image_config: pinned.map(|stored| stored.config),
         is_disk_ready: disk.as_ref().is_some_and(|disk| condition::is_ready(&disk.status.conditions)),
+        was_disk_made: disk.as_ref().is_none_or(|disk| disk.status.was_created),
         volumes: volumes::seen(&vms.store, object),
         disk_trouble: disk.as_deref().and_then(disk_trouble),
         port: allocated.port.as_ref().and_then(|uid| port(vms, uid)),
@@ -167,11 +177,16 @@ fn disk_trouble(disk: &Object<Disk>) -> Option<String> {
 }
 
 fn origin_seen<M, I, P, C, W>(vms: &Vms<M, I, P, C, W>, uid: &Uid) -> OriginSeen {
-    let Some(snapshot) = vms.store.get::<Snapshot>(uid) else { return OriginSeen::Gone };
+    let Some(snapshot) = vms.store.get::<Snapshot>(uid) else {
+        return if vms.store.is_unreadable(uid) { OriginSeen::Unreadable } else { OriginSeen::Gone };
+    };
     match snapshot.status.phase {
         SnapshotPhase::Pending => OriginSeen::Pending,
         SnapshotPhase::Ready => OriginSeen::Ready,
-        SnapshotPhase::Failed => OriginSeen::Failed(snapshot.status.error.clone().unwrap_or_default()),
+        SnapshotPhase::Failed => OriginSeen::Failed {
+            why: snapshot.status.error.clone().unwrap_or_default(),
+            at: snapshot.status.failed_at,
+        },
     }
 }
 

@@ -13,13 +13,12 @@ use stead_schemas::meta::Object;
 use stead_schemas::policy::{RestartBlocked, RestartReason, RestartStatus, RestartWhen};
 
 use super::Observed;
-use super::facts::Goal;
 use crate::host::Machine;
 use crate::runtime::Moment;
 
 /// Another run begins anew: how an earlier one ended says nothing of it.
 pub(super) fn begin_run(status: &mut InstanceStatus, object: &Object<Instance>) {
-    let Some(run) = Goal::of_object(object).run() else { return };
+    let Some(run) = object.goal().run() else { return };
     if status.exit_run != run {
         status.exit = None;
     }
@@ -54,7 +53,7 @@ pub(super) fn follows(
         RestartWhen::Always => true,
         RestartWhen::OnFailure => is_failure,
     };
-    if !is_wished || Goal::of_object(object).run() != Some(machine.run) {
+    if !is_wished || object.goal().run() != Some(machine.run) {
         return Follows::Nothing;
     }
     let is_stable = until >= now.end(machine.launched_at, policy.stable_after.0);

@@ -1,6 +1,7 @@
 //! What was observed of a VM, as the status that clients read.
 
 use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
+use stead_schemas::goal::Goal;
 use stead_schemas::health::HealthStatus;
 use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, State, VmmDeath};
 use stead_schemas::limits;
@@ -8,8 +9,8 @@ use stead_schemas::meta::Object;
 use stead_schemas::numbers::LaunchId;
 
 use super::facts::{
-    Goal, has_ended, has_started, heard_by, is_another, is_boot_overdue, is_idle_standby, is_prepared,
-    is_spent, is_wanted,
+    has_ended, has_started, heard_by, is_another, is_boot_overdue, is_idle_standby, is_prepared, is_spent,
+    is_wanted,
 };
 use super::{Observed, health, idle, restarts};
 use crate::host::{GuestPhase, Machine, Memory, VmmState};

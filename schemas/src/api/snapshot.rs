@@ -225,6 +225,9 @@ pub struct Snapshot {
     /// Additive: forks to hold ready, and those that are.
     pub pool_size: u32,
     pub pool_ready: u32,
+    /// Additive: the reason why fewer are ready, if something is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_error: Option<String>,
     /// Additive: pending, ready or failed.
     pub status: SnapshotPhase,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -259,6 +262,7 @@ impl Snapshot {
             uncompressed_size_bytes: sizes.map(|(_, plain)| plain.0),
             pool_size: spec.pool,
             pool_ready: status.warm,
+            pool_error: status.pool_error.clone(),
             status: status.phase,
             error: status.error.clone(),
         }

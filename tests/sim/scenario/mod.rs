@@ -1,6 +1,7 @@
 //! One seed: a play of steps, and the judgement after it.
 
 mod draws;
+mod requests;
 mod snapshot_steps;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,14 +15,13 @@ use stead_controllers::ingress::admission as ingresses;
 use stead_controllers::schedule::admission as schedules;
 use stead_controllers::sim::{Drift, Faults, Rng, SimRegistryImage, SleptOn, World};
 use stead_controllers::snapshot::admission as snapshots;
-use stead_controllers::store::{MemoryKv, Tx};
+use stead_controllers::store::MemoryKv;
 use stead_controllers::vm::admission;
-use stead_controllers::vm::forks::{self, ForkWish, Target};
+use stead_controllers::vm::forks::{self, Target};
 use stead_schemas::api::{
     CompressionAsked, IngressWish, InstancePatch, InstanceStart, InstanceWish, ScheduleWish, StandbyRequest,
 };
 use stead_schemas::compression::{Algorithm, Compression};
-use stead_schemas::disk::Disk;
 use stead_schemas::health::{HealthCheck, Probe};
 use stead_schemas::image::{Image, ImageConfig};
 use stead_schemas::ingress::Ingress;
@@ -33,7 +33,7 @@ use stead_schemas::numbers::StandbyNo;
 use stead_schemas::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
 use stead_schemas::quantity::{Bytes, GoDuration};
 use stead_schemas::schedule::Retention;
-use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
+use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPurpose};
 use tokio::time::sleep;
 
 use crate::daemon::Daemon;
@@ -54,6 +54,9 @@ pub(crate) struct Play {
     foreign: BTreeSet<LinkName>,
     /// A play about going to standby by itself and waking.
     is_sleepy: bool,
+    clients: requests::Clients,
+    /// The play removed something that a client may have waited for.
+    has_removed: bool,
     /// A play about volumes, and what becomes of them in snapshots and forks.
     pub(crate) is_storing: bool,
 }
@@ -96,7 +99,22 @@ impl Play {
         let is_sleepy = rng.chance(250);
         let is_storing = !is_sleepy && rng.chance(300);
         let (log, asked, foreign) = (Vec::new(), BTreeSet::new(), world.foreign_links());
-        let mut play = Self { rng, world, kv, daemon, names: 0, log, asked, foreign, is_sleepy, is_storing };
+        let clients = requests::Clients::of(&daemon);
+        let (names, has_removed) = (0, false);
+        let mut play = Self {
+            rng,
+            world,
+            kv,
+            daemon,
+            names,
+            log,
+            asked,
+            foreign,
+            is_sleepy,
+            clients,
+            has_removed,
+            is_storing,
+        };
         if is_storing {
             play.make_volumes().await;
         }
@@ -106,6 +124,8 @@ impl Play {
     /// Left alone it comes to rest as it was wished, and without wishes to nothing.
     pub(crate) async fn end(mut self) -> Result<(), String> {
         self.world.set_faults(Faults::none());
+        self.make_room();
+        self.answer_all().await;
         self.settle().await?;
         self.nobody_was_slept_on();
         self.wake_all().await?;
@@ -135,11 +155,14 @@ impl Play {
     async fn steps(&mut self) {
         for _ in 0..4 + self.rng.below(14) {
             let step = self.rng.below(125);
+            if self.rng.chance(300) {
+                self.make_room();
+            }
             match step {
                 0..=29 => self.create().await,
                 30..=59 if self.is_sleepy => self.connect(),
                 30..=37 | 60..=68 if self.is_storing => self.use_snapshot().await,
-                38..=47 if self.is_storing => self.take_snapshot().await,
+                38..=47 if self.is_storing => self.take_snapshot(),
                 48..=53 if self.is_storing => self.stop().await,
                 69..=74 if self.is_storing => self.volume().await,
                 30..=39 => self.stop().await,
@@ -155,8 +178,8 @@ impl Play {
                 80..=87 => self.crash().await,
                 88..=93 => self.standby().await,
                 94..=95 => self.restore().await,
-                96 | 103 | 104 => self.fork().await,
-                97..=98 => self.take_snapshot().await,
+                96 | 103 | 104 => self.fork(),
+                97..=98 => self.take_snapshot(),
                 99..=102 => self.use_snapshot().await,
                 105..=107 => self.schedule().await,
                 108..=115 => self.volume().await,
@@ -168,6 +191,7 @@ impl Play {
             assert!(broken.is_empty(), "{broken:?}\n{}", self.log.join("\n"));
             assert!(self.world.corrupted().is_empty(), "old memory\n{}", self.log.join("\n"));
             self.nobody_was_slept_on();
+            self.judge_answers();
         }
     }
 
@@ -221,6 +245,7 @@ impl Play {
             auto_standby: self.auto_standby(),
             volumes: self.mounts(),
             expiry: if self.rng.chance(150) {
+                self.has_removed = true;
                 Expiry::After(Duration::from_secs(1 + self.rng.below(90)))
             } else {
                 Expiry::Never
@@ -343,13 +368,14 @@ impl Play {
         let _ = self.daemon.store.transact(move |tx| admission::restore(tx, &uid)).await;
     }
 
-    async fn fork(&mut self) {
+    fn fork(&mut self) {
         let Some(uid) = self.pick() else { return };
         let target = self.target();
-        self.log.push(format!("fork {uid} {target:?}"));
-        let name = Name::resource(&format!("f{}", self.rng.below(3))).expect("valid");
-        let wish = ForkWish { name, from_running: true, target };
-        let _ = self.daemon.store.transact(move |tx| forks::fork(tx, &uid, wish, "st")).await;
+        let mut body = serde_json::json!({ "name": format!("f{}", self.rng.below(3)), "from_running": true });
+        if let Some(target) = target {
+            body["target_state"] = format!("{target:?}").into();
+        }
+        self.request(format!("/instances/{uid}/fork"), body);
     }
 
     async fn schedule(&mut self) {
@@ -406,6 +432,7 @@ impl Play {
     async fn delete(&mut self) {
         let Some(uid) = self.pick() else { return };
         let is_forced = self.rng.chance(300);
+        self.has_removed = true;
         self.log.push(format!("delete {uid}"));
         let _ = self.daemon.store.transact(move |tx| admission::delete(tx, &uid, is_forced)).await;
     }
@@ -430,10 +457,12 @@ impl Play {
     pub(crate) async fn crash(&mut self) {
         self.log.push("crash".to_owned());
         let seed = self.rng.draw();
+        self.lose_clients().await;
         self.daemon.die(&self.world).await;
         // What the dead process may still have in hand reaches the old copy only.
         self.kv = self.kv.reopen();
         self.daemon = Daemon::start(&self.world, &self.kv, seed).await;
+        self.clients = requests::Clients::of(&self.daemon);
     }
 
     /// Waits, in virtual time, until the checks find nothing.
@@ -442,7 +471,6 @@ impl Play {
         // Retries of what was exhausted come after five minutes, starts of dying VMs as late.
         for _ in 0..60 {
             sleep(Duration::from_secs(30)).await;
-            self.remove_failed_forks().await;
             broken =
                 checks::settled(&Records::of(&self.daemon.store), &self.world.snapshot(), Timestamp::MAX);
             if broken.is_empty() {

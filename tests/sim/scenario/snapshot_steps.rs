@@ -7,24 +7,21 @@ impl Play {
         u32::try_from(self.rng.below(below)).expect("small")
     }
 
-    pub(super) async fn take_snapshot(&mut self) {
+    pub(super) fn take_snapshot(&mut self) {
         let Some(uid) = self.pick() else { return };
         let kind = if self.rng.chance(600) { SnapshotKind::Standby } else { SnapshotKind::Stopped };
-        self.log.push(format!("snapshot {uid} {kind:?}"));
-        let pool =
-            if kind == SnapshotKind::Standby { u32::try_from(self.rng.below(3)).expect("small") } else { 0 };
-        let compression = self.compression();
-        let name = Name::resource("s").ok().filter(|_| self.rng.chance(500));
-        let wish = snapshots::Wish {
-            kind,
-            name,
-            tags: Tags::new(),
-            purpose: SnapshotPurpose::Kept,
-            compression,
-            pool,
-            schedule: None,
+        let mut body = serde_json::json!({ "kind": kind });
+        if kind == SnapshotKind::Standby {
+            body["pool_size"] = self.rng.below(3).into();
+        }
+        body["compression"] = match self.compression() {
+            Some(_) => serde_json::json!({ "enabled": true, "algorithm": "zstd", "level": 1 }),
+            None => serde_json::json!({ "enabled": false }),
         };
-        let _ = self.daemon.store.transact(move |tx| snapshots::create(tx, &uid, wish)).await;
+        if self.rng.chance(500) {
+            body["name"] = "s".into();
+        }
+        self.request(format!("/instances/{uid}/snapshots"), body);
     }
 
     /// Forks one, restores one in place, or deletes one.
@@ -39,39 +36,31 @@ impl Play {
         let target = Target { power: self.target(), hypervisor };
         let choice = if self.is_storing && self.rng.chance(500) { 1 } else { self.rng.below(5) };
         self.log.push(format!("use {choice} snapshot {uid} {target:?}"));
-        let store = &self.daemon.store;
+        let store = self.daemon.store.clone();
         match choice {
             0 => {
-                let name = Name::resource("g").expect("valid");
-                let fork = move |tx: &mut Tx<'_>| forks::fork_snapshot(tx, &uid, name, target, "st");
-                drop(store.transact(fork).await);
+                let mut body = serde_json::json!({ "name": "g" });
+                if let Some(power) = target.power {
+                    body["target_state"] = format!("{power:?}").into();
+                }
+                if let Some(hypervisor) = target.hypervisor {
+                    body["target_hypervisor"] = hypervisor.as_str().into();
+                }
+                // What only serves a fork is nobody's.
+                if one.spec.purpose == SnapshotPurpose::Kept && !one.meta.is_deleting() {
+                    self.request(format!("/snapshots/{uid}/fork"), body);
+                }
             }
             1 => {
                 drop(store.transact(move |tx| forks::restore(tx, &source, &uid, target)).await);
             }
             2 => {
+                self.has_removed = true;
                 drop(store.transact(move |tx| snapshots::delete(tx, &uid)).await);
             }
             _ => {
                 let pool = u32::try_from(self.rng.below(3)).expect("small");
                 drop(store.transact(move |tx| snapshots::set_pool(tx, &uid, pool)).await);
-            }
-        }
-    }
-
-    /// What the API does when the snapshot that a fork needs came to nothing.
-    pub(super) async fn remove_failed_forks(&mut self) {
-        let store = &self.daemon.store;
-        for instance in store.list::<Instance>() {
-            let Some(origin) = &instance.spec.origin else { continue };
-            let is_lost = match store.get::<Snapshot>(&origin.snapshot) {
-                Some(snapshot) => snapshot.status.phase == SnapshotPhase::Failed,
-                None => true,
-            };
-            let disk = store.get::<Disk>(&instance.spec.allocated.disk);
-            if is_lost && disk.is_none_or(|disk| !disk.status.was_created) {
-                let uid = instance.meta.uid.clone();
-                let _ = store.transact(move |tx| admission::delete(tx, &uid, false)).await;
             }
         }
     }

@@ -14,7 +14,7 @@ use stead_schemas::meta::Object;
 
 use crate::host::{AdoptPlan, Machine};
 use crate::runtime::{Moment, Plan, Refusal};
-use crate::vm::facts::incarnation;
+use crate::vm::facts::{identity_error, incarnation};
 use crate::vm::guest_config::{guest_network, machine_id};
 use crate::vm::steps::{act, record, wait, wait_for_disk};
 use crate::vm::{Action, Observed, OriginSeen};
@@ -51,29 +51,48 @@ pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed) -> Plan<Act
 
 /// What keeps an instance from the snapshot that it begins with.
 fn origin_trouble(seen: &Observed) -> Option<Plan<Action>> {
-    let message = match seen.parts.origin.as_ref()? {
-        OriginSeen::Ready => return None,
+    let refuse = |reason, message| Some(Plan::Refuse(Refusal { reason, message }));
+    match seen.parts.origin.as_ref()? {
+        OriginSeen::Ready => None,
         OriginSeen::Pending => {
             let message = "the snapshot that it begins with is being taken";
-            return Some(wait(Reason::WaitingForSnapshot, message, None));
+            Some(wait(Reason::WaitingForSnapshot, message, None))
         }
-        OriginSeen::Failed(why) => format!("the snapshot that it begins with failed: {why}"),
-        OriginSeen::Gone => "the snapshot that it begins with is gone".to_owned(),
-    };
-    Some(Plan::Refuse(Refusal { reason: Reason::SnapshotFailed, message }))
+        OriginSeen::Failed { why, .. } => {
+            refuse(Reason::SnapshotFailed, format!("the snapshot that it begins with failed: {why}"))
+        }
+        OriginSeen::Gone => {
+            refuse(Reason::SnapshotFailed, "the snapshot that it begins with is gone".to_owned())
+        }
+        OriginSeen::Unreadable => {
+            let message = "the record of the snapshot that it begins with cannot be read".to_owned();
+            refuse(Reason::RecordUnreadable, message)
+        }
+    }
 }
 
 /// Another takes its place; not at once, so that a program that ends at once does not keep the host busy.
-pub(super) fn plan_used_up(object: &Object<Instance>, now: Moment) -> Plan<Action> {
-    let is_recorded = matches!(object.status.state, State::Created | State::Stopped);
+pub(super) fn plan_used_up(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
+    let state = object.status.state;
+    let (reason, is_recorded, message) = match identity_error(object, seen) {
+        Some(why) => {
+            let message =
+                format!("the guest could not take its identity, and is replaced after a delay: {why}");
+            (Reason::GuestBootFailed, state == State::Initializing, message)
+        }
+        None => {
+            let message = "a member of a pool that ended is replaced after a delay".to_owned();
+            (Reason::ProgramExited, matches!(state, State::Created | State::Stopped), message)
+        }
+    };
     let Some(since) = object.status.state_since.filter(|_| is_recorded) else {
-        return record(Reason::ProgramExited, "recording that a member of a pool ended");
+        return record(reason, "recording that a member of a pool ended");
     };
     let due = now.end(since, POOL_RETRY);
     if now.at() >= due {
         return act(Action::Expire(object.meta.uid.clone()));
     }
-    wait(Reason::ProgramExited, "a member of a pool that ended is replaced after a delay", Some(due))
+    wait(reason, message, Some(due))
 }
 
 pub(super) fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
@@ -117,6 +136,7 @@ mod tests {
             standby: StandbyNo(1),
             memory_for_run: Some(RunNo(1)),
             image_digest: None,
+            is_fork: true,
         });
         object.status.adopted = StandbyNo(1);
         object
@@ -194,5 +214,24 @@ mod tests {
         let due = 2 + i64::try_from(POOL_RETRY.as_secs()).expect("short");
         assert_eq!(planned(due - 1), "Wait ProgramExited");
         assert_eq!(planned(due), "Expire");
+    }
+
+    #[test]
+    fn a_pooled_instance_that_cannot_take_its_identity_is_replaced_after_a_delay() {
+        let mut ill = heard(VmmState::Running, "the source-0");
+        ill.guest.assume_error = Some("no room".to_owned());
+        let mut object = fork(Power::Warm);
+        let planned = |object: &_, now| {
+            name(&plan(&Desired::Present(object), &seen(Some(ill.clone())), at(now).into()))
+        };
+        assert_eq!(planned(&object, 2), "Record GuestBootFailed");
+        let end = PassEnd { now: at(2).into(), outcome: crate::runtime::Outcome::Converged };
+        object.status = status(&object, Some(&seen(Some(ill.clone()))), &end);
+        let due = 2 + i64::try_from(POOL_RETRY.as_secs()).expect("short");
+        assert_eq!(planned(&object, 2), "Wait GuestBootFailed");
+        assert_eq!(planned(&object, due - 1), "Wait GuestBootFailed");
+        assert_eq!(planned(&object, due), "Expire");
+        // Its owner has a fork that was asked for: it is there, and says why.
+        assert_eq!(planned(&fork(Power::Running), due), "Refuse GuestBootFailed");
     }
 }

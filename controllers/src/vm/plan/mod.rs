@@ -6,19 +6,20 @@ mod standby;
 mod stop;
 
 use stead_schemas::condition::Reason;
+use stead_schemas::goal::Goal;
 use stead_schemas::instance::{Instance, Power, PowerCause};
 use stead_schemas::meta::Object;
 
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Desired, Moment, Plan};
 use crate::vm::facts::{
-    Goal, Situation, boot_deadline, can_stand_by, has_ended, has_started, heard_by, is_another,
+    Situation, boot_deadline, can_stand_by, goal, has_ended, has_started, heard_by, is_another,
     is_idle_standby, is_used_up,
 };
 use crate::vm::guest_config::guest_config;
 use crate::vm::restarts::Follows;
 use crate::vm::steps::{act, record, wait, wake};
-use crate::vm::{Action, Observed, doors, health, idle};
+use crate::vm::{Action, Observed, doors, failed_forks, health, idle};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let planned = match health::plan_probe(desired, seen, now) {
@@ -45,15 +46,18 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
     if object.spec.expires_at.is_some_and(|at| at <= now.at()) {
         return act(Action::Expire(seen.uid.clone()));
     }
+    if failed_forks::has_failed(object, seen) {
+        return failed_forks::plan_failed(object, seen, now);
+    }
     if is_used_up(object, seen) {
-        return fork::plan_used_up(object, now);
+        return fork::plan_used_up(object, seen, now);
     }
     if is_idle_standby(object) && !can_stand_by(object, seen) {
         // What was to be saved ended on the way: it is as if the standby had not begun.
         return wake(object, PowerCause::Client);
     }
     let desired = Desired::Present(object);
-    match (Situation::of(&desired, seen), Goal::of(&desired)) {
+    match (Situation::of(&desired, seen), goal(&desired)) {
         (Situation::Wanted(machine), _) => plan_up(object, machine, seen, now),
         (Situation::Unwanted(machine), _) => stop::plan_down(Some(object), machine, seen, now),
         (Situation::Nothing, Goal::Absent | Goal::Stopped) => Plan::Converged,
