@@ -302,6 +302,12 @@ impl Config {
     pub fn kernel_dir(&self) -> PathBuf {
         self.kernel_dir.clone().unwrap_or_else(|| self.data_dir.join("kernel"))
     }
+
+    /// Returns the programs of drivers by the drivers' names.
+    #[must_use]
+    pub fn programs(&self) -> BTreeMap<&'static str, PathBuf> {
+        BTreeMap::from([("qemu", self.qemu.clone())])
+    }
 }
 
 #[cfg(test)]

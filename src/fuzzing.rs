@@ -2,7 +2,7 @@
 //!
 //! Guarantees: each of them returns on any input; a panic is a finding.
 
-pub use crate::agent::fuzzing::frames;
+pub use crate::guest_channel::fuzzing::frames;
 pub use crate::host::fuzzing::packets;
 pub use crate::host::oci::fuzzing::{layers, manifests, registry};
 pub use crate::hypervisor::qemu::fuzzing::qmp;

@@ -2,7 +2,6 @@
 //!
 //! Guarantees: nothing here decides what the host shall look like; that is `controllers`.
 
-pub mod agent;
 pub mod api;
 pub mod assemble;
 pub mod cli;
@@ -12,12 +11,16 @@ mod failpoint;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod guest_channel;
 pub mod host;
 pub mod hypervisor;
 pub mod ingress;
 mod lines;
+mod locks;
 mod log_sources;
+mod memory;
 mod peers;
 mod signals;
+mod snapshots;
 pub mod store;
 mod unfinished;

@@ -10,7 +10,7 @@ use crate::api::{LogError, LogStream};
 use crate::host::journal;
 use crate::host::logs::LogLines;
 use crate::host::watch_directories::DirectoryWatches;
-use crate::hypervisor::qemu::Qemu;
+use crate::hypervisor::Hypervisors;
 
 /// Opens a log; it is watched only when it is followed.
 pub(crate) async fn open(
@@ -21,7 +21,7 @@ pub(crate) async fn open(
     tail: usize,
     follows: bool,
 ) -> Result<LogStream, LogError> {
-    let console = Qemu::console_log(data_dir, instance);
+    let console = Hypervisors::console_log(data_dir, instance);
     let path = match source {
         "app" => console,
         "vmm" => console.with_file_name("vmm.log"),
@@ -52,7 +52,7 @@ mod tests {
         let watches = DirectoryWatches::default();
         let open = async || open(data.path(), &watches, &instance, "app", 1, true).await.err();
         assert_eq!(open().await, Some(LogError::Missing));
-        let console = Qemu::console_log(data.path(), &instance);
+        let console = Hypervisors::console_log(data.path(), &instance);
         std::fs::create_dir_all(console.parent().expect("a directory")).expect("made");
         std::fs::write(&console, "a line\n").expect("written");
         assert_eq!(open().await, None);

@@ -153,11 +153,19 @@ fn kinds_do_not_know_each_other() {
 /// Rule 5: `api` and `host`, `hypervisor` never meet; `cli` knows the wire only.
 #[test]
 fn effects_meet_only_in_assemble() {
-    let rules: [(&str, &[&str]); 6] = [
+    let rules: [(&str, &[&str]); 10] = [
         ("src/api/", &["host", "hypervisor", "ingress", "assemble", "cli"]),
-        ("src/host/", &["api", "store", "assemble", "cli", "hypervisor"]),
+        ("src/host/", &["api", "store", "assemble", "cli", "hypervisor", "memory", "snapshots"]),
         ("src/ingress/", &["api", "store", "assemble", "cli", "host", "hypervisor"]),
         ("src/hypervisor/", &["api", "store", "assemble", "cli"]),
+        // A driver knows the boundary; saved memories and locks are shared by all drivers.
+        ("src/hypervisor/qemu/", &["memory", "snapshots", "locks"]),
+        (
+            "src/guest_channel/",
+            &["api", "store", "assemble", "cli", "host", "hypervisor", "memory", "snapshots"],
+        ),
+        ("src/memory/", &["api", "store", "assemble", "cli", "hypervisor", "snapshots"]),
+        ("src/snapshots/", &["api", "store", "assemble", "cli"]),
         ("src/store/", &["api", "host", "hypervisor", "assemble", "cli"]),
         ("src/cli/", &["host", "hypervisor", "ingress"]),
     ];
@@ -222,6 +230,129 @@ fn controllers_name_no_product() {
     findings
         .retain(|finding| !(finding.starts_with("controllers/src/vm/tests/") || finding.contains("/sim/")));
     none(findings);
+}
+
+/// What all VMMs share. None of them is named there, in comments neither.
+const SHARED_BY_VMMS: [&str; 5] =
+    ["src/hypervisor/", "src/guest_channel/", "src/memory/", "src/snapshots/", "src/locks.rs"];
+
+/// Words of a driver that are not its name.
+const WORDS_OF_DRIVERS: [(&str, &str); 1] = [("qemu", "qmp")];
+
+/// Files outside of the drivers' folders that may name them, each with its reason.
+const MAY_NAME_DRIVERS: [(&str, &str); 5] = [
+    ("src/config.rs", "the key for the path of the program"),
+    ("src/doctor/", "advice on which package to install"),
+    ("src/cli/", "values of the wire in help texts"),
+    ("src/assemble/mod.rs", "the hypervisor of instances that name none"),
+    ("src/fuzzing.rs", "the entry point of a fuzzer"),
+];
+
+/// The folders below `src/hypervisor`.
+fn drivers() -> Vec<String> {
+    let entries = fs::read_dir(root().join("src/hypervisor")).expect("the folder is there").flatten();
+    let folders = entries.filter(|entry| entry.path().is_dir());
+    let names: Vec<String> = folders.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    assert!(!names.is_empty(), "no driver was found");
+    names
+}
+
+/// Returns whether a line is the registration of a driver: the one line that a new driver adds to
+/// `dispatch.rs`, or the declaration of its module.
+fn is_registration(path: &str, line: &str, driver: &str) -> bool {
+    let line = line.trim_start();
+    match path {
+        "src/hypervisor/dispatch.rs" => line.starts_with(&format!("Arc::new(super::{driver}::")),
+        "src/hypervisor/mod.rs" => line == format!("pub mod {driver};"),
+        _ => false,
+    }
+}
+
+/// A product is named in its driver's folder, and shared parts know none.
+#[test]
+fn only_a_driver_names_its_vmm() {
+    let mut findings = Vec::new();
+    for driver in drivers() {
+        let folder = format!("src/hypervisor/{driver}/");
+        let extra = WORDS_OF_DRIVERS.iter().filter(|(name, _)| *name == driver).map(|(_, word)| *word);
+        let spelled = driver.replace('_', "-");
+        let words: Vec<&str> = [driver.as_str(), spelled.as_str()].into_iter().chain(extra).collect();
+        for file in sources().iter().filter(|file| file.path.starts_with("src/")) {
+            let is_shared = SHARED_BY_VMMS.iter().any(|shared| file.path.starts_with(shared));
+            let is_excepted = MAY_NAME_DRIVERS.iter().any(|(path, _)| file.path.starts_with(path));
+            if file.path.starts_with(&folder) || (is_excepted && !is_shared) {
+                continue;
+            }
+            for (number, line) in file.text.lines().enumerate() {
+                let lower = line.to_ascii_lowercase();
+                let is_named = words.iter().any(|word| lower.contains(word));
+                if is_named && !is_registration(&file.path, line, &driver) {
+                    findings.push(format!("{}:{} names {driver}", file.path, number + 1));
+                }
+            }
+        }
+    }
+    none(findings);
+}
+
+/// Returns the file that an import of another file names: the longest beginning of its path that is one.
+fn imported(path: &[&str], files: &BTreeSet<String>) -> Option<String> {
+    (1..=path.len())
+        .rev()
+        .map(|length| format!("src/{}.rs", path[..length].join("/")))
+        .find(|file| files.contains(file))
+}
+
+/// Lists the files that a file imports from. What it takes from a `mod.rs` is not counted.
+fn imports(file: &Source, files: &BTreeSet<String>) -> BTreeSet<String> {
+    let module = file.path.trim_start_matches("src/").trim_end_matches(".rs");
+    let parents: Vec<&str> =
+        module.rsplit_once('/').map_or(Vec::new(), |(dirs, _)| dirs.split('/').collect());
+    // The imports of a file's tests are indented.
+    let lines = file.text.lines().filter_map(|line| line.strip_prefix("use "));
+    let mut found = BTreeSet::new();
+    for line in lines {
+        let words: Vec<&str> = line.trim_end_matches(';').split("::").collect();
+        let rest = match words.as_slice() {
+            ["crate", rest @ ..] => rest.to_vec(),
+            ["super", rest @ ..] => parents.iter().copied().chain(rest.iter().copied()).collect(),
+            _ => continue,
+        };
+        found.extend(imported(&rest, files).filter(|other| *other != file.path));
+    }
+    found
+}
+
+/// Files of what VMMs share, and of drivers, import each other in one direction only.
+#[test]
+fn files_around_drivers_import_in_no_circle() {
+    let all = sources();
+    let ours = |file: &&Source| SHARED_BY_VMMS.iter().any(|shared| file.path.starts_with(shared));
+    let files: BTreeSet<String> = all.iter().filter(ours).map(|file| file.path.clone()).collect();
+    let mut left: Vec<(String, BTreeSet<String>)> =
+        all.iter().filter(ours).map(|file| (file.path.clone(), imports(file, &files))).collect();
+    assert!(left.iter().any(|(_, imports)| !imports.is_empty()), "no import was found");
+    // Files that import nothing that is left are in no circle.
+    loop {
+        let names: BTreeSet<String> = left.iter().map(|(path, _)| path.clone()).collect();
+        let before = left.len();
+        left.retain(|(_, imports)| imports.intersection(&names).next().is_some());
+        if left.len() == before {
+            break;
+        }
+    }
+    none(left.into_iter().map(|(path, imports)| format!("{path} imports {imports:?}")).collect());
+}
+
+/// A driver is registered by one line.
+#[test]
+fn each_driver_has_one_line_of_dispatch() {
+    let all = sources();
+    let dispatch = all.iter().find(|file| file.path == "src/hypervisor/dispatch.rs").expect("it is there");
+    for driver in drivers() {
+        let is_its = |line: &&str| is_registration(&dispatch.path, line, &driver);
+        assert_eq!(dispatch.text.lines().filter(is_its).count(), 1, "{driver}");
+    }
 }
 
 /// Rule 7: the simulated machine never reaches a user.

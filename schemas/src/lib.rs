@@ -5,6 +5,7 @@
 //! Never: performs I/O, reads a clock, draws a random number, or depends on a crate of ours.
 
 pub mod api;
+pub mod capabilities;
 pub mod compression;
 pub mod condition;
 pub mod disk;

@@ -12,7 +12,7 @@ use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::names::{Digest, Uid};
 
-use crate::agent::{AgentError, AgentStream};
+use crate::guest_channel::{AgentError, AgentStream};
 
 /// An archive as it arrives.
 pub type ImportStream = BoxStream<'static, std::io::Result<Bytes>>;

@@ -18,7 +18,7 @@ use stead_schemas::names::Uid;
 use super::auth::Bearer;
 use super::socket::{self, Heard, SILENCE_MAX, Sink, Stream};
 use super::{ApiError, ApiState};
-use crate::agent::{AgentStream, Event};
+use crate::guest_channel::{AgentStream, Event};
 
 pub(super) async fn cp(
     State(state): State<ApiState>,

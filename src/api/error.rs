@@ -15,7 +15,7 @@ use stead_schemas::api::ErrorBody;
 use stead_schemas::limits::{HOSTNAME_BYTES_MAX, MESSAGE_CHARS_MAX};
 use stead_schemas::validate::{FieldErrors, printable};
 
-use crate::agent::AgentError;
+use crate::guest_channel::AgentError;
 use crate::peers::TooSlow;
 
 /// Says to the SDKs not to repeat a request that a repeat cannot cure.

@@ -21,7 +21,7 @@ use stead_schemas::validate::printable;
 use super::auth::Bearer;
 use super::socket::{self, Heard, SILENCE_MAX, Sink, Stream};
 use super::{ApiError, ApiState};
-use crate::agent::{AgentStream, Event, StreamReceiver, StreamSender};
+use crate::guest_channel::{AgentStream, Event, StreamReceiver, StreamSender};
 
 /// What a shell says of a program that it could not start for no reason it knows.
 const NOT_STARTED: i32 = 127;

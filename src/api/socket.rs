@@ -20,7 +20,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::auth::Bearer;
 use super::{ApiError, ApiState, Backend, lookup};
-use crate::agent::{AgentError, AgentStream};
+use crate::guest_channel::{AgentError, AgentStream};
 
 /// The wire's bound on a message, both ways.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;

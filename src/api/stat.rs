@@ -10,7 +10,7 @@ use stead_schemas::api::{PathView, named};
 use stead_schemas::guest::{FromStream, Request, Stat};
 
 use super::{ApiError, ApiState, socket};
-use crate::agent::{AgentError, Event};
+use crate::guest_channel::{AgentError, Event};
 
 /// A guest answers in a millisecond; one whose disk hangs does not answer at all.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);

@@ -24,6 +24,7 @@ use stead_schemas::api::{
     Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
     Runtime, RuntimeView, ServerView,
 };
+use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
 use stead_schemas::instance::Hypervisor;
@@ -34,12 +35,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use self::backups::Backups;
-use crate::agent::{AgentError, AgentStream};
 use crate::api::{
     self, ApiConfig, ApiState, Audit, Backend, ImportStream, Imported, LogError, LogStream, ServerLimits,
 };
 use crate::config::Config;
 use crate::failpoint;
+use crate::guest_channel::{AgentError, AgentStream};
 use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
 use crate::host::disks::Ext4Files;
@@ -50,11 +51,9 @@ use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
 use crate::host::oci::{Oci, Target};
 use crate::host::probe::{ProbeConfig, Prober};
-use crate::host::process::find_program;
 use crate::host::usage::Usage;
 use crate::host::{Scope, journal::Journals, watch_directories::DirectoryWatches, watch_files};
-use crate::hypervisor::Accelerator;
-use crate::hypervisor::qemu::{self, Qemu, QemuConfig};
+use crate::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig};
 use crate::ingress::{HttpListeners, IngressConfig};
 use crate::signals::{ended, terminated};
 use crate::store::{SystemClock, close_new_files, identity, mark, open, private_directory};
@@ -97,11 +96,11 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     mark::keep(config.data_dir.clone(), store.clone()).await;
 
     let reports = Reports::default();
-    let binary = find_program(&config.qemu).unwrap_or_else(|| config.qemu.clone());
-    let hypervisors = qemu::hypervisors(&binary).await;
+    let drivers = Drivers::built_in(&config.programs(), Accelerator::probe());
+    let hypervisors = drivers.probe().await;
     // Beside the consoles' logs, and removed with them.
     let journals = Arc::new(Journals::new(config.data_dir.join("logs")).context("cannot write logs")?);
-    let host = Host::build(&config, &reports, &store, journals.clone(), binary, hypervisors)?;
+    let host = Host::build(&config, &reports, &store, journals.clone(), drivers, hypervisors)?;
     let settings = Settings {
         store: store.clone(),
         clock: Arc::new(SystemClock),
@@ -187,13 +186,19 @@ async fn declare_network(store: &Store, config: &Config) -> anyhow::Result<()> {
         .context("cannot declare the network")
 }
 
+/// Names what a hypervisor can do as the wire does. The disk of every VM can be captured.
+fn features(has: VmmCapabilities) -> Vec<String> {
+    let all = [("fork", has.fork_memory), ("snapshots", true), ("standby", has.standby)];
+    all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect()
+}
+
 fn host_platform() -> Platform {
     if cfg!(target_arch = "aarch64") { Platform::LinuxArm64 } else { Platform::LinuxAmd64 }
 }
 
 /// The real host.
 struct Host {
-    ports: Ports<Qemu, Oci, Netlink, Nft, Ext4Files, Prober, Conntrack, TapDoors, HttpListeners>,
+    ports: Ports<Hypervisors, Oci, Netlink, Nft, Ext4Files, Prober, Conntrack, TapDoors, HttpListeners>,
     has_cgroups: bool,
     /// On directories of logs, for consoles and for whoever follows one.
     watches: DirectoryWatches,
@@ -207,7 +212,7 @@ impl Host {
         reports: &Reports,
         store: &Store,
         journals: Arc<Journals>,
-        binary: PathBuf,
+        drivers: Drivers,
         hypervisors: Vec<Hypervisor>,
     ) -> anyhow::Result<Self> {
         let cache = config.data_dir.join("cache");
@@ -230,12 +235,11 @@ impl Host {
                 .map_err(chained)?;
         let (rootfs, of_machines) = (images.clone(), reports.clone());
         let watches = DirectoryWatches::default();
-        let machines = Qemu::new(QemuConfig {
-            binary,
+        let machines = Hypervisors::new(HypervisorsConfig {
+            drivers,
             run_dir: config.run_dir.clone(),
             data_dir: config.data_dir.clone(),
             boot_files,
-            accelerator: Accelerator::probe(),
             console_log_max: CONSOLE_LOG_MAX,
             watches: watches.clone(),
             cgroups,
@@ -316,8 +320,8 @@ impl Host {
         let runtime = |hypervisor: Hypervisor| RuntimeView {
             name: hypervisor.as_str().to_owned(),
             available: self.hypervisors.contains(&hypervisor),
-            features: ["fork", "snapshots", "standby"].map(ToOwned::to_owned).to_vec(),
-            accelerator: Some(self.ports.machines.accelerator().as_str().to_owned()),
+            features: self.ports.machines.capabilities(hypervisor).map(features).unwrap_or_default(),
+            accelerator: Some(Accelerator::probe().as_str().to_owned()),
         };
         let RuntimeView { name, available, .. } = runtime(DEFAULT_HYPERVISOR);
         Capabilities {
@@ -331,8 +335,7 @@ impl Host {
                 cgroups: self.has_cgroups,
             },
             default_runtime: Runtime { name, available },
-            // By name.
-            runtimes: [Hypervisor::Qemu, Hypervisor::QemuMicrovm].map(runtime).to_vec(),
+            runtimes: self.ports.machines.hypervisors().into_iter().map(runtime).collect(),
             network: NetworkModel {
                 model: "bridge".to_owned(),
                 guest_to_guest: false,
@@ -369,7 +372,7 @@ struct HostBackend {
     backups: Backups,
     store: Store,
     images: Oci,
-    machines: Qemu,
+    machines: Hypervisors,
     probes: Prober,
     listeners: HttpListeners,
     data_dir: PathBuf,

@@ -8,7 +8,7 @@ use tokio::process::Command;
 use super::{ANSWER_DEADLINE, Finding};
 use crate::config::Config;
 use crate::host::kernel::Kernel;
-use crate::hypervisor::{Accelerator, qemu};
+use crate::hypervisor::{Accelerator, Drivers};
 
 /// Programs that the daemon starts, with their Debian packages.
 const PROGRAMS: [(&str, &str); 5] = [
@@ -79,7 +79,7 @@ async fn vmm(config: &Config) -> Finding {
     let version = text.split_whitespace().skip_while(|word| *word != "version").nth(1).unwrap_or("unknown");
     let mut numbers = version.split('.').map_while(|part| part.parse::<u32>().ok());
     let is_known = numbers.next().zip(numbers.next()).is_some_and(|found| found >= QEMU_MIN);
-    let machines = qemu::hypervisors(&config.qemu).await;
+    let machines = Drivers::built_in(&config.programs(), Accelerator::probe()).probe().await;
     if machines.is_empty() {
         return Finding::problem(
             "qemu",

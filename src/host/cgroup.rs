@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The hierarchies we make groups in.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cgroups {
     parents: Vec<PathBuf>,
 }

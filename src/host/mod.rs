@@ -4,6 +4,7 @@ pub mod boot_files;
 pub mod cgroup;
 mod conntrack_forget;
 mod ctnetlink;
+pub(crate) mod directories;
 pub mod disks;
 pub mod doors;
 pub(crate) mod files;

@@ -1,16 +1,38 @@
-//! VMM drivers behind the port `Machines`.
+//! VMMs behind the ports `Machines` and `Snapshots`.
+//!
+//! ```text
+//! driver       the boundary: what a VMM does in its own way
+//! dispatch     which driver a VM has
+//! process      starting a VMM and noticing its end
+//! record       what is on disk of a VM that was launched
+//! hypervisors  the VMs of this host; attached: the connections to one that lives
+//! machines     the port `Machines`; launch, save and restore are its large verbs
+//! ```
+//! Each driver is a folder beside these files.
 
+mod attached;
+mod console;
+pub mod dispatch;
+pub mod driver;
+mod hypervisors;
+mod launch;
+mod machines;
+mod process;
 pub mod qemu;
+pub mod record;
+mod restore;
+mod save;
+mod taps;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use stead_schemas::names::Uid;
+pub use self::dispatch::Drivers;
+pub use self::hypervisors::{Hypervisors, HypervisorsConfig};
+pub(crate) use self::save::{on_thread, prove};
 
-/// Told whenever something about a machine may have changed: a hint to look, never content.
-pub type Changed = Arc<dyn Fn(&Uid) + Send + Sync>;
-
-/// Takes a line for people that a guest said: cleaned of nothing, bounded in length and in number.
-pub type Noted = Arc<dyn Fn(&Uid, &str) + Send + Sync>;
+/// The programs of drivers by the drivers' names. A driver without one here uses its default.
+pub type Programs = BTreeMap<&'static str, PathBuf>;
 
 /// How guests' instructions are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,8 +43,8 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
-    /// KVM only where a stock guest kernel runs on it: the device opens and one of the hardware
-    /// modules is there. A paravirtual `/dev/kvm` without them opens and then hangs such guests.
+    /// Returns KVM only where a stock guest kernel runs on it: the device opens, and one of the hardware
+    /// modules is loaded. A paravirtual `/dev/kvm` without these modules opens and then hangs such guests.
     #[must_use]
     pub fn probe() -> Self {
         let opens = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();

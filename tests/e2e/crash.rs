@@ -17,7 +17,7 @@ use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::host::oci::Oci;
 use stead::host::probe::Prober;
-use stead::hypervisor::qemu::Qemu;
+use stead::hypervisor::Hypervisors;
 use stead::ingress::HttpListeners;
 use stead_controllers::disk::DiskReconciler;
 use stead_controllers::image::ImageReconciler;
@@ -130,8 +130,8 @@ fn every_action_of_every_reconciler_is_in_a_table() {
         .chain(of::<PortReconciler<Netlink, Nft>>())
         .chain(of::<DiskReconciler<Ext4Files>>())
         .chain(of::<ImageReconciler<Oci>>())
-        .chain(of::<Vms<Qemu, Oci, Prober, Conntrack, TapDoors>>())
-        .chain(of::<SnapshotReconciler<Qemu, Qemu, Ext4Files>>())
+        .chain(of::<Vms<Hypervisors, Oci, Prober, Conntrack, TapDoors>>())
+        .chain(of::<SnapshotReconciler<Hypervisors, Hypervisors, Ext4Files>>())
         .chain(of::<ScheduleReconciler>())
         .chain(of::<IngressReconciler<HttpListeners>>())
         .collect();

@@ -12,8 +12,7 @@ use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::host::oci::{Oci, OciConfig, Target};
 use stead::host::watch_directories::DirectoryWatches;
-use stead::hypervisor::Accelerator;
-use stead::hypervisor::qemu::{Qemu, QemuConfig};
+use stead::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig, Programs};
 use stead_controllers::checks::{self, HostSnapshot, Records};
 use stead_controllers::host::{
     AdoptPlan, CapturePlan, Captured, DiskFile, Disks, Firewall, FirewallRules, FirewallSeen, Forwarding,
@@ -34,7 +33,7 @@ const HEARD: Duration = Duration::from_secs(10);
 
 /// All ports in one value, as a snapshot wants them.
 struct Host {
-    machines: Qemu,
+    machines: Hypervisors,
     images: Oci,
     links: Netlink,
     firewall: Nft,
@@ -152,12 +151,11 @@ impl Host {
         .expect("opened");
         let (rootfs, disks) = (images.clone(), data.join("disks"));
         Self {
-            machines: Qemu::new(QemuConfig {
-                binary: "qemu-system-x86_64".into(),
+            machines: Hypervisors::new(HypervisorsConfig {
+                drivers: Drivers::built_in(&Programs::new(), Accelerator::probe()),
                 run_dir: site.run_dir(),
                 data_dir: data.clone(),
                 boot_files,
-                accelerator: Accelerator::probe(),
                 cgroups: Cgroups::probe(bridge()),
                 rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
                 disk: Box::new(move |owner| Ext4Files::path(&disks, owner)),

@@ -8,8 +8,7 @@ use std::time::Duration;
 use stead::host::boot_files::BootFiles;
 use stead::host::cgroup::Cgroups;
 use stead::host::watch_directories::DirectoryWatches;
-use stead::hypervisor::Accelerator;
-use stead::hypervisor::qemu::{Qemu, QemuConfig};
+use stead::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig, Programs};
 use stead_controllers::host::{GuestPhase, HostErrorKind, LaunchPlan, Machine, Machines, VmmState};
 use stead_schemas::guest::Config;
 use stead_schemas::instance::{Hypervisor, Secret};
@@ -22,10 +21,12 @@ use crate::stage::{Stage, busybox_root, kernel_dir, overlay, run, uid, until};
 const BOOT: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_secs(15);
 
-struct Bench {
-    hypervisor: Hypervisor,
+/// Everything that VMs are launched from, without a daemon.
+pub(crate) struct Bench {
+    pub(crate) hypervisor: Hypervisor,
     stage: Stage,
-    rootfs: PathBuf,
+    pub(crate) rootfs: PathBuf,
+    drivers: Drivers,
 }
 
 impl Bench {
@@ -34,21 +35,36 @@ impl Bench {
     }
 
     fn on(hypervisor: Hypervisor) -> Self {
+        Self::with(hypervisor, Drivers::built_in(&Programs::new(), Accelerator::probe()))
+    }
+
+    pub(crate) fn with(hypervisor: Hypervisor, drivers: Drivers) -> Self {
         let stage = Stage::new();
         let rootfs = busybox_root(&stage);
-        Self { hypervisor, stage, rootfs }
+        Self { hypervisor, stage, rootfs, drivers }
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.stage.path("data")
+    }
+
+    pub(crate) fn run(&self) -> PathBuf {
+        self.stage.path("run")
+    }
+
+    pub(crate) fn disk(&self, owner: &Uid) -> PathBuf {
+        self.stage.path("disks").join(owner.as_str())
     }
 
     /// A driver as a daemon makes it; a second one stands for the daemon after a restart.
-    fn driver(&self) -> Qemu {
+    pub(crate) fn driver(&self) -> Hypervisors {
         let boot_files = BootFiles::new(kernel_dir(), self.stage.path("cache"));
         let (rootfs, disks) = (self.rootfs.clone(), self.stage.path("disks"));
-        Qemu::new(QemuConfig {
-            binary: "qemu-system-x86_64".into(),
+        Hypervisors::new(HypervisorsConfig {
+            drivers: self.drivers.clone(),
             run_dir: self.stage.path("run"),
             data_dir: self.stage.path("data"),
             boot_files,
-            accelerator: Accelerator::probe(),
             console_log_max: Bytes(64 << 10),
             watches: DirectoryWatches::default(),
             noted: Arc::new(|_, _| ()),
@@ -60,8 +76,14 @@ impl Bench {
         })
     }
 
-    fn plan(&self, owner: &Uid) -> LaunchPlan {
-        overlay(&self.stage.path("disks").join(owner.as_str()));
+    /// Makes the plan of a VM with a new disk.
+    pub(crate) fn plan(&self, owner: &Uid) -> LaunchPlan {
+        overlay(&self.disk(owner));
+        self.plan_with_disk(owner)
+    }
+
+    /// Makes the plan of a VM whose disk is there.
+    pub(crate) fn plan_with_disk(&self, owner: &Uid) -> LaunchPlan {
         LaunchPlan {
             owner: owner.clone(),
             run: RunNo(1),
@@ -79,7 +101,7 @@ impl Bench {
     }
 
     fn console(&self, owner: &Uid) -> String {
-        let log = Qemu::console_log(&self.stage.path("data"), owner);
+        let log = Hypervisors::console_log(&self.stage.path("data"), owner);
         String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
     }
 }
@@ -117,11 +139,11 @@ fn config(argv: &[&str]) -> Config {
     }
 }
 
-async fn inspect(driver: &Qemu, owner: &Uid) -> Machine {
+async fn inspect(driver: &Hypervisors, owner: &Uid) -> Machine {
     driver.inspect(owner).await.expect("observed").expect("it is there")
 }
 
-async fn until_phase(driver: &Qemu, owner: &Uid, phase: GuestPhase) -> Machine {
+async fn until_phase(driver: &Hypervisors, owner: &Uid, phase: GuestPhase) -> Machine {
     until(&format!("{phase:?}"), BOOT, async || {
         Some(inspect(driver, owner).await).filter(|seen| seen.guest.phase == phase)
     })
@@ -129,14 +151,20 @@ async fn until_phase(driver: &Qemu, owner: &Uid, phase: GuestPhase) -> Machine {
 }
 
 /// Boots and configures; the machine when its program runs or has ended.
-async fn boot(bench: &Bench, driver: &Qemu, owner: &Uid, config: &Config, phase: GuestPhase) -> Machine {
+async fn boot(
+    bench: &Bench,
+    driver: &Hypervisors,
+    owner: &Uid,
+    config: &Config,
+    phase: GuestPhase,
+) -> Machine {
     driver.launch(&bench.plan(owner)).await.expect("launched");
     until_phase(driver, owner, GuestPhase::AwaitingConfig).await;
     driver.configure(owner, config).await.expect("configured");
     until_phase(driver, owner, phase).await
 }
 
-async fn clear_away(driver: &Qemu, owner: &Uid) {
+async fn clear_away(driver: &Hypervisors, owner: &Uid) {
     driver.kill(owner).await.expect("killed");
     driver.release(owner).await.expect("released");
     driver.discard_memory(owner).await.expect("discarded");
@@ -228,7 +256,7 @@ async fn a_console_that_never_stops_stays_bounded_and_loses_no_line_in_between()
     let script =
         "sleep 1; i=0; while [ $i -lt 20 ]; do i=$((i+1)); seq $((i*2000-1999)) $((i*2000)); sleep 0.2; done";
     boot(&bench, &driver, &owner, &config(&["/bin/sh", "-c", script]), GuestPhase::Exited).await;
-    let log = Qemu::console_log(&bench.stage.path("data"), &owner);
+    let log = Hypervisors::console_log(&bench.stage.path("data"), &owner);
     let older = log.with_file_name("app.log.1");
     let text = [&older, &log].map(|path| std::fs::read_to_string(path).expect("both are there")).concat();
     // The first line lost its head with what was let go: a rotation falls anywhere in a line.
@@ -258,7 +286,7 @@ async fn without_a_daemon_a_console_grows_to_its_disks_size_and_is_rotated_by_th
     let running = until_phase(&driver, &owner, GuestPhase::Ready).await;
     drop(driver);
 
-    let log = Qemu::console_log(&bench.stage.path("data"), &owner);
+    let log = Hypervisors::console_log(&bench.stage.path("data"), &owner);
     let length = || std::fs::metadata(&log).map_or(0, |meta| meta.len());
     until("the limit", BOOT, async || (length() >= size).then_some(())).await;
     assert_eq!(length(), size);

@@ -12,6 +12,7 @@ mod crowd;
 mod deaths;
 mod debian;
 mod drift;
+mod drivers;
 mod faults;
 mod forks;
 mod full;

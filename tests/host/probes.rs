@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt};
-use stead::agent::AgentError;
+use stead::guest_channel::AgentError;
 use stead::host::probe::{ProbeConfig, Prober};
 use stead_controllers::host::{HostErrorKind, ProbePlan, Probes};
 use stead_schemas::health::{HealthCheck, HealthOf, Probe, Scheme, Tally};

@@ -10,13 +10,13 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use serde_json::Value;
-use stead::agent::{AgentError, AgentStream};
 use stead::api::{
     ApiConfig, ApiState, Audit, Backend, ImportStream, Imported, LogError, LogStream, RouteView,
     ServerLimits,
     auth::{Grant, Keys},
     router, routes, serve,
 };
+use stead::guest_channel::{AgentError, AgentStream};
 use stead_controllers::daemon::{Controllers, Ports, Settings};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::runtime::{NoBoundary, NoJournal};

@@ -7,9 +7,9 @@ use axum::body::{Body, to_bytes};
 use axum::http::{Request, header};
 use futures::future::BoxFuture;
 use serde_json::Value;
-use stead::agent::{AgentError, AgentStream};
 use stead::api::auth::{Grant, Keys};
 use stead::api::{ApiConfig, ApiState, Audit, Backend, ImportStream, Imported, LogError, LogStream, router};
+use stead::guest_channel::{AgentError, AgentStream};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::store::{Store, StoreError};
 use stead_schemas::api::{

@@ -27,7 +27,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 
 use super::certificate;
-use crate::agent::{AgentError, AgentStream, Event};
+use crate::guest_channel::{AgentError, AgentStream, Event};
 
 /// How the agent of a guest is reached; a driver's matter.
 pub type OpenStream =

@@ -1,4 +1,4 @@
-//! What a VMM says on its monitor.
+//! Entry points for fuzzers: the answers of a VMM on its monitor.
 
 use std::sync::Arc;
 
@@ -6,35 +6,34 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::monitor::Monitor;
-use stead_schemas::quantity::Bytes;
 
-/// Says one line of the input as a greeting and one more after each command, then hangs up, or says nothing more
-/// and keeps the line when the first byte is odd. Waiting takes no time.
+/// Writes one line of the input as a greeting and one more after each command. Then it hangs up, or stays
+/// silent when the first byte is odd. Waiting takes no time.
 pub fn qmp(data: &[u8]) {
-    let Some((&flags, said)) = data.split_first() else { return };
+    let Some((&flags, written)) = data.split_first() else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     let Ok(runtime) = runtime else { return };
     runtime.block_on(async {
         let Ok((ours, mut theirs)) = UnixStream::pair() else { return };
-        let lines: Vec<Vec<u8>> = said.split_inclusive(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
+        let lines: Vec<Vec<u8>> =
+            written.split_inclusive(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
         let far_end = tokio::spawn(async move {
-            let mut heard = [0; 4096];
+            let mut received = [0; 4096];
             for line in lines {
                 if theirs.write_all(&line).await.is_err() {
                     return;
                 }
-                if !matches!(theirs.read(&mut heard).await, Ok(1..)) {
+                if !matches!(theirs.read(&mut received).await, Ok(1..)) {
                     return;
                 }
             }
             if flags % 2 == 1 {
-                while let Ok(1..) = theirs.read(&mut heard).await {}
+                while let Ok(1..) = theirs.read(&mut received).await {}
             }
         });
-        let owner = format!("t{:023}", 0).parse().expect("an id");
-        let changed: crate::hypervisor::Changed = Arc::new(|_| {});
-        if let Ok(monitor) = Monitor::negotiated(ours, &owner, &changed).await {
-            let _ = monitor.state(|| Bytes(0)).await;
+        let notify: crate::hypervisor::driver::Notify = Arc::new(|| {});
+        if let Ok(monitor) = Monitor::negotiated(ours, &notify).await {
+            let _ = monitor.state().await;
             let _ = monitor.version().await;
             if let Ok(tap) = "tap0".parse() {
                 let _ = monitor.plug(&tap).await;

@@ -1,7 +1,7 @@
-//! QMP: the run state, a few commands, and events as hints.
+//! QMP: the run state, a few commands, and events as notifications.
 //!
-//! One connection, kept; QEMU serves one client at a time. Every exchange has a deadline: a stopped
-//! process accepts and never answers.
+//! There is one connection, which is kept: QEMU serves one client at a time. Every exchange has a deadline:
+//! a stopped process accepts a connection and never answers.
 
 use std::io;
 use std::path::Path;
@@ -12,25 +12,24 @@ use std::time::Duration;
 
 use qapi::futures::{QapiService, QmpStreamTokio};
 use qapi::qmp::{self, QmpCommand};
-use stead_controllers::host::VmmState;
-use stead_schemas::names::{LinkName, Uid};
-use stead_schemas::quantity::Bytes;
+use stead_schemas::names::LinkName;
 use tokio::io::{AsyncRead, ReadBuf, WriteHalf};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 use super::command::{CONSOLE, PLUG, TAP};
-use crate::hypervisor::Changed;
+use crate::hypervisor::driver::{Notify, RunState};
 
-/// QEMU answers in a millisecond; a host in trouble gets this.
+/// How long an answer may take. QEMU answers in a millisecond; a host under load takes longer.
 const DEADLINE: Duration = Duration::from_secs(2);
 
+/// Delay between two polls of a device state that is being loaded.
 const MIGRATION_POLL: Duration = Duration::from_millis(1);
 
-/// For the device state to pass, in either direction: 5 ms, a second under load.
+/// How long a device state may take to be saved or loaded: 5 ms, a second under load.
 pub(super) const STATE_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Length of the longest line that is read, in bytes: a hundred times what QEMU says in one.
+/// Length of the longest line that is read, in bytes: a hundred times that of QEMU's longest answer.
 const LINE_BYTES_MAX: usize = 1 << 20;
 
 type Service = QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>;
@@ -39,8 +38,7 @@ type Service = QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>;
 pub(super) struct Monitor {
     service: Service,
     events: JoinHandle<()>,
-    /// A command is under way, or was given up before its answer came: the client has no place for another one
-    /// then.
+    /// A command is in progress, or its answer came too late. The client can send no other command then.
     is_waiting: AtomicBool,
 }
 
@@ -57,18 +55,14 @@ impl Drop for Monitor {
 }
 
 impl Monitor {
-    pub(super) async fn connect(socket: &Path, owner: &Uid, changed: &Changed) -> Result<Self, String> {
+    pub(super) async fn connect(socket: &Path, notify: &Notify) -> Result<Self, String> {
         let stream =
             within(DEADLINE, async { UnixStream::connect(socket).await.map_err(|error| error.to_string()) });
-        Self::negotiated(stream.await?, owner, changed).await
+        Self::negotiated(stream.await?, notify).await
     }
 
-    /// Takes the greeting of a VMM and answers it.
-    pub(super) async fn negotiated(
-        stream: UnixStream,
-        owner: &Uid,
-        changed: &Changed,
-    ) -> Result<Self, String> {
+    /// Reads the greeting of a VMM and answers it.
+    pub(super) async fn negotiated(stream: UnixStream, notify: &Notify) -> Result<Self, String> {
         let connected = within(DEADLINE, async {
             let (read, write) = tokio::io::split(stream);
             let read = Lines { inner: read, length: 0 };
@@ -78,28 +72,23 @@ impl Monitor {
         })
         .await?;
         let (service, mut events) = connected.into_parts();
-        let (owner, changed) = (owner.clone(), changed.clone());
+        let notify = notify.clone();
         let events = tokio::spawn(async move {
             use futures::StreamExt;
             while let Some(Ok(_)) = events.next().await {
-                changed(&owner);
+                notify();
             }
-            changed(&owner);
+            notify();
         });
         Ok(Self { service, events, is_waiting: AtomicBool::new(false) })
     }
 
-    /// `free` tells how much is free where the disks are.
-    pub(super) async fn state(&self, free: impl FnOnce() -> Bytes) -> Result<VmmState, String> {
-        Ok(match self.execute(qmp::query_status {}).await?.status {
-            // Only for want of room: any other error is told to the guest.
-            qmp::RunState::io_error => VmmState::Stalled(free()),
-            other => state_of(other),
-        })
+    pub(super) async fn state(&self) -> Result<RunState, String> {
+        Ok(run_state(self.execute(qmp::query_status {}).await?.status))
     }
 
-    /// Replaces the TAP that the card's hub is plugged into. What is left of the old one, or of an
-    /// earlier try, is removed first; that it is not there is no error.
+    /// Replaces the TAP that the card's hub is connected to. Parts of the old connection or of an earlier
+    /// attempt are removed first; that they are missing is no error.
     pub(super) async fn plug(&self, tap: &LinkName) -> Result<(), String> {
         for id in [PLUG, TAP] {
             let _ = self.execute(qmp::netdev_del { id: id.to_owned() }).await;
@@ -121,7 +110,7 @@ impl Monitor {
         Ok(())
     }
 
-    /// Lets the console go on in the file of this name; what was open stays whole under its new one.
+    /// Continues the console in the file of this name; the open file stays whole under its new name.
     pub(super) async fn reopen_console(&self, log: &Path) -> Result<(), String> {
         let base = qmp::ChardevCommon { logappend: None, logfile: None };
         let file = qmp::ChardevFile { base, append: Some(true), in_: None, out: log.display().to_string() };
@@ -138,30 +127,29 @@ impl Monitor {
         self.execute(qmp::stop {}).await.map(drop)
     }
 
-    /// As major, minor and micro number and the packager's word.
+    /// Returns the major, minor and micro number, and the name of the package.
     pub(super) async fn version(&self) -> Result<String, String> {
         let qmp::VersionInfo { package, qemu } = self.execute(qmp::query_version {}).await?;
         Ok(format!("{}.{}.{} {package}", qemu.major, qemu.minor, qemu.micro).trim_end().to_owned())
     }
 
-    /// Writes the device state of a VM that is held into this file. What it had to write to its disk is
-    /// written since it is held.
+    /// Writes the device state of a paused VM into this file. Its disks were flushed when it was paused.
     ///
-    /// The command's name is that of its first user; it is the one that leaves the RAM out whoever maps
-    /// it, and is the same on every accelerator. So it does the firmware's own, which nobody reads after
-    /// a boot: what a guest is told of its tables lies in its RAM, and a reset ends its VM.
+    /// The command has the name of its first user. It is the one command that leaves out the RAM whoever
+    /// maps it, and it is the same on every accelerator. It leaves out the firmware's memory as well, which
+    /// is not read after a boot: the tables for the guest are in the guest's RAM, and a reset ends the VM.
     pub(super) async fn save_state(&self, file: &Path) -> Result<(), String> {
         let save = qmp::xen_save_devices_state { filename: file.display().to_string(), live: Some(false) };
         self.execute_within(STATE_DEADLINE, save).await.map(drop)
     }
 
-    /// Listens on this socket for the device state.
+    /// Has the process listen on this socket for the device state.
     pub(super) async fn begin_load(&self, socket: &Path) -> Result<(), String> {
         let uri = Some(format!("unix:{}", socket.display()));
         self.execute(qmp::migrate_incoming { uri, channels: None, exit_on_error: None }).await.map(drop)
     }
 
-    /// Waits until the state has passed as a whole, or has not.
+    /// Waits until the whole device state is loaded, or has failed to.
     pub(super) async fn migrated(&self) -> Result<(), String> {
         loop {
             let info = self.execute(qmp::query_migrate {}).await?;
@@ -170,21 +158,21 @@ impl Monitor {
                 Some(qmp::MigrationStatus::failed | qmp::MigrationStatus::cancelled) => {
                     return Err(info
                         .error_desc
-                        .unwrap_or_else(|| "the device state did not pass".to_owned()));
+                        .unwrap_or_else(|| "the device state was not loaded".to_owned()));
                 }
-                // The last bytes are read; there is no event that could not be missed.
+                // The process still reads; every event could be missed.
                 _ => tokio::time::sleep(MIGRATION_POLL).await,
             }
         }
     }
 
-    async fn execute<C: QmpCommand>(&self, command: C) -> Result<C::Ok, String> {
+    async fn execute<T: QmpCommand>(&self, command: T) -> Result<T::Ok, String> {
         self.execute_within(DEADLINE, command).await
     }
 
-    async fn execute_within<C: QmpCommand>(&self, deadline: Duration, command: C) -> Result<C::Ok, String> {
+    async fn execute_within<T: QmpCommand>(&self, deadline: Duration, command: T) -> Result<T::Ok, String> {
         // The client panics at a second command without a number of its own, which a VMM may forbid, and ends
-        // the connection at an answer that nobody waits for any more.
+        // the connection at an answer that is no longer awaited.
         if self.is_waiting.swap(true, Ordering::AcqRel) {
             return Err("an earlier command was not answered".to_owned());
         }
@@ -194,20 +182,21 @@ impl Monitor {
         answer.map_err(|error| error.to_string())
     }
 
-    /// Whether no command can be given any more: an answer did not come. Another connection may do.
+    /// Returns whether an answer did not come, so that no command can be sent any more. Another connection
+    /// may work.
     pub(super) fn is_spent(&self) -> bool {
         self.is_waiting.load(Ordering::Acquire)
     }
 }
 
-/// Reads as far as lines end: what never ends is not gathered.
-struct Lines<R> {
-    inner: R,
+/// A reader that fails at a line without an end instead of collecting it.
+struct Lines<T> {
+    inner: T,
     /// Length of the line so far, in bytes.
     length: usize,
 }
 
-impl<R: AsyncRead + Unpin> AsyncRead for Lines<R> {
+impl<T: AsyncRead + Unpin> AsyncRead for Lines<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -236,21 +225,21 @@ fn late(deadline: Duration) -> String {
     format!("no answer within {} s", deadline.as_secs())
 }
 
-fn state_of(state: qmp::RunState) -> VmmState {
+fn run_state(state: qmp::RunState) -> RunState {
     use qmp::RunState as Run;
     match state {
-        Run::running | Run::suspended => VmmState::Running,
-        Run::prelaunch | Run::inmigrate => VmmState::Created,
+        Run::running | Run::suspended => RunState::Running,
+        Run::prelaunch | Run::inmigrate => RunState::Created,
         Run::paused
         | Run::debug
         | Run::save_vm
         | Run::restore_vm
         | Run::postmigrate
         | Run::finish_migrate
-        | Run::colo => VmmState::Paused,
+        | Run::colo => RunState::Paused,
+        // Only for lack of space: any other error is reported to the guest.
+        Run::io_error => RunState::NoSpace,
         // Nothing runs any more and nothing will: the process only waits to be ended.
-        Run::shutdown | Run::guest_panicked | Run::internal_error | Run::io_error | Run::watchdog => {
-            VmmState::Shutdown
-        }
+        Run::shutdown | Run::guest_panicked | Run::internal_error | Run::watchdog => RunState::Shutdown,
     }
 }

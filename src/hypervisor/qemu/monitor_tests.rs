@@ -1,8 +1,7 @@
-//! VMMs that say too much or nothing on their monitor.
+//! VMMs that write too much or nothing on their monitor.
 
 use std::sync::Arc;
 
-use stead_schemas::quantity::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -15,28 +14,27 @@ const GREETING: &[u8] =
 /// A negotiated connection, and its far end.
 async fn connected() -> (Monitor, UnixStream) {
     let (ours, mut theirs) = UnixStream::pair().expect("a pair");
-    let owner = format!("t{:023}", 0).parse().expect("an id");
-    let changed: crate::hypervisor::Changed = Arc::new(|_| {});
+    let notify: crate::hypervisor::driver::Notify = Arc::new(|| {});
     let greet = async {
         theirs.write_all(GREETING).await.expect("taken");
-        let mut heard = [0; 1024];
-        assert!(theirs.read(&mut heard).await.expect("a command") > 0);
+        let mut received = [0; 1024];
+        assert!(theirs.read(&mut received).await.expect("a command") > 0);
         theirs.write_all(b"{\"return\":{}}\n").await.expect("taken");
     };
-    let (monitor, ()) = tokio::join!(Monitor::negotiated(ours, &owner, &changed), greet);
+    let (monitor, ()) = tokio::join!(Monitor::negotiated(ours, &notify), greet);
     (monitor.expect("negotiated"), theirs)
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_vmm_that_falls_silent_is_an_error_at_every_command() {
+async fn a_silent_vmm_is_an_error_at_every_command() {
     let (monitor, _theirs) = connected().await;
     monitor.version().await.expect_err("no answer");
     monitor.version().await.expect_err("no answer to the one before");
-    monitor.plug(&"tap0".parse().expect("a name")).await.expect_err("nor to these");
+    monitor.plug(&"tap0".parse().expect("a name")).await.expect_err("no answer to these either");
 }
 
 #[tokio::test]
-async fn a_line_without_an_end_is_not_gathered() {
+async fn a_line_without_an_end_is_not_collected() {
     const SENT_BYTES: usize = 32 << 20;
     let (monitor, mut theirs) = connected().await;
     let mut written = 0;
@@ -49,7 +47,7 @@ async fn a_line_without_an_end_is_not_gathered() {
     };
     tokio::select! {
         biased;
-        state = monitor.state(|| Bytes(0)) => drop(state.expect_err("no answer")),
+        state = monitor.state() => drop(state.expect_err("no answer")),
         () = flood => {}
     }
     assert!(written < SENT_BYTES, "all of {written} bytes were taken");

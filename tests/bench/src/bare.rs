@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use serde_json::{Value, json};
-use stead::agent::{AgentError, AgentStream};
 use stead::api::{
     ApiConfig, ApiState, Backend, ImportStream, Imported, LogError, LogStream, ServerLimits,
     auth::{Grant, Keys},
     router, serve,
 };
+use stead::guest_channel::{AgentError, AgentStream};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::store::{Store, StoreError};
 use stead_controllers::vm::admission;

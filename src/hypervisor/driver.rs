@@ -1,0 +1,210 @@
+//! The boundary between what all VMMs share and what one of them does in its own way.
+//!
+//! A driver is one VMM program. It says how the program is started, and connects to one that runs. The
+//! rest (processes, records, memories, the guest channel) is shared. A verb that a driver does not declare
+//! in its capabilities is never called; the default of such a verb is an error.
+//! A new driver is a folder beside this file, and one line in `dispatch`. It has to pass the suite in
+//! `tests/e2e/drivers`.
+//! Guarantees: a driver keeps no state of a VM. Everything it needs is in the record, in the paths and in
+//! the running process, so a daemon that starts later drives VMs that an earlier one launched.
+
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use stead_controllers::host::LaunchPlan;
+use stead_schemas::capabilities::VmmCapabilities;
+use stead_schemas::instance::Hypervisor;
+use stead_schemas::names::LinkName;
+
+use super::record::{Mapping, VmPaths};
+use crate::guest_channel::Transport;
+use crate::host::kernel::Kernel;
+
+/// Called for an event of a VMM. It says only that the VM should be observed.
+pub type Notify = Arc<dyn Fn() + Send + Sync>;
+
+/// The result of a verb; an error is a sentence for people.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, String>>;
+
+/// A kind of virtual machine that a driver makes. A memory that was saved on one kind fits no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineType {
+    /// The word in records and manifests, which no other driver uses.
+    pub name: &'static str,
+    pub hypervisor: Hypervisor,
+    pub capabilities: VmmCapabilities,
+}
+
+/// The party that stores the RAM of a VM when it is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RamAccess {
+    /// The VMM maps a file that the host gives it, so the host reads the RAM of a paused VM itself.
+    Host,
+    /// The RAM belongs to the VMM, which writes it to a file when it saves.
+    Vmm,
+}
+
+/// The beginning of a VM: a boot, or a saved memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    Fresh,
+    /// RAM and device state follow by [`Session::load`]; no processor runs before that.
+    Saved,
+}
+
+/// Everything that a VM is started from.
+#[derive(Debug, Clone, Copy)]
+pub struct Start<'a> {
+    pub plan: &'a LaunchPlan,
+    pub machine_type: MachineType,
+    pub paths: &'a VmPaths,
+    pub kernel: &'a Kernel,
+    pub initrd: &'a Path,
+    pub rootfs: &'a Path,
+    pub overlay: &'a Path,
+    /// Disks of volumes, each with whether it is read-only.
+    pub volumes: &'a [(PathBuf, bool)],
+    /// A disk with modules and headers of the kernel.
+    pub kernel_files: Option<&'a Path>,
+    pub content: Content,
+    pub ram: Option<Ram>,
+}
+
+/// A file with the RAM of a VM, open in the VMM under this descriptor from its start.
+#[derive(Debug, Clone, Copy)]
+pub struct Ram {
+    pub descriptor: RawFd,
+    pub mapping: Mapping,
+}
+
+/// How the program of a driver is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmmCommand {
+    pub program: PathBuf,
+    pub arguments: Vec<String>,
+    /// The console of the guest is the standard output of the program. Otherwise that goes to the VMM's log.
+    pub has_console_on_stdout: bool,
+}
+
+/// The state of a VM's processors, as its VMM reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunState {
+    /// The processors were never started.
+    Created,
+    Running,
+    Paused,
+    /// The VMM paused them, because the host's disk had no room for a write of the guest.
+    NoSpace,
+    /// The guest powered off or panicked, and the process waits to be ended.
+    Shutdown,
+}
+
+/// Files of a save.
+#[derive(Debug, Clone)]
+pub struct SaveFiles {
+    /// The VMM writes the device state here.
+    pub state: PathBuf,
+    /// The file for the RAM, which the VMM writes with [`RamAccess::Vmm`] only.
+    pub ram: Option<PathBuf>,
+}
+
+/// A saved memory that is loaded into a VMM that was started with [`Content::Saved`].
+#[derive(Debug, Clone, Copy)]
+pub struct Saved<'a> {
+    /// The device state, checked.
+    pub state: &'a [u8],
+    /// The file that it was read from.
+    pub state_file: &'a Path,
+    pub start: &'a Start<'a>,
+}
+
+/// The program of a VMM, and how the host uses it.
+pub trait Driver: Send + Sync + 'static {
+    /// Returns the name that is written to manifests of saved memories.
+    fn name(&self) -> &'static str;
+
+    /// Returns the name of the program in messages for people.
+    fn title(&self) -> &'static str;
+
+    /// Returns the machine types of this driver. The first is that of records that name none.
+    fn machine_types(&self) -> &'static [MachineType];
+
+    /// Returns who stores the RAM of a save.
+    fn ram_access(&self) -> RamAccess;
+
+    /// Returns whether the VMM can continue its console in a new file. Otherwise the console's log is emptied
+    /// in place, which loses lines that are written meanwhile.
+    fn reopens_console(&self) -> bool;
+
+    /// Asks the installed program which of the machine types it has. The list is empty when the program
+    /// does not answer in time.
+    fn probe(&self) -> BoxFuture<'_, Vec<Hypervisor>>;
+
+    /// Builds the command line: a pure function of what the VM is started from.
+    fn command(&self, start: &Start<'_>) -> VmmCommand;
+
+    /// Returns an argument of that command line that no other process has. A process whose record a crash
+    /// prevented is found by it.
+    fn mark(&self, paths: &VmPaths) -> String;
+
+    /// Returns the socket on which the VMM is controlled.
+    fn socket(&self, paths: &VmPaths) -> PathBuf;
+
+    /// Returns the way to the guest.
+    fn transport(&self, paths: &VmPaths) -> Transport;
+
+    /// Connects to a VMM that runs. `notify` is called for events of the VMM.
+    fn connect<'a>(&'a self, paths: &'a VmPaths, notify: &'a Notify) -> Answer<'a, Box<dyn Session>>;
+}
+
+/// A connection to one running VMM.
+pub trait Session: Send + Sync {
+    /// Returns whether the connection cannot be used any more. Another one may work.
+    fn is_spent(&self) -> bool;
+
+    /// Returns the version of the program. Only the same version loads a device state.
+    fn version(&self) -> Answer<'_, String>;
+
+    fn state(&self) -> Answer<'_, RunState>;
+
+    /// Configures and starts a fresh VM. A driver whose command line does that already has nothing to do.
+    fn set_up<'a>(&'a self, start: &'a Start<'a>) -> Answer<'a, ()> {
+        let _ = start;
+        Box::pin(async { Ok(()) })
+    }
+
+    fn pause(&self) -> Answer<'_, ()>;
+
+    fn resume(&self) -> Answer<'_, ()>;
+
+    /// Saves a paused VM, which stays paused.
+    fn save<'a>(&'a self, to: &'a SaveFiles) -> Answer<'a, ()> {
+        let _ = to;
+        unsupported("save a memory")
+    }
+
+    /// Loads a saved memory and leaves the VM paused.
+    fn load<'a>(&'a self, from: &'a Saved<'a>) -> Answer<'a, ()> {
+        let _ = from;
+        unsupported("load a memory")
+    }
+
+    /// Connects the network card to the TAP of this name, whatever it was connected to before.
+    fn replace_tap<'a>(&'a self, tap: &'a LinkName) -> Answer<'a, ()> {
+        let _ = tap;
+        unsupported("replace the TAP of a running VM")
+    }
+
+    /// Continues the console in a new file of this name; the open file stays whole under its new name.
+    /// A driver with the console on the standard output does without.
+    fn reopen_console<'a>(&'a self, log: &'a Path) -> Answer<'a, ()> {
+        let _ = log;
+        unsupported("reopen a console")
+    }
+}
+
+fn unsupported<T: Send + 'static>(verb: &'static str) -> Answer<'static, T> {
+    Box::pin(async move { Err(format!("this VMM cannot {verb}")) })
+}

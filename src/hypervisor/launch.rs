@@ -1,0 +1,227 @@
+//! Starting a VMM.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, VmmState};
+use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
+use tokio::process::Child;
+
+use super::attached::Attached;
+use super::dispatch::Choice;
+use super::driver::{Content, Ram, RamAccess, Start};
+use super::hypervisors::Hypervisors;
+use super::process::{self, end_line, file_size_max, first_answer, largest_file};
+use super::record::{Mapping, Record, VmPaths};
+use super::taps::check_tap;
+use crate::guest_channel::new_token;
+use crate::host::directories::{last_line, make_private_dir};
+use crate::host::kernel::Kernel;
+use crate::host::process::Identity;
+use crate::memory::fresh_ram;
+
+/// How long a VMM may take until it answers: 30 ms, a second under load.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The RAM file of a VM, and how the VMM maps it.
+#[derive(Debug)]
+pub(super) struct HostRam {
+    pub(super) file: File,
+    pub(super) mapping: Mapping,
+}
+
+/// Paths of what a VM is started from. A driver gets them as a [`Start`].
+pub(super) struct StartFiles {
+    kernel: Kernel,
+    initrd: PathBuf,
+    rootfs: PathBuf,
+    overlay: PathBuf,
+    volumes: Vec<(PathBuf, bool)>,
+    kernel_files: Option<PathBuf>,
+    paths: VmPaths,
+}
+
+impl StartFiles {
+    pub(super) fn start<'a>(
+        &'a self,
+        plan: &'a LaunchPlan,
+        choice: &Choice,
+        content: Content,
+        ram: Option<&HostRam>,
+    ) -> Start<'a> {
+        Start {
+            plan,
+            machine_type: choice.machine_type,
+            paths: &self.paths,
+            kernel: &self.kernel,
+            initrd: &self.initrd,
+            rootfs: &self.rootfs,
+            overlay: &self.overlay,
+            volumes: &self.volumes,
+            kernel_files: self.kernel_files.as_deref(),
+            content,
+            ram: ram.map(|ram| Ram { descriptor: ram.file.as_raw_fd(), mapping: ram.mapping }),
+        }
+    }
+}
+
+impl Hypervisors {
+    pub(super) async fn launch_fresh(&self, plan: &LaunchPlan) -> Result<(), HostError> {
+        let failed = |error| HostError::io("prepare a VM for", plan.owner.as_str(), error);
+        let choice = self.choose(plan)?;
+        let record = Record {
+            run: plan.run,
+            launch: plan.launch,
+            machine_type: Some(choice.machine_type.name.to_owned()),
+            token: new_token().map_err(failed)?,
+            new_token: None,
+            launched_at: Timestamp::now(),
+            identity: None,
+            tap: plan.network.as_ref().map(|card| card.tap.clone()),
+            overlay: Some(plan.overlay.clone()),
+            memory: plan.memory,
+            mapping: Mapping::Own,
+            ram_inode: 0,
+            volumes: plan.volumes.clone(),
+            kernel_files: self.config.boot_files.get()?.0.guest_disk(plan.wants_headers),
+        };
+        end_line(&self.paths(&plan.owner).console_log()).map_err(failed)?;
+        let ram = match choice.driver.ram_access() {
+            RamAccess::Host => {
+                let file = fresh_ram(memory_size(plan)).map_err(failed)?;
+                Some(HostRam { file, mapping: Mapping::Own })
+            }
+            RamAccess::Vmm => None,
+        };
+        let files = self.start_files(plan, &record)?;
+        let start = files.start(plan, &choice, Content::Fresh, ram.as_ref());
+        let attached = self.start(&start, &choice, record, ram.as_ref()).await?;
+        let failed = |why: String| {
+            HostError::new(HostErrorKind::Transient, "start a VM for", plan.owner.as_str()).because(why)
+        };
+        self.on_session(&attached, async |session| session.set_up(&start).await).await.map_err(failed)
+    }
+
+    /// Finds the driver that a plan needs.
+    pub(super) fn choose(&self, plan: &LaunchPlan) -> Result<Choice, HostError> {
+        self.config.drivers.by_hypervisor(plan.hypervisor).ok_or_else(|| {
+            let refused = HostError::new(HostErrorKind::Unsupported, "launch a VM for", plan.owner.as_str());
+            refused.because(format!("{} is not driven on this host", plan.hypervisor.as_str()))
+        })
+    }
+
+    pub(super) fn check_nothing_there(&self, owner: &Uid) -> Result<(), HostError> {
+        match Record::read(&self.paths(owner))? {
+            None => Ok(()),
+            Some(_) => Err(HostError::new(HostErrorKind::Conflict, "launch over the VM of", owner.as_str())),
+        }
+    }
+
+    /// Finds all files that a VM is started from.
+    pub(super) fn start_files(&self, plan: &LaunchPlan, record: &Record) -> Result<StartFiles, HostError> {
+        let config = &self.config;
+        let (kernel, initrd) = config.boot_files.get()?;
+        let volume =
+            |volume: &stead_controllers::host::VolumeDisk| ((config.disk)(&volume.disk), volume.is_read_only);
+        Ok(StartFiles {
+            kernel,
+            initrd,
+            rootfs: (config.rootfs)(&plan.rootfs),
+            overlay: (config.disk)(&plan.overlay),
+            volumes: plan.volumes.iter().map(volume).collect(),
+            kernel_files: record.kernel_files.clone(),
+            paths: self.paths(&plan.owner),
+        })
+    }
+
+    /// Spawns the VMM and waits until it answers.
+    pub(super) async fn start(
+        &self,
+        start: &Start<'_>,
+        choice: &Choice,
+        mut record: Record,
+        ram: Option<&HostRam>,
+    ) -> Result<Arc<Attached>, HostError> {
+        let (plan, paths) = (start.plan, start.paths);
+        let failed = |error| HostError::io("prepare a VM for", plan.owner.as_str(), error);
+        self.check_nothing_there(&plan.owner)?;
+        if let Some(card) = &plan.network {
+            check_tap(&card.tap)?;
+        }
+        for dir in [paths.runtime(), paths.logs()] {
+            make_private_dir(dir).map_err(failed)?;
+        }
+        if let Some(ram) = ram {
+            (record.mapping, record.ram_inode) = (ram.mapping, ram.file.metadata().map_err(failed)?.ino());
+        }
+        record.write(paths)?;
+        let mut child = self.spawn(start, choice)?;
+        let identity = child.id().map_or(Ok(None), Identity::of);
+        let Some(identity) = identity.map_err(failed)? else {
+            let died = HostError::new(HostErrorKind::Transient, "start a VMM for", plan.owner.as_str());
+            return Err(died.because(last_line(&paths.vmm_log())));
+        };
+        record.identity = Some(identity.clone());
+        record.write(paths)?;
+        let (attached, _) = self.attach(&plan.owner, choice, &record, &identity)?;
+        // The child is not awaited after that; the runtime reaps it when it ends while this daemon lives.
+        self.await_start(start, &mut child, &attached).await?;
+        process::enter_group(&self.config.cgroups, &plan.owner, &identity);
+        Ok(attached)
+    }
+
+    fn spawn(&self, start: &Start<'_>, choice: &Choice) -> Result<Child, HostError> {
+        let (config, plan) = (&self.config, start.plan);
+        let failed = |error| HostError::io("start a VMM for", plan.owner.as_str(), error);
+        let disks = plan.disks();
+        let mut largest = largest_file(disks.iter().map(|disk| (config.disk)(&disk.disk))).map_err(failed)?;
+        match choice.driver.ram_access() {
+            // The RAM file has its length already, and is written to by pages.
+            RamAccess::Host => {}
+            RamAccess::Vmm => largest = largest.max(memory_size(plan).0),
+        }
+        let bound = file_size_max(largest, config.console_log_max);
+        let ram = start.ram.map(|ram| ram.descriptor);
+        process::spawn(choice.driver.command(start), start.paths, bound, ram).map_err(failed)
+    }
+
+    /// Waits until the VMM answers, or has ended.
+    async fn await_start(
+        &self,
+        start: &Start<'_>,
+        child: &mut Child,
+        attached: &Attached,
+    ) -> Result<(), HostError> {
+        let (owner, paths) = (&start.plan.owner, start.paths);
+        let failed = |why: String| {
+            HostError::new(HostErrorKind::Transient, "start a VMM for", owner.as_str()).because(why)
+        };
+        let socket = attached.choice.driver.socket(paths);
+        let answers = first_answer(&socket, || async {
+            let state = self.vmm_state(owner, attached).await;
+            (!matches!(state, VmmState::Unreachable(_))).then_some(())
+        });
+        tokio::select! {
+            biased;
+            status = child.wait() => {
+                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+                Err(failed(format!("{status}: {}", last_line(&paths.vmm_log()))))
+            }
+            state = tokio::time::timeout(START_DEADLINE, answers) => match state {
+                Ok(()) => Ok(()),
+                Err(_) => Err(failed(format!("no answer within {} s", START_DEADLINE.as_secs()))),
+            },
+        }
+    }
+}
+
+/// Returns the memory of a VM in whole megabytes, as VMMs count it.
+pub(super) fn memory_size(plan: &LaunchPlan) -> Bytes {
+    Bytes(plan.memory.mib_ceil() << 20)
+}

@@ -1,0 +1,210 @@
+//! The process of a VMM: how it is spawned, found again, and its end noticed.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{BorrowedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::io::FdFlags;
+use rustix::process::{Resource, Rlimit, setrlimit};
+use stead_controllers::host::HostError;
+use stead_schemas::names::Uid;
+use stead_schemas::quantity::Bytes;
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+
+use super::driver::VmmCommand;
+use super::record::{Record, VmPaths};
+use crate::guest_channel::Changed;
+use crate::host::cgroup::Cgroups;
+use crate::host::process::{Identity, find_by_argument};
+
+/// Delay between two attempts to reach a VMM that starts.
+const START_POLL: Duration = Duration::from_micros(500);
+/// Delay before a VMM is moved into its control group.
+const GROUP_DELAY: Duration = Duration::from_secs(2);
+
+/// Returns the largest size in bytes of a file that a VMM writes. Its disks do not grow, and the console's
+/// log must be able to reach the length at which it is rotated.
+pub(crate) fn file_size_max(largest: u64, console_log_max: Bytes) -> u64 {
+    largest.max(console_log_max.0.saturating_mul(2))
+}
+
+/// Spawns a VMM in a session of its own, with its log, a bound on its files, and its RAM.
+pub(crate) fn spawn(
+    vmm: VmmCommand,
+    paths: &VmPaths,
+    file_size_max: u64,
+    ram: Option<RawFd>,
+) -> io::Result<Child> {
+    let append = |path: &Path| File::options().create(true).append(true).open(path);
+    let log = append(&paths.vmm_log())?;
+    let output = if vmm.has_console_on_stdout { append(&paths.console_log())? } else { log.try_clone()? };
+    let mut command = Command::new(vmm.program);
+    command.args(vmm.arguments).env_clear().current_dir("/").kill_on_drop(false);
+    command.stdin(Stdio::null()).stdout(output).stderr(log);
+    prepare(&mut command, file_size_max, ram);
+    command.spawn()
+}
+
+/// Prepares the child. It has a session of its own, so that it outlives the daemon. The bound on each of
+/// its files limits the console's log while no daemon rotates it: what a guest prints beyond is dropped.
+/// The file `ram` stays open in it under the same number.
+#[expect(unsafe_code, reason = "pre_exec is the only way to set these for the child alone")]
+fn prepare(command: &mut Command, file_size_max: u64, ram: Option<RawFd>) {
+    let in_child = move || {
+        rustix::process::setsid()?;
+        if let Some(ram) = ram {
+            // Open in this child only: every other process that is started closes it.
+            // SAFETY: the caller holds the file until the child was started.
+            let ram = unsafe { BorrowedFd::borrow_raw(ram) };
+            rustix::io::fcntl_setfd(ram, FdFlags::empty())?;
+        }
+        // A write beyond the limit should fail and not end the VMM. An ignored signal stays ignored over exec.
+        // SAFETY: no handler is installed, and no other thread is in the child.
+        if unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+        // A dump of the VMM would contain the guest's memory, and be as large.
+        let none = Rlimit { current: Some(0), maximum: Some(0) };
+        setrlimit(Resource::Core, none)?;
+        let both = Rlimit { current: Some(file_size_max), maximum: Some(file_size_max) };
+        setrlimit(Resource::Fsize, both).map_err(io::Error::from)
+    };
+    // SAFETY: runs between fork and exec in the child, which has one thread; it makes system calls
+    // and allocates nothing.
+    unsafe {
+        command.pre_exec(in_child);
+    }
+}
+
+/// Finds the live process of a record. A process that a crash kept from being recorded is found by one of
+/// the arguments `marks`.
+pub(crate) fn find(
+    record: &Record,
+    paths: &VmPaths,
+    marks: impl FnOnce() -> Vec<String>,
+) -> Result<Option<Identity>, HostError> {
+    let found = match &record.identity {
+        Some(identity) => identity.is_alive().map(|is_alive| is_alive.then(|| identity.clone())),
+        None => {
+            let marks = marks();
+            find_by_argument(|argument| marks.iter().any(|mark| mark == argument))
+        }
+    };
+    found.map_err(|error| HostError::io("find the VMM of", paths.runtime().display().to_string(), error))
+}
+
+/// Notifies when the process has ended.
+pub(crate) fn watch_exit(owner: &Uid, identity: &Identity, changed: &Changed) -> io::Result<JoinHandle<()>> {
+    let pidfd = identity.open()?;
+    let (owner, changed) = (owner.clone(), changed.clone());
+    Ok(tokio::spawn(async move {
+        if let Some(pidfd) = pidfd {
+            pidfd.exited().await;
+        }
+        changed(&owner);
+    }))
+}
+
+/// Moves a VMM into its control group later. The group is a mark and accounting: nothing waits for it, and
+/// a host that refuses it still runs the VM. The kernel starts no thread anywhere while it moves a process,
+/// so it is moved when the boot or restore is likely over.
+pub(crate) fn enter_group(cgroups: &Cgroups, owner: &Uid, identity: &Identity) {
+    let (cgroups, owner, identity) = (cgroups.clone(), owner.clone(), identity.clone());
+    let enter = move || {
+        // The group of a process whose state cannot be read does no harm.
+        if !identity.is_alive().unwrap_or(true) {
+            return;
+        }
+        let entered = cgroups.enter(owner.as_str(), identity.pid);
+        if !identity.is_alive().unwrap_or(true) {
+            // The VM may have been released already. The group of another VM is not empty, and stays.
+            let _ = cgroups.remove(owner.as_str());
+        } else if let Err(error) = entered {
+            tracing::warn!(%owner, %error, "the VMM is in no control group of its own");
+        }
+    };
+    tokio::spawn(async move {
+        tokio::time::sleep(GROUP_DELAY).await;
+        drop(tokio::task::spawn_blocking(enter).await);
+    });
+}
+
+/// Ends the last line of an earlier boot, so that the first line of the next begins a line.
+pub(crate) fn end_line(log: &Path) -> io::Result<()> {
+    let file = match File::options().read(true).append(true).open(log) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    let mut last = [0];
+    match file.metadata()?.len().checked_sub(1) {
+        Some(at) => file.read_exact_at(&mut last, at)?,
+        None => return Ok(()),
+    }
+    if last == *b"\n" { Ok(()) } else { (&file).write_all(b"\n") }
+}
+
+/// Asks until there is an answer. The socket appears within milliseconds, a moment before the VMM listens
+/// on it, and there is no event to wait for.
+pub(crate) async fn first_answer<T, F: Future<Output = Option<T>>>(socket: &Path, ask: impl Fn() -> F) -> T {
+    loop {
+        // Where the path cannot be examined, the question finds out.
+        if socket.try_exists().unwrap_or(true)
+            && let Some(answer) = ask().await
+        {
+            return answer;
+        }
+        tokio::time::sleep(START_POLL).await;
+    }
+}
+
+/// Returns the length in bytes of the largest of these files.
+pub(crate) fn largest_file(paths: impl IntoIterator<Item = impl AsRef<Path>>) -> io::Result<u64> {
+    paths.into_iter().try_fold(0, |largest, path| Ok(fs::metadata(path)?.len().max(largest)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::net::{UnixSocket, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn the_last_line_of_an_earlier_boot_is_ended_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("app.log");
+        end_line(&log).expect("none is there");
+        assert!(!log.exists());
+        for (before, after) in [("", ""), ("one", "one\n"), ("one\n", "one\n")] {
+            fs::write(&log, before).expect("written");
+            end_line(&log).expect("ended");
+            assert_eq!(fs::read_to_string(&log).expect("there"), after);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_there_and_does_not_listen_yet_is_tried_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("monitor");
+        let bound = UnixSocket::new_stream().expect("a socket");
+        bound.bind(&path).expect("bound");
+        let (bound, listener) = (Mutex::new(Some(bound)), Mutex::new(None));
+        let answered = first_answer(&path, || async {
+            let connected = UnixStream::connect(&path).await.ok();
+            // Refused once: only now does the VMM listen.
+            if let Some(bound) = bound.lock().expect("whole").take() {
+                assert!(connected.is_none(), "nothing listens yet");
+                *listener.lock().expect("whole") = Some(bound.listen(1).expect("listens"));
+            }
+            connected
+        })
+        .await;
+        assert!(answered.peer_addr().is_ok());
+    }
+}

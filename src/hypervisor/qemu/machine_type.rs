@@ -1,0 +1,141 @@
+//! The machine types of QEMU that VMs can have, and what differs between them.
+//!
+//! ```text
+//! qemu           q35       a PC with PCI Express
+//! qemu-microvm   microvm   no PCI: virtio devices at addresses that ACPI lists
+//! ```
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use stead_schemas::capabilities::VmmCapabilities;
+use stead_schemas::instance::Hypervisor;
+use stead_schemas::limits::{VCPUS_MAX, VOLUME_DEVICES_MAX, VOLUME_DEVICES_WITHOUT_PCI_MAX};
+use tokio::process::Command;
+
+use crate::host::tsc;
+use crate::hypervisor::driver::MachineType;
+
+/// How long QEMU may take to list its machine types: it needs 30 ms.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The capabilities of VMs of both machine types, apart from the number of their devices.
+const CAPABILITIES: VmmCapabilities = VmmCapabilities {
+    standby: true,
+    fork_memory: true,
+    replace_tap: true,
+    resize_memory: false,
+    io_limits: false,
+    devices: false,
+    volume_devices_max: VOLUME_DEVICES_MAX,
+    vcpus_max: VCPUS_MAX,
+};
+
+/// Both machine types as the driver boundary has them. Records that name none are of the first.
+pub(super) const ALL: [MachineType; 2] =
+    [QemuMachine::Q35.machine_type(), QemuMachine::Microvm.machine_type()];
+
+/// A machine type of QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum QemuMachine {
+    Q35,
+    Microvm,
+}
+
+impl QemuMachine {
+    pub(super) const ALL: [Self; 2] = [Self::Q35, Self::Microvm];
+
+    /// Finds the machine type by its name.
+    pub(super) fn named(name: &str) -> Self {
+        Self::ALL.into_iter().find(|machine| machine.as_str() == name).unwrap_or(Self::Q35)
+    }
+
+    const fn machine_type(self) -> MachineType {
+        let (hypervisor, volume_devices_max) = match self {
+            Self::Q35 => (Hypervisor::Qemu, VOLUME_DEVICES_MAX),
+            Self::Microvm => (Hypervisor::QemuMicrovm, VOLUME_DEVICES_WITHOUT_PCI_MAX),
+        };
+        let capabilities = VmmCapabilities { volume_devices_max, ..CAPABILITIES };
+        MachineType { name: self.as_str(), hypervisor, capabilities }
+    }
+
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Q35 => "q35",
+            Self::Microvm => "microvm",
+        }
+    }
+
+    /// Returns the options of QEMU's `-machine`.
+    pub(super) fn options(self) -> &'static str {
+        match self {
+            Self::Q35 => "smm=off,vmport=off,usb=off",
+            // ACPI lists the devices for the guest (its kernel reads none from its command line) and powers
+            // it off. Without a real-time clock the guest waits two seconds for one. A second interrupt
+            // controller makes room for 24 virtio devices instead of eight, and costs nothing.
+            Self::Microvm => "acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,ioapic2=on",
+        }
+    }
+
+    /// Returns whether there is a clock besides the processor's, by which the guest can measure the
+    /// processor's clock. The timer of the other machine type serves an emulated guest too late on a host
+    /// under load.
+    pub(super) fn has_reference_clock(self) -> bool {
+        match self {
+            Self::Q35 => true,
+            Self::Microvm => false,
+        }
+    }
+
+    /// Returns the name of the virtio device of a kind.
+    pub(super) fn device(self, kind: &str) -> String {
+        match self {
+            Self::Q35 => format!("virtio-{kind}-pci"),
+            Self::Microvm => format!("virtio-{kind}-device"),
+        }
+    }
+}
+
+/// Asks the program for its machine types; none when it does not answer in time.
+pub(super) async fn probe(binary: &Path) -> Vec<Hypervisor> {
+    let mut command = Command::new(binary);
+    command.args(["-machine", "help"]).stdin(Stdio::null()).kill_on_drop(true);
+    // Launches need the rate and should not wait for it, so it is measured while the program answers.
+    let measured = tokio::task::spawn_blocking(tsc::khz);
+    let (answer, _) = tokio::join!(tokio::time::timeout(ANSWER_DEADLINE, command.output()), measured);
+    match answer {
+        Ok(Ok(output)) => hypervisors_in(&String::from_utf8_lossy(&output.stdout)),
+        Ok(Err(_)) | Err(_) => Vec::new(),
+    }
+}
+
+/// Parses the list: one machine type a line, its name first.
+fn hypervisors_in(help: &str) -> Vec<Hypervisor> {
+    let has = |machine: &QemuMachine| {
+        help.lines().any(|line| line.split_whitespace().next() == Some(machine.as_str()))
+    };
+    QemuMachine::ALL.into_iter().filter(has).map(|machine| machine.machine_type().hypervisor).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_machine_type_is_found_by_its_name() {
+        for machine in QemuMachine::ALL {
+            assert_eq!(QemuMachine::named(machine.machine_type().name), machine);
+        }
+    }
+
+    #[tokio::test]
+    async fn machine_types_that_a_program_lacks_are_not_listed() {
+        let q35 = "q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)";
+        let both =
+            format!("Supported machines are:\nmicrovm              microvm (i386)\n{q35}\nnone  empty\n");
+        assert_eq!(hypervisors_in(&both), [Hypervisor::Qemu, Hypervisor::QemuMicrovm]);
+        assert_eq!(hypervisors_in(q35), [Hypervisor::Qemu]);
+        assert_eq!(probe(Path::new("/no/such/program")).await, []);
+    }
+}
