@@ -230,7 +230,7 @@ impl Journal for Journals {
 
 fn told(outcome: &Outcome, is_wished: bool) -> String {
     match outcome {
-        Outcome::Converged if is_wished => "as wished".to_owned(),
+        Outcome::Converged if is_wished => "as specified".to_owned(),
         Outcome::Converged => "gone".to_owned(),
         Outcome::Acting => "more steps to take".to_owned(),
         Outcome::Recording(record) => format!("{}, {:?}", record.what, record.reason),
@@ -316,7 +316,7 @@ mod tests {
             "disk: Create",
             "instance: Launch",
             "instance: Running after Created",
-            "instance: as wished",
+            "instance: as specified",
         ];
         assert_eq!(place.lines(), expected);
     }

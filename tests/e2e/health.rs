@@ -108,7 +108,7 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         let told = stead(&site, &["logs", "-s", "stead", "box"]);
         let mut rest = told.as_str();
         for line in [
-            "instance: wish 1: run 1 shall be Running",
+            "instance: spec generation 1: run 1 should be running",
             "instance: Launch",
             "instance: Running after Initializing",
             "instance: healthy",

@@ -1,7 +1,7 @@
 //! Seeds x faults: the whole daemon on a simulated host, in virtual time.
 //!
 //! Each seed plays clients, strangers, failing verbs and crashes of the daemon, then leaves the
-//! system alone and asks `checks.rs`, which calls no plan, whether the host is what was wished.
+//! system alone and asks the invariants of `checks`, which call no plan, whether the host is as specified.
 //! A failing seed prints itself; `STEAD_SEED=n` replays it, `STEAD_SEEDS=n` sets how many are run.
 
 #![cfg(test)]

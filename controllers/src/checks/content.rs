@@ -61,7 +61,8 @@ pub(crate) fn snapshots(broken: &mut Broken, records: &Records, host: &HostSnaps
         let (members, wished) =
             (members.count(), if phase == SnapshotPhase::Ready { snapshot.spec.pool } else { 0 });
         if members != usize::try_from(wished).unwrap_or(usize::MAX) {
-            broken.push(format!("the pool of snapshot {uid} has {members} members, {wished} are wished"));
+            broken
+                .push(format!("the pool of snapshot {uid} has {members} instances and should have {wished}"));
         }
         if snapshot.was_never_taken() {
             broken.push(format!(

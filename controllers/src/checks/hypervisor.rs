@@ -13,7 +13,7 @@ pub(crate) fn machines(broken: &mut Broken, records: &Records, host: &HostSnapsh
         };
         if machine.hypervisor != spec.hypervisor {
             let (is, wished) = (machine.hypervisor.as_str(), spec.hypervisor.as_str());
-            broken.push(format!("{uid}: run {} is on {is} and shall be on {wished}", spec.run));
+            broken.push(format!("{uid}: run {} is on {is} and should be on {wished}", spec.run));
         }
     }
 }

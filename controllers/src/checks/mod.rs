@@ -274,17 +274,17 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
             }
             continue;
         }
-        let shall_run = spec.power == Power::Running && spec.run > status.ended_run;
+        let should_run = spec.power == Power::Running && spec.run > status.ended_run;
         // One that waits for its image goes on from it when that is back.
-        if host.memories.contains_key(uid) && (is_image_ready || !shall_run) {
+        if host.memories.contains_key(uid) && (is_image_ready || !should_run) {
             broken.push(format!("the memory of {uid} is left over"));
         }
         let machine = host.machines.get(uid);
-        match (shall_run && is_image_ready, machine) {
+        match (should_run && is_image_ready, machine) {
             (true, Some(machine)) => {
                 let is_up = machine.vmm == VmmState::Running && machine.guest.phase == GuestPhase::Ready;
                 if !is_up || machine.run != spec.run || machine.is_network_cut {
-                    broken.push(format!("{uid}: shall run {} but is {machine:?}", spec.run));
+                    broken.push(format!("{uid}: should run {} but is {machine:?}", spec.run));
                 }
                 let incarnation = machine.guest.incarnation.as_deref().unwrap_or_default();
                 if !incarnation.starts_with(uid.as_str()) {
@@ -297,11 +297,11 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
                     broken.push(format!("{uid}: its status names another process"));
                 }
             }
-            (true, None) => broken.push(format!("{uid}: shall run but has no machine: {status:?}")),
+            (true, None) => broken.push(format!("{uid}: should run but has no machine: {status:?}")),
             // Its name and its content may both be gone: a VM that runs holds its disks open.
-            (false, Some(machine)) if shall_run && machine.run == spec.run => {}
-            (false, Some(machine)) => broken.push(format!("{uid}: shall not run but is {machine:?}")),
-            (false, None) if shall_run => {}
+            (false, Some(machine)) if should_run && machine.run == spec.run => {}
+            (false, Some(machine)) => broken.push(format!("{uid}: should not run but is {machine:?}")),
+            (false, None) if should_run => {}
             (false, None) if status.state != State::Stopped => {
                 broken.push(format!("{uid}: is down, but its status says {:?}", status.state));
             }
@@ -318,7 +318,7 @@ fn check_standby(broken: &mut Broken, instance: &Object<Instance>, host: &HostSn
     let state = instance.status.state;
     if !is_saved || host.machines.contains_key(uid) || state != State::Standby {
         let (memory, machine) = (host.memories.get(uid), host.machines.get(uid));
-        broken.push(format!("{uid}: shall be in standby but is {state:?}, {memory:?}, {machine:?}"));
+        broken.push(format!("{uid}: should be in standby but is {state:?}, {memory:?}, {machine:?}"));
     }
 }
 
@@ -329,7 +329,7 @@ fn check_warm(broken: &mut Broken, instance: &Object<Instance>, host: &HostSnaps
     let is_held = machine.is_some_and(|machine| machine.vmm == VmmState::Paused);
     if !is_held || memory.is_some() || !instance.is_warm() {
         let state = instance.status.state;
-        broken.push(format!("{uid}: shall be held ready but is {state:?}, {memory:?}, {machine:?}"));
+        broken.push(format!("{uid}: should be held ready but is {state:?}, {memory:?}, {machine:?}"));
     }
 }
 

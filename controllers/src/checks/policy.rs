@@ -47,7 +47,7 @@ pub(crate) fn health(broken: &mut Broken, records: &Records, host: &HostSnapshot
         let is_restarted = spec.restart.when != RestartWhen::Never;
         let is_over = status.restart.blocked == Some(RestartBlocked::MaxAttemptsExceeded);
         if counted == Some(Verdict::Unhealthy) && is_restarted && !is_over {
-            broken.push(format!("{uid} is unhealthy and shall be restarted: {:?}", status.restart));
+            broken.push(format!("{uid} is unhealthy and should be restarted: {:?}", status.restart));
         }
     }
 }

@@ -21,6 +21,6 @@ pub(crate) fn listeners(broken: &mut Broken, records: &Records, host: &HostSnaps
     let expected = records.instances.iter().filter(is_expected).map(|instance| instance.meta.uid.clone());
     let expected: BTreeSet<Uid> = expected.collect();
     if expected != *watched {
-        broken.push(format!("doors of {expected:?} shall be watched, {watched:?} are"));
+        broken.push(format!("wake listeners should be at {expected:?} and are at {watched:?}"));
     }
 }

@@ -1,25 +1,25 @@
-//! What a new status says, in words for the instance's own log.
+//! Lines for the log of an instance about what its new status says.
 
 use stead_schemas::health::Verdict;
-use stead_schemas::instance::{Instance, InstanceStatus};
+use stead_schemas::instance::{Instance, InstanceStatus, Power};
 use stead_schemas::meta::Object;
 
-/// What differs from the status before, oldest first; nothing is said twice.
+/// Describes what differs from the status before, oldest first. Nothing is described twice.
 pub(super) fn remarks(object: &Object<Instance>, next: &InstanceStatus) -> Vec<String> {
     let (spec, before) = (&object.spec, &object.status);
     let mut said = Vec::new();
     if next.observed_generation != before.observed_generation {
         let generation = next.observed_generation;
-        said.push(format!("wish {generation}: run {} shall be {:?}", spec.run, spec.power));
+        said.push(format!("spec generation {generation}: run {} {}", spec.run, should_be(spec.power)));
     }
     if let Some(digest) = next.image_digest.as_ref().filter(|_| before.image_digest.is_none()) {
-        said.push(format!("the image {} means {digest}", spec.image));
+        said.push(format!("the image {} is resolved to {digest}", spec.image));
     }
     if let Some(exit) = next.exit.as_ref().filter(|_| next.exit != before.exit) {
         said.push(format!("the program ended: {}", exit.message));
     }
     if next.last_death.is_some() && next.last_death != before.last_death {
-        said.push(format!("the VMM died unasked, {} times by now", next.vmm_deaths));
+        said.push(format!("the VMM ended unexpectedly, {} times so far", next.vmm_deaths));
     }
     if next.health.of != before.health.of || next.health.verdict != before.health.verdict {
         match (next.health.verdict, &next.health.tally.last_error) {
@@ -43,13 +43,21 @@ pub(super) fn remarks(object: &Object<Instance>, next: &InstanceStatus) -> Vec<S
     said
 }
 
+fn should_be(power: Power) -> &'static str {
+    match power {
+        Power::Running => "should be running",
+        Power::Stopped => "should be stopped",
+        Power::Standby => "should be in standby",
+        Power::Warm => "should be held for a fork",
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use stead_schemas::instance::{Exit, Power, State};
-
-    use super::super::tests::instance;
+    use stead_schemas::instance::{Exit, State};
     use stead_schemas::numbers::Generation;
 
+    use super::super::tests::instance;
     use super::*;
 
     #[test]
@@ -63,7 +71,7 @@ mod tests {
             ..object.status.clone()
         };
         let expected = [
-            "wish 1: run 1 shall be Running",
+            "spec generation 1: run 1 should be running",
             "the program ended: exited with code 3",
             "Stopped after Created",
         ];

@@ -247,9 +247,9 @@ fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Moment) 
         return;
     }
     let (reason, message) = match &status.exit {
-        _ if object.spec.power == Power::Stopped => (Reason::Stopped, "stopped as wished".to_owned()),
+        _ if object.spec.power == Power::Stopped => (Reason::Stopped, "stopped on request".to_owned()),
         _ if status.state == State::Standby => {
-            let how = if is_idle_standby(object) { "because nobody was connected" } else { "as wished" };
+            let how = if is_idle_standby(object) { "because nobody was connected" } else { "on request" };
             (Reason::Standby, format!("in standby {how}"))
         }
         Some(exit) if exit.is_boot_failure => (Reason::GuestBootFailed, exit.message.clone()),

@@ -81,12 +81,12 @@ pub(super) fn plan_used_up(object: &Object<Instance>, seen: &Observed, now: Mome
             (Reason::GuestBootFailed, state == State::Initializing, message)
         }
         None => {
-            let message = "a member of a pool that ended is replaced after a delay".to_owned();
+            let message = "a pooled instance that ended is replaced after a delay".to_owned();
             (Reason::ProgramExited, matches!(state, State::Created | State::Stopped), message)
         }
     };
     let Some(since) = object.status.state_since.filter(|_| is_recorded) else {
-        return record(reason, "recording that a member of a pool ended");
+        return record(reason, "recording that a pooled instance ended");
     };
     let due = now.end(since, POOL_RETRY);
     if now.at() >= due {
@@ -97,12 +97,13 @@ pub(super) fn plan_used_up(object: &Object<Instance>, seen: &Observed, now: Mome
 
 pub(super) fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
     if let Some(why) = &machine.guest.assume_error {
-        let message = format!("the guest could not become this instance: {why}");
+        let message =
+            format!("the guest could not take over the fork's identity (hostname, addresses, keys): {why}");
         return Plan::Refuse(Refusal { reason: Reason::GuestBootFailed, message });
     }
     let incarnation = incarnation(object);
     if machine.guest.identity_told.as_ref() == Some(&incarnation) {
-        return wait(Reason::WaitingForGuest, "the guest is becoming this instance", None);
+        return wait(Reason::WaitingForGuest, "the guest is taking over the fork's identity", None);
     }
     let assumed = guest::Assumed {
         incarnation,
