@@ -2,6 +2,8 @@
 
 #[path = "tidy/documents.rs"]
 mod documents;
+#[path = "tidy/language.rs"]
+mod language;
 
 use std::collections::BTreeSet;
 use std::fs;
