@@ -20,7 +20,7 @@ use stead_schemas::volume::Volume;
 use tokio::sync::watch;
 
 use crate::disk::DiskReconciler;
-use crate::host::{Disks, Doors, Firewall, Flows, Images, Links, Listeners, Machines, Probes, Snapshots};
+use crate::host::Host;
 use crate::image::{self, ImageReconciler};
 use crate::ingress::IngressReconciler;
 use crate::network::NetworkReconciler;
@@ -31,20 +31,6 @@ use crate::snapshot::{Pools, SnapshotReconciler};
 use crate::store::{Event, Store};
 use crate::vm::{Vms, forks};
 use crate::volume::VolumeReconciler;
-
-/// The host, one value for each capability.
-#[derive(Debug, Clone)]
-pub struct Ports<M, I, L, F, D, P, C, W, N> {
-    pub machines: M,
-    pub images: I,
-    pub links: L,
-    pub firewall: F,
-    pub disks: D,
-    pub probes: P,
-    pub flows: C,
-    pub doors: W,
-    pub listeners: N,
-}
 
 /// Where monitors of the host report, by kind.
 #[derive(Debug, Clone)]
@@ -92,55 +78,34 @@ impl std::fmt::Debug for Controllers {
 }
 
 impl Controllers {
-    pub fn new<M, I, L, F, D, P, C, W, N>(
-        ports: Ports<M, I, L, F, D, P, C, W, N>,
-        settings: &Settings,
-    ) -> (Self, Drifts)
-    where
-        M: Machines + Snapshots + Clone,
-        I: Images + Clone,
-        L: Links + Clone,
-        F: Firewall + Clone,
-        D: Disks + Clone,
-        P: Probes,
-        C: Flows,
-        W: Doors,
-        N: Listeners,
-    {
-        let Ports { machines, images, links, firewall, disks, probes, flows, doors, listeners } = ports;
+    pub fn new<H: Host>(host: &H, settings: &Settings) -> (Self, Drifts) {
+        let host = || host.clone();
         let store = || settings.store.clone();
         let of_freed = store();
-        let image = runner(settings, 1, ImageReconciler { images: images.clone(), store: store() })
+        let image = runner(settings, 1, ImageReconciler { host: host(), store: store() })
             .map(move |event| freed_image(&of_freed, event));
         let of_snapshot = store();
-        let disk = runner(settings, 2, DiskReconciler { disks: disks.clone(), store: store() })
+        let disk = runner(settings, 2, DiskReconciler { host: host(), store: store() })
             .map(move |event| disks_of_snapshot(&of_snapshot, event));
-        let network = runner(
-            settings,
-            3,
-            NetworkReconciler { links: links.clone(), firewall: firewall.clone(), store: store() },
-        );
+        let network = runner(settings, 3, NetworkReconciler { host: host(), store: store() });
         let of_network = store();
-        let port = runner(settings, 4, PortReconciler { links, firewall, store: store() })
+        let port = runner(settings, 4, PortReconciler { host: host(), store: store() })
             .map(move |event| port::concerned(&of_network, event));
         let of_image = store();
         let of_origin = store();
         let of_volumes = store();
-        let vm = Vms { machines: machines.clone(), images, probes, flows, doors, store: store() };
-        let vm = runner(settings, 5, vm)
+        let vm = runner(settings, 5, Vms { host: host(), store: store() })
             .map(move |event| instances_of_image(&of_image, event))
             .map(move |event| instances_of_snapshot(&of_origin, event))
             .map(move |event| instances_of_volumes(&of_volumes, event));
         let of_source = store();
-        let snapshots = machines.clone();
-        let snapshot =
-            SnapshotReconciler { snapshots, machines, disks, store: store(), pools: pools(settings) };
+        let snapshot = SnapshotReconciler { host: host(), store: store(), pools: pools(settings) };
         let snapshot = runner(settings, 6, snapshot).map(move |event| snapshots_of(&of_source, event));
         let of_schedule = store();
         let schedule = runner(settings, 7, ScheduleReconciler { store: store() })
             .map(move |event| schedules_of(&of_schedule, event));
         let volume = runner(settings, 8, VolumeReconciler { store: store() });
-        let ingress = runner(settings, 9, IngressReconciler { listeners });
+        let ingress = runner(settings, 9, IngressReconciler { host: host() });
         let drifts = Drifts {
             images: image.drift(),
             disks: disk.drift(),

@@ -15,7 +15,7 @@ pub mod network;
 pub mod port;
 pub mod runtime;
 pub mod schedule;
-#[cfg(feature = "sim")]
+#[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod snapshot;
 pub mod store;

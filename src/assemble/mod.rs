@@ -6,6 +6,7 @@
 mod backups;
 mod descriptors;
 mod monitors;
+mod ports;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures::future::BoxFuture;
-use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
+use stead_controllers::daemon::{Controllers, Drifts, Settings};
 use stead_controllers::host::HostError;
 use stead_controllers::image::meaning;
 use stead_controllers::ingress::reach;
@@ -35,6 +36,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use self::backups::Backups;
+use self::ports::Ports;
 use crate::api::{
     self, ApiConfig, ApiState, Audit, Backend, ImportStream, Imported, LogError, LogStream, ServerLimits,
 };
@@ -113,7 +115,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let capabilities = host.capabilities(&config);
     let backend = Host::backend(&host, &config, store.clone());
     let of_monitors = store.clone();
-    let (controllers, drifts) = Controllers::new(host.ports.clone(), &settings);
+    let (controllers, drifts) = Controllers::new(&host.ports, &settings);
     // Set once, here.
     let _ = reports.0.set(drifts);
     let (stop_controllers, stopping) = watch::channel(false);
@@ -198,7 +200,7 @@ fn host_platform() -> Platform {
 
 /// The real host.
 struct Host {
-    ports: Ports<Hypervisors, Oci, Netlink, Nft, Ext4Files, Prober, Conntrack, TapDoors, HttpListeners>,
+    ports: Ports,
     has_cgroups: bool,
     /// On directories of logs, for consoles and for whoever follows one.
     watches: DirectoryWatches,
@@ -273,7 +275,8 @@ impl Host {
         }));
         let listeners = listeners(config, reports, store);
         let (firewall, flows) = (Nft::new(), Conntrack::new());
-        let ports = Ports { machines, images, links, firewall, disks, probes, flows, doors, listeners };
+        let ports =
+            Ports { hypervisors: machines, images, links, firewall, disks, probes, flows, doors, listeners };
         Ok(Self { ports, has_cgroups, watches, hypervisors })
     }
 
@@ -282,7 +285,7 @@ impl Host {
             backups: Backups::new(store.clone(), config.data_dir.clone()),
             store,
             images: self.ports.images.clone(),
-            machines: self.ports.machines.clone(),
+            machines: self.ports.hypervisors.clone(),
             probes: self.ports.probes.clone(),
             listeners: self.ports.listeners.clone(),
             data_dir: config.data_dir.clone(),
@@ -320,7 +323,7 @@ impl Host {
         let runtime = |hypervisor: Hypervisor| RuntimeView {
             name: hypervisor.as_str().to_owned(),
             available: self.hypervisors.contains(&hypervisor),
-            features: self.ports.machines.capabilities(hypervisor).map(features).unwrap_or_default(),
+            features: self.ports.hypervisors.capabilities(hypervisor).map(features).unwrap_or_default(),
             accelerator: Some(Accelerator::probe().as_str().to_owned()),
         };
         let RuntimeView { name, available, .. } = runtime(DEFAULT_HYPERVISOR);
@@ -335,7 +338,7 @@ impl Host {
                 cgroups: self.has_cgroups,
             },
             default_runtime: Runtime { name, available },
-            runtimes: self.ports.machines.hypervisors().into_iter().map(runtime).collect(),
+            runtimes: self.ports.hypervisors.hypervisors().into_iter().map(runtime).collect(),
             network: NetworkModel {
                 model: "bridge".to_owned(),
                 guest_to_guest: false,

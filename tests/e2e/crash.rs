@@ -10,15 +10,6 @@ use std::os::unix::net::UnixStream;
 use jiff::{SignedDuration, Timestamp};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
-use stead::host::disks::Ext4Files;
-use stead::host::doors::TapDoors;
-use stead::host::flows::Conntrack;
-use stead::host::netlink::Netlink;
-use stead::host::nft::Nft;
-use stead::host::oci::Oci;
-use stead::host::probe::Prober;
-use stead::hypervisor::Hypervisors;
-use stead::ingress::HttpListeners;
 use stead_controllers::disk::DiskReconciler;
 use stead_controllers::image::ImageReconciler;
 use stead_controllers::ingress::IngressReconciler;
@@ -26,6 +17,7 @@ use stead_controllers::network::NetworkReconciler;
 use stead_controllers::port::PortReconciler;
 use stead_controllers::runtime::{Action, Reconciler};
 use stead_controllers::schedule::ScheduleReconciler;
+use stead_controllers::sim::World;
 use stead_controllers::snapshot::SnapshotReconciler;
 use stead_controllers::vm::Vms;
 use stead_schemas::meta::Kind;
@@ -126,14 +118,14 @@ fn every_action_of_every_reconciler_is_in_a_table() {
     fn of<R: Reconciler>() -> impl Iterator<Item = (&'static str, &'static str)> {
         <R::Action as Action>::NAMES.iter().map(|action| (<R::Kind as Kind>::NAME, *action))
     }
-    let all: BTreeSet<_> = of::<NetworkReconciler<Netlink, Nft>>()
-        .chain(of::<PortReconciler<Netlink, Nft>>())
-        .chain(of::<DiskReconciler<Ext4Files>>())
-        .chain(of::<ImageReconciler<Oci>>())
-        .chain(of::<Vms<Hypervisors, Oci, Prober, Conntrack, TapDoors>>())
-        .chain(of::<SnapshotReconciler<Hypervisors, Hypervisors, Ext4Files>>())
+    let all: BTreeSet<_> = of::<NetworkReconciler<World>>()
+        .chain(of::<PortReconciler<World>>())
+        .chain(of::<DiskReconciler<World>>())
+        .chain(of::<ImageReconciler<World>>())
+        .chain(of::<Vms<World>>())
+        .chain(of::<SnapshotReconciler<World>>())
         .chain(of::<ScheduleReconciler>())
-        .chain(of::<IngressReconciler<HttpListeners>>())
+        .chain(of::<IngressReconciler<World>>())
         .collect();
     let tables = OF_DRIFT.iter().chain(&OF_DRIFT_WHILE_DOWN).map(|(kind, action, _)| (*kind, *action));
     let tables = tables.chain(OF_DELETION).chain(OF_START).chain(OF_STOP).chain(OF_RUNNING);

@@ -14,15 +14,9 @@ use stead::host::oci::{Oci, OciConfig, Target};
 use stead::host::watch_directories::DirectoryWatches;
 use stead::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig, Programs};
 use stead_controllers::checks::{self, HostSnapshot, Records};
-use stead_controllers::host::{
-    AdoptPlan, CapturePlan, Captured, DiskFile, Disks, Firewall, FirewallRules, FirewallSeen, Forwarding,
-    HostError, Images, Job, LaunchPlan, Link, LinkChange, LinkPlan, Links, Machine, Machines, Memory,
-    PortRule, Resolved, Routes, Snapshots, Space, StoredImage,
-};
-use stead_schemas::compression::Compression;
-use stead_schemas::guest::{Assumed, Config};
-use stead_schemas::names::{Digest, ImageRef, LinkName, Platform, Uid};
-use stead_schemas::numbers::StandbyNo;
+use stead_controllers::host::FirewallRules;
+use stead_controllers::sim::World;
+use stead_schemas::names::Platform;
 use stead_schemas::quantity::Bytes;
 
 use crate::namespace::bridge;
@@ -31,105 +25,28 @@ use crate::site::Site;
 /// For a guest to be heard by the judge's own driver.
 const HEARD: Duration = Duration::from_secs(10);
 
-/// All ports in one value, as a snapshot wants them.
+/// The real ports; the others are not read.
+#[derive(Clone)]
 struct Host {
     machines: Hypervisors,
     images: Oci,
     links: Netlink,
     firewall: Nft,
     disks: Ext4Files,
+    rest: World,
 }
 
-macro_rules! forward {
-    ($port:ident to $field:ident: $(fn $name:ident(&self $(, $argument:ident: $kind:ty)* $(,)?) -> $output:ty;)*) => {
-        impl $port for Host {
-            $(async fn $name(&self $(, $argument: $kind)*) -> $output {
-                $port::$name(&self.$field $(, $argument)*).await
-            })*
-        }
-    };
-}
-
-forward! { Machines to machines:
-    fn list(&self) -> Result<Vec<Uid>, HostError>;
-    fn inspect(&self, owner: &Uid) -> Result<Option<Machine>, HostError>;
-    fn has_records(&self, owner: &Uid) -> Result<bool, HostError>;
-    fn launch(&self, plan: &LaunchPlan) -> Result<(), HostError>;
-    fn configure(&self, owner: &Uid, config: &Config) -> Result<(), HostError>;
-    fn shutdown(&self, owner: &Uid) -> Result<(), HostError>;
-    fn acknowledge_exit(&self, owner: &Uid) -> Result<(), HostError>;
-    fn reconnect(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError>;
-    fn resume(&self, owner: &Uid) -> Result<(), HostError>;
-    fn pause(&self, owner: &Uid) -> Result<(), HostError>;
-    fn memory(&self, owner: &Uid) -> Result<Option<Memory>, HostError>;
-    fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError>;
-    fn compress_memory(&self, owner: &Uid, how: Compression) -> Result<(), HostError>;
-    fn assume(&self, owner: &Uid, assumed: &Assumed) -> Result<(), HostError>;
-    fn save(&self, owner: &Uid, standby: StandbyNo) -> Result<(), HostError>;
-    fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError>;
-    fn discard_memory(&self, owner: &Uid) -> Result<(), HostError>;
-    fn kill(&self, owner: &Uid) -> Result<(), HostError>;
-    fn release(&self, owner: &Uid) -> Result<(), HostError>;
-    fn discard_records(&self, owner: &Uid) -> Result<(), HostError>;
-}
-
-forward! { Snapshots to machines:
-    fn list(&self) -> Result<Vec<Uid>, HostError>;
-    fn inspect(&self, snapshot: &Uid) -> Result<Option<Captured>, HostError>;
-    fn measure(&self, plan: &CapturePlan) -> Result<Bytes, HostError>;
-    fn capture(&self, plan: &CapturePlan) -> Result<(), HostError>;
-    fn compress(&self, snapshot: &Uid, how: Compression) -> Result<(), HostError>;
-    fn remove(&self, snapshot: &Uid) -> Result<(), HostError>;
-}
-
-forward! { Images to images:
-    fn list(&self) -> Result<Vec<Digest>, HostError>;
-    fn known(&self) -> Result<Vec<Digest>, HostError>;
-    fn inspect(&self, digest: &Digest) -> Result<Option<StoredImage>, HostError>;
-    fn manifest(&self, digest: &Digest) -> Result<Option<Resolved>, HostError>;
-    fn resolve(
-        &self,
-        owner: &Uid,
-        reference: &ImageRef,
-        platform: Platform,
-        number: u64,
-    ) -> Result<Option<Resolved>, HostError>;
-    fn job(&self, owner: &Uid, digest: &Digest) -> Option<Job>;
-    fn fetch(&self, owner: &Uid, reference: &ImageRef, digest: &Digest) -> Result<(), HostError>;
-    fn convert(&self, owner: &Uid, digest: &Digest) -> Result<(), HostError>;
-    fn forget(&self, owner: &Uid) -> Result<(), HostError>;
-    fn is_busy(&self, owner: &Uid) -> bool;
-    fn owners(&self) -> Result<Vec<Uid>, HostError>;
-    fn remove(&self, digest: &Digest, is_referenced: Box<dyn FnOnce() -> bool + Send>) -> Result<(), HostError>;
-}
-
-forward! { Links to links:
-    fn list(&self) -> Result<Vec<Link>, HostError>;
-    fn inspect(&self, name: &LinkName) -> Result<Option<Link>, HostError>;
-    fn create(&self, plan: &LinkPlan) -> Result<(), HostError>;
-    fn change(&self, name: &LinkName, change: &LinkChange) -> Result<(), HostError>;
-    fn remove(&self, name: &LinkName) -> Result<(), HostError>;
-    fn routes(&self) -> Result<Routes, HostError>;
-    fn forwarding(&self) -> Result<Forwarding, HostError>;
-    fn set_forwarding(&self) -> Result<(), HostError>;
-}
-
-forward! { Firewall to firewall:
-    fn inspect(&self, rules: &FirewallRules) -> Result<Option<FirewallSeen>, HostError>;
-    fn has_port(&self, table: &str, port: &PortRule) -> Result<bool, HostError>;
-    fn replace(&self, rules: &FirewallRules) -> Result<(), HostError>;
-    fn add_port(&self, table: &str, port: &PortRule) -> Result<(), HostError>;
-    fn remove_port(&self, table: &str, port: &PortRule) -> Result<(), HostError>;
-    fn remove(&self, table: &str) -> Result<(), HostError>;
-}
-
-forward! { Disks to disks:
-    fn list(&self) -> Result<Vec<DiskFile>, HostError>;
-    fn inspect(&self, owner: &Uid) -> Result<Option<DiskFile>, HostError>;
-    fn create(&self, owner: &Uid, size: Bytes) -> Result<(), HostError>;
-    fn copy(&self, owner: &Uid, snapshot: &Uid, of: Option<&Uid>, size: Bytes) -> Result<(), HostError>;
-    fn remove(&self, owner: &Uid) -> Result<(), HostError>;
-    fn space(&self) -> Result<Space, HostError>;
+stead_controllers::host! { Host, host:
+    Machines machines: Hypervisors = host.machines;
+    Snapshots snapshots: Hypervisors = host.machines;
+    Images images: Oci = host.images;
+    Links links: Netlink = host.links;
+    Firewall firewall: Nft = host.firewall;
+    Disks disks: Ext4Files = host.disks;
+    Probes probes: World = host.rest;
+    Flows flows: World = host.rest;
+    Doors doors: World = host.rest;
+    Listeners listeners: World = host.rest;
 }
 
 impl Host {
@@ -169,6 +86,7 @@ impl Host {
             links: Netlink::new(Scope::new(bridge()).expect("valid")).expect("sockets open"),
             firewall: Nft::new(),
             disks: Ext4Files::new(data.join("disks"), data.join("snapshots"), Bytes(0)).expect("opened"),
+            rest: World::new(1),
         }
     }
 }

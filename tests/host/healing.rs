@@ -11,6 +11,7 @@ use stead_controllers::host::{Firewall, FirewallRules, Forwarding, Links, PortRu
 use stead_controllers::network::NetworkReconciler;
 use stead_controllers::port::{self, PortReconciler};
 use stead_controllers::runtime::{Drift, NoBoundary, Runner, RunnerConfig};
+use stead_controllers::sim::World;
 use stead_controllers::store::{Kinds, MemoryKv, New, PlainSealer, Store, TxError};
 use stead_schemas::condition::is_ready;
 use stead_schemas::names::{Name, Uid};
@@ -26,6 +27,27 @@ const HEALED_WITHIN: Duration = Duration::from_secs(2);
 /// All that the damages change.
 const LOOK: &str = "ip -o link; bridge -d link; ip -o addr; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; \
      cat /proc/sys/net/ipv4/conf/st-br/forwarding || true";
+
+/// The real links and tables; the other ports are not used.
+#[derive(Clone)]
+struct Net {
+    links: Netlink,
+    firewall: Nft,
+    rest: World,
+}
+
+stead_controllers::host! { Net, host:
+    Machines machines: World = host.rest;
+    Snapshots snapshots: World = host.rest;
+    Images images: World = host.rest;
+    Links links: Netlink = host.links;
+    Firewall firewall: Nft = host.firewall;
+    Disks disks: World = host.rest;
+    Probes probes: World = host.rest;
+    Flows flows: World = host.rest;
+    Doors doors: World = host.rest;
+    Listeners listeners: World = host.rest;
+}
 
 struct Daemon {
     store: Store,
@@ -47,8 +69,9 @@ impl Daemon {
                 .expect("an empty store opens");
         tokio::spawn(writer.run(std::future::pending()));
         let (links, firewall) = (netlink("test"), Nft::new());
+        let host = Net { links: links.clone(), firewall: firewall.clone(), rest: World::new(1) };
         let networks = Runner::new(
-            NetworkReconciler { links: links.clone(), firewall: firewall.clone(), store: store.clone() },
+            NetworkReconciler { host: host.clone(), store: store.clone() },
             store.clone(),
             clock.clone(),
             Arc::new(NoBoundary),
@@ -56,7 +79,7 @@ impl Daemon {
         );
         let of_store = store.clone();
         let ports = Runner::new(
-            PortReconciler { links: links.clone(), firewall: firewall.clone(), store: store.clone() },
+            PortReconciler { host: host.clone(), store: store.clone() },
             store.clone(),
             clock,
             Arc::new(NoBoundary),

@@ -17,7 +17,7 @@ use stead::api::{
     router, routes, serve,
 };
 use stead::guest_channel::{AgentError, AgentStream};
-use stead_controllers::daemon::{Controllers, Ports, Settings};
+use stead_controllers::daemon::{Controllers, Settings};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::runtime::{NoBoundary, NoJournal};
 use stead_controllers::sim::{SimRegistryImage, World};
@@ -159,17 +159,6 @@ impl Server {
             mtu: None,
         };
         store.transact(move |tx| admission::declare_network(tx, spec)).await.expect("declared");
-        let ports = Ports {
-            machines: world.clone(),
-            images: world.clone(),
-            links: world.clone(),
-            firewall: world.clone(),
-            disks: world.clone(),
-            probes: world.clone(),
-            flows: world.clone(),
-            doors: world.clone(),
-            listeners: world.clone(),
-        };
         let resync = Duration::from_secs(60);
         let settings = Settings {
             store: store.clone(),
@@ -180,7 +169,7 @@ impl Server {
             tap_prefix: "st".to_owned(),
             journal: Arc::new(NoJournal),
         };
-        let (controllers, drifts) = Controllers::new(ports, &settings);
+        let (controllers, drifts) = Controllers::new(&world, &settings);
         let (shutdown, stopping) = watch::channel(false);
         tasks.spawn(controllers.run(stopping));
         let of_server = world.clone();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use stead_controllers::daemon::{Controllers, Drifts, Ports, Settings};
+use stead_controllers::daemon::{Controllers, Drifts, Settings};
 use stead_controllers::kinds;
 use stead_controllers::runtime::{NoBoundary, NoJournal};
 use stead_controllers::sim::World;
@@ -63,17 +63,6 @@ impl Daemon {
         tasks.spawn(writer.run(std::future::pending::<()>()));
         let declared = store.transact(move |tx| admission::declare_network(tx, network)).await;
         declared.expect("the network is declared");
-        let ports = Ports {
-            machines: world.clone(),
-            images: world.clone(),
-            links: world.clone(),
-            firewall: world.clone(),
-            disks: world.clone(),
-            probes: world.clone(),
-            flows: world.clone(),
-            doors: world.clone(),
-            listeners: world.clone(),
-        };
         let settings = Settings {
             store: store.clone(),
             clock: host,
@@ -83,7 +72,7 @@ impl Daemon {
             seed,
             tap_prefix: "st".to_owned(),
         };
-        let (controllers, drifts) = Controllers::new(ports, &settings);
+        let (controllers, drifts) = Controllers::new(world, &settings);
         let (shutdown, stopping) = watch::channel(false);
         tasks.spawn(controllers.run(stopping));
         tasks.spawn(listen(world.clone(), drifts, store.clone()));

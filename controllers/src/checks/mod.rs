@@ -33,7 +33,7 @@ use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
 
-use crate::host::{Captured, Disks, Firewall, Forwarding, Images, Links, Machines, Snapshots};
+use crate::host::{Captured, Disks, Firewall, Forwarding, Host, Images, Links, Machines, Snapshots};
 use crate::host::{
     FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, PortRule, ProbeSeen,
     VmmState,
@@ -101,32 +101,29 @@ impl HostSnapshot {
     ///
     /// # Errors
     /// The first read that failed.
-    pub async fn read<H>(host: &H, tables: &[FirewallRules]) -> Result<Self, HostError>
-    where
-        H: Links + Firewall + Disks + Images + Machines + Snapshots,
-    {
-        let mut snapshot = Self { links: Links::list(host).await?, ..Self::default() };
-        snapshot.forwarding = host.forwarding().await?;
+    pub async fn read<H: Host>(host: &H, tables: &[FirewallRules]) -> Result<Self, HostError> {
+        let mut snapshot = Self { links: host.links().list().await?, ..Self::default() };
+        snapshot.forwarding = host.links().forwarding().await?;
         for rules in tables {
-            if let Some(seen) = Firewall::inspect(host, rules).await? {
+            if let Some(seen) = host.firewall().inspect(rules).await? {
                 snapshot.firewall.insert(rules.table.clone(), seen);
             }
         }
-        snapshot.disks = Disks::list(host).await?.into_iter().map(|disk| (disk.owner, disk.size)).collect();
-        snapshot.images = Images::list(host).await?.into_iter().collect();
-        for owner in Machines::list(host).await? {
-            if let Some(machine) = Machines::inspect(host, &owner).await? {
+        snapshot.disks = host.disks().list().await?.into_iter().map(|disk| (disk.owner, disk.size)).collect();
+        snapshot.images = host.images().list().await?.into_iter().collect();
+        for owner in host.machines().list().await? {
+            if let Some(machine) = host.machines().inspect(&owner).await? {
                 snapshot.machines.insert(owner.clone(), machine);
             }
-            if let Some(memory) = host.memory(&owner).await? {
+            if let Some(memory) = host.machines().memory(&owner).await? {
                 snapshot.memories.insert(owner.clone(), memory);
             }
-            if host.has_records(&owner).await? {
+            if host.machines().has_records(&owner).await? {
                 snapshot.records.insert(owner);
             }
         }
-        for uid in Snapshots::list(host).await? {
-            if let Some(captured) = Snapshots::inspect(host, &uid).await? {
+        for uid in host.snapshots().list().await? {
+            if let Some(captured) = host.snapshots().inspect(&uid).await? {
                 snapshot.snapshots.insert(uid, captured);
             }
         }

@@ -20,7 +20,7 @@ use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 
-use crate::host::{Disks, HostError};
+use crate::host::{Disks, Host, HostError};
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
@@ -28,8 +28,8 @@ pub use observe::{Observed, SourceSeen};
 
 /// Capabilities of the disk reconciler.
 #[derive(Debug)]
-pub struct DiskReconciler<D> {
-    pub disks: D,
+pub struct DiskReconciler<H> {
+    pub host: H,
     pub store: Store,
 }
 
@@ -41,7 +41,7 @@ pub enum Action {
     Remove { owner: Uid },
 }
 
-impl<D: Disks> Reconciler for DiskReconciler<D> {
+impl<H: Host> Reconciler for DiskReconciler<H> {
     type Kind = Disk;
     type Observed = Observed;
     type Action = Action;
@@ -56,11 +56,11 @@ impl<D: Disks> Reconciler for DiskReconciler<D> {
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {
         match action {
-            Action::Create { owner, size } => self.disks.create(owner, *size).await,
+            Action::Create { owner, size } => self.host.disks().create(owner, *size).await,
             Action::Copy { owner, snapshot, of, size } => {
-                self.disks.copy(owner, snapshot, of.as_ref(), *size).await
+                self.host.disks().copy(owner, snapshot, of.as_ref(), *size).await
             }
-            Action::Remove { owner } => self.disks.remove(owner).await,
+            Action::Remove { owner } => self.host.disks().remove(owner).await,
         }
     }
 
@@ -69,6 +69,6 @@ impl<D: Disks> Reconciler for DiskReconciler<D> {
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
-        Ok(self.disks.list().await?.into_iter().map(|file| file.owner).collect())
+        Ok(self.host.disks().list().await?.into_iter().map(|file| file.owner).collect())
     }
 }

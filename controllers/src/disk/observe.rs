@@ -6,7 +6,7 @@ use stead_schemas::names::Uid;
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
 use super::DiskReconciler;
-use crate::host::{DiskFile, Disks, HostError, Space};
+use crate::host::{DiskFile, Disks, Host, HostError, Space};
 
 /// The file, and the room for one while there is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,15 +27,15 @@ pub enum SourceSeen {
     Lost,
 }
 
-pub(super) async fn observe<D: Disks>(
-    reconciler: &DiskReconciler<D>,
+pub(super) async fn observe<H: Host>(
+    reconciler: &DiskReconciler<H>,
     uid: &Uid,
     object: Option<&Object<Disk>>,
 ) -> Result<Observed, HostError> {
-    let file = reconciler.disks.inspect(uid).await?;
+    let file = reconciler.host.disks().inspect(uid).await?;
     let space = match file {
         Some(_) => None,
-        None => Some(reconciler.disks.space().await?),
+        None => Some(reconciler.host.disks().space().await?),
     };
     let snapshot = object.and_then(|object| object.spec.source.as_ref());
     let source = snapshot.map(|snapshot| match reconciler.store.get::<Snapshot>(snapshot) {

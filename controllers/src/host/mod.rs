@@ -16,6 +16,7 @@ mod images;
 mod links;
 mod listeners;
 mod machines;
+mod ports;
 mod probes;
 mod snapshots;
 
@@ -31,5 +32,6 @@ pub use machines::{
     AdoptPlan, GuestPhase, GuestView, LaunchPlan, Machine, Machines, Memory, NetworkCard, SavedMemory,
     VmmState, VolumeDisk,
 };
+pub use ports::Host;
 pub use probes::{ProbePlan, ProbeSeen, Probes};
 pub use snapshots::{CapturePlan, Captured, Snapshots};

@@ -23,7 +23,7 @@ use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, ImageRef, Uid};
 use stead_schemas::references::Ref;
 
-use crate::host::{HostError, HostErrorKind, Images};
+use crate::host::{Host, HostError, HostErrorKind, Images};
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
@@ -47,8 +47,8 @@ const COLLECTOR: &str = "collector000000000000000";
 
 /// Capabilities of the image reconciler.
 #[derive(Debug)]
-pub struct ImageReconciler<I> {
-    pub images: I,
+pub struct ImageReconciler<H> {
+    pub host: H,
     pub store: Store,
 }
 
@@ -73,7 +73,7 @@ pub enum Action {
     },
 }
 
-impl<I: Images> Reconciler for ImageReconciler<I> {
+impl<H: Host> Reconciler for ImageReconciler<H> {
     type Kind = Image;
     type Observed = Observed;
     type Action = Action;
@@ -90,14 +90,16 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {
         match action {
-            Action::Fetch { owner, reference, digest } => self.images.fetch(owner, reference, digest).await,
-            Action::Convert { owner, digest } => self.images.convert(owner, digest).await,
-            Action::Forget { owner } => self.images.forget(owner).await.map_err(observe::local),
+            Action::Fetch { owner, reference, digest } => {
+                self.host.images().fetch(owner, reference, digest).await
+            }
+            Action::Convert { owner, digest } => self.host.images().convert(owner, digest).await,
+            Action::Forget { owner } => self.host.images().forget(owner).await.map_err(observe::local),
             Action::Remove { digest } => {
                 let (store, content) = (self.store.clone(), digest.clone());
                 // Asked again: an import or a tag may have come since it was observed.
                 let is_referenced = move || store.is_referred_to(&Ref::to_content(&content));
-                self.images.remove(digest, Box::new(is_referenced)).await.map_err(observe::local)
+                self.host.images().remove(digest, Box::new(is_referenced)).await.map_err(observe::local)
             }
         }
     }
@@ -120,7 +122,7 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
     /// Owners of what goes on, and, when there is content that nothing refers to, an id that is no image's:
     /// a pass of it collects and does nothing else.
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
-        let mut owners = self.images.owners().await?;
+        let mut owners = self.host.images().owners().await?;
         if !observe::unreferenced(self).await?.is_empty() {
             owners.extend(collector());
         }

@@ -6,7 +6,7 @@ use stead_schemas::names::{Digest, Uid};
 use stead_schemas::references::Ref;
 
 use super::ImageReconciler;
-use crate::host::{HostError, HostErrorKind, Images, Job, Resolved, StoredImage};
+use crate::host::{Host, HostError, HostErrorKind, Images, Job, Resolved, StoredImage};
 
 /// One look.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,12 +24,12 @@ pub struct Observed {
     pub left_over: Option<Uid>,
 }
 
-pub(super) async fn observe<I: Images>(
-    reconciler: &ImageReconciler<I>,
+pub(super) async fn observe<H: Host>(
+    reconciler: &ImageReconciler<H>,
     uid: &Uid,
     object: Option<&Object<Image>>,
 ) -> Result<Observed, HostError> {
-    let images = &reconciler.images;
+    let images = reconciler.host.images();
     let Some(object) = object.filter(|object| !object.meta.is_deleting()) else {
         let unreferenced = left_by(reconciler, object).await?;
         let left_over = images.is_busy(uid).await.then(|| uid.clone());
@@ -89,8 +89,8 @@ pub(super) fn recorded(object: &Object<Image>) -> Option<&Digest> {
 
 /// Content to be collected by the pass of an image that goes, which is its own, or of no image, which is any.
 /// The content on the host is listed only when there is something to collect.
-async fn left_by<I: Images>(
-    reconciler: &ImageReconciler<I>,
+async fn left_by<H: Host>(
+    reconciler: &ImageReconciler<H>,
     object: Option<&Object<Image>>,
 ) -> Result<Vec<Digest>, HostError> {
     let Some(object) = object else { return unreferenced(reconciler).await };
@@ -105,10 +105,8 @@ async fn left_by<I: Images>(
 }
 
 /// Content on disk, less everything that is referred to by specs and statuses as they are now.
-pub(super) async fn unreferenced<I: Images>(
-    reconciler: &ImageReconciler<I>,
-) -> Result<Vec<Digest>, HostError> {
-    let mut known = reconciler.images.known().await.map_err(local)?;
+pub(super) async fn unreferenced<H: Host>(reconciler: &ImageReconciler<H>) -> Result<Vec<Digest>, HostError> {
+    let mut known = reconciler.host.images().known().await.map_err(local)?;
     // After the listing: what appeared since is not in it, and what was in it had its reference then.
     known.retain(|digest| !reconciler.store.is_referred_to(&Ref::to_content(digest)));
     Ok(known)

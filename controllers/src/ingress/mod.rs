@@ -21,7 +21,7 @@ use stead_schemas::ingress::{Ingress, IngressRule, IngressStatus};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 
-use crate::host::{HostError, Listeners};
+use crate::host::{Host, HostError, Listeners};
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 
 pub use observe::Observed;
@@ -30,8 +30,8 @@ pub use routes::{Found, Routes};
 
 /// Capabilities of the ingress reconciler.
 #[derive(Debug)]
-pub struct IngressReconciler<N> {
-    pub listeners: N,
+pub struct IngressReconciler<H> {
+    pub host: H,
 }
 
 /// One step at a port.
@@ -41,7 +41,7 @@ pub enum Action {
     Open { owner: Uid, port: u16, rules: Vec<IngressRule> },
 }
 
-impl<N: Listeners> Reconciler for IngressReconciler<N> {
+impl<H: Host> Reconciler for IngressReconciler<H> {
     type Kind = Ingress;
     type Observed = Observed;
     type Action = Action;
@@ -55,7 +55,7 @@ impl<N: Listeners> Reconciler for IngressReconciler<N> {
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {
-        let Self { listeners } = self;
+        let listeners = self.host.listeners();
         match action {
             Action::Close { owner, port } => listeners.close(owner, *port).await,
             Action::Open { owner, port, rules } => listeners.open(owner, *port, rules).await,
@@ -67,7 +67,7 @@ impl<N: Listeners> Reconciler for IngressReconciler<N> {
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
-        self.listeners.list().await
+        self.host.listeners().list().await
     }
 }
 

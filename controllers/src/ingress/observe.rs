@@ -7,7 +7,7 @@ use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 
 use super::{IngressReconciler, by_port};
-use crate::host::{HostError, Listeners};
+use crate::host::{Host, HostError, Listeners};
 
 /// One look.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,12 +18,12 @@ pub struct Observed {
     pub taken: BTreeSet<u16>,
 }
 
-pub(super) async fn observe<N: Listeners>(
-    reconciler: &IngressReconciler<N>,
+pub(super) async fn observe<H: Host>(
+    reconciler: &IngressReconciler<H>,
     uid: &Uid,
     object: Option<&Object<Ingress>>,
 ) -> Result<Observed, HostError> {
-    let IngressReconciler { listeners } = reconciler;
+    let listeners = reconciler.host.listeners();
     let served = listeners.inspect(uid).await?;
     let wanted = object.filter(|object| !object.meta.is_deleting());
     let wanted = wanted.map(|object| by_port(&object.spec.rules)).unwrap_or_default();

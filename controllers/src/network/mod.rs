@@ -16,7 +16,9 @@ use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::{Cidr, Network, NetworkStatus};
 
-use crate::host::{Firewall, FirewallRules, Forwarding, HostError, LinkChange, LinkKind, LinkPlan, Links};
+use crate::host::{
+    Firewall, FirewallRules, Forwarding, Host, HostError, LinkChange, LinkKind, LinkPlan, Links,
+};
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
@@ -24,9 +26,8 @@ pub use observe::Observed;
 
 /// Capabilities of the network reconciler.
 #[derive(Debug)]
-pub struct NetworkReconciler<L, F> {
-    pub links: L,
-    pub firewall: F,
+pub struct NetworkReconciler<H> {
+    pub host: H,
     /// Read only: which networks share a table.
     pub store: Store,
 }
@@ -44,7 +45,7 @@ pub enum Action {
     RemoveFirewall { table: String },
 }
 
-impl<L: Links, F: Firewall> Reconciler for NetworkReconciler<L, F> {
+impl<H: Host> Reconciler for NetworkReconciler<H> {
     type Kind = Network;
     type Observed = Observed;
     type Action = Action;
@@ -58,7 +59,7 @@ impl<L: Links, F: Firewall> Reconciler for NetworkReconciler<L, F> {
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {
-        let Self { links, firewall, store: _ } = self;
+        let (links, firewall) = (self.host.links(), self.host.firewall());
         match action {
             Action::LoadFirewall(rules) => firewall.replace(rules).await,
             Action::CreateBridge { name, owner } => {
@@ -83,7 +84,7 @@ impl<L: Links, F: Firewall> Reconciler for NetworkReconciler<L, F> {
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
-        let links = self.links.list().await?.into_iter();
+        let links = self.host.links().list().await?.into_iter();
         Ok(links.filter(|link| link.kind == LinkKind::Bridge).map(|link| link.owner).collect())
     }
 }

@@ -5,7 +5,9 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::Network;
 
 use super::{NetworkReconciler, rules};
-use crate::host::{Firewall, FirewallSeen, Forwarding, HostError, Link, LinkKind, Links, Route, Routes};
+use crate::host::{
+    Firewall, FirewallSeen, Forwarding, Host, HostError, Link, LinkKind, Links, Route, Routes,
+};
 
 /// Bridge, tables, forwarding, and what stands against the subnet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,12 +24,12 @@ pub struct Observed {
     pub conflicts: Vec<Route>,
 }
 
-pub(super) async fn observe<L: Links, F: Firewall>(
-    reconciler: &NetworkReconciler<L, F>,
+pub(super) async fn observe<H: Host>(
+    reconciler: &NetworkReconciler<H>,
     uid: &Uid,
     object: Option<&Object<Network>>,
 ) -> Result<Observed, HostError> {
-    let NetworkReconciler { links, firewall, store } = reconciler;
+    let (links, firewall, store) = (reconciler.host.links(), reconciler.host.firewall(), &reconciler.store);
     let Some(object) = object else {
         let mut all = links.list().await?.into_iter();
         let bridge = all.find(|link| link.owner == *uid && link.kind == LinkKind::Bridge);

@@ -20,7 +20,7 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::{Network, Port, PortStatus};
 use stead_schemas::references::{Ref, Role};
 
-use crate::host::{Firewall, HostError, LinkChange, LinkKind, LinkPlan, Links, PortRule};
+use crate::host::{Firewall, Host, HostError, LinkChange, LinkKind, LinkPlan, Links, PortRule};
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Event, Store};
 
@@ -28,9 +28,8 @@ pub use observe::Observed;
 
 /// Capabilities of the port reconciler.
 #[derive(Debug)]
-pub struct PortReconciler<L, F> {
-    pub links: L,
-    pub firewall: F,
+pub struct PortReconciler<H> {
+    pub host: H,
     pub store: Store,
 }
 
@@ -46,7 +45,7 @@ pub enum Action {
     RemoveTap(LinkName),
 }
 
-impl<L: Links, F: Firewall> Reconciler for PortReconciler<L, F> {
+impl<H: Host> Reconciler for PortReconciler<H> {
     type Kind = Port;
     type Observed = Observed;
     type Action = Action;
@@ -60,7 +59,7 @@ impl<L: Links, F: Firewall> Reconciler for PortReconciler<L, F> {
     }
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {
-        let Self { links, firewall, store: _ } = self;
+        let (links, firewall) = (self.host.links(), self.host.firewall());
         match action {
             Action::CreateTap { name, owner } => {
                 let (name, owner) = (name.clone(), owner.clone());
@@ -80,7 +79,7 @@ impl<L: Links, F: Firewall> Reconciler for PortReconciler<L, F> {
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
-        let links = self.links.list().await?.into_iter();
+        let links = self.host.links().list().await?.into_iter();
         Ok(links.filter(|link| link.kind == LinkKind::Tap).map(|link| link.owner).collect())
     }
 }

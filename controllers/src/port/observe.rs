@@ -8,7 +8,7 @@ use stead_schemas::network::{Network, Port};
 
 use super::need::is_needed;
 use super::{PortReconciler, rule};
-use crate::host::{Firewall, HostError, Link, LinkKind, Links};
+use crate::host::{Firewall, Host, HostError, Link, LinkKind, Links};
 
 /// TAP, rule, and whether the network they belong to stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,12 +22,12 @@ pub struct Observed {
     pub has_rule: bool,
 }
 
-pub(super) async fn observe<L: Links, F: Firewall>(
-    reconciler: &PortReconciler<L, F>,
+pub(super) async fn observe<H: Host>(
+    reconciler: &PortReconciler<H>,
     uid: &Uid,
     object: Option<&Object<Port>>,
 ) -> Result<Observed, HostError> {
-    let PortReconciler { links, firewall, store } = reconciler;
+    let (links, firewall, store) = (reconciler.host.links(), reconciler.host.firewall(), &reconciler.store);
     let Some(object) = object else {
         // Without a record the rule is not known. It names a TAP that is gone and whose name, made
         // of the uid, never comes back, so it lets nobody send.

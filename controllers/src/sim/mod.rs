@@ -248,6 +248,19 @@ impl World {
     }
 }
 
+crate::host! { World, world:
+    Machines machines: World = *world;
+    Snapshots snapshots: World = *world;
+    Images images: World = *world;
+    Links links: World = *world;
+    Firewall firewall: World = *world;
+    Disks disks: World = *world;
+    Probes probes: World = *world;
+    Flows flows: World = *world;
+    Doors doors: World = *world;
+    Listeners listeners: World = *world;
+}
+
 impl Clock for World {
     fn now(&self) -> Timestamp {
         self.shown(self.time())

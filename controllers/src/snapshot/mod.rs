@@ -24,7 +24,7 @@ use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::snapshot::{Snapshot, SnapshotStatus};
 
-use crate::host::{CapturePlan, Disks, HostError, HostErrorKind, Machines, Snapshots};
+use crate::host::{CapturePlan, Host, HostError, HostErrorKind, Snapshots};
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
 
@@ -32,10 +32,8 @@ pub use observe::{Observed, Source};
 
 /// Capabilities of the snapshot reconciler.
 #[derive(Debug)]
-pub struct SnapshotReconciler<S, M, D> {
-    pub snapshots: S,
-    pub machines: M,
-    pub disks: D,
+pub struct SnapshotReconciler<H> {
+    pub host: H,
     pub store: Store,
     pub pools: Pools,
 }
@@ -65,7 +63,7 @@ pub enum Action {
     TendPool(Uid),
 }
 
-impl<S, M, D> SnapshotReconciler<S, M, D> {
+impl<H> SnapshotReconciler<H> {
     async fn expire(&self, uid: &Uid) -> Result<(), HostError> {
         let of_transaction = uid.clone();
         let expired = self.store.transact(move |tx| admission::delete(tx, &of_transaction)).await;
@@ -76,7 +74,7 @@ impl<S, M, D> SnapshotReconciler<S, M, D> {
     }
 }
 
-impl<S, M, D> SnapshotReconciler<S, M, D> {
+impl<H> SnapshotReconciler<H> {
     async fn tend(&self, uid: &Uid) -> Result<(), HostError> {
         let failed = |why: String| {
             HostError::new(HostErrorKind::Transient, "tend the pool of", uid.as_str()).because(why)
@@ -87,7 +85,7 @@ impl<S, M, D> SnapshotReconciler<S, M, D> {
     }
 }
 
-impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M, D> {
+impl<H: Host> Reconciler for SnapshotReconciler<H> {
     type Kind = Snapshot;
     type Observed = Observed;
     type Action = Action;
@@ -102,9 +100,9 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {
         match action {
-            Action::Capture(plan) => self.snapshots.capture(plan).await,
-            Action::Compress(uid, how) => self.snapshots.compress(uid, *how).await,
-            Action::Remove(uid) => self.snapshots.remove(uid).await,
+            Action::Capture(plan) => self.host.snapshots().capture(plan).await,
+            Action::Compress(uid, how) => self.host.snapshots().compress(uid, *how).await,
+            Action::Remove(uid) => self.host.snapshots().remove(uid).await,
             Action::Expire(uid) => self.expire(uid).await,
             Action::TendPool(uid) => self.tend(uid).await,
         }
@@ -119,6 +117,6 @@ impl<S: Snapshots, M: Machines, D: Disks> Reconciler for SnapshotReconciler<S, M
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
-        self.snapshots.list().await
+        self.host.snapshots().list().await
     }
 }

@@ -10,7 +10,7 @@ use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotSpe
 
 use super::SnapshotReconciler;
 use crate::host::{
-    CapturePlan, Captured, Disks, GuestPhase, HostError, Machine, Machines, Memory, Snapshots, Space,
+    CapturePlan, Captured, Disks, GuestPhase, Host, HostError, Machine, Machines, Memory, Snapshots, Space,
     VmmState,
 };
 use crate::store::Store;
@@ -46,12 +46,12 @@ pub enum Source {
     Gone,
 }
 
-pub(super) async fn observe<S: Snapshots, M: Machines, D: Disks>(
-    reconciler: &SnapshotReconciler<S, M, D>,
+pub(super) async fn observe<H: Host>(
+    reconciler: &SnapshotReconciler<H>,
     uid: &Uid,
     object: Option<&Object<Snapshot>>,
 ) -> Result<Observed, HostError> {
-    let captured = reconciler.snapshots.inspect(uid).await?;
+    let captured = reconciler.host.snapshots().inspect(uid).await?;
     let is_needed = is_needed(&reconciler.store, uid);
     let pool = pool(&reconciler.store, uid);
     let is_pool_due = object.is_some_and(|object| is_pool_due(object, pool.members));
@@ -71,8 +71,8 @@ pub(super) async fn observe<S: Snapshots, M: Machines, D: Disks>(
     let source = source(reconciler, &object.spec).await?;
     seen.source = Some(source);
     if source == Source::Capturable {
-        let needed = reconciler.snapshots.measure(&capture_plan(object)).await?;
-        seen.room = Some((needed, reconciler.disks.space().await?));
+        let needed = reconciler.host.snapshots().measure(&capture_plan(object)).await?;
+        seen.room = Some((needed, reconciler.host.disks().space().await?));
     }
     Ok(seen)
 }
@@ -140,8 +140,8 @@ fn is_pool_due(object: &Object<Snapshot>, members: u32) -> bool {
     }
 }
 
-async fn source<S, M: Machines, D>(
-    reconciler: &SnapshotReconciler<S, M, D>,
+async fn source<H: Host>(
+    reconciler: &SnapshotReconciler<H>,
     spec: &SnapshotSpec,
 ) -> Result<Source, HostError> {
     let Some(instance) = reconciler.store.get::<Instance>(&spec.source) else { return Ok(Source::Gone) };
@@ -150,11 +150,11 @@ async fn source<S, M: Machines, D>(
     if instance.meta.is_deleting() || !is_same {
         return Ok(Source::Gone);
     }
-    let machine = reconciler.machines.inspect(&spec.source).await?;
+    let machine = reconciler.host.machines().inspect(&spec.source).await?;
     Ok(match spec.kind {
         SnapshotKind::Stopped => stopped_source(&instance, machine.as_ref()),
         SnapshotKind::Standby => {
-            let memory = reconciler.machines.memory(&spec.source).await?;
+            let memory = reconciler.host.machines().memory(&spec.source).await?;
             standby_source(&instance, spec, machine.as_ref(), memory.as_ref())
         }
     })

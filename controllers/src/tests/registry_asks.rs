@@ -16,6 +16,7 @@ use crate::daemon::freed_image;
 use crate::host::{HostError, HostErrorKind, Images, Job, Layer, Resolved, StoredImage};
 use crate::image::{ImageReconciler, admission};
 use crate::runtime::{Drift, NoBoundary, Runner, RunnerConfig, SequentialIds, TokioClock};
+use crate::sim;
 use crate::store::{Kinds, MemoryKv, New, PlainSealer, Store};
 use crate::vm::tests::instance;
 
@@ -119,6 +120,26 @@ impl Images for Registry {
     }
 }
 
+/// A host whose images come from the counted registry.
+#[derive(Clone)]
+struct Asked {
+    images: Registry,
+    rest: sim::World,
+}
+
+crate::host! { Asked, host:
+    Machines machines: sim::World = host.rest;
+    Snapshots snapshots: sim::World = host.rest;
+    Images images: Registry = host.images;
+    Links links: sim::World = host.rest;
+    Firewall firewall: sim::World = host.rest;
+    Disks disks: sim::World = host.rest;
+    Probes probes: sim::World = host.rest;
+    Flows flows: sim::World = host.rest;
+    Doors doors: sim::World = host.rest;
+    Listeners listeners: sim::World = host.rest;
+}
+
 struct World {
     store: Store,
     registry: Registry,
@@ -134,7 +155,10 @@ impl World {
             Store::open(MemoryKv::new(), Arc::new(PlainSealer), clock.clone(), ids, kinds).expect("opened");
         tokio::spawn(writer.run(std::future::pending()));
         let registry = Registry::default();
-        let reconciler = ImageReconciler { images: registry.clone(), store: store.clone() };
+        let reconciler = ImageReconciler {
+            host: Asked { images: registry.clone(), rest: sim::World::new(1) },
+            store: store.clone(),
+        };
         let config = RunnerConfig::seeded(1);
         let runner = Runner::new(reconciler, store.clone(), clock, Arc::new(NoBoundary), config);
         let drift = runner.drift();

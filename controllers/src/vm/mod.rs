@@ -60,8 +60,7 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{Generation, StandbyNo};
 
 use crate::host::{
-    AdoptPlan, Doors, Flows, HostError, HostErrorKind, Images, LaunchPlan, Machines, NetworkCard, ProbePlan,
-    Probes,
+    AdoptPlan, Doors, Host, HostError, HostErrorKind, LaunchPlan, Machines, NetworkCard, ProbePlan, Probes,
 };
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
@@ -73,12 +72,8 @@ pub use volumes::VolumesSeen;
 
 /// Capabilities of the VM reconciler.
 #[derive(Debug)]
-pub struct Vms<M, I, P, C, W> {
-    pub machines: M,
-    pub images: I,
-    pub probes: P,
-    pub flows: C,
-    pub doors: W,
+pub struct Vms<H> {
+    pub host: H,
     pub store: Store,
 }
 
@@ -121,7 +116,7 @@ pub enum Action {
     HandOver(Uid),
 }
 
-impl<M, I, P, C, W> Vms<M, I, P, C, W> {
+impl<H> Vms<H> {
     /// Changes the wish, where it still is what was planned from.
     async fn wish(
         &self,
@@ -137,7 +132,7 @@ impl<M, I, P, C, W> Vms<M, I, P, C, W> {
     }
 }
 
-impl<M: Machines, I: Images, P: Probes, C: Flows, W: Doors> Reconciler for Vms<M, I, P, C, W> {
+impl<H: Host> Reconciler for Vms<H> {
     type Kind = Instance;
     type Observed = Observed;
     type Action = Action;
@@ -152,24 +147,24 @@ impl<M: Machines, I: Images, P: Probes, C: Flows, W: Doors> Reconciler for Vms<M
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {
         match action {
-            Action::Launch(plan) => self.machines.launch(plan).await,
-            Action::Configure(uid, config) => self.machines.configure(uid, config).await,
-            Action::Resume(uid) => self.machines.resume(uid).await,
-            Action::Pause(uid) => self.machines.pause(uid).await,
-            Action::Save(uid, standby) => self.machines.save(uid, *standby).await,
-            Action::Restore(plan) => self.machines.restore(plan).await,
-            Action::DiscardMemory(uid) => self.machines.discard_memory(uid).await,
-            Action::Compress(uid, how) => self.machines.compress_memory(uid, *how).await,
-            Action::Adopt(plan) => self.machines.adopt_memory(plan).await,
-            Action::Assume(uid, assumed) => self.machines.assume(uid, assumed).await,
-            Action::Reconnect(uid, tap) => self.machines.reconnect(uid, tap).await,
-            Action::Shutdown(uid) => self.machines.shutdown(uid).await,
-            Action::AcknowledgeExit(uid) => self.machines.acknowledge_exit(uid).await,
-            Action::Kill(uid) => self.machines.kill(uid).await,
-            Action::Release(uid) => self.machines.release(uid).await,
-            Action::DiscardRecords(uid) => self.machines.discard_records(uid).await,
-            Action::BeginProbe(plan) => self.probes.begin(plan).await,
-            Action::EndProbe(uid) => self.probes.end(uid).await,
+            Action::Launch(plan) => self.host.machines().launch(plan).await,
+            Action::Configure(uid, config) => self.host.machines().configure(uid, config).await,
+            Action::Resume(uid) => self.host.machines().resume(uid).await,
+            Action::Pause(uid) => self.host.machines().pause(uid).await,
+            Action::Save(uid, standby) => self.host.machines().save(uid, *standby).await,
+            Action::Restore(plan) => self.host.machines().restore(plan).await,
+            Action::DiscardMemory(uid) => self.host.machines().discard_memory(uid).await,
+            Action::Compress(uid, how) => self.host.machines().compress_memory(uid, *how).await,
+            Action::Adopt(plan) => self.host.machines().adopt_memory(plan).await,
+            Action::Assume(uid, assumed) => self.host.machines().assume(uid, assumed).await,
+            Action::Reconnect(uid, tap) => self.host.machines().reconnect(uid, tap).await,
+            Action::Shutdown(uid) => self.host.machines().shutdown(uid).await,
+            Action::AcknowledgeExit(uid) => self.host.machines().acknowledge_exit(uid).await,
+            Action::Kill(uid) => self.host.machines().kill(uid).await,
+            Action::Release(uid) => self.host.machines().release(uid).await,
+            Action::DiscardRecords(uid) => self.host.machines().discard_records(uid).await,
+            Action::BeginProbe(plan) => self.host.probes().begin(plan).await,
+            Action::EndProbe(uid) => self.host.probes().end(uid).await,
             Action::Expire(uid) => self.wish("delete the expired instance", uid, admission::expire).await,
             Action::StandBy(uid, generation) => {
                 let generation = *generation;
@@ -181,9 +176,9 @@ impl<M: Machines, I: Images, P: Probes, C: Flows, W: Doors> Reconciler for Vms<M
                 let wake = move |tx: &mut Tx<'_>, uid: &Uid| waking::wake(tx, uid, standby, by);
                 self.wish("wake", uid, wake).await
             }
-            Action::Watch(uid, card) => self.doors.watch(uid, card).await,
-            Action::Unwatch(uid) => self.doors.unwatch(uid).await,
-            Action::HandOver(uid) => self.doors.hand_over(uid).await,
+            Action::Watch(uid, card) => self.host.doors().watch(uid, card).await,
+            Action::Unwatch(uid) => self.host.doors().unwatch(uid).await,
+            Action::HandOver(uid) => self.host.doors().hand_over(uid).await,
         }
     }
 
@@ -203,8 +198,8 @@ impl<M: Machines, I: Images, P: Probes, C: Flows, W: Doors> Reconciler for Vms<M
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
-        let mut owned = self.machines.list().await?;
-        owned.extend(self.probes.list().await?);
+        let mut owned = self.host.machines().list().await?;
+        owned.extend(self.host.probes().list().await?);
         owned.sort();
         owned.dedup();
         Ok(owned)

@@ -15,7 +15,7 @@ use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 use super::Vms;
 use super::volumes::{self, VolumesSeen};
 use crate::host::{
-    Age, Door, Doors, Flows, HostError, HostErrorKind, Images, Inbound, Machine, Machines, Memory,
+    Age, Door, Doors, Flows, Host, HostError, HostErrorKind, Images, Inbound, Machine, Machines, Memory,
     NetworkCard, ProbeSeen, Probes, VmmState,
 };
 
@@ -96,20 +96,20 @@ const ETHERNET_MTU: u32 = 1500;
 /// Least size that each IPv4 host takes, in bytes (RFC 791).
 const MTU_MIN: u16 = 576;
 
-pub(super) async fn observe<M: Machines, I: Images, P: Probes, C: Flows, W: Doors>(
-    vms: &Vms<M, I, P, C, W>,
+pub(super) async fn observe<H: Host>(
+    vms: &Vms<H>,
     uid: &Uid,
     object: Option<&Object<Instance>>,
 ) -> Result<Observed, HostError> {
-    let machine = vms.machines.inspect(uid).await?;
-    let has_records = vms.machines.has_records(uid).await?;
-    let memory = vms.machines.memory(uid).await?;
-    let probe = vms.probes.inspect(uid).await?;
+    let machine = vms.host.machines().inspect(uid).await?;
+    let has_records = vms.host.machines().has_records(uid).await?;
+    let memory = vms.host.machines().memory(uid).await?;
+    let probe = vms.host.probes().inspect(uid).await?;
     let parts = match object {
         Some(object) if !object.meta.is_deleting() => parts(vms, object).await?,
         _ => Parts::default(),
     };
-    let door = vms.doors.inspect(uid).await?;
+    let door = vms.host.doors().inspect(uid).await?;
     let inbound = match object {
         Some(object) if is_counted(object) => match &machine {
             Some(machine) => inbound(vms, &parts, age(object, machine)).await,
@@ -133,28 +133,21 @@ fn age(object: &Object<Instance>, machine: &Machine) -> Age {
 }
 
 /// A failure to see is an observation too: it must not hide what else there is.
-async fn inbound<M, I, P, C: Flows, W>(
-    vms: &Vms<M, I, P, C, W>,
-    parts: &Parts,
-    age: Age,
-) -> Option<Result<Inbound, Blind>> {
+async fn inbound<H: Host>(vms: &Vms<H>, parts: &Parts, age: Age) -> Option<Result<Inbound, Blind>> {
     let address = parts.port.as_ref()?.card.address;
     let blind = |error: HostError| Blind {
         message: error.chain(),
         is_unsupported: error.kind == HostErrorKind::Unsupported,
     };
-    Some(vms.flows.inbound(address, age).await.map_err(blind))
+    Some(vms.host.flows().inbound(address, age).await.map_err(blind))
 }
 
-async fn parts<M: Machines, I: Images, P, C, W>(
-    vms: &Vms<M, I, P, C, W>,
-    object: &Object<Instance>,
-) -> Result<Parts, HostError> {
+async fn parts<H: Host>(vms: &Vms<H>, object: &Object<Instance>) -> Result<Parts, HostError> {
     let allocated = &object.spec.allocated;
     let (image_ready, image_trouble) =
         image(vms.store.get::<Image>(&allocated.image).as_deref(), object.spec.pull);
     let pinned = match &object.status.image_digest {
-        Some(digest) => vms.images.inspect(digest).await?,
+        Some(digest) => vms.host.images().inspect(digest).await?,
         None => None,
     };
     let disk = vms.store.get::<Disk>(&allocated.disk);
@@ -176,7 +169,7 @@ fn disk_trouble(disk: &Object<Disk>) -> Option<String> {
     Some(ready.message.clone()).filter(|message| !message.is_empty())
 }
 
-fn origin_seen<M, I, P, C, W>(vms: &Vms<M, I, P, C, W>, uid: &Uid) -> OriginSeen {
+fn origin_seen<H: Host>(vms: &Vms<H>, uid: &Uid) -> OriginSeen {
     let Some(snapshot) = vms.store.get::<Snapshot>(uid) else {
         return if vms.store.is_unreadable(uid) { OriginSeen::Unreadable } else { OriginSeen::Gone };
     };
@@ -234,7 +227,7 @@ fn not_asked_yet(image: &Object<Image>) -> (Reason, String) {
     }
 }
 
-fn port<M, I, P, C, W>(vms: &Vms<M, I, P, C, W>, uid: &Uid) -> Option<PortSeen> {
+fn port<H: Host>(vms: &Vms<H>, uid: &Uid) -> Option<PortSeen> {
     let port = vms.store.get::<Port>(uid)?;
     let network = vms.store.get::<Network>(&port.spec.network)?;
     let spec = &port.spec;
