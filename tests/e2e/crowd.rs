@@ -20,6 +20,9 @@ const VOLUMES: usize = 30;
 /// For the crowd to have come on a busy machine.
 const ARRIVAL: Duration = Duration::from_secs(120);
 
+/// The most memory that the daemon may take whatever its clients do, in KiB. Debug builds take more than releases.
+const MEMORY_MAX_KIB: u64 = 256 << 10;
+
 /// The largest amount of memory that the daemon has had, in KiB.
 fn peak(site: &Site) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", site.daemon_pid())).expect("it lives");
@@ -108,6 +111,7 @@ fn a_crowd_of_hostile_clients_and_a_hostile_registry_lose_an_honest_client_nothi
         let (peak, counts) = (peak(&site), crowd.counts());
         eprintln!("crowd: {counts:?} connections and answers; {before} KiB before, {peak} KiB at most");
         eprintln!("slowest write and read, 99 of 100: {quiet:?} before, {crowded:?} beside the crowd");
+        assert!(peak < MEMORY_MAX_KIB, "the daemon took {peak} KiB");
         // A power cut in the midst of it, and a start.
         site.kill().await;
         site.start().await;
