@@ -415,7 +415,10 @@ fn every_limit_is_used() {
 #[test]
 fn every_port_has_a_simulation() {
     let all = sources();
-    let ports = all.iter().filter(|file| file.path.starts_with("controllers/src/host/")).flat_map(|file| {
+    // `Host` is no port: it has one of each.
+    let is_port =
+        |file: &&Source| file.path.starts_with("controllers/src/host/") && !file.path.ends_with("/ports.rs");
+    let ports = all.iter().filter(is_port).flat_map(|file| {
         file.text
             .lines()
             .filter_map(|line| line.strip_prefix("pub trait ")?.split(':').next())
