@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 pub use super::scope::Scope;
+use super::token_signing;
 use super::{ApiError, ApiState};
 
 /// Who a token that names an audience has to be for.
@@ -56,6 +57,7 @@ struct Key {
 
 impl Key {
     fn new(secret: &[u8]) -> Self {
+        token_signing::install();
         let id = hex::encode(&Sha256::digest(secret)[..KEY_ID_BYTES]);
         Self { id, encoding: EncodingKey::from_secret(secret), decoding: DecodingKey::from_secret(secret) }
     }

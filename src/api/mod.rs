@@ -33,6 +33,7 @@ mod stat;
 mod stats;
 mod system;
 mod table;
+mod token_signing;
 pub mod tokens;
 mod volumes;
 mod wait;
