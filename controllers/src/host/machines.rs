@@ -32,7 +32,7 @@ pub struct Machine {
     /// The launch of the instance that this machine belongs to.
     pub launch: LaunchId,
     pub launched_at: Timestamp,
-    /// Since when this daemon hears what the guest says; before, nobody may have.
+    /// Time since which this daemon receives the guest's messages; earlier messages may have been lost.
     pub listening_since: Timestamp,
     /// True if the far end of the machine's network card is gone: its TAP was removed while it was attached.
     /// A TAP that was created since under the same name is a different interface.
@@ -229,11 +229,11 @@ pub trait Machines: Send + Sync + 'static {
     /// Saves the memory of a paused VM durably; the VM stays paused. If the save fails, the VM is resumed,
     /// and the part that was saved has no value.
     fn save(&self, owner: &Uid, standby: StandbyNo) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Starts a VMM from the saved memory and leaves it paused; the memory stays saved. After a
-    /// crash in between, `inspect` shows a `Created` VMM. Permanent when no retry can help: a memory goes
-    /// on only on the hypervisor that it was saved of.
+    /// Starts a VMM from the saved memory and leaves it paused; the memory stays saved. After a crash during
+    /// the call, `inspect` shows a `Created` VMM. The error is Permanent if no retry can help: a memory can
+    /// continue only on the hypervisor that it was saved from.
     fn restore(&self, plan: &LaunchPlan) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Has the saved memory be none, in one step, durably; then its files go.
+    /// Marks the saved memory as discarded in one durable step, and then removes its files.
     fn discard_memory(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Makes the memory of a snapshot the owner's saved memory, durably, and shares its pages. The error is
     /// Missing if the snapshot has no memory, and Permanent if that memory is damaged.

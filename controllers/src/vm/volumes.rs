@@ -1,4 +1,4 @@
-//! Volumes of an instance: whether their disks are there, and how its VM and its guest are given them.
+//! Volumes of an instance: whether their disks exist, and how its VM and its guest receive them.
 
 use stead_schemas::condition::{self, Condition, ConditionType};
 use stead_schemas::disk::Disk;
@@ -12,12 +12,12 @@ use stead_schemas::volume::{Access, Volume, VolumeMount};
 use crate::host::VolumeDisk;
 use crate::store::Store;
 
-/// The disks, as far as they are there.
+/// The volume disks, as far as they exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumesSeen {
-    /// Of each mount the volume's, and then what is written over it.
+    /// The disks of each mount: first the volume's disk, then the disk for the writes over it.
     pub disks: Vec<VolumeDisk>,
-    /// Why a VM cannot have them yet.
+    /// The reason why a VM cannot use the disks yet.
     pub trouble: Option<String>,
 }
 
