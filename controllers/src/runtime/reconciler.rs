@@ -48,7 +48,7 @@ pub enum Plan<A> {
     Record(Record),
     /// No step is due until something changes, or until a time.
     Wait(Wait),
-    /// The wish cannot be carried out; only a change of wish or host can help.
+    /// The spec cannot be carried out; only a change of the spec or the host can help.
     Refuse(Refusal),
 }
 

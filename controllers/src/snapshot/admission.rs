@@ -25,7 +25,7 @@ pub struct Wish {
     pub name: Option<Name>,
     pub tags: Tags,
     pub purpose: SnapshotPurpose,
-    /// The compression; `None` leaves the memory uncompressed.
+    /// The compression of the memory; `None` leaves the memory as it is.
     pub compression: Option<Compression>,
     /// Number of forks to hold ready.
     pub pool: u32,

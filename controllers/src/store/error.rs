@@ -81,7 +81,7 @@ pub struct Claimed {
 /// The reason why a transaction failed: its own closure refused it, or it was not stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TransactError<E> {
-    /// The closure's own error; nothing was staged.
+    /// The closure returned an error; nothing was staged.
     #[error("refused")]
     Refused(E),
     #[error(transparent)]
