@@ -35,7 +35,7 @@ pub trait Doors: Send + Sync + 'static {
     /// Listens in place of the VM at its card. Returns `Ok` if the card is watched already. The error is
     /// Missing if the card does not exist, and Conflict if the VM itself is attached to it.
     fn watch(&self, owner: &Uid, card: &NetworkCard) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Leaves the card to the VM and keeps the packets that were kept. The card is free when this call
+    /// Leaves the card to the VM and retains the packets that were kept. The card is free when this call
     /// returns.
     fn unwatch(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Delivers the kept packets to the running VM; afterwards no packet is kept.

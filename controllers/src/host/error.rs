@@ -1,4 +1,4 @@
-//! One error type for all ports: the operation, its subject, and the kind of the failure.
+//! The error type of all ports: the operation, its subject, and the kind of the failure.
 //!
 //! The kind alone decides the retry (`runtime`), so adapters choose it with care.
 

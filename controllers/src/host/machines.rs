@@ -98,7 +98,7 @@ pub enum GuestPhase {
     Exited,
 }
 
-/// Everything that a VMM needs, with all references resolved.
+/// The parameters of a VMM, with all references resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchPlan {
     pub owner: Uid,

@@ -11,7 +11,7 @@ use stead_schemas::names::{LinkName, Uid};
 
 use super::HostError;
 
-/// Everything that a probe needs.
+/// The parameters of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbePlan {
     pub owner: Uid,

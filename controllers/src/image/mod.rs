@@ -79,7 +79,7 @@ impl<I: Images> Reconciler for ImageReconciler<I> {
     type Observed = Observed;
     type Action = Action;
 
-    /// Only content on disk is success: work in the background may still fail.
+    /// False, because only content on disk is success: work in the background may still fail.
     const WAITS_ARE_PROGRESS: bool = false;
     async fn observe(&self, uid: &Uid, object: Option<&Object<Image>>) -> Result<Observed, HostError> {
         observe::observe(self, uid, object).await

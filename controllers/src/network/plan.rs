@@ -15,7 +15,7 @@ use crate::runtime::{Desired, Plan, Refusal, Wait};
 /// pass does.
 const PREDECESSOR_WAIT: Duration = Duration::from_secs(1);
 
-/// Number of foreign addresses that one round removes; the next round removes further ones.
+/// Greatest number of foreign addresses that one round removes; the next round removes more.
 const ADDRESSES_AT_ONCE: usize = 16;
 
 pub(super) fn plan(desired: &Desired<'_, Network>, seen: &Observed, now: Timestamp) -> Plan<Action> {

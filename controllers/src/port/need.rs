@@ -8,7 +8,7 @@ use stead_schemas::instance::{Instance, State};
 use stead_schemas::meta::Object;
 use stead_schemas::network::Port;
 
-/// True if a VM is there or should be, or if connections wake one in standby.
+/// True if a VM exists or should exist, or if connections should wake a VM in standby.
 pub(super) fn is_needed(instance: &Object<Instance>) -> bool {
     let is_up = !matches!(instance.status.state, State::Stopped | State::Standby);
     let is_waking = instance.spec.auto_standby.as_ref().is_some_and(|policy| policy.is_waking());

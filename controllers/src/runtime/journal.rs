@@ -27,7 +27,7 @@ pub enum Entry<'a> {
 }
 
 /// Receives the entries of passes. It is called between the steps of a pass, so it must not block for long.
-/// Its failures do not affect the pass.
+/// Failures of the journal do not affect the pass.
 pub trait Journal: Send + Sync + 'static {
     fn tell(&self, subject: Subject<'_>, entry: Entry<'_>);
 }

@@ -43,7 +43,7 @@ impl Moment {
         }
     }
 
-    /// Returns the time since the stored one, as [`Self::since`] counts it.
+    /// Returns the time since the stored time, as [`Self::since`] counts it.
     #[must_use]
     pub fn elapsed(self, stored: Timestamp) -> Duration {
         self.at.duration_since(self.since(stored)).try_into().unwrap_or_default()

@@ -1,11 +1,11 @@
-//! One pass over one key: load, observe, plan, act, observe again, write the status.
+//! A pass over a key: load, observe, plan, act, observe again, write the status.
 //!
 //! ```text
 //! load -> observe -> plan -> Converged / Wait / Refuse ------------------> status
 //!   ^        ^ \       \-> Record: status ---\
 //!   \--------|--\---------------------------/   up to PASS_RECORDS_MAX times
 //!            ^ \       \-> Act: steps in order, stop at the first error -\
-//!            |  \-> the wish is another by now: the next pass plans ------> status
+//!            |  \-> the spec has changed by now: the next pass plans -----> status
 //!            \------------ up to PASS_ROUNDS_MAX rounds -----------------/
 //! ```
 //! Guarantees: a pass takes one host step at a time. After the last step or an error the host is observed

@@ -84,7 +84,7 @@ pub struct PassEnd {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Converged,
-    /// Steps were taken and more remain, or the effects of the last ones are still to be observed.
+    /// Steps were taken and more remain, or the effects of the last steps are still to be observed.
     Acting,
     Recording(Record),
     Waiting(Wait),
@@ -152,7 +152,7 @@ pub trait Reconciler: Send + Sync + 'static {
         end: &PassEnd,
     ) -> <Self::Kind as Kind>::Status;
 
-    /// Describes for people what a new status reports beyond the one before.
+    /// Describes for people what a new status reports in addition to the status before.
     fn remarks(object: &Object<Self::Kind>, next: &<Self::Kind as Kind>::Status) -> Vec<String> {
         let _ = (object, next);
         Vec::new()

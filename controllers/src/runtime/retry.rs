@@ -4,7 +4,7 @@
 //! |------------------------------|-------------------------------------------|
 //! | Transient, Conflict, Missing | 100 ms, doubling to 30 s                  |
 //! | Exhausted, Denied            | 1 s, doubling to 5 min                    |
-//! | Unsupported, Permanent       | 5 min (a change of the wish comes sooner) |
+//! | Unsupported, Permanent       | 5 min (a change of the spec comes sooner) |
 //!
 //! Guarantees: delays are capped, shortened by up to a quarter by a seeded source (so that keys that failed
 //! together are not retried together), and restart after progress.

@@ -194,7 +194,7 @@ async fn start_due<'a, R: Reconciler>(
     }
 }
 
-/// Runs a pass and catches its panic. No other code catches panics of a reconciler.
+/// Runs a pass and catches its panic. No other code catches panics of a pass.
 fn contained<'a, R: Reconciler>(pass: &'a Pass<'a, R>, uid: Uid, failures: u32) -> BoxFuture<'a, Ended> {
     Box::pin(async move {
         let begun = pass.clock.read().at();

@@ -23,16 +23,16 @@ pub(super) enum Signal {
     Changed(Vec<Uid>),
     /// The host may have changed.
     Drifted(Uid),
-    /// Every object may have changed, and also anything else of this kind on the host.
+    /// All objects may have changed, and also anything else of this kind on the host.
     Everything(Cause),
 }
 
-/// The reason why everything is observed. It decides how much that says about a single object.
+/// The reason why everything is observed. The reason decides how a single object is scheduled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
     /// Changes of the store were missed: any object may have changed.
     Missed,
-    /// A monitor of the host cannot say what changed.
+    /// A monitor of the host cannot tell what changed.
     Drift,
     /// The resync is due.
     Resync,

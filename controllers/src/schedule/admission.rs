@@ -21,8 +21,8 @@ pub const NO_SCHEDULE: &str = "the instance has no snapshot schedule";
 /// Sets the schedule of an instance: creates it, or changes the existing one. The runs are counted anew if
 /// the interval changes.
 ///
+/// # Errors
 /// Returns an error if there is no such instance, or no room for another object.
-/// When there is no such instance, or no room for another object.
 pub fn put(
     tx: &mut Tx<'_>,
     instance: &Uid,

@@ -10,7 +10,7 @@ use super::observe::{Observed, Source, Taken};
 use super::{Action, TakePlan};
 use crate::runtime::{Desired, Moment, Plan, Record, Wait, after};
 
-/// Number of deletions in one pass; the next pass continues.
+/// Greatest number of deletions in one pass; the next pass continues.
 const PRUNED_AT_ONCE: usize = 16;
 const DEFAULT_PREFIX: &str = "scheduled";
 

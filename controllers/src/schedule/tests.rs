@@ -152,7 +152,7 @@ fn the_status_tells_runs_errors_and_the_next_look() {
     assert_eq!((now.last_snapshot.clone(), now.last_error.clone()), (Some(uid("t1")), None));
     assert_eq!(now.next_look, Some(due(2)));
     object.status = now;
-    // The snapshot becomes too old before the next one is due.
+    // The snapshot becomes too old before the next snapshot is due.
     let now = after_pass(&object, &seen(UP, &[taken(1, Ready), taken(2, Ready)]), 22, Outcome::Converged);
     assert_eq!(now.next_look, Some(due(1) + SignedDuration::from_mins(15)));
     // A failure is reported, and stays reported after its snapshot is gone.

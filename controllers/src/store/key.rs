@@ -8,7 +8,7 @@
 //! o/<kind>/<uid>            an object
 //! n/<kind>/<uid>/<name>     a live object's name
 //! c/<table>/<uid>/<value>   a claim of an object on a value
-//! m/revision                the last revision given out
+//! m/revision                the last revision that was used
 //! ```
 
 use std::borrow::Cow;

@@ -154,7 +154,7 @@ impl Loading<'_> {
             if is_unreadable && !table.names.contains_key(&name) {
                 table.names.insert(name, uid);
             } else {
-                suspect.insert(key(kind, &uid, &name)); // Of no live object: removed.
+                suspect.insert(key(kind, &uid, &name)); // No live object has it: removed.
             }
         }
         newest

@@ -19,7 +19,7 @@ pub enum KvFault {
     Full,
     /// The write failed and nothing was stored.
     Io,
-    /// Everything was stored, although an error is returned.
+    /// All data was stored, although an error is returned.
     IoAfterStoring,
 }
 

@@ -380,7 +380,7 @@ impl Stage {
             if let Key::Object { kind, uid } = key
                 && self.is_unreadable(kind, uid)
             {
-                continue; // Its bytes are all there is of it; nothing may replace them.
+                continue; // The bytes on disk are the only copy; no write may replace them.
             }
             let text = key.to_string();
             let value = self.value(key, &text, sealer)?;

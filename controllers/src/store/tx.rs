@@ -28,7 +28,7 @@ use crate::runtime::Ids;
 /// A new object.
 #[derive(Debug, Clone)]
 pub struct New<K: Kind> {
-    /// The uid; `None` draws one. It is given if another step of the transaction needs it first.
+    /// The uid; `None` draws a new uid. It is given if another step of the transaction needs it first.
     pub uid: Option<Uid>,
     pub name: Name,
     pub tags: Tags,

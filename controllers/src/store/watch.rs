@@ -25,7 +25,7 @@ pub enum Change {
     Created,
     /// The spec, the tags, the deletion mark or the finalizers changed.
     Updated,
-    /// Only the status changed.
+    /// The status changed, and nothing else.
     StatusUpdated,
     Deleted,
 }
@@ -142,7 +142,7 @@ impl Watch {
         Ok(Self { ring, latest, kind, cursor: from })
     }
 
-    /// Returns the next event and waits for one if needed.
+    /// Returns the next event and waits for it if needed.
     ///
     /// # Errors
     /// Returns [`TooOld`] if events were lost to this watch. The caller must list again and start a new

@@ -24,7 +24,7 @@ pub(super) fn goal(desired: &Desired<'_, Instance>) -> Goal {
 /// The actual state of an instance's VM, compared with its goal.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Situation<'a> {
-    /// Neither a VM nor memory exists.
+    /// No VM and no memory exist.
     Nothing,
     /// No VM exists, and the memory cannot be used: it is from another run or standby, or its save was cut
     /// short.

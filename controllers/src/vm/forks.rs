@@ -326,13 +326,13 @@ fn begin_at(
         hypervisor: goal.hypervisor,
         power_by: PowerCause::Client,
         hold_until: None,
-        // Of a standby of the source: here it would only part what is shared.
+        // The compression belongs to a standby of the source: for the fork it would only separate shared pages.
         compression: None,
         power_since: tx.now(),
         run,
         standby,
         is_forced: false,
-        // The source's end is its own.
+        // The source's expiry does not apply to the fork.
         expires_at: None,
         origin: Some(origin(snapshot, standby, run, goal.power, true)),
         volumes,

@@ -35,7 +35,7 @@ pub(super) enum Follows {
     Nothing,
     /// The policy asks for another launch, but allows no more attempts.
     NoMore,
-    /// Another launch follows, after this number of attempts in a row.
+    /// A further launch follows, after this number of attempts in a row.
     Restart { attempts: u32 },
 }
 

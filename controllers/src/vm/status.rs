@@ -241,7 +241,7 @@ fn record_times(
     }
 }
 
-/// Sets Ready only if the program runs: for a converged instance that is down, the condition says so and why.
+/// Sets Ready only if the program runs: for a converged instance that is down, the condition reports it and the reason.
 fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Moment) {
     let is_down = condition::is_ready(&status.conditions) && status.state != State::Running;
     if !is_down {

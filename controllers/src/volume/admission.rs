@@ -22,7 +22,7 @@ use crate::store::{New, Tx, TxError, absent};
 pub enum VolumeRefused {
     #[error("{0}")]
     NotFound(String),
-    /// The request names a volume that does not exist, other than the object of its path.
+    /// The request refers to a volume that does not exist and that is not the object of its path.
     #[error("there is no volume {0:?}")]
     NoSuchVolume(String),
     #[error("a volume named {0} exists already")]
@@ -149,7 +149,7 @@ pub fn check_free(
     instance: &Uid,
     is_writing: bool,
 ) -> Result<(), VolumeRefused> {
-    // An instance that is being deleted no longer counts as a user; its VM ends before another one starts.
+    // An instance that is being deleted no longer counts as a user; its VM ends before another VM starts.
     let is_other = |other: &Object<Instance>| other.meta.uid != *instance && !other.meta.is_deleting();
     let clashes = [(Role::Writes, "written to"), (Role::Reads, "read")];
     for (role, how) in clashes.into_iter().filter(|(role, _)| is_writing || *role == Role::Writes) {

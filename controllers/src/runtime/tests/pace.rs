@@ -73,7 +73,7 @@ async fn more_drift_than_the_queue_holds_is_still_healed() {
     for _ in 0..stead_schemas::limits::DRIFT_QUEUE_MAX {
         drift.object(stray.clone());
     }
-    drift.object(uid.clone()); // Does not fit.
+    drift.object(uid.clone()); // The queue is full: this does not fit.
     world.pass_time(SOON).await;
     assert_eq!(world.lamps.bench().lamps.get(&uid), Some(&7));
 }

@@ -1,4 +1,4 @@
-//! From the goal and the situation to the next step: the life-cycle table of a VM.
+//! The life-cycle table of a VM: from the goal and the situation to the next step.
 
 mod fork;
 mod launch;
