@@ -58,7 +58,7 @@ fn plan_graceful(object: &Object<Instance>, machine: &Machine, seen: &Observed, 
         (GuestPhase::Silent, true) => {
             return wait(Reason::Converging, "the guest is not heard yet", Some(deadline));
         }
-        // The guest accepts the request to end only after it has its configuration.
+        // The guest accepts a request to end only with the token that its configuration brings.
         (GuestPhase::AwaitingConfig, true) => return plan_configure(object, seen),
         (GuestPhase::Silent | GuestPhase::AwaitingConfig, false) => return act(Action::Kill(uid())),
         (GuestPhase::Configured | GuestPhase::Ready | GuestPhase::Exited, _) => {}
