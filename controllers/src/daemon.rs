@@ -1,8 +1,8 @@
-//! All reconcilers together: who is woken by whose changes. The real daemon and the simulated one
-//! run the same.
+//! All reconcilers together, and the mapping from changes to the reconcilers that they wake. The real daemon
+//! and the simulated one run the same code.
 //!
-//! Reconcilers never call each other: a disk's new status wakes the instance that owns it, an
-//! image's wakes the instances that refer to it, a network's wakes its ports.
+//! Reconcilers never call each other: a new status of a disk wakes the instance that owns it, a new status of
+//! an image wakes the instances that refer to it, and a new status of a network wakes its ports.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ use crate::store::{Event, Store};
 use crate::vm::{Vms, forks};
 use crate::volume::VolumeReconciler;
 
-/// Where monitors of the host report, by kind.
+/// The handles by which monitors of the host report changes, by kind.
 #[derive(Debug, Clone)]
 pub struct Drifts {
     pub images: Drift,
@@ -44,7 +44,7 @@ pub struct Drifts {
     pub ingresses: Drift,
 }
 
-/// What all runners share.
+/// The settings that all runners share.
 #[derive(Clone)]
 pub struct Settings {
     pub store: Store,
@@ -53,7 +53,7 @@ pub struct Settings {
     pub journal: Arc<dyn Journal>,
     pub resync: Duration,
     pub seed: u64,
-    /// Of TAPs that reconcilers ask for: those of pools.
+    /// Prefix of the names of TAPs that reconcilers request, which are those of pooled instances.
     pub tap_prefix: String,
 }
 
@@ -63,7 +63,7 @@ impl std::fmt::Debug for Settings {
     }
 }
 
-/// Starts one runner, which ends after the watch says true.
+/// A function that starts one runner. The runner ends after the watch becomes true.
 type Run = Box<dyn FnOnce(watch::Receiver<bool>) -> BoxFuture<'static, ()> + Send>;
 
 /// The runners of every kind, ready to run.
@@ -129,7 +129,7 @@ impl Controllers {
         (Self { runners }, drifts)
     }
 
-    /// Runs until `shutdown` says true, then lets running passes end.
+    /// Runs until `shutdown` becomes true, and then lets running passes end.
     pub async fn run(self, shutdown: watch::Receiver<bool>) {
         join_all(self.runners.into_iter().map(|run| run(shutdown.clone()))).await;
     }
@@ -151,14 +151,14 @@ fn pools(settings: &Settings) -> Pools {
 fn boxed<R: Reconciler>(runner: Runner<R>) -> Run {
     Box::new(|mut shutdown| {
         Box::pin(runner.run(async move {
-            // A dropped sender means the same as a word from it.
+            // A dropped sender has the same meaning as `true`.
             drop(shutdown.wait_for(|&is_over| is_over).await);
         }))
     })
 }
 
-/// A pass that collects, when a change left content behind that nothing points at any more. An image that is
-/// being deleted removes its content itself.
+/// Returns the collecting pass if a change left content behind that no object refers to any more. An image
+/// that is being deleted removes its content itself.
 pub(crate) fn freed_image(store: &Store, event: &Event) -> Vec<Uid> {
     let is_left = |reference: &Ref| reference.role == Role::Content && !store.is_referred_to(reference);
     let is_removed_by_its_image = event.kind == Image::NAME
@@ -185,8 +185,8 @@ fn instances_of_snapshot(store: &Store, event: &Event) -> Vec<Uid> {
     }
 }
 
-/// Instances that mount a volume whose disk is there by now, that another instance has left, or that was
-/// copied.
+/// Returns the instances that mount a volume whose disk may exist by now, that another instance has left, or
+/// that was copied.
 fn instances_of_volumes(store: &Store, event: &Event) -> Vec<Uid> {
     let mounting =
         |role: Role, volume: &Uid| store.uids_referring::<Instance>(&Ref::to::<Volume>(role, volume));
@@ -197,7 +197,7 @@ fn instances_of_volumes(store: &Store, event: &Event) -> Vec<Uid> {
     }
     for reference in event.dropped.iter().filter(|_| matches!(event.kind, Instance::NAME | Snapshot::NAME)) {
         let Some(volume) = reference.uid_of::<Volume>() else { continue };
-        // Whoever writes waits for all others, and whoever reads for those who wrote.
+        // An instance that writes waits for all others; an instance that reads waits for those that wrote.
         concerned.extend(mounting(Role::Writes, volume));
         if reference.role == Role::Writes {
             concerned.extend(mounting(Role::Reads, volume));
@@ -206,13 +206,13 @@ fn instances_of_volumes(store: &Store, event: &Event) -> Vec<Uid> {
     concerned
 }
 
-/// Snapshots that wait for an instance to be captured, and those that a disk or an instance was the
-/// last to need.
+/// Returns the snapshots that wait for an instance to be captured, and the snapshots that no longer have a
+/// disk or an instance that needs them.
 fn snapshots_of(store: &Store, event: &Event) -> Vec<Uid> {
     let is_needing = |reference: &&Ref| matches!(reference.role, Role::AwaitsMemory | Role::AwaitsCopy);
     let left = event.dropped.iter().filter(is_needing).filter_map(|reference| reference.uid_of::<Snapshot>());
     let mut concerned: Vec<Uid> = left.cloned().collect();
-    // A fork took a member of its pool.
+    // A fork took a pooled instance.
     let owners = event.dropped.iter().filter_map(|reference| match &reference.target {
         Target::Owner(uid) => Some(uid),
         _ => None,
@@ -225,7 +225,7 @@ fn snapshots_of(store: &Store, event: &Event) -> Vec<Uid> {
     concerned
 }
 
-/// The schedule of an instance that changed, and the one that a snapshot was taken by.
+/// Returns the schedule of an instance that changed, or the schedule that a snapshot was taken by.
 fn schedules_of(store: &Store, event: &Event) -> Vec<Uid> {
     let schedule = match event.kind {
         Instance::NAME => {

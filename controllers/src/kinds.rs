@@ -11,7 +11,7 @@ use stead_schemas::volume::Volume;
 
 use crate::store::Kinds;
 
-/// The kinds that a store has.
+/// Returns the kinds that a store has.
 #[must_use]
 pub fn kinds() -> Kinds {
     Kinds::new()

@@ -1,7 +1,7 @@
 //! The decisions of Stead: store rules, the reconcile runtime, and one reconciler per kind.
 //!
-//! Guarantees: plans and statuses are pure and total; effects happen only through the ports in
-//! [`host`]; time and order come from outside, so that one seed is one run.
+//! Guarantees: plans and statuses are pure and total. Effects happen only through the ports in [`host`]. Time
+//! and order come from outside, so that a seed determines a run.
 //! Never: does I/O, reads a clock, or names a product.
 
 pub mod checks;

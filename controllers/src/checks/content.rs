@@ -1,5 +1,5 @@
-//! Invariants of what images and snapshots keep on disk. Part of `checks`, and as that apart from every
-//! plan.
+//! Invariants of the content that images and snapshots keep on disk. They are part of `checks` and so
+//! independent of every plan.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use stead_schemas::snapshot::{SnapshotPhase, SnapshotPurpose};
 use super::{Broken, HostSnapshot, Records, live};
 use crate::host::Captured;
 
-/// What images refer to is here, and nothing else is.
+/// Checks that the content that images refer to exists, and no other content.
 pub(crate) fn images(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let mut referred: BTreeSet<&Digest> = BTreeSet::new();
     for image in &records.images {
@@ -40,7 +40,8 @@ pub(crate) fn images(broken: &mut Broken, records: &Records, host: &HostSnapshot
     }
 }
 
-/// Every snapshot is whole or failed with nothing left of it, and one that served a fork is gone.
+/// Checks that every snapshot is complete, or failed with nothing left of it, and that a snapshot that served
+/// a fork is gone.
 pub(crate) fn snapshots(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     for snapshot in &records.snapshots {
         let (uid, phase) = (&snapshot.meta.uid, snapshot.status.phase);
@@ -81,7 +82,7 @@ pub(crate) fn snapshots(broken: &mut Broken, records: &Records, host: &HostSnaps
     }
 }
 
-/// Whoever asks for what failed learns why.
+/// Checks that every failed snapshot has a reason for clients that ask for it.
 pub(crate) fn failures(broken: &mut Broken, records: &Records) {
     for snapshot in records.snapshots.iter().filter(|one| one.status.phase == SnapshotPhase::Failed) {
         let status = &snapshot.status;
@@ -91,7 +92,7 @@ pub(crate) fn failures(broken: &mut Broken, records: &Records) {
     }
 }
 
-/// A fork that can never begin is gone: its disk was to be copied from a snapshot that failed or is gone.
+/// Checks that no fork is left that can never begin, because the snapshot of its disk failed or is gone.
 pub(crate) fn forks(broken: &mut Broken, records: &Records) {
     for instance in live(&records.instances) {
         let Some(origin) = instance.spec.origin.as_ref().filter(|origin| origin.is_fork) else { continue };

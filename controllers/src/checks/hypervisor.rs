@@ -1,10 +1,10 @@
-//! The invariant over what machines were launched on, beside those of `checks` and as these apart from
-//! every plan.
+//! The invariant of the hypervisors that machines were launched on. It supplements those of `checks`, and is
+//! independent of every plan as they are.
 
 use super::{Broken, HostSnapshot, Records};
 
-/// The machine of a run is on the hypervisor that is wished for: that changes only between two runs, so
-/// that of an earlier one may be another yet.
+/// Checks that the machine of a run is on the hypervisor of the spec. The spec changes it only between two
+/// runs, so the machine of an earlier run may still be on another hypervisor.
 pub(crate) fn machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     for instance in &records.instances {
         let (uid, spec) = (&instance.meta.uid, &instance.spec);

@@ -1,4 +1,4 @@
-//! Invariants of the ports of this host that ingresses have. Part of `checks`, and as that apart from
+//! Invariants of the ports of this host that ingresses use. They are part of `checks` and so independent of
 //! every plan.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,8 @@ use stead_schemas::meta::Object;
 
 use super::{Broken, HostSnapshot, Records};
 
-/// No two rules are for the same hosts at the same port, and no port is another program's and ours.
+/// Checks that no two rules are for the same hosts at the same port, and that no port belongs both to another
+/// program and to us.
 pub(crate) fn always(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let mut seen: BTreeMap<(u16, String), &Object<Ingress>> = BTreeMap::new();
     for ingress in &records.ingresses {
@@ -27,7 +28,8 @@ pub(crate) fn always(broken: &mut Broken, records: &Records, host: &HostSnapshot
     }
 }
 
-/// Every rule is served at its port and nothing else is; what cannot be is told.
+/// Checks that every rule is served at its port and no other rule is, and that a rule that cannot be served
+/// is reported.
 pub(crate) fn settled(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let Some(listeners) = &host.listeners else { return };
     let mut wanted = BTreeSet::new();

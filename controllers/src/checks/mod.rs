@@ -1,7 +1,7 @@
-//! Invariants over a whole (store, host) snapshot, written apart from every plan.
+//! Invariants of a whole (store, host) snapshot, written independently of every plan.
 //!
-//! Guarantees: judges results only: it calls no plan, no status function, no reconciler. The same
-//! checks judge the simulated host and a real one.
+//! Guarantees: the checks judge results only. They call no plan, no status function and no reconciler. The
+//! same checks judge the simulated host and a real host.
 //! Assumes: the system was left alone long enough to settle ([`settled`]), or not ([`always`]).
 
 mod content;
@@ -40,7 +40,7 @@ use crate::host::{
 };
 use crate::store::Store;
 
-/// All records.
+/// All records of the store.
 #[derive(Debug, Default)]
 pub struct Records {
     pub instances: Vec<Arc<Object<Instance>>>,
@@ -56,7 +56,7 @@ pub struct Records {
     pub stale_references: Vec<Ref>,
 }
 
-/// Everything of ours on a host.
+/// All objects of ours on a host.
 #[derive(Debug, Clone, Default)]
 pub struct HostSnapshot {
     pub links: Vec<Link>,
@@ -68,13 +68,14 @@ pub struct HostSnapshot {
     pub records: BTreeSet<Uid>,
     pub memories: BTreeMap<Uid, Memory>,
     pub snapshots: BTreeMap<Uid, Captured>,
-    /// `None` while there is no daemon to have any.
+    /// The running probes; `None` while no daemon runs that could have any.
     pub probes: Option<BTreeMap<Uid, ProbeSeen>>,
-    /// Whose doors are watched; `None` where no daemon runs that could.
+    /// Owners of the active wake listeners; `None` while no daemon runs that could have any.
     pub watched: Option<BTreeSet<Uid>>,
-    /// Ports of ours with whose rules are served there; `None` where no daemon runs that could.
+    /// Our listening ports with the rules served there, by owner; `None` while no daemon runs that could have
+    /// any.
     pub listeners: Option<BTreeMap<u16, BTreeMap<Uid, Vec<IngressRule>>>>,
-    /// Ports of other programs.
+    /// The ports of other programs.
     pub taken_ports: BTreeSet<u16>,
 }
 
@@ -97,10 +98,10 @@ impl Records {
 }
 
 impl HostSnapshot {
-    /// Reads a host through its ports; `tables` are the rules whose tables to look at.
+    /// Reads a host through its ports. `tables` are the rules whose tables are inspected.
     ///
     /// # Errors
-    /// The first read that failed.
+    /// Returns the error of the first read that failed.
     pub async fn read<H: Host>(host: &H, tables: &[FirewallRules]) -> Result<Self, HostError> {
         let mut snapshot = Self { links: host.links().list().await?, ..Self::default() };
         snapshot.forwarding = host.links().forwarding().await?;
@@ -131,10 +132,10 @@ impl HostSnapshot {
     }
 }
 
-/// What is broken; empty is good.
+/// The list of violations; an empty list is good.
 pub type Broken = Vec<String>;
 
-/// Holds at every moment, whatever goes on.
+/// Returns the violations of the invariants that hold at every moment, whatever happens.
 #[must_use]
 pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
     let mut broken = Broken::new();
@@ -186,7 +187,7 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
     broken
 }
 
-/// Holds once nothing has happened for a while.
+/// Returns the violations of the invariants that hold once nothing has happened for a while.
 #[must_use]
 pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken {
     let mut broken = always(records, host);
@@ -213,7 +214,7 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     broken
 }
 
-/// Nothing waits for deletion; what is owned has its owner; every status is of the current spec.
+/// Checks that no object waits for its deletion, and that every status belongs to the current spec.
 fn check_life_cycle<K: Kind + Observe>(broken: &mut Broken, objects: &[Arc<Object<K>>]) {
     for object in objects {
         let name = format!("{} {}", K::NAME, object.meta.uid);
@@ -226,7 +227,7 @@ fn check_life_cycle<K: Kind + Observe>(broken: &mut Broken, objects: &[Arc<Objec
     }
 }
 
-/// The one fact that every status has.
+/// The field that every status has.
 trait Observe: Kind {
     fn observed_generation(status: &Self::Status) -> Generation;
 }
@@ -257,7 +258,7 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
                 image.meta.uid == spec.allocated.image && image.status.phase == ImagePhase::Ready
             });
         if spec.power == Power::Standby && spec.run > status.ended_run {
-            // One that was to run first has no image any more, and nothing to keep yet.
+            // An instance that has to run first has no image any more, and no memory to keep yet.
             let has_nothing = !host.machines.contains_key(uid) && !host.memories.contains_key(uid);
             if is_image_ready || !has_nothing {
                 check_standby(broken, instance, host);
@@ -265,14 +266,14 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
             continue;
         }
         if instance.is_pooled() && spec.run > status.ended_run {
-            // One without its image keeps the memory that it goes on from when that is back.
+            // An instance without its image keeps the memory that it continues from when the image is back.
             if is_image_ready || host.machines.contains_key(uid) {
                 check_warm(broken, instance, host);
             }
             continue;
         }
         let should_run = spec.power == Power::Running && spec.run > status.ended_run;
-        // One that waits for its image goes on from it when that is back.
+        // An instance that waits for its image continues from the memory when the image is back.
         if host.memories.contains_key(uid) && (is_image_ready || !should_run) {
             broken.push(format!("the memory of {uid} is left over"));
         }
@@ -295,7 +296,7 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
                 }
             }
             (true, None) => broken.push(format!("{uid}: should run but has no machine: {status:?}")),
-            // Its name and its content may both be gone: a VM that runs holds its disks open.
+            // The image's name and content may both be gone: a running VM holds its disks open.
             (false, Some(machine)) if should_run && machine.run == spec.run => {}
             (false, Some(machine)) => broken.push(format!("{uid}: should not run but is {machine:?}")),
             (false, None) if should_run => {}
@@ -307,7 +308,7 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     }
 }
 
-/// Nothing but the memory that the wish goes on from.
+/// Checks that the memory that the instance continues from exists, and no machine.
 fn check_standby(broken: &mut Broken, instance: &Object<Instance>, host: &HostSnapshot) {
     let (uid, spec) = (&instance.meta.uid, &instance.spec);
     let is_saved = matches!(host.memories.get(uid), Some(Memory::Saved(saved))
@@ -319,7 +320,8 @@ fn check_standby(broken: &mut Broken, instance: &Object<Instance>, host: &HostSn
     }
 }
 
-/// Held, with the memory that it went on from gone: its disk has moved on.
+/// Checks that the instance is paused, and that the memory that it continued from is gone, because its disk
+/// has changed since.
 fn check_warm(broken: &mut Broken, instance: &Object<Instance>, host: &HostSnapshot) {
     let uid = &instance.meta.uid;
     let (memory, machine) = (host.memories.get(uid), host.machines.get(uid));
@@ -364,7 +366,7 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, no
         let tap = host.links.iter().find(|link| link.name == port.spec.tap);
         match is_behind(records, port) {
             Some(true) => {}
-            // A program that is started again after a delay may have kept it, or not.
+            // A program that is restarted after a delay may or may not have kept the TAP.
             None if tap.is_none() => continue,
             None => {}
             Some(false) => {
@@ -398,13 +400,13 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, no
     }
 }
 
-/// Whether there is a VM at the port, or a door.
+/// Returns whether a VM or a wake listener is at the port, or `None` if both answers are valid.
 fn is_behind(records: &Records, port: &Object<Port>) -> Option<bool> {
     let owner = port.meta.owner.as_ref()?;
     let instance = records.instances.iter().find(|instance| instance.meta.uid == owner.uid)?;
     let has_door = instance.spec.auto_standby.as_ref().is_some_and(|policy| policy.is_waking());
     match instance.status.state {
-        // It shall go on, and waits for its image.
+        // The instance should continue, and waits for its image.
         State::Standby if instance.spec.power != Power::Standby => Some(true),
         State::Standby => Some(has_door),
         State::Stopped if instance.status.restart.next_attempt_at.is_some() => None,
@@ -413,7 +415,8 @@ fn is_behind(records: &Records, port: &Object<Port>) -> Option<bool> {
     }
 }
 
-/// It was said that nobody needs its TAP, so lately that who comes back shall find it.
+/// True if the port was reported as not needed so recently that its TAP is still kept for a VM that comes
+/// back.
 fn is_kept(port: &Object<Port>, now: Timestamp) -> bool {
     let ready = condition::find(&port.status.conditions, ConditionType::Ready);
     let said = ready.filter(|ready| ready.reason == Reason::NotNeeded);

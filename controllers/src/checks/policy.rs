@@ -1,6 +1,6 @@
-//! Invariants of what happens to instances by itself: health, restarts of what is unhealthy, schedules.
+//! Invariants of automatic actions on instances: health, restarts of unhealthy programs, and schedules.
 //!
-//! Part of `checks`, and as that apart from every plan.
+//! They are part of `checks` and so independent of every plan.
 
 use stead_schemas::health::Verdict;
 use stead_schemas::instance::State;
@@ -9,8 +9,8 @@ use stead_schemas::snapshot::SnapshotPhase;
 
 use super::{Broken, HostSnapshot, Records};
 
-/// What runs and has a check is probed, nothing else is; the verdict is what was counted, and a bad one
-/// has led to what the policy says.
+/// Checks that each running program with a health check is probed and no other is, that the verdict agrees
+/// with the counts, and that an unhealthy verdict has led to the action of the policy.
 pub(crate) fn health(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let Some(probes) = &host.probes else { return };
     for uid in probes.keys() {
@@ -52,7 +52,8 @@ pub(crate) fn health(broken: &mut Broken, records: &Records, host: &HostSnapshot
     }
 }
 
-/// Each schedule has its instance, and no more snapshots than it shall keep; what failed is gone.
+/// Checks that each schedule has its instance, and no more snapshots than it should keep, and that failed
+/// snapshots are gone.
 pub(crate) fn schedules(broken: &mut Broken, records: &Records) {
     for schedule in &records.schedules {
         let (uid, spec) = (&schedule.meta.uid, &schedule.spec);

@@ -1,6 +1,6 @@
-//! Invariants of disks: their files, and volumes and who mounts them.
+//! Invariants of disks and volumes: the files of disks, and the mounts of volumes.
 //!
-//! Part of `checks`, and as that apart from every plan.
+//! They are part of `checks` and so independent of every plan.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,8 @@ pub(crate) fn disks(broken: &mut Broken, records: &Records, host: &HostSnapshot)
     }
 }
 
-/// Each volume has its disk, each mount its volume, and who writes to one is alone with it.
+/// Checks that each volume has its disk and each mount its volume, and that an instance that writes to a
+/// volume is its only user.
 pub(crate) fn volumes(broken: &mut Broken, records: &Records) {
     for volume in &records.volumes {
         let uid = &volume.meta.uid;

@@ -1,4 +1,4 @@
-//! The invariant over wake listeners, which wait for connections to VMs in standby.
+//! The invariant of wake listeners, which wait for connections to VMs in standby.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,7 +9,8 @@ use stead_schemas::names::Uid;
 
 use super::{Broken, HostSnapshot, Records};
 
-/// A wake listener is at the card of every VM in standby that a connection should wake, and at no other.
+/// Checks that a wake listener is at the card of every VM in standby that a connection should wake, and at no
+/// other card.
 pub(crate) fn listeners(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let Some(watched) = &host.watched else { return };
     let is_expected = |instance: &&Arc<Object<Instance>>| {

@@ -1,13 +1,13 @@
 //! The disk reconciler: one sparse ext4 file per disk.
 //!
-//! Guarantees: a file is made only with the host's reserve left free; a file that went missing is
-//! said to be lost in a condition before a fresh one is made, and stays said. One that begins as a
-//! copy of a snapshot's is copied once that is taken; what is lost later begins empty.
-//! Assumes: disk sizes are overcommitted on purpose, since the files are sparse: what is checked is
-//! room to begin, not room for the whole apparent size.
-//! Never: changes a file that is there. A disk is removed only after its owner's record went, so
-//! no VM uses it by then.
-//! Cancel/crash: a file is whole or absent.
+//! Guarantees: a file is made only if the host's reserve stays free. The loss of a file that went missing is
+//! recorded in a condition before a new file is made, and the condition stays. A disk that begins as a copy
+//! of a snapshot's disk is copied once the snapshot is taken; after a loss it begins empty.
+//! Assumes: disk sizes are overcommitted on purpose, because the files are sparse. The check is for space to
+//! begin with, not for the whole apparent size.
+//! Never: changes an existing file. A disk is removed only after its owner's record is gone, so that no VM
+//! uses it by then.
+//! Cancel/crash: a file is complete or absent.
 
 mod observe;
 mod plan;
@@ -33,7 +33,7 @@ pub struct DiskReconciler<H> {
     pub store: Store,
 }
 
-/// One step on the disk directory.
+/// A single step on the disk directory.
 #[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     Create { owner: Uid, size: Bytes },

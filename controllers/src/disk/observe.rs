@@ -1,4 +1,4 @@
-//! What is there of a disk.
+//! Observations of a disk.
 
 use stead_schemas::disk::Disk;
 use stead_schemas::meta::Object;
@@ -8,22 +8,22 @@ use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 use super::DiskReconciler;
 use crate::host::{DiskFile, Disks, Host, HostError, Space};
 
-/// The file, and the room for one while there is none.
+/// The file of a disk, and the free space while there is no file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     pub file: Option<DiskFile>,
-    /// Read only when a file may have to be made.
+    /// The free space, read only if a file may have to be made.
     pub space: Option<Space>,
-    /// How far the snapshot is that it begins as a copy of.
+    /// The progress of the snapshot that the disk begins as a copy of.
     pub source: Option<SourceSeen>,
 }
 
-/// A snapshot to copy from.
+/// The state of a snapshot to copy from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceSeen {
     Pending,
     Ready,
-    /// Failed or gone.
+    /// The snapshot failed or is gone.
     Lost,
 }
 

@@ -1,4 +1,4 @@
-//! From wish and observation to the next step on a disk file.
+//! The plan of a disk file: from the spec and the observation to the next step.
 
 use jiff::Timestamp;
 use stead_schemas::condition::Reason;
@@ -21,7 +21,7 @@ pub(super) fn plan(desired: &Desired<'_, Disk>, seen: &Observed, now: Timestamp)
 
 fn plan_missing(object: &Object<Disk>, seen: &Observed, now: Timestamp) -> Plan<Action> {
     if object.status.was_created {
-        // Only then is the trace covered by a new file.
+        // The loss is recorded before a new file hides its trace.
         return Plan::Record(Record {
             reason: Reason::HostFault,
             what: "recording that the file went missing",
@@ -37,7 +37,7 @@ fn plan_missing(object: &Object<Disk>, seen: &Observed, now: Timestamp) -> Plan<
     }
 }
 
-/// A copy of what it shall begin as, or an empty one.
+/// Plans a copy of the disk's source, or an empty file.
 fn plan_content(object: &Object<Disk>, source: Option<SourceSeen>) -> Plan<Action> {
     let owner = object.meta.uid.clone();
     let is_first = object.status.content_lost_at.is_none();

@@ -1,4 +1,4 @@
-//! What was observed of a disk, as its status.
+//! Status of a disk, derived from the observation.
 
 use stead_schemas::condition::Reason;
 use stead_schemas::disk::{Disk, DiskStatus};

@@ -80,7 +80,7 @@ fn plans_are_those_of_the_table() {
     assert!(matches!(planned, Plan::Record(_)), "the loss is recorded before its trace is covered");
 }
 
-/// One pass as the runtime does it: rounds of plan and act, then the status.
+/// Runs a pass as the runtime does: rounds of plan and act, then the status.
 fn pass(object: &mut Object<Disk>, seen: &mut Observed, second: i64) -> Outcome {
     let outcome = loop {
         match plan::plan(&Desired::Present(object), seen, at(second)) {
@@ -141,7 +141,7 @@ fn a_failed_observation_forgets_nothing() {
 }
 
 proptest! {
-    /// From any record and any host, passes end with the file there, unless there is no room.
+    /// Checks that passes end with the file present, from any record and any host, unless there is no space.
     #[test]
     fn passes_converge_or_wait_for_room(was_created: bool, is_there: bool, room in 0..2 * ENOUGH) {
         let mut object = object(was_created);

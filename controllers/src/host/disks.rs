@@ -7,33 +7,34 @@ use stead_schemas::quantity::Bytes;
 
 use super::HostError;
 
-/// A disk file of ours.
+/// A disk file of this program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskFile {
     pub owner: Uid,
-    /// Apparent size.
+    /// Apparent size of the file, in bytes.
     pub size: Bytes,
 }
 
-/// Room of the file system that holds the disks.
+/// The capacity of the file system that holds the disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
     pub total: Bytes,
     pub available: Bytes,
-    /// Kept free for the store and the logs, by configuration.
+    /// Number of bytes that the configuration keeps free for the store and the logs.
     pub reserve: Bytes,
 }
 
-/// Disk files, found by their name, which is the owner's uid.
+/// Access to the disk files. A file is found by its name, which is the uid of its owner.
 pub trait Disks: Send + Sync + 'static {
     fn list(&self) -> impl Future<Output = Result<Vec<DiskFile>, HostError>> + Send;
     fn inspect(&self, owner: &Uid) -> impl Future<Output = Result<Option<DiskFile>, HostError>> + Send;
-    /// Makes a sparse ext4 file under a temporary name and renames it: it is whole or absent.
-    /// Temporaries of a crashed try are removed by the next `create` and `remove` of that owner.
+    /// Creates a sparse ext4 file under a temporary name and renames it, so the file is complete or absent.
+    /// Temporary files of a crashed attempt are removed by the next `create` or `remove` of that owner.
     fn create(&self, owner: &Uid, size: Bytes) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Makes a file with the content of a snapshot's disk: of its root's, or of what was captured as the
-    /// disk `of`. Whole or absent as with `create`. Missing when the snapshot has none; Permanent when
-    /// that is not of this size: something was cut off.
+    /// Creates a file with the content of a disk in a snapshot: the root disk, or, if `of` is given, the copy
+    /// that was captured of the disk `of`. The file is complete or absent, as with `create`. The error is
+    /// Missing if the snapshot has no such disk, and Permanent if that disk is not exactly `size` long,
+    /// because then something was cut off.
     fn copy(
         &self,
         owner: &Uid,

@@ -1,8 +1,8 @@
-//! Doors: the network cards of VMs in standby, with somebody at them instead of the VM.
+//! Wake listeners: the network cards of VMs in standby, where the host listens in place of the VM.
 //!
-//! At a watched door whoever asks for the VM's hardware address is told it, and the first packet of
-//! every TCP connection is kept for the VM. It ends with the daemon: nobody is at the card then, as
-//! at that of a stopped VM.
+//! A wake listener answers ARP requests for the VM's hardware address and keeps the first packet of every TCP
+//! connection for the VM. Listeners end with the daemon: afterwards nothing answers at the card, as at the
+//! card of a stopped VM.
 
 use std::future::Future;
 use std::net::Ipv4Addr;
@@ -11,15 +11,15 @@ use stead_schemas::names::Uid;
 
 use super::{HostError, NetworkCard};
 
-/// What is at one card.
+/// The state of the wake listener at one card.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Door {
     pub is_watched: bool,
-    /// Whose first packets are kept, the latest last. They are let go of after a while.
+    /// The connections whose first packets are kept, the latest last. Each is dropped after a while.
     pub knocks: Vec<Knock>,
 }
 
-/// Somebody who wants to connect.
+/// A pending connection: a client that tries to connect.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Knock {
     pub source: Ipv4Addr,
@@ -27,16 +27,17 @@ pub struct Knock {
     pub port: u16,
 }
 
-/// Doors by the instance whose they are. Every new knock is announced on the adapter's change
-/// channel; the loss of a card is heard of as its port's.
+/// Access to the wake listeners by the uid of the instance that owns the card. Every new pending connection
+/// is announced on the adapter's change channel; the loss of a card is announced as a change of its port.
 pub trait Doors: Send + Sync + 'static {
-    /// `None` when it is not watched and nothing is kept.
+    /// Returns `None` if the card is not watched and no packet is kept.
     fn inspect(&self, owner: &Uid) -> impl Future<Output = Result<Option<Door>, HostError>> + Send;
-    /// Takes the VM's place at its card. Missing when the card is not there, Conflict when the VM
-    /// is; `Ok` when it is watched already.
+    /// Listens in place of the VM at its card. Returns `Ok` if the card is watched already. The error is
+    /// Missing if the card does not exist, and Conflict if the VM itself is attached to it.
     fn watch(&self, owner: &Uid, card: &NetworkCard) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Leaves the card to the VM; what was kept stays kept. The card is free when it answers.
+    /// Leaves the card to the VM and retains the packets that were kept. The card is free when this call
+    /// returns.
     fn unwatch(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Gives the running VM what was kept for it; nothing is kept any more.
+    /// Delivers the kept packets to the running VM; afterwards no packet is kept.
     fn hand_over(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
 }

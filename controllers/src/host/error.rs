@@ -1,30 +1,30 @@
-//! One error for all ports: what was tried, on what, and of which kind the failure is.
+//! The error type of all ports: the operation, its subject, and the kind of the failure.
 //!
 //! The kind alone decides the retry (`runtime`), so adapters choose it with care.
 
 use std::error::Error;
 use std::fmt;
 
-/// What a failure means for the next try.
+/// The meaning of a failure for the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HostErrorKind {
-    /// Will likely pass: busy, interrupted, connection refused, time-out.
+    /// The failure will likely pass: busy, interrupted, connection refused, time-out.
     Transient,
-    /// Something not ours is in the way.
+    /// An object that is not ours is in the way.
     Conflict,
-    /// What the step needs is not there (any more).
+    /// An object that the step needs does not exist (any more).
     Missing,
-    /// Permission, authentication.
+    /// Permission or authentication failed.
     Denied,
-    /// Out of space, descriptors, addresses, quota, rate.
+    /// The host is out of space, descriptors or addresses, or a quota or rate limit is reached.
     Exhausted,
-    /// This host or backend cannot do it.
+    /// This host or backend cannot do the operation.
     Unsupported,
-    /// The request itself can never succeed as it is.
+    /// The request itself can never succeed in its present form.
     Permanent,
 }
 
-/// A failed verb. `Display` gives operation and subject; the cause is the source, never repeated.
+/// A failed verb. `Display` gives operation and subject; the cause is the `source` and is never repeated.
 #[derive(Debug)]
 pub struct HostError {
     pub kind: HostErrorKind,
@@ -44,7 +44,7 @@ impl HostError {
         self
     }
 
-    /// The kind that an I/O error means.
+    /// Returns the kind that corresponds to an I/O error.
     #[must_use]
     pub fn kind_of_io(error: &std::io::Error) -> HostErrorKind {
         use std::io::ErrorKind as Io;
@@ -61,12 +61,12 @@ impl HostError {
         }
     }
 
-    /// An I/O error with its context.
+    /// Creates an error from an I/O error and its context.
     pub fn io(operation: &'static str, subject: impl Into<String>, error: std::io::Error) -> Self {
         Self::new(Self::kind_of_io(&error), operation, subject).because(error)
     }
 
-    /// Operation, subject and the whole chain of causes in one line, for conditions and logs.
+    /// Returns operation, subject and the whole chain of causes in one line, for conditions and logs.
     #[must_use]
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

@@ -1,7 +1,7 @@
-//! Flows: the TCP connections that others have to an address, from the kernel's own table.
+//! Flows: the TCP connections that other hosts have to an address, from the kernel's own table.
 //!
-//! The table is read for the answer, whatever was heard or missed before. Those who ask at one moment share a
-//! reading, so that many instances cost no more readings than one.
+//! The table itself is read for every answer, so that missed events do not matter. Callers that ask at the
+//! same moment share a reading, so that many instances cost no more readings than one.
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr};
@@ -10,47 +10,47 @@ use jiff::Timestamp;
 
 use super::HostError;
 
-/// One connection that somebody else opened.
+/// A connection that the remote side opened.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Flow {
     pub source: IpAddr,
     pub source_port: u16,
-    /// At the address asked about.
+    /// The port at the address that was asked about.
     pub port: u16,
     pub state: FlowState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FlowState {
-    /// Being opened, open, or half closed.
+    /// The connection is being opened, open, or half closed.
     Open,
-    /// Over since about then, or asked for until then and not answered; the table forgets it after
-    /// a while.
+    /// The connection closed at about this time, or was requested until then and not answered. The kernel
+    /// removes the entry after a while.
     Closed(Timestamp),
 }
 
-/// What is known of the connections to one address.
+/// The known state of the connections to one address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inbound {
-    /// Since when no connection can have come and gone unseen, by the clock as it shows now: this
-    /// daemon looked often enough, and nobody set the clock.
+    /// Time since which no connection can have come and gone unnoticed, by the clock as it shows now: since
+    /// then this daemon polled often enough, and nobody set the clock.
     pub watched_since: Timestamp,
     pub flows: Vec<Flow>,
 }
 
-/// The greatest age of an answer.
+/// The greatest acceptable age of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Age {
-    /// The table is read after the question.
+    /// The table is read after the call.
     New,
-    /// The table was read within [`stead_schemas::limits::FLOWS_AGE_MAX`] before the question: enough where nothing is done by the
-    /// answer that is not asked about again.
+    /// The table was read within [`stead_schemas::limits::FLOWS_AGE_MAX`] before the call. This is enough if
+    /// the caller acts on the answer only after another query.
     Recent,
 }
 
-/// The host's table of connections. Both address families are read.
+/// The host's connection table. Both address families are read.
 pub trait Flows: Send + Sync + 'static {
-    /// Unsupported when this host has no such table.
+    /// Returns the connections to this address. The error is Unsupported if this host has no such table.
     fn inbound(&self, address: Ipv4Addr, age: Age)
     -> impl Future<Output = Result<Inbound, HostError>> + Send;
 }

@@ -8,10 +8,10 @@ use stead_schemas::quantity::Bytes;
 
 use super::HostError;
 
-/// A reference resolved for one platform: the manifest and what it lists.
+/// A reference resolved for one platform: the manifest and its layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resolved {
-    /// Digest of the platform's manifest: the identity of the content.
+    /// Digest of the platform's manifest, which is the identity of the content.
     pub digest: Digest,
     pub layers: Vec<Layer>,
 }
@@ -21,7 +21,7 @@ pub struct Resolved {
 pub struct Layer {
     pub digest: Digest,
     pub size: Bytes,
-    /// Bytes of it that are on disk, verified or partial.
+    /// Number of bytes of the blob that are on disk, verified or partial.
     pub present: Bytes,
 }
 
@@ -33,10 +33,10 @@ pub struct StoredImage {
     pub config: ImageConfig,
 }
 
-/// Work on a digest that goes on behind the port, so that a pass stays short and progress is seen.
+/// Work on a digest that continues behind the port, so that a pass stays short and progress is visible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Job {
-    /// Waits for one of the configured places; position from 1.
+    /// The job waits for one of the configured permits. The position counts from 1.
     Queued {
         position: u32,
     },
@@ -44,24 +44,28 @@ pub enum Job {
     Converting,
 }
 
-/// Registry access and the image directory. `owner` is the image object that something is done for: it
-/// selects credentials kept in memory, and what nobody owns any more is ended.
+/// Registry access and the image directory. `owner` is the image object on whose behalf a call is made. It
+/// selects the credentials kept in memory, and work that has no owner any more is ended.
 ///
-/// Whatever gets on for an owner is announced on the adapter's change channel with that owner, so that
-/// the reconciler looks at it again (progress about twice a second).
+/// All progress for an owner is announced on the adapter's change channel with that owner, about twice a
+/// second, so that the reconciler observes it again.
 pub trait Images: Send + Sync + 'static {
-    /// Digests of all complete root file systems.
+    /// Returns the digests of all complete root file systems.
     fn list(&self) -> impl Future<Output = Result<Vec<Digest>, HostError>> + Send;
-    /// Digests of which anything is here, complete or not, unless the adapter itself still needs it.
+    /// Returns the digests of all content on disk, complete or not, except content that the adapter itself
+    /// still needs.
     fn known(&self) -> impl Future<Output = Result<Vec<Digest>, HostError>> + Send;
     fn inspect(&self, digest: &Digest)
     -> impl Future<Output = Result<Option<StoredImage>, HostError>> + Send;
-    /// What a manifest resolved earlier lists and how much of it is here; `None` when unknown.
+    /// Returns the layers of a manifest that was resolved earlier, with the number of bytes present, or
+    /// `None` if the manifest is unknown.
     fn manifest(&self, digest: &Digest) -> impl Future<Output = Result<Option<Resolved>, HostError>> + Send;
-    /// Asks the registry in the background; `None` while it is asked, and then the answer once, its
-    /// manifest and configuration stored and verified. A call with another `number` asks anew. Missing:
-    /// no such image. Denied: credentials. Unsupported: not for this platform. Permanent: not an image.
-    /// Exhausted: rate limit, or no room. Transient: registry unreachable.
+    /// Asks the registry in the background. Returns `None` while the request runs, and then the result once,
+    /// after its manifest and configuration are stored and verified. A call with another `number` asks again.
+    ///
+    /// Errors: Missing if there is no such image; Denied for credentials; Unsupported if the image is not
+    /// built for this platform; Permanent if the reference is not an image; Exhausted for a rate limit or a
+    /// lack of space; Transient if the registry is unreachable.
     fn resolve(
         &self,
         owner: &Uid,
@@ -69,28 +73,30 @@ pub trait Images: Send + Sync + 'static {
         platform: Platform,
         number: u64,
     ) -> impl Future<Output = Result<Option<Resolved>, HostError>> + Send;
-    /// The job for this owner's content, while there is one.
+    /// Returns the job for this owner's content, while there is one.
     fn job(&self, owner: &Uid, digest: &Digest) -> impl Future<Output = Option<Job>> + Send;
-    /// Begins to fetch the blobs that are missing, from where an earlier try ended, verifying each
-    /// digest, and answers at once. While a job for the digest from this source goes on, `Ok`. The failure
-    /// of the owner's last job is what the next call answers, once.
+    /// Starts to fetch the missing blobs and returns at once. The fetch continues where an earlier attempt
+    /// ended and verifies each digest. Returns `Ok` while a job for the digest from this source runs. The
+    /// failure of the owner's last job is returned once, by the next call.
     fn fetch(
         &self,
         owner: &Uid,
         reference: &ImageRef,
         digest: &Digest,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Begins to merge the layers and to build the root file system under a temporary name, which
-    /// is then renamed. Answers as `fetch` does.
+    /// Starts to merge the layers and to build the root file system under a temporary name, which is then
+    /// renamed. Returns as `fetch` does.
     fn convert(&self, owner: &Uid, digest: &Digest) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Ends what goes on for this owner alone, and forgets its credentials and answers.
+    /// Ends the work that runs for this owner alone, and forgets its credentials and results.
     fn forget(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Whether there is something to forget that costs others anything.
+    /// Returns true if `forget` would end or free something that costs other owners anything.
     fn is_busy(&self, owner: &Uid) -> impl Future<Output = bool> + Send;
-    /// Owners for which [`Images::is_busy`]; parts of content that belong to nothing are removed by the way.
+    /// Returns the owners for which [`Images::is_busy`] is true. Removes parts of content that belong to no
+    /// image as a side effect.
     fn owners(&self) -> impl Future<Output = Result<Vec<Uid>, HostError>> + Send;
-    /// Removes root file system, manifest, and the blobs that no other manifest lists; unless the adapter
-    /// needs the content, or it is referred to: `is_referenced` is asked while nothing can appear.
+    /// Removes the root file system, the manifest, and the blobs that no other manifest lists, unless the
+    /// adapter needs the content or something refers to it. `is_referenced` is called while no new reference
+    /// can appear.
     fn remove(
         &self,
         digest: &Digest,

@@ -11,13 +11,13 @@ use super::HostError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     pub name: LinkName,
-    /// The object it was made for.
+    /// The object that the interface was made for.
     pub owner: Uid,
     pub kind: LinkKind,
-    /// The bridge it is enslaved to.
+    /// The bridge that the interface is attached to.
     pub master: Option<LinkName>,
     pub is_up: bool,
-    /// Bridge port isolation.
+    /// True if bridge port isolation is on.
     pub is_isolated: bool,
     pub addresses: Vec<Cidr>,
 }
@@ -28,7 +28,7 @@ pub enum LinkKind {
     Tap,
 }
 
-/// What to make. The mark is set so that no crash leaves an unmarked link of ours behind.
+/// A link to make. The mark is set in such a way that no crash leaves an unmarked link of ours behind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkPlan {
     pub name: LinkName,
@@ -36,7 +36,7 @@ pub struct LinkPlan {
     pub kind: LinkKind,
 }
 
-/// One change of one link.
+/// A single change of a link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkChange {
     Up,
@@ -58,42 +58,45 @@ pub struct Route {
 pub struct Routes {
     /// Routes with a destination.
     pub routes: Vec<Route>,
-    /// Least MTU of the links of default routes, in bytes.
+    /// Smallest MTU of the links of default routes, in bytes.
     pub uplink_mtu: Option<u32>,
 }
 
-/// Whether a packet that comes in by one link leaves by another.
+/// Forwarding state: the answer to whether a packet that arrives on one link leaves by another.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Forwarding {
-    /// Packets of guests do not.
+    /// Packets of guests are not forwarded.
     #[default]
     Off,
-    /// They do, because this daemon asked for it. The host is no router: between its other links the tables
-    /// of the firewall drop everything.
+    /// Packets of guests are forwarded because this daemon turned forwarding on. The host is no router:
+    /// between its other links the firewall tables drop everything.
     ForGuests,
-    /// The host is a router by its own configuration, and so are its links.
+    /// The host is a router by its own configuration, and all of its links forward.
     ByHost,
 }
 
-/// Interfaces of one scope (one daemon): others are invisible here and untouched.
+/// The interfaces of one scope (one daemon). Other interfaces are invisible here and never touched.
 pub trait Links: Send + Sync + 'static {
-    /// All links that carry this scope's mark.
+    /// Returns all links that carry this scope's mark.
     fn list(&self) -> impl Future<Output = Result<Vec<Link>, HostError>> + Send;
-    /// One link that carries this scope's mark.
+    /// Returns the link of this name if it carries this scope's mark.
     fn inspect(&self, name: &LinkName) -> impl Future<Output = Result<Option<Link>, HostError>> + Send;
-    /// Conflict when a link of this name exists without our mark or of another kind.
+    /// Creates a link. The error is Conflict if a link of this name exists without our mark or with another
+    /// kind.
     fn create(&self, plan: &LinkPlan) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Conflict when the link is not marked as ours; Missing when it is not there.
+    /// Changes a link. The error is Conflict if the link does not carry our mark, and Missing if it does not
+    /// exist.
     fn change(
         &self,
         name: &LinkName,
         change: &LinkChange,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// `Ok` when nothing of that name is there; Conflict when it is not ours.
+    /// Removes a link. Returns `Ok` if no link of that name exists. The error is Conflict if the link is not
+    /// ours.
     fn remove(&self, name: &LinkName) -> impl Future<Output = Result<(), HostError>> + Send;
     fn routes(&self) -> impl Future<Output = Result<Routes, HostError>> + Send;
     fn forwarding(&self) -> impl Future<Output = Result<Forwarding, HostError>> + Send;
     /// Turns IPv4 forwarding on for each link that has an address, unless the host is a router already.
-    /// Forwarding is never turned off again: others may rely on it by then.
+    /// Forwarding is never turned off again, because others may rely on it by then.
     fn set_forwarding(&self) -> impl Future<Output = Result<(), HostError>> + Send;
 }

@@ -1,7 +1,7 @@
-//! Listeners: ports of this host at which HTTP requests are taken for instances.
+//! Listeners: ports of this host that accept HTTP requests for instances.
 //!
-//! What is served at a port is kept by owner: a port is opened with its first owner and closed with
-//! its last, and one owner's coming and going is not felt by the others. All of it ends with the daemon.
+//! Rules are kept by owner. A port is opened for its first owner and closed with its last, and changes of one
+//! owner do not disturb the others. All listeners end with the daemon.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -11,27 +11,28 @@ use stead_schemas::names::Uid;
 
 use super::HostError;
 
-/// Ports by those whose rules are served there. A port that was lost is announced on the adapter's
-/// change channel.
+/// Access to the listening ports by the owner of their rules. The loss of a port is announced on the
+/// adapter's change channel.
 pub trait Listeners: Send + Sync + 'static {
-    /// Everybody who has a port.
+    /// Returns every owner that has a port.
     fn list(&self) -> impl Future<Output = Result<Vec<Uid>, HostError>> + Send;
-    /// The rules that are served for this owner, at each of its ports.
+    /// Returns the rules that are served for this owner, at each of its ports.
     fn inspect(
         &self,
         owner: &Uid,
     ) -> impl Future<Output = Result<BTreeMap<u16, Vec<IngressRule>>, HostError>> + Send;
-    /// Whether we listen at this port, or could: no other program does, and it is not our own API's.
+    /// Returns true if this daemon listens at the port or could: no other program does, and the port is not
+    /// that of our own API.
     fn is_free(&self, port: u16) -> impl Future<Output = Result<bool, HostError>> + Send;
-    /// Serves these rules of the owner at this port, instead of those it had there. Conflict when
-    /// somebody else has the port.
+    /// Serves these rules of the owner at this port and replaces the rules it had there. The error is
+    /// Conflict if another program has the port.
     fn open(
         &self,
         owner: &Uid,
         port: u16,
         rules: &[IngressRule],
     ) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Serves nothing of the owner there any more and cuts what goes on by its rules; closes the port
-    /// when nobody else has it.
+    /// Stops serving the owner's rules at this port and cuts the connections that use them. Closes the port
+    /// if it has no other owner.
     fn close(&self, owner: &Uid, port: u16) -> impl Future<Output = Result<(), HostError>> + Send;
 }

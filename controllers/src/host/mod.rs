@@ -1,11 +1,11 @@
-//! The ports: what reconcilers may ask of a host, one small trait per capability.
+//! The ports: the operations that reconcilers may request from a host, one small trait per capability.
 //!
-//! Guarantees of every port: verbs are primitive (one host step); `list` and `inspect` only read;
-//! everything made carries our mark, and `list` finds it by that mark; nothing unmarked is ever
-//! changed; a verb repeated after a crash finds its own work and succeeds (create of what is there
-//! as asked, and remove of what is gone, are `Ok`).
-//! Never: a verb decides. A diff belongs in a plan.
-//! Cancel/crash: every await may be the last; each verb says what it leaves behind.
+//! Guarantees of every port: verbs are primitive (one host step). `list` and `inspect` only read. Every
+//! object that a verb makes carries our mark, and `list` finds it by that mark. An unmarked object is never
+//! changed. A verb repeated after a crash finds its own work and succeeds: to create what exists as
+//! requested, or to remove what is gone, is `Ok`.
+//! Never: a verb decides. A comparison of desired and actual state belongs in a plan.
+//! Cancel/crash: every await may be the last; each verb documents what it leaves behind.
 
 mod disks;
 mod doors;

@@ -1,6 +1,6 @@
-//! Probes: questions put to a running program again and again, to learn whether it is well.
+//! Probes: checks that are repeated against a running program to learn whether it is healthy.
 //!
-//! They are of the daemon: they end with it, and the next one begins them anew from what was recorded.
+//! Probes belong to the daemon and end with it. The next daemon starts them again from the recorded tally.
 
 use std::future::Future;
 use std::net::Ipv4Addr;
@@ -11,37 +11,37 @@ use stead_schemas::names::{LinkName, Uid};
 
 use super::HostError;
 
-/// Everything a probe needs.
+/// The parameters of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbePlan {
     pub owner: Uid,
     pub of: HealthOf,
     pub check: HealthCheck,
-    /// `None` when it is not asked over the network.
+    /// The address to connect to, or `None` if the probe does not use the network.
     pub address: Option<Ipv4Addr>,
-    /// The bridge behind which that address is; nothing is asked by another way.
+    /// The bridge behind which the address is. The probe uses no other way.
     pub bridge: Option<LinkName>,
-    /// Failures do not count for this long, or until the first success.
+    /// Time for which failures do not count; it ends early with the first success.
     pub lenient_for: Duration,
-    /// Counted by an earlier daemon: it is gone on from.
+    /// The counts of an earlier daemon, from which the probe continues.
     pub tally: Tally,
 }
 
-/// One under way, and what it found so far.
+/// A running probe and its results so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeSeen {
     pub of: HealthOf,
     pub tally: Tally,
 }
 
-/// Probes of this daemon, one an owner at most.
+/// The probes of this daemon, at most one per owner.
 pub trait Probes: Send + Sync + 'static {
     fn list(&self) -> impl Future<Output = Result<Vec<Uid>, HostError>> + Send;
-    /// `None` when none is under way.
+    /// Returns `None` if no probe is running.
     fn inspect(&self, owner: &Uid) -> impl Future<Output = Result<Option<ProbeSeen>, HostError>> + Send;
-    /// Begins to ask, and announces what is news ([`Tally::is_news`]). Conflict when another is
-    /// under way.
+    /// Starts a probe, which announces changes that matter ([`Tally::is_news`]). The error is Conflict if
+    /// another probe is running.
     fn begin(&self, plan: &ProbePlan) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Asks no more; what was under way is given up.
+    /// Stops the probe and gives up a check that is running.
     fn end(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
 }

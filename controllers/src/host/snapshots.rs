@@ -1,4 +1,4 @@
-//! Snapshots: directories that hold the disk, and perhaps the memory, of one moment of an instance.
+//! Snapshots: directories that hold the disk, and optionally the memory, of an instance at one moment.
 
 use std::future::Future;
 
@@ -11,54 +11,54 @@ use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
 use super::HostError;
 
-/// What is there of a snapshot.
+/// The state of a snapshot on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Captured {
-    /// Left by a capture that was cut short: worth nothing.
+    /// An incomplete snapshot, left by a capture that was cut short. It has no value.
     Loose,
     Whole {
         kind: SnapshotKind,
-        /// Allocated bytes, shared ones included.
+        /// Number of allocated bytes, shared ones included.
         size: Bytes,
         captured_at: Timestamp,
-        /// Of its memory.
+        /// Compression state of the snapshot's memory.
         packing: PackingState,
     },
 }
 
-/// What to capture.
+/// A capture to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CapturePlan {
     pub snapshot: Uid,
-    /// The instance.
+    /// The instance to capture.
     pub source: Uid,
     pub kind: SnapshotKind,
-    /// Of the source.
+    /// The root disk of the source.
     pub disk: Uid,
-    /// Those that its volumes are written to; each is kept under its uid.
+    /// The disks that the source's volumes are written to. Each is kept under its uid.
     pub volumes: Vec<Uid>,
-    /// The run that the memory has to be of.
+    /// The run that the memory must belong to.
     pub run: RunNo,
 }
 
-/// Snapshots of one scope, found by their own uid.
+/// The snapshots of one scope, found by their own uid.
 pub trait Snapshots: Send + Sync + 'static {
     fn list(&self) -> impl Future<Output = Result<Vec<Uid>, HostError>> + Send;
     fn inspect(&self, snapshot: &Uid) -> impl Future<Output = Result<Option<Captured>, HostError>> + Send;
-    /// Bytes that a capture writes at most.
+    /// Returns the greatest number of bytes that a capture can write.
     fn measure(&self, plan: &CapturePlan) -> impl Future<Output = Result<Bytes, HostError>> + Send;
-    /// Copies the disks, and for Standby the memory, of one moment. A VM that runs is held only while
-    /// state and copies are taken, and runs on whatever comes of it; after a crash in between it is
-    /// seen paused. What is there of an earlier try is replaced. Conflict when the source is not as
-    /// the plan says. Whole, durably, or worth nothing.
+    /// Copies the disks, and for Standby the memory, of one moment. A running VM is paused only while its
+    /// state and the copies are taken, and continues whatever the result is; after a crash during the call it
+    /// is seen paused. The remainder of an earlier attempt is replaced. The result is complete and durable,
+    /// or has no value. The error is Conflict if the source is not in the state that the plan names.
     fn capture(&self, plan: &CapturePlan) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Compresses its memory as `Machines::compress_memory` does. Forks are made of it all the same,
-    /// each with a copy of its own.
+    /// Compresses the memory of a snapshot as `Machines::compress_memory` does. Forks can be made of it
+    /// meanwhile, each with a copy of its own.
     fn compress(
         &self,
         snapshot: &Uid,
         how: Compression,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// `Ok` when gone. What was made from it does not depend on it.
+    /// Removes a snapshot. Returns `Ok` if it is gone. Objects that were made from it do not depend on it.
     fn remove(&self, snapshot: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
 }

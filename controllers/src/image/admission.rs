@@ -1,4 +1,4 @@
-//! What may become of a request on an image.
+//! Admission of requests on an image.
 
 use std::sync::Arc;
 
@@ -8,10 +8,11 @@ use stead_schemas::names::{Digest, ImageRef, Name, Platform, Uid};
 
 use crate::store::{New, Tx, TxError};
 
-/// Declares that a reference shall be here; again, that it is looked up anew and retried at once.
+/// Declares that the content of a reference should be on this host. A repeated call has the reference
+/// resolved again and retried at once.
 ///
 /// # Errors
-/// A refusal by the store's rules.
+/// Returns a refusal by the store's rules.
 pub fn create(
     tx: &mut Tx<'_>,
     reference: &ImageRef,
@@ -40,10 +41,10 @@ pub fn create(
     })
 }
 
-/// Points a name at what an image means now; `None` when that is not here.
+/// Points a name at the present content of an image. Returns `None` if that content is not on this host.
 ///
 /// # Errors
-/// A refusal by the store's rules.
+/// Returns a refusal by the store's rules.
 pub fn alias(
     tx: &mut Tx<'_>,
     source: &Uid,
@@ -56,10 +57,10 @@ pub fn alias(
     point(tx, target, platform, digest).map(Some)
 }
 
-/// Points a name at content that is here: an alias, or an import.
+/// Points a name at content that is on this host, as an alias or an import.
 ///
 /// # Errors
-/// A refusal by the store's rules.
+/// Returns a refusal by the store's rules.
 pub fn point(
     tx: &mut Tx<'_>,
     target: &ImageRef,
@@ -80,10 +81,10 @@ pub fn point(
     }
 }
 
-/// Takes a name away; content stays while another image or an instance refers to it.
+/// Removes a name. Its content stays while another image or an instance refers to it.
 ///
 /// # Errors
-/// A refusal by the store's rules.
+/// Returns a refusal by the store's rules.
 pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), TxError> {
     tx.request_deletion::<Image>(uid).map(drop)
 }

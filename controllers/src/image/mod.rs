@@ -1,13 +1,13 @@
-//! The image reconciler: a reference is resolved, its layers fetched, its root file system built.
+//! The image reconciler: it resolves a reference, fetches the layers, and builds the root file system.
 //!
-//! Guarantees: the digest a reference means is recorded before anything of it is fetched, and moves
-//! in one status write; content that any image or instance refers to is never removed; a failed
-//! pull is tried again with backoff, and at once when `spec.pull` is raised. What the registry does not
-//! have, or does not give, is asked for again after an hour, or when it is posted again.
-//! Assumes: asking, fetching and converting go on behind the port, so that a pass is short.
+//! Guarantees: the digest of a reference is recorded before any of its content is fetched, and changes in one
+//! status write. Content that any image or instance refers to is never removed. A failed pull is retried with
+//! backoff, and at once if `spec.pull` is raised. Content that the registry does not have, or refuses, is
+//! requested again after an hour, or when the image is posted again.
+//! Assumes: requests, fetches and conversions run behind the port, so that a pass is short.
 //! Never: keeps credentials, or a count of references.
-//! Cancel/crash: blobs and root file systems are whole or absent; a job that died with the daemon
-//! is begun again by the next pass.
+//! Cancel/crash: blobs and root file systems are complete or absent. A job that died with the daemon is
+//! started again by the next pass.
 
 pub mod admission;
 mod observe;
@@ -29,20 +29,21 @@ use crate::store::Store;
 
 pub use observe::Observed;
 
-/// Images that mean this content and are not being deleted.
+/// Returns the images that resolve to this content and are not being deleted.
 #[must_use]
 pub fn meaning(store: &Store, digest: &Digest) -> Vec<Uid> {
     store.uids_referring::<Image>(&Ref::to_content(digest))
 }
 
-/// The id of the passes that collect content which nothing points at.
+/// Returns the id of the passes that collect content which nothing refers to.
 pub(crate) fn collector() -> Option<Uid> {
     COLLECTOR.parse().ok()
 }
 
-/// Rest of an image that the registry does not have or give, or that is none.
+/// Time before the registry is asked again for an image that it does not have, that it refuses, or that is
+/// invalid.
 const REST: Duration = Duration::from_secs(3600);
-/// In the form of an id; no object has it.
+/// The collector's id. It has the form of an id, but no object has it.
 const COLLECTOR: &str = "collector000000000000000";
 
 /// Capabilities of the image reconciler.
@@ -52,7 +53,7 @@ pub struct ImageReconciler<H> {
     pub store: Store,
 }
 
-/// One step on the image directory.
+/// A single step on the image directory.
 #[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     Fetch {
@@ -64,7 +65,7 @@ pub enum Action {
         owner: Uid,
         digest: Digest,
     },
-    /// Ends the work for an image that is deleted, and drops what is kept in memory for it.
+    /// Ends the work for an image that is deleted, and drops the data that is kept in memory for it.
     Forget {
         owner: Uid,
     },
@@ -78,7 +79,7 @@ impl<H: Host> Reconciler for ImageReconciler<H> {
     type Observed = Observed;
     type Action = Action;
 
-    /// Only content that is here is success: while something goes on in the background it may yet fail.
+    /// False, because only content on disk is success: work in the background may still fail.
     const WAITS_ARE_PROGRESS: bool = false;
     async fn observe(&self, uid: &Uid, object: Option<&Object<Image>>) -> Result<Observed, HostError> {
         observe::observe(self, uid, object).await
@@ -97,7 +98,7 @@ impl<H: Host> Reconciler for ImageReconciler<H> {
             Action::Forget { owner } => self.host.images().forget(owner).await.map_err(observe::local),
             Action::Remove { digest } => {
                 let (store, content) = (self.store.clone(), digest.clone());
-                // Asked again: an import or a tag may have come since it was observed.
+                // The references are checked again: an import or a tag may have come since the observation.
                 let is_referenced = move || store.is_referred_to(&Ref::to_content(&content));
                 self.host.images().remove(digest, Box::new(is_referenced)).await.map_err(observe::local)
             }
@@ -108,7 +109,7 @@ impl<H: Host> Reconciler for ImageReconciler<H> {
         status::status(object, seen, end)
     }
 
-    /// An answer of a registry rests: asked again and again, it says the same.
+    /// Delays the retry after an answer of a registry, because the registry would give the same answer.
     fn retry_after(kind: HostErrorKind) -> Option<Duration> {
         match kind {
             HostErrorKind::Missing
@@ -119,8 +120,8 @@ impl<H: Host> Reconciler for ImageReconciler<H> {
         }
     }
 
-    /// Owners of what goes on, and, when there is content that nothing refers to, an id that is no image's:
-    /// a pass of it collects and does nothing else.
+    /// Returns the owners of running work. If there is content that nothing refers to, an id that belongs to
+    /// no image is added: its pass collects and does nothing else.
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
         let mut owners = self.host.images().owners().await?;
         if !observe::unreferenced(self).await?.is_empty() {

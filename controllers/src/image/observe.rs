@@ -1,4 +1,4 @@
-//! What the image reconciler sees: what the reference means, and how much of it is here.
+//! Observations of the image reconciler: the digest of the reference, and how much of its content is on disk.
 
 use stead_schemas::image::{Image, ImageSource};
 use stead_schemas::meta::Object;
@@ -8,19 +8,19 @@ use stead_schemas::references::Ref;
 use super::ImageReconciler;
 use crate::host::{Host, HostError, HostErrorKind, Images, Job, Resolved, StoredImage};
 
-/// One look.
+/// An observation of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// The content that the reference means: as recorded, else as the registry says now.
+    /// The content of the reference: as recorded, else as the registry reports it now.
     pub digest: Option<Digest>,
-    /// Its manifest, when it was needed.
+    /// The manifest of the content, if it was needed.
     pub manifest: Option<Resolved>,
-    /// The complete root file system; the one meant before, while the registry is asked.
+    /// The complete root file system. While the registry is asked, it is that of the content before.
     pub stored: Option<StoredImage>,
     pub job: Option<Job>,
-    /// Content that no image, instance or snapshot refers to and that this pass is to remove.
+    /// Content that no image, instance or snapshot refers to and that this pass has to remove.
     pub unreferenced: Vec<Digest>,
-    /// The image for which something goes on, or is kept, although it is deleted or means other content.
+    /// The image for which work runs or data is kept, although it is deleted or refers to other content.
     pub left_over: Option<Uid>,
 }
 
@@ -39,7 +39,7 @@ pub(super) async fn observe<H: Host>(
     let (spec, reference) = (&object.spec, &object.spec.reference);
     let (digest, manifest) = match (&spec.source, recorded(object)) {
         (ImageSource::Local { digest }, _) => {
-            // It was asked for before the name was pointed at something else.
+            // The content was requested before the name was pointed at something else.
             let left_over = images.is_busy(uid).await.then(|| uid.clone());
             let manifest = images.manifest(digest).await.map_err(local)?;
             let stored = images.inspect(digest).await.map_err(local)?;
@@ -47,14 +47,14 @@ pub(super) async fn observe<H: Host>(
         }
         (ImageSource::Registry, Some(digest)) => match images.manifest(digest).await.map_err(local)? {
             Some(manifest) => (digest.clone(), Some(manifest)),
-            // The content went missing: its manifest is asked for again by digest.
+            // The content went missing: its manifest is requested again by digest.
             None => {
                 let reference = reference.with_digest(digest);
                 (digest.clone(), images.resolve(uid, &reference, spec.platform, spec.pull).await?)
             }
         },
         (ImageSource::Registry, None) => {
-            // Asking the registry what a tag means is a look at the world, not a step in it.
+            // A request to the registry for the digest of a tag is an observation, not a step.
             match images.resolve(uid, reference, spec.platform, spec.pull).await? {
                 Some(resolved) => (resolved.digest.clone(), Some(resolved)),
                 None => {
@@ -73,7 +73,8 @@ pub(super) async fn observe<H: Host>(
     Ok(Observed { digest: Some(digest), manifest, stored, job, ..seen })
 }
 
-/// A failure of the host, not of what the registry says: it does not rest as an answer does.
+/// Converts a failure of the host, which is not an answer of the registry, so that it is retried sooner than
+/// such an answer.
 pub(super) fn local(mut error: HostError) -> HostError {
     error.kind = match error.kind {
         HostErrorKind::Exhausted => HostErrorKind::Exhausted,
@@ -82,13 +83,14 @@ pub(super) fn local(mut error: HostError) -> HostError {
     error
 }
 
-/// The recorded meaning, unless a newer pull was asked for.
+/// Returns the recorded digest, unless a newer pull was requested.
 pub(super) fn recorded(object: &Object<Image>) -> Option<&Digest> {
     object.status.digest.as_ref().filter(|_| object.status.resolved_pull == object.spec.pull)
 }
 
-/// Content to be collected by the pass of an image that goes, which is its own, or of no image, which is any.
-/// The content on the host is listed only when there is something to collect.
+/// Returns the content that this pass should collect. The pass of an image that is deleted collects the
+/// image's own content; the pass without an image collects any. The content on the host is listed only if
+/// there is something to collect.
 async fn left_by<H: Host>(
     reconciler: &ImageReconciler<H>,
     object: Option<&Object<Image>>,
@@ -104,10 +106,11 @@ async fn left_by<H: Host>(
     Ok(unreferenced)
 }
 
-/// Content on disk, less everything that is referred to by specs and statuses as they are now.
+/// Returns the content on disk that no present spec or status refers to.
 pub(super) async fn unreferenced<H: Host>(reconciler: &ImageReconciler<H>) -> Result<Vec<Digest>, HostError> {
     let mut known = reconciler.host.images().known().await.map_err(local)?;
-    // After the listing: what appeared since is not in it, and what was in it had its reference then.
+    // The references are read after the listing: content that appeared since is not in the list, and content
+    // in the list had its reference by then.
     known.retain(|digest| !reconciler.store.is_referred_to(&Ref::to_content(digest)));
     Ok(known)
 }

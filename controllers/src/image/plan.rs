@@ -1,4 +1,4 @@
-//! From wish and observation to the next steps on image content.
+//! The plan of image content: from the spec and the observation to the next steps.
 
 use stead_schemas::condition::Reason;
 use stead_schemas::image::{Image, ImageSource};

@@ -1,4 +1,4 @@
-//! What was observed of an image, as the status that clients read.
+//! Status of an image as clients read it, derived from the observation.
 
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::image::{Image, ImagePhase, ImageStatus, Progress};
@@ -38,15 +38,15 @@ pub(super) fn status(object: &Object<Image>, seen: Option<&Observed>, end: &Pass
     name_failure(&mut status, end);
     if status.phase == ImagePhase::Ready && matches!(end.outcome, Outcome::Waiting(_) | Outcome::Recording(_))
     {
-        // What was meant before stays ready while the registry is asked what is meant now.
+        // The content before stays ready while the registry is asked for the present content.
         let before = condition::find(&object.status.conditions, ConditionType::Ready).cloned();
         before.into_iter().for_each(|ready| condition::set(&mut status.conditions, ready));
     }
     status
 }
 
-/// The registry is asked once more about an image that failed, and nobody wished for anything new: what was
-/// said of it stays until the answer is there.
+/// True if the registry is asked once more for an image that failed, although the spec did not change. The
+/// recorded failure stays until the answer arrives.
 fn is_asked_again(object: &Object<Image>, seen: Option<&Observed>, end: &PassEnd) -> bool {
     let is_asking = seen.is_some_and(|seen| seen.digest.is_none());
     is_asking
@@ -57,7 +57,7 @@ fn is_asked_again(object: &Object<Image>, seen: Option<&Observed>, end: &PassEnd
 
 fn phase(object: &Object<Image>, seen: Option<&Observed>, end: &PassEnd) -> ImagePhase {
     if matches!(end.outcome, Outcome::Failed { .. } | Outcome::Refused(_)) {
-        // Content that is here stays usable while the registry cannot be asked about a newer one.
+        // Content on disk stays usable while the registry cannot be asked for newer content.
         let is_still_here = seen.is_none() && object.status.phase == ImagePhase::Ready;
         return if is_still_here { ImagePhase::Ready } else { ImagePhase::Failed };
     }
@@ -84,7 +84,7 @@ fn progress(seen: &Observed) -> Option<Progress> {
     Some(Progress { done: sum(|layer| layer.present.0), total: sum(|layer| layer.size.0) })
 }
 
-/// The error's kind in the words of images.
+/// Replaces the reason of the error's kind by the reason that images use.
 fn name_failure(status: &mut ImageStatus, end: &PassEnd) {
     let Outcome::Failed { kind, .. } = &end.outcome else { return };
     let reason = match kind {

@@ -1,4 +1,4 @@
-//! What may become of a request on an ingress.
+//! Admission of requests on an ingress.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use stead_schemas::validate::FieldErrors;
 
 use crate::store::{New, Tx, TxError, absent};
 
-/// Claim table of host names: what they match, with the port before it.
+/// Claim table of host names. Each value is the shape of the host name, prefixed with the port.
 const HOSTNAMES: &str = "ingress_hostname";
 
-/// Why a request was refused; each has its code on the wire.
+/// The reason why a request was refused. Each reason has its own code on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IngressRefused {
     #[error("{0}")]
@@ -49,10 +49,10 @@ impl From<TxError> for IngressRefused {
     }
 }
 
-/// Stores an ingress; its host names are its own at their ports until it is gone.
+/// Stores an ingress. It holds its host names at their ports until it is gone.
 ///
 /// # Errors
-/// `InstanceNotFound`, `NameTaken`, `HostnameInUse`, `InsufficientResources`.
+/// Returns `InstanceNotFound`, `NameTaken`, `HostnameInUse` or `InsufficientResources`.
 pub fn create(tx: &mut Tx<'_>, wish: IngressWish) -> Result<Arc<Object<Ingress>>, IngressRefused> {
     let IngressWish { name, rules, tags } = wish;
     check_instances(tx, &rules)?;
@@ -66,16 +66,16 @@ pub fn create(tx: &mut Tx<'_>, wish: IngressWish) -> Result<Arc<Object<Ingress>>
     Ok(tx.create::<Ingress>(New { uid: Some(uid), name, tags, owner: None, spec })?)
 }
 
-/// Asks for an ingress to be gone.
+/// Requests the deletion of an ingress.
 ///
 /// # Errors
-/// `NotFound`.
+/// Returns `NotFound`.
 pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), IngressRefused> {
     tx.request_deletion::<Ingress>(uid)?;
     Ok(())
 }
 
-/// Those that are named must be there now; they may go later.
+/// Checks that the instances that rules name exist now; they may be deleted later.
 fn check_instances(tx: &Tx<'_>, rules: &[IngressRule]) -> Result<(), IngressRefused> {
     let mut errors = FieldErrors::default();
     for (index, rule) in rules.iter().enumerate() {

@@ -1,10 +1,10 @@
-//! The ingress reconciler: the ports of this host that rules of an ingress are served at.
+//! The ingress reconciler: the ports of this host at which the rules of an ingress are served.
 //!
-//! Guarantees: what is served is what is stored; a port that several want is opened once, and closed
-//! when nobody wants it; one that another program has is told and taken when it is free, and holds up
-//! no other port.
-//! Never: looks at instances. Which one a request is for is found when it comes (`reach`).
-//! Cancel/crash: listening ends with the daemon, so the next one begins with nothing.
+//! Guarantees: the served rules are the stored ones. A port that several ingresses need is opened once, and
+//! closed when none needs it. A port that another program has is reported, is opened when it is free, and
+//! delays no other port.
+//! Never: observes instances. The instance of a request is looked up when the request arrives (`reach`).
+//! Cancel/crash: listening ends with the daemon, so the next daemon begins without ports.
 
 pub mod admission;
 mod observe;
@@ -34,7 +34,7 @@ pub struct IngressReconciler<H> {
     pub host: H,
 }
 
-/// One step at a port.
+/// A single step at a port.
 #[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     Close { owner: Uid, port: u16 },
@@ -71,7 +71,7 @@ impl<H: Host> Reconciler for IngressReconciler<H> {
     }
 }
 
-/// The rules at each port.
+/// Returns the rules at each port.
 fn by_port(rules: &[IngressRule]) -> BTreeMap<u16, Vec<IngressRule>> {
     let mut ports: BTreeMap<u16, Vec<IngressRule>> = BTreeMap::new();
     for rule in rules {

@@ -1,4 +1,4 @@
-//! What is served of an ingress.
+//! Observations of an ingress.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,12 +9,12 @@ use stead_schemas::names::Uid;
 use super::{IngressReconciler, by_port};
 use crate::host::{Host, HostError, Listeners};
 
-/// One look.
+/// An observation of an ingress.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     pub owner: Uid,
     pub served: BTreeMap<u16, Vec<IngressRule>>,
-    /// Ports of the wish at which nothing of it is served, since somebody else has them.
+    /// Ports of the spec at which none of its rules are served, because another program has them.
     pub taken: BTreeSet<u16>,
 }
 

@@ -1,4 +1,4 @@
-//! From wish and observation to the next steps at the ports of an ingress.
+//! The plan of an ingress: from the spec and the observation to the next steps at its ports.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ pub(super) fn plan(desired: &Desired<'_, Ingress>, seen: &Observed, now: Timesta
     let owner = || seen.owner.clone();
     let strange = seen.served.keys().filter(|port| !wanted.contains_key(port));
     let closed = strange.map(|&port| Action::Close { owner: owner(), port });
-    // What can be served is, whatever stands against the rest.
+    // Every port that can be opened is opened, whatever is in the way of the others.
     let missing = wanted
         .iter()
         .filter(|(port, rules)| seen.served.get(port) != Some(rules) && !seen.taken.contains(port));
@@ -37,7 +37,7 @@ pub(super) fn plan(desired: &Desired<'_, Ingress>, seen: &Observed, now: Timesta
     }
 }
 
-/// Which ports somebody else has.
+/// Returns a message that names the ports that another program has, if there are any.
 pub(super) fn taken(ports: &BTreeSet<u16>) -> Option<String> {
     let list = ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let noun = if ports.len() == 1 { "port" } else { "ports" };

@@ -1,7 +1,7 @@
-//! Whether a request may be sent to an instance, and where that is.
+//! Look-up of an instance for a request: whether the request may be sent to it, and its address.
 //!
-//! Guarantees: an address is always that of an instance in the store. One that a connection wakes counts
-//! as there: whoever connects is kept waiting at its door until it runs.
+//! Guarantees: an address is always that of an instance in the store. An instance that a connection wakes
+//! counts as reachable: the client waits at its wake listener until the instance runs.
 
 use std::net::Ipv4Addr;
 
@@ -12,23 +12,23 @@ use stead_schemas::network::{Network, Port, PortSpec};
 
 use crate::store::Store;
 
-/// What became of the look for an instance.
+/// The result of the look-up of an instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reach {
-    /// It may be connected to, though its program may not run yet in this state.
+    /// The instance may be connected to, though its program may not run yet in this state.
     At {
         instance: Uid,
         address: Ipv4Addr,
         state: State,
     },
-    /// There, but not to be connected to in this state.
+    /// The instance exists but cannot be connected to in this state.
     Down(State),
-    /// It has no network.
+    /// The instance has no network.
     Nowhere,
     Unknown,
 }
 
-/// Looks for an instance by id or exact name, for a connection to this port of it.
+/// Looks up an instance by id or exact name, for a connection to this port of it.
 #[must_use]
 pub fn reach(store: &Store, word: &str, port: u16) -> Reach {
     let by_id = word.parse::<Uid>().ok().and_then(|uid| store.get::<Instance>(&uid));
@@ -44,7 +44,7 @@ pub fn reach(store: &Store, word: &str, port: u16) -> Reach {
         State::Standby => {
             instance.spec.power == Power::Running || is_woken(store, &instance, &card.spec, port)
         }
-        // A guest that boots, or is held for a moment, may answer before its state is told.
+        // A guest that boots, or is paused for a moment, may answer before its state is reported.
         State::Initializing | State::Running | State::Paused | State::Unknown => true,
         State::Created | State::Shutdown | State::Stopped => false,
     };
@@ -54,12 +54,12 @@ pub fn reach(store: &Store, word: &str, port: u16) -> Reach {
     }
 }
 
-/// A connection from this host brings it back.
+/// True if a connection from this host wakes the instance.
 fn is_woken(store: &Store, instance: &Object<Instance>, card: &PortSpec, port: u16) -> bool {
     let Some(policy) = instance.spec.auto_standby.as_ref().filter(|policy| policy.is_waking()) else {
         return false;
     };
-    // Such a connection comes from the bridge's own address.
+    // A connection from this host comes from the bridge's own address.
     let gateway = store.get::<Network>(&card.network).map(|network| network.spec.gateway.address);
     gateway.is_some_and(|gateway| policy.counts(gateway.into(), port))
 }

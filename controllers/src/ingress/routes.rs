@@ -1,7 +1,7 @@
-//! The rules that are served at one port, and which of them a host name means.
+//! The rules that are served at one port, and the choice of the rule for a host name.
 //!
-//! Guarantees: a literal name goes before every pattern, and of two patterns the one that says more,
-//! read from the left; which was there first does not matter.
+//! Guarantees: a literal name has priority over every pattern. Of two patterns the more specific one has
+//! priority, compared from the left. The order in which rules were added does not matter.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use stead_schemas::names::Uid;
 pub struct Routes {
     owners: BTreeMap<Uid, Vec<Arc<IngressRule>>>,
     literals: BTreeMap<String, Route>,
-    /// In the order in which they count.
+    /// The patterns, in the order of their priority.
     patterns: BTreeMap<Hostname, Route>,
 }
 
@@ -24,12 +24,12 @@ struct Route {
     rule: Arc<IngressRule>,
 }
 
-/// Where a host name leads.
+/// The rule and the instance for a host name.
 #[derive(Debug, Clone)]
 pub struct Found {
     pub owner: Uid,
     pub rule: Arc<IngressRule>,
-    /// The instance by id or name; from the request, where the rule has a capture for it.
+    /// The id or name of the instance. It comes from the request if the rule has a capture for it.
     pub instance: String,
 }
 
@@ -43,14 +43,14 @@ impl Routes {
         self.owners.keys()
     }
 
-    /// The rules of an owner; `None` when it has none here.
+    /// Returns the rules of an owner, or `None` if it has none here.
     #[must_use]
     pub fn of(&self, owner: &Uid) -> Option<Vec<IngressRule>> {
         let rules = self.owners.get(owner)?;
         Some(rules.iter().map(|rule| IngressRule::clone(rule)).collect())
     }
 
-    /// Puts these rules of an owner in place of those it had.
+    /// Replaces the rules of an owner with these.
     pub fn set(&mut self, owner: &Uid, rules: &[IngressRule]) {
         self.remove(owner);
         let rules: Vec<Arc<IngressRule>> = rules.iter().cloned().map(Arc::new).collect();
@@ -76,7 +76,7 @@ impl Routes {
         }
     }
 
-    /// Where a host (of `stead_schemas::ingress::host`) leads.
+    /// Returns the rule and instance for a host, in the form that `stead_schemas::ingress::host` returns.
     #[must_use]
     pub fn find(&self, host: &str) -> Option<Found> {
         if let Some(Route { owner, rule }) = self.literals.get(host) {
@@ -91,7 +91,7 @@ impl Routes {
     fn found(owner: &Uid, rule: &Arc<IngressRule>, captured: &[(&str, &str)]) -> Option<Found> {
         let instance = match &rule.target.instance {
             TargetName::Instance(name) => name.to_string(),
-            // That there is one was checked with the request.
+            // Admission checked that the capture exists.
             TargetName::Capture(name) => captured.iter().find(|(one, _)| one == name)?.1.to_owned(),
         };
         Some(Found { owner: owner.clone(), rule: rule.clone(), instance })

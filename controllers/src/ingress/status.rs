@@ -1,4 +1,4 @@
-//! What was observed of an ingress, as its status.
+//! Status of an ingress, derived from the observation.
 
 use stead_schemas::condition::Reason;
 use stead_schemas::ingress::{Ingress, IngressStatus};
@@ -13,7 +13,7 @@ pub(super) fn status(object: &Object<Ingress>, seen: Option<&Observed>, end: &Pa
     let generation = object.meta.generation;
     let mut all = conditions::standard(previous, generation, end);
     if let Some(message) = seen.and_then(|seen| taken(&seen.taken)) {
-        // It is tried again and again, but a person has to see to it.
+        // The open is retried again and again, but an operator has to act.
         conditions::degrade(&mut all, previous, (Reason::PortInUse, &message), generation, end.now.at());
     }
     IngressStatus { conditions: all, observed_generation: generation }

@@ -1,4 +1,4 @@
-//! Tables and properties of the ingress plan, status and routes; requests on the store.
+//! Tables and properties of the ingress plan, status and routes, and tests of requests on the store.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,7 +33,7 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("in range")
 }
 
-/// Of `hostname:port`; the target is a capture where there is one of that name.
+/// Returns the rule of `hostname:port`. The target is a capture if the host name contains `{i}`.
 fn rule(text: &str) -> IngressRule {
     let (hostname, port) = text.split_once(':').expect("both");
     let instance = if hostname.contains("{i}") { "{i}" } else { "web" };
@@ -124,7 +124,7 @@ fn a_port_in_use_is_tried_again_and_told_as_something_to_see_to() {
     assert!(condition::is_ready(&healed.conditions), "{healed:?}");
 }
 
-/// A host with ports of several owners and of strangers.
+/// A host with ports of several owners and of foreign programs.
 #[derive(Debug, Clone, Default)]
 struct Host {
     open: BTreeMap<(u16, Uid), Vec<IngressRule>>,
@@ -180,7 +180,7 @@ proptest! {
             .map(|(key, rules)| (key.clone(), rules.clone())).collect();
         let desired = || if is_wished { Desired::Present(&object) } else { Desired::Absent(Some(&object)) };
         let wanted = if is_wished { wish } else { Vec::new() };
-        // A crash after some steps of each plan, and then none.
+        // Each plan is cut off by a crash after some steps, and the last two are not.
         for cut in cuts.into_iter().chain([usize::MAX, usize::MAX]) {
             if let Plan::Act(steps) = plan(&desired(), &host.seen(&own, &wanted), at(0)) {
                 steps.iter().take(cut).for_each(|step| host.act(step));
@@ -207,7 +207,7 @@ proptest! {
         let mut model: BTreeMap<Uid, Vec<IngressRule>> = BTreeMap::new();
         for (owner, rules, is_removed) in sets {
             let owner_uid = uid(char::from(b'a' + owner));
-            // Names of one owner are never another's: admission sees to it.
+            // Admission ensures that two owners never have the same name.
             let rules: Vec<IngressRule> = rules.into_iter().map(|mut rule| {
                 rule.hostname = format!("{}.o{owner}", rule.hostname).parse().expect("valid");
                 rule
@@ -391,7 +391,7 @@ async fn a_host_name_belongs_to_one_ingress_at_a_port_until_it_is_gone() {
     assert_eq!(refused("two", &["c.test:80", "c.test:80"]).await, name(1));
     let missing = "instance_not_found rules[1].target.instance";
     assert_eq!(refused("two", &["c.test:80", "d.test:80=other"]).await, missing);
-    // What was refused has taken nothing.
+    // A refused request has claimed nothing.
     let by_id = format!("c.test:80={instance}");
     asked(&store, "two", &[&by_id, "a.test:82"]).await.expect("free");
     let of_transaction = first.clone();

@@ -1,10 +1,10 @@
 //! The network reconciler: a bridge with its gateway address, forwarding, and the base firewall.
 //!
-//! Guarantees: the firewall stands before the bridge does, so no packet passes unfiltered; a subnet
-//! that overlaps a route of the host is refused before anything is made.
-//! Never: takes a link that is not ours, or turns forwarding off again (others may rely on it).
-//! Cancel/crash: every step is recognised by its mark; the bridge goes before the tables do, so a
-//! bridge whose making was interrupted is still removed with them.
+//! Guarantees: the firewall is loaded before the bridge is created, so that no packet passes unfiltered. A
+//! subnet that overlaps a route of the host is refused before anything is made.
+//! Never: takes over a link that is not ours, or turns forwarding off again (others may rely on it).
+//! Cancel/crash: every step is recognised by its mark. The bridge is removed before the tables, so that a
+//! bridge whose creation was interrupted is still removed with them.
 
 mod observe;
 mod plan;
@@ -28,11 +28,11 @@ pub use observe::Observed;
 #[derive(Debug)]
 pub struct NetworkReconciler<H> {
     pub host: H,
-    /// Read only: which networks share a table.
+    /// The store, which is only read: it shows which networks share a table.
     pub store: Store,
 }
 
-/// One step on the bridge, the tables or the host's forwarding.
+/// A single step on the bridge, the tables or the host's forwarding.
 #[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     LoadFirewall(FirewallRules),
@@ -89,7 +89,7 @@ impl<H: Host> Reconciler for NetworkReconciler<H> {
     }
 }
 
-/// What the base tables of a network are made for.
+/// Returns the parameters of a network's base tables.
 fn rules(object: &Object<Network>, forwarding: Forwarding) -> FirewallRules {
     let spec = &object.spec;
     FirewallRules {

@@ -1,4 +1,4 @@
-//! What is there of a network.
+//! Observations of a network.
 
 use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
@@ -9,18 +9,18 @@ use crate::host::{
     Firewall, FirewallSeen, Forwarding, Host, HostError, Link, LinkKind, Links, Route, Routes,
 };
 
-/// Bridge, tables, forwarding, and what stands against the subnet.
+/// The state of bridge, tables and forwarding, and the conflicts of the subnet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
-    /// The link of the wished name, whichever object of ours it was made for; without a record,
-    /// the bridge that was made for this uid.
+    /// The link of the desired name, whichever object of ours it was made for. Without a record it is the
+    /// bridge that was made for this uid.
     pub bridge: Option<Link>,
     pub firewall: Option<FirewallSeen>,
-    /// Another network that is not being deleted has its tables under the same name.
+    /// True if another network that is not being deleted has its tables under the same name.
     pub is_table_shared: bool,
     pub forwarding: Forwarding,
     pub uplink_mtu: Option<u32>,
-    /// Routes of the host, by other links, that overlap the subnet.
+    /// Routes of the host by other links that overlap the subnet.
     pub conflicts: Vec<Route>,
 }
 
@@ -52,7 +52,7 @@ pub(super) async fn observe<H: Host>(
         .iter()
         .any(|other| other.meta.uid != *uid && !other.meta.is_deleting() && other.spec.table == spec.table);
     let Routes { routes: mut conflicts, uplink_mtu } = links.routes().await?;
-    // The segments of one subnet overlap it, each by a bridge of ours.
+    // The segments of one subnet overlap it, but each is on a bridge of ours.
     let is_ours = |link: &LinkName| networks.iter().any(|network| network.spec.bridge == *link);
     conflicts.retain(|route| {
         route.destination.overlaps(spec.gateway) && !route.link.as_ref().is_some_and(is_ours)

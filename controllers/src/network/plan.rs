@@ -1,4 +1,4 @@
-//! From wish and observation to the next steps on a network.
+//! The plan of a network: from the spec and the observation to the next steps.
 
 use std::time::Duration;
 
@@ -11,10 +11,11 @@ use super::{Action, Observed, rules};
 use crate::host::{Forwarding, Link, LinkKind, Route};
 use crate::runtime::{Desired, Plan, Refusal, Wait};
 
-/// For the bridge of an earlier network to go: its own pass removes it.
+/// Time between two checks for the removal of an earlier network's bridge, which the earlier network's own
+/// pass does.
 const PREDECESSOR_WAIT: Duration = Duration::from_secs(1);
 
-/// Strange addresses removed in one round; the next round sees to the rest.
+/// Greatest number of foreign addresses that one round removes; the next round removes more.
 const ADDRESSES_AT_ONCE: usize = 16;
 
 pub(super) fn plan(desired: &Desired<'_, Network>, seen: &Observed, now: Timestamp) -> Plan<Action> {
@@ -22,7 +23,7 @@ pub(super) fn plan(desired: &Desired<'_, Network>, seen: &Observed, now: Timesta
         Desired::Present(object) => plan_present(object, seen, now),
         Desired::Absent(Some(object)) => plan_absent(object, seen),
         Desired::Absent(None) => {
-            // Without a record the table's name is not known; a later network of it loads it anew.
+            // The table's name is not known without a record; a later network with that table loads it again.
             let steps = seen.bridge.iter().map(|link| Action::RemoveBridge(link.name.clone()));
             act_or_converged(steps.collect())
         }
@@ -44,7 +45,7 @@ fn plan_present(object: &Object<Network>, seen: &Observed, now: Timestamp) -> Pl
         }
         other => other.as_ref(),
     };
-    // Once the bridge is there guests rely on it; a conflict is then only reported (`status`).
+    // Guests rely on a bridge that exists; a conflict is then only reported (`status`).
     if let (None, Some(route)) = (ours, seen.conflicts.first()) {
         return Plan::Refuse(Refusal { reason: Reason::SubnetConflict, message: conflict(object, route) });
     }
@@ -80,14 +81,14 @@ fn plan_bridge(object: &Object<Network>, ours: Option<&Link>, steps: &mut Vec<Ac
 fn plan_absent(object: &Object<Network>, seen: &Observed) -> Plan<Action> {
     let is_ours = seen.bridge.as_ref().is_some_and(|link| link.owner == object.meta.uid);
     let is_another = seen.bridge.is_some() && !is_ours;
-    // Tables that a successor goes on with are its own.
+    // Tables that a successor continues to use belong to the successor.
     let has_tables = seen.firewall.is_some() && !seen.is_table_shared;
     if !is_ours && !has_tables {
         return Plan::Converged;
     }
     let mut steps = Vec::new();
-    // Also where no bridge is seen: one whose mark is not complete shows to `remove` only. The
-    // bridge of an earlier or later network stays.
+    // The step is taken even if no bridge is observed, because only `remove` finds a bridge whose mark is not
+    // complete. The bridge of an earlier or later network stays.
     if !is_another {
         steps.push(Action::RemoveBridge(object.spec.bridge.clone()));
     }

@@ -1,4 +1,4 @@
-//! What was observed of a network, as its status.
+//! Status of a network, derived from the observation.
 
 use stead_schemas::condition::Reason;
 use stead_schemas::meta::Object;
@@ -14,7 +14,7 @@ pub(super) fn status(object: &Object<Network>, seen: Option<&Observed>, end: &Pa
     let mut all = conditions::standard(previous, generation, end);
     let route = seen.and_then(|seen| seen.conflicts.first());
     if let (Outcome::Converged, Some(route)) = (&end.outcome, route) {
-        // Works, but the host's own traffic to that route may now go to guests.
+        // The network works, but the host's own traffic to that route may now go to guests.
         let told = (Reason::SubnetConflict, conflict(object, route));
         conditions::degrade(&mut all, previous, (told.0, &told.1), generation, end.now.at());
     }

@@ -78,7 +78,7 @@ fn nothing() -> Observed {
     }
 }
 
-/// What an action does to the host. The ports of the table are none of the network's business.
+/// Applies the effect of an action to the host. The port rules of the table do not concern the network.
 fn apply(seen: &mut Observed, action: &Action) {
     let bridge_of = |seen: &mut Observed| seen.bridge.take().expect("steps on a bridge follow its making");
     match action {
@@ -179,7 +179,8 @@ fn links_of_other_objects_are_waited_for_or_refused_and_never_removed() {
     let seen = Observed { bridge: Some(link('m')), firewall, ..nothing() };
     let waits = plan::plan(&Desired::Present(&object), &seen, at(0));
     assert!(matches!(&waits, Plan::Wait(wait) if wait.until > Some(at(0))), "{waits:?}");
-    // The tables of a deleted network go under the bridge of another; those of its successor stay.
+    // The tables of a deleted network are removed under the bridge of another network; those of its successor
+    // stay.
     let removal = Plan::Act(vec![Action::RemoveFirewall { table: "stead".to_owned() }]);
     assert_eq!(plan::plan(&Desired::Absent(Some(&object)), &seen, at(0)), removal);
     let seen = Observed { is_table_shared: true, ..seen };
@@ -229,7 +230,8 @@ fn any_host() -> impl Strategy<Value = Observed> {
 }
 
 proptest! {
-    /// Whatever is there, and wherever the daemon dies, the wish is reached in few rounds.
+    /// Checks that the spec is reached in few rounds, from any state of the host and wherever the daemon
+    /// dies.
     #[test]
     fn any_host_converges_through_any_crash(
         mut seen in any_host(),

@@ -1,11 +1,11 @@
-//! The port reconciler: one TAP per instance, isolated on the bridge of its network, and the rule
-//! that says which addresses may send through it. While its VM is down the TAP is given back.
+//! The port reconciler: one TAP per instance, isolated on the bridge of its network, and the rule that allows
+//! only the instance's addresses to send through it. The TAP is released while the VM is down.
 //!
-//! Guarantees: a TAP is raised only when it is isolated and its rule is loaded, so that a guest
-//! never sends as somebody else; the rule of a port that goes is gone before its TAP.
+//! Guarantees: a TAP is set up only when it is isolated and its rule is loaded, so that a guest never sends
+//! with a foreign address. The rule of a port that is deleted is removed before its TAP.
 //! Never: acts while the network is not ready.
-//! Cancel/crash: a TAP is marked before it can outlive its maker; that it is given back is recorded
-//! first, so that no VM is started at one that is about to go.
+//! Cancel/crash: a TAP is marked before it can outlive its maker. The release is recorded before the TAP is
+//! removed, so that no VM is started at a TAP that is about to be removed.
 
 mod need;
 mod observe;
@@ -33,7 +33,7 @@ pub struct PortReconciler<H> {
     pub store: Store,
 }
 
-/// One step on a TAP or its rule.
+/// A single step on a TAP or its rule.
 #[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     CreateTap { name: LinkName, owner: Uid },
@@ -84,8 +84,8 @@ impl<H: Host> Reconciler for PortReconciler<H> {
     }
 }
 
-/// Ports that an event concerns besides their own: those of a network whose status moved, and that of
-/// an instance which needs it now, or no more.
+/// Returns the ports that an event of another kind concerns: those of a network whose status changed, and the
+/// port of an instance that needs it now or no longer needs it.
 #[must_use]
 pub fn concerned(store: &Store, event: &Event) -> Vec<Uid> {
     match event.kind {
@@ -103,7 +103,7 @@ pub fn concerned(store: &Store, event: &Event) -> Vec<Uid> {
     }
 }
 
-/// The one combination of addresses that may send through the port's TAP.
+/// Returns the only combination of addresses that may send through the port's TAP.
 fn rule(object: &Object<Port>) -> PortRule {
     let spec = &object.spec;
     PortRule { tap: spec.tap.clone(), mac: spec.mac, address: spec.address }

@@ -1,4 +1,4 @@
-//! What is there of a port.
+//! Observations of a port.
 
 use stead_schemas::condition::{self, ConditionStatus, ConditionType};
 use stead_schemas::instance::Instance;
@@ -10,14 +10,14 @@ use super::need::is_needed;
 use super::{PortReconciler, rule};
 use crate::host::{Firewall, Host, HostError, Link, LinkKind, Links};
 
-/// TAP, rule, and whether the network they belong to stands.
+/// The state of TAP, rule and network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     pub is_network_ready: bool,
     /// The reason that the network gives for not being ready.
     pub network_trouble: Option<String>,
     pub is_needed: bool,
-    /// The link of the wished name; without a record, the TAP that was made for this uid.
+    /// The link of the desired name; without a record, the TAP that was made for this uid.
     pub tap: Option<Link>,
     pub has_rule: bool,
 }
@@ -29,8 +29,8 @@ pub(super) async fn observe<H: Host>(
 ) -> Result<Observed, HostError> {
     let (links, firewall, store) = (reconciler.host.links(), reconciler.host.firewall(), &reconciler.store);
     let Some(object) = object else {
-        // Without a record the rule is not known. It names a TAP that is gone and whose name, made
-        // of the uid, never comes back, so it lets nobody send.
+        // The rule is not known without a record. It names a TAP that is gone and whose name, derived from
+        // the uid, never returns, so it allows no traffic.
         let mut all = links.list().await?.into_iter();
         let tap = all.find(|link| link.owner == *uid && link.kind == LinkKind::Tap);
         let nothing = Observed {
@@ -53,7 +53,7 @@ pub(super) async fn observe<H: Host>(
         is_network_ready: network.is_some_and(|network| {
             !network.meta.is_deleting() && condition::is_ready(&network.status.conditions)
         }),
-        // One without an instance is about to go.
+        // A port without an instance is about to be deleted.
         is_needed: instance.is_none_or(|instance| is_needed(&instance)),
         tap: links.inspect(&object.spec.tap).await?,
         has_rule: firewall.has_port(&object.spec.table, &rule(object)).await?,

@@ -1,4 +1,4 @@
-//! From wish and observation to the next steps on a port.
+//! The plan of a port: from the spec and the observation to the next steps.
 
 use stead_schemas::condition::Reason;
 use stead_schemas::limits::TAP_KEPT;
@@ -45,7 +45,7 @@ fn plan_present(object: &Object<Port>, seen: &Observed, now: Moment) -> Plan<Act
     if !is_enslaved {
         steps.push(Action::Enslave { tap: name(), bridge: spec.bridge.clone() });
     }
-    // Isolation belongs to the place on a bridge: a new place is not isolated yet.
+    // Isolation belongs to the attachment to a bridge: a new attachment is not isolated yet.
     if !is_enslaved || !seen.tap.as_ref().is_some_and(|tap| tap.is_isolated) {
         steps.push(Action::Isolate(name()));
     }
@@ -58,7 +58,8 @@ fn plan_present(object: &Object<Port>, seen: &Observed, now: Moment) -> Plan<Act
     act_or_converged(steps)
 }
 
-/// The rule stays with the addresses that it is about: a VM that comes back has one step less to wait.
+/// Plans for a port that is not needed. The rule stays with its addresses, so that a VM that comes back waits
+/// for one step less.
 fn plan_released(object: &Object<Port>, seen: &Observed, now: Moment) -> Plan<Action> {
     let mut steps = Vec::new();
     if seen.is_network_ready && !seen.has_rule {
@@ -72,7 +73,7 @@ fn plan_released(object: &Object<Port>, seen: &Observed, now: Moment) -> Plan<Ac
         return Plan::Act(steps);
     }
     if kept_until.is_none() && seen.tap.is_some() {
-        // With the record the TAP may go, and after a while it does.
+        // The TAP may be removed once the record exists, and is removed after a while.
         return Plan::Record(Record { reason: Reason::NotNeeded, what: "recording that its VM is down" });
     }
     Plan::Wait(Wait { reason: Reason::NotNeeded, message: "its VM is down".to_owned(), until: kept_until })

@@ -1,4 +1,4 @@
-//! What was observed of a port, as its status.
+//! Status of a port, derived from the observation.
 
 use stead_schemas::meta::Object;
 use stead_schemas::network::{Port, PortStatus};

@@ -68,7 +68,7 @@ fn nothing() -> Observed {
     Observed { is_network_ready: true, network_trouble: None, is_needed: true, tap: None, has_rule: false }
 }
 
-/// What an action does to the host, and what may never be.
+/// Applies the effect of an action to the host, and asserts what must never happen.
 fn apply(seen: &mut Observed, action: &Action) {
     let tap_of = |seen: &mut Observed| seen.tap.take().expect("steps on a TAP follow its making");
     match action {
@@ -145,7 +145,7 @@ fn an_orphaned_tap_goes() {
     assert_eq!(plan::plan(&Desired::Absent(None), &nothing(), now().into()), Plan::Converged);
 }
 
-/// As the pass that ends with this plan records it.
+/// Returns the object with the record of the pass that ends with this plan.
 fn recorded(mut object: Object<Port>, plan: &Plan<Action>) -> Object<Port> {
     let (status, reason) = match plan {
         Plan::Wait(Wait { reason, .. }) | Plan::Record(Record { reason, .. }) => {
@@ -189,12 +189,12 @@ fn the_tap_of_a_vm_that_is_down_goes_after_that_was_recorded_and_its_rule_stays(
         panic!("no rule")
     };
     assert!(matches!(steps[..], [Action::AddRule { .. }]), "{steps:?}");
-    // Needed again in between, it is not taken.
+    // The port is needed again in between, so its TAP is not removed.
     let again = plan::plan(&Desired::Present(&object), &Observed { is_needed: true, ..gone }, now().into());
     assert!(matches!(&again, Plan::Act(steps) if matches!(steps[0], Action::CreateTap { .. })), "{again:?}");
 }
 
-/// Any TAP that this port's steps, or somebody's interference with them, can leave.
+/// Generates any TAP that this port's steps, or interference with them, can leave.
 fn any_host() -> impl Strategy<Value = Observed> {
     let master = proptest::option::of(prop_oneof![Just("st-br"), Just("other")].prop_map(name));
     let tap = (master, any::<bool>(), any::<bool>()).prop_map(|(master, is_up, is_isolated)| Link {
@@ -211,8 +211,8 @@ fn any_host() -> impl Strategy<Value = Observed> {
 }
 
 proptest! {
-    /// Whatever is there, and wherever the daemon dies, the wish is reached in few rounds, and the
-    /// guest is never let loose on the way (`apply` asserts it).
+    /// Checks that the spec is reached in few rounds, from any state of the host and wherever the daemon
+    /// dies, and that the guest is never unrestricted on the way (`apply` asserts it).
     #[test]
     fn any_host_converges_through_any_crash(
         mut seen in any_host(),

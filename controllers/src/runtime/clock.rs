@@ -1,16 +1,17 @@
-//! Time and identity from outside, so that one seed is one run.
+//! Sources of time and identity that are given from outside, so that a seed determines a run.
 //!
-//! Waiting is `tokio::time`'s (virtual in tests); the wall clock and new ids are these two ports.
+//! Waiting uses `tokio::time` (virtual in tests); the wall clock and new ids come from these two ports.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use stead_schemas::names::Uid;
 
-/// The wall clock; only for what is stored and shown, never for waiting.
+/// The wall clock. It is only for times that are stored and shown, never for waiting.
 pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Timestamp;
-    /// Time since some start, by a clock that nobody sets: steps of the wall clock are noticed by it.
+    /// Returns the time since an arbitrary start, by a clock that is never set. Steps of the wall clock are
+    /// detected with it.
     fn elapsed(&self) -> Duration;
 }
 
@@ -19,7 +20,7 @@ pub trait Ids: Send + Sync + 'static {
     fn next(&self) -> Uid;
 }
 
-/// A clock that goes with `tokio::time`: virtual where that is paused.
+/// A clock that follows `tokio::time`: it is virtual where that is paused.
 #[cfg(any(test, feature = "sim"))]
 #[derive(Debug, Clone)]
 pub struct TokioClock {
@@ -29,7 +30,7 @@ pub struct TokioClock {
 
 #[cfg(any(test, feature = "sim"))]
 impl TokioClock {
-    /// Says `epoch` now.
+    /// Creates a clock that shows `epoch` now.
     #[must_use]
     pub fn starting_at(epoch: Timestamp) -> Self {
         Self { start: tokio::time::Instant::now(), epoch }
@@ -47,14 +48,14 @@ impl Clock for TokioClock {
     }
 }
 
-/// Ids in order: `a00...0`, `a00...1`.
+/// A source of ids in order: `a00...0`, `a00...1`.
 #[cfg(any(test, feature = "sim"))]
 #[derive(Debug, Default)]
 pub struct SequentialIds(std::sync::atomic::AtomicU64);
 
 #[cfg(any(test, feature = "sim"))]
 impl SequentialIds {
-    /// Begins at a number other than 0: for sources that must not meet.
+    /// Creates a source that begins at another number than 0, for sources whose ids must differ.
     #[must_use]
     pub fn starting_at(number: u64) -> Self {
         Self(number.into())
@@ -65,7 +66,7 @@ impl SequentialIds {
 impl Ids for SequentialIds {
     fn next(&self) -> Uid {
         let number = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        // Digits first: `Uid::short`, of which host names are made, must differ too.
+        // The varying digits come first: `Uid::short`, which is part of host names, must differ too.
         let digits: String = number.to_string().chars().rev().collect();
         format!("a{digits:0<23}").parse().expect("a letter and 23 digits are an id")
     }

@@ -1,7 +1,7 @@
-//! The three standard conditions, made from how a pass ended; kinds adjust them afterwards.
+//! The three standard conditions, derived from the end of a pass; kinds adjust them afterwards.
 //!
-//! Guarantees: total; the transition time of a condition moves only with its status; two passes
-//! that end alike give equal conditions (no attempt counts, no times in messages), so that a
+//! Guarantees: the function is total. The transition time of a condition changes only with its status. Two
+//! passes that end alike give equal conditions (no attempt counts and no times in messages), so that a
 //! failing object is not written again at every retry.
 
 use jiff::Timestamp;
@@ -13,10 +13,10 @@ use stead_schemas::validate::printable;
 use super::reconciler::{Outcome, PassEnd};
 use crate::host::HostErrorKind;
 
-/// Status and reason of one condition.
+/// Status and reason of a condition.
 type Answer = (ConditionStatus, Reason);
 
-/// `Ready`, `Progressing` and `Degraded` after a pass over the object's `generation`.
+/// Returns `Ready`, `Progressing` and `Degraded` after a pass over the object's `generation`.
 #[must_use]
 pub fn standard(previous: &[Condition], generation: Generation, end: &PassEnd) -> Vec<Condition> {
     use ConditionStatus::{False, True};
@@ -62,8 +62,8 @@ pub fn standard(previous: &[Condition], generation: Generation, end: &PassEnd) -
     conditions
 }
 
-/// Says besides that somebody has to see to it, whatever the pass came to; since when, the conditions
-/// before tell.
+/// Sets `Degraded` in addition to the result of the pass, because an operator has to act. The transition time
+/// is kept from the conditions before.
 pub fn degrade(
     conditions: &mut Vec<Condition>,
     previous: &[Condition],
@@ -86,7 +86,7 @@ pub fn degrade(
     condition::set(conditions, new);
 }
 
-/// A retry may help without anybody doing anything.
+/// True if a retry may help without any intervention.
 fn is_hopeful(kind: HostErrorKind) -> bool {
     !matches!(kind, HostErrorKind::Unsupported | HostErrorKind::Permanent)
 }

@@ -1,4 +1,4 @@
-//! The machinery under every reconciler; it knows no kind.
+//! The machinery under every reconciler. It depends on no kind.
 //!
 //! ```text
 //! watch ring, drift, resync -> trigger -> queue (dedup, due times) -> runner -> pass -> store

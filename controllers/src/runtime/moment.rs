@@ -1,9 +1,9 @@
-//! The present time of a pass, and how stored times compare with it although clocks are set.
+//! The present time of a pass, and the comparison of stored times with it while clocks may be set.
 //!
 //! Guarantees: an interval that is measured from a stored time never ends early because the clock was set
-//! forward, and never lasts longer than its length, counted from the last time that the clock was set or that
-//! the daemon started, because the clock was set back.
-//! Assumes: the time since a start that [`Clock::elapsed`] returns is never set.
+//! forward. It never lasts longer than its length because the clock was set back, counted from the last time
+//! that the clock was set or that the daemon started.
+//! Assumes: the clock behind [`Clock::elapsed`] is never set.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,26 +13,26 @@ use stead_schemas::limits::{CLOCK_DRIFT_DIVISOR, CLOCK_STEP_MIN};
 
 use super::clock::Clock;
 
-/// One reading of the wall clock, with what is known of its steps.
+/// A reading of the wall clock, with what is known of its steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     at: Timestamp,
-    /// When this daemon began to watch the clock.
+    /// Time at which this daemon began to watch the clock.
     watched_since: Timestamp,
-    /// When a step of the clock was noticed last, by the clock as it is now.
+    /// Time of the last noticed step of the clock, by the clock as it is now.
     set_at: Option<Timestamp>,
 }
 
 impl Moment {
-    /// The wall time: for what is stored, shown, or agreed with people.
+    /// Returns the wall time, for times that are stored, shown, or agreed with people.
     #[must_use]
     pub fn at(self) -> Timestamp {
         self.at
     }
 
-    /// The time from which an interval counts that began at a stored time. It is never after the present: a
-    /// stored time that is was written before the clock was set back. No time before the last step of the
-    /// clock counts.
+    /// Returns the time from which an interval counts that began at a stored time. The result is never after
+    /// the present: a stored time in the future was written before the clock was set back. Time before the
+    /// last step of the clock does not count.
     #[must_use]
     pub fn since(self, stored: Timestamp) -> Timestamp {
         match self.set_at {
@@ -43,40 +43,40 @@ impl Moment {
         }
     }
 
-    /// Time since the stored one, as [`Self::since`] counts it.
+    /// Returns the time since the stored time, as [`Self::since`] counts it.
     #[must_use]
     pub fn elapsed(self, stored: Timestamp) -> Duration {
         self.at.duration_since(self.since(stored)).try_into().unwrap_or_default()
     }
 
-    /// The end of an interval of this length that began at a stored time.
+    /// Returns the end of an interval of this length that began at a stored time.
     #[must_use]
     pub fn end(self, stored: Timestamp, length: Duration) -> Timestamp {
         after(self.since(stored), length)
     }
 
-    /// This long from now.
+    /// Returns the time after this delay from now.
     #[must_use]
     pub fn after(self, delay: Duration) -> Timestamp {
         after(self.at, delay)
     }
 }
 
-/// The reading of a clock that was never set.
+/// A conversion to the reading of a clock that was never set.
 impl From<Timestamp> for Moment {
     fn from(at: Timestamp) -> Self {
         Self { at, watched_since: at, set_at: None }
     }
 }
 
-/// `at + delay`, or the last time that there is.
+/// Returns `at + delay`, or the last representable time.
 #[must_use]
 pub fn after(at: Timestamp, delay: Duration) -> Timestamp {
     let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::MAX);
     at.saturating_add(delay).unwrap_or(Timestamp::MAX)
 }
 
-/// A wall clock whose steps are noticed.
+/// A wall clock that detects its own steps.
 #[derive(Clone)]
 pub(crate) struct WatchedClock {
     clock: Arc<dyn Clock>,
@@ -89,7 +89,8 @@ struct Watch {
     last: Reading,
 }
 
-/// A reading of the wall clock between two of the clock that nobody sets: the thread may be held up between.
+/// A reading of the wall clock, between two readings of the clock that is never set. The thread may be held
+/// up between them.
 struct Reading {
     before: Duration,
     at: Timestamp,
@@ -111,11 +112,11 @@ impl WatchedClock {
         Self { clock, watch: Arc::new(Mutex::new(watch)) }
     }
 
-    /// Reads the clock. A step since the last reading counts as made now: not before it was made.
+    /// Reads the clock. A step since the last reading counts as made now, and so never as made too early.
     pub(crate) fn read(&self) -> Moment {
         // A poisoned lock is harmless: the fields are written one by one and each is valid.
         let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
-        // Read under the lock: two readings in the wrong order would look like a step.
+        // The clock is read under the lock: two readings in the wrong order would look like a step.
         let reading = Reading::take(&*self.clock);
         let at = reading.at;
         if is_step(&watch.last, &reading) {
@@ -127,7 +128,7 @@ impl WatchedClock {
     }
 }
 
-/// True if the wall clock went on by another time than passed. A clock that is slewed is not set.
+/// True if the wall clock advanced by another time than passed. A clock that is slewed was not set.
 fn is_step(earlier: &Reading, later: &Reading) -> bool {
     let signed = |duration| SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX);
     let (least, most) =
@@ -143,7 +144,7 @@ mod tests {
 
     use super::*;
 
-    /// Wall and elapsed seconds.
+    /// The wall seconds and the elapsed seconds of a test clock.
     #[derive(Default)]
     struct Hands(AtomicI64, AtomicI64);
 
@@ -180,7 +181,7 @@ mod tests {
         hands.advance(100, 100);
         let now = clock.read();
         assert_eq!((now.at(), now.since(at(7)), now.since(at(10_050))), (at(10_100), at(7), at(10_050)));
-        // Stored before the daemon started, by a clock that went ahead.
+        // The time was stored before the daemon started, by a clock that was fast.
         assert_eq!(now.since(at(13_600)), at(10_000));
         assert_eq!(now.end(at(13_600), Duration::from_secs(30)), at(10_030));
     }
@@ -193,7 +194,7 @@ mod tests {
             let set_at = clock.read().at();
             hands.advance(7, 7);
             let now = clock.read();
-            // Stored by the clock of before, and by the clock as it is now.
+            // The times were stored by the clock before the step, and by the clock as it is now.
             for stored in [at(10_090), at(10_000), now.at() + Duration::from_secs(9_000)] {
                 let counts = now.since(stored);
                 assert!(counts >= set_at && counts <= now.at(), "{step}: {stored} counts as {counts}");
@@ -207,11 +208,11 @@ mod tests {
     fn a_clock_that_is_slewed_was_not_set() {
         let (hands, clock) = watched();
         for _ in 0..10 {
-            // Half a second in a thousand, which is as much as a kernel slews.
+            // The slew is half a second in a thousand, which is the most that a kernel applies.
             hands.advance(20_010, 20_000);
         }
         assert_eq!(clock.read().since(at(1)), at(1));
-        // Nor is one whose host slept for a moment; one that slept for a minute was.
+        // A clock whose host slept for a moment was not set; after a minute of sleep it was.
         hands.advance(1, 0);
         assert_eq!(clock.read().since(at(1)), at(1));
         hands.advance(60, 0);

@@ -1,19 +1,20 @@
-//! One pass over one key: load, observe, plan, act, observe again, write the status.
+//! A pass over a key: load, observe, plan, act, observe again, write the status.
 //!
 //! ```text
 //! load -> observe -> plan -> Converged / Wait / Refuse ------------------> status
 //!   ^        ^ \       \-> Record: status ---\
 //!   \--------|--\---------------------------/   up to PASS_RECORDS_MAX times
 //!            ^ \       \-> Act: steps in order, stop at the first error -\
-//!            |  \-> the wish is another by now: the next pass plans ------> status
+//!            |  \-> the spec has changed by now: the next pass plans -----> status
 //!            \------------ up to PASS_ROUNDS_MAX rounds -----------------/
 //! ```
-//! Guarantees: one host step at a time; after the last step or an error the host is observed again
-//! before the status is made; a status is written only if it differs; the finalizer goes only when
-//! a plan toward nothing found nothing; a plan that asks for a record gets one that differs, or the pass fails.
-//! Never: plans for a record that cannot be read, or takes its host things for orphans; acts on a wish
-//! that was changed before it looked.
-//! Cancel/crash: may be dropped at any await; the next pass recognises what was done by observing.
+//! Guarantees: a pass takes one host step at a time. After the last step or an error the host is observed
+//! again before the status is made. A status is written only if it differs. The finalizer is removed only
+//! when a plan toward `Absent` found nothing. A plan that asks for a record gets a record that differs, or
+//! the pass fails.
+//! Never: plans for a record that cannot be read, or treats its objects on the host as orphans; acts on a
+//! spec that changed before the observation.
+//! Cancel/crash: the pass may be dropped at any await; the next pass recognises by observation what was done.
 
 use stead_schemas::condition::Reason;
 use stead_schemas::limits::{PASS_RECORDS_MAX, PASS_ROUNDS_MAX, PLAN_STEPS_MAX};
@@ -27,14 +28,14 @@ use super::reconciler::{Action, Desired, Outcome, PassEnd, Plan, Reconciler, Rec
 use crate::host::{HostError, HostErrorKind};
 use crate::store::{Store, StoreError};
 
-/// Which side of an action.
+/// The side of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Edge {
     Before,
     After,
 }
 
-/// Told at both edges of every action: where the daemon has its failpoints and the simulation its
+/// Is notified at both edges of every action. The daemon has its failpoints here, and the simulation its
 /// crashes. `action` is one of [`Action::NAMES`].
 pub trait Boundary: Send + Sync + 'static {
     fn reached(&self, kind: &'static str, action: &'static str, edge: Edge) {
@@ -42,13 +43,13 @@ pub trait Boundary: Send + Sync + 'static {
     }
 }
 
-/// Does nothing at any boundary.
+/// A boundary that does nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoBoundary;
 
 impl Boundary for NoBoundary {}
 
-/// What a pass works with.
+/// The dependencies of a pass.
 pub(super) struct Pass<'a, R> {
     pub(super) reconciler: &'a R,
     pub(super) store: &'a Store,
@@ -57,14 +58,14 @@ pub(super) struct Pass<'a, R> {
     pub(super) journal: &'a dyn Journal,
 }
 
-/// The end of the rounds: the outcome and what was seen last.
+/// The end of the rounds: the outcome and the last observation.
 struct Rounds<O> {
     outcome: Outcome,
     seen: Option<O>,
 }
 
 impl<R: Reconciler> Pass<'_, R> {
-    /// Runs the pass; `failures` are those in a row before it.
+    /// Runs the pass. `failures` is the number of failures in a row before it.
     pub(super) async fn run(&self, uid: &Uid, failures: u32) -> Outcome {
         for _ in 0..PASS_RECORDS_MAX {
             let object = self.store.get::<R::Kind>(uid);
@@ -138,7 +139,7 @@ impl<R: Reconciler> Pass<'_, R> {
                 Ok(seen) => seen,
                 Err(error) => return Rounds { outcome: failed(&error), seen: None },
             };
-            // After the look: what was changed because of it, or beside it, counts.
+            // The check comes after the observation, so that a change during it counts.
             if self.is_superseded(uid, desired.object()) {
                 return Rounds { outcome: Outcome::Acting, seen: Some(seen) };
             }
@@ -161,7 +162,7 @@ impl<R: Reconciler> Pass<'_, R> {
         unreachable!("the round after the last one does not act")
     }
 
-    /// The wish that this pass began with is not what is stored now.
+    /// True if the spec that this pass began with is not the stored spec any more.
     fn is_superseded(&self, uid: &Uid, object: Option<&Object<R::Kind>>) -> bool {
         let wish = |object: &Object<R::Kind>| (object.meta.generation, object.meta.is_deleting());
         let current = self.store.get::<R::Kind>(uid);
@@ -184,7 +185,8 @@ impl<R: Reconciler> Pass<'_, R> {
     }
 }
 
-/// A plan whose record changes nothing would ask for it for ever: a fault of the reconciler.
+/// Returns the failure of a plan whose record changes nothing. Such a plan would ask for the record for ever,
+/// so it is a fault of the reconciler.
 fn nothing_recorded(record: &Record, attempt: u32) -> Outcome {
     let message = format!("a fault of this program: {} changed nothing", record.what);
     warn!(message, "pass failed");
@@ -199,7 +201,7 @@ fn unreadable() -> Outcome {
     })
 }
 
-/// What a store error means for the next try.
+/// Returns the kind of a store error, which decides the next attempt.
 fn kind_of(error: &StoreError) -> HostErrorKind {
     match error {
         StoreError::Full => HostErrorKind::Exhausted,

@@ -1,9 +1,9 @@
-//! The delay queue of one runner: which keys are due when.
+//! The delay queue of a runner: the keys and their due times.
 //!
-//! Guarantees: a key is in it once; of two requests the earlier due time wins; while a key runs,
-//! later requests collapse to one, which is due after the run; keys due at the same time come out
-//! in the order they were asked for.
-//! Never: lets a key out twice without a `done` in between (asserted).
+//! Guarantees: a key is in the queue once. Of two requests the earlier due time wins. While a key runs, later
+//! requests collapse to one, which is due after the run. Keys that are due at the same time are taken in the
+//! order of their requests.
+//! Never: returns a key twice without a `done` in between (asserted).
 
 use std::collections::BTreeMap;
 
@@ -13,16 +13,16 @@ use tokio::time::Instant;
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     slots: BTreeMap<Uid, Slot>,
-    /// By due time, then by the order of the requests.
+    /// The keys by due time, then by the order of the requests.
     due: BTreeMap<(Instant, u64), Uid>,
     requests: u64,
 }
 
 #[derive(Debug)]
 enum Slot {
-    /// The place in `due`.
+    /// The key's position in `due`.
     Waiting((Instant, u64)),
-    /// The earliest request made since the run began.
+    /// The earliest request since the run began.
     Running(Option<Instant>),
 }
 
@@ -46,12 +46,12 @@ impl Queue {
         }
     }
 
-    /// Whether the key runs, or is due some time.
+    /// Returns true if the key runs or is due at some time.
     pub(super) fn has(&self, uid: &Uid) -> bool {
         self.slots.contains_key(uid)
     }
 
-    /// Takes the key that is due longest; it runs until [`Queue::done`].
+    /// Takes the key that has been due longest. It counts as running until [`Queue::done`].
     pub(super) fn pop(&mut self, now: Instant) -> Option<Uid> {
         let first = self.due.first_entry().filter(|first| first.key().0 <= now)?;
         let uid = first.remove();
@@ -61,7 +61,7 @@ impl Queue {
         Some(uid)
     }
 
-    /// The run of this key ended; what was asked for meanwhile is scheduled.
+    /// Ends the run of this key and schedules the requests that were made meanwhile.
     pub(super) fn done(&mut self, uid: &Uid) {
         let slot = self.slots.remove(uid);
         let Some(Slot::Running(again)) = slot else { panic!("{uid} ended and was not running") };
@@ -70,13 +70,13 @@ impl Queue {
         }
     }
 
-    /// The run of this key ended, and there is nothing of it any more: what was asked for meanwhile is dropped.
+    /// Ends the run of a key whose object no longer exists, and drops the requests that were made meanwhile.
     pub(super) fn gone(&mut self, uid: &Uid) {
         let slot = self.slots.remove(uid);
         assert!(matches!(slot, Some(Slot::Running(_))), "{uid} ended and was not running");
     }
 
-    /// When the next key is due.
+    /// Returns the due time of the next key.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.first_key_value().map(|(&(due, _), _)| due)
     }

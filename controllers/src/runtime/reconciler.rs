@@ -1,8 +1,8 @@
 //! The shape of every reconciler: observe, plan, act, observe again, status.
 //!
-//! Guarantees asked of implementations: `observe` only reads; `plan` and `status` are total and
-//! pure (no `self`); `act` is one host step without a decision; a plan toward nothing is an
-//! ordinary plan. The pass (`runtime::pass`) does everything else.
+//! Guarantees required of implementations: `observe` only reads. `plan` and `status` are total and pure (no
+//! `self`). `act` is one host step without a decision. A plan toward `Absent` is an ordinary plan. The pass
+//! (`runtime::pass`) does everything else.
 
 use std::fmt::Debug;
 use std::future::Future;
@@ -16,16 +16,17 @@ use stead_schemas::names::Uid;
 use super::moment::Moment;
 use crate::host::{HostError, HostErrorKind};
 
-/// What shall be: the object, or nothing (deletion requested, or no such record: an orphan).
+/// The desired state: the object, or nothing (its deletion was requested, or there is no such record: an
+/// orphan).
 #[derive(Debug)]
 pub enum Desired<'a, K: Kind> {
     Present(&'a Object<K>),
-    /// The record of an object being deleted; `None` for host things whose record is gone.
+    /// The record of an object that is being deleted; `None` for objects on the host whose record is gone.
     Absent(Option<&'a Object<K>>),
 }
 
 impl<'a, K: Kind> Desired<'a, K> {
-    /// The record, whichever way it is going.
+    /// Returns the record, whether it should exist or be deleted.
     #[must_use]
     pub fn object(&self) -> Option<&'a Object<K>> {
         match self {
@@ -35,19 +36,19 @@ impl<'a, K: Kind> Desired<'a, K> {
     }
 }
 
-/// What a plan can say; the four conditions a user sees.
+/// The results that a plan can have. A user sees them as conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Plan<A> {
-    /// The host is as wished; for `Absent`, nothing of ours is left.
+    /// The host is as the spec asks; for `Absent`, nothing of ours is left.
     Converged,
-    /// Steps in order; the pass stops at the first error and observes again.
+    /// Steps to take in order; the pass stops at the first error and observes again.
     Act(Vec<A>),
-    /// The status has to be written before the next step can be planned. The pass writes it and goes on with
-    /// the object as it is then.
+    /// The status has to be written before the next step can be planned. The pass writes it and continues
+    /// with the object as it is then.
     Record(Record),
-    /// Nothing to do until something changes, or until a time.
+    /// No step is due until something changes, or until a time.
     Wait(Wait),
-    /// The wish cannot be carried out; only a change of wish or host can help.
+    /// The spec cannot be carried out; only a change of the spec or the host can help.
     Refuse(Refusal),
 }
 
@@ -63,7 +64,7 @@ pub struct Record {
 pub struct Wait {
     pub reason: Reason,
     pub message: String,
-    /// Look again then even if nothing was heard; `None` waits for a change.
+    /// Time of the next observation even without a notification; `None` waits for a change.
     pub until: Option<Timestamp>,
 }
 
@@ -73,7 +74,7 @@ pub struct Refusal {
     pub message: String,
 }
 
-/// How a pass ended, for `status`.
+/// The end of a pass, as `status` receives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PassEnd {
     pub now: Moment,
@@ -83,7 +84,7 @@ pub struct PassEnd {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Converged,
-    /// Steps were taken and more remain, or the last ones are still to be seen.
+    /// Steps were taken and more remain, or the effects of the last steps are still to be observed.
     Acting,
     Recording(Record),
     Waiting(Wait),
@@ -96,7 +97,7 @@ pub enum Outcome {
     },
 }
 
-/// A host step. Failpoints and logs know it by the name of its variant.
+/// A host step. Failpoints and logs use the name of its variant.
 pub trait Action: Debug + Clone + PartialEq + Send + Sync {
     /// Names of all actions.
     const NAMES: &'static [&'static str];
@@ -116,23 +117,23 @@ where
     }
 }
 
-/// One kind's reconciler: capabilities in its fields, no other state.
+/// The reconciler of a kind. Its fields hold its capabilities and no other state.
 pub trait Reconciler: Send + Sync + 'static {
     type Kind: Kind;
     type Observed: Debug + Send + Sync;
     type Action: Action;
 
-    /// Whether a plan that waits ends a row of failures. Not where what is waited for goes on behind a port
-    /// and may fail there as it did before: its retries would never become rarer.
+    /// True if a plan that waits ends a row of failures. It is false where the awaited work runs behind a
+    /// port and may fail there as before: otherwise the delays of its retries would never grow.
     const WAITS_ARE_PROGRESS: bool = true;
 
-    /// The delay after a failure of this kind, where the kind of object has its own.
+    /// Returns the delay after a failure of this kind, if the kind of object has its own.
     fn retry_after(kind: HostErrorKind) -> Option<Duration> {
         let _ = kind;
         None
     }
 
-    /// Reads the ports and the statuses of objects referred to.
+    /// Reads the ports and the statuses of referenced objects.
     fn observe(
         &self,
         uid: &Uid,
@@ -143,26 +144,28 @@ pub trait Reconciler: Send + Sync + 'static {
 
     fn act(&self, action: &Self::Action) -> impl Future<Output = Result<(), HostError>> + Send;
 
-    /// The new status of an object that is still recorded; `seen` is `None` when observation failed.
+    /// Returns the new status of an object that is still recorded; `seen` is `None` if the observation
+    /// failed.
     fn status(
         object: &Object<Self::Kind>,
         seen: Option<&Self::Observed>,
         end: &PassEnd,
     ) -> <Self::Kind as Kind>::Status;
 
-    /// What a status that is about to be written says beyond the one before, for people.
+    /// Describes for people what a new status reports in addition to the status before.
     fn remarks(object: &Object<Self::Kind>, next: &<Self::Kind as Kind>::Status) -> Vec<String> {
         let _ = (object, next);
         Vec::new()
     }
 
-    /// The next time after `now`, when the pass began, at which the wish means something else, whatever
-    /// the host does: looked at again then. Never an earlier one: it would be looked at again for ever.
+    /// Returns the next time at which the meaning of the spec changes, whatever the host does; the object is
+    /// observed again then. The time is after `now`, the start of the pass: an earlier time would be observed
+    /// again for ever.
     fn next_look(object: &Object<Self::Kind>, now: Timestamp) -> Option<Timestamp> {
         let _ = (object, now);
         None
     }
 
-    /// Uids of everything of this kind on the host, recorded or not: the source of orphans.
+    /// Returns the uids of everything of this kind on the host, recorded or not. Orphans are found by it.
     fn owned(&self) -> impl Future<Output = Result<Vec<Uid>, HostError>> + Send;
 }

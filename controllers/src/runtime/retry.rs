@@ -1,14 +1,15 @@
-//! How long a key waits after a failure: the one table from an error's kind to its delay.
+//! Delays after a failure: the one table from an error's kind to its delay.
 //!
 //! | kind                         | delay                                     |
 //! |------------------------------|-------------------------------------------|
 //! | Transient, Conflict, Missing | 100 ms, doubling to 30 s                  |
 //! | Exhausted, Denied            | 1 s, doubling to 5 min                    |
-//! | Unsupported, Permanent       | 5 min (a change of the wish comes sooner) |
+//! | Unsupported, Permanent       | 5 min (a change of the spec comes sooner) |
 //!
-//! Guarantees: delays are capped, shortened by up to a quarter by a seeded source (so that keys that
-//! failed together do not come back together), and start anew after progress.
-//! Runtime state only: a restart begins again, which costs a try, not correctness.
+//! Guarantees: delays are capped, shortened by up to a quarter by a seeded source (so that keys that failed
+//! together are not retried together), and restart after progress.
+//! The state is kept at run time only: after a restart the delays begin again, which costs an attempt and not
+//! correctness.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,10 +20,10 @@ use stead_schemas::names::Uid;
 
 use crate::host::HostErrorKind;
 
-/// A family of delays: first, and the cap that doubling reaches.
+/// A family of delays: the first delay, and the cap that doubling reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
-    /// Steps go well but do not come to an end within one pass.
+    /// Steps succeed but do not finish within one pass.
     Acting,
     Quick,
     Slow,
@@ -53,7 +54,7 @@ impl Pace {
             .with_initial_interval(first)
             .with_max_interval(cap)
             .with_multiplier(2.0)
-            // The crate draws from the thread's generator; ours is seeded and applied below.
+            // The crate draws from the thread's generator; our jitter is seeded and applied below.
             .with_randomization_factor(0.0)
             .with_max_elapsed_time(None)
             .build()
@@ -67,7 +68,7 @@ struct Retry {
     backoff: ExponentialBackoff,
 }
 
-/// The keys that are not well, with their delays.
+/// The keys that have delays, because they failed or did not finish.
 #[derive(Debug)]
 pub(super) struct Retries {
     keys: BTreeMap<Uid, Retry>,
@@ -79,23 +80,24 @@ impl Retries {
         Self { keys: BTreeMap::new(), jitter: Jitter(seed) }
     }
 
-    /// Failures in a row.
+    /// Returns the number of failures in a row.
     pub(super) fn failures(&self, uid: &Uid) -> u32 {
         self.keys.get(uid).map_or(0, |retry| retry.failures)
     }
 
-    /// Counts a failure; returns the delay to the next try.
+    /// Counts a failure and returns the delay before the next attempt.
     pub(super) fn failed(&mut self, uid: &Uid, kind: HostErrorKind) -> Duration {
         let failures = self.failures(uid).saturating_add(1);
         self.delay(uid, Pace::of(kind), failures)
     }
 
-    /// Steps were taken and more remain: progress, but a plan without an end must not spin.
+    /// Returns the delay after a pass that took steps and did not finish. It is progress, but a plan without
+    /// an end must not spin.
     pub(super) fn acting(&mut self, uid: &Uid) -> Duration {
         self.delay(uid, Pace::Acting, 0)
     }
 
-    /// The key is well.
+    /// Clears the delays of a key that succeeded.
     pub(super) fn reset(&mut self, uid: &Uid) {
         self.keys.remove(uid);
     }
@@ -112,7 +114,7 @@ impl Retries {
     }
 }
 
-/// SplitMix64: a few lines are enough to spread delays, and the same seed gives the same run.
+/// A SplitMix64 generator: a few lines are enough to spread delays, and the same seed gives the same run.
 #[derive(Debug)]
 struct Jitter(u64);
 

@@ -1,10 +1,10 @@
-//! One kind's runner: takes due keys, runs their passes, decides when they are due again.
+//! The runner of a kind: it takes due keys, runs their passes, and decides when they are due again.
 //!
-//! Guarantees: one pass per key at a time; at most `concurrency` passes at once; a panic in a pass
-//! is caught here and nowhere else, counts as a failure and is retried; the outcome alone decides
-//! the requeue; at shutdown no pass begins and those running get `grace` to end.
-//! Never: spawns: passes are polled by this one task, and one that has nothing to wait for ends
-//! within the poll that starts it. Adapters put blocking work on threads of their own.
+//! Guarantees: there is one pass per key at a time, and at most `concurrency` passes at once. A panic in a
+//! pass is caught here and nowhere else, counts as a failure and is retried. The outcome alone decides the
+//! requeue. At shutdown no pass starts, and running passes get `grace` to end.
+//! Never: spawns tasks. This one task polls the passes, and a pass that has nothing to wait for ends within
+//! the poll that starts it. Adapters run blocking work on threads of their own.
 //! Cancel/crash: dropping the runner abandons its passes, which is safe (see `pass`).
 
 use std::future::Future;
@@ -34,28 +34,28 @@ use super::trigger::{Cause, Drift, Signal, Triggers};
 use crate::host::HostErrorKind;
 use crate::store::{Event, Store};
 
-/// How a runner runs.
+/// The settings of a runner.
 #[derive(Debug, Clone, Copy)]
 pub struct RunnerConfig {
-    /// Passes at once.
+    /// Number of passes that may run at once.
     pub concurrency: usize,
-    /// Between two looks at everything.
+    /// Time between two observations of all objects.
     pub resync: Duration,
-    /// How long running passes may go on after shutdown.
+    /// Time for which running passes may continue after shutdown.
     pub grace: Duration,
-    /// Of the jitter of retries.
+    /// Seed of the jitter of retries.
     pub seed: u64,
 }
 
 impl RunnerConfig {
-    /// The ordinary limits.
+    /// Returns the ordinary limits.
     #[must_use]
     pub fn seeded(seed: u64) -> Self {
         Self { concurrency: PASSES_AT_ONCE, resync: RESYNC_INTERVAL, grace: PASS_GRACE, seed }
     }
 }
 
-/// A reconciler with all it needs to run.
+/// A reconciler with everything that it needs to run.
 pub struct Runner<R: Reconciler> {
     reconciler: R,
     store: Store,
@@ -72,18 +72,18 @@ impl<R: Reconciler> std::fmt::Debug for Runner<R> {
     }
 }
 
-/// A pass that ended: how, and when its object wants to be looked at whatever happens.
+/// A pass that ended: its outcome, and the time at which its object must be observed again.
 struct Ended {
     uid: Uid,
     outcome: std::thread::Result<Outcome>,
     look: Option<Timestamp>,
-    /// The pass found nothing of it, neither on the host nor in the store.
+    /// True if the pass found nothing of the object, neither on the host nor in the store.
     is_gone: bool,
 }
 
 impl<R: Reconciler> Runner<R> {
     /// # Panics
-    /// When the configuration allows no pass at all.
+    /// Panics if the configuration allows no pass at all.
     pub fn new(
         reconciler: R,
         store: Store,
@@ -96,22 +96,22 @@ impl<R: Reconciler> Runner<R> {
         Self { reconciler, store, clock, boundary, journal: Arc::new(NoJournal), config, triggers }
     }
 
-    /// Has its passes tell what they do.
+    /// Sets the journal that passes write to.
     #[must_use]
     pub fn telling(mut self, journal: Arc<dyn Journal>) -> Self {
         self.journal = journal;
         self
     }
 
-    /// Wakes further objects of this kind on an event of any kind, besides the object itself and
-    /// its owner.
+    /// Wakes further objects of this kind on an event of any kind, in addition to the object itself and its
+    /// owner.
     #[must_use]
     pub fn map(mut self, mapping: impl Fn(&Event) -> Vec<Uid> + Send + Sync + 'static) -> Self {
         self.triggers.map(Box::new(mapping));
         self
     }
 
-    /// Where monitors of the host report what may have changed.
+    /// Returns the handle by which monitors of the host report possible changes.
     #[must_use]
     pub fn drift(&self) -> Drift {
         self.triggers.drift()
@@ -140,9 +140,9 @@ impl<R: Reconciler> Runner<R> {
             tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                // An ended pass is taken out by the same poll that reports it.
+                // The poll that reports an ended pass also takes it out.
                 Some(ended) = running.next(), if !running.is_empty() => end::<R>(&store, &mut schedule, ended),
-                // See `Triggers::next`.
+                // The call is cancel safe, see `Triggers::next`.
                 signal = triggers.next() => {
                     if let Signal::Everything(cause) = signal {
                         schedule.everything(&store.uids::<R::Kind>(), cause);
@@ -150,7 +150,7 @@ impl<R: Reconciler> Runner<R> {
                     }
                     schedule.signal(signal);
                 }
-                // Kept in `listing` when another arm wins.
+                // The listing is kept in `listing` when another arm wins.
                 owned = listing.next(&reconciler), if listing.is_running() => {
                     schedule.everything(&owned, Cause::Resync);
                 }
@@ -162,8 +162,8 @@ impl<R: Reconciler> Runner<R> {
     }
 }
 
-/// Waits for a due time. One already past yields instead: the timer's grain is a millisecond, and
-/// others get their turn between batches.
+/// Waits for a due time. If it has passed, the function yields instead: the timer's resolution is a
+/// millisecond, and other tasks can run between batches.
 async fn until(due: Option<Instant>) {
     match due {
         Some(due) if due > Instant::now() => tokio::time::sleep_until(due).await,
@@ -171,8 +171,8 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-/// Starts due passes up to the limits. Most passes find nothing to do and wait for nothing: they
-/// end in their first poll and never enter `running`.
+/// Starts due passes up to the limits. Most passes find nothing to do and wait for nothing: they end in their
+/// first poll and never enter `running`.
 async fn start_due<'a, R: Reconciler>(
     pass: &'a Pass<'a, R>,
     schedule: &mut Schedule<'_>,
@@ -194,11 +194,11 @@ async fn start_due<'a, R: Reconciler>(
     }
 }
 
-/// The one place where a panic of a reconciler ends.
+/// Runs a pass and catches its panic. No other code catches panics of a pass.
 fn contained<'a, R: Reconciler>(pass: &'a Pass<'a, R>, uid: Uid, failures: u32) -> BoxFuture<'a, Ended> {
     Box::pin(async move {
         let begun = pass.clock.read().at();
-        // Unwind safe: a pass keeps nothing between runs, and the next one observes anew.
+        // The pass is unwind safe: it keeps nothing between runs, and the next pass observes again.
         let outcome = AssertUnwindSafe(pass.run(&uid, failures)).catch_unwind().await;
         let object = pass.store.get::<R::Kind>(&uid);
         let is_gone = object.is_none() && matches!(outcome, Ok(Outcome::Converged));
@@ -207,8 +207,8 @@ fn contained<'a, R: Reconciler>(pass: &'a Pass<'a, R>, uid: Uid, failures: u32) 
     })
 }
 
-/// Takes an ended pass into the schedule. A record that was made meanwhile is looked for now: its event may
-/// have been among the requests that are dropped for what is gone.
+/// Takes an ended pass into the schedule. The store is checked for a record that was created meanwhile: its
+/// event may be among the requests that are dropped for an object that is gone.
 fn end<R: Reconciler>(store: &Store, schedule: &mut Schedule<'_>, mut ended: Ended) {
     ended.is_gone &= store.get::<R::Kind>(&ended.uid).is_none();
     schedule.end::<R>(ended);
@@ -221,7 +221,7 @@ async fn end_all(mut running: FuturesUnordered<BoxFuture<'_, Ended>>, grace: Dur
     }
 }
 
-/// When keys are due, from signals and outcomes.
+/// The due times of keys, derived from signals and outcomes.
 struct Schedule<'a> {
     queue: Queue,
     retries: Retries,
@@ -236,8 +236,8 @@ impl Schedule<'_> {
         }
     }
 
-    /// Looks at all of these; one that fails is not tried again before its time, unless that says
-    /// something of it.
+    /// Schedules all of these keys. A failing key is not retried before its time, unless the cause is
+    /// evidence of a change of it.
     fn everything(&mut self, uids: &[Uid], cause: Cause) {
         for uid in uids {
             match cause {
@@ -250,7 +250,7 @@ impl Schedule<'_> {
     }
 
     fn drifted(&mut self, uid: &Uid) {
-        // A failing step may itself be the drift that is heard: do not let it spin.
+        // A failing step may cause the drift that is reported: it must not spin.
         let is_failing = self.retries.failures(uid) > 0;
         let delay = if is_failing { DRIFT_WHILE_FAILING } else { Duration::ZERO };
         self.queue.schedule(uid, Instant::now() + delay);
@@ -266,7 +266,7 @@ impl Schedule<'_> {
 
     fn end<R: Reconciler>(&mut self, Ended { uid, outcome, look, is_gone }: Ended) {
         if is_gone {
-            // Changes that its own last steps caused would only be looked at in vain.
+            // Changes that the object's own last steps caused would be observed in vain.
             self.queue.gone(&uid);
             return self.retries.reset(&uid);
         }
@@ -274,7 +274,7 @@ impl Schedule<'_> {
         let is_progress = !matches!(outcome, Ok(Outcome::Waiting(_))) || R::WAITS_ARE_PROGRESS;
         let delay = match outcome {
             Ok(Outcome::Converged | Outcome::Refused(_)) => None,
-            // Negative: it is past.
+            // A negative value means that the time has passed.
             Ok(Outcome::Waiting(wait)) => {
                 wait.until.map(|until| self.time_until(until).unwrap_or(Duration::ZERO))
             }
@@ -291,7 +291,7 @@ impl Schedule<'_> {
         if is_progress {
             self.retries.reset(&uid);
         }
-        // One that came during the pass may not have been seen by it.
+        // A time that came during the pass may not have been seen by it.
         let look = look.map(|at| self.time_until(at).unwrap_or(Duration::ZERO));
         let delay = [delay, look].into_iter().flatten().min();
         if let Some(delay) = delay {
@@ -299,7 +299,7 @@ impl Schedule<'_> {
         }
     }
 
-    /// `None` when it is past.
+    /// Returns `None` if the time has passed.
     fn time_until(&self, at: Timestamp) -> Option<Duration> {
         Duration::try_from(at.duration_since(self.clock.read().at())).ok()
     }
@@ -316,7 +316,7 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a value that is not text")
 }
 
-/// The search for orphans: one listing at a time, one more when asked for meanwhile.
+/// The search for orphans: one listing at a time, and one more if it was requested meanwhile.
 enum Listing<'a> {
     Idle,
     Running { list: BoxFuture<'a, Vec<Uid>>, is_asked_again: bool },
@@ -348,7 +348,7 @@ impl<'a> Listing<'a> {
     }
 }
 
-/// Lists until it works: what the host has of this kind must become known.
+/// Lists until it succeeds, because everything of this kind on the host must become known.
 async fn list_owned<R: Reconciler>(reconciler: &R) -> Vec<Uid> {
     let (mut delay, cap) = (Duration::from_millis(100), Duration::from_secs(30));
     loop {

@@ -1,8 +1,8 @@
-//! What wakes a runner: the watch ring, drift of the host, and a slow resync.
+//! Triggers of a runner: the watch ring, drift of the host, and a slow resync.
 //!
-//! Level-triggered: a signal only names keys; what to do is read from the store and the host by the
-//! pass. So a lost signal costs time until the next resync, never correctness, and a full channel
-//! of drift is answered by looking at everything.
+//! Triggers are level-triggered: a signal only names keys, and the pass reads from the store and the host
+//! what to do. So a lost signal costs time until the next resync, never correctness. If the channel of drift
+//! is full, everything is observed.
 //! Cancel: `next` may be dropped at any await without losing a signal.
 
 use std::sync::Arc;
@@ -16,29 +16,29 @@ use tracing::debug;
 
 use crate::store::{Change, Event, Store, TooOld, Watch};
 
-/// Which keys to look at.
+/// The keys to observe.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Signal {
     /// The store changed.
     Changed(Vec<Uid>),
-    /// The host may have.
+    /// The host may have changed.
     Drifted(Uid),
-    /// Every object, and whatever else the host has of this kind.
+    /// All objects may have changed, and also anything else of this kind on the host.
     Everything(Cause),
 }
 
-/// Why everything is looked at: how much that says of one object.
+/// The reason why everything is observed. The reason decides how a single object is scheduled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cause {
     /// Changes of the store were missed: any object may have changed.
     Missed,
-    /// A monitor of the host cannot say what changed.
+    /// A monitor of the host cannot tell what changed.
     Drift,
     /// The resync is due.
     Resync,
 }
 
-/// Where monitors of the host report; cheap to clone, never blocks.
+/// The handle by which monitors of the host report changes. It is cheap to clone and never blocks.
 #[derive(Debug, Clone)]
 pub struct Drift {
     objects: mpsc::Sender<Uid>,
@@ -46,25 +46,25 @@ pub struct Drift {
 }
 
 impl Drift {
-    /// Something of this object changed on the host.
+    /// Reports that something of this object changed on the host.
     pub fn object(&self, uid: Uid) {
-        // Full: more is going on than the queue holds, so everything is looked at. Closed: the
-        // runner ended, and the next one starts with everything.
+        // If the queue is full, more is going on than it holds, so everything is observed. If it is closed,
+        // the runner ended, and the next runner starts with everything.
         if self.objects.try_send(uid).is_err() {
             self.everything.notify_one();
         }
     }
 
-    /// The monitor lost its place, or cannot say what changed.
+    /// Reports that the monitor lost its position, or cannot tell what changed.
     pub fn everything(&self) {
         self.everything.notify_one();
     }
 }
 
-/// Which further objects an event concerns.
+/// A function that returns the further objects that an event concerns.
 pub(super) type Mapping = Box<dyn Fn(&Event) -> Vec<Uid> + Send + Sync>;
 
-/// The receiving ends of all that wakes a runner.
+/// The receiving ends of all triggers of a runner.
 pub(super) struct Triggers {
     kind: &'static str,
     store: Store,
@@ -90,7 +90,7 @@ impl Triggers {
         self.drift.clone()
     }
 
-    /// Begins to listen; the first tick of the resync is at once, which is the first full look.
+    /// Starts to listen. The first tick of the resync comes at once and is the first full observation.
     pub(super) fn start(&mut self, resync: std::time::Duration) {
         let mut interval = tokio::time::interval(resync);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -98,11 +98,11 @@ impl Triggers {
         self.watch = None;
     }
 
-    /// The next signal.
+    /// Waits for the next signal.
     pub(super) async fn next(&mut self) -> Signal {
         let resync = self.resync.as_mut().expect("triggers are started before they are asked");
         let Some(watch) = &mut self.watch else {
-            // The watch begins before the list that `Everything` is, so nothing falls in between.
+            // The watch begins before the list that `Everything` causes, so no change is missed in between.
             self.watch = rewatch(&self.store);
             return Signal::Everything(Cause::Missed);
         };
@@ -132,15 +132,15 @@ impl Triggers {
     }
 }
 
-/// `None` when the ring moved on in between; the next call tries again.
+/// Returns `None` if the ring moved on in between; the next call tries again.
 fn rewatch(store: &Store) -> Option<Watch> {
     store.watch(None, store.revision()).ok()
 }
 
 fn concerned(kind: &'static str, mappings: &[Mapping], event: &Event) -> Vec<Uid> {
     let mut uids = Vec::new();
-    // A status is written by this kind's own pass: it would only wake itself, again and again
-    // while it fails. A record goes by its own pass too, after that pass found nothing left on the host.
+    // This kind's own pass writes its statuses, so a status event would only wake that pass again and again
+    // while it fails. The own pass also removes the record, after it found nothing left on the host.
     if event.kind == kind && !matches!(event.change, Change::StatusUpdated | Change::Deleted) {
         uids.push(event.uid.clone());
     }

@@ -1,4 +1,4 @@
-//! What may become of a request on a schedule, and what the schedule itself asks for.
+//! Admission of requests on a schedule, and the requests that a schedule itself makes.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use crate::host::HostErrorKind;
 use crate::snapshot::admission::{self as snapshots, SnapshotRefused};
 use crate::store::{New, Tx, TxError, absent};
 
-/// Refuses to read or delete what the instance does not have.
+/// The message that refuses to read or delete a schedule that does not exist.
 pub const NO_SCHEDULE: &str = "the instance has no snapshot schedule";
 
-/// Has the instance a schedule as it is wished: a new one, or the one that it has changed. Its runs
-/// are counted anew when the interval is another.
+/// Sets the schedule of an instance: creates it, or changes the existing one. The runs are counted anew if
+/// the interval changes.
 ///
 /// # Errors
-/// When there is no such instance, or no room for another object.
+/// Returns an error if there is no such instance, or no room for another object.
 pub fn put(
     tx: &mut Tx<'_>,
     instance: &Uid,
@@ -44,7 +44,7 @@ pub fn put(
     let Some(old) = find(tx, instance) else {
         return Ok(tx.create::<SnapshotSchedule>(New {
             uid: None,
-            // Names are unique, so an instance has one schedule.
+            // The names of schedules are unique, so an instance has one schedule.
             name: Name::from(instance),
             tags: Tags::new(),
             owner: Some(OwnerRef { kind: Instance::NAME.to_owned(), uid: instance.clone() }),
@@ -57,10 +57,10 @@ pub fn put(
     })?)
 }
 
-/// Asks for the schedule to be gone; the snapshots that it took stay.
+/// Requests the deletion of the schedule; the snapshots that it took stay.
 ///
 /// # Errors
-/// When the instance has none.
+/// Returns an error if the instance has no schedule.
 pub fn delete(tx: &mut Tx<'_>, instance: &Uid) -> Result<(), SnapshotRefused> {
     let schedule = find(tx, instance).ok_or_else(|| SnapshotRefused::NotFound(NO_SCHEDULE.to_owned()))?;
     tx.request_deletion::<SnapshotSchedule>(&schedule.meta.uid)?;
@@ -71,13 +71,14 @@ fn find(tx: &Tx<'_>, instance: &Uid) -> Option<Arc<Object<SnapshotSchedule>>> {
     tx.find::<SnapshotSchedule>(&Name::from(instance)).filter(|schedule| !schedule.meta.is_deleting())
 }
 
-/// What can be taken of an instance as it is; `None` while it is between states.
+/// Returns the kind of snapshot that can be taken of an instance now, or `None` while the instance is between
+/// states.
 pub(super) fn kind_now(instance: &Object<Instance>) -> Option<SnapshotKind> {
     let kinds = [SnapshotKind::Standby, SnapshotKind::Stopped];
     kinds.into_iter().find(|&kind| snapshots::check_state(instance, kind).is_ok())
 }
 
-/// Why a run came to nothing.
+/// The reason why a run took no snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(super) struct NotTaken {
@@ -98,9 +99,9 @@ impl From<SnapshotRefused> for NotTaken {
     }
 }
 
-/// Asks for the snapshot of a run, unless that was done before.
+/// Requests the snapshot of a run, unless that was done before.
 pub(super) fn take(tx: &mut Tx<'_>, plan: &TakePlan) -> Result<(), NotTaken> {
-    // Deleted meanwhile: no run of it begins any more.
+    // The schedule was deleted meanwhile: none of its runs begins any more.
     let is_wished = tx.get::<SnapshotSchedule>(&plan.run.schedule).is_some_and(|one| !one.meta.is_deleting());
     let is_taken = tx.find_referring::<Snapshot>(
         &Ref::to::<SnapshotSchedule>(Role::Schedule, &plan.run.schedule),
@@ -112,7 +113,7 @@ pub(super) fn take(tx: &mut Tx<'_>, plan: &TakePlan) -> Result<(), NotTaken> {
     }
     let policy = tx.get::<Instance>(&plan.instance).and_then(|instance| instance.spec.snapshot_policy);
     let compression = policy.and_then(|policy| policy.compression);
-    // A disk alone is not compressed: its copies share blocks where the file system can.
+    // A disk without memory is not compressed: its copies share blocks where the file system can.
     let compression = compression.filter(|_| plan.kind == SnapshotKind::Standby);
     let wish = |name| snapshots::Wish {
         kind: plan.kind,
@@ -124,14 +125,14 @@ pub(super) fn take(tx: &mut Tx<'_>, plan: &TakePlan) -> Result<(), NotTaken> {
         schedule: Some(plan.run.clone()),
     };
     let created = match snapshots::create(tx, &plan.instance, wish(Name::resource(&plan.name).ok())) {
-        // Somebody's own has that name: it keeps it.
+        // Another snapshot, which a client requested, has that name and keeps it.
         Err(SnapshotRefused::NameTaken(_)) => snapshots::create(tx, &plan.instance, wish(None)),
         created => created,
     };
     created.map(drop).map_err(NotTaken::from)
 }
 
-/// Asks for the deletion of one of the schedule's own snapshots.
+/// Requests the deletion of one of the schedule's own snapshots.
 pub(super) fn prune(tx: &mut Tx<'_>, snapshot: &Uid) -> Result<(), TxError> {
     match snapshots::delete(tx, snapshot) {
         Err(TxError::NotFound { .. }) => Ok(()),

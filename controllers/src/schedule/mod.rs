@@ -1,10 +1,11 @@
-//! The schedule reconciler: snapshots of an instance when they are due, and the end of old ones.
+//! The schedule reconciler: it takes snapshots of an instance when they are due, and removes old ones.
 //!
-//! Guarantees: each run is carried out once, whatever crashes and however the clock is set; of runs that
-//! were missed the last is caught up with; only snapshots of this very schedule are ever deleted.
-//! Assumes: a snapshot is taken by its own reconciler once it is asked for.
-//! Never: waits for a snapshot, or takes a second one while the first is under way.
-//! Cancel/crash: a snapshot bears the run that it is of, so one that was asked for is recognised.
+//! Guarantees: each run is carried out once, whatever crashes and however the clock is set. After missed runs
+//! only the last one is carried out late. Only snapshots of this very schedule are ever deleted.
+//! Assumes: the snapshot reconciler takes a snapshot once it is requested.
+//! Never: waits for a snapshot, or takes a second snapshot while the first is in progress.
+//! Cancel/crash: a snapshot records the run that it belongs to, so a snapshot that was requested already is
+//! recognised.
 
 pub mod admission;
 mod observe;
@@ -26,22 +27,22 @@ use crate::store::{Store, TransactError};
 use admission::NotTaken;
 pub use observe::{Observed, Source, Taken};
 
-/// Capabilities of the schedule reconciler: the host is the snapshots' matter.
+/// Capabilities of the schedule reconciler. It does not use the host; the snapshot reconciler does.
 #[derive(Debug)]
 pub struct ScheduleReconciler {
     pub store: Store,
 }
 
-/// One step of a schedule.
+/// A single step of a schedule.
 #[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
-    /// A snapshot is asked for.
+    /// Requests a snapshot.
     Take(Box<TakePlan>),
-    /// A snapshot's deletion is.
+    /// Requests the deletion of a snapshot.
     Prune(Uid),
 }
 
-/// Everything about a snapshot that is due.
+/// The parameters of a snapshot that is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TakePlan {
     pub instance: Uid,
@@ -114,7 +115,7 @@ impl Reconciler for ScheduleReconciler {
         object.status.next_look.filter(|&at| at > now && !object.meta.is_deleting())
     }
 
-    /// Nothing of it is on the host.
+    /// Returns no uids, because nothing of this kind is on the host.
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
         Ok(Vec::new())
     }

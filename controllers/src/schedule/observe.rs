@@ -1,4 +1,4 @@
-//! What a schedule sees: its instance, and the snapshots that it took.
+//! Observations of a schedule: its instance, and the snapshots that it took.
 
 use jiff::Timestamp;
 use stead_schemas::instance::{Instance, State};
@@ -11,20 +11,20 @@ use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase};
 use super::admission::kind_now;
 use crate::store::Store;
 
-/// One look.
+/// An observation of a schedule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     pub source: Source,
-    /// By this schedule, and still there; oldest first.
+    /// The existing snapshots of this schedule, oldest first.
     pub taken: Vec<Taken>,
 }
 
-/// How the instance is.
+/// The state of the instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// A snapshot of this kind can be taken now.
     Ready(SnapshotKind),
-    /// None can, and it will not stay so.
+    /// No snapshot can be taken now, but the state will change.
     Busy(State),
     Gone,
 }
@@ -36,7 +36,7 @@ pub struct Taken {
     pub due: Timestamp,
     pub asked_at: Timestamp,
     pub phase: SnapshotPhase,
-    /// The moment that it is of; when it was asked for, before it is taken.
+    /// The moment that the snapshot shows; before it is taken, the time of its request.
     pub moment: Timestamp,
     pub error: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! From the timetable and what was taken to the next step of a schedule.
+//! The plan of a schedule: from the timetable and the existing snapshots to the next step.
 
 use jiff::Timestamp;
 use stead_schemas::condition::Reason;
@@ -10,7 +10,7 @@ use super::observe::{Observed, Source, Taken};
 use super::{Action, TakePlan};
 use crate::runtime::{Desired, Moment, Plan, Record, Wait, after};
 
-/// Deletions of one pass; the next one goes on.
+/// Greatest number of deletions in one pass; the next pass continues.
 const PRUNED_AT_ONCE: usize = 16;
 const DEFAULT_PREFIX: &str = "scheduled";
 
@@ -46,7 +46,7 @@ fn plan_run(
     }
     match seen.source {
         Source::Gone => Plan::Converged,
-        // It is heard when it changes.
+        // A change of the instance is notified.
         Source::Busy(state) => {
             wait(&format!("no snapshot can be taken while the instance is {state:?}"), spec.after(now))
         }
@@ -60,7 +60,7 @@ fn plan_run(
     }
 }
 
-/// The run that was carried out last, recorded or seen by its snapshot.
+/// Returns the due time of the last run that was carried out, by the record or by its snapshot.
 pub(super) fn last_due(
     object: &Object<SnapshotSchedule>,
     seen: &Observed,
@@ -72,14 +72,15 @@ pub(super) fn last_due(
     of_this_clock.or(recorded)
 }
 
-/// What is not to be kept, oldest first: all that failed, the oldest beyond the count, the too old.
+/// Returns the snapshots that should not be kept, oldest first: all that failed, the oldest beyond the
+/// maximum count, and those that are too old.
 fn surplus<'a>(
     spec: &SnapshotScheduleSpec,
     taken: &'a [Taken],
     now: Moment,
 ) -> impl Iterator<Item = &'a Taken> + use<'a> {
     let ready = taken.iter().filter(|taken| taken.phase == SnapshotPhase::Ready).count();
-    // None at all for no bound by count.
+    // A maximum of zero means that the count has no limit.
     let kept = spec.retention.max_count.filter(|&count| count > 0);
     let kept = kept.map_or(ready, |count| usize::try_from(count).unwrap_or(usize::MAX));
     let mut beyond = ready.saturating_sub(kept);
@@ -95,14 +96,14 @@ fn surplus<'a>(
     })
 }
 
-/// When the first snapshot is too old.
+/// Returns the time at which the first snapshot becomes too old.
 pub(super) fn next_expiry(spec: &SnapshotScheduleSpec, taken: &[Taken]) -> Option<Timestamp> {
     let age = spec.retention.max_age?;
     let ready = taken.iter().filter(|taken| taken.phase == SnapshotPhase::Ready);
     ready.map(|taken| after(taken.moment, age.0)).min()
 }
 
-/// Such as `nightly-20261125t031500`.
+/// Returns the name of a run's snapshot, such as `nightly-20261125t031500`.
 fn name(spec: &SnapshotScheduleSpec, due: Timestamp) -> String {
     let prefix = spec.name_prefix.as_deref().unwrap_or(DEFAULT_PREFIX);
     format!("{prefix}-{}", due.strftime("%Y%m%dt%H%M%S"))

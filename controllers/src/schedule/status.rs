@@ -1,4 +1,4 @@
-//! What a schedule did, as its status.
+//! Status of a schedule, derived from the observation.
 
 use stead_schemas::limits::MESSAGE_CHARS_MAX;
 use stead_schemas::meta::Object;
@@ -19,7 +19,7 @@ pub(super) fn status(
     let mut status = object.status.clone();
     if let Some(seen) = seen {
         let last = last_due(object, seen, end.now.at());
-        // One of a clock that was set back is as good as the run that is over by now.
+        // If the last run is from before the clock was set back, the latest run before now counts as done.
         let is_of_this_clock = last.is_none_or(|last| spec.is_of_this_clock(last, end.now.at()));
         status.last_due = if is_of_this_clock { last } else { spec.at_or_before(end.now.at()) };
         let run = seen.taken.iter().rfind(|taken| Some(taken.due) == status.last_due);
@@ -37,7 +37,7 @@ pub(super) fn status(
                 }
             }
         }
-        // One that failed late, after the next run.
+        // The last failure may be of a snapshot that failed late, after the next run.
         if let Some(failed) = seen.taken.iter().rfind(|taken| taken.phase == SnapshotPhase::Failed) {
             status.last_failed = Some(failed.uid.clone());
         }
@@ -54,7 +54,7 @@ pub(super) fn status(
             status.last_error = Some(printable(&wait.message, MESSAGE_CHARS_MAX));
         }
         let next = match run {
-            // Waited for by the pass itself.
+            // The pass itself waits for a run that is due.
             Run::Due(_) => spec.after(end.now.at()),
             Run::Next(at) => at,
         };

@@ -1,4 +1,5 @@
-//! A schedule's steps as a table: what is due, what is kept, and what is said of it.
+//! Tests of a schedule's steps as a table: the runs that are due, the snapshots that are kept, and the
+//! status.
 
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ fn at(minutes: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + 60 * minutes).expect("valid")
 }
 
-/// Every ten minutes since 0, the runs some seconds later.
+/// Returns a schedule of every ten minutes since 0; its runs come some seconds later.
 fn schedule(retention: Retention) -> Object<SnapshotSchedule> {
     let meta = Meta {
         uid: uid("s"),
@@ -53,7 +54,7 @@ fn newest(count: u32) -> Retention {
     Retention { max_count: Some(count), max_age: None }
 }
 
-/// The time of the run of that number.
+/// Returns the due time of the run of that number.
 fn due(number: i64) -> Timestamp {
     let first = schedule(newest(1)).spec.after(at(0));
     first + SignedDuration::from_mins(10 * (number - 1))
@@ -99,7 +100,7 @@ fn what_is_due_is_taken_once_and_what_is_too_much_goes() {
     let down = Source::Ready(SnapshotKind::Stopped);
     let busy = Source::Busy(State::Initializing);
     let many = [taken(1, Ready), taken(2, Ready), taken(3, Ready)];
-    // Retention, run done last, source, taken so far, minutes after the start.
+    // Each row: retention, last run done, source, existing snapshots, and minutes after the start.
     let table = [
         (newest(2), None, UP, &[][..], 5, "Converged"),
         (newest(2), None, UP, &[], 12, "Take Standby 1 n-"),
@@ -107,17 +108,17 @@ fn what_is_due_is_taken_once_and_what_is_too_much_goes() {
         (newest(2), None, down, &[], 12, "Take Stopped 1 n-"),
         (newest(2), None, busy, &[], 12, "Wait"),
         (newest(2), None, Source::Gone, &[], 12, "Converged"),
-        // Asked for, and then the daemon died before it recorded that.
+        // The snapshot was requested, and then the daemon died before it recorded the run.
         (newest(2), None, UP, &[taken(1, Pending)], 12, "Converged"),
         (newest(2), None, UP, &[taken(1, Pending)], 22, "Wait"),
-        // Of those that were missed, the last.
+        // The last of the missed runs is carried out.
         (newest(2), Some(1), UP, &[], 75, "Take Standby 7 n-"),
         (newest(2), Some(3), UP, &many, 32, "Prune t1"),
         (newest(1), Some(3), UP, &many, 32, "Prune t1, Prune t2"),
         (aged(5), Some(3), UP, &many, 32, "Prune t1, Prune t2"),
         (aged(1), Some(3), UP, &many, 35, "Prune t1, Prune t2, Prune t3"),
         (Retention { max_count: Some(0), ..aged(25) }, Some(3), UP, &many, 32, "Converged"),
-        // Why it failed is recorded before it goes.
+        // The reason of the failure is recorded before the snapshot is removed.
         (newest(2), Some(1), UP, &[taken(1, Failed)], 12, "Record"),
     ];
     for (retention, last, source, taken, minutes, expected) in table {
@@ -151,10 +152,10 @@ fn the_status_tells_runs_errors_and_the_next_look() {
     assert_eq!((now.last_snapshot.clone(), now.last_error.clone()), (Some(uid("t1")), None));
     assert_eq!(now.next_look, Some(due(2)));
     object.status = now;
-    // It gets too old before the next one is due.
+    // The snapshot becomes too old before the next snapshot is due.
     let now = after_pass(&object, &seen(UP, &[taken(1, Ready), taken(2, Ready)]), 22, Outcome::Converged);
     assert_eq!(now.next_look, Some(due(1) + SignedDuration::from_mins(15)));
-    // A failure is told, and stays told when the snapshot is gone.
+    // A failure is reported, and stays reported after its snapshot is gone.
     let waiting = Outcome::Waiting(crate::runtime::Wait {
         reason: stead_schemas::condition::Reason::Converging,
         message: "recording".to_owned(),
@@ -168,12 +169,12 @@ fn the_status_tells_runs_errors_and_the_next_look() {
     );
     object.status = after_pass(&object, &seen(UP, &[]), 23, Outcome::Converged);
     assert_eq!(object.status.last_error.as_deref(), Some("the disk is full"));
-    // A run that is late says why.
+    // A run that is late reports the reason.
     let late = after_pass(&object, &seen(Source::Busy(State::Paused), &[]), 32, waiting);
     assert_eq!(late.last_error.as_deref(), Some("recording"));
     object.status = after_pass(&object, &seen(UP, &[taken(3, Ready)]), 33, Outcome::Converged);
     assert_eq!(object.status.last_error, None);
-    // The clock is set back by a day: the runs go on from there.
+    // The clock is set back by a day: the runs continue from there.
     let back = after_pass(&object, &seen(UP, &[taken(3, Ready)]), 33 - 24 * 60, Outcome::Converged);
     assert_eq!((back.last_due, back.next_look), (None, Some(due(1))));
 }

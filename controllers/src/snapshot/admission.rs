@@ -1,4 +1,4 @@
-//! What may become of a request on a snapshot.
+//! Admission of requests on a snapshot.
 
 use std::sync::Arc;
 
@@ -15,25 +15,25 @@ use stead_schemas::volume::{Access, Volume, VolumeMount};
 
 use crate::store::{New, Tx, TxError, absent};
 
-/// Claim table of names, each with its source before it.
+/// Claim table of names. Each value is prefixed with the uid of its source.
 const NAMES: &str = "snapshot_name";
 
-/// A snapshot that is asked for.
+/// A requested snapshot.
 #[derive(Debug, Clone)]
 pub struct Wish {
     pub kind: SnapshotKind,
     pub name: Option<Name>,
     pub tags: Tags,
     pub purpose: SnapshotPurpose,
-    /// `None` leaves it as it is.
+    /// The compression of the memory; `None` leaves the memory as it is.
     pub compression: Option<Compression>,
-    /// Forks to hold ready.
+    /// Number of forks to hold ready.
     pub pool: u32,
-    /// Taken by a schedule.
+    /// The run of a schedule that takes the snapshot, if any.
     pub schedule: Option<ScheduledRun>,
 }
 
-/// Why a request was refused; each has its code on the wire.
+/// The reason why a request was refused. Each reason has its own code on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotRefused {
     #[error("{0}")]
@@ -63,10 +63,10 @@ impl From<TxError> for SnapshotRefused {
     }
 }
 
-/// Asks for a snapshot of an instance as it is now.
+/// Requests a snapshot of an instance in its present state.
 ///
 /// # Errors
-/// `NotFound`, `NameTaken`, `InvalidState`, `InsufficientResources`.
+/// Returns `NotFound`, `NameTaken`, `InvalidState` or `InsufficientResources`.
 pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Snapshot>>, SnapshotRefused> {
     let instance =
         tx.get::<Instance>(source).filter(|instance| !instance.meta.is_deleting() && !instance.is_pooled());
@@ -105,8 +105,8 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
     })?)
 }
 
-/// Counts the snapshots of a source. Those that were never taken do not count: of them the oldest are deleted
-/// beyond a number, so that a client that tries again all the time does not fill the store.
+/// Counts the snapshots of a source. Snapshots that were never taken do not count. Beyond a limit the oldest
+/// of those are deleted, so that a client that retries all the time does not fill the store.
 fn make_room(tx: &mut Tx<'_>, source: &Uid) -> Result<usize, TxError> {
     let siblings = tx.referring::<Snapshot>(&Ref::to::<Instance>(Role::Source, source));
     let (mut failed, counted): (Vec<_>, Vec<_>) =
@@ -118,7 +118,7 @@ fn make_room(tx: &mut Tx<'_>, source: &Uid) -> Result<usize, TxError> {
     Ok(counted.len())
 }
 
-/// Frees a name that a snapshot holds which was never taken: whoever asks for the name again gets it.
+/// Frees a name that is held by a snapshot which was never taken, so that a new request for the name gets it.
 fn give_up_name(tx: &mut Tx<'_>, source: &Uid, name: &Name) {
     let held = tx.claimed_by(NAMES, claimed(source, name)).and_then(|by| tx.get::<Snapshot>(&by));
     if let Some(holder) = held.filter(|holder| holder.was_never_taken()) {
@@ -126,7 +126,7 @@ fn give_up_name(tx: &mut Tx<'_>, source: &Uid, name: &Name) {
     }
 }
 
-/// What a snapshot of an instance captures beside the root's disk.
+/// Returns the disks that a snapshot of an instance captures in addition to the root disk.
 fn captured(tx: &Tx<'_>, spec: &InstanceSpec) -> Vec<CapturedDisk> {
     let of = |mount: &VolumeMount| {
         let volume = mount.volume.clone();
@@ -142,10 +142,10 @@ fn captured(tx: &Tx<'_>, spec: &InstanceSpec) -> Vec<CapturedDisk> {
     spec.volumes.iter().filter_map(of).collect()
 }
 
-/// Asks for so many forks to be held ready.
+/// Sets the number of forks to hold ready.
 ///
 /// # Errors
-/// `NotFound`; `Conflict` when there is no memory to hold.
+/// Returns `NotFound`, and `Conflict` if there is no memory to hold.
 pub fn set_pool(tx: &mut Tx<'_>, uid: &Uid, pool: u32) -> Result<Arc<Object<Snapshot>>, SnapshotRefused> {
     let object = tx.get::<Snapshot>(uid);
     let object = object.ok_or_else(|| SnapshotRefused::NotFound(absent(Snapshot::NAME, uid)))?;
@@ -155,7 +155,7 @@ pub fn set_pool(tx: &mut Tx<'_>, uid: &Uid, pool: u32) -> Result<Arc<Object<Snap
     Ok(tx.update_spec::<Snapshot>(uid, None, |spec| spec.pool = pool)?)
 }
 
-/// Whether a snapshot of this kind can be taken of an instance as it is.
+/// Checks that a snapshot of this kind can be taken of an instance in its present state.
 pub(crate) fn check_state(instance: &Object<Instance>, kind: SnapshotKind) -> Result<(), SnapshotRefused> {
     let (state, power) = (instance.status.state, instance.spec.power);
     let is_going = instance.spec.run > instance.status.ended_run;
@@ -163,7 +163,7 @@ pub(crate) fn check_state(instance: &Object<Instance>, kind: SnapshotKind) -> Re
         SnapshotKind::Standby => {
             let is_there = matches!(
                 (state, power),
-                // Paused: another capture is just taken.
+                // A paused instance is just being captured for another snapshot.
                 (State::Running | State::Paused, Power::Running) | (State::Standby, Power::Standby)
             );
             (is_there && is_going, "Running or Standby")
@@ -182,10 +182,10 @@ fn claimed(source: &Uid, name: &Name) -> String {
     format!("{source}.{name}")
 }
 
-/// Asks for the snapshot to be gone; its name is free at once.
+/// Requests the deletion of the snapshot; its name is free at once.
 ///
 /// # Errors
-/// `NotFound`.
+/// Returns `NotFound`.
 pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), TxError> {
     let object = tx.request_deletion::<Snapshot>(uid)?;
     if let Some(name) = &object.spec.name {

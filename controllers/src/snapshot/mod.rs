@@ -1,13 +1,14 @@
-//! The snapshot reconciler: one directory of files that hold one moment of an instance.
+//! The snapshot reconciler: one directory of files that hold an instance at one moment.
 //!
-//! Guarantees: a snapshot is captured once, from the run that was asked for, or fails and says why; it
-//! is Ready only when all of it is durable. One that only serves a fork goes by itself when the fork
-//! has what it needs. A snapshot that was never taken gives its name up at once and is removed after a while,
-//! whether or not a client waits for it. A pool has as many members as wished, each an instance that is restored and held.
-//! Assumes: the source is brought back to its wish by its own reconciler, whatever a capture left.
-//! Never: takes a second look at the source once it is captured, or captures over one that was lost:
-//! the moment is gone.
-//! Cancel/crash: what a capture leaves counts as nothing and is replaced by the next.
+//! Guarantees: a snapshot is captured once, from the requested run, or fails with a reason. It is Ready only
+//! when all of it is durable. A snapshot that only serves a fork is removed automatically when the fork has
+//! everything it needs. A snapshot that was never taken gives its name up at once and is removed after a
+//! while, whether or not a client waits for it. A pool has the desired number of pooled instances; each is an
+//! instance that is restored and held.
+//! Assumes: the source's own reconciler brings it back to its spec, whatever state a capture left.
+//! Never: observes the source again once it is captured, or captures again over a snapshot that was lost,
+//! because its moment is gone.
+//! Cancel/crash: the remainder of a cut-off capture has no value and is replaced by the next.
 
 pub mod admission;
 mod observe;
@@ -38,11 +39,11 @@ pub struct SnapshotReconciler<H> {
     pub pools: Pools,
 }
 
-/// How members of pools come and go: the rules of instances, which this kind does not know.
+/// The operation that scales pools. It follows the rules of instances, which this kind does not know.
 #[derive(Clone)]
 pub struct Pools(pub Arc<Tend>);
 
-/// Brings the members of a snapshot's pool in line with its wish; a refusal says why.
+/// A function that scales the pool of a snapshot towards its spec. A refusal gives the reason.
 pub type Tend = dyn Fn(&mut Tx<'_>, &Uid) -> Result<(), String> + Send + Sync;
 
 impl std::fmt::Debug for Pools {
@@ -51,15 +52,15 @@ impl std::fmt::Debug for Pools {
     }
 }
 
-/// One step on a snapshot.
+/// A single step on a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     Capture(Box<CapturePlan>),
     Compress(Uid, Compression),
     Remove(Uid),
-    /// Nobody needs it any more, or it failed a while ago: its deletion is asked for.
+    /// Requests the deletion of a snapshot that is no longer needed, or that failed a while ago.
     Expire(Uid),
-    /// One member of the pool more, or one less.
+    /// Adds one pooled instance or removes one.
     TendPool(Uid),
 }
 

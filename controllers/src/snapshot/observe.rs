@@ -1,4 +1,4 @@
-//! What is there of a snapshot, who still needs it, and, until it is captured, how its source is.
+//! Observations of a snapshot: its files, its users and, until it is captured, the state of its source.
 
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::instance::{Instance, Power};
@@ -15,34 +15,34 @@ use crate::host::{
 };
 use crate::store::Store;
 
-/// One look.
+/// An observation of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
     pub uid: Uid,
     pub captured: Option<Captured>,
-    /// A fork or a restore still has to copy from it.
+    /// True if a fork or a restore still has to copy from it.
     pub is_needed: bool,
-    /// Members of its pool, and those of them that a fork could take.
+    /// Number of its pooled instances, and in `warm` of those that a fork could take.
     pub members: u32,
     pub warm: u32,
-    /// The pool has more or fewer members than it should have.
+    /// True if the pool has more or fewer instances than it should have.
     pub is_pool_due: bool,
-    /// Why one of its members does not become ready.
+    /// The reason why one of its pooled instances does not become ready.
     pub pool_trouble: Option<String>,
-    /// Only of one that is still to be captured.
+    /// The source, only for a snapshot that is still to be captured.
     pub source: Option<Source>,
-    /// What a capture may write, and the room for it.
+    /// Number of bytes that a capture may write, and the space for them.
     pub room: Option<(Bytes, Space)>,
 }
 
-/// How an instance is, for the capture of one of its runs.
+/// The state of an instance, for the capture of one of its runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// It can be captured now.
+    /// The instance can be captured now.
     Capturable,
-    /// It is on its way to where it can be.
+    /// The instance is on its way to a state in which it can be captured.
     Moving,
-    /// That run, or the instance, is no more.
+    /// The run, or the instance, no longer exists.
     Gone,
 }
 
@@ -99,7 +99,7 @@ fn is_needed(store: &Store, uid: &Uid) -> bool {
     awaited.into_iter().any(|role| store.is_referred_to(&Ref::to::<Snapshot>(role, uid)))
 }
 
-/// Forks held ready.
+/// The forks that are held ready.
 #[derive(Debug, Default)]
 struct Pool {
     members: u32,
@@ -119,7 +119,7 @@ fn pool(store: &Store, uid: &Uid) -> Pool {
     pool
 }
 
-/// Why a member does not become ready; nobody but its snapshot's owner learns of it.
+/// Returns why a pooled instance does not become ready. Only the owner of its snapshot can see it.
 fn trouble(member: &Object<Instance>) -> Option<String> {
     let conditions = &member.status.conditions;
     let ready = condition::find(conditions, ConditionType::Ready)?;
@@ -131,7 +131,8 @@ fn trouble(member: &Object<Instance>) -> Option<String> {
     is_in_trouble.then(|| ready.message.clone())
 }
 
-/// Only what is whole has a pool; what failed gives its members up.
+/// Returns true if the pool must be scaled. Only a complete snapshot has a pool; a failed snapshot gives its
+/// pooled instances up.
 fn is_pool_due(object: &Object<Snapshot>, members: u32) -> bool {
     match object.status.phase {
         SnapshotPhase::Pending => false,
@@ -176,15 +177,15 @@ pub(super) fn standby_source(
     memory: Option<&Memory>,
 ) -> Source {
     let is_over = instance.spec.power == Power::Stopped || spec.instance.run <= instance.status.ended_run;
-    // Of that run: it may have been put to standby since.
+    // The memory must be of that run: the instance may have been put in standby since.
     let is_saved = matches!(memory, Some(Memory::Saved(saved)) if saved.run == spec.instance.run);
     match machine {
         _ if is_over => Source::Gone,
-        // Only the store says that a run is over. The record of a machine is read while its own
-        // reconciler starts and releases it, and shows no run, or the one before, at those moments.
+        // Only the store reports that a run is over. The record of a machine is read while the machine's own
+        // reconciler starts and releases it, and shows no run or the previous run at those moments.
         Some(machine) if machine.run != spec.instance.run => Source::Moving,
         Some(machine) if is_in_full_run(machine) && memory.is_none() => Source::Capturable,
-        // Paused by a save or a restore under way, or booting again.
+        // The machine is paused by a save or a restore in progress, or boots again.
         Some(_) => Source::Moving,
         None if is_saved => Source::Capturable,
         None => Source::Moving,

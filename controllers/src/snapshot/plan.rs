@@ -1,4 +1,4 @@
-//! From wish and observation to the next step on a snapshot.
+//! The plan of a snapshot: from the spec and the observation to the next step.
 
 use jiff::Timestamp;
 use stead_schemas::condition::Reason;
@@ -14,8 +14,8 @@ use crate::runtime::{Desired, Moment, Plan, Record, Refusal, Wait, after};
 
 pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Moment) -> Plan<Action> {
     match desired {
-        // Its name is free already; its files stay until the last copy is made. One that was not taken is
-        // not taken any more: whoever waits for it learns that.
+        // The name is free already; the files stay until the last copy is made. A snapshot that was not taken
+        // is no longer taken, and a client that waits for it is notified of that.
         Desired::Absent(Some(object)) if seen.is_needed && object.status.phase == SnapshotPhase::Ready => {
             wait(Reason::Deleting, "a fork still copies from it", None)
         }
@@ -30,7 +30,8 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Moment
             {
                 act(Action::TendPool(seen.uid.clone()))
             }
-            // Shared with a pool it stays as it is: what its members map is not freed anyway.
+            // The memory is not compressed while a pool uses it: the pages that pooled instances map are not
+            // freed anyway.
             (SnapshotPhase::Ready, Some(Captured::Whole { packing: PackingState::Plain, kind, .. }))
                 if *kind == SnapshotKind::Standby && object.spec.pool == 0 && !seen.is_needed =>
             {
@@ -43,7 +44,7 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Moment
                 let why = object.status.error.clone().unwrap_or_default();
                 refuse(Reason::SnapshotFailed, why)
             }
-            // By the status of this pass; what follows is planned from there.
+            // The status of this pass records it; the next step is planned from there.
             (SnapshotPhase::Pending, Some(Captured::Whole { .. })) => {
                 Plan::Record(Record { reason: Reason::Converging, what: "recording that it was taken" })
             }
@@ -59,8 +60,9 @@ fn plan_packing(object: &Object<Snapshot>, seen: &Observed) -> Plan<Action> {
     }
 }
 
-/// A snapshot that was never taken is kept for those who wait for it or ask for it, and no longer. A snapshot that
-/// only serves a fork is spent when the fork has all of it.
+/// True if the snapshot has served its purpose. A snapshot that was never taken is kept for a limited time,
+/// for clients that wait for it or ask for it. A snapshot that only serves a fork is spent when the fork has
+/// all of it.
 fn is_spent(object: &Object<Snapshot>, seen: &Observed, now: Moment) -> bool {
     match object.was_never_taken() {
         true => now.at() >= now.end(failed_at(object), FAILURE_KEPT),
@@ -68,12 +70,13 @@ fn is_spent(object: &Object<Snapshot>, seen: &Observed, now: Moment) -> bool {
     }
 }
 
-/// Records of earlier versions do not say when they failed.
+/// Returns the time of the failure. Records of earlier versions do not contain it; their creation time is
+/// used.
 fn failed_at(object: &Object<Snapshot>) -> Timestamp {
     object.status.failed_at.unwrap_or(object.meta.created_at)
 }
 
-/// The time at which the record of a failure is removed, unless the clock is set.
+/// Returns the time at which the record of a failure is removed, unless the clock is set.
 pub(super) fn next_look(object: &Object<Snapshot>, now: Timestamp) -> Option<Timestamp> {
     let until = object.was_never_taken().then(|| after(failed_at(object).min(now), FAILURE_KEPT));
     until.filter(|&at| at > now && !object.meta.is_deleting())
@@ -102,7 +105,7 @@ fn has_room(Bytes(needed): Bytes, space: Space) -> bool {
     space.available.0 >= space.reserve.0.saturating_add(needed)
 }
 
-/// Its changes are heard; this is a net under that.
+/// Returns the time of the next poll. Changes of the source are notified; the poll covers lost notifications.
 fn later(now: Timestamp) -> Timestamp {
     now.saturating_add(stead_schemas::limits::SNAPSHOT_LOOK).unwrap_or(Timestamp::MAX)
 }

@@ -1,4 +1,4 @@
-//! What was observed of a snapshot, as its status.
+//! Status of a snapshot, derived from the observation.
 
 use jiff::Timestamp;
 use stead_schemas::meta::Object;
@@ -25,9 +25,9 @@ pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &P
     }
     if !object.meta.is_deleting() && status.phase != SnapshotPhase::Failed {
         match &end.outcome {
-            // There is one try at a moment: what cannot be captured now never will be.
+            // There is only one attempt at a moment: what cannot be captured now never can be.
             Outcome::Refused(refusal) => fail(&mut status, &refusal.message, end.now.at()),
-            // A look that failed decides nothing.
+            // A failed observation decides nothing.
             Outcome::Failed { kind, message, .. }
                 if status.phase == SnapshotPhase::Pending && seen.is_some() && is_final(*kind) =>
             {
@@ -43,14 +43,15 @@ pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &P
     if let Some(seen) = seen {
         status.pool_error = pool_error(seen, end);
     }
-    // After the clock was set back the time counts from now, over restarts of the daemon too.
+    // After the clock was set back the time counts from now, also across restarts of the daemon.
     status.failed_at = status.failed_at.map(|at| at.min(end.now.at()));
     status.observed_generation = generation;
     status.conditions = conditions::standard(&object.status.conditions, generation, end);
     status
 }
 
-/// The only steps of a snapshot that is ready are its compression and those of its pool.
+/// Returns the error of the compression. The only steps of a ready snapshot are its compression and those of
+/// its pool.
 fn packing_error(
     object: &Object<Snapshot>,
     is_pool_due: bool,
@@ -71,7 +72,7 @@ fn fail(status: &mut SnapshotStatus, why: &str, now: Timestamp) {
     status.failed_at = Some(now);
 }
 
-/// Why the pool does not have its size, as far as something is wrong.
+/// Returns why the pool does not have its desired size, if there is an error.
 fn pool_error(seen: &Observed, end: &PassEnd) -> Option<String> {
     match &end.outcome {
         Outcome::Failed { message, .. } if seen.is_pool_due => Some(message.clone()),
@@ -79,7 +80,7 @@ fn pool_error(seen: &Observed, end: &PassEnd) -> Option<String> {
     }
 }
 
-/// Of a capture that failed; the others pass.
+/// True if a failed capture cannot be retried. Failures of the other kinds pass.
 fn is_final(kind: HostErrorKind) -> bool {
     match kind {
         HostErrorKind::Exhausted

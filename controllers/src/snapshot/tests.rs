@@ -1,4 +1,4 @@
-//! The life of a snapshot as a table: captured once, or failed and said so.
+//! Tests of the life of a snapshot as a table: it is captured once, or fails with a reason.
 
 use jiff::Timestamp;
 use stead_schemas::instance::Power;
@@ -99,18 +99,18 @@ fn every_state_has_its_next_step() {
     let table = [
         (Kept, Pending, seen(None, Some(Capturable), 110), "Capture"),
         (Kept, Pending, seen(Some(Captured::Loose), Some(Capturable), 110), "Capture"),
-        // One byte less than what may be written and the reserve.
+        // The space is one byte less than the possible writes and the reserve.
         (Kept, Pending, seen(None, Some(Capturable), 109), "Refuse"),
         (Kept, Pending, seen(None, Some(Moving), 0), "Wait"),
         (Kept, Pending, seen(None, Some(Gone), 0), "Refuse"),
-        // Recorded first: its compression and its pool are planned from that.
+        // The record comes first: compression and pool are planned from it.
         (Kept, Pending, seen(whole(), Some(Capturable), 110), "Record"),
         (Kept, Ready, seen(whole(), None, 0), "Converged"),
         (Kept, Ready, seen(None, None, 0), "Refuse"),
         (Kept, Ready, seen(Some(Captured::Loose), None, 0), "Refuse"),
         (Kept, Failed, seen(Some(Captured::Loose), None, 0), "Remove"),
         (Kept, Failed, seen(None, None, 0), "Refuse"),
-        // Nobody copies from one that is kept: it stays.
+        // A kept snapshot stays although nothing copies from it.
         (Kept, Ready, needless(whole()), "Converged"),
         (Fork, Ready, seen(whole(), None, 0), "Converged"),
         (Fork, Ready, needless(whole()), "Expire"),
@@ -135,8 +135,9 @@ fn every_state_has_its_next_step() {
     assert_eq!(name(&waits), "Wait", "what copies from it is let finish");
 }
 
-/// A machine is seen by this reconciler while its own starts it, when the record of its run is not
-/// written yet, and releases it. What the store says of the run alone ends a snapshot.
+/// Checks that a machine does not end a snapshot. The machine is observed while its own reconciler starts it,
+/// before the record of its run is written, and releases it. Only the store's record of the run ends a
+/// snapshot.
 #[test]
 fn a_machine_of_another_run_is_one_that_its_own_reconciler_is_changing() {
     let kept = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
@@ -207,7 +208,7 @@ fn files_that_went_missing_are_said_and_never_captured_again() {
     );
 }
 
-/// A snapshot that failed at this second, before it was taken or after.
+/// Returns a snapshot that failed at this second, before it was taken or after.
 fn failed(purpose: SnapshotPurpose, at_second: i64, was_taken: bool) -> Object<Snapshot> {
     let mut object = snapshot(purpose, SnapshotPhase::Failed);
     object.status.failed_at = Some(at(at_second));
@@ -238,7 +239,7 @@ fn a_snapshot_that_was_never_taken_is_removed_after_a_while_and_one_that_lost_it
         }
         assert_eq!(planned(&failed(Kept, 10, true), &seen(None), 10 + kept), "Refuse");
     }
-    // A record of an earlier version does not say when.
+    // A record of an earlier version does not contain the time of the failure.
     let mut object = failed(Kept, 10, false);
     (object.status.failed_at, object.meta.created_at) = (None, at(5));
     assert_eq!(planned(&object, &seen(None, None, 0), 5 + kept), "Expire");

@@ -1,15 +1,15 @@
-//! Claims: who holds which value of which table (addresses, context ids, classes).
+//! Claims: the owners of values in tables (addresses, context ids, classes).
 //!
-//! Guarantees: a value has one owner; the lowest free number of a range is found in O(log n),
-//! because taken numbers are kept as merged intervals: the number after an interval is free.
-//! Never: forgets a claim by itself; claims go with their owner's record or by `release`.
+//! Guarantees: a value has one owner. The lowest free number of a range is found in O(log n), because taken
+//! numbers are kept as merged intervals: the number after an interval is free.
+//! Never: drops a claim without a request. A claim is removed with its owner's record or by `release`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use stead_schemas::names::Uid;
 
-/// All claim tables; the writer's alone.
+/// All claim tables. Only the writer uses them.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     tables: BTreeMap<String, Table>,
@@ -19,7 +19,7 @@ pub(super) struct Claims {
 #[derive(Debug, Default)]
 struct Table {
     owners: BTreeMap<String, Uid>,
-    /// Start to end (inclusive) of runs of taken numbers; neighbours are always merged.
+    /// Start to end (inclusive) of each run of taken numbers; neighbouring runs are always merged.
     runs: BTreeMap<u32, u32>,
 }
 
@@ -32,7 +32,7 @@ impl Claims {
         self.tables.get(table).map_or(0, |table| table.owners.len())
     }
 
-    /// The claims of one owner: table and value.
+    /// Returns the claims of an owner, as table and value.
     pub(super) fn of(&self, owner: &Uid) -> Vec<(String, String)> {
         self.by_owner.get(owner).map(|claims| claims.iter().cloned().collect()).unwrap_or_default()
     }
@@ -64,7 +64,7 @@ impl Claims {
         }
     }
 
-    /// The lowest number of the range that is free.
+    /// Returns the lowest free number of the range.
     pub(super) fn lowest_free(&self, table: &str, range: &RangeInclusive<u32>) -> Option<u32> {
         let (low, high) = (*range.start(), *range.end());
         let run_end = self
@@ -81,7 +81,7 @@ impl Claims {
     }
 }
 
-/// The number a value is, if its text is the number's own: `7`, not `07`.
+/// Returns the number that a value stands for, if its text is the canonical one: `7`, not `07`.
 fn number(value: &str) -> Option<u32> {
     value.parse().ok().filter(|number: &u32| number.to_string() == value)
 }

@@ -4,30 +4,30 @@
 //! 0        1..5                      5..
 //! version  crc32(key, payload) (LE)  payload: sealed for objects, plain otherwise
 //! ```
-//! Guarantees: a value moved to another key, cut or changed in any bit is refused with its cause;
-//! objects are sealed with their key as associated data.
-//! Never: guesses at a value that does not check.
+//! Guarantees: a value that was moved to another key, cut, or changed in any bit is refused with its cause.
+//! Objects are sealed with their key as associated data.
+//! Never: guesses the content of a value that fails a check.
 
-/// Version of the stored form; a reader refuses what it does not know.
+/// Version of the stored form. A reader refuses a version that it does not know.
 const VERSION: u8 = 1;
 const HEAD_BYTES: usize = 5;
 
-/// Authenticated encryption at rest; `aad` is the key of the value.
+/// Authenticated encryption at rest. `aad` is the key of the value.
 pub trait Sealer: Send + Sync + 'static {
     /// # Errors
-    /// When no randomness could be had.
+    /// Returns an error if no randomness is available.
     fn seal(&self, plain: &[u8], aad: &[u8]) -> Result<Vec<u8>, SealError>;
     /// # Errors
-    /// When the bytes were not sealed with this key and `aad`.
+    /// Returns an error if the bytes were not sealed with this key and `aad`.
     fn open(&self, sealed: &[u8], aad: &[u8]) -> Result<Vec<u8>, SealError>;
 }
 
-/// Sealing or opening failed; the text says how, never what.
+/// A failure to seal or open. The text describes how it failed and never contains the content.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SealError(pub String);
 
-/// Why a stored value cannot be read.
+/// The reason why a stored value cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Cause {
     #[error("the value is cut short")]
@@ -58,7 +58,7 @@ pub(super) fn frame(key: &str, payload: &[u8]) -> Vec<u8> {
     value
 }
 
-/// The payload of a framed value.
+/// Returns the payload of a framed value.
 pub(super) fn unframe<'v>(key: &str, value: &'v [u8]) -> Result<&'v [u8], Cause> {
     let (head, payload) = value.split_at_checked(HEAD_BYTES).ok_or(Cause::Short)?;
     if head[1..] != checksum(key, payload) {
@@ -72,7 +72,7 @@ pub(super) fn seal(sealer: &dyn Sealer, key: &str, plain: &[u8]) -> Result<Vec<u
     Ok(frame(key, &sealer.seal(plain, key.as_bytes())?))
 }
 
-/// The content of a value made by [`seal`].
+/// Returns the content of a value made by [`seal`].
 pub(super) fn unseal(sealer: &dyn Sealer, key: &str, value: &[u8]) -> Result<Vec<u8>, Cause> {
     sealer.open(unframe(key, value)?, key.as_bytes()).map_err(Cause::Seal)
 }

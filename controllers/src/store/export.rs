@@ -1,7 +1,7 @@
-//! A consistent copy of everything stored, for backups.
+//! A consistent copy of the whole store, for backups.
 //!
-//! The writer takes it between two groups, so that it is one durable state; it costs the writer one
-//! reference for each object; sealing and writing are the caller's.
+//! The writer takes the copy between two groups, so that it is one durable state. It costs the writer one
+//! reference for each object; the caller does the sealing and writing.
 
 use std::borrow::Cow;
 
@@ -15,10 +15,10 @@ use super::{Store, TransactError};
 #[derive(Debug)]
 pub struct Export {
     pub(super) objects: Vec<Erased>,
-    /// Names and claims of these objects.
+    /// The names and claims of these objects.
     pub(super) marks: Vec<Key>,
     pub revision: u64,
-    /// Number of records that cannot be read, and that are not part of it.
+    /// Number of records that cannot be read and are not part of the export.
     pub unreadable: usize,
 }
 
@@ -34,7 +34,7 @@ impl Export {
         false
     }
 
-    /// The pairs of keys and values of a database that holds this state.
+    /// Returns the pairs of keys and values of a database that holds this state.
     pub fn pairs<'a>(
         &'a self,
         sealer: &'a dyn Sealer,
@@ -62,10 +62,10 @@ impl Export {
 }
 
 impl Store {
-    /// Takes a copy of everything stored.
+    /// Takes a copy of the whole store.
     ///
     /// # Errors
-    /// When the writer has ended, has too much to do, or cannot store what was asked before.
+    /// Returns an error if the writer has ended, has too much to do, or cannot store earlier writes.
     pub async fn export(&self) -> Result<Export, StoreError> {
         let taken = self.transact(|tx| Ok::<_, std::convert::Infallible>(tx.export())).await;
         taken.map_err(|error| match error {

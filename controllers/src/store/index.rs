@@ -1,8 +1,9 @@
-//! The index of references: for a thing that is pointed at, the objects of one kind that point at it.
+//! The index of references: for each referenced target, the objects of one kind that refer to it.
 //!
-//! Guarantees: it is what a scan of all objects would find ([`super::Store::stale_references`] compares), as
-//! of the last commit for readers and as of the last staged step for a transaction.
-//! Never: stored; it is built when the store opens.
+//! Guarantees: the index equals the result of a scan of all objects ([`super::Store::stale_references`]
+//! compares them). It is that of the last commit for readers, and that of the last staged step for a
+//! transaction.
+//! Never: stored. It is built when the store opens.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +12,8 @@ use stead_schemas::references::{Ref, Role, Target};
 
 use super::object::Erased;
 
-/// References of a state of an object, which may be none; its owner's among them, each once.
+/// Returns the references of a state of an object, which may be `None`. The reference to its owner is
+/// included, and each occurs once.
 pub(super) fn references(object: Option<&Erased>) -> BTreeSet<Ref> {
     let Some(object) = object else { return BTreeSet::new() };
     let mut references: BTreeSet<Ref> = object.references().into_iter().collect();
@@ -19,12 +21,12 @@ pub(super) fn references(object: Option<&Erased>) -> BTreeSet<Ref> {
     references
 }
 
-/// The published half: who points at what.
+/// The published half of the index: the referring objects by role and target.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Index(BTreeMap<Role, BTreeMap<Target, BTreeSet<Uid>>>);
 
 impl Index {
-    /// Takes the change of one object into the index.
+    /// Applies the change of one object to the index.
     pub(super) fn change(&mut self, uid: &Uid, before: Option<&Erased>, after: Option<&Erased>) {
         let (before, after) = (references(before), references(after));
         for Ref { role, target } in before.difference(&after) {
@@ -40,18 +42,18 @@ impl Index {
         }
     }
 
-    /// Objects that point at this, in uid order.
+    /// Returns the objects that refer to this target, in uid order.
     pub(super) fn referring(&self, reference: &Ref) -> impl Iterator<Item = &Uid> + use<'_> {
         let uids = self.0.get(&reference.role).and_then(|targets| targets.get(&reference.target));
         uids.into_iter().flatten()
     }
 
-    /// Everything that is pointed at in this role.
+    /// Returns all targets that are referred to in this role.
     fn targets(&self, role: Role) -> impl Iterator<Item = &Target> {
         self.0.get(&role).into_iter().flat_map(|targets| targets.keys())
     }
 
-    /// The references in which two indexes differ.
+    /// Returns the references in which two indexes differ.
     pub(super) fn difference(&self, other: &Self) -> Vec<Ref> {
         let flat = |index: &Self| -> BTreeSet<(Ref, Uid)> {
             let mut flat = BTreeSet::new();
@@ -67,12 +69,12 @@ impl Index {
     }
 }
 
-/// The staged half: references that a batch adds to the published ones or takes from them.
+/// The staged half of the index: references that a batch adds to the published ones or removes from them.
 #[derive(Debug, Default)]
 pub(super) struct StagedIndex(BTreeMap<Role, BTreeMap<Target, BTreeMap<Uid, bool>>>);
 
 impl StagedIndex {
-    /// Takes one staged step, or its undoing, into the index.
+    /// Applies a staged step, or its reversal, to the index.
     pub(super) fn change(&mut self, uid: &Uid, before: Option<&Erased>, after: Option<&Erased>) {
         let (before, after) = (references(before), references(after));
         let gone = before.difference(&after).map(|reference| (reference, false));
@@ -87,8 +89,8 @@ impl StagedIndex {
         self.0.get(&role)?.get(target)
     }
 
-    /// Objects that point at this by the published index and what is staged over it: those of before the
-    /// batch first, each in uid order.
+    /// Returns the objects that refer to this target by the published index and the staged changes. The
+    /// objects from before the batch come first, each group in uid order.
     pub(super) fn referring<'a>(
         &'a self,
         published: &'a Index,
@@ -100,7 +102,7 @@ impl StagedIndex {
         published.referring(reference).filter(is_unchanged).chain(new)
     }
 
-    /// Everything that is pointed at in this role, likewise.
+    /// Returns all targets that are referred to in this role, by the published index and the staged changes.
     pub(super) fn targets(&self, published: &Index, role: Role) -> BTreeSet<Target> {
         let staged = self.0.get(&role).into_iter().flat_map(|targets| targets.keys());
         let all: BTreeSet<&Target> = published.targets(role).chain(staged).collect();

@@ -1,4 +1,5 @@
-//! Tests of references: look-ups are scans that cost what they find, in every state of a transaction.
+//! Tests of references: look-ups agree with scans, cost only what they find, and hold in every state of a
+//! transaction.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +11,7 @@ use stead_schemas::references::{Ref, Role, Target};
 use super::tests::opened_on;
 use super::*;
 
-/// A ship lies in a harbour, or waits for one until it is seen there.
+/// A ship that lies in a harbour, or waits for one until it is observed there.
 #[derive(Debug, Clone, PartialEq)]
 enum Ship {}
 
@@ -75,7 +76,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Steps that the store's rules refuse change nothing.
+/// Applies a step. A step that the store's rules refuse changes nothing.
 fn apply(tx: &mut Tx<'_>, step: &Step) {
     match step {
         Step::Create { number, harbour, owner } => {
@@ -98,7 +99,7 @@ fn apply(tx: &mut Tx<'_>, step: &Step) {
     }
 }
 
-/// Compares every look-up with what a scan finds.
+/// Compares every look-up with the result of a scan.
 fn check(tx: &Tx<'_>) {
     let all = tx.list::<Ship>();
     for role in [Role::Network, Role::AwaitsCopy] {
@@ -131,7 +132,8 @@ fn runtime() -> tokio::runtime::Runtime {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
-    /// Whatever is staged, refused, lost with a failed commit or read again from the disk.
+    /// Checks the index after steps that are staged, refused, lost with a failed commit, or read again from
+    /// the disk.
     #[test]
     fn the_index_is_what_a_scan_finds(
         groups in proptest::collection::vec(
@@ -183,7 +185,7 @@ async fn an_event_names_what_the_object_no_longer_points_at() {
     assert_eq!(watch.next().await.expect("kept").dropped, [lies_in(Role::Network, 2)]);
 }
 
-/// Objects that look-ups read when so many others are stored.
+/// Returns the number of objects that look-ups read when this number of other objects is stored.
 async fn visits_among(others: u64) -> usize {
     let store = open(&MemoryKv::new());
     let filled = store.transact(move |tx| (0..others).try_for_each(|at| tx.create(new(at, 1)).map(drop)));
@@ -199,7 +201,7 @@ async fn visits_among(others: u64) -> usize {
     let in_transaction = store.transact(move |tx| {
         tx.create(new(others + 1, 7))?;
         assert_eq!(tx.referring::<Ship>(&reference).len(), 2);
-        // The first of many is enough.
+        // The search ends at the first of many objects.
         assert!(tx.find_referring::<Ship>(&lies_in(Role::AwaitsCopy, 1), |_| true).is_some());
         tx.update_spec::<Ship>(&uid(others), None, |spec| spec.harbour = 9)
     });

@@ -1,14 +1,14 @@
-//! The keys of the database, as text, and back.
+//! The keys of the database, their text form, and its parser.
 //!
-//! Names and claims keep all they say in their keys, so that they stay taken when the record of
-//! the object they belong to (or their own value) cannot be read. Uniqueness is the single
-//! writer's business, not the database's.
+//! The keys of names and claims contain all of their information, so that they stay taken when the record of
+//! their object (or their own value) cannot be read. The single writer guarantees uniqueness; the database
+//! does not.
 //!
 //! ```text
 //! o/<kind>/<uid>            an object
 //! n/<kind>/<uid>/<name>     a live object's name
 //! c/<table>/<uid>/<value>   a claim of an object on a value
-//! m/revision                the last revision given out
+//! m/revision                the last revision that was used
 //! ```
 
 use std::borrow::Cow;
@@ -36,7 +36,7 @@ impl fmt::Display for Key {
 }
 
 impl Key {
-    /// `None` for a key that no version of this file writes.
+    /// Parses a key. Returns `None` for a key that no version of this file writes.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (space, rest) = text.split_once('/')?;
         if space == "m" {

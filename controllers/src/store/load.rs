@@ -1,6 +1,6 @@
-//! Opening: every stored value is read, checked and indexed once.
+//! Opening of the store: every stored value is read, checked and indexed once.
 //!
-//! Guarantees: what cannot be read is kept as [`Unreadable`] with its name and claims taken; a
+//! Guarantees: a record that cannot be read is kept as [`Unreadable`], and its name and claims stay taken. A
 //! name whose own record is damaged or missing is restored from its object.
 //! Never: writes; the first transaction repairs.
 
@@ -18,15 +18,15 @@ use super::kv::Kv;
 use super::object::{Erased, Kinds};
 use super::state::{State, Unreadable};
 
-/// The state on disk, and the keys the next batch must write again.
+/// The state on disk, and the keys that the next batch must write again.
 pub(super) struct Loaded {
     pub(super) state: State,
     pub(super) claims: Claims,
     pub(super) suspect: BTreeSet<Key>,
 }
 
-/// Revisions skipped when the record of the last one is lost, so that none is given out twice:
-/// far more than one batch could have used since the newest object was written.
+/// Number of revisions that are skipped when the record of the last revision is lost, so that none is used
+/// twice. It is far more than one batch could have used since the newest object was written.
 const REVISIONS_SKIPPED: u64 = 1 << 20;
 
 pub(super) fn load(kv: &dyn Kv, sealer: &dyn Sealer, kinds: &Kinds) -> Result<Loaded, StoreError> {
@@ -49,7 +49,7 @@ struct Loading<'a> {
     kinds: &'a Kinds,
     state: State,
     claims: Claims,
-    /// Name records, indexed after all objects are known.
+    /// The name records, which are indexed after all objects are known.
     names: Vec<(&'static str, Uid, Name)>,
     revision: Option<u64>,
     objects: usize,
@@ -66,7 +66,7 @@ impl Loading<'_> {
                 self.names.extend(self.kinds.find(&kind).map(|kind| (kind, uid, name)));
             }
             Some(Key::Claim { table, uid, value }) => match self.claims.owner(&table, &value) {
-                // Only a damaged database could say so; the first stays.
+                // Only a damaged database can contain this; the first owner is kept.
                 Some(by) => warn!(%table, value, %by, %uid, "a claim has two owners on disk"),
                 None => self.claims.insert(&table, &value, &uid),
             },
@@ -108,7 +108,8 @@ impl Loading<'_> {
             && self.state.unreadable.len() == self.objects
             && let Some((_, first)) = self.state.unreadable.first_key_value()
         {
-            // One damaged record is a fault of the disk; all of them are another key or format.
+            // One damaged record is a fault of the disk; if all are damaged, the key or the format is
+            // another.
             return Err(StoreError::Unopenable { records: self.objects, cause: first.cause.clone() });
         }
         let mut suspect = BTreeSet::new();
@@ -121,8 +122,8 @@ impl Loading<'_> {
         Ok(Loaded { state: self.state, claims: self.claims, suspect })
     }
 
-    /// Names from live objects first, then from the records of unreadable ones. Returns the newest
-    /// resource version.
+    /// Indexes names, first from live objects and then from the records of unreadable ones. Returns the
+    /// newest resource version.
     fn index_names(&mut self, suspect: &mut BTreeSet<Key>) -> u64 {
         let mut newest = 0;
         let key = |kind: &'static str, uid: &Uid, name: &Name| Key::Name {
@@ -153,7 +154,7 @@ impl Loading<'_> {
             if is_unreadable && !table.names.contains_key(&name) {
                 table.names.insert(name, uid);
             } else {
-                suspect.insert(key(kind, &uid, &name)); // Of no live object: removed.
+                suspect.insert(key(kind, &uid, &name)); // No live object has it: removed.
             }
         }
         newest

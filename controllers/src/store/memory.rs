@@ -1,8 +1,8 @@
-//! `MemoryKv`: a database in memory that can fail and crash as a real one does.
+//! `MemoryKv`: a database in memory that can fail and crash as a real database does.
 //!
-//! Faults it knows, and the store must survive: a commit that fails and stored nothing, a commit
-//! that fails and yet turns up later, a full disk for as long as it is full, a damaged value, and
-//! the loss of the process at any commit (`reopen`, `as_of`).
+//! It simulates the faults that the store must survive: a commit that fails and stored nothing, a commit that
+//! fails although its data appears later, a full disk for as long as it is full, a damaged value, and the
+//! loss of the process at any commit (`reopen`, `as_of`).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,18 +12,18 @@ use futures::future::BoxFuture;
 use super::codec::{SealError, Sealer};
 use super::kv::{Batch, Kv, KvError};
 
-/// How a commit fails.
+/// The ways in which a commit fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvFault {
-    /// Nothing was stored.
+    /// The disk is full and nothing was stored.
     Full,
-    /// Nothing was stored.
+    /// The write failed and nothing was stored.
     Io,
-    /// All was stored, and the caller is told otherwise.
+    /// All data was stored, although an error is returned.
     IoAfterStoring,
 }
 
-/// Clones share one disk.
+/// A database in memory. Clones share one disk.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryKv(Arc<Mutex<Disk>>);
 
@@ -32,7 +32,7 @@ type Pairs = BTreeMap<String, Vec<u8>>;
 #[derive(Debug, Default)]
 struct Disk {
     pairs: Pairs,
-    /// Every durable commit in order, so that a test can go back to each.
+    /// All durable commits in order, so that a test can return to each of them.
     history: Vec<Batch>,
     is_full: bool,
     next_fault: Option<KvFault>,
@@ -48,8 +48,8 @@ impl MemoryKv {
         self.0.lock().expect("no code panics while it holds the disk")
     }
 
-    /// What a new process finds: a copy of all durable pairs, so that a writer that still lives
-    /// (the crashed process) cannot reach the new one.
+    /// Returns the database that a new process finds: a copy of all durable pairs. A writer that still lives
+    /// (the crashed process) cannot reach the copy.
     #[must_use]
     pub fn reopen(&self) -> Self {
         let disk = self.disk();
@@ -57,7 +57,7 @@ impl MemoryKv {
         Self(Arc::new(Mutex::new(copy)))
     }
 
-    /// The disk as it was after the first `commits` durable commits.
+    /// Returns the disk as it was after the first `commits` durable commits.
     #[must_use]
     pub fn as_of(&self, commits: usize) -> Self {
         let mut copy = Disk::default();
@@ -67,28 +67,28 @@ impl MemoryKv {
         Self(Arc::new(Mutex::new(copy)))
     }
 
-    /// Durable commits so far.
+    /// Returns the number of durable commits so far.
     #[must_use]
     pub fn commits(&self) -> usize {
         self.disk().history.len()
     }
 
-    /// From now on (or no longer) every commit fails for want of space.
+    /// Sets whether every commit fails for lack of space from now on.
     pub fn set_full(&self, is_full: bool) {
         self.disk().is_full = is_full;
     }
 
-    /// The next commit fails this way.
+    /// Makes the next commit fail in this way.
     pub fn fail_next(&self, fault: KvFault) {
         self.disk().next_fault = Some(fault);
     }
 
-    /// Takes back a fault that did not strike yet.
+    /// Cancels a fault that has not occurred yet.
     pub fn mend(&self) {
         self.disk().next_fault = None;
     }
 
-    /// Damages the value of a key; `false` when there is none.
+    /// Damages the value of a key. Returns `false` if the key does not exist.
     pub fn corrupt(&self, key: &str) -> bool {
         match self.disk().pairs.get_mut(key).and_then(|value| value.last_mut()) {
             Some(byte) => {
@@ -99,7 +99,7 @@ impl MemoryKv {
         }
     }
 
-    /// Removes a key behind the store's back; `false` when there is none.
+    /// Removes a key without the store's knowledge. Returns `false` if the key does not exist.
     pub fn lose(&self, key: &str) -> bool {
         self.disk().pairs.remove(key).is_some()
     }
@@ -150,14 +150,14 @@ impl Kv for MemoryKv {
 
     fn commit(&self, batch: Batch) -> BoxFuture<'_, Result<(), KvError>> {
         Box::pin(async move {
-            // One turn of the scheduler, so that others run between a write and its durability.
+            // The scheduler runs once, so that others run between a write and its durability.
             tokio::task::yield_now().await;
             self.disk().commit(batch)
         })
     }
 }
 
-/// A sealer without secrets: a checksum stands for the authentication tag.
+/// A sealer without secrets: a checksum replaces the authentication tag.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PlainSealer;
 

@@ -1,15 +1,15 @@
-//! The typed store over a small trait `Kv`; it knows no kind.
+//! The typed store over a small trait `Kv`. It depends on no kind.
 //!
-//! All objects are in memory, shared by `Arc`; reads look there. All writes are transactions,
-//! closures run in order by one writer task, which makes whole groups of them durable with one
-//! commit (`writer`). What readers see is exactly what is durable.
+//! All objects are in memory, shared by `Arc`, and reads use that copy. All writes are transactions: closures
+//! that one writer task runs in order. The writer makes whole groups of them durable with one commit
+//! (`writer`). Readers see exactly the durable state.
 //!
-//! Guarantees: an acknowledged write is on disk; rules of names, generations, finalizers, owners
-//! and claims (`tx`) hold in every durable state; a watcher sees every change in order or is told
-//! to list again (`watch`); an unreadable record is never treated as absent (`load`).
-//! Never: a spec is written by a reconciler, a status by a client.
-//! Cancel/crash: a dropped `transact` may still be stored; after a crash the store is at the end
-//! of some acknowledged or in-flight group, never in the middle of one.
+//! Guarantees: an acknowledged write is on disk. The rules of names, generations, finalizers, owners and
+//! claims (`tx`) hold in every durable state. A watcher sees every change in order, or gets an error that
+//! asks it to list again (`watch`). An unreadable record is never treated as absent (`load`).
+//! Never: a reconciler writes a spec, or a client writes a status.
+//! Cancel/crash: a dropped `transact` may still be stored. After a crash the store is at the end of some
+//! acknowledged or in-flight group, never in the middle of a group.
 
 mod claims;
 mod codec;
@@ -66,7 +66,7 @@ use state::State;
 use watch::Ring;
 use writer::{Job, Transaction};
 
-/// A handle to the store; cheap to clone.
+/// A handle to the store. It is cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
@@ -81,7 +81,7 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// What handles and the writer share. The lock is held for single looks, never over an await.
+/// The state that handles and the writer share. The lock is held for single reads, never over an await.
 #[derive(Debug)]
 struct Shared {
     state: RwLock<State>,
@@ -103,10 +103,11 @@ impl Shared {
 }
 
 impl Store {
-    /// Reads the database. The caller runs the writer; without it transactions wait.
+    /// Reads the database. The caller has to run the writer; without it transactions wait.
     ///
     /// # Errors
-    /// When the database cannot be read, holds foreign keys, or none of its records opens.
+    /// Returns an error if the database cannot be read, holds foreign keys, or has no record that can be
+    /// opened.
     pub fn open(
         kv: impl Kv,
         sealer: Arc<dyn Sealer>,
@@ -128,10 +129,10 @@ impl Store {
         Ok((Self { shared, queue: sender, clock, kv }, writer))
     }
 
-    /// Reports whether writes can be tried.
+    /// Reports whether writes can be attempted.
     ///
     /// # Errors
-    /// When the database does not answer, or the writer has ended.
+    /// Returns an error if the database does not answer, or if the writer has ended.
     pub fn health(&self) -> Result<(), StoreError> {
         if self.queue.is_closed() {
             return Err(StoreError::Closed);
@@ -139,7 +140,8 @@ impl Store {
         self.kv.health().map_err(StoreError::from)
     }
 
-    /// By the clock of what is stored; what is told of times to come is held against it.
+    /// Returns the current time of the store's clock. Timestamps in specs and statuses should be compared
+    /// with it.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.clock.now()
@@ -151,7 +153,7 @@ impl Store {
         self.shared.read().table(K::NAME).objects.get(uid).map(typed)
     }
 
-    /// The live object of this name: one whose deletion was not requested.
+    /// Returns the live object of this name. An object whose deletion was requested is not live.
     #[must_use]
     pub fn find<K: Kind>(&self, name: &Name) -> Option<Arc<Object<K>>> {
         self.shared.visited(1);
@@ -160,7 +162,7 @@ impl Store {
         table.objects.get(table.names.get(name)?).map(typed)
     }
 
-    /// All objects of the kind, in uid order.
+    /// Returns all objects of the kind, in uid order.
     #[must_use]
     pub fn list<K: Kind>(&self) -> Vec<Arc<Object<K>>> {
         let all: Vec<_> = self.shared.read().table(K::NAME).objects.values().map(typed).collect();
@@ -168,7 +170,7 @@ impl Store {
         all
     }
 
-    /// Uids of all objects of the kind, in order.
+    /// Returns the uids of all objects of the kind, in order.
     #[must_use]
     pub fn uids<K: Kind>(&self) -> Vec<Uid> {
         let all: Vec<_> = self.shared.read().table(K::NAME).objects.keys().cloned().collect();
@@ -176,7 +178,7 @@ impl Store {
         all
     }
 
-    /// Objects of the kind whose uid begins with this text, in uid order; at most so many.
+    /// Returns the objects of the kind whose uid begins with this text, in uid order, at most `max`.
     #[must_use]
     pub fn starting_with<K: Kind>(&self, prefix: &str, max: usize) -> Vec<Arc<Object<K>>> {
         let state = self.shared.read();
@@ -185,13 +187,13 @@ impl Store {
         found.map(|(_, object)| self.read(object)).collect()
     }
 
-    /// Objects of the kind that `owner` owns, in uid order.
+    /// Returns the objects of the kind that `owner` owns, in uid order.
     #[must_use]
     pub fn owned_by<K: Kind>(&self, owner: &Uid) -> Vec<Arc<Object<K>>> {
         self.referring(&Ref::to_owner(owner))
     }
 
-    /// Objects of the kind that point at this, in uid order.
+    /// Returns the objects of the kind that refer to this target, in uid order.
     #[must_use]
     pub fn referring<K: Kind>(&self, reference: &Ref) -> Vec<Arc<Object<K>>> {
         let state = self.shared.read();
@@ -200,7 +202,7 @@ impl Store {
         found.map(|object| self.read(object)).collect()
     }
 
-    /// The first object of the kind that points at this and fits.
+    /// Returns the first object of the kind that refers to this target and satisfies `fits`.
     #[must_use]
     pub fn find_referring<K: Kind>(
         &self,
@@ -213,7 +215,7 @@ impl Store {
         found.map(|object| self.read::<K>(object)).find(|object| fits(object))
     }
 
-    /// Uids of the objects of the kind that point at this, in order.
+    /// Returns the uids of the objects of the kind that refer to this target, in order.
     #[must_use]
     pub fn uids_referring<K: Kind>(&self, reference: &Ref) -> Vec<Uid> {
         let state = self.shared.read();
@@ -222,7 +224,7 @@ impl Store {
         uids
     }
 
-    /// Reports whether an object of any kind points at this.
+    /// Reports whether an object of any kind refers to this target.
     #[must_use]
     pub fn is_referred_to(&self, reference: &Ref) -> bool {
         let state = self.shared.read();
@@ -234,14 +236,15 @@ impl Store {
         typed(object)
     }
 
-    /// Number of objects that were read since the store was opened, by whomever: a measure of work that does
-    /// not depend on the machine.
+    /// Returns the number of objects that all readers have read since the store was opened. It measures work
+    /// independently of the machine.
     #[must_use]
     pub fn visits(&self) -> usize {
         self.shared.visits.load(Ordering::Relaxed)
     }
 
-    /// References in which the index differs from a scan of all objects: none, unless there is a fault.
+    /// Returns the references in which the index differs from a scan of all objects. The result is empty
+    /// unless there is a fault.
     #[must_use]
     pub fn stale_references(&self) -> Vec<Ref> {
         let state = self.shared.read();
@@ -253,32 +256,32 @@ impl Store {
         self.shared.read().table(K::NAME).objects.len()
     }
 
-    /// Records that cannot be read.
+    /// Returns the records that cannot be read.
     #[must_use]
     pub fn unreadable(&self) -> Vec<Unreadable> {
         self.shared.read().unreadable.values().cloned().collect()
     }
 
-    /// A record of this uid is there and cannot be read: it is not an orphan.
+    /// Returns true if a record of this uid exists and cannot be read. Such a uid is not an orphan.
     #[must_use]
     pub fn is_unreadable(&self, uid: &Uid) -> bool {
         let state = self.shared.read();
         !state.unreadable.is_empty() && state.is_unreadable(uid)
     }
 
-    /// The last durable revision: watch from here after a list.
+    /// Returns the last durable revision. A watch should start from it after a list.
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.shared.read().revision
     }
 
-    /// Runs the closure in the writer against everything staged before it and stores what it
-    /// staged; returns when that is durable. The closure's own error refuses the whole
-    /// transaction. Lazy: nothing happens before the first poll; once polled, dropping the future
-    /// does not take the transaction back.
+    /// Runs the closure in the writer against everything staged before it, and stores the steps that it
+    /// staged. Returns when they are durable. An error of the closure refuses the whole transaction. The
+    /// future is lazy: nothing happens before the first poll. After the first poll, dropping the future does
+    /// not cancel the transaction.
     ///
     /// # Errors
-    /// See [`TransactError`].
+    /// Returns a [`TransactError`].
     pub fn transact<T, E, F>(
         &self,
         closure: F,
@@ -300,11 +303,11 @@ impl Store {
         }
     }
 
-    /// For reconcilers: replaces the status and nothing else. An equal status costs no commit and
-    /// makes no event; `false` then, and when the object is gone.
+    /// Replaces the status and nothing else; only reconcilers call it. An equal status costs no commit and
+    /// makes no event. Returns `false` then, and if the object is gone.
     ///
     /// # Errors
-    /// When it could not be stored.
+    /// Returns an error if the status could not be stored.
     pub async fn write_status<K: Kind>(&self, uid: &Uid, status: K::Status) -> Result<bool, StoreError> {
         if self.get::<K>(uid).is_none_or(|object| object.status == status) {
             return Ok(false);
@@ -313,12 +316,12 @@ impl Store {
         self.infallible(move |tx| tx.write_status::<K>(&uid, status)).await
     }
 
-    /// For reconcilers: nothing of the object is left on the host. When deletion was requested and
-    /// this was the last finalizer the record goes (`true`), its claims are free, and what it owned
-    /// is to be deleted.
+    /// Removes the kind's finalizer; a reconciler calls it when nothing of the object is left on the host. If
+    /// deletion was requested and this was the last finalizer, the record is removed (`true`), its claims are
+    /// free, and the deletion of the objects it owned is requested.
     ///
     /// # Errors
-    /// When it could not be stored.
+    /// Returns an error if the removal could not be stored.
     pub async fn remove_finalizer<K: Kind>(&self, uid: &Uid) -> Result<bool, StoreError> {
         let uid = uid.clone();
         self.infallible(move |tx| tx.remove_finalizer::<K>(&uid)).await
@@ -335,10 +338,11 @@ impl Store {
         }
     }
 
-    /// Events after revision `from`, of one kind or of all.
+    /// Watches the events after revision `from`, of one kind or of all kinds.
     ///
     /// # Errors
-    /// [`TooOld`] when the ring no longer reaches back that far, or `from` is not of this store.
+    /// Returns [`TooOld`] if the ring no longer reaches back that far, or if `from` is not a revision of this
+    /// store.
     pub fn watch(&self, kind: Option<&'static str>, from: u64) -> Result<Watch, TooOld> {
         Watch::new(self.shared.ring.clone(), kind, from, self.revision())
     }

@@ -1,6 +1,6 @@
-//! Objects with their kind erased, and the list of kinds a store knows.
+//! Objects with their kind erased, and the list of kinds that a store knows.
 //!
-//! The store keeps every kind in one machinery; this file is where types are lost and found again.
+//! The store handles every kind with the same code. This file is where types are erased and restored.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -14,9 +14,9 @@ use stead_schemas::references::Ref;
 pub(super) trait AnyObject: Any + Debug + Send + Sync {
     fn meta(&self) -> &Meta;
     fn kind(&self) -> &'static str;
-    /// Things that it points at, apart from its owner.
+    /// Returns the targets that the object refers to, apart from its owner.
     fn references(&self) -> Vec<Ref>;
-    /// The same object with another meta; for rules that hold for every kind.
+    /// Returns the same object with another meta, for rules that apply to every kind.
     fn with_meta(&self, meta: Meta) -> Erased;
     fn encode(&self) -> Result<Vec<u8>, serde_json::Error>;
 }
@@ -41,7 +41,7 @@ impl<K: Kind> AnyObject for Object<K> {
     }
 }
 
-/// The typed object again. Every table holds objects of one kind, so this cannot fail.
+/// Restores the type of an object. Every table holds objects of one kind, so this cannot fail.
 pub(super) fn typed<K: Kind>(erased: &Erased) -> Arc<Object<K>> {
     let any: Arc<dyn Any + Send + Sync> = erased.clone();
     any.downcast().expect("a table holds objects of its own kind only")
@@ -49,7 +49,7 @@ pub(super) fn typed<K: Kind>(erased: &Erased) -> Arc<Object<K>> {
 
 type Decode = fn(&[u8]) -> Result<Erased, serde_json::Error>;
 
-/// The kinds a store is opened with.
+/// The kinds that a store is opened with.
 #[derive(Debug, Clone, Default)]
 pub struct Kinds(BTreeMap<&'static str, Decode>);
 
@@ -60,8 +60,8 @@ impl Kinds {
     }
 
     /// # Panics
-    /// When the kind is there already or its name cannot be part of a key: both are mistakes of
-    /// the program that every start would show.
+    /// Panics if the kind was added already or its name cannot be part of a key. Both are mistakes of the
+    /// program that every start would show.
     #[must_use]
     pub fn with<K: Kind>(mut self) -> Self {
         assert!(!K::NAME.is_empty() && !K::NAME.contains('/'), "kind name {:?} cannot be in a key", K::NAME);
@@ -74,7 +74,7 @@ impl Kinds {
         self.0.keys().copied()
     }
 
-    /// The static name equal to `name`.
+    /// Returns the static name equal to `name`.
     pub(super) fn find(&self, name: &str) -> Option<&'static str> {
         self.0.get_key_value(name).map(|(name, _)| *name)
     }

@@ -1,9 +1,9 @@
-//! What a batch has staged over the published state, and how to take it back.
+//! The changes that a batch has staged over the published state, and their reversal.
 //!
-//! Guarantees: every change is noted in `undo`, so a refused transaction leaves no trace in the
-//! batch and a failed commit none in the store; the keys of a failed commit stay `suspect` until one
-//! succeeds, so what it may have left on disk is overwritten by the next.
-//! Never: seen by readers.
+//! Guarantees: every change is noted in `undo`. So a refused transaction leaves no trace in the batch, and a
+//! failed commit leaves none in the store. The keys of a failed commit stay `suspect` until a commit
+//! succeeds, so that the next commit overwrites any of its data on disk.
+//! Never: visible to readers.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,19 +29,19 @@ use super::watch::{Change, Event};
 pub(super) struct Stage {
     pub(super) shared: Arc<Shared>,
     layers: BTreeMap<&'static str, Layer>,
-    /// Claims as of the last staged step; readers never see them.
+    /// The claims of the last staged step. Readers never see them.
     pub(super) claims: Claims,
-    /// Unreadable records removed by this batch.
+    /// Unreadable records that this batch removes.
     forgotten: BTreeSet<(Uid, String)>,
     undo: Vec<Undo>,
     touched: Vec<Touch>,
-    /// Keys whose value on disk may not be what is published: the next commit writes them too.
+    /// Keys whose value on disk may differ from the published one. The next commit writes them too.
     suspect: BTreeSet<Key>,
-    /// The last revision given out; never goes back, so that a number is used once.
+    /// The last revision that was used. It never goes back, so that a number is used once.
     revision: u64,
 }
 
-/// Staged objects and names of one kind; `None` is a removal.
+/// Staged objects and names of one kind. `None` is a removal.
 #[derive(Debug, Default)]
 struct Layer {
     objects: BTreeMap<Uid, Option<Erased>>,
@@ -59,7 +59,7 @@ enum Undo {
 }
 
 impl Undo {
-    /// The key whose value the step changed.
+    /// Returns the key whose value the step changed.
     fn key(&self) -> Key {
         match self {
             Self::Object { kind, uid, before: _ } => {
@@ -78,7 +78,7 @@ impl Undo {
     }
 }
 
-/// An object written by the running transaction, in order.
+/// An object written by the running transaction. Touches are kept in order.
 #[derive(Debug)]
 struct Touch {
     kind: &'static str,
@@ -121,7 +121,7 @@ impl Stage {
         }
     }
 
-    /// All objects of a kind, in uid order.
+    /// Returns all objects of a kind, in uid order.
     pub(super) fn list(&self, kind: &'static str) -> BTreeMap<Uid, Erased> {
         let mut all = self.shared.read().table(kind).objects.clone();
         for (uid, staged) in self.layers.get(kind).iter().flat_map(|layer| &layer.objects) {
@@ -148,7 +148,7 @@ impl Stage {
         count
     }
 
-    /// The first object of a kind that points at this and fits.
+    /// Returns the first object of a kind that refers to this target and satisfies `fits`.
     pub(super) fn find_referring(
         &self,
         kind: &'static str,
@@ -158,7 +158,7 @@ impl Stage {
         self.pointing(&self.shared.read(), kind, reference).find(fits)
     }
 
-    /// All objects of a kind that point at this.
+    /// Returns all objects of a kind that refer to this target.
     pub(super) fn referring(&self, kind: &'static str, reference: &Ref) -> Vec<Erased> {
         self.pointing(&self.shared.read(), kind, reference).collect()
     }
@@ -182,21 +182,21 @@ impl Stage {
         })
     }
 
-    /// Everything that objects of a kind point at in this role.
+    /// Returns all targets that objects of a kind refer to in this role.
     pub(super) fn targets(&self, kind: &'static str, role: Role) -> BTreeSet<Target> {
         let state = self.shared.read();
         let (published, nothing) = (&state.table(kind).index, StagedIndex::default());
         self.layers.get(kind).map_or(&nothing, |layer| &layer.index).targets(published, role)
     }
 
-    /// Objects of any kind owned by `owner`.
+    /// Returns the objects of any kind that `owner` owns.
     pub(super) fn owned_by(&self, owner: &Uid) -> Vec<Erased> {
         let kinds: Vec<&'static str> = self.shared.read().tables.keys().copied().collect();
         let reference = Ref::to_owner(owner);
         kinds.into_iter().flat_map(|kind| self.referring(kind, &reference)).collect()
     }
 
-    /// An object or an unreadable record of this uid exists, of any kind.
+    /// Returns true if an object or an unreadable record of this uid exists, of any kind.
     pub(super) fn exists(&self, uid: &Uid) -> bool {
         let state = self.shared.read();
         let is_there = |kind: &&'static str| match self.layers.get(kind).and_then(|l| l.objects.get(uid)) {
@@ -206,7 +206,7 @@ impl Stage {
         state.tables.keys().any(is_there) || self.unreadable_in(&state, uid, None)
     }
 
-    /// The record of this uid and kind cannot be read.
+    /// Returns true if the record of this uid and kind cannot be read.
     pub(super) fn is_unreadable(&self, kind: &str, uid: &Uid) -> bool {
         self.unreadable_in(&self.shared.read(), uid, Some(kind))
     }
@@ -219,7 +219,7 @@ impl Stage {
             .any(|((_, of), _)| kind.is_none_or(|kind| kind == of))
     }
 
-    /// Stages an object (`None`: its removal). The caller gave it a revision of its own.
+    /// Stages an object, or its removal (`None`). The caller has given it a revision of its own.
     pub(super) fn put(&mut self, kind: &'static str, uid: &Uid, object: Option<Erased>, revision: u64) {
         let before = self.get(kind, uid);
         let layer = self.layers.entry(kind).or_default();
@@ -229,7 +229,7 @@ impl Stage {
         self.undo.push(Undo::Object { kind, uid: uid.clone(), before: staged });
     }
 
-    /// Stages that `uid` has the name, or has it no more.
+    /// Stages that `uid` has the name, or no longer has it.
     pub(super) fn put_name(&mut self, kind: &'static str, name: &Name, uid: &Uid, is_taken: bool) {
         let layer = self.layers.entry(kind).or_default();
         let before = layer.names.insert(name.clone(), is_taken.then(|| uid.clone()));
@@ -271,12 +271,12 @@ impl Stage {
         }
     }
 
-    /// A mark to roll back to.
+    /// Returns a mark to roll back to.
     pub(super) fn mark(&self) -> usize {
         self.undo.len()
     }
 
-    /// Takes back every step since `mark`.
+    /// Reverses every step since `mark`.
     pub(super) fn roll_back(&mut self, mark: usize) {
         self.touched.clear();
         while self.undo.len() > mark {
@@ -308,7 +308,7 @@ impl Stage {
         }
     }
 
-    /// The events of the transaction that just ended well: one for each object, in order.
+    /// Takes the events of the transaction that just succeeded: one for each object, in order.
     pub(super) fn take_events(&mut self) -> Vec<Event> {
         let mut changes: BTreeMap<(&'static str, Uid), (Option<Erased>, u64)> = BTreeMap::new();
         let mut forgotten = Vec::new();
@@ -340,7 +340,7 @@ impl Stage {
         events
     }
 
-    /// All objects, with the names and claims of those that can be read.
+    /// Exports all objects, with the names and claims of those that can be read.
     pub(super) fn export(&self) -> Export {
         let kinds: Vec<&'static str> = self.shared.read().tables.keys().copied().collect();
         let (mut objects, mut marks) = (Vec::new(), Vec::new());
@@ -360,17 +360,18 @@ impl Stage {
         Export { objects, marks, revision: self.revision, unreadable }
     }
 
-    /// Something is staged that readers and the disk do not have yet.
+    /// Returns true if a change is staged that readers and the disk do not have yet.
     pub(super) fn is_changed(&self) -> bool {
         !self.undo.is_empty()
     }
 
-    /// Reports whether so many commits failed that no new keys may be added to those to be written again.
+    /// Reports whether so many commits failed that no new keys may be added to those that must be written
+    /// again.
     pub(super) fn has_too_many_suspects(&self) -> bool {
         self.suspect.len() >= STORE_SUSPECTS_MAX
     }
 
-    /// Every key staged or suspect, with its value as staged. The keys are suspect until
+    /// Returns every staged or suspect key with its staged value. The keys are suspect until
     /// [`Stage::publish`].
     pub(super) fn render(&mut self, sealer: &dyn Sealer) -> Result<Batch, StoreError> {
         self.suspect.extend(self.undo.iter().map(Undo::key));
@@ -379,7 +380,7 @@ impl Stage {
             if let Key::Object { kind, uid } = key
                 && self.is_unreadable(kind, uid)
             {
-                continue; // Its bytes are all there is of it; nothing may replace them.
+                continue; // The bytes on disk are the only copy; no write may replace them.
             }
             let text = key.to_string();
             let value = self.value(key, &text, sealer)?;
@@ -411,7 +412,7 @@ impl Stage {
         }
     }
 
-    /// The batch is durable: readers may see it.
+    /// Makes the batch, which is durable, visible to readers.
     pub(super) fn publish(&mut self) {
         let mut state = self.shared.write();
         for (kind, layer) in std::mem::take(&mut self.layers) {
@@ -445,13 +446,13 @@ fn deleted(kind: &'static str, uid: Uid, revision: u64, last: Option<Erased>) ->
     Event { revision, kind, uid, owner, change: Change::Deleted, dropped, last }
 }
 
-/// References that an object had before a change and has no more.
+/// Returns the references that an object had before a change and no longer has.
 fn dropped(before: Option<&Erased>, after: Option<&Erased>) -> Vec<Ref> {
     let (before, after) = (index::references(before), index::references(after));
     before.difference(&after).cloned().collect()
 }
 
-/// Nothing but status (and the version that moves with it) differs.
+/// True if only the status differs, and the version that changes with it.
 fn is_status_change(before: &Erased, after: &Erased) -> bool {
     let (old, new) = (before.meta(), after.meta());
     old.generation == new.generation

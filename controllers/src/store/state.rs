@@ -1,6 +1,6 @@
-//! What the store holds in memory and readers see: exactly what is durable.
+//! The state that the store holds in memory and readers see: exactly the durable state.
 //!
-//! Written by the writer only, in one step per batch; readers take the lock for one look.
+//! Only the writer changes it, in one step per batch. Readers take the lock for one read.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use stead_schemas::names::{Name, Uid};
 use super::index::Index;
 use super::object::{Erased, Kinds};
 
-/// A stored record that cannot be read. It is not absent: its name and claims stay taken and its
-/// uid is nobody's orphan. `Tx::remove_unreadable` is the only way out.
+/// A stored record that cannot be read. It does not count as absent: its name and claims stay taken, and its
+/// uid is no orphan. Only `Tx::remove_unreadable` removes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
     pub kind: String,
@@ -21,7 +21,7 @@ pub struct Unreadable {
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) tables: BTreeMap<&'static str, Table>,
-    /// By uid and kind.
+    /// The unreadable records, by uid and kind.
     pub(super) unreadable: BTreeMap<(Uid, String), Unreadable>,
     pub(super) revision: u64,
 }
@@ -30,7 +30,7 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     pub(super) objects: BTreeMap<Uid, Erased>,
-    /// Names of live objects, and of unreadable ones.
+    /// The names of live objects and of unreadable ones.
     pub(super) names: BTreeMap<Name, Uid>,
     /// The index of their references.
     pub(super) index: Index,
@@ -43,7 +43,7 @@ impl State {
     }
 
     /// # Panics
-    /// When the store was opened without the kind: every use of the kind would show it.
+    /// Panics if the store was opened without the kind: every use of the kind would show the mistake.
     pub(super) fn table(&self, kind: &str) -> &Table {
         self.tables.get(kind).unwrap_or_else(|| panic!("the store was opened without kind {kind}"))
     }
@@ -68,7 +68,7 @@ impl Table {
         self.index.change(uid, removed.as_ref(), None);
     }
 
-    /// The index as a scan of all objects makes it.
+    /// Returns the index that a scan of all objects makes.
     pub(super) fn scanned(&self) -> Index {
         let mut index = Index::default();
         self.objects.iter().for_each(|(uid, object)| index.change(uid, None, Some(object)));

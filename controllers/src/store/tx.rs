@@ -1,11 +1,11 @@
-//! `Tx`: what a transaction may do, and the rules of every object's life.
+//! `Tx`: the operations of a transaction, and the rules for the life of every object.
 //!
-//! Guarantees: generation starts at 1 and moves only when the spec changes; a name belongs to one
-//! live object of its kind and is free again once deletion is requested; a claim belongs to one
-//! owner until its record is gone; when the last finalizer of a deleted object goes, the record
-//! goes, and deletion is requested for all it owned, in the same transaction.
-//! Never: a status written by a client or a spec by a reconciler: the latter's verbs are the
-//! store's (`write_status`, `remove_finalizer`), not the transaction's.
+//! Guarantees: the generation starts at 1 and changes only when the spec changes. A name belongs to one live
+//! object of its kind, and is free again once deletion is requested. A claim belongs to one owner until the
+//! owner's record is gone. When the last finalizer of a deleted object is removed, its record is removed and
+//! the deletion of all objects it owned is requested, in the same transaction.
+//! Never: a client writes a status, or a reconciler a spec. The verbs of reconcilers belong to the store
+//! (`write_status`, `remove_finalizer`) and not to the transaction.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -28,7 +28,7 @@ use crate::runtime::Ids;
 /// A new object.
 #[derive(Debug, Clone)]
 pub struct New<K: Kind> {
-    /// `None` draws one; given when something else of the transaction needs it first.
+    /// The uid; `None` draws a new uid. It is given if another step of the transaction needs it first.
     pub uid: Option<Uid>,
     pub name: Name,
     pub tags: Tags,
@@ -36,7 +36,7 @@ pub struct New<K: Kind> {
     pub spec: K::Spec,
 }
 
-/// One transaction, run by the writer; everything it stages is stored together or not at all.
+/// A transaction, run by the writer. All of its steps are stored together or not at all.
 pub struct Tx<'a> {
     stage: &'a mut Stage,
     ids: &'a dyn Ids,
@@ -57,7 +57,7 @@ impl<'a> Tx<'a> {
         Self { stage, ids, now, owners: BTreeSet::new(), has_created: false }
     }
 
-    /// The transaction's one moment.
+    /// Returns the time of the transaction, which is the same for all of its steps.
     #[must_use]
     pub fn now(&self) -> Timestamp {
         self.now
@@ -73,13 +73,13 @@ impl<'a> Tx<'a> {
         self.stage.get(K::NAME, uid).as_ref().map(typed)
     }
 
-    /// The live object of this name.
+    /// Returns the live object of this name.
     #[must_use]
     pub fn find<K: Kind>(&self, name: &Name) -> Option<Arc<Object<K>>> {
         self.get(&self.stage.named(K::NAME, name)?)
     }
 
-    /// All objects of the kind, in uid order.
+    /// Returns all objects of the kind, in uid order.
     #[must_use]
     pub fn list<K: Kind>(&self) -> Vec<Arc<Object<K>>> {
         self.stage.list(K::NAME).values().map(typed).collect()
@@ -90,19 +90,19 @@ impl<'a> Tx<'a> {
         self.stage.count(K::NAME)
     }
 
-    /// Objects of the kind that `owner` owns.
+    /// Returns the objects of the kind that `owner` owns.
     #[must_use]
     pub fn owned_by<K: Kind>(&self, owner: &Uid) -> Vec<Arc<Object<K>>> {
         self.referring(&Ref::to_owner(owner))
     }
 
-    /// Objects of the kind that point at this.
+    /// Returns the objects of the kind that refer to this target.
     #[must_use]
     pub fn referring<K: Kind>(&self, reference: &Ref) -> Vec<Arc<Object<K>>> {
         self.stage.referring(K::NAME, reference).iter().map(typed).collect()
     }
 
-    /// The first object of the kind that points at this and fits.
+    /// Returns the first object of the kind that refers to this target and satisfies `fits`.
     #[must_use]
     pub fn find_referring<K: Kind>(
         &self,
@@ -112,17 +112,17 @@ impl<'a> Tx<'a> {
         self.stage.find_referring(K::NAME, reference, |object| fits(&typed(object))).as_ref().map(typed)
     }
 
-    /// Everything that objects of the kind point at in this role.
+    /// Returns all targets that objects of the kind refer to in this role.
     #[must_use]
     pub fn targets<K: Kind>(&self, role: Role) -> BTreeSet<Target> {
         self.stage.targets(K::NAME, role)
     }
 
-    /// Stages a new object with generation 1 and its kind's finalizer. Its owner must be in the
-    /// store when the transaction ends, not before.
+    /// Stages a new object with generation 1 and its kind's finalizer. Its owner must be in the store when
+    /// the transaction ends, but not before.
     ///
     /// # Errors
-    /// `NameTaken`, `UidTaken`, `TooMany`.
+    /// Returns `NameTaken`, `UidTaken` or `TooMany`.
     pub fn create<K: Kind>(&mut self, new: New<K>) -> Result<Arc<Object<K>>, TxError> {
         let New { uid, name, tags, owner, spec } = new;
         let kind = K::NAME;
@@ -156,10 +156,10 @@ impl<'a> Tx<'a> {
         Ok(object)
     }
 
-    /// Changes the spec in place; the generation moves only if it differs then.
+    /// Changes the spec in place. The generation changes only if the spec differs afterwards.
     ///
     /// # Errors
-    /// `NotFound`, `Unreadable`, `Deleting`, `Stale`.
+    /// Returns `NotFound`, `Unreadable`, `Deleting` or `Stale`.
     pub fn update_spec<K: Kind>(
         &mut self,
         uid: &Uid,
@@ -179,7 +179,7 @@ impl<'a> Tx<'a> {
     /// Replaces the tags.
     ///
     /// # Errors
-    /// `NotFound`, `Unreadable`, `Deleting`, `Stale`.
+    /// Returns `NotFound`, `Unreadable`, `Deleting` or `Stale`.
     pub fn update_tags<K: Kind>(
         &mut self,
         uid: &Uid,
@@ -194,10 +194,10 @@ impl<'a> Tx<'a> {
         Ok(self.put_typed(Object { meta, spec: old.spec.clone(), status: old.status.clone() }))
     }
 
-    /// Gives the object another name and nobody as its owner.
+    /// Gives the object another name and other tags, and removes its owner. It counts as created now.
     ///
     /// # Errors
-    /// `NameTaken`; `NotFound`, `Unreadable`, `Deleting`.
+    /// Returns `NameTaken`, `NotFound`, `Unreadable` or `Deleting`.
     pub fn release_as<K: Kind>(
         &mut self,
         uid: &Uid,
@@ -215,18 +215,19 @@ impl<'a> Tx<'a> {
         Ok(self.put_typed(Object { meta, spec: old.spec.clone(), status: old.status.clone() }))
     }
 
-    /// Marks the object for deletion and frees its name; again is `Ok` and changes nothing.
+    /// Marks the object for deletion and frees its name. A repeated call returns `Ok` and changes nothing.
     ///
     /// # Errors
-    /// `NotFound`, `Unreadable`.
+    /// Returns `NotFound` or `Unreadable`.
     pub fn request_deletion<K: Kind>(&mut self, uid: &Uid) -> Result<Arc<Object<K>>, TxError> {
         let object = self.existing::<K>(uid)?;
         let erased: Erased = object;
         Ok(typed(&self.request_deletion_of(&erased)))
     }
 
-    /// Removes a record that cannot be read, by force, with its name and claims; what it owned is
-    /// deleted, and its host things become orphans. `false` when there is no such record.
+    /// Removes a record that cannot be read, by force, with its name and claims. The deletion of the objects
+    /// it owned is requested, and its objects on the host become orphans. Returns `false` if there is no such
+    /// record.
     pub fn remove_unreadable(&mut self, kind: &str, uid: &Uid) -> bool {
         let is_there = self.stage.is_unreadable(kind, uid);
         if is_there {
@@ -236,13 +237,13 @@ impl<'a> Tx<'a> {
         is_there
     }
 
-    /// Takes a value of a table for an owner; again by the same owner is `Ok`.
+    /// Takes a value of a table for an owner. A repeated call by the same owner returns `Ok`.
     ///
     /// # Errors
-    /// Says whose it is.
+    /// Returns the owner that holds the value.
     ///
     /// # Panics
-    /// When the table's name has a slash: a mistake of the program.
+    /// Panics if the table's name contains a slash, which is a mistake of the program.
     pub fn claim(&mut self, table: &'static str, value: impl Display, owner: &Uid) -> Result<(), Claimed> {
         assert!(!table.contains('/'), "claim table {table:?} cannot be in a key");
         let value = value.to_string();
@@ -257,7 +258,7 @@ impl<'a> Tx<'a> {
         }
     }
 
-    /// Takes the lowest free number of a range; `None` when all are taken.
+    /// Takes the lowest free number of a range. Returns `None` if all are taken.
     pub fn claim_lowest(
         &mut self,
         table: &'static str,
@@ -269,7 +270,7 @@ impl<'a> Tx<'a> {
         Some(free)
     }
 
-    /// Gives a value back before its owner's record goes; `false` when `owner` does not hold it.
+    /// Releases a value before its owner's record is removed. Returns `false` if `owner` does not hold it.
     pub fn release(&mut self, table: &'static str, value: impl Display, owner: &Uid) -> bool {
         let value = value.to_string();
         let is_held = self.stage.claims.owner(table, &value) == Some(owner);
@@ -279,31 +280,31 @@ impl<'a> Tx<'a> {
         is_held
     }
 
-    /// Who holds a value.
+    /// Returns the owner that holds a value.
     #[must_use]
     pub fn claimed_by(&self, table: &'static str, value: impl Display) -> Option<Uid> {
         self.stage.claims.owner(table, &value.to_string()).cloned()
     }
 
-    /// How many values of a table are taken.
+    /// Returns the number of values of a table that are taken.
     #[must_use]
     pub fn claims(&self, table: &'static str) -> usize {
         self.stage.claims.count(table)
     }
 
-    /// Everything as it is staged: what this transaction's group makes durable.
+    /// Exports everything as it is staged: the state that this transaction's group makes durable.
     pub(super) fn export(&self) -> Export {
         self.stage.export()
     }
 
-    /// `false` when the object is gone or the status is the one it has.
+    /// Returns `false` if the object is gone or already has this status.
     pub(super) fn write_status<K: Kind>(&mut self, uid: &Uid, status: K::Status) -> bool {
         let Some(old) = self.get::<K>(uid).filter(|old| old.status != status) else { return false };
         self.put_typed(Object::<K> { meta: old.meta.clone(), spec: old.spec.clone(), status });
         true
     }
 
-    /// `true` when the record went with it.
+    /// Returns `true` if the record was removed with the finalizer.
     pub(super) fn remove_finalizer<K: Kind>(&mut self, uid: &Uid) -> bool {
         let Some(old) = self.stage.get(K::NAME, uid) else { return false };
         let mut meta = old.meta().clone();
@@ -318,7 +319,7 @@ impl<'a> Tx<'a> {
         false
     }
 
-    /// The closure ended well; may what it staged be stored?
+    /// Checks whether the steps that a successful closure staged may be stored.
     pub(super) fn check(&self) -> Result<(), StoreError> {
         match self.owners.iter().find(|owner| !self.stage.exists(owner)) {
             Some(owner) => Err(StoreError::OwnerGone { owner: owner.clone() }),
@@ -326,7 +327,7 @@ impl<'a> Tx<'a> {
         }
     }
 
-    /// The transaction makes new objects.
+    /// Returns true if the transaction makes new objects.
     pub(super) fn has_created(&self) -> bool {
         self.has_created
     }
@@ -381,7 +382,7 @@ impl<'a> Tx<'a> {
         object
     }
 
-    /// Removes a deleted object's record, frees its claims, and deletes what it owns.
+    /// Removes a deleted object's record, frees its claims, and requests the deletion of the objects it owns.
     fn remove(&mut self, object: &Erased) {
         let uid = object.meta().uid.clone();
         let revision = self.stage.next_revision();

@@ -1,9 +1,9 @@
-//! The watch ring: what changed, in order, for as long as it is remembered.
+//! The watch ring: changes in order, for as long as they are kept.
 //!
-//! Guarantees: events of one store have unique, rising revisions; a watch sees every event after
-//! its start, or [`TooOld`]; an event is readable only after the state it tells of.
-//! Never: blocks the writer; a slow watcher loses its place instead.
-//! Cancel: `next` may be dropped at any await; no event is lost by that.
+//! Guarantees: the events of one store have unique, rising revisions. A watch sees every event after its
+//! start, or gets [`TooOld`]. An event can be read only after the state that it reports.
+//! Never: blocks the writer; a slow watcher loses its position instead.
+//! Cancel: `next` may be dropped at any await, and no event is lost by that.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -19,34 +19,34 @@ use tokio::sync::watch;
 use super::error::TooOld;
 use super::object::Erased;
 
-/// What happened to an object.
+/// The change of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Change {
     Created,
-    /// Spec, tags, deletion mark or finalizers.
+    /// The spec, the tags, the deletion mark or the finalizers changed.
     Updated,
-    /// Status only.
+    /// The status changed, and nothing else.
     StatusUpdated,
     Deleted,
 }
 
-/// One change; readers get the object itself by its uid.
+/// A change of one object. Readers get the object itself by its uid.
 #[derive(Clone)]
 pub struct Event {
-    /// The object's `resource_version` after the change; for deletions the deletion's own.
+    /// The object's `resource_version` after the change; for deletions the deletion's own revision.
     pub revision: u64,
     pub kind: &'static str,
     pub uid: Uid,
     pub owner: Option<OwnerRef>,
     pub change: Change,
-    /// References that the object had before and has no more; its owner's among them.
+    /// References that the object had before and no longer has, the reference to its owner included.
     pub dropped: Vec<Ref>,
     pub(super) last: Option<Erased>,
 }
 
 impl Event {
-    /// The object as it was before it went; only with [`Change::Deleted`], and not if its record
-    /// was unreadable.
+    /// Returns the object as it was before its removal. It exists only with [`Change::Deleted`], and not if
+    /// the record was unreadable.
     #[must_use]
     pub fn last<K: Kind>(&self) -> Option<Arc<Object<K>>> {
         let any: Arc<dyn Any + Send + Sync> = self.last.clone()?;
@@ -60,18 +60,18 @@ impl fmt::Debug for Event {
     }
 }
 
-/// The last events, and who waits for more.
+/// The last events, and the watchers that wait for more.
 #[derive(Debug)]
 pub(super) struct Ring {
     inner: Mutex<Events>,
-    /// The newest revision in the ring; watchers wait on it.
+    /// The newest revision in the ring, which watchers wait on.
     latest: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
 struct Events {
     ring: VecDeque<Arc<Event>>,
-    /// Every event after this revision is in the ring.
+    /// The revision after which every event is in the ring.
     floor: u64,
 }
 
@@ -103,7 +103,7 @@ impl Ring {
         self.inner.lock().expect("no code panics while it holds the ring").floor
     }
 
-    /// The first event after `cursor` that fits, else the revision up to which none does.
+    /// Returns the first event after `cursor` that fits, else the revision up to which none fits.
     fn after(&self, cursor: u64, kind: Option<&'static str>) -> Result<Result<Arc<Event>, u64>, TooOld> {
         let inner = self.inner.lock().expect("no code panics while it holds the ring");
         if cursor < inner.floor {
@@ -116,7 +116,7 @@ impl Ring {
     }
 }
 
-/// A place in the stream of events.
+/// A position in the stream of events.
 #[derive(Debug)]
 pub struct Watch {
     ring: Arc<Ring>,
@@ -126,7 +126,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// `current` is the store's revision: a later `from` is of another store's life.
+    /// Creates a watch. `current` is the store's revision: a later `from` belongs to another life of the
+    /// store.
     pub(super) fn new(
         ring: Arc<Ring>,
         kind: Option<&'static str>,
@@ -141,13 +142,15 @@ impl Watch {
         Ok(Self { ring, latest, kind, cursor: from })
     }
 
-    /// The next event; waits for one.
+    /// Returns the next event and waits for it if needed.
     ///
     /// # Errors
-    /// [`TooOld`] when events were lost to this watch: list again and start a new one.
+    /// Returns [`TooOld`] if events were lost to this watch. The caller must list again and start a new
+    /// watch.
     pub async fn next(&mut self) -> Result<Event, TooOld> {
         loop {
-            // Marked as seen before the look, so that a push in between wakes the wait.
+            // The revision is marked as seen before the ring is read, so that a push in between ends the
+            // wait.
             self.latest.borrow_and_update();
             match self.ring.after(self.cursor, self.kind)? {
                 Ok(event) => {
@@ -156,12 +159,12 @@ impl Watch {
                 }
                 Err(newest) => self.cursor = newest,
             }
-            // Fails only without a sender, and `self.ring` holds it.
+            // The call fails only without a sender, and `self.ring` holds the sender.
             self.latest.changed().await.expect("the ring lives as long as its watches");
         }
     }
 
-    /// Events up to this revision were seen, or do not fit this watch.
+    /// Returns the revision up to which events were seen or do not fit this watch.
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.cursor

@@ -1,14 +1,14 @@
-//! The one writer: runs transactions in order and makes whole groups of them durable at once.
+//! The single writer: it runs transactions in order and makes whole groups of them durable at once.
 //!
 //! ```text
 //! queue -> run closures in order on the stage -> render one batch -> commit (durable)
 //!       -> publish to readers -> events -> answer everybody
 //! ```
-//! Guarantees: nothing is visible or answered before it is durable; a failed commit answers the
-//! whole group with its error and shows nothing; a refused or panicking closure leaves nothing.
-//! Answers of a group wait for its commit even when a closure refused: it may have refused because
-//! of a neighbour's write.
-//! Cancel/crash: dropped in a commit, the group's outcome is unknown, as after a crash.
+//! Guarantees: nothing is visible or answered before it is durable. A failed commit answers the whole group
+//! with its error and shows nothing. A closure that refuses or panics leaves nothing. The answers of a group
+//! wait for its commit even if a closure refused, because it may have refused because of another
+//! transaction's write in the group.
+//! Cancel/crash: if the writer is dropped in a commit, the group's outcome is unknown, as after a crash.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,9 +28,9 @@ use crate::runtime::{Clock, Ids};
 
 /// A transaction with its types erased.
 pub(super) trait Job: Send {
-    /// Runs the closure; `Ok(false)` when it refused, `Err` when the rules forbid its result.
+    /// Runs the closure. Returns `Ok(false)` if it refused, and `Err` if the rules forbid its result.
     fn run(&mut self, tx: &mut Tx<'_>) -> Result<bool, StoreError>;
-    /// Tells the caller.
+    /// Sends the result to the caller.
     fn answer(self: Box<Self>, stored: Result<(), StoreError>);
 }
 
@@ -63,12 +63,12 @@ where
             (Ok(()), Some(result)) => result.map_err(TransactError::Refused),
             (Ok(()), None) => Err(TransactError::Store(StoreError::Panicked)),
         };
-        // A caller that went away does not want to know.
+        // A caller that is gone does not need the answer.
         let _ = self.reply.send(answer);
     }
 }
 
-/// The writer's half of the store; whoever opened the store runs it.
+/// The writer's half of the store. The caller that opened the store has to run it.
 pub struct Writer {
     pub(super) kv: Arc<dyn Kv>,
     pub(super) sealer: Arc<dyn Sealer>,
@@ -85,8 +85,8 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Writer {
-    /// Serves transactions until `shutdown` is ready or every `Store` is gone; what is queued at
-    /// shutdown is still stored and answered, later calls get [`StoreError::Closed`].
+    /// Serves transactions until `shutdown` is ready or every `Store` is gone. Transactions in the queue at
+    /// shutdown are still stored and answered; later calls get [`StoreError::Closed`].
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut is_open = true;
@@ -113,7 +113,7 @@ impl Writer {
     }
 
     async fn serve(&mut self, group: Vec<Box<dyn Job>>) {
-        // Nothing is staged while nothing can be stored: what is staged and fails must be written again.
+        // Nothing is staged while nothing can be stored: staged changes that fail must be written again.
         if let Err(error) = self.kv.health() {
             for job in group {
                 job.answer(Err(StoreError::from(error.clone())));
@@ -142,7 +142,7 @@ impl Writer {
         if self.kv.allows_growth() { Ok(()) } else { Err(StoreError::Full) }
     }
 
-    /// Runs one closure on the stage; on anything but success takes its steps back.
+    /// Runs one closure on the stage. Reverses its steps unless it succeeds.
     fn run_one(
         &mut self,
         job: &mut dyn Job,
@@ -152,7 +152,7 @@ impl Writer {
     ) -> Result<(), StoreError> {
         let mark = self.stage.mark();
         let mut tx = Tx::new(&mut self.stage, &*self.ids, now);
-        // Unwind safe: whatever the closure left half done on the stage is rolled back below.
+        // The call is unwind safe: steps that the closure left half done on the stage are rolled back below.
         let run = catch_unwind(AssertUnwindSafe(|| job.run(&mut tx)));
         let run = match run {
             Ok(Ok(true)) if tx.has_created() => Ok(growth.map(|()| true)),

@@ -1,4 +1,4 @@
-//! Tests of what several rooms do together.
+//! Tests of the interaction of several modules.
 
 mod registry_asks;
 mod verbs;

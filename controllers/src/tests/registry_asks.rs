@@ -1,4 +1,5 @@
-//! Tests of how often a registry is asked, in virtual time: because of one image's own failures, and by what others do.
+//! Tests of how often a registry is asked, in virtual time: because of an image's own failures, and because
+//! of changes of other objects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,15 +24,15 @@ use crate::vm::tests::instance;
 #[derive(Debug, Default)]
 struct Counted {
     asked: BTreeMap<String, usize>,
-    /// Owners whose answer can be taken.
+    /// Owners whose result can be taken.
     answered: BTreeSet<Uid>,
     forgotten: BTreeSet<Uid>,
-    /// The content that a tag means, and content that is here.
+    /// The content that each tag resolves to; the content on disk is in `here`.
     tags: BTreeMap<String, Digest>,
     here: BTreeSet<Digest>,
 }
 
-/// A registry that has `here` and answers the others by their names; answers come in the background.
+/// A registry that has `here` and decides its other results by name. Results arrive in the background.
 #[derive(Debug, Clone, Default)]
 struct Registry(Arc<Mutex<Counted>>);
 
@@ -176,7 +177,7 @@ impl World {
         self.store.transact(posted).await.expect("stored").meta.uid.clone()
     }
 
-    /// An instance of the image, with this content, that comes and goes.
+    /// Creates and removes an instance of the image with this content.
     async fn come_and_go(&self, image: &Uid, content: Option<Digest>) {
         let Object { mut spec, mut status, .. } = instance(Power::Running, 1, 0);
         spec.allocated.image = image.clone();
@@ -192,7 +193,7 @@ impl World {
         assert!(self.store.get::<Instance>(&uid).is_none());
     }
 
-    /// Lets virtual time pass, while what the registry answered is announced as the adapter does.
+    /// Advances virtual time and announces the registry's results as the adapter does.
     async fn pass_time(&self, time: Duration) {
         let step = Duration::from_millis(100);
         let mut left = time;
@@ -267,7 +268,7 @@ async fn instances_that_go_wake_no_image_that_fails_and_their_content_is_collect
 async fn what_goes_on_for_a_deleted_image_is_ended() {
     let world = World::start();
     let uid = world.post("unknown").await;
-    // Its answer never comes.
+    // The result for it never arrives.
     sleep(Duration::from_secs(1)).await;
     let deleted = uid.clone();
     world.store.transact(move |tx| admission::delete(tx, &deleted)).await.expect("stored");

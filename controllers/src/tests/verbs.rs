@@ -1,4 +1,4 @@
-//! Which verb is taken in which state, on the store that clients write to.
+//! Tests of the verbs that each state accepts, on the store that clients write to.
 
 use jiff::Timestamp;
 use stead_schemas::api::{InstanceStart, StandbyRequest};
@@ -50,7 +50,8 @@ const RESTORE: Verb = |tx, uid| admission::restore(tx, uid).map(drop);
 async fn every_verb_is_taken_where_it_makes_sense_and_refused_with_the_state_elsewhere() {
     use Power::{Running as Up, Standby as Kept, Stopped as Down};
     use State::{Created, Initializing, Paused, Running, Shutdown, Standby, Stopped, Unknown};
-    // Wish, run ended, state, waiting for a restart; taken: start, stop, standby, restore.
+    // Each row: desired power, run that ended, state, and whether a restart is due; then whether start, stop,
+    // standby and restore are accepted.
     let table = [
         ((Up, 0, Running, false), [false, true, true, false]),
         ((Up, 0, Initializing, false), [true, true, false, false]),
@@ -60,16 +61,17 @@ async fn every_verb_is_taken_where_it_makes_sense_and_refused_with_the_state_els
         ((Up, 1, Shutdown, false), [true, true, false, false]),
         ((Up, 1, Stopped, false), [true, false, false, false]),
         ((Up, 0, Stopped, true), [true, true, false, false]),
-        // On its way back, or failing to come back: asking again is no harm, a stop ends it.
+        // The instance is on its way back, or fails to come back: another request does no harm, and a stop
+        // ends it.
         ((Up, 0, Standby, false), [true, true, false, true]),
         ((Down, 0, Running, false), [true, true, false, false]),
         ((Down, 1, Stopped, false), [true, false, false, false]),
-        // On its way to standby, and there.
+        // The instance is on its way to standby, or in standby.
         ((Kept, 0, Running, false), [false, true, true, true]),
         ((Kept, 0, Paused, false), [false, true, true, true]),
         ((Kept, 0, Created, false), [false, true, true, true]),
         ((Kept, 0, Standby, false), [false, false, false, true]),
-        // Its program ended before it was kept; with a restart to come, or without.
+        // The program ended before its memory was kept, with a restart to come or without.
         ((Kept, 1, Stopped, false), [true, false, false, false]),
         ((Kept, 0, Stopped, true), [true, true, false, false]),
     ];
@@ -84,7 +86,7 @@ async fn every_verb_is_taken_where_it_makes_sense_and_refused_with_the_state_els
     }
 }
 
-/// What is asked of an instance, as the wire has it.
+/// A request on an instance, as the wire names it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Asked {
     Start,
@@ -115,7 +117,7 @@ fn of(kind: SnapshotKind) -> snapshots::Wish {
     snapshots::Wish { kind, name: None, tags, purpose, compression: None, pool: 0, schedule: None }
 }
 
-/// The state that a refusal names, and where it says that the verb is legal.
+/// Returns the state that a refusal names, and the states in which it reports the verb as legal.
 fn ask(tx: &mut Tx<'_>, uid: &Uid, snapshot: &Uid, asked: Asked) -> Result<(), (State, &'static str)> {
     let fork = |from_running| {
         let wish = ForkWish { name: Name::resource("fork").expect("valid"), from_running, target: None };
@@ -146,7 +148,7 @@ fn ask(tx: &mut Tx<'_>, uid: &Uid, snapshot: &Uid, asked: Asked) -> Result<(), (
     }
 }
 
-/// The disk of the instance, and a snapshot of it that is ready.
+/// Creates a disk of the instance and a ready snapshot of it.
 async fn snapshot_of(store: &Store, source: &Uid) -> Uid {
     let of_transaction = source.clone();
     let create = move |tx: &mut Tx<'_>| {
@@ -179,8 +181,9 @@ async fn snapshot_of(store: &Store, source: &Uid) -> Uid {
     uid
 }
 
-/// Each of the eight states as the wish that leads there has it. Where an other system has dead ends
-/// (created, paused, shut down, unknown), a start is the same request again and a stop ends it.
+/// Checks each of the eight states with the spec that leads there. In states that are dead ends in another
+/// system (created, paused, shut down, unknown), a start is the same request again and a stop ends the
+/// instance.
 #[tokio::test]
 async fn in_each_of_the_eight_states_what_is_not_legal_is_refused_with_the_state_and_what_is() {
     use Asked::{
@@ -191,7 +194,7 @@ async fn in_each_of_the_eight_states_what_is_not_legal_is_refused_with_the_state
         (State::Created, Power::Running, 0, &[Start, Stop]),
         (State::Initializing, Power::Running, 0, &[Start, Stop]),
         (State::Running, Power::Running, 0, &[Stop, Standby, ForkFromRunning, SnapshotStandby]),
-        // One that shall run is paused while another copy of it is taken.
+        // An instance that should run is paused while it is captured for another snapshot.
         (State::Paused, Power::Running, 0, &[Start, Stop, ForkFromRunning, SnapshotStandby]),
         (State::Shutdown, Power::Running, 0, &[Start, Stop]),
         (State::Stopped, Power::Stopped, 1, &[Start, Fork, ForkFromRunning, SnapshotStopped, RestoreInPlace]),
@@ -212,7 +215,7 @@ async fn in_each_of_the_eight_states_what_is_not_legal_is_refused_with_the_state
             assert_eq!(answer.is_ok(), legal.contains(&asked), "{asked:?} {state:?}: {answer:?}");
             let Err((told, legal_in)) = answer else { continue };
             assert_eq!(told, state, "{asked:?}");
-            // Of a fork it is said with which word it is legal.
+            // The refusal of a fork names the parameter with which it is legal.
             let asked_well = if asked == Fork { ForkFromRunning } else { asked };
             for (state, _, _, legal) in table {
                 let is_said = legal_in.contains(&format!("{state:?}"));

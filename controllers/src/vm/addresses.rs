@@ -1,8 +1,9 @@
-//! Addresses of instances, and the networks that they are on.
+//! Addresses of instances, and the networks that contain them.
 //!
-//! A Linux bridge has 1,023 ports, so a subnet of more addresses is divided into segments of 1,024: the first
-//! belongs to the default network and its bridge, each further one to a network of its own, which is made when
-//! the segments before it are full. Guests of different segments reach each other as little as those of one.
+//! A Linux bridge has 1,023 ports, so a subnet of more addresses is divided into segments of 1,024. The first
+//! segment belongs to the default network and its bridge. Each further segment belongs to a network of its
+//! own, which is created when the segments before it are full. Guests of different segments are isolated from
+//! each other just as guests of the same segment are.
 //!
 //! ```text
 //! default    10.100.0.1/16   bridge stead0     addresses 10.100.0.2 to 10.100.3.255
@@ -22,18 +23,18 @@ use crate::store::{New, Tx};
 /// Claim table of the addresses of all segments, as numbers.
 const ADDRESSES: &str = "port_address";
 
-/// Claim table of traffic classes; minor numbers have 16 bits, and the first and the last are the
-/// kernel's own.
+/// Claim table of traffic classes. Minor numbers have 16 bits; the kernel uses the first and the last itself.
 const CLASSES: &str = "shaping_class";
 const CLASS_FIRST: u32 = 1;
 const CLASS_LAST: u32 = 0xfffe;
 
-/// The network of the configuration; its further segments have a number behind this name.
+/// Name of the network of the configuration. The name of a further segment is this name with a number.
 pub const DEFAULT_NETWORK: &str = "default";
 
-/// Prefix of a further segment.
+/// Prefix length of a further segment.
 const SEGMENT_PREFIX: u8 = 22;
-/// Addresses of a segment: one more than a bridge has ports, and a segment's own address is none of a guest's.
+/// Number of addresses of a segment: one more than a bridge has ports, because the segment's own address is
+/// never a guest's.
 const SEGMENT_ADDRESSES: u32 = 1 << (32 - SEGMENT_PREFIX);
 
 const _: () = assert!(PORTS_PER_BRIDGE_MAX + 1 == SEGMENT_ADDRESSES as usize, "a segment is one bridge");
@@ -61,8 +62,8 @@ pub(super) fn port(tx: &mut Tx<'_>, owner: &OwnerRef, tap_prefix: &str) -> Resul
     Ok(tx.create::<Port>(new)?.meta.uid.clone())
 }
 
-/// Claims the lowest free address of the subnet, and makes the segment that it is on if there is none yet: the work
-/// does not grow with the number of segments.
+/// Claims the lowest free address of the subnet, and creates the segment that contains it if the segment does
+/// not exist yet. The work does not grow with the number of segments.
 fn place(
     tx: &mut Tx<'_>,
     default: &Uid,
@@ -93,12 +94,13 @@ fn place(
     Err(Refused::InsufficientResources(format!("no address of {} is free", subnet.subnet())))
 }
 
-/// Addresses of a further segment that no guest has: the segment's own, its gateway's and its broadcast address.
+/// Returns the addresses of a further segment that no guest gets: the segment's own address, its gateway's
+/// address and its broadcast address.
 fn own(base: u32) -> [u32; 3] {
     [base, base + 1, base + SEGMENT_ADDRESSES - 1]
 }
 
-/// A further segment, made if need be; `None` when something else has its addresses.
+/// Returns a further segment and creates it if needed, or `None` if another owner has its addresses.
 fn segment(
     tx: &mut Tx<'_>,
     default: &NetworkSpec,
@@ -128,7 +130,7 @@ fn segment(
     let new = New { uid: None, name, tags: Tags::new(), owner: None, spec: spec.clone() };
     let uid = tx.create::<Network>(new)?.meta.uid.clone();
     for address in own {
-        // They were found free above, within the same transaction.
+        // The check above found these addresses free, within the same transaction.
         tx.claim(ADDRESSES, address, &uid).map_err(|claimed| Refused::Conflict(claimed.to_string()))?;
     }
     Ok(Some((uid, spec)))
@@ -140,12 +142,12 @@ fn class(tx: &mut Tx<'_>, port: &Uid) -> Result<u16, Refused> {
     class.ok_or_else(|| Refused::InsufficientResources("no traffic class is free".to_owned()))
 }
 
-/// Makes the default network what the configuration says; its gateway's address is taken. One with
-/// another bridge, table or subnet is another network: the earlier one is deleted, with its segments,
-/// bridges and tables.
+/// Sets the default network to the configuration and claims the address of its gateway. A network with
+/// another bridge, table or gateway is a different network: the earlier network is deleted, with its
+/// segments, bridges and tables.
 ///
 /// # Errors
-/// When instances use the earlier network, or one of them has the gateway's address.
+/// Returns an error if instances use the earlier network, or if an instance has the gateway's address.
 pub fn declare_network(tx: &mut Tx<'_>, spec: NetworkSpec) -> Result<(), Refused> {
     let name = Name::resource(DEFAULT_NETWORK).map_err(|error| Refused::Conflict(error.to_string()))?;
     let gateway = u32::from(spec.gateway.address);
@@ -167,12 +169,12 @@ pub fn declare_network(tx: &mut Tx<'_>, spec: NetworkSpec) -> Result<(), Refused
         .map_err(|claimed| Refused::Conflict(format!("the gateway's address is {claimed}")))
 }
 
-/// The same things of the host are meant.
+/// True if both specs name the same objects of the host.
 fn is_in_place(old: &NetworkSpec, new: &NetworkSpec) -> bool {
     (&old.bridge, &old.table, old.gateway) == (&new.bridge, &new.table, new.gateway)
 }
 
-/// Gives the further segments what they share with the default network.
+/// Copies the settings that all segments share from the default network to the further segments.
 fn update_segments(tx: &mut Tx<'_>, spec: &NetworkSpec) -> Result<(), Refused> {
     for segment in tx.list::<Network>() {
         if segment.meta.name.as_str() == DEFAULT_NETWORK || segment.meta.is_deleting() {
@@ -188,7 +190,7 @@ fn update_segments(tx: &mut Tx<'_>, spec: &NetworkSpec) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Has the network of this name and its segments go, if there are any.
+/// Requests the deletion of the network of this name and its segments, if they exist.
 fn replace_network(tx: &mut Tx<'_>, name: &Name) -> Result<(), Refused> {
     let Some(old) = tx.find::<Network>(name) else { return Ok(()) };
     let ports = tx.list::<Port>();
@@ -204,7 +206,7 @@ fn replace_network(tx: &mut Tx<'_>, name: &Name) -> Result<(), Refused> {
         if network.meta.is_deleting() {
             continue;
         }
-        // Its record stays until its bridge is gone; its addresses are free now.
+        // The record stays until the bridge is gone; its addresses are free now.
         let gateway = u32::from(network.spec.gateway.address);
         for address in own(gateway - 1) {
             tx.release(ADDRESSES, address, &network.meta.uid);
@@ -252,7 +254,7 @@ mod tests {
         store.transact(move |tx| declare_network(tx, spec)).await.expect("declared");
     }
 
-    /// Ports that the default network owns, for want of instances.
+    /// Creates ports that the default network owns, because this test has no instances.
     async fn ports(store: &Store, count: usize) -> Result<(), Refused> {
         let name = Name::resource(DEFAULT_NETWORK).expect("valid");
         let uid = store.find::<Network>(&name).expect("declared").meta.uid.clone();
@@ -299,7 +301,7 @@ mod tests {
                 assert!(is_own && addresses.insert(spec.address), "{} has two owners", spec.address);
             }
         }
-        // The next daemon's configuration has another name server for all of them.
+        // The configuration of the next daemon has another name server for all segments.
         let dns = vec![Ipv4Addr::new(9, 9, 9, 9)];
         declare(&store, NetworkSpec { dns: dns.clone(), ..spec("10.100.0.1/16") }).await;
         assert!(store.list::<Network>().iter().all(|network| network.spec.dns == dns));

@@ -1,8 +1,8 @@
-//! What may become of a request on an instance: checks, references and allocations, all within the
-//! commit that stores the wish.
+//! Admission of requests on an instance: checks, references and allocations, all within the commit that
+//! stores the spec.
 //!
-//! Guarantees: a refused request stages nothing; an accepted one has its address, its guest cid,
-//! its disk, its port and its image object in the same commit.
+//! Guarantees: a refused request stages nothing; an accepted request has its address, its guest cid, its
+//! disk, its port and its image object in the same commit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,17 +25,17 @@ use super::{failed_forks, mounts};
 use crate::image::admission as images;
 use crate::store::{New, Tx, TxError, absent};
 
-/// Claim table of guest context ids; 0 to 2 are reserved by vsock(7).
+/// Claim table of guest context ids; vsock(7) reserves 0 to 2.
 const CIDS: &str = "guest_cid";
 const CID_FIRST: u32 = 3;
-/// Why a request was refused; each has its code on the wire.
+/// The reason why a request was refused. Each reason has its own code on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error("an instance named {0} exists already")]
     NameTaken(Name),
     #[error("{0}")]
     InsufficientResources(String),
-    /// The image is known and failed for good.
+    /// The image is known and failed permanently.
     #[error("{0}")]
     ImageNotReady(String),
     #[error("cannot {verb} an instance that is {state:?}: it must be {legal}")]
@@ -56,7 +56,7 @@ pub enum Refused {
     Snapshot(#[from] crate::snapshot::admission::SnapshotRefused),
     #[error("the instance is in standby")]
     InStandby,
-    /// Compare on `resource_version` failed, or the record cannot be read.
+    /// The comparison with `resource_version` failed, or the record cannot be read.
     #[error("{0}")]
     Conflict(String),
 }
@@ -76,10 +76,10 @@ impl From<TxError> for Refused {
     }
 }
 
-/// Stores the wish for a new instance with all it needs.
+/// Stores the spec of a new instance with everything that the instance needs.
 ///
 /// # Errors
-/// [`Refused`]; nothing is staged then.
+/// Returns [`Refused`]; nothing is staged then.
 pub fn create(
     tx: &mut Tx<'_>,
     wish: InstanceWish,
@@ -127,7 +127,7 @@ pub fn create(
     Ok(tx.create::<Instance>(New { uid: Some(uid), name: wish.name, tags: wish.tags, owner: None, spec })?)
 }
 
-/// What a new instance has of its own: its number, its disk, and its port when it has a network.
+/// Allocates what a new instance owns: its guest context id, its disk, and its port if it has a network.
 pub(super) fn allocate(
     tx: &mut Tx<'_>,
     uid: &Uid,
@@ -153,21 +153,22 @@ pub(super) fn new_disk(tx: &mut Tx<'_>, owner: OwnerRef, spec: DiskSpec) -> Resu
     Ok(tx.create::<Disk>(new)?.meta.uid.clone())
 }
 
-/// The end that a request asks for, as a time.
+/// Returns the expiry that a request asks for, as a time.
 fn expires_at(expiry: Expiry, now: Timestamp) -> Result<Option<Timestamp>, Refused> {
     match expiry {
         Expiry::Never => Ok(None),
-        // Beyond the last time there is: never.
+        // A time beyond the last representable time means that the instance never expires.
         Expiry::After(life) => Ok(now.checked_add(life).ok()),
         Expiry::At(at) if at > now => Ok(Some(at)),
         Expiry::At(_) => Err(Refused::InvalidExpiry),
     }
 }
 
-/// Changes what a request names; a running program is not touched.
+/// Changes the fields that the request names. A running program is not disturbed.
 ///
 /// # Errors
-/// `NotFound`, `InvalidExpiry`, `InvalidHealthCheck`; `Expired` when its time is over already.
+/// Returns `NotFound`, `InvalidExpiry` or `InvalidHealthCheck`, and `Expired` if the instance's time is over
+/// already.
 pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Object<Instance>>, Refused> {
     let (object, now) = (live(tx, uid)?, tx.now());
     if object.spec.expires_at.is_some_and(|at| at <= now) {
@@ -195,14 +196,14 @@ pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Ob
     })?)
 }
 
-/// Asks for a deletion when the instance's time is over, when it is a member of a pool, whose VM has
-/// ended then, or when it is a fork that can never begin; one that was taken meanwhile is none.
+/// Requests the deletion of the instance if its time is over, if it is a pooled instance (its VM has ended
+/// then), or if it is a fork that can never begin. A pooled instance that a fork took meanwhile is kept.
 ///
 /// # Errors
-/// `NotFound`.
+/// Returns `NotFound`.
 pub fn expire(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), Refused> {
     let object = tx.get::<Instance>(uid).ok_or_else(|| no_instance(uid))?;
-    // A patch may have come in between.
+    // A patch may have changed the expiry in between.
     let is_over = object.spec.expires_at.is_some_and(|at| at <= tx.now());
     if object.is_pooled() || is_over || failed_forks::has_failed_in(tx, &object) {
         tx.request_deletion::<Instance>(uid)?;
@@ -210,11 +211,11 @@ pub fn expire(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), Refused> {
     Ok(())
 }
 
-/// The image object of the reference, found, or created so that it is pulled; and the number of the pull that
-/// its content has to be of.
+/// Finds the image object of the reference, or creates it so that the image is pulled. Also returns the
+/// number of the pull that the content has to come from.
 fn image(tx: &mut Tx<'_>, wish: &InstanceWish) -> Result<(Uid, u64), Refused> {
     let found = tx.find::<Image>(&Name::from(&wish.image));
-    // What was imported or named here is not asked of any registry.
+    // An image that was imported or named on this host is not requested from any registry.
     let is_local = |image: &Object<Image>| matches!(image.spec.source, ImageSource::Local { .. });
     let asks = wish.pulls_always && !found.as_deref().is_some_and(is_local);
     let Some(image) = found.filter(|_| !asks) else {
@@ -241,17 +242,17 @@ fn failed_for_good(image: &Object<Image>) -> bool {
     })
 }
 
-/// Asks for the next run. While the wanted one is on its way, asking again is the same request.
+/// Requests the next run. While the requested run has not started yet, another call is the same request.
 ///
 /// # Errors
-/// `InvalidState` while it runs.
+/// Returns `InvalidState` while the instance runs.
 pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
-    // One that waits for its restart is started now.
+    // An instance that waits for its restart is started now.
     let is_waiting = object.status.restart.next_attempt_at.is_some();
     let is_up = object.spec.power == Power::Running && object.goal().run().is_some() && !is_waiting;
     match (is_up, object.status.state) {
-        // What it is to be woken from is not thrown away by a start.
+        // A start must not throw away the memory that the instance would be restored from.
         (_, state) if object.spec.power == Power::Standby && state != State::Stopped => {
             Err(Refused::InvalidState { verb: "start", state, legal: "Stopped" })
         }
@@ -275,14 +276,14 @@ pub fn start(tx: &mut Tx<'_>, uid: &Uid, start: InstanceStart) -> Result<Arc<Obj
     }
 }
 
-/// Asks for the VM to be down.
+/// Requests that the VM be down.
 ///
 /// # Errors
-/// `InvalidState` when it is down already.
+/// Returns `InvalidState` if the VM is down already.
 pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
-    // Between an end and its restart it is down and yet wanted: a stop is what ends that.
-    // A standby that does not come back is ended by a stop after the restore that was asked for.
+    // Between an end and its restart the VM is down although the spec asks for it: a stop ends that. A stop
+    // after a requested restore ends a standby that does not come back.
     let is_kept = object.status.state == State::Standby && object.spec.power == Power::Standby;
     let is_down = is_kept || object.status.state == State::Stopped && object.goal().run().is_none();
     match (object.spec.power, is_down) {
@@ -304,11 +305,11 @@ pub fn stop(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused
     }
 }
 
-/// Asks for the VM's memory to be kept and its process to be gone. While that is on its way, asking
-/// again is the same request.
+/// Requests a standby: the VM's memory is kept and its process ends. While the standby is in progress,
+/// another call is the same request.
 ///
 /// # Errors
-/// `InvalidState` unless it runs.
+/// Returns `InvalidState` unless the instance runs.
 pub fn standby(
     tx: &mut Tx<'_>,
     uid: &Uid,
@@ -317,7 +318,8 @@ pub fn standby(
     let object = live(tx, uid)?;
     let state = object.status.state;
     match (object.spec.power, state) {
-        // One that it was going to by itself is asked for now, and not undone by a connection.
+        // The request takes over an automatic standby that is in progress, so that a connection no longer
+        // undoes it.
         (Power::Standby, State::Running | State::Paused | State::Created | State::Initializing) => {
             Ok(tx.update_spec::<Instance>(uid, None, |spec| spec.power_by = PowerCause::Client)?)
         }
@@ -333,7 +335,7 @@ pub fn standby(
     }
 }
 
-/// The request's word goes before the instance's policy.
+/// Returns the compression to apply. The request overrides the instance's policy.
 pub(super) fn compression_wish(
     spec: &InstanceSpec,
     request: StandbyRequest,
@@ -342,14 +344,14 @@ pub(super) fn compression_wish(
     let policy = spec.snapshot_policy.unwrap_or_default();
     let how = request.compression.or(policy.compression)?;
     let delay = request.delay.or(policy.delay).map_or(Duration::ZERO, |delay| delay.0);
-    // Beyond the last time there is: never.
+    // A time beyond the last representable time means that the memory is never compressed.
     Some(CompressionWish { how, not_before: now.checked_add(delay).unwrap_or(Timestamp::MAX) })
 }
 
-/// Asks for the VM to go on from its kept memory; before it is kept, for nothing to come of that.
+/// Requests that the VM continue from its kept memory. Before the memory is kept, it cancels the standby.
 ///
 /// # Errors
-/// `InvalidState` unless it is in standby or on its way there or back.
+/// Returns `InvalidState` unless the instance is in standby, or on its way there or back.
 pub fn restore(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     let state = object.status.state;
@@ -367,17 +369,17 @@ pub fn restore(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refu
     Err(Refused::InvalidState { verb: "restore", state, legal: "Standby" })
 }
 
-/// Changes the wish about running.
+/// Changes the desired power state.
 pub(super) fn set_power(spec: &mut InstanceSpec, power: Power, by: PowerCause, now: Timestamp) {
     spec.power = power;
     spec.power_by = by;
     spec.power_since = now;
 }
 
-/// Asks for the instance to be gone; without grace when forced.
+/// Requests the deletion of the instance, without a grace period if `is_forced`.
 ///
 /// # Errors
-/// `NotFound`.
+/// Returns `NotFound`.
 pub fn delete(tx: &mut Tx<'_>, uid: &Uid, is_forced: bool) -> Result<(), Refused> {
     live(tx, uid)?;
     if is_forced {

@@ -1,5 +1,5 @@
-//! What connections do to an instance: tables on its idle clock, its standby and its door, and a
-//! property of the clock.
+//! Tests of the effects that connections have on an instance: tables for its idle clock, its standby and its
+//! wake listener, and a property of the clock.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::runtime::{Desired, Outcome, PassEnd, Plan};
 const TIMEOUT: i64 = 10;
 const IGNORED: u16 = 22;
 
-/// One that runs since 0, with a policy that ignores a port.
+/// Returns an instance that runs since second 0, with a policy that ignores a port.
 fn counted(power: Power, by: PowerCause) -> Object<Instance> {
     let mut object = instance(power, 1, 0);
     object.spec.has_network = true;
@@ -62,7 +62,7 @@ fn closed(port: u16, seconds: i64) -> Flow {
     flow(port, FlowState::Closed(at(seconds)))
 }
 
-/// From where the host asks after health.
+/// Moves the source of a flow to the address and port range from which the host probes health.
 fn probe(flow: Flow) -> Flow {
     Flow { source: Ipv4Addr::new(10, 9, 0, 1).into(), source_port: *PROBE_PORTS.start(), ..flow }
 }
@@ -103,27 +103,29 @@ fn the_clock_begins_when_the_last_one_left_and_never_counts_what_nobody_watched(
         last_inbound_at: last.map(at),
         ..IdleStatus::default()
     };
-    // Known; seen, and watched since; the clock at 100, and who is connected.
+    // Each row: the known status; the flows and the start of the watch; the expected clock at 100, and the
+    // number of connections.
     let table = [
-        // The policy is new: nothing before counts.
+        // The policy is new: time before it does not count.
         (known(None, None), vec![], 0, (Some(100), 0)),
         (known(Some(40), None), vec![], 0, (Some(40), 0)),
         (known(Some(40), None), vec![open(80)], 0, (None, 1)),
         (known(Some(40), None), vec![open(80), open(81), open(IGNORED)], 0, (None, 2)),
         (known(Some(40), None), vec![open(IGNORED), closed(IGNORED, 99)], 0, (Some(40), 0)),
-        // A health check of this host is nobody; another from there is, and so is one from elsewhere.
+        // A health check of this host does not count. Another connection from the host's address does, and so
+        // does one from another address with the same port.
         (known(Some(40), None), vec![probe(open(80)), probe(closed(80, 99))], 0, (Some(40), 0)),
         (known(Some(40), None), vec![Flow { source_port: 4000, ..probe(open(80)) }], 0, (None, 1)),
         (known(Some(40), None), vec![Flow { source: open(80).source, ..probe(open(80)) }], 0, (None, 1)),
-        // One came and went between two looks.
+        // A connection came and went between two observations.
         (known(Some(40), None), vec![closed(80, 70)], 0, (Some(70), 0)),
-        // The one that was connected at the last look left; the table says when, or forgot it.
+        // The connection of the last observation closed; the table shows when, or no longer has the entry.
         (known(None, Some(90)), vec![closed(80, 93)], 0, (Some(93), 0)),
         (known(None, Some(90)), vec![], 0, (Some(100), 0)),
-        // What the table still shows of before is no news.
+        // An old entry that the table still shows is not news.
         (known(None, Some(90)), vec![closed(80, 50)], 0, (Some(100), 0)),
         (known(Some(95), Some(90)), vec![closed(80, 50)], 0, (Some(95), 0)),
-        // No daemon looked, or the clock was set.
+        // No daemon observed the connections, or the clock was set.
         (known(Some(40), None), vec![], 80, (Some(80), 0)),
         (known(Some(4000), None), vec![], 80, (Some(100), 0)),
         (known(None, Some(90)), vec![closed(80, 400)], 0, (Some(100), 0)),
@@ -137,7 +139,7 @@ fn the_clock_begins_when_the_last_one_left_and_never_counts_what_nobody_watched(
         let what = format!("{idle:?} {flows:?} {watched_since}");
         assert_eq!((next.idle_since, next.connections), (since.map(at), connections), "{what}");
     }
-    // It came to run just now: what was before is another life.
+    // The VM started to run just now: connections before that do not count.
     let mut object = up();
     object.status.idle = known(None, Some(50));
     object.status.state_since = Some(at(97));
@@ -222,10 +224,10 @@ fn until_its_process_is_gone_a_connection_undoes_a_standby_that_came_by_itself()
             "Wake",
             Some(PowerCause::Client),
         ),
-        // What a client asks for goes over connections.
+        // A request of a client has priority over connections.
         (asked(), of(Running, vec![open(80)]), "Pause", None),
         (asked(), of(Paused, vec![open(80)]), "Save", None),
-        // Nothing is left to be kept: it is as if nobody had begun.
+        // No memory can be kept any more: the standby is treated as if it had not begun.
         (by_itself(), of(Dead, vec![]), "Wake", Some(PowerCause::Client)),
         (by_itself(), with(None, vec![], 0), "Wake", Some(PowerCause::Client)),
         (asked(), with(None, vec![], 0), "Launch", None),
@@ -238,7 +240,7 @@ fn until_its_process_is_gone_a_connection_undoes_a_standby_that_came_by_itself()
             assert_eq!(steps[..], [wake]);
         }
     }
-    // A program that ended just then is restarted or not by its own policy.
+    // A program that ended at this moment is restarted or not according to its own policy.
     let mut ended = exited;
     let exit = Exit { code: Some(1), message: String::new(), is_boot_failure: false };
     ended.machine.as_mut().expect("there").guest.exit = Some(exit);
@@ -274,7 +276,7 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
     let counted_knock = || vec![knock([192, 0, 2, 1], 80), knock([10, 0, 0, 9], 80)];
     let ignored = || vec![knock([10, 0, 0, 9], IGNORED), knock([192, 0, 2, 1], 80)];
     let up_with = |door| Observed { door, ..running(vec![]) };
-    // Its VMM has just ended: nobody else is at the card, and what it left behind can wait.
+    // The VMM has just ended: the card is free, and the remainder of the VMM can wait.
     let dead = || Some(machine(VmmState::Dead, GuestPhase::Ready));
     let ended = |door| Observed { machine: dead(), ..at_door(door) };
     let table = [
@@ -285,7 +287,7 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
         (deaf(), ended(None), vec!["Release"]),
         (up(), ended(door(true, counted_knock())), vec!["Unwatch", "Release"]),
         (asleep(PowerCause::Idle), saved(), vec!["Watch"]),
-        // However it came to be in standby.
+        // The listener is set up whatever the cause of the standby was.
         (asleep(PowerCause::Client), saved(), vec!["Watch"]),
         (asleep(PowerCause::Idle), no_card, vec!["Converged"]),
         (asleep(PowerCause::Idle), at_door(door(true, vec![])), vec!["Converged"]),
@@ -307,7 +309,7 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
         };
         assert_eq!(names, expected, "{:?} {:?}", object.spec.power_by, observed.door);
     }
-    // One that goes leaves its door.
+    // An instance that is deleted stops its wake listener.
     let mut object = asleep(PowerCause::Idle);
     object.meta.deletion_requested_at = Some(at(1));
     let planned = plan(&Desired::Absent(Some(&object)), &at_door(door(true, vec![])), at(5).into());
@@ -379,8 +381,8 @@ fn a_client_reads_every_status_with_its_reason() {
 }
 
 proptest! {
-    /// Whatever comes and goes, the clock is never set back, shows no time before somebody left or
-    /// anybody watched, and stands while somebody is there.
+    /// Checks for all sequences of connections that the clock is never set back, shows no time before the
+    /// last close or the start of the watch, and does not run while a connection is open.
     #[test]
     fn the_clock_never_runs_ahead_of_what_was_seen(
         looks in proptest::collection::vec((1i64..30, any::<bool>(), proptest::option::of(0i64..30), any::<bool>()), 1..30),

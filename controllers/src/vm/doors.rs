@@ -1,5 +1,5 @@
-//! The door of a VM in standby: watched while a connection shall wake it, left before its VMM
-//! takes the card, and what was kept handed over once it runs.
+//! The wake listener of a VM in standby. It listens while a connection should wake the VM, stops before the
+//! VMM takes the card, and hands over the kept packets once the VM runs.
 
 use stead_schemas::instance::{Instance, Power, PowerCause};
 use stead_schemas::meta::Object;
@@ -9,16 +9,16 @@ use super::{Action, Observed, PortSeen};
 use crate::host::{Door, Knock, VmmState};
 use crate::runtime::{Desired, Plan};
 
-/// The card that somebody shall be at.
+/// Returns the port at whose card the wake listener should listen, if any.
 fn wanted<'a>(object: &Object<Instance>, seen: &'a Observed) -> Option<&'a PortSeen> {
-    // From the VMM's end on nobody else is at its card.
+    // After the VM's end its card is free.
     let is_down = seen.machine.as_ref().is_none_or(|machine| machine.vmm == VmmState::Dead);
     let is_asleep = object.spec.power == Power::Standby && is_down && seen.saved(object).is_some();
     let policy = object.spec.auto_standby.as_ref()?;
     seen.parts.port.as_ref().filter(|_| is_asleep && policy.is_waking())
 }
 
-/// In standby as wished.
+/// Plans for an instance that is in standby as the spec asks.
 pub(super) fn plan_asleep(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
     let Some(port) = wanted(object, seen) else { return Plan::Converged };
     let policy = object.spec.auto_standby.as_ref();
@@ -26,18 +26,19 @@ pub(super) fn plan_asleep(object: &Object<Instance>, seen: &Observed) -> Plan<Ac
     match &seen.door {
         Some(door) if door.knocks.iter().any(counts) => wake(object, PowerCause::Traffic),
         Some(Door { is_watched: true, .. }) => Plan::Converged,
-        // Its port's reconciler makes it again; that wakes this one.
+        // The port's reconciler makes the card again, and that wakes this reconciler.
         _ if !port.is_ready => Plan::Converged,
         _ => act(Action::Watch(object.meta.uid.clone(), Box::new(port.card.clone()))),
     }
 }
 
-/// Somebody knocked while the VM could not answer, and is to be let in once it runs.
+/// True if a client tried to connect while the VM could not answer, so its packets must be handed over once
+/// the VM runs.
 pub(super) fn is_knocked(seen: &Observed) -> bool {
     seen.door.as_ref().is_some_and(|door| !door.is_watched && !door.knocks.is_empty())
 }
 
-/// A door that is watched where it shall not be is left before anything else is done.
+/// Puts the stop of an unwanted wake listener before all other steps.
 pub(super) fn leave_first(
     desired: &Desired<'_, Instance>,
     seen: &Observed,

@@ -1,5 +1,6 @@
-//! What is known of an instance and its VM, as pure predicates: what it should be, what there is, and how the
-//! two compare. Plans, statuses and admission decide by these and classify nothing themselves.
+//! Facts of an instance and its VM as pure predicates: the desired state, the actual state, and the
+//! comparison of the two. Plans, statuses and admission decide by these predicates and classify nothing
+//! themselves.
 
 use jiff::Timestamp;
 use stead_schemas::goal::Goal;
@@ -12,7 +13,7 @@ use super::Observed;
 use crate::host::{GuestPhase, Machine, Memory, SavedMemory, VmmState};
 use crate::runtime::{Desired, Moment};
 
-/// What an instance should be; without a record, nothing.
+/// Returns the goal of an instance. Without a record the goal is `Absent`.
 pub(super) fn goal(desired: &Desired<'_, Instance>) -> Goal {
     match desired {
         Desired::Absent(_) => Goal::Absent,
@@ -20,18 +21,20 @@ pub(super) fn goal(desired: &Desired<'_, Instance>) -> Goal {
     }
 }
 
-/// What there is of an instance's VM, compared with its goal.
+/// The actual state of an instance's VM, compared with its goal.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Situation<'a> {
-    /// Neither a VM nor memory.
+    /// No VM and no memory exist.
     Nothing,
-    /// No VM, and memory that no VM goes on from: of another run or standby, or of a save that was cut short.
+    /// No VM exists, and the memory cannot be used: it is from another run or standby, or its save was cut
+    /// short.
     UselessMemory,
-    /// No VM, and the memory that the run goes on from.
+    /// No VM exists, but the memory that the run continues from does.
     Saved(&'a SavedMemory),
-    /// A VM of the launch that should go on.
+    /// A VM exists and is of the launch that should continue.
     Wanted(&'a Machine),
-    /// A VM that should go: of another run, of a launch that ended, or of an instance that should have none.
+    /// A VM exists that should be removed: it is of another run, of a launch that ended, or of an instance
+    /// that should have no VM.
     Unwanted(&'a Machine),
 }
 
@@ -53,7 +56,7 @@ impl<'a> Situation<'a> {
     }
 }
 
-/// True if the machine is of the run that should go on, and of a launch of it that did not end.
+/// True if the machine is of the run that should continue, and of a launch of that run that did not end.
 pub(super) fn is_wanted(object: &Object<Instance>, machine: &Machine) -> bool {
     object.goal().run() == Some(machine.run) && !is_spent(object, machine)
 }
@@ -63,24 +66,24 @@ pub(super) fn is_spent(object: &Object<Instance>, machine: &Machine) -> bool {
     object.status.ended_launch == Some(machine.launch)
 }
 
-/// True if this machine's launch ended, or failed to begin in time; `status` records it.
+/// True if this machine's launch ended, or failed to start in time; `status` records it.
 pub(super) fn has_ended(object: &Object<Instance>, machine: &Machine, now: Moment) -> bool {
     let is_over = machine.guest.exit.is_some() || machine.vmm == VmmState::Shutdown;
     is_over || (machine.vmm == VmmState::Running && is_boot_overdue(object, machine, now))
 }
 
-/// True if the guest did not report its program started in time. A guest that waits for this daemon is not
-/// overdue, nor is one that ran before and that this daemon did not hear yet.
+/// True if the guest did not report in time that its program started. A guest that waits for this daemon is
+/// not overdue, and neither is a guest that ran before and has not reported to this daemon yet.
 pub(super) fn is_boot_overdue(object: &Object<Instance>, machine: &Machine, now: Moment) -> bool {
     let is_awaited = matches!(machine.guest.phase, GuestPhase::Silent | GuestPhase::Configured);
     is_awaited && !has_started(object, machine) && now.at() >= boot_deadline(machine, now)
 }
 
-/// True if a daemon saw the program of this launch run.
+/// True if a daemon observed the program of this launch running.
 pub(super) fn has_started(object: &Object<Instance>, machine: &Machine) -> bool {
     match object.status.started_launch {
         Some(launch) => launch == machine.launch,
-        // Recorded by a daemon that did not number launches yet.
+        // The record is from a daemon that did not number launches yet.
         None => object.status.started_at.is_some_and(|at| at >= machine.launched_at),
     }
 }
@@ -112,33 +115,33 @@ pub(super) fn can_stand_by(object: &Object<Instance>, seen: &Observed) -> bool {
     seen.saved(object).is_some() || seen.machine.as_ref().is_some_and(is_savable)
 }
 
-/// True if the instance should be in standby because nobody was connected, not because a client asked.
+/// True if the instance should be in standby because no client was connected, and not because a client asked.
 pub(super) fn is_idle_standby(object: &Object<Instance>) -> bool {
     object.spec.power == Power::Standby && object.spec.power_by == PowerCause::Idle
 }
 
-/// True if the guest still has the identity of the instance whose memory it goes on from.
+/// True if the guest still has the identity of the instance whose memory it continues from.
 pub(super) fn is_another(object: &Object<Instance>, machine: &Machine) -> bool {
-    // A guest that boots is given its identity at once; only a memory can have another's.
+    // A guest that boots receives its identity at once; only a restored memory can have another identity.
     object.spec.origin.is_some() && machine.guest.incarnation.as_ref() != Some(&incarnation(object))
 }
 
-/// The name of an instance's life since its last boot or the snapshot that it began with. A pooled instance is
-/// not named yet.
+/// Returns the name of an instance's life since its last boot or since the snapshot that it began with. A
+/// pooled instance has no name of its own yet.
 pub(super) fn incarnation(object: &Object<Instance>) -> String {
     let life = object.spec.origin.as_ref().map_or(StandbyNo(0), |origin| origin.standby);
     let unnamed = if object.is_pooled() { "-unnamed" } else { "" };
     format!("{}-{life}{unnamed}", object.meta.uid)
 }
 
-/// True if a pooled instance has all of its identity but the name, by its guest's word or, where it has been held
-/// since, by the record.
+/// True if a pooled instance has all of its identity except the name. The guest reports it or, where the VM
+/// has been paused since, the record shows it.
 pub(super) fn is_prepared(object: &Object<Instance>, machine: &Machine) -> bool {
     !is_another(object, machine) || object.status.prepared_launch == Some(machine.launch)
 }
 
-/// True if no fork will take a pooled instance. Its VM ended: its disk has moved on from the memory that it began
-/// with, and a boot is not what a fork asks for. Or its guest cannot take its identity.
+/// True if no fork will take a pooled instance. Either its VM ended: its disk has changed since the memory
+/// that it began with, and a fork does not ask for a boot. Or its guest cannot take over its identity.
 pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
     let is_alive = seen.machine.as_ref().is_some_and(|machine| machine.vmm != VmmState::Dead);
     let has_ended = object.status.adopted != StandbyNo(0)
@@ -148,14 +151,15 @@ pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
     object.is_pooled() && (has_ended || identity_error(object, seen).is_some())
 }
 
-/// The reason why a running guest cannot take the instance's identity.
+/// Returns the reason why a running guest cannot take over the instance's identity.
 pub(super) fn identity_error<'a>(object: &Object<Instance>, seen: &'a Observed) -> Option<&'a str> {
     let is_waiting = |machine: &&Machine| is_up(machine) && is_another(object, machine);
     seen.machine.as_ref().filter(is_waiting)?.guest.assume_error.as_deref()
 }
 
 impl Observed {
-    /// The memory that the run goes on from under the present spec. Another one is of a run that is over.
+    /// Returns the memory that the run continues from under the present spec. Any other memory belongs to a
+    /// run that is over.
     #[must_use]
     pub fn saved(&self, object: &Object<Instance>) -> Option<&SavedMemory> {
         let is_current = |saved: &&SavedMemory| {
@@ -168,7 +172,7 @@ impl Observed {
         }
     }
 
-    /// True if any complete memory is there, even of an older standby.
+    /// Returns true if any complete memory exists, even of an older standby.
     #[must_use]
     pub fn has_saved(&self) -> bool {
         matches!(self.memory, Some(Memory::Saved(_)))

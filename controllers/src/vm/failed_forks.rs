@@ -1,4 +1,5 @@
-//! Forks that came to nothing: the snapshot that they begin with failed, or is gone, before they had all of it.
+//! Forks that failed: the snapshot that they begin with failed, or is gone, before they had all of its
+//! content.
 //!
 //! Guarantees: the fork's own reconciler removes it, whether or not a client waits for it. A fork that has
 //! begun, and an instance that was restored in place, are never removed because of a snapshot.
@@ -19,7 +20,7 @@ fn origin_of_fork(object: &Object<Instance>) -> Option<&Origin> {
     object.spec.origin.as_ref().filter(|origin| origin.is_fork)
 }
 
-/// Reports whether the instance is a fork that can never begin.
+/// True if the instance is a fork that can never begin.
 pub(super) fn has_failed(object: &Object<Instance>, seen: &Observed) -> bool {
     let is_lost = matches!(seen.parts.origin, Some(OriginSeen::Failed { .. } | OriginSeen::Gone));
     let lacks_something = !seen.parts.was_disk_made || object.awaits_memory().is_some();
@@ -27,8 +28,9 @@ pub(super) fn has_failed(object: &Object<Instance>, seen: &Observed) -> bool {
     origin_of_fork(object).is_some() && is_lost && lacks_something && has_nothing
 }
 
-/// A fork whose client still waits for its answer is removed at once: the client reads the reason from the
-/// snapshot. A client that was answered before the failure asks for the instance, and finds the reason there.
+/// Removes a failed fork. A fork whose client still waits for its answer is removed at once: the client reads
+/// the reason from the snapshot. A client that was answered before the failure asks for the instance, and
+/// finds the reason there.
 pub(super) fn plan_failed(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let expire = || act(Action::Expire(object.meta.uid.clone()));
     let Some(OriginSeen::Failed { why, at: Some(failed_at) }) = &seen.parts.origin else { return expire() };
@@ -82,7 +84,7 @@ mod tests {
         Some(OriginSeen::Failed { why: "the disk is full".to_owned(), at })
     }
 
-    /// The plan while there is no machine.
+    /// Returns the name of the plan while there is no machine.
     fn planned(
         object: &Object<Instance>,
         origin: Option<OriginSeen>,
@@ -113,9 +115,9 @@ mod tests {
                 assert_ne!(planned(&fork(power), Some(origin), false, at(2)), "Expire", "{power:?}");
             }
         }
-        // Its disk is there, and its memory will never be.
+        // The disk exists, and the memory will never exist.
         assert_eq!(planned(&fork(Running), failed(Some(at(1))), true, at(2)), "Expire");
-        // A disk without memory is all that it needs.
+        // A stopped fork needs its disk only, and no memory.
         assert_ne!(planned(&fork(Stopped), Some(OriginSeen::Gone), true, at(2)), "Expire");
         let mut up = seen(Some(machine(VmmState::Running, GuestPhase::Ready)));
         up.parts.origin = Some(OriginSeen::Gone);

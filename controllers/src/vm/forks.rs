@@ -1,8 +1,8 @@
-//! Forks, and restores in place: instances whose disk, and perhaps memory, begin as those of a
-//! snapshot. Checks and allocations, all within the commit that stores the wish.
+//! Forks, and restores in place: instances whose disk, and possibly memory, begin as those of a snapshot.
+//! Checks and allocations are all within the commit that stores the spec.
 //!
-//! Guarantees: a refused request stages nothing; what a fork begins with is chosen here, once, and is
-//! carried out by the reconcilers of disks and VMs whatever crashes in between.
+//! Guarantees: a refused request stages nothing. The origin of a fork is chosen here, once, and the
+//! reconcilers of disks and VMs carry it out whatever crashes in between.
 
 use std::sync::Arc;
 
@@ -18,43 +18,44 @@ use super::mounts;
 use crate::snapshot::admission as snapshots;
 use crate::store::{New, Tx, absent};
 
-/// Of a request to fork an instance.
+/// A request to fork an instance.
 #[derive(Debug, Clone)]
 pub struct ForkWish {
     pub name: Name,
-    /// The source may be running.
+    /// True if the source may be running.
     pub from_running: bool,
-    /// As the source is when nothing is said.
+    /// The desired power state of the fork; `None` means the state of the source.
     pub target: Option<Power>,
 }
 
-/// Where what begins with a snapshot shall end up, as far as a request says.
+/// The requested end state of an instance that begins with a snapshot. A request may leave fields open.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Target {
-    /// Running with a memory, else Stopped.
+    /// The desired power state; `None` means Running for a snapshot with memory, and Stopped otherwise.
     pub power: Option<Power>,
-    /// The snapshot's.
+    /// The hypervisor; `None` means that of the snapshot.
     pub hypervisor: Option<Hypervisor>,
 }
 
-/// Where it does end up.
+/// The resolved end state of an instance that begins with a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Goal {
     power: Power,
     hypervisor: Hypervisor,
 }
 
-/// A fork, and the snapshot that it begins with; `None` when it takes over a pooled instance, which has begun.
+/// A fork, and the snapshot that it begins with. The snapshot is `None` if the fork takes a pooled instance,
+/// which has begun already.
 #[derive(Debug, Clone)]
 pub struct Forked {
     pub instance: Arc<Object<Instance>>,
     pub snapshot: Option<Uid>,
 }
 
-/// Forks an instance as it is now; a snapshot of it is taken for that, and goes afterwards.
+/// Forks an instance in its present state. A snapshot of it is taken for the fork and removed afterwards.
 ///
 /// # Errors
-/// `NotFound`, `InvalidState`, `NameTaken`, `InvalidRequest`, `InsufficientResources`.
+/// Returns `NotFound`, `InvalidState`, `NameTaken`, `InvalidRequest` or `InsufficientResources`.
 pub fn fork(tx: &mut Tx<'_>, source: &Uid, wish: ForkWish, tap_prefix: &str) -> Result<Forked, Refused> {
     let object = live(tx, source)?;
     let state = object.status.state;
@@ -90,7 +91,8 @@ pub fn fork(tx: &mut Tx<'_>, source: &Uid, wish: ForkWish, tap_prefix: &str) -> 
 /// Forks a snapshot.
 ///
 /// # Errors
-/// `NotFound`, `Conflict` unless it is ready, `NameTaken`, `InvalidRequest`, `InsufficientResources`.
+/// Returns `NotFound`, `Conflict` unless the snapshot is ready, `NameTaken`, `InvalidRequest` or
+/// `InsufficientResources`.
 pub fn fork_snapshot(
     tx: &mut Tx<'_>,
     snapshot: &Uid,
@@ -111,7 +113,7 @@ pub fn fork_snapshot(
     Ok(Forked { instance, snapshot: Some(snapshot.meta.uid.clone()) })
 }
 
-/// A member of a pool becomes a fork: it runs on as that.
+/// Turns a pooled instance into a fork, which continues to run.
 fn take(tx: &mut Tx<'_>, member: &Object<Instance>, name: Name) -> Result<Arc<Object<Instance>>, Refused> {
     let (uid, now) = (&member.meta.uid, tx.now());
     tx.release_as::<Instance>(uid, name, Tags::new())?;
@@ -119,18 +121,18 @@ fn take(tx: &mut Tx<'_>, member: &Object<Instance>, name: Name) -> Result<Arc<Ob
     Ok(tx.update_spec::<Instance>(uid, None, run_on)?)
 }
 
-/// Members of a snapshot's pool.
+/// Returns the pooled instances of a snapshot.
 fn members(tx: &Tx<'_>, snapshot: &Uid) -> Vec<Arc<Object<Instance>>> {
     let mut owned = tx.owned_by::<Instance>(snapshot);
     owned.retain(|member| member.is_pooled() && !member.meta.is_deleting());
     owned
 }
 
-/// Brings the number of a pool's members one nearer to the desired one. A snapshot that failed has none: no fork
-/// could take them.
+/// Scales the pool by one instance towards the desired size. The desired size of a failed snapshot is zero,
+/// because no fork could take its pooled instances.
 ///
 /// # Errors
-/// As for a fork.
+/// Returns the errors of a fork.
 pub fn tend(tx: &mut Tx<'_>, snapshot: &Uid, tap_prefix: &str) -> Result<(), Refused> {
     let failed = tx.get::<Snapshot>(snapshot).filter(|found| found.status.phase == SnapshotPhase::Failed);
     let is_given_up = failed.is_some();
@@ -138,7 +140,7 @@ pub fn tend(tx: &mut Tx<'_>, snapshot: &Uid, tap_prefix: &str) -> Result<(), Ref
     let desired = if is_given_up { 0 } else { usize::try_from(snapshot.spec.pool).unwrap_or(usize::MAX) };
     let members = members(tx, &snapshot.meta.uid);
     if members.len() > desired {
-        // One that is not ready first.
+        // An instance that is not ready is removed first.
         let spare = members.iter().find(|member| !member.is_warm()).or(members.first());
         if let Some(spare) = spare {
             tx.request_deletion::<Instance>(&spare.meta.uid)?;
@@ -154,13 +156,13 @@ pub fn tend(tx: &mut Tx<'_>, snapshot: &Uid, tap_prefix: &str) -> Result<(), Ref
     Ok(())
 }
 
-/// Restores an instance that is down to one of its snapshots: another disk takes the place of its
-/// own, whose content is gone with it. With the disk the hypervisor may change, in the same commit: nothing
-/// of it runs, and the next launch is of another run.
+/// Restores an instance that is down to one of its snapshots. A new disk replaces its own disk, whose content
+/// is lost. The hypervisor may change in the same commit: nothing of the instance runs, and the next launch
+/// belongs to another run.
 ///
 /// # Errors
-/// `NotFound`, `InvalidState` unless it is down, `Conflict` unless the snapshot is ready,
-/// `InvalidRequest`.
+/// Returns `NotFound`, `InvalidState` unless the instance is down, `Conflict` unless the snapshot is ready,
+/// or `InvalidRequest`.
 pub fn restore(
     tx: &mut Tx<'_>,
     uid: &Uid,
@@ -193,7 +195,8 @@ pub fn restore(
     let now = tx.now();
     let changed = tx.update_spec::<Instance>(uid, None, |spec| {
         let kept = spec.clone();
-        // The program and the board are the snapshot's; what is about the instance's life is its own.
+        // The program and the machine settings come from the snapshot; the settings of the instance's life
+        // remain its own.
         *spec = InstanceSpec {
             allocated: kept.allocated,
             restart: kept.restart,
@@ -234,7 +237,7 @@ fn ready(tx: &Tx<'_>, uid: &Uid) -> Result<Arc<Object<Snapshot>>, Refused> {
     }
 }
 
-/// What a request asks for, and else the snapshot says.
+/// Resolves the goal: the values of the request, with the values of the snapshot as defaults.
 fn goal(snapshot: &Object<Snapshot>, target: Target) -> Result<Goal, Refused> {
     let (kind, saved_of) = (snapshot.spec.kind, snapshot.spec.instance.hypervisor);
     let default = match kind {
@@ -249,7 +252,7 @@ fn goal(snapshot: &Object<Snapshot>, target: Target) -> Result<Goal, Refused> {
             let message = "target_state cannot be Standby: there is no memory to keep";
             Err(Refused::InvalidRequest(message.to_owned()))
         }
-        // The devices that the guest's memory knows are that one's.
+        // The guest's memory refers to the devices of the hypervisor that it was saved on.
         SnapshotKind::Standby if goal.hypervisor != saved_of => Err(Refused::InvalidRequest(format!(
             "target_hypervisor must be {}: a snapshot of the kind Standby goes on only on the hypervisor that \
              it was taken on; one of the kind Stopped boots on any",
@@ -283,7 +286,7 @@ fn origin(
     }
 }
 
-/// A new instance that begins with a snapshot, which may still have to be taken.
+/// Creates an instance that begins with a snapshot. The snapshot may still have to be taken.
 fn begin(
     tx: &mut Tx<'_>,
     snapshot: &Object<Snapshot>,
@@ -296,7 +299,7 @@ fn begin(
     begin_at(tx, snapshot, place, goal, tap_prefix)
 }
 
-/// What a new instance is called, and whose it is.
+/// The identity of a new instance: its uid, name, tags and owner.
 struct Place {
     uid: Uid,
     name: Name,
@@ -323,13 +326,13 @@ fn begin_at(
         hypervisor: goal.hypervisor,
         power_by: PowerCause::Client,
         hold_until: None,
-        // Of a standby of the source: here it would only part what is shared.
+        // The compression belongs to a standby of the source: for the fork it would only separate shared pages.
         compression: None,
         power_since: tx.now(),
         run,
         standby,
         is_forced: false,
-        // The source's end is its own.
+        // The source's expiry does not apply to the fork.
         expires_at: None,
         origin: Some(origin(snapshot, standby, run, goal.power, true)),
         volumes,
@@ -351,7 +354,7 @@ mod tests {
     use crate::store::tests::opened;
     use crate::store::{Kinds, Store};
 
-    /// A store with one instance in standby, whose memory is to be compressed.
+    /// Opens a store with one instance in standby, whose memory is to be compressed.
     async fn in_standby() -> (Store, Uid) {
         let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>();
         let store = opened(kinds);
@@ -395,7 +398,7 @@ mod tests {
         }
     }
 
-    /// A snapshot of a stopped or a sleeping instance, ready.
+    /// Returns a ready snapshot of an instance that is stopped or in standby.
     fn snapshot(kind: SnapshotKind, hypervisor: Hypervisor) -> Object<Snapshot> {
         let mut source = crate::vm::example(Power::Stopped, 1, 1);
         source.spec.hypervisor = hypervisor;
@@ -433,7 +436,7 @@ mod tests {
             (Standby, CloudHypervisor, Some(Firecracker), true),
             (Standby, Firecracker, Some(CloudHypervisor), true),
         ] {
-            // Not even where the memory would not be used.
+            // The request is refused even where the memory would not be used.
             let power = asked.map(|_| Power::Stopped);
             let reached = goal(&snapshot(kind, taken_on), Target { power, hypervisor: asked });
             match reached {
@@ -451,7 +454,7 @@ mod tests {
         }
     }
 
-    /// A snapshot of it in the store, ready, and a disk for it to lose.
+    /// Puts a ready snapshot of the instance into the store, and a disk for the instance to lose.
     fn stage_restore(
         tx: &mut Tx<'_>,
         uid: &Uid,

@@ -1,4 +1,4 @@
-//! The configuration that a guest is given when it boots.
+//! The configuration that a guest receives when it boots.
 
 use stead_schemas::guest;
 use stead_schemas::image::ImageConfig;
@@ -44,7 +44,8 @@ pub(super) fn guest_network(seen: &Observed) -> Option<guest::NetworkConfig> {
     })
 }
 
-/// Docker's rule: an entrypoint of the instance replaces the image's entrypoint and its cmd.
+/// Returns the command line by Docker's rule: an entrypoint of the instance replaces the image's entrypoint
+/// and its cmd.
 pub(super) fn argv(spec: &InstanceSpec, image: &ImageConfig) -> Vec<String> {
     let (entrypoint, default_cmd) = match &spec.entrypoint {
         Some(entrypoint) => (entrypoint, &[][..]),
@@ -54,8 +55,8 @@ pub(super) fn argv(spec: &InstanceSpec, image: &ImageConfig) -> Vec<String> {
     entrypoint.iter().chain(cmd).cloned().collect()
 }
 
-/// The machine id of a launch: the uid as a number, which it is in base 36 (24 digits are below 2^124),
-/// with the number of the launch in its low bits. No launch of an instance has the id of another.
+/// Returns the machine id of a launch: the uid read as a number in base 36 (24 digits are below 2^124),
+/// combined with the number of the launch in its low bits. Two launches of an instance never share an id.
 pub(super) fn machine_id(uid: &Uid, launch: LaunchId) -> String {
     let number = uid.as_str().bytes().fold(0u128, |number, byte| {
         let digit = char::from(byte).to_digit(36).unwrap_or(0);

@@ -1,7 +1,7 @@
-//! Health of the program: when it is probed, and what is thought of it.
+//! Health of the program: when it is probed, and the verdict.
 //!
-//! Apart from the life of the machine: a probe begins when the program runs and ends before anything
-//! is done to its VM. What a bad verdict leads to is the restart policy's matter.
+//! Health is independent of the life of the machine: a probe begins when the program runs and ends before
+//! anything is done to its VM. The restart policy decides what follows from an unhealthy verdict.
 
 use stead_schemas::health::{HealthOf, HealthStatus, Verdict};
 use stead_schemas::instance::{Instance, Power};
@@ -13,7 +13,7 @@ use super::{Action, Observed};
 use crate::host::{GuestPhase, Machine, ProbePlan, ProbeSeen, VmmState};
 use crate::runtime::{Desired, Moment};
 
-/// The step that brings the probe in line with the machine, if one is due.
+/// Returns the step that brings the probe in line with the machine, if a step is due.
 pub(super) fn plan_probe(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Option<Action> {
     let wanted = match desired {
         Desired::Present(object) => wanted_probe(object, seen, now),
@@ -32,7 +32,7 @@ fn wanted_probe(object: &Object<Instance>, seen: &Observed, now: Moment) -> Opti
     let machine = seen.machine.as_ref().filter(|machine| is_probed(object, machine, now))?;
     let of = of(object, machine);
     let earlier = &object.status.health;
-    // Recorded by this very pass, when it was not before.
+    // If the start was not recorded before, this pass records it.
     let started_at = object.status.started_at.filter(|_| has_started(object, machine)).unwrap_or(now.at());
     Some(ProbePlan {
         owner: object.meta.uid.clone(),
@@ -45,11 +45,12 @@ fn wanted_probe(object: &Object<Instance>, seen: &Observed, now: Moment) -> Opti
     })
 }
 
-/// Its program runs and shall go on running: anything else says nothing of its health.
+/// True if the program runs and should continue to run. In any other state the probe would say nothing about
+/// its health.
 fn is_probed(object: &Object<Instance>, machine: &Machine, now: Moment) -> bool {
     let is_up = machine.vmm == VmmState::Running && machine.guest.phase == GuestPhase::Ready;
     let is_wished = object.spec.power == Power::Running && is_wanted(object, machine);
-    // A fork is asked once it is itself: before, it has another's address.
+    // A fork is probed only after it took over its identity: before that, it has another instance's address.
     let is_itself = !is_another(object, machine);
     is_up && is_wished && is_itself && !has_ended(object, machine, now)
 }
@@ -58,7 +59,7 @@ fn of(object: &Object<Instance>, machine: &Machine) -> HealthOf {
     HealthOf { launch: machine.launch, version: object.spec.health_version }
 }
 
-/// What is thought of the program now; what is known of one that runs no more stays as it was.
+/// Returns the present verdict. The verdict of a program that no longer runs stays as it was.
 pub(super) fn health(object: &Object<Instance>, seen: &Observed, now: Moment) -> HealthStatus {
     let recorded = &object.status.health;
     let Some(check) = &object.spec.health else { return HealthStatus::default() };
@@ -70,7 +71,7 @@ pub(super) fn health(object: &Object<Instance>, seen: &Observed, now: Moment) ->
     recorded.judged(of, check, probe.map(|ProbeSeen { tally, .. }| tally), now.at())
 }
 
-/// The machine whose program is unhealthy, and what its policy makes of that.
+/// Returns the machine whose program is unhealthy, and what follows by its restart policy.
 pub(super) fn failed<'a>(
     object: &Object<Instance>,
     seen: &'a Observed,
@@ -81,7 +82,7 @@ pub(super) fn failed<'a>(
     if health.verdict != Verdict::Unhealthy || health.of != Some(of(object, machine)) {
         return None;
     }
-    // It ran well until then.
+    // The program ran well until this time.
     let since = health.since.unwrap_or(now.at());
     let is_failure = true;
     Some((machine, restarts::follows(object, machine, is_failure, since, now)))
@@ -150,7 +151,7 @@ mod tests {
             (up(), Some(running()), None, "BeginProbe"),
             (up(), Some(running()), good(), "Converged"),
             (up(), Some(booting()), None, "Wait WaitingForGuest"),
-            // Of another launch, of another check: ended, and begun by the next round.
+            // A probe of another launch or check is ended; the next round begins the new probe.
             (up(), Some(running()), probed(9, 4, 0), "EndProbe"),
             (up(), Some(running()), probed(1, 3, 0), "EndProbe"),
             (none(up()), Some(running()), good(), "EndProbe"),
@@ -187,12 +188,13 @@ mod tests {
         assert_eq!(begun(&object), (2, 20));
         object.spec.health_version = 5;
         assert_eq!(begun(&object), (0, 20), "counted by another check");
-        // The pass that first sees it run.
+        // The pass is the first that observes the program running.
         (object.status.started_at, object.status.started_launch) = (None, None);
         assert_eq!(begun(&object).1, 30);
     }
 
-    /// Policy, allowed attempts, attempts so far, when it became unhealthy.
+    /// Returns an unhealthy instance. The arguments are the policy, the allowed attempts, the attempts so
+    /// far, and when it became unhealthy.
     fn unhealthy(when: RestartWhen, max_attempts: u32, attempts: u32, since: i64) -> Object<Instance> {
         let mut object = checked(Power::Running);
         let backoff = GoDuration(Duration::from_secs(2));
@@ -206,19 +208,19 @@ mod tests {
     #[test]
     fn an_unhealthy_program_is_restarted_as_its_policy_says() {
         use RestartWhen::{Always, Never, OnFailure};
-        // ..., the seconds until the next attempt, and whether the policy is at its end.
+        // The last columns: seconds until the next attempt, and whether the policy allows no more attempts.
         let table = [
             (Never, 0, 0, NOW, None, false),
             (OnFailure, 0, 0, NOW, Some(2), false),
             (Always, 0, 2, NOW, Some(8), false),
             (Always, 2, 2, NOW, None, true),
-            // It ran well for long enough before.
+            // The program ran well for long enough before.
             (Always, 2, 2, 700, Some(2), false),
         ];
         for (when, max_attempts, attempts, since, delay, is_over) in table {
             let object = unhealthy(when, max_attempts, attempts, since);
             let case = format!("{when:?} {attempts} of {max_attempts}, unhealthy since {since}");
-            // Long after: what counts is when it became unhealthy.
+            // The pass comes long after: what counts is when the program became unhealthy.
             let now = since + 5000;
             let recorded = after_pass(&object, probed(1, 4, 90), now);
             let next = recorded.restart.next_attempt_at.map(|next| next.duration_since(at(now)).as_secs());
@@ -241,7 +243,7 @@ mod tests {
         assert_eq!(step(&object, Some(running()), None), "Shutdown");
         assert_eq!(step(&object, Some(machine(VmmState::Dead, GuestPhase::Ready)), None), "Release");
         assert_eq!(step(&object, None, None), "Wait HealthCheckFailed");
-        // The next launch is another program: it is starting, whatever the one before was.
+        // The next launch is another program: its verdict is Starting, whatever the verdict before was.
         let mut next = running();
         (next.launch, next.launched_at) = (LaunchId(2), at(NOW + 2));
         let end = PassEnd { now: at(NOW + 5).into(), outcome: Outcome::Converged };

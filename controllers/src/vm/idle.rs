@@ -1,9 +1,9 @@
-//! Idleness: since when nobody is connected, and what comes of it.
+//! Idleness: the time since which no client is connected, and what follows from it.
 //!
-//! The clock is kept in the status. It begins anew when somebody is or was connected, when the VM
-//! comes to run, and where nobody watched: time in which no daemon looked, or over which the clock
-//! was set, never counts. It never shows an earlier time than it did, unless that lies in the
-//! future: then the clock was set back.
+//! The clock is kept in the status. It restarts when a client is or was connected, when the VM starts to run,
+//! and after any time that was not watched: time in which no daemon observed the connections, or in which the
+//! clock was set, never counts. The clock never shows an earlier time than before, unless the recorded time
+//! lies in the future: then the system clock was set back.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ use super::{Action, Observed};
 use crate::host::{Flow, FlowState, Inbound};
 use crate::runtime::{Moment, Plan};
 
-/// What is now known of the connections, from what was known and what is seen.
+/// Returns the idle status that follows from the recorded status and the observation.
 fn look(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> IdleStatus {
     let known = &object.status.idle;
     let blank = IdleStatus { last_inbound_at: known.last_inbound_at, ..IdleStatus::default() };
@@ -32,7 +32,7 @@ fn look(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> IdleStatu
             let error = Some(blind.message.clone());
             return IdleStatus { error, is_unsupported: blind.is_unsupported, ..blank };
         }
-        // Whether this host can is not forgotten in standby.
+        // The knowledge whether this host can observe connections is kept in standby.
         None => return IdleStatus { is_unsupported: known.is_unsupported, ..blank },
     };
     let is_up = seen.machine.as_ref().is_some_and(is_up);
@@ -49,7 +49,7 @@ fn look(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> IdleStatu
         State::Running => object.status.state_since.unwrap_or(now),
         _ => now,
     };
-    // Between two looks somebody left, or the VM came to run: the table may say when.
+    // Between two observations a client left or the VM started to run: the table may show when.
     let is_news = closed_at >= known.last_inbound_at;
     let began = known.idle_since.or(closed_at.filter(|_| is_news)).unwrap_or(now);
     let idle_since = began.max(closed_at.unwrap_or(began)).max(inbound.watched_since).max(running_since);
@@ -57,7 +57,8 @@ fn look(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> IdleStatu
     IdleStatus { idle_since: Some(idle_since.min(now)), last_inbound_at, ..blank }
 }
 
-/// Connections that keep a VM awake: what the policy counts, but for the host's own health checks.
+/// Returns the connections that keep a VM out of standby: those that the policy counts, without the host's
+/// own health checks.
 fn counted<'a>(
     policy: &'a AutoStandbyPolicy,
     seen: &'a Observed,
@@ -94,13 +95,13 @@ pub(super) fn follow(
     status.idle = look(object, seen, now);
 }
 
-/// The next time at which its connections are looked at whatever happens.
+/// Returns the next time at which the connections are observed even without an event.
 pub(super) fn next_look(object: &Object<Instance>) -> Option<Timestamp> {
     let is_running = object.spec.power == Power::Running && object.status.state == State::Running;
     object.spec.standby_due(&object.status.idle).filter(|_| is_running)
 }
 
-/// The VM runs as wished: nothing is to be done, unless nobody was connected for long enough.
+/// Plans for a VM that runs as the spec asks: nothing is due, unless no client was connected for long enough.
 pub(super) fn plan_running(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let due = object.spec.standby_due(&look(object, seen, now.at()));
     match due {
@@ -109,13 +110,13 @@ pub(super) fn plan_running(object: &Object<Instance>, seen: &Observed, now: Mome
     }
 }
 
-/// Why a standby that came by itself is undone: somebody connected, or it cannot be seen whether.
+/// Returns why an automatic standby is undone: a client connected, or the connections cannot be observed.
 pub(super) fn disturbance(object: &Object<Instance>, seen: &Observed) -> Option<PowerCause> {
     let policy = object.spec.auto_standby.as_ref().filter(|_| is_idle_standby(object))?;
     match &seen.inbound {
         Some(Ok(inbound)) => open(policy, seen, inbound).next().map(|_| PowerCause::Traffic),
         Some(Err(_)) => Some(PowerCause::Client),
-        // The policy was switched off meanwhile, or the port is gone: nobody is counted.
+        // The policy was switched off meanwhile, or the port is gone: no connection counts.
         None => None,
     }
 }

@@ -1,12 +1,12 @@
 //! The VM reconciler: one instance, one VMM process, one run of a program.
 //!
-//! Guarantees: a run that ended by itself is not started again; a VMM that died unasked is, with
-//! growing delays; an end is recorded in the status before the guest is told that it may go; no
-//! state is a trap, every one converges to the wish.
-//! Assumes: image, disk and port are made by their own reconcilers; this one reads their statuses.
-//! Never: kills by bare pid, reads the console, or keeps anything between passes.
-//! Cancel/crash: every action is found again by `inspect`; what a status had not recorded yet is
-//! observed again, since guests repeat their end until it is acknowledged.
+//! Guarantees: a run that ended by itself is not started again. A VMM that died unexpectedly is started
+//! again, with growing delays. An end is recorded in the status before it is acknowledged to the guest. No
+//! state is a dead end: every state converges to the spec.
+//! Assumes: image, disk and port are made by their own reconcilers; this reconciler reads their statuses.
+//! Never: kills by pid alone, reads the console, or keeps state between passes.
+//! Cancel/crash: `inspect` finds the result of every action again. An end that no status records yet is
+//! observed again, because guests repeat it until it is acknowledged.
 //!
 //! ```text
 //! nothing --Launch--> Silent --> AwaitingConfig --Configure--> Configured --> Ready
@@ -15,18 +15,19 @@
 //!    +--Release-- Dead <--Kill-- Shutdown <--AcknowledgeExit-- (end recorded) Exited
 //! ```
 //!
-//! A fork begins with --Adopt--> nothing but memory (recorded, so that it happens once), is restored
-//! as from a standby, and is Running only when its guest has said that it is who it shall be (Assume).
+//! A fork begins with --Adopt--> memory only (recorded, so that it happens once). It is restored as from a
+//! standby, and is Running only after its guest has reported that it took over its identity (Assume).
 //!
-//! Standby: Ready --Pause--> Paused --Save--> Paused and saved --Kill, Release--> nothing but memory;
-//! back: --Restore--> Paused and saved --DiscardMemory--> Paused --Resume--> Ready. A saved memory is
-//! discarded before its VM runs, so that none is ever older than the disk it goes with.
+//! Standby: Ready --Pause--> Paused --Save--> Paused and saved --Kill, Release--> memory only; back:
+//! --Restore--> Paused and saved --DiscardMemory--> Paused --Resume--> Ready. A saved memory is discarded
+//! before its VM runs, so that no memory is ever older than the disk that belongs to it.
 //!
-//! Health: Ready --BeginProbe--> probed --EndProbe--> before anything is done to its VM.
+//! Health: Ready --BeginProbe--> probed --EndProbe--> Ready, before anything is done to its VM.
 //!
-//! By itself: --StandBy--> the wish is to be in standby; a connection that comes before the process
-//! is gone has the wish be to run again (--Wake-->). In standby the door is watched (--Watch-->);
-//! a knock is a --Wake-->, then --Unwatch, Restore--> as above, and --HandOver--> when it runs.
+//! Automatic standby: --StandBy--> changes the spec to standby. A connection that arrives before the process
+//! is gone changes the spec back to running (--Wake-->). In standby the wake listener is active (--Watch-->).
+//! A pending connection causes --Wake-->, then --Unwatch, Restore--> as above, and --HandOver--> when the VM
+//! runs.
 
 mod addresses;
 pub mod admission;
@@ -77,21 +78,21 @@ pub struct Vms<H> {
     pub store: Store,
 }
 
-/// One step on a VMM.
+/// A single step on a VMM.
 #[derive(Debug, Clone, PartialEq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
     Launch(Box<LaunchPlan>),
     Configure(Uid, Box<guest::Config>),
     Resume(Uid),
     Pause(Uid),
-    /// For the standby of this number.
+    /// Saves the memory for the standby of this number.
     Save(Uid, StandbyNo),
     Restore(Box<LaunchPlan>),
     DiscardMemory(Uid),
     Compress(Uid, Compression),
-    /// The memory of a snapshot becomes the saved one.
+    /// Makes the memory of a snapshot the saved memory.
     Adopt(Box<AdoptPlan>),
-    /// A guest that goes on from another's memory is told who it is.
+    /// Sends a guest that continues from another instance's memory its identity.
     Assume(Uid, Box<guest::Assumed>),
     Reconnect(Uid, LinkName),
     Shutdown(Uid),
@@ -101,11 +102,11 @@ pub enum Action {
     DiscardRecords(Uid),
     BeginProbe(Box<ProbePlan>),
     EndProbe(Uid),
-    /// The instance's time is over, or it can never begin: its deletion is asked for.
+    /// Requests the deletion of an instance whose time is over, or that can never begin.
     Expire(Uid),
-    /// Nobody was connected for long enough, under the wish of this generation: standby is asked for.
+    /// Requests standby because no client was connected for long enough, under the spec of this generation.
     StandBy(Uid, Generation),
-    /// The standby of this number is over, or comes to nothing: running is asked for.
+    /// Requests running, because the standby of this number is over or cannot be completed.
     Wake {
         uid: Uid,
         standby: StandbyNo,
@@ -117,7 +118,7 @@ pub enum Action {
 }
 
 impl<H> Vms<H> {
-    /// Changes the wish, where it still is what was planned from.
+    /// Changes the spec, if it still is the spec that the plan was made from.
     async fn wish(
         &self,
         operation: &'static str,

@@ -1,8 +1,8 @@
-//! Volumes in requests on instances: who mounts what, and what forks and restores make of it. All within
-//! the commit that stores the wish.
+//! Volumes in requests on instances: the mounts of an instance, and how forks and restores change them. All
+//! within the commit that stores the spec.
 //!
-//! Guarantees: a fork writes to copies of its own, which go with it; a restore in place takes the content
-//! of the snapshot's moment for every volume that was written to.
+//! Guarantees: a fork writes to copies of its own, which are removed with it; a restore in place restores the
+//! content of the snapshot's moment for every volume that was written to.
 
 use std::sync::Arc;
 
@@ -19,10 +19,10 @@ use super::admission::{Refused, live, new_disk, owner};
 use crate::store::Tx;
 use crate::volume::admission::{self as volumes, VolumeRefused, check_free, mount_of};
 
-/// What a new instance is to mount.
+/// Returns the mounts of a new instance.
 ///
 /// # Errors
-/// Those of volumes: `NoSuchVolume`, `Conflict`.
+/// Returns the errors of volumes: `NoSuchVolume`, `Conflict`.
 pub(super) fn take(
     tx: &mut Tx<'_>,
     instance: &Uid,
@@ -31,7 +31,7 @@ pub(super) fn take(
     let mut mounts: Vec<VolumeMount> = Vec::new();
     for wish in wishes {
         let mount = take_one(tx, instance, wish)?;
-        // By its id and by its name.
+        // A request may name the same volume by its id and by its name.
         if mount_of(&mounts, &mount.volume).is_some() {
             return Err(Refused::InvalidRequest(format!("volume {} is mounted twice", mount.volume)));
         }
@@ -52,7 +52,8 @@ fn take_one(tx: &mut Tx<'_>, instance: &Uid, wish: MountWish) -> Result<VolumeMo
     Ok(VolumeMount { volume: volume.meta.uid.clone(), path, access })
 }
 
-/// A disk for what an instance writes over a volume; a copy of a snapshot's where there is one.
+/// Creates a disk for an instance's writes over a volume, as a copy of a snapshot's disk if `source` is
+/// given.
 fn overlay(
     tx: &mut Tx<'_>,
     instance: &Uid,
@@ -64,11 +65,11 @@ fn overlay(
     Ok(new_disk(tx, owner(instance), spec)?)
 }
 
-/// Mounts a volume in an instance that is down, from its next start on.
+/// Mounts a volume in an instance that is down. The mount takes effect with its next start.
 ///
 /// # Errors
-/// `InvalidState` unless it is Stopped; `InvalidRequest` when the volume or the path has its place there
-/// already, or no device is left; those of volumes.
+/// Returns `InvalidState` unless the instance is Stopped; `InvalidRequest` if the volume or the path is in
+/// use there already, or if no device is left; and the errors of volumes.
 pub fn attach(tx: &mut Tx<'_>, uid: &Uid, wish: MountWish) -> Result<Arc<Object<Instance>>, Refused> {
     let object = down(tx, uid, "attach a volume to")?;
     let mounts = &object.spec.volumes;
@@ -84,10 +85,10 @@ pub fn attach(tx: &mut Tx<'_>, uid: &Uid, wish: MountWish) -> Result<Arc<Object<
     Ok(tx.update_spec::<Instance>(uid, None, |spec| spec.volumes.push(mount))?)
 }
 
-/// Takes a volume out of an instance that is down; what was written over it is gone.
+/// Removes a volume from an instance that is down; writes over the volume are lost.
 ///
 /// # Errors
-/// `InvalidState` unless it is Stopped; `NotFound` when it is not mounted there.
+/// Returns `InvalidState` unless the instance is Stopped, and `NotFound` if the volume is not mounted there.
 pub fn detach(tx: &mut Tx<'_>, uid: &Uid, volume: &str) -> Result<Arc<Object<Instance>>, Refused> {
     let object = down(tx, uid, "detach a volume from")?;
     let volume = volumes::find(tx, volume)?.meta.uid.clone();
@@ -99,10 +100,10 @@ pub fn detach(tx: &mut Tx<'_>, uid: &Uid, volume: &str) -> Result<Arc<Object<Ins
     Ok(tx.update_spec::<Instance>(uid, None, others)?)
 }
 
-/// The devices of these mounts have room on that hypervisor.
+/// Checks that the hypervisor has enough devices for these mounts.
 ///
 /// # Errors
-/// `InvalidRequest`.
+/// Returns `InvalidRequest`.
 pub(super) fn check_fit<'a>(
     mounts: impl IntoIterator<Item = &'a VolumeMount>,
     hypervisor: Hypervisor,
@@ -129,7 +130,7 @@ fn discard_overlay(tx: &mut Tx<'_>, mount: &VolumeMount) -> Result<(), Refused> 
     Ok(())
 }
 
-/// An instance without a VM, that gets none by itself.
+/// Returns an instance that has no VM and gets none by itself.
 fn down(tx: &Tx<'_>, uid: &Uid, verb: &'static str) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     match object.status.state {
@@ -138,7 +139,7 @@ fn down(tx: &Tx<'_>, uid: &Uid, verb: &'static str) -> Result<Arc<Object<Instanc
     }
 }
 
-/// The mounts of an instance that begins with a snapshot.
+/// Returns the mounts of an instance that begins with a snapshot.
 pub(super) fn fork(
     tx: &mut Tx<'_>,
     snapshot: &Object<Snapshot>,
@@ -168,10 +169,11 @@ pub(super) fn fork(
     Ok(mounts)
 }
 
-/// The mounts of an instance that is restored in place: its volumes go back to what they were.
+/// Returns the mounts of an instance that is restored in place. Its volumes return to their content at the
+/// snapshot.
 ///
 /// # Errors
-/// `Conflict` when a volume is gone, or another instance has taken it.
+/// Returns `Conflict` if a volume is gone, or if another instance has taken it.
 pub(super) fn restore(
     tx: &mut Tx<'_>,
     snapshot: &Object<Snapshot>,
@@ -227,7 +229,7 @@ mod tests {
             let most = hypervisor.volume_devices_max();
             let mut mounts = vec![mount(Access::ReadOnly); most];
             assert_eq!(check_fit(&mounts, hypervisor), Ok(()), "{most}");
-            // The same number of mounts, one of which takes two.
+            // The number of mounts is the same, but one of them takes two devices.
             mounts[0] = over.clone();
             let refused = check_fit(&mounts, hypervisor).expect_err("one too many");
             assert!(refused.to_string().contains(&format!("need {} devices", most + 1)), "{refused}");

@@ -1,4 +1,4 @@
-//! What the VM reconciler sees: the machine, and how far the things it needs are.
+//! Observations of the VM reconciler: the machine, and the progress of the objects that it needs.
 
 use std::net::Ipv4Addr;
 
@@ -19,7 +19,7 @@ use crate::host::{
     NetworkCard, ProbeSeen, Probes, VmmState,
 };
 
-/// One look at the host and at the objects referred to.
+/// An observation of the host and of the objects that the instance refers to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observed {
     pub uid: Uid,
@@ -28,52 +28,52 @@ pub struct Observed {
     pub memory: Option<Memory>,
     pub probe: Option<ProbeSeen>,
     pub parts: Parts,
-    /// Who is connected; looked at only where that matters.
+    /// The inbound connections, observed only where they matter.
     pub inbound: Option<Result<Inbound, Blind>>,
     pub door: Option<Door>,
 }
 
-/// Connections could not be seen.
+/// The reason why connections could not be observed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blind {
     pub message: String,
-    /// Never on this host.
+    /// True if this host can never observe connections.
     pub is_unsupported: bool,
 }
 
-/// What a launch needs, each as far as it is.
+/// The state of everything that a launch needs.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Parts {
     /// The content that the image object has ready now.
     pub image_ready: Option<Digest>,
-    /// Why the image is not ready, in the image's own words.
+    /// The reason why the image is not ready, in the image's own words.
     pub image_trouble: Option<(Reason, String)>,
-    /// Run parameters of the pinned content; present only when its root file system is.
+    /// Run parameters of the pinned content; present only if its root file system is on disk.
     pub image_config: Option<ImageConfig>,
     pub is_disk_ready: bool,
-    /// The root's disk was made once, or nothing is known of it.
+    /// True if the root disk was created at some time, or if nothing is known of it.
     pub was_disk_made: bool,
     pub volumes: VolumesSeen,
-    /// What the disk waits for, or why it cannot be made, in its own words.
+    /// The message of the disk: what it waits for, or why it cannot be made.
     pub disk_trouble: Option<String>,
-    /// `None` when the instance has no network.
+    /// The port, or `None` if the instance has no network.
     pub port: Option<PortSeen>,
-    /// `None` when the instance does not begin with a snapshot.
+    /// The origin, or `None` if the instance does not begin with a snapshot.
     pub origin: Option<OriginSeen>,
 }
 
-/// How far the snapshot is that an instance begins with.
+/// The progress of the snapshot that an instance begins with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OriginSeen {
     Pending,
     Ready,
     Failed {
         why: String,
-        /// None in records of earlier versions.
+        /// Time of the failure; `None` in records of earlier versions.
         at: Option<Timestamp>,
     },
     Gone,
-    /// Its record is there and cannot be read.
+    /// The record exists and cannot be read.
     Unreadable,
 }
 
@@ -91,9 +91,9 @@ pub struct PortSeen {
     pub mtu: Option<u16>,
 }
 
-/// Largest packet of a card that nobody configured, in bytes.
+/// Largest packet of a card without a configured size, in bytes.
 const ETHERNET_MTU: u32 = 1500;
-/// Least size that each IPv4 host takes, in bytes (RFC 791).
+/// Smallest packet size that each IPv4 host must accept, in bytes (RFC 791).
 const MTU_MIN: u16 = 576;
 
 pub(super) async fn observe<H: Host>(
@@ -120,19 +120,19 @@ pub(super) async fn observe<H: Host>(
     Ok(Observed { uid: uid.clone(), machine, has_records, memory, probe, parts, inbound, door })
 }
 
-/// Its policy asks who is connected.
+/// True if the policy of the instance depends on connections.
 fn is_counted(object: &Object<Instance>) -> bool {
     object.spec.auto_standby.as_ref().is_some_and(|policy| policy.timeout().is_some())
 }
 
-/// Nothing follows from an answer about a VM that runs as wished but a standby, which is asked about anew once the
-/// VM is paused.
+/// Returns the acceptable age of an answer. For a VM that runs as the spec asks, the only consequence of an
+/// answer is a standby, and the connections are queried again once the VM is paused.
 fn age(object: &Object<Instance>, machine: &Machine) -> Age {
     let is_running = object.spec.power == Power::Running && machine.vmm == VmmState::Running;
     if is_running { Age::Recent } else { Age::New }
 }
 
-/// A failure to see is an observation too: it must not hide what else there is.
+/// Observes the connections. A failure is a result too: it must not hide the rest of the observation.
 async fn inbound<H: Host>(vms: &Vms<H>, parts: &Parts, age: Age) -> Option<Result<Inbound, Blind>> {
     let address = parts.port.as_ref()?.card.address;
     let blind = |error: HostError| Blind {
@@ -207,15 +207,15 @@ fn image(image: Option<&Object<Image>>, pull: u64) -> (Option<Digest>, Option<(R
     (None, Some(trouble))
 }
 
-/// As configured, else the uplink's where it is less than that of Ethernet: packets that fit the guest's card
-/// but not the way out are lost where somebody drops the messages that say so.
+/// Returns the configured MTU, else the uplink's if it is below that of Ethernet. Packets that fit the
+/// guest's card but not the uplink are lost where a router drops the ICMP messages that report it.
 fn mtu(network: &Object<Network>) -> Option<u16> {
     let of_uplink = network.status.uplink_mtu.filter(|mtu| *mtu < ETHERNET_MTU);
     let of_uplink = of_uplink.and_then(|mtu| u16::try_from(mtu).ok()).map(|mtu| mtu.max(MTU_MIN));
     network.spec.mtu.or(of_uplink)
 }
 
-/// Content is here, and what the registry says now is not known.
+/// Explains why content on disk is not used yet: the registry's present answer is not known.
 fn not_asked_yet(image: &Object<Image>) -> (Reason, String) {
     let name = &image.meta.name;
     let degraded = condition::find(&image.status.conditions, ConditionType::Degraded);

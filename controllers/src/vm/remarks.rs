@@ -1,10 +1,10 @@
-//! Lines for the log of an instance about what its new status says.
+//! Lines for the log of an instance that describe its new status.
 
 use stead_schemas::health::Verdict;
 use stead_schemas::instance::{Instance, InstanceStatus, Power};
 use stead_schemas::meta::Object;
 
-/// Describes what differs from the status before, oldest first. Nothing is described twice.
+/// Describes the differences from the status before, oldest first. No difference is described twice.
 pub(super) fn remarks(object: &Object<Instance>, next: &InstanceStatus) -> Vec<String> {
     let (spec, before) = (&object.spec, &object.status);
     let mut said = Vec::new();

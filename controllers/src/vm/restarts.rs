@@ -1,8 +1,8 @@
-//! Restarts of a program that ended, by the instance's policy; kept in the status, so that a daemon
-//! that comes back goes on where the last one was.
+//! Restarts of a program that ended, by the instance's policy. They are kept in the status, so that the next
+//! daemon continues where the last one stopped.
 //!
-//! A restart is another launch of the same run: the end of the launch is recorded, its machine goes
-//! as after any end, and the next one is launched when its time has come.
+//! A restart is another launch of the same run: the end of the launch is recorded, its machine is removed as
+//! after any end, and the next launch follows when its time has come.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::Observed;
 use crate::host::Machine;
 use crate::runtime::Moment;
 
-/// Another run begins anew: how an earlier one ended says nothing of it.
+/// Clears the results of an earlier run, because they do not describe the new one.
 pub(super) fn begin_run(status: &mut InstanceStatus, object: &Object<Instance>) {
     let Some(run) = object.goal().run() else { return };
     if status.exit_run != run {
@@ -28,18 +28,18 @@ pub(super) fn begin_run(status: &mut InstanceStatus, object: &Object<Instance>) 
     }
 }
 
-/// What the policy makes of an end, or of a program that should not go on as it is.
+/// The decision of the policy after an end, or for a program that should not continue as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Follows {
     /// The policy does not ask for another launch.
     Nothing,
-    /// It would, but for the attempts that it allows.
+    /// The policy asks for another launch, but allows no more attempts.
     NoMore,
-    /// Another launch, after so many attempts in a row.
+    /// A further launch follows, after this number of attempts in a row.
     Restart { attempts: u32 },
 }
 
-/// `until`: how long the program ran well.
+/// Returns what follows by the policy. `until` is the time until which the program ran well.
 pub(super) fn follows(
     object: &Object<Instance>,
     machine: &Machine,
@@ -62,7 +62,7 @@ pub(super) fn follows(
     if is_allowed { Follows::Restart { attempts } } else { Follows::NoMore }
 }
 
-/// Records that a launch ended: its run ends with it, unless the policy has another launch follow.
+/// Records that a launch ended. Its run ends with it, unless the policy asks for another launch.
 pub(super) fn end_launch(
     status: &mut InstanceStatus,
     object: &Object<Instance>,
@@ -81,8 +81,8 @@ pub(super) fn end_launch(
     status.restart.next_attempt_at = None;
 }
 
-/// Records what becomes of a program whose health check failed. One that may not be launched again
-/// runs on: it may get well.
+/// Records what follows for a program whose health check failed. A program that may not be launched again
+/// continues to run, because it may recover.
 pub(super) fn end_unhealthy(
     status: &mut InstanceStatus,
     object: &Object<Instance>,
@@ -97,7 +97,7 @@ pub(super) fn end_unhealthy(
         Some((_, Follows::NoMore)) => {
             status.restart.blocked = Some(RestartBlocked::MaxAttemptsExceeded);
         }
-        // Well again, or not asked about any more; a run that ended stays ended.
+        // The program recovered or is no longer probed. A run that ended stays ended.
         Some((_, Follows::Nothing)) | None if status.ended_run < object.spec.run => {
             status.restart.blocked = None;
         }
@@ -118,13 +118,13 @@ fn restart(
     status.restart.next_attempt_at = Some(now.after(delay(object.spec.restart.backoff.0, attempts)));
 }
 
-/// What the policy shows while the wish or the machine goes on.
+/// Updates what the policy reports while the spec or the machine changes.
 pub(super) fn follow(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Moment) {
     status.restart.next_attempt_at = next_attempt(status, now);
     status.ended_launch_at = status.ended_launch_at.map(|ended_at| now.since(ended_at));
     let restart = &mut status.restart;
     if object.spec.power == Power::Stopped || object.spec.restart.when == RestartWhen::Never {
-        // A stop by hand holds until the next start; without a policy nothing is to come.
+        // A manual stop holds until the next start; without a policy no restart is due.
         restart.next_attempt_at = None;
         let is_manual = object.spec.restart.when != RestartWhen::Never;
         restart.blocked = is_manual.then_some(RestartBlocked::ManualStop);
@@ -140,14 +140,15 @@ pub(super) fn follow(status: &mut InstanceStatus, object: &Object<Instance>, see
     }
 }
 
-/// When the next launch is due. The delay counts from the end of the last one, however the clock is set meanwhile.
+/// Returns when the next launch is due. The delay counts from the end of the last launch, however the clock
+/// is set meanwhile.
 pub(super) fn next_attempt(status: &InstanceStatus, now: Moment) -> Option<Timestamp> {
     let next = status.restart.next_attempt_at?;
     let Some(ended_at) = status.ended_launch_at else { return Some(next) };
     Some(now.end(ended_at, next.duration_since(ended_at).try_into().unwrap_or_default()))
 }
 
-/// Doubles with every attempt in a row.
+/// Returns the delay, which doubles with every attempt in a row.
 fn delay(first: Duration, attempts: u32) -> Duration {
     first.saturating_mul(1 << attempts.min(16)).min(RESTART_DELAY_MAX)
 }

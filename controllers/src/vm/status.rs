@@ -1,4 +1,4 @@
-//! What was observed of a VM, as the status that clients read.
+//! Status of a VM as clients read it, derived from the observation.
 
 use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
 use stead_schemas::goal::Goal;
@@ -41,7 +41,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
                 status.state_error.as_ref().map(|_| status.unreachable_since.unwrap_or(end.now.at()));
         }
         None => {
-            // That nobody asks any more is known without a look.
+            // A health check that was removed from the spec is known without an observation.
             if object.spec.health.is_none() {
                 status.health = HealthStatus::default();
             }
@@ -60,7 +60,8 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     status
 }
 
-/// A guest without the headers that it wants runs all the same: its owner is told, and how to mend it.
+/// Sets a condition if a guest runs without the headers that it wants. The guest runs all the same; the
+/// condition explains how to correct it.
 fn tell_headers(
     status: &mut InstanceStatus,
     object: &Object<Instance>,
@@ -86,7 +87,7 @@ fn tell_headers(
     condition::set(&mut status.conditions, new);
 }
 
-/// The content is chosen once, when the image is first seen ready.
+/// Pins the content once, when the image is first observed ready.
 fn pin_image(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed) {
     if status.image_digest.is_none() {
         let of_origin = object.spec.origin.as_ref().and_then(|origin| origin.image_digest.clone());
@@ -94,7 +95,7 @@ fn pin_image(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Obse
     }
 }
 
-/// The highest number that a launch or a saved memory has: the next launch has the number after it.
+/// Records the highest number of a launch or a saved memory. The next launch has the number after it.
 fn record_launch(status: &mut InstanceStatus, seen: &Observed) {
     let launched = seen.machine.as_ref().map(|machine| machine.launch);
     let saved = match &seen.memory {
@@ -104,7 +105,7 @@ fn record_launch(status: &mut InstanceStatus, seen: &Observed) {
     status.launch = launched.into_iter().chain(saved).fold(status.launch, LaunchId::max);
 }
 
-/// The memory of its origin is here: from now on it counts as used.
+/// Records that the memory of the origin exists; from now on it counts as used.
 fn record_adoption(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed) {
     if let Some(origin) = object.awaits_memory()
         && seen.saved(object).is_some()
@@ -119,11 +120,11 @@ fn prepared_launch(object: &Object<Instance>, seen: &Observed) -> Option<LaunchI
     Some(machine.launch)
 }
 
-/// The end of a run is stored before the guest is told that it may go.
+/// Stores the end of a run, before the end is acknowledged to the guest.
 fn record_end(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Moment) {
     let Some(machine) = &seen.machine else {
         if object.spec.power == Power::Stopped && status.ended_run < object.spec.run {
-            // Stopped before an end was reported: the run is over all the same.
+            // The instance was stopped before an end was reported: the run is over all the same.
             status.ended_run = object.spec.run;
         }
         return;
@@ -166,7 +167,7 @@ fn record_death(status: &mut InstanceStatus, object: &Object<Instance>, seen: &O
     }
 }
 
-/// The wire's word for what is there.
+/// Returns the state, as the wire names it.
 fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, now: Moment) -> State {
     let is_delayed = status.restart.next_attempt_at.is_some_and(|at| now.at() < at);
     let is_wanted = Goal::under(object, status).run().is_some() && !is_delayed;
@@ -186,7 +187,7 @@ fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, no
                 GuestPhase::Ready if is_another(object, machine) => State::Initializing,
                 GuestPhase::Ready => State::Running,
                 GuestPhase::Exited => State::Shutdown,
-                // Of a daemon that has just begun to listen.
+                // The daemon has just begun to listen, so the recorded state still counts.
                 GuestPhase::Silent if is_as_recorded(object, machine, now) => State::Running,
                 GuestPhase::Silent | GuestPhase::AwaitingConfig | GuestPhase::Configured => {
                     State::Initializing
@@ -200,7 +201,7 @@ fn is_as_recorded(object: &Object<Instance>, machine: &Machine, now: Moment) -> 
     object.status.state == State::Running && has_started(object, machine) && now.at() < heard_by(machine, now)
 }
 
-/// Changes the state and counts the time that was spent in the one before.
+/// Changes the state and counts the time that was spent in the state before.
 fn enter(status: &mut InstanceStatus, next: State, now: Moment) {
     if next != status.state {
         let spent = status.state_since.map(|since| now.elapsed(since).as_millis());
@@ -228,7 +229,7 @@ fn record_times(
     next: State,
     now: Moment,
 ) {
-    // Once for each launch: a daemon that comes later finds it recorded.
+    // The start is recorded once for each launch: a later daemon finds it recorded.
     let is_recorded = seen.machine.as_ref().is_some_and(|machine| has_started(object, machine));
     if next == State::Running && !is_recorded {
         status.started_at = Some(now.at());
@@ -240,7 +241,7 @@ fn record_times(
     }
 }
 
-/// A converged host is Ready only when the program runs; being down is said as such, and why.
+/// Sets Ready only if the program runs: for a converged instance that is down, the condition reports it and the reason.
 fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Moment) {
     let is_down = condition::is_ready(&status.conditions) && status.state != State::Running;
     if !is_down {
@@ -260,7 +261,8 @@ fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Moment) 
     not_ready(status, object, (reason, &message), is_degraded, now);
 }
 
-/// A guest that hangs is seen by nothing but its silence; its program may run on, or not.
+/// Reports a guest that does not answer. A hanging guest is detected only by its silence; its program may or
+/// may not continue to run.
 fn tell_unresponsive(
     status: &mut InstanceStatus,
     object: &Object<Instance>,
@@ -276,7 +278,7 @@ fn tell_unresponsive(
     }
 }
 
-/// Says why what is otherwise as it should be is not Ready.
+/// Sets the reason why an instance that is otherwise as it should be is not Ready.
 fn not_ready(
     status: &mut InstanceStatus,
     object: &Object<Instance>,
@@ -292,7 +294,7 @@ fn not_ready(
         observed_generation: object.meta.generation,
         last_transition_time: now.at(),
     };
-    // The transition time is that of the condition as it was before this pass.
+    // The transition time is that of the condition before this pass.
     let mut conditions = object.status.conditions.clone();
     for fresh in std::mem::take(&mut status.conditions) {
         let replaced = match fresh.kind {

@@ -1,4 +1,4 @@
-//! Volumes of an instance: whether their disks are there, and how its VM and its guest are given them.
+//! Volumes of an instance: whether their disks exist, and how its VM and its guest receive them.
 
 use stead_schemas::condition::{self, Condition, ConditionType};
 use stead_schemas::disk::Disk;
@@ -12,12 +12,12 @@ use stead_schemas::volume::{Access, Volume, VolumeMount};
 use crate::host::VolumeDisk;
 use crate::store::Store;
 
-/// The disks, as far as they are there.
+/// The volume disks, as far as they exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumesSeen {
-    /// Of each mount the volume's, and then what is written over it.
+    /// The disks of each mount: first the volume's disk, then the disk for the writes over it.
     pub disks: Vec<VolumeDisk>,
-    /// Why a VM cannot have them yet.
+    /// The reason why a VM cannot use the disks yet.
     pub trouble: Option<String>,
 }
 
@@ -61,8 +61,9 @@ fn check_ready(conditions: &[Condition]) -> Result<(), String> {
     Err(said.unwrap_or_else(|| "its disk is being made".to_owned()))
 }
 
-/// Others may have it for a moment yet: the VM of an instance that is being deleted, and a snapshot of one
-/// that had it and is being taken, whose copy shall be of one moment.
+/// Checks that no other object still uses the volume. The VM of an instance that is being deleted may use it
+/// for a moment, and so may a snapshot in progress of an instance that had it, whose copy must be of one
+/// moment.
 fn check_left(store: &Store, object: &Object<Instance>, mount: &VolumeMount) -> Result<(), String> {
     let is_writing = mount.access.is_writing();
     let is_going = |other: &Object<Instance>| other.meta.uid != object.meta.uid && other.meta.is_deleting();
@@ -83,7 +84,7 @@ fn check_left(store: &Store, object: &Object<Instance>, mount: &VolumeMount) -> 
     }
 }
 
-/// What the guest's PID 1 is told; outer paths first, so that none hides another.
+/// Returns the mounts for the guest's PID 1, outer paths first, so that no mount hides another.
 pub(super) fn guest_mounts(spec: &InstanceSpec) -> Vec<guest::VolumeMount> {
     let mut names = (0..).map(guest::volume_disk);
     let mut next = || names.next().unwrap_or_default();
@@ -157,7 +158,8 @@ mod tests {
         assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2).into())), "Launch");
     }
 
-    /// Another instance's snapshot with this volume in it, as far as it is.
+    /// Returns the trouble that an instance has with a volume while another instance's snapshot of it is in
+    /// this phase.
     async fn copied(phase: SnapshotPhase, access: Access) -> Option<String> {
         let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>().with::<Volume>();
         let store = opened(kinds);

@@ -1,5 +1,5 @@
-//! Changes of the wish that come by themselves: to standby when nobody is connected, and back when
-//! somebody is; and the hold that a client asks for.
+//! Automatic changes of the spec: to standby when no client is connected, and back when a client connects.
+//! Also the hold that a client asks for.
 
 use std::sync::Arc;
 
@@ -14,11 +14,10 @@ use stead_schemas::policy::AutoStandbyPolicy;
 use super::admission::{Refused, compression_wish, live, set_power};
 use crate::store::Tx;
 
-/// Has an instance that nobody is connected to be in standby, if the wish is still of this
-/// generation.
+/// Requests standby for an instance that no client is connected to, if its spec is still of this generation.
 ///
 /// # Errors
-/// None today: what has changed meanwhile is left as it is.
+/// Returns no error today: what has changed meanwhile is left as it is.
 pub fn stand_by(tx: &mut Tx<'_>, uid: &Uid, generation: Generation) -> Result<(), Refused> {
     let Ok(object) = live(tx, uid) else { return Ok(()) };
     if object.meta.generation == generation && object.spec.power == Power::Running {
@@ -26,7 +25,7 @@ pub fn stand_by(tx: &mut Tx<'_>, uid: &Uid, generation: Generation) -> Result<()
         tx.update_spec::<Instance>(uid, None, |spec| {
             set_power(spec, Power::Standby, PowerCause::Idle, now);
             spec.standby = spec.standby.next();
-            // By the instance's own policy: nobody is here to say another.
+            // The instance's own policy applies, because no client made a request.
             spec.compression = compression_wish(
                 spec,
                 StandbyRequest { compression: CompressionAsked::Unsaid, delay: None },
@@ -37,10 +36,11 @@ pub fn stand_by(tx: &mut Tx<'_>, uid: &Uid, generation: Generation) -> Result<()
     Ok(())
 }
 
-/// Has an instance run again whose standby, of this number, is over or comes to nothing.
+/// Requests that an instance run again, if its standby still has this number. The standby is over or cannot
+/// be completed.
 ///
 /// # Errors
-/// None today: what has changed meanwhile is left as it is.
+/// Returns no error today: what has changed meanwhile is left as it is.
 pub fn wake(tx: &mut Tx<'_>, uid: &Uid, standby: StandbyNo, by: PowerCause) -> Result<(), Refused> {
     let Ok(object) = live(tx, uid) else { return Ok(()) };
     if object.spec.standby == standby && object.spec.power == Power::Standby {
@@ -50,11 +50,10 @@ pub fn wake(tx: &mut Tx<'_>, uid: &Uid, standby: StandbyNo, by: PowerCause) -> R
     Ok(())
 }
 
-/// Has an instance not go to standby by itself for another idle timeout; without a policy that is
-/// nothing.
+/// Postpones the automatic standby of an instance by another idle timeout. Does nothing without a policy.
 ///
 /// # Errors
-/// `InStandby` when it is there or on its way.
+/// Returns `InStandby` if the instance is in standby or on its way there.
 pub fn hold(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     if object.spec.power == Power::Standby || object.status.state == State::Standby {
@@ -63,7 +62,7 @@ pub fn hold(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused
     let Some(timeout) = object.spec.auto_standby.as_ref().and_then(AutoStandbyPolicy::timeout) else {
         return Ok(object);
     };
-    // Beyond the last time there is: never.
+    // A time beyond the last representable time means that the instance never goes to standby.
     let until = tx.now().checked_add(timeout).unwrap_or(Timestamp::MAX);
     Ok(tx.update_spec::<Instance>(uid, None, |spec| spec.hold_until = Some(until))?)
 }

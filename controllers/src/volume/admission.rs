@@ -1,7 +1,7 @@
-//! What may become of a request on a volume, and who may mount it.
+//! Admission of requests on a volume, and the rules for its mounts.
 //!
-//! Guarantees: who writes to a volume is alone with it; what is only read does not change while it is
-//! mounted, or while a snapshot of an instance that read it is there.
+//! Guarantees: an instance that writes to a volume is its only user. A volume that is only read does not
+//! change while it is mounted, or while there is a snapshot of an instance that read it.
 
 use std::sync::Arc;
 
@@ -17,12 +17,12 @@ use stead_schemas::volume::{Volume, VolumeMount, VolumeSpec};
 
 use crate::store::{New, Tx, TxError, absent};
 
-/// Why a request was refused; each has its code on the wire.
+/// The reason why a request was refused. Each reason has its own code on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VolumeRefused {
     #[error("{0}")]
     NotFound(String),
-    /// Of a request that names another object than its path.
+    /// The request refers to a volume that does not exist and that is not the object of its path.
     #[error("there is no volume {0:?}")]
     NoSuchVolume(String),
     #[error("a volume named {0} exists already")]
@@ -52,25 +52,25 @@ impl From<TxError> for VolumeRefused {
 /// A volume that is to be made.
 pub(crate) struct Wish {
     pub(crate) id: Option<Uid>,
-    /// Its id when nobody named it.
+    /// The name; `None` means the volume's id.
     pub(crate) name: Option<Name>,
     pub(crate) size: Bytes,
     pub(crate) tags: Tags,
     pub(crate) owner: Option<OwnerRef>,
-    /// The snapshot, and its disk, that it begins as a copy of.
+    /// The snapshot, and the disk in it, that the volume begins as a copy of.
     pub(crate) source: Option<(Uid, Uid)>,
 }
 
-/// Stores the wish for a new volume, empty.
+/// Stores the spec of a new, empty volume.
 ///
 /// # Errors
-/// `NameTaken`, `IdTaken`, `InsufficientResources`.
+/// Returns `NameTaken`, `IdTaken` or `InsufficientResources`.
 pub fn create(tx: &mut Tx<'_>, wish: VolumeCreate) -> Result<Arc<Object<Volume>>, VolumeRefused> {
     let VolumeCreate { id, name, size, tags } = wish;
     begin(tx, Wish { id, name: Some(name), size, tags, owner: None, source: None })
 }
 
-/// Likewise of any.
+/// Stores the spec of any new volume, with the errors of [`create`].
 pub(crate) fn begin(tx: &mut Tx<'_>, wish: Wish) -> Result<Arc<Object<Volume>>, VolumeRefused> {
     let Wish { id, name, size, tags, owner, source } = wish;
     let uid = id.unwrap_or_else(|| tx.next_uid());
@@ -80,7 +80,7 @@ pub(crate) fn begin(tx: &mut Tx<'_>, wish: Wish) -> Result<Arc<Object<Volume>>, 
     Ok(tx.create::<Volume>(New { uid: Some(uid), name, tags, owner, spec })?)
 }
 
-/// A disk for a volume.
+/// Creates a disk for the content of a volume.
 fn content(
     tx: &mut Tx<'_>,
     volume: &Uid,
@@ -99,7 +99,7 @@ fn no_volume(uid: &Uid) -> VolumeRefused {
     VolumeRefused::NotFound(absent(Volume::NAME, uid))
 }
 
-/// Has a copy of a snapshot's disk take the place of a volume's content, which is gone with that.
+/// Replaces the content of a volume by a copy of a snapshot's disk. The present content is lost.
 pub(crate) fn rewind(tx: &mut Tx<'_>, volume: &Uid, snapshot: Uid, disk: Uid) -> Result<(), VolumeRefused> {
     let object = tx.get::<Volume>(volume).ok_or_else(|| no_volume(volume))?;
     let disk = content(tx, volume, object.spec.size, Some((snapshot, disk)))?;
@@ -108,11 +108,11 @@ pub(crate) fn rewind(tx: &mut Tx<'_>, volume: &Uid, snapshot: Uid, disk: Uid) ->
     Ok(())
 }
 
-/// Asks for a volume to be gone, with its content.
+/// Requests the deletion of a volume with its content.
 ///
 /// # Errors
-/// `NotFound`; `Conflict` while an instance mounts it, even one that is being deleted, or a snapshot
-/// needs it.
+/// Returns `NotFound`, and `Conflict` while an instance mounts the volume, even an instance that is being
+/// deleted, or while a snapshot needs it.
 pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), VolumeRefused> {
     let object = tx.get::<Volume>(uid).ok_or_else(|| no_volume(uid))?;
     let mounts = [Role::Writes, Role::Reads].map(|role| Ref::to::<Volume>(role, uid));
@@ -128,10 +128,10 @@ pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), VolumeRefused> {
     Ok(())
 }
 
-/// The live volume of an id or a name.
+/// Returns the live volume of an id or a name.
 ///
 /// # Errors
-/// `NoSuchVolume`.
+/// Returns `NoSuchVolume`.
 pub fn find(tx: &Tx<'_>, word: &str) -> Result<Arc<Object<Volume>>, VolumeRefused> {
     let by_id = word.parse::<Uid>().ok().and_then(|uid| tx.get::<Volume>(&uid));
     let found = by_id.or_else(|| Name::resource(word).ok().and_then(|name| tx.find::<Volume>(&name)));
@@ -139,17 +139,17 @@ pub fn find(tx: &Tx<'_>, word: &str) -> Result<Arc<Object<Volume>>, VolumeRefuse
     found.ok_or_else(|| VolumeRefused::NoSuchVolume(stead_schemas::validate::printable(word, 64)))
 }
 
-/// Whether an instance may mount a volume beside all who have it already.
+/// Checks that an instance may mount a volume in addition to its present users.
 ///
 /// # Errors
-/// `Conflict`, which names who is in the way.
+/// Returns `Conflict`, which names the user that is in the way.
 pub fn check_free(
     tx: &Tx<'_>,
     volume: &Object<Volume>,
     instance: &Uid,
     is_writing: bool,
 ) -> Result<(), VolumeRefused> {
-    // One that is being deleted has it no longer; its VM is waited for before another one starts.
+    // An instance that is being deleted no longer counts as a user; its VM ends before another VM starts.
     let is_other = |other: &Object<Instance>| other.meta.uid != *instance && !other.meta.is_deleting();
     let clashes = [(Role::Writes, "written to"), (Role::Reads, "read")];
     for (role, how) in clashes.into_iter().filter(|(role, _)| is_writing || *role == Role::Writes) {
@@ -165,8 +165,8 @@ pub fn check_free(
     }
 }
 
-/// The snapshot that needs a volume as it is: an instance that reads it, and knows what is there, is
-/// to go on from it.
+/// Returns the reason if a snapshot needs a volume as it is: an instance that read the volume, and relies on
+/// its content, should be able to continue from that snapshot.
 fn held(tx: &Tx<'_>, volume: &Object<Volume>) -> Option<String> {
     let reads = Ref::to::<Volume>(Role::Reads, &volume.meta.uid);
     let snapshot = tx.find_referring::<Snapshot>(&reads, |_| true)?;

@@ -1,8 +1,8 @@
-//! The volume reconciler: says of a volume whether its disk is there.
+//! The volume reconciler: it reports whether the disk of a volume exists.
 //!
-//! Guarantees: a volume that is deleted takes its disk along, which goes when its record has gone.
-//! Never: touches the host: its disk is the disk reconciler's, its mounts are the instances'.
-//! Cancel/crash: there is nothing to be cut short.
+//! Guarantees: the disk of a deleted volume is removed once the volume's record is gone.
+//! Never: changes the host. The disk belongs to the disk reconciler, and the mounts belong to the instances.
+//! Cancel/crash: there is no step that could be cut short.
 
 pub mod admission;
 #[cfg(test)]
@@ -24,16 +24,16 @@ pub struct VolumeReconciler {
     pub store: Store,
 }
 
-/// There is no step: all of them are the disk's.
+/// The empty set of steps: all steps belong to the disk.
 #[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {}
 
-/// What its disk says.
+/// The state of the volume's disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed {
-    /// Why it is not there; `None` when it is.
+    /// The reason why the disk cannot be used; `None` if it can.
     pub trouble: Option<String>,
-    /// That its content went missing, or whatever else somebody has to see to.
+    /// The loss of the content, or another problem that an operator has to solve.
     pub degraded: Option<(Reason, String)>,
 }
 
@@ -69,13 +69,13 @@ impl Reconciler for VolumeReconciler {
         VolumeStatus { conditions: all, observed_generation: generation }
     }
 
-    /// Nothing of it is on the host.
+    /// Returns no uids, because nothing of this kind is on the host.
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
         Ok(Vec::new())
     }
 }
 
-/// What keeps a disk from being used.
+/// Returns the reason why a disk cannot be used.
 fn trouble(disk: Option<&Object<Disk>>) -> Option<String> {
     let Some(disk) = disk else { return Some("its disk is gone".to_owned()) };
     if condition::is_ready(&disk.status.conditions) {

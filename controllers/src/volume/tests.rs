@@ -1,4 +1,4 @@
-//! Who may mount a volume beside whom, and what keeps one from being deleted.
+//! Tests of the mounts that may share a volume, and of the users that prevent its deletion.
 
 use jiff::Timestamp;
 use stead_schemas::instance::{Instance, Power};
@@ -17,7 +17,7 @@ fn name(text: &str) -> Name {
     Name::resource(text).expect("valid")
 }
 
-/// A store with one volume.
+/// Opens a store with one volume.
 async fn with_volume() -> (Store, Uid) {
     let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>().with::<Volume>();
     let store = opened(kinds);
@@ -73,7 +73,7 @@ async fn a_volume_goes_when_nobody_has_it_and_its_disk_goes_with_it() {
         tx.request_deletion::<Instance>(&other).expect("there");
         delete(tx, &of_tx)
     });
-    // Nothing of the refused transaction was stored.
+    // The refused transaction stored nothing.
     assert!(refused.await.is_err());
     assert!(store.list::<Instance>().is_empty());
     let disk = store.get::<Volume>(&volume).expect("there").spec.disk.clone();

@@ -42,7 +42,7 @@ impl Kind for Lamp {
     type Status = LampStatus;
 }
 
-/// What a pass meets, by key; `Work` is the ordinary lamp.
+/// The behaviour that a pass meets, by key. `Work` is that of an ordinary lamp.
 #[derive(Debug, Clone, Default)]
 enum Behaviour {
     #[default]
@@ -51,21 +51,21 @@ enum Behaviour {
     Panic,
     Slow(Duration),
     WaitUntil(Timestamp),
-    /// The level is recorded before the plan says that all is done.
+    /// The level is recorded before the plan is `Converged`.
     RecordFirst,
-    /// A record is asked for whatever is stored.
+    /// The plan asks for a record whatever is stored.
     RecordAlways,
     NeverDone,
 }
 
 #[derive(Debug, Default)]
 struct Bench {
-    /// The host: levels of lamps.
+    /// The host: the levels of lamps.
     lamps: BTreeMap<Uid, u32>,
     behaviours: BTreeMap<Uid, Behaviour>,
     running: BTreeSet<Uid>,
     most_at_once: usize,
-    /// When each pass observed first, per key.
+    /// Times at which each pass observed first, per key.
     passes: BTreeMap<Uid, Vec<Instant>>,
     acts: usize,
 }
@@ -82,7 +82,7 @@ impl Lamps {
     }
 }
 
-/// Marks a key as running; panics when it is already.
+/// Marks a key as running and panics if it is running already.
 struct Turn(Lamps, Uid);
 
 impl Turn {
@@ -189,8 +189,8 @@ impl Reconciler for Lamps {
 
     fn status(object: &Object<Lamp>, seen: Option<&Seen>, end: &PassEnd) -> LampStatus {
         let level = seen.and_then(|seen| seen.level).unwrap_or(object.status.level);
-        // The attempt is in it on purpose: a status that differs at each failure must not wake its
-        // own pass.
+        // The attempt is included on purpose: a status that differs at each failure must not wake its own
+        // pass.
         let note = match &end.outcome {
             Outcome::Failed { attempt, .. } => format!("failure {attempt}"),
             other => format!("{other:?}"),
@@ -270,7 +270,7 @@ impl World {
         self.store.transact(move |tx| tx.request_deletion::<Lamp>(&uid)).await.expect("deleted");
     }
 
-    /// Lets virtual time pass.
+    /// Advances virtual time.
     async fn pass_time(&self, time: Duration) {
         tokio::time::sleep(time).await;
     }
@@ -288,11 +288,12 @@ async fn what_a_plan_asks_to_record_is_stored_and_the_same_pass_goes_on_from_it(
     assert_eq!((status.level, status.note.as_str()), (7, "Converged"));
     let bench = world.lamps.bench();
     let times = &bench.passes[&uid];
-    // Before and after the step, and once with the record.
+    // The host is observed before and after the step, and once with the record.
     assert_eq!((times.len(), times[0]), (3, times[2]));
 }
 
-/// Such a plan is a fault of its reconciler: it costs retries that become rarer, and no loop.
+/// Checks that a plan whose record changes nothing, which is a fault of its reconciler, costs ever rarer
+/// retries and no loop.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_changes_nothing_is_a_failure() {
     let world = world();
@@ -345,7 +346,7 @@ async fn a_failing_key_is_retried_with_growing_delays_and_does_not_wake_itself()
     let uid = world.create("one", Behaviour::Fail(HostErrorKind::Transient)).await;
     world.pass_time(Duration::from_secs(10)).await;
     let times = world.lamps.bench().passes[&uid].clone();
-    // 0.1 + 0.2 + 0.4 + ... shortened by up to a quarter: 6 to 8 tries in ten seconds.
+    // The delays 0.1 + 0.2 + 0.4 + ... are shortened by up to a quarter: 6 to 8 attempts in ten seconds.
     assert!((6..=9).contains(&times.len()), "{} passes", times.len());
     let gaps: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(gaps.windows(2).all(|pair| pair[1] > pair[0]), "{gaps:?}");
@@ -461,7 +462,7 @@ async fn what_is_gone_is_not_looked_for_again_for_what_was_heard_of_it_meanwhile
     let (_stop, _run) = world.start(runner);
     let uid = world.create("one", Behaviour::Work).await;
     world.pass_time(SOON).await;
-    // Each observation takes a second: of the deletion there is one before the removal and one after it.
+    // Each observation takes a second: the deletion has one before the removal and one after it.
     world.lamps.bench().behaviours.insert(uid.clone(), Behaviour::Slow(Duration::from_secs(1)));
     let before = world.lamps.passes(&uid);
     world.delete(&uid).await;
@@ -475,7 +476,7 @@ async fn what_is_gone_is_not_looked_for_again_for_what_was_heard_of_it_meanwhile
         before + 2,
         "requests during the last pass are dropped with the record"
     );
-    // What is found of it later is an orphan, and is removed as one.
+    // An object that is found later is an orphan, and is removed as an orphan.
     world.lamps.bench().lamps.insert(uid.clone(), 3);
     drift.object(uid.clone());
     world.pass_time(Duration::from_secs(30)).await;

@@ -73,7 +73,7 @@ async fn more_drift_than_the_queue_holds_is_still_healed() {
     for _ in 0..stead_schemas::limits::DRIFT_QUEUE_MAX {
         drift.object(stray.clone());
     }
-    drift.object(uid.clone()); // Does not fit.
+    drift.object(uid.clone()); // The queue is full: this does not fit.
     world.pass_time(SOON).await;
     assert_eq!(world.lamps.bench().lamps.get(&uid), Some(&7));
 }
@@ -84,8 +84,8 @@ async fn a_runner_that_fell_behind_the_ring_lists_again() {
     let blocker = world.create("blocker", Behaviour::Work).await;
     let (_stop, _run) = world.start(world.runner());
     world.pass_time(SOON).await;
-    // The runner's task does not run while this one does not yield for virtual time; more events
-    // than the ring holds go by in one transaction.
+    // The runner's task does not run until this task yields for virtual time; one transaction makes more
+    // events than the ring holds.
     let uid = world.create("late", Behaviour::Work).await;
     let others = stead_schemas::limits::WATCH_RING_EVENTS + 10;
     world

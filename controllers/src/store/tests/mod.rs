@@ -405,12 +405,12 @@ async fn a_watch_too_far_behind_is_told_to_list_again() {
     assert_eq!(fresh.next().await.expect("there").revision, oldest + 1);
 }
 
-/// An empty store whose writer runs.
+/// Opens an empty store whose writer runs.
 pub(crate) fn opened(kinds: Kinds) -> Store {
     opened_on(MemoryKv::new(), kinds)
 }
 
-/// Likewise, of what is on this disk.
+/// Opens a store on this disk, whose writer runs.
 pub(super) fn opened_on(kv: MemoryKv, kinds: Kinds) -> Store {
     let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
     let ids = Arc::new(SequentialIds::default());

@@ -1,8 +1,8 @@
-//! The store beside a model of it, over any history and any crash.
+//! Tests that compare the store with a model of it, over any history and any crash.
 
 use super::*;
 
-/// One step of a random history over few names, so that steps meet.
+/// A step of a random history over few names, so that steps conflict.
 #[derive(Debug, Clone)]
 enum Step {
     Create { name: u8, is_refused: bool },
@@ -30,7 +30,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..40)
 }
 
-/// What the store should say, kept by other means: name, generation, value, seen, deleting.
+/// The expected content of the store, kept independently: name, generation, value, seen, deleting.
 type Model = BTreeMap<Uid, (String, Generation, u32, u32, bool)>;
 
 fn look(store: &Store) -> Model {
@@ -43,7 +43,7 @@ fn look(store: &Store) -> Model {
     store.list::<House>().iter().map(of).collect()
 }
 
-/// Runs one step on store and model. `Err` when a fault hit: the model is unchanged then.
+/// Runs a step on store and model. Returns `Err` if a fault occurred; the model is unchanged then.
 async fn run_step(store: &Store, model: &mut Model, kv: &MemoryKv, step: &Step) -> Result<(), StoreError> {
     let at = |index: usize| model.keys().nth(index).cloned();
     match step {
@@ -97,7 +97,7 @@ async fn run_step(store: &Store, model: &mut Model, kv: &MemoryKv, step: &Step) 
             }
         }
         Step::Finalize { object } => {
-            // Like a reconciler: only for what is being deleted.
+            // A finalizer is removed only from an object that is being deleted, as by a reconciler.
             let Some(uid) = at(*object).filter(|uid| model[uid].4) else { return Ok(()) };
             store.remove_finalizer::<House>(&uid).await?;
             model.remove(&uid);
@@ -114,7 +114,7 @@ async fn run_step(store: &Store, model: &mut Model, kv: &MemoryKv, step: &Step) 
     Ok(())
 }
 
-/// Claims and names on disk, checked without the store's own indexes.
+/// Checks the claims and names on disk without the store's own indexes.
 fn check_disk(kv: &MemoryKv) {
     let keys = kv.keys();
     let part = |key: &String, at: usize| key.split('/').nth(at).expect("a part").to_owned();
@@ -137,8 +137,8 @@ proptest! {
             let kv = MemoryKv::new();
             let store = open(&kv);
             let mut model = Model::new();
-            // What a crash after each durable commit must show; a failed commit that stored all the
-            // same shows up as `None`: its outcome was never acknowledged.
+            // The state that a crash after each durable commit must show. A failed commit that stored
+            // everything is `None`: its outcome was never acknowledged.
             let mut prefixes = vec![Some(model.clone())];
             for step in &history {
                 let before = kv.commits();

@@ -1,5 +1,5 @@
-//! Forks: from the memory of another instance to an instance of its own. Pooled instances come as far as that in
-//! advance, except for their name.
+//! Forks: from the memory of another instance to an instance with its own identity. Pooled instances are
+//! prepared in advance, except for their name.
 //!
 //! ```text
 //! fork     adopt, restore, resume, assume: Running
@@ -19,11 +19,12 @@ use crate::vm::guest_config::{guest_network, machine_id};
 use crate::vm::steps::{act, record, wait, wait_for_disk};
 use crate::vm::{Action, Observed, OriginSeen};
 
-/// The memory of the snapshot that it begins with becomes its own, once.
+/// Takes over the memory of the snapshot that the instance begins with, once.
 pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
     let Some(origin) = object.awaits_memory() else { return Plan::Converged };
     if seen.saved(object).is_some() {
-        // Before a VM runs from it: a second time it would be older than the disk.
+        // The record comes before a VM runs from the memory: taken over a second time, it would be older than
+        // the disk.
         return record(Reason::Converging, "recording that the memory was taken over");
     }
     if seen.memory.is_some() {
@@ -49,7 +50,7 @@ pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed) -> Plan<Act
     })))
 }
 
-/// What keeps an instance from the snapshot that it begins with.
+/// Returns the plan if the snapshot that the instance begins with cannot be used now.
 fn origin_trouble(seen: &Observed) -> Option<Plan<Action>> {
     let refuse = |reason, message| Some(Plan::Refuse(Refusal { reason, message }));
     match seen.parts.origin.as_ref()? {
@@ -71,7 +72,8 @@ fn origin_trouble(seen: &Observed) -> Option<Plan<Action>> {
     }
 }
 
-/// Another takes its place; not at once, so that a program that ends at once does not keep the host busy.
+/// Removes a pooled instance that no fork can take, so that another replaces it. The removal is delayed, so
+/// that a program that ends at once does not keep the host busy.
 pub(super) fn plan_used_up(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let state = object.status.state;
     let (reason, is_recorded, message) = match identity_error(object, seen) {
@@ -129,7 +131,7 @@ mod tests {
     use crate::vm::status::status;
     use crate::vm::tests::{at, instance, machine, name, seen, uid};
 
-    /// A member of a pool, or the fork that it became; its memory is taken over.
+    /// Returns a pooled instance, or the fork that it became; its memory is taken over.
     fn fork(power: Power) -> Object<Instance> {
         let mut object = instance(power, 1, 0);
         object.spec.origin = Some(Origin {
@@ -173,13 +175,14 @@ mod tests {
             (&member, Some(told), None, "Wait WaitingForGuest"),
             (&member, Some(unnamed(Running)), None, "Pause"),
             (&member, Some(unnamed(Paused)), None, "Converged"),
-            // Not heard by this daemon: what the last one recorded counts, of this very launch.
+            // The guest has not reported to this daemon: the record of the last daemon counts, if it is of
+            // this very launch.
             (&held, Some(machine(Paused, Silent)), None, "Converged"),
             (&of_another_launch, Some(machine(Paused, Silent)), None, "Resume"),
-            // It never boots: what it began with is spent.
+            // A pooled instance never boots: the memory that it began with is used up.
             (&held, Some(machine(Dead, Ready)), None, "Record ProgramExited"),
             (&held, None, None, "Record ProgramExited"),
-            // Taken: only its name is new.
+            // A fork took the instance: only its name is new.
             (&taken, Some(unnamed(Paused)), None, "Resume"),
             (&taken, Some(unnamed(Running)), None, "Assume"),
             (&taken, Some(named), None, "Converged"),
@@ -232,7 +235,7 @@ mod tests {
         assert_eq!(planned(&object, 2), "Wait GuestBootFailed");
         assert_eq!(planned(&object, due - 1), "Wait GuestBootFailed");
         assert_eq!(planned(&object, due), "Expire");
-        // Its owner has a fork that was asked for: it is there, and says why.
+        // The owner asked for this fork: it stays and reports the reason.
         assert_eq!(planned(&fork(Power::Running), due), "Refuse GuestBootFailed");
     }
 }

@@ -1,4 +1,4 @@
-//! Launches: everything that a VM needs is there, or the first thing that is missing is waited for.
+//! Launches: start the VM if everything that it needs exists, or wait for the first part that is missing.
 
 use jiff::Timestamp;
 use stead_schemas::condition::Reason;
@@ -14,7 +14,7 @@ use crate::vm::guest_config::argv;
 use crate::vm::steps::{act, record, wait, wait_for_disk};
 use crate::vm::{Action, Observed, restarts};
 
-/// Launches or restores the VM once everything for it is there.
+/// Launches or restores the VM once everything that it needs exists.
 pub(super) fn plan_launch(
     object: &Object<Instance>,
     seen: &Observed,
@@ -23,7 +23,7 @@ pub(super) fn plan_launch(
 ) -> Plan<Action> {
     let parts = &seen.parts;
     let Some(digest) = &object.status.image_digest else {
-        // Pinned by the status of this pass.
+        // The status of this pass pins the content.
         return match &parts.image_trouble {
             Some((reason, message)) => wait(*reason, message.clone(), None),
             None => record(Reason::WaitingForImage, "recording the image's content"),
@@ -82,7 +82,7 @@ pub(super) fn plan_launch(
     act(if saved.is_some() { Action::Restore(plan) } else { Action::Launch(plan) })
 }
 
-/// When a VMM that died may be started again: at once after the first death, then with doubling
+/// Returns when a VMM that died may be started again: at once after the first death, then with doubling
 /// delays.
 fn relaunch_at(object: &Object<Instance>, now: Moment) -> Option<Timestamp> {
     let death = object.status.last_death?;

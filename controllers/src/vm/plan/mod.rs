@@ -1,4 +1,4 @@
-//! From the goal and the situation to the next step: the life-cycle table of a VM.
+//! The life-cycle table of a VM: from the goal and the situation to the next step.
 
 mod fork;
 mod launch;
@@ -53,7 +53,7 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
         return fork::plan_used_up(object, seen, now);
     }
     if is_idle_standby(object) && !can_stand_by(object, seen) {
-        // What was to be saved ended on the way: it is as if the standby had not begun.
+        // The VM that was to be saved ended on the way: the standby is treated as if it had not begun.
         return wake(object, PowerCause::Client);
     }
     let desired = Desired::Present(object);
@@ -74,15 +74,15 @@ fn plan_present(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan
     }
 }
 
-/// Brings a VM of the wanted run to a running program, or records how it ended.
+/// Brings a VM of the wanted run to a running program, or records its end.
 fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Moment) -> Plan<Action> {
     let uid = || object.meta.uid.clone();
     match &machine.vmm {
-        // A crash between spawn and start: nothing ran yet, so nothing is lost by a fresh one.
+        // The daemon crashed between spawn and start: nothing ran yet, so a new VMM loses nothing.
         VmmState::Created => act(Action::Kill(uid())),
         VmmState::Paused => standby::plan_paused(object, machine, seen),
         VmmState::Stalled(free) => stop::plan_stalled(object, *free, None, now),
-        // No saved memory is of a VM that runs.
+        // A saved memory must not exist for a VM that runs.
         VmmState::Running if seen.memory.is_some() => act(Action::DiscardMemory(uid())),
         VmmState::Dead => plan_dead(object, machine, seen),
         VmmState::Unreachable(_) => stop::plan_unreachable(object, machine, now),
@@ -102,7 +102,8 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: M
     }
 }
 
-/// A VMM whose process ended: after its standby, or unasked, which is recorded before the traces go.
+/// Plans for a VMM whose process ended. It ended after its standby or unexpectedly; an unexpected death is
+/// recorded before its remains are removed.
 fn plan_dead(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
     let is_saved = seen.saved(object).is_some();
     let is_recorded = object.status.last_death.is_some_and(|death| death.launch == machine.launch);
@@ -115,7 +116,7 @@ fn plan_dead(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> P
     record(Reason::VmmDied, "recording the death of the VMM")
 }
 
-/// A program runs.
+/// Plans for a VM whose program runs.
 fn plan_ready(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Moment) -> Plan<Action> {
     let uid = || object.meta.uid.clone();
     if machine.is_network_cut {
@@ -126,7 +127,7 @@ fn plan_ready(object: &Object<Instance>, machine: &Machine, seen: &Observed, now
     }
     match object.spec.power {
         Power::Warm => act(Action::Pause(uid())),
-        // Paused before that is recorded, it would be resumed to be seen running.
+        // A VM that is paused before its start is recorded would be resumed to be observed running.
         Power::Standby if !has_started(object, machine) => {
             record(Reason::Converging, "recording that the program started")
         }
@@ -152,7 +153,7 @@ fn plan_configure(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
     }
 }
 
-/// Connects the card of a running guest to the TAP that takes the place of the one that was removed.
+/// Connects the card of a running guest to the TAP that replaces the removed one.
 fn plan_reconnect(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
     match &seen.parts.port {
         Some(port) if port.is_ready => act(Action::Reconnect(object.meta.uid.clone(), port.card.tap.clone())),

@@ -1,4 +1,4 @@
-//! Standby: between a running VM and its saved memory, in either direction.
+//! Standby: the way between a running VM and its saved memory, in either direction.
 
 use stead_schemas::condition::Reason;
 use stead_schemas::instance::{Instance, Power, State};
@@ -11,7 +11,7 @@ use crate::vm::facts::{has_started, is_prepared};
 use crate::vm::steps::{act, record, wake};
 use crate::vm::{Action, Observed, doors, idle};
 
-/// Watches for connections and compresses the memory when that is due.
+/// Listens for connections, and compresses the memory when that is due.
 pub(super) fn plan_asleep(
     object: &Object<Instance>,
     saved: &SavedMemory,
@@ -33,7 +33,8 @@ fn plan_compression(object: &Object<Instance>, saved: &SavedMemory, now: Moment)
     }
 }
 
-/// Watches for connections and records the state before the VMM's traces go: nobody waits for those.
+/// Listens for connections and records the state before the VMM's remains are removed, because no client
+/// waits for the removal.
 pub(super) fn plan_just_asleep(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
     match doors::plan_asleep(object, seen) {
         Plan::Converged if object.status.state != State::Standby => {
@@ -44,22 +45,22 @@ pub(super) fn plan_just_asleep(object: &Object<Instance>, seen: &Observed) -> Pl
     }
 }
 
-/// A paused VM is saved and ended, or goes on, whoever paused it.
+/// Saves and ends a paused VM, or lets it continue, whatever paused it.
 pub(super) fn plan_paused(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
     let uid = || object.meta.uid.clone();
     let is_standby = object.spec.power == Power::Standby;
-    // Until its process goes a standby can be undone, and whoever came in between is answered.
+    // A standby can be undone until its process is gone, so that a client that came meanwhile is answered.
     if let Some(by) = idle::disturbance(object, seen) {
         return wake(object, by);
     }
     match seen.saved(object) {
         Some(_) if is_standby => act(Action::Kill(uid())),
         _ if seen.has_saved() => act(Action::DiscardMemory(uid())),
-        // An end is recorded, not saved.
+        // An end is recorded and not saved.
         _ if is_standby && machine.guest.exit.is_none() && has_started(object, machine) => {
             act(Action::Save(uid(), object.spec.standby))
         }
-        // Held until it is taken.
+        // A pooled instance stays paused until a fork takes it.
         _ if object.is_pooled() && is_prepared(object, machine) => Plan::Converged,
         _ => act(Action::Resume(uid())),
     }

@@ -1,4 +1,4 @@
-//! Stops: the guest gets its grace, then the process ends, then its traces go.
+//! Stops: the guest gets its grace period, then the process ends, then its remains are removed.
 
 use jiff::Timestamp;
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
@@ -14,7 +14,7 @@ use crate::vm::facts::{has_started, is_spent};
 use crate::vm::steps::{act, record, wait};
 use crate::vm::{Action, Observed};
 
-/// Ends a VM that should not be there.
+/// Ends a VM that should not exist.
 pub(super) fn plan_down(
     object: Option<&Object<Instance>>,
     machine: &Machine,
@@ -24,7 +24,8 @@ pub(super) fn plan_down(
     let uid = || machine.owner.clone();
     match &machine.vmm {
         VmmState::Dead => act(Action::Release(uid())),
-        // What waits in the guest's memory is written only when it runs on; its grace counts all the same.
+        // Data in the guest's memory is written only if the guest continues to run; its grace period counts
+        // all the same.
         VmmState::Paused if object.is_some_and(|object| !is_grace_over(object, now)) => {
             match seen.has_saved() {
                 true => act(Action::DiscardMemory(uid())),
@@ -39,7 +40,7 @@ pub(super) fn plan_down(
             act(Action::Kill(uid()))
         }
         VmmState::Running => match object {
-            // No record, so no one's program: an orphan of a lost store.
+            // No record exists, so the program belongs to no instance: it is an orphan of a lost store.
             None => act(Action::Kill(uid())),
             Some(object) => plan_graceful(object, machine, seen, now),
         },
@@ -57,7 +58,7 @@ fn plan_graceful(object: &Object<Instance>, machine: &Machine, seen: &Observed, 
         (GuestPhase::Silent, true) => {
             return wait(Reason::Converging, "the guest is not heard yet", Some(deadline));
         }
-        // To be asked to end it has to know whom to believe.
+        // The guest accepts a request to end only with the token that its configuration brings.
         (GuestPhase::AwaitingConfig, true) => return plan_configure(object, seen),
         (GuestPhase::Silent | GuestPhase::AwaitingConfig, false) => return act(Action::Kill(uid())),
         (GuestPhase::Configured | GuestPhase::Ready | GuestPhase::Exited, _) => {}
@@ -77,7 +78,8 @@ fn plan_graceful(object: &Object<Instance>, machine: &Machine, seen: &Observed, 
     act(Action::Shutdown(uid()))
 }
 
-/// Resumes a VM whose write failed for want of room when there is room, or ends it at the end of its grace.
+/// Resumes a VM whose write failed for lack of space once there is space, or ends it at the end of its grace
+/// period.
 pub(super) fn plan_stalled(
     object: &Object<Instance>,
     free: Bytes,
@@ -101,12 +103,12 @@ pub(super) fn plan_unreachable(object: &Object<Instance>, machine: &Machine, now
     wait(Reason::ObservationFailed, "the VMM does not answer; it is ended after a grace", Some(until))
 }
 
-/// Until when the guest may take its time.
+/// Returns the end of the guest's grace period.
 fn grace_end(object: &Object<Instance>, now: Moment) -> Timestamp {
     let asked_at = now.since(object.meta.deletion_requested_at.unwrap_or(object.spec.power_since));
-    // Twice the grace: the guest's own timer ends the program first, and its end still arrives.
-    // A program that ends by itself has its guest's power-off still before it, however long ago
-    // the last wish was: what it wrote is on the disk only then.
+    // The grace period is doubled: the guest's own timer ends the program first, and its end still arrives. A
+    // program that ends by itself still has its guest's power-off to come, however long ago the spec changed:
+    // its writes reach the disk only then.
     let ready = condition::find(&object.status.conditions, ConditionType::Ready);
     let down_since = ready.filter(|ready| ready.status != ConditionStatus::True);
     let since = down_since.map_or(asked_at, |ready| asked_at.max(now.since(ready.last_transition_time)));

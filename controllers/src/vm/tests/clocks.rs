@@ -1,4 +1,4 @@
-//! What the VM reconciler does while the wall clock is set under it.
+//! Behaviour of the VM reconciler while the wall clock is changed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use super::*;
 use crate::runtime::{Clock, Moment, WatchedClock};
 
-/// A wall clock that shows `wall` seconds where `passed` seconds passed.
+/// A wall clock that shows `wall` seconds when `passed` seconds have passed.
 #[derive(Default)]
 struct SetClock {
     wall: AtomicI64,
@@ -23,8 +23,8 @@ impl Clock for SetClock {
     }
 }
 
-/// Readings of a clock that starts at 10,000 s, is set by `step` seconds after `before` seconds, and is read
-/// then and after each of the given numbers of seconds.
+/// Returns readings of a clock that starts at 10,000 s and is changed by `step` seconds after `before`
+/// seconds. It is read at that time and after each of the given numbers of seconds.
 fn readings(before: i64, step: i64, later: &[i64]) -> Vec<Moment> {
     let clock = Arc::new(SetClock::default());
     clock.wall.store(10_000, Ordering::Relaxed);
@@ -46,7 +46,7 @@ fn step_at(object: &Object<Instance>, seen: &Observed, now: Moment) -> String {
     name(&plan(&Desired::Present(object), seen, now))
 }
 
-/// Launched at 10,000 s.
+/// Returns a machine that was launched at 10,000 s.
 fn launched(vmm: VmmState, phase: GuestPhase) -> Machine {
     Machine { launched_at: at(10_000), listening_since: at(10_000), ..machine(vmm, phase) }
 }

@@ -1,10 +1,10 @@
-//! Deadlines, ends and restarts of launches, and the conditions that tell of guests.
+//! Deadlines, ends and restarts of launches, and the conditions that report on guests.
 
 use super::*;
 
 #[test]
 fn the_boot_deadline_is_longer_than_the_slowest_boot_seen() {
-    // recipes.md: 2 s under TCG; a loaded host was seen to take ten times that.
+    // recipes.md: 2 s under TCG; on a loaded host it was observed to take ten times as long.
     assert!(limits::GUEST_BOOT_DEADLINE > Duration::from_secs(20));
 }
 
@@ -35,12 +35,12 @@ fn a_guest_that_ran_before_is_neither_overdue_nor_killed_while_a_new_daemon_has_
     object.status.state = State::Running;
     let again = seen(Some(machine(VmmState::Running, GuestPhase::Ready)));
     assert_eq!(status(&object, Some(&again), &end).started_at, Some(at(2)));
-    // Asked to stop, it still has its grace.
+    // A stop request still gives the guest its grace period.
     object.spec.power = Power::Stopped;
     object.spec.power_since = at(3599);
     assert_eq!(name(&plan(&Desired::Present(&object), &silent(), long_after.into())), "Wait Converging");
     assert_eq!(name(&plan(&Desired::Present(&object), &silent(), at(3609).into())), "Kill");
-    // One that never started is overdue.
+    // A guest that never started is overdue.
     let object = instance(Power::Running, 1, 0);
     assert_eq!(status(&object, Some(&silent()), &end).ended_run, RunNo(1));
 }
@@ -86,7 +86,7 @@ fn the_end_of_a_long_run_is_acknowledged_before_the_process_is_ended() {
     assert_eq!(step(&machine, at(3611).into()), "Kill");
 }
 
-/// The status after a launch of age `age` ended with `code`.
+/// Returns the status after a launch of age `age` ended with `code`.
 fn after_end(object: &Object<Instance>, code: i32, age: i64) -> InstanceStatus {
     let mut ended = machine(VmmState::Running, GuestPhase::Exited);
     (ended.launched_at, ended.listening_since) = (at(10_000 - age), at(10_000 - age));
@@ -98,8 +98,8 @@ fn after_end(object: &Object<Instance>, code: i32, age: i64) -> InstanceStatus {
 #[test]
 fn restarts_follow_their_policy() {
     use stead_schemas::policy::RestartWhen::{Always, Never, OnFailure};
-    // Policy, allowed attempts, attempts so far, exit code, age of the launch in seconds;
-    // the seconds until the next attempt, or none when the run has ended.
+    // Each row: policy, allowed attempts, attempts so far, exit code and age of the launch in seconds; then
+    // the seconds until the next attempt, or none if the run has ended.
     let table = [
         (Never, 0, 0, 1, 5, None),
         (OnFailure, 0, 0, 0, 5, None),
@@ -109,7 +109,7 @@ fn restarts_follow_their_policy() {
         (Always, 0, 60, 0, 5, Some(300)),
         (Always, 3, 2, 0, 5, Some(20)),
         (Always, 3, 3, 0, 5, None),
-        // It ran for long enough: the count begins anew.
+        // The program ran for long enough: the count begins anew.
         (Always, 3, 3, 0, 600, Some(5)),
     ];
     for (when, max_attempts, attempts, code, age, expected) in table {
@@ -183,7 +183,8 @@ fn a_guest_without_the_headers_it_wants_is_told_of_and_runs() {
     let lack = told(&object.status).expect("told");
     assert_eq!((lack.status, lack.reason), (ConditionStatus::False, Reason::KernelHeadersMissing));
     assert!(condition::is_ready(&object.status.conditions), "it runs all the same");
-    // While nobody can look it stays as it was; with a machine that has them, or none, it is over.
+    // The condition stays as it was while the host cannot be observed. It ends with a machine that has the
+    // headers, or without a machine.
     assert_eq!(told(&status(&object, None, &end)), Some(lack));
     let rich = seen(Some(machine(VmmState::Running, GuestPhase::Ready)));
     assert_eq!(told(&status(&object, Some(&rich), &end)), None);
@@ -205,7 +206,7 @@ fn a_guest_that_does_not_answer_is_running_and_not_ready_until_it_does() {
     let ready = condition::find(&object.status.conditions, ConditionType::Ready).expect("told");
     assert_eq!(object.status.state, State::Running);
     assert_eq!((ready.status, ready.reason), (ConditionStatus::False, Reason::AgentUnreachable));
-    // One that stands still, or answers again, is another matter.
+    // A VM that is paused, or a guest that answers again, does not get this condition.
     let paused = status(&object, Some(&unresponsive(VmmState::Paused)), &end);
     assert!(paused.conditions.iter().all(|condition| condition.reason != Reason::AgentUnreachable));
     let answers = seen(Some(machine(VmmState::Running, GuestPhase::Ready)));

@@ -1,4 +1,4 @@
-//! The life-cycle table as a table, and its properties against a model of a machine.
+//! Tests of the life-cycle table, and of its properties against a model of a machine.
 
 mod clocks;
 mod ends;
@@ -190,11 +190,11 @@ fn every_machine_state_has_its_next_step() {
         (stop(), Some(machine(Running, Ready)), "Shutdown"),
         (stop(), Some(machine(Running, Silent)), "Kill"),
         (stop(), Some(machine(Running, AwaitingConfig)), "Kill"),
-        // Its system runs, and has begun another agent.
+        // The guest's system runs, and has started another agent.
         (was_up(up()), Some(machine(Running, AwaitingConfig)), "Configure"),
         (was_up(stop()), Some(machine(Running, AwaitingConfig)), "Configure"),
         (was_up(stop()), Some(machine(Running, Configured)), "Shutdown"),
-        // What its guest has not written yet is written before it ends.
+        // Data that the guest has not written yet is written before the VM ends.
         (stop(), Some(machine(Paused, Ready)), "Resume"),
         (stop(), Some(machine(Stalled(Bytes(0)), Ready)), "Wait DiskFull"),
         (stop(), Some(machine(Stalled(limits::DISK_ROOM_MIN), Ready)), "Resume"),
@@ -202,7 +202,7 @@ fn every_machine_state_has_its_next_step() {
         (stop(), Some(exited(false)), "Record ProgramExited"),
         (stop(), Some(machine(Dead, Ready)), "Release"),
         (stop(), None, "Converged"),
-        // A machine of an earlier run makes room for the wanted one.
+        // A machine of an earlier run is removed before the wanted run starts.
         (instance(Power::Running, 2, 1), Some(machine(Shutdown, Ready)), "Kill"),
         (instance(Power::Running, 2, 1), Some(machine(Dead, Ready)), "Release"),
     ];
@@ -229,7 +229,8 @@ fn every_step_to_standby_and_back_has_its_next_one() {
         object.status.state = State::Standby;
         object
     };
-    // Its program was not seen running yet: paused before that, it would be resumed for ever.
+    // The program was not observed running yet: if the VM were paused before that, it would be resumed for
+    // ever.
     let fresh = || {
         let mut object = down();
         (object.status.started_at, object.status.started_launch) = (None, None);
@@ -257,14 +258,14 @@ fn every_step_to_standby_and_back_has_its_next_one() {
         (back(), Some(machine(Dead, Ready)), saved(1), "Release"),
         (down(), None, saved(1), "Converged"),
         (down(), None, loose(), "DiscardMemory"),
-        // A VMM that died before its memory was saved: booted, and saved then.
+        // The VMM died before its memory was saved: the instance boots, and is saved then.
         (down(), None, None, "Launch"),
         (back(), None, saved(1), "Restore"),
         (back(), Some(machine(Created, Silent)), saved(1), "Kill"),
         (back(), Some(machine(Paused, Silent)), saved(1), "DiscardMemory"),
         (back(), Some(machine(Paused, Silent)), None, "Resume"),
         (back(), Some(machine(Running, Ready)), loose(), "DiscardMemory"),
-        // Nothing of an earlier standby is ever gone on from.
+        // A VM never continues from the memory of an earlier standby.
         (of(Power::Running, StandbyNo(2)), None, saved(1), "DiscardMemory"),
         (of(Power::Standby, StandbyNo(2)), Some(machine(Paused, Ready)), saved(1), "DiscardMemory"),
         (back(), Some(machine(Running, Ready)), saved(1), "DiscardMemory"),

@@ -1,8 +1,8 @@
-//! A host in the small: whatever is there, each desired state is reached and stays.
+//! A small model of a host: from every situation, each desired state is reached and kept.
 
 use super::*;
 
-/// A model of the port: what a machine does when an action is taken, and by itself.
+/// A model of the port: the effects of actions on a machine, and the machine's own progress.
 #[derive(Debug, Clone)]
 struct Model {
     object: Object<Instance>,
@@ -42,7 +42,7 @@ impl Model {
         }
     }
 
-    /// The guest gets on by itself.
+    /// Advances the guest by one step of its own.
     fn live(&mut self) {
         let Some(machine) = &mut self.machine else { return };
         if machine.vmm != VmmState::Running {
@@ -63,8 +63,8 @@ impl Model {
         }
     }
 
-    /// One pass; only the first `steps` actions are taken, as if the daemon then died. Whether it
-    /// changed anything.
+    /// Runs a pass and takes only the first `steps` actions, as if the daemon died then. Returns true if the
+    /// pass changed anything.
     fn pass(&mut self, steps: usize) -> bool {
         let is_deleting = self.object.meta.is_deleting();
         let desired =
@@ -93,7 +93,7 @@ impl Model {
             let before = self.machine.clone();
             self.live();
             self.now = self.now.saturating_add(jiff::SignedDuration::from_secs(1)).expect("in range");
-            // What the guest did after the pass is for the next one to see.
+            // Progress that the guest made after the pass is observed by the next pass.
             let wants_more = before != self.machine
                 || self.machine.as_ref().is_some_and(|machine| {
                     machine.vmm != VmmState::Running || machine.guest.phase != GuestPhase::Ready
@@ -143,7 +143,7 @@ proptest! {
         object.spec.power_since = at(195);
         object.meta.deletion_requested_at = is_deleting.then(|| at(195));
         let mut model = Model { object, machine, has_records: true, now: at(200) };
-        // The daemon dies within a plan, and plans anew.
+        // The daemon dies within a plan and plans again.
         model.pass(cut);
         model.settle();
         let planned = model.pass(usize::MAX);
