@@ -52,8 +52,8 @@ impl Lines {
     pub(crate) fn new(name: &str, sink: impl Sink) -> io::Result<Self> {
         let (words, said) = sync_channel(WAITING_MAX);
         let left_out = Arc::<AtomicU64>::default();
-        let of_thread = left_out.clone();
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || take(&said, &of_thread, sink))?;
+        let for_thread = left_out.clone();
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || take(&said, &for_thread, sink))?;
         Ok(Self { words, left_out })
     }
 

@@ -81,29 +81,29 @@ impl Controllers {
     pub fn new<H: Host>(host: &H, settings: &Settings) -> (Self, Drifts) {
         let host = || host.clone();
         let store = || settings.store.clone();
-        let of_freed = store();
+        let for_freed_images = store();
         let image = runner(settings, 1, ImageReconciler { host: host(), store: store() })
-            .map(move |event| freed_image(&of_freed, event));
-        let of_snapshot = store();
+            .map(move |event| freed_image(&for_freed_images, event));
+        let for_snapshots = store();
         let disk = runner(settings, 2, DiskReconciler { host: host(), store: store() })
-            .map(move |event| disks_of_snapshot(&of_snapshot, event));
+            .map(move |event| disks_of_snapshot(&for_snapshots, event));
         let network = runner(settings, 3, NetworkReconciler { host: host(), store: store() });
-        let of_network = store();
+        let for_networks = store();
         let port = runner(settings, 4, PortReconciler { host: host(), store: store() })
-            .map(move |event| port::concerned(&of_network, event));
-        let of_image = store();
-        let of_origin = store();
-        let of_volumes = store();
+            .map(move |event| port::concerned(&for_networks, event));
+        let for_images = store();
+        let for_origins = store();
+        let for_volumes = store();
         let vm = runner(settings, 5, Vms { host: host(), store: store() })
-            .map(move |event| instances_of_image(&of_image, event))
-            .map(move |event| instances_of_snapshot(&of_origin, event))
-            .map(move |event| instances_of_volumes(&of_volumes, event));
-        let of_source = store();
+            .map(move |event| instances_of_image(&for_images, event))
+            .map(move |event| instances_of_snapshot(&for_origins, event))
+            .map(move |event| instances_of_volumes(&for_volumes, event));
+        let for_sources = store();
         let snapshot = SnapshotReconciler { host: host(), store: store(), pools: pools(settings) };
-        let snapshot = runner(settings, 6, snapshot).map(move |event| snapshots_of(&of_source, event));
-        let of_schedule = store();
+        let snapshot = runner(settings, 6, snapshot).map(move |event| snapshots_of(&for_sources, event));
+        let for_schedules = store();
         let schedule = runner(settings, 7, ScheduleReconciler { store: store() })
-            .map(move |event| schedules_of(&of_schedule, event));
+            .map(move |event| schedules_of(&for_schedules, event));
         let volume = runner(settings, 8, VolumeReconciler { store: store() });
         let ingress = runner(settings, 9, IngressReconciler { host: host() });
         let drifts = Drifts {

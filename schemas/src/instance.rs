@@ -36,8 +36,8 @@ impl Kind for Instance {
 
     fn references(object: &Object<Self>) -> Vec<Ref> {
         let (spec, status) = (&object.spec, &object.status);
-        let of_origin = spec.origin.as_ref().and_then(|origin| origin.image_digest.as_ref());
-        let content = status.image_digest.iter().chain(of_origin).map(Ref::to_content);
+        let origin_content = spec.origin.as_ref().and_then(|origin| origin.image_digest.as_ref());
+        let content = status.image_digest.iter().chain(origin_content).map(Ref::to_content);
         let awaited = object.awaits_memory().map(|origin| &origin.snapshot);
         let awaited = awaited.map(|snapshot| Ref::to::<Snapshot>(Role::AwaitsMemory, snapshot));
         let timeout = spec.auto_standby.as_ref().and_then(AutoStandbyPolicy::timeout);

@@ -74,8 +74,8 @@ pub(super) async fn delete(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
     let uid = lookup::named_to_change::<Ingress>(state.store(), &id?.0)?.meta.uid.clone();
-    let of_transaction = uid.clone();
-    state.store().transact(move |tx| admission::delete(tx, &of_transaction)).await?;
+    let moved = uid.clone();
+    state.store().transact(move |tx| admission::delete(tx, &moved)).await?;
     // Then nothing of it is served any more, and its host names are free.
     until::<Ingress>(&state, &uid, VERB_WAIT_MAX, |_| false).await;
     Ok(StatusCode::NO_CONTENT)

@@ -173,8 +173,8 @@ pub(super) async fn start(
     };
     let request = InstanceStart::read(body)?;
     let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
-    let of_verb = uid.clone();
-    let object = state.store().transact(move |tx| admission::start(tx, &of_verb, request)).await?;
+    let moved = uid.clone();
+    let object = state.store().transact(move |tx| admission::start(tx, &moved, request)).await?;
     let run = object.spec.run;
     // Over when it runs, when the run has ended again, or when another verb took its place.
     carried_out(&state, &bearer, &uid, |object| {
@@ -191,8 +191,8 @@ pub(super) async fn stop(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
     let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
-    let of_verb = uid.clone();
-    state.store().transact(move |tx| admission::stop(tx, &of_verb)).await?;
+    let moved = uid.clone();
+    state.store().transact(move |tx| admission::stop(tx, &moved)).await?;
     carried_out(&state, &bearer, &uid, |object| {
         object.status.state == Is::Stopped || object.spec.power == Power::Running
     })
@@ -207,8 +207,8 @@ pub(super) async fn standby(
 ) -> Result<Json<api::Instance>, ApiError> {
     let request = api::StandbyRequest::read(json(body)?)?;
     let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
-    let of_verb = uid.clone();
-    let object = state.store().transact(move |tx| admission::standby(tx, &of_verb, request)).await?;
+    let moved = uid.clone();
+    let object = state.store().transact(move |tx| admission::standby(tx, &moved, request)).await?;
     let run = object.spec.run;
     carried_out(&state, &bearer, &uid, |object| {
         object.status.state == Is::Standby
@@ -224,8 +224,8 @@ pub(super) async fn restore(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
     let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
-    let of_verb = uid.clone();
-    let object = state.store().transact(move |tx| admission::restore(tx, &of_verb)).await?;
+    let moved = uid.clone();
+    let object = state.store().transact(move |tx| admission::restore(tx, &moved)).await?;
     let (run, generation) = (object.spec.run, object.meta.generation);
     // The state of before is also Running when the standby had not begun: of this wish it must be.
     carried_out(&state, &bearer, &uid, |object| {
@@ -252,8 +252,8 @@ pub(super) async fn delete(
     };
     let object = lookup::instance_to_change(state.store(), &id?.0)?;
     let uid = object.meta.uid.clone();
-    let of_verb = uid.clone();
-    state.store().transact(move |tx| admission::delete(tx, &of_verb, !is_graceful)).await?;
+    let moved = uid.clone();
+    state.store().transact(move |tx| admission::delete(tx, &moved, !is_graceful)).await?;
     // The name is free already; the answer waits for the host to be clear, as long as it may.
     let (store, allocated) = (state.store(), &object.spec.allocated);
     // Disks over volumes, and copies of volumes that it was given as a fork.

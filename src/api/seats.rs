@@ -73,14 +73,14 @@ impl Seats {
     /// Asks an idle connection to make room; false when there is none.
     pub(super) fn make_room(&self) -> bool {
         let mut table = self.lock();
-        let mut of_client: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        let mut held_by_client: BTreeMap<IpAddr, usize> = BTreeMap::new();
         for sitter in table.seats.values().filter(|sitter| !sitter.is_leaving) {
-            *of_client.entry(sitter.client).or_default() += 1;
+            *held_by_client.entry(sitter.client).or_default() += 1;
         }
         let idle =
             table.seats.values_mut().filter(|sitter| !sitter.is_leaving && sitter.idle_since.is_some());
         let first = idle.min_by_key(|sitter| {
-            let connections = of_client.get(&sitter.client).copied().unwrap_or_default();
+            let connections = held_by_client.get(&sitter.client).copied().unwrap_or_default();
             (std::cmp::Reverse(connections), sitter.idle_since)
         });
         let Some(sitter) = first else { return false };

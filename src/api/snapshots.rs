@@ -104,11 +104,11 @@ pub(super) async fn list(
             None => None,
         };
     let (source, name) = (params.get("source_instance_id"), params.get("name"));
-    let of_source = source.map(|source| match source.parse() {
+    let source_filter = source.map(|source| match source.parse() {
         Ok(uid) => state.store().referring::<Snapshot>(&Ref::to::<Instance>(Role::Source, &uid)),
         Err(_) => Vec::new(),
     });
-    let objects = of_source.unwrap_or_else(|| state.store().list::<Snapshot>());
+    let objects = source_filter.unwrap_or_else(|| state.store().list::<Snapshot>());
     let offered = objects.iter().filter(|object| {
         let (spec, meta) = (&object.spec, &object.meta);
         // One that is half written, or was never taken, is not offered. Its owner has to learn of one that was
@@ -149,8 +149,8 @@ pub(super) async fn delete(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
     let uid = find(&state, &id?.0)?.meta.uid.clone();
-    let of_transaction = uid.clone();
-    state.store().transact(move |tx| admission::delete(tx, &of_transaction)).await?;
+    let moved = uid.clone();
+    state.store().transact(move |tx| admission::delete(tx, &moved)).await?;
     // Late, its files go all the same.
     until::<Snapshot>(&state, &uid, VERB_WAIT_MAX, |_| false).await;
     Ok(StatusCode::NO_CONTENT)
@@ -167,8 +167,8 @@ pub(super) async fn restore(
     let Path((id, snapshot)) = ids?;
     let uid = lookup::instance_to_change(state.store(), &id)?.meta.uid.clone();
     let snapshot = find(&state, &snapshot)?.meta.uid.clone();
-    let of_verb = uid.clone();
-    let object = state.store().transact(move |tx| forks::restore(tx, &of_verb, &snapshot, target)).await?;
+    let moved = uid.clone();
+    let object = state.store().transact(move |tx| forks::restore(tx, &moved, &snapshot, target)).await?;
     arrived(&state, &bearer, &object, VERB_WAIT_MAX).await
 }
 

@@ -123,8 +123,8 @@ fn look(directory: &Path, keys: &Keys, before: Option<Stamp>) -> anyhow::Result<
 pub async fn follow(directory: PathBuf, keys: Keys) {
     let mut seen = None;
     loop {
-        let (of_look, of_keys) = (directory.clone(), keys.clone());
-        let looked = tokio::task::spawn_blocking(move || look(&of_look, &of_keys, seen)).await;
+        let (for_poll, for_keys) = (directory.clone(), keys.clone());
+        let looked = tokio::task::spawn_blocking(move || look(&for_poll, &for_keys, seen)).await;
         seen = match looked {
             Ok(Ok(stamp)) => Some(stamp),
             Ok(Err(error)) => {

@@ -114,13 +114,13 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     };
     let capabilities = host.capabilities(&config);
     let backend = Host::backend(&host, &config, store.clone());
-    let of_monitors = store.clone();
+    let for_monitors = store.clone();
     let (controllers, drifts) = Controllers::new(&host.ports, &settings);
     // Set once, here.
     let _ = reports.0.set(drifts);
     let (stop_controllers, stopping) = watch::channel(false);
     let controllers = tokio::spawn(controllers.run(stopping));
-    host.monitor(&config, &reports, &of_monitors)?;
+    host.monitor(&config, &reports, &for_monitors)?;
 
     let keys = api::tokens::load(&config.data_dir).context("cannot read the token keys")?;
     tokio::spawn(api::tokens::follow(config.data_dir.clone(), keys.clone()));
@@ -225,17 +225,17 @@ impl Host {
         }
         let cgroups = Cgroups::probe(config.bridge.as_str());
         let has_cgroups = cgroups.is_enforced();
-        let of_images = reports.clone();
+        let for_images = reports.clone();
         let images = Oci::open(
             config.images(Target::of_guests(host_platform(), Accelerator::probe() == Accelerator::Kvm)),
-            move |owner| of_images.tell(|drifts| drifts.images.object(owner.clone())),
+            move |owner| for_images.tell(|drifts| drifts.images.object(owner.clone())),
         )
         .map_err(chained)?;
         let disk_dir = config.data_dir.join("disks");
         let disks =
             Ext4Files::new(disk_dir.clone(), config.data_dir.join("snapshots"), config.disk_reserve())
                 .map_err(chained)?;
-        let (rootfs, of_machines) = (images.clone(), reports.clone());
+        let (rootfs, for_machines) = (images.clone(), reports.clone());
         let watches = DirectoryWatches::default();
         let machines = Hypervisors::new(HypervisorsConfig {
             drivers,
@@ -250,7 +250,7 @@ impl Host {
             disk_reserve: config.disk_reserve(),
             noted: Arc::new(move |owner, text| journals.note(owner, text)),
             changed: Arc::new(move |owner| {
-                of_machines.tell(|drifts| {
+                for_machines.tell(|drifts| {
                     // An id names an instance or a snapshot; the other kind finds no such object.
                     drifts.instances.object(owner.clone());
                     drifts.snapshots.object(owner.clone());
@@ -260,18 +260,18 @@ impl Host {
         let scope =
             Scope::new(config.bridge.as_str()).context("the bridge's name cannot mark what is ours")?;
         let links = Netlink::new(scope).map_err(chained)?;
-        let (agents, of_probes) = (machines.clone(), reports.clone());
+        let (agents, for_probes) = (machines.clone(), reports.clone());
         let probes = Prober::new(ProbeConfig {
             open_stream: Box::new(move |owner, request| {
                 let (agents, owner) = (agents.clone(), owner.clone());
                 Box::pin(async move { agents.open_stream(&owner, request).await })
             }),
-            changed: Arc::new(move |owner| of_probes.tell(|drifts| drifts.instances.object(owner.clone()))),
+            changed: Arc::new(move |owner| for_probes.tell(|drifts| drifts.instances.object(owner.clone()))),
         })
         .map_err(chained)?;
-        let of_doors = reports.clone();
+        let for_doors = reports.clone();
         let doors = TapDoors::new(Arc::new(move |owner| {
-            of_doors.tell(|drifts| drifts.instances.object(owner.clone()));
+            for_doors.tell(|drifts| drifts.instances.object(owner.clone()));
         }));
         let listeners = listeners(config, reports, store);
         let (firewall, flows) = (Nft::new(), Conntrack::new());
@@ -298,18 +298,18 @@ impl Host {
         monitors::follow(self.ports.links.monitor().map_err(chained)?, reports.clone(), store.clone());
         monitors::follow(monitor_table(&config.table).map_err(chained)?, reports.clone(), store.clone());
         monitors::follow_flows(&self.ports.flows, reports.clone(), store.clone());
-        let of_disks = reports.clone();
+        let for_disks = reports.clone();
         watch_files::watch_deletions(config.data_dir.join("disks"), move |name| {
             let uid: Option<Uid> = name.and_then(|name| name.split('.').next()?.parse().ok());
-            of_disks.tell(|drifts| match uid {
+            for_disks.tell(|drifts| match uid {
                 Some(uid) => drifts.disks.object(uid),
                 None => drifts.disks.everything(),
             });
         })
         .map_err(chained)?;
-        let (of_images, store) = (reports.clone(), store.clone());
+        let (for_images, store) = (reports.clone(), store.clone());
         watch_files::watch_deletions(config.data_dir.join("images/rootfs"), move |name| {
-            of_images.tell(|drifts| match name.and_then(Oci::digest_of_rootfs) {
+            for_images.tell(|drifts| match name.and_then(Oci::digest_of_rootfs) {
                 Some(digest) => {
                     meaning(&store, &digest).into_iter().for_each(|uid| drifts.images.object(uid))
                 }

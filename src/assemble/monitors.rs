@@ -67,9 +67,9 @@ fn link_changed(drifts: &Drifts, store: &Store, uid: Uid) {
 
 /// Passes on where connections came and went, to the instances that may go to standby by it.
 pub(super) fn follow_flows(flows: &Conntrack, reports: Reports, store: Store) {
-    let of_monitor = store.clone();
+    let for_monitor = store.clone();
     let mut moves = flows.monitor(move || {
-        let counted = counted(&of_monitor);
+        let counted = counted(&for_monitor);
         let patience = counted.values().map(|(_, timeout)| *timeout).min();
         Interest { addresses: counted.into_keys().collect(), patience }
     });

@@ -292,8 +292,8 @@ async fn dump(memory: Memory, now: Timestamp) -> io::Result<Vec<Entry>> {
     socket.socket_mut().bind_auto()?;
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let of_both = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
-    let body = NetfilterMessage::new(of_both, ConntrackMessage::Get(Vec::new()));
+    let both_header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+    let body = NetfilterMessage::new(both_header, ConntrackMessage::Get(Vec::new()));
     let mut request = NetlinkMessage::new(header, NetlinkPayload::from(body));
     request.finalize();
     let mut bytes = vec![0; request.buffer_len()];

@@ -74,8 +74,8 @@ impl Journals {
     /// When there can be no more threads.
     pub fn new(logs: PathBuf) -> io::Result<Self> {
         let shared = Arc::new(Shared { logs, state: Mutex::default(), moved: Condvar::new() });
-        let of_thread = shared.clone();
-        std::thread::Builder::new().name("journal".to_owned()).spawn(move || of_thread.write_all())?;
+        let for_thread = shared.clone();
+        std::thread::Builder::new().name("journal".to_owned()).spawn(move || for_thread.write_all())?;
         Ok(Self(shared))
     }
 

@@ -171,14 +171,14 @@ impl Reader {
     fn successor(&self) -> io::Result<Option<(File, bool)>> {
         let Ok(newest) = File::open(&self.path) else { return Ok(None) };
         let Some(current) = &self.current else { return Ok(Some((newest, false))) };
-        let (own, of_newest) = (identity(current)?, identity(&newest)?);
-        if own == of_newest {
+        let (own, newest_identity) = (identity(current)?, identity(&newest)?);
+        if own == newest_identity {
             return Ok(None);
         }
         match File::open(older(&self.path)) {
             Ok(before) if identity(&before)? == own => Ok(Some((newest, false))),
             // Two rotations since: the one before the newest comes first.
-            Ok(before) if identity(&before)? != of_newest => Ok(Some((before, true))),
+            Ok(before) if identity(&before)? != newest_identity => Ok(Some((before, true))),
             _ => Ok(Some((newest, true))),
         }
     }
@@ -311,7 +311,7 @@ mod tests {
             LogLines::open(log.clone(), 1, Some(&DirectoryWatches::default())).await.expect("there");
         assert_eq!(lines.next().await.expect("read"), Some(vec!["before".to_owned()]));
         let read = Arc::new(AtomicUsize::new(0));
-        let of_writer = read.clone();
+        let for_writer = read.clone();
         let writer = tokio::task::spawn_blocking(move || {
             let mut file = File::options().append(true).open(&log).expect("there");
             for number in 0..2000 {
@@ -321,7 +321,7 @@ mod tests {
                 if number % 300 == 299 {
                     // A reader may fall behind by one file, not by two: it is in this one by now.
                     let deadline = Instant::now() + Duration::from_secs(30);
-                    while of_writer.load(Ordering::Relaxed) + 298 < number {
+                    while for_writer.load(Ordering::Relaxed) + 298 < number {
                         assert!(Instant::now() < deadline, "nobody reads");
                         std::thread::sleep(Duration::from_millis(1));
                     }

@@ -116,12 +116,12 @@ fn links_source(scope: Scope) -> io::Result<Source> {
     });
     let messages = messages.map(|(message, _)| Some(message.payload));
     let both = stream::select(drive, messages);
-    let of_links = both.map(move |payload| Some(heard_of_link(&scope, payload?)));
+    let link_events = both.map(move |payload| Some(heard_of_link(&scope, payload?)));
     // The crate does not know these messages.
-    let of_forwarding = datagrams(NETLINK_ROUTE, RTNLGRP_IPV4_NETCONF, |bytes| {
+    let forwarding_events = datagrams(NETLINK_ROUTE, RTNLGRP_IPV4_NETCONF, |bytes| {
         notices::is_forwarding_switched(bytes).then_some(Heard::Host).into_iter().collect()
     })?;
-    let all = stream::select(of_links, of_forwarding.map(Some).chain(broken()));
+    let all = stream::select(link_events, forwarding_events.map(Some).chain(broken()));
     Ok(all.take_while(|item| ready(item.is_some())).filter_map(ready).boxed())
 }
 

@@ -123,8 +123,8 @@ impl Nft {
         let (inet, bridge) = (inet?, bridge?);
         let is_there = inet.is_some() || bridge.is_some();
         let (mut tables, _) = parse(&inet.unwrap_or_default(), table)?;
-        let (of_bridge, ports) = parse(&bridge.unwrap_or_default(), table)?;
-        tables.extend(of_bridge);
+        let (bridge_part, ports) = parse(&bridge.unwrap_or_default(), table)?;
+        tables.extend(bridge_part);
         Ok(Listed { is_there, tables: Arc::new(tables), ports })
     }
 

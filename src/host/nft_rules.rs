@@ -127,9 +127,9 @@ fn inet_chains(inet: &mut Tables<'_>, rules: &FirewallRules) {
 /// What guests may reach on the host.
 fn inet_input(inet: &mut Tables<'_>, rules: &FirewallRules) {
     let from_guest = || is(meta(MetaKey::Iifname), text(rules.bridge.to_string()));
-    let of_tap = || is(meta(MetaKey::Iifgroup), group(rules));
+    let from_tap = || is(meta(MetaKey::Iifgroup), group(rules));
     inet.base("input", NfChainType::Filter, NfHook::Input, PRIORITY_FILTER);
-    inet.rule("input", vec![of_tap(), Step::Drop(None)]);
+    inet.rule("input", vec![from_tap(), Step::Drop(None)]);
     inet.rule("input", vec![from_guest(), state(&["invalid"]), Step::Drop(None)]);
     inet.rule("input", vec![from_guest(), state(&["established", "related"]), Step::Accept(None)]);
     let gateway = text(rules.subnet.address.to_string());
@@ -154,14 +154,14 @@ fn inet_input(inet: &mut Tables<'_>, rules: &FirewallRules) {
 fn inet_forward(inet: &mut Tables<'_>, rules: &FirewallRules) {
     let from_guest = || is(meta(MetaKey::Iifname), text(rules.bridge.to_string()));
     let to_guest = || is(meta(MetaKey::Oifname), text(rules.bridge.to_string()));
-    let of_tap = || is(meta(MetaKey::Iifgroup), group(rules));
+    let from_tap = || is(meta(MetaKey::Iifgroup), group(rules));
     inet.base("forward", NfChainType::Filter, NfHook::Forward, PRIORITY_FILTER);
     if rules.is_for_guests_only {
         let not_bridges = |key| compare(Operator::NEQ, meta(key), Expression::Number(BRIDGES));
         let is_others = vec![not_bridges(MetaKey::Iifgroup), not_bridges(MetaKey::Oifgroup)];
         inet.rule("forward", [is_others, vec![Step::Drop(None)]].concat());
     }
-    inet.rule("forward", vec![of_tap(), Step::Drop(None)]);
+    inet.rule("forward", vec![from_tap(), Step::Drop(None)]);
     inet.rule("forward", vec![from_guest(), to_guest(), Step::Drop(None)]);
     inet.rule("forward", vec![from_guest(), is(meta(MetaKey::Nfproto), text("ipv6")), Step::Drop(None)]);
     let is_forged = compare(Operator::NEQ, ip("saddr"), prefix(rules.subnet));
@@ -186,7 +186,7 @@ fn inet_forward(inet: &mut Tables<'_>, rules: &FirewallRules) {
 }
 
 fn bridge_chains(bridge: &mut Tables<'_>, rules: &FirewallRules) {
-    let of_tap = || is(meta(MetaKey::Iifgroup), group(rules));
+    let from_tap = || is(meta(MetaKey::Iifgroup), group(rules));
     let to_tap = || is(meta(MetaKey::Oifgroup), group(rules));
     let iifname = || meta(MetaKey::Iifname);
     let may_send = |sender: Text, address: Text| {
@@ -217,16 +217,16 @@ fn bridge_chains(bridge: &mut Tables<'_>, rules: &FirewallRules) {
 
     bridge.base("prerouting", NfChainType::Filter, NfHook::Prerouting, PRIORITY_BRIDGE_FIRST);
     let jump = Step::Jump(JumpTarget { target: GUESTS.into() });
-    bridge.rule("prerouting", vec![of_tap(), jump]);
+    bridge.rule("prerouting", vec![from_tap(), jump]);
 
     bridge.base("input", NfChainType::Filter, NfHook::Input, PRIORITY_BRIDGE_FILTER);
     // The bridge hands such frames to the TAP's own IP stack without the prerouting hook.
     let (mask, link_local) = (text("ff:ff:ff:ff:ff:f0"), text("01:80:c2:00:00:00"));
     let masked = Expression::BinaryOperation(Box::new(BinaryOperation::AND(field("ether", "daddr"), mask)));
-    bridge.rule("input", vec![of_tap(), is(masked, link_local), Step::Drop(None)]);
+    bridge.rule("input", vec![from_tap(), is(masked, link_local), Step::Drop(None)]);
 
     bridge.base("forward", NfChainType::Filter, NfHook::Forward, PRIORITY_BRIDGE_FILTER);
-    bridge.rule("forward", vec![of_tap(), Step::Drop(None)]);
+    bridge.rule("forward", vec![from_tap(), Step::Drop(None)]);
     bridge.rule("forward", vec![to_tap(), Step::Drop(None)]);
 }
 

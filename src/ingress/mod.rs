@@ -194,11 +194,11 @@ impl HttpListeners {
             clients: clients.clone(),
             shares: shares.clone(),
         };
-        let (of_task, changed) = (served.clone(), config.changed.clone());
+        let (for_task, changed) = (served.clone(), config.changed.clone());
         let task = tokio::spawn(async move {
             server::serve(listener, Arc::new(proxy)).await;
-            of_task.is_lost.store(true, Ordering::Release);
-            of_task.owners().iter().for_each(|owner| changed(owner));
+            for_task.is_lost.store(true, Ordering::Release);
+            for_task.owners().iter().for_each(|owner| changed(owner));
         });
         Ok(Open { served, task })
     }

@@ -86,15 +86,15 @@ mod tests {
     #[test]
     fn nobody_has_more_than_a_share_and_all_together_no_more_than_there_is() {
         let places = Places::default();
-        let of_client = held(&places, |number| (uid(number), uid(number), client(1)));
-        assert_eq!(of_client.len(), INGRESS_EXCHANGES_PER_CLIENT_MAX);
-        drop(of_client);
-        let of_target = held(&places, |number| (uid(0), uid(number), client(number)));
-        assert_eq!(of_target.len(), INGRESS_EXCHANGES_PER_TARGET_MAX);
-        drop(of_target);
-        let of_owner = held(&places, |number| (uid(number), uid(0), client(number)));
-        assert_eq!(of_owner.len(), INGRESS_EXCHANGES_PER_OWNER_MAX);
-        drop(of_owner);
+        let client_held = held(&places, |number| (uid(number), uid(number), client(1)));
+        assert_eq!(client_held.len(), INGRESS_EXCHANGES_PER_CLIENT_MAX);
+        drop(client_held);
+        let target_held = held(&places, |number| (uid(0), uid(number), client(number)));
+        assert_eq!(target_held.len(), INGRESS_EXCHANGES_PER_TARGET_MAX);
+        drop(target_held);
+        let owner_held = held(&places, |number| (uid(number), uid(0), client(number)));
+        assert_eq!(owner_held.len(), INGRESS_EXCHANGES_PER_OWNER_MAX);
+        drop(owner_held);
         let all = held(&places, |number| (uid(number), uid(number), client(number)));
         assert_eq!(all.len(), INGRESS_EXCHANGES_MAX);
         assert!(places.is_taken(&uid(1)));

@@ -44,13 +44,13 @@ fn reach(word: &str, _: u16) -> Reach {
 
 fn listeners() -> (HttpListeners, Arc<AtomicUsize>) {
     let lost = Arc::new(AtomicUsize::new(0));
-    let of_changed = lost.clone();
+    let for_changed = lost.clone();
     let listeners = HttpListeners::new(IngressConfig {
         address: Ipv4Addr::LOCALHOST.into(),
         api_port: 1,
         reach: Arc::new(reach),
         changed: Arc::new(move |_| {
-            of_changed.fetch_add(1, Ordering::SeqCst);
+            for_changed.fetch_add(1, Ordering::SeqCst);
         }),
     });
     (listeners, lost)
@@ -369,10 +369,10 @@ async fn a_port_is_shared_by_owners_and_is_not_had_when_somebody_else_has_it() {
     listeners.open(&uid('a'), port, &rules).await.expect("open");
     listeners.open(&uid('a'), port, &rules).await.expect("again is as good");
     assert!(listeners.is_free(port).await.expect("looked at"), "it is ours");
-    let of_other = [rule("b.test", port, 9, false)];
-    listeners.open(&uid('b'), port, &of_other).await.expect("shared");
+    let other_rules = [rule("b.test", port, 9, false)];
+    listeners.open(&uid('b'), port, &other_rules).await.expect("shared");
     let seen = listeners.inspect(&uid('b')).await.expect("looked at");
-    assert_eq!(seen, BTreeMap::from([(port, of_other.to_vec())]));
+    assert_eq!(seen, BTreeMap::from([(port, other_rules.to_vec())]));
     assert_eq!(lost.load(Ordering::SeqCst), 0);
 }
 

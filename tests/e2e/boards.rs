@@ -128,11 +128,11 @@ fn a_disk_goes_from_one_board_to_the_other_and_a_memory_does_not() {
         is_on(&site, "box", "qemu").await;
         shell(&site, "box", "echo precious >/kept; echo dear >/data/kept; sync").await;
         verb(&site, "box", "stop").await;
-        let of_disk = post(&site, "/instances/box/snapshots", json!({ "kind": "Stopped" })).await;
-        assert_eq!(of_disk["source_hypervisor"], "qemu");
-        let of_disk = of_disk["id"].as_str().expect("an id").to_owned();
-        let fork = format!("/snapshots/{of_disk}/fork");
-        let in_place = format!("/instances/box/snapshots/{of_disk}/restore");
+        let disk_snapshot = post(&site, "/instances/box/snapshots", json!({ "kind": "Stopped" })).await;
+        assert_eq!(disk_snapshot["source_hypervisor"], "qemu");
+        let disk_snapshot = disk_snapshot["id"].as_str().expect("an id").to_owned();
+        let fork = format!("/snapshots/{disk_snapshot}/fork");
+        let in_place = format!("/instances/box/snapshots/{disk_snapshot}/restore");
         for path in [&fork, &in_place] {
             for (word, code, says) in [
                 ("firecracker", "not_supported", "target_hypervisor firecracker"),
@@ -144,18 +144,18 @@ fn a_disk_goes_from_one_board_to_the_other_and_a_memory_does_not() {
 
         let as_other = json!({ "target_hypervisor": "qemu-microvm", "target_state": "Running" });
         let target = "--target-hypervisor qemu-microvm --target-state Running";
-        site.cli(&format!("snapshot fork {of_disk} --name fork {target}"));
+        site.cli(&format!("snapshot fork {disk_snapshot} --name fork {target}"));
         is_on(&site, "fork", "qemu-microvm").await;
         assert_eq!(shell(&site, "fork", "cat /kept /data/kept").await, "precious\ndear");
         // What is of a memory stays where it was taken.
-        let of_memory = post(&site, "/instances/fork/snapshots", json!({ "kind": "Standby" })).await;
-        assert_eq!(of_memory["source_hypervisor"], "qemu-microvm");
-        let of_memory = of_memory["id"].as_str().expect("an id").to_owned();
+        let memory_snapshot = post(&site, "/instances/fork/snapshots", json!({ "kind": "Standby" })).await;
+        assert_eq!(memory_snapshot["source_hypervisor"], "qemu-microvm");
+        let memory_snapshot = memory_snapshot["id"].as_str().expect("an id").to_owned();
         verb(&site, "fork", "standby").await;
         let says = "target_hypervisor must be qemu-microvm";
         let other = json!({ "name": "x", "target_hypervisor": "qemu" });
-        refused(&site, &format!("/snapshots/{of_memory}/fork"), other, "invalid_request", says).await;
-        let back = format!("/instances/fork/snapshots/{of_memory}/restore");
+        refused(&site, &format!("/snapshots/{memory_snapshot}/fork"), other, "invalid_request", says).await;
+        let back = format!("/instances/fork/snapshots/{memory_snapshot}/restore");
         refused(&site, &back, json!({ "target_hypervisor": "qemu" }), "invalid_request", says).await;
         post(&site, &back, json!({ "target_hypervisor": "qemu-microvm" })).await;
         is_on(&site, "fork", "qemu-microvm").await;

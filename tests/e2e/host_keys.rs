@@ -78,7 +78,7 @@ async fn made(site: &Site, path: &str, body: Value) -> Value {
 async fn boots_with_its_own(site: &Site, seen: &[BTreeMap<String, String>]) {
     let cold = made(site, "/instances/box/fork", json!({ "name": "cold" })).await;
     assert_eq!(cold["state"], "Stopped", "{cold:#}");
-    let mut of_cold = BTreeMap::new();
+    let mut cold_keys = BTreeMap::new();
     for round in 0..2 {
         let started = site.request(Method::POST, "/instances/cold/start", None).await;
         assert_eq!(started.status, StatusCode::OK, "{started:?}");
@@ -91,8 +91,8 @@ async fn boots_with_its_own(site: &Site, seen: &[BTreeMap<String, String>]) {
             );
         }
         // And has them from then on.
-        assert!(round == 0 || keys == of_cold);
-        of_cold = keys;
+        assert!(round == 0 || keys == cold_keys);
+        cold_keys = keys;
         let stopped = site.request(Method::POST, "/instances/cold/stop", None).await;
         assert_eq!(stopped.status, StatusCode::OK, "{stopped:?}");
     }
@@ -106,11 +106,11 @@ fn every_fork_has_host_keys_of_its_own_and_whoever_stays_himself_keeps_his() {
         let body = json!({ "size": "128MB", "cmd": ["sleep", "100000"] });
         site.create("box", &image(NAME), body).await;
         site.until_state("box", "Running").await;
-        let of_source = keys(&site, "box").await;
+        let source_keys = keys(&site, "box").await;
         let snapshot = made(&site, "/instances/box/snapshots", json!({ "kind": "Standby" })).await;
         made(&site, "/instances/box/fork", json!({ "name": "one", "from_running": true })).await;
         made(&site, "/instances/one/fork", json!({ "name": "two", "from_running": true })).await;
-        let mut seen = vec![of_source.clone()];
+        let mut seen = vec![source_keys.clone()];
         for fork in ["one", "two"] {
             site.until_state(fork, "Running").await;
             let keys = keys(&site, fork).await;
@@ -119,7 +119,7 @@ fn every_fork_has_host_keys_of_its_own_and_whoever_stays_himself_keeps_his() {
             }
             seen.push(keys);
         }
-        assert_eq!(keys(&site, "box").await, of_source, "the source's are its own");
+        assert_eq!(keys(&site, "box").await, source_keys, "the source's are its own");
         // Back in an earlier moment of its own, it is still whom its clients know.
         let stopped = site.request(Method::POST, "/instances/box/stop", None).await;
         assert_eq!(stopped.status, StatusCode::OK, "{stopped:?}");
@@ -127,7 +127,7 @@ fn every_fork_has_host_keys_of_its_own_and_whoever_stays_himself_keeps_his() {
         let path = format!("/instances/box/snapshots/{}/restore", snapshot["id"].as_str().expect("an id"));
         let restored = site.request(Method::POST, &path, None).await;
         assert_eq!((restored.status, &restored.body["state"]), (StatusCode::OK, &json!("Running")));
-        assert_eq!(keys(&site, "box").await, of_source, "an instance that goes back keeps its keys");
+        assert_eq!(keys(&site, "box").await, source_keys, "an instance that goes back keeps its keys");
         settles(&mut site, "host keys").await;
     });
 }

@@ -60,9 +60,9 @@ async fn is_known_right(site: &Site, name: &str) {
         place.starts_with(&format!("{mac} dev {tap} ")) && places.next().is_none(),
         "{name}: {forwarded}"
     );
-    let of_bridge = std::fs::read_to_string(format!("/sys/class/net/{}/address", bridge())).expect("read");
-    let of_guest = shell(site, name, &format!("grep '^{GATEWAY} ' /proc/net/arp")).await;
-    assert!(of_guest.contains(of_bridge.trim()), "{name}: {of_guest}, and the gateway has {of_bridge}");
+    let bridge_mac = std::fs::read_to_string(format!("/sys/class/net/{}/address", bridge())).expect("read");
+    let guest_arp = shell(site, name, &format!("grep '^{GATEWAY} ' /proc/net/arp")).await;
+    assert!(guest_arp.contains(bridge_mac.trim()), "{name}: {guest_arp}, and the gateway has {bridge_mac}");
     assert_eq!(shell(site, name, "cat /sys/class/net/eth0/address").await, mac);
 }
 

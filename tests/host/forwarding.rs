@@ -42,8 +42,8 @@ fn packets_of_others_pass_only_where_the_host_is_a_router_and_those_of_guests_al
         let (from, to) = (Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(203, 0, 113, 1));
         let from_mac = Mac([2, 0, 0, 0, 0, 1]);
         let mut passes = |text: &str, guest: &mut Guest| {
-            let of_stranger = Frame { from_mac, to_mac: mac_of("left"), from, ..guest.datagram(to, text) };
-            left.send(&of_stranger.bytes());
+            let foreign_frame = Frame { from_mac, to_mac: mac_of("left"), from, ..guest.datagram(to, text) };
+            left.send(&foreign_frame.bytes());
             let marker = format!("{text}: of a guest");
             guest.send(&guest.datagram(to, &marker));
             comes_out(&mut right, text, &marker)
@@ -56,10 +56,10 @@ fn packets_of_others_pass_only_where_the_host_is_a_router_and_those_of_guests_al
         shell("ip link set left group 0");
         assert!(!passes("again of a stranger", &mut guest));
         shell("echo 1 > /proc/sys/net/ipv4/ip_forward");
-        let of_router = FirewallRules { is_for_guests_only: false, ..rules() };
-        let seen = network.firewall.inspect(&of_router).await.expect("read").expect("there");
+        let router_rules = FirewallRules { is_for_guests_only: false, ..rules() };
+        let seen = network.firewall.inspect(&router_rules).await.expect("read").expect("there");
         assert!(!seen.is_intact, "the reconciler sees that its rules are those of a host that is no router");
-        network.firewall.replace(&of_router).await.expect("replaced");
+        network.firewall.replace(&router_rules).await.expect("replaced");
         assert!(passes("while the host is a router", &mut guest));
     });
 }

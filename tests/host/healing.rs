@@ -77,7 +77,7 @@ impl Daemon {
             Arc::new(NoBoundary),
             RunnerConfig::seeded(1),
         );
-        let of_store = store.clone();
+        let for_ports = store.clone();
         let ports = Runner::new(
             PortReconciler { host: host.clone(), store: store.clone() },
             store.clone(),
@@ -85,7 +85,7 @@ impl Daemon {
             Arc::new(NoBoundary),
             RunnerConfig::seeded(2),
         )
-        .map(move |event| port::concerned(&of_store, event));
+        .map(move |event| port::concerned(&for_ports, event));
         for monitor in [links.monitor(), monitor_table(TABLE)] {
             let monitor = monitor.expect("monitors open");
             tokio::spawn(report(monitor, store.clone(), networks.drift(), ports.drift()));

@@ -135,10 +135,10 @@ async fn a_pull_that_was_cut_goes_on_where_it_stopped_in_the_next_daemon() {
     assert_eq!(failed.kind, HostErrorKind::Transient, "{}", failed.chain());
     let (small, large) = (&image.layers[0], &image.layers[1]);
     let partials = std::fs::read_dir(images.join("partials")).expect("there").flatten();
-    let of_large = partials
+    let large_partials = partials
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(&large["sha256:".len()..]))
         .map(|entry| entry.metadata().expect("there").len());
-    let had = of_large.max().expect("what came is kept");
+    let had = large_partials.max().expect("what came is kept");
     assert!(had > 0 && had <= 1 << 20, "{had} bytes are kept");
     assert_eq!(proxy.take_seen(large).len(), 1);
     // The layers come side by side: the small one may have been asked for, and even be whole.

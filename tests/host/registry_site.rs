@@ -206,9 +206,10 @@ impl Proxy {
     /// Requests for a digest since the last call: their `Range` headers.
     pub(crate) fn take_seen(&self, digest: &str) -> Vec<Option<String>> {
         let mut seen = self.seen.lock().expect("no panic holds it");
-        let (of_it, others): (Vec<_>, Vec<_>) = seen.drain(..).partition(|(path, _)| path.contains(digest));
+        let (matching, others): (Vec<_>, Vec<_>) =
+            seen.drain(..).partition(|(path, _)| path.contains(digest));
         *seen = others;
-        of_it.into_iter().map(|(_, range)| range).collect()
+        matching.into_iter().map(|(_, range)| range).collect()
     }
 }
 

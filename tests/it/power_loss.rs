@@ -35,9 +35,8 @@ async fn storm(open: &Open, name: &str) {
         let Ok(uid) = create(&open.store, &format!("{name}-{n}")).await else { return };
         acknowledge(&format!("ACK {uid}"));
         let Some(uid) = older.replace(uid).filter(|_| n % 3 == 0) else { continue };
-        let of_transaction = uid.clone();
-        let gone =
-            open.store.transact(move |tx| tx.request_deletion::<Disk>(&of_transaction).map(drop)).await;
+        let moved = uid.clone();
+        let gone = open.store.transact(move |tx| tx.request_deletion::<Disk>(&moved).map(drop)).await;
         if gone.is_err() {
             return;
         }
@@ -107,9 +106,8 @@ async fn a_loss_of_power_in_a_storm_of_writes_loses_nothing_that_was_acknowledge
         assert!(open.store.unreadable().is_empty(), "round {round}");
         // Without a reconciler nothing ever goes, and after some hundred rounds the store would be full.
         for uid in there {
-            let of_transaction = uid.clone();
-            let asked =
-                open.store.transact(move |tx| tx.request_deletion::<Disk>(&of_transaction).map(drop)).await;
+            let moved = uid.clone();
+            let asked = open.store.transact(move |tx| tx.request_deletion::<Disk>(&moved).map(drop)).await;
             asked.expect("stored");
             open.store.remove_finalizer::<Disk>(&uid).await.expect("stored");
         }

@@ -172,7 +172,7 @@ impl Server {
         let (controllers, drifts) = Controllers::new(&world, &settings);
         let (shutdown, stopping) = watch::channel(false);
         tasks.spawn(controllers.run(stopping));
-        let of_server = world.clone();
+        let for_server = world.clone();
         tasks.spawn(async move {
             let mut changes = world.changes();
             loop {
@@ -215,7 +215,7 @@ impl Server {
             kv,
             http,
             host: backend,
-            world: of_server,
+            world: for_server,
             directory,
             routes,
             _tasks: tasks,

@@ -296,12 +296,12 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_recovers() {
         assert_eq!(uids(&open.store), acknowledged, "reads go on");
         // What makes room, and what tells of the need, is taken all the same, hundreds of times.
         for (turn, uid) in (1..).zip(acknowledged.iter().cycle().take(300)) {
-            let (of_update, of_deletion) = (uid.clone(), uid.clone());
+            let (updated, deleted) = (uid.clone(), uid.clone());
             let size = move |spec: &mut DiskSpec| spec.size = Bytes((2 << 20) + turn);
-            let updated = open.store.transact(move |tx| tx.update_spec::<Disk>(&of_update, None, size));
+            let updated = open.store.transact(move |tx| tx.update_spec::<Disk>(&updated, None, size));
             let deleting = matches!(updated.await, Err(TransactError::Refused(TxError::Deleting { .. })));
             let deleted =
-                open.store.transact(move |tx| tx.request_deletion::<Disk>(&of_deletion).map(drop)).await;
+                open.store.transact(move |tx| tx.request_deletion::<Disk>(&deleted).map(drop)).await;
             deleted.unwrap_or_else(|error| panic!("round {round}, turn {turn}: {error}"));
             let is_first_round_of_all = turn <= 20 && round == 0;
             assert!(!(is_first_round_of_all && deleting), "turn {turn} found it deleted");

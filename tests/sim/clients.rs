@@ -115,8 +115,8 @@ impl Scene {
         let counts = || {
             let (host, store) = (self.world.snapshot(), &self.daemon.store);
             let records = (store.list::<Instance>().len(), store.list::<Snapshot>().len());
-            let of_host = (host.machines.len(), host.disks.len(), host.links.len(), host.snapshots.len());
-            (records, of_host)
+            let host_counts = (host.machines.len(), host.disks.len(), host.links.len(), host.snapshots.len());
+            (records, host_counts)
         };
         // The bridge is a link too.
         let expected = ((instances, snapshots), (instances, instances, instances + 1, snapshots));

@@ -69,7 +69,7 @@ async fn plays() {
     put(&daemon.store, &uid, 3).await;
     // Somebody's own: no schedule ever deletes it.
     sleep(MINUTE / 2).await;
-    let (of_hand, name) = (uid.clone(), Name::resource("mine").ok());
+    let (moved, name) = (uid.clone(), Name::resource("mine").ok());
     let purpose = SnapshotPurpose::Kept;
     let wish = snapshots::Wish {
         kind: SnapshotKind::Standby,
@@ -80,7 +80,7 @@ async fn plays() {
         pool: 0,
         schedule: None,
     };
-    daemon.store.transact(move |tx| snapshots::create(tx, &of_hand, wish)).await.expect("asked for");
+    daemon.store.transact(move |tx| snapshots::create(tx, &moved, wish)).await.expect("asked for");
 
     // A crash in every minute, at another second of it.
     let mut all = BTreeSet::new();
@@ -118,8 +118,8 @@ async fn plays() {
     put(store, &uid, 1).await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(runs(store).len(), 1);
-    let of_stop = uid.clone();
-    store.transact(move |tx| admission::stop(tx, &of_stop)).await.expect("asked for");
+    let moved = uid.clone();
+    store.transact(move |tx| admission::stop(tx, &moved)).await.expect("asked for");
     sleep(2 * MINUTE).await;
     let kinds = |store: &Store| {
         let snapshots = store.list::<Snapshot>();
@@ -131,8 +131,8 @@ async fn plays() {
     assert_eq!(checks::settled(&Records::of(store), &world.snapshot(), Timestamp::MAX), Vec::<String>::new());
 
     // With its instance the schedule goes; the snapshots stay.
-    let of_deletion = uid.clone();
-    store.transact(move |tx| admission::delete(tx, &of_deletion, false)).await.expect("asked for");
+    let moved = uid.clone();
+    store.transact(move |tx| admission::delete(tx, &moved, false)).await.expect("asked for");
     sleep(3 * MINUTE).await;
     assert!(store.list::<SnapshotSchedule>().is_empty());
     assert_eq!((runs(store).len(), kinds(store).len()), (1, 2));

@@ -124,19 +124,19 @@ async fn goes_back(seed: u64) -> Result<(), String> {
     let before = disk_of(&play);
     // It writes on, and is put back, by way of standby or of its end.
     if kind == SnapshotKind::Standby && play.rng.chance(500) {
-        let of_tx = writer.clone();
+        let moved = writer.clone();
         let request = StandbyRequest { compression: CompressionAsked::Unsaid, delay: None };
-        play.ask(move |tx| instances::standby(tx, &of_tx, request)).await?;
+        play.ask(move |tx| instances::standby(tx, &moved, request)).await?;
         play.until_state(&writer, State::Standby).await?;
     } else if kind == SnapshotKind::Standby {
         play.stop_now(&writer).await?;
     }
     play.by_chance().await;
-    let of_tx = (writer.clone(), snapshot.clone());
+    let moved = (writer.clone(), snapshot.clone());
     // Disks go on anywhere.
     let hypervisor = (kind == SnapshotKind::Stopped).then_some(Hypervisor::QemuMicrovm);
     let target = forks::Target { power: Some(Power::Running), hypervisor };
-    play.ask(move |tx| forks::restore(tx, &of_tx.0, &of_tx.1, target)).await?;
+    play.ask(move |tx| forks::restore(tx, &moved.0, &moved.1, target)).await?;
     play.by_chance().await;
     play.until_state(&writer, State::Running).await?;
     if disk_of(&play) == before {
@@ -144,9 +144,9 @@ async fn goes_back(seed: u64) -> Result<(), String> {
     }
 
     // A fork writes to a volume of its own, and reads what all read.
-    let of_tx = snapshot.clone();
+    let moved = snapshot.clone();
     let name = Name::resource("fork").expect("valid");
-    let forked = play.ask(move |tx| forks::fork_snapshot(tx, &of_tx, name.clone(), target, "st")).await?;
+    let forked = play.ask(move |tx| forks::fork_snapshot(tx, &moved, name.clone(), target, "st")).await?;
     play.by_chance().await;
     play.until_state(&forked.instance.meta.uid, State::Running).await?;
     let source = play.daemon.store.get::<Instance>(&writer).ok_or("it is gone")?;
@@ -208,8 +208,8 @@ impl Play {
     }
 
     async fn stop_now(&mut self, uid: &Uid) -> Result<(), String> {
-        let of_tx = uid.clone();
-        self.ask(move |tx| instances::stop(tx, &of_tx)).await?;
+        let moved = uid.clone();
+        self.ask(move |tx| instances::stop(tx, &moved)).await?;
         self.until_state(uid, State::Stopped).await
     }
 
@@ -223,7 +223,7 @@ impl Play {
     }
 
     async fn try_snapshot_of(&mut self, uid: &Uid, kind: SnapshotKind) -> Result<Option<Uid>, String> {
-        let of_tx = uid.clone();
+        let moved = uid.clone();
         let wish = snapshots::Wish {
             kind,
             name: None,
@@ -233,7 +233,7 @@ impl Play {
             pool: 0,
             schedule: None,
         };
-        let taken = self.ask(move |tx| snapshots::create(tx, &of_tx, wish.clone())).await?;
+        let taken = self.ask(move |tx| snapshots::create(tx, &moved, wish.clone())).await?;
         let uid = taken.meta.uid.clone();
         self.by_chance().await;
         for _ in 0..600 {

@@ -64,8 +64,8 @@ pub(crate) fn settled(broken: &mut Broken, records: &Records, host: &HostSnapsho
             if !wanted.contains(&(*port, owner.clone())) {
                 broken.push(format!("port {port} is open for {owner}, which does not want it"));
             }
-            let of_owner = records.ingresses.iter().find(|ingress| ingress.meta.uid == *owner);
-            let is_stored = |rule| of_owner.is_some_and(|ingress| ingress.spec.rules.contains(rule));
+            let owned_ingress = records.ingresses.iter().find(|ingress| ingress.meta.uid == *owner);
+            let is_stored = |rule| owned_ingress.is_some_and(|ingress| ingress.spec.rules.contains(rule));
             for rule in rules.iter().filter(|rule| rule.port != *port || !is_stored(rule)) {
                 broken.push(format!("{} is served at port {port} for {owner}: no such rule", rule.hostname));
             }

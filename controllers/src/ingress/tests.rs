@@ -133,8 +133,8 @@ struct Host {
 
 impl Host {
     fn seen(&self, owner: &Uid, wanted: &[IngressRule]) -> Observed {
-        let of_owner = self.open.iter().filter(|((_, one), _)| one == owner);
-        let served: BTreeMap<_, _> = of_owner.map(|((port, _), rules)| (*port, rules.clone())).collect();
+        let owned = self.open.iter().filter(|((_, one), _)| one == owner);
+        let served: BTreeMap<_, _> = owned.map(|((port, _), rules)| (*port, rules.clone())).collect();
         let taken = wanted.iter().map(|rule| rule.port);
         let taken = taken.filter(|port| self.taken.contains(port) && !served.contains_key(port)).collect();
         Observed { owner: owner.clone(), served, taken }
@@ -314,7 +314,7 @@ async fn an_instance_is_reached_in_the_states_in_which_a_connection_can_be_made(
         ignore_destination_ports: vec![22],
         ..AutoStandbyPolicy::default()
     };
-    let of_gateway = AutoStandbyPolicy {
+    let gateway_policy = AutoStandbyPolicy {
         ignore_source_cidrs: vec!["10.9.0.0/24".parse().expect("valid")],
         ..policy(true, true)
     };
@@ -330,7 +330,7 @@ async fn an_instance_is_reached_in_the_states_in_which_a_connection_can_be_made(
         (State::Standby, Kept, Some(policy(true, true)), 22, false),
         (State::Standby, Kept, Some(policy(true, false)), 80, false),
         (State::Standby, Kept, Some(policy(false, true)), 80, false),
-        (State::Standby, Kept, Some(of_gateway), 80, false),
+        (State::Standby, Kept, Some(gateway_policy), 80, false),
     ] {
         let case = format!("{state:?} {power:?} {policy:?} {port}");
         let (store, instance) = store_with(state, power, policy).await;
@@ -347,8 +347,8 @@ async fn an_instance_is_reached_in_the_states_in_which_a_connection_can_be_made(
         }
     }
     let (store, instance) = store_with(State::Running, Up, None).await;
-    let of_transaction = instance.clone();
-    let deleted = store.transact(move |tx| tx.request_deletion::<Instance>(&of_transaction)).await;
+    let moved = instance.clone();
+    let deleted = store.transact(move |tx| tx.request_deletion::<Instance>(&moved)).await;
     deleted.expect("asked for");
     assert_eq!(reach(&store, "web", 80), Reach::Unknown);
     assert_eq!(reach(&store, instance.as_str(), 80), Reach::Unknown);
@@ -394,8 +394,8 @@ async fn a_host_name_belongs_to_one_ingress_at_a_port_until_it_is_gone() {
     // A refused request has claimed nothing.
     let by_id = format!("c.test:80={instance}");
     asked(&store, "two", &[&by_id, "a.test:82"]).await.expect("free");
-    let of_transaction = first.clone();
-    store.transact(move |tx| admission::delete(tx, &of_transaction)).await.expect("asked for");
+    let moved = first.clone();
+    store.transact(move |tx| admission::delete(tx, &moved)).await.expect("asked for");
     assert_eq!(refused("three", &["a.test:80"]).await, name(0), "it is still served");
     store.remove_finalizer::<Ingress>(&first).await.expect("gone");
     asked(&store, "three", &["a.test:80"]).await.expect("free again");

@@ -54,8 +54,8 @@ pub struct TakePlan {
 
 impl ScheduleReconciler {
     async fn take(&self, plan: &TakePlan) -> Result<(), HostError> {
-        let of_transaction = plan.clone();
-        let taken = self.store.transact(move |tx| admission::take(tx, &of_transaction)).await;
+        let moved = plan.clone();
+        let taken = self.store.transact(move |tx| admission::take(tx, &moved)).await;
         taken.map_err(|error| {
             let kind = match &error {
                 TransactError::Refused(NotTaken { kind, .. }) => *kind,
@@ -70,8 +70,8 @@ impl ScheduleReconciler {
     }
 
     async fn prune(&self, snapshot: &Uid) -> Result<(), HostError> {
-        let of_transaction = snapshot.clone();
-        let pruned = self.store.transact(move |tx| admission::prune(tx, &of_transaction)).await;
+        let moved = snapshot.clone();
+        let pruned = self.store.transact(move |tx| admission::prune(tx, &moved)).await;
         pruned.map_err(|error| {
             let failed = HostError::new(HostErrorKind::Transient, "delete the snapshot", snapshot.as_str());
             failed.because(error.to_string())

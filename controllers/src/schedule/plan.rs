@@ -68,8 +68,8 @@ pub(super) fn last_due(
 ) -> Option<Timestamp> {
     let recorded = object.status.last_due;
     let all = seen.taken.iter().map(|taken| taken.due).chain(recorded);
-    let of_this_clock = all.filter(|&due| object.spec.is_of_this_clock(due, now)).max();
-    of_this_clock.or(recorded)
+    let credible = all.filter(|&due| object.spec.is_of_this_clock(due, now)).max();
+    credible.or(recorded)
 }
 
 /// Returns the snapshots that should not be kept, oldest first: all that failed, the oldest beyond the

@@ -39,13 +39,13 @@ impl Links for World {
 
     async fn routes(&self) -> Result<Routes, HostError> {
         self.verb("list", "routes", |state| {
-            let of_links = state.links.values().filter(|link| link.is_up).flat_map(|link| {
+            let link_routes = state.links.values().filter(|link| link.is_up).flat_map(|link| {
                 let name = link.name.clone();
                 link.addresses
                     .iter()
                     .map(move |address| Route { destination: address.subnet(), link: Some(name.clone()) })
             });
-            let routes = state.routes.iter().cloned().chain(of_links).collect();
+            let routes = state.routes.iter().cloned().chain(link_routes).collect();
             Ok(Routes { routes, uplink_mtu: None })
         })
         .await

@@ -420,8 +420,8 @@ impl Machines for World {
         let now = self.time();
         self.verb("adopt memory", plan.owner.as_str(), |state| {
             let refuse = |kind| HostError::new(kind, "adopt memory", plan.owner.as_str());
-            let of_snapshot = state.captured_vmm(&plan.snapshot).cloned();
-            let mut vmm = of_snapshot.ok_or_else(|| refuse(HostErrorKind::Missing))?;
+            let captured = state.captured_vmm(&plan.snapshot).cloned();
+            let mut vmm = captured.ok_or_else(|| refuse(HostErrorKind::Missing))?;
             let disks = plan.disks();
             if disks.len() != vmm.disks.len() {
                 return Err(refuse(HostErrorKind::Permanent));

@@ -66,8 +66,8 @@ pub enum Action {
 
 impl<H> SnapshotReconciler<H> {
     async fn expire(&self, uid: &Uid) -> Result<(), HostError> {
-        let of_transaction = uid.clone();
-        let expired = self.store.transact(move |tx| admission::delete(tx, &of_transaction)).await;
+        let moved = uid.clone();
+        let expired = self.store.transact(move |tx| admission::delete(tx, &moved)).await;
         expired.map(drop).map_err(|error| {
             let failed = HostError::new(HostErrorKind::Transient, "delete the spent snapshot", uid.as_str());
             failed.because(error.to_string())
@@ -80,8 +80,8 @@ impl<H> SnapshotReconciler<H> {
         let failed = |why: String| {
             HostError::new(HostErrorKind::Transient, "tend the pool of", uid.as_str()).because(why)
         };
-        let (Pools(tend), of_transaction) = (self.pools.clone(), uid.clone());
-        let tended = self.store.transact(move |tx| tend(tx, &of_transaction)).await;
+        let (Pools(tend), moved) = (self.pools.clone(), uid.clone());
+        let tended = self.store.transact(move |tx| tend(tx, &moved)).await;
         tended.map_err(|error| failed(error.to_string()))
     }
 }

@@ -141,14 +141,14 @@ fn every_state_has_its_next_step() {
 #[test]
 fn a_machine_of_another_run_is_one_that_its_own_reconciler_is_changing() {
     let kept = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
-    let of_run = |run, vmm| Machine { run, ..example_machine(vmm, GuestPhase::Ready) };
+    let run_machine = |run, vmm| Machine { run, ..example_machine(vmm, GuestPhase::Ready) };
     let table = [
         (1, 0, None, Source::Moving),
-        (1, 0, Some(of_run(RunNo(0), VmmState::Dead)), Source::Moving),
-        (1, 0, Some(of_run(RunNo(1), VmmState::Dead)), Source::Moving),
-        (1, 0, Some(of_run(RunNo(1), VmmState::Running)), Source::Capturable),
-        (1, 0, Some(of_run(RunNo(2), VmmState::Running)), Source::Moving),
-        (1, 1, Some(of_run(RunNo(1), VmmState::Running)), Source::Gone),
+        (1, 0, Some(run_machine(RunNo(0), VmmState::Dead)), Source::Moving),
+        (1, 0, Some(run_machine(RunNo(1), VmmState::Dead)), Source::Moving),
+        (1, 0, Some(run_machine(RunNo(1), VmmState::Running)), Source::Capturable),
+        (1, 0, Some(run_machine(RunNo(2), VmmState::Running)), Source::Moving),
+        (1, 1, Some(run_machine(RunNo(1), VmmState::Running)), Source::Gone),
     ];
     for (run, ended_run, machine, expected) in table {
         let instance = example(Power::Running, run, ended_run);

@@ -212,9 +212,9 @@ impl Stage {
     }
 
     fn unreadable_in(&self, state: &State, uid: &Uid, kind: Option<&str>) -> bool {
-        let of_uid =
+        let uid_entries =
             state.unreadable.range((uid.clone(), String::new())..).take_while(|((at, _), _)| at == uid);
-        of_uid
+        uid_entries
             .filter(|(at, _)| !self.forgotten.contains(*at))
             .any(|((_, of), _)| kind.is_none_or(|kind| kind == of))
     }

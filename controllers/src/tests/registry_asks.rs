@@ -163,8 +163,8 @@ impl World {
         let config = RunnerConfig::seeded(1);
         let runner = Runner::new(reconciler, store.clone(), clock, Arc::new(NoBoundary), config);
         let drift = runner.drift();
-        let of_freed = store.clone();
-        let runner = runner.map(move |event| freed_image(&of_freed, event));
+        let for_freed_images = store.clone();
+        let runner = runner.map(move |event| freed_image(&for_freed_images, event));
         tokio::spawn(runner.run(std::future::pending()));
         Self { store, registry, drift }
     }

@@ -150,13 +150,12 @@ fn ask(tx: &mut Tx<'_>, uid: &Uid, snapshot: &Uid, asked: Asked) -> Result<(), (
 
 /// Creates a disk of the instance and a ready snapshot of it.
 async fn snapshot_of(store: &Store, source: &Uid) -> Uid {
-    let of_transaction = source.clone();
+    let moved = source.clone();
     let create = move |tx: &mut Tx<'_>| {
         let disk = tx.next_uid();
-        let instance =
-            tx.update_spec::<Instance>(&of_transaction, None, |spec| spec.allocated.disk = disk.clone())?;
+        let instance = tx.update_spec::<Instance>(&moved, None, |spec| spec.allocated.disk = disk.clone())?;
         let spec = SnapshotSpec {
-            source: of_transaction,
+            source: moved,
             source_name: instance.meta.name.clone(),
             kind: SnapshotKind::Standby,
             name: None,
@@ -169,9 +168,9 @@ async fn snapshot_of(store: &Store, source: &Uid) -> Uid {
             volume_disks: Vec::new(),
         };
         let size = instance.spec.overlay;
-        let of_disk = DiskSpec { size, purpose: DiskPurpose::RootOverlay, source: None, source_disk: None };
+        let disk_spec = DiskSpec { size, purpose: DiskPurpose::RootOverlay, source: None, source_disk: None };
         let name = Name::from(&disk);
-        tx.create::<Disk>(New { uid: Some(disk), name, tags: Tags::new(), owner: None, spec: of_disk })?;
+        tx.create::<Disk>(New { uid: Some(disk), name, tags: Tags::new(), owner: None, spec: disk_spec })?;
         let (uid, tags) = (tx.next_uid(), Tags::new());
         tx.create::<Snapshot>(New { name: Name::from(&uid), uid: Some(uid), tags, owner: None, spec })
     };

@@ -71,7 +71,7 @@ pub fn fork(tx: &mut Tx<'_>, source: &Uid, wish: ForkWish, tap_prefix: &str) -> 
         }
     };
     let purpose = SnapshotPurpose::Fork;
-    let of_fork = snapshots::Wish {
+    let fork_snapshot = snapshots::Wish {
         kind,
         name: None,
         tags: Tags::new(),
@@ -80,7 +80,7 @@ pub fn fork(tx: &mut Tx<'_>, source: &Uid, wish: ForkWish, tap_prefix: &str) -> 
         pool: 0,
         schedule: None,
     };
-    let snapshot = snapshots::create(tx, source, of_fork)?;
+    let snapshot = snapshots::create(tx, source, fork_snapshot)?;
     let tags = object.meta.tags.clone();
     let target = Target { power: Some(wish.target.unwrap_or(target)), hypervisor: None };
     let goal = goal(&snapshot, target)?;
@@ -148,8 +148,8 @@ pub fn tend(tx: &mut Tx<'_>, snapshot: &Uid, tap_prefix: &str) -> Result<(), Ref
     } else if members.len() < desired {
         let uid = tx.next_uid();
         let name = Name::from(&uid);
-        let of_pool = OwnerRef { kind: Snapshot::NAME.to_owned(), uid: snapshot.meta.uid.clone() };
-        let place = Place { uid, name, tags: Tags::new(), owner: Some(of_pool) };
+        let pool_owner = OwnerRef { kind: Snapshot::NAME.to_owned(), uid: snapshot.meta.uid.clone() };
+        let place = Place { uid, name, tags: Tags::new(), owner: Some(pool_owner) };
         let goal = Goal { power: Power::Warm, hypervisor: snapshot.spec.instance.hypervisor };
         begin_at(tx, &snapshot, place, goal, tap_prefix)?;
     }
@@ -386,11 +386,11 @@ mod tests {
     async fn a_member_of_a_pool_that_is_of_no_use_is_deleted_and_one_that_was_taken_meanwhile_is_not() {
         let (store, uid) = in_standby().await;
         for (power, is_deleted) in [(Power::Running, false), (Power::Warm, true)] {
-            let of_tx = uid.clone();
+            let moved = uid.clone();
             let expired = store.transact(move |tx| {
                 let change = |spec: &mut InstanceSpec| (spec.power, spec.expires_at) = (power, None);
-                tx.update_spec::<Instance>(&of_tx, None, change)?;
-                Ok::<_, crate::store::TxError>(super::super::admission::expire(tx, &of_tx).is_ok())
+                tx.update_spec::<Instance>(&moved, None, change)?;
+                Ok::<_, crate::store::TxError>(super::super::admission::expire(tx, &moved).is_ok())
             });
             assert!(expired.await.expect("stored"), "{power:?}");
             let object = store.get::<Instance>(&uid).expect("it goes when its host things are gone");
@@ -474,15 +474,15 @@ mod tests {
     async fn a_restore_in_place_changes_disk_run_and_hypervisor_at_once_and_a_refused_one_nothing() {
         for (kind, is_refused) in [(SnapshotKind::Stopped, false), (SnapshotKind::Standby, true)] {
             let (store, uid) = in_standby().await;
-            let of_tx = uid.clone();
-            let staged = store.transact(move |tx| stage_restore(tx, &of_tx, kind)).await.expect("staged");
+            let moved = uid.clone();
+            let staged = store.transact(move |tx| stage_restore(tx, &moved, kind)).await.expect("staged");
             let snapshot = staged.meta.uid.clone();
             let status = SnapshotStatus { phase: SnapshotPhase::Ready, ..SnapshotStatus::default() };
             store.write_status::<Snapshot>(&snapshot, status).await.expect("written");
             let before = store.get::<Instance>(&uid).expect("there");
             let target = Target { power: None, hypervisor: Some(Hypervisor::Firecracker) };
-            let of_tx = uid.clone();
-            let restored = store.transact(move |tx| restore(tx, &of_tx, &snapshot, target)).await;
+            let moved = uid.clone();
+            let restored = store.transact(move |tx| restore(tx, &moved, &snapshot, target)).await;
             let after = store.get::<Instance>(&uid).expect("there");
             assert_eq!(restored.is_err(), is_refused, "{restored:?}");
             if is_refused {

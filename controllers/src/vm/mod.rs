@@ -125,8 +125,8 @@ impl<H> Vms<H> {
         uid: &Uid,
         change: impl FnOnce(&mut Tx<'_>, &Uid) -> Result<(), admission::Refused> + Send + 'static,
     ) -> Result<(), HostError> {
-        let of_transaction = uid.clone();
-        let changed = self.store.transact(move |tx| change(tx, &of_transaction)).await;
+        let moved = uid.clone();
+        let changed = self.store.transact(move |tx| change(tx, &moved)).await;
         changed.map_err(|error| {
             HostError::new(HostErrorKind::Transient, operation, uid.as_str()).because(error.to_string())
         })

@@ -210,9 +210,9 @@ fn image(image: Option<&Object<Image>>, pull: u64) -> (Option<Digest>, Option<(R
 /// Returns the configured MTU, else the uplink's if it is below that of Ethernet. Packets that fit the
 /// guest's card but not the uplink are lost where a router drops the ICMP messages that report it.
 fn mtu(network: &Object<Network>) -> Option<u16> {
-    let of_uplink = network.status.uplink_mtu.filter(|mtu| *mtu < ETHERNET_MTU);
-    let of_uplink = of_uplink.and_then(|mtu| u16::try_from(mtu).ok()).map(|mtu| mtu.max(MTU_MIN));
-    network.spec.mtu.or(of_uplink)
+    let small_uplink = network.status.uplink_mtu.filter(|mtu| *mtu < ETHERNET_MTU);
+    let small_uplink = small_uplink.and_then(|mtu| u16::try_from(mtu).ok()).map(|mtu| mtu.max(MTU_MIN));
+    network.spec.mtu.or(small_uplink)
 }
 
 /// Explains why content on disk is not used yet: the registry's present answer is not known.

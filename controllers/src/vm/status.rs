@@ -90,8 +90,8 @@ fn tell_headers(
 /// Pins the content once, when the image is first observed ready.
 fn pin_image(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed) {
     if status.image_digest.is_none() {
-        let of_origin = object.spec.origin.as_ref().and_then(|origin| origin.image_digest.clone());
-        status.image_digest = of_origin.or_else(|| seen.parts.image_ready.clone());
+        let origin_digest = object.spec.origin.as_ref().and_then(|origin| origin.image_digest.clone());
+        status.image_digest = origin_digest.or_else(|| seen.parts.image_ready.clone());
     }
 }
 

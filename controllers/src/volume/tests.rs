@@ -47,9 +47,9 @@ async fn a_writer_is_alone_and_readers_are_among_themselves() {
         (Access::ReadOnly, false, true),
     ] {
         let (store, volume) = with_volume().await;
-        let of_tx = (volume.clone(), theirs.clone());
+        let moved = (volume.clone(), theirs.clone());
         let checked = store.transact(move |tx| {
-            let (volume, theirs) = of_tx;
+            let (volume, theirs) = moved;
             let other = mount_in(tx, "other", &volume, theirs);
             let object = tx.get::<Volume>(&volume).expect("there");
             let me = tx.next_uid();
@@ -67,18 +67,18 @@ async fn a_writer_is_alone_and_readers_are_among_themselves() {
 #[tokio::test(start_paused = true)]
 async fn a_volume_goes_when_nobody_has_it_and_its_disk_goes_with_it() {
     let (store, volume) = with_volume().await;
-    let of_tx = volume.clone();
+    let moved = volume.clone();
     let refused = store.transact(move |tx| {
-        let other = mount_in(tx, "other", &of_tx, Access::ReadOnly);
+        let other = mount_in(tx, "other", &moved, Access::ReadOnly);
         tx.request_deletion::<Instance>(&other).expect("there");
-        delete(tx, &of_tx)
+        delete(tx, &moved)
     });
     // The refused transaction stored nothing.
     assert!(refused.await.is_err());
     assert!(store.list::<Instance>().is_empty());
     let disk = store.get::<Volume>(&volume).expect("there").spec.disk.clone();
-    let of_tx = volume.clone();
-    store.transact(move |tx| delete(tx, &of_tx)).await.expect("deleted");
+    let moved = volume.clone();
+    store.transact(move |tx| delete(tx, &moved)).await.expect("deleted");
     store.remove_finalizer::<Volume>(&volume).await.expect("stored");
     assert!(store.get::<Volume>(&volume).is_none());
     assert!(store.get::<Disk>(&disk).is_none_or(|disk| disk.meta.is_deleting()));

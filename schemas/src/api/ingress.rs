@@ -80,10 +80,10 @@ impl IngressWish {
 }
 
 fn rule(mut fields: Fields, errors: &mut FieldErrors) -> Option<Rule> {
-    let matched = required(&mut fields, "match", errors).and_then(|mut of_match| {
-        let hostname: Option<Hostname> = parsed(&mut of_match, "hostname", errors);
-        let port = port(&mut of_match, errors).unwrap_or(PORT_DEFAULT);
-        of_match.finish(errors);
+    let matched = required(&mut fields, "match", errors).and_then(|mut match_fields| {
+        let hostname: Option<Hostname> = parsed(&mut match_fields, "hostname", errors);
+        let port = port(&mut match_fields, errors).unwrap_or(PORT_DEFAULT);
+        match_fields.finish(errors);
         Some((hostname?, port))
     });
     let target = required(&mut fields, "target", errors).and_then(|mut target| {

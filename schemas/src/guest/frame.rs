@@ -460,8 +460,8 @@ mod tests {
         assert_eq!(frame.message::<ToGuest>(), Some(attach));
         assert_eq!(frame.message::<FromGuest>(), None);
         assert_eq!(Frame { stream: 1, ..frame }.message::<ToGuest>(), None);
-        let of_earlier_release = r#"{"protocol":1,"nonce":0,"token":null,"phase":"ready","exit":null}"#;
-        let state: FromGuest = serde_json::from_str(of_earlier_release).expect("understood");
+        let earlier_release = r#"{"protocol":1,"nonce":0,"token":null,"phase":"ready","exit":null}"#;
+        let state: FromGuest = serde_json::from_str(earlier_release).expect("understood");
         assert_eq!(state.window, UNTOLD_WINDOW_BYTES);
     }
 }

@@ -38,8 +38,8 @@ impl Children {
     /// Starts the thread that reaps.
     pub(crate) fn start() -> io::Result<Self> {
         let children = Self::default();
-        let of_thread = children.clone();
-        std::thread::Builder::new().name("reaper".to_owned()).spawn(move || of_thread.reap())?;
+        let for_thread = children.clone();
+        std::thread::Builder::new().name("reaper".to_owned()).spawn(move || for_thread.reap())?;
         Ok(children)
     }
 

@@ -112,10 +112,10 @@ impl Control {
             assuming: Mutex::default(),
         };
         let control = Self(Arc::new(shared));
-        let of_thread = control.clone();
+        let for_thread = control.clone();
         std::thread::Builder::new()
             .name("control".to_owned())
-            .spawn(move || of_thread.serve(port, &received, Unsent { bytes: unsent, sent: 0 }))
+            .spawn(move || for_thread.serve(port, &received, Unsent { bytes: unsent, sent: 0 }))
             .map_err(|error| BootError::new("control port", error))?;
         Ok(control)
     }
@@ -365,12 +365,12 @@ impl Control {
 
     /// In a thread of its own: keys take a while to make.
     fn begin_to_assume(&self, new_token: Token, seed: Seed, assumed: Assumed) {
-        let of_thread = self.clone();
+        let for_thread = self.clone();
         let begun = std::thread::Builder::new().name("assume".to_owned()).spawn(move || {
             // A daemon that comes meanwhile asks again; keys are not made anew under the first one's hands.
-            let turn = of_thread.0.assuming.lock().unwrap_or_else(PoisonError::into_inner);
+            let turn = for_thread.0.assuming.lock().unwrap_or_else(PoisonError::into_inner);
             let (old, children) = {
-                let state = of_thread.lock();
+                let state = for_thread.lock();
                 if state.incarnation.as_ref() == Some(&assumed.incarnation) {
                     return;
                 }
@@ -380,7 +380,7 @@ impl Control {
                 (Some(old), Some(children)) => assume::assume(old, &assumed, &seed, &children),
                 _ => Err(BootError::new("assume", "no program runs")),
             };
-            of_thread.has_assumed(new_token, assumed, done);
+            for_thread.has_assumed(new_token, assumed, done);
             drop(turn);
         });
         if let Err(error) = begun {

@@ -48,9 +48,9 @@ fn set_machine_id_below(root: &Path, id: &str) -> io::Result<()> {
     check(id)?;
     replace(&below(root, MACHINE_ID), id)?;
     // A link to the other one, as Debian has it now, says the same already.
-    let of_dbus = below(root, MACHINE_ID_OF_DBUS);
-    if fs::symlink_metadata(&of_dbus).is_ok_and(|meta| meta.is_file()) {
-        replace(&of_dbus, id)?;
+    let dbus_id = below(root, MACHINE_ID_OF_DBUS);
+    if fs::symlink_metadata(&dbus_id).is_ok_and(|meta| meta.is_file()) {
+        replace(&dbus_id, id)?;
     }
     Ok(())
 }

@@ -91,11 +91,11 @@ mod tests {
             assert!(ids(word).is_err(), "{word}");
         }
         assert_eq!(ids("4294967294:7").map(|(uid, gid, ..)| (uid, gid)), Ok((4_294_967_294, 7)));
-        let of_image = |line: &str| resolve("app", &format!("{line}\n"), "app:x:4294967295:app\n");
+        let resolved_in_image = |line: &str| resolve("app", &format!("{line}\n"), "app:x:4294967295:app\n");
         for line in ["app:x:4294967295:1:::", "app:x:1:4294967295:::", "app:x:1:x:::", "app:x:x:1:::"] {
-            assert!(of_image(line).is_err(), "{line}");
+            assert!(resolved_in_image(line).is_err(), "{line}");
         }
-        assert_eq!(of_image("app:x:5:6:::").map(|user| (user.uid, user.groups)), Ok((5, vec![6])));
+        assert_eq!(resolved_in_image("app:x:5:6:::").map(|user| (user.uid, user.groups)), Ok((5, vec![6])));
     }
 
     #[test]

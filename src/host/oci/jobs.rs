@@ -233,10 +233,10 @@ impl Jobs {
         let take = async |share: Arc<Semaphore>| share.acquire_owned().await.ok();
         match &key.source {
             Some(source) => {
-                let of_registry =
+                let registry_jobs =
                     take(inner.registries.share((client.clone(), source.registry.clone()))).await;
                 let own = take(inner.fetchers.share(client)).await;
-                Permits { _own: own, _of_registry: of_registry, _global: take(inner.fetches.clone()).await }
+                Permits { _own: own, _of_registry: registry_jobs, _global: take(inner.fetches.clone()).await }
             }
             None => {
                 let own = take(inner.builders.share(client)).await;

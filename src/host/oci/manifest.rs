@@ -347,12 +347,12 @@ mod tests {
         let layers = json!({ "diff_ids": [digest('d')] });
         read(&json!({ "rootfs": layers }), kind, None).expect("without architecture and system");
         read(&json!({ "architecture": "amd64", "os": "linux", "rootfs": layers }), kind, None).expect("full");
-        let of_env = |bytes: usize| {
+        let with_env = |bytes: usize| {
             let config = json!({ "Env": [format!("A={}", "x".repeat(bytes))] });
             read(&json!({ "config": config, "rootfs": layers }), kind, None)
         };
-        of_env(RUN_BYTES_MAX / 2).expect("a guest can be told that");
-        assert!(of_env(RUN_BYTES_MAX).expect_err("it cannot").message.contains("256 KiB"));
+        with_env(RUN_BYTES_MAX / 2).expect("a guest can be told that");
+        assert!(with_env(RUN_BYTES_MAX).expect_err("it cannot").message.contains("256 KiB"));
         for config in [
             json!({ "architecture": "s390x", "rootfs": layers }),
             json!({ "os": "windows", "rootfs": layers }),

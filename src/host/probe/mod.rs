@@ -136,9 +136,9 @@ impl Probes for Prober {
             return Err(HostError::new(HostErrorKind::Conflict, "begin the probe of", plan.owner.as_str()));
         }
         let seen = Arc::new(Mutex::new(ProbeSeen { of: plan.of, tally: plan.tally.clone() }));
-        let (shared, of_task, plan) = (self.0.clone(), seen.clone(), plan.clone());
+        let (shared, for_task, plan) = (self.0.clone(), seen.clone(), plan.clone());
         let owner = plan.owner.clone();
-        let task = tokio::spawn(async move { shared.ask_again_and_again(&plan, &of_task).await });
+        let task = tokio::spawn(async move { shared.ask_again_and_again(&plan, &for_task).await });
         self.0.lock().insert(owner, Asking { seen, task });
         Ok(())
     }

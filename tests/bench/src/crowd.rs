@@ -318,10 +318,10 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
     if !path.contains("/manifests/") {
         return blob(&mut stream, path, kind).await;
     }
-    let of_manifest = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.manifest.v1+json\r\n";
+    let manifest_head = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.manifest.v1+json\r\n";
     match kind {
-        "slow" => drip(&mut stream, format!("{of_manifest}Content-Length: 1000\r\n\r\n{{")).await,
-        "endless" => endless(&mut stream, format!("{of_manifest}\r\n")).await,
+        "slow" => drip(&mut stream, format!("{manifest_head}Content-Length: 1000\r\n\r\n{{")).await,
+        "endless" => endless(&mut stream, format!("{manifest_head}\r\n")).await,
         _ => {
             let layer = kind.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
             // Each image has a layer of its own.
@@ -335,7 +335,7 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
                 CONFIG.len()
             );
             let answer =
-                format!("{of_manifest}Connection: close\r\nContent-Length: {}\r\n\r\n{text}", text.len());
+                format!("{manifest_head}Connection: close\r\nContent-Length: {}\r\n\r\n{text}", text.len());
             stream.write_all(answer.as_bytes()).await
         }
     }

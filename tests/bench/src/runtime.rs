@@ -143,10 +143,10 @@ async fn theirs() -> f64 {
     writer.apply_watcher_event(&Event::InitDone);
     let count = Arc::new(Count::default());
     let (send, queue) = mpsc::unbounded();
-    let of_pass = count.clone();
+    let for_pass = count.clone();
     let applied = applier(
         move |_: Arc<ConfigMap>, _: Arc<()>| {
-            of_pass.pass();
+            for_pass.pass();
             std::future::ready(Ok::<Action, Infallible>(Action::await_change()))
         },
         |_, _, _| Action::await_change(),

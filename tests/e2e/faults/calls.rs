@@ -238,7 +238,7 @@ fn name(name: &str) -> String {
     if name.len() == 12 && name.starts_with(crate::site::TAP_PREFIX) {
         return "TAP".to_owned();
     }
-    let of_part = |part: &str| {
+    let in_part = |part: &str| {
         let is = |of: fn(&u8) -> bool| part.as_bytes().iter().all(of);
         match part.len() {
             24 if is(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit()) => "UID".to_owned(),
@@ -252,7 +252,7 @@ fn name(name: &str) -> String {
     let mut out = String::new();
     for part in name.split_inclusive(['.', '-', ':', '_']) {
         let end = part.len() - usize::from(part.ends_with(['.', '-', ':', '_']));
-        out.push_str(&of_part(&part[..end]));
+        out.push_str(&in_part(&part[..end]));
         out.push_str(&part[end..]);
     }
     out

@@ -120,10 +120,10 @@ fn check_disk(kv: &MemoryKv) {
     let part = |key: &String, at: usize| key.split('/').nth(at).expect("a part").to_owned();
     let objects: BTreeSet<_> = keys.iter().filter(|k| k.starts_with("o/")).map(|k| part(k, 2)).collect();
     for space in ["n/", "c/"] {
-        let of_space: Vec<_> = keys.iter().filter(|key| key.starts_with(space)).collect();
-        let unique: BTreeSet<_> = of_space.iter().map(|key| (part(key, 1), part(key, 3))).collect();
-        assert_eq!(unique.len(), of_space.len(), "a name or claim has one owner: {keys:?}");
-        assert!(of_space.iter().all(|key| objects.contains(&part(key, 2))), "owners exist: {keys:?}");
+        let in_space: Vec<_> = keys.iter().filter(|key| key.starts_with(space)).collect();
+        let unique: BTreeSet<_> = in_space.iter().map(|key| (part(key, 1), part(key, 3))).collect();
+        assert_eq!(unique.len(), in_space.len(), "a name or claim has one owner: {keys:?}");
+        assert!(in_space.iter().all(|key| objects.contains(&part(key, 2))), "owners exist: {keys:?}");
     }
 }
 

@@ -154,31 +154,31 @@ mod tests {
     #[test]
     fn a_member_of_a_pool_comes_as_far_as_its_name_in_advance() {
         use VmmState::{Dead, Paused, Running};
-        let of_source = || heard(Running, "the source-0");
+        let source_guest = || heard(Running, "the source-0");
         let told = {
-            let mut machine = of_source();
+            let mut machine = source_guest();
             machine.guest.identity_told = Some(incarnation(&fork(Power::Warm)));
             machine
         };
         let unnamed = |vmm| heard(vmm, &incarnation(&fork(Power::Warm)));
         let mut held = fork(Power::Warm);
         (held.status.prepared_launch, held.status.state) = (Some(LaunchId(1)), State::Paused);
-        let mut of_another_launch = fork(Power::Warm);
-        of_another_launch.status.prepared_launch = Some(LaunchId(2));
+        let mut another_launch = fork(Power::Warm);
+        another_launch.status.prepared_launch = Some(LaunchId(2));
         let (member, taken) = (fork(Power::Warm), fork(Power::Running));
         let mut named = heard(Running, &incarnation(&taken));
         named.guest.identity_told = Some(incarnation(&taken));
         for (object, machine, memory, expected) in [
             (&member, Some(machine(Paused, Silent)), Some(Memory::Loose), "Resume"),
             (&member, Some(machine(Paused, Silent)), None, "Resume"),
-            (&member, Some(of_source()), None, "Assume"),
+            (&member, Some(source_guest()), None, "Assume"),
             (&member, Some(told), None, "Wait WaitingForGuest"),
             (&member, Some(unnamed(Running)), None, "Pause"),
             (&member, Some(unnamed(Paused)), None, "Converged"),
             // The guest has not reported to this daemon: the record of the last daemon counts, if it is of
             // this very launch.
             (&held, Some(machine(Paused, Silent)), None, "Converged"),
-            (&of_another_launch, Some(machine(Paused, Silent)), None, "Resume"),
+            (&another_launch, Some(machine(Paused, Silent)), None, "Resume"),
             // A pooled instance never boots: the memory that it began with is used up.
             (&held, Some(machine(Dead, Ready)), None, "Record ProgramExited"),
             (&held, None, None, "Record ProgramExited"),

@@ -89,10 +89,10 @@ fn start<'a>(
     let ours = pipes.attach(&mut command, user.uid);
     program::become_user(&mut command, user, request.has_terminal);
     let end = Arc::new(OnceLock::new());
-    let (of_reaper, to_wake) = (end.clone(), stream.clone());
+    let (for_reaper, to_wake) = (end.clone(), stream.clone());
     let started = instance.children.spawn(&mut command, move |status| {
         // Called once for each child.
-        let _ = of_reaper.set(status);
+        let _ = for_reaper.set(status);
         to_wake.poke();
     });
     // Its copies of our ends of the pipes go now: an output ends when its last writer has.
