@@ -1,4 +1,5 @@
-//! What the VMs of a hypervisor can do. Admission refuses by it, and `/capabilities` shows it.
+//! Capabilities of the VMs of a hypervisor. Admission refuses requests by them, and `/capabilities` shows
+//! them.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +18,7 @@ pub struct VmmCapabilities {
     pub io_limits: bool,
     /// Devices of the host can be given to a VM.
     pub devices: bool,
-    /// Number of block devices for volumes.
+    /// Number of block devices that a VM has room for, for volumes.
     pub volume_devices_max: usize,
     pub vcpus_max: u32,
 }
