@@ -91,7 +91,7 @@ pub struct InstanceSpec {
     pub power_by: PowerCause,
     /// Time at which `power` was last requested: the grace of a stop counts from here.
     pub power_since: Timestamp,
-    /// The run that is wanted; starts at 1, +1 by every `start`.
+    /// The desired run; starts at 1, and is raised by 1 by every `start`.
     pub run: RunNo,
     /// Number of standbys requested so far; a saved memory bears the number of the standby it was saved for.
     #[serde(default)]

@@ -1,6 +1,6 @@
-//! Rights, as the contract lists them, and those that this server adds.
+//! Scopes: those that the contract lists, and those that this server adds.
 
-/// One right.
+/// A scope, which is one right of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     InstanceRead,
@@ -25,18 +25,18 @@ pub enum Scope {
     IngressWrite,
     IngressDelete,
     ResourceRead,
-    /// Beyond the contract: content under a name that a registry elsewhere stands for.
+    /// Beyond the contract: putting content under a name of a remote registry.
     ImagePublish,
-    /// Beyond the contract: values of environment variables.
+    /// Beyond the contract: seeing values of environment variables.
     InstanceSecrets,
-    /// Beyond the contract: values of headers that let a request in.
+    /// Beyond the contract: seeing values of headers that let a request in.
     IngressSecrets,
-    /// Beyond the contract: a backup of everything that is stored, sealed.
+    /// Beyond the contract: reading a sealed backup of everything that is stored.
     BackupRead,
 }
 
 impl Scope {
-    /// All of them: the contract's in its order, then ours.
+    /// All scopes: the contract's in its order, then ours.
     pub const ALL: [Self; 26] = [
         Self::InstanceRead,
         Self::InstanceWrite,

@@ -3,6 +3,7 @@
 //! Guarantees: a request is read completely before anything is done; all of its problems are reported, each
 //! with its field's path; no field is silently ignored, and a field that this server cannot honour yet is
 //! refused by name. Responses may gain fields and never lose or rename one.
+//! Source: contract.md; behaviour is judged by the official SDKs.
 
 mod auto_standby;
 mod compression;
