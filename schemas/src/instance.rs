@@ -276,8 +276,8 @@ pub struct InstanceStatus {
     /// True if a memory to continue from is on the host.
     #[serde(default)]
     pub has_saved_memory: bool,
-    /// The origin whose memory was taken over (`Origin::generation`). It is never taken over twice, since
-    /// the disk has moved on by then.
+    /// The origin whose memory was taken over (`Origin::standby`). It is never taken over twice, since the
+    /// disk has moved on by then.
     #[serde(default)]
     pub adopted: StandbyNo,
     /// The launch in which a pooled instance became ready to be taken.
