@@ -15,7 +15,7 @@ pub enum ConditionType {
     Ready,
     /// Work toward the spec is under way.
     Progressing,
-    /// Something is wrong that may need a person's attention.
+    /// A fault exists that may need a person's attention.
     Degraded,
     /// A guest that needs the kernel's headers has them; reported only while it has not.
     KernelHeaders,
@@ -66,7 +66,7 @@ pub enum Reason {
     GuestBootTimedOut,
     /// The guest runs and has not answered the host for half a minute: its kernel hangs, or was halted.
     AgentUnreachable,
-    /// The VMM ended without having been asked to.
+    /// The VMM ended unexpectedly.
     VmmDied,
     /// This host has no headers of the guest kernel; its guests do without.
     KernelHeadersMissing,
@@ -79,7 +79,7 @@ pub enum Reason {
     DiskFull,
     SubnetConflict,
     NameTaken,
-    /// Another program listens at a port that this object needs.
+    /// A foreign program listens at a port that this object needs.
     PortInUse,
     CapacityExhausted,
     /// The stored record cannot be read (checksum or schema).

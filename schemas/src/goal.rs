@@ -11,7 +11,7 @@ pub enum Goal {
     Absent,
     /// The instance should have no VM: it was stopped, or its run is over.
     Stopped,
-    /// A VM should exist in which this run goes on.
+    /// A VM should exist in which this run continues.
     Running(RunNo),
     /// The memory of this run should be kept, without a VM.
     Standby(RunNo),
@@ -38,7 +38,7 @@ impl Goal {
         }
     }
 
-    /// Returns the run that should go on or be kept. A run must be running before it can be saved.
+    /// Returns the run that should continue or be kept. A run must be running before it can be saved.
     #[must_use]
     pub fn run(self) -> Option<RunNo> {
         match self {

@@ -113,7 +113,7 @@ pub struct InstanceSpec {
 }
 
 impl InstanceSpec {
-    /// Returns when the instance goes to standby by itself unless somebody connects; `None` while no
+    /// Returns when the instance goes to standby by itself unless a client connects; `None` while no
     /// countdown runs.
     #[must_use]
     pub fn standby_due(&self, idle: &IdleStatus) -> Option<Timestamp> {
@@ -140,7 +140,7 @@ pub struct Origin {
     pub snapshot: Uid,
     /// Digest of the image below the snapshot's disk, which belongs below its copies too.
     pub image_digest: Option<Digest>,
-    /// The `InstanceSpec::standby` of the spec with this origin; it tells an origin from the next one.
+    /// The `InstanceSpec::standby` of the spec with this origin; it distinguishes an origin from the next one.
     #[serde(rename = "generation")]
     pub standby: StandbyNo,
     /// The run that continues from the snapshot's memory; `None` when only the disk is taken over.
@@ -166,7 +166,7 @@ pub enum Power {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PowerCause {
-    /// A client asked.
+    /// A client requested it.
     #[default]
     Client,
     /// No client was connected for as long as the policy says.
@@ -247,7 +247,7 @@ pub struct InstanceStatus {
     #[serde(default)]
     pub started_launch: Option<LaunchId>,
     /// The launch whose end was recorded and is followed by another launch of the same run: its machine is
-    /// removed, and the run goes on.
+    /// removed, and the run continues.
     #[serde(default)]
     pub ended_launch: Option<LaunchId>,
     /// Time of that end: the grace of the launch's program counts from here.

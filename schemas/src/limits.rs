@@ -195,7 +195,7 @@ pub const FAILED_SNAPSHOTS_PER_SOURCE_MAX: usize = 64;
 /// seconds.
 pub const FAILURE_KEPT: Duration = Duration::from_secs(300);
 /// Time between two polls of a source that is about to become capturable: its changes are notified, except
-/// for a VMM that changed while nobody listened.
+/// for a VMM that changed while no monitor listened.
 pub const SNAPSHOT_LOOK: Duration = Duration::from_secs(1);
 /// Largest number of forks of one snapshot that are held ready: each is a process with some 50 MB of its
 /// own.

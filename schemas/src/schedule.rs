@@ -70,7 +70,7 @@ pub enum Run {
     /// The run of this time is due. It may be long past; when several runs were missed, it is the last of
     /// them.
     Due(Timestamp),
-    /// Nothing is due before this time.
+    /// The next run is due at this time, and none before it.
     Next(Timestamp),
 }
 

@@ -20,7 +20,7 @@ use super::{ApiError, ApiState};
 const AUDIENCE: &str = "stead";
 /// Allowed difference between the clocks of a signer and of this host, in seconds.
 const LEEWAY: u64 = 5;
-/// Longest time between two checks of the clock, which may be set, while a stream goes on.
+/// Longest time between two checks of the clock, which may be set, while a stream is open.
 const EXPIRY_LOOK: Duration = Duration::from_secs(30);
 /// Number of bytes of a key's digest that name the key.
 const KEY_ID_BYTES: usize = 8;

@@ -18,7 +18,7 @@ use stead_schemas::validate::{FieldErrors, printable};
 use crate::guest_channel::AgentError;
 use crate::peers::TooSlow;
 
-/// Name of the header that tells SDKs not to repeat a request that a repeat cannot fix.
+/// Name of the header that asks SDKs not to repeat a request that a repeat cannot fix.
 static SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// An error response.

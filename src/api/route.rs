@@ -37,7 +37,7 @@ pub(super) struct Rule {
     has_streamed_body: bool,
     /// True if requests are recorded in the audit log.
     is_audited: bool,
-    /// True if the response goes on as long as its reader and the token do.
+    /// True if the response continues as long as its reader and the token do.
     goes_on: bool,
 }
 

@@ -25,13 +25,13 @@ pub enum Scope {
     IngressWrite,
     IngressDelete,
     ResourceRead,
-    /// Beyond the contract: putting content under a name of a remote registry.
+    /// The right to put content under a name of a remote registry; beyond the contract.
     ImagePublish,
-    /// Beyond the contract: seeing values of environment variables.
+    /// The right to see values of environment variables; beyond the contract.
     InstanceSecrets,
-    /// Beyond the contract: seeing values of headers that let a request in.
+    /// The right to see values of headers that let a request in; beyond the contract.
     IngressSecrets,
-    /// Beyond the contract: reading a sealed backup of everything that is stored.
+    /// The right to read a sealed backup of everything that is stored; beyond the contract.
     BackupRead,
 }
 

@@ -131,7 +131,7 @@ impl Client {
             .map_err(|error| Failure::Other(format!("the answer is not understood: {error}")))
     }
 
-    /// Sends once, without a deadline, for a response that may go on for ever.
+    /// Sends once, without a deadline, for a response that may have no end.
     pub(crate) async fn stream(&self, request: RequestBuilder) -> Result<Response, Failure> {
         finish(request.send().await.map_err(|error| self.unreachable(&error))?).await
     }

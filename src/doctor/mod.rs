@@ -19,9 +19,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     Ok,
-    /// It works, but worse than it could.
+    /// The thing works, but worse than it could.
     Warning,
-    /// Something that instances need does not work.
+    /// The thing is needed by instances and does not work.
     Problem,
 }
 

@@ -74,7 +74,7 @@ pub enum BackupError {
 /// Writes a backup of this state. Blocks; memory is bounded by one frame.
 ///
 /// # Errors
-/// See [`BackupError`].
+/// Returns a [`BackupError`].
 pub fn write(export: &Export, data_dir: &Path, out: &mut dyn Write) -> Result<Summary, BackupError> {
     let sealer = ChaChaSealer::existing(&data_dir.join("keys/seal.key"))?;
     let id = cuid2::create_id();
@@ -144,7 +144,7 @@ fn aad(id: &str, number: u64) -> String {
 /// Reads the whole backup and checks it; writes nothing.
 ///
 /// # Errors
-/// See [`BackupError`].
+/// Returns a [`BackupError`].
 pub fn verify(backup: &Path, seal_key: &Path) -> Result<Summary, BackupError> {
     let sealer = ChaChaSealer::existing(seal_key)?;
     read(backup, &sealer, &mut |_, _, _| Ok(()))

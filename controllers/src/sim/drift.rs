@@ -26,7 +26,7 @@ pub enum Drift {
     ForwardAll,
     /// A guest's agent ends, and its system starts another.
     KillAgent,
-    /// Another program listens at a port that is free.
+    /// A foreign program starts to listen at a free port.
     TakePort,
     /// All such programs end.
     LeavePorts,

@@ -191,7 +191,7 @@ impl AutoStandbyView {
     }
 }
 
-/// Returns when the instance goes to standby if nobody connects; `None` while somebody is connected or the
+/// Returns when the instance goes to standby if no client connects; `None` while a client is connected or the
 /// countdown does not run.
 fn due(object: &Object<Instance>) -> Option<Timestamp> {
     object.spec.standby_due(&object.status.idle)

@@ -114,7 +114,7 @@ impl StandbyRequest {
     /// Reads the body; an empty body sets nothing.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         if body.is_null() {
@@ -142,7 +142,7 @@ impl From<Compression> for CompressionView {
     }
 }
 
-/// `snapshot_policy` as clients read it.
+/// The `snapshot_policy` that clients read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotPolicyView {
     #[serde(default, skip_serializing_if = "Option::is_none")]

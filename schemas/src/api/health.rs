@@ -166,7 +166,7 @@ pub fn check_fits(check: &HealthCheck, has_network: bool, has_agent: bool) -> Re
     }
 }
 
-/// `health_check` as clients read it.
+/// The `health_check` that clients read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheckView {
     #[serde(rename = "type")]
@@ -248,7 +248,7 @@ pub enum HealthWord {
     Unknown,
 }
 
-/// `health_status` as clients read it.
+/// The `health_status` that clients read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthView {
     pub status: HealthWord,

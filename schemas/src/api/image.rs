@@ -45,7 +45,7 @@ impl ImageCreate {
     /// Reads the body of `POST /images`.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value, default: Platform) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -82,7 +82,7 @@ impl ImageTag {
     /// Reads the body; the target must be a tagged reference.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);

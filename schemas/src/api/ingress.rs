@@ -58,7 +58,7 @@ impl IngressWish {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body_of(body, INVALID, &mut errors);

@@ -70,7 +70,7 @@ impl InstanceWish {
     /// Reads the body of `POST /instances`.
     ///
     /// # Errors
-    /// Every problem of it, each with its path.
+    /// Returns every problem of the body, each with its path.
     pub fn read(body: Value, defaults: InstanceDefaults) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -258,7 +258,7 @@ impl InstanceStart {
     /// Reads the body; an empty body changes nothing.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);

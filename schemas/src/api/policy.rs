@@ -111,7 +111,7 @@ impl InstancePatch {
     }
 }
 
-/// `restart_status` as clients read it.
+/// The `restart_status` that clients read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartView {
     pub attempts: u32,

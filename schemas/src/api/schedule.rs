@@ -27,7 +27,7 @@ impl ScheduleWish {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);

@@ -31,7 +31,7 @@ impl SnapshotCreate {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -68,7 +68,7 @@ impl SnapshotPatch {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -100,7 +100,7 @@ impl ForkCreate {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -128,7 +128,7 @@ impl SnapshotFork {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value, defaults: InstanceDefaults) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -155,7 +155,7 @@ impl SnapshotRestore {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value, defaults: InstanceDefaults) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         if body.is_null() {

@@ -33,7 +33,7 @@ impl VolumeCreate {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -171,7 +171,7 @@ impl VolumeAttach {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);

@@ -152,7 +152,7 @@ pub enum ToGuest {
     /// The configuration. The guest takes it once; repeated ones are ignored.
     Configure { token: Token, seed: Seed, config: Box<Config> },
     /// The guest must take the identity of another instance: names, addresses, keys, random numbers.
-    /// Programs go on. The new token replaces the old one with the state that reports the new identity.
+    /// Programs keep running. The new token replaces the old one with the state that reports the new identity.
     Assume { token: Token, new_token: Token, seed: Seed, assumed: Box<Assumed> },
     /// The guest must end the program: stop signal, grace, kill.
     Shutdown { token: Token },
