@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DATA/keys/jwt.key       signs (`crate::store`)
-//! DATA/keys/jwt.old.key   the one before it, still trusted until it is removed
+//! DATA/keys/jwt.old.key   the previous key, still trusted until it is removed
 //! DATA/keys/tokens.json   the tokens that were made here, as long as they have not expired
 //! ```
 

@@ -1,7 +1,7 @@
 //! The revision that the database has reached, recorded beside it from time to time.
 //!
 //! ```text
-//! DATA/store-mark     a revision that the database has had
+//! DATA/store-mark     a revision that the database has reached
 //! ```
 //! The daemon ends VMs and removes disks that its store does not know. With a database that is gone, or that
 //! has lost records (a file cut short, an old copy), it would remove them all; such a database is refused

@@ -3,9 +3,9 @@
 //! ```text
 //! DATA/lock           held by the daemon
 //! DATA/keys/seal.key  0600; without it the database cannot be read
-//! DATA/keys/jwt.key   0600; signs the API's tokens; the one before it is jwt.old.key
+//! DATA/keys/jwt.key   0600; signs the API's tokens; the previous key is jwt.old.key
 //! DATA/db/            the database
-//! DATA/store-mark     how far the database had come
+//! DATA/store-mark     a revision that the database has reached
 //! ```
 
 pub mod backup;

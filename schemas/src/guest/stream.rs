@@ -21,13 +21,14 @@ pub const DATA_BYTES_MAX: usize = 128 << 10;
 pub const WINDOW_BYTES: u32 = 1 << 20;
 /// Window that a stream from the guest begins with, in bytes. It doubles as long as the client consumes what
 /// arrives, so that many sessions whose clients consume nothing bind little memory. It is twice the largest
-/// frame, so that a sender that waits for room for a frame gets it.
+/// data frame, so that a sender that waits for room for a frame gets it.
 pub const FIRST_WINDOW_BYTES: u32 = 256 << 10;
 /// Window of a side that does not report one, in bytes, such as a side of an earlier release: a guest keeps
 /// the agent that it was booted with, through upgrades of the host and standbys.
 pub const UNTOLD_WINDOW_BYTES: u32 = 512 << 10;
-/// Size of the smallest portion in which consumed bytes are given back, in bytes: half of the smallest
-/// window, so that a sender that waits for room for a frame gets it.
+/// Size of the smallest portion in which consumed bytes are given back, in bytes: half of the smallest window
+/// that a side has when it does not report one, so that a sender that waits for room for a frame gets it. The
+/// host uses half of the window where that is smaller, as with [`FIRST_WINDOW_BYTES`].
 pub const RENEWAL_BYTES: u32 = UNTOLD_WINDOW_BYTES / 2;
 
 pub(super) fn untold_window() -> u32 {
