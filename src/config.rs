@@ -1,8 +1,7 @@
-//! Configuration: defaults, then the file, then `STEAD_*`, then flags; each key says where it came
-//! from.
+//! Configuration: defaults, then the file, then `STEAD_*`, then flags; the source of each key is known.
 //!
-//! Guarantees: an unknown key or a malformed value is an error that names it; two daemons with
-//! their own directories and names never touch each other's things.
+//! Guarantees: an unknown key or a malformed value is an error that names it; two daemons with their own
+//! directories and names never touch each other's objects.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,27 +17,29 @@ use stead_schemas::quantity::{Bytes, GoDuration};
 
 use crate::host::oci::{Allowed, OciConfig, Target};
 
-/// Every key; names are those of the file, and of the environment with `STEAD_` before them.
+/// The configuration; field names are the keys of the file, and of the environment with `STEAD_` before
+/// them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Store, keys, images, disks and logs; survives reboots.
+    /// Directory of store, keys, images, disks and logs; survives reboots.
     pub data_dir: PathBuf,
-    /// Sockets and records of running VMs; best on tmpfs, which a reboot empties.
+    /// Directory of sockets and records of running VMs; best on tmpfs, which a reboot empties.
     pub run_dir: PathBuf,
     pub listen: SocketAddr,
-    /// Where ingresses have their ports; by default every address of this host, as the peer has it, so
-    /// that whoever reaches the host reaches what is published. Loopback or one address narrows that.
+    /// Address at which ingresses open their ports; by default all addresses of this host, as with the peer,
+    /// so that published names can be reached by all who reach the host. Loopback or a single address
+    /// narrows that.
     pub ingress_address: IpAddr,
-    /// An unpacked Debian cloud kernel package (deploy/fetch-kernel); default `DATA/kernel`.
+    /// Directory of an unpacked Debian cloud kernel package (deploy/fetch-kernel); default `DATA/kernel`.
     pub kernel_dir: Option<PathBuf>,
-    /// Name of our bridge; it also marks everything of this daemon on the host.
+    /// Name of our bridge; it also marks all objects of this daemon on the host.
     pub bridge: LinkName,
-    /// The host's address on the bridge, with its prefix: the subnet of the guests.
+    /// The host's address on the bridge, with its prefix, which gives the subnet of the guests.
     pub gateway: Cidr,
-    /// Name servers handed to guests.
+    /// Name servers that guests get.
     pub dns: Vec<Ipv4Addr>,
-    /// Domains in which guests look for names, such as `corp.example`.
+    /// Domains in which guests search names, such as `corp.example`.
     pub dns_search: Vec<String>,
     /// Options of the guests' resolv.conf, such as `ndots:2`.
     pub dns_options: Vec<String>,
@@ -52,40 +53,43 @@ pub struct Config {
     pub table: String,
     /// Start of our TAPs' names; at most 5 characters.
     pub tap_prefix: String,
-    /// Images converted at once, and fetched at once from one registry.
+    /// Number of concurrent conversions of images, and of concurrent fetches from one registry.
     pub image_concurrency: usize,
-    /// Registries spoken to without TLS, besides loopback.
+    /// Registries that are accessed without TLS, besides loopback.
     pub plain_http_hosts: Vec<String>,
-    /// What images may be fetched from besides public addresses: networks (`10.1.0.0/16`) and hosts
-    /// (`registry.lan:5000`). Those of `plain_http_hosts` need not be listed again.
+    /// Destinations that images may be fetched from besides public addresses: networks (`10.1.0.0/16`) and
+    /// hosts (`registry.lan:5000`). Hosts of `plain_http_hosts` need not be listed again.
     pub registry_allow: Vec<String>,
-    /// Kept free on the disks' file system, such as `1GB`.
+    /// Space that is kept free on the disks' file system, such as `1GB`.
     pub disk_reserve: String,
-    /// The most that images may take on the disk, such as `50GB`, whole or in parts; by default what the disk has.
+    /// Largest space that images may take on the disk, complete or partial, such as `50GB`; by default the
+    /// whole disk.
     pub image_quota: Option<String>,
-    /// Between two looks at everything, such as `5m`.
+    /// Time between two resynchronisations of all objects, such as `5m`.
     pub resync: String,
-    /// Connections to the API at once; for one more an idle one is closed. More than what one subject's tokens may
-    /// have going on at once, which is half of five times `requests_max`.
+    /// Number of concurrent connections to the API; for a further one an idle one is closed. It should
+    /// exceed the number of requests that one subject's tokens may have in progress, which is half of five
+    /// times `requests_max`.
     pub connections_max: usize,
-    /// Of these, those of one client address: a proxy in front of the API is one client.
+    /// Number of these from one client address: a proxy in front of the API is one client.
     pub connections_per_client_max: usize,
-    /// Requests at once of each kind: those that are being sent, those answered at once, those that wait for
-    /// a state, verbs, and streams; half of each for the tokens of one subject.
+    /// Number of concurrent requests of each kind: requests that are being sent, short requests, requests
+    /// that wait for a state, verbs, and streams; the tokens of one subject get half of each.
     pub requests_max: usize,
-    /// Sessions of exec and cp at once.
+    /// Number of concurrent sessions of exec and cp.
     pub sockets_max: usize,
-    /// Whether answers have values of environment variables and of headers that let requests in for every
-    /// token, as the peer has it; otherwise only for those of `instance:secrets` and `ingress:secrets`, of `*`,
-    /// and without permissions.
+    /// True if responses to all tokens contain the values of environment variables and of headers that let
+    /// requests in, as with the peer; otherwise only tokens with `instance:secrets` and `ingress:secrets`,
+    /// with `*`, or without permissions get them.
     pub show_secrets: bool,
-    /// Whether a token that names no permissions is refused; otherwise it has all of them, as the peer has it.
+    /// True if a token that names no permissions is refused; otherwise it has all of them, as with the peer.
     pub require_permissions: bool,
-    /// Program to run VMs with.
+    /// The program that runs VMs.
     pub qemu: PathBuf,
-    /// `error` to `trace`, or a filter such as `stead=debug`.
+    /// Log level, `error` to `trace`, or a filter such as `stead=debug`.
     pub log: String,
-    /// For tests: `KIND/ACTION/before` or `KIND/ACTION/after` kills the daemon there (`src/failpoint.rs`).
+    /// A failpoint for tests: `KIND/ACTION/before` or `KIND/ACTION/after` kills the daemon there
+    /// (`src/failpoint.rs`).
     pub failpoint: Option<String>,
 }
 
@@ -127,7 +131,7 @@ impl Default for Config {
     }
 }
 
-/// What is wrong with a configuration, one line for each problem.
+/// The problems of a configuration, one text for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError(pub Vec<String>);
 
@@ -146,22 +150,24 @@ pub struct Effective {
     pub sources: BTreeMap<String, String>,
 }
 
-/// A nft table's name is one word.
+/// Longest name of the nft tables, in bytes; the name is one word.
 const TABLE_BYTES_MAX: usize = 32;
-/// Each entry is a firewall rule that packets are compared with.
+/// Largest number of entries of `guest_host_ports` and of `guest_networks`: each entry is a firewall rule
+/// that packets are compared with.
 const GUEST_REACH_MAX: usize = 64;
-/// A domain name's length, in bytes (RFC 1035).
+/// Longest domain name, in bytes (RFC 1035).
 const DOMAIN_BYTES_MAX: usize = 253;
-/// Older C libraries read 6 domains; the file is read again for each process.
+/// Largest number of search domains and of resolver options: older C libraries read 6 domains, and the file
+/// is read again for each process.
 const RESOLVER_WORDS_MAX: usize = 16;
-/// What is left of 15 characters beside the ten of a uid.
+/// Longest prefix of TAPs' names, in bytes: 15 characters less the ten of a uid.
 const TAP_PREFIX_BYTES_MAX: usize = 5;
 
 impl Config {
-    /// Reads all layers; `flags` are those given on the command line.
+    /// Reads all layers; `flags` are the keys given on the command line.
     ///
     /// # Errors
-    /// Every problem, by key.
+    /// Returns every problem, by key.
     pub fn load(
         file: Option<&Path>,
         flags: BTreeMap<&'static str, String>,
@@ -170,7 +176,7 @@ impl Config {
         if let Some(file) = file {
             figment = figment.merge(Yaml::file_exact(file));
         }
-        // Others of that prefix are the client's and the tests'.
+        // Other variables with this prefix belong to the client and the tests.
         let keys = serde_json::to_value(Self::default()).unwrap_or_default();
         let keys: Vec<String> =
             keys.as_object().into_iter().flat_map(|object| object.keys().cloned()).collect();
@@ -252,7 +258,7 @@ impl Config {
         if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
     }
 
-    /// What goes into resolv.conf is one word of one line there.
+    /// Checks the keys of resolv.conf: each entry must be one word, because it is written into a line there.
     fn check_resolver(&self, problems: &mut Vec<String>) {
         let is_word = |text: &String, others: &str| {
             (1..=DOMAIN_BYTES_MAX).contains(&text.len())
@@ -278,13 +284,13 @@ impl Config {
         self.disk_reserve.parse().unwrap_or_default()
     }
 
-    /// What the image directory is made with.
+    /// Returns the configuration of the image directory.
     #[must_use]
     pub fn images(&self, target: Target) -> OciConfig {
         OciConfig {
             directory: self.data_dir.join("images"),
             plain_http_hosts: self.plain_http_hosts.clone(),
-            // What is wrong was refused by `load`.
+            // Invalid entries were refused by `load`.
             registry_allow: self.registry_allow.iter().filter_map(|entry| entry.parse().ok()).collect(),
             jobs_max: self.image_concurrency,
             target,

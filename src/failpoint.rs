@@ -1,7 +1,7 @@
-//! What tests of crashes have the daemon do at one boundary of one action: die, or be held there.
+//! Failpoints for tests of crashes: the daemon dies or is held at one boundary of one action.
 //!
-//! Never: in a daemon that was not asked for it (`STEAD_FAILPOINT`), nor in a release without the feature
-//! `failpoints`.
+//! Never: acts in a daemon that was not asked for it (`STEAD_FAILPOINT`), or in a release without the
+//! feature `failpoints`.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::{Signal, getpid, kill_process};
 use stead_controllers::runtime::{Boundary, Edge, NoBoundary};
 
-/// Between two looks whether it is let go.
+/// Time between two polls of whether the daemon may continue.
 const HELD_LOOK: Duration = Duration::from_millis(5);
 
 struct Failpoint {
@@ -23,9 +23,10 @@ struct Failpoint {
 }
 
 enum End {
-    /// As a crash would: no destructor, no flush, no farewell.
+    /// The daemon dies as in a crash: without destructors, flushes or messages.
     Dies,
-    /// The first time, until the file that says so is removed; everything else goes on.
+    /// The first time, this action is held until the file that announces it is removed; everything else
+    /// continues.
     IsHeld { file: PathBuf, was_reached: AtomicBool },
 }
 
@@ -38,7 +39,7 @@ impl Boundary for Failpoint {
             End::Dies => drop(kill_process(getpid(), Signal::KILL)),
             End::IsHeld { was_reached, .. } if was_reached.swap(true, Ordering::SeqCst) => {}
             End::IsHeld { file, .. } => tokio::task::block_in_place(|| {
-                // One that cannot be made is seen by whoever waits for it.
+                // A failure to make the file is noticed by the test that waits for it.
                 drop(File::create(file));
                 while file.exists() {
                     std::thread::sleep(HELD_LOOK);
@@ -48,7 +49,7 @@ impl Boundary for Failpoint {
     }
 }
 
-/// Of `KIND/ACTION/EDGE`, and `:FILE` after it to be held there.
+/// Makes the boundary of `KIND/ACTION/EDGE`; with `:FILE` after it, the action is held there.
 pub(crate) fn boundary(failpoint: Option<&str>) -> anyhow::Result<Arc<dyn Boundary>> {
     let Some(text) = failpoint else { return Ok(Arc::new(NoBoundary)) };
     if cfg!(not(any(debug_assertions, feature = "failpoints"))) {

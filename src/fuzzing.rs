@@ -1,4 +1,4 @@
-//! Entry points of the fuzzers in `tests/fuzz`: parsers that are private, each fed with bytes of a stranger.
+//! Entry points of the fuzzers in `tests/fuzz`: private parsers, each of which gets untrusted bytes.
 //!
 //! Guarantees: each of them returns on any input; a panic is a finding.
 

@@ -1,6 +1,6 @@
-//! Stead's effects, and the program: HTTP, store, host, hypervisors, command line.
+//! The effects of Stead, and the program: HTTP, store, host, hypervisors, command line.
 //!
-//! Guarantees: nothing here decides what the host shall look like; that is `controllers`.
+//! Guarantees: nothing here decides what the host should look like; that is the task of `controllers`.
 
 pub mod api;
 pub mod assemble;

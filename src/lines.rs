@@ -1,6 +1,7 @@
-//! Lines that are written by a thread of their own: who says one never waits for who takes it.
+//! Lines that are written by a separate thread: the sender of a line never waits for its reader.
 //!
-//! Guarantees: memory is bounded; what finds no room is left out, counted, and the count is told.
+//! Guarantees: memory is bounded; a line that finds no room is left out and counted, and the count is
+//! reported.
 
 use std::io;
 use std::sync::Arc;
@@ -10,21 +11,21 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// What waits to be written; a line is a few hundred bytes.
+/// Largest number of lines that wait to be written; a line is a few hundred bytes.
 const WAITING_MAX: usize = 4096;
-/// Longer lines are cut: a line is read by a person.
+/// Longest line, in bytes; longer lines are cut, because a person reads them.
 const LINE_BYTES_MAX: usize = 64 << 10;
 
-/// Between two looks whether there is room again.
+/// Time between two polls of whether there is room again.
 const FLUSH_LOOK: Duration = Duration::from_millis(5);
 
 enum Word {
     Line(Vec<u8>),
-    /// Answered when everything before it is written.
+    /// A request for an answer once everything before it is written.
     Flush(SyncSender<()>),
 }
 
-/// The saying end; clones share the thread.
+/// The sending end; clones share the thread.
 #[derive(Clone)]
 pub(crate) struct Lines {
     words: SyncSender<Word>,
@@ -37,18 +38,18 @@ impl std::fmt::Debug for Lines {
     }
 }
 
-/// The taking end.
+/// The receiving end.
 pub(crate) trait Sink: Send + 'static {
     fn write(&mut self, line: &[u8]);
-    /// The line that says how many were left out.
+    /// Returns the line that reports how many lines were left out.
     fn missing(count: u64) -> Vec<u8>;
 }
 
 impl Lines {
-    /// Begins a thread of this name, which ends with the last clone.
+    /// Starts a thread of this name, which ends with the last clone.
     ///
     /// # Errors
-    /// When the system has no thread for it.
+    /// Fails when the system cannot start a thread.
     pub(crate) fn new(name: &str, sink: impl Sink) -> io::Result<Self> {
         let (words, said) = sync_channel(WAITING_MAX);
         let left_out = Arc::<AtomicU64>::default();
@@ -57,7 +58,7 @@ impl Lines {
         Ok(Self { words, left_out })
     }
 
-    /// Has a line written, with its end, or leaves it out.
+    /// Queues a line, with its end, or leaves it out.
     pub(crate) fn say(&self, mut line: Vec<u8>) {
         if line.len() > LINE_BYTES_MAX {
             line.truncate(LINE_BYTES_MAX);
@@ -68,7 +69,7 @@ impl Lines {
         }
     }
 
-    /// Waits until what was said is written, but no longer than that. Blocks.
+    /// Waits until all lines so far are written, but no longer than `at_most`. Blocks.
     pub(crate) fn flush(&self, at_most: Duration) {
         let deadline = Instant::now() + at_most;
         let (done, is_done) = sync_channel(1);
@@ -103,7 +104,7 @@ pub(crate) struct StandardError;
 
 impl Sink for StandardError {
     fn write(&mut self, line: &[u8]) {
-        // Nobody is left to be told.
+        // A failure cannot be reported anywhere.
         let _ = io::Write::write_all(&mut io::stderr(), line);
     }
 
@@ -112,7 +113,7 @@ impl Sink for StandardError {
     }
 }
 
-/// One event of the log, which is written whole.
+/// An event of the log, which is written as a whole.
 #[derive(Debug)]
 pub(crate) struct Event<'a> {
     lines: &'a Lines,
@@ -152,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    /// Writes nothing until it is let.
+    /// A sink that writes nothing until it is allowed to.
     struct Stuck {
         is_let: Receiver<()>,
         written: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -160,7 +161,7 @@ mod tests {
 
     impl Sink for Stuck {
         fn write(&mut self, line: &[u8]) {
-            // Let for good with the end of the other side.
+            // The end of the other side allows all further writes.
             let _ = self.is_let.recv();
             self.written.lock().expect("not poisoned").push(line.to_vec());
         }
@@ -175,7 +176,7 @@ mod tests {
         let (let_go, is_let) = mpsc::channel();
         let written = Arc::<Mutex<Vec<Vec<u8>>>>::default();
         let lines = Lines::new("stuck", Stuck { is_let, written: written.clone() }).expect("a thread");
-        // Returns, though nothing is written.
+        // The call returns although nothing is written.
         let said = WAITING_MAX + 100;
         (0..said).for_each(|number| lines.say(number.to_string().into_bytes()));
         lines.flush(Duration::ZERO);
@@ -187,7 +188,7 @@ mod tests {
             .filter_map(|line| String::from_utf8_lossy(line).strip_suffix(" missing").map(ToOwned::to_owned))
             .collect();
         let count: usize = missing.iter().map(|count| count.parse::<usize>().expect("a number")).sum();
-        // One may be on its way while the others wait.
+        // A line may be in progress while the others wait.
         assert!((99..=100).contains(&count), "{missing:?}");
         assert_eq!(written.len() - missing.len() + count, said);
     }

@@ -1,4 +1,4 @@
-//! Which file a log of an instance is, and its lines as the API hands them out.
+//! The file of each log of an instance, and its lines in the form that the API returns.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::host::logs::LogLines;
 use crate::host::watch_directories::DirectoryWatches;
 use crate::hypervisor::Hypervisors;
 
-/// Opens a log; it is watched only when it is followed.
+/// Opens a log; the log is watched only when it is followed.
 pub(crate) async fn open(
     data_dir: &Path,
     watches: &DirectoryWatches,
@@ -34,7 +34,7 @@ pub(crate) async fn open(
         _ => LogError::Busy(error.to_string()),
     })?;
     let batches = futures::stream::unfold(lines, |mut lines| async move {
-        // A log that cannot be read any more has ended.
+        // A log that can no longer be read has ended.
         let batch = lines.next().await.ok().flatten()?;
         Some((batch, lines))
     });

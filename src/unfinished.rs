@@ -4,13 +4,14 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// How the names begin that the crate `tempfile` gives.
+/// Prefix of the names that the crate `tempfile` gives.
 const PREFIX: &str = ".tmp";
 
-/// Removes such files from a directory that nobody writes to now: killed writers would fill it in time.
+/// Removes such files from a directory that has no writer now: the files of killed writers would fill it in
+/// time.
 ///
 /// # Errors
-/// When the directory is there and cannot be read, or a file cannot be removed.
+/// Fails when the directory exists and cannot be read, or a file cannot be removed.
 pub(crate) fn remove_unfinished(directory: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

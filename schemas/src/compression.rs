@@ -1,4 +1,4 @@
-//! Compression of memory that is kept: of standbys and of snapshots.
+//! Compression of memory that is kept for standbys and snapshots.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,23 +13,23 @@ pub enum Algorithm {
     Lz4,
 }
 
-/// How memory is compressed.
+/// The algorithm and level of a compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Compression {
     pub algorithm: Algorithm,
-    /// zstd: 1 to 19. lz4: 0, the fast one, to 9.
+    /// Level of the compression: 1 to 19 for zstd; 0 (the fast one) to 9 for lz4.
     pub level: u32,
 }
 
-/// What an instance's standbys and snapshots do when nothing is said with them.
+/// The policy for an instance's standbys and snapshots when the request does not mention compression.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotPolicy {
     pub compression: Option<Compression>,
-    /// Between a standby and its compression: one that is short costs nothing then.
+    /// Time between a standby and its compression, so that a short standby costs no compression.
     pub delay: Option<GoDuration>,
 }
 
-/// Of one standby: chosen when it is asked for.
+/// The compression of a particular standby, chosen when the standby is requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CompressionWish {
     pub how: Compression,

@@ -1,4 +1,4 @@
-//! Conditions: what a user reads to learn how far the host is from the wish, and why.
+//! Conditions: a user reads them to learn how far the host is from the spec, and why.
 //!
 //! Guarantees: reasons are a closed list; raw host errors never become a reason, and their text
 //! reaches `message` only through [`crate::validate::printable`].
@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::numbers::Generation;
 
-/// The questions a condition answers; the first three are asked of everything.
+/// The aspects that conditions report; the first three exist for all kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ConditionType {
-    /// The host matches the wish.
+    /// The host matches the spec.
     Ready,
-    /// Work toward the wish is under way.
+    /// Work toward the spec is under way.
     Progressing,
-    /// Something is wrong that a person may have to see to.
+    /// A fault exists that may need a person's attention.
     Degraded,
-    /// A guest that wants the kernel's headers has them; told only while one has not.
+    /// A guest that needs the kernel's headers has them; reported only while it has not.
     KernelHeaders,
 }
 
@@ -28,33 +28,33 @@ pub enum ConditionStatus {
     Unknown,
 }
 
-/// Why; closed, CamelCase on the wire. Adding one is a change of the API.
+/// The reason of a condition: a closed list, CamelCase on the wire. Adding a reason is a change of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Reason {
-    /// Plan is empty: the host is as wished.
+    /// The plan is empty: the host matches the spec.
     Converged,
     /// Steps remain and are being taken.
     Converging,
     /// A step failed and will be tried again.
     Retrying,
-    /// The wish cannot be carried out on this host as it is.
+    /// The spec cannot be carried out on this host as it is.
     Refused,
-    /// Being removed.
+    /// The object is being removed.
     Deleting,
-    /// Observation itself failed.
+    /// The observation itself failed.
     ObservationFailed,
     WaitingForImage,
     WaitingForDisk,
     WaitingForSnapshot,
     WaitingForNetwork,
-    /// Its VM is down.
+    /// The instance's VM is down, so this object is not needed.
     NotNeeded,
     WaitingForGuest,
-    /// Stopped because the wish says so.
+    /// The instance is stopped because the spec says so.
     Stopped,
     /// The snapshot could not be taken, or its files are gone.
     SnapshotFailed,
-    /// Its memory is kept and no process runs, because the wish says so.
+    /// The instance's memory is kept and no process runs, because the spec says so.
     Standby,
     /// The program ended by itself.
     ProgramExited,
@@ -66,7 +66,7 @@ pub enum Reason {
     GuestBootTimedOut,
     /// The guest runs and has not answered the host for half a minute: its kernel hangs, or was halted.
     AgentUnreachable,
-    /// The VMM ended without having been asked to.
+    /// The VMM ended unexpectedly.
     VmmDied,
     /// This host has no headers of the guest kernel; its guests do without.
     KernelHeadersMissing,
@@ -79,7 +79,7 @@ pub enum Reason {
     DiskFull,
     SubnetConflict,
     NameTaken,
-    /// Another program listens at a port that it shall have.
+    /// A foreign program listens at a port that this object needs.
     PortInUse,
     CapacityExhausted,
     /// The stored record cannot be read (checksum or schema).
@@ -89,7 +89,7 @@ pub enum Reason {
     HostFault,
 }
 
-/// One answer, as Kubernetes has it.
+/// The status of an aspect, in the form that Kubernetes uses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
     #[serde(rename = "type")]
@@ -97,13 +97,13 @@ pub struct Condition {
     pub status: ConditionStatus,
     pub reason: Reason,
     pub message: String,
-    /// The generation this answer is about.
+    /// The generation of the spec that this condition is about.
     pub observed_generation: Generation,
-    /// When `status` last changed; kept while it stays.
+    /// Time at which `status` last changed; kept while `status` stays the same.
     pub last_transition_time: Timestamp,
 }
 
-/// Puts `new` in place of the condition of its type; the transition time moves only with `status`.
+/// Replaces the condition of the same type, or adds it; the transition time changes only with `status`.
 pub fn set(conditions: &mut Vec<Condition>, new: Condition) {
     match conditions.iter_mut().find(|old| old.kind == new.kind) {
         Some(old) => {
@@ -118,13 +118,13 @@ pub fn set(conditions: &mut Vec<Condition>, new: Condition) {
     }
 }
 
-/// The condition of a type, if it was ever set.
+/// Returns the condition of a type, if it was ever set.
 #[must_use]
 pub fn find(conditions: &[Condition], kind: ConditionType) -> Option<&Condition> {
     conditions.iter().find(|condition| condition.kind == kind)
 }
 
-/// `Ready` is `True`.
+/// True if the condition `Ready` is `True`.
 #[must_use]
 pub fn is_ready(conditions: &[Condition]) -> bool {
     find(conditions, ConditionType::Ready).is_some_and(|ready| ready.status == ConditionStatus::True)

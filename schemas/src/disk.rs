@@ -11,7 +11,7 @@ use crate::quantity::Bytes;
 use crate::references::{Ref, Role};
 use crate::snapshot::Snapshot;
 
-/// The kind.
+/// The kind of disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disk {}
 
@@ -32,13 +32,14 @@ impl Kind for Disk {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskSpec {
-    /// Apparent size; blocks are allocated as the guest writes.
+    /// Apparent size, in bytes; blocks are allocated as the guest writes.
     pub size: Bytes,
     pub purpose: DiskPurpose,
-    /// The snapshot whose disk it begins as a copy of; it begins empty without one.
+    /// The snapshot whose disk this disk starts as a copy of; without it, the disk starts empty.
     #[serde(default)]
     pub source: Option<Uid>,
-    /// Which of the snapshot's disks that is, by the uid it was captured under; the root's without.
+    /// The uid under which the source was captured among the snapshot's disks; without it, the source is the
+    /// root's disk.
     #[serde(default)]
     pub source_disk: Option<Uid>,
 }
@@ -56,12 +57,12 @@ pub enum DiskPurpose {
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct DiskStatus {
-    /// Apparent size of the file seen on the host.
+    /// Apparent size of the file that was observed on the host, in bytes.
     pub size: Option<Bytes>,
-    /// The file was seen. If it is then missing, its content is lost: that is recorded here and
-    /// said in a condition (`Degraded`), and only then a fresh one is made.
+    /// True if the file was observed. If the file is missing later, its content is lost: the loss is
+    /// recorded here and reported in a condition (`Degraded`), and only then a fresh file is made.
     pub was_created: bool,
-    /// When it was last noticed that the file had gone missing with its content.
+    /// Time at which the file was last found to be missing with its content.
     #[serde(default)]
     pub content_lost_at: Option<Timestamp>,
     pub conditions: Vec<Condition>,

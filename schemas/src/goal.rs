@@ -1,26 +1,26 @@
-//! What an instance should be, from its spec and what is recorded of its runs.
+//! The goal of an instance, derived from its spec and from the recorded status of its runs.
 
 use crate::instance::{Instance, InstanceSpec, InstanceStatus, Power};
 use crate::meta::Object;
 use crate::numbers::RunNo;
 
-/// What an instance should be.
+/// The state that an instance should reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Goal {
-    /// Gone with everything of it: its deletion was asked for.
+    /// The instance and everything of it should be gone: its deletion was requested.
     Absent,
-    /// Without a VM: it was stopped, or its run is over.
+    /// The instance should have no VM: it was stopped, or its run is over.
     Stopped,
-    /// A VM in which this run goes on.
+    /// A VM should exist in which this run continues.
     Running(RunNo),
-    /// The memory of this run, without a VM.
+    /// The memory of this run should be kept, without a VM.
     Standby(RunNo),
-    /// A VM of this run that is held until a fork takes it.
+    /// A VM of this run should be held until a fork takes it.
     Pooled(RunNo),
 }
 
 impl Goal {
-    /// The goal under another status than the stored one.
+    /// Returns the goal under a status other than the stored one.
     #[must_use]
     pub fn under(object: &Object<Instance>, status: &InstanceStatus) -> Self {
         let InstanceSpec { power, run, .. } = object.spec;
@@ -38,7 +38,7 @@ impl Goal {
         }
     }
 
-    /// The run that should go on or be kept. What is to be saved has to run first.
+    /// Returns the run that should continue or be kept. A run must be running before it can be saved.
     #[must_use]
     pub fn run(self) -> Option<RunNo> {
         match self {
@@ -49,7 +49,7 @@ impl Goal {
 }
 
 impl Object<Instance> {
-    /// What the instance should be.
+    /// Returns the goal of the instance under its stored status.
     #[must_use]
     pub fn goal(&self) -> Goal {
         Goal::under(self, &self.status)

@@ -1,7 +1,7 @@
-//! Health of a program: how it is probed from outside, what the probes found, and what follows of it.
+//! Health of a program: the probes from outside, their results, and the verdict.
 //!
-//! Apart from the state: a program may run and be unhealthy. Counts are of one launch and of one
-//! version of the check; whatever else begins anew.
+//! Health is separate from the state: a program may run and be unhealthy. Counts belong to one launch and
+//! one version of the check; they start anew with another launch or version.
 
 use std::time::Duration;
 
@@ -13,24 +13,24 @@ use crate::numbers::LaunchId;
 use crate::quantity::GoDuration;
 use crate::validate::printable;
 
-/// How, how often, and what counts.
+/// A health check: the probe, its schedule, and the thresholds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {
     pub probe: Probe,
-    /// From the beginning of one probe to that of the next; two are never under way at once.
+    /// Time from the start of a probe to the start of the next; two probes are never under way at once.
     pub interval: GoDuration,
-    /// Of one probe; one that has not passed by then has failed.
+    /// Time limit of a probe; a probe that has not passed by then has failed.
     pub timeout: GoDuration,
-    /// After the program's start failures do not count, until the first success.
+    /// Time after the program's start in which failures do not count, until the first success.
     pub start_period: GoDuration,
-    /// Failures in a row that mean unhealthy.
+    /// Number of failures in a row that mean unhealthy.
     pub failure_threshold: u32,
-    /// Successes in a row that mean healthy.
+    /// Number of successes in a row that mean healthy.
     pub success_threshold: u32,
 }
 
 impl HealthCheck {
-    /// With the wire's own values for what a request does not say.
+    /// Makes a check with the wire's defaults for the fields that a request does not set.
     #[must_use]
     pub fn of(probe: Probe) -> Self {
         Self {
@@ -44,26 +44,27 @@ impl HealthCheck {
     }
 }
 
-/// One question to a guest.
+/// A single question to a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Probe {
-    /// A GET that is answered with this status; redirects are answers, bodies are not read.
+    /// A GET request that must be answered with this status; redirects count as answers, and bodies are not
+    /// read.
     Http { scheme: Scheme, port: u16, path: String, expected_status: u16 },
-    /// A connection that is taken.
+    /// A connection that must be accepted.
     Tcp { port: u16 },
-    /// A program beside the instance's own that ends with 0.
+    /// A program beside the instance's own that must end with 0.
     Exec { command: Vec<String>, working_dir: Option<String> },
 }
 
 impl Probe {
-    /// Asked over the instance's network.
+    /// True if the probe goes over the instance's network.
     #[must_use]
     pub fn needs_network(&self) -> bool {
         matches!(self, Self::Http { .. } | Self::Tcp { .. })
     }
 
-    /// Asked through the agent in the guest.
+    /// True if the probe goes through the agent in the guest.
     #[must_use]
     pub fn needs_agent(&self) -> bool {
         matches!(self, Self::Exec { .. })
@@ -75,7 +76,7 @@ impl Probe {
 pub enum Scheme {
     #[default]
     Http,
-    /// Whose certificate it is is not asked: the address is the instance's own.
+    /// HTTPS. The server certificate is not verified: the address belongs to the instance.
     Https,
 }
 
@@ -89,22 +90,22 @@ impl Scheme {
     }
 }
 
-/// What the probes of one launch by one version of the check found so far.
+/// Results so far of the probes of one launch by one version of the check.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
-    /// In a row, up to now; failures within the start period are not among them.
+    /// Number of failures in a row, up to now; failures within the start period are not counted.
     pub failures: u32,
     pub successes: u32,
     pub last_checked_at: Option<Timestamp>,
     pub last_success_at: Option<Timestamp>,
     pub last_failure_at: Option<Timestamp>,
-    /// How the last failure was; bounded, without control characters.
+    /// The text of the last failure; bounded, without control characters.
     pub last_error: Option<String>,
 }
 
 impl Tally {
-    /// Counts one probe that ended at `now`. In the start period a failure is noted and not counted, unless
-    /// a success was before it.
+    /// Counts a probe that ended at `now`. In the start period a failure is noted but not counted, unless a
+    /// success came before it.
     pub fn count(&mut self, found: Result<(), String>, now: Timestamp, is_start_period: bool) {
         self.last_checked_at = Some(now);
         match found {
@@ -122,8 +123,8 @@ impl Tally {
         }
     }
 
-    /// The last probe may change what is thought of the program; further ones that find the same
-    /// do not, so that neither a healthy nor a sick program costs a write at every interval.
+    /// True if the last probe may change the verdict. Further probes with the same result do not, so that
+    /// neither a healthy nor a failing program costs a write at every interval.
     #[must_use]
     pub fn is_news(&self, check: &HealthCheck) -> bool {
         (1..=check.success_threshold).contains(&self.successes)
@@ -131,39 +132,40 @@ impl Tally {
     }
 }
 
-/// What is thought of a program.
+/// The verdict on a program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Not enough was found yet.
+    /// The probes have not found enough yet.
     #[default]
     Starting,
     Healthy,
     Unhealthy,
 }
 
-/// Which program, asked how: counts of another one say nothing of it.
+/// The launch and the version of the check that counts belong to; counts of another launch or version do not
+/// apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthOf {
     #[serde(alias = "launched_at")]
     pub launch: LaunchId,
-    /// `InstanceSpec::health_version`.
+    /// The version of the check: `InstanceSpec::health_version`.
     pub version: u64,
 }
 
-/// Kept in the instance's status: written when something new was found, and whenever the status is
-/// written anyway, not at every success of a healthy program.
+/// The health in the instance's status. It is written when something new was found, and whenever the status
+/// is written anyway, but not at every success of a healthy program.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthStatus {
     pub of: Option<HealthOf>,
     pub verdict: Verdict,
-    /// Since when the verdict is this one.
+    /// Time since which the verdict has been this one.
     pub since: Option<Timestamp>,
     pub tally: Tally,
 }
 
 impl HealthStatus {
-    /// The same, with what the probes found by now.
+    /// Returns this status, updated with the results of the probes so far.
     #[must_use]
     pub fn judged(&self, of: HealthOf, check: &HealthCheck, tally: Option<&Tally>, now: Timestamp) -> Self {
         let mut next = if self.of == Some(of) {
@@ -202,7 +204,7 @@ mod tests {
         HealthCheck { success_threshold: 2, ..HealthCheck::of(Probe::Tcp { port: 80 }) }
     }
 
-    /// The verdicts after each of these probes, one a second, the first 3 s lenient.
+    /// Returns the verdicts after each of these probes, which come once a second; the first 3 s are lenient.
     fn verdicts(probes: &str) -> String {
         let (check, of) = (check(), HealthOf { launch: LaunchId(1), version: 1 });
         let mut health = HealthStatus::default();
@@ -226,7 +228,7 @@ mod tests {
             // The first three failures do not count.
             ("------", "sssssu"),
             ("--++", "sssh"),
-            // After a success the start period is over.
+            // The start period is over after a success.
             ("+---", "sssu"),
             ("++--+--", "shhhhhh"),
             ("++---+++", "shhhuuhh"),
@@ -243,7 +245,7 @@ mod tests {
         (0..3).for_each(|second| tally.count(Err("no".to_owned()), at(second), false));
         let unhealthy = HealthStatus::default().judged(of, &check, Some(&tally), at(3));
         assert_eq!((unhealthy.verdict, unhealthy.since), (Verdict::Unhealthy, Some(at(3))));
-        // Nothing new was found: the same, since the same time.
+        // Nothing new was found, so the verdict and its time stay the same.
         assert_eq!(unhealthy.judged(of, &check, None, at(9)), unhealthy);
         for other in [HealthOf { version: 2, ..of }, HealthOf { launch: LaunchId(2), ..of }] {
             let fresh = unhealthy.judged(other, &check, None, at(9));
@@ -258,7 +260,7 @@ mod tests {
         let mut news = |probes: &str| -> String {
             let told = probes.bytes().map(|probe| {
                 let found = if probe == b'+' { Ok(()) } else { Err(String::new()) };
-                // Before the tenth second failures do not count.
+                // Failures do not count before the tenth second.
                 tally.count(found, at(9), true);
                 if tally.is_news(&check) { '!' } else { '.' }
             });

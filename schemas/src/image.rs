@@ -1,7 +1,7 @@
-//! Image: a reference that shall be present on this host as one read-only root file system.
+//! Image: a reference that should be present on this host as a read-only root file system.
 //!
-//! The object's name is the normalised reference; the tag table of the wire is the set of image
-//! objects, and moving a tag is one status write.
+//! The object's name is the normalised reference. The tag table of the wire is the set of image objects, and
+//! moving a tag is one status write.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::numbers::Generation;
 use crate::quantity::Bytes;
 use crate::references::Ref;
 
-/// The kind.
+/// The kind of images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Image {}
 
@@ -24,7 +24,7 @@ impl Kind for Image {
     type Spec = ImageSpec;
     type Status = ImageStatus;
 
-    /// One that is being deleted keeps no content.
+    /// Lists the content that the image refers to. An image that is being deleted keeps no content.
     fn references(object: &Object<Self>) -> Vec<Ref> {
         object.content().filter(|_| !object.meta.is_deleting()).map(Ref::to_content).collect()
     }
@@ -34,9 +34,10 @@ impl Kind for Image {
 pub struct ImageSpec {
     pub reference: ImageRef,
     pub platform: Platform,
-    /// Where its content comes from.
+    /// The source of the image's content.
     pub source: ImageSource,
-    /// Raised by every POST of the same reference: "look again at the registry, and retry now".
+    /// Number of pull requests, raised by every POST of the same reference: "ask the registry again, and
+    /// retry now".
     pub pull: u64,
 }
 
@@ -45,12 +46,12 @@ pub struct ImageSpec {
 pub enum ImageSource {
     /// The registry that the reference names.
     Registry,
-    /// Content that is already here: a local alias (`POST /images/{name}/tag`) or an import.
+    /// Content that is already on the host: a local alias (`POST /images/{name}/tag`) or an import.
     Local { digest: Digest },
 }
 
 impl Object<Image> {
-    /// The content that the image means, or meant last.
+    /// Returns the content that the image means, or meant last.
     pub fn content(&self) -> impl Iterator<Item = &Digest> {
         let local = match &self.spec.source {
             ImageSource::Local { digest } => Some(digest),
@@ -60,7 +61,7 @@ impl Object<Image> {
     }
 }
 
-/// The wire's five words.
+/// The phases of an image: the wire's five words.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ImagePhase {
@@ -75,20 +76,20 @@ pub enum ImagePhase {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ImageStatus {
     pub phase: ImagePhase,
-    /// The manifest the reference was resolved to, for `spec.pull` = `resolved_pull`.
+    /// Digest of the manifest that the reference was resolved to, for `spec.pull` = `resolved_pull`.
     pub digest: Option<Digest>,
     pub resolved_pull: u64,
-    /// What the image says of itself; present when ready.
+    /// The configuration that the image declares; present when ready.
     pub config: Option<ImageConfig>,
     /// Size of the root file system image on this host.
     pub size: Option<Bytes>,
-    /// Bytes of layers fetched, of all; while pulling.
+    /// Bytes of layers fetched, and bytes in total; present while pulling.
     pub progress: Option<Progress>,
-    /// Place among the images that wait for one of the configured conversions, from 1.
+    /// Position among the images that wait for a conversion permit, from 1.
     pub queue_position: Option<u32>,
-    /// A sentence for the user; only with [`ImagePhase::Failed`].
+    /// A sentence for the user; present only with [`ImagePhase::Failed`].
     pub error: Option<String>,
-    /// Failed tries in a row.
+    /// Number of failed attempts in a row.
     pub attempts: u32,
     pub conditions: Vec<Condition>,
     pub observed_generation: Generation,
@@ -100,15 +101,15 @@ pub struct Progress {
     pub total: Bytes,
 }
 
-/// The run parameters of an image's configuration, as the OCI image specification has them.
+/// The run parameters of an image's configuration, as the OCI image specification defines them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageConfig {
     pub entrypoint: Vec<String>,
     pub cmd: Vec<String>,
     pub env: BTreeMap<String, String>,
-    /// Empty means `/`.
+    /// The working directory; empty means `/`.
     pub working_dir: String,
-    /// `user`, `uid`, `user:group`...; empty means root.
+    /// The user: `user`, `uid`, `user:group`...; empty means root.
     pub user: String,
     pub stop_signal: Option<String>,
 }

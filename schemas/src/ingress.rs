@@ -1,8 +1,8 @@
 //! Ingress: host names that lead to ports of instances.
 //!
-//! A name is a literal, or a pattern: some of its labels are captures, which match any one label, and
-//! of which one may name the instance. Instances are looked for when a request comes, so that one that
-//! takes another's name takes its place.
+//! A host name is a literal or a pattern. Some labels of a pattern are captures: a capture matches any one
+//! label, and may name the instance. Instances are looked up when a request arrives, so that an instance
+//! that takes the name of another also takes its requests.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::names::{Name, NameError};
 use crate::numbers::Generation;
 use crate::references::{Ref, Role, Target};
 
-/// The kind.
+/// The kind of ingresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ingress {}
 
@@ -39,11 +39,11 @@ pub struct IngressSpec {
     pub rules: Vec<IngressRule>,
 }
 
-/// Where requests to a host name at a port of this host go.
+/// The target of requests to a host name at a port of this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngressRule {
     pub hostname: Hostname,
-    /// Of this host.
+    /// The port on this host.
     pub port: u16,
     pub target: IngressTarget,
     #[serde(default)]
@@ -53,11 +53,11 @@ pub struct IngressRule {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IngressTarget {
     pub instance: TargetName,
-    /// Of the instance.
+    /// The port on the instance.
     pub port: u16,
 }
 
-/// A header that a request must have, once, with exactly this value.
+/// A header that a request must have, exactly once, with exactly this value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeaderAuth {
     pub header: String,
@@ -70,11 +70,11 @@ pub struct IngressStatus {
     pub observed_generation: Generation,
 }
 
-/// An instance by id or name, or what a capture of the host name says.
+/// An instance by id or name, or the capture of the host name that supplies it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum TargetName {
-    /// An id is a name as well.
+    /// A name or an id; an id is a valid name as well.
     Instance(Name),
     Capture(String),
 }
@@ -84,7 +84,8 @@ pub enum TargetName {
 #[serde(try_from = "String", into = "String")]
 pub struct Hostname(Vec<Label>);
 
-/// Ordered by how much is said: of two names that match, the first one counts.
+/// A label of a host name. Labels are ordered by how specific they are: when two names match, the first
+/// counts.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Label {
     Literal(String),
@@ -104,7 +105,7 @@ impl Hostname {
         })
     }
 
-    /// The same for names that match the same hosts.
+    /// Returns the shape of the name; names that match the same hosts have the same shape.
     #[must_use]
     pub fn shape(&self) -> String {
         let shapes = self.0.iter().map(|label| match label {
@@ -114,7 +115,8 @@ impl Hostname {
         shapes.collect::<Vec<_>>().join(".")
     }
 
-    /// The host's label at each capture, by its name; `None` when the host (of [`host`]) does not match.
+    /// Returns the host's label at each capture, by the capture's name; `None` when the host (as [`host`]
+    /// returns it) does not match.
     #[must_use]
     pub fn matched<'a>(&'a self, host: &'a str) -> Option<Vec<(&'a str, &'a str)>> {
         let mut captured = Vec::new();
@@ -131,8 +133,8 @@ impl Hostname {
     }
 }
 
-/// The host that a request's authority (`Host`) names: in lower case, without port and final dot.
-/// `None` when it is none that an ingress could have.
+/// Returns the host that a request's authority (`Host`) names: in lower case, without port and final dot.
+/// Returns `None` when no ingress could have such a host name.
 #[must_use]
 pub fn host(authority: &str) -> Option<String> {
     let host = match authority.rsplit_once(':') {
@@ -154,7 +156,7 @@ fn is_label(text: &str) -> bool {
         && bytes.last().is_some_and(|&byte| is_plain(byte))
 }
 
-/// What is in the braces; `None` without braces.
+/// Returns the text in the braces; `None` without braces.
 fn capture(text: &str) -> Option<Result<&str, NameError>> {
     let name = text.strip_prefix('{')?.strip_suffix('}')?;
     let is_name = name.starts_with(|first: char| first.is_ascii_alphabetic())

@@ -1,7 +1,7 @@
-//! Instance: a program of an image that shall run in a VM of its own.
+//! Instance: a program of an image that should run in a VM of its own.
 //!
-//! `spec.power` is the whole wish about running; the eight states of the wire are observations.
-//! A program that ends by itself ends its *run*; `start` begins the next one by raising `spec.run`.
+//! `spec.power` alone is the desired state of running; the eight states of the wire are observations. A
+//! program that ends by itself ends its *run*; `start` begins the next run by raising `spec.run`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +24,7 @@ use crate::references::{Ref, Role, Target};
 use crate::snapshot::Snapshot;
 use crate::volume::VolumeMount;
 
-/// The kind.
+/// The kind of instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Instance {}
 
@@ -51,20 +51,20 @@ impl Kind for Instance {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceSpec {
-    /// What the client named; the image object has the same name.
+    /// The image that the client named; the image object has the same name.
     pub image: ImageRef,
     pub platform: Platform,
-    /// The content has to be what the registry said when it was asked for the image's `pull` of this number, or
-    /// later; 0 is content of any age.
+    /// Minimum pull of the content: the registry must have resolved it for the image's `pull` of this
+    /// number, or later; 0 allows content of any age.
     #[serde(default)]
     pub pull: u64,
     pub vcpus: u32,
     pub memory: Bytes,
     pub overlay: Bytes,
     pub env: BTreeMap<String, Secret>,
-    /// Replaces the image's entrypoint, and then the image's cmd too.
+    /// The entrypoint that replaces the image's entrypoint, and then the image's cmd too.
     pub entrypoint: Option<Vec<String>>,
-    /// Replaces the image's cmd.
+    /// The command that replaces the image's cmd.
     pub cmd: Option<Vec<String>>,
     pub has_network: bool,
     pub hypervisor: Hypervisor,
@@ -74,46 +74,47 @@ pub struct InstanceSpec {
     pub restart: RestartPolicy,
     #[serde(default)]
     pub health: Option<HealthCheck>,
-    /// +1 by every change of `health`: what was counted by another check says nothing.
+    /// Version of `health`, raised by 1 with every change: counts made with another check do not apply.
     #[serde(default)]
     pub health_version: u64,
-    /// The instance is deleted then.
+    /// Time at which the instance is deleted.
     #[serde(default)]
     pub expires_at: Option<Timestamp>,
     #[serde(default)]
     pub auto_standby: Option<AutoStandbyPolicy>,
-    /// It does not go to standby by itself before.
+    /// Time before which the instance does not go to standby by itself.
     #[serde(default)]
     pub hold_until: Option<Timestamp>,
     pub power: Power,
-    /// Who changed `power` last.
+    /// The cause of the last change of `power`.
     #[serde(default)]
     pub power_by: PowerCause,
-    /// When `power` was last asked for: the grace of a stop counts from here.
+    /// Time at which `power` was last requested: the grace of a stop counts from here.
     pub power_since: Timestamp,
-    /// The run that is wanted; starts at 1, +1 by every `start`.
+    /// The desired run; starts at 1, and is raised by 1 by every `start`.
     pub run: RunNo,
-    /// Standbys asked for so far; a saved memory bears the number of the one it was saved for.
+    /// Number of standbys requested so far; a saved memory bears the number of the standby it was saved for.
     #[serde(default)]
     pub standby: StandbyNo,
-    /// Stop or delete without giving the guest time.
+    /// True if the instance is stopped or deleted without giving the guest time.
     pub is_forced: bool,
     #[serde(default)]
     pub snapshot_policy: Option<SnapshotPolicy>,
-    /// Of the memory of the last standby.
+    /// Compression of the memory of the last standby.
     #[serde(default)]
     pub compression: Option<CompressionWish>,
-    /// What its disk, and perhaps its memory, begin with.
+    /// The source of the instance's first disk contents, and perhaps of its memory.
     #[serde(default)]
     pub origin: Option<Origin>,
     #[serde(default)]
     pub volumes: Vec<VolumeMount>,
-    /// Chosen in admission.
+    /// The allocations that were chosen in admission.
     pub allocated: Allocated,
 }
 
 impl InstanceSpec {
-    /// When it goes to standby by itself unless somebody connects; `None` while nothing counts.
+    /// Returns when the instance goes to standby by itself unless a client connects; `None` while no
+    /// countdown runs.
     #[must_use]
     pub fn standby_due(&self, idle: &IdleStatus) -> Option<Timestamp> {
         let timeout = self.auto_standby.as_ref()?.timeout()?;
@@ -123,13 +124,13 @@ impl InstanceSpec {
     }
 }
 
-/// Choices made in the commit that stored the wish.
+/// Choices that were made in the commit that stored the spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allocated {
     pub image: Uid,
     pub disk: Uid,
     pub port: Option<Uid>,
-    /// vsock context id, 3 and up; unique on this host.
+    /// The vsock context id, 3 and up; unique on this host.
     pub cid: u32,
 }
 
@@ -137,15 +138,15 @@ pub struct Allocated {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     pub snapshot: Uid,
-    /// What was below the snapshot's disk, and belongs below its copies.
+    /// Digest of the image below the snapshot's disk, which belongs below its copies too.
     pub image_digest: Option<Digest>,
-    /// `InstanceSpec::standby` of the wish: one origin is told from the next by it.
+    /// The `InstanceSpec::standby` of the spec with this origin; it distinguishes an origin from the next one.
     #[serde(rename = "generation")]
     pub standby: StandbyNo,
-    /// The run that goes on from the snapshot's memory; `None` when only the disk is taken over.
+    /// The run that continues from the snapshot's memory; `None` when only the disk is taken over.
     pub memory_for_run: Option<RunNo>,
-    /// True if the instance was created from the snapshot, and is nothing without it; false after a restore in
-    /// place, and in records of earlier versions.
+    /// True if the instance was created from the snapshot and cannot exist without it; false after a restore
+    /// in place, and in records of earlier versions.
     #[serde(default)]
     pub is_fork: bool,
 }
@@ -156,21 +157,21 @@ pub enum Power {
     Running,
     Stopped,
     Standby,
-    /// Restored, made an instance of its own but for its name, and held: a member of its snapshot's pool,
-    /// nobody's until it becomes a fork.
+    /// A pooled instance of its snapshot: restored, complete except for its name, and held. It has no owner
+    /// until it becomes a fork.
     Warm,
 }
 
-/// Why an instance shall be as `power` says.
+/// The cause of the desired power state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PowerCause {
-    /// Somebody asked.
+    /// A client requested it.
     #[default]
     Client,
-    /// Nobody was connected for as long as its policy says.
+    /// No client was connected for as long as the policy says.
     Idle,
-    /// Somebody connected.
+    /// A client connected.
     Traffic,
 }
 
@@ -200,7 +201,7 @@ impl Hypervisor {
         }
     }
 
-    /// How many block devices its VMs have room for, for volumes.
+    /// Returns the number of block devices for volumes that the hypervisor's VMs have room for.
     #[must_use]
     pub fn volume_devices_max(self) -> usize {
         match self {
@@ -210,10 +211,10 @@ impl Hypervisor {
     }
 }
 
-/// The wire's eight words, case-sensitive.
+/// The states of an instance: the wire's eight words, case-sensitive.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum State {
-    /// VMM up and guest not started, or still being prepared.
+    /// The VMM is up and the guest is not started, or the instance is still being prepared.
     #[default]
     Created,
     Initializing,
@@ -222,7 +223,7 @@ pub enum State {
     Shutdown,
     Stopped,
     Standby,
-    /// Only while the observer itself cannot observe; always with `state_error`.
+    /// The state cannot be observed; always with `state_error`.
     Unknown,
 }
 
@@ -230,26 +231,26 @@ pub enum State {
 pub struct InstanceStatus {
     pub state: State,
     pub state_error: Option<String>,
-    /// The content that `spec.image` meant when it was first ready; kept, so that the overlay
-    /// never meets another lower layer.
+    /// Digest of the content that `spec.image` meant when it was first ready. It is kept, so that the
+    /// overlay never meets another lower layer.
     pub image_digest: Option<Digest>,
-    /// The last run that ended for good; `spec.run` beyond it is still to be carried out.
+    /// The last run that ended for good; a `spec.run` beyond it is still to be carried out.
     pub ended_run: RunNo,
-    /// How the program last ended, and in which run that was.
+    /// The last end of the program; `exit_run` is the run in which it ended.
     pub exit: Option<Exit>,
     #[serde(default)]
     pub exit_run: RunNo,
-    /// The last launch that was observed: the next one has the number after it.
+    /// The last launch that was observed: the next launch has the next number.
     #[serde(default)]
     pub launch: LaunchId,
     /// The launch whose program was last observed to run.
     #[serde(default)]
     pub started_launch: Option<LaunchId>,
-    /// The launch whose end was recorded and is followed by another of the same run: its machine
-    /// goes, the run goes on.
+    /// The launch whose end was recorded and is followed by another launch of the same run: its machine is
+    /// removed, and the run continues.
     #[serde(default)]
     pub ended_launch: Option<LaunchId>,
-    /// When that was: the grace of its program counts from here.
+    /// Time of that end: the grace of the launch's program counts from here.
     #[serde(default)]
     pub ended_launch_at: Option<Timestamp>,
     #[serde(default)]
@@ -258,28 +259,28 @@ pub struct InstanceStatus {
     pub health: HealthStatus,
     #[serde(default)]
     pub idle: IdleStatus,
-    /// Milliseconds in each state but the present one.
+    /// Milliseconds in each state, without the time in the current state since `state_since`.
     #[serde(default)]
     pub phases: BTreeMap<State, u64>,
-    /// Since when it is in the present one.
+    /// Time since which the instance has been in its current state.
     #[serde(default)]
     pub state_since: Option<Timestamp>,
     pub started_at: Option<Timestamp>,
     pub stopped_at: Option<Timestamp>,
-    /// VMMs that died unasked, since the program last ran for a while.
+    /// Number of VMMs that died unexpectedly since the program last ran for a while.
     pub vmm_deaths: u32,
-    /// The last such death, recorded before its leftovers are cleared away.
+    /// The last such death, recorded before its leftovers are removed.
     pub last_death: Option<VmmDeath>,
-    /// Since when the VMM's process lives without answering.
+    /// Time since which the VMM's process has lived without answering.
     pub unreachable_since: Option<Timestamp>,
-    /// A memory to go on from is on the host.
+    /// True if a memory to continue from is on the host.
     #[serde(default)]
     pub has_saved_memory: bool,
-    /// The origin whose memory was taken over (`Origin::generation`): never twice, since the disk
-    /// has moved on by then.
+    /// The origin whose memory was taken over (`Origin::standby`). It is never taken over twice, since the
+    /// disk has moved on by then.
     #[serde(default)]
     pub adopted: StandbyNo,
-    /// The launch in which a member of a pool became ready to be taken.
+    /// The launch in which a pooled instance became ready to be taken.
     #[serde(default)]
     pub prepared_launch: Option<LaunchId>,
     pub vmm_pid: Option<u32>,
@@ -288,20 +289,20 @@ pub struct InstanceStatus {
 }
 
 impl Object<Instance> {
-    /// Made in advance; clients neither see nor name it.
+    /// True if the instance is pooled: made in advance, and neither visible to clients nor named by them.
     #[must_use]
     pub fn is_pooled(&self) -> bool {
         self.spec.power == Power::Warm
     }
 
-    /// A member of a pool that a fork may take.
+    /// True if this is a pooled instance that a fork may take.
     #[must_use]
     pub fn is_warm(&self) -> bool {
         let is_held = self.status.state == State::Paused && self.status.prepared_launch.is_some();
         self.is_pooled() && is_held && !self.meta.is_deleting()
     }
 
-    /// The origin whose memory this instance's wish still has to take over.
+    /// Returns the origin whose memory this instance's spec still has to take over.
     #[must_use]
     pub fn awaits_memory(&self) -> Option<&Origin> {
         let InstanceSpec { origin, run, power, .. } = &self.spec;
@@ -314,7 +315,7 @@ impl Object<Instance> {
     }
 }
 
-/// One death of a VMM: which launch, and when it was noticed.
+/// A death of a VMM: its launch, and when it was noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmmDeath {
     #[serde(alias = "launched_at")]
@@ -325,15 +326,15 @@ pub struct VmmDeath {
 /// The end of a program, as the guest's PID 1 saw it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
-    /// Shell convention: the exit code, 126/127 when not started, 128+n for signal n; none when
-    /// the guest went without saying.
+    /// Exit code by shell convention: the program's code, 126/127 when not started, 128+n for signal n;
+    /// `None` when the guest went away without a report.
     pub code: Option<i32>,
     pub message: String,
-    /// The guest could not start the program at all.
+    /// True if the guest could not start the program at all.
     pub is_boot_failure: bool,
 }
 
-/// Text that is sealed at rest and never logged: its `Debug` says nothing, and its memory is cleared.
+/// Text that is sealed at rest and never logged: its `Debug` prints only stars, and its memory is cleared.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(transparent)]
 pub struct Secret(pub String);

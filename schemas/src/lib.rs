@@ -1,8 +1,8 @@
 //! The nouns of Stead: stored objects, wire types, the guest protocol and every limit.
 //!
-//! Guarantees: a value of these types was parsed once, at the edge, and is right ever after; all
-//! problems of one input are reported together, each with its field path.
-//! Never: performs I/O, reads a clock, draws a random number, or depends on a crate of ours.
+//! Guarantees: a value of these types was parsed once, at the edge, and stays valid; all problems of one
+//! input are reported together, each with its field's path.
+//! Never: performs I/O, reads a clock, draws a random number, or depends on another crate of this project.
 
 pub mod api;
 pub mod capabilities;

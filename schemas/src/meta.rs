@@ -1,9 +1,9 @@
-//! What every stored object has: identity, versions, life-cycle marks, and the kind it is of.
+//! The common parts of every stored object: identity, versions, life-cycle marks, and its kind.
 //!
-//! Guarantees: `generation` moves only when a client changes `spec`; `resource_version` moves with
-//! every commit and is unique within one store; an object whose `deletion_requested_at` is set
-//! lives until its last finalizer is gone.
-//! Never: a `spec` is written by a reconciler, a `status` by a client (the store enforces it).
+//! Guarantees: `generation` changes only when a client changes `spec`; `resource_version` changes with every
+//! commit and is unique within one store; an object whose `deletion_requested_at` is set lives until its
+//! last finalizer is gone.
+//! Never: a `spec` is written by a reconciler, or a `status` by a client (the store enforces it).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -16,22 +16,22 @@ use crate::names::{Name, Uid};
 use crate::numbers::Generation;
 use crate::references::Ref;
 
-/// User-defined labels; bounds are in [`crate::limits`], checked by [`crate::validate`].
+/// User-defined labels; their bounds are in [`crate::limits`], and are checked by [`crate::validate`].
 pub type Tags = BTreeMap<String, String>;
 
-/// A kind of stored object: its name in keys and its two halves.
+/// A kind of stored object: its name in keys, and its two halves.
 pub trait Kind: Debug + Clone + PartialEq + Send + Sync + 'static {
     /// Lower-case singular noun; part of every key, so it never changes.
     const NAME: &'static str;
     /// The finalizer held by this kind's reconciler until nothing of the object is on the host.
     const FINALIZER: &'static str;
-    /// What clients want.
+    /// The desired state, set by clients.
     type Spec: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync + 'static;
-    /// What was observed.
+    /// The observed state.
     type Status: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Default + Send + Sync + 'static;
 
-    /// Things that the object points at, apart from its owner: who points at one of them is looked up in the
-    /// store's index, never by reading all objects.
+    /// Lists the things that the object points at, apart from its owner. The store's index finds the objects
+    /// that point at one of them, without reading all objects.
     #[must_use]
     fn references(object: &Object<Self>) -> Vec<Ref> {
         let _ = object;
@@ -48,27 +48,27 @@ pub struct Object<K: Kind> {
     pub status: K::Status,
 }
 
-/// Identity and life cycle.
+/// Identity and life cycle of an object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Meta {
     pub uid: Uid,
-    /// Unique within the kind among objects whose deletion was not requested.
+    /// Name of the object; unique within the kind among objects whose deletion was not requested.
     pub name: Name,
     #[serde(default)]
     pub tags: Tags,
-    /// Starts at 1; +1 for every change of `spec`.
+    /// Version of `spec`: starts at 1, and is raised by 1 with every change.
     pub generation: Generation,
     /// The commit that last wrote this object.
     pub resource_version: u64,
     pub created_at: Timestamp,
     pub deletion_requested_at: Option<Timestamp>,
-    /// Who must confirm that nothing is left before the record may go.
+    /// The reconcilers that must confirm that nothing is left before the record is removed.
     pub finalizers: BTreeSet<String>,
     /// The object whose removal removes this one.
     pub owner: Option<OwnerRef>,
 }
 
-/// Points at an owner: kind and uid.
+/// A reference to an owner: kind and uid.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct OwnerRef {
     pub kind: String,
@@ -76,7 +76,7 @@ pub struct OwnerRef {
 }
 
 impl Meta {
-    /// Deletion was requested; the object only waits for its finalizers.
+    /// True if deletion was requested; the object only waits for its finalizers.
     #[must_use]
     pub fn is_deleting(&self) -> bool {
         self.deletion_requested_at.is_some()

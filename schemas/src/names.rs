@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
-/// Why a name was refused; the text is fit for a client.
+/// The reason why a name was refused; the text is suitable for a client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NameError(pub String);
@@ -54,13 +54,13 @@ macro_rules! parsed_string {
 }
 
 parsed_string! {
-    /// An object's identifier: CUID2, 24 characters `[a-z][a-z0-9]{23}`. Host names of things
-    /// derive from it, so that a pass after a crash recognises its own work.
+    /// An object's identifier: CUID2, 24 characters `[a-z][a-z0-9]{23}`. Names of host objects derive from
+    /// it, so that a pass after a crash recognises its own work.
     Uid
 }
 parsed_string! {
-    /// A resource name: `^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`, at most 63 characters; for images the
-    /// normalised reference instead (at most [`limits::IMAGE_REF_BYTES_MAX`]).
+    /// A resource name: `^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`, at most 63 characters; for images, the normalised
+    /// reference instead (at most [`limits::IMAGE_REF_BYTES_MAX`]).
     Name
 }
 parsed_string! {
@@ -73,7 +73,7 @@ parsed_string! {
 }
 
 impl Uid {
-    /// The ten leading characters: enough to be unique on one host (36^9 * 26 values), short
+    /// Returns the ten leading characters: enough to be unique on one host (36^9 * 26 values), and short
     /// enough for an interface name with its prefix.
     #[must_use]
     pub fn short(&self) -> &str {
@@ -107,11 +107,11 @@ impl FromStr for Uid {
 }
 
 impl Name {
-    /// Parses the resource name of an object to be made: it is none that could be taken for an id, since what
-    /// was named by the id of something that is gone would then lead to this one.
+    /// Parses the resource name of a new object. A name in the form of an id is refused: a client that uses
+    /// the id of a removed object would otherwise reach this one.
     ///
     /// # Errors
-    /// Says which rule is broken.
+    /// Returns a sentence that names the violated rule.
     pub fn new_resource(text: &str) -> Result<Self, NameError> {
         if text.parse::<Uid>().is_ok() {
             let rule = format!("must not have the form of an id: {} letters and digits", limits::UID_BYTES);
@@ -120,11 +120,11 @@ impl Name {
         Self::resource(text)
     }
 
-    /// Parses a resource name (not an image reference), also that of an object of before, which may have the
-    /// form of an id.
+    /// Parses a resource name (not an image reference), including that of an older object, which may have
+    /// the form of an id.
     ///
     /// # Errors
-    /// Says which rule is broken.
+    /// Returns a sentence that names the violated rule.
     pub fn resource(text: &str) -> Result<Self, NameError> {
         let edge = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         let bytes = text.as_bytes();
@@ -147,14 +147,14 @@ impl Name {
 }
 
 impl From<&Uid> for Name {
-    /// Owned objects without a name of their own are named by their uid.
+    /// Names an owned object without a name of its own by its uid.
     fn from(uid: &Uid) -> Self {
         Self(uid.as_str().to_owned())
     }
 }
 
 impl From<&ImageRef> for Name {
-    /// An image object's name is its normalised reference.
+    /// Names an image object by its normalised reference.
     fn from(reference: &ImageRef) -> Self {
         Self(reference.to_string())
     }
@@ -172,7 +172,7 @@ impl FromStr for Name {
 }
 
 impl Digest {
-    /// The hexadecimal part, fit for a file name.
+    /// Returns the hexadecimal part, which is suitable for a file name.
     #[must_use]
     pub fn hex(&self) -> &str {
         &self.0["sha256:".len()..]
@@ -219,7 +219,7 @@ pub struct ImageRef {
 }
 
 impl ImageRef {
-    /// The same repository at another tag or digest.
+    /// Returns the same repository at this digest, without a tag.
     #[must_use]
     pub fn with_digest(&self, digest: &Digest) -> Self {
         Self { tag: None, digest: Some(digest.clone()), ..self.clone() }
@@ -255,9 +255,9 @@ impl TryFrom<String> for ImageRef {
 impl FromStr for ImageRef {
     type Err = NameError;
 
-    /// Normalises as container tools do: a first part with a dot, a colon or `localhost` is the
-    /// registry, else it is `docker.io`, whose one-part repositories live under `library/`; a
-    /// reference without tag and digest means `latest`.
+    /// Normalises as container tools do: a first part with a dot, a colon or `localhost` is the registry;
+    /// otherwise the registry is `docker.io`, whose one-part repositories live under `library/`; a reference
+    /// without tag and digest means `latest`.
     fn from_str(text: &str) -> Result<Self, NameError> {
         let refuse = |why: &str| NameError(format!("is not an image reference: {why}"));
         if text.is_empty() || text.len() > limits::IMAGE_REF_BYTES_MAX {
@@ -294,7 +294,7 @@ impl FromStr for ImageRef {
         }
         let tag = if tag.is_none() && digest.is_none() { Some("latest".to_owned()) } else { tag };
         let reference = Self { registry: registry.to_owned(), repository, tag, digest };
-        // What is stored is the normalised text, which is longer, and is read back by this rule.
+        // The stored text is the normalised one, which is longer and is read back by this rule.
         if reference.to_string().len() > limits::IMAGE_REF_BYTES_MAX {
             return Err(refuse("with its registry and tag it must have at most 512 characters"));
         }
@@ -345,7 +345,7 @@ fn check_tag(tag: &str) -> Result<(), &'static str> {
     if is_tag { Ok(()) } else { Err("its tag must be 1 to 128 letters, digits, '_', '.' and '-'") }
 }
 
-/// `os/architecture`, of which this server runs the two the wire names.
+/// A platform, as `os/architecture`: this server runs the two that the wire names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Platform {
     #[serde(rename = "linux/amd64")]
@@ -362,7 +362,7 @@ impl Platform {
             Self::LinuxArm64 => "linux/arm64",
         }
     }
-    /// The OCI architecture word.
+    /// Returns the OCI architecture word.
     #[must_use]
     pub fn architecture(self) -> &'static str {
         match self {

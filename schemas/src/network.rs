@@ -1,4 +1,4 @@
-//! Network: a bridge with its subnet, NAT and isolation. Port: one instance's place on it.
+//! Network: a bridge with its subnet, NAT and isolation. Port: an instance's connection to a network.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -12,7 +12,7 @@ use crate::names::{LinkName, NameError, Uid};
 use crate::numbers::Generation;
 use crate::references::{Ref, Role, Target};
 
-/// The kind of networks; today the store holds one, named `default`, made from configuration.
+/// The kind of networks; today the store holds a single network, named `default`, made from configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Network {}
 
@@ -28,11 +28,11 @@ pub struct NetworkSpec {
     pub bridge: LinkName,
     /// Gateway address (the host's on the bridge) and prefix.
     pub gateway: Cidr,
-    /// Handed to guests in resolv.conf.
+    /// Name servers that guests get in resolv.conf.
     pub dns: Vec<Ipv4Addr>,
     #[serde(default)]
     pub resolver: Resolver,
-    /// MTU of the guests' cards, in bytes; without one it follows the host's uplink.
+    /// MTU of the guests' cards, in bytes; without it, the MTU follows the host's uplink.
     #[serde(default)]
     pub mtu: Option<u16>,
     /// Name of our nft tables (`inet` and `bridge` families).
@@ -41,17 +41,17 @@ pub struct NetworkSpec {
     pub reach: GuestReach,
 }
 
-/// The rest of the guests' resolv.conf.
+/// The other entries of the guests' resolv.conf.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolver {
-    /// Domains in which names are looked for.
+    /// Domains in which names are searched.
     pub search: Vec<String>,
     /// Options of resolv.conf(5), such as `ndots:2`.
     pub options: Vec<String>,
 }
 
-/// The parts of the host and of private networks that guests may reach. Everything else of them is refused;
-/// public addresses are reached by all guests.
+/// The parts of the host and of private networks that guests may reach. All other parts are refused; public
+/// addresses can be reached by all guests.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestReach {
     /// TCP and UDP ports of the host at the gateway's address, besides DNS.
@@ -64,7 +64,7 @@ pub struct GuestReach {
 pub struct NetworkStatus {
     pub conditions: Vec<Condition>,
     pub observed_generation: Generation,
-    /// Least MTU of the links with a default route, in bytes, at the last observation.
+    /// Smallest MTU of the links with a default route, in bytes, at the last observation.
     #[serde(default)]
     pub uplink_mtu: Option<u32>,
 }
@@ -85,7 +85,7 @@ impl Kind for Port {
     }
 }
 
-/// Chosen in admission, stored before anything is made of it.
+/// The desired state of a port: chosen in admission, and stored before anything is made from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortSpec {
     pub network: Uid,
@@ -94,8 +94,8 @@ pub struct PortSpec {
     pub table: String,
     pub address: Ipv4Addr,
     pub mac: Mac,
-    /// Number of its traffic class on this host, 1 to 65,534; 0 in records older than the field.
-    /// Chosen with the address, so that limits can be set on a port that exists already.
+    /// Number of the port's traffic class on this host, 1 to 65,534; 0 in records older than the field. It
+    /// is chosen with the address, so that limits can be set on a port that already exists.
     #[serde(default)]
     pub class: u16,
 }
@@ -112,7 +112,8 @@ pub struct PortStatus {
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// A locally administered unicast address made of a network address: unique where addresses are.
+    /// Makes a locally administered unicast address from a network address: unique where the network
+    /// addresses are unique.
     #[must_use]
     pub fn of_address(address: Ipv4Addr) -> Self {
         let [a, b, c, d] = address.octets();
@@ -159,7 +160,7 @@ impl From<Mac> for String {
 #[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     pub address: Ipv4Addr,
-    /// 1 to 30: a network needs a host part.
+    /// Length of the prefix, 1 to 30 bits: a network needs a host part.
     pub prefix: u8,
 }
 
@@ -168,12 +169,12 @@ impl Cidr {
     pub fn mask(self) -> u32 {
         u32::MAX << (32 - u32::from(self.prefix))
     }
-    /// The network's own address.
+    /// Returns the network's own address.
     #[must_use]
     pub fn network(self) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(self.address) & self.mask())
     }
-    /// The same prefix with the network's address: `10.100.0.0/16`.
+    /// Returns the same prefix with the network's address: `10.100.0.0/16`.
     #[must_use]
     pub fn subnet(self) -> Self {
         Self { address: self.network(), prefix: self.prefix }
@@ -186,12 +187,12 @@ impl Cidr {
     pub fn contains(self, address: Ipv4Addr) -> bool {
         u32::from(address) & self.mask() == u32::from(self.network())
     }
-    /// The two share an address.
+    /// True if the two share an address.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {
         self.contains(other.network()) || other.contains(self.network())
     }
-    /// Usable host addresses in order: neither network, broadcast nor `self.address`.
+    /// Returns the usable host addresses in order: neither network, broadcast nor `self.address`.
     pub fn hosts(self) -> impl Iterator<Item = Ipv4Addr> {
         let (first, last) = (u32::from(self.network()) + 1, u32::from(self.broadcast()));
         (first..last).map(Ipv4Addr::from).filter(move |&host| host != self.address)

@@ -1,4 +1,4 @@
-//! Numbers that count different things, as types of their own: a swapped argument does not compile.
+//! Numbers that count different things are separate types: a swapped argument does not compile.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ macro_rules! number {
         pub struct $name(pub u64);
 
         impl $name {
-            /// The number after this one.
+            /// Returns the number after this one.
             #[must_use]
             pub fn next(self) -> Self {
                 Self(self.0.saturating_add(1))
@@ -28,35 +28,35 @@ macro_rules! number {
 }
 
 number! {
-    /// The number of a version of an object's spec: 1 for the first, one more with every change.
+    /// The number of a version of an object's spec: 1 for the first, raised by 1 with every change.
     #[derive(Deserialize)]
     #[serde(transparent)]
     Generation
 }
 
 number! {
-    /// The number of a run among those of one instance: 1 for the first, one more with every start. 0 is no run.
+    /// The number of a run of an instance: 1 for the first, raised by 1 with every start. 0 means no run.
     #[derive(Deserialize)]
     #[serde(transparent)]
     RunNo
 }
 
 number! {
-    /// The number of a standby among those that were asked for of one instance; the restores and forks that it
-    /// goes on from a snapshot count too. 0 is none.
+    /// The number of a standby that was requested of an instance; restores and forks that continue from a
+    /// snapshot count too. 0 means none.
     #[derive(Deserialize)]
     #[serde(transparent)]
     StandbyNo
 }
 
 number! {
-    /// The number of a launch among those of one instance: 1 for the first. A launch begins with a boot of the
-    /// guest, or with the memory of another instance; standby and restore do not end it. 0 is no launch.
+    /// The number of a launch of an instance: 1 for the first. A launch begins with a boot of the guest, or
+    /// with the memory of another instance; standby and restore do not end it. 0 means no launch.
     #[serde(transparent)]
     LaunchId
 }
 
-/// A launch used to be known by the time at which it began. Such a time is read as its nanoseconds since 1970:
+/// Converts the old form of a launch, which was the time at which it began, to its nanoseconds since 1970:
 /// equal times give equal numbers, which no counter reaches.
 impl From<Timestamp> for LaunchId {
     fn from(launched_at: Timestamp) -> Self {

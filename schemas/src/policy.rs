@@ -1,4 +1,4 @@
-//! What shall happen to an instance by itself: restarts, standby and waking, the end of its life.
+//! Automatic actions on an instance: restarts, standby and waking, expiry.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 use crate::numbers::RunNo;
 use crate::quantity::GoDuration;
 
-/// When a program that ended is started again.
+/// The condition under which a program that ended is started again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RestartWhen {
     #[default]
     Never,
     Always,
-    /// After any end but exit code 0.
+    /// The program is started again after any end except exit code 0.
     OnFailure,
 }
 
@@ -25,17 +25,17 @@ pub enum RestartWhen {
 pub struct RestartPolicy {
     #[serde(rename = "policy")]
     pub when: RestartWhen,
-    /// Before the first restart; each further one in a row waits twice as long, up to
+    /// Delay before the first restart; each further restart in a row waits twice as long, up to
     /// [`crate::limits::RESTART_DELAY_MAX`].
     pub backoff: GoDuration,
-    /// Restarts in a row; 0 for no limit.
+    /// Largest number of restarts in a row; 0 means no limit.
     pub max_attempts: u32,
-    /// A program that ran this long has succeeded: the next end counts as the first again.
+    /// Time after which a running program has succeeded: its next end counts as the first again.
     pub stable_after: GoDuration,
 }
 
 impl Default for RestartPolicy {
-    /// As the wire has it.
+    /// Returns the defaults of the wire.
     fn default() -> Self {
         Self {
             when: RestartWhen::Never,
@@ -46,7 +46,7 @@ impl Default for RestartPolicy {
     }
 }
 
-/// Why a policy does not act.
+/// The reason why a policy does not act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RestartBlocked {
@@ -54,59 +54,60 @@ pub enum RestartBlocked {
     MaxAttemptsExceeded,
 }
 
-/// Why a policy acted, when not because the program ended.
+/// The reason why a policy acted, when the program did not end by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RestartReason {
     HealthCheckFailed,
 }
 
-/// How far a policy is, for the run it counts.
+/// The progress of a policy, for the run that it counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartStatus {
-    /// The run that the rest is about; another one begins anew.
+    /// The run that the other fields belong to; another run begins anew.
     pub run: RunNo,
-    /// Restarts in a row since the program last ran for long enough.
+    /// Number of restarts in a row since the program last ran for long enough.
     pub attempts: u32,
     pub last_attempt_at: Option<Timestamp>,
     pub next_attempt_at: Option<Timestamp>,
     pub blocked: Option<RestartBlocked>,
-    /// Of the last restart.
+    /// The reason of the last restart.
     #[serde(default)]
     pub last_reason: Option<RestartReason>,
 }
 
-/// When an instance that nobody is connected to goes to standby, and whether a connection wakes it.
+/// The policy of when an idle instance goes to standby, and whether a connection wakes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AutoStandbyPolicy {
     pub enabled: bool,
-    /// How long nobody may be connected; always given when enabled.
+    /// Time without a connection after which the instance goes to standby; always set when enabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<GoDuration>,
-    /// Connections from these, and those to these ports, neither keep it up nor wake it.
+    /// Subnets whose connections are ignored: like connections to the ignored ports, they neither keep the
+    /// instance up nor wake it.
     #[serde(default)]
     pub ignore_source_cidrs: Vec<IpNet>,
     #[serde(default)]
     pub ignore_destination_ports: Vec<u16>,
-    /// Additive: a connection to an instance in standby, however it came there, restores it.
+    /// Additive: true if a connection to an instance in standby restores it, however the standby was caused.
     #[serde(default)]
     pub wake_on_traffic: bool,
 }
 
 impl AutoStandbyPolicy {
-    /// `None` while it is off.
+    /// Returns the idle timeout; `None` while the policy is off.
     #[must_use]
     pub fn timeout(&self) -> Option<Duration> {
         self.idle_timeout.filter(|_| self.enabled).map(|GoDuration(timeout)| timeout)
     }
 
-    /// A policy that is off wakes nobody.
+    /// True if connections wake the instance; a policy that is off wakes nothing.
     #[must_use]
     pub fn is_waking(&self) -> bool {
         self.enabled && self.wake_on_traffic
     }
 
-    /// A connection from there to this port counts.
+    /// True if a connection from this source to this port counts.
     #[must_use]
     pub fn counts(&self, source: IpAddr, port: u16) -> bool {
         let source = source.to_canonical();
@@ -115,25 +116,25 @@ impl AutoStandbyPolicy {
     }
 }
 
-/// What was seen of the connections to an instance that may go to standby.
+/// The observed connections of an instance that may go to standby.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdleStatus {
-    /// Since when nobody is connected, as far as that was watched; `None` while somebody is, and
-    /// while it does not run.
+    /// Time since which no connection has existed, as far as it was watched; `None` while a connection
+    /// exists, and while the instance does not run.
     pub idle_since: Option<Timestamp>,
     pub last_inbound_at: Option<Timestamp>,
     pub connections: u32,
-    /// Why connections could not be seen at the last look.
+    /// The reason why connections could not be observed the last time.
     pub error: Option<String>,
-    /// This host does not track connections.
+    /// True if this host does not track connections.
     pub is_unsupported: bool,
 }
 
-/// What a request says of the end of an instance's life.
+/// The expiry of an instance that a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expiry {
     Never,
-    /// From the commit of the request.
+    /// Time after the commit of the request.
     After(Duration),
     At(Timestamp),
 }

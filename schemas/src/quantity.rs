@@ -1,7 +1,7 @@
-//! Units: bytes, rates and durations as the wire writes them.
+//! Units: bytes, rates and durations in the forms of the wire.
 //!
-//! Sources: contract.md 2.1; Go's `time.ParseDuration` for durations; the response form of sizes
-//! is that of the Go package datasize (`1.0 GB`), which clients print as it is.
+//! Sources: contract.md 2.1; Go's `time.ParseDuration` for durations; the response form of sizes is that of
+//! the Go package datasize (`1.0 GB`), which clients print unchanged.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a quantity was refused; fit for a client.
+/// The reason why a quantity was refused; suitable for a client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct QuantityError(pub String);
 
-/// A number of bytes. Reads `1GB`, `1G`, `512MB`, `64KiB`, `1.5GB`, `4096`; units are binary.
+/// A number of bytes. It parses from `1GB`, `1G`, `512MB`, `64KiB`, `1.5GB`, `4096`; units are binary.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Bytes(pub u64);
 
 impl Bytes {
-    /// Whole mebibytes, rounded up: what a VMM is given.
+    /// Returns whole mebibytes, rounded up, which is the unit that VMMs take.
     #[must_use]
     pub fn mib_ceil(self) -> u64 {
         self.0.div_ceil(1 << 20)
@@ -46,7 +46,7 @@ impl FromStr for Bytes {
 }
 
 impl fmt::Display for Bytes {
-    /// One decimal from a kilobyte up: `512.0 MB`, `1.5 GB`; plain below: `42 B`.
+    /// Writes one decimal from a kilobyte up: `512.0 MB`, `1.5 GB`; a plain number below: `42 B`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (shift, unit) in [(40u32, "TB"), (30, "GB"), (20, "MB"), (10, "KB")] {
             if self.0 >= 1 << shift {
@@ -58,7 +58,8 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// A rate in bytes per second. Reads `1Gbps`, `100Mbps` (decimal bits) and `125MB/s` (binary bytes).
+/// A rate in bytes per second. It parses from `1Gbps`, `100Mbps` (decimal bits) and `125MB/s` (binary
+/// bytes).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Rate(pub u64);
@@ -128,7 +129,7 @@ impl FromStr for GoDuration {
             nanos = number.times(unit).and_then(|part| nanos.checked_add(part)).ok_or_else(refuse)?;
             rest = &rest[unit_end..];
         }
-        // Go holds durations in an i64 of nanoseconds; so does the wire's every other reader.
+        // Go holds durations in an i64 of nanoseconds, as do all other readers of the wire.
         let nanos = i64::try_from(nanos).map_err(|_| refuse())?;
         Ok(Self(Duration::from_nanos(nanos.unsigned_abs())))
     }
@@ -171,7 +172,7 @@ impl<'de> Deserialize<'de> for GoDuration {
     }
 }
 
-/// A decimal number as digits and a power of ten: no float ever rounds a size.
+/// A decimal number as digits and a power of ten, so that no float ever rounds a size.
 struct Decimal {
     digits: u128,
     places: u32,
@@ -206,7 +207,7 @@ fn scale(number: Decimal, unit: u64) -> Result<u64, QuantityError> {
         .ok_or_else(|| QuantityError("is too large".to_owned()))
 }
 
-/// `whole.fraction` without trailing zeros; `size` is the fraction's denominator, a power of ten.
+/// Writes `whole.fraction` without trailing zeros; `size` is the fraction's denominator, a power of ten.
 fn trimmed(whole: u128, fraction: u128, size: u128) -> String {
     if fraction == 0 {
         return whole.to_string();

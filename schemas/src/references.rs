@@ -1,14 +1,14 @@
-//! References: the things that an object points at, so that a thing can be asked who points at it.
+//! References: the things that an object points at. The store can list the objects that point at a thing.
 //!
 //! Each kind declares its references (`Kind::references`); the store keeps them in an index in both
-//! directions. A role says what the reference is for, so that a look-up finds those that matter and no others.
+//! directions. A role states the purpose of the reference, so that a lookup finds only the relevant ones.
 
 use std::net::Ipv4Addr;
 
 use crate::meta::Kind;
 use crate::names::{Digest, Uid};
 
-/// One reference of an object.
+/// A reference of an object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ref {
     pub role: Role,
@@ -34,49 +34,50 @@ pub enum Target {
     Connections,
 }
 
-/// The purpose of a reference. Those that say that something is waited for end when it is over.
+/// The purpose of a reference. References that express a wait end when the wait is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// To the owner of the object, from any kind.
+    /// A reference to the owner of the object, from any kind.
     Owner,
-    /// From an instance to its image.
+    /// A reference from an instance to its image.
     Image,
-    /// From an image, an instance or a snapshot to the content that must not be removed.
+    /// A reference from an image, an instance or a snapshot to content that must not be removed.
     Content,
-    /// From an instance to the snapshot whose memory it still has to take over.
+    /// A reference from an instance to the snapshot whose memory it still has to take over.
     AwaitsMemory,
-    /// From a disk to the snapshot that it still has to be copied from.
+    /// A reference from a disk to the snapshot that it still has to be copied from.
     AwaitsCopy,
-    /// From an instance or a snapshot of one to a volume that it writes to.
+    /// A reference from an instance, or a snapshot of an instance, to a volume that it writes to.
     Writes,
-    /// From an instance or a snapshot of one to a volume that it reads, with or without an overlay.
+    /// A reference from an instance, or a snapshot of an instance, to a volume that it reads, with or
+    /// without an overlay.
     Reads,
-    /// From a snapshot that is being taken to a volume that is copied for it.
+    /// A reference from a snapshot that is being taken to a volume that is copied for it.
     Copies,
-    /// From a snapshot that is being taken to the instance that it is taken of.
+    /// A reference from a snapshot that is being taken to its source instance.
     Captures,
-    /// From a snapshot to the instance that it was taken of.
+    /// A reference from a snapshot to its source instance.
     Source,
-    /// From a snapshot to the schedule that took it.
+    /// A reference from a snapshot to the schedule that took it.
     Schedule,
-    /// From a port to its network.
+    /// A reference from a port to its network.
     Network,
-    /// From a port to its address.
+    /// A reference from a port to its address.
     Address,
-    /// From an instance to the connections that keep it from standby.
+    /// A reference from an instance to the connections that keep it from standby.
     Counts,
-    /// From an ingress to a port that its rules are served at.
+    /// A reference from an ingress to a port that its rules are served at.
     Serves,
 }
 
 impl Ref {
-    /// A reference to an object of kind `K`.
+    /// Makes a reference to an object of kind `K`.
     #[must_use]
     pub fn to<K: Kind>(role: Role, uid: &Uid) -> Self {
         Self { role, target: Target::Object { kind: K::NAME, uid: uid.clone() } }
     }
 
-    /// The reference of an owned object to its owner.
+    /// Makes the reference of an owned object to its owner.
     #[must_use]
     pub fn to_owner(owner: &Uid) -> Self {
         Self { role: Role::Owner, target: Target::Owner(owner.clone()) }
@@ -87,7 +88,7 @@ impl Ref {
         Self { role: Role::Content, target: Target::Content(digest.clone()) }
     }
 
-    /// The uid that the reference points at, if that is an object of kind `K`.
+    /// Returns the uid that the reference points at, if the target is an object of kind `K`.
     #[must_use]
     pub fn uid_of<K: Kind>(&self) -> Option<&Uid> {
         match &self.target {

@@ -1,6 +1,6 @@
-//! Snapshot schedule: snapshots of one instance, again and again, and which of them are kept.
+//! Snapshot schedule: periodic snapshots of an instance, and which of them are kept.
 //!
-//! The times of its runs are arithmetic on what is stored: no timer is, so that they are the same
+//! The times of its runs are computed from stored values. No timer is stored, so the times stay the same
 //! after restarts of the daemon, downtime and steps of the clock.
 
 use jiff::Timestamp;
@@ -12,7 +12,7 @@ use crate::names::Uid;
 use crate::numbers::Generation;
 use crate::quantity::GoDuration;
 
-/// The kind; an instance owns one at most.
+/// The kind of snapshot schedules; an instance owns at most one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotSchedule {}
 
@@ -27,49 +27,50 @@ impl Kind for SnapshotSchedule {
 pub struct SnapshotScheduleSpec {
     pub instance: Uid,
     pub interval: GoDuration,
-    /// When this interval was asked for: the runs are counted from here.
+    /// Time at which this interval was requested: the runs are counted from here.
     pub since: Timestamp,
     pub retention: Retention,
-    /// Of the snapshots' names.
+    /// Prefix of the snapshots' names.
     pub name_prefix: Option<String>,
     /// Tags of the snapshots.
     pub metadata: Tags,
     pub updated_at: Timestamp,
 }
 
-/// What is kept, of this schedule's own snapshots; the others are nobody's business here.
+/// The snapshots of this schedule that are kept; other snapshots are not affected.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retention {
-    /// The newest so many.
+    /// Number of newest snapshots that are kept.
     pub max_count: Option<u32>,
-    /// Those that are not older than this.
+    /// Age up to which snapshots are kept.
     pub max_age: Option<GoDuration>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotScheduleStatus {
-    /// The run that was carried out last, by the time that it was due.
+    /// The run that was carried out last, identified by the time at which it was due.
     pub last_due: Option<Timestamp>,
-    /// When it was carried out.
+    /// Time at which it was carried out.
     pub last_run_at: Option<Timestamp>,
-    /// The last one that was taken whole.
+    /// The last snapshot that was taken completely.
     pub last_snapshot: Option<Uid>,
-    /// Why the last run came to nothing; none when it did not.
+    /// The reason why the last run failed; `None` when it did not fail.
     pub last_error: Option<String>,
-    /// The last snapshot that failed: its error is recorded, so it may go.
+    /// The last snapshot that failed: its error is recorded, so the snapshot may be removed.
     pub last_failed: Option<Uid>,
-    /// When the next run is due, or the next snapshot too old.
+    /// Time at which the next run is due, or the next snapshot becomes too old.
     pub next_look: Option<Timestamp>,
     pub conditions: Vec<Condition>,
     pub observed_generation: Generation,
 }
 
-/// What is to be done now.
+/// The result of asking a schedule what is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Run {
-    /// The run of this time, which may be long past; of several that were missed, the last.
+    /// The run of this time is due. It may be long past; when several runs were missed, it is the last of
+    /// them.
     Due(Timestamp),
-    /// Nothing before this time.
+    /// The next run is due at this time, and none before it.
     Next(Timestamp),
 }
 
@@ -82,14 +83,14 @@ impl Run {
     }
 }
 
-/// At most this share of the interval, and this long, a schedule is off the even times, so that
-/// those that were made together do not all run together.
+/// Largest share of the interval, as a divisor, by which a schedule is shifted off the even times, at most
+/// by `OFFSET_NANOS_MAX`; so schedules that were made together do not all run together.
 const OFFSET_SHARE: i128 = 10;
 const OFFSET_NANOS_MAX: i128 = 300_000_000_000;
 
 impl SnapshotScheduleSpec {
-    /// What is due when the run of `last` was carried out last. A `last` that lies further ahead than
-    /// one interval is of a clock that has been set back since: the runs go on from now.
+    /// Returns what is due when the run of `last` was carried out last. A `last` that lies more than one
+    /// interval ahead was recorded before the clock was set back: the runs then continue from now.
     #[must_use]
     pub fn run(&self, last: Option<Timestamp>, now: Timestamp) -> Run {
         let current = self.at_or_before(now);
@@ -100,20 +101,20 @@ impl SnapshotScheduleSpec {
         }
     }
 
-    /// A run of that time can have been carried out by now.
+    /// True if a run of that time can have been carried out by now.
     #[must_use]
     pub fn is_of_this_clock(&self, due: Timestamp, now: Timestamp) -> bool {
         due.as_nanosecond() <= now.as_nanosecond() + self.interval_nanos()
     }
 
-    /// The last run whose time is not after `at`; none before the first.
+    /// Returns the last run whose time is not after `at`; `None` before the first.
     #[must_use]
     pub fn at_or_before(&self, at: Timestamp) -> Option<Timestamp> {
         let count = (at.as_nanosecond() - self.begin()).div_euclid(self.interval_nanos());
         (count >= 1).then(|| self.number(count))
     }
 
-    /// The first run whose time is after `at`.
+    /// Returns the first run whose time is after `at`.
     #[must_use]
     pub fn after(&self, at: Timestamp) -> Timestamp {
         let count = (at.as_nanosecond() - self.begin()).div_euclid(self.interval_nanos()) + 1;
@@ -125,11 +126,11 @@ impl SnapshotScheduleSpec {
         Timestamp::from_nanosecond(nanos).unwrap_or(Timestamp::MAX)
     }
 
-    /// One interval before the first run.
+    /// Returns the time one interval before the first run, in nanoseconds since 1970.
     fn begin(&self) -> i128 {
         let most = (self.interval_nanos() / OFFSET_SHARE).clamp(1, OFFSET_NANOS_MAX);
         let hash = self.instance.as_str().bytes().fold(0u64, |hash, byte| {
-            // FNV-1a: the same on every host and in every version.
+            // FNV-1a gives the same value on every host and in every version.
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
         self.since.as_nanosecond() + i128::from(hash) % most
@@ -167,7 +168,7 @@ mod tests {
         }
     }
 
-    /// The time of a run in hours, and what lies beyond them.
+    /// Returns the time of a run in whole hours, and the rest.
     fn hours(time: Timestamp) -> (i64, SignedDuration) {
         let since = time.duration_since(at(0));
         (since.as_secs() / HOUR, since - SignedDuration::from_hours(since.as_secs() / HOUR))
@@ -182,7 +183,7 @@ mod tests {
         assert!(offset < SignedDuration::from_mins(5), "{offset:?}");
         let run = |last: Option<i64>, now: i64| {
             let last = last.map(|hour| first + SignedDuration::from_hours(hour - 1));
-            // Half an hour past the run, as the clock has it.
+            // The clock shows half an hour past the run.
             let now = first + SignedDuration::from_mins(60 * (now - 1) + 30);
             match schedule.run(last, now) {
                 Run::Due(at) => ("due", hours(at).0),
@@ -193,7 +194,7 @@ mod tests {
         assert_eq!(run(None, 1), ("due", 1));
         assert_eq!(run(Some(1), 1), ("next", 2));
         assert_eq!(run(Some(1), 2), ("due", 2));
-        // The daemon was down for nine of them: one is caught up with.
+        // The daemon was down for nine runs: only the last is caught up with.
         assert_eq!(run(Some(1), 10), ("due", 10));
         assert_eq!(run(Some(10), 10), ("next", 11));
         // The clock was set back: by less than an interval, and by a day.
@@ -225,7 +226,7 @@ mod tests {
                     prop_assert!(due <= now && Some(due) != last);
                     last = Some(due);
                 }
-                // Done: nothing more at this moment, and the next one within two intervals.
+                // The run is done: nothing more is due now, and the next run comes within two intervals.
                 let Run::Next(next) = schedule.run(last, now) else { panic!("due twice") };
                 prop_assert!(next > now);
                 let twice = SignedDuration::try_from(interval.0 * 2).expect("short");

@@ -1,7 +1,7 @@
-//! Signals by every name that images and clients give them, as Linux numbers them on the processors that
-//! guests have.
+//! Signals by all names that images and clients use, with Linux's numbers on the processors that guests
+//! have.
 
-/// The signals of POSIX and Linux, and their other names.
+/// The signals of POSIX and Linux, with their alternative names.
 const NAMES: [(&str, i32); 36] = [
     ("HUP", 1),
     ("INT", 2),
@@ -37,15 +37,17 @@ const NAMES: [(&str, i32); 36] = [
     ("POLL", 29),
     ("PWR", 30),
     ("SYS", 31),
-    // By which systemd and Docker count the others: the two before it are the C library's own.
+    // systemd and Docker count the real-time signals from here: the two numbers before it belong to the C
+    // library.
     ("RTMIN", RTMIN),
     ("RTMAX", RTMAX),
 ];
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// The number that a word means: a name with or without `SIG`, in letters of either case, `RTMIN+n`,
-/// `RTMAX-n`, or the number itself. `None` for what is no signal that can be sent.
+/// Returns the number of a signal from a name with or without `SIG`, in letters of either case, from
+/// `RTMIN+n`, `RTMAX-n`, or from the number itself. Returns `None` when the word is no signal that can be
+/// sent.
 #[must_use]
 pub fn number(word: &str) -> Option<i32> {
     let word = word.trim().to_ascii_uppercase();
@@ -56,7 +58,7 @@ pub fn number(word: &str) -> Option<i32> {
         (_, Some(below)) => RTMAX - offset(below)?,
         (None, None) => match NAMES.iter().find(|(known, _)| *known == name) {
             Some((_, number)) => return Some(*number),
-            // Only a number stands without a name.
+            // A plain number is the only valid word that is not a name.
             None => word.parse().ok()?,
         },
     };
@@ -65,7 +67,7 @@ pub fn number(word: &str) -> Option<i32> {
     (is_realtime || (!is_offset && (1..32).contains(&number))).then_some(number)
 }
 
-/// The name that people use for a signal.
+/// Returns the common name of a signal.
 #[must_use]
 pub fn name(number: i32) -> String {
     let known = NAMES.iter().find(|(_, known)| *known == number);

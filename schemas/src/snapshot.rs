@@ -1,8 +1,8 @@
-//! Snapshot: what an instance was at one moment, kept for restores in place and for forks.
+//! Snapshot: the state of an instance at one moment, kept for restores in place and for forks.
 //!
-//! Of the kind Standby it holds memory and disk of one moment; of the kind Stopped the disk alone.
-//! It is taken once: one that failed, or whose files went missing, is not taken again. It outlives
-//! its source.
+//! A snapshot of kind Standby holds memory and disk of one moment; a snapshot of kind Stopped holds only the
+//! disk. It is taken once: a snapshot that failed, or whose files went missing, is not taken again. It
+//! outlives its source.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use crate::references::{Ref, Role};
 use crate::schedule::SnapshotSchedule;
 use crate::volume::{Volume, VolumeMount};
 
-/// The kind.
+/// The kind of snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Snapshot {}
 
@@ -48,23 +48,23 @@ pub struct SnapshotSpec {
     pub source: Uid,
     pub source_name: Name,
     pub kind: SnapshotKind,
-    /// Unique among the snapshots of its source.
+    /// Name of the snapshot; unique among the snapshots of its source.
     pub name: Option<Name>,
     pub purpose: SnapshotPurpose,
-    /// The run of a schedule that it was taken by; none when somebody asked for it.
+    /// The run of a schedule that took it; `None` when a client requested it.
     #[serde(default)]
     pub schedule: Option<ScheduledRun>,
-    /// The wish that it is taken of: what a fork or a restore begins with.
+    /// The spec of the source, which a fork or a restore begins with.
     pub instance: Box<InstanceSpec>,
-    /// The content below the disk; kept as long as the snapshot is.
+    /// Digest of the content below the disk; the content is kept as long as the snapshot is.
     pub image_digest: Option<Digest>,
-    /// Of its memory.
+    /// Compression of its memory.
     #[serde(default)]
     pub compression: Option<Compression>,
-    /// Forks held ready.
+    /// Number of forks to hold ready.
     #[serde(default)]
     pub pool: u32,
-    /// Captured beside the root's disk: those that its volumes are written to.
+    /// Disks that are captured besides the root's disk: those that hold writes to its volumes.
     #[serde(default)]
     pub volume_disks: Vec<CapturedDisk>,
 }
@@ -77,14 +77,14 @@ pub struct CapturedDisk {
     pub size: Bytes,
 }
 
-/// One run of a schedule, by the time that it was due.
+/// A run of a schedule, identified by the time at which it was due.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScheduledRun {
     pub schedule: Uid,
     pub due: Timestamp,
 }
 
-/// The wire's two words.
+/// The kinds of snapshots: the wire's two words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum SnapshotKind {
     Standby,
@@ -94,9 +94,10 @@ pub enum SnapshotKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SnapshotPurpose {
-    /// Asked for, and deleted when that is asked for.
+    /// The snapshot was requested, and is deleted on request.
     Kept,
-    /// The way of a fork from its source: gone when the fork has what it needs, shown to nobody.
+    /// The snapshot only serves a fork: it is removed when the fork has what it needs, and is shown to no
+    /// client.
     Fork,
 }
 
@@ -109,7 +110,7 @@ pub enum SnapshotPhase {
     Failed,
 }
 
-/// How far the compression of a memory is.
+/// The progress of the compression of a memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PackingState {
@@ -117,7 +118,7 @@ pub enum PackingState {
     Plain,
     Packing,
     Packed {
-        /// Of the memory, in the file now and before.
+        /// Bytes of the memory: in the compressed file, and before the compression.
         packed: Bytes,
         plain: Bytes,
     },
@@ -126,24 +127,24 @@ pub enum PackingState {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotStatus {
     pub phase: SnapshotPhase,
-    /// Allocated on the host.
+    /// Bytes allocated on the host.
     pub size: Bytes,
-    /// The moment that it is of.
+    /// The moment that the snapshot was captured at.
     pub captured_at: Option<Timestamp>,
-    /// Why it failed.
+    /// The reason why it failed.
     pub error: Option<String>,
-    /// Time at which it failed; none in records of earlier versions.
+    /// Time at which it failed; `None` in records of earlier versions.
     #[serde(default)]
     pub failed_at: Option<Timestamp>,
     #[serde(default)]
     pub packing: PackingState,
-    /// Why its memory could not be compressed.
+    /// The reason why its memory could not be compressed.
     #[serde(default)]
     pub packing_error: Option<String>,
-    /// Of `pool`, those that a fork could take now.
+    /// Number of the pooled instances that a fork could take now; `pool` is the desired number.
     #[serde(default)]
     pub warm: u32,
-    /// Reason why the pool does not have its size, if something is wrong with it.
+    /// The reason why the pool does not have its size, if something is wrong with it.
     #[serde(default)]
     pub pool_error: Option<String>,
     pub conditions: Vec<Condition>,

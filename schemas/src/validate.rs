@@ -1,12 +1,12 @@
-//! Validation: every problem of an input at once, each with the path of its field.
+//! Validation: collects all problems of an input at once, each with the path of its field.
 
 use std::fmt;
 
 use crate::limits;
 use crate::meta::Tags;
 
-/// One problem: the field's path in the request (`network.egress.enabled`, `volumes[2].mount_path`),
-/// the wire's error code for it, and a sentence.
+/// A problem: the field's path in the request (`network.egress.enabled`, `volumes[2].mount_path`), the
+/// wire's error code for it, and a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldError {
     pub path: String,
@@ -14,7 +14,7 @@ pub struct FieldError {
     pub message: String,
 }
 
-/// All problems of one input; never empty when returned as an error.
+/// The problems of one input; never empty when returned as an error.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FieldErrors(Vec<FieldError>);
 
@@ -23,7 +23,7 @@ impl FieldErrors {
         self.0.push(FieldError { path: path.into(), code, message: message.to_string() });
     }
 
-    /// Takes the value of a parse, or notes its error under `path`.
+    /// Returns the value of a parse, or notes its error under `path`.
     pub fn take<T, E: fmt::Display>(
         &mut self,
         path: &str,
@@ -42,10 +42,10 @@ impl FieldErrors {
         self.0.iter()
     }
 
-    /// `Ok` when nothing was noted.
+    /// Returns `Ok` when nothing was noted.
     ///
     /// # Errors
-    /// Itself, when at least one problem was noted.
+    /// Returns itself when at least one problem was noted.
     pub fn into_result(self) -> Result<(), Self> {
         if self.0.is_empty() { Ok(()) } else { Err(self) }
     }
@@ -68,7 +68,7 @@ pub fn tags(errors: &mut FieldErrors, path: &str, tags: &Tags) {
     tags_of(errors, path, "invalid_request", tags);
 }
 
-/// Likewise; the problems carry `code`.
+/// Checks tags against the wire's bounds; the problems carry `code`.
 pub fn tags_of(errors: &mut FieldErrors, path: &str, code: &'static str, tags: &Tags) {
     let allowed = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b" _.:/=+@-".contains(&b));
     if tags.len() > limits::TAGS_MAX {
@@ -93,7 +93,8 @@ pub fn tags_of(errors: &mut FieldErrors, path: &str, code: &'static str, tags: &
     }
 }
 
-/// Text from a stranger made fit for a message: control characters replaced, length cut.
+/// Makes text from an untrusted source suitable for a message: control characters are replaced, and the
+/// length is cut.
 #[must_use]
 pub fn printable(text: &str, chars_max: usize) -> String {
     let mut out: String =

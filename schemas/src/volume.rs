@@ -1,7 +1,7 @@
 //! Volume: a file system of its own, mounted in instances and outliving them.
 //!
-//! Its content is in a disk that it owns. Who mounts it is told by the instances alone: nothing of that
-//! is kept here, so nothing is left of an instance that went.
+//! The content is in a disk that the volume owns. The instances alone record which of them mount it: nothing
+//! of that is kept here, so nothing is left behind by a removed instance.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ use crate::numbers::Generation;
 use crate::quantity::Bytes;
 use crate::references::{Ref, Role};
 
-/// The kind.
+/// The kind of volumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Volume {}
 
@@ -27,7 +27,7 @@ impl Kind for Volume {
 pub struct VolumeSpec {
     /// Apparent size; blocks are allocated as guests write.
     pub size: Bytes,
-    /// Where its content is; another takes its place when an instance is restored to a snapshot with it.
+    /// The disk with the content; it is replaced when an instance is restored to a snapshot with the volume.
     pub disk: Uid,
 }
 
@@ -40,15 +40,15 @@ pub struct VolumeStatus {
 /// A volume in an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeMount {
-    /// Once in one instance.
+    /// The volume; mounted at most once in an instance.
     pub volume: Uid,
-    /// Absolute and in its shortest form.
+    /// The mount path, absolute and in its shortest form.
     pub path: String,
     pub access: Access,
 }
 
 impl VolumeMount {
-    /// The reference of whatever has the mount to the volume.
+    /// Returns the reference to the volume, from the object that has the mount.
     #[must_use]
     pub fn reference(&self) -> Ref {
         Ref::to::<Volume>(self.access.role(), &self.volume)
@@ -58,11 +58,11 @@ impl VolumeMount {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
-    /// By one instance, while no other mounts it.
+    /// Reading and writing by one instance, while no other instance mounts the volume.
     ReadWrite,
-    /// By any number of instances, while none writes.
+    /// Reading by any number of instances, while none writes.
     ReadOnly,
-    /// Likewise; what is written is in a disk of the instance's own.
+    /// Reading by any number of instances, while none writes; writes go to a disk of the instance's own.
     Overlay { disk: Uid, size: Bytes },
 }
 
@@ -72,7 +72,7 @@ impl Access {
         *self == Self::ReadWrite
     }
 
-    /// The role that a mount with this access has towards its volume.
+    /// Returns the role that a mount with this access has towards its volume.
     #[must_use]
     pub fn role(&self) -> Role {
         if self.is_writing() { Role::Writes } else { Role::Reads }

@@ -1,10 +1,11 @@
-//! The audit log: who asked for what change, from where, and what came of it; one JSON object a line.
+//! The audit log: who requested which change, from where, and with what result; one JSON object a line.
 //!
-//! Guarantees: kept in `DATA/audit/audit.log`, for its owner only, with a bounded number of files before
-//! it; no request waits for it; lines that could not be kept are counted in it; a client that leaves before
-//! it is answered is in it. Requests that were refused before anything was done, such as those without a
-//! token, are in `DATA/audit/refused.log`: whoever floods that does not push out what was done.
-//! Never: has a body, a token or a header in it.
+//! Guarantees: the log is kept in `DATA/audit/audit.log`, readable only by its owner, with a bounded number
+//! of files before it; no request waits for it; lines that could not be kept are counted in it; a client
+//! that leaves before its response is in it. Requests that were refused before anything was done, such as
+//! requests without a token, are in `DATA/audit/refused.log`: a flood there does not push out the record of
+//! what was done.
+//! Never: contains a body, a token or a header.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -22,7 +23,7 @@ use stead_schemas::validate::printable;
 use super::auth::Bearer;
 use crate::lines::{Lines, Sink};
 
-/// For the last lines, at the end of the daemon.
+/// Time for writing the last lines when the daemon ends.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
 /// Status of a request whose client left before it was answered.
@@ -41,13 +42,13 @@ struct Logs {
     refused: Lines,
 }
 
-/// A request that is going on, and is recorded when this is dropped at the latest.
+/// A request in progress, which is recorded when this is dropped at the latest.
 #[derive(Debug)]
 pub(super) struct Record<'a> {
     audit: &'a Audit,
     pub(super) entry: Entry,
     began: Instant,
-    /// The request was passed to its handler.
+    /// True if the request was passed to its handler.
     pub(super) is_admitted: bool,
     status: Option<u16>,
 }
@@ -57,7 +58,7 @@ impl<'a> Record<'a> {
         Self { audit, entry, began: Instant::now(), is_admitted: false, status: None }
     }
 
-    /// Records the request with the status of its answer.
+    /// Records the request with the status of its response.
     pub(super) fn end(mut self, status: StatusCode) {
         self.status = Some(status.as_u16());
     }
@@ -72,11 +73,11 @@ impl Drop for Record<'_> {
     }
 }
 
-/// One request, as it is told.
+/// A line of the log: one request.
 #[derive(Debug, Serialize)]
 pub(super) struct Entry {
     time: jiff::Timestamp,
-    /// Whose token it is, and which; absent where it was not good.
+    /// Subject of the token; absent, like the token's id, when the token was not valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     subject: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,9 +85,9 @@ pub(super) struct Entry {
     client: Option<IpAddr>,
     verb: String,
     route: String,
-    /// The path and query as they were asked for, with the ids or names of objects.
+    /// The path and query of the request, with the ids or names of objects.
     object: String,
-    /// The name in the request's body, of what is to be made.
+    /// The name in the request's body, of the object to be created.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     status: u16,
@@ -129,10 +130,10 @@ impl Entry {
 }
 
 impl Audit {
-    /// Goes on with the log of a data directory.
+    /// Continues the log of a data directory.
     ///
     /// # Errors
-    /// When it cannot be opened: a daemon that cannot say who did what does not begin.
+    /// Fails when the log cannot be opened: a daemon that cannot record who did what does not start.
     pub fn open(directory: &Path) -> io::Result<Self> {
         let directory = directory.join("audit");
         crate::store::private_directory(&directory)?;
@@ -154,7 +155,7 @@ impl Audit {
         }
     }
 
-    /// Waits for what was told to be written. Blocks, for a moment.
+    /// Waits until the lines so far are written. Blocks briefly.
     pub fn flush(&self) {
         if let Some(logs) = &self.0 {
             logs.admitted.flush(FLUSH_MAX);
@@ -167,10 +168,10 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
-/// The file that is written to, and those before it: `audit.log.1` is the youngest of one.
+/// The file that is written to, and the older ones: `audit.log.1` is the newest of those.
 struct Files {
     path: PathBuf,
-    /// Absent after a failure; the next line tries again.
+    /// The open file; absent after a failure, and the next line tries again.
     file: Option<File>,
     size: u64,
 }

@@ -1,4 +1,4 @@
-//! Bearer tokens: signed here, checked here, for as long as their key is trusted and nobody revoked them.
+//! Bearer tokens: signed and checked here, valid as long as their key is trusted and they are not revoked.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,29 +17,29 @@ pub use super::scope::Scope;
 use super::token_signing;
 use super::{ApiError, ApiState};
 
-/// Who a token that names an audience has to be for.
+/// The audience that a token must name, if it names any.
 const AUDIENCE: &str = "stead";
-/// By how much the clocks of whoever signs and of this host may differ, in seconds.
+/// Allowed difference between the clocks of a signer and of this host, in seconds.
 const LEEWAY: u64 = 5;
-/// Between two looks at the clock, which may be set, while a stream goes on.
+/// Longest time between two checks of the clock, which may be set, while a stream is open.
 const EXPIRY_LOOK: Duration = Duration::from_secs(30);
-/// Bytes of a key's digest that name it.
+/// Number of bytes of a key's digest that name the key.
 const KEY_ID_BYTES: usize = 8;
 
-/// What a token says.
+/// The claims of a token.
 #[derive(Debug, Serialize, Deserialize)]
 struct Claims {
     sub: String,
-    /// Seconds since the epoch.
+    /// Time of expiry, in seconds since the epoch.
     exp: i64,
     iat: i64,
-    /// The token's own name, by which it is revoked.
+    /// The token's own id, by which it is revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     jti: Option<String>,
-    /// Absent means everything, as the wire has it.
+    /// Scopes of the token; absent means everything, as on the wire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     permissions: Option<Vec<String>>,
-    /// Claims of registry tokens, which are no good here.
+    /// Claims of registry tokens, which are not valid here.
     #[serde(default, skip_serializing)]
     repos: Option<serde_json::Value>,
     #[serde(default, skip_serializing)]
@@ -48,7 +48,7 @@ struct Claims {
     build_id: Option<serde_json::Value>,
 }
 
-/// One signing key in both its forms.
+/// A signing key in both its forms.
 struct Key {
     id: String,
     encoding: EncodingKey,
@@ -63,14 +63,14 @@ impl Key {
     }
 }
 
-/// The keys and the tokens that are trusted now.
+/// The keys that are trusted now, and the tokens that were revoked.
 struct Trust {
-    /// The first one signs.
+    /// The trusted keys; the first signs.
     keys: Vec<Key>,
     revoked: BTreeSet<String>,
 }
 
-/// The keys of a server; clones share what is trusted.
+/// The keys of a server; clones share the trusted keys.
 #[derive(Clone)]
 pub struct Keys(Arc<watch::Sender<Trust>>);
 
@@ -80,28 +80,28 @@ impl std::fmt::Debug for Keys {
     }
 }
 
-/// What is signed.
+/// The contents of a token to sign.
 #[derive(Debug, Clone)]
 pub struct Grant<'a> {
     pub subject: &'a str,
-    /// The token's own name.
+    /// The token's own id.
     pub id: &'a str,
-    /// `*` for all.
+    /// Scopes of the token; `*` means all.
     pub scopes: &'a [String],
     pub issued_at: jiff::Timestamp,
     pub expires_at: jiff::Timestamp,
 }
 
 impl Keys {
-    /// With one key, and no token revoked.
+    /// Makes a set of one key, with no token revoked.
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
         let keys = vec![Key::new(secret)];
         Self(Arc::new(watch::Sender::new(Trust { keys, revoked: BTreeSet::new() })))
     }
 
-    /// Trusts these keys, the first of which signs, and all tokens of theirs but those of these names.
-    /// What goes on by a token that is not trusted any more ends.
+    /// Trusts these keys, the first of which signs, and all of their tokens except those with the revoked
+    /// ids. Requests in progress with a token that is no longer trusted end.
     pub fn trust(&self, secrets: &[impl AsRef<[u8]>], revoked: BTreeSet<String>) {
         let keys = secrets.iter().map(|secret| Key::new(secret.as_ref())).collect();
         self.0.send_replace(Trust { keys, revoked });
@@ -110,7 +110,7 @@ impl Keys {
     /// Signs a token.
     ///
     /// # Errors
-    /// Names the first scope that does not exist.
+    /// Returns a sentence that names the first scope that does not exist.
     pub fn mint(&self, grant: &Grant<'_>) -> Result<String, String> {
         let is_known =
             |scope: &String| scope == "*" || Scope::ALL.iter().any(|known| known.as_str() == scope);
@@ -160,11 +160,11 @@ impl Keys {
         })
     }
 
-    /// What a token says, and the name of the key that signed it.
+    /// Returns the claims of a token, and the id of the key that signed it.
     fn read(&self, token: &str) -> Result<(Claims, String), &'static str> {
         const INVALID: &str = "the token is invalid";
         let header = decode_header(token).map_err(|_| INVALID)?;
-        // Whoever names an extension there does not want the token taken by who does not know it.
+        // A signer that names a critical extension wants servers that do not know it to reject the token.
         if header.crit.is_some() {
             return Err("the token has critical extensions, of which this server knows none");
         }
@@ -200,14 +200,14 @@ impl Keys {
     }
 }
 
-/// Who asks, and what they may.
+/// The sender of a request, and its permissions.
 #[derive(Clone)]
 pub(super) struct Bearer {
     pub(super) subject: Arc<str>,
-    /// The token's own name; those that others sign may have none.
+    /// The token's own id; tokens of other signers may have none.
     pub(super) token: Option<Arc<str>>,
     permissions: Option<Arc<[String]>>,
-    /// Seconds since the epoch.
+    /// Time of expiry, in seconds since the epoch.
     expires_at: i64,
     key: Arc<str>,
     sees_secrets: bool,
@@ -220,7 +220,7 @@ impl Bearer {
         permissions.iter().any(|permission| permission == "*" || permission == scope.as_str())
     }
 
-    /// For rights that depend on what a request says.
+    /// Checks a scope that depends on the content of a request.
     pub(super) fn needs(&self, scope: Scope) -> Result<(), ApiError> {
         if self.has(scope) {
             return Ok(());
@@ -237,17 +237,17 @@ impl Bearer {
         }
     }
 
-    /// Whoever asks sees secrets, whatever the token says.
+    /// Lets the bearer see secrets, whatever the token's scopes are.
     pub(super) fn let_see_secrets(&mut self) {
         self.sees_secrets = true;
     }
 
-    /// Whether answers have the secrets that this scope is for.
+    /// True if responses contain the secrets that this scope is for.
     pub(super) fn sees(&self, scope: Scope) -> bool {
         self.sees_secrets || self.has(scope)
     }
 
-    /// Ends when the token does: it expired, was revoked, or its key is not trusted any more.
+    /// Waits until the token ends: it expired, was revoked, or its key is no longer trusted.
     pub(super) async fn ends(self) {
         let mut trust = self.keys.0.subscribe();
         loop {
@@ -274,7 +274,7 @@ impl FromRequestParts<ApiState> for Bearer {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &ApiState) -> Result<Self, ApiError> {
-        // It is missing only where a route for everyone asks for it.
+        // The bearer is missing only when a public route asks for it.
         parts.extensions.get::<Self>().cloned().ok_or_else(ApiError::internal)
     }
 }

@@ -1,4 +1,4 @@
-//! How auto-standby stands, and the hold.
+//! The state of auto-standby, and the hold.
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;

@@ -1,4 +1,4 @@
-//! What the API needs of the host, as a trait: `assemble` provides it.
+//! The traits through which the API uses the host; `assemble` implements them.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use stead_schemas::names::{Digest, Uid};
 
 use crate::guest_channel::{AgentError, AgentStream};
 
-/// An archive as it arrives.
+/// The bytes of an archive, as they arrive.
 pub type ImportStream = BoxStream<'static, std::io::Result<Bytes>>;
 
 /// Lines in batches, as they come.
@@ -23,7 +23,7 @@ pub type LogStream = BoxStream<'static, Vec<String>>;
 /// Content that an archive brought.
 pub struct Imported {
     pub digest: Digest,
-    /// Keeps the content from being collected, until an object refers to it.
+    /// Keeps the content from being collected until an object refers to it.
     pub hold: Box<dyn Send + Sync>,
 }
 
@@ -33,11 +33,11 @@ impl std::fmt::Debug for Imported {
     }
 }
 
-/// Why a log is not read.
+/// The reason why a log cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogError {
     Missing,
-    /// It is there; the host has no more of what reading or following it takes.
+    /// The log exists; the host lacks the resources for reading or following it now.
     Busy(String),
 }
 
@@ -45,13 +45,14 @@ pub enum LogError {
 pub trait Backend: Send + Sync + 'static {
     /// Keeps a request's registry credentials in memory, for pulls of this image.
     fn keep_credentials(&self, image: &Uid, credentials: PushCredentials);
-    /// Tells which client asked for an image first: no client has more than its share of what images cost.
+    /// Records which client asked for an image first: no client gets more than its share of the resources
+    /// for images.
     fn asked_by(&self, image: &Uid, client: &Arc<str>);
-    /// Takes an archive (OCI layout, `docker save`, or a bare root file system) into the image
-    /// directory for a client; answers when it is there whole.
+    /// Imports an archive (OCI layout, `docker save`, or a bare root file system) into the image directory
+    /// for a client; returns when the content is complete.
     fn import(&self, client: &Arc<str>, archive: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>>;
-    /// The last lines of an instance's log, and those to come if asked for: `app` is the console,
-    /// `vmm` the VMM's own, `stead` what the daemon did for it.
+    /// Returns the last lines of an instance's log, and the following ones if requested: `app` is the
+    /// console, `vmm` the VMM's own log, `stead` the daemon's actions for the instance.
     fn log<'a>(
         &'a self,
         instance: &'a Uid,
@@ -59,17 +60,18 @@ pub trait Backend: Send + Sync + 'static {
         tail: usize,
         follows: bool,
     ) -> BoxFuture<'a, Result<LogStream, LogError>>;
-    /// Why the store cannot keep anything any more, when that is so.
+    /// Returns the reason why the store cannot write any more, if there is one.
     fn store_failure(&self) -> Option<String> {
         None
     }
-    /// A backup of everything that is stored, as it is read.
+    /// Returns a backup of everything that is stored, as a stream.
     fn backup(&self) -> BoxFuture<'_, Result<ImportStream, StoreError>>;
-    /// What the VMM of an instance uses now; only the figures of use are filled in.
+    /// Returns the current resource usage of an instance's VMM; only the figures of usage are filled in.
     fn usage(&self, instance: &Uid, pid: Option<u32>, tap: Option<&str>) -> InstanceStats;
-    /// What the health check of an instance found by this moment, and of which program.
+    /// Returns the results of an instance's health check so far, and the program and check that they belong
+    /// to.
     fn health(&self, instance: &Uid) -> Option<(HealthOf, Tally)>;
-    /// Whether an ingress could have this port of the host: nobody else has it.
+    /// True if an ingress could use this port of the host: no other program has it.
     fn can_listen(&self, port: u16) -> bool;
     /// Opens a stream to the agent of an instance's guest.
     fn open_stream<'a>(

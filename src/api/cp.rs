@@ -1,7 +1,7 @@
 //! `GET /instances/{id}/cp`: files into and out of a guest, over a WebSocket.
 //!
-//! Guarantees: memory is a window whatever the size; a file is in place whole or not at all; what a
-//! guest sends is checked (names, sizes) before a client sees it.
+//! Guarantees: memory use is bounded by a window, whatever the size of the files; a file is in place whole
+//! or not at all; data from a guest is checked (names, sizes) before a client sees it.
 
 use std::time::Duration;
 
@@ -29,11 +29,11 @@ pub(super) async fn cp(
     socket::upgrade(state, bearer, id, upgrade, session)
 }
 
-/// For a client that sends a file to say something: it may wait for its own disk, and does not answer pings
-/// while it only writes.
+/// Time within which a client that sends a file must send something: it may wait for its own disk, and does
+/// not answer pings while it only writes.
 const SENDER_SILENCE_MAX: Duration = Duration::from_secs(300);
 
-/// Why a copy ends early.
+/// The reason why a copy ends early.
 enum Stop {
     ClientGone,
     Failed { message: String, path: Option<String> },
@@ -47,7 +47,7 @@ impl From<axum::Error> for Stop {
 
 async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
     let (mut sink, mut stream) = socket.split();
-    // Until it says otherwise a client may be sending.
+    // A client may be sending until its first frame says otherwise.
     let mut is_sending = true;
     let opened = async {
         let request: CopyRequest = socket::first(&mut stream).await?;
@@ -86,7 +86,7 @@ fn lost() -> Stop {
     Stop::Failed { message: "the connection to the guest was lost".to_owned(), path: None }
 }
 
-/// Into the guest: data and end from the client, one result from the guest.
+/// Copies into the guest: data and end come from the client, and a single result from the guest.
 async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<Option<CopyFrame>, Stop> {
     let AgentStream { mut sender, mut receiver } = agent;
     let mut has_ended = false;
@@ -95,12 +95,12 @@ async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<
         loop {
             heard.note();
             let message = stream.next().await;
-            // A guest that is slow to take it keeps us from listening.
+            // A guest that is slow to take the data keeps this loop from reading the socket.
             heard.pause();
             match message {
                 Some(Ok(Message::Binary(bytes))) => {
                     if sender.data(bytes).await.is_err() {
-                        // The guest gave up; it says why.
+                        // The guest gave up; its own message gives the reason.
                         return std::future::pending().await;
                     }
                 }
@@ -154,8 +154,8 @@ async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<
     if has_ended {
         return Ok(Some(result));
     }
-    // Told at once; and what is still on its way is taken, or the client, which reads only when it
-    // has sent all, would see a broken connection instead.
+    // The result is sent at once. Data that is still on its way is read, or the client, which reads only
+    // when it has sent everything, would see a broken connection instead.
     sink.send(Message::Text(text(&result).into())).await?;
     socket::linger(stream, is_end_frame).await;
     Ok(None)
@@ -169,7 +169,7 @@ fn is_end(word: &str) -> bool {
     matches!(serde_json::from_str(word), Ok(CopyFrame::End { .. }))
 }
 
-/// Out of the guest: entries with exactly the data that their headers announce.
+/// Copies out of the guest: entries with exactly the data that their headers announce.
 async fn from(
     mut agent: AgentStream,
     sink: &mut Sink,
@@ -188,7 +188,7 @@ async fn from(
                 sink.send(Message::Ping(Bytes::new())).await?;
                 continue;
             }
-            // Nothing is expected of the client but its end.
+            // Nothing is expected from the client except its end.
             message = stream.next() => match message {
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Stop::ClientGone),
                 Some(Ok(_)) => {
@@ -197,7 +197,7 @@ async fn from(
                 }
             },
         };
-        // What is sent below is taken by the client, or the connection ends.
+        // The client takes the data that is sent below, or the connection ends.
         heard.note();
         match event {
             Some(Event::Data(bytes)) => {

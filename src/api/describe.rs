@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-/// Method, path, summary, success status.
+/// Method, path, summary and success status of every route.
 const OPERATIONS: [(&str, &str, &str, &str); 46] = [
     ("get", "/health", "Liveness", "200"),
     ("get", "/capabilities", "What this server and host can do", "200"),
@@ -94,7 +94,7 @@ fn document() -> Value {
     })
 }
 
-/// The answers, made once: anybody may ask for them.
+/// The documents, made once, because any client may request them.
 static JSON: LazyLock<Bytes> = LazyLock::new(|| Bytes::from(document().to_string()));
 static YAML: LazyLock<Bytes> =
     LazyLock::new(|| Bytes::from(serde_norway::to_string(&document()).unwrap_or_default()));

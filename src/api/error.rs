@@ -1,4 +1,4 @@
-//! The one place where errors become HTTP.
+//! The single place where errors become HTTP responses.
 
 use axum::Json;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
@@ -18,10 +18,10 @@ use stead_schemas::validate::{FieldErrors, printable};
 use crate::guest_channel::AgentError;
 use crate::peers::TooSlow;
 
-/// Says to the SDKs not to repeat a request that a repeat cannot cure.
+/// Name of the header that asks SDKs not to repeat a request that a repeat cannot fix.
 static SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
-/// An error answer.
+/// An error response.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
@@ -31,7 +31,7 @@ pub struct ApiError {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Retry {
-    /// The status says enough.
+    /// The status alone decides.
     Unsaid,
     Never,
     After(u32),
@@ -48,16 +48,16 @@ impl ApiError {
     pub(super) fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", message)
     }
-    /// Likewise, of an object.
+    /// Makes the error for an object that does not exist.
     pub(super) fn absent(kind: &str, word: &str) -> Self {
         let word = printable(word, HOSTNAME_BYTES_MAX);
         Self::not_found(format!("there is no {kind} {word:?}"))
     }
-    /// A conflict that a repeat of the same request meets again.
+    /// Makes the error for a conflict that the same request would meet again.
     pub(super) fn conflict(code: &str, message: impl Into<String>) -> Self {
         Self { retry: Retry::Never, ..Self::new(StatusCode::CONFLICT, code, message) }
     }
-    /// Likewise, with every field that is part of it.
+    /// Makes the error for a conflict, with all fields that are part of it.
     pub(super) fn conflict_of(errors: &FieldErrors) -> Self {
         Self { status: StatusCode::CONFLICT, body: ErrorBody::from(errors), retry: Retry::Never }
     }
@@ -77,7 +77,7 @@ impl ApiError {
         let error = Self::new(StatusCode::INSUFFICIENT_STORAGE, "insufficient_storage", message);
         Self { retry: Retry::After(5), ..error }
     }
-    /// A refusal in front of every handler: the code is the status' own text.
+    /// Makes a refusal before any handler: the code is the status' own text.
     pub(super) fn refused(status: StatusCode, message: impl Into<String>) -> Self {
         Self::new(status, status.canonical_reason().unwrap_or("Error"), message)
     }
@@ -99,7 +99,7 @@ impl IntoResponse for ApiError {
 impl From<FieldErrors> for ApiError {
     fn from(errors: FieldErrors) -> Self {
         let body = ErrorBody::from(&errors);
-        // The contract's one definite answer that is not a 400.
+        // This is the contract's only validation error that is not a 400.
         let status = if body.code == "platform_not_available" {
             StatusCode::NOT_FOUND
         } else {
@@ -207,14 +207,14 @@ impl From<TxError> for ApiError {
 }
 
 impl From<HostError> for ApiError {
-    /// Only for errors that the request's own content caused; others are told in conditions.
+    /// Converts only errors that the request's own content caused; others are reported in conditions.
     fn from(error: HostError) -> Self {
         match error.kind {
             HostErrorKind::Permanent | HostErrorKind::Unsupported => {
                 Self::bad_request("invalid_request", error.chain())
             }
             HostErrorKind::Exhausted => Self::insufficient_storage(error.chain()),
-            // Busy, late or interrupted: the same request may succeed in a moment.
+            // The host is busy, late or interrupted: the same request may succeed in a moment.
             HostErrorKind::Transient => {
                 tracing::warn!(error = error.chain(), "the host could not do it now");
                 Self::overloaded(&error.chain())
@@ -245,7 +245,7 @@ impl From<WebSocketUpgradeRejection> for ApiError {
     }
 }
 
-/// Of a body that could not be read whole: it came too slowly, or broke off.
+/// Makes the error for a body that could not be read whole: it came too slowly, or broke off.
 pub(super) fn of_body(error: &axum::Error) -> ApiError {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {

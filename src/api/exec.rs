@@ -1,8 +1,8 @@
 //! `GET /instances/{id}/exec`: a program beside the instance's own, over a WebSocket.
 //!
-//! Guarantees: never more than a window of output is held; output is whole and in order before the
-//! exit code; a client that vanishes, with or without a word, takes its program with it, and so does one
-//! that takes no output any more (the listener ends its connection).
+//! Guarantees: never more than a window of output is held; output is complete and in order before the exit
+//! code; a client that vanishes, with or without closing the connection, takes its program with it, and so
+//! does a client that stops taking output (the listener ends its connection).
 
 use std::time::Duration;
 
@@ -23,13 +23,13 @@ use super::socket::{self, Heard, SILENCE_MAX, Sink, Stream};
 use super::{ApiError, ApiState};
 use crate::guest_channel::{AgentStream, Event, StreamReceiver, StreamSender};
 
-/// What a shell says of a program that it could not start for no reason it knows.
+/// Exit code of a shell for a program that could not be started for an unknown reason.
 const NOT_STARTED: i32 = 127;
-/// What a guest has beyond a program's time: to ask it to end, to kill it, and to tell.
+/// Time that a guest has beyond a program's limit: to ask the program to end, to kill it, and to report.
 const OVERDUE_GRACE: Duration = Duration::from_secs(15);
-/// Number of characters that are repeated of a word that is no signal.
+/// Number of characters of an unknown signal's name that are repeated.
 const SIGNAL_CHARS_MAX: usize = 32;
-/// First bytes of frames when the outputs are told apart.
+/// First bytes of frames when the two outputs are separate.
 const STANDARD_OUTPUT: u8 = 1;
 const STANDARD_ERROR: u8 = 2;
 
@@ -59,7 +59,7 @@ async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
     }
 }
 
-/// Both directions side by side, so that neither waits for the other, until one is over.
+/// Runs both directions concurrently, so that neither waits for the other, until one is over.
 async fn pump(agent: AgentStream, is_split: bool, limit: Option<Duration>, mut sink: Sink, stream: Stream) {
     let AgentStream { sender, receiver } = agent;
     let heard = Heard::now();
@@ -74,7 +74,7 @@ async fn pump(agent: AgentStream, is_split: bool, limit: Option<Duration>, mut s
     }
 }
 
-/// What is said when the guest, which ends a program that is late, does not even do that.
+/// Returns the last frame for a guest that should have ended a late program and did not even do that.
 async fn overdue(limit: Option<Duration>) -> String {
     match limit {
         Some(limit) => tokio::time::sleep(limit).await,
@@ -83,10 +83,12 @@ async fn overdue(limit: Option<Duration>) -> String {
     json!({ "error": "the guest did not end the program in its time" }).to_string()
 }
 
-/// From the client until it is gone, or asks for what there is not: the last frame then.
+/// Forwards input from the client until the client is gone, or names a signal that does not exist; returns
+/// the last frame then.
 async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Heard) -> Option<String> {
     while let Some(Ok(message)) = stream.next().await {
-        // A program that does not read keeps us from listening; then the client is not the silent one.
+        // A program that does not read keeps this loop from reading the socket; the client does not count as
+        // silent then.
         heard.pause();
         let sent = match message {
             Message::Binary(bytes) => sender.data(bytes).await,
@@ -103,7 +105,7 @@ async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Heard) -> 
             Message::Close(_) => return None,
         };
         if sent.is_err() {
-            // The program is over or its guest lost: the other direction tells.
+            // The program is over or its guest lost: the other direction reports it.
             return std::future::pending().await;
         }
         heard.note();
@@ -111,7 +113,8 @@ async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Heard) -> 
     None
 }
 
-/// To the client until the program has ended; the last frame then. `None` when the client is gone.
+/// Forwards output to the client until the program has ended; returns the last frame then, or `None` when
+/// the client is gone.
 async fn outputs(
     mut receiver: StreamReceiver,
     is_split: bool,

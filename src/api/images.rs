@@ -1,4 +1,4 @@
-//! Images: declare, read, alias, import, delete.
+//! Images: create, read, alias, import, delete.
 
 use std::collections::BTreeMap;
 
@@ -31,15 +31,17 @@ pub(super) async fn create(
     let (backend, client) = (state.0.backend.clone(), bearer.subject.clone());
     let create = move |tx: &mut Tx<'_>| {
         let object = admission::create(tx, &reference, platform, tags)?;
-        // Before the commit, after which the registry is asked.
+        // The client is recorded before the commit, because the registry is asked after it.
         backend.asked_by(&object.meta.uid, &client);
         Ok::<_, TxError>(object)
     };
-    // In a task of its own: credentials are nowhere but here, and a client that hangs up does not take them along.
+    // This runs in a task of its own: the credentials exist only here, and must not be lost when the client
+    // hangs up.
     let created = tokio::spawn(async move {
         let object = state.store().transact(create).await?;
         if let Some(credentials) = credentials {
-            // After the commit: the id is needed. An image that was asked for without them is asked for again.
+            // The credentials are kept after the commit, because the id is needed. An image that was pulled
+            // without them is pulled again.
             state.0.backend.keep_credentials(&object.meta.uid, credentials);
         }
         Ok::<_, ApiError>(object)
@@ -74,8 +76,8 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// A name of a registry elsewhere is what that registry says it is, for everybody who runs it: to put other
-/// content there takes a right of its own.
+/// Checks the right to put content under this name. A name of a remote registry stands, for all who run it,
+/// for what that registry says it is: putting other content there takes a separate scope.
 fn publishes(bearer: &Bearer, target: &ImageRef) -> Result<(), ApiError> {
     let host = target.registry.rsplit_once(':').map_or(&*target.registry, |(host, _)| host);
     let is_local = host == "localhost"
@@ -87,7 +89,7 @@ fn publishes(bearer: &Bearer, target: &ImageRef) -> Result<(), ApiError> {
     if is_local { Ok(()) } else { bearer.needs(Scope::ImagePublish) }
 }
 
-/// `POST /images/{name}/tag`; names have slashes, so the verb is the path's tail.
+/// Handles `POST /images/{name}/tag`; names have slashes, so the verb is the path's tail.
 pub(super) async fn tag(
     State(state): State<ApiState>,
     bearer: Bearer,
@@ -104,7 +106,7 @@ pub(super) async fn tag(
     publishes(&bearer, &target)?;
     let source = lookup::image(state.store(), name)?;
     let (uid, name) = (source.meta.uid.clone(), source.meta.name.clone());
-    // What it means is read in the same commit: its content may otherwise be collected before.
+    // The alias' content is read in the same commit: otherwise it might be collected before.
     let object = state.store().transact(move |tx| admission::alias(tx, &uid, &target)).await?;
     let Some(object) = object else {
         return Err(ApiError::conflict("image_not_ready", format!("image {name} is not ready")));
@@ -112,7 +114,7 @@ pub(super) async fn tag(
     Ok((StatusCode::CREATED, Json(View::of(&object))).into_response())
 }
 
-/// `POST /images/import?name=REF` with an archive as the body: a way in without a registry.
+/// Handles `POST /images/import?name=REF` with an archive as the body, which needs no registry.
 pub(super) async fn import(
     State(state): State<ApiState>,
     bearer: Bearer,
@@ -128,7 +130,7 @@ pub(super) async fn import(
     let imported = state.0.backend.import(&bearer.subject, archive).await?;
     let (platform, digest) = (state.0.defaults.platform, imported.digest);
     let object = state.store().transact(move |tx| admission::point(tx, &target, platform, digest)).await?;
-    // An object refers to it by now.
+    // An object refers to the content by now.
     drop(imported.hold);
     Ok((StatusCode::CREATED, Json(View::of(&object))).into_response())
 }

@@ -29,14 +29,14 @@ pub(super) async fn create(
     let wish = IngressWish::read(json(body)?)?;
     check_ports(&state, &wish.rules)?;
     let object = state.store().transact(move |tx| admission::create(tx, wish)).await?;
-    // Looked at once: it is served, or why it is not is told.
+    // The response waits for the first pass: the ingress is served then, or the conditions say why not.
     let (uid, generation) = (&object.meta.uid, object.meta.generation);
     let is_over = |seen: &stead_schemas::meta::Object<Ingress>| seen.status.observed_generation >= generation;
     let seen = until::<Ingress>(&state, uid, VERB_WAIT_MAX, is_over).await.unwrap_or(object.clone());
     Ok((StatusCode::CREATED, Json(secrets::ingress(&bearer, api::Ingress::of(&seen)))).into_response())
 }
 
-/// What another program has now is refused; what one takes later is told in a condition.
+/// Refuses ports that another program uses now; a port that is taken later is reported in a condition.
 fn check_ports(state: &ApiState, rules: &[IngressRule]) -> Result<(), ApiError> {
     let ports: BTreeSet<u16> = rules.iter().map(|rule| rule.port).collect();
     let taken: BTreeSet<u16> = ports.into_iter().filter(|&port| !state.0.backend.can_listen(port)).collect();
@@ -76,7 +76,7 @@ pub(super) async fn delete(
     let uid = lookup::named_to_change::<Ingress>(state.store(), &id?.0)?.meta.uid.clone();
     let moved = uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &moved)).await?;
-    // Then nothing of it is served any more, and its host names are free.
+    // By then nothing of the ingress is served any more, and its host names are free.
     until::<Ingress>(&state, &uid, VERB_WAIT_MAX, |_| false).await;
     Ok(StatusCode::NO_CONTENT)
 }

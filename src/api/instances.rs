@@ -28,7 +28,7 @@ use super::{ApiError, ApiState, lookup, watch};
 
 pub(super) type Params = BTreeMap<String, String>;
 
-/// The JSON of a body; an empty one is `null`, which every reader takes as nothing given.
+/// Parses the JSON of a body; an empty body becomes `null`, which every reader takes as no fields given.
 pub(super) fn json(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
     let body = body?;
     if body.iter().all(u8::is_ascii_whitespace) {
@@ -38,7 +38,7 @@ pub(super) fn json(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiErro
         .map_err(|error| ApiError::bad_request("invalid_request", format!("body is not JSON: {error}")))
 }
 
-/// `tags[key]=value` parameters; all must match.
+/// Reads the `tags[key]=value` parameters; all of them must match.
 pub(super) fn tag_filter(params: &Params) -> Result<Tags, ApiError> {
     let mut tags = Tags::new();
     for (key, value) in params.iter().filter(|(key, _)| key.starts_with("tags")) {
@@ -49,7 +49,8 @@ pub(super) fn tag_filter(params: &Params) -> Result<Tags, ApiError> {
         })?;
         tags.insert(name.to_owned(), value.clone());
     }
-    // Tags that nothing can have are a mistake, or another form of query: an empty list would hide that.
+    // Tags that no object can have are a mistake, or another form of query; an empty list would hide the
+    // mistake.
     let mut errors = FieldErrors::default();
     validate::tags(&mut errors, "tags", &tags);
     errors.into_result()?;
@@ -76,7 +77,7 @@ pub(super) async fn create(
     let (backend, client) = (state.0.backend.clone(), bearer.subject.clone());
     let create = move |tx: &mut Tx<'_>| {
         let object = admission::create(tx, wish, &prefix)?;
-        // Before the commit, after which the registry is asked.
+        // The client is recorded before the commit, because the registry is asked after it.
         backend.asked_by(&object.spec.allocated.image, &client);
         Ok::<_, Refused>(object)
     };
@@ -137,8 +138,8 @@ pub(super) async fn update(
     Ok(Json(lookup::view(state.store(), &bearer, &object)))
 }
 
-/// The instance once a verb on it is over, or the time for its answer is: the wish is stored, and
-/// late it is carried out all the same.
+/// Returns the instance once a verb on it is over, or once the time for the response is: the spec is stored,
+/// and is carried out even when it is late.
 pub(super) async fn carried_out(
     state: &ApiState,
     bearer: &Bearer,
@@ -148,7 +149,7 @@ pub(super) async fn carried_out(
     carried_out_within(state, bearer, uid, VERB_WAIT_MAX, is_over).await
 }
 
-/// Does the same with another time for the answer.
+/// Does the same with another time for the response.
 pub(super) async fn carried_out_within(
     state: &ApiState,
     bearer: &Bearer,
@@ -176,7 +177,8 @@ pub(super) async fn start(
     let moved = uid.clone();
     let object = state.store().transact(move |tx| admission::start(tx, &moved, request)).await?;
     let run = object.spec.run;
-    // Over when it runs, when the run has ended again, or when another verb took its place.
+    // The verb is over when the instance runs, when the run has ended again, or when another verb replaced
+    // it.
     carried_out(&state, &bearer, &uid, |object| {
         object.status.state == Is::Running
             || object.status.ended_run >= run
@@ -227,7 +229,7 @@ pub(super) async fn restore(
     let moved = uid.clone();
     let object = state.store().transact(move |tx| admission::restore(tx, &moved)).await?;
     let (run, generation) = (object.spec.run, object.meta.generation);
-    // The state of before is also Running when the standby had not begun: of this wish it must be.
+    // The old state is Running too when the standby had not begun, so the observation must be of this spec.
     carried_out(&state, &bearer, &uid, |object| {
         let is_seen = object.status.observed_generation >= generation;
         is_seen && object.status.state == Is::Running
@@ -254,14 +256,14 @@ pub(super) async fn delete(
     let uid = object.meta.uid.clone();
     let moved = uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &moved, !is_graceful)).await?;
-    // The name is free already; the answer waits for the host to be clear, as long as it may.
+    // The name is free already; the response waits until the host is clear, up to its time limit.
     let (store, allocated) = (state.store(), &object.spec.allocated);
-    // Disks over volumes, and copies of volumes that it was given as a fork.
+    // These are the disks over volumes, and the copies of volumes that the instance got as a fork.
     let disks: Vec<Uid> =
         object.spec.volumes.iter().filter_map(|mount| own_disk(store, &uid, mount)).collect();
     let clear = async {
         until::<Instance>(&state, &uid, VERB_WAIT_MAX, |_| false).await;
-        // What it owned goes with it, a few milliseconds later.
+        // Owned objects go with the instance, a few milliseconds later.
         for disk in disks.iter().chain([&allocated.disk]) {
             until::<Disk>(&state, disk, VERB_WAIT_MAX, |_| false).await;
         }
@@ -269,12 +271,12 @@ pub(super) async fn delete(
             until::<Port>(&state, port, VERB_WAIT_MAX, |_| false).await;
         }
     };
-    // The wish is stored: late, it is carried out all the same.
+    // The deletion is stored: it is carried out even when it is late.
     let _ = tokio::time::timeout(VERB_WAIT_MAX, clear).await;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The disk of a mount that goes with the instance.
+/// Returns the disk of a mount that is removed together with the instance.
 fn own_disk(store: &Store, instance: &Uid, mount: &VolumeMount) -> Option<Uid> {
     if let Access::Overlay { disk, .. } = &mount.access {
         return Some(disk.clone());

@@ -1,6 +1,8 @@
-//! Routes of the contract that this server cannot serve yet: each says so, with the right scope.
+//! Routes of the contract that this server cannot serve yet: each responds that it is not supported, with
+//! the right scope.
 //!
-//! Lists of kinds that do not exist here are empty, which is true, and keeps list-all clients whole.
+//! Lists of kinds that do not exist here are empty, which is true, and keeps clients that list everything
+//! working.
 
 use axum::Json;
 use axum::extract::Query;

@@ -1,4 +1,4 @@
-//! `GET /instances/{id}/logs`: the last lines, and those to come, as server-sent events.
+//! `GET /instances/{id}/logs`: the last lines, and the following ones, as server-sent events.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -40,7 +40,7 @@ pub(super) async fn logs(
     let source = params.get("source").map_or("app", String::as_str);
     let source = match source {
         "app" | "vmm" | "stead" => source,
-        // As the wire has it.
+        // The wire calls this log `hypeman`.
         "hypeman" => "stead",
         _ => {
             return Err(ApiError::bad_request(

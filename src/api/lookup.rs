@@ -1,7 +1,7 @@
-//! From what a path names to the object: id, then name, then id prefix.
+//! Finds the object that a path names: by id, then by name, then by id prefix.
 //!
-//! A prefix that was meant as the name of something that is gone may be that of a stranger's id: it has to
-//! be long enough that it is not so by chance, and longer where something is changed.
+//! A prefix that was meant as the name of a removed object may be the prefix of a foreign object's id. It
+//! must be long enough that this does not happen by chance, and longer where something is changed.
 
 use std::sync::Arc;
 
@@ -16,37 +16,38 @@ use stead_schemas::references::Ref;
 use super::auth::Bearer;
 use super::{ApiError, ApiState, secrets};
 
-/// Characters of an id that stand for it where nothing is changed.
+/// Number of characters of an id that are enough where nothing is changed.
 const PREFIX_TO_READ: usize = 4;
-/// Characters of an id that stand for it where something is changed or destroyed.
+/// Number of characters of an id that are enough where something is changed or destroyed.
 const PREFIX_TO_CHANGE: usize = 8;
 
-/// An instance that is read, by full id, exact name, or id prefix; what is being deleted is found by id only.
+/// Finds an instance to read, by full id, exact name, or id prefix; an instance that is being deleted is
+/// found by id only.
 pub(super) fn instance(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
     unpooled(word, named::<Instance>(store, word)?)
 }
 
-/// An instance that is changed or destroyed, likewise.
+/// Finds an instance to change or destroy, in the same way but with a longer prefix.
 pub(super) fn instance_to_change(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
     unpooled(word, named_to_change::<Instance>(store, word)?)
 }
 
-/// Members of pools are nobody's yet.
+/// Hides pooled instances, which belong to no client yet.
 fn unpooled(word: &str, object: Arc<Object<Instance>>) -> Result<Arc<Object<Instance>>, ApiError> {
     if object.is_pooled() { Err(ApiError::absent(Instance::NAME, word)) } else { Ok(object) }
 }
 
-/// An object of a kind whose names are resource names, likewise.
+/// Finds an object to read, of a kind whose names are resource names, by id, name or id prefix.
 pub(super) fn named<K: Kind>(store: &Store, word: &str) -> Result<Arc<Object<K>>, ApiError> {
     exact(store, word).map_or_else(|| by_prefix(store, word, PREFIX_TO_READ), Ok)
 }
 
-/// One that is changed or destroyed.
+/// Finds an object to change or destroy, by id, name or id prefix.
 pub(super) fn named_to_change<K: Kind>(store: &Store, word: &str) -> Result<Arc<Object<K>>, ApiError> {
     exact(store, word).map_or_else(|| by_prefix(store, word, PREFIX_TO_CHANGE), Ok)
 }
 
-/// By full id or exact name.
+/// Finds an object by full id or exact name.
 pub(super) fn exact<K: Kind>(store: &Store, word: &str) -> Option<Arc<Object<K>>> {
     let by_id = word.parse::<Uid>().ok().and_then(|uid| store.get::<K>(&uid));
     by_id.or_else(|| Name::resource(word).ok().and_then(|name| store.find::<K>(&name)))
@@ -67,7 +68,7 @@ fn by_prefix<K: Kind>(store: &Store, word: &str, least: usize) -> Result<Arc<Obj
     }
 }
 
-/// An image by reference in any spelling, by digest reference, or by id.
+/// Finds an image by reference in any spelling, by digest reference, or by id.
 pub(super) fn image(store: &Store, word: &str) -> Result<Arc<Object<Image>>, ApiError> {
     if let Some(object) = word.parse::<Uid>().ok().and_then(|uid| store.get::<Image>(&uid)) {
         return Ok(object);
@@ -87,7 +88,7 @@ pub(super) fn image(store: &Store, word: &str) -> Result<Arc<Object<Image>>, Api
     reference.digest.as_ref().and_then(by_digest).ok_or_else(|| ApiError::absent(Image::NAME, word))
 }
 
-/// The wire form of an instance, with its port's address, as this reader may see it.
+/// Returns the wire form of an instance, with its port's address, limited to what this reader may see.
 pub(super) fn view(
     store: &Store,
     bearer: &Bearer,
@@ -98,7 +99,8 @@ pub(super) fn view(
     secrets::instance(bearer, stead_schemas::api::Instance::of(object, port, jiff::Timestamp::now()))
 }
 
-/// Likewise, with what its health check counted by this moment: the record has that at the last news.
+/// Returns the same with the current counts of its health check; the record has those of the last
+/// significant result.
 pub(super) fn present(
     state: &ApiState,
     bearer: &Bearer,

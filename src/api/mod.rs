@@ -1,10 +1,10 @@
-//! The HTTP API: wire to store and back.
+//! The HTTP API: conversion between wire and store.
 //!
-//! Guarantees: a request is validated whole before anything is stored; an answer to a write leaves
-//! after it is durable; every error has the one shape; bodies, headers, connections and concurrent
-//! requests are bounded, and overload is answered with 503 and `Retry-After`; what waits keeps nobody out
-//! who does not, and `/health` answers whatever the load.
-//! Never: touches the host: what it needs of it comes in by the traits of `backend`.
+//! Guarantees: a request is validated whole before anything is stored; the response to a write is sent after
+//! the write is durable; every error has the same shape; bodies, headers, connections and concurrent
+//! requests are bounded, and overload is answered with 503 and `Retry-After`; requests that wait do not
+//! block those that do not, and `/health` answers whatever the load.
+//! Never: touches the host; what it needs of the host it gets through the traits of `backend`.
 
 mod audit;
 pub mod auth;
@@ -59,7 +59,7 @@ use auth::Keys;
 use pools::Pools;
 use waiters::Waiters;
 
-/// What every handler may use; cheap to clone.
+/// The state that every handler may use; cheap to clone.
 #[derive(Clone)]
 pub struct ApiState(Arc<Inner>);
 
@@ -77,7 +77,7 @@ struct Inner {
     audit: Audit,
 }
 
-/// What the API is made of.
+/// The parts that the API is made of.
 pub struct ApiConfig {
     pub store: Store,
     pub keys: Keys,
@@ -85,16 +85,17 @@ pub struct ApiConfig {
     pub defaults: InstanceDefaults,
     pub tap_prefix: String,
     pub capabilities: Capabilities,
-    /// Requests of each pool at once: those that are being sent, those answered at once, those that wait for
-    /// a state, verbs, and streams. Tokens of one subject have half of each at most.
+    /// Number of concurrent requests of each pool: requests that are being sent, short requests, requests
+    /// that wait for a state, verbs, and streams. Tokens of one subject get at most half of each pool.
     pub requests_max: usize,
-    /// Sessions of exec and cp at once.
+    /// Number of concurrent sessions of exec and cp.
     pub sockets_max: usize,
-    /// Whether secrets are in answers to every token.
+    /// True if responses to all tokens contain secrets.
     pub shows_secrets: bool,
-    /// Whether a token that names no permissions is refused; otherwise it has all, as the peer has it.
+    /// True if a token that names no permissions is refused; otherwise it has all permissions, as with the
+    /// peer.
     pub requires_permissions: bool,
-    /// Where changes are told; by default nowhere.
+    /// The audit log that changes are recorded in; by default none.
     pub audit: Audit,
 }
 
@@ -111,7 +112,7 @@ impl std::fmt::Debug for ApiState {
 }
 
 impl ApiState {
-    /// Within a runtime, which its own task needs.
+    /// Makes the state. Must be called within a runtime, because it spawns a task.
     #[must_use]
     pub fn new(config: ApiConfig) -> Self {
         let ApiConfig {
@@ -149,7 +150,7 @@ impl ApiState {
     }
 }
 
-/// All routes, with everything in front of them.
+/// Returns the router of all routes, with the layers in front of them.
 pub fn router(state: ApiState) -> Router {
     table::routes(state)
         .finish()
@@ -157,7 +158,7 @@ pub fn router(state: ApiState) -> Router {
         .layer(middleware::from_fn(server::observe))
 }
 
-/// The table of routes with the scopes that each of them needs.
+/// Returns the table of routes with the scopes that each of them needs.
 #[must_use]
 pub fn routes(state: ApiState) -> Vec<RouteView> {
     table::routes(state).views()

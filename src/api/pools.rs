@@ -1,7 +1,7 @@
-//! Bounds of what goes on at once, one for each way in which a request takes its time.
+//! Bounds of concurrent requests, one pool for each way in which a request takes time.
 //!
-//! Guarantees: requests of one pool never keep those of another out, and those by tokens of one subject never
-//! take more than half of a pool.
+//! Guarantees: requests of one pool never block those of another, and requests by tokens of one subject
+//! never take more than half of a pool.
 
 use std::sync::Arc;
 
@@ -11,27 +11,27 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::ApiError;
 use crate::peers::{Share, Shares};
 
-/// Sessions of one subject at one instance: half of what its agent serves at once.
+/// Largest number of sessions of one subject at one instance: half of what its agent serves concurrently.
 const SESSIONS_OF_INSTANCE_MAX: usize = 128;
 
-/// What a request waits for.
+/// The pools, named by what a request waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pool {
-    /// The rest of its own body.
+    /// The request waits for the rest of its own body.
     Bodies,
-    /// Nothing but this process and its store.
+    /// The request needs only this process and its store.
     Short,
-    /// A state that may come late, as `GET /instances/{id}/wait` does.
+    /// The request waits for a state that may come late, as `GET /instances/{id}/wait` does.
     Waits,
-    /// What the host or a guest does for it.
+    /// The request waits for work of the host or a guest.
     Verbs,
-    /// A client that takes an answer without an end of its own.
+    /// The request streams to a client a response without an end of its own.
     Streams,
-    /// A session of exec or cp, which lives longer than its request.
+    /// A session of exec or cp, which outlives its request.
     Sessions,
 }
 
-/// The places of one pool.
+/// The permits of one pool.
 #[derive(Debug)]
 struct Places {
     all: Arc<Semaphore>,
@@ -44,7 +44,7 @@ impl Places {
     }
 }
 
-/// One place, given back with the value.
+/// A permit, given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
     _place: OwnedSemaphorePermit,
@@ -64,7 +64,7 @@ pub(super) struct Pools {
 }
 
 impl Pools {
-    /// Each of so many permits, and so many sessions.
+    /// Makes the pools: `most` permits each, and so many sessions.
     pub(super) fn new(most: usize, sessions: usize) -> Self {
         let pool = || Places::of(most);
         Self {
@@ -78,7 +78,7 @@ impl Pools {
         }
     }
 
-    /// A place for a request by a token of this subject.
+    /// Takes a permit for a request by a token of this subject.
     pub(super) fn take(&self, pool: Pool, subject: &Arc<str>) -> Result<Permit, ApiError> {
         let (places, what) = match pool {
             Pool::Bodies => (&self.bodies, "requests are being sent"),
@@ -96,7 +96,7 @@ impl Pools {
     }
 }
 
-/// A place for a session at an instance, given back with the value.
+/// A permit for a session at an instance, given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct SessionPermit {
     _permit: Permit,
@@ -104,7 +104,7 @@ pub(super) struct SessionPermit {
 }
 
 impl Pools {
-    /// A place for a session, by a token of this subject, at this instance.
+    /// Takes a permit for a session, by a token of this subject, at this instance.
     pub(super) fn session(&self, instance: &Uid, subject: &Arc<str>) -> Result<SessionPermit, ApiError> {
         let own =
             || ApiError::overloaded(&format!("too many sessions at this instance at once for {subject:?}"));

@@ -1,4 +1,4 @@
-//! Routes with their rules: a route without the rights that it needs cannot be added by mistake.
+//! Routes with their rules: a route cannot be added by mistake without the scopes that it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,26 +22,26 @@ use super::server::ClientAddress;
 use super::{ApiError, ApiState, error};
 use crate::peers::{Patience, Patient};
 
-/// Query parameters that name a tag are all allowed where this one is.
+/// The query parameter that allows all parameters that name a tag.
 const TAGS: &str = "tags[]";
 
-/// What a route asks of its requests.
+/// The requirements of a route on its requests.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rule {
-    /// All of them are needed.
+    /// The scopes that are needed, all of them.
     scopes: &'static [Scope],
-    /// The query parameters that it reads; `None` of a route that is not served yet, which reads none and
-    /// refuses none.
+    /// The query parameters that the route reads; `None` for a route that is not served yet, which reads
+    /// none and refuses none.
     query: Option<&'static [&'static str]>,
     pool: Pool,
     has_streamed_body: bool,
-    /// What is asked for is told in the audit log.
+    /// True if requests are recorded in the audit log.
     is_audited: bool,
-    /// The answer goes on as long as its reader and the token do.
+    /// True if the response continues as long as its reader and the token do.
     goes_on: bool,
 }
 
-/// The rule of a route that is answered at once, for bearers of all these scopes.
+/// Makes the rule of a route that is answered at once, for bearers of all these scopes.
 pub(super) const fn needs(scopes: &'static [Scope]) -> Rule {
     Rule {
         scopes,
@@ -62,38 +62,38 @@ impl Rule {
         Self { query: None, ..self }
     }
 
-    /// Its answer waits for a state that may come late.
+    /// Marks a route whose response waits for a state that may come late.
     pub(super) const fn waits(self) -> Self {
         Self { pool: Pool::Waits, ..self }
     }
 
-    /// Its answer waits for the host or a guest to do something.
+    /// Marks a route whose response waits for the host or a guest to do something.
     pub(super) const fn works(self) -> Self {
         Self { pool: Pool::Verbs, ..self }
     }
 
-    /// Its answer may be a stream that has no end of its own.
+    /// Marks a route whose response may be a stream without an end of its own.
     pub(super) const fn goes_on(self) -> Self {
         Self { goes_on: true, ..self }
     }
 
-    /// It changes something, though its method does not say so.
+    /// Marks a route that changes something although its method does not show it.
     pub(super) const fn audited(self) -> Self {
         Self { is_audited: true, ..self }
     }
 
-    /// Its handler reads the body itself, whatever its length.
+    /// Marks a route whose handler reads the body itself, whatever its length.
     pub(super) const fn streams(self) -> Self {
         Self { has_streamed_body: true, ..self }
     }
 }
 
-/// A route as the table has it.
+/// A route, as it appears in the table.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RouteView {
     pub method: &'static str,
     pub path: &'static str,
-    /// The scopes that it needs, all of them; none of a route for everyone.
+    /// The scopes that it needs, all of them; empty for a public route.
     pub scopes: Vec<&'static str>,
 }
 
@@ -131,7 +131,7 @@ impl Routes {
         Self { state, paths: BTreeMap::new(), views: Vec::new() }
     }
 
-    /// A route for everyone, which is answered at once and whatever the load.
+    /// Adds a public route, which is answered at once whatever the load.
     pub(super) fn public<H, T>(mut self, path: &'static str, handler: H) -> Self
     where
         H: Handler<T, ApiState>,
@@ -142,7 +142,7 @@ impl Routes {
         self
     }
 
-    /// A route under a rule.
+    /// Adds a route under a rule.
     pub(super) fn add<H, T>(mut self, verb: Verb, path: &'static str, rule: Rule, handler: H) -> Self
     where
         H: Handler<T, ApiState>,
@@ -166,7 +166,7 @@ impl Routes {
         self.paths.insert(path, known.merge(methods));
     }
 
-    /// Every route that was added.
+    /// Returns all routes that were added.
     pub(super) fn views(self) -> Vec<RouteView> {
         self.views
     }
@@ -180,25 +180,26 @@ impl Routes {
     }
 }
 
-/// In front of every handler but the public ones; what it let in or refused is told where it has to be.
+/// Runs before every handler except the public ones; admitted and refused requests are recorded when the
+/// rule is audited.
 async fn guard(State((state, rule)): State<(ApiState, Rule)>, request: Request, next: Next) -> Response {
     if !rule.is_audited {
         return admit(&state, rule, request, next, None).await.into_response();
     }
     let client = request.extensions().get::<ClientAddress>().map(|client| client.0);
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    // With the query, which may name what is made.
+    // The query is included, because it may name what is created.
     let object = request.uri().path_and_query().map_or("", |object| object.as_str());
     let entry = Entry::new(client, request.method().as_str(), route, object);
-    // Told also when the client leaves before it is answered: what it asked for may be carried out.
+    // The record is written even when the client leaves before its response: the request may be carried out.
     let mut record = Record::new(&state.0.audit, entry);
     let answer = admit(&state, rule, request, next, Some(&mut record)).await.into_response();
     record.end(answer.status());
     answer
 }
 
-/// Rights, then the query, then the whole body, and only then a permit of the pool: who is slow to send
-/// takes none from those who have sent.
+/// Checks the scopes, then the query, then reads the whole body, and only then takes a permit of the pool: a
+/// client that sends slowly takes no permit from those that have sent.
 async fn admit(
     state: &ApiState,
     rule: Rule,
@@ -252,20 +253,20 @@ async fn admit(
     let ends = Box::pin(bearer.ends());
     Ok(answer.map(|body| {
         let pieces = body.into_data_stream().take_until(ends);
-        // The place is taken as long as the stream flows.
+        // The permit is held as long as the stream flows.
         Body::from_stream(pieces.inspect(move |_| _ = &permit))
     }))
 }
 
-/// A body that is there whole, within its time.
+/// Reads a whole body within its time limit.
 async fn whole(state: &ApiState, bearer: &Bearer, body: Body) -> Result<Bytes, ApiError> {
     if axum::body::HttpBody::is_end_stream(&body) {
         return Ok(Bytes::new());
     }
     let _permit = state.0.pools.take(Pool::Bodies, &bearer.subject)?;
     let body = Body::new(Patient::new(body, Patience::in_all(BODY_WAIT_MAX)));
-    // What is in a body may be a secret: its memory is cleared, and with room for all of it from the start no
-    // copies stay behind.
+    // A body may contain a secret: its memory is cleared, and since the whole capacity is reserved at the
+    // start, no copies stay behind.
     let length = axum::body::HttpBody::size_hint(&body).lower();
     let room = usize::try_from(length).unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX);
     let mut bytes = Zeroizing::new(Vec::with_capacity(room));
@@ -280,7 +281,7 @@ async fn whole(state: &ApiState, bearer: &Bearer, body: Body) -> Result<Bytes, A
     Ok(Bytes::from_owner(bytes))
 }
 
-/// A parameter that a route does not read would be a wish that is not carried out.
+/// Refuses parameters that the route does not read: they would be ignored silently.
 fn check_query(uri: &Uri, allowed: Option<&[&str]>) -> Result<(), ApiError> {
     let Some(allowed) = allowed else { return Ok(()) };
     let Query(params) = Query::<Vec<(String, String)>>::try_from_uri(uri)?;
@@ -290,7 +291,7 @@ fn check_query(uri: &Uri, allowed: Option<&[&str]>) -> Result<(), ApiError> {
     };
     let mut names = BTreeSet::new();
     if let Some((twice, _)) = params.iter().find(|(name, _)| !names.insert(name)) {
-        // Only one of them would be read.
+        // Only one of the two would be read.
         return Err(ApiError::bad_request("invalid_request", format!("{twice:?} is there twice")));
     }
     match params.iter().find(|(name, _)| !is_known(name)) {

@@ -1,4 +1,4 @@
-//! The snapshot schedule of an instance: set, read, taken away.
+//! The snapshot schedule of an instance: set, read, delete.
 
 use axum::Json;
 use axum::body::Bytes;

@@ -1,6 +1,6 @@
-//! Rights, as the contract lists them, and those that this server adds.
+//! Scopes: those that the contract lists, and those that this server adds.
 
-/// One right.
+/// A scope, which is one right of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     InstanceRead,
@@ -25,18 +25,18 @@ pub enum Scope {
     IngressWrite,
     IngressDelete,
     ResourceRead,
-    /// Beyond the contract: content under a name that a registry elsewhere stands for.
+    /// The right to put content under a name of a remote registry; beyond the contract.
     ImagePublish,
-    /// Beyond the contract: values of environment variables.
+    /// The right to see values of environment variables; beyond the contract.
     InstanceSecrets,
-    /// Beyond the contract: values of headers that let a request in.
+    /// The right to see values of headers that let a request in; beyond the contract.
     IngressSecrets,
-    /// Beyond the contract: a backup of everything that is stored, sealed.
+    /// The right to read a sealed backup of everything that is stored; beyond the contract.
     BackupRead,
 }
 
 impl Scope {
-    /// All of them: the contract's in its order, then ours.
+    /// All scopes: the contract's in its order, then ours.
     pub const ALL: [Self; 26] = [
         Self::InstanceRead,
         Self::InstanceWrite,

@@ -1,7 +1,7 @@
-//! Who of the connected clients makes room for another one when all places are taken.
+//! Choice of the connection that makes room for another one when all permits are taken.
 //!
-//! Guarantees: a connection over which a request is being answered is never closed for another's sake; of the
-//! others, the client with the most connections gives up the one that was idle the longest.
+//! Guarantees: a connection over which a request is being answered is never closed for the sake of another;
+//! among the others, the client with the most connections gives up the connection that was idle the longest.
 //! Never: closes anything while there is room.
 
 use std::collections::BTreeMap;
@@ -16,14 +16,15 @@ use hyper::body::{Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// The last of an answer is sent within this time after it was made; who takes it more slowly has not read it.
+/// Time within which the end of a response is sent after it was made; a client that takes it more slowly has
+/// not read it.
 const SENT_AFTER: Duration = Duration::from_secs(1);
 
-/// All seats that are taken.
+/// The seats of all connections.
 #[derive(Debug, Default)]
 pub(super) struct Seats {
     table: Mutex<Table>,
-    /// Told when a connection has nothing more to do.
+    /// Notified when a connection becomes idle.
     idled: Notify,
 }
 
@@ -36,15 +37,15 @@ struct Table {
 #[derive(Debug)]
 struct Sitter {
     client: IpAddr,
-    /// `None` while a request is being answered.
+    /// Time since which the connection is idle; `None` while a request is being answered.
     idle_since: Option<Instant>,
-    /// Something was answered, whose end may still be on its way.
+    /// True if something was answered, whose end may still be on its way.
     has_asked: bool,
     is_leaving: bool,
     leave: Arc<Notify>,
 }
 
-/// The seat of one connection, free again with the value.
+/// The seat of one connection, freed when it is dropped.
 #[derive(Debug)]
 pub(super) struct Seat {
     seats: Arc<Seats>,
@@ -57,7 +58,7 @@ impl Seats {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a seat for a connection that was just made, and is idle until its first request is there.
+    /// Takes a seat for a new connection, which is idle until its first request arrives.
     pub(super) fn sit(self: &Arc<Self>, client: IpAddr) -> Seat {
         let mut table = self.lock();
         table.last += 1;
@@ -70,7 +71,7 @@ impl Seats {
         Seat { seats: self.clone(), number, leave }
     }
 
-    /// Asks an idle connection to make room; false when there is none.
+    /// Asks an idle connection to make room; returns false when there is none.
     pub(super) fn make_room(&self) -> bool {
         let mut table = self.lock();
         let mut held_by_client: BTreeMap<IpAddr, usize> = BTreeMap::new();
@@ -89,19 +90,19 @@ impl Seats {
         true
     }
 
-    /// Waits until a connection has become idle since this was asked last.
+    /// Waits until a connection has become idle since the last call.
     pub(super) async fn idled(&self) {
         self.idled.notified().await;
     }
 }
 
 impl Seat {
-    /// Ends when the connection is to make room.
+    /// Waits until the connection is asked to make room.
     pub(super) async fn is_wanted(&self) {
         self.leave.notified().await;
     }
 
-    /// Nothing is lost when the connection is closed now: it is idle, and what it was answered is sent.
+    /// True if nothing is lost when the connection is closed now: it is idle, and its response is sent.
     pub(super) fn may_go(&self) -> bool {
         self.seats.lock().seats.get(&self.number).is_none_or(|sitter| match sitter.idle_since {
             Some(since) => !sitter.has_asked || since.elapsed() >= SENT_AFTER,
@@ -109,7 +110,7 @@ impl Seat {
         })
     }
 
-    /// For a request that has come: the connection is busy as long as this lives.
+    /// Marks the connection as busy with a request as long as the returned value lives.
     pub(super) fn busy(&self) -> Busy {
         if let Some(sitter) = self.seats.lock().seats.get_mut(&self.number) {
             (sitter.idle_since, sitter.has_asked) = (None, true);
@@ -124,7 +125,7 @@ impl Drop for Seat {
     }
 }
 
-/// A request and its answer are on their way.
+/// A marker for a request and its response that are in progress.
 #[derive(Debug)]
 pub(super) struct Busy {
     seats: Arc<Seats>,
@@ -132,7 +133,7 @@ pub(super) struct Busy {
 }
 
 impl Busy {
-    /// An answer's body that keeps the connection busy until it is sent.
+    /// Wraps a response's body so that the connection stays busy until it is sent.
     pub(super) fn over(self, body: Body) -> Body {
         Body::new(Answered { body, _busy: self })
     }
@@ -180,7 +181,7 @@ mod tests {
         [10, 0, 0, last].into()
     }
 
-    /// Whether this connection was asked to leave.
+    /// True if this connection was asked to leave.
     async fn is_asked(seat: &Seat) -> bool {
         tokio::time::timeout(Duration::ZERO, seat.is_wanted()).await.is_ok()
     }
@@ -193,11 +194,12 @@ mod tests {
         let crowd: Vec<Seat> = (0..3).map(|_| seats.sit(client(2))).collect();
         let busy = crowd[0].busy();
         tokio::time::advance(SENT_AFTER).await;
-        // It was idle before, and is so since now.
+        // This connection was idle before, and is idle again from now on.
         drop(crowd[1].busy());
         assert!(seats.make_room());
         assert!(is_asked(&crowd[2]).await && !is_asked(&crowd[1]).await && !is_asked(&honest).await);
-        // Who was asked counts no more: one connection each, and one of the two is busy.
+        // Connections that were asked to leave no longer count: one connection each is left, and one of the
+        // two is busy.
         assert!(seats.make_room() && is_asked(&crowd[1]).await);
         assert!(seats.make_room() && is_asked(&honest).await);
         assert!(!seats.make_room(), "what is left is busy");

@@ -1,14 +1,15 @@
-//! What of an answer only some may see.
+//! Removal of secrets from responses to readers that may not see them.
 
 use stead_schemas::api::{Ingress, Instance};
 use stead_schemas::instance::Secret;
 
 use super::auth::{Bearer, Scope};
 
-/// Stands for a value that is not told.
+/// Text in place of a secret value.
 const MASK: &str = "***";
 
-/// An instance as its reader may see it: which variables there are is told to all.
+/// Returns an instance without the secrets that its reader may not see; the names of variables are visible
+/// to all.
 pub(super) fn instance(bearer: &Bearer, mut view: Instance) -> Instance {
     if !bearer.sees(Scope::InstanceSecrets) {
         view.env.values_mut().for_each(|value| MASK.clone_into(value));
@@ -16,7 +17,8 @@ pub(super) fn instance(bearer: &Bearer, mut view: Instance) -> Instance {
     view
 }
 
-/// Likewise an ingress: that a header lets in is told to all.
+/// Returns an ingress without the secrets that its reader may not see; the existence of a header check is
+/// visible to all.
 pub(super) fn ingress(bearer: &Bearer, mut view: Ingress) -> Ingress {
     if !bearer.sees(Scope::IngressSecrets) {
         let auths = view.rules.iter_mut().filter_map(|rule| rule.request_header_auth.as_mut());

@@ -1,4 +1,5 @@
-//! The listener: bounded connections, in all and for each client, headers and time; panics end one request only.
+//! The listener: bounded connections, in total and for each client, bounded headers and times; a panic ends
+//! only its own request.
 
 use std::future::Future;
 use std::io;
@@ -27,35 +28,36 @@ use crate::peers::{Shares, Unstalled, client_of, watch_over};
 /// Bounds of the listener.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerLimits {
-    /// Connections at once; for one more an idle one is closed, or else it waits.
+    /// Number of concurrent connections; for a further one an idle one is closed, or else it waits.
     pub connections_max: usize,
-    /// Of these, those of one client address; one more is told to come again, and closed.
+    /// Number of these from one client address; a further one is answered with 503 and `Retry-After`, and
+    /// closed.
     pub connections_per_client_max: usize,
-    /// For a client to take something of what it is sent: who does not is let go.
+    /// Time within which a client must take some of the data sent to it; otherwise its connection is closed.
     pub stall_max: Duration,
-    /// For a request's head to arrive: slow clients hold a connection no longer.
+    /// Time within which a request's head must arrive: slow clients hold a connection no longer.
     pub header_timeout: Duration,
-    /// What open requests get at shutdown.
+    /// Time that open requests get at shutdown.
     pub grace: Duration,
 }
 
-/// Where a request came from, among its extensions.
+/// The client address of a request, stored in its extensions.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ClientAddress(pub(super) IpAddr);
 
-/// The size of a request's head, in the order of magnitude that a read buffer allows; larger ones
+/// Largest head of a request, in bytes, in the order of magnitude that a read buffer allows; larger heads
 /// get 431.
 const HEADER_BYTES_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 100;
-/// For a connection that was asked to make room; then another one is.
+/// Time for a connection that was asked to make room; after it, another one is asked.
 const ROOM_PAUSE: Duration = Duration::from_millis(20);
-/// After a failed accept (no descriptors): long enough not to spin, short enough not to be noticed.
+/// Pause after a failed accept (no descriptors), long enough not to spin and short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `shutdown`, then lets open requests end within the grace.
 ///
 /// # Errors
-/// Never for one connection's sake; only when the listener itself is unusable.
+/// Fails only when the listener itself is unusable, never because of a single connection.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -82,7 +84,8 @@ pub async fn serve(
         };
         let Some(share) = shares.take(&client_of(client)) else {
             tracing::debug!(%client, "a client has too many connections");
-            // Best effort: who has asked already may see a broken connection instead.
+            // This is best effort: a client that has sent its request already may see a broken connection
+            // instead.
             let _ = stream.try_write(&full());
             continue;
         };
@@ -104,7 +107,8 @@ pub async fn serve(
     Ok(())
 }
 
-/// A place for a connection: a free one, or that of a connection with nothing to do, or the first that there is.
+/// Takes a permit for a connection: a free one, or that of an idle connection, or the first that becomes
+/// free.
 async fn place_among(places: &Arc<Semaphore>, seats: &Seats) -> io::Result<OwnedSemaphorePermit> {
     if let Ok(place) = places.clone().try_acquire_owned() {
         return Ok(place);
@@ -115,13 +119,13 @@ async fn place_among(places: &Arc<Semaphore>, seats: &Seats) -> io::Result<Owned
             biased;
             place = places.clone().acquire_owned() => return place.map_err(io::Error::other),
             () = seats.idled(), if !is_asked => is_asked = seats.make_room(),
-            // Who was asked may have been asked something itself meanwhile.
+            // The connection that was asked may have received a request meanwhile.
             () = tokio::time::sleep(ROOM_PAUSE), if is_asked => is_asked = seats.make_room(),
         }
     }
 }
 
-/// The whole answer to a client that has its share of connections already.
+/// Returns the whole response to a client that has its share of connections already.
 fn full() -> Vec<u8> {
     let body = ErrorBody::new("overloaded", "too many connections from this address at once");
     let body = serde_json::to_string(&body).unwrap_or_default();
@@ -150,7 +154,7 @@ async fn connection(
     });
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
     let closed = async {
-        // Dropped at once: the guard may not live over an await.
+        // The guard is dropped at once: it may not live over an await.
         drop(is_closing.wait_for(|&closing| closing).await);
     };
     tokio::select! {
@@ -165,7 +169,7 @@ async fn connection(
             let _ = served.await;
         }
         () = seat.is_wanted() => {
-            // A request may have come since it was chosen: that is answered first.
+            // A request may have arrived since this connection was chosen: it is answered first.
             if !seat.may_go() {
                 served.as_mut().graceful_shutdown();
                 let _ = served.await;
@@ -174,11 +178,11 @@ async fn connection(
     }
 }
 
-/// In front of everything: a log line, and a net for panics.
+/// Wraps all requests with a log line and a handler of panics.
 pub(super) async fn observe(request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let started = tokio::time::Instant::now();
-    // Unwind safe: handlers share only the store, whose own transactions contain panics.
+    // This is unwind safe: handlers share only the store, whose own transactions contain panics.
     let response = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     let response = response.unwrap_or_else(|_| {
         tracing::error!(%method, path, "a handler panicked");

@@ -1,4 +1,4 @@
-//! Snapshots and forks: taken, listed, restored in place, and what is made from them.
+//! Snapshots and forks: create, list, restore in place, and make instances from them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use super::{ApiError, ApiState, lookup};
 
 type Params = BTreeMap<String, String>;
 
-/// Of those that are shown: what only serves a fork is nobody's.
+/// Finds a snapshot among those that clients see: a snapshot that only serves a fork is hidden.
 fn find(state: &ApiState, id: &str) -> Result<Arc<Object<Snapshot>>, ApiError> {
     let absent = || ApiError::absent(Snapshot::NAME, id);
     let uid: Uid = id.parse().map_err(|_| absent())?;
@@ -41,7 +41,7 @@ fn find(state: &ApiState, id: &str) -> Result<Arc<Object<Snapshot>>, ApiError> {
         .ok_or_else(absent)
 }
 
-/// Pooled instances are instances that run.
+/// Checks the right to fill a pool: pooled instances are instances that run.
 fn may_fill(bearer: &Bearer, pool: u32) -> Result<(), ApiError> {
     if pool > 0 { bearer.needs(Scope::InstanceWrite) } else { Ok(()) }
 }
@@ -56,7 +56,7 @@ pub(super) async fn create(
     may_fill(&bearer, pool)?;
     let source = lookup::instance_to_change(state.store(), &id?.0)?;
     let policy = source.spec.snapshot_policy.and_then(|policy| policy.compression);
-    // A disk alone is not compressed: its copies share blocks where the file system can.
+    // A snapshot without memory is not compressed: its copies share blocks where the file system can.
     let compression = compression.or(policy).filter(|_| kind == SnapshotKind::Standby);
     let source = source.meta.uid.clone();
     let wish = Wish { kind, name, tags, purpose: SnapshotPurpose::Kept, compression, pool, schedule: None };
@@ -65,8 +65,8 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(api::Snapshot::of(&object))).into_response())
 }
 
-/// Waits until the snapshot is taken, or until the time for an answer is over: it is taken all the same. If it
-/// fails, the answer says why; its own reconciler removes it.
+/// Waits until the snapshot is taken, or until the time for a response is over; it is taken even then. If it
+/// fails, the response says why; its own reconciler removes it.
 async fn captured(state: &ApiState, uid: &Uid) -> Result<Arc<Object<Snapshot>>, ApiError> {
     let object = until::<Snapshot>(state, uid, VERB_WAIT_MAX, is_over).await;
     let object = object.ok_or_else(|| ApiError::absent(Snapshot::NAME, uid.as_str()))?;
@@ -77,7 +77,7 @@ fn is_over(object: &Object<Snapshot>) -> bool {
     object.status.phase != SnapshotPhase::Pending
 }
 
-/// Why a snapshot failed, as an answer.
+/// Converts the failure of a snapshot to an error response.
 fn failure(object: &Object<Snapshot>) -> ApiError {
     let why = object.status.error.clone().unwrap_or_default();
     let ready = condition::find(&object.status.conditions, ConditionType::Ready);
@@ -111,8 +111,8 @@ pub(super) async fn list(
     let objects = source_filter.unwrap_or_else(|| state.store().list::<Snapshot>());
     let offered = objects.iter().filter(|object| {
         let (spec, meta) = (&object.spec, &object.meta);
-        // One that is half written, or was never taken, is not offered. Its owner has to learn of one that was
-        // there and lost its files.
+        // A snapshot that is half written, or was never taken, is not offered. The owner has to learn of a
+        // snapshot that was there and lost its files.
         object.status.phase != SnapshotPhase::Pending
             && !object.was_never_taken()
             && spec.purpose == SnapshotPurpose::Kept
@@ -151,7 +151,7 @@ pub(super) async fn delete(
     let uid = find(&state, &id?.0)?.meta.uid.clone();
     let moved = uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &moved)).await?;
-    // Late, its files go all the same.
+    // The files are removed even when the removal is late.
     until::<Snapshot>(&state, &uid, VERB_WAIT_MAX, |_| false).await;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -199,12 +199,12 @@ pub(super) async fn fork_snapshot(
     made(&state, &bearer, forked).await
 }
 
-/// Waits until the fork is in its desired state, or until the time for an answer is over. If the snapshot that
-/// it begins with comes to nothing, the answer says why; the fork's own reconciler removes it.
+/// Waits until the fork is in its desired state, or until the time for a response is over. If the snapshot
+/// that it begins with fails, the response says why; the fork's own reconciler removes it.
 async fn made(state: &ApiState, bearer: &Bearer, forked: Forked) -> Result<Response, ApiError> {
     let deadline = Instant::now() + VERB_WAIT_MAX;
     if let Some(snapshot) = &forked.snapshot {
-        // Gone: it has served already.
+        // A snapshot that is gone has served the fork already.
         let snapshot = until::<Snapshot>(state, snapshot, VERB_WAIT_MAX, is_over).await;
         check_usable(snapshot.as_deref())?;
     }
@@ -212,7 +212,7 @@ async fn made(state: &ApiState, bearer: &Bearer, forked: Forked) -> Result<Respo
     let instance = match arrived(state, bearer, &forked.instance, left).await {
         Ok(instance) => instance,
         Err(absent) => {
-            // Its files went missing while the fork copied them.
+            // The snapshot's files went missing while the fork copied them.
             let snapshot = forked.snapshot.as_ref().and_then(|uid| state.store().get::<Snapshot>(uid));
             check_usable(snapshot.as_deref())?;
             return Err(absent);

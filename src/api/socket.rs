@@ -1,4 +1,4 @@
-//! WebSockets to an instance's agent: the checks before the upgrade, the first frame, the end.
+//! WebSockets to an instance's agent: the checks before the upgrade, the first frame, and the end.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,21 +22,22 @@ use super::auth::Bearer;
 use super::{ApiError, ApiState, Backend, lookup};
 use crate::guest_channel::{AgentError, AgentStream};
 
-/// The wire's bound on a message, both ways.
+/// Largest message in both directions, in bytes, as on the wire.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
-/// For the first frame after the upgrade: the client has it at hand.
+/// Time for the first frame after the upgrade: the client has it at hand.
 const FIRST_FRAME_WAIT: Duration = Duration::from_secs(10);
-/// A daemon that was just started has not heard of every guest yet.
+/// Time to wait for an agent: a daemon that was just started is not attached to every guest yet.
 const ATTACH_WAIT: Duration = Duration::from_secs(5);
 const ATTACH_POLL: Duration = Duration::from_millis(20);
-/// Between two pings; a client that is gone without a word is noticed after a few.
+/// Time between two pings; a client that vanished without a close is noticed after a few.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 pub(super) const SILENCE_MAX: Duration = Duration::from_secs(70);
 
-/// How long a client may still send after it was told that nothing comes of it.
+/// Time for which a client may still send after it was notified that the request failed.
 const LINGER_MAX: Duration = Duration::from_secs(30);
 
-/// When the other end was last heard of; of an end that is not listened to for a while, nothing can be said.
+/// The time at which the other end was last notified of; `None` while nothing is read from it, because its
+/// silence means nothing then.
 #[derive(Debug)]
 pub(super) struct Heard(Mutex<Option<Instant>>);
 
@@ -53,7 +54,7 @@ impl Heard {
         self.set(Some(Instant::now()));
     }
 
-    /// Until the next note nobody listens.
+    /// Marks that nothing is read until the next note.
     pub(super) fn pause(&self) {
         self.set(None);
     }
@@ -64,7 +65,7 @@ impl Heard {
     }
 }
 
-/// A clock for pings, which begins with a pause.
+/// Makes a timer for pings, which starts with a pause.
 pub(super) fn pings() -> Interval {
     let mut pings = tokio::time::interval(PING_INTERVAL);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -75,7 +76,7 @@ pub(super) fn pings() -> Interval {
 pub(super) type Sink = SplitSink<WebSocket, Message>;
 pub(super) type Stream = SplitStream<WebSocket>;
 
-/// The instance, if its program runs and its agent is not skipped.
+/// Returns the instance, if its program runs and its agent is not skipped.
 pub(super) fn running(store: &Store, word: &str) -> Result<Arc<Object<Instance>>, ApiError> {
     ready(lookup::instance(store, word)?)
 }
@@ -93,8 +94,8 @@ fn ready(object: Arc<Object<Instance>>) -> Result<Arc<Object<Instance>>, ApiErro
     Ok(object)
 }
 
-/// Checks, and upgrades to a session that holds one of the places for sockets as long as it lives:
-/// an upgraded connection is no longer counted among the listener's.
+/// Checks the request, and upgrades to a session that holds a session permit as long as it lives: an
+/// upgraded connection is no longer counted among the listener's.
 pub(super) fn upgrade<F>(
     state: ApiState,
     bearer: Bearer,
@@ -113,14 +114,14 @@ where
         tokio::select! {
             biased;
             () = session(state, uid, socket) => {}
-            // With the session its connection ends, and what it had begun.
+            // The session's connection ends with it, and so does the work it began.
             () = bearer.ends() => {}
         }
         drop(place);
     }))
 }
 
-/// The first frame, or a sentence for the client.
+/// Reads the first frame; returns a sentence for the client if it is missing or invalid.
 pub(super) async fn first<T: DeserializeOwned>(stream: &mut Stream) -> Result<T, String> {
     let first = tokio::time::timeout(FIRST_FRAME_WAIT, async {
         loop {
@@ -140,7 +141,7 @@ pub(super) async fn first<T: DeserializeOwned>(stream: &mut Stream) -> Result<T,
 }
 
 fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    // An array would do for a structure, field by field.
+    // Without this check an array would be accepted for a structure, field by field.
     if !text.trim_start().starts_with('{') {
         return Err("it must be a JSON object".to_owned());
     }
@@ -151,7 +152,7 @@ fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     })
 }
 
-/// Opens a stream to the agent, waiting a little for one that is about to be there.
+/// Opens a stream to the agent, waiting briefly for an agent that is about to attach.
 pub(super) async fn open(
     state: &ApiState,
     instance: &Uid,
@@ -164,7 +165,7 @@ pub(super) async fn open(
         match backend.open_stream(instance, request.clone()).await {
             Err(AgentError::NotReady) if Instant::now() < deadline => {
                 let is_running = |object: Arc<Object<Instance>>| object.status.state == Is::Running;
-                // One that is not coming back is not waited for.
+                // An instance that is not running any more is not waited for.
                 if wait.is_none() && !state.store().get::<Instance>(instance).is_some_and(is_running) {
                     return Err(AgentError::NotReady);
                 }
@@ -175,13 +176,14 @@ pub(super) async fn open(
     }
 }
 
-/// Sends a frame; `None` when the client is gone, or has taken nothing for so long that it may as well be.
+/// Sends a frame; returns `None` when the client is gone, or has taken nothing for so long that it counts as
+/// gone.
 pub(super) async fn send(sink: &mut Sink, frame: Message) -> Option<()> {
     tokio::time::timeout(SILENCE_MAX, sink.send(frame)).await.ok()?.ok()
 }
 
-/// Takes what a client still sends, which may read only when it has sent all: it would else see a
-/// broken connection instead of the last frame.
+/// Reads what a client still sends. The client may read only when it has sent everything; without this it
+/// would see a broken connection instead of the last frame.
 pub(super) async fn linger(stream: &mut Stream, mut is_last: impl FnMut(&Message) -> bool) {
     let taken = async {
         while let Some(Ok(message)) = stream.next().await {
@@ -190,11 +192,11 @@ pub(super) async fn linger(stream: &mut Stream, mut is_last: impl FnMut(&Message
             }
         }
     };
-    // One that sends on is cut off.
+    // A client that keeps sending is cut off.
     let _ = tokio::time::timeout(LINGER_MAX, taken).await;
 }
 
-/// The last text frame, if one is left to send, then the close; a client that is gone gets neither.
+/// Sends the last text frame, if there is one, and then the close; a client that is gone gets neither.
 pub(super) async fn finish(sink: &mut Sink, text: Option<String>) {
     if let Some(text) = text {
         let _ = sink.send(Message::Text(text.into())).await;

@@ -1,4 +1,4 @@
-//! `GET /instances/{id}/stat`: one path inside the guest.
+//! `GET /instances/{id}/stat`: the properties of one path inside the guest.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use stead_schemas::guest::{FromStream, Request, Stat};
 use super::{ApiError, ApiState, socket};
 use crate::guest_channel::{AgentError, Event};
 
-/// A guest answers in a millisecond; one whose disk hangs does not answer at all.
+/// Time for the guest's answer: it takes a millisecond, and a guest whose disk hangs does not answer at all.
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
 
 pub(super) async fn stat(

@@ -1,4 +1,4 @@
-//! `GET /instances/{id}/stats`: what an instance uses now.
+//! `GET /instances/{id}/stats`: the current resource usage of an instance.
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;

@@ -1,4 +1,4 @@
-//! What the server says of itself.
+//! Health, capabilities and backup of the server.
 
 use axum::Json;
 use axum::body::Body;
@@ -10,7 +10,7 @@ use stead_schemas::api::Capabilities;
 
 use super::{ApiError, ApiState};
 
-/// Well, or why not: a store that cannot write any more is no server of anything.
+/// Reports health; a store that cannot write any more makes the server unhealthy.
 pub(super) async fn health(State(state): State<ApiState>) -> (StatusCode, Json<Value>) {
     match state.0.backend.store_failure() {
         None => (StatusCode::OK, Json(json!({"status": "ok"}))),
@@ -22,7 +22,7 @@ pub(super) async fn capabilities(State(state): State<ApiState>) -> Json<Capabili
     Json(state.0.capabilities.clone())
 }
 
-/// A backup of the control plane; a client that gets less than all of it sees its connection break.
+/// Streams a backup of the control plane; an incomplete backup breaks the client's connection.
 pub(super) async fn backup(State(state): State<ApiState>) -> Result<Response, ApiError> {
     let stream = state.0.backend.backup().await?;
     let kind = [(header::CONTENT_TYPE, "application/octet-stream")];

@@ -1,4 +1,4 @@
-//! The one table of routes: method, path, the rights that it needs, and what it may take.
+//! The table of routes: method, path, the scopes that the route needs, and the parameters that it accepts.
 
 use super::auth::Scope;
 use super::route::Verb::{Delete, Get, Patch, Post, Put};
@@ -8,7 +8,7 @@ use super::{
     snapshots, stat, stats, system, volumes, wait,
 };
 
-/// Every route. What the contract names and this server lacks is in `later`.
+/// Returns all routes. Routes of the contract that this server lacks are in `later`.
 pub(super) fn routes(state: ApiState) -> Routes {
     let routes = Routes::new(state)
         .public("/health", system::health)

@@ -1,8 +1,8 @@
-//! The files that tokens are made and unmade with; the daemon looks at them again and again.
+//! The files that tokens are created and revoked with; the daemon polls them.
 //!
 //! ```text
 //! DATA/keys/jwt.key       signs (`crate::store`)
-//! DATA/keys/jwt.old.key   the one before it, still trusted until it is removed
+//! DATA/keys/jwt.old.key   the previous key, still trusted until it is removed
 //! DATA/keys/tokens.json   the tokens that were made here, as long as they have not expired
 //! ```
 
@@ -17,12 +17,13 @@ use super::auth::Keys;
 use crate::store::{SealKeyError, token_key, token_keys};
 use crate::unfinished::remove_unfinished;
 
-/// Between two looks: a token that is revoked ends within.
+/// Time between two polls: a token that is revoked ends within this time.
 const LOOK: Duration = Duration::from_secs(1);
-/// Tokens that are remembered; of more than that somebody would make one for each request.
+/// Largest number of tokens that are remembered; a larger number means that a token is made for every
+/// request.
 const TOKENS_MAX: usize = 100_000;
 
-/// A token that was made here.
+/// The record of a token that was made here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenRecord {
     pub id: String,
@@ -38,10 +39,10 @@ fn place(directory: &Path) -> PathBuf {
     directory.join("keys").join("tokens.json")
 }
 
-/// The tokens that were made here and have not expired.
+/// Returns the tokens that were made here and have not expired.
 ///
 /// # Errors
-/// When the file is there and cannot be read: then nobody knows which are revoked.
+/// Fails when the file exists and cannot be read: it is then unknown which tokens are revoked.
 pub fn records(directory: &Path) -> io::Result<Vec<TokenRecord>> {
     match std::fs::read(place(directory)) {
         Ok(text) => serde_json::from_slice(&text).map_err(io::Error::other),
@@ -50,16 +51,16 @@ pub fn records(directory: &Path) -> io::Result<Vec<TokenRecord>> {
     }
 }
 
-/// Changes the records; those that have expired go.
+/// Changes the records; expired ones are removed.
 ///
 /// # Errors
-/// When they cannot be read or written, or are too many.
+/// Fails when they cannot be read or written, or are too many.
 pub fn change<T>(directory: &Path, change: impl FnOnce(&mut Vec<TokenRecord>) -> T) -> io::Result<T> {
     let keys = directory.join("keys");
     let guard = std::fs::File::open(&keys)?;
-    // Two who change them at once would lose one of the changes.
+    // Two concurrent changes would lose one of them.
     rustix::fs::flock(&guard, rustix::fs::FlockOperation::LockExclusive)?;
-    // Whoever writes here has the lock.
+    // A file is only written here with the lock held.
     remove_unfinished(&keys)?;
     let mut all = records(directory)?;
     let now = jiff::Timestamp::now();
@@ -68,7 +69,7 @@ pub fn change<T>(directory: &Path, change: impl FnOnce(&mut Vec<TokenRecord>) ->
     if all.len() > TOKENS_MAX {
         return Err(io::Error::other(format!("more than {TOKENS_MAX} tokens are there")));
     }
-    // Only its owner may read it from the start.
+    // The file is readable only by its owner from the start.
     let file = tempfile::NamedTempFile::new_in(&keys)?;
     serde_json::to_writer_pretty(&file, &all)?;
     file.as_file().sync_all()?;
@@ -77,7 +78,7 @@ pub fn change<T>(directory: &Path, change: impl FnOnce(&mut Vec<TokenRecord>) ->
     Ok(done)
 }
 
-/// When the files were last changed; `None` for one that is not there.
+/// Modification times and inodes of the three files; `None` for a file that does not exist.
 type Stamp = [Option<(SystemTime, u64)>; 3];
 
 fn stamp(directory: &Path) -> io::Result<Stamp> {
@@ -99,17 +100,17 @@ fn trust(directory: &Path, keys: &Keys) -> Result<(), SealKeyError> {
     Ok(())
 }
 
-/// The keys of a data directory, as they are now.
+/// Loads the keys of a data directory, as they are now.
 ///
 /// # Errors
-/// When a file cannot be read or made.
+/// Fails when a file cannot be read or made.
 pub fn load(directory: &Path) -> Result<Keys, SealKeyError> {
     let keys = Keys::new(token_key(directory)?.as_slice());
     trust(directory, &keys)?;
     Ok(keys)
 }
 
-/// Trusts what the files say now, if they have changed; gives when that was.
+/// Applies the files if they have changed; returns their new stamp.
 fn look(directory: &Path, keys: &Keys, before: Option<Stamp>) -> anyhow::Result<Stamp> {
     let now = stamp(directory)?;
     if Some(now) != before {
@@ -118,8 +119,8 @@ fn look(directory: &Path, keys: &Keys, before: Option<Stamp>) -> anyhow::Result<
     Ok(now)
 }
 
-/// Trusts what the files say from now on. What cannot be read changes nothing, is told, and is read again:
-/// a token that was revoked meanwhile must end.
+/// Follows the files, and applies every change. A file that cannot be read changes nothing, is logged, and
+/// is read again: a token that was revoked meanwhile must end.
 pub async fn follow(directory: PathBuf, keys: Keys) {
     let mut seen = None;
     loop {

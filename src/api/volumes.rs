@@ -1,4 +1,4 @@
-//! Volumes: create, read, delete, and their places in instances.
+//! Volumes: create, read, delete, attach to instances, and detach.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -78,7 +78,7 @@ pub(super) async fn delete(
     let volume = find(state.store(), &id?.0)?;
     let uid = volume.meta.uid.clone();
     state.store().transact(move |tx| admission::delete(tx, &uid)).await?;
-    // The wish is stored: late, it is carried out all the same.
+    // The deletion is stored: it is carried out even when it is late.
     until::<Disk>(&state, &volume.spec.disk, VERB_WAIT_MAX, |_| false).await;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,4 +1,4 @@
-//! Waiting for a state: woken by the store, never polling.
+//! Waiting for a state: woken by the store, without polling.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::{ApiError, ApiState, lookup};
 
 const WAIT_DEFAULT: Duration = Duration::from_secs(60);
 
-/// Returns when `is_over` holds of the object, or at the deadline, with what there is then; `None`
+/// Waits until `is_over` holds for the object, or until the deadline, and returns the object then; `None`
 /// when the object is gone.
 pub(super) async fn until<K: Kind>(
     state: &ApiState,
@@ -70,7 +70,7 @@ pub(super) async fn wait_for_state(
     Ok(Json(WaitForState { state: status.state, timed_out, state_error: status.state_error.clone() }))
 }
 
-/// Down, with no wish that leads elsewhere: waiting longer is of no use.
+/// True if the instance is down and its spec leads to no other state: waiting longer is of no use.
 fn is_final(object: &Object<Instance>) -> bool {
     match object.status.state {
         Is::Stopped => object.goal().run().is_none(),

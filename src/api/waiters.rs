@@ -1,4 +1,4 @@
-//! Who waits for news of which object: each is woken by its own object's only.
+//! Waiters for changes of objects: each is woken only by changes of its own object.
 //!
 //! Guarantees: work per event does not grow with the number of waiters for other objects.
 
@@ -9,11 +9,11 @@ use stead_controllers::store::Store;
 use stead_schemas::names::Uid;
 use tokio::sync::watch;
 
-/// The waiters by what they wait for.
+/// The waiters by the object that they wait for.
 #[derive(Debug, Default)]
 pub(super) struct Waiters(Mutex<BTreeMap<Uid, watch::Sender<()>>>);
 
-/// One of them; what happens from its making on is not missed.
+/// A waiter; no change after its creation is missed.
 pub(super) struct Waiter {
     waiters: Arc<Waiters>,
     uid: Uid,
@@ -21,7 +21,7 @@ pub(super) struct Waiter {
 }
 
 impl Waiters {
-    /// The waiters of a store, told by a task that ends with them.
+    /// Makes the waiters of a store, and spawns a task that notifies them and ends with them.
     pub(super) fn of(store: &Store) -> Arc<Self> {
         let waiters = Arc::<Self>::default();
         tokio::spawn(tell(store.clone(), Arc::downgrade(&waiters)));
@@ -40,14 +40,14 @@ impl Waiters {
 }
 
 impl Waiter {
-    /// Marks everything up to now as seen: the object is looked at after this.
+    /// Marks all changes so far as seen: the object is read after this.
     pub(super) fn look(&mut self) {
         self.news.mark_unchanged();
     }
 
-    /// Until something happened to the object since the last look.
+    /// Waits until the object has changed since the last `look`.
     pub(super) async fn news(&mut self) {
-        // Fails only without a sender, which stays as long as there is a receiver.
+        // This fails only without a sender, which stays as long as there is a receiver.
         let _ = self.news.changed().await;
     }
 }
@@ -55,18 +55,18 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         let mut all = self.waiters.lock();
-        // This one is still counted.
+        // The receiver of this waiter is still counted.
         if all.get(&self.uid).is_some_and(|sender| sender.receiver_count() <= 1) {
             all.remove(&self.uid);
         }
     }
 }
 
-/// Passes on what the store tells.
+/// Passes on the events of the store.
 async fn tell(store: Store, waiters: Weak<Waiters>) {
     loop {
         if let Ok(mut watch) = store.watch(None, store.revision()) {
-            // What happened before this watch is nobody's news unless it was missed.
+            // Events before this watch may have been missed, so all waiters are woken.
             let Some(all) = waiters.upgrade() else { return };
             all.lock().values().for_each(|sender| sender.send_replace(()));
             drop(all);
@@ -77,7 +77,7 @@ async fn tell(store: Store, waiters: Weak<Waiters>) {
                 }
             }
         }
-        // Behind the ring: it begins anew.
+        // The watch fell behind the ring and begins anew.
         tokio::task::yield_now().await;
     }
 }

@@ -1,8 +1,9 @@
-//! `GET /instances?watch=true&resource_version=N`: changes as they happen, one JSON line each.
+//! `GET /instances?watch=true&resource_version=N`: changes as they happen, as one JSON line each.
 //!
-//! `{"type": "added"|"modified"|"deleted", "resource_version": N, "object": {...}}`; a client that
-//! fell behind, or asks from too long ago, gets `{"type": "too_old", "oldest": N}` and lists again. When
-//! nothing happens, `{"type": "bookmark", "resource_version": N}` comes now and then: all up to there is told.
+//! A line is `{"type": "added"|"modified"|"deleted", "resource_version": N, "object": {...}}`. A client that
+//! fell behind, or asks from a version that is too old, gets `{"type": "too_old", "oldest": N}` and lists
+//! again. When nothing happens, `{"type": "bookmark", "resource_version": N}` comes from time to time: all
+//! changes up to N were sent.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -65,7 +66,7 @@ async fn next(following: Following) -> Option<(Result<Bytes, Infallible>, Follow
 fn told(store: &Store, bearer: &Bearer, event: &Event, tags: &Tags) -> Option<Value> {
     let (word, object) = match event.change {
         Change::Created => ("added", store.get::<Instance>(&event.uid)?),
-        // Gone meanwhile: the deletion is told by its own event.
+        // The object is gone meanwhile: its deletion is sent as an event of its own.
         Change::Updated | Change::StatusUpdated => ("modified", store.get::<Instance>(&event.uid)?),
         Change::Deleted => ("deleted", event.last::<Instance>()?),
     };

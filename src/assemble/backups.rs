@@ -1,4 +1,4 @@
-//! A backup as a stream, made by a thread while its reader takes it.
+//! A backup as a stream, made by a thread while its reader consumes it.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -12,14 +12,14 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::api::ImportStream;
 use crate::store::backup;
 
-/// Backups at once: each holds a copy of the store's references until its reader has taken it.
+/// Number of concurrent backups: each holds a copy of the store's references until its reader has taken it.
 const BACKUPS_MAX: usize = 2;
 /// Size of a chunk of the stream, in bytes.
 const CHUNK_BYTES: usize = 64 << 10;
-/// Chunks that wait for the reader.
+/// Number of chunks that wait for the reader.
 const CHUNKS_MAX: usize = 4;
 
-/// Makes backups of one data directory.
+/// A maker of backups of one data directory.
 #[derive(Debug, Clone)]
 pub(super) struct Backups {
     store: Store,
@@ -32,12 +32,12 @@ impl Backups {
         Self { store, data_dir, permits: Arc::new(Semaphore::new(BACKUPS_MAX)) }
     }
 
-    /// Takes a copy of the store and returns its backup once it has begun; the stream ends with an error when it
-    /// is not whole.
+    /// Takes a copy of the store and returns its backup once it has begun; the stream ends with an error
+    /// when the backup is incomplete.
     ///
     /// # Errors
-    /// [`StoreError::Overloaded`] while as many as may be are made already; when it cannot begin, as without
-    /// the key that it is sealed with.
+    /// Returns [`StoreError::Overloaded`] while `BACKUPS_MAX` backups are in progress; fails when the backup
+    /// cannot begin, for example without the seal key.
     pub(super) async fn begin(&self) -> Result<ImportStream, StoreError> {
         let permit = self.permits.clone().try_acquire_owned().map_err(|_| StoreError::Overloaded)?;
         let export = self.store.export().await?;
@@ -58,7 +58,8 @@ impl Backups {
                 let _ = sender.blocking_send(Err(io::Error::other(error)));
             }
         });
-        // What it is sealed with and its files are read before anything is sent: without them nothing is answered.
+        // The seal key and the files are read before anything is sent: without them the request fails
+        // instead of the stream.
         let first = receiver.recv().await;
         let first = first.transpose().map_err(|error| KvError::Io(error.to_string()))?;
         let rest = futures::stream::unfold(receiver, |mut receiver| async {
@@ -69,7 +70,7 @@ impl Backups {
     }
 }
 
-/// Hands what is written to the stream's reader.
+/// A writer that hands its bytes to the stream's reader.
 struct Sender(mpsc::Sender<io::Result<Bytes>>);
 
 impl Write for Sender {

@@ -1,9 +1,9 @@
-//! How many descriptors this process may have.
+//! The limit of this process's descriptors.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Lets this process have as many descriptors as the host allows it: many begin with 1,024, and each connection
-/// and each image needs some.
+/// Raises the limit of descriptors to the maximum that the host allows: many processes start with 1,024, and
+/// each connection and each image needs some.
 pub(super) fn raise() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {

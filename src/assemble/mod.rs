@@ -1,7 +1,7 @@
-//! The one file that knows every concrete type: builds the daemon out of its parts and runs it.
+//! The only file that knows every concrete type: it builds the daemon out of its parts and runs it.
 //!
-//! Order: data directory (lock, key, database) -> store -> adapters -> reconcilers -> monitors ->
-//! API. VMs are not touched by start or stop: a new daemon finds them by observation.
+//! Order: data directory (lock, key, database) -> store -> adapters -> reconcilers -> monitors -> API. Start
+//! and stop do not touch VMs: a new daemon finds them by observation.
 
 mod backups;
 mod descriptors;
@@ -60,20 +60,21 @@ use crate::ingress::{HttpListeners, IngressConfig};
 use crate::signals::{ended, terminated};
 use crate::store::{SystemClock, close_new_files, identity, mark, open, private_directory};
 
-/// For a request's head; a client on a bad line needs a second.
+/// Time for a request's head; a client on a slow line needs a second.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Of instances that name none.
+/// The hypervisor of instances that name none.
 const DEFAULT_HYPERVISOR: Hypervisor = Hypervisor::Qemu;
-/// Open requests at shutdown; verbs that wait are cut, their wishes are stored.
+/// Time for open requests at shutdown; verbs that wait are cut, and their specs are stored.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
-/// Drift reaches runners that are made after the adapters that report it.
+/// A holder of the runners' drift reports, which is filled later: the adapters that report drift are made
+/// before the runners.
 #[derive(Clone, Default)]
 struct Reports(Arc<OnceLock<Drifts>>);
 
 impl Reports {
     fn tell(&self, report: impl FnOnce(&Drifts)) {
-        // Before the runners are there nothing is lost: they begin by looking at everything.
+        // No report is lost before the runners exist: they begin by observing all objects.
         if let Some(drifts) = self.0.get() {
             report(drifts);
         }
@@ -83,7 +84,7 @@ impl Reports {
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When a part cannot be built; the chain says which and why.
+/// Fails when a part cannot be built; the error chain names the part and the reason.
 pub async fn serve(config: Config) -> anyhow::Result<()> {
     close_new_files();
     descriptors::raise();
@@ -100,7 +101,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let reports = Reports::default();
     let drivers = Drivers::built_in(&config.programs(), Accelerator::probe());
     let hypervisors = drivers.probe().await;
-    // Beside the consoles' logs, and removed with them.
+    // The journals are kept beside the consoles' logs, and removed with them.
     let journals = Arc::new(Journals::new(config.data_dir.join("logs")).context("cannot write logs")?);
     let host = Host::build(&config, &reports, &store, journals.clone(), drivers, hypervisors)?;
     let settings = Settings {
@@ -116,7 +117,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let backend = Host::backend(&host, &config, store.clone());
     let for_monitors = store.clone();
     let (controllers, drifts) = Controllers::new(&host.ports, &settings);
-    // Set once, here.
+    // The reports are set only here, once.
     let _ = reports.0.set(drifts);
     let (stop_controllers, stopping) = watch::channel(false);
     let controllers = tokio::spawn(controllers.run(stopping));
@@ -132,7 +133,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
         defaults: InstanceDefaults {
             platform: host_platform(),
             hypervisor: DEFAULT_HYPERVISOR,
-            // As long as the process; once.
+            // The list lives as long as the process, and is leaked once.
             hypervisors: host.hypervisors.clone().leak(),
         },
         tap_prefix: config.tap_prefix.clone(),
@@ -156,7 +157,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     };
     api::serve(listener, api::router(state), limits, terminated()).await?;
     let _ = tokio::task::spawn_blocking(move || audit.flush()).await;
-    // Passes first, then the store that they write to.
+    // The passes end first, then the store that they write to.
     let _ = stop_controllers.send(true);
     controllers.await.context("the controllers failed")?;
     let _ = end.send(true);
@@ -188,7 +189,7 @@ async fn declare_network(store: &Store, config: &Config) -> anyhow::Result<()> {
         .context("cannot declare the network")
 }
 
-/// Names what a hypervisor can do as the wire does. The disk of every VM can be captured.
+/// Returns the wire's names of a hypervisor's capabilities. The disk of every VM can be captured.
 fn features(has: VmmCapabilities) -> Vec<String> {
     let all = [("fork", has.fork_memory), ("snapshots", true), ("standby", has.standby)];
     all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect()
@@ -202,9 +203,9 @@ fn host_platform() -> Platform {
 struct Host {
     ports: Ports,
     has_cgroups: bool,
-    /// On directories of logs, for consoles and for whoever follows one.
+    /// Watches on directories of logs, for consoles and for readers that follow a log.
     watches: DirectoryWatches,
-    /// That VMs can be launched on here.
+    /// Hypervisors that VMs can be launched with on this host.
     hypervisors: Vec<Hypervisor>,
 }
 
@@ -219,7 +220,8 @@ impl Host {
     ) -> anyhow::Result<Self> {
         let cache = config.data_dir.join("cache");
         let boot_files = BootFiles::new(config.kernel_dir(), cache);
-        // Instances say so in their conditions; the API and what runs already do not depend on it.
+        // Instances report a missing kernel in their conditions; the API and running VMs do not depend on
+        // it.
         if let Err(error) = boot_files.get() {
             tracing::error!(error = error.chain(), "no VM can be started until there is a guest kernel");
         }
@@ -251,7 +253,8 @@ impl Host {
             noted: Arc::new(move |owner, text| journals.note(owner, text)),
             changed: Arc::new(move |owner| {
                 for_machines.tell(|drifts| {
-                    // An id names an instance or a snapshot; the other kind finds no such object.
+                    // An id names an instance or a snapshot; the reconciler of the other kind finds no such
+                    // object.
                     drifts.instances.object(owner.clone());
                     drifts.snapshots.object(owner.clone());
                 });
@@ -293,7 +296,7 @@ impl Host {
         }
     }
 
-    /// Starts everything that notices drift.
+    /// Starts all monitors that notice drift.
     fn monitor(&self, config: &Config, reports: &Reports, store: &Store) -> anyhow::Result<()> {
         monitors::follow(self.ports.links.monitor().map_err(chained)?, reports.clone(), store.clone());
         monitors::follow(monitor_table(&config.table).map_err(chained)?, reports.clone(), store.clone());
@@ -370,7 +373,7 @@ fn chained(error: HostError) -> anyhow::Error {
     anyhow::anyhow!(error.chain())
 }
 
-/// The host as the API sees it.
+/// The host behind the API's `Backend`.
 struct HostBackend {
     backups: Backups,
     store: Store,
@@ -434,7 +437,7 @@ impl Backend for HostBackend {
     }
 
     fn can_listen(&self, port: u16) -> bool {
-        // What cannot be found out is told by the reconciler.
+        // If this cannot be determined, the reconciler reports it.
         self.listeners.can_listen(port).unwrap_or(true)
     }
 

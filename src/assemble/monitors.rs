@@ -1,4 +1,4 @@
-//! What monitors of the host report, and the objects that it is passed on to.
+//! Reports of the host's monitors, and the objects that they are passed on to.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -17,18 +17,18 @@ use super::Reports;
 use crate::host::flows::{Conntrack, Interest, Moved};
 use crate::host::monitor::Heard;
 
-/// Length of the part of a uid that the name of a TAP ends in (`Uid::short`), in bytes.
+/// Length of the part of a uid that ends the name of a TAP (`Uid::short`), in bytes.
 const TAP_UID_BYTES: usize = 10;
-/// The reference that running instances have whose policy counts connections.
+/// The reference that running instances with a policy that counts connections have.
 const COUNTING: Ref = Ref { role: Role::Counts, target: Target::Connections };
 
-/// Passes on what a network monitor reported, to the objects that it concerns.
+/// Passes on reports of a network monitor to the objects that they concern.
 pub(super) fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: Store) {
     tokio::spawn(async move {
         while let Some(heard) = heard.recv().await {
             reports.tell(|drifts| match heard {
                 Heard::Owner(uid) => link_changed(drifts, &store, uid),
-                // Nothing is left of a link whose record went as well.
+                // A link whose record is gone too concerns no object.
                 Heard::Gone(uid)
                     if store.get::<Port>(&uid).is_none() && store.get::<Network>(&uid).is_none() => {}
                 Heard::Gone(uid) => link_changed(drifts, &store, uid),
@@ -51,7 +51,7 @@ pub(super) fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: 
     });
 }
 
-/// Tells whoever the link with this mark belongs to.
+/// Notifies the owner of the link with this mark.
 fn link_changed(drifts: &Drifts, store: &Store, uid: Uid) {
     let port = store.get::<Port>(&uid);
     // A link without a record may be of either kind.
@@ -65,7 +65,7 @@ fn link_changed(drifts: &Drifts, store: &Store, uid: Uid) {
     drifts.ports.object(uid);
 }
 
-/// Passes on where connections came and went, to the instances that may go to standby by it.
+/// Passes on new and ended connections to the instances that may go to standby because of them.
 pub(super) fn follow_flows(flows: &Conntrack, reports: Reports, store: Store) {
     let for_monitor = store.clone();
     let mut moves = flows.monitor(move || {
@@ -84,7 +84,8 @@ pub(super) fn follow_flows(flows: &Conntrack, reports: Reports, store: Store) {
     });
 }
 
-/// Addresses of running instances whose policy counts connections, with its timeout.
+/// Returns the addresses of running instances whose policy counts connections, each with the instance and
+/// its timeout.
 fn counted(store: &Store) -> BTreeMap<Ipv4Addr, (Uid, Duration)> {
     let of = |instance: &Object<Instance>| {
         let timeout = instance.spec.auto_standby.as_ref()?.timeout()?;
@@ -94,7 +95,7 @@ fn counted(store: &Store) -> BTreeMap<Ipv4Addr, (Uid, Duration)> {
     store.referring::<Instance>(&COUNTING).iter().filter_map(|instance| of(instance)).collect()
 }
 
-/// The instance with this address, if its policy counts connections now.
+/// Returns the instance with this address, if its policy counts connections now.
 fn at_address(store: &Store, address: Ipv4Addr) -> Option<Uid> {
     let reference = Ref { role: Role::Address, target: Target::Address(address) };
     let port = store.find_referring::<Port>(&reference, |port| !port.meta.is_deleting())?;

@@ -1,4 +1,4 @@
-//! Auto-standby on the command line: its status and its hold, and the words of its policy.
+//! Auto-standby on the command line: its status, its hold, and the flags of its policy.
 
 use clap::{Args, Subcommand};
 use reqwest::Method;
@@ -11,34 +11,34 @@ use super::{Failure, Output};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AutoStandby {
-    /// How it stands: who is connected, and when the instance goes to standby.
+    /// Show the state: who is connected, and when the instance goes to standby.
     Status { name: String },
-    /// Put it off for another idle timeout.
+    /// Put the standby off for another idle timeout.
     Hold { name: String },
 }
 
 #[derive(Debug, Args)]
 #[expect(clippy::struct_field_names, reason = "the names are the words of the command line")]
 pub(crate) struct Policy {
-    /// Go to standby when nobody is connected; =false switches it off.
+    /// Go to standby when no client is connected; =false switches it off.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     auto_standby_enabled: Option<bool>,
-    /// For how long nobody may be connected, such as 10m.
+    /// Time without connections before the standby, such as 10m.
     #[arg(long)]
     auto_standby_idle_timeout: Option<String>,
-    /// A subnet whose connections do not count; may be given several times.
+    /// A subnet whose connections are ignored; may be given several times.
     #[arg(long)]
     auto_standby_ignore_source_cidr: Vec<String>,
-    /// A port whose connections do not count; may be given several times.
+    /// A port whose connections are ignored; may be given several times.
     #[arg(long)]
     auto_standby_ignore_destination_port: Vec<u16>,
-    /// A connection restores the instance; =false leaves it in standby.
+    /// Restore the instance on a connection; =false leaves it in standby.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     auto_standby_wake_on_traffic: Option<bool>,
 }
 
 impl Policy {
-    /// Adds what was given to a request. A timeout alone means that it shall be on.
+    /// Adds the given flags to a request. A timeout alone switches auto-standby on.
     pub(super) fn put(&self, body: &mut Value) {
         let mut policy = json!({});
         let mut set = |key: &str, value: Option<Value>| {
@@ -78,7 +78,7 @@ pub(super) async fn status(client: &Client, name: &str) -> Result<AutoStandbyVie
     client.json(client.request(Method::GET, &["instances", name, "auto-standby", "status"])).await
 }
 
-/// The wire's word for a value.
+/// Returns the wire's word for a value.
 fn word(value: impl serde::Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
 }
@@ -104,7 +104,7 @@ fn facts(view: &AutoStandbyView) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// One line for `describe`.
+/// Returns a summary in one line for `describe`.
 pub(super) fn summary(view: &AutoStandbyView) -> String {
     let mut text = format!("{}, {} connections", word(view.status), view.active_inbound_connections);
     if let Some(at) = view.next_standby_at {

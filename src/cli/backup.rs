@@ -10,11 +10,11 @@ use reqwest::Method;
 use super::client::Client;
 use super::{Failure, show};
 
-/// Where a backup goes.
+/// The destination of a backup.
 #[derive(Debug, Args)]
 pub(crate) struct Backup {
-    /// The file; it appears when it is whole. It can be restored with the data directory's
-    /// `keys/seal.key` alone, so keep a copy of that key elsewhere.
+    /// The file; it appears when the backup is complete. Restoring it needs only the data directory's
+    /// `keys/seal.key`, so keep a copy of that key elsewhere.
     file: PathBuf,
 }
 
@@ -22,7 +22,7 @@ pub(super) async fn backup(client: &Client, backup: Backup) -> Result<(), Failur
     let Backup { file } = backup;
     let failed = |error: std::io::Error| Failure::Other(format!("{}: {error}", file.display()));
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Closed to others, as temporary files are.
+    // The file is not accessible to others, as temporary files are.
     let mut partial = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
     let answer = client.stream(client.request(Method::GET, &["backup"])).await?;
     let (mut chunks, mut bytes) = (answer.bytes_stream(), 0);

@@ -1,4 +1,4 @@
-//! The client: requests, retries as the server asks for them, and errors in words.
+//! The client: requests, retries as the server asks for them, and errors as text.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use super::{Failure, Remote};
 
-/// One server.
+/// A client of one server.
 #[derive(Debug)]
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -27,13 +27,13 @@ pub(crate) struct Client {
 
 pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// Verbs wait up to 55 s on the server's side.
+/// Time for a request: verbs wait up to 55 s on the server's side.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(70);
-/// Size of an answer, in bytes: a list of 100,000 instances has some 150 MB.
+/// Largest response, in bytes: a list of 100,000 instances has some 150 MB.
 const ANSWER_BYTES_MAX: usize = 512 << 20;
-/// Size of an answer that says what failed, in bytes.
+/// Largest error response, in bytes.
 const ERROR_BYTES_MAX: usize = 4 << 20;
-/// For retries of what may pass.
+/// Time for retries of errors that may pass.
 const RETRY_FOR: Duration = Duration::from_secs(20);
 
 fn environment(names: [&str; 2]) -> Option<String> {
@@ -42,7 +42,7 @@ fn environment(names: [&str; 2]) -> Option<String> {
 
 impl Client {
     pub(crate) fn new(remote: &Remote) -> Result<Self, Failure> {
-        // Refused when it was done already, which is fine.
+        // This fails when a provider is installed already, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let base = remote.base_url.clone().or_else(|| environment(["STEAD_BASE_URL", "HYPEMAN_BASE_URL"]));
         let base = base.unwrap_or_else(|| "http://localhost:8080".to_owned());
@@ -61,7 +61,7 @@ impl Client {
                 "the token has characters that no token has, such as a line's end".to_owned(),
             ));
         }
-        // The API redirects nobody: what a request holds goes to no other host.
+        // The API does not redirect, so the contents of a request go to no other host.
         let redirects = reqwest::redirect::Policy::none();
         let http =
             reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).redirect(redirects).build();
@@ -69,7 +69,7 @@ impl Client {
         Ok(Self { http, base, key })
     }
 
-    /// A request for a path given by its segments, each of which may hold anything.
+    /// Makes a request for a path given by its segments, each of which may contain any characters.
     pub(crate) fn request(&self, method: Method, segments: &[&str]) -> RequestBuilder {
         let mut url = self.base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
@@ -78,14 +78,14 @@ impl Client {
         self.http.request(method, url).bearer_auth(&self.key)
     }
 
-    /// A WebSocket to a verb of an instance, with its first frame sent.
+    /// Opens a WebSocket to a verb of an instance, and sends its first frame.
     pub(crate) async fn socket(&self, segments: &[&str], first: &Value) -> Result<Socket, Failure> {
         let mut url = self.base.clone();
         let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().extend(segments);
         }
-        // Cannot fail from http to ws.
+        // This cannot fail from http to ws.
         let _ = url.set_scheme(scheme);
         let failed = |error: Error| match error {
             Error::Http(response) => {
@@ -124,19 +124,19 @@ impl Client {
         self.answer(response).await
     }
 
-    /// What an answer says.
+    /// Parses a response.
     pub(crate) async fn answer<T: DeserializeOwned>(&self, response: Response) -> Result<T, Failure> {
         let bytes = bounded(response, ANSWER_BYTES_MAX).await?;
         serde_json::from_slice(&bytes)
             .map_err(|error| Failure::Other(format!("the answer is not understood: {error}")))
     }
 
-    /// Sends once, for an answer that may go on for ever.
+    /// Sends once, without a deadline, for a response that may have no end.
     pub(crate) async fn stream(&self, request: RequestBuilder) -> Result<Response, Failure> {
         finish(request.send().await.map_err(|error| self.unreachable(&error))?).await
     }
 
-    /// Sends; tries again what the server says may pass.
+    /// Sends, and retries errors that may pass according to the server.
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
         let mut delays = ExponentialBackoffBuilder::new()
             .with_initial_interval(Duration::from_millis(200))
@@ -162,13 +162,13 @@ impl Client {
         }
     }
 
-    /// Says the cause that lies deepest: those above it say only that there is one.
+    /// Reports the innermost cause: the outer ones only say that there is a cause.
     fn unreachable(&self, error: &dyn std::error::Error) -> Failure {
         let cause = root(error);
         Failure::Lost(format!("cannot reach {}: {cause}; is `stead serve` running?", self.base))
     }
 
-    /// Does something again and again while the server cannot be reached, as when it is restarted.
+    /// Repeats an operation while the server cannot be reached, as during its restart.
     pub(crate) async fn until_there<T>(
         &self,
         at_most: Duration,
@@ -191,7 +191,7 @@ fn root(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), root)
 }
 
-/// The body of an answer, which a server that means no harm ends before this size.
+/// Returns the body of a response, and fails when it is larger than a correct server sends.
 async fn bounded(mut response: Response, most: usize) -> Result<Vec<u8>, Failure> {
     let lost = |error: reqwest::Error| Failure::Lost(format!("the connection was lost: {}", root(&error)));
     let mut bytes = Vec::new();
@@ -221,7 +221,7 @@ fn may_pass(response: &Response) -> bool {
     is_passing && !says_no
 }
 
-/// A success, or the server's words with one line for each problem.
+/// Returns a success, or the server's error text with one line for each problem.
 async fn finish(response: Response) -> Result<Response, Failure> {
     let status = response.status();
     if status.is_success() {

@@ -1,8 +1,8 @@
 //! `stead cp` and `stead stat`: files between this host and a guest.
 //!
-//! Paths are bytes on both sides, whatever they spell.
-//! The guest is not trusted here either: names that lead out of the destination end the copy, links
-//! that do are left out with a warning (`links`), and nothing is written or read through a link.
+//! Paths are bytes on both sides, in any encoding. The guest is not trusted here either: names that lead out
+//! of the destination end the copy, links that do are left out with a warning (`links`), and nothing is
+//! written or read through a link.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -32,7 +32,8 @@ pub(crate) struct Cp {
     /// Keep owners; needs root on the receiving side.
     #[arg(short, long)]
     archive: bool,
-    /// Copy what links lead to; without it they are copied as links out of a guest, and not into one.
+    /// Copy the targets of links. Without it, links out of a guest are copied as links, and links into a
+    /// guest are left out.
     #[arg(short = 'L', long)]
     follow_links: bool,
 }
@@ -47,7 +48,7 @@ pub(crate) struct StatPath {
 
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// `NAME:PATH`, unless the colon belongs to a path of this host.
+/// Parses `NAME:PATH`, unless the colon belongs to a path of this host.
 fn remote(text: &OsStr) -> Option<(&str, BytePath)> {
     let bytes = text.as_bytes();
     let colon = bytes.iter().position(|&byte| byte == b':')?;
@@ -95,7 +96,8 @@ pub(super) async fn stat(client: &Client, stat: StatPath, output: Output) -> Res
 
 async fn look(client: &Client, name: &str, path: &BytePath, follow_links: bool) -> Result<PathView, Failure> {
     let (text, base64) = told(path);
-    // Which of the two is read: of the first the server would see a spelling.
+    // The server reads only one of the two parameters: the plain one would be the displayed form of the
+    // path.
     let place = base64.map_or(("path", text), |base64| ("path_base64", base64));
     let query = [(place.0, &*place.1), ("follow_links", if follow_links { "true" } else { "false" })];
     client.json(client.request(Method::GET, &["instances", name, "stat"]).query(&query)).await
@@ -109,7 +111,7 @@ fn broken() -> Failure {
     Failure::Other("the connection was lost before the copy ended".to_owned())
 }
 
-// To the guest.
+// Upload: to the guest.
 
 async fn upload(
     client: &Client,
@@ -126,8 +128,8 @@ async fn upload(
     };
     let mut pending = vec![(source.to_owned(), target)];
     while let Some((from, to)) = pending.pop() {
-        // The wire has no form for links on the way in. What one leads to is copied when that was asked for;
-        // otherwise whoever made the directory would choose what of this host is sent.
+        // The wire has no form for links into a guest. The target of a link is copied when that was asked
+        // for; otherwise the author of the directory would choose which files of this host are sent.
         let is_named = from == source;
         let meta =
             if cp.follow_links || is_named { fs::metadata(&from) } else { fs::symlink_metadata(&from) };
@@ -158,13 +160,13 @@ async fn upload(
     Ok(())
 }
 
-/// A path in the guest.
+/// Returns the path of an entry of a directory in the guest.
 fn below(directory: &BytePath, name: &OsStr) -> BytePath {
     let end = directory.0.iter().rposition(|&byte| byte != b'/').map_or(0, |last| last + 1);
     BytePath([&directory.0[..end], b"/", name.as_bytes()].concat())
 }
 
-/// The first frame of a copy, with the fields that say where.
+/// Makes the first frame of a copy, with its direction and path.
 fn asking(direction: &str, path: &BytePath) -> Value {
     let (text, base64) = told(path);
     let mut request = json!({ "direction": direction, "guest_path": text });
@@ -203,7 +205,7 @@ async fn send_entry(
             if count == 0 {
                 break;
             }
-            // A guest that gave up has said why: the answer is read below.
+            // A guest that gave up has sent the reason: it is read below.
             if socket.send(Message::binary(buffer[..count].to_vec())).await.is_err() {
                 break;
             }
@@ -226,7 +228,7 @@ async fn send_entry(
     }
 }
 
-// From the guest.
+// Download: from the guest.
 
 enum Frame {
     Data(Vec<u8>),
@@ -264,7 +266,7 @@ async fn download(
         fs::create_dir_all(&target).map_err(local(&target))?;
     }
     let mut directories: Vec<(PathBuf, u32)> = Vec::new();
-    // Made last of all, when what they may lead to is there; until then nothing can go through one.
+    // Links are made last, when their targets may exist; until then no path can go through a link.
     let mut links: Vec<Link> = Vec::new();
     loop {
         let header = match next(&mut socket).await? {
@@ -290,17 +292,18 @@ async fn download(
     }
     let root = if info.is_dir { target.as_path() } else { target.parent().unwrap_or(Path::new("")) };
     links::make(if root.as_os_str().is_empty() { Path::new(".") } else { root }, links)?;
-    // Last: a mode without write permission would have kept the contents out.
+    // The modes are set last: a mode without write permission would have kept the contents out.
     for (directory, mode) in directories.iter().rev() {
         fs::set_permissions(directory, fs::Permissions::from_mode(*mode)).map_err(local(directory))?;
     }
     Ok(())
 }
 
-/// The place of a link, and what it leads to.
+/// The path of a link, and its target.
 type Link = (PathBuf, OsString);
 
-/// The place of an entry; no name may lead out, and no part of the way may be a link.
+/// Returns the path of an entry; no name may lead out of the destination, and no part of the path may be a
+/// link.
 fn inside(root: &Path, name: &BytePath) -> Result<PathBuf, Failure> {
     let refuse = |why: &str| Failure::Other(format!("refused: {:?} {why}", name.shown()));
     let mut place = root.to_owned();

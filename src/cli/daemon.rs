@@ -1,4 +1,4 @@
-//! Verbs on this host's own daemon: serve, config.
+//! Verbs on this host's own daemon: serve, config, doctor, restore-backup.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -12,13 +12,13 @@ use crate::config::{Config, Effective};
 use crate::doctor::{Finding, Level};
 use crate::lines::{Lines, StandardError};
 
-/// For the last lines of the log, at the end.
+/// Time for writing the last lines of the log when the daemon ends.
 const LOG_FLUSH_MAX: Duration = Duration::from_secs(1);
 
-/// Flags that are configuration keys; the rest is in the file or the environment.
+/// Flags that are configuration keys; the other keys are in the file or the environment.
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// A YAML file.
+    /// A YAML file with the configuration.
     #[arg(long, env = "STEAD_CONFIG")]
     config: Option<PathBuf>,
     #[arg(long)]
@@ -28,17 +28,17 @@ pub(crate) struct Serve {
     /// Address and port of the API.
     #[arg(long)]
     listen: Option<String>,
-    /// Address of this host at which ingresses have their ports.
+    /// Address of this host at which ingresses open their ports.
     #[arg(long)]
     ingress_address: Option<String>,
-    /// An unpacked Debian cloud kernel package.
+    /// Directory of an unpacked Debian cloud kernel package.
     #[arg(long)]
     kernel_dir: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigVerb {
-    /// Print the configuration in force and where each key came from.
+    /// Print the configuration in force, with the source of each key.
     Show(Serve),
 }
 
@@ -60,7 +60,7 @@ pub(super) async fn serve(serve: Serve) -> Result<(), Failure> {
     let config = load(serve)?.config;
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
         .map_err(|error| Failure::Usage(format!("log: {error}")))?;
-    // Written by a thread of its own: a reader that stalls must not stop the daemon.
+    // The log is written by a thread of its own: a reader that stalls must not stop the daemon.
     let log = Lines::new("log", StandardError).map_err(|error| Failure::Other(error.to_string()))?;
     let is_colourful = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_colourful).with_writer(log.clone()).init();
@@ -83,12 +83,12 @@ pub(super) fn config(verb: ConfigVerb) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Where a backup comes from and goes to.
+/// The source and destination of a restored backup.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreBackup {
-    /// A file of `stead backup`.
+    /// A file made by `stead backup`.
     backup: PathBuf,
-    /// A directory that is empty or not there yet.
+    /// A directory that is empty or does not exist yet.
     #[arg(long)]
     data_dir: PathBuf,
     /// The `keys/seal.key` of the data directory that the backup was made of.
@@ -109,7 +109,7 @@ pub(super) async fn restore_backup(restore: RestoreBackup) -> Result<(), Failure
     Ok(())
 }
 
-/// Prints what was found; a problem makes the verb fail.
+/// Prints the findings; a problem makes the verb fail.
 pub(super) async fn doctor(serve: Serve, output: Output) -> Result<(), Failure> {
     let config = load(serve)?.config;
     let findings = crate::doctor::examine(&config).await;
@@ -118,7 +118,7 @@ pub(super) async fn doctor(serve: Serve, output: Output) -> Result<(), Failure> 
             let level = format!("{:?}", finding.level).to_lowercase();
             let mut rows = vec![vec![level, finding.subject.to_owned(), finding.message.clone()]];
             if !finding.remedy.is_empty() {
-                // A row of its own: no cell has lines.
+                // The remedy is a row of its own: cells have no line breaks.
                 rows.push(vec![String::new(), String::new(), format!("-> {}", finding.remedy)]);
             }
             rows

@@ -1,4 +1,4 @@
-//! `stead exec`: a program in a guest, with this terminal when there is one.
+//! `stead exec`: a program in a guest, connected to this terminal when there is one.
 
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -22,38 +22,38 @@ pub(crate) struct Exec {
     /// Pass on the standard input.
     #[arg(short, long)]
     interactive: bool,
-    /// Give the program a terminal; the default with -i when both ends of this one are.
+    /// Give the program a terminal; the default with -i when both ends of this one are terminals.
     #[arg(short, long)]
     tty: bool,
-    /// Never a terminal.
+    /// Give the program no terminal.
     #[arg(short = 'T', long, conflicts_with = "tty")]
     no_tty: bool,
-    /// KEY=VALUE
+    /// An environment variable, as KEY=VALUE.
     #[arg(short, long = "env", value_parser = pair)]
     env: Vec<(String, String)>,
     #[arg(short = 'w', long)]
     cwd: Option<String>,
-    /// user, uid, user:group
+    /// The user: user, uid, or user:group.
     #[arg(short, long)]
     user: Option<String>,
     /// Seconds until the program is ended.
     #[arg(long)]
     timeout: Option<u64>,
-    /// Seconds to wait for an agent that is on its way up.
+    /// Seconds to wait for the agent of an instance that is starting.
     #[arg(long)]
     wait_for_agent: Option<u64>,
-    /// Default: a shell.
+    /// The program and its arguments; a shell by default.
     #[arg(trailing_var_arg = true)]
     cmd: Vec<String>,
 }
 
-/// What a shell says of a program that Ctrl-C ended (128 + SIGINT).
+/// Exit code, as in a shell, of a program that Ctrl-C ended (128 + SIGINT).
 const INTERRUPTED: u8 = 130;
-/// Likewise of one that was ended, or whose terminal has gone (128 + SIGTERM, 128 + SIGHUP).
+/// Exit codes of a program that was terminated, or whose terminal is gone (128 + SIGTERM, 128 + SIGHUP).
 const TERMINATED: u8 = 143;
 const HUNG_UP: u8 = 129;
 
-/// This terminal in raw mode; as it was when the value goes.
+/// This terminal in raw mode; the previous mode returns when the value is dropped.
 struct Raw(Termios);
 
 impl Raw {
@@ -80,7 +80,7 @@ fn size() -> Option<(u16, u16)> {
 
 pub(super) async fn exec(client: &Client, exec: Exec) -> Result<(), Failure> {
     let is_at_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    // As people expect of a bare `exec NAME` at a prompt.
+    // People expect this of a bare `exec NAME` at a prompt.
     let interactive = exec.interactive || (is_at_terminal && exec.cmd.is_empty());
     let tty = exec.tty || (interactive && is_at_terminal && !exec.no_tty);
     let env: serde_json::Map<String, Value> =
@@ -100,8 +100,8 @@ pub(super) async fn exec(client: &Client, exec: Exec) -> Result<(), Failure> {
         }
     }
     let socket = client.socket(&["instances", &exec.name, "exec"], &request).await?;
-    // Without the input's way to the program, the keys that end it would do nothing: the terminal stays as it
-    // is, and Ctrl-C is sent as a signal.
+    // Without input to the program, the keys that end it would do nothing: the terminal keeps its mode, and
+    // Ctrl-C is sent as a signal.
     let _raw = if tty && interactive { Raw::enter() } else { None };
     let (sink, stream) = socket.split();
     tokio::select! {
@@ -112,7 +112,7 @@ pub(super) async fn exec(client: &Client, exec: Exec) -> Result<(), Failure> {
     }
 }
 
-/// Waits for a signal that ends this client: the terminal is given back first.
+/// Waits for a signal that ends this client, so that the terminal's mode can be restored first.
 async fn asked_to_end() -> Failure {
     let (Ok(mut terminated), Ok(mut hung_up)) =
         (signal(SignalKind::terminate()), signal(SignalKind::hangup()))
@@ -126,7 +126,7 @@ async fn asked_to_end() -> Failure {
     }
 }
 
-/// Passes on input, sizes and interruptions; returns only when it is over for the user.
+/// Forwards input, sizes and interruptions; returns only when the session is over for the user.
 async fn inputs(mut sink: SplitSink<Socket, Message>, interactive: bool, tty: bool) -> Failure {
     let other = |error: std::io::Error| Failure::Other(error.to_string());
     let (mut resized, mut interrupted) =
@@ -163,13 +163,13 @@ async fn inputs(mut sink: SplitSink<Socket, Message>, interactive: bool, tty: bo
             },
         };
         if sink.send(message).await.is_err() {
-            // The other direction knows how it ended.
+            // The other direction reports how the program ended.
             return std::future::pending().await;
         }
     }
 }
 
-/// Prints until the program has ended; its code.
+/// Prints the output until the program has ended; returns its exit code as a failure unless it is 0.
 async fn outputs(mut stream: SplitStream<Socket>, is_split: bool) -> Result<(), Failure> {
     let lost = || Failure::Other("the connection was lost before the program ended".to_owned());
     while let Some(message) = stream.next().await {
@@ -178,7 +178,7 @@ async fn outputs(mut stream: SplitStream<Socket>, is_split: bool) -> Result<(), 
                 if let Err(error) = write(&bytes, is_split)
                     && error.kind() == std::io::ErrorKind::BrokenPipe
                 {
-                    // Nobody reads any more; the program ends with its client.
+                    // The reader of our output is gone; the program ends with its client.
                     return Err(Failure::Program(super::pipe::CODE));
                 }
             }
@@ -197,7 +197,7 @@ async fn outputs(mut stream: SplitStream<Socket>, is_split: bool) -> Result<(), 
     Err(lost())
 }
 
-/// A split frame says first which output it is.
+/// Writes a frame; the first byte of a split frame names its output.
 fn write(bytes: &[u8], is_split: bool) -> std::io::Result<()> {
     match bytes.split_first() {
         Some((2, rest)) if is_split => put(std::io::stderr(), rest),

@@ -1,7 +1,8 @@
-//! `stead logs`: lines of a log, also beyond the end of a connection.
+//! `stead logs`: lines of a log, continued after a lost connection.
 //!
-//! The wire has no place to go on from: after a lost connection the last lines are asked for again, and
-//! those that were printed already are left out. A log of nothing but equal lines may so lose some.
+//! The wire has no position to continue from: after a lost connection the last lines are requested again,
+//! and those that were printed already are left out. A log that consists only of equal lines may lose some
+//! in this way.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,18 +16,20 @@ use super::client::Client;
 use super::instances::Logs;
 use super::show::{is_for_people, line, shown};
 
-/// Lines that are kept to find the place again: what a busy program says in the second of a restart.
+/// Number of printed lines that are kept to find the position again: as many as a busy program writes in the
+/// second of a restart.
 const KEPT: usize = 1000;
-/// How long a server that is restarted may be away.
+/// Time for which a server that restarts may be away.
 const AWAY_MAX: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
-/// The lines that are there already come at once; when none came for so long, they are through.
+/// Time without a line after which the lines that exist already have all arrived: they come at once.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// Size of a line on its way, in bytes: the longest that a log has, each of its bytes written as an escape.
+/// Largest size of a line in transit, in bytes: the longest line of a log, with each of its bytes written as
+/// an escape.
 const LINE_BYTES_MAX: usize = 64 << 20;
 
-/// Lines as they come over one connection.
+/// Lines of a log, as they come over one connection.
 struct Lines {
     chunks: futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
     rest: Vec<u8>,
@@ -42,7 +45,7 @@ impl Lines {
         Ok(Self { chunks, rest: Vec::new(), ready: VecDeque::new() })
     }
 
-    /// The next one; `None` at the end.
+    /// Returns the next line; `None` at the end.
     async fn next(&mut self) -> Result<Option<String>, Failure> {
         while self.ready.is_empty() {
             let Some(chunk) = self.chunks.next().await else { return Ok(None) };
@@ -76,7 +79,7 @@ impl Printed {
         self.0.push_back(text);
     }
 
-    /// How many of these lines, the last of the log, were printed already.
+    /// Returns how many of these lines, the last of the log, were printed already.
     fn overlap(&self, lines: &[String]) -> usize {
         let most = lines.len().min(self.0.len());
         let is_end = |&count: &usize| self.0.iter().skip(self.0.len() - count).eq(&lines[..count]);
@@ -92,10 +95,10 @@ pub(super) async fn logs(client: &Client, logs: Logs) -> Result<(), Failure> {
         match lines.next().await {
             Ok(Some(text)) => printed.print(text, logs.raw),
             Ok(None) if !logs.follow => return Ok(()),
-            // Gone with the instance, or with the server, which says which when it is asked again.
+            // The instance or the server is gone; the server's next response decides which.
             Ok(None) | Err(Failure::Lost(_)) if logs.follow => {
                 lines = match again(client, &logs, &mut printed, first).await {
-                    // It was deleted meanwhile: so the log ends.
+                    // The instance was deleted meanwhile, so the log ends.
                     Err(Failure::NotFound(_)) => return Ok(()),
                     again => again?,
                 };
@@ -106,7 +109,7 @@ pub(super) async fn logs(client: &Client, logs: Logs) -> Result<(), Failure> {
     }
 }
 
-/// Another connection, past what was printed.
+/// Connects again, and prints the lines that were not printed yet.
 async fn again(client: &Client, logs: &Logs, printed: &mut Printed, first: usize) -> Result<Lines, Failure> {
     eprintln!("stead: the connection was lost; trying again");
     sleep(PAUSE).await;
@@ -118,7 +121,7 @@ async fn again(client: &Client, logs: &Logs, printed: &mut Printed, first: usize
         match timeout(QUIET, lines.next()).await {
             Ok(Ok(Some(text))) => last.push(text),
             Ok(Ok(None)) | Err(_) => break,
-            // Once more lost: what is not printed yet is asked for again.
+            // The connection was lost again: the lines that are not printed yet are requested again.
             Ok(Err(Failure::Lost(_))) => {
                 sleep(PAUSE).await;
                 return Box::pin(again(client, logs, printed, first)).await;

@@ -1,4 +1,4 @@
-//! Health checks as words of the command line, and health as a line for people.
+//! Health checks as flags of the command line, and health as a line for people.
 
 use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
@@ -6,40 +6,40 @@ use stead_schemas::api::{HealthView, HealthWord};
 
 use super::show::age;
 
-/// One check at most; how often and how long goes with one.
+/// The flags of a health check. At most one kind of check can be given; schedule and thresholds need one.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("health").args(["health_http", "health_https", "health_tcp", "health_exec"]))]
 pub(crate) struct Health {
     /// PORT, or PORT/PATH: healthy while a GET is answered with 200 (or --health-status).
     #[arg(long, value_name = "PORT/PATH", value_parser = place)]
     health_http: Option<Place>,
-    /// Likewise over TLS; whose certificate it is is not asked.
+    /// PORT, or PORT/PATH, over TLS; the server certificate is not verified.
     #[arg(long, value_name = "PORT/PATH", value_parser = place)]
     health_https: Option<Place>,
-    /// Healthy while connections to this port are taken.
+    /// A port; healthy while connections to it are accepted.
     #[arg(long, value_name = "PORT")]
     health_tcp: Option<u16>,
-    /// Healthy while this line, run by /bin/sh in the instance, ends with 0.
+    /// A command line; healthy while it ends with 0 when /bin/sh runs it in the instance.
     #[arg(long, value_name = "LINE")]
     health_exec: Option<String>,
-    /// The status that is expected of --health-http and --health-https.
+    /// The status that --health-http and --health-https expect.
     #[arg(long, value_name = "CODE", requires = "health")]
     health_status: Option<u16>,
-    /// From one probe to the next, such as 10s.
+    /// Time from one probe to the next, such as 10s.
     #[arg(long, value_name = "TIME", requires = "health")]
     health_interval: Option<String>,
     #[arg(long, value_name = "TIME", requires = "health")]
     health_timeout: Option<String>,
-    /// After the start, while failures do not count.
+    /// Time after the start in which failures do not count.
     #[arg(long, value_name = "TIME", requires = "health")]
     health_start_period: Option<String>,
-    /// Failures in a row that mean unhealthy.
+    /// Number of failures in a row that mean unhealthy.
     #[arg(long, value_name = "COUNT", requires = "health")]
     health_failures: Option<u32>,
-    /// Successes in a row that mean healthy.
+    /// Number of successes in a row that mean healthy.
     #[arg(long, value_name = "COUNT", requires = "health")]
     health_successes: Option<u32>,
-    /// No health check.
+    /// Use no health check.
     #[arg(long, conflicts_with = "health")]
     no_health: bool,
 }
@@ -57,7 +57,7 @@ fn place(text: &str) -> Result<Place, String> {
 }
 
 impl Health {
-    /// Adds what was given to a request; what the words mean is the server's to judge.
+    /// Adds the given flags to a request; the server validates the values.
     pub(super) fn put(&self, body: &mut Value) {
         if self.no_health {
             body["health_check"] = json!({ "type": "none" });
@@ -96,7 +96,7 @@ impl Health {
     }
 }
 
-/// What is thought of the program and why; `None` without a check.
+/// Describes the health of the program and the reason; returns `None` without a check.
 pub(super) fn told(health: &HealthView) -> Option<String> {
     let (word, count) = match health.status {
         HealthWord::Disabled => return None,

@@ -22,7 +22,7 @@ pub(crate) enum ImageVerb {
     /// Import an OCI layout (directory or tar), a `docker save` archive, or a root file system's tar.
     Import {
         path: PathBuf,
-        /// The reference it shall have here.
+        /// The reference of the image on the server.
         #[arg(long)]
         name: String,
     },
@@ -33,7 +33,7 @@ pub(crate) enum ImageVerb {
     },
 }
 
-/// Between two looks at an image on its way: for a person's eye.
+/// Time between two polls of an image in progress, short enough for a person who watches.
 const LOOK_INTERVAL: Duration = Duration::from_millis(300);
 
 pub(super) async fn pull(client: &Client, image: &str, output: Output) -> Result<(), Failure> {
@@ -43,7 +43,7 @@ pub(super) async fn pull(client: &Client, image: &str, output: Output) -> Result
     show_all(&[image], output)
 }
 
-/// Follows an image until it is ready; a bar on a terminal, nothing elsewhere.
+/// Follows an image until it is ready; shows a bar on a terminal, and nothing elsewhere.
 pub(super) async fn show_progress(client: &Client, name: &str) -> Result<(), Failure> {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     if let Ok(style) = ProgressStyle::with_template("{msg:24} {wide_bar} {bytes}/{total_bytes}") {
@@ -118,7 +118,7 @@ pub(super) async fn image(client: &Client, verb: ImageVerb, output: Output) -> R
     }
 }
 
-/// The file itself, or a directory as an archive made on the way.
+/// Returns the contents of the file, or of the archive that is made of a directory.
 async fn archive(path: &Path) -> Result<reqwest::Body, Failure> {
     let failed = |error: std::io::Error| Failure::Usage(format!("{}: {error}", path.display()));
     let source = if std::fs::metadata(path).map_err(failed)?.is_dir() {

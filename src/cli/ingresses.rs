@@ -16,20 +16,20 @@ use super::{Failure, Output};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum IngressVerb {
-    /// Have host names at ports of the server lead to ports of instances.
+    /// Lead host names at ports of the server to ports of instances.
     Create {
         name: String,
-        /// HOSTNAME[:PORT]=INSTANCE:PORT; a label of the host name may be a capture, such as {app}, and the
-        /// instance then the same. The first port is 80 by default.
+        /// HOSTNAME[:PORT]=INSTANCE:PORT; a label of the host name may be a capture, such as {app}, which
+        /// may also be the instance. The first port is 80 by default.
         #[arg(long = "rule", required = true, value_parser = rule)]
         rules: Vec<Value>,
         /// Header that every request must have; its value is in STEAD_INGRESS_SECRET.
         #[arg(long, requires = "auth_value")]
         auth_header: Option<String>,
-        /// Not for the command line, which others can read.
+        /// The value of the header; it is not given on the command line, which others can read.
         #[arg(long, hide = true, env = "STEAD_INGRESS_SECRET", hide_env_values = true)]
         auth_value: Option<String>,
-        /// KEY=VALUE
+        /// A tag, as KEY=VALUE.
         #[arg(short = 'l', long = "tag", value_parser = pair)]
         tags: Vec<(String, String)>,
     },
@@ -93,7 +93,7 @@ pub(super) async fn ingress(client: &Client, verb: IngressVerb, output: Output) 
 fn show_all(ingresses: &[Ingress], output: Output) -> Result<(), Failure> {
     print(&ingresses, output, &["ID", "NAME", "RULES", "READY", "AGE"], || {
         let rows = |ingress: &Ingress| {
-            // A row for each rule: no cell has lines.
+            // Each rule is a row: cells have no line breaks.
             let rules = ingress.rules.iter().map(told);
             let mut rows: Vec<[String; 5]> = rules
                 .map(|rule| [String::new(), String::new(), rule, String::new(), String::new()])

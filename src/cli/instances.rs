@@ -18,18 +18,18 @@ use super::policies::Policies;
 use super::show::{age, line, print, shown};
 use super::{Failure, Output, auto_standby, health, images, volumes};
 
-/// For an instance to be where a verb sends it; a boot on a busy host takes less.
+/// Time for an instance to reach the state that a verb asks for; a boot on a busy host takes less.
 const ARRIVAL_MAX: Duration = Duration::from_secs(120);
-/// For an answer beyond the time that it was asked to wait.
+/// Time for a response beyond the time that the server was asked to wait.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(crate) struct Run {
     image: String,
-    /// Default: the image's last word and a few digits.
+    /// The instance's name; by default the image's last word and a number.
     #[arg(long)]
     name: Option<String>,
-    /// KEY=VALUE
+    /// An environment variable, as KEY=VALUE.
     #[arg(short, long = "env", value_parser = pair)]
     env: Vec<(String, String)>,
     #[arg(short, long)]
@@ -38,26 +38,27 @@ pub(crate) struct Run {
     cpus: Option<u32>,
     #[arg(long)]
     overlay_size: Option<String>,
-    /// One word; replaces the image's entrypoint.
+    /// The entrypoint, a single word; replaces the image's entrypoint.
     #[arg(long)]
     entrypoint: Option<String>,
     #[arg(long)]
     no_network: bool,
-    /// qemu or qemu-microvm, as the host has them (see GET /capabilities)
+    /// The hypervisor: qemu or qemu-microvm, as the host has them (see GET /capabilities).
     #[arg(long)]
     hypervisor: Option<String>,
-    /// When the registry is asked: `missing` if nothing is here under the name, or `always`.
+    /// Pull policy: `missing` asks the registry only if no image is here under the name; `always` asks it
+    /// every time.
     #[arg(long)]
     pull: Option<String>,
-    /// VOLUME:PATH, VOLUME:PATH:ro or VOLUME:PATH:overlay=SIZE
+    /// A mount: VOLUME:PATH, VOLUME:PATH:ro or VOLUME:PATH:overlay=SIZE.
     #[arg(short, long = "volume")]
     volumes: Vec<volumes::Mount>,
-    /// KEY=VALUE
+    /// A tag, as KEY=VALUE.
     #[arg(short = 'l', long = "tag", value_parser = pair)]
     tags: Vec<(String, String)>,
     #[command(flatten)]
     policies: Policies,
-    /// Return as soon as the wish is stored.
+    /// Return as soon as the spec is stored.
     #[arg(short, long)]
     detach: bool,
     /// The program and its arguments; replaces the image's.
@@ -67,13 +68,13 @@ pub(crate) struct Run {
 
 #[derive(Debug, Args)]
 pub(crate) struct Ps {
-    /// Only instances in this state.
+    /// List instances in this state only.
     #[arg(long)]
     state: Option<State>,
-    /// Only names, one a line.
+    /// Print names only, one a line.
     #[arg(short, long)]
     quiet: bool,
-    /// KEY=VALUE; all must match.
+    /// A tag, as KEY=VALUE; all tags must match.
     #[arg(short = 'l', long = "tag", value_parser = pair)]
     tags: Vec<(String, String)>,
 }
@@ -83,13 +84,13 @@ pub(crate) struct Logs {
     pub(super) name: String,
     #[arg(long, default_value_t = 100)]
     pub(super) tail: u32,
-    /// Go on with what is written from now on.
+    /// Continue with the lines that are written from now on.
     #[arg(short, long)]
     pub(super) follow: bool,
-    /// app (the console), vmm, or stead (what the daemon did for it)
+    /// The log: app (the console), vmm, or stead (the daemon's actions for the instance).
     #[arg(short, long, default_value = "app")]
     pub(super) source: String,
-    /// Print control characters as they are, also at a terminal.
+    /// Print control characters unchanged, even at a terminal.
     #[arg(long)]
     pub(super) raw: bool,
 }
@@ -163,7 +164,7 @@ fn body(run: &Run) -> Result<Value, Failure> {
     Ok(body)
 }
 
-/// The repository's last component, made a name, with the process's number.
+/// Makes a name from the repository's last component and this process's id.
 fn generated_name(image: &str) -> String {
     let last = image.rsplit('/').next().unwrap_or("vm");
     let word: String = last.chars().take_while(char::is_ascii_alphanumeric).take(40).collect();
@@ -181,13 +182,14 @@ pub(super) async fn run(client: &Client, run: Run, output: Output) -> Result<(),
     if run.detach { Ok(()) } else { judge(&instance, State::Running) }
 }
 
-/// The instance in this state, or how it is when it does not come to it.
+/// Waits for this state, and returns the instance, whether it reached the state or not.
 async fn arrived(client: &Client, id: &str, state: State) -> Result<Instance, Failure> {
     wait_for(client, id, state, ARRIVAL_MAX).await?;
     client.get(&["instances", id]).await
 }
 
-/// Whether a verb did what it was asked for; of a program that ended at once, its own code says so.
+/// Checks whether a verb did what it was asked for; for a program that ended at once, its own exit code
+/// decides.
 fn judge(instance: &Instance, wanted: State) -> Result<(), Failure> {
     let Instance { name, state, .. } = instance;
     if *state == wanted {
@@ -313,7 +315,7 @@ fn restarts(restart: &RestartView) -> String {
     text
 }
 
-/// Does something for each name, also after one that failed; the last failure is the verb's.
+/// Calls `one` for each name, even after a failure; returns the last failure.
 pub(super) async fn for_each(
     names: &[String],
     mut one: impl AsyncFnMut(&str) -> Result<(), Failure>,
@@ -324,7 +326,7 @@ pub(super) async fn for_each(
         if done.is_err()
             && let Err(before) = std::mem::replace(&mut last, done)
         {
-            // The last one is told by who called.
+            // The last failure is reported by the caller.
             eprintln!("stead: {}", shown(before.text()));
         }
     }
@@ -346,7 +348,7 @@ pub(super) async fn each(
     let all = for_each(names, async |name| {
         let mut instance: Instance = client.post(&["instances", name, verb], &json!({})).await?;
         if instance.state != wanted {
-            // The time for the verb's own answer was over.
+            // The time for the verb's own response was over.
             instance = arrived(client, &instance.id, wanted).await?;
         }
         instances.push(instance.clone());
@@ -371,7 +373,7 @@ pub(super) async fn rm(client: &Client, rm: Rm) -> Result<(), Failure> {
     .await
 }
 
-/// Waits in pieces that the server allows, and through its restarts.
+/// Waits in pieces that the server allows, and through restarts of the server.
 async fn wait_for(
     client: &Client,
     name: &str,
@@ -386,7 +388,7 @@ async fn wait_for(
         let ask = async || {
             let query = [("state", &*state), ("timeout", &*format!("{}ms", piece.as_millis()))];
             let request = client.request(Method::GET, &["instances", name, "wait"]).query(&query);
-            // Once: what is sent again would wait as long once more.
+            // The request is sent once: a repeat would wait for the same time again.
             let response = client.stream(request.timeout(piece + ANSWER_MAX)).await?;
             client.answer::<WaitForState>(response).await
         };

@@ -1,7 +1,7 @@
-//! Links that a guest has copied out: they lead to places in the copy, or are not made.
+//! Links that were copied out of a guest: a link leads to a path in the copy, or is not made.
 //!
-//! Guarantees: no link that is made leads out of the copy, through whichever links, as it is when all are
-//! made; the kernel says so, which resolves it as whoever follows it later would.
+//! Guarantees: no link that is made leads out of the copy, through any other links, in the state in which
+//! all links are made. The kernel decides this, which resolves a link in the same way as later readers do.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -15,14 +15,14 @@ use rustix::io::Errno;
 use super::Failure;
 use super::show::shown;
 
-/// Links that are followed on the way to one place, as the kernel counts them.
+/// Largest number of links that are followed on the way to one path, as in the kernel.
 const FOLLOWED_MAX: usize = 40;
 
 fn failed(place: &Path, error: impl Into<io::Error>) -> Failure {
     Failure::Other(format!("{}: {}", place.display(), error.into()))
 }
 
-/// Makes links below `root`, and removes those again that lead out of it.
+/// Makes links below `root`, and then removes the links that lead out of it.
 pub(super) fn make(root: &Path, links: Vec<(PathBuf, OsString)>) -> Result<(), Failure> {
     if links.is_empty() {
         return Ok(());
@@ -32,17 +32,18 @@ pub(super) fn make(root: &Path, links: Vec<(PathBuf, OsString)>) -> Result<(), F
     let mut made = Vec::new();
     for (place, target) in links {
         let name = place.strip_prefix(root).or_else(|_| place.strip_prefix("")).unwrap_or(&place).to_owned();
-        // A link among the parents would have this one made elsewhere.
+        // A link among the parents would make this link be created elsewhere.
         if !is_plain(root, &name) {
             warn(&place, &target, "through another link");
             continue;
         }
-        // What is there under the name gives way, as for files.
+        // An existing entry of this name is replaced, as for files.
         let _ = fs::remove_file(&place);
         std::os::unix::fs::symlink(&target, &place).map_err(|error| failed(&place, error))?;
         made.push((place, name, target));
     }
-    // One that is removed may be what kept another inside, or what led it out: until none is.
+    // A link that is removed may have kept another one inside, or led it out, so this repeats until none is
+    // removed.
     loop {
         let before = made.len();
         let mut kept = Vec::new();
@@ -66,26 +67,26 @@ fn warn(place: &Path, target: &OsStr, why: &str) {
     eprintln!("stead: {}", shown(&text));
 }
 
-/// Whether all parents of a place are directories of the copy's own.
+/// True if all parents of a path are directories of the copy's own.
 fn is_plain(root: &Path, name: &Path) -> bool {
     let parents = name.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
     parents.into_iter().all(|parent| fs::symlink_metadata(root.join(parent)).is_ok_and(|meta| meta.is_dir()))
 }
 
-/// Whether a link leads to a place in the copy, or to none that it could lead to.
+/// True if a link leads to a path in the copy, and could lead nowhere else.
 fn stays(top: &OwnedFd, name: &Path, target: &OsStr) -> bool {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     match openat2(top, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
         Ok(_) => true,
-        // Nothing is there yet: later something may be, so the words themselves must not lead out.
+        // The target does not exist yet but may exist later, so its text must not lead out.
         Err(Errno::NOENT | Errno::NOTDIR) => stays_by_words(top, name, target, FOLLOWED_MAX),
-        // It leads out, in a circle, or the kernel cannot say.
+        // The link leads out or in a circle, or the kernel cannot resolve it.
         Err(_) => false,
     }
 }
 
-/// Resolves by hand what the kernel gave up at: each part that is there and a link is replaced by what it
-/// leads to, and what is not there yet counts as a directory.
+/// Resolves by hand a link that the kernel could not: each existing part that is a link is replaced by its
+/// target, and a part that does not exist yet counts as a directory.
 fn stays_by_words(top: &OwnedFd, name: &Path, target: &OsStr, left: usize) -> bool {
     let mut at: Vec<OsString> = name
         .parent()
@@ -118,7 +119,7 @@ fn stays_by_words(top: &OwnedFd, name: &Path, target: &OsStr, left: usize) -> bo
     true
 }
 
-/// The parts of a path, the first one last.
+/// Returns the parts of a path in reverse order.
 fn words(path: &OsStr) -> Vec<OsString> {
     Path::new(path).components().rev().map(|part| part.as_os_str().to_owned()).collect()
 }
@@ -127,7 +128,7 @@ fn words(path: &OsStr) -> Vec<OsString> {
 mod tests {
     use super::*;
 
-    /// The links of these that are there after they were made.
+    /// Makes these links; returns those that exist afterwards.
     fn kept(links: &[(&str, &str)]) -> Vec<String> {
         let scratch = tempfile::tempdir().expect("scratch");
         fs::write(scratch.path().join("secret"), "s").expect("written");
@@ -168,20 +169,20 @@ mod tests {
     #[test]
     fn no_link_leads_out_whatever_it_goes_through() {
         assert_eq!(kept(&[("x", "/etc/passwd"), ("y", "../secret"), ("a/z", "../../secret")]), [""; 0]);
-        // Counted in names, each of the two is inside.
+        // By the count of names alone, each of the two would be inside.
         let up = "a/b/c/up/".repeat(4);
         let deep = format!("{up}../../../../../etc/hostname");
         assert_eq!(
             kept(&[("a/b/c/up", "../../.."), ("leak", "a/b/c/up/../secret"), ("deep", &deep)]),
             ["a/b/c/up"]
         );
-        // Of what is not there, the words alone decide; and a link that the target goes through counts.
+        // The text alone decides for a target that does not exist; links that the target goes through count.
         assert_eq!(kept(&[("a/b/c/up", "../../.."), ("none", "a/b/c/up/../nothing")]), ["a/b/c/up"]);
-        // Nothing is made through a link, whichever came first.
+        // No link is made through another, in either order.
         assert_eq!(kept(&[("way", "a"), ("way/in", "b")]), ["way"]);
-        // A circle is opened, and what is left of it leads to a place where nothing is.
+        // A circle is opened, and the rest of it leads to a path that does not exist.
         assert_eq!(kept(&[("one", "two"), ("two", "one")]), ["two"]);
-        // One that went through another leads nowhere when that is gone.
+        // A link that went through another leads nowhere when that other is gone.
         assert_eq!(kept(&[("out", ".."), ("by", "out/secret")]), ["by"]);
     }
 }

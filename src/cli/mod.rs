@@ -1,8 +1,8 @@
 //! The command line.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such object, 4 timed out, 141 nobody reads the output; of
-//! `exec` the program's, and so of `run` and `start` when the program ended before it was waited for.
-//! The client verbs know only the wire: they work against any server that speaks it.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such object, 4 timed out, 141 the reader of the output
+//! is gone. `exec` exits with the program's code, and so do `run` and `start` when the program ended before
+//! it was waited for. The client verbs know only the wire: they work against any server that speaks it.
 
 mod auto_standby;
 mod backup;
@@ -41,7 +41,7 @@ struct Cli {
     verb: Verb,
 }
 
-/// Which server, and how answers are shown.
+/// The server to use, and the format of the output.
 #[derive(Debug, Args)]
 pub(crate) struct Remote {
     /// The server [env: STEAD_BASE_URL, HYPEMAN_BASE_URL; default http://localhost:8080]
@@ -50,7 +50,7 @@ pub(crate) struct Remote {
     /// A token of `stead token create` [env: STEAD_API_KEY, HYPEMAN_API_KEY]
     #[arg(long, global = true, hide = true)]
     api_key: Option<String>,
-    /// How answers are printed.
+    /// Output format.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,
 }
@@ -66,13 +66,13 @@ pub(crate) enum Output {
 enum Verb {
     /// Run the daemon.
     Serve(daemon::Serve),
-    /// Tokens for the API.
+    /// Manage tokens for the API.
     #[command(subcommand)]
     Token(tokens::Token),
-    /// The daemon's configuration.
+    /// Show the daemon's configuration.
     #[command(subcommand)]
     Config(daemon::ConfigVerb),
-    /// Examine this host, the data directory and what an ended daemon left, and say what to do.
+    /// Examine this host, the data directory and the leftovers of an ended daemon, and suggest remedies.
     Doctor(daemon::Serve),
     /// Write a backup of everything that is stored to a file, while the daemon runs.
     Backup(backup::Backup),
@@ -84,9 +84,9 @@ enum Verb {
     Ps(instances::Ps),
     /// Print an instance.
     Get { name: String },
-    /// An instance with its conditions.
+    /// Print an instance with its conditions.
     Describe { name: String },
-    /// The last lines of an instance's log, and with -f those to come.
+    /// Print the last lines of an instance's log, and with -f the following ones.
     Logs(instances::Logs),
     /// Stop an instance.
     Stop {
@@ -98,23 +98,23 @@ enum Verb {
         #[arg(required = true)]
         names: Vec<String>,
     },
-    /// Have an instance go on from its kept memory.
+    /// Restore instances from their kept memory.
     Restore {
         #[arg(required = true)]
         names: Vec<String>,
     },
-    /// Make another instance of one, as it is now.
+    /// Make a copy of an instance in its current state.
     Fork(snapshots::Fork),
-    /// Snapshots of instances.
+    /// Manage snapshots of instances.
     #[command(subcommand)]
     Snapshot(snapshots::SnapshotVerb),
-    /// Volumes, which outlive instances.
+    /// Manage volumes, which outlive instances.
     #[command(subcommand)]
     Volume(volumes::VolumeVerb),
-    /// Host names that lead to instances.
+    /// Manage ingresses: host names that lead to instances.
     #[command(subcommand)]
     Ingress(ingresses::IngressVerb),
-    /// Standby when nobody is connected.
+    /// Manage the standby of idle instances.
     #[command(subcommand)]
     AutoStandby(auto_standby::AutoStandby),
     /// Start a stopped instance.
@@ -122,7 +122,7 @@ enum Verb {
         #[arg(required = true)]
         names: Vec<String>,
     },
-    /// Change what happens to an instance by itself.
+    /// Change the policies of an instance: restart, health check, expiry, auto-standby.
     Update(Box<policies::Update>),
     /// Stop and delete instances.
     Rm(instances::Rm),
@@ -130,9 +130,9 @@ enum Verb {
     Exec(exec::Exec),
     /// Copy files to or from an instance; its side is NAME:PATH.
     Cp(copy::Cp),
-    /// What is at a path in an instance.
+    /// Print what exists at a path in an instance.
     Stat(copy::StatPath),
-    /// What instances use, again and again at a terminal.
+    /// Print the resource usage of instances, repeatedly at a terminal.
     Top(top::Top),
     /// Wait until an instance is in a state.
     Wait(instances::WaitFor),
@@ -140,26 +140,26 @@ enum Verb {
     Pull { image: String },
     /// List images.
     Images,
-    /// Images of this host.
+    /// Manage images of this host.
     #[command(subcommand)]
     Image(images::ImageVerb),
 }
 
-/// How a verb ended, when not well.
+/// The way in which a verb failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
     Usage(String),
     NotFound(String),
     TimedOut(String),
     Other(String),
-    /// The connection broke, or there was none.
+    /// The connection broke, or could not be made.
     Lost(String),
-    /// The program of an instance ended so, and there is something to say of it.
+    /// The program of an instance ended with this code, and `text` explains it.
     Ended {
         code: u8,
         text: String,
     },
-    /// The program in the guest ended so; it said itself what there was to say.
+    /// The program in the guest ended with this code; its own output explains it.
     Program(u8),
 }
 
@@ -192,7 +192,7 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
-/// Parses, runs, reports.
+/// Parses the command line, runs the verb, and reports failures.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -201,7 +201,7 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             if !matches!(failure, Failure::Program(_)) {
                 for (number, line) in failure.text().lines().enumerate() {
-                    // Some of it is a guest's or a server's.
+                    // Parts of the text may come from a guest or a server.
                     let start = if number == 0 { "stead: " } else { "" };
                     eprintln!("{start}{}", show::shown(line));
                 }
@@ -218,11 +218,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         tokio::select! {
             biased;
             result = dispatch(cli) => result,
-            // Nobody is left to print for. The daemon prints nothing.
+            // The output has no reader any more. The daemon prints nothing.
             () = pipe::closed(), if !is_daemon => Err(Failure::Program(pipe::CODE)),
         }
     });
-    // A read of the terminal that nobody waits for any more may never end.
+    // A pending read of the terminal, whose result is no longer needed, may never end.
     runtime.shutdown_background();
     result
 }

@@ -1,4 +1,4 @@
-//! Whether anybody reads what we print.
+//! Detection that the reader of our output is gone.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -8,12 +8,12 @@ use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
-/// What a shell says of a program that wrote to a pipe nobody reads any more (128 + SIGPIPE).
+/// Exit code, as in a shell, of a program that wrote to a pipe without a reader (128 + SIGPIPE).
 pub(super) const CODE: u8 = 141;
-/// After a look that failed; none is known to.
+/// Time to wait after a poll that failed; no such failure is known.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Ends when the standard output is a pipe or a socket that nobody reads any more; otherwise never.
+/// Returns when the standard output is a pipe or a socket whose reader is gone; otherwise never returns.
 pub(super) async fn closed() {
     let is_pipe = fstat(std::io::stdout().as_fd())
         .map(|stat| FileType::from_raw_mode(stat.st_mode))
@@ -22,7 +22,8 @@ pub(super) async fn closed() {
         return std::future::pending().await;
     }
     let (tell, told) = oneshot::channel();
-    // It ends with the process: the look takes no time, however long it lasts.
+    // The thread ends with the process: it blocks in a poll without using the processor, however long that
+    // lasts.
     std::thread::spawn(move || {
         let stdout = std::io::stdout();
         loop {

@@ -1,4 +1,4 @@
-//! What happens to an instance by itself, as words of the command line: for `run` and `update`.
+//! Policies of an instance as flags of the command line, for `run` and `update`.
 
 use clap::Args;
 use reqwest::Method;
@@ -11,16 +11,17 @@ use super::{Failure, Output, auto_standby, instances};
 
 #[derive(Debug, Args)]
 pub(crate) struct Policies {
-    /// never, always, on_failure; a number after a colon bounds the attempts: on_failure:3
+    /// Restart policy: never, always, or on_failure; a number after a colon bounds the attempts:
+    /// on_failure:3.
     #[arg(long)]
     restart: Option<String>,
-    /// Before the first restart, such as 5s; each further one waits twice as long.
+    /// Delay before the first restart, such as 5s; each further restart waits twice as long.
     #[arg(long, requires = "restart")]
     restart_backoff: Option<String>,
-    /// The instance is deleted after this time, such as 2h; 0s for never.
+    /// Time after which the instance is deleted, such as 2h; 0s for never.
     #[arg(long, conflicts_with = "expires_at")]
     ttl: Option<String>,
-    /// The instance is deleted then, such as 2027-01-01T00:00:00Z.
+    /// Time at which the instance is deleted, such as 2027-01-01T00:00:00Z.
     #[arg(long)]
     expires_at: Option<String>,
     #[command(flatten)]
@@ -37,7 +38,7 @@ pub(crate) struct Update {
 }
 
 impl Policies {
-    /// Adds what was given to a request; what the words mean is the server's to judge.
+    /// Adds the given flags to a request; the server validates the values.
     pub(super) fn put(&self, body: &mut Value) -> Result<(), Failure> {
         if let Some(restart) = &self.restart {
             let (policy, attempts) = match restart.split_once(':') {

@@ -14,28 +14,28 @@ use super::{Failure, Output};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ScheduleVerb {
-    /// Have snapshots of an instance taken by themselves.
+    /// Take snapshots of an instance periodically.
     Set {
         instance: String,
-        /// Between two of them, such as 1h; 1m at least.
+        /// Time between two snapshots, such as 1h; at least 1m.
         #[arg(long, value_name = "TIME")]
         every: String,
-        /// The newest so many are kept.
+        /// Number of newest snapshots that are kept.
         #[arg(long, value_name = "COUNT", required_unless_present = "keep_for")]
         keep: Option<u32>,
-        /// Those that are not older are kept.
+        /// Age up to which snapshots are kept.
         #[arg(long, value_name = "TIME")]
         keep_for: Option<String>,
-        /// Of their names.
+        /// Prefix of the snapshots' names.
         #[arg(long)]
         name_prefix: Option<String>,
-        /// KEY=VALUE, of the snapshots
+        /// A tag of the snapshots, as KEY=VALUE.
         #[arg(short = 'l', long = "tag", value_parser = pair)]
         tags: Vec<(String, String)>,
     },
     /// Print the schedule of an instance.
     Get { instance: String },
-    /// Have no more taken; those there are stay.
+    /// Take no more snapshots; existing ones stay.
     #[command(visible_alias = "delete")]
     Rm { instance: String },
 }

@@ -1,4 +1,4 @@
-//! Printing: tables for people, JSON and YAML for programs. The one place that writes to stdout.
+//! Printing: tables for people, JSON and YAML for programs. This is the only place that writes to stdout.
 
 use std::io::{IsTerminal, Write};
 
@@ -7,17 +7,17 @@ use serde::Serialize;
 
 use super::{Failure, Output};
 
-/// One line; that nobody reads it is noticed elsewhere (`pipe`).
+/// Prints a line; a missing reader is noticed elsewhere (`pipe`).
 pub(super) fn line(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// Whether a person reads what is printed, at a terminal.
+/// True if the output goes to a terminal, where a person reads it.
 pub(super) fn is_for_people() -> bool {
     std::io::stdout().is_terminal()
 }
 
-/// A text of a stranger as a terminal may have it: nothing in it moves the cursor, sets a colour, turns the
+/// Makes untrusted text safe for a terminal: nothing in it moves the cursor, sets a colour, changes the
 /// reading direction or ends the line.
 pub(super) fn shown(text: &str) -> String {
     let is_shown = |c: char| {
@@ -28,7 +28,7 @@ pub(super) fn shown(text: &str) -> String {
     text.chars().map(|c| if is_shown(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
-/// JSON in which the control characters that it allows, those of C1, are written as escapes.
+/// Escapes the control characters that JSON allows, which are those of C1.
 fn escaped(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for c in json.chars() {
@@ -40,7 +40,7 @@ fn escaped(json: &str) -> String {
     text
 }
 
-/// The value as a program reads it, or the table that `rows` makes.
+/// Prints the value for a program, or the table that `rows` makes.
 pub(super) fn print<T: Serialize>(
     value: &T,
     output: Output,
@@ -67,7 +67,7 @@ pub(super) fn print<T: Serialize>(
     Ok(())
 }
 
-/// How long ago, in the largest unit that fits.
+/// Returns the time since then, in the largest unit that fits.
 pub(super) fn age(since: jiff::Timestamp) -> String {
     let seconds = jiff::Timestamp::now().duration_since(since).as_secs().max(0);
     match seconds {

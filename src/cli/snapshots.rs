@@ -24,25 +24,25 @@ pub(crate) enum SnapshotVerb {
         kind: String,
         #[arg(long)]
         name: Option<String>,
-        /// KEY=VALUE
+        /// A tag, as KEY=VALUE.
         #[arg(short = 'l', long = "tag", value_parser = pair)]
         tags: Vec<(String, String)>,
-        /// Forks to hold ready.
+        /// Number of forks to hold ready.
         #[arg(long)]
         pool: Option<u32>,
     },
-    /// Hold so many forks of a snapshot ready.
+    /// Set the number of forks of a snapshot that are held ready.
     Pool { id: String, size: u32 },
     /// List snapshots.
     #[command(visible_alias = "ls")]
     List {
-        /// Only those of this instance, by its name or id; by its id when it is gone.
+        /// List the snapshots of this instance only, by its name or id; by its id when it is gone.
         #[arg(long)]
         instance: Option<String>,
     },
     /// Print a snapshot.
     Get { id: String },
-    /// Put an instance that is down back to a snapshot of it.
+    /// Restore a stopped instance to a snapshot of it.
     Restore {
         instance: String,
         id: String,
@@ -57,7 +57,7 @@ pub(crate) enum SnapshotVerb {
         #[command(flatten)]
         target: Target,
     },
-    /// Snapshots that are taken by themselves.
+    /// Manage periodic snapshots.
     #[command(subcommand)]
     Schedule(ScheduleVerb),
     /// Delete snapshots.
@@ -68,7 +68,7 @@ pub(crate) enum SnapshotVerb {
     },
 }
 
-/// The id of a source, which may be gone while its snapshots are there.
+/// Returns the id of a source, which may be gone while its snapshots exist.
 async fn source(client: &Client, word: &str) -> Result<String, Failure> {
     match client.get::<Instance>(&["instances", word]).await {
         Ok(instance) => Ok(instance.id),
@@ -77,16 +77,16 @@ async fn source(client: &Client, word: &str) -> Result<String, Failure> {
     }
 }
 
-/// Make another instance of one, as it is now.
+/// Make a copy of an instance in its current state.
 #[derive(Debug, Args)]
 pub(crate) struct Fork {
     source: String,
     #[arg(long)]
     name: String,
-    /// The source may be running; it runs on.
+    /// Allow the source to be running; it keeps running.
     #[arg(long)]
     from_running: bool,
-    /// Running, Standby or Stopped; as the source is by default.
+    /// The fork's state: Running, Standby or Stopped; by default that of the source.
     #[arg(long)]
     target_state: Option<String>,
 }
@@ -100,13 +100,13 @@ pub(super) async fn fork(client: &Client, fork: Fork, output: Output) -> Result<
     show_instances(&[instance], output)
 }
 
-/// Where what begins with a snapshot shall end up.
+/// The desired state and hypervisor of an instance that begins with a snapshot.
 #[derive(Debug, Args)]
 pub(crate) struct Target {
-    /// Running, Standby or Stopped
+    /// The desired state: Running, Standby or Stopped.
     #[arg(long)]
     target_state: Option<String>,
-    /// qemu or qemu-microvm; of a snapshot of the kind Standby only its own.
+    /// The hypervisor: qemu or qemu-microvm; for a snapshot of kind Standby only its own.
     #[arg(long)]
     target_hypervisor: Option<String>,
 }

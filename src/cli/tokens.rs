@@ -1,4 +1,4 @@
-//! Verbs on the tokens of this host's own daemon, which hears of every change within a second or two.
+//! Verbs on the tokens of this host's own daemon, which notices every change within a second or two.
 
 use std::path::{Path, PathBuf};
 
@@ -15,20 +15,20 @@ use crate::store::{new_token_id, remove_old_token_key, rotate_token_key};
 pub(crate) enum Token {
     /// Print a new token.
     Create(Create),
-    /// Tokens that were made here and have not expired.
+    /// List tokens that were made here and have not expired.
     List {
         #[command(flatten)]
         place: Place,
     },
-    /// Have tokens be no good any more; what goes on by one of them ends.
+    /// Revoke tokens; requests in progress with them end.
     Revoke {
-        /// Ids, as the list has them.
+        /// Ids, as shown by the list.
         #[arg(required = true)]
         ids: Vec<String>,
         #[command(flatten)]
         place: Place,
     },
-    /// Sign with a new key. Tokens of the one before stay good until it is removed.
+    /// Sign with a new key. Tokens of the previous key stay valid until that key is removed.
     RotateKey {
         #[command(flatten)]
         place: Place,
@@ -51,19 +51,19 @@ pub(crate) struct Place {
 pub(crate) struct Create {
     #[command(flatten)]
     place: Place,
-    /// `*`, or scopes joined by commas, such as `instance:read,image:read`.
+    /// Scopes joined by commas, such as `instance:read,image:read`, or `*` for all.
     #[arg(long, default_value = "*", value_delimiter = ',')]
     scopes: Vec<String>,
-    /// A Go duration, such as `1h`.
+    /// Time to live as a Go duration, such as `1h`.
     #[arg(long, default_value = "1h")]
     ttl: String,
-    /// Whose it is, as the audit log says it.
+    /// Subject of the token, as shown in the audit log.
     #[arg(long, default_value = "admin")]
     subject: String,
 }
 
 impl Place {
-    /// Only one that is there: a key in a directory nobody serves would sign tokens for nobody.
+    /// Returns the directory if it exists: a key in a directory without a daemon would sign useless tokens.
     fn directory(&self) -> Result<&Path, Failure> {
         if self.data_dir.is_dir() {
             return Ok(&self.data_dir);
@@ -126,7 +126,7 @@ fn create(create: &Create) -> Result<(), Failure> {
         expires_at: ends,
         revoked_at: None,
     };
-    // Known before it is used: otherwise nobody could revoke it.
+    // The token is recorded before it is used: otherwise it could not be revoked.
     tokens::change(directory, |all| all.push(record)).map_err(failed)?;
     line(&token);
     Ok(())

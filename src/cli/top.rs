@@ -1,4 +1,4 @@
-//! `stead top`: what running instances use.
+//! `stead top`: resource usage of running instances.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -15,15 +15,15 @@ use super::{Failure, Output};
 
 #[derive(Debug, Args)]
 pub(crate) struct Top {
-    /// Print once and end; so it is where the output is no terminal.
+    /// Print once and exit; the default when the output is not a terminal.
     #[arg(long)]
     once: bool,
-    /// Seconds between two looks.
+    /// Seconds between two readings.
     #[arg(short, long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
     interval: u64,
 }
 
-/// For a share of the processor two readings are needed.
+/// Time between the first two readings: a share of the processor needs two.
 const FIRST_INTERVAL: Duration = Duration::from_millis(500);
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
@@ -57,7 +57,7 @@ async fn read(client: &Client) -> Result<Reading, Failure> {
     for instance in instances {
         match client.get(&["instances", &instance.id, "stats"]).await {
             Ok(read) => stats.push(read),
-            // Deleted in between.
+            // The instance was deleted in between.
             Err(Failure::NotFound(_)) => {}
             Err(failure) => return Err(failure),
         }

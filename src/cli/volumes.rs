@@ -18,10 +18,10 @@ pub(crate) enum VolumeVerb {
     /// Make an empty volume.
     Create {
         name: String,
-        /// Whole gigabytes; blocks are taken as they are written.
+        /// Size in whole gigabytes; blocks are allocated as they are written.
         #[arg(long, value_name = "GB")]
         size: u32,
-        /// KEY=VALUE
+        /// A tag, as KEY=VALUE.
         #[arg(short = 'l', long = "tag", value_parser = pair)]
         tags: Vec<(String, String)>,
     },
@@ -33,12 +33,12 @@ pub(crate) enum VolumeVerb {
     /// Mount a volume in an instance that is stopped.
     Attach {
         instance: String,
-        /// VOLUME:PATH, VOLUME:PATH:ro or VOLUME:PATH:overlay=SIZE
+        /// The mount: VOLUME:PATH, VOLUME:PATH:ro or VOLUME:PATH:overlay=SIZE.
         mount: Mount,
     },
-    /// Take a volume out of an instance that is stopped.
+    /// Remove a volume from an instance that is stopped.
     Detach { instance: String, volume: String },
-    /// Delete volumes, with what is in them.
+    /// Delete volumes with their contents.
     #[command(visible_alias = "delete")]
     Rm {
         #[arg(required = true)]
@@ -46,7 +46,7 @@ pub(crate) enum VolumeVerb {
     },
 }
 
-/// A mount as it is written in one word.
+/// A mount, as written in one word.
 #[derive(Debug, Clone)]
 pub(crate) struct Mount {
     volume: String,
@@ -77,7 +77,7 @@ impl std::str::FromStr for Mount {
 }
 
 impl Mount {
-    /// As an entry of a create request.
+    /// Returns the mount as an entry of a create request.
     pub(super) fn entry(&self) -> Value {
         let mut entry = self.body.clone();
         entry["volume_id"] = json!(self.volume);

@@ -12,18 +12,18 @@ use crate::config::Config;
 use crate::host::files;
 use crate::store::{identity, mark};
 
-/// Whether a daemon uses the data directory.
+/// The daemon that uses the data directory, if one does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Daemon {
     Runs { pid: String, health: Result<(), String> },
     Ended,
 }
 
-/// Looks for the daemon by the lock that it holds, and asks it.
+/// Finds the daemon by the lock that it holds, and asks it for its health.
 pub(super) async fn daemon(config: &Config) -> Daemon {
     let path = config.data_dir.join("lock");
     let Ok(file) = fs::File::open(&path) else { return Daemon::Ended };
-    // A shared lock that is given back at once: a daemon holds an exclusive one.
+    // This takes a shared lock and returns it at once: a daemon holds an exclusive one.
     if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
         return Daemon::Ended;
     }
@@ -33,7 +33,7 @@ pub(super) async fn daemon(config: &Config) -> Daemon {
 
 async fn health(config: &Config) -> Result<(), String> {
     let url = format!("http://{}/health", config.listen);
-    // The client is built without one; a provider that is there already stays.
+    // The client is built without a provider; one that is installed already stays.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_DEADLINE).build();
     let answer = match client {

@@ -20,7 +20,7 @@ const PROGRAMS: [(&str, &str); 5] = [
 ];
 /// Oldest QEMU that was tested: major and minor version.
 const QEMU_MIN: (u32, u32) = (7, 2);
-/// Entries of the connection table below which one busy guest is felt by others.
+/// Number of entries of the connection table below which one busy guest affects others.
 const CONNTRACK_MIN: u64 = 65_536;
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
@@ -41,7 +41,8 @@ fn rights() -> Finding {
     }
 }
 
-/// The program's path, as a shell would find it; root's shells do not always have the sbin directories.
+/// True if a shell would find the program; the sbin directories are added, because root's shells do not
+/// always have them.
 fn find(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
@@ -110,7 +111,7 @@ fn acceleration() -> Finding {
 
 fn kernel(config: &Config) -> Finding {
     let directory = config.kernel_dir();
-    // Looks only: what boots is unpacked by the daemon.
+    // This only looks: the daemon unpacks what boots.
     match Kernel::version(&directory) {
         Ok(version) => Finding::ok("guest kernel", version),
         Err(error) => Finding::problem(

@@ -1,6 +1,7 @@
-//! Host objects with our marks, beside a daemon that does not run.
+//! Host objects with our marks that exist although no daemon runs.
 //!
-//! A daemon that runs finds and removes what belongs to no object by itself, so they are counted only without one.
+//! A running daemon finds and removes objects without an owner by itself, so they are counted only when none
+//! runs.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! `stead doctor`: examines the host, the data directory, the daemon and what an ended daemon left, and says
-//! what to do for each problem. It changes nothing.
+//! `stead doctor`: examines the host, the data directory, the daemon and the leftovers of an ended daemon,
+//! and suggests a remedy for each problem. It changes nothing.
 
 mod data;
 mod host;
@@ -14,25 +14,25 @@ use crate::config::Config;
 /// Longest wait for a program or for the daemon.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How much an examined thing matters.
+/// The severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     Ok,
-    /// It works, with less than is possible.
+    /// The thing works, but worse than it could.
     Warning,
-    /// Something that instances need does not work.
+    /// The thing is needed by instances and does not work.
     Problem,
 }
 
-/// One examined thing.
+/// The result of examining one thing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub level: Level,
-    /// The thing, in a word or two.
+    /// Name of the thing, in a word or two.
     pub subject: &'static str,
     pub message: String,
-    /// What to do about it; empty when there is nothing to do.
+    /// Remedy for the problem; empty when nothing needs to be done.
     pub remedy: String,
 }
 
@@ -48,7 +48,7 @@ impl Finding {
     }
 }
 
-/// Examines everything, in the order in which a person would mend it.
+/// Examines everything, in the order in which a person would fix problems.
 pub async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = host::examine(config).await;
     let daemon = data::daemon(config).await;

@@ -1,4 +1,5 @@
-//! What a client is told when its request is not passed on, or nothing came of it: the API's shape.
+//! Responses to requests that are not forwarded, or whose forwarding failed; they have the shape of the
+//! API's errors.
 
 use axum::Json;
 use axum::body::Body;
@@ -9,12 +10,12 @@ use stead_schemas::instance::State;
 use stead_schemas::limits::{HOSTNAME_BYTES_MAX, INGRESS_RETRY_AFTER};
 use stead_schemas::validate::printable;
 
-/// Why; texts of strangers are cut.
+/// The reason of a refusal; text from clients is cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refusal {
     BadRequest(&'static str),
     UnknownHost(String),
-    /// The header that shall be there is not, or says something else: which is not told.
+    /// The required header is missing or has a wrong value; the response does not say which header it is.
     Forbidden,
     UnknownInstance(String),
     /// The instance has no network.

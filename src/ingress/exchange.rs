@@ -1,4 +1,4 @@
-//! One request: from a client to the instance that it is for, and the answer back.
+//! The way of one request: from a client to its instance, and the response back.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -52,7 +52,7 @@ impl Proxy {
         let protocol = headers::upgrade(response.headers());
         headers::remove_hop_by_hop(response.headers_mut());
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            // To what nobody asked for, nobody can go on.
+            // Neither side can continue with a protocol that the client did not ask for.
             let (Some(on_client), Some(protocol)) = (on_client, protocol) else {
                 return Err(Refusal::BadAnswer);
             };
@@ -71,7 +71,8 @@ impl Proxy {
         }
     }
 
-    /// Connects to the target, and looks again: it may take so long that another one is there by then.
+    /// Connects to the target, and looks the instance up again: connecting may take so long that another
+    /// instance has the address by then.
     async fn connect(
         &self,
         found: &Found,
@@ -84,9 +85,9 @@ impl Proxy {
                 Ok(sender)
             }
             (Ok(_), Ok(_)) => Err(Refusal::UnknownInstance(found.instance.clone())),
-            // It takes connections, whatever state it is said to be in.
+            // It accepts connections, whatever its recorded state is.
             (Ok(sender), Err(Refusal::Down(_))) => Ok(sender),
-            // What it is now says more than that it is not connected to.
+            // Report the instance's current state instead of a generic connect error.
             (Err(Refusal::Unreachable), Ok(now)) if now.state != State::Running => {
                 Err(Refusal::Down(now.state))
             }

@@ -1,4 +1,4 @@
-//! Heads of clients' requests and of instances' answers.
+//! The fuzzer of heads of clients' requests and of instances' responses.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -8,7 +8,7 @@ use stead_schemas::instance::Secret;
 
 use super::headers;
 
-/// Reads the first line as a method and a target, the others as headers, and passes them on.
+/// Reads the first line as a method and a target and the others as headers, and forwards them.
 pub fn heads(data: &[u8]) {
     let Some(mut request) = head(data) else { return };
     let Ok(authority) = headers::authority(&request) else { return };
@@ -32,7 +32,7 @@ pub fn heads(data: &[u8]) {
     assert!(!passed.contains_key("x-key"), "the secret was passed on");
     assert_eq!(passed.contains_key(header::UPGRADE), is_upgrade);
     assert!(passed.keys().all(|name| !name.as_str().contains('_')), "an ambiguous name was passed on");
-    // The same head, as one of an instance.
+    // The same head is then treated as a response of an instance.
     headers::remove_hop_by_hop(request.headers_mut());
 }
 

@@ -1,7 +1,7 @@
-//! What of a head is passed on, and what a proxy says of its own.
+//! Headers that are forwarded, and those that the proxy adds.
 //!
-//! Guarantees: nothing that is meant for the next hop only reaches the one after it; what a client says
-//! of who forwarded its request is not believed; a secret that lets it in stays here.
+//! Guarantees: nothing that is meant only for the next hop reaches the one after it; a client's claims about
+//! who forwarded its request are not believed; a secret that lets a request in is not forwarded.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq;
 
 use super::answers::Refusal;
 
-/// Meant for the next hop, besides what `Connection` names.
+/// Headers for the next hop only, besides those that `Connection` names.
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -25,14 +25,14 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     header::UPGRADE,
 ];
 
-/// What proxies say of clients, besides everything that begins with `x-forwarded-`.
+/// Headers in which proxies describe clients, besides those that begin with `x-forwarded-`.
 const FORWARDED: [HeaderName; 2] = [header::FORWARDED, HeaderName::from_static("x-real-ip")];
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// The host and port that a request is for, as it says them: in its target, or in `Host`, once.
+/// Returns the host and port that a request is for, from its target or from a single `Host` header.
 pub(super) fn authority<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
     const WRONG: Refusal = Refusal::BadRequest("a request must name one host");
     if *request.method() == Method::CONNECT {
@@ -51,18 +51,18 @@ pub(super) fn authority<B>(request: &Request<B>) -> Result<HeaderValue, Refusal>
     if has_port(named.as_bytes()) { Ok(named) } else { Err(Refusal::BadRequest("the host has no such port")) }
 }
 
-/// Whether what follows a host name is nothing, or a port that there is: a guest builds links of it.
+/// True if the host name is followed by nothing or by a valid port: a guest builds links from it.
 fn has_port(authority: &[u8]) -> bool {
     let Some(at) = authority.iter().rposition(|&byte| byte == b':') else { return true };
     let port = &authority[at + 1..];
-    // The colons of an IPv6 address, which no rule is for, are not those of a port.
+    // The colons of an IPv6 address, which no rule is for, do not separate a port.
     port.ends_with(b"]")
         || (port.iter().all(u8::is_ascii_digit)
             && std::str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)))
 }
 
-/// Whether the one header that lets a request in has the right value; how long that takes does not tell
-/// how much of it is right.
+/// True if the header that lets a request in occurs once and has the right value. The comparison takes
+/// constant time, so its duration does not reveal how much of the value is right.
 pub(super) fn is_let_in(headers: &HeaderMap, auth: &HeaderAuth) -> bool {
     let mut values = headers.get_all(auth.header.as_str()).iter();
     match (values.next(), values.next()) {
@@ -71,8 +71,8 @@ pub(super) fn is_let_in(headers: &HeaderMap, auth: &HeaderAuth) -> bool {
     }
 }
 
-/// The protocol that a client or a guest asks to go on with. HTTP itself is none: its requests would pass
-/// by every rule here.
+/// Returns the protocol that a client or a guest asks to switch to. HTTP itself is excluded: its requests
+/// would bypass every rule here.
 pub(super) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let is_asked = named(headers).any(|name| name.eq_ignore_ascii_case("upgrade"));
     let is_http = |value: &HeaderValue| {
@@ -84,16 +84,16 @@ pub(super) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     headers.get(header::UPGRADE).filter(|value| is_asked && !is_http(value)).cloned()
 }
 
-/// The names in `Connection`.
+/// Returns the names in `Connection`.
 fn named(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let values = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim)
 }
 
-/// Removes what is meant for the next hop only.
+/// Removes headers that are meant for the next hop only.
 pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let also: Vec<HeaderName> = named(headers).filter_map(|name| name.parse().ok()).collect();
-    // A length beside a coding is one too many.
+    // A length in addition to a transfer coding is ambiguous.
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
@@ -102,13 +102,13 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Says that the connection goes on with another protocol.
+/// Sets the headers that announce a switch to another protocol.
 pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, protocol);
 }
 
-/// A request as the instance gets it, over a connection of its own.
+/// Rewrites a request to the form that the instance gets, over a connection of its own.
 pub(super) fn prepare<B>(
     request: &mut Request<B>,
     client: IpAddr,
@@ -121,13 +121,13 @@ pub(super) fn prepare<B>(
     *request.version_mut() = Version::HTTP_11;
     let headers = request.headers_mut();
     remove_hop_by_hop(headers);
-    // How long the body is, it says itself; and what was expected has been answered here.
+    // The body carries its own length, and an expectation was answered here.
     headers.remove(header::CONTENT_LENGTH);
     headers.remove(header::EXPECT);
     let is_forwarded =
         |name: &HeaderName| name.as_str().starts_with("x-forwarded-") || FORWARDED.contains(name);
-    // Programs of the field make `X_FORWARDED_FOR` of both `x-forwarded-for` and `x_forwarded_for`: a name
-    // that could be taken for one of the proxy's, or for the one that lets in, is not passed on.
+    // Common programs make `X_FORWARDED_FOR` of both `x-forwarded-for` and `x_forwarded_for`: a name that
+    // could be mistaken for one of the proxy's, or for the header that lets a request in, is not forwarded.
     let is_ambiguous = |name: &HeaderName| name.as_str().contains('_');
     let told: Vec<HeaderName> =
         headers.keys().filter(|name| is_forwarded(name) || is_ambiguous(name)).cloned().collect();

@@ -1,12 +1,13 @@
-//! Ingress: this process at ports of the host, and the HTTP proxy behind them.
+//! Ingress: ports of the host that this process listens at, and the HTTP proxy behind them.
 //!
-//! Guarantees: a port is listened at while somebody has rules there, once; a request leads to the
-//! address of an instance in the store or nowhere; bodies stream, and everything else is bounded (the
-//! head, the time for it, the rate of a body, connections and requests, in all and for one client, one instance
+//! Guarantees: a port is opened once, and only while an owner has rules for it; a request leads to the
+//! address of an instance in the store or nowhere; bodies stream, and everything else is bounded (the head,
+//! the time for it, the rate of a body, connections and requests, in total and for one client, one instance
 //! and one ingress).
-//! Assumes: clients and guests are strangers, the ones no more to be trusted than the others.
-//! Never: keeps a connection to an instance for later: an idle one would keep it from its standby.
-//! Cancel/crash: sockets end with the process; the next one opens them anew.
+//! Assumes: clients and guests are untrusted, and equally so.
+//! Never: keeps a connection to an instance for later, because an idle one would keep the instance from its
+//! standby.
+//! Cancel/crash: sockets end with the process; the next process opens them anew.
 
 mod answers;
 mod exchange;
@@ -36,17 +37,17 @@ use crate::peers::Shares;
 use places::Places;
 use server::Proxy;
 
-/// Looks for an instance by the word for it, and the port of it.
+/// A function that finds an instance by id or name, and its state for a connection to the port.
 pub type Look = Arc<dyn Fn(&str, u16) -> Reach + Send + Sync>;
 
-/// What the listeners are made of.
+/// The parts that the listeners are made of.
 pub struct IngressConfig {
-    /// Of this host.
+    /// The address of this host that the ports are opened at.
     pub address: IpAddr,
     /// The port of our own API, which no ingress gets.
     pub api_port: u16,
     pub reach: Look,
-    /// Told whose port was lost.
+    /// Called with the owner of a port that was lost.
     pub changed: Arc<dyn Fn(&Uid) + Send + Sync>,
 }
 
@@ -57,35 +58,35 @@ pub struct HttpListeners(Arc<Shared>);
 struct Shared {
     config: IngressConfig,
     places: Arc<Places>,
-    /// For connections of clients, over all ports.
+    /// Permits for connections of clients, over all ports.
     clients: Arc<Semaphore>,
     shares: Arc<Shares<IpAddr>>,
     ports: Mutex<BTreeMap<u16, Open>>,
 }
 
-/// One port.
+/// An open port.
 struct Open {
     served: Arc<Served>,
-    /// Holds the socket while it runs, and every connection of a client.
+    /// The task, which holds the socket while it runs, and all connections of clients.
     task: JoinHandle<()>,
 }
 
-/// What is served at a port.
+/// The rules that are served at a port.
 #[derive(Default)]
 struct Served {
     rules: RwLock<Rules>,
-    /// The socket was closed by somebody else.
+    /// True if the socket was closed by another program.
     is_lost: AtomicBool,
 }
 
 #[derive(Default)]
 struct Rules {
     routes: Routes,
-    /// With the sender goes what goes on by an owner's rules.
+    /// Senders by owner: when a sender is dropped, the connections by that owner's rules end.
     cuts: BTreeMap<Uid, watch::Sender<()>>,
 }
 
-/// Ends when the rules are no more.
+/// A receiver that ends when the rules are removed.
 type Cut = watch::Receiver<()>;
 
 impl Served {
@@ -95,7 +96,7 @@ impl Served {
         all.cuts.insert(owner.clone(), watch::Sender::new(()));
     }
 
-    /// Whether nobody is left.
+    /// Removes an owner's rules; returns true if no owner is left.
     fn remove(&self, owner: &Uid) -> bool {
         let mut all = self.rules.write().unwrap_or_else(PoisonError::into_inner);
         all.routes.remove(owner);
@@ -159,10 +160,10 @@ impl HttpListeners {
         self.0.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether we listen at this port, or could.
+    /// Checks whether we listen at this port, or could.
     ///
     /// # Errors
-    /// When that cannot be found out, as with an address that is not this host's.
+    /// Fails when that cannot be determined, for example for an address that is not this host's.
     pub fn can_listen(&self, port: u16) -> Result<bool, HostError> {
         let IngressConfig { address, api_port, .. } = self.0.config;
         if port == api_port {
@@ -178,7 +179,7 @@ impl HttpListeners {
         }
     }
 
-    /// Opens a port that is not open, with nothing served there yet.
+    /// Opens a port that is not open; it has no rules yet.
     fn listen(&self, port: u16) -> Result<Open, HostError> {
         let Shared { config, places, clients, shares, ports: _ } = &*self.0;
         let failed = |error| HostError::io("listen at port", port.to_string(), error);
@@ -225,7 +226,7 @@ impl Listeners for HttpListeners {
     async fn open(&self, owner: &Uid, port: u16, rules: &[IngressRule]) -> Result<(), HostError> {
         let mut ports = self.lock();
         if !ports.get(&port).is_some_and(Open::is_there) {
-            // What was lost goes first: its others open it again by passes of their own.
+            // The lost socket is removed first: its other owners open the port again in passes of their own.
             ports.remove(&port);
             let open = self.listen(port)?;
             ports.insert(port, open);
@@ -244,7 +245,7 @@ impl Listeners for HttpListeners {
         };
         if let Some(mut open) = last {
             open.task.abort();
-            // How it ended is of no interest; with the task the socket closes.
+            // The result of the task is not needed; the socket closes with it.
             let _ = (&mut open.task).await;
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! Permits of requests to instances: so many in all, and shares of them for one instance, for the rules of
-//! one ingress, and for one client.
+//! Permits of requests to instances: a total number, and shares of it for one instance, for the rules of one
+//! ingress, and for one client.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(super) struct Places {
     clients: Arc<Shares<IpAddr>>,
 }
 
-/// Taken as long as it lives.
+/// A permit, held as long as the value lives.
 #[derive(Debug)]
 pub(super) struct Place {
     _all: OwnedSemaphorePermit,
@@ -42,7 +42,7 @@ impl Default for Places {
 }
 
 impl Places {
-    /// `None` when there are too many, in all or of one of these.
+    /// Takes a permit; returns `None` when there are too many requests, in total or of one of these.
     pub(super) fn take(&self, target: &Uid, owner: &Uid, client: IpAddr) -> Option<Place> {
         Some(Place {
             _client: self.clients.take(&client_of(client))?,
@@ -74,7 +74,7 @@ mod tests {
         Ipv4Addr::from(u32::try_from(number).expect("small")).into()
     }
 
-    /// How many permits are to be had when each asks for what `ask` says of its number.
+    /// Takes permits until one is refused; `ask` returns the keys of each request by its number.
     fn held(places: &Places, ask: impl Fn(usize) -> (Uid, Uid, IpAddr)) -> Vec<Place> {
         let one = |number| {
             let (target, owner, client) = ask(number);

@@ -1,6 +1,7 @@
-//! Whether anything moves over a connection.
+//! Detection of connections over which no data moves.
 //!
-//! Guarantees: one over which no byte went either way for [`INGRESS_STALL_MAX`] is told within twice that.
+//! Guarantees: a connection over which no byte went either way for [`INGRESS_STALL_MAX`] is reported within
+//! twice that time.
 
 use std::io;
 use std::pin::Pin;
@@ -13,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-/// Counts reads and writes; clones share the count.
+/// A counter of reads and writes; clones share the count.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Progress(Arc<AtomicU64>);
 
@@ -22,7 +23,7 @@ impl Progress {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Until nothing has moved for long.
+    /// Waits until no data has moved for [`INGRESS_STALL_MAX`].
     pub(super) async fn stalled(&self) {
         let mut before = self.0.load(Ordering::Relaxed);
         loop {
@@ -36,7 +37,7 @@ impl Progress {
     }
 }
 
-/// A connection whose progress is noted.
+/// A connection whose progress is counted.
 pub(super) struct Watched {
     pub(super) stream: TcpStream,
     pub(super) progress: Progress,

@@ -1,4 +1,4 @@
-//! The clients' side of a port: connections, their heads, and the answer to each request.
+//! The clients' side of a port: connections, their heads, and the response to each request.
 
 use std::convert::Infallible;
 use std::io;
@@ -22,29 +22,29 @@ use super::places::Places;
 use super::{Look, Served};
 use crate::peers::{Shares, Unstalled, client_of, watch_over};
 
-/// After a failed accept (no descriptors): long enough not to spin, short enough not to be noticed.
+/// Pause after a failed accept (no descriptors), long enough not to spin and short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What a port's requests are answered with.
+/// The state that the requests of a port are handled with.
 pub(super) struct Proxy {
     pub(super) served: Arc<Served>,
     pub(super) reach: Look,
     pub(super) places: Arc<Places>,
     pub(super) clients: Arc<Semaphore>,
-    /// Of those connections, by the client's address.
+    /// Shares of the clients' connections, by client address.
     pub(super) shares: Arc<Shares<IpAddr>>,
 }
 
-/// Serves until the socket is no more; dropped, it closes every client's connection with it.
+/// Serves until the socket is lost; when it is dropped, it closes the connections of all clients.
 pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>) {
     let mut connections = JoinSet::new();
     loop {
-        // Without a place nobody is let in: who comes then waits in the kernel's queue.
+        // No connection is accepted without a permit: clients wait in the kernel's queue meanwhile.
         let next = async {
             let place = proxy.clients.clone().acquire_owned().await;
             (place, listener.accept().await)
         };
-        // What is over is let go of. Both arms may be dropped: no connection is lost by it.
+        // Finished connections are removed. Both arms may be dropped without losing a connection.
         let (place, accepted) = tokio::select! {
             biased;
             Some(_) = connections.join_next() => continue,
@@ -74,7 +74,7 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>) {
     }
 }
 
-/// The socket does not listen any more.
+/// True if the socket no longer listens.
 fn is_lost(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidInput
 }

@@ -1,4 +1,5 @@
-//! The proxy between real sockets of the loopback: clients here, an instance that is a program of the test.
+//! Tests of the proxy between real sockets of the loopback: clients, and an instance that is played by the
+//! test.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::atomic::{AtomicU16, AtomicUsize};
@@ -14,7 +15,7 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// For what happens at once.
+/// Time limit for what should happen at once.
 const MOMENT: Duration = Duration::from_secs(20);
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -29,7 +30,7 @@ fn rule(hostname: &str, port: u16, target: u16, auth: bool) -> IngressRule {
     serde_json::from_value(body).expect("valid")
 }
 
-/// Only `web` is an instance that runs; everything is at the loopback.
+/// Resolves names: only `web` is an instance that runs; everything is at the loopback.
 fn reach(word: &str, _: u16) -> Reach {
     match word {
         "web" => Reach::At { instance: uid('w'), address: Ipv4Addr::LOCALHOST, state: State::Running },
@@ -56,7 +57,8 @@ fn listeners() -> (HttpListeners, Arc<AtomicUsize>) {
     (listeners, lost)
 }
 
-/// A port that nobody has: below those that the kernel gives to connections, and each to one test only.
+/// Returns a free port below those that the kernel assigns to connections; each port is used by one test
+/// only.
 fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(20_000);
     loop {
@@ -68,7 +70,7 @@ fn free_port() -> u16 {
     }
 }
 
-/// An instance that answers each connection with what `play` makes of it.
+/// Starts an instance that handles each connection with `play`; returns its port.
 async fn instance<F>(play: impl Fn(TcpStream) -> F + Send + 'static) -> u16
 where
     F: Future<Output = ()> + Send + 'static,
@@ -119,14 +121,14 @@ fn error(answer: &str) -> (u16, String) {
     (status(answer), body.code)
 }
 
-/// Says what it was asked.
+/// Responds with the head of the request.
 async fn echo(mut stream: TcpStream) {
     let asked = head(&mut stream).await;
     let answer = format!(
         "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: X-Hop\r\nX-Hop: 1\r\nX-Stay: 1\r\n\r\n{asked}",
         asked.len()
     );
-    // A client that is gone is no business of its.
+    // It does not matter to the instance if the client is gone.
     let _ = stream.write_all(answer.as_bytes()).await;
 }
 
@@ -206,7 +208,7 @@ async fn an_instance_that_talks_nonsense_or_hangs_up_is_a_bad_gateway() {
         listeners.open(&owner, port, &[rule(&host, port, target, false)]).await.expect("open");
         assert_eq!(error(&get(port, &host, "").await), (502, "bad_gateway".to_owned()), "{answer}");
     }
-    // The reader looks at its limit between two reads, so some more than that may pass.
+    // The reader checks its limit between two reads, so some more than the limit may pass.
     let long = "x".repeat(stead_schemas::limits::INGRESS_HEAD_BYTES_MAX * 2);
     let answer = get(port, "h0.test", &format!("x-long: {long}\r\n")).await;
     assert_eq!(status(&answer), 431, "{answer}");
@@ -218,7 +220,7 @@ async fn an_instance_that_talks_nonsense_or_hangs_up_is_a_bad_gateway() {
 async fn bodies_stream_both_ways_and_a_tunnel_goes_on_until_its_rules_are_gone() {
     let (listeners, _) = listeners();
     let port = free_port();
-    // Answers each byte of the body as it comes, before the next one is sent.
+    // The instance answers each byte of the body as it comes, before the next one is sent.
     let streaming = instance(|mut stream: TcpStream| async move {
         head(&mut stream).await;
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
@@ -271,11 +273,12 @@ async fn bodies_stream_both_ways_and_a_tunnel_goes_on_until_its_rules_are_gone()
     tunnel.read_exact(&mut bytes).await.expect("echoed");
     assert_eq!(&bytes, b"there");
 
-    // Its owner's rules go: what goes on by them is cut, the port stays another's.
+    // The owner's rules are removed: connections by them are cut, and the port stays open for the other
+    // owner.
     listeners.close(&uid('a'), port).await.expect("closed");
     let end = timeout(MOMENT, tunnel.read(&mut bytes)).await.expect("cut");
     assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
-    // An answer that is cut does not look like a whole one.
+    // A response that is cut does not look complete.
     let mut rest = Vec::new();
     let _ = timeout(MOMENT, stream.read_to_end(&mut rest)).await.expect("cut");
     assert!(!rest.ends_with(b"0\r\n\r\n"), "{}", String::from_utf8_lossy(&rest));
@@ -284,7 +287,7 @@ async fn bodies_stream_both_ways_and_a_tunnel_goes_on_until_its_rules_are_gone()
     listeners.close(&uid('b'), port).await.expect("closed");
     assert!(TcpStream::connect(address).await.is_err(), "nobody wants the port");
     assert_eq!(listeners.list().await.expect("listed"), []);
-    // Again is as good.
+    // Closing again succeeds too.
     listeners.close(&uid('b'), port).await.expect("closed");
 }
 
@@ -294,7 +297,7 @@ async fn too_many_requests_to_one_instance_are_told_to_come_again() {
     let (port, target) = (free_port(), instance(echo).await);
     listeners.open(&uid('a'), port, &[rule("a.test", port, target, false)]).await.expect("open");
     let places = &listeners.0.places;
-    // Each by another client and another ingress.
+    // Each permit is taken by another client and another ingress.
     let take = |number: usize| {
         let client = Ipv4Addr::from(u32::try_from(number).expect("small"));
         places.take(&uid('w'), &format!("o{number:023}").parse().expect("valid"), client.into())
@@ -306,7 +309,7 @@ async fn too_many_requests_to_one_instance_are_told_to_come_again() {
     held.pop();
     assert_eq!(status(&get(port, "a.test", "").await), 200);
     held.clear();
-    // One who leaves before there is an answer: the instance never gives one.
+    // This client leaves before there is a response: the instance never sends one.
     let silent = instance(|mut stream: TcpStream| async move {
         head(&mut stream).await;
         let _ = stream.read_u8().await;
@@ -323,7 +326,7 @@ async fn too_many_requests_to_one_instance_are_told_to_come_again() {
     .await
     .expect("it is passed on");
     drop(client);
-    // A request that is over gives its place back, whether its client waited for the end or not.
+    // A request that is over returns its permit, whether its client waited for the end or not.
     let all_back = async {
         loop {
             let taken: Vec<_> = (0..usize::MAX).map_while(take).collect();
@@ -384,7 +387,7 @@ async fn a_connection_too_many_waits_until_another_one_ends() {
     let others = u32::try_from(INGRESS_CONNECTIONS_MAX - 1).expect("small");
     let _others = clients.clone().acquire_many_owned(others).await.expect("free");
     listeners.open(&uid('a'), port, &[rule("a.test", port, target, false)]).await.expect("open");
-    // The one place that is left goes to the one who is first, who says nothing.
+    // The last permit goes to the first client, which sends nothing.
     let first = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("open");
     timeout(MOMENT, async {
         while clients.available_permits() > 0 {
@@ -415,7 +418,7 @@ async fn a_socket_that_somebody_shuts_is_noticed() {
     timeout(MOMENT, served).await.expect("noticed").expect("no panic");
 }
 
-/// What becomes of bytes of a client, and of those of an instance that answers with others.
+/// Plays bytes of a client, and of an instance that responds with others.
 async fn play(asked: Vec<u8>, answered: Vec<u8>) {
     let (listeners, _) = listeners();
     let port = free_port();

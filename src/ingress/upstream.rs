@@ -1,4 +1,4 @@
-//! The instances' side: a connection for each request, which is closed with it.
+//! The instances' side: a connection for each request, closed with the request.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -26,20 +26,21 @@ use super::places::Place;
 use super::progress::{Progress, Watched};
 use crate::peers::{Patience, Patient, TooSlow, watch_over};
 
-/// What a connection to an instance lives by.
+/// The things that a connection to an instance depends on.
 #[derive(Debug, Clone)]
 pub(super) struct Hold {
     pub(super) cut: Cut,
-    /// Its place among the requests, given back with the last of these.
+    /// The request's permit, returned when the last holder drops it.
     pub(super) place: Arc<Place>,
     pub(super) progress: Progress,
 }
 
 impl Hold {
-    /// Until the rules that it came by are no more, or nothing moves over it any more.
+    /// Waits until the rules that the request came by are removed, or no data moves over the connection any
+    /// more.
     async fn ends(mut self) {
         let cut = async {
-            // Nothing is ever said but that it ends.
+            // The channel carries no values; only its end matters.
             while self.cut.changed().await.is_ok() {}
         };
         tokio::select! {
@@ -50,7 +51,7 @@ impl Hold {
     }
 }
 
-/// Connects; an instance in standby takes its time.
+/// Connects; an instance in standby needs time to be restored.
 pub(super) async fn connect(address: Ipv4Addr, port: u16, hold: &Hold) -> Result<SendRequest<Body>, Refusal> {
     let connecting = TcpStream::connect(SocketAddr::from((address, port)));
     let stream = match timeout(INGRESS_CONNECT_TIMEOUT, connecting).await {
@@ -64,7 +65,7 @@ pub(super) async fn connect(address: Ipv4Addr, port: u16, hold: &Hold) -> Result
         }
         Err(_) => return Err(Refusal::TimedOut("take the connection")),
     };
-    // How long an instance may take to take what it is sent is judged by what moves at all.
+    // An instance that takes data slowly is judged only by whether any data moves.
     watch_over(&stream, INGRESS_STALL_MAX);
     let watched = Watched { stream, progress: hold.progress.clone() };
     let mut builder = Builder::new();
@@ -74,7 +75,7 @@ pub(super) async fn connect(address: Ipv4Addr, port: u16, hold: &Hold) -> Result
     let hold = hold.clone();
     tokio::spawn(async move {
         let place = hold.place.clone();
-        // Dropped in the middle, the connection is cut, and its body ends with an error: so it shall be.
+        // A connection that is dropped early is cut, and its body ends with an error, as intended.
         tokio::select! {
             biased;
             () = hold.ends() => {}
@@ -89,7 +90,8 @@ pub(super) async fn connect(address: Ipv4Addr, port: u16, hold: &Hold) -> Result
     Ok(sender)
 }
 
-/// Sends the request and waits for the head of its answer, which has its time once all is sent.
+/// Sends the request and waits for the head of its response, whose time limit starts once everything is
+/// sent.
 pub(super) async fn send(
     mut sender: SendRequest<Body>,
     request: Request<Incoming>,
@@ -98,11 +100,11 @@ pub(super) async fn send(
     let patience = Patience::at_rate(INGRESS_BODY_WAIT_MAX, BODY_RATE_MIN);
     let request = request.map(|body| Body::new(Upload { body: Patient::new(body, patience), _sent: sent }));
     let late = async {
-        // It is dropped, and never told.
+        // The sender is dropped without a value.
         let _ = is_sent.await;
         sleep(INGRESS_ANSWER_TIMEOUT).await;
     };
-    // Dropping the answer closes the connection.
+    // Dropping the response closes the connection.
     tokio::select! {
         biased;
         answer = sender.send_request(request) => answer.map_err(|error| {
@@ -113,7 +115,7 @@ pub(super) async fn send(
     }
 }
 
-/// It was the client that kept the exchange from going on.
+/// True if the client kept the exchange from continuing.
 fn is_too_slow(error: &hyper::Error) -> bool {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -128,7 +130,7 @@ fn is_too_slow(error: &hyper::Error) -> bool {
 /// A body on its way to the instance.
 struct Upload {
     body: Patient<Incoming>,
-    /// Goes with it, when it is sent or nobody wants it any more.
+    /// Dropped with the body, when it is sent or no longer needed.
     _sent: oneshot::Sender<()>,
 }
 
@@ -152,7 +154,7 @@ impl HttpBody for Upload {
     }
 }
 
-/// Passes bytes both ways until either side ends, or what it lives by does.
+/// Copies bytes both ways until either side ends, or its hold does.
 pub(super) async fn tunnel(client: OnUpgrade, instance: OnUpgrade, hold: Hold) {
     let place = hold.place.clone();
     let copied = async {

@@ -1,8 +1,10 @@
-//! What the other end of a connection may cost: a share of the connections, and the time that is waited for it.
+//! Limits on the cost of the other end of a connection: a share of the connections, and the time that is
+//! waited for it.
 //!
-//! Guarantees: a peer that is gone, that does not send what it announced, or that does not take what it
-//! asked for is let go within the times that the caller names; one address has its share and no more.
-//! Never: decides what those times and shares are.
+//! Guarantees: the connection of a peer that is gone, that does not send what it announced, or that does not
+//! take what it asked for is ended within the times that the caller names; one address gets its share and no
+//! more.
+//! Never: decides those times and shares.
 
 mod patience;
 mod shares;
@@ -19,11 +21,11 @@ pub(crate) use patience::{Patience, Patient, TooSlow};
 pub(crate) use shares::{Share, Shares, client_of};
 pub(crate) use stall::Unstalled;
 
-/// Time between two probes of a peer that says nothing; after nine without an answer it is gone.
+/// Time between two probes of a silent peer; after nine without an answer it counts as gone.
 const KEEPALIVE_PROBE: Duration = Duration::from_secs(60);
 
-/// Has the kernel find out whether a silent peer is still there, and give up one that does not
-/// acknowledge what it was sent for `unacknowledged`. What cannot be set only delays that.
+/// Makes the kernel check whether a silent peer still exists, and give up a peer that does not acknowledge
+/// data for `unacknowledged`. An option that cannot be set only delays the detection.
 pub(crate) fn watch_over(socket: impl AsFd, unacknowledged: Duration) {
     let socket = socket.as_fd();
     let _ = set_tcp_nodelay(socket, true);

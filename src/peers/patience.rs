@@ -1,4 +1,4 @@
-//! Bodies that have to arrive at a least rate.
+//! Bodies that must arrive at a minimum rate.
 
 use std::fmt;
 use std::pin::Pin;
@@ -10,9 +10,10 @@ use bytes::{Buf, Bytes};
 use hyper::body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// The time that a sender may still let us wait: waiting uses it up, and every byte that comes adds to it.
+/// The time for which a sender may still make us wait: waiting uses it up, and every received byte adds to
+/// it.
 ///
-/// Only the time in which nothing was there to read counts: a slow reader does not make its sender late.
+/// The time counts only while there is nothing to read: a slow reader does not make its sender late.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Patience {
     left: Duration,
@@ -21,12 +22,13 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// For what has to be there whole within a time.
+    /// Makes the patience for a body that must arrive completely within a time.
     pub(crate) fn in_all(most: Duration) -> Self {
         Self { left: most, most, per_byte: Duration::ZERO }
     }
 
-    /// For what may be of any length, at so many bytes a second at least over a time of `most`.
+    /// Makes the patience for a body of any length, which must arrive at `bytes_per_second` at least over a
+    /// time of `most`.
     pub(crate) fn at_rate(most: Duration, bytes_per_second: u32) -> Self {
         Self { left: most, most, per_byte: Duration::from_secs(1) / bytes_per_second.max(1) }
     }
@@ -41,7 +43,7 @@ impl Patience {
     }
 }
 
-/// A sender was slower than it may be.
+/// The error for a sender that was slower than allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooSlow;
 
@@ -58,7 +60,7 @@ pub(crate) struct Patient<B> {
     body: B,
     patience: Patience,
     timer: Pin<Box<Sleep>>,
-    /// When the wait began that is going on.
+    /// Start of the current wait.
     waiting: Option<Instant>,
 }
 
@@ -117,7 +119,7 @@ mod tests {
 
     const MOST: Duration = Duration::from_secs(30);
 
-    /// Pieces of so many bytes, one every so often.
+    /// Makes a body of `count` pieces of `size` bytes, one after each pause of `every`.
     fn drip(size: usize, every: Duration, count: usize) -> Body {
         let pieces = stream::unfold(0, move |number| async move {
             (number < count).then_some(())?;

@@ -1,17 +1,17 @@
-//! Shares of something that there is so much of, for each of those who want it.
+//! Shares of a limited resource: each key may take up to a fixed number.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many of something each one has.
+/// A table of how many shares each key has.
 #[derive(Debug)]
 pub(crate) struct Shares<K: Ord> {
     most: usize,
     taken: Mutex<BTreeMap<K, usize>>,
 }
 
-/// One of them, taken as long as this lives.
+/// A share, taken as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Share<K: Ord> {
     shares: Arc<Shares<K>>,
@@ -23,7 +23,7 @@ impl<K: Ord + Clone> Shares<K> {
         Arc::new(Self { most, taken: Mutex::default() })
     }
 
-    /// `None` when this one has as many as it may.
+    /// Takes a share; returns `None` when this key has as many as it may.
     pub(crate) fn take(self: &Arc<Self>, of: &K) -> Option<Share<K>> {
         let mut taken = self.lock();
         let has = taken.get(of).copied().unwrap_or(0);
@@ -58,7 +58,8 @@ impl<K: Ord> Drop for Share<K> {
     }
 }
 
-/// Whom an address stands for: an IPv6 network of 64 bits is one client's, who has all addresses in it.
+/// Returns the client that an address stands for: an IPv6 network of 64 bits belongs to one client, which
+/// has all addresses in it.
 pub(crate) fn client_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),

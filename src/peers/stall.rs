@@ -1,4 +1,4 @@
-//! Connections whose peer has to take what it is sent.
+//! Connections whose peer must take the data that it is sent.
 
 use std::io;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ impl<S> Unstalled<S> {
         Self { stream, most, timer: Box::pin(sleep_until(Instant::now())), is_waiting: false }
     }
 
-    /// The outcome of a write, or an error when the peer has not let one through for too long.
+    /// Returns the outcome of a write, or an error when the peer has not let one through for too long.
     fn judge<T>(&mut self, context: &mut Context<'_>, wrote: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if wrote.is_ready() {
             self.is_waiting = false;
@@ -97,7 +97,7 @@ mod tests {
                 tokio::time::sleep(MOST / 2).await;
                 theirs.read_exact(&mut piece).await.expect("sent");
             }
-            // Kept open, and not read any more.
+            // The connection is kept open, and not read any more.
             std::future::pending::<()>().await;
         };
         let writes = async {

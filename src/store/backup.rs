@@ -7,10 +7,10 @@
 //! entry = 'r' or 'f', key length (u32), key, value length (u32), value
 //! ```
 //! Guarantees: a backup is one durable state of the store; a file that was cut, changed, or joined from two
-//! backups is refused before anything is restored. Nothing in it can be read without `keys/seal.key`, which is not
-//! part of it: keep a copy of that key elsewhere.
-//! Never: contains disks, volumes, memories or images; instances restored from it start on new disks where
-//! theirs are gone, and say so.
+//! backups is refused before anything is restored. Nothing in it can be read without `keys/seal.key`, which
+//! is not part of it: keep a copy of that key elsewhere.
+//! Never: contains disks, volumes, memories or images; instances restored from it start on new disks if
+//! theirs are gone, and report that.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
@@ -31,24 +31,24 @@ const FRAME_BYTES: usize = 256 << 10;
 const FRAME_BYTES_MAX: u32 = 64 << 20;
 /// Length of the longest first line that is read, in bytes.
 const HEAD_BYTES_MAX: u64 = 256;
-/// Records written to the new database with one commit.
+/// Number of records that are written to the new database with one commit.
 const BATCH_RECORDS: usize = 256;
 /// Files beside the database that belong to the control plane, below the data directory.
 const FILES: [&str; 4] = ["keys/jwt.key", "keys/jwt.old.key", "keys/tokens.json", "store-id"];
 
-/// Contents of a backup.
+/// The contents of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     pub created_at: jiff::Timestamp,
-    /// Records of the database: objects, names, claims.
+    /// Number of records of the database: objects, names, claims.
     pub records: usize,
     pub revision: u64,
-    /// Records that could not be read when the backup was made, and are not part of it.
+    /// Number of records that could not be read when the backup was made, and are not part of it.
     pub unreadable: usize,
     pub version: String,
 }
 
-/// Why a backup could not be made or restored.
+/// The reason why a backup could not be made or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     #[error("cannot use {path}", path = path.display())]
@@ -74,7 +74,7 @@ pub enum BackupError {
 /// Writes a backup of this state. Blocks; memory is bounded by one frame.
 ///
 /// # Errors
-/// See [`BackupError`].
+/// Returns a [`BackupError`].
 pub fn write(export: &Export, data_dir: &Path, out: &mut dyn Write) -> Result<Summary, BackupError> {
     let sealer = ChaChaSealer::existing(&data_dir.join("keys/seal.key"))?;
     let id = cuid2::create_id();
@@ -141,19 +141,19 @@ fn aad(id: &str, number: u64) -> String {
     format!("stead-backup/{id}/{number}")
 }
 
-/// Reads the whole backup and checks it; nothing is written.
+/// Reads the whole backup and checks it; writes nothing.
 ///
 /// # Errors
-/// See [`BackupError`].
+/// Returns a [`BackupError`].
 pub fn verify(backup: &Path, seal_key: &Path) -> Result<Summary, BackupError> {
     let sealer = ChaChaSealer::existing(seal_key)?;
     read(backup, &sealer, &mut |_, _, _| Ok(()))
 }
 
-/// Restores a backup into a data directory that is empty or not there yet. Blocks on the disk.
+/// Restores a backup into a data directory that is empty or does not exist yet. Blocks on the disk.
 ///
 /// # Errors
-/// See [`BackupError`]; a backup that is not whole leaves nothing.
+/// Returns a [`BackupError`]; an incomplete backup leaves nothing.
 pub async fn restore(backup: &Path, data_dir: &Path, seal_key: &Path) -> Result<Summary, BackupError> {
     let io = |path: &Path| {
         let path = path.to_path_buf();
@@ -165,7 +165,7 @@ pub async fn restore(backup: &Path, data_dir: &Path, seal_key: &Path) -> Result<
     if fs::read_dir(data_dir).map_err(io(data_dir))?.next().is_some() {
         return Err(BackupError::NotEmpty { path: data_dir.to_path_buf() });
     }
-    // Under another name until it is whole: a daemon that starts meanwhile finds no database.
+    // The directory has another name until it is complete: a daemon that starts meanwhile finds no database.
     let new = data_dir.join("restoring");
     private_directory(&new.join("keys")).map_err(io(&new))?;
     write_file(&new.join("keys/seal.key"), &fs::read(seal_key).map_err(io(seal_key))?)?;
@@ -183,7 +183,7 @@ pub async fn restore(backup: &Path, data_dir: &Path, seal_key: &Path) -> Result<
         database.commit(Batch { writes: writes.to_vec() }).await?;
     }
     drop(database);
-    // The database is last: a data directory without one is no data directory.
+    // The database is moved last: a directory without a database is no data directory.
     for name in ["keys", "store-id", "db"] {
         match fs::rename(new.join(name), data_dir.join(name)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && name != "db" => {}
@@ -204,7 +204,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), BackupError> {
     written.map_err(|source| BackupError::Io { path: path.to_path_buf(), source })
 }
 
-/// Calls `visit` with the tag, key and value of every entry.
+/// A callback with the tag, key and value of every entry.
 type Visit<'a> = dyn FnMut(u8, &str, &[u8]) -> Result<(), BackupError> + 'a;
 
 fn read(backup: &Path, sealer: &ChaChaSealer, visit: &mut Visit<'_>) -> Result<Summary, BackupError> {
@@ -267,10 +267,10 @@ fn visit_entries(mut rest: &[u8], visit: &mut Visit<'_>) -> Result<(), BackupErr
     Ok(())
 }
 
-/// Makes a backup in a file that appears when it is whole.
+/// Makes a backup in a file that appears when it is complete.
 ///
 /// # Errors
-/// See [`BackupError`]; no file is left then.
+/// Returns a [`BackupError`]; no file is left then.
 pub fn write_to_file(export: &Export, data_dir: &Path, path: &Path) -> Result<Summary, BackupError> {
     let io = |source| BackupError::Io { path: path.to_path_buf(), source };
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -288,14 +288,14 @@ pub fn write_to_file(export: &Export, data_dir: &Path, path: &Path) -> Result<Su
     Ok(summary)
 }
 
-/// The fuzzer's way in.
+/// The entry point of the fuzzer.
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing {
     use stead_controllers::store::SealError;
 
     use super::{Sealer, read_from};
 
-    /// Opens everything: what lies behind the seal is what is fuzzed.
+    /// A sealer that opens everything: the code behind the seal is fuzzed.
     struct Unsealed;
 
     impl Sealer for Unsealed {

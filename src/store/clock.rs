@@ -24,7 +24,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// CUID2, as the wire has it.
+/// The source of random ids: CUID2, as on the wire.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CuidIds;
 

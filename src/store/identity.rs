@@ -17,7 +17,7 @@ use crate::unfinished::remove_unfinished;
 /// Name of the file in both directories.
 const FILE: &str = "store-id";
 
-/// Why a daemon must not start here.
+/// The reason why a daemon must not start here.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     #[error(
@@ -35,7 +35,7 @@ pub enum IdentityError {
 /// Checks, before the database is opened or made, that the VMs in `run_dir` belong to it.
 ///
 /// # Errors
-/// When there are VMs of another data directory; nothing was changed then.
+/// Fails when there are VMs of another data directory; nothing was changed then.
 pub fn check(data_dir: &Path, run_dir: &Path) -> Result<(), IdentityError> {
     let machines = count(&run_dir.join("vm"))?;
     if machines == 0 {
@@ -43,7 +43,7 @@ pub fn check(data_dir: &Path, run_dir: &Path) -> Result<(), IdentityError> {
     }
     let (own, theirs) = (read(data_dir)?, read(run_dir)?);
     let is_new = !data_dir.join("db").join("db").exists();
-    // An older release wrote no identity: its database is there, and so are its VMs.
+    // An older release wrote no identity: its database exists, and so do its VMs.
     let is_same = if theirs.is_none() { !is_new } else { own == theirs };
     if is_same {
         return Ok(());
@@ -52,10 +52,10 @@ pub fn check(data_dir: &Path, run_dir: &Path) -> Result<(), IdentityError> {
     Err(IdentityError::ForeignMachines { data_dir, run_dir, machines, is_new })
 }
 
-/// Gives the data directory an identity if it has none, and notes it in `run_dir`.
+/// Gives the data directory an identity if it has none, and records it in `run_dir`.
 ///
 /// # Errors
-/// When a file cannot be read or written.
+/// Fails when a file cannot be read or written.
 pub fn record(data_dir: &Path, run_dir: &Path) -> Result<(), IdentityError> {
     for path in [data_dir, run_dir] {
         let removed = remove_unfinished(path);

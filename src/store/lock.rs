@@ -1,8 +1,8 @@
-//! One daemon per data directory: an exclusive flock on a file in it.
+//! The lock of a data directory for a single daemon: an exclusive flock on a file in it.
 //!
-//! Guarantees: the kernel frees it with the process, however that ends, and with what that was just about
-//! to start, which the next daemon waits for; a second daemon is told who holds it.
-//! Never: removes the file; that would let two processes lock two files of one name.
+//! Guarantees: the kernel frees the lock with the process, however it ends, and with any process that it was
+//! about to start; the next daemon waits for that. A second daemon gets an error that names the holder.
+//! Never: removes the file, which would let two processes lock two files of one name.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// Held while the value lives.
+/// The lock, held while the value lives.
 #[derive(Debug)]
 pub struct DirectoryLock {
     _file: File,
 }
 
-/// Why the directory could not be locked.
+/// The reason why the directory could not be locked.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     #[error("{path} is in use by process {holder}", path = path.display())]
@@ -27,8 +27,8 @@ pub enum LockError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// For which a process that was being started keeps the lock of a daemon that died just then: from its
-/// fork to its exec it has all the daemon's files.
+/// Time for which a process that was being started may keep the lock of a daemon that died in that moment:
+/// from its fork to its exec it holds all of the daemon's files.
 const REST_OF_DEAD: Duration = Duration::from_secs(2);
 const REST_POLL: Duration = Duration::from_millis(5);
 
@@ -46,7 +46,7 @@ impl DirectoryLock {
                 Err(error) => return Err(io(error.into())),
             }
             let mut holder = String::new();
-            // Who is writing it just now stays unnamed.
+            // A holder that is writing its pid just now stays unnamed.
             let _ = file.rewind().and_then(|()| file.read_to_string(&mut holder));
             if is_dead(&holder) && Instant::now() < deadline {
                 std::thread::sleep(REST_POLL);

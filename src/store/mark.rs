@@ -1,10 +1,11 @@
-//! How far the database had come, noted beside it from time to time.
+//! The revision that the database has reached, recorded beside it from time to time.
 //!
 //! ```text
-//! DATA/store-mark     a revision that the database has had
+//! DATA/store-mark     a revision that the database has reached
 //! ```
-//! The daemon ends VMs and removes disks that its store does not know. A database that is gone, or that has lost
-//! what it held (a file cut short, an old copy), would have it remove them all: it is refused instead.
+//! The daemon ends VMs and removes disks that its store does not know. With a database that is gone, or that
+//! has lost records (a file cut short, an old copy), it would remove them all; such a database is refused
+//! instead.
 
 use std::fs;
 use std::io::{self, Write};
@@ -17,11 +18,11 @@ use super::sled::sync_directory;
 
 /// Name of the file.
 const FILE: &str = "store-mark";
-/// Pause between two notes. What was stored after the last note is not missed when it is lost, but what was
-/// stored before it is.
+/// Time between two marks. A loss of records that were stored after the last mark is not noticed; a loss of
+/// earlier records is.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// Why a database is not used.
+/// The reason why a database is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum MarkError {
     #[error(
@@ -37,10 +38,10 @@ pub enum MarkError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// The noted revision; `None` when there is no note, as of an older release.
+/// Returns the recorded revision; `None` when there is no mark, as from an older release.
 ///
 /// # Errors
-/// When it cannot be read.
+/// Fails when it cannot be read.
 fn read(directory: &Path) -> Result<Option<u64>, MarkError> {
     let path = directory.join(FILE);
     match fs::read_to_string(&path) {
@@ -54,10 +55,10 @@ fn read(directory: &Path) -> Result<Option<u64>, MarkError> {
     }
 }
 
-/// Checks that the database is there (`None` where it is not) and has what it had.
+/// Checks that the database is there (`found` is `None` if it is not) and has reached the recorded revision.
 ///
 /// # Errors
-/// When it has lost something, or the note cannot be read.
+/// Fails when it has lost records, or the mark cannot be read.
 pub(super) fn check(directory: &Path, found: Option<u64>) -> Result<(), MarkError> {
     match read(directory)? {
         Some(mark) if found.is_none_or(|found| found < mark) => {
@@ -67,18 +68,18 @@ pub(super) fn check(directory: &Path, found: Option<u64>) -> Result<(), MarkErro
     }
 }
 
-/// Checks that a database that has been there is not gone.
+/// Checks that a database that once existed is not gone.
 ///
 /// # Errors
-/// When it is, or the note cannot be read.
+/// Fails when it is gone, or the mark cannot be read.
 pub fn check_presence(directory: &Path) -> Result<(), MarkError> {
     if directory.join("db").join("db").exists() { Ok(()) } else { check(directory, None) }
 }
 
-/// Notes a revision that is durable. The file is replaced as a whole. Blocks.
+/// Records a revision that is durable. The file is replaced as a whole. Blocks.
 ///
 /// # Errors
-/// When it cannot be written; the note of before stays.
+/// Fails when it cannot be written; the previous mark stays.
 pub fn note(directory: &Path, revision: u64) -> Result<(), MarkError> {
     let path = directory.join(FILE);
     let written = (|| {
@@ -91,7 +92,7 @@ pub fn note(directory: &Path, revision: u64) -> Result<(), MarkError> {
     written.map_err(|source| MarkError::Io { path, source })
 }
 
-/// Notes the store's durable revision now, and from now on whenever it has changed.
+/// Records the store's durable revision now, and whenever it has changed from now on.
 pub async fn keep(directory: PathBuf, store: Store) {
     let mut noted = note_changed(&directory, &store, None).await;
     tokio::spawn(async move {
@@ -102,8 +103,8 @@ pub async fn keep(directory: PathBuf, store: Store) {
     });
 }
 
-/// Returns the revision that is noted by now. A note that cannot be written, as on a full disk, is logged and
-/// written later.
+/// Returns the revision that is recorded afterwards. A mark that cannot be written, as on a full disk, is
+/// logged and written later.
 async fn note_changed(directory: &Path, store: &Store, noted: Option<u64>) -> Option<u64> {
     let revision = store.revision();
     if noted == Some(revision) {

@@ -3,9 +3,9 @@
 //! ```text
 //! DATA/lock           held by the daemon
 //! DATA/keys/seal.key  0600; without it the database cannot be read
-//! DATA/keys/jwt.key   0600; signs the API's tokens; the one before it is jwt.old.key
+//! DATA/keys/jwt.key   0600; signs the API's tokens; the previous key is jwt.old.key
 //! DATA/db/            the database
-//! DATA/store-mark     how far the database had come
+//! DATA/store-mark     a revision that the database has reached
 //! ```
 
 pub mod backup;
@@ -36,7 +36,7 @@ pub use seal::{KeyBytes, SealKeyError};
 use seal::ChaChaSealer;
 use sled::SledKv;
 
-/// An open data directory: keep it as long as the store is used.
+/// An open data directory; it must be kept as long as the store is used.
 #[derive(Debug)]
 pub struct DataDirectory {
     pub store: Store,
@@ -45,7 +45,7 @@ pub struct DataDirectory {
     pub lock: DirectoryLock,
 }
 
-/// Why a data directory could not be opened.
+/// The reason why a data directory could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("cannot make the data directory {path}", path = path.display())]
@@ -62,18 +62,18 @@ pub enum OpenError {
     Mark(#[source] mark::MarkError),
 }
 
-/// The key that signs the API's tokens; made when there is none. Works beside a running daemon.
+/// Returns the key that signs the API's tokens; makes it when there is none. Works beside a running daemon.
 ///
 /// # Errors
-/// When it cannot be read or made, or is open to others.
+/// Fails when it cannot be read or made, or is open to other users.
 pub fn token_key(directory: &Path) -> Result<KeyBytes, SealKeyError> {
     seal::read_or_create(&directory.join("keys").join("jwt.key"))
 }
 
-/// That key, and after it the one that was used before, as long as it is kept.
+/// Returns the key that signs the API's tokens, followed by the previous key as long as that is kept.
 ///
 /// # Errors
-/// When one cannot be read, is open to others, or there is none that signs.
+/// Fails when a key cannot be read or is open to other users, or when there is no key that signs.
 pub fn token_keys(directory: &Path) -> Result<Vec<KeyBytes>, SealKeyError> {
     let path = directory.join("keys").join("jwt.key");
     let signs = seal::read(&path)?;
@@ -83,12 +83,12 @@ pub fn token_keys(directory: &Path) -> Result<Vec<KeyBytes>, SealKeyError> {
     Ok(keys)
 }
 
-/// Makes a new key sign; the one that did stays trusted, and the one before it does not.
+/// Makes a new signing key; the current key stays trusted, and the key before it does not.
 ///
 /// # Errors
-/// When a file cannot be renamed or made.
+/// Fails when a file cannot be renamed or made.
 pub fn rotate_token_key(directory: &Path) -> Result<(), SealKeyError> {
-    // There is one to keep.
+    // This makes sure that a key exists that can be kept.
     token_key(directory)?;
     let (key, old) = (directory.join("keys").join("jwt.key"), directory.join("keys").join("jwt.old.key"));
     fs::rename(&key, old).map_err(|source| SealKeyError::Io { operation: "rename", path: key, source })?;
@@ -98,7 +98,7 @@ pub fn rotate_token_key(directory: &Path) -> Result<(), SealKeyError> {
 /// Ends the trust in the key before the last rotation, if there is one.
 ///
 /// # Errors
-/// When it cannot be removed.
+/// Fails when it cannot be removed.
 pub fn remove_old_token_key(directory: &Path) -> Result<(), SealKeyError> {
     let path = directory.join("keys").join("jwt.old.key");
     match fs::remove_file(&path) {
@@ -109,23 +109,23 @@ pub fn remove_old_token_key(directory: &Path) -> Result<(), SealKeyError> {
     }
 }
 
-/// A name for a token that no other one has.
+/// Returns a new unique id for a token.
 #[must_use]
 pub fn new_token_id() -> String {
     cuid2::create_id()
 }
 
-/// Locks and opens a data directory; makes it if it is not there. Blocks: call it at start.
+/// Locks and opens a data directory; makes it if it does not exist. Blocks: call it at start.
 ///
 /// # Errors
-/// See [`OpenError`]; nothing was changed when the lock is held by another process.
+/// Returns an [`OpenError`]; nothing was changed when the lock is held by another process.
 pub fn open(directory: &Path, kinds: Kinds) -> Result<DataDirectory, OpenError> {
     private_directory(directory)
         .map_err(|source| OpenError::Directory { path: directory.to_path_buf(), source })?;
     let lock = DirectoryLock::take(directory).map_err(OpenError::Lock)?;
     let database = directory.join("db");
     let has_database = database.join("db").exists();
-    // Before an empty one is made.
+    // The check comes before an empty database is made.
     mark::check_presence(directory).map_err(OpenError::Mark)?;
     let sealer = ChaChaSealer::open(&directory.join("keys").join("seal.key"), has_database)
         .map_err(OpenError::SealKey)?;

@@ -8,13 +8,14 @@ use std::path::Path;
 /// Mode of directories that hold disks, memories, keys and sockets.
 const MODE: u32 = 0o700;
 
-/// Makes the directory with mode 0700, or takes the rights of group and others from one that is there.
+/// Makes the directory with mode 0700, or removes the rights of group and others from an existing one.
 ///
 /// # Errors
-/// When it cannot be made or changed, or belongs to another user.
+/// Fails when it cannot be made or changed, or belongs to another user.
 pub fn private_directory(path: &Path) -> io::Result<()> {
     match DirBuilder::new().recursive(true).mode(MODE).create(path) {
-        // One that is there and cannot be looked at is said to exist: what follows says why it cannot.
+        // An existing directory that cannot be inspected is reported as existing: the call below returns the
+        // reason.
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
@@ -33,7 +34,8 @@ pub fn private_directory(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(MODE))
 }
 
-/// Has everything that this process makes be closed to group and others, whatever it was started with.
+/// Sets the umask so that all files that this process makes are closed to group and others, whatever umask
+/// it was started with.
 pub fn close_new_files() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
 }

@@ -1,11 +1,11 @@
 //! The sealer: XChaCha20-Poly1305 with one key per data directory.
 //!
-//! The extended variant, because nonces are random and its 24 bytes make a repetition out of the
-//! question for any number of writes.
+//! The extended variant is used because nonces are random, and its 24 bytes rule out a repetition for any
+//! number of writes.
 //!
-//! Guarantees: the key file is 0600 and durable before anything is sealed with it; a value opens
-//! only under the key (of the database) it was sealed for.
-//! Never: makes a new key where a database exists; that would lose every record.
+//! Guarantees: the key file is 0600 and durable before anything is sealed with it; a value opens only under
+//! the key (of the database) it was sealed for.
+//! Never: makes a new key where a database exists, because that would lose every record.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -23,10 +23,10 @@ use super::sled::sync_directory;
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
 
-/// The bytes of a key, which are cleared when they are not used any more.
+/// The bytes of a key, which are cleared when they are no longer used.
 pub type KeyBytes = Zeroizing<[u8; KEY_BYTES]>;
 
-/// Why there is no usable key.
+/// The reason why there is no usable key.
 #[derive(Debug, thiserror::Error)]
 pub enum SealKeyError {
     #[error("cannot {operation} the key {path}", path = path.display())]
@@ -35,12 +35,12 @@ pub enum SealKeyError {
     Length { path: PathBuf },
     #[error("the key {path} has mode {mode:o}: it must not be open to group or others (chmod 600)", path = path.display())]
     Mode { path: PathBuf, mode: u32 },
-    /// Restore the file; without it the database cannot be read.
+    /// The key file is missing; restore it, because the database cannot be read without it.
     #[error("the key {path} is missing but its database exists", path = path.display())]
     Missing { path: PathBuf },
 }
 
-/// Seals with one key.
+/// A sealer with one key.
 pub(crate) struct ChaChaSealer(XChaCha20Poly1305);
 
 impl fmt::Debug for ChaChaSealer {
@@ -82,7 +82,7 @@ pub(super) fn read_or_create(path: &Path) -> Result<KeyBytes, SealKeyError> {
     read(path)?.map_or_else(|| create(path).map_err(failed), Ok)
 }
 
-/// `None` when there is none.
+/// Reads a key; returns `None` when the file does not exist.
 pub(super) fn read(path: &Path) -> Result<Option<KeyBytes>, SealKeyError> {
     let at = || path.to_path_buf();
     let io = |source| SealKeyError::Io { operation: "read", path: at(), source };
@@ -102,7 +102,7 @@ pub(super) fn read(path: &Path) -> Result<Option<KeyBytes>, SealKeyError> {
     Ok(Some(Zeroizing::new(key)))
 }
 
-/// Whole or absent: written under another name, synced, then renamed.
+/// Creates a key file, complete or not at all: it is written under another name, synced, then renamed.
 fn create(path: &Path) -> io::Result<KeyBytes> {
     let directory = path.parent().unwrap_or(Path::new("."));
     super::private_directory(directory)?;

@@ -1,17 +1,18 @@
-//! `Kv` on sled 0.34: the one file that knows the product.
+//! `Kv` on sled 0.34; this is the only file that knows the product.
 //!
-//! All calls run on one thread of its own, as sled blocks. A commit is: reserve room in the file,
-//! apply the batch, flush, fdatasync; only then it is answered.
+//! All calls run on one separate thread, because sled blocks. A commit reserves room in the file, applies
+//! the batch, flushes and calls fdatasync; only then it is answered.
 //!
-//! Why not flush alone: sled's flush ends in sync_file_range, which writes pages back but neither
-//! the file's size nor the disk's cache (its issues 1351 and 1452).
-//! Why reserve: a sled that met a full disk is poisoned, and its flush may wait for ever, even the
-//! one at closing. So room for the batch is taken with fallocate first, beyond the file's end and
-//! without changing its size; if there is none, the batch is refused and sled never learns of it.
+//! A flush alone is not enough: sled's flush ends in sync_file_range, which writes pages back but neither
+//! the file's size nor the disk's cache (its issues 1351 and 1452). Room is reserved because a sled that met
+//! a full disk is poisoned, and its flush may wait for ever, even the flush at closing. So room for the
+//! batch is allocated with fallocate first, beyond the file's end and without changing its size; if there is
+//! none, the batch is refused before sled is called.
 //!
 //! Guarantees: an answered commit is on stable media; a full disk refuses new objects without harm,
-//! deletions and statuses live on a reserve, and all works again when there is room; a sled that failed all the same is closed and opened anew.
-//! Never: answers a commit that it only believes to be safe.
+//! deletions and statuses live on a reserve, and everything works again when there is room; a sled that
+//! failed nevertheless is closed and opened anew.
+//! Never: answers a commit whose durability is not certain.
 //! Cancel/crash: a dropped commit is still carried out; a crash leaves whole batches only.
 
 use std::ffi::OsString;
@@ -33,33 +34,36 @@ use tracing::warn;
 use super::reserve::{Reserve, WITHIN_BYTES, free_bytes};
 use super::sled_start::{START_BYTES, free_held_blocks, remove_unfinished, sync_settings};
 
-/// Room kept beyond the end of the file before every commit: sled writes whole segments of
-/// 512 KiB, and one batch can touch a few of them.
+/// Room that is reserved beyond the end of the file before every commit, in bytes: sled writes whole
+/// segments of 512 KiB, and one batch can touch a few of them.
 const ROOM_BYTES: u64 = 4 << 20;
-/// A batch is written as pages that hold more than itself: old neighbours are rewritten.
+/// Room to reserve for each byte of a batch, in bytes: a batch is written as pages that contain old
+/// neighbours too.
 const ROOM_PER_BATCH_BYTE: u64 = 4;
-/// The store holds every object itself and reads sled at start only; the default is 1 GiB.
+/// Size of sled's cache, in bytes: the store holds every object itself, and reads sled only at start. The
+/// default is 1 GiB.
 const CACHE_BYTES: u64 = 32 << 20;
-/// Time after which a commit is given up, so that its callers are answered. The disk may still carry it out.
+/// Time after which a commit is given up, so that its callers get a response. The disk may still carry it
+/// out.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(60);
-/// Time after which a commit that is not answered makes the store unhealthy; a busy disk takes up to a few seconds.
+/// Time after which an unanswered commit makes the store unhealthy; a busy disk takes up to a few seconds.
 const STALL_AFTER: Duration = Duration::from_secs(10);
 
-/// For a database that failed to close.
+/// Time for closing a database that failed.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The database in a directory of its own.
+/// The database, in a directory of its own.
 #[derive(Debug)]
 pub(crate) struct SledKv {
-    /// Taken at drop, which ends the thread.
+    /// Sender of requests; taken at drop, which ends the thread.
     requests: Option<mpsc::Sender<Request>>,
     thread: Option<thread::JoinHandle<()>>,
-    /// When the commit that the thread works on was sent. It stays set for as long as the disk stalls, and
-    /// nothing else is sent meanwhile: the store has one writer.
+    /// Time at which the commit that the thread works on was sent. It stays set for as long as the disk
+    /// stalls, and no other commit is sent meanwhile: the store has one writer.
     working_since: Arc<Mutex<Option<Instant>>>,
     commit_deadline: Duration,
     reserve: Reserve,
-    /// Read once at open, given to the first `load`.
+    /// The records that were read at open; given to the first `load`.
     loaded: Mutex<Vec<(Vec<u8>, Vec<u8>)>>,
 }
 
@@ -111,7 +115,8 @@ impl SledKv {
 }
 
 impl Drop for SledKv {
-    /// Waits for the thread, so that the directory can be opened again at once; not for a stalled disk.
+    /// Waits for the thread, so that the directory can be opened again at once; does not wait for a stalled
+    /// disk.
     fn drop(&mut self) {
         self.requests = None;
         let is_stalled = self.health().is_err();
@@ -170,7 +175,7 @@ impl Kv for SledKv {
 struct Server {
     directory: PathBuf,
     reserve: Reserve,
-    /// `None` after a failure; the next commit opens it anew.
+    /// The open database; `None` after a failure, and the next commit opens it again.
     database: Option<Database>,
     working_since: Arc<Mutex<Option<Instant>>>,
 }
@@ -181,7 +186,7 @@ impl Server {
         while let Ok(Request { batch, reply }) = queue.recv() {
             let result = commit(&self.directory, &self.reserve, &mut self.database, batch);
             *self.working_since.lock().expect("nothing panics while it is held") = None;
-            // The caller has gone if the disk took longer than the deadline.
+            // The caller is gone if the disk took longer than the deadline.
             let _ = reply.send(result);
         }
         if let Some(open) = self.database {
@@ -210,7 +215,8 @@ fn commit(
             Err(error)
         }
         Err(Failure::Broken(error)) => {
-            // Closed here, opened by the next commit: what it finds on disk is the truth.
+            // The database is closed here and opened by the next commit: the contents of the disk are
+            // authoritative.
             warn!(%error, "the database failed and will be opened anew");
             close_aside(open);
             Err(error)
@@ -218,25 +224,25 @@ fn commit(
     }
 }
 
-/// Closes a database that failed. Its closing flush may wait for ever for a write that will never
-/// come, so it has a thread of its own. While that hangs sled keeps its file locked, opening anew
+/// Closes a database that failed. Its closing flush may wait for ever for a write that will never come, so
+/// it gets a thread of its own. While that hangs, sled keeps its file locked, opening the database again
 /// fails with that reason, and only a restart helps.
 fn close_aside(open: Database) {
     let (closed, wait) = mpsc::channel();
     let closing = thread::Builder::new().name("store-close".to_owned()).spawn(move || {
         drop(open);
-        let _ = closed.send(()); // Nobody waits beyond the deadline.
+        let _ = closed.send(()); // The receiver is gone after the deadline.
     });
     if closing.is_err() || wait.recv_timeout(CLOSE_DEADLINE).is_err() {
         warn!("the failed database does not close; writes fail until the daemon is restarted");
     }
 }
 
-/// How a commit failed.
+/// The way in which a commit failed.
 enum Failure {
-    /// Before sled was asked for anything.
+    /// The commit was refused before sled was called.
     Refused(KvError),
-    /// Within sled or its files.
+    /// The commit failed within sled or its files.
     Broken(KvError),
 }
 
@@ -255,7 +261,7 @@ impl Database {
         let config = sled::Config::new()
             .path(directory)
             .cache_capacity(CACHE_BYTES)
-            // Nothing is acknowledged before its flush, so there is nothing to flush later.
+            // A commit is acknowledged only after its flush, so there is nothing to flush later.
             .flush_every_ms(None);
         let db = config.open().map_err(|error| from_sled(&error))?;
         db.flush().map_err(|error| from_sled(&error))?;
@@ -272,7 +278,8 @@ impl Database {
         Ok(Self { db, room, blobs })
     }
 
-    /// sled may cut its file at its end: what lay beyond is taken again before others do.
+    /// Closes sled, which may cut its file at its end; the blocks beyond are allocated again before other
+    /// programs take them.
     fn close(self) {
         let Self { db, mut room, .. } = self;
         drop(db);
@@ -294,12 +301,12 @@ impl Database {
         self.db.flush().map_err(sled)?;
         self.room.file.sync_data().map_err(io)?;
         self.blobs.sync().map_err(io)?;
-        // Stored it is already, whatever becomes of the reserve.
+        // The batch is stored already, whatever happens to the reserve.
         self.room.hold_or_warn();
         Ok(())
     }
 
-    /// Takes the blocks that the batch may need, so that sled does not meet a full disk.
+    /// Allocates the blocks that the batch may need, so that sled does not meet a full disk.
     fn take_room(&mut self, batch: &Batch) -> io::Result<()> {
         let bytes: usize =
             batch.writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
@@ -313,11 +320,11 @@ impl Database {
     }
 }
 
-/// Blocks of sled's own file beyond its end.
+/// The blocks of sled's own file beyond its end.
 struct Room {
-    /// It is never replaced, only grown and cut.
+    /// The database's file; it is never replaced, only grown and cut.
     file: File,
-    /// The blocks are ours up to here.
+    /// Offset up to which the blocks belong to us, in bytes.
     held_to: u64,
     length: u64,
     reserve: Reserve,
@@ -328,7 +335,8 @@ impl Room {
         Self { file, held_to: 0, length: 0, reserve }
     }
 
-    /// Has what it may have of its reserve. sled cuts its file, and what lay beyond the end with it.
+    /// Allocates as much of the reserve as possible. When sled cuts its file, the blocks beyond the end are
+    /// lost.
     fn hold_reserve(&mut self) -> io::Result<()> {
         match self.hold(ROOM_BYTES / 2 + WITHIN_BYTES, 0) {
             Err(error) if !is_full(&error) => return Err(error),
@@ -337,18 +345,18 @@ impl Room {
         self.reserve.refill()
     }
 
-    /// One that cannot be had now is had later.
+    /// Allocates the reserve; logs a failure, since a later commit tries again.
     fn hold_or_warn(&mut self) {
         if let Err(error) = self.hold_reserve() {
             warn!(%error, "the reserve for a full disk cannot be kept");
         }
     }
 
-    /// Holds so many blocks beyond the file's end; when some are missing, so many more.
+    /// Holds `room` bytes beyond the file's end; when some are missing, allocates `more` bytes in addition.
     fn hold(&mut self, room: u64, more: u64) -> io::Result<()> {
         let seen = self.file.metadata()?;
         let length = seen.len();
-        // A cut may be hidden by what was appended since; blocks tell.
+        // A cut may be hidden by data that was appended since; the number of blocks shows it.
         self.held_to = self.held_to.min(seen.blocks() * 512);
         self.length = length;
         if length + room <= self.held_to {
@@ -359,7 +367,7 @@ impl Room {
                 self.held_to = length + room + more;
                 Ok(())
             }
-            // A file system without reservations: that there was room is nearly as good.
+            // The file system has no reservations; it is nearly as good that there was room.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) if free_bytes(&self.file)? >= room => Ok(()),
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::StorageFull.into()),
             Err(error) => Err(error.into()),
@@ -367,10 +375,11 @@ impl Room {
     }
 }
 
-/// Values too large for a segment live in files of their own, which sled does not sync at all.
+/// Values too large for a segment, which live in files of their own that sled does not sync at all.
 struct Blobs {
     directory: PathBuf,
-    /// Of the directory, when it was last synced: it moves with every file that appears or goes.
+    /// Modification time of the directory when it was last synced: it changes with every file that appears
+    /// or disappears.
     changed: Option<SystemTime>,
     synced: Vec<OsString>,
 }
@@ -386,8 +395,8 @@ impl Blobs {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        // A time stamp is as coarse as the kernel's tick: a change within the same tick as the last
-        // look is not seen by it, so a fresh one is never trusted.
+        // A time stamp is as coarse as the kernel's tick: it does not show a change within the same tick as
+        // the last check, so a fresh time stamp is never trusted.
         let is_settled =
             SystemTime::now().duration_since(changed).is_ok_and(|age| age > Duration::from_millis(100));
         if self.changed == Some(changed) && is_settled {

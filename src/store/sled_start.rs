@@ -1,8 +1,9 @@
-//! The files of a sled database are made fit before sled opens them.
+//! Preparation of the files of a sled database before sled opens them.
 //!
-//! sled 0.34 writes `snap.LSN.generating` at every start, syncs it and renames it to `snap.LSN`. At the next start
-//! it takes the last `snap.*` by name, an unfinished one included, and calls a short one damage, for ever.
-//! A full disk, a power cut or a kill at that moment leaves such a file. It holds nothing that the log does not.
+//! sled 0.34 writes `snap.LSN.generating` at every start, syncs it and renames it to `snap.LSN`. At the next
+//! start it takes the last `snap.*` by name, an unfinished one included, and always reports a short one as
+//! damage. A full disk, a power cut or a kill at that moment leaves such a file. It holds nothing that the
+//! log does not hold.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -11,13 +12,13 @@ use std::path::Path;
 use super::reserve::free_bytes;
 use super::sled::sync_directory;
 
-/// Room that a start needs on the disk, in bytes: the notes on where 100,000 objects are, and one segment.
+/// Space that a start needs on the disk, in bytes: the notes on where 100,000 objects are, and one segment.
 pub(super) const START_BYTES: u64 = 8 << 20;
 
 /// Removes snapshot files that a start did not finish. Does nothing in a directory without a database.
 ///
 /// # Errors
-/// When the directory cannot be read, or a file cannot be removed.
+/// Fails when the directory cannot be read, or a file cannot be removed.
 pub(super) fn remove_unfinished(directory: &Path) -> io::Result<()> {
     let mut is_changed = false;
     for entry in fs::read_dir(directory)? {
@@ -32,11 +33,11 @@ pub(super) fn remove_unfinished(directory: &Path) -> io::Result<()> {
     if is_changed { sync_directory(directory) } else { Ok(()) }
 }
 
-/// Gives the blocks that the store holds beyond the end of the database's file back to the disk, if the
-/// disk has too little room for a start. They are taken again as soon as the database is open.
+/// Returns the blocks that the store holds beyond the end of the database's file to the disk, if the disk
+/// has too little space for a start. They are allocated again as soon as the database is open.
 ///
 /// # Errors
-/// When the file cannot be examined or cut.
+/// Fails when the file cannot be examined or cut.
 pub(super) fn free_held_blocks(directory: &Path) -> io::Result<()> {
     let file = match OpenOptions::new().write(true).open(directory.join("db")) {
         Ok(file) => file,
@@ -52,7 +53,7 @@ pub(super) fn free_held_blocks(directory: &Path) -> io::Result<()> {
 /// Syncs the file of sled's own settings, which sled writes once and does not sync.
 ///
 /// # Errors
-/// When it cannot be opened or synced.
+/// Fails when it cannot be opened or synced.
 pub(super) fn sync_settings(directory: &Path) -> io::Result<()> {
     File::open(directory.join("conf"))?.sync_all()
 }

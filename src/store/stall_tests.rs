@@ -1,4 +1,4 @@
-//! A disk that stalls: writes fail with a reason meanwhile, and go on when it is over.
+//! Tests with a disk that stalls: writes fail with a reason meanwhile, and work again afterwards.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +14,7 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program} {arguments:?}: {text}");
 }
 
-/// An ext4 file system on a loop device; unmounted with the value.
+/// An ext4 file system on a loop device; unmounted when the value is dropped.
 struct LoopDisk {
     scratch: tempfile::TempDir,
 }

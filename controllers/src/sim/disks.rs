@@ -7,7 +7,7 @@ use super::World;
 use crate::host::{DiskFile, Disks, HostError, HostErrorKind, Space};
 
 impl World {
-    /// Sets the room that is left on the host's disk.
+    /// Sets the space that is left on the host's disk.
     pub fn set_space(&self, available: Bytes) {
         self.lock().space_available = available;
     }

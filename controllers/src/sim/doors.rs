@@ -1,4 +1,4 @@
-//! Simulated doors; they end with the daemon that watches them.
+//! Simulated wake listeners; they end with the daemon that watches them.
 
 use std::net::Ipv4Addr;
 
@@ -15,7 +15,7 @@ pub(super) struct Watched {
     address: Ipv4Addr,
 }
 
-/// The card, while it is watched, and what is kept.
+/// The card, while it is watched, and the pending connections that are kept.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Kept {
     pub(super) watched: Option<Watched>,
@@ -23,7 +23,7 @@ pub(super) struct Kept {
 }
 
 impl State {
-    /// Somebody is at the card of this address in the VM's place; gives whose it is.
+    /// Keeps a connection attempt to the watched card with this address; returns the owner.
     pub(super) fn knock_at_door(&mut self, address: Ipv4Addr, knock: &Knock) -> Option<Uid> {
         let is_there = |kept: &Kept| kept.watched.as_ref().is_some_and(|watched| watched.address == address);
         let (owner, kept) = self.doors.iter_mut().find(|(_, kept)| is_there(kept))?;
@@ -36,7 +36,7 @@ impl State {
         Some(owner.clone())
     }
 
-    /// Its VMM would find the card in use.
+    /// True if the card is watched, so that a VMM would find it in use.
     pub(super) fn is_watched(&self, tap: &LinkName) -> bool {
         self.doors.values().any(|kept| kept.watched.as_ref().is_some_and(|watched| watched.tap == *tap))
     }

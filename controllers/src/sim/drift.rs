@@ -1,14 +1,15 @@
-//! What somebody else does to the host behind the daemon's back.
+//! Changes that other parties make to the host without the daemon.
 
 use stead_schemas::names::{LinkName, Uid};
 
 use super::World;
 use crate::host::{Forwarding, LinkKind, VmmState};
 
-/// Steps of the wall clock, in seconds: longer than every grace, in both directions, and about as long.
+/// Steps of the wall clock, in seconds, in both directions: some longer than every grace, some about as
+/// long.
 const CLOCK_STEPS: [i64; 6] = [-3600, 3600, -300, 300, -20, 20];
 
-/// One act of a stranger, an operator or a crash.
+/// An action of a foreign program, an operator or a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Drift {
     KillVmm,
@@ -21,15 +22,15 @@ pub enum Drift {
     DeleteDisk,
     DeleteImage,
     StopForwarding,
-    /// Turns the host into a router.
+    /// The host is turned into a router.
     ForwardAll,
-    /// A guest's agent ends, and its system begins another.
+    /// A guest's agent ends, and its system starts another.
     KillAgent,
-    /// Another program listens where nobody does.
+    /// A foreign program starts to listen at a free port.
     TakePort,
     /// All such programs end.
     LeavePorts,
-    /// A socket of ours is closed by somebody else.
+    /// A socket of ours is closed by another program.
     LoseListener,
     /// The wall clock is set, forward or back.
     SetClock,
@@ -59,12 +60,12 @@ impl Drift {
 }
 
 impl World {
-    /// An interface of another program, which shall stay as it is.
+    /// Adds an interface of another program, which must stay as it is.
     pub fn add_foreign_link(&self, name: LinkName) {
         self.lock().foreign_links.insert(name);
     }
 
-    /// The daemon died: what it ran in threads and tasks of its own ended with it.
+    /// Simulates the death of the daemon: its own threads and tasks end with it.
     pub fn daemon_died(&self) {
         let now = self.time();
         let mut state = self.lock();
@@ -72,11 +73,11 @@ impl World {
         state.probes.clear();
         state.doors.clear();
         state.listeners.clear();
-        // The next one starts to watch now.
+        // The next daemon starts to watch now.
         state.watched_since = now;
     }
 
-    /// Does one act, to a thing picked by the seed. Whether it is announced is chance too: a
+    /// Performs one action, on an object picked by the seed. Chance also decides whether it is announced: a
     /// monitor may miss it, and the resync must then find it.
     pub fn drift(&self, drift: Drift) {
         let now = self.time();
@@ -141,7 +142,7 @@ impl World {
 }
 
 impl super::State {
-    /// A host reboot: processes, links, tables and runtime directories go, disks stay.
+    /// Reboots the host: processes, links, tables and runtime directories are removed, disks stay.
     fn reboot(&mut self) {
         self.machines.clear();
         self.taken_ports.clear();

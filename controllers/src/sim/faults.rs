@@ -1,16 +1,16 @@
-//! What goes wrong at a verb, and how every verb is wrapped in it.
+//! Faults of verbs, and the wrapper that applies them to every verb.
 
 use std::time::Duration;
 
 use super::{State, World};
 use crate::host::{HostError, HostErrorKind};
 
-/// How often, in thousandths.
+/// Probabilities of faults, in thousandths.
 #[derive(Debug, Clone, Copy)]
 pub struct Faults {
-    /// The verb fails and nothing was done.
+    /// The verb fails before it does anything.
     pub before: u64,
-    /// The verb did its work and the answer is lost.
+    /// The verb does its work and its answer is lost.
     pub after: u64,
     /// The verb takes up to `delay_max`.
     pub delay: u64,
@@ -29,7 +29,7 @@ impl Faults {
     }
 }
 
-/// The kinds that a passing trouble shows as; each of them is retried.
+/// The kinds of errors that a passing fault appears as; each of them is retried.
 const KINDS: [HostErrorKind; 3] =
     [HostErrorKind::Transient, HostErrorKind::Exhausted, HostErrorKind::Missing];
 
@@ -66,7 +66,7 @@ impl World {
             return Err(fail());
         }
         let result = effect(&mut self.lock())?;
-        // An await after the effect: a daemon may die knowing nothing of it.
+        // There is an await after the effect: a daemon may die without knowing of the effect.
         tokio::task::yield_now().await;
         if fails_after { Err(fail()) } else { Ok(result) }
     }

@@ -1,11 +1,11 @@
-//! Simulated tables.
+//! Simulated firewall tables.
 
 use std::collections::BTreeSet;
 
 use super::World;
 use crate::host::{Firewall, FirewallRules, FirewallSeen, HostError, HostErrorKind, PortRule};
 
-/// One table: base rules that somebody may have damaged, and the ports.
+/// A table: base rules that may have been damaged, and the ports.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Table {
     pub(super) is_intact: bool,

@@ -1,5 +1,5 @@
-//! Simulated clients: they knock until they are let in, stay for a while, and leave; and the table
-//! of connections that shows them.
+//! Simulated clients, and the table of connections that shows them. Clients try to connect until they are
+//! accepted, stay for a while, and leave.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -13,16 +13,16 @@ use tokio::time::sleep;
 use super::{State, World};
 use crate::host::{Age, Flow, FlowState, Flows, GuestPhase, HostError, Inbound, Knock, VmmState};
 
-/// How long the table shows that somebody left, as kernels do.
+/// Time for which the table shows that a client left, as in kernels.
 const REMEMBERED: SignedDuration = SignedDuration::from_secs(120);
-/// Of pauses before which somebody connects, in thousandths.
+/// Share of pauses before which a client connects, in thousandths.
 const ARRIVALS: u64 = 200;
 const MOMENT: SignedDuration = SignedDuration::from_millis(1);
 const STAY: Duration = Duration::from_secs(3);
-/// Tries of a client, each after twice as long; then it gives up.
+/// Number of attempts of a client, each after twice as long; then it gives up.
 const TRIES: u32 = 7;
 
-/// One client's connection.
+/// A client's connection.
 #[derive(Debug, Clone)]
 pub(super) struct Connection {
     address: Ipv4Addr,
@@ -32,14 +32,14 @@ pub(super) struct Connection {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Not in the table: there is nobody to send to.
+    /// The connection is not in the table: nothing receives its packets.
     Nowhere,
     Knocking,
     Open(Timestamp),
     Closed(Timestamp),
 }
 
-/// A VM whose memory was saved while somebody had been connected since before it was paused.
+/// A VM whose memory was saved although a client had been connected since before it was paused.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SleptOn {
     pub owner: Uid,
@@ -49,7 +49,7 @@ pub struct SleptOn {
 }
 
 impl World {
-    /// Somebody connects to a port of an address, and stays for a while once let in. Gives a number.
+    /// Connects a client to a port of an address; it stays for a while once accepted. Returns its number.
     pub fn connect(&self, address: Ipv4Addr, port: u16, lasts: Duration) -> u64 {
         let number = {
             let mut state = self.lock();
@@ -75,7 +75,7 @@ impl World {
         number
     }
 
-    /// The client of this number was let in.
+    /// True if the client of this number was accepted.
     #[must_use]
     pub fn is_let_in(&self, number: u64) -> bool {
         let state = self.lock();
@@ -83,12 +83,12 @@ impl World {
         matches!(stage, Some(Stage::Open(_) | Stage::Closed(_)))
     }
 
-    /// At times somebody is let in at the last moment before a VM is paused.
+    /// Sometimes connects a client in the last moment before a VM is paused.
     pub(super) fn arrive_by_chance(&self, owner: &Uid) {
         let now = self.time();
         let number = {
             let mut state = self.lock();
-            // Only while a play makes trouble: it shall settle.
+            // This happens only while a scenario injects faults, so that the scenario can settle afterwards.
             let chance = if state.faults.before > 0 { ARRIVALS } else { 0 };
             let address = state.machines.get(owner).and_then(|vmm| vmm.address);
             let Some(address) = address.filter(|_| state.rng.chance(chance)) else { return };
@@ -107,13 +107,13 @@ impl World {
         });
     }
 
-    /// Every VM that was put to standby over a connection.
+    /// Returns every VM that was put to standby in spite of a connection.
     #[must_use]
     pub fn slept_on(&self) -> Vec<SleptOn> {
         self.lock().slept_on.clone()
     }
 
-    /// The first packet of a connection, or its repetition.
+    /// Sends the first packet of a connection, or repeats it.
     fn knock(&self, number: u64) {
         let now = self.time();
         let mut state = self.lock();
@@ -127,7 +127,7 @@ impl World {
             Some(owner) => {
                 let stage = if state.answers(&owner, now) { Stage::Open(now) } else { Stage::Knocking };
                 state.set_stage(number, stage);
-                // Looks at the table are hints, which come late or never.
+                // Notifications of the table are hints, which come late or never.
                 (Some(owner), state.rng.chance(700))
             }
             None => {
@@ -145,7 +145,7 @@ impl World {
     fn leave(&self, number: u64) {
         let now = self.time();
         self.lock().set_stage(number, Stage::Closed(now));
-        // Whose it was is not said, as a table that is read from time to time does not.
+        // The owner is not announced: a table that is polled does not name it.
         let _ = self.changes.send(None);
     }
 }
@@ -157,7 +157,7 @@ impl State {
         }
     }
 
-    /// The table of connections as it is, or as it was read lately if that is enough.
+    /// Returns the table of connections, or its recent reading if that is enough.
     fn table(&mut self, age: Age, now: Timestamp) -> Vec<Connection> {
         let is_fit = |(at, _): &&(Timestamp, Vec<Connection>)| {
             age == Age::Recent && now.duration_since(*at).unsigned_abs() <= FLOWS_AGE_MAX
@@ -170,7 +170,7 @@ impl State {
         table
     }
 
-    /// A guest is at its card and takes connections.
+    /// True if a guest is connected to its card and accepts connections.
     fn answers(&self, owner: &Uid, now: Timestamp) -> bool {
         self.machines.get(owner).is_some_and(|vmm| {
             let is_up = vmm.state == VmmState::Running && !vmm.is_network_cut;
@@ -178,7 +178,7 @@ impl State {
         })
     }
 
-    /// What was kept is let in where its client still waits.
+    /// Accepts the kept connections whose clients still wait.
     pub(super) fn let_in(&mut self, owner: &Uid, knocks: &[Knock], now: Timestamp) {
         if !self.answers(owner, now) {
             return;
@@ -190,7 +190,7 @@ impl State {
         }
     }
 
-    /// Notes whose connections a save goes over.
+    /// Records the connections that a save ignores.
     pub(super) fn note_save(&mut self, owner: &Uid, standby: StandbyNo) {
         let Some(vmm) = self.machines.get(owner) else { return };
         let (address, paused_at) = (vmm.address, vmm.paused_at);

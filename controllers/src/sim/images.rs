@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{State, World};
 use crate::host::{HostError, HostErrorKind, Images, Job, Layer, Resolved, StoredImage};
 
-/// What the registry serves under a reference.
+/// An image that the registry serves under a reference.
 #[derive(Debug, Clone)]
 pub struct SimRegistryImage {
     pub digest: Digest,
@@ -30,7 +30,7 @@ pub(super) struct Running {
 }
 
 const FETCH: Duration = Duration::from_millis(1500);
-/// Until the registry's answer is there.
+/// Time until the registry's answer arrives.
 const ANSWER: Duration = Duration::from_millis(20);
 const CONVERT: Duration = Duration::from_millis(700);
 const LAYER: Bytes = Bytes(1 << 20);
@@ -41,7 +41,7 @@ impl World {
         self.lock().registry.insert(reference.to_string(), image);
     }
 
-    /// Starts a job, and tells when it has ended.
+    /// Starts a job, and announces its end.
     fn begin(&self, digest: &Digest, is_conversion: bool, owner: &Uid) {
         let duration = if is_conversion { CONVERT } else { FETCH };
         let ends_at = Instant::now() + duration;
@@ -51,7 +51,7 @@ impl World {
 }
 
 impl State {
-    /// Jobs that have ended by now leave their result.
+    /// Stores the results of jobs that have ended by now.
     fn settle(&mut self) {
         let now = Instant::now();
         let ended: Vec<Digest> = self
@@ -72,7 +72,7 @@ impl State {
         }
     }
 
-    /// A job dies with the daemon that ran it.
+    /// Ends all jobs, as they die with the daemon that ran them.
     pub(super) fn drop_jobs(&mut self) {
         self.settle();
         self.jobs.clear();
@@ -87,7 +87,7 @@ impl State {
     }
 }
 
-/// A simulated fault is no answer of the registry, which would be taken for its last word.
+/// Makes a simulated fault transient: otherwise it would be taken for a final answer of the registry.
 fn passing(mut error: HostError) -> HostError {
     if std::error::Error::source(&error).is_some() {
         error.kind = HostErrorKind::Transient;

@@ -1,4 +1,4 @@
-//! Simulated interfaces.
+//! Simulated network interfaces.
 
 use stead_schemas::names::LinkName;
 
@@ -67,11 +67,11 @@ impl Links for World {
 }
 
 impl State {
-    /// A bridge lets go of its ports when it goes.
+    /// Removes a link; a removed bridge releases its ports.
     pub(super) fn remove_link(&mut self, name: &LinkName) {
         self.links.remove(name);
         self.lose_card(name);
-        // A TAP that goes leaves its VMM with a dead descriptor.
+        // A removed TAP leaves its VMM with a dead descriptor.
         for vmm in self.machines.values_mut().filter(|vmm| vmm.tap.as_ref() == Some(name)) {
             vmm.is_network_cut = true;
         }

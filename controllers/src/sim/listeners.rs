@@ -8,11 +8,11 @@ use stead_schemas::names::Uid;
 use super::{State, World};
 use crate::host::{HostError, HostErrorKind, Listeners};
 
-/// Ports that strangers come and go at.
+/// Ports that other programs take and leave.
 const CONTESTED: [u16; 3] = [80, 81, 443];
 
 impl State {
-    /// Another program begins to listen at a port that nobody has.
+    /// Makes another program listen at a port that we do not have.
     pub(super) fn take_port(&mut self, pick: usize) {
         let port = CONTESTED[pick % CONTESTED.len()];
         if !self.listeners.contains_key(&port) {
@@ -20,7 +20,7 @@ impl State {
         }
     }
 
-    /// A socket of ours is closed by somebody else.
+    /// Closes a socket of ours, as another program would.
     pub(super) fn lose_listener(&mut self, pick: usize) {
         let ports: Vec<u16> = self.listeners.keys().copied().collect();
         if let Some(port) = ports.get(pick % ports.len().max(1)) {

@@ -1,4 +1,4 @@
-//! Simulated VMMs with guests that boot, ask, run, end and say so, in virtual time.
+//! Simulated VMMs with guests that boot, ask, run, end and report it, in virtual time.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::host::{
     VmmState,
 };
 
-/// A VMM process, or what it left.
+/// A VMM process, or its leftovers.
 #[derive(Debug, Clone)]
 pub(super) struct Vmm {
     pub(super) run: RunNo,
@@ -29,7 +29,7 @@ pub(super) struct Vmm {
     pub(super) state: VmmState,
     pid: u32,
     pub(super) launch: LaunchId,
-    /// By the wall clock as it was then.
+    /// Time of the launch, as the wall clock showed it then.
     shown_launched_at: Timestamp,
     pub(super) launched_at: Timestamp,
     configured_at: Option<Timestamp>,
@@ -41,9 +41,9 @@ pub(super) struct Vmm {
     pub(super) is_network_cut: bool,
     has_headers: bool,
     pub(super) paused_at: Option<Timestamp>,
-    /// How long it was paused or saved so far: time that its guest knows nothing of.
+    /// Time for which it was paused or saved so far, which its guest does not notice.
     slept: SignedDuration,
-    /// Its root's first.
+    /// Disks of the VM, the root's first.
     pub(super) disks: Vec<Known>,
     incarnation: Option<String>,
 }
@@ -58,12 +58,12 @@ impl Vmm {
         self.state != VmmState::Dead
     }
 
-    /// The guest's own time.
+    /// Returns the guest's own time.
     fn time(&self, now: Timestamp) -> Timestamp {
         self.paused_at.unwrap_or(now).saturating_sub(self.slept).unwrap_or(now)
     }
 
-    /// Its vCPUs stand still from here on.
+    /// Stops the vCPUs from now on.
     pub(super) fn hold(&mut self, now: Timestamp) {
         if self.state == VmmState::Running {
             self.paused_at = Some(now);
@@ -71,14 +71,14 @@ impl Vmm {
         }
     }
 
-    /// As it is at this moment, standing still.
+    /// Returns a paused copy of its current state.
     pub(super) fn paused_copy(&self, now: Timestamp) -> Self {
         let mut copy = self.clone();
         copy.hold(now);
         copy
     }
 
-    /// Its vCPUs run from here on.
+    /// Lets the vCPUs run from now on.
     fn run(&mut self, now: Timestamp) {
         if let Some(since) = self.paused_at.take() {
             self.slept = self.slept.saturating_add(now.duration_since(since));
@@ -86,7 +86,7 @@ impl Vmm {
         self.state = VmmState::Running;
     }
 
-    /// When the program ended or will end, if it ever will.
+    /// Returns when the program ended or will end, with its code; `None` if it never ends.
     fn ends_at(&self) -> Option<(Timestamp, i32)> {
         let started = plus(self.configured_at?, START);
         let by_itself = match self.program {
@@ -100,14 +100,15 @@ impl Vmm {
         }
     }
 
-    /// The agent that was told all this is gone; an end that it had seen stays told.
+    /// Makes the agent forget its configuration, as if it was replaced; an end that it had seen stays
+    /// reported.
     pub(super) fn forget(&mut self, now: Timestamp) {
         if self.ends_at().is_none_or(|(at, _)| self.time(now) < at) {
             (self.configured_at, self.shutdown_at, self.incarnation) = (None, None, None);
         }
     }
 
-    /// What a probe finds.
+    /// True if a probe succeeds.
     pub(super) fn is_well(&self, now: Timestamp) -> bool {
         let now = self.time(now);
         let Some(configured_at) = self.configured_at.filter(|_| self.state == VmmState::Running) else {
@@ -119,7 +120,7 @@ impl Vmm {
         now >= started && !is_over && !is_sick && self.program != Program::Hangs
     }
 
-    /// What the outside sees at a time.
+    /// Returns the state that is visible from outside at a time.
     pub(super) fn seen(&self, owner: &Uid, now: Timestamp) -> Machine {
         let now = self.time(now);
         let is_booted = now >= plus(self.launched_at, BOOT);
@@ -166,7 +167,7 @@ impl Vmm {
 }
 
 impl World {
-    /// Runs one verb on a VMM that must be there.
+    /// Runs one verb on a VMM that must exist.
     async fn on_vmm<T>(
         &self,
         operation: &'static str,
@@ -224,7 +225,7 @@ impl Machines for World {
             if plan.network.as_ref().is_some_and(|card| state.is_watched(&card.tap)) {
                 return Err(refuse(HostErrorKind::Conflict, "the tap is in use"));
             }
-            // One that boots knows nothing yet.
+            // A VM that boots knows nothing of its disks yet.
             state.begin_to_write(&plan.owner, &mut disks);
             state.next_pid += 1;
             // A crash between spawn and start leaves a process whose vCPUs never ran.
@@ -375,7 +376,7 @@ impl Machines for World {
             if vmm.state != VmmState::Paused {
                 return Err(refuse(HostErrorKind::Conflict));
             }
-            // A crash in the middle leaves something that is no memory.
+            // A crash in the middle leaves an incomplete memory.
             let is_cut = state.rng.chance(state.faults.after);
             let saved = (!is_cut).then(|| (standby, vmm.clone()));
             if !is_cut {

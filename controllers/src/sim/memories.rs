@@ -1,4 +1,4 @@
-//! A memory file of a simulated VM, whole or cut off.
+//! The memory file of a simulated VM, complete or cut off.
 
 use stead_schemas::numbers::StandbyNo;
 use stead_schemas::snapshot::PackingState;
@@ -8,7 +8,7 @@ use crate::host::{Memory, SavedMemory};
 
 #[derive(Debug, Clone)]
 pub(super) struct MemoryFile {
-    /// The number of its save, and the VM as it was.
+    /// Number of its save, and the VM in the saved state.
     pub(super) saved: Option<(StandbyNo, Vmm)>,
     pub(super) packing: PackingState,
 }

@@ -1,13 +1,13 @@
 //! The simulated machine: an in-memory host behind the same ports as the real one.
 //!
-//! Guarantees: it holds state and keeps the promises that the ports make, and no more: what the real
-//! host refuses is refused here. It survives a crash of the daemon, as a host does. Same seed, same
-//! run: time is tokio's virtual one, chance comes from one generator, maps are ordered.
+//! Guarantees: it holds state and keeps the promises of the ports, and no more: it refuses what the real
+//! host refuses. It survives a crash of the daemon, as a host does. The same seed gives the same run: time
+//! is tokio's virtual time, chance comes from one generator, and maps are ordered.
 //!
-//! Faults, each of which the daemon must survive, since the real host has them:
-//! a verb fails before its effect; its effect is done and the answer is lost; it takes long; the
-//! daemon dies at any await; somebody deletes, flushes, pauses or kills what is ours; things of
-//! others stand beside ours and must stay as they are.
+//! The daemon must survive each of these faults, since the real host has them: a verb fails before its
+//! effect; its effect is done and the answer is lost; a verb takes long; the daemon dies at any await;
+//! another party deletes, flushes, pauses or kills our objects; foreign objects exist beside ours and must
+//! stay as they are.
 
 mod disks;
 mod doors;
@@ -49,18 +49,18 @@ pub use images::SimRegistryImage;
 pub use program::Program;
 pub use rng::Rng;
 
-/// One simulated host; clones share it. It implements every port.
+/// A simulated host, which implements every port; clones share it.
 #[derive(Debug, Clone)]
 pub struct World {
     state: Arc<Mutex<State>>,
-    /// `None`: something of unknown owner.
+    /// Sender of changes: the uid of the changed object, or `None` when the owner is unknown.
     changes: broadcast::Sender<Option<Uid>>,
     epoch: Instant,
-    /// Seconds by which the wall clock was set, in all.
+    /// Total number of seconds by which the wall clock was set.
     wall: Arc<AtomicI64>,
 }
 
-/// Everything there is on the host.
+/// All the state of the host.
 #[derive(Debug)]
 struct State {
     rng: Rng,
@@ -68,7 +68,7 @@ struct State {
     uids: u64,
     next_pid: u32,
     links: BTreeMap<LinkName, Link>,
-    /// Not ours; nothing of it may ever change.
+    /// Interfaces that are not ours; they must never change.
     foreign_links: BTreeSet<LinkName>,
     routes: Vec<Route>,
     forwarding: Forwarding,
@@ -79,7 +79,7 @@ struct State {
     manifests: BTreeMap<Digest, images::Manifest>,
     stored: BTreeMap<Digest, StoredImage>,
     jobs: BTreeMap<Digest, images::Running>,
-    /// The question that each image's registry is being asked: reference and number.
+    /// The pending question to the registry for each image: reference and number.
     asked: BTreeMap<Uid, (String, u64)>,
     machines: BTreeMap<Uid, machines::Vmm>,
     records: BTreeSet<Uid>,
@@ -87,7 +87,7 @@ struct State {
     snapshots: BTreeMap<Uid, snapshots::SnapshotDir>,
     probes: BTreeMap<Uid, probes::Asking>,
     probe_serial: u64,
-    /// How often VMs began to write to a disk.
+    /// Number of times that VMs began to write to a disk.
     disk_ages: BTreeMap<Uid, u64>,
     /// VMs that ran on with a memory older than their disk.
     corrupted: Vec<Uid>,
@@ -96,19 +96,19 @@ struct State {
     /// Ports that other programs listen at.
     taken_ports: BTreeSet<u16>,
     connections: BTreeMap<u64, flows::Connection>,
-    /// The last reading of them.
+    /// The last reading of the connections.
     table_read: Option<(Timestamp, Vec<flows::Connection>)>,
-    /// How many there ever were.
+    /// Number of connections that there ever were.
     connected: u64,
     slept_on: Vec<SleptOn>,
-    /// Since when the daemon that lives watches the table of connections.
+    /// Time since which the current daemon has watched the table of connections.
     watched_since: Timestamp,
-    /// Verbs that list everything there is of something.
+    /// Number of verbs that listed all objects of a sort.
     listings: usize,
 }
 
 impl World {
-    /// An empty host. Call within a tokio runtime with paused time.
+    /// Makes an empty host. Must be called within a tokio runtime with paused time.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let state = State {
@@ -150,31 +150,32 @@ impl World {
         Self { state: Arc::new(Mutex::new(state)), changes, epoch: Instant::now(), wall: Arc::default() }
     }
 
-    /// Uids of things that changed (`None`: of any), as the real adapters announce them. Lossy, as theirs may be.
+    /// Returns a receiver of the uids of changed objects (`None` for any object), as the real adapters
+    /// announce them. It is lossy, as theirs may be.
     #[must_use]
     pub fn changes(&self) -> broadcast::Receiver<Option<Uid>> {
         self.changes.subscribe()
     }
 
-    /// A draw from the world's generator, for scenarios.
+    /// Draws a number from the world's generator, for scenarios.
     #[must_use]
     pub fn draw(&self, below: u64) -> u64 {
         self.lock().rng.below(below)
     }
 
-    /// VMs that ran on with a memory older than their disk; there must never be one.
+    /// Returns the VMs that ran on with a memory older than their disk; there must never be any.
     #[must_use]
     pub fn corrupted(&self) -> Vec<Uid> {
         self.lock().corrupted.clone()
     }
 
-    /// Number of verbs so far that listed everything there is of something: their cost grows with the host.
+    /// Returns the number of verbs so far that listed all objects of a sort: their cost grows with the host.
     #[must_use]
     pub fn listings(&self) -> usize {
         self.lock().listings
     }
 
-    /// What is there now, as the checks judge it.
+    /// Returns the current contents of the host, for the checks.
     #[must_use]
     pub fn snapshot(&self) -> HostSnapshot {
         let now = self.time();
@@ -202,24 +203,24 @@ impl World {
         }
     }
 
-    /// Names of links that are not ours; a scenario compares them before and after.
+    /// Returns the names of links that are not ours; a scenario compares them before and after.
     #[must_use]
     pub fn foreign_links(&self) -> BTreeSet<LinkName> {
         self.lock().foreign_links.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic while holding it is a failed test anyway; the state is still readable.
+        // A panic while it is held is a failed test anyway; the state can still be read.
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// The time of the simulated things, which nobody sets.
+    /// Returns the time of the simulated objects, which is never set.
     fn time(&self) -> Timestamp {
         let since = SignedDuration::try_from(self.epoch.elapsed()).unwrap_or(SignedDuration::MAX);
         start().saturating_add(since).unwrap_or(Timestamp::MAX)
     }
 
-    /// What the wall clock, as it is set now, shows at a time.
+    /// Returns what the wall clock, as it is set now, shows at a time.
     fn shown(&self, time: Timestamp) -> Timestamp {
         let offset = SignedDuration::from_secs(self.wall.load(Ordering::Relaxed));
         time.saturating_add(offset).unwrap_or(Timestamp::MAX)
@@ -229,16 +230,16 @@ impl World {
     pub fn set_clock(&self, seconds: i64) {
         self.wall.fetch_add(seconds, Ordering::Relaxed);
         let now = self.time();
-        // What watches connections does so anew.
+        // The monitor of connections starts to watch anew.
         self.lock().watched_since = now;
     }
 
-    /// Lossy on purpose: nobody may listen.
+    /// Announces a change; lossy on purpose, because there may be no listener.
     fn announce(&self, uid: &Uid) {
         let _ = self.changes.send(Some(uid.clone()));
     }
 
-    /// Announces later, as a guest that gets on does.
+    /// Announces a change later, as when a guest makes progress.
     fn announce_in(&self, uid: &Uid, delay: Duration) {
         let (changes, uid) = (self.changes.clone(), uid.clone());
         tokio::spawn(async move {
@@ -271,7 +272,7 @@ impl Clock for World {
     }
 }
 
-/// An arbitrary fixed time, so that timestamps read like ones.
+/// Returns an arbitrary fixed time, so that timestamps look realistic.
 fn start() -> Timestamp {
     Timestamp::from_second(1_750_000_000).expect("a valid constant")
 }
@@ -280,13 +281,13 @@ impl Ids for World {
     fn next(&self) -> Uid {
         let mut state = self.lock();
         state.uids += 1;
-        // The head must differ: short host names are made of it.
+        // The first characters must differ: short host names are made of them.
         format!("u{:08}x{:014}", state.uids, state.uids).parse().expect("24 characters, a letter first")
     }
 }
 
 impl PortRule {
-    /// The rules that a table holds, ordered, without doubles.
+    /// Returns the rules that a table holds, ordered, without duplicates.
     fn set(rules: &BTreeSet<Self>) -> Vec<Self> {
         rules.iter().cloned().collect()
     }

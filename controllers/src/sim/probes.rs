@@ -10,13 +10,13 @@ use super::World;
 use crate::host::{HostError, HostErrorKind, ProbePlan, ProbeSeen, Probes};
 use crate::runtime::Clock;
 
-/// One under way.
+/// A probe in progress.
 #[derive(Debug)]
 pub(super) struct Asking {
     plan: ProbePlan,
     tally: Tally,
     begun: Instant,
-    /// Which `begin` it is of: the timer of an earlier one finds itself out of work.
+    /// Number of the `begin` that it belongs to: the timer of an earlier one finds nothing to do.
     serial: u64,
 }
 
@@ -27,7 +27,7 @@ impl Asking {
 }
 
 impl World {
-    /// Asks once; `None` when this probe was ended.
+    /// Asks once; returns `None` when this probe was ended.
     fn ask(&self, owner: &Uid, serial: u64) -> Option<Duration> {
         let (time, now) = (self.time(), self.now());
         let mut state = self.lock();
@@ -64,7 +64,7 @@ impl Probes for World {
             let asking =
                 Asking { plan: plan.clone(), tally: plan.tally.clone(), begun: Instant::now(), serial };
             state.probes.insert(plan.owner.clone(), asking);
-            // The host's own task: whether the answer to `begin` is lost does not matter to it.
+            // The task belongs to the host: it does not matter to it whether the answer to `begin` is lost.
             let (world, owner) = (self.clone(), plan.owner.clone());
             tokio::spawn(async move {
                 tokio::task::yield_now().await;

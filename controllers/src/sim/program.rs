@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-/// What a simulated guest does, told by its argv: `["exit", "3", "2"]` ends with code 3 after 2 s,
-/// `["hang"]` never becomes ready, `["sick", "20"]` fails its probes from 20 s on, anything else runs for
-/// ever and is well.
+/// The behaviour of a simulated guest, given by its argv: `["exit", "3", "2"]` ends with code 3 after 2 s,
+/// `["hang"]` never becomes ready, `["sick", "20"]` fails its probes from 20 s on, and anything else runs
+/// for ever and is healthy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
     Forever,

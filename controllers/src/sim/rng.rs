@@ -1,4 +1,4 @@
-//! The one source of chance: SplitMix64 (Steele, Lea, Flood 2014), small and good enough to pick faults.
+//! The single source of chance: SplitMix64 (Steele, Lea, Flood 2014), small and good enough to pick faults.
 
 /// A seeded generator.
 #[derive(Debug, Clone)]
@@ -18,12 +18,12 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// Uniform enough below a small bound; 0 for a bound of 0.
+    /// Draws a number below the bound, uniform enough for small bounds; 0 for a bound of 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         if bound == 0 { 0 } else { self.draw() % bound }
     }
 
-    /// True in `permille` of 1000 draws.
+    /// Returns true in `permille` of 1000 draws.
     pub fn chance(&mut self, permille: u64) -> bool {
         self.below(1000) < permille
     }

@@ -1,4 +1,4 @@
-//! Simulated snapshots: the disks' ages, and the VM as it stood.
+//! Simulated snapshots: the ages of the disks, and the VM in the captured state.
 
 use std::collections::BTreeMap;
 
@@ -14,18 +14,18 @@ use super::{State, World};
 use crate::host::{CapturePlan, Captured, HostError, HostErrorKind, Memory, Snapshots, VmmState};
 use crate::runtime::Clock;
 
-/// What every memory becomes.
+/// The state of every compressed memory.
 pub(super) const PACKED: PackingState =
     PackingState::Packed { packed: Bytes(1 << 20), plain: Bytes(4 << 20) };
 
-/// A snapshot's directory; `None` when a capture was cut.
+/// A snapshot's directory; `None` when a capture was cut off.
 #[derive(Debug, Clone)]
 pub(super) struct SnapshotDir(Option<Taken>);
 
 #[derive(Debug, Clone)]
 struct Taken {
     at: Timestamp,
-    /// By the uid that each was captured under, the root's without one: its size and its age.
+    /// Size and age of each disk, by the uid under which it was captured; the root's has no uid.
     disks: BTreeMap<Option<Uid>, (Bytes, u64)>,
     vmm: Option<Vmm>,
     packing: PackingState,
@@ -50,19 +50,19 @@ impl State {
         self.snapshots.get(snapshot)?.0.as_ref()?.vmm.as_ref()
     }
 
-    /// Size and age of a snapshot's disk.
+    /// Returns the size and age of a snapshot's disk.
     pub(super) fn captured_disk(&self, snapshot: &Uid, of: Option<&Uid>) -> Option<(Bytes, u64)> {
         self.snapshots.get(snapshot)?.0.as_ref()?.disks.get(&of.cloned()).copied()
     }
 
-    /// What there is to copy.
+    /// Returns the disks to copy; `None` when one is missing.
     fn disks_to_capture(&self, plan: &CapturePlan) -> Option<BTreeMap<Option<Uid>, (Bytes, u64)>> {
         let root = [(None, &plan.disk)];
         let all = root.into_iter().chain(plan.volumes.iter().map(|disk| (Some(disk.clone()), disk)));
         all.map(|(of, disk)| Some((of, (*self.disks.get(disk)?, self.age(disk))))).collect()
     }
 
-    /// The VM of one moment, held while it is copied.
+    /// Returns the VM at one moment, held while it is copied.
     fn vmm_to_capture(&mut self, plan: &CapturePlan, now: Timestamp) -> Result<Option<Vmm>, HostError> {
         let refuse = || HostError::new(HostErrorKind::Conflict, "capture", plan.snapshot.as_str());
         let memory = self.memories.get(&plan.source);
@@ -104,7 +104,7 @@ impl Snapshots for World {
             let refuse = |kind| HostError::new(kind, "capture", plan.snapshot.as_str());
             let vmm = state.vmm_to_capture(plan, time)?;
             let disks = state.disks_to_capture(plan).ok_or_else(|| refuse(HostErrorKind::Missing))?;
-            // A crash in the middle leaves something that is no snapshot, and may leave the VM held.
+            // A crash in the middle leaves an incomplete snapshot, and may leave the VM held.
             let (is_cut, is_held) = (state.rng.chance(state.faults.after), state.rng.chance(500));
             if is_cut
                 && is_held

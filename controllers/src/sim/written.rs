@@ -1,11 +1,11 @@
-//! Simulated writes: what a VM's memory knows of its disks, and whether they are still as it knows them.
+//! Simulated writes: a VM's memory knows the state of its disks, and this checks whether it still holds.
 
 use stead_schemas::names::Uid;
 
 use super::State;
 use crate::host::VolumeDisk;
 
-/// A disk that a VM has, and how often VMs had begun to write to that by then.
+/// A disk of a VM, and the number of times that VMs had begun to write to it by then.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Known {
     pub(super) disk: VolumeDisk,
@@ -27,7 +27,7 @@ impl State {
         self.disk_ages.get(disk).copied().unwrap_or(0)
     }
 
-    /// A VM begins to run with its disks. Whether they are as it knew them, each of them.
+    /// Notes that a VM begins to run with its disks; returns whether each of them is as the VM knew it.
     pub(super) fn begin_to_write(&mut self, owner: &Uid, known: &mut [Known]) -> bool {
         self.note_sharing(owner, known);
         let mut is_as_known = true;
@@ -41,7 +41,7 @@ impl State {
         is_as_known
     }
 
-    /// Two VMs with one disk, of which one writes.
+    /// Records a corruption when two VMs have the same disk and one of them writes to it.
     fn note_sharing(&mut self, owner: &Uid, known: &[Known]) {
         let others = self.machines.iter().filter(|(uid, vmm)| *uid != owner && vmm.is_alive());
         let is_shared = others.flat_map(|(_, vmm)| &vmm.disks).any(|theirs| {

@@ -1,4 +1,4 @@
-//! Auto-standby on the wire: the policy, and how it stands.
+//! Auto-standby on the wire: the policy, and the state that is reported for it.
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -14,12 +14,13 @@ use crate::quantity::GoDuration;
 use crate::validate::FieldErrors;
 
 const INVALID: &str = "invalid_auto_standby";
-/// The longest text of a subnet: eight groups, a prefix and some zeros.
+/// Longest text of a subnet, in bytes: eight groups, a prefix and some zeros.
 const CIDR_BYTES_MAX: usize = 64;
-/// The table of connections is read when something may be due.
+/// The tracking mode that is reported: the host's table of TCP connections is read when something may be
+/// due.
 const TRACKING: &str = "conntrack_table_tcp";
 
-/// `auto_standby`; `None` when it is not given.
+/// Reads `auto_standby`; returns `None` when the request does not contain it.
 pub(super) fn policy(fields: &mut Fields, errors: &mut FieldErrors) -> Option<AutoStandbyPolicy> {
     let mut policy = fields.object_of("auto_standby", INVALID, errors)?;
     let enabled = policy.flag_of("enabled", INVALID, errors).unwrap_or(false);
@@ -62,7 +63,7 @@ fn cidrs(policy: &mut Fields, errors: &mut FieldErrors) -> Vec<IpNet> {
     let mut cidrs = Vec::new();
     for (index, text) in texts.unwrap_or_default().iter().enumerate() {
         match text.parse::<IpNet>() {
-            // As it is compared and shown: without host bits.
+            // A subnet is compared and shown without host bits.
             Ok(cidr) => cidrs.push(cidr.trunc()),
             Err(_) => {
                 let message = "must be a subnet such as 10.0.0.0/8 or 2001:db8::/32";
@@ -92,7 +93,7 @@ fn ports(policy: &mut Fields, errors: &mut FieldErrors) -> Vec<u16> {
     ports
 }
 
-/// How it stands, in a word.
+/// The state of auto-standby, in a single word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AutoStandbyState {
@@ -122,7 +123,7 @@ pub enum AutoStandbyReason {
     ReadyForStandby,
 }
 
-/// The answer of `GET …/auto-standby/status` and `POST …/auto-standby/hold`.
+/// The response to `GET …/auto-standby/status` and `POST …/auto-standby/hold`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AutoStandbyView {
     pub supported: bool,
@@ -145,18 +146,19 @@ pub struct AutoStandbyView {
     pub countdown_remaining: Option<GoDuration>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_until: Option<Timestamp>,
-    /// Additive: a connection restores the instance.
+    /// Additive: true if a connection restores the instance.
     pub wake_on_traffic: bool,
-    /// Additive: when a connection last did; until the next change of the wish.
+    /// Additive: time at which a connection last restored the instance; kept until the power state in the
+    /// spec changes again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub woken_at: Option<Timestamp>,
-    /// Additive: why connections could not be seen.
+    /// Additive: the reason why connections could not be observed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
 impl AutoStandbyView {
-    /// The wire form of what a record says; `port` is the one the record names.
+    /// Converts a record to its wire form; `port` is the port that the record names.
     #[must_use]
     pub fn of(object: &Object<Instance>, port: Option<&PortSpec>, now: Timestamp) -> Self {
         let Object { spec, status, .. } = object;
@@ -189,7 +191,8 @@ impl AutoStandbyView {
     }
 }
 
-/// When it goes to standby if nobody connects; `None` while somebody is connected or it does not count.
+/// Returns when the instance goes to standby if no client connects; `None` while a client is connected or the
+/// countdown does not run.
 fn due(object: &Object<Instance>) -> Option<Timestamp> {
     object.spec.standby_due(&object.status.idle)
 }

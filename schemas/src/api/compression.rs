@@ -14,17 +14,17 @@ use crate::validate::FieldErrors;
 const INVALID: &str = "invalid_snapshot_compression";
 const INVALID_DELAY: &str = "invalid_compression_delay";
 
-/// What a request says of compression.
+/// The compression that a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CompressionAsked {
-    /// As the instance's policy has it.
+    /// The request does not mention compression: the instance's policy applies.
     Unsaid,
     Off,
     On(Compression),
 }
 
 impl CompressionAsked {
-    /// With the policy where nothing is said.
+    /// Returns the requested compression, or the policy's when the request does not mention it.
     #[must_use]
     pub fn or(self, policy: Option<Compression>) -> Option<Compression> {
         match self {
@@ -35,7 +35,7 @@ impl CompressionAsked {
     }
 }
 
-/// `compression`; its problems carry `code`.
+/// Reads `compression`; its problems carry the code `invalid_snapshot_compression`.
 pub(super) fn read(fields: &mut Fields, errors: &mut FieldErrors) -> CompressionAsked {
     let Some(mut object) = fields.object("compression", errors) else { return CompressionAsked::Unsaid };
     let path = object.path("enabled");
@@ -62,7 +62,7 @@ pub(super) fn read(fields: &mut Fields, errors: &mut FieldErrors) -> Compression
     }
 }
 
-/// The first of them is the default.
+/// Returns the range of levels of an algorithm. Its first level is the default.
 fn levels(algorithm: Algorithm) -> RangeInclusive<u32> {
     match algorithm {
         Algorithm::Zstd => 1..=19,
@@ -81,7 +81,7 @@ fn level(object: &mut Fields, levels: RangeInclusive<u32>, errors: &mut FieldErr
     level
 }
 
-/// A Go duration from nothing to the longest life.
+/// Reads a Go duration from zero to `TTL_MAX`.
 pub(super) fn delay(fields: &mut Fields, key: &str, errors: &mut FieldErrors) -> Option<GoDuration> {
     let given: GoDuration = fields.parsed(key, INVALID_DELAY, errors)?;
     if given.0 > TTL_MAX {
@@ -91,7 +91,7 @@ pub(super) fn delay(fields: &mut Fields, key: &str, errors: &mut FieldErrors) ->
     Some(given)
 }
 
-/// `snapshot_policy` of a create request.
+/// Reads `snapshot_policy` of a create request.
 pub(super) fn policy(fields: &mut Fields, errors: &mut FieldErrors) -> Option<SnapshotPolicy> {
     let mut object = fields.object("snapshot_policy", errors)?;
     let compression = read(&mut object, errors).or(None);
@@ -108,13 +108,13 @@ pub struct StandbyRequest {
 }
 
 impl StandbyRequest {
-    /// Nothing is said.
+    /// A request that sets nothing.
     pub const PLAIN: Self = Self { compression: CompressionAsked::Unsaid, delay: None };
 
-    /// Reads the body; an empty one says nothing.
+    /// Reads the body; an empty body sets nothing.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         if body.is_null() {
@@ -142,7 +142,7 @@ impl From<Compression> for CompressionView {
     }
 }
 
-/// `snapshot_policy` as clients read it.
+/// The `snapshot_policy` that clients read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotPolicyView {
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,8 +1,8 @@
 //! The wire of cp and stat.
 //!
-//! Paths are texts. Where one is none, an additive field beside it has its bytes in base64
-//! (`path_base64` beside `path`), and the text shows them for people; names that are UTF-8 look as
-//! they always did. A client says such a path in the same way.
+//! Paths are strings. When a path is not UTF-8, an additive field beside it carries its bytes in base64
+//! (`path_base64` beside `path`), and the string is a form for people to read; UTF-8 names look as they
+//! always did. A client sends such a path in the same way.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::guest::{BytePath, CopyFrom, CopyTo, Entry, EntryKind, PathInfo, Request};
 
-/// First frame of a copy.
+/// The first frame of a copy.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CopyRequest {
     pub direction: Direction,
     #[serde(default)]
     pub guest_path: String,
-    /// Additive: instead of it.
+    /// Additive: replaces `guest_path` when that path is not UTF-8.
     #[serde(default)]
     pub guest_path_base64: Option<String>,
     #[serde(default)]
@@ -28,14 +28,14 @@ pub struct CopyRequest {
     pub follow_links: bool,
     #[serde(default)]
     pub src_basename: Option<String>,
-    /// Additive: instead of it.
+    /// Additive: replaces `src_basename` when that name is not UTF-8.
     #[serde(default)]
     pub src_basename_base64: Option<String>,
     #[serde(default)]
     pub uid: Option<u32>,
     #[serde(default)]
     pub gid: Option<u32>,
-    /// Additive: seconds since the epoch.
+    /// Additive: modification time, in seconds since the epoch.
     #[serde(default)]
     pub mtime: Option<i64>,
 }
@@ -48,10 +48,10 @@ pub enum Direction {
 }
 
 impl CopyRequest {
-    /// The request to the agent.
+    /// Converts the frame to the request to the agent.
     ///
     /// # Errors
-    /// A sentence that names the field.
+    /// Returns a sentence that names the field.
     pub fn into_request(self) -> Result<Request, String> {
         let path = named("guest_path", self.guest_path, self.guest_path_base64.as_deref())?;
         if !path.is_absolute() || path.has_nul() {
@@ -77,16 +77,17 @@ impl CopyRequest {
     }
 }
 
-/// What a pair of fields names.
+/// Returns the path that a pair of fields names.
 ///
 /// # Errors
-/// A sentence that names the field, when it is no base64.
+/// Returns a sentence that names the field when the second field is not base64.
 pub fn named(field: &str, text: String, base64: Option<&str>) -> Result<BytePath, String> {
     let Some(word) = base64 else { return Ok(text.into()) };
     STANDARD.decode(word).map(BytePath).map_err(|_| format!("{field}_base64 must be base64"))
 }
 
-/// A path as a pair of fields: a text for all, and its bytes where the text is not them.
+/// Converts a path to a pair of fields: a string for people, and the bytes in base64 when the path is not
+/// UTF-8.
 #[must_use]
 pub fn told(path: &BytePath) -> (String, Option<String>) {
     match path.text() {
@@ -121,7 +122,7 @@ pub enum CopyFrame {
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct CopyHeader {
     pub path: String,
-    /// Additive: only where the name is not UTF-8.
+    /// Additive: present only when the name is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_base64: Option<String>,
     pub mode: u32,
@@ -130,7 +131,7 @@ pub struct CopyHeader {
     pub is_symlink: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_target: Option<String>,
-    /// Additive: only where the target is not UTF-8.
+    /// Additive: present only when the target is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_target_base64: Option<String>,
     pub size: u64,
@@ -142,10 +143,11 @@ pub struct CopyHeader {
 }
 
 impl CopyHeader {
-    /// The header of an entry that a guest named.
+    /// Makes the header of an entry that a guest named.
     ///
     /// # Errors
-    /// When the name leads out of where the client copies to: no guest in its senses sends it.
+    /// Fails when the name leads out of the directory that the client copies to; only a faulty or hostile
+    /// guest sends such a name.
     pub fn of(entry: Entry) -> Result<Self, String> {
         let mut names = entry.path.0.split(|&byte| byte == b'/');
         if !names.all(|name| BytePath(name.to_vec()).is_plain_name()) || entry.path.has_nul() {
@@ -174,25 +176,25 @@ impl CopyHeader {
         })
     }
 
-    /// The entry's name.
+    /// Returns the entry's name.
     ///
     /// # Errors
-    /// When it is not to be read.
+    /// Fails when the name cannot be decoded.
     pub fn name(&self) -> Result<BytePath, String> {
         named("path", self.path.clone(), self.path_base64.as_deref())
     }
 
-    /// Where a link leads; `None` for what is none.
+    /// Returns the target of a link; `None` when the entry is not a link.
     ///
     /// # Errors
-    /// When it is not to be read.
+    /// Fails when the target cannot be decoded.
     pub fn target(&self) -> Result<Option<BytePath>, String> {
         let target = self.link_target.clone().filter(|_| self.is_symlink);
         target.map(|text| named("link_target", text, self.link_target_base64.as_deref())).transpose()
     }
 }
 
-/// Answer of stat.
+/// The response to stat.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PathView {
     pub exists: bool,
@@ -201,7 +203,7 @@ pub struct PathView {
     pub is_symlink: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_target: Option<String>,
-    /// Additive: only where the target is not UTF-8.
+    /// Additive: present only when the target is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_target_base64: Option<String>,
     pub mode: u32,
@@ -266,7 +268,7 @@ mod tests {
             let request: CopyRequest = serde_json::from_str(text).expect("JSON");
             request.into_request()
         };
-        // /b followed by 0xff.
+        // The base64 text is /b followed by 0xff.
         let odd = read(r#"{"direction":"from","guest_path_base64":"L2L/"}"#).expect("fine");
         let from = CopyFrom { path: BytePath(b"/b\xff".to_vec()), follows_links: false };
         assert_eq!(odd, Request::CopyFrom(from));

@@ -1,15 +1,15 @@
-//! The one shape of every error answer.
+//! The common shape of every error response.
 
 use serde::{Deserialize, Serialize};
 
 use crate::validate::FieldErrors;
 
-/// `{"code", "message", "details"?}`; clients switch on `code`.
+/// The error body, `{"code", "message", "details"?}`; clients switch on `code`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
     pub code: String,
     pub message: String,
-    /// One entry for each problem of a request; its message starts with the field's path.
+    /// The problems of the request, an entry each; every message starts with the field's path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<ErrorDetail>,
 }
@@ -27,7 +27,7 @@ impl ErrorBody {
 }
 
 impl From<&FieldErrors> for ErrorBody {
-    /// The first problem's code stands for the request.
+    /// Takes the first problem's code as the code of the request.
     fn from(errors: &FieldErrors) -> Self {
         let details: Vec<ErrorDetail> = errors
             .iter()

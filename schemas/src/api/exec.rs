@@ -9,7 +9,7 @@ use crate::instance::Secret;
 use crate::limits::{ENV_VAR_BYTES_MAX, EXEC_TIMEOUT_MAX, WAIT_MAX};
 use crate::signal;
 
-/// First frame of an exec.
+/// The first frame of an exec.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExecRequest {
@@ -21,33 +21,33 @@ pub struct ExecRequest {
     pub env: Option<BTreeMap<String, Secret>>,
     #[serde(default)]
     pub cwd: Option<String>,
-    /// Additive: `user`, `uid`, `user:group`; the instance's own when absent.
+    /// Additive: `user`, `uid` or `user:group`; the instance's own user when absent.
     #[serde(default)]
     pub user: Option<String>,
-    /// Seconds; 0 for none.
+    /// Time limit, in seconds; 0 means no limit.
     #[serde(default)]
     pub timeout: Option<u64>,
-    /// Seconds to wait for the agent of an instance that is on its way up.
+    /// Time to wait for the agent of an instance that is starting, in seconds.
     #[serde(default)]
     pub wait_for_agent: Option<u64>,
     #[serde(default)]
     pub rows: Option<u16>,
     #[serde(default)]
     pub cols: Option<u16>,
-    /// Additive: binary frames begin with a byte that names the stream, 1 for standard output, 2 for
+    /// Additive: binary frames begin with a byte that names the stream: 1 for standard output, 2 for
     /// standard error.
     #[serde(default)]
     pub split_output: bool,
 }
 
-/// What an exec without a command runs.
+/// The program of an exec without a command.
 const SHELL: &str = "/bin/sh";
 
 impl ExecRequest {
-    /// The request to the agent.
+    /// Converts the frame to the request to the agent.
     ///
     /// # Errors
-    /// A sentence that names the field.
+    /// Returns a sentence that names the field.
     pub fn into_request(self) -> Result<Exec, String> {
         let command = if self.command.is_empty() { vec![SHELL.to_owned()] } else { self.command };
         let strings = command.iter().chain(&self.cwd).chain(&self.user);
@@ -97,9 +97,9 @@ impl ExecRequest {
 #[derive(Debug, PartialEq, Eq)]
 pub enum ExecControl {
     Message(ToStream),
-    /// Additive `{"stdin_eof":true}`.
+    /// The end of standard input; additive `{"stdin_eof":true}`.
     Eof,
-    /// A signal that there is not.
+    /// A signal that does not exist.
     Unknown(String),
 }
 
@@ -122,7 +122,8 @@ struct Resize {
 }
 
 impl ExecControl {
-    /// `None` for text that is none of these: the wire has it that such text is input.
+    /// Parses a text frame; returns `None` for any other text, which is input according to the wire
+    /// contract.
     #[must_use]
     pub fn read(text: &str) -> Option<Self> {
         let frame: ControlFrame = serde_json::from_str(text).ok()?;

@@ -1,8 +1,8 @@
-//! Reads a JSON object field by field, noting every problem under its path instead of stopping at
-//! the first.
+//! Reads a JSON object field by field. Every problem is noted under its path; reading does not stop at the
+//! first.
 //!
-//! `null` counts as absent, as the SDKs send it. What nobody asked for is a problem too: see
-//! [`Fields::finish`].
+//! `null` counts as absent, because the SDKs send it. A field that the request does not have is a problem
+//! too: see [`Fields::finish`].
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -12,27 +12,27 @@ use serde_json::{Map, Value};
 
 use crate::validate::{FieldErrors, printable};
 
-/// One object being read.
+/// A JSON object that is being read.
 #[derive(Debug)]
 pub struct Fields {
     path: String,
-    /// Of problems that have none of their own.
+    /// The code of problems that have no code of their own.
     code: &'static str,
     object: Map<String, Value>,
 }
 
-/// That code, where a request has no other.
+/// The default code of problems.
 const INVALID: &str = "invalid_request";
-/// How much of a stranger's key is repeated in a message.
+/// Number of characters of an unknown key that a message repeats.
 const KEY_CHARS_MAX: usize = 64;
 
 impl Fields {
-    /// Starts at the body.
+    /// Starts to read a request's body.
     pub fn body(value: Value, errors: &mut FieldErrors) -> Self {
         Self::body_of(value, INVALID, errors)
     }
 
-    /// Likewise; its problems carry `code`.
+    /// Starts to read a request's body; its problems carry `code`.
     pub fn body_of(value: Value, code: &'static str, errors: &mut FieldErrors) -> Self {
         Self::at(String::new(), code, value, errors)
     }
@@ -49,13 +49,13 @@ impl Fields {
         Self { path, code, object }
     }
 
-    /// The full path of a field of this object.
+    /// Returns the full path of a field of this object.
     #[must_use]
     pub fn path(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
-    /// Takes a field out; absent and `null` are the same.
+    /// Takes a field out; an absent field and `null` are the same.
     pub fn take(&mut self, key: &str) -> Option<Value> {
         self.object.remove(key).filter(|value| !value.is_null())
     }
@@ -67,7 +67,7 @@ impl Fields {
         }
     }
 
-    /// A required text.
+    /// Takes a required string.
     pub fn required_text(&mut self, key: &str, errors: &mut FieldErrors) -> Option<String> {
         if self.object.get(key).is_none_or(Value::is_null) {
             errors.push(self.path(key), self.code, "is required");
@@ -76,7 +76,7 @@ impl Fields {
         self.text(key, errors)
     }
 
-    /// A text that parses into `T`; its problems carry `code`.
+    /// Takes a string that parses into `T`; its problems carry `code`.
     pub fn parsed<T>(&mut self, key: &str, code: &'static str, errors: &mut FieldErrors) -> Option<T>
     where
         T: FromStr,
@@ -96,7 +96,8 @@ impl Fields {
         self.flag_of(key, self.code, errors)
     }
 
-    /// Likewise; its problem carries `code`, as those of every `_of`.
+    /// Takes a boolean; its problem carries `code`. The other methods that end with `_of` report with `code`
+    /// too.
     pub fn flag_of(&mut self, key: &str, code: &'static str, errors: &mut FieldErrors) -> Option<bool> {
         match self.take(key)? {
             Value::Bool(flag) => Some(flag),
@@ -104,13 +105,13 @@ impl Fields {
         }
     }
 
-    /// It is given, rightly or wrongly.
+    /// True if the field is present, whether its value is valid or not.
     #[must_use]
     pub fn has(&self, key: &str) -> bool {
         self.object.get(key).is_some_and(|value| !value.is_null())
     }
 
-    /// A whole number within bounds.
+    /// Takes a whole number within bounds.
     pub fn number(
         &mut self,
         key: &str,
@@ -118,7 +119,7 @@ impl Fields {
         errors: &mut FieldErrors,
     ) -> Option<u32> {
         let value = self.take(key)?;
-        // The wire's `number` may come as 2.0.
+        // The wire's `number` may arrive as 2.0.
         let whole = value.as_u64().or_else(|| {
             value
                 .as_f64()
@@ -139,7 +140,7 @@ impl Fields {
         }
     }
 
-    /// A list of strings within bounds of count and size.
+    /// Takes a list of strings within bounds of count and size.
     pub fn texts(
         &mut self,
         key: &str,
@@ -184,7 +185,7 @@ impl Fields {
         Some(texts)
     }
 
-    /// A map of strings.
+    /// Takes a map of strings.
     pub fn map(&mut self, key: &str, errors: &mut FieldErrors) -> Option<BTreeMap<String, String>> {
         let object = match self.take(key)? {
             Value::Object(object) => object,
@@ -212,7 +213,7 @@ impl Fields {
         }
     }
 
-    /// A nested object.
+    /// Takes a nested object.
     pub fn object(&mut self, key: &str, errors: &mut FieldErrors) -> Option<Self> {
         let value = self.take(key)?;
         Some(Self::at(self.path(key), self.code, value, errors))
@@ -225,7 +226,7 @@ impl Fields {
         }
     }
 
-    /// The objects of a list.
+    /// Takes the objects of a list.
     pub fn objects(&mut self, key: &str, errors: &mut FieldErrors) -> Vec<Self> {
         let items = self.list(key, errors).unwrap_or_default();
         let (path, code) = (self.path(key), self.code);
@@ -236,7 +237,7 @@ impl Fields {
             .collect()
     }
 
-    /// Nested objects of a map, by key.
+    /// Returns the nested objects of a map, by key.
     pub fn entries(self, errors: &mut FieldErrors) -> Vec<(String, Self)> {
         let Self { path, code, object } = self;
         object
@@ -248,7 +249,8 @@ impl Fields {
             .collect()
     }
 
-    /// What is left was asked for by nobody: a misspelt field is a wish that would be lost.
+    /// Reports the fields that are left as unknown. Otherwise a misspelt field would be ignored silently and
+    /// its value lost.
     pub fn finish(self, errors: &mut FieldErrors) {
         for key in self.object.keys() {
             errors.push(

@@ -1,4 +1,4 @@
-//! Health on the wire: `health_check` of requests and answers, `health_status` of answers.
+//! Health on the wire: `health_check` of requests and responses, `health_status` of responses.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) const INVALID: &str = "invalid_health_check";
 const NO_NETWORK: &str = "of type http or tcp needs network.enabled";
 const NO_AGENT: &str = "of type exec needs the guest agent, which skip_guest_agent leaves out";
 
-/// What a request says of `health_check`: `None` when it is not given, `Some(None)` for none.
+/// Reads `health_check`: `None` when the field is absent, `Some(None)` when the request asks for no check.
 pub(super) fn health_check(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Option<HealthCheck>> {
     let mut problems = FieldErrors::default();
     let mut given = fields.object("health_check", &mut problems);
@@ -25,7 +25,7 @@ pub(super) fn health_check(fields: &mut Fields, errors: &mut FieldErrors) -> Opt
     if let Some(check) = given {
         check.finish(&mut problems);
     }
-    // All of them are this field's matter, whatever they are of.
+    // All problems within this field get its code, whatever their own codes are.
     problems.iter().for_each(|problem| errors.push(problem.path.clone(), INVALID, &problem.message));
     is_given.then_some(check)
 }
@@ -154,10 +154,10 @@ fn duration(
     Some(given)
 }
 
-/// Why a check cannot be made of such an instance.
+/// Checks that an instance with these features can be probed in this way.
 ///
 /// # Errors
-/// In words that follow the field's name.
+/// Returns the reason in words that follow the field's name.
 pub fn check_fits(check: &HealthCheck, has_network: bool, has_agent: bool) -> Result<(), &'static str> {
     match &check.probe {
         probe if probe.needs_network() && !has_network => Err(NO_NETWORK),
@@ -166,7 +166,7 @@ pub fn check_fits(check: &HealthCheck, has_network: bool, has_agent: bool) -> Re
     }
 }
 
-/// `health_check` as clients read it.
+/// The `health_check` that clients read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheckView {
     #[serde(rename = "type")]
@@ -244,11 +244,11 @@ pub enum HealthWord {
     Starting,
     Healthy,
     Unhealthy,
-    /// It does not run, so it is not asked.
+    /// The instance does not run, so it is not probed.
     Unknown,
 }
 
-/// `health_status` as clients read it.
+/// The `health_status` that clients read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthView {
     pub status: HealthWord,
@@ -267,7 +267,7 @@ pub struct HealthView {
 impl HealthView {
     pub(super) fn of(spec: &InstanceSpec, status: &InstanceStatus) -> Self {
         let health = &status.health;
-        // Judged by the check that is asked for, not by one before it.
+        // The verdict counts only when it was made with the check that is now in the spec.
         let is_current = health.of.is_some_and(|of| of.version == spec.health_version);
         let status = match (spec.health.is_some(), status.state) {
             (false, _) => HealthWord::Disabled,
@@ -297,7 +297,7 @@ impl HealthView {
         }
     }
 
-    /// The counts of this moment instead of the recorded ones.
+    /// Replaces the recorded counts by the current ones.
     pub fn count(&mut self, tally: &Tally) {
         *self = Self { status: self.status, ..Self::counted(tally) };
     }
@@ -331,7 +331,7 @@ mod tests {
             "http": { "port": 80, "path": "/", "scheme": "http", "expected_status": 200 },
         });
         assert_eq!(told, expected);
-        // What is told is a request that means the same.
+        // The view, read as a request, means the same check.
         assert_eq!(given(told), Ok(Some(Some(check))));
         for body in [
             json!({ "type": "tcp", "tcp": { "port": 65535 }, "http": null, "interval": "1s" }),

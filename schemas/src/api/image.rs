@@ -45,7 +45,7 @@ impl ImageCreate {
     /// Reads the body of `POST /images`.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value, default: Platform) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -82,7 +82,7 @@ impl ImageTag {
     /// Reads the body; the target must be a tagged reference.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -105,12 +105,12 @@ impl ImageTag {
 pub struct Image {
     pub id: String,
     pub name: String,
-    /// Empty until the reference was resolved.
+    /// The digest of the manifest; empty until the reference was resolved.
     pub digest: String,
     pub status: ImagePhase,
     pub created_at: Timestamp,
     pub platform: Platform,
-    /// Null until ready.
+    /// Size of the root file system in bytes; null until the image is ready.
     pub size_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_position: Option<u32>,
@@ -125,7 +125,7 @@ pub struct Image {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
     pub tags: Tags,
-    /// Additive: bytes fetched, of all, while pulling.
+    /// Additive: bytes fetched and bytes in total, while the image is being pulled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
     pub conditions: Vec<Condition>,
@@ -135,7 +135,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// The wire form of a record.
+    /// Converts a record to its wire form.
     #[must_use]
     pub fn of(object: &Object<Kind>) -> Self {
         let Object { meta, spec, status } = object;

@@ -19,7 +19,8 @@ const INVALID: &str = "bad_request";
 const UNSUPPORTED: &str = "not_supported";
 const PORT_DEFAULT: u16 = 80;
 
-/// Headers that mean something to somebody on the way, besides those that begin as [`RESERVED_PREFIXES`].
+/// Names of headers that have a meaning for some party on the way, besides those that begin with
+/// [`RESERVED_PREFIXES`].
 const RESERVED: [&str; 21] = [
     "authorization",
     "authentication-info",
@@ -57,7 +58,7 @@ impl IngressWish {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body_of(body, INVALID, &mut errors);
@@ -147,7 +148,7 @@ fn header_auth(mut fields: Fields, errors: &mut FieldErrors) -> Option<HeaderAut
         problem.is_none()
     });
     let value = fields.required_text("value", errors).filter(|value| {
-        // What a header can have, and no blank at an end, which would not arrive.
+        // A header can carry only these characters; a blank at either end would not arrive.
         let is_fit = HEADER_AUTH_BYTES.contains(&value.len())
             && value.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
             && value.trim() == value;
@@ -184,7 +185,7 @@ pub struct Ingress {
     pub created_at: Timestamp,
     #[serde(default, skip_serializing_if = "Tags::is_empty")]
     pub tags: Tags,
-    /// Additive: whether it is listened at its ports, and why not.
+    /// Additive: reports whether the ports are open, and why not.
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
@@ -215,12 +216,12 @@ pub struct IngressTarget {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestHeaderAuth {
     pub header: String,
-    /// The wire has it in its answers, as an instance's environment.
+    /// The expected value. The wire returns it in responses, like an instance's environment.
     pub value: Secret,
 }
 
 impl Ingress {
-    /// The wire form of a record.
+    /// Converts a record to its wire form.
     #[must_use]
     pub fn of(object: &Object<Kind>) -> Self {
         let Object { meta, spec, status } = object;

@@ -1,4 +1,4 @@
-//! Instances on the wire: what a create request says, and what clients read.
+//! Instances on the wire: the contents of a create request, and the view that clients read.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -28,12 +28,13 @@ use crate::validate::{FieldErrors, tags as check_tags};
 
 const INVALID: &str = "invalid_request";
 
-/// What the server's host and configuration decide for a request.
+/// Values that the server's host and configuration decide for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InstanceDefaults {
     pub platform: Platform,
     pub hypervisor: Hypervisor,
-    /// Those that this host has, the default among them or not: a program may be installed later.
+    /// The hypervisors that this host has. The default may be missing among them, because a program may be
+    /// installed later.
     pub hypervisors: &'static [Hypervisor],
 }
 
@@ -44,7 +45,8 @@ pub struct InstanceWish {
     pub tags: Tags,
     pub image: ImageRef,
     pub platform: Platform,
-    /// The registry is asked what the reference means now, also when something is here under its name.
+    /// True if the registry is asked what the reference means now, even when the image is already present
+    /// under this name.
     pub pulls_always: bool,
     pub vcpus: u32,
     pub memory: Bytes,
@@ -68,7 +70,7 @@ impl InstanceWish {
     /// Reads the body of `POST /instances`.
     ///
     /// # Errors
-    /// Every problem of it, each with its path.
+    /// Returns every problem of the body, each with its path.
     pub fn read(body: Value, defaults: InstanceDefaults) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -163,7 +165,7 @@ fn platform(fields: &mut Fields, default: Platform, errors: &mut FieldErrors) ->
     }
 }
 
-/// One of those that this host has.
+/// Reads the name of a hypervisor. It must be the default or available on this host.
 pub(super) fn hypervisor(
     fields: &mut Fields,
     key: &str,
@@ -225,7 +227,7 @@ fn env(fields: &mut Fields, errors: &mut FieldErrors) -> BTreeMap<String, Secret
                 format!("is longer than {most} bytes with its name, which no program can be given"),
             );
         }
-        // The value is a secret: it is never repeated.
+        // The value is a secret and is never repeated in a message.
         if value.contains('\0') {
             errors.push(&at, INVALID, "has a value that contains a NUL");
         }
@@ -245,7 +247,7 @@ fn network(fields: &mut Fields, errors: &mut FieldErrors) -> bool {
     is_enabled
 }
 
-/// The optional body of `POST …/start`: what it names replaces the stored.
+/// The optional body of `POST …/start`: the fields it contains replace the stored values.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InstanceStart {
     pub entrypoint: Option<Vec<String>>,
@@ -253,10 +255,10 @@ pub struct InstanceStart {
 }
 
 impl InstanceStart {
-    /// Reads the body; an empty one asks for nothing.
+    /// Reads the body; an empty body changes nothing.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -277,13 +279,13 @@ pub struct Instance {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_error: Option<String>,
     pub created_at: Timestamp,
-    /// Always present, null without a limit.
+    /// Time of expiry; always present, and null without a limit.
     pub expires_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped_at: Option<Timestamp>,
-    /// Null until the program ended.
+    /// The program's exit code; null until the program ended.
     pub exit_code: Option<i32>,
     pub exit_message: Option<String>,
     pub has_snapshot: bool,
@@ -307,20 +309,21 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_status: Option<HealthView>,
     pub auto_standby: Option<AutoStandbyPolicy>,
-    /// Additive: who changed last whether it shall run: a client, idleness, or traffic.
+    /// Additive: the cause of the last change of the power state in the spec: a client, idleness, or
+    /// traffic.
     #[serde(default)]
     pub power_by: PowerCause,
     pub current_phase: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_phase_since: Option<Timestamp>,
-    /// The present phase included, up to the present moment.
+    /// Milliseconds in each phase, including the current phase up to now.
     pub phase_durations_ms: BTreeMap<String, u64>,
-    /// Additive: how far the host is from the wish.
+    /// Additive: conditions that report how far the host is from the spec.
     pub conditions: Vec<Condition>,
     pub generation: Generation,
     pub observed_generation: Generation,
     pub resource_version: u64,
-    /// Additive: the VMM's process on the host, while there is one.
+    /// Additive: process id of the VMM on the host, while it exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,
 }
@@ -330,13 +333,13 @@ pub struct NetworkView {
     pub enabled: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Null without a network.
+    /// The IPv4 address; null without a network.
     pub ip: Option<String>,
     pub mac: Option<String>,
 }
 
 impl Instance {
-    /// The wire form of a record; `port` is the one the record names.
+    /// Converts a record to its wire form; `port` is the port that the record names.
     #[must_use]
     pub fn of(object: &Object<Kind>, port: Option<&PortSpec>, now: Timestamp) -> Self {
         let Object { meta, spec, status } = object;
@@ -393,7 +396,7 @@ impl Instance {
     }
 }
 
-/// The answer of `GET …/wait`.
+/// The response to `GET …/wait`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitForState {
     pub state: State,
@@ -402,7 +405,7 @@ pub struct WaitForState {
     pub state_error: Option<String>,
 }
 
-/// One of the eight words, case-sensitive.
+/// Parses a state: one of the eight words, case-sensitive.
 #[must_use]
 pub fn parse_state(word: &str) -> Option<State> {
     serde_json::from_value(Value::String(word.to_owned())).ok()

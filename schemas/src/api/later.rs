@@ -1,5 +1,6 @@
-//! Fields of the wire that later work brings: read to the contract now, and refused by name when
-//! they ask for something this server cannot do yet. What asks for nothing is accepted.
+//! Fields of the wire that later work implements. They are validated against the contract now, and refused
+//! by name when they ask for something that this server cannot do yet. A value that asks for nothing is
+//! accepted.
 
 use super::fields::Fields;
 use crate::quantity::{Bytes, Rate};
@@ -12,7 +13,7 @@ fn refuse(errors: &mut FieldErrors, path: String) {
     errors.push(path, UNSUPPORTED, "is not supported by this server yet");
 }
 
-/// Reads every such field of a create request.
+/// Reads all such fields of a create request.
 pub(super) fn refuse_later_fields(fields: &mut Fields, errors: &mut FieldErrors) {
     let hotplug: Option<Bytes> = fields.parsed("hotplug_size", "invalid_hotplug_size", errors);
     if hotplug.is_some_and(|size| size.0 > 0) {
@@ -27,7 +28,7 @@ pub(super) fn refuse_later_fields(fields: &mut Fields, errors: &mut FieldErrors)
     credentials(fields, errors);
 }
 
-/// `network.*` but `enabled`.
+/// Reads all fields of `network` except `enabled`.
 pub(super) fn refuse_later_network(network: &mut Fields, errors: &mut FieldErrors) {
     for (key, code) in [
         ("bandwidth_download", "invalid_bandwidth_download"),

@@ -1,9 +1,9 @@
-//! Wire types: what strangers read and write, apart from the stored types.
+//! Wire types: the requests and responses of clients, separate from the stored types.
 //!
-//! Guarantees: a request is read whole before anything is done; all of its problems are told, each
-//! with its field's path; no field is silently ignored, and one that this server cannot honour yet
-//! is refused by name. Responses may gain fields and never lose or rename one.
-//! Source: contract.md; the official SDKs are the judge.
+//! Guarantees: a request is read completely before anything is done; all of its problems are reported, each
+//! with its field's path; no field is silently ignored, and a field that this server cannot honour yet is
+//! refused by name. Responses may gain fields and never lose or rename one.
+//! Source: contract.md; behaviour is judged by the official SDKs.
 
 mod auto_standby;
 mod compression;

@@ -19,7 +19,7 @@ use crate::validate::{FieldErrors, printable};
 
 const RESTART: &str = "invalid_restart_policy";
 
-/// `restart_policy`; `None` when it is not given.
+/// Reads `restart_policy`; returns `None` when the field is absent.
 pub(super) fn restart(fields: &mut Fields, errors: &mut FieldErrors) -> Option<RestartPolicy> {
     let mut policy = fields.object("restart_policy", errors)?;
     let default = RestartPolicy::default();
@@ -54,7 +54,7 @@ fn duration(fields: &mut Fields, key: &str, max: Duration, errors: &mut FieldErr
     Some(given)
 }
 
-/// `ttl` or `expires_at`; `None` when neither is given.
+/// Reads `ttl` or `expires_at`; returns `None` when both are absent.
 pub(super) fn expiry(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Expiry> {
     let ttl: Option<GoDuration> = fields.parsed("ttl", "invalid_ttl", errors);
     let at: Option<Timestamp> = fields.parsed("expires_at", "invalid_expires_at", errors);
@@ -75,12 +75,12 @@ pub(super) fn expiry(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Ex
     }
 }
 
-/// The body of `PATCH /instances/{id}`: what is named is changed.
+/// The body of `PATCH /instances/{id}`: the fields it contains are changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstancePatch {
     pub restart: Option<RestartPolicy>,
     pub expiry: Option<Expiry>,
-    /// `Some(None)`: none from now on.
+    /// The new health check; `Some(None)` removes the check.
     pub health: Option<Option<HealthCheck>>,
     pub auto_standby: Option<AutoStandbyPolicy>,
 }
@@ -89,7 +89,7 @@ impl InstancePatch {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it; one that names nothing is a problem too.
+    /// Returns every problem of the body; a body without any field is a problem too.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let is_empty = body.as_object().is_some_and(|fields| fields.values().all(Value::is_null));
@@ -101,7 +101,7 @@ impl InstancePatch {
         let expiry = expiry(&mut fields, &mut errors);
         let health = health::health_check(&mut fields, &mut errors);
         let auto_standby = auto_standby::policy(&mut fields, &mut errors);
-        // Only values of credentials may change, and there are no credentials yet.
+        // Only values of credentials may change, and credentials do not exist yet.
         for key in fields.map("env", &mut errors).unwrap_or_default().keys() {
             let path = format!("env[{}]", printable(key, 64));
             errors.push(path, "invalid_request", "is not the source of a credential of this instance");
@@ -111,7 +111,7 @@ impl InstancePatch {
     }
 }
 
-/// `restart_status` as clients read it.
+/// The `restart_status` that clients read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartView {
     pub attempts: u32,
@@ -137,7 +137,7 @@ impl From<&RestartStatus> for RestartView {
     }
 }
 
-/// Lower-cased words of states, as phases are named.
+/// Converts states to phases, which are named by the states' lower-cased words.
 pub(super) fn phases(durations: &BTreeMap<crate::instance::State, u64>) -> BTreeMap<String, u64> {
     durations.iter().map(|(state, millis)| (phase(*state), *millis)).collect()
 }

@@ -27,7 +27,7 @@ impl ScheduleWish {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -69,7 +69,7 @@ fn retention(fields: &mut Fields, errors: &mut FieldErrors) -> Retention {
         let message = format!("must be more than 0s and at most {}", GoDuration(limits::TTL_MAX));
         errors.push("retention.max_age", INVALID, message);
     }
-    // 0 is no bound by count.
+    // A `max_count` of 0 means no bound by count.
     let is_bounded = max_age.is_some() || max_count.is_some_and(|count| count > 0);
     if !is_bounded && errors.iter().count() == before {
         errors.push("retention", INVALID, "needs a max_count above 0 or a max_age");
@@ -80,7 +80,7 @@ fn retention(fields: &mut Fields, errors: &mut FieldErrors) -> Retention {
 
 fn name_prefix(fields: &mut Fields, errors: &mut FieldErrors) -> Option<String> {
     let prefix = fields.text("name_prefix", errors).filter(|prefix| !prefix.is_empty())?;
-    // As it is used: with more behind it.
+    // The prefix is checked as it is used: with more characters behind it.
     let is_name =
         prefix.len() <= limits::NAME_PREFIX_BYTES_MAX && Name::resource(&format!("{prefix}-0")).is_ok();
     if !is_name {
@@ -97,7 +97,7 @@ pub struct SnapshotSchedule {
     pub instance_id: String,
     pub interval: GoDuration,
     pub retention: RetentionView,
-    /// In the past when the run is late.
+    /// Time of the next run; in the past when the run is late.
     pub next_run_at: Timestamp,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
@@ -122,7 +122,7 @@ pub struct RetentionView {
 }
 
 impl SnapshotSchedule {
-    /// The wire form of a record at a time.
+    /// Converts a record at a given time to its wire form.
     #[must_use]
     pub fn of(object: &Object<Kind>, now: Timestamp) -> Self {
         let Object { meta, spec, status } = object;

@@ -23,7 +23,7 @@ pub struct SnapshotCreate {
     pub name: Option<Name>,
     pub tags: Tags,
     pub compression: CompressionAsked,
-    /// Additive: forks to hold ready.
+    /// Additive: number of forks to hold ready.
     pub pool: u32,
 }
 
@@ -31,7 +31,7 @@ impl SnapshotCreate {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -58,7 +58,7 @@ impl SnapshotCreate {
     }
 }
 
-/// The body of `PATCH /snapshots/{id}`, which is additive.
+/// The body of `PATCH /snapshots/{id}`, an additive operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SnapshotPatch {
     pub pool: u32,
@@ -68,7 +68,7 @@ impl SnapshotPatch {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -100,7 +100,7 @@ impl ForkCreate {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -120,7 +120,7 @@ impl ForkCreate {
 pub struct SnapshotFork {
     pub name: Name,
     pub target: Option<Power>,
-    /// The snapshot's when nothing is said.
+    /// The hypervisor of the fork; the snapshot's when the request does not name one.
     pub hypervisor: Option<Hypervisor>,
 }
 
@@ -128,7 +128,7 @@ impl SnapshotFork {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value, defaults: InstanceDefaults) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -143,11 +143,11 @@ impl SnapshotFork {
     }
 }
 
-/// The body of `POST /instances/{id}/snapshots/{snapshot}/restore`; an empty one asks for the defaults.
+/// The body of `POST /instances/{id}/snapshots/{snapshot}/restore`; an empty body asks for the defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SnapshotRestore {
     pub target: Option<Power>,
-    /// The snapshot's when nothing is said.
+    /// The hypervisor to use; the snapshot's when the request does not name one.
     pub hypervisor: Option<Hypervisor>,
 }
 
@@ -155,7 +155,7 @@ impl SnapshotRestore {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value, defaults: InstanceDefaults) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         if body.is_null() {
@@ -169,7 +169,7 @@ impl SnapshotRestore {
     }
 }
 
-/// One of the two words, case-sensitive.
+/// Parses a kind: one of the two words, case-sensitive.
 #[must_use]
 pub fn parse_kind(word: &str) -> Option<SnapshotKind> {
     serde_json::from_value(Value::String(word.to_owned())).ok()
@@ -185,7 +185,7 @@ fn name(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Name> {
     errors.take("name", INVALID, Name::new_resource(&name))
 }
 
-/// Where it shall end up.
+/// Reads the power state that the instance should end up in.
 fn target(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Power> {
     let power = match fields.text("target_state", errors)?.as_str() {
         "Running" => Some(Power::Running),
@@ -214,7 +214,7 @@ pub struct Snapshot {
     pub tags: Tags,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<CompressionView>,
-    /// none, compressing, compressed or error
+    /// State of the compression: none, compressing, compressed or error.
     pub compression_state: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression_error: Option<String>,
@@ -222,20 +222,20 @@ pub struct Snapshot {
     pub compressed_size_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uncompressed_size_bytes: Option<u64>,
-    /// Additive: forks to hold ready, and those that are.
+    /// Additive: number of forks to hold ready; `pool_ready` is the number that is ready now.
     pub pool_size: u32,
     pub pool_ready: u32,
     /// Additive: the reason why fewer are ready, if something is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool_error: Option<String>,
-    /// Additive: pending, ready or failed.
+    /// Additive: the phase: pending, ready or failed.
     pub status: SnapshotPhase,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
 impl Snapshot {
-    /// The wire form of a record.
+    /// Converts a record to its wire form.
     #[must_use]
     pub fn of(object: &Object<Kind>) -> Self {
         let Object { meta, spec, status } = object;
@@ -269,7 +269,7 @@ impl Snapshot {
     }
 }
 
-/// The state that an instance of this wish ends up in.
+/// Returns the state that an instance with this power state in its spec ends up in.
 #[must_use]
 pub fn state_of(power: Power) -> State {
     match power {

@@ -1,14 +1,14 @@
-//! What a server says of itself.
+//! The server's description of itself and of the host.
 
 use serde::{Deserialize, Serialize};
 
-/// `GET /capabilities`.
+/// The response to `GET /capabilities`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
     pub server: ServerView,
     pub host: HostView,
     pub default_runtime: Runtime,
-    /// Sorted by name.
+    /// The runtimes, sorted by name.
     pub runtimes: Vec<RuntimeView>,
     pub network: NetworkModel,
     pub images: ImagesView,
@@ -25,7 +25,7 @@ pub struct ServerView {
 pub struct HostView {
     pub os: String,
     pub arch: String,
-    /// Additive: VMMs run in control groups of their own.
+    /// Additive: true if VMMs run in control groups of their own.
     pub cgroups: bool,
 }
 
@@ -61,7 +61,7 @@ pub struct ImagesView {
     pub default_platform: String,
 }
 
-/// What an instance uses; traffic as its guest sees it.
+/// Resource usage of an instance; traffic is counted from the guest's side.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct InstanceStats {
     pub instance_id: String,

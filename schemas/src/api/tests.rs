@@ -1,4 +1,4 @@
-//! Requests as the contract has them, right and wrong.
+//! Requests of the contract, valid and invalid.
 
 use serde_json::{Value, json};
 
@@ -133,7 +133,8 @@ fn a_hypervisor_is_one_that_this_host_has() {
 #[test]
 fn a_variable_that_no_program_can_be_given_is_refused_by_its_name() {
     let body = |length: usize| json!({"name": "a", "image": "b", "env": {"LONG": "x".repeat(length)}});
-    // With `LONG=` and the zero byte at its end it is as long as the kernel allows.
+    // Together with `LONG=` and the final zero byte, the string has the longest length that the kernel
+    // allows.
     let most = crate::limits::ENV_VAR_BYTES_MAX - 6;
     assert_eq!(problems(body(most)), []);
     assert_eq!(problems(body(most + 1)), [("env[LONG]".to_owned(), "invalid_request")]);

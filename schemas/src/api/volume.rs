@@ -14,7 +14,7 @@ use crate::validate::{FieldErrors, tags as check_tags};
 use crate::volume::{Access, Volume as Kind, VolumeMount};
 
 const INVALID: &str = "invalid_request";
-/// Where an image has its own files, or the kernel its (contract.md 2.1).
+/// Directories that hold the image's own files or the kernel's (contract.md 2.1).
 const RESERVED: [&str; 14] = [
     "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/root", "/run", "/sbin", "/sys", "/tmp",
     "/usr", "/var",
@@ -33,7 +33,7 @@ impl VolumeCreate {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -56,7 +56,7 @@ impl VolumeCreate {
     }
 }
 
-/// A mount that is asked for; the volume is named by its id or its name.
+/// A requested mount; the volume is named by its id or its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountWish {
     pub volume: String,
@@ -71,7 +71,7 @@ pub enum AccessWish {
     Overlay(Bytes),
 }
 
-/// `volumes` of a create request.
+/// Reads `volumes` of a create request.
 pub(super) fn mounts(fields: &mut Fields, errors: &mut FieldErrors) -> Vec<MountWish> {
     let entries = fields.objects("volumes", errors);
     let mut mounts: Vec<MountWish> = Vec::new();
@@ -98,7 +98,7 @@ pub(super) fn mounts(fields: &mut Fields, errors: &mut FieldErrors) -> Vec<Mount
     mounts
 }
 
-/// Block devices that a mount takes.
+/// Returns the number of block devices that a mount takes.
 fn devices(access: AccessWish) -> usize {
     match access {
         AccessWish::ReadWrite | AccessWish::ReadOnly => 1,
@@ -130,7 +130,8 @@ fn access(entry: &mut Fields, errors: &mut FieldErrors) -> AccessWish {
     }
 }
 
-/// An absolute path in its shortest form, outside of what an image has its own files in.
+/// Reads an absolute path and normalises it to its shortest form. The path must be outside of the
+/// directories that hold the image's own files.
 fn mount_path(entry: &mut Fields, errors: &mut FieldErrors) -> Option<String> {
     let given = entry.required_text("mount_path", errors)?;
     let names: Vec<&str> = given.split('/').filter(|name| !matches!(*name, "" | ".")).collect();
@@ -170,7 +171,7 @@ impl VolumeAttach {
     /// Reads the body.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Returns every problem of the body.
     pub fn read(body: Value) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
@@ -193,7 +194,7 @@ pub struct Volume {
     pub created_at: Timestamp,
     pub attachments: Vec<Attachment>,
     pub tags: Tags,
-    /// Additive: whether its disk is there.
+    /// Additive: conditions; `Ready` reports whether the disk exists.
     pub conditions: Vec<Condition>,
 }
 
@@ -205,7 +206,7 @@ pub struct Attachment {
 }
 
 impl Volume {
-    /// The wire form of a record; `mounts` are those of it, each with its instance.
+    /// Converts a record to its wire form; `mounts` are the mounts of this volume, each with its instance.
     #[must_use]
     pub fn of<'a>(object: &Object<Kind>, mounts: impl Iterator<Item = (&'a Uid, &'a VolumeMount)>) -> Self {
         let Object { meta, spec, status } = object;

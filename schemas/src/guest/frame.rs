@@ -1,34 +1,37 @@
 //! Frames: magic, payload length, kind, stream id, payload.
 //!
-//! Guarantees: decoding never panics, never holds more than one frame of the largest size and one
-//! read, and finds the next frame after garbage.
+//! Guarantees: decoding never panics, never holds more than a frame of the largest size plus one read, and
+//! finds the next frame after garbage.
 
 use serde::{Deserialize, Serialize};
 
-/// Starts every frame; a byte no UTF-8 text holds comes first, so that JSON never contains it.
+/// The first bytes of every frame. A byte that no UTF-8 text contains comes first, so that JSON never
+/// contains the magic.
 pub const MAGIC: [u8; 4] = [0xf7, b's', b't', b'd'];
-/// Magic, length, kind, stream.
+/// Size of a frame's header, in bytes: magic, length, kind, stream.
 pub const HEADER_BYTES: usize = 13;
-/// The largest payload: a configuration with the largest environment and argument list, escaped.
+/// Size of the largest payload, in bytes: a configuration with the largest environment and argument list,
+/// escaped.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
-/// What a frame is about. Host and guest send the same kinds.
+/// The kind of a frame. Host and guest send the same kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameKind {
-    /// Stream 0: [`super::ToGuest`], [`super::FromGuest`].
+    /// A control message on stream 0: [`super::ToGuest`] or [`super::FromGuest`].
     Control,
-    /// Host to guest: begins a stream with a [`super::Open`].
+    /// The start of a stream, from host to guest, with a [`super::Open`].
     Open,
     /// Bytes of the stream: standard input and output, contents of files.
     Data,
-    /// Bytes of standard error, where they are told apart.
+    /// Bytes of standard error, for streams that separate it from standard output.
     ErrorData,
-    /// No more [`FrameKind::Data`] comes from this side.
+    /// The end of data: no more [`FrameKind::Data`] comes from this side.
     Eof,
     /// A [`super::ToStream`] or [`super::FromStream`].
     Message,
-    /// Four bytes, little endian: as many more bytes of data may be sent.
+    /// A grant of window: the payload is four bytes, little endian, with the number of further bytes of data
+    /// that may be sent.
     Window,
-    /// The stream is over; what still arrives for it is dropped.
+    /// The end of the stream; data that still arrives for it is dropped.
     Close,
 }
 
@@ -62,7 +65,7 @@ impl FrameKind {
     }
 }
 
-/// One frame; its payload lies wherever its sender has it.
+/// A frame; its payload lies wherever its sender keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame<P = Vec<u8>> {
     pub kind: FrameKind,
@@ -70,16 +73,16 @@ pub struct Frame<P = Vec<u8>> {
     pub payload: P,
 }
 
-/// A payload larger than [`PAYLOAD_BYTES_MAX`].
+/// The error for a payload larger than [`PAYLOAD_BYTES_MAX`]; the number is its size in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a frame of {0} bytes is larger than the protocol allows")]
 pub struct TooLarge(pub usize);
 
 impl Frame {
-    /// A control frame.
+    /// Makes a control frame.
     ///
     /// # Errors
-    /// When the message is larger than a frame.
+    /// Fails when the message is larger than a frame.
     pub fn control<T: Serialize>(message: &T) -> Result<Self, TooLarge> {
         let payload = serde_json::to_vec(message).unwrap_or_default();
         if payload.len() > PAYLOAD_BYTES_MAX {
@@ -88,46 +91,47 @@ impl Frame {
         Ok(Self { kind: FrameKind::Control, stream: 0, payload })
     }
 
-    /// A frame of a stream with a JSON payload.
+    /// Makes a frame of a stream with a JSON payload.
     ///
     /// # Errors
-    /// When the message is larger than a frame.
+    /// Fails when the message is larger than a frame.
     pub fn json<T: Serialize>(kind: FrameKind, stream: u32, message: &T) -> Result<Self, TooLarge> {
         Ok(Self { kind, stream, ..Self::control(message)? })
     }
 
-    /// As many more bytes of data may be sent on this stream.
+    /// Makes a frame that grants so many further bytes of data on this stream.
     #[must_use]
     pub fn window(stream: u32, bytes: u32) -> Self {
         Self { kind: FrameKind::Window, stream, payload: bytes.to_le_bytes().to_vec() }
     }
 
-    /// A frame that says all by its kind.
+    /// Makes a frame without a payload: its kind says all.
     #[must_use]
     pub fn bare(kind: FrameKind, stream: u32) -> Self {
         Self { kind, stream, payload: Vec::new() }
     }
 
-    /// The message of a control frame; `None` for other frames and for what does not parse.
+    /// Returns the message of a control frame; `None` for other frames and for a payload that does not
+    /// parse.
     #[must_use]
     pub fn message<T: for<'de> Deserialize<'de>>(&self) -> Option<T> {
         let is_control = self.kind == FrameKind::Control && self.stream == 0;
         is_control.then(|| self.parse()).flatten()
     }
 
-    /// The JSON payload, whatever the kind.
+    /// Parses the JSON payload of a frame of any kind.
     #[must_use]
     pub fn parse<T: for<'de> Deserialize<'de>>(&self) -> Option<T> {
         serde_json::from_slice(&self.payload).ok()
     }
 
-    /// Makes a buffer a frame's header; a payload is read in behind it.
+    /// Turns a buffer into a frame's header; the payload is then read in behind it.
     pub fn begin(kind: FrameKind, stream: u32, buffer: &mut Vec<u8>) {
         buffer.clear();
         buffer.extend_from_slice(&header(kind, stream, 0));
     }
 
-    /// Says in a begun frame how long its payload became; its length.
+    /// Writes the length of the payload into a frame that was begun; returns that length in bytes.
     pub fn finish(begun: &mut [u8]) -> usize {
         let length = begun.len().saturating_sub(HEADER_BYTES);
         if let Some(word) = begun.get_mut(MAGIC.len()..MAGIC.len() + 4) {
@@ -138,7 +142,7 @@ impl Frame {
 }
 
 impl<P: AsRef<[u8]>> Frame<P> {
-    /// What goes out before the payload.
+    /// Returns the header, which is sent before the payload.
     #[must_use]
     pub fn header(&self) -> [u8; HEADER_BYTES] {
         header(self.kind, self.stream, self.payload.as_ref().len())
@@ -149,7 +153,7 @@ impl<P: AsRef<[u8]>> Frame<P> {
         [&self.header(), self.payload.as_ref()].concat()
     }
 
-    /// The bytes that a window frame grants; 0 for other frames.
+    /// Returns the number of bytes that a window frame grants; 0 for other frames.
     #[must_use]
     pub fn granted(&self) -> u32 {
         let bytes = self.payload.as_ref().first_chunk().filter(|_| self.kind == FrameKind::Window);
@@ -168,7 +172,7 @@ fn length_word(length: usize) -> [u8; 4] {
     u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes()
 }
 
-/// Kind, stream and length of payload; `None` for what begins no frame.
+/// Returns kind, stream and length of the payload; `None` when the bytes do not begin a frame.
 fn read_header(header: &[u8; HEADER_BYTES]) -> Option<(FrameKind, u32, usize)> {
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let length = usize::try_from(word(MAGIC.len())).unwrap_or(usize::MAX);
@@ -176,26 +180,26 @@ fn read_header(header: &[u8; HEADER_BYTES]) -> Option<(FrameKind, u32, usize)> {
     (header.starts_with(&MAGIC) && length <= PAYLOAD_BYTES_MAX).then(|| (kind, word(9), length))
 }
 
-/// Large buffers are for large payloads.
+/// True if a buffer of this capacity suits the payload: large buffers are kept for large payloads.
 fn fits(length: usize, capacity: usize) -> bool {
     (length..=length.saturating_mul(2)).contains(&capacity)
 }
 
-/// Cuts a stream into frames; bytes between frames are skipped.
+/// A decoder that cuts a byte stream into frames; bytes between frames are skipped.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
-    /// Where the part not yet taken begins.
+    /// Index at which the part that was not yet taken begins.
     start: usize,
     partial: Option<Partial>,
-    /// For the next large payload, instead of memory that is new.
+    /// A buffer that the next large payload can reuse instead of new memory.
     spare: Vec<u8>,
-    /// Where the header of the next frame is read to, before what may be its payload.
+    /// The header of the next frame, when it is read together with its possible payload.
     head: [u8; HEADER_BYTES],
     skipped: u64,
 }
 
-/// A frame that is not whole: its payload has its length, and is filled from the front.
+/// An incomplete frame: its payload has its full length and is filled from the front.
 #[derive(Debug)]
 struct Partial {
     frame: Frame,
@@ -203,10 +207,11 @@ struct Partial {
 }
 
 impl Decoder {
-    /// Takes what arrived. The caller drains [`Decoder::next`] before the next call, so that the
+    /// Appends bytes that arrived. The caller drains [`Decoder::next`] before the next call, so that the
     /// buffer holds less than a frame and one read.
     pub fn push(&mut self, bytes: &[u8]) {
-        // What was taken goes when it is the larger part: moving is then paid by what was taken.
+        // The taken part is removed when it is the larger part: the cost of moving the rest is then bounded
+        // by what was taken.
         if self.start * 2 >= self.buffer.len() {
             self.buffer.drain(..self.start);
             self.start = 0;
@@ -214,9 +219,9 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Where to read to, first the one and then the other: where it stays, when the rest of a payload
-    /// comes next, or a frame whose payload the spare may become; else a buffer of the caller's.
-    /// [`Decoder::arrived`] is told of what was read there, before anything else.
+    /// Returns the two buffers to read into, in this order. They are the final destination when the rest of
+    /// a payload comes next, or a frame whose payload may use the spare buffer; otherwise the first is the
+    /// caller's buffer. The caller must report the read with [`Decoder::arrived`] before anything else.
     pub fn places<'a>(&'a mut self, buffer: &'a mut [u8]) -> [&'a mut [u8]; 2] {
         let (is_drained, has_spare) = (self.is_drained(), self.has_spare());
         match &mut self.partial {
@@ -226,7 +231,8 @@ impl Decoder {
         }
     }
 
-    /// So many bytes were read to the places, of which the first was this buffer or not.
+    /// Records that `count` bytes were read into the buffers of [`Decoder::places`]; `buffer` is the
+    /// caller's buffer, which may or may not have been the first of them.
     pub fn arrived(&mut self, buffer: &[u8], count: usize) {
         let (is_drained, has_spare) = (self.is_drained(), self.has_spare());
         match &mut self.partial {
@@ -238,7 +244,7 @@ impl Decoder {
         }
     }
 
-    /// The spare becomes the payload when it fits and has nothing of another frame.
+    /// Turns the spare buffer into the payload when it fits and contains nothing of another frame.
     fn arrived_in_spare(&mut self, count: usize) {
         let mut spare = std::mem::take(&mut self.spare);
         let filled = count.saturating_sub(HEADER_BYTES).min(spare.len());
@@ -260,26 +266,27 @@ impl Decoder {
         self.start == self.buffer.len()
     }
 
-    /// Bytes of a payload that are still to come.
+    /// Returns the number of bytes of the current payload that have not arrived yet.
     #[must_use]
     pub fn lacks(&self) -> usize {
         self.partial.as_ref().map_or(0, |partial| partial.frame.payload.len() - partial.filled)
     }
 
-    /// Whether there is a buffer for the next large payload.
+    /// True if there is a buffer for the next large payload.
     #[must_use]
     pub fn has_spare(&self) -> bool {
         self.spare.capacity() > 0
     }
 
-    /// Gives it one that was used before.
+    /// Gives the decoder a used buffer to reuse.
     pub fn give(&mut self, mut spare: Vec<u8>) {
-        // Most have been as long: nothing is written then.
+        // Most spare buffers have their full length already; nothing is written then.
         spare.resize(spare.capacity(), 0);
         self.spare = spare;
     }
 
-    /// What arrived and is no whole frame yet; a decoder that takes over begins with it.
+    /// Returns the bytes that arrived and are not a whole frame yet; a decoder that takes over begins with
+    /// them.
     #[must_use]
     pub fn rest(&self) -> Vec<u8> {
         let mut rest = Vec::new();
@@ -291,13 +298,13 @@ impl Decoder {
         rest
     }
 
-    /// Bytes so far that belonged to no frame: what a peer in its senses sends hardly ever.
+    /// Returns the number of bytes so far that belonged to no frame. A correct peer sends hardly any.
     #[must_use]
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
 
-    /// The next whole frame.
+    /// Returns the next whole frame; `None` when it has not arrived yet.
     #[expect(clippy::should_implement_trait, reason = "None means: not yet, not: over")]
     pub fn next(&mut self) -> Option<Frame> {
         loop {
@@ -309,7 +316,7 @@ impl Decoder {
             }
             self.skip_to_magic();
             let Some((kind, stream, length)) = read_header(self.buffer[self.start..].first_chunk()?) else {
-                // A lie or a chance magic: this one is not a frame.
+                // The length is invalid or the magic is a coincidence: this position does not begin a frame.
                 self.start += 1;
                 self.skipped += 1;
                 continue;
@@ -329,7 +336,7 @@ impl Decoder {
         buffer
     }
 
-    /// Moves what belongs to the frame under way into it; the frame when it is whole.
+    /// Moves the bytes that belong to the incomplete frame into it; returns the frame when it is whole.
     fn fill_partial(&mut self) -> Option<Frame> {
         let Partial { mut frame, filled } = self.partial.take()?;
         let count = (frame.payload.len() - filled).min(self.buffer.len() - self.start);
@@ -342,7 +349,7 @@ impl Decoder {
         None
     }
 
-    /// Drops what is not the start of a frame, keeping a partial magic at the end.
+    /// Drops bytes that do not begin a frame, but keeps a partial magic at the end.
     fn skip_to_magic(&mut self) {
         let rest = &self.buffer[self.start..];
         let is_start = |at: usize| {
@@ -396,7 +403,7 @@ mod tests {
             let (mut decoder, mut received, mut rest) = (Decoder::default(), Vec::new(), &bytes[..]);
             let mut buffer = vec![0; cut];
             while !rest.is_empty() {
-                // With the bytes of an earlier frame in it.
+                // The spare buffer contains the bytes of an earlier frame.
                 decoder.give(vec![0xee; spare]);
                 let mut count = 0;
                 for place in decoder.places(&mut buffer) {

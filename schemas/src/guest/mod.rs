@@ -1,11 +1,12 @@
-//! Host to guest: what travels on the control channel of a VM.
+//! Host to guest: the messages on the control channel of a VM.
 //!
-//! A byte stream each way, cut into frames ([`Frame`]). Stream 0 carries control messages as JSON:
-//! state is told whole and again on every `Attach`, so a host that comes back has missed nothing.
-//! Other streams are what the agent does for the host, many at once ([`Open`]).
+//! The channel is a byte stream each way, cut into frames ([`Frame`]). Stream 0 carries control messages as
+//! JSON. The guest reports its whole state, and reports it again on every `Attach`, so a host that comes
+//! back has missed nothing. Other streams carry the work that the agent does for the host, many at once
+//! ([`Open`]).
 //!
-//! The guest is not trusted: after [`ToGuest::Configure`] its control frames carry the token of this
-//! boot, and the host drops the others.
+//! The guest is not trusted: after [`ToGuest::Configure`] its control frames must carry the token of this
+//! boot, and the host drops all others.
 
 mod frame;
 mod path;
@@ -27,49 +28,54 @@ pub use stream::{
     RENEWAL_BYTES, Request, Stat, ToStream, UNTOLD_WINDOW_BYTES, WINDOW_BYTES,
 };
 
-/// The version of this protocol; a guest of another one is refused with both numbers named.
+/// The version of this protocol; a guest with another version is refused with a message that names both
+/// numbers.
 pub const PROTOCOL: u32 = 1;
 /// Name of the control port inside the guest (`/sys/class/virtio-ports/*/name`).
 pub const CONTROL_PORT: &str = "stead.control";
-/// Serial number of the disk with the image, which nobody writes to.
+/// Serial number of the disk with the image, which is never written to.
 pub const ROOT_DISK: &str = "stead.root";
-/// Serial number of the disk that lies over it.
+/// Serial number of the disk that is layered over the image.
 pub const OVERLAY_DISK: &str = "stead.overlay";
-/// Serial number of the disk with the kernel's modules and headers, and the word on the kernel's command line
-/// that says it is there. It is named by what it had at first, for memories that were saved then.
+/// Serial number of the disk with the kernel's modules and headers, and the word on the kernel's command
+/// line that announces it. The name is that of its first contents, and stays because of memories that were
+/// saved then.
 pub const KERNEL_FILES_DISK: &str = "stead.headers";
-/// Serial number of a volume's disk, by its place among them; virtio has room for 20 bytes.
+/// Returns the serial number of a volume's disk, by its index among the volumes; virtio has room for 20
+/// bytes.
 #[must_use]
 pub fn volume_disk(index: usize) -> String {
     format!("stead.volume.{index}")
 }
 
-/// A guest's clock that is off by less is left alone: a step disturbs programs more than that does.
+/// Largest offset of a guest's clock that is left alone: a step disturbs programs more than such an offset
+/// does.
 pub const CLOCK_OFF_MAX: std::time::Duration = std::time::Duration::from_millis(500);
-/// What the guest's PID 1 has to do.
+/// The configuration that the guest's PID 1 carries out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     pub hostname: String,
-    /// In the form of machine-id(5); of this boot, whatever the image or an earlier boot left.
+    /// The machine id in the form of machine-id(5). It belongs to this boot, whatever the image or an
+    /// earlier boot left.
     pub machine_id: String,
-    /// The instance's uid, which its ssh host keys go by.
+    /// The instance's uid, which the ssh host keys belong to.
     pub instance: String,
-    /// Program and arguments; executed directly, no shell.
+    /// Program and arguments; executed directly, without a shell.
     pub argv: Vec<String>,
     pub env: BTreeMap<String, Secret>,
-    /// Empty means `/`.
+    /// The working directory; empty means `/`.
     pub working_dir: String,
-    /// As the image says: `user`, `uid`, `user:group`; looked up in the image's own files.
+    /// The user as the image names it: `user`, `uid` or `user:group`; looked up in the image's own files.
     pub user: String,
     pub stop_signal: Option<String>,
-    /// How long the program has between the stop signal and the kill.
+    /// Time that the program has between the stop signal and the kill, in milliseconds.
     pub shutdown_grace_millis: u64,
     pub network: Option<NetworkConfig>,
-    /// In the order in which they are mounted.
+    /// The volumes, in the order in which they are mounted.
     #[serde(default)]
     pub volumes: Vec<VolumeMount>,
     pub has_agent: bool,
-    /// Which life of which instance this is; the guest repeats it in its state.
+    /// Identifies the instance and its incarnation; the guest repeats it in its state.
     #[serde(default)]
     pub incarnation: String,
 }
@@ -80,11 +86,11 @@ pub struct VolumeMount {
     pub path: String,
     pub disk: String,
     pub is_read_only: bool,
-    /// What is written over a disk that is only read.
+    /// The disk for what is written over a disk that is only read.
     pub upper: Option<String>,
 }
 
-/// What a guest that goes on from the memory of another has to become.
+/// The identity that a guest must take when it continues from the memory of another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assumed {
     pub incarnation: String,
@@ -98,20 +104,20 @@ pub struct Assumed {
 pub struct NetworkConfig {
     pub address: Ipv4Addr,
     pub prefix: u8,
-    /// The card's; a guest whose card has another sets it.
+    /// The card's MAC address; a guest whose card has another address sets this one.
     #[serde(default)]
     pub mac: Option<Mac>,
     pub gateway: Ipv4Addr,
     pub dns: Vec<Ipv4Addr>,
     #[serde(default)]
     pub resolver: Resolver,
-    /// In bytes; the kernel's default (1500) without one.
+    /// The MTU, in bytes; the kernel's default (1500) when absent.
     #[serde(default)]
     pub mtu: Option<u16>,
 }
 
-/// Secret of one VM: what carries it was said after this boot was configured, by this boot. A guest that
-/// goes on from another's memory is given one of its own.
+/// The secret of a VM. A message that carries it was sent after this boot was configured, by this boot. A
+/// guest that continues from another's memory is given a token of its own.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Token(pub String);
@@ -122,7 +128,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Random bytes of the host for the guest's pool; other ones each time.
+/// Random bytes of the host for the guest's entropy pool; different ones each time.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Seed(pub Vec<u8>);
@@ -133,48 +139,49 @@ impl fmt::Debug for Seed {
     }
 }
 
-/// Host to guest.
+/// A control message from host to guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToGuest {
-    /// The host is (again) listening: tell the state. The nonce comes back with it.
+    /// The host is listening (again), and the guest should report its state. The nonce comes back with the
+    /// state.
     Attach { nonce: u64 },
-    /// The host's time, nanoseconds since 1970 (UTC): a guest that was paused is behind by as much,
-    /// and steps its clock.
+    /// The host's time, in nanoseconds since 1970 (UTC). A guest that was paused is behind by the length of
+    /// the pause, and steps its clock.
     Clock { unix_nanos: i64 },
-    /// Taken once; repeated ones are ignored.
+    /// The configuration. The guest takes it once; repeated ones are ignored.
     Configure { token: Token, seed: Seed, config: Box<Config> },
-    /// Become another instance: names, addresses, keys, random numbers. Programs go on. With the state
-    /// that tells so the new token takes the old one's place.
+    /// The guest must take the identity of another instance: names, addresses, keys, random numbers.
+    /// Programs keep running. The new token replaces the old one with the state that reports the new identity.
     Assume { token: Token, new_token: Token, seed: Seed, assumed: Box<Assumed> },
-    /// End the program: stop signal, grace, kill.
+    /// The guest must end the program: stop signal, grace, kill.
     Shutdown { token: Token },
-    /// The exit record is stored: power off.
+    /// The exit record is stored, and the guest must power off.
     AcknowledgeExit { token: Token },
 }
 
-/// Guest to host: always the whole state.
+/// A message from guest to host: always the whole state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FromGuest {
     pub protocol: u32,
-    /// Of the last `Attach` that was seen; 0 before any.
+    /// The nonce of the last `Attach` that was received; 0 before any.
     pub nonce: u64,
-    /// None until configured.
+    /// The token of this boot; `None` until the guest is configured.
     pub token: Option<Token>,
     pub phase: Phase,
     pub exit: Option<Exit>,
-    /// The life that it was told last and has taken on.
+    /// The incarnation that the guest was given last and has taken.
     #[serde(default)]
     pub incarnation: Option<String>,
-    /// Why it could not take on the one it was told.
+    /// The reason why the guest could not take the identity that it was given.
     #[serde(default)]
     pub assume_error: Option<String>,
-    /// Of its streams, in bytes.
+    /// Window of the guest's streams, in bytes.
     #[serde(default = "stream::untold_window")]
     pub window: u32,
 }
 
-/// A line for people, of the guest's PID 1 or of its kernel. It carries no meaning, and may be lost.
+/// A line for people, from the guest's PID 1 or its kernel. It carries no meaning, and may be lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
     pub token: Token,

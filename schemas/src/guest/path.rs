@@ -1,8 +1,8 @@
-//! A path, or a part of one, as a file system has it: any bytes, mostly UTF-8.
+//! A path, or a part of a path, as a file system stores it: any bytes, mostly UTF-8.
 
 use serde::{Deserialize, Serialize};
 
-/// In JSON a text, or, where it is none, an array of numbers.
+/// A path of any bytes; in JSON a string, or an array of numbers when the path is not UTF-8.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Form", into = "Form")]
 pub struct BytePath(pub Vec<u8>);
@@ -15,13 +15,14 @@ enum Form {
 }
 
 impl BytePath {
-    /// When it is UTF-8.
+    /// Returns the path as text when it is UTF-8.
     #[must_use]
     pub fn text(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
     }
 
-    /// For people: what is no UTF-8 byte by byte as `\xff`, so that different names are shown apart.
+    /// Returns a form for people: bytes that are not UTF-8 appear as `\xff`, so that different names look
+    /// different.
     #[must_use]
     pub fn shown(&self) -> String {
         let mut shown = String::new();
@@ -37,13 +38,13 @@ impl BytePath {
         self.0.first() == Some(&b'/')
     }
 
-    /// No path has one.
+    /// True if the path contains a NUL, which no valid path does.
     #[must_use]
     pub fn has_nul(&self) -> bool {
         self.0.contains(&0)
     }
 
-    /// One name that stays in its directory.
+    /// True if this is a single name that stays in its directory.
     #[must_use]
     pub fn is_plain_name(&self) -> bool {
         !matches!(&self.0[..], b"" | b"." | b"..") && !self.0.contains(&b'/')

@@ -1,10 +1,10 @@
-//! Streams: what the agent in the guest does for the host, many at once on one channel.
+//! Streams: the work that the agent in the guest does for the host, many at once on one channel.
 //!
-//! The host opens a stream with an [`Open`]; payloads of data, and of the guest's messages, flow
-//! within a window that the receiver renews as it consumes, so that a slow reader stops its own writer and nobody else. The guest ends
-//! every stream with its outcome and a close; a host that closes first wants the work undone.
+//! The host opens a stream with an [`Open`]. Payloads of data, and of the guest's messages, flow within a
+//! window that the receiver renews as it consumes, so that a slow reader stops only its own writer. The
+//! guest ends every stream with its outcome and a close; a host that closes first wants the work undone.
 //!
-//! Stream ids are the host's choice and never reused on one attachment.
+//! The host chooses the stream ids, and never reuses an id on one attachment.
 
 use std::collections::BTreeMap;
 
@@ -13,33 +13,34 @@ use serde::{Deserialize, Serialize};
 use super::{BytePath, Token};
 use crate::instance::Secret;
 
-/// The largest payload of a data frame: large enough that a frame's own cost is none, small enough
-/// that streams take turns.
+/// Size of the largest payload of a data frame, in bytes: large enough that a frame's own cost is
+/// negligible, small enough that streams alternate.
 pub const DATA_BYTES_MAX: usize = 128 << 10;
-/// Data that may be under way on a stream, each way, before the receiver renews the window. The
-/// memory that a stream can bind on either side: as much as comes while a copy waits for its disk.
+/// Data that may be in flight on a stream, each way, before the receiver renews the window, in bytes. This
+/// is the memory that a stream can bind on either side: as much as arrives while a copy waits for its disk.
 pub const WINDOW_BYTES: u32 = 1 << 20;
-/// The window that a stream from the guest begins with. It doubles as long as the client takes what comes, so that
-/// many sessions whose clients take nothing bind little memory. Twice the largest frame, so that whoever waits
-/// for room for a frame gets it.
+/// Window that a stream from the guest begins with, in bytes. It doubles as long as the client consumes what
+/// arrives, so that many sessions whose clients consume nothing bind little memory. It is twice the largest
+/// data frame, so that a sender that waits for room for a frame gets it.
 pub const FIRST_WINDOW_BYTES: u32 = 256 << 10;
-/// That of a side that does not say, as one of an earlier release: a guest keeps the agent that it
-/// was booted with, through upgrades of the host and standbys.
+/// Window of a side that does not report one, in bytes, such as a side of an earlier release: a guest keeps
+/// the agent that it was booted with, through upgrades of the host and standbys.
 pub const UNTOLD_WINDOW_BYTES: u32 = 512 << 10;
-/// Consumed bytes are given back in portions of at least this size: half of the smallest window, so
-/// that whoever waits for room for a frame gets it.
+/// Size of the smallest portion in which consumed bytes are given back, in bytes: half of the smallest window
+/// that a side has when it does not report one, so that a sender that waits for room for a frame gets it. The
+/// host uses half of the window where that is smaller, as with [`FIRST_WINDOW_BYTES`].
 pub const RENEWAL_BYTES: u32 = UNTOLD_WINDOW_BYTES / 2;
 
 pub(super) fn untold_window() -> u32 {
     UNTOLD_WINDOW_BYTES
 }
 
-/// Begins a stream.
+/// The request that begins a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
     pub token: Token,
     pub request: Request,
-    /// In bytes, of the host.
+    /// Window of the host, in bytes.
     #[serde(default = "untold_window")]
     pub window: u32,
 }
@@ -53,60 +54,61 @@ pub enum Request {
     Stat(Stat),
 }
 
-/// Runs a program beside the instance's own.
+/// A request to run a program beside the instance's own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exec {
-    /// Program and arguments; executed directly, no shell.
+    /// Program and arguments; executed directly, without a shell.
     pub command: Vec<String>,
     pub has_terminal: bool,
-    /// On top of the instance's own environment.
+    /// Variables that are added to the instance's own environment.
     pub env: BTreeMap<String, Secret>,
-    /// The instance's working directory when none is given.
+    /// The working directory; the instance's when absent.
     pub directory: Option<String>,
-    /// The instance's user when none is given.
+    /// The user; the instance's when absent.
     pub user: Option<String>,
-    /// The program gets SIGTERM, and SIGKILL after a grace, when it runs longer.
+    /// Time limit, in milliseconds. A program that runs longer gets SIGTERM, and SIGKILL after a grace.
     pub timeout_millis: Option<u64>,
-    /// Of the terminal; 0 for the usual 24 by 80.
+    /// Rows of the terminal; 0 in `rows` and `columns` means the usual 24 by 80.
     pub rows: u16,
     pub columns: u16,
-    /// Standard error comes as frames of its own; else both come in the order they were written.
+    /// True if standard error comes as frames of its own; otherwise both come in the order in which they
+    /// were written.
     pub is_split: bool,
 }
 
-/// Makes one file or directory; the contents follow as data, then an end of file.
+/// A request to make a file or a directory; the contents follow as data, then an end of file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyTo {
-    /// Absolute.
+    /// The path to write to; it must be absolute.
     pub path: BytePath,
     pub is_directory: bool,
-    /// Permission bits, with set-id and sticky bits; 0644 or 0755 when none are given.
+    /// Permission bits, with set-id and sticky bits; 0644 or 0755 when absent.
     pub mode: Option<u32>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
-    /// Seconds since the epoch; now when none is given.
+    /// Modification time, in seconds since the epoch; the current time when absent.
     pub mtime: Option<i64>,
-    /// Name to use when `path` is a directory that is there, as `cp` has it.
+    /// Name to use when `path` is an existing directory, as `cp` does.
     pub source_name: Option<BytePath>,
 }
 
-/// Reads a file, or a directory with everything below it.
+/// A request to read a file, or a directory with everything below it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyFrom {
-    /// Absolute.
+    /// The path to read; it must be absolute.
     pub path: BytePath,
-    /// Symbolic links are read through instead of told.
+    /// True if symbolic links are followed instead of reported.
     pub follows_links: bool,
 }
 
-/// Looks at one path.
+/// A request to inspect a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stat {
     pub path: BytePath,
     pub follows_links: bool,
 }
 
-/// Host to guest, within a stream.
+/// A message from host to guest, within a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToStream {
@@ -120,16 +122,17 @@ pub enum ToStream {
     },
 }
 
-/// Guest to host, within a stream.
+/// A message from guest to host, within a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromStream {
     /// The program ended; all its output was sent before.
     Exited {
-        /// Shell convention: 128+n for signal n, 124 for one that ran out of its time.
+        /// Exit code by shell convention: 128+n for signal n, 124 for a program that exceeded its time
+        /// limit.
         code: i32,
     },
-    /// What was asked for could not be done; `code` by shell convention for programs (126, 127).
+    /// The request could not be carried out; `code` follows the shell convention for programs (126, 127).
     Failed {
         message: String,
         code: Option<i32>,
@@ -148,17 +151,17 @@ pub enum FromStream {
     Info(PathInfo),
 }
 
-/// One entry of a copy from the guest.
+/// An entry of a copy from the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Relative to what was asked for, `/` between names; the last name of that for a single file.
+    /// The path relative to the requested path, with `/` between names; for a single file, its last name.
     pub path: BytePath,
     pub kind: EntryKind,
     /// Permission bits only.
     pub mode: u32,
     pub uid: u32,
     pub gid: u32,
-    /// Seconds since the epoch.
+    /// Modification time, in seconds since the epoch.
     pub mtime: i64,
 }
 
@@ -166,7 +169,7 @@ pub struct Entry {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum EntryKind {
     Directory,
-    /// Exactly so many bytes of data follow.
+    /// A file; exactly `size` bytes of data follow.
     File {
         size: u64,
     },
@@ -175,7 +178,7 @@ pub enum EntryKind {
     },
 }
 
-/// What is at a path.
+/// The properties of what exists at a path.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathInfo {
     pub exists: bool,
@@ -185,8 +188,8 @@ pub struct PathInfo {
     pub link_target: Option<BytePath>,
     /// Permission bits only.
     pub mode: u32,
-    /// In bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Why it could not be looked at, other than that it is not there.
+    /// The reason why the path could not be inspected, other than that it does not exist.
     pub error: Option<String>,
 }
