@@ -29,7 +29,7 @@ pub(crate) struct Tree {
     tree: OwnedFd,
 }
 
-/// Paths of the mounted volumes, for the unmount at the end.
+/// Paths of the mounted volumes, for the remount at the end.
 static PLACED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn failed<'a, E: std::fmt::Display>(path: &'a str) -> impl FnOnce(E) -> BootError + 'a {
@@ -114,7 +114,7 @@ fn is_empty(path: &Path) -> io::Result<bool> {
     Ok(names.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found")))
 }
 
-/// Unmounts the volumes before power-off: they are clean unless a process holds them.
+/// Remounts the volumes read-only before power-off: they are clean unless a process holds them.
 pub(crate) fn settle() {
     for path in PLACED.lock().unwrap_or_else(PoisonError::into_inner).iter().rev() {
         let _ = mount_remount(path, MountFlags::RDONLY, "");
