@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn what_waits_when_an_instance_is_deleted_does_not_bring_its_records_back() {
         let place = Place::new();
-        // A disk that takes its time: what is written waits for the reader of a pipe.
+        // The disk is slow: the writer waits for the reader of a pipe.
         let slow = place.logs.path().join(uid('s').as_str());
         fs::create_dir_all(&slow).expect("made");
         rustix::fs::mknodat(rustix::fs::CWD, slow.join(FILE), rustix::fs::FileType::Fifo, 0o600.into(), 0)
