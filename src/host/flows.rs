@@ -337,7 +337,7 @@ pub(super) fn fuzz(datagram: &[u8]) {
     let _ = read(datagram, memory, Timestamp::UNIX_EPOCH, &mut Vec::new());
 }
 
-/// One direction of a connection: source and destination.
+/// A direction of a connection: source and destination.
 #[derive(Debug, Default)]
 struct Side {
     source: Option<IpAddr>,

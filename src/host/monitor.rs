@@ -51,7 +51,7 @@ pub enum Heard {
     Port(LinkName),
     /// Routes, addresses or forwarding of the host, which networks depend on and ports do not.
     Host,
-    /// Anything: messages were lost, or the change has no owner.
+    /// Any object: messages were lost, or the change has no owner.
     Everything,
 }
 

@@ -47,7 +47,7 @@ impl Tap {
         }
     }
 
-    /// Lets the device outlive its creator.
+    /// Keeps the device beyond the life of its creator.
     pub(super) fn persist(self) -> io::Result<()> {
         #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
         // SAFETY: TUNSETPERSIST takes its argument by value, and 1 is a valid one.

@@ -30,7 +30,7 @@ struct Shared {
 #[derive(Default)]
 struct Known {
     waiting: BTreeMap<i32, Ended>,
-    /// Number of children ever started. A change tells the reaper that there is a child to wait for again.
+    /// Number of children ever started. A change means that the reaper has a child to wait for again.
     starts: u64,
 }
 

@@ -116,7 +116,7 @@ impl Outbox {
         self.has_room.notify_all();
     }
 
-    /// Lets streams that wait for room check again whether they are closed.
+    /// Wakes streams that wait for room, so that they check again whether they are closed.
     pub(crate) fn look_again(&self) {
         // The lock is held, so a stream that has just checked is waiting by now.
         let _queue = self.lock();

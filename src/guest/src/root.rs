@@ -41,7 +41,7 @@ pub(crate) fn mount_root() -> Result<(), BootError> {
     mount_kernel_file_systems()
 }
 
-/// Mounts the kernel's files. Returns `false` if there are none. The host tells so on the kernel's command line.
+/// Mounts the kernel's files. Returns `false` if the kernel command line, set by the host, names none.
 fn mount_kernel_files() -> Result<bool, BootError> {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if !line.split_whitespace().any(|word| word == KERNEL_FILES_DISK) {

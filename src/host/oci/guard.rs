@@ -15,7 +15,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 /// An entry of `registry_allow`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Allowed {
-    /// All addresses of a network, such as `10.1.0.0/16` or `127.0.0.1`.
+    /// The addresses of a network, such as `10.1.0.0/16` or `127.0.0.1`.
     Network(IpNet),
     /// A name, at one port or at all ports, with whatever addresses it has.
     Host { name: String, port: Option<u16> },

@@ -20,13 +20,13 @@ use tokio::task::JoinHandle;
 use super::command::{CONSOLE, PLUG, TAP};
 use crate::hypervisor::driver::{Notify, RunState};
 
-/// How long an answer may take. QEMU answers in a millisecond; a host under load takes longer.
+/// Time limit for an answer. QEMU answers in a millisecond; a host under load takes longer.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Delay between two polls of a device state that is being loaded.
 const MIGRATION_POLL: Duration = Duration::from_millis(1);
 
-/// How long a device state may take to be saved or loaded: 5 ms, a second under load.
+/// Time limit for saving or loading a device state, which takes 5 ms, or a second under load.
 pub(super) const STATE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Length of the longest line that is read, in bytes: a hundred times that of QEMU's longest answer.
@@ -143,7 +143,7 @@ impl Monitor {
         self.execute_within(STATE_DEADLINE, save).await.map(drop)
     }
 
-    /// Has the process listen on this socket for the device state.
+    /// Makes the process listen on this socket for the device state.
     pub(super) async fn begin_load(&self, socket: &Path) -> Result<(), String> {
         let uri = Some(format!("unix:{}", socket.display()));
         self.execute(qmp::migrate_incoming { uri, channels: None, exit_on_error: None }).await.map(drop)

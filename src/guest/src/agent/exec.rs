@@ -115,7 +115,7 @@ fn start<'a>(
     })
 }
 
-/// Both ends of the pipes or of the terminal that connects a program.
+/// The two ends of the pipes or of the terminal that connects a program.
 struct Pipes {
     ours: Ours,
     theirs: [OwnedFd; 3],

@@ -1,4 +1,4 @@
-//! One stream: its received input and its credit to send.
+//! The state of one stream: its received input and its credit to send.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
