@@ -5,8 +5,9 @@
 //!        input       nothing to link-local hardware addresses: those would pass the bridge by
 //!        forward     nothing from TAP to TAP (besides port isolation)
 //! inet   input       guests reach DNS and configured ports at the gateway address, and answer what the host asked
-//!        forward     nothing of others unless the host is a router; no guest to guest, no forged source, no IPv6, no special networks but configured ones, a bound
-//!                    of connections for each guest; inward only answers
+//!        forward     nothing of others unless the host is a router; no guest to guest, no forged source, no IPv6,
+//!                    no special networks but configured ones, a bound of connections for each guest; inward
+//!                    only answers
 //!        postrouting guests leave with the host's address
 //! ```
 //! Our frames are recognised by the device group of their TAP, which is set before the TAP is raised: without a

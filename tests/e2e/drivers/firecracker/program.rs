@@ -33,7 +33,7 @@ enum State {
     Paused,
 }
 
-/// The one VM of the process.
+/// The VM of the process.
 #[derive(Debug)]
 struct Vm {
     state: State,
