@@ -1,7 +1,8 @@
-//! A host of its own for each test with a daemon: the test binary runs itself again in fresh
-//! network, mount and process namespaces.
+//! A separate host for each test with a daemon: the test binary runs itself again in new network, mount and process
+//! namespaces.
 //!
-//! Guarantees: two such tests at a time on this machine, or one that wants to be alone; whatever a test leaves, processes and links alike, ends with its namespaces, also when it fails.
+//! Guarantees: at most two such tests run at a time on this machine, or one that must be alone. Everything that a
+//! test leaves, processes and links alike, ends with its namespaces, also when it fails.
 
 use std::env;
 use std::fs::{self, File};
