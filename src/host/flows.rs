@@ -100,7 +100,7 @@ pub enum Moved {
 struct Memory {
     time_wait: Duration,
     close: Duration,
-    /// Time since the last unanswered first packet.
+    /// Time for which an entry is shown after the last unanswered first packet.
     syn_sent: Duration,
 }
 

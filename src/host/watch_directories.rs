@@ -25,7 +25,7 @@ use super::process::register;
 const SETTLE: Duration = Duration::from_millis(1);
 /// Pause after notifications while files are written continuously.
 const SETTLE_BUSY: Duration = Duration::from_millis(10);
-/// Time by which the longer pauses must be exceeded before they are used.
+/// Backlog at which the longer pauses are used: the time by which they would lag behind the notifications so far.
 const BURST: Duration = Duration::from_secs(1);
 
 /// The watches of the daemon. Clones share them. No descriptor is opened before the first watch.

@@ -1,5 +1,5 @@
-//! Only complete snapshots are offered: no snapshot that is still being captured, whose capture was interrupted, or
-//! whose files were truncated.
+//! Snapshots are offered only when they are complete: no snapshot that is still being captured, whose capture was
+//! interrupted, or whose files were truncated.
 
 use std::path::PathBuf;
 

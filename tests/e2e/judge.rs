@@ -31,7 +31,7 @@ use crate::site::Site;
 /// Time limit for a guest's first message to the judge's own driver.
 const HEARD: Duration = Duration::from_secs(10);
 
-/// All ports in one value, as a snapshot needs them.
+/// The ports in one value, as a snapshot of the host needs them.
 struct Host {
     machines: Hypervisors,
     images: Oci,

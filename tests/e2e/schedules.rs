@@ -33,7 +33,7 @@ fn time(value: &Value) -> Timestamp {
     value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{value} is no time"))
 }
 
-/// Lets a daemon die at the step's failpoint, and starts another without a failpoint.
+/// Starts a daemon that dies at the step's failpoint, and then another without a failpoint.
 async fn dies_at(site: &mut Site, step: (&str, &str), edge: &str) {
     let failpoint = format!("{}/{}/{edge}", step.0, step.1);
     site.spawn(Some(&failpoint));

@@ -1,4 +1,4 @@
-//! Many ports at once: they are changed in few transactions, and looked up without a process each.
+//! A set of many ports: they are changed in few transactions, and looked up without a process each.
 
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;

@@ -325,8 +325,7 @@ fn bare_rootfs(
     let mut out = HashWriter { out: io::sink(), hash: Sha256::new() };
     io::copy(&mut opened.plain, &mut out).map_err(Refused::of_io)?;
     let diff_id = digest_from(out.hash);
-    // The file is known to be an archive by now. Its plain form is removed before the blob is complete, to save
-    // space.
+    // The file is known to be an archive by now. Its plain form need not occupy space beside the blob.
     drop(opened);
     let (digest, size, hold) = store(layout, &mut File::open(path).map_err(Refused::of_io)?)?;
     let layer = Blob { digest: digest.clone(), size: Bytes(size), diff_id };

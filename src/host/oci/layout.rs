@@ -245,7 +245,7 @@ impl Layout {
         Ok(())
     }
 
-    /// Lists the blobs of all manifests except the one that is being removed. An unreadable manifest is an error:
+    /// Lists the blobs of all manifests except `leaving`, which is being removed. An unreadable manifest is an error:
     /// nothing may be collected then.
     fn listed_blobs(&self, leaving: Option<&Digest>) -> io::Result<BTreeSet<String>> {
         let mut listed = BTreeSet::new();

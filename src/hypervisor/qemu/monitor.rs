@@ -135,8 +135,8 @@ impl Monitor {
 
     /// Writes the device state of a paused VM into this file. Its disks were flushed when it was paused.
     ///
-    /// The command has the name of its first user. It is the one command that leaves out the RAM whoever
-    /// maps it, and it is the same on every accelerator. It leaves out the firmware's memory as well, which
+    /// The command has the name of its first user. It is the only command that leaves out the RAM, whatever
+    /// process maps it, and it is the same on every accelerator. It leaves out the firmware's memory as well, which
     /// is not read after a boot: the tables for the guest are in the guest's RAM, and a reset ends the VM.
     pub(super) async fn save_state(&self, file: &Path) -> Result<(), String> {
         let save = qmp::xen_save_devices_state { filename: file.display().to_string(), live: Some(false) };

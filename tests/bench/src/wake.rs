@@ -1,6 +1,6 @@
 //! The time from a client's first packet to the answer of a VM in standby, against a requested restore.
 //!
-//! Rounds are interleaved. Additionally, the idle cost of ten VMs whose connections are counted.
+//! Rounds are interleaved. The idle cost of ten VMs whose connections are counted is measured too.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};

@@ -59,7 +59,7 @@ impl Supervisor {
         (state.fault, state.hits) = (Some(fault.clone()), 0);
     }
 
-    /// Lets all calls through. Returns the number of failed calls.
+    /// Stops the faults: all calls succeed again. Returns the number of failed calls.
     pub(crate) fn end(&self) -> u64 {
         let mut state = self.state();
         state.fault = None;
