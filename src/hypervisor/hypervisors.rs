@@ -146,7 +146,7 @@ impl Hypervisors {
         self.lock().get(owner).cloned().ok_or_else(missing)
     }
 
-    /// Returns the run of the VM that is there, dead or alive.
+    /// Returns the run of the recorded VM, dead or alive.
     pub(crate) fn recorded_run(&self, owner: &Uid) -> Result<Option<RunNo>, HostError> {
         Ok(Record::read(&self.paths(owner))?.map(|record| record.run))
     }

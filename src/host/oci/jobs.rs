@@ -122,7 +122,7 @@ impl Jobs {
             registries: Shares::of(share),
             fetchers: Shares::of(FETCHES_OF_CLIENT_MAX),
             clients,
-            // One client gets all permits but one, so that another client can always get one.
+            // One client gets all permits but one, so that another client can get one, unless there is only one.
             builders: Shares::of(share.saturating_sub(1).max(1)),
             changed,
         };

@@ -24,7 +24,7 @@ pub(super) struct Quota {
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     used: u64,
-    /// Number of bytes admitted since then.
+    /// Number of bytes admitted since the last measurement.
     since: u64,
 }
 
