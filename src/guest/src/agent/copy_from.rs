@@ -31,7 +31,8 @@ enum Stop {
 struct Copy<'a> {
     stream: &'a Stream,
     follows_links: bool,
-    /// True if the previous entry was sent without its end. Whether it is the last one is known only with the next entry.
+    /// True if the previous entry was sent without its end. Whether it is the last one is known only with the next
+    /// entry.
     has_open_end: bool,
 }
 
