@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// One file of ours.
+/// A source file of ours.
 struct Source {
     path: String,
     text: String,
@@ -51,7 +51,7 @@ fn none(findings: Vec<String>) {
     assert!(findings.is_empty(), "\n{}", findings.join("\n"));
 }
 
-/// Lines of code, comments left out, with their numbers.
+/// Returns the lines of code without comments, with their numbers.
 fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines()
         .enumerate()
@@ -59,7 +59,7 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
         .filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
-/// `use` paths and qualified names of this crate's modules.
+/// Returns `true` if a line has a `use` path or a qualified name of this crate's module.
 fn mentions(line: &str, module: &str) -> bool {
     line.contains(&format!("crate::{module}::"))
         || line.contains(&format!("crate::{module}}}"))
@@ -187,7 +187,7 @@ fn effects_meet_only_in_assemble() {
     none(findings);
 }
 
-/// Verbs on the daemon of this host and its files.
+/// Files with verbs on the daemon of this host and its files.
 const OWN_VERBS: [&str; 2] = ["src/cli/daemon.rs", "src/cli/tokens.rs"];
 
 /// Client verbs know the wire; only the daemon's own verbs reach further.
@@ -234,11 +234,11 @@ fn controllers_name_no_product() {
     none(findings);
 }
 
-/// What all VMMs share. None of them is named there, in comments neither.
+/// Files that all VMMs share. No VMM may be named in them, not even in comments.
 const SHARED_BY_VMMS: [&str; 5] =
     ["src/hypervisor/", "src/guest_channel/", "src/memory/", "src/snapshots/", "src/locks.rs"];
 
-/// Words of a driver that are not its name.
+/// Words of a driver other than its name.
 const WORDS_OF_DRIVERS: [(&str, &str); 1] = [("qemu", "qmp")];
 
 /// Files outside of the drivers' folders that may name them, each with its reason.
@@ -250,7 +250,7 @@ const MAY_NAME_DRIVERS: [(&str, &str); 5] = [
     ("src/fuzzing.rs", "the entry point of a fuzzer"),
 ];
 
-/// The folders below `src/hypervisor`.
+/// Lists the folders below `src/hypervisor`.
 fn drivers() -> Vec<String> {
     let entries = fs::read_dir(root().join("src/hypervisor")).expect("the folder is there").flatten();
     let folders = entries.filter(|entry| entry.path().is_dir());
@@ -325,7 +325,7 @@ fn imports(file: &Source, files: &BTreeSet<String>) -> BTreeSet<String> {
     found
 }
 
-/// Files of what VMMs share, and of drivers, import each other in one direction only.
+/// Checks that the files shared by VMMs, and those of drivers, import each other in one direction only.
 #[test]
 fn files_around_drivers_import_in_no_circle() {
     let all = sources();
@@ -334,7 +334,7 @@ fn files_around_drivers_import_in_no_circle() {
     let mut left: Vec<(String, BTreeSet<String>)> =
         all.iter().filter(ours).map(|file| (file.path.clone(), imports(file, &files))).collect();
     assert!(left.iter().any(|(_, imports)| !imports.is_empty()), "no import was found");
-    // Files that import nothing that is left are in no circle.
+    // A file that imports none of the remaining files is in no circle.
     loop {
         let names: BTreeSet<String> = left.iter().map(|(path, _)| path.clone()).collect();
         let before = left.len();

@@ -1,4 +1,4 @@
-//! Every limit, with its reason. A limit is enforced at one edge, and tested at the limit and one beyond.
+//! The limits, each with its reason. A limit is enforced at one edge, and tested at the limit and one beyond.
 
 use std::time::Duration;
 

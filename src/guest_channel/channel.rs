@@ -39,18 +39,18 @@ const RECONNECT_MAX: Duration = Duration::from_secs(5);
 /// Delay between two `Attach` frames until one is answered: a booting guest answers the first that it
 /// reads.
 const ATTACH_AGAIN: Duration = Duration::from_secs(5);
-/// A guest that does not take a frame for this long is disconnected; the next connection tries again.
+/// Time after which a guest that does not take a frame is disconnected. The next connection tries again.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// Size of one read in bytes. The rest of a payload is read into its own buffer instead.
 const READ_BYTES: usize = 16 << 10;
-/// Bytes of unrequested data that are read in a period: a thousand times what an honest guest sends.
+/// Limit on unrequested bytes that are read in a period: a thousand times what an honest guest sends.
 const USELESS_BYTES_MAX: usize = 1 << 20;
 const USELESS_PERIOD: Duration = Duration::from_secs(1);
-/// Longest incarnation: an id and a number. A longer text is not from this host.
+/// Limit on the length of an incarnation, which is an id and a number. A longer text is not from this host.
 const INCARNATION_CHARS_MAX: usize = 64;
 /// The nonce in a state of a guest process that has read no `Attach` yet.
 const UNATTACHED: u64 = 0;
-/// Requests waiting for the channel: there is never more than one of each kind.
+/// Limit on requests that wait for the channel. There is never more than one of each kind.
 const REQUESTS_MAX: usize = 8;
 
 /// A handle on the task of one VM; dropping it ends the task.
@@ -81,8 +81,8 @@ impl GuestChannel {
     ) -> Self {
         let view = Arc::new(Mutex::new(silent()));
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
-        // Two daemons one after the other must not use the same numbers: a guest tells them apart by them.
-        // The clock is used when the kernel gives no random number.
+        // Two successive daemons must use different numbers, because a guest distinguishes the daemons by them. The
+        // clock is used when the kernel gives no random number.
         let clock_micros = || u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(1);
         let start = random().map_or_else(|_| clock_micros(), u64::from_le_bytes);
         let (spoke, has_spoken) = watch::channel(false);

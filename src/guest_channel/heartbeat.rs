@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 /// Time between two polls. Each of them wakes the guest, so more would use the processor of idle hosts.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
-/// How long a guest may leave polls unanswered.
+/// Time for which a guest may leave polls unanswered.
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// How many polls may be unanswered, not counting the one that was just sent.
+/// Number of polls that may be unanswered, not counting the poll that was just sent.
 const UNANSWERED_MAX: u32 = 3;
 
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub(crate) struct Heartbeat(Mutex<Debt>);
 #[derive(Debug, Default)]
 struct Debt {
     polls: u32,
-    /// When the first of them was sent.
+    /// Time at which the first unanswered poll was sent.
     since: Option<Instant>,
 }
 

@@ -1,4 +1,4 @@
-//! Guests that lie, flood and fall silent, at the far end of a control channel.
+//! Tests with guests that lie, flood and fall silent, at the far end of a control channel.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::transport::Transport;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The guest's end of the channel, in the hands of the test.
+/// The guest's end of the channel, controlled by the test.
 struct Guest {
     stream: UnixStream,
     decoder: Decoder,
@@ -30,7 +30,7 @@ struct Guest {
 struct Site {
     listener: UnixListener,
     channel: GuestChannel,
-    /// How often the channel notified.
+    /// Number of notifications from the channel.
     news: Arc<AtomicUsize>,
     record: Recorded,
     dir: tempfile::TempDir,

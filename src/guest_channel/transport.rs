@@ -1,4 +1,4 @@
-//! How the host reaches the guest's end of the channel.
+//! The way in which the host reaches the guest's end of the channel.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ impl Transport {
     /// Connects once.
     ///
     /// # Errors
-    /// When the VMM does not listen, or not yet.
+    /// Returns an error when the VMM does not listen yet, or not any more.
     pub async fn connect(&self) -> io::Result<UnixStream> {
         match self {
             Self::VirtioSerial { socket } => UnixStream::connect(socket).await,

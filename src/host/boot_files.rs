@@ -1,4 +1,4 @@
-//! What guests boot from: the kernel and the initial root, made when they are first needed.
+//! The boot files of guests: the kernel and the initial root, prepared when they are first needed.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -9,8 +9,8 @@ use super::initrd;
 use super::kernel::Kernel;
 use crate::unfinished::remove_unfinished;
 
-/// Found once; while there is no kernel every request looks again, so that one put in place later
-/// is used without a restart.
+/// The boot files, found once. While there is no kernel, every request searches again, so that a kernel installed
+/// later is used without a restart.
 #[derive(Debug)]
 pub struct BootFiles {
     kernel_dir: PathBuf,
@@ -19,13 +19,13 @@ pub struct BootFiles {
 }
 
 impl BootFiles {
-    /// Looks at nothing yet.
+    /// Creates the value without a search.
     #[must_use]
     pub fn new(kernel_dir: PathBuf, cache: PathBuf) -> Self {
         Self { kernel_dir, cache, found: Mutex::default() }
     }
 
-    /// The kernel, and the path of the initial root for it.
+    /// Returns the kernel, and the path of its initial root.
     ///
     /// # Errors
     /// Missing, with a sentence on what to run, when there is no kernel.
@@ -34,7 +34,7 @@ impl BootFiles {
         if let Some(files) = found.as_ref() {
             return Ok(files.clone());
         }
-        // Whoever writes here has the lock.
+        // A process that writes here holds the lock.
         remove_unfinished(&self.cache)
             .map_err(|error| HostError::io("prepare", self.cache.display().to_string(), error))?;
         let kernel = Kernel::find(&self.kernel_dir, &self.cache)?;

@@ -1,14 +1,14 @@
-//! Control groups: each VMM in one of its own, where the host allows it.
+//! Control groups: each VMM has its own, where the host allows it.
 //!
-//! Version 2 first, else the version 1 hierarchies that are mounted. The group is a mark and a
-//! place for accounting; a host without writable groups runs VMs all the same, and says so in
-//! `GET /capabilities` by [`Cgroups::is_enforced`].
+//! Version 2 is preferred, then the mounted hierarchies of version 1. The group is a mark and serves accounting. A
+//! host without writable groups runs VMs all the same, and reports that in `GET /capabilities` by
+//! [`Cgroups::is_enforced`].
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The hierarchies we make groups in.
+/// The hierarchies in which we create groups.
 #[derive(Debug, Clone)]
 pub struct Cgroups {
     parents: Vec<PathBuf>,
@@ -17,7 +17,7 @@ pub struct Cgroups {
 const VERSION_1: [&str; 3] = ["memory", "cpu", "pids"];
 
 impl Cgroups {
-    /// Finds what this host offers; groups of this scope go below `stead-SCOPE`.
+    /// Finds the writable hierarchies of this host. Groups of this scope are below `stead-SCOPE`.
     #[must_use]
     pub fn probe(scope: &str) -> Self {
         let root = Path::new("/sys/fs/cgroup");
@@ -31,7 +31,7 @@ impl Cgroups {
                 .collect()
         };
         let parents = mounts.into_iter().map(|mount| mount.join(format!("stead-{scope}")));
-        // Made to see whether it may be; it is made again with the first group.
+        // The directory is created only as a check for write permission. It is created again with the first group.
         let is_ours = |parent: &PathBuf| {
             let is_made = fs::create_dir_all(parent).is_ok();
             remove_empty_below(parent);
@@ -41,14 +41,14 @@ impl Cgroups {
         Self { parents: parents.filter(is_ours).collect() }
     }
 
-    /// At least one hierarchy takes our groups.
+    /// True if at least one hierarchy accepts our groups.
     #[must_use]
     pub fn is_enforced(&self) -> bool {
         !self.parents.is_empty()
     }
 
-    /// Puts a process into the group of this name, in every hierarchy, unless it is there. Waits for a
-    /// grace period of the kernel: 8 ms were measured.
+    /// Puts a process into the group of this name, in every hierarchy, unless it is there already. Waits for a grace
+    /// period of the kernel, which was measured as 8 ms.
     pub(crate) fn enter(&self, name: &str, pid: u32) -> io::Result<()> {
         let pid = pid.to_string();
         for parent in &self.parents {
@@ -57,10 +57,10 @@ impl Cgroups {
             if fs::read_to_string(&members).is_ok_and(|pids| pids.lines().any(|line| line == pid)) {
                 continue;
             }
-            // Again when the last VM's end took the parent away in between.
+            // The parent is created again if the end of the last VM removed it in between.
             fs::create_dir_all(&group).or_else(|_| fs::create_dir_all(&group))?;
             if let Err(error) = fs::write(members, &pid) {
-                // Its group may have been removed before it was made.
+                // The process's group may have been removed before the group was created.
                 let _ = fs::remove_dir(&group);
                 return Err(error);
             }
@@ -68,22 +68,22 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Removes the group of this name; one that still has processes stays, and is an error.
+    /// Removes the group of this name. A group that still has processes stays, which is an error.
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
         for parent in &self.parents {
             match fs::remove_dir(parent.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            // The scope's own directory goes with the last VM; others stay, being in use.
+            // The scope's own directory is removed with the last VM. Directories in use cannot be removed.
             let _ = fs::remove_dir(parent);
         }
         Ok(())
     }
 }
 
-/// What a daemon left that ended between the end of a VM and that of its group. Groups of VMs that run
-/// are not empty.
+/// Removes empty groups left by a daemon that ended between the end of a VM and the removal of its group. Groups of
+/// running VMs are not empty.
 fn remove_empty_below(parent: &Path) {
     let groups = fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
     for group in groups.filter(|path| path.is_dir()) {

@@ -1,4 +1,4 @@
-//! Connections of addresses are removed from the kernel's table, many addresses in one reading of it.
+//! Removal of connections from the kernel's table: one reading of the table serves many addresses.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,14 +15,14 @@ use rtnetlink::packet_core::{
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
-/// Time for one reading of the table and the removals: a quarter of a million entries take half a second.
+/// Time limit for one reading of the table and the removals. A quarter of a million entries take half a second.
 const DEADLINE: Duration = Duration::from_secs(20);
 const ENOENT: i32 = 2;
 
-/// Removes every connection from or to one of these addresses.
+/// Removes all connections from or to one of these addresses.
 ///
 /// # Errors
-/// When the table cannot be read or changed; some of the connections may be left then.
+/// Returns an error when the table cannot be read or changed. Some of the connections may remain then.
 pub(super) async fn forget(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
     let all = async {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
@@ -48,7 +48,7 @@ async fn send(socket: &mut TokioSocket, flags: u16, message: ConntrackMessage) -
     socket.send_to(&bytes, &SocketAddr::new(0, 0)).await.map(drop)
 }
 
-/// The original direction of every connection that one of the addresses takes part in.
+/// Returns the original direction of every connection with one of the addresses.
 async fn matching(socket: &mut TokioSocket, addresses: &BTreeSet<Ipv4Addr>) -> io::Result<Vec<Vec<Tuple>>> {
     send(socket, NLM_F_DUMP, ConntrackMessage::Get(Vec::new())).await?;
     let mut found = Vec::new();
@@ -79,7 +79,7 @@ async fn remove(socket: &mut TokioSocket, original: Vec<Tuple>) -> io::Result<()
     let (datagram, _) = socket.recv_from_full().await?;
     each_message(&datagram, |payload| match payload {
         NetlinkPayload::Error(error) if error.code.is_some() => match super::ctnetlink::error_of(&error) {
-            // It ended by itself meanwhile.
+            // The connection ended by itself meanwhile.
             error if error.raw_os_error() == Some(ENOENT) => Ok(true),
             error => Err(error),
         },
@@ -88,7 +88,7 @@ async fn remove(socket: &mut TokioSocket, original: Vec<Tuple>) -> io::Result<()
     .map(drop)
 }
 
-/// Calls `visit` for each message of a datagram until it returns true, and returns whether it did.
+/// Calls `visit` for each message of a datagram until it returns true. Returns `true` if it did.
 fn each_message(
     datagram: &[u8],
     mut visit: impl FnMut(NetlinkPayload<NetfilterMessage>) -> io::Result<bool>,
@@ -120,7 +120,7 @@ pub(super) fn fuzz(datagram: &[u8]) {
     });
 }
 
-/// The original direction, if a party of either direction is among the addresses.
+/// Returns the original direction, if either direction contains one of the addresses.
 fn original(attributes: Vec<ConntrackAttribute>, addresses: &BTreeSet<Ipv4Addr>) -> Option<Vec<Tuple>> {
     let is_one = |address: &IpAddr| matches!(address, IpAddr::V4(address) if addresses.contains(address));
     let concerns = |tuples: &[Tuple]| {

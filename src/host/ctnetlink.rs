@@ -1,17 +1,18 @@
-//! One message of the kernel's table of connections, read from a datagram.
+//! Parsing of one message of the kernel's table of connections from a datagram.
 
 use std::io;
 
 use netlink_packet_netfilter::NetfilterMessage;
 use rtnetlink::packet_core::{ErrorMessage, NetlinkMessage};
 
-/// The kernel's number of the table of connections among what netfilter tells (`nfnetlink.h`).
+/// Number of the connection table among the netfilter subsystems (`nfnetlink.h`).
 const SUBSYSTEM_CONNECTIONS: u8 = 1;
-/// Where a message's type stands, the subsystem in its second byte. Types of no subsystem are control messages.
+/// Position of a message's type, in bytes. The subsystem is in its second byte. Types without a subsystem are control
+/// messages.
 const TYPE: std::ops::Range<usize> = 4..6;
 
-/// Reads the first message. What is not about connections is an error: the parser of the rest of netfilter
-/// panics at messages that are malformed.
+/// Parses the first message. A message that is not about connections is an error: the parser for the rest of
+/// netfilter panics on malformed messages.
 pub(super) fn first(datagram: &[u8]) -> io::Result<NetlinkMessage<NetfilterMessage>> {
     let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
     match datagram.get(TYPE) {
@@ -21,7 +22,7 @@ pub(super) fn first(datagram: &[u8]) -> io::Result<NetlinkMessage<NetfilterMessa
     NetlinkMessage::deserialize(datagram).map_err(|error| invalid(&error.to_string()))
 }
 
-/// The error that the kernel tells; the crate's own conversion negates any number.
+/// Returns the error that the kernel reported. The crate's own conversion negates any number.
 pub(super) fn error_of(message: &ErrorMessage) -> io::Error {
     io::Error::from_raw_os_error(message.raw_code().saturating_neg())
 }
@@ -41,7 +42,7 @@ mod tests {
 
     #[test]
     fn a_malformed_message_of_another_part_of_netfilter_is_an_error() {
-        // A set element (NFT_MSG_DELSETELEM) whose key claims more bytes than its item has.
+        // This is a set element (NFT_MSG_DELSETELEM) whose key claims more bytes than its item has.
         let mut datagram = vec![0; 65];
         datagram[..8].copy_from_slice(&[0x40, 0, 0, 0, 0x0e, 0x0a, 2, 0]);
         datagram[16] = 2;

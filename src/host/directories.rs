@@ -15,8 +15,8 @@ pub(crate) fn uids_in(dir: &Path) -> Result<Vec<Uid>, HostError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(HostError::io("list", dir.display().to_string(), error)),
     };
-    // Names that are no uid are not ours. A list that breaks off is an error: objects missing in it would
-    // be taken for removed.
+    // Names that are no uid are foreign. An incomplete listing is an error: missing objects would be taken for
+    // removed ones.
     let uid =
         |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_str().and_then(|name| name.parse().ok()));
     let uids = entries.filter_map(|entry| uid(entry).transpose()).collect::<io::Result<_>>();

@@ -1,8 +1,8 @@
 //! Disks: sparse ext4 files in one directory, each named by its owner's uid.
 //!
-//! Guarantees: a file is whole or absent: it is made without a name (`O_TMPFILE`), made durable,
-//! and then linked to its name. A crash leaves nothing, so there is nothing to clean up.
-//! Assumes: the directory's file system knows `O_TMPFILE` (ext4, xfs, btrfs, tmpfs do).
+//! Guarantees: a file is whole or absent: it is created without a name (`O_TMPFILE`), made durable, and then linked
+//! to its name. A crash leaves nothing, so there is nothing to clean up.
+//! Assumes: the directory's file system supports `O_TMPFILE` (ext4, xfs, btrfs, tmpfs do).
 //! Never: touches a file whose name is not a uid with `.ext4`.
 
 use std::fs::{self, File};
@@ -19,12 +19,12 @@ use tokio::process::Command;
 use super::{files, sparse};
 
 const EXTENSION: &str = "ext4";
-/// The root's disk among the files of a snapshot.
+/// Name of the root disk among the files of a snapshot.
 const SNAPSHOT_DISK: &str = "disk.ext4";
 
-/// Where the inodes, the journal and the group tables of a fresh file are all zero there is nothing
-/// to write: a 10 GB file system takes 5 ms and 236 KiB, and the guest's kernel does not write them
-/// later either. `resize_inode` would reserve blocks for growth, which an overlay never does.
+/// Options that leave the inodes, the journal and the group tables of a new file zero, so that there is nothing to
+/// write: a 10 GB file system takes 5 ms and 236 KiB, and the guest's kernel does not write them later either.
+/// `resize_inode` would reserve blocks for growth, which an overlay never does.
 const MKFS_OPTIONS: &[&str] = &[
     "-q",
     "-F",
@@ -35,36 +35,39 @@ const MKFS_OPTIONS: &[&str] = &[
     "-E",
     "nodiscard,assume_storage_prezeroed=1,root_owner=0:0",
 ];
-/// The default of 64 MB for large disks would in time be written in full, once for every VM.
+/// Options for a small journal. The default of 64 MB for large disks would in time be written in full, once for every
+/// VM.
 const JOURNAL_OPTIONS: &[&str] = &["-J", "size=16"];
-/// From here on the default journal is larger than the above.
+/// Size from which the default journal is larger than this one.
 const JOURNAL_FROM: Bytes = Bytes(512 << 20);
 
 /// The disk directory.
 #[derive(Debug, Clone)]
 pub struct Ext4Files {
     directory: PathBuf,
-    /// Of snapshots, to copy from.
+    /// Directory of snapshots, to copy from.
     snapshots: PathBuf,
     reserve: Bytes,
 }
 
 impl Ext4Files {
+    /// Creates the disk directory.
+    ///
     /// # Errors
-    /// When the directory cannot be made.
+    /// Returns an error when the directory cannot be created.
     pub fn new(directory: PathBuf, snapshots: PathBuf, reserve: Bytes) -> Result<Self, HostError> {
         files::make_directory(&directory)
             .map_err(|error| HostError::io("make", directory.display().to_string(), error))?;
         Ok(Self { directory, snapshots, reserve })
     }
 
-    /// Name of a disk among the files of a snapshot: of the root's, or of another by its uid.
+    /// Returns the name of a disk among the files of a snapshot: of the root disk, or of another disk by its uid.
     #[must_use]
     pub(crate) fn in_snapshot(of: Option<&Uid>) -> String {
         of.map_or_else(|| SNAPSHOT_DISK.to_owned(), |of| format!("volume-{of}.{EXTENSION}"))
     }
 
-    /// Where the disk of `owner` is, or will be.
+    /// Returns the path of the disk of `owner`, even if it does not exist yet.
     #[must_use]
     pub fn path(directory: &Path, owner: &Uid) -> PathBuf {
         directory.join(format!("{owner}.{EXTENSION}"))
@@ -78,14 +81,14 @@ impl Ext4Files {
         File::open(&self.directory)?.sync_all()
     }
 
-    /// Makes a file without a name durable, and gives it its name.
+    /// Makes a file without a name durable and gives it its name.
     async fn link(&self, owner: &Uid, file: File) -> io::Result<()> {
         let (disks, path) = (self.clone(), self.path_of(owner));
         let linked = tokio::task::spawn_blocking(move || {
             file.sync_all()?;
             let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
             match rustix::fs::linkat(CWD, &nameless, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
-                // A pass that was dropped before its answer got here first.
+                // An earlier pass, dropped before its answer, may have created the name.
                 Ok(()) | Err(rustix::io::Errno::EXIST) => disks.sync_directory(),
                 Err(error) => Err(error.into()),
             }
@@ -93,7 +96,7 @@ impl Ext4Files {
         linked.await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
-    /// A file without a name, of the wished apparent size.
+    /// Creates a file without a name, with the requested apparent size.
     fn nameless(&self, size: Bytes) -> io::Result<File> {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::open(&self.directory, flags, Mode::RUSR | Mode::WUSR)?);
@@ -184,7 +187,7 @@ impl Disks for Ext4Files {
     }
 }
 
-/// Ends with the future: the program is killed and the nameless file is gone.
+/// Creates the file system. If the future is dropped, the program is killed and the nameless file disappears.
 async fn make_file_system(file: &File, owner: &Uid, size: Bytes) -> Result<(), HostError> {
     let mut command = Command::new("mkfs.ext4");
     command.args(MKFS_OPTIONS).env("LC_ALL", "C").env("MKE2FS_SYNC", "0").kill_on_drop(true);
@@ -203,7 +206,7 @@ async fn make_file_system(file: &File, owner: &Uid, size: Bytes) -> Result<(), H
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    // Sizes are checked when they are asked for: what fails here is the disk or the host, and that may pass.
+    // Sizes are checked at the request. An error here comes from the disk or the host and may be transient.
     let kind = if said.contains("No space left") || said.contains("quota") {
         HostErrorKind::Exhausted
     } else {

@@ -1,10 +1,10 @@
-//! Doors: this process at the TAPs of VMs in standby.
+//! Wake listeners: this process reads the TAPs of VMs in standby.
 //!
-//! Guarantees: who asks for a VM's hardware address is told it; the first packet of a connection
-//! is kept, boundedly, until the VM runs; everything else is let fall. When this process ends, its
-//! descriptors close: the TAP is as that of a stopped VM, and nothing is left over.
-//! Assumes: what a TAP is sent has passed the bridge and the filter. It is parsed as a stranger's.
-//! Cancel/crash: kept packets are forgotten; their senders repeat them.
+//! Guarantees: requests for a VM's hardware address (ARP) are answered. The first packet of a connection is kept,
+//! within bounds, until the VM runs; everything else is dropped. When this process ends, its descriptors close: the
+//! TAP is then like that of a stopped VM, and nothing is left over.
+//! Assumes: frames sent to a TAP have passed the bridge and the filter. They are parsed as untrusted input.
+//! Cancel/crash: kept packets are lost, and their senders repeat them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,15 +29,15 @@ use tokio::task::JoinHandle;
 use super::process::register;
 use super::{packet, tap};
 
-/// Virtio's header before each frame.
+/// Size of the virtio header before each frame, in bytes.
 const VNET_HEADER: usize = 10;
-/// The longest frame that a TAP gives.
+/// Length of the longest frame that a TAP delivers, in bytes.
 const FRAME_MAX: usize = 65_536;
 
-/// Told of whom something may have changed.
+/// Callback that gets the owner for which something may have changed.
 pub type Changed = Arc<dyn Fn(&Uid) + Send + Sync>;
 
-/// The adapter; clones share their doors.
+/// The adapter. Clones share their wake listeners.
 #[derive(Clone)]
 pub struct TapDoors {
     posts: Arc<Mutex<BTreeMap<Uid, Post>>>,
@@ -50,11 +50,11 @@ impl std::fmt::Debug for TapDoors {
     }
 }
 
-/// One door.
+/// A wake listener.
 #[derive(Debug)]
 struct Post {
     tap: LinkName,
-    /// Holds the TAP while it runs.
+    /// Task that reads the TAP; it holds the TAP while it runs.
     watch: Option<Watch>,
     kept: Vec<Kept>,
 }
@@ -63,7 +63,7 @@ struct Post {
 struct Watch {
     task: JoinHandle<()>,
     tap: Arc<AsyncFd<OwnedFd>>,
-    /// It could not be read.
+    /// True if the TAP could not be read.
     is_lost: Arc<AtomicBool>,
 }
 
@@ -73,7 +73,7 @@ impl Drop for Watch {
     }
 }
 
-/// A first packet.
+/// The first packet of a pending connection.
 #[derive(Debug)]
 struct Kept {
     knock: Knock,
@@ -88,11 +88,11 @@ impl Post {
         })
     }
 
-    /// Whether it is a new one.
+    /// Keeps a packet. Returns `true` if its connection is new.
     fn keep(&mut self, knock: Knock, frame: &[u8]) -> bool {
         let (frame, since) = (frame.to_vec(), Instant::now());
         if let Some(kept) = self.kept.iter_mut().find(|kept| kept.knock == knock) {
-            // Repeated: the connection is still wanted.
+            // The packet was repeated, so the connection is still wanted.
             (kept.frame, kept.since) = (frame, since);
             return false;
         }
@@ -114,7 +114,7 @@ impl TapDoors {
         self.posts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads the TAP until it goes.
+    /// Reads the TAP until the TAP disappears.
     async fn stand(self, owner: Uid, card: NetworkCard, fd: Arc<AsyncFd<OwnedFd>>, is_lost: Arc<AtomicBool>) {
         let mut buffer = vec![0; VNET_HEADER + FRAME_MAX];
         while let Ok(length) = read(&fd, &mut buffer).await {
@@ -122,7 +122,7 @@ impl TapDoors {
             match heard(frame, card.mac, card.address) {
                 Some(Heard::Asked(answer)) => {
                     let bytes = [&[0; VNET_HEADER][..], &answer].concat();
-                    // One that finds no room is asked for again.
+                    // If there is no room for the answer, the request is repeated.
                     let _ = rustix::io::write(fd.get_ref(), &bytes);
                 }
                 Some(Heard::Knocked(knock)) => {
@@ -145,7 +145,7 @@ async fn read(fd: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<usize> {
         match ready.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut *buffer)?)) {
             Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Ok(read) => return read,
-            // Not ready after all.
+            // The TAP was not ready after all.
             Err(_) => {}
         }
     }
@@ -172,7 +172,7 @@ impl Doors for TapDoors {
         let failed = |error| HostError::io("watch the door of", owner.as_str(), error);
         let tap = Arc::new(register(attach(&card.tap).map_err(failed)?).map_err(failed)?);
         let is_lost = Arc::new(AtomicBool::new(false));
-        // Before the first packet can come.
+        // The lock is taken before the first packet can arrive.
         let mut posts = self.lock();
         let post = posts.entry(owner.clone()).or_insert_with(|| Post {
             tap: card.tap.clone(),
@@ -189,7 +189,7 @@ impl Doors for TapDoors {
         let watch = self.lock().get_mut(owner).and_then(|post| post.watch.take());
         if let Some(mut watch) = watch {
             watch.task.abort();
-            // How it ended is of no interest; with the task and this value the descriptor closes.
+            // The result of the task is irrelevant. The descriptor closes with the task and this value.
             let _ = (&mut watch.task).await;
         }
         Ok(())
@@ -209,11 +209,11 @@ impl Doors for TapDoors {
     }
 }
 
-/// The TAP that is there, and none that would be made by asking for it.
+/// Attaches to an existing TAP. Never creates the TAP by asking for it.
 fn attach(name: &LinkName) -> io::Result<OwnedFd> {
     let before = packet::index_of(name).ok_or(io::ErrorKind::NotFound)?;
     let file = tap::attach(name).map_err(|error| match error.kind() {
-        // Its VM is at it.
+        // The TAP is in use by its VM.
         io::ErrorKind::ResourceBusy => io::ErrorKind::AlreadyExists.into(),
         _ => error,
     })?;
@@ -225,10 +225,10 @@ fn attach(name: &LinkName) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// What a frame to a VM is, when it is of interest.
+/// A frame to a VM that matters to its wake listener.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Heard {
-    /// Who asks for its hardware address is to get this frame.
+    /// Request for the VM's hardware address, with the frame that answers it.
     Asked(Vec<u8>),
     Knocked(Knock),
 }

@@ -1,5 +1,5 @@
-//! Files that are whole or absent: temporary name, content, fsync, rename, fsync of the directory; without
-//! the fsyncs where nobody needs them after a crash of the host.
+//! Files that are whole or absent: temporary name, content, fsync, rename, fsync of the directory. Files that are not
+//! needed after a crash of the host are written without the fsyncs.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -9,34 +9,35 @@ use std::path::Path;
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_schemas::quantity::Bytes;
 
-/// Writes the file so that no crash leaves half of it.
+/// Writes the file so that no crash leaves it incomplete.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), HostError> {
     write(path, bytes, mode, Durability::Host)
 }
 
-/// Writes a file that a crash of the host may take along, but none of this process may leave in half.
+/// Writes a file that may be lost in a crash of the host, but that a crash of this process never leaves incomplete.
 pub(crate) fn write_passing(path: &Path, bytes: &[u8], mode: u32) -> Result<(), HostError> {
     write(path, bytes, mode, Durability::Process)
 }
 
-/// Size of the file system that this is on, and what is free there for others than root.
+/// Returns the size of the path's file system, and the space that is free there for users other than root.
 pub(crate) fn space(path: &Path) -> io::Result<(Bytes, Bytes)> {
     let seen = rustix::fs::statvfs(path)?;
     let bytes = |blocks: u64| Bytes(blocks.saturating_mul(seen.f_frsize));
     Ok((bytes(seen.f_blocks), bytes(seen.f_bavail)))
 }
 
-/// Nothing where that is not told.
+/// Returns the free space at a path, or 0 if it cannot be determined.
 pub(crate) fn free_bytes(path: &Path) -> Bytes {
     space(path).map_or(Bytes(0), |(_, free)| free)
 }
 
-/// Makes a directory and those above it.
+/// Creates a directory and its parents.
 pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
     or_is_there(path, fs::create_dir_all(path))
 }
 
-/// Corrects what std says of making a directory that is there and cannot be looked at: that it exists, and not why.
+/// Corrects the error of std for a directory that exists and cannot be inspected: std reports that it exists, and not
+/// why it failed.
 pub(crate) fn or_is_there(path: &Path, made: io::Result<()>) -> io::Result<()> {
     match made {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && fs::metadata(path)?.is_dir() => Ok(()),

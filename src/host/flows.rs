@@ -1,9 +1,9 @@
-//! Connections by the kernel's tracking table, over netlink.
+//! Connections in the kernel's tracking table, read over netlink.
 //!
-//! The table is read for an answer, once for all who ask before the reading begins. Between answers
-//! [`Conntrack::monitor`] reads it from time to time, often enough that no connection comes and goes unseen: the
-//! table shows for a while that one is over. What it hears is a hint to look, and nothing else.
-//! Never: answers with a reading that is older than the caller takes.
+//! The table is read for an answer, once for all callers that wait before the reading begins. Between answers
+//! [`Conntrack::monitor`] reads it from time to time, often enough that no connection comes and goes unseen, because
+//! the table shows ended connections for a while. A report of the monitor is only a reason to read the table.
+//! Never: answers with a reading that is older than the caller accepts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,27 +28,27 @@ use stead_schemas::limits::FLOWS_AGE_MAX;
 use tokio::sync::mpsc;
 use tracing::warn;
 
-/// For the whole table: a quarter of a million entries take half a second.
+/// Time limit for reading the whole table. A quarter of a million entries take half a second.
 const DUMP_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two looks; less where the table forgets sooner, or somebody waits for less.
+/// Time between two polls. It is shorter if the table forgets sooner, or a caller has less patience.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL_MIN: Duration = Duration::from_secs(1);
-/// Clocks are slewed by less between two looks; more means that one was set.
+/// Difference between two polls from which a clock was set. Slewing changes clocks by less.
 const STEP_MIN: Duration = Duration::from_millis(500);
-/// Reports that wait for the reader, which is quick.
+/// Limit on reports that wait for the reader, which is fast.
 const REPORTS_MAX: usize = 64;
 
-/// The kernel's numbers of TCP's states (`nf_conntrack_tcp.h`).
+/// The kernel's numbers of TCP states (`nf_conntrack_tcp.h`).
 const SYN_SENT: u8 = 1;
 const TIME_WAIT: u8 = 7;
 const CLOSE: u8 = 8;
 const EPERM: i32 = 1;
-/// A first packet that is not answered is repeated after a second, and then after twice as long:
-/// whoever is silent for longer may have given up, which nothing tells. When they try again, that
+/// Time for which an unanswered first packet counts. It is repeated after a second, and then after twice as long. A
+/// client that is silent for longer may have given up, which is not reported. When it tries again, the connection
 /// counts again.
 const ASKING: Duration = Duration::from_secs(3);
 
-/// The adapter; clones share their readings.
+/// The adapter. Clones share their readings.
 #[derive(Debug, Clone)]
 pub struct Conntrack(Arc<Inner>);
 
@@ -56,51 +56,51 @@ pub struct Conntrack(Arc<Inner>);
 struct Inner {
     watch: Mutex<Watch>,
     latest: Mutex<Option<Arc<Reading>>>,
-    /// Held by whoever reads, so that those who ask meanwhile share the next reading.
+    /// Lock of the reading task. Callers that wait meanwhile share the next reading.
     reading: tokio::sync::Mutex<()>,
-    /// Readings so far.
+    /// Number of readings so far.
     readings: AtomicUsize,
 }
 
-/// The table at one moment.
+/// The table at a moment.
 #[derive(Debug)]
 struct Reading {
     begun: Instant,
     watched_since: Timestamp,
-    /// By the address that they were made to.
+    /// Connections by their destination address.
     flows: BTreeMap<IpAddr, Vec<Flow>>,
 }
 
-/// What a gap in the looks is told by.
+/// The values that reveal a gap between polls.
 #[derive(Debug, Clone, Copy)]
 struct Watch {
     since: Timestamp,
-    /// Of the last look: time since boot, which nobody sets, and the clock.
+    /// Time of the last poll: the time since boot, which cannot be set, and the clock.
     last: Option<(Duration, Timestamp)>,
 }
 
-/// What is looked for.
+/// The subject of monitoring.
 #[derive(Debug, Clone, Default)]
 pub struct Interest {
     pub addresses: BTreeSet<Ipv4Addr>,
-    /// The shortest time that something shall be noticed in.
+    /// Shortest time within which a change must be noticed.
     pub patience: Option<Duration>,
 }
 
-/// What a monitor tells: connections changed.
+/// A report of a monitor: connections changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Moved {
     At(Ipv4Addr),
-    /// The table could not be read, or can be again.
+    /// The table became unreadable, or readable again.
     Anywhere,
 }
 
-/// How long the table shows that a connection is over, by the state it ended in.
+/// The time for which the table shows an ended connection, by its last state.
 #[derive(Debug, Clone, Copy)]
 struct Memory {
     time_wait: Duration,
     close: Duration,
-    /// Since the last first packet that nobody answered.
+    /// Time for which an entry is shown after the last unanswered first packet.
     syn_sent: Duration,
 }
 
@@ -133,8 +133,8 @@ impl Conntrack {
         Self(Arc::new(Inner { watch, latest, reading, readings }))
     }
 
-    /// Reports where connections came or went, as far as anybody asks: looks only while there are
-    /// addresses to look for. Runs until the receiver is dropped.
+    /// Reports where connections came or went, as far as callers are interested: polls only while there are addresses
+    /// to watch. Runs until the receiver is dropped.
     pub fn monitor(&self, interest: impl Fn() -> Interest + Send + 'static) -> mpsc::Receiver<Moved> {
         let (reports, receiver) = mpsc::channel(REPORTS_MAX);
         let conntrack = self.clone();
@@ -144,7 +144,7 @@ impl Conntrack {
                 tokio::time::sleep(look_interval(Memory::read(), interest().patience)).await;
                 let wanted = interest().addresses;
                 if wanted.is_empty() {
-                    // A large table is not kept in memory for nobody.
+                    // A large table is not kept in memory without need.
                     *conntrack.0.latest.lock().unwrap_or_else(PoisonError::into_inner) = None;
                     before = Some(BTreeMap::new());
                     continue;
@@ -161,7 +161,7 @@ impl Conntrack {
         receiver
     }
 
-    /// `None` when the table cannot be read.
+    /// Polls the wanted addresses. Returns `None` when the table cannot be read.
     async fn look_for(&self, wanted: &BTreeSet<Ipv4Addr>) -> Option<Seen> {
         let reading = self.read(Duration::ZERO).await;
         let reading =
@@ -179,13 +179,13 @@ impl Conntrack {
         Some(seen)
     }
 
-    /// Number of times that the table was read.
+    /// Returns the number of times that the table was read.
     #[must_use]
     pub fn readings(&self) -> usize {
         self.0.readings.load(Ordering::Relaxed)
     }
 
-    /// A reading that began at most so long ago, which may be another caller's.
+    /// Returns a reading that began at most `age` ago. Another caller may have made it.
     async fn read(&self, age: Duration) -> Result<Arc<Reading>, HostError> {
         let asked = Instant::now();
         let latest = || {
@@ -204,7 +204,7 @@ impl Conntrack {
         Ok(reading)
     }
 
-    /// Everything the table shows of TCP, and since when nothing was missed.
+    /// Reads all TCP connections of the table, and the time since which no connection was missed.
     async fn look(&self) -> Result<Reading, HostError> {
         self.0.readings.fetch_add(1, Ordering::Relaxed);
         let (memory, begun, now, boot) = (Memory::read(), Instant::now(), Timestamp::now(), since_boot());
@@ -235,7 +235,7 @@ impl Flows for Conntrack {
     }
 }
 
-/// Nothing that ended between two looks can have been forgotten, and nobody set the clock.
+/// Returns `true` if no connection that ended between two polls can have been forgotten, and the clock was not set.
 fn is_gapless(before: (Duration, Timestamp), after: (Duration, Timestamp), memory: Duration) -> bool {
     let elapsed = after.0.saturating_sub(before.0);
     let shown = after.1.duration_since(before.1);
@@ -269,7 +269,7 @@ fn moves(before: Option<&Seen>, after: Option<&Seen>) -> Vec<Moved> {
     }
 }
 
-/// One connection, and the address it was made to.
+/// A connection with its destination address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     address: IpAddr,
@@ -279,7 +279,7 @@ struct Entry {
 fn failed(error: io::Error) -> HostError {
     let kind = match error.raw_os_error() {
         Some(EPERM) => HostErrorKind::Denied,
-        // A kernel that does not track connections does not know the request.
+        // A kernel without connection tracking does not know the request.
         Some(22 | 93 | 95) => HostErrorKind::Unsupported,
         _ => HostError::kind_of_io(&error),
     };
@@ -308,8 +308,8 @@ async fn dump(memory: Memory, now: Timestamp) -> io::Result<Vec<Entry>> {
     }
 }
 
-/// Takes a datagram of the answer apart; whether it was the last one. What cannot be read is an
-/// error: somebody might be connected by it.
+/// Parses a datagram of the answer. Returns `true` if it was the last one. An unreadable message is an error, because
+/// it may describe an open connection.
 fn read(datagram: &[u8], memory: Memory, now: Timestamp, entries: &mut Vec<Entry>) -> io::Result<bool> {
     let mut rest = datagram;
     while !rest.is_empty() {
@@ -337,7 +337,7 @@ pub(super) fn fuzz(datagram: &[u8]) {
     let _ = read(datagram, memory, Timestamp::UNIX_EPOCH, &mut Vec::new());
 }
 
-/// One side of a connection: who, to whom.
+/// A direction of a connection: source and destination.
 #[derive(Debug, Default)]
 struct Side {
     source: Option<IpAddr>,
@@ -367,21 +367,21 @@ impl Side {
     }
 }
 
-/// `None` when it is not TCP's.
+/// Parses an entry. Returns `None` if it is not a TCP connection.
 fn entry(attributes: &[ConntrackAttribute], memory: Memory, now: Timestamp) -> Option<Entry> {
     let (mut asked, mut answered) = (Side::default(), Side::default());
     let (mut state, mut left) = (None, None);
     for attribute in attributes {
         match attribute {
             ConntrackAttribute::CtaTupleOrig(tuples) => asked = Side::of(tuples),
-            // Whoever is behind an address that is translated is the one who answers.
+            // With address translation, the actual destination is the source of the reply.
             ConntrackAttribute::CtaTupleReply(tuples) => answered = Side::of(tuples),
             ConntrackAttribute::CtaTimeout(seconds) => left = Some(u64::from(*seconds)),
             ConntrackAttribute::CtaProtoInfo(infos) => state = tcp_state(infos),
             _ => {}
         }
     }
-    // The time left is told in whole seconds, rounded down: later is safer than earlier.
+    // The remaining time is in whole seconds, rounded down. A later end is safer than an earlier one.
     let ago = |memory: Duration| memory.saturating_sub(Duration::from_secs(left.unwrap_or(0) + 1));
     let closed = |memory: Duration| FlowState::Closed(now.saturating_sub(ago(memory)).unwrap_or(now));
     let flow = Flow {
@@ -392,7 +392,7 @@ fn entry(attributes: &[ConntrackAttribute], memory: Memory, now: Timestamp) -> O
             Some(TIME_WAIT) => closed(memory.time_wait),
             Some(CLOSE) => closed(memory.close),
             Some(SYN_SENT) if ago(memory.syn_sent) >= ASKING => closed(memory.syn_sent),
-            // One whose state is not told may well be open.
+            // A connection without a state may well be open.
             _ => FlowState::Open,
         },
     };
@@ -432,7 +432,7 @@ mod tests {
             ((boot(100), at(0)), (boot(105), at(5)), true),
             ((boot(100), at(0)), (boot(109), at(9)), true),
             ((boot(100), at(0)), (boot(110), at(10)), false),
-            // Set forward, and back.
+            // The clock is set forward, and back.
             ((boot(100), at(0)), (boot(101), at(3601)), false),
             ((boot(100), at(0)), (boot(101), at(-3599)), false),
         ];
@@ -481,7 +481,7 @@ mod tests {
         assert_eq!((open.flow.port, open.flow.state), (80, FlowState::Open));
         assert_eq!(of(TIME_WAIT, 100).flow.state, FlowState::Closed(at(-19)));
         assert_eq!(of(CLOSE, 10).flow.state, FlowState::Closed(at(0)));
-        // Somebody asks, and then asks no more.
+        // A client sends requests, and then stops.
         assert_eq!(of(SYN_SENT, 118).flow.state, FlowState::Open);
         assert_eq!(of(SYN_SENT, 109).flow.state, FlowState::Closed(at(-10)));
     }

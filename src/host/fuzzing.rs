@@ -1,4 +1,4 @@
-//! Packets that come to VMs in standby, and messages of the kernel.
+//! Fuzz targets for packets to VMs in standby, and for messages of the kernel.
 
 use std::net::Ipv4Addr;
 
@@ -6,7 +6,7 @@ use stead_schemas::network::Mac;
 
 use super::{conntrack_forget, doors, flows, notices};
 
-/// The address of the VM whose door is fuzzed; seeds are made for it.
+/// Address of the VM whose wake listener is fuzzed. The seeds are made for it.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 
 /// Reads the input as a frame and as each of the kernel's messages.

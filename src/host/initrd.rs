@@ -1,8 +1,8 @@
 //! The initial root: the embedded guest program and the modules that its boot needs.
 //!
-//! Assembled here, so that one `stead` and one kernel package are the whole installation; cached
-//! under the hash of what it is made of. Not compressed: it is small, and the guest would have to
-//! decompress it under emulation.
+//! It is assembled here, so that one `stead` and one kernel package are the whole installation. The result is cached
+//! under the hash of its parts. It is not compressed: it is small, and the guest would have to decompress it under
+//! emulation.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,10 +13,10 @@ use stead_controllers::host::{HostError, HostErrorKind};
 
 use super::files;
 
-/// PID 1 of every guest.
+/// Binary of the guest program, which is PID 1 of every guest.
 const GUEST: &[u8] = include_bytes!(env!("STEAD_GUEST_BINARY"));
 
-/// Modules a guest may need, by name; what the kernel has built in has no file and is left out.
+/// Modules that a guest may need, by name. Built-in drivers have no module file and are left out.
 const MODULES: [&str; 12] = [
     "virtio_pci",
     "virtio_mmio",
@@ -28,16 +28,16 @@ const MODULES: [&str; 12] = [
     "erofs",
     "overlay",
     "ext4",
-    // For programs that make a network interface or a file system of their own: their devices are there
-    // as on an ordinary host, and an image that asks for them rarely has what loads a module.
+    // These are for programs that make their own network interface or file system. Their devices exist as on an
+    // ordinary host, and images that need them rarely contain a module loader.
     "tun",
     "fuse",
 ];
 
-/// Assembles the initial root for these modules; the path of the cached file.
+/// Assembles the initial root with these modules. Returns the path of the cached file.
 ///
 /// # Errors
-/// When a module cannot be read, or the cache cannot be written.
+/// Returns an error when a module cannot be read, or the cache cannot be written.
 pub fn assemble(modules: &Path, cache: &Path) -> Result<PathBuf, HostError> {
     let index = Index::read(modules)?;
     let mut order = Vec::new();
@@ -66,7 +66,7 @@ pub fn assemble(modules: &Path, cache: &Path) -> Result<PathBuf, HostError> {
     Ok(path)
 }
 
-/// Module files by normalised name.
+/// The module files by normalised name.
 struct Index(std::collections::BTreeMap<String, PathBuf>);
 
 impl Index {
@@ -92,7 +92,7 @@ impl Index {
         Ok(Self(files))
     }
 
-    /// Appends the module after what it depends on.
+    /// Appends the module after its dependencies.
     fn resolve(
         &self,
         name: &str,
@@ -120,7 +120,7 @@ fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// The `depends=` entry of a module's `.modinfo`, a run of NUL-ended texts.
+/// Returns the `depends=` entry of a module's `.modinfo`, a sequence of NUL-terminated texts.
 fn depends(module: &[u8]) -> Option<Vec<String>> {
     const KEY: &[u8] = b"\0depends=";
     let at = module.windows(KEY.len()).position(|window| window == KEY)? + KEY.len();
@@ -129,8 +129,8 @@ fn depends(module: &[u8]) -> Option<Vec<String>> {
     Some(text.split(',').filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect())
 }
 
-/// A cpio archive in the `newc` format (linux Documentation/driver-api/early-userspace). Written
-/// out here: the format is one header, and the crates for it cannot write device nodes.
+/// A cpio archive in the `newc` format (linux Documentation/driver-api/early-userspace). It is encoded here because
+/// the format is one header, and the available crates cannot write device nodes.
 #[derive(Default)]
 struct Archive {
     bytes: Vec<u8>,

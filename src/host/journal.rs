@@ -1,9 +1,9 @@
-//! The log that each instance has of what the daemon does for it, beside its console's.
+//! The log of the daemon's actions for each instance, beside its console log.
 //!
-//! Guarantees: bounded by rotation as the console's log is; a line is whole, dated, bounded and
-//! without control characters; it goes with the instance's records, and nothing told of one that is
-//! being deleted brings them back. Lines are written by a thread of their own, in the order in which they
-//! were told: no pass waits for a disk. What cannot be written, or waits behind too many others, is lost.
+//! Guarantees: the log is bounded by rotation like the console log. A line is whole, dated, bounded and without
+//! control characters. The log is removed with the instance's records, and lines about an instance that is being
+//! deleted do not create them again. A separate thread writes the lines in the order in which they were reported, so
+//! no pass waits for a disk. Lines that cannot be written, or that wait behind too many others, are lost.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
@@ -26,28 +26,28 @@ use super::files::or_is_there;
 /// Name of an instance's log, in the directory of its logs.
 pub const FILE: &str = "stead.log";
 const OLDER_FILE: &str = "stead.log.1";
-/// Number of lines that wait for a slow disk: some seconds of a busy daemon, a few megabytes.
+/// Limit on lines that wait for a slow disk: some seconds of a busy daemon, a few megabytes.
 const WAITING_MAX: usize = 10_000;
 
-/// Takes lines and has them written.
+/// The writer of the instances' logs.
 #[derive(Debug)]
 pub struct Journals(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Has a directory for each instance.
+    /// Directory with a subdirectory for each instance.
     logs: PathBuf,
     state: Mutex<State>,
-    /// Something is to be done, or all is done.
+    /// Notification that there is work, or that all work is done.
     moved: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// How the last pass over an object ended, so that it is said once. One text for each object
-    /// that was told of, until it is gone.
+    /// Result of the last pass over each object, so that it is written once. An object has one entry, from its first
+    /// report until it is gone.
     ends: BTreeMap<Uid, String>,
-    /// Instances that are being deleted: no directory is made for them, whatever is still to be written.
+    /// Instances that are being deleted. No directory is created for them, whatever is still to be written.
     leaving: BTreeSet<Uid>,
     waiting: VecDeque<Work>,
     lines: usize,
@@ -63,15 +63,15 @@ enum Work {
         line: String,
         may_create: bool,
     },
-    /// The instance is gone, and so is every line of it before this. One for each deletion at most.
+    /// The instance is gone with all earlier lines. There is at most one of these entries per deletion.
     Forget(Uid),
 }
 
 impl Journals {
-    /// Begins to write below a directory; ends when it is dropped, with what waits by then.
+    /// Begins to write below a directory. Writes the waiting lines and stops when the value is dropped.
     ///
     /// # Errors
-    /// When there can be no more threads.
+    /// Returns an error when the thread cannot be started.
     pub fn new(logs: PathBuf) -> io::Result<Self> {
         let shared = Arc::new(Shared { logs, state: Mutex::default(), moved: Condvar::new() });
         let for_thread = shared.clone();
@@ -79,13 +79,13 @@ impl Journals {
         Ok(Self(shared))
     }
 
-    /// Tells something of an instance that no pass did.
+    /// Writes a line about an instance that comes from no pass.
     pub fn note(&self, instance: &Uid, text: &str) {
         self.0.lock().push(instance, &format!("guest: {text}"), false);
         self.0.moved.notify_all();
     }
 
-    /// Waits until all that was told is written, or not longer than this.
+    /// Waits until all reported lines are written, or until the time limit.
     pub fn flush(&self, at_most: Duration) {
         let deadline = Instant::now() + at_most;
         let mut state = self.0.lock();
@@ -172,7 +172,8 @@ impl Shared {
                     &directory,
                     fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory),
                 )?;
-                // Deleted meanwhile, it may have lost its records before this made them anew.
+                // The instance may have been deleted meanwhile, and its records removed before this created them
+                // again.
                 if self.lock().leaving.contains(instance) {
                     return fs::remove_dir_all(&directory);
                 }
@@ -218,7 +219,8 @@ impl Journal for Journals {
                 text
             }
         };
-        // Only of what shall be there, by its own passes: a line of another makes no directory.
+        // A directory is created only by passes of the instance itself while it is in the desired state. Lines of
+        // other objects create none.
         state.push(instance, &format!("{}: {text}", subject.kind), is_instance && subject.is_wished);
         if is_leaving && is_gone {
             state.waiting.push_back(Work::Forget(instance.clone()));
@@ -284,7 +286,7 @@ mod tests {
             self.logs.path().join(uid('a').as_str()).join(name)
         }
 
-        /// Without the times.
+        /// Returns the lines without their times.
         fn lines(&self) -> Vec<String> {
             let text = fs::read_to_string(self.file(FILE)).unwrap_or_default();
             let undated = |line: &str| {
@@ -305,7 +307,7 @@ mod tests {
     fn steps_and_ends_are_told_of_the_instance_and_of_what_it_owns() {
         let place = Place::new();
         place.tell(true, Entry::Ended(&waits()));
-        // The same again is not.
+        // The same result is not written again.
         place.tell(true, Entry::Ended(&waits()));
         place.tell_of_disk(Entry::Acting("Create"));
         place.tell(true, Entry::Acting("Launch"));
@@ -355,7 +357,7 @@ mod tests {
     #[test]
     fn what_waits_when_an_instance_is_deleted_does_not_bring_its_records_back() {
         let place = Place::new();
-        // A disk that takes its time: what is written waits for the reader of a pipe.
+        // The disk is slow: the writer waits for the reader of a pipe.
         let slow = place.logs.path().join(uid('s').as_str());
         fs::create_dir_all(&slow).expect("made");
         rustix::fs::mknodat(rustix::fs::CWD, slow.join(FILE), rustix::fs::FileType::Fifo, 0o600.into(), 0)
@@ -376,7 +378,7 @@ mod tests {
         place.journals.flush(Duration::from_secs(60));
         assert!(!place.file("").exists());
         assert!(place.journals.0.lock().leaving.is_empty());
-        // One of that name that comes later has its log.
+        // A later object of that name has its own log.
         tell('a', true, Entry::Acting("Launch"));
         place.journals.flush(Duration::from_secs(60));
         assert_eq!(place.lines(), ["instance: Launch"]);

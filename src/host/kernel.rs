@@ -1,7 +1,7 @@
-//! The guest kernel: found in an unpacked Debian package, its ELF taken out of the bzImage.
+//! The guest kernel: found in an unpacked Debian package, with its ELF extracted from the bzImage.
 //!
-//! Booting the ELF through PVH saves the guest the decompression (0.3 s under emulation). It is
-//! cached under the hash of the package's file.
+//! Booting the ELF through PVH saves the guest the decompression (0.3 s under emulation). The ELF is cached under the
+//! hash of the package's file.
 
 use std::fs;
 use std::io::{self, Read};
@@ -12,36 +12,35 @@ use stead_controllers::host::{HostError, HostErrorKind};
 
 use super::files;
 
-/// What a guest boots from.
+/// The kernel that a guest boots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
-    /// ELF image with a PVH entry.
+    /// Path of the ELF image with a PVH entry.
     pub vmlinux: PathBuf,
-    /// `lib/modules/VERSION`.
+    /// Directory of the modules, `lib/modules/VERSION`.
     pub modules: PathBuf,
-    /// A squashfs for guests with modules and headers, laid out as in a root; guests do without.
+    /// Squashfs for guests with modules and headers, laid out as in a root. Guests work without it.
     pub headers: Option<PathBuf>,
-    /// Likewise with the modules alone.
+    /// Squashfs for guests with the modules alone. Guests work without it.
     pub modules_disk: Option<PathBuf>,
 }
 
-/// Names as `deploy/fetch-kernel` gives them.
+/// Name of the disk, as created by `deploy/fetch-kernel`.
 const MODULES_DISK: &str = "modules.squashfs";
 const HEADERS_DISK: &str = "modules-headers.squashfs";
-/// The disk of earlier versions, which saved memories may go on with.
+/// Name of the disk of earlier versions, which saved memories may still use.
 const OLD_HEADERS_DISK: &str = "headers.squashfs";
 
-/// An ELF kernel is some 50 MB; a payload that claims far more is not one.
+/// Limit on an ELF kernel, in bytes. It has some 50 MB; a payload that claims far more is not a kernel.
 const VMLINUX_BYTES_MAX: usize = 512 << 20;
-/// Block size of the legacy LZ4 frame that the kernel's build uses.
+/// Block size of the legacy LZ4 frame that the kernel's build uses, in bytes.
 const LZ4_LEGACY_BLOCK: usize = 8 << 20;
 
 impl Kernel {
     /// Finds the kernel below `dir` (or `dir/current`) and extracts its ELF into `cache`.
     ///
     /// # Errors
-    /// Missing, with a sentence on what to run, when there is no kernel; Permanent when its format
-    /// is not understood.
+    /// Missing, with a sentence on what to run, when there is no kernel. Permanent when its format is unknown.
     pub fn find(dir: &Path, cache: &Path) -> Result<Self, HostError> {
         let root = root(dir);
         let (image, modules) = parts(dir)?;
@@ -58,25 +57,25 @@ impl Kernel {
             })?;
             files::write_whole(&vmlinux, &elf, 0o600)?;
         }
-        // A saved memory goes on with the same disk, also when `current` is another kernel's by then.
+        // A saved memory continues with the same disk, even if `current` is another kernel by then.
         let root = fs::canonicalize(&root).unwrap_or(root);
         let disk = |name: &str| Some(root.join(name)).filter(|path| path.is_file());
         Ok(Self { vmlinux, modules, headers: disk(HEADERS_DISK), modules_disk: disk(MODULES_DISK) })
     }
 
-    /// The disk of the kernel's files for a guest, if there is one.
+    /// Returns the disk of the kernel's files for a guest, if there is one.
     #[must_use]
     pub fn guest_disk(self, wants_headers: bool) -> Option<PathBuf> {
         self.headers.filter(|_| wants_headers).or(self.modules_disk)
     }
 
-    /// Whether a guest that has this disk has the headers.
+    /// Returns `true` if a guest with this disk has the headers.
     #[must_use]
     pub fn has_headers(disk: &Path) -> bool {
         disk.file_name().is_some_and(|name| name == HEADERS_DISK || name == OLD_HEADERS_DISK)
     }
 
-    /// The version of the kernel below `dir`; extracts nothing.
+    /// Returns the version of the kernel below `dir`. Extracts nothing.
     ///
     /// # Errors
     /// Missing, with a sentence on what to run, when there is no kernel.
@@ -86,12 +85,12 @@ impl Kernel {
     }
 }
 
-/// The package's root: `dir/current` where there are several.
+/// Returns the package's root: `dir/current` if there are several packages.
 fn root(dir: &Path) -> PathBuf {
     if dir.join("current").exists() { dir.join("current") } else { dir.to_owned() }
 }
 
-/// The compressed kernel and the directory of its modules.
+/// Returns the compressed kernel and the directory of its modules.
 fn parts(dir: &Path) -> Result<(PathBuf, PathBuf), HostError> {
     let root = root(dir);
     let missing = |what: &str| {
@@ -117,8 +116,8 @@ fn only_entry(dir: &Path, prefix: &str) -> io::Result<Option<PathBuf>> {
     Ok(entries.into_iter().filter(|path| path.file_name().is_some_and(has_prefix)).max())
 }
 
-/// Takes the payload out of a bzImage (Linux x86 boot protocol, fields `setup_sects`,
-/// `payload_offset`, `payload_length`); an ELF file is taken as it is.
+/// Extracts the payload of a bzImage (Linux x86 boot protocol, fields `setup_sects`, `payload_offset`,
+/// `payload_length`). An ELF file is returned unchanged.
 fn extract(image: &[u8]) -> Result<Vec<u8>, String> {
     const ELF: &[u8] = b"\x7fELF";
     if image.starts_with(ELF) {
@@ -159,7 +158,7 @@ fn read_bounded(reader: impl Read) -> Result<Vec<u8>, String> {
     Ok(out)
 }
 
-/// Legacy frame: blocks of at most 8 MiB, each with its length, until the appended size.
+/// Decompresses a legacy frame: blocks of at most 8 MiB, each with its length, until the appended size.
 fn decompress_lz4(mut rest: &[u8]) -> Result<Vec<u8>, String> {
     let mut out = Vec::new();
     while let Some((length, tail)) = rest.split_first_chunk::<4>() {
@@ -180,7 +179,7 @@ fn decompress_lz4(mut rest: &[u8]) -> Result<Vec<u8>, String> {
 mod tests {
     use super::*;
 
-    /// A bzImage of one setup sector around an LZ4 payload.
+    /// Returns a bzImage of one setup sector around an LZ4 payload.
     fn bz_image(elf: &[u8]) -> Vec<u8> {
         let block = lz4_flex::block::compress(elf);
         let mut payload = vec![0x02, 0x21, 0x4c, 0x18];

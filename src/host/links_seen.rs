@@ -1,4 +1,4 @@
-//! Netlink's messages about links and routes, as the adapter needs them.
+//! Netlink messages about links and routes, decoded as far as the adapter needs them.
 
 use std::net::Ipv4Addr;
 
@@ -15,18 +15,18 @@ use stead_schemas::network::Cidr;
 use super::marks::Scope;
 use super::monitor::Heard;
 
-/// What a message says of a link, whoever made it.
+/// The content of a message about a link, ours or foreign.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     pub(super) index: u32,
     pub(super) name: Option<LinkName>,
-    /// `None` for kinds that we never make.
+    /// Kind of the link, or `None` for kinds that we never create.
     pub(super) kind: Option<LinkKind>,
     pub(super) alias: Option<String>,
     pub(super) mac: Vec<u8>,
     pub(super) master: Option<u32>,
     pub(super) group: u32,
-    /// In bytes.
+    /// MTU of the link, in bytes.
     pub(super) mtu: u32,
     pub(super) is_up: bool,
     pub(super) is_isolated: bool,
@@ -74,12 +74,12 @@ impl Seen {
         }
     }
 
-    /// The object it was made for, when it carries the scope's mark.
+    /// Returns the object that the link was made for, if it carries the scope's mark.
     pub(super) fn owner(&self, scope: &Scope) -> Option<Uid> {
         scope.owner(self.alias.as_deref()?)
     }
 
-    /// A bridge that we created and had no time to mark.
+    /// Returns `true` for a bridge that we created and had no time to mark.
     pub(super) fn is_half_made(&self, scope: &Scope) -> bool {
         self.kind == Some(LinkKind::Bridge)
             && self.alias.as_deref().unwrap_or("").is_empty()
@@ -87,12 +87,12 @@ impl Seen {
     }
 }
 
-/// The request for all IPv4 routes.
+/// Returns the request for all IPv4 routes.
 pub(super) fn main_table_ipv4() -> RouteMessage {
     RouteMessageBuilder::<Ipv4Addr>::new().build()
 }
 
-/// Routes of the main table, and what the links of its default routes carry.
+/// Returns the routes of the main table, and the properties of the links of its default routes.
 pub(super) fn routes(messages: &[RouteMessage], links: &[Seen]) -> Routes {
     let mut all = Routes::default();
     for (destination, link) in messages.iter().filter_map(|message| route(message, links)) {
@@ -109,7 +109,7 @@ pub(super) fn routes(messages: &[RouteMessage], links: &[Seen]) -> Routes {
     all
 }
 
-/// The destination of a route of the main table, none for a default route, and its link.
+/// Returns the destination of a route of the main table (`None` for a default route) and its link.
 fn route<'a>(message: &RouteMessage, links: &'a [Seen]) -> Option<(Option<Cidr>, Option<&'a Seen>)> {
     let mut table = u32::from(message.header.table);
     let mut destination = None;
@@ -133,9 +133,9 @@ fn route<'a>(message: &RouteMessage, links: &'a [Seen]) -> Option<(Option<Cidr>,
     }
 }
 
-/// Whom a link message concerns.
+/// Returns the object that a link message concerns.
 pub(super) fn heard(message: &LinkMessage, scope: &Scope) -> Option<Heard> {
-    // What a bridge says of its ports (isolation, for one) names the interface and not its alias.
+    // A bridge's message about its ports (isolation, for example) contains the interface's name but not its alias.
     let is_of_bridge = message.header.interface_family == AddressFamily::Bridge;
     message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfAlias(alias) => scope.owner(alias).map(Heard::Owner),

@@ -1,13 +1,12 @@
-//! Lines of a log that is rotated while it is read: the last ones, and those to come.
+//! Lines of a log that is rotated while it is read: the last ones, and new ones.
 //!
-//! The rotation this knows: the writer's file is renamed to `NAME.1`, goes on under that name, and
-//! ends when the writer opens a new `NAME`. So once a new file is there the old one, kept open here,
-//! is read to its end first, and no line is lost or doubled. A file that became shorter was emptied, and
-//! is read from its start.
-//! A reader that falls behind by more than what is kept loses what was let go, and is told so.
+//! The supported rotation: the writer renames its file to `NAME.1`, continues to write to it, and closes it when it
+//! opens a new `NAME`. So when there is a new file, the old one, kept open here, is read to its end first, and no
+//! line is lost or doubled. A file that became shorter was truncated and is read from its start.
+//! A reader that falls behind by more than the kept files loses the removed lines, and gets a line that reports this.
 //!
-//! Guarantees: a reader holds a batch at a time, whatever is in the log and however many lines are asked
-//! for; the work is linear in the bytes that are read; files are read by threads that may wait.
+//! Guarantees: a reader holds one batch at a time, whatever the log contains and however many lines are requested.
+//! The work is linear in the bytes that are read. Files are read by threads that may block.
 
 use std::fs::File;
 use std::io;
@@ -16,55 +15,54 @@ use std::path::{Path, PathBuf};
 
 use super::watch_directories::{DirectoryWatch, DirectoryWatches};
 
-/// How far back lines are looked for in each of the two files.
+/// Limit on the bytes of each of the two files in which lines are searched from the end.
 const TAIL_BYTES_MAX: u64 = 4 << 20;
-/// A longer line comes in pieces.
+/// Limit on the length of a line, in bytes. A longer one comes in pieces.
 const LINE_BYTES_MAX: usize = 64 << 10;
-/// Size of one read, in bytes. With it a batch of empty lines, the most that it can hold, is a few
-/// megabytes.
+/// Size of one read, in bytes. A batch of empty lines, the largest possible, then takes a few megabytes.
 const READ_BYTES: usize = 64 << 10;
-/// What is said where lines are missing.
+/// Line that is returned where lines are missing.
 const GAP: &str = "[stead] lines were let go before they were read";
 
-/// Reads a log, and follows it if asked to.
+/// A reader of a log, which follows the log if asked to.
 #[derive(Debug)]
 pub struct LogLines {
-    /// Away while a thread reads.
+    /// Reader of the files, absent while a thread uses it.
     reader: Option<Reader>,
     watch: Option<DirectoryWatch>,
 }
 
-/// The files and the place in them.
+/// The files and the position in them.
 #[derive(Debug)]
 struct Reader {
     path: PathBuf,
     current: Option<File>,
     position: u64,
-    /// An unfinished line.
+    /// Bytes of an unfinished line.
     rest: Vec<u8>,
-    /// Bytes still to be read of a log that is not followed: what is written meanwhile is not read.
+    /// Number of bytes still to be read of a log that is not followed. Lines written meanwhile are not read.
     left: Option<u64>,
 }
 
 impl LogLines {
-    /// Opens a log; only its last `count` lines are given of what is there already. It is followed when
-    /// there is something to watch it with.
+    /// Opens a log. Only the last `count` of its existing lines are returned. The log is followed if `watches` is
+    /// given.
     ///
     /// # Errors
-    /// When there is no such log, or it cannot be watched.
+    /// Returns an error when there is no such log, or it cannot be watched.
     pub async fn open(path: PathBuf, count: usize, watches: Option<&DirectoryWatches>) -> io::Result<Self> {
         let directory = path.parent().unwrap_or(Path::new("."));
-        // Before the first read: what is written between the two is noticed.
+        // The watch begins before the first read, so that lines written between the two are noticed.
         let watch = watches.map(|watches| watches.watch(directory)).transpose()?;
         let follows = watch.is_some();
         let reader = tokio::task::spawn_blocking(move || Reader::open(path, count, follows));
         Ok(Self { reader: Some(reader.await.map_err(io::Error::other)??), watch })
     }
 
-    /// The next lines; `None` at the end, which a followed log has when it is removed.
+    /// Returns the next lines, or `None` at the end. A followed log ends when it is removed.
     ///
     /// # Errors
-    /// When the log cannot be read any more, or an earlier call was cut short.
+    /// Returns an error when the log cannot be read any more, or an earlier call was cancelled.
     pub async fn next(&mut self) -> io::Result<Option<Vec<String>>> {
         let mut is_over = self.watch.is_none();
         loop {
@@ -93,13 +91,13 @@ impl Reader {
     fn open(path: PathBuf, count: usize, follows: bool) -> io::Result<Self> {
         let newest = match File::open(&path) {
             Ok(file) => Some(file),
-            // Between a rename and the new file.
+            // This is between a rename and the creation of the new file.
             Err(error) if error.kind() == io::ErrorKind::NotFound && older(&path).exists() => None,
             Err(error) => return Err(error),
         };
         let mut files: Vec<File> = newest.into_iter().collect();
         if let Ok(before) = File::open(older(&path)) {
-            // The one that is open was renamed just now: it is not read twice.
+            // The open file was renamed just now. It is not read twice.
             if files.first().map(identity).transpose()? != Some(identity(&before)?) {
                 files.push(before);
             }
@@ -112,11 +110,11 @@ impl Reader {
         Ok(Self { path, current, position, rest: Vec::new(), left })
     }
 
-    /// What follows, over a rotation too: at least a line, unless there is none.
+    /// Reads the following lines, across a rotation too. Returns at least one line, unless there is none.
     fn read_on(&mut self) -> io::Result<Vec<String>> {
         let mut lines = Vec::new();
         loop {
-            // Before the read: what a rotated file still got is then read as well.
+            // The successor is searched before the read, so that the last lines of a rotated file are read as well.
             let next = self.successor()?;
             let count = self.read_some(&mut lines)?;
             self.take_lines(&mut lines);
@@ -141,7 +139,7 @@ impl Reader {
         }
     }
 
-    /// Reads once; the number of bytes.
+    /// Reads once. Returns the number of bytes.
     fn read_some(&mut self, lines: &mut Vec<String>) -> io::Result<usize> {
         let Some(file) = &self.current else { return Ok(0) };
         if length(file)? < self.position {
@@ -160,14 +158,14 @@ impl Reader {
         Ok(count)
     }
 
-    /// Removed, and no other has taken its place.
+    /// Returns `true` if the file was removed and not replaced.
     fn is_gone(&self) -> bool {
         let is_unnamed = |file: &File| file.metadata().is_ok_and(|meta| meta.nlink() == 0);
         let has_name = self.path.exists() || older(&self.path).exists();
         self.current.as_ref().is_none_or(is_unnamed) && !has_name
     }
 
-    /// The file after the open one, if there is one by now; and whether one between them is gone.
+    /// Returns the file after the open one, if it exists by now, and `true` if a file between them is gone.
     fn successor(&self) -> io::Result<Option<(File, bool)>> {
         let Ok(newest) = File::open(&self.path) else { return Ok(None) };
         let Some(current) = &self.current else { return Ok(Some((newest, false))) };
@@ -177,13 +175,13 @@ impl Reader {
         }
         match File::open(older(&self.path)) {
             Ok(before) if identity(&before)? == own => Ok(Some((newest, false))),
-            // Two rotations since: the one before the newest comes first.
+            // There were two rotations meanwhile: the file before the newest comes first.
             Ok(before) if identity(&before)? != newest_identity => Ok(Some((before, true))),
             _ => Ok(Some((newest, true))),
         }
     }
 
-    /// Takes every line that is whole, or as long as one may be.
+    /// Takes every line that is complete, or as long as a line may be.
     fn take_lines(&mut self, lines: &mut Vec<String>) {
         let mut taken = 0;
         loop {
@@ -198,9 +196,9 @@ impl Reader {
     }
 }
 
-/// Where the last lines begin: in which of the files, the newest first, and at which byte of it.
+/// Returns the start of the last lines: the index of the file, the newest first, and the offset in it in bytes.
 fn tail(files: &[File], lengths: &[u64], count: usize, follows: bool) -> io::Result<(usize, u64)> {
-    // An unfinished line is one of the lines, unless its end is still waited for.
+    // An unfinished line counts as a line, unless its end is still awaited.
     let is_cut = !follows && !ends_a_line(files, lengths)?;
     let mut before = if is_cut { count.saturating_sub(1) } else { count };
     let mut start = (0, 0);
@@ -230,8 +228,8 @@ fn ends_a_line(files: &[File], lengths: &[u64]) -> io::Result<bool> {
     Ok(last == *b"\n")
 }
 
-/// Calls `found` with the byte behind every line's end, the last one first, until it says that it has
-/// enough; whether it did.
+/// Calls `found` with the offset behind each line's end, the last one first, until it returns `true`. Returns `true`
+/// if it did.
 fn each_line_end(
     file: &File,
     floor: u64,
@@ -266,7 +264,7 @@ fn older(path: &Path) -> PathBuf {
     path.with_extension("log.1")
 }
 
-/// A line for people: without its end, and with what is no UTF-8 replaced.
+/// Returns a line for display: without its end, and with invalid UTF-8 replaced.
 fn text(line: &[u8]) -> String {
     String::from_utf8_lossy(line).trim_end_matches(['\n', '\r']).to_owned()
 }
@@ -319,13 +317,13 @@ mod tests {
                 let (head, tail) = line.split_at(number % line.len());
                 file.write_all(head.as_bytes()).expect("written");
                 if number % 300 == 299 {
-                    // A reader may fall behind by one file, not by two: it is in this one by now.
+                    // A reader may fall behind by one file, not by two. It has reached this one by now.
                     let deadline = Instant::now() + Duration::from_secs(30);
                     while for_writer.load(Ordering::Relaxed) + 298 < number {
                         assert!(Instant::now() < deadline, "nobody reads");
                         std::thread::sleep(Duration::from_millis(1));
                     }
-                    // As the console's keeper does it: the open file goes on under its older name.
+                    // The console's log writer does the same: the open file continues under its older name.
                     fs::rename(&log, older(&log)).expect("renamed");
                     file.write_all(tail.as_bytes()).expect("written");
                     file = File::options().create(true).append(true).open(&log).expect("made");

@@ -1,20 +1,22 @@
-//! Marks: how host things say whose they are.
+//! Marks: they record the owner of objects on the host.
 //!
-//! Links carry `stead:SCOPE:UID` as their alias. What has to be recognised before an alias can be
-//! set, or from inside the kernel's filter, is derived from names by hash.
+//! Links carry `stead:SCOPE:UID` as their alias. Objects that must be recognised before an alias can be set, or
+//! inside the kernel's filter, get values derived from names by hash.
 
 use sha2::{Digest, Sha256};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::Mac;
 
-/// One daemon's part of the host.
+/// The scope of one daemon on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope(String);
 
 impl Scope {
+    /// Creates a scope.
+    ///
     /// # Errors
-    /// When the text is not 1 to 32 letters, digits, dashes and underscores: it becomes part of
+    /// Returns an error when the text is not 1 to 32 letters, digits, dashes and underscores: it becomes part of
     /// aliases, in which colons separate.
     pub fn new(text: &str) -> Result<Self, HostError> {
         let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
@@ -25,18 +27,18 @@ impl Scope {
             .because("a scope has 1 to 32 letters, digits, '-' and '_'"))
     }
 
-    /// The alias of a link made for `owner`.
+    /// Returns the alias of a link made for `owner`.
     pub(super) fn alias(&self, owner: &Uid) -> String {
         format!("stead:{}:{owner}", self.0)
     }
 
-    /// The object that a link with this alias was made for, if it is of this scope.
+    /// Returns the object that a link with this alias was made for, if it is of this scope.
     pub(super) fn owner(&self, alias: &str) -> Option<Uid> {
         alias.strip_prefix("stead:")?.strip_prefix(&self.0)?.strip_prefix(':')?.parse().ok()
     }
 
-    /// The hardware address that a bridge of ours is created with: until its alias is set, it is
-    /// told from a foreign one by this.
+    /// Returns the hardware address with which we create a bridge. Until the bridge has its alias, this address
+    /// distinguishes it from a foreign one.
     pub(super) fn bridge_mac(&self, bridge: &LinkName) -> Mac {
         let hash = Sha256::digest(format!("stead bridge {} {bridge}", self.0));
         let mut bytes = [0; 6];
@@ -46,16 +48,16 @@ impl Scope {
     }
 }
 
-/// The device group of all TAPs on a bridge. The filter asks for it: a frame from such a TAP that
-/// no port rule allows is dropped, also while the rules are being restored.
+/// Returns the device group of all TAPs on a bridge. The filter matches it: a frame from such a TAP that no port rule
+/// allows is dropped, also while the rules are being restored.
 pub(super) fn port_group(bridge: &LinkName) -> u32 {
     let hash = Sha256::digest(format!("stead ports of {bridge}"));
-    // Small groups are given names and uses by people.
+    // People give names and uses to small group numbers.
     u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]) & 0x7fff_ffff | 0x4000_0000
 }
 
-/// The device group of the bridges of every daemon on a host, by which the filter tells the packets of guests
-/// from those of others.
+/// Device group of the bridges of all daemons on a host. The filter distinguishes packets of guests from others by
+/// it.
 pub(super) const BRIDGES: u32 = 0x2057_ead0;
 
 #[cfg(test)]

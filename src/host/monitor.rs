@@ -1,8 +1,8 @@
-//! Monitors: tell that something of ours may have changed on the host.
+//! Monitors: they report that an object of ours may have changed on the host.
 //!
-//! Level-triggered: what is heard is only a reason to look. Reports are gathered for a moment and
-//! given once each, so that a burst costs one pass. A lost message becomes [`Heard::Everything`].
-//! Our own changes are heard too; the pass they cause finds nothing to do, so there it ends.
+//! They are level-triggered: a message is only a reason to observe the state. Reports are gathered for a moment and
+//! sent once each, so that a burst costs one pass. A lost message becomes [`Heard::Everything`]. Our own changes
+//! cause reports too; the resulting pass finds nothing to do, so no loop arises.
 //! Never: guesses state from a message, or polls.
 
 use std::collections::BTreeSet;
@@ -27,51 +27,52 @@ use super::marks::Scope;
 use super::netlink::Netlink;
 use super::{links_seen, notices};
 
-/// Changes within this time are reported together: short against the second in which drift shall
-/// be noticed, long against one reconciler's steps.
+/// Time in which changes are gathered into one report. It is short against the second within which drift must be
+/// noticed, and long against the steps of a reconciler.
 const GATHER: Duration = Duration::from_millis(50);
-/// Before a socket that broke is opened again.
+/// Time before a broken socket is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
-/// Room in the socket of a monitor, in bytes: the messages of several hundred interfaces that come or go while a
-/// busy host runs others (some ten for each, 4 KiB of room for each). The kernel's default holds those of ten.
+/// Size of a monitor's socket buffer, in bytes. It holds the messages of several hundred interfaces that come or go
+/// while a busy host runs others (some ten messages each, 4 KiB of room for each). The kernel's default holds those
+/// of ten.
 const SOCKET_BYTES: usize = 16 << 20;
-/// Reports that wait for the reader; it is quick, and a burst waits in the socket meanwhile.
+/// Limit on reports that wait for the reader. It is fast, and a burst waits in the socket meanwhile.
 const REPORTS_MAX: usize = 64;
 
-/// Something may have changed.
+/// A report that something may have changed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Heard {
     /// A link that carries this object's mark.
     Owner(Uid),
     /// A link that carried this object's mark, and was removed.
     Gone(Uid),
-    /// The rule of the port on this interface, or its place on a bridge. It may be no port of ours:
-    /// these messages bear no mark.
+    /// The rule of the port on this interface, or its membership in a bridge. The port may be foreign, because these
+    /// messages carry no mark.
     Port(LinkName),
-    /// Routes, addresses or the forwarding of the host: what networks look at, and ports do not.
+    /// Routes, addresses or forwarding of the host, which networks depend on and ports do not.
     Host,
-    /// Anything: messages were lost, or the change has no owner.
+    /// Any object: messages were lost, or the change has no owner.
     Everything,
 }
 
 impl Netlink {
-    /// Changes of our links by owner, and those of the host's addresses, routes and forwarding
-    /// ([`Heard::Host`]). Runs until the receiver is dropped. The kernel is silent about some
-    /// changes of a link that is down; raising and removing it is always heard.
+    /// Reports changes of our links by owner, and those of the host's addresses, routes and forwarding
+    /// ([`Heard::Host`]). Runs until the receiver is dropped. The kernel does not report some changes of a link that
+    /// is down; it always reports when a link is raised or removed.
     ///
     /// # Errors
-    /// When the first socket cannot be had.
+    /// Returns an error when the first socket cannot be opened.
     pub fn monitor(&self) -> Result<mpsc::Receiver<Heard>, HostError> {
         let scope = self.scope().clone();
         follow("links", move || links_source(scope.clone()))
     }
 }
 
-/// Changes of the tables named `table`: [`Heard::Port`] for a port's rule that went, else
+/// Reports changes of the tables named `table`: [`Heard::Port`] for a removed port rule, otherwise
 /// [`Heard::Everything`]. Runs until the receiver is dropped.
 ///
 /// # Errors
-/// When the first socket cannot be had.
+/// Returns an error when the first socket cannot be opened.
 pub fn monitor_table(table: &str) -> Result<mpsc::Receiver<Heard>, HostError> {
     let table = table.to_owned();
     follow("tables", move || {
@@ -80,7 +81,7 @@ pub fn monitor_table(table: &str) -> Result<mpsc::Receiver<Heard>, HostError> {
     })
 }
 
-/// What a socket says, and whom it may concern; ends when the socket broke.
+/// The messages of a socket, as the objects that they may concern. It ends when the socket breaks.
 type Source = BoxStream<'static, Option<Heard>>;
 
 fn follow(
@@ -109,7 +110,7 @@ fn links_source(scope: Scope) -> io::Result<Source> {
     let (mut connection, handle, messages) = new_multicast_connection(&groups)?;
     make_room(connection.socket_mut().socket_mut());
     drop(handle);
-    // Driving the connection yields one `None`, when its socket broke.
+    // Driving the connection yields one `None` when its socket breaks.
     let drive = stream::once(async move {
         connection.await;
         None
@@ -149,21 +150,21 @@ fn heard_of_link(scope: &Scope, payload: NetlinkPayload<RouteNetlinkMessage>) ->
 
 const RTNLGRP_IPV4_NETCONF: u32 = 24;
 const NFNLGRP_NFTABLES: u32 = 7;
-/// The kernel dropped messages that found no room.
+/// Error with which the kernel reports dropped messages.
 const ENOBUFS: i32 = 105;
 
-/// Gives a socket room for the messages of a burst. One that is lost costs a look at everything, which grows with
-/// what there is; a socket that has less room than asked for only loses one sooner.
+/// Enlarges a socket's buffer for the messages of a burst. A lost message costs a pass over everything, whose cost
+/// grows with the number of objects. A socket with less room than requested only loses messages sooner.
 fn make_room(socket: &impl AsFd) {
     let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BYTES);
 }
 
-/// What follows the last item of a source that broke.
+/// Returns the last item of a source that broke.
 fn broken() -> impl Stream<Item = Option<Option<Heard>>> {
     stream::once(ready(None))
 }
 
-/// All that `read` makes of each datagram of a group; ends when the socket broke.
+/// Returns everything that `read` makes of each datagram of a group. It ends when the socket breaks.
 fn datagrams(
     protocol: isize,
     group: u32,
@@ -184,8 +185,8 @@ fn datagrams(
     Ok(heard.flat_map(|all| stream::iter(all.into_iter().map(Some))).boxed())
 }
 
-/// Adds a report; of a link the last one counts. One that is removed is changed first, and whoever asked for
-/// that has nothing to look for any more.
+/// Adds a report. For a link the last report counts: a link that is removed is changed first, and its observer has
+/// nothing to observe any more.
 fn note(heard: &mut BTreeSet<Heard>, item: Heard) {
     match &item {
         Heard::Gone(uid) => drop(heard.remove(&Heard::Owner(uid.clone()))),
@@ -201,7 +202,7 @@ enum End {
     SourceGone,
 }
 
-/// Gives what the source says, gathered, until one end goes.
+/// Sends the gathered reports of the source until either end is gone.
 async fn gather(reports: &mpsc::Sender<Heard>, mut source: Source) -> End {
     let mut heard = BTreeSet::new();
     let mut due: Option<Instant> = None;
@@ -227,7 +228,7 @@ async fn gather(reports: &mpsc::Sender<Heard>, mut source: Source) -> End {
                     due.get_or_insert_with(|| Instant::now() + GATHER);
                 }
                 None => {
-                    // What was missed is not known. A reader that went is noticed next time.
+                    // The missed changes are unknown. A reader that is gone is noticed at the next send.
                     let _ = reports.send(Heard::Everything).await;
                     return End::SourceGone;
                 }

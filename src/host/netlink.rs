@@ -1,11 +1,10 @@
 //! Links by rtnetlink: bridges, TAPs, addresses, and the host's routes.
 //!
-//! Guarantees: only links with this scope's mark are listed, changed or removed; no crash leaves
-//! an unmarked link: a TAP gets its alias before it can outlive us (`tap`), a bridge is created
-//! with a hardware address derived from scope and name, by which `create` and `remove` know it
-//! until it has its alias.
-//! Assumes: the network namespace of the thread that calls [`Netlink::new`] is the one meant.
-//! Never: caches what the kernel said.
+//! Guarantees: only links with this scope's mark are listed, changed or removed. No crash leaves an unmarked link: a
+//! TAP gets its alias before it can outlive us (`tap`). A bridge is created with a hardware address derived from
+//! scope and name, by which `create` and `remove` recognise it until it has its alias.
+//! Assumes: the network namespace is that of the thread that calls [`Netlink::new`].
+//! Never: caches the kernel's answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -28,15 +27,15 @@ use super::links_seen::{self, Seen};
 use super::marks::{BRIDGES, Scope, port_group};
 use super::tap::Tap;
 
-/// The switch of the host: with it all links forward, and it reads as on only when it was switched.
+/// The forwarding switch of the host. It turns on forwarding for all links, and reads as on only after that.
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 const LINKS: &str = "/proc/sys/net/ipv4/conf";
 const LOOPBACK: &str = "lo";
-/// Linux's answer when a bridge has no port number left.
+/// Error that Linux returns when a bridge has no port number left.
 const EXFULL: i32 = 54;
 const ENODEV: i32 = 19;
 
-/// The adapter; cheap to clone.
+/// The adapter. Clones are cheap.
 #[derive(Debug, Clone)]
 pub struct Netlink(Arc<Inner>);
 
@@ -44,13 +43,16 @@ pub struct Netlink(Arc<Inner>);
 struct Inner {
     scope: Scope,
     requests: Connection,
-    /// Removals wait for the kernel's readers (18 ms each); on their own socket they delay nobody.
+    /// Connection for removals. They wait for the kernel's readers (18 ms each) and delay no other request on their
+    /// own socket.
     removals: Connection,
 }
 
 impl Netlink {
+    /// Opens the connections.
+    ///
     /// # Errors
-    /// When no netlink socket can be had.
+    /// Returns an error when no netlink socket can be opened.
     pub fn new(scope: Scope) -> Result<Self, HostError> {
         let failed = |error| HostError::io("open", "a netlink socket", error);
         let requests = Connection::open().map_err(failed)?;
@@ -66,11 +68,11 @@ impl Netlink {
         self.0.requests.handle()
     }
 
-    /// A link of this name, whoever made it.
+    /// Returns the link of this name, ours or foreign.
     async fn get(&self, name: &LinkName) -> Result<Option<Seen>, HostError> {
         let request = self.handle().link().get().match_name(name.as_str());
         let found = self.one(request, "inspect link", name.as_str()).await?;
-        // The kernel finds alternative names too; such a link is another one.
+        // The kernel finds alternative names too. Such a link is another one.
         Ok(found.filter(|seen| seen.name.as_ref() == Some(name)))
     }
 
@@ -92,7 +94,7 @@ impl Netlink {
         }
     }
 
-    /// A link that is ours by its alias; Missing or Conflict otherwise.
+    /// Returns a link that is ours by its alias. Otherwise the error is Missing or Conflict.
     async fn ours(&self, operation: &'static str, name: &LinkName) -> Result<Seen, HostError> {
         let seen = self.get(name).await?;
         let seen = seen.ok_or_else(|| HostError::new(HostErrorKind::Missing, operation, name.as_str()))?;
@@ -126,7 +128,7 @@ impl Netlink {
         let mac = self.scope().bridge_mac(&plan.name);
         let message = LinkMessageBuilder::<LinkBridge>::new(plan.name.as_str())
             .address(mac.0.to_vec())
-            // Guests get no multicast but what the filter lets pass; nobody is there to ask for it.
+            // Guests get no multicast except what the filter passes, and no one is there to subscribe to it.
             .mcast_snooping(false)
             .build();
         let done = self.handle().link().add(message).execute().await;
@@ -138,7 +140,7 @@ impl Netlink {
         self.finish(&plan.name, made.index, self.scope().alias(&plan.owner)).await
     }
 
-    /// Silences IPv6 on the link, then completes the mark: a marked link is a finished one.
+    /// Disables IPv6 on the link, then completes the mark: a marked link is a complete one.
     async fn finish(&self, name: &LinkName, index: u32, alias: String) -> Result<(), HostError> {
         let switch = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
         if Path::new(&switch).exists() {
@@ -152,7 +154,7 @@ impl Netlink {
         self.set("create link", name, LinkUnspec::new_with_index(index).alias(alias).build()).await
     }
 
-    /// A bridge is in the group of all bridges before a packet passes it.
+    /// Raises a link. A bridge enters the group of all bridges before a packet passes it.
     async fn raise(&self, name: &LinkName, seen: &Seen) -> Result<(), HostError> {
         if seen.kind == Some(LinkKind::Bridge) {
             let group = LinkAttribute::Group(BRIDGES);
@@ -171,7 +173,7 @@ impl Netlink {
             .await
     }
 
-    /// Isolates the port, and puts it into the group that the filter takes for guests.
+    /// Isolates the port, and puts it into the group that the filter treats as guests.
     async fn isolate(&self, tap: &LinkName, seen: &Seen) -> Result<(), HostError> {
         let master = match seen.master {
             Some(index) => self.by_index(index).await?.and_then(|master| master.name),
@@ -223,7 +225,7 @@ impl Netlink {
         Ok(all.into_iter().map(Seen::from).collect())
     }
 
-    /// The switches that are off of links by which packets of guests may come or go: those with an address.
+    /// Returns the forwarding switches that are off, of the links that guest packets may use: those with an address.
     async fn links_that_do_not_forward(&self) -> Result<Vec<String>, HostError> {
         let all: Result<Vec<AddressMessage>, _> = self.handle().address().get().execute().try_collect().await;
         let all = all.map_err(|error| self.0.requests.failed("list", "addresses", error))?;
@@ -240,7 +242,7 @@ impl Netlink {
         Ok(switches)
     }
 
-    /// The port's view of a link that is ours.
+    /// Returns the port's view of a link that is ours.
     async fn link(&self, seen: &Seen, master: Option<LinkName>) -> Result<Option<Link>, HostError> {
         let (Some(owner), Some(kind), Some(name)) = (seen.owner(self.scope()), seen.kind, seen.name.clone())
         else {
@@ -320,7 +322,7 @@ impl Links for Netlink {
         if seen.owner(self.scope()).is_none() && !seen.is_half_made(self.scope()) {
             return Err(not_ours("remove link", name));
         }
-        // By index, so that a link that takes the name in between is not meant.
+        // The link is removed by index, so that a new link of the same name is not affected.
         match self.0.removals.handle().link().del(seen.index).execute().await {
             Err(error) if errno(&error) == Some(ENODEV) => Ok(()),
             done => done.map_err(|error| self.0.removals.failed("remove link", name.as_str(), error)),
@@ -348,7 +350,7 @@ impl Links for Netlink {
     async fn set_forwarding(&self) -> Result<(), HostError> {
         for switch in self.links_that_do_not_forward().await? {
             match fs::write(&switch, "1") {
-                // The link went meanwhile.
+                // The link disappeared meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 written => written.map_err(|error| HostError::io("write", switch, error))?,
             }
@@ -357,8 +359,8 @@ impl Links for Netlink {
     }
 }
 
-/// A netlink socket on a thread of its own: the kernel carries requests out while they are being
-/// sent, and may wait for its configuration lock meanwhile.
+/// A netlink socket with its own thread: the kernel executes requests while they are sent, and may wait for its
+/// configuration lock meanwhile.
 #[derive(Debug)]
 struct Connection(Mutex<Handle>);
 
@@ -367,7 +369,7 @@ impl Connection {
         Ok(Self(Mutex::new(Self::connect()?)))
     }
 
-    /// The thread ends when the last handle goes.
+    /// Opens a connection. The thread ends when the last handle is dropped.
     fn connect() -> io::Result<Handle> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let run = move || {
@@ -379,7 +381,7 @@ impl Connection {
             runtime.block_on(async {
                 match rtnetlink::new_connection() {
                     Ok((connection, handle, _)) => {
-                        // Nobody receives only when `connect` itself was unwound.
+                        // The receiver is gone only if `connect` itself was unwound.
                         let _ = sender.send(Ok(handle));
                         drop(sender);
                         connection.await;
@@ -396,7 +398,7 @@ impl Connection {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The error in the port's words. A socket that is closed is opened anew for the next request.
+    /// Converts the error into the port's terms. A closed socket is opened again for the next request.
     fn failed(&self, operation: &'static str, subject: &str, error: rtnetlink::Error) -> HostError {
         if let (rtnetlink::Error::RequestFailed, Ok(fresh)) = (&error, Self::connect()) {
             *self.0.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
@@ -414,7 +416,7 @@ impl Connection {
     }
 }
 
-/// Whether a switch is on; that of a link that is gone is, since nothing is to be switched.
+/// Returns `true` if a switch is on. A removed link counts as on, because there is nothing to switch.
 fn is_on(switch: &str) -> Result<bool, HostError> {
     match fs::read_to_string(switch) {
         Ok(text) => Ok(text.trim() != "0"),

@@ -1,11 +1,11 @@
-//! The firewall by `nft` and its JSON.
+//! The firewall, controlled by `nft` and its JSON.
 //!
-//! Guarantees: both tables change in one transaction; rules of ports survive a replacement; other
-//! tables are never listed or touched.
-//! What intact tables look like is not guessed: the same `nft` loads them once into an empty
-//! network namespace of its own and lists them; what it lists here must be equal, but for handles
-//! and ports. So neither a flush, a foreign rule nor another version of `nft` can mislead.
-//! Assumes: the network namespace of the calling thread; programs `nft` and `unshare`.
+//! Guarantees: both tables change in one transaction. Port rules survive a replacement. Other tables are never listed
+//! or touched.
+//! The expected listing of intact tables is not guessed: the same `nft` loads them once into a new, empty network
+//! namespace and lists them. The listing here must be equal, except for handles and ports. So neither a flush, a
+//! foreign rule nor another version of `nft` leads to a wrong result.
+//! Assumes: the network namespace of the calling thread, and the programs `nft` and `unshare`.
 //! Cancel/crash: a transaction happens as a whole or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,22 +29,22 @@ use super::nft_generation::generation;
 use super::nft_ports::{self, PortQueue, abandoned, outcome};
 use super::nft_rules;
 
-/// nft's own bound of an identifier that every version takes.
+/// Limit on an identifier that every version of nft accepts, in bytes.
 const TABLE_BYTES_MAX: usize = 31;
 
-/// The adapter; cheap to clone.
+/// The adapter. Clones are cheap.
 #[derive(Debug, Clone, Default)]
 pub struct Nft(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Held by writers, so that `replace` does not drop a port that is added meanwhile, and by whoever lists, so
-    /// that many who ask at once share one listing, and nobody lists because of a transaction of our own.
+    /// Lock of writers, so that `replace` does not drop a port that is added meanwhile, and of the task that lists,
+    /// so that simultaneous callers share one listing and no caller lists because of our own transaction.
     writing: Mutex<()>,
-    /// Listings so far.
+    /// Number of listings so far.
     listings: AtomicUsize,
-    /// The listing of intact tables. It is a pure function of the rules and the installed `nft`, so that
-    /// it can be kept. By table name, since that is configured once.
+    /// Listing of intact tables by table name. It is a pure function of the rules and the installed `nft`, so it can
+    /// be kept. The table name is configured once.
     expected: StdMutex<BTreeMap<String, (FirewallRules, Arc<Tables>)>>,
     cache: StdMutex<Cache>,
     queue: PortQueue,
@@ -56,7 +56,7 @@ impl Nft {
         Self::default()
     }
 
-    /// Number of times that tables were listed: the cost of that grows with their ports.
+    /// Returns the number of times that tables were listed. The cost of a listing grows with the ports.
     #[must_use]
     pub fn listings(&self) -> usize {
         self.0.listings.load(Ordering::Relaxed)
@@ -101,12 +101,12 @@ impl Nft {
         if let Some(found) = kept() {
             return Ok(found);
         }
-        // A transaction of ours may have moved the count a moment ago and be about to be applied to the listing.
+        // Our own transaction may have just increased the count, and may not be applied to the listing yet.
         let _writing = self.0.writing.lock().await;
         if let Some(found) = kept() {
             return Ok(found);
         }
-        // Taken before the listing: a change meanwhile makes another count.
+        // The count is read before the listing: a change meanwhile results in another count.
         let before = generation();
         let listed = self.listed(table).await?;
         let found = read(&listed);
@@ -116,7 +116,7 @@ impl Nft {
         Ok(found)
     }
 
-    /// What is loaded of both tables, and how many of them there are.
+    /// Lists the loaded objects of both tables, and the number of existing tables.
     async fn listed(&self, table: &str) -> Result<Listed, HostError> {
         self.0.listings.fetch_add(1, Ordering::Relaxed);
         let (inet, bridge) = tokio::join!(list("inet", table), list("bridge", table));
@@ -128,12 +128,12 @@ impl Nft {
         Ok(Listed { is_there, tables: Arc::new(tables), ports })
     }
 
-    /// Makes a change of the set of ports, together with those that wait at that moment.
+    /// Changes the set of ports, together with the changes that wait at that moment.
     async fn change_port(&self, table: &str, change: PortChange) -> Result<(), HostError> {
         check(table)?;
         let mut answer = self.0.queue.push(table, change);
         let _writing = self.0.writing.lock().await;
-        // A change that another caller's transaction made has its answer already.
+        // A change made by another caller's transaction has its answer already.
         while let Err(TryRecvError::Empty) = answer_of(&mut answer) {
             let (changes, replies): (Vec<_>, Vec<_>) = self.0.queue.take(table).into_iter().unzip();
             if changes.is_empty() {
@@ -141,14 +141,14 @@ impl Nft {
             }
             let made = self.make(table, &changes).await;
             for (reply, done) in replies.into_iter().zip(made) {
-                // A caller that went away is told nothing.
+                // The caller may be gone.
                 let _ = reply.send(done);
             }
         }
         answer.await.unwrap_or_else(|_| Err(abandoned(table)))
     }
 
-    /// One transaction; when it is refused, one for each change, so that the refused one is known.
+    /// Runs one transaction. If it is refused, runs one for each change, to find the refused one.
     async fn make(&self, table: &str, changes: &[PortChange]) -> Vec<Result<(), HostError>> {
         let done = self.transact(table, changes).await;
         if done.is_ok() {
@@ -179,8 +179,8 @@ impl Nft {
         if removed.is_empty() {
             return Ok(());
         }
-        // From here on nothing new is let in. What was let in is forgotten, so that the next guest of
-        // this address does not get the answers meant for this one.
+        // From here on no new packet is admitted. The tracked connections are removed, so that the next guest of this
+        // address does not get answers for this one.
         let forgotten = conntrack_forget::forget(&removed).await;
         forgotten.map_err(|error| HostError::io("forget connections of", format!("{removed:?}"), error))
     }
@@ -233,7 +233,7 @@ impl Firewall for Nft {
     }
 }
 
-/// A name that is a word of the language would be parsed as such.
+/// Checks the name of the table. A keyword of the nft language would be parsed as such.
 fn check(table: &str) -> Result<(), HostError> {
     let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let starts = table.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
@@ -250,7 +250,7 @@ fn encode(batch: &Nftables<'_>, table: &str) -> Result<String, HostError> {
     })
 }
 
-/// `None` when there is no such table.
+/// Lists a table. Returns `None` when there is no such table.
 async fn list(family: &str, table: &str) -> Result<Option<String>, HostError> {
     match run("nft", &["-j", "list", "table", family, table], None).await {
         Ok(listed) => Ok(Some(listed)),
@@ -259,7 +259,7 @@ async fn list(family: &str, table: &str) -> Result<Option<String>, HostError> {
     }
 }
 
-/// Takes listings apart: what must be equal, and the ports.
+/// Separates listings into the parts that must be equal and the ports.
 fn parse(listings: &str, table: &str) -> Result<(Tables, BTreeSet<PortRule>), HostError> {
     let unreadable = |why: String| {
         HostError::new(HostErrorKind::Unsupported, "read the listing of table", table).because(why)
@@ -289,9 +289,9 @@ fn parse(listings: &str, table: &str) -> Result<(Tables, BTreeSet<PortRule>), Ho
     Ok((tables, ports))
 }
 
-/// An element of the set; one that is not of its form lets nobody send and is left out.
+/// Parses an element of the set. A malformed one lets no guest send and is left out.
 fn port_of(element: &Value) -> Option<PortRule> {
-    // With a comment or a counter on it an element is wrapped.
+    // An element with a comment or a counter is wrapped.
     let element = element.get("elem").and_then(|elem| elem.get("val")).unwrap_or(element);
     let parts = element.get("concat")?.as_array()?;
     let [tap, mac, address] = parts.as_slice() else { return None };
@@ -302,7 +302,7 @@ fn port_of(element: &Value) -> Option<PortRule> {
     })
 }
 
-/// How a program failed.
+/// The failure of a program.
 enum Failure {
     Said(String),
     Io(&'static str, io::Error),
@@ -338,7 +338,7 @@ impl Failure {
     }
 }
 
-/// Runs a program to its end; dropping the future kills it.
+/// Runs a program to its end. Dropping the future kills it.
 async fn run(program: &'static str, arguments: &[&str], input: Option<String>) -> Result<String, Failure> {
     let failed = |error| Failure::Io(program, error);
     let mut command = Command::new(program);
@@ -348,7 +348,7 @@ async fn run(program: &'static str, arguments: &[&str], input: Option<String>) -
     let stdin = child.stdin.take();
     let write = async {
         if let (Some(mut stdin), Some(input)) = (stdin, input) {
-            // A program that ends early says why on its standard error.
+            // A program that ends early gives the reason on its standard error.
             let _ = stdin.write_all(input.as_bytes()).await;
         }
     };

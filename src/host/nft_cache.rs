@@ -1,7 +1,8 @@
-//! The last listing of our tables, kept while nothing but our own transactions changed them.
+//! The last listing of our tables, kept while only our own transactions change them.
 //!
-//! The kernel counts the transactions of all programs. A listing is of one count; a transaction of ours that
-//! moves the count by one is applied to the listing, so that a thousand ports that come and go cost no listing.
+//! The kernel counts the transactions of all programs. A listing belongs to one count. A transaction of ours that
+//! increases the count by one is applied to the listing, so that adding and removing a thousand ports costs no
+//! listing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use stead_controllers::host::PortRule;
 
-/// The objects of both tables by family, kind and chain or name; rules in order. No ports.
+/// The objects of both tables by family, kind and chain or name, with rules in order and without ports.
 pub(super) type Tables = BTreeMap<(String, String, String), Vec<Value>>;
 
 /// The content of both tables of one name.
@@ -20,14 +21,14 @@ pub(super) struct Listed {
     pub(super) ports: BTreeSet<PortRule>,
 }
 
-/// One change of the set of ports.
+/// A change of the set of ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum PortChange {
     Add(PortRule),
     Remove(PortRule),
 }
 
-/// Listings of one count of transactions, by table.
+/// Listings at one transaction count, by table.
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     generation: u32,
@@ -35,7 +36,7 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Calls `read` with the listing of the table at this count; `None` when there is no such listing.
+    /// Calls `read` with the listing of the table at this count. Returns `None` when there is no such listing.
     pub(super) fn at<T>(&self, generation: u32, table: &str, read: impl FnOnce(&Listed) -> T) -> Option<T> {
         self.listed.get(table).filter(|_| self.generation == generation).map(read)
     }
@@ -48,8 +49,8 @@ impl Cache {
         self.listed.insert(table.to_owned(), listed);
     }
 
-    /// Applies a transaction of ours that ran between two counts. Other programs' transactions in between
-    /// make the listings worthless.
+    /// Applies our own transaction that ran between two counts. Transactions of other programs in between invalidate
+    /// the listings.
     pub(super) fn changed(&mut self, before: u32, after: u32, table: &str, changes: &[PortChange]) {
         if self.generation != before || after != before.wrapping_add(1) {
             self.listed.clear();

@@ -1,5 +1,5 @@
-//! The number of the firewall's last change. While it stays the same, what was listed is still so: a
-//! question to the kernel of some microseconds in place of a process.
+//! The number of the firewall's last change. While it stays the same, a listing is valid: a query to the kernel of
+//! some microseconds replaces a process.
 
 use std::io;
 
@@ -8,14 +8,14 @@ use rtnetlink::sys::{Socket, SocketAddr};
 
 use super::notices::{self, SUBSYSTEM_NFTABLES};
 
-/// `NFT_MSG_GETGEN`, and that it is a request.
+/// Number of the message `NFT_MSG_GETGEN`, and the flag of a request.
 const GET_GENERATION: u8 = 16;
 const REQUEST: u16 = 1;
-/// A message header and `nfgenmsg`.
+/// Size of a message header and `nfgenmsg`, in bytes.
 const MESSAGE_BYTES: u32 = 20;
 
-/// Of the network namespace of the calling thread. The kernel answers before `send` returns, so this
-/// never waits.
+/// Returns the number for the network namespace of the calling thread. The kernel answers before `send` returns, so
+/// this never waits.
 pub(super) fn generation() -> io::Result<u32> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;

@@ -1,9 +1,9 @@
 //! Changes of the set of ports, many in one transaction.
 //!
-//! Guarantees: changes that wait while a transaction runs are made by the next one together; a change is answered
-//! when it is made. One change that `nft` refuses does not hold the others up.
-//! Cancel/crash: a caller that goes leaves its change queued, and another caller carries it out; when
-//! the caller that runs a transaction goes, those that wait for it are told to try again.
+//! Guarantees: changes that wait while a transaction runs are made together by the next one. A change is answered
+//! when it is made. A change that `nft` refuses does not delay the others.
+//! Cancel/crash: a caller that goes away leaves its change queued, and another caller carries it out. If the caller
+//! that runs a transaction goes away, the callers that wait for it are asked to try again.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -15,12 +15,13 @@ use tokio::sync::oneshot;
 use super::nft_cache::PortChange;
 use super::nft_rules;
 
-/// Changes made by one transaction: its text stays below a megabyte, and the first does not wait for long.
+/// Limit on the changes of one transaction: its text stays below a megabyte, and the first change does not wait for
+/// long.
 const BATCH_MAX: usize = 1024;
 
 type Reply = oneshot::Sender<Result<(), HostError>>;
 
-/// Changes that wait, by table and in order.
+/// Waiting changes, by table and in order.
 #[derive(Debug, Default)]
 pub(super) struct PortQueue(Mutex<BTreeMap<String, Vec<(PortChange, Reply)>>>);
 
@@ -32,7 +33,7 @@ impl PortQueue {
         answer
     }
 
-    /// Takes the changes of a table that are to be made next.
+    /// Takes the next changes of a table.
     pub(super) fn take(&self, table: &str) -> Vec<(PortChange, Reply)> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(changes) = waiting.get_mut(table) else { return Vec::new() };
@@ -45,14 +46,14 @@ impl PortQueue {
     }
 }
 
-/// The transaction that makes these changes; the last change of a port counts.
+/// Returns the transaction for these changes. The last change of a port counts.
 pub(super) fn batch(table: &str, changes: &[PortChange]) -> nftables::schema::Nftables<'static> {
     let mut last = BTreeMap::new();
     for change in changes {
         let (PortChange::Add(rule) | PortChange::Remove(rule)) = change;
         last.insert(rule.clone(), matches!(change, PortChange::Add(_)));
     }
-    // Deleting an element that is not there fails the whole transaction, adding one that is there does not.
+    // Deleting an absent element fails the whole transaction, adding an existing one does not.
     let all: Vec<_> = last.keys().cloned().collect();
     let removed: Vec<_> = last.into_iter().filter(|(_, is_added)| !is_added).map(|(rule, _)| rule).collect();
     let mut batch = Batch::new();
@@ -63,7 +64,7 @@ pub(super) fn batch(table: &str, changes: &[PortChange]) -> nftables::schema::Nf
     batch.to_nftables()
 }
 
-/// The outcome of one change: a port of a table that is gone is gone with it.
+/// Returns the outcome of one change. If the table is gone, the removal of a port has succeeded.
 pub(super) fn outcome(change: &PortChange, done: Result<(), HostError>) -> Result<(), HostError> {
     match (change, done) {
         (PortChange::Remove(_), Err(error)) if error.kind == HostErrorKind::Missing => Ok(()),
@@ -71,7 +72,7 @@ pub(super) fn outcome(change: &PortChange, done: Result<(), HostError>) -> Resul
     }
 }
 
-/// The error of a change whose transaction was abandoned.
+/// Returns the error of a change whose transaction was abandoned.
 pub(super) fn abandoned(table: &str) -> HostError {
     HostError::new(HostErrorKind::Transient, "change the ports of table", table)
         .because("the transaction was abandoned")

@@ -1,16 +1,17 @@
-//! The text of our nft tables: what guests may send, to whom, and as whom.
+//! The text of our nft tables: the rules for what guests may send, to which destination, and from which address.
 //!
 //! ```text
 //! bridge prerouting  frames from our TAPs: only ARP and unicast IPv4, only as set `ports` says
 //!        input       nothing to link-local hardware addresses: those would pass the bridge by
 //!        forward     nothing from TAP to TAP (besides port isolation)
 //! inet   input       guests reach DNS and configured ports at the gateway address, and answer what the host asked
-//!        forward     nothing of others unless the host is a router; no guest to guest, no forged source, no IPv6, no special networks but configured ones, a bound
-//!                    of connections for each guest; inward only answers
+//!        forward     nothing of others unless the host is a router; no guest to guest, no forged source, no IPv6,
+//!                    no special networks but configured ones, a bound of connections for each guest; inward
+//!                    only answers
 //!        postrouting guests leave with the host's address
 //! ```
-//! A frame of ours is known by the device group of its TAP, which is set before the TAP is raised:
-//! with no rule loaded for it, it is dropped.
+//! Our frames are recognised by the device group of their TAP, which is set before the TAP is raised: without a
+//! loaded rule for it, a frame is dropped.
 
 use std::borrow::Cow;
 use std::net::Ipv4Addr;
@@ -28,30 +29,30 @@ use stead_schemas::network::Cidr;
 
 use super::marks::{BRIDGES, port_group};
 
-/// The set of what may send: interface, hardware address, network address.
+/// Name of the set of allowed senders: interface, hardware address, network address.
 pub(super) const PORTS: &str = "ports";
-/// Frames from guests come here.
+/// Name of the chain for frames from guests.
 const GUESTS: &str = "guests";
 
-/// Before bridging decides anything (what nft calls `dstnat` in this family).
+/// Priority before all decisions of the bridge (nft calls it `dstnat` in this family).
 const PRIORITY_BRIDGE_FIRST: i32 = -300;
-/// The bridge family's `filter`.
+/// Priority of `filter` in the bridge family.
 const PRIORITY_BRIDGE_FILTER: i32 = -200;
-/// Just before the host's own filter: a drop here is final, an accept is not.
+/// Priority just before the host's own filter: a drop here is final, an accept is not.
 const PRIORITY_FILTER: i32 = -10;
-/// `srcnat`.
+/// Priority of `srcnat`.
 const PRIORITY_SOURCE_NAT: i32 = 100;
 
 const DNS_PORT: u16 = 53;
-/// Tracked connections of one guest at once. The kernel's table has 262,144 entries by default, for the host
-/// and all guests.
+/// Limit on the tracked connections of one guest. The kernel's table has 262,144 entries by default, for the host and
+/// all guests.
 const GUEST_CONNECTIONS_MAX: u32 = 8192;
-/// Broadcast and multicast frames of one guest within a second; a guest that boots sends a few.
+/// Limit on the broadcast and multicast frames of one guest per second. A booting guest sends a few.
 const BROADCASTS_PER_SECOND: u32 = 64;
-/// Time after which a TAP that sends no broadcasts is forgotten by their meter, in seconds.
+/// Time after which the meter forgets a TAP that sends no broadcasts, in seconds.
 const METER_SECONDS: u32 = 60;
-/// Networks that are not of the public Internet (IANA's special-purpose registry): a host's own networks, the
-/// metadata services of clouds, loopback, multicast. Guests reach them only where the configuration says so.
+/// Networks that are not part of the public Internet (IANA's special-purpose registry): a host's own networks,
+/// metadata services of clouds, loopback, multicast. Guests reach them only if the configuration says so.
 const SPECIAL_NETWORKS: [(Ipv4Addr, u8); 10] = [
     (Ipv4Addr::new(0, 0, 0, 0), 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
@@ -62,14 +63,14 @@ const SPECIAL_NETWORKS: [(Ipv4Addr, u8); 10] = [
     (Ipv4Addr::new(192, 0, 0, 0), 24),
     (Ipv4Addr::new(192, 168, 0, 0), 16),
     (Ipv4Addr::new(198, 18, 0, 0), 15),
-    // Multicast, and everything above it.
+    // This is multicast and everything above it.
     (Ipv4Addr::new(224, 0, 0, 0), 3),
 ];
 
 type Text = Expression<'static>;
 type Step = Statement<'static>;
 
-/// One transaction that makes both tables as they shall be, with these ports.
+/// Returns one transaction that gives both tables their desired content, with these ports.
 pub(super) fn replace(rules: &FirewallRules, ports: &[PortRule]) -> Nftables<'static> {
     let mut batch = removal(&rules.table);
     let mut inet = Tables { batch: &mut batch, family: NfFamily::INet, table: rules.table.clone() };
@@ -84,12 +85,12 @@ pub(super) fn replace(rules: &FirewallRules, ports: &[PortRule]) -> Nftables<'st
     batch.to_nftables()
 }
 
-/// One transaction after which neither table is there; it also succeeds where none was.
+/// Returns one transaction that removes both tables. It also succeeds if there were none.
 pub(super) fn remove(table: &str) -> Nftables<'static> {
     removal(table).to_nftables()
 }
 
-/// The set elements of these ports.
+/// Returns the set elements of these ports.
 pub(super) fn element(table: &str, ports: &[PortRule]) -> NfListObject<'static> {
     let concat = |port: &PortRule| {
         let parts = [port.tap.to_string(), port.mac.to_string(), port.address.to_string()];
@@ -107,7 +108,7 @@ fn removal(table: &str) -> Batch<'static> {
     let mut batch = Batch::new();
     for family in [NfFamily::INet, NfFamily::Bridge] {
         let object = || NfListObject::Table(Table { family, name: table.to_owned().into(), handle: None });
-        // Deleting what is not there would fail the transaction.
+        // Deleting an absent object would fail the transaction.
         batch.add(object());
         batch.delete(object());
     }
@@ -124,7 +125,7 @@ fn inet_chains(inet: &mut Tables<'_>, rules: &FirewallRules) {
     inet.rule("postrouting", vec![is(ip("saddr"), prefix(rules.subnet)), leaves, Step::Masquerade(None)]);
 }
 
-/// What guests may reach on the host.
+/// Adds the rules for what guests may reach on the host.
 fn inet_input(inet: &mut Tables<'_>, rules: &FirewallRules) {
     let from_guest = || is(meta(MetaKey::Iifname), text(rules.bridge.to_string()));
     let from_tap = || is(meta(MetaKey::Iifgroup), group(rules));
@@ -150,7 +151,7 @@ fn inet_input(inet: &mut Tables<'_>, rules: &FirewallRules) {
     inet.rule("input", vec![from_guest(), refuse()]);
 }
 
-/// Where guests may go, and what may come to them.
+/// Adds the rules for where guests may send, and for packets to them.
 fn inet_forward(inet: &mut Tables<'_>, rules: &FirewallRules) {
     let from_guest = || is(meta(MetaKey::Iifname), text(rules.bridge.to_string()));
     let to_guest = || is(meta(MetaKey::Oifname), text(rules.bridge.to_string()));
@@ -197,22 +198,22 @@ fn bridge_chains(bridge: &mut Tables<'_>, rules: &FirewallRules) {
     };
     bridge.ports();
     bridge.chain(GUESTS);
-    // A guest is alone on its part of the bridge: what it sends to all reaches the host only, and a flood
-    // of it costs the host's processor.
+    // A guest is alone on its part of the bridge: its broadcasts reach the host only, and a flood of them costs the
+    // host's processor.
     let to_group = || {
         let bit = || text("01:00:00:00:00:00");
         let masked = BinaryOperation::AND(field("ether", "daddr"), bit());
         is(Expression::BinaryOperation(Box::new(masked)), bit())
     };
     bridge.rule(GUESTS, vec![to_group(), too_many_broadcasts(), Step::Drop(None)]);
-    // Both the frame's sender and the one that ARP names; the types of frames are implied by nft.
+    // The frame's sender and the sender in the ARP header are both checked. nft adds the frame types itself.
     let asks = may_send(field("ether", "saddr"), field("arp", "saddr ip"));
     let names_itself = may_send(field("arp", "saddr ether"), field("arp", "saddr ip"));
     bridge.rule(GUESTS, vec![asks, names_itself, Step::Accept(None)]);
-    // ARP is all that guests need of broadcasts.
+    // ARP is the only broadcast that guests need.
     bridge.rule(GUESTS, vec![to_group(), Step::Drop(None)]);
     bridge.rule(GUESTS, vec![may_send(field("ether", "saddr"), ip("saddr")), Step::Accept(None)]);
-    // Also VLAN tags, IPv6, spanning tree and whatever else there is.
+    // This also drops VLAN tags, IPv6, spanning tree and everything else.
     bridge.rule(GUESTS, vec![Step::Drop(None)]);
 
     bridge.base("prerouting", NfChainType::Filter, NfHook::Prerouting, PRIORITY_BRIDGE_FIRST);
@@ -220,7 +221,7 @@ fn bridge_chains(bridge: &mut Tables<'_>, rules: &FirewallRules) {
     bridge.rule("prerouting", vec![from_tap(), jump]);
 
     bridge.base("input", NfChainType::Filter, NfHook::Input, PRIORITY_BRIDGE_FILTER);
-    // The bridge hands such frames to the TAP's own IP stack without the prerouting hook.
+    // The bridge passes such frames to the TAP's own IP stack without the prerouting hook.
     let (mask, link_local) = (text("ff:ff:ff:ff:ff:f0"), text("01:80:c2:00:00:00"));
     let masked = Expression::BinaryOperation(Box::new(BinaryOperation::AND(field("ether", "daddr"), mask)));
     bridge.rule("input", vec![from_tap(), is(masked, link_local), Step::Drop(None)]);
@@ -230,7 +231,7 @@ fn bridge_chains(bridge: &mut Tables<'_>, rules: &FirewallRules) {
     bridge.rule("forward", vec![to_tap(), Step::Drop(None)]);
 }
 
-/// Adds objects of one table to a batch.
+/// A builder that adds objects of one table to a batch.
 struct Tables<'b> {
     batch: &'b mut Batch<'static>,
     family: NfFamily,
@@ -304,14 +305,14 @@ fn state(names: &[&'static str]) -> Step {
     compare(Operator::IN, left, Expression::List(names))
 }
 
-/// Matches the packet that would be one tracked connection too many of its guest. A meter's name is of one rule.
+/// Matches the packet that exceeds its guest's limit of tracked connections. The name of a meter belongs to one rule.
 fn too_many_connections(meter: &'static str) -> Step {
     let count = CTCount { val: Expression::Number(GUEST_CONNECTIONS_MAX), inv: Some(true) };
     let stmt = Box::new(Statement::CTCount(count));
     Statement::Meter(Meter { name: meter.into(), key: ip("saddr"), stmt })
 }
 
-/// Matches the frame that is one too many within a second at its TAP.
+/// Matches the frame that exceeds the limit per second at its TAP.
 fn too_many_broadcasts() -> Step {
     let limit = Limit {
         rate: BROADCASTS_PER_SECOND,

@@ -1,42 +1,42 @@
-//! Notices of the kernel that no crate of ours reads, read only as far as to say whom they concern.
+//! Kernel messages that no crate of ours parses, read only as far as needed to find the objects that they concern.
 //!
 //! ```text
 //! datagram  = messages          message = nlmsghdr(16) family header(4) attributes
 //! attribute = len kind value, padded to 4
 //! ```
-//! The bytes are the kernel's; they are still read with bounds. Of what is not understood it is
-//! said that it may concern everything.
+//! The bytes come from the kernel and are still read with bounds checks. A message that is not understood is reported
+//! as possibly concerning everything.
 
 use super::monitor::Heard;
 
 const HEADER: usize = 16;
-/// `nfgenmsg`, and `netconfmsg` with its padding.
+/// Size of `nfgenmsg`, and of `netconfmsg` with its padding, in bytes.
 const FAMILY_HEADER: usize = 4;
 
 pub(super) const SUBSYSTEM_NFTABLES: u8 = 10;
 const NEW_ELEMENT: u8 = 12;
 const DELETE_ELEMENT: u8 = 14;
 const NEW_GENERATION: u8 = 15;
-/// The number that a message of a generation tells, big-endian.
+/// Attribute with the number of a generation message, big-endian.
 const GENERATION_ID: u16 = 1;
-/// The table's name in every message of nftables but that of a generation.
+/// Attribute with the table's name in all nftables messages except that of a generation.
 const TABLE: u16 = 1;
-/// Below it in messages about set elements.
+/// Attribute with the elements in messages about set elements.
 const ELEMENTS: u16 = 3;
 const ITEM: u16 = 1;
 const KEY: u16 = 1;
 const VALUE: u16 = 1;
-/// An interface name fills the first part of the set's key.
+/// Length of the interface name, which is the first part of the set's key, in bytes.
 const IFNAME_BYTES: usize = 16;
 
-/// RTM_NEWNETCONF: `(subsystem, message)` are the two bytes of its number, 80.
+/// Message RTM_NEWNETCONF: `(subsystem, message)` are the two bytes of its number, 80.
 const NEW_NETCONF: (u8, u8) = (0, 80);
 const NETCONF_INTERFACE: u16 = 1;
-/// The settings of the host as a whole.
+/// Index for the settings of the host as a whole.
 const ALL_INTERFACES: i32 = -1;
 const NETCONF_FORWARDING: u16 = 2;
 
-/// A datagram says that the host's forwarding was switched.
+/// Returns `true` if a datagram reports that the host's forwarding was switched.
 pub(super) fn is_forwarding_switched(datagram: &[u8]) -> bool {
     messages(datagram).any(|(subsystem, message, body)| {
         (subsystem, message) == NEW_NETCONF
@@ -45,13 +45,13 @@ pub(super) fn is_forwarding_switched(datagram: &[u8]) -> bool {
     })
 }
 
-/// The objects that a datagram may concern, if it is about the table.
+/// Returns the objects that a datagram may concern, if it is about the table.
 pub(super) fn of_table(datagram: &[u8], table: &str) -> Vec<Heard> {
     let ours = messages(datagram).filter(|(subsystem, ..)| *subsystem == SUBSYSTEM_NFTABLES);
     ours.flat_map(|(_, message, body)| heard_of(message, body, table)).collect()
 }
 
-/// The number of the last change of all tables, when that is what a datagram tells.
+/// Returns the number of the last change of all tables, if a datagram reports it.
 pub(super) fn generation(datagram: &[u8]) -> Option<u32> {
     let mut ours = messages(datagram)
         .filter(|(subsystem, message, _)| (*subsystem, *message) == (SUBSYSTEM_NFTABLES, NEW_GENERATION));
@@ -64,14 +64,14 @@ fn heard_of(message: u8, body: &[u8], table: &str) -> Vec<Heard> {
         return Vec::new();
     }
     match message {
-        // Additions are our own, and harmless: the rule of a TAP that is not there lets nobody send.
+        // We make the additions ourselves, and they are harmless: the rule of an absent TAP lets no guest send.
         NEW_ELEMENT => Vec::new(),
         DELETE_ELEMENT => taps_of(body).unwrap_or_else(|| vec![Heard::Everything]),
         _ => vec![Heard::Everything],
     }
 }
 
-/// The table itself, or one of a further segment: its name with `_` and a number.
+/// Returns `true` for the table itself, or for one of a further segment: its name with `_` and a number.
 fn is_of(found: &[u8], table: &str) -> bool {
     let Some(rest) = found.strip_prefix(table.as_bytes()) else { return false };
     match rest.split_first() {
@@ -81,7 +81,7 @@ fn is_of(found: &[u8], table: &str) -> bool {
     }
 }
 
-/// The TAPs whose elements a message is about; `None` when they cannot be told.
+/// Returns the TAPs whose elements a message is about, or `None` when they cannot be determined.
 fn taps_of(body: &[u8]) -> Option<Vec<Heard>> {
     let items = attributes(find(body, ELEMENTS)?).filter(|(kind, _)| *kind == ITEM);
     let tap = |(_, item)| {

@@ -1,5 +1,4 @@
-//! Frames sent out of an interface as they are, past bridge and filter: what was let through once
-//! and kept.
+//! Frames sent unchanged out of an interface, past bridge and filter: frames that were admitted before and then kept.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,15 +7,15 @@ use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use stead_schemas::names::LinkName;
 
-/// A socket for frames; any number of them, out of any interface.
+/// Opens a socket that can send any number of frames out of any interface.
 pub(super) fn open() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)?)
 }
 
-/// The number of an interface in the namespace of this process; `None` when it is not there.
+/// Returns the index of an interface in the namespace of this process, or `None` when it does not exist.
 pub(super) fn index_of(name: &LinkName) -> Option<u32> {
-    // Any socket will do to ask by.
+    // Any socket serves for the request.
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
     name_to_index(&socket, name.as_str()).ok()
 }

@@ -1,7 +1,7 @@
-//! Processes that are not our children: identity, death, and the end of one.
+//! Processes that are not our children: their identity, their death, and how to end them.
 //!
-//! Guarantees: a process is meant by pid, start time and boot id together, so that a recycled pid
-//! is never taken for it; signals go through a pidfd that was checked after it was opened.
+//! Guarantees: a process is identified by pid, start time and boot id together, so that a recycled pid is never taken
+//! for it. Signals go through a pidfd that was checked after it was opened.
 
 use std::fs;
 use std::io;
@@ -15,44 +15,44 @@ use stead_controllers::host::{HostError, HostErrorKind};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// How long a killed process may take to go: the kernel has to free its memory.
+/// Time limit for the end of a killed process. The kernel has to free its memory.
 const DEATH_WAIT: Duration = Duration::from_secs(20);
 
-/// One process of one boot.
+/// The identity of a process of one boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub(crate) pid: u32,
-    /// Clock ticks after boot (field 22 of `/proc/PID/stat`).
+    /// Start time in clock ticks after boot (field 22 of `/proc/PID/stat`).
     pub(crate) start_time: u64,
     pub(crate) boot_id: String,
 }
 
 impl Identity {
-    /// The process that has this pid now.
+    /// Returns the identity of the process that has this pid now.
     ///
     /// # Errors
-    /// When that cannot be found out, as without a free descriptor.
+    /// Returns an error when it cannot be determined, for example without a free descriptor.
     pub(crate) fn of(pid: u32) -> io::Result<Option<Self>> {
         let Some(stat) = Stat::read(pid)?.filter(|stat| !stat.is_ended) else { return Ok(None) };
         Ok(Some(Self { pid, start_time: stat.start_time, boot_id: boot_id()? }))
     }
 
-    /// Whether it runs still.
+    /// Returns `true` if the process still runs.
     ///
     /// # Errors
-    /// When that cannot be found out: a VM whose process cannot be looked at is not dead, and a second one
-    /// beside it would write to the same disk.
+    /// Returns an error when it cannot be determined: a VM whose process cannot be inspected is not dead, and a
+    /// second VM beside it would write to the same disk.
     pub(crate) fn is_alive(&self) -> io::Result<bool> {
         let is_same = |stat: Stat| !stat.is_ended && stat.start_time == self.start_time;
         Ok(self.boot_id == boot_id()? && Stat::read(self.pid)?.is_some_and(is_same))
     }
 
-    /// A descriptor of the very process; `None` when it is gone.
+    /// Opens a descriptor of this very process. Returns `None` when it is gone.
     pub(crate) fn open(&self) -> io::Result<Option<Pidfd>> {
         let raw = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
         let Some(pid) = raw else { return Ok(None) };
         match pidfd_open(pid, PidfdFlags::NONBLOCK) {
-            // Checked after opening: from here on the descriptor means this process.
+            // The identity is checked after opening: from here on the descriptor refers to this process.
             Ok(fd) if self.is_alive()? => register(fd).map(|fd| Some(Pidfd(fd))),
             Ok(_) | Err(rustix::io::Errno::SRCH) => Ok(None),
             Err(error) => Err(error.into()),
@@ -75,32 +75,32 @@ impl Identity {
 
 #[expect(unsafe_code, reason = "tokio cannot know that a descriptor stays the same")]
 pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd is open and means the same file until it is dropped, which the AsyncFd
-    // that owns it does after it has deregistered it.
+    // SAFETY: an OwnedFd is open and refers to the same file until it is dropped. The AsyncFd that owns it drops it
+    // after it has deregistered it.
     let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
     Ok(registered?)
 }
 
-/// Watches one process, ours or not.
+/// A watched process, ours or foreign.
 #[derive(Debug)]
 pub(crate) struct Pidfd(AsyncFd<OwnedFd>);
 
 impl Pidfd {
-    /// Returns when the process has ended. May be dropped and asked again.
+    /// Returns when the process has ended. The future may be dropped and requested again.
     pub(crate) async fn exited(&self) {
-        // Readable means ended, and stays so. An error can only be that of a runtime that ends.
+        // Readable means ended, permanently. An error can only come from a runtime that ends.
         let _ = self.0.readable().await;
     }
 }
 
 struct Stat {
     start_time: u64,
-    /// A zombie or a process being torn down: it runs nothing any more.
+    /// True for a zombie or a process being torn down, which executes nothing any more.
     is_ended: bool,
 }
 
 impl Stat {
-    /// `None` when there is no such process.
+    /// Reads the state of a process. Returns `None` when there is no such process.
     fn read(pid: u32) -> io::Result<Option<Self>> {
         let text = fs::read(format!("/proc/{pid}/stat"));
         let Some(text) = of_process(text)? else { return Ok(None) };
@@ -109,7 +109,7 @@ impl Stat {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        // The name in parentheses may hold anything; what follows its last one is plain.
+        // The name in parentheses may contain anything. The text after its last parenthesis has a fixed format.
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
         let is_ended = matches!(*fields.first()?, "Z" | "X" | "x");
@@ -117,26 +117,27 @@ impl Stat {
     }
 }
 
-/// Gives what was read of a process; `None` when there is no such process any more.
+/// Converts a read of a process. Returns `None` when there is no such process any more.
 pub(crate) fn of_process<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     match read {
         Ok(read) => Ok(Some(read)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // It ended between opening and reading.
+        // The process ended between opening and reading.
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// The name of this boot of the running kernel.
+/// Returns the id of the current boot of the kernel.
 fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// Finds the process whose command line has an argument that `is_ours` accepts; for what a crash left unrecorded.
+/// Finds the process whose command line has an argument that `is_ours` accepts. It finds processes that a crash left
+/// unrecorded.
 ///
 /// # Errors
-/// When a process could not be looked at, which might be the one.
+/// Returns an error when a process could not be inspected, because it might be the one.
 pub(crate) fn find_by_argument(is_ours: impl Fn(&str) -> bool) -> io::Result<Option<Identity>> {
     for entry in fs::read_dir("/proc")? {
         let pid = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
@@ -151,7 +152,7 @@ pub(crate) fn find_by_argument(is_ours: impl Fn(&str) -> bool) -> io::Result<Opt
     Ok(None)
 }
 
-/// Where a program is, so that a start need not look for it.
+/// Returns the path of a program, so that its start need not search for it.
 pub(crate) fn find_program(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         return program.exists().then(|| program.to_owned());

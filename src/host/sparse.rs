@@ -1,5 +1,5 @@
-//! Copies of large files in which holes stay holes: shared blocks where the file system has them,
-//! else data only.
+//! Copies of large files in which holes stay holes: blocks are shared if the file system supports it, otherwise only
+//! data is copied.
 
 use std::fs::File;
 use std::io;
@@ -7,13 +7,13 @@ use std::io;
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
-/// Of one call: the kernel answers between, so that a shutdown does not wait for gigabytes.
+/// Number of bytes copied by one call. The kernel returns in between, so that a shutdown does not wait for gigabytes.
 const CHUNK: u64 = 64 << 20;
 
 /// Makes an empty file a copy of another.
 ///
 /// # Errors
-/// Of either file; the copy is worth nothing then.
+/// Returns an error of either file. The copy is unusable then.
 pub(crate) fn copy(from: &File, to: &File) -> io::Result<()> {
     if ioctl_ficlone(to, from).is_ok() {
         return Ok(());
@@ -24,7 +24,7 @@ pub(crate) fn copy(from: &File, to: &File) -> io::Result<()> {
     while at < length {
         let data = match seek(from, SeekFrom::Data(at)) {
             Ok(data) => data,
-            // No data up to the end.
+            // There is no data up to the end.
             Err(Errno::NXIO) => break,
             Err(error) => return Err(error.into()),
         };

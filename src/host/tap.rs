@@ -1,8 +1,8 @@
-//! TAP devices by `/dev/net/tun`: the one thing of links that netlink cannot make.
+//! TAP devices by `/dev/net/tun`, the only links that netlink cannot create.
 //!
-//! Guarantees: a new device lives only as long as its descriptor until [`Tap::persist`]: a crash
-//! before that leaves nothing.
-//! Never: takes over a device that was there (`IFF_TUN_EXCL`).
+//! Guarantees: until [`Tap::persist`] a new device lives only as long as its descriptor: a crash before that leaves
+//! nothing.
+//! Never: takes over an existing device (`IFF_TUN_EXCL`).
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,11 +18,11 @@ const TUNSETPERSIST: Opcode = opcode::write::<std::ffi::c_int>(b'T', 203);
 
 const IFF_TAP: u16 = 0x0002;
 const IFF_NO_PI: u16 = 0x1000;
-/// As VMMs want it: offloads are negotiated through a header before each frame.
+/// Flag that VMMs need: offloads are negotiated through a header before each frame.
 const IFF_VNET_HDR: u16 = 0x4000;
 const IFF_TUN_EXCL: u16 = 0x8000;
 
-/// `struct ifreq` with flags as its value.
+/// A `struct ifreq` with flags as its value.
 #[repr(C)]
 struct Request {
     name: [u8; 16],
@@ -30,16 +30,16 @@ struct Request {
     rest: [u8; 22],
 }
 
-/// A device that goes when this is dropped.
+/// A device that disappears when this is dropped.
 #[derive(Debug)]
 pub(super) struct Tap(File);
 
 impl Tap {
-    /// Makes the device; `AlreadyExists` when a device of that name is there.
+    /// Creates the device. The error is `AlreadyExists` when a device of that name exists.
     pub(super) fn create(name: &LinkName) -> io::Result<Self> {
         let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL;
         match open(name, flags) {
-            // What the kernel answers for a name that is taken.
+            // The kernel returns this for a name that is in use.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                 Err(io::ErrorKind::AlreadyExists.into())
             }
@@ -47,25 +47,25 @@ impl Tap {
         }
     }
 
-    /// The device now outlives its maker.
+    /// Keeps the device beyond the life of its creator.
     pub(super) fn persist(self) -> io::Result<()> {
         #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
-        // SAFETY: TUNSETPERSIST takes its argument by value, and 1 is one it knows.
+        // SAFETY: TUNSETPERSIST takes its argument by value, and 1 is a valid one.
         let done = unsafe { ioctl(self.0.as_fd(), IntegerSetter::<TUNSETPERSIST>::new_usize(1)) };
         Ok(done?)
     }
 }
 
-/// Attaches to a device: what a VMM that is given a descriptor reads and writes frames on, each
-/// preceded by a header of ten bytes.
+/// Attaches to a device. A VMM that gets the descriptor reads and writes frames on it, each preceded by a header of
+/// ten bytes.
 ///
 /// # Errors
-/// When the device cannot be opened, or is in use.
+/// Returns an error when the device cannot be opened, or is in use.
 pub fn attach(name: &LinkName) -> io::Result<File> {
     open(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
 }
 
-/// Asks for whole frames with their checksums, whatever an earlier reader could do without.
+/// Requests whole frames with their checksums, whatever offloads an earlier reader accepted.
 pub(super) fn take_plain_frames(tap: &File) -> io::Result<()> {
     #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
     // SAFETY: TUNSETOFFLOAD takes its argument, a set of flags, by value.
@@ -73,11 +73,11 @@ pub(super) fn take_plain_frames(tap: &File) -> io::Result<()> {
     Ok(done?)
 }
 
-/// The device of this descriptor is still there; nothing tells when it goes.
+/// Returns `true` if the device of this descriptor still exists. Its removal is not reported.
 pub(super) fn is_attached(tap: impl AsFd) -> bool {
     #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
-    // SAFETY: TUNGETIFF fills a `struct ifreq`, which `Request` lays out in full size and for which
-    // all bytes are valid.
+    // SAFETY: TUNGETIFF fills a `struct ifreq`, which `Request` lays out in full size and for which all bytes are
+    // valid.
     let asked = unsafe { ioctl(tap.as_fd(), Getter::<TUNGETIFF, Request>::new()) };
     asked.is_ok()
 }
@@ -86,7 +86,7 @@ fn open(name: &LinkName, flags: u16) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     let mut request = Request { name: [0; 16], flags, rest: [0; 22] };
     let bytes = name.as_str().as_bytes();
-    // At most 15 bytes by `LinkName`, so a terminating zero stays.
+    // `LinkName` has at most 15 bytes, so a terminating zero stays.
     request.name[..bytes.len()].copy_from_slice(bytes);
     let _ = (request.flags, request.rest);
     #[expect(unsafe_code, reason = "rustix has no safe form of this request")]

@@ -1,17 +1,17 @@
-//! How fast this host's time stamp counter counts: what an emulated guest's does too.
+//! The frequency of this host's time stamp counter, which is also that of an emulated guest.
 //!
-//! A board without another clock to compare it with leaves a guest to find out by a timer that an
-//! emulator under load serves too late, and a guest that does not find out stands still for good.
+//! A machine type without another clock to compare it with lets the guest measure it with a timer that an emulator
+//! under load serves too late. A guest that fails to measure it stops forever.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Both clocks are read to 100 ns: this makes five millionths of them.
+/// Time between the two readings. Both clocks are read to 100 ns, which is an error of five millionths.
 const WINDOW: Duration = Duration::from_millis(20);
-/// Of one reading; the one that was disturbed least counts.
+/// Number of attempts for one reading. The least disturbed one counts.
 const TRIES: usize = 8;
 
-/// In kilohertz; `None` where there is none. Measured once, in 20 ms.
+/// Returns the frequency in kilohertz, or `None` if there is no counter. It is measured once, in 20 ms.
 #[must_use]
 pub(crate) fn khz() -> Option<u64> {
     static MEASURED: OnceLock<Option<u64>> = OnceLock::new();
@@ -30,7 +30,7 @@ fn rate(counted: u64, within: Duration) -> Option<u64> {
     u64::try_from(counted.checked_div(within.as_nanos())?).ok().filter(|&khz| khz > 0)
 }
 
-/// The counter and the time, as nearly of one moment as it gets.
+/// Reads the counter and the time, as close together as possible.
 fn read_both() -> Option<(u64, Instant)> {
     let read = |_| {
         let before = Instant::now();
@@ -44,8 +44,7 @@ fn read_both() -> Option<(u64, Instant)> {
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "the counter is read by an instruction of its own")]
 fn read_counter() -> Option<u64> {
-    // SAFETY: reads a register, which every processor of this architecture has and Linux lets
-    // processes read.
+    // SAFETY: this reads a register that every processor of this architecture has and that Linux lets processes read.
     Some(unsafe { std::arch::x86_64::_rdtsc() })
 }
 

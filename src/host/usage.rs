@@ -1,23 +1,23 @@
-//! What a VMM uses: processor time and memory of its process, traffic of its TAP.
+//! The resource use of a VMM: processor time and memory of its process, traffic of its TAP.
 
 use std::fs;
 
 use rustix::param::{clock_ticks_per_second, page_size};
 
-/// One reading; zeros for what is not there.
+/// A reading of the resource use. Missing values are zero.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Usage {
-    /// User and system time since the start.
+    /// User and system time since the start, in seconds.
     pub cpu_seconds: f64,
     pub resident_bytes: u64,
     pub virtual_bytes: u64,
-    /// What the guest received and sent.
+    /// Number of bytes that the guest received.
     pub received_bytes: u64,
     pub sent_bytes: u64,
 }
 
 impl Usage {
-    /// Reads the process, if it is the one that has `mark` on its command line, and the TAP.
+    /// Reads the process, if its command line contains `mark`, and the TAP.
     #[must_use]
     pub fn read(pid: Option<u32>, mark: &str, tap: Option<&str>) -> Self {
         let mut usage = pid.and_then(|pid| process(pid, mark)).unwrap_or_default();
@@ -32,12 +32,12 @@ impl Usage {
 
 fn process(pid: u32, mark: &str) -> Option<Usage> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    // Another one's by now, or never ours.
+    // The pid was reused, or was never ours.
     if !String::from_utf8_lossy(&line).contains(mark) {
         return None;
     }
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything, blanks and parentheses too: fields are counted from its end.
+    // The name may contain anything, also blanks and parentheses: fields are counted from its end.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let field = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
     // proc(5): utime 14, stime 15, vsize 23, rss 24; the first after the name is 3.

@@ -1,9 +1,9 @@
-//! Notices that something in a directory was written to: one inotify instance for the whole daemon.
+//! Notifications that a file in a directory was written: one inotify instance for the whole daemon.
 //!
-//! A host allows a user 128 instances by default, and some ten thousand watches: one instance for each
-//! VM and for each reader of a log would end there.
-//! Level-triggered: a notice is only a reason to read again. Notices are coalesced, so that a writer
-//! that goes on and on costs a bounded number of them.
+//! By default a host allows a user 128 instances and some ten thousand watches: one instance for each VM and for each
+//! reader of a log would exceed that.
+//! They are level-triggered: a notification is only a reason to read again. Notifications are coalesced, so that
+//! continuous writes cost a bounded number of them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,15 +20,15 @@ use tokio::task::JoinHandle;
 
 use super::process::register;
 
-/// Pause after notices, so that a writer is read in batches and not byte by byte: a console's line takes
-/// a millisecond to be written.
+/// Pause after notifications, so that a writer's output is read in batches and not byte by byte. A console's line
+/// takes a millisecond to be written.
 const SETTLE: Duration = Duration::from_millis(1);
-/// The same while something is written to all the time.
+/// Pause after notifications while files are written continuously.
 const SETTLE_BUSY: Duration = Duration::from_millis(10);
-/// How much longer the pauses of the second kind would have taken until they are made.
+/// Backlog at which the longer pauses are used: the time by which they would lag behind the notifications so far.
 const BURST: Duration = Duration::from_secs(1);
 
-/// The watches of the daemon; clones share them. Nothing is opened before the first.
+/// The watches of the daemon. Clones share them. No descriptor is opened before the first watch.
 #[derive(Debug, Clone, Default)]
 pub struct DirectoryWatches(Arc<Mutex<Option<Queue>>>);
 
@@ -39,7 +39,7 @@ struct Queue {
     task: JoinHandle<()>,
 }
 
-/// Who is told of each watched directory. A sender that goes says that its directory is gone.
+/// Senders of notifications by watched directory. A dropped sender means that its directory is gone.
 type Directories = BTreeMap<i32, watch::Sender<()>>;
 
 impl Drop for Queue {
@@ -48,7 +48,7 @@ impl Drop for Queue {
     }
 }
 
-/// A watch on one directory, as long as it lives.
+/// A watch on one directory. It ends when it is dropped.
 #[derive(Debug)]
 pub struct DirectoryWatch {
     watches: DirectoryWatches,
@@ -61,11 +61,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl DirectoryWatches {
-    /// Watches a directory: writes to its files, names that come and go, and its own end, which is told
-    /// only when nobody has a file of it open.
+    /// Watches a directory: writes to its files, names that appear or disappear, and its own removal, which the
+    /// kernel reports only when no file of it is open.
     ///
     /// # Errors
-    /// When the directory is not there, or the host allows no more watches.
+    /// Returns an error when the directory does not exist, or the host allows no more watches.
     pub fn watch(&self, directory: &Path) -> io::Result<DirectoryWatch> {
         let mut queue = lock(&self.0);
         if queue.as_ref().is_none_or(|queue| queue.task.is_finished()) {
@@ -74,7 +74,7 @@ impl DirectoryWatches {
         let Some(queue) = queue.as_ref() else { return Err(io::ErrorKind::NotFound.into()) };
         let changes = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVE | WatchFlags::DELETE;
         let flags = changes | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
-        // Under the lock: no notice is handed out between the two steps.
+        // The lock is held, so no notification is delivered between the two steps.
         let mut directories = lock(&queue.directories);
         let descriptor = inotify::add_watch(queue.inotify.get_ref(), directory, flags)?;
         let sender = directories.entry(descriptor).or_insert_with(|| watch::channel(()).0);
@@ -93,7 +93,7 @@ impl Queue {
 }
 
 async fn hand_out(queue: Arc<AsyncFd<OwnedFd>>, directories: Arc<Mutex<Directories>>) {
-    // When all notices so far would have been handed out at the longer pauses.
+    // This is the time at which all notifications so far would have been delivered with the longer pauses.
     let mut paid_until = Instant::now();
     loop {
         let Ok(mut ready) = queue.readable().await else { return };
@@ -106,7 +106,7 @@ async fn hand_out(queue: Arc<AsyncFd<OwnedFd>>, directories: Arc<Mutex<Directori
     }
 }
 
-/// Takes what the queue holds; a queue that has lost notices tells everybody.
+/// Takes the queued notifications. If the queue has lost some, notifies all watches.
 fn take_notices(queue: &OwnedFd, directories: &Mutex<Directories>) {
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut reader = Reader::new(queue, &mut buffer);
@@ -125,8 +125,7 @@ fn take_notices(queue: &OwnedFd, directories: &Mutex<Directories>) {
 }
 
 impl DirectoryWatch {
-    /// Returns some time after something changed since the last call; `false` when the directory is
-    /// gone. Cancel safe.
+    /// Returns some time after a change since the last call, or `false` when the directory is gone. Cancel safe.
     pub async fn changed(&mut self) -> bool {
         match &mut self.changes {
             Some(changes) => changes.changed().await.is_ok(),
@@ -143,7 +142,7 @@ impl Drop for DirectoryWatch {
         let mut directories = lock(&queue.directories);
         if directories.get(&self.descriptor).is_some_and(|sender| sender.receiver_count() == 0) {
             directories.remove(&self.descriptor);
-            // One whose directory went just now is gone already.
+            // The watch of a directory that was removed just now is gone already.
             let _ = inotify::remove_watch(queue.inotify.get_ref(), self.descriptor);
         }
     }
@@ -168,7 +167,7 @@ mod tests {
         let watch = |directory: &std::path::PathBuf| watches.watch(directory).expect("watched");
         let mut held: Vec<_> =
             directories.iter().flat_map(|directory| [watch(directory), watch(directory)]).collect();
-        // Other tests of this program may have some of their own, of which none has hundreds.
+        // Other tests of this program may have some instances of their own, but none has hundreds.
         assert!(instances() < 100, "{} instances for {} watches", instances(), held.len());
         fs::write(directories[7].join("log"), "a line\n").expect("written");
         for watch in &mut held[14..16] {
@@ -177,7 +176,7 @@ mod tests {
         assert!(
             held.iter_mut().all(|watch| !watch.changes.as_ref().expect("held").has_changed().expect("there"))
         );
-        // One that goes leaves the other of its directory alone.
+        // Dropping one watch does not affect the other watch of its directory.
         drop(held.remove(14));
         fs::write(directories[7].join("log"), "another\n").expect("written");
         assert!(held[14].changed().await);

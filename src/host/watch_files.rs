@@ -1,6 +1,6 @@
-//! Notices that files of ours went: inotify on directories, on a thread of its own.
+//! Notifications that files of ours were removed: inotify on directories, on a separate thread.
 //!
-//! Level-triggered like every monitor: a name is only a reason to look.
+//! They are level-triggered like every monitor: a name is only a reason to observe the state.
 
 use std::path::PathBuf;
 
@@ -9,11 +9,11 @@ use stead_controllers::host::HostError;
 
 use super::files::make_directory;
 
-/// Calls `gone` with the name of whatever is deleted from, or moved out of, the directory; with
-/// nothing when names were lost. Runs as long as the process.
+/// Calls `gone` with the name of each file that is deleted from, or moved out of, the directory, and with nothing
+/// when names were lost. Runs as long as the process.
 ///
 /// # Errors
-/// When the directory cannot be watched.
+/// Returns an error when the directory cannot be watched.
 pub fn watch_deletions(
     directory: PathBuf,
     gone: impl Fn(Option<&str>) + Send + 'static,

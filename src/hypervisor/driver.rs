@@ -1,8 +1,8 @@
 //! The boundary between what all VMMs share and what one of them does in its own way.
 //!
-//! A driver is one VMM program. It says how the program is started, and connects to one that runs. The
-//! rest (processes, records, memories, the guest channel) is shared. A verb that a driver does not declare
-//! in its capabilities is never called; the default of such a verb is an error.
+//! A driver is one VMM program. It defines how the program is started, and connects to a running one. The rest
+//! (processes, records, memories, the guest channel) is shared. A verb that a driver does not declare in its
+//! capabilities is never called; the default of such a verb is an error.
 //! A new driver is a folder beside this file, and one line in `dispatch`. It has to pass the suite in
 //! `tests/e2e/drivers`.
 //! Guarantees: a driver keeps no state of a VM. Everything it needs is in the record, in the paths and in
@@ -54,7 +54,7 @@ pub enum Content {
     Saved,
 }
 
-/// Everything that a VM is started from.
+/// The input of a VM's start.
 #[derive(Debug, Clone, Copy)]
 pub struct Start<'a> {
     pub plan: &'a LaunchPlan,
@@ -79,7 +79,7 @@ pub struct Ram {
     pub mapping: Mapping,
 }
 
-/// How the program of a driver is started.
+/// The command that starts the program of a driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmmCommand {
     pub program: PathBuf,

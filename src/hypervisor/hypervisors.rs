@@ -34,7 +34,7 @@ pub struct HypervisorsConfig {
     pub run_dir: PathBuf,
     pub data_dir: PathBuf,
     pub boot_files: BootFiles,
-    /// The length at which a console's log is continued in a new file.
+    /// Length at which a console's log is continued in a new file.
     pub console_log_max: Bytes,
     /// Notifies of writes to a console's log.
     pub watches: DirectoryWatches,
@@ -43,7 +43,7 @@ pub struct HypervisorsConfig {
     pub rootfs: Box<dyn Fn(&Digest) -> PathBuf + Send + Sync>,
     /// Returns the path of the disk of an owner.
     pub disk: Box<dyn Fn(&Uid) -> PathBuf + Send + Sync>,
-    /// Bytes of the file system that saves leave free for the store and the logs.
+    /// Free space that saves leave on the file system for the store and the logs, in bytes.
     pub disk_reserve: Bytes,
     pub changed: Changed,
     /// Receives lines of a guest for its instance's log; must not block.
@@ -74,7 +74,7 @@ impl std::fmt::Debug for Hypervisors {
 }
 
 impl Hypervisors {
-    /// Observes nothing yet: VMs of an earlier daemon are attached when they are inspected.
+    /// Creates the value without observing anything: VMs of an earlier daemon are attached when they are inspected.
     #[must_use]
     pub fn new(config: HypervisorsConfig) -> Self {
         let compressor = Compressor::new(config.changed.clone());
@@ -146,7 +146,7 @@ impl Hypervisors {
         self.lock().get(owner).cloned().ok_or_else(missing)
     }
 
-    /// Returns the run of the VM that is there, dead or alive.
+    /// Returns the run of the recorded VM, dead or alive.
     pub(crate) fn recorded_run(&self, owner: &Uid) -> Result<Option<RunNo>, HostError> {
         Ok(Record::read(&self.paths(owner))?.map(|record| record.run))
     }

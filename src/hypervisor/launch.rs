@@ -26,7 +26,7 @@ use crate::host::kernel::Kernel;
 use crate::host::process::Identity;
 use crate::memory::fresh_ram;
 
-/// How long a VMM may take until it answers: 30 ms, a second under load.
+/// Time limit for a VMM's first answer. It takes 30 ms, or a second under load.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The RAM file of a VM, and how the VMM maps it.

@@ -26,9 +26,10 @@ use crate::host::directories::{remove_dir, uids_in};
 use crate::host::kernel::Kernel;
 use crate::host::process::Identity;
 
-/// Bytes of a random seed: as many as the guest's pool holds.
+/// Size of a random seed, in bytes: that of the guest's pool.
 const SEED_BYTES: usize = 32;
-/// A guest answers within milliseconds. A guest that does not is reported as one that boots.
+/// Time limit for a guest's first answer, which takes milliseconds. Without an answer the guest is reported as
+/// booting.
 const FIRST_ANSWER_WAIT: Duration = Duration::from_millis(500);
 
 impl Hypervisors {

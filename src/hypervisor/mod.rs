@@ -34,7 +34,7 @@ pub(crate) use self::save::{on_thread, prove};
 /// The programs of drivers by the drivers' names. A driver without one here uses its default.
 pub type Programs = BTreeMap<&'static str, PathBuf>;
 
-/// How guests' instructions are executed.
+/// The way in which guests' instructions are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
     Kvm,

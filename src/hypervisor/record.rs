@@ -90,7 +90,7 @@ pub(crate) struct Record {
     /// [`number_launch`].
     #[serde(default)]
     pub(crate) launch: LaunchId,
-    /// `None` in records that are older than the choice of machine types.
+    /// Name of the machine type, or `None` in records that are older than the choice of machine types.
     #[serde(default, rename = "board")]
     pub(crate) machine_type: Option<String>,
     pub(crate) token: Token,
@@ -116,7 +116,7 @@ pub(crate) struct Record {
     pub(crate) kernel_files: Option<PathBuf>,
 }
 
-/// How a VMM maps its RAM.
+/// The way in which a VMM maps its RAM.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mapping {

@@ -163,7 +163,7 @@ impl Hypervisors {
     }
 }
 
-/// Makes the record of a VM that goes on from a saved memory.
+/// Makes the record of a VM that continues from a saved memory.
 fn restored_record(plan: &LaunchPlan, origin: &Origin, machine_type: &str) -> Record {
     Record {
         run: origin.run,

@@ -27,7 +27,7 @@ use crate::guest_channel::clock;
 use crate::host::files;
 use crate::memory::{DirtyPages, FileMark, MemoryDir, Origin, RamKept, VolumeMark, ram_of};
 
-/// Largest device state in bytes; it has 220 KiB.
+/// Limit on the device state, in bytes. It has 220 KiB.
 const STATE_BYTES_MAX: u64 = 64 << 20;
 
 impl Hypervisors {
@@ -219,7 +219,7 @@ impl Hypervisors {
         Err(HostError::new(HostErrorKind::Exhausted, "save the VM of", owner.as_str()).because(why))
     }
 
-    /// Has the VMM write its device state, and its RAM if that is asked for. Returns the VMM's version.
+    /// Makes the VMM write its device state, and its RAM if that is requested. Returns the VMM's version.
     async fn save_state(
         &self,
         owner: &Uid,

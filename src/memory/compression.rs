@@ -21,12 +21,12 @@ use stead_schemas::compression::{Algorithm, Compression};
 use super::ram::each_block_run;
 
 const MAGIC: &[u8; 8] = b"STEADRAM";
-/// Plain bytes of one chunk: enough to compress well, few enough to hold some chunks at once.
+/// Size of the plain bytes of one chunk: enough to compress well, few enough to hold some chunks at once.
 const CHUNK_BYTES: usize = 4 << 20;
-/// Most plain bytes of one chunk: the last run of blocks may end a little beyond.
+/// Limit on the plain bytes of one chunk. The last run of blocks may end a little beyond `CHUNK_BYTES`.
 const CHUNK_BYTES_MAX: usize = CHUNK_BYTES + (2 << 20);
 const RECORD_BYTES: usize = 12;
-/// Most threads: more of them would only wait for the disk.
+/// Limit on the threads. More of them would only wait for the disk.
 const THREADS_MAX: usize = 4;
 
 /// Compresses everything but zeros of `ram`, until `stop` is set. Returns the bytes written.

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use super::directory::MemoryDir;
 use crate::guest_channel::Changed;
 
-/// All compressions; clones share the state.
+/// The compressions of this daemon. Clones share the state.
 #[derive(Clone)]
 pub(crate) struct Compressor {
     jobs: Arc<Mutex<BTreeMap<Uid, Job>>>,

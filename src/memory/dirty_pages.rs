@@ -15,7 +15,7 @@ use super::ram::{BLOCK, CHUNK, share_of, side_by_side};
 const ENTRY_BYTES: usize = 8;
 const IS_PRESENT: u64 = 1 << 63;
 const IS_SWAPPED: u64 = 1 << 62;
-/// The page belongs to a file, or is shared memory.
+/// Flag of a page that belongs to a file, or is shared memory.
 const IS_OF_FILE: u64 = 1 << 61;
 
 /// Adjacent pages, no more than one read holds.
@@ -168,7 +168,7 @@ pub(crate) mod tests {
             let seen = file.metadata().expect("there");
             let length = usize::try_from(seen.len()).expect("small");
             let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
-            // SAFETY: a new mapping, at an address of the kernel's choice; nobody cuts the file off.
+            // SAFETY: this is a new mapping, at an address of the kernel's choice, and no process truncates the file.
             let address = unsafe { mmap(null_mut(), length, protection, flags, &file, 0) }.expect("mapped");
             Self { address: address.cast(), length, inode: seen.ino() }
         }
@@ -183,7 +183,7 @@ pub(crate) mod tests {
         /// Reads the mapping, which makes no page dirty.
         #[expect(unsafe_code, reason = "as a guest reads its memory")]
         pub(crate) fn bytes(&self) -> Vec<u8> {
-            // SAFETY: the whole mapping, which nobody writes to meanwhile.
+            // SAFETY: this is the whole mapping, and no code writes to it meanwhile.
             unsafe { std::slice::from_raw_parts(self.address, self.length) }.to_vec()
         }
 

@@ -69,9 +69,9 @@ impl MemoryDir {
         Ok(manifest.map(|manifest| manifest.proof.ram_sum))
     }
 
-    /// Invalidates the saved memory durably, because its VM runs on. If the VM maps the saved RAM, that file
-    /// stays in `running` for the next save to begin with. If the VM maps an older file, that one stays
-    /// there instead: its second name shows whoever shares it that the file is shared.
+    /// Invalidates the saved memory durably, because its VM runs on. If the VM maps the saved RAM, that file stays in
+    /// `running` for the next save to begin with. If the VM maps an older file, that one stays there instead: its
+    /// second name shows to its other users that the file is shared.
     pub(crate) fn consume(&self, mapped_inode: Option<u64>) -> Result<(), HostError> {
         let saved = fs::metadata(self.saved(RAM)).ok().map(|saved| saved.ino());
         if saved.is_some() && saved == mapped_inode {

@@ -22,10 +22,10 @@ use crate::host::process::of_process;
 pub(crate) const BLOCK: usize = 4096;
 /// Size of one read in bytes: it stays in the cache of a processor core while it is examined.
 pub(crate) const CHUNK: usize = 64 * BLOCK;
-/// Bytes that a thread takes at a time. The used RAM of a guest lies together, so two halves of the RAM
+/// Number of bytes that a thread takes at a time. The used RAM of a guest lies together, so two halves of the RAM
 /// would not be two halves of the work.
 const PART: u64 = 8 << 20;
-/// Most threads of one copy: more of them make it no faster.
+/// Limit on the threads of one copy. More of them make it no faster.
 const THREADS_MAX: usize = 4;
 /// Name of the anonymous file, which is found as `/memfd:stead-ram` among the descriptors of the VMM.
 const ANONYMOUS: &str = "stead-ram";

@@ -1,4 +1,4 @@
-//! The port `Snapshots`: capturing memory and disks of one moment, and what is there of snapshots.
+//! The port `Snapshots`: capturing memory and disks of one moment, and reporting the existing snapshots.
 //!
 //! Guarantees: a running VM is paused only while its state, its RAM and its disks are copied; checksums and
 //! fsyncs follow afterwards.

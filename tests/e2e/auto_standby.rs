@@ -1,4 +1,4 @@
-//! Standby when nobody is connected, and back when somebody connects, on real VMs.
+//! Standby without connections, and restore on a connection, on real VMs.
 
 use std::time::{Duration, Instant};
 
@@ -14,18 +14,18 @@ use crate::namespace::{in_namespace, in_namespace_alone};
 use crate::site::{BOOT, MOMENT, Site, image};
 use crate::stage::until;
 
-/// Pages on two ports, and an echo that stays open.
+/// Program of the guest: pages on two ports, and an echo server that keeps connections open.
 const SERVER: &str = "mkdir -p /www; echo here >/www/index.html; httpd -p 80 -h /www; httpd -p 8080 -h /www; \
                       nc -ll -p 81 -e cat & echo serving; while true; do sleep 1000; done";
 const IDLE: Duration = Duration::from_secs(4);
-/// Longer than the timeout, and than any look at the table takes.
+/// Time that is longer than the idle timeout and than any poll of the connection table.
 const LONG: Duration = Duration::from_secs(6);
-/// For a first packet and two repetitions.
+/// Time for a first packet and two repetitions.
 const FOLLOWED: Duration = Duration::from_secs(4);
-/// Tries to be in time once.
+/// Number of attempts, of which one must be in time.
 const ROUNDS: u32 = 3;
 const LESS_THAN_A_REPETITION: Duration = Duration::from_millis(500);
-/// Before a client repeats its first packet.
+/// Time after which a client repeats its first packet.
 const FIRST_TRY: Duration = Duration::from_millis(990);
 
 fn policy(more: Value) -> Value {
@@ -50,7 +50,7 @@ async fn connect(address: &str, port: u16, within: Duration) -> Option<TcpStream
     timeout(within, TcpStream::connect((address, port))).await.ok()?.ok()
 }
 
-/// The page, by a connection that is made at the first try; and how long that took.
+/// Fetches the page over a connection that succeeds with its first packet. Returns the time it took.
 async fn fetch(address: &str, within: Duration) -> Duration {
     let began = Instant::now();
     let stream = connect(address, 80, within).await;
@@ -63,9 +63,9 @@ async fn fetch(address: &str, within: Duration) -> Duration {
     took
 }
 
-/// The first packet is kept, and answered when the VM is back: no later than a client that asks for
-/// the VM gets its own answer, where a lost packet would be repeated after a second, then after two.
-/// A busy machine holds up either; once is enough.
+/// Checks that the first packet is kept, and answered when the VM is back: no later than a client that requests the
+/// restore gets its answer. A lost packet would be repeated after one second, then after two. A busy machine may
+/// delay either, so one success is enough.
 async fn the_first_packet_is_answered(site: &Site, address: &str) {
     let mut seen = Vec::new();
     for _ in 0..ROUNDS {
@@ -84,12 +84,12 @@ async fn the_first_packet_is_answered(site: &Site, address: &str) {
     panic!("restored and answered after {seen:?}");
 }
 
-/// By itself again, after it was woken.
+/// Returns `true` if the VM is in standby again after it was woken.
 fn asleep(seen: &Value) -> bool {
     seen["state"] == "Standby" && seen["power_by"] == "idle"
 }
 
-/// A client that goes on trying, over a daemon's death.
+/// Connects repeatedly until it succeeds, even across a daemon's death.
 async fn let_in(address: String) {
     let began = Instant::now();
     loop {
@@ -97,7 +97,7 @@ async fn let_in(address: String) {
             return;
         }
         assert!(began.elapsed() < BOOT * 2, "{address} was never reached");
-        // One that is refused at once would only turn round.
+        // A refused connection would otherwise be repeated without a pause.
         sleep(Duration::from_millis(50)).await;
     }
 }
@@ -123,7 +123,7 @@ fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
         let mut site = Site::running().await;
         serving(&site, policy(json!({ "ignore_destination_ports": [8080] }))).await;
         let address = address(&site).await;
-        // An open connection keeps it up, however long.
+        // An open connection keeps the VM running, however long it lasts.
         let mut echo =
             until("the echo to listen", MOMENT, async || connect(&address, 81, MOMENT).await).await;
         until_status(&site, "active").await;
@@ -134,14 +134,14 @@ fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
         let mut bytes = [0; 5];
         echo.read_exact(&mut bytes).await.expect("echoed");
         assert_eq!(site.get("box").await["state"], "Running");
-        // Its end starts the countdown.
+        // The end of the connection starts the countdown.
         drop(echo);
         let closed_at = Instant::now();
         let seen = until_status(&site, "idle_countdown").await;
         assert!(seen["next_standby_at"].is_string() && seen["countdown_remaining"].is_string(), "{seen:#}");
         site.until_state("box", "Standby").await;
         assert!(closed_at.elapsed() >= IDLE, "after {:?}", closed_at.elapsed());
-        // The steps after that, to the door, may take another pass.
+        // The steps after it, up to the wake listener, may take another pass.
         let kept = site
             .until("box", "told why", |seen| seen["conditions"].to_string().contains("nobody was connected"))
             .await;
@@ -157,13 +157,13 @@ fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
         let shown = site.cli("describe box");
         assert!(shown.contains("woken by a connection"), "{shown}");
 
-        // So it is after the TAP went under whoever was at the door.
+        // The VM stays in standby after the TAP disappears under its wake listener.
         site.until("box", "asleep", asleep).await;
         site.shell("ip link del $TAP");
         until("the TAP", MOMENT, async || (site.taps() == 1).then_some(())).await;
         until("an answer", BOOT, async || connect(&address, 80, FOLLOWED).await).await;
 
-        // Nobody whom the policy ignores wakes it.
+        // A client that the policy ignores does not wake the VM.
         site.until("box", "asleep", asleep).await;
         assert!(connect(&address, 8080, FIRST_TRY).await.is_none(), "an ignored port was answered");
         patch(&site, policy(json!({ "ignore_source_cidrs": ["10.185.0.0/16", "2001:db8::/32"] }))).await;
@@ -172,7 +172,7 @@ fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
         patch(&site, policy(json!({ "wake_on_traffic": false }))).await;
         assert!(connect(&address, 80, FIRST_TRY).await.is_none(), "nobody was at the door");
         assert_eq!((&site.get("box").await["state"], site.vmms()), (&json!("Standby"), Vec::new()));
-        // However it came to be in standby, and whichever daemon put it there.
+        // The wake-up works for any cause of the standby, and for any daemon that performed it.
         patch(&site, policy(json!({}))).await;
         until("an answer", BOOT, async || connect(&address, 80, FOLLOWED).await).await;
         site.until_state("box", "Running").await;
@@ -183,7 +183,7 @@ fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
         site.start().await;
         until("the door of the next daemon", MOMENT, async || connect(&address, 80, FOLLOWED).await).await;
 
-        // One that is deleted while its door is watched leaves nothing.
+        // An instance that is deleted while its wake listener runs leaves nothing.
         site.until("box", "asleep", asleep).await;
         site.delete("box").await;
         settles(&mut site, "deleted in standby").await;
@@ -207,7 +207,7 @@ fn a_hold_a_dead_daemon_and_a_policy_that_is_off_keep_an_instance_up() {
         assert_eq!(site.get("box").await["state"], "Running", "it is held");
         let kept = site.until_state("box", "Standby").await;
         assert!(jiff::Timestamp::now() >= until_time, "{kept:#}");
-        // What passes while no daemon looks does not count.
+        // Connections that pass while no daemon runs do not count.
         let answer = site.request(Method::POST, "/instances/box/restore", None).await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         until_status(&site, "idle_countdown").await;
@@ -217,7 +217,7 @@ fn a_hold_a_dead_daemon_and_a_policy_that_is_off_keep_an_instance_up() {
         site.start().await;
         site.until("box", "asleep", asleep).await;
         assert!(began.elapsed() >= IDLE, "asleep {:?} after the start of a daemon", began.elapsed());
-        // Off is off.
+        // A disabled policy has no effect.
         site.request(Method::POST, "/instances/box/restore", None).await;
         patch(&site, json!({ "enabled": false })).await;
         sleep(LONG).await;
@@ -242,7 +242,7 @@ fn a_crash_at_any_step_to_standby_by_itself_and_back_by_a_connection_is_healed()
                 site.until("box", "asleep", asleep).await;
                 site.stop().await;
                 site.spawn(Some(&failpoint));
-                // Its door, or nobody at it, is what the client meets; it goes on trying.
+                // The client meets either a wake listener or none, and keeps trying.
                 let client = tokio::spawn(let_in(address.clone()));
                 site.crashed(&failpoint).await;
                 site.start().await;

@@ -1,4 +1,4 @@
-//! A backup of a running daemon, by its own command line, and what a restore of it holds.
+//! A backup of a running daemon with its own command line, and the contents of its restore.
 
 use serde_json::json;
 use stead_schemas::instance::Instance;
@@ -38,7 +38,7 @@ fn a_backup_of_a_running_daemon_is_restored_into_an_empty_directory() {
             assert_eq!(instance.meta.name.as_str(), "web");
             assert!(restored.store.unreadable().is_empty());
         }
-        // The daemon that was backed up went on, and its doctor finds it well.
+        // The backed-up daemon kept running, and its doctor reports no problem.
         let (data, run, kernel) = (site.data(), site.run_dir(), crate::stage::kernel_dir());
         let said = site.cli(&format!(
             "doctor --data-dir {} --run-dir {} --kernel-dir {} --listen {LISTEN}",

@@ -1,4 +1,4 @@
-//! The other board: what a VM does on one it does on the other, and a disk goes from one to the other.
+//! The second machine type: a VM works on it as on the first, and a disk moves between the two.
 
 use std::fs;
 
@@ -14,14 +14,14 @@ use crate::stage::until;
 use crate::standby::counted;
 
 const COUNTER: &str = "i=0; while true; do i=$((i+1)); echo count $i.; sleep 0.1; done";
-/// The host's end of the network, from inside.
+/// Command that pings the host's end of the network from inside.
 const PING: &str = "ping -c 1 -w 3 10.185.0.1 >/dev/null && echo answered || true";
-/// What the guest's kernel reads where the firmware has put it.
+/// Command that reads the tables that the firmware left for the guest's kernel.
 const TABLES: &str = "cd /sys/firmware/acpi/tables && cat FACP APIC DSDT | md5sum";
 const KEPT: &str = "cat /kept /data/kept; ls /later /data/later 2>/dev/null || true";
 const STANDBYS: usize = 5;
 
-/// On the board that a request names.
+/// Creates an instance on the machine type that the request names.
 async fn made(site: &Site, name: &str, hypervisor: &str, cmd: &str, volumes: Value) -> String {
     let body = json!({
         "size": "128MB", "hypervisor": hypervisor, "cmd": ["sh", "-c", cmd], "volumes": volumes,
@@ -47,7 +47,7 @@ async fn refused(site: &Site, path: &str, body: Value, code: &str, says: &str) {
     assert!(answer.body["message"].as_str().is_some_and(|text| text.contains(says)), "{answer:?}");
 }
 
-/// It is told, it is what runs, and the guest finds the devices of it.
+/// Checks that the machine type is reported, that it is the one that runs, and that the guest finds its devices.
 async fn is_on(site: &Site, name: &str, hypervisor: &str) {
     let seen = site.get(name).await;
     assert_eq!((&seen["hypervisor"], &seen["state"]), (&json!(hypervisor), &json!("Running")), "{seen:#}");
@@ -106,7 +106,7 @@ fn a_vm_without_pci_runs_is_kept_heals_is_forked_and_ends_as_any_other() {
         assert_eq!(shell(&site, "fork", "hostname").await, "fork");
         counts_on(&site, fork["id"].as_str().expect("an id")).await;
         counts_on(&site, &id).await;
-        // A guest that begins its system anew has ended its run.
+        // A guest that reboots has ended its run.
         let reboot = json!({ "command": ["reboot", "-f"] });
         let mut ending = Socket::exec(&site, "fork", &reboot).await;
         while !matches!(ending.next().await, Said::End) {}
@@ -147,7 +147,7 @@ fn a_disk_goes_from_one_board_to_the_other_and_a_memory_does_not() {
         site.cli(&format!("snapshot fork {disk_snapshot} --name fork {target}"));
         is_on(&site, "fork", "qemu-microvm").await;
         assert_eq!(shell(&site, "fork", "cat /kept /data/kept").await, "precious\ndear");
-        // What is of a memory stays where it was taken.
+        // A memory cannot move to another machine type.
         let memory_snapshot = post(&site, "/instances/fork/snapshots", json!({ "kind": "Standby" })).await;
         assert_eq!(memory_snapshot["source_hypervisor"], "qemu-microvm");
         let memory_snapshot = memory_snapshot["id"].as_str().expect("an id").to_owned();
@@ -161,7 +161,7 @@ fn a_disk_goes_from_one_board_to_the_other_and_a_memory_does_not() {
         is_on(&site, "fork", "qemu-microvm").await;
         site.delete("fork").await;
 
-        // In place, there and back; what was written since the snapshot is gone each time.
+        // The restore is in place, in both directions; data written since the snapshot is gone each time.
         for (hypervisor, body) in [
             ("qemu-microvm", as_other),
             ("qemu", json!({ "target_hypervisor": "qemu", "target_state": "Running" })),
@@ -172,7 +172,7 @@ fn a_disk_goes_from_one_board_to_the_other_and_a_memory_does_not() {
             shell(&site, "box", "touch /later /data/later; sync").await;
             verb(&site, "box", "stop").await;
         }
-        // With nothing said the board is the snapshot's.
+        // Without a choice the machine type is the snapshot's.
         let restored = post(&site, &in_place, json!({})).await;
         assert_eq!((&restored["state"], &restored["hypervisor"]), (&json!("Stopped"), &json!("qemu")));
         settles(&mut site, "boards that change").await;

@@ -1,7 +1,7 @@
-//! A daemon killed before or after any step of any reconciler; the next one finishes the work.
+//! A daemon that is killed before or after any step of any reconciler; the next daemon finishes the work.
 //!
-//! Each case: something is to be done, the daemon is started with a failpoint and dies there by its
-//! own SIGKILL, another is started without one, and the invariants hold over host and store.
+//! In each case there is work to do, the daemon is started with a failpoint and kills itself there with SIGKILL,
+//! another is started without a failpoint, and the invariants must hold for host and store.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -32,7 +32,7 @@ use crate::standby::OF_COMPRESSION;
 
 pub(crate) const EDGES: [&str; 2] = ["before", "after"];
 
-/// Reached by what was done to the host while no daemon ran; the instance's VM runs.
+/// Steps caused by changes of the host while no daemon ran. The instance's VM runs.
 const OF_DRIFT: [(&str, &str, &str); 12] = [
     ("network", "LoadFirewall", "nft delete table bridge $TABLE"),
     ("network", "CreateBridge", "ip link del $BRIDGE"),
@@ -40,7 +40,7 @@ const OF_DRIFT: [(&str, &str, &str); 12] = [
     ("network", "RemoveAddress", "ip addr add 10.185.0.77/24 dev $BRIDGE"),
     ("network", "RaiseBridge", "ip link set $BRIDGE down"),
     ("network", "Forward", "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv4/ip_forward"),
-    // A bridge of an object that is in no store: one of a lost database.
+    // This is a bridge of an object that is in no store, as after the loss of a database.
     (
         "network",
         "RemoveBridge",
@@ -53,14 +53,14 @@ const OF_DRIFT: [(&str, &str, &str); 12] = [
     ("port", "RaiseTap", "ip link set $TAP down"),
 ];
 
-/// Likewise; the instance is stopped.
+/// Steps caused by changes of the host while no daemon ran. The instance is stopped.
 const OF_DRIFT_WHILE_DOWN: [(&str, &str, &str); 3] = [
     ("disk", "Create", "rm $DATA/disks/*.ext4"),
     ("image", "Fetch", "rm -r $DATA/images"),
     ("image", "Convert", "rm -r $DATA/images/rootfs"),
 ];
 
-/// Reached by deleting an instance whose VM has just been started.
+/// Steps of deleting an instance whose VM has just been started.
 const OF_DELETION: [(&str, &str); 6] = [
     ("port", "RemoveRule"),
     ("port", "RemoveTap"),
@@ -70,32 +70,32 @@ const OF_DELETION: [(&str, &str); 6] = [
     ("instance", "DiscardRecords"),
 ];
 
-/// Reached by deleting an image while its registry is asked.
+/// Step of deleting an image while its registry is queried.
 const OF_ABANDONMENT: (&str, &str) = ("image", "Forget");
 
-/// Reached by deleting an image.
+/// Step of deleting an image.
 const OF_IMAGE_DELETION: (&str, &str) = ("image", "Remove");
 
-/// Reached on the way to a running program, and on the way back.
+/// Steps of starting a program, and of stopping it.
 const OF_START: [(&str, &str); 2] = [("instance", "Launch"), ("instance", "Configure")];
 const OF_STOP: [(&str, &str); 2] = [("instance", "Shutdown"), ("instance", "AcknowledgeExit")];
 
-/// Reached by what was done to a running VM while no daemon ran.
+/// Steps caused by changes of a running VM while no daemon ran.
 const OF_RUNNING: [(&str, &str); 2] = [("instance", "Resume"), ("instance", "Reconnect")];
 
-/// Reached on the way to standby, and on the way back (tests/e2e/standby.rs).
+/// Steps of a standby and of the restore (tests/e2e/standby.rs).
 pub(crate) const OF_STANDBY: [(&str, &str); 4] =
     [("instance", "Pause"), ("instance", "Save"), ("instance", "Kill"), ("instance", "Release")];
 pub(crate) const OF_RESTORE: [(&str, &str); 3] =
     [("instance", "Restore"), ("instance", "DiscardMemory"), ("instance", "Resume")];
 
-/// Reached by a change of the health check of what runs (tests/e2e/health.rs).
+/// Steps of changing the health check of a running program (tests/e2e/health.rs).
 pub(crate) const OF_HEALTH: [(&str, &str); 2] = [("instance", "BeginProbe"), ("instance", "EndProbe")];
 
-/// Reached by a schedule whose time has come, and by one that keeps less (tests/e2e/schedules.rs).
+/// Steps of a schedule that is due, and of a schedule with a lower limit of kept snapshots (tests/e2e/schedules.rs).
 pub(crate) const OF_SCHEDULE: [(&str, &str); 2] =
     [("snapshot_schedule", "Take"), ("snapshot_schedule", "Prune")];
-/// Reached when nobody is connected, and when somebody connects (tests/e2e/auto_standby.rs).
+/// Steps of an auto-standby, and of a wake-up by a connection (tests/e2e/auto_standby.rs).
 pub(crate) const OF_IDLENESS: [(&str, &str); 5] = [
     ("instance", "StandBy"),
     ("instance", "Watch"),
@@ -104,13 +104,13 @@ pub(crate) const OF_IDLENESS: [(&str, &str); 5] = [
     ("instance", "HandOver"),
 ];
 
-/// Reached by an ingress that is made, and by one that is deleted (tests/e2e/ingress.rs).
+/// Steps of creating an ingress, and of deleting it (tests/e2e/ingress.rs).
 pub(crate) const OF_INGRESS: [(&str, &str); 2] = [("ingress", "Open"), ("ingress", "Close")];
 
-/// Reached by time.
+/// Step of an instance whose time is over.
 const OF_EXPIRY: (&str, &str) = ("instance", "Expire");
 
-/// Reached by a configuration with another network.
+/// Step of a configuration with another network.
 const OF_RECONFIGURATION: (&str, &str) = ("network", "RemoveFirewall");
 
 #[test]
@@ -137,7 +137,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
     assert_eq!(tables, all);
 }
 
-/// Crashes at every step toward what these tables undid, with these VMs.
+/// Crashes at every repair step for the changes in these tables, with these VMs.
 async fn heals(site: &mut Site, drifts: &[(&str, &str, &str)], vmms: &[u32]) {
     for (kind, action, drift) in drifts {
         for edge in EDGES {
@@ -169,7 +169,7 @@ fn a_crash_at_any_step_that_makes_the_host_as_wished_is_healed() {
         site.stop().await;
         heals(&mut site, &OF_DRIFT_WHILE_DOWN, &[]).await;
         site.start().await;
-        // All of it is still one that runs.
+        // The checked program is still running.
         let body = json!({ "cmd": ["sh", "-c", "echo still here; sleep 1000"] });
         let started = site.request(Method::POST, &format!("{path}/start"), Some(body)).await;
         assert_eq!(started.status, StatusCode::OK);
@@ -194,7 +194,7 @@ fn a_crash_at_any_step_of_a_deletion_leaves_nothing() {
                 let id = site.create("box", &image("busybox"), json!({ "cmd": ["sleep", "9"] })).await;
                 site.until("box", "launched", |seen| seen["vmm_pid"].is_u64()).await;
                 let path = format!("/instances/{id}");
-                // The daemon dies of it.
+                // The daemon dies of the request.
                 site.attempt(Method::DELETE, &path, None).await;
                 site.crashed(&failpoint).await;
                 site.start().await;
@@ -208,7 +208,7 @@ fn a_crash_at_any_step_of_a_deletion_leaves_nothing() {
                 assert_eq!(site.instance_files(), [""; 0].map(std::path::PathBuf::from), "{failpoint}");
             }
         }
-        // It accepts and never answers.
+        // The listener accepts connections and never answers.
         let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let silent = (silent.local_addr().expect("bound"), silent);
         let (kind, action) = OF_ABANDONMENT;
@@ -288,7 +288,7 @@ fn a_crash_at_any_step_of_a_run_ends_in_the_wished_state() {
     });
 }
 
-/// Asks for a verb that a daemon with a failpoint dies of, and starts the next daemon.
+/// Requests a verb at which a daemon with a failpoint dies, and starts the next daemon.
 pub(crate) async fn crash_at_verb(site: &mut Site, failpoint: &str, path: &str) {
     crash_at_request(site, failpoint, path, serde_json::Value::Null).await;
 }
@@ -302,7 +302,7 @@ pub(crate) async fn crash_at_request(site: &mut Site, failpoint: &str, path: &st
     site.start().await;
 }
 
-/// A daemon dies of what was done to the running VM; with the next one all is well.
+/// Checks that a daemon dies of the change to the running VM, and that the next daemon repairs it.
 async fn recovers(site: &mut Site, failpoint: &str) {
     site.spawn(Some(failpoint));
     site.crashed(failpoint).await;
@@ -312,7 +312,7 @@ async fn recovers(site: &mut Site, failpoint: &str) {
     site.start().await;
 }
 
-/// A guest stands still while it is paused; its clock is right again when it runs.
+/// Checks that a guest does not run while it is paused, and that its clock is right afterwards.
 async fn the_clock_follows_a_pause(site: &mut Site, id: &str) {
     const PAUSE: SignedDuration = SignedDuration::from_secs(4);
     site.until_state("box", "Running").await;
@@ -324,7 +324,7 @@ async fn the_clock_follows_a_pause(site: &mut Site, id: &str) {
     clock_is_right(site).await;
 }
 
-/// The guest's, soon, to a second.
+/// Checks that the guest's clock becomes right within a short time, to a second.
 pub(crate) async fn clock_is_right(site: &Site) {
     const OFF_MAX: i64 = 1;
     let date = json!({ "command": ["date", "+%s"], "wait_for_agent": 20 });
@@ -337,7 +337,7 @@ pub(crate) async fn clock_is_right(site: &Site) {
     .await;
 }
 
-/// Stops the vCPUs, as only someone on this host can.
+/// Stops the vCPUs, which only a process on this host can do.
 fn pause(site: &Site, id: &str) {
     let socket = runtime(&site.run_dir(), id).join("qmp.sock");
     let mut stream = UnixStream::connect(socket).expect("no daemon is connected");
@@ -365,7 +365,7 @@ fn a_crash_at_the_end_of_an_instances_time_does_not_keep_it() {
                 (answer.status == StatusCode::NOT_FOUND).then_some(())
             })
             .await;
-            // Which leaves no daemon: the next round has its own.
+            // This leaves no daemon: the next round starts its own.
             settles(&mut site, &failpoint).await;
         }
     });
@@ -390,7 +390,7 @@ fn a_crash_while_one_network_replaces_another_leaves_only_the_new_one() {
             assert_eq!((of(table), of(old)), (2, 0), "{failpoint}: {tables}");
             site.start().await;
         }
-        // In use it is not replaced: the daemon says so and touches nothing.
+        // The network is in use and not replaced: the daemon reports that and changes nothing.
         site.create("box", &image("busybox"), json!({ "cmd": ["sleep", "100"] })).await;
         site.until_state("box", "Running").await;
         let vmms = site.vmms();

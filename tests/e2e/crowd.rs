@@ -1,4 +1,4 @@
-//! An honest client beside a crowd of hostile ones, and a daemon that pulls from a hostile registry.
+//! An honest client beside a crowd of hostile clients, and a daemon that pulls from a hostile registry.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,24 +13,24 @@ use crate::site::{LISTEN, Site, image};
 use crate::socket::run;
 use crate::stage::until;
 
-/// The crowd is at work when it has made so many connections, and was answered so often.
+/// Numbers of connections and answers from which the crowd is at work.
 const AT_WORK: (u64, u64) = (3_000, 100);
-/// What the honest client makes while the crowd is at work.
+/// Number of volumes that the honest client creates while the crowd is at work.
 const VOLUMES: usize = 30;
-/// For the crowd to have come on a busy machine.
+/// Time limit for the crowd to start on a busy machine.
 const ARRIVAL: Duration = Duration::from_secs(120);
 
 /// The most memory that the daemon may take whatever its clients do, in KiB. Debug builds take more than releases.
 const MEMORY_MAX_KIB: u64 = 256 << 10;
 
-/// The largest amount of memory that the daemon has had, in KiB.
+/// Returns the peak memory of the daemon, in KiB.
 fn peak(site: &Site) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", site.daemon_pid())).expect("it lives");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("told");
     line.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
 }
 
-/// An archive of a file of 512 MiB, all of it zeros.
+/// Returns an archive of a file with 512 MiB of zeros.
 fn bomb(site: &Site) -> Vec<u8> {
     let line = "cd $DATA && truncate -s 512M zeros && tar -cf - zeros | gzip -1 > bomb; rm zeros";
     site.shell(line);
@@ -40,8 +40,8 @@ fn bomb(site: &Site) -> Vec<u8> {
     bytes
 }
 
-/// What an honest client does, each of it well: volumes of its own and questions. It has a thread of its own, as
-/// the crowd is not to take its time. The times within which 99 of 100 writes and reads were answered.
+/// Runs the work of an honest client, all of which must succeed: its own volumes and queries. It has its own thread,
+/// so that the crowd does not take its time. Returns the times within which 99 of 100 writes and reads were answered.
 async fn works(site: &Site, prefix: &'static str) -> [Duration; 2] {
     let token = site.token().to_owned();
     let work = async move {
@@ -71,7 +71,7 @@ async fn works(site: &Site, prefix: &'static str) -> [Duration; 2] {
     tokio::task::spawn_blocking(move || own().block_on(work)).await.expect("it is served")
 }
 
-/// As many connections as the crowd has need descriptors.
+/// Raises the limit on descriptors to the number of the crowd's connections.
 fn raise_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("raised");
@@ -82,7 +82,7 @@ fn a_crowd_of_hostile_clients_and_a_hostile_registry_lose_an_honest_client_nothi
     in_namespace_alone(async || {
         raise_descriptors();
         let mut site = Site::running().await;
-        // The crowd has one of its own; the processor of a guest is not the daemon's to divide.
+        // The crowd has its own VM, because the daemon does not divide the processor of a guest.
         for name in ["web", "own"] {
             site.create(name, &image("busybox"), json!({ "cmd": ["sleep", "100000"] })).await;
             site.until_state(name, "Running").await;
@@ -104,7 +104,7 @@ fn a_crowd_of_hostile_clients_and_a_hostile_registry_lose_an_honest_client_nothi
         })
         .await;
         let crowded = works(&site, "v").await;
-        // Programs have as few descriptors without asking as ever, whatever the agent needs for all sessions.
+        // Programs have the usual low soft limit on descriptors, however many the agent needs for all sessions.
         let asks = json!({ "command": ["sh", "-c", "ulimit -Sn"] });
         let (said, end) = run(&site, "own", asks, b"").await;
         assert_eq!((String::from_utf8_lossy(&said).as_ref(), end), ("1024\n", json!({ "exitCode": 0 })));
@@ -112,7 +112,7 @@ fn a_crowd_of_hostile_clients_and_a_hostile_registry_lose_an_honest_client_nothi
         eprintln!("crowd: {counts:?} connections and answers; {before} KiB before, {peak} KiB at most");
         eprintln!("slowest write and read, 99 of 100: {quiet:?} before, {crowded:?} beside the crowd");
         assert!(peak < MEMORY_MAX_KIB, "the daemon took {peak} KiB");
-        // A power cut in the midst of it, and a start.
+        // A power cut interrupts the work, and a start follows.
         site.kill().await;
         site.start().await;
         let kept = site.request(Method::GET, "/volumes", None).await;

@@ -1,5 +1,5 @@
-//! VMMs killed at every step of a fork, with their daemon and without it: afterwards the fork is
-//! somebody of its own, the source is what it was wished to be, and deletions leave nothing.
+//! VMMs killed at every step of a fork, with their daemon and without it. Afterwards the fork has its own identity,
+//! the source is in its desired state, and deletions leave nothing.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ use crate::stage::until;
 
 const COUNTER: &str = "i=0; while true; do i=$((i+1)); echo $i >>/counts; sleep 0.5 || sleep 1; done";
 
-/// What every fork with a memory goes through from its disk on.
+/// Steps of every fork with a memory, from its disk on.
 const ON: [(&str, &str); 6] = [
     ("disk", "Copy"),
     ("instance", "Adopt"),
@@ -24,18 +24,18 @@ const ON: [(&str, &str); 6] = [
     ("instance", "Resume"),
     ("instance", "Assume"),
 ];
-/// And one of an instance, whose snapshot is nobody else's.
+/// First step of a fork of an instance, whose snapshot has no other user.
 const FIRST: [(&str, &str); 1] = [("snapshot", "Capture")];
 const LAST: [(&str, &str); 2] = [("snapshot", "Expire"), ("snapshot", "Remove")];
 
-/// Who dies at a step.
+/// The processes that die at a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Dead {
     DaemonAndVmms,
     Vmms,
 }
 
-/// A site whose one instance counts.
+/// Creates a site whose only instance counts.
 async fn counting() -> Site {
     let site = Site::running().await;
     begin_to_count(&site).await;
@@ -55,7 +55,7 @@ pub(crate) fn all_vmms_die(site: &Site) {
     site.vmms().iter().for_each(|pid| drop(site.shell(&format!("kill -9 {pid} || true"))));
 }
 
-/// Asks for something whose step is reached once, and has everybody die who shall.
+/// Sends a request whose step is reached once, and kills the chosen processes at it.
 async fn die_at(site: &mut Site, step: (&str, &str), dead: Dead, path: &str, body: Value) {
     let failpoint = format!("{}/{}/before", step.0, step.1);
     site.stop().await;
@@ -77,13 +77,13 @@ async fn die_at(site: &mut Site, step: (&str, &str), dead: Dead, path: &str, bod
                 all_vmms_die(site);
                 site.let_go();
             };
-            // However the request ends: what it asked for is on record.
+            // The request may end in any way, because its content is recorded.
             tokio::join!(asked, died);
         }
     }
 }
 
-/// The fork is somebody of its own, and goes without a trace.
+/// Checks that the fork has its own identity, and that its deletion leaves nothing.
 async fn is_somebody_and_goes(site: &Site, what: &str) {
     let fork = site.until_state("fork", "Running").await;
     let who = shell(site, "fork", "hostname; cat /etc/machine-id; tail -n 1 /counts").await;
@@ -98,12 +98,12 @@ async fn is_somebody_and_goes(site: &Site, what: &str) {
     assert_eq!(left, Vec::<PathBuf>::new(), "{what}");
 }
 
-/// The directories of snapshots.
+/// Counts the directories of snapshots.
 fn snapshots(site: &Site) -> usize {
     std::fs::read_dir(site.data().join("snapshots")).into_iter().flatten().count()
 }
 
-/// Nothing is left but the source, whole and as it was wished.
+/// Checks that only the source is left, intact and in its desired state.
 async fn source_is(site: &mut Site, state: &str, snapshots_left: usize, what: &str) {
     let source = site.until_state("box", state).await;
     assert_eq!(source["has_snapshot"], state == "Standby", "{what}: {source:#}");
@@ -137,7 +137,7 @@ fn a_fork_of_what_runs_outlives_the_death_of_all_vmms_at_any_step() {
         let body = json!({ "name": "fork", "from_running": true });
         for step in steps {
             dies_at_every_step(&mut site, &[step], "/instances/box/fork", body.clone(), "Running").await;
-            // One whose VMM dies again and again comes back later and later.
+            // An instance whose VMM dies repeatedly is restarted with increasing delays.
             site.delete("box").await;
             begin_to_count(&site).await;
         }
@@ -153,7 +153,7 @@ fn a_fork_of_a_standby_outlives_the_death_of_all_vmms_at_any_step() {
         let steps = [&FIRST[..], &ON, &LAST].concat();
         let body = json!({ "name": "fork", "target_state": "Running" });
         dies_at_every_step(&mut site, &steps, "/instances/box/fork", body, "Standby").await;
-        // What the forks shared with it is still all there.
+        // The files that the forks shared with it are all still there.
         let kept = site.request(Method::POST, "/instances/box/restore", None).await;
         assert_eq!((kept.status, &kept.body["state"]), (StatusCode::OK, &json!("Running")), "{kept:?}");
         settles(&mut site, "the source's own restore").await;
@@ -174,10 +174,10 @@ fn a_fork_of_a_snapshot_outlives_the_death_of_all_vmms_at_any_step() {
     });
 }
 
-/// Slow enough to be met at work.
+/// Compression level that is slow enough to be interrupted.
 const SLOW: &str = "9";
 
-/// Of a saved memory: its RAM is there in one form at least, whole by its name.
+/// Checks that the RAM of a saved memory exists in at least one form, complete under its name.
 fn is_plain_or_packed(site: &Site, directory: &str, what: &str) {
     let saved = site.data().join(directory).join("saved");
     let forms = ["ram", "ram.packed"].map(|name| saved.join(name).exists());
@@ -197,11 +197,11 @@ fn compression(level: &str) -> Value {
     json!({ "enabled": true, "algorithm": "zstd", "level": level.parse::<u32>().expect("a number") })
 }
 
-/// Of the daemon's life after the compression began.
+/// Times from the start of the compression to the kill, in milliseconds.
 const MOMENTS_MILLIS: [u64; 4] = [0, 20, 60, 150];
 
-/// The next daemon that has the site is killed while a compression is at work in the directory, a
-/// moment after it began; whether it was still at work then.
+/// Starts a daemon and kills it while a compression works in the directory, a moment after it began. Returns `true`
+/// if it still worked at that time.
 async fn killed_at_work(site: &mut Site, directory: &str, moment: u64, what: &str) -> bool {
     let packing = site.data().join(directory).join("saved/ram.packing");
     let packed = site.data().join(directory).join("saved/ram.packed");
@@ -272,7 +272,7 @@ fn a_compression_that_is_killed_at_any_moment_leaves_the_memory_plain_or_packed(
     });
 }
 
-/// The same run, from the memory that was kept.
+/// Checks that the same run continues from the saved memory.
 async fn goes_on(site: &Site, started: &Value, what: &str) {
     let answer = site.request(Method::POST, "/instances/box/restore", None).await;
     let (state, since) = (&answer.body["state"], &answer.body["started_at"]);

@@ -1,6 +1,6 @@
 //! Images of a real Debian: as a root for programs, and as a system with its own systemd.
 //!
-//! Made once per target directory: it takes a minute and a mirror.
+//! They are built once per target directory, which takes a minute and a mirror.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -11,24 +11,24 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::stage::run;
 
-/// Debian's own packages, with no program of its own to run.
+/// Name of the image with Debian's own packages and without a program to run.
 pub(crate) const PLAIN: &str = "debian";
-/// The same with systemd as its program, a service that leaves marks, and a machine id.
+/// Name of the image with systemd as its program, a service that leaves marks, and a machine id.
 pub(crate) const SYSTEM: &str = "debian-system";
-/// What the system image brings: no VM of it may have it.
+/// Machine id of the system image. No VM of the image may have it.
 pub(crate) const MACHINE_ID: &str = "00000000000000000000000000000bad";
 
-/// Starts and stops are marked in a file; the start takes as long as a system that is not up at once.
+/// Service that marks starts and stops in a file. Its start takes as long as that of a system that is not up at once.
 const MARK: &str = "[Unit]\nDescription=Leaves marks\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
     ExecStart=/bin/sh -c 'sleep 2; echo start >>/var/marks'\n\
     ExecStop=/bin/sh -c 'sleep 1; echo stop >>/var/marks; sync'\n";
 
-/// The OCI layout with both images.
+/// Returns the OCI layout with both images.
 pub(crate) fn layout() -> String {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian-12-images");
     let lock = File::options().create(true).append(true).open(place.with_extension("lock"));
     let lock = lock.expect("the lock file opens");
-    // Tests that need them begin at the same time.
+    // Tests that need the images begin at the same time.
     flock(&lock, FlockOperation::LockExclusive).expect("locked");
     if !place.exists() {
         make(&place);
@@ -37,7 +37,7 @@ pub(crate) fn layout() -> String {
 }
 
 fn make(place: &Path) {
-    // Beside its place, for the rename.
+    // The scratch directory is beside the final path, because of the rename.
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a scratch directory");
     let root = scratch.path().join("root");
     let made = Command::new("debootstrap")
@@ -46,7 +46,7 @@ fn make(place: &Path) {
         .output()
         .expect("debootstrap runs: deploy/setup installs it");
     assert!(made.status.success(), "debootstrap: {}", String::from_utf8_lossy(&made.stdout));
-    // Devices are no part of an image.
+    // Devices are not part of an image.
     run("find", &[&root.join("dev").display().to_string(), "-mindepth", "1", "-delete"]);
     let layout = scratch.path().join("images").display().to_string();
     let [plain, system] = [PLAIN, SYSTEM].map(|name| format!("{layout}:{name}"));

@@ -1,8 +1,8 @@
-//! What others do to the host behind a running daemon's back: noticed and undone in time.
+//! Changes of the host by others while a daemon runs: noticed and undone in time.
 //!
-//! A death is noticed within 1 s and damage undone within 2 s. A busy machine can hold up everybody
-//! for longer than that, so each is done up to three times: one round in time shows that the daemon
-//! is not what takes long, and no round may take much longer.
+//! A death is noticed within 1 s and damage undone within 2 s. A busy machine can delay all processes for longer than
+//! that, so each check runs up to three times: one round in time shows that the daemon is not the cause of a delay,
+//! and no round may take much longer.
 
 use std::time::{Duration, Instant};
 
@@ -15,9 +15,9 @@ use crate::namespace::in_namespace_alone;
 use crate::site::{MOMENT, Site, image};
 use crate::stage::until;
 
-/// A busy machine may take this many times as long.
+/// Factor for the time limits on a busy machine.
 const BUSY: u32 = 3;
-/// Tries to be in time once.
+/// Number of attempts, of which one must be in time.
 const ROUNDS: u32 = 3;
 const NOTICED: Duration = Duration::from_secs(1);
 const HEALED: Duration = Duration::from_secs(2);
@@ -69,24 +69,24 @@ fn a_daemon_that_is_killed_leaves_its_vms_running_and_the_next_one_adopts_them()
         let before = running(&site, "box").await;
         site.kill().await;
         assert_eq!(site.vmms(), [pid(&before)]);
-        // As if it had run for years: no deadline of its boot may count any more.
+        // The record is as if the VM had run for years: no deadline of its boot may count any more.
         site.shell("sed -i 's/\\(\"launched_at\":\"\\)20../\\12001/' $DATA/../run/vm/*/machine.json");
         assert!(site.shell("cat $DATA/../run/vm/*/machine.json").contains("\"2001-"));
         site.start().await;
-        // From its first answer on the new daemon knows what goes on: no other state is shown.
+        // The new daemon knows the state from its first answer on: no other state is shown.
         let mut after = site.get("box").await;
         for _ in 0..200 {
             assert_eq!(after["state"], "Running", "{after:#}");
             after = site.get("box").await;
         }
         assert_eq!((pid(&after), &after["started_at"]), (pid(&before), &before["started_at"]));
-        // It is its master, not only its observer.
+        // The new daemon controls the VM, and does not only observe it.
         site.kill().await;
         site.start().await;
         let path = format!("/instances/{}/stop", before["id"].as_str().expect("an id"));
         let stopped = site.request(Method::POST, &path, None).await.body;
         assert_eq!((&stopped["state"], site.vmms()), (&json!("Stopped"), Vec::new()));
-        // One that died while no daemon looked is noticed by the next.
+        // A death while no daemon ran is noticed by the next daemon.
         site.request(Method::POST, &path.replace("stop", "start"), None).await;
         let running = pid(&site.until_state("box", "Running").await);
         site.kill().await;
@@ -99,7 +99,7 @@ fn a_daemon_that_is_killed_leaves_its_vms_running_and_the_next_one_adopts_them()
     });
 }
 
-/// What is done to the network of an instance, and what shows that it is undone.
+/// Changes to the network of an instance, with the evidence that each is undone.
 const NETWORK: [(&str, &str); 8] = [
     ("ip link del $TAP", "ip link show master $BRIDGE up | grep -q tp && test -n \"$TAP\""),
     ("ip link set $TAP nomaster", "ip link show master $BRIDGE | grep -q $TAP"),
@@ -112,7 +112,7 @@ const NETWORK: [(&str, &str); 8] = [
     ("nft delete table bridge $TABLE", "nft list set bridge $TABLE ports | grep -q tp"),
     ("nft flush table inet $TABLE", "nft list table inet $TABLE | grep -q masquerade"),
     (
-        // Switched on and off, the host takes it from the links too.
+        // Switching it on and off also switches it off on the links.
         "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv4/ip_forward",
         "grep -q 1 /proc/sys/net/ipv4/conf/$BRIDGE/forwarding",
     ),
@@ -128,7 +128,7 @@ fn what_is_taken_from_an_instance_is_back_in_time() {
             is_healed(&site, damage, is_undone).await;
         }
         assert_eq!(pid(&site.get("box").await), pid(&running));
-        // Stopped it keeps its disk, and gives its TAP back.
+        // A stopped instance keeps its disk and gives its TAP back.
         site.request(Method::POST, "/instances/box/stop", None).await;
         until("no TAP", MOMENT, async || (site.taps() == 0).then_some(())).await;
         is_healed(&site, "rm $DATA/disks/*.ext4", "test -e $DATA/disks/*.ext4").await;

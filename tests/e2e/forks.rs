@@ -1,5 +1,5 @@
-//! Forks and snapshots of real VMs: each fork goes on by itself as somebody else, and no copy disturbs
-//! its source.
+//! Forks and snapshots of real VMs: each fork continues on its own with its own identity, and no copy disturbs its
+//! source.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,11 +15,12 @@ use crate::site::{BOOT, MOMENT, Site, image};
 use crate::socket::shell;
 use crate::stage::{run, until};
 
-/// A counter in memory, told on the console and written to the disk; slow, since many share two cores.
+/// Program that counts in memory, prints the count and writes it to the disk. It is slow, because many VMs share two
+/// processors.
 const COUNTER: &str = "i=0; while true; do i=$((i+1)); echo count $i.; echo $i >>/counts; sleep 1; done";
 const FORKS: usize = 20;
 
-/// Who a guest is, all that must differ; and what of it the host can tell.
+/// Command that prints the identity of a guest, all of which must differ, and the parts that the host can verify.
 const WHO: &str = "hostname; cat /etc/hostname /etc/machine-id; grep -c $(hostname) /etc/hosts; \
                    head -c 16 /dev/urandom | od -An -tx1; cat /sys/class/net/eth0/address; \
                    ip -4 -o addr show eth0 | awk '{print $4}'; ip route | grep -c default";
@@ -77,7 +78,7 @@ fn twenty_forks_of_a_running_vm_are_twenty_others_and_the_source_runs_on() {
             assert_eq!(lines[7], "1", "{who}");
             assert!(guests.insert((lines[2].to_owned(), lines[4].to_owned())), "{who}");
             assert!(addresses.insert(ip.to_owned()));
-            // It goes on from where the source was, and by itself.
+            // The fork continues at the source's count, on its own.
             assert!(count(&site, &name).await >= at_least);
             run("/bin/busybox", &["ping", "-c", "1", "-w", "10", ip]);
         }
@@ -113,7 +114,7 @@ fn twenty_forks_of_a_running_vm_are_twenty_others_and_the_source_runs_on() {
     });
 }
 
-/// The one that the kernel makes of its card's address, and no other.
+/// Checks that the guest has the link-local address derived from its own card's address, and no other.
 async fn has_a_link_local_address_of_its_own(site: &Site, name: &str, fork: &Value) {
     let mac = fork["network"]["mac"].as_str().expect("one");
     let bytes: Vec<&str> = mac.split(':').collect();
@@ -124,7 +125,7 @@ async fn has_a_link_local_address_of_its_own(site: &Site, name: &str, fork: &Val
     );
 }
 
-/// Standby and back, a fork of its own, a crash of its VMM.
+/// Runs a standby and restore, a fork of the fork, and a crash of its VMM.
 async fn is_an_instance_like_any_other(site: &Site) {
     let kept = count(site, "fork-0").await;
     for verb in ["standby", "restore"] {
@@ -132,7 +133,7 @@ async fn is_an_instance_like_any_other(site: &Site) {
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     }
     assert!(count(site, "fork-0").await >= kept);
-    // One whose memory is its own by now, and one whose memory is still the snapshot's.
+    // The first fork's memory is its own by now, and the second fork's memory is still the snapshot's.
     for (source, name) in [("fork-0", "again"), ("fork-1", "another")] {
         let body = json!({ "name": name, "from_running": true });
         made(site, &format!("/instances/{source}/fork"), body).await;
@@ -144,7 +145,7 @@ async fn is_an_instance_like_any_other(site: &Site) {
     assert_eq!(shell(site, "fork-1", "hostname").await, "fork-1");
 }
 
-/// By which each guest that runs here is known; none is still to take another.
+/// Returns the tokens of the guests that run here. None of the guests has yet to take another.
 fn tokens(site: &Site) -> Vec<String> {
     let records = fs::read_dir(site.run_dir().join("vm")).expect("there").flatten();
     let records = records.map(|entry| fs::read(entry.path().join("machine.json")).expect("a record"));
@@ -156,19 +157,19 @@ fn tokens(site: &Site) -> Vec<String> {
     known.collect()
 }
 
-/// No two guests are known by the same token.
+/// Checks that no two guests have the same token.
 fn have_tokens_of_their_own(site: &Site, guests: usize) {
     let distinct: BTreeSet<String> = tokens(site).into_iter().collect();
     assert_eq!(distinct.len(), guests, "guests: {guests}");
 }
 
-/// Their directories.
+/// Lists the directories of snapshots.
 fn snapshots(site: &Site) -> Vec<PathBuf> {
     let entries = fs::read_dir(site.data().join("snapshots")).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()
 }
 
-/// Each of some that map the same RAM is kept by its own pages, and the others see nothing of that.
+/// Saves several VMs that map the same RAM. Each save keeps the VM's own pages, and the others are not affected.
 async fn go_to_standby_and_back_beside_each_other(site: &Site, names: &[&str]) {
     for name in names {
         let before = count(site, name).await;
@@ -207,7 +208,7 @@ fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_i
         let at_first = count(&site, "box").await;
         shell(&site, "box", "echo later >/later; sync").await;
 
-        // In place: the disk and the memory of that moment, under the same name and address.
+        // The restore is in place: the disk and the memory of that moment, under the same name and address.
         let restore = format!("/instances/box/snapshots/{}/restore", first["id"].as_str().expect("an id"));
         refused(&site, &restore, json!({}), StatusCode::CONFLICT, "invalid_state").await;
         let mut known = BTreeSet::from([tokens(&site)]);
@@ -234,7 +235,7 @@ fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_i
             shell(&site, "box", "echo later >/later; sync").await;
         }
 
-        // Of the kind Stopped: the disk alone, in which the later file is.
+        // This snapshot has the kind Stopped: the disk alone, which contains the later file.
         let stopped = site.request(Method::POST, "/instances/box/stop", None).await;
         assert_eq!(stopped.status, StatusCode::OK);
         let second = made(&site, path, json!({ "kind": "Stopped" })).await;
@@ -252,7 +253,7 @@ fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_i
             (first["id"].clone(), 1)
         );
 
-        // Forks of one snapshot share its pages; one that stands by has no process at all.
+        // Forks of one snapshot share its pages. A fork in standby has no process at all.
         let answer = site.request(Method::POST, "/instances/cold/start", None).await;
         assert_eq!((answer.status, &answer.body["state"]), (StatusCode::OK, &json!("Running")));
         assert_eq!(shell(&site, "cold", "cat /later").await, "later");
@@ -273,7 +274,7 @@ fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_i
             assert_eq!(site.request(Method::DELETE, &path, None).await.status, StatusCode::NO_CONTENT);
             assert_eq!(site.request(Method::GET, &path, None).await.status, StatusCode::NOT_FOUND);
         }
-        // What was made of it does not need it.
+        // The instances made from it do not need it.
         let woken = site.request(Method::POST, "/instances/asleep/restore", None).await;
         assert_eq!((woken.status, &woken.body["state"]), (StatusCode::OK, &json!("Running")), "{woken:?}");
         assert_eq!(shell(&site, "asleep", "hostname").await, "asleep");
@@ -288,7 +289,7 @@ fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_i
     });
 }
 
-/// Reached by a fork of a running instance.
+/// Steps of a fork of a running instance.
 pub(crate) const OF_FORK: [(&str, &str); 6] = [
     ("snapshot", "Capture"),
     ("disk", "Copy"),
@@ -308,7 +309,7 @@ fn a_crash_at_any_step_of_a_fork_leaves_the_source_running_and_a_whole_fork_or_n
                 let failpoint = format!("{kind}/{action}/{edge}");
                 let body = json!({ "name": "fork", "from_running": true });
                 crash_at_request(&mut site, &failpoint, &format!("/instances/{id}/fork"), body).await;
-                // The wish was stored: the next daemon carries it out.
+                // The spec was stored: the next daemon carries it out.
                 site.until_state("fork", "Running").await;
                 assert_eq!(shell(&site, "fork", "hostname").await, "fork", "{failpoint}");
                 let source = site.until_state("box", "Running").await;
@@ -325,7 +326,7 @@ fn a_crash_at_any_step_of_a_fork_leaves_the_source_running_and_a_whole_fork_or_n
     });
 }
 
-/// Reached by the wish for a pool.
+/// Step of scaling a pool.
 pub(crate) const OF_POOL: (&str, &str) = ("snapshot", "TendPool");
 
 pub(crate) async fn pool(site: &Site, snapshot: &str, ready: u32) {
@@ -361,7 +362,8 @@ fn a_pool_holds_forks_ready_is_filled_again_and_survives_crashes_of_daemon_and_v
             site.start().await;
             pool(&site, id, wished).await;
         }
-        // Nobody's yet: neither listed nor counted among instances, and there all the same.
+        // The pooled instances have no owner yet: they are neither listed nor counted among instances, but they
+        // exist.
         let listed = site.request(Method::GET, "/instances", None).await.body;
         assert_eq!(listed.as_array().expect("a list").len(), 1, "{listed:#}");
         let held = site.vmms();
@@ -372,19 +374,19 @@ fn a_pool_holds_forks_ready_is_filled_again_and_survives_crashes_of_daemon_and_v
             assert_eq!((&fork["state"], &fork["name"]), (&json!("Running"), &json!(name)), "{fork:#}");
             assert_eq!(shell(&site, name, "hostname").await, name);
             let pid = u32::try_from(fork["vmm_pid"].as_u64().expect("a pid")).expect("a pid");
-            // The first ones were there already; whoever comes too fast is made as any fork.
+            // The first forks take pooled instances. A fork that comes too fast is made like any other.
             assert!(number > 1 || held.contains(&pid), "{name}: {pid} of {held:?}");
         }
         pool(&site, id, 2).await;
         let fresh: Vec<u32> = site.vmms().into_iter().filter(|pid| !held.contains(pid)).collect();
         let all = site.vmms().len();
         site.shell(&format!("kill -9 {}", fresh[0]));
-        // Its memory is spent: another takes its place.
+        // The pooled instance is used up: another one replaces it.
         until("another member", BOOT, async || (site.vmms().len() == all).then_some(())).await;
         pool(&site, id, 2).await;
         settles(&mut site, "a pool").await;
         site.start().await;
-        // It goes with its snapshot.
+        // The pool is removed with its snapshot.
         let deleted = site.request(Method::DELETE, &path, None).await;
         assert_eq!(deleted.status, StatusCode::NO_CONTENT);
         until("the pool to be gone", BOOT, async || (site.vmms().len() == 4).then_some(())).await;

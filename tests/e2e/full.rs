@@ -1,4 +1,4 @@
-//! A full disk under a running daemon: what makes room still works, and nothing is lost.
+//! A full disk under a running daemon: operations that free space still work, and nothing is lost.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -12,7 +12,8 @@ use crate::stage::until;
 fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_is_room() {
     in_namespace_alone(async || {
         let mut site = Site::new().await;
-        // Of the test's own mount namespace. Room for the kernel's copy, the image, and the store.
+        // The file system is in the test's own mount namespace. It has room for the kernel's copy, the image, and the
+        // store.
         site.shell("mkdir -p $DATA; mount -t tmpfs -o size=384m none $DATA");
         site.start().await;
         let body = json!({ "cmd": ["sh", "-c", "while true; do sleep 1; done"] });
@@ -25,8 +26,8 @@ fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_i
         let writer = site.until_state("writer", "Running").await;
         site.until("victim", "ended", |seen| seen["state"] == "Stopped" && seen["exit_code"] == 0).await;
 
-        // On a slow machine a guest may not have written yet what it changed at its boot: it would be held
-        // with that on the full disk, and not for the memory that has no room.
+        // On a slow machine a guest may not have written yet what it changed at its boot. It would then be blocked by
+        // that write on the full disk, and not by the memory that has no room.
         site.cli("exec kept sync");
         site.shell("dd if=/dev/zero of=$DATA/filler bs=64k 2>/dev/null || true");
         assert_eq!(site.shell("df --output=avail $DATA | tail -n 1").trim(), "0", "the disk is full");
@@ -40,7 +41,7 @@ fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_i
         let refused = site.request(Method::POST, "/instances", Some(wish.clone())).await;
         assert_eq!(refused.status, StatusCode::INSUFFICIENT_STORAGE, "{refused:?}");
         assert_eq!(site.request(Method::GET, "/instances/late", None).await.status, StatusCode::NOT_FOUND);
-        // A memory that finds no room is not saved: its VM runs on, and says why. Nor is a snapshot taken.
+        // A memory without room is not saved: its VM runs on and reports the reason. A snapshot is not taken either.
         let snapshot = Some(json!({ "kind": "Standby" }));
         let refused = site.request(Method::POST, "/instances/kept/snapshots", snapshot).await;
         assert_eq!(refused.status, StatusCode::INSUFFICIENT_STORAGE, "{refused:?}");
@@ -50,7 +51,7 @@ fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_i
             seen["conditions"].to_string().contains("are kept in reserve")
                 && seen["vmm_pid"] == kept["vmm_pid"]
         };
-        // It may be answered before, but not as done.
+        // The request may be answered earlier, but not as done.
         tokio::select! {
             biased;
             _ = site.until("kept", "no room", is_explained) => {}
@@ -60,14 +61,14 @@ fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_i
             }
         }
         site.until("kept", "no room", is_explained).await;
-        // Statuses are written: a VM stops and says so.
+        // Statuses are written: a VM stops and reports that.
         let stopped = site.request(Method::POST, "/instances/kept/stop", None).await;
         assert_eq!(stopped.body["state"], "Stopped", "{stopped:?}");
         site.delete("victim").await;
         let gone = site.request(Method::GET, "/instances/victim", None).await;
         assert_eq!(gone.status, StatusCode::NOT_FOUND, "{gone:?}");
 
-        // All this is on the disk, full as it may be.
+        // All of this is on the disk, although it is full.
         site.kill().await;
         site.start().await;
         assert_eq!(site.get("kept").await["id"], kept["id"]);
@@ -91,7 +92,7 @@ fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_i
             site.delete(name).await;
         }
         settles(&mut site, "a full disk").await;
-        // So that the scratch directory can go.
+        // The scratch directory can be removed only without the mount.
         site.shell("umount --lazy $DATA");
     });
 }

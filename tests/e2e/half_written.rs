@@ -1,5 +1,5 @@
-//! Only whole snapshots are offered: not one that is still being taken, not one whose taking was cut
-//! off, and not one whose files were.
+//! Snapshots are offered only when they are complete: no snapshot that is still being captured, whose capture was
+//! interrupted, or whose files were truncated.
 
 use std::path::PathBuf;
 
@@ -40,7 +40,7 @@ async fn seen(site: &Site, id: &str) -> Value {
     answer.body
 }
 
-/// It is told how it stands, and neither listed nor of any use.
+/// Checks that the snapshot's status is reported, and that it is neither listed nor usable.
 async fn is_not_offered(site: &Site, id: &str, status: &str, why: &str) {
     assert!(!listed(site).await.contains(&id.to_owned()), "{why}");
     let seen = seen(site, id).await;
@@ -60,7 +60,7 @@ async fn is_not_offered(site: &Site, id: &str, status: &str, why: &str) {
     assert_eq!(site.request(Method::GET, "/instances/fork", None).await.status, StatusCode::NOT_FOUND);
 }
 
-/// And a whole one is.
+/// Checks that a complete snapshot serves a fork.
 async fn serves_a_fork(site: &Site, id: &str) {
     until("the snapshot", BOOT, async || listed(site).await.contains(&id.to_owned()).then_some(())).await;
     assert_eq!(seen(site, id).await["status"], "ready");
@@ -76,7 +76,7 @@ async fn serves_a_fork(site: &Site, id: &str) {
     assert_eq!(forced.status, StatusCode::NO_CONTENT, "{forced:?}");
 }
 
-/// The one that is being taken, as the daemon's log names it: no list does.
+/// Returns the snapshot that is being captured. Only the daemon's log names it, no list.
 async fn being_taken(site: &Site) -> String {
     until("a capture", MOMENT, async || {
         let log = site.daemon_log();
@@ -95,7 +95,7 @@ fn a_snapshot_that_is_being_taken_is_not_offered_and_one_that_was_cut_off_is_tak
         let wish = || Some(json!({ "kind": "Standby" }));
         for edge in EDGES {
             let failpoint = format!("{CAPTURE}/{edge}");
-            // The daemon dies of it; the next one is held there again, if there is anything left to take.
+            // The daemon dies of it. The next one stops at the same step if there is anything left to capture.
             site.stop().await;
             site.spawn(Some(&failpoint));
             site.answers().await;
@@ -115,7 +115,7 @@ fn a_snapshot_that_is_being_taken_is_not_offered_and_one_that_was_cut_off_is_tak
             serves_a_fork(&site, &cut_off).await;
             delete(&site, &cut_off).await;
         }
-        // In the midst of it: its source is held, and says nothing.
+        // The capture is in progress: its source is paused and prints nothing.
         site.stop().await;
         site.spawn_held(&format!("{CAPTURE}/before"));
         site.answers().await;
@@ -172,7 +172,7 @@ fn a_snapshot_whose_files_were_cut_off_is_refused_and_says_so() {
             let taken = site.request(Method::POST, SNAPSHOTS, Some(json!({ "kind": "Standby" }))).await;
             assert_eq!(taken.status, StatusCode::CREATED, "{taken:?}");
             let id = taken.body["id"].as_str().expect("an id").to_owned();
-            // While nobody looks: the next daemon finds it.
+            // The damage happens while no daemon runs, and the next daemon finds it.
             site.stop().await;
             site.shell(&format!("cd $DATA/snapshots/{id}/saved; {harm}"));
             site.start().await;
@@ -189,7 +189,7 @@ fn a_snapshot_whose_files_were_cut_off_is_refused_and_says_so() {
     });
 }
 
-/// A daemon that took it for whole finds out when it is used.
+/// Checks that a daemon that considers a snapshot complete finds the damage when the snapshot is used.
 async fn behind_its_back(site: &Site) {
     let taken = site.request(Method::POST, SNAPSHOTS, Some(json!({ "kind": "Standby" }))).await;
     let id = taken.body["id"].as_str().expect("an id").to_owned();
@@ -201,7 +201,7 @@ async fn behind_its_back(site: &Site) {
         let conditions = seen["conditions"].to_string();
         conditions.contains("not what was taken") || conditions.contains("cut off")
     });
-    // Refused at once, or made and told what it waits for.
+    // The fork is either refused at once, or created with a condition that names what it waits for.
     tokio::select! {
         answer = asked => {
             let answer = answer.expect("answered");
@@ -213,14 +213,14 @@ async fn behind_its_back(site: &Site) {
     let gone = site.request(Method::DELETE, "/instances/fork?graceful_shutdown=false", None).await;
     assert!([StatusCode::NO_CONTENT, StatusCode::NOT_FOUND].contains(&gone.status), "{gone:?}");
     delete(site, &id).await;
-    // A disk alone has no sums, but a length.
+    // A disk alone has no checksums, but a length.
     let stopped = site.request(Method::POST, "/instances/box/stop", None).await;
     assert_eq!(stopped.status, StatusCode::OK, "{stopped:?}");
     let taken = site.request(Method::POST, SNAPSHOTS, Some(json!({ "kind": "Stopped" }))).await;
     let id = taken.body["id"].as_str().expect("an id").to_owned();
     site.shell(&format!("truncate -s 1M $DATA/snapshots/{id}/saved/disk.ext4"));
     let path = format!("/snapshots/{id}/fork");
-    // One that shall be stopped is that from the beginning; it says why when it is to run.
+    // A fork that should be stopped is stopped from the beginning. It reports the reason when it should run.
     let forked = site.request(Method::POST, &path, Some(json!({ "name": "cold" }))).await;
     assert_eq!(
         (forked.status, &forked.body["state"]),
@@ -228,7 +228,7 @@ async fn behind_its_back(site: &Site) {
         "{forked:?}"
     );
     let started = site.attempt(Method::POST, "/instances/cold/start", None);
-    // By whoever looks first: the copy, or the snapshot's own pass.
+    // The reason comes from the first to notice: the copy, or the snapshot's own pass.
     let whys = ["1048576 bytes instead of 67108864", "to copy from failed or is gone"];
     let told = |seen: &Value| {
         let conditions = seen["conditions"].to_string();

@@ -1,5 +1,5 @@
-//! Headers of the guest kernel: there for who builds modules, absent for who does not want them, and
-//! no condition of a boot.
+//! Headers of the guest kernel: present for users who build modules, absent for users who do not want them, and not
+//! required for a boot.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::site::Site;
 use crate::socket::shell;
 use crate::stage::{kernel_dir, run};
 
-/// A kernel directory with headers: the machine's own, or a copy that they are fetched for.
+/// Returns a kernel directory with headers: the machine's own, or a copy that they are fetched for.
 fn with_headers() -> PathBuf {
     let has_headers = |dir: &Path| dir.join("current/modules-headers.squashfs").exists();
     let own = kernel_dir();
@@ -29,11 +29,11 @@ fn with_headers() -> PathBuf {
     copy
 }
 
-/// Modules are loaded by hand, and by the kernel when something needs one.
+/// Command that loads modules explicitly, and through the kernel's own requests.
 const MODULES: &str = "ip link add own0 type dummy && modprobe bridge && ip link add own1 type bridge && \
                        ls /sys/class/net | grep own && test -c /dev/fuse && test -c /dev/net/tun && echo devices";
 
-/// The same kernel without: a directory of links.
+/// Returns a directory of links to the same kernel without headers.
 fn without_headers(site: &Site) -> PathBuf {
     let bare = site.scratch("bare-kernel");
     for part in ["boot", "lib"] {
@@ -51,7 +51,7 @@ const LOOK: &str = "cd /lib/modules/$(uname -r)/build && pwd -P && grep -c . Mak
 
 #[test]
 fn a_guest_has_the_headers_of_its_kernel_unless_skipped_and_runs_without_where_there_are_none() {
-    // Before the namespace, which has no way out.
+    // This runs before the namespace, which has no way out.
     with_headers();
     in_namespace(async || {
         let mut site = Site::new().await;
@@ -62,20 +62,20 @@ fn a_guest_has_the_headers_of_its_kernel_unless_skipped_and_runs_without_where_t
         let said = shell(&site, "box", LOOK).await;
         assert!(said.contains(&format!("/usr/src/linux-headers-{version}")), "{said}");
         assert_eq!(told(&site.get("box").await), None);
-        // A memory goes on with the disk that its guest has mounted.
+        // A memory continues with the disk that its guest has mounted.
         let standby = site.request(Method::POST, "/instances/box/standby", None).await;
         assert_eq!(standby.body["state"], "Standby", "{standby:?}");
         let restored = site.request(Method::POST, "/instances/box/restore", None).await;
         assert_eq!(restored.body["state"], "Running", "{restored:?}");
         assert_eq!(shell(&site, "box", LOOK).await, said);
         assert_eq!(shell(&site, "box", MODULES).await, "own0\nown1\ndevices");
-        // Not wanted, not there; modules are.
+        // Headers that are not requested are absent; modules are there.
         waiting(&site, "bare", json!({ "skip_kernel_headers": true })).await;
         let look = "ls -d /usr/src /lib/modules/*/build /lib/modules 2>/dev/null; true";
         assert_eq!(shell(&site, "bare", look).await, "/lib/modules");
         assert_eq!(shell(&site, "bare", MODULES).await, "own0\nown1\ndevices");
         site.delete("bare").await;
-        // A host that has none says so, and what runs with them goes on.
+        // A host without headers reports that, and running instances with headers continue.
         site.kernel_dir = without_headers(&site);
         site.kill().await;
         site.start().await;

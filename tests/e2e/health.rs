@@ -1,5 +1,4 @@
-//! Health checks on real VMs: what is found, what follows of it, and that neither a crash nor a
-//! hostile guest changes that.
+//! Health checks on real VMs: their results and consequences, unaffected by crashes and hostile guests.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -14,7 +13,7 @@ use crate::site::{BOOT, LISTEN, MOMENT, Program, Site, image};
 use crate::socket::run;
 use crate::stage::until;
 
-/// A web server with one page, made anew by every start.
+/// Program of a web server with one page, which every start creates anew.
 const WEB: &str = "mkdir -p /www; echo well >/www/page; echo >>/boots; httpd -p 80 -h /www; \
                    trap 'exit 0' TERM; while true; do sleep 1; done";
 
@@ -26,7 +25,7 @@ fn count(seen: &Value, of: &str) -> u64 {
     seen["health_status"][of].as_u64().unwrap_or(0)
 }
 
-/// A quick check; `more` says what is asked.
+/// Returns a check with short times. `of` describes the probe.
 fn check(kind: &str, of: Value) -> Value {
     let mut check = json!({ "type": kind, "interval": "1s", "timeout": "900ms", "start_period": "0s",
         "failure_threshold": 2 });
@@ -55,7 +54,7 @@ fn stead(site: &Site, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A site with a healthy web server that its policy restarts.
+/// Creates a site with a healthy web server that its policy restarts.
 async fn healthy() -> (Site, String) {
     let site = Site::running().await;
     let mut body = check("http", json!({ "port": 80, "path": "/page" }));
@@ -71,7 +70,7 @@ async fn healthy() -> (Site, String) {
 fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() {
     in_namespace_alone(async || {
         let (mut site, id) = healthy().await;
-        // The counts are of this moment, and go on with the next daemon.
+        // The counts are current, and continue with the next daemon.
         let before = site.until("box", "asked", |seen| count(seen, "consecutive_successes") >= 2).await;
         site.kill().await;
         site.start().await;
@@ -83,7 +82,7 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         let seen = site.until("box", "asked on", goes_on).await;
         assert_eq!((word(&seen), &seen["vmm_pid"]), ("healthy", &before["vmm_pid"]), "{seen:#}");
 
-        // One failure is not enough, and is kept over the next crash.
+        // One failure is not enough, and is kept across the next crash.
         shell(&site, "mv /www/page /www/gone").await;
         site.until("box", "in doubt", |seen| count(seen, "consecutive_failures") == 1).await;
         site.kill().await;
@@ -98,13 +97,13 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         });
         let seen = seen.await;
         assert_eq!(shell(&site, "wc -l </boots").await, "2");
-        // One of its own it may have: it is asked before it serves.
+        // The program may have one failure: it is probed before it serves.
         let error = &seen["health_status"]["last_error"];
         let is_its_own = error.is_null() || error.as_str().is_some_and(|error| error.contains("refused"));
         assert!(is_its_own, "of another launch: {seen:#}");
         assert!(stead(&site, &["describe", "box"]).contains("Health       healthy, checked"));
 
-        // The daemon's own log of it says what was done and why, over both crashes.
+        // The daemon's own log of the instance contains the actions and reasons, across both crashes.
         let told = stead(&site, &["logs", "-s", "stead", "box"]);
         let mut rest = told.as_str();
         for line in [
@@ -123,7 +122,7 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         }
         let following = follow(&site);
 
-        // A policy that never acts: the status says so, the program runs on.
+        // The policy never acts: the status reports the failure, and the program runs on.
         let mut never = check("tcp", json!({ "port": 81 }));
         never["restart_policy"] = json!({ "policy": "never" });
         let patched = patch(&site, never).await;
@@ -137,8 +136,8 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         patch(&site, check("tcp", json!({ "port": 80 }))).await;
         site.until("box", "healthy by another check", |seen| word(seen) == "healthy").await;
 
-        // In standby nobody asks; back from it, they go on.
-        // It goes there by itself although it is asked every second: nobody else is connected.
+        // In standby there are no probes, and after it they continue. The instance enters standby by itself although
+        // it is probed every second: no other client is connected.
         patch(&site, json!({ "auto_standby": { "enabled": true, "idle_timeout": "3s" } })).await;
         let kept = site.until_state("box", "Standby").await;
         assert_eq!(word(&kept), "unknown");
@@ -159,7 +158,7 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
     });
 }
 
-/// `stead logs -f` of the daemon's own log.
+/// A running `stead logs -f` of the daemon's own log.
 struct Following {
     _program: Program,
     file: PathBuf,
@@ -181,7 +180,7 @@ impl Following {
     }
 }
 
-/// Leaves a daemon and a check.
+/// Crashes at each step. Leaves a daemon and a check.
 async fn crash_at_every_step(site: &mut Site) {
     let [(kind, begin), (_, end)] = OF_HEALTH;
     for edge in EDGES {
@@ -189,7 +188,7 @@ async fn crash_at_every_step(site: &mut Site) {
         site.stop().await;
         site.spawn(Some(&failpoint));
         site.answers().await;
-        // One that is begun can be ended.
+        // A check that has begun can be ended.
         let asked_at = site.get("box").await["health_status"]["last_checked_at"].clone();
         site.until("box", "asked", |seen| seen["health_status"]["last_checked_at"] != asked_at).await;
         let none = json!({ "health_check": { "type": "none" } });
@@ -242,7 +241,7 @@ fn a_check_by_a_program_in_the_guest_is_bounded_whatever_the_program_does() {
         assert!(stead(&site, &["update", "box", "--no-health"]).contains("Running"));
         let seen = site.get("box").await;
         assert_eq!((word(&seen), &seen["health_check"]), ("disabled", &Value::Null));
-        // What was asked is not left running in the guest.
+        // The program of a check is not left running in the guest.
         until("no program of a check", BOOT, async || {
             let programs = shell(&site, "ps").await;
             (!programs.contains("tail -f") && !programs.contains("yes")).then_some(())

@@ -1,5 +1,5 @@
-//! Ingresses on real VMs: requests from the host's side to programs in guests, standby and back by a
-//! request, crashes, and ports that somebody else has.
+//! Ingresses on real VMs: requests from the host's side to programs in guests, standby and restore by a request,
+//! crashes, and ports that are in use.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -18,7 +18,8 @@ use crate::namespace::in_namespace;
 use crate::site::{BOOT, LISTEN, MOMENT, Site, image};
 use crate::stage::until;
 
-/// A page; a program that goes on with another protocol; one that says a part of its answer and waits.
+/// Server with a page, a program that switches to another protocol, and a program that sends a part of its answer and
+/// waits.
 const SERVER: &str = r#"mkdir -p /www; echo here >/www/index.html; httpd -p 80 -h /www
     skip='while read -r line; do [ ${#line} -le 1 ] && break; done'
     echo "$skip; printf 'HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n'; exec cat" >/upgrade
@@ -26,9 +27,9 @@ const SERVER: &str = r#"mkdir -p /www; echo here >/www/index.html; httpd -p 80 -
     nc -ll -p 81 -e sh /upgrade & nc -ll -p 82 -e sh /part &
     echo serving; while true; do sleep 1000; done"#;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
-/// More than a door keeps first packets of.
+/// Number of connections that exceeds the first packets that a wake listener keeps.
 const CROWD: usize = 2 * KNOCKS_MAX;
-/// Longer than the idle timeout, and than any look at the table of connections takes.
+/// Time that is longer than the idle timeout and than any poll of the connection table.
 const LONG: Duration = Duration::from_secs(6);
 
 async fn serving(site: &Site, more: Value) -> String {
@@ -75,7 +76,7 @@ struct Asked {
     body: String,
 }
 
-/// One request to a port of this host; `None` when nobody is there.
+/// Sends one request to a port of this host. Returns `None` when no process listens there.
 async fn ask(port: u16, host: &str, more: &[(&str, &str)]) -> Option<Asked> {
     let client = Client::builder().timeout(BOOT).build().expect("a client");
     let mut request = client.get(format!("http://127.0.0.1:{port}/")).header("host", host);
@@ -98,7 +99,7 @@ async fn page(port: u16, host: &str) {
     assert_eq!((asked.status, asked.body.trim()), (200, "here"), "{host}:{port}");
 }
 
-/// A connection that goes on with the protocol `echo`.
+/// Opens a connection that switches to the protocol `echo`.
 async fn tunnel(port: u16, host: &str) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("open");
     let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
@@ -149,7 +150,7 @@ fn requests_reach_programs_in_a_vm_by_the_name_of_their_host() {
         assert_eq!(code(80, "10-185-0-1.vm.test", &[]).await.0, 404, "only instances are reached");
         let mut open = tunnel(8081, "up.test").await;
         echoes(&mut open, "through and back").await;
-        // The first part of an answer is there before the rest is made.
+        // The first part of an answer arrives before the rest is produced.
         let mut part = TcpStream::connect("127.0.0.1:8081").await.expect("open");
         part.write_all(b"GET / HTTP/1.1\r\nHost: part.test\r\n\r\n").await.expect("sent");
         let mut seen = String::new();
@@ -159,7 +160,7 @@ fn requests_reach_programs_in_a_vm_by_the_name_of_their_host() {
         }
         assert!(seen.starts_with("HTTP/1.1 200 OK"), "{seen}");
 
-        // What stands against another one.
+        // This rule conflicts with another one.
         let missing = rule("c.test", 80, "nobody", 80);
         assert_eq!(refused(&site, &[missing]).await, (400, "instance_not_found".to_owned()));
         let again = rule("{x}.vm.test", 80, "{x}", 80);
@@ -187,7 +188,7 @@ fn requests_reach_programs_in_a_vm_by_the_name_of_their_host() {
         assert_eq!(code(80, "e.test", &[]).await.0, 403);
         assert_eq!(ask(80, "e.test", &[("x-key", SECRET)]).await.expect("an answer").status, 200);
 
-        // An instance that is down or gone is told; the ingress stays.
+        // The answer reports that an instance is down or gone; the ingress stays.
         let stopped = site.request(Method::POST, "/instances/web/stop", None).await;
         assert_eq!(stopped.status, StatusCode::OK, "{stopped:?}");
         let asked = ask(80, "a.test", &[]).await.expect("an answer");
@@ -222,17 +223,17 @@ fn a_request_wakes_an_instance_in_standby_and_an_open_one_keeps_it_up() {
             let awake = site.until_state("web", "Running").await;
             assert_eq!(awake["power_by"], "traffic", "round {round}: {awake:#}");
         }
-        // A crowd is answered too: its first packets that are not kept are repeated.
+        // A large number of connections is answered too: first packets that are not kept are repeated.
         site.until_state("web", "Standby").await;
         join_all((0..CROWD).map(|_| page(80, "a.test"))).await;
-        // Something that goes on keeps it up, through the ingress as any other way.
+        // An open connection keeps the instance running, through the ingress as in any other way.
         let mut open = tunnel(80, "up.test").await;
         sleep(LONG).await;
         echoes(&mut open, "still").await;
         assert_eq!(site.get("web").await["state"], "Running");
         drop(open);
         site.until_state("web", "Standby").await;
-        // One that is not to be woken is told, at once.
+        // If the instance must not be woken, the client gets an error at once.
         let answer = site.request(Method::PATCH, "/instances/web", Some(policy(false))).await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         let asked = ask(80, "a.test", &[]).await.expect("an answer");
@@ -287,7 +288,7 @@ fn a_crash_at_any_step_is_healed_and_a_port_that_is_taken_is_told_and_used_when_
         site.start().await;
         let told = until_ingress(&site, "g", "told", |seen| seen.to_string().contains("PortInUse")).await;
         assert!(!is_ready(&told) && told.to_string().contains("port 80: in use"), "{told:#}");
-        // The other port is not held up by it, and the daemon is as well as ever.
+        // The other port is not delayed by it, and the daemon works as before.
         page(81, "a.test").await;
         assert_eq!(refused(&site, &[rule("b.test", 80, "web", 80)]).await, (409, "port_in_use".to_owned()));
         drop(stranger);

@@ -1,4 +1,4 @@
-//! The invariants over a real host and the real store, while no daemon runs.
+//! The invariants of a real host and the real store, while no daemon runs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,10 +22,10 @@ use stead_schemas::quantity::Bytes;
 use crate::namespace::bridge;
 use crate::site::Site;
 
-/// For a guest to be heard by the judge's own driver.
+/// Time limit for a guest's first message to the judge's own driver.
 const HEARD: Duration = Duration::from_secs(10);
 
-/// The real ports; the others are not read.
+/// The ports in one value, as a snapshot of the host needs them.
 #[derive(Clone)]
 struct Host {
     machines: Hypervisors,
@@ -110,7 +110,7 @@ fn tables(records: &Records) -> Vec<FirewallRules> {
         .collect()
 }
 
-/// What is broken now that the daemon has ended.
+/// Returns the violated invariants after the daemon has ended.
 async fn broken(site: &Site) -> Vec<String> {
     let records = records(site);
     let host = Host::of(site);
@@ -126,8 +126,8 @@ async fn broken(site: &Site) -> Vec<String> {
     }
 }
 
-/// Ends the daemon, when all it has to do is done, and leaves none running. It is started again as
-/// often as it takes: what it had not finished yet is not broken.
+/// Ends the daemon when all its work is done, and leaves none running. Starts it again as often as necessary:
+/// unfinished work is not a violation.
 pub(crate) async fn settles(site: &mut Site, after: &str) {
     let deadline = Instant::now() + crate::site::BOOT;
     loop {

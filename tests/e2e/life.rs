@@ -1,4 +1,4 @@
-//! From POST to nothing left, and what a VM reaches on the network.
+//! The life of an instance from POST until nothing is left, and the network access of its VM.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -20,7 +20,7 @@ fn after_a_deletion_and_the_daemons_end_only_the_declared_network_is_left() {
         assert_eq!(site.vmms().len(), 1);
         let address = seen["network"]["ip"].as_str().expect("an address").to_owned();
         site.delete("box").await;
-        // The answer came when everything of it was gone.
+        // The answer came when everything of the instance was gone.
         assert_eq!((site.taps(), site.vmms()), (0, Vec::new()));
         assert_eq!(site.instance_files(), [""; 0].map(std::path::PathBuf::from));
         assert_eq!(
@@ -38,7 +38,7 @@ fn after_a_deletion_and_the_daemons_end_only_the_declared_network_is_left() {
         assert_eq!((site.taps(), site.vmms()), (0, Vec::new()));
         assert_eq!(site.instance_files(), [""; 0].map(std::path::PathBuf::from));
         assert!(!site.shell("nft list ruleset").contains(&address), "no rule of it is left");
-        // The network is declared by the configuration, not by instances: it stays.
+        // The configuration declares the network, not an instance: it stays.
         assert!(site.shell("ip -br addr show $BRIDGE").contains(GATEWAY));
     });
 }
@@ -56,12 +56,12 @@ fn a_guest_reaches_its_host_and_not_its_neighbour() {
         site.create("server", &image("busybox"), json!({ "cmd": ["sh", "-c", serve] })).await;
         let server = site.until_state("server", "Running").await;
         let server = server["network"]["ip"].as_str().expect("an address").to_owned();
-        // What a neighbour shall not reach is there, as its host can tell.
+        // The server that a neighbour must not reach exists, as its host can tell.
         let said = crate::stage::until("the guest's server", MOMENT, async || fetch(&server)).await;
         assert!(said.contains("welcome"), "{said}");
 
         let listener = TcpListener::bind((GATEWAY, 8081)).expect("the bridge has its address");
-        // A service of the host that guests were not given.
+        // This is a service of the host that guests may not use.
         let _closed = TcpListener::bind(("0.0.0.0", 8082)).expect("the port is free");
         let ask = format!(
             "ping -c 1 -W 5 {GATEWAY} >/dev/null && echo ping-host-yes || echo ping-host-no
@@ -94,12 +94,12 @@ fn a_guest_reaches_its_host_and_not_its_neighbour() {
             "tcp-neighbour-no",
             "search a.test b.test",
             "options ndots:2",
-            // The uplink's.
+            // This is the uplink's MTU.
             "mtu 1400",
         ] {
             assert!(console.contains(answer), "{answer}:\n{console}");
         }
-        // Whatever the daemon and its VMMs made is the daemon's alone; the kernel's copy is the test's.
+        // All files of the daemon and its VMMs belong to the daemon alone; the kernel's copy is the test's.
         let run_dir = site.run_dir().display().to_string();
         let open = format!("find $DATA {run_dir} -path '*/kernel' -prune -o ! -type l -perm /077 -print");
         let open = site.shell(&open);
@@ -122,7 +122,8 @@ fn fetch(address: &str) -> Option<String> {
     Some(text)
 }
 
-/// A route of the host stands against the subnet: whoever waits is told which, and goes on when it is gone.
+/// Checks that a host route that conflicts with the subnet is named in the conditions of waiting instances, which
+/// continue when it is gone.
 #[test]
 fn a_route_that_overlaps_the_subnet_is_named_by_the_instances_that_wait_for_it() {
     in_namespace(async || {

@@ -1,4 +1,4 @@
-//! The port `Machines` on real QEMU: boot, configuration, exits, death, adoption.
+//! The port `Machines` on real QEMU: boot, configuration, exits, death, reattachment.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use crate::stage::{Stage, busybox_root, kernel_dir, overlay, run, uid, until};
 const BOOT: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_secs(15);
 
-/// Everything that VMs are launched from, without a daemon.
+/// The files that VMs are launched from, without a daemon.
 pub(crate) struct Bench {
     pub(crate) hypervisor: Hypervisor,
     stage: Stage,
@@ -56,7 +56,7 @@ impl Bench {
         self.stage.path("disks").join(owner.as_str())
     }
 
-    /// A driver as a daemon makes it; a second one stands for the daemon after a restart.
+    /// Creates a driver as a daemon does. A second one represents the daemon after a restart.
     pub(crate) fn driver(&self) -> Hypervisors {
         let boot_files = BootFiles::new(kernel_dir(), self.stage.path("cache"));
         let (rootfs, disks) = (self.rootfs.clone(), self.stage.path("disks"));
@@ -82,7 +82,7 @@ impl Bench {
         self.plan_with_disk(owner)
     }
 
-    /// Makes the plan of a VM whose disk is there.
+    /// Makes the plan of a VM whose disk exists.
     pub(crate) fn plan_with_disk(&self, owner: &Uid) -> LaunchPlan {
         LaunchPlan {
             owner: owner.clone(),
@@ -107,14 +107,14 @@ impl Bench {
 }
 
 impl Drop for Bench {
-    /// A test that failed half way leaves no VM: these run in no namespace of their own.
+    /// Ends the VMs that a failed test left: these tests have no namespace of their own.
     fn drop(&mut self) {
         let entries = std::fs::read_dir(self.stage.path("run").join("vm")).into_iter().flatten().flatten();
         for record in entries.filter_map(|entry| std::fs::read(entry.path().join("machine.json")).ok()) {
             let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
             let pid = record["identity"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
             if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
-                // Gone already, in the ordinary case.
+                // In the ordinary case the process is already gone.
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
         }
@@ -150,7 +150,7 @@ async fn until_phase(driver: &Hypervisors, owner: &Uid, phase: GuestPhase) -> Ma
     .await
 }
 
-/// Boots and configures; the machine when its program runs or has ended.
+/// Boots and configures a VM. Returns the machine when its program runs or has ended.
 async fn boot(
     bench: &Bench,
     driver: &Hypervisors,
@@ -188,7 +188,7 @@ async fn an_exit_is_told(bench: &Bench) {
     let exit = exited.guest.exit.expect("told with the phase");
     assert_eq!((exit.code, exit.message.as_str()), (Some(7), "exited with code 7"));
     assert!(bench.console(&owner).contains("hello from box as 0 in /"), "{}", bench.console(&owner));
-    // A daemon that comes later hears of it too.
+    // A later daemon gets the report too.
     drop(driver);
     let driver = bench.driver();
     let again = until_phase(&driver, &owner, GuestPhase::Exited).await;
@@ -259,7 +259,7 @@ async fn a_console_that_never_stops_stays_bounded_and_loses_no_line_in_between()
     let log = Hypervisors::console_log(&bench.stage.path("data"), &owner);
     let older = log.with_file_name("app.log.1");
     let text = [&older, &log].map(|path| std::fs::read_to_string(path).expect("both are there")).concat();
-    // The first line lost its head with what was let go: a rotation falls anywhere in a line.
+    // The first line is incomplete, because a rotation falls anywhere in a line.
     let numbers: Vec<u32> = text.lines().skip(1).filter_map(|line| line.trim().parse().ok()).collect();
     assert_eq!(numbers.last(), Some(&last));
     let torn = numbers.windows(2).find(|pair| pair[1] != pair[0] + 1);
@@ -271,7 +271,7 @@ async fn a_console_that_never_stops_stays_bounded_and_loses_no_line_in_between()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_daemon_a_console_grows_to_its_disks_size_and_is_rotated_by_the_next() {
-    // What the board is makes no difference here; the test before this one has the other.
+    // The machine type makes no difference here; the test before this one uses the other.
     let bench = Bench::on(Hypervisor::QemuMicrovm);
     let (driver, owner) = (bench.driver(), uid(6));
     let plan = bench.plan(&owner);
@@ -290,7 +290,7 @@ async fn without_a_daemon_a_console_grows_to_its_disks_size_and_is_rotated_by_th
     let length = || std::fs::metadata(&log).map_or(0, |meta| meta.len());
     until("the limit", BOOT, async || (length() >= size).then_some(())).await;
     assert_eq!(length(), size);
-    // The guest goes on, and is heard again.
+    // The guest continues, and its messages are received again.
     let driver = bench.driver();
     let again = until_phase(&driver, &owner, GuestPhase::Ready).await;
     assert_eq!((again.pid, again.vmm), (running.pid, VmmState::Running));

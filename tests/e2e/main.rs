@@ -1,5 +1,4 @@
-//! Real VMs and real daemons: each test boots one or two VMs, looks at them from outside, and leaves
-//! nothing.
+//! Real VMs and real daemons: each test boots one or two VMs, observes them from outside, and leaves nothing.
 
 #![cfg(test)]
 

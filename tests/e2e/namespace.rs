@@ -1,7 +1,8 @@
-//! A host of its own for each test with a daemon: the test binary runs itself again in fresh
-//! network, mount and process namespaces.
+//! A separate host for each test with a daemon: the test binary runs itself again in new network, mount and process
+//! namespaces.
 //!
-//! Guarantees: two such tests at a time on this machine, or one that wants to be alone; whatever a test leaves, processes and links alike, ends with its namespaces, also when it fails.
+//! Guarantees: at most two such tests run at a time on this machine, or one that must be alone. Everything that a
+//! test leaves, processes and links alike, ends with its namespaces, also when it fails.
 
 use std::env;
 use std::fs::{self, File};
@@ -13,19 +14,19 @@ use rustix::fs::{FlockOperation, flock};
 
 const INSIDE: &str = "STEAD_E2E_INSIDE";
 
-/// The first process of the namespace. It mounts the view of devices that belongs to this network,
-/// with the control groups in their place, and collects orphans, which a test would not.
+/// Script of the first process in the namespace. It mounts the view of devices that belongs to this network, with the
+/// control groups in their place, and reaps orphans, which a test would not do.
 const FIRST: &str = "set -e; ip link set lo up; echo 0 > /proc/sys/net/ipv4/ip_forward; kept=$(mktemp -d)
     mount --rbind /sys/fs/cgroup $kept; mount -t sysfs sysfs /sys; mount --move $kept /sys/fs/cgroup
     rmdir $kept; set +e; \"$0\" \"$@\"; exit $?";
 
-/// How many tests with real VMs there are at a time, of other runs of the tests too: each boot is bound by
-/// one processor, and no machine that runs these has fewer than two.
+/// Lock files of the permits for tests with real VMs, shared by all test runs on this machine. Each boot is bound by
+/// one processor, and no machine that runs these tests has fewer than two.
 const PLACES: [&str; 2] = ["stead-e2e-0.lock", "stead-e2e-1.lock"];
-/// Between two looks for a free place; a test takes seconds.
+/// Time between two polls for a free permit. A test takes seconds.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Places on this machine, and which is the first of them.
+/// The permits that a test holds, and the index of the first one.
 #[derive(Debug)]
 pub(crate) struct Turn {
     place: usize,
@@ -37,9 +38,9 @@ fn lock_file(place: usize) -> File {
     File::options().create(true).append(true).open(path).expect("the lock file opens")
 }
 
-/// Waits for a place among all tests with real VMs.
+/// Waits for a permit among all tests with real VMs.
 pub(crate) fn turn() -> Turn {
-    // Whoever runs inside has the place of its outside.
+    // A test inside its namespaces has the permit of its outer process.
     if let Some(place) = inside() {
         return Turn { place, _locks: Vec::new() };
     }
@@ -55,7 +56,7 @@ pub(crate) fn turn() -> Turn {
     }
 }
 
-/// Waits for all places.
+/// Waits for all permits.
 fn turn_alone() -> Turn {
     let files: Vec<File> = (0..PLACES.len()).map(lock_file).collect();
     for file in &files {
@@ -64,12 +65,12 @@ fn turn_alone() -> Turn {
     Turn { place: 0, _locks: files }
 }
 
-/// The place of a test that runs in its namespaces.
+/// Returns the permit of a test that runs in its namespaces.
 fn inside() -> Option<usize> {
     env::var(INSIDE).ok().map(|place| place.parse().expect("a number"))
 }
 
-/// The bridge of a test's daemon. What a daemon makes outside of namespaces is called by it too.
+/// Returns the bridge of a test's daemon. Objects that a daemon creates outside of namespaces are named after it too.
 pub(crate) fn bridge() -> &'static str {
     bridge_of(inside().unwrap_or(0))
 }
@@ -78,12 +79,12 @@ fn bridge_of(place: usize) -> &'static str {
     ["ste2e0", "ste2e1"][place]
 }
 
-/// Runs the calling test's body inside; the test is found by the name of its closure.
+/// Runs the calling test's body inside namespaces. The test is found by the name of its closure.
 pub(crate) fn in_namespace<F: AsyncFnOnce()>(body: F) {
     run(body, turn);
 }
 
-/// Likewise, with no other beside it: for a test that measures times, or what things cost.
+/// Runs the body inside namespaces, with no other test beside it: for tests that measure times or costs.
 pub(crate) fn in_namespace_alone<F: AsyncFnOnce()>(body: F) {
     run(body, turn_alone);
 }
@@ -121,17 +122,17 @@ fn run<F: AsyncFnOnce()>(body: F, turn: fn() -> Turn) {
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success(), "{name} failed inside its namespace:\n{said}");
     assert!(said.contains("1 passed"), "{name} did not run inside its namespace:\n{said}");
-    // So that it can be seen by whoever asks the runner for it.
+    // The output is printed, so that the test runner can show it on request.
     std::io::Write::write_all(&mut std::io::stdout(), said.as_bytes()).expect("it is read");
 }
 
-/// Control groups are outside of namespaces; those of a test are empty once its processes ended.
+/// Removes control groups, which are outside of namespaces. Those of a test are empty once its processes ended.
 fn remove_groups(bridge: &str) {
     for root in ["", "memory", "cpu", "pids"] {
         let parent = Path::new("/sys/fs/cgroup").join(root).join(format!("stead-{bridge}"));
         let groups = fs::read_dir(&parent).into_iter().flatten().flatten().map(|entry| entry.path());
         for group in groups.filter(|path| path.is_dir()).chain([parent.clone()]) {
-            // One that is not there, or not empty yet, is not worth a failure.
+            // A group that is absent, or not empty yet, is not worth a failure.
             let _ = fs::remove_dir(group);
         }
     }

@@ -1,5 +1,5 @@
-//! Who answers for which address, on the host's side and on the guest's, after a restore and a fork:
-//! nobody waits for an old answer to be forgotten.
+//! ARP entries on the host's side and on the guest's, after a restore and a fork: no client waits for an outdated
+//! entry to expire.
 
 use std::time::Duration;
 
@@ -17,12 +17,12 @@ use crate::stage::{run, until};
 
 const SERVER: &str = "mkdir -p /www; echo here >/www/index.html; httpd -p 80 -h /www; echo serving; \
                       while true; do sleep 1000; done";
-/// Before a client repeats its first packet.
+/// Time after which a client repeats its first packet.
 const FIRST_TRY: Duration = Duration::from_millis(990);
-/// A busy machine may hold up one of them.
+/// Number of rounds. A busy machine may delay one of them.
 const ROUNDS: usize = 3;
 
-/// What the host knows an instance by.
+/// The addresses by which the host knows an instance.
 struct Known {
     ip: String,
     mac: String,
@@ -38,7 +38,7 @@ async fn known(site: &Site, name: &str) -> Known {
     Known { ip: text(&network["ip"]), mac: text(&network["mac"]), tap: text(&record["tap"]) }
 }
 
-/// The page, whose connection was made by the first packet.
+/// Returns `true` if the page is served on a connection made by its first packet.
 async fn is_served_at_once(ip: &str) -> bool {
     let Ok(Ok(mut stream)) = timeout(FIRST_TRY, TcpStream::connect((ip, 80))).await else { return false };
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("written");
@@ -48,7 +48,7 @@ async fn is_served_at_once(ip: &str) -> bool {
     true
 }
 
-/// The host's tables, and the guest's, say what is so.
+/// Checks that the tables of the host and of the guest are right.
 async fn is_known_right(site: &Site, name: &str) {
     let Known { ip, mac, tap } = known(site, name).await;
     let neighbour = run("ip", &["neigh", "show", &ip, "dev", bridge()]);
@@ -87,7 +87,7 @@ fn the_first_packet_after_a_restore_and_to_a_fork_arrives_and_every_table_has_th
         for round in 0..ROUNDS {
             post(&site, "/instances/box/standby", None).await;
             if round == ROUNDS - 1 {
-                // The host forgot it meanwhile, and the bridge its place.
+                // Meanwhile the host forgot the entry, and the bridge its port.
                 until("no TAP", MOMENT, async || (site.taps() == 0).then_some(())).await;
                 run("ip", &["neigh", "flush", "dev", bridge()]);
             }
@@ -108,11 +108,11 @@ fn the_first_packet_after_a_restore_and_to_a_fork_arrives_and_every_table_has_th
             is_known_right(&site, &name).await;
         }
         assert!(in_time > 0, "no first packet to a fork was answered");
-        // None of them took the source's place on its way.
+        // None of the forks took over the source's address.
         assert!(is_served_at_once(&ip).await || is_served_at_once(&ip).await);
         is_known_right(&site, "box").await;
 
-        // One that has the address of another that is gone is not taken for it.
+        // An instance with the address of a deleted one is not taken for it.
         let gone = known(&site, "fork-0").await;
         let forced = site.request(Method::DELETE, "/instances/fork-0?graceful_shutdown=false", None).await;
         assert_eq!(forced.status, StatusCode::NO_CONTENT, "{forced:?}");

@@ -1,6 +1,5 @@
-//! What images of the world ask for and ours do not: a program of its own user that opens its outputs by
-//! name, paths that are links, a relative working directory, a stop signal of systemd's; and a guest that
-//! was halted from inside.
+//! Requirements of public images that ours lack: a program with its own user that opens its outputs by name, paths
+//! that are links, a relative working directory, a stop signal of systemd; and a guest that was halted from inside.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -18,7 +17,7 @@ const PROGRAM: &str = "echo by name >/dev/stdout && echo and that >/dev/stderr; 
                        nc -l -p 80 -e true & sleep 1; kill -0 $! && echo at a low port; \
                        echo ready; while true; do sleep 0.2; done";
 
-/// Copies one file out.
+/// Copies one file out of the guest.
 async fn copied(site: &Site, path: &str) -> Vec<u8> {
     let mut socket = Socket::cp(site, "odd", &json!({ "direction": "from", "guest_path": path })).await;
     let mut bytes = Vec::new();
@@ -64,24 +63,24 @@ fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
             assert!(console.contains(said), "{said}: {console}");
         }
         assert!(!console.contains("[stead]"), "{console}");
-        // Its VMM has nothing of the daemon's environment, and leaves no image of the guest's memory.
+        // The VMM has nothing of the daemon's environment, and leaves no dump of the guest's memory.
         let pid = site.get("odd").await["vmm_pid"].to_string();
         assert_eq!(fs::read_to_string(format!("/proc/{pid}/environ")).expect("it lives"), "");
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("it lives");
         let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("one of them");
         assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
-        // Links lead to where the image means.
+        // Links lead to the paths that the image means.
         let seen = "grep -c ' /srv/real ext4 ' /proc/mounts; cd /tmp && pwd -P";
         let (said, _) = run(&site, "odd", json!({ "command": ["sh", "-c", seen], "user": "0" }), b"").await;
         assert_eq!(String::from_utf8_lossy(&said), "1\n/var/nowhere/tmp\n");
-        // One that is asked to say so by another user has an output that he may open.
+        // Another user can open the output of a program that runs as this user.
         assert_eq!(shell(&site, "odd", "echo mine >/dev/stdout").await, "mine");
-        // Devices of programs that make interfaces and file systems of their own.
+        // These are devices of programs that create their own interfaces and file systems.
         assert_eq!(shell(&site, "odd", ": <>/dev/net/tun && : <>/dev/fuse && echo open").await, "open");
-        // A file that the kernel makes up has what is in it, though it says that it is empty.
+        // A file that the kernel generates has contents, although its length is reported as zero.
         let processors = String::from_utf8(copied(&site, "/proc/cpuinfo").await).expect("text");
         assert!(processors.contains("processor"), "{processors}");
-        // A client that sends all before it reads has the words of a refusal all the same.
+        // A client that sends everything before it reads still gets the message of a refusal.
         let relative = json!({ "direction": "to", "guest_path": "no/slash" });
         let mut socket = Socket::cp(&site, "odd", &relative).await;
         for _ in 0..256 {
@@ -92,7 +91,7 @@ fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
             Said::Json(error) => assert!(error.to_string().contains("absolute"), "{error}"),
             other => panic!("{other:?}"),
         }
-        // The signal of the image, not the usual one; and the last words stand on a line of their own.
+        // The stop signal is the image's own, and the last line of the output is complete.
         let stopped = site.request(Method::POST, "/instances/odd/stop", None).await;
         assert_eq!(stopped.body["exit_code"], 9, "{stopped:?}\n{}", site.console(&id));
         assert!(site.console(&id).ends_with("caught\ncut"), "{}", site.console(&id));
@@ -100,7 +99,7 @@ fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
         site.request(Method::POST, "/instances/odd/start", Some(start)).await;
         site.until_console(&id, "cut\nnext").await;
         site.until_state("odd", "Running").await;
-        // Halted from inside: nothing says so but its silence.
+        // The guest is halted from inside, which only its silence shows.
         let request = json!({ "command": ["/bin/busybox", "halt", "-f"], "user": "0", "timeout": 1 });
         let mut halt = Socket::exec(&site, "odd", &request).await;
         let is_told = |seen: &serde_json::Value| {
@@ -108,7 +107,7 @@ fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
             let mut ready = conditions.filter(|one| one["type"] == "Ready" && one["status"] == "False");
             ready.any(|one| one["reason"] == "AgentUnreachable")
         };
-        // What waits for it ends, and what is asked of it is refused at once.
+        // Waiting requests end, and new requests are refused at once.
         let (_, end) = halt.finish().await;
         assert_eq!(end["error"], "the guest did not end the program in its time");
         site.until("odd", "unreachable", is_told).await;

@@ -1,4 +1,4 @@
-//! What happens to an instance by itself, on real VMs: restarts, expiry, phases.
+//! Automatic actions on an instance, on real VMs: restarts, expiry, phases.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ fn a_program_that_fails_is_started_again_as_often_as_its_policy_says_and_over_cr
         let policy = json!({ "policy": "on_failure", "backoff": "500ms", "max_attempts": 2 });
         let body = json!({ "cmd": ["sh", "-c", script], "restart_policy": policy });
         let id = site.create("box", &image("busybox"), body).await;
-        // The daemon dies in the delay before a restart; the next one goes on with it.
+        // The daemon dies in the delay before a restart, and the next one continues with it.
         let waiting = |seen: &Value| attempts(seen) == 1 && seen["exit_code"] == 3;
         site.until("box", "waiting for its restart", waiting).await;
         site.kill().await;
@@ -36,7 +36,7 @@ fn a_program_that_fails_is_started_again_as_often_as_its_policy_says_and_over_cr
             "the disk is kept over restarts: {}",
             site.console(&id)
         );
-        // A policy that allows more is taken, and a start begins anew.
+        // A policy that allows more takes effect, and a start begins anew.
         let path = format!("/instances/{id}");
         let slow = json!({ "restart_policy": { "policy": "always", "backoff": "2m" } });
         let patched = site.request(Method::PATCH, &path, Some(slow)).await;
@@ -50,7 +50,7 @@ fn a_program_that_fails_is_started_again_as_often_as_its_policy_says_and_over_cr
         };
         let seen = site.until("box", "delayed", delayed).await;
         assert_eq!((attempts(&seen), &seen["state"]), (1, &json!("Stopped")), "{seen:#}");
-        // A stop by hand holds, although nothing runs at that moment.
+        // A manual stop holds, although nothing runs at that moment.
         let stopped = site.request(Method::POST, &format!("{path}/stop"), None).await;
         assert_eq!(stopped.status, StatusCode::OK, "{stopped:?}");
         let manual = |seen: &Value| seen["restart_status"]["blocked_reason"] == "manual_stop";
@@ -89,7 +89,7 @@ fn an_instance_ends_with_its_time_even_when_no_daemon_looked() {
         assert_eq!((off.status, &off.body["expires_at"]), (StatusCode::OK, &Value::Null));
         let soon = site.request(Method::PATCH, &path, Some(json!({ "ttl": "2s" }))).await;
         assert!(soon.body["expires_at"].is_string(), "{soon:?}");
-        // Its time is over while nobody looks.
+        // The instance's time ends while no daemon runs.
         site.kill().await;
         until("the end of its time", BOOT, async || {
             let at: jiff::Timestamp = soon.body["expires_at"].as_str()?.parse().ok()?;
@@ -103,7 +103,7 @@ fn an_instance_ends_with_its_time_even_when_no_daemon_looked() {
             (answer.status == StatusCode::NOT_FOUND).then_some(())
         })
         .await;
-        // And by the timer of a daemon that runs.
+        // The timer of a running daemon ends it as well.
         let short = json!({ "cmd": ["sleep", "10000"], "ttl": "5s" });
         let id = site.create("short", &image("busybox"), short).await;
         let seen = site.get("short").await;

@@ -1,7 +1,7 @@
-//! Power that is lost under a whole daemon, in a storm of requests and in its starts: what clients were told is there,
-//! and the daemon starts.
+//! Power loss under a whole daemon, in a storm of requests and in its starts: acknowledged changes are there, and the
+//! daemon starts.
 //!
-//! `STEAD_TEST_ROUNDS` sets the number of losses of each kind; `make test` plays few.
+//! `STEAD_TEST_ROUNDS` sets the number of losses of each kind; `make test` runs few.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,26 +20,26 @@ use crate::stage::{run, until};
 
 const ROUNDS: u64 = 4;
 const DISK_MEBIBYTES: u64 = 512;
-/// Clients at once.
+/// Number of simultaneous clients.
 const CLIENTS: u64 = 3;
 
 fn rounds() -> u64 {
     std::env::var("STEAD_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
 }
 
-/// Numbers that differ from round to round and are the same in every run.
+/// Returns numbers that differ from round to round and are the same in every run.
 fn scatter(round: u64) -> u64 {
     round.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32
 }
 
-/// What one client was told of its objects: by path, whether each is there. One that was asked for without an answer
-/// is in neither state.
+/// The acknowledged state of one client's objects: by path, `true` if the object exists. A change that was requested
+/// without an answer is `None`.
 #[derive(Debug, Default)]
 struct Told(BTreeMap<String, Option<bool>>);
 
 impl Told {
-    /// Asks for a change; gives the answer if it was the expected one. Others are none: without its disk the daemon
-    /// may refuse everything, but not acknowledge.
+    /// Requests a change. Returns `true` if the answer was the expected one. Other answers do not count: without its
+    /// disk the daemon may refuse everything, but not acknowledge.
     async fn ask(&mut self, site: &Site, method: Method, path: &str, of: &str, body: Value) -> bool {
         let is_deletion = method == Method::DELETE;
         self.0.insert(of.to_owned(), None);
@@ -53,7 +53,7 @@ impl Told {
     }
 }
 
-/// Makes and deletes objects until the power is gone.
+/// Creates and deletes objects until the power is gone.
 async fn client(site: &Site, name: &str, count: u64) -> Told {
     let mut told = Told::default();
     for n in 0..count {
@@ -83,10 +83,10 @@ async fn power_returns(site: &mut Site, disk: &LoopDisk) {
     disk.mount();
 }
 
-/// Everything that was acknowledged is as it was told.
+/// Checks that all acknowledged changes are there.
 async fn nothing_is_lost(site: &Site, told: &BTreeMap<String, Option<bool>>, round: u64) {
     for (path, state) in told.iter().filter_map(|(path, state)| Some((path, (*state)?))) {
-        // What was deleted may be on its way out still.
+        // Deleted objects may still be on their way out.
         until("an answer", MOMENT, async || {
             let status = site.request(Method::GET, path, None).await.status;
             assert!(!state || status == StatusCode::OK, "round {round}: {path} was acknowledged: {status}");
@@ -95,7 +95,7 @@ async fn nothing_is_lost(site: &Site, told: &BTreeMap<String, Option<bool>>, rou
         .await;
     }
     let log = fs::read_to_string(site.log_file()).expect("a log");
-    // A thread of sled that closes a database on a disk that is gone may panic, which harms nobody.
+    // A thread of sled that closes a database on a failed disk may panic, which does no harm.
     let is_bad = |line: &&str| {
         ["unreadable", "panicked at src", "panicked at controllers"].iter().any(|word| line.contains(word))
     };
@@ -103,8 +103,8 @@ async fn nothing_is_lost(site: &Site, told: &BTreeMap<String, Option<bool>>, rou
     assert!(bad.is_empty(), "round {round}: {bad:#?}");
 }
 
-/// A site whose data directory is on a disk of its own, and which has one image and one instance that waits for a
-/// guest kernel.
+/// Creates a site whose data directory is on its own disk, with one image and one instance that waits for a guest
+/// kernel.
 async fn scene() -> (Site, LoopDisk) {
     let mut site = Site::new().await;
     site.kernel_dir = site.scratch("no-kernel");
@@ -121,7 +121,7 @@ async fn scene() -> (Site, LoopDisk) {
     (site, disk)
 }
 
-/// Removes what a round made, so that hundreds have room.
+/// Removes the objects of a round, so that hundreds of rounds have room.
 async fn clear(site: &Site, told: &BTreeMap<String, Option<bool>>) {
     for path in told.keys() {
         until("a deletion", MOMENT, async || {
@@ -143,10 +143,10 @@ fn a_loss_of_power_in_a_storm_of_requests_loses_nothing_that_was_acknowledged() 
                 async move { client(site, &name, 12).await }
             });
             let cut = async {
-                // The moment of the loss is what differs from round to round; nothing is waited for.
+                // The moment of the loss differs from round to round, and nothing is waited for.
                 tokio::time::sleep(Duration::from_millis(scatter(round) % 600)).await;
                 disk.cut_power();
-                // What is answered now, after the loss, counts as well; then nobody answers any more.
+                // Answers after the loss count as well; then the daemon no longer answers.
                 tokio::time::sleep(Duration::from_millis(scatter(round) % 50)).await;
                 site.shell(&format!("kill -9 {}", site.daemon_pid()));
             };
@@ -191,7 +191,7 @@ fn a_loss_of_power_in_a_start_leaves_a_daemon_that_starts() {
             power_returns(&mut site, &disk).await;
             site.start().await;
             nothing_is_lost(&site, &told, round).await;
-            // What this daemon acknowledges is there after the next loss.
+            // Changes that this daemon acknowledges are there after the next loss.
             clear(&site, &told.split_off(&format!("/volumes/s{}", round.saturating_sub(3)))).await;
             told.extend(client(&site, &format!("s{round}"), 3).await.0);
         }

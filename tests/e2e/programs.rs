@@ -1,4 +1,4 @@
-//! Images become programs: what an image and an instance say of the program is what runs.
+//! Images become programs: the configuration of the image and of the instance determines what runs.
 
 use std::fs;
 
@@ -10,12 +10,12 @@ use crate::namespace::in_namespace;
 use crate::site::{Site, image};
 use crate::stage::run;
 
-/// The instance after its program ended.
+/// Returns the instance after its program ended.
 async fn ended(site: &Site, name: &str) -> Value {
     site.until(name, "ended", |seen| seen["state"] == "Stopped" && !seen["exit_message"].is_null()).await
 }
 
-/// A new image of the site's layout, made of another one, with a configuration.
+/// Adds an image to the site's layout, made from another one, with a configuration.
 fn configured(site: &Site, name: &str, from: &str, config: &[&str]) {
     let layout = site.layout();
     let (from, to) = (format!("{layout}:{from}"), format!("{layout}:{name}"));
@@ -56,7 +56,7 @@ fn entrypoint_command_environment_user_and_directory_are_those_of_image_and_inst
         );
         let said = "from-image hello instance 65534:65534 /tmp one";
         assert!(site.console(&id).contains(said), "{}", site.console(&id));
-        // A command replaces the image's command and keeps its entrypoint, as Docker has it.
+        // A command replaces the image's command and keeps its entrypoint, as in Docker.
         let path = format!("/instances/{id}/start");
         site.request(Method::POST, &path, Some(json!({ "cmd": ["sh", "from-instance"] }))).await;
         site.until_console(&id, "from-instance hello instance 65534:65534 /tmp one").await;
@@ -67,7 +67,7 @@ fn entrypoint_command_environment_user_and_directory_are_those_of_image_and_inst
         site.until_console(&id, "only this").await;
         let seen = ended(&site, "one").await;
         assert_eq!((&seen["exit_code"], &seen["exit_message"]), (&json!(0), &json!("exited with code 0")));
-        // What cannot start says so where the client looks.
+        // A program that cannot start is reported where the client sees it.
         let body = json!({ "entrypoint": ["/no/such/program"] });
         site.request(Method::POST, &path, Some(body)).await;
         let seen = ended(&site, "one").await;
@@ -102,7 +102,7 @@ fn an_image_of_one_static_program_and_nothing_else_runs() {
 fn what_a_program_wrote_before_its_end_is_there_at_the_next_start() {
     in_namespace(async || {
         let site = Site::running().await;
-        // Longer than any grace after the start; nothing in the guest writes back that soon.
+        // The program runs longer than any grace after the start. The guest does not write back by itself that soon.
         let body = json!({ "cmd": ["sh", "-c", "sleep 12; echo precious > /root/kept; exit 0"] });
         let id = site.create("one", &image("busybox"), body).await;
         ended(&site, "one").await;
@@ -116,7 +116,7 @@ fn what_a_program_wrote_before_its_end_is_there_at_the_next_start() {
 
 #[test]
 fn a_debian_root_runs_its_own_programs() {
-    // Before the namespace, which has no way out.
+    // This runs before the namespace, which has no way out.
     debian::layout();
     in_namespace(async || {
         let site = Site::running().await;

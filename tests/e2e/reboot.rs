@@ -1,5 +1,5 @@
-//! A reboot of the host: whatever was not on a disk is gone, and what was wished is there again. For a
-//! schedule it is a time without a daemon: `schedules.rs`.
+//! A reboot of the host: everything that was not on a disk is gone, and the desired state is restored. For a schedule
+//! it is a time without a daemon: `schedules.rs`.
 
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -15,7 +15,7 @@ use crate::socket::shell;
 use crate::stage::until;
 use crate::standby::counted;
 
-/// A page, and a number that is only in memory.
+/// Server with a page, and a number that is only in memory.
 const SERVER: &str = "mkdir -p /www; echo here >/www/index.html; httpd -p 80 -h /www; echo serving; \
                       i=0; while true; do i=$((i+1)); echo count $i.; sleep 0.2 || sleep 1; done";
 const POOL: u32 = 2;
@@ -36,7 +36,7 @@ fn after_a_reboot_a_standby_wakes_with_its_memory_and_a_pool_is_filled_again() {
         let body = json!({ "size": "128MB", "cmd": ["sh", "-c", SERVER], "auto_standby": policy });
         let id = site.create("box", &image("busybox"), body).await;
         site.until_console(&id, "serving").await;
-        // The line may be there before the daemon has heard that the program runs.
+        // The line may appear before the daemon is notified that the program runs.
         site.until_state("box", "Running").await;
         let kept = json!({ "kind": "Standby", "name": "before", "pool_size": POOL });
         let kept = site.request(Method::POST, "/instances/box/snapshots", Some(kept)).await;
@@ -51,19 +51,19 @@ fn after_a_reboot_a_standby_wakes_with_its_memory_and_a_pool_is_filled_again() {
         site.reboot().await;
         site.start().await;
 
-        // As it was, and nothing ran for it meanwhile.
+        // The instance is as before, and nothing ran for it meanwhile.
         let seen = site.until_state("box", "Standby").await;
         assert_eq!(
             (&seen["has_snapshot"], &seen["started_at"], &seen["network"]),
             (&json!(true), &asleep.body["started_at"], &asleep.body["network"]),
             "{seen:#}"
         );
-        // What is told of the pool is what was so, until its members have been looked at.
+        // The reported state of the pool is the old one, until its pooled instances have been observed.
         until("the pool's VMMs", BOOT, async || (site.vmms().len() == before.len()).then_some(())).await;
         pool(&site, &snapshot, POOL).await;
         assert_eq!(site.vmms().len(), before.len(), "the pool's and no others");
 
-        // Woken by the first that connects, it goes on in the midst of what it did.
+        // The first connection wakes it, and it continues where it was.
         until("the page", BOOT, async || page(&ip).await.filter(|page| page.contains("here"))).await;
         let awake = site.until_state("box", "Running").await;
         assert_eq!((&awake["power_by"], &awake["has_snapshot"]), (&json!("traffic"), &json!(false)));
@@ -74,7 +74,7 @@ fn after_a_reboot_a_standby_wakes_with_its_memory_and_a_pool_is_filled_again() {
         let all = counted(&site.console(&id));
         assert_eq!(all, (1..=all.len() as u64).collect::<Vec<_>>(), "no number is lost or said twice");
 
-        // The pool's members are as good as those before.
+        // The pooled instances are as usable as before.
         let held = site.vmms();
         let path = format!("/snapshots/{snapshot}/fork");
         let fork = site.request(Method::POST, &path, Some(json!({ "name": "fork" }))).await;

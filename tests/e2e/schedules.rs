@@ -1,5 +1,5 @@
-//! A snapshot schedule of a real VM: a run that no daemon was there for, crashes at every step, and
-//! nobody else's snapshots touched.
+//! A snapshot schedule of a real VM: a run that was due without a daemon, crashes at every step, and foreign
+//! snapshots untouched.
 
 use std::process::Command;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::site::{BOOT, LISTEN, Site, image};
 use crate::stage::until;
 
 const PATH: &str = "/instances/box/snapshot-schedule";
-/// The shortest interval and the most that a run is off it.
+/// Time that covers the shortest interval and the largest deviation of a run from it.
 const RUN: Duration = Duration::from_secs(70);
 
 async fn schedule(site: &Site) -> Value {
@@ -33,7 +33,7 @@ fn time(value: &Value) -> Timestamp {
     value.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{value} is no time"))
 }
 
-/// A daemon dies of its own at the step, and is started again without one.
+/// Starts a daemon that dies at the step's failpoint, and then another without a failpoint.
 async fn dies_at(site: &mut Site, step: (&str, &str), edge: &str) {
     let failpoint = format!("{}/{}/{edge}", step.0, step.1);
     site.spawn(Some(&failpoint));
@@ -84,7 +84,7 @@ fn a_schedule_catches_up_with_a_missed_run_over_crashes_and_deletes_only_its_own
         assert!(own[0]["name"].as_str().is_some_and(|name| name.starts_with("nightly-20")), "{own:?}");
         assert_eq!(site.get("box").await["state"], "Running");
 
-        // It keeps less: the one it took goes, the one of hand stays.
+        // The schedule keeps fewer: the snapshot it took is removed, the manual snapshot is kept.
         site.stop().await;
         for (edge, age) in EDGES.into_iter().zip(["2s", "1s"]) {
             site.spawn(Some(&format!("{}/{}/{edge}", prune.0, prune.1)));

@@ -1,6 +1,6 @@
-//! A daemon as it is installed, with its registry and its client, inside a namespace of its own.
+//! A daemon as it is installed, with its registry and its client, in its own namespaces.
 //!
-//! Guarantees: a daemon is ended by its pid, when the value goes at the latest.
+//! Guarantees: a daemon is ended by its pid, at the latest when the value is dropped.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -15,18 +15,18 @@ use serde_json::{Value, json};
 use crate::namespace::bridge;
 use crate::stage::{Stage, run, until};
 
-/// The names need not be unique: no other daemon is in the namespace.
+/// Name of the firewall table. Names need not be unique: no other daemon is in the namespace.
 pub(crate) const TABLE: &str = "steade2e";
 pub(crate) const TAP_PREFIX: &str = "tp";
 pub(crate) const GATEWAY: &str = "10.185.0.1";
 const REGISTRY: &str = "127.0.0.1:5000";
 pub(crate) const LISTEN: &str = "127.0.0.1:8080";
 
-/// For what takes a boot or a pull on a busy machine.
+/// Time limit for a boot or a pull on a busy machine.
 pub(crate) const BOOT: Duration = Duration::from_secs(45);
-/// For what happens at once on an idle machine.
+/// Time limit for changes that are immediate on an idle machine.
 pub(crate) const MOMENT: Duration = Duration::from_secs(20);
-/// A verb waits for up to 55 s before it answers.
+/// Time limit of a request. A verb waits for up to 55 s before it answers.
 const REQUEST: Duration = Duration::from_secs(60);
 
 /// A child process that does not outlive the value.
@@ -45,7 +45,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // One that has ended already cannot be killed, which is fine.
+        // A process that has already ended cannot be killed, so the error is ignored.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -56,9 +56,9 @@ pub(crate) struct Site {
     http: Client,
     token: String,
     daemon: Option<Program>,
-    /// Where the daemon looks for a guest kernel.
+    /// Directory in which the daemon searches for a guest kernel.
     pub(crate) kernel_dir: PathBuf,
-    /// The firewall table that the daemon is configured with.
+    /// Firewall table that the daemon is configured with.
     pub(crate) table: &'static str,
     /// Certificates that the daemon trusts instead of the system's.
     pub(crate) trusts: Option<PathBuf>,
@@ -66,7 +66,7 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// A registry with the image `busybox`, and directories; no daemon yet.
+    /// Creates a registry with the image `busybox`, and directories, without a daemon.
     pub(crate) async fn new() -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let stage = Stage::new();
@@ -103,7 +103,7 @@ impl Site {
         site
     }
 
-    /// With a daemon that answers.
+    /// Creates a site with a daemon that answers.
     pub(crate) async fn running() -> Self {
         let mut site = Self::new().await;
         site.start().await;
@@ -116,7 +116,7 @@ impl Site {
         run("skopeo", &["copy", "-q", "--dest-tls-verify=false", &from, &to]);
     }
 
-    /// A directory of the layout that the site's images are made in.
+    /// Returns the directory of the layout in which the site's images are made.
     pub(crate) fn layout(&self) -> String {
         self.stage.dir.path().join("layout").display().to_string()
     }
@@ -133,9 +133,9 @@ impl Site {
         self.stage.dir.path().join("run")
     }
 
-    /// Runs a line of shell that may say `$DATA`, `$BRIDGE`, `$TABLE`, and `$TAP` for the one TAP.
+    /// Runs a shell line, which may contain `$DATA`, `$BRIDGE`, `$TABLE`, and `$TAP` for the only TAP.
     pub(crate) fn shell(&self, line: &str) -> String {
-        // By its whole name: what is in a mark beside one may look like it.
+        // The TAP is found by its whole name, because a mark beside it may look like it.
         let tap = format!("TAP=$(ls /sys/class/net | grep '^{TAP_PREFIX}' | head -n 1 || true)");
         let data = self.data().display().to_string();
         let head = format!("DATA={data} BRIDGE={} TABLE={}; {tap}", bridge(), self.table);
@@ -147,7 +147,7 @@ impl Site {
         links.lines().filter(|line| line.starts_with(TAP_PREFIX)).count()
     }
 
-    /// Live VMM processes of this namespace.
+    /// Lists the live VMM processes of this namespace.
     pub(crate) fn vmms(&self) -> Vec<u32> {
         let entries = fs::read_dir("/proc").expect("mounted").flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -158,7 +158,7 @@ impl Site {
         .collect()
     }
 
-    /// What the client says to a line of words.
+    /// Returns the output of the client for a command line.
     pub(crate) fn cli(&self, words: &str) -> String {
         let program = env!("CARGO_BIN_EXE_stead");
         let token = &self.token;
@@ -167,7 +167,7 @@ impl Site {
 
     // The daemon.
 
-    /// Starts a daemon that dies at `failpoint`; it may be dead when this answers.
+    /// Starts a daemon that dies at `failpoint`. It may be dead when this returns.
     pub(crate) fn spawn(&mut self, failpoint: Option<&str>) {
         assert!(self.daemon.is_none(), "one daemon at a time");
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("opened");
@@ -176,7 +176,7 @@ impl Site {
         self.daemon = Some(Program(command.spawn().expect("the daemon starts")));
     }
 
-    /// Starts a daemon in another way than by itself, such as under a filter.
+    /// Starts a daemon by another function, such as under a filter.
     pub(crate) fn spawn_by(&mut self, start: impl FnOnce(&mut Command) -> Child) {
         assert!(self.daemon.is_none(), "one daemon at a time");
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("opened");
@@ -216,12 +216,12 @@ impl Site {
         command
     }
 
-    /// Starts a daemon that is held at `failpoint`, once, and otherwise goes on.
+    /// Starts a daemon that is held at `failpoint` once, and otherwise continues.
     pub(crate) fn spawn_held(&mut self, failpoint: &str) {
         self.spawn(Some(&format!("{failpoint}:{}", self.hold().display())));
     }
 
-    /// There while the daemon is held.
+    /// Returns the path of a file that exists while the daemon is held.
     fn hold(&self) -> PathBuf {
         self.stage.dir.path().join("held")
     }
@@ -239,14 +239,14 @@ impl Site {
         fs::remove_file(self.hold()).expect("it is held");
     }
 
-    /// Whether the daemon has begun: the status that it ended with, or that it answers; `None` while it does neither.
+    /// Returns the status with which the daemon ended, or `Ok` if it answers, or `None` while it does neither.
     pub(crate) async fn begun(&mut self) -> Option<Result<(), ExitStatus>> {
         let daemon = self.daemon.as_mut().expect("started");
         if let Some(status) = daemon.0.try_wait().expect("waited") {
             self.daemon = None;
             return Some(Err(status));
         }
-        // One that cannot accept connections does not answer.
+        // A daemon that cannot accept connections does not answer.
         let asked = self.http.get(format!("http://{LISTEN}/health")).timeout(Duration::from_secs(1)).send();
         asked.await.ok().map(|_| Ok(()))
     }
@@ -285,7 +285,7 @@ impl Site {
         daemon.end().await;
     }
 
-    /// What a reboot of the host leaves of it all: the disks.
+    /// Reduces the site to what survives a reboot of the host: the disks.
     pub(crate) async fn reboot(&mut self) {
         self.kill().await;
         for pid in self.vmms() {
@@ -332,7 +332,7 @@ impl Site {
         );
     }
 
-    /// What all daemons of the site have written to their standard error.
+    /// Returns the log file with the standard error of all daemons of the site.
     pub(crate) fn log_file(&self) -> PathBuf {
         self.stage.dir.path().join("daemon.log")
     }
@@ -353,7 +353,7 @@ impl Site {
         &self.token
     }
 
-    /// A request that may fail, as one to a daemon that dies of it.
+    /// Sends a request that may fail, for example because the daemon dies of it.
     pub(crate) async fn attempt(&self, method: Method, path: &str, body: Option<Value>) -> Option<Answer> {
         let request = self.http.request(method, format!("http://{LISTEN}{path}")).bearer_auth(&self.token);
         let request = match body {
@@ -365,7 +365,7 @@ impl Site {
         Some(Answer { status, body: response.json().await.unwrap_or(Value::Null) })
     }
 
-    /// Likewise, with a body of any kind, of which the answer's first bytes are given as text if they are no JSON.
+    /// Sends a request with any body. If the answer is not JSON, its first bytes are returned as text.
     pub(crate) async fn attempt_raw(&self, method: Method, path: &str, body: Vec<u8>) -> Option<Answer> {
         let request = self.http.request(method, format!("http://{LISTEN}{path}")).bearer_auth(&self.token);
         let response = request.body(body).send().await.ok()?;
@@ -375,7 +375,7 @@ impl Site {
         Some(Answer { status, body: serde_json::from_slice(&bytes).unwrap_or_else(|_| text()) })
     }
 
-    /// The status of an answer to whoever has this token.
+    /// Returns the status of an answer to a request with this token.
     pub(crate) async fn status_with(&self, token: &str) -> Option<u16> {
         let request = self.http.get(format!("http://{LISTEN}/instances")).bearer_auth(token);
         Some(request.send().await.ok()?.status().as_u16())
@@ -386,7 +386,7 @@ impl Site {
         answer.unwrap_or_else(|| panic!("{method} {path}: no answer\n{}", self.daemon_log()))
     }
 
-    /// Creates a VM of 192 MB; `more` is added to the request. Gives its id.
+    /// Creates a VM of 192 MB. `more` is added to the request. Returns its id.
     pub(crate) async fn create(&self, name: &str, image: &str, more: Value) -> String {
         let mut body =
             json!({ "name": name, "image": image, "size": "192MB", "vcpus": 1, "overlay_size": "64MB" });
@@ -406,7 +406,7 @@ impl Site {
         assert_eq!(answer.status, StatusCode::NO_CONTENT, "{answer:?}");
     }
 
-    /// The instance when it is as wished.
+    /// Returns the instance when the condition holds.
     pub(crate) async fn until(&self, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         let mut last = Value::Null;
         let looked = tokio::time::timeout(BOOT, async {
@@ -427,7 +427,7 @@ impl Site {
         self.until(name, state, |seen| seen["state"] == state).await
     }
 
-    /// The image when it is ready.
+    /// Returns the image when it is ready.
     pub(crate) async fn until_image(&self, name: &str) -> Value {
         let path = format!("/images/{}", name.replace('/', "%2F"));
         until("the image", BOOT, async || {
@@ -442,13 +442,13 @@ impl Site {
         String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
     }
 
-    /// What the daemon and the guest's PID 1 say in the instance's own log.
+    /// Returns the messages of the daemon and of the guest's PID 1 in the instance's own log.
     pub(crate) fn told(&self, id: &str) -> String {
         let log = self.data().join("logs").join(id).join("stead.log");
         String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned()
     }
 
-    /// The console once it says `text`.
+    /// Returns the console once it contains `text`.
     pub(crate) async fn until_console(&self, id: &str, text: &str) -> String {
         let said = tokio::time::timeout(BOOT, async {
             loop {
@@ -462,7 +462,7 @@ impl Site {
         said.await.unwrap_or_else(|_| panic!("{text:?} is not on the console:\n{}", self.console(id)))
     }
 
-    /// Files of instances: disks, logs, memories, runtime directories.
+    /// Lists the files of instances: disks, logs, memories, runtime directories.
     pub(crate) fn instance_files(&self) -> Vec<PathBuf> {
         let directories = [
             self.data().join("disks"),
@@ -481,12 +481,12 @@ pub(crate) struct Answer {
     pub(crate) body: Value,
 }
 
-/// The reference of an image in the site's registry.
+/// Returns the reference of an image in the site's registry.
 pub(crate) fn image(name: &str) -> String {
     format!("{REGISTRY}/{name}:latest")
 }
 
-/// The runtime directory of an instance.
+/// Returns the runtime directory of an instance.
 pub(crate) fn runtime(run_dir: &Path, id: &str) -> PathBuf {
     run_dir.join("vm").join(id)
 }

@@ -1,4 +1,4 @@
-//! A WebSocket client as SDKs have one: exec and cp of a running site.
+//! A WebSocket client like that of the SDKs: exec and cp of a running site.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 use crate::site::{LISTEN, Site};
 
-/// For an answer that a busy machine may delay.
+/// Time limit for an answer that a busy machine may delay.
 const ANSWER: Duration = Duration::from_secs(60);
 
 pub(crate) struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
@@ -25,6 +25,8 @@ pub(crate) enum Said {
 }
 
 impl Socket {
+    /// Opens a connection.
+    ///
     /// # Errors
     /// The status and body of an answer that is no upgrade.
     pub(crate) async fn open(site: &Site, path: &str) -> Result<Self, (u16, Value)> {
@@ -83,7 +85,7 @@ impl Socket {
         tokio::time::timeout(ANSWER, next).await.unwrap_or_else(|_| panic!("no answer within {ANSWER:?}"))
     }
 
-    /// All output, and the last text frame.
+    /// Returns all output, and the last text frame.
     pub(crate) async fn finish(&mut self) -> (Vec<u8>, Value) {
         let mut output = Vec::new();
         loop {
@@ -97,7 +99,7 @@ impl Socket {
         }
     }
 
-    /// Reads until the output holds a text.
+    /// Reads until the output contains a text.
     pub(crate) async fn until(&mut self, text: &str) -> String {
         let mut output = Vec::new();
         while !String::from_utf8_lossy(&output).contains(text) {
@@ -112,7 +114,7 @@ impl Socket {
     }
 }
 
-/// Runs a command to its end with an input that ends: output and code.
+/// Runs a command to its end with a finite input. Returns output and exit code.
 pub(crate) async fn run(site: &Site, instance: &str, request: Value, input: &[u8]) -> (Vec<u8>, Value) {
     let mut socket = Socket::exec(site, instance, &request).await;
     for part in input.chunks(32 << 10) {
@@ -122,7 +124,7 @@ pub(crate) async fn run(site: &Site, instance: &str, request: Value, input: &[u8
     socket.finish().await
 }
 
-/// What a shell line prints, without the last end of line; it must succeed.
+/// Returns the output of a shell line, which must succeed, without the last line end.
 pub(crate) async fn shell(site: &Site, instance: &str, line: &str) -> String {
     let (output, end) = run(site, instance, json!({ "command": ["sh", "-c", line] }), b"").await;
     let output = String::from_utf8_lossy(&output).into_owned();

@@ -1,4 +1,4 @@
-//! What every test with a real VM stands on: a kernel, an initrd, scratch directories, a small image.
+//! The common basis of tests with a real VM: a kernel, an initrd, scratch directories, a small image.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use stead_schemas::names::Uid;
 
-/// Scratch directories that go with the value, and the place among all tests with real VMs.
+/// Scratch directories that are removed with the value, and the permit among all tests with real VMs.
 pub(crate) struct Stage {
     pub(crate) dir: tempfile::TempDir,
     _turn: crate::namespace::Turn,
@@ -25,13 +25,13 @@ impl Stage {
     }
 }
 
-/// The unpacked kernel package that `deploy/setup` fetched.
+/// Returns the unpacked kernel package that `deploy/setup` fetched.
 pub(crate) fn kernel_dir() -> PathBuf {
     let fallback = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/stead-kernel");
     std::env::var_os("STEAD_KERNEL_DIR").map_or_else(fallback, PathBuf::from)
 }
 
-/// A squashfs of Debian's static busybox with its applets.
+/// Makes a squashfs of Debian's static busybox with its applets.
 pub(crate) fn busybox_root(stage: &Stage) -> PathBuf {
     let root = stage.path("busybox");
     let bin = root.join("bin");
@@ -49,7 +49,7 @@ pub(crate) fn busybox_root(stage: &Stage) -> PathBuf {
     image
 }
 
-/// A sparse ext4 file.
+/// Makes a sparse ext4 file.
 pub(crate) fn overlay(path: &Path) {
     let file = std::fs::File::create(path).expect("made");
     file.set_len(64 << 20).expect("sized");
@@ -63,12 +63,12 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A uid that no other test has.
+/// Returns a uid that no other test has.
 pub(crate) fn uid(number: u64) -> Uid {
     format!("t{number:04}{:019}", std::process::id()).parse().expect("24 characters")
 }
 
-/// Waits on a condition, with a deadline.
+/// Waits for a condition, with a time limit.
 pub(crate) async fn until<T>(what: &str, at_most: Duration, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + at_most;
     loop {

@@ -1,4 +1,4 @@
-//! Standby and restore on real VMs: the memory goes on, the disk stays whole, nothing is left over.
+//! Standby and restore on real VMs: the memory continues, the disk stays intact, nothing is left over.
 
 use std::path::PathBuf;
 
@@ -14,21 +14,21 @@ use crate::site::{BOOT, MOMENT, Site, image};
 use crate::socket::{Said, Socket, run};
 use crate::stage::until;
 
-/// A counter in memory, told on the console and written to the disk with every step.
+/// Program that counts in memory, prints each count on the console and writes it to the disk.
 const COUNTER: &str =
     "i=0; while true; do i=$((i+1)); echo count $i.; echo $i >>/counts; sleep 0.05 || sleep 1; done";
 
 const ROUNDS: usize = 100;
-/// Of the host, while the guest is in standby.
+/// Time that passes on the host while the guest is in standby.
 const SLEEP: SignedDuration = SignedDuration::from_secs(3);
 
-/// The numbers that the console shows, in order.
+/// Returns the numbers that the console shows, in order.
 pub(crate) fn counted(console: &str) -> Vec<u64> {
     let numbers = console.split("count ").skip(1);
     numbers.filter_map(|rest| rest.split_once('.')?.0.parse().ok()).collect()
 }
 
-/// A site whose only instance counts.
+/// Creates a site whose only instance counts.
 async fn counting() -> (Site, String) {
     let site = Site::running().await;
     let id = site.create("box", &image("busybox"), json!({ "cmd": ["sh", "-c", COUNTER] })).await;
@@ -47,7 +47,7 @@ async fn counts_on(site: &Site, id: &str, beyond: usize) {
         .await;
 }
 
-/// What the guest's kernel reads where the firmware has put it.
+/// Returns the checksum of the tables that the firmware left for the guest's kernel.
 async fn tables_of_firmware(site: &Site) -> String {
     let line = "cd /sys/firmware/acpi/tables; cat FACP APIC DSDT | wc -c; cat FACP APIC DSDT | md5sum";
     let (output, end) = run(site, "box", json!({ "command": ["sh", "-c", line] }), b"").await;
@@ -71,7 +71,7 @@ fn a_vm_goes_to_standby_and_back_with_its_memory_and_without_a_process_meanwhile
             };
             let seen = verb(&site, "standby").await;
             if let Some(held) = &mut held {
-                // Its client is told that it is over, and nothing of it is left in the guest.
+                // The client is notified of the stream's end, and nothing of it is left in the guest.
                 while !matches!(held.next().await, Said::End) {}
             }
             assert_eq!(
@@ -87,9 +87,9 @@ fn a_vm_goes_to_standby_and_back_with_its_memory_and_without_a_process_meanwhile
                     let code = (refused.status, &refused.body["code"]);
                     assert_eq!(code, (StatusCode::CONFLICT, &json!("invalid_state")), "{illegal}");
                 }
-                // Its TAP is given back; its address is not.
+                // The TAP is given back, but not the address.
                 until("no TAP", MOMENT, async || (site.taps() == 0).then_some(())).await;
-                // A daemon that comes later finds it as it is; time passes that the guest knows not of.
+                // A later daemon finds the standby as it is. The guest is not aware of the time that passes.
                 let end = Timestamp::now() + SLEEP;
                 site.kill().await;
                 until("the sleep", MOMENT, async || (Timestamp::now() >= end).then_some(())).await;
@@ -114,7 +114,7 @@ fn a_vm_goes_to_standby_and_back_with_its_memory_and_without_a_process_meanwhile
         })
         .await;
         assert_eq!(tables_of_firmware(&site).await, firmware, "it is in no file but the RAM's");
-        // The agent takes new streams, and the program goes on.
+        // The agent accepts new streams, and the program continues.
         let (output, end) = run(&site, "box", json!({ "command": ["cat", "/counts"] }), b"").await;
         assert_eq!(end, json!({ "exitCode": 0 }));
         assert!(String::from_utf8_lossy(&output).lines().count() > ROUNDS, "one step a round at least");
@@ -169,7 +169,7 @@ fn a_memory_that_is_older_than_its_disk_or_damaged_is_not_restored_and_says_why(
             verb(&site, "standby").await;
             site.shell(&harm);
             let path = format!("/instances/{id}/restore");
-            // Its answer comes when the restore is done or given up on: not waited for.
+            // The answer comes when the restore is done or abandoned, so it is not waited for.
             let asked = site.attempt(Method::POST, &path, None);
             let explained = site.until("box", reason, |seen| {
                 seen["state"] == "Standby" && seen["conditions"].to_string().contains(reason)
@@ -178,9 +178,9 @@ fn a_memory_that_is_older_than_its_disk_or_damaged_is_not_restored_and_says_why(
                 _ = asked => panic!("{harm}: the restore is over"),
                 _ = explained => {}
             }
-            // A VMM that was started to be asked for its version is gone again.
+            // A VMM that was started only for its version is gone again.
             until("no VMM", MOMENT, async || site.vmms().is_empty().then_some(())).await;
-            // It is no trap: a stop lets the memory go, a start begins anew.
+            // The state can be left: a stop discards the memory, and a start begins anew.
             verb(&site, "stop").await;
             let seen = verb(&site, "start").await;
             assert_eq!(
@@ -190,7 +190,7 @@ fn a_memory_that_is_older_than_its_disk_or_damaged_is_not_restored_and_says_why(
             );
         }
         is_whole_after_stop(&mut site).await;
-        // One that is deleted in standby takes its memory along.
+        // Deleting an instance in standby removes its memory.
         site.start().await;
         verb(&site, "start").await;
         verb(&site, "standby").await;
@@ -200,7 +200,8 @@ fn a_memory_that_is_older_than_its_disk_or_damaged_is_not_restored_and_says_why(
     });
 }
 
-/// Of the daemon's life after a verb was asked for: from before anything was done until all is.
+/// Times from the request of a verb to the daemon's kill, in milliseconds: from before the first step to after the
+/// last.
 const MOMENTS: [u64; 8] = [5, 20, 40, 70, 110, 160, 230, 320];
 
 #[test]
@@ -241,7 +242,7 @@ fn daemon_and_vmm_killed_together_at_any_moment_leave_the_old_memory_or_the_new_
                 all_vmms_die(&site);
             }
             site.start().await;
-            // Killed before the wish was stored, it is asked for again.
+            // If the daemon was killed before the spec was stored, the verb is requested again.
             let is_stored = site.get("box").await["generation"].as_u64();
             assert!(is_stored.is_some());
             let _ = site.attempt(Method::POST, &format!("/instances/{id}/{asked}"), None).await;
@@ -257,10 +258,10 @@ async fn settled_as(site: &Site, state: &str) {
         .await;
 }
 
-/// Reached by a standby and by a snapshot whose memory is to be compressed.
+/// Steps of a standby and of a snapshot whose memory should be compressed.
 pub(crate) const OF_COMPRESSION: [(&str, &str); 2] = [("instance", "Compress"), ("snapshot", "Compress")];
 
-/// The files of a memory are exactly these.
+/// Checks that a memory has exactly these files.
 async fn holds(site: &Site, directory: &str, files: &str) {
     let list = format!("cd $DATA/{directory}/saved 2>/dev/null && ls ram* | tr '\\n' ' ' || true");
     until(&format!("{directory} to hold {files}"), BOOT, async || {
@@ -312,7 +313,7 @@ fn a_kept_memory_is_compressed_when_due_and_goes_on_whatever_came_first() {
             verb(&site, "restore").await;
             counts_on(&site, &id, kept).await;
         }
-        // A restore that comes at once ends the compression, undone.
+        // An immediate restore ends the compression and undoes it.
         for _ in 0..5 {
             standby(json!({ "compression": { "enabled": true, "level": 19 } })).await;
             let kept = counted(&site.console(&id)).len();
@@ -350,7 +351,7 @@ fn a_kept_memory_is_compressed_when_due_and_goes_on_whatever_came_first() {
     });
 }
 
-/// The only snapshot, when it is compressed.
+/// Returns the only snapshot when it is compressed.
 async fn compressed(site: &Site) -> Value {
     until("a compressed snapshot", BOOT, async || {
         let all = site.request(Method::GET, "/snapshots", None).await.body;
@@ -368,7 +369,7 @@ fn never_went_back(site: &Site, id: &str) {
     assert_eq!(numbers, expected, "no number is lost, said twice or begun again");
 }
 
-/// Nothing of the VM is left, and its file system has no error.
+/// Checks that nothing of the VM is left, and that its file system has no error.
 async fn is_whole_after_stop(site: &mut Site) {
     verb(site, "stop").await;
     is_whole_after(site).await;

@@ -1,7 +1,7 @@
-//! SIGKILL of the daemon in a storm of creates, deletes, standbys, restores and forks on real VMs: nothing that was
-//! acknowledged is lost, and nothing is left over.
+//! SIGKILL of the daemon in a storm of creates, deletes, standbys, restores and forks on real VMs: no acknowledged
+//! change is lost, and nothing is left over.
 //!
-//! `STEAD_TEST_ROUNDS` sets the number of kills; `make test` plays few.
+//! `STEAD_TEST_ROUNDS` sets the number of kills; `make test` runs few.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,14 +16,14 @@ use crate::site::{BOOT, Site, image};
 use crate::stage::until;
 
 const ROUNDS: u64 = 6;
-/// Instances at once: each boots or runs under emulation.
+/// Limit on simultaneous instances. Each boots or runs under emulation.
 const INSTANCES_MAX: usize = 4;
 
 fn rounds() -> u64 {
     std::env::var("STEAD_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
 }
 
-/// Numbers that differ from call to call and are the same in every run.
+/// A generator of numbers that differ from call to call and are the same in every run.
 struct Scatter(Cell<u64>);
 
 impl Scatter {
@@ -35,14 +35,14 @@ impl Scatter {
     }
 }
 
-/// What the clients of a storm know.
+/// The knowledge of the clients of a storm.
 #[derive(Default)]
 struct Known {
-    /// Acknowledged, and not asked to be deleted: name to id.
+    /// Acknowledged instances whose deletion was not requested: name to id.
     there: BTreeMap<String, String>,
-    /// Acknowledged as deleted.
+    /// Instances that were acknowledged as deleted.
     gone: BTreeSet<String>,
-    /// Asked for without an answer: either outcome is right.
+    /// Instances with a request without an answer: either outcome is valid.
     unsure: BTreeSet<String>,
 }
 
@@ -67,7 +67,7 @@ impl Storm<'_> {
             let id = answer.body["id"].as_str().expect("an id").to_owned();
             known.there.insert(name.to_owned(), id);
         } else {
-            // A fork of an instance that is on its way elsewhere is refused, whole.
+            // A fork of an instance that is changing its state is refused as a whole.
             assert_eq!(answer.status, StatusCode::CONFLICT, "{name}: {answer:?}");
         }
     }
@@ -84,7 +84,7 @@ impl Storm<'_> {
         known.gone.insert(id);
     }
 
-    /// A verb that may be refused for the state that the instance is in.
+    /// Requests a verb that may be refused because of the instance's state.
     async fn verb(&self, name: &str, verb: &str) {
         let Some(answer) = self.site.attempt(Method::POST, &format!("/instances/{name}/{verb}"), None).await
         else {
@@ -95,7 +95,7 @@ impl Storm<'_> {
         assert!(is_expected, "{verb} {name}: {answer:?}");
     }
 
-    /// What one client does.
+    /// Runs one action of one client.
     async fn act(&self, round: u64, client: usize, choice: usize, target: Option<String>) {
         let name = format!("s{round}-{client}");
         let body = json!({ "name": name, "image": image("busybox"), "size": "128MB", "vcpus": 1,
@@ -113,7 +113,7 @@ impl Storm<'_> {
     }
 }
 
-/// One storm, which the daemon's death ends.
+/// Runs one storm, which ends with the daemon's death.
 async fn storm(site: &mut Site, known: &RefCell<Known>, round: u64, scatter: &Scatter) {
     let pid = site.daemon_pid();
     let storm = Storm { site, known, answers: Cell::new(0) };
@@ -134,7 +134,7 @@ async fn storm(site: &mut Site, known: &RefCell<Known>, round: u64, scatter: &Sc
             }
         };
         tokio::pin!(all, enough);
-        // The clients go on until they have their answers or the daemon is dead.
+        // The clients continue until they have their answers or the daemon is dead.
         tokio::select! {
             biased;
             () = &mut enough => {
@@ -149,7 +149,7 @@ async fn storm(site: &mut Site, known: &RefCell<Known>, round: u64, scatter: &Sc
     site.start().await;
 }
 
-/// Every acknowledged write is there.
+/// Checks that every acknowledged write is there.
 async fn nothing_is_lost(site: &Site, known: &RefCell<Known>, round: u64) {
     let listed = site.request(Method::GET, "/instances", None).await;
     let listed: BTreeMap<String, String> = listed
@@ -169,7 +169,7 @@ async fn nothing_is_lost(site: &Site, known: &RefCell<Known>, round: u64) {
     for id in &known.gone {
         assert!(!listed.values().any(|there| there == id), "round {round}: {id} was deleted");
     }
-    // What came of the rest is known now.
+    // The outcome of the unanswered requests is known now.
     let unsure = std::mem::take(&mut known.unsure);
     for (name, id) in listed {
         if unsure.contains(&name) {
@@ -187,7 +187,7 @@ fn a_daemon_that_is_killed_again_and_again_in_a_storm_loses_nothing_and_leaves_n
             storm(&mut site, &known, round, &scatter).await;
             nothing_is_lost(&site, &known, round).await;
         }
-        // All that is there can be deleted, and then there is nothing.
+        // All remaining instances can be deleted, and then nothing is left.
         let left = site.request(Method::GET, "/instances", None).await;
         for instance in left.body.as_array().expect("a list") {
             let path = format!("/instances/{}", instance["id"].as_str().expect("an id"));

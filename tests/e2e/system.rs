@@ -17,7 +17,7 @@ async fn verb(site: &Site, name: &str, verb: &str) -> Value {
     answer.body
 }
 
-/// The system when it is up, which it must be as soon as it is Running.
+/// Returns the system when it is up, which it must be as soon as it is Running.
 async fn up(site: &Site) -> Value {
     let seen = site.until_state("sys", "Running").await;
     let (word, _) = run(site, "sys", json!({ "command": ["systemctl", "is-system-running"] }), b"").await;
@@ -32,13 +32,13 @@ async fn ended(site: &Site) -> (Value, String) {
     (seen["exit_code"].clone(), seen["exit_message"].as_str().unwrap_or_default().to_owned())
 }
 
-/// A command that ends the system that runs it: how it ends itself is nobody's concern.
+/// Runs a command that ends the system. The command's own end does not matter.
 async fn inside(site: &Site, command: &[&str]) {
     let mut socket = Socket::exec(site, "sys", &json!({ "command": command })).await;
     while socket.next().await != Said::End {}
 }
 
-/// What a shell line prints, if it is run at all: an agent may be about to go, or not yet there.
+/// Returns the output of a shell line if it runs at all: an agent may be about to end, or not exist yet.
 async fn tried(site: &Site, line: &str) -> Option<String> {
     let mut socket = Socket::open(site, "/instances/sys/exec").await.ok()?;
     socket.json(&json!({ "command": ["sh", "-c", line] })).await;
@@ -52,8 +52,8 @@ async fn tried(site: &Site, line: &str) -> Option<String> {
     }
 }
 
-/// The agent is a unit, which is not stopped by mistake; killed, with what it ran, it is begun again and
-/// serves the same system as before.
+/// Checks that the agent is a unit that is not stopped by mistake. When it is killed, with the programs it ran, it is
+/// started again and serves the same system as before.
 async fn another_agent_takes_the_place_of_one_that_ends(site: &Site) {
     let before = up(site).await;
     let shown = shell(site, "sys", "systemctl show -P ActiveState -P MainPID stead-agent").await;
@@ -87,7 +87,7 @@ async fn another_agent_takes_the_place_of_one_that_ends(site: &Site) {
 
 #[test]
 fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
-    // Before the namespace, which has no way out.
+    // This runs before the namespace, which has no way out.
     debian::layout();
     in_namespace(async || {
         let mut site = Site::running().await;
@@ -100,7 +100,7 @@ fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
         assert_eq!(shell(&site, "sys", "cat /proc/1/comm; cat /var/marks").await, "systemd\nstart");
         let machine_id = shell(&site, "sys", "cat /etc/machine-id; grep -c . /etc/machine-id").await;
         assert!(machine_id.len() == 34 && !machine_id.contains(debian::MACHINE_ID), "{machine_id}");
-        // Neither in a unit of the system, nor spared by a guest out of memory, nor deaf.
+        // The program is in no unit of the system, may be killed by the OOM killer, and blocks no signals.
         let run_by_host = "cat /proc/self/cgroup /proc/self/oom_score_adj; grep SigBlk /proc/self/status";
         let said = shell(&site, "sys", run_by_host).await;
         assert!(said.contains("/stead-agent\n0\nSigBlk:\t0000000000000000"), "{said}");
@@ -110,27 +110,27 @@ fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
         socket.json(&json!({ "type": "end" })).await;
         assert!(matches!(socket.next().await, Said::Json(said) if said["success"] == true));
         another_agent_takes_the_place_of_one_that_ends(&site).await;
-        // A daemon that comes later finds the agent as it is.
+        // A later daemon finds the agent as it is.
         site.kill().await;
         site.start().await;
         let again = up(&site).await;
         assert_eq!(seen["vmm_pid"], again["vmm_pid"]);
         shell(&site, "sys", "mkdir -p /var/log/journal && journalctl --flush").await;
-        // Services are stopped in order, and what they write is there at the next start.
+        // Services are stopped in order, and their data is there at the next start.
         let stopped = verb(&site, "sys", "stop").await;
         assert_eq!(stopped["state"], "Stopped", "{stopped:#}");
         assert_eq!(ended(&site).await, (json!(0), "the system powered off".to_owned()));
         verb(&site, "sys", "start").await;
         up(&site).await;
         assert_eq!(shell(&site, "sys", "cat /var/marks /var/copied").await, "start\nstop\nstart\ncopied");
-        // A boot has a machine id of its own, and the journal goes on under it.
+        // A boot has its own machine id, and the journal continues under it.
         let later = shell(&site, "sys", "cat /etc/machine-id; grep -c . /etc/machine-id").await;
         assert!(later.len() == 34 && later != machine_id, "{machine_id}, then {later}");
         let journals = shell(&site, "sys", "ls /var/log/journal").await;
         assert_eq!(later.lines().next(), Some(journals.as_str()), "one journal");
         let boots = shell(&site, "sys", "journalctl --list-boots --no-pager | wc -l").await;
         assert!(boots.trim().parse::<u32>().is_ok_and(|boots| boots >= 2), "{boots} boots are in it");
-        // From inside: a reboot is no success, and a policy may have it go on; a power-off is one.
+        // From inside, a reboot is not a success, so a policy may restart the instance; a power-off is a success.
         inside(&site, &["systemctl", "reboot"]).await;
         let told = |seen: &Value| seen["restart_status"]["attempts"] == 1;
         let seen = site.until("sys", "told of the reboot", told).await;
@@ -157,7 +157,7 @@ fn another_init_is_served_as_well_and_one_that_cannot_be_executed_is_told() {
         let body = json!({ "cmd": ["/bin/init"] });
         site.create("sys", &image("busybox"), body).await;
         site.until_state("sys", "Running").await;
-        // The name it was started by: one file is many programs.
+        // The init gets the name it was started by, because one file may be many programs.
         let name = shell(&site, "sys", "cat /proc/1/cmdline").await;
         assert!(name.starts_with("init"), "{name}");
         shell(
@@ -169,7 +169,7 @@ fn another_init_is_served_as_well_and_one_that_cannot_be_executed_is_told() {
         let stopped = verb(&site, "sys", "stop").await;
         assert_eq!(stopped["state"], "Stopped", "{stopped:#}");
         assert_eq!(ended(&site).await, (json!(0), "the system shut down".to_owned()));
-        // A program that is called init and stands elsewhere is one like any other.
+        // A program called init at another path is an ordinary program.
         let start = async |command: Value| {
             let answer =
                 site.request(Method::POST, "/instances/sys/start", Some(json!({ "cmd": command }))).await;

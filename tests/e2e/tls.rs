@@ -1,4 +1,4 @@
-//! A registry over TLS: pulled from when its certificate is one that the host trusts, and only then.
+//! A registry over TLS: pulled from only when its certificate is one that the host trusts.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -10,11 +10,11 @@ use crate::namespace::in_namespace;
 use crate::site::{BOOT, MOMENT, Program, Site};
 use crate::stage::{run, until};
 
-/// Not loopback by name, so that it is spoken to over TLS; it resolves to loopback in here.
+/// Host name of the registry. It is not a loopback name, so TLS is used, but it resolves to loopback here.
 const HOST: &str = "registry.example";
 const PORT: u16 = 5443;
 
-/// A certificate authority, a certificate for the host, and the name in the namespace's own hosts.
+/// Creates a certificate authority, a certificate for the host, and the name in the namespace's own hosts file.
 fn prepare(site: &Site) -> std::path::PathBuf {
     let place = site.scratch("tls");
     let at = place.display().to_string();
@@ -63,7 +63,7 @@ fn an_image_comes_over_tls_from_a_registry_that_the_host_trusts() {
         let why = refused["error"].as_str().expect("text").to_lowercase();
         assert!(why.contains("certificate"), "{refused:#}");
         site.stop().await;
-        // The same wish, on a host that trusts the authority.
+        // The same request runs on a host that trusts the authority.
         site.trusts = Some(place.join("ca.pem"));
         site.start().await;
         site.request(Method::POST, "/images", Some(json!({ "name": name }))).await;

@@ -1,8 +1,8 @@
-//! What is asked of a real VM in a state where it makes no sense is refused with the state and with
-//! what would be legal; and no state is one that it stays in against its wish.
+//! Requests to a real VM in an unsuitable state are refused with the state and the legal requests, and no state lasts
+//! against the desired state.
 //!
-//! The whole table, with `Paused`, is `controllers/src/verbs.rs`: an instance is paused only within
-//! a pass, so that no client meets it.
+//! The whole table, with `Paused`, is `controllers/src/verbs.rs`: an instance is paused only within a pass, so that
+//! no client observes it.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -11,8 +11,8 @@ use crate::judge::settles;
 use crate::namespace::in_namespace;
 use crate::site::{Answer, Site, image};
 
-/// Verbs, and in which of the states below each is taken. One that is on its way is asked for again by
-/// a start, and ended by a stop.
+/// Verbs, with the states below in which each is accepted. A state change in progress is requested again by a start,
+/// and ended by a stop.
 const VERBS: [(&str, &[&str]); 10] = [
     ("start", &["Created", "Initializing", "Shutdown", "Stopped", "Unknown"]),
     ("stop", &["Created", "Initializing", "Running", "Shutdown", "Unknown"]),
@@ -42,11 +42,11 @@ async fn asked(site: &Site, verb: &str, snapshot: &str) -> Answer {
     }
 }
 
-/// Whatever is illegal here is refused, and changes nothing.
+/// Checks that every illegal verb is refused, and changes nothing.
 async fn refuses(site: &Site, state: &str, snapshot: Option<&str>) {
     let before = site.until_state("box", state).await;
     for (verb, legal) in VERBS {
-        // Before it ran there is no snapshot of it.
+        // There is no snapshot of an instance that has not run yet.
         let Some(snapshot) = snapshot.or((verb != "restore in place").then_some("")) else { continue };
         if legal.contains(&state) {
             continue;
@@ -55,7 +55,7 @@ async fn refuses(site: &Site, state: &str, snapshot: Option<&str>) {
         let told = (answer.status, &answer.body["code"]);
         assert_eq!(told, (StatusCode::CONFLICT, &json!("invalid_state")), "{verb} when {state}: {answer:?}");
         let message = answer.body["message"].as_str().unwrap_or_default();
-        // The agent is asked, or is not there to be.
+        // The agent is either asked or unreachable.
         let says_which = verb == "stat" || message.contains(&format!("that is {state}: it must be "));
         assert!(says_which, "{verb} when {state}: {message}");
     }
@@ -70,7 +70,7 @@ async fn verb(site: &Site, verb: &str, state: &str) {
     assert_eq!((answer.status, &answer.body["state"]), (StatusCode::OK, &json!(state)), "{verb}: {answer:?}");
 }
 
-/// A daemon is held at the step before which the state is this one, and then goes on to the wish.
+/// Holds a daemon at the step before which the state is the given one, then lets it continue to the desired state.
 async fn passes_through(site: &mut Site, state: &str, step: &str, ask: &str, snapshot: &str, end: &str) {
     site.stop().await;
     site.spawn_held(step);
@@ -112,10 +112,10 @@ fn in_every_state_that_a_client_can_meet_what_is_illegal_is_refused_and_the_wish
         passes_through(&mut site, "Shutdown", "instance/AcknowledgeExit/before", "stop", &taken, "Stopped")
             .await;
         verb(&site, "start", "Running").await;
-        // A VMM that does not answer is ended after a grace, and its VM comes back.
+        // A VMM that does not answer is ended after a grace period, and its VM comes back.
         let pid = site.get("box").await["vmm_pid"].clone();
         site.shell(&format!("kill -STOP {pid}"));
-        // A wish has it looked at: nothing is heard of a process that stands still.
+        // A change of the spec triggers an observation: a stopped process causes no event.
         let policy = json!({ "restart_policy": { "policy": "on_failure" } });
         let patched = site.request(Method::PATCH, "/instances/box", Some(policy)).await;
         assert_eq!(patched.status, StatusCode::OK, "{patched:?}");

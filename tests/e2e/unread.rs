@@ -1,4 +1,4 @@
-//! A daemon whose log nobody reads, and one whose tokens are taken back; no VM is needed for either.
+//! A daemon whose log is not read, and a daemon whose tokens are revoked. Neither needs a VM.
 
 use reqwest::Method;
 
@@ -6,7 +6,7 @@ use crate::namespace::in_namespace;
 use crate::site::{MOMENT, Site};
 use crate::stage::until;
 
-/// Requests whose lines fill a pipe (64 KiB) several times over.
+/// Number of requests whose log lines fill a pipe (64 KiB) several times over.
 const REQUESTS: usize = 3000;
 
 #[test]
@@ -23,7 +23,7 @@ fn a_log_that_nobody_reads_stops_neither_the_answers_nor_the_end() {
         site.stop().await;
         drop(unread);
         site.start().await;
-        // The daemon hears of a token that was taken back without a restart.
+        // The daemon notices a revoked token without a restart.
         let data = site.data().display().to_string();
         let tokens = site.cli(&format!("token list --data-dir {data} -o json"));
         let tokens: serde_json::Value = serde_json::from_str(&tokens).expect("JSON");

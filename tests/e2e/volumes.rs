@@ -1,5 +1,5 @@
-//! Volumes in real VMs: who may mount them, what outlives whom, and that a snapshot has all disks of one
-//! moment.
+//! Volumes in real VMs: which instances may mount them, which objects survive which, and that a snapshot has all
+//! disks of one moment.
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use crate::site::{Answer, BOOT, Site, image};
 use crate::socket::shell;
 use crate::stage::until;
 
-/// Tells one number in memory, on the root's disk and on the volume's, and has each step durable.
+/// Program that writes one number to memory, the root's disk and the volume's disk, and makes each step durable.
 const COUNTER: &str = "i=0; while true; do i=$((i+1)); echo $i >/count; echo $i >/data/count; sync; \
                        echo count $i.; sleep 0.2; done";
 
@@ -84,7 +84,7 @@ fn a_volume_outlives_instances_is_written_to_by_one_and_read_by_many() {
         );
         assert!(site.cli("volume ls").contains(&format!("{writer}:/data")), "{}", site.cli("volume ls"));
 
-        // It is the writer's alone, and nobody's to delete.
+        // The volume belongs to its writer alone, and cannot be deleted.
         let second = json!({ "name": "second", "image": image("busybox"), "volumes": [writing()] });
         let conflict = (StatusCode::CONFLICT, "conflict");
         refused(&site, Method::POST, "/instances", second, conflict.0, conflict.1).await;
@@ -102,7 +102,7 @@ fn a_volume_outlives_instances_is_written_to_by_one_and_read_by_many() {
         )
         .await;
 
-        // The writer's death costs nothing that was durable, and its end leaves the volume clean.
+        // The writer's death loses no durable data, and its end leaves the volume clean.
         let pid = site.get("writer").await["vmm_pid"].clone();
         site.shell(&format!("kill -9 {pid}"));
         site.until("writer", "another VMM", |seen| seen["state"] == "Running" && seen["vmm_pid"] != pid)
@@ -112,7 +112,7 @@ fn a_volume_outlives_instances_is_written_to_by_one_and_read_by_many() {
         is_clean(&site);
 
         many_read_and_write_over_it(&site).await;
-        // Whose file goes missing is told so, and has an empty one.
+        // An instance whose disk file disappears reports that, and gets an empty disk.
         site.shell("rm $DATA/disks/*.ext4");
         let is_told = |seen: &Value| {
             let conditions = seen["conditions"].as_array().cloned().unwrap_or_default();
@@ -130,7 +130,7 @@ fn a_volume_outlives_instances_is_written_to_by_one_and_read_by_many() {
     });
 }
 
-/// Every disk of the site is free of errors; what is only in its journal is not one.
+/// Checks that every disk of the site is free of errors. Data that is only in a journal is no error.
 fn is_clean(site: &Site) {
     site.shell("for disk in $DATA/disks/*.ext4; do e2fsck -fn $disk >/dev/null 2>&1 || { e2fsck -fn $disk; exit 1; }; done");
 }
@@ -155,8 +155,8 @@ async fn many_read_and_write_over_it(site: &Site) {
         "first\nlost+found"
     );
     assert_eq!(shell(site, "reader", "cat /in/here/first").await, "of the root");
-    // What was written over it is the instance's, and stays over a stop. An empty volume is its program's
-    // as the directory was that it covers.
+    // The data written over it belongs to the instance, and survives a stop. An empty volume gets the owner and mode
+    // of the directory that it covers.
     shell(site, "over", "mkdir /more; chown 1000:1001 /more; chmod 750 /more").await;
     done(site, Method::POST, "/instances/over/stop", Value::Null).await;
     let writing = json!({ "mount_path": "/more" });
@@ -181,7 +181,7 @@ async fn many_read_and_write_over_it(site: &Site) {
     done(site, Method::DELETE, "/volumes/empty", Value::Null).await;
 }
 
-/// The counts on the root and on the volume, read in one go; a file that is just written to has none.
+/// Returns the counts on the root and on the volume, read together. A file that is being written has no count.
 async fn counts(site: &Site, name: &str) -> (u64, u64) {
     until("two numbers", BOOT, async || {
         let text = shell(site, name, "echo $(cat /count) $(cat /data/count)").await;
@@ -214,14 +214,14 @@ fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
         let taken_at = count(&site, "box").await;
         until("more counts", BOOT, async || (count(&site, "box").await > taken_at + 5).then_some(())).await;
 
-        // A fork goes on from the memory with disks of that moment, and neither sees what the other writes.
+        // A fork continues from the memory with the disks of that moment, and neither sees the other's writes.
         let snapshot = kept["id"].as_str().expect("an id");
         let fork = made(&site, &format!("/snapshots/{snapshot}/fork"), json!({ "name": "fork" })).await;
         let own = fork["volumes"][0]["volume_id"].as_str().expect("an id").to_owned();
         assert_ne!(own, data, "{fork:#}");
         assert_eq!(shell(&site, "fork", "echo fork >/data/who; sync; ls /data | wc -l").await, "3");
         assert_eq!(shell(&site, "box", "ls /data | wc -l").await, "2");
-        // What both read is one volume; what each writes over it is its own.
+        // The volume that both read is the same; the data that each writes over it is its own.
         assert_eq!(fork["volumes"][1]["volume_id"], site.get("box").await["volumes"][1]["volume_id"]);
         assert_eq!(
             shell(&site, "fork", "cat /set/word; echo fork >/set/word; cat /set/word").await,
@@ -246,7 +246,7 @@ fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
         )
         .await;
 
-        // Put back in place: the memory, the root and the volume are what they were.
+        // The restore is in place: memory, root and volume are as they were.
         shell(&site, "box", "echo later >/data/later; sync").await;
         let late = count(&site, "box").await;
         done(&site, Method::POST, "/instances/box/stop", Value::Null).await;
@@ -260,22 +260,22 @@ fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
         assert_eq!(shell(&site, "box", "ls /data; cat /set/word").await, "count\nlost+found\nfirst");
         is_of_one_moment(&site, "box").await;
 
-        // Of what is stopped: the disks alone.
+        // The snapshot of a stopped instance has the disks alone.
         done(&site, Method::POST, "/instances/box/stop", Value::Null).await;
         let last = done(&site, Method::POST, "/instances/box/snapshots", json!({ "kind": "Stopped" })).await;
         let stopped = last["id"].as_str().expect("an id");
         let body = json!({ "name": "cold", "target_state": "Running" });
         let cold = made(&site, &format!("/snapshots/{stopped}/fork"), body).await;
-        // Its program counts from 1 again: before that, one look may meet numbers of two runs.
+        // The program counts from 1 again: before that, one observation may find numbers of two runs.
         site.until_console(cold["id"].as_str().expect("an id"), "count 2.").await;
         is_of_one_moment(&site, "cold").await;
         for name in ["cold", "fork", "box"] {
             done(&site, Method::DELETE, &format!("/instances/{name}"), Value::Null).await;
         }
         is_clean(&site);
-        // What a snapshot holds of a volume that was written to is its own.
+        // A snapshot has its own copy of a volume that was written to.
         done(&site, Method::DELETE, "/volumes/data", Value::Null).await;
-        // What it only read is needed as it is.
+        // A volume that was only read is still needed.
         refused(&site, Method::DELETE, "/volumes/set", Value::Null, StatusCode::CONFLICT, "conflict").await;
         let gone = (StatusCode::CREATED, json!({ "name": "last" }));
         let last = ask(&site, Method::POST, &format!("/snapshots/{snapshot}/fork"), gone.1).await;
@@ -291,7 +291,7 @@ fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
     });
 }
 
-/// The counts are one step apart at most, or two for the time between the looks, and go on.
+/// Checks that the counts are at most one step apart, or two for the time between the reads, and increase.
 async fn is_of_one_moment(site: &Site, name: &str) {
     let (root, data) = counts(site, name).await;
     assert!(root.abs_diff(data) <= 2, "{name}: {root} on the root, {data} on the volume");

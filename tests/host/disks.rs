@@ -1,4 +1,4 @@
-//! Disks: what the port promises, on real files.
+//! Disks: the promises of the port, on real files.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -58,7 +58,7 @@ async fn a_create_that_is_dropped_leaves_no_file() {
         let owner = uid('a');
         let create = disks.create(&owner, Bytes(1 << 30));
         let mut create = std::pin::pin!(create);
-        // One poll starts the making of the file system and waits for it.
+        // A single poll starts the creation of the file system and waits for it.
         assert!(futures::poll!(create.as_mut()).is_pending());
     }
     assert_eq!(fs::read_dir(scratch.path()).expect("there").count(), 0);

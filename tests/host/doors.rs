@@ -1,4 +1,4 @@
-//! Doors and flows: a VM's TAP without the VM, and the kernel's table of connections, for real.
+//! Wake listeners and flows: a VM's TAP without the VM, and the kernel's real table of connections.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const ARP: [u8; 2] = [8, 6];
 fn doors() -> (TapDoors, mpsc::UnboundedReceiver<Uid>) {
     let (changed, changes) = mpsc::unbounded_channel();
     let changed = Arc::new(move |owner: &Uid| {
-        // A test that is over does not listen.
+        // The receiver of a finished test is gone.
         let _ = changed.send(owner.clone());
     });
     (TapDoors::new(changed), changes)
@@ -37,7 +37,7 @@ async fn until_door(doors: &TapDoors, what: &str, is_so: impl Fn(&Door) -> bool)
     }
 }
 
-/// A client of the host that tries for as long as it takes.
+/// Starts a client on the host that keeps trying.
 fn client(address: Ipv4Addr, port: u16) -> std::thread::JoinHandle<std::io::Result<TcpStream>> {
     std::thread::spawn(move || TcpStream::connect_timeout(&(address, port).into(), PATIENCE))
 }
@@ -54,7 +54,7 @@ fn a_door_answers_for_the_vm_keeps_the_first_packet_and_hands_it_over() {
         let in_use = doors.watch(&owner, &card).await.expect_err("the guest is at its card");
         assert_eq!(in_use.kind, HostErrorKind::Conflict, "{}", in_use.chain());
         drop(guest.wire);
-        // Nothing is known of the guest any more, as after a while.
+        // The guest's ARP entry is removed, as it would be after a while.
         shell("ip neigh flush dev st-br nud all");
         assert_eq!(doors.inspect(&owner).await.expect("looked at"), None);
         doors.watch(&owner, &card).await.unwrap_or_else(|error| panic!("{}", error.chain()));
@@ -64,7 +64,7 @@ fn a_door_answers_for_the_vm_keeps_the_first_packet_and_hands_it_over() {
         assert!(door.is_watched);
         assert!(matches!(door.knocks[..], [Knock { source: GATEWAY, port: 80, .. }]), "{door:?}");
         assert_eq!(changes.recv().await, Some(owner.clone()));
-        // The table shows who asks.
+        // The table shows the pending connection.
         let seen = Conntrack::new()
             .inbound(address, Age::New)
             .await
@@ -85,10 +85,11 @@ fn a_door_answers_for_the_vm_keeps_the_first_packet_and_hands_it_over() {
             first = wire.receive(PATIENCE).filter(|frame| is_syn(frame));
         }
         let first = first.expect("found");
-        // Refused, so that the client need not wait: its packet turned round.
+        // The connection is refused, so that the client need not wait. The answer is its packet with the directions
+        // swapped.
         wire.send(&refusal(&first));
         while !waits.is_finished() {
-            // The host may have to ask for the guest's hardware address first.
+            // The host may have to request the guest's hardware address first.
             let frame = wire.receive(Duration::from_millis(20));
             if let Some(frame) = frame.filter(|frame| frame[12..14] == ARP) {
                 wire.send(&arp_answer(&frame, card.mac.0));
@@ -96,7 +97,7 @@ fn a_door_answers_for_the_vm_keeps_the_first_packet_and_hands_it_over() {
         }
         let refused = waits.join().expect("joined").expect_err("refused");
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{refused}");
-        // A TAP that goes is noticed, and asking for one that is not there makes none.
+        // The removal of a TAP is noticed, and a request for an absent TAP creates none.
         drop(wire);
         doors.watch(&owner, &card).await.expect("watched");
         shell(&format!("ip link del {tap}"));
@@ -107,7 +108,7 @@ fn a_door_answers_for_the_vm_keeps_the_first_packet_and_hands_it_over() {
     });
 }
 
-/// What a host says that does not listen.
+/// Returns the refusal of a host without a listener on the port.
 fn refusal(syn: &[u8]) -> Vec<u8> {
     let packet = etherparse::SlicedPacket::from_ethernet(syn).expect("a frame");
     let Some(etherparse::NetSlice::Ipv4(ip)) = packet.net else { panic!("IPv4") };
@@ -134,7 +135,7 @@ fn arp_answer(asked: &[u8], mac: [u8; 6]) -> Vec<u8> {
 #[test]
 fn connections_are_seen_while_they_are_open_and_after_they_closed() {
     in_namespace(async || {
-        // The table is kept where somebody filters by it.
+        // The kernel keeps the table only if a firewall uses it.
         let _network = Network::new().await;
         let here = Ipv4Addr::LOCALHOST;
         let flows = Conntrack::new();

@@ -1,4 +1,4 @@
-//! A registry on loopback that answers whatever a test wants, however badly.
+//! A registry on loopback that gives the answers set by a test, however invalid.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 type Answer = Arc<dyn Fn(&Request) -> Response + Send + Sync>;
 
-/// Answers by path; what it does not know is not found.
+/// A registry with answers by path. Other paths are not found.
 #[derive(Clone)]
 pub(crate) struct Fake {
     pub(crate) address: SocketAddr,
@@ -25,7 +25,7 @@ pub(crate) struct Fake {
     seen: Arc<Mutex<Vec<String>>>,
 }
 
-/// One image as a registry has it.
+/// An image as a registry stores it.
 pub(crate) struct Made {
     pub(crate) manifest: Vec<u8>,
     pub(crate) config: Vec<u8>,
@@ -36,7 +36,7 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// A layer with one file, not compressed, so that its end is the end of the file.
+/// Returns a layer with one file, not compressed, so that its end is the end of the file.
 pub(crate) fn layer(name: &str, content: &[u8]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
@@ -95,7 +95,7 @@ impl Fake {
         }
     }
 
-    /// How often paths with these words were asked for.
+    /// Returns the number of requests whose path contains this text.
     pub(crate) fn seen(&self, words: &str) -> usize {
         self.seen.lock().expect("no panic holds it").iter().filter(|line| line.contains(words)).count()
     }
@@ -109,18 +109,18 @@ async fn answer(State(fake): State<Fake>, request: Request) -> Response {
     known.map_or_else(|| StatusCode::NOT_FOUND.into_response(), |answer| answer(&request))
 }
 
-/// A body without an end, as fast as it is taken.
+/// Returns an endless body, sent as fast as it is read.
 pub(crate) fn endless() -> Body {
     Body::from_stream(futures::stream::repeat_with(|| {
         Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 64 << 10]))
     }))
 }
 
-/// A body that begins, and goes on when the gate says so.
+/// Returns a body that begins, and continues when the gate opens.
 pub(crate) fn gated(first: Vec<u8>, then: Vec<u8>, mut gate: watch::Receiver<bool>) -> Response {
     let length = first.len() + then.len();
     let rest = futures::stream::once(async move {
-        // A gate that is gone is open: the test is over.
+        // A dropped gate counts as open: the test is over.
         let _ = gate.wait_for(|is_open| *is_open).await;
         Ok::<_, std::io::Error>(Bytes::from(then))
     });

@@ -1,4 +1,4 @@
-//! Firewall: what the port promises, on real tables, and what the rules do to real frames.
+//! Firewall: the promises of the port, on real tables, and the effect of the rules on real frames.
 
 use std::net::Ipv4Addr;
 
@@ -117,7 +117,7 @@ fn a_guest_sends_as_nobody_but_itself() {
         guest.send(&good);
         assert_eq!(heard_until(&host, "good"), ["good"]);
 
-        // The host learns who asks it by ARP; only a true name may be learnt.
+        // The host learns the senders by ARP; only a true address may be learnt.
         shell("ip neigh flush dev st-br nud permanent; ip neigh flush dev st-br");
         let stranger = Ipv4Addr::new(10, 99, 0, 77);
         let (own, address) = (guest.rule.mac, guest.rule.address);
@@ -134,7 +134,7 @@ fn a_guest_sends_as_nobody_but_itself() {
             "{learnt}"
         );
 
-        // Without a rule nothing passes, even as itself.
+        // Without a rule no frame passes, even with the guest's own addresses.
         network.firewall.remove_port(TABLE, &guest.rule).await.expect("removed");
         guest.send(&guest.datagram(GATEWAY, "no rule"));
         neighbour.send(&neighbour.datagram(GATEWAY, "good"));
@@ -153,12 +153,12 @@ fn a_guest_reaches_the_gateway_address_and_no_other_of_the_host() {
         let mut guest = network.guest(2, true).await;
         guest.greet(&host);
         guest.send(&guest.datagram(other, "to another address"));
-        // Frames to such hardware addresses go past the bridge into the TAP's own IP stack.
+        // Frames to such hardware addresses bypass the bridge and go into the TAP's own IP stack.
         for last in [0x00, 0x02, 0x03, 0x0e] {
             for (address, text) in [(other, "past the bridge"), (GATEWAY, "past the bridge too")] {
                 let mut frame = guest.datagram(address, text);
                 frame.to_mac = Mac([0x01, 0x80, 0xc2, 0, 0, last]);
-                // The first is forwarded like any other where no spanning tree is spoken.
+                // The first address is forwarded like any other where no spanning tree is used.
                 if last != 0 || address == other {
                     guest.send(&frame);
                 }
@@ -191,9 +191,9 @@ fn guests_do_not_reach_each_other_by_either_guard_alone() {
             one.send(&direct);
             direct.to_mac = Mac([0xff; 6]);
             one.send(&direct);
-            // Through the host's routing.
+            // This datagram goes through the host's routing.
             one.send(&one.datagram(two.rule.address, text));
-            // The host's marker follows what the host passed on.
+            // The marker to the host follows the datagrams that the host forwarded.
             one.send(&one.datagram(GATEWAY, "sent"));
             heard_until(&host, "sent");
             host.send_to(b"marker", (two.rule.address, PORT)).expect("sent");
@@ -252,7 +252,7 @@ fn guests_leave_with_the_hosts_address_and_only_answers_come_back() {
         uplink.send(&answer(Ipv4Addr::new(198, 51, 100, 2), "answer").bytes());
         assert!(!guest.wire.saw_before("unasked", "answer"));
 
-        // The port goes: what it had open is forgotten.
+        // The port is removed, and its tracked connections are forgotten.
         assert!(shell("conntrack -L --orig-src 10.99.0.2 2>/dev/null").contains("198.51.100.1"));
         network.firewall.remove_port(TABLE, &guest.rule).await.expect("removed");
         assert_eq!(shell("conntrack -L --orig-src 10.99.0.2 2>/dev/null"), "");

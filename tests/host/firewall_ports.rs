@@ -1,4 +1,4 @@
-//! Many ports at once: they are changed in few transactions, and looked for without a process each.
+//! A set of many ports: they are changed in few transactions, and looked up without a process each.
 
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
@@ -14,7 +14,7 @@ use crate::guest::{TABLE, rules};
 use crate::namespace::{PATIENCE, in_namespace, link_name, shell};
 
 const PORTS: u8 = 200;
-/// Transactions that one round of changes may take: the first change runs alone, the rest waits for it.
+/// Limit on the transactions of one round of changes: the first change runs alone, the others wait for it.
 const TRANSACTIONS_MAX: usize = 3;
 
 fn rule(number: u8) -> PortRule {
@@ -22,7 +22,7 @@ fn rule(number: u8) -> PortRule {
     PortRule { tap: link_name(&format!("st-many{number}")), mac: Mac::of_address(address), address }
 }
 
-/// Counts the transactions of all programs in this namespace.
+/// A counter of the transactions of all programs in this namespace.
 struct Transactions {
     monitor: Child,
     lines: Receiver<String>,
@@ -30,7 +30,7 @@ struct Transactions {
 
 impl Transactions {
     fn watch() -> Self {
-        // Line by line, although its output is a pipe.
+        // The output is written line by line, although it is a pipe.
         let mut command = Command::new("stdbuf");
         command.args(["-oL", "nft", "monitor"]).stdout(Stdio::piped());
         let mut monitor = command.spawn().expect("nft runs");
@@ -40,7 +40,7 @@ impl Transactions {
             output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
         let transactions = Self { monitor, lines };
-        // It listens as soon as it reports a change.
+        // The monitor runs as soon as it reports a change.
         let deadline = std::time::Instant::now() + PATIENCE;
         while transactions.lines.try_recv().is_err() {
             assert!(std::time::Instant::now() < deadline, "nft monitor reports nothing");
@@ -50,7 +50,7 @@ impl Transactions {
         transactions
     }
 
-    /// Counts those up to a change that the test makes itself.
+    /// Counts the transactions up to a change that the test makes itself.
     fn until(&self, marker: &str) -> usize {
         shell(&format!("nft add table ip {marker}-end; nft delete table ip {marker}-end"));
         let mut count = 0;
@@ -87,7 +87,7 @@ fn many_ports_change_in_few_transactions_and_one_that_is_refused_holds_nobody_up
 
         let (gone, kept) = all.split_at(100);
         let removed = gone.iter().map(|port| firewall.remove_port(TABLE, port));
-        // Two that were never there, beside them.
+        // Two further rules were never there.
         let absent = [rule(250), rule(251)];
         let removed =
             join_all(removed.chain(absent.iter().map(|port| firewall.remove_port(TABLE, port)))).await;
@@ -129,7 +129,7 @@ fn ports_that_come_and_go_while_others_are_looked_for_cost_no_listing() {
             }
         };
         let look = async {
-            // Between two steps of the others: whatever the moment, the listing is the one of before.
+            // The reads fall between any two steps of the other changes, and the previous listing must serve them.
             for _ in 0..2000 {
                 firewall.has_port(TABLE, &rule(250)).await.expect("read");
                 tokio::task::yield_now().await;

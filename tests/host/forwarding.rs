@@ -1,4 +1,5 @@
-//! The host forwards for its guests and is no router between its other networks, unless it is one already.
+//! Tests that the host forwards for its guests and does not become a router between its other networks, unless it is
+//! one already.
 
 use std::net::Ipv4Addr;
 
@@ -8,7 +9,7 @@ use stead_schemas::network::Mac;
 use crate::guest::{Frame, Guest, Network, Wire, host_socket, mac_of, rules};
 use crate::namespace::{PATIENCE, in_namespace, link_name, shell};
 
-/// A network of the host beside that of its guests: a TAP whose other end is the returned wire.
+/// Makes another network of the host beside that of its guests: a TAP whose other end is the returned wire.
 fn other_network(name: &str, address: &str, neighbour: &str) -> Wire {
     shell(&format!(
         "ip tuntap add dev {name} mode tap vnet_hdr; ip addr add {address}/24 dev {name}; ip link set {name} up; \
@@ -17,7 +18,7 @@ fn other_network(name: &str, address: &str, neighbour: &str) -> Wire {
     Wire::attach(&link_name(name))
 }
 
-/// Whether a datagram comes out of the wire before the marker that was sent after it.
+/// Returns `true` if a datagram comes out of the wire before the marker that was sent after it.
 fn comes_out(wire: &mut Wire, text: &str, marker: &str) -> bool {
     let mut has_come = false;
     loop {
@@ -50,7 +51,7 @@ fn packets_of_others_pass_only_where_the_host_is_a_router_and_those_of_guests_al
         };
         assert_eq!(network.links.forwarding().await.expect("read"), Forwarding::ForGuests);
         assert!(!passes("while the host is none", &mut guest));
-        // A bridge of another daemon of this program is in the same group: its guests are not "others".
+        // A bridge of another daemon is in the same group: its guests are not "others".
         shell("ip link set left group 542632656");
         assert!(passes("of another daemon's bridge", &mut guest));
         shell("ip link set left group 0");

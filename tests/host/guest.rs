@@ -1,4 +1,4 @@
-//! A network with guests played by the test: frames written to and read from real TAPs.
+//! A network with guests simulated by the test: frames written to and read from real TAPs.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ use crate::namespace::{PATIENCE, link_name, netlink, shell, uid};
 
 pub(crate) const TABLE: &str = "steadtest";
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
-/// Virtio's header before each frame.
+/// Size of the virtio header before each frame, in bytes.
 const VNET_HEADER: usize = 10;
 pub(crate) const PORT: u16 = 9999;
 
@@ -35,7 +35,7 @@ pub(crate) fn bridge() -> LinkName {
 
 pub(crate) fn rules() -> FirewallRules {
     let subnet = Cidr { address: GATEWAY, prefix: 24 };
-    // The port at which the tests listen on the host.
+    // This is the port on which the tests listen on the host.
     let reach = GuestReach { host_ports: vec![PORT], networks: Vec::new() };
     FirewallRules {
         table: TABLE.to_owned(),
@@ -61,7 +61,7 @@ impl Network {
         Self { links, firewall, bridge_mac }
     }
 
-    /// A guest with its TAP, and its rule if it shall have one.
+    /// Adds a guest with its TAP, and with its rule if it should have one.
     pub(crate) async fn guest(&self, number: u8, has_rule: bool) -> Guest {
         let address = Ipv4Addr::new(10, 99, 0, number);
         let rule =
@@ -81,14 +81,14 @@ impl Network {
     }
 }
 
-/// The hardware address of an interface here.
+/// Returns the hardware address of an interface in this namespace.
 pub(crate) fn mac_of(link: &str) -> Mac {
     let shown = shell(&format!("ip -o link show dev {link}"));
     let mut words = shown.split_whitespace().skip_while(|word| *word != "link/ether");
     words.nth(1).and_then(|word| word.parse().ok()).expect("an Ethernet interface")
 }
 
-/// A TAP's other end.
+/// The other end of a TAP.
 pub(crate) struct Wire(File);
 
 impl Wire {
@@ -103,7 +103,7 @@ impl Wire {
         self.0.write_all(&bytes).expect("the TAP is up");
     }
 
-    /// The next frame; `None` when none comes within the time.
+    /// Returns the next frame, or `None` when none comes within the time.
     pub(crate) fn receive(&mut self, within: Duration) -> Option<Vec<u8>> {
         let mut buffer = vec![0; 65_536];
         let deadline = Instant::now() + within;
@@ -123,7 +123,7 @@ impl Wire {
         }
     }
 
-    /// Reads until a frame carries this text; says whether one with the other text came before it.
+    /// Reads until a frame contains the marker. Returns `true` if a frame with the unwanted text came before it.
     pub(crate) fn saw_before(&mut self, unwanted: &str, marker: &str) -> bool {
         let has = |frame: &[u8], text: &str| frame.windows(text.len()).any(|part| part == text.as_bytes());
         let mut is_seen = false;
@@ -144,7 +144,7 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// A datagram as this guest sends it to the host or through it.
+    /// Returns a datagram as this guest sends it to the host or through it.
     pub(crate) fn datagram(&self, to: Ipv4Addr, text: &str) -> Frame {
         Frame {
             to_mac: self.gateway_mac,
@@ -161,7 +161,7 @@ impl Guest {
         self.wire.send(&frame.bytes());
     }
 
-    /// Sends until the host hears it: a TAP's carrier takes a moment to be noticed.
+    /// Sends until the host receives it: the carrier of a TAP takes a moment to be noticed.
     pub(crate) fn greet(&mut self, host: &UdpSocket) {
         let hello = self.datagram(GATEWAY, "hello");
         let deadline = Instant::now() + PATIENCE;
@@ -182,7 +182,7 @@ impl Guest {
 pub(crate) struct Frame {
     pub(crate) to_mac: Mac,
     pub(crate) from_mac: Mac,
-    /// VLAN.
+    /// VLAN tag, if the frame has one.
     pub(crate) tag: Option<u16>,
     pub(crate) from: Ipv4Addr,
     pub(crate) to: Ipv4Addr,
@@ -207,14 +207,14 @@ impl Frame {
         }
         bytes.extend([0x08, 0x00]);
         bytes.extend(ip);
-        // No UDP checksum, as IPv4 allows.
+        // There is no UDP checksum, as IPv4 allows.
         bytes.extend([PORT, self.to_port, udp_length, 0].map(u16::to_be_bytes).concat());
         bytes.extend(self.text.as_bytes());
         bytes
     }
 }
 
-/// Who has the gateway's address, asked as somebody.
+/// Returns an ARP request for the gateway's address, with any sender.
 pub(crate) fn arp_request(frame_mac: Mac, named_mac: Mac, named: Ipv4Addr) -> Vec<u8> {
     let mut bytes = [[0xff; 6], frame_mac.0].concat();
     bytes.extend([0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, 1]);
@@ -225,12 +225,12 @@ pub(crate) fn arp_request(frame_mac: Mac, named_mac: Mac, named: Ipv4Addr) -> Ve
     bytes
 }
 
-/// A socket of the host on all its addresses.
+/// Opens a socket of the host on all its addresses.
 pub(crate) fn host_socket() -> UdpSocket {
     UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)).expect("the port is free in a fresh namespace")
 }
 
-/// Text of datagrams up to and with the marker.
+/// Returns the texts of datagrams up to and including the marker.
 pub(crate) fn heard_until(host: &UdpSocket, marker: &str) -> Vec<String> {
     host.set_read_timeout(Some(PATIENCE)).expect("set");
     let mut all = Vec::new();

@@ -11,7 +11,7 @@ use crate::guest::{
 };
 use crate::namespace::{PATIENCE, in_namespace, link_name, shell};
 
-/// ICMP "destination unreachable, administratively prohibited".
+/// Type and code of ICMP "destination unreachable, administratively prohibited".
 const REFUSED: [u8; 2] = [3, 13];
 
 fn is_refusal(frame: &[u8]) -> bool {
@@ -124,7 +124,7 @@ fn a_guest_has_a_bound_of_tracked_connections_and_takes_none_from_others() {
         shell(
             "ip tuntap add dev up0 mode tap vnet_hdr; ip addr add 198.51.100.2/24 dev up0; ip link set up0 up",
         );
-        // On a slow machine none of them may be forgotten before they are counted.
+        // On a slow machine no connection may expire before they are counted.
         shell("echo 3600 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout");
         let _uplink = Wire::attach(&link_name("up0"));
         shell(

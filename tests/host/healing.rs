@@ -1,4 +1,4 @@
-//! The reconcilers on the real ports: what somebody breaks is made whole in under two seconds.
+//! The reconcilers on the real ports: damage by others is repaired in under two seconds.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,10 +21,10 @@ use tokio::sync::mpsc::Receiver;
 use crate::guest::{TABLE, bridge, rules};
 use crate::namespace::{in_namespace, link_name, netlink, shell, uid};
 
-/// What the issue promises from the damage to the healed host.
+/// Time limit from the damage to the repaired host, as promised by the issue.
 const HEALED_WITHIN: Duration = Duration::from_secs(2);
 
-/// All that the damages change.
+/// Command that shows everything that the damages change.
 const LOOK: &str = "ip -o link; bridge -d link; ip -o addr; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; \
      cat /proc/sys/net/ipv4/conf/st-br/forwarding || true";
 
@@ -121,7 +121,7 @@ impl Daemon {
         made.await.unwrap_or_else(|error| panic!("{error:?}"))
     }
 
-    /// The host is as the records wish, and they say so.
+    /// Returns `true` if the host matches the specs, and the statuses say so.
     async fn is_whole(&self, network: &Uid, port: &Uid) -> bool {
         let is_said = self.store.get::<Network>(network).is_some_and(|it| is_ready(&it.status.conditions))
             && self.store.get::<Port>(port).is_some_and(|it| is_ready(&it.status.conditions));
@@ -141,13 +141,13 @@ impl Daemon {
         let start = Instant::now();
         while !self.is_whole(network, port).await {
             assert!(start.elapsed() < within, "not healed in {within:?} after: {after}");
-            // Only spares the machine between two looks.
+            // The pause only spares the machine between two polls.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }
 
-/// What the daemon does with what monitors hear.
+/// Reports what monitors observe, as the daemon does.
 async fn report(mut monitor: Receiver<Heard>, store: Store, networks: Drift, ports: Drift) {
     while let Some(heard) = monitor.recv().await {
         match heard {
@@ -190,12 +190,12 @@ fn what_is_broken_behind_the_daemon_is_whole_again_within_two_seconds() {
             "nft add rule bridge steadtest guests accept",
             "nft flush set bridge steadtest ports",
             "nft flush ruleset; ip link del st-br; ip link del st-tap",
-            // Switched on and off, the host takes it from the links too.
+            // Switching it on and off also switches it off on the links.
             "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv4/ip_forward",
             "echo 1 > /proc/sys/net/ipv4/ip_forward",
             "echo 0 > /proc/sys/net/ipv4/ip_forward",
         ] {
-            // No await in between, so nothing is healed yet.
+            // There is no await in between, so nothing is repaired yet.
             let before = shell(LOOK);
             shell(damage);
             assert!(shell(LOOK) != before, "{damage} did nothing");

@@ -1,4 +1,4 @@
-//! Registries that are slow, endless, lying, or that aim the daemon at others; and images that share.
+//! Registries that are slow, endless, lying, or that redirect the daemon to others; and images that share content.
 
 use std::path::Path;
 use std::process::Command;
@@ -43,7 +43,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Builds the root file system of what was pulled, and reads a file of it.
+/// Builds the root file system of a pulled image, and reads a file of it.
 async fn content(oci: &Oci, owner: &Uid, of: &stead_schemas::names::Digest, path: &str) -> String {
     until("converted", async || {
         if oci.inspect(of).await.expect("observed").is_none() {
@@ -104,7 +104,7 @@ async fn a_layer_listed_several_times_or_by_several_images_is_brought_once() {
         pull(&oci, &uid('b'), &at(&fake, name)).await.expect("pulled");
     }
     assert_eq!(fake.seen(&digest(&common)), 1, "what is here is not asked for again");
-    // At once, from two repositories, by a registry that does not resume.
+    // The pulls run at the same time, from two repositories, by a registry that does not resume.
     let dir = tempfile::tempdir().expect("scratch");
     let oci = crate::registry::oci(dir.path());
     let (owners, names) = ([uid('a'), uid('b'), uid('c')], ["first", "first/second", "first/third"]);
@@ -188,7 +188,7 @@ async fn endless_answers_and_odd_tokens_end_in_an_error() {
         assert!(refused.chain().contains(words), "{name}: {}", refused.chain());
     }
     resolve(&oci, &uid('a'), &at(&fake, "huge")).await.expect_err("longer than anything");
-    // The digest is not taken by what failed: an honest registry brings it.
+    // The failed pull does not occupy the digest: an honest registry can provide it.
     let made = image(&[layer("a", b"a")]);
     fake.serve("good", &made);
     pull(&oci, &uid('b'), &at(&fake, "good")).await.expect("pulled");
@@ -218,7 +218,7 @@ async fn registries_that_stand_still_hold_up_nobody_else_and_end_with_their_imag
         let digest = resolve(&oci, owner, &from).await.expect("resolved").digest;
         oci.fetch(owner, &from, &digest).await.expect("begun");
         content = Some(digest);
-        // It accepts and never answers; whoever asks is not kept.
+        // The registry accepts connections and never answers, and callers do not wait for it.
         let asked = oci.resolve(owner, &from_silent, Platform::LinuxAmd64, 1).await.expect("asked");
         assert_eq!(asked, None);
     }
@@ -233,7 +233,7 @@ async fn registries_that_stand_still_hold_up_nobody_else_and_end_with_their_imag
     .await;
     let last = oci.job(&owners[owners.len() - 1], &content).await;
     assert!(matches!(last, Some(Job::Queued { position }) if position > 1), "{last:?}");
-    // The same content from elsewhere, and other content.
+    // The same content comes from another registry, and also other content.
     honest.serve("good", &made);
     pull(&oci, &uid('a'), &at(&honest, "good")).await.expect("not held up");
     for owner in &owners {
@@ -298,7 +298,7 @@ async fn images_take_no_more_than_their_quota_and_what_nobody_refers_to_makes_ro
         jobs_max: 1,
         target: Target::plain(Platform::LinuxAmd64),
         disk_reserve: Bytes(0),
-        // For the layers of one of the two.
+        // The quota is enough for the layers of one of the two.
         quota: Some(Bytes(5 << 20)),
     };
     let oci = Oci::open(config, |_| {}).expect("opened");

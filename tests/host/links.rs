@@ -1,4 +1,4 @@
-//! Links: what the port promises, on real interfaces.
+//! Links: the promises of the port, on real interfaces.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -121,7 +121,7 @@ fn a_bridge_whose_making_was_interrupted_is_completed_or_removed() {
         let plan = bridge('b');
         for is_completed in [true, false] {
             links.create(&plan).await.expect("made");
-            // As it is between its creation and its alias.
+            // This is the bridge's state between its creation and its alias.
             shell("ip link set st-br alias ''");
             assert_eq!(links.inspect(&plan.name).await.expect("read"), None);
             let other = netlink("test2").remove(&plan.name).await.expect_err("another scope's");
@@ -137,10 +137,10 @@ fn a_bridge_whose_making_was_interrupted_is_completed_or_removed() {
     });
 }
 
-/// More than a create has awaits: the last tries are not interrupted.
+/// Number of polls that exceeds the awaits of a create: the last attempts are not interrupted.
 const POLLS_MAX: usize = 12;
 
-/// Drops the future after so many polls.
+/// A wrapper that drops the future after a number of polls.
 struct Polls<F> {
     future: Pin<Box<F>>,
     left: usize,
@@ -168,7 +168,7 @@ fn a_create_that_is_dropped_at_any_await_leaves_nothing_that_is_not_ours() {
                 if let Some(done) = done {
                     done.unwrap_or_else(|error| panic!("after {left} polls: {}", error.chain()));
                 }
-                // Requests that were sent are carried out; a list comes after them.
+                // Requests that were sent are carried out; the list comes after them.
                 links.list().await.expect("listed");
                 if plan.kind == LinkKind::Tap {
                     let unmarked = shell("ip -o link show type tun | grep -v 'alias stead:test:' || true");
@@ -206,7 +206,7 @@ fn routes_are_those_with_a_destination_and_forwarding_is_switched_on() {
         links.set_forwarding().await.expect("set");
         assert_eq!(of().await, Forwarding::ForGuests);
         assert_eq!(shell("cat /proc/sys/net/ipv4/ip_forward").trim(), "0", "the host is no router");
-        // A link that got its address later carries guests' packets too.
+        // A link that gets its address later carries guests' packets too.
         shell("ip link add late type veth; ip addr add 192.0.2.1/24 dev late");
         assert_eq!(of().await, Forwarding::Off);
         links.set_forwarding().await.expect("set");

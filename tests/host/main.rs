@@ -1,6 +1,6 @@
-//! The ports on a real host, each test in a fresh network (and mount) namespace of its own.
+//! Tests of the ports on a real host, each in its own new network (and mount) namespace.
 //!
-//! Needs root and the Debian packages that `deploy/setup` installs.
+//! They need root and the Debian packages that `deploy/setup` installs.
 
 mod disks;
 mod doors;

@@ -1,4 +1,4 @@
-//! Monitors: drift of links and tables is heard in under a second.
+//! Monitors: drift of links and tables is reported in under a second.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::guest::{Network, TABLE};
 use crate::namespace::{in_namespace, link_name, netlink, shell, uid};
 
-/// What the issue asks: drift is noticed in under a second.
+/// Time limit for noticing drift, as the issue demands.
 const SOON: Duration = Duration::from_secs(1);
 
 async fn hears(monitor: &mut Receiver<Heard>, wanted: &Heard) {
@@ -18,7 +18,7 @@ async fn hears(monitor: &mut Receiver<Heard>, wanted: &Heard) {
     assert!(timeout(SOON, wait).await.is_ok(), "{wanted:?} was not heard");
 }
 
-/// Takes what has been gathered so far, so that the next report is about something new.
+/// Takes the reports gathered so far, so that the next report is about a new change.
 async fn settle(monitor: &mut Receiver<Heard>) {
     while timeout(Duration::from_millis(300), monitor.recv()).await.is_ok() {}
 }
@@ -47,7 +47,7 @@ fn changes_of_our_links_are_heard_by_owner_and_of_other_scopes_not() {
         hears(&mut monitor, &Heard::Gone(uid('t'))).await;
         shell("ip link set lo up; ip addr add 192.0.2.1/32 dev lo");
         hears(&mut monitor, &Heard::Host).await;
-        // A fresh namespace begins with the host's setting.
+        // A new namespace begins with the host's setting.
         shell("echo 0 > /proc/sys/net/ipv4/ip_forward");
         settle(&mut monitor).await;
         for value in [1, 0] {

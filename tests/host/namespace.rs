@@ -1,6 +1,6 @@
-//! A fresh namespace per test: the test binary runs itself again under `unshare` for that test.
+//! A new namespace for each test: the test binary runs itself again under `unshare` for that test.
 //!
-//! Guarantees: nothing a test makes in the network or mounts outlives it.
+//! Guarantees: the test's changes of network and mounts end with it.
 
 use std::env;
 use std::process::{Command, Stdio};
@@ -12,13 +12,13 @@ use stead_schemas::names::{LinkName, Uid};
 
 const INSIDE: &str = "STEAD_TEST_IN_NAMESPACE";
 
-/// Longest wait for something that happens at once on an idle machine.
+/// Time limit for changes that are immediate on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Runs the calling test's body inside; the test is found by the name of its closure.
+/// Runs the calling test's body inside. The test is found by the name of its closure.
 pub(crate) fn in_namespace<F: AsyncFnOnce()>(body: F) {
     if env::var_os(INSIDE).is_some() {
-        // A new namespace begins with what the host has.
+        // A new namespace begins with the host's setting.
         shell("echo 0 > /proc/sys/net/ipv4/ip_forward");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         return runtime.expect("a runtime starts").block_on(body());
@@ -40,7 +40,7 @@ pub(crate) fn in_namespace<F: AsyncFnOnce()>(body: F) {
     assert!(said.contains("1 passed"), "{name} did not run inside its namespace:\n{said}");
 }
 
-/// Runs a line of shell and gives its output.
+/// Runs a shell line and returns its output.
 pub(crate) fn shell(line: &str) -> String {
     let output = Command::new("sh").args(["-ec", line]).output().expect("sh runs");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -56,7 +56,7 @@ pub(crate) fn link_name(text: &str) -> LinkName {
     text.parse().expect("a valid name")
 }
 
-/// Uids that differ by the letter they begin with.
+/// Returns a uid that begins with this letter.
 pub(crate) fn uid(first: char) -> Uid {
     format!("{first}{:023}", 0).parse().expect("a letter and digits")
 }

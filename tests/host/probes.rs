@@ -1,4 +1,4 @@
-//! Probes of what answers on loopback: well, wrongly, slowly, without end, or not at all.
+//! Probes of servers on loopback that answer correctly, wrongly, slowly, without end, or not at all.
 
 use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::namespace::{PATIENCE, in_namespace, link_name, shell, uid};
 
-/// Long enough for a busy host, short enough for a test.
+/// Time limit that is long enough for a busy host and short enough for a test.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
 fn prober(agent: AgentError) -> (Prober, mpsc::UnboundedReceiver<()>) {
@@ -47,7 +47,7 @@ fn plan(probe: Probe) -> ProbePlan {
     }
 }
 
-/// What the first probe finds: nothing, or the error.
+/// Returns the result of the first probe: success, or the error.
 async fn first(probe: Probe) -> Result<(), String> {
     let (prober, mut heard) = prober(AgentError::NotReady);
     let plan = plan(probe);
@@ -62,7 +62,7 @@ fn http(port: u16, path: &str) -> Probe {
     Probe::Http { scheme: Scheme::Http, port, path: path.to_owned(), expected_status: 200 }
 }
 
-/// A server that does to every connection what `answer` does.
+/// Starts a server that runs `answer` on every connection.
 async fn serve(answer: fn(TcpStream) -> BoxFuture<'static, std::io::Result<()>>) -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
     let port = listener.local_addr().expect("bound").port();
@@ -82,7 +82,7 @@ async fn head(stream: &mut TcpStream) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&head).into_owned())
 }
 
-/// Writes the same again and again until the other end has enough.
+/// Writes the same bytes repeatedly until the other end closes the connection.
 async fn endless(stream: &mut TcpStream, bytes: &[u8]) -> std::io::Result<()> {
     loop {
         stream.write_all(bytes).await?;
@@ -132,7 +132,7 @@ fn an_http_probe_takes_only_the_status_it_expects_and_nothing_that_never_ends() 
             Box::pin(async move { endless(&mut stream, b"HTTP/1.1 100 Continue\r\n\r\n").await })
         });
         assert!(first(http(waits.await, "/")).await.is_err());
-        // No one is there.
+        // No process listens on the port.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
         let port = listener.local_addr().expect("bound").port();
         drop(listener);
@@ -141,7 +141,7 @@ fn an_http_probe_takes_only_the_status_it_expects_and_nothing_that_never_ends() 
     });
 }
 
-/// An HTTPS server whose certificate nobody signed.
+/// An HTTPS server with a self-signed certificate.
 struct OpenSsl(Child);
 
 impl Drop for OpenSsl {
@@ -189,7 +189,7 @@ fn probes_count_on_and_what_this_host_cannot_ask_counts_neither_way() {
         assert_eq!(first(Probe::Tcp { port }).await, Ok(()));
         assert!(first(Probe::Tcp { port: 1 }).await.expect_err("refused").contains("refused"));
 
-        // The connection tells by its port whose it is.
+        // The port of the connection shows that it is a probe's.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
         let place = listener.local_addr().expect("bound").port();
         let (asks, _heard) = prober(AgentError::NotReady);
@@ -198,7 +198,8 @@ fn probes_count_on_and_what_this_host_cannot_ask_counts_neither_way() {
             tokio::time::timeout(PATIENCE, listener.accept()).await.expect("in time").expect("taken");
         assert!(PROBE_PORTS.contains(&from.port()), "{from}");
 
-        // It goes on from what an earlier daemon counted; another owner's is apart; an end is an end.
+        // The probe continues with an earlier daemon's counts, another owner's probe is separate, and an ended probe
+        // stays ended.
         let (probes, mut heard) = prober(AgentError::NotReady);
         let exec = || Probe::Exec { command: vec!["true".to_owned()], working_dir: None };
         let mut plan = plan(exec());
@@ -216,7 +217,7 @@ fn probes_count_on_and_what_this_host_cannot_ask_counts_neither_way() {
         probes.end(&plan.owner).await.expect("ended");
         assert_eq!((probes.seen(&plan.owner), probes.list().await.expect("listed")), (None, Vec::new()));
 
-        // All streams are taken by clients; the bridge is gone: no word about the guest.
+        // If clients use all streams, or the bridge is gone, the probe says nothing about the guest.
         for (bridge, agent, probe) in [
             ("lo", AgentError::TooMany, exec()),
             ("gone0", AgentError::NotReady, Probe::Tcp { port }),

@@ -1,4 +1,4 @@
-//! Pulls from a real registry: rights, resumption, content that is not what it is named.
+//! Pulls from a real registry: authorization, resumption, content that does not match its digest.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,7 +42,7 @@ pub(crate) fn reference(text: &str) -> ImageRef {
     text.parse().expect("a reference")
 }
 
-/// Asks anew what a reference means, and waits for the answer.
+/// Resolves a reference again, and waits for the answer.
 pub(crate) async fn resolve(oci: &Oci, owner: &Uid, from: &ImageRef) -> Result<Resolved, HostError> {
     static ASKED: AtomicU64 = AtomicU64::new(0);
     let (number, deadline) = (ASKED.fetch_add(1, Ordering::SeqCst), Instant::now() + PATIENCE);
@@ -55,7 +55,7 @@ pub(crate) async fn resolve(oci: &Oci, owner: &Uid, from: &ImageRef) -> Result<R
     }
 }
 
-/// Everything of an image to the disk, or the first failure.
+/// Pulls everything of an image to the disk. Returns the first failure.
 pub(crate) async fn pull(oci: &Oci, owner: &Uid, from: &ImageRef) -> Result<Resolved, HostError> {
     let resolved = resolve(oci, owner, from).await?;
     let deadline = Instant::now() + PATIENCE;
@@ -68,7 +68,7 @@ pub(crate) async fn pull(oci: &Oci, owner: &Uid, from: &ImageRef) -> Result<Reso
         }
         assert!(Instant::now() < deadline, "{from}: {job:?}, {seen:?}");
         if job.is_none() {
-            // Begins, or answers how the last try failed.
+            // This begins the fetch, or returns the failure of the last attempt.
             oci.fetch(owner, from, &resolved.digest).await?;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -90,7 +90,7 @@ async fn rights_are_checked(oci: &Oci, from: &ImageRef) {
     assert!(!denied.chain().contains("wr0ng-secret") && !format!("{denied:?}").contains("wr0ng-secret"));
     oci.keep_credentials(&one, credentials("right"));
     pull(oci, &one, from).await.expect("with the right one");
-    // They serve the object they came with and no other.
+    // Credentials serve the object they came with and no other.
     let denied = resolve(oci, &other, from).await.expect_err("of another object");
     assert_eq!(denied.kind, HostErrorKind::Denied, "{}", denied.chain());
 }
@@ -141,7 +141,7 @@ async fn a_pull_that_was_cut_goes_on_where_it_stopped_in_the_next_daemon() {
     let had = large_partials.max().expect("what came is kept");
     assert!(had > 0 && had <= 1 << 20, "{had} bytes are kept");
     assert_eq!(proxy.take_seen(large).len(), 1);
-    // The layers come side by side: the small one may have been asked for, and even be whole.
+    // The layers come side by side: the small one may have been requested, and may even be complete.
     let _ = proxy.take_seen(small);
     let is_whole = images.join("blobs").join(&small["sha256:".len()..]).exists();
     drop(first);
@@ -159,12 +159,12 @@ async fn a_pull_that_was_cut_goes_on_where_it_stopped_in_the_next_daemon() {
     );
     let deadline = Instant::now() + PATIENCE;
     while second.inspect(&pulled.digest).await.expect("observed").is_none() {
-        // Begins, or answers how the last try failed.
+        // This begins the conversion, or returns the failure of the last attempt.
         second.convert(&uid('a'), &pulled.digest).await.expect("converted");
         assert!(Instant::now() < deadline, "{:?}", second.job(&uid('a'), &pulled.digest).await);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // Another image with the same layer brings only what is its own.
+    // Another image with the same layer fetches only its own layers.
     let sibling = Image::make(registry.dir.path(), 2, &[3000, 4 << 20, 500], "amd64");
     sibling.push(&format!("{}/app:v2", registry.address), None);
     let _ = proxy.take_seen("sha256:");
@@ -203,7 +203,7 @@ async fn content_that_is_not_what_it_is_named_is_refused_and_not_kept() {
         "a part passed as whole"
     );
 
-    // A manifest that understates a layer: what comes beyond it is not taken.
+    // The manifest understates the size of a layer: bytes beyond it are not taken.
     let (honest, _) = made(6, "lying");
     let mut lie: serde_json::Value = serde_json::from_slice(&honest.manifest_bytes).expect("JSON");
     lie["layers"][0]["size"] = json!(1000);
@@ -261,7 +261,7 @@ async fn references_mean_what_the_registry_says_now_and_digests_always_the_same(
     }
 }
 
-/// A registry that answers with a document without an end.
+/// A registry answers with a document without an end.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_without_an_end_is_refused_when_it_is_too_long() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");

@@ -1,4 +1,4 @@
-//! A real registry on loopback, images made for it, and a proxy in front that counts and cuts.
+//! A real registry on loopback, images made for it, and a proxy in front that records and cuts requests.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -29,7 +29,7 @@ pub(crate) struct Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        // One that has ended already cannot be killed, which is fine.
+        // A process that has already ended cannot be killed, so the error is ignored.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -41,7 +41,7 @@ pub(crate) fn free_port() -> SocketAddr {
 }
 
 impl Registry {
-    /// `more` is YAML at the top level of the registry's configuration; `DIR` is the scratch directory.
+    /// Starts a registry. `more` is YAML at the top level of its configuration; `DIR` is the scratch directory.
     pub(crate) async fn start(more: &str) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let (dir, address) = (tempfile::tempdir().expect("scratch"), free_port());
@@ -74,7 +74,7 @@ impl Registry {
         registry
     }
 
-    /// Where the registry keeps a blob.
+    /// Returns the path at which the registry keeps a blob.
     pub(crate) fn blob(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").expect("a digest");
         let store = self.dir.path().join("store/docker/registry/v2/blobs/sha256");
@@ -97,7 +97,8 @@ fn store(layout: &Path, bytes: &[u8]) -> String {
 }
 
 impl Image {
-    /// One file a layer, of so many bytes that do not compress, made from `seed`.
+    /// Makes an image with one file per layer. Each file has the given number of incompressible bytes, generated from
+    /// `seed`.
     pub(crate) fn make(dir: &Path, seed: u32, sizes: &[usize], architecture: &str) -> Self {
         let layout = dir.join(format!("layout-{seed}-{architecture}"));
         fs::create_dir_all(layout.join("blobs/sha256")).expect("made");
@@ -156,7 +157,7 @@ impl Image {
     }
 }
 
-/// Bytes that no compression makes smaller; the same for the same seed.
+/// Returns incompressible bytes, the same for the same seed.
 fn noise(seed: u32, length: usize) -> Vec<u8> {
     let mut state = u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
@@ -170,17 +171,17 @@ fn noise(seed: u32, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A request's path and its `Range`.
+/// The path and the `Range` of a request.
 type Seen = (String, Option<String>);
 
-/// In front of a registry: notes every request, and can cut blobs short.
+/// A proxy in front of a registry that records every request, and can cut blobs short.
 #[derive(Clone)]
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     upstream: SocketAddr,
     http: reqwest::Client,
     seen: Arc<Mutex<Vec<Seen>>>,
-    /// Blob answers end, with a broken connection, after so many bytes.
+    /// Number of bytes after which blob answers end with a broken connection.
     cut_after: Arc<AtomicU64>,
 }
 
@@ -203,7 +204,7 @@ impl Proxy {
         self.cut_after.store(bytes, Ordering::SeqCst);
     }
 
-    /// Requests for a digest since the last call: their `Range` headers.
+    /// Returns the `Range` headers of requests for a digest since the last call.
     pub(crate) fn take_seen(&self, digest: &str) -> Vec<Option<String>> {
         let mut seen = self.seen.lock().expect("no panic holds it");
         let (matching, others): (Vec<_>, Vec<_>) =
@@ -242,7 +243,7 @@ async fn forward(State(proxy): State<Proxy>, request: Request) -> Response {
     response
 }
 
-/// A token service as registries name one in their challenge: who knows the password gets a token.
+/// A token service as named in the challenges of registries: clients with the password get a token.
 #[derive(Clone)]
 pub(crate) struct TokenService {
     pub(crate) address: SocketAddr,
@@ -271,7 +272,7 @@ impl TokenService {
 }
 
 async fn issue(State(service): State<TokenService>, request: Request) -> Response {
-    // user:right
+    // These are the credentials user:right.
     let is_known =
         request.headers().get(header::AUTHORIZATION).is_some_and(|value| value == "Basic dXNlcjpyaWdodA==");
     if !is_known {

@@ -1,4 +1,4 @@
-//! The API from outside: a life of an instance, lookups, rights, limits, overload, full disks.
+//! The API from outside: the life of an instance, lookups, scopes, limits, overload, full disks.
 
 use std::time::Duration;
 
@@ -165,7 +165,7 @@ async fn rights_are_checked_in_front_of_every_route() {
     assert_eq!(server.send_as("GET", "/health", None, "").await.status, 200);
     let spec = server.send_as("GET", "/spec.json", None, "").await;
     assert_eq!(spec.status, 200);
-    // What is described is served: it asks for a token, or for none.
+    // Described routes are served: they require a token, or none.
     let paths = spec.body["paths"].as_object().expect("an object");
     assert!(paths.contains_key("/instances/{id}/exec") && paths.contains_key("/instances/{id}/stats"));
     for (path, methods) in paths {
@@ -214,7 +214,7 @@ async fn bodies_heads_and_slow_clients_are_bounded() {
     assert!(text.is_empty() || text.starts_with("HTTP/1.1 431"), "{text}");
 }
 
-/// Opens a session of exec and says nothing; the status of a refusal.
+/// Opens an exec session and sends nothing. Returns the status of a refusal.
 async fn exec(server: &Server) -> Result<impl Sized + use<>, u16> {
     use tokio_tungstenite::tungstenite::client::IntoClientRequest;
     let url = format!("{}/instances/web/exec", server.base.replacen("http", "ws", 1));
@@ -239,7 +239,7 @@ async fn sessions_are_bounded_and_their_places_come_back() {
     let running = server.send("GET", "/instances/web/wait?state=Running", None).await;
     assert_eq!(running.body["state"], "Running");
     let mut sessions = Vec::new();
-    // Half of them are left to other subjects.
+    // Half of the sockets are reserved for other subjects.
     for _ in 0..SOCKETS_MAX / 2 {
         sessions.push(exec(&server).await.unwrap_or_else(|status| panic!("{status}")));
     }

@@ -1,4 +1,4 @@
-//! Auto-standby over the API: its policy, every status that a client can bring about, the hold.
+//! Auto-standby over the API: its policy, every status that a client can cause, the hold.
 
 use std::time::Duration;
 
@@ -53,14 +53,14 @@ async fn a_policy_is_taken_changed_held_and_carried_out_and_its_status_says_how_
     let held = server.send("POST", hold, None).await;
     assert_eq!(held.status, 200);
     assert!(held.body["hold_until"].as_str() >= seen["next_standby_at"].as_str(), "{}", held.body);
-    // Held, it stays up, whatever the timeout is by now.
+    // With the hold it keeps running, whatever the timeout is by now.
     patch(&server, policy("1s", true)).await;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let seen = stands(&server, "idle_countdown", "idle_timeout_not_elapsed").await;
     assert_eq!(seen["hold_until"], held.body["hold_until"]);
     let held = server.send("POST", hold, None).await;
     assert!(held.body["hold_until"].as_str() < seen["hold_until"].as_str(), "a later hold takes its place");
-    // A waits' word for a state that is reached by itself.
+    // The wait succeeds for a state that is reached without a request.
     let waited = server.send("GET", "/instances/web/wait?state=Standby&timeout=20s", None).await;
     assert_eq!(waited.body, json!({"state": "Standby", "timed_out": false}));
     stands(&server, "ineligible", "instance_not_running").await;

@@ -1,4 +1,4 @@
-//! Backups: made beside writes, sealed, refused when damaged, and restored into an empty directory.
+//! Backups: made during writes, sealed, refused when damaged, and restored into an empty directory.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,7 @@ use stead_schemas::names::Uid;
 
 use crate::store::{Open, create, start, uids};
 
-/// A data directory as a daemon makes it, with some objects.
+/// Makes a data directory as a daemon does, with some objects.
 async fn daemon(data: &Path, run: &Path) -> (Open, BTreeSet<Uid>) {
     let open = start(data).expect("opens");
     identity::record(data, run).expect("recorded");
@@ -30,7 +30,7 @@ async fn a_backup_made_beside_writes_restores_one_durable_state() {
     let at = |name: &str| scratch.path().join(name);
     let (open, before) = daemon(&at("data"), &at("run")).await;
     let file = at("backup");
-    // Others create and delete meanwhile.
+    // Other tasks create and delete meanwhile.
     let (store, gone) = (open.store.clone(), before.iter().take(50).cloned().collect::<Vec<Uid>>());
     let writing = tokio::spawn(async move {
         for (n, uid) in gone.into_iter().enumerate() {

@@ -1,10 +1,10 @@
-//! Malformed requests: each with its status, its code and the path it must name; none stores a thing.
+//! Malformed requests: each has its status, its code and the path it must name, and none stores anything.
 
 use serde_json::{Value, json};
 
 use crate::server::Server;
 
-/// A valid request with one field replaced.
+/// Returns a valid request with one field replaced.
 fn with(key: &str, value: Value) -> String {
     let mut body = json!({"name": "web", "image": "alpine"});
     body[key] = value;
@@ -21,7 +21,7 @@ type Case = (&'static str, &'static str, String, u16, &'static str, &'static str
 const NEW: &str = "/instances";
 const FORK: &str = "/snapshots/tz4a98xxat96iws9zmbrgj3a/fork";
 
-/// Requests on instances: shape of the body, names, sizes.
+/// Returns requests on instances: shape of the body, names, sizes.
 fn creations() -> Vec<Case> {
     let post = |body: String, code, path| ("POST", NEW, body, 400, code, path);
     let long = "a".repeat(64);
@@ -71,7 +71,7 @@ fn creations() -> Vec<Case> {
     ]
 }
 
-/// Fields that are later work: malformed ones and well-formed wishes.
+/// Returns requests with fields that are not supported yet, malformed and well-formed.
 fn hypervisors() -> Vec<Case> {
     let target = |word: &str| json!({"name": "a", "target_hypervisor": word}).to_string();
     let case = |path, body, code, field| ("POST", path, body, 400, code, field);
@@ -172,7 +172,7 @@ fn later_fields() -> Vec<Case> {
     ]
 }
 
-/// Everything but creation.
+/// Returns all requests other than creations.
 fn others() -> Vec<Case> {
     let get = |path, status, code, words| ("GET", path, String::new(), status, code, words);
     let image = |body: Value, code, words| ("POST", "/images", body.to_string(), 400, code, words);
@@ -250,7 +250,7 @@ async fn every_malformed_request_is_refused_by_name_and_stores_nothing() {
     let cases: Vec<Case> =
         creations().into_iter().chain(hypervisors()).chain(later_fields()).chain(others()).collect();
     assert!(cases.len() >= 60, "{} cases", cases.len());
-    // The network declares itself ready first; after that nothing may be written.
+    // The network reports that it is ready first; after that nothing may be written.
     let ready = std::time::Instant::now() + std::time::Duration::from_secs(10);
     let mut revision = server.store.revision();
     while std::time::Instant::now() < ready {

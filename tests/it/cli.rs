@@ -1,4 +1,4 @@
-//! The command line against a server: its ends, its words, and what it does when the server goes away.
+//! The command line against a server: its exit codes, its messages, and its reaction when the server goes away.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::server::{IMAGE, Server};
 
-/// For what happens within seconds on a machine that is busy.
+/// Time limit for changes that take seconds on a busy machine.
 const MOMENT: Duration = Duration::from_secs(60);
 
 fn stead(base: &str, token: &str, words: &[&str]) -> Command {
@@ -21,7 +21,7 @@ fn stead(base: &str, token: &str, words: &[&str]) -> Command {
     command
 }
 
-/// Exit code, output and errors.
+/// Runs the client. Returns exit code, output and errors.
 async fn runs(server: &Server, words: &[&str]) -> (i32, String, String) {
     ended(stead(&server.base, &server.token, words).spawn().expect("started")).await
 }
@@ -33,7 +33,7 @@ async fn ended(child: Child) -> (i32, String, String) {
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
 
-/// Passes connections on to the server; each can be cut.
+/// Starts a proxy in front of the server whose connections can be cut one by one.
 async fn between(server: &Server) -> (String, mpsc::UnboundedSender<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let base = format!("http://{}", listener.local_addr().expect("bound"));
@@ -112,7 +112,7 @@ async fn a_pipe_that_nobody_reads_ends_the_client() {
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
     let line = tokio::time::timeout(MOMENT, lines.next_line()).await.expect("in time").expect("read");
     assert_eq!(line.as_deref(), Some("ready"));
-    // As `grep -m1` does; nothing more is ever written.
+    // The reader closes, as `grep -m1` does; nothing more is ever written.
     drop(lines);
     let (code, _, err) = ended(child).await;
     assert_eq!((code, err.as_str()), (141, ""));
@@ -148,7 +148,7 @@ async fn a_wait_outlives_a_server_that_is_restarted() {
     server.create(json!({"name": "web", "image": IMAGE, "size": "256MB"})).await;
     let (base, cut) = between(&server).await;
     let words = ["wait", "web", "--for", "Paused", "--timeout", "1s"];
-    // The first connection is cut as soon as it is there, the second is not.
+    // The first connection is cut as soon as it exists, the second is not.
     cut.send(()).expect("there");
     let (code, out, err) = ended(stead(&base, &server.token, &words).spawn().expect("started")).await;
     assert_eq!(code, 4, "{out}{err}");
@@ -162,7 +162,7 @@ async fn what_keeps_the_client_from_the_server_is_told_by_its_cause() {
         assert_ne!(code, 0, "{err}");
         err
     };
-    // A port that was free a moment ago, and that connections get from the kernel again last of all.
+    // The port was free a moment ago, and the kernel assigns it to connections last of all.
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
     let closed = format!("http://{}", listener.local_addr().expect("bound"));
     drop(listener);
@@ -204,7 +204,7 @@ async fn tokens_are_listed_revoked_and_their_keys_rotated() {
     assert!(!keys.join("jwt.old.key").exists());
 }
 
-/// A server that answers every request with these bytes, and then, if they are to go on, with more without end.
+/// Starts a server that answers every request with these bytes and then, if `goes_on` is set, with endless data.
 async fn answers(head: &'static str, goes_on: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let base = format!("http://{}", listener.local_addr().expect("bound"));

@@ -1,7 +1,7 @@
-//! Requests made up from the official SDK's own types: none may be answered by a failure of the server, nor by
-//! anything that those types do not have.
+//! Requests generated from the official SDK's own types: none may be answered by a server error, or by anything that
+//! those types do not have.
 //!
-//! `tests/sdk/document.py` makes the document of the SDK's resources, and schemathesis the requests.
+//! `tests/sdk/document.py` makes the document of the SDK's resources, and schemathesis generates the requests.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,14 +11,14 @@ use serde_json::json;
 use crate::python::run;
 use crate::server::{IMAGE, Server};
 
-/// Requests made up for each operation, beside those that cover its schema.
+/// Number of generated requests for each operation, beside those that cover its schema.
 const EXAMPLES: &str = "8";
 const SEED: &str = "20261126";
 
-/// Names an environment variable: so many examples, and a seed, of a longer run by hand.
+/// Environment variables with the number of examples and the seed of a longer manual run.
 const BY_HAND: [&str; 2] = ["STEAD_TEST_EXAMPLES", "STEAD_TEST_SEED"];
 
-/// A virtual environment with what a list of packages and their hashes names, made once for this target directory.
+/// Makes a virtual environment with the packages and hashes of a list, once for this target directory.
 fn environment(name: &str, packages: &str) -> PathBuf {
     let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join(packages);
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -35,7 +35,7 @@ fn environment(name: &str, packages: &str) -> PathBuf {
     python
 }
 
-/// Makes the objects that the document names, and gives the id of a snapshot.
+/// Creates the objects that the document names. Returns the id of a snapshot.
 async fn furnish(server: &Server) -> String {
     for name in ["web", "off", "spare"] {
         server.create(json!({"name": name, "image": IMAGE, "size": "256MB"})).await;
@@ -57,7 +57,7 @@ async fn furnish(server: &Server) -> String {
     snapshot.body["id"].as_str().expect("an id").to_owned()
 }
 
-/// Makes the document of what the SDK speaks.
+/// Makes the document of the operations that the SDK uses.
 fn document(python: &Path, sdk: &Path, directory: &Path, served: &str, snapshot: &str) -> PathBuf {
     let (served_at, document) = (directory.join("spec.json"), directory.join("sdk.json"));
     std::fs::write(&served_at, served).expect("written");
@@ -87,7 +87,7 @@ async fn requests_made_of_the_sdks_types_are_answered_within_them() {
         let mut command = Command::new(python.with_file_name("schemathesis"));
         command.args(["--config-file"]).arg(sdk.join("schemathesis.toml")).arg("run").arg(document);
         command.args(["--url", &base, "--header", &format!("Authorization: Bearer {token}")]);
-        // A busy machine is slow to make requests up.
+        // A busy machine generates requests slowly.
         command.args(["--workers", "1", "--no-color", "--suppress-health-check", "all"]);
         command.args(["--max-examples", examples.as_deref().unwrap_or(EXAMPLES)]);
         command.args(["--seed", seed.as_deref().unwrap_or(SEED), "--generation-database", "none"]);

@@ -1,4 +1,4 @@
-//! Ingresses over HTTP: their wire, lookups, rights and refusals.
+//! Ingresses over HTTP: their wire format, lookups, scopes and refusals.
 
 use serde_json::{Value, json};
 

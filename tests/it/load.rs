@@ -1,4 +1,4 @@
-//! What one client cannot keep from the others: answers, connections, `/health`.
+//! Resources that one client cannot take from others: answers, connections, `/health`.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::server::{Answer, CONNECTIONS_MAX, CONNECTIONS_PER_CLIENT_MAX, IMAGE, REQUESTS_MAX, Server};
 
-/// For what happens within seconds on a machine that is busy.
+/// Time limit for changes that take seconds on a busy machine.
 const MOMENT: Duration = Duration::from_secs(60);
 
-/// Asks again and again until the answer has this status.
+/// Repeats a request until the answer has this status.
 async fn comes_to(status: u16, mut ask: impl AsyncFnMut() -> Answer) -> Answer {
     let deadline = tokio::time::Instant::now() + MOMENT;
     loop {
@@ -27,7 +27,7 @@ async fn comes_to(status: u16, mut ask: impl AsyncFnMut() -> Answer) -> Answer {
 /// A request whose body never comes.
 const UNFINISHED: &str = "POST /volumes HTTP/1.1\r\nContent-Length: 100";
 
-/// Sends a request of which more is to come, or whose answer is not read.
+/// Sends an incomplete request, or a request whose answer is not read.
 async fn begins(server: &Server, head: &str) -> TcpStream {
     let mut stream = TcpStream::connect(server.address).await.expect("connected");
     let head = format!("{head}\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", server.token);
@@ -45,7 +45,7 @@ async fn waits_and_unfinished_bodies_keep_out_only_their_like() {
         held.push(begins(&server, wait).await);
         bodies.push(begins(&server, UNFINISHED).await);
     }
-    // One that a busy machine has not let begin in time is made up for.
+    // A request that did not begin in time on a busy machine is replaced.
     let refused = comes_to(503, async || {
         held.push(begins(&server, wait).await);
         server.send("GET", "/instances/web/wait?state=Paused&timeout=1ms", None).await
@@ -59,7 +59,7 @@ async fn waits_and_unfinished_bodies_keep_out_only_their_like() {
         server.send("POST", "/volumes", Some(body.clone())).await
     })
     .await;
-    // Neither those that are answered at once nor the host's verbs are kept waiting by these.
+    // Requests that are answered at once, and the host's verbs, are not delayed by them.
     assert_eq!(server.send("GET", "/health", None).await.status, 200);
     assert_eq!(server.send("GET", "/instances/web", None).await.status, 200);
     assert_eq!(server.send("DELETE", "/instances/web", None).await.status, 204);
@@ -82,7 +82,7 @@ async fn one_address_has_its_share_of_connections_and_gets_them_back() {
     let mut held = Vec::new();
     for _ in 0..CONNECTIONS_PER_CLIENT_MAX {
         let mut stream = begins(&server, "GET /health HTTP/1.1").await;
-        // Only what is answered is surely counted.
+        // Only an answered request is certainly counted.
         let mut head = [0; 12];
         stream.read_exact(&mut head).await.expect("an answer");
         assert_eq!(&head, b"HTTP/1.1 200");
@@ -114,7 +114,7 @@ async fn connections_over_which_nothing_is_asked_make_room_for_one_that_asks() {
         let from = [127, 0, 0, 2 + u8::from(number % 2 == 0)];
         socket.bind((from, 0).into()).expect("an address of loopback");
         let mut stream = socket.connect(server.address).await.expect("taken by the kernel");
-        // Some were answered before, and some never asked; the last few wait for a place.
+        // Some were answered before, and some were never sent; the last few wait for a permit.
         if number % 3 == 0 {
             stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
             let mut head = [0; 12];
@@ -192,7 +192,7 @@ async fn a_client_that_asks_and_never_reads_is_let_go() {
     let server = Server::start().await;
     let mut stream = TcpStream::connect(server.address).await.expect("connected");
     let asks = async {
-        // Until its connection is closed under it: the answers stand in the way of each further one.
+        // The loop ends when the connection is closed: unread answers block further ones.
         while stream.write_all(b"GET /spec.json HTTP/1.1\r\nHost: x\r\n\r\n").await.is_ok() {}
     };
     tokio::time::timeout(MOMENT, asks).await.expect("it is let go");

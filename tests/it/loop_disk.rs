@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`: from then on every write fails, and what was not
-/// synced is lost at the next mount. Debian has no small program for it; the tests need Python anyway.
+/// Program that calls `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`: from then on every write fails, and
+/// unsynced data is lost at the next mount. Debian has no small program for it, and the tests need Python anyway.
 const CUT: &str = "import fcntl, os, struct, sys
 fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))";
 
-/// Mounts tried until the kernel has let go of a file system that lost its power.
+/// Limit on mount attempts until the kernel has released a file system that lost its power.
 const MOUNTS_MAX: usize = 1000;
 
-/// Tries to unmount, 10 ms apart.
+/// Limit on unmount attempts, 10 ms apart.
 const UNMOUNTS_MAX: usize = 500;
 
-/// Unmounted when it is dropped.
+/// A mounted file system. It is unmounted when the value is dropped.
 pub(crate) struct LoopDisk {
     scratch: tempfile::TempDir,
 }
@@ -41,7 +41,7 @@ impl LoopDisk {
         self.scratch.path().join("image")
     }
 
-    /// The root of the file system.
+    /// Returns the root of the file system.
     pub(crate) fn path(&self) -> PathBuf {
         self.scratch.path().join("mounted")
     }
@@ -58,7 +58,7 @@ impl LoopDisk {
         panic!("the file system cannot be mounted anew");
     }
 
-    /// Unmounts it as soon as nobody has a file of it open: what a killed daemon ran ends a moment later.
+    /// Unmounts it as soon as no file of it is open: the programs of a killed daemon end a moment later.
     pub(crate) fn unmount(&self) {
         let is_over =
             || Command::new("umount").arg(self.path()).output().is_ok_and(|output| output.status.success());
@@ -71,7 +71,7 @@ impl LoopDisk {
         run("umount", &[&self.path().to_string_lossy()]);
     }
 
-    /// Cuts the power: nothing that is written from now on, or was not synced before, is kept.
+    /// Cuts the power: data that is written from now on, or was not synced before, is lost.
     pub(crate) fn cut_power(&self) {
         run("python3", &["-c", CUT, &self.path().to_string_lossy()]);
     }
@@ -79,7 +79,7 @@ impl LoopDisk {
 
 impl Drop for LoopDisk {
     fn drop(&mut self) {
-        // A test that failed may have left it unmounted.
+        // A failed test may have left it unmounted.
         drop(Command::new("umount").args([Path::new("--lazy"), &self.path()]).output());
     }
 }

@@ -1,13 +1,13 @@
-//! A test that runs again in a mount namespace of its own.
+//! Tests that run again in their own mount namespace.
 
 use std::process::Command;
 
-/// Set for the copy of this program that runs a test in mounts of its own.
+/// Environment variable that is set for the copy of this program that runs a test in its own mounts.
 const INSIDE: &str = "STEAD_TEST_OWN_MOUNTS";
 
-/// Runs the test again in a mount namespace of its own and returns true; false inside of it. Namespaces that
-/// other programs make meanwhile would otherwise take copies of the mounts, and hold file systems
-/// that lost their power.
+/// Runs the test again in its own mount namespace and returns `true`. Returns `false` inside of it. Otherwise
+/// namespaces that other programs create meanwhile would copy the mounts, and hold file systems that lost their
+/// power.
 pub(crate) fn ran_in_own_mounts(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return false;

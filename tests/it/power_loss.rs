@@ -1,6 +1,6 @@
-//! Power that is lost in a storm of writes and in starts: what was acknowledged is there, and the store opens.
+//! Power loss in a storm of writes and in starts: acknowledged writes are there, and the store opens.
 //!
-//! `STEAD_TEST_ROUNDS` sets the number of losses; `make test` plays few, a release plays hundreds.
+//! `STEAD_TEST_ROUNDS` sets the number of losses; `make test` runs few, a release runs hundreds.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,12 +23,12 @@ fn rounds() -> u64 {
     std::env::var("STEAD_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS)
 }
 
-/// Numbers that differ from round to round and are the same in every run.
+/// Returns numbers that differ from round to round and are the same in every run.
 fn scatter(round: u64) -> u64 {
     round.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32
 }
 
-/// Creates and deletes until the process ends; every line is an acknowledgement.
+/// Creates and deletes until the process ends. Every output line is an acknowledgement.
 async fn storm(open: &Open, name: &str) {
     let mut older = None;
     for n in 0.. {
@@ -44,13 +44,13 @@ async fn storm(open: &Open, name: &str) {
     }
 }
 
-/// Objects whose deletion was not requested.
+/// Returns the objects whose deletion was not requested.
 fn live(open: &Open) -> BTreeSet<Uid> {
     let all = open.store.list::<Disk>();
     all.iter().filter(|disk| !disk.meta.is_deleting()).map(|disk| disk.meta.uid.clone()).collect()
 }
 
-/// What a child has acknowledged.
+/// The writes that a child has acknowledged.
 #[derive(Default)]
 struct Acknowledged {
     made: BTreeSet<Uid>,
@@ -104,7 +104,7 @@ async fn a_loss_of_power_in_a_storm_of_writes_loses_nothing_that_was_acknowledge
         let back: Vec<_> = all.gone.intersection(&live).collect();
         assert!(back.is_empty(), "round {round}: back again {back:?}");
         assert!(open.store.unreadable().is_empty(), "round {round}");
-        // Without a reconciler nothing ever goes, and after some hundred rounds the store would be full.
+        // Without a reconciler no object is ever removed, and after some hundred rounds the store would be full.
         for uid in there {
             let moved = uid.clone();
             let asked = open.store.transact(move |tx| tx.request_deletion::<Disk>(&moved).map(drop)).await;
@@ -152,7 +152,7 @@ async fn a_loss_of_power_in_a_start_leaves_a_store_that_opens() {
                     }
                 }
             });
-            // The moment of the loss is what differs from round to round; nothing is waited for.
+            // The moment of the loss differs from round to round, and nothing is waited for.
             std::thread::sleep(Duration::from_micros(scatter(round) % 40_000));
             disk.cut_power();
             is_over.store(true, Ordering::Relaxed);

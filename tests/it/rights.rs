@@ -1,4 +1,4 @@
-//! Who may do what: every route with its scopes, what each scope reaches, secrets, and the end of tokens.
+//! Authorization: every route with its scopes, the reach of each scope, secrets, and the end of tokens.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 use crate::server::{IMAGE, Server, token};
 
-/// For what happens within seconds on a machine that is busy.
+/// Time limit for changes that take seconds on a busy machine.
 const MOMENT: Duration = Duration::from_secs(60);
 
-/// Every route and the scopes that it needs: a new one has to have its row here.
+/// The routes and the scopes that they need. A new route must have its row here.
 const ROUTES: &str = "
     GET /health
     GET /spec.json
@@ -88,7 +88,7 @@ const ROUTES: &str = "
     DELETE /builders/{id} build:delete
 ";
 
-/// Method, path and scopes of each row.
+/// Returns method, path and scopes of each row.
 fn rows() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
     let lines = ROUTES.lines().map(str::trim).filter(|line| !line.is_empty());
     let row = |line: &'static str| {
@@ -143,7 +143,7 @@ async fn rights_that_depend_on_what_is_asked_for_are_asked_for() {
     assert_eq!(create(&["instance:write"], true).await, missing("volume:read"));
     assert_eq!(create(&["instance:write", "volume:read"], false).await, missing("volume:write"));
     assert_eq!(create(&["instance:write", "volume:read"], true).await.0, 201);
-    // A pool is of running instances.
+    // A pool consists of running instances.
     let snapshots = token(&server.keys, &["snapshot:write"], 600);
     for (method, path) in [("PATCH", "/snapshots/none"), ("POST", "/instances/none/snapshots")] {
         for (pool, status) in [(1, 403), (0, 404)] {
@@ -230,11 +230,11 @@ async fn what_goes_on_by_a_token_ends_with_it() {
         let request = server.http.get(format!("{}{path}", server.base)).bearer_auth(bearer);
         tokio::time::timeout(MOMENT, request.send()).await.expect("in time").expect("an answer")
     };
-    // A token that expires.
+    // This token expires.
     for path in paths {
         ends(begin(path, &token(&server.keys, &["*"], 2)).await).await;
     }
-    // A session ends without a word: the one that would come later says that no request came.
+    // The session ends without a message: the message that would come later reports that no request came.
     let running = server.send("GET", "/instances/web/wait?state=Running", None).await;
     assert_eq!(running.body["state"], "Running");
     let url = format!("{}/instances/web/exec", server.base.replacen("http", "ws", 1));
@@ -244,7 +244,7 @@ async fn what_goes_on_by_a_token_ends_with_it() {
     let (mut session, _) = tokio_tungstenite::connect_async(request).await.expect("a session");
     let said = tokio::time::timeout(MOMENT, session.next()).await.expect("it ends");
     assert!(!matches!(&said, Some(Ok(Message::Text(_)))), "{said:?}");
-    // One that is revoked; its name is of the test's own making.
+    // This token is revoked; the test chooses its name.
     let revoked = token(&server.keys, &["*"], 601);
     let (watch, logs) = (begin(paths[0], &revoked).await, begin(paths[1], &revoked).await);
     let revoke = async {
@@ -257,7 +257,7 @@ async fn what_goes_on_by_a_token_ends_with_it() {
     let refused = server.send_as("GET", "/instances", None, &revoked).await;
     assert_eq!((refused.status, refused.body["message"].as_str()), (401, Some("the token was revoked")));
     assert_eq!(server.send("GET", "/instances", None).await.status, 200);
-    // A key that was in use before is trusted until it is removed.
+    // A previously used key is trusted until it is removed.
     server.keys.trust(&[[9; 32], [7; 32]], BTreeSet::new());
     assert_eq!(server.send("GET", "/instances", None).await.status, 200);
     let new = token(&server.keys, &["*"], 600);
@@ -328,10 +328,10 @@ async fn who_changed_what_is_told_in_the_audit_log() {
     server.send("DELETE", "/instances/web", None).await;
     let told = audited(&server, "audit", 3).await;
     assert_eq!(told[0], "test-3600 POST /instances /instances web 201");
-    // Whether the instance runs by then decides how the session is refused.
+    // The way in which the session is refused depends on whether the instance runs by then.
     assert!(told[1].starts_with("test-3600 GET /instances/{id}/exec /instances/web/exec  "), "{}", told[1]);
     assert_eq!(told[2..], ["test-3600 DELETE /instances/{id} /instances/web  204"]);
-    // Apart, so that whoever has no right floods no record of what was done.
+    // Refusals have their own log, so that clients without scopes cannot flood the record of actions.
     let told = audited(&server, "refused", 2).await;
     let refused = [
         "test-602 DELETE /instances/{id} /instances/web  403",
@@ -340,7 +340,7 @@ async fn who_changed_what_is_told_in_the_audit_log() {
     assert_eq!(told, refused);
 }
 
-/// The lines of a log of requests, as soon as it has so many: token, verb, route, object, name, status.
+/// Waits until a request log has `count` lines. Returns them: token, verb, route, object, name, status.
 async fn audited(server: &Server, log: &str, count: usize) -> Vec<String> {
     let path = server.directory.path().join(format!("audit/{log}.log"));
     let lines = async {

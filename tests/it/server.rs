@@ -39,7 +39,7 @@ use tokio::task::JoinSet;
 
 /// The image that the simulated registry serves.
 pub(crate) const IMAGE: &str = "registry.test/busybox:v1";
-/// Another program's.
+/// Port in use by another program.
 pub(crate) const TAKEN_PORT: u16 = 4973;
 pub(crate) const REQUESTS_MAX: usize = 8;
 pub(crate) const CONNECTIONS_MAX: usize = 64;
@@ -56,20 +56,20 @@ pub(crate) struct Server {
     pub(crate) http: reqwest::Client,
     pub(crate) host: Arc<NoHost>,
     pub(crate) world: World,
-    /// What the daemon has as its data directory.
+    /// Data directory of the daemon.
     pub(crate) directory: tempfile::TempDir,
     pub(crate) routes: Vec<RouteView>,
     _tasks: JoinSet<()>,
     _shutdown: watch::Sender<bool>,
 }
 
-/// What the test has happened to the host.
+/// The state of the host that the test sets.
 #[derive(Default)]
 pub(crate) struct NoHost {
     pub(crate) store_failure: Mutex<Option<String>>,
-    /// Of what kind the failure of an import is; otherwise of one that is no archive.
+    /// Kind of the failure of an import. Without a kind the failure is that the file is no archive.
     pub(crate) import_failure: Mutex<Option<HostErrorKind>>,
-    /// Of every instance; one without lines has none.
+    /// Log of every instance. If there are no lines, there is no log.
     pub(crate) log: Mutex<Vec<String>>,
 }
 
@@ -136,7 +136,7 @@ impl Server {
         Self::start_with(|_, _| {}).await
     }
 
-    /// With another configuration of the API, or of its listener.
+    /// Starts with a changed configuration of the API, or of its listener.
     pub(crate) async fn start_with(adjust: impl FnOnce(&mut ApiConfig, &mut ServerLimits)) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let world = World::new(1);
@@ -257,14 +257,14 @@ impl Server {
     }
 }
 
-/// Has the registry serve content whose digest is all of this digit.
+/// Makes the registry serve content whose digest consists of this digit.
 pub(crate) fn has(world: &World, digit: char) {
     let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
     let digest = format!("sha256:{}", digit.to_string().repeat(64)).parse().expect("valid");
     world.serve(&IMAGE.parse().expect("valid"), SimRegistryImage { digest, config });
 }
 
-/// The API of a store and a host.
+/// Returns the API configuration of a store and a host.
 fn api_config(store: &Store, keys: &Keys, backend: &Arc<NoHost>, directory: &Path) -> ApiConfig {
     ApiConfig {
         store: store.clone(),
@@ -285,7 +285,7 @@ fn api_config(store: &Store, keys: &Keys, backend: &Arc<NoHost>, directory: &Pat
     }
 }
 
-/// A token of these scopes that ends in so many seconds.
+/// Makes a token with these scopes that expires in this number of seconds.
 pub(crate) fn token(keys: &Keys, scopes: &[&str], seconds: i64) -> String {
     let now = jiff::Timestamp::now();
     let ends = now + jiff::SignedDuration::from_secs(seconds);

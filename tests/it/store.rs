@@ -20,7 +20,7 @@ use stead_schemas::quantity::Bytes;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// Set for the copy of this program that the tests run as a process of its own.
+/// Environment variable that is set for the copy of this program that the tests run as a separate process.
 const CHILD_DIRECTORY: &str = "STEAD_TEST_STORE_CHILD";
 
 /// An open store that can be closed in order.
@@ -64,7 +64,7 @@ pub(crate) fn uids(store: &Store) -> BTreeSet<Uid> {
     store.uids::<Disk>().into_iter().collect()
 }
 
-/// This test, run again as a process of its own with `CHILD_DIRECTORY` set.
+/// Returns the command that runs this test again in a separate process, with `CHILD_DIRECTORY` set.
 pub(crate) fn child(wrapper: &[&str], test: &str, directory: &Path) -> Command {
     let this = std::env::current_exe().expect("this program has a path");
     let mut words = wrapper.iter().map(|word| (*word).to_owned());
@@ -80,7 +80,7 @@ pub(crate) fn child(wrapper: &[&str], test: &str, directory: &Path) -> Command {
     command
 }
 
-/// In the child: where to work.
+/// Returns the directory to work in, if this process is the child.
 pub(crate) fn child_directory() -> Option<PathBuf> {
     std::env::var_os(CHILD_DIRECTORY).map(PathBuf::from)
 }
@@ -90,7 +90,7 @@ pub(crate) fn acknowledge(text: &str) {
     writeln!(out, "{text}").and_then(|()| out.flush()).expect("the parent reads");
 }
 
-/// What a line of strace's output says of the database file.
+/// A call on the database file, from a line of strace's output.
 #[derive(Debug, PartialEq, Eq)]
 enum Call {
     Written,
@@ -99,7 +99,7 @@ enum Call {
     Acknowledged,
 }
 
-/// Reads `strace -f -y` lines; calls of one thread may be split by those of others.
+/// Parses lines of `strace -f -y`. Calls of one thread may be split by those of others.
 fn parse_trace(trace: &str) -> Vec<Call> {
     let mut syncing = BTreeSet::new();
     let mut calls = Vec::new();
@@ -198,7 +198,7 @@ async fn what_was_acknowledged_before_a_kill_is_there_after_it() {
         let mut child = child(&[], test, &directory).stdout(Stdio::piped()).spawn().expect("starts");
         let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().expect("piped")));
         let mut count = 0;
-        // The harness writes lines of its own, and the last one may be cut by the kill.
+        // The harness writes its own lines, and the kill may cut the last one.
         for line in lines.by_ref().map_while(Result::ok) {
             acknowledged.extend(acknowledged_uid(&line));
             count += usize::from(line.contains("ACK "));
@@ -209,14 +209,14 @@ async fn what_was_acknowledged_before_a_kill_is_there_after_it() {
         child.kill().expect("SIGKILL");
         child.wait().expect("reaped");
         assert_eq!(count, 50 * round, "the child ended by itself");
-        // What it said between the last line read and the kill.
+        // These lines were written between the last line read and the kill.
         acknowledged.extend(lines.map_while(Result::ok).filter_map(|line| acknowledged_uid(&line)));
         let open = start(&directory).expect("opens after the kill");
         let found = uids(&open.store);
         let lost: Vec<_> = acknowledged.difference(&found).collect();
         assert!(lost.is_empty(), "lost after round {round}: {lost:?}");
         assert!(open.store.unreadable().is_empty());
-        // The next round starts with names of its own.
+        // The next round starts with its own names.
         for uid in found {
             let gone = open.store.transact(move |tx| tx.request_deletion::<Disk>(&uid)).await;
             gone.expect("stored");
@@ -229,7 +229,7 @@ pub(crate) fn acknowledged_uid(line: &str) -> Option<Uid> {
     line.split("ACK ").nth(1)?.parse().ok()
 }
 
-/// A small file system, gone with the value.
+/// A small file system, which is removed with the value.
 pub(crate) struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
@@ -264,7 +264,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// About 30 KB of tags, so that a disk fills within some hundred writes.
+/// Returns about 30 KB of tags, so that a disk fills within some hundred writes.
 fn bulky() -> Tags {
     let value = "v".repeat(256);
     (0..120).map(|n| (format!("key-{n}"), value.clone())).collect()
@@ -294,7 +294,7 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_recovers() {
         };
         assert_eq!(refused, TransactError::Store(StoreError::Full), "round {round}");
         assert_eq!(uids(&open.store), acknowledged, "reads go on");
-        // What makes room, and what tells of the need, is taken all the same, hundreds of times.
+        // Writes that free space, and writes that report the lack of it, are still accepted, hundreds of times.
         for (turn, uid) in (1..).zip(acknowledged.iter().cycle().take(300)) {
             let (updated, deleted) = (uid.clone(), uid.clone());
             let size = move |spec: &mut DiskSpec| spec.size = Bytes((2 << 20) + turn);
@@ -318,7 +318,7 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_recovers() {
     open.close().await;
 }
 
-/// Others write too: guests, consoles, and saves that go on until they fail.
+/// Checks the reserve while other writers are active: guests, consoles, and saves that continue until they fail.
 #[tokio::test]
 async fn what_was_kept_for_a_full_disk_is_taken_by_nobody_else() {
     let small = SmallDisk::mount(48);
@@ -327,7 +327,7 @@ async fn what_was_kept_for_a_full_disk_is_taken_by_nobody_else() {
     let uid = create_tagged(&open.store, "one", bulky()).await.expect("room");
     open.close().await;
     small.fill();
-    // A daemon that comes to a full disk.
+    // The daemon starts on a full disk.
     let open = start(&directory).expect("opens");
     let (is_over, path) = (Arc::new(AtomicBool::new(false)), small.path().join("greedy"));
     let ends = is_over.clone();
@@ -335,8 +335,8 @@ async fn what_was_kept_for_a_full_disk_is_taken_by_nobody_else() {
         let mut file = fs::File::create(path).expect("made");
         while !ends.load(Ordering::Relaxed) {
             let _ = file.write_all(&[7; 4096]); // Refused most of the time: that is the point.
-            // As fast as disks are. sled cuts its file now and then, and what the store held beyond its
-            // end is anybody's until it is taken again, a millisecond later.
+            // This is as fast as disks are. sled truncates its file now and then, and any writer may take the space
+            // of the store beyond its end until the store takes it again, a millisecond later.
             std::thread::sleep(Duration::from_micros(100));
         }
     });
@@ -359,7 +359,7 @@ async fn what_was_kept_for_a_full_disk_is_taken_by_nobody_else() {
 async fn large_values_survive_too() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let open = start(scratch.path()).expect("opens");
-    // Beyond one of the database's segments, so that it goes to a file of its own.
+    // The value is larger than one of the database's segments, so that it goes to a file of its own.
     let value = "x".repeat(3 << 20);
     let uid = create_tagged(&open.store, "large", Tags::from([("k".to_owned(), value.clone())])).await;
     let uid = uid.expect("stored");

@@ -1,4 +1,4 @@
-//! The start of the store: on a full disk, after a death in the middle of a start, on damaged files.
+//! The start of the store: on a full disk, after a crash in the middle of a start, on damaged files.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use stead_schemas::quantity::Bytes;
 
 use crate::store::{SmallDisk, create, start, uids};
 
-/// Changes the spec of an object that exists; the reserve pays for it on a full disk.
+/// Changes the spec of an existing object; on a full disk the reserve provides the space.
 async fn update(open: &crate::store::Open, uid: &Uid, bytes: u64) {
     let uid = uid.clone();
     let change = move |spec: &mut stead_schemas::disk::DiskSpec| spec.size = Bytes(bytes);
@@ -20,7 +20,7 @@ async fn update(open: &crate::store::Open, uid: &Uid, bytes: u64) {
     updated.expect("the reserve holds for updates");
 }
 
-/// Writes a file of the database as a death in the middle of a start leaves it.
+/// Writes a file of the database as a crash in the middle of a start leaves it.
 fn leave(directory: &Path, name: &str, content: &[u8]) -> PathBuf {
     let path = directory.join("db").join(name);
     fs::write(&path, content).expect("written");
@@ -47,7 +47,7 @@ async fn a_snapshot_file_that_was_never_finished_does_not_close_the_store() {
     }
 }
 
-/// A file system without a free block: another file took whatever there was, and takes what becomes free.
+/// Starts on a file system without a free block: another file took all free blocks, and takes those that become free.
 #[tokio::test]
 async fn starts_on_a_full_disk_lose_nothing() {
     let small = SmallDisk::mount(64);

@@ -1,4 +1,4 @@
-//! `stead exec` at a terminal: a real one, of a pseudo terminal's far end, with the instance played by the test.
+//! `stead exec` at a real terminal, the far end of a pseudo terminal, with the instance simulated by the test.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,18 +16,18 @@ use tokio::process::{Child, Command};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, accept_async};
 
-/// For what happens at once on a machine that is idle.
+/// Time limit for changes that are immediate on an idle machine.
 const MOMENT: Duration = Duration::from_secs(60);
 const SIZE: Winsize = Winsize { ws_row: 40, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
 
-/// A session of `stead exec` at a terminal of its own.
+/// A session of `stead exec` at its own terminal.
 struct Session {
     client: Child,
     /// The keyboard and the screen.
     near: OwnedFd,
-    /// The terminal as programs have it.
+    /// The terminal as programs use it.
     far: OwnedFd,
-    /// Its modes before the client.
+    /// The terminal's modes before the client started.
     before: Termios,
     socket: WebSocketStream<TcpStream>,
     request: Value,
@@ -45,7 +45,7 @@ impl Session {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let base = format!("http://{}", listener.local_addr().expect("bound"));
         let end = || Stdio::from(far.try_clone().expect("cloned"));
-        // With this terminal as its own, so that it is told of a new size.
+        // This terminal is its controlling terminal, so that it is notified of a new size.
         let mut command = Command::new("setsid");
         command.args(["--ctty", env!("CARGO_BIN_EXE_stead"), "exec"]).args(options).args(["web", "sh"]);
         command.env("STEAD_BASE_URL", base).env("STEAD_API_KEY", "token").kill_on_drop(true);
@@ -103,7 +103,7 @@ impl Session {
         soon(raw).await;
     }
 
-    /// The client's exit code; the terminal is as it was.
+    /// Returns the client's exit code, and checks that the terminal is restored.
     async fn ends(&mut self) -> Option<i32> {
         let status = soon(self.client.wait()).await.expect("it ends");
         assert!(self.is_as_before(), "the terminal is left in another mode: {:?}", self.modes());
@@ -121,7 +121,7 @@ async fn keys_and_sizes_go_to_the_program_and_the_terminal_is_given_back() {
     let asked = ["tty", "rows", "cols", "command"].map(|key| session.request[key].clone());
     assert_eq!(asked, [json!(true), json!(40), json!(100), json!(["sh"])]);
     session.becomes_raw().await;
-    // Keys that end or stop a program go to the one in the guest.
+    // Keys that end or stop a program go to the program in the guest.
     session.types(b"\x03\x04\x1a\r").await;
     let mut typed = Vec::new();
     while typed.len() < 4 {
@@ -138,7 +138,7 @@ async fn keys_and_sizes_go_to_the_program_and_the_terminal_is_given_back() {
 async fn the_terminal_is_given_back_when_the_server_goes_away() {
     let mut session = Session::begin(&["-it"]).await;
     session.becomes_raw().await;
-    // As a server that is killed: its connection is reset, with nothing said.
+    // The server behaves as if killed: its connection is reset without a message.
     let lost = session.socket.get_ref();
     rustix::net::sockopt::set_socket_linger(lost.as_fd(), Some(Duration::ZERO)).expect("set");
     let other = Session::begin(&["-it"]).await;

@@ -1,8 +1,8 @@
-//! Stored objects of an earlier release are read as what they were.
+//! Stored objects of an earlier release are read with their old meaning.
 //!
-//! `stored/d987b61.tar.zst` is the database of commit d987b61, written by its daemon with real VMs: one that runs,
-//! one in standby, one whose program ended and is started again later, one whose VMM died, and a snapshot, a volume
-//! and an ingress beside them. Launches were known by their times then.
+//! `stored/d987b61.tar.zst` is the database of commit d987b61, written by its daemon with real VMs: a running VM, a
+//! VM in standby, a VM whose program ended and is started again later, a VM whose VMM died, and also a snapshot, a
+//! volume and an ingress. Launches were identified by their times then.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
 
 const STORED: &[u8] = include_bytes!("stored/d987b61.tar.zst");
-/// When the VM of the instance `health` was launched again, from its `machine.json`.
+/// Time of the second launch of the VM of the instance `health`, from its `machine.json`.
 const SECOND_LAUNCH: &str = "2026-11-26T16:56:55.389535815Z";
 
 fn unpack(directory: &Path) {

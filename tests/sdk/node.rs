@@ -1,4 +1,4 @@
-//! Where the official TypeScript SDK is: shared by the suites that run it.
+//! The place of the official TypeScript SDK, for the suites that run it.
 //!
 //! Debian 12's Node is older than the SDK asks for, so Node comes as a Python wheel.
 

@@ -1,4 +1,4 @@
-//! Where the official Python SDK is: shared by the suites that run it.
+//! The place of the official Python SDK, for the suites that run it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

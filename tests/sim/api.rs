@@ -22,7 +22,7 @@ use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::{Platform, Uid};
 use tower::ServiceExt;
 
-/// Largest answer that is read, in bytes.
+/// Limit on the length of an answer that is read, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
 
 /// The API of one life of the daemon.
@@ -65,7 +65,7 @@ impl Api {
         Self { router: router(ApiState::new(config)), token, host }
     }
 
-    /// Images whose credentials were handed on.
+    /// Returns the images whose credentials were passed on.
     pub(crate) fn credentials(&self) -> Vec<Uid> {
         self.host.credentials.lock().expect("not poisoned").clone()
     }
@@ -84,10 +84,10 @@ impl Api {
     }
 }
 
-/// A host of which the API needs nothing here.
+/// A host that provides nothing, because the API needs nothing here.
 #[derive(Default)]
 struct NoHost {
-    /// Images whose credentials it was given.
+    /// Images for which it was given credentials.
     credentials: Mutex<Vec<Uid>>,
 }
 

@@ -75,7 +75,7 @@ impl Scene {
         panic!("waited for {what}: {all:#?} {:#?}", self.world.snapshot());
     }
 
-    /// The host's disk has so much room left.
+    /// Sets the free space of the host's disk.
     fn room(&self, room: Room) {
         self.world.set_space(match room {
             Room::None => Bytes(0),
@@ -83,26 +83,26 @@ impl Scene {
         });
     }
 
-    /// Sends a request and hangs up when its snapshot is stored and not taken yet.
+    /// Sends a request and hangs up when its snapshot is stored and not captured yet.
     async fn hang_up(&self, path: &str, body: Value) {
         self.hang_up_when(path, body, || !self.snapshots().is_empty()).await;
         assert_eq!(self.snapshots(), [SnapshotPhase::Pending]);
     }
 
-    /// Sends a request and hangs up when this is so.
+    /// Sends a request and hangs up when the condition holds.
     async fn hang_up_when(&self, path: &str, body: Value, is_so: impl Fn() -> bool) {
         let mut call = pin!(self.api.send("POST", path, body));
         while !is_so() {
             tokio::select! {
                 biased;
-                // First: what became so meanwhile is seen before the handler goes on.
+                // This arm is first: a condition that became true meanwhile is seen before the handler continues.
                 () = yield_now() => {}
                 answer = &mut call => panic!("answered before the client hung up: {answer:?}"),
             }
         }
     }
 
-    /// The daemon is killed, and another starts on what is stored.
+    /// Kills the daemon, and starts another on the stored state.
     async fn kill(&mut self) {
         self.daemon.die(&self.world).await;
         self.kv = self.kv.reopen();
@@ -110,7 +110,7 @@ impl Scene {
         self.api = Api::of(&self.daemon.store);
     }
 
-    /// Nothing is recorded or on the host but so many instances and snapshots.
+    /// Checks that exactly these numbers of instances and snapshots are recorded and on the host.
     async fn holds_only(&self, instances: usize, snapshots: usize) {
         let counts = || {
             let (host, store) = (self.world.snapshot(), &self.daemon.store);

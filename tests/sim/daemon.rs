@@ -20,13 +20,13 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// The virtual time between two full looks.
+/// Virtual time between two full resyncs.
 const RESYNC: Duration = Duration::from_secs(60);
 
 pub(crate) struct Daemon {
     pub(crate) store: Store,
     tasks: JoinSet<()>,
-    /// Never told: a daemon here only ever dies.
+    /// Shutdown signal that is never sent: a daemon here only ever dies.
     _shutdown: watch::Sender<bool>,
 }
 
@@ -43,12 +43,12 @@ pub(crate) fn network() -> NetworkSpec {
 }
 
 impl Daemon {
-    /// Starts on what is durable.
+    /// Starts on the durable state.
     pub(crate) async fn start(world: &World, kv: &MemoryKv, seed: u64) -> Self {
         Self::start_as(world, kv, seed, network(), RESYNC).await
     }
 
-    /// Likewise with another network and time between two full looks.
+    /// Starts on the durable state with another network and time between two full resyncs.
     pub(crate) async fn start_as(
         world: &World,
         kv: &MemoryKv,
@@ -79,7 +79,7 @@ impl Daemon {
         Self { store, tasks, _shutdown: shutdown }
     }
 
-    /// Every future is dropped where it stands.
+    /// Drops every future at its current await.
     pub(crate) async fn die(&mut self, world: &World) {
         self.tasks.abort_all();
         while self.tasks.join_next().await.is_some() {}
@@ -87,7 +87,7 @@ impl Daemon {
     }
 }
 
-/// What monitors do: names are hints, and lost ones mean everything. What no record is known of may be of any
+/// Acts as the monitors do: names are hints, and lost ones mean everything. A name without a record may be of any
 /// kind.
 async fn listen(world: World, drifts: Drifts, store: Store) {
     let mut changes = world.changes();

@@ -1,8 +1,8 @@
 //! Seeds x faults: the whole daemon on a simulated host, in virtual time.
 //!
-//! Each seed plays clients, strangers, failing verbs and crashes of the daemon, then leaves the
-//! system alone and asks the invariants of `checks`, which call no plan, whether the host is as specified.
-//! A failing seed prints itself; `STEAD_SEED=n` replays it, `STEAD_SEEDS=n` sets how many are run.
+//! Each seed runs clients, foreign changes, failing verbs and crashes of the daemon. Then the system is left alone,
+//! and the invariants of `checks`, which call no plan, decide whether the host is as specified. A failing seed is
+//! printed; `STEAD_SEED=n` replays it, `STEAD_SEEDS=n` sets the number of seeds.
 
 #![cfg(test)]
 

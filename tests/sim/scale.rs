@@ -1,5 +1,5 @@
-//! Work that does not grow with the number of objects: the same request costs the same reads of the store among
-//! ten instances and among two thousand, and no listing of the host. Measured in objects, not in time.
+//! Work that does not grow with the number of objects: the same request costs the same reads of the store among ten
+//! instances and among two thousand, and no listing of the host. It is measured in objects, not in time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,9 +27,9 @@ use crate::daemon::{Daemon, network};
 
 const FEW: usize = 10;
 const MANY: usize = 2000;
-/// Longer than a test: a full look is no part of what a request costs.
+/// Resync interval that is longer than a test: a full resync is no part of the cost of a request.
 const NEVER: Duration = Duration::from_secs(1_000_000);
-/// Within which everything that was asked for is done, in virtual time.
+/// Time within which all requested work is done, in virtual time.
 const DONE: Duration = Duration::from_secs(30);
 
 struct Site {
@@ -38,7 +38,7 @@ struct Site {
 }
 
 impl Site {
-    /// A host with so many running instances, each with a network and with a volume that all of them read.
+    /// Creates a host with `count` running instances, each with a network and with a volume that all of them read.
     async fn with(count: usize) -> Self {
         let world = World::new(1);
         let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
@@ -107,8 +107,8 @@ impl Site {
         self.store().get::<Instance>(uid).map(|instance| instance.status.state)
     }
 
-    /// What everything costs that is done by and for one more instance: reads of the store and listings of the
-    /// host, request by request.
+    /// Returns the cost of everything that is done by and for one more instance: reads of the store and listings of
+    /// the host, request by request.
     async fn costs(&self) -> BTreeMap<&'static str, (usize, usize)> {
         let mut costs = BTreeMap::new();
         let mut last = (self.store().visits(), self.world.listings());
@@ -176,7 +176,7 @@ fn a_request_costs_the_same_among_ten_instances_and_among_two_thousand() {
     let (among_few, among_many) = (costs(FEW), costs(MANY));
     for (what, (reads, _)) in &among_many {
         let (few, _) = among_few[what];
-        // The network of a bridge beyond the first is one more.
+        // The network of a further bridge costs one more read.
         assert!(*reads <= few + 1, "{what} reads {few} objects among {FEW} and {reads} among {MANY}");
     }
     assert_eq!(among_many["nothing"], (0, 0), "nothing is done for instances to which nothing happens");

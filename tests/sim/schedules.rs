@@ -1,4 +1,4 @@
-//! A schedule over hours of virtual time: a run a minute, crashes, downtime, and what is kept.
+//! A schedule over hours of virtual time: one run per minute, crashes, downtime, and the kept snapshots.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use crate::daemon::Daemon;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The runs whose snapshots are there, oldest first.
+/// Returns the runs whose snapshots exist, oldest first.
 fn runs(store: &Store) -> Vec<Timestamp> {
     let snapshots = store.list::<Snapshot>();
     let mut runs: Vec<_> = snapshots
@@ -67,7 +67,7 @@ async fn plays() {
     let mut daemon = Daemon::start(&world, &kv, 3).await;
     let uid = instance(&world, &daemon.store).await;
     put(&daemon.store, &uid, 3).await;
-    // Somebody's own: no schedule ever deletes it.
+    // This is a client's own snapshot: no schedule ever deletes it.
     sleep(MINUTE / 2).await;
     let (moved, name) = (uid.clone(), Name::resource("mine").ok());
     let purpose = SnapshotPurpose::Kept;
@@ -82,7 +82,7 @@ async fn plays() {
     };
     daemon.store.transact(move |tx| snapshots::create(tx, &moved, wish)).await.expect("asked for");
 
-    // A crash in every minute, at another second of it.
+    // A crash happens in every minute, each time at another second.
     let mut all = BTreeSet::new();
     for second in 0..20 {
         sleep(Duration::from_secs(second * 3)).await;
@@ -101,9 +101,9 @@ async fn plays() {
     assert!(all.len() >= 20, "{all:?}");
     assert_eq!(runs(&daemon.store), all[all.len() - 3..], "the newest three are kept");
 
-    // An hour without a daemon: one run is caught up with, and the times are those of before.
+    // After an hour without a daemon one run is caught up, and the times continue as before.
     daemon.die(&world).await;
-    // To the middle of a minute between two runs.
+    // This is the middle of a minute between two runs.
     sleep(60 * MINUTE + MINUTE / 2).await;
     let daemon_of_later = Daemon::start(&world, &kv.reopen(), 99).await;
     sleep(Duration::from_secs(5)).await;
@@ -114,7 +114,7 @@ async fn plays() {
     let gap = one.duration_since(all[0]);
     assert_eq!(gap.as_secs() % 60, 0, "{gap:?}");
 
-    // Less is kept from now on; a stop makes the next one a snapshot of the disk alone.
+    // Fewer are kept from now on; a stop makes the next one a snapshot of the disk alone.
     put(store, &uid, 1).await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(runs(store).len(), 1);
@@ -130,7 +130,7 @@ async fn plays() {
     assert_eq!(kinds(store), BTreeSet::from([mine, (true, SnapshotKind::Stopped)]));
     assert_eq!(checks::settled(&Records::of(store), &world.snapshot(), Timestamp::MAX), Vec::<String>::new());
 
-    // With its instance the schedule goes; the snapshots stay.
+    // The schedule is deleted with its instance; the snapshots stay.
     let moved = uid.clone();
     store.transact(move |tx| admission::delete(tx, &moved, false)).await.expect("asked for");
     sleep(3 * MINUTE).await;

@@ -1,4 +1,4 @@
-//! Volumes in a play: made, mounted by whoever may, taken out, deleted.
+//! Volumes in a scenario: created, mounted where allowed, unmounted, deleted.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ impl Play {
         let _ = self.daemon.store.transact(move |tx| admission::create(tx, wish)).await;
     }
 
-    /// What a new instance is to mount: mostly nothing.
+    /// Draws the mounts of a new instance: mostly none.
     pub(crate) fn mounts(&mut self) -> Vec<MountWish> {
         let mut mounts = Vec::new();
         for volume in VOLUMES {
@@ -52,7 +52,7 @@ impl Play {
         MountWish { volume: volume.to_owned(), path: format!("/{volume}"), access }
     }
 
-    /// What is not allowed is refused, and leaves nothing.
+    /// Creates, changes or deletes a volume. A forbidden request is refused, and leaves nothing.
     pub(crate) async fn volume(&mut self) {
         let word = VOLUMES[usize::try_from(self.rng.below(2)).expect("small")];
         let (choice, instance) = (self.rng.below(6), self.pick());
@@ -78,7 +78,7 @@ impl Play {
         }
     }
 
-    /// Once nobody mounts them.
+    /// Removes the volumes once no instance mounts them.
     pub(crate) async fn remove_volumes(&mut self) {
         let store = &self.daemon.store;
         for volume in store.list::<Volume>() {
@@ -89,8 +89,8 @@ impl Play {
     }
 }
 
-/// An instance that writes to a volume: a snapshot of it, and what a restore in place and a fork make of
-/// that, with failing verbs and a crash between any two steps.
+/// Runs an instance that writes to a volume: takes a snapshot of it, restores it in place and forks it, with failing
+/// verbs and a crash between any two steps.
 async fn goes_back(seed: u64) -> Result<(), String> {
     let mut play = Play::new(seed).await;
     play.make_volumes().await;
@@ -122,7 +122,7 @@ async fn goes_back(seed: u64) -> Result<(), String> {
         volume.expect("there").spec.disk.clone()
     };
     let before = disk_of(&play);
-    // It writes on, and is put back, by way of standby or of its end.
+    // The instance writes on, and is then restored, from standby or after its end.
     if kind == SnapshotKind::Standby && play.rng.chance(500) {
         let moved = writer.clone();
         let request = StandbyRequest { compression: CompressionAsked::Unsaid, delay: None };
@@ -133,7 +133,7 @@ async fn goes_back(seed: u64) -> Result<(), String> {
     }
     play.by_chance().await;
     let moved = (writer.clone(), snapshot.clone());
-    // Disks go on anywhere.
+    // Disks fit any machine type.
     let hypervisor = (kind == SnapshotKind::Stopped).then_some(Hypervisor::QemuMicrovm);
     let target = forks::Target { power: Some(Power::Running), hypervisor };
     play.ask(move |tx| forks::restore(tx, &moved.0, &moved.1, target)).await?;
@@ -143,7 +143,7 @@ async fn goes_back(seed: u64) -> Result<(), String> {
         return Err("the volume has the content that it had".to_owned());
     }
 
-    // A fork writes to a volume of its own, and reads what all read.
+    // A fork writes to its own volume, and reads the shared one.
     let moved = snapshot.clone();
     let name = Name::resource("fork").expect("valid");
     let forked = play.ask(move |tx| forks::fork_snapshot(tx, &moved, name.clone(), target, "st")).await?;
@@ -171,7 +171,7 @@ async fn goes_back(seed: u64) -> Result<(), String> {
 type Recorded = stead_schemas::meta::Object<Instance>;
 
 impl Play {
-    /// Asks again while the state of the moment does not allow it: what fails is looked at again.
+    /// Repeats a request while the current state does not allow it. After a failure the state is read again.
     async fn ask<T: Send + 'static, E: std::fmt::Debug + Send + 'static>(
         &mut self,
         verb: impl Fn(&mut Tx<'_>) -> Result<T, E> + Clone + Send + 'static,
@@ -242,7 +242,7 @@ impl Play {
             match snapshot.status.phase {
                 SnapshotPhase::Pending => {}
                 SnapshotPhase::Ready => return Ok(Some(uid)),
-                // A verb failed for good: the moment is gone, and another one is taken.
+                // A verb failed permanently: the moment is over, and another snapshot is taken.
                 SnapshotPhase::Failed => return Ok(None),
             }
         }

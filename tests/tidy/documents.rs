@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 
 use super::{Source, none, root};
 
-/// Folders of the tree. A word that begins with one of them is a path from the root.
+/// Folders of the tree. A word that begins with such a folder is a path from the root.
 const FOLDERS: [&str; 7] =
     ["schemas/", "controllers/", "src/", "tests/", "deploy/", "proptest-regressions/", ".ci/"];
-/// Endings of file names without a folder that a document can only mean as a file beside it or at the root.
+/// File name extensions. A name without a folder can only mean a file beside the document or at the root.
 const FILE_ENDINGS: [&str; 3] = [".md", ".rs", ".toml"];
-/// A newcomer reads the first page to its end.
+/// Limit on the lines of the first page, which a newcomer reads to its end.
 const FIRST_PAGE_LINES_MAX: usize = 200;
-/// A longer document holds more than one idea.
+/// Limit on the lines of a document. A longer one holds more than one idea.
 const DOCUMENT_LINES_MAX: usize = 500;
-/// A sentence that is understood at the first reading.
+/// Limit on the words of a sentence that is understood at the first reading.
 const SENTENCE_WORDS_MAX: usize = 25;
 
-/// Every document of the tree, the build's own folders left out.
+/// Lists all documents of the tree, except those in the build's own folders.
 fn documents() -> Vec<Source> {
     let mut folders = vec![root()];
     let mut paths = Vec::new();
@@ -40,7 +40,7 @@ fn documents() -> Vec<Source> {
     paths.into_iter().map(read).collect()
 }
 
-/// Words of a document that can name a file, with the number of their line: everything in backticks or in a
+/// Returns the words of a document that can name a file, with their line numbers: everything in backticks or in a
 /// fenced block, and the targets of links.
 fn words_that_can_be_paths(text: &str) -> Vec<(usize, String)> {
     let mut is_fenced = false;
@@ -52,7 +52,7 @@ fn words_that_can_be_paths(text: &str) -> Vec<(usize, String)> {
         }
         let code: Vec<&str> =
             if is_fenced { vec![line] } else { line.split('`').skip(1).step_by(2).collect() };
-        // What an example names beside its reader is on the reader's disk.
+        // Relative names in an example are on the reader's disk.
         let local =
             code.iter().flat_map(|code| code.split_whitespace()).filter(|word| !word.starts_with("./"));
         words.extend(local.map(|word| (at + 1, word.to_owned())));
@@ -65,7 +65,7 @@ fn words_that_can_be_paths(text: &str) -> Vec<(usize, String)> {
     words
 }
 
-/// Paths that a document names, each with its line and with where it would be on disk.
+/// Returns the paths that a document names, each with its line and its possible positions on disk.
 fn paths_named(document: &Source) -> Vec<(usize, String, Vec<PathBuf>)> {
     let beside = root().join(&document.path);
     let beside = beside.parent().unwrap_or(Path::new("/"));
@@ -88,8 +88,8 @@ fn paths_named(document: &Source) -> Vec<(usize, String, Vec<PathBuf>)> {
     paths
 }
 
-/// Sentences of a document with the number of the line where each ends. A fenced block is no sentence; a table's
-/// cell, a heading and an item of a list end theirs. What is in backticks counts as one word.
+/// Returns the sentences of a document with the number of the line where each ends. A fenced block is no sentence; a
+/// table cell, a heading and a list item end theirs. Text in backticks counts as one word.
 fn sentences(text: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut sentence = String::new();
@@ -139,7 +139,7 @@ fn sentences(text: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Number of words: what has a letter or a digit in it.
+/// Returns the number of words, which contain a letter or a digit.
 fn words(sentence: &str) -> usize {
     sentence.split_whitespace().filter(|word| word.chars().any(char::is_alphanumeric)).count()
 }
@@ -184,14 +184,14 @@ fn sentences_of_the_first_page_are_short() {
     none(findings.collect());
 }
 
-/// Names of the fields of the configuration.
+/// Returns the names of the fields of the configuration.
 fn configuration_keys(source: &str) -> Vec<&str> {
     let body = source.split_once("pub struct Config {").map_or("", |(_, rest)| rest);
     let body = body.split_once("\n}").map_or("", |(body, _)| body);
     body.lines().filter_map(|line| line.strip_prefix("    pub ")?.split(':').next()).collect()
 }
 
-/// Names in the first column of the tables of configuration keys.
+/// Returns the names in the first column of the tables of configuration keys.
 fn keys_described(document: &str) -> Vec<&str> {
     let keys = document.split("## The command line").next().unwrap_or("");
     keys.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect()

@@ -1,13 +1,13 @@
-//! Becoming another instance: what a guest does that goes on from the memory of another.
+//! Takes over the identity of another instance: the steps of a guest that continues from another guest's memory.
 //!
-//! Programs run on meanwhile. Random numbers come first: keys are made of them.
+//! Programs keep running meanwhile. Random numbers come first, because keys are made of them.
 
 use stead_schemas::guest::{Assumed, Config, Seed};
 
 use crate::children::Children;
 use crate::{BootError, host_keys, identity, network, root};
 
-/// Takes on names, addresses and keys. One that goes back to a moment of its own keeps its keys: its
+/// Takes over hostname, addresses and keys. A guest that returns to its own snapshot keeps its keys, because its
 /// clients know it by them.
 pub(crate) fn assume(
     old: &Config,
@@ -15,7 +15,7 @@ pub(crate) fn assume(
     seed: &Seed,
     children: &Children,
 ) -> Result<(), BootError> {
-    // A kernel that refuses has numbers of its own.
+    // A kernel that refuses has its own random numbers.
     let _ = identity::credit_entropy(&seed.0);
     rustix::system::sethostname(assumed.hostname.as_bytes())
         .map_err(|error| BootError::new("hostname", error))?;

@@ -1,4 +1,4 @@
-//! Children: started and reaped in one place, so that no end is lost and no pid is meant wrongly.
+//! Child processes: started and reaped in one place, so that no exit is lost and no signal reaches a reused pid.
 //!
 //! PID 1 inherits every orphan and reaps it. The reaper never runs while a program is being
 //! started: `Command` waits for a child of its own when the execution fails.
@@ -14,10 +14,10 @@ use rustix::process::{
     waitid,
 };
 
-/// Told with the status of the child.
+/// Callback that gets the status of the ended child.
 type Ended = Box<dyn FnOnce(WaitStatus) + Send>;
 
-/// Shared by everyone who starts programs.
+/// The child processes of this process. All code that starts programs shares this value.
 #[derive(Clone, Default)]
 pub(crate) struct Children(Arc<Shared>);
 
@@ -30,12 +30,12 @@ struct Shared {
 #[derive(Default)]
 struct Known {
     waiting: BTreeMap<i32, Ended>,
-    /// How many were ever started: tells the reaper that there is something to wait for again.
+    /// Number of children ever started. A change means that the reaper has a child to wait for again.
     starts: u64,
 }
 
 impl Children {
-    /// Starts the thread that reaps.
+    /// Starts the reaper thread.
     pub(crate) fn start() -> io::Result<Self> {
         let children = Self::default();
         let for_thread = children.clone();
@@ -43,14 +43,14 @@ impl Children {
         Ok(children)
     }
 
-    /// Starts a program; `ended` is called once, from the reaper, when it has ended.
+    /// Starts a program. `ended` is called once, by the reaper, when the program has ended.
     pub(crate) fn spawn(
         &self,
         command: &mut Command,
         ended: impl FnOnce(WaitStatus) + Send + 'static,
     ) -> io::Result<Pid> {
         let mut known = self.lock();
-        // Not waited for through the handle: the reaper does that.
+        // The handle is not waited for, because the reaper waits for the child.
         let pid = Pid::from_child(&command.spawn()?);
         known.waiting.insert(pid.as_raw_nonzero().get(), Box::new(ended));
         known.starts += 1;
@@ -58,7 +58,8 @@ impl Children {
         Ok(pid)
     }
 
-    /// Signals a child that was not reaped yet; otherwise nothing: its pid may be another's by now.
+    /// Sends a signal to a child that was not reaped yet. Does nothing otherwise, because the pid may have been
+    /// reused.
     pub(crate) fn signal(&self, pid: Pid, signal: Signal) {
         let known = self.lock();
         if known.waiting.contains_key(&pid.as_raw_nonzero().get()) {
@@ -66,7 +67,7 @@ impl Children {
         }
     }
 
-    /// Likewise for the whole process group that the child leads.
+    /// Sends a signal to the process group that the child leads. Does nothing if the child was reaped.
     pub(crate) fn signal_group(&self, leader: Pid, signal: Signal) {
         let known = self.lock();
         if known.waiting.contains_key(&leader.as_raw_nonzero().get()) {
@@ -77,7 +78,7 @@ impl Children {
     fn reap(&self) {
         loop {
             let starts = self.lock().starts;
-            // Only looks: the pid stays taken until it is reaped under the lock.
+            // `NOWAIT`: the pid stays in use until the child is reaped under the lock.
             match waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
                 Err(Errno::CHILD) => self.wait_for_start(starts),
                 Ok(_) | Err(_) => self.reap_one(),
@@ -102,7 +103,7 @@ impl Children {
         }
     }
 
-    /// The one reaper of a process of tests: a second would take the first one's children.
+    /// Returns the single reaper of a test process. A second reaper would take the children of the first.
     #[cfg(test)]
     pub(crate) fn of_tests() -> Self {
         static ONE: std::sync::OnceLock<Children> = std::sync::OnceLock::new();

@@ -1,4 +1,4 @@
-//! The guest's wall clock: it stands still while the VM is paused, and is stepped afterwards.
+//! The guest's wall clock. It stands still while the VM is paused and is stepped afterwards.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use stead_schemas::guest::CLOCK_OFF_MAX;
 
 const NANOS: i64 = 1_000_000_000;
 
-/// Sets the clock to the host's time, when it is off by more than jitter.
+/// Sets the clock to the host's time if it differs by more than jitter.
 pub(crate) fn step(unix_nanos: i64) {
     let now = clock_gettime(ClockId::Realtime);
     let off = i128::from(now.tv_sec) * i128::from(NANOS) + i128::from(now.tv_nsec) - i128::from(unix_nanos);
@@ -16,7 +16,7 @@ pub(crate) fn step(unix_nanos: i64) {
         return;
     }
     let time = Timespec { tv_sec: unix_nanos.div_euclid(NANOS), tv_nsec: unix_nanos.rem_euclid(NANOS) };
-    // PID 1 may set it; a kernel that refuses leaves the guest with the clock it has.
+    // PID 1 may set the clock. If the kernel refuses, the guest keeps its clock.
     if clock_settime(ClockId::Realtime, time).is_ok() {
         crate::say(&format!("the clock was off by {} ms and was stepped", off.as_millis()));
     }

@@ -1,9 +1,9 @@
-//! The control channel: tells the whole state whenever it changes or the host attaches, and takes
-//! the host's requests.
+//! The control channel: reports the whole state whenever it changes or the host attaches, and takes the host's
+//! requests.
 //!
-//! One thread owns the port, and never waits for anything else: frames of streams are handed to the
-//! agent, what the agent sends is taken from the outbox. The host may go and come back at any time: a hang-up only resets the
-//! decoder, and the next `Attach` is answered with the state as it is.
+//! One thread owns the port and waits for nothing else: it hands frames of streams to the agent and takes the agent's
+//! frames from the outbox. The host may go and come back at any time: a hang-up only resets the decoder, and the next
+//! `Attach` is answered with the current state.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -25,21 +25,21 @@ use crate::pages::Pages;
 use crate::system::Handover;
 use crate::{BootError, assume, clock, identity};
 
-/// Pause after a hang-up before the port is looked at again; poll reports hang-ups without end.
+/// Pause after a hang-up before the port is polled again. `poll` reports a hang-up continuously.
 const HANG_UP_PAUSE: Duration = Duration::from_millis(20);
-/// Of what is not the rest of a payload: headers and small frames.
+/// Size of the buffer for headers and small frames, in bytes. The rest of a payload is read into the frame itself.
 const READ_BYTES: usize = 64 << 10;
-/// A busy output may not keep the host's requests waiting.
+/// Number of writes after which the port is read: a busy output must not delay the host's requests.
 const WRITES_BEFORE_READ: usize = 16;
-/// Nor a busy input the state.
+/// Number of reads after which the port is written: a busy input must not delay the state.
 const READS_BEFORE_WRITE: usize = 8;
-/// Of a payload under way the rest is on its way as well. To be woken for its every page costs more
-/// than the page: it is let arrive for as long as a guest takes for some dozens of them.
+/// Time in which the rest of a payload may arrive before the next read. A wake-up for every page costs more than the
+/// page, and a guest handles some dozens of pages in this time.
 const LULL: Duration = Duration::from_micros(400);
-/// Less than this is not worth a lull.
+/// Number of missing bytes from which a lull is worth its delay.
 const LULL_BYTES_MIN: usize = 32 << 10;
 
-/// Shared between the port's thread and the rest.
+/// The control channel, shared by the port's thread and the rest of the program.
 #[derive(Clone)]
 pub(crate) struct Control(Arc<Shared>);
 
@@ -49,7 +49,7 @@ struct Shared {
     wake: Wake,
     agent: Agent,
     outbox: Arc<Outbox>,
-    /// Held by the thread that makes this guest another.
+    /// Lock of the thread that takes over another identity.
     assuming: Mutex<()>,
 }
 
@@ -61,13 +61,13 @@ struct State {
     phase: Option<Phase>,
     exit: Option<Exit>,
     is_acknowledged: bool,
-    /// Who it is, and why it could not become another.
+    /// Identity (incarnation) of this guest, and the error of the last attempt to take over another.
     incarnation: Option<String>,
     assume_error: Option<String>,
     program: Option<Program>,
-    /// The host asked to end the program; before it started, the request waits here.
+    /// True if the host asked to end the program. A request that comes before the program starts is kept here.
     is_stopping: bool,
-    /// Another process takes the port over.
+    /// Receiver of the port, set while another process takes it over.
     heir: Option<mpsc::SyncSender<(File, Handover)>>,
 }
 
@@ -78,13 +78,13 @@ struct Program {
     kill_at: Option<Instant>,
 }
 
-/// Asks the program to end; called again when it has not. Never waits.
+/// Asks the program to end. It is called again if the program has not ended. Never waits.
 pub(crate) type Stop = Box<dyn FnMut(Urgency) + Send>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Urgency {
     Asked,
-    /// Its grace is over.
+    /// The grace period is over.
     Overdue,
 }
 
@@ -93,7 +93,7 @@ impl Control {
         Self::go_on(port, Handover::default())
     }
 
-    /// Takes the port where another process left it.
+    /// Continues to use the port at the point at which another process left it.
     pub(crate) fn go_on(port: File, handed: Handover) -> Result<Self, BootError> {
         let failed = |error| BootError::new("control port", error);
         let outbox = Arc::new(Outbox::new().map_err(failed)?);
@@ -120,7 +120,7 @@ impl Control {
         Ok(control)
     }
 
-    /// Sends a line for people; waits while the host takes nothing.
+    /// Sends a line for people to read. Waits while the host does not read.
     pub(crate) fn note(&self, note: String) {
         let Some(token) = self.lock().token.clone() else { return };
         if let Ok(frame) = Frame::control(&Note { token, note }) {
@@ -139,7 +139,7 @@ impl Control {
         }
     }
 
-    /// Leaves the port to another process, with all that it has to know; nobody serves it until then.
+    /// Hands the port and all its state over to another process. No process serves the port until that one does.
     pub(crate) fn leave(&self) -> Option<(File, Handover)> {
         let (heir, left) = mpsc::sync_channel(1);
         self.lock().heir = Some(heir);
@@ -147,7 +147,7 @@ impl Control {
         left.recv().ok()
     }
 
-    /// The program was begun: from here on it is ended by this when the host asks.
+    /// Records that the program was begun. From here on `stop` ends it when the host asks.
     pub(crate) fn program_begun(&self, config: &Config, children: &Children, stop: Stop) {
         let grace = Duration::from_millis(config.shutdown_grace_millis);
         let children = children.clone();
@@ -155,7 +155,7 @@ impl Control {
         self.wake();
     }
 
-    /// The program runs, unless it has ended already: streams are served.
+    /// Reports the program as running and serves streams, unless the program has ended already.
     pub(crate) fn program_ready(&self, config: &Config, children: &Children) {
         let mut state = self.lock();
         if state.exit.is_some() {
@@ -179,7 +179,7 @@ impl Control {
             let mut state = self.lock();
             state.phase = Some(phase);
             if exit.is_some() {
-                // The pid may be another's from here on.
+                // The pid may be reused from here on.
                 state.program = None;
                 state.exit = exit;
             }
@@ -203,7 +203,7 @@ impl Control {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the host the state, asked or not.
+    /// Reports the state to the host, even if the host has not asked.
     pub(crate) fn wake(&self) {
         self.0.wake.wake();
     }
@@ -217,7 +217,7 @@ impl Control {
             let heir = self.lock().heir.take();
             if let Some(heir) = heir {
                 let handed = self.handover(&decoder, &unsent);
-                // The other end waits for it.
+                // The other end waits for the port.
                 let _ = heir.send((port, handed));
                 return;
             }
@@ -235,7 +235,7 @@ impl Control {
             if is_lull || events.contains(PollFlags::IN) {
                 let taken = self.read(&mut port, &mut pages, &mut decoder, &mut buffer);
                 shall_tell |= taken.shall_tell;
-                // Where nothing came there may be nothing on its way.
+                // If nothing arrived, the rest of the payload may not be on its way.
                 is_lull = taken.is_drained && taken.bytes > 0 && decoder.lacks() >= LULL_BYTES_MIN;
             }
             if is_woken {
@@ -261,7 +261,7 @@ impl Control {
         }
     }
 
-    /// Reads what is there, a few times over: to ask each time whether there is more costs more.
+    /// Reads the available data in a few calls: a `poll` before each read would cost more.
     fn read(&self, port: &mut File, pages: &mut Pages, decoder: &mut Decoder, buffer: &mut [u8]) -> Taken {
         let mut taken = Taken::default();
         for _ in 0..READS_BEFORE_WRITE {
@@ -296,7 +296,7 @@ impl Control {
         taken
     }
 
-    /// What the port is ready for, and whether anything else is due.
+    /// Waits until the port is ready or other work is due. Returns the port's events and `true` if other work is due.
     fn wait(&self, port: &File, interest: PollFlags, at_most: Option<Duration>) -> (PollFlags, bool) {
         let kill_at = self.lock().program.as_ref().and_then(|program| program.kill_at);
         let left = kill_at.map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
@@ -312,7 +312,7 @@ impl Control {
         }
     }
 
-    /// Handles one request; whether the state is to be told.
+    /// Handles one request. Returns `true` if the state must be reported.
     fn take(&self, message: ToGuest) -> bool {
         let mut state = self.lock();
         let is_ours = |token: &Token, state: &State| state.token.as_ref() == Some(token);
@@ -332,7 +332,7 @@ impl Control {
             }
             ToGuest::Configure { token, seed, config } => {
                 if state.config.is_none() {
-                    // A kernel that refuses has numbers of its own.
+                    // A kernel that refuses has its own random numbers.
                     let _ = identity::credit_entropy(&seed.0);
                     state.incarnation = Some(config.incarnation.clone());
                     (state.token, state.config) = (Some(token), Some(*config));
@@ -363,11 +363,12 @@ impl Control {
         }
     }
 
-    /// In a thread of its own: keys take a while to make.
+    /// Starts a thread that takes over another identity, because keys take a while to generate.
     fn begin_to_assume(&self, new_token: Token, seed: Seed, assumed: Assumed) {
         let for_thread = self.clone();
         let begun = std::thread::Builder::new().name("assume".to_owned()).spawn(move || {
-            // A daemon that comes meanwhile asks again; keys are not made anew under the first one's hands.
+            // A daemon that attaches meanwhile asks again. The lock keeps two threads from making keys at the same
+            // time.
             let turn = for_thread.0.assuming.lock().unwrap_or_else(PoisonError::into_inner);
             let (old, children) = {
                 let state = for_thread.lock();
@@ -389,13 +390,14 @@ impl Control {
         }
     }
 
-    /// How becoming another ended.
+    /// Records the result of taking over another identity.
     pub(crate) fn has_assumed(&self, new_token: Token, assumed: Assumed, done: Result<(), BootError>) {
         let mut state = self.lock();
         match done {
             Ok(()) => {
                 state.assume_error = None;
-                // Together, so that no state is told under the one name with the other's token.
+                // Identity and token change together, so that no state is reported under one identity with the
+                // other's token.
                 (state.incarnation, state.token) = (Some(assumed.incarnation), Some(new_token.clone()));
                 if let Some(config) = &mut state.config {
                     (config.hostname, config.network) = (assumed.hostname, assumed.network);
@@ -436,7 +438,7 @@ impl Control {
         Frame::control(&message).map(|frame| frame.encode()).unwrap_or_default()
     }
 
-    /// Stop signal first, the kill when the grace is over.
+    /// Sends the stop signal first, and the kill when the grace period is over.
     fn enforce_grace(&self) {
         let mut state = self.lock();
         let is_stopping = state.is_stopping;
@@ -455,16 +457,16 @@ impl Control {
     }
 }
 
-/// What was read at a time.
+/// The result of one read.
 #[derive(Default)]
 struct Taken {
     bytes: usize,
-    /// Nothing is left to be read for now.
+    /// True if nothing is left to be read for now.
     is_drained: bool,
     shall_tell: bool,
 }
 
-/// A frame on its way: it is never cut by another.
+/// A frame that is being written. No other frame interrupts it.
 #[derive(Default)]
 struct Unsent {
     bytes: Vec<u8>,
@@ -476,7 +478,7 @@ impl Unsent {
         self.sent < self.bytes.len()
     }
 
-    /// Writes as much as the port takes; whether it may take more.
+    /// Writes as much as the port takes. Returns `true` if it may take more.
     fn write(&mut self, port: &mut File) -> bool {
         match port.write(&self.bytes[self.sent..]) {
             Ok(count) => {

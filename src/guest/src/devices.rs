@@ -12,11 +12,11 @@ use stead_schemas::guest::CONTROL_PORT;
 
 use crate::BootError;
 
-/// How long a device may take to appear after its driver was loaded; probing takes milliseconds.
+/// Time limit for a device to appear after its driver was loaded. Probing takes milliseconds.
 const DEVICE_WAIT: Duration = Duration::from_secs(10);
 const DEVICE_POLL: Duration = Duration::from_millis(2);
 
-/// Mounts what the initial root needs: `/dev`, `/proc`, `/sys`.
+/// Mounts the file systems that the initial root needs: `/dev`, `/proc`, `/sys`.
 pub(crate) fn mount_early() -> Result<(), BootError> {
     for (source, target, kind) in
         [("dev", "/dev", "devtmpfs"), ("proc", "/proc", "proc"), ("sys", "/sys", "sysfs")]
@@ -31,7 +31,7 @@ pub(crate) fn mount_early() -> Result<(), BootError> {
     Ok(())
 }
 
-/// Names the program that loads modules when the kernel asks for one, where it is not in its usual place.
+/// Names the program that loads modules on the kernel's request, if it is not at its usual path.
 pub(crate) fn name_module_loader() {
     let places = ["/sbin/modprobe", "/usr/sbin/modprobe", "/bin/modprobe", "/usr/bin/modprobe"];
     if let Some(place) = places.iter().find(|place| Path::new(place).exists()) {
@@ -50,11 +50,11 @@ pub(crate) fn load_modules() -> Result<(), BootError> {
             Err(error) => return Err(BootError::new("modules", format!("{name}: {error}"))),
         }
     }
-    // As on an ordinary host: what a program does with them is for the kernel to allow.
+    // The modes are those of an ordinary host: the kernel decides what a program may do with the devices.
     for device in ["/dev/net/tun", "/dev/fuse"] {
         let _ = fs::set_permissions(device, fs::Permissions::from_mode(0o666));
     }
-    // Their files are only memory from here on.
+    // The module files only occupy memory from here on.
     let _ = fs::remove_dir_all("/modules");
     Ok(())
 }
@@ -85,7 +85,7 @@ fn find_control_port() -> Option<PathBuf> {
     None
 }
 
-/// A disk by its serial number: what its name is depends on the other disks.
+/// Finds a disk by its serial number. Its name depends on the other disks.
 pub(crate) fn disk_of_serial(serial: &str) -> Option<PathBuf> {
     let mut disks = fs::read_dir("/sys/block").ok()?.flatten();
     let is_it = |disk: &fs::DirEntry| {
@@ -95,7 +95,7 @@ pub(crate) fn disk_of_serial(serial: &str) -> Option<PathBuf> {
     Some(Path::new("/dev").join(found.file_name())).filter(|device| device.exists())
 }
 
-/// Waits until a device is there.
+/// Waits until a device appears.
 pub(crate) fn wait_for<T>(what: &'static str, mut find: impl FnMut() -> Option<T>) -> Result<T, BootError> {
     let deadline = Instant::now() + DEVICE_WAIT;
     loop {

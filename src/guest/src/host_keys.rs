@@ -1,8 +1,8 @@
-//! ssh host keys: made anew when this guest's disk, or its memory, was another instance's.
+//! ssh host keys: generated anew if this guest's disk or memory was another instance's.
 //!
-//! Guarantees: whose keys a disk has is on the disk itself, so that a fork that boots has keys of its
-//! own too: one of a stopped instance, or one whose VMM died while its keys were made.
-//! Never: touches the keys of an image that no other instance has used; its owner brought them.
+//! Guarantees: the disk itself records the instance that its keys belong to. So a fork that boots gets its own keys
+//! too: the fork of a stopped instance, or a fork whose VMM died while its keys were made.
+//! Never: changes the keys of an image that no other instance has used; they belong to the image's owner.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,16 +14,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::children::Children;
 
 const SSH: &str = "/etc/ssh";
-/// Makes every host key that is missing.
+/// Program that generates every missing host key.
 const KEYGEN: &str = "/usr/bin/ssh-keygen";
 const SSHD_PID: &str = "/run/sshd.pid";
 
-/// On the root directory: the uid of the instance whose keys are below it. No program without
-/// the right to administer the system sees it.
+/// Extended attribute of the root directory: the uid of the instance that the keys below it belong to. Programs see
+/// it only if they may administer the system.
 const OWNER: &str = "trusted.stead.keys";
 const OWNER_BYTES_MAX: usize = 64;
 
-/// Before the program starts, and before anything reaps processes.
+/// Settles the keys before the program starts, and before the reaper runs.
 pub(crate) fn settle_at_boot(instance: &str) -> io::Result<()> {
     let owner = owner()?;
     if owner.is_some_and(|owner| owner != instance) {
@@ -32,12 +32,12 @@ pub(crate) fn settle_at_boot(instance: &str) -> io::Result<()> {
     own(instance)
 }
 
-/// While programs run; a server of ssh among them takes up the new ones.
+/// Settles the keys while programs run. A running ssh server reloads the new keys.
 pub(crate) fn settle_in_another(instance: &str, children: &Children) -> io::Result<()> {
     renew(|mut command| {
         let (sender, end) = std::sync::mpsc::sync_channel(1);
         children.spawn(&mut command, move |status| {
-            // The receiver waits for it.
+            // The receiver waits for the status.
             let _ = sender.send(status);
         })?;
         let status = end.recv().map_err(|_| io::Error::other("the end of ssh-keygen was lost"))?;
@@ -47,7 +47,7 @@ pub(crate) fn settle_in_another(instance: &str, children: &Children) -> io::Resu
     own(instance)
 }
 
-/// An image without keys, or one that cannot make any, has none to renew.
+/// Makes the keys anew. An image without keys, or without a way to make them, has none to renew.
 fn renew(run: impl FnOnce(Command) -> io::Result<bool>) -> io::Result<()> {
     let keys: Vec<PathBuf> = match fs::read_dir(SSH) {
         Ok(entries) => entries.flatten().map(|entry| entry.path()).filter(|path| is_host_key(path)).collect(),
@@ -81,7 +81,7 @@ fn own(instance: &str) -> io::Result<()> {
     Ok(setxattr("/", OWNER, instance.as_bytes(), XattrFlags::empty())?)
 }
 
-/// A server that runs has the old keys in its memory.
+/// Reloads a running ssh server, which has the old keys in its memory.
 fn reload_sshd() {
     let pid = fs::read_to_string(SSHD_PID).ok().and_then(|text| text.trim().parse::<i32>().ok());
     let Some(pid) = pid else { return };

@@ -1,7 +1,7 @@
-//! What makes this guest another than its siblings: machine id and random numbers.
+//! The parts that make this guest distinct from its siblings: machine id and random numbers.
 //!
-//! Called at boot, and again in a guest that goes on as another (a fork): both times the present
-//! root is the program's. An image's own machine id is replaced: every VM of it would share it.
+//! They are set at boot, and again in a guest that takes over another identity (a fork). Both times the present root
+//! is the program's. An image's own machine id is replaced, because all VMs of the image would share it.
 
 use std::fs::{self, File, Permissions};
 use std::io;
@@ -10,19 +10,19 @@ use std::path::{Path, PathBuf};
 
 use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
 
-/// machine-id(5); D-Bus had it first, in a place of its own that some images still have as a file.
+/// The file of machine-id(5). D-Bus had the id first, at its own path, where some images still have it as a file.
 const MACHINE_ID: &str = "/etc/machine-id";
 const MACHINE_ID_OF_DBUS: &str = "/var/lib/dbus/machine-id";
-/// systemd-journald.service(8): each journal is in a directory named by a machine id.
+/// Directory of systemd-journald.service(8). Each journal is in a subdirectory named by a machine id.
 const JOURNAL: &str = "/var/log/journal";
-/// Read-only for all, as systemd leaves it.
+/// Mode of the machine-id file: read-only for all, as set by systemd.
 const MACHINE_ID_MODE: u32 = 0o444;
 
-/// Credited at once; the kernel's pool holds 256 bits.
+/// Limit on the random bytes credited at once. The kernel's pool holds 256 bits.
 const SEED_BYTES_MAX: usize = 64;
 
-/// A boot has a machine id of its own. The journal that systemd kept under the last one's name, on the
-/// disk, goes on under the new one: it would neither be shown nor ever be cleaned up otherwise.
+/// Sets the machine id of this boot. The journal that systemd kept on the disk under the previous id is renamed to
+/// the new one: otherwise it would neither be shown nor ever be cleaned up.
 pub(crate) fn begin_boot(id: &str) -> io::Result<()> {
     begin_boot_below(Path::new("/"), id)
 }
@@ -33,7 +33,7 @@ fn begin_boot_below(root: &Path, id: &str) -> io::Result<()> {
     let journal = below(root, JOURNAL);
     let before = before.trim();
     if check(before).is_ok() && before != id && journal.join(before).is_dir() {
-        // One that cannot be is as lost as it would have been.
+        // A journal that cannot be renamed is as lost as it would have been without the attempt.
         let _ = fs::rename(journal.join(before), journal.join(id));
     }
     Ok(())
@@ -47,7 +47,7 @@ pub(crate) fn set_machine_id(id: &str) -> io::Result<()> {
 fn set_machine_id_below(root: &Path, id: &str) -> io::Result<()> {
     check(id)?;
     replace(&below(root, MACHINE_ID), id)?;
-    // A link to the other one, as Debian has it now, says the same already.
+    // A link to the other file, which current Debian has, gives the same id already.
     let dbus_id = below(root, MACHINE_ID_OF_DBUS);
     if fs::symlink_metadata(&dbus_id).is_ok_and(|meta| meta.is_file()) {
         replace(&dbus_id, id)?;
@@ -67,7 +67,7 @@ fn check(id: &str) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, "the machine id is not 32 hexadecimal digits"))
 }
 
-/// Whole or not at all; a link of the image is replaced, not followed.
+/// Replaces a file, whole or not at all. A link of the image is replaced, not followed.
 fn replace(path: &Path, id: &str) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
@@ -79,23 +79,23 @@ fn replace(path: &Path, id: &str) -> io::Result<()> {
     fs::rename(&scratch, path)
 }
 
-/// `struct rand_pool_info` of linux/random.h, with the room that is used of it.
+/// Layout of `struct rand_pool_info` of linux/random.h, with only the used part of its buffer.
 #[repr(C)]
 struct PoolInfo {
-    /// In bits.
+    /// Number of credited bits.
     entropy_count: i32,
-    /// In bytes.
+    /// Size of the buffer, in bytes.
     buf_size: i32,
     buf: [u8; SEED_BYTES_MAX],
 }
 
-/// `RNDADDENTROPY`: its number names the fixed part only.
+/// Request number `RNDADDENTROPY`. It contains the size of the fixed part only.
 const ADD_ENTROPY: Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
-/// `RNDRESEEDCRNG`.
+/// Request number `RNDRESEEDCRNG`.
 const RESEED: Opcode = opcode::none(b'R', 0x07);
 
-/// Mixes the host's random bytes into the guest's pool and counts them, then has the generator take
-/// them up: without that two guests of one memory would give the same numbers for minutes.
+/// Mixes the host's random bytes into the guest's pool, credits them and reseeds the generator. Without the reseed,
+/// two guests with the same memory would produce the same numbers for minutes.
 #[expect(unsafe_code, reason = "no library has these two requests")]
 pub(crate) fn credit_entropy(seed: &[u8]) -> io::Result<()> {
     let seed = &seed[..seed.len().min(SEED_BYTES_MAX)];
@@ -105,7 +105,7 @@ pub(crate) fn credit_entropy(seed: &[u8]) -> io::Result<()> {
     let pool = File::options().write(true).open("/dev/urandom")?;
     // SAFETY: the kernel reads the two counts and `buf_size` bytes after them, which are there.
     unsafe { ioctl(&pool, Setter::<ADD_ENTROPY, PoolInfo>::new(info)) }?;
-    // SAFETY: takes no argument.
+    // SAFETY: the request takes no argument.
     unsafe { ioctl(&pool, NoArg::<RESEED>::new()) }?;
     Ok(())
 }
@@ -158,7 +158,7 @@ mod tests {
         begin_boot_below(&root, NEXT).expect("again");
         assert_eq!(fs::read_to_string(journal.join(NEXT).join("system.journal")).expect("there"), "said");
         assert_eq!(fs::read_dir(&journal).expect("there").count(), 1);
-        // What an image or a guest has in the file is no path of ours.
+        // The file's contents, set by an image or a guest, are not used as a path.
         fs::remove_file(root.join("etc/machine-id")).expect("removed");
         fs::write(root.join("etc/machine-id"), "../../../etc").expect("written");
         begin_boot_below(&root, ID).expect("whatever was there");
@@ -180,9 +180,9 @@ mod tests {
 
     #[test]
     fn the_kernel_takes_what_root_credits() {
-        // Nothing to mix: the test's host keeps its own numbers.
+        // There is nothing to mix, so the test's host keeps its own numbers.
         let credited = credit_entropy(&[]);
-        // Anyone else is told so by the kernel, which has understood the request.
+        // Without the privilege the kernel refuses, which shows that it understood the request.
         let is_refused = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
         assert!(credited.as_ref().is_ok() || credited.as_ref().is_err_and(is_refused), "{credited:?}");
     }

@@ -1,15 +1,14 @@
-//! Paths below a root whose links are those of an image: they lead nowhere outside of it.
+//! Paths below a root whose links come from an image. No link leads outside of the root.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// As many links as the kernel follows.
+/// Limit on followed links, as in the kernel.
 const LINKS_MAX: usize = 40;
 
-/// Where a path leads when `root` is the root: a path without links, of which the last parts may not be
-/// there yet.
+/// Resolves a path as if `root` were the root. The result has no links, and its last components may not exist yet.
 pub(crate) fn resolve(root: &Path, path: &str) -> io::Result<PathBuf> {
     let mut rest = parts(Path::new(path));
     let (mut at, mut links) = (Vec::<OsString>::new(), 0);
@@ -34,7 +33,7 @@ pub(crate) fn resolve(root: &Path, path: &str) -> io::Result<PathBuf> {
     Ok(root.join(at.into_iter().collect::<PathBuf>()))
 }
 
-/// The names of a path, the last one first.
+/// Returns the components of a path, the last one first.
 fn parts(path: &Path) -> Vec<OsString> {
     let name = |part: Component<'_>| match part {
         Component::Normal(name) => Some(name.to_owned()),

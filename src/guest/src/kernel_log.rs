@@ -1,35 +1,35 @@
-//! Lines for people: what we say, and what the kernel complains of. Neither stands among the program's own
-//! on the console; both go to the host, which has a log of the instance for them.
+//! Lines for people: our messages and the kernel's complaints. They do not appear among the program's own output on
+//! the console; both go to the host, which has a log of the instance for them.
 //!
-//! They meet in the kernel's log, which any of our processes can write to, in the order of what happened.
-//! Whoever is root in the guest can write there too: they carry no meaning.
+//! They meet in the kernel's log, which any of our processes can write to, in the order of the events. Root in the
+//! guest can write there too, so the lines carry no meaning.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 
 use crate::control::Control;
 
-/// What our own lines begin with.
+/// Prefix of our own lines.
 const OURS: &str = "stead: ";
-/// The kernel's words from here on, as syslog(2) counts: emergencies, alerts and what is critical.
+/// Highest syslog(2) level of kernel messages that are forwarded: emergencies, alerts and critical conditions.
 const CRITICAL: u32 = 2;
-/// A record is never longer; one is read at a time.
+/// Limit on the length of a record, in bytes. One record is read at a time.
 const RECORD_BYTES: usize = 8192;
-/// Only what the kernel says when it is dying is still printed on the console: nobody reads its log then.
+/// Console level at which only the messages of a dying kernel are printed: its log can no longer be read then.
 const CONSOLE_DYING: &str = "1";
 const CONSOLE_SILENT: &str = "0";
 const CONSOLE_LEVEL: &str = "/proc/sys/kernel/printk";
 
-/// Says a line; on the console where the kernel has no log.
+/// Writes a line to the kernel's log, or to the console if the kernel has no log.
 pub(crate) fn say(line: &str) {
-    // Six: for information, which is printed on no console.
+    // Level 6 is informational, which no console prints.
     let said = File::options().write(true).open("/dev/kmsg");
     if said.and_then(|mut log| log.write_all(format!("<6>{OURS}{line}\n").as_bytes())).is_err() {
         let _ = writeln!(std::io::stderr(), "[stead] {line}");
     }
 }
 
-/// Sends lines to the host from here on; all of this boot, or those to come.
+/// Forwards lines to the host from now on: all lines of this boot, or only new ones.
 pub(crate) fn forward(control: &Control, is_from_start: bool) {
     let _ = fs::write(CONSOLE_LEVEL, CONSOLE_DYING);
     let Ok(mut log) = File::open("/dev/kmsg") else { return };
@@ -37,7 +37,7 @@ pub(crate) fn forward(control: &Control, is_from_start: bool) {
         let _ = log.seek(SeekFrom::End(0));
     }
     let control = control.clone();
-    // Without it a guest is as good, and its host hears less.
+    // A guest without this thread works as well, and only its host gets fewer lines.
     let _ = std::thread::Builder::new().name("notes".to_owned()).spawn(move || {
         let mut record = vec![0; RECORD_BYTES];
         loop {
@@ -48,7 +48,7 @@ pub(crate) fn forward(control: &Control, is_from_start: bool) {
                         control.note(line);
                     }
                 }
-                // Overwritten before it was read: it goes on with the oldest that is there.
+                // The record was overwritten before it was read. Reading continues with the oldest record.
                 Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PIPE.raw_os_error()) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return,
@@ -57,19 +57,19 @@ pub(crate) fn forward(control: &Control, is_from_start: bool) {
     });
 }
 
-/// Nothing is printed on the console any more.
+/// Stops all kernel output on the console.
 pub(crate) fn silence() {
     let _ = fs::write(CONSOLE_LEVEL, CONSOLE_SILENT);
 }
 
-/// What is of use of a record: `priority,number,time,flags;text`, and a newline.
+/// Returns the useful part of a record: `priority,number,time,flags;text`, and a newline.
 fn line_of(record: &str) -> Option<String> {
     let (head, text) = record.split_once(';')?;
     let text = text.lines().next()?;
     let priority: u32 = head.split(',').next()?.parse().ok()?;
     match text.strip_prefix(OURS) {
         Some(ours) => Some(ours.to_owned()),
-        // The three lowest bits are the level, the others who says it: zero for the kernel.
+        // The three lowest bits are the level. The others are the facility, which is zero for the kernel.
         None => (priority <= CRITICAL).then(|| format!("kernel: {text}")),
     }
 }

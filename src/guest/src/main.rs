@@ -1,13 +1,13 @@
-//! PID 1 inside a Stead VM: brings up the image's root, runs the program, tells how it ended.
+//! PID 1 inside a Stead VM: brings up the image's root, runs the program, reports how it ended.
 //!
 //! ```text
 //! modules -> control port -> root (overlay) -> [Configure] -> network -> program -> Exit -> [Ack] -> off
 //! ```
-//! A program that is an init itself becomes PID 1 in its place: see `system`.
+//! An image's own init replaces this process as PID 1: see `system`.
 //! Guarantees: every step that fails is reported with its phase and reason as the exit record; the
 //! record is repeated until the host has acknowledged it; the program is executed directly, without
 //! a shell; orphans are reaped.
-//! Never: takes anything on the console as meaning, or leaves the VM up without a word.
+//! Never: takes console input as meaningful, or leaves the VM up without a report.
 
 #![cfg(target_os = "linux")]
 
@@ -44,7 +44,7 @@ use stead_schemas::instance::Exit;
 use crate::children::Children;
 pub(crate) use crate::kernel_log::say;
 
-/// What failed, and in which phase of the boot.
+/// A boot failure with the phase in which it happened.
 #[derive(Debug)]
 pub(crate) struct BootError {
     pub(crate) phase: &'static str,
@@ -56,7 +56,7 @@ impl BootError {
         Self { phase, reason: reason.to_string() }
     }
 
-    /// Of something at a path.
+    /// Adds the path that the error is about.
     pub(crate) fn at(self, path: &str) -> Self {
         Self { reason: format!("{path}: {}", self.reason), ..self }
     }
@@ -64,8 +64,8 @@ impl BootError {
 
 /// Number of files that a program may have open at once, if it raises its limit.
 const OPEN_FILES_MAX: u64 = 1 << 20;
-/// How long an exit record waits for its acknowledgement when a host is listening but silent, or
-/// gone: a daemon may be down for an upgrade, and the record exists nowhere else.
+/// Time for which an exit record waits for its acknowledgement when a host listens silently or is gone. A daemon may
+/// be down for an upgrade, and the record exists nowhere else.
 const ACKNOWLEDGE_WAIT: Duration = Duration::from_secs(600);
 
 fn main() {
@@ -80,7 +80,7 @@ fn main() {
         Err((Some(control), error)) => finish(&control, boot_failure(&error)),
         Err((None, error)) => error,
     };
-    // Reached only without a control channel: nobody can be told but the console.
+    // This is reached only without a control channel, so only the console can get the report.
     use std::io::Write;
     let _ = writeln!(io::stderr(), "[stead] boot failed in {}: {}", exit.phase, exit.reason);
     power_off();
@@ -88,14 +88,14 @@ fn main() {
 
 type Boot = Result<(control::Control, Config), (Option<control::Control>, BootError)>;
 
-/// Everything before the program, as far as it goes.
+/// Runs everything before the program, as far as it succeeds.
 fn boot() -> Boot {
     devices::mount_early().map_err(|error| (None, error))?;
     devices::load_modules().map_err(|error| (None, error))?;
     raise_limits();
     let port = devices::control_port().map_err(|error| (None, error))?;
     let control = control::Control::start(port).map_err(|error| (None, error))?;
-    // The root does not depend on the configuration: it is mounted while that travels.
+    // The root does not depend on the configuration: it is mounted while the configuration travels.
     let root = root::mount_root();
     let config = control.wait_for_config();
     let prepared = root.and_then(|()| prepare(&config));
@@ -105,15 +105,15 @@ fn boot() -> Boot {
     }
 }
 
-/// What an ordinary host lets its programs do, and a kernel by itself does not. One that refuses has a
-/// program that says so.
+/// Raises the limits that an ordinary host raises and a kernel by itself does not. If a limit cannot be raised, the
+/// program that needs it reports the error.
 fn raise_limits() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    // What a program asks for when it needs it; what it has without asking stays small, for those that
-    // close each descriptor there may be.
+    // A program raises its soft limit when it needs more. The soft limit stays small for programs that close every
+    // possible descriptor.
     let own = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { maximum: Some(OPEN_FILES_MAX), ..own });
-    // In a VM of its own there is nobody from whom low ports were kept.
+    // The VM belongs to one program, so there is no other user from whom low ports have to be kept.
     let _ = std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
 }
 

@@ -1,4 +1,4 @@
-//! The guest's interface: address and default route, by rtnetlink messages written out here.
+//! The guest's interface: sets address and default route with rtnetlink messages that are encoded here.
 //!
 //! A netlink library would triple this static binary for six messages whose layout is fixed kernel
 //! ABI (linux/rtnetlink.h, linux/if_addr.h).
@@ -35,7 +35,7 @@ const RTPROT_BOOT: u8 = 3;
 const RTN_UNICAST: u8 = 1;
 const NLMSG_ERROR: u16 = 2;
 
-/// Brings up loopback, and the interface when the instance has one.
+/// Brings up loopback, and the interface if the instance has one.
 pub(crate) fn configure(network: Option<&NetworkConfig>) -> Result<(), BootError> {
     let failed =
         |what: &'static str| move |reason: String| BootError::new("network", format!("{what}: {reason}"));
@@ -49,19 +49,19 @@ pub(crate) fn configure(network: Option<&NetworkConfig>) -> Result<(), BootError
     add_default_route(&socket, index, network.gateway).map_err(failed("default route"))
 }
 
-/// Gives the interface of a guest that goes on as another its new addresses.
+/// Gives the interface its new addresses in a guest that takes over another identity.
 pub(crate) fn replace(old: Option<&NetworkConfig>, new: &NetworkConfig) -> Result<(), BootError> {
     let failed =
         |what: &'static str| move |reason: String| BootError::new("network", format!("{what}: {reason}"));
     let socket = open().map_err(|error| BootError::new("network", error))?;
     let index = wait_for("the network interface", || index(INTERFACE))?;
     if let Some(mac) = &new.mac {
-        // What it hears under another address is not passed on to it.
+        // The interface drops frames that are addressed to another hardware address.
         set_hardware_address(&socket, index, mac).map_err(failed("hardware address"))?;
         renew_link_local();
     }
     if let Some(old) = old {
-        // Its routes go with it. The program may have removed it.
+        // The routes of the address are removed with it. The program may have removed the address itself.
         let _ = address(&socket, RTM_DELADDR, 0, index, old);
     }
     set_mtu(&socket, index, new).map_err(failed("MTU"))?;
@@ -70,8 +70,8 @@ pub(crate) fn replace(old: Option<&NetworkConfig>, new: &NetworkConfig) -> Resul
     add_default_route(&socket, index, new.gateway).map_err(failed("default route"))
 }
 
-/// The address of IPv6 that the kernel makes of the card's is made of the new one: two guests with one of
-/// them would take each other for a mistake. Where there is no IPv6 nothing is to be done.
+/// Renews the IPv6 link-local address, which the kernel derives from the hardware address: two guests with the same
+/// address would report a duplicate. Without IPv6 there is nothing to do.
 fn renew_link_local() {
     let switch = format!("/proc/sys/net/ipv6/conf/{INTERFACE}/disable_ipv6");
     if fs::read_to_string(&switch).is_ok_and(|disabled| disabled.trim() == "0") {
@@ -141,7 +141,7 @@ fn add_default_route(socket: &OwnedFd, index: u32, gateway: Ipv4Addr) -> Result<
     request(socket, RTM_NEWROUTE, NLM_F_CREATE, &body)
 }
 
-/// struct rtattr, padded to four bytes.
+/// Appends a struct rtattr, padded to four bytes.
 fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
     body.extend(length.to_ne_bytes());

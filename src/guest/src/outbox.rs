@@ -1,7 +1,7 @@
-//! What waits to be written to the port: bounded, first in, first out.
+//! Frames that wait to be written to the port: bounded, first in, first out.
 //!
-//! Guarantees: memory stays flat however slowly the host reads; a stream's thread waits here for
-//! room, and is let go when its stream is closed.
+//! Guarantees: memory stays bounded however slowly the host reads. A stream's thread waits here for room and is
+//! released when its stream is closed.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,11 +11,11 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::spare::Spares;
 
-/// Beyond this streams wait. A few of the largest data frames: the host is never idle for want of
-/// the next one.
+/// Number of queued bytes from which streams wait. It holds a few of the largest data frames, so that the host never
+/// waits for the next one.
 const BYTES_MAX: usize = 512 << 10;
 
-/// A counter that poll can wait for.
+/// A counter that poll can wait for (an eventfd).
 #[derive(Debug)]
 pub(crate) struct Wake(OwnedFd);
 
@@ -29,7 +29,7 @@ impl Wake {
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 
-    /// Whether it was woken since the last call.
+    /// Resets the counter. Returns `true` if it was woken since the last call.
     pub(crate) fn take(&self) -> bool {
         let mut count = [0u8; 8];
         rustix::io::read(&self.0, &mut count).is_ok()
@@ -46,7 +46,7 @@ impl AsFd for Wake {
 pub(crate) struct Outbox {
     queue: Mutex<Queue>,
     has_room: Condvar,
-    /// Woken when something was put in that nothing waits before.
+    /// Wake-up of the port's thread when a frame enters an empty queue.
     wake: Wake,
     pub(crate) spares: Spares,
 }
@@ -67,7 +67,7 @@ impl Outbox {
         &self.wake
     }
 
-    /// Puts a frame in when there is room; `false` when the stream was closed meanwhile.
+    /// Queues a frame when there is room. Returns `false` if the stream was closed meanwhile.
     pub(crate) fn put(&self, frame: Vec<u8>, is_closed: impl Fn() -> bool) -> bool {
         let mut queue = self.lock();
         while queue.bytes >= BYTES_MAX && !is_closed() {
@@ -80,14 +80,14 @@ impl Outbox {
         queue.bytes += frame.len();
         queue.frames.push_back(frame);
         drop(queue);
-        // Behind others it is found: the port's thread does not rest before the last.
+        // A frame behind others needs no wake-up: the port's thread does not rest before it has written the last one.
         if is_first {
             self.wake.wake();
         }
         true
     }
 
-    /// Puts a frame in without waiting: for the port's own thread, whose frames are small and few.
+    /// Queues a frame without waiting. Only the port's own thread calls this; its frames are small and few.
     pub(crate) fn put_now(&self, frame: Vec<u8>) {
         let mut queue = self.lock();
         queue.bytes += frame.len();
@@ -110,15 +110,15 @@ impl Outbox {
         self.lock().frames.is_empty()
     }
 
-    /// Drops everything and lets waiting streams look again whether they are closed.
+    /// Drops all frames and lets waiting streams check again whether they are closed.
     pub(crate) fn clear(&self) {
         *self.lock() = Queue::default();
         self.has_room.notify_all();
     }
 
-    /// Streams that wait for room look again whether they are closed.
+    /// Wakes streams that wait for room, so that they check again whether they are closed.
     pub(crate) fn look_again(&self) {
-        // Under the lock: one that has just looked is waiting by then.
+        // The lock is held, so a stream that has just checked is waiting by now.
         let _queue = self.lock();
         self.has_room.notify_all();
     }

@@ -1,24 +1,24 @@
-//! Reads of the port: as many of the driver's pages as there are, by one call.
+//! Reads of the port: reads as many of the driver's pages as are available with one call.
 //!
-//! The driver hands out what is left of one page for each part of a vector, and the kernel ends the
-//! call at a part that was not filled. So parts end where pages do: a frame that has arrived is then
-//! read whole at once.
+//! For each part of a vector the driver returns at most the rest of one page, and the kernel ends the call at a part
+//! that was not filled. So the parts end where pages end: a frame that has arrived is then read whole in one call.
 
 use std::io::{self, IoSliceMut, Read};
 
-/// What the driver gives the host at a time, and gets full when there is more.
+/// Size of the buffers that the driver gives to the host, in bytes. They are full if more data follows.
 const PAGE_BYTES: usize = 4096;
-/// Of one read. As many as the kernel takes.
+/// Limit on the parts of one read, as in the kernel.
 const PARTS_MAX: usize = 1024;
 
 #[derive(Debug, Default)]
 pub(crate) struct Pages {
-    /// Of the page that is read next, as far as it is known: a wrong guess costs a shorter read.
+    /// Number of bytes already taken of the page that is read next, as far as known. A wrong guess costs a shorter
+    /// read.
     taken: usize,
 }
 
 impl Pages {
-    /// Reads to the first place and then to the other.
+    /// Reads into the first slice and then into the second. Returns the number of bytes read.
     pub(crate) fn read(&mut self, port: &mut impl Read, places: [&mut [u8]; 2]) -> io::Result<usize> {
         let mut parts = Vec::new();
         let mut room = PAGE_BYTES - self.taken;
@@ -32,7 +32,7 @@ impl Pages {
         }
         let asked: usize = parts.iter().map(|part| part.len()).sum();
         let count = port.read_vectored(&mut parts)?;
-        // Less than was asked for: the last page that there is was read to its end.
+        // A short read means that the last available page was read to its end.
         self.taken = if count < asked { 0 } else { (self.taken + count) % PAGE_BYTES };
         Ok(count)
     }
@@ -44,7 +44,7 @@ mod tests {
 
     use super::*;
 
-    /// As the driver does it.
+    /// A port that behaves like the driver.
     struct Port {
         pages: VecDeque<Vec<u8>>,
         calls: usize,

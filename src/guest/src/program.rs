@@ -1,4 +1,4 @@
-//! The program: started directly, waited for, and its end told in the words users know.
+//! The program: starts it directly, waits for it, and reports its end in the words that users know.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -19,10 +19,10 @@ use crate::control::{Stop, Urgency};
 use crate::inside;
 use crate::user::{self, User};
 
-/// As Docker and shells have it.
+/// Exit code of a program that was not found, as in Docker and shells.
 pub(crate) const NOT_FOUND: i32 = 127;
 pub(crate) const NOT_EXECUTABLE: i32 = 126;
-/// Descriptors that the kernel gives to who does not ask for more.
+/// Soft limit on open files that the kernel gives to programs that do not ask for more.
 const OPEN_FILES_UNASKED: u64 = 1024;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -32,13 +32,13 @@ pub(crate) struct Program {
     end: mpsc::Receiver<WaitStatus>,
 }
 
-/// Starts the program in a session of its own, with the console as its terminal-less stdio.
+/// Starts the program in its own session, with the console as its standard streams but not as its terminal.
 pub(crate) fn start(config: &Config, children: &Children) -> Result<Program, Exit> {
     let user = user::look_up(&config.user).map_err(|reason| not_started(None, &format!("user: {reason}")))?;
     let (name, arguments) =
         config.argv.split_first().ok_or_else(|| not_started(Some(NOT_FOUND), "no program given"))?;
     let directory = absolute(&config.working_dir);
-    // Docker makes a missing working directory, and one that a link of the image leads to.
+    // Docker creates a missing working directory, and so do we, even behind a link of the image.
     let made = inside::resolve(Path::new("/"), &directory).and_then(fs::create_dir_all);
     made.and_then(|()| std::env::set_current_dir(&directory)).map_err(|error| {
         not_started(Some(NOT_EXECUTABLE), &format!("working directory {directory}: {error}"))
@@ -52,7 +52,7 @@ pub(crate) fn start(config: &Config, children: &Children) -> Result<Program, Exi
     command.stdin(Stdio::null()).stdout(clone()).stderr(clone());
     become_user(&mut command, user, false);
     let (sender, end) = mpsc::sync_channel(1);
-    // The receiver is there as long as the run is.
+    // The receiver exists as long as the run does.
     let started = children.spawn(&mut command, move |status| {
         let _ = sender.send(status);
     });
@@ -65,10 +65,10 @@ pub(crate) fn start(config: &Config, children: &Children) -> Result<Program, Exi
     }
 }
 
-/// Stop signal first, the kill when the grace is over.
+/// Returns the function that ends the program: the stop signal first, the kill when the grace period is over.
 pub(crate) fn stop(program: &Program, config: &Config, children: &Children) -> Stop {
     let (pid, children) = (program.pid, children.clone());
-    // One that is none did not start.
+    // An invalid signal is impossible here: such a program did not start.
     let stop_signal = stop_signal(config.stop_signal.as_deref()).unwrap_or(Signal::TERM);
     Box::new(move |urgency| match urgency {
         Urgency::Asked => children.signal(pid, stop_signal),
@@ -76,7 +76,7 @@ pub(crate) fn stop(program: &Program, config: &Config, children: &Children) -> S
     })
 }
 
-/// The image's stop signal; what is no signal is told before the program starts, not when it shall end.
+/// Returns the image's stop signal. An invalid one is reported before the program starts, not when it should end.
 fn stop_signal(word: Option<&str>) -> Result<Signal, Exit> {
     let Some(word) = word.filter(|word| !word.trim().is_empty()) else { return Ok(Signal::TERM) };
     let number = signal::number(word);
@@ -84,19 +84,20 @@ fn stop_signal(word: Option<&str>) -> Result<Signal, Exit> {
     number.map(signal_of).ok_or_else(unknown)
 }
 
-/// A program may open its own outputs by their names in `/dev`, whoever it runs as.
+/// Gives a file to the program's user: a program may open its own outputs by their names in `/dev`.
 pub(crate) fn give_to(file: impl AsFd, uid: u32) {
     let _ = rustix::fs::fchown(file, Some(rustix::fs::Uid::from_raw(uid)), None);
 }
 
-/// The program's user, and a session of its own; its standard input is its terminal if it has one.
+/// Sets the program's user and gives it its own session. Its standard input becomes its controlling terminal if it
+/// has one.
 #[expect(unsafe_code, reason = "pre_exec is the one way to drop groups and to make a session")]
 pub(crate) fn become_user(command: &mut Command, user: User, has_terminal: bool) {
     let groups: Vec<rustix::process::Gid> =
         user.groups.iter().map(|&gid| rustix::process::Gid::from_raw(gid)).collect();
     let drop_rights = move || -> io::Result<()> {
         rustix::process::setsid()?;
-        // What an agent beside another init has for itself, and its programs shall not.
+        // These settings of an agent beside another init must not pass to its programs.
         SigSet::empty().thread_set_mask()?;
         reset_oom_score();
         reset_open_files();
@@ -110,14 +111,14 @@ pub(crate) fn become_user(command: &mut Command, user: User, has_terminal: bool)
         rustix::thread::set_thread_res_uid(uid, uid, uid)?;
         Ok(())
     };
-    // SAFETY: runs between fork and exec in the child, which has one thread, whatever its parent has; it only makes
-    // system calls and allocates nothing.
+    // SAFETY: this runs between fork and exec in the child, which has one thread, however many its parent has. It
+    // only makes system calls and allocates nothing.
     unsafe {
         command.pre_exec(drop_rights);
     }
 }
 
-/// As likely to be killed as any other. System calls only: runs between fork and exec.
+/// Resets the OOM score to that of any other process. It makes system calls only: it runs between fork and exec.
 fn reset_oom_score() {
     use rustix::fs::{Mode, OFlags};
     if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", OFlags::WRONLY, Mode::empty()) {
@@ -125,14 +126,15 @@ fn reset_oom_score() {
     }
 }
 
-/// As few descriptors without asking as the kernel gives. System calls only, likewise.
+/// Resets the soft limit on open files to the kernel's default. It makes system calls only: it runs between fork and
+/// exec.
 fn reset_open_files() {
     let own = getrlimit(Resource::Nofile);
     let current = own.maximum.map_or(OPEN_FILES_UNASKED, |maximum| maximum.min(OPEN_FILES_UNASKED));
     let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..own });
 }
 
-/// Image and instance variables win over the defaults that Docker sets.
+/// Returns the program's environment. Image and instance variables override the defaults that Docker sets.
 pub(crate) fn environment(config: &Config, user: &User) -> Vec<(String, String)> {
     let given = &config.env;
     let defaults =
@@ -144,7 +146,7 @@ pub(crate) fn environment(config: &Config, user: &User) -> Vec<(String, String)>
     defaults.chain(given.iter().map(|(key, value)| (key.clone(), value.0.clone()))).collect()
 }
 
-/// The console, with output as the program writes it: no carriage returns added.
+/// Opens the console and sets it to raw output: no carriage returns are added.
 fn console() -> io::Result<File> {
     let console = File::options().read(true).write(true).open("/dev/console")?;
     if let Ok(mut attributes) = rustix::termios::tcgetattr(console.as_fd()) {
@@ -159,7 +161,7 @@ pub(crate) fn not_started(code: Option<i32>, message: &str) -> Exit {
     Exit { code, message: message.to_owned(), is_boot_failure: code.is_none() }
 }
 
-/// The shell's code and words for a program that could not be started.
+/// Returns the shell's exit code and message for a program that could not be started.
 pub(crate) fn start_error(name: &str, error: &io::Error) -> (i32, String) {
     match error.kind() {
         io::ErrorKind::NotFound => (NOT_FOUND, format!("command not found: {name}")),
@@ -199,7 +201,7 @@ fn killed(program: Pid, signal: i32) -> Exit {
     Exit { code: Some(128 + signal), message, is_boot_failure: false }
 }
 
-/// The kernel's own log names the process that the OOM killer took.
+/// Returns `true` if the kernel's log names the process as killed by the OOM killer.
 fn was_out_of_memory(program: Pid) -> bool {
     let mut options = File::options();
     std::os::unix::fs::OpenOptionsExt::custom_flags(
@@ -208,21 +210,21 @@ fn was_out_of_memory(program: Pid) -> bool {
     );
     let Ok(mut log) = options.read(true).open("/dev/kmsg") else { return false };
     let needle = format!("Killed process {} ", program.as_raw_nonzero());
-    // A record never exceeds this; reading one at a time, the whole ring is bounded by the kernel.
+    // A record never exceeds this size. The kernel bounds the whole ring, which is read one record at a time.
     let mut record = [0u8; 8192];
     loop {
         match log.read(&mut record) {
             Ok(0) => return false,
             Ok(count) if String::from_utf8_lossy(&record[..count]).contains(&needle) => return true,
             Ok(_) => {}
-            // Overwritten while reading: go on with the next.
+            // The record was overwritten while it was read. Reading continues with the next one.
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PIPE.raw_os_error()) => {}
             Err(_) => return false,
         }
     }
 }
 
-/// What is left of the program's processes ends with it.
+/// Kills the remaining processes of the program.
 pub(crate) fn kill_all() {
     let Ok(entries) = fs::read_dir("/proc") else { return };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -231,14 +233,14 @@ pub(crate) fn kill_all() {
     }
 }
 
-/// The signal of this number.
+/// Returns the signal with this number.
 #[expect(unsafe_code, reason = "there is no other way to one that has no name of its own")]
 pub(crate) fn signal_of(number: i32) -> Signal {
-    // SAFETY: a signal that the kernel knows, and none of the two that the C library keeps for itself.
+    // SAFETY: the kernel knows the signal, and it is none of the two that the C library keeps for itself.
     Signal::from_named_raw(number).unwrap_or_else(|| unsafe { Signal::from_raw_unchecked(number) })
 }
 
-/// Where a program begins: below the root, if the image says no more.
+/// Returns the working directory as an absolute path. A relative one is below the root.
 pub(crate) fn absolute(directory: &str) -> String {
     if directory.starts_with('/') { directory.to_owned() } else { format!("/{directory}") }
 }

@@ -1,6 +1,6 @@
-//! The token of a guest that goes on as another: it changes with the name, or not at all.
+//! Tests of the token of a guest that takes over another identity: it changes together with the name, or not at all.
 //!
-//! What changes in the guest's system is not played here: it would change the test's host.
+//! Changes of the guest's system are left out here: they would change the test's host.
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ use crate::system::Handover;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A guest whose program runs, at the far end of its port.
+/// The host's end of the port of a guest whose program runs.
 struct Host {
     port: UnixStream,
     decoder: Decoder,
@@ -52,7 +52,7 @@ impl Host {
         self.port.write_all(&Frame::control(message).expect("small").encode()).expect("taken");
     }
 
-    /// The state that answers an attachment of now: all that was sent before has been taken.
+    /// Returns the state that answers a new attachment. Everything sent before it has been taken.
     fn state(&mut self) -> FromGuest {
         self.nonce += 1;
         self.send(&ToGuest::Attach { nonce: self.nonce });

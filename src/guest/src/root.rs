@@ -1,4 +1,4 @@
-//! The program's root: the image read-only below, the instance's ext4 disk above.
+//! The program's root: the image as the read-only lower layer, the instance's ext4 disk as the upper layer.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -33,7 +33,7 @@ pub(crate) fn mount_root() -> Result<(), BootError> {
     }
     fs::set_permissions("/upper/upper", fs::Permissions::from_mode(0o755)).map_err(failed("overlay disk"))?;
     let options = match mount_kernel_files()? {
-        // A layer below the image: nothing of it is written anywhere, and the image's own wins.
+        // The kernel's files are a layer below the image: they are not copied, and the image's own files hide them.
         true => c"lowerdir=/lower:/kernel-files,upperdir=/upper/upper,workdir=/upper/work",
         false => c"lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work",
     };
@@ -41,7 +41,7 @@ pub(crate) fn mount_root() -> Result<(), BootError> {
     mount_kernel_file_systems()
 }
 
-/// Whether there are any; the host says so on the kernel's command line.
+/// Mounts the kernel's files. Returns `false` if the kernel command line, set by the host, names none.
 fn mount_kernel_files() -> Result<bool, BootError> {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     if !line.split_whitespace().any(|word| word == KERNEL_FILES_DISK) {
@@ -54,7 +54,7 @@ fn mount_kernel_files() -> Result<bool, BootError> {
     Ok(true)
 }
 
-/// The format is told by trying: both are accepted.
+/// Mounts the image. Both formats are accepted, and the format is found by trying.
 fn mount_image(device: &Path) -> Result<(), BootError> {
     let mut last = None;
     for kind in ["squashfs", "erofs"] {
@@ -68,7 +68,7 @@ fn mount_image(device: &Path) -> Result<(), BootError> {
 
 fn mount_kernel_file_systems() -> Result<(), BootError> {
     let strict = MountFlags::NOSUID | MountFlags::NOEXEC | MountFlags::NODEV;
-    // Links of the image are followed as its programs will: they may be absolute, and lead nowhere yet.
+    // Links of the image are followed as its programs will follow them: they may be absolute, and may be dangling.
     let at = |dir: &str| inside::resolve(Path::new(NEW_ROOT), dir).map_err(failed("a link of the image"));
     for dir in ["/proc", "/sys", "/dev", "/run", "/tmp", "/etc"] {
         fs::create_dir_all(at(dir)?).map_err(failed(dir))?;
@@ -94,7 +94,7 @@ fn mount_kernel_file_systems() -> Result<(), BootError> {
         let _ = fs::create_dir_all(&target);
         match mount(source, &target, kind, flags, options) {
             Ok(()) => {}
-            // Not every kernel has these two; programs that need them say so themselves.
+            // Some kernels lack these two; programs that need them report it themselves.
             Err(_) if matches!(kind, "mqueue" | "cgroup2") => {}
             Err(error) => return Err(failed(dir)(error)),
         }
@@ -106,12 +106,12 @@ fn mount_kernel_file_systems() -> Result<(), BootError> {
     Ok(())
 }
 
-/// Of a guest whose root is not yet the root.
+/// Writes the names of a guest whose new root is not the root yet.
 pub(crate) fn write_first_names(config: &Config) -> Result<(), BootError> {
     write_names(NEW_ROOT, &config.hostname, config.network.as_ref())
 }
 
-/// resolv.conf, hosts and hostname, as container runtimes hand them.
+/// Writes resolv.conf, hosts and hostname, as container runtimes do.
 pub(crate) fn write_names(
     root: &str,
     hostname: &str,
@@ -135,8 +135,8 @@ pub(crate) fn write_names(
     write(root, "/etc/hostname", &format!("{hostname}\n"))
 }
 
-/// Replaces a file below a root: a symbolic link of the image in its place is not followed, and one on
-/// the way there not out of the root.
+/// Replaces a file below a root. A symbolic link of the image in its place is not followed, and a link on the way to
+/// it does not lead out of the root.
 fn write(root: &str, path: &str, text: &str) -> Result<(), BootError> {
     let root = if root.is_empty() { "/" } else { root };
     let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
@@ -147,7 +147,7 @@ fn write(root: &str, path: &str, text: &str) -> Result<(), BootError> {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(failed(name))
 }
 
-/// Makes the new root the root; what the initrd held is freed.
+/// Makes the new root the root and frees the memory that the initrd held.
 pub(crate) fn switch() -> Result<(), BootError> {
     for dir in ["/dev", "/sys", "/proc"] {
         unmount(dir, UnmountFlags::DETACH).map_err(failed(dir))?;
@@ -162,7 +162,7 @@ pub(crate) fn switch() -> Result<(), BootError> {
     std::env::set_current_dir("/").map_err(failed("change directory"))
 }
 
-/// Before power-off: what was written is on the disk, and the disk is clean if nothing holds it.
+/// Writes everything to the disk before power-off. The disk is clean if no process holds it.
 pub(crate) fn settle() {
     use rustix::mount::mount_remount;
     let _ = mount_remount("/", MountFlags::RDONLY, "");

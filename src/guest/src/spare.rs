@@ -1,14 +1,13 @@
-//! Buffers of large frames, to be used again.
+//! Buffers of large frames, kept for reuse.
 //!
-//! Memory that is new costs a program in a guest more than what is read into it: a fault and a
-//! cleared page for every 4 KiB.
-//! Guarantees: few are kept, all of one size.
+//! New memory costs a program in a guest more than the data read into it: a fault and a cleared page for every 4 KiB.
+//! Guarantees: only a few buffers are kept, all of one size.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use stead_schemas::guest::DATA_BYTES_MAX;
 
-/// As many as one busy stream has under way: its window, one that is read and one that is written.
+/// Number of buffers that one busy stream uses: its window, one that is read and one that is written.
 const KEPT_MAX: usize = 10;
 
 #[derive(Debug, Default)]
@@ -19,10 +18,10 @@ impl Spares {
         self.lock().pop()
     }
 
-    /// Keeps a buffer that is done with, when it is a large one.
+    /// Keeps a buffer that is no longer used, if it is a large one.
     pub(crate) fn put(&self, buffer: Vec<u8>) {
         let mut kept = self.lock();
-        // Exactly: who reads into one must not get more than a frame holds.
+        // The capacity must match exactly: a read into the buffer must not get more than a frame holds.
         if buffer.capacity() == DATA_BYTES_MAX && kept.len() < KEPT_MAX {
             kept.push(buffer);
         }

@@ -1,4 +1,4 @@
-//! Who the program runs as: the image's `user` word, looked up in the image's own files.
+//! The user of the program: the image's `user` value, looked up in the image's own files.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ pub(crate) struct User {
     pub(crate) home: String,
 }
 
-/// Lines of a file of the image longer or more than this are not looked at: it is not trusted.
+/// Limit on the size of a file of the image that is read, in bytes. The image is not trusted.
 const FILE_BYTES_MAX: usize = 1 << 20;
 
 /// Reads `/etc/passwd` and `/etc/group` of the present root.
@@ -23,7 +23,7 @@ pub(crate) fn look_up(word: &str) -> Result<User, String> {
     resolve(word, &read("/etc/passwd"), &read("/etc/group"))
 }
 
-/// `user`, `uid`, `user:group`, `uid:gid`, or empty for root.
+/// Resolves `user`, `uid`, `user:group`, `uid:gid`, or an empty word for root.
 fn resolve(word: &str, passwd: &str, group: &str) -> Result<User, String> {
     let (user, group_word) = match word.split_once(':') {
         Some((user, group)) => (user, Some(group)),
@@ -33,7 +33,7 @@ fn resolve(word: &str, passwd: &str, group: &str) -> Result<User, String> {
     let entry = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| {
         fields.len() >= 6 && (fields[0] == user || (user.parse::<u32>().is_ok() && fields[2] == user))
     });
-    // The highest number is no id: the kernel takes it as "leave what it is", which is root.
+    // The highest number is no id: the kernel takes it as "do not change", which would be root.
     let number = |text: &str| text.parse::<u32>().ok().filter(|&id| id != u32::MAX);
     let uid = entry.as_ref().and_then(|fields| number(fields[2])).or_else(|| number(user));
     let uid = uid.ok_or_else(|| format!("unable to find user {user}: no matching entry in /etc/passwd"))?;
@@ -52,7 +52,7 @@ fn resolve(word: &str, passwd: &str, group: &str) -> Result<User, String> {
             .or_else(|| number(word))
             .ok_or_else(|| format!("unable to find group {word}: no matching entry in /etc/group"))?,
     };
-    // An explicit group replaces the memberships, as container runtimes have it.
+    // An explicit group replaces the memberships, as in container runtimes.
     let memberships = groups()
         .filter(|fields| name.is_some_and(|name| fields[3].split(',').any(|member| member == name)))
         .filter_map(|fields| number(fields[2]));

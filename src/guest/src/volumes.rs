@@ -1,7 +1,7 @@
-//! Volumes: file systems on disks of their own, mounted in the program's root.
+//! Volumes: file systems on their own disks, mounted in the program's root.
 //!
-//! Each is mounted while the initial root is still the root, where layers of an overlay are out of the
-//! program's sight, and put in its place after the switch: a path's links are then those of the image.
+//! All volumes are mounted while the initial root is still the root, where the program does not see the layers of an
+//! overlay. They move to their paths after the switch: the links of a path are then those of the image.
 
 use std::ffi::CString;
 use std::fs;
@@ -22,21 +22,21 @@ use crate::BootError;
 use crate::devices::{disk_of_serial, wait_for};
 use crate::inside;
 
-/// What is mounted, and not yet in its place.
+/// A volume that is mounted and not yet at its path.
 #[derive(Debug)]
 pub(crate) struct Tree {
     mount: VolumeMount,
     tree: OwnedFd,
 }
 
-/// Where volumes are, for the end.
+/// Paths of the mounted volumes, for the remount at the end.
 static PLACED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn failed<'a, E: std::fmt::Display>(path: &'a str) -> impl FnOnce(E) -> BootError + 'a {
     move |error| BootError::new("volumes", format!("{path}: {error}"))
 }
 
-/// Mounts them out of sight, in the order in which they are put in their places.
+/// Mounts the volumes out of the program's sight, in the order in which they are moved to their paths.
 pub(crate) fn mount_all(mounts: &[VolumeMount]) -> Result<Vec<Tree>, BootError> {
     let of = |(index, mount): (usize, &VolumeMount)| {
         let scratch = PathBuf::from(format!("/volumes/{index}"));
@@ -56,7 +56,7 @@ fn mount_one(scratch: &Path, wish: &VolumeMount) -> Result<OwnedFd, BootError> {
     for dir in [&merged, &written, &work] {
         fs::create_dir_all(dir).map_err(failed(&wish.path))?;
     }
-    // What is written over the root of the volume begins as that.
+    // The upper directory over the root of the volume begins with the owner and mode of that root.
     let root = fs::metadata(&disk).map_err(failed(&wish.path))?;
     take_over(&root, &written).map_err(failed(&wish.path))?;
     let options =
@@ -73,20 +73,20 @@ fn mount_disk(serial: &str, at: &Path, is_read_only: bool) -> Result<(), BootErr
     if !is_read_only {
         return mount(&device, at, "ext4", MountFlags::NOATIME, None).map_err(failed(serial));
     }
-    // One that was left unclean by its last writer cannot be set right here: it is read as it is.
+    // A volume left unclean by its last writer cannot be repaired here: it is read as it is.
     mount(&device, at, "ext4", MountFlags::RDONLY, None)
         .or_else(|_| mount(&device, at, "ext4", MountFlags::RDONLY, Some(c"noload")))
         .map_err(failed(serial))
 }
 
-/// What is mounted there, apart from its place, which it leaves.
+/// Returns the mounted tree as a clone that is detached from its mount point.
 fn clone_of(at: &Path) -> rustix::io::Result<OwnedFd> {
     let tree = open_tree(CWD, at, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     unmount(at, UnmountFlags::DETACH)?;
     Ok(tree)
 }
 
-/// Puts them in their places; the program's root is the root by now.
+/// Moves the volumes to their paths. The program's root is the root by now.
 pub(crate) fn place(trees: Vec<Tree>) -> Result<(), BootError> {
     for Tree { mount, tree } in trees {
         let path = &mount.path;
@@ -103,7 +103,7 @@ pub(crate) fn place(trees: Vec<Tree>) -> Result<(), BootError> {
     Ok(())
 }
 
-/// A new volume is its program's as the directory is that it covers.
+/// Gives a new volume the owner and mode of the directory that it covers.
 fn take_over(from: &fs::Metadata, to: &Path) -> io::Result<()> {
     chown(to, Some(from.uid()), Some(from.gid()))?;
     fs::set_permissions(to, fs::Permissions::from_mode(from.mode() & 0o7777))
@@ -114,7 +114,7 @@ fn is_empty(path: &Path) -> io::Result<bool> {
     Ok(names.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found")))
 }
 
-/// Before power-off: they are clean unless something holds them.
+/// Remounts the volumes read-only before power-off: they are clean unless a process holds them.
 pub(crate) fn settle() {
     for path in PLACED.lock().unwrap_or_else(PoisonError::into_inner).iter().rev() {
         let _ = mount_remount(path, MountFlags::RDONLY, "");

@@ -18,7 +18,7 @@ pub(crate) use mux::{Mux, Outgoing};
 /// The reason why an agent cannot be used now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AgentError {
-    /// There is no VM, its guest is not ready yet, or its program has ended.
+    /// The VM does not exist, its guest is not ready yet, or its program has ended.
     #[error("the guest's agent is not there")]
     NotReady,
     /// The connection was cut, or the daemon has more of them than it can serve.

@@ -1,4 +1,4 @@
-//! Many streams on one connection: their table, and the two halves that a consumer holds.
+//! The streams on one connection: their table, and the two halves that a consumer holds.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,9 +13,9 @@ use tokio::sync::{Semaphore, mpsc};
 use super::inbox::{Inbox, Taken};
 use super::{AgentError, Event};
 
-/// Most streams to one guest at a time; the guest has the same bound.
+/// Limit on the open streams to one guest. The guest has the same limit.
 const STREAMS_MAX: usize = 256;
-/// Most frames that wait for the connection. Each stream waits here, so none can fill the memory.
+/// Limit on the frames that wait for the connection. Each stream waits here, so none can fill the memory.
 const OUTGOING_MAX: usize = 16;
 
 /// The streams of one guest. Clones share them.
@@ -26,7 +26,7 @@ pub(crate) struct Mux(Arc<Shared>);
 struct Shared {
     table: Mutex<Table>,
     outgoing: mpsc::Sender<Frame<Bytes>>,
-    /// Closes that were not sent yet: one for each stream at most, so the table bounds them.
+    /// Queue of unsent closes. There is one for each stream at most, so the table bounds them.
     closing: mpsc::UnboundedSender<u32>,
 }
 
@@ -172,7 +172,7 @@ fn size(bytes: u32) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
-/// Both halves of one stream.
+/// The two halves of one stream.
 #[derive(Debug)]
 pub struct AgentStream {
     pub sender: StreamSender,
@@ -203,7 +203,7 @@ impl StreamSender {
         Ok(())
     }
 
-    /// Tells the guest that no more data comes.
+    /// Sends the end of the data to the guest.
     ///
     /// # Errors
     /// When the stream is over.

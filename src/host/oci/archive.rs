@@ -1,8 +1,8 @@
-//! A layer's archive, read with bounds: names, links, sizes and attributes of hostile origin.
+//! A reader of a layer's archive with bounds: names, links, sizes and attributes come from a hostile source.
 //!
-//! The tar crate's own reader takes long names and extended headers whole, however large they claim to
-//! be, and sizes that stand only in an extended header not at all; so blocks are read here, with limits,
-//! and the crate says what the fields of a header mean.
+//! The tar crate's own reader reads long names and extended headers whole, however large they claim to be, and
+//! ignores sizes that stand only in an extended header. So blocks are read here, with limits, and the crate only
+//! decodes the fields of a header.
 
 use std::io::{self, Read};
 
@@ -11,16 +11,16 @@ use tar::EntryType;
 use super::Refused;
 use super::pax;
 
-/// What an entry makes.
+/// The kind of file that an entry makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
     Directory,
     File,
     Symlink(Vec<u8>),
-    /// To a path of the merged tree.
+    /// A hard link to a path of the merged tree.
     Hardlink(Vec<u8>),
     Fifo,
-    /// Device nodes: the guest has a devtmpfs of its own, so they are dropped.
+    /// Device nodes, which are dropped, because the guest has its own devtmpfs.
     Dropped,
 }
 
@@ -30,11 +30,11 @@ pub(super) struct Meta {
     pub(super) uid: u64,
     pub(super) gid: u64,
     pub(super) mtime: u64,
-    /// Extended attributes that are kept: file capabilities and those of users.
+    /// Extended attributes that are kept: file capabilities and `user.` attributes.
     pub(super) attributes: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// One entry: path components, none of them special.
+/// An entry with its path components, none of which is special (`.` or `..`).
 #[derive(Debug, Clone)]
 pub(super) struct Item {
     pub(super) path: Vec<Vec<u8>>,
@@ -42,22 +42,23 @@ pub(super) struct Item {
     pub(super) meta: Meta,
 }
 
-/// PATH_MAX of Linux: longer ones cannot be opened in the guest.
+/// Limit on the length of a path, in bytes (PATH_MAX of Linux). Longer ones cannot be opened in the guest.
 const PATH_BYTES_MAX: usize = 4096;
-/// NAME_MAX of Linux.
+/// Limit on the length of a name, in bytes (NAME_MAX of Linux).
 const NAME_BYTES_MAX: usize = 255;
-/// Extended headers hold two paths and some attributes.
+/// Limit on an extended header, in bytes. It holds two paths and some attributes.
 const EXTENSION_BYTES_MAX: u64 = 256 << 10;
-/// The format's unit.
+/// Size of a block of the format, in bytes.
 const BLOCK_BYTES: usize = 512;
-/// A file capability is 24 bytes.
+/// Limit on a file capability, in bytes. A real one has 24 bytes.
 const CAPABILITY_BYTES_MAX: usize = 1024;
-/// Attributes of one entry; ext4 takes 4 KiB, and programs that write more do not rely on them.
+/// Limit on the attributes of one entry, in bytes. ext4 takes 4 KiB, and programs that write more do not rely on
+/// them.
 const ATTRIBUTES_BYTES_MAX: usize = 64 << 10;
-/// XATTR_NAME_MAX of Linux.
+/// Limit on the length of an attribute's name, in bytes (XATTR_NAME_MAX of Linux).
 const ATTRIBUTE_NAME_BYTES_MAX: usize = 255;
 
-/// Reads every entry in order; `visit` may read the content.
+/// Reads all entries in order. `visit` may read the content.
 pub(super) fn read<R: Read>(
     mut reader: R,
     mut visit: impl FnMut(Item, u64, &mut dyn Read) -> Result<(), Refused>,
@@ -65,7 +66,7 @@ pub(super) fn read<R: Read>(
     each_with(&mut reader, |item, size, _, content| visit(item, size, content))
 }
 
-/// Calls `visit` with every entry, its size, and where its content stands in the archive.
+/// Calls `visit` with each entry, its size, and the offset of its content in the archive.
 pub(super) fn each<R: Read>(
     mut reader: R,
     mut visit: impl FnMut(Item, u64, u64) -> Result<(), Refused>,
@@ -78,7 +79,7 @@ fn each_with<R: Read>(
     mut visit: impl FnMut(Item, u64, u64, &mut dyn Read) -> Result<(), Refused>,
 ) -> Result<(), Refused> {
     let mut extension = Extension::default();
-    // Where the next header begins.
+    // Offset of the next header.
     let mut at = 0u64;
     while let Some(header) = next_header(reader)? {
         let kind = header.entry_type();
@@ -105,9 +106,9 @@ fn each_with<R: Read>(
     Ok(())
 }
 
-/// Hands out an entry's content, then reads on to where the next header begins. An archive may end with
-/// its last content: umoci leaves out what comes after it, and container runtimes accept that. Content
-/// itself is never made up.
+/// Passes an entry's content to `visit`, then reads on to the next header. An archive may end with its last content:
+/// umoci leaves out the padding and the end marker, and container runtimes accept that. Missing content is always an
+/// error.
 fn content<R: Read>(
     reader: &mut R,
     size: u64,
@@ -123,13 +124,13 @@ fn content<R: Read>(
     io::copy(&mut reader.take(padding), &mut io::sink()).map_err(broken).map(drop)
 }
 
-/// Bytes that content takes in whole blocks.
+/// Returns the size of content in whole blocks, in bytes.
 fn padded(size: u64) -> Result<u64, Refused> {
     let overflow = || Refused::new("the archive is broken: an entry's size is beyond any file's");
     size.checked_next_multiple_of(BLOCK_BYTES as u64).ok_or_else(overflow)
 }
 
-/// `None` at the end: a block of zeros, or nothing more.
+/// Returns the next header, or `None` at the end: a block of zeros, or the end of the input.
 fn next_header<R: Read>(reader: &mut R) -> Result<Option<tar::Header>, Refused> {
     let mut header = tar::Header::new_old();
     let block = header.as_mut_bytes();
@@ -146,7 +147,7 @@ fn next_header<R: Read>(reader: &mut R) -> Result<Option<tar::Header>, Refused> 
     if count < BLOCK_BYTES || block.iter().all(|&byte| byte == 0) {
         return Ok(None);
     }
-    // The sum is taken with its own eight bytes as blanks.
+    // The checksum is calculated with its own eight bytes as blanks.
     let sum: u32 = block
         .iter()
         .enumerate()
@@ -158,13 +159,14 @@ fn next_header<R: Read>(reader: &mut R) -> Result<Option<tar::Header>, Refused> 
     Ok(Some(header))
 }
 
-/// What the system says stays what it is: a full disk under the archive, say, or the end of the work.
+/// Converts a read error. A system error keeps its kind, for example a full disk under the archive, or the stop of
+/// the work.
 fn broken(error: io::Error) -> Refused {
     let refused = Refused::of_io(error);
     Refused { message: format!("the archive is broken: {}", refused.message), ..refused }
 }
 
-/// What extended headers said of the entry that follows.
+/// Values from extended headers for the entry that follows.
 #[derive(Default)]
 struct Extension {
     path: Option<Vec<u8>>,
@@ -229,13 +231,13 @@ impl Extension {
     }
 }
 
-/// Whole seconds since 1970 of a decimal text; what is earlier, or no number, is 0.
+/// Parses a decimal time as whole seconds since 1970. An earlier time, or text that is no number, gives 0.
 fn seconds(value: &[u8]) -> u64 {
     let whole = value.split(|&byte| byte == b'.').next().unwrap_or_default();
     std::str::from_utf8(whole).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-/// A header's time; in the binary form a set sign bit says that it is before 1970.
+/// Returns a header's time in seconds since 1970. In the binary form a set sign bit means a time before 1970.
 fn header_seconds(header: &tar::Header) -> u64 {
     let first = header.as_old().mtime[0];
     if first == 0xff { 0 } else { header.mtime().unwrap_or(0) }
@@ -247,10 +249,10 @@ fn without_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// `None` for what makes nothing.
+/// Returns the item of a header, or `None` for an entry that makes no file.
 fn item(header: &tar::Header, found: Extension) -> Result<Option<Item>, Refused> {
     let plain = found.path.unwrap_or_else(|| header.path_bytes().into_owned());
-    // An old writer's directory: a file whose name ends with a slash.
+    // Old writers mark a directory as a file whose name ends with a slash.
     let is_old_directory = plain.ends_with(b"/");
     let link = || -> Result<Vec<u8>, Refused> {
         let link = found.link.clone().or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
@@ -261,7 +263,7 @@ fn item(header: &tar::Header, found: Extension) -> Result<Option<Item>, Refused>
         }
         Ok(link)
     };
-    // A volume's label is no file; a directory of GNU's incremental archives has a listing as content.
+    // A volume label is no file. A directory of GNU's incremental archives has a listing as content.
     let (is_label, is_dump) = (header.entry_type().as_byte() == b'V', header.entry_type().as_byte() == b'D');
     let kind = match header.entry_type() {
         _ if is_label => return Ok(None),
@@ -298,7 +300,7 @@ fn item(header: &tar::Header, found: Extension) -> Result<Option<Item>, Refused>
     Ok(Some(Item { path, kind, meta }))
 }
 
-/// Splits a path; nothing may lead out of the root.
+/// Splits a path into components. A path that leads out of the root is refused.
 pub(super) fn components(path: &[u8]) -> Result<Vec<Vec<u8>>, Refused> {
     let refuse = |why: &str| {
         Err(Refused::new(format!(
@@ -322,7 +324,7 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<Vec<u8>>, Refused> {
     Ok(parts)
 }
 
-/// A path for a message.
+/// Formats a path for a message.
 pub(super) fn show(path: &[Vec<u8>]) -> String {
     let joined = path.join(&b'/');
     stead_schemas::validate::printable(&String::from_utf8_lossy(&joined), 128)

@@ -1,7 +1,8 @@
-//! Questions to registries that go on behind the port: what a reference means, one for each owner.
+//! Background queries to registries: one query per owner, which asks what a reference means.
 //!
-//! Guarantees: a registry that does not answer holds up nobody but those that ask it, and a client that asks a lot nobody but itself; an answer is kept
-//! until its owner takes it; the content that it names is not collected before the owner has recorded it.
+//! Guarantees: a registry that does not answer delays only the owners that query it, and a client with many queries
+//! delays only itself. An answer is kept until its owner takes it. The content named by an answer is not collected
+//! before the owner has recorded it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -17,15 +18,15 @@ use super::holds::Hold;
 use super::layout::Manifest;
 use super::shares::Shares;
 
-/// Questions of one client to one registry at once; the others wait for these.
+/// Limit on one client's simultaneous queries to one registry. Further ones wait.
 const PER_REGISTRY_MAX: usize = 4;
-/// Questions at once, of all registries together: each has a connection.
+/// Limit on simultaneous queries to all registries together. Each uses a connection.
 const QUESTIONS_MAX: usize = 256;
 
-/// Of these, one client's.
+/// Limit on one client's simultaneous queries to all registries together.
 const PER_CLIENT_MAX: usize = QUESTIONS_MAX / 4;
 
-/// A question; one with a higher number asks anew.
+/// A query. A higher number repeats it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Question {
     pub(super) reference: ImageRef,
@@ -33,7 +34,7 @@ pub(super) struct Question {
     pub(super) number: u64,
 }
 
-/// What a question came to: the manifest, and the hold on its content.
+/// The result of a query: the manifest and the hold on its content.
 pub(super) type Answer = Result<(Manifest, Hold), HostError>;
 
 enum State {
@@ -44,11 +45,11 @@ enum State {
 #[derive(Default)]
 struct Table {
     asked: BTreeMap<Uid, (Question, State)>,
-    /// Content of the last answer that each owner took.
+    /// Holds on the content of the last answer that each owner took.
     taken: BTreeMap<Uid, Hold>,
 }
 
-/// The questions of one daemon; clones share them.
+/// The queries of one daemon. Clones share them.
 #[derive(Clone)]
 pub(super) struct Questions {
     inner: Arc<Inner>,
@@ -73,8 +74,8 @@ impl Questions {
         self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The answer to the question, once; `None` while it is asked, which this begins. `changed` is told
-    /// when it is answered.
+    /// Returns the answer to a query, once. Returns `None` while the query runs, and starts it if necessary.
+    /// `changed` is called when the answer has arrived.
     pub(super) fn ask<F>(
         &self,
         owner: &Uid,
@@ -89,7 +90,7 @@ impl Questions {
         match table.asked.remove(owner) {
             Some((asked, State::Answered(answer))) if asked == *question => {
                 let (manifest, hold) = (*answer)?;
-                // Dropped outside of the table's lock.
+                // The old hold is dropped outside of the table's lock.
                 let old = table.taken.insert(owner.clone(), hold);
                 drop(table);
                 drop(old);
@@ -132,13 +133,13 @@ impl Questions {
 
     fn answer(&self, owner: &Uid, question: Question, answer: Answer) {
         let mut table = self.lock();
-        // Another question may have been asked meanwhile, or the owner be gone.
+        // Another query may have replaced this one, or the owner may be gone.
         if table.asked.get(owner).is_some_and(|(asked, _)| *asked == question) {
             table.asked.insert(owner.clone(), (question, State::Answered(Box::new(answer))));
         }
     }
 
-    /// Ends what is asked for an owner, and gives up what it holds.
+    /// Cancels an owner's query and releases its holds.
     pub(super) fn forget(&self, owner: &Uid) {
         let (asked, taken) = {
             let mut table = self.lock();
@@ -150,7 +151,7 @@ impl Questions {
         drop((asked, taken));
     }
 
-    /// The owner has recorded what it took.
+    /// Releases the hold of an answer, because the owner has recorded it.
     pub(super) fn recorded(&self, owner: &Uid) {
         let taken = self.lock().taken.remove(owner);
         drop(taken);

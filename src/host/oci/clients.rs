@@ -1,6 +1,6 @@
-//! Which client asked for an image first: what is done for the image counts as this client's.
+//! The clients that first asked for an image: the work on the image counts as this client's.
 //!
-//! Kept in memory only: after a restart of the daemon, what was unfinished counts as that of one client
+//! The table is kept in memory only: after a restart of the daemon, unfinished work counts as that of one client
 //! without a name.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use stead_schemas::names::Uid;
 
-/// Clients by the images that they asked for; clones share them.
+/// Clients by the images that they asked for. Clones share the table.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Clients(Arc<Mutex<BTreeMap<Uid, Arc<str>>>>);
 

@@ -1,5 +1,5 @@
-//! The one archive that the builder of a root file system reads, written so that nothing is changed on the
-//! way: names and link targets byte for byte, extended attributes, sizes beyond what a header holds.
+//! A writer of the single archive that the builder of a root file system reads. Everything passes through unchanged:
+//! names and link targets byte for byte, extended attributes, and sizes that exceed the size field of a header.
 
 use std::io::{self, Read, Write};
 
@@ -8,14 +8,14 @@ use super::archive::{Kind, Meta};
 use super::layout::Layout;
 use super::merge::{Named, Node};
 
-/// Between two looks at the room that is left on the disk.
+/// Number of bytes written between two checks of the free disk space.
 const ROOM_INTERVAL_BYTES: u64 = 64 << 20;
 
-/// Writes entries; the builder's file system grows with them.
+/// A writer of entries. The builder's file system grows with them.
 pub(super) struct Emitter<'a, W: Write> {
     out: tar::Builder<io::BufWriter<W>>,
     layout: &'a Layout,
-    /// Written since the last look at the room.
+    /// Number of bytes written since the last check of the free disk space.
     written: u64,
 }
 
@@ -29,7 +29,7 @@ impl<'a, W: Write> Emitter<'a, W> {
         self.append(tar::EntryType::Directory, path, b"", meta, 0, &mut io::empty())
     }
 
-    /// What a node is at its first path, and hard links to that at the others.
+    /// Writes a node at its first path, and hard links to it at its other paths.
     pub(super) fn node(
         &mut self,
         node: &Node,
@@ -68,7 +68,7 @@ impl<'a, W: Write> Emitter<'a, W> {
         content: &mut dyn Read,
     ) -> Result<(), Refused> {
         let records = meta.attributes.iter().map(|(name, value)| {
-            // Names are bytes of the archive; the builder takes what the kernel does.
+            // Names are bytes in the archive, and the builder takes the same names as the kernel.
             (format!("SCHILY.xattr.{}", String::from_utf8_lossy(name)), value.as_slice())
         });
         let records: Vec<_> = records.collect();
@@ -88,7 +88,7 @@ impl<'a, W: Write> Emitter<'a, W> {
         self.out.append(&header, watched.take(size)).map_err(Refused::of_io)
     }
 
-    /// Puts a name into its field, or before the entry where it does not fit there.
+    /// Writes a name into its field, or as an entry of its own before the header if it does not fit.
     fn long(&mut self, kind: tar::EntryType, bytes: &[u8], field: &mut [u8]) -> Result<(), Refused> {
         let fits = bytes.len().min(field.len());
         field[..fits].copy_from_slice(&bytes[..fits]);
@@ -102,14 +102,14 @@ impl<'a, W: Write> Emitter<'a, W> {
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(0);
-        // With the NUL that ends it.
+        // The size includes the terminating NUL.
         header.set_size(bytes.len() as u64 + 1);
         header.set_cksum();
         self.out.append(&header, bytes.chain(&b"\0"[..])).map_err(Refused::of_io)
     }
 }
 
-/// Content that is looked at the disk's room for, while it is passed on.
+/// Content that is passed on with checks of the free disk space.
 struct Watched<'a> {
     inner: &'a mut dyn Read,
     layout: &'a Layout,

@@ -1,4 +1,4 @@
-//! What registries and archives bring: layers, documents, and the words around them.
+//! Fuzz targets for input from registries and archives: layers, documents, and HTTP values.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -16,25 +16,25 @@ use super::manifest::{Target, as_index, as_manifest, choose, digest_of, read_man
 use super::merge::{Place, Tree};
 use super::{Refused, archive, session, transport, unpack};
 
-/// What a fuzzed layer may unpack to, in bytes: little, so that a run is short.
+/// Limit on the unpacked size of a fuzzed layer, in bytes. It is small, so that a run is short.
 const BUDGET_BYTES: u64 = 4 << 20;
-/// The format's unit, and where the mark of a header stands in it.
+/// Size of a block of the format, and the position of a header's magic value in it, in bytes.
 const BLOCK_BYTES: usize = 512;
 const MARK: std::ops::Range<usize> = 257..262;
 
-/// Lives as long as the process; the emitter asks it for room.
+/// Layout that exists as long as the process. The emitter asks it for free space.
 static LAYOUT: LazyLock<(tempfile::TempDir, Layout)> = LazyLock::new(|| {
     let dir = tempfile::tempdir().expect("scratch");
     let layout = Layout::open(dir.path().join("images"), Bytes(0), None).expect("opened");
     (dir, layout)
 });
 
-/// Merges two layers, whose border the first byte tells in blocks, and writes out what survives. What is written
+/// Merges two layers and writes the surviving entries. The first byte gives the layers' border in blocks. The result
 /// must be readable again.
 pub fn layers(data: &[u8]) {
     let Some((&blocks, archives)) = data.split_first() else { return };
     let mut archives = archives.to_vec();
-    // A fuzzer finds no checksum by chance.
+    // A fuzzer does not find a checksum by chance.
     for block in archives.chunks_exact_mut(BLOCK_BYTES).filter(|block| &block[MARK] == b"ustar") {
         let mut header = tar::Header::new_old();
         header.as_mut_bytes().copy_from_slice(block);
@@ -89,7 +89,7 @@ fn file(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// Reads an index, a manifest and a configuration, which NULs part.
+/// Reads an index, a manifest and a configuration, separated by NULs.
 pub fn manifests(data: &[u8]) {
     let mut documents = data.split(|&byte| byte == 0);
     let mut next = || documents.next().unwrap_or_default();

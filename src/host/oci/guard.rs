@@ -1,9 +1,9 @@
 //! Addresses that the daemon may connect to for images.
 //!
-//! A client names the registry, a registry names its token service and the targets of its redirects; the
-//! daemon connects from inside the host's network. So only public addresses are connected to, besides
-//! those that the configuration lists (`registry_allow`). The check is made on the addresses that are
-//! connected to, not on names, so that a name cannot mean another address a moment later.
+//! A client names the registry, and a registry names its token service and its redirect targets, while the daemon
+//! connects from inside the host's network. So the daemon connects only to public addresses and to those listed in
+//! the configuration (`registry_allow`). The check is made on the addresses used to connect, not on names, so that a
+//! name cannot resolve to another address a moment later.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::str::FromStr;
@@ -12,12 +12,12 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-/// One entry of `registry_allow`.
+/// An entry of `registry_allow`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Allowed {
-    /// All addresses of a network, such as `10.1.0.0/16` or `127.0.0.1`.
+    /// The addresses of a network, such as `10.1.0.0/16` or `127.0.0.1`.
     Network(IpNet),
-    /// A name, at one port or at all of them, whatever addresses it has.
+    /// A name, at one port or at all ports, with whatever addresses it has.
     Host { name: String, port: Option<u16> },
 }
 
@@ -36,21 +36,21 @@ impl FromStr for Allowed {
             Some((name, port)) => (name, Some(port.parse().map_err(|_| refused())?)),
             None => (text, None),
         };
-        // An address at one port is listed like a name: it is compared as text.
+        // An address with a port is treated like a name: it is compared as text.
         let is_name = !name.is_empty()
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
         if is_name { Ok(Self::Host { name: name.to_ascii_lowercase(), port }) } else { Err(refused()) }
     }
 }
 
-/// Decides whether a host may be connected to.
+/// The rule for hosts that may be connected to.
 #[derive(Debug)]
 pub(super) struct Guard {
     allowed: Vec<Allowed>,
 }
 
-/// Why an address is not connected to; the address itself is not told, since it may be of a network that
-/// the client has no business to explore.
+/// The reason for a refused address. The message does not contain the address, because it may belong to a network
+/// that the client must not explore.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "its address is of this host or of a private network, and the daemon's configuration (registry_allow) \
@@ -63,7 +63,7 @@ impl Guard {
         Self { allowed }
     }
 
-    /// The configuration lists this name at this port, whatever its addresses are.
+    /// Returns `true` if the configuration lists this name at this port, whatever its addresses are.
     pub(super) fn lists(&self, host: &str, port: u16) -> bool {
         self.allowed.iter().any(|entry| match entry {
             Allowed::Host { name, port: at } => {
@@ -83,8 +83,8 @@ impl Guard {
     }
 }
 
-/// Networks of IPv4 that are not the internet's: "this network", private, shared (carriers), loopback,
-/// link-local (cloud metadata), protocol assignments, documentation, benchmarks, multicast and reserved.
+/// IPv4 networks that are not public: "this network", private, shared (carriers), loopback, link-local (cloud
+/// metadata), protocol assignments, documentation, benchmarks, multicast and reserved.
 const LOCAL_V4: [([u8; 4], u8); 15] = [
     ([0, 0, 0, 0], 8),
     ([10, 0, 0, 0], 8),
@@ -116,7 +116,8 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
     })
 }
 
-/// Global unicast (2000::/3) without what only documents, or carries IPv4 addresses that are not public.
+/// Returns `true` for global unicast addresses (2000::/3), except those for documentation and those that embed an
+/// IPv4 address that is not public.
 fn is_public_v6(address: Ipv6Addr) -> bool {
     let words = address.segments();
     let embedded = |high: u16, low: u16| {
@@ -124,17 +125,17 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         Ipv4Addr::new(a, b, c, d)
     };
     match words {
-        // NAT64, and 6to4.
+        // These are NAT64 and 6to4.
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => is_public_v4(embedded(high, low)),
         [0x2002, high, low, ..] => is_public_v4(embedded(high, low)),
-        // Teredo, ORCHID and other assignments of protocols; documentation.
+        // These are Teredo, ORCHID and other protocol assignments, and documentation.
         [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => false,
         [first, ..] => first & 0xe000 == 0x2000,
     }
 }
 
-/// Whether the kernel delivers to this host itself: it then answers from the address that is asked.
-/// Nothing is sent by connecting a datagram socket.
+/// Returns `true` if the kernel delivers the address to this host itself: it then uses the address as the source.
+/// Connecting a datagram socket sends nothing.
 fn is_own(address: IpAddr) -> bool {
     let any: IpAddr = match address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -144,14 +145,14 @@ fn is_own(address: IpAddr) -> bool {
         socket.connect((address, 9))?;
         socket.local_addr()
     });
-    // One without a route is not connected to anyway.
+    // An address without a route cannot be connected to anyway.
     source.is_ok_and(|source| source.ip() == address)
 }
 
-/// Resolves names to the addresses that may be connected to.
+/// A resolver that returns only addresses that may be connected to.
 pub(super) struct Resolver {
     pub(super) guard: Arc<Guard>,
-    /// For names that the configuration lists: all their addresses are taken.
+    /// True for the resolver of names that the configuration lists, which returns all their addresses.
     pub(super) is_for_listed: bool,
 }
 

@@ -1,8 +1,8 @@
-//! Content that is not to be collected although nothing stored refers to it yet.
+//! Holds on content that must not be collected, although no stored object refers to it yet.
 //!
-//! Between the moment content appears and the commit that makes an object refer to it, a hold keeps it.
-//! Removal asks, under the same lock, for holds and for references in the store: so a hold that is given
-//! back after the commit leaves no moment in which neither is seen.
+//! A hold keeps content from the moment it appears until the commit that makes an object refer to it. Removal checks
+//! for holds and for references in the store under the same lock. So there is no moment at which neither is seen, if
+//! the hold is released after the commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,11 +12,11 @@ use stead_schemas::names::Digest;
 #[derive(Debug, Default)]
 pub(super) struct Holds {
     counts: Mutex<BTreeMap<Digest, usize>>,
-    /// Locked while something is removed, which takes as long as the disk does.
+    /// Lock held during a removal, which takes as long as the disk does.
     removal: Mutex<()>,
 }
 
-/// What is held, while nothing can be held anew.
+/// The held content, while no new hold can be taken.
 pub(super) struct Held<'a> {
     digests: BTreeSet<Digest>,
     _removal: MutexGuard<'a, ()>,
@@ -41,13 +41,13 @@ impl Holds {
         self.counts().keys().cloned().collect()
     }
 
-    /// Keeps new holds from being taken; those that are given back meanwhile count until the next time.
+    /// Blocks new holds. A hold released meanwhile counts until the next removal.
     pub(super) fn freeze(&self) -> Held<'_> {
         let removal = self.removal.lock().unwrap_or_else(PoisonError::into_inner);
         Held { digests: self.digests(), _removal: removal }
     }
 
-    /// Waits while something is removed: for blocking threads only.
+    /// Takes a hold. Waits while a removal runs, so only blocking threads may call it.
     pub(super) fn hold(self: &Arc<Self>, digest: &Digest) -> Hold {
         let _removal = self.removal.lock().unwrap_or_else(PoisonError::into_inner);
         *self.counts().entry(digest.clone()).or_default() += 1;
@@ -55,7 +55,7 @@ impl Holds {
     }
 }
 
-/// Keeps a manifest's or a blob's content until it is dropped.
+/// A guard that keeps the content of a manifest or blob until it is dropped.
 #[derive(Debug)]
 pub struct Hold {
     holds: Arc<Holds>,

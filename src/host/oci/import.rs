@@ -1,8 +1,8 @@
 //! Images from archives: an OCI layout, `docker save`, or a bare root file system.
 //!
-//! The archive is as hostile as a registry's answer: only the entries that its own index names are
-//! taken, each verified by digest, and no path of it is used as a path of the host. It is unpacked once,
-//! within bounds, so that entries can be looked up in any order; memory holds names and a few documents.
+//! The archive is as hostile as a registry's answer: only the entries that its own index names are used, each
+//! verified by digest, and no path in it is used as a path of the host. It is unpacked once, within bounds, so that
+//! entries can be looked up in any order. Memory holds only names and a few documents.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -28,19 +28,19 @@ use super::manifest::{
 };
 use super::unpack::{self, UNPACKED_BYTES_MAX};
 
-/// One document of an archive, and all that are read of one archive: an index, a manifest, a configuration.
+/// Limit on one document of an archive and on all its documents together (index, manifest, configuration), in bytes.
 const DOCUMENT_BYTES_MAX: u64 = 4 << 20;
 const DOCUMENTS_BYTES_MAX: u64 = 32 << 20;
-/// Entries of an archive of images; a layout has one for each blob. One with more is a root file system.
+/// Limit on the entries of an image archive. A layout has one per blob. An archive with more is a root file system.
 const ENTRIES_MAX: usize = 20_000;
-/// Bytes of their names and of what links lead to; those of a layout have seventy each.
+/// Limit on the names and link targets of all entries, in bytes. Those of a layout have seventy each.
 const NAMES_BYTES_MAX: usize = 4 << 20;
-/// Symbolic links within an archive that are followed to a layer.
+/// Limit on symbolic links followed within an archive to reach a layer.
 const LINKS_MAX: usize = 8;
-/// Between two looks at the room that is left on the disk.
+/// Number of bytes written between two checks of the free disk space.
 const ROOM_INTERVAL_BYTES: u64 = 64 << 20;
 
-/// Takes the archive's blobs into the layout and writes its manifest; the hold keeps what it names.
+/// Imports the archive's blobs into the layout and writes its manifest. The returned hold keeps its content.
 pub(super) fn import(
     layout: &Layout,
     path: &Path,
@@ -77,14 +77,14 @@ fn take(layout: &Layout, path: &Path, target: Target, stop: &Stop) -> Result<(Ma
     }
 }
 
-/// Where an entry's content stands in the unpacked archive.
+/// The position of an entry's content in the unpacked archive.
 #[derive(Debug, Clone)]
 enum Entry {
     File { at: u64, size: u64 },
     Link(Vec<u8>),
 }
 
-/// An archive that was unpacked, and what is where in it.
+/// An unpacked archive with the positions of its entries.
 struct Opened<'a> {
     layout: &'a Layout,
     plain: File,
@@ -103,7 +103,7 @@ impl<'a> Opened<'a> {
         Ok(Self { layout, plain, entries, documents: 0 })
     }
 
-    /// The file of a name, links within the archive followed.
+    /// Finds the file with this name. Links within the archive are followed.
     fn find(&self, name: &str) -> Option<(u64, u64)> {
         let mut name = name.trim_start_matches("./").to_owned();
         for _ in 0..LINKS_MAX {
@@ -115,7 +115,7 @@ impl<'a> Opened<'a> {
         None
     }
 
-    /// The content of an entry, from where it stands in the archive.
+    /// Returns a reader of an entry's content at its position in the archive.
     fn content(&mut self, at: u64, size: u64) -> Result<io::Take<&mut File>, Refused> {
         self.plain.seek(SeekFrom::Start(at)).map_err(Refused::of_io)?;
         Ok((&mut self.plain).take(size))
@@ -142,7 +142,7 @@ impl<'a> Opened<'a> {
         }
     }
 
-    /// Stores an entry as a blob, under the digest that it turns out to have.
+    /// Stores an entry as a blob under the digest of its content.
     fn store(&mut self, name: &str) -> Result<(Digest, u64, Hold), Refused> {
         let layout = self.layout;
         let (at, size) =
@@ -151,7 +151,7 @@ impl<'a> Opened<'a> {
     }
 }
 
-/// The name that a link leads to, within the archive.
+/// Returns the name that a link within the archive leads to.
 fn followed(name: &str, target: &[u8]) -> Option<String> {
     let target = std::str::from_utf8(target).ok()?;
     let mut parts: Vec<&str> = if target.starts_with('/') { Vec::new() } else { name.split('/').collect() };
@@ -166,7 +166,7 @@ fn followed(name: &str, target: &[u8]) -> Option<String> {
     Some(parts.join("/"))
 }
 
-/// Names and places of all entries; none when there are more than an archive of images has.
+/// Lists names and positions of all entries. The list is empty if there are more than an image archive has.
 fn list(plain: &File) -> Result<BTreeMap<String, Entry>, Refused> {
     let mut reader = io::BufReader::with_capacity(64 << 10, plain);
     let mut entries = BTreeMap::new();
@@ -283,7 +283,7 @@ fn docker_archive(
     Ok((read_manifest(digest, &manifest, &config, target.platform)?, holds))
 }
 
-/// Copies while there is room for it.
+/// Copies data while there is room for it on the disk.
 fn copy(layout: &Layout, from: &mut dyn Read, to: &mut dyn Write) -> Result<u64, Refused> {
     let (mut size, mut unseen) = (0u64, ROOM_INTERVAL_BYTES);
     let mut buffer = vec![0u8; 256 << 10];
@@ -301,7 +301,7 @@ fn copy(layout: &Layout, from: &mut dyn Read, to: &mut dyn Write) -> Result<u64,
     }
 }
 
-/// Stores a blob under the digest that it turns out to have; the file is nobody else's until it is named.
+/// Stores a blob under the digest of its content. No other code uses the file before it gets its name.
 fn store(layout: &Layout, content: &mut dyn Read) -> Result<(Digest, u64, Hold), Refused> {
     let file = tempfile::NamedTempFile::new_in(layout.scratch()).map_err(Refused::of_io)?;
     let mut out = HashWriter { out: file.as_file(), hash: Sha256::new() };
@@ -314,7 +314,8 @@ fn store(layout: &Layout, content: &mut dyn Read) -> Result<(Digest, u64, Hold),
     Ok((digest, size, hold))
 }
 
-/// The archive itself is the one layer; what to run is said by the instance.
+/// Imports a bare root file system: the archive itself is the single layer, and the instance names the program to
+/// run.
 fn bare_rootfs(
     layout: &Layout,
     path: &Path,
@@ -324,11 +325,11 @@ fn bare_rootfs(
     let mut out = HashWriter { out: io::sink(), hash: Sha256::new() };
     io::copy(&mut opened.plain, &mut out).map_err(Refused::of_io)?;
     let diff_id = digest_from(out.hash);
-    // It is known to be an archive by now; its plain form need not wait beside the blob.
+    // The file is known to be an archive by now. Its plain form need not occupy space beside the blob.
     drop(opened);
     let (digest, size, hold) = store(layout, &mut File::open(path).map_err(Refused::of_io)?)?;
     let layer = Blob { digest: digest.clone(), size: Bytes(size), diff_id };
-    // A digest of the layer's own would collide with nothing, but is no manifest's: one is derived.
+    // The layer's own digest would be unique, but it is not the digest of a manifest. So a digest is derived from it.
     let identity = digest_of(format!("bare root file system {digest}").as_bytes());
     Ok((Manifest { digest: identity, layers: vec![layer], config: ImageConfig::default() }, vec![hold]))
 }

@@ -1,4 +1,4 @@
-//! Archives of images in every form that is taken, and those that are refused, by import.
+//! Tests of import: image archives in every accepted form, and the refused ones.
 
 use std::io::Write;
 
@@ -47,12 +47,12 @@ fn config(layer: &[u8]) -> Vec<u8> {
     config.to_string().into_bytes()
 }
 
-/// A layer with one file of this name.
+/// Returns a layer with one file of this name.
 fn layer(name: &str) -> Vec<u8> {
     entry(b'0', name, "", b"content")
 }
 
-/// As `docker save` writes it; the second time that a layer occurs it is a link to the first.
+/// Returns an archive as `docker save` writes it. The second occurrence of a layer is a link to the first.
 fn saved(name: &str) -> Vec<u8> {
     let (layer, link) = (layer("a"), "../one/layer.tar");
     let list = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["one/layer.tar", "two/layer.tar"] }]);
@@ -65,7 +65,7 @@ fn saved(name: &str) -> Vec<u8> {
     .concat()
 }
 
-/// The documents of an OCI layout, whose index is wrapped in `depth` others.
+/// Returns the documents of an OCI layout, whose index is wrapped in `depth` others.
 fn layout(depth: usize) -> Vec<u8> {
     let layer = layer("a");
     let config = config(&layer);
@@ -143,7 +143,8 @@ fn what_is_not_taken_is_said_in_words() {
 fn documents_that_nothing_refers_to_are_not_read_and_large_ones_are_refused() {
     let mut archive = Vec::new();
     for number in 0..40 {
-        // Small when packed; together they are larger than all documents of an archive may be.
+        // The documents are small when compressed. Together they are larger than the limit on all documents of an
+        // archive.
         archive.extend(entry(b'0', &format!("blobs/sha256/{number}"), "", &[b'{'; 1 << 20]));
     }
     archive.extend(saved("app:v1"));
@@ -154,7 +155,7 @@ fn documents_that_nothing_refers_to_are_not_read_and_large_ones_are_refused() {
 #[test]
 fn what_unpacks_out_of_all_proportion_ends() {
     let mut file = tempfile::tempfile().expect("scratch");
-    // Beyond what is free of the ratio: 2 GiB of zeros in some 100 KiB.
+    // The size is beyond what is exempt from the ratio: 2 GiB of zeros in some 100 KiB.
     let zeros = std::io::Read::take(std::io::repeat(0), 2 << 30);
     zstd::stream::copy_encode(zeros, &mut file, 1).expect("packed");
     std::io::Seek::rewind(&mut file).expect("sought");

@@ -1,9 +1,9 @@
-//! Work on content that goes on behind the port: fetches by source and digest, conversions by digest.
+//! Background jobs on content: fetches by source and digest, conversions by digest.
 //!
-//! Guarantees: one job for each; it serves all owners that asked for it, ends when the last one forgets
-//! it, has a deadline, and leaves the table however it ends, by a panic too; its failure is told to each
-//! owner once. Fetches and conversions have separate permits, of which each client has its own share, and of each
-//! registry again, so that a slow registry and a greedy client hold up nobody else.
+//! Guarantees: there is one job for each key. It serves all owners that asked for it, ends when the last one forgets
+//! it, has a deadline, and leaves the table however it ends, even by a panic. Its failure is reported to each owner
+//! once. Fetches and conversions have separate permits. Each client has its own share of them, and each registry its
+//! own share again, so that a slow registry or a greedy client delays no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -18,30 +18,30 @@ use super::clients::Clients;
 use super::layout::Source;
 use super::shares::Shares;
 
-/// Fetches at once, of all registries together: each keeps some MiB and some descriptors.
+/// Limit on simultaneous fetches from all registries together. Each uses some MiB and some descriptors.
 const FETCHES_MAX: usize = 64;
-/// Fetches at once for one client, of all registries together: others find permits.
+/// Limit on one client's simultaneous fetches, so that other clients find permits.
 const FETCHES_OF_CLIENT_MAX: usize = FETCHES_MAX / 4;
-/// For one try of one image; what it brought is kept, and the next try waits behind others.
+/// Time limit of one attempt to fetch an image. The received data is kept, and the next attempt waits behind others.
 const FETCH_DEADLINE: Duration = Duration::from_secs(3600);
-/// For merging and building one image: the largest takes some minutes on a slow disk.
+/// Time limit for merging and building one image. The largest takes some minutes on a slow disk.
 const CONVERT_DEADLINE: Duration = Duration::from_secs(3600);
-/// Between two announcements of progress while something is fetched.
+/// Time between two announcements of progress during a fetch.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What a job is about; without a source it is the conversion of what is here.
+/// The identity of a job. Without a source it is the conversion of content that is already here.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {
     pub(super) source: Option<Source>,
     pub(super) digest: Digest,
 }
 
-/// Tells work on blocking threads that nobody wants it any more.
+/// A flag that tells work on blocking threads that its result is no longer needed.
 #[derive(Debug, Clone)]
 pub(super) struct Stop(watch::Receiver<bool>);
 
 impl Stop {
-    /// With what sets it by being dropped.
+    /// Creates the flag with its sender, which sets it when it is dropped.
     pub(super) fn new() -> (watch::Sender<bool>, Self) {
         let (sender, receiver) = watch::channel(false);
         (sender, Self(receiver))
@@ -52,22 +52,22 @@ impl Stop {
     }
 
     async fn set(&mut self) {
-        // A sender that is gone is a job that was taken off the table.
+        // A dropped sender means that the job was taken off the table.
         let _ = self.0.wait_for(|is_set| *is_set).await;
     }
 }
 
 struct Entry {
     is_running: bool,
-    /// By the order of arrival.
+    /// Number of the job, in the order of arrival.
     number: u64,
     owners: BTreeSet<Uid>,
-    /// Told when another owner joins, whose client may have permits to spare.
+    /// Notification that another owner joins, whose client may have free permits.
     joined: Arc<Notify>,
     stop: watch::Sender<bool>,
 }
 
-/// A failure that several owners are told of.
+/// A failure that is reported to several owners.
 #[derive(Clone)]
 struct Failure {
     kind: HostErrorKind,
@@ -94,7 +94,7 @@ struct Table {
     failed: BTreeMap<(Uid, Digest), Failure>,
 }
 
-/// The jobs of one daemon; clones share them.
+/// The jobs of one daemon. Clones share them.
 #[derive(Clone)]
 pub(super) struct Jobs {
     inner: Arc<Inner>,
@@ -112,7 +112,8 @@ struct Inner {
 }
 
 impl Jobs {
-    /// `share` is how many images are converted at once, and fetched at once from one registry for one client.
+    /// Creates the table. `share` is the limit on simultaneous conversions, and on simultaneous fetches from one
+    /// registry for one client.
     pub(super) fn new(share: usize, clients: Clients, changed: Box<dyn Fn(&Uid) + Send + Sync>) -> Self {
         let inner = Inner {
             table: Mutex::default(),
@@ -121,7 +122,7 @@ impl Jobs {
             registries: Shares::of(share),
             fetchers: Shares::of(FETCHES_OF_CLIENT_MAX),
             clients,
-            // All but one: there is always one to be had for another client.
+            // One client gets all permits but one, so that another client can get one, unless there is only one.
             builders: Shares::of(share.saturating_sub(1).max(1)),
             changed,
         };
@@ -136,7 +137,7 @@ impl Jobs {
         (self.inner.changed)(owner);
     }
 
-    /// Permits of a conversion, for an import of this client.
+    /// Waits for the permits of a conversion, for an import of this client.
     pub(super) async fn conversion_of(&self, client: &Arc<str>) -> Permits {
         let own = self.inner.builders.share(client.clone()).acquire_owned().await.ok();
         Permits {
@@ -146,8 +147,8 @@ impl Jobs {
         }
     }
 
-    /// Begins a job unless one goes on, which then serves this owner too; answers how the last one that
-    /// served it failed, once.
+    /// Begins a job, or joins the one that already runs, which then serves this owner too. Returns the failure of the
+    /// last job that served the owner, once.
     pub(super) fn begin<F>(
         &self,
         owner: &Uid,
@@ -209,12 +210,12 @@ impl Jobs {
         result.unwrap_or_else(|_| Err(late()))
     }
 
-    /// Waits for the permits of a job: those of any client that it serves.
+    /// Waits for the permits of a job. The permits of any client that it serves are enough.
     async fn permits(&self, key: &Key) -> Permits {
         loop {
             let served =
                 self.lock().entries.get(key).map(|entry| (entry.owners.clone(), entry.joined.clone()));
-            // One that is off the table ends with its stop.
+            // A job that is off the table ends with its stop flag.
             let Some((owners, joined)) = served else { return std::future::pending().await };
             let clients: BTreeSet<Arc<str>> =
                 owners.iter().map(|owner| self.inner.clients.of(owner)).collect();
@@ -227,7 +228,7 @@ impl Jobs {
         }
     }
 
-    /// The narrower shares first: who waits for one keeps no permit of all.
+    /// Takes the narrower shares first, so that a job waiting for one holds no global permit.
     async fn permits_of(&self, key: &Key, client: Arc<str>) -> Permits {
         let inner = &self.inner;
         let take = async |share: Arc<Semaphore>| share.acquire_owned().await.ok();
@@ -261,7 +262,7 @@ impl Jobs {
         owners.unwrap_or_default().iter().for_each(|owner| self.announce(owner));
     }
 
-    /// What goes on for an owner's content: a fetch that serves it, or the conversion.
+    /// Returns the current job for an owner's content: the fetch that serves the owner, or the conversion.
     pub(super) fn of(&self, owner: &Uid, digest: &Digest) -> Option<Job> {
         let table = self.lock();
         let concerns = |key: &Key, entry: &Entry| {
@@ -278,7 +279,7 @@ impl Jobs {
         Some(Job::Queued { position: u32::try_from(before.count() + 1).unwrap_or(u32::MAX) })
     }
 
-    /// Ends what goes on for this owner alone.
+    /// Ends the jobs that serve this owner alone.
     pub(super) fn forget(&self, owner: &Uid) {
         let mut table = self.lock();
         table.failed.retain(|(of, _), _| of != owner);
@@ -288,11 +289,11 @@ impl Jobs {
                 entry.stop.send_replace(true);
             }
         }
-        // One that is asked for again before it has ended is a new one.
+        // A request that arrives before the old job has ended begins a new job.
         table.entries.retain(|_, entry| !entry.owners.is_empty());
     }
 
-    /// Everyone that something goes on for, or is still to be told of.
+    /// Lists all owners that a job serves, or that still have a failure to be reported.
     pub(super) fn owners(&self) -> BTreeSet<Uid> {
         let table = self.lock();
         let working = table.entries.values().flat_map(|entry| entry.owners.iter());
@@ -300,19 +301,19 @@ impl Jobs {
     }
 }
 
-/// What a job, or an import, may work by; given back with the value.
+/// The permits of a job or an import. They are given back when the value is dropped.
 pub(super) struct Permits {
     _own: Option<OwnedSemaphorePermit>,
     _of_registry: Option<OwnedSemaphorePermit>,
     _global: Option<OwnedSemaphorePermit>,
 }
 
-/// Takes a job off the table, however it ended.
+/// A guard that takes a job off the table, however the job ends.
 struct End {
     jobs: Jobs,
     key: Key,
     number: u64,
-    /// `None` after a panic.
+    /// Result of the job, or `None` after a panic.
     result: Option<Result<(), HostError>>,
 }
 
@@ -329,7 +330,7 @@ impl Drop for End {
         };
         let owners = {
             let mut table = self.jobs.lock();
-            // One that was forgotten meanwhile may have a successor.
+            // A forgotten job may have a successor under the same key.
             if table.entries.get(&self.key).is_none_or(|entry| entry.number != self.number) {
                 return;
             }
@@ -373,12 +374,12 @@ mod tests {
         HostError::new(HostErrorKind::Denied, "bring", "it").because("for a reason")
     }
 
-    /// Jobs, and who was announced.
+    /// Creates jobs and a channel of the announced owners.
     fn jobs() -> (Jobs, mpsc::Receiver<Uid>) {
         let (told, heard) = mpsc::channel();
         let told = Mutex::new(told);
         let changed = move |owner: &Uid| {
-            // A test that is over hears nothing.
+            // The receiver of a finished test is gone.
             let _ = told.lock().expect("no panic holds it").send(owner.clone());
         };
         (Jobs::new(1, Clients::default(), Box::new(changed)), heard)
@@ -421,7 +422,7 @@ mod tests {
         begin('b', &greedy, &keys[1]);
         settle().await;
         assert!(is_running('a', &keys[0]) && !is_running('b', &keys[1]), "one at a time of a registry");
-        // Another client's of the same registry does not wait for that.
+        // Another client's fetch from the same registry does not wait for them.
         let own = fetch('3', "127.0.0.1:1");
         begin('c', &other, &own);
         settle().await;
@@ -431,7 +432,7 @@ mod tests {
         begin('d', &other, &keys[1]);
         settle().await;
         assert!(is_running('d', &keys[1]) && is_running('b', &keys[1]), "it goes on by the other's permit");
-        // However many registries there are, one client does not take all permits.
+        // One client does not get all permits, however many registries it uses.
         let many: Vec<Key> =
             (0..FETCHES_MAX).map(|number| fetch('4', &format!("127.0.0.1:{}", number + 10))).collect();
         for key in &many {
@@ -487,7 +488,7 @@ mod tests {
         assert!(!is_set() && jobs.of(&uid('b'), &key().digest).is_some());
         jobs.forget(&uid('b'));
         assert!(is_set() && jobs.of(&uid('b'), &key().digest).is_none());
-        // What is begun after it is another job, which the end of the first leaves alone.
+        // The next request begins another job, which the end of the first does not affect.
         jobs.begin(&uid('c'), &key(), |_| std::future::pending()).expect("begun");
         for _ in 0..100 {
             tokio::task::yield_now().await;

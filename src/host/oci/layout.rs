@@ -26,24 +26,24 @@ use super::quota::Quota;
 use crate::host::files;
 use crate::unfinished::remove_unfinished;
 
-/// How names of root file systems end.
+/// File name extension of root file systems.
 pub(super) const ROOTFS_ENDING: &str = ".squashfs";
 
-/// Paths of the image directory.
+/// The image directory and its paths.
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
     root: PathBuf,
-    /// Kept free on the file system.
+    /// Free space that must remain on the file system.
     reserve: Bytes,
     quota: Option<Arc<Quota>>,
     holds: Arc<Holds>,
 }
 
-/// Where content comes from: a repository of a registry.
+/// The origin of content: a repository of a registry.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Source {
     pub(super) registry: String,
-    /// Of registry and repository, for names of files.
+    /// Hash of registry and repository, for file names.
     name: String,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct Manifest {
     pub(super) config: ImageConfig,
 }
 
-/// One layer as the manifest lists it.
+/// A layer as listed by the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Blob {
     pub(super) digest: Digest,
@@ -79,7 +79,7 @@ impl Layout {
         let quota = quota.map(Quota::of).map(Arc::new);
         let layout = Self { root, reserve, quota, holds: Arc::default() };
         let failed = |error| HostError::io("prepare", layout.root.display().to_string(), error);
-        // What a crashed daemon left in here is of no use to anyone.
+        // Files that a crashed daemon left here are useless.
         match fs::remove_dir_all(layout.scratch()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
@@ -88,19 +88,19 @@ impl Layout {
             files::make_directory(&layout.root.join(dir)).map_err(failed)?;
         }
         remove_unfinished(&layout.root.join("manifests")).map_err(failed)?;
-        // One file that cannot be read keeps nothing else from working; what is not collected stays.
+        // A single unreadable file must not stop everything else. Content that is not collected stays.
         if let Err(error) = layout.sweep() {
             tracing::error!(%error, "blobs of images that are gone cannot be collected");
         }
         Ok(layout)
     }
 
-    /// Keeps a manifest's or a blob's content from being collected.
+    /// Keeps the content of a manifest or blob from being collected.
     pub(super) fn hold(&self, digest: &Digest) -> Hold {
         self.holds.hold(digest)
     }
 
-    /// Whether so many bytes can be written and the reserve still be free, within the quota.
+    /// Checks that `bytes` more can be written within the quota while the reserve stays free.
     pub(super) fn need_room(&self, bytes: u64) -> io::Result<()> {
         let (_, free) = files::space(&self.root)?;
         if free.0 >= self.reserve.0.saturating_add(bytes) {
@@ -115,7 +115,7 @@ impl Layout {
         ))
     }
 
-    /// Whether the layers that are not here yet can be written.
+    /// Checks that the missing layers can be written.
     pub(super) fn need_room_for(&self, manifest: &Manifest) -> io::Result<()> {
         let layers = self.resolved(manifest)?.layers;
         let missing: BTreeMap<_, _> = layers
@@ -150,7 +150,7 @@ impl Layout {
         files::write_whole(&self.manifest_path(&manifest.digest), &bytes, 0o600)
     }
 
-    /// `None` when it is not there or makes no sense: it is then resolved again.
+    /// Reads a manifest. Returns `None` if it is absent or invalid; it is then resolved again.
     pub(super) fn manifest(&self, digest: &Digest) -> io::Result<Option<Manifest>> {
         read_manifest(&self.manifest_path(digest))
     }
@@ -159,7 +159,7 @@ impl Layout {
         let parts = self.parts()?;
         let layer = |blob: &Blob| {
             let whole = self.blob(&blob.digest).try_exists()?.then_some(blob.size);
-            // A partial blob that is as long as the whole one is not verified yet.
+            // A partial blob with the full length is not verified yet.
             let part =
                 parts.get(blob.digest.hex()).map(|part| Bytes(*part.min(&blob.size.0.saturating_sub(1))));
             Ok(Layer {
@@ -172,7 +172,7 @@ impl Layout {
         Ok(Resolved { digest: manifest.digest.clone(), layers })
     }
 
-    /// Length of the longest part of each blob, by its digest in hexadecimal digits.
+    /// Returns the length of the longest part of each blob, by its digest in hexadecimal digits.
     fn parts(&self) -> io::Result<BTreeMap<String, u64>> {
         let mut parts = BTreeMap::new();
         for (name, path) in names(&self.root.join("partials"))? {
@@ -190,12 +190,12 @@ impl Layout {
         Ok(Some(StoredImage { digest: digest.clone(), size: Bytes(rootfs.len()), config }))
     }
 
-    /// Digests with a complete root file system.
+    /// Lists the digests with a complete root file system.
     pub(super) fn list(&self) -> Result<Vec<Digest>, HostError> {
         Ok(self.digests("rootfs", ROOTFS_ENDING)?.into_iter().collect())
     }
 
-    /// Digests of which anything is here and nothing in this process keeps it.
+    /// Lists the digests that have any content here that no hold of this process keeps.
     pub(super) fn known(&self) -> Result<Vec<Digest>, HostError> {
         let mut found = self.digests("rootfs", ROOTFS_ENDING)?;
         found.extend(self.digests("manifests", ".json")?);
@@ -212,20 +212,20 @@ impl Layout {
             .collect())
     }
 
-    /// Removes all of a digest that nothing holds or refers to, and the blobs that no other manifest
-    /// lists. `is_referenced` is asked while nothing can be held anew.
+    /// Removes all content of a digest that is neither held nor referenced, and the blobs that no other manifest
+    /// lists. `is_referenced` is called while no new hold can be taken.
     pub(super) fn remove(&self, digest: &Digest, is_referenced: impl FnOnce() -> bool) -> io::Result<()> {
         let held = self.holds.freeze();
         if held.contains(digest) || is_referenced() {
             return Ok(());
         }
         gone(&self.rootfs(digest))?;
-        // The manifest goes last: as long as something of the image is left, it is known that it is.
+        // The manifest is removed last: while any content of the image is left, the image stays known.
         self.sweep_while(&held, Some(digest))?;
         gone(&self.manifest_path(digest))
     }
 
-    /// Removes blobs, whole or in part, that no manifest lists and no transfer brings.
+    /// Removes complete and partial blobs that no manifest lists and no transfer is fetching.
     pub(super) fn sweep(&self) -> io::Result<()> {
         self.sweep_while(&self.holds.freeze(), None)
     }
@@ -245,11 +245,12 @@ impl Layout {
         Ok(())
     }
 
-    /// Blobs of all manifests but one that is being removed. Nothing may be collected when one cannot be read.
+    /// Lists the blobs of all manifests except `leaving`, which is being removed. An unreadable manifest is an error:
+    /// nothing may be collected then.
     fn listed_blobs(&self, leaving: Option<&Digest>) -> io::Result<BTreeSet<String>> {
         let mut listed = BTreeSet::new();
         for (_, path) in names(&self.root.join("manifests"))? {
-            // One that makes no sense is resolved again, and its blobs are brought again.
+            // An invalid manifest is resolved again, and its blobs are fetched again.
             let Some(manifest) = read_manifest(&path)? else { continue };
             if Some(&manifest.digest) != leaving {
                 listed.extend(manifest.layers.into_iter().map(|blob| blob.digest.hex().to_owned()));
@@ -264,7 +265,7 @@ fn read_manifest(path: &Path) -> io::Result<Option<Manifest>> {
     Ok(found(fs::read(path)).map_err(named)?.and_then(|text| serde_json::from_slice(&text).ok()))
 }
 
-/// A list that breaks off is none: what is not in it would be taken for gone.
+/// Lists a directory. An incomplete listing is an error, because missing entries would be taken for removed ones.
 fn names(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -302,7 +303,7 @@ mod tests {
         let manifest = Manifest { digest: digest("m"), layers, config: ImageConfig::default() };
         layout.write_manifest(&manifest).expect("written");
         fs::write(layout.blob(&digest("layer")), b"123456789").expect("written");
-        // It is there, and reading it fails.
+        // The manifest exists, and reading it fails.
         let unreadable = dir.path().join("manifests").join(format!("{}.json", digest("other").hex()));
         fs::create_dir(&unreadable).expect("made");
         layout.manifest(&digest("other")).expect_err("it is not absent");
@@ -332,7 +333,7 @@ mod tests {
         let stray = [
             layout.blob(&digest("nobody's")),
             layout.partial(&digest("nobody's"), &source),
-            // As an earlier version named them.
+            // These names were used by an earlier version.
             dir.path().join("blobs").join(format!("{}.partial", digest("part").hex())),
             layout.scratch().join("upload"),
         ];

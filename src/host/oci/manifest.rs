@@ -1,7 +1,7 @@
-//! Indexes, manifests and configurations, of a registry or of an archive: what they mean for a platform.
+//! Indexes, manifests and configurations of a registry or an archive, and their meaning for a platform.
 //!
-//! No value of a document is repeated in an error but the few words that tell what it is, cleaned and cut:
-//! the document may be another service's, reached by a redirect.
+//! Errors repeat no value of a document except a few words that identify its kind, cleaned and cut: the document may
+//! belong to another service, reached by a redirect.
 
 use oci_client::manifest::{ImageIndexEntry, OciImageIndex, OciImageManifest};
 use serde::Deserialize;
@@ -14,32 +14,33 @@ use stead_schemas::validate::printable;
 use super::Refused;
 use super::layout::{Blob, Manifest};
 
-/// overlayfs takes 500; Docker makes at most 127.
+/// Limit on the number of layers. overlayfs takes 500, and Docker makes at most 127.
 const LAYERS_MAX: usize = 500;
-/// Sum of an image's layers as they are transferred. The largest in common use have some 20 GiB.
+/// Limit on the transferred size of an image's layers together, in bytes. The largest in common use have some 20 GiB.
 const LAYER_BYTES_MAX: u64 = 64 << 30;
-/// Size of what a configuration says of the program (command, environment), in bytes of JSON: a guest is told
-/// all of it in one message of at most a MiB, beside what its instance says.
+/// Limit on a configuration's values for the program (command, environment), in bytes of JSON. A guest gets all of
+/// them in one message of at most 1 MiB, together with the instance's own values.
 const RUN_BYTES_MAX: usize = 256 << 10;
-/// Indexes within one another; builders that nest them do so once.
+/// Limit on nested indexes. Builders that nest them do so once.
 pub(super) const INDEXES_MAX: usize = 4;
 
-/// What images are chosen for.
+/// The platform and processor level for which images are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
     pub platform: Platform,
-    /// The x86-64 level that guests certainly have, from 1 to 4; of no meaning elsewhere.
+    /// x86-64 level that guests certainly have, from 1 to 4. It has no meaning on other architectures.
     pub level: u8,
 }
 
 impl Target {
-    /// With KVM guests have this host's processor, else one of which little is known.
+    /// Returns the target for guests. With KVM they have this host's processor, otherwise one of which little is
+    /// known.
     #[must_use]
     pub fn of_guests(platform: Platform, have_host_processor: bool) -> Self {
         if have_host_processor { Self { platform, level: host_level() } } else { Self::plain(platform) }
     }
 
-    /// For guests of whose processor only the architecture is known.
+    /// Returns the target for guests of whose processor only the architecture is known.
     #[must_use]
     pub fn plain(platform: Platform) -> Self {
         Self { platform, level: 1 }
@@ -80,7 +81,7 @@ pub(super) fn as_index(bytes: &[u8]) -> Option<OciImageIndex> {
 }
 
 pub(super) fn as_manifest(bytes: &[u8]) -> Result<OciImageManifest, Refused> {
-    // The decoder's words repeat values of the document.
+    // The decoder's own message would repeat values of the document.
     serde_json::from_slice(bytes).map_err(|_| Refused::new("its manifest is not one of an image"))
 }
 
@@ -88,13 +89,13 @@ fn is_index(entry: &ImageIndexEntry) -> bool {
     entry.media_type.ends_with("index.v1+json") || entry.media_type.ends_with("manifest.list.v2+json")
 }
 
-/// What builders say of an image, beside it: for no system at all.
+/// Returns `true` if an entry is an attestation of a builder about an image, which is for no platform.
 fn is_attestation(entry: &ImageIndexEntry) -> bool {
     entry.platform.as_ref().is_some_and(|given| given.os.to_string() == "unknown")
 }
 
-/// How well an entry fits: none, or higher for better. Variants of an architecture are ranked below what
-/// the target has, and one that it may lack does not fit.
+/// Returns how well an entry fits: `None`, or a number that is higher for a better fit. Variants of an architecture
+/// rank below the target's own, and a variant that the target may lack does not fit.
 fn fitness(entry: &ImageIndexEntry, target: Target) -> Option<u8> {
     let given = entry.platform.as_ref()?;
     if given.os.to_string() != "linux" || given.architecture.to_string() != target.platform.architecture() {
@@ -106,19 +107,19 @@ fn fitness(entry: &ImageIndexEntry, target: Target) -> Option<u8> {
             let level = variant.strip_prefix('v')?.parse().ok()?;
             (1..=target.level).contains(&level).then_some(level)
         }
-        // Every 64-bit ARM is a v8; what later ones have is not known of the guest's.
+        // Every 64-bit ARM is a v8. The guest may lack the features of later variants.
         ("arm64", "v8") => Some(1),
         _ => None,
     }
 }
 
-/// The entry for the target: a manifest made for it, else the one thing that may be it.
+/// Chooses the entry for the target: a manifest made for it, or else the only candidate.
 pub(super) fn choose(index: &OciImageIndex, target: Target) -> Result<Digest, Refused> {
     let digest = |entry: &ImageIndexEntry| {
         entry.digest.parse().map_err(|error| Refused::new(format!("its index lists a digest that {error}")))
     };
     let fitting = index.manifests.iter().filter_map(|entry| Some((fitness(entry, target)?, entry)));
-    // The first of those that fit alike, as other runtimes take; the maximum is the last of equals.
+    // Of equal fits the first is chosen, as in other runtimes. `max_by_key` returns the last of equals.
     if let Some((_, entry)) = fitting.rev().max_by_key(|(fitness, _)| *fitness) {
         return digest(entry);
     }
@@ -141,13 +142,13 @@ fn several(entries: &[&ImageIndexEntry]) -> Refused {
     ambiguous(names)
 }
 
-/// Names the images of which one has to be meant.
+/// Returns the error that lists the images among which the request must choose.
 pub(super) fn ambiguous(names: impl Iterator<Item = String>) -> Refused {
     let names = names.take(8).collect::<Vec<_>>().join(", ");
     Refused::new(format!("it holds several images ({names}); give one of them alone"))
 }
 
-/// Checks a manifest and its configuration against each other.
+/// Reads a manifest and its configuration and checks them against each other.
 pub(super) fn read_manifest(
     digest: Digest,
     manifest: &OciImageManifest,
@@ -158,7 +159,7 @@ pub(super) fn read_manifest(
     let Some(config) = found.filter(|config| !config.rootfs.diff_ids.is_empty() || is_image(manifest)) else {
         return Err(no_image(manifest));
     };
-    // Buildpacks and others leave it out.
+    // Buildpacks and other tools leave it out.
     let made_for =
         if config.architecture.is_empty() { platform.architecture() } else { &config.architecture };
     if made_for != platform.architecture() || !matches!(config.os.as_str(), "" | "linux") {
@@ -189,7 +190,7 @@ pub(super) fn read_manifest(
     Ok(Manifest { digest, layers, config })
 }
 
-/// The manifest says that its configuration is one of a container image.
+/// Returns `true` if the manifest declares its configuration as that of a container image.
 fn is_image(manifest: &OciImageManifest) -> bool {
     let kind = manifest.config.media_type.as_str();
     let is_config =

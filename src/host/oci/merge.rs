@@ -1,8 +1,8 @@
-//! The merged tree of an image's layers: which path is made of which entry of which layer.
+//! The merged tree of an image's layers: maps each path to the entry and the layer that make it.
 //!
-//! Layers are applied bottom up, as a container runtime would: later entries replace earlier ones,
-//! whiteouts take away what lower layers brought, hard links share one node whatever happens to the
-//! path they were made of. Nothing is unpacked: the tree only says what to emit.
+//! Layers are applied bottom up, as in a container runtime: later entries replace earlier ones, whiteouts remove
+//! entries of lower layers, hard links share one node even if the path that they were made from changes. Nothing is
+//! unpacked: the tree only describes what to emit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -10,30 +10,31 @@ use std::ops::Bound;
 use super::Refused;
 use super::archive::{Item, Kind, Meta, components, show};
 
-/// Entries of one layer, and nodes of all layers together. A large distribution image has 200,000.
+/// Limit on the entries of one layer, and on the nodes of all layers together. A large distribution image has
+/// 200,000.
 pub(super) const ENTRIES_MAX: usize = 1_000_000;
-/// Symbolic links followed for one parent path, as Linux has it.
+/// Limit on symbolic links followed for one parent path, as in Linux.
 const LINKS_FOLLOWED_MAX: usize = 40;
-/// Memory of one tree, in bytes: two are made at a time by default, beside whatever else the daemon does. A
+/// Limit on the memory of one tree, in bytes. By default two are made at a time, beside the daemon's other work. A
 /// large distribution image takes 55 MiB.
 pub(super) const MEMORY_MAX: usize = 96 << 20;
-/// Memory of an entry besides its name, link target and attributes, in bytes: its node, its places in the
-/// tree and in what is emitted, and what the allocator adds.
+/// Memory of an entry in addition to its name, link target and attributes, in bytes: its node, its positions in the
+/// tree and in the output, and the allocator's overhead.
 const ENTRY_BYTES: usize = 210;
-/// Names that are looked through at a time where many are removed: copies of them are kept for as long.
+/// Number of names examined at a time during a bulk removal. Copies of them are kept for as long.
 const BATCH_NAMES: usize = 1024;
-/// Components looked up, made and taken away. An ordinary entry needs ten; a second of processor time is
-/// some millions.
+/// Limit on the components that are looked up, created and removed. An ordinary entry needs ten; some millions take a
+/// second of processor time.
 const STEPS_MAX: usize = 20_000_000;
 
-/// Where a node's entry stands.
+/// The position of a node's entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     pub(super) layer: u32,
     pub(super) ordinal: u32,
 }
 
-/// One inode to be.
+/// A future inode.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) place: Place,
@@ -46,26 +47,26 @@ pub(super) struct Node {
 struct Name {
     /// Index of the node.
     node: u32,
-    /// The layer that put it there: whiteouts of the same layer do not touch it.
+    /// Layer that created the name. Whiteouts of the same layer do not affect it.
     layer: u32,
 }
 
-/// The tree under construction; keys are paths joined with `/`, the root is the empty one.
+/// The tree under construction. Its keys are paths joined with `/`; the root is the empty path.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
     names: BTreeMap<Vec<u8>, Name>,
     nodes: Vec<Node>,
-    /// Below which paths the present layer hid everything already: once is enough, and a layer of
+    /// Paths below which the current layer has already hidden everything. Hiding once is enough, so a layer of
     /// nothing but whiteouts costs no more than its length.
     hidden: BTreeSet<Vec<u8>>,
     layer: u32,
-    /// What was spent of the budgets.
+    /// Amounts spent of the budgets.
     memory: usize,
     steps: usize,
 }
 
 impl Tree {
-    /// With few steps left, so that a test need not take them all.
+    /// Creates a tree with few steps left, so that a test need not spend them all.
     #[cfg(test)]
     pub(super) fn nearly_spent() -> Self {
         Self { steps: STEPS_MAX - 100_000, ..Self::default() }
@@ -78,7 +79,7 @@ impl Tree {
         }
         self.step(1)?;
         let Some((last, parents)) = item.path.split_last() else {
-            // The root itself: only its attributes matter.
+            // Only the attributes of the root itself matter.
             return self.put(Vec::new(), place, Kind::Directory, item.meta);
         };
         let parent = self.resolve_parent(parents, place)?;
@@ -130,8 +131,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Counts an entry that takes so many bytes besides what each entry takes. What is given back is not
-    /// counted: an image that hides that much of itself is as hostile.
+    /// Counts an entry with its additional bytes. Memory that is freed again is not subtracted: an image that hides
+    /// that much of itself is as hostile.
     fn spend(&mut self, bytes: usize) -> Result<(), Refused> {
         self.memory = self.memory.saturating_add(bytes).saturating_add(ENTRY_BYTES);
         if self.memory <= MEMORY_MAX {
@@ -173,8 +174,8 @@ impl Tree {
         Ok(())
     }
 
-    /// The real directory of a path's parents: symbolic links are followed within the image, what
-    /// is missing is made, what is no directory is replaced by one.
+    /// Returns the real directory of a path's parents: symbolic links are followed within the image, missing
+    /// directories are created, and other files in the way are replaced by directories.
     fn resolve_parent(&mut self, parents: &[Vec<u8>], place: Place) -> Result<Vec<u8>, Refused> {
         let mut pending: Vec<Vec<u8>> = parents.iter().rev().cloned().collect();
         let mut at: Vec<u8> = Vec::new();
@@ -186,7 +187,7 @@ impl Tree {
                 continue;
             }
             let next = joined(&at, &part);
-            // A look-up costs about as much as the path is long.
+            // The cost of a look-up grows with the length of the path.
             self.step(1 + next.len() / 256)?;
             match self.names.get(&next).map(|name| self.node(*name).kind.clone()) {
                 Some(Kind::Directory) => at = next,
@@ -219,13 +220,13 @@ impl Tree {
 
     fn remove_all(&mut self, path: &[u8]) -> Result<(), Refused> {
         match self.names.remove(path) {
-            // Nothing is below what is no directory.
+            // Only a directory has paths below it.
             Some(name) if self.node(name).kind == Kind::Directory => self.remove_below(path, u32::MAX),
             _ => Ok(()),
         }
     }
 
-    /// Removes a name that a lower layer brought, with what lower layers brought below it.
+    /// Removes a name that a lower layer created, with everything that lower layers created below it.
     fn hide(&mut self, path: &[u8], place: Place) -> Result<(), Refused> {
         let is_lower = self.names.get(path).is_some_and(|name| name.layer < place.layer);
         self.hide_below(path, place)?;
@@ -236,8 +237,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Removes what lower layers brought below a directory; what this layer brought stays, with
-    /// directories to be in.
+    /// Removes everything that lower layers created below a directory. Names of this layer stay, and keep their
+    /// parent directories.
     fn hide_below(&mut self, path: &[u8], place: Place) -> Result<(), Refused> {
         if self.layer != place.layer {
             (self.layer, self.hidden) = (place.layer, BTreeSet::new());
@@ -251,7 +252,7 @@ impl Tree {
         self.give_parents(path, place)
     }
 
-    /// The next names below a directory after `last`, with the layers that put them there.
+    /// Returns the next names below a directory after `last`, with the layers that created them.
     fn names_below(&self, path: &[u8], last: Option<&[u8]>) -> Vec<(Vec<u8>, u32)> {
         let (start, end) = Self::below(path);
         let from = last.map_or(Bound::Included(start.as_slice()), Bound::Excluded);
@@ -259,7 +260,7 @@ impl Tree {
         names.take(BATCH_NAMES).map(|(path, name)| (path.clone(), name.layer)).collect()
     }
 
-    /// Makes the directories, from `path` down, that what is below it lacks.
+    /// Creates the missing directories, from `path` down, for the names below it.
     fn give_parents(&mut self, path: &[u8], place: Place) -> Result<(), Refused> {
         let mut left = self.names_below(path, None);
         while let Some((last, _)) = left.last().cloned() {
@@ -279,7 +280,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Removes what layers before `layer` brought below a directory.
+    /// Removes everything that layers before `layer` created below a directory.
     fn remove_below(&mut self, path: &[u8], layer: u32) -> Result<(), Refused> {
         let mut left = self.names_below(path, None);
         while let Some((last, _)) = left.last().cloned() {
@@ -292,7 +293,7 @@ impl Tree {
         Ok(())
     }
 
-    /// What to emit: directories with parents first, and for every other place its paths.
+    /// Returns the result to emit: directories with parents first, and the paths of each other node.
     pub(super) fn finish(self) -> Merged {
         let (mut directories, mut content) = (Vec::new(), Vec::new());
         for (path, name) in self.names {
@@ -303,13 +304,13 @@ impl Tree {
                 content.push(Named { node: name.node, path });
             }
         }
-        // Stable: the paths of one node stay in their order.
+        // The sort is stable: the paths of one node keep their order.
         content.sort_by_key(|named| self.nodes[named.node as usize].place);
         Merged { directories, nodes: self.nodes, content }
     }
 }
 
-/// A path of what is no directory.
+/// A path of a node that is no directory.
 #[derive(Debug)]
 pub(super) struct Named {
     /// Index of the node.
@@ -322,7 +323,7 @@ pub(super) struct Named {
 pub(super) struct Merged {
     pub(super) directories: Vec<(Vec<u8>, Meta)>,
     nodes: Vec<Node>,
-    /// In the order of the nodes' places; several of one node are hard links of one another.
+    /// Paths in the order of their nodes' positions. Several paths of one node are hard links of each other.
     content: Vec<Named>,
 }
 
@@ -331,7 +332,7 @@ impl Merged {
         self.nodes[named.node as usize].place
     }
 
-    /// What the entry at a place makes, and where.
+    /// Returns the node that the entry at a position makes, with its paths.
     pub(super) fn at(&self, place: Place) -> Option<(&Node, &[Named])> {
         let start = self.content.partition_point(|named| self.place(named) < place);
         let count = self.content[start..].partition_point(|named| self.place(named) == place);
@@ -339,7 +340,7 @@ impl Merged {
         named.first().map(|first| (&self.nodes[first.node as usize], named))
     }
 
-    /// The places of what is no directory.
+    /// Lists the positions of the entries that are no directories.
     #[cfg(test)]
     pub(super) fn places(&self) -> impl Iterator<Item = Place> {
         self.content.iter().map(|named| self.place(named))

@@ -1,23 +1,23 @@
-//! The memory of a merged tree, measured in a process that does nothing else.
+//! A test of the memory of a merged tree, measured in a process that does nothing else.
 
 use std::process::Command;
 
 use super::archive::{Item, Kind, Meta};
 use super::merge::{MEMORY_MAX, Merged, Place, Tree};
 
-/// Tells the test's own process which tree it makes.
+/// Environment variable that tells the test's subprocess which tree to make.
 const SHAPE: &str = "STEAD_TEST_TREE";
-/// Entries that are tried: more than any tree takes.
+/// Number of entries that are tried. No tree takes as many.
 const ENTRIES: u32 = 2_000_000;
 
-/// A number of `/proc/self/status`, in bytes.
+/// Reads a value of `/proc/self/status`, in bytes.
 fn status(key: &str) -> usize {
     let text = std::fs::read_to_string("/proc/self/status").expect("mounted");
     let line = text.lines().find(|line| line.starts_with(key)).expect("Linux has it");
     line.split_whitespace().nth(1).and_then(|word| word.parse::<usize>().ok()).expect("a number") << 10
 }
 
-/// The entry of a number, for a tree of a kind.
+/// Returns the entry with a number, for a kind of tree.
 fn entry(shape: &str, number: u32) -> Item {
     let number = format!("{number:07}");
     let (path, kind) = match shape {
@@ -40,7 +40,7 @@ fn entry(shape: &str, number: u32) -> Item {
     Item { path: path.into_iter().map(String::into_bytes).collect(), kind, meta: Meta::default() }
 }
 
-/// A tree as large as it may be, of which the next layer hides nothing, but looks through it.
+/// Makes a tree of the largest allowed size. The next layer examines all of it and hides nothing.
 fn largest(shape: &str) -> Merged {
     let mut tree = Tree::default();
     let refused = (0..ENTRIES)
@@ -49,7 +49,7 @@ fn largest(shape: &str) -> Merged {
     assert!(refused.message.contains("MiB"), "{}", refused.message);
     let again = vec![b"0000000".to_vec()];
     let item = Item { path: again, kind: Kind::Directory, meta: Meta::default() };
-    // Its budget is spent: whether it is taken or not, names are looked through.
+    // The budget is spent: the names are examined even if the entry is refused.
     let _ = tree.apply(Place { layer: 1, ordinal: 0 }, item);
     tree.finish()
 }
@@ -61,7 +61,7 @@ fn the_largest_tree_takes_no_more_memory_than_is_counted() {
         let merged = largest(&shape);
         let grown = status("VmHWM").saturating_sub(before);
         assert!(merged.places().next().is_some());
-        // The pages of the program that were not read before, and what the allocator rounds up.
+        // The tolerance is for pages of the program that were not read before, and for the allocator's rounding.
         let most = MEMORY_MAX + (MEMORY_MAX >> 2);
         assert!(grown < most, "{shape}: {} MiB", grown >> 20);
         return;

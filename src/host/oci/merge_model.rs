@@ -1,4 +1,4 @@
-//! The merged tree against a naive model: a flat map of paths, changed entry by entry.
+//! A test of the merged tree against a naive model: a flat map of paths, changed entry by entry.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use proptest::prelude::*;
 use super::archive::{Item, Kind, Meta};
 use super::merge::{Place, Tree};
 
-/// What a path holds.
+/// The contents of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Held {
-    /// With its mode.
+    /// A directory with its mode.
     Directory(u32),
-    /// Content of this entry; several paths of one are hard links.
+    /// Content of this entry. Several paths with the same entry are hard links.
     Content(Place),
 }
 
@@ -27,7 +27,7 @@ enum Step {
     Device(String),
 }
 
-/// Paths and whether the present layer put them there.
+/// Paths, each with `true` if the current layer created it.
 #[derive(Debug, Default)]
 struct Model(BTreeMap<String, (Held, bool)>);
 
@@ -67,14 +67,14 @@ impl Model {
         self.0.insert(path.to_owned(), (held, true));
     }
 
-    /// Takes away what lower layers brought; what this layer brought keeps a place to be.
+    /// Removes names of lower layers. Names of this layer keep their parent directories.
     fn hide(&mut self, is_hidden: impl Fn(&str) -> bool) {
         self.0.retain(|path, (_, is_new)| *is_new || !is_hidden(path));
         let kept: Vec<String> = self.0.keys().cloned().collect();
         kept.iter().for_each(|path| self.make_parents(path));
     }
 
-    /// `false` when such an image is refused.
+    /// Applies a step. Returns `false` if such an image is refused.
     fn apply(&mut self, place: Place, mode: u32, step: &Step) -> bool {
         match step {
             Step::Directory(path) => {
@@ -130,7 +130,7 @@ fn item(step: &Step, mode: u32) -> Item {
     Item { path, kind, meta: Meta { mode, ..Meta::default() } }
 }
 
-/// What the tree makes of its paths.
+/// Returns the paths that the tree emits.
 fn emitted(tree: Tree) -> BTreeMap<String, Held> {
     let merged = tree.finish();
     let text = |path: Vec<u8>| String::from_utf8(path).expect("made of letters");
@@ -146,7 +146,7 @@ fn emitted(tree: Tree) -> BTreeMap<String, Held> {
     out
 }
 
-/// Few names, so that entries meet; links are leaves of their own, so that no path leads through one.
+/// Draws paths from few names, so that entries collide. Links are separate leaves, so that no path leads through one.
 fn path() -> impl Strategy<Value = String> {
     proptest::collection::vec("[abc]", 1..4).prop_map(|parts| parts.join("/"))
 }

@@ -1,12 +1,11 @@
-//! Images behind the port `Images`: registries, the image directory, and the work that goes on.
+//! Images behind the port `Images`: registries, the image directory, and background jobs.
 //!
-//! Guarantees: content is named by the digest it was verified to have; a blob or root file system
-//! is whole or absent; layers are shared by digest; nothing of an image is unpacked on the host, and
-//! no path, link or size in it is trusted.
-//! Chosen by measurement: squashfs with lz4 by `sqfstar`, which takes one archive on its standard
-//! input (recipes.md has the figures); `mkfs.erofs` of Debian 12 would need an unpacked tree.
-//! Cancel/crash: jobs die with the daemon, or with the last image that wants them, and are begun again;
-//! blobs continue where they stopped.
+//! Guarantees: content is named by its verified digest. A blob or root file system is whole or absent. Layers are
+//! shared by digest. Nothing of an image is unpacked on the host, and no path, link or size in it is trusted.
+//! Chosen by measurement: squashfs with lz4 by `sqfstar`, which reads one archive on its standard input (recipes.md
+//! has the figures); `mkfs.erofs` of Debian 12 would need an unpacked tree.
+//! Cancel/crash: jobs end with the daemon, or with the last image that needs them, and are begun again. Blobs
+//! continue at the point where they stopped.
 
 mod archive;
 mod asked;
@@ -62,25 +61,25 @@ use layout::{Layout, Manifest, Source};
 pub use manifest::Target;
 use registry::Registry;
 
-/// What the image directory is made with.
+/// The configuration of the image directory.
 #[derive(Debug, Clone)]
 pub struct OciConfig {
-    /// `DATA/images`.
+    /// Path of the image directory, `DATA/images`.
     pub directory: PathBuf,
-    /// Registries spoken to without TLS, besides loopback.
+    /// Registries used without TLS, besides loopback.
     pub plain_http_hosts: Vec<String>,
-    /// What may be connected to besides public addresses.
+    /// Hosts and networks that may be connected to, besides public addresses.
     pub registry_allow: Vec<Allowed>,
-    /// Images converted at once, and fetched at once from one registry.
+    /// Limit on simultaneous conversions, and on simultaneous fetches from one registry.
     pub jobs_max: usize,
     pub target: Target,
-    /// Kept free on the directory's file system.
+    /// Free space that must remain on the directory's file system.
     pub disk_reserve: Bytes,
-    /// The most that the directory may take.
+    /// Limit on the size of the directory.
     pub quota: Option<Bytes>,
 }
 
-/// The adapter; clones share their jobs.
+/// The adapter. Clones share their jobs.
 #[derive(Clone)]
 pub struct Oci {
     layout: Layout,
@@ -100,10 +99,10 @@ impl std::fmt::Debug for Oci {
 }
 
 impl Oci {
-    /// Opens the image directory; `changed` is told of an image object for which something got on.
+    /// Opens the image directory. `changed` is called with an image object whose work has made progress.
     ///
     /// # Errors
-    /// When the directory cannot be prepared, or the host's certificates cannot be read.
+    /// Returns an error when the directory cannot be prepared, or the host's certificates cannot be read.
     pub fn open(
         config: OciConfig,
         changed: impl Fn(&Uid) + Send + Sync + 'static,
@@ -123,27 +122,27 @@ impl Oci {
         })
     }
 
-    /// Tells which client asked for an image first: what is fetched and built for it counts as this client's. After a
-    /// restart of the daemon nobody is known any more, and all of what was unfinished counts as one client's.
+    /// Records the client that first asked for an image: fetches and builds for the image count as this client's.
+    /// After a restart of the daemon no client is known, and all unfinished work counts as one client's.
     pub fn asked_by(&self, owner: &Uid, client: &Arc<str>) {
         self.clients.asked_by(owner, client);
     }
 
-    /// Credentials of a request; they stay in memory and serve pulls of this image only.
+    /// Keeps the credentials of a request. They stay in memory and serve pulls of this image only.
     pub fn keep_credentials(&self, owner: &Uid, credentials: PushCredentials) {
         self.registry.keep_credentials(owner, credentials);
-        // What was asked without them does not count.
+        // Answers to queries without the credentials do not count.
         self.questions.forget(owner);
         self.jobs.announce(owner);
     }
 
-    /// Where a digest's root file system is, or will be.
+    /// Returns the path of a digest's root file system, even if it does not exist yet.
     #[must_use]
     pub fn rootfs(&self, digest: &Digest) -> PathBuf {
         self.layout.rootfs(digest)
     }
 
-    /// The content of a root file system's file, by the file's name.
+    /// Returns the digest of a root file system from its file name.
     #[must_use]
     pub fn digest_of_rootfs(name: &str) -> Option<Digest> {
         format!("sha256:{}", name.strip_suffix(layout::ROOTFS_ENDING)?).parse().ok()
@@ -151,7 +150,7 @@ impl Oci {
 
     async fn known_manifest(&self, operation: &'static str, digest: &Digest) -> Result<Manifest, HostError> {
         let (layout, digest) = (self.layout.clone(), digest.clone());
-        // It is asked for again by the next pass, so this passes.
+        // The next pass asks for it again, so the error is transient.
         let gone = HostError::new(HostErrorKind::Transient, operation, digest.as_str());
         let failed = move |error| HostError::io(operation, "an image's manifest", error);
         blocking(operation, move || layout.manifest(&digest).map_err(failed))
@@ -253,7 +252,7 @@ impl Images for Oci {
 
     async fn owners(&self) -> Result<Vec<Uid>, HostError> {
         let layout = self.layout.clone();
-        // The search for what belongs to nobody, on disk too.
+        // The sweep also finds unowned files on the disk.
         blocking("collect", move || layout.sweep().map_err(|error| HostError::io("collect", "blobs", error)))
             .await?;
         let owners: BTreeSet<Uid> = self.jobs.owners().union(&self.questions.owners()).cloned().collect();
@@ -303,7 +302,7 @@ async fn blocking<T: Send + 'static>(
     })
 }
 
-/// Why an image's content was refused, or the disk failed under it.
+/// A refusal of an image's content, or a disk error during the work on it.
 #[derive(Debug)]
 struct Refused {
     kind: HostErrorKind,
@@ -311,7 +310,7 @@ struct Refused {
 }
 
 impl Refused {
-    /// Can never succeed with this content.
+    /// Creates a permanent refusal: this content can never succeed.
     fn new(message: impl Into<String>) -> Self {
         Self { kind: HostErrorKind::Permanent, message: message.into() }
     }
@@ -320,10 +319,10 @@ impl Refused {
         Self { kind: HostErrorKind::Unsupported, message: message.into() }
     }
 
-    /// Broken content shows as these kinds too: decoders have no others.
+    /// Converts an I/O error. Invalid content has these kinds too, because decoders have no others.
     fn of_io(error: io::Error) -> Self {
         let kind = match error.kind() {
-            // Files of ours that others took away are brought again.
+            // Files of ours that were removed by others are fetched again.
             io::ErrorKind::NotFound => HostErrorKind::Transient,
             io::ErrorKind::InvalidData
             | io::ErrorKind::UnexpectedEof

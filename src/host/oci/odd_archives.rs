@@ -1,4 +1,4 @@
-//! Archives as odd writers make them, read, built into a real root file system and read back.
+//! Tests of archives by unusual writers: read, built into a real root file system and read back.
 
 use std::process::Command;
 
@@ -14,7 +14,7 @@ use super::manifest::digest_of;
 use super::merge::{Place, Tree};
 use super::rootfs;
 
-/// One entry as its bytes: a header of the kind, and content in whole blocks.
+/// Returns an entry as bytes: a header of the kind, and content in whole blocks.
 pub(super) fn entry(kind: u8, name: &str, link: &str, content: &[u8]) -> Vec<u8> {
     raw(kind, name, link, content, content.len() as u64, |_| {})
 }
@@ -45,7 +45,7 @@ fn raw(
     bytes
 }
 
-/// Records of an extended header, each with its length in front.
+/// Returns the records of an extended header, each with its length in front.
 fn pax(records: &[(&str, &[u8])]) -> Vec<u8> {
     let mut content = Vec::new();
     for (key, value) in records {
@@ -225,7 +225,7 @@ fn names_links_and_attributes_reach_the_root_file_system_byte_for_byte() {
             value
         })
     };
-    // Where the file system of the scratch directory has such attributes at all.
+    // The file system of the scratch directory may not support such attributes.
     if rustix::fs::setxattr(&unpacked, "user.probe", b"1", rustix::fs::XattrFlags::empty()).is_ok() {
         assert_eq!(attribute("dir", "user.note").as_deref(), Some(&b"kept"[..]));
         assert_eq!(attribute(&name, "user.note").as_deref(), Some(&b"a\nb"[..]));
@@ -235,7 +235,7 @@ fn names_links_and_attributes_reach_the_root_file_system_byte_for_byte() {
 
 #[test]
 fn names_and_links_beyond_their_budgets_are_refused_soon() {
-    // Forty links, each through a thousand components, for every entry.
+    // Each entry follows forty links, each through a thousand components.
     let mut tree = Tree::nearly_spent();
     let name = |text: &str| text.split('/').map(|part| part.as_bytes().to_vec()).collect::<Vec<_>>();
     let item = |path: &str, kind: Kind| Item { path: name(path), kind, meta: Default::default() };

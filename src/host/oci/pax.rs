@@ -1,7 +1,7 @@
 //! Records of extended headers (pax), split by their lengths.
 //!
-//! The tar crate splits them at newlines, which values may contain: a file capability or an attribute
-//! would then be malformed, or smuggle in a record of its own.
+//! The tar crate splits the records at newlines, which values may contain: a file capability or an attribute would
+//! then be malformed, or smuggle in a record of its own.
 
 use super::Refused;
 

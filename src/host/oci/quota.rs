@@ -1,4 +1,4 @@
-//! How much the image directory may take.
+//! The limit on the size of the image directory.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -7,13 +7,14 @@ use std::{fs, io};
 
 use stead_schemas::quantity::Bytes;
 
-/// Bytes that may be written before what is there is measured again: an overdraft of so many is borne.
+/// Number of bytes that may be written before the directory is measured again. The quota may be exceeded by this
+/// amount.
 const UNMEASURED_MAX: u64 = 64 << 20;
 
 /// Unit of `st_blocks`, in bytes.
 const BLOCK_BYTES: u64 = 512;
 
-/// A bound on what is below a directory, and what was measured of it last.
+/// A limit on the contents of a directory, with the last measurement.
 #[derive(Debug)]
 pub(super) struct Quota {
     most: Bytes,
@@ -23,7 +24,7 @@ pub(super) struct Quota {
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     used: u64,
-    /// What was let in since.
+    /// Number of bytes admitted since the last measurement.
     since: u64,
 }
 
@@ -32,7 +33,7 @@ impl Quota {
         Self { most, seen: Mutex::default() }
     }
 
-    /// Lets so many bytes in below the directory, after `collect` where there is no room for them otherwise.
+    /// Admits `bytes` more below the directory. Calls `collect` first if there is no room otherwise.
     pub(super) fn admit(
         &self,
         directory: &Path,
@@ -42,7 +43,7 @@ impl Quota {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |used: u64| used.saturating_add(bytes) <= self.most.0;
         if let Some(Seen { used, since }) = *seen
-            // What asks about nothing in particular has written since it asked last.
+            // A check without a size follows writes that happened since the last check.
             && bytes > 0
             && since < UNMEASURED_MAX
             && fits(used.saturating_add(since))
@@ -67,12 +68,12 @@ impl Quota {
     }
 }
 
-/// Bytes of disk that files below the directory take.
+/// Returns the disk space of the files below the directory, in bytes.
 fn taken(directory: &Path) -> io::Result<u64> {
     let mut sum = 0u64;
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        // One that has gone meanwhile takes nothing.
+        // A file that has been removed meanwhile takes no space.
         let Ok(meta) = entry.metadata() else { continue };
         sum = sum.saturating_add(if meta.is_dir() {
             taken(&entry.path())?

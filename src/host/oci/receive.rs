@@ -1,4 +1,4 @@
-//! Archives on their way in: a client's upload, bounded in size, room, pace and number, then imported.
+//! Uploads of archives by clients: bounded in size, disk space, pace and number, then imported.
 
 use std::io;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use super::transfer::Pace;
 use super::unpack::UNPACKED_BYTES_MAX;
 use super::{Hold, Oci, blocking, import, rootfs};
 
-/// Uploads at once: each has a file on the disk.
+/// Limit on simultaneous uploads. Each has a file on the disk.
 pub(super) const UPLOADS_MAX: usize = 16;
-/// For one upload. What is larger than a slow line brings in this time goes through a registry.
+/// Time limit of one upload. An archive too large for a slow line goes through a registry.
 const UPLOAD_DEADLINE: Duration = Duration::from_secs(3600);
-/// A client that sends nothing this long has gone.
+/// Time after which a client that sends nothing is considered gone.
 const STALL: Duration = Duration::from_secs(30);
-/// For reading and building what was uploaded.
+/// Time limit for reading and building an upload.
 const IMPORT_DEADLINE: Duration = Duration::from_secs(3600);
-/// Between two looks at the room that is left on the disk.
+/// Number of bytes written between two checks of the free disk space.
 const ROOM_INTERVAL_BYTES: u64 = 16 << 20;
 
 fn failed(error: io::Error) -> HostError {
@@ -35,12 +35,12 @@ fn refused(kind: HostErrorKind, words: &str) -> HostError {
 }
 
 impl Oci {
-    /// Takes an archive that a client sends, and builds its root file system. The content is kept while
-    /// the hold is. One client has half of the uploads at most.
+    /// Receives an archive from a client and builds its root file system. The hold keeps the content. One client may
+    /// use at most half of the uploads.
     ///
     /// # Errors
-    /// Permanent, with the reason, for what is no image or a hostile one; Exhausted without room; Transient while
-    /// too many are being received.
+    /// Permanent, with the reason, if the archive is no image or is hostile. Exhausted if there is no room. Transient
+    /// while too many uploads run.
     pub async fn import(
         &self,
         client: &Arc<str>,
@@ -55,7 +55,7 @@ impl Oci {
         drop((upload, share));
         let permit = self.jobs.conversion_of(client).await;
         let (layout, target) = (self.layout.clone(), self.target);
-        // Ends the work on the blocking thread when this is dropped: the client has gone, or it is late.
+        // When this is dropped, the work on the blocking thread ends: the client is gone, or the time is over.
         let (given_up, stop) = Stop::new();
         let work = blocking("import", move || {
             let _permit = permit;

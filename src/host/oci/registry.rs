@@ -1,4 +1,4 @@
-//! Registries: what a reference means, and its blobs, with the credentials of the owner that asks.
+//! Registries: resolves references and fetches blobs, with the credentials of the owner that asks.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,25 +21,25 @@ use super::session::Session;
 use super::transfer::Transfers;
 use super::transport::Transport;
 
-/// How long credentials of a request may serve the pull they came for.
+/// Time for which a request's credentials may serve its pull.
 const CREDENTIALS_TTL: Duration = Duration::from_secs(30 * 60);
-/// Layers of one image fetched at once.
+/// Limit on simultaneously fetched layers of one image.
 const LAYERS_AT_ONCE: usize = 4;
 
-/// What a client gave for its pull; cleared when the last who uses it is done.
+/// Credentials that a client gave for its pull. The memory is cleared when the last user drops them.
 pub(super) enum Credentials {
     Basic(String, Secret),
     Bearer(Secret),
 }
 
-/// Credentials of owners, and since when they are here.
+/// Credentials by owner, with the time at which they arrived.
 type Kept = BTreeMap<Uid, (Instant, Arc<Credentials>)>;
 
 fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Registry access.
+/// The access to registries.
 pub(super) struct Registry {
     transport: Arc<Transport>,
     plain_http_hosts: Vec<String>,
@@ -48,7 +48,7 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// Hosts that are named as ones without TLS are ones that the daemon may connect to.
+    /// Creates the access. Hosts configured without TLS are also hosts that the daemon may connect to.
     pub(super) fn new(plain_http_hosts: Vec<String>, mut allowed: Vec<Allowed>) -> Result<Self, HostError> {
         allowed.extend(plain_http_hosts.iter().filter_map(|host| host.parse().ok()));
         let failed = |error: reqwest::Error| {
@@ -67,7 +67,7 @@ impl Registry {
         let since = Instant::now();
         lock(&self.credentials).insert(owner.clone(), (since, Arc::new(credentials)));
         let (all, owner) = (Arc::downgrade(&self.credentials), owner.clone());
-        // They leave the memory when they are of no use any more, whether or not others come.
+        // Expired credentials leave the memory even if no new ones arrive.
         tokio::spawn(async move {
             tokio::time::sleep(CREDENTIALS_TTL).await;
             let Some(all) = all.upgrade() else { return };
@@ -97,7 +97,7 @@ impl Registry {
         Ok(Session::new(self.transport.clone(), parsed, self.credentials(owner), is_plain, subject))
     }
 
-    /// Plain HTTP is for loopback and for hosts that the configuration names.
+    /// Returns `true` for registries used with plain HTTP: loopback, and hosts that the configuration names.
     fn is_plain(&self, registry: &str) -> bool {
         let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
         let is_loopback =
@@ -105,7 +105,7 @@ impl Registry {
         is_loopback || self.plain_http_hosts.iter().any(|plain| plain == registry || plain == host)
     }
 
-    /// Asks what the reference means for the target, down to the configuration.
+    /// Resolves a reference for the target, down to the configuration.
     pub(super) async fn resolve(
         &self,
         owner: &Uid,
@@ -127,7 +127,7 @@ impl Registry {
         Err(session.permanent("its indexes are nested too deep"))
     }
 
-    /// Fetches every layer of a manifest; what others brought is kept when one fails.
+    /// Fetches all layers of a manifest. If one fails, the data of the others is kept.
     pub(super) async fn fetch(
         &self,
         owner: &Uid,
@@ -137,7 +137,7 @@ impl Registry {
     ) -> Result<(), HostError> {
         let session = self.session(owner, reference)?;
         let source = Source::of(reference);
-        // A manifest may list a layer several times; it is one blob.
+        // A manifest may list a layer several times. It is one blob.
         let blobs: BTreeMap<_, _> =
             manifest.layers.iter().map(|blob| (blob.digest.clone(), blob.clone())).collect();
         let fetches = blobs.into_values().map(|blob| {
@@ -161,18 +161,18 @@ mod tests {
 
     use super::*;
 
-    /// A password that is in memory under this mask only, until it is made.
+    /// Password that is in memory only under this mask until the test makes it.
     const MASKED: [u8; 24] =
         *b"\x9a\xd1\x83\xc7\xf2\x95\xe8\xb4\xa1\xde\x97\xcb\xfa\x8d\xe3\xb9\xd6\x9f\xa4\xce\x88\xf1\xb7\xdb";
     const MASK: u8 = 0xa5;
     const CHUNK: usize = 1 << 20;
-    /// Bytes before it: the allocator writes over the first few of what it gets back.
+    /// Number of bytes before the password: the allocator overwrites the first few bytes of freed memory.
     const PADDING: usize = 40;
 
     fn password() -> Secret {
         let mut text = String::with_capacity(PADDING + MASKED.len());
         text.extend(std::iter::repeat_n('x', PADDING));
-        // Printable or not: as one byte each they are all of ASCII.
+        // The bytes may be unprintable, but each is ASCII.
         text.extend(MASKED.iter().map(|byte| char::from((byte ^ MASK) & 0x7f)));
         Secret(text)
     }
@@ -181,12 +181,12 @@ mod tests {
         bytes.iter().zip(MASKED).all(|(&byte, masked)| byte == (masked ^ MASK) & 0x7f)
     }
 
-    /// How often the password is in the part of the heap that this address is in: that of this thread.
+    /// Counts the copies of the password in the part of the heap with this address, which belongs to this thread.
     fn copies_in_memory(near: usize) -> usize {
         let memory = File::open("/proc/self/mem").expect("opened");
         let maps = BufReader::new(File::open("/proc/self/maps").expect("opened"));
         let mut buffer = vec![0u8; CHUNK];
-        // What is read is there again.
+        // The read buffer itself contains the password again.
         let own = buffer.as_ptr().addr()..buffer.as_ptr().addr() + CHUNK;
         let address = |text: &str| usize::from_str_radix(text, 16).expect("an address");
         let range = maps.lines().map_while(Result::ok).find_map(|line| {

@@ -1,8 +1,8 @@
-//! From layers to one read-only root file system, without unpacking anything on the host.
+//! The build of one read-only root file system from layers, without unpacking anything on the host.
 //!
-//! Two passes over the layers: the first reads only names and checks every diff id, the second
-//! streams the content of what survived into one archive, which `sqfstar` (as an unprivileged user)
-//! turns into a squashfs. Memory holds the names, never the content.
+//! There are two passes over the layers. The first reads only names and checks every diff id. The second streams the
+//! content of the surviving entries into one archive, which `sqfstar` (as an unprivileged user) turns into a
+//! squashfs. Memory holds the names, never the content.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -23,15 +23,15 @@ use super::merge::{Merged, Place, Tree};
 use super::transfer::hash_file;
 use super::unpack::{self, Bounded, UNPACKED_BYTES_MAX};
 
-/// `nobody` of Debian: the builder of file systems needs no right at all.
+/// User id of `nobody` on Debian. The builder of file systems needs no privilege at all.
 const NOBODY: u32 = 65534;
-/// Memory that the builder is told to use for its queues, and what it may map at most, its threads' stacks
-/// and its tables of names included.
+/// Memory for the builder's queues, in MiB, and the limit on its mapped memory, which includes its threads' stacks
+/// and its tables of names.
 const BUILDER_QUEUES_MIB: u32 = 256;
 const BUILDER_MEMORY_MAX: u64 = 4 << 30;
-/// Processors of one builder: the host has other things to do, and images are not in a hurry.
+/// Limit on the processors of one builder. The host has other work, and images are not urgent.
 const BUILDER_PROCESSORS_MAX: usize = 4;
-/// Descriptors that the builder opens: its three, and some.
+/// Limit on the builder's open descriptors: its standard streams and some more.
 const BUILDER_FILES_MAX: u64 = 64;
 
 /// Builds the root file system of a manifest whose blobs are all here.
@@ -48,10 +48,10 @@ pub(super) fn build(layout: &Layout, manifest: &Manifest, stop: &Stop) -> Result
     }
     let said = builder.wait().map_err(failed)?;
     if let Some(said) = said {
-        // The builder ran out of room: its own words say so, its status does not.
+        // If the builder ran out of space, only its message says so, not its status.
         let kind =
             if said.contains("No space left") { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
-        // What kept us from writing is the cause, unless it is that the builder stopped reading.
+        // Our own write error is the cause, unless the builder stopped reading.
         return match written {
             Err(error) if error.kind != HostErrorKind::Transient => Err(refused(error)),
             _ => Err(failed(io::Error::new(kind, said))),
@@ -67,7 +67,7 @@ pub(super) fn build(layout: &Layout, manifest: &Manifest, stop: &Stop) -> Result
     finish().map_err(failed)
 }
 
-/// The first pass: names, and the digest of every layer.
+/// Runs the first pass: reads the names and the digest of every layer.
 fn merge(layout: &Layout, manifest: &Manifest, stop: &Stop) -> Result<Merged, Refused> {
     let mut tree = Tree::default();
     let mut budget = UNPACKED_BYTES_MAX;
@@ -84,8 +84,8 @@ fn merge(layout: &Layout, manifest: &Manifest, stop: &Stop) -> Result<Merged, Re
     Ok(tree.finish())
 }
 
-/// The second pass: directories first, then what survived of each layer. The layers are hashed again: what
-/// is emitted is what was verified.
+/// Runs the second pass: emits directories first, then the surviving entries of each layer. The layers are hashed
+/// again, so that the emitted data is the verified data.
 fn emit(
     layout: &Layout,
     manifest: &Manifest,
@@ -113,7 +113,7 @@ fn emit(
     out.finish()
 }
 
-/// A layer's archive, decompressed by what its first bytes say, within the budget.
+/// Opens a layer's archive and decompresses it according to its first bytes, within the budget.
 fn open(layout: &Layout, blob: &Blob, budget: u64, stop: &Stop) -> Result<Bounded, Refused> {
     let file = File::open(layout.blob(&blob.digest)).map_err(Refused::of_io)?;
     unpack::open(file, budget, stop)
@@ -130,13 +130,13 @@ impl Hashing {
         Self { inner, hash: Sha256::new(), count: 0 }
     }
 
-    /// Reads on to the end, which is part of the digest, and checks that; gives how many bytes there were.
+    /// Reads to the end, which is part of the digest, and checks the digest. Returns the number of bytes.
     fn end(mut self, layout: &Layout, blob: &Blob) -> Result<u64, Refused> {
         io::copy(&mut self, &mut io::sink()).map_err(Refused::of_io)?;
         if digest_from(self.hash) == blob.diff_id {
             return Ok(self.count);
         }
-        // The disk may have changed it: it is then brought again.
+        // The disk may have changed the data. The layer is then fetched again.
         let path = layout.blob(&blob.digest);
         if hash_file(&path).is_ok_and(|digest| digest != blob.digest) {
             fs::remove_file(&path).map_err(Refused::of_io)?;
@@ -156,15 +156,15 @@ impl Read for Hashing {
     }
 }
 
-/// A builder that does not outlive the work.
+/// The builder process. It is killed when this value is dropped.
 struct Builder(Child);
 
 impl Builder {
-    /// What it said when it failed.
+    /// Waits for the builder. Returns its message if it failed.
     fn wait(&mut self) -> io::Result<Option<String>> {
         let mut said = Vec::new();
         if let Some(mut stderr) = self.0.stderr.take() {
-            // Its words are few; more would be those of the names that it was given.
+            // Its messages are short. Longer output would consist of names from the image.
             stderr.by_ref().take(BUILDER_WORDS_MAX).read_to_end(&mut said)?;
             io::copy(&mut stderr, &mut io::sink())?;
         }
@@ -174,23 +174,23 @@ impl Builder {
     }
 }
 
-/// Bytes of what the builder says that are kept.
+/// Limit on the kept output of the builder, in bytes.
 const BUILDER_WORDS_MAX: u64 = 4096;
 
 impl Drop for Builder {
     fn drop(&mut self) {
-        // One that has ended already cannot be killed, which is fine.
+        // A process that has already ended cannot be killed, so the error is ignored.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// `sqfstar` as nobody, with no environment and with limits; its one file is the one it is handed, by
-/// descriptor, so that it need not reach into the data directory.
+/// Starts `sqfstar` as nobody, with no environment and with limits. Its only file is passed by descriptor, so that it
+/// needs no access to the data directory.
 fn start_builder(out: &File) -> io::Result<Child> {
     std::os::unix::fs::fchown(out, Some(NOBODY), Some(NOBODY))?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from).min(BUILDER_PROCESSORS_MAX);
-    // Of util-linux; it becomes the builder. A process lowers its own limits without any right.
+    // `prlimit` of util-linux executes the builder. A process needs no privilege to lower its own limits.
     Command::new("prlimit")
         .arg(format!("--as={BUILDER_MEMORY_MAX}"))
         .arg(format!("--nofile={BUILDER_FILES_MAX}"))

@@ -1,5 +1,5 @@
-//! One image's exchange with its registry: rights, documents and blobs, bounded and verified, and its
-//! errors in our words.
+//! The exchange with the registry for one image: authorization, documents and blobs, bounded and verified, with
+//! errors in our own words.
 
 use std::sync::Arc;
 
@@ -19,31 +19,31 @@ use super::manifest::digest_of;
 use super::registry::Credentials;
 use super::transport::{Failed, Transport, host_of, read};
 
-/// Manifest kinds, of OCI and of Docker.
+/// Manifest types, of OCI and of Docker.
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json";
-/// The distribution specification asks registries to take 4 MiB.
+/// Limit on a document, in bytes. The distribution specification asks registries to accept 4 MiB.
 const DOCUMENT_BYTES_MAX: usize = 4 << 20;
-/// Tokens have a few KiB.
+/// Limit on a token service's answer, in bytes. Tokens have a few KiB.
 const TOKEN_BYTES_MAX: usize = 64 << 10;
 
-/// What one pull asks with: the registry, the credentials of its owner, and the token that they gave.
+/// The context of one pull: the registry, the credentials of its owner, and the token obtained with them.
 pub(super) struct Session {
     transport: Arc<Transport>,
     reference: Reference,
     credentials: Option<Arc<Credentials>>,
-    /// Spoken to without TLS.
+    /// True if the registry is used without TLS.
     is_plain: bool,
     subject: String,
     authorization: Mutex<Option<HeaderValue>>,
 }
 
-/// A blob's bytes on their way.
+/// A blob that is being received.
 pub(super) struct Incoming {
     pub(super) response: Response,
     pub(super) host: String,
-    /// The offset that the first byte has: 0 when the registry does not resume.
+    /// Offset of the first byte. It is 0 when the registry does not resume.
     pub(super) start: u64,
 }
 
@@ -69,7 +69,7 @@ impl Session {
         }
     }
 
-    /// A manifest or index, verified against the digest that names it, if one does.
+    /// Fetches a manifest or index. It is verified if a digest names it.
     pub(super) async fn document(&self, asked: Option<&Digest>) -> Result<(Digest, Vec<u8>), HostError> {
         let name = match asked {
             Some(digest) => digest.as_str(),
@@ -86,7 +86,7 @@ impl Session {
         Ok((digest, bytes))
     }
 
-    /// A small blob, verified.
+    /// Fetches a small blob and verifies it.
     pub(super) async fn blob(&self, descriptor: &OciDescriptor) -> Result<Vec<u8>, HostError> {
         let digest: Digest = descriptor
             .digest
@@ -101,7 +101,7 @@ impl Session {
         }
     }
 
-    /// A blob from an offset on, or from its beginning where the registry does not resume.
+    /// Opens a blob at an offset, or at its start if the registry does not resume.
     pub(super) async fn open_blob(&self, digest: &Digest, from: u64) -> Result<Incoming, HostError> {
         let url = self.url("blobs", digest.as_str())?;
         let mut headers = HeaderMap::new();
@@ -142,7 +142,7 @@ impl Session {
         Err(self.failed(Failed::of_status(&host_of(response.url()), status)))
     }
 
-    /// Asks; when the registry wants to know who asks, answers its challenge once and asks again.
+    /// Sends a request. If the registry asks for authorization, answers its challenge once and repeats the request.
     async fn get(&self, url: Url, headers: &HeaderMap) -> Result<Response, HostError> {
         let known = self.authorization.lock().await.clone();
         let response = self.told(self.transport.get(url.clone(), headers, known.as_ref()).await)?;
@@ -158,7 +158,7 @@ impl Session {
         self.told(self.transport.get(url, headers, Some(&fresh)).await)
     }
 
-    /// What to present, by the registry's challenge; `None` when there is nothing.
+    /// Returns the authorization for the registry's challenge, or `None` when there is none.
     async fn answer(&self, response: &Response) -> Result<Option<HeaderValue>, Failed> {
         let texts = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|text| text.to_str().ok());
         match challenge(texts) {
@@ -175,7 +175,7 @@ impl Session {
         secret(&Zeroizing::new(format!("Basic {}", *words)))
     }
 
-    /// Asks the token service that the registry names; the guard checks it as any other host.
+    /// Requests a token from the service that the registry names. The guard checks the service like any other host.
     async fn token(&self, realm: &str, service: Option<String>) -> Result<HeaderValue, Failed> {
         let broken = |words: String| Failed::new(HostErrorKind::Permanent, words);
         let mut url: Url =
@@ -218,7 +218,7 @@ impl Session {
     }
 }
 
-/// The token service and the service's name of the first challenge that asks for a token.
+/// Returns the token service and the service's name from the first challenge that asks for a token.
 fn challenge<'t>(texts: impl Iterator<Item = &'t str>) -> Option<(String, Option<String>)> {
     let mut challenges = texts.flat_map(|text| ChallengeParser::new(text).flatten());
     let bearer = challenges.find(|challenge| challenge.scheme.eq_ignore_ascii_case("Bearer"))?;
@@ -242,14 +242,14 @@ pub(super) fn fuzz(data: &[u8]) {
     token.and_then(|token| secret(&Zeroizing::new(format!("Bearer {}", token.0))));
 }
 
-/// A header that is not shown; `None` for what cannot be in one.
+/// Returns a header value marked as sensitive, or `None` if the text is not valid in a header.
 fn secret(text: &Zeroizing<String>) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
 
-/// An answer of a token service, under either of the two names in use.
+/// An answer of a token service. The token has one of two names.
 #[derive(Deserialize)]
 struct TokenAnswer {
     token: Option<Secret>,

@@ -1,11 +1,11 @@
-//! Permits by whom they are for: each has its own few, so that one that is slow holds up only its own.
+//! Permits by key: each key has its own few, so that a slow user delays only its own key.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::Semaphore;
 
-/// Those with permits in use; the others are forgotten.
+/// Keys with permits in use. Others are dropped.
 #[derive(Debug)]
 pub(super) struct Shares<K> {
     each: usize,

@@ -1,4 +1,4 @@
-//! Hostile and ordinary layers, built into a real squashfs and read back.
+//! Tests of hostile and ordinary layers, built into a real squashfs and read back.
 
 use std::process::Command;
 
@@ -21,7 +21,7 @@ enum Entry {
 }
 use Entry::{Device, Dir, File, Link, Symlink};
 
-/// An archive with names exactly as given: the safe builder would refuse half of these.
+/// Returns an archive with names exactly as given. The safe builder would refuse half of them.
 fn archive(entries: &[Entry]) -> Vec<u8> {
     let mut out = tar::Builder::new(Vec::new());
     for entry in entries {

@@ -1,9 +1,9 @@
-//! Blobs on their way to disk: one transfer at a time for a source's blob, its file private to it, and the
-//! blob's name given only to what is on disk.
+//! Transfers of blobs to the disk: one at a time for a source's blob, into a private file. The blob gets its name
+//! only when it is on disk.
 //!
-//! Guarantees: the digest is taken of the file as it is read back, after the last write, with no writer
-//! left; two sources never write to one file; what a cut transfer brought is kept for the same source.
-//! Writing, hashing and syncing are done by blocking threads, never by the async workers.
+//! Guarantees: the digest is calculated from the file as it is read back, after the last write, with no writer left.
+//! Two sources never write to one file. The data of an interrupted transfer is kept for the same source.
+//! Blocking threads do the writing, hashing and syncing, never the async workers.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -26,10 +26,10 @@ use super::session::{Incoming, Session};
 use super::transport::Failed;
 use crate::host::files::make_directory;
 
-/// Bytes gathered before a blocking thread writes them.
+/// Number of bytes gathered before a blocking thread writes them.
 const BATCH_BYTES: usize = 1 << 20;
-/// A transfer has to bring so much in each window. An ordinary registry brings a thousand times this; one
-/// that is slower keeps a place that others wait for.
+/// Time window in which a transfer must bring a minimum of data. An ordinary registry brings a thousand times as
+/// much. A slower one would keep a permit that others wait for.
 const RATE_WINDOW: Duration = Duration::from_secs(60);
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
 
@@ -54,7 +54,7 @@ impl Transfers {
         lock.lock_owned().await
     }
 
-    /// Brings one blob to where it belongs, from where an earlier try of the same source ended.
+    /// Fetches one blob, from the point at which an earlier attempt of the same source ended.
     pub(super) async fn fetch(
         &self,
         session: &Session,
@@ -77,7 +77,7 @@ impl Transfers {
     }
 }
 
-/// Writes what comes; `partial` belongs to the thread that writes while it does.
+/// Writes the received data. `partial` belongs to the writing thread during each write.
 async fn receive(session: &Session, incoming: Incoming, mut partial: Partial) -> Result<Partial, HostError> {
     let Incoming { response, host, start } = incoming;
     partial.length = start;
@@ -101,7 +101,7 @@ async fn receive(session: &Session, incoming: Incoming, mut partial: Partial) ->
                 end = Some(Err(Failed::new(HostErrorKind::Transient, words)));
             }
         }
-        // A cut transfer keeps what it brought for the next try.
+        // The data of an interrupted transfer is kept for the next attempt.
         partial = in_background(session, move || partial.write(&batch)).await?;
         match end {
             Some(Ok(())) => return Ok(partial),
@@ -119,7 +119,7 @@ async fn in_background<T: Send + 'static>(
     done.map_err(|error| session.error(HostError::kind_of_io(&error)).because(error))
 }
 
-/// How fast a transfer goes, window by window.
+/// The speed of a transfer, window by window.
 pub(super) struct Pace {
     window_end: Instant,
     received: u64,
@@ -134,7 +134,7 @@ impl Pace {
         self.received += bytes as u64;
     }
 
-    /// Whether the last window brought enough; begins the next one when it is over.
+    /// Returns `true` if the last window brought enough. Begins the next window when one is over.
     pub(super) fn is_kept(&mut self, now: Instant) -> bool {
         if now < self.window_end {
             return true;
@@ -145,21 +145,21 @@ impl Pace {
     }
 }
 
-/// A blob on its way, and the right to be the only one that writes to its file.
+/// A partial blob, with the exclusive right to write to its file.
 struct Partial {
     file: File,
-    /// Bytes that are there and count.
+    /// Number of valid bytes in the file.
     length: u64,
     blob: Blob,
     path: PathBuf,
     layout: Layout,
     _alone: OwnedMutexGuard<()>,
-    /// The blob is not collected before the job's manifest is found to list it.
+    /// Hold that keeps the blob until the job's manifest is found to list it.
     _hold: Hold,
 }
 
 impl Partial {
-    /// `None` when the blob is here, by this source or by another.
+    /// Opens the partial blob. Returns `None` if the blob is complete, from this source or another.
     fn open(
         layout: Layout,
         blob: Blob,
@@ -193,7 +193,7 @@ impl Partial {
         Ok(self)
     }
 
-    /// Gives the blob its name if it is what the name says.
+    /// Gives the blob its name if it has the digest that the name promises.
     fn finish(self) -> io::Result<()> {
         if self.length < self.blob.size.0 {
             self.file.set_len(self.length)?;
@@ -215,7 +215,7 @@ fn refused(words: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, words)
 }
 
-/// Digest of a file as it is on disk.
+/// Calculates the digest of a file as it is on disk.
 pub(super) fn hash_file(path: &std::path::Path) -> io::Result<stead_schemas::names::Digest> {
     let (mut file, mut hash) = (File::open(path)?, Sha256::new());
     let mut buffer = vec![0u8; 256 << 10];

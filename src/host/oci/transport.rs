@@ -1,9 +1,9 @@
-//! The one way out of the daemon to registries, token services and the targets of their redirects.
+//! The daemon's only way of connecting to registries, token services and redirect targets.
 //!
-//! Guarantees: every hop is checked by the guard; a redirect never leads from TLS to plain text, is one of
-//! at most `REDIRECTS_MAX`, and takes credentials to the first origin only; answers are read with a bound;
-//! no body and no path or query of an address is ever part of an error.
-//! Proxies of the environment are not used: the connection would be theirs, unchecked.
+//! Guarantees: the guard checks every hop. A redirect never leads from TLS to plain text, is one of at most
+//! `REDIRECTS_MAX`, and passes credentials to the first origin only. Answers are read with a bound. No body, path or
+//! query of an address is ever part of an error.
+//! Proxies of the environment are not used, because their connections would not be checked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,17 +15,17 @@ use stead_controllers::host::HostErrorKind;
 
 use super::guard::{Forbidden, Guard, Resolver};
 
-/// For a connection to be made; a registry that is there answers within a second.
+/// Time limit for establishing a connection. A reachable registry answers within a second.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A transfer that stands still this long has died.
+/// Time after which a transfer without data is considered dead.
 const STALL: Duration = Duration::from_secs(30);
-/// For the head of an answer, redirects included, and for a document.
+/// Time limit for the head of an answer, redirects included, and for a document.
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
-/// Registries redirect blobs once, to their storage; a few more hops are their networks'.
+/// Limit on redirects. Registries redirect blobs once, to their storage; a few more hops come from their networks.
 const REDIRECTS_MAX: usize = 5;
 const USER_AGENT: &str = concat!("stead/", env!("CARGO_PKG_VERSION"));
 
-/// A request that failed: its kind, and words that tell nothing but the host and what it did.
+/// A failed request: its kind, and a message with nothing but the host and what it did.
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) kind: HostErrorKind,
@@ -52,7 +52,7 @@ impl Failed {
         Self::new(HostErrorKind::Transient, format!("{host} gave no answer within {} s", DEADLINE.as_secs()))
     }
 
-    /// Without the address: it may hold what a redirect put there.
+    /// Converts a transfer error. The address is left out, because it may hold text from a redirect.
     pub(super) fn of_transfer(host: &str, error: &reqwest::Error) -> Self {
         let mut cause = std::error::Error::source(error);
         let mut root = None;
@@ -76,7 +76,7 @@ impl Failed {
     }
 }
 
-/// The clients, made once: with the guard's resolver, and for names that the configuration lists.
+/// The clients, created once: one with the guard's resolver, one for names that the configuration lists.
 #[derive(Debug)]
 pub(super) struct Transport {
     guard: Arc<Guard>,
@@ -85,10 +85,12 @@ pub(super) struct Transport {
 }
 
 impl Transport {
+    /// Creates the clients.
+    ///
     /// # Errors
-    /// When the host's certificates cannot be read.
+    /// Returns an error when the host's certificates cannot be read.
     pub(super) fn new(guard: Guard) -> Result<Self, reqwest::Error> {
-        // The second installation in one process is refused, which is fine.
+        // The second installation in one process is refused, so the error is ignored.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let guard = Arc::new(guard);
         let client = |is_for_listed| {
@@ -104,7 +106,7 @@ impl Transport {
         Ok(Self { strict: client(false)?, listed: client(true)?, guard: guard.clone() })
     }
 
-    /// Asks, and follows redirects; the answer's status is the caller's matter.
+    /// Sends a request and follows redirects. The caller handles the status of the answer.
     pub(super) async fn get(
         &self,
         url: Url,
@@ -141,7 +143,8 @@ impl Transport {
         Err(Failed::new(HostErrorKind::Permanent, format!("{} redirects too often", host_of(&url))))
     }
 
-    /// A name is checked by the resolver, as it is connected to; an address never gets there.
+    /// Returns the client for an address. The resolver checks names as they are connected to, but it never sees IP
+    /// addresses.
     fn client_for(&self, url: &Url) -> Result<&Client, Failed> {
         let host = host_of(url);
         let name = url.host_str().unwrap_or_default();
@@ -185,13 +188,13 @@ pub(super) fn fuzz(target: &str) {
     }
 }
 
-/// Host and port, for words.
+/// Returns host and port for messages.
 pub(super) fn host_of(url: &Url) -> String {
     let host = url.host_str().unwrap_or("no host");
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// Reads an answer of at most `max` bytes; `what` names it in the words of a longer one.
+/// Reads an answer of at most `max` bytes. `what` names it in the error for a longer one.
 pub(super) async fn read(response: Response, max: usize, what: &str) -> Result<Vec<u8>, Failed> {
     let host = host_of(response.url());
     let bounded = async {

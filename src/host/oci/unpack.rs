@@ -1,4 +1,4 @@
-//! What is compressed, by its first bytes, with bounds on what it unpacks to.
+//! Decompression by the first bytes of a file, with bounds on the unpacked size.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
@@ -6,14 +6,15 @@ use std::io::{self, BufReader, Read, Seek};
 use super::Refused;
 use super::jobs::Stop;
 
-/// What an image may unpack to; the largest in common use have some 20 GiB.
+/// Limit on the unpacked size of an image, in bytes. The largest in common use have some 20 GiB.
 pub(super) const UNPACKED_BYTES_MAX: u64 = 64 << 30;
-/// gzip reaches 1030; real layers stay below 20. A small archive may unpack to `RATIO_FREE_BYTES` anyway.
+/// Limit on the compression ratio. gzip reaches 1030, and real layers stay below 20. A small archive may unpack to
+/// `RATIO_FREE_BYTES` in any case.
 const RATIO_MAX: u64 = 200;
 const RATIO_FREE_BYTES: u64 = 1 << 30;
 
-/// A reader of the plain bytes of a file, which ends with an error beyond `budget` bytes or when its
-/// ratio is out of the ordinary, and when nobody wants it any more.
+/// Opens a reader of a file's decompressed bytes. It ends with an error beyond `budget` bytes, when the compression
+/// ratio is suspicious, or when the work was stopped.
 pub(super) fn open(mut file: File, budget: u64, stop: &Stop) -> Result<Bounded, Refused> {
     let packed = file.metadata().map_err(Refused::of_io)?.len();
     let mut magic = [0u8; 6];
@@ -43,7 +44,7 @@ fn foreign(name: &str) -> Refused {
     Refused::new(format!("it is compressed with {name}, which is not taken; gzip and zstd are"))
 }
 
-/// Ends with an error where `take` would end silently.
+/// A reader that ends with an error where `take` would end silently.
 pub(super) struct Bounded {
     inner: Box<dyn Read>,
     left: u64,

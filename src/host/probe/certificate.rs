@@ -1,7 +1,7 @@
-//! Any certificate will do: an HTTPS probe asks whether a guest answers, not who it is.
+//! A verifier that accepts every certificate: an HTTPS probe checks that a guest answers, not its identity.
 //!
-//! The address is the instance's own, and the firewall lets no other answer from it. That the other
-//! end has the certificate's key is still checked, as the protocol has it.
+//! The address belongs to the instance, and the firewall lets no other guest answer from it. The other end must still
+//! prove that it has the certificate's key, as the protocol requires.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
-/// A client that takes every certificate.
+/// Returns the configuration of a client that accepts every certificate.
 pub(super) fn trusting() -> Result<ClientConfig, Error> {
     let provider = Arc::new(crypto::ring::default_provider());
     let config =

@@ -1,8 +1,8 @@
-//! Probes of running programs: one small task for each that has a health check.
+//! Probes of running programs: one small task for each program with a health check.
 //!
-//! Guarantees: a probe is bounded in time and memory whatever the guest does; one that this host
-//! could not put at all counts neither way; what may change a verdict is announced.
-//! Cancel/crash: tasks end with the daemon; the next one begins them anew.
+//! Guarantees: a probe is bounded in time and memory, whatever the guest does. A probe that this host could not send
+//! counts neither as success nor as failure. Results that may change a verdict are announced.
+//! Cancel/crash: tasks end with the daemon, and the next daemon begins them again.
 
 mod certificate;
 mod question;
@@ -21,15 +21,15 @@ use tokio::time::{Instant, MissedTickBehavior};
 pub use question::OpenStream;
 use question::{Found, Questions};
 
-/// First probes of many programs are spread over this much, so that a daemon that starts on a full
-/// host does not ask all of them in the same millisecond.
+/// Time over which the first probes of many programs are spread, so that a daemon that starts on a full host does not
+/// send all of them in the same millisecond.
 const SPREAD: Duration = Duration::from_millis(500);
 
-/// What probes go through.
+/// The configuration of probes.
 pub struct ProbeConfig {
-    /// Opens a stream to the agent of a guest.
+    /// Function that opens a stream to the agent of a guest.
     pub open_stream: OpenStream,
-    /// Told when something new was found of an owner.
+    /// Callback that gets an owner with a new result.
     pub changed: Arc<dyn Fn(&Uid) + Send + Sync>,
 }
 
@@ -39,14 +39,14 @@ impl std::fmt::Debug for ProbeConfig {
     }
 }
 
-/// The probes of this daemon; clones share them.
+/// The probes of this daemon. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Prober(Arc<Shared>);
 
 struct Shared {
     questions: Questions,
     changed: Arc<dyn Fn(&Uid) + Send + Sync>,
-    /// Locked for moments only, never over an await.
+    /// Probes under way. The lock is held for moments only, never across an await.
     asking: Mutex<BTreeMap<Uid, Asking>>,
 }
 
@@ -56,7 +56,7 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// One under way. Dropping it gives up what is being asked.
+/// A probe under way. Dropping it cancels the current request.
 #[derive(Debug)]
 struct Asking {
     seen: Arc<Mutex<ProbeSeen>>,
@@ -70,17 +70,19 @@ impl Drop for Asking {
 }
 
 impl Prober {
+    /// Creates the probes.
+    ///
     /// # Errors
-    /// When the client of HTTP probes cannot be made.
+    /// Returns an error when the client of HTTP probes cannot be created.
     pub fn new(config: ProbeConfig) -> Result<Self, HostError> {
         let questions = Questions::new(config.open_stream)?;
         Ok(Self(Arc::new(Shared { questions, changed: config.changed, asking: Mutex::default() })))
     }
 
-    /// What the probe of an owner found by this moment.
+    /// Returns the results of an owner's probe so far.
     #[must_use]
     pub fn seen(&self, owner: &Uid) -> Option<ProbeSeen> {
-        // One whose task is over is none: it is begun again.
+        // A probe whose task has ended does not count. It is begun again.
         let asking = self.0.lock();
         let asking = asking.get(owner).filter(|asking| !asking.task.is_finished())?;
         Some(lock(&asking.seen).clone())
@@ -95,7 +97,7 @@ impl Shared {
     async fn ask_again_and_again(&self, plan: &ProbePlan, seen: &Mutex<ProbeSeen>) {
         let begun = Instant::now();
         tokio::time::sleep(place_in_spread(&plan.owner)).await;
-        // Anywhere: an earlier daemon's connections may not be forgotten yet.
+        // The start is arbitrary, because an earlier daemon's connections may still be in the kernel's table.
         let mut turn = usize::try_from(Timestamp::now().subsec_nanosecond().unsigned_abs()).unwrap_or(0);
         let mut ticks = tokio::time::interval(plan.check.interval.0);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -149,13 +151,13 @@ impl Probes for Prober {
     }
 }
 
-/// The same for the same owner.
+/// Returns a delay that is always the same for the same owner.
 fn place_in_spread(owner: &Uid) -> Duration {
     let sum = owner.as_str().bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
     SPREAD * (sum % 100) / 100
 }
 
-/// What is behind these locks stays whole whoever panics.
+/// Locks a mutex. Its data stays consistent even if a holder panics.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,7 @@
-//! One question to a guest, and how its answer is taken.
+//! A single probe request to a guest, and the reading of its answer.
 //!
-//! The guest is hostile: the deadline is for everything together; of an HTTP answer only the head is
-//! read, which the client bounds, and redirects are not followed; a program's output is thrown away
-//! and bounded too.
+//! The guest is hostile: the deadline covers everything together. Only the head of an HTTP answer is read, which the
+//! client bounds, and redirects are not followed. A program's output is discarded and bounded too.
 
 use std::error::Error;
 use std::io;
@@ -29,42 +28,42 @@ use tokio_rustls::TlsConnector;
 use super::certificate;
 use crate::guest_channel::{AgentError, AgentStream, Event};
 
-/// How the agent of a guest is reached; a driver's matter.
+/// Function that opens a stream to the agent of a guest. Each driver has its own way.
 pub type OpenStream =
     Box<dyn Fn(&Uid, Request) -> BoxFuture<'static, Result<AgentStream, AgentError>> + Send + Sync>;
 
-/// A check that prints more shows something else than health.
+/// Limit on the output of a check, in bytes. A check that prints more does not check health.
 const OUTPUT_BYTES_MAX: usize = 1 << 20;
-/// The head of an answer.
+/// Limit on the head of an answer, in bytes.
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// Ports that are tried; one is not free while an earlier connection from it is not forgotten.
+/// Number of ports that are tried. A port is not free while an earlier connection from it is in the kernel's table.
 const PORTS_TRIED: usize = 16;
-/// Of the output, as a reason.
+/// Limit on the output that is shown as a reason.
 const OUTPUT_SHOWN: usize = 200;
 
-/// What came of a question.
+/// The result of a probe request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
     Well,
     Ill(String),
-    /// This host could not put it: says nothing of the guest.
+    /// This host could not send the request, which says nothing about the guest.
     NotAsked(String),
 }
 
-/// Where a guest is asked: over its bridge and no other way, so that no stranger answers for it.
+/// The path to a guest: over its bridge only, so that no other machine answers for it.
 struct Way<'a> {
     place: SocketAddrV4,
     bridge: &'a LinkName,
-    /// A number that differs from one question to the next.
+    /// Number that differs from one request to the next.
     turn: usize,
 }
 
-/// Connects from a port that says whose connection it is.
+/// Connects from a port that marks the connection as a probe's.
 async fn connect(way: &Way<'_>) -> io::Result<TcpStream> {
     let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for port in PROBE_PORTS.cycle().skip(way.turn % PROBE_PORTS.len()).take(PORTS_TRIED) {
         let socket = TcpSocket::new_v4()?;
-        // Other probes of this moment may have it, to other guests.
+        // Other simultaneous probes may use the port, to other guests.
         socket.set_reuseaddr(true)?;
         socket.bind_device(Some(way.bridge.as_str().as_bytes()))?;
         let connected = match socket.bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into()) {
@@ -96,7 +95,7 @@ impl Questions {
         Ok(Self { tls: TlsConnector::from(Arc::new(config)), open_stream })
     }
 
-    /// `turn` differs from one question to the next.
+    /// Sends a probe request. `turn` differs from one request to the next.
     pub(super) async fn ask(&self, plan: &ProbePlan, turn: usize) -> Found {
         let timeout = plan.check.timeout.0;
         let asked = async {
@@ -128,7 +127,7 @@ impl Questions {
         tokio::time::timeout(timeout, asked).await.unwrap_or_else(|_| late())
     }
 
-    /// The status of the answer. Its body is not read: the connection goes with it.
+    /// Returns the status of the answer. Its body is not read: the connection is closed.
     async fn http(
         &self,
         scheme: Scheme,
@@ -170,7 +169,7 @@ impl Questions {
         });
         let mut stream = match (self.open_stream)(owner, request).await {
             Ok(stream) => stream,
-            // Clients have them all.
+            // Clients of the agent use all streams.
             Err(error @ AgentError::TooMany) => return Found::NotAsked(error.to_string()),
             Err(error @ (AgentError::NotReady | AgentError::Unresponsive | AgentError::Lost)) => {
                 return Found::Ill(error.to_string());
@@ -204,7 +203,7 @@ impl Questions {
     }
 }
 
-/// One request and the head of its answer.
+/// Sends one request and reads the head of its answer.
 async fn exchange<S>(stream: S, request: Get<String>) -> hyper::Result<u16>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -217,13 +216,13 @@ where
     let answer = tokio::select! {
         biased;
         answer = &mut answer => answer?,
-        // Hung up: what came before that is the answer, or the error.
+        // The connection was closed. Its answer or error arrived before that.
         _ = &mut connection => answer.await?,
     };
     Ok(answer.status().as_u16())
 }
 
-/// A failure, by what is at the bottom of it.
+/// Returns a failure, described by its root cause.
 fn ill(error: &(dyn Error + 'static)) -> Found {
     let mut cause = error;
     loop {
@@ -238,7 +237,7 @@ fn ill(error: &(dyn Error + 'static)) -> Found {
     }
 }
 
-/// Not the guest's doing: no descriptor, no memory, no port, no link.
+/// Returns `true` for errors of this host, not of the guest: no descriptor, no memory, no port, no link.
 fn is_of_this_host(errno: Errno) -> bool {
     [
         Errno::MFILE,

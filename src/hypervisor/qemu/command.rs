@@ -74,8 +74,8 @@ pub(super) fn arguments(start: &Start<'_>, accelerator: Accelerator, tsc_khz: Op
         // The device state is loaded as it was saved: without a header.
         add(&["-incoming", "defer", "-S", "-global", "migration.send-configuration=off"]);
     }
-    // -no-shutdown: a guest that powers off leaves the process in run state `shutdown`. So a daemon that
-    // starts later can still tell it from a VMM that was killed.
+    // -no-shutdown: a guest that powers off leaves the process in run state `shutdown`. So a daemon that starts later
+    // can still distinguish it from a VMM that was killed.
     add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-no-shutdown"]);
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     add(&["-qmp", &mark(paths)]);

@@ -17,7 +17,7 @@ use tokio::process::Command;
 use crate::host::tsc;
 use crate::hypervisor::driver::MachineType;
 
-/// How long QEMU may take to list its machine types: it needs 30 ms.
+/// Time limit for QEMU to list its machine types, which takes 30 ms.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The capabilities of VMs of both machine types, apart from the number of their devices.
@@ -32,7 +32,7 @@ const CAPABILITIES: VmmCapabilities = VmmCapabilities {
     vcpus_max: VCPUS_MAX,
 };
 
-/// Both machine types as the driver boundary has them. Records that name none are of the first.
+/// The two machine types, as the driver boundary defines them. Records that name none are of the first.
 pub(super) const ALL: [MachineType; 2] =
     [QemuMachine::Q35.machine_type(), QemuMachine::Microvm.machine_type()];
 

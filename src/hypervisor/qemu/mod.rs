@@ -38,7 +38,7 @@ impl Qemu {
     #[must_use]
     pub fn new(programs: &Programs, accelerator: Accelerator) -> Self {
         let program = programs.get(NAME).cloned().unwrap_or_else(|| PROGRAM.into());
-        // Found once, so that no launch has to look for it.
+        // The program is found once, so that no launch has to search for it.
         Self { program: find_program(&program).unwrap_or(program), accelerator }
     }
 }

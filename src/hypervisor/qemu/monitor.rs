@@ -20,13 +20,13 @@ use tokio::task::JoinHandle;
 use super::command::{CONSOLE, PLUG, TAP};
 use crate::hypervisor::driver::{Notify, RunState};
 
-/// How long an answer may take. QEMU answers in a millisecond; a host under load takes longer.
+/// Time limit for an answer. QEMU answers in a millisecond; a host under load takes longer.
 const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Delay between two polls of a device state that is being loaded.
 const MIGRATION_POLL: Duration = Duration::from_millis(1);
 
-/// How long a device state may take to be saved or loaded: 5 ms, a second under load.
+/// Time limit for saving or loading a device state, which takes 5 ms, or a second under load.
 pub(super) const STATE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Length of the longest line that is read, in bytes: a hundred times that of QEMU's longest answer.
@@ -135,15 +135,15 @@ impl Monitor {
 
     /// Writes the device state of a paused VM into this file. Its disks were flushed when it was paused.
     ///
-    /// The command has the name of its first user. It is the one command that leaves out the RAM whoever
-    /// maps it, and it is the same on every accelerator. It leaves out the firmware's memory as well, which
+    /// The command has the name of its first user. It is the only command that leaves out the RAM, whatever
+    /// process maps it, and it is the same on every accelerator. It leaves out the firmware's memory as well, which
     /// is not read after a boot: the tables for the guest are in the guest's RAM, and a reset ends the VM.
     pub(super) async fn save_state(&self, file: &Path) -> Result<(), String> {
         let save = qmp::xen_save_devices_state { filename: file.display().to_string(), live: Some(false) };
         self.execute_within(STATE_DEADLINE, save).await.map(drop)
     }
 
-    /// Has the process listen on this socket for the device state.
+    /// Makes the process listen on this socket for the device state.
     pub(super) async fn begin_load(&self, socket: &Path) -> Result<(), String> {
         let uri = Some(format!("unix:{}", socket.display()));
         self.execute(qmp::migrate_incoming { uri, channels: None, exit_on_error: None }).await.map(drop)

@@ -1,4 +1,4 @@
-//! VMMs that write too much or nothing on their monitor.
+//! Tests with VMMs that write too much or nothing on their monitor.
 
 use std::sync::Arc;
 

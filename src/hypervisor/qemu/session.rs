@@ -1,4 +1,4 @@
-//! A connection to one QEMU process, in the words of the driver boundary.
+//! A connection to one QEMU process, behind the driver boundary.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! The agent: a program's round trip, against the same channel with less to do.
+//! The agent: the round trip of a program, against the same channel with less work.
 
 use std::time::Instant;
 
@@ -25,7 +25,7 @@ pub(crate) async fn open(daemon: &Daemon, verb: &str, request: Value) -> Socket 
     socket
 }
 
-/// Everything until the end; bytes received, and the last text.
+/// Reads everything until the end. Returns the number of bytes received, and the last text.
 pub(crate) async fn drain(socket: &mut Socket) -> (usize, String, String) {
     let (mut bytes, mut last, mut output) = (0, String::new(), Vec::new());
     while let Some(Ok(message)) = socket.next().await {
@@ -73,12 +73,12 @@ pub(crate) async fn agent() -> Vec<Figure> {
     let busybox = "/bin/busybox";
     let round_trip = times(async || drop(exec(&daemon, &[busybox, "true"]).await)).await;
     let bare = times(async || drop(daemon.get("/instances/box/stat?path=/bin").await)).await;
-    // What a start costs in the guest itself: its shell starts the same program a hundred times.
+    // This measures the cost of a start in the guest itself: its shell starts the same program a hundred times.
     let line = "i=0; while [ $i -lt 100 ]; do /bin/busybox true; i=$((i+1)); done";
     let start = Instant::now();
     exec(&daemon, &[busybox, "sh", "-c", line]).await;
     let process = (start.elapsed().as_secs_f64() * 1000.0 - round_trip) / 100.0;
-    // Before the copies, which the host's disk is busy with for a while after they are done.
+    // This runs before the copies, which keep the host's disk busy for a while after they are done.
     let lines = logs::lines(&daemon, open(&daemon, "exec", logs::request()).await).await;
     let copies = copies::copies(&daemon).await;
     daemon.delete("box").await;

@@ -1,5 +1,5 @@
-//! A server on a real data directory without reconcilers, in a process of its own: only the way of a
-//! write is measured, and what the load costs is not.
+//! A server on a real data directory without reconcilers, in its own process: only the path of a write is measured,
+//! not the cost of the load.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -29,7 +29,7 @@ use stead_schemas::names::{Platform, Uid};
 use stead_schemas::network::NetworkSpec;
 use tokio::net::TcpListener;
 
-/// What makes this program such a server.
+/// Argument with which this program becomes such a server.
 pub(crate) const ARGUMENT: &str = "bare-server";
 
 struct NoHost;
@@ -62,7 +62,7 @@ impl Backend for NoHost {
     }
 }
 
-/// The server from outside; ended with the value.
+/// The server as seen from outside. It is ended when the value is dropped.
 pub(crate) struct Bare {
     child: Child,
     pub(crate) base: String,
@@ -103,7 +103,7 @@ impl Drop for Bare {
     }
 }
 
-/// In the process of its own: serves until its standard input ends.
+/// Serves in the server's own process until standard input ends.
 pub(crate) async fn run(dir: &Path) {
     let opened = stead::store::open(dir, stead_controllers::kinds()).expect("opened");
     let (store, _lock) = (opened.store, opened.lock);

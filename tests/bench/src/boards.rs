@@ -1,4 +1,4 @@
-//! The two boards beside each other: from POST to Running, to standby and back.
+//! The two machine types compared: from POST to Running, to standby and back.
 //!
 //! Rounds are interleaved. The first standby after a boot writes all of the RAM; it is not counted.
 
@@ -10,10 +10,10 @@ use crate::daemon::Daemon;
 use crate::{Figure, median};
 
 const ROUNDS: usize = 9;
-/// Of standby and restore, in each round, the first not counted.
+/// Number of standbys and restores in each round, the first not counted.
 const STANDBYS: usize = 3;
 
-/// What was measured of one board.
+/// The measurements of one machine type.
 #[derive(Default)]
 struct Measured {
     boots: Vec<f64>,

@@ -1,4 +1,4 @@
-//! From POST to Running, against the same kernel, initrd and disks started by hand.
+//! The time from POST to Running, against the same kernel, initrd and disks started manually.
 //!
 //! Rounds are interleaved.
 

@@ -8,17 +8,17 @@ use crate::daemon::Daemon;
 use crate::hand::{self, Hand};
 
 const CHUNK_BYTES: usize = 64 << 10;
-/// A port beside the control port, as root of the guest finds it.
+/// Path of a port beside the control port, as root of the guest finds it.
 const PORT: &str = "/dev/vport0p2";
 
-/// A VM by hand whose program moves bytes whenever it is asked to.
+/// A manually started VM whose program transfers bytes on request.
 #[derive(Debug)]
 pub(crate) struct Channel {
     _hand: Hand,
     socket: UnixStream,
 }
 
-/// Megabytes a second, each way: what nothing over this channel can exceed.
+/// The speed in megabytes per second, in each direction. No transfer over this channel can exceed it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Speed {
     pub(crate) from_guest: f64,
@@ -26,7 +26,7 @@ pub(crate) struct Speed {
 }
 
 impl Channel {
-    /// Boots a VM made like this running one.
+    /// Boots a VM like this running one.
     pub(crate) async fn boot(daemon: &Daemon, instance: &str, bytes: usize) -> Self {
         let seen = daemon.get(&format!("/instances/{instance}")).await;
         let (overlay, place) = (daemon.dir.path().join("channel.ext4"), daemon.dir.path().join("channel"));
@@ -40,7 +40,7 @@ impl Channel {
         let device = "virtserialport,chardev=bare,name=bare,nr=2".to_owned();
         arguments.extend(["-chardev".to_owned(), chardev, "-device".to_owned(), device]);
         hand::make_overlay(&overlay);
-        // A byte asks for the way out; the way in follows, and a byte says that it was taken.
+        // A byte requests the outgoing bytes; the incoming ones follow, and a byte acknowledges them.
         let dd = "/bin/busybox dd status=none";
         let (out, back) = (bytes / CHUNK_BYTES, bytes >> 12);
         let script = format!(
@@ -55,11 +55,11 @@ impl Channel {
         booted.await.expect("booted")
     }
 
-    /// So many bytes out, and as many in.
+    /// Transfers `bytes` bytes out, and as many in.
     pub(crate) fn round(&mut self, bytes: usize) -> Speed {
         let mut chunk = vec![0u8; CHUNK_BYTES];
         self.socket.write_all(b"x").expect("sent");
-        // The first byte: until then the guest is starting a program.
+        // This is the first byte: until then the guest is starting a program.
         self.socket.read_exact(&mut chunk[..1]).expect("received");
         let start = Instant::now();
         let mut left = bytes - 1;

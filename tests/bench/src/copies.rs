@@ -1,5 +1,5 @@
-//! Copies into and out of a guest, against the bare channel and against an exec of nothing: in turns,
-//! so that a machine that is busy for a while is so for all of them.
+//! Copies into and out of a guest, against the bare channel and against an exec that does nothing. They alternate, so
+//! that a temporarily busy machine affects all of them.
 
 use futures::SinkExt;
 use serde_json::json;
@@ -15,10 +15,10 @@ const COPY_BYTES: usize = 256 << 20;
 const CHUNK_BYTES: usize = 256 << 10;
 const ROUNDS: usize = 5;
 const BUSYBOX: &str = "/bin/busybox";
-/// On its disk, and in its memory.
+/// Paths of the files: on the guest's disk, and in its memory.
 const FILES: [&str; 2] = ["/file", "/dev/shm/file"];
 
-/// Megabytes a second of one kind of way, round by round.
+/// Speeds of one kind of transfer in megabytes per second, round by round.
 type Speeds = Vec<f64>;
 
 #[derive(Default)]
@@ -27,12 +27,12 @@ struct Seen {
     bare_out: Speeds,
     exec_in: Speeds,
     exec_out: Speeds,
-    /// For each of the files.
+    /// Speeds of the copies in, for each of the files.
     copied_in: [Speeds; 2],
     copied_out: [Speeds; 2],
 }
 
-/// Megabytes a second that go to the guest.
+/// Returns the speed of the data sent to the guest, in megabytes per second.
 async fn send(mut socket: Socket, end: &str) -> f64 {
     let chunk = bytes::Bytes::from(vec![7u8; CHUNK_BYTES]);
     let start = Instant::now();
@@ -61,7 +61,7 @@ async fn round(daemon: &Daemon, channel: &mut Channel, seen: &mut Seen) {
         seen.copied_in[index].push(send(open(daemon, "cp", to).await, r#"{"type":"end"}"#).await);
         let from = json!({ "direction": "from", "guest_path": file });
         seen.copied_out[index].push(receive(open(daemon, "cp", from).await).await);
-        // There is room for one.
+        // There is room for only one file.
         exec(daemon, &[BUSYBOX, "rm", file]).await;
     }
     let sink = json!({ "command": [BUSYBOX, "sh", "-c", "/bin/busybox cat >/dev/null"] });
@@ -71,7 +71,7 @@ async fn round(daemon: &Daemon, channel: &mut Channel, seen: &mut Seen) {
     seen.exec_out.push(receive(open(daemon, "exec", source).await).await);
 }
 
-/// With the instance `box` of a gigabyte, on a disk of half of one.
+/// Measures copies with the instance `box`, which has 1 GB of memory and a disk of half a gigabyte.
 pub(crate) async fn copies(daemon: &Daemon) -> Vec<Figure> {
     let mut channel = Channel::boot(daemon, "box", COPY_BYTES).await;
     let mut seen = Seen::default();

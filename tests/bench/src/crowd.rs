@@ -1,6 +1,6 @@
-//! Clients that mean harm, all at once: of a daemon's API, with and without a token; and a registry that does.
+//! Hostile clients of a daemon's API, all at once, with and without a token; and a hostile registry.
 //!
-//! A test and a bench have it beside an honest client. Nothing here is judged.
+//! A test and a bench run them beside an honest client. This module judges nothing.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,41 +13,41 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// The crowd comes from so many addresses, 127.0.0.2 and on; the honest client has another.
+/// Number of addresses of the crowd, 127.0.0.2 and following. The honest client has another.
 const ADDRESSES: usize = 8;
-/// Connections over which nothing is said.
+/// Number of connections over which nothing is sent.
 const IDLE: usize = 2500;
-/// Connections over which a head, a body or an archive comes a byte at a time.
+/// Number of connections over which a head, a body or an archive comes one byte at a time.
 const SLOW: usize = 400;
-/// Requests that wait, follow, watch, or open a session, and read nothing.
+/// Number of requests that wait, follow, watch, or open a session, and read nothing.
 const UNREAD: usize = 600;
-/// Clients that ask again as soon as they were answered.
+/// Number of clients that repeat their request as soon as they get an answer.
 const FLOODS: usize = 4;
-/// Clients that send heads and bodies without an end, and bombs.
+/// Number of clients that send endless heads and bodies, and decompression bombs.
 const LARGE: usize = 4;
-/// Images that are asked of the hostile registry.
+/// Number of images that are requested from the hostile registry.
 const PULLS: usize = 48;
 
-/// Between two bytes of what comes slowly.
+/// Time between two bytes of slow data.
 const DRIP: Duration = Duration::from_millis(500);
-/// Before a client that was let go comes again. Many more connections a second than a daemon can take fill the
-/// kernel's queue of them, which is for the host's firewall to divide.
+/// Time before a disconnected client connects again. If far more connections came per second than a daemon can
+/// accept, they would fill the kernel's queue, which is for the host's firewall to divide.
 const AGAIN: Duration = Duration::from_secs(5);
 const BLOCK: usize = 64 << 10;
 
-/// Whom the crowd is after.
+/// The target of the crowd.
 #[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) address: SocketAddr,
-    /// A good token; of another subject than the honest client's.
+    /// Valid token, of another subject than the honest client's.
     pub(crate) token: String,
-    /// A running instance.
+    /// Name of a running instance.
     pub(crate) instance: String,
-    /// An archive, gzip, that is small and unpacks to a lot.
+    /// A gzip archive that is small and unpacks to a large size.
     pub(crate) bomb: Arc<Vec<u8>>,
 }
 
-/// What goes on until the value goes.
+/// The attacks that run until the value is dropped.
 pub(crate) struct Crowd {
     _tasks: JoinSet<()>,
     connections: Arc<AtomicU64>,
@@ -89,7 +89,7 @@ impl Crowd {
         Self { _tasks: tasks, connections, answers }
     }
 
-    /// Connections that were made, and answers that came, until now.
+    /// Returns the number of connections and of answers until now.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.connections.load(Ordering::Relaxed), self.answers.load(Ordering::Relaxed))
     }
@@ -123,7 +123,7 @@ struct Attacker {
 impl Attacker {
     async fn attack(&self, attack: Attack) {
         loop {
-            // However it ended, it is made again.
+            // However the attack ended, it is repeated.
             let _ = self.once(attack).await;
             sleep(AGAIN).await;
         }
@@ -131,7 +131,7 @@ impl Attacker {
 
     async fn connect(&self) -> io::Result<TcpStream> {
         let socket = TcpSocket::new_v4()?;
-        // Little is taken of what is not read.
+        // The client buffers little of the data that it does not read.
         socket.set_recv_buffer_size(4096)?;
         let last = u8::try_from(2 + self.number % ADDRESSES).unwrap_or(2);
         socket.bind((Ipv4Addr::new(127, 0, 0, last), 0).into())?;
@@ -192,7 +192,7 @@ impl Attacker {
         }
     }
 
-    /// One answer, or a part of it.
+    /// Reads an answer, or a part of it.
     async fn answer(&self, stream: &mut TcpStream) -> io::Result<usize> {
         let mut bytes = [0; BLOCK];
         let read = stream.read(&mut bytes).await?;
@@ -200,7 +200,7 @@ impl Attacker {
         Ok(read)
     }
 
-    /// A program that says a lot to somebody who takes nothing.
+    /// Opens a session whose program prints a lot, and reads nothing.
     async fn session(&self, stream: &mut TcpStream) -> io::Result<()> {
         let line = format!("GET /instances/{}/exec", self.target.instance);
         let more = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -209,14 +209,14 @@ impl Attacker {
         let mut status = [0; 12];
         stream.read_exact(&mut status).await?;
         let request = br#"{"command":["yes"]}"#;
-        // A text frame whose mask leaves it as it is.
+        // This is a text frame whose mask leaves the text unchanged.
         let length = u8::try_from(request.len()).unwrap_or(0);
         stream.write_all(&[&[0x81, 0x80 | length, 0, 0, 0, 0], &request[..]].concat()).await?;
         held_unread().await;
         Ok(())
     }
 
-    /// Requests of many kinds, good and bad, one after another.
+    /// Sends requests of many kinds, valid and invalid, one after another.
     async fn flood(&self, stream: &mut TcpStream) -> io::Result<()> {
         for round in 0usize.. {
             let (line, body) = [
@@ -237,12 +237,12 @@ impl Attacker {
     }
 }
 
-/// Says nothing, until it is let go.
+/// Sends nothing until the connection is closed.
 async fn held(stream: &mut TcpStream) -> io::Result<()> {
     stream.read(&mut [0; 64]).await.map(drop)
 }
 
-/// Takes nothing.
+/// Reads nothing.
 async fn held_unread() {
     sleep(Duration::from_secs(3600)).await;
 }
@@ -261,7 +261,7 @@ async fn drip(stream: &mut TcpStream, head: String) -> io::Result<()> {
     stream.write_all(head.as_bytes()).await?;
     let mut answer = [0; 64];
     loop {
-        // An answer is the end of it.
+        // An answer ends the request.
         match timeout(DRIP, stream.read(&mut answer)).await {
             Ok(read) => return read.map(drop),
             Err(_) => stream.write_all(b"x").await?,
@@ -277,16 +277,16 @@ async fn endless(stream: &mut TcpStream, head: String) -> io::Result<()> {
     }
 }
 
-/// A registry of which every answer is slow, endless, large or a lie.
+/// A registry whose answers are slow, endless, large or false.
 struct Registry;
 
-/// A configuration that a manifest of the registry can name; what is in its layer is not.
+/// A configuration that a manifest of the registry can name. The contents of its layer do not match it.
 const CONFIG: &str = concat!(
     r#"{"architecture":"amd64","os":"linux","config":{"Cmd":["true"]},"rootfs":{"type":"layers","diff_ids":["#,
     r#""sha256:0000000000000000000000000000000000000000000000000000000000000000"]}}"#
 );
 const CONFIG_DIGEST: &str = "0948a7e8dc0246a26e7940c231c36162cab921fe77d77bfbd935c4d1f9218ff2";
-/// Of the layer that the registry offers, in bytes; its content comes at some 2 MiB a second.
+/// Size of the layer that the registry offers, in bytes. Its content comes at some 2 MiB per second.
 const LAYER_BYTES: u64 = 1 << 30;
 
 impl Registry {
@@ -298,7 +298,7 @@ impl Registry {
             while let Ok((stream, _)) = listener.accept().await {
                 while connections.try_join_next().is_some() {}
                 connections.spawn(async move {
-                    // Whoever hangs up has had enough.
+                    // The client may close the connection at any time.
                     let _ = serve(stream).await;
                 });
             }
@@ -324,7 +324,7 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
         "endless" => endless(&mut stream, format!("{manifest_head}\r\n")).await,
         _ => {
             let layer = kind.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
-            // Each image has a layer of its own.
+            // Each image has its own layer.
             let name = path.bytes().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
             let layer = format!("{layer:0<48}{name:016x}");
             let text = format!(
@@ -341,7 +341,7 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
     }
 }
 
-/// The configuration; or junk for a layer, at a pace that may be borne, or as fast as it is taken.
+/// Sends the configuration, or junk for a layer, at a tolerable pace or as fast as it is read.
 async fn blob(stream: &mut TcpStream, path: &str, kind: &str) -> io::Result<()> {
     let head = "HTTP/1.1 200 OK\r\nConnection: close\r\n";
     if path.ends_with("/v2/") {

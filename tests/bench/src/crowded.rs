@@ -1,5 +1,5 @@
-//! What a crowd of hostile clients and a hostile registry cost an honest client: its slowest answers beside
-//! those of a quiet hour, and the daemon's memory.
+//! The cost of hostile clients and a hostile registry for an honest client: its slowest answers with and without
+//! them, and the daemon's memory.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -13,13 +13,14 @@ use crate::Figure;
 use crate::crowd::{Crowd, Target};
 use crate::daemon::Daemon;
 
-/// Requests of each kind, with the crowd and without: a hundredth of them is some.
+/// Number of requests of each kind, with the crowd and without. It is large enough for a 99th percentile.
 const REQUESTS: usize = 500;
-/// For the crowd to be at work.
+/// Time for the crowd to get to work.
 const ARRIVAL: Duration = Duration::from_secs(10);
 const PER_CENT: usize = 99;
 
-/// Seconds within which 99 of 100 were answered: reads, and writes that are on disk then.
+/// Returns the times within which 99 of 100 requests were answered, in seconds: for reads, and for writes, which are
+/// then on disk.
 async fn slowest(daemon: &Daemon) -> [f64; 2] {
     let (mut reads, mut writes) = (Vec::new(), Vec::new());
     for number in 0..REQUESTS {
@@ -36,10 +37,11 @@ async fn slowest(daemon: &Daemon) -> [f64; 2] {
     })
 }
 
-/// Makes this program the crowd: its work is not the honest client's.
+/// Argument with which this program becomes the crowd. It is a separate process, so that its work is not the honest
+/// client's.
 pub(crate) const ARGUMENT: &str = "crowd";
 
-/// In the process of its own: a crowd until its standard input ends; tells how much it did.
+/// Runs a crowd in its own process until standard input ends. Prints how much it did.
 pub(crate) async fn run([address, token, bomb]: [&str; 3]) {
     let target = Target {
         address: address.parse().expect("an address"),
@@ -54,7 +56,7 @@ pub(crate) async fn run([address, token, bomb]: [&str; 3]) {
     writeln!(std::io::stdout(), "{connections} hostile connections and {answers} answers").expect("told");
 }
 
-/// Makes an archive of a file of 512 MiB, all of it zeros.
+/// Makes an archive of a file with 512 MiB of zeros.
 fn make_bomb(directory: &Path) {
     let line = "truncate -s 512M zeros && tar -cf - zeros | gzip -1 > bomb; rm zeros";
     let made = Command::new("sh").args(["-c", line]).current_dir(directory).status();

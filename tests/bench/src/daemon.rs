@@ -1,4 +1,4 @@
-//! A daemon of the binary beside this program, with VMs; nothing of it outlives the value.
+//! A daemon of the binary beside this program, with VMs. All of it ends with the value.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ pub(crate) struct Daemon {
     http: reqwest::Client,
 }
 
-/// The `stead` beside this program.
+/// Returns the path of the `stead` beside this program.
 fn stead() -> PathBuf {
     let own = std::env::current_exe().expect("this program has a path");
     own.with_file_name("stead")
@@ -46,21 +46,21 @@ impl Daemon {
                 ("STEAD_TABLE", bridge),
                 ("STEAD_TAP_PREFIX", "sb"),
                 ("STEAD_LOG", "warn"),
-                // Some figures have a registry.
+                // Some figures use a registry.
                 ("STEAD_REGISTRY_ALLOW", r#"["127.0.0.0/8"]"#),
             ])
             .stderr(log);
         let child = command.spawn().expect("the daemon starts");
         let base = format!("http://127.0.0.1:{port}");
         let http = reqwest::Client::new();
-        // From here on a panic clears up.
+        // From here on a panic cleans up.
         let mut daemon = Self { child, command, dir, base, token: String::new(), bridge, http };
         daemon.answers(Duration::from_millis(50)).await;
         daemon.token = daemon.token_of("bench");
         daemon
     }
 
-    /// A token of this subject, with all rights.
+    /// Makes a token of this subject, with all scopes.
     pub(crate) fn token_of(&self, subject: &str) -> String {
         let minted = Command::new(stead())
             .args(["token", "create", "--subject", subject, "--data-dir"])
@@ -78,7 +78,7 @@ impl Daemon {
         }
     }
 
-    /// Kills the daemon and starts it again; seconds from the start to its first answer.
+    /// Kills the daemon and starts it again. Returns the seconds from the start to its first answer.
     pub(crate) async fn restart(&mut self) -> f64 {
         self.child.kill().and_then(|()| self.child.wait().map(drop)).expect("it was there");
         let start = Instant::now();
@@ -92,12 +92,12 @@ impl Daemon {
         request.send().await.expect("answered").json().await.unwrap_or(Value::Null)
     }
 
-    /// A POST that succeeds.
+    /// Sends a POST that must succeed.
     pub(crate) async fn ask(&self, path: &str, body: Value) -> Value {
         self.send(reqwest::Method::POST, path, body).await
     }
 
-    /// A PATCH that succeeds.
+    /// Sends a PATCH that must succeed.
     pub(crate) async fn change(&self, path: &str, body: Value) -> Value {
         self.send(reqwest::Method::PATCH, path, body).await
     }
@@ -110,7 +110,7 @@ impl Daemon {
         body
     }
 
-    /// A stream of events, as it comes.
+    /// Opens a stream of events.
     pub(crate) async fn follow(
         &self,
         path: &str,
@@ -119,7 +119,7 @@ impl Daemon {
         Box::pin(request.send().await.expect("answered").bytes_stream())
     }
 
-    /// Imports busybox as a bare root file system: no registry is part of this figure.
+    /// Imports busybox as a bare root file system, so that no registry is part of this figure.
     pub(crate) async fn import(&self) {
         let root = self.dir.path().join("root/bin");
         fs::create_dir_all(&root).expect("made");
@@ -145,7 +145,7 @@ impl Daemon {
         assert!(imported.is_ok_and(|status| status.success()), "imported");
     }
 
-    /// Seconds from the POST until `wait` says Running.
+    /// Returns the seconds from the POST until `wait` reports Running.
     pub(crate) async fn post(&self, name: &str, size: &str) -> f64 {
         self.post_with_disk(name, size, "256MB").await
     }
@@ -154,7 +154,7 @@ impl Daemon {
         self.post_with(name, json!({ "size": size, "overlay_size": disk })).await
     }
 
-    /// Beside what every instance here has.
+    /// Creates an instance with additional fields, like [`Daemon::post`].
     pub(crate) async fn post_with(&self, name: &str, more: Value) -> f64 {
         let mut body = json!({
             "name": name, "image": "bench.test/busybox:v1", "size": "256MB", "vcpus": 1,
@@ -187,12 +187,12 @@ impl Daemon {
         self.http.delete(url).bearer_auth(&self.token).send().await.expect("answered");
     }
 
-    /// User and system time of the daemon and of the programs that it ran so far, in seconds.
+    /// Returns the user and system time of the daemon and its ended programs so far, in seconds.
     pub(crate) fn processor_seconds(&self) -> f64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
         let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
-        // Clock ticks are hundredths of a second on Linux. The last two are of programs that it ran.
+        // Clock ticks are hundredths of a second on Linux. The last two values are those of the programs that it ran.
         (ticks(11) + ticks(12) + ticks(13) + ticks(14)) / 100.0
     }
 
@@ -200,12 +200,12 @@ impl Daemon {
         resident(self.child.id())
     }
 
-    /// The most that was ever resident, in MiB.
+    /// Returns the peak resident memory, in MiB.
     pub(crate) fn peak(&self) -> f64 {
         memory(self.child.id(), "VmHWM:")
     }
 
-    /// VMMs that are still there: recorded in the runtime directory.
+    /// Lists the remaining VMMs, as recorded in the runtime directory.
     fn vmms(&self) -> Vec<i32> {
         let entries = fs::read_dir(self.dir.path().join("run/vm")).into_iter().flatten().flatten();
         let records = entries.filter_map(|entry| fs::read(entry.path().join("machine.json")).ok());
@@ -214,7 +214,7 @@ impl Daemon {
     }
 }
 
-/// Resident set of a process in MiB.
+/// Returns the resident memory of a process, in MiB.
 pub(crate) fn resident(pid: u32) -> f64 {
     memory(pid, "VmRSS:")
 }
@@ -226,7 +226,7 @@ fn memory(pid: u32, key: &str) -> f64 {
 }
 
 impl Drop for Daemon {
-    /// Ends everything that was started, in good order or not.
+    /// Ends all started processes, also after a failure.
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

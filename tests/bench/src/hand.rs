@@ -1,5 +1,5 @@
-//! A VM started by hand: the very command line of our VMM, with sockets of its own, and this program
-//! answering the guest's handshake.
+//! A manually started VM: the exact command line of our VMM, with its own sockets, and this program as the host in
+//! the guest's handshake.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,7 +12,7 @@ use stead_schemas::guest::{Config, Decoder, Frame, FromGuest, Phase, Seed, ToGue
 
 use crate::daemon::DEADLINE;
 
-/// A process that does not outlive the value, whatever panics.
+/// A process that does not outlive the value, even after a panic.
 #[derive(Debug)]
 struct Vmm(Child);
 
@@ -23,7 +23,7 @@ impl Drop for Vmm {
     }
 }
 
-/// A TAP for a VM by hand, on no bridge; gone with the value.
+/// A TAP for a manually started VM, on no bridge. It is removed when the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Tap(&'static str);
 
@@ -43,8 +43,8 @@ impl Drop for Tap {
     }
 }
 
-/// The command line of our VM, with sockets, logs, RAM and overlay of its own, and the same network card
-/// if there is a TAP for it.
+/// Returns the command line of our VM, with its own sockets, logs, RAM and overlay, and the same network card if
+/// there is a TAP for it.
 pub(crate) fn arguments(pid: u64, own: &Path, place: &Path, tap: Option<&Tap>) -> Vec<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).expect("the VMM runs");
     let words: Vec<String> = line
@@ -80,7 +80,7 @@ pub(crate) fn arguments(pid: u64, own: &Path, place: &Path, tap: Option<&Tap>) -
                 );
             }
             if word == "-object" {
-                // Ours is a descriptor of our VMM's.
+                // Our RAM is a descriptor of our VMM.
                 let rest = value.replace("memory-backend-file", "memory-backend-memfd");
                 value = rest
                     .split(',')
@@ -104,19 +104,19 @@ fn with_tap(value: &str, name: &str) -> String {
     value.split(',').map(named).collect::<Vec<_>>().join(",")
 }
 
-/// An empty disk for a VM by hand.
+/// Makes an empty disk for a manually started VM.
 pub(crate) fn make_overlay(path: &Path) {
     fs::File::create(path).and_then(|file| file.set_len(256 << 20)).expect("made");
     let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(path).status();
     assert!(made.is_ok_and(|status| status.success()), "mkfs.ext4 runs");
 }
 
-/// A VM by hand whose program runs; ended with the value.
+/// A manually started VM whose program runs. It is ended when the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Hand {
     vmm: Vmm,
     _control: UnixStream,
-    /// From the spawn until the guest said that its program runs.
+    /// Time from the spawn until the guest reported that its program runs, in seconds.
     pub(crate) seconds: f64,
 }
 
@@ -138,7 +138,7 @@ impl Hand {
         Self { vmm, _control: socket, seconds: start.elapsed().as_secs_f64() }
     }
 
-    /// Starts a VMM that `load` has go on; returns when its guest answers.
+    /// Starts a VMM that `load` continues. Returns when its guest answers.
     pub(crate) fn go_on(arguments: &[String], place: &Path, load: impl FnOnce()) -> Self {
         const NONCE: u64 = 2;
         let start = Instant::now();
@@ -160,7 +160,7 @@ fn spawn(arguments: &[String], place: &Path) -> (Vmm, UnixStream) {
     fs::create_dir_all(place).expect("made");
     let start = Instant::now();
     let mut command = Command::new("qemu-system-x86_64");
-    // By hand a shell may be spawned.
+    // The sandbox option is left out, so that a manually started VMM may spawn a shell.
     let mut is_sandbox = false;
     let arguments = arguments.iter().filter(|word| {
         let is_dropped = is_sandbox || *word == "-sandbox";
@@ -183,7 +183,7 @@ fn send(mut writer: &UnixStream, message: &ToGuest) {
     writer.write_all(&frame.encode()).expect("sent");
 }
 
-/// Reads states until one is as wished.
+/// Reads states until one satisfies the condition.
 fn until(socket: &mut UnixStream, mut is_so: impl FnMut(&FromGuest, &UnixStream) -> bool) {
     let writer = socket.try_clone().expect("cloned");
     let mut decoder = Decoder::default();

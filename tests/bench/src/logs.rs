@@ -1,4 +1,4 @@
-//! A line's way from a guest's console to who follows its log.
+//! The path of a line from a guest's console to a client that follows its log.
 
 use std::time::Instant;
 
@@ -12,16 +12,16 @@ use crate::median;
 
 const ROUNDS: usize = 50;
 
-/// Milliseconds from a key that the client sends to a program.
+/// The times from a key that the client sends to a program, in milliseconds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lines {
-    /// To the event, of the line that it writes to the console first.
+    /// Time to the event with the line that the program first writes to the console.
     pub(crate) logged: f64,
-    /// To the answer that it gives then.
+    /// Time to the answer that the program then gives.
     pub(crate) echoed: f64,
 }
 
-/// The program: writes what it reads to the console, then back.
+/// Returns the request for the program, which writes its input to the console, then back.
 pub(crate) fn request() -> Value {
     let script = "while read line; do echo mark-$line. >/dev/console; echo $line; done";
     json!({ "command": ["/bin/busybox", "sh", "-c", script] })

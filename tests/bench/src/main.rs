@@ -1,6 +1,6 @@
-//! Figures against peers, measured side by side in one run: a table, and JSON in `target/bench.json`.
+//! Figures against those of peers, measured side by side in one run: a table, and JSON in `target/bench.json`.
 //!
-//! Never a test: nothing here asserts a time. Needs root, `deploy/setup`, and a machine left alone.
+//! Never a test: nothing here asserts a time. It needs root, `deploy/setup`, and an idle machine.
 
 mod agent;
 mod bare;
@@ -24,7 +24,7 @@ mod weight;
 use comfy_table::{Table, presets};
 use serde_json::json;
 
-/// One figure, its peer's, and what a good ratio is.
+/// A figure, its peer's, and the ratio that counts as good.
 #[derive(Debug, Clone)]
 pub(crate) struct Figure {
     pub(crate) what: String,
@@ -118,7 +118,7 @@ fn report(figures: &[Figure]) {
     }
 }
 
-/// The middle one.
+/// Returns the median.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]

@@ -1,8 +1,8 @@
 //! Durable writes over HTTP: `POST /instances` against etcd's JSON gateway, on the same file system.
 //!
-//! Ours validates a spec, allocates and stores three objects in each; etcd stores one value of the
-//! same size as the request. Both answer after it is on disk; both run in processes of their own,
-//! beside this one with the load.
+//! Our server validates a spec, allocates and stores three objects in each request; etcd stores one value of the
+//! request's size. Both answer after the data is on disk. Both run in separate processes, beside this one with the
+//! load.
 
 use std::net::TcpListener as Reserve;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::{Figure, median};
 const SECONDS: f64 = 3.0;
 const REPEATS: usize = 3;
 
-/// etcd on a directory; ended with the value.
+/// An etcd on a directory. It is ended when the value is dropped.
 struct Etcd {
     child: Child,
     base: String,
@@ -64,7 +64,7 @@ impl Drop for Etcd {
     }
 }
 
-/// Base64 of any text: each byte's value only has to be of the right size.
+/// Returns the base64 form of any text with this length, because only its size matters.
 fn encoded(bytes: usize) -> String {
     "QUFB".repeat(bytes.div_ceil(3))
 }
@@ -88,7 +88,7 @@ async fn post(http: &reqwest::Client, base: &str, token: &str, number: u64) -> R
     if status.is_success() { Ok(()) } else { Err(status.to_string()) }
 }
 
-/// Requests answered a second by so many clients.
+/// Returns the number of requests answered per second with this number of clients.
 async fn load<F: Future<Output = Result<(), String>> + Send>(
     clients: u64,
     send: impl Fn(u64) -> F + Sync,

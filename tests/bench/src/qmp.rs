@@ -1,4 +1,4 @@
-//! QMP by hand: one line there, one back.
+//! A minimal QMP client: it sends one line and reads one line.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

@@ -1,5 +1,5 @@
-//! No-op passes a second: our runner against the machinery of kube-runtime's `Controller`, each over
-//! 10,000 objects in memory, looked at again and again.
+//! No-op passes per second: our runner against the machinery of kube-runtime's `Controller`, each over 10,000 objects
+//! in memory that are reconciled repeatedly.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -32,7 +32,7 @@ const OBJECTS: u64 = 10_000;
 const ROUNDS: u64 = 20;
 const REPEATS: usize = 5;
 
-/// Counts passes and tells when a round is complete.
+/// A counter of passes that notifies when a round is complete.
 #[derive(Default)]
 struct Count {
     passes: AtomicU64,
@@ -56,7 +56,7 @@ impl Count {
 
 struct Nothing(Arc<Count>);
 
-/// There is no step.
+/// A step type without values, because there is no step.
 #[derive(Debug, Clone, PartialEq, strum::IntoStaticStr, strum::VariantNames)]
 enum Step {}
 

@@ -1,9 +1,9 @@
-//! What one more instance costs among ten and among 2,000, with real TAPs and firewall rules, and what many cost
-//! that nobody touches.
+//! The cost of one more instance among ten and among 2,000, with real TAPs and firewall rules, and the cost of many
+//! idle instances.
 //!
-//! Everything is in network and mount namespaces of its own, so that thousands of interfaces are no burden to the
-//! host and none is left. The registry of the instances' image takes connections and says nothing, so that there is
-//! no VM: what is measured is the daemon, the kernel's network and `nft`. An instance is made when its TAP is there.
+//! Everything is in separate network and mount namespaces, so that thousands of interfaces do not burden the host and
+//! none is left. The registry of the instances' image accepts connections and sends nothing, so that there is no VM:
+//! the daemon, the kernel's network and `nft` are measured. An instance counts as created when its TAP exists.
 
 use std::fs;
 use std::io::Write;
@@ -17,30 +17,31 @@ use serde_json::{Value, json};
 use crate::daemon::Daemon;
 use crate::{Figure, median};
 
-/// What makes this program the one in the namespaces.
+/// Argument with which this program runs inside the namespaces.
 pub(crate) const ARGUMENT: &str = "scale-inside";
-/// Brings up what is in the namespaces from the first, and shows their interfaces in `/sys`.
+/// Command that brings up loopback, shows the namespaces' interfaces in `/sys`, and runs this program.
 const FIRST: &str = "ip link set lo up && mount -t sysfs sysfs /sys && exec \"$0\" scale-inside";
-/// The registry, and how it is let be one.
+/// Address of the registry, and the configuration that allows it.
 const REGISTRY: &str = "127.0.0.1:9";
 const SETTINGS: [(&str, &str); 2] =
     [("STEAD_REGISTRY_ALLOW", "[\"127.0.0.1/32\"]"), ("STEAD_PLAIN_HTTP_HOSTS", "[\"127.0.0.1:9\"]")];
-/// Instances made between two deletions of the image, which is given up half a minute after it was asked for.
+/// Number of instances created between two deletions of the image, which is abandoned half a minute after its
+/// request.
 const AT_ONCE: usize = 200;
 
 const FEW: usize = 10;
 const MANY: usize = 2000;
-/// Instances in a store that a daemon is started on.
+/// Number of instances in a store that a daemon is started on.
 const STORED: usize = 10_000;
-/// Instances made and deleted for one rate.
+/// Number of instances created and deleted for one rate.
 const BATCH: usize = 100;
 const CLIENTS: usize = 16;
 const REPEATS: usize = 3;
 const IDLE: Duration = Duration::from_secs(20);
-/// Within which a batch is made on any machine.
+/// Time limit for a batch on any machine.
 const DEADLINE: Duration = Duration::from_secs(300);
 
-/// Figures of a run in namespaces.
+/// Returns the figures of a run in namespaces.
 pub(crate) fn scale() -> Vec<Figure> {
     let own = std::env::current_exe().expect("this program has a path");
     let output = Command::new("unshare")
@@ -73,7 +74,7 @@ pub(crate) fn scale() -> Vec<Figure> {
     ]
 }
 
-/// In the namespaces: prints what was seen.
+/// Runs inside the namespaces and prints the measurements.
 pub(crate) async fn run() {
     let mut seen = serde_json::Map::new();
     tokio::spawn(registry());
@@ -114,12 +115,12 @@ async fn registry() {
     }
 }
 
-/// One batch made and deleted.
+/// The measurements of one batch that was created and deleted.
 struct Rates {
-    /// Instances a second.
+    /// Number of instances created per second.
     create: f64,
     delete: f64,
-    /// Milliseconds of processor time for one, made and deleted.
+    /// Processor time for one instance, created and deleted, in milliseconds.
     cost: f64,
 }
 
@@ -148,7 +149,7 @@ fn per_second(start: Instant) -> f64 {
     per(BATCH) / start.elapsed().as_secs_f64()
 }
 
-/// Makes instances; those with a network are made when the TAPs of all are up.
+/// Creates instances. Those with a network count as created when all TAPs are up.
 async fn fill(daemon: &Daemon, name: &str, numbers: std::ops::Range<usize>, has_network: bool) {
     let mut numbers = numbers.collect::<Vec<_>>();
     while numbers.len() > AT_ONCE {
@@ -160,7 +161,7 @@ async fn fill(daemon: &Daemon, name: &str, numbers: std::ops::Range<usize>, has_
     fill_at_once(daemon, name, numbers, has_network).await;
 }
 
-/// Has the next instance ask for the image anew; those that are there wait for it, and are done with that.
+/// Makes the next instance request the image again. Existing instances that wait for it have then been handled.
 async fn forget_image(daemon: &Daemon) {
     daemon.delete_image(&format!("{REGISTRY}%2Fnone:v1")).await;
     quiet(daemon).await;
@@ -181,7 +182,7 @@ async fn fill_at_once(daemon: &Daemon, name: &str, numbers: Vec<usize>, has_netw
     }
 }
 
-/// Deletes instances until so many TAPs are left.
+/// Deletes instances until `left` TAPs are left.
 async fn empty(daemon: &Daemon, name: &str, numbers: std::ops::Range<usize>, left: usize) {
     let delete = |number| async move { daemon.delete(&format!("{name}-{number}")).await };
     stream::iter(numbers).map(delete).buffer_unordered(CLIENTS).for_each(async |()| ()).await;
@@ -196,13 +197,13 @@ async fn until_taps(count: usize) {
     }
 }
 
-/// Interfaces in these namespaces whose name begins so.
+/// Counts the interfaces in these namespaces whose name has this prefix.
 fn links(prefix: &str) -> usize {
     let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)).count()
 }
 
-/// Processor time in percent of a core while nothing happens, once the daemon is quiet.
+/// Returns the processor time while nothing happens, in percent of a core, once the daemon is idle.
 async fn idle(daemon: &Daemon) -> f64 {
     forget_image(daemon).await;
     let before = daemon.processor_seconds();
@@ -210,7 +211,7 @@ async fn idle(daemon: &Daemon) -> f64 {
     (daemon.processor_seconds() - before) / IDLE.as_secs_f64() * 100.0
 }
 
-/// Waits until the daemon has used next to nothing for a second.
+/// Waits until the daemon has used almost no processor time for a second.
 async fn quiet(daemon: &Daemon) {
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -223,7 +224,7 @@ async fn quiet(daemon: &Daemon) {
     }
 }
 
-/// Processor time of a look at everything: that of a program that changes our tables costs as much.
+/// Returns the processor time of a pass over everything. A foreign change of our tables costs as much.
 async fn resync(daemon: &Daemon) -> f64 {
     let before = daemon.processor_seconds();
     let touched = Command::new("nft").args(["add", "chain", "inet", "stscale", "stranger"]).status();

@@ -1,6 +1,6 @@
-//! Standby, restore and forks, against the same calls made by hand; compression against a program.
+//! Standby, restore and forks, against the same calls made manually; compression against a program.
 //!
-//! By hand the RAM is a file on the same disk that QEMU maps: it is where it shall be when the VM stops,
+//! In the manual case the RAM is a file on the same disk that QEMU maps: it is at its final path when the VM stops,
 //! and with one fsync it is durable, as ours is.
 
 use std::fs::{self, File};
@@ -35,7 +35,7 @@ async fn timed(daemon: &Daemon, path: &str, body: Value) -> (f64, Value) {
     (start.elapsed().as_secs_f64() * 1000.0, answer)
 }
 
-/// Interleaved rounds: save and restore of ours, and by hand.
+/// Runs interleaved rounds: our save and restore, and the manual ones.
 async fn rounds(daemon: &Daemon) -> Vec<Figure> {
     let place = daemon.dir.path().join("hand");
     let overlay = daemon.dir.path().join("hand.ext4");
@@ -87,7 +87,7 @@ async fn rounds(daemon: &Daemon) -> Vec<Figure> {
     ]
 }
 
-/// Without and with what makes it durable.
+/// Saves manually. Returns the times without and with the sync that makes the file durable.
 fn save_by_hand(vm: Hand, place: &Path, ram: &Path) -> (f64, f64) {
     let state = place.with_file_name("hand.state");
     let start = Instant::now();
@@ -128,7 +128,7 @@ async fn forks(daemon: &Daemon) -> Vec<Figure> {
     let snapshot = daemon.ask("/instances/box/snapshots", json!({ "kind": "Standby" })).await;
     let id = snapshot["id"].as_str().expect("an id").to_owned();
     let path = format!("/snapshots/{id}/fork");
-    // One that booted, and has not been restored.
+    // This VM has booted, and has not been restored.
     daemon.post("cold", "256MB").await;
     let cold = proportional_mib(&daemon.get("/instances/cold").await["vmm_pid"]);
     let (mut cold_forks, mut pids) = (Vec::new(), Vec::new());
@@ -176,7 +176,7 @@ fn p95(mut values: Vec<f64>) -> f64 {
     values[(values.len() * 95).div_ceil(100) - 1]
 }
 
-/// A snapshot's RAM by us, and the same file by the program `zstd`, with as many threads.
+/// Compresses a snapshot's RAM with our code, and the same file with the program `zstd` and as many threads.
 async fn compression(daemon: &Daemon) -> Vec<Figure> {
     let (mut ours, mut program) = (Vec::new(), Vec::new());
     for _ in 0..3 {

@@ -1,7 +1,6 @@
-//! From a client's first packet to its answer by a VM that was in standby, against a restore that is
-//! asked for.
+//! The time from a client's first packet to the answer of a VM in standby, against a requested restore.
 //!
-//! Rounds are interleaved. Beside it, what ten VMs whose connections are counted cost while idle.
+//! Rounds are interleaved. The idle cost of ten VMs whose connections are counted is measured too.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -51,7 +50,7 @@ pub(crate) async fn wake() -> Vec<Figure> {
         daemon.verb("/instances/w/restore", &json!({})).await;
         asked.push(start.elapsed().as_secs_f64() * 1000.0);
         daemon.verb("/instances/w/standby", &json!({})).await;
-        // It is kept; a moment later the daemon is at its TAP.
+        // The packet is kept. A moment later the daemon reads the TAP.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let place = (address.clone(), 80);
         let connect = move || {
@@ -73,7 +72,7 @@ pub(crate) async fn wake() -> Vec<Figure> {
     vec![figure, idle(&daemon).await]
 }
 
-/// Nothing changes: what is left is the looks at the table of connections.
+/// Measures the processor time while nothing changes, which is that of the polls of the connection table.
 async fn idle(daemon: &Daemon) -> Figure {
     let policy = json!({ "auto_standby": { "enabled": true, "idle_timeout": "1h" } });
     for vm in 0..VMS {

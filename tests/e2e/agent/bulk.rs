@@ -1,4 +1,4 @@
-//! A copy that is larger than the guest's memory, and than what either side may hold of it.
+//! A copy that is larger than the guest's memory, and than the buffers of both sides.
 
 use serde_json::json;
 
@@ -9,20 +9,21 @@ use crate::site::Site;
 use crate::socket::{Said, Socket, shell};
 
 const BYTES: usize = 1 << 30;
-/// What a client in its senses sends at a time.
+/// Size of the chunks that an ordinary client sends, in bytes.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Windows, buffers of sockets and of frames on both ways, and the allocator's slack.
+/// Limit on the daemon's growth, in KiB: windows, buffers of sockets and frames in both directions, and the
+/// allocator's overhead.
 const DAEMON_GROWTH_MAX: u64 = 32 << 10;
-/// A window and the spare buffers of one stream.
+/// Limit on the agent's growth, in KiB: a window and the spare buffers of one stream.
 const AGENT_GROWTH_MAX: u64 = 8 << 10;
 
-/// The most KiB that a process had in memory, of its `/proc/PID/status`.
+/// Returns the peak memory of a process in KiB, from its `/proc/PID/status`.
 fn peak(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("told");
     line.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
 }
 
-/// Of the daemon and of the agent in the guest.
+/// Returns the peak memory of the daemon and of the agent in the guest.
 async fn peaks(site: &Site) -> [u64; 2] {
     let daemon = std::fs::read_to_string(format!("/proc/{}/status", site.daemon_pid())).expect("it lives");
     [peak(&daemon), peak(&shell(site, "box", "cat /proc/1/status").await)]
@@ -30,7 +31,7 @@ async fn peaks(site: &Site) -> [u64; 2] {
 
 async fn copy_in(site: &Site) {
     let mut socket = Socket::cp(site, "box", &json!({ "direction": "to", "guest_path": "/large" })).await;
-    // No zeros: none of it becomes a hole.
+    // The chunk has no zeros, so it does not become a hole.
     let chunk = vec![0xa5; CHUNK_BYTES];
     for _ in 0..BYTES / CHUNK_BYTES {
         socket.bytes(&chunk).await;

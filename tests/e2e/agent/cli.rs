@@ -46,7 +46,7 @@ fn execs(site: &Site) {
         .expect("it runs");
     child.stdin.take().expect("piped").write_all(b"b\na\n").expect("written");
     assert_eq!(said(&child.wait_with_output().expect("ended")), (0, "a\nb\n".to_owned(), String::new()));
-    // Without -i the input of a script stays the script's.
+    // Without -i the input of a script stays with the script.
     assert_eq!(said(&stead(site, &["exec", "box", "cat"])), (0, String::new(), String::new()));
     let tty = ["exec", "-t", "box", "sh", "-c", "test -t 0 && echo terminal"];
     assert_eq!(said(&stead(site, &tty)), (0, "terminal\r\n".to_owned(), String::new()));
@@ -62,7 +62,7 @@ fn copies(site: &Site) {
     let (from, to) = (tree.display().to_string(), scratch.join("back").display().to_string());
     let done = (0, String::new(), String::new());
     assert_eq!(said(&stead(site, &["cp", &from, "box:/tmp/copied"])), done);
-    // Into a directory that is there: under its own name.
+    // A copy into an existing directory keeps its own name.
     assert_eq!(said(&stead(site, &["cp", &from, "box:/tmp"])), done);
     let look = "cd /tmp; stat -c '%n %a %s' copied/file tree/file 'copied/sub/o d d'";
     let (_, listed, _) = said(&stead(site, &["exec", "box", "sh", "-c", look]));
@@ -87,7 +87,7 @@ fn copies(site: &Site) {
     assert_eq!(said(&stead(site, &["stat", "box:/nowhere"])).0, 3);
 }
 
-/// Names of any bytes go in, are looked at, and come back, links to them as well.
+/// Copies names of any bytes in, inspects them, and copies them back, links to them as well.
 fn odd_names(site: &Site) {
     let scratch = site.scratch("odd");
     let odd = |text: &[u8]| OsString::from_vec(text.to_vec());
@@ -111,7 +111,7 @@ fn odd_names(site: &Site) {
     assert!(code == 0 && shown.contains("t\\xff") && shown.contains("file"), "{code}: {shown}");
 }
 
-/// Figures of a VM that has computed and spoken to its network.
+/// Checks the usage figures of a VM that has computed and used its network.
 fn uses(site: &Site) {
     let busy = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; ping -c 1 -W 2 10.185.0.1 >/dev/null; true";
     assert_eq!(said(&stead(site, &["exec", "box", "sh", "-c", busy])).0, 0);
@@ -156,7 +156,7 @@ fn updates(site: &Site) {
     assert!(code == 1 && error.contains("at least one field"), "{code}: {error}");
 }
 
-/// A log is followed line by line, through rotations, until its reader goes.
+/// Follows a log line by line, through rotations, until its reader is gone.
 fn follows(site: &Site) {
     let mut child =
         command(site, &["logs", "-f", "--tail", "1", "box"]).stdout(Stdio::piped()).spawn().expect("it runs");

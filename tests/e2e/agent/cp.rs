@@ -1,4 +1,4 @@
-//! The table of copies and looks.
+//! The table of copies and stat requests.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use crate::namespace::in_namespace;
 use crate::site::Site;
 use crate::socket::{Said, Socket, shell};
 
-/// Sends one entry; the server's last word.
+/// Sends one entry. Returns the server's last message.
 async fn to(site: &Site, request: Value, contents: &[u8]) -> Value {
     let mut socket = Socket::cp(site, "box", &request).await;
     for part in contents.chunks(32 << 10) {
@@ -22,7 +22,7 @@ async fn to(site: &Site, request: Value, contents: &[u8]) -> Value {
     }
 }
 
-/// Entries as they came, each with its contents; or the error.
+/// Returns the received entries, each with its contents, or the error.
 async fn from(site: &Site, request: Value) -> Result<Vec<(Value, Vec<u8>)>, Value> {
     let mut socket = Socket::cp(site, "box", &request).await;
     let mut entries: Vec<(Value, Vec<u8>)> = Vec::new();
@@ -57,7 +57,7 @@ fn result(bytes: usize) -> Value {
 async fn copies_in(site: &Site) {
     let large: Vec<u8> = (0..3_000_001u32).map(|at| at.to_le_bytes()[0]).collect();
     let sparse = [vec![0u8; 8 << 20], vec![1]].concat();
-    // Path, more of the request, contents, a line of shell and what it says then.
+    // The columns: path, additional request fields, contents, a shell line and its expected output.
     let cases: Vec<(&str, Value, &[u8], &str, &str)> = vec![
         ("/tmp/a", json!({}), b"hello", "cat /tmp/a; stat -c ' %a %u %g' /tmp/a", "hello 644 0 0"),
         ("/tmp/empty", json!({}), b"", "stat -c %s /tmp/empty", "0"),
@@ -91,7 +91,7 @@ async fn copies_in(site: &Site) {
         ("/tmp/d", json!({ "is_dir": true }), b"", "stat -c '%a %F' /tmp/d", "755 directory"),
         ("/tmp/d", json!({ "is_dir": true, "mode": 0o700 }), b"", "stat -c '%a' /tmp/d", "700"),
         ("/tmp/d/e/f", json!({ "is_dir": true, "uid": 5 }), b"", "stat -c '%u' /tmp/d/e/f", "5"),
-        // Names that are not UTF-8, as bytes: /tmp/b, 0xff; and in a directory of such a name.
+        // These names are not UTF-8: /tmp/b, 0xff as bytes; also in a directory with such a name.
         ("", json!({ "guest_path_base64": "L3RtcC9i/w==" }), b"x", "cat /tmp/b$(printf '\\377')", "x"),
         (
             "/tmp/shown",
@@ -108,7 +108,7 @@ async fn copies_in(site: &Site) {
             "cd /tmp/$(printf '\\372')",
             "",
         ),
-        // Written beside and renamed: what a link of that name led to is not touched.
+        // The file is written beside it and renamed: the target of a link of that name is not touched.
         (
             "/tmp/link",
             json!({}),
@@ -187,7 +187,7 @@ async fn copies_out(site: &Site) {
     assert_eq!((&of("link").0["is_symlink"], &of("link").0["link_target"]), (&json!(true), &json!("sub/2")));
     assert_eq!(of("none").0["is_dir"], true);
 
-    // Through links: files are read, a link that leads back up is not walked for ever.
+    // Links are followed: files are read, and a link to a parent directory is not followed forever.
     let followed = json!({ "direction": "from", "guest_path": "/tmp/t", "follow_links": true });
     let entries = from(site, followed).await.expect("copied");
     let link = entries.iter().find(|(header, _)| header["path"] == "link").expect("it is there");
@@ -205,7 +205,7 @@ async fn copies_out(site: &Site) {
     }
 }
 
-/// Names and targets that are not UTF-8 come with their bytes, and every other as ever.
+/// Checks that names and targets that are not UTF-8 come with their bytes, and all others unchanged.
 async fn odd_names_out(site: &Site) {
     let make = "mkdir -p /tmp/bytes/$(printf 'd\\376'); cd /tmp/bytes; printf 1 >$(printf 'b\\377')
         printf 2 >$(printf 'd\\376')/é; ln -s $(printf 't\\375') link; printf 3 >z";
@@ -231,7 +231,7 @@ async fn odd_names_out(site: &Site) {
     let expected: Vec<_> =
         expected.into_iter().map(|(names, contents)| (names.map(str::to_owned), contents.to_vec())).collect();
     assert_eq!(told, expected);
-    // One of them alone, and looked at.
+    // The same name is copied alone and inspected.
     let single = json!({ "direction": "from", "guest_path_base64": "L3RtcC9ieXRlcy9i/w==" });
     let single = from(site, single).await.expect("copied");
     assert_eq!((single.len(), &single[0].0["path_base64"], &single[0].1[..]), (1, &json!("Yv8="), &b"1"[..]));

@@ -1,4 +1,4 @@
-//! The table of execs, and what does not fit into a table.
+//! The table of execs, and the cases that do not fit into a table.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::namespace::in_namespace;
 use crate::site::Site;
 use crate::socket::{Said, Socket, run, shell};
 
-/// Request, input, expected output, expected end.
+/// A case: request, input, expected output, expected end.
 type Case = (Value, Vec<u8>, Vec<u8>, Value);
 
 fn case(request: Value, input: &[u8], output: &[u8], code: i32) -> Case {
@@ -28,12 +28,12 @@ fn cases() -> Vec<Case> {
         line("exit 42", "", 42),
         line("echo hi", "hi\n", 0),
         line("printf 'no end of line'", "no end of line", 0),
-        // Ends: signals, and programs that do not start.
+        // The ends: signals, and programs that do not start.
         line("kill -9 $$", "", 137),
         line("kill -TERM $$", "", 143),
         case(json!({ "command": ["/no/such"] }), b"", b"Error: command not found: /no/such\r\n", 127),
         case(json!({ "command": ["no-such-name"] }), b"", b"Error: command not found: no-such-name\r\n", 127),
-        // Environment: the instance's, the request's on top, defaults below.
+        // The environment: the request's variables override the instance's, which override the defaults.
         line("echo $OF_INSTANCE", "kept\n", 0),
         case(
             json!({ "command": ["sh", "-c", "echo $OF_INSTANCE $MORE"], "env": { "OF_INSTANCE": "new", "MORE": "a b" } }),
@@ -48,7 +48,7 @@ fn cases() -> Vec<Case> {
             0,
         ),
         line("echo $HOSTNAME $HOME", "box /root\n", 0),
-        // Directory and user.
+        // The directory and the user.
         case(json!({ "command": ["pwd"], "cwd": "/tmp" }), b"", b"/tmp\n", 0),
         case(json!({ "command": ["pwd"] }), b"", b"/\n", 0),
         case(
@@ -59,14 +59,14 @@ fn cases() -> Vec<Case> {
         ),
         case(json!({ "command": ["id", "-u"], "user": "1234:99" }), b"", b"1234\n", 0),
         case(json!({ "command": ["id", "-g"], "user": "1234:99" }), b"", b"99\n", 0),
-        // Arguments as they are: no shell looks at them.
+        // The arguments are passed unchanged, because no shell parses them.
         case(
             json!({ "command": ["printf", "%s|", "a b", "$HOME", "*", "'", "é\n"] }),
             b"",
             "a b|$HOME|*|'|é\n|".as_bytes(),
             0,
         ),
-        // Input: its end, bytes of any value, more than any buffer, a reader that does not care.
+        // The input: its end, bytes of any value, more than any buffer, a program that does not read it.
         case(json!({ "command": ["cat"] }), b"", b"", 0),
         case(json!({ "command": ["cat"] }), b"one line\n", b"one line\n", 0),
         case(json!({ "command": ["cat"] }), &all_bytes, &all_bytes, 0),
@@ -75,12 +75,12 @@ fn cases() -> Vec<Case> {
         case(json!({ "command": ["true"] }), &large, b"", 0),
         case(json!({ "command": ["head", "-c", "3"] }), b"abcdef", b"abc", 0),
         case(json!({ "command": [] }), b"echo from a shell; exit 7\n", b"from a shell\n", 7),
-        // Both outputs, in the order they were written.
+        // Both outputs appear in the order in which they were written.
         line("echo 1; echo 2 >&2; echo 3; echo 4 >&2", "1\n2\n3\n4\n", 0),
-        // What runs on in the background holds nothing up.
+        // A process that keeps running in the background delays nothing.
         line("sleep 1000 & echo started", "started\n", 0),
         line("cat /proc/self/environ | tr '\\0' '\\n' | grep -c '^PATH='", "1\n", 0),
-        // A terminal.
+        // The terminal.
         case(terminal(&["sh", "-c", "test -t 0 && test -t 1 && echo yes"]), b"", b"yes\r\n", 0),
         case(terminal(&["stty", "size"]), b"", b"24 80\r\n", 0),
         case(
@@ -91,7 +91,7 @@ fn cases() -> Vec<Case> {
         ),
         case(terminal(&["sh", "-c", "echo $TERM"]), b"", b"xterm\r\n", 0),
         case(terminal(&["sh", "-c", "exit 9"]), b"", b"", 9),
-        // Time.
+        // The timeout.
         case(json!({ "command": ["sleep", "1000"], "timeout": 1 }), b"", b"", 124),
         case(json!({ "command": ["true"], "timeout": 0 }), b"", b"", 0),
     ];
@@ -100,14 +100,14 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// A request for a program with a terminal.
+/// Returns a request for a program with a terminal.
 fn terminal(command: &[&str]) -> Value {
     json!({ "command": command, "tty": true })
 }
 
-/// The outputs of a case whose frames say which is which.
+/// Checks the outputs of a case whose frames are labelled by output.
 fn is_split(output: &[u8]) -> bool {
-    // Two frames in either order: the pipes are two.
+    // The frames come in either order, because there are two pipes.
     output == b"\x01out\n\x02err\n" || output == b"\x02err\n\x01out\n"
 }
 
@@ -137,7 +137,7 @@ fn every_exec_of_the_table_has_its_output_and_its_end() {
 }
 
 async fn a_terminal_takes_keys_and_sizes(site: &Site) {
-    // Two programs: a shell's `read` that is interrupted by a trap may fail, which ends its loop with 0.
+    // These are two programs: a shell's `read` that a trap interrupts may fail, which ends its loop with 0.
     let sized = "trap 'stty size; exit 3' WINCH; echo ready; while true; do sleep 0.1; done";
     let mut socket = Socket::exec(site, "box", &terminal(&["sh", "-c", sized])).await;
     socket.until("ready").await;
@@ -165,7 +165,7 @@ async fn signals_and_text_reach_the_program(site: &Site) {
     socket.json(&json!({ "signal": "SIGINT" })).await;
     let (output, end) = socket.finish().await;
     assert_eq!((&output[..], end), (&b"caught\n"[..], json!({ "exitCode": 5 })));
-    // Text that is no control frame is input, as it always was on this wire.
+    // Text that is no control frame is input, as always on this wire.
     let mut socket = Socket::exec(site, "box", &json!({ "command": ["head", "-n", "1"] })).await;
     socket.text("plain words\n").await;
     let (output, _) = socket.finish().await;
@@ -191,12 +191,12 @@ async fn requests_that_are_wrong_say_so(site: &Site) {
     assert_eq!(status, 404);
 }
 
-/// The window stops the guest's program, so the daemon holds next to nothing of its 64 MiB.
+/// Checks that the window stops the guest's program, so that the daemon holds almost nothing of its 64 MiB.
 async fn a_reader_who_takes_nothing_stops_the_writer(site: &Site) {
     let request = json!({ "command": ["sh", "-c", "head -c 67108864 /dev/zero; echo done >/tmp/done"] });
     let before = resident_kib(site.daemon_pid());
     let mut socket = Socket::exec(site, "box", &request).await;
-    // While nobody reads, other streams go on, and the writer does not come to its end.
+    // While the client does not read, other streams continue, and the writer does not finish.
     for _ in 0..5 {
         assert_eq!(shell(site, "box", "ls /tmp/done 2>/dev/null || echo not yet").await, "not yet");
     }

@@ -1,4 +1,4 @@
-//! Clients that vanish, daemons that are killed, streams by the thousand.
+//! Clients that vanish, daemons that are killed, thousands of streams.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::site::{MOMENT, Site};
 use crate::socket::{Said, Socket, run, shell};
 use crate::stage::until;
 
-/// Counts processes of a name in the guest; the asking shell has another.
+/// Counts processes of a name in the guest. The counting shell has another name.
 async fn running(site: &Site, name: &str) -> String {
     shell(site, "box", &format!("ps -o args | grep -c '^{name}$' || true")).await
 }
@@ -25,7 +25,7 @@ fn whoever_goes_away_takes_his_program_along_and_nothing_else() {
     in_namespace_alone(async || {
         let mut site = Site::running().await;
         let id = waiting(&site, "box", json!({})).await;
-        // A client that vanishes; its program does not listen to requests to end.
+        // The client vanishes, and its program ignores requests to end.
         let stubborn =
             json!({ "command": ["sh", "-c", "trap '' TERM HUP; echo up; sleep 1111; sleep 1112"] });
         let mut socket = Socket::exec(&site, "box", &stubborn).await;
@@ -37,7 +37,7 @@ fn whoever_goes_away_takes_his_program_along_and_nothing_else() {
             (left == ["0", "0"]).then_some(())
         })
         .await;
-        // A copy that is cut leaves no part of a file.
+        // An interrupted copy leaves no part of a file.
         let mut socket =
             Socket::cp(&site, "box", &json!({ "direction": "to", "guest_path": "/tmp/half" })).await;
         socket.bytes(&[1; 1000]).await;
@@ -52,7 +52,7 @@ fn whoever_goes_away_takes_his_program_along_and_nothing_else() {
             names.is_empty().then_some(())
         })
         .await;
-        // The daemon is killed with an exec under way: the workload is not touched, the exec ends.
+        // The daemon is killed during an exec: the workload is not affected, and the exec ends.
         let mut socket =
             Socket::exec(&site, "box", &json!({ "command": ["sh", "-c", "echo up; sleep 2222"] })).await;
         socket.until("up").await;
@@ -67,7 +67,7 @@ fn whoever_goes_away_takes_his_program_along_and_nothing_else() {
         .await;
         let seen = site.get("box").await;
         assert_eq!((&seen["vmm_pid"], seen["id"].as_str()), (&pid, Some(id.as_str())));
-        // The VM ends under an exec: the client is told.
+        // The VM ends during an exec, and the client gets an error.
         let mut socket =
             Socket::exec(&site, "box", &json!({ "command": ["sh", "-c", "echo up; sleep 3333"] })).await;
         socket.until("up").await;
@@ -78,8 +78,8 @@ fn whoever_goes_away_takes_his_program_along_and_nothing_else() {
     });
 }
 
-/// Files and threads of PID 1, and processes. Names are counted and not looked at: what they name may end
-/// meanwhile.
+/// Returns the numbers of files and threads of PID 1, and of processes. Names are counted and not inspected, because
+/// their objects may disappear meanwhile.
 async fn of_guest(site: &Site) -> Vec<u32> {
     let look = "for of in '1/fd/*' '1/task/*' '[0-9]*'; do set -- /proc/$of; echo $#; done";
     shell(site, "box", look).await.lines().map(|line| line.trim().parse().expect("a number")).collect()
@@ -103,7 +103,7 @@ fn a_thousand_short_execs_leave_nothing() {
             }
         });
         execs.buffer_unordered(8).collect::<Vec<()>>().await;
-        // One leak in fifty would show; what is left of the look before this one does not.
+        // A leak in one of fifty rounds would show. Leftovers of the previous count do not.
         let after = of_guest(&site).await;
         let is_as_before = after.iter().zip(&before).all(|(after, before)| *after < before + 20);
         assert!(is_as_before, "files, threads, processes: {before:?} before, {after:?} after");
@@ -115,16 +115,16 @@ fn a_thousand_short_execs_leave_nothing() {
 }
 
 const COPY_BYTES: usize = 64 << 20;
-/// So much of it has arrived when the daemon is killed.
+/// Number of bytes that have arrived when the daemon is killed.
 const ARRIVED: u64 = 4 << 20;
 
-/// A copy by the command line, under way.
+/// Starts a copy by the command line.
 fn copying(site: &Site, from: &str, to: &str) -> Child {
     let mut command = command(site, &["cp", from, to]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs")
 }
 
-/// A copy that was cut: the client is told.
+/// Checks that an interrupted copy reports an error to the client.
 fn is_told(child: Child) {
     let (code, _, error) = said(&child.wait_with_output().expect("ended"));
     assert!(code > 0 && !error.is_empty(), "{code}: {error}");
@@ -151,7 +151,7 @@ fn a_daemon_killed_during_a_copy_leaves_nothing_that_could_be_taken_for_whole() 
         let large = scratch.join("large").display().to_string();
         fs::write(&large, &contents).expect("written");
         shell(&site, "box", "mkdir /data; echo old >/data/file").await;
-        // Into the guest.
+        // The copy goes into the guest.
         let copy = copying(&site, &large, "box:/data/file");
         until("the copy under way", MOMENT, async || {
             let size = shell(&site, "box", "stat -c %s /data/.stead-cp-* 2>/dev/null || echo 0").await;
@@ -166,9 +166,9 @@ fn a_daemon_killed_during_a_copy_leaves_nothing_that_could_be_taken_for_whole() 
             (shell(&site, "box", "ls -A /data; cat /data/file").await == "file\nold").then_some(())
         })
         .await;
-        // The same again, whole.
+        // The same copy is repeated and completes.
         is_whole(copying(&site, &large, "box:/data/file"));
-        // Out of it.
+        // The copy goes out of the guest.
         let back = site.scratch("back");
         let to = back.join("file").display().to_string();
         let before: u64 = shell(&site, "box", "cat /count").await.parse().expect("a number");
@@ -184,7 +184,7 @@ fn a_daemon_killed_during_a_copy_leaves_nothing_that_could_be_taken_for_whole() 
         site.until_state("box", "Running").await;
         is_whole(copying(&site, "box:/data/file", &to));
         assert!(fs::read(&to).expect("copied") == contents, "what came back is another file");
-        // The workload has noticed nothing.
+        // The workload was not affected.
         assert_eq!(site.get("box").await["vmm_pid"], pid);
         until("the program's going on", MOMENT, async || {
             let now: u64 = shell(&site, "box", "cat /count").await.parse().ok()?;

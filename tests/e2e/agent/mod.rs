@@ -1,4 +1,4 @@
-//! What users and agents do inside a running guest: exec, cp, stat.
+//! Operations of users and agents inside a running guest: exec, cp, stat.
 
 mod bulk;
 mod cli;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::site::{Site, image};
 
-/// A VM whose program waits.
+/// Creates a VM whose program waits.
 pub(crate) async fn waiting(site: &Site, name: &str, more: Value) -> String {
     let mut body = json!({ "cmd": ["sh", "-c", "while true; do sleep 1; done"] });
     body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());

@@ -25,7 +25,7 @@ fn run_script(site: &Site, name: &str) -> String {
 
 #[test]
 fn the_official_python_sdk_runs_programs_and_copies_files() {
-    // Outside, where the package index is reached; inside it is there already.
+    // The SDK is installed outside the namespace, where the package index is reachable; inside it exists already.
     python::python();
     in_namespace(async || {
         let mut site = Site::running().await;

@@ -14,7 +14,7 @@ use stead_schemas::instance::Hypervisor;
 
 use crate::namespace::in_namespace;
 
-/// All drivers under test together, so that records and plans have to find theirs.
+/// Returns all drivers under test together, so that records and plans have to find theirs.
 fn drivers() -> Drivers {
     Drivers::new(vec![
         Arc::new(Qemu::new(&Programs::new(), Accelerator::probe())),

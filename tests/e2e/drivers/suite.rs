@@ -19,7 +19,7 @@ use super::drivers;
 use crate::machines::Bench;
 use crate::stage::{run as command, uid, until};
 
-/// How long a change of state may take: a process that ends, or a compression.
+/// Time limit for a change of state, such as the end of a process or of a compression.
 const MOMENT: Duration = Duration::from_secs(30);
 const TAP: &str = "stc0";
 
@@ -37,7 +37,7 @@ fn number(hypervisor: Hypervisor) -> u64 {
     100 + 10 * hypervisor as u64
 }
 
-/// Runs every part of the suite. Parts that a driver does not declare have to be refused.
+/// Runs all parts of the suite. Parts that a driver does not declare must be refused.
 pub(super) async fn run(hypervisor: Hypervisor) {
     assert!(drivers().probe().await.contains(&hypervisor), "its program is installed");
     let mut vm = Vm::new(hypervisor);
@@ -97,7 +97,7 @@ impl Vm {
         assert!(self.vms.inspect(&self.owner).await.expect("observed").is_none());
     }
 
-    /// Ends the VM and leaves nothing of it.
+    /// Ends the VM and removes everything of it.
     async fn clear_away(&self) {
         self.end().await;
         self.vms.discard_memory(&self.owner).await.expect("discarded");
@@ -141,7 +141,7 @@ impl Vm {
             (after.pid, after.vmm, after.hypervisor),
             (before.pid, VmmState::Paused, before.hypervisor)
         );
-        // A crash between the spawn and the record of the process.
+        // This is as after a crash between the spawn and the record of the process.
         let path = self.bench.run().join("vm").join(self.owner.as_str()).join("machine.json");
         let bytes = std::fs::read(&path).expect("a record");
         let mut record: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
@@ -220,13 +220,13 @@ impl Vm {
         let refused = self.vms.restore(&other).await.expect_err("saved on another machine type");
         assert_eq!(refused.kind, HostErrorKind::Permanent);
         self.restore().await;
-        // Saved again before it ran: nothing of the RAM was lost on the way.
+        // The memory is saved again before the VM ran, and no RAM was lost in between.
         self.vms.discard_memory(&self.owner).await.expect("discarded");
         self.vms.save(&self.owner, StandbyNo(6)).await.expect("saved");
         assert_eq!(self.saved_sum(&self.owner), sum, "the restored RAM is not the saved one");
         self.vms.discard_memory(&self.owner).await.expect("discarded");
         self.resume().await;
-        // A VM that was restored can be saved and restored in turn.
+        // A restored VM can be saved and restored again.
         self.save_and_end(7).await;
         self.restore().await;
         self.vms.discard_memory(&self.owner).await.expect("discarded");

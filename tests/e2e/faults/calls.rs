@@ -1,4 +1,4 @@
-//! Which system calls can fail for want of something, what each is done to, and which errors it can give.
+//! The system calls that can fail for lack of a resource, the objects of each, and their possible errors.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -8,10 +8,10 @@ use rustix::io::Errno;
 
 use super::filter::When;
 
-/// Most bytes of a path that is given to a call.
+/// Limit on the length of a path that is read from a call, in bytes.
 const PATH_BYTES: usize = 4096;
 
-/// What a call is done to.
+/// The object of a call.
 #[derive(Debug, Clone, Copy)]
 enum Object {
     /// A path in the second argument, relative to the descriptor in the first.
@@ -20,13 +20,13 @@ enum Object {
     Path,
     /// The file of a descriptor in this argument.
     Descriptor(usize),
-    /// The path in the last two arguments: to which something is renamed or linked.
+    /// The path in the last two arguments: the target of a rename or link.
     To(usize),
-    /// A new descriptor, of whatever it is.
+    /// A new descriptor of any kind.
     New,
 }
 
-/// Descriptors, of which a process has too many.
+/// Errors for lack of descriptors or memory.
 const DESCRIPTORS: &[Errno] = &[Errno::MFILE, Errno::NOMEM];
 const OPENING: &[Errno] = &[Errno::MFILE, Errno::IO, Errno::NOMEM];
 const MAKING: &[Errno] = &[Errno::NOSPC, Errno::MFILE, Errno::IO, Errno::NOMEM];
@@ -35,10 +35,10 @@ const NAMING: &[Errno] = &[Errno::NOSPC, Errno::IO, Errno::NOMEM];
 const READING: &[Errno] = &[Errno::IO, Errno::NOMEM];
 const MAPPING: &[Errno] = &[Errno::NOMEM];
 
-/// Set in the flags of an open that may make a file.
+/// Flags of an open that may create a file.
 const MAKES: u64 = (libc::O_CREAT | (libc::O_TMPFILE & !libc::O_DIRECTORY)) as u64;
 
-/// Calls, by number and name; those that make files are told apart when they are read.
+/// Calls, by number and name. Those that create files are recognised when they are read.
 const CALLS: &[(c_long, &str, When, Object, &[Errno])] = &[
     (libc::SYS_openat, "open", When::Always, Object::At, OPENING),
     (libc::SYS_write, "write", When::Above(0, 2), Object::Descriptor(0), WRITING),
@@ -119,15 +119,16 @@ const CALLS: &[(c_long, &str, When, Object, &[Errno])] = &[
     (libc::SYS_symlink, "link", When::Always, Object::To(0), NAMING),
 ];
 
-/// The calls that the filter asks about.
+/// Lists the calls that the filter reports.
 pub(crate) fn asked_about() -> Vec<(c_long, When)> {
     CALLS.iter().map(|(number, _, when, _, _)| (*number, *when)).collect()
 }
 
-/// What is called, and on what: `write DATA/db/db`. Names that differ from run to run are one.
+/// A class of calls: the call and its object, such as `write DATA/db/db`. Names that differ from run to run are
+/// unified.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Class {
-    /// The program, if it is another than the daemon.
+    /// Name of the program, if it is not the daemon.
     pub(crate) program: Option<String>,
     pub(crate) call: &'static str,
     pub(crate) place: String,
@@ -143,7 +144,7 @@ impl std::fmt::Display for Class {
 }
 
 impl Class {
-    /// Errors that this call can give there. What is on no disk cannot be full or broken.
+    /// Returns the errors that this call can give. An object that is on no disk cannot be full or broken.
     pub(crate) fn errors(&self) -> Vec<Errno> {
         let all = match self.call {
             "create" => MAKING,
@@ -158,14 +159,14 @@ impl Class {
     }
 }
 
-/// Directories of a daemon.
+/// The directories of a daemon.
 #[derive(Debug, Clone)]
 pub(crate) struct Roots {
     pub(crate) data: String,
     pub(crate) run: String,
 }
 
-/// A class with the program left open; `None` for what is of no interest.
+/// Reads a class without its program. Returns `None` for calls that do not matter.
 pub(crate) fn read(asked: &seccomp_notif, roots: &Roots) -> Option<(&'static str, String)> {
     let (_, call, _, object, _) = CALLS.iter().find(|known| known.0 == c_long::from(asked.data.nr))?;
     let (pid, arguments) = (asked.pid, asked.data.args);
@@ -174,7 +175,8 @@ pub(crate) fn read(asked: &seccomp_notif, roots: &Roots) -> Option<(&'static str
         Object::Descriptor(at) => of_descriptor(pid, arguments[at])?,
         Object::Path => text(pid, arguments[0])?,
         Object::At => at(pid, arguments[0], arguments[1])?,
-        // `rename` and `link` have no directories in their arguments; `*at` have the second path after one.
+        // `rename` and `link` have no directories in their arguments; in the `*at` calls one precedes the second
+        // path.
         Object::To(0) => text(pid, arguments[1])?,
         Object::To(to) => at(pid, arguments[to], arguments[to + 1])?,
     };
@@ -213,8 +215,8 @@ fn at(pid: u32, directory: u64, path: u64) -> Option<String> {
     Some(if path.is_empty() { base } else { format!("{base}/{path}") })
 }
 
-/// A path with all that differs from run to run left out; `None` for what is no file of interest: sockets,
-/// pipes, and the libraries that a program is loaded with.
+/// Returns a path without the parts that differ from run to run, or `None` for files that do not matter: sockets,
+/// pipes, and the libraries that a program loads.
 fn normal(path: &str, roots: &Roots) -> Option<String> {
     let path = path.trim_end_matches('/');
     let path = match (path.strip_prefix(&roots.data), path.strip_prefix(&roots.run)) {
@@ -229,12 +231,12 @@ fn normal(path: &str, roots: &Roots) -> Option<String> {
     Some(path.split('/').map(name).collect::<Vec<_>>().join("/"))
 }
 
-/// A name without what is of one object, of one run, or random.
+/// Returns a name without the parts that belong to one object or run, or are random.
 fn name(name: &str) -> String {
     if name.starts_with(".tmp") || name.starts_with('#') {
         return "TEMPORARY".to_owned();
     }
-    // A TAP has what is left of an interface's name beside the prefix of the site's.
+    // The name of a TAP fills the interface name behind the prefix of the site.
     if name.len() == 12 && name.starts_with(crate::site::TAP_PREFIX) {
         return "TAP".to_owned();
     }

@@ -1,8 +1,8 @@
-//! A filter on the system calls of a child process, which asks this process what becomes of each: seccomp's
-//! user notifications. No crate that is kept well has them without a library that is not installed here
-//! (`libseccomp` binds to one, `seccompiler` has no notifications), so the two system calls are made by hand.
+//! A filter on the system calls of a child process that asks this process for the result of each (user notifications
+//! of seccomp). No maintained crate has them without a library that is not installed here (`libseccomp` binds to one,
+//! `seccompiler` has no notifications), so the two system calls are made directly.
 //!
-//! Children of the child inherit the filter, and so do their children.
+//! All descendants of the child inherit the filter.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -22,15 +22,15 @@ const NUMBER: u32 = 0;
 /// Offset of the lower half of the first argument; each argument has eight bytes.
 const ARGUMENTS: u32 = 16;
 
-/// When a call is asked about.
+/// The condition under which a call is reported.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum When {
     Always,
-    /// When this argument, counted from 0, is the value.
+    /// The argument, counted from 0, has the value.
     Is(u32, u32),
-    /// When it is anything else.
+    /// The argument has any other value.
     IsNot(u32, u32),
-    /// When it is more.
+    /// The argument is larger than the value.
     Above(u32, u32),
 }
 
@@ -42,7 +42,7 @@ fn jump(code: u32, k: u32, jt: u8, jf: u8) -> sock_filter {
     sock_filter { jt, jf, ..statement(libc::BPF_JMP | code | libc::BPF_K, k) }
 }
 
-/// A program that asks about these calls and allows all others.
+/// Returns a filter program that reports these calls and allows all others.
 pub(crate) fn program(calls: &[(libc::c_long, When)]) -> Vec<sock_filter> {
     let load = |at| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, at);
     let answer = |what| statement(libc::BPF_RET | libc::BPF_K, what);
@@ -67,7 +67,7 @@ pub(crate) fn program(calls: &[(libc::c_long, When)]) -> Vec<sock_filter> {
     program
 }
 
-/// Sets the filter for the calling thread and what it becomes; gives where its questions are.
+/// Sets the filter for the calling thread and the program that it executes. Returns the listener for its reports.
 #[expect(unsafe_code, reason = "neither std nor rustix has this system call")]
 fn install(program: &[sock_filter]) -> io::Result<OwnedFd> {
     let length = u16::try_from(program.len()).map_err(io::Error::other)?;
@@ -77,7 +77,7 @@ fn install(program: &[sock_filter]) -> io::Result<OwnedFd> {
     let made =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     match RawFd::try_from(made) {
-        // SAFETY: the kernel just made it for us.
+        // SAFETY: the kernel has just created the descriptor for us.
         Ok(listener) if listener >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(listener) }),
         _ => Err(io::Error::last_os_error()),
     }
@@ -103,18 +103,18 @@ fn take_over(from: &UnixStream) -> io::Result<OwnedFd> {
     descriptors.flatten().next().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-/// Starts the command under the filter; it stands still at its first call that is asked about.
+/// Starts the command under the filter. It waits at its first reported call.
 #[expect(unsafe_code, reason = "pre_exec is the one way to set a filter for the child alone")]
 pub(crate) fn spawn(command: &mut Command, program: Vec<sock_filter>) -> io::Result<(Child, OwnedFd)> {
     let (ours, childs) = UnixStream::pair()?;
     let set = move || install(&program).and_then(|listener| hand_over(&childs, &listener));
-    // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
+    // SAFETY: this runs between fork and exec, makes only system calls, and allocates nothing.
     unsafe { command.pre_exec(set) };
     let child = command.spawn()?;
     Ok((child, take_over(&ours)?))
 }
 
-/// The next question; `None` when nobody is left who could ask.
+/// Returns the next report, or `None` when no filtered process is left.
 #[expect(unsafe_code, reason = "neither std nor rustix has this request in a safe form")]
 pub(crate) fn next(listener: &OwnedFd) -> Option<seccomp_notif> {
     use rustix::event::{PollFd, PollFlags, poll};
@@ -125,7 +125,7 @@ pub(crate) fn next(listener: &OwnedFd) -> Option<seccomp_notif> {
             Err(rustix::io::Errno::INTR) => continue,
             _ => return None,
         }
-        // SAFETY: all zeros is a value of it, and the kernel asks for that.
+        // SAFETY: all zeros is a valid value, and the kernel requires it.
         let mut asked: seccomp_notif = unsafe { std::mem::zeroed() };
         // SAFETY: the kernel writes one `seccomp_notif` there.
         let got =
@@ -133,11 +133,11 @@ pub(crate) fn next(listener: &OwnedFd) -> Option<seccomp_notif> {
         if got == 0 {
             return Some(asked);
         }
-        // Who asked was killed before it could be heard.
+        // The calling process was killed before its report could be read.
     }
 }
 
-/// Answers: the call goes on, or fails with this error.
+/// Answers a report: the call continues, or fails with this error.
 #[expect(unsafe_code, reason = "neither std nor rustix has this request in a safe form")]
 pub(crate) fn answer(listener: &OwnedFd, asked: &seccomp_notif, error: Option<rustix::io::Errno>) {
     let mut answer = seccomp_notif_resp { id: asked.id, val: 0, error: 0, flags: 0 };
@@ -145,6 +145,6 @@ pub(crate) fn answer(listener: &OwnedFd, asked: &seccomp_notif, error: Option<ru
         Some(error) => answer.error = -error.raw_os_error(),
         None => answer.flags = u32::try_from(libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE).expect("one bit"),
     }
-    // SAFETY: the kernel reads one `seccomp_notif_resp` there. Who was killed meanwhile needs no answer.
+    // SAFETY: the kernel reads one `seccomp_notif_resp` there. A process that was killed meanwhile needs no answer.
     unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
 }

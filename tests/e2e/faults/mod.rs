@@ -1,9 +1,10 @@
-//! Files and descriptors that fail under a real daemon: ENOSPC, EMFILE, ENOMEM and EIO at every call that it makes
-//! of its files, one class of calls after another.
+//! Failing files and descriptors under a real daemon: ENOSPC, EMFILE, ENOMEM and EIO at every file-related call, one
+//! class of calls after another.
 //!
-//! The classes are found, not listed: each step of the scenario is played once with all calls counted, and what was
-//! called then fails in later rounds of the same step. `make test` has each class fail with one of its errors in one
-//! step; `STEAD_TEST_ROUNDS` of 1 or more has each fail in every step, with every error, once and lastingly.
+//! The classes are discovered, not listed: each step of the scenario runs once while all calls are counted, and these
+//! calls then fail in later rounds of the same step. In `make test` each class fails with one of its errors in one
+//! step. With `STEAD_TEST_ROUNDS` of 1 or more each class fails in every step, with every error, once and
+//! permanently.
 
 mod calls;
 mod filter;
@@ -28,14 +29,14 @@ use crate::namespace::in_namespace;
 use crate::site::{Site, image};
 use crate::stage::run;
 
-/// Times that a fault is tried until its call is made: what happens once in a while is not in every round.
+/// Number of attempts until the call of a fault is made. A rare call does not occur in every round.
 const TRIES: usize = 5;
 
 fn is_thorough() -> bool {
     std::env::var("STEAD_TEST_ROUNDS").is_ok()
 }
 
-/// Tells what goes on: of a thorough run, which takes long, also to a file that can be looked at meanwhile.
+/// Prints the progress. A thorough run takes long, so it also writes to a file that can be read meanwhile.
 fn say(line: &str) {
     writeln!(std::io::stdout(), "{line}").expect("it is read");
     let Some(file) = std::env::var_os("STEAD_TEST_REPORT") else { return };
@@ -43,19 +44,19 @@ fn say(line: &str) {
     writeln!(file, "{line}").expect("the report is written");
 }
 
-/// Only faults whose text has this are played; for who mends one.
+/// Returns a text that faults must contain to run, for debugging a single fault.
 fn only() -> String {
     std::env::var("STEAD_TEST_FAULT").unwrap_or_default()
 }
 
-/// A daemon under supervision, and what its clients keep.
+/// A daemon under supervision, with the knowledge of its clients.
 struct Scene {
     site: Site,
     supervisor: Supervisor,
     archive: Vec<u8>,
-    /// Files and objects that are there between steps.
+    /// Files and objects that exist between steps.
     kept: (BTreeSet<String>, BTreeMap<String, Value>),
-    /// The VM that runs all the time, if there is one.
+    /// Instance whose VM runs all the time, if there is one.
     vm: Option<String>,
     number: usize,
     outcomes: BTreeMap<Class, BTreeSet<String>>,
@@ -63,7 +64,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// Instances wait for a kernel, so that no VM is needed.
+    /// Creates a scene in which instances wait for a kernel, so that no VM is needed.
     async fn new() -> Self {
         let mut scene = Self::with_kernel().await;
         scene.site.kernel_dir = scene.site.scratch("no-kernel");
@@ -112,7 +113,7 @@ impl Scene {
     fn spawn(&mut self) {
         let (supervisor, data, run) = (self.supervisor.clone(), self.site.data(), self.site.run_dir());
         self.site.spawn_by(|command| {
-            // What nothing tells of is found by looking at everything.
+            // Changes without a notification are found by the periodic resync.
             command.env("STEAD_RESYNC", format!("{}s", trial::RESYNC.as_secs()));
             supervisor.spawn(command, &data, &run)
         });
@@ -135,7 +136,7 @@ impl Scene {
         self.start().await;
     }
 
-    /// What is there all the time.
+    /// Creates the objects that exist all the time.
     async fn keep(&mut self) {
         let made =
             self.site.request(Method::POST, "/images", Some(json!({ "name": image("busybox") }))).await;
@@ -143,7 +144,7 @@ impl Scene {
         self.site.until_image(&image("busybox")).await;
         let made = self.site.request(Method::POST, "/instances", Some(instance("kept"))).await;
         assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
-        // So that nothing is tried for it again and again.
+        // It waits for a kernel, so nothing is attempted for it again and again.
         self.site.until("kept", "waiting", |seen| seen["conditions"].to_string().contains("kernel")).await;
         let stopped = self.site.request(Method::POST, "/instances/kept/stop", None).await;
         assert_eq!(stopped.status, StatusCode::OK, "{stopped:?}");
@@ -156,7 +157,7 @@ impl Scene {
         self.kept = (trial::files(&self.site), trial::objects(&self.site).await);
     }
 
-    /// Removes what a step that failed has left, so that the next one begins as it should.
+    /// Removes the leftovers of a failed step, so that the next one begins correctly.
     async fn clear(&mut self) {
         self.restart().await;
         for path in trial::objects(&self.site).await.keys().filter(|path| !self.kept.1.contains_key(*path)) {
@@ -165,7 +166,7 @@ impl Scene {
             self.site.attempt(Method::DELETE, &path, None).await;
         }
         if let Err(why) = trial::leaves_nothing(&self.site, &self.kept.0).await {
-            // It has failed already; later steps should not fail for the same reason.
+            // The step has failed already. Later steps should not fail for the same reason.
             say(&format!("NOT CLEARED {why}"));
             self.kept.0 = trial::files(&self.site);
         }
@@ -176,7 +177,7 @@ impl Scene {
         Walk::new(steps::acts(step, &format!("n{}", self.number)), &self.archive)
     }
 
-    /// Plays a step without a fault; gives what was called.
+    /// Runs a step without a fault. Returns the counted calls.
     async fn count(&mut self, step: &str) -> BTreeMap<Class, u64> {
         self.supervisor.take_seen();
         let mut walk = self.walk(step);
@@ -190,7 +191,7 @@ impl Scene {
         self.supervisor.take_seen()
     }
 
-    /// Plays a step with a fault.
+    /// Runs a step with a fault.
     async fn suffer(&mut self, step: &str, fault: &Fault) -> Result<Outcome, String> {
         let log = trial::log_length(&self.site);
         let mut walk = self.walk(step);
@@ -198,7 +199,7 @@ impl Scene {
         let outcome = trial::suffer(&self.site, &self.supervisor, fault, &mut walk, log, &self.kept.0).await;
         self.supervisor.end();
         let outcome = outcome?;
-        // What is acknowledged by now is on the disk.
+        // Acknowledged changes must be on the disk by now.
         if is_thorough() || self.number.is_multiple_of(4) {
             self.restart().await;
         }
@@ -215,14 +216,14 @@ impl Scene {
         Ok(outcome)
     }
 
-    /// Starts a daemon with a fault, and another one without if that ended.
+    /// Starts a daemon with a fault, and another one without it if the first one ended.
     async fn suffer_start(&mut self, fault: &Fault) -> Result<Outcome, String> {
         let log = trial::log_length(&self.site);
         self.supervisor.begin(fault);
         self.spawn();
         let begun = trial::begun(&mut self.site, &self.supervisor, fault, log).await;
         if begun == Ok(Ok(())) {
-            // Some is done a moment after the first answer.
+            // Some work is done a moment after the first answer.
             trial::is_met(&self.supervisor).await;
         }
         let hits = self.supervisor.end();
@@ -233,7 +234,7 @@ impl Scene {
             _ if hits == 0 => Outcome::Unreached,
             Ok(()) if tells => Outcome::Logged,
             Ok(()) => Outcome::Borne,
-            // A runtime that cannot be built panics within tokio, with the reason, before anything was begun.
+            // If a runtime cannot be built, tokio panics with the reason before anything was begun.
             Err(status) if status.code().is_some() && tells => Outcome::Ended,
             Err(status) => return Err(format!("it ended with {status} and no clear message")),
         };
@@ -244,7 +245,7 @@ impl Scene {
             self.spawn();
         }
         self.site.answers().await;
-        // The daemon that bore it takes what comes, and so does the next one.
+        // The daemon that survived the fault accepts new requests, and so does the next one.
         let mut walk = self.walk("volume");
         trial::recover(&self.site, &mut walk).await?;
         if !self.kept.1.is_empty() {
@@ -257,7 +258,7 @@ impl Scene {
         Ok(outcome)
     }
 
-    /// Plays a fault until it was met; a failure is noted, and the daemon begins anew after it.
+    /// Repeats a fault until its call occurred. A failure is recorded, and the daemon is started anew after it.
     async fn play(&mut self, step: &str, fault: &Fault) {
         if !format!("{step}: {fault}").contains(&only()) {
             return;
@@ -298,8 +299,8 @@ impl Scene {
         }
     }
 
-    /// Prints what was done, and fails if something was wrong, or if more classes than `missed_max` were never made
-    /// to fail: a daemon that only watches a VM makes some calls once in a while.
+    /// Prints a summary, and fails if there was a failure, or if more classes than `missed_max` never failed: a
+    /// daemon that only watches a VM makes some calls rarely.
     fn report(&self, classes: &BTreeSet<Class>, missed_max: usize) {
         for class in classes {
             say(&format!("CLASS {class}: {:?}", self.outcomes.get(class)));
@@ -318,13 +319,13 @@ impl Scene {
     }
 }
 
-/// A start on an empty directory.
+/// Name of the step that starts on an empty directory.
 const EMPTY: &str = "first start";
-/// A start with what another daemon left that was killed.
+/// Name of the step that starts with the files of a killed daemon.
 const KEPT: &str = "start";
 
 impl Scene {
-    /// Looks that the VM is the one that was started first, in its first boot.
+    /// Checks that the VM is the one that was started first, in its first boot.
     async fn same_vm(&mut self) -> Result<(), String> {
         let Some(id) = self.vm.clone() else { return Ok(()) };
         let mut walk = Walk::new(steps::acts("watch", ""), &[]);
@@ -338,14 +339,15 @@ impl Scene {
         }
     }
 
-    /// Counts a step twice and has its calls fail; gives the classes. Without `STEAD_TEST_ROUNDS` one in so many fails.
+    /// Counts a step twice and makes its calls fail. Returns the classes. Without `STEAD_TEST_ROUNDS` one of `one_in`
+    /// classes fails.
     async fn play_step(
         &mut self,
         step: &str,
         one_in: usize,
         chosen: &mut BTreeMap<Class, usize>,
     ) -> BTreeSet<Class> {
-        // What only the first time needs is over then.
+        // The first run includes one-time work, so the second one is counted.
         self.count(step).await;
         let seen = self.count(step).await;
         for (class, count) in &seen {
@@ -364,13 +366,13 @@ impl Scene {
     }
 }
 
-/// Whether a class is of the daemon, or of a program that it runs to its end. A VMM's own calls are the guest's
-/// disk, which has tests of its own.
+/// Returns `true` if a class belongs to the daemon, or to a program that it runs to its end. A VMM's own calls
+/// concern the guest's disk, which has its own tests.
 fn is_ours(class: &Class) -> bool {
     class.program.as_ref().is_none_or(|program| !program.starts_with("qemu"))
 }
 
-/// The faults of one class.
+/// Returns the faults of one class.
 fn faults(class: &Class, chosen: &mut BTreeMap<Class, usize>) -> Vec<Fault> {
     let errors = class.errors();
     let played = chosen.entry(class.clone()).or_default();
@@ -379,7 +381,7 @@ fn faults(class: &Class, chosen: &mut BTreeMap<Class, usize>) -> Vec<Fault> {
     if is_thorough() {
         return errors.iter().flat_map(|error| [of(*error, false), of(*error, true)]).collect();
     }
-    // One for each class, and another one for each class of the next kind.
+    // Each class gets one error, and the next class of the same kind gets another one.
     if *played > 1 { Vec::new() } else { vec![of(errors[chosen.len() % errors.len()], true)] }
 }
 
@@ -400,8 +402,8 @@ fn a_call_that_fails_in_a_step_of_a_running_daemon_is_told_and_loses_nothing() {
 
 #[test]
 fn a_call_that_fails_beside_a_vm_does_not_end_it_or_its_memory() {
-    // Each trial takes seconds: in `make test` one class in so many fails, of the step that only watches and of the
-    // others.
+    // Share of the classes that fail in `make test`, for the step that only watches and for the others, because each
+    // trial takes seconds.
     const WATCH_ONE_IN: usize = 3;
     const ONE_IN: usize = 10;
     in_namespace(async || {

@@ -1,35 +1,35 @@
-//! What clients do while calls fail: each step makes something, uses it, and removes it again.
+//! The clients' actions while calls fail: each step creates an object, uses it, and removes it again.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::site::image;
 
-/// One thing that a client does or waits for.
+/// An action or a wait of a client.
 #[derive(Debug, Clone)]
 pub(crate) enum Act {
     /// A request, which is repeated until it is answered with one of these codes.
     Ask(Method, String, Value, &'static [u16]),
-    /// The same with the archive of an image as its body.
+    /// A request with the archive of an image as its body, repeated like [`Act::Ask`].
     Import(String),
-    /// A verb that is asked for until what is at the path after it has come to be so.
+    /// A verb that is requested until the object at the second path satisfies the condition.
     Bring(String, String, fn(&Value) -> bool),
-    /// What is at this path must come to be so.
+    /// A wait until the object at this path satisfies the condition.
     See(String, fn(&Value) -> bool),
-    /// What is in the first list is deleted, each at the second path with its id, until there is nothing in it.
+    /// A deletion of all objects in the first list, each at the second path with its id, until the list is empty.
     Clear(String, String),
-    /// It must come to be gone.
+    /// A wait until the object is gone.
     Gone(String),
-    /// An answer that is no JSON.
+    /// A request whose answer is not JSON.
     Take(String),
-    /// A token is made, used, revoked, and then refused.
+    /// A token that is created, used, revoked, and then refused.
     Token,
 }
 
 /// The steps, by name.
 pub(crate) const STEPS: [&str; 7] = ["image", "import", "volume", "instance", "ingress", "token", "backup"];
 
-/// The steps beside a VM that runs, and is the same VM after each.
+/// The steps beside a VM that keeps running, and must be the same VM after each.
 pub(crate) const OF_A_VM: [&str; 4] = ["watch", "sleep", "snapshot", "run"];
 
 const CREATED: &[u16] = &[201, 202];
@@ -44,7 +44,7 @@ fn is_converged(seen: &Value) -> bool {
     seen["conditions"].to_string().contains("Converged")
 }
 
-/// It has all that it can have without a guest kernel.
+/// Returns `true` if an instance has everything that it can have without a guest kernel.
 fn waits_for_a_kernel(seen: &Value) -> bool {
     seen["conditions"].to_string().contains("kernel")
 }
@@ -73,7 +73,7 @@ fn delete(path: String) -> Act {
     Act::Ask(Method::DELETE, path, Value::Null, DELETED)
 }
 
-/// What the step consists of; `tag` is in the names of what it makes.
+/// Returns the actions of a step. `tag` is part of the names of its objects.
 pub(crate) fn acts(step: &str, tag: &str) -> Vec<Act> {
     match step {
         "image" => {
@@ -135,7 +135,7 @@ pub(crate) fn acts(step: &str, tag: &str) -> Vec<Act> {
     }
 }
 
-/// An instance of the image that is kept.
+/// Returns the request for an instance of the kept image.
 pub(crate) fn instance(name: &str) -> Value {
     json!({ "name": name, "image": image("busybox"), "size": "128MB", "vcpus": 1, "overlay_size": "64MB",
         "cmd": ["sleep", "1000"] })

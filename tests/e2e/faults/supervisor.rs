@@ -1,7 +1,7 @@
 //! A daemon whose system calls are counted, and fail where the test says so.
 //!
-//! Guarantees: a call is counted over all threads of the daemon; what fails is one class of calls, with one error.
-//! Calls of the programs that the daemon runs are classes of their own.
+//! Guarantees: calls are counted over all threads of the daemon. The fault is one class of calls, with one error. The
+//! calls of programs that the daemon runs are separate classes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,12 +16,12 @@ use rustix::io::Errno;
 use super::calls::{self, Class, Roots};
 use super::filter;
 
-/// What fails.
+/// The calls that fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) class: Class,
     pub(crate) error: Errno,
-    /// Whether it fails until it is taken away, or the first time only.
+    /// True if the calls fail until the fault is removed, false if only the first call fails.
     pub(crate) lasts: bool,
 }
 
@@ -44,7 +44,7 @@ struct State {
     hits: u64,
 }
 
-/// What is told to the thread that answers, and what it tells. It outlives daemons.
+/// The state shared with the thread that answers. It outlives daemons.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Supervisor(Arc<Mutex<State>>);
 
@@ -53,13 +53,13 @@ impl Supervisor {
         self.0.lock().expect("nothing panics while it is held")
     }
 
-    /// Has calls fail from now on.
+    /// Makes calls fail from now on.
     pub(crate) fn begin(&self, fault: &Fault) {
         let mut state = self.state();
         (state.fault, state.hits) = (Some(fault.clone()), 0);
     }
 
-    /// Lets all calls through; gives how many failed.
+    /// Stops the faults: all calls succeed again. Returns the number of failed calls.
     pub(crate) fn end(&self) -> u64 {
         let mut state = self.state();
         state.fault = None;
@@ -70,12 +70,12 @@ impl Supervisor {
         self.state().hits
     }
 
-    /// Classes that were called since it was asked last.
+    /// Returns the classes that were called since the last request.
     pub(crate) fn take_seen(&self) -> BTreeMap<Class, u64> {
         std::mem::take(&mut self.state().seen)
     }
 
-    /// Starts the daemon with every call of it supervised.
+    /// Starts the daemon with all of its calls supervised.
     pub(crate) fn spawn(&self, command: &mut Command, data: &Path, run: &Path) -> Child {
         let roots = Roots { data: data.display().to_string(), run: run.display().to_string() };
         let program = filter::program(&calls::asked_about());
@@ -89,12 +89,12 @@ impl Supervisor {
         child
     }
 
-    /// The error that a call fails with.
+    /// Returns the error with which a call fails.
     fn judge(&self, asked: &seccomp_notif, daemon: u32, roots: &Roots) -> Option<Errno> {
         let (call, place) = calls::read(asked, roots)?;
         let is_daemon = Path::new(&format!("/proc/{daemon}/task/{}", asked.pid)).exists();
         let program = if is_daemon { None } else { Some(program_of(asked.pid)?) };
-        // What other programs do elsewhere is their own affair.
+        // Calls of other programs outside of the daemon's directories do not matter.
         if program.is_some() && !place.starts_with("DATA") && !place.starts_with("RUN") {
             return None;
         }
@@ -111,7 +111,7 @@ impl Supervisor {
     }
 }
 
-/// The name of the program that a process runs; `None` for a child of the daemon that does not run one yet.
+/// Returns the name of the program that a process runs, or `None` for a child of the daemon before its exec.
 fn program_of(pid: u32) -> Option<String> {
     let link = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
     let name = link.file_name()?.to_string_lossy().into_owned();

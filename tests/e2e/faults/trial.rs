@@ -1,4 +1,4 @@
-//! One fault in one step: what clients saw of it, that it was told, and that it left nothing behind.
+//! A single fault in one step: its effect on clients, its report, and the check that it left nothing behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,29 +15,28 @@ use super::supervisor::{Fault, Supervisor};
 use crate::site::{Answer, Site};
 use crate::stage::run;
 
-/// Between two looks at what a step waits for.
+/// Time between two polls of the condition that a step waits for.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Time within which a fault is told, what was begun is done once nothing fails any more, and what is left over is
-/// removed. Retries come within seconds.
+/// Time within which a fault must be reported, the work must be completed once nothing fails any more, and leftovers
+/// must be removed. Retries come within seconds.
 const IN_TIME: Duration = Duration::from_secs(30);
 
-/// Interval in which the daemon looks at everything, as the scene configures it.
+/// Interval of the daemon's resync, as the scene configures it.
 pub(crate) const RESYNC: Duration = Duration::from_secs(1);
-/// Time in which the daemon has looked at everything once, on a busy machine too.
+/// Time in which the daemon has completed a resync, on a busy machine too.
 pub(crate) const LOOKED_THROUGH: Duration = Duration::from_secs(4);
-/// Time that a fault lasts beside a VM that nobody asks for anything: the daemon meets it, and does what it takes
-/// for right then.
+/// Time for which a fault lasts beside a VM without requests, so that the daemon meets it and reacts to it.
 const HOLD: Duration = Duration::from_millis(1500);
 
-/// What came of a fault.
+/// The outcome of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
-    /// A client was told, in an answer or in a condition.
+    /// A client got an error, in an answer or in a condition.
     Told,
-    /// The daemon's log has it.
+    /// The daemon's log contains the error.
     Logged,
-    /// All was done in spite of it, and nobody was told.
+    /// The step succeeded in spite of the fault, without a report.
     Borne,
     /// The daemon ended with a message.
     Ended,
@@ -45,13 +44,13 @@ pub(crate) enum Outcome {
     Unreached,
 }
 
-/// A step on its way.
+/// A step in progress.
 pub(crate) struct Walk {
     acts: Vec<Act>,
     at: usize,
-    /// Whether something that was made is acknowledged and not deleted.
+    /// True if an object was created with an acknowledgement and not deleted.
     is_made: bool,
-    /// All that answers have said since the fault began.
+    /// Texts of all answers since the fault began.
     said: String,
     token: Option<(String, String)>,
     archive: Vec<u8>,
@@ -66,7 +65,7 @@ impl Walk {
         self.at == self.acts.len()
     }
 
-    /// Whether it asks for nothing.
+    /// Returns `true` if the step sends no request.
     fn is_idle(&self) -> bool {
         self.acts.iter().all(|act| matches!(act, Act::See(..)))
     }
@@ -76,7 +75,7 @@ impl Walk {
         self.said.push('\n');
     }
 
-    /// An error answer must say what is wrong, in the API's shape.
+    /// Checks that an error answer states the problem, in the API's format.
     fn judge(&mut self, what: &Act, answer: &Answer) -> Result<(), String> {
         self.hear(answer);
         let text = |field: &str| answer.body[field].as_str().unwrap_or_default();
@@ -89,7 +88,7 @@ impl Walk {
         }
     }
 
-    /// Goes on as far as it can without waiting.
+    /// Continues as far as possible without waiting.
     pub(crate) async fn go(&mut self, site: &Site) -> Result<(), String> {
         while let Some(act) = self.acts.get(self.at).cloned() {
             let is_over = match &act {
@@ -149,7 +148,7 @@ impl Walk {
                 Act::Take(path) => match site.attempt_raw(Method::GET, path, Vec::new()).await {
                     Some(answer) if answer.status == 200 => true,
                     Some(answer) => self.judge(&act, &answer).map(|()| false)?,
-                    // It was cut off after it had begun.
+                    // The connection was closed after the request had begun.
                     None => false,
                 },
                 Act::Token => self.token(site).await,
@@ -163,7 +162,7 @@ impl Walk {
     }
 
     fn asked(&mut self, act: &Act, answer: Option<Answer>, good: &[u16]) -> Result<bool, String> {
-        // Without an answer either outcome is right, and it is asked again.
+        // Without an answer either outcome is valid, and the request is repeated.
         let Some(answer) = answer else { return Ok(false) };
         let status = answer.status.as_u16();
         if good.contains(&status) {
@@ -172,19 +171,19 @@ impl Walk {
             return Ok(true);
         }
         self.judge(act, &answer)?;
-        // What was made without an acknowledgement is whole.
+        // An object that was created without an acknowledgement is complete.
         if ["name_conflict", "already_exists"].contains(&answer.body["code"].as_str().unwrap_or_default()) {
             self.is_made = true;
             return Ok(true);
         }
-        // A state that does not fit yet, or something that failed meanwhile, is told as a conflict.
+        // A state that does not fit yet, or a failure in between, is reported as a conflict.
         if status < 500 && status != 409 {
             return Err(format!("{act:?} was refused for good: {answer:?}"));
         }
         Ok(false)
     }
 
-    /// Makes a token, uses it, revokes it and sees it refused.
+    /// Creates a token, uses it, revokes it and checks that it is refused.
     async fn token(&mut self, site: &Site) -> bool {
         let data = site.data().display().to_string();
         let program = env!("CARGO_BIN_EXE_stead");
@@ -209,19 +208,19 @@ impl Walk {
     }
 }
 
-/// Whether a text tells of an error.
+/// Returns `true` if a text reports an error.
 pub(crate) fn tells(text: &str, errno: Errno) -> bool {
     let error = std::io::Error::from(errno).to_string();
     let words = error.split(" (os").next().unwrap_or_default();
     text.contains(words) || error_is_told_otherwise(text, errno)
 }
 
-/// The store's own words.
+/// Returns `true` for the store's own words for an error.
 fn error_is_told_otherwise(text: &str, errno: Errno) -> bool {
     errno == Errno::NOSPC && text.contains("file system is full")
 }
 
-/// What the daemons' log says beyond a length.
+/// Returns the text of the daemons' log after an offset.
 pub(crate) fn log_since(site: &Site, from: u64) -> String {
     let log = fs::read(site.log_file()).unwrap_or_default();
     let from = usize::try_from(from).expect("a short log");
@@ -232,8 +231,8 @@ pub(crate) fn log_length(site: &Site) -> u64 {
     fs::metadata(site.log_file()).map_or(0, |log| log.len())
 }
 
-/// Goes on with a step until it is done, or the fault was told. Nothing is told of a fault that was borne
-/// until the step is done.
+/// Continues a step until it is done, or the fault was reported. A fault that was survived until the step is done is
+/// not reported.
 pub(crate) async fn suffer(
     site: &Site,
     supervisor: &Supervisor,
@@ -250,7 +249,7 @@ pub(crate) async fn suffer(
     };
     let (mut done, mut met) = (None, None);
     loop {
-        // A request may wait for what fails: then it is the log that tells.
+        // A request may wait for the failing call. Then the log reports the error.
         let is_told = {
             let went = walk.go(site);
             tokio::pin!(went);
@@ -283,7 +282,7 @@ pub(crate) async fn suffer(
         if supervisor.hits() > 0 && logged && fault.lasts {
             return Ok(Outcome::Logged);
         }
-        // What is removed in the background is so a moment after the last answer, or when all is looked through.
+        // Objects removed in the background disappear a moment after the last answer, or with the next resync.
         let since = *done.get_or_insert_with(Instant::now);
         if !walk.is_done() {
             done = None;
@@ -303,7 +302,7 @@ pub(crate) async fn suffer(
     }
 }
 
-/// Goes on until the step is done, now that nothing fails.
+/// Continues until the step is done, while nothing fails.
 pub(crate) async fn recover(site: &Site, walk: &mut Walk) -> Result<(), String> {
     let deadline = Instant::now() + IN_TIME;
     loop {
@@ -319,7 +318,7 @@ pub(crate) async fn recover(site: &Site, walk: &mut Walk) -> Result<(), String> 
     }
 }
 
-/// Files of the data and run directories, apart from the database's own and logs of the daemon's whole life.
+/// Lists the files of the data and run directories, apart from the database and permanent logs of the daemon.
 pub(crate) fn files(site: &Site) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for root in [site.data(), site.run_dir()] {
@@ -342,7 +341,7 @@ fn walk_files(directory: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Waits until there are the same files as before.
+/// Waits until the same files exist as before.
 pub(crate) async fn leaves_nothing(site: &Site, before: &BTreeSet<String>) -> Result<(), String> {
     let deadline = Instant::now() + IN_TIME;
     loop {
@@ -359,7 +358,7 @@ pub(crate) async fn leaves_nothing(site: &Site, before: &BTreeSet<String>) -> Re
     }
 }
 
-/// Every object that a client sees, by path and name, without what may move.
+/// Returns every object that a client sees, by path and name, without its variable parts.
 pub(crate) async fn objects(site: &Site) -> BTreeMap<String, Value> {
     let mut all = BTreeMap::new();
     for kind in ["instances", "images", "volumes", "ingresses", "snapshots"] {
@@ -374,8 +373,8 @@ pub(crate) async fn objects(site: &Site) -> BTreeMap<String, Value> {
     all
 }
 
-/// Waits until a daemon answers or has ended, which is told with its status.
-/// A daemon that tells why it does neither is let go on.
+/// Waits until a daemon answers or has ended, and returns its status in that case. A daemon that logs the reason why
+/// it does neither may continue.
 pub(crate) async fn begun(
     site: &mut Site,
     supervisor: &Supervisor,
@@ -398,7 +397,7 @@ pub(crate) async fn begun(
     }
 }
 
-/// Waits until a call has failed, for as long as the daemon needs to look at everything.
+/// Waits until a call has failed, for at most the time of a resync.
 pub(crate) async fn is_met(supervisor: &Supervisor) {
     let deadline = Instant::now() + LOOKED_THROUGH;
     while supervisor.hits() == 0 && Instant::now() < deadline {

@@ -1,7 +1,7 @@
-//! The hostile guest: PID 1 of a real VM that ends our agent and speaks in its place.
+//! The hostile guest: PID 1 of a real VM that ends our agent and uses its port.
 //!
-//! Compiled by the test with `rustc` alone, static, for an image of its own; no part of any crate.
-//! It says on the console what it is about to do, and ends in silence, with the port open.
+//! The test compiles it with `rustc` alone, statically, for an image of its own; it is not part of any crate. It
+//! prints each attack on the console before it begins, and ends silently, with the port open.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 const MAGIC: [u8; 4] = [0xf7, b's', b't', b'd'];
 const CONTROL: u8 = 0;
 const PORT: &str = "/dev/vport0p1";
-/// Survives a start: what was true of an earlier boot.
+/// Path of a file that survives a start, with the token of an earlier boot.
 const KEPT: &str = "/token";
-/// Of each attack.
+/// Duration of each attack.
 const TIME: Duration = Duration::from_secs(3);
 
 fn main() {
@@ -28,7 +28,7 @@ fn main() {
     let mut port = open();
     if let Some(earlier) = earlier {
         println!("hostile: replays");
-        // Said by an earlier boot, and by nobody: neither ends this one.
+        // One message has the token of an earlier boot, the other has none: neither ends this boot.
         for token in [format!("\"{earlier}\""), "null".to_owned()] {
             attack(&mut port, |_| {
                 state(&token, "exited", "{\"code\":0,\"message\":\"over\",\"is_boot_failure\":false}")
@@ -68,7 +68,7 @@ fn main() {
     silence();
 }
 
-/// Neither reads nor writes, and keeps the port.
+/// Neither reads nor writes, and keeps the port open.
 fn silence() -> ! {
     loop {
         std::thread::park();
@@ -81,7 +81,7 @@ fn attack(port: &mut File, mut bytes: impl FnMut(usize) -> Vec<u8>) {
         if start.elapsed() > TIME {
             return;
         }
-        // The host may hang up; what is said then is lost.
+        // The host may hang up. Messages sent then are lost.
         if port.write_all(&bytes(round)).is_err() {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -99,13 +99,13 @@ fn state(token: &str, phase: &str, exit: &str) -> Vec<u8> {
     frame(CONTROL, 0, text.as_bytes())
 }
 
-/// The process id of the agent, once it is there.
+/// Returns the process id of the agent, once it exists.
 fn agent() -> String {
     loop {
         for entry in fs::read_dir("/proc").expect("mounted").flatten() {
             let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             if line.starts_with(b"stead-agent") {
-                // It tells the host its state meanwhile, with the token in it.
+                // Meanwhile the agent reports its state to the host, with the token in it.
                 std::thread::sleep(Duration::from_secs(1));
                 return entry.file_name().into_string().expect("a number");
             }
@@ -114,7 +114,7 @@ fn agent() -> String {
     }
 }
 
-/// The token, from the agent's memory: root may read it.
+/// Returns the token, read from the agent's memory: root may read it.
 fn token_of(agent: &str) -> Option<String> {
     const KEY: &[u8] = b"\"token\":\"";
     let maps = fs::read_to_string(format!("/proc/{agent}/maps")).ok()?;
@@ -137,7 +137,7 @@ fn token_of(agent: &str) -> Option<String> {
     None
 }
 
-/// The port, which the agent's end has left.
+/// Opens the port, which the agent no longer uses.
 fn open() -> File {
     loop {
         if let Ok(file) = File::options().read(true).write(true).open(PORT) {
@@ -147,7 +147,7 @@ fn open() -> File {
     }
 }
 
-/// Splitmix64: random enough for noise.
+/// A Splitmix64 generator: random enough for noise.
 struct Noise(u64);
 
 impl Noise {

@@ -1,4 +1,4 @@
-//! A hostile web server in a guest that is asked for its health, beside one that is well.
+//! A hostile web server in a guest that has a health check, beside a healthy one.
 
 use serde_json::{Value, json};
 
@@ -20,7 +20,7 @@ fn successes(seen: &Value) -> u64 {
     seen["health_status"]["consecutive_successes"].as_u64().unwrap_or(0)
 }
 
-/// Asks the hostile one anew: what was found of it is of this question then.
+/// Sets a new check for the hostile instance, so that its results belong to this check.
 async fn ask(site: &Site, path: &str) {
     let body = json!({ "health_check": check(path) });
     let answer = site.request(reqwest::Method::PATCH, "/instances/bad", Some(body)).await;
@@ -37,7 +37,7 @@ fn a_web_server_that_answers_without_sense_or_end_is_unhealthy_and_costs_nobody_
         site.create("good", &image("busybox"), good).await;
         site.create("bad", &image("web"), json!({ "health_check": check("/") })).await;
         for name in ["good", "bad"] {
-            // An answer without end is well as soon as its head is.
+            // An endless answer is healthy as soon as its head is.
             site.until(name, "healthy", |seen| status(seen) == "healthy").await;
         }
         let size = resident(&site);

@@ -1,4 +1,4 @@
-//! A guest that is hostile from its first process on, beside one that is not.
+//! A guest that is hostile from its first process on, beside an honest one.
 
 mod health;
 
@@ -14,12 +14,12 @@ use crate::socket::run;
 use crate::stage::until;
 
 const ROUNDS: usize = 15;
-/// A hostile VM has a processor of its own to burn, and this machine two: what a neighbour loses by
-/// that alone is a factor of three or so. A daemon that was kept busy would cost it far more.
+/// Limit on the slowdown of the neighbour. A hostile VM keeps one of this machine's two processors busy, which alone
+/// costs the neighbour a factor of about three. A daemon that was kept busy would cost it far more.
 const SLOWER_MAX: f64 = 10.0;
 const GROWTH_MAX: u64 = 24 << 20;
 
-/// An image of the site's layout, named as its program, which is a source file beside this one.
+/// Adds an image to the site's layout, named after its program, whose source file is beside this one.
 fn make(site: &Site, name: &str, place: &str) {
     let root = site.scratch("hostile-root");
     let program = root.join(name).display().to_string();
@@ -42,7 +42,7 @@ fn resident(site: &Site) -> u64 {
     line.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).expect("a number") << 10
 }
 
-/// Seconds of an exec on the neighbour: the middle one of some.
+/// Returns the median time of an exec on the neighbour, in seconds.
 async fn exec_time(site: &Site) -> f64 {
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
@@ -76,10 +76,10 @@ fn a_guest_that_is_hostile_from_pid_1_on_costs_its_neighbour_and_the_daemon_noth
             assert!(slow < calm * SLOWER_MAX, "{attack}: an exec took {slow:.3} s, and {calm:.3} s before");
             assert!(grown < GROWTH_MAX, "{attack}: the daemon grew by {grown} bytes");
         }
-        // It still has the token, so it is believed of itself; of nobody else.
+        // The hostile guest still has its token, so its messages about itself are accepted, and no others.
         let good = site.get("good").await;
         assert_eq!((&good["state"], &good["exit_code"]), (&json!("Running"), &Value::Null), "{good:#}");
-        // A guest that takes nothing is ended all the same, and starts again.
+        // A guest that reads nothing is ended all the same, and starts again.
         let path = "/instances/bad";
         let stopped = site.request(reqwest::Method::POST, &format!("{path}/stop"), None).await;
         assert_eq!(stopped.body["state"], "Stopped", "{stopped:?}");

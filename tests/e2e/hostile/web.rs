@@ -1,6 +1,6 @@
-//! The hostile web server: answers every request the way its path names, and none as it should.
+//! The hostile web server: its answer depends on the path, and is always wrong.
 //!
-//! Compiled by the test with `rustc` alone, static, for an image of its own; no part of any crate.
+//! The test compiles it with `rustc` alone, statically, for an image of its own; it is not part of any crate.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,7 +10,7 @@ fn main() {
     let listener = TcpListener::bind("0.0.0.0:80").expect("bound");
     println!("web: listens");
     for stream in listener.incoming().flatten() {
-        // Ends when the other side has enough, which is what the test is about.
+        // The thread ends when the other side closes the connection, which the test is about.
         std::thread::spawn(move || drop(answer(stream)));
     }
 }

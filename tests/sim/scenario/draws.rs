@@ -1,4 +1,4 @@
-//! Random parts of what the clients of a play ask for.
+//! Random parts of the requests of a scenario's clients.
 
 use super::*;
 
@@ -7,7 +7,7 @@ impl Play {
         if self.rng.chance(500) { Hypervisor::Qemu } else { Hypervisor::QemuMicrovm }
     }
 
-    /// Few attempts: the play shall settle.
+    /// Draws a policy with few attempts, because the scenario should settle.
     pub(super) fn restart_policy(&mut self) -> RestartPolicy {
         let when = [RestartWhen::Never, RestartWhen::Never, RestartWhen::OnFailure, RestartWhen::Always];
         RestartPolicy {
@@ -19,7 +19,7 @@ impl Play {
     }
 
     pub(super) fn health_check(&mut self) -> Option<HealthCheck> {
-        // Any of these suits an instance with a network or without.
+        // Each of these suits an instance with or without a network.
         let probe = Probe::Exec { command: vec!["check".to_owned()], working_dir: None };
         self.rng.chance(500).then(|| HealthCheck {
             interval: GoDuration(Duration::from_secs(1 + self.rng.below(10))),
@@ -30,7 +30,7 @@ impl Play {
         })
     }
 
-    /// Short, so that much comes of it.
+    /// Draws a policy with short times, so that it acts often.
     pub(super) fn auto_standby(&mut self) -> Option<AutoStandbyPolicy> {
         let is_given = self.rng.chance(if self.is_sleepy { 1000 } else { 300 });
         is_given.then(|| AutoStandbyPolicy {

@@ -1,4 +1,4 @@
-//! One seed: a play of steps, and the judgement after it.
+//! A scenario for one seed: its steps, and the verification after them.
 
 mod draws;
 mod requests;
@@ -49,15 +49,15 @@ pub(crate) struct Play {
     pub(crate) daemon: Daemon,
     names: u64,
     pub(crate) log: Vec<String>,
-    /// Standbys that a client asked for, by their number: those may go over connections.
+    /// Standbys that a client requested, by their number: these may happen in spite of connections.
     asked: BTreeSet<(Uid, StandbyNo)>,
     foreign: BTreeSet<LinkName>,
-    /// A play about going to standby by itself and waking.
+    /// True for a scenario about auto-standby and wake-ups.
     is_sleepy: bool,
     clients: requests::Clients,
-    /// The play removed something that a client may have waited for.
+    /// True if the scenario removed an object that a client may have waited for.
     has_removed: bool,
-    /// A play about volumes, and what becomes of them in snapshots and forks.
+    /// True for a scenario about volumes, and about their snapshots and forks.
     pub(crate) is_storing: bool,
 }
 
@@ -65,7 +65,7 @@ fn reference(word: &str) -> ImageRef {
     word.parse().expect("valid")
 }
 
-/// The steps of a seed, as text: for the proof that one seed is one run.
+/// Returns the steps of a seed as text, for the proof that a seed always gives the same run.
 pub(crate) async fn trace(seed: u64) -> Vec<String> {
     let mut play = Play::new(seed).await;
     play.steps().await;
@@ -73,7 +73,7 @@ pub(crate) async fn trace(seed: u64) -> Vec<String> {
     play.log
 }
 
-/// Plays a seed and judges it.
+/// Runs a seed and verifies it.
 pub(crate) async fn play(seed: u64) -> Result<(), String> {
     let mut play = Play::new(seed).await;
     play.steps().await;
@@ -91,7 +91,7 @@ impl Play {
         world.add_foreign_link("eth0".parse().expect("valid"));
         let kv = MemoryKv::new();
         let daemon = Daemon::start(&world, &kv, seed).await;
-        // The play's own chance, apart from the world's: a fault more or less moves no step.
+        // The scenario's random numbers are separate from the world's: another fault changes no step.
         let mut rng = Rng::new(seed ^ 0x5eed);
         if rng.chance(750) {
             world.set_faults(Faults::many());
@@ -121,7 +121,7 @@ impl Play {
         play
     }
 
-    /// Left alone it comes to rest as it was wished, and without wishes to nothing.
+    /// Checks that the system settles in the desired state, and is empty without any spec.
     pub(crate) async fn end(mut self) -> Result<(), String> {
         self.world.set_faults(Faults::none());
         self.make_room();
@@ -195,7 +195,7 @@ impl Play {
         }
     }
 
-    /// Some awaits of everything, or some seconds; at times long enough for idleness to count.
+    /// Waits for some awaits of all tasks, or for some seconds; sometimes long enough for the idle timeout.
     async fn pass_time(&mut self) {
         if self.rng.chance(if self.is_sleepy { 500 } else { 50 }) {
             sleep(Duration::from_millis(self.rng.below(40_000))).await;
@@ -219,7 +219,7 @@ impl Play {
         } else {
             (image, program)
         };
-        // Names come again: after a deletion they are free at once.
+        // Names are reused: after a deletion they are free at once.
         self.names = self.rng.below(4);
         let name = format!("i{}", self.names);
         self.log.push(format!("create {name} {image} {program}"));
@@ -251,15 +251,15 @@ impl Play {
                 Expiry::Never
             },
         };
-        // A name that is taken and an image that failed are refused; both leave nothing.
+        // A name in use and a failed image are refused; both leave nothing.
         let _ = self.daemon.store.transact(move |tx| admission::create(tx, wish, "st")).await;
     }
 
-    /// Another check, or none, under whatever state it is in.
+    /// Sets another check, or none, in whatever state the instance is.
     async fn patch(&mut self) {
         let Some(uid) = self.pick() else { return };
         let health = Some(self.health_check());
-        // Now and then a policy comes, goes or changes.
+        // Sometimes a policy is set, removed or changed.
         let auto_standby = self.auto_standby();
         let patch = InstancePatch { restart: None, expiry: None, health, auto_standby };
         self.log.push(format!("patch {uid} {:?}", patch.health));
@@ -277,7 +277,7 @@ impl Play {
         live.get(at).cloned()
     }
 
-    /// Somebody connects to an instance, up or not.
+    /// Connects to an instance, running or not.
     fn connect(&mut self) {
         let Some(uid) = self.pick() else { return };
         let port = PORTS[usize::try_from(self.rng.below(2)).expect("small")];
@@ -294,7 +294,7 @@ impl Play {
         Some(port.spec.address)
     }
 
-    /// No VM went to standby by itself over a connection that its policy counts.
+    /// Checks that no VM entered standby by itself despite a connection that its policy counts.
     fn nobody_was_slept_on(&self) {
         for SleptOn { owner, standby, port } in self.world.slept_on() {
             let instance = self.daemon.store.get::<Instance>(&owner);
@@ -305,13 +305,13 @@ impl Play {
         }
     }
 
-    /// Everybody in standby that a connection shall wake is woken by the first packet of one.
+    /// Checks that the first packet of a connection wakes each instance in standby that it should wake.
     async fn wake_all(&mut self) -> Result<(), String> {
         let host = self.world.snapshot();
         let asleep = self.daemon.store.list::<Instance>().into_iter().filter(|instance| {
             let policy = instance.spec.auto_standby.as_ref();
             let is_waking = policy.is_some_and(AutoStandbyPolicy::is_waking);
-            // Without its image it stays as it is, whoever asks.
+            // Without its image the instance stays as it is, despite the connection.
             let digest = instance.status.image_digest.as_ref();
             let has_image = digest.is_some_and(|digest| host.images.contains(digest));
             instance.status.state == State::Standby && is_waking && has_image
@@ -323,14 +323,13 @@ impl Play {
             self.log.push(format!("wake {uid}"));
             knocks.push((uid, self.world.connect(address, PORTS[0], Duration::from_secs(5))));
         }
-        // Before a client would repeat its first packet: that one is kept, and not lost.
-        sleep(Duration::from_millis(900)).await;
+        sleep(Duration::from_millis(900)).await; // A client would repeat its packet later: it is kept, not lost.
         for (uid, number) in knocks {
-            // Its time may have been over just then.
+            // The instance's time may have just ended.
             let Some(instance) = self.daemon.store.get::<Instance>(&uid) else { continue };
             let wish = (instance.spec.power, instance.spec.power_by);
             let is_woken = self.world.is_let_in(number) && wish == (Power::Running, PowerCause::Traffic);
-            // One that is ill is started again at once.
+            // An unhealthy instance is restarted at once.
             let is_ill = instance.status.restart.last_reason.is_some();
             if !is_woken && !instance.meta.is_deleting() && !is_ill {
                 return Err(format!("{uid} was not woken: {instance:?}\n{}", self.log.join("\n")));
@@ -398,7 +397,7 @@ impl Play {
         let _ = store.transact(move |tx| schedules::put(tx, &uid, wish)).await;
     }
 
-    /// An ingress comes or goes; its names and ports are few, so that they meet.
+    /// Creates or deletes an ingress. Its names and ports are few, so that they collide.
     async fn ingress(&mut self) {
         let name = format!("g{}", self.rng.below(4));
         if self.rng.chance(400) {
@@ -425,7 +424,7 @@ impl Play {
         self.log.push(format!("ingress {name} {rules:?}"));
         let body = serde_json::json!({ "name": name, "rules": rules });
         let wish = IngressWish::read(body).expect("valid");
-        // A name that is taken and an instance that is not there are refused.
+        // A name in use and an absent instance are refused.
         let _ = self.daemon.store.transact(move |tx| ingresses::create(tx, wish)).await;
     }
 
@@ -459,7 +458,7 @@ impl Play {
         let seed = self.rng.draw();
         self.lose_clients().await;
         self.daemon.die(&self.world).await;
-        // What the dead process may still have in hand reaches the old copy only.
+        // Writes that the dead process still has in progress reach the old copy only.
         self.kv = self.kv.reopen();
         self.daemon = Daemon::start(&self.world, &self.kv, seed).await;
         self.clients = requests::Clients::of(&self.daemon);
@@ -468,7 +467,7 @@ impl Play {
     /// Waits, in virtual time, until the checks find nothing.
     async fn settle(&mut self) -> Result<(), String> {
         let mut broken = Vec::new();
-        // Retries of what was exhausted come after five minutes, starts of dying VMs as late.
+        // Retries after Exhausted come after five minutes, starts of dying VMs as late.
         for _ in 0..60 {
             sleep(Duration::from_secs(30)).await;
             broken =

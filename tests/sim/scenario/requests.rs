@@ -1,4 +1,4 @@
-//! Requests of a play that take their time. The client waits for its answer, or hangs up: both are chance.
+//! Requests of a scenario that take time. The client randomly waits for its answer or hangs up.
 
 use stead_schemas::limits::VERB_WAIT_MAX;
 use tokio::task::JoinSet;
@@ -10,10 +10,10 @@ use crate::api::{Answer, Api};
 /// Free space of the host's disk while it is not full.
 const ROOM: Bytes = Bytes(1 << 40);
 
-/// Clients of one life of the daemon.
+/// The clients of one life of the daemon.
 pub(super) struct Clients {
     api: Api,
-    /// Path and answer of a client that waited, and the time that it took.
+    /// Path and answer of each client that waited, with the time that the answer took.
     tasks: JoinSet<Option<(String, Answer, Duration)>>,
 }
 
@@ -24,7 +24,7 @@ impl Clients {
 }
 
 impl Play {
-    /// Sends a request whose answer takes its time; now and then there is no room for what it asks.
+    /// Sends a request whose answer takes time. Sometimes there is no room for its result.
     pub(super) fn request(&mut self, path: String, body: serde_json::Value) {
         if self.rng.chance(250) {
             self.log.push("the disk is full".to_owned());
@@ -46,19 +46,19 @@ impl Play {
         });
     }
 
-    /// Somebody makes room on the host's disk.
+    /// Frees space on the host's disk.
     pub(super) fn make_room(&mut self) {
         self.log.push("the disk has room".to_owned());
         self.world.set_space(ROOM);
     }
 
-    /// The daemon dies, and its clients see their connections end.
+    /// Ends the clients' connections, because the daemon dies.
     pub(super) async fn lose_clients(&mut self) {
         self.clients.tasks.abort_all();
         while self.clients.tasks.join_next().await.is_some() {}
     }
 
-    /// Judges the answers that came by now.
+    /// Verifies the answers that came by now.
     pub(super) fn judge_answers(&mut self) {
         while let Some(ended) = self.clients.tasks.try_join_next() {
             let answered = ended.expect("a client does not panic");
@@ -78,14 +78,14 @@ impl Play {
         }
     }
 
-    /// A client that waits has what it asked for, or learns why not, within the time for an answer.
+    /// Checks that a waiting client gets its result, or the reason for the failure, within the time limit.
     fn judge(&self, (path, (status, body), took): &(String, Answer, Duration)) {
         let log = || self.log.join("\n");
         let message = body["message"].as_str().unwrap_or_default().trim_end();
         let is_answer = match status {
             201 => body["id"].is_string(),
             400 | 409 | 507 => !message.is_empty() && !message.ends_with(':'),
-            // Nothing else removes what a client waits for before it could read why it failed.
+            // Nothing else removes the awaited object before the client could read why it failed.
             404 => self.has_removed,
             _ => false,
         };

@@ -1,4 +1,4 @@
-//! Snapshots, their pools and what is made of them, in a play.
+//! Snapshots, their pools and their forks, in a scenario.
 
 use super::*;
 
@@ -31,7 +31,7 @@ impl Play {
             return;
         };
         let (uid, source) = (one.meta.uid.clone(), one.spec.source.clone());
-        // Another than that of a memory is refused.
+        // A machine type other than the memory's is refused.
         let hypervisor = self.rng.chance(500).then(|| self.hypervisor());
         let target = Target { power: self.target(), hypervisor };
         let choice = if self.is_storing && self.rng.chance(500) { 1 } else { self.rng.below(5) };
@@ -46,7 +46,7 @@ impl Play {
                 if let Some(hypervisor) = target.hypervisor {
                     body["target_hypervisor"] = hypervisor.as_str().into();
                 }
-                // What only serves a fork is nobody's.
+                // A snapshot that only serves a fork belongs to no client.
                 if one.spec.purpose == SnapshotPurpose::Kept && !one.meta.is_deleting() {
                     self.request(format!("/snapshots/{uid}/fork"), body);
                 }

@@ -1,17 +1,17 @@
-//! Memory as devices want it, for reads and writes past the page cache.
+//! Block-aligned memory, for reads and writes that bypass the page cache (`O_DIRECT`).
 
 use std::fs::File;
 use std::io;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-/// What is read and written past the cache begins and ends at such blocks, in memory as well: no
-/// device has larger ones.
+/// Alignment of direct reads and writes, in bytes: offsets, lengths and memory addresses are multiples of it. No
+/// device has larger blocks.
 pub(super) const BLOCK_BYTES: usize = 4096;
-/// Of one read or write past the cache: each waits for the device.
+/// Size of one direct read or write, in bytes. Each of them waits for the device.
 pub(super) const ALIGNED_BYTES: usize = 512 << 10;
 
-/// Bytes on their way; the first is at the beginning of a block.
+/// A buffer for direct reads and writes. Its first byte is aligned to a block.
 #[derive(Debug)]
 pub(super) struct Aligned {
     memory: Vec<u8>,
@@ -21,13 +21,13 @@ pub(super) struct Aligned {
 
 impl Aligned {
     pub(super) fn new() -> Self {
-        // Not touched here: memory that is new costs only what is used of it.
+        // The memory is not touched here: new memory costs only as much as is used of it.
         let memory = vec![0; ALIGNED_BYTES + BLOCK_BYTES];
         let start = memory.as_ptr().align_offset(BLOCK_BYTES);
         Self { memory, start, length: 0 }
     }
 
-    /// Takes as much as there is room for; how much.
+    /// Appends as much of `data` as there is room for. Returns the number of bytes appended.
     pub(super) fn push(&mut self, data: &[u8]) -> usize {
         let count = data.len().min(ALIGNED_BYTES - self.length);
         let at = self.start + self.length;
@@ -36,7 +36,7 @@ impl Aligned {
         count
     }
 
-    /// Holds what this reads instead of what it held.
+    /// Replaces the contents with what `read` writes into the buffer.
     pub(super) fn fill<E>(&mut self, read: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
         self.length = 0;
         self.length = read(&mut self.memory[self.start..self.start + ALIGNED_BYTES])?.min(ALIGNED_BYTES);
@@ -52,7 +52,7 @@ impl Aligned {
     }
 }
 
-/// Has reads and writes of the file pass by the page cache, or not.
+/// Sets or clears `O_DIRECT` on a file: whether reads and writes bypass the page cache.
 pub(super) fn set_direct(file: &File, is_direct: bool) -> io::Result<()> {
     let mut flags = fcntl_getfl(file)?;
     flags.set(OFlags::DIRECT, is_direct);

@@ -1,7 +1,7 @@
 //! Copies a file, or a directory with everything below it, out of the guest.
 //!
-//! Entries come parents first, in the order of their names. What is neither file, directory nor
-//! link has no form on the wire and is left out.
+//! Parents come before their children; the entries of a directory are sorted by name. An entry that is no file,
+//! directory or symbolic link has no form on the wire and is left out.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -17,11 +17,11 @@ use stead_schemas::guest::{BytePath, CopyFrom, Entry, EntryKind, FrameKind, From
 use super::source::Source;
 use super::stream::{SENT_BYTES_MAX, Stream};
 
-/// Length of what is read before it is told how long it is, in bytes: the longest files of `/proc` that
-/// people look at are some hundred kilobytes.
+/// Limit on the length of a file that is read whole before its length is sent, in bytes. The longest `/proc` files
+/// that people read have some hundred kilobytes.
 const MADE_UP_BYTES_MAX: u64 = 4 << 20;
 
-/// Why a copy ends early.
+/// The reason why a copy ends early.
 enum Stop {
     /// The host closed the stream.
     Closed,
@@ -31,7 +31,8 @@ enum Stop {
 struct Copy<'a> {
     stream: &'a Stream,
     follows_links: bool,
-    /// The entry before was sent and its end was not: only the next one tells whether it is the last.
+    /// True if the previous entry was sent without its end. Whether it is the last one is known only with the next
+    /// entry.
     has_open_end: bool,
 }
 
@@ -67,11 +68,12 @@ impl Copy<'_> {
         if !self.follows_links {
             return fs::symlink_metadata(path);
         }
-        // A link that leads nowhere is told as a link.
+        // A dangling link is reported as a link.
         fs::metadata(path).or_else(|_| fs::symlink_metadata(path))
     }
 
-    /// What is below a directory, not itself; no recursion, so no depth is too deep.
+    /// Sends everything below a directory, without the directory itself. There is no recursion, so no depth is too
+    /// deep.
     fn directory(&mut self, root: &Path, meta: &Metadata) -> Result<(), Stop> {
         let mut open = vec![Level::read(root, PathBuf::new(), meta)?];
         while let Some(level) = open.last_mut() {
@@ -82,11 +84,11 @@ impl Copy<'_> {
             let (path, below) = (level.path.join(&name), level.below.join(&name));
             let meta = match self.look(&path) {
                 Ok(meta) => meta,
-                // Removed since its directory was read.
+                // The entry was removed after its directory was read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(failed(&path, &error)),
             };
-            // A link that leads back up would never end.
+            // A link that leads back to a parent directory would never end.
             let is_loop =
                 meta.is_dir() && open.iter().any(|level| level.identity == (meta.dev(), meta.ino()));
             if is_loop {
@@ -100,9 +102,9 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// Sends one entry with its contents; `false` when it has no form on the wire.
+    /// Sends one entry with its contents. Returns `false` if the entry has no form on the wire.
     fn entry(&mut self, path: &Path, below: &Path, meta: &Metadata) -> Result<bool, Stop> {
-        // Opened before it is told: what cannot be read is no entry.
+        // The file is opened before the entry is sent: a file that cannot be read is not sent as an entry.
         let file =
             if meta.is_file() { Some(open(path, meta).map_err(|error| failed(path, &error))?) } else { None };
         let kind = if meta.is_dir() {
@@ -125,11 +127,11 @@ impl Copy<'_> {
         Ok(true)
     }
 
-    /// Exactly as many bytes as were announced.
+    /// Sends exactly as many bytes as were announced.
     fn contents(&mut self, path: &Path, file: File, size: u64) -> Result<(), Stop> {
         let (mut source, mut sent) = (Source::new(file, size), 0);
         while sent < size {
-            // A full frame, but for the last: parts of one cost as much as the whole.
+            // All frames but the last are full: a part of a frame costs as much as a whole frame.
             let room = SENT_BYTES_MAX.min(usize::try_from(size - sent).unwrap_or(usize::MAX));
             if !self.stream.wait_credit(room) {
                 return Err(Stop::Closed);
@@ -157,13 +159,13 @@ impl Copy<'_> {
     }
 }
 
-/// A file and its length. One without blocks, as those of `/proc` and `/sys` are, says nothing of its
-/// length: it is read as a whole before.
+/// Opens a file and returns it with its length. A file without blocks (in `/proc` or `/sys`) does not report its
+/// length, so it is read whole first.
 fn open(path: &Path, meta: &Metadata) -> io::Result<(File, u64)> {
     if meta.blocks() > 0 || meta.len() > MADE_UP_BYTES_MAX {
         return Ok((File::open(path)?, meta.len()));
     }
-    // One that has nothing to say yet is not waited for.
+    // `O_NONBLOCK`: a file that has no data yet is not waited for.
     let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
     let mut file = File::options().read(true).custom_flags(flags).open(path)?;
     let mut bytes = Vec::new();
@@ -179,12 +181,12 @@ fn open(path: &Path, meta: &Metadata) -> io::Result<(File, u64)> {
     Ok((copy, bytes.len() as u64))
 }
 
-/// A directory on the way down.
+/// A directory between the root of the copy and the current entry.
 struct Level {
     path: PathBuf,
     below: PathBuf,
     identity: (u64, u64),
-    /// Still to come, last first.
+    /// Names of the remaining entries, the last one first.
     names: Vec<std::ffi::OsString>,
 }
 

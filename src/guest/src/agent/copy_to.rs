@@ -1,6 +1,6 @@
 //! Copies one file or directory into the guest.
 //!
-//! Guarantees: a file appears whole, under its name, or not at all: it is written beside it and
+//! Guarantees: a file appears whole under its name, or not at all: it is written to a temporary file beside it and
 //! renamed. A symbolic link under the name is replaced, never written through.
 
 use std::ffi::{OsStr, OsString};
@@ -27,7 +27,7 @@ pub(super) fn run(stream: &Stream, request: &CopyTo) {
     };
     match copied {
         Ok(Some(bytes)) => drop(stream.message(&FromStream::Copied { bytes })),
-        // Closed by the host: nobody is told.
+        // The host closed the stream: there is no one to send a result to.
         Ok(None) => {}
         Err(error) => stream.failed(error.to_string(), None, Some(&request.path.shown())),
     }
@@ -37,7 +37,8 @@ fn refuse(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, why.to_owned())
 }
 
-/// Where the copy goes: into a directory that is there, when the source's name is known.
+/// Returns the path of the copy: inside the directory at the requested path, if there is one and the source's name is
+/// known.
 fn target(request: &CopyTo) -> io::Result<PathBuf> {
     let path = Path::new(OsStr::from_bytes(&request.path.0));
     if !path.is_absolute() {
@@ -70,7 +71,7 @@ fn make_directory(stream: &Stream, request: &CopyTo, target: &Path) -> io::Resul
     if is_new {
         fs::create_dir_all(target)?;
     }
-    // A directory that was there keeps its mode unless one was asked for.
+    // An existing directory keeps its mode unless the request names a mode.
     if let Some(mode) = request.mode.or(is_new.then_some(DIRECTORY_MODE)) {
         fs::set_permissions(target, Permissions::from_mode(mode & 0o7777))?;
     }
@@ -83,7 +84,7 @@ fn make_directory(stream: &Stream, request: &CopyTo, target: &Path) -> io::Resul
     Ok(Some(0))
 }
 
-/// A file that is removed again unless it was kept.
+/// A temporary file that is removed again unless it was kept.
 struct Scratch {
     path: PathBuf,
     is_kept: bool,
@@ -119,7 +120,7 @@ fn copy_file(stream: &Stream, request: &CopyTo, target: &Path) -> io::Result<Opt
     if request.uid.is_some() || request.gid.is_some() {
         fchown(&file, request.uid, request.gid)?;
     }
-    // After the owner: a change of owner clears the set-id bits.
+    // The mode is set after the owner: a change of owner clears the set-id bits.
     file.set_permissions(Permissions::from_mode(request.mode.unwrap_or(FILE_MODE) & 0o7777))?;
     if let Some(mtime) = request.mtime {
         file.set_modified(time(mtime))?;
@@ -131,7 +132,7 @@ fn copy_file(stream: &Stream, request: &CopyTo, target: &Path) -> io::Result<Opt
 
 fn scratch_file(parent: &Path, name: &OsStr) -> io::Result<(File, Scratch)> {
     for attempt in 0..1000u32 {
-        // A long name is cut: the prefix must fit as well.
+        // A long name is cut, because the prefix has to fit into the file name as well.
         let mut scratch = OsString::from(format!(".stead-cp-{attempt}-"));
         scratch.push(name.to_string_lossy().chars().take(40).collect::<String>());
         let path = parent.join(scratch);

@@ -1,8 +1,8 @@
-//! Runs a program for the host: one thread, one loop over input, output, end and deadlines.
+//! Runs a program for the host: one thread, one loop over input, output, the program's end and the deadlines.
 //!
-//! Guarantees: all that the program wrote before its end is sent before its end is told; what it
-//! left running in the background keeps no stream open. A program whose host went away, or whose
-//! time is over, is asked to end and then killed with its process group.
+//! Guarantees: everything that the program wrote before it ended is sent before its end is reported. Processes that
+//! it left in the background keep no stream open. A program whose host went away, or whose time is over, is asked to
+//! end and then killed with its process group.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -25,13 +25,13 @@ use super::stream::{Input, SENT_BYTES_MAX, Stream};
 use crate::program;
 use crate::user;
 
-/// Between the wish to end and the kill.
+/// Time between the request to end and the kill.
 const KILL_GRACE: Duration = Duration::from_secs(5);
-/// As `timeout` of coreutils tells it.
+/// Exit code of a program that ran out of time, as reported by `timeout` of coreutils.
 const TIMED_OUT: i32 = 124;
 const ROWS: u16 = 24;
 const COLUMNS: u16 = 80;
-/// What a terminal takes for the end of input.
+/// Character that a terminal takes for the end of input (`^D`).
 const END_OF_INPUT: u8 = 4;
 
 pub(super) fn run(stream: &Arc<Stream>, request: &Exec, instance: &Instance) {
@@ -41,14 +41,14 @@ pub(super) fn run(stream: &Arc<Stream>, request: &Exec, instance: &Instance) {
     }
 }
 
-/// A running program and its ends of the pipes.
+/// A running program and this side's ends of its pipes.
 struct Session<'a> {
     stream: &'a Arc<Stream>,
     instance: &'a Instance,
     pid: Pid,
     end: Arc<OnceLock<WaitStatus>>,
     input: Option<File>,
-    /// Taken from the stream, not yet by the program.
+    /// Bytes that were taken from the stream and not yet by the program.
     pending: VecDeque<u8>,
     is_input_over: bool,
     outputs: Vec<Output>,
@@ -91,11 +91,11 @@ fn start<'a>(
     let end = Arc::new(OnceLock::new());
     let (for_reaper, to_wake) = (end.clone(), stream.clone());
     let started = instance.children.spawn(&mut command, move |status| {
-        // Called once for each child.
+        // This is called once for each child, so the cell is still empty.
         let _ = for_reaper.set(status);
         to_wake.poke();
     });
-    // Its copies of our ends of the pipes go now: an output ends when its last writer has.
+    // Our copies of the program's pipe ends are closed now: an output ends when its last writer has closed it.
     drop(command);
     let pid = started.map_err(|error| program::start_error(name, &error))?;
     let deadline = request.timeout_millis.map(|millis| Instant::now() + Duration::from_millis(millis));
@@ -115,7 +115,7 @@ fn start<'a>(
     })
 }
 
-/// Both ends of what connects a program.
+/// The two ends of the pipes or of the terminal that connects a program.
 struct Pipes {
     ours: Ours,
     theirs: [OwnedFd; 3],
@@ -186,7 +186,7 @@ impl Session<'_> {
         loop {
             self.take_inputs();
             self.feed();
-            // Looked at before the outputs: what was written before the end is read after it.
+            // The end is read before the outputs, so that everything written before the end is read after it.
             let end = self.end.get().copied();
             let has_moved = self.pump_outputs();
             if let Some(end) = end
@@ -206,7 +206,7 @@ impl Session<'_> {
         while let Some(input) = self.stream.next() {
             match input {
                 Input::Data(bytes) if self.input.is_some() => self.pending.extend(bytes),
-                // Nobody reads any more; the host may go on sending all the same.
+                // No process reads the input any more, and the host may go on sending. The bytes are only credited.
                 Input::Data(bytes) => self.stream.done_with(bytes),
                 Input::Eof => {
                     self.is_input_over = true;
@@ -220,7 +220,7 @@ impl Session<'_> {
                     }
                 }
                 Input::Message(ToStream::Signal { name }) => {
-                    // The host passes on no other words than those that are known.
+                    // The host passes on only known signal names.
                     if let Some(number) = signal::number(&name) {
                         self.instance.children.signal_group(self.pid, program::signal_of(number));
                     }
@@ -229,12 +229,12 @@ impl Session<'_> {
         }
     }
 
-    /// Writes what is pending; the end of input when all of it was taken.
+    /// Writes the pending input, and the end of input when all of it was taken.
     fn feed(&mut self) {
         while let Some(input) = &mut self.input {
             let (front, _) = self.pending.as_slices();
             if front.is_empty() {
-                // A terminal stays: its other direction is the output.
+                // A terminal stays open: its other direction is the output.
                 if self.is_input_over && self.terminal.is_none() {
                     self.input = None;
                 }
@@ -256,13 +256,13 @@ impl Session<'_> {
         }
     }
 
-    /// Sends what can be read now; whether anything was.
+    /// Sends what can be read now. Returns `true` if anything was read.
     fn pump_outputs(&mut self) -> bool {
         let mut has_moved = false;
         let is_closed = self.stream.is_closed();
         let stream = self.stream;
         self.outputs.retain_mut(|output| {
-            // Of a closed stream the output is read and dropped: the program shall not hang on it.
+            // The output of a closed stream is read and dropped, so that the program does not block on it.
             let room = if is_closed { SENT_BYTES_MAX } else { stream.credit() };
             if room == 0 {
                 return true;
@@ -290,7 +290,7 @@ impl Session<'_> {
         match self.kill_at {
             None if is_late || self.stream.is_closed() => {
                 self.is_timed_out = is_late && !self.stream.is_closed();
-                // A lost terminal hangs up; anything else is asked to end.
+                // The loss of a terminal is a hang-up; any other program is asked to end.
                 let signal = if self.terminal.is_some() { Signal::HUP } else { Signal::TERM };
                 self.instance.children.signal_group(self.pid, signal);
                 self.kill_at = Some(now + KILL_GRACE);

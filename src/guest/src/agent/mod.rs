@@ -1,9 +1,9 @@
-//! The agent: runs programs, copies files and looks at paths for the host.
+//! The agent: runs programs, copies files and inspects paths for the host.
 //!
-//! Each stream has a thread of its own, so one that waits keeps no other waiting. What a thread may
-//! hold is bounded by the stream's window and by the outbox.
-//! Cancel/crash: when the host goes away every stream is closed; each undoes what is half done
-//! (processes are ended after a grace, temporary files removed).
+//! Each stream has its own thread, so a stream that waits delays no other stream. The memory of a thread is bounded
+//! by the stream's window and by the outbox.
+//! Cancel/crash: when the host goes away, every stream is closed and undoes its incomplete work (processes are ended
+//! after a grace period, temporary files are removed).
 
 mod aligned;
 mod copy_from;
@@ -24,21 +24,22 @@ use self::stream::Stream;
 use crate::children::Children;
 use crate::outbox::Outbox;
 
-/// Streams at once; each may hold its window and a thread.
+/// Limit on the number of open streams. Each may hold its window and a thread.
 const STREAMS_MAX: usize = 256;
-/// Descriptors of this process: a stream has eight at most, and the children's side while one is spawned.
+/// Limit on the descriptors of this process: a stream has at most eight, and the children's ends while a child is
+/// spawned.
 const OPEN_FILES: u64 = 16 * STREAMS_MAX as u64;
-/// Of a stream's thread; none recurses.
+/// Stack size of a stream's thread, in bytes. These threads do not recurse.
 const STACK_BYTES: usize = 256 << 10;
 
-/// The instance as the program sees it; what is run beside it starts from there.
+/// The instance as its program sees it. Programs run beside it start with the same values.
 pub(crate) struct Instance {
     pub(crate) token: Token,
     pub(crate) config: Config,
     pub(crate) children: Children,
 }
 
-/// The streams that are open.
+/// The agent with its open streams.
 #[derive(Clone)]
 pub(crate) struct Agent(Arc<Shared>);
 
@@ -53,13 +54,14 @@ impl Agent {
         Self(Arc::new(Shared { streams: Mutex::default(), instance: Mutex::default(), outbox }))
     }
 
-    /// The program runs: from here on streams are served.
+    /// Begins to serve streams. Called when the instance's program runs.
     pub(crate) fn enable(&self, instance: Instance) {
         raise_open_files();
         *self.0.instance.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(instance));
     }
 
-    /// The instance is another: what is run from here on is told its name, and is asked for by its token.
+    /// Takes over the identity of another instance: programs started from now on get its hostname, and requests must
+    /// carry its token.
     pub(crate) fn become_another(&self, token: Token, hostname: &str) {
         let mut instance = self.0.instance.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = instance.as_ref() {
@@ -69,19 +71,19 @@ impl Agent {
         }
     }
 
-    /// Takes a frame of a stream. Never waits: called by the port's thread.
+    /// Handles a frame of a stream. Never waits, because the port's thread calls it.
     pub(crate) fn take(&self, frame: Frame) {
         if frame.kind == FrameKind::Open {
             return self.open(&frame);
         }
         let stream = self.streams().get(&frame.stream).cloned();
-        // None: over already, the host does not know it yet.
+        // An unknown stream has ended already, and the host does not know it yet.
         if let Some(stream) = stream {
             stream.take(frame);
         }
     }
 
-    /// The host is gone, or is another: nothing that was begun for it goes on.
+    /// Closes all streams: the host is gone or was replaced, so nothing that was begun for it goes on.
     pub(crate) fn close_all(&self) {
         let streams = std::mem::take(&mut *self.streams());
         streams.values().for_each(|stream| stream.close());
@@ -128,11 +130,11 @@ impl Agent {
     }
 }
 
-/// Lets all streams have their descriptors: what is spawned goes back to fewer.
+/// Raises the limit on open files so that all streams get their descriptors. Spawned programs get a lower limit.
 fn raise_open_files() {
     let own = getrlimit(Resource::Nofile);
     let current = own.maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
-    // With fewer, streams beyond them are refused in words.
+    // With a lower limit, streams beyond it are refused with a message.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..own });
 }
 

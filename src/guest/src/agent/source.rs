@@ -1,5 +1,5 @@
-//! A file that is read from its front to its end; a large one past the page cache, where its file
-//! system allows it, as in [`super::sparse`].
+//! A file that is read from start to end. A large file bypasses the page cache where its file system allows it, as in
+//! [`super::sparse`].
 
 use std::fs::File;
 
@@ -8,18 +8,18 @@ use rustix::io::{Errno, pread};
 
 use super::aligned::{Aligned, set_direct};
 
-/// From here on a file is large.
+/// Size from which a file is read past the page cache, in bytes.
 const DIRECT_FROM: u64 = 1 << 20;
 
 #[derive(Debug)]
 pub(super) struct Source {
     file: File,
-    /// Where the next read begins.
+    /// Offset at which the next read begins, in bytes.
     at: u64,
     ahead: Option<Ahead>,
 }
 
-/// What was read past the cache.
+/// Data that was read past the page cache.
 #[derive(Debug)]
 struct Ahead {
     bytes: Aligned,
@@ -27,13 +27,14 @@ struct Ahead {
 }
 
 impl Source {
-    /// Of so many bytes, as far as is known.
+    /// Creates a source for a file of `size` bytes, as far as the size is known.
     pub(super) fn new(file: File, size: u64) -> Self {
         let is_direct = size >= DIRECT_FROM && set_direct(&file, true).is_ok();
         Self { file, at: 0, ahead: is_direct.then(|| Ahead { bytes: Aligned::new(), taken: 0 }) }
     }
 
-    /// Puts at most so many of the next bytes behind what is in the buffer. How many; none at the end.
+    /// Appends at most `room` of the next bytes to the buffer. Returns their number, which is 0 at the end of the
+    /// file.
     pub(super) fn read(&mut self, buffer: &mut Vec<u8>, room: usize) -> Result<usize, Errno> {
         let before = buffer.len();
         if let Some(ahead) = &mut self.ahead {
@@ -41,7 +42,7 @@ impl Source {
                 ahead.taken = 0;
                 match ahead.bytes.fill(|place| again(|| pread(&self.file, &mut *place, self.at))) {
                     Ok(()) => self.at += ahead.bytes.bytes().len() as u64,
-                    // By a file system that has the flag and other ideas of blocks.
+                    // A file system that accepts the flag may still require other block sizes.
                     Err(Errno::INVAL) => {
                         set_direct(&self.file, false).map_err(|_| Errno::INVAL)?;
                         self.ahead = None;
@@ -55,7 +56,7 @@ impl Source {
             ahead.taken += buffer.len() - before;
         } else {
             again(|| pread(&self.file, spare_capacity(buffer), self.at))?;
-            // The room may have been made larger than was asked for.
+            // The buffer may have been given more room than was asked for.
             buffer.truncate(before + room);
             self.at += (buffer.len() - before) as u64;
         }

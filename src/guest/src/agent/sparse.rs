@@ -1,7 +1,7 @@
-//! A file that is written from its front to its end, with holes instead of zeros.
+//! A file that is written from start to end, with holes instead of zeros.
 //!
-//! A large one passes by the page cache where its file system allows it: a guest has little memory to
-//! cache what nobody has asked for, and a page there costs it more than the write itself.
+//! A large file bypasses the page cache where its file system allows it: a guest has little memory to cache data that
+//! was not asked for, and a page in the cache costs more than the write itself.
 
 use std::fs::File;
 use std::io;
@@ -11,12 +11,12 @@ use rustix::io::Errno;
 
 use super::aligned::{Aligned, BLOCK_BYTES, set_direct};
 
-/// From here on a file is large.
+/// Size from which a file is written past the page cache, in bytes.
 const DIRECT_FROM: u64 = 256 << 10;
 #[derive(Debug)]
 pub(super) struct SparseFile {
     file: File,
-    /// Bytes that were taken.
+    /// Number of bytes that were taken.
     taken: u64,
     way: Way,
 }
@@ -26,17 +26,17 @@ enum Way {
     Cached {
         may_change: bool,
     },
-    /// With what is not written yet.
+    /// Writes past the page cache; the buffer holds the bytes that are not written yet.
     Direct(Aligned),
 }
 
 impl SparseFile {
-    /// An empty one.
+    /// Creates a writer for an empty file.
     pub(super) fn new(file: File) -> Self {
         Self { file, taken: 0, way: Way::Cached { may_change: true } }
     }
 
-    /// Takes what comes next.
+    /// Takes the next bytes of the file.
     pub(super) fn write(&mut self, mut data: &[u8]) -> io::Result<()> {
         if self.taken >= DIRECT_FROM && matches!(self.way, Way::Cached { may_change: true }) {
             let to_block = usize::try_from(self.taken.next_multiple_of(BLOCK_BYTES as u64) - self.taken);
@@ -61,24 +61,24 @@ impl SparseFile {
         self.write_cached(data)
     }
 
-    /// The file, as long as what was taken.
+    /// Returns the file, which has the length of all bytes taken, and this length.
     pub(super) fn finish(mut self) -> io::Result<(File, u64)> {
         if matches!(self.way, Way::Direct(_)) {
             self.write_staged()?;
         }
-        // A hole at the end is only there by the length.
+        // A hole at the end exists only through the file's length.
         self.file.set_len(self.taken)?;
         Ok((self.file, self.taken))
     }
 
-    /// Writes what is staged; its last block is whole, or the last of the file.
+    /// Writes the staged bytes. The last staged block is whole, or is the last of the file.
     fn write_staged(&mut self) -> io::Result<()> {
         let Way::Direct(staged) = &mut self.way else { return Ok(()) };
         let length = staged.bytes().len();
         let (blocks, tail) = staged.bytes().split_at(length / BLOCK_BYTES * BLOCK_BYTES);
         let at = self.taken - length as u64;
         let is_refused = match write_runs(&self.file, blocks, at) {
-            // By a file system that has the flag and other ideas of blocks.
+            // A file system that accepts the flag may still require other block sizes.
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => true,
             done => done.map(|()| false)?,
         };
@@ -100,11 +100,11 @@ impl SparseFile {
     }
 }
 
-/// Writes runs of blocks that are not zero: the others become holes.
+/// Writes the runs of blocks that are not zero. The other blocks become holes.
 fn write_runs(file: &File, data: &[u8], at: u64) -> io::Result<()> {
     let is_zero = |block: &[u8]| block.len() == BLOCK_BYTES && block.iter().all(|&byte| byte == 0);
     let mut offset = 0;
-    // Each is looked at once.
+    // Every block is examined once.
     let blocks: Vec<(bool, usize)> =
         data.chunks(BLOCK_BYTES).map(|block| (is_zero(block), block.len())).collect();
     for run in blocks.chunk_by(|one, other| one.0 == other.0) {
@@ -125,7 +125,7 @@ mod tests {
     use super::super::aligned::ALIGNED_BYTES;
     use super::*;
 
-    /// Writes it in parts, and looks that it is there and what it takes.
+    /// Writes `data` in parts and checks the file's contents. Returns the space that the file takes.
     fn written(directory: &Path, data: &[u8], part: usize) -> u64 {
         let path = directory.join(format!("stead-sparse-{}-{part}", std::process::id()));
         let mut file = SparseFile::new(File::create_new(&path).expect("made"));
@@ -147,7 +147,7 @@ mod tests {
         data.extend(vec![0u8; 3 << 20]);
         data.extend(vec![9u8; 3]);
         data.extend(vec![0u8; 10_000]);
-        // One that knows no way past its cache, and one that may.
+        // The first file system has no way past its cache, the second may have it.
         for directory in [Path::new("/dev/shm"), &std::env::current_dir().expect("there")] {
             for part in [64 << 10, 128 << 10, 100_001, 4 << 20] {
                 let allocated = written(directory, &data, part);

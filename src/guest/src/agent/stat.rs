@@ -1,4 +1,4 @@
-//! Looks at one path.
+//! Inspects one path.
 
 use std::ffi::OsStr;
 use std::fs::{self, Metadata};

@@ -1,4 +1,4 @@
-//! One stream: what came in, what may go out.
+//! The state of one stream: its received input and its credit to send.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,13 +11,13 @@ use stead_schemas::guest::{
 
 use crate::outbox::{Outbox, Wake};
 
-/// Messages and empty frames that may wait: a host in its senses sends a handful.
+/// Limit on waiting messages and empty frames. A well-behaved host sends only a few.
 const INPUTS_MAX: usize = 1024;
-/// Of data in one frame to the host: with its header it is four of the 32 KiB that a port takes at a
-/// time.
+/// Limit on the data in one frame to the host, in bytes. With its header the frame fills four of the 32 KiB units
+/// that a port takes at a time.
 pub(super) const SENT_BYTES_MAX: usize = DATA_BYTES_MAX - HEADER_BYTES;
 
-/// What the host sent.
+/// Input that the host sent.
 #[derive(Debug)]
 pub(super) enum Input {
     Data(Vec<u8>),
@@ -37,15 +37,15 @@ pub(super) struct Stream {
 struct State {
     inputs: VecDeque<Input>,
     input_bytes: usize,
-    /// Consumed and not yet given back.
+    /// Number of bytes that were consumed and not yet credited to the host.
     consumed: u32,
-    /// As much the host takes; a message may overdraw it once.
+    /// Number of bytes that the host still accepts. A message may overdraw it once.
     credit: i64,
     is_closed: bool,
 }
 
 impl Stream {
-    /// To a host with such a window.
+    /// Creates a stream to a host whose receive window has `window` bytes.
     pub(super) fn new(id: u32, window: u32, outbox: Arc<Outbox>) -> rustix::io::Result<Self> {
         let state = State {
             inputs: VecDeque::new(),
@@ -57,7 +57,7 @@ impl Stream {
         Ok(Self { id, state: Mutex::new(state), wake: Wake::new()?, outbox })
     }
 
-    /// Takes a frame; a host that sends more than it may loses the stream.
+    /// Takes a frame. A host that sends more than it is allowed to loses the stream.
     pub(super) fn take(&self, frame: Frame) {
         let mut state = self.lock();
         let is_data_behind_others = frame.kind == FrameKind::Data && !state.inputs.is_empty();
@@ -78,7 +78,7 @@ impl Stream {
         }
         let is_closed = state.is_closed;
         drop(state);
-        // Behind others it is found: nobody waits before the last was taken.
+        // Data behind other input needs no wake-up: the reader does not wait before it has taken the last input.
         if is_closed || !is_data_behind_others {
             self.wake.wake();
         }
@@ -97,7 +97,7 @@ impl Stream {
         self.lock().is_closed
     }
 
-    /// Woken by frames, and by [`Stream::poke`].
+    /// Returns the descriptor that frames and [`Stream::poke`] wake.
     pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
@@ -106,10 +106,10 @@ impl Stream {
         self.wake.wake();
     }
 
-    /// The next input, if one is there.
+    /// Returns the next input, if any is there.
     pub(super) fn next(&self) -> Option<Input> {
         self.pop().or_else(|| {
-            // What arrives from here on wakes again.
+            // The wake-up is reset first, so that input arriving from here on wakes again.
             self.wake.take();
             self.pop()
         })
@@ -124,7 +124,7 @@ impl Stream {
         Some(input)
     }
 
-    /// Waits for the next input; `None` when the stream is closed.
+    /// Waits for the next input. Returns `None` when the stream is closed.
     pub(super) fn wait_next(&self) -> Option<Input> {
         loop {
             if self.is_closed() {
@@ -141,13 +141,13 @@ impl Stream {
         let _ = poll(&mut [PollFd::new(&self.wake, PollFlags::IN)], timeout);
     }
 
-    /// An input was consumed whole.
+    /// Credits a whole input that was consumed.
     pub(super) fn done_with(&self, input: Vec<u8>) {
         self.consumed(input.len());
         self.outbox.spares.put(input);
     }
 
-    /// So many bytes of input were consumed: the host may send as many more.
+    /// Credits consumed bytes: the host may send as many more.
     pub(super) fn consumed(&self, bytes: usize) {
         let mut state = self.lock();
         state.consumed = state.consumed.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
@@ -159,21 +159,21 @@ impl Stream {
         self.put(&Frame::window(self.id, renewed));
     }
 
-    /// How much data may be sent now, at most one frame of it.
+    /// Returns the number of data bytes that may be sent now, at most those of one frame.
     pub(super) fn credit(&self) -> usize {
         let credit = self.lock().credit.clamp(0, i64::from(WINDOW_BYTES));
         usize::try_from(credit).unwrap_or(0).min(SENT_BYTES_MAX)
     }
 
-    /// Waits for credit of so many bytes, at most a frame's; `false` when the stream is closed. The
-    /// host gives that much to whoever waits: it keeps back less than half of its window.
+    /// Waits for a credit of `bytes`, at most the size of a frame. Returns `false` when the stream is closed. The
+    /// host always grants that much to a waiting stream: it keeps back less than half of its window.
     pub(super) fn wait_credit(&self, bytes: usize) -> bool {
         let has_enough = || self.credit() >= bytes.min(SENT_BYTES_MAX);
         while !self.is_closed() {
             if has_enough() {
                 return true;
             }
-            // What changes from here on wakes again.
+            // The wake-up is reset first, so that changes from here on wake again.
             self.wake.take();
             if !has_enough() && !self.is_closed() {
                 self.wait(None);
@@ -182,27 +182,29 @@ impl Stream {
         false
     }
 
-    /// Sends a frame of data that was begun here, within the credit. `false` when the stream is closed.
+    /// Sends a data frame begun with [`Stream::data_begun`], within the credit. Returns `false` when the stream is
+    /// closed.
     pub(super) fn data_read(&self, mut frame: Vec<u8>) -> bool {
         let length = Frame::finish(&mut frame);
         self.spend(length, frame)
     }
 
-    /// The header of a frame of data, and room for its payload: read into, it is not copied.
+    /// Returns a frame with the header of a data frame and room for its payload, which is read into it without a
+    /// copy.
     pub(super) fn data_begun(&self, kind: FrameKind, room: usize) -> Vec<u8> {
-        // A spare one has room for all that a frame holds, so only such a frame may have it.
+        // A spare buffer has exactly the capacity of a full frame, so only a full frame may use it.
         let spare = if room == SENT_BYTES_MAX { self.outbox.spares.take() } else { None };
         let mut frame = spare.unwrap_or_else(|| Vec::with_capacity(HEADER_BYTES + room));
         Frame::begin(kind, self.id, &mut frame);
         frame
     }
 
-    /// A frame that was begun and did not become one.
+    /// Gives back a begun frame that is not sent.
     pub(super) fn data_dropped(&self, frame: Vec<u8>) {
         self.outbox.spares.put(frame);
     }
 
-    /// Sends a message when there is credit: a reader who takes nothing stops these as well.
+    /// Sends a message when there is credit. A host that does not read stops messages as well as data.
     pub(super) fn message(&self, message: &FromStream) -> bool {
         let Ok(frame) = Frame::json(FrameKind::Message, self.id, message) else { return false };
         self.wait_credit(1) && self.spend(frame.payload.len(), frame.encode())
@@ -218,7 +220,7 @@ impl Stream {
         self.message(&FromStream::Failed { message: message.into(), code, path });
     }
 
-    /// Nothing more is sent.
+    /// Sends the end of the stream. No frame follows it.
     pub(super) fn end(&self) {
         self.put(&Frame::bare(FrameKind::Close, self.id));
         self.lock().is_closed = true;
@@ -240,7 +242,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes of a small input; far below a window, however many wait.
+    /// Size of a small input, in bytes. However many wait, they stay far below a window.
     const BYTES: usize = 100;
     const INPUTS: usize = 20_000;
 
@@ -259,7 +261,7 @@ mod tests {
         let (sent, counted) = (stream.clone(), under_way.clone());
         let host = thread::spawn(move || {
             for round in 0..INPUTS {
-                // Now one alone, now many behind each other.
+                // Sometimes a single input waits, sometimes many.
                 while counted.load(Ordering::Acquire) > round % 50 {
                     thread::yield_now();
                 }

@@ -1,4 +1,4 @@
-//! The agent beside an image's init: serves the host, and tells how the system ended.
+//! The agent beside an image's init: serves the host, and reports how the system ended.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -19,26 +19,27 @@ use crate::children::Children;
 use crate::control::{Control, Stop, Urgency};
 use crate::{BootError, devices, program};
 
-/// The largest configuration, its strings and leftovers written out as JSON.
+/// Limit on the handed-over state, in bytes: the largest configuration, its strings and leftovers encoded as JSON.
 const BEGIN_BYTES_MAX: u64 = 16 << 20;
-/// Of an exit record.
+/// Limit on an exit record, in bytes.
 const EXIT_BYTES_MAX: u64 = 64 << 10;
-/// A command line of PID 1 that is longer is no shutdown's.
+/// Limit on the command line of PID 1 that is read, in bytes. A longer one is not that of a shutdown.
 const COMMAND_LINE_BYTES_MAX: u64 = 4096;
-/// Beside the groups that a systemd makes, so that what the host runs is in none of its units.
+/// Cgroup of the agent. It is beside the groups that a systemd makes, so that the host's programs are in none of its
+/// units.
 const GROUP: &str = "/sys/fs/cgroup/stead-agent";
 
-/// How the system's life ended.
+/// The way in which the system ended.
 enum Ending {
-    /// PID 1 ends everybody.
+    /// PID 1 ends all processes.
     Down(Exit),
-    /// The init was never begun; PID 1 is still ours.
+    /// The init was never executed; PID 1 is still ours.
     NotBegun(Exit),
-    /// Asked to shut down, it did not.
+    /// The system was asked to shut down and did not.
     Overdue,
 }
 
-/// Does nothing when this process is neither one that our PID 1 started, nor the unit's.
+/// Runs the agent. Does nothing if this process was started neither by our PID 1 nor by the unit.
 pub(crate) fn main() {
     let mut words = std::env::args_os();
     let (name, word) = (words.next().unwrap_or_default(), words.next());
@@ -54,17 +55,17 @@ pub(crate) fn main() {
     }
 }
 
-/// Who began this agent.
+/// The process that started this agent.
 #[derive(Clone, Copy)]
 enum Origin {
-    /// Our PID 1, before it became the system's.
+    /// Our PID 1, before the image's init replaced it.
     Init,
-    /// A systemd, in the place of one that ended.
+    /// A systemd, after an earlier agent ended.
     Unit,
 }
 
 fn run(origin: Origin) -> io::Result<()> {
-    // Before the first thread: each inherits it, and one of them alone takes the signal.
+    // The mask is set before the first thread: every thread inherits it, and only one of them takes the signal.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.thread_block()?;
@@ -93,22 +94,22 @@ fn run(origin: Origin) -> io::Result<()> {
             tell(&control, ending::overdue());
             cut_off();
         }
-        // The senders wait for as long as this process lives.
+        // The senders exist as long as this process does.
         Err(_) => {}
     }
     Ok(())
 }
 
-/// What an agent goes by.
+/// The state with which an agent starts.
 struct Begun {
     control: Control,
     config: Config,
     kind: Kind,
-    /// Of one that was there before the init: says whether that was executed.
+    /// Pipe from the PID 1 that preceded the init. It reports whether the init was executed.
     from_init: Option<BufReader<File>>,
 }
 
-/// The pipe from PID 1 and the port; what is started from here inherits neither.
+/// Takes over the pipe from PID 1 and the port. Programs started from here inherit neither.
 fn take_over() -> io::Result<Begun> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     let from_init = rustix::stdio::stdin().try_clone_to_owned()?;
@@ -124,11 +125,11 @@ fn take_over() -> io::Result<Begun> {
     Ok(Begun { control, config, kind, from_init: Some(from_init) })
 }
 
-/// Asks the host for all that the one before knew.
+/// Asks the host for everything that the previous agent knew.
 fn begin_again() -> io::Result<Begun> {
     let failed = |error: BootError| io::Error::other(error.reason);
     let control = Control::start(devices::control_port().map_err(failed)?).map_err(failed)?;
-    // The host does not know yet that its streams ended with the one before.
+    // The host does not know yet that its streams ended with the previous agent.
     control.wake();
     let config = control.wait_for_config();
     Ok(Begun { control, config, kind: Kind::Systemd, from_init: None })
@@ -138,10 +139,11 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
 }
 
-/// In a group of its own, and the last that a guest out of memory kills. Neither is needed to serve.
+/// Moves this process into its own cgroup and makes it the last one that the OOM killer takes. Neither is needed to
+/// serve.
 fn stand_apart() {
     let _ = fs::create_dir(GROUP);
-    // What an agent before this one ran for the host, whom it cannot be told of any more.
+    // Processes that a previous agent ran for the host are killed, because their results can no longer be reported.
     let _ = fs::write(format!("{GROUP}/cgroup.kill"), "1");
     let _ = fs::write(format!("{GROUP}/cgroup.procs"), "0");
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");
@@ -156,14 +158,15 @@ fn stop(kind: Kind, config: &Config, children: &Children, ends: Sender<Ending>) 
     })
 }
 
-/// Starts `poweroff.target`: systemd(1), SIGRTMIN+4. Heard from the first moment, without a bus.
+/// Starts `poweroff.target` with SIGRTMIN+4, see systemd(1). systemd handles the signal from the first moment,
+/// without a bus.
 #[expect(unsafe_code, reason = "no library sends realtime signals")]
 fn ask_systemd() {
-    // SAFETY: a system call on numbers.
+    // SAFETY: this is a system call whose arguments are numbers.
     let _ = unsafe { nix::libc::kill(1, nix::libc::SIGRTMIN() + 4) };
 }
 
-/// Inits have no signal in common for it; they bring the program.
+/// Runs the poweroff program. Inits have no common signal for it, and all of them bring the program.
 fn run_poweroff(config: &Config, children: &Children) {
     let root = crate::user::User { uid: 0, gid: 0, groups: vec![0], home: "/root".to_owned() };
     let environment = program::environment(config, &root);
@@ -178,7 +181,7 @@ fn run_poweroff(config: &Config, children: &Children) {
     }
 }
 
-/// Waits for the end that PID 1 brings to everybody; other senders are not listened to.
+/// Waits for the signals with which PID 1 ends all processes. Signals from other senders are ignored.
 fn watch_signals(signals: &SignalFd, kind: Kind, control: &Control, ends: &Sender<Ending>) {
     loop {
         let is_of_init = matches!(signals.read_signal(), Ok(Some(signal)) if signal.ssi_pid == 1);
@@ -191,14 +194,14 @@ fn watch_signals(signals: &SignalFd, kind: Kind, control: &Control, ends: &Sende
         let exit = match (ending::of_init(&line), kind) {
             (Some(exit), _) => exit,
             (None, Kind::Other) => ending::of_unknown_kind(control.is_stopping()),
-            // A systemd that ends a group of processes, not everybody.
+            // This systemd ends a group of processes, not all of them.
             (None, Kind::Systemd) => continue,
         };
         let _ = ends.send(Ending::Down(exit));
     }
 }
 
-/// Waits until the init was executed, and its system is up.
+/// Waits until the init was executed and its system is up.
 fn watch_boot(
     from_init: Option<BufReader<File>>,
     kind: Kind,
@@ -207,7 +210,7 @@ fn watch_boot(
     children: &Children,
     ends: &Sender<Ending>,
 ) {
-    // A line, or the end: PID 1 waits for this process with its end of the pipe open.
+    // A line arrives, or the end: PID 1 waits for this process with its end of the pipe open.
     let mut line = Vec::new();
     if let Some(from_init) = from_init {
         let _ = from_init.take(EXIT_BYTES_MAX).read_until(b'\n', &mut line);
@@ -229,11 +232,11 @@ fn tell(control: &Control, exit: Exit) {
     control.wait_for_acknowledgement(crate::ACKNOWLEDGE_WAIT);
 }
 
-/// What was written is on the disks, and they are clean as far as their users let them be.
+/// Writes all data to the disks and leaves them as clean as their users allow.
 fn cut_off() {
     rustix::fs::sync();
     if let Ok(mut trigger) = File::options().write(true).open("/proc/sysrq-trigger") {
-        // Remounts everything read-only.
+        // `u` remounts everything read-only.
         let _ = trigger.write_all(b"u");
     }
     rustix::fs::sync();

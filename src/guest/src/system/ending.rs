@@ -1,12 +1,12 @@
-//! How a system of the image's own ends: what its init says of it on its way down.
+//! The end of a system with the image's own init, as reported by the init during its shutdown.
 
 use stead_schemas::instance::Exit;
 
-/// What PID 1 becomes at the end of a systemd's life; its first argument says to what end.
+/// Program that a systemd executes as PID 1 at its end. Its first argument names the kind of end.
 const SHUTDOWN: &str = "systemd-shutdown";
 const EXIT_CODE: &str = "--exit-code=";
 
-/// The end that PID 1 is carrying out, by its command line; `None` while it is none.
+/// Returns the kind of end that PID 1 is carrying out, by its command line, or `None` while there is none.
 pub(super) fn of_init(command_line: &[u8]) -> Option<Exit> {
     let text = String::from_utf8_lossy(command_line);
     let mut words = text.split('\0').filter(|word| !word.is_empty());
@@ -27,7 +27,7 @@ pub(super) fn of_init(command_line: &[u8]) -> Option<Exit> {
     Some(exit(code, message))
 }
 
-/// An init of another kind ends everybody without saying what for.
+/// Returns the end of an init of another kind, which ends all processes without giving the reason.
 pub(super) fn of_unknown_kind(is_asked: bool) -> Exit {
     if is_asked {
         return exit(Some(0), "the system shut down");
@@ -35,7 +35,7 @@ pub(super) fn of_unknown_kind(is_asked: bool) -> Exit {
     exit(None, "the system went down; its init does not say whether it powers off or reboots")
 }
 
-/// It was asked to shut down, and did not in its time.
+/// Returns the end of a system that was asked to shut down and did not in time.
 pub(super) fn overdue() -> Exit {
     exit(None, "the system did not shut down in time and was cut off")
 }

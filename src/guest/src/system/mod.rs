@@ -1,15 +1,15 @@
-//! A system of the image's own: its init is PID 1, and our agent lives on beside it.
+//! A system with the image's own init: the init is PID 1, and our agent keeps running beside it.
 //!
 //! ```text
 //! PID 1 (ours): ... network -> names -> spawns the agent -> executes the image's init
 //! agent:        takes the port over -> waits until the system is up -> Ready -> ... -> exit record
 //! a systemd:    takes the agent for a unit's main process -> starts another when it ends
 //! ```
-//! Guarantees: the channel is never without a reader while the system starts: the port and what is
-//! known of the host pass to the agent by descriptors, before the init begins, and nothing of it is
-//! ever in a file; nothing is written into the image's directories.
-//! The end of the system is told by the agent when PID 1 ends everybody; a kernel that panics with
-//! its init tells nobody, and the host then says that.
+//! Guarantees: the channel always has a reader while the system starts. The port and the state known of the host pass
+//! to the agent by descriptors before the init begins, and no part of it is ever in a file. Nothing is written into
+//! the image's directories.
+//! The agent reports the end of the system when PID 1 ends all processes. A kernel that panics with its init reports
+//! nothing, and the host then reports that.
 
 mod agent;
 mod ending;
@@ -31,23 +31,23 @@ use self::rule::{Init, Kind};
 use crate::control::Control;
 use crate::{program, user};
 
-/// The agent's name; also how it knows what it is.
+/// Name of the agent's process. A process recognizes by it that it is the agent.
 const AGENT: &str = "stead-agent";
-/// The word by which it knows that it comes in the place of one that ended.
+/// Argument that tells the agent that it replaces one that ended.
 const AGAIN: &str = "again";
 
 const ITSELF: &str = "/proc/self/exe";
 
-/// What the one who serves the port has to know.
+/// The state that the next process serving the port needs.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Handover {
     pub(crate) nonce: u64,
     pub(crate) token: Option<Token>,
     pub(crate) config: Option<Config>,
     pub(crate) is_stopping: bool,
-    /// Of a frame that is not whole yet.
+    /// Received bytes of a frame that is incomplete.
     pub(crate) received: Vec<u8>,
-    /// Of a frame that was begun.
+    /// Unsent bytes of a frame that was begun.
     pub(crate) unsent: Vec<u8>,
 }
 
@@ -58,19 +58,19 @@ struct Begin {
     kind: Kind,
 }
 
-/// The init that the instance's program is, if it is one.
+/// Finds the init that the instance's program is, if it is one.
 pub(crate) fn find(config: &Config) -> Option<Init> {
     rule::find(config)
 }
 
-/// Starts the agent and becomes the init; comes back to life only to power off.
+/// Starts the agent and executes the init. Continues only if that fails, and then only to power off.
 pub(crate) fn give_way(control: &Control, config: &Config, init: &Init) -> ! {
     match start_agent(control, init) {
         Ok((mut agent, mut to_agent)) => {
             crate::say("the image's init begins");
             let (code, message) = execute(config, init);
             let exit = program::not_started(Some(code), &message);
-            // It tells the host, and ends when that has answered.
+            // The agent reports the exit to the host, and ends when the host has answered.
             if write_line(&mut to_agent, &exit).is_ok() {
                 let _ = agent.wait();
             }
@@ -81,7 +81,7 @@ pub(crate) fn give_way(control: &Control, config: &Config, init: &Init) -> ! {
     crate::power_off()
 }
 
-/// The agent has the port as its standard output, and learns all else from its standard input, which
+/// Starts the agent. It has the port as its standard output and reads everything else from its standard input, which
 /// ends when the init was executed.
 fn start_agent(control: &Control, init: &Init) -> std::io::Result<(Child, PipeWriter)> {
     let (from_us, mut to_agent) = std::io::pipe()?;
@@ -97,7 +97,7 @@ fn start_agent(control: &Control, init: &Init) -> std::io::Result<(Child, PipeWr
     let mut command = Command::new(program);
     command.arg0(AGENT).env_clear().stdin(Stdio::from(from_us)).stdout(Stdio::from(OwnedFd::from(port)));
     let agent = command.spawn()?;
-    // Its end of the pipe is also ours until here.
+    // The command holds a copy of the agent's pipe end until here.
     drop(command);
     if program != ITSELF {
         unit::record(agent.id())?;
@@ -112,7 +112,7 @@ fn write_line<T: Serialize>(to: &mut impl Write, message: &T) -> std::io::Result
     to.write_all(&line)
 }
 
-/// Why it did not begin, as a shell says it.
+/// Executes the init. Returns the shell's exit code and message if that failed.
 fn execute(config: &Config, init: &Init) -> (i32, String) {
     let environment = match user::look_up("") {
         Ok(root) => program::environment(config, &root),
@@ -120,7 +120,8 @@ fn execute(config: &Config, init: &Init) -> (i32, String) {
     };
     let mut command = Command::new(&init.path);
     command.args(config.argv.iter().skip(1)).env_clear().envs(environment).current_dir("/");
-    // The name it was given: an init that is one of many programs in a file goes by it.
+    // The command gets the given name as its first argument: an init in a multi-call binary selects its function by
+    // it.
     command.arg0(config.argv.first().map_or("/sbin/init", String::as_str));
     let error = command.exec();
     program::start_error(&init.path.display().to_string(), &error)

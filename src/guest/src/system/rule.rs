@@ -1,4 +1,4 @@
-//! Which programs are an init: they run as PID 1 of the guest, all others beside ours.
+//! The rule for which programs are an init: they run as PID 1 of the guest, all others as children of our PID 1.
 //!
 //! | what the instance names                                             | it runs as          |
 //! |---------------------------------------------------------------------|---------------------|
@@ -8,7 +8,7 @@
 //! | anything else, an `init` elsewhere included: somebody's own program | an ordinary program |
 //! | any of them, as another user than root                              | an ordinary program |
 //!
-//! A word without a slash is looked up in `PATH` first.
+//! A name without a slash is looked up in `PATH` first.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -20,7 +20,7 @@ use stead_schemas::guest::Config;
 use crate::program;
 use crate::user;
 
-/// Where an init is by convention, whatever it is a link to.
+/// Paths at which an init is by convention, even if they are links.
 const PLACES: [&str; 4] = ["/sbin/init", "/usr/sbin/init", "/bin/init", "/usr/bin/init"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +36,7 @@ pub(crate) struct Init {
     pub(super) kind: Kind,
 }
 
-/// Looks in the present root.
+/// Finds the init in the present root.
 pub(super) fn find(config: &Config) -> Option<Init> {
     let user = user::look_up(&config.user).ok().filter(|user| user.uid == 0)?;
     let word = config.argv.first()?;
@@ -53,7 +53,7 @@ pub(super) fn find(config: &Config) -> Option<Init> {
     Some(Init { path, kind })
 }
 
-/// As a shell looks for a command.
+/// Searches a command as a shell does.
 pub(super) fn search(word: &str, path: &str) -> Option<PathBuf> {
     let places = path.split(':').map(Path::new).filter(|place| place.is_absolute());
     places.map(|place| place.join(word)).find(|path| is_program(path))
@@ -63,7 +63,7 @@ fn is_program(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// `real` and `usual` are what `path` and `/sbin/init` are behind all links.
+/// Returns the kind of init. `real` and `usual` are the targets of `path` and `/sbin/init` behind all links.
 fn kind(path: &Path, real: &Path, usual: Option<&Path>) -> Option<Kind> {
     let is_named = |path: &Path, name: &str| path.file_name().is_some_and(|last| last == name);
     let is_init = is_named(path, "init");
@@ -98,7 +98,7 @@ mod tests {
             ("/sbin/init", "/sbin/init", Some("/sbin/init"), Some(Kind::Other)),
             ("/bin/init", "/bin/busybox", None, Some(Kind::Other)),
             ("/init", "/sbin/init", Some("/sbin/init"), Some(Kind::Other)),
-            // Somebody's own.
+            // These are a user's own programs.
             ("/init", "/init", Some("/bin/busybox"), None),
             ("/app/init", "/app/init", None, None),
             ("/app/systemd", "/app/program", None, None),

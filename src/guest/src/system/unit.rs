@@ -1,10 +1,10 @@
 //! The agent as a unit of a systemd: `stead-agent.service`.
 //!
-//! The agent is begun before the init, so that the host is heard from the first moment; the unit takes
-//! it for its main process (systemd.service(5), `PIDFile=`) and starts another when it ends. Another is
-//! configured by the host as one that boots is: nothing that is known of the host is ever in a file.
-//! Guarantees: nothing is written into the image's directories, `/run` is memory; a system that will
-//! not have the unit is served all the same.
+//! The agent is started before the init, so that it serves the host from the first moment. The unit takes it as its
+//! main process (systemd.service(5), `PIDFile=`) and starts another when it ends. The host configures the new one
+//! like a guest that boots: nothing that is known of the host is ever in a file.
+//! Guarantees: nothing is written into the image's directories, `/run` is memory. A system that rejects the unit is
+//! served all the same.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -15,20 +15,20 @@ use std::process::{Command, Stdio};
 
 use super::{AGAIN, AGENT};
 
-/// The program itself: what PID 1 was is gone with it.
+/// Path of a copy of the agent's program. The original disappeared with the initial root.
 const PROGRAM: &str = "/run/stead/stead-agent";
 const PID: &str = "/run/stead/stead-agent.pid";
-/// Below the administrator's units, above those of the image's packages.
+/// Directory of the unit: its priority is below the administrator's units and above those of the image's packages.
 const UNITS: &str = "/run/systemd/system";
 const UNIT: &str = "stead-agent.service";
-/// Among the first that are started.
+/// Target that is among the first ones started.
 const WANTED_BY: &str = "sysinit.target.wants";
 
-/// The word by which the unit calls the agent.
+/// Argument with which the unit calls the agent.
 pub(super) const ADOPT: &str = "adopt";
 
-/// Whoever runs the system sees it and does not stop it by mistake. It is there until everybody is
-/// ended: it tells the host how the system went down.
+/// Text of the unit. Administrators see it and do not stop it by mistake. It runs until all processes are ended,
+/// because the agent reports to the host how the system went down.
 const TEXT: &str = "[Unit]
 Description=Stead guest agent
 DefaultDependencies=no
@@ -45,7 +45,7 @@ RestartSec=100ms
 StandardError=journal+console
 ";
 
-/// Puts the unit before a system that begins; the program that is its own from now on.
+/// Installs the unit before the system starts. Returns the path of the agent's program from now on.
 pub(super) fn inject() -> io::Result<&'static str> {
     inject_below(Path::new("/"))?;
     Ok(PROGRAM)
@@ -65,12 +65,12 @@ fn inject_below(root: &Path) -> io::Result<()> {
     symlink(Path::new("..").join(UNIT), units.join(WANTED_BY).join(UNIT))
 }
 
-/// The unit's main process.
+/// Records the unit's main process.
 pub(super) fn record(pid: u32) -> io::Result<()> {
     fs::write(PID, format!("{pid}\n"))
 }
 
-/// What the unit runs to be started: finds the agent, or begins another.
+/// Runs as the unit's start command: finds the agent, or starts another.
 pub(super) fn adopt() -> io::Result<()> {
     if fs::read_to_string(PID).is_ok_and(|pid| is_agent(pid.trim())) {
         return Ok(());
@@ -80,7 +80,7 @@ pub(super) fn adopt() -> io::Result<()> {
     record(command.spawn()?.id())
 }
 
-/// A process of this very program; a pid may be another's by now.
+/// Returns `true` if the process runs this very program. A pid may have been reused.
 fn is_agent(pid: &str) -> bool {
     let program = |pid: &str| fs::metadata(format!("/proc/{pid}/exe")).map(|of| (of.dev(), of.ino()));
     matches!((program(pid), program("self")), (Ok(its), Ok(ours)) if its == ours)

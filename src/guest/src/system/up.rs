@@ -1,4 +1,4 @@
-//! When a systemd is up: its start-up jobs are done, whether all of them succeeded or not.
+//! The wait until a systemd is up: its start-up jobs are done, whether or not all of them succeeded.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,20 +14,20 @@ use crate::children::Children;
 use crate::program;
 use crate::user::User;
 
-/// systemd listens there from its first seconds on.
+/// Socket on which systemd listens from its first seconds on.
 const SOCKET: &str = "/run/systemd/private";
 const SOCKET_POLL: Duration = Duration::from_millis(50);
-/// Between two questions, where systemd cannot be asked to answer only when it is up (before 240).
+/// Time between two queries if systemd cannot be asked to answer only when it is up (before version 240).
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// The answer is one word.
+/// Limit on the length of the answer, in bytes. It is one word.
 const ANSWER_BYTES_MAX: u64 = 64;
 
-/// What `systemctl is-system-running` says.
+/// The answer of `systemctl is-system-running`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
     Up,
     NotYet,
-    /// No word that is known: the question may not have been understood.
+    /// An unknown word: the query may not have been understood.
     None,
 }
 
@@ -38,10 +38,11 @@ pub(super) fn wait(config: &Config, children: &Children) {
     let root = User { uid: 0, gid: 0, groups: vec![0], home: "/root".to_owned() };
     let environment = program::environment(config, &root);
     let path = environment.iter().find(|(key, _)| key == "PATH").map_or("", |(_, value)| value.as_str());
-    // Nobody there who could be asked: what runs is all there is to know.
+    // Without systemctl, the running systemd is all that can be known.
     let Some(systemctl) = rule::search("systemctl", path) else { return };
     loop {
-        // With --wait the answer comes when it is up; without, where that is not understood.
+        // With `--wait` the answer comes when the system is up. The second form is for versions that do not know the
+        // option.
         for arguments in [&["is-system-running", "--wait"][..], &["is-system-running"]] {
             let mut command = Command::new(&systemctl);
             command.args(arguments).env_clear().envs(environment.iter().cloned()).current_dir("/");
@@ -60,7 +61,7 @@ fn ask(command: &mut Command, children: &Children) -> io::Result<String> {
     let (reader, writer) = io::pipe()?;
     command.stdin(Stdio::null()).stdout(Stdio::from(writer)).stderr(Stdio::null());
     children.spawn(command, |_| ())?;
-    // Our copy of the writer's end: with it there would be no end to read.
+    // Our copy of the writer's end is closed here. With it open the read would never end.
     command.stdout(Stdio::null());
     let mut answer = String::new();
     File::from(OwnedFd::from(reader)).take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
@@ -69,7 +70,7 @@ fn ask(command: &mut Command, children: &Children) -> io::Result<String> {
 
 fn understood(answer: &str) -> Answer {
     match answer.trim() {
-        // Failed units, or a rescue shell: the system is as far up as it comes.
+        // With failed units or a rescue shell, the system is as far up as it gets.
         "running" | "degraded" | "maintenance" => Answer::Up,
         "initializing" | "starting" | "stopping" => Answer::NotYet,
         _ => Answer::None,

@@ -23,7 +23,7 @@ use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
 use tokio::net::UnixStream;
 
-/// Length in bytes of the longest answer that is read.
+/// Limit on the length of an answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Capabilities of a VMM that only runs VMs.

@@ -1,7 +1,7 @@
 //! A stand-in for firecracker: its API, its order of states and its refusals, without a virtual machine.
 //!
 //! Requests and answers are those of a recorded run of firecracker 1.17. The RAM of the VM is a number that
-//! grows while the VM runs, so a test sees whether a restored VM goes on where it was saved.
+//! grows while the VM runs, so a test sees whether a restored VM continues where it was saved.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -33,7 +33,7 @@ enum State {
     Paused,
 }
 
-/// The one VM of the process.
+/// The VM of the process.
 #[derive(Debug)]
 struct Vm {
     state: State,
