@@ -75,3 +75,42 @@ fn numbers_of_different_meaning_have_types_of_their_own() {
     });
     none(found.collect());
 }
+
+/// Words of an earlier vocabulary; the design of the tree names the standard term for each.
+const REPLACED: &str = "wish wishes wished shall told said knock knocks door doors board boards packed whoever \
+    member members loose stranger strangers tend";
+
+/// The words of comments and documents, with their line numbers.
+fn prose(source: &Source) -> impl Iterator<Item = (usize, &str)> {
+    let is_document = source.path.ends_with(".md");
+    source
+        .text
+        .lines()
+        .enumerate()
+        .filter_map(move |(at, line)| {
+            let prose = if is_document { Some(line) } else { line.trim_start().strip_prefix("//") };
+            // Names in code spans are those of the code.
+            let words =
+                prose?.split('`').step_by(2).flat_map(|part| part.split(|c: char| !c.is_alphanumeric()));
+            Some(words.map(move |word| (at + 1, word)).collect::<Vec<_>>())
+        })
+        .flatten()
+}
+
+#[test]
+fn comments_and_documents_use_one_vocabulary() {
+    let refused: BTreeSet<&str> = REPLACED.split_whitespace().collect();
+    let mut all = sources();
+    for dir in ["deploy", "controllers", "tests"] {
+        super::files_below(&super::root().join(dir), ".md", &mut all);
+    }
+    let readme = std::fs::read_to_string(super::root().join("README.md")).expect("it is there");
+    all.push(Source { path: "README.md".to_owned(), text: readme });
+    let found = all.iter().flat_map(|source| {
+        prose(source)
+            .filter(|(_, word)| refused.contains(word))
+            .map(|(at, word)| format!("{}:{at} has the word {word:?}", source.path))
+            .collect::<Vec<_>>()
+    });
+    none(found.collect());
+}

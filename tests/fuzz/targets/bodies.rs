@@ -35,7 +35,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
 
 fn bodies(body: &Value) {
     let body = || body.clone();
-    // Problems are told in words, which are made too.
+    // Problems are reported in words, which are made too.
     macro_rules! read {
         ($($read:expr),* $(,)?) => { $(if let Err(errors) = $read { drop(errors.to_string()); })* };
     }
