@@ -3,12 +3,16 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
 use stead_schemas::image::{ImagePhase, ImageSource};
+use stead_schemas::limits::FAILURE_KEPT;
+use stead_schemas::meta::Object;
 use stead_schemas::names::Digest;
-use stead_schemas::snapshot::{SnapshotPhase, SnapshotPurpose};
+use stead_schemas::snapshot::{Snapshot, SnapshotPhase, SnapshotPurpose};
 
 use super::{Broken, HostSnapshot, Records, live};
 use crate::host::Captured;
+use crate::runtime::after;
 
 /// Checks that the content that images refer to exists, and no other content.
 pub(crate) fn images(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
@@ -42,7 +46,7 @@ pub(crate) fn images(broken: &mut Broken, records: &Records, host: &HostSnapshot
 
 /// Checks that every snapshot is complete, or failed with nothing left of it, and that a snapshot that served
 /// a fork is gone.
-pub(crate) fn snapshots(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
+pub(crate) fn snapshots(broken: &mut Broken, records: &Records, host: &HostSnapshot, now: Timestamp) {
     for snapshot in &records.snapshots {
         let (uid, phase) = (&snapshot.meta.uid, snapshot.status.phase);
         let captured = host.snapshots.get(uid);
@@ -65,7 +69,7 @@ pub(crate) fn snapshots(broken: &mut Broken, records: &Records, host: &HostSnaps
             broken
                 .push(format!("the pool of snapshot {uid} has {members} instances and should have {wished}"));
         }
-        if snapshot.was_never_taken() {
+        if snapshot.was_never_taken() && !is_failure_kept(snapshot, now) {
             broken.push(format!(
                 "snapshot {uid} was never taken and is still kept: {:?}",
                 snapshot.status.error
@@ -92,12 +96,18 @@ pub(crate) fn failures(broken: &mut Broken, records: &Records) {
     }
 }
 
+/// True if the record of a failure may still be read by the client that asked for the snapshot.
+fn is_failure_kept(snapshot: &Object<Snapshot>, now: Timestamp) -> bool {
+    snapshot.status.failed_at.is_some_and(|at| now < after(at, FAILURE_KEPT))
+}
+
 /// Checks that no fork is left that can never begin, because the snapshot of its disk failed or is gone.
-pub(crate) fn forks(broken: &mut Broken, records: &Records) {
+pub(crate) fn forks(broken: &mut Broken, records: &Records, now: Timestamp) {
     for instance in live(&records.instances) {
         let Some(origin) = instance.spec.origin.as_ref().filter(|origin| origin.is_fork) else { continue };
         let snapshot = records.snapshots.iter().find(|one| one.meta.uid == origin.snapshot);
-        let is_lost = snapshot.is_none_or(|one| one.status.phase == SnapshotPhase::Failed);
+        let is_lost = snapshot
+            .is_none_or(|one| one.status.phase == SnapshotPhase::Failed && !is_failure_kept(one, now));
         let disk = records.disks.iter().find(|disk| disk.meta.uid == instance.spec.allocated.disk);
         if is_lost && disk.is_some_and(|disk| !disk.status.was_created) {
             broken.push(format!("fork {} can never begin and is still there", instance.meta.uid));

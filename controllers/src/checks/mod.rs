@@ -207,8 +207,8 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     check_life_cycle(&mut broken, &records.schedules);
     check_life_cycle(&mut broken, &records.volumes);
     check_life_cycle(&mut broken, &records.ingresses);
-    content::snapshots(&mut broken, records, host);
-    content::forks(&mut broken, records);
+    content::snapshots(&mut broken, records, host, now);
+    content::forks(&mut broken, records, now);
     ingress::settled(&mut broken, records, host);
     wake::listeners(&mut broken, records, host);
     broken
