@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use stead_schemas::instance::{Instance, State};
+use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 
@@ -17,7 +17,9 @@ pub(crate) fn listeners(broken: &mut Broken, records: &Records, host: &HostSnaps
         let spec = &instance.spec;
         let is_waking =
             spec.auto_standby.as_ref().is_some_and(|policy| policy.enabled && policy.wake_on_traffic);
-        is_waking && spec.has_network && instance.status.state == State::Standby
+        // A VM that was woken and waits for its image is in standby still, and needs no further connection.
+        let is_asleep = spec.power == Power::Standby && instance.status.state == State::Standby;
+        is_waking && spec.has_network && is_asleep
     };
     let expected = records.instances.iter().filter(is_expected).map(|instance| instance.meta.uid.clone());
     let expected: BTreeSet<Uid> = expected.collect();
