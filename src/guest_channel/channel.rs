@@ -1,6 +1,6 @@
 //! The host's end of a VM's control channel.
 //!
-//! One task per VM connects, asks for the guest's state, stores the last state, sends requests to the
+//! A task for each VM connects, asks for the guest's state, stores the last state, sends requests to the
 //! guest, and carries the streams to its agent. The guest is not trusted: frames are bounded, texts are
 //! cleaned, messages without the token of this boot are dropped, and a guest that sends what was not
 //! requested is read only at a low rate.

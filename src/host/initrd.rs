@@ -1,6 +1,6 @@
 //! The initial root: the embedded guest program and the modules that its boot needs.
 //!
-//! It is assembled here, so that one `stead` and one kernel package are the whole installation. The result is cached
+//! The daemon assembles it, so that one `stead` and one kernel package are the whole installation. The result is cached
 //! under the hash of its parts. It is not compressed: it is small, and the guest would have to decompress it under
 //! emulation.
 

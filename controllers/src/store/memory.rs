@@ -1,6 +1,6 @@
 //! `MemoryKv`: a database in memory that can fail and crash as a real database does.
 //!
-//! It simulates the faults that the store must survive: a commit that fails and stored nothing, a commit that
+//! The database simulates the faults that the store must survive: a commit that fails and stored nothing, a commit that
 //! fails although its data appears later, a full disk for as long as it is full, a damaged value, and the
 //! loss of the process at any commit (`reopen`, `as_of`).
 

@@ -1,7 +1,7 @@
 //! The control channel: reports the whole state whenever it changes or the host attaches, and takes the host's
 //! requests.
 //!
-//! One thread owns the port and waits for nothing else: it hands frames of streams to the agent and takes the agent's
+//! A thread owns the port and waits for nothing else: it hands frames of streams to the agent and takes the agent's
 //! frames from the outbox. The host may go and come back at any time: a hang-up only resets the decoder, and the next
 //! `Attach` is answered with the current state.
 

@@ -1,6 +1,6 @@
 //! A driver of a VMM with an HTTP API on a socket, as firecracker has it.
 //!
-//! It differs from QEMU wherever the boundary allows it: the VM is configured through the API and not by
+//! The driver differs from QEMU's wherever the boundary allows it: the VM is configured through the API and not by
 //! the command line, the RAM is the VMM's own, the console is the standard output, and a TAP cannot be
 //! replaced. Its program is a small stand-in, which this test binary runs as (`program`).
 
