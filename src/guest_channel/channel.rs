@@ -325,21 +325,22 @@ impl Channel {
         }
         let was_unresponsive = self.heartbeat.answered(Instant::now());
         self.mux.set_window(state.window);
-        let is_new = {
+        let (is_new, is_another) = {
             let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_another = is_another_process(view.phase, &state);
             let incarnation = state.incarnation.map(|word| printable(&word, INCARNATION_CHARS_MAX));
             let (phase, exit) = (phase_of(state.phase), state.exit.map(cleaned));
             let assume_error = state.assume_error.map(|why| printable(&why, MESSAGE_CHARS_MAX));
-            let asked = if state.nonce == UNATTACHED { silent() } else { view.clone() };
+            let asked = if is_another { silent() } else { view.clone() };
             let next = GuestView { phase, exit, incarnation, assume_error, ..asked };
             let is_new = *view != next;
             *view = next;
-            is_new
+            (is_new, is_another)
         };
         if is_new || was_unresponsive {
             (self.changed)(&self.owner);
         }
-        Some(state.nonce)
+        Some(if is_another { UNATTACHED } else { state.nonce })
     }
 }
 
@@ -347,6 +348,14 @@ impl Channel {
 pub(crate) fn clock() -> ToGuest {
     // The number fits until the year 2262.
     ToGuest::Clock { unix_nanos: i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX) }
+}
+
+/// Returns `true` if a guest process sent this state that knows no stream and no request of this daemon. It says so
+/// itself, unless an `Attach` that the process before it left in the port was answered first. Then only the missing
+/// configuration shows it.
+fn is_another_process(before: GuestPhase, state: &FromGuest) -> bool {
+    let was_configured = matches!(before, GuestPhase::Configured | GuestPhase::Ready | GuestPhase::Exited);
+    state.nonce == UNATTACHED || (was_configured && state.phase == Phase::AwaitingConfig)
 }
 
 /// A guest that fails before its configuration has no token yet. Only such a failure is accepted without
@@ -418,5 +427,49 @@ impl Useless {
         let until = self.since + USELESS_PERIOD;
         tokio::time::sleep_until(until).await;
         *self = Self::default();
+    }
+}
+
+#[cfg(feature = "fuzzing")]
+pub(super) mod fuzzing {
+    use super::super::tokens::Known;
+    use super::*;
+
+    /// Size of the pieces in which the bytes arrive.
+    const PIECE_BYTES: usize = 64;
+
+    /// Takes bytes of a guest as an attached channel does. The resulting view has no control characters.
+    pub fn control(data: &[u8]) {
+        let known = Known { token: Token("of this boot".to_owned()), new: None };
+        let tokens = Arc::new(Tokens::new("fuzzed".to_owned(), known, Box::new(|_| Ok(()))));
+        let (mux, outgoing) = Mux::new(1);
+        let Ok(owner) = format!("t{:023}", 0).parse() else { return };
+        let channel = Channel {
+            transport: Transport::VirtioSerial { socket: "/nowhere".into() },
+            owner,
+            tokens,
+            view: Arc::new(Mutex::new(silent())),
+            heartbeat: Arc::default(),
+            changed: Arc::new(|_| ()),
+            log_lines: Mutex::new(LogLines::new(Arc::new(|_, _| ()))),
+            nonce: 7,
+            mux,
+            outgoing,
+            spoke: watch::Sender::new(false),
+        };
+        let (mut decoder, mut useless) = (Decoder::default(), Useless::default());
+        for piece in data.chunks(PIECE_BYTES) {
+            decoder.push(piece);
+            channel.take_all(&mut decoder, &mut useless);
+        }
+        let view = channel.view.lock().unwrap_or_else(PoisonError::into_inner);
+        let texts = [
+            view.exit.as_ref().map(|exit| &exit.message),
+            view.incarnation.as_ref(),
+            view.assume_error.as_ref(),
+        ];
+        for text in texts.into_iter().flatten() {
+            assert!(!text.contains(char::is_control), "{text:?}");
+        }
     }
 }

@@ -246,19 +246,24 @@ async fn lies_on_a_stream_end_that_stream_and_no_other() {
     assert_eq!(other.receiver.next().await, None);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_restarted_agent_is_asked_again_and_earlier_requests_are_forgotten() {
-    let (site, mut guest) = ready().await;
+/// Sends the first state of a new agent, and checks that the host ends what the earlier agent knew and asks again.
+async fn an_agent_is_started_again(answers_attach: bool) {
+    let site = site();
+    let mut guest = site.guest().await;
+    let attached = guest.attached().await;
+    guest.tell(attached, Some(token()), Phase::Ready).await;
+    site.until(GuestPhase::Ready).await;
     let mut lost = site.channel.open(stat()).await.expect("opened");
     guest.stream_frame().await;
     site.channel
         .ask(ToGuest::Shutdown { token: token() }, |view| view.is_shutdown_requested = true)
         .expect("sent");
-    // The process has read no `Attach`: earlier requests went to the process that is gone.
-    guest.tell(0, None, Phase::AwaitingConfig).await;
+    // Earlier requests went to the process that is gone.
+    guest.tell(if answers_attach { attached } else { 0 }, None, Phase::AwaitingConfig).await;
     site.until(GuestPhase::AwaitingConfig).await;
     assert!(!site.channel.view().is_shutdown_requested, "the new process knows nothing of it");
-    assert_eq!(lost.receiver.next().await, None, "it is not answered any more");
+    let end = tokio::time::timeout(PATIENCE, lost.receiver.next()).await;
+    assert_eq!(end.expect("the stream ends"), None, "nobody answers it any more");
     let nonce = loop {
         if let Some(ToGuest::Attach { nonce }) = guest.next().await.message() {
             break nonce;
@@ -269,6 +274,17 @@ async fn a_restarted_agent_is_asked_again_and_earlier_requests_are_forgotten() {
     let _stream = site.channel.open(stat()).await.expect("opened");
     let opened = guest.stream_frame().await;
     assert!(opened.parse::<Open>().is_some_and(|open| open.token == token()), "{opened:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_agent_is_asked_again_and_earlier_requests_are_forgotten() {
+    an_agent_is_started_again(false).await;
+}
+
+/// The host asks every ten seconds, also while no agent runs. The next agent may find that question first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_agent_that_answers_a_question_to_the_one_before_is_recognized() {
+    an_agent_is_started_again(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

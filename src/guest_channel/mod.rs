@@ -25,7 +25,10 @@ use stead_schemas::names::Uid;
 
 pub(crate) use self::channel::{GuestChannel, clock, silent};
 #[cfg(feature = "fuzzing")]
-pub(crate) use self::streams::fuzzing;
+pub(crate) mod fuzzing {
+    pub use super::channel::fuzzing::control;
+    pub use super::streams::fuzzing::frames;
+}
 pub use self::streams::{AgentError, AgentStream, Event, StreamReceiver, StreamSender};
 pub(crate) use self::tokens::{Known, NewToken, Tokens, new_token, random};
 pub use self::transport::Transport;

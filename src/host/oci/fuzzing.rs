@@ -10,6 +10,7 @@ use stead_schemas::quantity::Bytes;
 
 use super::emit::Emitter;
 use super::guard::Allowed;
+use super::import;
 use super::jobs::Stop;
 use super::layout::{Layout, Manifest};
 use super::manifest::{Target, as_index, as_manifest, choose, digest_of, read_manifest};
@@ -29,18 +30,36 @@ static LAYOUT: LazyLock<(tempfile::TempDir, Layout)> = LazyLock::new(|| {
     (dir, layout)
 });
 
-/// Merges two layers and writes the surviving entries. The first byte gives the layers' border in blocks. The result
-/// must be readable again.
-pub fn layers(data: &[u8]) {
-    let Some((&blocks, archives)) = data.split_first() else { return };
-    let mut archives = archives.to_vec();
-    // A fuzzer does not find a checksum by chance.
-    for block in archives.chunks_exact_mut(BLOCK_BYTES).filter(|block| &block[MARK] == b"ustar") {
+/// Imports the input as an archive of an image. Checksums of headers are made right first.
+pub fn imports(data: &[u8]) {
+    let mut archive = data.to_vec();
+    mend_checksums(&mut archive);
+    let (_wanted, stop) = Stop::new();
+    let target = Target { platform: Platform::LinuxAmd64, level: 4 };
+    let Ok(mut file) = tempfile::NamedTempFile::new() else { return };
+    if file.write_all(&archive).is_ok()
+        && let Ok((manifest, _hold)) = import::import(&LAYOUT.1, file.path(), target, &stop)
+    {
+        assert!(!manifest.layers.is_empty(), "an image without content");
+    }
+}
+
+/// Gives all headers the right checksum: a fuzzer does not find one by chance.
+fn mend_checksums(archive: &mut [u8]) {
+    for block in archive.chunks_exact_mut(BLOCK_BYTES).filter(|block| &block[MARK] == b"ustar") {
         let mut header = tar::Header::new_old();
         header.as_mut_bytes().copy_from_slice(block);
         header.set_cksum();
         block.copy_from_slice(header.as_bytes());
     }
+}
+
+/// Merges two layers and writes the surviving entries. The first byte gives the layers' border in blocks. The result
+/// must be readable again.
+pub fn layers(data: &[u8]) {
+    let Some((&blocks, archives)) = data.split_first() else { return };
+    let mut archives = archives.to_vec();
+    mend_checksums(&mut archives);
     let border = (usize::from(blocks) * BLOCK_BYTES).min(archives.len());
     let (first, second) = archives.split_at(border);
     let Ok(written) = merge(&[first, second]) else { return };
