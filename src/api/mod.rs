@@ -20,7 +20,9 @@ mod instances;
 mod later;
 mod logs;
 mod lookup;
+mod pace;
 mod pools;
+mod refusals;
 mod route;
 mod schedules;
 mod scope;
@@ -57,7 +59,9 @@ pub use server::{ServerLimits, serve};
 
 use auth::Keys;
 use pools::Pools;
+use refusals::Refusals;
 use waiters::Waiters;
+use watch::Watches;
 
 /// The state that every handler may use; cheap to clone.
 #[derive(Clone)]
@@ -72,6 +76,7 @@ struct Inner {
     capabilities: Capabilities,
     pools: Pools,
     waiters: Arc<Waiters>,
+    watches: Watches,
     shows_secrets: bool,
     requires_permissions: bool,
     audit: Audit,
@@ -139,6 +144,7 @@ impl ApiState {
             capabilities,
             pools,
             waiters,
+            watches: Watches::default(),
             shows_secrets,
             requires_permissions,
             audit,
@@ -155,7 +161,7 @@ pub fn router(state: ApiState) -> Router {
     table::routes(state)
         .finish()
         .layer(DefaultBodyLimit::max(limits::BODY_BYTES_MAX))
-        .layer(middleware::from_fn(server::observe))
+        .layer(middleware::from_fn_with_state(Arc::<Refusals>::default(), server::observe))
 }
 
 /// Returns the table of routes with the scopes that each of them needs.

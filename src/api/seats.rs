@@ -4,7 +4,8 @@
 //! among the others, the client with the most connections gives up the connection that was idle the longest.
 //! Never: closes anything while there is room.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,9 +29,11 @@ pub(super) struct Seats {
     idled: Notify,
 }
 
+/// The seats and their clients. No operation visits all seats: thousands may come at the same time.
 #[derive(Debug, Default)]
 struct Table {
     seats: BTreeMap<u64, Sitter>,
+    clients: BTreeMap<IpAddr, Held>,
     last: u64,
 }
 
@@ -43,6 +46,49 @@ struct Sitter {
     has_asked: bool,
     is_leaving: bool,
     leave: Arc<Notify>,
+}
+
+/// The seats of one client, without those that were asked to leave.
+#[derive(Debug, Default)]
+struct Held {
+    count: usize,
+    /// Seats of idle connections with the time since which they are idle.
+    idle: BTreeSet<(Instant, u64)>,
+}
+
+impl Table {
+    /// Changes a seat, and what is known of its client with it.
+    fn change(&mut self, number: u64, change: impl FnOnce(&mut Sitter)) {
+        if let Some(mut sitter) = self.take(number) {
+            change(&mut sitter);
+            self.put(number, sitter);
+        }
+    }
+
+    fn put(&mut self, number: u64, sitter: Sitter) {
+        if !sitter.is_leaving {
+            let held = self.clients.entry(sitter.client).or_default();
+            held.count += 1;
+            held.idle.extend(sitter.idle_since.map(|since| (since, number)));
+        }
+        self.seats.insert(number, sitter);
+    }
+
+    fn take(&mut self, number: u64) -> Option<Sitter> {
+        let sitter = self.seats.remove(&number)?;
+        if !sitter.is_leaving
+            && let Some(held) = self.clients.get_mut(&sitter.client)
+        {
+            held.count -= 1;
+            if let Some(since) = sitter.idle_since {
+                held.idle.remove(&(since, number));
+            }
+            if held.count == 0 {
+                self.clients.remove(&sitter.client);
+            }
+        }
+        Some(sitter)
+    }
 }
 
 /// The seat of one connection, freed when it is dropped.
@@ -65,28 +111,20 @@ impl Seats {
         let (number, leave) = (table.last, Arc::new(Notify::new()));
         let idle_since = Some(Instant::now());
         let (has_asked, is_leaving) = (false, false);
-        table
-            .seats
-            .insert(number, Sitter { client, idle_since, has_asked, is_leaving, leave: leave.clone() });
+        table.put(number, Sitter { client, idle_since, has_asked, is_leaving, leave: leave.clone() });
         Seat { seats: self.clone(), number, leave }
     }
 
     /// Asks an idle connection to make room; returns false when there is none.
     pub(super) fn make_room(&self) -> bool {
         let mut table = self.lock();
-        let mut held_by_client: BTreeMap<IpAddr, usize> = BTreeMap::new();
-        for sitter in table.seats.values().filter(|sitter| !sitter.is_leaving) {
-            *held_by_client.entry(sitter.client).or_default() += 1;
-        }
-        let idle =
-            table.seats.values_mut().filter(|sitter| !sitter.is_leaving && sitter.idle_since.is_some());
-        let first = idle.min_by_key(|sitter| {
-            let connections = held_by_client.get(&sitter.client).copied().unwrap_or_default();
-            (std::cmp::Reverse(connections), sitter.idle_since)
+        let with_idle = table.clients.values().filter_map(|held| Some((held.count, *held.idle.first()?)));
+        let first = with_idle.min_by_key(|&(count, idle)| (Reverse(count), idle));
+        let Some((_, (_, number))) = first else { return false };
+        table.change(number, |sitter| {
+            sitter.is_leaving = true;
+            sitter.leave.notify_one();
         });
-        let Some(sitter) = first else { return false };
-        sitter.is_leaving = true;
-        sitter.leave.notify_one();
         true
     }
 
@@ -112,16 +150,15 @@ impl Seat {
 
     /// Marks the connection as busy with a request as long as the returned value lives.
     pub(super) fn busy(&self) -> Busy {
-        if let Some(sitter) = self.seats.lock().seats.get_mut(&self.number) {
-            (sitter.idle_since, sitter.has_asked) = (None, true);
-        }
+        let set = |sitter: &mut Sitter| (sitter.idle_since, sitter.has_asked) = (None, true);
+        self.seats.lock().change(self.number, set);
         Busy { seats: self.seats.clone(), number: self.number }
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.seats.lock().seats.remove(&self.number);
+        self.seats.lock().take(self.number);
     }
 }
 
@@ -141,9 +178,7 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        if let Some(sitter) = self.seats.lock().seats.get_mut(&self.number) {
-            sitter.idle_since = Some(Instant::now());
-        }
+        self.seats.lock().change(self.number, |sitter| sitter.idle_since = Some(Instant::now()));
         self.seats.idled.notify_one();
     }
 }
@@ -211,6 +246,6 @@ mod tests {
         tokio::time::advance(SENT_AFTER).await;
         assert!(crowd[0].may_go());
         drop((honest, crowd));
-        assert!(seats.lock().seats.is_empty());
+        assert!(seats.lock().seats.is_empty() && seats.lock().clients.is_empty());
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt;
 
 use super::ApiError;
+use super::refusals::Refusals;
 use super::seats::{Seat, Seats};
 use crate::peers::{Shares, Unstalled, client_of, watch_over};
 
@@ -178,8 +179,9 @@ async fn connection(
     }
 }
 
-/// Wraps all requests with a log line and a handler of panics.
-pub(super) async fn observe(request: Request, next: Next) -> Response {
+/// Wraps all requests with a log line, a handler of panics, and the delay of refusals.
+pub(super) async fn observe(State(refusals): State<Arc<Refusals>>, request: Request, next: Next) -> Response {
+    let client = request.extensions().get::<ClientAddress>().copied();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let started = tokio::time::Instant::now();
     // This is unwind safe: handlers share only the store, whose own transactions contain panics.
@@ -190,5 +192,11 @@ pub(super) async fn observe(request: Request, next: Next) -> Response {
     });
     let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(%method, path, status = response.status().as_u16(), millis, "request");
+    if let (true, Some(ClientAddress(client))) = (response.status().is_client_error(), client) {
+        let delay = refusals.count(client, tokio::time::Instant::now());
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+    }
     response
 }

@@ -9,15 +9,25 @@ use stead_controllers::store::Store;
 use stead_schemas::names::Uid;
 use tokio::sync::watch;
 
+use super::pace::{Member, Pace};
+
 /// The waiters by the object that they wait for.
 #[derive(Debug, Default)]
-pub(super) struct Waiters(Mutex<BTreeMap<Uid, watch::Sender<()>>>);
+pub(super) struct Waiters(Mutex<BTreeMap<Uid, Crowd>>);
+
+/// The waiters for one object.
+#[derive(Debug)]
+struct Crowd {
+    news: watch::Sender<()>,
+    pace: Arc<Pace>,
+}
 
 /// A waiter; no change after its creation is missed.
 pub(super) struct Waiter {
     waiters: Arc<Waiters>,
     uid: Uid,
     news: watch::Receiver<()>,
+    member: Member,
 }
 
 impl Waiters {
@@ -28,14 +38,17 @@ impl Waiters {
         waiters
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uid, watch::Sender<()>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uid, Crowd>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn wait(self: &Arc<Self>, uid: &Uid) -> Waiter {
         let mut all = self.lock();
-        let news = all.entry(uid.clone()).or_insert_with(|| watch::Sender::new(())).subscribe();
-        Waiter { waiters: self.clone(), uid: uid.clone(), news }
+        let crowd = all
+            .entry(uid.clone())
+            .or_insert_with(|| Crowd { news: watch::Sender::new(()), pace: Arc::default() });
+        let (news, member) = (crowd.news.subscribe(), crowd.pace.join());
+        Waiter { waiters: self.clone(), uid: uid.clone(), news, member }
     }
 }
 
@@ -45,8 +58,9 @@ impl Waiter {
         self.news.mark_unchanged();
     }
 
-    /// Waits until the object has changed since the last `look`.
+    /// Waits until the object has changed since the last `look`. One of many waiters rests before.
     pub(super) async fn news(&mut self) {
+        self.member.rest().await;
         // This fails only without a sender, which stays as long as there is a receiver.
         let _ = self.news.changed().await;
     }
@@ -56,7 +70,7 @@ impl Drop for Waiter {
     fn drop(&mut self) {
         let mut all = self.waiters.lock();
         // The receiver of this waiter is still counted.
-        if all.get(&self.uid).is_some_and(|sender| sender.receiver_count() <= 1) {
+        if all.get(&self.uid).is_some_and(|crowd| crowd.news.receiver_count() <= 1) {
             all.remove(&self.uid);
         }
     }
@@ -68,12 +82,12 @@ async fn tell(store: Store, waiters: Weak<Waiters>) {
         if let Ok(mut watch) = store.watch(None, store.revision()) {
             // Events before this watch may have been missed, so all waiters are woken.
             let Some(all) = waiters.upgrade() else { return };
-            all.lock().values().for_each(|sender| sender.send_replace(()));
+            all.lock().values().for_each(|crowd| crowd.news.send_replace(()));
             drop(all);
             while let Ok(event) = watch.next().await {
                 let Some(all) = waiters.upgrade() else { return };
-                if let Some(sender) = all.lock().get(&event.uid) {
-                    sender.send_replace(());
+                if let Some(crowd) = all.lock().get(&event.uid) {
+                    crowd.news.send_replace(());
                 }
             }
         }
@@ -98,7 +112,7 @@ mod tests {
         let (mut one, mut other) = (waiters.wait(&uid('a')), waiters.wait(&uid('b')));
         let also = waiters.wait(&uid('a'));
         one.look();
-        waiters.lock().get(&uid('a')).expect("waited for").send_replace(());
+        waiters.lock().get(&uid('a')).expect("waited for").news.send_replace(());
         assert!(one.news().now_or_never().is_some());
         assert!(other.news().now_or_never().is_none());
         one.look();

@@ -5,20 +5,69 @@
 //! again. When nothing happens, `{"type": "bookmark", "resource_version": N}` comes from time to time: all
 //! changes up to N were sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
 use serde_json::{Value, json};
-use stead_controllers::store::{Change, Event, Store, Watch};
+use stead_controllers::store::{Change, Event, Store, TooOld, Watch};
 use stead_schemas::instance::Instance;
 use stead_schemas::limits::STREAM_IDLE_MAX;
-use stead_schemas::meta::{Kind, Tags};
+use stead_schemas::meta::{Kind, Object, Tags};
 
-use super::auth::Bearer;
+use super::auth::{Bearer, Scope};
+use super::pace::{Member, Pace};
 use super::{ApiError, ApiState, instances, lookup};
+
+/// Number of lines that are kept for other watches. Watches that keep up need the newest few.
+const LINES_MAX: usize = 64;
+
+/// The part of all watches that they share, so that a change costs each further watch little.
+#[derive(Debug, Default)]
+pub(super) struct Watches {
+    pace: Arc<Pace>,
+    lines: Mutex<VecDeque<Line>>,
+}
+
+/// The line of one change, for readers with the same right to see secrets.
+#[derive(Debug, Clone)]
+struct Line {
+    revision: u64,
+    shows_secrets: bool,
+    object: Arc<Object<Instance>>,
+    text: Bytes,
+}
+
+impl Watches {
+    /// Returns the line of an event for this reader, made once for all readers with the same rights. Returns
+    /// `None` if the object is gone: its deletion is sent as an event of its own.
+    fn line(&self, store: &Store, bearer: &Bearer, event: &Event) -> Option<Line> {
+        let (revision, shows_secrets) = (event.revision, bearer.sees(Scope::InstanceSecrets));
+        // The lock is held while a line is made: the other watches wait for this very line.
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |line: &&Line| (line.revision, line.shows_secrets) == (revision, shows_secrets);
+        if let Some(line) = lines.iter().rev().find(same) {
+            return Some(line.clone());
+        }
+        let (word, object) = match event.change {
+            Change::Created => ("added", store.get::<Instance>(&event.uid)?),
+            Change::Updated | Change::StatusUpdated => ("modified", store.get::<Instance>(&event.uid)?),
+            Change::Deleted => ("deleted", event.last::<Instance>()?),
+        };
+        let view = lookup::view(store, bearer, &object);
+        let text = text(&json!({"type": word, "resource_version": revision, "object": view}));
+        let line = Line { revision, shows_secrets, object, text };
+        if lines.len() >= LINES_MAX {
+            lines.pop_front();
+        }
+        lines.push_back(line.clone());
+        Some(line)
+    }
+}
 
 pub(super) fn instances(
     state: &ApiState,
@@ -26,56 +75,71 @@ pub(super) fn instances(
     params: &BTreeMap<String, String>,
     tags: Tags,
 ) -> Result<Response, ApiError> {
-    let store = state.store().clone();
     let from = match params.get("resource_version") {
-        None => store.revision(),
+        None => state.store().revision(),
         Some(text) => text.parse().map_err(|_| {
             ApiError::bad_request("invalid_request", "resource_version must be a number of an earlier answer")
         })?,
     };
-    let body = match store.watch(Some(Instance::NAME), from) {
-        Ok(watch) => Body::from_stream(futures::stream::unfold(Some((store, watch, tags, bearer)), next)),
-        Err(error) => Body::from(line(&json!({"type": "too_old", "oldest": error.oldest}))),
+    let body = match state.store().watch(Some(Instance::NAME), from) {
+        Ok(watch) => {
+            let member = state.0.watches.pace.join();
+            let following = Following { state: state.clone(), watch, tags, bearer, member };
+            Body::from_stream(futures::stream::unfold(Some(following), next))
+        }
+        Err(error) => Body::from(too_old(&error)),
     };
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-cache")], body)
         .into_response())
 }
 
-type Following = Option<(Store, Watch, Tags, Bearer)>;
+/// The state of one watch between two lines.
+struct Following {
+    state: ApiState,
+    watch: Watch,
+    tags: Tags,
+    bearer: Bearer,
+    member: Member,
+}
 
-async fn next(following: Following) -> Option<(Result<Bytes, Infallible>, Following)> {
-    let (store, mut watch, tags, bearer) = following?;
-    loop {
-        match tokio::time::timeout(STREAM_IDLE_MAX, watch.next()).await {
-            Err(_) => {
-                let mark = line(&json!({"type": "bookmark", "resource_version": watch.revision()}));
-                return Some((Ok(mark), Some((store, watch, tags, bearer))));
+impl Following {
+    async fn event(&mut self) -> Result<Event, TooOld> {
+        loop {
+            if let Some(event) = self.watch.next().now_or_never() {
+                return event;
             }
-            Ok(Ok(event)) => {
-                if let Some(value) = told(&store, &bearer, &event, &tags) {
-                    return Some((Ok(line(&value)), Some((store, watch, tags, bearer))));
-                }
-            }
-            Ok(Err(error)) => {
-                return Some((Ok(line(&json!({"type": "too_old", "oldest": error.oldest}))), None));
-            }
+            self.member.rest().await;
+            self.watch.changed().await;
         }
     }
 }
 
-fn told(store: &Store, bearer: &Bearer, event: &Event, tags: &Tags) -> Option<Value> {
-    let (word, object) = match event.change {
-        Change::Created => ("added", store.get::<Instance>(&event.uid)?),
-        // The object is gone meanwhile: its deletion is sent as an event of its own.
-        Change::Updated | Change::StatusUpdated => ("modified", store.get::<Instance>(&event.uid)?),
-        Change::Deleted => ("deleted", event.last::<Instance>()?),
-    };
-    let is_wanted = instances::has_tags(&object.meta.tags, tags) && !object.is_pooled();
-    is_wanted.then(
-        || json!({"type": word, "resource_version": event.revision, "object": lookup::view(store, bearer, &object)}),
-    )
+async fn next(following: Option<Following>) -> Option<(Result<Bytes, Infallible>, Option<Following>)> {
+    let mut following = following?;
+    loop {
+        let line = match tokio::time::timeout(STREAM_IDLE_MAX, following.event()).await {
+            Err(_) => text(&json!({"type": "bookmark", "resource_version": following.watch.revision()})),
+            Ok(Ok(event)) => {
+                let Following { state, tags, bearer, .. } = &following;
+                match state.0.watches.line(state.store(), bearer, &event) {
+                    Some(line) if is_wanted(&line.object, tags) => line.text,
+                    _ => continue,
+                }
+            }
+            Ok(Err(error)) => return Some((Ok(too_old(&error)), None)),
+        };
+        return Some((Ok(line), Some(following)));
+    }
 }
 
-fn line(value: &Value) -> Bytes {
+fn is_wanted(object: &Object<Instance>, tags: &Tags) -> bool {
+    instances::has_tags(&object.meta.tags, tags) && !object.is_pooled()
+}
+
+fn too_old(error: &TooOld) -> Bytes {
+    text(&json!({"type": "too_old", "oldest": error.oldest}))
+}
+
+fn text(value: &Value) -> Bytes {
     Bytes::from(format!("{value}\n"))
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use rustix::net::sockopt::{
     set_socket_keepalive, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay, set_tcp_user_timeout,
 };
+use socket2::SockRef;
 
 pub(crate) use patience::{Patience, Patient, TooSlow};
 pub(crate) use shares::{Share, Shares, client_of};
@@ -23,6 +24,10 @@ pub(crate) use stall::Unstalled;
 
 /// Time between two probes of a silent peer; after nine without an answer it counts as gone.
 const KEEPALIVE_PROBE: Duration = Duration::from_secs(60);
+
+/// Number of unsent bytes that the kernel keeps for a peer. Without a bound it keeps megabytes for each peer that reads
+/// nothing; this much is on its way before the next piece is written.
+const UNSENT_BYTES_MAX: u32 = 256 << 10;
 
 /// Makes the kernel check whether a silent peer still exists, and give up a peer that does not acknowledge
 /// data for `unacknowledged`. An option that cannot be set only delays the detection.
@@ -33,4 +38,5 @@ pub(crate) fn watch_over(socket: impl AsFd, unacknowledged: Duration) {
     let _ = set_tcp_keepidle(socket, KEEPALIVE_PROBE);
     let _ = set_tcp_keepintvl(socket, KEEPALIVE_PROBE);
     let _ = set_tcp_user_timeout(socket, u32::try_from(unacknowledged.as_millis()).unwrap_or(u32::MAX));
+    let _ = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
 }

@@ -159,9 +159,14 @@ impl Watch {
                 }
                 Err(newest) => self.cursor = newest,
             }
-            // The call fails only without a sender, and `self.ring` holds the sender.
-            self.latest.changed().await.expect("the ring lives as long as its watches");
+            self.changed().await;
         }
+    }
+
+    /// Waits until anything changed since the last call of [`Watch::next`], whether it fits this watch or not.
+    pub async fn changed(&mut self) {
+        // The call fails only without a sender, and `self.ring` holds the sender.
+        self.latest.changed().await.expect("the ring lives as long as its watches");
     }
 
     /// Returns the revision up to which events were seen or do not fit this watch.
