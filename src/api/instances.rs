@@ -23,20 +23,11 @@ use stead_schemas::validate::{self, FieldErrors};
 use stead_schemas::volume::{Access, Volume, VolumeMount};
 
 use super::auth::{Bearer, Scope};
+pub(super) use super::json::json;
 use super::wait::until;
 use super::{ApiError, ApiState, lookup, watch};
 
 pub(super) type Params = BTreeMap<String, String>;
-
-/// Parses the JSON of a body; an empty body becomes `null`, which every reader takes as no fields given.
-pub(super) fn json(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiError> {
-    let body = body?;
-    if body.iter().all(u8::is_ascii_whitespace) {
-        return Ok(Value::Null);
-    }
-    serde_json::from_slice(&body)
-        .map_err(|error| ApiError::bad_request("invalid_request", format!("body is not JSON: {error}")))
-}
 
 /// Reads the `tags[key]=value` parameters; all of them must match.
 pub(super) fn tag_filter(params: &Params) -> Result<Tags, ApiError> {

@@ -17,6 +17,7 @@ mod exec;
 mod images;
 mod ingresses;
 mod instances;
+mod json;
 mod later;
 mod logs;
 mod lookup;

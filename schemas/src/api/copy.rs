@@ -60,6 +60,12 @@ impl CopyRequest {
         if self.mode.is_some_and(|mode| mode > 0o7777) {
             return Err("mode must be permission bits, at most 07777".to_owned());
         }
+        for (field, id) in [("uid", self.uid), ("gid", self.gid)] {
+            // The kernel takes this number for "leave the owner as it is".
+            if id == Some(u32::MAX) {
+                return Err(format!("{field} must be at most {}", u32::MAX - 1));
+            }
+        }
         let name = self.src_basename.unwrap_or_default();
         let name = named("src_basename", name, self.src_basename_base64.as_deref())?;
         Ok(match self.direction {

@@ -294,7 +294,7 @@ fn item(header: &tar::Header, found: Extension) -> Result<Option<Item>, Refused>
         mtime: found.mtime.unwrap_or_else(|| header_seconds(header)),
         attributes: found.attributes,
     };
-    if meta.uid > u64::from(u32::MAX) || meta.gid > u64::from(u32::MAX) {
+    if meta.uid >= u64::from(u32::MAX) || meta.gid >= u64::from(u32::MAX) {
         return Err(Refused::new(format!("{} has an owner beyond any user id", show(&path))));
     }
     Ok(Some(Item { path, kind, meta }))
