@@ -2,6 +2,7 @@
 //!
 //! Guarantees: nothing here decides what the host should look like; that is the task of `controllers`.
 
+mod allocator;
 pub mod api;
 pub mod assemble;
 pub mod cli;

@@ -64,6 +64,9 @@ pub(super) async fn serve(serve: Serve) -> Result<(), Failure> {
     let log = Lines::new("log", StandardError).map_err(|error| Failure::Other(error.to_string()))?;
     let is_colourful = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_colourful).with_writer(log.clone()).init();
+    if !crate::allocator::return_large_buffers() {
+        tracing::warn!("the allocator may keep memory that is not needed any more");
+    }
     let ended = crate::assemble::serve(config).await.map_err(Failure::from);
     let _ = tokio::task::spawn_blocking(move || log.flush(LOG_FLUSH_MAX)).await;
     ended
