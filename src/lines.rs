@@ -85,7 +85,7 @@ impl Lines {
     }
 }
 
-fn take<S: Sink>(said: &Receiver<Word>, left_out: &AtomicU64, mut sink: S) {
+fn take<Target: Sink>(said: &Receiver<Word>, left_out: &AtomicU64, mut sink: Target) {
     while let Ok(word) = said.recv() {
         match word {
             Word::Line(line) => sink.write(&line),
@@ -93,7 +93,7 @@ fn take<S: Sink>(said: &Receiver<Word>, left_out: &AtomicU64, mut sink: S) {
         }
         match left_out.swap(0, Ordering::Relaxed) {
             0 => {}
-            count => sink.write(&S::missing(count)),
+            count => sink.write(&Target::missing(count)),
         }
     }
 }

@@ -2,8 +2,14 @@
 
 #[path = "tidy/documents.rs"]
 mod documents;
+#[path = "tidy/imports.rs"]
+mod imports;
 #[path = "tidy/language.rs"]
 mod language;
+#[path = "tidy/ports.rs"]
+mod ports;
+#[path = "tidy/sizes.rs"]
+mod sizes;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -297,55 +303,6 @@ fn only_a_driver_names_its_vmm() {
     none(findings);
 }
 
-/// Returns the file that an import of another file names: the longest beginning of its path that is one.
-fn imported(path: &[&str], files: &BTreeSet<String>) -> Option<String> {
-    (1..=path.len())
-        .rev()
-        .map(|length| format!("src/{}.rs", path[..length].join("/")))
-        .find(|file| files.contains(file))
-}
-
-/// Lists the files that a file imports from. What it takes from a `mod.rs` is not counted.
-fn imports(file: &Source, files: &BTreeSet<String>) -> BTreeSet<String> {
-    let module = file.path.trim_start_matches("src/").trim_end_matches(".rs");
-    let parents: Vec<&str> =
-        module.rsplit_once('/').map_or(Vec::new(), |(dirs, _)| dirs.split('/').collect());
-    // The imports of a file's tests are indented.
-    let lines = file.text.lines().filter_map(|line| line.strip_prefix("use "));
-    let mut found = BTreeSet::new();
-    for line in lines {
-        let words: Vec<&str> = line.trim_end_matches(';').split("::").collect();
-        let rest = match words.as_slice() {
-            ["crate", rest @ ..] => rest.to_vec(),
-            ["super", rest @ ..] => parents.iter().copied().chain(rest.iter().copied()).collect(),
-            _ => continue,
-        };
-        found.extend(imported(&rest, files).filter(|other| *other != file.path));
-    }
-    found
-}
-
-/// Checks that the files shared by VMMs, and those of drivers, import each other in one direction only.
-#[test]
-fn files_around_drivers_import_in_no_circle() {
-    let all = sources();
-    let ours = |file: &&Source| SHARED_BY_VMMS.iter().any(|shared| file.path.starts_with(shared));
-    let files: BTreeSet<String> = all.iter().filter(ours).map(|file| file.path.clone()).collect();
-    let mut left: Vec<(String, BTreeSet<String>)> =
-        all.iter().filter(ours).map(|file| (file.path.clone(), imports(file, &files))).collect();
-    assert!(left.iter().any(|(_, imports)| !imports.is_empty()), "no import was found");
-    // A file that imports none of the remaining files is in no circle.
-    loop {
-        let names: BTreeSet<String> = left.iter().map(|(path, _)| path.clone()).collect();
-        let before = left.len();
-        left.retain(|(_, imports)| imports.intersection(&names).next().is_some());
-        if left.len() == before {
-            break;
-        }
-    }
-    none(left.into_iter().map(|(path, imports)| format!("{path} imports {imports:?}")).collect());
-}
-
 /// A driver is registered by one line.
 #[test]
 fn each_driver_has_one_line_of_dispatch() {
@@ -390,45 +347,10 @@ fn schemas_do_no_work_of_their_own() {
 }
 
 #[test]
-fn ports_have_primitive_verbs() {
-    let findings = sources()
-        .into_iter()
-        .filter(|file| file.path.starts_with("controllers/src/host/"))
-        .flat_map(|file| {
-            code(&file.text)
-                .filter(|(_, line)| line.contains(concat!("fn ens", "ure_")))
-                .map(|(number, _)| format!("{}:{number}", file.path))
-                .collect::<Vec<_>>()
-        });
-    none(findings.collect());
-}
-
-#[test]
 fn every_limit_is_used() {
     let all = sources();
     let limits = all.iter().find(|file| file.path == "schemas/src/limits.rs").expect("the file is there");
     let names = limits.text.lines().filter_map(|line| line.strip_prefix("pub const ")?.split(':').next());
     let is_used = |name: &str| all.iter().any(|file| file.path != limits.path && file.text.contains(name));
     none(names.filter(|name| !is_used(name)).map(ToOwned::to_owned).collect());
-}
-
-#[test]
-fn every_port_has_a_simulation() {
-    let all = sources();
-    // `Host` is no port: it has one of each.
-    let is_port =
-        |file: &&Source| file.path.starts_with("controllers/src/host/") && !file.path.ends_with("/ports.rs");
-    let ports = all.iter().filter(is_port).flat_map(|file| {
-        file.text
-            .lines()
-            .filter_map(|line| line.strip_prefix("pub trait ")?.split(':').next())
-            .collect::<Vec<_>>()
-    });
-    let ports: Vec<&str> = ports.collect();
-    assert!(ports.len() >= 5, "{ports:?}");
-    let is_simulated = |port: &str| {
-        all.iter()
-            .any(|file| file.path.contains("/sim/") && file.text.contains(&format!("impl {port} for World")))
-    };
-    none(ports.into_iter().filter(|port| !is_simulated(port)).map(ToOwned::to_owned).collect());
 }

@@ -10,9 +10,11 @@ use std::time::Duration;
 use futures::future::{BoxFuture, join_all};
 use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
+use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::Kind;
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::network::{Network, Port};
 use stead_schemas::references::{Ref, Role, Target};
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
@@ -28,9 +30,24 @@ use crate::port::{self, PortReconciler};
 use crate::runtime::{Boundary, Clock, Drift, Journal, Reconciler, Runner, RunnerConfig};
 use crate::schedule::ScheduleReconciler;
 use crate::snapshot::{Pools, SnapshotReconciler};
-use crate::store::{Event, Store};
+use crate::store::{Event, Kinds, Store};
 use crate::vm::{Vms, forks};
 use crate::volume::VolumeReconciler;
+
+/// Returns the kinds that a store has.
+#[must_use]
+pub fn kinds() -> Kinds {
+    Kinds::new()
+        .with::<Instance>()
+        .with::<Image>()
+        .with::<Disk>()
+        .with::<Network>()
+        .with::<Port>()
+        .with::<Snapshot>()
+        .with::<SnapshotSchedule>()
+        .with::<Volume>()
+        .with::<Ingress>()
+}
 
 /// The handles by which monitors of the host report changes, by kind.
 #[derive(Debug, Clone)]
@@ -135,7 +152,11 @@ impl Controllers {
     }
 }
 
-fn runner<R: Reconciler>(settings: &Settings, salt: u64, reconciler: R) -> Runner<R> {
+fn runner<Controller: Reconciler>(
+    settings: &Settings,
+    salt: u64,
+    reconciler: Controller,
+) -> Runner<Controller> {
     let Settings { store, clock, boundary, journal, resync, seed, tap_prefix: _ } = settings.clone();
     let config = RunnerConfig { resync, ..RunnerConfig::seeded(seed.wrapping_add(salt)) };
     Runner::new(reconciler, store, clock, boundary, config).telling(journal)
@@ -148,7 +169,7 @@ fn pools(settings: &Settings) -> Pools {
     }))
 }
 
-fn boxed<R: Reconciler>(runner: Runner<R>) -> Run {
+fn boxed<Controller: Reconciler>(runner: Runner<Controller>) -> Run {
     Box::new(|mut shutdown| {
         Box::pin(runner.run(async move {
             // A dropped sender has the same meaning as `true`.

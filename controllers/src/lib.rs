@@ -10,7 +10,6 @@ pub mod disk;
 pub mod host;
 pub mod image;
 pub mod ingress;
-mod kinds;
 pub mod network;
 pub mod port;
 pub mod runtime;
@@ -24,4 +23,4 @@ mod tests;
 pub mod vm;
 pub mod volume;
 
-pub use kinds::kinds;
+pub use daemon::kinds;

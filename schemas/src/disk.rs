@@ -21,6 +21,10 @@ impl Kind for Disk {
     type Spec = DiskSpec;
     type Status = DiskStatus;
 
+    fn observed_generation(status: &Self::Status) -> Option<Generation> {
+        Some(status.observed_generation)
+    }
+
     fn references(object: &Object<Self>) -> Vec<Ref> {
         let is_to_be_made = !object.meta.is_deleting()
             && !object.status.was_created

@@ -24,6 +24,10 @@ impl Kind for Image {
     type Spec = ImageSpec;
     type Status = ImageStatus;
 
+    fn observed_generation(status: &Self::Status) -> Option<Generation> {
+        Some(status.observed_generation)
+    }
+
     /// Lists the content that the image refers to. An image that is being deleted keeps no content.
     fn references(object: &Object<Self>) -> Vec<Ref> {
         object.content().filter(|_| !object.meta.is_deleting()).map(Ref::to_content).collect()

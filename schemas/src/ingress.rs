@@ -28,6 +28,10 @@ impl Kind for Ingress {
     type Spec = IngressSpec;
     type Status = IngressStatus;
 
+    fn observed_generation(status: &Self::Status) -> Option<Generation> {
+        Some(status.observed_generation)
+    }
+
     fn references(object: &Object<Self>) -> Vec<Ref> {
         let ports = object.spec.rules.iter().map(|rule| Target::HostPort(rule.port));
         ports.map(|target| Ref { role: Role::Serves, target }).collect()

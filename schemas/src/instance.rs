@@ -13,41 +13,17 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 use crate::compression::{CompressionWish, SnapshotPolicy};
 use crate::condition::Condition;
 use crate::health::{HealthCheck, HealthStatus};
-use crate::image::Image;
 use crate::limits;
-use crate::meta::{Kind, Object};
+use crate::meta::Object;
 use crate::names::{Digest, ImageRef, Platform, Uid};
 use crate::numbers::{Generation, LaunchId, RunNo, StandbyNo};
 use crate::policy::{AutoStandbyPolicy, IdleStatus, RestartPolicy, RestartStatus};
 use crate::quantity::Bytes;
-use crate::references::{Ref, Role, Target};
-use crate::snapshot::Snapshot;
 use crate::volume::VolumeMount;
 
 /// The kind of instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Instance {}
-
-impl Kind for Instance {
-    const NAME: &'static str = "instance";
-    const FINALIZER: &'static str = "vm";
-    type Spec = InstanceSpec;
-    type Status = InstanceStatus;
-
-    fn references(object: &Object<Self>) -> Vec<Ref> {
-        let (spec, status) = (&object.spec, &object.status);
-        let origin_content = spec.origin.as_ref().and_then(|origin| origin.image_digest.as_ref());
-        let content = status.image_digest.iter().chain(origin_content).map(Ref::to_content);
-        let awaited = object.awaits_memory().map(|origin| &origin.snapshot);
-        let awaited = awaited.map(|snapshot| Ref::to::<Snapshot>(Role::AwaitsMemory, snapshot));
-        let timeout = spec.auto_standby.as_ref().and_then(AutoStandbyPolicy::timeout);
-        let is_counted = status.state == State::Running && timeout.is_some();
-        let counted = is_counted.then_some(Ref { role: Role::Counts, target: Target::Connections });
-        let image = Ref::to::<Image>(Role::Image, &spec.allocated.image);
-        let mounts = spec.volumes.iter().map(VolumeMount::reference);
-        content.chain(awaited).chain(counted).chain([image]).chain(mounts).collect()
-    }
-}
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceSpec {

@@ -15,6 +15,7 @@ pub mod health;
 pub mod image;
 pub mod ingress;
 pub mod instance;
+mod instance_kind;
 pub mod limits;
 pub mod meta;
 pub mod names;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{Name, Uid};
 use crate::numbers::Generation;
-use crate::references::Ref;
+use crate::references::{Ref, Role, Target};
 
 /// User-defined labels; their bounds are in [`crate::limits`], and are checked by [`crate::validate`].
 pub type Tags = BTreeMap<String, String>;
@@ -30,12 +30,37 @@ pub trait Kind: Debug + Clone + PartialEq + Send + Sync + 'static {
     /// The observed state.
     type Status: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Default + Send + Sync + 'static;
 
+    /// Returns the generation of the spec that a status was made from, or `None` if statuses of this kind do
+    /// not record it.
+    #[must_use]
+    fn observed_generation(status: &Self::Status) -> Option<Generation> {
+        let _ = status;
+        None
+    }
+
     /// Lists the things that the object points at, apart from its owner. The store's index finds the objects
     /// that point at one of them, without reading all objects.
     #[must_use]
     fn references(object: &Object<Self>) -> Vec<Ref> {
         let _ = object;
         Vec::new()
+    }
+}
+
+impl Ref {
+    /// Makes a reference to an object of kind `K`.
+    #[must_use]
+    pub fn to<K: Kind>(role: Role, uid: &Uid) -> Self {
+        Self { role, target: Target::Object { kind: K::NAME, uid: uid.clone() } }
+    }
+
+    /// Returns the uid that the reference points at, if the target is an object of kind `K`.
+    #[must_use]
+    pub fn uid_of<K: Kind>(&self) -> Option<&Uid> {
+        match &self.target {
+            Target::Object { kind, uid } if *kind == K::NAME => Some(uid),
+            _ => None,
+        }
     }
 }
 

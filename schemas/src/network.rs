@@ -21,6 +21,10 @@ impl Kind for Network {
     const FINALIZER: &'static str = "network";
     type Spec = NetworkSpec;
     type Status = NetworkStatus;
+
+    fn observed_generation(status: &Self::Status) -> Option<Generation> {
+        Some(status.observed_generation)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +82,10 @@ impl Kind for Port {
     const FINALIZER: &'static str = "port";
     type Spec = PortSpec;
     type Status = PortStatus;
+
+    fn observed_generation(status: &Self::Status) -> Option<Generation> {
+        Some(status.observed_generation)
+    }
 
     fn references(object: &Object<Self>) -> Vec<Ref> {
         let address = Ref { role: Role::Address, target: Target::Address(object.spec.address) };

@@ -65,7 +65,7 @@ impl From<Timestamp> for LaunchId {
 }
 
 impl<'de> Deserialize<'de> for LaunchId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<Source: Deserializer<'de>>(deserializer: Source) -> Result<Self, Source::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]
         enum Stored {

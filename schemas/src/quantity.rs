@@ -161,13 +161,13 @@ impl fmt::Display for GoDuration {
 }
 
 impl Serialize for GoDuration {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<Target: serde::Serializer>(&self, serializer: Target) -> Result<Target::Ok, Target::Error> {
         serializer.collect_str(self)
     }
 }
 
 impl<'de> Deserialize<'de> for GoDuration {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<Source: serde::Deserializer<'de>>(deserializer: Source) -> Result<Self, Source::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }

@@ -5,7 +5,6 @@
 
 use std::net::Ipv4Addr;
 
-use crate::meta::Kind;
 use crate::names::{Digest, Uid};
 
 /// A reference of an object.
@@ -71,12 +70,6 @@ pub enum Role {
 }
 
 impl Ref {
-    /// Makes a reference to an object of kind `K`.
-    #[must_use]
-    pub fn to<K: Kind>(role: Role, uid: &Uid) -> Self {
-        Self { role, target: Target::Object { kind: K::NAME, uid: uid.clone() } }
-    }
-
     /// Makes the reference of an owned object to its owner.
     #[must_use]
     pub fn to_owner(owner: &Uid) -> Self {
@@ -86,14 +79,5 @@ impl Ref {
     #[must_use]
     pub fn to_content(digest: &Digest) -> Self {
         Self { role: Role::Content, target: Target::Content(digest.clone()) }
-    }
-
-    /// Returns the uid that the reference points at, if the target is an object of kind `K`.
-    #[must_use]
-    pub fn uid_of<K: Kind>(&self) -> Option<&Uid> {
-        match &self.target {
-            Target::Object { kind, uid } if *kind == K::NAME => Some(uid),
-            _ => None,
-        }
     }
 }

@@ -21,6 +21,10 @@ impl Kind for SnapshotSchedule {
     const FINALIZER: &'static str = "schedule";
     type Spec = SnapshotScheduleSpec;
     type Status = SnapshotScheduleStatus;
+
+    fn observed_generation(status: &Self::Status) -> Option<Generation> {
+        Some(status.observed_generation)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

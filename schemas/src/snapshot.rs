@@ -28,6 +28,10 @@ impl Kind for Snapshot {
     type Spec = SnapshotSpec;
     type Status = SnapshotStatus;
 
+    fn observed_generation(status: &Self::Status) -> Option<Generation> {
+        Some(status.observed_generation)
+    }
+
     fn references(object: &Object<Self>) -> Vec<Ref> {
         let spec = &object.spec;
         let is_being_taken = object.status.phase == SnapshotPhase::Pending && !object.meta.is_deleting();

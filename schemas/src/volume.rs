@@ -21,6 +21,10 @@ impl Kind for Volume {
     const FINALIZER: &'static str = "volume";
     type Spec = VolumeSpec;
     type Status = VolumeStatus;
+
+    fn observed_generation(status: &Self::Status) -> Option<Generation> {
+        Some(status.observed_generation)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

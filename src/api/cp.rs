@@ -18,7 +18,7 @@ use stead_schemas::names::Uid;
 use super::auth::Bearer;
 use super::socket::{self, Heard, SILENCE_MAX, Sink, Stream};
 use super::{ApiError, ApiState};
-use crate::guest_channel::{AgentStream, Event};
+use crate::guest_channel::{AgentStream, Event, StreamReceiver};
 
 pub(super) async fn cp(
     State(state): State<ApiState>,
@@ -86,6 +86,24 @@ fn lost() -> Stop {
     Stop::Failed { message: "the connection to the guest was lost".to_owned(), path: None }
 }
 
+/// Waits for the guest's result of a copy.
+async fn copied(receiver: &mut StreamReceiver) -> Result<CopyFrame, Stop> {
+    loop {
+        match receiver.next().await {
+            Some(Event::Message(FromStream::Copied { bytes })) => {
+                let bytes_written = (bytes > 0).then_some(bytes);
+                return Ok(CopyFrame::Result { success: true, error: None, bytes_written });
+            }
+            Some(Event::Message(FromStream::Failed { message, path, .. })) => {
+                let error = path.map_or(message.clone(), |path| format!("{path}: {message}"));
+                return Ok(CopyFrame::Result { success: false, error: Some(error), bytes_written: None });
+            }
+            Some(_) => {}
+            None => return Err(lost()),
+        }
+    }
+}
+
 /// Copies into the guest: data and end come from the client, and a single result from the guest.
 async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<Option<CopyFrame>, Stop> {
     let AgentStream { mut sender, mut receiver } = agent;
@@ -118,22 +136,6 @@ async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<
             }
         }
     };
-    let answer = async {
-        loop {
-            match receiver.next().await {
-                Some(Event::Message(FromStream::Copied { bytes })) => {
-                    let bytes_written = (bytes > 0).then_some(bytes);
-                    return Ok(CopyFrame::Result { success: true, error: None, bytes_written });
-                }
-                Some(Event::Message(FromStream::Failed { message, path, .. })) => {
-                    let error = path.map_or(message.clone(), |path| format!("{path}: {message}"));
-                    return Ok(CopyFrame::Result { success: false, error: Some(error), bytes_written: None });
-                }
-                Some(_) => {}
-                None => return Err(lost()),
-            }
-        }
-    };
     let asking = async {
         let mut pings = socket::pings();
         loop {
@@ -147,7 +149,7 @@ async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<
     };
     let result = tokio::select! {
         biased;
-        result = answer => result?,
+        result = copied(&mut receiver) => result?,
         stopped = send => return Err(stopped),
         stopped = asking => return Err(stopped),
     };

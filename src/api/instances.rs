@@ -16,41 +16,18 @@ use stead_schemas::api::{self, AccessWish, InstancePatch, InstanceStart, Instanc
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Power, State as Is};
 use stead_schemas::limits::VERB_WAIT_MAX;
-use stead_schemas::meta::{Kind as _, Object, Tags};
+use stead_schemas::meta::{Kind as _, Object};
 use stead_schemas::names::Uid;
 use stead_schemas::network::Port;
-use stead_schemas::validate::{self, FieldErrors};
 use stead_schemas::volume::{Access, Volume, VolumeMount};
 
 use super::auth::{Bearer, Scope};
 pub(super) use super::json::json;
+pub(super) use super::tags::{has_tags, tag_filter};
 use super::wait::until;
 use super::{ApiError, ApiState, lookup, watch};
 
 pub(super) type Params = BTreeMap<String, String>;
-
-/// Reads the `tags[key]=value` parameters; all of them must match.
-pub(super) fn tag_filter(params: &Params) -> Result<Tags, ApiError> {
-    let mut tags = Tags::new();
-    for (key, value) in params.iter().filter(|(key, _)| key.starts_with("tags")) {
-        let name =
-            key.strip_prefix("tags[").and_then(|rest| rest.strip_suffix(']')).filter(|name| !name.is_empty());
-        let name = name.ok_or_else(|| {
-            ApiError::bad_request("invalid_request", "tags must be given as tags[key]=value")
-        })?;
-        tags.insert(name.to_owned(), value.clone());
-    }
-    // Tags that no object can have are a mistake, or another form of query; an empty list would hide the
-    // mistake.
-    let mut errors = FieldErrors::default();
-    validate::tags(&mut errors, "tags", &tags);
-    errors.into_result()?;
-    Ok(tags)
-}
-
-pub(super) fn has_tags(tags: &Tags, wanted: &Tags) -> bool {
-    wanted.iter().all(|(key, value)| tags.get(key) == Some(value))
-}
 
 pub(super) async fn create(
     State(state): State<ApiState>,

@@ -28,7 +28,7 @@ pub(super) fn json(body: Result<Bytes, BytesRejection>) -> Result<Value, ApiErro
 struct Unambiguous(Value);
 
 impl<'de> Deserialize<'de> for Unambiguous {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<De: Deserializer<'de>>(deserializer: De) -> Result<Self, De::Error> {
         deserializer.deserialize_any(Reader).map(Self)
     }
 }
@@ -70,7 +70,7 @@ impl<'de> Visitor<'de> for Reader {
         Ok(Value::Null)
     }
 
-    fn visit_seq<S: SeqAccess<'de>>(self, mut items: S) -> Result<Value, S::Error> {
+    fn visit_seq<Items: SeqAccess<'de>>(self, mut items: Items) -> Result<Value, Items::Error> {
         let mut list = Vec::new();
         while let Some(Unambiguous(value)) = items.next_element()? {
             list.push(value);
@@ -78,12 +78,14 @@ impl<'de> Visitor<'de> for Reader {
         Ok(Value::Array(list))
     }
 
-    fn visit_map<M: MapAccess<'de>>(self, mut fields: M) -> Result<Value, M::Error> {
+    fn visit_map<Entries: MapAccess<'de>>(self, mut fields: Entries) -> Result<Value, Entries::Error> {
         let mut map = Map::new();
         while let Some(name) = fields.next_key::<String>()? {
             if map.contains_key(&name) {
                 let name = printable(&name, NAME_CHARS_MAX);
-                return Err(M::Error::custom(format_args!("the name {name:?} occurs twice in one object")));
+                return Err(Entries::Error::custom(format_args!(
+                    "the name {name:?} occurs twice in one object"
+                )));
             }
             let Unambiguous(value) = fields.next_value()?;
             map.insert(name, value);

@@ -36,6 +36,7 @@ mod stat;
 mod stats;
 mod system;
 mod table;
+mod tags;
 mod token_signing;
 pub mod tokens;
 mod volumes;

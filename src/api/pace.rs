@@ -17,7 +17,7 @@ const REST_MIN: Duration = Duration::from_millis(1);
 #[derive(Debug, Default)]
 pub(super) struct Pace(AtomicU32);
 
-/// One of the requests.
+/// A request among them.
 #[derive(Debug)]
 pub(super) struct Member(Arc<Pace>);
 

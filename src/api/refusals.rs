@@ -18,7 +18,7 @@ const REFUSAL_EACH: Duration = Duration::from_millis(5);
 const BURST: Duration = Duration::from_secs(2);
 /// Longest delay of one refusal. A client with many connections cannot make itself wait longer.
 const DELAY_MAX: Duration = Duration::from_secs(1);
-/// Number of clients that are told apart. Further ones share one entry.
+/// Number of clients that have an entry of their own. Further clients share one entry.
 const CLIENTS_MAX: usize = 4096;
 /// Entry that clients share when the table is full.
 const OTHERS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);

@@ -96,15 +96,15 @@ fn ready(object: Arc<Object<Instance>>) -> Result<Arc<Object<Instance>>, ApiErro
 
 /// Checks the request, and upgrades to a session that holds a session permit as long as it lives: an
 /// upgraded connection is no longer counted among the listener's.
-pub(super) fn upgrade<F>(
+pub(super) fn upgrade<Session>(
     state: ApiState,
     bearer: Bearer,
     id: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-    session: impl FnOnce(ApiState, Uid, WebSocket) -> F + Send + 'static,
+    session: impl FnOnce(ApiState, Uid, WebSocket) -> Session + Send + 'static,
 ) -> Result<Response, ApiError>
 where
-    F: Future<Output = ()> + Send + 'static,
+    Session: Future<Output = ()> + Send + 'static,
 {
     let object = ready(lookup::instance_to_change(state.store(), &id?.0)?)?;
     let uid = object.meta.uid.clone();

@@ -21,7 +21,8 @@ use stead_schemas::meta::{Kind, Object, Tags};
 
 use super::auth::{Bearer, Scope};
 use super::pace::{Member, Pace};
-use super::{ApiError, ApiState, instances, lookup};
+use super::tags::has_tags;
+use super::{ApiError, ApiState, lookup};
 
 /// Number of lines that are kept for other watches. Watches that keep up need the newest few.
 const LINES_MAX: usize = 64;
@@ -133,7 +134,7 @@ async fn next(following: Option<Following>) -> Option<(Result<Bytes, Infallible>
 }
 
 fn is_wanted(object: &Object<Instance>, tags: &Tags) -> bool {
-    instances::has_tags(&object.meta.tags, tags) && !object.is_pooled()
+    has_tags(&object.meta.tags, tags) && !object.is_pooled()
 }
 
 fn too_old(error: &TooOld) -> Bytes {

@@ -25,14 +25,13 @@ pub(super) struct Ports {
 }
 
 stead_controllers::host! { Ports, ports:
-    Machines machines: Hypervisors = ports.hypervisors;
-    Snapshots snapshots: Hypervisors = ports.hypervisors;
-    Images images: Oci = ports.images;
-    Links links: Netlink = ports.links;
-    Firewall firewall: Nft = ports.firewall;
-    Disks disks: Ext4Files = ports.disks;
-    Probes probes: Prober = ports.probes;
-    Flows flows: Conntrack = ports.flows;
-    Doors doors: TapDoors = ports.doors;
-    Listeners listeners: HttpListeners = ports.listeners;
+    Vmms, Guests, Memories, InstanceLogs, Snapshots: Hypervisors = ports.hypervisors;
+    Images, ImageJobs: Oci = ports.images;
+    Links: Netlink = ports.links;
+    Firewall: Nft = ports.firewall;
+    Disks: Ext4Files = ports.disks;
+    Probes: Prober = ports.probes;
+    Flows: Conntrack = ports.flows;
+    Doors: TapDoors = ports.doors;
+    Listeners: HttpListeners = ports.listeners;
 }

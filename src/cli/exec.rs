@@ -13,8 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_tungstenite::tungstenite::Message;
 
 use super::Failure;
+use super::arguments::pair;
 use super::client::{Client, Socket};
-use super::instances::pair;
 
 #[derive(Debug, Args)]
 pub(crate) struct Exec {

@@ -12,8 +12,8 @@ use stead_schemas::api::Image;
 use stead_schemas::image::ImagePhase;
 use stead_schemas::quantity::Bytes;
 
+use super::arguments::for_each;
 use super::client::Client;
-use super::instances::for_each;
 use super::show::{age, line, print};
 use super::{Failure, Output};
 

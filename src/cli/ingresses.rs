@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use stead_schemas::api::{Ingress, IngressRule};
 use stead_schemas::condition;
 
+use super::arguments::{for_each, pair};
 use super::client::Client;
-use super::instances::for_each;
-use super::instances::pair;
 use super::show::{age, line, print};
 use super::{Failure, Output};
 

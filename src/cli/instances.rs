@@ -7,13 +7,15 @@ use clap::Args;
 use reqwest::Method;
 use serde_json::{Value, json};
 use stead_schemas::api::{Instance, RestartView, WaitForState};
-use stead_schemas::condition::{self, ConditionStatus, ConditionType};
+use stead_schemas::condition::{self, ConditionType};
 use stead_schemas::instance::State;
 use stead_schemas::limits::WAIT_MAX;
 use stead_schemas::policy::{RestartBlocked, RestartReason};
 use stead_schemas::quantity::GoDuration;
 
+use super::arguments::{for_each, pair};
 use super::client::Client;
+use super::instance_table::show_all;
 use super::policies::Policies;
 use super::show::{age, line, print, shown};
 use super::{Failure, Output, auto_standby, health, images, volumes};
@@ -114,12 +116,6 @@ pub(crate) struct WaitFor {
     timeout: String,
 }
 
-pub(super) fn pair(text: &str) -> Result<(String, String), String> {
-    text.split_once('=')
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .ok_or_else(|| "must be KEY=VALUE".to_owned())
-}
-
 fn body(run: &Run) -> Result<Value, Failure> {
     let mut body = json!({
         "image": run.image,
@@ -210,29 +206,6 @@ fn judge(instance: &Instance, wanted: State) -> Result<(), Failure> {
     }
 }
 
-pub(super) fn show_all(instances: &[Instance], output: Output) -> Result<(), Failure> {
-    print(&instances, output, &["NAME", "STATE", "IMAGE", "ADDRESS", "CPUS", "MEMORY", "AGE", "NOTE"], || {
-        instances.iter().map(row).collect()
-    })
-}
-
-fn row(instance: &Instance) -> Vec<String> {
-    let ready = condition::find(&instance.conditions, ConditionType::Ready);
-    let note = ready
-        .filter(|ready| ready.status != ConditionStatus::True)
-        .map_or("", |ready| ready.message.as_str());
-    vec![
-        instance.name.clone(),
-        format!("{:?}", instance.state),
-        instance.image.clone(),
-        instance.network.ip.clone().unwrap_or_else(|| "-".to_owned()),
-        instance.vcpus.to_string(),
-        instance.size.clone(),
-        age(instance.created_at),
-        note.to_owned(),
-    ]
-}
-
 pub(super) async fn ps(client: &Client, ps: Ps, output: Output) -> Result<(), Failure> {
     let mut query: Vec<(String, String)> =
         ps.tags.iter().map(|(key, value)| (format!("tags[{key}]"), value.clone())).collect();
@@ -313,24 +286,6 @@ fn restarts(restart: &RestartView) -> String {
         });
     }
     text
-}
-
-/// Calls `one` for each name, even after a failure; returns the last failure.
-pub(super) async fn for_each(
-    names: &[String],
-    mut one: impl AsyncFnMut(&str) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let mut last = Ok(());
-    for name in names {
-        let done = one(name).await;
-        if done.is_err()
-            && let Err(before) = std::mem::replace(&mut last, done)
-        {
-            // The last failure is reported by the caller.
-            eprintln!("stead: {}", shown(before.text()));
-        }
-    }
-    last
 }
 
 pub(super) async fn each(

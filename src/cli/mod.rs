@@ -4,6 +4,7 @@
 //! is gone. `exec` exits with the program's code, and so do `run` and `start` when the program ended before
 //! it was waited for. The client verbs know only the wire: they work against any server that speaks it.
 
+mod arguments;
 mod auto_standby;
 mod backup;
 mod client;
@@ -14,6 +15,7 @@ mod follow;
 mod health;
 mod images;
 mod ingresses;
+mod instance_table;
 mod instances;
 mod links;
 mod pipe;

@@ -7,7 +7,8 @@ use stead_schemas::api::Instance;
 
 use super::client::Client;
 use super::health::Health;
-use super::{Failure, Output, auto_standby, instances};
+use super::instance_table::show_all;
+use super::{Failure, Output, auto_standby};
 
 #[derive(Debug, Args)]
 pub(crate) struct Policies {
@@ -73,5 +74,5 @@ pub(super) async fn update(client: &Client, update: Update, output: Output) -> R
     update.policies.put(&mut body)?;
     let request = client.request(Method::PATCH, &["instances", &update.name]).json(&body);
     let instance: Instance = client.json(request).await?;
-    instances::show_all(&[instance], output)
+    show_all(&[instance], output)
 }

@@ -7,8 +7,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use stead_schemas::api::SnapshotSchedule;
 
+use super::arguments::pair;
 use super::client::Client;
-use super::instances::pair;
 use super::show::{age, line, print};
 use super::{Failure, Output};
 

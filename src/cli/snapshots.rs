@@ -9,8 +9,9 @@ use stead_schemas::api::{Instance, Snapshot};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 
+use super::arguments::pair;
 use super::client::Client;
-use super::instances::{pair, show_all as show_instances};
+use super::instance_table::show_all as show_instances;
 use super::schedules::{self, ScheduleVerb};
 use super::show::{age, line, print};
 use super::{Failure, Output};

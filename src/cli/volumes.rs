@@ -7,11 +7,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use stead_schemas::api::{Instance, Volume};
 
+use super::arguments::{for_each, pair};
 use super::client::Client;
-use super::instances::for_each;
-use super::instances::{self, pair};
 use super::show::{age, line, print};
-use super::{Failure, Output};
+use super::{Failure, Output, instance_table};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeVerb {
@@ -97,12 +96,12 @@ pub(super) async fn volume(client: &Client, verb: VolumeVerb, output: Output) ->
         VolumeVerb::Attach { instance, mount } => {
             let path = ["instances", &instance, "volumes", &mount.volume];
             let changed: Instance = client.post(&path, &mount.body).await?;
-            instances::show_all(&[changed], output)
+            instance_table::show_all(&[changed], output)
         }
         VolumeVerb::Detach { instance, volume } => {
             let path = ["instances", instance.as_str(), "volumes", &volume];
             let changed: Instance = client.json(client.request(Method::DELETE, &path)).await?;
-            instances::show_all(&[changed], output)
+            instance_table::show_all(&[changed], output)
         }
         VolumeVerb::Rm { names } => {
             for_each(&names, async |name| {

@@ -13,7 +13,7 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::network::Cidr;
 
 use super::marks::Scope;
-use super::monitor::Heard;
+use super::report::Heard;
 
 /// The content of a message about a link, ours or foreign.
 #[derive(Debug, Clone)]

@@ -29,6 +29,7 @@ pub mod oci;
 mod packet;
 pub mod probe;
 pub(crate) mod process;
+mod report;
 pub(crate) mod sparse;
 pub mod tap;
 pub(crate) mod tsc;

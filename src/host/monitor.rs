@@ -18,13 +18,13 @@ use rtnetlink::sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 use stead_controllers::host::HostError;
-use stead_schemas::names::{LinkName, Uid};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
 use super::marks::Scope;
 use super::netlink::Netlink;
+pub use super::report::Heard;
 use super::{links_seen, notices};
 
 /// Time in which changes are gathered into one report. It is short against the second within which drift must be
@@ -38,22 +38,6 @@ const REOPEN: Duration = Duration::from_secs(1);
 const SOCKET_BYTES: usize = 16 << 20;
 /// Limit on reports that wait for the reader. It is fast, and a burst waits in the socket meanwhile.
 const REPORTS_MAX: usize = 64;
-
-/// A report that something may have changed.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Heard {
-    /// A link that carries this object's mark.
-    Owner(Uid),
-    /// A link that carried this object's mark, and was removed.
-    Gone(Uid),
-    /// The rule of the port on this interface, or its membership in a bridge. The port may be foreign, because these
-    /// messages carry no mark.
-    Port(LinkName),
-    /// Routes, addresses or forwarding of the host, which networks depend on and ports do not.
-    Host,
-    /// Any object: messages were lost, or the change has no owner.
-    Everything,
-}
 
 impl Netlink {
     /// Reports changes of our links by owner, and those of the host's addresses, routes and forwarding
@@ -239,6 +223,8 @@ async fn gather(reports: &mpsc::Sender<Heard>, mut source: Source) -> End {
 
 #[cfg(test)]
 mod tests {
+    use stead_schemas::names::Uid;
+
     use super::*;
 
     #[test]

@@ -7,7 +7,7 @@
 //! The bytes come from the kernel and are still read with bounds checks. A message that is not understood is reported
 //! as possibly concerning everything.
 
-use super::monitor::Heard;
+use super::report::Heard;
 
 const HEADER: usize = 16;
 /// Size of `nfgenmsg`, and of `netconfmsg` with its padding, in bytes.

@@ -93,12 +93,6 @@ impl Hypervisors {
         self.config.drivers.hypervisors()
     }
 
-    /// Returns what VMs on this hypervisor can do, or `None` when it has no driver.
-    #[must_use]
-    pub fn capabilities(&self, hypervisor: Hypervisor) -> Option<VmmCapabilities> {
-        self.config.drivers.capabilities(hypervisor)
-    }
-
     /// Returns the path of the console's log of an instance.
     #[must_use]
     pub fn console_log(data_dir: &Path, owner: &Uid) -> PathBuf {

@@ -18,7 +18,7 @@ use super::dispatch::Choice;
 use super::driver::{Content, Ram, RamAccess, Start};
 use super::hypervisors::Hypervisors;
 use super::process::{self, end_line, file_size_max, first_answer, largest_file};
-use super::record::{Mapping, Record, VmPaths};
+use super::record::{GuestOrigin, Mapping, Record, VmPaths};
 use super::taps::check_tap;
 use crate::guest_channel::new_token;
 use crate::host::directories::{last_line, make_private_dir};
@@ -75,22 +75,13 @@ impl Hypervisors {
     pub(super) async fn launch_fresh(&self, plan: &LaunchPlan) -> Result<(), HostError> {
         let failed = |error| HostError::io("prepare a VM for", plan.owner.as_str(), error);
         let choice = self.choose(plan)?;
-        let record = Record {
+        let guest = GuestOrigin {
             run: plan.run,
-            launch: plan.launch,
-            machine_type: Some(choice.machine_type.name.to_owned()),
             token: new_token().map_err(failed)?,
-            new_token: None,
             launched_at: Timestamp::now(),
-            identity: None,
-            tap: plan.network.as_ref().map(|card| card.tap.clone()),
-            overlay: Some(plan.overlay.clone()),
-            memory: plan.memory,
-            mapping: Mapping::Own,
-            ram_inode: 0,
-            volumes: plan.volumes.clone(),
             kernel_files: self.config.boot_files.get()?.0.guest_disk(plan.wants_headers),
         };
+        let record = Record::new(plan, choice.machine_type.name, guest);
         end_line(&self.paths(&plan.owner).console_log()).map_err(failed)?;
         let ram = match choice.driver.ram_access() {
             RamAccess::Host => {

@@ -1,4 +1,4 @@
-//! VMMs behind the ports `Machines` and `Snapshots`.
+//! VMMs behind the ports `Vmms`, `Guests`, `Memories`, `InstanceLogs` and `Snapshots`.
 //!
 //! ```text
 //! driver       the boundary: what a VMM does in its own way
@@ -6,7 +6,9 @@
 //! process      starting a VMM and noticing its end
 //! record       what is on disk of a VM that was launched
 //! hypervisors  the VMs of this host; attached: the connections to one that lives
-//! machines     the port `Machines`; launch, save and restore are its large verbs
+//! vmms         the port `Vmms`; launch is its large verb
+//! memories     the port `Memories`; save and restore are its large verbs
+//! guests       the port `Guests`; instance_logs: the port `InstanceLogs`
 //! ```
 //! Each driver is a folder beside these files.
 
@@ -14,15 +16,18 @@ mod attached;
 mod console;
 pub mod dispatch;
 pub mod driver;
+mod guests;
 mod hypervisors;
+mod instance_logs;
 mod launch;
-mod machines;
+mod memories;
 mod process;
 pub mod qemu;
 pub mod record;
 mod restore;
 mod save;
 mod taps;
+mod vmms;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

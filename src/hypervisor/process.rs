@@ -150,7 +150,10 @@ pub(crate) fn end_line(log: &Path) -> io::Result<()> {
 
 /// Asks until there is an answer. The socket appears within milliseconds, a moment before the VMM listens
 /// on it, and there is no event to wait for.
-pub(crate) async fn first_answer<T, F: Future<Output = Option<T>>>(socket: &Path, ask: impl Fn() -> F) -> T {
+pub(crate) async fn first_answer<T, Answer: Future<Output = Option<T>>>(
+    socket: &Path,
+    ask: impl Fn() -> Answer,
+) -> T {
     loop {
         // Where the path cannot be examined, the question finds out.
         if socket.try_exists().unwrap_or(true)

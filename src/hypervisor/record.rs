@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use stead_controllers::host::{HostError, HostErrorKind, VolumeDisk};
+use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, VolumeDisk};
 use stead_schemas::guest::Token;
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{LaunchId, RunNo};
@@ -116,6 +116,15 @@ pub(crate) struct Record {
     pub(crate) kernel_files: Option<PathBuf>,
 }
 
+/// The facts about the guest of a launch: at a boot they are new, at a restore they are those of the saved memory.
+#[derive(Debug)]
+pub(super) struct GuestOrigin {
+    pub(super) run: RunNo,
+    pub(super) token: Token,
+    pub(super) launched_at: Timestamp,
+    pub(super) kernel_files: Option<PathBuf>,
+}
+
 /// The way in which a VMM maps its RAM.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -128,6 +137,23 @@ pub enum Mapping {
 }
 
 impl Record {
+    /// Makes the record of a launch whose process is not spawned yet.
+    pub(super) fn new(plan: &LaunchPlan, machine_type: &str, guest: GuestOrigin) -> Self {
+        Self {
+            run: guest.run,
+            launch: plan.launch,
+            machine_type: Some(machine_type.to_owned()),
+            token: guest.token,
+            launched_at: guest.launched_at,
+            tap: plan.network.as_ref().map(|card| card.tap.clone()),
+            overlay: Some(plan.overlay.clone()),
+            memory: plan.memory,
+            volumes: plan.volumes.clone(),
+            kernel_files: guest.kernel_files,
+            ..Self::unwritten()
+        }
+    }
+
     pub(crate) fn write(&self, paths: &VmPaths) -> Result<(), HostError> {
         let bytes = serde_json::to_vec(self).unwrap_or_default();
         // Not synced: the process that it describes ends with the host.

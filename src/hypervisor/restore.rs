@@ -5,14 +5,14 @@
 //! Guarantees: no guest runs on from RAM that this daemon has neither written nor read as a whole.
 
 use jiff::Timestamp;
-use stead_controllers::host::{AdoptPlan, HostError, HostErrorKind, LaunchPlan, Machines};
+use stead_controllers::host::{AdoptPlan, HostError, HostErrorKind, LaunchPlan, Vmms};
 use tokio::task::JoinHandle;
 
 use super::attached::Attached;
 use super::driver::{Content, Saved, Start};
 use super::hypervisors::Hypervisors;
 use super::launch::HostRam;
-use super::record::{Mapping, Record};
+use super::record::{GuestOrigin, Mapping, Record};
 use crate::host::directories::last_line;
 use crate::memory::{FileMark, Manifest, MemoryDir, Origin, RamFile};
 use crate::snapshots::check_whole;
@@ -61,7 +61,7 @@ impl Hypervisors {
             RamFile::Own(file) => HostRam { file, mapping: Mapping::Own },
             RamFile::Saved(file) => HostRam { file, mapping: Mapping::Private },
         };
-        let record = restored_record(plan, &origin, machine_type);
+        let record = Record::new(plan, machine_type, saved_guest(&origin));
         let files = self.start_files(plan, &record)?;
         let start = files.start(plan, &choice, Content::Saved, Some(&ram));
         let attached = self.start(&start, &choice, record, Some(&ram)).await;
@@ -117,7 +117,7 @@ impl Hypervisors {
     }
 
     /// Makes the memory of a snapshot the saved memory of another instance.
-    pub(super) async fn adopt(&self, plan: &AdoptPlan) -> Result<(), HostError> {
+    pub(super) async fn adopt_snapshot(&self, plan: &AdoptPlan) -> Result<(), HostError> {
         let failed = |why: String| {
             HostError::new(HostErrorKind::Transient, "take over a memory for", plan.owner.as_str())
                 .because(why)
@@ -163,23 +163,13 @@ impl Hypervisors {
     }
 }
 
-/// Makes the record of a VM that continues from a saved memory.
-fn restored_record(plan: &LaunchPlan, origin: &Origin, machine_type: &str) -> Record {
-    Record {
+/// Returns the guest that continues from a saved memory.
+fn saved_guest(origin: &Origin) -> GuestOrigin {
+    GuestOrigin {
         run: origin.run,
-        launch: plan.launch,
-        machine_type: Some(machine_type.to_owned()),
         token: origin.token.clone(),
-        new_token: None,
         // A memory that was taken over begins now: its guest has sent nothing under this name.
         launched_at: if origin.is_adopted { Timestamp::now() } else { origin.launched_at },
-        identity: None,
-        tap: plan.network.as_ref().map(|card| card.tap.clone()),
-        overlay: Some(plan.overlay.clone()),
-        memory: plan.memory,
-        mapping: Mapping::Own,
-        ram_inode: 0,
-        volumes: plan.volumes.clone(),
         kernel_files: origin.kernel_files.clone(),
     }
 }

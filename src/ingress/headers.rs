@@ -33,7 +33,7 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Returns the host and port that a request is for, from its target or from a single `Host` header.
-pub(super) fn authority<B>(request: &Request<B>) -> Result<HeaderValue, Refusal> {
+pub(super) fn authority<Body>(request: &Request<Body>) -> Result<HeaderValue, Refusal> {
     const WRONG: Refusal = Refusal::BadRequest("a request must name one host");
     if *request.method() == Method::CONNECT {
         return Err(Refusal::BadRequest("this is no proxy to elsewhere"));
@@ -109,8 +109,8 @@ pub(super) fn set_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 }
 
 /// Rewrites a request to the form that the instance gets, over a connection of its own.
-pub(super) fn prepare<B>(
-    request: &mut Request<B>,
+pub(super) fn prepare<Body>(
+    request: &mut Request<Body>,
     client: IpAddr,
     authority: HeaderValue,
     auth: Option<&HeaderAuth>,
@@ -164,7 +164,7 @@ mod tests {
         builder.body(()).expect("valid")
     }
 
-    fn lines<B>(request: &Request<B>) -> Vec<String> {
+    fn lines<Body>(request: &Request<Body>) -> Vec<String> {
         let headers = request.headers().iter();
         let mut lines: Vec<String> =
             headers.map(|(name, value)| format!("{name}: {}", value.to_str().expect("text"))).collect();

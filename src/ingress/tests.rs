@@ -71,9 +71,9 @@ fn free_port() -> u16 {
 }
 
 /// Starts an instance that handles each connection with `play`; returns its port.
-async fn instance<F>(play: impl Fn(TcpStream) -> F + Send + 'static) -> u16
+async fn instance<Play>(play: impl Fn(TcpStream) -> Play + Send + 'static) -> u16
 where
-    F: Future<Output = ()> + Send + 'static,
+    Play: Future<Output = ()> + Send + 'static,
 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
     let port = listener.local_addr().expect("bound").port();
@@ -216,12 +216,9 @@ async fn an_instance_that_talks_nonsense_or_hangs_up_is_a_bad_gateway() {
     assert_eq!(status(&get(port, "h0.test", &many).await), 431);
 }
 
-#[tokio::test]
-async fn bodies_stream_both_ways_and_a_tunnel_goes_on_until_its_rules_are_gone() {
-    let (listeners, _) = listeners();
-    let port = free_port();
-    // The instance answers each byte of the body as it comes, before the next one is sent.
-    let streaming = instance(|mut stream: TcpStream| async move {
+/// Starts an instance that answers each byte of the body as it comes, before the next one is sent.
+async fn streaming_instance() -> u16 {
+    instance(|mut stream: TcpStream| async move {
         head(&mut stream).await;
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
         let mut bytes = [0; 256];
@@ -229,8 +226,12 @@ async fn bodies_stream_both_ways_and_a_tunnel_goes_on_until_its_rules_are_gone()
             let _ = stream.write_all(&bytes[..count]).await;
         }
     })
-    .await;
-    let upgrading = instance(|mut stream: TcpStream| async move {
+    .await
+}
+
+/// Starts an instance that upgrades a connection and then echoes.
+async fn upgrading_instance() -> u16 {
+    instance(|mut stream: TcpStream| async move {
         let asked = head(&mut stream).await;
         assert!(asked.contains("connection: upgrade") && asked.contains("upgrade: echo"), "{asked}");
         let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nhello";
@@ -240,7 +241,14 @@ async fn bodies_stream_both_ways_and_a_tunnel_goes_on_until_its_rules_are_gone()
             let _ = stream.write_all(&bytes[..count]).await;
         }
     })
-    .await;
+    .await
+}
+
+#[tokio::test]
+async fn bodies_stream_both_ways_and_a_tunnel_goes_on_until_its_rules_are_gone() {
+    let (listeners, _) = listeners();
+    let port = free_port();
+    let (streaming, upgrading) = (streaming_instance().await, upgrading_instance().await);
     let others = [rule("other.test", port, streaming, false)];
     listeners.open(&uid('b'), port, &others).await.expect("open");
     let rules = [rule("up.test", port, upgrading, false), rule("s.test", port, streaming, false)];

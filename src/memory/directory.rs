@@ -128,7 +128,7 @@ impl MemoryDir {
         HostError::new(HostErrorKind::Permanent, "restore the memory in", subject).because(why)
     }
 
-    /// Reports the saved memory as the port `Machines` shows it.
+    /// Reports the saved memory as the port `Memories` shows it.
     pub(crate) fn observe(&self) -> Result<Option<Memory>, HostError> {
         if !self.exists()? {
             return Ok(None);

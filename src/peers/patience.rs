@@ -56,24 +56,24 @@ impl fmt::Display for TooSlow {
 impl std::error::Error for TooSlow {}
 
 /// A body that ends with [`TooSlow`] when its sender used up the patience.
-pub(crate) struct Patient<B> {
-    body: B,
+pub(crate) struct Patient<Inner> {
+    body: Inner,
     patience: Patience,
     timer: Pin<Box<Sleep>>,
     /// Start of the current wait.
     waiting: Option<Instant>,
 }
 
-impl<B> Patient<B> {
-    pub(crate) fn new(body: B, patience: Patience) -> Self {
+impl<Inner> Patient<Inner> {
+    pub(crate) fn new(body: Inner, patience: Patience) -> Self {
         Self { body, patience, timer: Box::pin(sleep_until(Instant::now())), waiting: None }
     }
 }
 
-impl<B> HttpBody for Patient<B>
+impl<Inner> HttpBody for Patient<Inner>
 where
-    B: HttpBody<Data = Bytes> + Unpin,
-    B::Error: Into<axum::BoxError>,
+    Inner: HttpBody<Data = Bytes> + Unpin,
+    Inner::Error: Into<axum::BoxError>,
 {
     type Data = Bytes;
     type Error = axum::BoxError;

@@ -10,15 +10,15 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// A connection whose writes fail once the peer has taken nothing for a time.
 #[derive(Debug)]
-pub(crate) struct Unstalled<S> {
-    stream: S,
+pub(crate) struct Unstalled<Inner> {
+    stream: Inner,
     most: Duration,
     timer: Pin<Box<Sleep>>,
     is_waiting: bool,
 }
 
-impl<S> Unstalled<S> {
-    pub(crate) fn new(stream: S, most: Duration) -> Self {
+impl<Inner> Unstalled<Inner> {
+    pub(crate) fn new(stream: Inner, most: Duration) -> Self {
         Self { stream, most, timer: Box::pin(sleep_until(Instant::now())), is_waiting: false }
     }
 
@@ -37,7 +37,7 @@ impl<S> Unstalled<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
+impl<Inner: AsyncRead + Unpin> AsyncRead for Unstalled<Inner> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -47,7 +47,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
+impl<Inner: AsyncWrite + Unpin> AsyncWrite for Unstalled<Inner> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -22,7 +22,8 @@ use stead_controllers::store::{Batch, Export, Kv, KvError, Sealer, StoreError};
 
 use super::private::private_directory;
 use super::seal::{ChaChaSealer, SealKeyError};
-use super::sled::{SledKv, sync_directory};
+use super::sled::SledKv;
+use super::sync::sync_directory;
 
 const MAGIC: &str = "stead-backup 1 ";
 /// Size at which a frame is closed, in bytes.

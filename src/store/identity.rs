@@ -11,7 +11,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::sled::sync_directory;
+use super::sync::sync_directory;
 use crate::unfinished::remove_unfinished;
 
 /// Name of the file in both directories.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use stead_controllers::store::Store;
 
-use super::sled::sync_directory;
+use super::sync::sync_directory;
 
 /// Name of the file.
 const FILE: &str = "store-mark";

@@ -20,6 +20,7 @@ mod sled;
 mod sled_start;
 #[cfg(test)]
 mod stall_tests;
+mod sync;
 
 use std::fs;
 use std::io;

@@ -18,7 +18,7 @@ use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use stead_controllers::store::{SealError, Sealer};
 use zeroize::Zeroizing;
 
-use super::sled::sync_directory;
+use super::sync::sync_directory;
 
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;

@@ -33,6 +33,7 @@ use tracing::warn;
 
 use super::reserve::{Reserve, WITHIN_BYTES, free_bytes};
 use super::sled_start::{START_BYTES, free_held_blocks, remove_unfinished, sync_settings};
+use super::sync::sync_directory;
 
 /// Room that is reserved beyond the end of the file before every commit, in bytes: sled writes whole
 /// segments of 512 KiB, and one batch can touch a few of them.
@@ -421,12 +422,6 @@ impl Blobs {
         (self.synced, self.changed) = (names, Some(changed));
         Ok(())
     }
-}
-
-pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
-    // The parent of a relative one-part path is the empty path.
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    File::open(path)?.sync_all()
 }
 
 fn from_io(error: &io::Error) -> KvError {

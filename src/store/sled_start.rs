@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 
 use super::reserve::free_bytes;
-use super::sled::sync_directory;
+use super::sync::sync_directory;
 
 /// Space that a start needs on the disk, in bytes: the notes on where 100,000 objects are, and one segment.
 pub(super) const START_BYTES: u64 = 8 << 20;

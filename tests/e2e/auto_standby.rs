@@ -117,6 +117,18 @@ async fn patch(site: &Site, policy: Value) {
     assert_eq!(answer.body["auto_standby"]["enabled"], policy["enabled"], "{answer:?}");
 }
 
+/// Checks that a client that the policy ignores does not wake the VM.
+async fn ignored_clients_do_not_wake(site: &Site, address: &str) {
+    site.until("box", "asleep", asleep).await;
+    assert!(connect(address, 8080, FIRST_TRY).await.is_none(), "an ignored port was answered");
+    patch(site, policy(json!({ "ignore_source_cidrs": ["10.185.0.0/16", "2001:db8::/32"] }))).await;
+    assert!(connect(address, 80, FIRST_TRY).await.is_none(), "an ignored source was answered");
+    assert_eq!((&site.get("box").await["state"], site.vmms()), (&json!("Standby"), Vec::new()));
+    patch(site, policy(json!({ "wake_on_traffic": false }))).await;
+    assert!(connect(address, 80, FIRST_TRY).await.is_none(), "nobody was at the door");
+    assert_eq!((&site.get("box").await["state"], site.vmms()), (&json!("Standby"), Vec::new()));
+}
+
 #[test]
 fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
     in_namespace_alone(async || {
@@ -163,15 +175,7 @@ fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
         until("the TAP", MOMENT, async || (site.taps() == 1).then_some(())).await;
         until("an answer", BOOT, async || connect(&address, 80, FOLLOWED).await).await;
 
-        // A client that the policy ignores does not wake the VM.
-        site.until("box", "asleep", asleep).await;
-        assert!(connect(&address, 8080, FIRST_TRY).await.is_none(), "an ignored port was answered");
-        patch(&site, policy(json!({ "ignore_source_cidrs": ["10.185.0.0/16", "2001:db8::/32"] }))).await;
-        assert!(connect(&address, 80, FIRST_TRY).await.is_none(), "an ignored source was answered");
-        assert_eq!((&site.get("box").await["state"], site.vmms()), (&json!("Standby"), Vec::new()));
-        patch(&site, policy(json!({ "wake_on_traffic": false }))).await;
-        assert!(connect(&address, 80, FIRST_TRY).await.is_none(), "nobody was at the door");
-        assert_eq!((&site.get("box").await["state"], site.vmms()), (&json!("Standby"), Vec::new()));
+        ignored_clients_do_not_wake(&site, &address).await;
         // The wake-up works for any cause of the standby, and for any daemon that performed it.
         patch(&site, policy(json!({}))).await;
         until("an answer", BOOT, async || connect(&address, 80, FOLLOWED).await).await;

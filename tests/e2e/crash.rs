@@ -22,13 +22,11 @@ use stead_controllers::snapshot::SnapshotReconciler;
 use stead_controllers::vm::Vms;
 use stead_schemas::meta::Kind;
 
-use crate::forks::{OF_FORK, OF_POOL};
 use crate::judge::settles;
 use crate::namespace::in_namespace;
 use crate::site::{MOMENT, Site, image, runtime};
 use crate::socket::run;
 use crate::stage::until;
-use crate::standby::OF_COMPRESSION;
 
 pub(crate) const EDGES: [&str; 2] = ["before", "after"];
 
@@ -52,6 +50,22 @@ const OF_DRIFT: [(&str, &str, &str); 12] = [
     ("port", "AddRule", "nft flush set bridge $TABLE ports"),
     ("port", "RaiseTap", "ip link set $TAP down"),
 ];
+
+/// Steps of a fork of a running instance.
+pub(crate) const OF_FORK: [(&str, &str); 6] = [
+    ("snapshot", "Capture"),
+    ("disk", "Copy"),
+    ("instance", "Adopt"),
+    ("instance", "Assume"),
+    ("snapshot", "Expire"),
+    ("snapshot", "Remove"),
+];
+
+/// Step of scaling a pool.
+pub(crate) const OF_POOL: (&str, &str) = ("snapshot", "TendPool");
+
+/// Steps of a standby and of a snapshot whose memory should be compressed.
+pub(crate) const OF_COMPRESSION: [(&str, &str); 2] = [("instance", "Compress"), ("snapshot", "Compress")];
 
 /// Steps caused by changes of the host while no daemon ran. The instance is stopped.
 const OF_DRIFT_WHILE_DOWN: [(&str, &str, &str); 3] = [
@@ -115,8 +129,8 @@ const OF_RECONFIGURATION: (&str, &str) = ("network", "RemoveFirewall");
 
 #[test]
 fn every_action_of_every_reconciler_is_in_a_table() {
-    fn of<R: Reconciler>() -> impl Iterator<Item = (&'static str, &'static str)> {
-        <R::Action as Action>::NAMES.iter().map(|action| (<R::Kind as Kind>::NAME, *action))
+    fn of<Controller: Reconciler>() -> impl Iterator<Item = (&'static str, &'static str)> {
+        <Controller::Action as Action>::NAMES.iter().map(|action| (<Controller::Kind as Kind>::NAME, *action))
     }
     let all: BTreeSet<_> = of::<NetworkReconciler<World>>()
         .chain(of::<PortReconciler<World>>())

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::crash::{EDGES, crash_at_request};
+use crate::crash::{EDGES, OF_FORK, OF_POOL, crash_at_request};
 use crate::judge::settles;
 use crate::namespace::{in_namespace, in_namespace_alone};
 use crate::site::{BOOT, MOMENT, Site, image};
@@ -186,6 +186,46 @@ async fn go_to_standby_and_back_beside_each_other(site: &Site, names: &[&str]) {
     }
 }
 
+/// Checks that a restore is in place: the disk and the memory of that moment, under the same name and address.
+async fn is_restored_in_place(site: &Site, snapshot: &Value, at_first: u64) {
+    let restore = format!("/instances/box/snapshots/{}/restore", snapshot["id"].as_str().expect("an id"));
+    refused(site, &restore, json!({}), StatusCode::CONFLICT, "invalid_state").await;
+    let mut known = BTreeSet::from([tokens(site)]);
+    for verb in ["standby", "stop"] {
+        if verb == "stop" {
+            site.until_state("box", "Running").await;
+        }
+        let answer = site.request(Method::POST, &format!("/instances/box/{verb}"), None).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        let before = site.get("box").await;
+        let restored = site.request(Method::POST, &restore, None).await;
+        assert_eq!(
+            (restored.status, &restored.body["state"]),
+            (StatusCode::OK, &json!("Running")),
+            "{restored:?}"
+        );
+        assert_eq!(restored.body["network"], before["network"]);
+        assert!(known.insert(tokens(site)), "the guest of an earlier moment has a token of its own");
+        assert!(count(site, "box").await <= at_first + 40, "{verb}");
+        assert_eq!(
+            shell(site, "box", "ls /later 2>&1 || true").await,
+            "ls: /later: No such file or directory"
+        );
+        shell(site, "box", "echo later >/later; sync").await;
+    }
+}
+
+/// Checks that a fork of a memory is an instance of its own, and has less memory of its own than a VM that booted.
+async fn shares_pages(site: &Site, path: &str, name: &str, at_first: u64, booted: u64) {
+    let fork = made(site, path, json!({ "name": name })).await;
+    assert_eq!(fork["state"], "Running", "{fork:#}");
+    assert_eq!(shell(site, name, "hostname").await, name);
+    has_a_link_local_address_of_its_own(site, name, &fork).await;
+    assert!(count(site, name).await <= at_first + 60);
+    let private = private_kib(&fork["vmm_pid"]);
+    assert!(private < booted, "{name}: {private} KiB of its own, a VM that booted has {booted}");
+}
+
 #[test]
 fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_its_pages() {
     in_namespace(async || {
@@ -208,32 +248,7 @@ fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_i
         let at_first = count(&site, "box").await;
         shell(&site, "box", "echo later >/later; sync").await;
 
-        // The restore is in place: the disk and the memory of that moment, under the same name and address.
-        let restore = format!("/instances/box/snapshots/{}/restore", first["id"].as_str().expect("an id"));
-        refused(&site, &restore, json!({}), StatusCode::CONFLICT, "invalid_state").await;
-        let mut known = BTreeSet::from([tokens(&site)]);
-        for verb in ["standby", "stop"] {
-            if verb == "stop" {
-                site.until_state("box", "Running").await;
-            }
-            let answer = site.request(Method::POST, &format!("/instances/box/{verb}"), None).await;
-            assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
-            let before = site.get("box").await;
-            let restored = site.request(Method::POST, &restore, None).await;
-            assert_eq!(
-                (restored.status, &restored.body["state"]),
-                (StatusCode::OK, &json!("Running")),
-                "{restored:?}"
-            );
-            assert_eq!(restored.body["network"], before["network"]);
-            assert!(known.insert(tokens(&site)), "the guest of an earlier moment has a token of its own");
-            assert!(count(&site, "box").await <= at_first + 40, "{verb}");
-            assert_eq!(
-                shell(&site, "box", "ls /later 2>&1 || true").await,
-                "ls: /later: No such file or directory"
-            );
-            shell(&site, "box", "echo later >/later; sync").await;
-        }
+        is_restored_in_place(&site, &first, at_first).await;
 
         // This snapshot has the kind Stopped: the disk alone, which contains the later file.
         let stopped = site.request(Method::POST, "/instances/box/stop", None).await;
@@ -259,13 +274,7 @@ fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_i
         assert_eq!(shell(&site, "cold", "cat /later").await, "later");
         let booted = private_kib(&site.get("cold").await["vmm_pid"]);
         for name in ["warm-a", "warm-b"] {
-            let fork = made(&site, &fork(&first), json!({ "name": name })).await;
-            assert_eq!(fork["state"], "Running", "{fork:#}");
-            assert_eq!(shell(&site, name, "hostname").await, name);
-            has_a_link_local_address_of_its_own(&site, name, &fork).await;
-            assert!(count(&site, name).await <= at_first + 60);
-            let private = private_kib(&fork["vmm_pid"]);
-            assert!(private < booted, "{name}: {private} KiB of its own, a VM that booted has {booted}");
+            shares_pages(&site, &fork(&first), name, at_first, booted).await;
         }
         let asleep = made(&site, &fork(&first), json!({ "name": "asleep", "target_state": "Standby" })).await;
         assert_eq!((&asleep["state"], &asleep["has_snapshot"]), (&json!("Standby"), &json!(true)));
@@ -288,16 +297,6 @@ fn snapshots_outlive_their_source_are_restored_in_place_and_forks_of_one_share_i
         settles(&mut site, "snapshots").await;
     });
 }
-
-/// Steps of a fork of a running instance.
-pub(crate) const OF_FORK: [(&str, &str); 6] = [
-    ("snapshot", "Capture"),
-    ("disk", "Copy"),
-    ("instance", "Adopt"),
-    ("instance", "Assume"),
-    ("snapshot", "Expire"),
-    ("snapshot", "Remove"),
-];
 
 #[test]
 fn a_crash_at_any_step_of_a_fork_leaves_the_source_running_and_a_whole_fork_or_none() {
@@ -325,9 +324,6 @@ fn a_crash_at_any_step_of_a_fork_leaves_the_source_running_and_a_whole_fork_or_n
         settles(&mut site, "crashes of forks").await;
     });
 }
-
-/// Step of scaling a pool.
-pub(crate) const OF_POOL: (&str, &str) = ("snapshot", "TendPool");
 
 pub(crate) async fn pool(site: &Site, snapshot: &str, ready: u32) {
     let path = format!("/snapshots/{snapshot}");

@@ -8,6 +8,28 @@ use crate::namespace::in_namespace_alone;
 use crate::site::{BOOT, Site, image};
 use crate::stage::until;
 
+/// Checks that a memory without room is not saved: its VM runs on and reports the reason. A snapshot is not taken either.
+async fn a_memory_without_room_is_not_saved(site: &Site, kept: &Value) {
+    let snapshot = Some(json!({ "kind": "Standby" }));
+    let refused = site.request(Method::POST, "/instances/kept/snapshots", snapshot).await;
+    assert_eq!(refused.status, StatusCode::INSUFFICIENT_STORAGE, "{refused:?}");
+    assert_eq!(site.get("kept").await["vmm_pid"], kept["vmm_pid"]);
+    let asked = site.attempt(Method::POST, "/instances/kept/standby", None);
+    let is_explained = |seen: &Value| {
+        seen["conditions"].to_string().contains("are kept in reserve") && seen["vmm_pid"] == kept["vmm_pid"]
+    };
+    // The request may be answered earlier, but not as done.
+    tokio::select! {
+        biased;
+        _ = site.until("kept", "no room", is_explained) => {}
+        answer = asked => {
+            let answer = answer.expect("answered");
+            assert_ne!(answer.body["state"], "Standby", "{answer:?}");
+        }
+    }
+    site.until("kept", "no room", is_explained).await;
+}
+
 #[test]
 fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_is_room() {
     in_namespace_alone(async || {
@@ -41,26 +63,7 @@ fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_i
         let refused = site.request(Method::POST, "/instances", Some(wish.clone())).await;
         assert_eq!(refused.status, StatusCode::INSUFFICIENT_STORAGE, "{refused:?}");
         assert_eq!(site.request(Method::GET, "/instances/late", None).await.status, StatusCode::NOT_FOUND);
-        // A memory without room is not saved: its VM runs on and reports the reason. A snapshot is not taken either.
-        let snapshot = Some(json!({ "kind": "Standby" }));
-        let refused = site.request(Method::POST, "/instances/kept/snapshots", snapshot).await;
-        assert_eq!(refused.status, StatusCode::INSUFFICIENT_STORAGE, "{refused:?}");
-        assert_eq!(site.get("kept").await["vmm_pid"], kept["vmm_pid"]);
-        let asked = site.attempt(Method::POST, "/instances/kept/standby", None);
-        let is_explained = |seen: &Value| {
-            seen["conditions"].to_string().contains("are kept in reserve")
-                && seen["vmm_pid"] == kept["vmm_pid"]
-        };
-        // The request may be answered earlier, but not as done.
-        tokio::select! {
-            biased;
-            _ = site.until("kept", "no room", is_explained) => {}
-            answer = asked => {
-                let answer = answer.expect("answered");
-                assert_ne!(answer.body["state"], "Standby", "{answer:?}");
-            }
-        }
-        site.until("kept", "no room", is_explained).await;
+        a_memory_without_room_is_not_saved(&site, &kept).await;
         // Statuses are written: a VM stops and reports that.
         let stopped = site.request(Method::POST, "/instances/kept/stop", None).await;
         assert_eq!(stopped.body["state"], "Stopped", "{stopped:?}");

@@ -66,6 +66,43 @@ async fn healthy() -> (Site, String) {
     (site, id)
 }
 
+/// Checks that the daemon's own log of the instance contains the actions and reasons, across two crashes.
+fn the_log_has_actions_and_reasons(site: &Site) {
+    let told = stead(site, &["logs", "-s", "stead", "box"]);
+    let mut rest = told.as_str();
+    for line in [
+        "instance: spec generation 1: run 1 should be running",
+        "instance: Launch",
+        "instance: Running after Initializing",
+        "instance: healthy",
+        "instance: unhealthy: answered 404, not 200",
+        "instance: restart 1 in a row, at ",
+        "instance: Shutdown",
+        "instance: Launch",
+        "instance: healthy",
+    ] {
+        let (_, after) = rest.split_once(line).unwrap_or_else(|| panic!("{line} is missing in\n{told}"));
+        rest = after;
+    }
+}
+
+/// Checks that there are no probes in standby, and that they continue after it. The instance enters standby by itself
+/// although it is probed every second: no other client is connected.
+async fn probes_stop_in_standby(site: &Site) {
+    patch(site, json!({ "auto_standby": { "enabled": true, "idle_timeout": "3s" } })).await;
+    let kept = site.until_state("box", "Standby").await;
+    assert_eq!(word(&kept), "unknown");
+    patch(site, json!({ "auto_standby": { "enabled": false } })).await;
+    let back = site.request(Method::POST, "/instances/box/restore", None).await;
+    assert_eq!(back.body["state"], "Running", "{back:?}");
+    let asked = |seen: &Value| {
+        seen["health_status"]["last_checked_at"].as_str()
+            > back.body["health_status"]["last_checked_at"].as_str()
+    };
+    let seen = site.until("box", "asked after standby", asked).await;
+    assert_eq!(word(&seen), "healthy", "{seen:#}");
+}
+
 #[test]
 fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() {
     in_namespace_alone(async || {
@@ -103,23 +140,7 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         assert!(is_its_own, "of another launch: {seen:#}");
         assert!(stead(&site, &["describe", "box"]).contains("Health       healthy, checked"));
 
-        // The daemon's own log of the instance contains the actions and reasons, across both crashes.
-        let told = stead(&site, &["logs", "-s", "stead", "box"]);
-        let mut rest = told.as_str();
-        for line in [
-            "instance: spec generation 1: run 1 should be running",
-            "instance: Launch",
-            "instance: Running after Initializing",
-            "instance: healthy",
-            "instance: unhealthy: answered 404, not 200",
-            "instance: restart 1 in a row, at ",
-            "instance: Shutdown",
-            "instance: Launch",
-            "instance: healthy",
-        ] {
-            let (_, after) = rest.split_once(line).unwrap_or_else(|| panic!("{line} is missing in\n{told}"));
-            rest = after;
-        }
+        the_log_has_actions_and_reasons(&site);
         let following = follow(&site);
 
         // The policy never acts: the status reports the failure, and the program runs on.
@@ -136,20 +157,7 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         patch(&site, check("tcp", json!({ "port": 80 }))).await;
         site.until("box", "healthy by another check", |seen| word(seen) == "healthy").await;
 
-        // In standby there are no probes, and after it they continue. The instance enters standby by itself although
-        // it is probed every second: no other client is connected.
-        patch(&site, json!({ "auto_standby": { "enabled": true, "idle_timeout": "3s" } })).await;
-        let kept = site.until_state("box", "Standby").await;
-        assert_eq!(word(&kept), "unknown");
-        patch(&site, json!({ "auto_standby": { "enabled": false } })).await;
-        let back = site.request(Method::POST, "/instances/box/restore", None).await;
-        assert_eq!(back.body["state"], "Running", "{back:?}");
-        let asked = |seen: &Value| {
-            seen["health_status"]["last_checked_at"].as_str()
-                > back.body["health_status"]["last_checked_at"].as_str()
-        };
-        let seen = site.until("box", "asked after standby", asked).await;
-        assert_eq!(word(&seen), "healthy", "{seen:#}");
+        probes_stop_in_standby(&site).await;
 
         crash_at_every_step(&mut site).await;
         site.delete("box").await;

@@ -120,6 +120,32 @@ async fn echoes(stream: &mut TcpStream, text: &str) {
     assert_eq!(bytes, text.as_bytes());
 }
 
+async fn conflicting_rules_are_refused(site: &Site) {
+    let missing = rule("c.test", 80, "nobody", 80);
+    assert_eq!(refused(site, &[missing]).await, (400, "instance_not_found".to_owned()));
+    let again = rule("{x}.vm.test", 80, "{x}", 80);
+    assert_eq!(refused(site, &[again]).await, (409, "hostname_in_use".to_owned()));
+    for taken in [8080, 5000] {
+        let taken = rule("c.test", taken, "web", 80);
+        assert_eq!(refused(site, &[taken]).await, (409, "port_in_use".to_owned()));
+    }
+    let mut tls = rule("c.test", 80, "web", 80);
+    tls["tls"] = json!(true);
+    assert_eq!(refused(site, &[tls]).await, (400, "not_supported".to_owned()));
+}
+
+/// Checks that the first part of an answer arrives before the rest is produced.
+async fn an_answer_arrives_in_parts() {
+    let mut part = TcpStream::connect("127.0.0.1:8081").await.expect("open");
+    part.write_all(b"GET / HTTP/1.1\r\nHost: part.test\r\n\r\n").await.expect("sent");
+    let mut seen = String::new();
+    while !seen.contains("one") {
+        let byte = timeout(MOMENT, part.read_u8()).await.expect("in time").expect("it goes on");
+        seen.push(char::from(byte));
+    }
+    assert!(seen.starts_with("HTTP/1.1 200 OK"), "{seen}");
+}
+
 #[test]
 fn requests_reach_programs_in_a_vm_by_the_name_of_their_host() {
     in_namespace(async || {
@@ -150,28 +176,9 @@ fn requests_reach_programs_in_a_vm_by_the_name_of_their_host() {
         assert_eq!(code(80, "10-185-0-1.vm.test", &[]).await.0, 404, "only instances are reached");
         let mut open = tunnel(8081, "up.test").await;
         echoes(&mut open, "through and back").await;
-        // The first part of an answer arrives before the rest is produced.
-        let mut part = TcpStream::connect("127.0.0.1:8081").await.expect("open");
-        part.write_all(b"GET / HTTP/1.1\r\nHost: part.test\r\n\r\n").await.expect("sent");
-        let mut seen = String::new();
-        while !seen.contains("one") {
-            let byte = timeout(MOMENT, part.read_u8()).await.expect("in time").expect("it goes on");
-            seen.push(char::from(byte));
-        }
-        assert!(seen.starts_with("HTTP/1.1 200 OK"), "{seen}");
+        an_answer_arrives_in_parts().await;
 
-        // This rule conflicts with another one.
-        let missing = rule("c.test", 80, "nobody", 80);
-        assert_eq!(refused(&site, &[missing]).await, (400, "instance_not_found".to_owned()));
-        let again = rule("{x}.vm.test", 80, "{x}", 80);
-        assert_eq!(refused(&site, &[again]).await, (409, "hostname_in_use".to_owned()));
-        for taken in [8080, 5000] {
-            let taken = rule("c.test", taken, "web", 80);
-            assert_eq!(refused(&site, &[taken]).await, (409, "port_in_use".to_owned()));
-        }
-        let mut tls = rule("c.test", 80, "web", 80);
-        tls["tls"] = json!(true);
-        assert_eq!(refused(&site, &[tls]).await, (400, "not_supported".to_owned()));
+        conflicting_rules_are_refused(&site).await;
         let shown = site.cli("ingress list");
         assert!(shown.contains("{instance}.vm.test:80 -> {instance}:80"), "{shown}");
         let shown = site.cli("ingress create second --rule 'd.test:8082=web:80'");

@@ -37,16 +37,12 @@ struct Host {
 }
 
 stead_controllers::host! { Host, host:
-    Machines machines: Hypervisors = host.machines;
-    Snapshots snapshots: Hypervisors = host.machines;
-    Images images: Oci = host.images;
-    Links links: Netlink = host.links;
-    Firewall firewall: Nft = host.firewall;
-    Disks disks: Ext4Files = host.disks;
-    Probes probes: World = host.rest;
-    Flows flows: World = host.rest;
-    Doors doors: World = host.rest;
-    Listeners listeners: World = host.rest;
+    Vmms, Guests, Memories, InstanceLogs, Snapshots: Hypervisors = host.machines;
+    Images, ImageJobs: Oci = host.images;
+    Links: Netlink = host.links;
+    Firewall: Nft = host.firewall;
+    Disks: Ext4Files = host.disks;
+    ..World = host.rest;
 }
 
 impl Host {

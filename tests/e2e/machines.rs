@@ -1,4 +1,4 @@
-//! The port `Machines` on real QEMU: boot, configuration, exits, death, reattachment.
+//! The ports `Vmms` and `Guests` on real QEMU: boot, configuration, exits, death, reattachment.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,7 +9,9 @@ use stead::host::boot_files::BootFiles;
 use stead::host::cgroup::Cgroups;
 use stead::host::watch_directories::DirectoryWatches;
 use stead::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig, Programs};
-use stead_controllers::host::{GuestPhase, HostErrorKind, LaunchPlan, Machine, Machines, VmmState};
+use stead_controllers::host::{
+    GuestPhase, Guests, HostErrorKind, InstanceLogs, LaunchPlan, Machine, Memories, VmmState, Vmms,
+};
 use stead_schemas::guest::Config;
 use stead_schemas::instance::{Hypervisor, Secret};
 use stead_schemas::names::Uid;
@@ -140,7 +142,7 @@ fn config(argv: &[&str]) -> Config {
 }
 
 async fn inspect(driver: &Hypervisors, owner: &Uid) -> Machine {
-    driver.inspect(owner).await.expect("observed").expect("it is there")
+    Vmms::inspect(driver, owner).await.expect("observed").expect("it is there")
 }
 
 async fn until_phase(driver: &Hypervisors, owner: &Uid, phase: GuestPhase) -> Machine {
@@ -167,9 +169,9 @@ async fn boot(
 async fn clear_away(driver: &Hypervisors, owner: &Uid) {
     driver.kill(owner).await.expect("killed");
     driver.release(owner).await.expect("released");
-    driver.discard_memory(owner).await.expect("discarded");
-    driver.discard_records(owner).await.expect("discarded");
-    assert!(driver.inspect(owner).await.expect("observed").is_none());
+    driver.discard(owner).await.expect("discarded");
+    InstanceLogs::remove(driver, owner).await.expect("removed");
+    assert!(Vmms::inspect(driver, owner).await.expect("observed").is_none());
     assert!(!driver.list().await.expect("listed").contains(owner));
 }
 
@@ -228,7 +230,7 @@ async fn a_hypervisor_that_is_not_driven_here_is_refused_and_leaves_nothing() {
     let (driver, owner) = (bench.driver(), uid(8));
     let refused = driver.launch(&bench.plan(&owner)).await.expect_err("there is none");
     assert_eq!(refused.kind, HostErrorKind::Unsupported);
-    assert!(driver.inspect(&owner).await.expect("observed").is_none());
+    assert!(Vmms::inspect(&driver, &owner).await.expect("observed").is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -80,22 +80,22 @@ fn bridge_of(place: usize) -> &'static str {
 }
 
 /// Runs the calling test's body inside namespaces. The test is found by the name of its closure.
-pub(crate) fn in_namespace<F: AsyncFnOnce()>(body: F) {
+pub(crate) fn in_namespace<Body: AsyncFnOnce()>(body: Body) {
     run(body, turn);
 }
 
 /// Runs the body inside namespaces, with no other test beside it: for tests that measure times or costs.
-pub(crate) fn in_namespace_alone<F: AsyncFnOnce()>(body: F) {
+pub(crate) fn in_namespace_alone<Body: AsyncFnOnce()>(body: Body) {
     run(body, turn_alone);
 }
 
-fn run<F: AsyncFnOnce()>(body: F, turn: fn() -> Turn) {
+fn run<Body: AsyncFnOnce()>(body: Body, turn: fn() -> Turn) {
     if inside().is_some() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         return runtime.expect("a runtime starts").block_on(body());
     }
     let turn = turn();
-    let path = std::any::type_name::<F>();
+    let path = std::any::type_name::<Body>();
     let name = path.strip_prefix("e2e::").and_then(|path| path.strip_suffix("::{{closure}}"));
     let name = name.expect("the body is a closure of the test itself");
     let output = Command::new("unshare")

@@ -40,6 +40,20 @@ async fn dies_at(site: &mut Site, step: (&str, &str), edge: &str) {
     site.crashed(&failpoint).await;
 }
 
+async fn the_command_line_sets_and_removes_it(site: &Site) {
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
+        command.args(arguments).env("STEAD_BASE_URL", format!("http://{LISTEN}"));
+        let output = command.env("STEAD_API_KEY", site.token()).output().expect("it runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let told = command(&["snapshot", "schedule", "set", "box", "--every", "2h", "--keep", "3"]);
+    assert!(told.contains("2h0m0s"), "{told}");
+    assert!(command(&["logs", "-s", "stead", "box"]).contains("snapshot_schedule: Take"));
+    assert_eq!(command(&["snapshot", "schedule", "rm", "box"]).trim(), "box");
+    assert_eq!(site.request(Method::DELETE, PATH, None).await.status, StatusCode::NOT_FOUND);
+}
+
 #[test]
 fn a_schedule_catches_up_with_a_missed_run_over_crashes_and_deletes_only_its_own() {
     in_namespace(async || {
@@ -101,17 +115,7 @@ fn a_schedule_catches_up_with_a_missed_run_over_crashes_and_deletes_only_its_own
             (ids == mine).then_some(())
         })
         .await;
-        let command = |arguments: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
-            command.args(arguments).env("STEAD_BASE_URL", format!("http://{LISTEN}"));
-            let output = command.env("STEAD_API_KEY", site.token()).output().expect("it runs");
-            String::from_utf8_lossy(&output.stdout).into_owned()
-        };
-        let told = command(&["snapshot", "schedule", "set", "box", "--every", "2h", "--keep", "3"]);
-        assert!(told.contains("2h0m0s"), "{told}");
-        assert!(command(&["logs", "-s", "stead", "box"]).contains("snapshot_schedule: Take"));
-        assert_eq!(command(&["snapshot", "schedule", "rm", "box"]).trim(), "box");
-        assert_eq!(site.request(Method::DELETE, PATH, None).await.status, StatusCode::NOT_FOUND);
+        the_command_line_sets_and_removes_it(&site).await;
         let path = format!("/snapshots/{}", mine[0].as_str().expect("an id"));
         assert_eq!(site.request(Method::DELETE, &path, None).await.status, StatusCode::NO_CONTENT);
         site.delete("box").await;

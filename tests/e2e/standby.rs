@@ -258,9 +258,6 @@ async fn settled_as(site: &Site, state: &str) {
         .await;
 }
 
-/// Steps of a standby and of a snapshot whose memory should be compressed.
-pub(crate) const OF_COMPRESSION: [(&str, &str); 2] = [("instance", "Compress"), ("snapshot", "Compress")];
-
 /// Checks that a memory has exactly these files.
 async fn holds(site: &Site, directory: &str, files: &str) {
     let list = format!("cd $DATA/{directory}/saved 2>/dev/null && ls ram* | tr '\\n' ' ' || true");
@@ -268,6 +265,19 @@ async fn holds(site: &Site, directory: &str, files: &str) {
         (site.shell(&list).trim() == files).then_some(())
     })
     .await;
+}
+
+async fn wrong_compressions_are_refused(site: &Site) {
+    for (wrong, code) in [
+        (json!({ "compression": {} }), "invalid_snapshot_compression"),
+        (json!({ "compression": { "enabled": true, "level": 20 } }), "invalid_snapshot_compression"),
+        (json!({ "compression": { "enabled": true, "algorithm": "gzip" } }), "invalid_snapshot_compression"),
+        (json!({ "compression_delay": "soon" }), "invalid_compression_delay"),
+        (json!({ "compress": true }), "invalid_request"),
+    ] {
+        let answer = site.request(Method::POST, "/instances/box/standby", Some(wrong)).await;
+        assert_eq!((answer.status, &answer.body["code"]), (StatusCode::BAD_REQUEST, &json!(code)));
+    }
 }
 
 #[test]
@@ -286,19 +296,7 @@ fn a_kept_memory_is_compressed_when_due_and_goes_on_whatever_came_first() {
                 );
             }
         };
-        for (wrong, code) in [
-            (json!({ "compression": {} }), "invalid_snapshot_compression"),
-            (json!({ "compression": { "enabled": true, "level": 20 } }), "invalid_snapshot_compression"),
-            (
-                json!({ "compression": { "enabled": true, "algorithm": "gzip" } }),
-                "invalid_snapshot_compression",
-            ),
-            (json!({ "compression_delay": "soon" }), "invalid_compression_delay"),
-            (json!({ "compress": true }), "invalid_request"),
-        ] {
-            let answer = site.request(Method::POST, "/instances/box/standby", Some(wrong)).await;
-            assert_eq!((answer.status, &answer.body["code"]), (StatusCode::BAD_REQUEST, &json!(code)));
-        }
+        wrong_compressions_are_refused(&site).await;
         let zstd = json!({ "enabled": true, "algorithm": "zstd", "level": 3 });
         let lz4 = json!({ "enabled": true, "algorithm": "lz4" });
         for (compression, delay, files) in [

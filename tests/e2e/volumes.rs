@@ -50,6 +50,21 @@ async fn mounting(site: &Site, name: &str, cmd: &str, mounts: Value) -> String {
     id
 }
 
+/// Checks that an instance whose disk file disappears reports that, and gets an empty disk.
+async fn a_lost_disk_is_reported(site: &Site) {
+    site.shell("rm $DATA/disks/*.ext4");
+    let is_told = |seen: &Value| {
+        let conditions = seen["conditions"].as_array().cloned().unwrap_or_default();
+        let is = |kind| conditions.iter().any(|one| one["type"] == kind && one["status"] == "True");
+        is("Degraded") && is("Ready")
+    };
+    until("the loss to be told", BOOT, async || {
+        let seen = site.request(Method::GET, "/volumes/data", None).await.body;
+        is_told(&seen).then_some(())
+    })
+    .await;
+}
+
 #[test]
 fn a_volume_outlives_instances_is_written_to_by_one_and_read_by_many() {
     in_namespace(async || {
@@ -112,18 +127,7 @@ fn a_volume_outlives_instances_is_written_to_by_one_and_read_by_many() {
         is_clean(&site);
 
         many_read_and_write_over_it(&site).await;
-        // An instance whose disk file disappears reports that, and gets an empty disk.
-        site.shell("rm $DATA/disks/*.ext4");
-        let is_told = |seen: &Value| {
-            let conditions = seen["conditions"].as_array().cloned().unwrap_or_default();
-            let is = |kind| conditions.iter().any(|one| one["type"] == kind && one["status"] == "True");
-            is("Degraded") && is("Ready")
-        };
-        until("the loss to be told", BOOT, async || {
-            let seen = site.request(Method::GET, "/volumes/data", None).await.body;
-            is_told(&seen).then_some(())
-        })
-        .await;
+        a_lost_disk_is_reported(&site).await;
         done(&site, Method::DELETE, "/volumes/data", Value::Null).await;
         assert_eq!(site.instance_files(), [""; 0].map(std::path::PathBuf::from));
         settles(&mut site, "volumes").await;
@@ -195,6 +199,35 @@ async fn count(site: &Site, name: &str) -> u64 {
     counts(site, name).await.1
 }
 
+async fn a_snapshot_of_a_stopped_instance_has_the_disks_alone(site: &Site, snapshot: &str) {
+    done(site, Method::POST, "/instances/box/stop", Value::Null).await;
+    let last = done(site, Method::POST, "/instances/box/snapshots", json!({ "kind": "Stopped" })).await;
+    let stopped = last["id"].as_str().expect("an id");
+    let body = json!({ "name": "cold", "target_state": "Running" });
+    let cold = made(site, &format!("/snapshots/{stopped}/fork"), body).await;
+    // The program counts from 1 again: before that, one observation may find numbers of two runs.
+    site.until_console(cold["id"].as_str().expect("an id"), "count 2.").await;
+    is_of_one_moment(site, "cold").await;
+    for name in ["cold", "fork", "box"] {
+        done(site, Method::DELETE, &format!("/instances/{name}"), Value::Null).await;
+    }
+    is_clean(site);
+    // A snapshot has its own copy of a volume that was written to.
+    done(site, Method::DELETE, "/volumes/data", Value::Null).await;
+    // A volume that was only read is still needed.
+    refused(site, Method::DELETE, "/volumes/set", Value::Null, StatusCode::CONFLICT, "conflict").await;
+    let gone = (StatusCode::CREATED, json!({ "name": "last" }));
+    let last = ask(site, Method::POST, &format!("/snapshots/{snapshot}/fork"), gone.1).await;
+    assert_eq!(last.status, gone.0, "{last:?}");
+    is_of_one_moment(site, "last").await;
+    for path in
+        ["/instances/last".to_owned(), format!("/snapshots/{snapshot}"), format!("/snapshots/{stopped}")]
+    {
+        done(site, Method::DELETE, &path, Value::Null).await;
+    }
+    done(site, Method::DELETE, "/volumes/set", Value::Null).await;
+}
+
 #[test]
 fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
     in_namespace(async || {
@@ -260,33 +293,7 @@ fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
         assert_eq!(shell(&site, "box", "ls /data; cat /set/word").await, "count\nlost+found\nfirst");
         is_of_one_moment(&site, "box").await;
 
-        // The snapshot of a stopped instance has the disks alone.
-        done(&site, Method::POST, "/instances/box/stop", Value::Null).await;
-        let last = done(&site, Method::POST, "/instances/box/snapshots", json!({ "kind": "Stopped" })).await;
-        let stopped = last["id"].as_str().expect("an id");
-        let body = json!({ "name": "cold", "target_state": "Running" });
-        let cold = made(&site, &format!("/snapshots/{stopped}/fork"), body).await;
-        // The program counts from 1 again: before that, one observation may find numbers of two runs.
-        site.until_console(cold["id"].as_str().expect("an id"), "count 2.").await;
-        is_of_one_moment(&site, "cold").await;
-        for name in ["cold", "fork", "box"] {
-            done(&site, Method::DELETE, &format!("/instances/{name}"), Value::Null).await;
-        }
-        is_clean(&site);
-        // A snapshot has its own copy of a volume that was written to.
-        done(&site, Method::DELETE, "/volumes/data", Value::Null).await;
-        // A volume that was only read is still needed.
-        refused(&site, Method::DELETE, "/volumes/set", Value::Null, StatusCode::CONFLICT, "conflict").await;
-        let gone = (StatusCode::CREATED, json!({ "name": "last" }));
-        let last = ask(&site, Method::POST, &format!("/snapshots/{snapshot}/fork"), gone.1).await;
-        assert_eq!(last.status, gone.0, "{last:?}");
-        is_of_one_moment(&site, "last").await;
-        for path in
-            ["/instances/last".to_owned(), format!("/snapshots/{snapshot}"), format!("/snapshots/{stopped}")]
-        {
-            done(&site, Method::DELETE, &path, Value::Null).await;
-        }
-        done(&site, Method::DELETE, "/volumes/set", Value::Null).await;
+        a_snapshot_of_a_stopped_instance_has_the_disks_alone(&site, snapshot).await;
         settles(&mut site, "snapshots of volumes").await;
     });
 }

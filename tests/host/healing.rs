@@ -41,16 +41,9 @@ struct Net {
 }
 
 stead_controllers::host! { Net, host:
-    Machines machines: World = host.rest;
-    Snapshots snapshots: World = host.rest;
-    Images images: World = host.rest;
-    Links links: Netlink = host.links;
-    Firewall firewall: Nft = host.firewall;
-    Disks disks: World = host.rest;
-    Probes probes: World = host.rest;
-    Flows flows: World = host.rest;
-    Doors doors: World = host.rest;
-    Listeners listeners: World = host.rest;
+    Links: Netlink = host.links;
+    Firewall: Nft = host.firewall;
+    ..World = host.rest;
 }
 
 struct Daemon {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use stead::host::oci::{Allowed, Oci, OciConfig, Target};
-use stead_controllers::host::{HostErrorKind, Images, Job};
+use stead_controllers::host::{HostErrorKind, ImageJobs, Images, Job};
 use stead_schemas::names::{ImageRef, Platform, Uid};
 use stead_schemas::quantity::Bytes;
 use tokio::sync::watch;

@@ -141,13 +141,13 @@ fn a_bridge_whose_making_was_interrupted_is_completed_or_removed() {
 const POLLS_MAX: usize = 12;
 
 /// A wrapper that drops the future after a number of polls.
-struct Polls<F> {
-    future: Pin<Box<F>>,
+struct Polls<Inner> {
+    future: Pin<Box<Inner>>,
     left: usize,
 }
 
-impl<F: Future> Future for Polls<F> {
-    type Output = Option<F::Output>;
+impl<Inner: Future> Future for Polls<Inner> {
+    type Output = Option<Inner::Output>;
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         if self.left == 0 {
             return Poll::Ready(None);

@@ -16,14 +16,14 @@ const INSIDE: &str = "STEAD_TEST_IN_NAMESPACE";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs the calling test's body inside. The test is found by the name of its closure.
-pub(crate) fn in_namespace<F: AsyncFnOnce()>(body: F) {
+pub(crate) fn in_namespace<Body: AsyncFnOnce()>(body: Body) {
     if env::var_os(INSIDE).is_some() {
         // A new namespace begins with the host's setting.
         shell("echo 0 > /proc/sys/net/ipv4/ip_forward");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         return runtime.expect("a runtime starts").block_on(body());
     }
-    let path = std::any::type_name::<F>();
+    let path = std::any::type_name::<Body>();
     let name = path.strip_prefix("host::").and_then(|path| path.strip_suffix("::{{closure}}"));
     let name = name.expect("the body is a closure of the test itself");
     let output = Command::new("unshare")

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use stead::host::oci::{Oci, OciConfig, Target};
-use stead_controllers::host::{HostError, HostErrorKind, Images, Resolved};
+use stead_controllers::host::{HostError, HostErrorKind, ImageJobs, Images, Resolved};
 use stead_schemas::api::PushCredentials;
 use stead_schemas::instance::Secret;
 use stead_schemas::names::{ImageRef, Platform, Uid};

@@ -83,6 +83,44 @@ fn hypervisors() -> Vec<Case> {
     ]
 }
 
+fn policy_fields() -> Vec<Case> {
+    let post = |body: String, code, path| ("POST", NEW, body, 400, code, path);
+    vec![
+        post(with("ttl", json!("soon")), "invalid_ttl", "ttl "),
+        post(with("ttl", json!("20y")), "invalid_ttl", "ttl "),
+        post(with("ttl", json!("200000h")), "invalid_ttl", "ttl "),
+        post(with("expires_at", json!("2001-01-01T00:00:00Z")), "invalid_expires_at", "expires_at "),
+        post(with("expires_at", json!("tomorrow")), "invalid_expires_at", "expires_at "),
+        post(
+            with("restart_policy", json!({"policy": "sometimes"})),
+            "invalid_restart_policy",
+            "restart_policy.policy ",
+        ),
+        post(
+            with("restart_policy", json!({"policy": "always", "backoff": "0s"})),
+            "invalid_restart_policy",
+            "restart_policy.backoff ",
+        ),
+        post(
+            with("restart_policy", json!({"policy": "always", "max_attempts": -1})),
+            "invalid_request",
+            "restart_policy.max_attempts ",
+        ),
+        post(with("restart_policy", json!({"polcy": "always"})), "invalid_request", "restart_policy.polcy "),
+        post(with("health_check", json!({"type": "ping"})), "invalid_health_check", "health_check.type "),
+        post(
+            with("health_check", json!({"type": "http", "http": {"port": "80"}})),
+            "invalid_health_check",
+            "health_check.http.port ",
+        ),
+        post(
+            with("auto_standby", json!({"enabled": true})),
+            "invalid_auto_standby",
+            "auto_standby.idle_timeout ",
+        ),
+    ]
+}
+
 fn later_fields() -> Vec<Case> {
     let post = |body: String, code, path| ("POST", NEW, body, 400, code, path);
     vec![
@@ -137,38 +175,6 @@ fn later_fields() -> Vec<Case> {
             "no volume \"v\"",
         ),
         post(with("credentials", json!({"K": {"inject": []}})), "invalid_request", "credentials[K].source "),
-        post(with("ttl", json!("soon")), "invalid_ttl", "ttl "),
-        post(with("ttl", json!("20y")), "invalid_ttl", "ttl "),
-        post(with("ttl", json!("200000h")), "invalid_ttl", "ttl "),
-        post(with("expires_at", json!("2001-01-01T00:00:00Z")), "invalid_expires_at", "expires_at "),
-        post(with("expires_at", json!("tomorrow")), "invalid_expires_at", "expires_at "),
-        post(
-            with("restart_policy", json!({"policy": "sometimes"})),
-            "invalid_restart_policy",
-            "restart_policy.policy ",
-        ),
-        post(
-            with("restart_policy", json!({"policy": "always", "backoff": "0s"})),
-            "invalid_restart_policy",
-            "restart_policy.backoff ",
-        ),
-        post(
-            with("restart_policy", json!({"policy": "always", "max_attempts": -1})),
-            "invalid_request",
-            "restart_policy.max_attempts ",
-        ),
-        post(with("restart_policy", json!({"polcy": "always"})), "invalid_request", "restart_policy.polcy "),
-        post(with("health_check", json!({"type": "ping"})), "invalid_health_check", "health_check.type "),
-        post(
-            with("health_check", json!({"type": "http", "http": {"port": "80"}})),
-            "invalid_health_check",
-            "health_check.http.port ",
-        ),
-        post(
-            with("auto_standby", json!({"enabled": true})),
-            "invalid_auto_standby",
-            "auto_standby.idle_timeout ",
-        ),
     ]
 }
 
@@ -247,8 +253,13 @@ fn others() -> Vec<Case> {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_malformed_request_is_refused_by_name_and_stores_nothing() {
     let server = Server::start().await;
-    let cases: Vec<Case> =
-        creations().into_iter().chain(hypervisors()).chain(later_fields()).chain(others()).collect();
+    let cases: Vec<Case> = creations()
+        .into_iter()
+        .chain(hypervisors())
+        .chain(later_fields())
+        .chain(policy_fields())
+        .chain(others())
+        .collect();
     assert!(cases.len() >= 60, "{} cases", cases.len());
     // The network reports that it is ready first; after that nothing may be written.
     let ready = std::time::Instant::now() + std::time::Duration::from_secs(10);

@@ -9,6 +9,7 @@ mod generated;
 mod ingress;
 mod load;
 mod loop_disk;
+mod no_host;
 #[path = "../sdk/node.rs"]
 mod node;
 mod own_mounts;

@@ -1,29 +1,23 @@
 //! The daemon's own API over a simulated host, without sockets: in virtual time.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, header};
-use futures::future::BoxFuture;
 use serde_json::Value;
 use stead::api::auth::{Grant, Keys};
-use stead::api::{ApiConfig, ApiState, Audit, Backend, ImportStream, Imported, LogError, LogStream, router};
-use stead::guest_channel::{AgentError, AgentStream};
-use stead_controllers::host::{HostError, HostErrorKind};
-use stead_controllers::store::{Store, StoreError};
-use stead_schemas::api::{
-    Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
-    Runtime, ServerView,
-};
-use stead_schemas::guest;
-use stead_schemas::health::{HealthOf, Tally};
-use stead_schemas::instance::Hypervisor;
-use stead_schemas::names::{Platform, Uid};
+use stead::api::{ApiConfig, ApiState, router};
+use stead_controllers::store::Store;
+use stead_schemas::names::Uid;
 use tower::ServiceExt;
+
+use crate::no_host::{NoHost, api_config};
 
 /// Limit on the length of an answer that is read, in bytes.
 const ANSWER_MAX: usize = 1 << 20;
+/// Number of requests that are answered at the same time.
+const REQUESTS_MAX: usize = 64;
 
 /// The API of one life of the daemon.
 #[derive(Clone)]
@@ -45,23 +39,7 @@ impl Api {
         let scopes = ["*".to_owned()];
         let grant = Grant { subject: "sim", id: "sim", scopes: &scopes, issued_at: now, expires_at };
         let token = keys.mint(&grant).expect("minted");
-        let config = ApiConfig {
-            store: store.clone(),
-            keys,
-            backend: host.clone(),
-            defaults: InstanceDefaults {
-                platform: Platform::LinuxAmd64,
-                hypervisor: Hypervisor::Qemu,
-                hypervisors: &[Hypervisor::Qemu, Hypervisor::QemuMicrovm],
-            },
-            tap_prefix: "st".to_owned(),
-            capabilities: capabilities(),
-            requests_max: 64,
-            sockets_max: 1,
-            shows_secrets: false,
-            requires_permissions: false,
-            audit: Audit::default(),
-        };
+        let config = ApiConfig { requests_max: REQUESTS_MAX, ..api_config(store, &keys, &host) };
         Self { router: router(ApiState::new(config)), token, host }
     }
 
@@ -81,63 +59,5 @@ impl Api {
         let status = answer.status().as_u16();
         let bytes = to_bytes(answer.into_body(), ANSWER_MAX).await.expect("a body");
         (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
-    }
-}
-
-/// A host that provides nothing, because the API needs nothing here.
-#[derive(Default)]
-struct NoHost {
-    /// Images for which it was given credentials.
-    credentials: Mutex<Vec<Uid>>,
-}
-
-impl Backend for NoHost {
-    fn keep_credentials(&self, image: &Uid, _: PushCredentials) {
-        self.credentials.lock().expect("not poisoned").push(image.clone());
-    }
-    fn asked_by(&self, _: &Uid, _: &Arc<str>) {}
-    fn import(&self, _: &Arc<str>, _: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
-        let error = HostError::new(HostErrorKind::Permanent, "import", "an archive");
-        Box::pin(std::future::ready(Err(error)))
-    }
-    fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> BoxFuture<'_, Result<LogStream, LogError>> {
-        Box::pin(std::future::ready(Err(LogError::Missing)))
-    }
-    fn backup(&self) -> BoxFuture<'_, Result<ImportStream, StoreError>> {
-        Box::pin(std::future::ready(Err(StoreError::Closed)))
-    }
-    fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
-        InstanceStats::default()
-    }
-    fn health(&self, _: &Uid) -> Option<(HealthOf, Tally)> {
-        None
-    }
-    fn can_listen(&self, _: u16) -> bool {
-        true
-    }
-    fn open_stream<'a>(
-        &'a self,
-        _: &'a Uid,
-        _: guest::Request,
-    ) -> BoxFuture<'a, Result<AgentStream, AgentError>> {
-        Box::pin(std::future::ready(Err(AgentError::NotReady)))
-    }
-}
-
-fn capabilities() -> Capabilities {
-    let name = "qemu".to_owned();
-    Capabilities {
-        server: ServerView { version: "sim".to_owned(), api_version: "0.3.0".to_owned() },
-        host: HostView { os: "linux".to_owned(), arch: "amd64".to_owned(), cgroups: false },
-        default_runtime: Runtime { name, available: true },
-        runtimes: Vec::new(),
-        network: NetworkModel {
-            model: "bridge".to_owned(),
-            guest_to_guest: false,
-            gateway: None,
-            subnet: None,
-        },
-        images: ImagesView { platforms: Vec::new(), default_platform: "linux/amd64".to_owned() },
-        features: Vec::new(),
     }
 }

@@ -7,7 +7,7 @@ use stead_controllers::daemon::{Controllers, Drifts, Settings};
 use stead_controllers::kinds;
 use stead_controllers::runtime::{NoBoundary, NoJournal};
 use stead_controllers::sim::World;
-use stead_controllers::store::{MemoryKv, PlainSealer, Store};
+use stead_controllers::store::{Kinds, MemoryKv, PlainSealer, Store};
 use stead_controllers::vm::admission;
 use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
@@ -56,8 +56,24 @@ impl Daemon {
         network: NetworkSpec,
         resync: Duration,
     ) -> Self {
+        Self::open(world, kv, kinds(), seed, network, resync).await
+    }
+
+    /// Starts on the durable state with a store that has other kinds than the program's.
+    pub(crate) async fn start_with_kinds(world: &World, kv: &MemoryKv, kinds: Kinds) -> Self {
+        Self::open(world, kv, kinds, 1, network(), RESYNC).await
+    }
+
+    async fn open(
+        world: &World,
+        kv: &MemoryKv,
+        kinds: Kinds,
+        seed: u64,
+        network: NetworkSpec,
+        resync: Duration,
+    ) -> Self {
         let host = Arc::new(world.clone());
-        let opened = Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds());
+        let opened = Store::open(kv.clone(), Arc::new(PlainSealer), host.clone(), host.clone(), kinds);
         let (store, writer) = opened.expect("a store opens at any durable point");
         let mut tasks = JoinSet::new();
         tasks.spawn(writer.run(std::future::pending::<()>()));
@@ -77,6 +93,11 @@ impl Daemon {
         tasks.spawn(controllers.run(stopping));
         tasks.spawn(listen(world.clone(), drifts, store.clone()));
         Self { store, tasks, _shutdown: shutdown }
+    }
+
+    /// Runs a task that ends with the daemon.
+    pub(crate) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
     }
 
     /// Drops every future at its current await.

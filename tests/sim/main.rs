@@ -9,9 +9,12 @@
 mod api;
 mod clients;
 mod daemon;
+#[path = "../it/no_host.rs"]
+mod no_host;
 mod scale;
 mod scenario;
 mod schedules;
+mod toy_kind;
 mod volumes;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -62,14 +62,8 @@ async fn put(store: &Store, instance: &Uid, max_count: u32) {
     store.transact(move |tx| schedules::put(tx, &uid, wish)).await.expect("put");
 }
 
-async fn plays() {
-    let (world, mut kv) = (World::new(3), MemoryKv::new());
-    let mut daemon = Daemon::start(&world, &kv, 3).await;
-    let uid = instance(&world, &daemon.store).await;
-    put(&daemon.store, &uid, 3).await;
-    // This is a client's own snapshot: no schedule ever deletes it.
-    sleep(MINUTE / 2).await;
-    let (moved, name) = (uid.clone(), Name::resource("mine").ok());
+async fn take_own_snapshot(store: &Store, instance: &Uid) {
+    let (moved, name) = (instance.clone(), Name::resource("mine").ok());
     let purpose = SnapshotPurpose::Kept;
     let wish = snapshots::Wish {
         kind: SnapshotKind::Standby,
@@ -80,7 +74,17 @@ async fn plays() {
         pool: 0,
         schedule: None,
     };
-    daemon.store.transact(move |tx| snapshots::create(tx, &moved, wish)).await.expect("asked for");
+    store.transact(move |tx| snapshots::create(tx, &moved, wish)).await.expect("asked for");
+}
+
+async fn plays() {
+    let (world, mut kv) = (World::new(3), MemoryKv::new());
+    let mut daemon = Daemon::start(&world, &kv, 3).await;
+    let uid = instance(&world, &daemon.store).await;
+    put(&daemon.store, &uid, 3).await;
+    // This is a client's own snapshot: no schedule ever deletes it.
+    sleep(MINUTE / 2).await;
+    take_own_snapshot(&daemon.store, &uid).await;
 
     // A crash happens in every minute, each time at another second.
     let mut all = BTreeSet::new();

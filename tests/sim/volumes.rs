@@ -150,11 +150,17 @@ async fn goes_back(seed: u64) -> Result<(), String> {
     play.by_chance().await;
     play.until_state(&forked.instance.meta.uid, State::Running).await?;
     let source = play.daemon.store.get::<Instance>(&writer).ok_or("it is gone")?;
-    let pairs = source.spec.volumes.iter().zip(&forked.instance.spec.volumes);
+    write_apart(&source, &forked.instance)?;
+    play.end().await
+}
+
+/// Checks that source and fork write to volumes of their own, and over a shared one to disks of their own.
+fn write_apart(source: &Recorded, fork: &Recorded) -> Result<(), String> {
+    let pairs = source.spec.volumes.iter().zip(&fork.spec.volumes);
     let shared: Vec<_> =
         pairs.map(|(one, other)| (one.access.is_writing(), one.volume == other.volume)).collect();
     if shared != [(true, false), (false, true)] {
-        return Err(format!("{:?} and {:?}", source.spec.volumes, forked.instance.spec.volumes));
+        return Err(format!("{:?} and {:?}", source.spec.volumes, fork.spec.volumes));
     }
     let upper = |instance: &Recorded| {
         instance.spec.volumes.iter().find_map(|mount| match &mount.access {
@@ -162,10 +168,10 @@ async fn goes_back(seed: u64) -> Result<(), String> {
             Access::ReadWrite | Access::ReadOnly => None,
         })
     };
-    if upper(&source) == upper(&forked.instance) {
+    if upper(source) == upper(fork) {
         return Err("both write to one disk over what they read".to_owned());
     }
-    play.end().await
+    Ok(())
 }
 
 type Recorded = stead_schemas::meta::Object<Instance>;

@@ -26,19 +26,20 @@ use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Digest, Uid};
 use stead_schemas::network::{Network, Port};
-use stead_schemas::numbers::Generation;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::references::Ref;
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::Volume;
 
-use crate::host::{Captured, Disks, Firewall, Forwarding, Host, Images, Links, Machines, Snapshots};
+use crate::host::{
+    Captured, Disks, Firewall, Forwarding, Host, Images, InstanceLogs, Links, Memories, Snapshots, Vmms,
+};
 use crate::host::{
     FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, PortRule, ProbeSeen,
     VmmState,
 };
-use crate::store::Store;
+use crate::store::{Store, Unsettled};
 
 /// All records of the store.
 #[derive(Debug, Default)]
@@ -54,6 +55,8 @@ pub struct Records {
     pub ingresses: Vec<Arc<Object<Ingress>>>,
     /// References in which the store's index differs from a scan.
     pub stale_references: Vec<Ref>,
+    /// Objects of all kinds with which their reconcilers have not finished.
+    pub unsettled: Vec<Unsettled>,
 }
 
 /// All objects of ours on a host.
@@ -93,6 +96,7 @@ impl Records {
             volumes: store.list::<Volume>(),
             ingresses: store.list::<Ingress>(),
             stale_references: store.stale_references(),
+            unsettled: store.unsettled(),
         }
     }
 }
@@ -112,14 +116,14 @@ impl HostSnapshot {
         }
         snapshot.disks = host.disks().list().await?.into_iter().map(|disk| (disk.owner, disk.size)).collect();
         snapshot.images = host.images().list().await?.into_iter().collect();
-        for owner in host.machines().list().await? {
-            if let Some(machine) = host.machines().inspect(&owner).await? {
+        for owner in host.vmms().list().await? {
+            if let Some(machine) = host.vmms().inspect(&owner).await? {
                 snapshot.machines.insert(owner.clone(), machine);
             }
-            if let Some(memory) = host.machines().memory(&owner).await? {
+            if let Some(memory) = host.memories().inspect(&owner).await? {
                 snapshot.memories.insert(owner.clone(), memory);
             }
-            if host.machines().has_records(&owner).await? {
+            if host.instance_logs().exist(&owner).await? {
                 snapshot.records.insert(owner);
             }
         }
@@ -191,11 +195,7 @@ pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
 #[must_use]
 pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken {
     let mut broken = always(records, host);
-    check_life_cycle(&mut broken, &records.instances);
-    check_life_cycle(&mut broken, &records.images);
-    check_life_cycle(&mut broken, &records.disks);
-    check_life_cycle(&mut broken, &records.ports);
-    check_life_cycle(&mut broken, &records.networks);
+    check_life_cycle(&mut broken, records);
     check_machines(&mut broken, records, host);
     policy::health(&mut broken, records, host);
     policy::schedules(&mut broken, records);
@@ -203,10 +203,6 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
     storage::volumes(&mut broken, records);
     check_network(&mut broken, records, host, now);
     content::images(&mut broken, records, host);
-    check_life_cycle(&mut broken, &records.snapshots);
-    check_life_cycle(&mut broken, &records.schedules);
-    check_life_cycle(&mut broken, &records.volumes);
-    check_life_cycle(&mut broken, &records.ingresses);
     content::snapshots(&mut broken, records, host, now);
     content::forks(&mut broken, records, now);
     ingress::settled(&mut broken, records, host);
@@ -215,31 +211,17 @@ pub fn settled(records: &Records, host: &HostSnapshot, now: Timestamp) -> Broken
 }
 
 /// Checks that no object waits for its deletion, and that every status belongs to the current spec.
-fn check_life_cycle<K: Kind + Observe>(broken: &mut Broken, objects: &[Arc<Object<K>>]) {
-    for object in objects {
-        let name = format!("{} {}", K::NAME, object.meta.uid);
-        if object.meta.is_deleting() {
+fn check_life_cycle(broken: &mut Broken, records: &Records) {
+    for object in &records.unsettled {
+        let name = format!("{} {}", object.kind, object.uid);
+        if object.is_deleting {
             broken.push(format!("{name}: still being deleted"));
         }
-        if K::observed_generation(&object.status) != object.meta.generation {
+        if object.is_outdated {
             broken.push(format!("{name}: its status is of an older generation"));
         }
     }
 }
-
-/// The field that every status has.
-trait Observe: Kind {
-    fn observed_generation(status: &Self::Status) -> Generation;
-}
-
-macro_rules! observe {
-    ($($kind:ty),*) => { $(impl Observe for $kind {
-        fn observed_generation(status: &Self::Status) -> Generation {
-            status.observed_generation
-        }
-    })* };
-}
-observe!(Instance, Image, Disk, Port, Network, Snapshot, SnapshotSchedule, Volume, Ingress);
 
 fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
     let instances: BTreeMap<&Uid, _> =

@@ -3,7 +3,8 @@
 //! Guarantees of every port: verbs are primitive (one host step). `list` and `inspect` only read. Every
 //! object that a verb makes carries our mark, and `list` finds it by that mark. An unmarked object is never
 //! changed. A verb repeated after a crash finds its own work and succeeds: to create what exists as
-//! requested, or to remove what is gone, is `Ok`.
+//! requested, or to remove what is gone, is `Ok`. A port has at most eight verbs. Each function counts, except
+//! `capabilities`: it returns a constant and requests nothing from the host.
 //! Never: a verb decides. A comparison of desired and actual state belongs in a plan.
 //! Cancel/crash: every await may be the last; each verb documents what it leaves behind.
 
@@ -12,26 +13,31 @@ mod doors;
 mod error;
 mod firewall;
 mod flows;
+mod guests;
+mod image_jobs;
 mod images;
+mod instance_logs;
 mod links;
 mod listeners;
-mod machines;
+mod memories;
 mod ports;
 mod probes;
 mod snapshots;
+mod vmms;
 
 pub use disks::{DiskFile, Disks, Space};
 pub use doors::{Door, Doors, Knock};
 pub use error::{HostError, HostErrorKind};
 pub use firewall::{Firewall, FirewallRules, FirewallSeen, PortRule};
 pub use flows::{Age, Flow, FlowState, Flows, Inbound};
-pub use images::{Images, Job, Layer, Resolved, StoredImage};
+pub use guests::{GuestPhase, GuestView, Guests};
+pub use image_jobs::{ImageJobs, Job};
+pub use images::{Images, Layer, Resolved, StoredImage};
+pub use instance_logs::InstanceLogs;
 pub use links::{Forwarding, Link, LinkChange, LinkKind, LinkPlan, Links, Route, Routes};
 pub use listeners::Listeners;
-pub use machines::{
-    AdoptPlan, GuestPhase, GuestView, LaunchPlan, Machine, Machines, Memory, NetworkCard, SavedMemory,
-    VmmState, VolumeDisk,
-};
+pub use memories::{AdoptPlan, Memories, Memory, SavedMemory};
 pub use ports::Host;
 pub use probes::{ProbePlan, ProbeSeen, Probes};
 pub use snapshots::{CapturePlan, Captured, Snapshots};
+pub use vmms::{LaunchPlan, Machine, NetworkCard, VmmState, Vmms, VolumeDisk};

@@ -1,12 +1,19 @@
 //! All ports of one host in one value.
 
-use super::{Disks, Doors, Firewall, Flows, Images, Links, Listeners, Machines, Probes, Snapshots};
+use super::{
+    Disks, Doors, Firewall, Flows, Guests, ImageJobs, Images, InstanceLogs, Links, Listeners, Memories,
+    Probes, Snapshots, Vmms,
+};
 
 /// A host: one port for each subject. Clones share what is behind the ports.
 pub trait Host: Clone + Send + Sync + 'static {
-    type Machines: Machines;
+    type Vmms: Vmms;
+    type Guests: Guests;
+    type Memories: Memories;
+    type InstanceLogs: InstanceLogs;
     type Snapshots: Snapshots;
     type Images: Images;
+    type ImageJobs: ImageJobs;
     type Links: Links;
     type Firewall: Firewall;
     type Disks: Disks;
@@ -15,9 +22,13 @@ pub trait Host: Clone + Send + Sync + 'static {
     type Doors: Doors;
     type Listeners: Listeners;
 
-    fn machines(&self) -> &Self::Machines;
+    fn vmms(&self) -> &Self::Vmms;
+    fn guests(&self) -> &Self::Guests;
+    fn memories(&self) -> &Self::Memories;
+    fn instance_logs(&self) -> &Self::InstanceLogs;
     fn snapshots(&self) -> &Self::Snapshots;
     fn images(&self) -> &Self::Images;
+    fn image_jobs(&self) -> &Self::ImageJobs;
     fn links(&self) -> &Self::Links;
     fn firewall(&self) -> &Self::Firewall;
     fn disks(&self) -> &Self::Disks;
@@ -27,16 +38,60 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn listeners(&self) -> &Self::Listeners;
 }
 
-/// Implements [`Host`] for a type, with the type and the expression of each port, in which `$host` is the value.
+/// Implements [`Host`] for a type. A line names ports, the type behind them, and the expression of its value, in
+/// which `$host` is the host. A last line that begins with `..` names the host that has all other ports, so that
+/// a test names only what it replaces:
+///
+/// ```text
+/// host! { Partial, host:
+///     Links, Firewall: OwnNetwork = host.network;
+///     Disks: OwnDisks = host.disks;
+///     ..World = host.rest;
+/// }
+/// ```
 #[macro_export]
 macro_rules! host {
-    ($of:ty, $host:ident: $($port:ident $name:ident: $kind:ty = $value:expr;)*) => {
-        impl $crate::host::Host for $of {
-            $(type $port = $kind;)*
-            $(fn $name(&self) -> &$kind {
-                let $host = self;
-                &$value
-            })*
+    // The first word is a dollar sign, by which the inner macro has variables of its own.
+    (@implement ($d:tt) $host_type:ty, $host:ident:
+        $($($port:ident),+: $kind:ty = $value:expr;)*
+        $(..$base:ty = $rest:expr;)?
+    ) => {
+        /// Chooses the line for a port.
+        macro_rules! port {
+            $($(($port $d accessor:ident) => {
+                type $port = $kind;
+                fn $d accessor(&self) -> &Self::$port {
+                    let $host = self;
+                    &$value
+                }
+            };)+)*
+            $(($d other:ident $d accessor:ident) => {
+                type $d other = <$base as $crate::host::Host>::$d other;
+                fn $d accessor(&self) -> &Self::$d other {
+                    let $host = self;
+                    $crate::host::Host::$d accessor(&$rest)
+                }
+            };)?
         }
+
+        impl $crate::host::Host for $host_type {
+            port!(Vmms vmms);
+            port!(Guests guests);
+            port!(Memories memories);
+            port!(InstanceLogs instance_logs);
+            port!(Snapshots snapshots);
+            port!(Images images);
+            port!(ImageJobs image_jobs);
+            port!(Links links);
+            port!(Firewall firewall);
+            port!(Disks disks);
+            port!(Probes probes);
+            port!(Flows flows);
+            port!(Doors doors);
+            port!(Listeners listeners);
+        }
+    };
+    ($($line:tt)*) => {
+        $crate::host! { @implement ($) $($line)* }
     };
 }

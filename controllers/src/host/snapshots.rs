@@ -52,7 +52,7 @@ pub trait Snapshots: Send + Sync + 'static {
     /// is seen paused. The remainder of an earlier attempt is replaced. The result is complete and durable,
     /// or has no value. The error is Conflict if the source is not in the state that the plan names.
     fn capture(&self, plan: &CapturePlan) -> impl Future<Output = Result<(), HostError>> + Send;
-    /// Compresses the memory of a snapshot as `Machines::compress_memory` does. Forks can be made of it
+    /// Compresses the memory of a snapshot as `Memories::compress` does. Forks can be made of it
     /// meanwhile, each with a copy of its own.
     fn compress(
         &self,

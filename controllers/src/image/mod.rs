@@ -23,7 +23,7 @@ use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, ImageRef, Uid};
 use stead_schemas::references::Ref;
 
-use crate::host::{Host, HostError, HostErrorKind, Images};
+use crate::host::{Host, HostError, HostErrorKind, ImageJobs, Images};
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::Store;
 
@@ -92,10 +92,10 @@ impl<H: Host> Reconciler for ImageReconciler<H> {
     async fn act(&self, action: &Action) -> Result<(), HostError> {
         match action {
             Action::Fetch { owner, reference, digest } => {
-                self.host.images().fetch(owner, reference, digest).await
+                self.host.image_jobs().fetch(owner, reference, digest).await
             }
-            Action::Convert { owner, digest } => self.host.images().convert(owner, digest).await,
-            Action::Forget { owner } => self.host.images().forget(owner).await.map_err(observe::local),
+            Action::Convert { owner, digest } => self.host.image_jobs().convert(owner, digest).await,
+            Action::Forget { owner } => self.host.image_jobs().forget(owner).await.map_err(observe::local),
             Action::Remove { digest } => {
                 let (store, content) = (self.store.clone(), digest.clone());
                 // The references are checked again: an import or a tag may have come since the observation.
@@ -123,7 +123,7 @@ impl<H: Host> Reconciler for ImageReconciler<H> {
     /// Returns the owners of running work. If there is content that nothing refers to, an id that belongs to
     /// no image is added: its pass collects and does nothing else.
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
-        let mut owners = self.host.images().owners().await?;
+        let mut owners = self.host.image_jobs().owners().await?;
         if !observe::unreferenced(self).await?.is_empty() {
             owners.extend(collector());
         }

@@ -6,7 +6,7 @@ use stead_schemas::names::{Digest, Uid};
 use stead_schemas::references::Ref;
 
 use super::ImageReconciler;
-use crate::host::{Host, HostError, HostErrorKind, Images, Job, Resolved, StoredImage};
+use crate::host::{Host, HostError, HostErrorKind, ImageJobs, Images, Job, Resolved, StoredImage};
 
 /// An observation of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,10 +29,10 @@ pub(super) async fn observe<H: Host>(
     uid: &Uid,
     object: Option<&Object<Image>>,
 ) -> Result<Observed, HostError> {
-    let images = reconciler.host.images();
+    let (images, jobs) = (reconciler.host.images(), reconciler.host.image_jobs());
     let Some(object) = object.filter(|object| !object.meta.is_deleting()) else {
         let unreferenced = left_by(reconciler, object).await?;
-        let left_over = images.is_busy(uid).await.then(|| uid.clone());
+        let left_over = jobs.is_busy(uid).await.then(|| uid.clone());
         return Ok(Observed { unreferenced, left_over, ..Observed::default() });
     };
     let seen = Observed::default();
@@ -40,7 +40,7 @@ pub(super) async fn observe<H: Host>(
     let (digest, manifest) = match (&spec.source, recorded(object)) {
         (ImageSource::Local { digest }, _) => {
             // The content was requested before the name was pointed at something else.
-            let left_over = images.is_busy(uid).await.then(|| uid.clone());
+            let left_over = jobs.is_busy(uid).await.then(|| uid.clone());
             let manifest = images.manifest(digest).await.map_err(local)?;
             let stored = images.inspect(digest).await.map_err(local)?;
             return Ok(Observed { digest: Some(digest.clone()), manifest, stored, left_over, ..seen });
@@ -50,12 +50,12 @@ pub(super) async fn observe<H: Host>(
             // The content went missing: its manifest is requested again by digest.
             None => {
                 let reference = reference.with_digest(digest);
-                (digest.clone(), images.resolve(uid, &reference, spec.platform, spec.pull).await?)
+                (digest.clone(), jobs.resolve(uid, &reference, spec.platform, spec.pull).await?)
             }
         },
         (ImageSource::Registry, None) => {
             // A request to the registry for the digest of a tag is an observation, not a step.
-            match images.resolve(uid, reference, spec.platform, spec.pull).await? {
+            match jobs.resolve(uid, reference, spec.platform, spec.pull).await? {
                 Some(resolved) => (resolved.digest.clone(), Some(resolved)),
                 None => {
                     let before = object.status.digest.as_ref();
@@ -69,7 +69,7 @@ pub(super) async fn observe<H: Host>(
         }
     };
     let stored = images.inspect(&digest).await.map_err(local)?;
-    let job = images.job(uid, &digest).await;
+    let job = jobs.job(uid, &digest).await;
     Ok(Observed { digest: Some(digest), manifest, stored, job, ..seen })
 }
 

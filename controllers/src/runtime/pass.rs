@@ -50,8 +50,8 @@ pub struct NoBoundary;
 impl Boundary for NoBoundary {}
 
 /// The dependencies of a pass.
-pub(super) struct Pass<'a, R> {
-    pub(super) reconciler: &'a R,
+pub(super) struct Pass<'a, Controller> {
+    pub(super) reconciler: &'a Controller,
     pub(super) store: &'a Store,
     pub(super) clock: &'a WatchedClock,
     pub(super) boundary: &'a dyn Boundary,
@@ -59,18 +59,18 @@ pub(super) struct Pass<'a, R> {
 }
 
 /// The end of the rounds: the outcome and the last observation.
-struct Rounds<O> {
+struct Rounds<Observed> {
     outcome: Outcome,
-    seen: Option<O>,
+    seen: Option<Observed>,
 }
 
-impl<R: Reconciler> Pass<'_, R> {
+impl<Controller: Reconciler> Pass<'_, Controller> {
     /// Runs the pass. `failures` is the number of failures in a row before it.
     pub(super) async fn run(&self, uid: &Uid, failures: u32) -> Outcome {
         for _ in 0..PASS_RECORDS_MAX {
-            let object = self.store.get::<R::Kind>(uid);
+            let object = self.store.get::<Controller::Kind>(uid);
             let generation = object.as_ref().map(|object| object.meta.generation.0);
-            let span = info_span!("pass", kind = R::Kind::NAME, %uid, generation);
+            let span = info_span!("pass", kind = Controller::Kind::NAME, %uid, generation);
             let outcome = self.run_on(uid, object.as_deref(), failures).instrument(span).await;
             if !matches!(outcome, Outcome::Recording(_)) {
                 return outcome;
@@ -79,7 +79,7 @@ impl<R: Reconciler> Pass<'_, R> {
         Outcome::Acting
     }
 
-    async fn run_on(&self, uid: &Uid, object: Option<&Object<R::Kind>>, failures: u32) -> Outcome {
+    async fn run_on(&self, uid: &Uid, object: Option<&Object<Controller::Kind>>, failures: u32) -> Outcome {
         let desired = match object {
             Some(object) if !object.meta.is_deleting() => Desired::Present(object),
             Some(object) => Desired::Absent(Some(object)),
@@ -88,8 +88,12 @@ impl<R: Reconciler> Pass<'_, R> {
         };
         let attempt = failures.saturating_add(1);
         let owner = object.and_then(|object| object.meta.owner.as_ref());
-        let subject =
-            Subject { kind: R::Kind::NAME, uid, owner, is_wished: matches!(desired, Desired::Present(_)) };
+        let subject = Subject {
+            kind: Controller::Kind::NAME,
+            uid,
+            owner,
+            is_wished: matches!(desired, Desired::Present(_)),
+        };
         let Rounds { outcome, seen } = self.rounds(subject, &desired, attempt).await;
         if let Outcome::Failed { kind, message, attempt } = &outcome {
             warn!(?kind, message, attempt, "pass failed");
@@ -98,23 +102,23 @@ impl<R: Reconciler> Pass<'_, R> {
         let Some(object) = object else { return outcome };
         let stored = if !subject.is_wished && outcome == Outcome::Converged {
             self.journal.tell(subject, Entry::Ended(&outcome));
-            self.store.remove_finalizer::<R::Kind>(uid).await
+            self.store.remove_finalizer::<Controller::Kind>(uid).await
         } else {
             let end = PassEnd { now: self.clock.read(), outcome: outcome.clone() };
-            let status = R::status(object, seen.as_ref(), &end);
+            let status = Controller::status(object, seen.as_ref(), &end);
             if status == object.status {
                 return match outcome {
                     Outcome::Recording(record) => nothing_recorded(&record, attempt),
                     outcome => outcome,
                 };
             }
-            for remark in R::remarks(object, &status) {
+            for remark in Controller::remarks(object, &status) {
                 self.journal.tell(subject, Entry::Remark(&remark));
             }
             if !matches!(outcome, Outcome::Failed { .. }) {
                 self.journal.tell(subject, Entry::Ended(&outcome));
             }
-            self.store.write_status::<R::Kind>(uid, status).await
+            self.store.write_status::<Controller::Kind>(uid, status).await
         };
         match stored {
             Ok(_) => outcome,
@@ -128,9 +132,9 @@ impl<R: Reconciler> Pass<'_, R> {
     async fn rounds(
         &self,
         subject: Subject<'_>,
-        desired: &Desired<'_, R::Kind>,
+        desired: &Desired<'_, Controller::Kind>,
         attempt: u32,
-    ) -> Rounds<R::Observed> {
+    ) -> Rounds<Controller::Observed> {
         let uid = subject.uid;
         let failed =
             |error: &HostError| Outcome::Failed { kind: error.kind, message: error.chain(), attempt };
@@ -143,7 +147,7 @@ impl<R: Reconciler> Pass<'_, R> {
             if self.is_superseded(uid, desired.object()) {
                 return Rounds { outcome: Outcome::Acting, seen: Some(seen) };
             }
-            let outcome = match R::plan(desired, &seen, self.clock.read()) {
+            let outcome = match Controller::plan(desired, &seen, self.clock.read()) {
                 Plan::Converged => Outcome::Converged,
                 Plan::Record(record) => Outcome::Recording(record),
                 Plan::Wait(wait) => Outcome::Waiting(wait),
@@ -163,17 +167,17 @@ impl<R: Reconciler> Pass<'_, R> {
     }
 
     /// True if the spec that this pass began with is not the stored spec any more.
-    fn is_superseded(&self, uid: &Uid, object: Option<&Object<R::Kind>>) -> bool {
-        let wish = |object: &Object<R::Kind>| (object.meta.generation, object.meta.is_deleting());
-        let current = self.store.get::<R::Kind>(uid);
+    fn is_superseded(&self, uid: &Uid, object: Option<&Object<Controller::Kind>>) -> bool {
+        let wish = |object: &Object<Controller::Kind>| (object.meta.generation, object.meta.is_deleting());
+        let current = self.store.get::<Controller::Kind>(uid);
         current.as_deref().map(wish) != object.map(wish)
     }
 
-    async fn act_all(&self, subject: Subject<'_>, steps: &[R::Action]) -> Result<(), HostError> {
+    async fn act_all(&self, subject: Subject<'_>, steps: &[Controller::Action]) -> Result<(), HostError> {
         assert!(!steps.is_empty(), "a plan without steps is Converged");
         assert!(steps.len() <= PLAN_STEPS_MAX, "a plan of {} steps does not converge", steps.len());
         for step in steps {
-            let (kind, action) = (R::Kind::NAME, step.name());
+            let (kind, action) = (Controller::Kind::NAME, step.name());
             info!(action, "acting");
             self.boundary.reached(kind, action, Edge::Before);
             self.journal.tell(subject, Entry::Acting(action));

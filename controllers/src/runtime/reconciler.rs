@@ -38,11 +38,11 @@ impl<'a, K: Kind> Desired<'a, K> {
 
 /// The results that a plan can have. A user sees them as conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Plan<A> {
+pub enum Plan<Step> {
     /// The host is as the spec asks; for `Absent`, nothing of ours is left.
     Converged,
     /// Steps to take in order; the pass stops at the first error and observes again.
-    Act(Vec<A>),
+    Act(Vec<Step>),
     /// The status has to be written before the next step can be planned. The pass writes it and continues
     /// with the object as it is then.
     Record(Record),

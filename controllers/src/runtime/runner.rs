@@ -56,8 +56,8 @@ impl RunnerConfig {
 }
 
 /// A reconciler with everything that it needs to run.
-pub struct Runner<R: Reconciler> {
-    reconciler: R,
+pub struct Runner<Controller: Reconciler> {
+    reconciler: Controller,
     store: Store,
     clock: Arc<dyn Clock>,
     boundary: Arc<dyn Boundary>,
@@ -66,9 +66,9 @@ pub struct Runner<R: Reconciler> {
     triggers: Triggers,
 }
 
-impl<R: Reconciler> std::fmt::Debug for Runner<R> {
+impl<Controller: Reconciler> std::fmt::Debug for Runner<Controller> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Runner").field("kind", &R::Kind::NAME).field("config", &self.config).finish()
+        f.debug_struct("Runner").field("kind", &Controller::Kind::NAME).field("config", &self.config).finish()
     }
 }
 
@@ -81,18 +81,18 @@ struct Ended {
     is_gone: bool,
 }
 
-impl<R: Reconciler> Runner<R> {
+impl<Controller: Reconciler> Runner<Controller> {
     /// # Panics
     /// Panics if the configuration allows no pass at all.
     pub fn new(
-        reconciler: R,
+        reconciler: Controller,
         store: Store,
         clock: Arc<dyn Clock>,
         boundary: Arc<dyn Boundary>,
         config: RunnerConfig,
     ) -> Self {
         assert!(config.concurrency > 0, "a runner without concurrency would wait for ever");
-        let triggers = Triggers::new::<R::Kind>(store.clone());
+        let triggers = Triggers::new::<Controller::Kind>(store.clone());
         Self { reconciler, store, clock, boundary, journal: Arc::new(NoJournal), config, triggers }
     }
 
@@ -141,11 +141,11 @@ impl<R: Reconciler> Runner<R> {
                 biased;
                 () = &mut shutdown => break,
                 // The poll that reports an ended pass also takes it out.
-                Some(ended) = running.next(), if !running.is_empty() => end::<R>(&store, &mut schedule, ended),
+                Some(ended) = running.next(), if !running.is_empty() => end::<Controller>(&store, &mut schedule, ended),
                 // The call is cancel safe, see `Triggers::next`.
                 signal = triggers.next() => {
                     if let Signal::Everything(cause) = signal {
-                        schedule.everything(&store.uids::<R::Kind>(), cause);
+                        schedule.everything(&store.uids::<Controller::Kind>(), cause);
                         listing.begin(&reconciler);
                     }
                     schedule.signal(signal);
@@ -158,7 +158,7 @@ impl<R: Reconciler> Runner<R> {
             }
             start_due(&pass, &mut schedule, &mut running, config.concurrency).await;
         }
-        end_all(running, config.grace, R::Kind::NAME).await;
+        end_all(running, config.grace, Controller::Kind::NAME).await;
     }
 }
 
@@ -173,8 +173,8 @@ async fn until(due: Option<Instant>) {
 
 /// Starts due passes up to the limits. Most passes find nothing to do and wait for nothing: they end in their
 /// first poll and never enter `running`.
-async fn start_due<'a, R: Reconciler>(
-    pass: &'a Pass<'a, R>,
+async fn start_due<'a, Controller: Reconciler>(
+    pass: &'a Pass<'a, Controller>,
     schedule: &mut Schedule<'_>,
     running: &mut FuturesUnordered<BoxFuture<'a, Ended>>,
     concurrency: usize,
@@ -188,30 +188,34 @@ async fn start_due<'a, R: Reconciler>(
         let failures = schedule.retries.failures(&uid);
         let mut started = contained(pass, uid, failures);
         match poll_immediate(&mut started).await {
-            Some(ended) => end::<R>(pass.store, schedule, ended),
+            Some(ended) => end::<Controller>(pass.store, schedule, ended),
             None => running.push(started),
         }
     }
 }
 
 /// Runs a pass and catches its panic. No other code catches panics of a pass.
-fn contained<'a, R: Reconciler>(pass: &'a Pass<'a, R>, uid: Uid, failures: u32) -> BoxFuture<'a, Ended> {
+fn contained<'a, Controller: Reconciler>(
+    pass: &'a Pass<'a, Controller>,
+    uid: Uid,
+    failures: u32,
+) -> BoxFuture<'a, Ended> {
     Box::pin(async move {
         let begun = pass.clock.read().at();
         // The pass is unwind safe: it keeps nothing between runs, and the next pass observes again.
         let outcome = AssertUnwindSafe(pass.run(&uid, failures)).catch_unwind().await;
-        let object = pass.store.get::<R::Kind>(&uid);
+        let object = pass.store.get::<Controller::Kind>(&uid);
         let is_gone = object.is_none() && matches!(outcome, Ok(Outcome::Converged));
-        let look = object.and_then(|object| R::next_look(&object, begun));
+        let look = object.and_then(|object| Controller::next_look(&object, begun));
         Ended { uid, outcome, look, is_gone }
     })
 }
 
 /// Takes an ended pass into the schedule. The store is checked for a record that was created meanwhile: its
 /// event may be among the requests that are dropped for an object that is gone.
-fn end<R: Reconciler>(store: &Store, schedule: &mut Schedule<'_>, mut ended: Ended) {
-    ended.is_gone &= store.get::<R::Kind>(&ended.uid).is_none();
-    schedule.end::<R>(ended);
+fn end<Controller: Reconciler>(store: &Store, schedule: &mut Schedule<'_>, mut ended: Ended) {
+    ended.is_gone &= store.get::<Controller::Kind>(&ended.uid).is_none();
+    schedule.end::<Controller>(ended);
 }
 
 async fn end_all(mut running: FuturesUnordered<BoxFuture<'_, Ended>>, grace: Duration, kind: &str) {
@@ -264,14 +268,14 @@ impl Schedule<'_> {
         }
     }
 
-    fn end<R: Reconciler>(&mut self, Ended { uid, outcome, look, is_gone }: Ended) {
+    fn end<Controller: Reconciler>(&mut self, Ended { uid, outcome, look, is_gone }: Ended) {
         if is_gone {
             // Changes that the object's own last steps caused would be observed in vain.
             self.queue.gone(&uid);
             return self.retries.reset(&uid);
         }
         self.queue.done(&uid);
-        let is_progress = !matches!(outcome, Ok(Outcome::Waiting(_))) || R::WAITS_ARE_PROGRESS;
+        let is_progress = !matches!(outcome, Ok(Outcome::Waiting(_))) || Controller::WAITS_ARE_PROGRESS;
         let delay = match outcome {
             Ok(Outcome::Converged | Outcome::Refused(_)) => None,
             // A negative value means that the time has passed.
@@ -282,10 +286,10 @@ impl Schedule<'_> {
                 let delay = self.retries.acting(&uid);
                 return self.queue.schedule(&uid, Instant::now() + delay);
             }
-            Ok(Outcome::Failed { kind, .. }) => return self.retry::<R>(&uid, kind),
+            Ok(Outcome::Failed { kind, .. }) => return self.retry::<Controller>(&uid, kind),
             Err(panic) => {
                 error!(%uid, message = panic_message(&*panic), "a pass panicked");
-                return self.retry::<R>(&uid, HostErrorKind::Transient);
+                return self.retry::<Controller>(&uid, HostErrorKind::Transient);
             }
         };
         if is_progress {
@@ -304,9 +308,9 @@ impl Schedule<'_> {
         Duration::try_from(at.duration_since(self.clock.read().at())).ok()
     }
 
-    fn retry<R: Reconciler>(&mut self, uid: &Uid, kind: HostErrorKind) {
+    fn retry<Controller: Reconciler>(&mut self, uid: &Uid, kind: HostErrorKind) {
         let usual = self.retries.failed(uid, kind);
-        let delay = R::retry_after(kind).unwrap_or(usual);
+        let delay = Controller::retry_after(kind).unwrap_or(usual);
         self.queue.schedule(uid, Instant::now() + delay);
     }
 }
@@ -323,7 +327,7 @@ enum Listing<'a> {
 }
 
 impl<'a> Listing<'a> {
-    fn begin<R: Reconciler>(&mut self, reconciler: &'a R) {
+    fn begin<Controller: Reconciler>(&mut self, reconciler: &'a Controller) {
         match self {
             Self::Idle => {
                 *self = Self::Running { list: Box::pin(list_owned(reconciler)), is_asked_again: false };
@@ -336,7 +340,7 @@ impl<'a> Listing<'a> {
         matches!(self, Self::Running { .. })
     }
 
-    async fn next<R: Reconciler>(&mut self, reconciler: &'a R) -> Vec<Uid> {
+    async fn next<Controller: Reconciler>(&mut self, reconciler: &'a Controller) -> Vec<Uid> {
         let Self::Running { list, is_asked_again } = self else { return Vec::new() };
         let owned = list.await;
         let is_asked_again = *is_asked_again;
@@ -349,14 +353,16 @@ impl<'a> Listing<'a> {
 }
 
 /// Lists until it succeeds, because everything of this kind on the host must become known.
-async fn list_owned<R: Reconciler>(reconciler: &R) -> Vec<Uid> {
+async fn list_owned<Controller: Reconciler>(reconciler: &Controller) -> Vec<Uid> {
     let (mut delay, cap) = (Duration::from_millis(100), Duration::from_secs(30));
     loop {
         match AssertUnwindSafe(reconciler.owned()).catch_unwind().await {
             Ok(Ok(owned)) => return owned,
-            Ok(Err(error)) => warn!(kind = R::Kind::NAME, error = error.chain(), "cannot list what is owned"),
+            Ok(Err(error)) => {
+                warn!(kind = Controller::Kind::NAME, error = error.chain(), "cannot list what is owned")
+            }
             Err(panic) => {
-                error!(kind = R::Kind::NAME, message = panic_message(&*panic), "a listing panicked")
+                error!(kind = Controller::Kind::NAME, message = panic_message(&*panic), "a listing panicked")
             }
         }
         tokio::time::sleep(delay).await;

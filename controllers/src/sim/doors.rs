@@ -66,8 +66,7 @@ impl Doors for World {
             if !state.links.contains_key(&card.tap) {
                 return Err(refuse(HostErrorKind::Missing));
             }
-            let is_in_use =
-                |vmm: &super::machines::Vmm| vmm.is_alive() && vmm.tap.as_ref() == Some(&card.tap);
+            let is_in_use = |vmm: &super::vmms::Vmm| vmm.is_alive() && vmm.tap.as_ref() == Some(&card.tap);
             if state.machines.values().any(is_in_use) {
                 return Err(refuse(HostErrorKind::Conflict));
             }

@@ -8,7 +8,7 @@ use stead_schemas::quantity::Bytes;
 use tokio::time::Instant;
 
 use super::{State, World};
-use crate::host::{HostError, HostErrorKind, Images, Job, Layer, Resolved, StoredImage};
+use crate::host::{HostError, HostErrorKind, ImageJobs, Images, Job, Layer, Resolved, StoredImage};
 
 /// An image that the registry serves under a reference.
 #[derive(Debug, Clone)]
@@ -124,6 +124,24 @@ impl Images for World {
         Images::list(self).await
     }
 
+    async fn remove(
+        &self,
+        digest: &Digest,
+        is_referenced: Box<dyn FnOnce() -> bool + Send>,
+    ) -> Result<(), HostError> {
+        self.verb("remove image", digest.as_str(), |state| {
+            if is_referenced() {
+                return Ok(());
+            }
+            state.stored.remove(digest);
+            state.manifests.remove(digest);
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl ImageJobs for World {
     async fn resolve(
         &self,
         owner: &Uid,
@@ -189,21 +207,5 @@ impl Images for World {
 
     async fn owners(&self) -> Result<Vec<Uid>, HostError> {
         Ok(self.lock().asked.keys().cloned().collect())
-    }
-
-    async fn remove(
-        &self,
-        digest: &Digest,
-        is_referenced: Box<dyn FnOnce() -> bool + Send>,
-    ) -> Result<(), HostError> {
-        self.verb("remove image", digest.as_str(), |state| {
-            if is_referenced() {
-                return Ok(());
-            }
-            state.stored.remove(digest);
-            state.manifests.remove(digest);
-            Ok(())
-        })
-        .await
     }
 }

@@ -15,15 +15,17 @@ mod drift;
 mod faults;
 mod firewall;
 mod flows;
+mod guests;
 mod images;
+mod instance_logs;
 mod links;
 mod listeners;
-mod machines;
 mod memories;
 mod probes;
 mod program;
 mod rng;
 mod snapshots;
+mod vmms;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,7 +83,7 @@ struct State {
     jobs: BTreeMap<Digest, images::Running>,
     /// The pending question to the registry for each image: reference and number.
     asked: BTreeMap<Uid, (String, u64)>,
-    machines: BTreeMap<Uid, machines::Vmm>,
+    machines: BTreeMap<Uid, vmms::Vmm>,
     records: BTreeSet<Uid>,
     memories: BTreeMap<Uid, memories::MemoryFile>,
     snapshots: BTreeMap<Uid, snapshots::SnapshotDir>,
@@ -250,16 +252,8 @@ impl World {
 }
 
 crate::host! { World, world:
-    Machines machines: World = *world;
-    Snapshots snapshots: World = *world;
-    Images images: World = *world;
-    Links links: World = *world;
-    Firewall firewall: World = *world;
-    Disks disks: World = *world;
-    Probes probes: World = *world;
-    Flows flows: World = *world;
-    Doors doors: World = *world;
-    Listeners listeners: World = *world;
+    Vmms, Guests, Memories, InstanceLogs, Snapshots, Images, ImageJobs: World = *world;
+    Links, Firewall, Disks, Probes, Flows, Doors, Listeners: World = *world;
 }
 
 impl Clock for World {

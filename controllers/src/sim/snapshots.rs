@@ -9,14 +9,11 @@ use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{PackingState, SnapshotKind};
 
-use super::machines::Vmm;
+use super::memories::{MemoryFile, PACKED};
+use super::vmms::Vmm;
 use super::{State, World};
 use crate::host::{CapturePlan, Captured, HostError, HostErrorKind, Memory, Snapshots, VmmState};
 use crate::runtime::Clock;
-
-/// The state of every compressed memory.
-pub(super) const PACKED: PackingState =
-    PackingState::Packed { packed: Bytes(1 << 20), plain: Bytes(4 << 20) };
 
 /// A snapshot's directory; `None` when a capture was cut off.
 #[derive(Debug, Clone)]
@@ -72,9 +69,9 @@ impl State {
                 Ok(Some(vmm.paused_copy(now)))
             }
             (SnapshotKind::Standby, None) => {
-                let seen = memory.map(super::memories::MemoryFile::seen);
+                let seen = memory.map(MemoryFile::seen);
                 let is_asked = matches!(seen, Some(Memory::Saved(saved)) if saved.run == plan.run);
-                let vmm = memory.and_then(super::memories::MemoryFile::vmm).filter(|_| is_asked);
+                let vmm = memory.and_then(MemoryFile::vmm).filter(|_| is_asked);
                 vmm.cloned().map(Some).ok_or_else(refuse)
             }
             _ => Err(refuse()),

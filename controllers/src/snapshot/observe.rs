@@ -10,8 +10,8 @@ use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotSpe
 
 use super::SnapshotReconciler;
 use crate::host::{
-    CapturePlan, Captured, Disks, GuestPhase, Host, HostError, Machine, Machines, Memory, Snapshots, Space,
-    VmmState,
+    CapturePlan, Captured, Disks, GuestPhase, Host, HostError, Machine, Memories, Memory, Snapshots, Space,
+    VmmState, Vmms,
 };
 use crate::store::Store;
 
@@ -151,11 +151,11 @@ async fn source<H: Host>(
     if instance.meta.is_deleting() || !is_same {
         return Ok(Source::Gone);
     }
-    let machine = reconciler.host.machines().inspect(&spec.source).await?;
+    let machine = reconciler.host.vmms().inspect(&spec.source).await?;
     Ok(match spec.kind {
         SnapshotKind::Stopped => stopped_source(&instance, machine.as_ref()),
         SnapshotKind::Standby => {
-            let memory = reconciler.host.machines().memory(&spec.source).await?;
+            let memory = reconciler.host.memories().inspect(&spec.source).await?;
             standby_source(&instance, spec, machine.as_ref(), memory.as_ref())
         }
     })

@@ -53,7 +53,7 @@ pub use export::Export;
 pub use kv::{Batch, Kv, KvError};
 #[cfg(any(test, feature = "sim"))]
 pub use memory::{KvFault, MemoryKv, PlainSealer};
-pub use object::Kinds;
+pub use object::{Kinds, Unsettled};
 pub use state::Unreadable;
 pub use tx::{New, Tx};
 pub use watch::{Change, Event, Watch};
@@ -251,6 +251,13 @@ impl Store {
         state.tables.values().flat_map(|table| table.index.difference(&table.scanned())).collect()
     }
 
+    /// Returns the objects of all kinds that wait for their deletion, or whose status is outdated.
+    #[must_use]
+    pub fn unsettled(&self) -> Vec<Unsettled> {
+        let state = self.shared.read();
+        state.tables.values().flat_map(|table| table.objects.values().filter_map(Unsettled::of)).collect()
+    }
+
     #[must_use]
     pub fn count<K: Kind>(&self) -> usize {
         self.shared.read().table(K::NAME).objects.len()
@@ -282,12 +289,12 @@ impl Store {
     ///
     /// # Errors
     /// Returns a [`TransactError`].
-    pub fn transact<T, E, F>(
+    pub fn transact<T, E, Closure>(
         &self,
-        closure: F,
-    ) -> impl Future<Output = Result<T, TransactError<E>>> + Send + use<T, E, F>
+        closure: Closure,
+    ) -> impl Future<Output = Result<T, TransactError<E>>> + Send + use<T, E, Closure>
     where
-        F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+        Closure: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
         T: Send + 'static,
         E: Send + 'static,
     {

@@ -8,6 +8,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use stead_schemas::meta::{Kind, Meta, Object};
+use stead_schemas::names::Uid;
+use stead_schemas::numbers::Generation;
 use stead_schemas::references::Ref;
 
 /// An object of some kind.
@@ -16,12 +18,35 @@ pub(super) trait AnyObject: Any + Debug + Send + Sync {
     fn kind(&self) -> &'static str;
     /// Returns the targets that the object refers to, apart from its owner.
     fn references(&self) -> Vec<Ref>;
+    fn observed_generation(&self) -> Option<Generation>;
     /// Returns the same object with another meta, for rules that apply to every kind.
     fn with_meta(&self, meta: Meta) -> Erased;
     fn encode(&self) -> Result<Vec<u8>, serde_json::Error>;
 }
 
 pub(super) type Erased = Arc<dyn AnyObject>;
+
+/// An object whose reconciler has not finished with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsettled {
+    pub kind: &'static str,
+    pub uid: Uid,
+    /// True if the object waits for its deletion.
+    pub is_deleting: bool,
+    /// True if the status was made from an earlier generation of the spec.
+    pub is_outdated: bool,
+}
+
+impl Unsettled {
+    /// Returns `None` for an object with which its reconciler has finished.
+    pub(super) fn of(object: &Erased) -> Option<Self> {
+        let meta = object.meta();
+        let is_outdated = object.observed_generation().is_some_and(|observed| observed != meta.generation);
+        let unsettled =
+            Self { kind: object.kind(), uid: meta.uid.clone(), is_deleting: meta.is_deleting(), is_outdated };
+        (unsettled.is_deleting || unsettled.is_outdated).then_some(unsettled)
+    }
+}
 
 impl<K: Kind> AnyObject for Object<K> {
     fn meta(&self) -> &Meta {
@@ -32,6 +57,9 @@ impl<K: Kind> AnyObject for Object<K> {
     }
     fn references(&self) -> Vec<Ref> {
         K::references(self)
+    }
+    fn observed_generation(&self) -> Option<Generation> {
+        K::observed_generation(&self.status)
     }
     fn with_meta(&self, meta: Meta) -> Erased {
         Arc::new(Self { meta, spec: self.spec.clone(), status: self.status.clone() })

@@ -34,15 +34,15 @@ pub(super) trait Job: Send {
     fn answer(self: Box<Self>, stored: Result<(), StoreError>);
 }
 
-pub(super) struct Transaction<F, T, E> {
-    pub(super) closure: Option<F>,
+pub(super) struct Transaction<Closure, T, E> {
+    pub(super) closure: Option<Closure>,
     pub(super) result: Option<Result<T, E>>,
     pub(super) reply: oneshot::Sender<Result<T, TransactError<E>>>,
 }
 
-impl<F, T, E> Job for Transaction<F, T, E>
+impl<Closure, T, E> Job for Transaction<Closure, T, E>
 where
-    F: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send,
+    Closure: FnOnce(&mut Tx<'_>) -> Result<T, E> + Send,
     T: Send,
     E: Send,
 {

@@ -14,7 +14,7 @@ use stead_schemas::snapshot::Snapshot;
 use tokio::time::sleep;
 
 use crate::daemon::freed_image;
-use crate::host::{HostError, HostErrorKind, Images, Job, Layer, Resolved, StoredImage};
+use crate::host::{HostError, HostErrorKind, ImageJobs, Images, Job, Layer, Resolved, StoredImage};
 use crate::image::{ImageReconciler, admission};
 use crate::runtime::{Drift, NoBoundary, Runner, RunnerConfig, SequentialIds, TokioClock};
 use crate::sim;
@@ -65,6 +65,19 @@ impl Images for Registry {
     async fn manifest(&self, digest: &Digest) -> Result<Option<Resolved>, HostError> {
         Ok(Some(Resolved { digest: digest.clone(), layers: Vec::<Layer>::new() }))
     }
+    async fn remove(
+        &self,
+        digest: &Digest,
+        is_referenced: Box<dyn FnOnce() -> bool + Send>,
+    ) -> Result<(), HostError> {
+        if !is_referenced() {
+            self.lock().here.remove(digest);
+        }
+        Ok(())
+    }
+}
+
+impl ImageJobs for Registry {
     async fn resolve(
         &self,
         owner: &Uid,
@@ -109,16 +122,6 @@ impl Images for Registry {
     async fn owners(&self) -> Result<Vec<Uid>, HostError> {
         Ok(self.lock().answered.iter().cloned().collect())
     }
-    async fn remove(
-        &self,
-        digest: &Digest,
-        is_referenced: Box<dyn FnOnce() -> bool + Send>,
-    ) -> Result<(), HostError> {
-        if !is_referenced() {
-            self.lock().here.remove(digest);
-        }
-        Ok(())
-    }
 }
 
 /// A host whose images come from the counted registry.
@@ -129,16 +132,8 @@ struct Asked {
 }
 
 crate::host! { Asked, host:
-    Machines machines: sim::World = host.rest;
-    Snapshots snapshots: sim::World = host.rest;
-    Images images: Registry = host.images;
-    Links links: sim::World = host.rest;
-    Firewall firewall: sim::World = host.rest;
-    Disks disks: sim::World = host.rest;
-    Probes probes: sim::World = host.rest;
-    Flows flows: sim::World = host.rest;
-    Doors doors: sim::World = host.rest;
-    Listeners listeners: sim::World = host.rest;
+    Images, ImageJobs: Registry = host.images;
+    ..sim::World = host.rest;
 }
 
 struct World {

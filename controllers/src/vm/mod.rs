@@ -61,7 +61,8 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{Generation, StandbyNo};
 
 use crate::host::{
-    AdoptPlan, Doors, Host, HostError, HostErrorKind, LaunchPlan, Machines, NetworkCard, ProbePlan, Probes,
+    AdoptPlan, Doors, Guests, Host, HostError, HostErrorKind, InstanceLogs, LaunchPlan, Memories,
+    NetworkCard, ProbePlan, Probes, Vmms,
 };
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
@@ -148,22 +149,22 @@ impl<H: Host> Reconciler for Vms<H> {
 
     async fn act(&self, action: &Action) -> Result<(), HostError> {
         match action {
-            Action::Launch(plan) => self.host.machines().launch(plan).await,
-            Action::Configure(uid, config) => self.host.machines().configure(uid, config).await,
-            Action::Resume(uid) => self.host.machines().resume(uid).await,
-            Action::Pause(uid) => self.host.machines().pause(uid).await,
-            Action::Save(uid, standby) => self.host.machines().save(uid, *standby).await,
-            Action::Restore(plan) => self.host.machines().restore(plan).await,
-            Action::DiscardMemory(uid) => self.host.machines().discard_memory(uid).await,
-            Action::Compress(uid, how) => self.host.machines().compress_memory(uid, *how).await,
-            Action::Adopt(plan) => self.host.machines().adopt_memory(plan).await,
-            Action::Assume(uid, assumed) => self.host.machines().assume(uid, assumed).await,
-            Action::Reconnect(uid, tap) => self.host.machines().reconnect(uid, tap).await,
-            Action::Shutdown(uid) => self.host.machines().shutdown(uid).await,
-            Action::AcknowledgeExit(uid) => self.host.machines().acknowledge_exit(uid).await,
-            Action::Kill(uid) => self.host.machines().kill(uid).await,
-            Action::Release(uid) => self.host.machines().release(uid).await,
-            Action::DiscardRecords(uid) => self.host.machines().discard_records(uid).await,
+            Action::Launch(plan) => self.host.vmms().launch(plan).await,
+            Action::Configure(uid, config) => self.host.guests().configure(uid, config).await,
+            Action::Resume(uid) => self.host.vmms().resume(uid).await,
+            Action::Pause(uid) => self.host.vmms().pause(uid).await,
+            Action::Save(uid, standby) => self.host.memories().save(uid, *standby).await,
+            Action::Restore(plan) => self.host.memories().restore(plan).await,
+            Action::DiscardMemory(uid) => self.host.memories().discard(uid).await,
+            Action::Compress(uid, how) => self.host.memories().compress(uid, *how).await,
+            Action::Adopt(plan) => self.host.memories().adopt(plan).await,
+            Action::Assume(uid, assumed) => self.host.guests().take_identity(uid, assumed).await,
+            Action::Reconnect(uid, tap) => self.host.vmms().replace_tap(uid, tap).await,
+            Action::Shutdown(uid) => self.host.guests().shutdown(uid).await,
+            Action::AcknowledgeExit(uid) => self.host.guests().acknowledge_exit(uid).await,
+            Action::Kill(uid) => self.host.vmms().kill(uid).await,
+            Action::Release(uid) => self.host.vmms().release(uid).await,
+            Action::DiscardRecords(uid) => self.host.instance_logs().remove(uid).await,
             Action::BeginProbe(plan) => self.host.probes().begin(plan).await,
             Action::EndProbe(uid) => self.host.probes().end(uid).await,
             Action::Expire(uid) => self.wish("delete the expired instance", uid, admission::expire).await,
@@ -199,7 +200,7 @@ impl<H: Host> Reconciler for Vms<H> {
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
-        let mut owned = self.host.machines().list().await?;
+        let mut owned = self.host.vmms().list().await?;
         owned.extend(self.host.probes().list().await?);
         owned.sort();
         owned.dedup();

@@ -15,8 +15,8 @@ use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 use super::Vms;
 use super::volumes::{self, VolumesSeen};
 use crate::host::{
-    Age, Door, Doors, Flows, Host, HostError, HostErrorKind, Images, Inbound, Machine, Machines, Memory,
-    NetworkCard, ProbeSeen, Probes, VmmState,
+    Age, Door, Doors, Flows, Host, HostError, HostErrorKind, Images, Inbound, InstanceLogs, Machine,
+    Memories, Memory, NetworkCard, ProbeSeen, Probes, VmmState, Vmms,
 };
 
 /// An observation of the host and of the objects that the instance refers to.
@@ -101,9 +101,9 @@ pub(super) async fn observe<H: Host>(
     uid: &Uid,
     object: Option<&Object<Instance>>,
 ) -> Result<Observed, HostError> {
-    let machine = vms.host.machines().inspect(uid).await?;
-    let has_records = vms.host.machines().has_records(uid).await?;
-    let memory = vms.host.machines().memory(uid).await?;
+    let machine = vms.host.vmms().inspect(uid).await?;
+    let has_records = vms.host.instance_logs().exist(uid).await?;
+    let memory = vms.host.memories().inspect(uid).await?;
     let probe = vms.host.probes().inspect(uid).await?;
     let parts = match object {
         Some(object) if !object.meta.is_deleting() => parts(vms, object).await?,

@@ -67,10 +67,10 @@ impl FrameKind {
 
 /// A frame; its payload lies wherever its sender keeps it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame<P = Vec<u8>> {
+pub struct Frame<Payload = Vec<u8>> {
     pub kind: FrameKind,
     pub stream: u32,
-    pub payload: P,
+    pub payload: Payload,
 }
 
 /// The error for a payload larger than [`PAYLOAD_BYTES_MAX`]; the number is its size in bytes.
@@ -141,7 +141,7 @@ impl Frame {
     }
 }
 
-impl<P: AsRef<[u8]>> Frame<P> {
+impl<Payload: AsRef<[u8]>> Frame<Payload> {
     /// Returns the header, which is sent before the payload.
     #[must_use]
     pub fn header(&self) -> [u8; HEADER_BYTES] {

@@ -20,9 +20,9 @@ use stead_schemas::instance::Exit;
 
 use crate::agent::{Agent, Instance};
 use crate::children::Children;
+use crate::handover::Handover;
 use crate::outbox::{Outbox, Wake};
 use crate::pages::Pages;
-use crate::system::Handover;
 use crate::{BootError, assume, clock, identity};
 
 /// Pause after a hang-up before the port is polled again. `poll` reports a hang-up continuously.

@@ -17,6 +17,7 @@ mod children;
 mod clock;
 mod control;
 mod devices;
+mod handover;
 mod host_keys;
 mod identity;
 mod inside;

@@ -11,7 +11,7 @@ use stead_schemas::guest::{Assumed, Decoder, Frame, FromGuest, ToGuest, Token};
 
 use crate::BootError;
 use crate::control::Control;
-use crate::system::Handover;
+use crate::handover::Handover;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -59,23 +59,23 @@ const ATTRIBUTES_BYTES_MAX: usize = 64 << 10;
 const ATTRIBUTE_NAME_BYTES_MAX: usize = 255;
 
 /// Reads all entries in order. `visit` may read the content.
-pub(super) fn read<R: Read>(
-    mut reader: R,
+pub(super) fn read<Reader: Read>(
+    mut reader: Reader,
     mut visit: impl FnMut(Item, u64, &mut dyn Read) -> Result<(), Refused>,
 ) -> Result<(), Refused> {
     each_with(&mut reader, |item, size, _, content| visit(item, size, content))
 }
 
 /// Calls `visit` with each entry, its size, and the offset of its content in the archive.
-pub(super) fn each<R: Read>(
-    mut reader: R,
+pub(super) fn each<Reader: Read>(
+    mut reader: Reader,
     mut visit: impl FnMut(Item, u64, u64) -> Result<(), Refused>,
 ) -> Result<(), Refused> {
     each_with(&mut reader, |item, size, at, _| visit(item, size, at))
 }
 
-fn each_with<R: Read>(
-    reader: &mut R,
+fn each_with<Reader: Read>(
+    reader: &mut Reader,
     mut visit: impl FnMut(Item, u64, u64, &mut dyn Read) -> Result<(), Refused>,
 ) -> Result<(), Refused> {
     let mut extension = Extension::default();
@@ -109,8 +109,8 @@ fn each_with<R: Read>(
 /// Passes an entry's content to `visit`, then reads on to the next header. An archive may end with its last content:
 /// umoci leaves out the padding and the end marker, and container runtimes accept that. Missing content is always an
 /// error.
-fn content<R: Read>(
-    reader: &mut R,
+fn content<Reader: Read>(
+    reader: &mut Reader,
     size: u64,
     visit: impl FnOnce(&mut dyn Read) -> Result<(), Refused>,
 ) -> Result<(), Refused> {
@@ -131,7 +131,7 @@ fn padded(size: u64) -> Result<u64, Refused> {
 }
 
 /// Returns the next header, or `None` at the end: a block of zeros, or the end of the input.
-fn next_header<R: Read>(reader: &mut R) -> Result<Option<tar::Header>, Refused> {
+fn next_header<Reader: Read>(reader: &mut Reader) -> Result<Option<tar::Header>, Refused> {
     let mut header = tar::Header::new_old();
     let block = header.as_mut_bytes();
     let mut count = 0;

@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 
 use super::clients::Clients;
 use super::holds::Hold;
-use super::layout::Manifest;
+use super::manifest::Manifest;
 use super::shares::Shares;
 
 /// Limit on one client's simultaneous queries to one registry. Further ones wait.
@@ -76,15 +76,15 @@ impl Questions {
 
     /// Returns the answer to a query, once. Returns `None` while the query runs, and starts it if necessary.
     /// `changed` is called when the answer has arrived.
-    pub(super) fn ask<F>(
+    pub(super) fn ask<Work>(
         &self,
         owner: &Uid,
         question: &Question,
-        work: impl FnOnce() -> F,
+        work: impl FnOnce() -> Work,
         changed: impl FnOnce() + Send + 'static,
     ) -> Result<Option<Manifest>, HostError>
     where
-        F: Future<Output = Answer> + Send + 'static,
+        Work: Future<Output = Answer> + Send + 'static,
     {
         let mut table = self.lock();
         match table.asked.remove(owner) {

@@ -12,15 +12,15 @@ use super::merge::{Named, Node};
 const ROOM_INTERVAL_BYTES: u64 = 64 << 20;
 
 /// A writer of entries. The builder's file system grows with them.
-pub(super) struct Emitter<'a, W: Write> {
-    out: tar::Builder<io::BufWriter<W>>,
+pub(super) struct Emitter<'a, Writer: Write> {
+    out: tar::Builder<io::BufWriter<Writer>>,
     layout: &'a Layout,
     /// Number of bytes written since the last check of the free disk space.
     written: u64,
 }
 
-impl<'a, W: Write> Emitter<'a, W> {
-    pub(super) fn new(out: W, layout: &'a Layout) -> Self {
+impl<'a, Writer: Write> Emitter<'a, Writer> {
+    pub(super) fn new(out: Writer, layout: &'a Layout) -> Self {
         let out = tar::Builder::new(io::BufWriter::with_capacity(1 << 20, out));
         Self { out, layout, written: ROOM_INTERVAL_BYTES }
     }

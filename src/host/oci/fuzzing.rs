@@ -12,8 +12,8 @@ use super::emit::Emitter;
 use super::guard::Allowed;
 use super::import;
 use super::jobs::Stop;
-use super::layout::{Layout, Manifest};
-use super::manifest::{Target, as_index, as_manifest, choose, digest_of, read_manifest};
+use super::layout::Layout;
+use super::manifest::{Manifest, Target, as_index, as_manifest, choose, digest_of, read_manifest};
 use super::merge::{Place, Tree};
 use super::{Refused, archive, session, transport, unpack};
 

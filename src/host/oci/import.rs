@@ -22,9 +22,10 @@ use super::Refused;
 use super::archive::{self, Kind};
 use super::holds::Hold;
 use super::jobs::Stop;
-use super::layout::{Blob, Layout, Manifest};
+use super::layout::Layout;
 use super::manifest::{
-    INDEXES_MAX, Target, ambiguous, as_index, as_manifest, choose, digest_from, digest_of, read_manifest,
+    Blob, INDEXES_MAX, Manifest, Target, ambiguous, as_index, as_manifest, choose, digest_from, digest_of,
+    read_manifest,
 };
 use super::unpack::{self, UNPACKED_BYTES_MAX};
 
@@ -334,12 +335,12 @@ fn bare_rootfs(
     Ok((Manifest { digest: identity, layers: vec![layer], config: ImageConfig::default() }, vec![hold]))
 }
 
-struct HashWriter<W> {
-    out: W,
+struct HashWriter<Writer> {
+    out: Writer,
     hash: Sha256,
 }
 
-impl<W: Write> Write for HashWriter<W> {
+impl<Writer: Write> Write for HashWriter<Writer> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.out.write(bytes)?;
         self.hash.update(&bytes[..count]);

@@ -9,8 +9,8 @@ use stead_schemas::quantity::Bytes;
 
 use super::import::import;
 use super::jobs::Stop;
-use super::layout::{Layout, Manifest};
-use super::manifest::{Target, digest_of};
+use super::layout::Layout;
+use super::manifest::{Manifest, Target, digest_of};
 use super::odd_archives::entry;
 use super::unpack::{self, UNPACKED_BYTES_MAX};
 

@@ -149,14 +149,14 @@ impl Jobs {
 
     /// Begins a job, or joins the one that already runs, which then serves this owner too. Returns the failure of the
     /// last job that served the owner, once.
-    pub(super) fn begin<F>(
+    pub(super) fn begin<Work>(
         &self,
         owner: &Uid,
         key: &Key,
-        work: impl FnOnce(Stop) -> F,
+        work: impl FnOnce(Stop) -> Work,
     ) -> Result<(), HostError>
     where
-        F: Future<Output = Result<(), HostError>> + Send + 'static,
+        Work: Future<Output = Result<(), HostError>> + Send + 'static,
     {
         let (stop, number) = {
             let mut table = self.lock();

@@ -14,14 +14,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use stead_controllers::host::{HostError, Layer, Resolved, StoredImage};
-use stead_schemas::image::ImageConfig;
 use stead_schemas::names::{Digest, ImageRef};
 use stead_schemas::quantity::Bytes;
 
 use super::holds::{Held, Hold, Holds};
-use super::manifest::digest_of;
+use super::manifest::{Blob, Manifest, digest_of};
 use super::quota::Quota;
 use crate::host::files;
 use crate::unfinished::remove_unfinished;
@@ -55,23 +53,6 @@ impl Source {
             name: digest_of(words.as_bytes()).hex()[..32].to_owned(),
         }
     }
-}
-
-/// A manifest with its configuration, both verified.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Manifest {
-    pub(super) digest: Digest,
-    pub(super) layers: Vec<Blob>,
-    pub(super) config: ImageConfig,
-}
-
-/// A layer as listed by the manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Blob {
-    pub(super) digest: Digest,
-    pub(super) size: Bytes,
-    /// Digest of the uncompressed archive, from the configuration.
-    pub(super) diff_id: Digest,
 }
 
 impl Layout {
@@ -292,6 +273,8 @@ fn gone(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use stead_schemas::image::ImageConfig;
+
     use super::*;
 
     #[test]

@@ -4,7 +4,7 @@
 //! belong to another service, reached by a redirect.
 
 use oci_client::manifest::{ImageIndexEntry, OciImageIndex, OciImageManifest};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stead_schemas::image::ImageConfig;
 use stead_schemas::names::{Digest, Platform};
@@ -12,7 +12,6 @@ use stead_schemas::quantity::Bytes;
 use stead_schemas::validate::printable;
 
 use super::Refused;
-use super::layout::{Blob, Manifest};
 
 /// Limit on the number of layers. overlayfs takes 500, and Docker makes at most 127.
 const LAYERS_MAX: usize = 500;
@@ -23,6 +22,23 @@ const LAYER_BYTES_MAX: u64 = 64 << 30;
 const RUN_BYTES_MAX: usize = 256 << 10;
 /// Limit on nested indexes. Builders that nest them do so once.
 pub(super) const INDEXES_MAX: usize = 4;
+
+/// A manifest with its configuration, both verified.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    pub(super) digest: Digest,
+    pub(super) layers: Vec<Blob>,
+    pub(super) config: ImageConfig,
+}
+
+/// A layer as listed by the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Blob {
+    pub(super) digest: Digest,
+    pub(super) size: Bytes,
+    /// Digest of the uncompressed archive, from the configuration.
+    pub(super) diff_id: Digest,
+}
 
 /// The platform and processor level for which images are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Images behind the port `Images`: registries, the image directory, and background jobs.
+//! Images behind the ports `Images` and `ImageJobs`: registries, the image directory, and background jobs.
 //!
 //! Guarantees: content is named by its verified digest. A blob or root file system is whole or absent. Layers are
 //! shared by digest. Nothing of an image is unpacked on the host, and no path, link or size in it is trusted.
@@ -46,7 +46,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use stead_controllers::host::{HostError, HostErrorKind, Images, Job, Resolved, StoredImage};
+use stead_controllers::host::{HostError, HostErrorKind, ImageJobs, Images, Job, Resolved, StoredImage};
 use stead_schemas::api::PushCredentials;
 use stead_schemas::names::{Digest, ImageRef, Platform, Uid};
 use stead_schemas::quantity::Bytes;
@@ -57,7 +57,8 @@ use clients::Clients;
 pub use guard::Allowed;
 pub use holds::Hold;
 use jobs::{Jobs, Key};
-use layout::{Layout, Manifest, Source};
+use layout::{Layout, Source};
+use manifest::Manifest;
 pub use manifest::Target;
 use registry::Registry;
 
@@ -189,6 +190,21 @@ impl Images for Oci {
         .await
     }
 
+    async fn remove(
+        &self,
+        digest: &Digest,
+        is_referenced: Box<dyn FnOnce() -> bool + Send>,
+    ) -> Result<(), HostError> {
+        let (layout, digest) = (self.layout.clone(), digest.clone());
+        blocking("remove the image", move || {
+            let removed = layout.remove(&digest, is_referenced);
+            removed.map_err(|error| HostError::io("remove the image", digest.as_str(), error))
+        })
+        .await
+    }
+}
+
+impl ImageJobs for Oci {
     async fn resolve(
         &self,
         owner: &Uid,
@@ -261,19 +277,6 @@ impl Images for Oci {
 
     async fn is_busy(&self, owner: &Uid) -> bool {
         self.jobs.owners().contains(owner) || self.questions.owners().contains(owner)
-    }
-
-    async fn remove(
-        &self,
-        digest: &Digest,
-        is_referenced: Box<dyn FnOnce() -> bool + Send>,
-    ) -> Result<(), HostError> {
-        let (layout, digest) = (self.layout.clone(), digest.clone());
-        blocking("remove the image", move || {
-            let removed = layout.remove(&digest, is_referenced);
-            removed.map_err(|error| HostError::io("remove the image", digest.as_str(), error))
-        })
-        .await
     }
 }
 

@@ -9,8 +9,8 @@ use stead_schemas::quantity::Bytes;
 use super::Refused;
 use super::archive::{self, Item, Kind};
 use super::jobs::Stop;
-use super::layout::{Blob, Layout, Manifest};
-use super::manifest::digest_of;
+use super::layout::Layout;
+use super::manifest::{Blob, Manifest, digest_of};
 use super::merge::{Place, Tree};
 use super::rootfs;
 

@@ -9,15 +9,14 @@ use futures::StreamExt;
 use oci_client::Reference;
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_schemas::api::PushCredentials;
-use stead_schemas::instance::Secret;
 use stead_schemas::names::{ImageRef, Uid};
 use tokio::time::Instant;
 
 use super::Refused;
 use super::guard::{Allowed, Guard};
-use super::layout::{Layout, Manifest, Source};
-use super::manifest::{INDEXES_MAX, Target, as_index, as_manifest, choose, read_manifest};
-use super::session::Session;
+use super::layout::{Layout, Source};
+use super::manifest::{INDEXES_MAX, Manifest, Target, as_index, as_manifest, choose, read_manifest};
+use super::session::{Credentials, Session};
 use super::transfer::Transfers;
 use super::transport::Transport;
 
@@ -25,12 +24,6 @@ use super::transport::Transport;
 const CREDENTIALS_TTL: Duration = Duration::from_secs(30 * 60);
 /// Limit on simultaneously fetched layers of one image.
 const LAYERS_AT_ONCE: usize = 4;
-
-/// Credentials that a client gave for its pull. The memory is cleared when the last user drops them.
-pub(super) enum Credentials {
-    Basic(String, Secret),
-    Bearer(Secret),
-}
 
 /// Credentials by owner, with the time at which they arrived.
 type Kept = BTreeMap<Uid, (Instant, Arc<Credentials>)>;
@@ -158,6 +151,8 @@ mod tests {
     use std::io::{BufRead, BufReader};
     use std::ops::Range;
     use std::os::unix::fs::FileExt;
+
+    use stead_schemas::instance::Secret;
 
     use super::*;
 

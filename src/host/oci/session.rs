@@ -16,7 +16,6 @@ use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use super::manifest::digest_of;
-use super::registry::Credentials;
 use super::transport::{Failed, Transport, host_of, read};
 
 /// Manifest types, of OCI and of Docker.
@@ -27,6 +26,12 @@ const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, \
 const DOCUMENT_BYTES_MAX: usize = 4 << 20;
 /// Limit on a token service's answer, in bytes. Tokens have a few KiB.
 const TOKEN_BYTES_MAX: usize = 64 << 10;
+
+/// Credentials that a client gave for its pull. The memory is cleared when the last user drops them.
+pub(super) enum Credentials {
+    Basic(String, Secret),
+    Bearer(Secret),
+}
 
 /// The context of one pull: the registry, the credentials of its owner, and the token obtained with them.
 pub(super) struct Session {

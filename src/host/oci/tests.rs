@@ -9,7 +9,8 @@ use stead_schemas::names::Digest;
 use stead_schemas::quantity::Bytes;
 
 use super::jobs::Stop;
-use super::layout::{Blob, Layout, Manifest};
+use super::layout::Layout;
+use super::manifest::{Blob, Manifest};
 use super::rootfs::build;
 
 enum Entry {

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 
 use super::blocking;
 use super::holds::Hold;
-use super::layout::{Blob, Layout, Source};
-use super::manifest::digest_from;
+use super::layout::{Layout, Source};
+use super::manifest::{Blob, digest_from};
 use super::session::{Incoming, Session};
 use super::transport::Failed;
 use crate::host::files::make_directory;

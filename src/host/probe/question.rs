@@ -204,9 +204,9 @@ impl Questions {
 }
 
 /// Sends one request and reads the head of its answer.
-async fn exchange<S>(stream: S, request: Get<String>) -> hyper::Result<u16>
+async fn exchange<Stream>(stream: Stream, request: Get<String>) -> hyper::Result<u16>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut client = http1::Builder::new();
     client.max_buf_size(HEAD_BYTES_MAX);

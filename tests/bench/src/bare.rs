@@ -7,60 +7,23 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use stead::api::{
-    ApiConfig, ApiState, Backend, ImportStream, Imported, LogError, LogStream, ServerLimits,
+    ApiConfig, ApiState, ServerLimits,
     auth::{Grant, Keys},
     router, serve,
 };
-use stead::guest_channel::{AgentError, AgentStream};
-use stead_controllers::host::{HostError, HostErrorKind};
-use stead_controllers::store::{Store, StoreError};
+use stead_controllers::store::Store;
 use stead_controllers::vm::admission;
-use stead_schemas::api::{
-    Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
-    Runtime, ServerView,
-};
-use stead_schemas::guest::Request;
-use stead_schemas::health::{HealthOf, Tally};
-use stead_schemas::instance::Hypervisor;
-use stead_schemas::names::{Platform, Uid};
 use stead_schemas::network::NetworkSpec;
 use tokio::net::TcpListener;
 
+use crate::no_host::api_config;
+
+/// Number of requests that the server admits at the same time: more than any measurement sends.
+const REQUESTS_MAX: usize = 512;
 /// Argument with which this program becomes such a server.
 pub(crate) const ARGUMENT: &str = "bare-server";
-
-struct NoHost;
-
-impl Backend for NoHost {
-    fn keep_credentials(&self, _: &Uid, _: PushCredentials) {}
-    fn asked_by(&self, _: &Uid, _: &Arc<str>) {}
-    fn import(&self, _: &Arc<str>, _: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
-        Box::pin(async { Err(HostError::new(HostErrorKind::Unsupported, "import", "here")) })
-    }
-    fn log(&self, _: &Uid, _: &str, _: usize, _: bool) -> BoxFuture<'_, Result<LogStream, LogError>> {
-        Box::pin(async { Err(LogError::Missing) })
-    }
-    fn backup(&self) -> BoxFuture<'_, Result<ImportStream, StoreError>> {
-        Box::pin(async { Err(StoreError::Closed) })
-    }
-
-    fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
-        InstanceStats::default()
-    }
-    fn health(&self, _: &Uid) -> Option<(HealthOf, Tally)> {
-        None
-    }
-    fn can_listen(&self, _: u16) -> bool {
-        true
-    }
-
-    fn open_stream<'a>(&'a self, _: &'a Uid, _: Request) -> BoxFuture<'a, Result<AgentStream, AgentError>> {
-        Box::pin(async { Err(AgentError::NotReady) })
-    }
-}
 
 /// The server as seen from outside. It is ended when the value is dropped.
 pub(crate) struct Bare {
@@ -133,7 +96,7 @@ pub(crate) async fn run(dir: &Path) {
         header_timeout: Duration::from_secs(10),
         grace: Duration::from_secs(1),
     };
-    let router = router(state(store, keys));
+    let router = router(state(&store, &keys));
     tokio::spawn(async move {
         serve(listener, router, limits, std::future::pending()).await.expect("served");
     });
@@ -142,36 +105,7 @@ pub(crate) async fn run(dir: &Path) {
     let _ = ended.await;
 }
 
-fn state(store: Store, keys: Keys) -> ApiState {
-    let text = |word: &str| word.to_owned();
-    ApiState::new(ApiConfig {
-        store,
-        keys,
-        backend: Arc::new(NoHost),
-        defaults: InstanceDefaults {
-            platform: Platform::LinuxAmd64,
-            hypervisor: Hypervisor::Qemu,
-            hypervisors: &[Hypervisor::Qemu, Hypervisor::QemuMicrovm],
-        },
-        tap_prefix: text("st"),
-        capabilities: Capabilities {
-            server: ServerView { version: text("bench"), api_version: text("0.3.0") },
-            host: HostView { os: text("linux"), arch: text("amd64"), cgroups: false },
-            default_runtime: Runtime { name: text("qemu"), available: true },
-            runtimes: Vec::new(),
-            network: NetworkModel {
-                model: text("bridge"),
-                guest_to_guest: false,
-                gateway: None,
-                subnet: None,
-            },
-            images: ImagesView { platforms: Vec::new(), default_platform: text("linux/amd64") },
-            features: Vec::new(),
-        },
-        requests_max: 512,
-        sockets_max: 512,
-        shows_secrets: false,
-        requires_permissions: false,
-        audit: stead::api::Audit::default(),
-    })
+fn state(store: &Store, keys: &Keys) -> ApiState {
+    let config = api_config(store, keys, &Arc::default());
+    ApiState::new(ApiConfig { requests_max: REQUESTS_MAX, sockets_max: REQUESTS_MAX, ..config })
 }

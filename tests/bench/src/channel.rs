@@ -67,12 +67,12 @@ impl Channel {
             let most = left.min(CHUNK_BYTES);
             left -= self.socket.read(&mut chunk[..most]).expect("received");
         }
-        let from_guest = crate::agent::megabytes(bytes, start);
+        let from_guest = crate::stream::megabytes(bytes, start);
         let start = Instant::now();
         for _ in 0..bytes / CHUNK_BYTES {
             self.socket.write_all(&chunk).expect("sent");
         }
         self.socket.read_exact(&mut chunk[..1]).expect("received");
-        Speed { from_guest, to_guest: crate::agent::megabytes(bytes, start) }
+        Speed { from_guest, to_guest: crate::stream::megabytes(bytes, start) }
     }
 }

@@ -6,9 +6,9 @@ use serde_json::json;
 use std::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::agent::{Socket, drain, exec, megabytes, open};
 use crate::channel::Channel;
 use crate::daemon::Daemon;
+use crate::stream::{Socket, drain, exec, megabytes, open};
 use crate::{Figure, median};
 
 const COPY_BYTES: usize = 256 << 20;

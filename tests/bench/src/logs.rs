@@ -6,9 +6,9 @@ use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::agent::Socket;
 use crate::daemon::Daemon;
 use crate::median;
+use crate::stream::Socket;
 
 const ROUNDS: usize = 50;
 

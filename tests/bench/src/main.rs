@@ -13,11 +13,14 @@ mod crowded;
 mod daemon;
 mod hand;
 mod logs;
+#[path = "../../it/no_host.rs"]
+mod no_host;
 mod posts;
 mod qmp;
 mod runtime;
 mod scale;
 mod standby;
+mod stream;
 mod wake;
 mod weight;
 

@@ -89,9 +89,9 @@ async fn post(http: &reqwest::Client, base: &str, token: &str, number: u64) -> R
 }
 
 /// Returns the number of requests answered per second with this number of clients.
-async fn load<F: Future<Output = Result<(), String>> + Send>(
+async fn load<Answer: Future<Output = Result<(), String>> + Send>(
     clients: u64,
-    send: impl Fn(u64) -> F + Sync,
+    send: impl Fn(u64) -> Answer + Sync,
 ) -> f64 {
     let next = AtomicU64::new(1);
     let start = Instant::now();

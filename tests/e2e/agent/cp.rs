@@ -54,11 +54,11 @@ fn result(bytes: usize) -> Value {
     json!({ "type": "result", "success": true, "bytes_written": bytes })
 }
 
-async fn copies_in(site: &Site) {
-    let large: Vec<u8> = (0..3_000_001u32).map(|at| at.to_le_bytes()[0]).collect();
-    let sparse = [vec![0u8; 8 << 20], vec![1]].concat();
-    // The columns: path, additional request fields, contents, a shell line and its expected output.
-    let cases: Vec<(&str, Value, &[u8], &str, &str)> = vec![
+/// The columns of a case: path, additional request fields, contents, a shell line and its expected output.
+type CopyCase<'a> = (&'a str, Value, &'a [u8], &'a str, &'a str);
+
+fn cases_of_copies<'a>(large: &'a [u8], sparse: &'a [u8]) -> Vec<CopyCase<'a>> {
+    vec![
         ("/tmp/a", json!({}), b"hello", "cat /tmp/a; stat -c ' %a %u %g' /tmp/a", "hello 644 0 0"),
         ("/tmp/empty", json!({}), b"", "stat -c %s /tmp/empty", "0"),
         ("/tmp/a", json!({ "mode": 0o755 }), b"again", "cat /tmp/a; stat -c ' %a' /tmp/a", "again 755"),
@@ -73,14 +73,14 @@ async fn copies_in(site: &Site) {
         (
             "/tmp/large",
             json!({}),
-            &large,
+            large,
             "stat -c %s /tmp/large; od -An -tu1 -j2999999 -N1 /tmp/large | tr -d ' '",
             "3000001\n191",
         ),
         (
             "/tmp/sparse",
             json!({}),
-            &sparse,
+            sparse,
             "stat -c %s /tmp/sparse; test $(du -k /tmp/sparse | cut -f1) -lt 100 && echo holes",
             "8388609\nholes",
         ),
@@ -116,9 +116,14 @@ async fn copies_in(site: &Site) {
             "cat /tmp/link /tmp/target; test -L /tmp/link || echo replaced",
             "newoldreplaced",
         ),
-    ];
+    ]
+}
+
+async fn copies_in(site: &Site) {
+    let large: Vec<u8> = (0..3_000_001u32).map(|at| at.to_le_bytes()[0]).collect();
+    let sparse = [vec![0u8; 8 << 20], vec![1]].concat();
     shell(site, "box", "printf old >/tmp/target; ln -s /tmp/target /tmp/link").await;
-    for (path, more, contents, look, says) in cases {
+    for (path, more, contents, look, says) in cases_of_copies(&large, &sparse) {
         let request = request(path, more);
         assert_eq!(to(site, request.clone(), contents).await, result(contents.len()), "{request}");
         assert_eq!(shell(site, "box", look).await, says, "{request}");

@@ -80,6 +80,15 @@ fn cases() -> Vec<Case> {
         // A process that keeps running in the background delays nothing.
         line("sleep 1000 & echo started", "started\n", 0),
         line("cat /proc/self/environ | tr '\\0' '\\n' | grep -c '^PATH='", "1\n", 0),
+    ];
+    let split = json!({ "command": ["sh", "-c", "echo out; echo err >&2"], "split_output": true });
+    cases.push(case(split, b"", b"", 0));
+    cases.extend(terminal_cases());
+    cases
+}
+
+fn terminal_cases() -> Vec<Case> {
+    vec![
         // The terminal.
         case(terminal(&["sh", "-c", "test -t 0 && test -t 1 && echo yes"]), b"", b"yes\r\n", 0),
         case(terminal(&["stty", "size"]), b"", b"24 80\r\n", 0),
@@ -94,10 +103,7 @@ fn cases() -> Vec<Case> {
         // The timeout.
         case(json!({ "command": ["sleep", "1000"], "timeout": 1 }), b"", b"", 124),
         case(json!({ "command": ["true"], "timeout": 0 }), b"", b"", 0),
-    ];
-    let split = json!({ "command": ["sh", "-c", "echo out; echo err >&2"], "split_output": true });
-    cases.push(case(split, b"", b"", 0));
-    cases
+    ]
 }
 
 /// Returns a request for a program with a terminal.

@@ -1,11 +1,12 @@
-//! The verbs of the driver boundary, through the port that the controllers call.
+//! The verbs of the driver boundary, through the ports that the controllers call.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stead::hypervisor::Hypervisors;
 use stead_controllers::host::{
-    AdoptPlan, CapturePlan, HostErrorKind, LaunchPlan, Machine, Machines, Memory, NetworkCard, VmmState,
+    AdoptPlan, CapturePlan, HostErrorKind, InstanceLogs, LaunchPlan, Machine, Memories, Memory, NetworkCard,
+    Snapshots, VmmState, Vmms,
 };
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::compression::{Algorithm, Compression};
@@ -69,7 +70,7 @@ impl Vm {
     }
 
     async fn inspect(&self) -> Machine {
-        self.vms.inspect(&self.owner).await.expect("observed").expect("it is there")
+        Vmms::inspect(&self.vms, &self.owner).await.expect("observed").expect("it is there")
     }
 
     async fn is(&self, state: VmmState) {
@@ -94,15 +95,15 @@ impl Vm {
     async fn end(&self) {
         self.vms.kill(&self.owner).await.expect("killed");
         self.vms.release(&self.owner).await.expect("released");
-        assert!(self.vms.inspect(&self.owner).await.expect("observed").is_none());
+        assert!(Vmms::inspect(&self.vms, &self.owner).await.expect("observed").is_none());
     }
 
     /// Ends the VM and removes everything of it.
     async fn clear_away(&self) {
         self.end().await;
-        self.vms.discard_memory(&self.owner).await.expect("discarded");
-        self.vms.discard_records(&self.owner).await.expect("discarded");
-        assert!(!self.vms.list().await.expect("listed").contains(&self.owner));
+        self.vms.discard(&self.owner).await.expect("discarded");
+        InstanceLogs::remove(&self.vms, &self.owner).await.expect("removed");
+        assert!(!Vmms::list(&self.vms).await.expect("listed").contains(&self.owner));
     }
 
     fn saved(&self, owner: &Uid, name: &str) -> PathBuf {
@@ -190,11 +191,11 @@ impl Vm {
             assert!(self.inspect().await.is_network_cut);
             command("ip", &["tuntap", "add", "dev", TAP, "mode", "tap"]);
             assert!(self.inspect().await.is_network_cut, "a new TAP of the same name is another");
-            self.vms.reconnect(&self.owner, &TAP.parse().expect("valid")).await.expect("reconnected");
+            self.vms.replace_tap(&self.owner, &TAP.parse().expect("valid")).await.expect("reconnected");
             assert!(!self.inspect().await.is_network_cut);
         } else {
             self.launch().await;
-            let refused = self.vms.reconnect(&self.owner, &TAP.parse().expect("valid")).await;
+            let refused = self.vms.replace_tap(&self.owner, &TAP.parse().expect("valid")).await;
             assert_eq!(refused.expect_err("not declared").kind, HostErrorKind::Unsupported);
         }
         self.is(VmmState::Running).await;
@@ -212,7 +213,7 @@ impl Vm {
         }
         self.vms.save(&self.owner, StandbyNo(5)).await.expect_err("it runs");
         self.is(VmmState::Running).await;
-        assert_eq!(self.vms.memory(&self.owner).await.expect("observed"), None);
+        assert_eq!(Memories::inspect(&self.vms, &self.owner).await.expect("observed"), None);
         self.save_and_end(5).await;
         let sum = self.saved_sum(&self.owner);
         self.restart();
@@ -221,15 +222,15 @@ impl Vm {
         assert_eq!(refused.kind, HostErrorKind::Permanent);
         self.restore().await;
         // The memory is saved again before the VM ran, and no RAM was lost in between.
-        self.vms.discard_memory(&self.owner).await.expect("discarded");
+        self.vms.discard(&self.owner).await.expect("discarded");
         self.vms.save(&self.owner, StandbyNo(6)).await.expect("saved");
         assert_eq!(self.saved_sum(&self.owner), sum, "the restored RAM is not the saved one");
-        self.vms.discard_memory(&self.owner).await.expect("discarded");
+        self.vms.discard(&self.owner).await.expect("discarded");
         self.resume().await;
         // A restored VM can be saved and restored again.
         self.save_and_end(7).await;
         self.restore().await;
-        self.vms.discard_memory(&self.owner).await.expect("discarded");
+        self.vms.discard(&self.owner).await.expect("discarded");
         self.resume().await;
         self.clear_away().await;
     }
@@ -241,14 +242,18 @@ impl Vm {
         self.launch().await;
         self.save_and_end(8).await;
         let how = Compression { algorithm: Algorithm::Zstd, level: 1 };
-        self.vms.compress_memory(&self.owner, how).await.expect("begun");
-        until("compressed", MOMENT, async || match self.vms.memory(&self.owner).await.expect("observed") {
-            Some(Memory::Saved(saved)) => matches!(saved.packing, PackingState::Packed { .. }).then_some(()),
-            seen => panic!("{seen:?}"),
+        Memories::compress(&self.vms, &self.owner, how).await.expect("begun");
+        until("compressed", MOMENT, async || {
+            match Memories::inspect(&self.vms, &self.owner).await.expect("observed") {
+                Some(Memory::Saved(saved)) => {
+                    matches!(saved.packing, PackingState::Packed { .. }).then_some(())
+                }
+                seen => panic!("{seen:?}"),
+            }
         })
         .await;
         self.restore().await;
-        self.vms.discard_memory(&self.owner).await.expect("discarded");
+        self.vms.discard(&self.owner).await.expect("discarded");
         self.resume().await;
         self.clear_away().await;
     }
@@ -270,7 +275,7 @@ impl Vm {
             disk: self.owner.clone(),
             volumes: Vec::new(),
         };
-        stead_controllers::host::Snapshots::capture(&self.vms, &capture).await.expect("captured");
+        self.vms.capture(&capture).await.expect("captured");
         let plan = self.bench.plan(&fork);
         let disk = self.bench.data().join("snapshots").join(snapshot.as_str()).join("saved/disk.ext4");
         std::fs::copy(disk, self.bench.disk(&fork)).expect("copied");
@@ -283,19 +288,19 @@ impl Vm {
             overlay: fork.clone(),
             volumes: Vec::new(),
         };
-        self.vms.adopt_memory(&adopt).await.expect("taken over");
+        self.vms.adopt(&adopt).await.expect("taken over");
         assert_eq!(self.saved_sum(&fork), self.saved_sum(&self.owner));
         self.vms.restore(&plan).await.expect("restored");
         self.restore().await;
         for owner in [&self.owner, &fork] {
-            self.vms.discard_memory(owner).await.expect("discarded");
+            self.vms.discard(owner).await.expect("discarded");
             self.vms.resume(owner).await.expect("resumed");
-            let seen = self.vms.inspect(owner).await.expect("observed").expect("it is there");
+            let seen = Vmms::inspect(&self.vms, owner).await.expect("observed").expect("it is there");
             assert_eq!(seen.vmm, VmmState::Running, "source and fork run side by side");
         }
         self.vms.kill(&fork).await.expect("killed");
         self.vms.release(&fork).await.expect("released");
-        stead_controllers::host::Snapshots::remove(&self.vms, &snapshot).await.expect("removed");
+        Snapshots::remove(&self.vms, &snapshot).await.expect("removed");
         self.clear_away().await;
     }
 
@@ -305,7 +310,7 @@ impl Vm {
         self.pause().await;
         self.vms.save(&self.owner, standby).await.expect("saved");
         self.is(VmmState::Paused).await;
-        let seen = self.vms.memory(&self.owner).await.expect("observed");
+        let seen = Memories::inspect(&self.vms, &self.owner).await.expect("observed");
         assert!(matches!(&seen, Some(Memory::Saved(saved)) if saved.standby == standby), "{seen:?}");
         let conflict = self.vms.resume(&self.owner).await.expect_err("its memory is saved");
         assert_eq!(conflict.kind, HostErrorKind::Conflict);

@@ -88,6 +88,24 @@ impl Walk {
         }
     }
 
+    /// Deletes all objects of a list. Returns true if there are none.
+    async fn clear(&mut self, site: &Site, act: &Act, list: &str, kind: &str) -> Result<bool, String> {
+        match site.attempt(Method::GET, list, None).await {
+            Some(seen) if seen.status == 200 => {
+                let all = seen.body.as_array().cloned().unwrap_or_default();
+                for id in all.iter().filter_map(|object| object["id"].as_str()) {
+                    let gone = site.attempt(Method::DELETE, &format!("{kind}/{id}"), None).await;
+                    if let Some(answer) = gone.filter(|answer| !answer.status.is_success()) {
+                        self.judge(act, &answer)?;
+                    }
+                }
+                Ok(all.is_empty())
+            }
+            Some(answer) => self.judge(act, &answer).map(|()| false),
+            None => Ok(false),
+        }
+    }
+
     /// Continues as far as possible without waiting.
     pub(crate) async fn go(&mut self, site: &Site) -> Result<(), String> {
         while let Some(act) = self.acts.get(self.at).cloned() {
@@ -123,20 +141,7 @@ impl Walk {
                     Some(answer) => self.judge(&act, &answer).map(|()| false)?,
                     None => false,
                 },
-                Act::Clear(list, kind) => match site.attempt(Method::GET, list, None).await {
-                    Some(seen) if seen.status == 200 => {
-                        let all = seen.body.as_array().cloned().unwrap_or_default();
-                        for id in all.iter().filter_map(|object| object["id"].as_str()) {
-                            let gone = site.attempt(Method::DELETE, &format!("{kind}/{id}"), None).await;
-                            if let Some(answer) = gone.filter(|answer| !answer.status.is_success()) {
-                                self.judge(&act, &answer)?;
-                            }
-                        }
-                        all.is_empty()
-                    }
-                    Some(answer) => self.judge(&act, &answer).map(|()| false)?,
-                    None => false,
-                },
+                Act::Clear(list, kind) => self.clear(site, &act, list, kind).await?,
                 Act::Gone(path) => match site.attempt(Method::GET, path, None).await {
                     Some(answer) if answer.status == 404 => true,
                     Some(answer) => {

@@ -233,13 +233,23 @@ fn world() -> World {
     world_on(MemoryKv::new())
 }
 
+/// The sender that ends a runner, and the runner's task.
+type Run = (oneshot::Sender<()>, JoinHandle<()>);
+
+/// Makes a world whose runner runs until the second value is dropped.
+fn running() -> (World, Run) {
+    let world = world();
+    let run = world.start(world.runner());
+    (world, run)
+}
+
 impl World {
     fn runner(&self) -> Runner<Lamps> {
         let config = RunnerConfig { concurrency: 4, ..RunnerConfig::seeded(1) };
         Runner::new(self.lamps.clone(), self.store.clone(), self.clock.clone(), Arc::new(NoBoundary), config)
     }
 
-    fn start(&self, runner: Runner<Lamps>) -> (oneshot::Sender<()>, JoinHandle<()>) {
+    fn start(&self, runner: Runner<Lamps>) -> Run {
         let (stop, stopped) = oneshot::channel::<()>();
         (
             stop,
@@ -280,8 +290,7 @@ const SOON: Duration = Duration::from_millis(50);
 
 #[tokio::test(start_paused = true)]
 async fn what_a_plan_asks_to_record_is_stored_and_the_same_pass_goes_on_from_it() {
-    let world = world();
-    let (_stop, _run) = world.start(world.runner());
+    let (world, _run) = running();
     let uid = world.create("one", Behaviour::RecordFirst).await;
     world.pass_time(SOON).await;
     let status = world.store.get::<Lamp>(&uid).expect("there").status.clone();
@@ -296,8 +305,7 @@ async fn what_a_plan_asks_to_record_is_stored_and_the_same_pass_goes_on_from_it(
 /// retries and no loop.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_changes_nothing_is_a_failure() {
-    let world = world();
-    let (_stop, _run) = world.start(world.runner());
+    let (world, _run) = running();
     let uid = world.create("one", Behaviour::RecordAlways).await;
     world.pass_time(Duration::from_secs(60)).await;
     assert!(world.lamps.passes(&uid) < 40, "{}", world.lamps.passes(&uid));
@@ -305,8 +313,7 @@ async fn a_record_that_changes_nothing_is_a_failure() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wish_is_carried_out_reported_and_taken_back() {
-    let world = world();
-    let (_stop, _run) = world.start(world.runner());
+    let (world, _run) = running();
     let uid = world.create("one", Behaviour::Work).await;
     world.pass_time(SOON).await;
     assert_eq!(world.lamps.bench().lamps.get(&uid), Some(&7));
@@ -341,8 +348,7 @@ async fn orphans_are_removed_but_not_those_of_an_unreadable_record() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failing_key_is_retried_with_growing_delays_and_does_not_wake_itself() {
-    let world = world();
-    let (_stop, _run) = world.start(world.runner());
+    let (world, _run) = running();
     let uid = world.create("one", Behaviour::Fail(HostErrorKind::Transient)).await;
     world.pass_time(Duration::from_secs(10)).await;
     let times = world.lamps.bench().passes[&uid].clone();
@@ -394,8 +400,7 @@ async fn what_fails_has_its_own_time_whatever_else_wakes_everything() {
 #[tokio::test(start_paused = true)]
 async fn a_wish_that_changed_while_the_host_was_looked_at_is_not_carried_out_any_more() {
     const LOOK: Duration = Duration::from_secs(2);
-    let world = world();
-    let (_stop, _run) = world.start(world.runner());
+    let (world, _run) = running();
     let changed = world.create("changed", Behaviour::Slow(LOOK)).await;
     let deleted = world.create("deleted", Behaviour::Slow(LOOK)).await;
     world.pass_time(LOOK / 2).await;

@@ -34,8 +34,7 @@ async fn a_wait_with_a_time_is_looked_at_then() {
 
 #[tokio::test(start_paused = true)]
 async fn a_plan_without_an_end_is_slowed_down() {
-    let world = world();
-    let (_stop, _run) = world.start(world.runner());
+    let (world, _run) = running();
     let uid = world.create("one", Behaviour::NeverDone).await;
     world.pass_time(Duration::from_secs(60)).await;
     let rounds = world.lamps.passes(&uid) / (PASS_ROUNDS_MAX + 1);

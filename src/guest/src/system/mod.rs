@@ -24,11 +24,12 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
-use stead_schemas::guest::{Config, Token};
+use stead_schemas::guest::Config;
 
 pub(crate) use self::agent::main as agent_main;
 use self::rule::{Init, Kind};
 use crate::control::Control;
+use crate::handover::Handover;
 use crate::{program, user};
 
 /// Name of the agent's process. A process recognizes by it that it is the agent.
@@ -37,19 +38,6 @@ const AGENT: &str = "stead-agent";
 const AGAIN: &str = "again";
 
 const ITSELF: &str = "/proc/self/exe";
-
-/// The state that the next process serving the port needs.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Handover {
-    pub(crate) nonce: u64,
-    pub(crate) token: Option<Token>,
-    pub(crate) config: Option<Config>,
-    pub(crate) is_stopping: bool,
-    /// Received bytes of a frame that is incomplete.
-    pub(crate) received: Vec<u8>,
-    /// Unsent bytes of a frame that was begun.
-    pub(crate) unsent: Vec<u8>,
-}
 
 /// The first line that the agent reads.
 #[derive(Debug, Serialize, Deserialize)]

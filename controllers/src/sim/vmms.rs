@@ -4,38 +4,32 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use stead_schemas::compression::Compression;
-use stead_schemas::guest;
+use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::{Exit, Hypervisor};
+use stead_schemas::limits::{VCPUS_MAX, VOLUME_DEVICES_MAX, VOLUME_DEVICES_WITHOUT_PCI_MAX};
 use stead_schemas::names::{LinkName, Uid};
-use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
-use stead_schemas::snapshot::PackingState;
+use stead_schemas::numbers::{LaunchId, RunNo};
 
 use super::World;
-use super::memories::MemoryFile;
 use super::program::Program;
-use super::snapshots::PACKED;
 use super::written::Known;
-use crate::host::{
-    AdoptPlan, GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory,
-    VmmState,
-};
+use crate::host::{GuestPhase, GuestView, HostError, HostErrorKind, LaunchPlan, Machine, VmmState, Vmms};
 
 /// A VMM process, or its leftovers.
 #[derive(Debug, Clone)]
 pub(super) struct Vmm {
     pub(super) run: RunNo,
-    hypervisor: Hypervisor,
+    pub(super) hypervisor: Hypervisor,
     pub(super) state: VmmState,
-    pid: u32,
+    pub(super) pid: u32,
     pub(super) launch: LaunchId,
     /// Time of the launch, as the wall clock showed it then.
-    shown_launched_at: Timestamp,
+    pub(super) shown_launched_at: Timestamp,
     pub(super) launched_at: Timestamp,
-    configured_at: Option<Timestamp>,
-    program: Program,
-    shutdown_at: Option<Timestamp>,
-    acknowledged_at: Option<Timestamp>,
+    pub(super) configured_at: Option<Timestamp>,
+    pub(super) program: Program,
+    pub(super) shutdown_at: Option<Timestamp>,
+    pub(super) acknowledged_at: Option<Timestamp>,
     pub(super) tap: Option<LinkName>,
     pub(super) address: Option<Ipv4Addr>,
     pub(super) is_network_cut: bool,
@@ -45,13 +39,25 @@ pub(super) struct Vmm {
     slept: SignedDuration,
     /// Disks of the VM, the root's first.
     pub(super) disks: Vec<Known>,
-    incarnation: Option<String>,
+    pub(super) incarnation: Option<String>,
 }
 
 const BOOT: Duration = Duration::from_millis(1500);
-const START: Duration = Duration::from_millis(300);
-const STOP: Duration = Duration::from_millis(400);
-const POWER_OFF: Duration = Duration::from_millis(200);
+pub(super) const START: Duration = Duration::from_millis(300);
+pub(super) const STOP: Duration = Duration::from_millis(400);
+pub(super) const POWER_OFF: Duration = Duration::from_millis(200);
+
+/// The capabilities of simulated VMs, apart from the number of their devices.
+const CAPABILITIES: VmmCapabilities = VmmCapabilities {
+    standby: true,
+    fork_memory: true,
+    replace_tap: true,
+    resize_memory: false,
+    io_limits: false,
+    devices: false,
+    volume_devices_max: VOLUME_DEVICES_MAX,
+    vcpus_max: VCPUS_MAX,
+};
 
 impl Vmm {
     pub(super) fn is_alive(&self) -> bool {
@@ -59,7 +65,7 @@ impl Vmm {
     }
 
     /// Returns the guest's own time.
-    fn time(&self, now: Timestamp) -> Timestamp {
+    pub(super) fn time(&self, now: Timestamp) -> Timestamp {
         self.paused_at.unwrap_or(now).saturating_sub(self.slept).unwrap_or(now)
     }
 
@@ -168,7 +174,7 @@ impl Vmm {
 
 impl World {
     /// Runs one verb on a VMM that must exist.
-    async fn on_vmm<T>(
+    pub(super) async fn on_vmm<T>(
         &self,
         operation: &'static str,
         owner: &Uid,
@@ -182,7 +188,16 @@ impl World {
     }
 }
 
-impl Machines for World {
+impl Vmms for World {
+    fn capabilities(&self, hypervisor: Hypervisor) -> Option<VmmCapabilities> {
+        Some(match hypervisor {
+            Hypervisor::QemuMicrovm => {
+                VmmCapabilities { volume_devices_max: VOLUME_DEVICES_WITHOUT_PCI_MAX, ..CAPABILITIES }
+            }
+            _ => CAPABILITIES,
+        })
+    }
+
     async fn list(&self) -> Result<Vec<Uid>, HostError> {
         self.verb("list", "machines", |state| {
             let mut owners: Vec<Uid> =
@@ -200,10 +215,6 @@ impl Machines for World {
             Ok(state.machines.get(owner).map(|vmm| vmm.seen(owner, now)))
         })
         .await
-    }
-
-    async fn has_records(&self, owner: &Uid) -> Result<bool, HostError> {
-        self.verb("inspect records", owner.as_str(), |state| Ok(state.records.contains(owner))).await
     }
 
     async fn launch(&self, plan: &LaunchPlan) -> Result<(), HostError> {
@@ -263,63 +274,11 @@ impl Machines for World {
         Ok(())
     }
 
-    async fn configure(&self, owner: &Uid, config: &guest::Config) -> Result<(), HostError> {
+    async fn pause(&self, owner: &Uid) -> Result<(), HostError> {
         let now = self.time();
-        let program = Program::of(&config.argv);
-        self.on_vmm("configure", owner, |vmm| {
-            let now = vmm.time(now);
-            vmm.configured_at.get_or_insert(now);
-            vmm.program = program;
-            vmm.incarnation = Some(config.incarnation.clone());
-            Ok(())
-        })
-        .await?;
-        self.announce_in(owner, START);
-        if let Program::Ends { after, .. } = program {
-            self.announce_in(owner, START + after);
-        }
-        Ok(())
-    }
-
-    async fn assume(&self, owner: &Uid, assumed: &guest::Assumed) -> Result<(), HostError> {
-        self.on_vmm("assume", owner, |vmm| {
-            vmm.incarnation = Some(assumed.incarnation.clone());
-            Ok(())
-        })
-        .await
-    }
-
-    async fn shutdown(&self, owner: &Uid) -> Result<(), HostError> {
-        let now = self.time();
-        self.on_vmm("shut down", owner, |vmm| {
-            let now = vmm.time(now);
-            vmm.shutdown_at.get_or_insert(now);
-            Ok(())
-        })
-        .await?;
-        self.announce_in(owner, STOP);
-        Ok(())
-    }
-
-    async fn acknowledge_exit(&self, owner: &Uid) -> Result<(), HostError> {
-        let now = self.time();
-        self.on_vmm("acknowledge exit", owner, |vmm| {
-            let now = vmm.time(now);
-            vmm.acknowledged_at.get_or_insert(now);
-            Ok(())
-        })
-        .await?;
-        self.announce_in(owner, POWER_OFF);
-        Ok(())
-    }
-
-    async fn reconnect(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError> {
-        self.verb("reconnect", owner.as_str(), |state| {
-            let missing = || HostError::new(HostErrorKind::Missing, "reconnect", owner.as_str());
-            if !state.links.contains_key(tap) {
-                return Err(missing());
-            }
-            state.machines.get_mut(owner).ok_or_else(missing)?.is_network_cut = false;
+        self.arrive_by_chance(owner);
+        self.on_vmm("pause", owner, |vmm| {
+            vmm.hold(now);
             Ok(())
         })
         .await
@@ -352,107 +311,13 @@ impl Machines for World {
         Ok(())
     }
 
-    async fn pause(&self, owner: &Uid) -> Result<(), HostError> {
-        let now = self.time();
-        self.arrive_by_chance(owner);
-        self.on_vmm("pause", owner, |vmm| {
-            vmm.hold(now);
-            Ok(())
-        })
-        .await
-    }
-
-    async fn memory(&self, owner: &Uid) -> Result<Option<Memory>, HostError> {
-        self.verb("inspect memory", owner.as_str(), |state| {
-            Ok(state.memories.get(owner).map(MemoryFile::seen))
-        })
-        .await
-    }
-
-    async fn save(&self, owner: &Uid, standby: StandbyNo) -> Result<(), HostError> {
-        self.verb("save", owner.as_str(), |state| {
-            let refuse = |kind| HostError::new(kind, "save", owner.as_str());
-            let vmm = state.machines.get(owner).ok_or_else(|| refuse(HostErrorKind::Missing))?;
-            if vmm.state != VmmState::Paused {
-                return Err(refuse(HostErrorKind::Conflict));
+    async fn replace_tap(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError> {
+        self.verb("reconnect", owner.as_str(), |state| {
+            let missing = || HostError::new(HostErrorKind::Missing, "reconnect", owner.as_str());
+            if !state.links.contains_key(tap) {
+                return Err(missing());
             }
-            // A crash in the middle leaves an incomplete memory.
-            let is_cut = state.rng.chance(state.faults.after);
-            let saved = (!is_cut).then(|| (standby, vmm.clone()));
-            if !is_cut {
-                state.note_save(owner, standby);
-            }
-            state.memories.insert(owner.clone(), MemoryFile { saved, packing: PackingState::Plain });
-            if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
-        })
-        .await
-    }
-
-    async fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError> {
-        self.verb("restore", plan.owner.as_str(), |state| {
-            let refuse = |kind| HostError::new(kind, "restore", plan.owner.as_str());
-            if state.machines.contains_key(&plan.owner) {
-                return Err(refuse(HostErrorKind::Conflict));
-            }
-            let saved = state.memories.get(&plan.owner).and_then(|memory| memory.saved.clone());
-            let (_, mut vmm) = saved.ok_or_else(|| refuse(HostErrorKind::Missing))?;
-            if vmm.hypervisor != plan.hypervisor {
-                return Err(refuse(HostErrorKind::Permanent));
-            }
-            if plan.network.as_ref().is_some_and(|card| !state.links.contains_key(&card.tap)) {
-                return Err(refuse(HostErrorKind::Missing));
-            }
-            if plan.network.as_ref().is_some_and(|card| state.is_watched(&card.tap)) {
-                return Err(refuse(HostErrorKind::Conflict));
-            }
-            state.next_pid += 1;
-            (vmm.pid, vmm.is_network_cut) = (state.next_pid, false);
-            (vmm.tap, vmm.address) =
-                plan.network.as_ref().map(|card| (card.tap.clone(), card.address)).unzip();
-            vmm.state =
-                if state.rng.chance(state.faults.after) { VmmState::Created } else { VmmState::Paused };
-            state.machines.insert(plan.owner.clone(), vmm);
-            Ok(())
-        })
-        .await
-    }
-
-    async fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError> {
-        let now = self.time();
-        self.verb("adopt memory", plan.owner.as_str(), |state| {
-            let refuse = |kind| HostError::new(kind, "adopt memory", plan.owner.as_str());
-            let captured = state.captured_vmm(&plan.snapshot).cloned();
-            let mut vmm = captured.ok_or_else(|| refuse(HostErrorKind::Missing))?;
-            let disks = plan.disks();
-            if disks.len() != vmm.disks.len() {
-                return Err(refuse(HostErrorKind::Permanent));
-            }
-            vmm.disks.iter_mut().zip(disks).for_each(|(known, disk)| known.disk = disk);
-            if !state.has_disks(&vmm.disks) {
-                return Err(refuse(HostErrorKind::Missing));
-            }
-            (vmm.run, vmm.launch) = (plan.run, plan.launch);
-            (vmm.launched_at, vmm.shown_launched_at) = (now, self.shown(now));
-            let is_cut = state.rng.chance(state.faults.after);
-            let saved = (!is_cut).then_some((plan.standby, vmm));
-            state.memories.insert(plan.owner.clone(), MemoryFile { saved, packing: PackingState::Plain });
-            if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
-        })
-        .await
-    }
-
-    async fn compress_memory(&self, owner: &Uid, _: Compression) -> Result<(), HostError> {
-        self.verb("compress memory", owner.as_str(), |state| {
-            let missing = || HostError::new(HostErrorKind::Missing, "compress memory", owner.as_str());
-            state.memories.get_mut(owner).ok_or_else(missing)?.packing = PACKED;
-            Ok(())
-        })
-        .await
-    }
-
-    async fn discard_memory(&self, owner: &Uid) -> Result<(), HostError> {
-        self.verb("discard memory", owner.as_str(), |state| {
-            state.memories.remove(owner);
+            state.machines.get_mut(owner).ok_or_else(missing)?.is_network_cut = false;
             Ok(())
         })
         .await
@@ -474,14 +339,6 @@ impl Machines for World {
                 return Err(HostError::new(HostErrorKind::Conflict, "release", owner.as_str()));
             }
             state.machines.remove(owner);
-            Ok(())
-        })
-        .await
-    }
-
-    async fn discard_records(&self, owner: &Uid) -> Result<(), HostError> {
-        self.verb("discard records", owner.as_str(), |state| {
-            state.records.remove(owner);
             Ok(())
         })
         .await

@@ -1,4 +1,4 @@
-//! The port `Machines`: VMs of this host, whatever their driver.
+//! The port `Vmms`: VMs of this host, whatever their driver.
 //!
 //! Guarantees: a VMM has a session of its own and outlives the daemon. It is found again by its runtime
 //! directory, and its process by pid, start time and boot id. `inspect` reports the present state, from the
@@ -8,26 +8,21 @@
 
 use std::time::Duration;
 
-use stead_controllers::host::{
-    AdoptPlan, GuestPhase, HostError, HostErrorKind, LaunchPlan, Machine, Machines, Memory, VmmState,
-};
-use stead_schemas::compression::Compression;
-use stead_schemas::guest::{self, Seed, ToGuest};
+use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, Machine, Memory, VmmState, Vmms};
+use stead_schemas::capabilities::VmmCapabilities;
+use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::{LinkName, Uid};
-use stead_schemas::numbers::StandbyNo;
 
 use super::hypervisors::Hypervisors;
 use super::process;
 use super::record::Record;
 use super::save::on_thread;
 use super::taps::{check_tap, has_tap};
-use crate::guest_channel::{clock, random, silent};
+use crate::guest_channel::{clock, silent};
 use crate::host::directories::{remove_dir, uids_in};
 use crate::host::kernel::Kernel;
 use crate::host::process::Identity;
 
-/// Size of a random seed, in bytes: that of the guest's pool.
-const SEED_BYTES: usize = 32;
 /// Time limit for a guest's first answer, which takes milliseconds. Without an answer the guest is reported as
 /// booting.
 const FIRST_ANSWER_WAIT: Duration = Duration::from_millis(500);
@@ -63,7 +58,11 @@ impl Hypervisors {
     }
 }
 
-impl Machines for Hypervisors {
+impl Vmms for Hypervisors {
+    fn capabilities(&self, hypervisor: Hypervisor) -> Option<VmmCapabilities> {
+        self.config.drivers.capabilities(hypervisor)
+    }
+
     async fn list(&self) -> Result<Vec<Uid>, HostError> {
         let mut owners = uids_in(&self.config.run_dir.join("vm"))?;
         owners.extend(uids_in(&self.config.data_dir.join("logs"))?);
@@ -105,11 +104,6 @@ impl Machines for Hypervisors {
         Ok(Some(machine))
     }
 
-    async fn has_records(&self, owner: &Uid) -> Result<bool, HostError> {
-        let logs = self.paths(owner).logs().to_owned();
-        logs.try_exists().map_err(|error| HostError::io("observe", logs.display().to_string(), error))
-    }
-
     async fn launch(&self, plan: &LaunchPlan) -> Result<(), HostError> {
         let _lock = self.locks.take(&plan.owner).await;
         self.launch_fresh(plan).await
@@ -122,99 +116,6 @@ impl Machines for Hypervisors {
         paused.map_err(|why| {
             HostError::new(HostErrorKind::Transient, "pause the VM of", owner.as_str()).because(why)
         })
-    }
-
-    async fn memory(&self, owner: &Uid) -> Result<Option<Memory>, HostError> {
-        self.observe_memory(owner)
-    }
-
-    async fn compress_memory(&self, owner: &Uid, how: Compression) -> Result<(), HostError> {
-        self.compressor.begin(owner, self.memory_dir(owner), how)
-    }
-
-    async fn save(&self, owner: &Uid, standby: StandbyNo) -> Result<(), HostError> {
-        let _lock = self.locks.take(owner).await;
-        self.save_memory(owner, standby).await
-    }
-
-    async fn restore(&self, plan: &LaunchPlan) -> Result<(), HostError> {
-        let _lock = self.locks.take(&plan.owner).await;
-        self.compressor.end(&plan.owner).await;
-        self.launch_saved(plan).await
-    }
-
-    async fn discard_memory(&self, owner: &Uid) -> Result<(), HostError> {
-        self.compressor.end(owner).await;
-        self.forget_verified(owner);
-        let (memory, paths) = (self.memory_dir(owner), self.paths(owner));
-        let discard = move || match Record::read(&paths)? {
-            Some(record) => memory.consume(record.mapped_inode()),
-            None => memory.discard(),
-        };
-        on_thread(owner, discard).await
-    }
-
-    async fn adopt_memory(&self, plan: &AdoptPlan) -> Result<(), HostError> {
-        self.adopt(plan).await
-    }
-
-    async fn assume(&self, owner: &Uid, assumed: &guest::Assumed) -> Result<(), HostError> {
-        let attached = self.find_attached(owner)?;
-        let failed = |why: String| {
-            HostError::new(HostErrorKind::Transient, "name the guest of", owner.as_str()).because(why)
-        };
-        let seed = Seed(random::<SEED_BYTES>().map_err(|error| failed(error.to_string()))?.to_vec());
-        // Recorded before it is sent: this daemon may end in between, or the guest's answer may be lost.
-        let new_token = attached.channel.tokens().begin(&assumed.incarnation)?;
-        let token = attached.channel.token();
-        let request = ToGuest::Assume { token, new_token, seed, assumed: Box::new(assumed.clone()) };
-        let sent = Some(assumed.incarnation.clone());
-        attached.channel.ask(request, |view| view.identity_told = sent).map_err(failed)
-    }
-
-    async fn configure(&self, owner: &Uid, config: &guest::Config) -> Result<(), HostError> {
-        let attached = self.find_attached(owner)?;
-        let token = attached.channel.token();
-        let failed = |error| HostError::io("configure the guest of", owner.as_str(), error);
-        let seed = Seed(random::<SEED_BYTES>().map_err(failed)?.to_vec());
-        let request = ToGuest::Configure { token, seed, config: Box::new(config.clone()) };
-        // The channel would drop it again and again.
-        if let Err(too_large) = guest::Frame::control(&request) {
-            let error = HostError::new(HostErrorKind::Permanent, "configure the guest of", owner.as_str());
-            return Err(error.because(format!("its command and environment are too long: {too_large}")));
-        }
-        let asked = attached.channel.ask(request, |view| view.phase = view.phase.max(GuestPhase::Configured));
-        asked.map_err(|why| {
-            HostError::new(HostErrorKind::Transient, "configure the guest of", owner.as_str()).because(why)
-        })
-    }
-
-    async fn shutdown(&self, owner: &Uid) -> Result<(), HostError> {
-        let attached = self.find_attached(owner)?;
-        let request = ToGuest::Shutdown { token: attached.channel.token() };
-        let asked = attached.channel.ask(request, |view| view.is_shutdown_requested = true);
-        asked.map_err(|why| {
-            HostError::new(HostErrorKind::Transient, "shut down the guest of", owner.as_str()).because(why)
-        })
-    }
-
-    async fn acknowledge_exit(&self, owner: &Uid) -> Result<(), HostError> {
-        let attached = self.find_attached(owner)?;
-        let request = ToGuest::AcknowledgeExit { token: attached.channel.token() };
-        let asked = attached.channel.ask(request, |view| view.is_exit_acknowledged = true);
-        asked.map_err(|why| {
-            HostError::new(HostErrorKind::Transient, "answer the guest of", owner.as_str()).because(why)
-        })
-    }
-
-    async fn reconnect(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError> {
-        let attached = self.find_attached(owner)?;
-        Self::require(owner, &attached.choice, |has| has.replace_tap, "reconnect the VM of")?;
-        check_tap(tap)?;
-        let failed = |why: String| {
-            HostError::new(HostErrorKind::Transient, "reconnect the VM of", owner.as_str()).because(why)
-        };
-        self.on_session(&attached, async |session| session.replace_tap(tap).await).await.map_err(failed)
     }
 
     async fn resume(&self, owner: &Uid) -> Result<(), HostError> {
@@ -230,6 +131,16 @@ impl Machines for Hypervisors {
         // The guest's clock stood still. A channel that is full is reconnected, which sends the time again.
         let _ = attached.channel.ask(clock(), |_| {});
         Ok(())
+    }
+
+    async fn replace_tap(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        Self::require(owner, &attached.choice, |has| has.replace_tap, "reconnect the VM of")?;
+        check_tap(tap)?;
+        let failed = |why: String| {
+            HostError::new(HostErrorKind::Transient, "reconnect the VM of", owner.as_str()).because(why)
+        };
+        self.on_session(&attached, async |session| session.replace_tap(tap).await).await.map_err(failed)
     }
 
     async fn kill(&self, owner: &Uid) -> Result<(), HostError> {
@@ -256,11 +167,5 @@ impl Machines for Hypervisors {
             remove_dir(paths.runtime()).map_err(failed)
         };
         on_thread(owner, release).await
-    }
-
-    async fn discard_records(&self, owner: &Uid) -> Result<(), HostError> {
-        let (logs, name) = (self.paths(owner).logs().to_owned(), owner.clone());
-        let failed = move |error| HostError::io("discard the logs of", name.as_str(), error);
-        on_thread(owner, move || remove_dir(&logs).map_err(failed)).await
     }
 }

@@ -1,0 +1,69 @@
+//! Guests: the control channel to the agent inside a VM.
+//!
+//! The state of a guest is part of [`Machine`](super::Machine), so that it always belongs to the VMM that was
+//! observed with it. No verb of this port reads.
+
+use std::future::Future;
+
+use stead_schemas::guest::{Assumed, Config};
+use stead_schemas::instance::Exit;
+use stead_schemas::names::Uid;
+
+use super::HostError;
+
+/// The state that the guest reported on the control channel during this boot. Reports of an earlier boot are
+/// not included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestView {
+    pub phase: GuestPhase,
+    /// The end of the program, once it ended. The guest repeats it until it is acknowledged.
+    pub exit: Option<Exit>,
+    /// True if `shutdown` was called for this boot and the request was delivered to the guest. The first
+    /// `inspect` after the call shows it. It may be lost when the daemon restarts; the request is then
+    /// repeated.
+    pub is_shutdown_requested: bool,
+    /// True if `acknowledge_exit` was called for this boot and delivered, with the same limits as
+    /// `is_shutdown_requested`.
+    pub is_exit_acknowledged: bool,
+    /// The identity that the guest reports, and in `assume_error` why it could not take over the identity it
+    /// was sent.
+    pub incarnation: Option<String>,
+    pub assume_error: Option<String>,
+    /// The incarnation of the last `take_identity` since the channel was last connected.
+    pub identity_told: Option<String>,
+    /// True if the VM runs and its guest has not answered the host for at least 30 s.
+    pub is_unresponsive: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GuestPhase {
+    /// The guest has not sent anything yet (it boots, or the channel is being connected).
+    Silent,
+    /// The guest's PID 1 asked for the configuration.
+    AwaitingConfig,
+    /// The guest was configured and prepares to start. The state is visible as soon as `configure` has
+    /// returned.
+    Configured,
+    /// The program started, and the agent answers unless it is skipped.
+    Ready,
+    /// The program ended.
+    Exited,
+}
+
+/// Requests to the guests of one scope. A request is sent and not awaited: its effect is visible in
+/// [`GuestView`]. The error is Missing if no VMM of this owner is connected.
+pub trait Guests: Send + Sync + 'static {
+    /// Sends the configuration to the guest that waits for it.
+    fn configure(&self, owner: &Uid, config: &Config) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Sends a guest its new identity, with random bytes of the host. The effect is visible in the guest's
+    /// incarnation.
+    fn take_identity(
+        &self,
+        owner: &Uid,
+        assumed: &Assumed,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Asks the guest to end its program and power off.
+    fn shutdown(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Notifies the guest that its exit record is stored; the guest then powers off.
+    fn acknowledge_exit(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+}

@@ -1,0 +1,139 @@
+//! VMMs: the processes that VMs run in, seen from outside.
+//!
+//! A machine is found by its runtime directory (named by the instance's uid) and its process by pid, start
+//! time and boot id. It survives the daemon, and a new daemon finds it the same way.
+
+use std::future::Future;
+use std::net::Ipv4Addr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use stead_schemas::capabilities::VmmCapabilities;
+use stead_schemas::instance::Hypervisor;
+use stead_schemas::names::{Digest, LinkName, Uid};
+use stead_schemas::network::Mac;
+use stead_schemas::numbers::{LaunchId, RunNo};
+use stead_schemas::quantity::Bytes;
+
+use super::HostError;
+use super::guests::GuestView;
+
+/// A machine that exists on the host. It has at least a runtime directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    pub owner: Uid,
+    /// The run that the machine was launched for.
+    pub run: RunNo,
+    /// The hypervisor that the machine was launched on.
+    pub hypervisor: Hypervisor,
+    pub vmm: VmmState,
+    /// Process id of the VMM, while the process lives.
+    pub pid: Option<u32>,
+    /// The launch of the instance that this machine belongs to.
+    pub launch: LaunchId,
+    pub launched_at: Timestamp,
+    /// Time since which this daemon receives the guest's messages; earlier messages may have been lost.
+    pub listening_since: Timestamp,
+    /// True if the far end of the machine's network card is gone: its TAP was removed while it was attached.
+    /// A TAP that was created since under the same name is a different interface.
+    pub is_network_cut: bool,
+    /// True if the machine was launched with the headers of its kernel.
+    pub has_headers: bool,
+    pub guest: GuestView,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmmState {
+    /// The process exists and its vCPUs were never started.
+    Created,
+    Running,
+    Paused,
+    /// The VMM paused the guest because the host had no space for a write to the guest's disk. A resume
+    /// repeats the write. The value is the space that is free now.
+    Stalled(Bytes),
+    /// The guest powered off or panicked; the process waits to be ended.
+    Shutdown,
+    /// The process ended; its sockets and directory are left over.
+    Dead,
+    /// The process lives but does not answer; the text describes the failure.
+    Unreachable(String),
+}
+
+/// The parameters of a VMM, with all references resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchPlan {
+    pub owner: Uid,
+    pub run: RunNo,
+    /// The launch number. For a restore it is the launch of the saved memory.
+    pub launch: LaunchId,
+    pub hypervisor: Hypervisor,
+    pub vcpus: u32,
+    pub memory: Bytes,
+    pub rootfs: Digest,
+    pub overlay: Uid,
+    pub cid: u32,
+    pub network: Option<NetworkCard>,
+    /// True if the kernel headers should be attached, if this host has them.
+    pub wants_headers: bool,
+    /// The volume disks, in the order in which the guest knows them.
+    pub volumes: Vec<VolumeDisk>,
+}
+
+/// The disk of a volume, or the disk that holds one instance's writes over a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDisk {
+    pub disk: Uid,
+    pub is_read_only: bool,
+}
+
+impl LaunchPlan {
+    /// Returns all disks, the root disk first.
+    #[must_use]
+    pub fn disks(&self) -> Vec<VolumeDisk> {
+        VolumeDisk::after_root(&self.overlay, &self.volumes)
+    }
+}
+
+impl VolumeDisk {
+    /// Returns the disks of a VM in the order in which its guest knows them, the root disk first.
+    pub(super) fn after_root(overlay: &Uid, volumes: &[Self]) -> Vec<Self> {
+        let root = Self { disk: overlay.clone(), is_read_only: false };
+        std::iter::once(root).chain(volumes.iter().cloned()).collect()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkCard {
+    pub tap: LinkName,
+    pub mac: Mac,
+    pub address: Ipv4Addr,
+}
+
+/// The VMMs of one scope.
+pub trait Vmms: Send + Sync + 'static {
+    /// Declares what VMs on this hypervisor can do, or `None` if this host has no driver for it. The answer
+    /// is a constant of the program: it does not depend on what is installed.
+    fn capabilities(&self, hypervisor: Hypervisor) -> Option<VmmCapabilities>;
+    /// Returns the owners of everything of VMs that this host keeps: VMMs and their leftovers, logs, and
+    /// memories.
+    fn list(&self) -> impl Future<Output = Result<Vec<Uid>, HostError>> + Send;
+    /// Returns `None` if there is neither a runtime directory nor a process.
+    fn inspect(&self, owner: &Uid) -> impl Future<Output = Result<Option<Machine>, HostError>> + Send;
+    /// Starts a VMM and its vCPUs. The error is Conflict if a VMM exists already, and Unsupported for a
+    /// hypervisor that this host does not have. After a crash during the call, `inspect` shows what was made:
+    /// a directory, a `Created` VMM, or a running VMM.
+    fn launch(&self, plan: &LaunchPlan) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Pauses the vCPUs.
+    fn pause(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Resumes the vCPUs. The error is Conflict while a saved memory exists, because it would become older
+    /// than the disk.
+    fn resume(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Connects a running machine's card to the TAP of this name; the guest notices only the lost frames. The
+    /// error is Missing if the TAP does not exist.
+    fn replace_tap(&self, owner: &Uid, tap: &LinkName) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Ends the process by its identity (never by pid alone) and waits until it is gone.
+    fn kill(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Removes the runtime directory and the cgroup of a dead machine. The error is Conflict while the
+    /// machine lives.
+    fn release(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
+}

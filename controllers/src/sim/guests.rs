@@ -1,0 +1,61 @@
+//! Requests to simulated guests, which take effect in virtual time.
+
+use stead_schemas::guest::{Assumed, Config};
+use stead_schemas::names::Uid;
+
+use super::World;
+use super::program::Program;
+use super::vmms::{POWER_OFF, START, STOP};
+use crate::host::{Guests, HostError};
+
+impl Guests for World {
+    async fn configure(&self, owner: &Uid, config: &Config) -> Result<(), HostError> {
+        let now = self.time();
+        let program = Program::of(&config.argv);
+        self.on_vmm("configure", owner, |vmm| {
+            let now = vmm.time(now);
+            vmm.configured_at.get_or_insert(now);
+            vmm.program = program;
+            vmm.incarnation = Some(config.incarnation.clone());
+            Ok(())
+        })
+        .await?;
+        self.announce_in(owner, START);
+        if let Program::Ends { after, .. } = program {
+            self.announce_in(owner, START + after);
+        }
+        Ok(())
+    }
+
+    async fn take_identity(&self, owner: &Uid, assumed: &Assumed) -> Result<(), HostError> {
+        self.on_vmm("assume", owner, |vmm| {
+            vmm.incarnation = Some(assumed.incarnation.clone());
+            Ok(())
+        })
+        .await
+    }
+
+    async fn shutdown(&self, owner: &Uid) -> Result<(), HostError> {
+        let now = self.time();
+        self.on_vmm("shut down", owner, |vmm| {
+            let now = vmm.time(now);
+            vmm.shutdown_at.get_or_insert(now);
+            Ok(())
+        })
+        .await?;
+        self.announce_in(owner, STOP);
+        Ok(())
+    }
+
+    async fn acknowledge_exit(&self, owner: &Uid) -> Result<(), HostError> {
+        let now = self.time();
+        self.on_vmm("acknowledge exit", owner, |vmm| {
+            let now = vmm.time(now);
+            vmm.acknowledged_at.get_or_insert(now);
+            Ok(())
+        })
+        .await?;
+        self.announce_in(owner, POWER_OFF);
+        Ok(())
+    }
+}

@@ -1,0 +1,35 @@
+//! The kind of instances: their two halves, and the things that an instance points at.
+
+use crate::image::Image;
+use crate::instance::{Instance, InstanceSpec, InstanceStatus, State};
+use crate::meta::{Kind, Object};
+use crate::numbers::Generation;
+use crate::policy::AutoStandbyPolicy;
+use crate::references::{Ref, Role, Target};
+use crate::snapshot::Snapshot;
+use crate::volume::VolumeMount;
+
+impl Kind for Instance {
+    const NAME: &'static str = "instance";
+    const FINALIZER: &'static str = "vm";
+    type Spec = InstanceSpec;
+    type Status = InstanceStatus;
+
+    fn observed_generation(status: &Self::Status) -> Option<Generation> {
+        Some(status.observed_generation)
+    }
+
+    fn references(object: &Object<Self>) -> Vec<Ref> {
+        let (spec, status) = (&object.spec, &object.status);
+        let origin_content = spec.origin.as_ref().and_then(|origin| origin.image_digest.as_ref());
+        let content = status.image_digest.iter().chain(origin_content).map(Ref::to_content);
+        let awaited = object.awaits_memory().map(|origin| &origin.snapshot);
+        let awaited = awaited.map(|snapshot| Ref::to::<Snapshot>(Role::AwaitsMemory, snapshot));
+        let timeout = spec.auto_standby.as_ref().and_then(AutoStandbyPolicy::timeout);
+        let is_counted = status.state == State::Running && timeout.is_some();
+        let counted = is_counted.then_some(Ref { role: Role::Counts, target: Target::Connections });
+        let image = Ref::to::<Image>(Role::Image, &spec.allocated.image);
+        let mounts = spec.volumes.iter().map(VolumeMount::reference);
+        content.chain(awaited).chain(counted).chain([image]).chain(mounts).collect()
+    }
+}

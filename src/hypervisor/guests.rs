@@ -1,0 +1,62 @@
+//! The port `Guests`: requests to the agents of VMs on their control channels.
+
+use stead_controllers::host::{GuestPhase, Guests, HostError, HostErrorKind};
+use stead_schemas::guest::{Assumed, Config, Frame, Seed, ToGuest};
+use stead_schemas::names::Uid;
+
+use super::hypervisors::Hypervisors;
+use crate::guest_channel::random;
+
+/// Size of a random seed, in bytes: that of the guest's pool.
+const SEED_BYTES: usize = 32;
+
+impl Guests for Hypervisors {
+    async fn configure(&self, owner: &Uid, config: &Config) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        let token = attached.channel.token();
+        let failed = |error| HostError::io("configure the guest of", owner.as_str(), error);
+        let seed = Seed(random::<SEED_BYTES>().map_err(failed)?.to_vec());
+        let request = ToGuest::Configure { token, seed, config: Box::new(config.clone()) };
+        // The channel would drop it again and again.
+        if let Err(too_large) = Frame::control(&request) {
+            let error = HostError::new(HostErrorKind::Permanent, "configure the guest of", owner.as_str());
+            return Err(error.because(format!("its command and environment are too long: {too_large}")));
+        }
+        let asked = attached.channel.ask(request, |view| view.phase = view.phase.max(GuestPhase::Configured));
+        asked.map_err(|why| {
+            HostError::new(HostErrorKind::Transient, "configure the guest of", owner.as_str()).because(why)
+        })
+    }
+
+    async fn take_identity(&self, owner: &Uid, assumed: &Assumed) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        let failed = |why: String| {
+            HostError::new(HostErrorKind::Transient, "name the guest of", owner.as_str()).because(why)
+        };
+        let seed = Seed(random::<SEED_BYTES>().map_err(|error| failed(error.to_string()))?.to_vec());
+        // Recorded before it is sent: this daemon may end in between, or the guest's answer may be lost.
+        let new_token = attached.channel.tokens().begin(&assumed.incarnation)?;
+        let token = attached.channel.token();
+        let request = ToGuest::Assume { token, new_token, seed, assumed: Box::new(assumed.clone()) };
+        let sent = Some(assumed.incarnation.clone());
+        attached.channel.ask(request, |view| view.identity_told = sent).map_err(failed)
+    }
+
+    async fn shutdown(&self, owner: &Uid) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        let request = ToGuest::Shutdown { token: attached.channel.token() };
+        let asked = attached.channel.ask(request, |view| view.is_shutdown_requested = true);
+        asked.map_err(|why| {
+            HostError::new(HostErrorKind::Transient, "shut down the guest of", owner.as_str()).because(why)
+        })
+    }
+
+    async fn acknowledge_exit(&self, owner: &Uid) -> Result<(), HostError> {
+        let attached = self.find_attached(owner)?;
+        let request = ToGuest::AcknowledgeExit { token: attached.channel.token() };
+        let asked = attached.channel.ask(request, |view| view.is_exit_acknowledged = true);
+        asked.map_err(|why| {
+            HostError::new(HostErrorKind::Transient, "answer the guest of", owner.as_str()).because(why)
+        })
+    }
+}

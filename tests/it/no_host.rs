@@ -1,0 +1,132 @@
+//! The API without a host behind it, for tests in process, for the simulation and for measurements.
+
+use std::sync::{Arc, Mutex};
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use stead::api::auth::Keys;
+use stead::api::{ApiConfig, Audit, Backend, ImportStream, Imported, LogError, LogStream};
+use stead::guest_channel::{AgentError, AgentStream};
+use stead_controllers::host::{HostError, HostErrorKind};
+use stead_controllers::store::{Store, StoreError};
+use stead_schemas::api::{
+    Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
+    Runtime, ServerView,
+};
+use stead_schemas::guest::Request;
+use stead_schemas::health::{HealthOf, Tally};
+use stead_schemas::instance::Hypervisor;
+use stead_schemas::names::{Platform, Uid};
+
+/// Port in use by another program.
+pub(crate) const TAKEN_PORT: u16 = 4973;
+
+/// The state of the host that the test sets.
+#[derive(Default)]
+pub(crate) struct NoHost {
+    pub(crate) store_failure: Mutex<Option<String>>,
+    /// Kind of the failure of an import. Without a kind the failure is that the file is no archive.
+    pub(crate) import_failure: Mutex<Option<HostErrorKind>>,
+    /// Log of every instance. If there are no lines, there is no log.
+    pub(crate) log: Mutex<Vec<String>>,
+    /// Images for which credentials were given.
+    pub(crate) credentials: Mutex<Vec<Uid>>,
+}
+
+impl Backend for NoHost {
+    fn keep_credentials(&self, image: &Uid, _: PushCredentials) {
+        self.credentials.lock().expect("not poisoned").push(image.clone());
+    }
+
+    fn asked_by(&self, _: &Uid, _: &Arc<str>) {}
+
+    fn import(&self, _: &Arc<str>, _: ImportStream) -> BoxFuture<'_, Result<Imported, HostError>> {
+        let kind = *self.import_failure.lock().expect("not poisoned");
+        let failed = HostError::new(kind.unwrap_or(HostErrorKind::Permanent), "import", "an archive");
+        Box::pin(std::future::ready(Err(failed.because("no archive"))))
+    }
+
+    fn log(
+        &self,
+        _: &Uid,
+        _: &str,
+        tail: usize,
+        follows: bool,
+    ) -> BoxFuture<'_, Result<LogStream, LogError>> {
+        let log = self.log.lock().expect("not poisoned").clone();
+        let found = if log.is_empty() {
+            Err(LogError::Missing)
+        } else {
+            let last = log[log.len().saturating_sub(tail)..].to_vec();
+            let last = futures::stream::once(std::future::ready(last));
+            Ok(if follows { last.chain(futures::stream::pending()).boxed() } else { last.boxed() })
+        };
+        Box::pin(std::future::ready(found))
+    }
+
+    fn store_failure(&self) -> Option<String> {
+        self.store_failure.lock().expect("not poisoned").clone()
+    }
+
+    fn backup(&self) -> BoxFuture<'_, Result<ImportStream, StoreError>> {
+        Box::pin(async { Err(StoreError::Closed) })
+    }
+
+    fn usage(&self, _: &Uid, _: Option<u32>, _: Option<&str>) -> InstanceStats {
+        InstanceStats::default()
+    }
+
+    fn health(&self, _: &Uid) -> Option<(HealthOf, Tally)> {
+        None
+    }
+
+    fn can_listen(&self, port: u16) -> bool {
+        port != TAKEN_PORT
+    }
+
+    fn open_stream<'a>(&'a self, _: &'a Uid, _: Request) -> BoxFuture<'a, Result<AgentStream, AgentError>> {
+        Box::pin(async { Err(AgentError::NotReady) })
+    }
+}
+
+/// Returns the configuration of an API that admits one request at a time and keeps no audit log.
+pub(crate) fn api_config(store: &Store, keys: &Keys, backend: &Arc<NoHost>) -> ApiConfig {
+    ApiConfig {
+        store: store.clone(),
+        keys: keys.clone(),
+        backend: backend.clone(),
+        defaults: InstanceDefaults {
+            platform: Platform::LinuxAmd64,
+            hypervisor: Hypervisor::Qemu,
+            hypervisors: &[Hypervisor::Qemu, Hypervisor::QemuMicrovm],
+        },
+        tap_prefix: "st".to_owned(),
+        capabilities: capabilities(),
+        requests_max: 1,
+        sockets_max: 1,
+        shows_secrets: false,
+        requires_permissions: false,
+        audit: Audit::default(),
+    }
+}
+
+fn capabilities() -> Capabilities {
+    let name = "qemu".to_owned();
+    Capabilities {
+        server: ServerView { version: "test".to_owned(), api_version: "0.3.0".to_owned() },
+        host: HostView { os: "linux".to_owned(), arch: "amd64".to_owned(), cgroups: false },
+        default_runtime: Runtime { name, available: true },
+        runtimes: Vec::new(),
+        network: NetworkModel {
+            model: "bridge".to_owned(),
+            guest_to_guest: false,
+            gateway: None,
+            subnet: None,
+        },
+        images: ImagesView {
+            platforms: vec!["linux/amd64".to_owned()],
+            default_platform: "linux/amd64".to_owned(),
+        },
+        features: Vec::new(),
+    }
+}
