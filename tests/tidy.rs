@@ -134,18 +134,17 @@ fn modules_are_named_by_what_they_are() {
 /// Rule 4: in controllers, `runtime` and `store` know no kind, and no kind imports another.
 #[test]
 fn kinds_do_not_know_each_other() {
-    let kinds = ["image", "disk", "network", "port", "vm", "volume", "snapshot", "schedule", "ingress"];
+    let kinds =
+        ["image", "disk", "network", "port", "vm", "volume", "snapshot", "schedule", "ingress", "node"];
     let mut findings = Vec::new();
     for file in sources() {
         let Some(rest) = file.path.strip_prefix("controllers/src/") else { continue };
         let module = rest.split('/').next().unwrap_or("");
         let is_kind = kinds.contains(&module);
         let is_machinery = matches!(module, "runtime" | "store" | "host");
-        // Admission of an instance declares its image and takes volumes, that of a fork its snapshot, and a run of
-        // a schedule asks for one: arrows at the request's edge.
-        let is_edge =
-            matches!(rest, "vm/admission.rs" | "vm/mounts.rs" | "vm/forks.rs" | "schedule/admission.rs")
-                || rest.ends_with("/tests.rs");
+        // Admission is the edge of a request: that of an instance declares its image, takes volumes and makes its
+        // port, and that of a fork asks for a snapshot.
+        let is_edge = rest.contains("/admission") || rest.ends_with("/tests.rs");
         if !(is_kind || is_machinery) || is_edge {
             continue;
         }
@@ -298,6 +297,37 @@ fn only_a_driver_names_its_vmm() {
                     findings.push(format!("{}:{} names {driver}", file.path, number + 1));
                 }
             }
+        }
+    }
+    none(findings);
+}
+
+/// Files that may name a particular hypervisor, apart from tests.
+const MAY_NAME_HYPERVISORS: [&str; 5] = [
+    "schemas/",
+    "src/hypervisor/",
+    // The hypervisor of instances that name none.
+    "src/assemble/",
+    // The simulated host is a driver too.
+    "controllers/src/sim/",
+    "tests/",
+];
+
+/// Decisions depend on the declared capabilities of a hypervisor and not on which hypervisor it is.
+#[test]
+fn only_drivers_know_particular_hypervisors() {
+    let known = ["Qemu", "QemuMicrovm", "CloudHypervisor", "Firecracker", "Vz"];
+    let known = known.map(|name| format!("Hypervisor::{name}"));
+    let mut findings = Vec::new();
+    for file in sources() {
+        let is_excepted = MAY_NAME_HYPERVISORS.iter().any(|path| file.path.starts_with(path));
+        if is_excepted || file.path.ends_with("tests.rs") || file.path.contains("/tests/") {
+            continue;
+        }
+        let shipped = file.text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        for (number, line) in code(shipped) {
+            let names = known.iter().filter(|name| line.contains(name.as_str()));
+            findings.extend(names.map(|name| format!("{}:{number} names {name}", file.path)));
         }
     }
     none(findings);

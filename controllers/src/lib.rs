@@ -11,7 +11,9 @@ pub mod host;
 pub mod image;
 pub mod ingress;
 pub mod network;
+pub mod node;
 pub mod port;
+pub mod refused;
 pub mod runtime;
 pub mod schedule;
 #[cfg(any(test, feature = "sim"))]

@@ -68,6 +68,8 @@ pub enum Reason {
     AgentUnreachable,
     /// The VMM ended unexpectedly.
     VmmDied,
+    /// The VM lost its TAP, and its hypervisor cannot connect it to another TAP: the VM is started again.
+    NetworkLost,
     /// This host has no headers of the guest kernel; its guests do without.
     KernelHeadersMissing,
     ImageNotFound,

@@ -8,7 +8,7 @@ use crate::meta::{Kind, Object};
 use crate::names::Uid;
 use crate::numbers::Generation;
 use crate::quantity::Bytes;
-use crate::references::{Ref, Role};
+use crate::references::{Ref, Role, WokenBy};
 use crate::snapshot::Snapshot;
 
 /// The kind of disks.
@@ -20,6 +20,7 @@ impl Kind for Disk {
     const FINALIZER: &'static str = "disk";
     type Spec = DiskSpec;
     type Status = DiskStatus;
+    const WOKEN_BY: &'static [WokenBy] = &[WokenBy::Target(Role::AwaitsCopy)];
 
     fn observed_generation(status: &Self::Status) -> Option<Generation> {
         Some(status.observed_generation)

@@ -1,8 +1,9 @@
 //! The goal of an instance, derived from its spec and from the recorded status of its runs.
 
-use crate::instance::{Instance, InstanceSpec, InstanceStatus, Power};
+use crate::instance::{Instance, InstanceSpec, InstanceStatus, Power, State};
 use crate::meta::Object;
 use crate::numbers::RunNo;
+use crate::policy::AutoStandbyPolicy;
 
 /// The state that an instance should reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,5 +54,20 @@ impl Object<Instance> {
     #[must_use]
     pub fn goal(&self) -> Goal {
         Goal::under(self, &self.status)
+    }
+
+    /// True if a VM exists or should exist, or if connections should wake a VM in standby. A bridge holds 1,024
+    /// ports, so a VM that is down keeps its addresses and their rule, and its port releases its TAP.
+    #[must_use]
+    pub fn needs_port(&self) -> bool {
+        let is_up = !matches!(self.status.state, State::Stopped | State::Standby);
+        let is_waking = self.spec.auto_standby.as_ref().is_some_and(AutoStandbyPolicy::is_waking);
+        let should_be_up = match self.goal() {
+            Goal::Running(_) | Goal::Pooled(_) => true,
+            // A VM whose memory is to be saved has to run first.
+            Goal::Standby(_) => is_waking || !self.status.has_saved_memory,
+            Goal::Stopped | Goal::Absent => false,
+        };
+        is_up || should_be_up
     }
 }

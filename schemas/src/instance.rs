@@ -13,7 +13,6 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 use crate::compression::{CompressionWish, SnapshotPolicy};
 use crate::condition::Condition;
 use crate::health::{HealthCheck, HealthStatus};
-use crate::limits;
 use crate::meta::Object;
 use crate::names::{Digest, ImageRef, Platform, Uid};
 use crate::numbers::{Generation, LaunchId, RunNo, StandbyNo};
@@ -174,15 +173,6 @@ impl Hypervisor {
             Self::Qemu => "qemu",
             Self::QemuMicrovm => "qemu-microvm",
             Self::Vz => "vz",
-        }
-    }
-
-    /// Returns the number of block devices for volumes that the hypervisor's VMs have room for.
-    #[must_use]
-    pub fn volume_devices_max(self) -> usize {
-        match self {
-            Self::CloudHypervisor | Self::Firecracker | Self::Qemu | Self::Vz => limits::VOLUME_DEVICES_MAX,
-            Self::QemuMicrovm => limits::VOLUME_DEVICES_WITHOUT_PCI_MAX,
         }
     }
 }

@@ -3,9 +3,10 @@
 use crate::image::Image;
 use crate::instance::{Instance, InstanceSpec, InstanceStatus, State};
 use crate::meta::{Kind, Object};
+use crate::network::Port;
 use crate::numbers::Generation;
 use crate::policy::AutoStandbyPolicy;
-use crate::references::{Ref, Role, Target};
+use crate::references::{Ref, Role, Target, WokenBy};
 use crate::snapshot::Snapshot;
 use crate::volume::VolumeMount;
 
@@ -14,6 +15,18 @@ impl Kind for Instance {
     const FINALIZER: &'static str = "vm";
     type Spec = InstanceSpec;
     type Status = InstanceStatus;
+    const WOKEN_BY: &'static [WokenBy] = &[
+        WokenBy::Target(Role::Image),
+        WokenBy::Target(Role::AwaitsMemory),
+        WokenBy::Target(Role::Writes),
+        WokenBy::Target(Role::Reads),
+        // An instance that writes to a volume waits for all others, and for copies of it; an instance that
+        // reads it waits for those that wrote.
+        WokenBy::Departure { left: Role::Writes, waits: Role::Writes },
+        WokenBy::Departure { left: Role::Writes, waits: Role::Reads },
+        WokenBy::Departure { left: Role::Reads, waits: Role::Writes },
+        WokenBy::Departure { left: Role::Copies, waits: Role::Writes },
+    ];
 
     fn observed_generation(status: &Self::Status) -> Option<Generation> {
         Some(status.observed_generation)
@@ -30,6 +43,8 @@ impl Kind for Instance {
         let counted = is_counted.then_some(Ref { role: Role::Counts, target: Target::Connections });
         let image = Ref::to::<Image>(Role::Image, &spec.allocated.image);
         let mounts = spec.volumes.iter().map(VolumeMount::reference);
-        content.chain(awaited).chain(counted).chain([image]).chain(mounts).collect()
+        let port = spec.allocated.port.as_ref().filter(|_| object.needs_port());
+        let port = port.map(|port| Ref::to::<Port>(Role::Attaches, port));
+        content.chain(awaited).chain(counted).chain([image]).chain(mounts).chain(port).collect()
     }
 }

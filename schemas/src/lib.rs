@@ -20,6 +20,7 @@ pub mod limits;
 pub mod meta;
 pub mod names;
 pub mod network;
+pub mod node;
 pub mod numbers;
 pub mod policy;
 pub mod quantity;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::{Name, Uid};
 use crate::numbers::Generation;
-use crate::references::{Ref, Role, Target};
+use crate::references::{Ref, Role, Target, WokenBy};
 
 /// User-defined labels; their bounds are in [`crate::limits`], and are checked by [`crate::validate`].
 pub type Tags = BTreeMap<String, String>;
@@ -29,6 +29,10 @@ pub trait Kind: Debug + Clone + PartialEq + Send + Sync + 'static {
     type Spec: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Send + Sync + 'static;
     /// The observed state.
     type Status: Serialize + DeserializeOwned + Clone + PartialEq + Debug + Default + Send + Sync + 'static;
+
+    /// The changes of other objects that wake an object of this kind. Its own spec, and the objects that it
+    /// owns, always do.
+    const WOKEN_BY: &'static [WokenBy] = &[];
 
     /// Returns the generation of the spec that a status was made from, or `None` if statuses of this kind do
     /// not record it.

@@ -10,7 +10,7 @@ use crate::condition::Condition;
 use crate::meta::{Kind, Object};
 use crate::names::{LinkName, NameError, Uid};
 use crate::numbers::Generation;
-use crate::references::{Ref, Role, Target};
+use crate::references::{Ref, Role, Target, WokenBy};
 
 /// The kind of networks; today the store holds a single network, named `default`, made from configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +82,8 @@ impl Kind for Port {
     const FINALIZER: &'static str = "port";
     type Spec = PortSpec;
     type Status = PortStatus;
+    const WOKEN_BY: &'static [WokenBy] =
+        &[WokenBy::Target(Role::Network), WokenBy::Gain(Role::Attaches), WokenBy::Release(Role::Attaches)];
 
     fn observed_generation(status: &Self::Status) -> Option<Generation> {
         Some(status.observed_generation)

@@ -1,7 +1,8 @@
 //! References: the things that an object points at. The store can list the objects that point at a thing.
 //!
 //! Each kind declares its references (`Kind::references`); the store keeps them in an index in both
-//! directions. A role states the purpose of the reference, so that a lookup finds only the relevant ones.
+//! directions. A role states the purpose of the reference, so that a lookup finds only the relevant ones. Each
+//! kind also declares which changes of other objects wake its reconciler, in terms of these roles.
 
 use std::net::Ipv4Addr;
 
@@ -40,6 +41,8 @@ pub enum Role {
     Owner,
     /// A reference from an instance to its image.
     Image,
+    /// A reference from an instance to its port, while a VM is behind the port or should be.
+    Attaches,
     /// A reference from an image, an instance or a snapshot to content that must not be removed.
     Content,
     /// A reference from an instance to the snapshot whose memory it still has to take over.
@@ -67,6 +70,25 @@ pub enum Role {
     Counts,
     /// A reference from an ingress to a port that its rules are served at.
     Serves,
+}
+
+/// A change of one object that wakes another. Each kind declares which changes wake its objects
+/// (`Kind::WOKEN_BY`), and the index of references gives the objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WokenBy {
+    /// A change of the object that this object refers to in a role.
+    Target(Role),
+    /// A change of the owner of this object.
+    Owner,
+    /// A change of an object that refers to this object in a role.
+    Referrer(Role),
+    /// The beginning of another object's reference to this object in a role.
+    Gain(Role),
+    /// The end of another object's reference to this object in a role.
+    Release(Role),
+    /// The end of another object's reference `left` to a thing that this object refers to as `waits`: it may
+    /// have waited for that.
+    Departure { left: Role, waits: Role },
 }
 
 impl Ref {

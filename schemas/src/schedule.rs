@@ -11,6 +11,7 @@ use crate::meta::{Kind, Tags};
 use crate::names::Uid;
 use crate::numbers::Generation;
 use crate::quantity::GoDuration;
+use crate::references::{Role, WokenBy};
 
 /// The kind of snapshot schedules; an instance owns at most one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,7 @@ impl Kind for SnapshotSchedule {
     const FINALIZER: &'static str = "schedule";
     type Spec = SnapshotScheduleSpec;
     type Status = SnapshotScheduleStatus;
+    const WOKEN_BY: &'static [WokenBy] = &[WokenBy::Owner, WokenBy::Referrer(Role::Schedule)];
 
     fn observed_generation(status: &Self::Status) -> Option<Generation> {
         Some(status.observed_generation)

@@ -14,7 +14,7 @@ use crate::meta::{Kind, Object};
 use crate::names::{Digest, Name, Uid};
 use crate::numbers::Generation;
 use crate::quantity::Bytes;
-use crate::references::{Ref, Role};
+use crate::references::{Ref, Role, WokenBy};
 use crate::schedule::SnapshotSchedule;
 use crate::volume::{Volume, VolumeMount};
 
@@ -27,6 +27,13 @@ impl Kind for Snapshot {
     const FINALIZER: &'static str = "snapshot";
     type Spec = SnapshotSpec;
     type Status = SnapshotStatus;
+    const WOKEN_BY: &'static [WokenBy] = &[
+        WokenBy::Target(Role::Captures),
+        WokenBy::Release(Role::AwaitsCopy),
+        WokenBy::Release(Role::AwaitsMemory),
+        // A fork took a pooled instance.
+        WokenBy::Release(Role::Owner),
+    ];
 
     fn observed_generation(status: &Self::Status) -> Option<Generation> {
         Some(status.observed_generation)

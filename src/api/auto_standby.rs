@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use stead_controllers::store::Store;
-use stead_controllers::vm::waking;
+use stead_controllers::vm::admission;
 use stead_schemas::api::AutoStandbyView;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::Object;
@@ -31,6 +31,6 @@ pub(super) async fn hold(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<AutoStandbyView>, ApiError> {
     let uid = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
-    let object = state.store().transact(move |tx| waking::hold(tx, &uid)).await?;
+    let object = state.store().transact(move |tx| admission::hold(tx, &uid)).await?;
     Ok(view(state.store(), &object))
 }

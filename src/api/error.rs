@@ -6,11 +6,8 @@ use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use stead_controllers::host::{HostError, HostErrorKind};
-use stead_controllers::ingress::admission::IngressRefused;
-use stead_controllers::snapshot::admission::SnapshotRefused;
+use stead_controllers::refused::{Refused, RefusedKind};
 use stead_controllers::store::{KvError, StoreError, TransactError, TxError};
-use stead_controllers::vm::admission::Refused;
-use stead_controllers::volume::admission::VolumeRefused;
 use stead_schemas::api::ErrorBody;
 use stead_schemas::limits::{HOSTNAME_BYTES_MAX, MESSAGE_CHARS_MAX};
 use stead_schemas::validate::{FieldErrors, printable};
@@ -56,10 +53,6 @@ impl ApiError {
     /// Makes the error for a conflict that the same request would meet again.
     pub(super) fn conflict(code: &str, message: impl Into<String>) -> Self {
         Self { retry: Retry::Never, ..Self::new(StatusCode::CONFLICT, code, message) }
-    }
-    /// Makes the error for a conflict, with all fields that are part of it.
-    pub(super) fn conflict_of(errors: &FieldErrors) -> Self {
-        Self { status: StatusCode::CONFLICT, body: ErrorBody::from(errors), retry: Retry::Never }
     }
     pub(super) fn not_supported(what: &str) -> Self {
         let message = format!("{what} is not supported by this server yet");
@@ -140,63 +133,41 @@ impl<E: Into<Self>> From<TransactError<E>> for ApiError {
 
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
-        let message = refused.to_string();
-        match refused {
-            Refused::NameTaken(_) => Self::conflict("name_conflict", message),
-            Refused::InsufficientResources(_) => Self::conflict("insufficient_resources", message),
-            Refused::InvalidState { .. } => Self::conflict("invalid_state", message),
-            Refused::Conflict(_) => Self::conflict("conflict", message),
-            Refused::ImageNotReady(_) => Self::bad_request("image_not_ready", message),
-            Refused::NotFound(_) => Self::not_found(message),
-            Refused::InvalidExpiry => Self::bad_request("invalid_expires_at", message),
-            Refused::InvalidRequest(_) => Self::bad_request("invalid_request", message),
-            Refused::Snapshot(refused) => refused.into(),
-            Refused::Volume(refused) => refused.into(),
-            Refused::InvalidHealthCheck(_) => Self::bad_request("invalid_health_check", message),
-            Refused::InStandby => Self::conflict("instance_in_standby", message),
-            Refused::Expired => Self::conflict("instance_expired", message),
+        let (status, code) = answer_to(refused.kind);
+        let retry = match status {
+            StatusCode::CONFLICT | StatusCode::NOT_IMPLEMENTED => Retry::Never,
+            StatusCode::SERVICE_UNAVAILABLE => Retry::After(1),
+            _ => Retry::Unsaid,
+        };
+        if refused.fields.is_empty() {
+            return Self { retry, ..Self::new(status, code, refused.message) };
         }
+        Self { status, body: ErrorBody { code: code.to_owned(), ..ErrorBody::from(&refused.fields) }, retry }
     }
 }
 
-impl From<SnapshotRefused> for ApiError {
-    fn from(refused: SnapshotRefused) -> Self {
-        let message = refused.to_string();
-        match refused {
-            SnapshotRefused::NotFound(_) => Self::not_found(message),
-            SnapshotRefused::NameTaken(_) => Self::conflict("name_conflict", message),
-            SnapshotRefused::InvalidState { .. } => Self::conflict("invalid_state", message),
-            SnapshotRefused::InsufficientResources(_) => Self::conflict("insufficient_resources", message),
-            SnapshotRefused::Conflict(_) => Self::conflict("conflict", message),
-        }
-    }
-}
-
-impl From<VolumeRefused> for ApiError {
-    fn from(refused: VolumeRefused) -> Self {
-        let message = refused.to_string();
-        match refused {
-            VolumeRefused::NotFound(_) | VolumeRefused::NoSuchVolume(_) => Self::not_found(message),
-            VolumeRefused::NameTaken(_) | VolumeRefused::IdTaken(_) => {
-                Self::conflict("already_exists", message)
-            }
-            VolumeRefused::InsufficientResources(_) => Self::conflict("insufficient_resources", message),
-            VolumeRefused::Conflict(_) => Self::conflict("conflict", message),
-        }
-    }
-}
-
-impl From<IngressRefused> for ApiError {
-    fn from(refused: IngressRefused) -> Self {
-        let message = refused.to_string();
-        match refused {
-            IngressRefused::NotFound(_) => Self::not_found(message),
-            IngressRefused::NameTaken(_) => Self::conflict("already_exists", message),
-            IngressRefused::InstanceNotFound(errors) => errors.into(),
-            IngressRefused::HostnameInUse(errors) => Self::conflict_of(&errors),
-            IngressRefused::InsufficientResources(_) => Self::conflict("insufficient_resources", message),
-            IngressRefused::Conflict(_) => Self::conflict("conflict", message),
-        }
+/// The table of refusals: HTTP status and error code of each kind. A conflict, and a verb that is not
+/// supported, would be met again by the same request.
+fn answer_to(kind: RefusedKind) -> (StatusCode, &'static str) {
+    match kind {
+        RefusedKind::Invalid => (StatusCode::BAD_REQUEST, "invalid_request"),
+        RefusedKind::InvalidExpiry => (StatusCode::BAD_REQUEST, "invalid_expires_at"),
+        RefusedKind::InvalidHealthCheck => (StatusCode::BAD_REQUEST, "invalid_health_check"),
+        RefusedKind::ImageNotReady => (StatusCode::BAD_REQUEST, "image_not_ready"),
+        RefusedKind::InstanceNotFound => (StatusCode::BAD_REQUEST, "instance_not_found"),
+        RefusedKind::UnsupportedField => (StatusCode::BAD_REQUEST, "not_supported"),
+        RefusedKind::UnsupportedVerb => (StatusCode::NOT_IMPLEMENTED, "not_supported"),
+        RefusedKind::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+        RefusedKind::NameTaken => (StatusCode::CONFLICT, "name_conflict"),
+        RefusedKind::AlreadyExists => (StatusCode::CONFLICT, "already_exists"),
+        RefusedKind::HostnameInUse => (StatusCode::CONFLICT, "hostname_in_use"),
+        RefusedKind::PortInUse => (StatusCode::CONFLICT, "port_in_use"),
+        RefusedKind::InvalidState { .. } => (StatusCode::CONFLICT, "invalid_state"),
+        RefusedKind::InStandby => (StatusCode::CONFLICT, "instance_in_standby"),
+        RefusedKind::Expired => (StatusCode::CONFLICT, "instance_expired"),
+        RefusedKind::Conflict => (StatusCode::CONFLICT, "conflict"),
+        RefusedKind::NoRoom | RefusedKind::Quota => (StatusCode::CONFLICT, "insufficient_resources"),
+        RefusedKind::NotObserved => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
     }
 }
 
@@ -291,6 +262,59 @@ mod tests {
 
     use super::*;
     use crate::peers::{Patience, Patient};
+
+    #[test]
+    fn each_kind_of_refusal_has_its_status_code_and_advice_on_repeats() {
+        use RefusedKind::{
+            AlreadyExists, Conflict, Expired, HostnameInUse, ImageNotReady, InStandby, InstanceNotFound,
+            Invalid, InvalidExpiry, InvalidHealthCheck, NameTaken, NoRoom, NotFound, NotObserved, PortInUse,
+            Quota, UnsupportedField, UnsupportedVerb,
+        };
+        let state = stead_schemas::instance::State::Running;
+        let table = [
+            (Invalid, 400, "invalid_request"),
+            (InvalidExpiry, 400, "invalid_expires_at"),
+            (InvalidHealthCheck, 400, "invalid_health_check"),
+            (ImageNotReady, 400, "image_not_ready"),
+            (InstanceNotFound, 400, "instance_not_found"),
+            (UnsupportedField, 400, "not_supported"),
+            (UnsupportedVerb, 501, "not_supported"),
+            (NotFound, 404, "not_found"),
+            (NameTaken, 409, "name_conflict"),
+            (AlreadyExists, 409, "already_exists"),
+            (HostnameInUse, 409, "hostname_in_use"),
+            (PortInUse, 409, "port_in_use"),
+            (RefusedKind::InvalidState { state, legal: "Stopped" }, 409, "invalid_state"),
+            (InStandby, 409, "instance_in_standby"),
+            (Expired, 409, "instance_expired"),
+            (Conflict, 409, "conflict"),
+            (NoRoom, 409, "insufficient_resources"),
+            (Quota, 409, "insufficient_resources"),
+            (NotObserved, 503, "overloaded"),
+        ];
+        for (kind, status, code) in table {
+            let error = ApiError::from(Refused::new(kind, "why"));
+            assert_eq!((error.status.as_u16(), error.body.code.as_str()), (status, code), "{kind:?}");
+            assert_eq!((error.body.message.as_str(), error.body.details.len()), ("why", 0));
+            let expected = match status {
+                409 | 501 => Retry::Never,
+                503 => Retry::After(1),
+                _ => Retry::Unsaid,
+            };
+            assert_eq!(error.retry, expected, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn refused_fields_are_listed_and_the_message_has_all_of_them() {
+        let mut fields = FieldErrors::default();
+        fields.push("rules[0].match.port", "port_in_use", "is 80");
+        fields.push("rules[1].match.port", "port_in_use", "is 81");
+        let error = ApiError::from(Refused::fields(RefusedKind::PortInUse, fields));
+        assert_eq!((error.status, error.body.code.as_str()), (StatusCode::CONFLICT, "port_in_use"));
+        assert_eq!(error.body.message, "rules[0].match.port is 80; rules[1].match.port is 81");
+        assert_eq!(error.body.details.len(), 2);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_never_comes_is_told_as_a_timeout_and_one_that_breaks_off_is_not() {

@@ -26,8 +26,8 @@ pub(super) async fn create(
     bearer: Bearer,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let ImageCreate { reference, platform, tags, credentials } =
-        ImageCreate::read(json(body)?, state.0.defaults.platform)?;
+    let platform = lookup::node(state.store())?.spec.platform;
+    let ImageCreate { reference, platform, tags, credentials } = ImageCreate::read(json(body)?, platform)?;
     let (backend, client) = (state.0.backend.clone(), bearer.subject.clone());
     let create = move |tx: &mut Tx<'_>| {
         let object = admission::create(tx, &reference, platform, tags)?;
@@ -128,7 +128,7 @@ pub(super) async fn import(
     publishes(&bearer, &target)?;
     let archive = body.into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other)).boxed();
     let imported = state.0.backend.import(&bearer.subject, archive).await?;
-    let (platform, digest) = (state.0.defaults.platform, imported.digest);
+    let (platform, digest) = (lookup::node(state.store())?.spec.platform, imported.digest);
     let object = state.store().transact(move |tx| admission::point(tx, &target, platform, digest)).await?;
     // An object refers to the content by now.
     drop(imported.hold);

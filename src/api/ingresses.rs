@@ -9,6 +9,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use stead_controllers::ingress::admission;
+use stead_controllers::refused::{Refused, RefusedKind};
 use stead_schemas::api::{self, IngressWish};
 use stead_schemas::ingress::{Ingress, IngressRule};
 use stead_schemas::limits::VERB_WAIT_MAX;
@@ -45,7 +46,7 @@ fn check_ports(state: &ApiState, rules: &[IngressRule]) -> Result<(), ApiError> 
         let message = format!("is {}, which another program listens at", rule.port);
         errors.push(format!("rules[{index}].match.port"), "port_in_use", message);
     }
-    errors.into_result().map_err(|errors| ApiError::conflict_of(&errors))
+    errors.into_result().map_err(|fields| Refused::fields(RefusedKind::PortInUse, fields).into())
 }
 
 pub(super) async fn list(

@@ -10,8 +10,9 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
+use stead_controllers::refused::Refused;
 use stead_controllers::store::{Store, Tx};
-use stead_controllers::vm::admission::{self, Refused};
+use stead_controllers::vm::admission;
 use stead_schemas::api::{self, AccessWish, InstancePatch, InstanceStart, InstanceWish, parse_state};
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Power, State as Is};
@@ -34,7 +35,7 @@ pub(super) async fn create(
     bearer: Bearer,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let wish = InstanceWish::read(json(body)?, state.0.defaults)?;
+    let wish = InstanceWish::read(json(body)?, &lookup::node(state.store())?.offer())?;
     for mount in &wish.volumes {
         bearer.needs(match mount.access {
             AccessWish::ReadWrite => Scope::VolumeWrite,

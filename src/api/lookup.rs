@@ -5,12 +5,15 @@
 
 use std::sync::Arc;
 
+use stead_controllers::node::admission::not_observed;
+use stead_controllers::node::local;
 use stead_controllers::store::Store;
 use stead_schemas::image::Image;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{ImageRef, Name, Uid};
 use stead_schemas::network::Port;
+use stead_schemas::node::Node;
 use stead_schemas::references::Ref;
 
 use super::auth::Bearer;
@@ -20,6 +23,12 @@ use super::{ApiError, ApiState, secrets};
 const PREFIX_TO_READ: usize = 4;
 /// Number of characters of an id that are enough where something is changed or destroyed.
 const PREFIX_TO_CHANGE: usize = 8;
+
+/// Returns the node of this host. Until the host was observed, requests that depend on it have to wait.
+pub(super) fn node(store: &Store) -> Result<Arc<Object<Node>>, ApiError> {
+    let node = local(store).filter(|node| node.is_observed());
+    node.ok_or_else(|| not_observed().into())
+}
 
 /// Finds an instance to read, by full id, exact name, or id prefix; an instance that is being deleted is
 /// found by id only.

@@ -50,7 +50,6 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
 use stead_controllers::store::Store;
-use stead_schemas::api::{Capabilities, InstanceDefaults};
 use stead_schemas::limits;
 
 pub use audit::Audit;
@@ -73,9 +72,7 @@ struct Inner {
     store: Store,
     keys: Keys,
     backend: Arc<dyn Backend>,
-    defaults: InstanceDefaults,
     tap_prefix: String,
-    capabilities: Capabilities,
     pools: Pools,
     waiters: Arc<Waiters>,
     watches: Watches,
@@ -89,9 +86,7 @@ pub struct ApiConfig {
     pub store: Store,
     pub keys: Keys,
     pub backend: Arc<dyn Backend>,
-    pub defaults: InstanceDefaults,
     pub tap_prefix: String,
-    pub capabilities: Capabilities,
     /// Number of concurrent requests of each pool: requests that are being sent, short requests, requests
     /// that wait for a state, verbs, and streams. Tokens of one subject get at most half of each pool.
     pub requests_max: usize,
@@ -126,9 +121,7 @@ impl ApiState {
             store,
             keys,
             backend,
-            defaults,
             tap_prefix,
-            capabilities,
             requests_max,
             sockets_max,
             shows_secrets,
@@ -141,9 +134,7 @@ impl ApiState {
             store,
             keys,
             backend,
-            defaults,
             tap_prefix,
-            capabilities,
             pools,
             waiters,
             watches: Watches::default(),

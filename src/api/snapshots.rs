@@ -11,7 +11,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use stead_controllers::snapshot::admission::{self, Wish};
-use stead_controllers::vm::forks::{self, ForkWish, Forked, Target};
+use stead_controllers::vm::admission::{self as instances, ForkWish, Forked, Target};
 use stead_schemas::api::{
     self, ForkCreate, SnapshotCreate, SnapshotFork, SnapshotPatch, SnapshotRestore, parse_kind, state_of,
 };
@@ -162,13 +162,15 @@ pub(super) async fn restore(
     ids: Result<Path<(String, String)>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<api::Instance>, ApiError> {
-    let SnapshotRestore { target, hypervisor } = SnapshotRestore::read(json(body)?, state.0.defaults)?;
+    let SnapshotRestore { target, hypervisor } =
+        SnapshotRestore::read(json(body)?, &lookup::node(state.store())?.offer())?;
     let target = Target { power: target, hypervisor };
     let Path((id, snapshot)) = ids?;
     let uid = lookup::instance_to_change(state.store(), &id)?.meta.uid.clone();
     let snapshot = find(&state, &snapshot)?.meta.uid.clone();
     let moved = uid.clone();
-    let object = state.store().transact(move |tx| forks::restore(tx, &moved, &snapshot, target)).await?;
+    let object =
+        state.store().transact(move |tx| instances::restore_snapshot(tx, &moved, &snapshot, target)).await?;
     arrived(&state, &bearer, &object, VERB_WAIT_MAX).await
 }
 
@@ -181,7 +183,7 @@ pub(super) async fn fork(
     let ForkCreate { name, from_running, target } = ForkCreate::read(json(body)?)?;
     let source = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
     let (wish, prefix) = (ForkWish { name, from_running, target }, state.0.tap_prefix.clone());
-    let forked = state.store().transact(move |tx| forks::fork(tx, &source, wish, &prefix)).await?;
+    let forked = state.store().transact(move |tx| instances::fork(tx, &source, wish, &prefix)).await?;
     made(&state, &bearer, forked).await
 }
 
@@ -191,10 +193,12 @@ pub(super) async fn fork_snapshot(
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let SnapshotFork { name, target, hypervisor } = SnapshotFork::read(json(body)?, state.0.defaults)?;
+    let SnapshotFork { name, target, hypervisor } =
+        SnapshotFork::read(json(body)?, &lookup::node(state.store())?.offer())?;
     let target = Target { power: target, hypervisor };
     let (snapshot, prefix) = (find(&state, &id?.0)?.meta.uid.clone(), state.0.tap_prefix.clone());
-    let fork = state.store().transact(move |tx| forks::fork_snapshot(tx, &snapshot, name, target, &prefix));
+    let fork =
+        state.store().transact(move |tx| instances::fork_snapshot(tx, &snapshot, name, target, &prefix));
     let forked = fork.await?;
     made(&state, &bearer, forked).await
 }

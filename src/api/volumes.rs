@@ -10,7 +10,7 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use stead_controllers::store::Store;
-use stead_controllers::vm::mounts;
+use stead_controllers::vm::admission as instances;
 use stead_controllers::volume::admission;
 use stead_schemas::api::{Instance as InstanceView, MountWish, Volume as View, VolumeAttach, VolumeCreate};
 use stead_schemas::disk::Disk;
@@ -93,7 +93,7 @@ pub(super) async fn attach(
     let VolumeAttach { path, access } = VolumeAttach::read(json(body)?)?;
     let uid = lookup::instance_to_change(state.store(), &instance)?.meta.uid.clone();
     let wish = MountWish { volume, path, access };
-    let object = state.store().transact(move |tx| mounts::attach(tx, &uid, wish)).await?;
+    let object = state.store().transact(move |tx| instances::attach(tx, &uid, wish)).await?;
     Ok(Json(lookup::view(state.store(), &bearer, &object)))
 }
 
@@ -104,6 +104,6 @@ pub(super) async fn detach(
 ) -> Result<Json<InstanceView>, ApiError> {
     let Path((instance, volume)) = path?;
     let uid = lookup::instance_to_change(state.store(), &instance)?.meta.uid.clone();
-    let object = state.store().transact(move |tx| mounts::detach(tx, &uid, &volume)).await?;
+    let object = state.store().transact(move |tx| instances::detach(tx, &uid, &volume)).await?;
     Ok(Json(lookup::view(state.store(), &bearer, &object)))
 }

@@ -1,22 +1,20 @@
 //! The real host: its adapters, their monitors, and what it can do.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use stead_controllers::host::{HostError, Vmms};
+use stead_controllers::host::HostError;
 use stead_controllers::image::meaning;
 use stead_controllers::ingress::reach;
 use stead_controllers::store::Store;
-use stead_schemas::api::{
-    Capabilities, HostView, ImagesView, NetworkModel, Runtime, RuntimeView, ServerView,
-};
-use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::limits::CONSOLE_LOG_MAX;
-use stead_schemas::names::{Platform, Uid};
+use stead_schemas::names::{Digest, Platform, Uid};
 
+use super::facts::HostFacts;
 use super::ports::Ports;
-use super::{DEFAULT_HYPERVISOR, Reports, monitors};
+use super::{Reports, monitors};
 use crate::config::Config;
 use crate::guest_channel::Changed;
 use crate::host::boot_files::BootFiles;
@@ -36,11 +34,8 @@ use crate::ingress::{HttpListeners, IngressConfig};
 /// The real host.
 pub(super) struct Host {
     pub(super) ports: Ports,
-    has_cgroups: bool,
     /// Watches on directories of logs, for consoles and for readers that follow a log.
     pub(super) watches: DirectoryWatches,
-    /// Hypervisors that VMs can be launched with on this host.
-    pub(super) hypervisors: Vec<Hypervisor>,
 }
 
 impl Host {
@@ -68,9 +63,8 @@ impl Host {
         )
         .map_err(chained)?;
         let disk_dir = config.data_dir.join("disks");
-        let disks =
-            Ext4Files::new(disk_dir.clone(), config.data_dir.join("snapshots"), config.disk_reserve())
-                .map_err(chained)?;
+        let snapshot_dir = config.data_dir.join("snapshots");
+        let disks = Ext4Files::new(disk_dir.clone(), snapshot_dir, config.disk_reserve()).map_err(chained)?;
         let watches = DirectoryWatches::default();
         let machines = Hypervisors::new(HypervisorsConfig {
             drivers,
@@ -80,10 +74,7 @@ impl Host {
             console_log_max: CONSOLE_LOG_MAX,
             watches: watches.clone(),
             cgroups,
-            rootfs: Box::new({
-                let images = images.clone();
-                move |digest| images.rootfs(digest)
-            }),
+            rootfs: rootfs_of(&images),
             disk: Box::new(move |owner| Ext4Files::path(&disk_dir, owner)),
             disk_reserve: config.disk_reserve(),
             noted: Arc::new(move |owner, text| journals.note(owner, text)),
@@ -93,15 +84,29 @@ impl Host {
             Scope::new(config.bridge.as_str()).context("the bridge's name cannot mark what is ours")?;
         let links = Netlink::new(scope).map_err(chained)?;
         let probes = prober(&machines, reports)?;
-        let for_doors = reports.clone();
-        let doors = TapDoors::new(Arc::new(move |owner| {
-            for_doors.tell(|drifts| drifts.instances.object(owner.clone()));
-        }));
+        let doors = doors(reports);
         let listeners = listeners(config, reports, store);
         let (firewall, flows) = (Nft::new(), Conntrack::new());
-        let ports =
-            Ports { hypervisors: machines, images, links, firewall, disks, probes, flows, doors, listeners };
-        Ok(Self { ports, has_cgroups, watches, hypervisors })
+        let facts = HostFacts {
+            hypervisors: machines.clone(),
+            available: hypervisors,
+            data_dir: config.data_dir.clone(),
+            kernel_dir: config.kernel_dir(),
+            has_cgroups,
+        };
+        let ports = Ports {
+            hypervisors: machines,
+            images,
+            links,
+            firewall,
+            disks,
+            probes,
+            flows,
+            doors,
+            listeners,
+            facts,
+        };
+        Ok(Self { ports, watches })
     }
 
     /// Starts all monitors that notice drift.
@@ -129,42 +134,6 @@ impl Host {
         })
         .map_err(chained)
     }
-
-    pub(super) fn capabilities(&self, config: &Config) -> Capabilities {
-        let runtime = |hypervisor: Hypervisor| RuntimeView {
-            name: hypervisor.as_str().to_owned(),
-            available: self.hypervisors.contains(&hypervisor),
-            features: self.ports.hypervisors.capabilities(hypervisor).map(features).unwrap_or_default(),
-            accelerator: Some(Accelerator::probe().as_str().to_owned()),
-        };
-        let RuntimeView { name, available, .. } = runtime(DEFAULT_HYPERVISOR);
-        Capabilities {
-            server: ServerView {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                api_version: "0.3.0".to_owned(),
-            },
-            host: HostView {
-                os: "linux".to_owned(),
-                arch: host_platform().architecture().to_owned(),
-                cgroups: self.has_cgroups,
-            },
-            default_runtime: Runtime { name, available },
-            runtimes: self.ports.hypervisors.hypervisors().into_iter().map(runtime).collect(),
-            network: NetworkModel {
-                model: "bridge".to_owned(),
-                guest_to_guest: false,
-                gateway: Some(config.gateway.address.to_string()),
-                subnet: Some(config.gateway.subnet().to_string()),
-            },
-            images: ImagesView {
-                platforms: vec![host_platform().as_str().to_owned()],
-                default_platform: host_platform().as_str().to_owned(),
-            },
-            features: ["exec", "images", "ingress", "instances", "logs", "volumes"]
-                .map(ToOwned::to_owned)
-                .to_vec(),
-        }
-    }
 }
 
 /// Returns the function that passes on changes of VMs and of their files.
@@ -191,6 +160,17 @@ fn prober(machines: &Hypervisors, reports: &Reports) -> anyhow::Result<Prober> {
     .map_err(chained)
 }
 
+/// Returns the function that finds the root file system of an image's content.
+fn rootfs_of(images: &Oci) -> Box<dyn Fn(&Digest) -> PathBuf + Send + Sync> {
+    let images = images.clone();
+    Box::new(move |digest| images.rootfs(digest))
+}
+
+fn doors(reports: &Reports) -> TapDoors {
+    let reports = reports.clone();
+    TapDoors::new(Arc::new(move |owner| reports.tell(|drifts| drifts.instances.object(owner.clone()))))
+}
+
 fn listeners(config: &Config, reports: &Reports, store: &Store) -> HttpListeners {
     let (reports, store) = (reports.clone(), store.clone());
     HttpListeners::new(IngressConfig {
@@ -199,12 +179,6 @@ fn listeners(config: &Config, reports: &Reports, store: &Store) -> HttpListeners
         reach: Arc::new(move |word, port| reach(&store, word, port)),
         changed: Arc::new(move |owner| reports.tell(|drifts| drifts.ingresses.object(owner.clone()))),
     })
-}
-
-/// Returns the wire's names of a hypervisor's capabilities. The disk of every VM can be captured.
-fn features(has: VmmCapabilities) -> Vec<String> {
-    let all = [("fork", has.fork_memory), ("snapshots", true), ("standby", has.standby)];
-    all.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect()
 }
 
 pub(super) fn host_platform() -> Platform {

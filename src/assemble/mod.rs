@@ -6,6 +6,7 @@
 mod backend;
 mod backups;
 mod descriptors;
+mod facts;
 mod host;
 mod monitors;
 mod ports;
@@ -16,12 +17,14 @@ use std::time::Duration;
 use anyhow::Context;
 use stead_controllers::daemon::{Controllers, Drifts, Settings};
 use stead_controllers::kinds;
-use stead_controllers::store::Store;
-use stead_controllers::vm::admission;
-use stead_schemas::api::InstanceDefaults;
+use stead_controllers::network::admission;
+use stead_controllers::node;
+use stead_controllers::refused::Refused;
+use stead_controllers::store::{Store, TransactError};
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::limits::CLIENT_STALL_MAX;
 use stead_schemas::network::{GuestReach, NetworkSpec, Resolver};
+use stead_schemas::node::NodeSpec;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -39,6 +42,8 @@ use crate::store::{SystemClock, close_new_files, identity, mark, open, private_d
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The hypervisor of instances that name none.
 const DEFAULT_HYPERVISOR: Hypervisor = Hypervisor::Qemu;
+/// Limit on the wait for the first observation of this host, before the API listens.
+const OBSERVATION_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Time for open requests at shutdown; verbs that wait are cut, and their specs are stored.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -71,6 +76,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let (end, ending) = watch::channel(false);
     let writer = tokio::spawn(directory.writer.run(ended(ending.clone())));
     declare_network(&store, &config).await?;
+    declare_node(&store, &config).await?;
     mark::keep(config.data_dir.clone(), store.clone()).await;
 
     let reports = Reports::default();
@@ -96,9 +102,10 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let (stop_controllers, stopping) = watch::channel(false);
     let controllers = tokio::spawn(controllers.run(stopping));
     host.monitor(&config, &reports, &for_monitors)?;
+    observed(&for_monitors).await;
 
     let audit = Audit::open(&config.data_dir).context("cannot open the audit log")?;
-    serve_api(&config, &host, store, backend, audit.clone()).await?;
+    serve_api(&config, store, backend, audit.clone()).await?;
     let _ = tokio::task::spawn_blocking(move || audit.flush()).await;
     // The passes end first, then the store that they write to.
     let _ = stop_controllers.send(true);
@@ -111,27 +118,14 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 /// Serves the API until SIGTERM or SIGINT.
-async fn serve_api(
-    config: &Config,
-    host: &Host,
-    store: Store,
-    backend: HostBackend,
-    audit: Audit,
-) -> anyhow::Result<()> {
+async fn serve_api(config: &Config, store: Store, backend: HostBackend, audit: Audit) -> anyhow::Result<()> {
     let keys = api::tokens::load(&config.data_dir).context("cannot read the token keys")?;
     tokio::spawn(api::tokens::follow(config.data_dir.clone(), keys.clone()));
     let state = ApiState::new(ApiConfig {
         store,
         keys,
         backend: Arc::new(backend),
-        defaults: InstanceDefaults {
-            platform: host_platform(),
-            hypervisor: DEFAULT_HYPERVISOR,
-            // The list lives as long as the process, and is leaked once.
-            hypervisors: host.hypervisors.clone().leak(),
-        },
         tap_prefix: config.tap_prefix.clone(),
-        capabilities: host.capabilities(config),
         requests_max: config.requests_max,
         sockets_max: config.sockets_max,
         shows_secrets: config.show_secrets,
@@ -153,6 +147,31 @@ async fn serve_api(
     Ok(())
 }
 
+async fn declare_node(store: &Store, config: &Config) -> anyhow::Result<()> {
+    let spec = NodeSpec {
+        platform: host_platform(),
+        default_hypervisor: DEFAULT_HYPERVISOR,
+        disk_reserve: config.disk_reserve(),
+    };
+    let declared = store.transact(move |tx| node::admission::declare(tx, spec)).await;
+    declared.map_err(unrefused).context("cannot declare the node")
+}
+
+/// Waits until this host was observed: requests are refused until then. An observation that fails is reported
+/// in the conditions of the node and in the log, and delays the API no longer than this.
+async fn observed(store: &Store) {
+    if tokio::time::timeout(OBSERVATION_WAIT_MAX, node::observed(store)).await.is_err() {
+        tracing::error!("this host could not be observed yet; requests are refused until it is");
+    }
+}
+
+fn unrefused(error: TransactError<Refused>) -> anyhow::Error {
+    match error {
+        TransactError::Refused(refused) => anyhow::anyhow!(refused),
+        TransactError::Store(error) => anyhow::anyhow!(error),
+    }
+}
+
 async fn declare_network(store: &Store, config: &Config) -> anyhow::Result<()> {
     let spec = NetworkSpec {
         bridge: config.bridge.clone(),
@@ -167,10 +186,5 @@ async fn declare_network(store: &Store, config: &Config) -> anyhow::Result<()> {
         mtu: config.guest_mtu,
     };
     let declared = store.transact(move |tx| admission::declare_network(tx, spec)).await;
-    declared
-        .map_err(|error| match error {
-            stead_controllers::store::TransactError::Refused(refused) => anyhow::anyhow!(refused),
-            stead_controllers::store::TransactError::Store(error) => anyhow::anyhow!(error),
-        })
-        .context("cannot declare the network")
+    declared.map_err(unrefused).context("cannot declare the network")
 }

@@ -1,5 +1,6 @@
 //! The real ports of this host.
 
+use super::facts::HostFacts;
 use crate::host::disks::Ext4Files;
 use crate::host::doors::TapDoors;
 use crate::host::flows::Conntrack;
@@ -22,6 +23,7 @@ pub(super) struct Ports {
     pub(super) flows: Conntrack,
     pub(super) doors: TapDoors,
     pub(super) listeners: HttpListeners,
+    pub(super) facts: HostFacts,
 }
 
 stead_controllers::host! { Ports, ports:
@@ -34,4 +36,5 @@ stead_controllers::host! { Ports, ports:
     Flows: Conntrack = ports.flows;
     Doors: TapDoors = ports.doors;
     Listeners: HttpListeners = ports.listeners;
+    Facts: HostFacts = ports.facts;
 }

@@ -75,6 +75,12 @@ impl Kernel {
         disk.file_name().is_some_and(|name| name == HEADERS_DISK || name == OLD_HEADERS_DISK)
     }
 
+    /// Returns `true` if guests can be given the headers of the kernel below `dir`.
+    #[must_use]
+    pub fn has_headers_in(dir: &Path) -> bool {
+        root(dir).join(HEADERS_DISK).is_file()
+    }
+
     /// Returns the version of the kernel below `dir`. Extracts nothing.
     ///
     /// # Errors

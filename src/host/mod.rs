@@ -1,6 +1,7 @@
 //! Host capabilities: the real adapters of the ports.
 
 pub mod boot_files;
+pub mod capacity;
 pub mod cgroup;
 mod conntrack_forget;
 mod ctnetlink;

@@ -10,7 +10,7 @@ use stead::host::nft::Nft;
 use stead::store::{CuidIds, SystemClock};
 use stead_controllers::host::{Firewall, FirewallRules, Forwarding, Links, PortRule};
 use stead_controllers::network::NetworkReconciler;
-use stead_controllers::port::{self, PortReconciler};
+use stead_controllers::port::PortReconciler;
 use stead_controllers::runtime::{Drift, NoBoundary, Runner, RunnerConfig};
 use stead_controllers::sim::World;
 use stead_controllers::store::{Kinds, MemoryKv, New, PlainSealer, Store, TxError};
@@ -74,15 +74,13 @@ impl Daemon {
             Arc::new(NoBoundary),
             RunnerConfig::seeded(1),
         );
-        let for_ports = store.clone();
         let ports = Runner::new(
             PortReconciler { host: host.clone(), store: store.clone() },
             store.clone(),
             clock,
             Arc::new(NoBoundary),
             RunnerConfig::seeded(2),
-        )
-        .map(move |event| port::concerned(&for_ports, event));
+        );
         for monitor in [links.monitor(), monitor_table(TABLE)] {
             let monitor = monitor.expect("monitors open");
             tokio::spawn(report(monitor, store.clone(), networks.drift(), ports.drift()));

@@ -109,6 +109,29 @@ async fn health_is_told_apart_from_the_state_and_a_check_must_fit_its_instance()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn capabilities_show_what_the_hypervisors_of_the_node_declare() {
+    let server = Server::start().await;
+    let shown = server.send("GET", "/capabilities", None).await;
+    assert_eq!(shown.status, 200);
+    let features = json!(["fork", "snapshots", "standby"]);
+    let runtime =
+        |name: &str| json!({"name": name, "available": true, "features": features, "accelerator": "kvm"});
+    assert_eq!(shown.body["runtimes"], json!([runtime("qemu"), runtime("qemu-microvm")]));
+    assert_eq!(shown.body["default_runtime"], json!({"name": "qemu", "available": true}));
+    assert_eq!(shown.body["host"], json!({"os": "linux", "arch": "amd64", "cgroups": false}));
+    let network = json!({
+        "model": "bridge", "guest_to_guest": false, "gateway": "10.9.0.1", "subnet": "10.9.0.0/24",
+    });
+    assert_eq!(shown.body["network"], network);
+    let images = json!({"platforms": ["linux/amd64"], "default_platform": "linux/amd64"});
+    assert_eq!(shown.body["images"], images);
+    let refused = json!({"name": "a", "image": IMAGE, "hypervisor": "firecracker"});
+    let refused = server.send("POST", "/instances", Some(refused)).await;
+    assert_eq!((refused.status, refused.body["code"].as_str()), (400, Some("not_supported")));
+    assert_eq!(refused.body["message"], "hypervisor firecracker is not supported by this server's host");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn images_are_found_in_every_spelling_and_fail_in_words() {
     let server = Server::start().await;
     let created = server.send("POST", "/images", Some(json!({"name": IMAGE}))).await;

@@ -9,14 +9,10 @@ use stead::api::{ApiConfig, Audit, Backend, ImportStream, Imported, LogError, Lo
 use stead::guest_channel::{AgentError, AgentStream};
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_controllers::store::{Store, StoreError};
-use stead_schemas::api::{
-    Capabilities, HostView, ImagesView, InstanceDefaults, InstanceStats, NetworkModel, PushCredentials,
-    Runtime, ServerView,
-};
+use stead_schemas::api::{InstanceStats, PushCredentials};
 use stead_schemas::guest::Request;
 use stead_schemas::health::{HealthOf, Tally};
-use stead_schemas::instance::Hypervisor;
-use stead_schemas::names::{Platform, Uid};
+use stead_schemas::names::Uid;
 
 /// Port in use by another program.
 pub(crate) const TAKEN_PORT: u16 = 4973;
@@ -95,38 +91,11 @@ pub(crate) fn api_config(store: &Store, keys: &Keys, backend: &Arc<NoHost>) -> A
         store: store.clone(),
         keys: keys.clone(),
         backend: backend.clone(),
-        defaults: InstanceDefaults {
-            platform: Platform::LinuxAmd64,
-            hypervisor: Hypervisor::Qemu,
-            hypervisors: &[Hypervisor::Qemu, Hypervisor::QemuMicrovm],
-        },
         tap_prefix: "st".to_owned(),
-        capabilities: capabilities(),
         requests_max: 1,
         sockets_max: 1,
         shows_secrets: false,
         requires_permissions: false,
         audit: Audit::default(),
-    }
-}
-
-fn capabilities() -> Capabilities {
-    let name = "qemu".to_owned();
-    Capabilities {
-        server: ServerView { version: "test".to_owned(), api_version: "0.3.0".to_owned() },
-        host: HostView { os: "linux".to_owned(), arch: "amd64".to_owned(), cgroups: false },
-        default_runtime: Runtime { name, available: true },
-        runtimes: Vec::new(),
-        network: NetworkModel {
-            model: "bridge".to_owned(),
-            guest_to_guest: false,
-            gateway: None,
-            subnet: None,
-        },
-        images: ImagesView {
-            platforms: vec!["linux/amd64".to_owned()],
-            default_platform: "linux/amd64".to_owned(),
-        },
-        features: Vec::new(),
     }
 }

@@ -13,10 +13,11 @@ use stead::api::{
     router, routes, serve,
 };
 use stead_controllers::daemon::{Controllers, Drifts, Settings};
+use stead_controllers::network::admission;
+use stead_controllers::node;
 use stead_controllers::runtime::{NoBoundary, NoJournal};
-use stead_controllers::sim::{SimRegistryImage, World};
+use stead_controllers::sim::{SimRegistryImage, World, node_spec};
 use stead_controllers::store::{MemoryKv, PlainSealer, Store};
-use stead_controllers::vm::admission;
 use stead_schemas::image::ImageConfig;
 use stead_schemas::network::NetworkSpec;
 use tokio::net::TcpListener;
@@ -57,6 +58,16 @@ pub(crate) struct Answer {
     pub(crate) body: Value,
 }
 
+fn server_limits() -> ServerLimits {
+    ServerLimits {
+        connections_max: CONNECTIONS_MAX,
+        connections_per_client_max: CONNECTIONS_PER_CLIENT_MAX,
+        stall_max: Duration::from_secs(2),
+        header_timeout: Duration::from_secs(3),
+        grace: Duration::from_secs(1),
+    }
+}
+
 impl Server {
     pub(crate) async fn start() -> Self {
         Self::start_with(|_, _| {}).await
@@ -76,6 +87,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(writer.run(std::future::pending::<()>()));
         store.transact(move |tx| admission::declare_network(tx, network())).await.expect("declared");
+        store.transact(|tx| node::admission::declare(tx, node_spec())).await.expect("declared");
         let settings = Settings {
             store: store.clone(),
             clock: host,
@@ -88,6 +100,7 @@ impl Server {
         let (controllers, drifts) = Controllers::new(&world, &settings);
         let (shutdown, stopping) = watch::channel(false);
         tasks.spawn(controllers.run(stopping));
+        node::observed(&store).await;
         let for_server = world.clone();
         tasks.spawn(listen(world, drifts));
         let keys = Keys::new(&[7; 32]);
@@ -99,13 +112,7 @@ impl Server {
             audit: Audit::open(directory.path()).expect("opened"),
             ..api_config(&store, &keys, &backend)
         };
-        let mut limits = ServerLimits {
-            connections_max: CONNECTIONS_MAX,
-            connections_per_client_max: CONNECTIONS_PER_CLIENT_MAX,
-            stall_max: Duration::from_secs(2),
-            header_timeout: Duration::from_secs(3),
-            grace: Duration::from_secs(1),
-        };
+        let mut limits = server_limits();
         adjust(&mut config, &mut limits);
         let state = ApiState::new(config);
         let routes = routes(state.clone());

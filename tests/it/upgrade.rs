@@ -8,6 +8,8 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use stead_controllers::kinds;
+use stead_controllers::node::{self, local};
+use stead_controllers::sim::node_spec;
 use stead_controllers::store::Store;
 use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::{Instance, State};
@@ -41,6 +43,13 @@ async fn what_an_earlier_release_stored_is_read_as_what_it_was() {
     let others =
         (store.list::<Snapshot>().len(), store.list::<Volume>().len(), store.list::<Ingress>().len());
     assert_eq!(others, (1, 1, 1));
+
+    // The node of this host is younger than that release: its daemon declares it.
+    assert_eq!(local(store), None);
+    let writer = tokio::spawn(opened.writer.run(std::future::pending::<()>()));
+    store.transact(|tx| node::admission::declare(tx, node_spec())).await.expect("declared");
+    assert!(local(store).is_some_and(|node| !node.is_observed()));
+    writer.abort();
 
     let run = instance(store, "run");
     assert_eq!((run.status.state, run.spec.run, run.status.ended_run), (State::Running, RunNo(1), RunNo(0)));

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use stead_controllers::daemon::{Controllers, Drifts, Settings};
 use stead_controllers::kinds;
+use stead_controllers::network::admission;
+use stead_controllers::node;
 use stead_controllers::runtime::{NoBoundary, NoJournal};
-use stead_controllers::sim::World;
+use stead_controllers::sim::{World, node_spec};
 use stead_controllers::store::{Kinds, MemoryKv, PlainSealer, Store};
-use stead_controllers::vm::admission;
 use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::ingress::Ingress;
@@ -79,6 +80,7 @@ impl Daemon {
         tasks.spawn(writer.run(std::future::pending::<()>()));
         let declared = store.transact(move |tx| admission::declare_network(tx, network)).await;
         declared.expect("the network is declared");
+        store.transact(|tx| node::admission::declare(tx, node_spec())).await.expect("the node is declared");
         let settings = Settings {
             store: store.clone(),
             clock: host,
@@ -92,6 +94,7 @@ impl Daemon {
         let (shutdown, stopping) = watch::channel(false);
         tasks.spawn(controllers.run(stopping));
         tasks.spawn(listen(world.clone(), drifts, store.clone()));
+        node::observed(&store).await;
         Self { store, tasks, _shutdown: shutdown }
     }
 

@@ -6,18 +6,19 @@ use std::time::Duration;
 
 use stead_controllers::checks::{self, Records};
 use stead_controllers::host::LinkKind;
+use stead_controllers::node::local;
 use stead_controllers::sim::{SimRegistryImage, World};
 use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::{MemoryKv, Store, Tx};
-use stead_controllers::vm::{admission, forks};
+use stead_controllers::vm::admission;
 use stead_controllers::volume::admission as volumes;
 use stead_schemas::api::CompressionAsked;
-use stead_schemas::api::{InstanceDefaults, InstanceStart, InstanceWish, StandbyRequest, VolumeCreate};
+use stead_schemas::api::{InstanceStart, InstanceWish, StandbyRequest, VolumeCreate};
 use stead_schemas::image::ImageConfig;
-use stead_schemas::instance::{Hypervisor, Instance, Power, State};
+use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::limits::PORTS_PER_BRIDGE_MAX;
 use stead_schemas::meta::Tags;
-use stead_schemas::names::{Name, Platform, Uid};
+use stead_schemas::names::{Name, Uid};
 use stead_schemas::network::NetworkSpec;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{SnapshotKind, SnapshotPurpose};
@@ -67,16 +68,12 @@ impl Site {
     }
 
     async fn create(&self, name: &str) -> Uid {
-        let defaults = InstanceDefaults {
-            platform: Platform::LinuxAmd64,
-            hypervisor: Hypervisor::Qemu,
-            hypervisors: &[Hypervisor::Qemu],
-        };
+        let node = local(self.store()).expect("declared");
         let body = serde_json::json!({
             "name": name, "image": "sim/a", "size": "256MB",
             "volumes": [{ "volume_id": "shared", "mount_path": "/shared", "readonly": true }],
         });
-        let wish = InstanceWish::read(body, defaults).expect("valid");
+        let wish = InstanceWish::read(body, &node.offer()).expect("valid");
         let created = self.store().transact(move |tx| admission::create(tx, wish, "st")).await;
         created.expect("created").meta.uid.clone()
     }
@@ -98,8 +95,8 @@ impl Site {
 
     async fn fork(&self, snapshot: &Uid) -> Uid {
         let (snapshot, name) = (snapshot.clone(), Name::resource("a-fork").expect("valid"));
-        let target = forks::Target { power: Some(Power::Running), hypervisor: None };
-        let forked = move |tx: &mut Tx<'_>| forks::fork_snapshot(tx, &snapshot, name, target, "st");
+        let target = admission::Target { power: Some(Power::Running), hypervisor: None };
+        let forked = move |tx: &mut Tx<'_>| admission::fork_snapshot(tx, &snapshot, name, target, "st");
         self.store().transact(forked).await.expect("forked").instance.meta.uid.clone()
     }
 

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use stead_controllers::checks::{self, Records};
+use stead_controllers::node::local;
 use stead_controllers::schedule::admission as schedules;
 use stead_controllers::sim::{SimRegistryImage, World};
 use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::{MemoryKv, Store};
 use stead_controllers::vm::admission;
-use stead_schemas::api::{InstanceDefaults, InstanceWish, ScheduleWish};
+use stead_schemas::api::{InstanceWish, ScheduleWish};
 use stead_schemas::image::ImageConfig;
-use stead_schemas::instance::Hypervisor;
 use stead_schemas::meta::Tags;
-use stead_schemas::names::{Name, Platform, Uid};
+use stead_schemas::names::{Name, Uid};
 use stead_schemas::quantity::GoDuration;
 use stead_schemas::schedule::{Retention, SnapshotSchedule};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
@@ -40,13 +40,9 @@ async fn instance(world: &World, store: &Store) -> Uid {
     let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
     let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
     world.serve(&"sim/a".parse().expect("valid"), SimRegistryImage { digest, config });
-    let defaults = InstanceDefaults {
-        platform: Platform::LinuxAmd64,
-        hypervisor: Hypervisor::Qemu,
-        hypervisors: &[Hypervisor::Qemu],
-    };
+    let node = local(store).expect("declared");
     let body = serde_json::json!({ "name": "i", "image": "sim/a", "size": "256MB" });
-    let wish = InstanceWish::read(body, defaults).expect("valid");
+    let wish = InstanceWish::read(body, &node.offer()).expect("valid");
     let created = store.transact(move |tx| admission::create(tx, wish, "st")).await;
     created.expect("created").meta.uid.clone()
 }

@@ -10,7 +10,7 @@
 //! schemas/src/lib.rs         the module of its spec and status
 //! schemas/src/api/mod.rs     the module of its wire types
 //! controllers/src/lib.rs     the module of its reconciler
-//! controllers/src/daemon.rs  the list of kinds, and the runner with the changes that wake it
+//! controllers/src/daemon.rs  the list of kinds, and the runner
 //! src/api/mod.rs             the module of its handlers
 //! src/api/table.rs           its routes
 //! ```
@@ -25,20 +25,21 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stead_controllers::checks::{self, Records};
 use stead_controllers::host::HostError;
+use stead_controllers::node::local;
 use stead_controllers::runtime::{
     Action, Desired, Moment, NoBoundary, PassEnd, Plan, Reconciler, Runner, RunnerConfig, conditions,
 };
 use stead_controllers::sim::{SimRegistryImage, World};
-use stead_controllers::store::{Event, MemoryKv, New, Store};
+use stead_controllers::store::{MemoryKv, New, Store};
 use stead_controllers::vm::admission;
-use stead_schemas::api::{InstanceDefaults, InstanceStart, InstanceWish};
+use stead_schemas::api::{InstanceStart, InstanceWish};
 use stead_schemas::condition::{Condition, is_ready};
 use stead_schemas::image::ImageConfig;
-use stead_schemas::instance::{Hypervisor, Instance, State};
+use stead_schemas::instance::{Instance, State};
 use stead_schemas::meta::{Kind, Object, Tags};
-use stead_schemas::names::{Name, Platform, Uid};
+use stead_schemas::names::{Name, Uid};
 use stead_schemas::numbers::Generation;
-use stead_schemas::references::{Ref, Role};
+use stead_schemas::references::{Ref, Role, WokenBy};
 use tokio::time::sleep;
 
 use crate::daemon::Daemon;
@@ -89,6 +90,7 @@ impl Kind for Beacon {
     const FINALIZER: &'static str = "beacon";
     type Spec = BeaconSpec;
     type Status = BeaconStatus;
+    const WOKEN_BY: &'static [WokenBy] = &[WokenBy::Target(Role::Source)];
 
     fn observed_generation(status: &BeaconStatus) -> Option<Generation> {
         Some(status.observed_generation)
@@ -183,14 +185,6 @@ impl Reconciler for BeaconReconciler {
     }
 }
 
-/// Returns the beacons of an instance that changed.
-fn concerned(store: &Store, event: &Event) -> Vec<Uid> {
-    match event.kind {
-        Instance::NAME => store.uids_referring::<Beacon>(&Ref::to::<Instance>(Role::Source, &event.uid)),
-        _ => Vec::new(),
-    }
-}
-
 /// Starts the daemon with the reconciler of beacons beside its own.
 async fn start(world: &World, kv: &MemoryKv, lights: &Lights) -> Daemon {
     let kinds = stead_controllers::kinds().with::<Beacon>();
@@ -198,8 +192,7 @@ async fn start(world: &World, kv: &MemoryKv, lights: &Lights) -> Daemon {
     let (store, clock) = (daemon.store.clone(), Arc::new(world.clone()));
     let reconciler = BeaconReconciler { store: store.clone(), lights: lights.clone() };
     let config = RunnerConfig::seeded(1);
-    let runner = Runner::new(reconciler, store.clone(), clock, Arc::new(NoBoundary), config)
-        .map(move |event| concerned(&store, event));
+    let runner = Runner::new(reconciler, store, clock, Arc::new(NoBoundary), config);
     daemon.spawn(runner.run(std::future::pending()));
     daemon
 }
@@ -208,13 +201,9 @@ async fn create_instance(world: &World, store: &Store) -> Uid {
     let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
     let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
     world.serve(&"sim/a".parse().expect("valid"), SimRegistryImage { digest, config });
-    let defaults = InstanceDefaults {
-        platform: Platform::LinuxAmd64,
-        hypervisor: Hypervisor::Qemu,
-        hypervisors: &[Hypervisor::Qemu],
-    };
+    let node = local(store).expect("declared");
     let body = serde_json::json!({ "name": "i", "image": "sim/a", "size": "256MB" });
-    let wish = InstanceWish::read(body, defaults).expect("valid");
+    let wish = InstanceWish::read(body, &node.offer()).expect("valid");
     let created = store.transact(move |tx| admission::create(tx, wish, "st")).await;
     created.expect("created").meta.uid.clone()
 }

@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
+use stead_controllers::node::local;
 use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::Tx;
 use stead_controllers::vm::admission as instances;
-use stead_controllers::vm::{forks, mounts};
 use stead_controllers::volume::admission;
 use stead_schemas::api::{
-    AccessWish, CompressionAsked, InstanceDefaults, InstanceWish, MountWish, StandbyRequest, VolumeCreate,
+    AccessWish, CompressionAsked, InstanceWish, MountWish, StandbyRequest, VolumeCreate,
 };
 use stead_schemas::instance::{Hypervisor, Instance, Power, State};
 use stead_schemas::meta::Tags;
-use stead_schemas::names::{Name, Platform, Uid};
+use stead_schemas::names::{Name, Uid};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 use stead_schemas::volume::{Access, Volume};
@@ -69,10 +69,10 @@ impl Play {
                 let _ = store.transact(move |tx| admission::delete(tx, &uid)).await;
             }
             (3..=4, Some(uid)) => {
-                let _ = store.transact(move |tx| mounts::attach(tx, &uid, mount)).await;
+                let _ = store.transact(move |tx| instances::attach(tx, &uid, mount)).await;
             }
             (_, Some(uid)) => {
-                let _ = store.transact(move |tx| mounts::detach(tx, &uid, word)).await;
+                let _ = store.transact(move |tx| instances::detach(tx, &uid, word)).await;
             }
             (_, None) => {}
         }
@@ -101,12 +101,8 @@ async fn goes_back(seed: u64) -> Result<(), String> {
             { "volume_id": "v1", "mount_path": "/set", "readonly": true, "overlay": true, "overlay_size": "64MB" },
         ],
     });
-    let defaults = InstanceDefaults {
-        platform: Platform::LinuxAmd64,
-        hypervisor: Hypervisor::Qemu,
-        hypervisors: &[Hypervisor::Qemu],
-    };
-    let wish = InstanceWish::read(body, defaults).expect("valid");
+    let node = local(&play.daemon.store).expect("declared");
+    let wish = InstanceWish::read(body, &node.offer()).expect("valid");
     let created = play.daemon.store.transact(move |tx| instances::create(tx, wish, "st")).await;
     let writer = created.expect("created").meta.uid.clone();
     play.until_state(&writer, State::Running).await?;
@@ -135,8 +131,8 @@ async fn goes_back(seed: u64) -> Result<(), String> {
     let moved = (writer.clone(), snapshot.clone());
     // Disks fit any machine type.
     let hypervisor = (kind == SnapshotKind::Stopped).then_some(Hypervisor::QemuMicrovm);
-    let target = forks::Target { power: Some(Power::Running), hypervisor };
-    play.ask(move |tx| forks::restore(tx, &moved.0, &moved.1, target)).await?;
+    let target = instances::Target { power: Some(Power::Running), hypervisor };
+    play.ask(move |tx| instances::restore_snapshot(tx, &moved.0, &moved.1, target)).await?;
     play.by_chance().await;
     play.until_state(&writer, State::Running).await?;
     if disk_of(&play) == before {
@@ -146,7 +142,7 @@ async fn goes_back(seed: u64) -> Result<(), String> {
     // A fork writes to its own volume, and reads the shared one.
     let moved = snapshot.clone();
     let name = Name::resource("fork").expect("valid");
-    let forked = play.ask(move |tx| forks::fork_snapshot(tx, &moved, name.clone(), target, "st")).await?;
+    let forked = play.ask(move |tx| instances::fork_snapshot(tx, &moved, name.clone(), target, "st")).await?;
     play.by_chance().await;
     play.until_state(&forked.instance.meta.uid, State::Running).await?;
     let source = play.daemon.store.get::<Instance>(&writer).ok_or("it is gone")?;

@@ -9,6 +9,7 @@
 //! uses it by then.
 //! Cancel/crash: a file is complete or absent.
 
+pub(crate) mod admission;
 mod observe;
 mod plan;
 mod status;

@@ -11,6 +11,7 @@
 mod disks;
 mod doors;
 mod error;
+mod facts;
 mod firewall;
 mod flows;
 mod guests;
@@ -28,6 +29,7 @@ mod vmms;
 pub use disks::{DiskFile, Disks, Space};
 pub use doors::{Door, Doors, Knock};
 pub use error::{HostError, HostErrorKind};
+pub use facts::{Facts, HostSeen};
 pub use firewall::{Firewall, FirewallRules, FirewallSeen, PortRule};
 pub use flows::{Age, Flow, FlowState, Flows, Inbound};
 pub use guests::{GuestPhase, GuestView, Guests};

@@ -1,8 +1,8 @@
 //! All ports of one host in one value.
 
 use super::{
-    Disks, Doors, Firewall, Flows, Guests, ImageJobs, Images, InstanceLogs, Links, Listeners, Memories,
-    Probes, Snapshots, Vmms,
+    Disks, Doors, Facts, Firewall, Flows, Guests, ImageJobs, Images, InstanceLogs, Links, Listeners,
+    Memories, Probes, Snapshots, Vmms,
 };
 
 /// A host: one port for each subject. Clones share what is behind the ports.
@@ -21,6 +21,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     type Flows: Flows;
     type Doors: Doors;
     type Listeners: Listeners;
+    type Facts: Facts;
 
     fn vmms(&self) -> &Self::Vmms;
     fn guests(&self) -> &Self::Guests;
@@ -36,6 +37,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn flows(&self) -> &Self::Flows;
     fn doors(&self) -> &Self::Doors;
     fn listeners(&self) -> &Self::Listeners;
+    fn facts(&self) -> &Self::Facts;
 }
 
 /// Implements [`Host`] for a type. A line names ports, the type behind them, and the expression of its value, in
@@ -89,6 +91,7 @@ macro_rules! host {
             port!(Flows flows);
             port!(Doors doors);
             port!(Listeners listeners);
+            port!(Facts facts);
         }
     };
     ($($line:tt)*) => {

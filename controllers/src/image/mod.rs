@@ -19,13 +19,13 @@ mod tests;
 use std::time::Duration;
 
 use stead_schemas::image::{Image, ImageStatus};
-use stead_schemas::meta::Object;
+use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Digest, ImageRef, Uid};
-use stead_schemas::references::Ref;
+use stead_schemas::references::{Ref, Role};
 
 use crate::host::{Host, HostError, HostErrorKind, ImageJobs, Images};
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
-use crate::store::Store;
+use crate::store::{Event, Store};
 
 pub use observe::Observed;
 
@@ -38,6 +38,18 @@ pub fn meaning(store: &Store, digest: &Digest) -> Vec<Uid> {
 /// Returns the id of the passes that collect content which nothing refers to.
 pub(crate) fn collector() -> Option<Uid> {
     COLLECTOR.parse().ok()
+}
+
+/// Returns the collecting pass if a change left content behind that no object refers to any more. An image
+/// that is being deleted removes its content itself.
+pub(crate) fn freed(store: &Store, event: &Event) -> Vec<Uid> {
+    let is_left = |reference: &Ref| reference.role == Role::Content && !store.is_referred_to(reference);
+    let is_removed_by_its_image = event.kind == Image::NAME
+        && store.get::<Image>(&event.uid).is_none_or(|image| image.meta.is_deleting());
+    if is_removed_by_its_image || !event.dropped.iter().any(is_left) {
+        return Vec::new();
+    }
+    collector().into_iter().collect()
 }
 
 /// Time before the registry is asked again for an image that it does not have, that it refuses, or that is

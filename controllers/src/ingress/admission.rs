@@ -7,58 +7,28 @@ use stead_schemas::api::IngressWish;
 use stead_schemas::ingress::{Ingress, IngressRule, IngressSpec, TargetName};
 use stead_schemas::instance::Instance;
 use stead_schemas::limits::INGRESS_PORTS_MAX;
-use stead_schemas::meta::Object;
-use stead_schemas::names::{Name, Uid};
+use stead_schemas::meta::{Kind, Object};
+use stead_schemas::names::Uid;
 use stead_schemas::references::{Role, Target};
 use stead_schemas::validate::FieldErrors;
 
-use crate::store::{New, Tx, TxError, absent};
+use crate::refused::{Refused, RefusedKind};
+use crate::store::{New, Tx, TxError};
 
 /// Claim table of host names. Each value is the shape of the host name, prefixed with the port.
 const HOSTNAMES: &str = "ingress_hostname";
 
-/// The reason why a request was refused. Each reason has its own code on the wire.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum IngressRefused {
-    #[error("{0}")]
-    NotFound(String),
-    #[error("an ingress named {0} exists already")]
-    NameTaken(Name),
-    #[error("{0}")]
-    InstanceNotFound(FieldErrors),
-    #[error("{0}")]
-    HostnameInUse(FieldErrors),
-    #[error("{0}")]
-    InsufficientResources(String),
-    #[error("{0}")]
-    Conflict(String),
-}
-
-impl From<TxError> for IngressRefused {
-    fn from(error: TxError) -> Self {
-        match error {
-            TxError::NotFound { kind, uid } | TxError::Deleting { kind, uid } => {
-                Self::NotFound(absent(kind, uid))
-            }
-            TxError::NameTaken { name, .. } => Self::NameTaken(name),
-            TxError::TooMany { .. } => Self::InsufficientResources(error.to_string()),
-            TxError::UidTaken { .. } | TxError::Stale { .. } | TxError::Unreadable { .. } => {
-                Self::Conflict(error.to_string())
-            }
-        }
-    }
-}
-
 /// Stores an ingress. It holds its host names at their ports until it is gone.
 ///
 /// # Errors
-/// Returns `InstanceNotFound`, `NameTaken`, `HostnameInUse` or `InsufficientResources`.
-pub fn create(tx: &mut Tx<'_>, wish: IngressWish) -> Result<Arc<Object<Ingress>>, IngressRefused> {
+/// Returns `InstanceNotFound`, `AlreadyExists`, `HostnameInUse` or `Quota`.
+pub fn create(tx: &mut Tx<'_>, wish: IngressWish) -> Result<Arc<Object<Ingress>>, Refused> {
     let IngressWish { name, rules, tags } = wish;
     check_instances(tx, &rules)?;
     check_ports(tx, &rules)?;
-    if tx.find::<Ingress>(&name).is_some() {
-        return Err(IngressRefused::NameTaken(name));
+    if let Some(other) = tx.find::<Ingress>(&name) {
+        let by = other.meta.uid.clone();
+        return Err(TxError::NameTaken { kind: Ingress::NAME, name, by }.into());
     }
     let uid = tx.next_uid();
     claim_hostnames(tx, &rules, &uid)?;
@@ -70,13 +40,13 @@ pub fn create(tx: &mut Tx<'_>, wish: IngressWish) -> Result<Arc<Object<Ingress>>
 ///
 /// # Errors
 /// Returns `NotFound`.
-pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), IngressRefused> {
+pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), Refused> {
     tx.request_deletion::<Ingress>(uid)?;
     Ok(())
 }
 
 /// Checks that the instances that rules name exist now; they may be deleted later.
-fn check_instances(tx: &Tx<'_>, rules: &[IngressRule]) -> Result<(), IngressRefused> {
+fn check_instances(tx: &Tx<'_>, rules: &[IngressRule]) -> Result<(), Refused> {
     let mut errors = FieldErrors::default();
     for (index, rule) in rules.iter().enumerate() {
         let TargetName::Instance(name) = &rule.target.instance else { continue };
@@ -87,20 +57,20 @@ fn check_instances(tx: &Tx<'_>, rules: &[IngressRule]) -> Result<(), IngressRefu
             errors.push(path, "instance_not_found", format!("names no instance: {name}"));
         }
     }
-    errors.into_result().map_err(IngressRefused::InstanceNotFound)
+    errors.into_result().map_err(|fields| Refused::fields(RefusedKind::InstanceNotFound, fields))
 }
 
-fn check_ports(tx: &Tx<'_>, rules: &[IngressRule]) -> Result<(), IngressRefused> {
+fn check_ports(tx: &Tx<'_>, rules: &[IngressRule]) -> Result<(), Refused> {
     let mut ports = tx.targets::<Ingress>(Role::Serves);
     ports.extend(rules.iter().map(|rule| Target::HostPort(rule.port)));
     if ports.len() > INGRESS_PORTS_MAX {
         let message = format!("ingresses would have {} ports; {INGRESS_PORTS_MAX} are allowed", ports.len());
-        return Err(IngressRefused::InsufficientResources(message));
+        return Err(Refused::quota(message));
     }
     Ok(())
 }
 
-fn claim_hostnames(tx: &mut Tx<'_>, rules: &[IngressRule], uid: &Uid) -> Result<(), IngressRefused> {
+fn claim_hostnames(tx: &mut Tx<'_>, rules: &[IngressRule], uid: &Uid) -> Result<(), Refused> {
     let mut errors = FieldErrors::default();
     let mut own = BTreeSet::new();
     for (index, rule) in rules.iter().enumerate() {
@@ -117,5 +87,5 @@ fn claim_hostnames(tx: &mut Tx<'_>, rules: &[IngressRule], uid: &Uid) -> Result<
         let path = format!("rules[{index}].match.hostname");
         errors.push(path, "hostname_in_use", format!("is {hostname}, which {by} has at port {port}"));
     }
-    errors.into_result().map_err(IngressRefused::HostnameInUse)
+    errors.into_result().map_err(|fields| Refused::fields(RefusedKind::HostnameInUse, fields))
 }

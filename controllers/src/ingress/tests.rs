@@ -17,10 +17,11 @@ use stead_schemas::numbers::Generation;
 use stead_schemas::policy::AutoStandbyPolicy;
 use stead_schemas::quantity::GoDuration;
 
-use super::admission::{self, IngressRefused};
+use super::admission;
 use super::plan::plan;
 use super::status::status;
 use super::*;
+use crate::refused::{Refused, RefusedKind};
 use crate::runtime::Outcome;
 use crate::store::tests::opened;
 use crate::store::{Kinds, New, Store, TransactError};
@@ -354,7 +355,7 @@ async fn an_instance_is_reached_in_the_states_in_which_a_connection_can_be_made(
     assert_eq!(reach(&store, instance.as_str(), 80), Reach::Unknown);
 }
 
-async fn asked(store: &Store, name: &str, rules: &[&str]) -> Result<Uid, IngressRefused> {
+async fn asked(store: &Store, name: &str, rules: &[&str]) -> Result<Uid, Refused> {
     let rules: Vec<_> = rules
         .iter()
         .map(|text| {
@@ -375,11 +376,12 @@ async fn asked(store: &Store, name: &str, rules: &[&str]) -> Result<Uid, Ingress
 #[tokio::test]
 async fn a_host_name_belongs_to_one_ingress_at_a_port_until_it_is_gone() {
     let (store, instance) = store_with(State::Running, Power::Running, None).await;
-    let paths = |refused: IngressRefused| match refused {
-        IngressRefused::InstanceNotFound(errors) | IngressRefused::HostnameInUse(errors) => {
-            errors.iter().map(|error| format!("{} {}", error.code, error.path)).collect::<Vec<_>>().join(", ")
+    let paths = |refused: Refused| match refused.kind {
+        RefusedKind::InstanceNotFound | RefusedKind::HostnameInUse => {
+            let fields = refused.fields.iter().map(|error| format!("{} {}", error.code, error.path));
+            fields.collect::<Vec<_>>().join(", ")
         }
-        other => other.to_string(),
+        _ => refused.to_string(),
     };
     let first = asked(&store, "one", &["a.test:80", "{i}.test:80={i}", "a.test:81"]).await.expect("free");
     let refused =
@@ -409,9 +411,7 @@ async fn ports_of_all_ingresses_are_bounded() {
         let chunk: Vec<&str> = chunk.iter().map(String::as_str).collect();
         asked(&store, &format!("i{index}"), &chunk).await.expect("as many as allowed");
     }
-    assert!(matches!(
-        asked(&store, "more", &["b.test:1"]).await,
-        Err(IngressRefused::InsufficientResources(_))
-    ));
+    let refused = asked(&store, "more", &["b.test:1"]).await.expect_err("one more");
+    assert_eq!(refused.kind, RefusedKind::Quota);
     asked(&store, "same", &["b.test:1000"]).await.expect("a port that is open already");
 }

@@ -6,6 +6,7 @@
 //! Cancel/crash: every step is recognised by its mark. The bridge is removed before the tables, so that a
 //! bridge whose creation was interrupted is still removed with them.
 
+pub mod admission;
 mod observe;
 mod plan;
 mod status;

@@ -7,6 +7,7 @@
 //! Cancel/crash: a TAP is marked before it can outlive its maker. The release is recorded before the TAP is
 //! removed, so that no VM is started at a TAP that is about to be removed.
 
+pub(crate) mod admission;
 mod need;
 mod observe;
 mod plan;
@@ -14,15 +15,13 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use stead_schemas::instance::Instance;
-use stead_schemas::meta::{Kind, Object};
+use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
-use stead_schemas::network::{Network, Port, PortStatus};
-use stead_schemas::references::{Ref, Role};
+use stead_schemas::network::{Port, PortStatus};
 
 use crate::host::{Firewall, Host, HostError, LinkChange, LinkKind, LinkPlan, Links, PortRule};
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
-use crate::store::{Event, Store};
+use crate::store::Store;
 
 pub use observe::Observed;
 
@@ -81,25 +80,6 @@ impl<H: Host> Reconciler for PortReconciler<H> {
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {
         let links = self.host.links().list().await?.into_iter();
         Ok(links.filter(|link| link.kind == LinkKind::Tap).map(|link| link.owner).collect())
-    }
-}
-
-/// Returns the ports that an event of another kind concerns: those of a network whose status changed, and the
-/// port of an instance that needs it now or no longer needs it.
-#[must_use]
-pub fn concerned(store: &Store, event: &Event) -> Vec<Uid> {
-    match event.kind {
-        Network::NAME => store.uids_referring::<Port>(&Ref::to::<Network>(Role::Network, &event.uid)),
-        Instance::NAME => {
-            let changed = || {
-                let instance = store.get::<Instance>(&event.uid)?;
-                let port = store.get::<Port>(instance.spec.allocated.port.as_ref()?)?;
-                (need::is_needed(&instance) == need::released_at(&port).is_some())
-                    .then(|| port.meta.uid.clone())
-            };
-            changed().into_iter().collect()
-        }
-        _ => Vec::new(),
     }
 }
 

@@ -5,8 +5,8 @@ use stead_schemas::instance::Instance;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::network::{Network, Port};
+use stead_schemas::references::{Ref, Role};
 
-use super::need::is_needed;
 use super::{PortReconciler, rule};
 use crate::host::{Firewall, Host, HostError, Link, LinkKind, Links};
 
@@ -43,7 +43,8 @@ pub(super) async fn observe<H: Host>(
         return Ok(nothing);
     };
     let network = store.get::<Network>(&object.spec.network);
-    let instance = object.meta.owner.as_ref().and_then(|owner| store.get::<Instance>(&owner.uid));
+    let owner = object.meta.owner.as_ref();
+    let is_orphan = owner.is_none_or(|owner| store.get::<Instance>(&owner.uid).is_none());
     let not_ready = network.as_ref().and_then(|network| {
         condition::find(&network.status.conditions, ConditionType::Ready)
             .filter(|ready| ready.status != ConditionStatus::True && !ready.message.is_empty())
@@ -54,7 +55,7 @@ pub(super) async fn observe<H: Host>(
             !network.meta.is_deleting() && condition::is_ready(&network.status.conditions)
         }),
         // A port without an instance is about to be deleted.
-        is_needed: instance.is_none_or(|instance| is_needed(&instance)),
+        is_needed: is_orphan || store.is_referred_to(&Ref::to::<Port>(Role::Attaches, uid)),
         tap: links.inspect(&object.spec.tap).await?,
         has_rule: firewall.has_port(&object.spec.table, &rule(object)).await?,
     })

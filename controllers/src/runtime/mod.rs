@@ -6,6 +6,7 @@
 
 mod clock;
 pub mod conditions;
+mod dependents;
 mod journal;
 mod moment;
 mod pass;

@@ -103,8 +103,8 @@ impl<Controller: Reconciler> Runner<Controller> {
         self
     }
 
-    /// Wakes further objects of this kind on an event of any kind, in addition to the object itself and its
-    /// owner.
+    /// Wakes further objects of this kind on an event of any kind, in addition to those that the kind declares
+    /// (`Kind::WOKEN_BY`).
     #[must_use]
     pub fn map(mut self, mapping: impl Fn(&Event) -> Vec<Uid> + Send + Sync + 'static) -> Self {
         self.triggers.map(Box::new(mapping));

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Interval, MissedTickBehavior};
 use tracing::debug;
 
+use super::dependents::dependents;
 use crate::store::{Change, Event, Store, TooOld, Watch};
 
 /// The keys to observe.
@@ -61,7 +62,7 @@ impl Drift {
     }
 }
 
-/// A function that returns the further objects that an event concerns.
+/// A function that returns the objects that an event concerns.
 pub(super) type Mapping = Box<dyn Fn(&Event) -> Vec<Uid> + Send + Sync>;
 
 /// The receiving ends of all triggers of a runner.
@@ -79,7 +80,10 @@ impl Triggers {
     pub(super) fn new<K: Kind>(store: Store) -> Self {
         let (objects, drifted) = mpsc::channel(DRIFT_QUEUE_MAX);
         let drift = Drift { objects, everything: Arc::new(Notify::new()) };
-        Self { kind: K::NAME, store, watch: None, mappings: Vec::new(), drift, drifted, resync: None }
+        let for_dependents = store.clone();
+        let dependents: Mapping = Box::new(move |event| dependents::<K>(&for_dependents, event));
+        let mappings = vec![dependents];
+        Self { kind: K::NAME, store, watch: None, mappings, drift, drifted, resync: None }
     }
 
     pub(super) fn map(&mut self, mapping: Mapping) {
@@ -144,7 +148,6 @@ fn concerned(kind: &'static str, mappings: &[Mapping], event: &Event) -> Vec<Uid
     if event.kind == kind && !matches!(event.change, Change::StatusUpdated | Change::Deleted) {
         uids.push(event.uid.clone());
     }
-    uids.extend(event.owner.iter().filter(|owner| owner.kind == kind).map(|owner| owner.uid.clone()));
     for mapping in mappings {
         uids.extend(mapping(event));
     }

@@ -12,8 +12,9 @@ use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPurpose};
 
 use super::TakePlan;
 use crate::host::HostErrorKind;
-use crate::snapshot::admission::{self as snapshots, SnapshotRefused};
-use crate::store::{New, Tx, TxError, absent};
+use crate::refused::{Refused, RefusedKind};
+use crate::snapshot::admission as snapshots;
+use crate::store::{New, Tx, TxError};
 
 /// The message that refuses to read or delete a schedule that does not exist.
 pub const NO_SCHEDULE: &str = "the instance has no snapshot schedule";
@@ -27,9 +28,9 @@ pub fn put(
     tx: &mut Tx<'_>,
     instance: &Uid,
     wish: ScheduleWish,
-) -> Result<Arc<Object<SnapshotSchedule>>, SnapshotRefused> {
+) -> Result<Arc<Object<SnapshotSchedule>>, Refused> {
     let owner = tx.get::<Instance>(instance).filter(|instance| !instance.meta.is_deleting());
-    owner.ok_or_else(|| SnapshotRefused::NotFound(absent(Instance::NAME, instance)))?;
+    owner.ok_or_else(|| Refused::absent::<Instance>(instance))?;
     let now = tx.now();
     let ScheduleWish { interval, retention, name_prefix, metadata } = wish;
     let spec = SnapshotScheduleSpec {
@@ -61,8 +62,8 @@ pub fn put(
 ///
 /// # Errors
 /// Returns an error if the instance has no schedule.
-pub fn delete(tx: &mut Tx<'_>, instance: &Uid) -> Result<(), SnapshotRefused> {
-    let schedule = find(tx, instance).ok_or_else(|| SnapshotRefused::NotFound(NO_SCHEDULE.to_owned()))?;
+pub fn delete(tx: &mut Tx<'_>, instance: &Uid) -> Result<(), Refused> {
+    let schedule = find(tx, instance).ok_or_else(|| Refused::not_found(NO_SCHEDULE))?;
     tx.request_deletion::<SnapshotSchedule>(&schedule.meta.uid)?;
     Ok(())
 }
@@ -86,14 +87,13 @@ pub(super) struct NotTaken {
     pub(super) message: String,
 }
 
-impl From<SnapshotRefused> for NotTaken {
-    fn from(refused: SnapshotRefused) -> Self {
-        let kind = match &refused {
-            SnapshotRefused::NotFound(_) => HostErrorKind::Missing,
-            SnapshotRefused::InsufficientResources(_) => HostErrorKind::Exhausted,
-            SnapshotRefused::NameTaken(_)
-            | SnapshotRefused::InvalidState { .. }
-            | SnapshotRefused::Conflict(_) => HostErrorKind::Transient,
+impl From<Refused> for NotTaken {
+    fn from(refused: Refused) -> Self {
+        let kind = match &refused.kind {
+            RefusedKind::NotFound => HostErrorKind::Missing,
+            RefusedKind::NoRoom | RefusedKind::Quota => HostErrorKind::Exhausted,
+            RefusedKind::UnsupportedField | RefusedKind::UnsupportedVerb => HostErrorKind::Unsupported,
+            _ => HostErrorKind::Transient,
         };
         Self { kind, message: refused.to_string() }
     }
@@ -126,7 +126,9 @@ pub(super) fn take(tx: &mut Tx<'_>, plan: &TakePlan) -> Result<(), NotTaken> {
     };
     let created = match snapshots::create(tx, &plan.instance, wish(Name::resource(&plan.name).ok())) {
         // Another snapshot, which a client requested, has that name and keeps it.
-        Err(SnapshotRefused::NameTaken(_)) => snapshots::create(tx, &plan.instance, wish(None)),
+        Err(refused) if refused.kind == RefusedKind::NameTaken => {
+            snapshots::create(tx, &plan.instance, wish(None))
+        }
         created => created,
     };
     created.map(drop).map_err(NotTaken::from)

@@ -12,6 +12,7 @@
 mod disks;
 mod doors;
 mod drift;
+mod facts;
 mod faults;
 mod firewall;
 mod flows;
@@ -45,6 +46,7 @@ use crate::host::{Forwarding, Link, PortRule, Route, StoredImage};
 use crate::runtime::{Clock, Ids};
 
 pub use drift::Drift;
+pub use facts::{hypervisors, node_spec, observe_node, observe_node_with};
 pub use faults::Faults;
 pub use flows::SleptOn;
 pub use images::SimRegistryImage;
@@ -253,7 +255,7 @@ impl World {
 
 crate::host! { World, world:
     Vmms, Guests, Memories, InstanceLogs, Snapshots, Images, ImageJobs: World = *world;
-    Links, Firewall, Disks, Probes, Flows, Doors, Listeners: World = *world;
+    Links, Firewall, Disks, Probes, Flows, Doors, Listeners, Facts: World = *world;
 }
 
 impl Clock for World {

@@ -48,7 +48,7 @@ pub(super) const STOP: Duration = Duration::from_millis(400);
 pub(super) const POWER_OFF: Duration = Duration::from_millis(200);
 
 /// The capabilities of simulated VMs, apart from the number of their devices.
-const CAPABILITIES: VmmCapabilities = VmmCapabilities {
+pub(super) const CAPABILITIES: VmmCapabilities = VmmCapabilities {
     standby: true,
     fork_memory: true,
     replace_tap: true,

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use stead_schemas::compression::Compression;
-use stead_schemas::instance::{Instance, InstanceSpec, Power, State};
+use stead_schemas::goal::Goal;
+use stead_schemas::instance::{Instance, InstanceSpec, State};
 use stead_schemas::limits::{FAILED_SNAPSHOTS_PER_SOURCE_MAX, SNAPSHOTS_PER_SOURCE_MAX};
-use stead_schemas::meta::{Kind as _, Object, Tags};
+use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::{Name, Uid};
 use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::{
@@ -13,7 +14,9 @@ use stead_schemas::snapshot::{
 };
 use stead_schemas::volume::{Access, Volume, VolumeMount};
 
-use crate::store::{New, Tx, TxError, absent};
+use crate::node::admission as nodes;
+use crate::refused::{Refused, RefusedKind};
+use crate::store::{New, Tx, TxError};
 
 /// Claim table of names. Each value is prefixed with the uid of its source.
 const NAMES: &str = "snapshot_name";
@@ -33,55 +36,34 @@ pub struct Wish {
     pub schedule: Option<ScheduledRun>,
 }
 
-/// The reason why a request was refused. Each reason has its own code on the wire.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SnapshotRefused {
-    #[error("{0}")]
-    NotFound(String),
-    #[error("a snapshot of this instance named {0} exists already")]
-    NameTaken(Name),
-    #[error("cannot take a {kind:?} snapshot of an instance that is {state:?}: it must be {legal}")]
-    InvalidState { kind: SnapshotKind, state: State, legal: &'static str },
-    #[error("{0}")]
-    InsufficientResources(String),
-    #[error("{0}")]
-    Conflict(String),
-}
-
-impl From<TxError> for SnapshotRefused {
-    fn from(error: TxError) -> Self {
-        match error {
-            TxError::NotFound { kind, uid } | TxError::Deleting { kind, uid } => {
-                Self::NotFound(absent(kind, uid))
-            }
-            TxError::TooMany { .. } => Self::InsufficientResources(error.to_string()),
-            TxError::NameTaken { .. }
-            | TxError::UidTaken { .. }
-            | TxError::Stale { .. }
-            | TxError::Unreadable { .. } => Self::Conflict(error.to_string()),
-        }
-    }
-}
-
 /// Requests a snapshot of an instance in its present state.
 ///
 /// # Errors
-/// Returns `NotFound`, `NameTaken`, `InvalidState` or `InsufficientResources`.
-pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Snapshot>>, SnapshotRefused> {
+/// Returns `NotFound`, `NameTaken`, `InvalidState` or `Quota`.
+pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Snapshot>>, Refused> {
     let instance =
         tx.get::<Instance>(source).filter(|instance| !instance.meta.is_deleting() && !instance.is_pooled());
-    let instance = instance.ok_or_else(|| SnapshotRefused::NotFound(absent(Instance::NAME, source)))?;
+    let instance = instance.ok_or_else(|| Refused::absent::<Instance>(source))?;
     check_state(&instance, wish.kind)?;
+    if wish.kind == SnapshotKind::Standby {
+        let hypervisor = instance.spec.hypervisor;
+        let has = nodes::capabilities(tx, hypervisor)?;
+        nodes::check_verb(hypervisor, has.standby, "a snapshot of the kind Standby")?;
+        nodes::check_field(hypervisor, wish.pool == 0 || has.fork_memory, "pool_size")?;
+    }
     let siblings = make_room(tx, source)?;
     if siblings >= SNAPSHOTS_PER_SOURCE_MAX {
         let message =
             format!("the instance has {siblings} snapshots; {SNAPSHOTS_PER_SOURCE_MAX} are allowed");
-        return Err(SnapshotRefused::InsufficientResources(message));
+        return Err(Refused::quota(message));
     }
     let uid = tx.next_uid();
     if let Some(name) = &wish.name {
         give_up_name(tx, source, name);
-        tx.claim(NAMES, claimed(source, name), &uid).map_err(|_| SnapshotRefused::NameTaken(name.clone()))?;
+        tx.claim(NAMES, claimed(source, name), &uid).map_err(|_| {
+            let message = format!("a snapshot of this instance named {name} exists already");
+            Refused::new(RefusedKind::NameTaken, message)
+        })?;
     }
     let spec = SnapshotSpec {
         source: source.clone(),
@@ -146,36 +128,44 @@ fn captured(tx: &Tx<'_>, spec: &InstanceSpec) -> Vec<CapturedDisk> {
 ///
 /// # Errors
 /// Returns `NotFound`, and `Conflict` if there is no memory to hold.
-pub fn set_pool(tx: &mut Tx<'_>, uid: &Uid, pool: u32) -> Result<Arc<Object<Snapshot>>, SnapshotRefused> {
+pub fn set_pool(tx: &mut Tx<'_>, uid: &Uid, pool: u32) -> Result<Arc<Object<Snapshot>>, Refused> {
     let object = tx.get::<Snapshot>(uid);
-    let object = object.ok_or_else(|| SnapshotRefused::NotFound(absent(Snapshot::NAME, uid)))?;
+    let object = object.ok_or_else(|| Refused::absent::<Snapshot>(uid))?;
     if pool > 0 && object.spec.kind == SnapshotKind::Stopped {
-        return Err(SnapshotRefused::Conflict("a snapshot of the kind Stopped has no pool".to_owned()));
+        return Err(Refused::conflict("a snapshot of the kind Stopped has no pool"));
+    }
+    if pool > object.spec.pool {
+        let hypervisor = object.spec.instance.hypervisor;
+        let has = nodes::capabilities(tx, hypervisor)?;
+        nodes::check_field(hypervisor, has.fork_memory, "pool_size")?;
     }
     Ok(tx.update_spec::<Snapshot>(uid, None, |spec| spec.pool = pool)?)
 }
 
 /// Checks that a snapshot of this kind can be taken of an instance in its present state.
-pub(crate) fn check_state(instance: &Object<Instance>, kind: SnapshotKind) -> Result<(), SnapshotRefused> {
-    let (state, power) = (instance.status.state, instance.spec.power);
-    let is_going = instance.spec.run > instance.status.ended_run;
+pub(crate) fn check_state(instance: &Object<Instance>, kind: SnapshotKind) -> Result<(), Refused> {
+    let state = instance.status.state;
     let (is_legal, legal) = match kind {
         SnapshotKind::Standby => {
             let is_there = matches!(
-                (state, power),
+                (state, instance.goal()),
                 // A paused instance is just being captured for another snapshot.
-                (State::Running | State::Paused, Power::Running) | (State::Standby, Power::Standby)
+                (State::Running | State::Paused, Goal::Running(_)) | (State::Standby, Goal::Standby(_))
             );
-            (is_there && is_going, "Running or Standby")
+            (is_there, "Running or Standby")
         }
         SnapshotKind::Stopped => {
             let is_restarting = instance.status.restart.next_attempt_at.is_some();
-            let is_down = power == Power::Stopped || !is_going;
+            let is_down = instance.goal() == Goal::Stopped;
             (state == State::Stopped && is_down && !is_restarting, "Stopped")
         }
     };
-    let refused = SnapshotRefused::InvalidState { kind, state, legal };
-    if is_legal { Ok(()) } else { Err(refused) }
+    if is_legal {
+        return Ok(());
+    }
+    let message =
+        format!("cannot take a {kind:?} snapshot of an instance that is {state:?}: it must be {legal}");
+    Err(Refused::new(RefusedKind::InvalidState { state, legal }, message))
 }
 
 fn claimed(source: &Uid, name: &Name) -> String {

@@ -1,7 +1,7 @@
 //! Observations of a snapshot: its files, its users and, until it is captured, the state of its source.
 
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
-use stead_schemas::instance::{Instance, Power};
+use stead_schemas::instance::Instance;
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
@@ -162,9 +162,8 @@ async fn source<H: Host>(
 }
 
 fn stopped_source(instance: &Object<Instance>, machine: Option<&Machine>) -> Source {
-    let is_up = instance.spec.power != Power::Stopped && instance.spec.run > instance.status.ended_run;
     match machine {
-        _ if is_up => Source::Gone,
+        _ if instance.goal().run().is_some() => Source::Gone,
         Some(_) => Source::Moving,
         None => Source::Capturable,
     }
@@ -176,7 +175,7 @@ pub(super) fn standby_source(
     machine: Option<&Machine>,
     memory: Option<&Memory>,
 ) -> Source {
-    let is_over = instance.spec.power == Power::Stopped || spec.instance.run <= instance.status.ended_run;
+    let is_over = instance.goal().run() != Some(spec.instance.run);
     // The memory must be of that run: the instance may have been put in standby since.
     let is_saved = matches!(memory, Some(Memory::Saved(saved)) if saved.run == spec.instance.run);
     match machine {

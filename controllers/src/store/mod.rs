@@ -224,6 +224,14 @@ impl Store {
         uids
     }
 
+    /// Returns the references of an object of this kind, the reference to its owner included.
+    #[must_use]
+    pub fn references(&self, kind: &str, uid: &Uid) -> Vec<Ref> {
+        self.shared.visited(1);
+        let state = self.shared.read();
+        index::references(state.table(kind).objects.get(uid)).into_iter().collect()
+    }
+
     /// Reports whether an object of any kind refers to this target.
     #[must_use]
     pub fn is_referred_to(&self, reference: &Ref) -> bool {

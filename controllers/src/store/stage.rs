@@ -330,9 +330,9 @@ impl Stage {
                     Some(before) if is_status_change(before, &after) => Change::StatusUpdated,
                     Some(_) => Change::Updated,
                 };
-                let dropped = dropped(before.as_ref(), Some(&after));
+                let (dropped, gained) = moved(before.as_ref(), Some(&after));
                 let owner = after.meta().owner.clone();
-                Some(Event { revision, kind, uid, owner, change, dropped, last: None })
+                Some(Event { revision, kind, uid, owner, change, dropped, gained, last: None })
             })
             .chain(forgotten)
             .collect();
@@ -442,14 +442,14 @@ impl Stage {
 
 fn deleted(kind: &'static str, uid: Uid, revision: u64, last: Option<Erased>) -> Event {
     let owner = last.as_ref().and_then(|object| object.meta().owner.clone());
-    let dropped = dropped(last.as_ref(), None);
-    Event { revision, kind, uid, owner, change: Change::Deleted, dropped, last }
+    let (dropped, gained) = moved(last.as_ref(), None);
+    Event { revision, kind, uid, owner, change: Change::Deleted, dropped, gained, last }
 }
 
-/// Returns the references that an object had before a change and no longer has.
-fn dropped(before: Option<&Erased>, after: Option<&Erased>) -> Vec<Ref> {
+/// Returns the references that an object had before a change and no longer has, and those that it has since.
+fn moved(before: Option<&Erased>, after: Option<&Erased>) -> (Vec<Ref>, Vec<Ref>) {
     let (before, after) = (index::references(before), index::references(after));
-    before.difference(&after).cloned().collect()
+    (before.difference(&after).cloned().collect(), after.difference(&before).cloned().collect())
 }
 
 /// True if only the status differs, and the version that changes with it.

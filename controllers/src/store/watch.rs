@@ -41,6 +41,8 @@ pub struct Event {
     pub change: Change,
     /// References that the object had before and no longer has, the reference to its owner included.
     pub dropped: Vec<Ref>,
+    /// References that the object has now and did not have before.
+    pub gained: Vec<Ref>,
     pub(super) last: Option<Erased>,
 }
 

@@ -13,7 +13,6 @@ use stead_schemas::names::{Digest, ImageRef, Name, Platform, Uid};
 use stead_schemas::snapshot::Snapshot;
 use tokio::time::sleep;
 
-use crate::daemon::freed_image;
 use crate::host::{HostError, HostErrorKind, ImageJobs, Images, Job, Layer, Resolved, StoredImage};
 use crate::image::{ImageReconciler, admission};
 use crate::runtime::{Drift, NoBoundary, Runner, RunnerConfig, SequentialIds, TokioClock};
@@ -159,7 +158,7 @@ impl World {
         let runner = Runner::new(reconciler, store.clone(), clock, Arc::new(NoBoundary), config);
         let drift = runner.drift();
         let for_freed_images = store.clone();
-        let runner = runner.map(move |event| freed_image(&for_freed_images, event));
+        let runner = runner.map(move |event| crate::image::freed(&for_freed_images, event));
         tokio::spawn(runner.run(std::future::pending()));
         Self { store, registry, drift }
     }

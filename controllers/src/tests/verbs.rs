@@ -6,22 +6,25 @@ use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::instance::{Instance, InstanceStatus, Power, State};
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{Name, Uid};
+use stead_schemas::node::Node;
 use stead_schemas::numbers::RunNo;
 use stead_schemas::policy::RestartStatus;
 use stead_schemas::snapshot::{
     Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
 };
 
-use crate::snapshot::admission::{self as snapshots, SnapshotRefused};
+use crate::refused::{Refused, RefusedKind};
+use crate::sim::observe_node;
+use crate::snapshot::admission as snapshots;
 use crate::store::tests::opened;
 use crate::store::{Kinds, New, Store, Tx, TxError};
-use crate::vm::admission::{self, Refused};
+use crate::vm::admission::{self, ForkWish, Target};
 use crate::vm::example as instance;
-use crate::vm::forks::{self, ForkWish};
 
 async fn stored(power: Power, ended_run: RunNo, state: State, is_restarting: bool) -> (Store, Uid) {
-    let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>();
+    let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>().with::<Node>();
     let store = opened(kinds);
+    observe_node(&store).await;
     let object = instance(power, 1, ended_run.0);
     let uid = object.meta.uid.clone();
     let new = New {
@@ -121,7 +124,7 @@ fn of(kind: SnapshotKind) -> snapshots::Wish {
 fn ask(tx: &mut Tx<'_>, uid: &Uid, snapshot: &Uid, asked: Asked) -> Result<(), (State, &'static str)> {
     let fork = |from_running| {
         let wish = ForkWish { name: Name::resource("fork").expect("valid"), from_running, target: None };
-        move |tx: &mut Tx<'_>| forks::fork(tx, uid, wish, "st").map(drop)
+        move |tx: &mut Tx<'_>| admission::fork(tx, uid, wish, "st").map(drop)
     };
     let refused = match asked {
         Asked::Start => START(tx, uid),
@@ -130,20 +133,20 @@ fn ask(tx: &mut Tx<'_>, uid: &Uid, snapshot: &Uid, asked: Asked) -> Result<(), (
         Asked::Restore => RESTORE(tx, uid),
         Asked::Fork => fork(false)(tx),
         Asked::ForkFromRunning => fork(true)(tx),
-        Asked::RestoreInPlace => forks::restore(tx, uid, snapshot, forks::Target::default()).map(drop),
+        Asked::RestoreInPlace => admission::restore_snapshot(tx, uid, snapshot, Target::default()).map(drop),
         Asked::SnapshotStandby | Asked::SnapshotStopped => {
             let kind =
                 if asked == Asked::SnapshotStandby { SnapshotKind::Standby } else { SnapshotKind::Stopped };
             return match snapshots::create(tx, uid, of(kind)) {
                 Ok(_) => Ok(()),
-                Err(SnapshotRefused::InvalidState { state, legal, .. }) => Err((state, legal)),
+                Err(Refused { kind: RefusedKind::InvalidState { state, legal }, .. }) => Err((state, legal)),
                 Err(other) => panic!("{asked:?}: {other:?}"),
             };
         }
     };
     match refused {
         Ok(()) => Ok(()),
-        Err(Refused::InvalidState { state, legal, .. }) => Err((state, legal)),
+        Err(Refused { kind: RefusedKind::InvalidState { state, legal }, .. }) => Err((state, legal)),
         Err(other) => panic!("{asked:?}: {other:?}"),
     }
 }

@@ -3,6 +3,7 @@
 //! themselves.
 
 use jiff::Timestamp;
+use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::goal::Goal;
 use stead_schemas::instance::{Instance, Power, PowerCause};
 use stead_schemas::limits;
@@ -96,6 +97,18 @@ pub(super) fn boot_deadline(machine: &Machine, now: Moment) -> Timestamp {
 /// The time until which silence towards this daemon does not mean that the guest is silent.
 pub(super) fn heard_by(machine: &Machine, now: Moment) -> Timestamp {
     now.end(machine.listening_since, limits::GUEST_HEARD_GRACE)
+}
+
+/// True if the VM lost its TAP and its hypervisor cannot connect it to the TAP that replaces the lost one: only
+/// another launch gives it a network again. A VM that goes to standby is connected when it is restored.
+pub(super) fn is_cut_off(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> bool {
+    let is_staying = object.spec.power != Power::Standby;
+    machine.is_network_cut && lacks(seen, |has| has.replace_tap) && is_staying && is_up(machine)
+}
+
+/// True if the hypervisor is known not to have a capability.
+pub(super) fn lacks(seen: &Observed, has: impl FnOnce(VmmCapabilities) -> bool) -> bool {
+    seen.parts.capabilities.is_some_and(|declared| !has(declared))
 }
 
 /// True if a program runs whose memory could be saved as it is.

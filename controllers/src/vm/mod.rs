@@ -29,18 +29,15 @@
 //! A pending connection causes --Wake-->, then --Unwatch, Restore--> as above, and --HandOver--> when the VM
 //! runs.
 
-mod addresses;
 pub mod admission;
 #[cfg(test)]
 mod connections;
 mod doors;
 mod facts;
 mod failed_forks;
-pub mod forks;
 mod guest_config;
 mod health;
 mod idle;
-pub mod mounts;
 mod observe;
 mod plan;
 mod remarks;
@@ -50,7 +47,6 @@ mod steps;
 #[cfg(test)]
 pub(crate) mod tests;
 mod volumes;
-pub mod waking;
 
 use jiff::Timestamp;
 use stead_schemas::compression::Compression;
@@ -170,12 +166,12 @@ impl<H: Host> Reconciler for Vms<H> {
             Action::Expire(uid) => self.wish("delete the expired instance", uid, admission::expire).await,
             Action::StandBy(uid, generation) => {
                 let generation = *generation;
-                let stand_by = move |tx: &mut Tx<'_>, uid: &Uid| waking::stand_by(tx, uid, generation);
+                let stand_by = move |tx: &mut Tx<'_>, uid: &Uid| admission::stand_by(tx, uid, generation);
                 self.wish("have in standby", uid, stand_by).await
             }
             Action::Wake { uid, standby, by } => {
                 let (standby, by) = (*standby, *by);
-                let wake = move |tx: &mut Tx<'_>, uid: &Uid| waking::wake(tx, uid, standby, by);
+                let wake = move |tx: &mut Tx<'_>, uid: &Uid| admission::wake(tx, uid, standby, by);
                 self.wish("wake", uid, wake).await
             }
             Action::Watch(uid, card) => self.host.doors().watch(uid, card).await,

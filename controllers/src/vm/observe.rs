@@ -3,13 +3,15 @@
 use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
+use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::disk::Disk;
 use stead_schemas::image::{Image, ImageConfig, ImagePhase};
-use stead_schemas::instance::{Instance, Power};
+use stead_schemas::instance::{Hypervisor, Instance, Power};
 use stead_schemas::meta::Object;
-use stead_schemas::names::{Digest, LinkName, Uid};
+use stead_schemas::names::{Digest, LinkName, Name, Uid};
 use stead_schemas::network::{Network, Port, Resolver};
+use stead_schemas::node::{LOCAL, Node};
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
 use super::Vms;
@@ -60,6 +62,9 @@ pub struct Parts {
     pub port: Option<PortSeen>,
     /// The origin, or `None` if the instance does not begin with a snapshot.
     pub origin: Option<OriginSeen>,
+    /// The declared capabilities of the VM's hypervisor, or of the hypervisor of the spec while there is no VM;
+    /// `None` if they are not known.
+    pub capabilities: Option<VmmCapabilities>,
 }
 
 /// The progress of the snapshot that an instance begins with.
@@ -106,7 +111,7 @@ pub(super) async fn observe<H: Host>(
     let memory = vms.host.memories().inspect(uid).await?;
     let probe = vms.host.probes().inspect(uid).await?;
     let parts = match object {
-        Some(object) if !object.meta.is_deleting() => parts(vms, object).await?,
+        Some(object) if !object.meta.is_deleting() => parts(vms, object, machine.as_ref()).await?,
         _ => Parts::default(),
     };
     let door = vms.host.doors().inspect(uid).await?;
@@ -135,6 +140,10 @@ fn age(object: &Object<Instance>, machine: &Machine) -> Age {
 /// Observes the connections. A failure is a result too: it must not hide the rest of the observation.
 async fn inbound<H: Host>(vms: &Vms<H>, parts: &Parts, age: Age) -> Option<Result<Inbound, Blind>> {
     let address = parts.port.as_ref()?.card.address;
+    if parts.capabilities.is_some_and(|has| !has.standby) {
+        let message = "the hypervisor cannot save a memory, so there is no automatic standby".to_owned();
+        return Some(Err(Blind { message, is_unsupported: true }));
+    }
     let blind = |error: HostError| Blind {
         message: error.chain(),
         is_unsupported: error.kind == HostErrorKind::Unsupported,
@@ -142,7 +151,11 @@ async fn inbound<H: Host>(vms: &Vms<H>, parts: &Parts, age: Age) -> Option<Resul
     Some(vms.host.flows().inbound(address, age).await.map_err(blind))
 }
 
-async fn parts<H: Host>(vms: &Vms<H>, object: &Object<Instance>) -> Result<Parts, HostError> {
+async fn parts<H: Host>(
+    vms: &Vms<H>,
+    object: &Object<Instance>,
+    machine: Option<&Machine>,
+) -> Result<Parts, HostError> {
     let allocated = &object.spec.allocated;
     let (image_ready, image_trouble) =
         image(vms.store.get::<Image>(&allocated.image).as_deref(), object.spec.pull);
@@ -161,7 +174,14 @@ async fn parts<H: Host>(vms: &Vms<H>, object: &Object<Instance>) -> Result<Parts
         disk_trouble: disk.as_deref().and_then(disk_trouble),
         port: allocated.port.as_ref().and_then(|uid| port(vms, uid)),
         origin: object.spec.origin.as_ref().map(|origin| origin_seen(vms, &origin.snapshot)),
+        capabilities: capabilities(vms, machine.map_or(object.spec.hypervisor, |machine| machine.hypervisor)),
     })
+}
+
+/// Returns the capabilities that the node of this host shows.
+fn capabilities<H: Host>(vms: &Vms<H>, hypervisor: Hypervisor) -> Option<VmmCapabilities> {
+    let node = vms.store.find::<Node>(&Name::resource(LOCAL).ok()?)?;
+    node.capabilities(hypervisor)
 }
 
 fn disk_trouble(disk: &Object<Disk>) -> Option<String> {

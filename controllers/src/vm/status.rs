@@ -9,8 +9,8 @@ use stead_schemas::meta::Object;
 use stead_schemas::numbers::LaunchId;
 
 use super::facts::{
-    has_ended, has_started, heard_by, is_another, is_boot_overdue, is_idle_standby, is_prepared, is_spent,
-    is_wanted,
+    has_ended, has_started, heard_by, is_another, is_boot_overdue, is_cut_off, is_idle_standby, is_prepared,
+    is_spent, is_wanted,
 };
 use super::{Observed, health, idle, restarts};
 use crate::host::{GuestPhase, Machine, Memory, VmmState};
@@ -27,6 +27,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
             restarts::begin_run(&mut status, object);
             record_end(&mut status, object, seen, end.now);
             record_death(&mut status, object, seen, end.now);
+            record_cut(&mut status, object, seen, end.now);
             status.health = health::health(object, seen, end.now);
             restarts::end_unhealthy(&mut status, object, health::failed(object, seen, end.now), end.now);
             status.has_saved_memory = seen.has_saved();
@@ -56,6 +57,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     status.conditions = conditions::standard(&object.status.conditions, object.meta.generation, end);
     explain(&mut status, object, end.now);
     tell_unresponsive(&mut status, object, seen, end.now);
+    tell_cut(&mut status, object, seen, end.now);
     tell_headers(&mut status, object, seen, end.now);
     status
 }
@@ -164,6 +166,25 @@ fn record_death(status: &mut InstanceStatus, object: &Object<Instance>, seen: &O
         machine.vmm == VmmState::Running && now.elapsed(machine.launched_at) >= limits::VMM_STABLE_AFTER;
     if is_stable {
         status.vmm_deaths = 0;
+    }
+}
+
+/// Records the end of a launch whose VM lost its network for good: another launch of the same run follows.
+fn record_cut(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Observed, now: Moment) {
+    let machine = seen.machine.as_ref().filter(|machine| is_wanted(object, machine));
+    if let Some(machine) = machine.filter(|machine| is_cut_off(object, machine, seen)) {
+        (status.ended_launch, status.ended_launch_at) = (Some(machine.launch), Some(now.at()));
+    }
+}
+
+/// Reports the reason of that restart for as long as the VM without a network exists.
+fn tell_cut(status: &mut InstanceStatus, object: &Object<Instance>, seen: Option<&Observed>, now: Moment) {
+    let Some(seen) = seen else { return };
+    let lost = seen.machine.as_ref().filter(|machine| status.ended_launch == Some(machine.launch));
+    if lost.is_some_and(|machine| is_cut_off(object, machine, seen)) {
+        let message = "the TAP of the VM was replaced, and its hypervisor cannot connect a running VM to another \
+                       TAP: the VM is started again";
+        not_ready(status, object, (Reason::NetworkLost, message), true, now);
     }
 }
 

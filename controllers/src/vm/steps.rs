@@ -6,7 +6,7 @@ use stead_schemas::instance::{Instance, PowerCause};
 use stead_schemas::meta::Object;
 
 use super::{Action, Observed};
-use crate::runtime::{Plan, Record, Wait};
+use crate::runtime::{Plan, Record, Refusal, Wait};
 
 pub(super) fn act(action: Action) -> Plan<Action> {
     Plan::Act(vec![action])
@@ -18,6 +18,11 @@ pub(super) fn record(reason: Reason, what: &'static str) -> Plan<Action> {
 
 pub(super) fn wait(reason: Reason, message: impl Into<String>, until: Option<Timestamp>) -> Plan<Action> {
     Plan::Wait(Wait { reason, message: message.into(), until })
+}
+
+/// Refuses a spec that the instance's hypervisor cannot carry out.
+pub(super) fn refuse(why: &str) -> Plan<Action> {
+    Plan::Refuse(Refusal { reason: Reason::Unsupported, message: why.to_owned() })
 }
 
 /// Ends the standby that the spec asks for.

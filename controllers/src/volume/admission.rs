@@ -13,41 +13,15 @@ use stead_schemas::names::{Name, Uid};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::references::{Ref, Role};
 use stead_schemas::snapshot::Snapshot;
+use stead_schemas::validate::printable;
 use stead_schemas::volume::{Volume, VolumeMount, VolumeSpec};
 
-use crate::store::{New, Tx, TxError, absent};
+use crate::disk::admission::new_disk;
+use crate::refused::Refused;
+use crate::store::{New, Tx};
 
-/// The reason why a request was refused. Each reason has its own code on the wire.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum VolumeRefused {
-    #[error("{0}")]
-    NotFound(String),
-    /// The request refers to a volume that does not exist and that is not the object of its path.
-    #[error("there is no volume {0:?}")]
-    NoSuchVolume(String),
-    #[error("a volume named {0} exists already")]
-    NameTaken(Name),
-    #[error("the id {0} is taken")]
-    IdTaken(Uid),
-    #[error("{0}")]
-    InsufficientResources(String),
-    #[error("{0}")]
-    Conflict(String),
-}
-
-impl From<TxError> for VolumeRefused {
-    fn from(error: TxError) -> Self {
-        match error {
-            TxError::NotFound { kind, uid } | TxError::Deleting { kind, uid } => {
-                Self::NotFound(absent(kind, uid))
-            }
-            TxError::NameTaken { name, .. } => Self::NameTaken(name),
-            TxError::UidTaken { uid, .. } => Self::IdTaken(uid),
-            TxError::TooMany { .. } => Self::InsufficientResources(error.to_string()),
-            TxError::Stale { .. } | TxError::Unreadable { .. } => Self::Conflict(error.to_string()),
-        }
-    }
-}
+/// Number of characters of an unknown id or name that a refusal repeats.
+const WORD_CHARS_MAX: usize = 64;
 
 /// A volume that is to be made.
 pub(crate) struct Wish {
@@ -64,14 +38,14 @@ pub(crate) struct Wish {
 /// Stores the spec of a new, empty volume.
 ///
 /// # Errors
-/// Returns `NameTaken`, `IdTaken` or `InsufficientResources`.
-pub fn create(tx: &mut Tx<'_>, wish: VolumeCreate) -> Result<Arc<Object<Volume>>, VolumeRefused> {
+/// Returns `AlreadyExists` or `Quota`.
+pub fn create(tx: &mut Tx<'_>, wish: VolumeCreate) -> Result<Arc<Object<Volume>>, Refused> {
     let VolumeCreate { id, name, size, tags } = wish;
     begin(tx, Wish { id, name: Some(name), size, tags, owner: None, source: None })
 }
 
 /// Stores the spec of any new volume, with the errors of [`create`].
-pub(crate) fn begin(tx: &mut Tx<'_>, wish: Wish) -> Result<Arc<Object<Volume>>, VolumeRefused> {
+pub(crate) fn begin(tx: &mut Tx<'_>, wish: Wish) -> Result<Arc<Object<Volume>>, Refused> {
     let Wish { id, name, size, tags, owner, source } = wish;
     let uid = id.unwrap_or_else(|| tx.next_uid());
     let disk = content(tx, &uid, size, source)?;
@@ -81,27 +55,16 @@ pub(crate) fn begin(tx: &mut Tx<'_>, wish: Wish) -> Result<Arc<Object<Volume>>, 
 }
 
 /// Creates a disk for the content of a volume.
-fn content(
-    tx: &mut Tx<'_>,
-    volume: &Uid,
-    size: Bytes,
-    source: Option<(Uid, Uid)>,
-) -> Result<Uid, VolumeRefused> {
+fn content(tx: &mut Tx<'_>, volume: &Uid, size: Bytes, source: Option<(Uid, Uid)>) -> Result<Uid, Refused> {
     let (source, source_disk) = source.unzip();
     let spec = DiskSpec { size, purpose: DiskPurpose::Volume, source, source_disk };
-    let uid = tx.next_uid();
-    let owner = Some(OwnerRef { kind: Volume::NAME.to_owned(), uid: volume.clone() });
-    let new = New { name: Name::from(&uid), uid: Some(uid), tags: Tags::new(), owner, spec };
-    Ok(tx.create::<Disk>(new)?.meta.uid.clone())
-}
-
-fn no_volume(uid: &Uid) -> VolumeRefused {
-    VolumeRefused::NotFound(absent(Volume::NAME, uid))
+    let owner = OwnerRef { kind: Volume::NAME.to_owned(), uid: volume.clone() };
+    Ok(new_disk(tx, owner, spec)?)
 }
 
 /// Replaces the content of a volume by a copy of a snapshot's disk. The present content is lost.
-pub(crate) fn rewind(tx: &mut Tx<'_>, volume: &Uid, snapshot: Uid, disk: Uid) -> Result<(), VolumeRefused> {
-    let object = tx.get::<Volume>(volume).ok_or_else(|| no_volume(volume))?;
+pub(crate) fn rewind(tx: &mut Tx<'_>, volume: &Uid, snapshot: Uid, disk: Uid) -> Result<(), Refused> {
+    let object = tx.get::<Volume>(volume).ok_or_else(|| Refused::absent::<Volume>(volume))?;
     let disk = content(tx, volume, object.spec.size, Some((snapshot, disk)))?;
     tx.update_spec::<Volume>(volume, None, |spec| spec.disk = disk)?;
     tx.request_deletion::<Disk>(&object.spec.disk)?;
@@ -113,16 +76,16 @@ pub(crate) fn rewind(tx: &mut Tx<'_>, volume: &Uid, snapshot: Uid, disk: Uid) ->
 /// # Errors
 /// Returns `NotFound`, and `Conflict` while an instance mounts the volume, even an instance that is being
 /// deleted, or while a snapshot needs it.
-pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), VolumeRefused> {
-    let object = tx.get::<Volume>(uid).ok_or_else(|| no_volume(uid))?;
+pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), Refused> {
+    let object = tx.get::<Volume>(uid).ok_or_else(|| Refused::absent::<Volume>(uid))?;
     let mounts = [Role::Writes, Role::Reads].map(|role| Ref::to::<Volume>(role, uid));
     let mounting = mounts.iter().find_map(|mount| tx.find_referring::<Instance>(mount, |_| true));
     if let Some(instance) = mounting {
         let message = format!("volume {} is mounted in instance {}", object.meta.name, instance.meta.name);
-        return Err(VolumeRefused::Conflict(message));
+        return Err(Refused::conflict(message));
     }
     if let Some(message) = held(tx, &object) {
-        return Err(VolumeRefused::Conflict(message));
+        return Err(Refused::conflict(message));
     }
     tx.request_deletion::<Volume>(uid)?;
     Ok(())
@@ -131,12 +94,12 @@ pub fn delete(tx: &mut Tx<'_>, uid: &Uid) -> Result<(), VolumeRefused> {
 /// Returns the live volume of an id or a name.
 ///
 /// # Errors
-/// Returns `NoSuchVolume`.
-pub fn find(tx: &Tx<'_>, word: &str) -> Result<Arc<Object<Volume>>, VolumeRefused> {
+/// Returns `NotFound`.
+pub fn find(tx: &Tx<'_>, word: &str) -> Result<Arc<Object<Volume>>, Refused> {
     let by_id = word.parse::<Uid>().ok().and_then(|uid| tx.get::<Volume>(&uid));
     let found = by_id.or_else(|| Name::resource(word).ok().and_then(|name| tx.find::<Volume>(&name)));
     let found = found.filter(|volume| !volume.meta.is_deleting());
-    found.ok_or_else(|| VolumeRefused::NoSuchVolume(stead_schemas::validate::printable(word, 64)))
+    found.ok_or_else(|| Refused::absent::<Volume>(printable(word, WORD_CHARS_MAX)))
 }
 
 /// Checks that an instance may mount a volume in addition to its present users.
@@ -148,7 +111,7 @@ pub fn check_free(
     volume: &Object<Volume>,
     instance: &Uid,
     is_writing: bool,
-) -> Result<(), VolumeRefused> {
+) -> Result<(), Refused> {
     // An instance that is being deleted no longer counts as a user; its VM ends before another VM starts.
     let is_other = |other: &Object<Instance>| other.meta.uid != *instance && !other.meta.is_deleting();
     let clashes = [(Role::Writes, "written to"), (Role::Reads, "read")];
@@ -156,11 +119,11 @@ pub fn check_free(
         let mount = Ref::to::<Volume>(role, &volume.meta.uid);
         if let Some(other) = tx.find_referring::<Instance>(&mount, is_other) {
             let message = format!("volume {} is {how} by instance {}", volume.meta.name, other.meta.name);
-            return Err(VolumeRefused::Conflict(message));
+            return Err(Refused::conflict(message));
         }
     }
     match held(tx, volume).filter(|_| is_writing) {
-        Some(message) => Err(VolumeRefused::Conflict(message)),
+        Some(message) => Err(Refused::conflict(message)),
         None => Ok(()),
     }
 }

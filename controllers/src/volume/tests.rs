@@ -8,8 +8,9 @@ use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::Snapshot;
 use stead_schemas::volume::{Access, VolumeMount};
 
-use super::admission::{VolumeRefused, check_free, create, delete};
+use super::admission::{check_free, create, delete};
 use super::*;
+use crate::refused::Refused;
 use crate::store::tests::opened;
 use crate::store::{Kinds, New, Tx};
 
@@ -57,7 +58,7 @@ async fn a_writer_is_alone_and_readers_are_among_themselves() {
             assert_eq!(check_free(tx, &object, &other, true), Ok(()), "itself is in nobody's way");
             tx.request_deletion::<Instance>(&other).expect("there");
             assert_eq!(check_free(tx, &object, &me, true), Ok(()), "nor is one that is being deleted");
-            Ok::<_, VolumeRefused>(checked)
+            Ok::<_, Refused>(checked)
         });
         let checked = checked.await.expect("stored");
         assert_eq!(checked.is_ok(), is_free, "{theirs:?} and writing: {is_writing}: {checked:?}");

@@ -21,22 +21,13 @@ use crate::limits;
 use crate::meta::{Object, Tags};
 use crate::names::{ImageRef, Name, Platform};
 use crate::network::PortSpec;
+use crate::node::NodeOffer;
 use crate::numbers::Generation;
 use crate::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
 use crate::quantity::Bytes;
 use crate::validate::{FieldErrors, tags as check_tags};
 
 const INVALID: &str = "invalid_request";
-
-/// Values that the server's host and configuration decide for a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct InstanceDefaults {
-    pub platform: Platform,
-    pub hypervisor: Hypervisor,
-    /// The hypervisors that this host has. The default may be missing among them, because a program may be
-    /// installed later.
-    pub hypervisors: &'static [Hypervisor],
-}
 
 /// A create request that was read without a problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +62,7 @@ impl InstanceWish {
     ///
     /// # Errors
     /// Returns every problem of the body, each with its path.
-    pub fn read(body: Value, defaults: InstanceDefaults) -> Result<Self, FieldErrors> {
+    pub fn read(body: Value, node: &NodeOffer) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
         let name = fields.required_text("name", &mut errors);
@@ -80,9 +71,9 @@ impl InstanceWish {
         let image = image.and_then(|text| errors.take("image", "invalid_name", text.parse()));
         let tags = fields.map("tags", &mut errors).unwrap_or_default();
         check_tags(&mut errors, "tags", &tags);
-        let platform = platform(&mut fields, defaults.platform, &mut errors);
+        let platform = platform(&mut fields, node.platform, &mut errors);
         let pulls_always = pulls_always(&mut fields, &mut errors);
-        let hypervisor = hypervisor(&mut fields, "hypervisor", defaults, &mut errors);
+        let hypervisor = hypervisor(&mut fields, "hypervisor", node, &mut errors);
         let vcpus = fields.number("vcpus", 1..=limits::VCPUS_MAX, &mut errors);
         let memory =
             size(&mut fields, "size", "invalid_size", limits::MEMORY_MIN, limits::MEMORY_MAX, &mut errors);
@@ -126,7 +117,7 @@ impl InstanceWish {
                 entrypoint,
                 cmd,
                 has_network,
-                hypervisor: hypervisor.unwrap_or(defaults.hypervisor),
+                hypervisor: hypervisor.unwrap_or(node.default_hypervisor),
                 skip_guest_agent,
                 skip_kernel_headers,
                 restart,
@@ -169,7 +160,7 @@ fn platform(fields: &mut Fields, default: Platform, errors: &mut FieldErrors) ->
 pub(super) fn hypervisor(
     fields: &mut Fields,
     key: &str,
-    defaults: InstanceDefaults,
+    node: &NodeOffer,
     errors: &mut FieldErrors,
 ) -> Option<Hypervisor> {
     let word = fields.text(key, errors)?;
@@ -178,7 +169,7 @@ pub(super) fn hypervisor(
         errors.push(fields.path(key), INVALID, message);
         return None;
     };
-    if known == defaults.hypervisor || defaults.hypervisors.contains(&known) {
+    if known == node.default_hypervisor || node.hypervisors.contains(&known) {
         return Some(known);
     }
     let message = format!("{} is not supported by this server's host", known.as_str());

@@ -33,9 +33,7 @@ pub use fields::Fields;
 pub use health::{ExecView, HealthCheckView, HealthView, HealthWord, HttpView, TcpView, check_fits};
 pub use image::{Image, ImageCreate, ImageTag, PushCredentials};
 pub use ingress::{Ingress, IngressMatch, IngressRule, IngressTarget, IngressWish, RequestHeaderAuth};
-pub use instance::{
-    Instance, InstanceDefaults, InstanceStart, InstanceWish, NetworkView, WaitForState, parse_state,
-};
+pub use instance::{Instance, InstanceStart, InstanceWish, NetworkView, WaitForState, parse_state};
 pub use policy::{InstancePatch, RestartView};
 pub use schedule::{RetentionView, ScheduleWish, SnapshotSchedule};
 pub use snapshot::{

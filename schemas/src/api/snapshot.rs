@@ -6,11 +6,12 @@ use serde_json::Value;
 
 use super::compression::{self, CompressionAsked, CompressionView};
 use super::fields::Fields;
-use super::instance::{InstanceDefaults, hypervisor};
+use super::instance::hypervisor;
 use crate::instance::{Hypervisor, Power, State};
 use crate::limits::POOL_MAX;
 use crate::meta::{Object, Tags};
 use crate::names::Name;
+use crate::node::NodeOffer;
 use crate::snapshot::{PackingState, Snapshot as Kind, SnapshotKind, SnapshotPhase};
 use crate::validate::{FieldErrors, tags as check_tags};
 
@@ -129,12 +130,12 @@ impl SnapshotFork {
     ///
     /// # Errors
     /// Returns every problem of the body.
-    pub fn read(body: Value, defaults: InstanceDefaults) -> Result<Self, FieldErrors> {
+    pub fn read(body: Value, node: &NodeOffer) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(body, &mut errors);
         let name = required_name(&mut fields, &mut errors);
         let target = target(&mut fields, &mut errors);
-        let hypervisor = hypervisor(&mut fields, "target_hypervisor", defaults, &mut errors);
+        let hypervisor = hypervisor(&mut fields, "target_hypervisor", node, &mut errors);
         fields.finish(&mut errors);
         match name {
             Some(name) if errors.is_empty() => Ok(Self { name, target, hypervisor }),
@@ -156,14 +157,14 @@ impl SnapshotRestore {
     ///
     /// # Errors
     /// Returns every problem of the body.
-    pub fn read(body: Value, defaults: InstanceDefaults) -> Result<Self, FieldErrors> {
+    pub fn read(body: Value, node: &NodeOffer) -> Result<Self, FieldErrors> {
         let mut errors = FieldErrors::default();
         if body.is_null() {
             return Ok(Self { target: None, hypervisor: None });
         }
         let mut fields = Fields::body(body, &mut errors);
         let target = target(&mut fields, &mut errors);
-        let hypervisor = hypervisor(&mut fields, "target_hypervisor", defaults, &mut errors);
+        let hypervisor = hypervisor(&mut fields, "target_hypervisor", node, &mut errors);
         fields.finish(&mut errors);
         errors.into_result().map(|()| Self { target, hypervisor })
     }

@@ -5,23 +5,26 @@ use serde_json::{Value, json};
 use super::*;
 use crate::instance::Hypervisor;
 use crate::names::Platform;
+use crate::node::NodeOffer;
 use crate::quantity::Bytes;
 
-const DEFAULTS: InstanceDefaults = InstanceDefaults {
-    platform: Platform::LinuxAmd64,
-    hypervisor: Hypervisor::Qemu,
-    hypervisors: &[Hypervisor::Qemu, Hypervisor::QemuMicrovm],
-};
+fn node() -> NodeOffer {
+    NodeOffer {
+        platform: Platform::LinuxAmd64,
+        default_hypervisor: Hypervisor::Qemu,
+        hypervisors: [Hypervisor::Qemu, Hypervisor::QemuMicrovm].into(),
+    }
+}
 
 fn problems(body: Value) -> Vec<(String, &'static str)> {
-    let read = InstanceWish::read(body, DEFAULTS);
+    let read = InstanceWish::read(body, &node());
     let errors = read.err().unwrap_or_default();
     errors.iter().map(|error| (error.path.clone(), error.code)).collect()
 }
 
 #[test]
 fn the_smallest_request_gets_the_contracts_defaults() {
-    let wish = InstanceWish::read(json!({"name": "web", "image": "alpine"}), DEFAULTS).expect("valid");
+    let wish = InstanceWish::read(json!({"name": "web", "image": "alpine"}), &node()).expect("valid");
     assert_eq!(wish.image.to_string(), "docker.io/library/alpine:latest");
     assert_eq!((wish.vcpus, wish.memory, wish.overlay), (2, Bytes(1 << 30), Bytes(10 << 30)));
     assert!(wish.has_network && !wish.skip_guest_agent);
@@ -71,7 +74,7 @@ fn the_page_s_own_example_names_every_field_this_server_cannot_honour_yet() {
 #[test]
 fn values_of_secrets_are_not_repeated_in_messages() {
     let errors =
-        InstanceWish::read(json!({"name": "a", "image": "b", "env": {"K": "hunter2\u{0}"}}), DEFAULTS)
+        InstanceWish::read(json!({"name": "a", "image": "b", "env": {"K": "hunter2\u{0}"}}), &node())
             .expect_err("a NUL");
     assert!(!errors.to_string().contains("hunter2"));
 }
@@ -88,7 +91,7 @@ fn an_image_request_is_read_with_its_credentials_and_they_are_not_shown() {
 
 #[test]
 fn error_bodies_carry_one_detail_for_each_problem() {
-    let errors = InstanceWish::read(json!({"name": "A", "vcpus": 99}), DEFAULTS).expect_err("wrong");
+    let errors = InstanceWish::read(json!({"name": "A", "vcpus": 99}), &node()).expect_err("wrong");
     let body = ErrorBody::from(&errors);
     assert_eq!(body.details.len(), 3);
     assert!(body.details.iter().any(|detail| detail.message.starts_with("vcpus ")));
@@ -97,12 +100,12 @@ fn error_bodies_carry_one_detail_for_each_problem() {
 #[test]
 fn a_hypervisor_is_one_that_this_host_has() {
     let create = |word: &str| {
-        let read = InstanceWish::read(json!({"name": "a", "image": "b", "hypervisor": word}), DEFAULTS);
+        let read = InstanceWish::read(json!({"name": "a", "image": "b", "hypervisor": word}), &node());
         read.map(|wish| Some(wish.hypervisor))
     };
     let target = |word: &str| {
-        let restore = SnapshotRestore::read(json!({"target_hypervisor": word}), DEFAULTS);
-        let fork = SnapshotFork::read(json!({"name": "a", "target_hypervisor": word}), DEFAULTS);
+        let restore = SnapshotRestore::read(json!({"target_hypervisor": word}), &node());
+        let fork = SnapshotFork::read(json!({"name": "a", "target_hypervisor": word}), &node());
         assert_eq!(restore.clone().err(), fork.clone().err());
         restore.map(|wish| wish.hypervisor)
     };
@@ -122,11 +125,11 @@ fn a_hypervisor_is_one_that_this_host_has() {
         }
     }
     assert_eq!(
-        SnapshotRestore::read(Value::Null, DEFAULTS),
+        SnapshotRestore::read(Value::Null, &node()),
         Ok(SnapshotRestore { target: None, hypervisor: None })
     );
-    let q35_only = InstanceDefaults { hypervisors: &[Hypervisor::Qemu], ..DEFAULTS };
-    let refused = SnapshotRestore::read(json!({"target_hypervisor": "qemu-microvm"}), q35_only);
+    let q35_only = NodeOffer { hypervisors: [Hypervisor::Qemu].into(), ..node() };
+    let refused = SnapshotRestore::read(json!({"target_hypervisor": "qemu-microvm"}), &q35_only);
     assert!(refused.is_err_and(|errors| errors.to_string().contains("qemu-microvm is not supported")));
 }
 

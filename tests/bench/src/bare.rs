@@ -13,8 +13,9 @@ use stead::api::{
     auth::{Grant, Keys},
     router, serve,
 };
+use stead_controllers::network::admission;
+use stead_controllers::sim::observe_node;
 use stead_controllers::store::Store;
-use stead_controllers::vm::admission;
 use stead_schemas::network::NetworkSpec;
 use tokio::net::TcpListener;
 
@@ -81,6 +82,7 @@ pub(crate) async fn run(dir: &Path) {
         mtu: None,
     };
     store.transact(move |tx| admission::declare_network(tx, spec)).await.expect("declared");
+    observe_node(&store).await;
     let keys = Keys::new(&[7; 32]);
     let now = jiff::Timestamp::now();
     let ends = now + jiff::SignedDuration::from_hours(1);

@@ -3,20 +3,23 @@
 
 use serde_json::Value;
 use stead_schemas::api::{
-    CopyRequest, ExecControl, ExecRequest, ForkCreate, ImageCreate, ImageTag, IngressWish, InstanceDefaults,
-    InstancePatch, InstanceStart, InstanceWish, ScheduleWish, SnapshotCreate, SnapshotFork, SnapshotPatch,
+    CopyRequest, ExecControl, ExecRequest, ForkCreate, ImageCreate, ImageTag, IngressWish, InstancePatch,
+    InstanceStart, InstanceWish, ScheduleWish, SnapshotCreate, SnapshotFork, SnapshotPatch,
     SnapshotRestore, StandbyRequest, VolumeAttach, VolumeCreate, parse_kind, parse_state,
 };
 use stead_schemas::instance::{Hypervisor, State};
 use stead_schemas::names::{Digest, ImageRef, LinkName, Name, Platform, Uid};
 use stead_schemas::network::{Cidr, Mac};
+use stead_schemas::node::NodeOffer;
 use stead_schemas::quantity::{Bytes, GoDuration, Rate};
 
-const DEFAULTS: InstanceDefaults = InstanceDefaults {
-    platform: Platform::LinuxAmd64,
-    hypervisor: Hypervisor::Qemu,
-    hypervisors: &[Hypervisor::Qemu, Hypervisor::QemuMicrovm],
-};
+fn node() -> NodeOffer {
+    NodeOffer {
+        platform: Platform::LinuxAmd64,
+        default_hypervisor: Hypervisor::Qemu,
+        hypervisors: [Hypervisor::Qemu, Hypervisor::QemuMicrovm].into(),
+    }
+}
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     if let Ok(text) = std::str::from_utf8(data) {
@@ -40,9 +43,9 @@ fn bodies(body: &Value) {
         ($($read:expr),* $(,)?) => { $(if let Err(errors) = $read { drop(errors.to_string()); })* };
     }
     read!(
-        InstanceWish::read(body(), DEFAULTS),
-        SnapshotFork::read(body(), DEFAULTS),
-        SnapshotRestore::read(body(), DEFAULTS),
+        InstanceWish::read(body(), &node()),
+        SnapshotFork::read(body(), &node()),
+        SnapshotRestore::read(body(), &node()),
         ImageCreate::read(body(), Platform::LinuxArm64),
         InstanceStart::read(body()),
         InstancePatch::read(body()),

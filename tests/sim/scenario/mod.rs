@@ -16,8 +16,7 @@ use stead_controllers::schedule::admission as schedules;
 use stead_controllers::sim::{Drift, Faults, Rng, SimRegistryImage, SleptOn, World};
 use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::MemoryKv;
-use stead_controllers::vm::admission;
-use stead_controllers::vm::forks::{self, Target};
+use stead_controllers::vm::admission::{self, Target};
 use stead_schemas::api::{
     CompressionAsked, IngressWish, InstancePatch, InstanceStart, InstanceWish, ScheduleWish, StandbyRequest,
 };

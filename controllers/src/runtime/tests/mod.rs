@@ -1,5 +1,6 @@
 //! Tests of the runtime as a whole, in virtual time.
 
+mod dependents;
 mod pace;
 
 use std::collections::{BTreeMap, BTreeSet};

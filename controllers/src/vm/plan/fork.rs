@@ -14,9 +14,9 @@ use stead_schemas::meta::Object;
 
 use crate::host::{AdoptPlan, Machine};
 use crate::runtime::{Moment, Plan, Refusal};
-use crate::vm::facts::{identity_error, incarnation};
+use crate::vm::facts::{identity_error, incarnation, lacks};
 use crate::vm::guest_config::{guest_network, machine_id};
-use crate::vm::steps::{act, record, wait, wait_for_disk};
+use crate::vm::steps::{act, record, refuse, wait, wait_for_disk};
 use crate::vm::{Action, Observed, OriginSeen};
 
 /// Takes over the memory of the snapshot that the instance begins with, once.
@@ -29,6 +29,9 @@ pub(super) fn plan_adopt(object: &Object<Instance>, seen: &Observed) -> Plan<Act
     }
     if seen.memory.is_some() {
         return act(Action::DiscardMemory(object.meta.uid.clone()));
+    }
+    if lacks(seen, |has| has.fork_memory) {
+        return refuse("its hypervisor does not declare that a VM can continue from the memory of another");
     }
     if let Some(plan) = origin_trouble(seen) {
         return plan;

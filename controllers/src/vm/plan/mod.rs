@@ -13,12 +13,12 @@ use stead_schemas::meta::Object;
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Desired, Moment, Plan};
 use crate::vm::facts::{
-    Situation, boot_deadline, can_stand_by, goal, has_ended, has_started, heard_by, is_another,
-    is_idle_standby, is_used_up,
+    Situation, boot_deadline, can_stand_by, goal, has_ended, has_started, heard_by, is_another, is_cut_off,
+    is_idle_standby, is_used_up, lacks,
 };
 use crate::vm::guest_config::guest_config;
 use crate::vm::restarts::Follows;
-use crate::vm::steps::{act, record, wait, wake};
+use crate::vm::steps::{act, record, refuse, wait, wake};
 use crate::vm::{Action, Observed, doors, failed_forks, health, idle};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
@@ -119,7 +119,10 @@ fn plan_dead(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> P
 /// Plans for a VM whose program runs.
 fn plan_ready(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: Moment) -> Plan<Action> {
     let uid = || object.meta.uid.clone();
-    if machine.is_network_cut {
+    if is_cut_off(object, machine, seen) {
+        return record(Reason::NetworkLost, "recording that the VM has to be launched again for its network");
+    }
+    if machine.is_network_cut && !lacks(seen, |has| has.replace_tap) {
         return plan_reconnect(object, seen);
     }
     if is_another(object, machine) {
@@ -133,6 +136,9 @@ fn plan_ready(object: &Object<Instance>, machine: &Machine, seen: &Observed, now
         }
         Power::Standby => match idle::disturbance(object, seen) {
             Some(by) => wake(object, by),
+            None if lacks(seen, |has| has.standby) => {
+                refuse("its hypervisor does not declare that it can save the memory of a VM")
+            }
             None => act(Action::Pause(uid())),
         },
         Power::Running | Power::Stopped if doors::is_knocked(seen) => act(Action::HandOver(uid())),

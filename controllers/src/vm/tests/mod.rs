@@ -1,6 +1,7 @@
 //! Tests of the life-cycle table, and of its properties against a model of a machine.
 
 mod clocks;
+mod cuts;
 mod ends;
 mod model;
 

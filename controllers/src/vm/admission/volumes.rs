@@ -8,21 +8,23 @@ use std::sync::Arc;
 
 use stead_schemas::api::{AccessWish, MountWish};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
-use stead_schemas::instance::{Hypervisor, Instance, InstanceSpec, State};
+use stead_schemas::instance::{Instance, InstanceSpec, State};
 use stead_schemas::meta::{Object, Tags};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{CapturedDisk, Snapshot};
 use stead_schemas::volume::{Access, Volume, VolumeMount};
 
-use super::admission::{Refused, live, new_disk, owner};
+use super::{declared, live, owner};
+use crate::disk::admission::new_disk;
+use crate::refused::{Refused, RefusedKind};
 use crate::store::Tx;
-use crate::volume::admission::{self as volumes, VolumeRefused, check_free, mount_of};
+use crate::volume::admission::{self as volumes, check_free, mount_of};
 
 /// Returns the mounts of a new instance.
 ///
 /// # Errors
-/// Returns the errors of volumes: `NoSuchVolume`, `Conflict`.
+/// Returns the errors of volumes: `NotFound`, `Conflict`.
 pub(super) fn take(
     tx: &mut Tx<'_>,
     instance: &Uid,
@@ -33,7 +35,7 @@ pub(super) fn take(
         let mount = take_one(tx, instance, wish)?;
         // A request may name the same volume by its id and by its name.
         if mount_of(&mounts, &mount.volume).is_some() {
-            return Err(Refused::InvalidRequest(format!("volume {} is mounted twice", mount.volume)));
+            return Err(Refused::invalid(format!("volume {} is mounted twice", mount.volume)));
         }
         mounts.push(mount);
     }
@@ -68,20 +70,21 @@ fn overlay(
 /// Mounts a volume in an instance that is down. The mount takes effect with its next start.
 ///
 /// # Errors
-/// Returns `InvalidState` unless the instance is Stopped; `InvalidRequest` if the volume or the path is in
+/// Returns `InvalidState` unless the instance is Stopped; `Invalid` if the volume or the path is in
 /// use there already, or if no device is left; and the errors of volumes.
 pub fn attach(tx: &mut Tx<'_>, uid: &Uid, wish: MountWish) -> Result<Arc<Object<Instance>>, Refused> {
     let object = down(tx, uid, "attach a volume to")?;
     let mounts = &object.spec.volumes;
     let volume = volumes::find(tx, &wish.volume)?.meta.uid.clone();
     if mount_of(mounts, &volume).is_some() {
-        return Err(Refused::InvalidRequest("the volume is mounted in this instance already".to_owned()));
+        return Err(Refused::invalid("the volume is mounted in this instance already"));
     }
     if mounts.iter().any(|mount| mount.path == wish.path) {
-        return Err(Refused::InvalidRequest(format!("mount_path: {} is used already", wish.path)));
+        let message = format!("mount_path: {} is used already", wish.path);
+        return Err(Refused::at(RefusedKind::Invalid, "mount_path", message));
     }
     let mount = take_one(tx, uid, wish)?;
-    check_fit(mounts.iter().chain([&mount]), object.spec.hypervisor)?;
+    declared(tx, object.spec.hypervisor)?.check_volumes(mounts.iter().chain([&mount]))?;
     Ok(tx.update_spec::<Instance>(uid, None, |spec| spec.volumes.push(mount))?)
 }
 
@@ -93,34 +96,11 @@ pub fn detach(tx: &mut Tx<'_>, uid: &Uid, volume: &str) -> Result<Arc<Object<Ins
     let object = down(tx, uid, "detach a volume from")?;
     let volume = volumes::find(tx, volume)?.meta.uid.clone();
     let elsewhere =
-        || Refused::NotFound(format!("volume {volume} is not mounted in instance {}", object.meta.name));
+        || Refused::not_found(format!("volume {volume} is not mounted in instance {}", object.meta.name));
     let mount = mount_of(&object.spec.volumes, &volume).ok_or_else(elsewhere)?;
     discard_overlay(tx, mount)?;
     let others = |spec: &mut InstanceSpec| spec.volumes.retain(|mount| mount.volume != volume);
     Ok(tx.update_spec::<Instance>(uid, None, others)?)
-}
-
-/// Checks that the hypervisor has enough devices for these mounts.
-///
-/// # Errors
-/// Returns `InvalidRequest`.
-pub(super) fn check_fit<'a>(
-    mounts: impl IntoIterator<Item = &'a VolumeMount>,
-    hypervisor: Hypervisor,
-) -> Result<(), Refused> {
-    let (needed, most) = (mounts.into_iter().map(devices).sum::<usize>(), hypervisor.volume_devices_max());
-    if needed <= most {
-        return Ok(());
-    }
-    let name = hypervisor.as_str();
-    Err(Refused::InvalidRequest(format!("volumes need {needed} devices; on {name} {most} fit")))
-}
-
-fn devices(mount: &VolumeMount) -> usize {
-    match mount.access {
-        Access::ReadWrite | Access::ReadOnly => 1,
-        Access::Overlay { .. } => 2,
-    }
 }
 
 fn discard_overlay(tx: &mut Tx<'_>, mount: &VolumeMount) -> Result<(), Refused> {
@@ -135,7 +115,7 @@ fn down(tx: &Tx<'_>, uid: &Uid, verb: &'static str) -> Result<Arc<Object<Instanc
     let object = live(tx, uid)?;
     match object.status.state {
         State::Stopped if object.goal().run().is_none() => Ok(object),
-        state => Err(Refused::InvalidState { verb, state, legal: "Stopped" }),
+        state => Err(Refused::state(verb, state, "Stopped")),
     }
 }
 
@@ -186,7 +166,7 @@ pub(super) fn restore(
         let gone = || {
             let message =
                 format!("volume {} of the snapshot is gone: fork the snapshot instead", mount.volume);
-            Refused::Volume(VolumeRefused::Conflict(message))
+            Refused::conflict(message)
         };
         let volume = volume.ok_or_else(gone)?;
         check_free(tx, &volume, instance, mount.access.is_writing())?;
@@ -213,26 +193,5 @@ fn of_snapshot<'a>(snapshot: &'a Object<Snapshot>, volume: &Uid) -> Option<&'a C
 
 fn not_captured(mount: &VolumeMount) -> Refused {
     let message = format!("volume {} is not in the snapshot", mount.volume);
-    Refused::Volume(VolumeRefused::Conflict(message))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn as_many_devices_fit_as_the_hypervisor_has_room_for_and_not_one_more() {
-        let uid: Uid = "tz4a98xxat96iws9zmbrgj3a".parse().expect("valid");
-        let mount = |access| VolumeMount { volume: uid.clone(), path: "/data".to_owned(), access };
-        let over = mount(Access::Overlay { disk: uid.clone(), size: Bytes(1) });
-        for hypervisor in [Hypervisor::QemuMicrovm, Hypervisor::Firecracker] {
-            let most = hypervisor.volume_devices_max();
-            let mut mounts = vec![mount(Access::ReadOnly); most];
-            assert_eq!(check_fit(&mounts, hypervisor), Ok(()), "{most}");
-            // The number of mounts is the same, but one of them takes two devices.
-            mounts[0] = over.clone();
-            let refused = check_fit(&mounts, hypervisor).expect_err("one too many");
-            assert!(refused.to_string().contains(&format!("need {} devices", most + 1)), "{refused}");
-        }
-    }
+    Refused::conflict(message)
 }

@@ -11,7 +11,9 @@ use stead_schemas::names::Uid;
 use stead_schemas::numbers::{Generation, StandbyNo};
 use stead_schemas::policy::AutoStandbyPolicy;
 
-use super::admission::{Refused, compression_wish, live, set_power};
+use super::live;
+use super::power::{compression_wish, set_power};
+use crate::refused::{Refused, RefusedKind};
 use crate::store::Tx;
 
 /// Requests standby for an instance that no client is connected to, if its spec is still of this generation.
@@ -57,7 +59,7 @@ pub fn wake(tx: &mut Tx<'_>, uid: &Uid, standby: StandbyNo, by: PowerCause) -> R
 pub fn hold(tx: &mut Tx<'_>, uid: &Uid) -> Result<Arc<Object<Instance>>, Refused> {
     let object = live(tx, uid)?;
     if object.spec.power == Power::Standby || object.status.state == State::Standby {
-        return Err(Refused::InStandby);
+        return Err(Refused::new(RefusedKind::InStandby, "the instance is in standby"));
     }
     let Some(timeout) = object.spec.auto_standby.as_ref().and_then(AutoStandbyPolicy::timeout) else {
         return Ok(object);

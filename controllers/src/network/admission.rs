@@ -13,20 +13,15 @@
 use std::net::Ipv4Addr;
 
 use stead_schemas::limits::PORTS_PER_BRIDGE_MAX;
-use stead_schemas::meta::{OwnerRef, Tags};
-use stead_schemas::names::{LinkName, Name, Uid};
-use stead_schemas::network::{Cidr, Mac, Network, NetworkSpec, Port, PortSpec};
+use stead_schemas::meta::Tags;
+use stead_schemas::names::{Name, Uid};
+use stead_schemas::network::{Cidr, Network, NetworkSpec, Port};
 
-use super::admission::Refused;
+use crate::refused::Refused;
 use crate::store::{New, Tx};
 
 /// Claim table of the addresses of all segments, as numbers.
 const ADDRESSES: &str = "port_address";
-
-/// Claim table of traffic classes. Minor numbers have 16 bits; the kernel uses the first and the last itself.
-const CLASSES: &str = "shaping_class";
-const CLASS_FIRST: u32 = 1;
-const CLASS_LAST: u32 = 0xfffe;
 
 /// Name of the network of the configuration. The name of a further segment is this name with a number.
 pub const DEFAULT_NETWORK: &str = "default";
@@ -39,37 +34,13 @@ const SEGMENT_ADDRESSES: u32 = 1 << (32 - SEGMENT_PREFIX);
 
 const _: () = assert!(PORTS_PER_BRIDGE_MAX + 1 == SEGMENT_ADDRESSES as usize, "a segment is one bridge");
 
-/// Allocates a port with its address, on the first segment that has room.
-pub(super) fn port(tx: &mut Tx<'_>, owner: &OwnerRef, tap_prefix: &str) -> Result<Uid, Refused> {
-    let name = Name::resource(DEFAULT_NETWORK).map_err(|error| Refused::Conflict(error.to_string()))?;
+/// Claims the lowest free address of the subnet for a port, and creates the segment that contains it if the
+/// segment does not exist yet. The work does not grow with the number of segments.
+pub(crate) fn place(tx: &mut Tx<'_>, port: &Uid) -> Result<(Uid, NetworkSpec, Ipv4Addr), Refused> {
+    let name = Name::resource(DEFAULT_NETWORK).map_err(|error| Refused::conflict(error.to_string()))?;
     let default = tx.find::<Network>(&name);
-    let default =
-        default.ok_or_else(|| Refused::InsufficientResources("there is no network yet".to_owned()))?;
-    let uid = tx.next_uid();
-    let (network, spec, address) = place(tx, &default.meta.uid, &default.spec, &uid)?;
-    let tap: Result<LinkName, _> = format!("{tap_prefix}{}", uid.short()).parse();
-    let spec = PortSpec {
-        network,
-        bridge: spec.bridge,
-        tap: tap.map_err(|error| Refused::Conflict(format!("the TAP prefix {error}")))?,
-        table: spec.table,
-        address,
-        mac: Mac::of_address(address),
-        class: class(tx, &uid)?,
-    };
-    let name = Name::from(&uid);
-    let new = New { uid: Some(uid), name, tags: Tags::new(), owner: Some(owner.clone()), spec };
-    Ok(tx.create::<Port>(new)?.meta.uid.clone())
-}
-
-/// Claims the lowest free address of the subnet, and creates the segment that contains it if the segment does
-/// not exist yet. The work does not grow with the number of segments.
-fn place(
-    tx: &mut Tx<'_>,
-    default: &Uid,
-    spec: &NetworkSpec,
-    port: &Uid,
-) -> Result<(Uid, NetworkSpec, Ipv4Addr), Refused> {
+    let default = default.ok_or_else(|| Refused::no_room("there is no network yet"))?;
+    let (default, spec) = (&default.meta.uid, &default.spec);
     let subnet = spec.gateway;
     let (network, last) = (u32::from(subnet.network()), u32::from(subnet.broadcast()) - 1);
     let mut from = network + 1;
@@ -87,11 +58,11 @@ fn place(
             Some((uid, spec)) if !is_own => return Ok((uid, spec, address.into())),
             Some((uid, _)) => tx
                 .claim(ADDRESSES, address, &uid)
-                .map_err(|claimed| Refused::Conflict(claimed.to_string()))?,
+                .map_err(|claimed| Refused::conflict(claimed.to_string()))?,
             None => from = base + SEGMENT_ADDRESSES,
         }
     }
-    Err(Refused::InsufficientResources(format!("no address of {} is free", subnet.subnet())))
+    Err(Refused::no_room(format!("no address of {} is free", subnet.subnet())))
 }
 
 /// Returns the addresses of a further segment that no guest gets: the segment's own address, its gateway's
@@ -108,7 +79,7 @@ fn segment(
     base: u32,
 ) -> Result<Option<(Uid, NetworkSpec)>, Refused> {
     let name = Name::resource(&format!("{DEFAULT_NETWORK}-{number}"));
-    let name = name.map_err(|error| Refused::Conflict(error.to_string()))?;
+    let name = name.map_err(|error| Refused::conflict(error.to_string()))?;
     if let Some(there) = tx.find::<Network>(&name) {
         return Ok(Some((there.meta.uid.clone(), there.spec.clone())));
     }
@@ -119,7 +90,7 @@ fn segment(
     let bridge = format!("{}-{number}", default.bridge).parse().map_err(|_| {
         let message =
             format!("all ports of bridge {} are taken, and its name is too long for another", default.bridge);
-        Refused::InsufficientResources(message)
+        Refused::no_room(message)
     })?;
     let spec = NetworkSpec {
         bridge,
@@ -131,15 +102,9 @@ fn segment(
     let uid = tx.create::<Network>(new)?.meta.uid.clone();
     for address in own {
         // The check above found these addresses free, within the same transaction.
-        tx.claim(ADDRESSES, address, &uid).map_err(|claimed| Refused::Conflict(claimed.to_string()))?;
+        tx.claim(ADDRESSES, address, &uid).map_err(|claimed| Refused::conflict(claimed.to_string()))?;
     }
     Ok(Some((uid, spec)))
-}
-
-fn class(tx: &mut Tx<'_>, port: &Uid) -> Result<u16, Refused> {
-    let class = tx.claim_lowest(CLASSES, CLASS_FIRST..=CLASS_LAST, port);
-    let class = class.and_then(|class| u16::try_from(class).ok());
-    class.ok_or_else(|| Refused::InsufficientResources("no traffic class is free".to_owned()))
 }
 
 /// Sets the default network to the configuration and claims the address of its gateway. A network with
@@ -149,7 +114,7 @@ fn class(tx: &mut Tx<'_>, port: &Uid) -> Result<u16, Refused> {
 /// # Errors
 /// Returns an error if instances use the earlier network, or if an instance has the gateway's address.
 pub fn declare_network(tx: &mut Tx<'_>, spec: NetworkSpec) -> Result<(), Refused> {
-    let name = Name::resource(DEFAULT_NETWORK).map_err(|error| Refused::Conflict(error.to_string()))?;
+    let name = Name::resource(DEFAULT_NETWORK).map_err(|error| Refused::conflict(error.to_string()))?;
     let gateway = u32::from(spec.gateway.address);
     let earlier = tx.find::<Network>(&name);
     let uid = match earlier.filter(|earlier| is_in_place(&earlier.spec, &spec)) {
@@ -166,7 +131,7 @@ pub fn declare_network(tx: &mut Tx<'_>, spec: NetworkSpec) -> Result<(), Refused
     .uid
     .clone();
     tx.claim(ADDRESSES, gateway, &uid)
-        .map_err(|claimed| Refused::Conflict(format!("the gateway's address is {claimed}")))
+        .map_err(|claimed| Refused::conflict(format!("the gateway's address is {claimed}")))
 }
 
 /// True if both specs name the same objects of the host.
@@ -197,7 +162,7 @@ fn replace_network(tx: &mut Tx<'_>, name: &Name) -> Result<(), Refused> {
     let users = ports.iter().filter(|port| !port.meta.is_deleting()).count();
     if users > 0 {
         let NetworkSpec { bridge, gateway, table, .. } = &old.spec;
-        return Err(Refused::Conflict(format!(
+        return Err(Refused::conflict(format!(
             "the network of bridge {bridge}, gateway {gateway} and table {table} is in use by instances \
              ({users}): configure these again, or delete the instances first"
         )));
@@ -222,9 +187,10 @@ mod tests {
     use std::sync::Arc;
 
     use jiff::Timestamp;
-    use stead_schemas::meta::Object;
+    use stead_schemas::meta::{Object, OwnerRef};
 
     use super::*;
+    use crate::refused::RefusedKind;
     use crate::runtime::{SequentialIds, TokioClock};
     use crate::store::{Kinds, MemoryKv, PlainSealer, Store};
 
@@ -260,7 +226,7 @@ mod tests {
         let uid = store.find::<Network>(&name).expect("declared").meta.uid.clone();
         let made = store.transact(move |tx| {
             let owner = OwnerRef { kind: "network".to_owned(), uid };
-            (0..count).try_for_each(|_| port(tx, &owner, "st").map(drop))
+            (0..count).try_for_each(|_| crate::port::admission::create(tx, &owner, "st").map(drop))
         });
         made.await.map_err(|error| match error {
             crate::store::TransactError::Refused(refused) => refused,
@@ -313,7 +279,7 @@ mod tests {
         declare(&store, spec("10.9.0.1/24")).await;
         ports(&store, 253).await.expect("all addresses but the gateway's");
         let refused = ports(&store, 1).await.expect_err("full");
-        assert_eq!(refused, Refused::InsufficientResources("no address of 10.9.0.0/24 is free".to_owned()));
+        assert_eq!(refused, Refused::no_room("no address of 10.9.0.0/24 is free"));
         assert_eq!(store.count::<Network>(), 1);
     }
 
@@ -323,7 +289,7 @@ mod tests {
         declare(&store, spec("10.100.4.1/21")).await;
         ports(&store, 1023).await.expect("the first segment");
         let refused = ports(&store, 1).await.expect_err("the second one is the gateway's");
-        assert!(matches!(refused, Refused::InsufficientResources(_)), "{refused:?}");
+        assert!(refused.kind == RefusedKind::NoRoom, "{refused:?}");
     }
 
     #[tokio::test]

@@ -1,0 +1,25 @@
+//! Facts of the host as a whole: its size, its hypervisors and what guests get from it.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+
+use stead_schemas::instance::Hypervisor;
+use stead_schemas::node::{Accelerator, HypervisorStatus, Resources};
+
+use super::HostError;
+
+/// An observation of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSeen {
+    pub capacity: Resources,
+    /// All hypervisors that have a driver, whether their programs are installed or not.
+    pub hypervisors: BTreeMap<Hypervisor, HypervisorStatus>,
+    pub accelerator: Accelerator,
+    pub has_kernel_headers: bool,
+    pub has_cgroups: bool,
+}
+
+/// The facts of this host.
+pub trait Facts: Send + Sync + 'static {
+    fn inspect(&self) -> impl Future<Output = Result<HostSeen, HostError>> + Send;
+}

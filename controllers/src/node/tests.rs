@@ -1,0 +1,96 @@
+//! Tests of the node and of what its status says.
+
+use std::collections::BTreeMap;
+
+use stead_schemas::capabilities::VmmCapabilities;
+use stead_schemas::condition;
+use stead_schemas::instance::Hypervisor;
+use stead_schemas::meta::Meta;
+use stead_schemas::node::{Accelerator, HypervisorStatus, NodeSpec};
+use stead_schemas::numbers::Generation;
+
+use super::*;
+use crate::host::HostErrorKind;
+use crate::runtime::Outcome;
+use crate::sim::node_spec;
+use crate::store::Kinds;
+use crate::store::tests::opened;
+
+const NOTHING: VmmCapabilities = VmmCapabilities {
+    standby: false,
+    fork_memory: false,
+    replace_tap: false,
+    resize_memory: false,
+    io_limits: false,
+    devices: false,
+    volume_devices_max: 0,
+    vcpus_max: 1,
+};
+
+fn seen(is_available: bool) -> HostSeen {
+    let status = HypervisorStatus { is_available, capabilities: NOTHING };
+    HostSeen {
+        capacity: Resources { cpus: 4, memory: Bytes(8 << 30), disk: Bytes(100 << 30) },
+        hypervisors: BTreeMap::from([(Hypervisor::Firecracker, status)]),
+        accelerator: Accelerator::Tcg,
+        has_kernel_headers: true,
+        has_cgroups: true,
+    }
+}
+
+fn node() -> Object<Node> {
+    let meta: Meta = crate::vm::example(stead_schemas::instance::Power::Running, 1, 0).meta;
+    let spec = NodeSpec { disk_reserve: Bytes(10 << 30), ..node_spec() };
+    Object { meta, spec, status: NodeStatus::default() }
+}
+
+fn end(outcome: Outcome) -> PassEnd {
+    PassEnd {
+        now: crate::vm::example(stead_schemas::instance::Power::Running, 1, 0).meta.created_at.into(),
+        outcome,
+    }
+}
+
+#[test]
+fn a_node_says_what_was_observed_and_keeps_it_while_nothing_can_be() {
+    let mut node = node();
+    assert!(!node.is_observed());
+    let failed = Outcome::Failed { kind: HostErrorKind::Transient, message: "no".to_owned(), attempt: 1 };
+    node.status = status(&node, None, &end(failed.clone()));
+    assert!(!node.is_observed() && !condition::is_ready(&node.status.conditions));
+    node.status = status(&node, Some(&seen(true)), &end(Outcome::Converged));
+    assert!(node.is_observed() && condition::is_ready(&node.status.conditions));
+    assert_eq!(
+        (node.status.capacity.disk, node.status.allocatable.disk),
+        (Bytes(100 << 30), Bytes(90 << 30))
+    );
+    assert_eq!(node.status.observed_generation, Generation(1));
+    assert_eq!(node.capabilities(Hypervisor::Firecracker), Some(NOTHING));
+    assert_eq!(node.capabilities(Hypervisor::Vz), None);
+    let later = status(&node, None, &end(failed));
+    assert_eq!((later.capacity, &later.hypervisors), (node.status.capacity, &node.status.hypervisors));
+    assert!(!condition::is_ready(&later.conditions));
+}
+
+#[test]
+fn a_hypervisor_whose_program_is_missing_is_known_and_not_offered() {
+    let mut node = node();
+    for is_available in [true, false] {
+        node.status = status(&node, Some(&seen(is_available)), &end(Outcome::Converged));
+        assert_eq!(node.offer().hypervisors.contains(&Hypervisor::Firecracker), is_available);
+        assert!(node.capabilities(Hypervisor::Firecracker).is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_node_is_declared_once_and_follows_the_configuration() {
+    let store = opened(Kinds::new().with::<Node>());
+    store.transact(|tx| admission::declare(tx, node_spec())).await.expect("declared");
+    let first = local(&store).expect("there");
+    let changed = NodeSpec { disk_reserve: Bytes(1), ..node_spec() };
+    let spec = changed.clone();
+    store.transact(|tx| admission::declare(tx, spec)).await.expect("declared");
+    let second = local(&store).expect("there");
+    assert_eq!((&second.meta.uid, &second.spec), (&first.meta.uid, &changed));
+    assert_eq!(store.count::<Node>(), 1);
+}

@@ -1,0 +1,73 @@
+//! The simulated facts of the host.
+
+use std::collections::BTreeMap;
+
+use stead_schemas::capabilities::VmmCapabilities;
+use stead_schemas::instance::Hypervisor;
+use stead_schemas::names::{Name, Platform};
+use stead_schemas::node::{Accelerator, HypervisorStatus, LOCAL, Node, NodeSpec, NodeStatus, Resources};
+use stead_schemas::quantity::Bytes;
+
+use super::World;
+use super::vmms::CAPABILITIES;
+use crate::host::{Facts, HostError, HostSeen};
+use crate::node::admission::declare;
+use crate::store::Store;
+
+/// The hypervisors of the simulated host.
+const HYPERVISORS: [Hypervisor; 2] = [Hypervisor::Qemu, Hypervisor::QemuMicrovm];
+
+impl Facts for World {
+    async fn inspect(&self) -> Result<HostSeen, HostError> {
+        self.verb("inspect", "host", |_| {
+            Ok(HostSeen {
+                capacity: Resources { cpus: 64, memory: Bytes(256 << 30), disk: Bytes(1 << 40) },
+                hypervisors: hypervisors(&HYPERVISORS, CAPABILITIES),
+                accelerator: Accelerator::Kvm,
+                has_kernel_headers: true,
+                has_cgroups: false,
+            })
+        })
+        .await
+    }
+}
+
+/// Returns hypervisors that are all available and have the same capabilities.
+#[must_use]
+pub fn hypervisors(
+    all: &[Hypervisor],
+    capabilities: VmmCapabilities,
+) -> BTreeMap<Hypervisor, HypervisorStatus> {
+    let status = HypervisorStatus { is_available: true, capabilities };
+    all.iter().map(|hypervisor| (*hypervisor, status)).collect()
+}
+
+/// Returns the configuration of a simulated host.
+#[must_use]
+pub fn node_spec() -> NodeSpec {
+    NodeSpec {
+        platform: Platform::LinuxAmd64,
+        default_hypervisor: Hypervisor::Qemu,
+        disk_reserve: Bytes(1 << 30),
+    }
+}
+
+/// Stores the node of the simulated host as if it was observed, for a store without reconcilers.
+///
+/// # Panics
+/// Panics if the store does not write, which ends a test.
+pub async fn observe_node(store: &Store) {
+    observe_node_with(store, hypervisors(&HYPERVISORS, CAPABILITIES)).await;
+}
+
+/// Stores the node of a host with these hypervisors as if it was observed.
+///
+/// # Panics
+/// Panics if the store does not write, which ends a test.
+pub async fn observe_node_with(store: &Store, hypervisors: BTreeMap<Hypervisor, HypervisorStatus>) {
+    store.transact(|tx| declare(tx, node_spec())).await.expect("declared");
+    let node = store.find::<Node>(&Name::resource(LOCAL).expect("valid")).expect("it was declared");
+    let accelerator = Some(Accelerator::Kvm);
+    let status = NodeStatus { hypervisors, accelerator, ..NodeStatus::default() };
+    store.write_status::<Node>(&node.meta.uid, status).await.expect("written");
+}

@@ -1,0 +1,128 @@
+//! Admission of new instances.
+//!
+//! Guarantees: an accepted instance has its address, its guest context id, its disk, its port and its image
+//! object in the same commit.
+
+use std::sync::Arc;
+
+use stead_schemas::api::InstanceWish;
+use stead_schemas::condition::{self, ConditionType, Reason};
+use stead_schemas::disk::{DiskPurpose, DiskSpec};
+use stead_schemas::image::{Image, ImagePhase, ImageSource};
+use stead_schemas::instance::{Allocated, Instance, InstanceSpec, Power, PowerCause};
+use stead_schemas::meta::Object;
+use stead_schemas::names::{Name, Uid};
+use stead_schemas::numbers::{RunNo, StandbyNo};
+
+use super::update::expires_at;
+use super::{declared, owner, volumes};
+use crate::disk::admission::new_disk;
+use crate::image::admission as images;
+use crate::port::admission as ports;
+use crate::refused::{Refused, RefusedKind};
+use crate::store::{New, Tx};
+
+/// Claim table of guest context ids; vsock(7) reserves 0 to 2.
+const CIDS: &str = "guest_cid";
+const CID_FIRST: u32 = 3;
+
+/// Stores the spec of a new instance with everything that the instance needs.
+///
+/// # Errors
+/// Returns a refusal by a reference, a limit or the capabilities of the hypervisor; nothing is staged then.
+pub fn create(
+    tx: &mut Tx<'_>,
+    wish: InstanceWish,
+    tap_prefix: &str,
+) -> Result<Arc<Object<Instance>>, Refused> {
+    let uid = tx.next_uid();
+    let (image, pull) = image(tx, &wish)?;
+    let purpose = DiskPurpose::RootOverlay;
+    let disk = DiskSpec { size: wish.overlay, purpose, source: None, source_disk: None };
+    let allocated = allocate(tx, &uid, image, disk, wish.has_network.then_some(tap_prefix))?;
+    let volumes = volumes::take(tx, &uid, wish.volumes)?;
+    let declared = declared(tx, wish.hypervisor)?;
+    declared.check_volumes(&volumes)?;
+    let spec = InstanceSpec {
+        image: wish.image,
+        platform: wish.platform,
+        pull,
+        vcpus: wish.vcpus,
+        memory: wish.memory,
+        overlay: wish.overlay,
+        env: wish.env,
+        entrypoint: wish.entrypoint,
+        cmd: wish.cmd,
+        has_network: wish.has_network,
+        hypervisor: wish.hypervisor,
+        skip_guest_agent: wish.skip_guest_agent,
+        skip_kernel_headers: wish.skip_kernel_headers,
+        restart: wish.restart,
+        snapshot_policy: wish.snapshot_policy,
+        compression: None,
+        health: wish.health,
+        health_version: 0,
+        expires_at: expires_at(wish.expiry, tx.now())?,
+        auto_standby: wish.auto_standby,
+        hold_until: None,
+        power: Power::Running,
+        power_by: PowerCause::Client,
+        power_since: tx.now(),
+        run: RunNo(1),
+        standby: StandbyNo(0),
+        is_forced: false,
+        origin: None,
+        volumes,
+        allocated,
+    };
+    declared.check(&spec)?;
+    Ok(tx.create::<Instance>(New { uid: Some(uid), name: wish.name, tags: wish.tags, owner: None, spec })?)
+}
+
+/// Allocates what a new instance owns: its guest context id, its disk, and its port if it has a network.
+pub(super) fn allocate(
+    tx: &mut Tx<'_>,
+    uid: &Uid,
+    image: Uid,
+    disk: DiskSpec,
+    tap_prefix: Option<&str>,
+) -> Result<Allocated, Refused> {
+    let owner = owner(uid);
+    let cid = tx
+        .claim_lowest(CIDS, CID_FIRST..=u32::MAX - 1, uid)
+        .ok_or_else(|| Refused::no_room("no guest context id is free"))?;
+    let port = tap_prefix.map(|tap_prefix| ports::create(tx, &owner, tap_prefix)).transpose()?;
+    Ok(Allocated { image, disk: new_disk(tx, owner, disk)?, port, cid })
+}
+
+/// Finds the image object of the reference, or creates it so that the image is pulled. Also returns the
+/// number of the pull that the content has to come from.
+fn image(tx: &mut Tx<'_>, wish: &InstanceWish) -> Result<(Uid, u64), Refused> {
+    let found = tx.find::<Image>(&Name::from(&wish.image));
+    // An image that was imported or named on this host is not requested from any registry.
+    let is_local = |image: &Object<Image>| matches!(image.spec.source, ImageSource::Local { .. });
+    let asks = wish.pulls_always && !found.as_deref().is_some_and(is_local);
+    let Some(image) = found.filter(|_| !asks) else {
+        let image = images::create(tx, &wish.image, wish.platform, None)?;
+        return Ok((image.meta.uid.clone(), if asks { image.spec.pull } else { 0 }));
+    };
+    if image.status.phase == ImagePhase::Failed && failed_for_good(&image) {
+        let error = image.status.error.clone().unwrap_or_default();
+        let message = format!("image {} failed: {error}", image.meta.name);
+        return Err(Refused::new(RefusedKind::ImageNotReady, message));
+    }
+    Ok((image.meta.uid.clone(), 0))
+}
+
+fn failed_for_good(image: &Object<Image>) -> bool {
+    let ready = condition::find(&image.status.conditions, ConditionType::Ready);
+    ready.is_some_and(|ready| {
+        matches!(
+            ready.reason,
+            Reason::ImageNotFound
+                | Reason::ImageUnauthorized
+                | Reason::ImageInvalid
+                | Reason::PlatformNotAvailable
+        )
+    })
+}

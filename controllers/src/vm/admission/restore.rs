@@ -1,0 +1,86 @@
+//! Restores in place: an instance returns to one of its snapshots.
+
+use std::sync::Arc;
+
+use stead_schemas::disk::Disk;
+use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, State};
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+
+use super::from_snapshot::{Target, disk_of, goal, origin, ready};
+use super::{declared, live, owner, volumes};
+use crate::disk::admission::new_disk;
+use crate::node::admission as nodes;
+use crate::refused::Refused;
+use crate::store::Tx;
+
+/// Restores an instance that is down to one of its snapshots. A new disk replaces its own disk, whose content
+/// is lost. The hypervisor may change in the same commit: nothing of the instance runs, and the next launch
+/// belongs to another run.
+///
+/// # Errors
+/// Returns `NotFound`, `InvalidState` unless the instance is down, `Conflict` unless the snapshot is ready,
+/// or `Invalid`.
+pub fn restore_snapshot(
+    tx: &mut Tx<'_>,
+    uid: &Uid,
+    snapshot: &Uid,
+    target: Target,
+) -> Result<Arc<Object<Instance>>, Refused> {
+    let object = live(tx, uid)?;
+    let snapshot = ready(tx, snapshot)?;
+    if snapshot.spec.source != *uid {
+        let (snapshot, instance) = (&snapshot.meta.uid, &object.meta.name);
+        return Err(Refused::not_found(format!(
+            "snapshot {snapshot} is of another instance than {instance}"
+        )));
+    }
+    let (state, power) = (object.status.state, object.spec.power);
+    let is_down = match state {
+        State::Stopped => object.goal().run().is_none(),
+        State::Standby => power == Power::Standby,
+        _ => false,
+    };
+    if !is_down {
+        return Err(Refused::state("restore a snapshot of", state, "Stopped or Standby"));
+    }
+    let node = nodes::local(tx)?;
+    let goal = goal(&node, &snapshot, target)?;
+    if goal.hypervisor != object.spec.hypervisor {
+        let declared = declared(tx, goal.hypervisor)?;
+        declared.check_auto_standby(object.spec.auto_standby.as_ref(), "target_hypervisor")?;
+    }
+    let disk = new_disk(tx, owner(uid), disk_of(&snapshot))?;
+    let earlier = object.spec.allocated.disk.clone();
+    let volumes = volumes::restore(tx, &snapshot, &object)?;
+    let now = tx.now();
+    let changed = tx.update_spec::<Instance>(uid, None, |spec| {
+        let kept = spec.clone();
+        // The program and the machine settings come from the snapshot; the settings of the instance's life
+        // remain its own.
+        *spec = InstanceSpec {
+            allocated: kept.allocated,
+            restart: kept.restart,
+            health: kept.health,
+            health_version: kept.health_version,
+            expires_at: kept.expires_at,
+            auto_standby: kept.auto_standby,
+            hold_until: kept.hold_until,
+            snapshot_policy: kept.snapshot_policy,
+            compression: None,
+            power: goal.power,
+            hypervisor: goal.hypervisor,
+            power_by: PowerCause::Client,
+            power_since: now,
+            run: kept.run.next(),
+            volumes,
+            standby: kept.standby.next(),
+            is_forced: kept.is_forced,
+            ..(*snapshot.spec.instance).clone()
+        };
+        spec.allocated.disk = disk;
+        spec.origin = Some(origin(&snapshot, spec.standby, spec.run, goal.power, false));
+    })?;
+    tx.request_deletion::<Disk>(&earlier)?;
+    Ok(changed)
+}

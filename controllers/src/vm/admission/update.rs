@@ -1,0 +1,65 @@
+//! Changes of settings of an instance. A running program is not disturbed.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use stead_schemas::api::{InstancePatch, check_fits};
+use stead_schemas::instance::Instance;
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+use stead_schemas::policy::Expiry;
+
+use super::{declared, live};
+use crate::refused::{Refused, RefusedKind};
+use crate::store::Tx;
+
+/// Changes the fields that the request names. A running program is not disturbed.
+///
+/// # Errors
+/// Returns `NotFound`, `InvalidExpiry` or `InvalidHealthCheck`, and `Expired` if the instance's time is over
+/// already.
+pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Object<Instance>>, Refused> {
+    let (object, now) = (live(tx, uid)?, tx.now());
+    if object.spec.expires_at.is_some_and(|at| at <= now) {
+        return Err(Refused::new(RefusedKind::Expired, "the instance has expired and is being deleted"));
+    }
+    if let Some(policy) = patch.auto_standby.as_ref().filter(|policy| policy.timeout().is_some()) {
+        declared(tx, object.spec.hypervisor)?.check_auto_standby(Some(policy), "auto_standby")?;
+    }
+    let expiry = patch.expiry.map(|expiry| expires_at(expiry, now)).transpose()?;
+    if let Some(Some(check)) = &patch.health {
+        let (has_network, has_agent) = (object.spec.has_network, !object.spec.skip_guest_agent);
+        check_fits(check, has_network, has_agent).map_err(|why| {
+            Refused::at(RefusedKind::InvalidHealthCheck, "health_check", format!("health_check {why}"))
+        })?;
+    }
+    Ok(tx.update_spec::<Instance>(uid, None, |spec| {
+        if let Some(restart) = patch.restart {
+            spec.restart = restart;
+        }
+        if let Some(at) = expiry {
+            spec.expires_at = at;
+        }
+        if let Some(health) = patch.health.filter(|health| *health != spec.health) {
+            spec.health = health;
+            spec.health_version += 1;
+        }
+        if let Some(auto_standby) = patch.auto_standby {
+            spec.auto_standby = Some(auto_standby);
+        }
+    })?)
+}
+
+/// Returns the expiry that a request asks for, as a time.
+pub(super) fn expires_at(expiry: Expiry, now: Timestamp) -> Result<Option<Timestamp>, Refused> {
+    match expiry {
+        Expiry::Never => Ok(None),
+        // A time beyond the last representable time means that the instance never expires.
+        Expiry::After(life) => Ok(now.checked_add(life).ok()),
+        Expiry::At(at) if at > now => Ok(Some(at)),
+        Expiry::At(_) => {
+            let message = "expires_at must be in the future";
+            Err(Refused::at(RefusedKind::InvalidExpiry, "expires_at", message))
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Node: a host that runs VMs. There is an object for each host; today there is one host.
+//!
+//! The spec says what the configuration says, and the status what was observed. Admission and the API read it:
+//! nothing else in the control plane knows facts of a host.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::capabilities::VmmCapabilities;
+use crate::condition::Condition;
+use crate::instance::Hypervisor;
+use crate::meta::{Kind, Object};
+use crate::names::Platform;
+use crate::numbers::Generation;
+use crate::quantity::Bytes;
+
+/// Name of the node of this host.
+pub const LOCAL: &str = "local";
+
+/// The kind of nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Node {}
+
+impl Kind for Node {
+    const NAME: &'static str = "node";
+    const FINALIZER: &'static str = "node";
+    type Spec = NodeSpec;
+    type Status = NodeStatus;
+}
+
+/// The configuration of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// The platform of guests, which is that of the daemon's own program.
+    pub platform: Platform,
+    /// The hypervisor of instances that name none.
+    pub default_hypervisor: Hypervisor,
+    /// Space that stays free on the file system of the data, in bytes.
+    pub disk_reserve: Bytes,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The size of the host.
+    pub capacity: Resources,
+    /// The part of the capacity that instances may use.
+    pub allocatable: Resources,
+    /// All hypervisors that have a driver, whether their programs are installed or not.
+    #[serde(default)]
+    pub hypervisors: BTreeMap<Hypervisor, HypervisorStatus>,
+    /// The accelerator; `None` before the first observation.
+    #[serde(default)]
+    pub accelerator: Option<Accelerator>,
+    /// True if guests can be given the headers of their kernel.
+    #[serde(default)]
+    pub has_kernel_headers: bool,
+    /// True if VMMs run in control groups of their own.
+    #[serde(default)]
+    pub has_cgroups: bool,
+    pub conditions: Vec<Condition>,
+    pub observed_generation: Generation,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    pub cpus: u32,
+    pub memory: Bytes,
+    /// Size of the file system of the data, in bytes.
+    pub disk: Bytes,
+}
+
+/// A hypervisor on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HypervisorStatus {
+    /// True if VMs can be launched on it now: its program is installed.
+    pub is_available: bool,
+    pub capabilities: VmmCapabilities,
+}
+
+/// The way in which guests' instructions are executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accelerator {
+    Kvm,
+    /// Emulation: works everywhere, slowly.
+    Tcg,
+}
+
+impl Accelerator {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// The choices that a node offers to a request, and its defaults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeOffer {
+    pub platform: Platform,
+    pub default_hypervisor: Hypervisor,
+    /// The hypervisors that VMs can be launched on now. The default may be missing among them, because a
+    /// program may be installed later.
+    pub hypervisors: BTreeSet<Hypervisor>,
+}
+
+impl Object<Node> {
+    /// True if the status is an observation. Before the first observation it says nothing.
+    #[must_use]
+    pub fn is_observed(&self) -> bool {
+        self.status.accelerator.is_some()
+    }
+
+    #[must_use]
+    pub fn offer(&self) -> NodeOffer {
+        let all = self.status.hypervisors.iter();
+        let available = all.filter(|(_, status)| status.is_available).map(|(hypervisor, _)| *hypervisor);
+        NodeOffer {
+            platform: self.spec.platform,
+            default_hypervisor: self.spec.default_hypervisor,
+            hypervisors: available.collect(),
+        }
+    }
+
+    /// Returns what VMs on a hypervisor can do, or `None` if this host has no driver for it.
+    #[must_use]
+    pub fn capabilities(&self, hypervisor: Hypervisor) -> Option<VmmCapabilities> {
+        self.status.hypervisors.get(&hypervisor).map(|status| status.capabilities)
+    }
+}

@@ -1,0 +1,54 @@
+//! The facts of this host: its size, its hypervisors and the files for guests.
+
+use std::path::PathBuf;
+
+use stead_controllers::host::{Facts, HostError, HostErrorKind, HostSeen, Vmms};
+use stead_schemas::instance::Hypervisor;
+use stead_schemas::node::{Accelerator as Accelerated, HypervisorStatus};
+
+use crate::host::capacity;
+use crate::host::kernel::Kernel;
+use crate::hypervisor::{Accelerator, Hypervisors};
+
+/// The facts of this host. The programs of the drivers were asked when the daemon started.
+#[derive(Clone)]
+pub(super) struct HostFacts {
+    pub(super) hypervisors: Hypervisors,
+    /// The hypervisors that VMs can be launched on.
+    pub(super) available: Vec<Hypervisor>,
+    pub(super) data_dir: PathBuf,
+    pub(super) kernel_dir: PathBuf,
+    pub(super) has_cgroups: bool,
+}
+
+impl HostFacts {
+    fn status(&self, hypervisor: Hypervisor) -> Option<(Hypervisor, HypervisorStatus)> {
+        let capabilities = self.hypervisors.capabilities(hypervisor)?;
+        let is_available = self.available.contains(&hypervisor);
+        Some((hypervisor, HypervisorStatus { is_available, capabilities }))
+    }
+}
+
+impl Facts for HostFacts {
+    async fn inspect(&self) -> Result<HostSeen, HostError> {
+        let (data_dir, kernel_dir) = (self.data_dir.clone(), self.kernel_dir.clone());
+        let files = move || -> Result<_, HostError> {
+            Ok((capacity::read(&data_dir)?, Kernel::has_headers_in(&kernel_dir)))
+        };
+        let read = tokio::task::spawn_blocking(files).await;
+        let failed = |error| HostError::new(HostErrorKind::Transient, "inspect", "the host").because(error);
+        let (capacity, has_kernel_headers) =
+            read.map_err(|error: tokio::task::JoinError| failed(error.to_string()))??;
+        let all = self.hypervisors.hypervisors().into_iter();
+        Ok(HostSeen {
+            capacity,
+            hypervisors: all.filter_map(|hypervisor| self.status(hypervisor)).collect(),
+            accelerator: match Accelerator::probe() {
+                Accelerator::Kvm => Accelerated::Kvm,
+                Accelerator::Tcg => Accelerated::Tcg,
+            },
+            has_kernel_headers,
+            has_cgroups: self.has_cgroups,
+        })
+    }
+}
