@@ -8,6 +8,8 @@ mod imports;
 mod language;
 #[path = "tidy/ports.rs"]
 mod ports;
+#[path = "tidy/routes.rs"]
+mod routes;
 #[path = "tidy/sizes.rs"]
 mod sizes;
 

@@ -5,8 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::quantity::GoDuration;
 
+/// An algorithm of compression.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "wire", schemars(rename = "CompressionAlgorithm"))]
 pub enum Algorithm {
     #[default]
     Zstd,

@@ -10,6 +10,7 @@ use crate::numbers::Generation;
 
 /// The aspects that conditions report; the first three exist for all kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 pub enum ConditionType {
     /// The host matches the spec.
     Ready,
@@ -21,7 +22,9 @@ pub enum ConditionType {
     KernelHeaders,
 }
 
+/// The status of a condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 pub enum ConditionStatus {
     True,
     False,
@@ -30,6 +33,8 @@ pub enum ConditionStatus {
 
 /// The reason of a condition: a closed list, CamelCase on the wire. Adding a reason is a change of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "wire", schemars(rename = "ConditionReason"))]
 pub enum Reason {
     /// The plan is empty: the host matches the spec.
     Converged,
@@ -93,15 +98,21 @@ pub enum Reason {
 
 /// The status of an aspect, in the form that Kubernetes uses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 pub struct Condition {
+    /// Aspect that the condition is about.
     #[serde(rename = "type")]
     pub kind: ConditionType,
+    /// True, False or Unknown.
     pub status: ConditionStatus,
+    /// Reason of the status, for programs.
     pub reason: Reason,
+    /// Reason of the status, for people.
     pub message: String,
     /// The generation of the spec that this condition is about.
     pub observed_generation: Generation,
     /// Time at which `status` last changed; kept while `status` stays the same.
+    #[cfg_attr(feature = "wire", schemars(with = "crate::api::schema::Time"))]
     pub last_transition_time: Timestamp,
 }
 

@@ -71,8 +71,11 @@ impl Probe {
     }
 }
 
+/// The scheme of a health check's request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "wire", schemars(rename = "HealthCheckScheme"))]
 pub enum Scheme {
     #[default]
     Http,

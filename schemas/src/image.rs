@@ -67,7 +67,9 @@ impl Object<Image> {
 
 /// The phases of an image: the wire's five words.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "wire", schemars(rename = "ImageStatus"))]
 pub enum ImagePhase {
     #[default]
     Pending,
@@ -99,9 +101,14 @@ pub struct ImageStatus {
     pub observed_generation: Generation,
 }
 
+/// The progress of a pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "wire", schemars(rename = "PullProgress"))]
 pub struct Progress {
+    /// Bytes that were fetched.
     pub done: Bytes,
+    /// Bytes in total.
     pub total: Bytes,
 }
 

@@ -139,6 +139,7 @@ pub enum Power {
 
 /// The cause of the desired power state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum PowerCause {
     /// A client requested it.
@@ -150,7 +151,9 @@ pub enum PowerCause {
     Traffic,
 }
 
+/// A program that runs VMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 pub enum Hypervisor {
     #[serde(rename = "cloud-hypervisor")]
     CloudHypervisor,
@@ -179,6 +182,8 @@ impl Hypervisor {
 
 /// The states of an instance: the wire's eight words, case-sensitive.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "wire", schemars(rename = "InstanceState"))]
 pub enum State {
     /// The VMM is up and the guest is not started, or the instance is still being prepared.
     #[default]

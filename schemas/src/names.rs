@@ -347,6 +347,7 @@ fn check_tag(tag: &str) -> Result<(), &'static str> {
 
 /// A platform, as `os/architecture`: this server runs the two that the wire names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 pub enum Platform {
     #[serde(rename = "linux/amd64")]
     LinuxAmd64,

@@ -12,7 +12,9 @@ use crate::quantity::GoDuration;
 
 /// The condition under which a program that ended is started again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "wire", schemars(rename = "RestartCondition"))]
 pub enum RestartWhen {
     #[default]
     Never,
@@ -21,12 +23,21 @@ pub enum RestartWhen {
     OnFailure,
 }
 
+/// The policy of restarts of an instance's program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 pub struct RestartPolicy {
+    /// Condition of a restart.
     #[serde(rename = "policy")]
     pub when: RestartWhen,
     /// Delay before the first restart; each further restart in a row waits twice as long, up to
     /// [`crate::limits::RESTART_DELAY_MAX`].
+    #[cfg_attr(
+        feature = "wire",
+        schemars(
+            description = "Delay before the first restart; it doubles with each further restart in a row, up to 5 minutes."
+        )
+    )]
     pub backoff: GoDuration,
     /// Largest number of restarts in a row; 0 means no limit.
     pub max_attempts: u32,
@@ -48,7 +59,9 @@ impl Default for RestartPolicy {
 
 /// The reason why a policy does not act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "wire", schemars(rename = "RestartBlockedReason"))]
 pub enum RestartBlocked {
     ManualStop,
     MaxAttemptsExceeded,
@@ -56,6 +69,7 @@ pub enum RestartBlocked {
 
 /// The reason why a policy acted, when the program did not end by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RestartReason {
     HealthCheckFailed,
@@ -78,7 +92,9 @@ pub struct RestartStatus {
 
 /// The policy of when an idle instance goes to standby, and whether a connection wakes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 pub struct AutoStandbyPolicy {
+    /// True if the policy is on.
     pub enabled: bool,
     /// Time without a connection after which the instance goes to standby; always set when enabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -86,7 +102,9 @@ pub struct AutoStandbyPolicy {
     /// Subnets whose connections are ignored: like connections to the ignored ports, they neither keep the
     /// instance up nor wake it.
     #[serde(default)]
+    #[cfg_attr(feature = "wire", schemars(with = "Vec<String>"))]
     pub ignore_source_cidrs: Vec<IpNet>,
+    /// Ports of the instance whose connections are ignored.
     #[serde(default)]
     pub ignore_destination_ports: Vec<u16>,
     /// Additive: true if a connection to an instance in standby restores it, however the standby was caused.

@@ -97,6 +97,7 @@ pub struct ScheduledRun {
 
 /// The kinds of snapshots: the wire's two words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 pub enum SnapshotKind {
     Standby,
     Stopped,
@@ -112,8 +113,11 @@ pub enum SnapshotPurpose {
     Fork,
 }
 
+/// The phase of a snapshot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "wire", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "wire", schemars(rename = "SnapshotStatus"))]
 pub enum SnapshotPhase {
     #[default]
     Pending,

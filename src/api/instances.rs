@@ -30,6 +30,16 @@ use super::{ApiError, ApiState, lookup, watch};
 
 pub(super) type Params = BTreeMap<String, String>;
 
+/// Reads a parameter that is true or false; `None` when the request does not have it.
+pub(super) fn flag(params: &Params, name: &str) -> Result<Option<bool>, ApiError> {
+    match params.get(name).map(String::as_str) {
+        None => Ok(None),
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        Some(_) => Err(ApiError::bad_request("invalid_request", format!("{name} must be true or false"))),
+    }
+}
+
 pub(super) async fn create(
     State(state): State<ApiState>,
     bearer: Bearer,
@@ -67,12 +77,16 @@ pub(super) async fn list(
         })?),
         None => None,
     };
-    if params.get("watch").is_some_and(|value| value == "true") {
+    let is_watch = flag(&params, "watch")?.unwrap_or(false);
+    let after = params.get("resource_version").map(|text| text.parse()).transpose().map_err(|_| {
+        ApiError::bad_request("invalid_request", "resource_version must be a number of an earlier answer")
+    })?;
+    if is_watch {
         if wanted.is_some() {
-            let message = "state cannot be given with watch: an object that leaves it would not be told";
+            let message = "state cannot be given with watch: the end of a state would not be reported";
             return Err(ApiError::bad_request("invalid_request", message));
         }
-        return watch::instances(&state, bearer, &params, tags);
+        return Ok(watch::instances(&state, bearer, after, tags));
     }
     let store = state.store();
     let views: Vec<api::Instance> = store
@@ -214,13 +228,7 @@ pub(super) async fn delete(
     params: Result<Query<Params>, QueryRejection>,
 ) -> Result<StatusCode, ApiError> {
     let Query(params) = params?;
-    let is_graceful = match params.get("graceful_shutdown").map(String::as_str) {
-        None | Some("true") => true,
-        Some("false") => false,
-        Some(_) => {
-            return Err(ApiError::bad_request("invalid_request", "graceful_shutdown must be true or false"));
-        }
-    };
+    let is_graceful = flag(&params, "graceful_shutdown")?.unwrap_or(true);
     let object = lookup::instance_to_change(state.store(), &id?.0)?;
     let uid = object.meta.uid.clone();
     let moved = uid.clone();

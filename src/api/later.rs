@@ -7,14 +7,16 @@
 use axum::Json;
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
-use axum::http::Uri;
-use serde_json::Value;
+use axum::http::{StatusCode, Uri};
+use serde_json::{Map, Value};
+use stead_schemas::api::query::TagFilter;
 
 use super::ApiError;
 use super::auth::Scope;
 use super::instances::{Params, tag_filter};
-use super::route::Verb::{Delete, Get, Post};
-use super::route::{Routes, needs};
+use super::operation::{Operation, delete, get, post};
+use super::route::Routes;
+use super::rule::needs;
 
 async fn empty(params: Result<Query<Params>, QueryRejection>) -> Result<Json<Vec<Value>>, ApiError> {
     tag_filter(&params?.0)?;
@@ -25,30 +27,107 @@ async fn not_yet(uri: Uri) -> ApiError {
     ApiError::not_supported(uri.path())
 }
 
-pub(super) fn add(mut routes: Routes) -> Routes {
-    const DEVICES: [&[Scope]; 3] = [&[Scope::DeviceRead], &[Scope::DeviceWrite], &[Scope::DeviceDelete]];
-    const BUILDS: [&[Scope]; 3] = [&[Scope::BuildRead], &[Scope::BuildWrite], &[Scope::BuildDelete]];
-    let kinds = [
-        ("/devices", "/devices/{id}", DEVICES),
-        ("/builds", "/builds/{id}", BUILDS),
-        ("/builders", "/builders/{id}", BUILDS),
-    ];
-    for (list, one, [read, write, remove]) in kinds {
-        routes = routes
-            .add(Get, list, needs(read).query(&["tags[]"]), empty)
-            .add(Post, list, needs(write).any_query(), not_yet)
-            .add(Get, one, needs(read).any_query(), absent)
-            .add(Delete, one, needs(remove).any_query(), absent);
-    }
-    let read = needs(&[Scope::ImageRead]);
+/// Describes a list that is always empty.
+fn no_list(
+    path: &'static str,
+    id: &'static str,
+    summary: &'static str,
+    scope: &'static [Scope],
+) -> Operation {
+    get(path, id, summary).under(needs(scope)).answers::<Vec<Map<String, Value>>>(StatusCode::OK)
+}
+
+/// Describes a route that is not served yet.
+fn unserved(operation: Operation, scope: &'static [Scope]) -> Operation {
+    operation.under(needs(scope)).not_yet(StatusCode::NOT_IMPLEMENTED)
+}
+
+/// Describes a route to an object of a kind that has none.
+fn unknown(operation: Operation, scope: &'static [Scope]) -> Operation {
+    operation.under(needs(scope)).not_yet(StatusCode::NOT_FOUND)
+}
+
+pub(super) fn add(routes: Routes) -> Routes {
+    add_builds(add_devices(routes))
+}
+
+fn add_devices(routes: Routes) -> Routes {
+    const READ: &[Scope] = &[Scope::DeviceRead];
+    const RESOURCES: &[Scope] = &[Scope::ResourceRead];
+    let list = no_list("/devices", "listDevices", "List devices; there are none yet", READ);
+    let available = "List devices that can be registered; there are none yet";
+    let reclaim = "Take memory back from instances; it is not supported yet";
     routes
-        .add(Get, "/pushes", read.query(&["tags[]"]), empty)
-        .add(Post, "/pushes", needs(&[Scope::ImageWrite]).any_query(), not_yet)
-        .add(Get, "/pushes/{id}", read.any_query(), absent)
-        .add(Post, "/volumes/from-archive", needs(&[Scope::VolumeWrite]).any_query(), not_yet)
-        .add(Get, "/devices/available", needs(&[Scope::DeviceRead]), empty)
-        .add(Get, "/resources", needs(&[Scope::ResourceRead]).any_query(), not_yet)
-        .add(Post, "/resources/memory/reclaim", needs(&[Scope::ResourceRead]).any_query(), not_yet)
+        .add(list.query::<TagFilter>(), empty)
+        .add(no_list("/devices/available", "listAvailableDevices", available, READ), empty)
+        .add(
+            unserved(
+                post("/devices", "createDevice", "Register a device; it is not supported yet"),
+                &[Scope::DeviceWrite],
+            ),
+            not_yet,
+        )
+        .add(unknown(get("/devices/{id}", "getDevice", "Read a device; there are none yet"), READ), absent)
+        .add(
+            unknown(
+                delete("/devices/{id}", "deleteDevice", "Remove a device; there are none yet"),
+                &[Scope::DeviceDelete],
+            ),
+            absent,
+        )
+        .add(
+            unserved(
+                get("/resources", "getResources", "Report capacity; it is not supported yet"),
+                RESOURCES,
+            ),
+            not_yet,
+        )
+        .add(unserved(post("/resources/memory/reclaim", "reclaimMemory", reclaim), RESOURCES), not_yet)
+        .add(
+            unserved(
+                post(
+                    "/volumes/from-archive",
+                    "createVolumeFromArchive",
+                    "Create a volume from an archive; it is not supported yet",
+                ),
+                &[Scope::VolumeWrite],
+            ),
+            not_yet,
+        )
+}
+
+fn add_builds(routes: Routes) -> Routes {
+    const READ: &[Scope] = &[Scope::BuildRead];
+    const WRITE: &[Scope] = &[Scope::BuildWrite];
+    const DELETE: &[Scope] = &[Scope::BuildDelete];
+    const IMAGES: &[Scope] = &[Scope::ImageRead];
+    let builds = no_list("/builds", "listBuilds", "List builds; there are none yet", READ);
+    let builders = no_list("/builders", "listBuilders", "List builders; there are none yet", READ);
+    let pushes = no_list("/pushes", "listPushes", "List pushes; there are none yet", IMAGES);
+    let build = post("/builds", "createBuild", "Build an image; it is not supported yet");
+    let builder = post("/builders", "createBuilder", "Create a builder; it is not supported yet");
+    let push = post("/pushes", "createPush", "Push an image; it is not supported yet");
+    routes
+        .add(builds.query::<TagFilter>(), empty)
+        .add(unserved(build, WRITE), not_yet)
+        .add(unknown(get("/builds/{id}", "getBuild", "Read a build; there are none yet"), READ), absent)
+        .add(
+            unknown(delete("/builds/{id}", "cancelBuild", "Cancel a build; there are none yet"), DELETE),
+            absent,
+        )
+        .add(builders.query::<TagFilter>(), empty)
+        .add(unserved(builder, WRITE), not_yet)
+        .add(unknown(get("/builders/{id}", "getBuilder", "Read a builder; there are none yet"), READ), absent)
+        .add(
+            unknown(
+                delete("/builders/{id}", "deleteBuilder", "Delete a builder; there are none yet"),
+                DELETE,
+            ),
+            absent,
+        )
+        .add(pushes.query::<TagFilter>(), empty)
+        .add(unserved(push, &[Scope::ImageWrite]), not_yet)
+        .add(unknown(get("/pushes/{id}", "getPush", "Read a push; there are none yet"), IMAGES), absent)
 }
 
 async fn absent(uri: Uri) -> ApiError {

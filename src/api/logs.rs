@@ -12,6 +12,7 @@ use futures::StreamExt;
 use futures::stream;
 use stead_schemas::limits::STREAM_IDLE_MAX;
 
+use super::instances::flag;
 use super::{ApiError, ApiState, LogError, lookup};
 
 const TAIL_DEFAULT: usize = 100;
@@ -32,11 +33,7 @@ pub(super) async fn logs(
             )
         })?,
     };
-    let follows = match params.get("follow").map(String::as_str) {
-        None | Some("false") => false,
-        Some("true") => true,
-        Some(_) => return Err(ApiError::bad_request("invalid_request", "follow must be true or false")),
-    };
+    let follows = flag(&params, "follow")?.unwrap_or(false);
     let source = params.get("source").map_or("app", String::as_str);
     let source = match source {
         "app" | "vmm" | "stead" => source,

@@ -1,98 +1,41 @@
 //! Routes with their rules: a route cannot be added by mistake without the scopes that it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Query, Request, State};
 use axum::handler::Handler;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::routing::{MethodRouter, on};
+use axum::{Extension, Router};
 use bytes::Bytes;
 use futures::StreamExt;
 use stead_schemas::limits::{BODY_BYTES_MAX, BODY_RATE_MIN, BODY_WAIT_MAX};
 use zeroize::Zeroizing;
 
 use super::audit::{Entry, Record};
-use super::auth::{Bearer, Scope};
+use super::auth::Bearer;
+use super::openapi::Document;
+use super::operation::Operation;
 use super::pools::Pool;
+use super::rule::{Rule, Verb};
 use super::server::ClientAddress;
 use super::{ApiError, ApiState, error};
 use crate::peers::{Patience, Patient};
 
 /// The query parameter that allows all parameters that name a tag.
-const TAGS: &str = "tags[]";
-
-/// The requirements of a route on its requests.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Rule {
-    /// The scopes that are needed, all of them.
-    scopes: &'static [Scope],
-    /// The query parameters that the route reads; `None` for a route that is not served yet, which reads
-    /// none and refuses none.
-    query: Option<&'static [&'static str]>,
-    pool: Pool,
-    has_streamed_body: bool,
-    /// True if requests are recorded in the audit log.
-    is_audited: bool,
-    /// True if the response continues as long as its reader and the token do.
-    goes_on: bool,
-}
-
-/// Makes the rule of a route that is answered at once, for bearers of all these scopes.
-pub(super) const fn needs(scopes: &'static [Scope]) -> Rule {
-    Rule {
-        scopes,
-        query: Some(&[]),
-        pool: Pool::Short,
-        has_streamed_body: false,
-        is_audited: false,
-        goes_on: false,
-    }
-}
-
-impl Rule {
-    pub(super) const fn query(self, names: &'static [&'static str]) -> Self {
-        Self { query: Some(names), ..self }
-    }
-
-    pub(super) const fn any_query(self) -> Self {
-        Self { query: None, ..self }
-    }
-
-    /// Marks a route whose response waits for a state that may come late.
-    pub(super) const fn waits(self) -> Self {
-        Self { pool: Pool::Waits, ..self }
-    }
-
-    /// Marks a route whose response waits for the host or a guest to do something.
-    pub(super) const fn works(self) -> Self {
-        Self { pool: Pool::Verbs, ..self }
-    }
-
-    /// Marks a route whose response may be a stream without an end of its own.
-    pub(super) const fn goes_on(self) -> Self {
-        Self { goes_on: true, ..self }
-    }
-
-    /// Marks a route that changes something although its method does not show it.
-    pub(super) const fn audited(self) -> Self {
-        Self { is_audited: true, ..self }
-    }
-
-    /// Marks a route whose handler reads the body itself, whatever its length.
-    pub(super) const fn streams(self) -> Self {
-        Self { has_streamed_body: true, ..self }
-    }
-}
+const TAGS: &str = "tags";
 
 /// A route, as it appears in the table.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RouteView {
     pub method: &'static str,
     pub path: &'static str,
+    /// The name of the operation in the OpenAPI document.
+    pub operation_id: &'static str,
     /// The scopes that it needs, all of them; empty for a public route.
     pub scopes: Vec<&'static str>,
 }
@@ -101,63 +44,33 @@ pub struct RouteView {
 pub(super) struct Routes {
     state: ApiState,
     paths: BTreeMap<&'static str, MethodRouter<ApiState>>,
-    views: Vec<RouteView>,
-}
-
-/// A method of the table.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Verb {
-    Get,
-    Post,
-    Put,
-    Patch,
-    Delete,
-}
-
-impl Verb {
-    fn named(self) -> (MethodFilter, &'static str) {
-        match self {
-            Self::Get => (MethodFilter::GET, "GET"),
-            Self::Post => (MethodFilter::POST, "POST"),
-            Self::Put => (MethodFilter::PUT, "PUT"),
-            Self::Patch => (MethodFilter::PATCH, "PATCH"),
-            Self::Delete => (MethodFilter::DELETE, "DELETE"),
-        }
-    }
+    operations: Vec<Operation>,
 }
 
 impl Routes {
     pub(super) fn new(state: ApiState) -> Self {
-        Self { state, paths: BTreeMap::new(), views: Vec::new() }
+        Self { state, paths: BTreeMap::new(), operations: Vec::new() }
     }
 
-    /// Adds a public route, which is answered at once whatever the load.
-    pub(super) fn public<H, T>(mut self, path: &'static str, handler: H) -> Self
+    /// Adds a route. A public one is answered at once whatever the load; requests for others are checked by
+    /// their rule first.
+    pub(super) fn add<H, T>(mut self, operation: Operation, handler: H) -> Self
     where
         H: Handler<T, ApiState>,
         T: 'static,
     {
-        self.views.push(RouteView { method: "GET", path, scopes: Vec::new() });
-        self.merge(path, on(MethodFilter::GET, handler));
-        self
-    }
-
-    /// Adds a route under a rule.
-    pub(super) fn add<H, T>(mut self, verb: Verb, path: &'static str, rule: Rule, handler: H) -> Self
-    where
-        H: Handler<T, ApiState>,
-        T: 'static,
-    {
-        let (filter, method) = verb.named();
-        let rule = Rule { is_audited: rule.is_audited || !matches!(verb, Verb::Get), ..rule };
-        let guard = middleware::from_fn_with_state((self.state.clone(), rule), guard);
-        let scopes = rule.scopes.iter().map(|scope| scope.as_str()).collect();
-        self.views.push(RouteView { method, path, scopes });
-        let mut methods = on(filter, handler);
-        if rule.has_streamed_body {
-            methods = methods.layer(axum::extract::DefaultBodyLimit::disable());
+        let mut methods = on(operation.verb.filter(), handler);
+        if let Some(rule) = operation.rule {
+            let is_audited = rule.is_audited || !matches!(operation.verb, Verb::Get);
+            let check =
+                Check { rule: Rule { is_audited, ..rule }, query: operation.query_names().map(Arc::from) };
+            if rule.has_streamed_body {
+                methods = methods.layer(axum::extract::DefaultBodyLimit::disable());
+            }
+            methods = methods.route_layer(middleware::from_fn_with_state((self.state.clone(), check), guard));
         }
-        self.merge(path, methods.route_layer(guard));
+        self.merge(operation.path, methods);
+        self.operations.push(operation);
         self
     }
 
@@ -168,7 +81,14 @@ impl Routes {
 
     /// Returns all routes that were added.
     pub(super) fn views(self) -> Vec<RouteView> {
-        self.views
+        let scopes = |rule: &Rule| rule.scopes.iter().map(|scope| scope.as_str()).collect();
+        let view = |operation: &Operation| RouteView {
+            method: operation.verb.name(),
+            path: operation.path,
+            operation_id: operation.id,
+            scopes: operation.rule.as_ref().map(scopes).unwrap_or_default(),
+        };
+        self.operations.iter().map(view).collect()
     }
 
     pub(super) fn finish(self) -> Router {
@@ -176,15 +96,25 @@ impl Routes {
         for (path, methods) in self.paths {
             router = router.route(path, methods.fallback(wrong_method));
         }
-        router.fallback(unknown_path).with_state(self.state)
+        let document = Arc::new(Document::of(self.operations));
+        router.fallback(unknown_path).with_state(self.state).layer(Extension(document))
     }
+}
+
+/// The checks of requests for a route.
+#[derive(Debug, Clone)]
+struct Check {
+    rule: Rule,
+    /// The query parameters that the route reads; `None` for a route that is not served yet, which reads
+    /// none and refuses none.
+    query: Option<Arc<[String]>>,
 }
 
 /// Runs before every handler except the public ones; admitted and refused requests are recorded when the
 /// rule is audited.
-async fn guard(State((state, rule)): State<(ApiState, Rule)>, request: Request, next: Next) -> Response {
-    if !rule.is_audited {
-        return admit(&state, rule, request, next, None).await.into_response();
+async fn guard(State((state, check)): State<(ApiState, Check)>, request: Request, next: Next) -> Response {
+    if !check.rule.is_audited {
+        return admit(&state, &check, request, next, None).await.into_response();
     }
     let client = request.extensions().get::<ClientAddress>().map(|client| client.0);
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
@@ -193,7 +123,7 @@ async fn guard(State((state, rule)): State<(ApiState, Rule)>, request: Request, 
     let entry = Entry::new(client, request.method().as_str(), route, object);
     // The record is written even when the client leaves before its response: the request may be carried out.
     let mut record = Record::new(&state.0.audit, entry);
-    let answer = admit(&state, rule, request, next, Some(&mut record)).await.into_response();
+    let answer = admit(&state, &check, request, next, Some(&mut record)).await.into_response();
     record.end(answer.status());
     answer
 }
@@ -202,7 +132,7 @@ async fn guard(State((state, rule)): State<(ApiState, Rule)>, request: Request, 
 /// client that sends slowly takes no permit from those that have sent.
 async fn admit(
     state: &ApiState,
-    rule: Rule,
+    Check { rule, query }: &Check,
     request: Request,
     next: Next,
     mut record: Option<&mut Record<'_>>,
@@ -218,7 +148,7 @@ async fn admit(
     if state.0.shows_secrets {
         bearer.let_see_secrets();
     }
-    check_query(request.uri(), rule.query)?;
+    check_query(request.uri(), query.as_deref())?;
     let (mut parts, body) = request.into_parts();
     parts.extensions.insert(bearer.clone());
     let body = match rule.has_streamed_body {
@@ -282,12 +212,12 @@ async fn whole(state: &ApiState, bearer: &Bearer, body: Body) -> Result<Bytes, A
 }
 
 /// Refuses parameters that the route does not read: they would be ignored silently.
-fn check_query(uri: &Uri, allowed: Option<&[&str]>) -> Result<(), ApiError> {
+fn check_query(uri: &Uri, allowed: Option<&[String]>) -> Result<(), ApiError> {
     let Some(allowed) = allowed else { return Ok(()) };
     let Query(params) = Query::<Vec<(String, String)>>::try_from_uri(uri)?;
     let is_known = |name: &str| {
         let name = if name.starts_with("tags") { TAGS } else { name };
-        allowed.contains(&name)
+        allowed.iter().any(|known| known == name)
     };
     let mut names = BTreeSet::new();
     if let Some((twice, _)) = params.iter().find(|(name, _)| !names.insert(name)) {

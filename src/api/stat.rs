@@ -9,6 +9,7 @@ use axum::extract::{Path, Query, State};
 use stead_schemas::api::{PathView, named};
 use stead_schemas::guest::{FromStream, Request, Stat};
 
+use super::instances::flag;
 use super::{ApiError, ApiState, socket};
 use crate::guest_channel::{AgentError, Event};
 
@@ -27,13 +28,7 @@ pub(super) async fn stat(
     if !path.is_absolute() || path.has_nul() {
         return Err(ApiError::bad_request("invalid_request", "path is required and must be absolute"));
     }
-    let follows_links = match params.get("follow_links").map(String::as_str) {
-        None | Some("false") => false,
-        Some("true") => true,
-        Some(_) => {
-            return Err(ApiError::bad_request("invalid_request", "follow_links must be true or false"));
-        }
-    };
+    let follows_links = flag(&params, "follow_links")?.unwrap_or(false);
     let uid = socket::running(state.store(), &id?.0)?.meta.uid.clone();
     let request = Request::Stat(Stat { path, follows_links });
     let mut stream = socket::open(&state, &uid, request, None).await?;

@@ -5,10 +5,9 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 use stead_controllers::network::admission::DEFAULT_NETWORK;
 use stead_schemas::api::{
-    Capabilities, HostView, ImagesView, NetworkModel, Runtime, RuntimeView, ServerView,
+    Capabilities, Health, HostView, ImagesView, NetworkModel, Runtime, RuntimeView, ServerHealth, ServerView,
 };
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
@@ -22,10 +21,13 @@ use super::{ApiError, ApiState, lookup};
 const API_VERSION: &str = "0.3.0";
 
 /// Reports health; a store that cannot write any more makes the server unhealthy.
-pub(super) async fn health(State(state): State<ApiState>) -> (StatusCode, Json<Value>) {
+pub(super) async fn health(State(state): State<ApiState>) -> (StatusCode, Json<Health>) {
     match state.0.backend.store_failure() {
-        None => (StatusCode::OK, Json(json!({"status": "ok"}))),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "failed", "message": why}))),
+        None => (StatusCode::OK, Json(Health { status: ServerHealth::Ok, message: None })),
+        Some(why) => {
+            let health = Health { status: ServerHealth::Failed, message: Some(why) };
+            (StatusCode::SERVICE_UNAVAILABLE, Json(health))
+        }
     }
 }
 

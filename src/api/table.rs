@@ -1,119 +1,433 @@
-//! The table of routes: method, path, the scopes that the route needs, and the parameters that it accepts.
+//! The table of routes: method, path, operation, scopes, parameters, body, responses, and the function that
+//! serves it. The router, the rights and the OpenAPI document are made from it.
+
+use axum::http::StatusCode;
+use serde_json::{Map, Value};
+use stead_schemas::api::schema::Binary;
+use stead_schemas::api::{
+    AutoStandbyView, Capabilities, ControlFrame, CopyFrame, CopyRequest, ExecRequest, Health, Image, Ingress,
+    Instance, InstanceEvent, InstanceStats, LogEvent, PathView, Snapshot, SnapshotSchedule, Volume,
+    WaitForState, body, query,
+};
 
 use super::auth::Scope;
-use super::route::Verb::{Delete, Get, Patch, Post, Put};
-use super::route::{Routes, needs};
+use super::operation::{delete, get, patch, post, put};
+use super::route::Routes;
+use super::rule::needs;
 use super::{
-    ApiState, auto_standby, cp, describe, exec, images, ingresses, instances, later, logs, schedules,
+    ApiState, auto_standby, cp, exec, images, ingresses, instances, later, logs, openapi, schedules,
     snapshots, stat, stats, system, volumes, wait,
 };
 
+const OK: StatusCode = StatusCode::OK;
+const CREATED: StatusCode = StatusCode::CREATED;
+const NOT_FOUND: StatusCode = StatusCode::NOT_FOUND;
+const CONFLICT: StatusCode = StatusCode::CONFLICT;
+/// The content type of a body without a form of its own.
+const BYTES: &str = "application/octet-stream";
+
 /// Returns all routes. Routes of the contract that this server lacks are in `later`.
 pub(super) fn routes(state: ApiState) -> Routes {
-    let routes = Routes::new(state)
-        .public("/health", system::health)
-        .public("/spec.json", describe::json)
-        .public("/spec.yaml", describe::yaml)
-        .add(Get, "/capabilities", needs(&[Scope::ResourceRead]), system::capabilities)
-        .add(Get, "/backup", needs(&[Scope::BackupRead]).goes_on().audited(), system::backup);
-    later::add(images_of(volumes_of(snapshots_of(instances_of(routes)))))
+    let routes = add_system(Routes::new(state));
+    let routes = add_sessions(add_power(add_instances(routes)));
+    let routes = add_schedules(add_snapshots(routes));
+    later::add(add_images(add_ingresses(add_volumes(routes))))
 }
 
-fn instances_of(routes: Routes) -> Routes {
-    let read = needs(&[Scope::InstanceRead]);
-    let write = needs(&[Scope::InstanceWrite]);
-    let verb = write.works();
-    let delete = needs(&[Scope::InstanceDelete]).works().query(&["graceful_shutdown"]);
+fn add_system(routes: Routes) -> Routes {
     routes
         .add(
-            Get,
-            "/instances",
-            read.query(&["state", "tags[]", "watch", "resource_version"]).goes_on(),
+            get("/health", "getHealth", "Report whether the server can do its work")
+                .answers::<Health>(OK)
+                .answers::<Health>(StatusCode::SERVICE_UNAVAILABLE),
+            system::health,
+        )
+        .add(
+            get("/spec.json", "getSpecJson", "Read this document as JSON").answers::<Map<String, Value>>(OK),
+            openapi::json,
+        )
+        .add(
+            get("/spec.yaml", "getSpecYaml", "Read this document as YAML")
+                .answers_content::<Map<String, Value>>(OK, "application/yaml"),
+            openapi::yaml,
+        )
+        .add(
+            get("/capabilities", "getCapabilities", "Report what this server and its host can do")
+                .under(needs(&[Scope::ResourceRead]))
+                .answers::<Capabilities>(OK),
+            system::capabilities,
+        )
+        .add(
+            get("/backup", "getBackup", "Read a sealed backup of everything that is stored")
+                .under(needs(&[Scope::BackupRead]).goes_on().audited())
+                .answers_content::<Binary>(OK, BYTES),
+            system::backup,
+        )
+}
+
+fn add_instances(routes: Routes) -> Routes {
+    let read = needs(&[Scope::InstanceRead]);
+    let write = needs(&[Scope::InstanceWrite]);
+    routes
+        .add(
+            get("/instances", "listInstances", "List instances, or stream their changes")
+                .under(read.goes_on())
+                .query::<query::InstanceList>()
+                .answers::<Vec<Instance>>(OK)
+                .answers_content::<InstanceEvent>(OK, "application/x-ndjson"),
             instances::list,
         )
-        .add(Post, "/instances", write, instances::create)
-        .add(Get, "/instances/{id}", read, instances::get)
-        .add(Delete, "/instances/{id}", delete, instances::delete)
-        .add(Patch, "/instances/{id}", write, instances::update)
-        .add(Post, "/instances/{id}/start", verb, instances::start)
-        .add(Post, "/instances/{id}/stop", verb, instances::stop)
-        .add(Post, "/instances/{id}/standby", verb, instances::standby)
-        .add(Post, "/instances/{id}/restore", verb, instances::restore)
-        .add(Get, "/instances/{id}/auto-standby/status", read, auto_standby::status)
-        .add(Post, "/instances/{id}/auto-standby/hold", write, auto_standby::hold)
-        .add(Get, "/instances/{id}/wait", read.waits().query(&["state", "timeout"]), wait::wait_for_state)
-        .add(Get, "/instances/{id}/logs", read.query(&["tail", "follow", "source"]).goes_on(), logs::logs)
-        .add(Get, "/instances/{id}/exec", write.audited(), exec::exec)
-        .add(Get, "/instances/{id}/cp", write.audited(), cp::cp)
-        .add(Get, "/instances/{id}/stats", read, stats::stats)
         .add(
-            Get,
-            "/instances/{id}/stat",
-            read.works().query(&["path", "path_base64", "follow_links"]),
+            post("/instances", "createInstance", "Create and start an instance")
+                .under(write)
+                .takes::<body::InstanceCreate>()
+                .answers::<Instance>(CREATED)
+                .errors(&[NOT_FOUND, CONFLICT]),
+            instances::create,
+        )
+        .add(
+            get("/instances/{id}", "getInstance", "Read an instance").under(read).answers::<Instance>(OK),
+            instances::get,
+        )
+        .add(
+            patch("/instances/{id}", "updateInstance", "Change policies, the health check or the expiry")
+                .under(write)
+                .takes::<body::InstanceUpdate>()
+                .answers::<Instance>(OK),
+            instances::update,
+        )
+        .add(
+            delete("/instances/{id}", "deleteInstance", "Stop and delete an instance")
+                .under(needs(&[Scope::InstanceDelete]).works())
+                .query::<query::InstanceDelete>()
+                .answers_nothing(),
+            instances::delete,
+        )
+        .add(
+            get("/instances/{id}/wait", "waitForState", "Wait until an instance is in a state")
+                .under(read.waits())
+                .query::<query::Wait>()
+                .answers::<WaitForState>(OK),
+            wait::wait_for_state,
+        )
+        .add(
+            get("/instances/{id}/stats", "getInstanceStats", "Report what an instance uses now")
+                .under(read)
+                .answers::<InstanceStats>(OK),
+            stats::stats,
+        )
+}
+
+fn add_power(routes: Routes) -> Routes {
+    let verb = needs(&[Scope::InstanceWrite]).works();
+    routes
+        .add(
+            post("/instances/{id}/start", "startInstance", "Start a stopped instance")
+                .under(verb)
+                .may_take::<body::InstanceStart>()
+                .answers::<Instance>(OK),
+            instances::start,
+        )
+        .add(
+            post("/instances/{id}/stop", "stopInstance", "Stop an instance")
+                .under(verb)
+                .answers::<Instance>(OK),
+            instances::stop,
+        )
+        .add(
+            post("/instances/{id}/standby", "standbyInstance", "Save an instance's memory and end its VM")
+                .under(verb)
+                .may_take::<body::StandbyRequest>()
+                .answers::<Instance>(OK),
+            instances::standby,
+        )
+        .add(
+            post("/instances/{id}/restore", "restoreInstance", "Continue an instance from its saved memory")
+                .under(verb)
+                .answers::<Instance>(OK),
+            instances::restore,
+        )
+        .add(
+            get(
+                "/instances/{id}/auto-standby/status",
+                "getAutoStandbyStatus",
+                "Report the state of auto-standby",
+            )
+            .under(needs(&[Scope::InstanceRead]))
+            .answers::<AutoStandbyView>(OK),
+            auto_standby::status,
+        )
+        .add(
+            post(
+                "/instances/{id}/auto-standby/hold",
+                "holdAutoStandby",
+                "Put standby off for an idle timeout",
+            )
+            .under(needs(&[Scope::InstanceWrite]))
+            .answers::<AutoStandbyView>(OK),
+            auto_standby::hold,
+        )
+}
+
+/// Adds the routes that talk to the guest, and the logs.
+fn add_sessions(routes: Routes) -> Routes {
+    let read = needs(&[Scope::InstanceRead]);
+    let session = needs(&[Scope::InstanceWrite]).audited();
+    routes
+        .add(
+            get("/instances/{id}/logs", "getInstanceLogs", "Read a log as server-sent events")
+                .under(read.goes_on())
+                .query::<query::Logs>()
+                .answers_content::<LogEvent>(OK, "text/event-stream"),
+            logs::logs,
+        )
+        .add(
+            get("/instances/{id}/exec", "execInInstance", "Run a program in the guest, over a WebSocket")
+                .under(session)
+                .upgrades::<ExecRequest>()
+                .frames::<ControlFrame, Map<String, Value>>(),
+            exec::exec,
+        )
+        .add(
+            get(
+                "/instances/{id}/cp",
+                "copyWithInstance",
+                "Copy files into or out of the guest, over a WebSocket",
+            )
+            .under(session)
+            .upgrades::<CopyRequest>()
+            .frames_of_both::<CopyFrame>(),
+            cp::cp,
+        )
+        .add(
+            get("/instances/{id}/stat", "statInstancePath", "Report what is at a path in the guest")
+                .under(read.works())
+                .query::<query::PathQuery>()
+                .answers::<PathView>(OK)
+                .errors(&[StatusCode::GATEWAY_TIMEOUT]),
             stat::stat,
         )
 }
 
-fn snapshots_of(routes: Routes) -> Routes {
+fn add_snapshots(routes: Routes) -> Routes {
     let read = needs(&[Scope::SnapshotRead]);
     let write = needs(&[Scope::SnapshotWrite]);
-    let delete = needs(&[Scope::SnapshotDelete]);
+    let both = needs(&[Scope::SnapshotWrite, Scope::InstanceWrite]).works();
     routes
-        .add(Post, "/instances/{id}/fork", needs(&[Scope::InstanceWrite]).works(), snapshots::fork)
-        .add(Post, "/instances/{id}/snapshots", write.works(), snapshots::create)
         .add(
-            Post,
-            "/instances/{id}/snapshots/{snapshot}/restore",
-            needs(&[Scope::SnapshotWrite, Scope::InstanceWrite]).works(),
+            post(
+                "/instances/{id}/fork",
+                "forkInstance",
+                "Create an instance from the present state of another one",
+            )
+            .under(needs(&[Scope::InstanceWrite]).works())
+            .takes::<body::ForkCreate>()
+            .answers::<Instance>(CREATED),
+            snapshots::fork,
+        )
+        .add(
+            post("/instances/{id}/snapshots", "createSnapshot", "Take a snapshot of an instance")
+                .under(write.works())
+                .takes::<body::SnapshotCreate>()
+                .answers::<Snapshot>(CREATED),
+            snapshots::create,
+        )
+        .add(
+            post(
+                "/instances/{id}/snapshots/{snapshot}/restore",
+                "restoreSnapshot",
+                "Put an instance back to a snapshot",
+            )
+            .under(both)
+            .may_take::<body::SnapshotRestore>()
+            .answers::<Instance>(OK),
             snapshots::restore,
         )
-        .add(Get, "/instances/{id}/snapshot-schedule", read, schedules::get)
-        .add(Put, "/instances/{id}/snapshot-schedule", write, schedules::put)
-        .add(Delete, "/instances/{id}/snapshot-schedule", delete, schedules::delete)
         .add(
-            Get,
-            "/snapshots",
-            read.query(&["source_instance_id", "kind", "name", "tags[]"]),
+            get("/snapshots", "listSnapshots", "List snapshots")
+                .under(read)
+                .query::<query::SnapshotList>()
+                .answers::<Vec<Snapshot>>(OK),
             snapshots::list,
         )
-        .add(Get, "/snapshots/{id}", read, snapshots::get)
-        .add(Patch, "/snapshots/{id}", write, snapshots::update)
-        .add(Delete, "/snapshots/{id}", delete.works(), snapshots::delete)
         .add(
-            Post,
-            "/snapshots/{id}/fork",
-            needs(&[Scope::SnapshotWrite, Scope::InstanceWrite]).works(),
+            get("/snapshots/{id}", "getSnapshot", "Read a snapshot").under(read).answers::<Snapshot>(OK),
+            snapshots::get,
+        )
+        .add(
+            patch("/snapshots/{id}", "updateSnapshot", "Set how many forks are held ready")
+                .under(write)
+                .takes::<body::SnapshotUpdate>()
+                .answers::<Snapshot>(OK)
+                .errors(&[CONFLICT]),
+            snapshots::update,
+        )
+        .add(
+            delete("/snapshots/{id}", "deleteSnapshot", "Delete a snapshot")
+                .under(needs(&[Scope::SnapshotDelete]).works())
+                .answers_nothing()
+                .errors(&[CONFLICT]),
+            snapshots::delete,
+        )
+        .add(
+            post("/snapshots/{id}/fork", "forkSnapshot", "Create an instance from a snapshot")
+                .under(both)
+                .takes::<body::SnapshotFork>()
+                .answers::<Instance>(CREATED)
+                .errors(&[CONFLICT]),
             snapshots::fork_snapshot,
         )
 }
 
-fn volumes_of(routes: Routes) -> Routes {
-    let place = needs(&[Scope::VolumeWrite, Scope::InstanceWrite]);
+fn add_schedules(routes: Routes) -> Routes {
+    const PATH: &str = "/instances/{id}/snapshot-schedule";
     routes
-        .add(Get, "/volumes", needs(&[Scope::VolumeRead]).query(&["tags[]"]), volumes::list)
-        .add(Post, "/volumes", needs(&[Scope::VolumeWrite]), volumes::create)
-        .add(Get, "/volumes/{id}", needs(&[Scope::VolumeRead]), volumes::get)
-        .add(Delete, "/volumes/{id}", needs(&[Scope::VolumeDelete]).works(), volumes::delete)
-        .add(Post, "/instances/{id}/volumes/{volume}", place, volumes::attach)
-        .add(Delete, "/instances/{id}/volumes/{volume}", place, volumes::detach)
+        .add(
+            get(PATH, "getSnapshotSchedule", "Read the schedule of an instance's snapshots")
+                .under(needs(&[Scope::SnapshotRead]))
+                .answers::<SnapshotSchedule>(OK),
+            schedules::get,
+        )
+        .add(
+            put(PATH, "setSnapshotSchedule", "Set the schedule of an instance's snapshots")
+                .under(needs(&[Scope::SnapshotWrite]))
+                .takes::<body::SnapshotScheduleSet>()
+                .answers::<SnapshotSchedule>(OK),
+            schedules::put,
+        )
+        .add(
+            delete(PATH, "deleteSnapshotSchedule", "Delete the schedule; its snapshots stay")
+                .under(needs(&[Scope::SnapshotDelete]))
+                .answers_nothing(),
+            schedules::delete,
+        )
 }
 
-fn images_of(routes: Routes) -> Routes {
-    let write = needs(&[Scope::ImageWrite]);
+fn add_volumes(routes: Routes) -> Routes {
+    const MOUNT: &str = "/instances/{id}/volumes/{volume}";
+    let mount = needs(&[Scope::VolumeWrite, Scope::InstanceWrite]);
     routes
-        .add(Get, "/ingresses", needs(&[Scope::IngressRead]).query(&["tags[]"]), ingresses::list)
         .add(
-            Post,
-            "/ingresses",
-            needs(&[Scope::IngressWrite, Scope::InstanceWrite]).works(),
+            get("/volumes", "listVolumes", "List volumes")
+                .under(needs(&[Scope::VolumeRead]))
+                .query::<query::TagFilter>()
+                .answers::<Vec<Volume>>(OK),
+            volumes::list,
+        )
+        .add(
+            post("/volumes", "createVolume", "Create an empty volume")
+                .under(needs(&[Scope::VolumeWrite]))
+                .takes::<body::VolumeCreate>()
+                .answers::<Volume>(CREATED)
+                .errors(&[CONFLICT]),
+            volumes::create,
+        )
+        .add(
+            get("/volumes/{id}", "getVolume", "Read a volume")
+                .under(needs(&[Scope::VolumeRead]))
+                .answers::<Volume>(OK),
+            volumes::get,
+        )
+        .add(
+            delete("/volumes/{id}", "deleteVolume", "Delete a volume")
+                .under(needs(&[Scope::VolumeDelete]).works())
+                .answers_nothing()
+                .errors(&[CONFLICT]),
+            volumes::delete,
+        )
+        .add(
+            post(MOUNT, "attachVolume", "Mount a volume in a stopped instance")
+                .under(mount)
+                .takes::<body::VolumeAttach>()
+                .answers::<Instance>(OK),
+            volumes::attach,
+        )
+        .add(
+            delete(MOUNT, "detachVolume", "Remove a volume's mount from a stopped instance")
+                .under(mount)
+                .answers::<Instance>(OK),
+            volumes::detach,
+        )
+}
+
+fn add_ingresses(routes: Routes) -> Routes {
+    routes
+        .add(
+            get("/ingresses", "listIngresses", "List ingresses")
+                .under(needs(&[Scope::IngressRead]))
+                .query::<query::TagFilter>()
+                .answers::<Vec<Ingress>>(OK),
+            ingresses::list,
+        )
+        .add(
+            post("/ingresses", "createIngress", "Route requests for host names to instances")
+                .under(needs(&[Scope::IngressWrite, Scope::InstanceWrite]).works())
+                .takes::<body::IngressCreate>()
+                .answers::<Ingress>(CREATED)
+                .errors(&[CONFLICT]),
             ingresses::create,
         )
-        .add(Get, "/ingresses/{id}", needs(&[Scope::IngressRead]), ingresses::get)
-        .add(Delete, "/ingresses/{id}", needs(&[Scope::IngressDelete]).works(), ingresses::delete)
-        .add(Get, "/images", needs(&[Scope::ImageRead]).query(&["tags[]"]), images::list)
-        .add(Post, "/images", write, images::create)
-        .add(Post, "/images/import", write.works().streams().query(&["name"]), images::import)
-        .add(Get, "/images/{*name}", needs(&[Scope::ImageRead]), images::get)
-        .add(Delete, "/images/{*name}", needs(&[Scope::ImageDelete]), images::delete)
-        .add(Post, "/images/{*name}", write, images::tag)
+        .add(
+            get("/ingresses/{id}", "getIngress", "Read an ingress")
+                .under(needs(&[Scope::IngressRead]))
+                .answers::<Ingress>(OK),
+            ingresses::get,
+        )
+        .add(
+            delete("/ingresses/{id}", "deleteIngress", "Delete an ingress")
+                .under(needs(&[Scope::IngressDelete]).works())
+                .answers_nothing(),
+            ingresses::delete,
+        )
+}
+
+fn add_images(routes: Routes) -> Routes {
+    let write = needs(&[Scope::ImageWrite]);
+    routes
+        .add(
+            get("/images", "listImages", "List images")
+                .under(needs(&[Scope::ImageRead]))
+                .query::<query::TagFilter>()
+                .answers::<Vec<Image>>(OK),
+            images::list,
+        )
+        .add(
+            post("/images", "createImage", "Pull an image")
+                .under(write)
+                .takes::<body::ImageCreate>()
+                .answers::<Image>(StatusCode::ACCEPTED)
+                .errors(&[CONFLICT]),
+            images::create,
+        )
+        .add(
+            post("/images/import", "importImage", "Import an image from an archive")
+                .under(write.works().streams())
+                .query::<query::ImageImport>()
+                .takes_content::<Binary>(BYTES)
+                .answers::<Image>(CREATED)
+                .errors(&[CONFLICT]),
+            images::import,
+        )
+        .add(
+            get("/images/{*name}", "getImage", "Read an image")
+                .under(needs(&[Scope::ImageRead]))
+                .answers::<Image>(OK),
+            images::get,
+        )
+        .add(
+            delete("/images/{*name}", "deleteImage", "Delete a name of an image")
+                .under(needs(&[Scope::ImageDelete]))
+                .answers_nothing()
+                .errors(&[CONFLICT]),
+            images::delete,
+        )
+        .add(
+            post("/images/{*name}", "tagImage", "Give an image another name")
+                .seen_as("/images/{name}/tag")
+                .under(write)
+                .takes::<body::ImageTag>()
+                .answers::<Image>(CREATED)
+                .errors(&[CONFLICT]),
+            images::tag,
+        )
 }

@@ -5,7 +5,7 @@
 //! again. When nothing happens, `{"type": "bookmark", "resource_version": N}` comes from time to time: all
 //! changes up to N were sent.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,8 +13,8 @@ use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
-use serde_json::{Value, json};
 use stead_controllers::store::{Change, Event, Store, TooOld, Watch};
+use stead_schemas::api::InstanceEvent;
 use stead_schemas::instance::Instance;
 use stead_schemas::limits::STREAM_IDLE_MAX;
 use stead_schemas::meta::{Kind, Object, Tags};
@@ -22,7 +22,7 @@ use stead_schemas::meta::{Kind, Object, Tags};
 use super::auth::{Bearer, Scope};
 use super::pace::{Member, Pace};
 use super::tags::has_tags;
-use super::{ApiError, ApiState, lookup};
+use super::{ApiState, lookup};
 
 /// Number of lines that are kept for other watches. Watches that keep up need the newest few.
 const LINES_MAX: usize = 64;
@@ -54,13 +54,18 @@ impl Watches {
         if let Some(line) = lines.iter().rev().find(same) {
             return Some(line.clone());
         }
-        let (word, object) = match event.change {
-            Change::Created => ("added", store.get::<Instance>(&event.uid)?),
-            Change::Updated | Change::StatusUpdated => ("modified", store.get::<Instance>(&event.uid)?),
-            Change::Deleted => ("deleted", event.last::<Instance>()?),
+        let object = match event.change {
+            Change::Created | Change::Updated | Change::StatusUpdated => store.get::<Instance>(&event.uid)?,
+            Change::Deleted => event.last::<Instance>()?,
         };
-        let view = lookup::view(store, bearer, &object);
-        let text = text(&json!({"type": word, "resource_version": revision, "object": view}));
+        let view = Box::new(lookup::view(store, bearer, &object));
+        let text = text(&match event.change {
+            Change::Created => InstanceEvent::Added { resource_version: revision, object: view },
+            Change::Updated | Change::StatusUpdated => {
+                InstanceEvent::Modified { resource_version: revision, object: view }
+            }
+            Change::Deleted => InstanceEvent::Deleted { resource_version: revision, object: view },
+        });
         let line = Line { revision, shows_secrets, object, text };
         if lines.len() >= LINES_MAX {
             lines.pop_front();
@@ -70,18 +75,9 @@ impl Watches {
     }
 }
 
-pub(super) fn instances(
-    state: &ApiState,
-    bearer: Bearer,
-    params: &BTreeMap<String, String>,
-    tags: Tags,
-) -> Result<Response, ApiError> {
-    let from = match params.get("resource_version") {
-        None => state.store().revision(),
-        Some(text) => text.parse().map_err(|_| {
-            ApiError::bad_request("invalid_request", "resource_version must be a number of an earlier answer")
-        })?,
-    };
+/// Streams the changes after a version, or from now on.
+pub(super) fn instances(state: &ApiState, bearer: Bearer, after: Option<u64>, tags: Tags) -> Response {
+    let from = after.unwrap_or_else(|| state.store().revision());
     let body = match state.store().watch(Some(Instance::NAME), from) {
         Ok(watch) => {
             let member = state.0.watches.pace.join();
@@ -90,8 +86,8 @@ pub(super) fn instances(
         }
         Err(error) => Body::from(too_old(&error)),
     };
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-cache")], body)
-        .into_response())
+    ([(header::CONTENT_TYPE, "application/x-ndjson"), (header::CACHE_CONTROL, "no-cache")], body)
+        .into_response()
 }
 
 /// The state of one watch between two lines.
@@ -119,7 +115,7 @@ async fn next(following: Option<Following>) -> Option<(Result<Bytes, Infallible>
     let mut following = following?;
     loop {
         let line = match tokio::time::timeout(STREAM_IDLE_MAX, following.event()).await {
-            Err(_) => text(&json!({"type": "bookmark", "resource_version": following.watch.revision()})),
+            Err(_) => text(&InstanceEvent::Bookmark { resource_version: following.watch.revision() }),
             Ok(Ok(event)) => {
                 let Following { state, tags, bearer, .. } = &following;
                 match state.0.watches.line(state.store(), bearer, &event) {
@@ -138,9 +134,11 @@ fn is_wanted(object: &Object<Instance>, tags: &Tags) -> bool {
 }
 
 fn too_old(error: &TooOld) -> Bytes {
-    text(&json!({"type": "too_old", "oldest": error.oldest}))
+    text(&InstanceEvent::TooOld { oldest: error.oldest })
 }
 
-fn text(value: &Value) -> Bytes {
-    Bytes::from(format!("{value}\n"))
+fn text(event: &InstanceEvent) -> Bytes {
+    let mut line = serde_json::to_vec(event).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
 }

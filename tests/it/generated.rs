@@ -1,5 +1,5 @@
-//! Requests generated from the official SDK's own types: none may be answered by a server error, or by anything that
-//! those types do not have.
+//! Requests generated from the official SDK's own types, and from the server's own OpenAPI document: none may be
+//! answered by a server error, or by anything that those types or that document do not have.
 //!
 //! `tests/sdk/document.py` makes the document of the SDK's resources, and schemathesis generates the requests.
 
@@ -19,7 +19,7 @@ const SEED: &str = "20261126";
 const BY_HAND: [&str; 2] = ["STEAD_TEST_EXAMPLES", "STEAD_TEST_SEED"];
 
 /// Makes a virtual environment with the packages and hashes of a list, once for this target directory.
-fn environment(name: &str, packages: &str) -> PathBuf {
+pub(crate) fn environment(name: &str, packages: &str) -> PathBuf {
     let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join(packages);
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let (python, made_of) = (place.join("bin/python"), place.join("made-of"));
@@ -57,12 +57,12 @@ async fn furnish(server: &Server) -> String {
     snapshot.body["id"].as_str().expect("an id").to_owned()
 }
 
-/// Makes the document of the operations that the SDK uses.
-fn document(python: &Path, sdk: &Path, directory: &Path, served: &str, snapshot: &str) -> PathBuf {
-    let (served_at, document) = (directory.join("spec.json"), directory.join("sdk.json"));
+/// Makes a document with a script of `tests/sdk`, which reads the served document.
+fn document(python: &Path, script: &Path, directory: &Path, served: &str, snapshot: &str) -> PathBuf {
+    let (served_at, document) = (directory.join("spec.json"), directory.join("document.json"));
     std::fs::write(&served_at, served).expect("written");
     let mut command = Command::new(python);
-    command.arg(sdk.join("document.py")).arg(served_at);
+    command.arg(script).arg(served_at);
     command.env("STEAD_TEST_IMAGE", IMAGE).env("STEAD_TEST_SNAPSHOT", snapshot);
     let made = run(&mut command);
     assert!(made.status.success(), "no document: {}", String::from_utf8_lossy(&made.stderr));
@@ -70,8 +70,9 @@ fn document(python: &Path, sdk: &Path, directory: &Path, served: &str, snapshot:
     document
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn requests_made_of_the_sdks_types_are_answered_within_them() {
+/// Sends requests that schemathesis generates from the document that `script` makes, by the rules of
+/// `config`. Responses must be within the document.
+async fn responses_are_within(script: &'static str, config: &'static str, more: &'static [&'static str]) {
     let server = Server::start().await;
     *server.host.log.lock().expect("not poisoned") = vec!["a line".to_owned(), "another".to_owned()];
     let snapshot = furnish(&server).await;
@@ -82,14 +83,15 @@ async fn requests_made_of_the_sdks_types_are_answered_within_them() {
     let output = tokio::task::spawn_blocking(move || {
         let python = environment("generated", "tests/sdk/generated.txt");
         let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk");
-        let document = document(&python, &sdk, &place, &served, &snapshot);
-        let [examples, seed] = BY_HAND.map(|name| std::env::var(name).ok());
+        let document = document(&python, &sdk.join(script), &place, &served, &snapshot);
+        let [by_hand, seed] = BY_HAND.map(|name| std::env::var(name).ok());
         let mut command = Command::new(python.with_file_name("schemathesis"));
-        command.args(["--config-file"]).arg(sdk.join("schemathesis.toml")).arg("run").arg(document);
+        command.args(["--config-file"]).arg(sdk.join(config)).arg("run").arg(document);
         command.args(["--url", &base, "--header", &format!("Authorization: Bearer {token}")]);
         // A busy machine generates requests slowly.
         command.args(["--workers", "1", "--no-color", "--suppress-health-check", "all"]);
-        command.args(["--max-examples", examples.as_deref().unwrap_or(EXAMPLES)]);
+        command.args(more);
+        command.args(by_hand.iter().flat_map(|examples| ["--max-examples", examples]));
         command.args(["--seed", seed.as_deref().unwrap_or(SEED), "--generation-database", "none"]);
         run(command.current_dir(&place).env("SCHEMATHESIS_HOOKS", "hooks").env("PYTHONPATH", sdk))
     });
@@ -100,4 +102,16 @@ async fn requests_made_of_the_sdks_types_are_answered_within_them() {
     }
     assert!(output.status.success(), "{out}\n{err}");
     assert!(out.contains(" generated,"), "it made no requests: {out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_made_of_the_sdks_types_are_answered_within_them() {
+    responses_are_within("document.py", "schemathesis.toml", &["--max-examples", EXAMPLES]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_made_of_the_servers_own_document_are_answered_within_it() {
+    // Requests that cover each rule of each schema; requests at random, and sequences of them, are made of the
+    // SDK's types.
+    responses_are_within("own_document.py", "own.toml", &["--phases", "coverage"]).await;
 }

@@ -12,6 +12,7 @@ mod loop_disk;
 mod no_host;
 #[path = "../sdk/node.rs"]
 mod node;
+mod openapi;
 mod own_mounts;
 mod power_loss;
 #[path = "../sdk/python.rs"]

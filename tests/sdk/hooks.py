@@ -12,5 +12,7 @@ def bytes_as_they_are(context, value):
 def before_call(context, case, kwargs):
     if case.path.endswith(("/logs", "/events")) and (case.query or {}).get("follow"):
         case.query = {**case.query, "follow": "false"}
+    if (case.query or {}).get("watch"):
+        case.query = {**case.query, "watch": "false"}
     if case.path == "/instances/{id}/wait" and not (case.query or {}).get("timeout"):
         case.query = {**(case.query or {}), "timeout": "20ms"}

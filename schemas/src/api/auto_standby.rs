@@ -2,9 +2,11 @@
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::fields::Fields;
+use super::schema::Time;
 use crate::instance::{Instance, Power, PowerCause, State};
 use crate::limits;
 use crate::meta::Object;
@@ -94,7 +96,7 @@ fn ports(policy: &mut Fields, errors: &mut FieldErrors) -> Vec<u16> {
 }
 
 /// The state of auto-standby, in a single word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AutoStandbyState {
     Unsupported,
@@ -107,7 +109,8 @@ pub enum AutoStandbyState {
     Error,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The reason of a state of auto-standby.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AutoStandbyReason {
     UnsupportedPlatform,
@@ -124,33 +127,53 @@ pub enum AutoStandbyReason {
 }
 
 /// The response to `GET …/auto-standby/status` and `POST …/auto-standby/hold`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "AutoStandbyStatus")]
 pub struct AutoStandbyView {
+    /// True if the host can observe connections.
     pub supported: bool,
+    /// True if the instance has a policy.
     pub configured: bool,
+    /// True if the policy is on.
     pub enabled: bool,
+    /// True if the instance goes to standby when it is idle for long enough.
     pub eligible: bool,
+    /// State of auto-standby.
     pub status: AutoStandbyState,
+    /// Reason of the state.
     pub reason: AutoStandbyReason,
+    /// Number of connections of clients.
     pub active_inbound_connections: u32,
+    /// Way in which connections are observed.
     pub tracking_mode: String,
+    /// Time without a connection before the standby.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<GoDuration>,
+    /// Time since which no client is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub idle_since: Option<Timestamp>,
+    /// Time at which a client was last connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub last_inbound_activity_at: Option<Timestamp>,
+    /// Time of the standby if no client connects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub next_standby_at: Option<Timestamp>,
+    /// Time left until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub countdown_remaining: Option<GoDuration>,
+    /// Time until which a client put the standby off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub hold_until: Option<Timestamp>,
     /// Additive: true if a connection restores the instance.
     pub wake_on_traffic: bool,
     /// Additive: time at which a connection last restored the instance; kept until the power state in the
     /// spec changes again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub woken_at: Option<Timestamp>,
     /// Additive: the reason why connections could not be observed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -129,10 +130,14 @@ impl StandbyRequest {
 }
 
 /// Compression as clients read it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "SnapshotCompression")]
 pub struct CompressionView {
+    /// True if memory is compressed.
     pub enabled: bool,
+    /// Algorithm of the compression.
     pub algorithm: Algorithm,
+    /// Level of the compression.
     pub level: u32,
 }
 
@@ -143,10 +148,13 @@ impl From<Compression> for CompressionView {
 }
 
 /// The `snapshot_policy` that clients read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "SnapshotPolicy")]
 pub struct SnapshotPolicyView {
+    /// Compression of snapshots and standbys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<CompressionView>,
+    /// Time between a standby and its compression.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub standby_compression_delay: Option<GoDuration>,
 }

@@ -6,33 +6,42 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::guest::{BytePath, CopyFrom, CopyTo, Entry, EntryKind, PathInfo, Request};
 
 /// The first frame of a copy.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CopyRequest {
+    /// Direction of the copy.
     pub direction: Direction,
+    /// Absolute path in the guest.
     #[serde(default)]
     pub guest_path: String,
     /// Additive: replaces `guest_path` when that path is not UTF-8.
     #[serde(default)]
     pub guest_path_base64: Option<String>,
+    /// True if a directory is copied into the guest; false by default.
     #[serde(default)]
     pub is_dir: bool,
+    /// Permission bits of the entry, at most 07777.
     #[serde(default)]
     pub mode: Option<u32>,
+    /// True to copy what a symbolic link leads to; false by default.
     #[serde(default)]
     pub follow_links: bool,
+    /// Name of the entry, used when `guest_path` is a directory that exists.
     #[serde(default)]
     pub src_basename: Option<String>,
     /// Additive: replaces `src_basename` when that name is not UTF-8.
     #[serde(default)]
     pub src_basename_base64: Option<String>,
+    /// User id of the entry.
     #[serde(default)]
     pub uid: Option<u32>,
+    /// Group id of the entry.
     #[serde(default)]
     pub gid: Option<u32>,
     /// Additive: modification time, in seconds since the epoch.
@@ -40,8 +49,10 @@ pub struct CopyRequest {
     pub mtime: Option<i64>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+/// The direction of a copy: into the guest, or out of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "CopyDirection")]
 pub enum Direction {
     To,
     From,
@@ -103,47 +114,67 @@ pub fn told(path: &BytePath) -> (String, Option<String>) {
 }
 
 /// A text frame of a copy, after the request.
-#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum CopyFrame {
+    /// An entry of a copy out of the guest; its data follow.
     Header(CopyHeader),
+    /// The end of an entry's data.
     End {
+        /// True for the last entry of a copy out of the guest.
         #[serde(default, rename = "final", skip_serializing_if = "Option::is_none")]
         is_final: Option<bool>,
     },
+    /// The result of a copy into the guest.
     Result {
+        /// True if everything was written.
         success: bool,
+        /// Reason of a failure.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
+        /// Number of bytes that were written; absent for 0.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         bytes_written: Option<u64>,
     },
+    /// The failure of a copy.
     Error {
+        /// Sentence for people.
         message: String,
+        /// Path of the entry that failed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         path: Option<String>,
     },
 }
 
-#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
+/// An entry of a copy out of the guest.
+#[derive(Debug, Serialize, Deserialize, PartialEq, Eq, JsonSchema)]
 pub struct CopyHeader {
+    /// Relative path of the entry.
     pub path: String,
     /// Additive: present only when the name is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_base64: Option<String>,
+    /// Permission bits of the entry.
     pub mode: u32,
+    /// True for a directory.
     pub is_dir: bool,
+    /// True for a symbolic link.
     #[serde(default)]
     pub is_symlink: bool,
+    /// Target of the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_target: Option<String>,
     /// Additive: present only when the target is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_target_base64: Option<String>,
+    /// Size of the file, in bytes.
     pub size: u64,
+    /// Modification time, in seconds since the epoch.
     pub mtime: i64,
+    /// User id of the entry.
     #[serde(default)]
     pub uid: u32,
+    /// Group id of the entry.
     #[serde(default)]
     pub gid: u32,
 }
@@ -201,19 +232,28 @@ impl CopyHeader {
 }
 
 /// The response to stat.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "PathInfo")]
 pub struct PathView {
+    /// True if there is something at the path.
     pub exists: bool,
+    /// True for a directory.
     pub is_dir: bool,
+    /// True for a regular file.
     pub is_file: bool,
+    /// True for a symbolic link.
     pub is_symlink: bool,
+    /// Target of the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_target: Option<String>,
     /// Additive: present only when the target is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_target_base64: Option<String>,
+    /// Permission bits.
     pub mode: u32,
+    /// Size, in bytes.
     pub size: u64,
+    /// Reason why the path could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -1,22 +1,30 @@
 //! The common shape of every error response.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::validate::FieldErrors;
 
 /// The error body, `{"code", "message", "details"?}`; clients switch on `code`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Error")]
 pub struct ErrorBody {
+    /// Word for programs, such as `not_found`.
     pub code: String,
+    /// Sentence for people.
     pub message: String,
     /// The problems of the request, an entry each; every message starts with the field's path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub details: Vec<ErrorDetail>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A problem of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ErrorDetail")]
 pub struct ErrorDetail {
+    /// Word for programs, such as `invalid_size`.
     pub code: String,
+    /// Sentence for people; it starts with the path of the field.
     pub message: String,
 }
 

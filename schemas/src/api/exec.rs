@@ -2,23 +2,30 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::schema::EnvMap;
 use crate::guest::{Exec, ToStream};
 use crate::instance::Secret;
 use crate::limits::{ENV_VAR_BYTES_MAX, EXEC_TIMEOUT_MAX, WAIT_MAX};
 use crate::signal;
 
 /// The first frame of an exec.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExecRequest {
+    /// Program with its arguments; `/bin/sh` by default.
     #[serde(default)]
     pub command: Vec<String>,
+    /// True for a terminal; false by default.
     #[serde(default)]
     pub tty: bool,
+    /// Environment variables in addition to the instance's own.
     #[serde(default)]
+    #[schemars(with = "Option<EnvMap>")]
     pub env: Option<BTreeMap<String, Secret>>,
+    /// Working directory.
     #[serde(default)]
     pub cwd: Option<String>,
     /// Additive: `user`, `uid` or `user:group`; the instance's own user when absent.
@@ -30,8 +37,10 @@ pub struct ExecRequest {
     /// Time to wait for the agent of an instance that is starting, in seconds.
     #[serde(default)]
     pub wait_for_agent: Option<u64>,
+    /// Rows of the terminal.
     #[serde(default)]
     pub rows: Option<u16>,
+    /// Columns of the terminal.
     #[serde(default)]
     pub cols: Option<u16>,
     /// Additive: binary frames begin with a byte that names the stream: 1 for standard output, 2 for
@@ -103,21 +112,30 @@ pub enum ExecControl {
     Unknown(String),
 }
 
-#[derive(Deserialize)]
+/// A text frame of a client during an exec, with exactly one of its fields.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ControlFrame {
+#[schemars(rename = "ExecControl")]
+pub struct ControlFrame {
+    /// New size of the terminal.
     #[serde(default)]
     resize: Option<Resize>,
+    /// Name of a signal for the program, such as `SIGINT`. It is an addition to the contract.
     #[serde(default)]
     signal: Option<String>,
+    /// True at the end of standard input. It is an addition to the contract.
     #[serde(default)]
     stdin_eof: Option<bool>,
 }
 
-#[derive(Deserialize)]
+/// The size of a terminal.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "ExecResize")]
 struct Resize {
+    /// Number of rows.
     rows: u16,
+    /// Number of columns.
     cols: u16,
 }
 

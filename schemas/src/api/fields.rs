@@ -57,11 +57,18 @@ impl Fields {
 
     /// Takes a field out; an absent field and `null` are the same.
     pub fn take(&mut self, key: &str) -> Option<Value> {
+        #[cfg(test)]
+        super::body::tests::note(self.path(key));
         self.object.remove(key).filter(|value| !value.is_null())
     }
 
     pub fn text(&mut self, key: &str, errors: &mut FieldErrors) -> Option<String> {
-        match self.take(key)? {
+        let value = self.take(key)?;
+        self.as_text(key, value, errors)
+    }
+
+    fn as_text(&self, key: &str, value: Value, errors: &mut FieldErrors) -> Option<String> {
+        match value {
             Value::String(text) => Some(text),
             other => self.wrong(key, self.code, "a string", &other, errors),
         }
@@ -69,11 +76,11 @@ impl Fields {
 
     /// Takes a required string.
     pub fn required_text(&mut self, key: &str, errors: &mut FieldErrors) -> Option<String> {
-        if self.object.get(key).is_none_or(Value::is_null) {
+        let Some(value) = self.take(key) else {
             errors.push(self.path(key), self.code, "is required");
             return None;
-        }
-        self.text(key, errors)
+        };
+        self.as_text(key, value, errors)
     }
 
     /// Takes a string that parses into `T`; its problems carry `code`.

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::fields::Fields;
+use super::schema::Time;
 use crate::health::{HealthCheck, Probe, Scheme, Tally, Verdict};
 use crate::instance::{InstanceSpec, InstanceStatus, State};
 use crate::limits;
@@ -167,39 +169,62 @@ pub fn check_fits(check: &HealthCheck, has_network: bool, has_agent: bool) -> Re
 }
 
 /// The `health_check` that clients read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "HealthCheck")]
 pub struct HealthCheckView {
+    /// Way of the check: http, tcp or exec.
     #[serde(rename = "type")]
     pub kind: String,
+    /// Time between two probes.
     pub interval: GoDuration,
+    /// Time limit of a probe.
     pub timeout: GoDuration,
+    /// Time after the start in which failures do not count.
     pub start_period: GoDuration,
+    /// Number of failures in a row after which the program is unhealthy.
     pub failure_threshold: u32,
+    /// Number of successes in a row after which the program is healthy.
     pub success_threshold: u32,
+    /// Request of a check of type `http`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpView>,
+    /// Connection of a check of type `tcp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp: Option<TcpView>,
+    /// Program of a check of type `exec`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec: Option<ExecView>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The request of a health check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "HealthCheckHttp")]
 pub struct HttpView {
+    /// Port of the instance.
     pub port: u16,
+    /// Path of the request.
     pub path: String,
+    /// Scheme of the request.
     pub scheme: Scheme,
+    /// Status of the response of a healthy program.
     pub expected_status: u16,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The connection of a health check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "HealthCheckTcp")]
 pub struct TcpView {
+    /// Port of the instance.
     pub port: u16,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The program of a health check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "HealthCheckExec")]
 pub struct ExecView {
+    /// Program with its arguments.
     pub command: Vec<String>,
+    /// Working directory of the program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
 }
@@ -237,8 +262,10 @@ impl From<&HealthCheck> for HealthCheckView {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// The verdict of a health check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "HealthState")]
 pub enum HealthWord {
     Disabled,
     Starting,
@@ -249,17 +276,28 @@ pub enum HealthWord {
 }
 
 /// The `health_status` that clients read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "InstanceHealthStatus")]
 pub struct HealthView {
+    /// Verdict of the check.
     pub status: HealthWord,
+    /// Number of failures in a row.
     pub consecutive_failures: u32,
+    /// Number of successes in a row.
     pub consecutive_successes: u32,
+    /// Time of the last probe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub last_checked_at: Option<Timestamp>,
+    /// Time of the last successful probe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub last_success_at: Option<Timestamp>,
+    /// Time of the last failed probe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub last_failure_at: Option<Timestamp>,
+    /// Error of the last failed probe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::schema::{TagMap, Time};
 use crate::condition::Condition;
 use crate::image::{Image as Kind, ImagePhase, Progress};
 use crate::instance::Secret;
@@ -101,36 +103,54 @@ impl ImageTag {
 }
 
 /// An image as clients read it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Image {
+    /// Id of the image.
     pub id: String,
+    /// Normalised reference of the image.
     pub name: String,
     /// The digest of the manifest; empty until the reference was resolved.
     pub digest: String,
+    /// Phase of the image.
     pub status: ImagePhase,
+    /// Time of the creation.
+    #[schemars(with = "Time")]
     pub created_at: Timestamp,
+    /// Platform of the image.
     pub platform: Platform,
     /// Size of the root file system in bytes; null until the image is ready.
     pub size_bytes: Option<u64>,
+    /// Position in the queue of pulls.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue_position: Option<u32>,
+    /// Reason why the image failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Entrypoint of the image's configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,
+    /// Command of the image's configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmd: Option<Vec<String>>,
+    /// Environment variables of the image's configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub env: Option<BTreeMap<String, String>>,
+    /// Working directory of the image's configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
+    /// Tags of the image.
+    #[schemars(with = "TagMap")]
     pub tags: Tags,
     /// Additive: bytes fetched and bytes in total, while the image is being pulled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// Additive: conditions that report how far the host is from the spec.
     pub conditions: Vec<Condition>,
+    /// Version of the spec; it grows with every change.
     pub generation: Generation,
+    /// Version of the spec that the status is about.
     pub observed_generation: Generation,
+    /// Version of the whole object.
     pub resource_version: u64,
 }
 

@@ -1,10 +1,12 @@
 //! Ingresses on the wire.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::schema::{TagMap, Time};
 use crate::condition::Condition;
 use crate::ingress::{
     HeaderAuth, Hostname, Ingress as Kind, IngressRule as Rule, IngressTarget as Target, TargetName,
@@ -177,44 +179,65 @@ fn header_problem(header: &str) -> Option<&'static str> {
 }
 
 /// An ingress as clients read it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ingress {
+    /// Id of the ingress.
     pub id: String,
+    /// Name of the ingress.
     pub name: String,
+    /// Rules of the ingress.
     pub rules: Vec<IngressRule>,
+    /// Time of the creation.
+    #[schemars(with = "Time")]
     pub created_at: Timestamp,
+    /// Tags of the ingress.
     #[serde(default, skip_serializing_if = "Tags::is_empty")]
+    #[schemars(with = "TagMap")]
     pub tags: Tags,
     /// Additive: reports whether the ports are open, and why not.
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A rule that leads requests to an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IngressRule {
+    /// Requests that the rule is about.
     #[serde(rename = "match")]
     pub matched: IngressMatch,
+    /// Instance that answers them.
     pub target: IngressTarget,
+    /// True for HTTPS.
     pub tls: bool,
+    /// True if HTTP is redirected to HTTPS.
     pub redirect_http: bool,
+    /// Header without which requests are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_header_auth: Option<RequestHeaderAuth>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The requests that a rule is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IngressMatch {
+    /// Host name of the requests; a label in braces matches any label.
     pub hostname: String,
+    /// Port of this host.
     pub port: u16,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The instance that answers the requests of a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IngressTarget {
+    /// Name or id of the instance, or a label in braces of the host name.
     pub instance: String,
+    /// Port of the instance.
     pub port: u16,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A header that requests must have exactly once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RequestHeaderAuth {
+    /// Name of the header.
     pub header: String,
     /// The expected value. The wire returns it in responses, like an instance's environment.
     pub value: Secret,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -11,6 +12,7 @@ use super::compression::SnapshotPolicyView;
 use super::fields::Fields;
 use super::health::{HealthCheckView, HealthView, check_fits};
 use super::policy::RestartView;
+use super::schema::{TagMap, Time};
 use super::volume::{MountView, MountWish};
 use super::{auto_standby, compression, health, later, policy, volume};
 use crate::compression::SnapshotPolicy;
@@ -261,71 +263,112 @@ impl InstanceStart {
 }
 
 /// An instance as clients read it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Instance {
+    /// Id of the instance.
     pub id: String,
+    /// Name of the instance.
     pub name: String,
+    /// Normalised reference of the image.
     pub image: String,
+    /// Observed state.
     pub state: State,
+    /// Reason why the state cannot be observed; only with the state `Unknown`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_error: Option<String>,
+    /// Time of the creation.
+    #[schemars(with = "Time")]
     pub created_at: Timestamp,
     /// Time of expiry; always present, and null without a limit.
+    #[schemars(with = "Option<Time>")]
     pub expires_at: Option<Timestamp>,
+    /// Time of the last start.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub started_at: Option<Timestamp>,
+    /// Time at which the instance last stopped.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub stopped_at: Option<Timestamp>,
     /// The program's exit code; null until the program ended.
     pub exit_code: Option<i32>,
+    /// Words about the end of the program; null until it ended.
     pub exit_message: Option<String>,
+    /// True if saved memory of the instance exists.
     pub has_snapshot: bool,
+    /// Memory.
     pub size: String,
+    /// Size of the writable layer over the image.
     pub overlay_size: String,
+    /// Number of virtual CPUs.
     pub vcpus: u32,
+    /// Environment variables. Values are `***` for a token without the scope `instance:secrets`.
     pub env: BTreeMap<String, String>,
+    /// Network of the instance.
     pub network: NetworkView,
+    /// Mounted volumes.
     pub volumes: Vec<MountView>,
+    /// Program that runs the VM.
     pub hypervisor: Hypervisor,
+    /// Platform of the image.
     pub platform: Platform,
+    /// Tags of the instance.
+    #[schemars(with = "TagMap")]
     pub tags: Tags,
+    /// Policy of restarts, unless it is `never`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_policy: Option<RestartPolicy>,
+    /// Progress of the policy of restarts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_status: Option<RestartView>,
+    /// Policy of the compression of snapshots and standbys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_policy: Option<SnapshotPolicyView>,
+    /// Check of the program's health.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheckView>,
+    /// Result of the check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_status: Option<HealthView>,
+    /// Policy of standby while no client is connected; null without one.
     pub auto_standby: Option<AutoStandbyPolicy>,
     /// Additive: the cause of the last change of the power state in the spec: a client, idleness, or
     /// traffic.
     #[serde(default)]
     pub power_by: PowerCause,
+    /// Observed state in lower case.
     pub current_phase: String,
+    /// Time since which the instance is in this phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub current_phase_since: Option<Timestamp>,
     /// Milliseconds in each phase, including the current phase up to now.
     pub phase_durations_ms: BTreeMap<String, u64>,
     /// Additive: conditions that report how far the host is from the spec.
     pub conditions: Vec<Condition>,
+    /// Version of the spec; it grows with every change.
     pub generation: Generation,
+    /// Version of the spec that the status is about.
     pub observed_generation: Generation,
+    /// Version of the whole object, for watches.
     pub resource_version: u64,
     /// Additive: process id of the VMM on the host, while it exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The network of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "InstanceNetwork")]
 pub struct NetworkView {
+    /// True if the instance is connected to the network of the host.
     pub enabled: bool,
+    /// Name of the network; always `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The IPv4 address; null without a network.
     pub ip: Option<String>,
+    /// The MAC address; null without a network.
     pub mac: Option<String>,
 }
 
@@ -388,10 +431,14 @@ impl Instance {
 }
 
 /// The response to `GET …/wait`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "WaitForStateResponse")]
 pub struct WaitForState {
+    /// State when the wait ended.
     pub state: State,
+    /// True if the time limit passed before the state was reached.
     pub timed_out: bool,
+    /// Reason why the state cannot be observed; only with the state `Unknown`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_error: Option<String>,
 }

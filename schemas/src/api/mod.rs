@@ -6,6 +6,7 @@
 //! Source: contract.md; behaviour is judged by the official SDKs.
 
 mod auto_standby;
+pub mod body;
 mod compression;
 mod copy;
 mod error;
@@ -17,18 +18,21 @@ mod ingress;
 mod instance;
 mod later;
 mod policy;
+pub mod query;
 mod schedule;
+pub mod schema;
 mod snapshot;
 mod system;
 #[cfg(test)]
 mod tests;
 mod volume;
+mod watch;
 
 pub use auto_standby::{AutoStandbyReason, AutoStandbyState, AutoStandbyView};
 pub use compression::{CompressionAsked, CompressionView, SnapshotPolicyView, StandbyRequest};
 pub use copy::{CopyFrame, CopyHeader, CopyRequest, Direction, PathView, named, told};
 pub use error::{ErrorBody, ErrorDetail};
-pub use exec::{ExecControl, ExecRequest};
+pub use exec::{ControlFrame, ExecControl, ExecRequest};
 pub use fields::Fields;
 pub use health::{ExecView, HealthCheckView, HealthView, HealthWord, HttpView, TcpView, check_fits};
 pub use image::{Image, ImageCreate, ImageTag, PushCredentials};
@@ -40,6 +44,8 @@ pub use snapshot::{
     ForkCreate, Snapshot, SnapshotCreate, SnapshotFork, SnapshotPatch, SnapshotRestore, parse_kind, state_of,
 };
 pub use system::{
-    Capabilities, HostView, ImagesView, InstanceStats, NetworkModel, Runtime, RuntimeView, ServerView,
+    Capabilities, Health, HostView, ImagesView, InstanceStats, NetworkModel, Runtime, RuntimeView,
+    ServerHealth, ServerView,
 };
 pub use volume::{AccessWish, Attachment, MountView, MountWish, Volume, VolumeAttach, VolumeCreate};
+pub use watch::{InstanceEvent, LogEvent};

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::schema::Time;
 use super::{auto_standby, health};
 use crate::health::HealthCheck;
 use crate::limits;
@@ -112,15 +114,23 @@ impl InstancePatch {
 }
 
 /// The `restart_status` that clients read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "RestartStatus")]
 pub struct RestartView {
+    /// Number of restarts in a row.
     pub attempts: u32,
+    /// Time of the last restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub last_attempt_at: Option<Timestamp>,
+    /// Time of the next restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub next_attempt_at: Option<Timestamp>,
+    /// Reason why the policy does not act.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_reason: Option<RestartBlocked>,
+    /// Reason of the last restart, when the program did not end by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_reason: Option<RestartReason>,
 }

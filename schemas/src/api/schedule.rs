@@ -1,10 +1,12 @@
 //! Snapshot schedules on the wire.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::schema::{TagMap, Time};
 use crate::limits;
 use crate::meta::{Object, Tags};
 use crate::names::Name;
@@ -92,31 +94,50 @@ fn name_prefix(fields: &mut Fields, errors: &mut FieldErrors) -> Option<String> 
 }
 
 /// A schedule as clients read it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SnapshotSchedule {
+    /// Id of the instance.
     pub instance_id: String,
+    /// Time between two snapshots.
     pub interval: GoDuration,
+    /// Rule for the deletion of old snapshots.
     pub retention: RetentionView,
     /// Time of the next run; in the past when the run is late.
+    #[schemars(with = "Time")]
     pub next_run_at: Timestamp,
+    /// Time of the creation.
+    #[schemars(with = "Time")]
     pub created_at: Timestamp,
+    /// Time of the last change by a client.
+    #[schemars(with = "Time")]
     pub updated_at: Timestamp,
+    /// Beginning of the names of the snapshots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name_prefix: Option<String>,
+    /// Tags of the snapshots.
     #[serde(default, skip_serializing_if = "Tags::is_empty")]
+    #[schemars(with = "TagMap")]
     pub metadata: Tags,
+    /// Time of the last run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Time>")]
     pub last_run_at: Option<Timestamp>,
+    /// Id of the last snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_snapshot_id: Option<String>,
+    /// Reason why the last run failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The rule for the deletion of old snapshots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "SnapshotScheduleRetention")]
 pub struct RetentionView {
+    /// Number of snapshots that are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_count: Option<u32>,
+    /// Age after which a snapshot is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age: Option<GoDuration>,
 }

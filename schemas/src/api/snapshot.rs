@@ -1,12 +1,14 @@
 //! Snapshots and forks on the wire.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::compression::{self, CompressionAsked, CompressionView};
 use super::fields::Fields;
 use super::instance::hypervisor;
+use super::schema::{TagMap, Time};
 use crate::instance::{Hypervisor, Power, State};
 use crate::limits::POOL_MAX;
 use crate::meta::{Object, Tags};
@@ -201,36 +203,53 @@ fn target(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Power> {
 }
 
 /// A snapshot as clients read it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Snapshot {
+    /// Id of the snapshot.
     pub id: String,
+    /// Name of the snapshot, unique among the snapshots of its source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Kind of the snapshot.
     pub kind: SnapshotKind,
+    /// Time at which it was taken.
+    #[schemars(with = "Time")]
     pub created_at: Timestamp,
+    /// Size of its files, in bytes.
     pub size_bytes: u64,
+    /// Hypervisor of the instance that it was taken of.
     pub source_hypervisor: Hypervisor,
+    /// Id of that instance.
     pub source_instance_id: String,
+    /// Name of that instance at the time.
     pub source_instance_name: String,
+    /// Tags of the snapshot.
+    #[schemars(with = "TagMap")]
     pub tags: Tags,
+    /// Compression that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<CompressionView>,
     /// State of the compression: none, compressing, compressed or error.
     pub compression_state: String,
+    /// Reason why the compression failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression_error: Option<String>,
+    /// Size of the compressed memory, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compressed_size_bytes: Option<u64>,
+    /// Size of the memory before its compression, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uncompressed_size_bytes: Option<u64>,
     /// Additive: number of forks to hold ready; `pool_ready` is the number that is ready now.
     pub pool_size: u32,
+    /// Number of forks that are ready now.
     pub pool_ready: u32,
     /// Additive: the reason why fewer are ready, if something is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool_error: Option<String>,
     /// Additive: the phase: pending, ready or failed.
     pub status: SnapshotPhase,
+    /// Reason why the snapshot failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

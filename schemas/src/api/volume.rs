@@ -1,10 +1,12 @@
 //! Volumes on the wire, and their mounts in instances.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::schema::{TagMap, Time};
 use crate::condition::Condition;
 use crate::limits;
 use crate::meta::{Object, Tags};
@@ -186,22 +188,35 @@ impl VolumeAttach {
 }
 
 /// A volume as clients read it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Volume {
+    /// Id of the volume.
     pub id: String,
+    /// Name of the volume.
     pub name: String,
+    /// Size, in GiB.
     pub size_gb: u64,
+    /// Time of the creation.
+    #[schemars(with = "Time")]
     pub created_at: Timestamp,
+    /// Instances that mount the volume.
     pub attachments: Vec<Attachment>,
+    /// Tags of the volume.
+    #[schemars(with = "TagMap")]
     pub tags: Tags,
     /// Additive: conditions; `Ready` reports whether the disk exists.
     pub conditions: Vec<Condition>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A mount of a volume in an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "VolumeAttachment")]
 pub struct Attachment {
+    /// Id of the instance.
     pub instance_id: String,
+    /// Path of the mount.
     pub mount_path: String,
+    /// True if the instance cannot write to the volume.
     pub readonly: bool,
 }
 
@@ -228,12 +243,18 @@ impl Volume {
 }
 
 /// A mount as clients read it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "VolumeMount")]
 pub struct MountView {
+    /// Id of the volume.
     pub volume_id: String,
+    /// Path of the mount.
     pub mount_path: String,
+    /// True if the instance cannot write to the volume.
     pub readonly: bool,
+    /// True if a writable layer of this instance is over the volume.
     pub overlay: bool,
+    /// Size of that layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay_size: Option<String>,
 }
