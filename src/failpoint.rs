@@ -13,7 +13,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use stead_controllers::runtime::{Boundary, Edge, NoBoundary};
 
 /// Time between two polls of whether the daemon may continue.
-const HELD_LOOK: Duration = Duration::from_millis(5);
+const HELD_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 struct Failpoint {
     kind: String,
@@ -42,7 +42,7 @@ impl Boundary for Failpoint {
                 // A failure to make the file is noticed by the test that waits for it.
                 drop(File::create(file));
                 while file.exists() {
-                    std::thread::sleep(HELD_LOOK);
+                    std::thread::sleep(HELD_POLL_INTERVAL);
                 }
             }),
         }
@@ -55,13 +55,13 @@ pub(crate) fn boundary(failpoint: Option<&str>) -> anyhow::Result<Arc<dyn Bounda
     if cfg!(not(any(debug_assertions, feature = "failpoints"))) {
         anyhow::bail!("failpoint: this build has none (the feature `failpoints` was not chosen)");
     }
-    let (place, end) = match text.split_once(':') {
-        Some((place, file)) => {
-            (place, End::IsHeld { file: file.into(), was_reached: AtomicBool::new(false) })
+    let (location, end) = match text.split_once(':') {
+        Some((location, file)) => {
+            (location, End::IsHeld { file: file.into(), was_reached: AtomicBool::new(false) })
         }
         None => (text, End::Dies),
     };
-    let parts: Vec<&str> = place.split('/').collect();
+    let parts: Vec<&str> = location.split('/').collect();
     let (kind, action, edge) = match parts[..] {
         [kind, action, "before"] => (kind, action, Edge::Before),
         [kind, action, "after"] => (kind, action, Edge::After),

@@ -17,7 +17,7 @@ const WAITING_MAX: usize = 4096;
 const LINE_BYTES_MAX: usize = 64 << 10;
 
 /// Time between two polls of whether there is room again.
-const FLUSH_LOOK: Duration = Duration::from_millis(5);
+const FLUSH_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 enum Word {
     Line(Vec<u8>),
@@ -51,15 +51,15 @@ impl Lines {
     /// # Errors
     /// Fails when the system cannot start a thread.
     pub(crate) fn new(name: &str, sink: impl Sink) -> io::Result<Self> {
-        let (words, said) = sync_channel(WAITING_MAX);
+        let (words, waiting) = sync_channel(WAITING_MAX);
         let left_out = Arc::<AtomicU64>::default();
         let for_thread = left_out.clone();
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || take(&said, &for_thread, sink))?;
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || take(&waiting, &for_thread, sink))?;
         Ok(Self { words, left_out })
     }
 
     /// Queues a line, with its end, or leaves it out.
-    pub(crate) fn say(&self, mut line: Vec<u8>) {
+    pub(crate) fn push(&self, mut line: Vec<u8>) {
         if line.len() > LINE_BYTES_MAX {
             line.truncate(LINE_BYTES_MAX);
             line.push(b'\n');
@@ -78,15 +78,15 @@ impl Lines {
             if Instant::now() >= deadline {
                 return;
             }
-            std::thread::sleep(FLUSH_LOOK);
+            std::thread::sleep(FLUSH_POLL_INTERVAL);
             word = back;
         }
         let _ = is_done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
 
-fn take<Target: Sink>(said: &Receiver<Word>, left_out: &AtomicU64, mut sink: Target) {
-    while let Ok(word) = said.recv() {
+fn take<Target: Sink>(waiting: &Receiver<Word>, left_out: &AtomicU64, mut sink: Target) {
+    while let Ok(word) = waiting.recv() {
         match word {
             Word::Line(line) => sink.write(&line),
             Word::Flush(done) => drop(done.try_send(())),
@@ -134,7 +134,7 @@ impl io::Write for Event<'_> {
 impl Drop for Event<'_> {
     fn drop(&mut self) {
         if !self.bytes.is_empty() {
-            self.lines.say(std::mem::take(&mut self.bytes));
+            self.lines.push(std::mem::take(&mut self.bytes));
         }
     }
 }
@@ -177,8 +177,8 @@ mod tests {
         let written = Arc::<Mutex<Vec<Vec<u8>>>>::default();
         let lines = Lines::new("stuck", Stuck { is_let, written: written.clone() }).expect("a thread");
         // The call returns although nothing is written.
-        let said = WAITING_MAX + 100;
-        (0..said).for_each(|number| lines.say(number.to_string().into_bytes()));
+        let waiting = WAITING_MAX + 100;
+        (0..waiting).for_each(|number| lines.push(number.to_string().into_bytes()));
         lines.flush(Duration::ZERO);
         drop(let_go);
         lines.flush(Duration::from_secs(60));
@@ -190,6 +190,6 @@ mod tests {
         let count: usize = missing.iter().map(|count| count.parse::<usize>().expect("a number")).sum();
         // A line may be in progress while the others wait.
         assert!((99..=100).contains(&count), "{missing:?}");
-        assert_eq!(written.len() - missing.len() + count, said);
+        assert_eq!(written.len() - missing.len() + count, waiting);
     }
 }

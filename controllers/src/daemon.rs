@@ -12,7 +12,7 @@ use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
 use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::Instance;
-use stead_schemas::network::{Network, Port};
+use stead_schemas::network::{Network, Nic};
 use stead_schemas::node::Node;
 use stead_schemas::schedule::SnapshotSchedule;
 use stead_schemas::snapshot::Snapshot;
@@ -24,13 +24,13 @@ use crate::host::Host;
 use crate::image::{self, ImageReconciler};
 use crate::ingress::IngressReconciler;
 use crate::network::NetworkReconciler;
+use crate::nic::NicReconciler;
 use crate::node::NodeReconciler;
-use crate::port::PortReconciler;
 use crate::runtime::{Boundary, Clock, Drift, Journal, Reconciler, Runner, RunnerConfig};
 use crate::schedule::ScheduleReconciler;
 use crate::snapshot::{Pools, SnapshotReconciler};
 use crate::store::{Kinds, Store};
-use crate::vm::{Vms, admission};
+use crate::vm::{VmReconciler, admission};
 use crate::volume::VolumeReconciler;
 
 /// Returns the kinds that a store has.
@@ -41,7 +41,7 @@ pub fn kinds() -> Kinds {
         .with::<Image>()
         .with::<Disk>()
         .with::<Network>()
-        .with::<Port>()
+        .with::<Nic>()
         .with::<Snapshot>()
         .with::<SnapshotSchedule>()
         .with::<Volume>()
@@ -55,7 +55,7 @@ pub struct Drifts {
     pub images: Drift,
     pub disks: Drift,
     pub networks: Drift,
-    pub ports: Drift,
+    pub nics: Drift,
     pub instances: Drift,
     pub snapshots: Drift,
     pub ingresses: Drift,
@@ -103,8 +103,8 @@ impl Controllers {
             .map(move |event| image::freed(&for_freed_images, event));
         let disk = runner(settings, 2, DiskReconciler { host: host(), store: store() });
         let network = runner(settings, 3, NetworkReconciler { host: host(), store: store() });
-        let port = runner(settings, 4, PortReconciler { host: host(), store: store() });
-        let vm = runner(settings, 5, Vms { host: host(), store: store() });
+        let nic = runner(settings, 4, NicReconciler { host: host(), store: store() });
+        let vm = runner(settings, 5, VmReconciler { host: host(), store: store() });
         let snapshot = SnapshotReconciler { host: host(), store: store(), pools: pools(settings) };
         let snapshot = runner(settings, 6, snapshot);
         let schedule = runner(settings, 7, ScheduleReconciler { store: store() });
@@ -115,7 +115,7 @@ impl Controllers {
             images: image.drift(),
             disks: disk.drift(),
             networks: network.drift(),
-            ports: port.drift(),
+            nics: nic.drift(),
             instances: vm.drift(),
             snapshots: snapshot.drift(),
             ingresses: ingress.drift(),
@@ -124,7 +124,7 @@ impl Controllers {
             boxed(image),
             boxed(disk),
             boxed(network),
-            boxed(port),
+            boxed(nic),
             boxed(vm),
             boxed(snapshot),
             boxed(schedule),
@@ -148,13 +148,13 @@ fn runner<Controller: Reconciler>(
 ) -> Runner<Controller> {
     let Settings { store, clock, boundary, journal, resync, seed, tap_prefix: _ } = settings.clone();
     let config = RunnerConfig { resync, ..RunnerConfig::seeded(seed.wrapping_add(salt)) };
-    Runner::new(reconciler, store, clock, boundary, config).telling(journal)
+    Runner::new(reconciler, store, clock, boundary, config).with_journal(journal)
 }
 
 fn pools(settings: &Settings) -> Pools {
     let tap_prefix = settings.tap_prefix.clone();
     Pools(Arc::new(move |tx, snapshot| {
-        admission::tend(tx, snapshot, &tap_prefix).map_err(|refused| refused.to_string())
+        admission::scale(tx, snapshot, &tap_prefix).map_err(|refused| refused.to_string())
     }))
 }
 

@@ -34,7 +34,7 @@ pub struct SnapshotPolicy {
 
 /// The compression of a particular standby, chosen when the standby is requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CompressionWish {
+pub struct DesiredCompression {
     pub how: Compression,
     pub not_before: Timestamp,
 }

@@ -261,13 +261,13 @@ mod tests {
         let check = check();
         let mut tally = Tally::default();
         let mut news = |probes: &str| -> String {
-            let told = probes.bytes().map(|probe| {
+            let reported = probes.bytes().map(|probe| {
                 let found = if probe == b'+' { Ok(()) } else { Err(String::new()) };
                 // Failures do not count before the tenth second.
                 tally.count(found, at(9), true);
                 if tally.is_news(&check) { '!' } else { '.' }
             });
-            told.collect()
+            reported.collect()
         };
         assert_eq!(news("---+++-----++"), "...!!.!!!..!!");
     }

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::compression::{CompressionWish, SnapshotPolicy};
+use crate::compression::{DesiredCompression, SnapshotPolicy};
 use crate::condition::Condition;
 use crate::health::{HealthCheck, HealthStatus};
 use crate::meta::Object;
@@ -77,7 +77,7 @@ pub struct InstanceSpec {
     pub snapshot_policy: Option<SnapshotPolicy>,
     /// Compression of the memory of the last standby.
     #[serde(default)]
-    pub compression: Option<CompressionWish>,
+    pub compression: Option<DesiredCompression>,
     /// The source of the instance's first disk contents, and perhaps of its memory.
     #[serde(default)]
     pub origin: Option<Origin>,
@@ -104,7 +104,8 @@ impl InstanceSpec {
 pub struct Allocated {
     pub image: Uid,
     pub disk: Uid,
-    pub port: Option<Uid>,
+    #[serde(rename = "port")]
+    pub nic: Option<Uid>,
     /// The vsock context id, 3 and up; unique on this host.
     pub cid: u32,
 }

@@ -3,7 +3,7 @@
 use crate::image::Image;
 use crate::instance::{Instance, InstanceSpec, InstanceStatus, State};
 use crate::meta::{Kind, Object};
-use crate::network::Port;
+use crate::network::Nic;
 use crate::numbers::Generation;
 use crate::policy::AutoStandbyPolicy;
 use crate::references::{Ref, Role, Target, WokenBy};
@@ -43,8 +43,8 @@ impl Kind for Instance {
         let counted = is_counted.then_some(Ref { role: Role::Counts, target: Target::Connections });
         let image = Ref::to::<Image>(Role::Image, &spec.allocated.image);
         let mounts = spec.volumes.iter().map(VolumeMount::reference);
-        let port = spec.allocated.port.as_ref().filter(|_| object.needs_port());
-        let port = port.map(|port| Ref::to::<Port>(Role::Attaches, port));
+        let port = spec.allocated.nic.as_ref().filter(|_| object.needs_port());
+        let port = port.map(|port| Ref::to::<Nic>(Role::Attaches, port));
         content.chain(awaited).chain(counted).chain([image]).chain(mounts).chain(port).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Network: a bridge with its subnet, NAT and isolation. Port: an instance's connection to a network.
+//! Network: a bridge with its subnet, NAT and isolation. Nic: an instance's connection to a network.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -73,15 +73,15 @@ pub struct NetworkStatus {
     pub uplink_mtu: Option<u32>,
 }
 
-/// The kind of ports; owned by an instance.
+/// The kind of network interfaces of instances, each owned by its instance. Its stored name is `port`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Port {}
+pub enum Nic {}
 
-impl Kind for Port {
+impl Kind for Nic {
     const NAME: &'static str = "port";
     const FINALIZER: &'static str = "port";
-    type Spec = PortSpec;
-    type Status = PortStatus;
+    type Spec = NicSpec;
+    type Status = NicStatus;
     const WOKEN_BY: &'static [WokenBy] =
         &[WokenBy::Target(Role::Network), WokenBy::Gain(Role::Attaches), WokenBy::Release(Role::Attaches)];
 
@@ -95,9 +95,9 @@ impl Kind for Port {
     }
 }
 
-/// The desired state of a port: chosen in admission, and stored before anything is made from it.
+/// The desired state of a network interface: chosen in admission, and stored before anything is made from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortSpec {
+pub struct NicSpec {
     pub network: Uid,
     pub bridge: LinkName,
     pub tap: LinkName,
@@ -111,7 +111,7 @@ pub struct PortSpec {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct PortStatus {
+pub struct NicStatus {
     pub conditions: Vec<Condition>,
     pub observed_generation: Generation,
 }

@@ -175,7 +175,7 @@ impl<'de> Deserialize<'de> for GoDuration {
 /// A decimal number as digits and a power of ten, so that no float ever rounds a size.
 struct Decimal {
     digits: u128,
-    places: u32,
+    decimals: u32,
 }
 
 impl Decimal {
@@ -185,11 +185,11 @@ impl Decimal {
         if digits.is_empty() || digits.len() > 30 || !digits.bytes().all(|b| b.is_ascii_digit()) {
             return None;
         }
-        Some(Self { digits: digits.parse().ok()?, places: u32::try_from(fraction.len()).ok()? })
+        Some(Self { digits: digits.parse().ok()?, decimals: u32::try_from(fraction.len()).ok()? })
     }
 
     fn times(&self, unit: u128) -> Option<u128> {
-        Some(self.digits.checked_mul(unit)? / 10u128.pow(self.places))
+        Some(self.digits.checked_mul(unit)? / 10u128.pow(self.decimals))
     }
 }
 
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_tell_bits_from_bytes() {
+    fn rates_distinguish_bits_from_bytes() {
         assert_eq!("1Gbps".parse(), Ok(Rate(125_000_000)));
         assert_eq!("100Mbps".parse(), Ok(Rate(12_500_000)));
         assert_eq!("125MB/s".parse(), Ok(Rate(125 << 20)));

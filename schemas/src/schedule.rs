@@ -65,7 +65,8 @@ pub struct SnapshotScheduleStatus {
     /// The last snapshot that failed: its error is recorded, so the snapshot may be removed.
     pub last_failed: Option<Uid>,
     /// Time at which the next run is due, or the next snapshot becomes too old.
-    pub next_look: Option<Timestamp>,
+    #[serde(rename = "next_look")]
+    pub next_poll: Option<Timestamp>,
     pub conditions: Vec<Condition>,
     pub observed_generation: Generation,
 }
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_are_an_interval_apart_and_missed_ones_become_one() {
+    fn runs_are_an_interval_apart_and_missed_runs_are_joined() {
         let schedule = hourly();
         let first = schedule.after(at(0));
         let (hour, offset) = hours(first);
@@ -219,7 +220,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_clock_says_each_run_is_carried_out_once(
+        fn at_any_clock_each_run_is_carried_out_once(
             interval in 60i64..100_000,
             clock in proptest::collection::vec(-200_000i64..1_000_000, 1..40),
         ) {

@@ -128,13 +128,16 @@ pub enum SnapshotPhase {
 /// The progress of the compression of a memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum PackingState {
+pub enum CompressionState {
     #[default]
     Plain,
-    Packing,
-    Packed {
+    #[serde(rename = "packing")]
+    Compressing,
+    #[serde(rename = "packed")]
+    Compressed {
         /// Bytes of the memory: in the compressed file, and before the compression.
-        packed: Bytes,
+        #[serde(rename = "packed")]
+        compressed: Bytes,
         plain: Bytes,
     },
 }
@@ -152,10 +155,12 @@ pub struct SnapshotStatus {
     #[serde(default)]
     pub failed_at: Option<Timestamp>,
     #[serde(default)]
-    pub packing: PackingState,
+    #[serde(rename = "packing")]
+    pub compression_state: CompressionState,
     /// The reason why its memory could not be compressed.
     #[serde(default)]
-    pub packing_error: Option<String>,
+    #[serde(rename = "packing_error")]
+    pub compression_error: Option<String>,
     /// Number of the pooled instances that a fork could take now; `pool` is the desired number.
     #[serde(default)]
     pub warm: u32,

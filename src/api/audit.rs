@@ -69,7 +69,7 @@ impl Drop for Record<'_> {
         let unanswered = if std::thread::panicking() { FAILED } else { CLIENT_LEFT };
         self.entry.status = self.status.unwrap_or(unanswered);
         self.entry.millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.audit.tell(&self.entry, self.is_admitted);
+        self.audit.report(&self.entry, self.is_admitted);
     }
 }
 
@@ -146,12 +146,12 @@ impl Audit {
         Ok(Self(Some(Logs { admitted: log("audit")?, refused: log("refused")? })))
     }
 
-    fn tell(&self, entry: &Entry, is_admitted: bool) {
+    fn report(&self, entry: &Entry, is_admitted: bool) {
         let Some(logs) = &self.0 else { return };
         if let Ok(mut line) = serde_json::to_vec(entry) {
             line.push(b'\n');
             let log = if is_admitted { &logs.admitted } else { &logs.refused };
-            log.say(line);
+            log.push(line);
         }
     }
 

@@ -22,7 +22,7 @@ const AUDIENCE: &str = "stead";
 /// Allowed difference between the clocks of a signer and of this host, in seconds.
 const LEEWAY: u64 = 5;
 /// Longest time between two checks of the clock, which may be set, while a stream is open.
-const EXPIRY_LOOK: Duration = Duration::from_secs(30);
+const EXPIRY_POLL_INTERVAL: Duration = Duration::from_secs(30);
 /// Number of bytes of a key's digest that name the key.
 const KEY_ID_BYTES: usize = 8;
 
@@ -264,7 +264,7 @@ impl Bearer {
             tokio::select! {
                 biased;
                 changed = trust.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(EXPIRY_LOOK.min(Duration::from_secs(left))) => {}
+                () = tokio::time::sleep(EXPIRY_POLL_INTERVAL.min(Duration::from_secs(left))) => {}
             }
         }
     }

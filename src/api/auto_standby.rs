@@ -8,14 +8,14 @@ use stead_controllers::vm::admission;
 use stead_schemas::api::AutoStandbyView;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::Object;
-use stead_schemas::network::Port;
+use stead_schemas::network::Nic;
 
 use super::{ApiError, ApiState, lookup};
 
 fn view(store: &Store, object: &Object<Instance>) -> Json<AutoStandbyView> {
-    let port = object.spec.allocated.port.as_ref().and_then(|uid| store.get::<Port>(uid));
-    let port = port.as_deref().map(|port| &port.spec);
-    Json(AutoStandbyView::of(object, port, store.now()))
+    let nic = object.spec.allocated.nic.as_ref().and_then(|uid| store.get::<Nic>(uid));
+    let nic = nic.as_deref().map(|nic| &nic.spec);
+    Json(AutoStandbyView::of(object, nic, store.now()))
 }
 
 pub(super) async fn status(

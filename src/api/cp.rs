@@ -16,7 +16,7 @@ use stead_schemas::guest::FromStream;
 use stead_schemas::names::Uid;
 
 use super::auth::Bearer;
-use super::socket::{self, Heard, SILENCE_MAX, Sink, Stream};
+use super::socket::{self, Activity, SILENCE_MAX, Sink, Stream};
 use super::{ApiError, ApiState};
 use crate::guest_channel::{AgentStream, Event, StreamReceiver};
 
@@ -108,13 +108,13 @@ async fn copied(receiver: &mut StreamReceiver) -> Result<CopyFrame, Stop> {
 async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<Option<CopyFrame>, Stop> {
     let AgentStream { mut sender, mut receiver } = agent;
     let mut has_ended = false;
-    let heard = Heard::now();
+    let activity = Activity::now();
     let send = async {
         loop {
-            heard.note();
+            activity.note();
             let message = stream.next().await;
             // A guest that is slow to take the data keeps this loop from reading the socket.
-            heard.pause();
+            activity.pause();
             match message {
                 Some(Ok(Message::Binary(bytes))) => {
                     if sender.data(bytes).await.is_err() {
@@ -140,7 +140,7 @@ async fn to(agent: AgentStream, sink: &mut Sink, stream: &mut Stream) -> Result<
         let mut pings = socket::pings();
         loop {
             pings.tick().await;
-            if heard.is_silent_for(SENDER_SILENCE_MAX)
+            if activity.is_silent_for(SENDER_SILENCE_MAX)
                 || sink.send(Message::Ping(Bytes::new())).await.is_err()
             {
                 return Stop::ClientGone;
@@ -178,13 +178,13 @@ async fn from(
     stream: &mut Stream,
 ) -> Result<Option<CopyFrame>, Stop> {
     let mut left = 0;
-    let (heard, mut pings) = (Heard::now(), socket::pings());
+    let (activity, mut pings) = (Activity::now(), socket::pings());
     loop {
         let event = tokio::select! {
             biased;
             event = agent.receiver.next() => event,
             _ = pings.tick() => {
-                if heard.is_silent_for(SILENCE_MAX) {
+                if activity.is_silent_for(SILENCE_MAX) {
                     return Err(Stop::ClientGone);
                 }
                 sink.send(Message::Ping(Bytes::new())).await?;
@@ -194,13 +194,13 @@ async fn from(
             message = stream.next() => match message {
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Stop::ClientGone),
                 Some(Ok(_)) => {
-                    heard.note();
+                    activity.note();
                     continue;
                 }
             },
         };
         // The client takes the data that is sent below, or the connection ends.
-        heard.note();
+        activity.note();
         match event {
             Some(Event::Data(bytes)) => {
                 let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_never_comes_is_told_as_a_timeout_and_one_that_breaks_off_is_not() {
+    async fn a_body_that_never_comes_is_reported_as_a_timeout_and_a_cut_body_is_not() {
         let status = async |body: Body| {
             let body = Body::new(Patient::new(body, Patience::in_all(Duration::from_secs(30))));
             let error = body.into_data_stream().next().await.expect("an end").expect_err("not a good one");

@@ -19,7 +19,7 @@ use stead_schemas::names::Uid;
 use stead_schemas::validate::printable;
 
 use super::auth::Bearer;
-use super::socket::{self, Heard, SILENCE_MAX, Sink, Stream};
+use super::socket::{self, Activity, SILENCE_MAX, Sink, Stream};
 use super::{ApiError, ApiState};
 use crate::guest_channel::{AgentStream, Event, StreamReceiver, StreamSender};
 
@@ -62,11 +62,11 @@ async fn session(state: ApiState, instance: Uid, socket: WebSocket) {
 /// Runs both directions concurrently, so that neither waits for the other, until one is over.
 async fn pump(agent: AgentStream, is_split: bool, limit: Option<Duration>, mut sink: Sink, stream: Stream) {
     let AgentStream { sender, receiver } = agent;
-    let heard = Heard::now();
+    let activity = Activity::now();
     let end = tokio::select! {
         biased;
-        end = outputs(receiver, is_split, &mut sink, &heard) => end,
-        end = inputs(sender, stream, &heard) => end,
+        end = outputs(receiver, is_split, &mut sink, &activity) => end,
+        end = inputs(sender, stream, &activity) => end,
         end = overdue(limit) => Some(end),
     };
     if end.is_some() {
@@ -85,11 +85,11 @@ async fn overdue(limit: Option<Duration>) -> String {
 
 /// Forwards input from the client until the client is gone, or names a signal that does not exist; returns
 /// the last frame then.
-async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Heard) -> Option<String> {
+async fn inputs(mut sender: StreamSender, mut stream: Stream, activity: &Activity) -> Option<String> {
     while let Some(Ok(message)) = stream.next().await {
         // A program that does not read keeps this loop from reading the socket; the client does not count as
         // silent then.
-        heard.pause();
+        activity.pause();
         let sent = match message {
             Message::Binary(bytes) => sender.data(bytes).await,
             Message::Text(text) => match ExecControl::read(&text) {
@@ -108,7 +108,7 @@ async fn inputs(mut sender: StreamSender, mut stream: Stream, heard: &Heard) -> 
             // The program is over or its guest lost: the other direction reports it.
             return std::future::pending().await;
         }
-        heard.note();
+        activity.note();
     }
     None
 }
@@ -119,7 +119,7 @@ async fn outputs(
     mut receiver: StreamReceiver,
     is_split: bool,
     sink: &mut Sink,
-    heard: &Heard,
+    activity: &Activity,
 ) -> Option<String> {
     let mut pings = socket::pings();
     loop {
@@ -127,7 +127,7 @@ async fn outputs(
             biased;
             event = receiver.next() => event,
             _ = pings.tick() => {
-                if heard.is_silent_for(SILENCE_MAX) {
+                if activity.is_silent_for(SILENCE_MAX) {
                     return None;
                 }
                 socket::send(sink, Message::Ping(Bytes::new())).await?;

@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use stead_controllers::ingress::admission;
 use stead_controllers::refused::{Refused, RefusedKind};
-use stead_schemas::api::{self, IngressWish};
+use stead_schemas::api::{self, IngressRequest};
 use stead_schemas::ingress::{Ingress, IngressRule};
 use stead_schemas::limits::VERB_WAIT_MAX;
 use stead_schemas::validate::FieldErrors;
@@ -27,9 +27,9 @@ pub(super) async fn create(
     bearer: Bearer,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let wish = IngressWish::read(json(body)?)?;
-    check_ports(&state, &wish.rules)?;
-    let object = state.store().transact(move |tx| admission::create(tx, wish)).await?;
+    let request = IngressRequest::read(json(body)?)?;
+    check_ports(&state, &request.rules)?;
+    let object = state.store().transact(move |tx| admission::create(tx, request)).await?;
     // The response waits for the first pass: the ingress is served then, or the conditions say why not.
     let (uid, generation) = (&object.meta.uid, object.meta.generation);
     let is_over = |seen: &stead_schemas::meta::Object<Ingress>| seen.status.observed_generation >= generation;

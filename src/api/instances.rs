@@ -13,13 +13,13 @@ use serde_json::Value;
 use stead_controllers::refused::Refused;
 use stead_controllers::store::{Store, Tx};
 use stead_controllers::vm::admission;
-use stead_schemas::api::{self, AccessWish, InstancePatch, InstanceStart, InstanceWish, parse_state};
+use stead_schemas::api::{self, AccessRequest, InstancePatch, InstanceRequest, InstanceStart, parse_state};
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::{Instance, Power, State as Is};
 use stead_schemas::limits::VERB_WAIT_MAX;
 use stead_schemas::meta::{Kind as _, Object};
 use stead_schemas::names::Uid;
-use stead_schemas::network::Port;
+use stead_schemas::network::Nic;
 use stead_schemas::volume::{Access, Volume, VolumeMount};
 
 use super::auth::{Bearer, Scope};
@@ -45,17 +45,17 @@ pub(super) async fn create(
     bearer: Bearer,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let wish = InstanceWish::read(json(body)?, &lookup::node(state.store())?.offer())?;
-    for mount in &wish.volumes {
+    let asked = InstanceRequest::read(json(body)?, &lookup::node(state.store())?.offer())?;
+    for mount in &asked.volumes {
         bearer.needs(match mount.access {
-            AccessWish::ReadWrite => Scope::VolumeWrite,
-            AccessWish::ReadOnly | AccessWish::Overlay(_) => Scope::VolumeRead,
+            AccessRequest::ReadWrite => Scope::VolumeWrite,
+            AccessRequest::ReadOnly | AccessRequest::Overlay(_) => Scope::VolumeRead,
         })?;
     }
     let prefix = state.0.tap_prefix.clone();
     let (backend, client) = (state.0.backend.clone(), bearer.subject.clone());
     let create = move |tx: &mut Tx<'_>| {
-        let object = admission::create(tx, wish, &prefix)?;
+        let object = admission::create(tx, asked, &prefix)?;
         // The client is recorded before the commit, because the registry is asked after it.
         backend.asked_by(&object.spec.allocated.image, &client);
         Ok::<_, Refused>(object)
@@ -244,8 +244,8 @@ pub(super) async fn delete(
         for disk in disks.iter().chain([&allocated.disk]) {
             until::<Disk>(&state, disk, VERB_WAIT_MAX, |_| false).await;
         }
-        if let Some(port) = &allocated.port {
-            until::<Port>(&state, port, VERB_WAIT_MAX, |_| false).await;
+        if let Some(nic) = &allocated.nic {
+            until::<Nic>(&state, nic, VERB_WAIT_MAX, |_| false).await;
         }
     };
     // The deletion is stored: it is carried out even when it is late.

@@ -12,7 +12,7 @@ use stead_schemas::image::Image;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{ImageRef, Name, Uid};
-use stead_schemas::network::Port;
+use stead_schemas::network::Nic;
 use stead_schemas::node::Node;
 use stead_schemas::references::Ref;
 
@@ -88,10 +88,10 @@ pub(super) fn image(store: &Store, word: &str) -> Result<Arc<Object<Image>>, Api
         return Ok(object);
     }
     let is_same = |image: &Object<Image>| {
-        let place = &image.spec.reference;
+        let image_reference = &image.spec.reference;
         image.status.digest == reference.digest
-            && place.registry == reference.registry
-            && place.repository == reference.repository
+            && image_reference.registry == reference.registry
+            && image_reference.repository == reference.repository
     };
     let by_digest = |digest| store.find_referring::<Image>(&Ref::to_content(digest), is_same);
     reference.digest.as_ref().and_then(by_digest).ok_or_else(|| ApiError::absent(Image::NAME, word))
@@ -103,9 +103,9 @@ pub(super) fn view(
     bearer: &Bearer,
     object: &Object<Instance>,
 ) -> stead_schemas::api::Instance {
-    let port = object.spec.allocated.port.as_ref().and_then(|uid| store.get::<Port>(uid));
-    let port = port.as_deref().map(|port| &port.spec);
-    secrets::instance(bearer, stead_schemas::api::Instance::of(object, port, jiff::Timestamp::now()))
+    let nic = object.spec.allocated.nic.as_ref().and_then(|uid| store.get::<Nic>(uid));
+    let nic = nic.as_deref().map(|nic| &nic.spec);
+    secrets::instance(bearer, stead_schemas::api::Instance::of(object, nic, jiff::Timestamp::now()))
 }
 
 /// Returns the same with the current counts of its health check; the record has those of the last

@@ -19,16 +19,16 @@ pub(super) struct Pace(AtomicU32);
 
 /// A request among them.
 #[derive(Debug)]
-pub(super) struct Member(Arc<Pace>);
+pub(super) struct Participant(Arc<Pace>);
 
 impl Pace {
-    pub(super) fn join(self: &Arc<Self>) -> Member {
+    pub(super) fn join(self: &Arc<Self>) -> Participant {
         self.0.fetch_add(1, Ordering::Relaxed);
-        Member(self.clone())
+        Participant(self.clone())
     }
 }
 
-impl Member {
+impl Participant {
     /// Rests after the changes so far were handled. Changes that come meanwhile are handled together.
     pub(super) async fn rest(&self) {
         let rest = REST_EACH * self.0.0.load(Ordering::Relaxed);
@@ -38,7 +38,7 @@ impl Member {
     }
 }
 
-impl Drop for Member {
+impl Drop for Participant {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -56,11 +56,11 @@ mod tests {
         let (pace, values) = (Arc::<Pace>::default(), watch::Sender::new(0));
         let mut tasks = JoinSet::new();
         for _ in 0..requests {
-            let (member, mut value) = (pace.join(), values.subscribe());
+            let (participant, mut value) = (pace.join(), values.subscribe());
             tasks.spawn(async move {
                 let mut times = 0;
                 while *value.borrow_and_update() < 1000 {
-                    member.rest().await;
+                    participant.rest().await;
                     value.changed().await.expect("it goes on");
                     times += 1;
                 }

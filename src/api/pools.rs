@@ -33,12 +33,12 @@ pub(super) enum Pool {
 
 /// The permits of one pool.
 #[derive(Debug)]
-struct Places {
+struct Permits {
     all: Arc<Semaphore>,
     shares: Arc<Shares<Arc<str>>>,
 }
 
-impl Places {
+impl Permits {
     fn of(most: usize) -> Self {
         Self { all: Arc::new(Semaphore::new(most)), shares: Shares::new(most.div_ceil(2)) }
     }
@@ -47,40 +47,40 @@ impl Places {
 /// A permit, given back when it is dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
     _share: Share<Arc<str>>,
 }
 
 /// The permits of all pools.
 #[derive(Debug)]
 pub(super) struct Pools {
-    bodies: Places,
-    short: Places,
-    waits: Places,
-    verbs: Places,
-    streams: Places,
-    sessions: Places,
+    bodies: Permits,
+    short: Permits,
+    waits: Permits,
+    verbs: Permits,
+    streams: Permits,
+    sessions: Permits,
     sessions_of_instance: Arc<Shares<(Arc<str>, Uid)>>,
 }
 
 impl Pools {
     /// Makes the pools: `most` permits each, and so many sessions.
     pub(super) fn new(most: usize, sessions: usize) -> Self {
-        let pool = || Places::of(most);
+        let pool = || Permits::of(most);
         Self {
             bodies: pool(),
             short: pool(),
             waits: pool(),
             verbs: pool(),
             streams: pool(),
-            sessions: Places::of(sessions),
+            sessions: Permits::of(sessions),
             sessions_of_instance: Shares::new(SESSIONS_OF_INSTANCE_MAX),
         }
     }
 
     /// Takes a permit for a request by a token of this subject.
     pub(super) fn take(&self, pool: Pool, subject: &Arc<str>) -> Result<Permit, ApiError> {
-        let (places, what) = match pool {
+        let (permits, what) = match pool {
             Pool::Bodies => (&self.bodies, "requests are being sent"),
             Pool::Short => (&self.short, "requests are being answered"),
             Pool::Waits => (&self.waits, "requests wait for a state"),
@@ -89,10 +89,10 @@ impl Pools {
             Pool::Sessions => (&self.sessions, "sessions of exec and cp are open"),
         };
         let own = || ApiError::overloaded(&format!("too many {what} at once for {subject:?}"));
-        let share = places.shares.take(subject).ok_or_else(own)?;
+        let share = permits.shares.take(subject).ok_or_else(own)?;
         let all = |_| ApiError::overloaded(&format!("too many {what} at once"));
-        let place = places.all.clone().try_acquire_owned().map_err(all)?;
-        Ok(Permit { _place: place, _share: share })
+        let permit = permits.all.clone().try_acquire_owned().map_err(all)?;
+        Ok(Permit { _permit: permit, _share: share })
     }
 }
 

@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use jiff::Timestamp;
 use stead_controllers::schedule::admission;
-use stead_schemas::api::{ScheduleWish, SnapshotSchedule};
+use stead_schemas::api::{ScheduleRequest, SnapshotSchedule};
 use stead_schemas::names::Name;
 use stead_schemas::schedule::SnapshotSchedule as Kind;
 
@@ -19,9 +19,9 @@ pub(super) async fn put(
     id: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<SnapshotSchedule>, ApiError> {
-    let wish = ScheduleWish::read(json(body)?)?;
+    let request = ScheduleRequest::read(json(body)?)?;
     let instance = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
-    let object = state.store().transact(move |tx| admission::put(tx, &instance, wish)).await?;
+    let object = state.store().transact(move |tx| admission::put(tx, &instance, request)).await?;
     Ok(Json(SnapshotSchedule::of(&object, Timestamp::now())))
 }
 

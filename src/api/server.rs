@@ -65,7 +65,7 @@ pub async fn serve(
     limits: ServerLimits,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let permits = Arc::new(Semaphore::new(limits.connections_max));
     let shares = Shares::new(limits.connections_per_client_max);
     let (closing, is_closing) = watch::channel(false);
     let seats = Arc::<Seats>::default();
@@ -90,35 +90,35 @@ pub async fn serve(
             let _ = stream.try_write(&full());
             continue;
         };
-        let place = tokio::select! {
+        let permit = tokio::select! {
             biased;
             () = &mut shutdown => break,
-            place = place_among(&places, &seats) => place?,
+            permit = take_permit(&permits, &seats) => permit?,
         };
         let seat = seats.sit(client_of(client));
         let connection = connection(stream, (client, seat), router.clone(), limits, is_closing.clone());
         tokio::spawn(async move {
             connection.await;
-            drop((place, share));
+            drop((permit, share));
         });
     }
     let _ = closing.send(true);
     let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
-    let _ = tokio::time::timeout(limits.grace, places.acquire_many(all)).await;
+    let _ = tokio::time::timeout(limits.grace, permits.acquire_many(all)).await;
     Ok(())
 }
 
 /// Takes a permit for a connection: a free one, or that of an idle connection, or the first that becomes
 /// free.
-async fn place_among(places: &Arc<Semaphore>, seats: &Seats) -> io::Result<OwnedSemaphorePermit> {
-    if let Ok(place) = places.clone().try_acquire_owned() {
-        return Ok(place);
+async fn take_permit(permits: &Arc<Semaphore>, seats: &Seats) -> io::Result<OwnedSemaphorePermit> {
+    if let Ok(permit) = permits.clone().try_acquire_owned() {
+        return Ok(permit);
     }
     let mut is_asked = seats.make_room();
     loop {
         tokio::select! {
             biased;
-            place = places.clone().acquire_owned() => return place.map_err(io::Error::other),
+            permit = permits.clone().acquire_owned() => return permit.map_err(io::Error::other),
             () = seats.idled(), if !is_asked => is_asked = seats.make_room(),
             // The connection that was asked may have received a request meanwhile.
             () = tokio::time::sleep(ROOM_PAUSE), if is_asked => is_asked = seats.make_room(),

@@ -10,8 +10,8 @@ use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use stead_controllers::snapshot::admission::{self, Wish};
-use stead_controllers::vm::admission::{self as instances, ForkWish, Forked, Target};
+use stead_controllers::snapshot::admission::{self, CreateRequest};
+use stead_controllers::vm::admission::{self as instances, ForkRequest, Forked, Target};
 use stead_schemas::api::{
     self, ForkCreate, SnapshotCreate, SnapshotFork, SnapshotPatch, SnapshotRestore, parse_kind, state_of,
 };
@@ -59,8 +59,9 @@ pub(super) async fn create(
     // A snapshot without memory is not compressed: its copies share blocks where the file system can.
     let compression = compression.or(policy).filter(|_| kind == SnapshotKind::Standby);
     let source = source.meta.uid.clone();
-    let wish = Wish { kind, name, tags, purpose: SnapshotPurpose::Kept, compression, pool, schedule: None };
-    let object = state.store().transact(move |tx| admission::create(tx, &source, wish)).await?;
+    let request =
+        CreateRequest { kind, name, tags, purpose: SnapshotPurpose::Kept, compression, pool, schedule: None };
+    let object = state.store().transact(move |tx| admission::create(tx, &source, request)).await?;
     let object = captured(&state, &object.meta.uid).await?;
     Ok((StatusCode::CREATED, Json(api::Snapshot::of(&object))).into_response())
 }
@@ -182,8 +183,8 @@ pub(super) async fn fork(
 ) -> Result<Response, ApiError> {
     let ForkCreate { name, from_running, target } = ForkCreate::read(json(body)?)?;
     let source = lookup::instance_to_change(state.store(), &id?.0)?.meta.uid.clone();
-    let (wish, prefix) = (ForkWish { name, from_running, target }, state.0.tap_prefix.clone());
-    let forked = state.store().transact(move |tx| instances::fork(tx, &source, wish, &prefix)).await?;
+    let (request, prefix) = (ForkRequest { name, from_running, target }, state.0.tap_prefix.clone());
+    let forked = state.store().transact(move |tx| instances::fork(tx, &source, request, &prefix)).await?;
     made(&state, &bearer, forked).await
 }
 

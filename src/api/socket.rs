@@ -39,9 +39,9 @@ const LINGER_MAX: Duration = Duration::from_secs(30);
 /// The time at which the other end was last notified of; `None` while nothing is read from it, because its
 /// silence means nothing then.
 #[derive(Debug)]
-pub(super) struct Heard(Mutex<Option<Instant>>);
+pub(super) struct Activity(Mutex<Option<Instant>>);
 
-impl Heard {
+impl Activity {
     pub(super) fn now() -> Self {
         Self(Mutex::new(Some(Instant::now())))
     }
@@ -60,8 +60,8 @@ impl Heard {
     }
 
     pub(super) fn is_silent_for(&self, most: Duration) -> bool {
-        let heard = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.is_some_and(|heard| heard.elapsed() > most)
+        let activity = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        activity.is_some_and(|activity| activity.elapsed() > most)
     }
 }
 
@@ -109,7 +109,7 @@ where
     let object = ready(lookup::instance_to_change(state.store(), &id?.0)?)?;
     let uid = object.meta.uid.clone();
     let upgrade = upgrade?.max_message_size(MESSAGE_BYTES_MAX).max_frame_size(MESSAGE_BYTES_MAX);
-    let place = state.0.pools.session(&uid, &bearer.subject)?;
+    let permit = state.0.pools.session(&uid, &bearer.subject)?;
     Ok(upgrade.on_upgrade(move |socket| async move {
         tokio::select! {
             biased;
@@ -117,7 +117,7 @@ where
             // The session's connection ends with it, and so does the work it began.
             () = bearer.ends() => {}
         }
-        drop(place);
+        drop(permit);
     }))
 }
 

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use stead_schemas::api::InstanceStats;
-use stead_schemas::network::Port;
+use stead_schemas::network::Nic;
 
 use super::{ApiError, ApiState, lookup};
 
@@ -13,8 +13,8 @@ pub(super) async fn stats(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<InstanceStats>, ApiError> {
     let object = lookup::instance(state.store(), &id?.0)?;
-    let port = object.spec.allocated.port.as_ref().and_then(|uid| state.store().get::<Port>(uid));
-    let tap = port.as_ref().map(|port| port.spec.tap.as_str());
+    let nic = object.spec.allocated.nic.as_ref().and_then(|uid| state.store().get::<Nic>(uid));
+    let tap = nic.as_ref().map(|nic| nic.spec.tap.as_str());
     let mut stats = state.0.backend.usage(&object.meta.uid, object.status.vmm_pid, tap);
     stats.instance_id = object.meta.uid.to_string();
     stats.instance_name = object.meta.name.to_string();

@@ -15,8 +15,8 @@ use super::operation::{delete, get, patch, post, put};
 use super::route::Routes;
 use super::rule::needs;
 use super::{
-    ApiState, auto_standby, cp, exec, images, ingresses, instances, later, logs, openapi, schedules,
-    snapshots, stat, stats, system, volumes, wait,
+    ApiState, auto_standby, cp, exec, images, ingresses, instances, logs, openapi, schedules, snapshots,
+    stat, stats, system, unsupported, volumes, wait,
 };
 
 const OK: StatusCode = StatusCode::OK;
@@ -31,7 +31,7 @@ pub(super) fn routes(state: ApiState) -> Routes {
     let routes = add_system(Routes::new(state));
     let routes = add_sessions(add_power(add_instances(routes)));
     let routes = add_schedules(add_snapshots(routes));
-    later::add(add_images(add_ingresses(add_volumes(routes))))
+    unsupported::add(add_images(add_ingresses(add_volumes(routes))))
 }
 
 fn add_system(routes: Routes) -> Routes {

@@ -18,7 +18,7 @@ use crate::store::{SealKeyError, token_key, token_keys};
 use crate::unfinished::remove_unfinished;
 
 /// Time between two polls: a token that is revoked ends within this time.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Largest number of tokens that are remembered; a larger number means that a token is made for every
 /// request.
 const TOKENS_MAX: usize = 100_000;
@@ -35,7 +35,7 @@ pub struct TokenRecord {
     pub revoked_at: Option<jiff::Timestamp>,
 }
 
-fn place(directory: &Path) -> PathBuf {
+fn list_path(directory: &Path) -> PathBuf {
     directory.join("keys").join("tokens.json")
 }
 
@@ -44,7 +44,7 @@ fn place(directory: &Path) -> PathBuf {
 /// # Errors
 /// Fails when the file exists and cannot be read: it is then unknown which tokens are revoked.
 pub fn records(directory: &Path) -> io::Result<Vec<TokenRecord>> {
-    match std::fs::read(place(directory)) {
+    match std::fs::read(list_path(directory)) {
         Ok(text) => serde_json::from_slice(&text).map_err(io::Error::other),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
@@ -73,7 +73,7 @@ pub fn change<T>(directory: &Path, change: impl FnOnce(&mut Vec<TokenRecord>) ->
     let file = tempfile::NamedTempFile::new_in(&keys)?;
     serde_json::to_writer_pretty(&file, &all)?;
     file.as_file().sync_all()?;
-    file.persist(place(directory)).map_err(|error| error.error)?;
+    file.persist(list_path(directory)).map_err(|error| error.error)?;
     guard.sync_all()?;
     Ok(done)
 }
@@ -82,17 +82,17 @@ pub fn change<T>(directory: &Path, change: impl FnOnce(&mut Vec<TokenRecord>) ->
 type Stamp = [Option<(SystemTime, u64)>; 3];
 
 fn stamp(directory: &Path) -> io::Result<Stamp> {
-    let look = |name: &str| match std::fs::metadata(directory.join("keys").join(name)) {
+    let poll = |name: &str| match std::fs::metadata(directory.join("keys").join(name)) {
         Ok(meta) => Ok(Some((meta.modified()?, std::os::unix::fs::MetadataExt::ino(&meta)))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     };
-    Ok([look("jwt.key")?, look("jwt.old.key")?, look("tokens.json")?])
+    Ok([poll("jwt.key")?, poll("jwt.old.key")?, poll("tokens.json")?])
 }
 
 fn trust(directory: &Path, keys: &Keys) -> Result<(), SealKeyError> {
     let secrets = token_keys(directory)?;
-    let path = place(directory);
+    let path = list_path(directory);
     let records =
         records(directory).map_err(|source| SealKeyError::Io { operation: "read", path, source })?;
     let revoked = records.into_iter().filter(|record| record.revoked_at.is_some()).map(|record| record.id);
@@ -111,7 +111,7 @@ pub fn load(directory: &Path) -> Result<Keys, SealKeyError> {
 }
 
 /// Applies the files if they have changed; returns their new stamp.
-fn look(directory: &Path, keys: &Keys, before: Option<Stamp>) -> anyhow::Result<Stamp> {
+fn poll(directory: &Path, keys: &Keys, before: Option<Stamp>) -> anyhow::Result<Stamp> {
     let now = stamp(directory)?;
     if Some(now) != before {
         trust(directory, keys)?;
@@ -125,8 +125,8 @@ pub async fn follow(directory: PathBuf, keys: Keys) {
     let mut seen = None;
     loop {
         let (for_poll, for_keys) = (directory.clone(), keys.clone());
-        let looked = tokio::task::spawn_blocking(move || look(&for_poll, &for_keys, seen)).await;
-        seen = match looked {
+        let observed = tokio::task::spawn_blocking(move || poll(&for_poll, &for_keys, seen)).await;
+        seen = match observed {
             Ok(Ok(stamp)) => Some(stamp),
             Ok(Err(error)) => {
                 let error = format!("{error:#}");
@@ -135,7 +135,7 @@ pub async fn follow(directory: PathBuf, keys: Keys) {
             }
             Err(_) => None,
         };
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -164,9 +164,9 @@ mod tests {
         let ids: Vec<String> =
             records(scratch.path()).expect("read").into_iter().map(|record| record.id).collect();
         assert_eq!(ids, ["new", "other"]);
-        let mode = std::fs::metadata(place(scratch.path())).expect("there").permissions().mode();
+        let mode = std::fs::metadata(list_path(scratch.path())).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        std::fs::write(place(scratch.path()), "nonsense").expect("written");
+        std::fs::write(list_path(scratch.path()), "nonsense").expect("written");
         trust(scratch.path(), &keys).expect_err("nobody knows what is revoked");
     }
 
@@ -174,12 +174,12 @@ mod tests {
     fn files_that_could_not_be_read_are_read_again_though_they_did_not_change() {
         let scratch = tempfile::tempdir().expect("scratch");
         let keys = load(scratch.path()).expect("made");
-        let seen = look(scratch.path(), &keys, None).expect("read");
-        assert_eq!(look(scratch.path(), &keys, Some(seen)).expect("as before"), seen);
-        std::fs::create_dir(place(scratch.path())).expect("a directory cannot be read");
-        look(scratch.path(), &keys, Some(seen)).expect_err("nobody knows what is revoked");
-        std::fs::remove_dir(place(scratch.path())).expect("removed");
-        std::fs::write(place(scratch.path()), "[]").expect("written");
-        assert_ne!(look(scratch.path(), &keys, None).expect("read"), seen);
+        let seen = poll(scratch.path(), &keys, None).expect("read");
+        assert_eq!(poll(scratch.path(), &keys, Some(seen)).expect("as before"), seen);
+        std::fs::create_dir(list_path(scratch.path())).expect("a directory cannot be read");
+        poll(scratch.path(), &keys, Some(seen)).expect_err("nobody knows what is revoked");
+        std::fs::remove_dir(list_path(scratch.path())).expect("removed");
+        std::fs::write(list_path(scratch.path()), "[]").expect("written");
+        assert_ne!(poll(scratch.path(), &keys, None).expect("read"), seen);
     }
 }

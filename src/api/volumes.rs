@@ -12,7 +12,9 @@ use axum::response::{IntoResponse, Response};
 use stead_controllers::store::Store;
 use stead_controllers::vm::admission as instances;
 use stead_controllers::volume::admission;
-use stead_schemas::api::{Instance as InstanceView, MountWish, Volume as View, VolumeAttach, VolumeCreate};
+use stead_schemas::api::{
+    Instance as InstanceView, MountRequest, Volume as View, VolumeAttach, VolumeCreate,
+};
 use stead_schemas::disk::Disk;
 use stead_schemas::instance::Instance;
 use stead_schemas::limits::VERB_WAIT_MAX;
@@ -47,8 +49,8 @@ pub(super) async fn create(
     State(state): State<ApiState>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
-    let wish = VolumeCreate::read(json(body)?)?;
-    let object = state.store().transact(move |tx| admission::create(tx, wish)).await?;
+    let request = VolumeCreate::read(json(body)?)?;
+    let object = state.store().transact(move |tx| admission::create(tx, request)).await?;
     Ok((StatusCode::CREATED, Json(view(state.store(), &object))).into_response())
 }
 
@@ -92,8 +94,8 @@ pub(super) async fn attach(
     let Path((instance, volume)) = path?;
     let VolumeAttach { path, access } = VolumeAttach::read(json(body)?)?;
     let uid = lookup::instance_to_change(state.store(), &instance)?.meta.uid.clone();
-    let wish = MountWish { volume, path, access };
-    let object = state.store().transact(move |tx| instances::attach(tx, &uid, wish)).await?;
+    let request = MountRequest { volume, path, access };
+    let object = state.store().transact(move |tx| instances::attach(tx, &uid, request)).await?;
     Ok(Json(lookup::view(state.store(), &bearer, &object)))
 }
 

@@ -29,7 +29,7 @@ pub(super) async fn until<K: Kind>(
     let deadline = tokio::time::Instant::now() + at_most;
     let mut waiter = state.0.waiters.wait(uid);
     loop {
-        waiter.look();
+        waiter.mark_seen();
         let object = state.store().get::<K>(uid)?;
         if is_over(&object) || tokio::time::timeout_at(deadline, waiter.news()).await.is_err() {
             return Some(object);

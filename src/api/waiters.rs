@@ -9,7 +9,7 @@ use stead_controllers::store::Store;
 use stead_schemas::names::Uid;
 use tokio::sync::watch;
 
-use super::pace::{Member, Pace};
+use super::pace::{Pace, Participant};
 
 /// The waiters by the object that they wait for.
 #[derive(Debug, Default)]
@@ -27,14 +27,14 @@ pub(super) struct Waiter {
     waiters: Arc<Waiters>,
     uid: Uid,
     news: watch::Receiver<()>,
-    member: Member,
+    participant: Participant,
 }
 
 impl Waiters {
     /// Makes the waiters of a store, and spawns a task that notifies them and ends with them.
     pub(super) fn of(store: &Store) -> Arc<Self> {
         let waiters = Arc::<Self>::default();
-        tokio::spawn(tell(store.clone(), Arc::downgrade(&waiters)));
+        tokio::spawn(report(store.clone(), Arc::downgrade(&waiters)));
         waiters
     }
 
@@ -47,20 +47,20 @@ impl Waiters {
         let crowd = all
             .entry(uid.clone())
             .or_insert_with(|| Crowd { news: watch::Sender::new(()), pace: Arc::default() });
-        let (news, member) = (crowd.news.subscribe(), crowd.pace.join());
-        Waiter { waiters: self.clone(), uid: uid.clone(), news, member }
+        let (news, participant) = (crowd.news.subscribe(), crowd.pace.join());
+        Waiter { waiters: self.clone(), uid: uid.clone(), news, participant }
     }
 }
 
 impl Waiter {
     /// Marks all changes so far as seen: the object is read after this.
-    pub(super) fn look(&mut self) {
+    pub(super) fn mark_seen(&mut self) {
         self.news.mark_unchanged();
     }
 
-    /// Waits until the object has changed since the last `look`. One of many waiters rests before.
+    /// Waits until the object has changed since the last `mark_seen`. One of many waiters rests before.
     pub(super) async fn news(&mut self) {
-        self.member.rest().await;
+        self.participant.rest().await;
         // This fails only without a sender, which stays as long as there is a receiver.
         let _ = self.news.changed().await;
     }
@@ -77,7 +77,7 @@ impl Drop for Waiter {
 }
 
 /// Passes on the events of the store.
-async fn tell(store: Store, waiters: Weak<Waiters>) {
+async fn report(store: Store, waiters: Weak<Waiters>) {
     loop {
         if let Ok(mut watch) = store.watch(None, store.revision()) {
             // Events before this watch may have been missed, so all waiters are woken.
@@ -107,15 +107,15 @@ mod tests {
     }
 
     #[test]
-    fn a_waiter_hears_of_its_own_object_only_and_leaves_nothing_behind() {
+    fn a_waiter_is_notified_of_its_own_object_only_and_leaves_nothing_behind() {
         let waiters = Arc::<Waiters>::default();
         let (mut one, mut other) = (waiters.wait(&uid('a')), waiters.wait(&uid('b')));
         let also = waiters.wait(&uid('a'));
-        one.look();
+        one.mark_seen();
         waiters.lock().get(&uid('a')).expect("waited for").news.send_replace(());
         assert!(one.news().now_or_never().is_some());
         assert!(other.news().now_or_never().is_none());
-        one.look();
+        one.mark_seen();
         assert!(one.news().now_or_never().is_none());
         drop(one);
         assert_eq!(waiters.lock().len(), 2);

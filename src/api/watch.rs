@@ -20,7 +20,7 @@ use stead_schemas::limits::STREAM_IDLE_MAX;
 use stead_schemas::meta::{Kind, Object, Tags};
 
 use super::auth::{Bearer, Scope};
-use super::pace::{Member, Pace};
+use super::pace::{Pace, Participant};
 use super::tags::has_tags;
 use super::{ApiState, lookup};
 
@@ -80,8 +80,8 @@ pub(super) fn instances(state: &ApiState, bearer: Bearer, after: Option<u64>, ta
     let from = after.unwrap_or_else(|| state.store().revision());
     let body = match state.store().watch(Some(Instance::NAME), from) {
         Ok(watch) => {
-            let member = state.0.watches.pace.join();
-            let following = Following { state: state.clone(), watch, tags, bearer, member };
+            let participant = state.0.watches.pace.join();
+            let following = Following { state: state.clone(), watch, tags, bearer, participant };
             Body::from_stream(futures::stream::unfold(Some(following), next))
         }
         Err(error) => Body::from(too_old(&error)),
@@ -96,7 +96,7 @@ struct Following {
     watch: Watch,
     tags: Tags,
     bearer: Bearer,
-    member: Member,
+    participant: Participant,
 }
 
 impl Following {
@@ -105,7 +105,7 @@ impl Following {
             if let Some(event) = self.watch.next().now_or_never() {
                 return event;
             }
-            self.member.rest().await;
+            self.participant.rest().await;
             self.watch.changed().await;
         }
     }

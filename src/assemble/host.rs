@@ -20,13 +20,13 @@ use crate::guest_channel::Changed;
 use crate::host::boot_files::BootFiles;
 use crate::host::cgroup::Cgroups;
 use crate::host::disks::Ext4Files;
-use crate::host::doors::TapDoors;
 use crate::host::flows::Conntrack;
 use crate::host::monitor::monitor_table;
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
 use crate::host::oci::{Oci, Target};
 use crate::host::probe::{ProbeConfig, Prober};
+use crate::host::wake::TapWakeListeners;
 use crate::host::{Scope, journal::Journals, watch_directories::DirectoryWatches, watch_files};
 use crate::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig};
 use crate::ingress::{HttpListeners, IngressConfig};
@@ -59,7 +59,7 @@ impl Host {
         let for_images = reports.clone();
         let images = Oci::open(
             config.images(Target::of_guests(host_platform(), Accelerator::probe() == Accelerator::Kvm)),
-            move |owner| for_images.tell(|drifts| drifts.images.object(owner.clone())),
+            move |owner| for_images.report(|drifts| drifts.images.object(owner.clone())),
         )
         .map_err(chained)?;
         let disk_dir = config.data_dir.join("disks");
@@ -84,7 +84,7 @@ impl Host {
             Scope::new(config.bridge.as_str()).context("the bridge's name cannot mark what is ours")?;
         let links = Netlink::new(scope).map_err(chained)?;
         let probes = prober(&machines, reports)?;
-        let doors = doors(reports);
+        let wake_listeners = wake_listeners(reports);
         let listeners = listeners(config, reports, store);
         let (firewall, flows) = (Nft::new(), Conntrack::new());
         let facts = HostFacts {
@@ -102,7 +102,7 @@ impl Host {
             disks,
             probes,
             flows,
-            doors,
+            wake_listeners,
             listeners,
             facts,
         };
@@ -117,7 +117,7 @@ impl Host {
         let for_disks = reports.clone();
         watch_files::watch_deletions(config.data_dir.join("disks"), move |name| {
             let uid: Option<Uid> = name.and_then(|name| name.split('.').next()?.parse().ok());
-            for_disks.tell(|drifts| match uid {
+            for_disks.report(|drifts| match uid {
                 Some(uid) => drifts.disks.object(uid),
                 None => drifts.disks.everything(),
             });
@@ -125,7 +125,7 @@ impl Host {
         .map_err(chained)?;
         let (for_images, store) = (reports.clone(), store.clone());
         watch_files::watch_deletions(config.data_dir.join("images/rootfs"), move |name| {
-            for_images.tell(|drifts| match name.and_then(Oci::digest_of_rootfs) {
+            for_images.report(|drifts| match name.and_then(Oci::digest_of_rootfs) {
                 Some(digest) => {
                     meaning(&store, &digest).into_iter().for_each(|uid| drifts.images.object(uid))
                 }
@@ -139,7 +139,7 @@ impl Host {
 /// Returns the function that passes on changes of VMs and of their files.
 fn vm_changed(reports: Reports) -> Changed {
     Arc::new(move |owner| {
-        reports.tell(|drifts| {
+        reports.report(|drifts| {
             // An id names an instance or a snapshot; the reconciler of the other kind finds no such object.
             drifts.instances.object(owner.clone());
             drifts.snapshots.object(owner.clone());
@@ -155,7 +155,7 @@ fn prober(machines: &Hypervisors, reports: &Reports) -> anyhow::Result<Prober> {
             let (agents, owner) = (agents.clone(), owner.clone());
             Box::pin(async move { agents.open_stream(&owner, request).await })
         }),
-        changed: Arc::new(move |owner| reports.tell(|drifts| drifts.instances.object(owner.clone()))),
+        changed: Arc::new(move |owner| reports.report(|drifts| drifts.instances.object(owner.clone()))),
     })
     .map_err(chained)
 }
@@ -166,9 +166,11 @@ fn rootfs_of(images: &Oci) -> Box<dyn Fn(&Digest) -> PathBuf + Send + Sync> {
     Box::new(move |digest| images.rootfs(digest))
 }
 
-fn doors(reports: &Reports) -> TapDoors {
+fn wake_listeners(reports: &Reports) -> TapWakeListeners {
     let reports = reports.clone();
-    TapDoors::new(Arc::new(move |owner| reports.tell(|drifts| drifts.instances.object(owner.clone()))))
+    TapWakeListeners::new(Arc::new(move |owner| {
+        reports.report(|drifts| drifts.instances.object(owner.clone()))
+    }))
 }
 
 fn listeners(config: &Config, reports: &Reports, store: &Store) -> HttpListeners {
@@ -177,7 +179,7 @@ fn listeners(config: &Config, reports: &Reports, store: &Store) -> HttpListeners
         address: config.ingress_address,
         api_port: config.listen.port(),
         reach: Arc::new(move |word, port| reach(&store, word, port)),
-        changed: Arc::new(move |owner| reports.tell(|drifts| drifts.ingresses.object(owner.clone()))),
+        changed: Arc::new(move |owner| reports.report(|drifts| drifts.ingresses.object(owner.clone()))),
     })
 }
 

@@ -53,7 +53,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 struct Reports(Arc<OnceLock<Drifts>>);
 
 impl Reports {
-    fn tell(&self, report: impl FnOnce(&Drifts)) {
+    fn report(&self, report: impl FnOnce(&Drifts)) {
         // No report is lost before the runners exist: they begin by observing all objects.
         if let Some(drifts) = self.0.get() {
             report(drifts);

@@ -9,13 +9,13 @@ use stead_controllers::store::Store;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::Uid;
-use stead_schemas::network::{Network, Port};
+use stead_schemas::network::{Network, Nic};
 use stead_schemas::references::{Ref, Role, Target};
 use tokio::sync::mpsc;
 
 use super::Reports;
 use crate::host::flows::{Conntrack, Interest, Moved};
-use crate::host::monitor::Heard;
+use crate::host::monitor::Notification;
 
 /// Length of the part of a uid that ends the name of a TAP (`Uid::short`), in bytes.
 const TAP_UID_BYTES: usize = 10;
@@ -23,28 +23,28 @@ const TAP_UID_BYTES: usize = 10;
 const COUNTING: Ref = Ref { role: Role::Counts, target: Target::Connections };
 
 /// Passes on reports of a network monitor to the objects that they concern.
-pub(super) fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: Store) {
+pub(super) fn follow(mut notification: mpsc::Receiver<Notification>, reports: Reports, store: Store) {
     tokio::spawn(async move {
-        while let Some(heard) = heard.recv().await {
-            reports.tell(|drifts| match heard {
-                Heard::Owner(uid) => link_changed(drifts, &store, uid),
+        while let Some(notification) = notification.recv().await {
+            reports.report(|drifts| match notification {
+                Notification::Owner(uid) => link_changed(drifts, &store, uid),
                 // A link whose record is gone too concerns no object.
-                Heard::Gone(uid)
-                    if store.get::<Port>(&uid).is_none() && store.get::<Network>(&uid).is_none() => {}
-                Heard::Gone(uid) => link_changed(drifts, &store, uid),
-                Heard::Port(tap) => {
+                Notification::Gone(uid)
+                    if store.get::<Nic>(&uid).is_none() && store.get::<Network>(&uid).is_none() => {}
+                Notification::Gone(uid) => link_changed(drifts, &store, uid),
+                Notification::Nic(tap) => {
                     // The name of a TAP ends in the beginning of its port's uid.
                     let short =
                         tap.as_str().len().checked_sub(TAP_UID_BYTES).and_then(|at| tap.as_str().get(at..));
-                    let ports =
-                        short.map(|short| store.starting_with::<Port>(short, usize::MAX)).unwrap_or_default();
-                    let concerned = ports.into_iter().filter(|port| port.spec.tap == tap);
-                    concerned.for_each(|port| drifts.ports.object(port.meta.uid.clone()));
+                    let nics =
+                        short.map(|short| store.starting_with::<Nic>(short, usize::MAX)).unwrap_or_default();
+                    let concerned = nics.into_iter().filter(|nic| nic.spec.tap == tap);
+                    concerned.for_each(|nic| drifts.nics.object(nic.meta.uid.clone()));
                 }
-                Heard::Host => drifts.networks.everything(),
-                Heard::Everything => {
+                Notification::Host => drifts.networks.everything(),
+                Notification::Everything => {
                     drifts.networks.everything();
-                    drifts.ports.everything();
+                    drifts.nics.everything();
                 }
             });
         }
@@ -53,16 +53,16 @@ pub(super) fn follow(mut heard: mpsc::Receiver<Heard>, reports: Reports, store: 
 
 /// Notifies the owner of the link with this mark.
 fn link_changed(drifts: &Drifts, store: &Store, uid: Uid) {
-    let port = store.get::<Port>(&uid);
+    let nic = store.get::<Nic>(&uid);
     // A link without a record may be of either kind.
-    if port.is_none() {
+    if nic.is_none() {
         drifts.networks.object(uid.clone());
     }
     // A running guest may have lost its TAP.
-    if let Some(owner) = port.and_then(|port| port.meta.owner.clone()) {
+    if let Some(owner) = nic.and_then(|nic| nic.meta.owner.clone()) {
         drifts.instances.object(owner.uid);
     }
-    drifts.ports.object(uid);
+    drifts.nics.object(uid);
 }
 
 /// Passes on new and ended connections to the instances that may go to standby because of them.
@@ -79,7 +79,7 @@ pub(super) fn follow_flows(flows: &Conntrack, reports: Reports, store: Store) {
                 Moved::At(address) => at_address(&store, address).into_iter().collect(),
                 Moved::Anywhere => store.uids_referring::<Instance>(&COUNTING),
             };
-            reports.tell(|drifts| concerned.iter().for_each(|uid| drifts.instances.object(uid.clone())));
+            reports.report(|drifts| concerned.iter().for_each(|uid| drifts.instances.object(uid.clone())));
         }
     });
 }
@@ -89,8 +89,8 @@ pub(super) fn follow_flows(flows: &Conntrack, reports: Reports, store: Store) {
 fn counted(store: &Store) -> BTreeMap<Ipv4Addr, (Uid, Duration)> {
     let of = |instance: &Object<Instance>| {
         let timeout = instance.spec.auto_standby.as_ref()?.timeout()?;
-        let port = store.get::<Port>(instance.spec.allocated.port.as_ref()?)?;
-        Some((port.spec.address, (instance.meta.uid.clone(), timeout)))
+        let nic = store.get::<Nic>(instance.spec.allocated.nic.as_ref()?)?;
+        Some((nic.spec.address, (instance.meta.uid.clone(), timeout)))
     };
     store.referring::<Instance>(&COUNTING).iter().filter_map(|instance| of(instance)).collect()
 }
@@ -98,7 +98,7 @@ fn counted(store: &Store) -> BTreeMap<Ipv4Addr, (Uid, Duration)> {
 /// Returns the instance with this address, if its policy counts connections now.
 fn at_address(store: &Store, address: Ipv4Addr) -> Option<Uid> {
     let reference = Ref { role: Role::Address, target: Target::Address(address) };
-    let port = store.find_referring::<Port>(&reference, |port| !port.meta.is_deleting())?;
-    let instance = store.get::<Instance>(&port.meta.owner.as_ref()?.uid)?;
+    let nic = store.find_referring::<Nic>(&reference, |nic| !nic.meta.is_deleting())?;
+    let instance = store.get::<Instance>(&nic.meta.owner.as_ref()?.uid)?;
     Instance::references(&instance).contains(&COUNTING).then(|| instance.meta.uid.clone())
 }

@@ -2,12 +2,12 @@
 
 use super::facts::HostFacts;
 use crate::host::disks::Ext4Files;
-use crate::host::doors::TapDoors;
 use crate::host::flows::Conntrack;
 use crate::host::netlink::Netlink;
 use crate::host::nft::Nft;
 use crate::host::oci::Oci;
 use crate::host::probe::Prober;
+use crate::host::wake::TapWakeListeners;
 use crate::hypervisor::Hypervisors;
 use crate::ingress::HttpListeners;
 
@@ -21,7 +21,7 @@ pub(super) struct Ports {
     pub(super) disks: Ext4Files,
     pub(super) probes: Prober,
     pub(super) flows: Conntrack,
-    pub(super) doors: TapDoors,
+    pub(super) wake_listeners: TapWakeListeners,
     pub(super) listeners: HttpListeners,
     pub(super) facts: HostFacts,
 }
@@ -34,7 +34,7 @@ stead_controllers::host! { Ports, ports:
     Disks: Ext4Files = ports.disks;
     Probes: Prober = ports.probes;
     Flows: Conntrack = ports.flows;
-    Doors: TapDoors = ports.doors;
+    WakeListeners: TapWakeListeners = ports.wake_listeners;
     Listeners: HttpListeners = ports.listeners;
     Facts: HostFacts = ports.facts;
 }

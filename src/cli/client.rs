@@ -210,7 +210,7 @@ fn words(body: &ErrorBody) -> String {
 }
 
 fn may_pass(response: &Response) -> bool {
-    let says_no = response.headers().get("x-should-retry").is_some_and(|value| value == "false");
+    let is_refusal = response.headers().get("x-should-retry").is_some_and(|value| value == "false");
     let is_passing = matches!(
         response.status(),
         StatusCode::TOO_MANY_REQUESTS
@@ -218,7 +218,7 @@ fn may_pass(response: &Response) -> bool {
             | StatusCode::BAD_GATEWAY
             | StatusCode::GATEWAY_TIMEOUT
     );
-    is_passing && !says_no
+    is_passing && !is_refusal
 }
 
 /// Returns a success, or the server's error text with one line for each problem.

@@ -17,7 +17,7 @@ use futures::{SinkExt, StreamExt};
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
-use stead_schemas::api::{CopyFrame, CopyHeader, PathView, told};
+use stead_schemas::api::{CopyFrame, CopyHeader, PathView, path_fields};
 use stead_schemas::guest::BytePath;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -41,7 +41,7 @@ pub(crate) struct Cp {
 #[derive(Debug, Args)]
 pub(crate) struct StatPath {
     /// NAME:PATH
-    place: OsString,
+    location: OsString,
     #[arg(short = 'L', long)]
     follow_links: bool,
 }
@@ -73,8 +73,8 @@ pub(super) async fn cp(client: &Client, cp: Cp) -> Result<(), Failure> {
 
 pub(super) async fn stat(client: &Client, stat: StatPath, output: Output) -> Result<(), Failure> {
     let (name, path) =
-        remote(&stat.place).ok_or_else(|| Failure::Usage("the place must be NAME:PATH".to_owned()))?;
-    let info = look(client, name, &path, stat.follow_links).await?;
+        remote(&stat.location).ok_or_else(|| Failure::Usage("the place must be NAME:PATH".to_owned()))?;
+    let info = fetch_info(client, name, &path, stat.follow_links).await?;
     if !info.exists {
         return Err(Failure::NotFound(format!(
             "{}: {}",
@@ -94,12 +94,17 @@ pub(super) async fn stat(client: &Client, stat: StatPath, output: Output) -> Res
     })
 }
 
-async fn look(client: &Client, name: &str, path: &BytePath, follow_links: bool) -> Result<PathView, Failure> {
-    let (text, base64) = told(path);
+async fn fetch_info(
+    client: &Client,
+    name: &str,
+    path: &BytePath,
+    follow_links: bool,
+) -> Result<PathView, Failure> {
+    let (text, base64) = path_fields(path);
     // The server reads only one of the two parameters: the plain one would be the displayed form of the
     // path.
-    let place = base64.map_or(("path", text), |base64| ("path_base64", base64));
-    let query = [(place.0, &*place.1), ("follow_links", if follow_links { "true" } else { "false" })];
+    let location = base64.map_or(("path", text), |base64| ("path_base64", base64));
+    let query = [(location.0, &*location.1), ("follow_links", if follow_links { "true" } else { "false" })];
     client.json(client.request(Method::GET, &["instances", name, "stat"]).query(&query)).await
 }
 
@@ -121,7 +126,7 @@ async fn upload(
     bar: &ProgressBar,
 ) -> Result<(), Failure> {
     let source = Path::new(&cp.source);
-    let is_directory = look(client, name, path, true).await?.is_dir;
+    let is_directory = fetch_info(client, name, path, true).await?.is_dir;
     let target = match source.file_name() {
         Some(base) if is_directory => below(path, base),
         _ => path.clone(),
@@ -168,7 +173,7 @@ fn below(directory: &BytePath, name: &OsStr) -> BytePath {
 
 /// Makes the first frame of a copy, with its direction and path.
 fn asking(direction: &str, path: &BytePath) -> Value {
-    let (text, base64) = told(path);
+    let (text, base64) = path_fields(path);
     let mut request = json!({ "direction": direction, "guest_path": text });
     if let Some(base64) = base64 {
         request["guest_path_base64"] = base64.into();
@@ -255,7 +260,7 @@ async fn download(
     path: &BytePath,
     bar: &ProgressBar,
 ) -> Result<(), Failure> {
-    let info = look(client, name, path, cp.follow_links).await?;
+    let info = fetch_info(client, name, path, cp.follow_links).await?;
     let target = Path::new(&cp.target);
     let base = Path::new(OsStr::from_bytes(&path.0)).file_name().filter(|_| target.is_dir());
     let target = base.map_or(target.to_owned(), |base| target.join(base));
@@ -281,10 +286,10 @@ async fn download(
         };
         bar.set_message(shown(&header.path));
         let name = header.name().map_err(Failure::Other)?;
-        let place = if info.is_dir { inside(&target, &name)? } else { target.clone() };
-        let is_last = receive_entry(&mut socket, cp, &header, &target, &place, &mut links, bar).await?;
+        let location = if info.is_dir { inside(&target, &name)? } else { target.clone() };
+        let is_last = receive_entry(&mut socket, cp, &header, &target, &location, &mut links, bar).await?;
         if header.is_dir {
-            directories.push((place, header.mode));
+            directories.push((location, header.mode));
         }
         if is_last {
             break;
@@ -306,15 +311,15 @@ type Link = (PathBuf, OsString);
 /// link.
 fn inside(root: &Path, name: &BytePath) -> Result<PathBuf, Failure> {
     let refuse = |why: &str| Failure::Other(format!("refused: {:?} {why}", name.shown()));
-    let mut place = root.to_owned();
+    let mut location = root.to_owned();
     for part in Path::new(OsStr::from_bytes(&name.0)).components() {
         let Component::Normal(part) = part else { return Err(refuse("leads out of the destination")) };
-        if fs::symlink_metadata(&place).is_ok_and(|meta| meta.is_symlink()) && place != root {
+        if fs::symlink_metadata(&location).is_ok_and(|meta| meta.is_symlink()) && location != root {
             return Err(refuse("leads through a link"));
         }
-        place.push(part);
+        location.push(part);
     }
-    Ok(place)
+    Ok(location)
 }
 
 async fn receive_entry(
@@ -322,19 +327,22 @@ async fn receive_entry(
     cp: &Cp,
     header: &CopyHeader,
     root: &Path,
-    place: &Path,
+    location: &Path,
     links: &mut Vec<Link>,
     bar: &ProgressBar,
 ) -> Result<bool, Failure> {
-    let parent = place.parent().unwrap_or(Path::new("."));
+    let parent = location.parent().unwrap_or(Path::new("."));
     let mut file = None;
     if header.is_dir {
-        if fs::symlink_metadata(place).is_ok_and(|meta| meta.is_symlink()) && place != root {
-            return Err(Failure::Other(format!("refused: {} is a link, not a directory", place.display())));
+        if fs::symlink_metadata(location).is_ok_and(|meta| meta.is_symlink()) && location != root {
+            return Err(Failure::Other(format!(
+                "refused: {} is a link, not a directory",
+                location.display()
+            )));
         }
-        fs::create_dir_all(place).map_err(local(place))?;
+        fs::create_dir_all(location).map_err(local(location))?;
     } else if let Some(link) = header.target().map_err(Failure::Other)? {
-        links.push((place.to_owned(), OsStr::from_bytes(&link.0).to_owned()));
+        links.push((location.to_owned(), OsStr::from_bytes(&link.0).to_owned()));
     } else {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         file = Some(tempfile::NamedTempFile::new_in(parent).map_err(local(parent))?);
@@ -345,12 +353,12 @@ async fn receive_entry(
             Frame::Data(bytes) => {
                 left = left.checked_sub(bytes.len() as u64).ok_or_else(broken)?;
                 let file = file.as_mut().ok_or_else(broken)?;
-                file.write_all(&bytes).map_err(local(place))?;
+                file.write_all(&bytes).map_err(local(location))?;
                 bar.inc(bytes.len() as u64);
             }
             Frame::Control(CopyFrame::End { is_final }) if left == 0 => {
                 if let Some(file) = file {
-                    finish_file(cp, header, place, file)?;
+                    finish_file(cp, header, location, file)?;
                 }
                 return Ok(is_final == Some(true));
             }
@@ -365,15 +373,15 @@ async fn receive_entry(
 fn finish_file(
     cp: &Cp,
     header: &CopyHeader,
-    place: &Path,
+    location: &Path,
     file: tempfile::NamedTempFile,
 ) -> Result<(), Failure> {
-    let failed = local(place);
+    let failed = local(location);
     if cp.archive {
         std::os::unix::fs::fchown(file.as_file(), Some(header.uid), Some(header.gid)).map_err(&failed)?;
     }
     file.as_file().set_permissions(fs::Permissions::from_mode(header.mode)).map_err(&failed)?;
     let mtime = u64::try_from(header.mtime).unwrap_or(0);
     file.as_file().set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(mtime)).map_err(&failed)?;
-    file.persist(place).map(drop).map_err(|error| failed(error.error))
+    file.persist(location).map(drop).map_err(|error| failed(error.error))
 }

@@ -11,11 +11,11 @@ use super::show::age;
 #[command(group = ArgGroup::new("health").args(["health_http", "health_https", "health_tcp", "health_exec"]))]
 pub(crate) struct Health {
     /// PORT, or PORT/PATH: healthy while a GET is answered with 200 (or --health-status).
-    #[arg(long, value_name = "PORT/PATH", value_parser = place)]
-    health_http: Option<Place>,
+    #[arg(long, value_name = "PORT/PATH", value_parser = endpoint)]
+    health_http: Option<Endpoint>,
     /// PORT, or PORT/PATH, over TLS; the server certificate is not verified.
-    #[arg(long, value_name = "PORT/PATH", value_parser = place)]
-    health_https: Option<Place>,
+    #[arg(long, value_name = "PORT/PATH", value_parser = endpoint)]
+    health_https: Option<Endpoint>,
     /// A port; healthy while connections to it are accepted.
     #[arg(long, value_name = "PORT")]
     health_tcp: Option<u16>,
@@ -45,15 +45,15 @@ pub(crate) struct Health {
 }
 
 #[derive(Debug, Clone)]
-struct Place {
+struct Endpoint {
     port: u16,
     path: String,
 }
 
-fn place(text: &str) -> Result<Place, String> {
+fn endpoint(text: &str) -> Result<Endpoint, String> {
     let (port, path) = text.split_at(text.find('/').unwrap_or(text.len()));
     let port = port.parse().map_err(|_| format!("{port:?} is no port"))?;
-    Ok(Place { port, path: if path.is_empty() { "/".to_owned() } else { path.to_owned() } })
+    Ok(Endpoint { port, path: if path.is_empty() { "/".to_owned() } else { path.to_owned() } })
 }
 
 impl Health {
@@ -63,10 +63,10 @@ impl Health {
             body["health_check"] = json!({ "type": "none" });
             return;
         }
-        let http = |place: &Place, scheme: &str| json!({ "type": "http", "http": { "port": place.port, "path": place.path, "scheme": scheme } });
+        let http = |endpoint: &Endpoint, scheme: &str| json!({ "type": "http", "http": { "port": endpoint.port, "path": endpoint.path, "scheme": scheme } });
         let mut check = match (&self.health_http, &self.health_https, self.health_tcp, &self.health_exec) {
-            (Some(place), ..) => http(place, "http"),
-            (_, Some(place), ..) => http(place, "https"),
+            (Some(endpoint), ..) => http(endpoint, "http"),
+            (_, Some(endpoint), ..) => http(endpoint, "https"),
             (_, _, Some(port), _) => json!({ "type": "tcp", "tcp": { "port": port } }),
             (_, _, _, Some(line)) => {
                 json!({ "type": "exec", "exec": { "command": ["/bin/sh", "-c", line] } })
@@ -97,7 +97,7 @@ impl Health {
 }
 
 /// Describes the health of the program and the reason; returns `None` without a check.
-pub(super) fn told(health: &HealthView) -> Option<String> {
+pub(super) fn summary(health: &HealthView) -> Option<String> {
     let (word, count) = match health.status {
         HealthWord::Disabled => return None,
         HealthWord::Starting => ("starting", health.consecutive_failures),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn words_become_a_check() {
+    fn words_are_parsed_to_a_check() {
         let check = |words: &[&str]| put(words).expect("understood")["health_check"].clone();
         assert_eq!(put(&[]).expect("understood"), json!({}));
         assert_eq!(check(&["--no-health"]), json!({ "type": "none" }));

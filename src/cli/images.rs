@@ -34,7 +34,7 @@ pub(crate) enum ImageVerb {
 }
 
 /// Time between two polls of an image in progress, short enough for a person who watches.
-const LOOK_INTERVAL: Duration = Duration::from_millis(300);
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 
 pub(super) async fn pull(client: &Client, image: &str, output: Output) -> Result<(), Failure> {
     let image: Image = client.post(&["images"], &json!({"name": image})).await?;
@@ -71,7 +71,7 @@ pub(super) async fn show_progress(client: &Client, name: &str) -> Result<(), Fai
             ImagePhase::Pulling => bar.set_message("pulling"),
             ImagePhase::Converting => bar.set_message("converting"),
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

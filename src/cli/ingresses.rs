@@ -93,7 +93,7 @@ fn show_all(ingresses: &[Ingress], output: Output) -> Result<(), Failure> {
     print(&ingresses, output, &["ID", "NAME", "RULES", "READY", "AGE"], || {
         let rows = |ingress: &Ingress| {
             // Each rule is a row: cells have no line breaks.
-            let rules = ingress.rules.iter().map(told);
+            let rules = ingress.rules.iter().map(summary);
             let mut rows: Vec<[String; 5]> = rules
                 .map(|rule| [String::new(), String::new(), rule, String::new(), String::new()])
                 .collect();
@@ -107,7 +107,7 @@ fn show_all(ingresses: &[Ingress], output: Output) -> Result<(), Failure> {
     })
 }
 
-fn told(rule: &IngressRule) -> String {
+fn summary(rule: &IngressRule) -> String {
     let (matched, target) = (&rule.matched, &rule.target);
     let lock = if rule.request_header_auth.is_some() { " (with a header)" } else { "" };
     format!("{}:{} -> {}:{}{lock}", matched.hostname, matched.port, target.instance, target.port)

@@ -175,7 +175,7 @@ pub(super) async fn run(client: &Client, run: Run, output: Output) -> Result<(),
         instance = arrived(client, &instance.id, State::Running).await?;
     }
     show_all(std::slice::from_ref(&instance), output)?;
-    if run.detach { Ok(()) } else { judge(&instance, State::Running) }
+    if run.detach { Ok(()) } else { check(&instance, State::Running) }
 }
 
 /// Waits for this state, and returns the instance, whether it reached the state or not.
@@ -186,7 +186,7 @@ async fn arrived(client: &Client, id: &str, state: State) -> Result<Instance, Fa
 
 /// Checks whether a verb did what it was asked for; for a program that ended at once, its own exit code
 /// decides.
-fn judge(instance: &Instance, wanted: State) -> Result<(), Failure> {
+fn check(instance: &Instance, wanted: State) -> Result<(), Failure> {
     let Instance { name, state, .. } = instance;
     if *state == wanted {
         return Ok(());
@@ -241,7 +241,7 @@ pub(super) async fn describe(client: &Client, name: &str) -> Result<(), Failure>
     ];
     facts.extend(instance.network.ip.clone().map(|ip| ("Address", ip)));
     facts.extend(instance.vmm_pid.map(|pid| ("VMM process", pid.to_string())));
-    facts.extend(instance.health_status.as_ref().and_then(health::told).map(|health| ("Health", health)));
+    facts.extend(instance.health_status.as_ref().and_then(health::summary).map(|health| ("Health", health)));
     facts.extend(instance.restart_status.as_ref().map(|restart| ("Restarts", restarts(restart))));
     facts.extend(instance.started_at.map(|at| ("Started", at.to_string())));
     facts.extend(instance.stopped_at.map(|at| ("Stopped", at.to_string())));
@@ -307,7 +307,7 @@ pub(super) async fn each(
             instance = arrived(client, &instance.id, wanted).await?;
         }
         instances.push(instance.clone());
-        judge(&instance, wanted)
+        check(&instance, wanted)
     })
     .await;
     if !instances.is_empty() {

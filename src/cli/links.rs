@@ -18,8 +18,8 @@ use super::show::shown;
 /// Largest number of links that are followed on the way to one path, as in the kernel.
 const FOLLOWED_MAX: usize = 40;
 
-fn failed(place: &Path, error: impl Into<io::Error>) -> Failure {
-    Failure::Other(format!("{}: {}", place.display(), error.into()))
+fn failed(link_path: &Path, error: impl Into<io::Error>) -> Failure {
+    Failure::Other(format!("{}: {}", link_path.display(), error.into()))
 }
 
 /// Makes links below `root`, and then removes the links that lead out of it.
@@ -30,30 +30,34 @@ pub(super) fn make(root: &Path, links: Vec<(PathBuf, OsString)>) -> Result<(), F
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let top = openat(CWD, root, flags, Mode::empty()).map_err(|error| failed(root, error))?;
     let mut made = Vec::new();
-    for (place, target) in links {
-        let name = place.strip_prefix(root).or_else(|_| place.strip_prefix("")).unwrap_or(&place).to_owned();
+    for (link_path, target) in links {
+        let name = link_path
+            .strip_prefix(root)
+            .or_else(|_| link_path.strip_prefix(""))
+            .unwrap_or(&link_path)
+            .to_owned();
         // A link among the parents would make this link be created elsewhere.
         if !is_plain(root, &name) {
-            warn(&place, &target, "through another link");
+            warn(&link_path, &target, "through another link");
             continue;
         }
         // An existing entry of this name is replaced, as for files.
-        let _ = fs::remove_file(&place);
-        std::os::unix::fs::symlink(&target, &place).map_err(|error| failed(&place, error))?;
-        made.push((place, name, target));
+        let _ = fs::remove_file(&link_path);
+        std::os::unix::fs::symlink(&target, &link_path).map_err(|error| failed(&link_path, error))?;
+        made.push((link_path, name, target));
     }
     // A link that is removed may have kept another one inside, or led it out, so this repeats until none is
     // removed.
     loop {
         let before = made.len();
         let mut kept = Vec::new();
-        for (place, name, target) in made {
+        for (link_path, name, target) in made {
             if stays(&top, &name, &target) {
-                kept.push((place, name, target));
+                kept.push((link_path, name, target));
                 continue;
             }
-            warn(&place, &target, "outside of the copy");
-            fs::remove_file(&place).map_err(|error| failed(&place, error))?;
+            warn(&link_path, &target, "outside of the copy");
+            fs::remove_file(&link_path).map_err(|error| failed(&link_path, error))?;
         }
         made = kept;
         if made.len() == before {
@@ -62,8 +66,8 @@ pub(super) fn make(root: &Path, links: Vec<(PathBuf, OsString)>) -> Result<(), F
     }
 }
 
-fn warn(place: &Path, target: &OsStr, why: &str) {
-    let text = format!("{}: left out, a link to {} {why}", place.display(), target.display());
+fn warn(link_path: &Path, target: &OsStr, why: &str) {
+    let text = format!("{}: left out, a link to {} {why}", link_path.display(), target.display());
     eprintln!("stead: {}", shown(&text));
 }
 
@@ -107,8 +111,8 @@ fn stays_by_words(top: &OwnedFd, name: &Path, target: &OsStr, left: usize) -> bo
             Some(Component::RootDir | Component::Prefix(_)) => return false,
             Some(Component::Normal(part)) => {
                 at.push(part.to_owned());
-                let place: PathBuf = at.iter().collect();
-                let Ok(link) = rustix::fs::readlinkat(top, &place, Vec::new()) else { continue };
+                let link_path: PathBuf = at.iter().collect();
+                let Ok(link) = rustix::fs::readlinkat(top, &link_path, Vec::new()) else { continue };
                 let Some(fewer) = left.checked_sub(1) else { return false };
                 left = fewer;
                 at.pop();
@@ -135,7 +139,7 @@ mod tests {
         let root = scratch.path().join("copy");
         fs::create_dir_all(root.join("a/b/c")).expect("made");
         fs::write(root.join("a/file"), "x").expect("written");
-        let links = links.iter().map(|(place, target)| (root.join(place), OsString::from(target)));
+        let links = links.iter().map(|(link_path, target)| (root.join(link_path), OsString::from(target)));
         make(&root, links.collect()).expect("made");
         let mut there = Vec::new();
         let mut pending = vec![root.clone()];

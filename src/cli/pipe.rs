@@ -21,22 +21,22 @@ pub(super) async fn closed() {
     if !is_pipe {
         return std::future::pending().await;
     }
-    let (tell, told) = oneshot::channel();
+    let (report, reported) = oneshot::channel();
     // The thread ends with the process: it blocks in a poll without using the processor, however long that
     // lasts.
     std::thread::spawn(move || {
         let stdout = std::io::stdout();
         loop {
-            let mut looked = [PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty())];
-            match poll(&mut looked, None) {
-                Ok(_) if looked[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) => break,
+            let mut observed = [PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::empty())];
+            match poll(&mut observed, None) {
+                Ok(_) if observed[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) => break,
                 Err(Errno::INTR) => {}
                 Ok(_) | Err(_) => std::thread::sleep(PAUSE),
             }
         }
-        let _ = tell.send(());
+        let _ = report.send(());
     });
-    if told.await.is_err() {
+    if reported.await.is_err() {
         std::future::pending().await
     }
 }

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_of_a_stranger_reaches_a_terminal_as_a_command() {
+    fn no_foreign_text_reaches_a_terminal_as_a_command() {
         let hostile = "a\u{1b}]52;c;x\u{7}\u{9b}2J\r\n\u{202e}b\u{2066}\tc";
         assert!(shown(hostile).chars().all(|c| c == '\t' || !c.is_control()), "{:?}", shown(hostile));
         assert!(!shown(hostile).contains(['\u{202e}', '\u{2066}']));

@@ -18,7 +18,7 @@ pub(crate) enum Token {
     /// List tokens that were made here and have not expired.
     List {
         #[command(flatten)]
-        place: Place,
+        data: DataLocation,
     },
     /// Revoke tokens; requests in progress with them end.
     Revoke {
@@ -26,22 +26,22 @@ pub(crate) enum Token {
         #[arg(required = true)]
         ids: Vec<String>,
         #[command(flatten)]
-        place: Place,
+        data: DataLocation,
     },
     /// Sign with a new key. Tokens of the previous key stay valid until that key is removed.
     RotateKey {
         #[command(flatten)]
-        place: Place,
+        data: DataLocation,
     },
     /// Remove the key before the last rotation, and with it all tokens that it signed.
     RemoveOldKey {
         #[command(flatten)]
-        place: Place,
+        data: DataLocation,
     },
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Place {
+pub(crate) struct DataLocation {
     /// The daemon's data directory.
     #[arg(long, default_value = "/var/lib/stead", env = "STEAD_DATA_DIR")]
     data_dir: PathBuf,
@@ -50,7 +50,7 @@ pub(crate) struct Place {
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     #[command(flatten)]
-    place: Place,
+    data: DataLocation,
     /// Scopes joined by commas, such as `instance:read,image:read`, or `*` for all.
     #[arg(long, default_value = "*", value_delimiter = ',')]
     scopes: Vec<String>,
@@ -62,7 +62,7 @@ pub(crate) struct Create {
     subject: String,
 }
 
-impl Place {
+impl DataLocation {
     /// Returns the directory if it exists: a key in a directory without a daemon would sign useless tokens.
     fn directory(&self) -> Result<&Path, Failure> {
         if self.data_dir.is_dir() {
@@ -79,15 +79,15 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
 pub(super) fn token(verb: Token, output: Output) -> Result<(), Failure> {
     match verb {
         Token::Create(create) => self::create(&create),
-        Token::List { place } => {
-            let records = tokens::records(place.directory()?).map_err(failed)?;
+        Token::List { data } => {
+            let records = tokens::records(data.directory()?).map_err(failed)?;
             print(&records, output, &["ID", "SUBJECT", "SCOPES", "AGE", "EXPIRES", "STATE"], || {
                 records.iter().map(row).collect()
             })
         }
-        Token::Revoke { ids, place } => revoke(place.directory()?, &ids),
-        Token::RotateKey { place } => rotate_token_key(place.directory()?).map_err(failed),
-        Token::RemoveOldKey { place } => remove_old_token_key(place.directory()?).map_err(failed),
+        Token::Revoke { ids, data } => revoke(data.directory()?, &ids),
+        Token::RotateKey { data } => rotate_token_key(data.directory()?).map_err(failed),
+        Token::RemoveOldKey { data } => remove_old_token_key(data.directory()?).map_err(failed),
     }
 }
 
@@ -108,8 +108,8 @@ fn row(record: &TokenRecord) -> Vec<String> {
 }
 
 fn create(create: &Create) -> Result<(), Failure> {
-    let Create { place, scopes, ttl, subject } = create;
-    let directory = place.directory()?;
+    let Create { data, scopes, ttl, subject } = create;
+    let directory = data.directory()?;
     let GoDuration(ttl) = ttl.parse().map_err(|error| Failure::Usage(format!("--ttl {error}")))?;
     let now = jiff::Timestamp::now();
     let ends = jiff::SignedDuration::try_from(ttl).ok().and_then(|ttl| now.checked_add(ttl).ok());

@@ -121,15 +121,15 @@ fn show_all(volumes: &[Volume], output: Output) -> Result<(), Failure> {
 }
 
 fn row(volume: &Volume) -> Vec<String> {
-    let places = volume.attachments.iter().map(|attachment| {
+    let mounts = volume.attachments.iter().map(|attachment| {
         let read_only = if attachment.readonly { ":ro" } else { "" };
         format!("{}:{}{read_only}", attachment.instance_id, attachment.mount_path)
     });
-    let places = places.collect::<Vec<_>>().join(", ");
+    let mounts = mounts.collect::<Vec<_>>().join(", ");
     vec![
         volume.name.clone(),
         format!("{} GB", volume.size_gb),
-        if places.is_empty() { "-".to_owned() } else { places },
+        if mounts.is_empty() { "-".to_owned() } else { mounts },
         volume.id.clone(),
         age(volume.created_at),
     ]

@@ -45,8 +45,8 @@ fn rights() -> Finding {
 /// always have them.
 fn find(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    places.any(|place| place.join(program).is_file())
+    let mut directories = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    directories.any(|folder| folder.join(program).is_file())
 }
 
 fn programs() -> Vec<Finding> {
@@ -68,8 +68,8 @@ async fn vmm(config: &Config) -> Finding {
     let name = config.qemu.display();
     let mut command = Command::new(&config.qemu);
     command.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
-    let told = tokio::time::timeout(ANSWER_DEADLINE, command.output()).await;
-    let Ok(Ok(output)) = told else {
+    let reported = tokio::time::timeout(ANSWER_DEADLINE, command.output()).await;
+    let Ok(Ok(output)) = reported else {
         return Finding::problem(
             "qemu",
             format!("{name} does not run"),

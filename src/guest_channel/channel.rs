@@ -175,8 +175,8 @@ pub(crate) fn silent() -> GuestView {
         is_shutdown_requested: false,
         is_exit_acknowledged: false,
         incarnation: None,
-        assume_error: None,
-        identity_told: None,
+        identity_error: None,
+        identity_sent: None,
         is_unresponsive: false,
     }
 }
@@ -218,7 +218,7 @@ impl Channel {
         let mut useless = Useless::default();
         self.nonce = self.nonce.wrapping_add(1);
         // What was sent through an earlier connection may be lost.
-        self.view.lock().unwrap_or_else(PoisonError::into_inner).identity_told = None;
+        self.view.lock().unwrap_or_else(PoisonError::into_inner).identity_sent = None;
         let nonce = self.nonce;
         if !self.ask(&mut writer).await {
             return "the first frame was not taken";
@@ -240,7 +240,7 @@ impl Channel {
                         return "a frame of a stream was not taken";
                     }
                 }
-                count = read(&mut reader, decoder.places(&mut buffer)) => {
+                count = read(&mut reader, decoder.targets(&mut buffer)) => {
                     let Some(count) = count else { return "end of stream" };
                     decoder.arrived(&buffer, count);
                     let was_answered = is_answered;
@@ -330,9 +330,9 @@ impl Channel {
             let is_another = is_another_process(view.phase, &state);
             let incarnation = state.incarnation.map(|word| printable(&word, INCARNATION_CHARS_MAX));
             let (phase, exit) = (phase_of(state.phase), state.exit.map(cleaned));
-            let assume_error = state.assume_error.map(|why| printable(&why, MESSAGE_CHARS_MAX));
+            let identity_error = state.identity_error.map(|why| printable(&why, MESSAGE_CHARS_MAX));
             let asked = if is_another { silent() } else { view.clone() };
-            let next = GuestView { phase, exit, incarnation, assume_error, ..asked };
+            let next = GuestView { phase, exit, incarnation, identity_error, ..asked };
             let is_new = *view != next;
             *view = next;
             (is_new, is_another)
@@ -466,7 +466,7 @@ pub(super) mod fuzzing {
         let texts = [
             view.exit.as_ref().map(|exit| &exit.message),
             view.incarnation.as_ref(),
-            view.assume_error.as_ref(),
+            view.identity_error.as_ref(),
         ];
         for text in texts.into_iter().flatten() {
             assert!(!text.contains(char::is_control), "{text:?}");

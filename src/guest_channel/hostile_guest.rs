@@ -27,7 +27,7 @@ struct Guest {
     decoder: Decoder,
 }
 
-struct Site {
+struct Harness {
     listener: UnixListener,
     channel: GuestChannel,
     /// Number of notifications from the channel.
@@ -44,13 +44,13 @@ fn owner() -> Uid {
     format!("t{:023}", 0).parse().expect("valid")
 }
 
-fn site() -> Site {
+fn site() -> Harness {
     let dir = tempfile::tempdir().expect("scratch");
     let record = Recorded::new(token());
     let listener = UnixListener::bind(socket(&dir)).expect("bound");
     let news = Arc::default();
     let channel = attach(&dir, &record, &news);
-    Site { listener, channel, news, record, dir }
+    Harness { listener, channel, news, record, dir }
 }
 
 fn socket(dir: &tempfile::TempDir) -> PathBuf {
@@ -65,7 +65,7 @@ fn attach(dir: &tempfile::TempDir, record: &Recorded, news: &Arc<AtomicUsize>) -
     GuestChannel::start(transport, owner(), record.tokens(), Arc::new(changed), Arc::new(|_, _| ()))
 }
 
-impl Site {
+impl Harness {
     /// Starts another daemon instead of the one before.
     async fn restarted(&mut self) -> (Guest, u64) {
         self.channel = attach(&self.dir, &self.record, &self.news);
@@ -133,11 +133,11 @@ impl Guest {
         }
     }
 
-    async fn tell(&mut self, nonce: u64, token: Option<Token>, phase: Phase) {
-        self.tell_as(nonce, token, phase, None).await;
+    async fn report(&mut self, nonce: u64, token: Option<Token>, phase: Phase) {
+        self.report_as(nonce, token, phase, None).await;
     }
 
-    async fn tell_as(&mut self, nonce: u64, token: Option<Token>, phase: Phase, incarnation: Option<&str>) {
+    async fn report_as(&mut self, nonce: u64, token: Option<Token>, phase: Phase, incarnation: Option<&str>) {
         let state = FromGuest {
             protocol: PROTOCOL,
             nonce,
@@ -145,18 +145,18 @@ impl Guest {
             phase,
             exit: None,
             incarnation: incarnation.map(ToOwned::to_owned),
-            assume_error: None,
+            identity_error: None,
             window: WINDOW_BYTES,
         };
         self.frame(&Frame::control(&state).expect("small")).await;
     }
 }
 
-async fn ready() -> (Site, Guest) {
+async fn ready() -> (Harness, Guest) {
     let site = site();
     let mut guest = site.guest().await;
     let nonce = guest.attached().await;
-    guest.tell(nonce, Some(token()), Phase::Ready).await;
+    guest.report(nonce, Some(token()), Phase::Ready).await;
     site.until(GuestPhase::Ready).await;
     (site, guest)
 }
@@ -173,13 +173,13 @@ async fn garbage_and_messages_of_another_boot_change_nothing() {
     guest.bytes(&vec![0xf7; 100_000]).await;
     guest.bytes(&[&MAGIC[..], &[0xff; 64]].concat()).await;
     guest.frame(&Frame { kind: FrameKind::Control, stream: 0, payload: vec![b'['; 100_000] }).await;
-    guest.tell(nonce, None, Phase::Ready).await;
-    guest.tell(nonce, Some(Token("of an earlier boot".to_owned())), Phase::Exited).await;
-    guest.tell(nonce, None, Phase::AwaitingConfig).await;
+    guest.report(nonce, None, Phase::Ready).await;
+    guest.report(nonce, Some(Token("of an earlier boot".to_owned())), Phase::Exited).await;
+    guest.report(nonce, None, Phase::AwaitingConfig).await;
     site.until(GuestPhase::AwaitingConfig).await;
     assert_eq!(site.channel.view().exit, None);
     assert_eq!(site.channel.open(stat()).await.err(), Some(AgentError::NotReady));
-    guest.tell(nonce, Some(token()), Phase::Ready).await;
+    guest.report(nonce, Some(token()), Phase::Ready).await;
     site.until(GuestPhase::Ready).await;
 }
 
@@ -190,15 +190,15 @@ async fn only_the_new_token_of_a_guest_with_a_new_identity_is_accepted_by_this_a
     let new = site.channel.tokens().begin(LIFE).expect("recorded");
     // The guest has not taken it yet: its messages are accepted with the old one, and it is asked with the
     // old one.
-    guest.tell(1, Some(token()), Phase::Configured).await;
+    guest.report(1, Some(token()), Phase::Configured).await;
     site.until(GuestPhase::Configured).await;
     assert_eq!(site.channel.token(), token());
     // Another daemon starts in between, and sends the same token.
     let (mut guest, mut nonce) = site.restarted().await;
-    guest.tell(nonce, Some(token()), Phase::Ready).await;
+    guest.report(nonce, Some(token()), Phase::Ready).await;
     site.until(GuestPhase::Ready).await;
     assert_eq!(site.channel.tokens().begin(LIFE).expect("recorded"), new);
-    guest.tell_as(nonce, Some(new.clone()), Phase::Ready, Some(LIFE)).await;
+    guest.report_as(nonce, Some(new.clone()), Phase::Ready, Some(LIFE)).await;
     until("the new token", || site.channel.token() == new).await;
     let _stream = site.channel.open(stat()).await.expect("opened");
     let opened = guest.stream_frame().await;
@@ -206,8 +206,8 @@ async fn only_the_new_token_of_a_guest_with_a_new_identity_is_accepted_by_this_a
     // From now on the old token is refused, by this daemon and by the next.
     for _ in 0..2 {
         let before = site.news.load(Ordering::SeqCst);
-        guest.tell_as(nonce, Some(token()), Phase::Exited, Some(LIFE)).await;
-        guest.tell_as(nonce, Some(new.clone()), Phase::Configured, Some(LIFE)).await;
+        guest.report_as(nonce, Some(token()), Phase::Exited, Some(LIFE)).await;
+        guest.report_as(nonce, Some(new.clone()), Phase::Configured, Some(LIFE)).await;
         site.until(GuestPhase::Configured).await;
         until("its news", || site.news.load(Ordering::SeqCst) > before).await;
         assert_eq!(site.news.load(Ordering::SeqCst), before + 1, "the old token was believed");
@@ -251,7 +251,7 @@ async fn an_agent_is_started_again(answers_attach: bool) {
     let site = site();
     let mut guest = site.guest().await;
     let attached = guest.attached().await;
-    guest.tell(attached, Some(token()), Phase::Ready).await;
+    guest.report(attached, Some(token()), Phase::Ready).await;
     site.until(GuestPhase::Ready).await;
     let mut lost = site.channel.open(stat()).await.expect("opened");
     guest.stream_frame().await;
@@ -259,7 +259,7 @@ async fn an_agent_is_started_again(answers_attach: bool) {
         .ask(ToGuest::Shutdown { token: token() }, |view| view.is_shutdown_requested = true)
         .expect("sent");
     // Earlier requests went to the process that is gone.
-    guest.tell(if answers_attach { attached } else { 0 }, None, Phase::AwaitingConfig).await;
+    guest.report(if answers_attach { attached } else { 0 }, None, Phase::AwaitingConfig).await;
     site.until(GuestPhase::AwaitingConfig).await;
     assert!(!site.channel.view().is_shutdown_requested, "the new process knows nothing of it");
     let end = tokio::time::timeout(PATIENCE, lost.receiver.next()).await;
@@ -269,7 +269,7 @@ async fn an_agent_is_started_again(answers_attach: bool) {
             break nonce;
         }
     };
-    guest.tell(nonce, Some(token()), Phase::Ready).await;
+    guest.report(nonce, Some(token()), Phase::Ready).await;
     site.until(GuestPhase::Ready).await;
     let _stream = site.channel.open(stat()).await.expect("opened");
     let opened = guest.stream_frame().await;
@@ -302,7 +302,7 @@ async fn a_flood_is_read_slowly_and_its_neighbour_is_served_meanwhile() {
             phase: Phase::Ready,
             exit: None,
             incarnation: None,
-            assume_error: None,
+            identity_error: None,
             window: WINDOW_BYTES,
         };
         let frames = Frame::control(&state).expect("small").encode().repeat(500);
@@ -366,7 +366,7 @@ async fn a_guest_that_stops_answering_loses_its_streams_until_it_answers_again()
     assert_eq!(stream.receiver.next().await, None);
     assert_eq!(site.channel.open(stat()).await.err(), Some(AgentError::Unresponsive));
     let news = site.news.load(Ordering::SeqCst);
-    guest.tell(7, Some(token()), Phase::Ready).await;
+    guest.report(7, Some(token()), Phase::Ready).await;
     until("it answers", || !site.channel.judged(true).is_unresponsive).await;
     assert!(site.news.load(Ordering::SeqCst) > news, "the VM is observed again");
     assert!(site.channel.open(stat()).await.is_ok());

@@ -53,13 +53,13 @@ impl Cgroups {
         let pid = pid.to_string();
         for parent in &self.parents {
             let group = parent.join(name);
-            let members = group.join("cgroup.procs");
-            if fs::read_to_string(&members).is_ok_and(|pids| pids.lines().any(|line| line == pid)) {
+            let processes = group.join("cgroup.procs");
+            if fs::read_to_string(&processes).is_ok_and(|pids| pids.lines().any(|line| line == pid)) {
                 continue;
             }
             // The parent is created again if the end of the last VM removed it in between.
             fs::create_dir_all(&group).or_else(|_| fs::create_dir_all(&group))?;
-            if let Err(error) = fs::write(members, &pid) {
+            if let Err(error) = fs::write(processes, &pid) {
                 // The process's group may have been removed before the group was created.
                 let _ = fs::remove_dir(&group);
                 return Err(error);

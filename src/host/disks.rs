@@ -205,12 +205,12 @@ async fn make_file_system(file: &File, owner: &Uid, size: Bytes) -> Result<(), H
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let reported = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     // Sizes are checked at the request. An error here comes from the disk or the host and may be transient.
-    let kind = if said.contains("No space left") || said.contains("quota") {
+    let kind = if reported.contains("No space left") || reported.contains("quota") {
         HostErrorKind::Exhausted
     } else {
         HostErrorKind::Transient
     };
-    Err(failed(kind).because(said))
+    Err(failed(kind).because(reported))
 }

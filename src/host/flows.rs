@@ -31,8 +31,8 @@ use tracing::warn;
 /// Time limit for reading the whole table. A quarter of a million entries take half a second.
 const DUMP_DEADLINE: Duration = Duration::from_secs(10);
 /// Time between two polls. It is shorter if the table forgets sooner, or a caller has less patience.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-const LOOK_INTERVAL_MIN: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+const POLL_INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Difference between two polls from which a clock was set. Slewing changes clocks by less.
 const STEP_MIN: Duration = Duration::from_millis(500);
 /// Limit on reports that wait for the reader, which is fast.
@@ -141,7 +141,7 @@ impl Conntrack {
         tokio::spawn(async move {
             let mut before = Some(BTreeMap::new());
             loop {
-                tokio::time::sleep(look_interval(Memory::read(), interest().patience)).await;
+                tokio::time::sleep(poll_interval(Memory::read(), interest().patience)).await;
                 let wanted = interest().addresses;
                 if wanted.is_empty() {
                     // A large table is not kept in memory without need.
@@ -149,7 +149,7 @@ impl Conntrack {
                     before = Some(BTreeMap::new());
                     continue;
                 }
-                let after = conntrack.look_for(&wanted).await;
+                let after = conntrack.poll_for(&wanted).await;
                 for moved in moves(before.as_ref(), after.as_ref()) {
                     if reports.send(moved).await.is_err() {
                         return;
@@ -162,7 +162,7 @@ impl Conntrack {
     }
 
     /// Polls the wanted addresses. Returns `None` when the table cannot be read.
-    async fn look_for(&self, wanted: &BTreeSet<Ipv4Addr>) -> Option<Seen> {
+    async fn poll_for(&self, wanted: &BTreeSet<Ipv4Addr>) -> Option<Seen> {
         let reading = self.read(Duration::ZERO).await;
         let reading =
             reading.inspect_err(|error| warn!(error = error.chain(), "connections are not seen")).ok()?;
@@ -199,13 +199,13 @@ impl Conntrack {
         if let Some(reading) = latest() {
             return Ok(reading);
         }
-        let reading = Arc::new(self.look().await?);
+        let reading = Arc::new(self.poll().await?);
         *self.0.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading.clone());
         Ok(reading)
     }
 
     /// Reads all TCP connections of the table, and the time since which no connection was missed.
-    async fn look(&self) -> Result<Reading, HostError> {
+    async fn poll(&self) -> Result<Reading, HostError> {
         self.0.readings.fetch_add(1, Ordering::Relaxed);
         let (memory, begun, now, boot) = (Memory::read(), Instant::now(), Timestamp::now(), since_boot());
         let read = tokio::time::timeout(DUMP_DEADLINE, dump(memory, now)).await;
@@ -243,9 +243,9 @@ fn is_gapless(before: (Duration, Timestamp), after: (Duration, Timestamp), memor
     elapsed < memory && step < STEP_MIN
 }
 
-fn look_interval(memory: Memory, patience: Option<Duration>) -> Duration {
+fn poll_interval(memory: Memory, patience: Option<Duration>) -> Duration {
     let longest = patience.map_or(memory.shortest(), |patience| patience.min(memory.shortest()));
-    (longest / 2).clamp(LOOK_INTERVAL_MIN, LOOK_INTERVAL)
+    (longest / 2).clamp(POLL_INTERVAL_MIN, POLL_INTERVAL)
 }
 
 fn since_boot() -> Duration {
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_are_gapless_while_nothing_can_have_been_forgotten_and_the_clock_was_not_set() {
+    fn readings_are_gapless_while_nothing_was_forgotten_and_the_clock_was_not_set() {
         let boot = Duration::from_secs;
         let table = [
             ((boot(100), at(0)), (boot(105), at(5)), true),
@@ -439,11 +439,11 @@ mod tests {
         for (before, after, expected) in table {
             assert_eq!(is_gapless(before, after, MEMORY.shortest()), expected, "{before:?} {after:?}");
         }
-        assert_eq!(look_interval(MEMORY, None), Duration::from_secs(5));
-        assert_eq!(look_interval(MEMORY, Some(Duration::from_secs(600))), Duration::from_secs(5));
-        assert_eq!(look_interval(MEMORY, Some(Duration::from_secs(4))), Duration::from_secs(2));
+        assert_eq!(poll_interval(MEMORY, None), Duration::from_secs(5));
+        assert_eq!(poll_interval(MEMORY, Some(Duration::from_secs(600))), Duration::from_secs(5));
+        assert_eq!(poll_interval(MEMORY, Some(Duration::from_secs(4))), Duration::from_secs(2));
         let short = Memory { close: Duration::from_secs(1), ..MEMORY };
-        assert_eq!(look_interval(short, None), LOOK_INTERVAL_MIN);
+        assert_eq!(poll_interval(short, None), POLL_INTERVAL_MIN);
     }
 
     #[test]
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_connection_tells_when_it_closed_and_a_translated_one_whose_it_is() {
+    fn a_closed_connection_shows_its_end_and_a_translated_connection_its_instance() {
         let side = |source: [u8; 4], port| {
             let address = IPTuple::SourceAddress(IpAddr::from(source));
             let proto = vec![ProtoTuple::Protocol(Protocol::Tcp), ProtoTuple::SourcePort(port)];

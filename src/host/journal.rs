@@ -190,12 +190,12 @@ fn create(path: &Path) -> io::Result<File> {
 }
 
 impl Journal for Journals {
-    fn tell(&self, subject: Subject<'_>, entry: Entry<'_>) {
+    fn report(&self, subject: Subject<'_>, entry: Entry<'_>) {
         let is_instance = subject.kind == Instance::NAME;
         let owner = subject.owner.filter(|owner| owner.kind == Instance::NAME).map(|owner| &owner.uid);
         let Some(instance) = owner.or(is_instance.then_some(subject.uid)) else { return };
         let mut state = self.0.lock();
-        let is_leaving = is_instance && !subject.is_wished;
+        let is_leaving = is_instance && !subject.is_desired;
         if is_leaving {
             state.leaving.insert(instance.clone());
         } else if is_instance {
@@ -204,10 +204,10 @@ impl Journal for Journals {
         let mut is_gone = false;
         let text = match entry {
             Entry::Acting(action) => action.to_owned(),
-            Entry::Remark(remark) => remark.to_owned(),
+            Entry::Note(note) => note.to_owned(),
             Entry::Ended(outcome) => {
-                let text = told(outcome, subject.is_wished);
-                is_gone = !subject.is_wished && *outcome == Outcome::Converged;
+                let text = outcome_text(outcome, subject.is_desired);
+                is_gone = !subject.is_desired && *outcome == Outcome::Converged;
                 let before = if is_gone {
                     state.ends.remove(subject.uid)
                 } else {
@@ -221,7 +221,7 @@ impl Journal for Journals {
         };
         // A directory is created only by passes of the instance itself while it is in the desired state. Lines of
         // other objects create none.
-        state.push(instance, &format!("{}: {text}", subject.kind), is_instance && subject.is_wished);
+        state.push(instance, &format!("{}: {text}", subject.kind), is_instance && subject.is_desired);
         if is_leaving && is_gone {
             state.waiting.push_back(Work::Forget(instance.clone()));
         }
@@ -230,9 +230,9 @@ impl Journal for Journals {
     }
 }
 
-fn told(outcome: &Outcome, is_wished: bool) -> String {
+fn outcome_text(outcome: &Outcome, is_desired: bool) -> String {
     match outcome {
-        Outcome::Converged if is_wished => "as specified".to_owned(),
+        Outcome::Converged if is_desired => "as specified".to_owned(),
         Outcome::Converged => "gone".to_owned(),
         Outcome::Acting => "more steps to take".to_owned(),
         Outcome::Recording(record) => format!("{}, {:?}", record.what, record.reason),
@@ -257,28 +257,28 @@ mod tests {
         format!("{first}{:023}", 0).parse().expect("a letter and digits")
     }
 
-    struct Place {
+    struct Fixture {
         journals: Journals,
         logs: tempfile::TempDir,
     }
 
-    impl Place {
+    impl Fixture {
         fn new() -> Self {
             let logs = tempfile::tempdir().expect("scratch");
             Self { journals: Journals::new(logs.path().to_owned()).expect("a thread"), logs }
         }
 
-        fn tell(&self, is_wished: bool, entry: Entry<'_>) {
-            let subject = Subject { kind: Instance::NAME, uid: &uid('a'), owner: None, is_wished };
-            self.journals.tell(subject, entry);
+        fn report(&self, is_desired: bool, entry: Entry<'_>) {
+            let subject = Subject { kind: Instance::NAME, uid: &uid('a'), owner: None, is_desired };
+            self.journals.report(subject, entry);
             self.journals.flush(Duration::from_secs(60));
         }
 
-        fn tell_of_disk(&self, entry: Entry<'_>) {
+        fn report_disk(&self, entry: Entry<'_>) {
             let owner = OwnerRef { kind: Instance::NAME.to_owned(), uid: uid('a') };
             let uid = uid('d');
-            let subject = Subject { kind: Disk::NAME, uid: &uid, owner: Some(&owner), is_wished: true };
-            self.journals.tell(subject, entry);
+            let subject = Subject { kind: Disk::NAME, uid: &uid, owner: Some(&owner), is_desired: true };
+            self.journals.report(subject, entry);
             self.journals.flush(Duration::from_secs(60));
         }
 
@@ -304,15 +304,15 @@ mod tests {
     }
 
     #[test]
-    fn steps_and_ends_are_told_of_the_instance_and_of_what_it_owns() {
-        let place = Place::new();
-        place.tell(true, Entry::Ended(&waits()));
+    fn steps_and_ends_are_reported_of_the_instance_and_its_objects() {
+        let fixture = Fixture::new();
+        fixture.report(true, Entry::Ended(&waits()));
         // The same result is not written again.
-        place.tell(true, Entry::Ended(&waits()));
-        place.tell_of_disk(Entry::Acting("Create"));
-        place.tell(true, Entry::Acting("Launch"));
-        place.tell(true, Entry::Remark("Running after Created"));
-        place.tell(true, Entry::Ended(&Outcome::Converged));
+        fixture.report(true, Entry::Ended(&waits()));
+        fixture.report_disk(Entry::Acting("Create"));
+        fixture.report(true, Entry::Acting("Launch"));
+        fixture.report(true, Entry::Note("Running after Created"));
+        fixture.report(true, Entry::Ended(&Outcome::Converged));
         let expected = [
             "instance: waits, WaitingForImage: the image\u{fffd}is pulled",
             "disk: Create",
@@ -320,67 +320,69 @@ mod tests {
             "instance: Running after Created",
             "instance: as specified",
         ];
-        assert_eq!(place.lines(), expected);
+        assert_eq!(fixture.lines(), expected);
     }
 
     #[test]
     fn nothing_brings_removed_records_back() {
-        let place = Place::new();
-        place.tell_of_disk(Entry::Acting("Create"));
-        place.tell(false, Entry::Acting("DiscardRecords"));
-        assert!(!place.file("").exists(), "neither makes a directory");
-        place.tell(true, Entry::Acting("Launch"));
-        place.tell(false, Entry::Acting("Kill"));
-        assert_eq!(place.lines(), ["instance: Launch", "instance: Kill"]);
-        fs::remove_dir_all(place.file("")).expect("removed");
-        place.tell(false, Entry::Ended(&Outcome::Converged));
-        place.tell_of_disk(Entry::Acting("Remove"));
-        assert!(!place.file("").exists());
+        let fixture = Fixture::new();
+        fixture.report_disk(Entry::Acting("Create"));
+        fixture.report(false, Entry::Acting("DiscardRecords"));
+        assert!(!fixture.file("").exists(), "neither makes a directory");
+        fixture.report(true, Entry::Acting("Launch"));
+        fixture.report(false, Entry::Acting("Kill"));
+        assert_eq!(fixture.lines(), ["instance: Launch", "instance: Kill"]);
+        fs::remove_dir_all(fixture.file("")).expect("removed");
+        fixture.report(false, Entry::Ended(&Outcome::Converged));
+        fixture.report_disk(Entry::Acting("Remove"));
+        assert!(!fixture.file("").exists());
     }
 
     #[test]
     fn the_log_is_bounded_in_lines_and_in_length() {
-        let place = Place::new();
+        let fixture = Fixture::new();
         let long = "x".repeat(3 * JOURNAL_LINE_CHARS_MAX);
         let count = usize::try_from(JOURNAL_LOG_MAX.0).expect("fits") / JOURNAL_LINE_CHARS_MAX;
         for _ in 0..3 * count {
-            place.tell(true, Entry::Remark(&long));
+            fixture.report(true, Entry::Note(&long));
         }
         let longest = u64::try_from(JOURNAL_LINE_CHARS_MAX).expect("fits") + 64;
         for name in [FILE, OLDER_FILE] {
-            let length = fs::metadata(place.file(name)).expect("there").len();
+            let length = fs::metadata(fixture.file(name)).expect("there").len();
             assert!(length > 0 && length < JOURNAL_LOG_MAX.0 + longest, "{name} has {length} bytes");
         }
-        assert!(place.lines().iter().all(|line| line.chars().count() <= JOURNAL_LINE_CHARS_MAX + 32));
+        assert!(fixture.lines().iter().all(|line| line.chars().count() <= JOURNAL_LINE_CHARS_MAX + 32));
     }
 
     #[test]
     fn what_waits_when_an_instance_is_deleted_does_not_bring_its_records_back() {
-        let place = Place::new();
+        let fixture = Fixture::new();
         // The disk is slow: the writer waits for the reader of a pipe.
-        let slow = place.logs.path().join(uid('s').as_str());
+        let slow = fixture.logs.path().join(uid('s').as_str());
         fs::create_dir_all(&slow).expect("made");
         rustix::fs::mknodat(rustix::fs::CWD, slow.join(FILE), rustix::fs::FileType::Fifo, 0o600.into(), 0)
             .expect("made");
-        let tell = |first, is_wished, entry: Entry<'_>| {
+        let report = |first, is_desired, entry: Entry<'_>| {
             let uid = uid(first);
-            place.journals.tell(Subject { kind: Instance::NAME, uid: &uid, owner: None, is_wished }, entry);
+            fixture
+                .journals
+                .report(Subject { kind: Instance::NAME, uid: &uid, owner: None, is_desired }, entry);
         };
-        tell('s', true, Entry::Acting("Launch"));
+        report('s', true, Entry::Acting("Launch"));
         for at in 0..2 * WAITING_MAX {
-            tell('a', true, Entry::Remark(&at.to_string()));
+            report('a', true, Entry::Note(&at.to_string()));
         }
-        assert!(place.journals.0.lock().waiting.len() <= WAITING_MAX, "what waits is bounded");
-        tell('a', false, Entry::Acting("DiscardRecords"));
-        tell('a', false, Entry::Ended(&Outcome::Converged));
+        assert!(fixture.journals.0.lock().waiting.len() <= WAITING_MAX, "what waits is bounded");
+        report('a', false, Entry::Acting("DiscardRecords"));
+        report('a', false, Entry::Ended(&Outcome::Converged));
         let mut read = File::open(slow.join(FILE)).expect("opened");
         io::Read::read(&mut read, &mut [0; 256]).expect("read");
-        place.journals.flush(Duration::from_secs(60));
-        assert!(!place.file("").exists());
-        assert!(place.journals.0.lock().leaving.is_empty());
+        fixture.journals.flush(Duration::from_secs(60));
+        assert!(!fixture.file("").exists());
+        assert!(fixture.journals.0.lock().leaving.is_empty());
         // A later object of that name has its own log.
-        tell('a', true, Entry::Acting("Launch"));
-        place.journals.flush(Duration::from_secs(60));
-        assert_eq!(place.lines(), ["instance: Launch"]);
+        report('a', true, Entry::Acting("Launch"));
+        fixture.journals.flush(Duration::from_secs(60));
+        assert_eq!(fixture.lines(), ["instance: Launch"]);
     }
 }

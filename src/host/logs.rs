@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_follower_sees_every_line_once_over_rotations_at_any_place() {
+    async fn a_follower_sees_every_line_once_over_rotations_at_any_offset() {
         let dir = tempfile::tempdir().expect("scratch");
         let log = dir.path().join("app.log");
         fs::write(&log, "before\n").expect("written");

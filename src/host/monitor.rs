@@ -1,7 +1,7 @@
 //! Monitors: they report that an object of ours may have changed on the host.
 //!
 //! They are level-triggered: a message is only a reason to observe the state. Reports are gathered for a moment and
-//! sent once each, so that a burst costs one pass. A lost message becomes [`Heard::Everything`]. Our own changes
+//! sent once each, so that a burst costs one pass. A lost message becomes [`Notification::Everything`]. Our own changes
 //! cause reports too; the resulting pass finds nothing to do, so no loop arises.
 //! Never: guesses state from a message, or polls.
 
@@ -24,8 +24,8 @@ use tracing::warn;
 
 use super::marks::Scope;
 use super::netlink::Netlink;
-pub use super::report::Heard;
-use super::{links_seen, notices};
+pub use super::report::Notification;
+use super::{link_messages, netfilter_messages};
 
 /// Time in which changes are gathered into one report. It is short against the second within which drift must be
 /// noticed, and long against the steps of a reconciler.
@@ -41,37 +41,39 @@ const REPORTS_MAX: usize = 64;
 
 impl Netlink {
     /// Reports changes of our links by owner, and those of the host's addresses, routes and forwarding
-    /// ([`Heard::Host`]). Runs until the receiver is dropped. The kernel does not report some changes of a link that
+    /// ([`Notification::Host`]). Runs until the receiver is dropped. The kernel does not report some changes of a link that
     /// is down; it always reports when a link is raised or removed.
     ///
     /// # Errors
     /// Returns an error when the first socket cannot be opened.
-    pub fn monitor(&self) -> Result<mpsc::Receiver<Heard>, HostError> {
+    pub fn monitor(&self) -> Result<mpsc::Receiver<Notification>, HostError> {
         let scope = self.scope().clone();
         follow("links", move || links_source(scope.clone()))
     }
 }
 
-/// Reports changes of the tables named `table`: [`Heard::Port`] for a removed port rule, otherwise
-/// [`Heard::Everything`]. Runs until the receiver is dropped.
+/// Reports changes of the tables named `table`: [`Notification::Nic`] for a removed port rule, otherwise
+/// [`Notification::Everything`]. Runs until the receiver is dropped.
 ///
 /// # Errors
 /// Returns an error when the first socket cannot be opened.
-pub fn monitor_table(table: &str) -> Result<mpsc::Receiver<Heard>, HostError> {
+pub fn monitor_table(table: &str) -> Result<mpsc::Receiver<Notification>, HostError> {
     let table = table.to_owned();
     follow("tables", move || {
         let table = table.clone();
-        datagrams(NETLINK_NETFILTER, NFNLGRP_NFTABLES, move |bytes| notices::of_table(bytes, &table))
+        datagrams(NETLINK_NETFILTER, NFNLGRP_NFTABLES, move |bytes| {
+            netfilter_messages::of_table(bytes, &table)
+        })
     })
 }
 
 /// The messages of a socket, as the objects that they may concern. It ends when the socket breaks.
-type Source = BoxStream<'static, Option<Heard>>;
+type Source = BoxStream<'static, Option<Notification>>;
 
 fn follow(
     subject: &'static str,
     open: impl Fn() -> io::Result<Source> + Send + 'static,
-) -> Result<mpsc::Receiver<Heard>, HostError> {
+) -> Result<mpsc::Receiver<Notification>, HostError> {
     let first = open().map_err(|error| HostError::io("open a monitor of", subject, error))?;
     let (reports, receiver) = mpsc::channel(REPORTS_MAX);
     tokio::spawn(async move {
@@ -101,23 +103,23 @@ fn links_source(scope: Scope) -> io::Result<Source> {
     });
     let messages = messages.map(|(message, _)| Some(message.payload));
     let both = stream::select(drive, messages);
-    let link_events = both.map(move |payload| Some(heard_of_link(&scope, payload?)));
+    let link_events = both.map(move |payload| Some(link_notification(&scope, payload?)));
     // The crate does not know these messages.
     let forwarding_events = datagrams(NETLINK_ROUTE, RTNLGRP_IPV4_NETCONF, |bytes| {
-        notices::is_forwarding_switched(bytes).then_some(Heard::Host).into_iter().collect()
+        netfilter_messages::is_forwarding_switched(bytes).then_some(Notification::Host).into_iter().collect()
     })?;
     let all = stream::select(link_events, forwarding_events.map(Some).chain(broken()));
     Ok(all.take_while(|item| ready(item.is_some())).filter_map(ready).boxed())
 }
 
-fn heard_of_link(scope: &Scope, payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Heard> {
+fn link_notification(scope: &Scope, payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Notification> {
     match payload {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => {
-            links_seen::heard(&message, scope)
+            link_messages::notification(&message, scope)
         }
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) => {
-            links_seen::heard(&message, scope).map(|heard| match heard {
-                Heard::Owner(uid) => Heard::Gone(uid),
+            link_messages::notification(&message, scope).map(|notification| match notification {
+                Notification::Owner(uid) => Notification::Gone(uid),
                 other => other,
             })
         }
@@ -126,8 +128,8 @@ fn heard_of_link(scope: &Scope, payload: NetlinkPayload<RouteNetlinkMessage>) ->
             | RouteNetlinkMessage::DelAddress(_)
             | RouteNetlinkMessage::NewRoute(_)
             | RouteNetlinkMessage::DelRoute(_),
-        ) => Some(Heard::Host),
-        NetlinkPayload::Overrun(_) => Some(Heard::Everything),
+        ) => Some(Notification::Host),
+        NetlinkPayload::Overrun(_) => Some(Notification::Everything),
         _ => None,
     }
 }
@@ -144,7 +146,7 @@ fn make_room(socket: &impl AsFd) {
 }
 
 /// Returns the last item of a source that broke.
-fn broken() -> impl Stream<Item = Option<Option<Heard>>> {
+fn broken() -> impl Stream<Item = Option<Option<Notification>>> {
     stream::once(ready(None))
 }
 
@@ -152,32 +154,32 @@ fn broken() -> impl Stream<Item = Option<Option<Heard>>> {
 fn datagrams(
     protocol: isize,
     group: u32,
-    read: impl Fn(&[u8]) -> Vec<Heard> + Send + 'static,
+    read: impl Fn(&[u8]) -> Vec<Notification> + Send + 'static,
 ) -> io::Result<Source> {
     let mut socket = TokioSocket::new(protocol)?;
     socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
     make_room(socket.socket_mut());
     socket.socket_mut().add_membership(group)?;
-    let heard = stream::unfold((socket, read), async |(socket, read)| {
-        let heard = match socket.recv_from_full().await {
+    let notifications = stream::unfold((socket, read), async |(socket, read)| {
+        let notifications = match socket.recv_from_full().await {
             Ok((bytes, _)) => read(&bytes),
-            Err(error) if error.raw_os_error() == Some(ENOBUFS) => vec![Heard::Everything],
+            Err(error) if error.raw_os_error() == Some(ENOBUFS) => vec![Notification::Everything],
             Err(_) => return None,
         };
-        Some((heard, (socket, read)))
+        Some((notifications, (socket, read)))
     });
-    Ok(heard.flat_map(|all| stream::iter(all.into_iter().map(Some))).boxed())
+    Ok(notifications.flat_map(|all| stream::iter(all.into_iter().map(Some))).boxed())
 }
 
 /// Adds a report. For a link the last report counts: a link that is removed is changed first, and its observer has
 /// nothing to observe any more.
-fn note(heard: &mut BTreeSet<Heard>, item: Heard) {
+fn note(notifications: &mut BTreeSet<Notification>, item: Notification) {
     match &item {
-        Heard::Gone(uid) => drop(heard.remove(&Heard::Owner(uid.clone()))),
-        Heard::Owner(uid) => drop(heard.remove(&Heard::Gone(uid.clone()))),
-        Heard::Port(_) | Heard::Host | Heard::Everything => {}
+        Notification::Gone(uid) => drop(notifications.remove(&Notification::Owner(uid.clone()))),
+        Notification::Owner(uid) => drop(notifications.remove(&Notification::Gone(uid.clone()))),
+        Notification::Nic(_) | Notification::Host | Notification::Everything => {}
     }
-    heard.insert(item);
+    notifications.insert(item);
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -187,8 +189,8 @@ enum End {
 }
 
 /// Sends the gathered reports of the source until either end is gone.
-async fn gather(reports: &mpsc::Sender<Heard>, mut source: Source) -> End {
-    let mut heard = BTreeSet::new();
+async fn gather(reports: &mpsc::Sender<Notification>, mut source: Source) -> End {
+    let mut notifications = BTreeSet::new();
     let mut due: Option<Instant> = None;
     loop {
         // Dropping any arm loses nothing: the source keeps what it has not yielded.
@@ -197,23 +199,23 @@ async fn gather(reports: &mpsc::Sender<Heard>, mut source: Source) -> End {
             () = reports.closed() => return End::ReaderGone,
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 due = None;
-                let all = std::mem::take(&mut heard);
-                let is_everything = all.contains(&Heard::Everything);
-                for item in all.into_iter().filter(|item| !is_everything || *item == Heard::Everything) {
+                let all = std::mem::take(&mut notifications);
+                let is_everything = all.contains(&Notification::Everything);
+                for item in all.into_iter().filter(|item| !is_everything || *item == Notification::Everything) {
                     if reports.send(item).await.is_err() {
                         return End::ReaderGone;
                     }
                 }
             }
-            said = source.next() => match said {
+            reported = source.next() => match reported {
                 Some(None) => {}
                 Some(Some(item)) => {
-                    note(&mut heard, item);
+                    note(&mut notifications, item);
                     due.get_or_insert_with(|| Instant::now() + GATHER);
                 }
                 None => {
                     // The missed changes are unknown. A reader that is gone is noticed at the next send.
-                    let _ = reports.send(Heard::Everything).await;
+                    let _ = reports.send(Notification::Everything).await;
                     return End::SourceGone;
                 }
             }
@@ -230,13 +232,13 @@ mod tests {
     #[test]
     fn the_last_report_of_a_link_counts() {
         let uid: Uid = "a23456789012345678901234".parse().expect("valid");
-        let (changed, gone) = (Heard::Owner(uid.clone()), Heard::Gone(uid));
+        let (changed, gone) = (Notification::Owner(uid.clone()), Notification::Gone(uid));
         for (first, last) in [(&changed, &gone), (&gone, &changed)] {
-            let mut heard = BTreeSet::new();
-            note(&mut heard, Heard::Host);
-            note(&mut heard, first.clone());
-            note(&mut heard, last.clone());
-            assert_eq!(heard, BTreeSet::from([last.clone(), Heard::Host]));
+            let mut notifications = BTreeSet::new();
+            note(&mut notifications, Notification::Host);
+            note(&mut notifications, first.clone());
+            note(&mut notifications, last.clone());
+            assert_eq!(notifications, BTreeSet::from([last.clone(), Notification::Host]));
         }
     }
 }

@@ -23,7 +23,7 @@ use stead_controllers::host::{
 use stead_schemas::names::LinkName;
 use stead_schemas::network::Cidr;
 
-use super::links_seen::{self, Seen};
+use super::link_messages::{self, Seen};
 use super::marks::{BRIDGES, Scope, port_group};
 use super::tap::Tap;
 
@@ -330,10 +330,10 @@ impl Links for Netlink {
     }
 
     async fn routes(&self) -> Result<Routes, HostError> {
-        let request = self.handle().route().get(links_seen::main_table_ipv4());
+        let request = self.handle().route().get(link_messages::main_table_ipv4());
         let all: Result<Vec<_>, _> = request.execute().try_collect().await;
         let all = all.map_err(|error| self.0.requests.failed("list", "routes", error))?;
-        Ok(links_seen::routes(&all, &self.dump().await?))
+        Ok(link_messages::routes(&all, &self.dump().await?))
     }
 
     async fn forwarding(&self) -> Result<Forwarding, HostError> {

@@ -17,16 +17,16 @@ use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 
 use nftables::schema::Nftables;
 use serde_json::Value;
-use stead_controllers::host::{Firewall, FirewallRules, FirewallSeen, HostError, HostErrorKind, PortRule};
+use stead_controllers::host::{Firewall, FirewallRules, FirewallSeen, HostError, HostErrorKind, NicRule};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{Mutex, oneshot};
 
 use super::conntrack_forget;
-use super::nft_cache::{Cache, Listed, PortChange, Tables};
+use super::nft_cache::{Cache, Listed, NicChange, Tables};
 use super::nft_generation::generation;
-use super::nft_ports::{self, PortQueue, abandoned, outcome};
+use super::nft_nics::{self, NicQueue, abandoned, outcome};
 use super::nft_rules;
 
 /// Limit on an identifier that every version of nft accepts, in bytes.
@@ -47,7 +47,7 @@ struct Inner {
     /// be kept. The table name is configured once.
     expected: StdMutex<BTreeMap<String, (FirewallRules, Arc<Tables>)>>,
     cache: StdMutex<Cache>,
-    queue: PortQueue,
+    queue: NicQueue,
 }
 
 impl Nft {
@@ -123,13 +123,13 @@ impl Nft {
         let (inet, bridge) = (inet?, bridge?);
         let is_there = inet.is_some() || bridge.is_some();
         let (mut tables, _) = parse(&inet.unwrap_or_default(), table)?;
-        let (bridge_part, ports) = parse(&bridge.unwrap_or_default(), table)?;
+        let (bridge_part, nics) = parse(&bridge.unwrap_or_default(), table)?;
         tables.extend(bridge_part);
-        Ok(Listed { is_there, tables: Arc::new(tables), ports })
+        Ok(Listed { is_there, tables: Arc::new(tables), nics })
     }
 
     /// Changes the set of ports, together with the changes that wait at that moment.
-    async fn change_port(&self, table: &str, change: PortChange) -> Result<(), HostError> {
+    async fn change_nic(&self, table: &str, change: NicChange) -> Result<(), HostError> {
         check(table)?;
         let mut answer = self.0.queue.push(table, change);
         let _writing = self.0.writing.lock().await;
@@ -149,7 +149,7 @@ impl Nft {
     }
 
     /// Runs one transaction. If it is refused, runs one for each change, to find the refused one.
-    async fn make(&self, table: &str, changes: &[PortChange]) -> Vec<Result<(), HostError>> {
+    async fn make(&self, table: &str, changes: &[NicChange]) -> Vec<Result<(), HostError>> {
         let done = self.transact(table, changes).await;
         if done.is_ok() {
             return changes.iter().map(|_| Ok(())).collect();
@@ -164,16 +164,16 @@ impl Nft {
         all
     }
 
-    async fn transact(&self, table: &str, changes: &[PortChange]) -> Result<(), HostError> {
+    async fn transact(&self, table: &str, changes: &[NicChange]) -> Result<(), HostError> {
         let before = generation();
-        self.apply("change the ports of table", table, &nft_ports::batch(table, changes)).await?;
+        self.apply("change the ports of table", table, &nft_nics::batch(table, changes)).await?;
         match (before, generation()) {
             (Ok(before), Ok(after)) => self.cache().changed(before, after, table, changes),
             _ => self.cache().clear(),
         }
         let removed = changes.iter().filter_map(|change| match change {
-            PortChange::Remove(rule) => Some(rule.address),
-            PortChange::Add(_) => None,
+            NicChange::Remove(rule) => Some(rule.address),
+            NicChange::Add(_) => None,
         });
         let removed: BTreeSet<Ipv4Addr> = removed.collect();
         if removed.is_empty() {
@@ -193,37 +193,37 @@ fn answer_of<T>(answer: &mut oneshot::Receiver<T>) -> Result<(), TryRecvError> {
 impl Firewall for Nft {
     async fn inspect(&self, rules: &FirewallRules) -> Result<Option<FirewallSeen>, HostError> {
         check(&rules.table)?;
-        let (is_there, tables, ports) = self
+        let (is_there, tables, nics) = self
             .with_listed(&rules.table, |listed| {
-                let ports: Vec<PortRule> = listed.ports.iter().cloned().collect();
-                (listed.is_there, listed.tables.clone(), ports)
+                let nics: Vec<NicRule> = listed.nics.iter().cloned().collect();
+                (listed.is_there, listed.tables.clone(), nics)
             })
             .await?;
         if !is_there {
             return Ok(None);
         }
         let is_intact = tables == self.expected(rules).await?;
-        Ok(Some(FirewallSeen { is_intact, ports }))
+        Ok(Some(FirewallSeen { is_intact, nics }))
     }
 
-    async fn has_port(&self, table: &str, port: &PortRule) -> Result<bool, HostError> {
+    async fn has_nic(&self, table: &str, nic: &NicRule) -> Result<bool, HostError> {
         check(table)?;
-        self.with_listed(table, |listed| listed.ports.contains(port)).await
+        self.with_listed(table, |listed| listed.nics.contains(nic)).await
     }
 
     async fn replace(&self, rules: &FirewallRules) -> Result<(), HostError> {
         check(&rules.table)?;
         let _writing = self.0.writing.lock().await;
-        let ports: Vec<PortRule> = self.listed(&rules.table).await?.ports.into_iter().collect();
-        self.apply("load table", &rules.table, &nft_rules::replace(rules, &ports)).await
+        let nics: Vec<NicRule> = self.listed(&rules.table).await?.nics.into_iter().collect();
+        self.apply("load table", &rules.table, &nft_rules::replace(rules, &nics)).await
     }
 
-    async fn add_port(&self, table: &str, port: &PortRule) -> Result<(), HostError> {
-        self.change_port(table, PortChange::Add(port.clone())).await
+    async fn add_nic(&self, table: &str, nic: &NicRule) -> Result<(), HostError> {
+        self.change_nic(table, NicChange::Add(nic.clone())).await
     }
 
-    async fn remove_port(&self, table: &str, port: &PortRule) -> Result<(), HostError> {
-        self.change_port(table, PortChange::Remove(port.clone())).await
+    async fn remove_nic(&self, table: &str, nic: &NicRule) -> Result<(), HostError> {
+        self.change_nic(table, NicChange::Remove(nic.clone())).await
     }
 
     async fn remove(&self, table: &str) -> Result<(), HostError> {
@@ -260,11 +260,11 @@ async fn list(family: &str, table: &str) -> Result<Option<String>, HostError> {
 }
 
 /// Separates listings into the parts that must be equal and the ports.
-fn parse(listings: &str, table: &str) -> Result<(Tables, BTreeSet<PortRule>), HostError> {
+fn parse(listings: &str, table: &str) -> Result<(Tables, BTreeSet<NicRule>), HostError> {
     let unreadable = |why: String| {
         HostError::new(HostErrorKind::Unsupported, "read the listing of table", table).because(why)
     };
-    let (mut tables, mut ports) = (Tables::new(), BTreeSet::new());
+    let (mut tables, mut nics) = (Tables::new(), BTreeSet::new());
     for listing in serde_json::Deserializer::from_str(listings).into_iter::<Value>() {
         let mut listing = listing.map_err(|error| unreadable(error.to_string()))?;
         let objects = listing.get_mut("nftables").and_then(Value::as_array_mut).map(std::mem::take);
@@ -280,22 +280,22 @@ fn parse(listings: &str, table: &str) -> Result<(Tables, BTreeSet<PortRule>), Ho
             let (family, name, chain) = (text("family"), text("name"), text("chain"));
             if kind == "set" && family == "bridge" && name == nft_rules::PORTS {
                 let elements = fields.remove("elem");
-                ports.extend(elements.iter().filter_map(Value::as_array).flatten().filter_map(port_of));
+                nics.extend(elements.iter().filter_map(Value::as_array).flatten().filter_map(nic_of));
             }
             let key = if kind == "rule" { chain } else { name };
             tables.entry((family, kind, key)).or_default().push(body);
         }
     }
-    Ok((tables, ports))
+    Ok((tables, nics))
 }
 
 /// Parses an element of the set. A malformed one lets no guest send and is left out.
-fn port_of(element: &Value) -> Option<PortRule> {
+fn nic_of(element: &Value) -> Option<NicRule> {
     // An element with a comment or a counter is wrapped.
     let element = element.get("elem").and_then(|elem| elem.get("val")).unwrap_or(element);
     let parts = element.get("concat")?.as_array()?;
     let [tap, mac, address] = parts.as_slice() else { return None };
-    Some(PortRule {
+    Some(NicRule {
         tap: tap.as_str()?.parse().ok()?,
         mac: mac.as_str()?.parse().ok()?,
         address: address.as_str()?.parse().ok()?,
@@ -304,13 +304,13 @@ fn port_of(element: &Value) -> Option<PortRule> {
 
 /// The failure of a program.
 enum Failure {
-    Said(String),
+    Reported(String),
     Io(&'static str, io::Error),
 }
 
 impl Failure {
     fn is_missing(&self) -> bool {
-        matches!(self, Self::Said(said) if said.contains("No such file or directory"))
+        matches!(self, Self::Reported(reported) if reported.contains("No such file or directory"))
     }
 
     fn into_error(self, operation: &'static str, subject: &str) -> HostError {
@@ -320,19 +320,19 @@ impl Failure {
                 error(HostErrorKind::Unsupported).because(format!("the program {program} is not installed"))
             }
             Self::Io(_, cause) => error(HostError::kind_of_io(&cause)).because(cause),
-            Self::Said(said) => {
-                let kind = if said.contains("No such file or directory") {
+            Self::Reported(reported) => {
+                let kind = if reported.contains("No such file or directory") {
                     HostErrorKind::Missing
-                } else if said.contains("Operation not permitted") {
+                } else if reported.contains("Operation not permitted") {
                     HostErrorKind::Denied
-                } else if said.contains("Operation not supported") {
+                } else if reported.contains("Operation not supported") {
                     HostErrorKind::Unsupported
-                } else if said.contains("No space left") || said.contains("Cannot allocate") {
+                } else if reported.contains("No space left") || reported.contains("Cannot allocate") {
                     HostErrorKind::Exhausted
                 } else {
                     HostErrorKind::Transient
                 };
-                error(kind).because(said)
+                error(kind).because(reported)
             }
         }
     }
@@ -357,7 +357,7 @@ async fn run(program: &'static str, arguments: &[&str], input: Option<String>) -
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = [&output.stderr[..], &output.stdout[..]]
+    let reported = [&output.stderr[..], &output.stdout[..]]
         .map(|bytes| String::from_utf8_lossy(bytes).trim().to_owned());
-    Err(Failure::Said(said.join(" ").trim().to_owned()))
+    Err(Failure::Reported(reported.join(" ").trim().to_owned()))
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::Value;
-use stead_controllers::host::PortRule;
+use stead_controllers::host::NicRule;
 
 /// The objects of both tables by family, kind and chain or name, with rules in order and without ports.
 pub(super) type Tables = BTreeMap<(String, String, String), Vec<Value>>;
@@ -18,14 +18,14 @@ pub(super) type Tables = BTreeMap<(String, String, String), Vec<Value>>;
 pub(super) struct Listed {
     pub(super) is_there: bool,
     pub(super) tables: Arc<Tables>,
-    pub(super) ports: BTreeSet<PortRule>,
+    pub(super) nics: BTreeSet<NicRule>,
 }
 
 /// A change of the set of ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum PortChange {
-    Add(PortRule),
-    Remove(PortRule),
+pub(super) enum NicChange {
+    Add(NicRule),
+    Remove(NicRule),
 }
 
 /// Listings at one transaction count, by table.
@@ -51,7 +51,7 @@ impl Cache {
 
     /// Applies our own transaction that ran between two counts. Transactions of other programs in between invalidate
     /// the listings.
-    pub(super) fn changed(&mut self, before: u32, after: u32, table: &str, changes: &[PortChange]) {
+    pub(super) fn changed(&mut self, before: u32, after: u32, table: &str, changes: &[NicChange]) {
         if self.generation != before || after != before.wrapping_add(1) {
             self.listed.clear();
         }
@@ -59,8 +59,8 @@ impl Cache {
         let Some(listed) = self.listed.get_mut(table) else { return };
         for change in changes {
             match change {
-                PortChange::Add(rule) => drop(listed.ports.insert(rule.clone())),
-                PortChange::Remove(rule) => drop(listed.ports.remove(rule)),
+                NicChange::Add(rule) => drop(listed.nics.insert(rule.clone())),
+                NicChange::Remove(rule) => drop(listed.nics.remove(rule)),
             }
         }
     }
@@ -74,32 +74,32 @@ impl Cache {
 mod tests {
     use super::*;
 
-    fn rule(number: u8) -> PortRule {
-        PortRule {
+    fn rule(number: u8) -> NicRule {
+        NicRule {
             tap: format!("st-{number}").parse().expect("a valid name"),
             mac: format!("02:00:00:00:00:{number:02x}").parse().expect("a valid address"),
             address: [10, 0, 0, number].into(),
         }
     }
 
-    fn ports(cache: &Cache, generation: u32) -> Option<Vec<PortRule>> {
-        cache.at(generation, "ours", |listed| listed.ports.iter().cloned().collect())
+    fn nics(cache: &Cache, generation: u32) -> Option<Vec<NicRule>> {
+        cache.at(generation, "ours", |listed| listed.nics.iter().cloned().collect())
     }
 
     #[test]
     fn own_transactions_are_followed_and_those_of_others_are_not_passed_by() {
         let mut cache = Cache::default();
-        let listed = Listed { is_there: true, tables: Arc::default(), ports: BTreeSet::from([rule(1)]) };
+        let listed = Listed { is_there: true, tables: Arc::default(), nics: BTreeSet::from([rule(1)]) };
         cache.keep(7, "ours", listed);
-        assert_eq!(ports(&cache, 8), None, "another count");
-        cache.changed(7, 8, "ours", &[PortChange::Add(rule(2)), PortChange::Remove(rule(1))]);
-        assert_eq!(ports(&cache, 8), Some(vec![rule(2)]));
-        assert_eq!(ports(&cache, 7), None);
-        cache.changed(8, 10, "ours", &[PortChange::Add(rule(3))]);
-        assert_eq!(ports(&cache, 10), None, "another program's transaction came between");
-        let listed = Listed { is_there: true, tables: Arc::default(), ports: BTreeSet::new() };
+        assert_eq!(nics(&cache, 8), None, "another count");
+        cache.changed(7, 8, "ours", &[NicChange::Add(rule(2)), NicChange::Remove(rule(1))]);
+        assert_eq!(nics(&cache, 8), Some(vec![rule(2)]));
+        assert_eq!(nics(&cache, 7), None);
+        cache.changed(8, 10, "ours", &[NicChange::Add(rule(3))]);
+        assert_eq!(nics(&cache, 10), None, "another program's transaction came between");
+        let listed = Listed { is_there: true, tables: Arc::default(), nics: BTreeSet::new() };
         cache.keep(u32::MAX, "ours", listed);
-        cache.changed(u32::MAX, 0, "ours", &[PortChange::Add(rule(4))]);
-        assert_eq!(ports(&cache, 0), Some(vec![rule(4)]), "the count wraps");
+        cache.changed(u32::MAX, 0, "ours", &[NicChange::Add(rule(4))]);
+        assert_eq!(nics(&cache, 0), Some(vec![rule(4)]), "the count wraps");
     }
 }

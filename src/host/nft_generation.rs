@@ -6,7 +6,7 @@ use std::io;
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
 
-use super::notices::{self, SUBSYSTEM_NFTABLES};
+use super::netfilter_messages::{self, SUBSYSTEM_NFTABLES};
 
 /// Number of the message `NFT_MSG_GETGEN`, and the flag of a request.
 const GET_GENERATION: u8 = 16;
@@ -27,6 +27,6 @@ pub(super) fn generation() -> io::Result<u32> {
     message.resize(usize::try_from(MESSAGE_BYTES).unwrap_or(0), 0);
     socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;
     let (answer, _) = socket.recv_from_full()?;
-    notices::generation(&answer)
+    netfilter_messages::generation(&answer)
         .ok_or_else(|| io::Error::other("the kernel tells no generation of its tables"))
 }

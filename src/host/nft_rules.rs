@@ -24,7 +24,7 @@ use nftables::expr::{
 use nftables::schema::{Chain, Element, NfListObject, Nftables, Rule, Set, SetType, SetTypeValue, Table};
 use nftables::stmt::{CTCount, JumpTarget, Limit, Match, Meter, Operator, Reject, RejectType, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
-use stead_controllers::host::{FirewallRules, PortRule};
+use stead_controllers::host::{FirewallRules, NicRule};
 use stead_schemas::network::Cidr;
 
 use super::marks::{BRIDGES, port_group};
@@ -71,7 +71,7 @@ type Text = Expression<'static>;
 type Step = Statement<'static>;
 
 /// Returns one transaction that gives both tables their desired content, with these ports.
-pub(super) fn replace(rules: &FirewallRules, ports: &[PortRule]) -> Nftables<'static> {
+pub(super) fn replace(rules: &FirewallRules, nics: &[NicRule]) -> Nftables<'static> {
     let mut batch = removal(&rules.table);
     let mut inet = Tables { batch: &mut batch, family: NfFamily::INet, table: rules.table.clone() };
     inet.table();
@@ -79,8 +79,8 @@ pub(super) fn replace(rules: &FirewallRules, ports: &[PortRule]) -> Nftables<'st
     let mut bridge = Tables { batch: &mut batch, family: NfFamily::Bridge, table: rules.table.clone() };
     bridge.table();
     bridge_chains(&mut bridge, rules);
-    if !ports.is_empty() {
-        batch.add(element(&rules.table, ports));
+    if !nics.is_empty() {
+        batch.add(element(&rules.table, nics));
     }
     batch.to_nftables()
 }
@@ -91,16 +91,16 @@ pub(super) fn remove(table: &str) -> Nftables<'static> {
 }
 
 /// Returns the set elements of these ports.
-pub(super) fn element(table: &str, ports: &[PortRule]) -> NfListObject<'static> {
-    let concat = |port: &PortRule| {
-        let parts = [port.tap.to_string(), port.mac.to_string(), port.address.to_string()];
+pub(super) fn element(table: &str, nics: &[NicRule]) -> NfListObject<'static> {
+    let concat = |nic: &NicRule| {
+        let parts = [nic.tap.to_string(), nic.mac.to_string(), nic.address.to_string()];
         Expression::Named(NamedExpression::Concat(parts.map(text).to_vec()))
     };
     NfListObject::Element(Element {
         family: NfFamily::Bridge,
         table: table.to_owned().into(),
         name: PORTS.into(),
-        elem: ports.iter().map(concat).collect(),
+        elem: nics.iter().map(concat).collect(),
     })
 }
 

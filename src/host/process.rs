@@ -169,9 +169,9 @@ mod tests {
     async fn a_process_is_killed_by_identity_and_a_recycled_pid_is_not() {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep runs");
         let identity = Identity::of(child.id()).expect("looked at").expect("it lives");
-        let stranger = Identity { start_time: identity.start_time + 1, ..identity.clone() };
-        assert!(!stranger.is_alive().expect("looked at"));
-        stranger.kill().await.expect("killing what is gone is nothing");
+        let foreign = Identity { start_time: identity.start_time + 1, ..identity.clone() };
+        assert!(!foreign.is_alive().expect("looked at"));
+        foreign.kill().await.expect("killing what is gone is nothing");
         let other_boot = Identity { boot_id: "another".to_owned(), ..identity.clone() };
         assert!(!other_boot.is_alive().expect("looked at"));
         assert!(identity.is_alive().expect("looked at"));

@@ -4,14 +4,14 @@ use stead_schemas::names::{LinkName, Uid};
 
 /// A report that something may have changed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Heard {
+pub enum Notification {
     /// A link that carries this object's mark.
     Owner(Uid),
     /// A link that carried this object's mark, and was removed.
     Gone(Uid),
     /// The rule of the port on this interface, or its membership in a bridge. The port may be foreign, because these
     /// messages carry no mark.
-    Port(LinkName),
+    Nic(LinkName),
     /// Routes, addresses or forwarding of the host, which networks depend on and ports do not.
     Host,
     /// Any object: messages were lost, or the change has no owner.

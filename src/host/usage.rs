@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_read_by_its_mark_and_a_stranger_is_not() {
+    fn a_process_is_read_by_its_mark_and_a_foreign_process_is_not() {
         let own = std::env::args().next().expect("this program has a name");
         let pid = Some(std::process::id());
         let usage = Usage::read(pid, &own, None);

@@ -101,13 +101,13 @@ async fn hand_out(queue: Arc<AsyncFd<OwnedFd>>, directories: Arc<Mutex<Directori
         paid_until = paid_until.max(now) + SETTLE_BUSY;
         let is_busy = paid_until.duration_since(now) > BURST;
         tokio::time::sleep(if is_busy { SETTLE_BUSY } else { SETTLE }).await;
-        take_notices(queue.get_ref(), &directories);
+        take_events(queue.get_ref(), &directories);
         ready.clear_ready();
     }
 }
 
 /// Takes the queued notifications. If the queue has lost some, notifies all watches.
-fn take_notices(queue: &OwnedFd, directories: &Mutex<Directories>) {
+fn take_events(queue: &OwnedFd, directories: &Mutex<Directories>) {
     let mut buffer = [MaybeUninit::uninit(); 4096];
     let mut reader = Reader::new(queue, &mut buffer);
     let mut directories = lock(directories);
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_watches_take_one_instance_and_each_hears_of_its_own_directory() {
+    async fn many_watches_share_an_instance_and_each_is_notified_of_its_own_directory() {
         let (watches, scratch) = (DirectoryWatches::default(), tempfile::tempdir().expect("scratch"));
         let directories: Vec<_> = (0..300).map(|at| scratch.path().join(at.to_string())).collect();
         directories.iter().for_each(|directory| fs::create_dir(directory).expect("made"));

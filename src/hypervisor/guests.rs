@@ -1,7 +1,7 @@
 //! The port `Guests`: requests to the agents of VMs on their control channels.
 
 use stead_controllers::host::{GuestPhase, Guests, HostError, HostErrorKind};
-use stead_schemas::guest::{Assumed, Config, Frame, Seed, ToGuest};
+use stead_schemas::guest::{Config, Frame, NewIdentity, Seed, ToGuest};
 use stead_schemas::names::Uid;
 
 use super::hypervisors::Hypervisors;
@@ -28,18 +28,18 @@ impl Guests for Hypervisors {
         })
     }
 
-    async fn take_identity(&self, owner: &Uid, assumed: &Assumed) -> Result<(), HostError> {
+    async fn take_identity(&self, owner: &Uid, identity: &NewIdentity) -> Result<(), HostError> {
         let attached = self.find_attached(owner)?;
         let failed = |why: String| {
             HostError::new(HostErrorKind::Transient, "name the guest of", owner.as_str()).because(why)
         };
         let seed = Seed(random::<SEED_BYTES>().map_err(|error| failed(error.to_string()))?.to_vec());
         // Recorded before it is sent: this daemon may end in between, or the guest's answer may be lost.
-        let new_token = attached.channel.tokens().begin(&assumed.incarnation)?;
+        let new_token = attached.channel.tokens().begin(&identity.incarnation)?;
         let token = attached.channel.token();
-        let request = ToGuest::Assume { token, new_token, seed, assumed: Box::new(assumed.clone()) };
-        let sent = Some(assumed.incarnation.clone());
-        attached.channel.ask(request, |view| view.identity_told = sent).map_err(failed)
+        let request = ToGuest::Identity { token, new_token, seed, identity: Box::new(identity.clone()) };
+        let sent = Some(identity.incarnation.clone());
+        attached.channel.ask(request, |view| view.identity_sent = sent).map_err(failed)
     }
 
     async fn shutdown(&self, owner: &Uid) -> Result<(), HostError> {

@@ -17,7 +17,7 @@ use stead_controllers::host::{HostError, HostErrorKind, Memory, SavedMemory, Vmm
 use stead_schemas::names::Uid;
 use stead_schemas::numbers::StandbyNo;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::PackingState;
+use stead_schemas::snapshot::CompressionState;
 
 use super::attached::Attached;
 use super::driver::{RamAccess, SaveFiles};
@@ -36,11 +36,11 @@ impl Hypervisors {
         let memory = self.memory_dir(owner);
         Ok(match memory.observe()? {
             Some(Memory::Saved(saved)) if self.compressor.is_in_progress(owner) => {
-                Some(Memory::Saved(SavedMemory { packing: PackingState::Packing, ..saved }))
+                Some(Memory::Saved(SavedMemory { compression_state: CompressionState::Compressing, ..saved }))
             }
             // The files of a VM that a reboot ended.
             None if memory.has_remainder()? && Record::read(&self.paths(owner))?.is_none() => {
-                Some(Memory::Loose)
+                Some(Memory::Incomplete)
             }
             seen => seen,
         })

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Versi
 use stead_schemas::ingress::HeaderAuth;
 use subtle::ConstantTimeEq;
 
-use super::answers::Refusal;
+use super::error_response::Refusal;
 
 /// Headers for the next hop only, besides those that `Connection` names.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -129,9 +129,9 @@ pub(super) fn prepare<Body>(
     // Common programs make `X_FORWARDED_FOR` of both `x-forwarded-for` and `x_forwarded_for`: a name that
     // could be mistaken for one of the proxy's, or for the header that lets a request in, is not forwarded.
     let is_ambiguous = |name: &HeaderName| name.as_str().contains('_');
-    let told: Vec<HeaderName> =
+    let reported: Vec<HeaderName> =
         headers.keys().filter(|name| is_forwarded(name) || is_ambiguous(name)).cloned().collect();
-    for name in &told {
+    for name in &reported {
         headers.remove(name);
     }
     if let Some(auth) = auth {
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_for_the_instance_stays_here_and_what_the_client_says_of_itself_too() {
+    fn headers_for_the_proxy_and_claims_of_the_client_are_not_forwarded() {
         let auth = HeaderAuth { header: "X-Key".to_owned(), value: Secret("s".repeat(32)) };
         let mut sent = request(
             "http://web.test:81/a?b=c",

@@ -9,12 +9,12 @@
 //! standby.
 //! Cancel/crash: sockets end with the process; the next process opens them anew.
 
-mod answers;
-mod exchange;
+mod error_response;
+mod forward;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod headers;
-mod places;
+mod permits;
 mod progress;
 mod server;
 mod socket;
@@ -34,11 +34,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::peers::Shares;
-use places::Places;
+use permits::Permits;
 use server::Proxy;
 
 /// A function that finds an instance by id or name, and its state for a connection to the port.
-pub type Look = Arc<dyn Fn(&str, u16) -> Reach + Send + Sync>;
+pub type Resolve = Arc<dyn Fn(&str, u16) -> Reach + Send + Sync>;
 
 /// The parts that the listeners are made of.
 pub struct IngressConfig {
@@ -46,7 +46,7 @@ pub struct IngressConfig {
     pub address: IpAddr,
     /// The port of our own API, which no ingress gets.
     pub api_port: u16,
-    pub reach: Look,
+    pub reach: Resolve,
     /// Called with the owner of a port that was lost.
     pub changed: Arc<dyn Fn(&Uid) + Send + Sync>,
 }
@@ -57,7 +57,7 @@ pub struct HttpListeners(Arc<Shared>);
 
 struct Shared {
     config: IngressConfig,
-    places: Arc<Places>,
+    permits: Arc<Permits>,
     /// Permits for connections of clients, over all ports.
     clients: Arc<Semaphore>,
     shares: Arc<Shares<IpAddr>>,
@@ -153,7 +153,7 @@ impl HttpListeners {
     pub fn new(config: IngressConfig) -> Self {
         let clients = Arc::new(Semaphore::new(INGRESS_CONNECTIONS_MAX));
         let shares = Shares::new(INGRESS_CONNECTIONS_PER_CLIENT_MAX);
-        Self(Arc::new(Shared { config, places: Arc::default(), clients, shares, ports: Mutex::default() }))
+        Self(Arc::new(Shared { config, permits: Arc::default(), clients, shares, ports: Mutex::default() }))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u16, Open>> {
@@ -181,7 +181,7 @@ impl HttpListeners {
 
     /// Opens a port that is not open; it has no rules yet.
     fn listen(&self, port: u16) -> Result<Open, HostError> {
-        let Shared { config, places, clients, shares, ports: _ } = &*self.0;
+        let Shared { config, permits, clients, shares, ports: _ } = &*self.0;
         let failed = |error| HostError::io("listen at port", port.to_string(), error);
         if port == config.api_port {
             return Err(failed(std::io::ErrorKind::AddrInUse.into()));
@@ -191,7 +191,7 @@ impl HttpListeners {
         let proxy = Proxy {
             served: served.clone(),
             reach: config.reach.clone(),
-            places: places.clone(),
+            permits: permits.clone(),
             clients: clients.clone(),
             shares: shares.clone(),
         };

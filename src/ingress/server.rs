@@ -18,8 +18,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::places::Places;
-use super::{Look, Served};
+use super::permits::Permits;
+use super::{Resolve, Served};
 use crate::peers::{Shares, Unstalled, client_of, watch_over};
 
 /// Pause after a failed accept (no descriptors), long enough not to spin and short enough not to be noticed.
@@ -28,8 +28,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The state that the requests of a port are handled with.
 pub(super) struct Proxy {
     pub(super) served: Arc<Served>,
-    pub(super) reach: Look,
-    pub(super) places: Arc<Places>,
+    pub(super) reach: Resolve,
+    pub(super) permits: Arc<Permits>,
     pub(super) clients: Arc<Semaphore>,
     /// Shares of the clients' connections, by client address.
     pub(super) shares: Arc<Shares<IpAddr>>,
@@ -41,11 +41,11 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>) {
     loop {
         // No connection is accepted without a permit: clients wait in the kernel's queue meanwhile.
         let next = async {
-            let place = proxy.clients.clone().acquire_owned().await;
-            (place, listener.accept().await)
+            let permit = proxy.clients.clone().acquire_owned().await;
+            (permit, listener.accept().await)
         };
         // Finished connections are removed. Both arms may be dropped without losing a connection.
-        let (place, accepted) = tokio::select! {
+        let (permit, accepted) = tokio::select! {
             biased;
             Some(_) = connections.join_next() => continue,
             next = next => next,
@@ -59,7 +59,7 @@ pub(super) async fn serve(listener: TcpListener, proxy: Arc<Proxy>) {
                 let connection = connection(stream, client, proxy.clone());
                 connections.spawn(async move {
                     connection.await;
-                    drop((place, share));
+                    drop((permit, share));
                 });
             }
             Err(error) if is_lost(&error) => {
@@ -97,7 +97,7 @@ async fn connection(stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>) {
 
 impl Proxy {
     async fn answer(&self, client: IpAddr, request: Request<Incoming>) -> Response<Body> {
-        match self.exchange(client, request).await {
+        match self.forward(client, request).await {
             Ok(response) => response,
             Err(refusal) => {
                 tracing::debug!(?refusal, "a request was not passed on");

@@ -98,7 +98,7 @@ async fn head(stream: &mut TcpStream) -> String {
 }
 
 /// Sends bytes and reads until the connection is closed.
-async fn says(port: u16, request: &str) -> String {
+async fn response_to(port: u16, request: &str) -> String {
     let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await.expect("open");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = String::new();
@@ -107,7 +107,7 @@ async fn says(port: u16, request: &str) -> String {
 }
 
 async fn get(port: u16, host: &str, more: &str) -> String {
-    says(port, &format!("GET /a?b HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{more}\r\n")).await
+    response_to(port, &format!("GET /a?b HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{more}\r\n")).await
 }
 
 fn status(answer: &str) -> u16 {
@@ -133,7 +133,7 @@ async fn echo(mut stream: TcpStream) {
 }
 
 #[tokio::test]
-async fn a_request_reaches_the_instance_and_everything_else_is_told_in_the_apis_shape() {
+async fn a_request_reaches_the_instance_and_every_error_has_the_shape_of_the_api() {
     let (listeners, _) = listeners();
     let (port, target) = (free_port(), instance(echo).await);
     let rules = [
@@ -185,7 +185,7 @@ async fn a_request_reaches_the_instance_and_everything_else_is_told_in_the_apis_
         "GET / HTTP/1.1\r\nHost: a.test\r\nHost: a.test\r\nConnection: close\r\n\r\n",
         "GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
     ] {
-        assert_eq!(error(&says(port, request).await), (400, "bad_request".to_owned()), "{request}");
+        assert_eq!(error(&response_to(port, request).await), (400, "bad_request".to_owned()), "{request}");
     }
 }
 
@@ -300,15 +300,15 @@ async fn bodies_stream_both_ways_and_a_tunnel_goes_on_until_its_rules_are_gone()
 }
 
 #[tokio::test]
-async fn too_many_requests_to_one_instance_are_told_to_come_again() {
+async fn too_many_requests_to_one_instance_are_asked_to_retry() {
     let (listeners, _) = listeners();
     let (port, target) = (free_port(), instance(echo).await);
     listeners.open(&uid('a'), port, &[rule("a.test", port, target, false)]).await.expect("open");
-    let places = &listeners.0.places;
+    let permits = &listeners.0.permits;
     // Each permit is taken by another client and another ingress.
     let take = |number: usize| {
         let client = Ipv4Addr::from(u32::try_from(number).expect("small"));
-        places.take(&uid('w'), &format!("o{number:023}").parse().expect("valid"), client.into())
+        permits.take(&uid('w'), &format!("o{number:023}").parse().expect("valid"), client.into())
     };
     let mut held: Vec<_> = (0..usize::MAX).map_while(take).collect();
     let answer = get(port, "a.test", "").await;
@@ -327,7 +327,7 @@ async fn too_many_requests_to_one_instance_are_told_to_come_again() {
     let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("open");
     client.write_all(b"GET / HTTP/1.1\r\nHost: silent.test\r\n\r\n").await.expect("sent");
     timeout(MOMENT, async {
-        while !places.is_taken(&uid('w')) {
+        while !permits.is_taken(&uid('w')) {
             tokio::task::yield_now().await;
         }
     })
@@ -353,21 +353,21 @@ async fn one_client_cannot_keep_an_instance_from_the_others() {
     let (listeners, _) = listeners();
     let (port, target) = (free_port(), instance(echo).await);
     listeners.open(&uid('a'), port, &[rule("a.test", port, target, false)]).await.expect("open");
-    let places = &listeners.0.places;
+    let permits = &listeners.0.permits;
     let (here, elsewhere) = (Ipv4Addr::LOCALHOST.into(), Ipv4Addr::new(192, 0, 2, 1).into());
-    let held: Vec<_> = std::iter::from_fn(|| places.take(&uid('w'), &uid('a'), here)).collect();
+    let held: Vec<_> = std::iter::from_fn(|| permits.take(&uid('w'), &uid('a'), here)).collect();
     assert_eq!(held.len(), stead_schemas::limits::INGRESS_EXCHANGES_PER_CLIENT_MAX);
     assert_eq!(error(&get(port, "a.test", "").await), (503, "overloaded".to_owned()));
-    assert!(places.take(&uid('w'), &uid('a'), elsewhere).is_some());
+    assert!(permits.take(&uid('w'), &uid('a'), elsewhere).is_some());
     drop(held);
     assert_eq!(status(&get(port, "a.test", "").await), 200);
 }
 
 #[tokio::test]
-async fn a_port_is_shared_by_owners_and_is_not_had_when_somebody_else_has_it() {
+async fn a_port_is_shared_by_owners_and_refused_when_another_program_has_it() {
     let (listeners, lost) = listeners();
-    let stranger = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
-    let port = stranger.local_addr().expect("bound").port();
+    let foreign = StdListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
+    let port = foreign.local_addr().expect("bound").port();
     let rules = [rule("a.test", port, 9, false)];
     assert!(!listeners.is_free(port).await.expect("looked at"));
     assert!(!listeners.is_free(1).await.expect("looked at"), "our API is there");
@@ -375,7 +375,7 @@ async fn a_port_is_shared_by_owners_and_is_not_had_when_somebody_else_has_it() {
     assert_eq!(refused.kind, stead_controllers::host::HostErrorKind::Conflict, "{}", refused.chain());
     assert!(listeners.open(&uid('a'), 1, &rules).await.is_err());
     assert_eq!(listeners.inspect(&uid('a')).await.expect("looked at"), BTreeMap::new());
-    drop(stranger);
+    drop(foreign);
     assert!(listeners.is_free(port).await.expect("looked at"));
     listeners.open(&uid('a'), port, &rules).await.expect("open");
     listeners.open(&uid('a'), port, &rules).await.expect("again is as good");
@@ -417,7 +417,7 @@ async fn a_socket_that_somebody_shuts_is_noticed() {
     let proxy = Proxy {
         served: Arc::default(),
         reach: Arc::new(reach),
-        places: Arc::default(),
+        permits: Arc::default(),
         clients: Arc::new(Semaphore::new(1)),
         shares: Shares::new(usize::MAX),
     };
@@ -463,7 +463,7 @@ async fn play(asked: Vec<u8>, answered: Vec<u8>) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn whatever_clients_and_instances_say_the_port_goes_on(
+    fn no_message_of_a_client_or_an_instance_ends_a_port(
         head in prop_oneof![Just("GET / HTTP/1.1\r\nHost: bad.test\r\n"), Just("POST /x HTTP/1."), Just("")],
         asked in proptest::collection::vec(any::<u8>(), 0..200),
         first in prop_oneof![Just("HTTP/1.1 200 OK\r\n"), Just("HTTP/1.1 101 X\r\nUpgrade: "), Just("")],

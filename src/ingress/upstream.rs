@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::Cut;
-use super::answers::Refusal;
-use super::places::Place;
+use super::error_response::Refusal;
+use super::permits::Permit;
 use super::progress::{Progress, Watched};
 use crate::peers::{Patience, Patient, TooSlow, watch_over};
 
@@ -31,7 +31,7 @@ use crate::peers::{Patience, Patient, TooSlow, watch_over};
 pub(super) struct Hold {
     pub(super) cut: Cut,
     /// The request's permit, returned when the last holder drops it.
-    pub(super) place: Arc<Place>,
+    pub(super) permit: Arc<Permit>,
     pub(super) progress: Progress,
 }
 
@@ -74,7 +74,7 @@ pub(super) async fn connect(address: Ipv4Addr, port: u16, hold: &Hold) -> Result
         builder.handshake(TokioIo::new(watched)).await.map_err(|_| Refusal::BadAnswer)?;
     let hold = hold.clone();
     tokio::spawn(async move {
-        let place = hold.place.clone();
+        let permit = hold.permit.clone();
         // A connection that is dropped early is cut, and its body ends with an error, as intended.
         tokio::select! {
             biased;
@@ -85,7 +85,7 @@ pub(super) async fn connect(address: Ipv4Addr, port: u16, hold: &Hold) -> Result
                 }
             }
         }
-        drop(place);
+        drop(permit);
     });
     Ok(sender)
 }
@@ -156,7 +156,7 @@ impl HttpBody for Upload {
 
 /// Copies bytes both ways until either side ends, or its hold does.
 pub(super) async fn tunnel(client: OnUpgrade, instance: OnUpgrade, hold: Hold) {
-    let place = hold.place.clone();
+    let permit = hold.permit.clone();
     let copied = async {
         let (client, instance) = tokio::try_join!(client, instance)?;
         let (mut client, mut instance) = (TokioIo::new(client), TokioIo::new(instance));
@@ -174,5 +174,5 @@ pub(super) async fn tunnel(client: OnUpgrade, instance: OnUpgrade, hold: Hold) {
             }
         }
     }
-    drop(place);
+    drop(permit);
 }

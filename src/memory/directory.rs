@@ -25,7 +25,7 @@ use stead_controllers::host::{HostError, HostErrorKind, Memory, SavedMemory};
 use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::PackingState;
+use stead_schemas::snapshot::CompressionState;
 use tracing::warn;
 
 use super::compression;
@@ -133,24 +133,24 @@ impl MemoryDir {
         if !self.exists()? {
             return Ok(None);
         }
-        Ok(Some(self.manifest()?.map_or(Memory::Loose, |manifest| {
+        Ok(Some(self.manifest()?.map_or(Memory::Incomplete, |manifest| {
             Memory::Saved(SavedMemory {
                 standby: manifest.origin.standby,
                 run: manifest.origin.run,
                 launch: manifest.origin.launch,
-                packing: self.compression(&manifest),
+                compression_state: self.compression(&manifest),
             })
         })))
     }
 
     /// Reports how the RAM is stored. Only the compressor knows whether a compression is under way.
-    pub(crate) fn compression(&self, manifest: &Manifest) -> PackingState {
+    pub(crate) fn compression(&self, manifest: &Manifest) -> CompressionState {
         let plain = Bytes(manifest.proof.ram_bytes);
         match fs::metadata(self.saved(COMPRESSED)) {
-            Ok(packed) if !self.saved(RAM).exists() => {
-                PackingState::Packed { packed: Bytes(packed.len()), plain }
+            Ok(compressed) if !self.saved(RAM).exists() => {
+                CompressionState::Compressed { compressed: Bytes(compressed.len()), plain }
             }
-            _ => PackingState::Plain,
+            _ => CompressionState::Plain,
         }
     }
 

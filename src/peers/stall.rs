@@ -23,7 +23,7 @@ impl<Inner> Unstalled<Inner> {
     }
 
     /// Returns the outcome of a write, or an error when the peer has not let one through for too long.
-    fn judge<T>(&mut self, context: &mut Context<'_>, wrote: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn check<T>(&mut self, context: &mut Context<'_>, wrote: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if wrote.is_ready() {
             self.is_waiting = false;
             return wrote;
@@ -54,7 +54,7 @@ impl<Inner: AsyncWrite + Unpin> AsyncWrite for Unstalled<Inner> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let wrote = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.judge(context, wrote)
+        self.check(context, wrote)
     }
 
     fn poll_write_vectored(
@@ -63,7 +63,7 @@ impl<Inner: AsyncWrite + Unpin> AsyncWrite for Unstalled<Inner> {
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let wrote = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        self.judge(context, wrote)
+        self.check(context, wrote)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -16,7 +16,7 @@ use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
 use stead_schemas::numbers::StandbyNo;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::{PackingState, SnapshotKind};
+use stead_schemas::snapshot::{CompressionState, SnapshotKind};
 
 use super::files::{MANIFEST, Manifest, is_whole};
 use crate::host::directories::uids_in;
@@ -35,19 +35,19 @@ impl Snapshots for Hypervisors {
         if !dir.exists()? {
             return Ok(None);
         }
-        let Some(manifest) = dir.read::<Manifest>(MANIFEST)? else { return Ok(Some(Captured::Loose)) };
+        let Some(manifest) = dir.read::<Manifest>(MANIFEST)? else { return Ok(Some(Captured::Incomplete)) };
         let is_whole = is_whole(&dir, &manifest)?;
         let Manifest { kind, captured_at, .. } = manifest;
         let size = Bytes(allocated_in(&dir));
-        let packing = match dir.manifest()? {
-            _ if self.compressor.is_in_progress(snapshot) => PackingState::Packing,
+        let compression_state = match dir.manifest()? {
+            _ if self.compressor.is_in_progress(snapshot) => CompressionState::Compressing,
             Some(memory) => dir.compression(&memory),
-            None => PackingState::Plain,
+            None => CompressionState::Plain,
         };
         Ok(Some(if is_whole {
-            Captured::Whole { kind, size, captured_at, packing }
+            Captured::Whole { kind, size, captured_at, compression_state }
         } else {
-            Captured::Loose
+            Captured::Incomplete
         }))
     }
 

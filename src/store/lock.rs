@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_daemon_that_lives_is_told_and_what_is_left_of_a_dead_one_is_waited_for() {
+    fn a_living_daemon_is_reported_and_the_rest_of_a_dead_daemon_is_waited_for() {
         let dir = tempfile::tempdir().expect("scratch");
         let held = DirectoryLock::take(dir.path()).expect("free");
         let refused = DirectoryLock::take(dir.path()).expect_err("held");

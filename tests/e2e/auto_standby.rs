@@ -9,10 +9,10 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::crash::{EDGES, OF_IDLENESS};
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{BOOT, Harness, MOMENT, image};
+use crate::invariants::settles;
 use crate::namespace::{in_namespace, in_namespace_alone};
-use crate::site::{BOOT, MOMENT, Site, image};
-use crate::stage::until;
 
 /// Program of the guest: pages on two ports, and an echo server that keeps connections open.
 const SERVER: &str = "mkdir -p /www; echo here >/www/index.html; httpd -p 80 -h /www; httpd -p 8080 -h /www; \
@@ -35,14 +35,14 @@ fn policy(more: Value) -> Value {
     policy
 }
 
-async fn serving(site: &Site, policy: Value) -> String {
+async fn serving(site: &Harness, policy: Value) -> String {
     let body = json!({ "cmd": ["sh", "-c", SERVER], "auto_standby": policy });
     let id = site.create("box", &image("busybox"), body).await;
     site.until_console(&id, "serving").await;
     id
 }
 
-async fn address(site: &Site) -> String {
+async fn address(site: &Harness) -> String {
     site.get("box").await["network"]["ip"].as_str().expect("an address").to_owned()
 }
 
@@ -66,7 +66,7 @@ async fn fetch(address: &str, within: Duration) -> Duration {
 /// Checks that the first packet is kept, and answered when the VM is back: no later than a client that requests the
 /// restore gets its answer. A lost packet would be repeated after one second, then after two. A busy machine may
 /// delay either, so one success is enough.
-async fn the_first_packet_is_answered(site: &Site, address: &str) {
+async fn the_first_packet_is_answered(site: &Harness, address: &str) {
     let mut seen = Vec::new();
     for _ in 0..ROUNDS {
         let asked_at = Instant::now();
@@ -102,15 +102,15 @@ async fn let_in(address: String) {
     }
 }
 
-async fn status(site: &Site) -> Value {
+async fn status(site: &Harness) -> Value {
     site.request(Method::GET, "/instances/box/auto-standby/status", None).await.body
 }
 
-async fn until_status(site: &Site, what: &str) -> Value {
+async fn until_status(site: &Harness, what: &str) -> Value {
     until(what, BOOT, async || Some(status(site).await).filter(|seen| seen["status"] == what)).await
 }
 
-async fn patch(site: &Site, policy: Value) {
+async fn patch(site: &Harness, policy: Value) {
     let body = json!({ "auto_standby": policy });
     let answer = site.request(Method::PATCH, "/instances/box", Some(body)).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
@@ -118,7 +118,7 @@ async fn patch(site: &Site, policy: Value) {
 }
 
 /// Checks that a client that the policy ignores does not wake the VM.
-async fn ignored_clients_do_not_wake(site: &Site, address: &str) {
+async fn ignored_clients_do_not_wake(site: &Harness, address: &str) {
     site.until("box", "asleep", asleep).await;
     assert!(connect(address, 8080, FIRST_TRY).await.is_none(), "an ignored port was answered");
     patch(site, policy(json!({ "ignore_source_cidrs": ["10.185.0.0/16", "2001:db8::/32"] }))).await;
@@ -132,7 +132,7 @@ async fn ignored_clients_do_not_wake(site: &Site, address: &str) {
 #[test]
 fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
     in_namespace_alone(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         serving(&site, policy(json!({ "ignore_destination_ports": [8080] }))).await;
         let address = address(&site).await;
         // An open connection keeps the VM running, however long it lasts.
@@ -198,7 +198,7 @@ fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
 #[test]
 fn a_hold_a_dead_daemon_and_a_policy_that_is_off_keep_an_instance_up() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         serving(&site, policy(json!({}))).await;
         until_status(&site, "idle_countdown").await;
         patch(&site, policy(json!({ "idle_timeout": "12s" }))).await;
@@ -237,7 +237,7 @@ fn a_hold_a_dead_daemon_and_a_policy_that_is_off_keep_an_instance_up() {
 #[test]
 fn a_crash_at_any_step_to_standby_by_itself_and_back_by_a_connection_is_healed() {
     in_namespace_alone(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let id = serving(&site, policy(json!({ "idle_timeout": "1s" }))).await;
         let address = address(&site).await;
         for (kind, action) in OF_IDLENESS {

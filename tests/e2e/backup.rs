@@ -3,22 +3,22 @@
 use serde_json::json;
 use stead_schemas::instance::Instance;
 
-use crate::judge::settles;
+use crate::harness::{Harness, LISTEN, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{LISTEN, Site, image};
 
 #[test]
 fn a_backup_of_a_running_daemon_is_restored_into_an_empty_directory() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let loops =
             json!({ "cmd": ["sh", "-c", "while true; do sleep 1; done"], "env": { "KEY": "s3cret" } });
         let id = site.create("web", &image("busybox"), loops).await;
         site.until_state("web", "Running").await;
         let scratch = site.scratch("copies");
         let (file, new) = (scratch.join("backup"), scratch.join("new"));
-        let said = site.cli(&format!("backup {}", file.display()));
-        assert!(said.contains("bytes"), "{said}");
+        let reported = site.cli(&format!("backup {}", file.display()));
+        assert!(reported.contains("bytes"), "{reported}");
         let content = std::fs::read(&file).expect("written");
         let holds = |text: &str| content.windows(text.len()).any(|part| part == text.as_bytes());
         assert!(!holds("s3cret") && !holds("web") && !holds(&id), "it is sealed");
@@ -29,8 +29,8 @@ fn a_backup_of_a_running_daemon_is_restored_into_an_empty_directory() {
             new.display(),
             key.display()
         );
-        let said = site.cli(&restore);
-        assert!(said.contains("restored"), "{said}");
+        let reported = site.cli(&restore);
+        assert!(reported.contains("restored"), "{reported}");
         {
             let restored = stead::store::open(&new, stead_controllers::kinds()).expect("a data directory");
             let uid = id.parse().expect("an id");
@@ -39,14 +39,14 @@ fn a_backup_of_a_running_daemon_is_restored_into_an_empty_directory() {
             assert!(restored.store.unreadable().is_empty());
         }
         // The backed-up daemon kept running, and its doctor reports no problem.
-        let (data, run, kernel) = (site.data(), site.run_dir(), crate::stage::kernel_dir());
-        let said = site.cli(&format!(
+        let (data, run, kernel) = (site.data(), site.run_dir(), crate::fixtures::kernel_dir());
+        let reported = site.cli(&format!(
             "doctor --data-dir {} --run-dir {} --kernel-dir {} --listen {LISTEN}",
             data.display(),
             run.display(),
             kernel.display()
         ));
-        assert!(said.contains("answers"), "{said}");
+        assert!(reported.contains("answers"), "{reported}");
         site.delete("web").await;
         settles(&mut site, "a backup").await;
     });

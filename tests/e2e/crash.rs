@@ -14,19 +14,19 @@ use stead_controllers::disk::DiskReconciler;
 use stead_controllers::image::ImageReconciler;
 use stead_controllers::ingress::IngressReconciler;
 use stead_controllers::network::NetworkReconciler;
-use stead_controllers::port::PortReconciler;
+use stead_controllers::nic::NicReconciler;
 use stead_controllers::runtime::{Action, Reconciler};
 use stead_controllers::schedule::ScheduleReconciler;
 use stead_controllers::sim::World;
 use stead_controllers::snapshot::SnapshotReconciler;
-use stead_controllers::vm::Vms;
+use stead_controllers::vm::VmReconciler;
 use stead_schemas::meta::Kind;
 
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{Harness, MOMENT, image, runtime};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{MOMENT, Site, image, runtime};
 use crate::socket::run;
-use crate::stage::until;
 
 pub(crate) const EDGES: [&str; 2] = ["before", "after"];
 
@@ -56,13 +56,13 @@ pub(crate) const OF_FORK: [(&str, &str); 6] = [
     ("snapshot", "Capture"),
     ("disk", "Copy"),
     ("instance", "Adopt"),
-    ("instance", "Assume"),
+    ("instance", "TakeIdentity"),
     ("snapshot", "Expire"),
     ("snapshot", "Remove"),
 ];
 
 /// Step of scaling a pool.
-pub(crate) const OF_POOL: (&str, &str) = ("snapshot", "TendPool");
+pub(crate) const OF_POOL: (&str, &str) = ("snapshot", "ScalePool");
 
 /// Steps of a standby and of a snapshot whose memory should be compressed.
 pub(crate) const OF_COMPRESSION: [(&str, &str); 2] = [("instance", "Compress"), ("snapshot", "Compress")];
@@ -133,10 +133,10 @@ fn every_action_of_every_reconciler_is_in_a_table() {
         <Controller::Action as Action>::NAMES.iter().map(|action| (<Controller::Kind as Kind>::NAME, *action))
     }
     let all: BTreeSet<_> = of::<NetworkReconciler<World>>()
-        .chain(of::<PortReconciler<World>>())
+        .chain(of::<NicReconciler<World>>())
         .chain(of::<DiskReconciler<World>>())
         .chain(of::<ImageReconciler<World>>())
-        .chain(of::<Vms<World>>())
+        .chain(of::<VmReconciler<World>>())
         .chain(of::<SnapshotReconciler<World>>())
         .chain(of::<ScheduleReconciler>())
         .chain(of::<IngressReconciler<World>>())
@@ -152,7 +152,7 @@ fn every_action_of_every_reconciler_is_in_a_table() {
 }
 
 /// Crashes at every repair step for the changes in these tables, with these VMs.
-async fn heals(site: &mut Site, drifts: &[(&str, &str, &str)], vmms: &[u32]) {
+async fn heals(site: &mut Harness, drifts: &[(&str, &str, &str)], vmms: &[u32]) {
     for (kind, action, drift) in drifts {
         for edge in EDGES {
             let failpoint = format!("{kind}/{action}/{edge}");
@@ -167,9 +167,9 @@ async fn heals(site: &mut Site, drifts: &[(&str, &str, &str)], vmms: &[u32]) {
 }
 
 #[test]
-fn a_crash_at_any_step_that_makes_the_host_as_wished_is_healed() {
+fn a_crash_at_any_step_of_making_the_host_as_specified_is_healed() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let body = json!({ "cmd": ["sh", "-c", "echo here; sleep 1000"] });
         let instance = site.create("box", &image("busybox"), body).await;
         let seen = site.until_state("box", "Running").await;
@@ -195,7 +195,7 @@ fn a_crash_at_any_step_that_makes_the_host_as_wished_is_healed() {
 #[test]
 fn a_crash_at_any_step_of_a_deletion_leaves_nothing() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let answer = site.request(Method::POST, "/images", Some(json!({ "name": image("busybox") }))).await;
         assert_eq!(answer.status, StatusCode::ACCEPTED, "{answer:?}");
         site.until_image(&image("busybox")).await;
@@ -212,7 +212,7 @@ fn a_crash_at_any_step_of_a_deletion_leaves_nothing() {
                 site.attempt(Method::DELETE, &path, None).await;
                 site.crashed(&failpoint).await;
                 site.start().await;
-                until("the instance to be gone", crate::site::BOOT, async || {
+                until("the instance to be gone", crate::harness::BOOT, async || {
                     let status = site.request(Method::GET, &path, None).await.status;
                     (status == StatusCode::NOT_FOUND).then_some(())
                 })
@@ -262,9 +262,9 @@ fn a_crash_at_any_step_of_a_deletion_leaves_nothing() {
 }
 
 #[test]
-fn a_crash_at_any_step_of_a_run_ends_in_the_wished_state() {
+fn a_crash_at_any_step_of_a_run_ends_in_the_desired_state() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let body = json!({ "cmd": ["sh", "-c", "trap 'exit 4' TERM; while true; do sleep 0.1; done"] });
         let id = site.create("box", &image("busybox"), body).await;
         site.until_state("box", "Running").await;
@@ -303,11 +303,16 @@ fn a_crash_at_any_step_of_a_run_ends_in_the_wished_state() {
 }
 
 /// Requests a verb at which a daemon with a failpoint dies, and starts the next daemon.
-pub(crate) async fn crash_at_verb(site: &mut Site, failpoint: &str, path: &str) {
+pub(crate) async fn crash_at_verb(site: &mut Harness, failpoint: &str, path: &str) {
     crash_at_request(site, failpoint, path, serde_json::Value::Null).await;
 }
 
-pub(crate) async fn crash_at_request(site: &mut Site, failpoint: &str, path: &str, body: serde_json::Value) {
+pub(crate) async fn crash_at_request(
+    site: &mut Harness,
+    failpoint: &str,
+    path: &str,
+    body: serde_json::Value,
+) {
     site.stop().await;
     site.spawn(Some(failpoint));
     site.answers().await;
@@ -317,7 +322,7 @@ pub(crate) async fn crash_at_request(site: &mut Site, failpoint: &str, path: &st
 }
 
 /// Checks that a daemon dies of the change to the running VM, and that the next daemon repairs it.
-async fn recovers(site: &mut Site, failpoint: &str) {
+async fn recovers(site: &mut Harness, failpoint: &str) {
     site.spawn(Some(failpoint));
     site.crashed(failpoint).await;
     site.start().await;
@@ -327,7 +332,7 @@ async fn recovers(site: &mut Site, failpoint: &str) {
 }
 
 /// Checks that a guest does not run while it is paused, and that its clock is right afterwards.
-async fn the_clock_follows_a_pause(site: &mut Site, id: &str) {
+async fn the_clock_follows_a_pause(site: &mut Harness, id: &str) {
     const PAUSE: SignedDuration = SignedDuration::from_secs(4);
     site.until_state("box", "Running").await;
     site.stop().await;
@@ -339,7 +344,7 @@ async fn the_clock_follows_a_pause(site: &mut Site, id: &str) {
 }
 
 /// Checks that the guest's clock becomes right within a short time, to a second.
-pub(crate) async fn clock_is_right(site: &Site) {
+pub(crate) async fn clock_is_right(site: &Harness) {
     const OFF_MAX: i64 = 1;
     let date = json!({ "command": ["date", "+%s"], "wait_for_agent": 20 });
     until("a clock that is right", MOMENT, async || {
@@ -352,19 +357,19 @@ pub(crate) async fn clock_is_right(site: &Site) {
 }
 
 /// Stops the vCPUs, which only a process on this host can do.
-fn pause(site: &Site, id: &str) {
+fn pause(site: &Harness, id: &str) {
     let socket = runtime(&site.run_dir(), id).join("qmp.sock");
     let mut stream = UnixStream::connect(socket).expect("no daemon is connected");
     stream.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"stop\"}\n").expect("written");
     let mut lines = BufReader::new(stream).lines();
-    let told = lines.find(|line| line.as_ref().expect("read").contains("\"STOP\""));
-    assert!(told.is_some(), "the VMM hung up");
+    let reported = lines.find(|line| line.as_ref().expect("read").contains("\"STOP\""));
+    assert!(reported.is_some(), "the VMM hung up");
 }
 
 #[test]
 fn a_crash_at_the_end_of_an_instances_time_does_not_keep_it() {
     in_namespace(async || {
-        let mut site = Site::new().await;
+        let mut site = Harness::new().await;
         let (kind, action) = OF_EXPIRY;
         for edge in EDGES {
             let failpoint = format!("{kind}/{action}/{edge}");
@@ -374,7 +379,7 @@ fn a_crash_at_the_end_of_an_instances_time_does_not_keep_it() {
             let id = site.create("box", &image("busybox"), short).await;
             site.crashed(&failpoint).await;
             site.start().await;
-            until("its deletion", crate::site::BOOT, async || {
+            until("its deletion", crate::harness::BOOT, async || {
                 let answer = site.request(Method::GET, &format!("/instances/{id}"), None).await;
                 (answer.status == StatusCode::NOT_FOUND).then_some(())
             })
@@ -388,7 +393,7 @@ fn a_crash_at_the_end_of_an_instances_time_does_not_keep_it() {
 #[test]
 fn a_crash_while_one_network_replaces_another_leaves_only_the_new_one() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let first = site.table;
         let (kind, action) = OF_RECONFIGURATION;
         for (edge, table) in EDGES.into_iter().zip(["steadnew", first]) {

@@ -7,11 +7,11 @@ use reqwest::{Method, StatusCode};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
+use crate::fixtures::until;
+use crate::harness::{Harness, LISTEN, image};
 use crate::hostile_crowd::{Crowd, Target};
 use crate::namespace::in_namespace_alone;
-use crate::site::{LISTEN, Site, image};
 use crate::socket::run;
-use crate::stage::until;
 
 /// Numbers of connections and answers from which the crowd is at work.
 const AT_WORK: (u64, u64) = (3_000, 100);
@@ -24,14 +24,14 @@ const ARRIVAL: Duration = Duration::from_secs(120);
 const MEMORY_MAX_KIB: u64 = 256 << 10;
 
 /// Returns the peak memory of the daemon, in KiB.
-fn peak(site: &Site) -> u64 {
+fn peak(site: &Harness) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", site.daemon_pid())).expect("it lives");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("told");
     line.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
 }
 
 /// Returns an archive of a file with 512 MiB of zeros.
-fn bomb(site: &Site) -> Vec<u8> {
+fn bomb(site: &Harness) -> Vec<u8> {
     let line = "cd $DATA && truncate -s 512M zeros && tar -cf - zeros | gzip -1 > bomb; rm zeros";
     site.shell(line);
     let path = site.data().join("bomb");
@@ -42,7 +42,7 @@ fn bomb(site: &Site) -> Vec<u8> {
 
 /// Runs the work of an honest client, all of which must succeed: its own volumes and queries. It has its own thread,
 /// so that the crowd does not take its time. Returns the times within which 99 of 100 writes and reads were answered.
-async fn works(site: &Site, prefix: &'static str) -> [Duration; 2] {
+async fn works(site: &Harness, prefix: &'static str) -> [Duration; 2] {
     let token = site.token().to_owned();
     let work = async move {
         let http = reqwest::Client::new();
@@ -78,10 +78,10 @@ fn raise_descriptors() {
 }
 
 #[test]
-fn a_crowd_of_hostile_clients_and_a_hostile_registry_lose_an_honest_client_nothing() {
+fn many_hostile_clients_and_a_hostile_registry_cost_an_honest_client_nothing() {
     in_namespace_alone(async || {
         raise_descriptors();
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         // The crowd has its own VM, because the daemon does not divide the processor of a guest.
         for name in ["web", "own"] {
             site.create(name, &image("busybox"), json!({ "cmd": ["sleep", "100000"] })).await;
@@ -106,8 +106,8 @@ fn a_crowd_of_hostile_clients_and_a_hostile_registry_lose_an_honest_client_nothi
         let crowded = works(&site, "v").await;
         // Programs have the usual low soft limit on descriptors, however many the agent needs for all sessions.
         let asks = json!({ "command": ["sh", "-c", "ulimit -Sn"] });
-        let (said, end) = run(&site, "own", asks, b"").await;
-        assert_eq!((String::from_utf8_lossy(&said).as_ref(), end), ("1024\n", json!({ "exitCode": 0 })));
+        let (reported, end) = run(&site, "own", asks, b"").await;
+        assert_eq!((String::from_utf8_lossy(&reported).as_ref(), end), ("1024\n", json!({ "exitCode": 0 })));
         let (peak, counts) = (peak(&site), crowd.counts());
         eprintln!("crowd: {counts:?} connections and answers; {before} KiB before, {peak} KiB at most");
         eprintln!("slowest write and read, 99 of 100: {quiet:?} before, {crowded:?} beside the crowd");

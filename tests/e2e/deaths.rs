@@ -7,11 +7,11 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::crash::EDGES;
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{BOOT, Harness, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{BOOT, Site, image};
 use crate::socket::shell;
-use crate::stage::until;
 
 const COUNTER: &str = "i=0; while true; do i=$((i+1)); echo $i >>/counts; sleep 0.5 || sleep 1; done";
 
@@ -22,7 +22,7 @@ const ON: [(&str, &str); 6] = [
     ("instance", "Restore"),
     ("instance", "DiscardMemory"),
     ("instance", "Resume"),
-    ("instance", "Assume"),
+    ("instance", "TakeIdentity"),
 ];
 /// First step of a fork of an instance, whose snapshot has no other user.
 const FIRST: [(&str, &str); 1] = [("snapshot", "Capture")];
@@ -36,13 +36,13 @@ enum Dead {
 }
 
 /// Creates a site whose only instance counts.
-async fn counting() -> Site {
-    let site = Site::running().await;
+async fn counting() -> Harness {
+    let site = Harness::running().await;
     begin_to_count(&site).await;
     site
 }
 
-async fn begin_to_count(site: &Site) {
+async fn begin_to_count(site: &Harness) {
     site.create("box", &image("busybox"), json!({ "size": "128MB", "cmd": ["sh", "-c", COUNTER] })).await;
     site.until_state("box", "Running").await;
     until("a count", BOOT, async || {
@@ -51,12 +51,12 @@ async fn begin_to_count(site: &Site) {
     .await;
 }
 
-pub(crate) fn all_vmms_die(site: &Site) {
+pub(crate) fn all_vmms_die(site: &Harness) {
     site.vmms().iter().for_each(|pid| drop(site.shell(&format!("kill -9 {pid} || true"))));
 }
 
 /// Sends a request whose step is reached once, and kills the chosen processes at it.
-async fn die_at(site: &mut Site, step: (&str, &str), dead: Dead, path: &str, body: Value) {
+async fn die_at(site: &mut Harness, step: (&str, &str), dead: Dead, path: &str, body: Value) {
     let failpoint = format!("{}/{}/before", step.0, step.1);
     site.stop().await;
     match dead {
@@ -84,7 +84,7 @@ async fn die_at(site: &mut Site, step: (&str, &str), dead: Dead, path: &str, bod
 }
 
 /// Checks that the fork has its own identity, and that its deletion leaves nothing.
-async fn is_somebody_and_goes(site: &Site, what: &str) {
+async fn is_an_owner_and_goes(site: &Harness, what: &str) {
     let fork = site.until_state("fork", "Running").await;
     let who = shell(site, "fork", "hostname; cat /etc/machine-id; tail -n 1 /counts").await;
     let lines: Vec<&str> = who.lines().collect();
@@ -99,12 +99,12 @@ async fn is_somebody_and_goes(site: &Site, what: &str) {
 }
 
 /// Counts the directories of snapshots.
-fn snapshots(site: &Site) -> usize {
+fn snapshots(site: &Harness) -> usize {
     std::fs::read_dir(site.data().join("snapshots")).into_iter().flatten().count()
 }
 
 /// Checks that only the source is left, intact and in its desired state.
-async fn source_is(site: &mut Site, state: &str, snapshots_left: usize, what: &str) {
+async fn source_is(site: &mut Harness, state: &str, snapshots_left: usize, what: &str) {
     let source = site.until_state("box", state).await;
     assert_eq!(source["has_snapshot"], state == "Standby", "{what}: {source:#}");
     until("the snapshots of forks to be gone", BOOT, async || {
@@ -116,13 +116,19 @@ async fn source_is(site: &mut Site, state: &str, snapshots_left: usize, what: &s
     site.start().await;
 }
 
-async fn dies_at_every_step(site: &mut Site, steps: &[(&str, &str)], path: &str, body: Value, source: &str) {
+async fn dies_at_every_step(
+    site: &mut Harness,
+    steps: &[(&str, &str)],
+    path: &str,
+    body: Value,
+    source: &str,
+) {
     let snapshots = snapshots(site);
     for step in steps {
         for dead in [Dead::DaemonAndVmms, Dead::Vmms] {
             let what = format!("{step:?} {dead:?}");
             die_at(site, *step, dead, path, body.clone()).await;
-            is_somebody_and_goes(site, &what).await;
+            is_an_owner_and_goes(site, &what).await;
             site.until_state("box", source).await;
         }
         source_is(site, source, snapshots, &format!("{step:?}")).await;
@@ -178,17 +184,17 @@ fn a_fork_of_a_snapshot_outlives_the_death_of_all_vmms_at_any_step() {
 const SLOW: &str = "9";
 
 /// Checks that the RAM of a saved memory exists in at least one form, complete under its name.
-fn is_plain_or_packed(site: &Site, directory: &str, what: &str) {
+fn is_plain_or_compressed(site: &Harness, directory: &str, what: &str) {
     let saved = site.data().join(directory).join("saved");
     let forms = ["ram", "ram.packed"].map(|name| saved.join(name).exists());
     assert!(forms.contains(&true), "{what}: neither is in {}", saved.display());
 }
 
-async fn is_packed(site: &Site, directory: &str) {
+async fn is_compressed(site: &Harness, directory: &str) {
     let saved = site.data().join(directory).join("saved");
     until("it to be compressed", BOOT, async || {
-        let only_packed = saved.join("ram.packed").exists() && !saved.join("ram").exists();
-        (only_packed && !saved.join("ram.packing").exists()).then_some(())
+        let only_compressed = saved.join("ram.packed").exists() && !saved.join("ram").exists();
+        (only_compressed && !saved.join("ram.packing").exists()).then_some(())
     })
     .await;
 }
@@ -202,21 +208,24 @@ const MOMENTS_MILLIS: [u64; 4] = [0, 20, 60, 150];
 
 /// Starts a daemon and kills it while a compression works in the directory, a moment after it began. Returns `true`
 /// if it still worked at that time.
-async fn killed_at_work(site: &mut Site, directory: &str, moment: u64, what: &str) -> bool {
-    let packing = site.data().join(directory).join("saved/ram.packing");
-    let packed = site.data().join(directory).join("saved/ram.packed");
-    until("the compression", BOOT, async || (packing.exists() || packed.exists()).then_some(())).await;
+async fn killed_at_work(site: &mut Harness, directory: &str, moment: u64, what: &str) -> bool {
+    let compression_state = site.data().join(directory).join("saved/ram.packing");
+    let compressed = site.data().join(directory).join("saved/ram.packed");
+    until("the compression", BOOT, async || {
+        (compression_state.exists() || compressed.exists()).then_some(())
+    })
+    .await;
     tokio::time::sleep(std::time::Duration::from_millis(moment)).await;
     site.kill().await;
     all_vmms_die(site);
-    is_plain_or_packed(site, directory, what);
-    let was_at_work = packing.exists();
+    is_plain_or_compressed(site, directory, what);
+    let was_at_work = compression_state.exists();
     site.start().await;
     was_at_work
 }
 
 #[test]
-fn a_compression_that_is_killed_at_any_moment_leaves_the_memory_plain_or_packed() {
+fn a_compression_that_is_killed_at_any_moment_leaves_the_memory_plain_or_compressed() {
     in_namespace(async || {
         let mut site = counting().await;
         let id = site.get("box").await["id"].as_str().expect("an id").to_owned();
@@ -231,9 +240,9 @@ fn a_compression_that_is_killed_at_any_moment_leaves_the_memory_plain_or_packed(
             site.answers().await;
             site.attempt(Method::POST, "/instances/box/standby", Some(body)).await;
             site.crashed(&what).await;
-            is_plain_or_packed(&site, &memory, &what);
+            is_plain_or_compressed(&site, &memory, &what);
             site.start().await;
-            is_packed(&site, &memory).await;
+            is_compressed(&site, &memory).await;
             goes_on(&site, &started, &what).await;
         }
         for moment in MOMENTS_MILLIS {
@@ -241,7 +250,7 @@ fn a_compression_that_is_killed_at_any_moment_leaves_the_memory_plain_or_packed(
             let body = json!({ "compression": compression(SLOW) });
             site.attempt(Method::POST, "/instances/box/standby", Some(body)).await;
             met_at_work += usize::from(killed_at_work(&mut site, &memory, moment, &what).await);
-            is_packed(&site, &memory).await;
+            is_compressed(&site, &memory).await;
             goes_on(&site, &started, &what).await;
         }
         assert!(met_at_work > 0, "no compression of a standby was met at work");
@@ -255,7 +264,7 @@ fn a_compression_that_is_killed_at_any_moment_leaves_the_memory_plain_or_packed(
             let snapshot = taken.body["id"].as_str().expect("an id").to_owned();
             let directory = format!("snapshots/{snapshot}");
             met_at_work += usize::from(killed_at_work(&mut site, &directory, moment, &what).await);
-            serves_a_packed_fork(&site, &snapshot, &what).await;
+            serves_a_compressed_fork(&site, &snapshot, &what).await;
         }
         assert!(met_at_work > 0, "no compression of a snapshot was met at work");
         for dead in [Dead::DaemonAndVmms, Dead::Vmms] {
@@ -265,15 +274,15 @@ fn a_compression_that_is_killed_at_any_moment_leaves_the_memory_plain_or_packed(
             die_at(&mut site, ("snapshot", "Compress"), dead, "/instances/box/snapshots", body).await;
             let all = site.request(Method::GET, "/snapshots", None).await.body;
             let snapshot = all[0]["id"].as_str().expect("the only one").to_owned();
-            is_plain_or_packed(&site, &format!("snapshots/{snapshot}"), &what);
-            serves_a_packed_fork(&site, &snapshot, &what).await;
+            is_plain_or_compressed(&site, &format!("snapshots/{snapshot}"), &what);
+            serves_a_compressed_fork(&site, &snapshot, &what).await;
         }
         source_is(&mut site, "Running", 0, "compressions").await;
     });
 }
 
 /// Checks that the same run continues from the saved memory.
-async fn goes_on(site: &Site, started: &Value, what: &str) {
+async fn goes_on(site: &Harness, started: &Value, what: &str) {
     let answer = site.request(Method::POST, "/instances/box/restore", None).await;
     let (state, since) = (&answer.body["state"], &answer.body["started_at"]);
     assert_eq!((answer.status, state, since), (StatusCode::OK, &json!("Running"), started), "{what}");
@@ -282,12 +291,12 @@ async fn goes_on(site: &Site, started: &Value, what: &str) {
     until("the counter to go on", BOOT, async || (count().await > before).then_some(())).await;
 }
 
-async fn serves_a_packed_fork(site: &Site, snapshot: &str, what: &str) {
-    is_packed(site, &format!("snapshots/{snapshot}")).await;
+async fn serves_a_compressed_fork(site: &Harness, snapshot: &str, what: &str) {
+    is_compressed(site, &format!("snapshots/{snapshot}")).await;
     let path = format!("/snapshots/{snapshot}/fork");
     let fork = site.request(Method::POST, &path, Some(json!({ "name": "fork" }))).await;
     assert_eq!(fork.status, StatusCode::CREATED, "{what}: {fork:?}");
-    is_somebody_and_goes(site, what).await;
+    is_an_owner_and_goes(site, what).await;
     let gone = site.request(Method::DELETE, &format!("/snapshots/{snapshot}"), None).await;
     assert_eq!(gone.status, StatusCode::NO_CONTENT, "{what}: {gone:?}");
 }

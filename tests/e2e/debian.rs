@@ -9,7 +9,7 @@ use std::process::Command;
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::stage::run;
+use crate::fixtures::run;
 
 /// Name of the image with Debian's own packages and without a program to run.
 pub(crate) const PLAIN: &str = "debian";
@@ -25,18 +25,18 @@ const MARK: &str = "[Unit]\nDescription=Leaves marks\n[Service]\nType=oneshot\nR
 
 /// Returns the OCI layout with both images.
 pub(crate) fn layout() -> String {
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian-12-images");
-    let lock = File::options().create(true).append(true).open(place.with_extension("lock"));
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian-12-images");
+    let lock = File::options().create(true).append(true).open(directory.with_extension("lock"));
     let lock = lock.expect("the lock file opens");
     // Tests that need the images begin at the same time.
     flock(&lock, FlockOperation::LockExclusive).expect("locked");
-    if !place.exists() {
-        make(&place);
+    if !directory.exists() {
+        make(&directory);
     }
-    place.display().to_string()
+    directory.display().to_string()
 }
 
-fn make(place: &Path) {
+fn make(directory: &Path) {
     // The scratch directory is beside the final path, because of the rename.
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a scratch directory");
     let root = scratch.path().join("root");
@@ -66,5 +66,5 @@ fn make(place: &Path) {
         run("umoci", &["insert", "--image", &system, &from.display().to_string(), to]);
     }
     run("umoci", &["config", "--image", &system, "--config.cmd=/sbin/init"]);
-    fs::rename(scratch.path().join("images"), place).expect("renamed");
+    fs::rename(scratch.path().join("images"), directory).expect("renamed");
 }

@@ -8,10 +8,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use stead_schemas::limits::RESYNC_INTERVAL;
 
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{Harness, MOMENT, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{MOMENT, Site, image};
-use crate::stage::until;
 
 const _: () = assert!(MOMENT.as_secs() < RESYNC_INTERVAL.as_secs(), "a comparison could undo the damage");
 
@@ -24,16 +24,16 @@ fn kill_vmm(pid: u32) {
     kill_process(pid, Signal::KILL).expect("it runs");
 }
 
-async fn running(site: &Site, name: &str) -> Value {
+async fn running(site: &Harness, name: &str) -> Value {
     let body = json!({ "cmd": ["sh", "-c", "echo up; while true; do sleep 1; done"] });
     site.create(name, &image("busybox"), body).await;
     site.until_state(name, "Running").await
 }
 
 #[test]
-fn a_vmm_that_is_killed_is_noticed_by_its_end_and_another_takes_its_place() {
+fn a_killed_vmm_is_noticed_by_its_end_and_replaced() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         running(&site, "box").await;
         let before = pid(&site.until_state("box", "Running").await);
         kill_vmm(before);
@@ -51,7 +51,7 @@ fn a_vmm_that_is_killed_is_noticed_by_its_end_and_another_takes_its_place() {
 #[test]
 fn a_daemon_that_is_killed_leaves_its_vms_running_and_the_next_one_adopts_them() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let before = running(&site, "box").await;
         site.kill().await;
         assert_eq!(site.vmms(), [pid(&before)]);
@@ -107,7 +107,7 @@ const NETWORK: [(&str, &str); 8] = [
 #[test]
 fn what_is_taken_from_an_instance_is_restored_by_the_event_of_its_loss() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         site.create("box", &image("busybox"), json!({ "cmd": ["sleep", "1000"] })).await;
         let running = site.until_state("box", "Running").await;
         for (damage, is_undone) in NETWORK {
@@ -122,25 +122,25 @@ fn what_is_taken_from_an_instance_is_restored_by_the_event_of_its_loss() {
     });
 }
 
-async fn is_healed(site: &Site, damage: &str, is_undone: &str) {
+async fn is_healed(site: &Harness, damage: &str, is_undone: &str) {
     let line = format!("if {is_undone}; then echo undone; fi 2>/dev/null");
     site.shell(damage);
     until(damage, MOMENT, async || site.shell(&line).contains("undone").then_some(())).await;
 }
 
 #[test]
-fn a_guest_kernel_that_is_missing_is_told_and_used_as_soon_as_it_is_there() {
+fn a_missing_guest_kernel_is_reported_and_used_as_soon_as_it_is_there() {
     in_namespace(async || {
-        let mut site = Site::new().await;
+        let mut site = Harness::new().await;
         let kernel = site.kernel_dir.clone();
         site.kernel_dir = site.scratch("kernel");
         site.start().await;
         site.create("box", &image("busybox"), json!({ "cmd": ["sleep", "1000"] })).await;
-        let told = |seen: &Value| seen["conditions"].to_string().contains("guest kernel");
-        site.until("box", "told of the kernel", told).await;
+        let reported = |seen: &Value| seen["conditions"].to_string().contains("guest kernel");
+        site.until("box", "told of the kernel", reported).await;
         for entry in std::fs::read_dir(&kernel).expect("there").flatten() {
-            let place = site.kernel_dir.join(entry.file_name());
-            std::os::unix::fs::symlink(entry.path(), place).expect("linked");
+            let location = site.kernel_dir.join(entry.file_name());
+            std::os::unix::fs::symlink(entry.path(), location).expect("linked");
         }
         site.until_state("box", "Running").await;
         site.delete("box").await;

@@ -9,11 +9,11 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::crash::{EDGES, OF_FORK, OF_POOL, crash_at_request};
-use crate::judge::settles;
+use crate::fixtures::{run, until};
+use crate::harness::{BOOT, Harness, MOMENT, image};
+use crate::invariants::settles;
 use crate::namespace::{in_namespace, in_namespace_alone};
-use crate::site::{BOOT, MOMENT, Site, image};
 use crate::socket::shell;
-use crate::stage::{run, until};
 
 /// Program that counts in memory, prints the count and writes it to the disk. It is slow, because many VMs share two
 /// processors.
@@ -25,8 +25,8 @@ const WHO: &str = "hostname; cat /etc/hostname /etc/machine-id; grep -c $(hostna
                    head -c 16 /dev/urandom | od -An -tx1; cat /sys/class/net/eth0/address; \
                    ip -4 -o addr show eth0 | awk '{print $4}'; ip route | grep -c default";
 
-async fn counting() -> (Site, String) {
-    let site = Site::running().await;
+async fn counting() -> (Harness, String) {
+    let site = Harness::running().await;
     let more = json!({ "size": "128MB", "cmd": ["sh", "-c", COUNTER] });
     let id = site.create("box", &image("busybox"), more).await;
     site.until_state("box", "Running").await;
@@ -34,18 +34,18 @@ async fn counting() -> (Site, String) {
     (site, id)
 }
 
-async fn made(site: &Site, path: &str, body: Value) -> Value {
+async fn made(site: &Harness, path: &str, body: Value) -> Value {
     let answer = site.request(Method::POST, path, Some(body)).await;
     assert_eq!(answer.status, StatusCode::CREATED, "{path}: {answer:?}\n{}", site.daemon_log());
     answer.body
 }
 
-async fn refused(site: &Site, path: &str, body: Value, status: StatusCode, code: &str) {
+async fn refused(site: &Harness, path: &str, body: Value, status: StatusCode, code: &str) {
     let answer = site.request(Method::POST, path, Some(body.clone())).await;
     assert_eq!((answer.status, &answer.body["code"]), (status, &json!(code)), "{path} {body}: {answer:?}");
 }
 
-async fn count(site: &Site, name: &str) -> u64 {
+async fn count(site: &Harness, name: &str) -> u64 {
     shell(site, name, "tail -n 1 /counts").await.parse().expect("a number")
 }
 
@@ -83,9 +83,9 @@ fn twenty_forks_of_a_running_vm_are_twenty_others_and_the_source_runs_on() {
             run("/bin/busybox", &["ping", "-c", "1", "-w", "10", ip]);
         }
         have_tokens_of_their_own(&site, FORKS + 1);
-        for place in 0..2 {
+        for location in 0..2 {
             let distinct: BTreeSet<_> =
-                guests.iter().map(|guest| if place == 0 { &guest.0 } else { &guest.1 }).collect();
+                guests.iter().map(|guest| if location == 0 { &guest.0 } else { &guest.1 }).collect();
             assert_eq!(distinct.len(), FORKS, "{guests:?}");
         }
         let after = site.get("box").await;
@@ -115,7 +115,7 @@ fn twenty_forks_of_a_running_vm_are_twenty_others_and_the_source_runs_on() {
 }
 
 /// Checks that the guest has the link-local address derived from its own card's address, and no other.
-async fn has_a_link_local_address_of_its_own(site: &Site, name: &str, fork: &Value) {
+async fn has_a_link_local_address_of_its_own(site: &Harness, name: &str, fork: &Value) {
     let mac = fork["network"]["mac"].as_str().expect("one");
     let bytes: Vec<&str> = mac.split(':').collect();
     let seen = shell(site, name, "grep ' eth0$' /proc/net/if_inet6 | cut -d ' ' -f 1").await;
@@ -126,7 +126,7 @@ async fn has_a_link_local_address_of_its_own(site: &Site, name: &str, fork: &Val
 }
 
 /// Runs a standby and restore, a fork of the fork, and a crash of its VMM.
-async fn is_an_instance_like_any_other(site: &Site) {
+async fn is_an_instance_like_any_other(site: &Harness) {
     let kept = count(site, "fork-0").await;
     for verb in ["standby", "restore"] {
         let answer = site.request(Method::POST, &format!("/instances/fork-0/{verb}"), None).await;
@@ -146,7 +146,7 @@ async fn is_an_instance_like_any_other(site: &Site) {
 }
 
 /// Returns the tokens of the guests that run here. None of the guests has yet to take another.
-fn tokens(site: &Site) -> Vec<String> {
+fn tokens(site: &Harness) -> Vec<String> {
     let records = fs::read_dir(site.run_dir().join("vm")).expect("there").flatten();
     let records = records.map(|entry| fs::read(entry.path().join("machine.json")).expect("a record"));
     let known = records.map(|bytes| {
@@ -158,19 +158,19 @@ fn tokens(site: &Site) -> Vec<String> {
 }
 
 /// Checks that no two guests have the same token.
-fn have_tokens_of_their_own(site: &Site, guests: usize) {
+fn have_tokens_of_their_own(site: &Harness, guests: usize) {
     let distinct: BTreeSet<String> = tokens(site).into_iter().collect();
     assert_eq!(distinct.len(), guests, "guests: {guests}");
 }
 
 /// Lists the directories of snapshots.
-fn snapshots(site: &Site) -> Vec<PathBuf> {
+fn snapshots(site: &Harness) -> Vec<PathBuf> {
     let entries = fs::read_dir(site.data().join("snapshots")).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).collect()
 }
 
 /// Saves several VMs that map the same RAM. Each save keeps the VM's own pages, and the others are not affected.
-async fn go_to_standby_and_back_beside_each_other(site: &Site, names: &[&str]) {
+async fn go_to_standby_and_back_beside_each_other(site: &Harness, names: &[&str]) {
     for name in names {
         let before = count(site, name).await;
         let answer = site.request(Method::POST, &format!("/instances/{name}/standby"), None).await;
@@ -187,7 +187,7 @@ async fn go_to_standby_and_back_beside_each_other(site: &Site, names: &[&str]) {
 }
 
 /// Checks that a restore is in place: the disk and the memory of that moment, under the same name and address.
-async fn is_restored_in_place(site: &Site, snapshot: &Value, at_first: u64) {
+async fn is_restored_in_place(site: &Harness, snapshot: &Value, at_first: u64) {
     let restore = format!("/instances/box/snapshots/{}/restore", snapshot["id"].as_str().expect("an id"));
     refused(site, &restore, json!({}), StatusCode::CONFLICT, "invalid_state").await;
     let mut known = BTreeSet::from([tokens(site)]);
@@ -216,7 +216,7 @@ async fn is_restored_in_place(site: &Site, snapshot: &Value, at_first: u64) {
 }
 
 /// Checks that a fork of a memory is an instance of its own, and has less memory of its own than a VM that booted.
-async fn shares_pages(site: &Site, path: &str, name: &str, at_first: u64, booted: u64) {
+async fn shares_pages(site: &Harness, path: &str, name: &str, at_first: u64, booted: u64) {
     let fork = made(site, path, json!({ "name": name })).await;
     assert_eq!(fork["state"], "Running", "{fork:#}");
     assert_eq!(shell(site, name, "hostname").await, name);
@@ -325,7 +325,7 @@ fn a_crash_at_any_step_of_a_fork_leaves_the_source_running_and_a_whole_fork_or_n
     });
 }
 
-pub(crate) async fn pool(site: &Site, snapshot: &str, ready: u32) {
+pub(crate) async fn pool(site: &Harness, snapshot: &str, ready: u32) {
     let path = format!("/snapshots/{snapshot}");
     until("the pool", BOOT, async || {
         let seen = site.request(Method::GET, &path, None).await.body;
@@ -345,18 +345,18 @@ fn a_pool_holds_forks_ready_is_filled_again_and_survives_crashes_of_daemon_and_v
             let answer = site.request(Method::PATCH, &path, Some(wrong.clone())).await;
             assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{wrong}");
         }
-        let mut wished = 0;
+        let mut desired = 0;
         for edge in EDGES {
-            wished += 1;
+            desired += 1;
             let (kind, action) = OF_POOL;
             let failpoint = format!("{kind}/{action}/{edge}");
             site.stop().await;
             site.spawn(Some(&failpoint));
             site.answers().await;
-            site.attempt(Method::PATCH, &path, Some(json!({ "pool_size": wished }))).await;
+            site.attempt(Method::PATCH, &path, Some(json!({ "pool_size": desired }))).await;
             site.crashed(&failpoint).await;
             site.start().await;
-            pool(&site, id, wished).await;
+            pool(&site, id, desired).await;
         }
         // The pooled instances have no owner yet: they are neither listed nor counted among instances, but they
         // exist.

@@ -3,13 +3,13 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{BOOT, Harness, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace_alone;
-use crate::site::{BOOT, Site, image};
-use crate::stage::until;
 
 /// Checks that a memory without room is not saved: its VM runs on and reports the reason. A snapshot is not taken either.
-async fn a_memory_without_room_is_not_saved(site: &Site, kept: &Value) {
+async fn a_memory_without_room_is_not_saved(site: &Harness, kept: &Value) {
     let snapshot = Some(json!({ "kind": "Standby" }));
     let refused = site.request(Method::POST, "/instances/kept/snapshots", snapshot).await;
     assert_eq!(refused.status, StatusCode::INSUFFICIENT_STORAGE, "{refused:?}");
@@ -33,7 +33,7 @@ async fn a_memory_without_room_is_not_saved(site: &Site, kept: &Value) {
 #[test]
 fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_is_room() {
     in_namespace_alone(async || {
-        let mut site = Site::new().await;
+        let mut site = Harness::new().await;
         // The file system is in the test's own mount namespace. It has room for the kernel's copy, the image, and the
         // store.
         site.shell("mkdir -p $DATA; mount -t tmpfs -o size=384m none $DATA");
@@ -57,10 +57,10 @@ fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_i
         site.cli("exec writer touch /go");
         let waits = site.until("writer", "waiting", |seen| seen["state"] == "Paused").await;
         assert!(waits["conditions"].to_string().contains("DiskFull"), "{waits}");
-        let mut wish = json!({ "name": "late", "image": image("busybox"), "size": "192MB", "vcpus": 1,
+        let mut request = json!({ "name": "late", "image": image("busybox"), "size": "192MB", "vcpus": 1,
             "overlay_size": "64MB" });
-        wish["cmd"] = body["cmd"].clone();
-        let refused = site.request(Method::POST, "/instances", Some(wish.clone())).await;
+        request["cmd"] = body["cmd"].clone();
+        let refused = site.request(Method::POST, "/instances", Some(request.clone())).await;
         assert_eq!(refused.status, StatusCode::INSUFFICIENT_STORAGE, "{refused:?}");
         assert_eq!(site.request(Method::GET, "/instances/late", None).await.status, StatusCode::NOT_FOUND);
         a_memory_without_room_is_not_saved(&site, &kept).await;

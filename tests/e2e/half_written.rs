@@ -7,17 +7,17 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::crash::EDGES;
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{BOOT, Harness, MOMENT, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{BOOT, MOMENT, Site, image};
 use crate::socket::shell;
-use crate::stage::until;
 
 const CAPTURE: &str = "snapshot/Capture";
 const SNAPSHOTS: &str = "/instances/box/snapshots";
 
-async fn sleeping() -> Site {
-    let site = Site::running().await;
+async fn sleeping() -> Harness {
+    let site = Harness::running().await;
     let body = json!({ "size": "128MB", "cmd": ["sh", "-c", "echo there >/mark; sleep 100000"] });
     site.create("box", &image("busybox"), body).await;
     site.until_state("box", "Running").await;
@@ -28,13 +28,13 @@ async fn sleeping() -> Site {
     site
 }
 
-async fn listed(site: &Site) -> Vec<String> {
+async fn listed(site: &Harness) -> Vec<String> {
     let answer = site.request(Method::GET, "/snapshots", None).await;
     let ids = answer.body.as_array().expect("a list").iter();
     ids.map(|one| one["id"].as_str().expect("an id").to_owned()).collect()
 }
 
-async fn seen(site: &Site, id: &str) -> Value {
+async fn seen(site: &Harness, id: &str) -> Value {
     let answer = site.request(Method::GET, &format!("/snapshots/{id}"), None).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     answer.body
@@ -42,7 +42,7 @@ async fn seen(site: &Site, id: &str) -> Value {
 
 /// Checks that the snapshot's status is reported, and that the snapshot is not usable. It is listed only if it failed:
 /// its owner has to learn of a snapshot that lost its files.
-async fn is_not_offered(site: &Site, id: &str, status: &str, why: &str) {
+async fn is_not_offered(site: &Harness, id: &str, status: &str, why: &str) {
     assert_eq!(listed(site).await.contains(&id.to_owned()), status == "failed", "{why}");
     let seen = seen(site, id).await;
     assert_eq!(seen["status"], status, "{seen:#}");
@@ -62,7 +62,7 @@ async fn is_not_offered(site: &Site, id: &str, status: &str, why: &str) {
 }
 
 /// Checks that a complete snapshot serves a fork.
-async fn serves_a_fork(site: &Site, id: &str) {
+async fn serves_a_fork(site: &Harness, id: &str) {
     until("the snapshot", BOOT, async || listed(site).await.contains(&id.to_owned()).then_some(())).await;
     assert_eq!(seen(site, id).await["status"], "ready");
     let fork = format!("/snapshots/{id}/fork");
@@ -78,7 +78,7 @@ async fn serves_a_fork(site: &Site, id: &str) {
 }
 
 /// Returns the snapshot that is being captured. Only the daemon's log names it, no list.
-async fn being_taken(site: &Site) -> String {
+async fn being_taken(site: &Harness) -> String {
     until("a capture", MOMENT, async || {
         let log = site.daemon_log();
         let line = log.lines().rev().find(|line| line.contains("action=\"Capture\""))?;
@@ -93,14 +93,14 @@ fn a_snapshot_that_is_being_taken_is_not_offered_and_one_that_was_cut_off_is_tak
     in_namespace(async || {
         let mut site = sleeping().await;
         let pid = site.get("box").await["vmm_pid"].clone();
-        let wish = || Some(json!({ "kind": "Standby" }));
+        let request = || Some(json!({ "kind": "Standby" }));
         for edge in EDGES {
             let failpoint = format!("{CAPTURE}/{edge}");
             // The daemon dies of it. The next one stops at the same step if there is anything left to capture.
             site.stop().await;
             site.spawn(Some(&failpoint));
             site.answers().await;
-            site.attempt(Method::POST, SNAPSHOTS, wish()).await;
+            site.attempt(Method::POST, SNAPSHOTS, request()).await;
             site.crashed(&failpoint).await;
             site.spawn_held(&format!("{CAPTURE}/before"));
             site.answers().await;
@@ -120,8 +120,8 @@ fn a_snapshot_that_is_being_taken_is_not_offered_and_one_that_was_cut_off_is_tak
         site.stop().await;
         site.spawn_held(&format!("{CAPTURE}/before"));
         site.answers().await;
-        let asked = site.attempt(Method::POST, SNAPSHOTS, wish());
-        let looked = async {
+        let asked = site.attempt(Method::POST, SNAPSHOTS, request());
+        let observed = async {
             site.held(CAPTURE).await;
             let id = being_taken(&site).await;
             site.shell(&format!("kill -STOP {pid}"));
@@ -133,7 +133,7 @@ fn a_snapshot_that_is_being_taken_is_not_offered_and_one_that_was_cut_off_is_tak
         };
         let id = tokio::select! {
             answer = asked => panic!("answered while it is taken: {answer:?}"),
-            id = looked => id,
+            id = observed => id,
         };
         site.kill().await;
         site.shell(&format!("kill -CONT {pid}"));
@@ -145,11 +145,11 @@ fn a_snapshot_that_is_being_taken_is_not_offered_and_one_that_was_cut_off_is_tak
     });
 }
 
-fn directory(site: &Site, id: &str) -> PathBuf {
+fn directory(site: &Harness, id: &str) -> PathBuf {
     site.data().join("snapshots").join(id)
 }
 
-async fn delete(site: &Site, id: &str) {
+async fn delete(site: &Harness, id: &str) {
     let answer = site.request(Method::DELETE, &format!("/snapshots/{id}"), None).await;
     assert_eq!(answer.status, StatusCode::NO_CONTENT, "{answer:?}");
     let directory = directory(site, id);
@@ -157,7 +157,7 @@ async fn delete(site: &Site, id: &str) {
 }
 
 #[test]
-fn a_snapshot_whose_files_were_cut_off_is_refused_and_says_so() {
+fn a_snapshot_with_truncated_files_is_refused_and_reported() {
     in_namespace(async || {
         let mut site = sleeping().await;
         let harms = [
@@ -191,7 +191,7 @@ fn a_snapshot_whose_files_were_cut_off_is_refused_and_says_so() {
 }
 
 /// Checks that a daemon that considers a snapshot complete finds the damage when the snapshot is used.
-async fn behind_its_back(site: &Site) {
+async fn behind_its_back(site: &Harness) {
     let taken = site.request(Method::POST, SNAPSHOTS, Some(json!({ "kind": "Standby" }))).await;
     let id = taken.body["id"].as_str().expect("an id").to_owned();
     serves_a_fork(site, &id).await;
@@ -231,13 +231,13 @@ async fn behind_its_back(site: &Site) {
     let started = site.attempt(Method::POST, "/instances/cold/start", None);
     // The reason comes from the first to notice: the copy, or the snapshot's own pass.
     let whys = ["1048576 bytes instead of 67108864", "to copy from failed or is gone"];
-    let told = |seen: &Value| {
+    let reported = |seen: &Value| {
         let conditions = seen["conditions"].to_string();
         whys.iter().any(|why| conditions.contains(why))
     };
     tokio::select! {
-        answer = started => assert!(answer.as_ref().is_some_and(|answer| told(&answer.body)), "{answer:?}"),
-        _ = site.until("cold", "told why", told) => {}
+        answer = started => assert!(answer.as_ref().is_some_and(|answer| reported(&answer.body)), "{answer:?}"),
+        _ = site.until("cold", "told why", reported) => {}
     }
     let gone = site.request(Method::DELETE, "/instances/cold?graceful_shutdown=false", None).await;
     assert!([StatusCode::NO_CONTENT, StatusCode::NOT_FOUND].contains(&gone.status), "{gone:?}");

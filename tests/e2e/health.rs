@@ -7,11 +7,11 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::crash::{EDGES, OF_HEALTH};
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{BOOT, Harness, LISTEN, MOMENT, Program, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace_alone;
-use crate::site::{BOOT, LISTEN, MOMENT, Program, Site, image};
 use crate::socket::run;
-use crate::stage::until;
 
 /// Program of a web server with one page, which every start creates anew.
 const WEB: &str = "mkdir -p /www; echo well >/www/page; echo >>/boots; httpd -p 80 -h /www; \
@@ -33,20 +33,20 @@ fn check(kind: &str, of: Value) -> Value {
     json!({ "health_check": check })
 }
 
-async fn patch(site: &Site, body: Value) -> Value {
+async fn patch(site: &Harness, body: Value) -> Value {
     let answer = site.request(Method::PATCH, "/instances/box", Some(body)).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     answer.body
 }
 
-async fn shell(site: &Site, line: &str) -> String {
+async fn shell(site: &Harness, line: &str) -> String {
     let command = json!({ "command": ["sh", "-c", line], "wait_for_agent": 20 });
     let (output, end) = run(site, "box", command, b"").await;
     assert_eq!(end, json!({ "exitCode": 0 }), "{line}");
     String::from_utf8_lossy(&output).trim().to_owned()
 }
 
-fn stead(site: &Site, arguments: &[&str]) -> String {
+fn stead(site: &Harness, arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
     command.args(arguments).env("STEAD_BASE_URL", format!("http://{LISTEN}"));
     let output = command.env("STEAD_API_KEY", site.token()).output().expect("it runs");
@@ -55,8 +55,8 @@ fn stead(site: &Site, arguments: &[&str]) -> String {
 }
 
 /// Creates a site with a healthy web server that its policy restarts.
-async fn healthy() -> (Site, String) {
-    let site = Site::running().await;
+async fn healthy() -> (Harness, String) {
+    let site = Harness::running().await;
     let mut body = check("http", json!({ "port": 80, "path": "/page" }));
     body["cmd"] = json!(["sh", "-c", WEB]);
     body["restart_policy"] = json!({ "policy": "on_failure", "backoff": "500ms" });
@@ -67,9 +67,9 @@ async fn healthy() -> (Site, String) {
 }
 
 /// Checks that the daemon's own log of the instance contains the actions and reasons, across two crashes.
-fn the_log_has_actions_and_reasons(site: &Site) {
-    let told = stead(site, &["logs", "-s", "stead", "box"]);
-    let mut rest = told.as_str();
+fn the_log_has_actions_and_reasons(site: &Harness) {
+    let reported = stead(site, &["logs", "-s", "stead", "box"]);
+    let mut rest = reported.as_str();
     for line in [
         "instance: spec generation 1: run 1 should be running",
         "instance: Launch",
@@ -81,14 +81,14 @@ fn the_log_has_actions_and_reasons(site: &Site) {
         "instance: Launch",
         "instance: healthy",
     ] {
-        let (_, after) = rest.split_once(line).unwrap_or_else(|| panic!("{line} is missing in\n{told}"));
+        let (_, after) = rest.split_once(line).unwrap_or_else(|| panic!("{line} is missing in\n{reported}"));
         rest = after;
     }
 }
 
 /// Checks that there are no probes in standby, and that they continue after it. The instance enters standby by itself
 /// although it is probed every second: no other client is connected.
-async fn probes_stop_in_standby(site: &Site) {
+async fn probes_stop_in_standby(site: &Harness) {
     patch(site, json!({ "auto_standby": { "enabled": true, "idle_timeout": "3s" } })).await;
     let kept = site.until_state("box", "Standby").await;
     assert_eq!(word(&kept), "unknown");
@@ -152,7 +152,7 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         assert_eq!((&sick["state"], &sick["vmm_pid"]), (&json!("Running"), &seen["vmm_pid"]), "{sick:#}");
         let error = sick["health_status"]["last_error"].as_str().unwrap_or_default();
         assert!(error.contains("refused"), "{error}");
-        following.says("instance: unhealthy: Connection refused").await;
+        following.reports("instance: unhealthy: Connection refused").await;
         assert!(stead(&site, &["describe", "box"]).contains("failures in a row: "));
         patch(&site, check("tcp", json!({ "port": 80 }))).await;
         site.until("box", "healthy by another check", |seen| word(seen) == "healthy").await;
@@ -172,7 +172,7 @@ struct Following {
     file: PathBuf,
 }
 
-fn follow(site: &Site) -> Following {
+fn follow(site: &Harness) -> Following {
     let file = site.scratch("following").join("log");
     let out = std::fs::File::create(&file).expect("made");
     let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
@@ -182,14 +182,14 @@ fn follow(site: &Site) -> Following {
 }
 
 impl Following {
-    async fn says(&self, line: &str) {
+    async fn reports(&self, line: &str) {
         let read = || std::fs::read_to_string(&self.file).unwrap_or_default();
         until(line, MOMENT, async || read().contains(line).then_some(())).await;
     }
 }
 
 /// Crashes at each step. Leaves a daemon and a check.
-async fn crash_at_every_step(site: &mut Site) {
+async fn crash_at_every_step(site: &mut Harness) {
     let [(kind, begin), (_, end)] = OF_HEALTH;
     for edge in EDGES {
         let failpoint = format!("{kind}/{end}/{edge}");
@@ -222,7 +222,7 @@ async fn crash_at_every_step(site: &mut Site) {
 #[test]
 fn a_check_by_a_program_in_the_guest_is_bounded_whatever_the_program_does() {
     in_namespace_alone(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let mut body = check("exec", json!({ "command": ["test", "-e", "ok"], "working_dir": "/tmp" }));
         body["cmd"] = json!(["sh", "-c", "while true; do sleep 1; done"]);
         site.create("box", &image("busybox"), body).await;
@@ -240,11 +240,13 @@ fn a_check_by_a_program_in_the_guest_is_bounded_whatever_the_program_does() {
             (json!(["tail", "-f", "/dev/null"]), "no answer within 900ms"),
         ] {
             patch(&site, check("exec", json!({ "command": command }))).await;
-            let told = |seen: &Value| {
+            let reported = |seen: &Value| {
                 word(seen) == "unhealthy"
-                    && seen["health_status"]["last_error"].as_str().is_some_and(|told| told.contains(error))
+                    && seen["health_status"]["last_error"]
+                        .as_str()
+                        .is_some_and(|reported| reported.contains(error))
             };
-            site.until("box", error, told).await;
+            site.until("box", error, reported).await;
         }
         assert!(stead(&site, &["update", "box", "--no-health"]).contains("Running"));
         let seen = site.get("box").await;

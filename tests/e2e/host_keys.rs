@@ -7,23 +7,23 @@ use std::path::{Path, PathBuf};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::judge::settles;
+use crate::fixtures::run;
+use crate::harness::{Harness, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{Site, image};
 use crate::socket::shell;
-use crate::stage::run;
 
 const NAME: &str = "keys";
 const KEYGEN: &str = "/usr/bin/ssh-keygen";
 /// Command that prints, for each private key, its name, mode and owner, and its public key without the comment; then,
 /// for each public key, its name, mode and contents.
-const LOOK: &str = "cd /etc/ssh; for key in ssh_host_*_key; do \
+const SCRIPT: &str = "cd /etc/ssh; for key in ssh_host_*_key; do \
     echo $(stat -c '%n %a %u:%g' $key) $(ssh-keygen -y -f $key | cut -d ' ' -f 1,2); \
     echo $(stat -c '%n %a %u:%g' $key.pub) $(cut -d ' ' -f 1,2 $key.pub); done";
 const KINDS: [&str; 3] = ["ssh_host_ecdsa_key", "ssh_host_ed25519_key", "ssh_host_rsa_key"];
 
 /// Pushes an image with host keys and their generator: Debian's own, with the libraries that it needs.
-fn push(site: &Site) {
+fn push(site: &Harness) {
     let root = site.scratch("keys-root");
     for directory in ["etc/ssh", "run"] {
         fs::create_dir_all(root.join(directory)).expect("made");
@@ -50,32 +50,36 @@ fn copy(file: &Path, root: &Path) {
 }
 
 /// Returns the public keys of a guest, by the names of their files.
-async fn keys(site: &Site, instance: &str) -> BTreeMap<String, String> {
-    let told = shell(site, instance, LOOK).await;
+async fn keys(site: &Harness, instance: &str) -> BTreeMap<String, String> {
+    let reported = shell(site, instance, SCRIPT).await;
     let mut keys = BTreeMap::new();
-    for line in told.lines() {
+    for line in reported.lines() {
         let mut words = line.splitn(4, ' ');
         let mut word = || words.next().unwrap_or_default().to_owned();
         let (file, mode, owner, key) = (word(), word(), word(), word());
         let is_public = file.ends_with(".pub");
-        assert_eq!((mode.as_str(), owner.as_str()), (if is_public { "644" } else { "600" }, "0:0"), "{told}");
+        assert_eq!(
+            (mode.as_str(), owner.as_str()),
+            (if is_public { "644" } else { "600" }, "0:0"),
+            "{reported}"
+        );
         let pair = file.trim_end_matches(".pub").to_owned();
         let other = keys.insert(pair, key.clone());
-        assert!(other.is_none_or(|other| other == key), "{file} belongs to another key: {told}");
-        assert!(key.contains(" AAAA"), "{told}");
+        assert!(other.is_none_or(|other| other == key), "{file} belongs to another key: {reported}");
+        assert!(key.contains(" AAAA"), "{reported}");
     }
-    assert_eq!(keys.keys().collect::<Vec<_>>(), KINDS, "{told}");
+    assert_eq!(keys.keys().collect::<Vec<_>>(), KINDS, "{reported}");
     keys
 }
 
-async fn made(site: &Site, path: &str, body: Value) -> Value {
+async fn made(site: &Harness, path: &str, body: Value) -> Value {
     let answer = site.request(Method::POST, path, Some(body)).await;
     assert_eq!(answer.status, StatusCode::CREATED, "{path}: {answer:?}\n{}", site.daemon_log());
     answer.body
 }
 
 /// Checks that a fork without its source's memory detects that the disk was another instance's.
-async fn boots_with_its_own(site: &Site, seen: &[BTreeMap<String, String>]) {
+async fn boots_with_its_own(site: &Harness, seen: &[BTreeMap<String, String>]) {
     let cold = made(site, "/instances/box/fork", json!({ "name": "cold" })).await;
     assert_eq!(cold["state"], "Stopped", "{cold:#}");
     let mut cold_keys = BTreeMap::new();
@@ -101,7 +105,7 @@ async fn boots_with_its_own(site: &Site, seen: &[BTreeMap<String, String>]) {
 #[test]
 fn every_fork_has_host_keys_of_its_own_and_whoever_stays_himself_keeps_his() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         push(&site);
         let body = json!({ "size": "128MB", "cmd": ["sleep", "100000"] });
         site.create("box", &image(NAME), body).await;

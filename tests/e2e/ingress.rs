@@ -7,16 +7,16 @@ use std::time::Duration;
 use futures::future::join_all;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
-use stead_schemas::limits::KNOCKS_MAX;
+use stead_schemas::limits::PENDING_CONNECTIONS_MAX;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use crate::crash::{EDGES, OF_INGRESS};
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{BOOT, Harness, LISTEN, MOMENT, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{BOOT, LISTEN, MOMENT, Site, image};
-use crate::stage::until;
 
 /// Server with a page, a program that switches to another protocol, and a program that sends a part of its answer and
 /// waits.
@@ -28,11 +28,11 @@ const SERVER: &str = r#"mkdir -p /www; echo here >/www/index.html; httpd -p 80 -
     echo serving; while true; do sleep 1000; done"#;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 /// Number of connections that exceeds the first packets that a wake listener keeps.
-const CROWD: usize = 2 * KNOCKS_MAX;
+const CROWD: usize = 2 * PENDING_CONNECTIONS_MAX;
 /// Time that is longer than the idle timeout and than any poll of the connection table.
 const LONG: Duration = Duration::from_secs(6);
 
-async fn serving(site: &Site, more: Value) -> String {
+async fn serving(site: &Harness, more: Value) -> String {
     let mut body = json!({ "cmd": ["sh", "-c", SERVER] });
     body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
     let id = site.create("web", &image("busybox"), body).await;
@@ -44,14 +44,14 @@ fn rule(hostname: &str, port: u16, instance: &str, target: u16) -> Value {
     json!({ "match": { "hostname": hostname, "port": port }, "target": { "instance": instance, "port": target } })
 }
 
-async fn ingress(site: &Site, name: &str, rules: &[Value]) -> Value {
+async fn ingress(site: &Harness, name: &str, rules: &[Value]) -> Value {
     let body = json!({ "name": name, "rules": rules, "tags": { "by": "test" } });
     let answer = site.request(Method::POST, "/ingresses", Some(body)).await;
     assert_eq!(answer.status, StatusCode::CREATED, "{answer:?}");
     answer.body
 }
 
-async fn refused(site: &Site, rules: &[Value]) -> (u16, String) {
+async fn refused(site: &Harness, rules: &[Value]) -> (u16, String) {
     let answer =
         site.request(Method::POST, "/ingresses", Some(json!({ "name": "no", "rules": rules }))).await;
     (answer.status.as_u16(), answer.body["code"].as_str().unwrap_or_default().to_owned())
@@ -62,7 +62,7 @@ fn is_ready(seen: &Value) -> bool {
     conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
 }
 
-async fn until_ingress(site: &Site, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+async fn until_ingress(site: &Harness, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
     let path = format!("/ingresses/{name}");
     until(what, BOOT, async || {
         Some(site.request(Method::GET, &path, None).await.body).filter(|seen| is_so(seen))
@@ -120,7 +120,7 @@ async fn echoes(stream: &mut TcpStream, text: &str) {
     assert_eq!(bytes, text.as_bytes());
 }
 
-async fn conflicting_rules_are_refused(site: &Site) {
+async fn conflicting_rules_are_refused(site: &Harness) {
     let missing = rule("c.test", 80, "nobody", 80);
     assert_eq!(refused(site, &[missing]).await, (400, "instance_not_found".to_owned()));
     let again = rule("{x}.vm.test", 80, "{x}", 80);
@@ -149,7 +149,7 @@ async fn an_answer_arrives_in_parts() {
 #[test]
 fn requests_reach_programs_in_a_vm_by_the_name_of_their_host() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let id = serving(&site, json!({})).await;
         let mut locked = rule("locked.test", 80, "web", 80);
         locked["request_header_auth"] = json!({ "header": "X-Key", "value": SECRET });
@@ -219,7 +219,7 @@ fn requests_reach_programs_in_a_vm_by_the_name_of_their_host() {
 #[test]
 fn a_request_wakes_an_instance_in_standby_and_an_open_one_keeps_it_up() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let policy = |wakes: bool| json!({ "auto_standby": { "enabled": true, "idle_timeout": "4s", "wake_on_traffic": wakes } });
         let id = serving(&site, policy(true)).await;
         ingress(&site, "g", &[rule("a.test", 80, "web", 80), rule("up.test", 80, "web", 81)]).await;
@@ -253,9 +253,9 @@ fn a_request_wakes_an_instance_in_standby_and_an_open_one_keeps_it_up() {
 }
 
 #[test]
-fn a_crash_at_any_step_is_healed_and_a_port_that_is_taken_is_told_and_used_when_it_is_free() {
+fn a_crash_at_any_step_is_healed_and_a_taken_port_is_reported_and_used_when_it_is_free() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         serving(&site, json!({})).await;
         let [(kind, open), (_, close)] = OF_INGRESS;
         let body =
@@ -291,14 +291,14 @@ fn a_crash_at_any_step_is_healed_and_a_port_that_is_taken_is_told_and_used_when_
         let made = site.request(Method::POST, "/ingresses", Some(body)).await;
         assert_eq!(made.status, StatusCode::CREATED, "{made:?}");
         site.kill().await;
-        let stranger = TcpListener::bind("127.0.0.1:80").expect("nobody has it");
+        let foreign = TcpListener::bind("127.0.0.1:80").expect("nobody has it");
         site.start().await;
-        let told = until_ingress(&site, "g", "told", |seen| seen.to_string().contains("PortInUse")).await;
-        assert!(!is_ready(&told) && told.to_string().contains("port 80: in use"), "{told:#}");
+        let reported = until_ingress(&site, "g", "told", |seen| seen.to_string().contains("PortInUse")).await;
+        assert!(!is_ready(&reported) && reported.to_string().contains("port 80: in use"), "{reported:#}");
         // The other port is not delayed by it, and the daemon works as before.
         page(81, "a.test").await;
         assert_eq!(refused(&site, &[rule("b.test", 80, "web", 80)]).await, (409, "port_in_use".to_owned()));
-        drop(stranger);
+        drop(foreign);
         until_ingress(&site, "g", "served when the port is free", is_ready).await;
         page(80, "a.test").await;
         settles(&mut site, "all these crashes").await;

@@ -5,15 +5,15 @@ use std::fs;
 use serde_json::json;
 
 use crate::agent::waiting;
-use crate::judge::settles;
+use crate::harness::Harness;
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::Site;
 use crate::socket::shell;
 
 #[test]
 fn a_daemon_whose_data_is_not_there_refuses_to_start_and_its_vms_run_on() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         waiting(&site, "box", json!({})).await;
         let vmms = site.vmms();
         let boot = shell(&site, "box", "cat /proc/sys/kernel/random/boot_id").await;

@@ -6,14 +6,14 @@ use std::net::{TcpListener, TcpStream};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::judge::settles;
+use crate::harness::{GATEWAY, Harness, MOMENT, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{GATEWAY, MOMENT, Site, image};
 
 #[test]
 fn after_a_deletion_and_the_daemons_end_only_the_declared_network_is_left() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let body = json!({ "cmd": ["sh", "-c", "while true; do sleep 1; done"] });
         let id = site.create("box", &image("busybox"), body.clone()).await;
         let seen = site.until_state("box", "Running").await;
@@ -46,7 +46,7 @@ fn after_a_deletion_and_the_daemons_end_only_the_declared_network_is_left() {
 #[test]
 fn a_guest_reaches_its_host_and_not_its_neighbour() {
     in_namespace(async || {
-        let mut site = Site::new().await;
+        let mut site = Harness::new().await;
         site.shell(
             "ip link add up0 type veth; ip link set up0 mtu 1400 up; ip addr add 198.51.100.2/24 dev up0; \
              ip route add default via 198.51.100.1",
@@ -57,8 +57,8 @@ fn a_guest_reaches_its_host_and_not_its_neighbour() {
         let server = site.until_state("server", "Running").await;
         let server = server["network"]["ip"].as_str().expect("an address").to_owned();
         // The server that a neighbour must not reach exists, as its host can tell.
-        let said = crate::stage::until("the guest's server", MOMENT, async || fetch(&server)).await;
-        assert!(said.contains("welcome"), "{said}");
+        let reported = crate::fixtures::until("the guest's server", MOMENT, async || fetch(&server)).await;
+        assert!(reported.contains("welcome"), "{reported}");
 
         let listener = TcpListener::bind((GATEWAY, 8081)).expect("the bridge has its address");
         // This is a service of the host that guests may not use.
@@ -75,15 +75,15 @@ fn a_guest_reaches_its_host_and_not_its_neighbour() {
         );
         let body = json!({ "cmd": ["sh", "-c", ask] });
         let id = site.create("client", &image("busybox"), body).await;
-        let heard = tokio::task::spawn_blocking(move || {
+        let received = tokio::task::spawn_blocking(move || {
             let (mut stream, from) = listener.accept().expect("accepted");
             let mut text = String::new();
             stream.read_to_string(&mut text).expect("read");
             (text, from.ip().to_string())
         });
-        let (heard, from) =
-            tokio::time::timeout(crate::site::BOOT, heard).await.expect("called").expect("ran");
-        assert_eq!(heard, "hello from client\n");
+        let (received, from) =
+            tokio::time::timeout(crate::harness::BOOT, received).await.expect("called").expect("ran");
+        assert_eq!(received, "hello from client\n");
         let client = site.get("client").await;
         assert_eq!(client["network"]["ip"], from.as_str());
         let console = site.until_console(&id, "asked").await;
@@ -108,7 +108,7 @@ fn a_guest_reaches_its_host_and_not_its_neighbour() {
     });
 }
 
-async fn settles_when_ended(site: &mut Site) {
+async fn settles_when_ended(site: &mut Harness) {
     site.until("client", "ended", |seen| seen["state"] == "Stopped" && seen["exit_code"] == 0).await;
     settles(site, "two VMs").await;
 }
@@ -127,7 +127,7 @@ fn fetch(address: &str) -> Option<String> {
 #[test]
 fn a_route_that_overlaps_the_subnet_is_named_by_the_instances_that_wait_for_it() {
     in_namespace(async || {
-        let mut site = Site::new().await;
+        let mut site = Harness::new().await;
         site.shell("ip link set lo up; ip route add 10.185.0.0/16 dev lo");
         site.start().await;
         site.create(
@@ -136,10 +136,10 @@ fn a_route_that_overlaps_the_subnet_is_named_by_the_instances_that_wait_for_it()
             json!({ "cmd": ["sh", "-c", "while true; do sleep 1; done"] }),
         )
         .await;
-        let is_told = |seen: &serde_json::Value| {
+        let is_reported = |seen: &serde_json::Value| {
             seen["conditions"].to_string().contains("overlaps the host's route to 10.185.0.0/16")
         };
-        site.until("waits", "the network's reason", is_told).await;
+        site.until("waits", "the network's reason", is_reported).await;
         site.shell("ip route del 10.185.0.0/16 dev lo");
         site.until_state("waits", "Running").await;
         site.delete("waits").await;

@@ -18,7 +18,7 @@ use stead_schemas::names::Uid;
 use stead_schemas::numbers::{LaunchId, RunNo};
 use stead_schemas::quantity::Bytes;
 
-use crate::stage::{Stage, busybox_root, kernel_dir, overlay, run, uid, until};
+use crate::fixtures::{Fixtures, busybox_root, kernel_dir, overlay, run, uid, until};
 
 const BOOT: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_secs(15);
@@ -26,7 +26,7 @@ const MOMENT: Duration = Duration::from_secs(15);
 /// The files that VMs are launched from, without a daemon.
 pub(crate) struct Bench {
     pub(crate) hypervisor: Hypervisor,
-    stage: Stage,
+    fixtures: Fixtures,
     pub(crate) rootfs: PathBuf,
     drivers: Drivers,
 }
@@ -41,31 +41,31 @@ impl Bench {
     }
 
     pub(crate) fn with(hypervisor: Hypervisor, drivers: Drivers) -> Self {
-        let stage = Stage::new();
-        let rootfs = busybox_root(&stage);
-        Self { hypervisor, stage, rootfs, drivers }
+        let fixtures = Fixtures::new();
+        let rootfs = busybox_root(&fixtures);
+        Self { hypervisor, fixtures, rootfs, drivers }
     }
 
     pub(crate) fn data(&self) -> PathBuf {
-        self.stage.path("data")
+        self.fixtures.path("data")
     }
 
     pub(crate) fn run(&self) -> PathBuf {
-        self.stage.path("run")
+        self.fixtures.path("run")
     }
 
     pub(crate) fn disk(&self, owner: &Uid) -> PathBuf {
-        self.stage.path("disks").join(owner.as_str())
+        self.fixtures.path("disks").join(owner.as_str())
     }
 
     /// Creates a driver as a daemon does. A second one represents the daemon after a restart.
     pub(crate) fn driver(&self) -> Hypervisors {
-        let boot_files = BootFiles::new(kernel_dir(), self.stage.path("cache"));
-        let (rootfs, disks) = (self.rootfs.clone(), self.stage.path("disks"));
+        let boot_files = BootFiles::new(kernel_dir(), self.fixtures.path("cache"));
+        let (rootfs, disks) = (self.rootfs.clone(), self.fixtures.path("disks"));
         Hypervisors::new(HypervisorsConfig {
             drivers: self.drivers.clone(),
-            run_dir: self.stage.path("run"),
-            data_dir: self.stage.path("data"),
+            run_dir: self.fixtures.path("run"),
+            data_dir: self.fixtures.path("data"),
             boot_files,
             console_log_max: Bytes(64 << 10),
             watches: DirectoryWatches::default(),
@@ -103,7 +103,7 @@ impl Bench {
     }
 
     fn console(&self, owner: &Uid) -> String {
-        let log = Hypervisors::console_log(&self.stage.path("data"), owner);
+        let log = Hypervisors::console_log(&self.fixtures.path("data"), owner);
         String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
     }
 }
@@ -111,7 +111,7 @@ impl Bench {
 impl Drop for Bench {
     /// Ends the VMs that a failed test left: these tests have no namespace of their own.
     fn drop(&mut self) {
-        let entries = std::fs::read_dir(self.stage.path("run").join("vm")).into_iter().flatten().flatten();
+        let entries = std::fs::read_dir(self.fixtures.path("run").join("vm")).into_iter().flatten().flatten();
         for record in entries.filter_map(|entry| std::fs::read(entry.path().join("machine.json")).ok()) {
             let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
             let pid = record["identity"]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
@@ -176,13 +176,13 @@ async fn clear_away(driver: &Hypervisors, owner: &Uid) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_program_runs_and_its_exit_is_told_until_it_is_acknowledged() {
+async fn a_program_runs_and_its_exit_is_reported_until_it_is_acknowledged() {
     for hypervisor in [Hypervisor::Qemu, Hypervisor::QemuMicrovm] {
-        an_exit_is_told(&Bench::on(hypervisor)).await;
+        an_exit_is_reported(&Bench::on(hypervisor)).await;
     }
 }
 
-async fn an_exit_is_told(bench: &Bench) {
+async fn an_exit_is_reported(bench: &Bench) {
     let (driver, owner) = (bench.driver(), uid(1));
     let script = "echo $GREETING from $(hostname) as $(id -u) in $(pwd); exit 7";
     let exited = boot(bench, &driver, &owner, &config(&["/bin/sh", "-c", script]), GuestPhase::Exited).await;
@@ -234,7 +234,7 @@ async fn a_hypervisor_that_is_not_driven_here_is_refused_and_leaves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_program_that_cannot_start_says_why() {
+async fn a_program_that_cannot_start_reports_the_reason() {
     let bench = Bench::new();
     let driver = bench.driver();
     for (number, config, code, message) in [
@@ -258,7 +258,7 @@ async fn a_console_that_never_stops_stays_bounded_and_loses_no_line_in_between()
     let script =
         "sleep 1; i=0; while [ $i -lt 20 ]; do i=$((i+1)); seq $((i*2000-1999)) $((i*2000)); sleep 0.2; done";
     boot(&bench, &driver, &owner, &config(&["/bin/sh", "-c", script]), GuestPhase::Exited).await;
-    let log = Hypervisors::console_log(&bench.stage.path("data"), &owner);
+    let log = Hypervisors::console_log(&bench.fixtures.path("data"), &owner);
     let older = log.with_file_name("app.log.1");
     let text = [&older, &log].map(|path| std::fs::read_to_string(path).expect("both are there")).concat();
     // The first line is incomplete, because a rotation falls anywhere in a line.
@@ -277,7 +277,7 @@ async fn without_a_daemon_a_console_grows_to_its_disks_size_and_is_rotated_by_th
     let bench = Bench::on(Hypervisor::QemuMicrovm);
     let (driver, owner) = (bench.driver(), uid(6));
     let plan = bench.plan(&owner);
-    let disk = bench.stage.path("disks").join(owner.as_str());
+    let disk = bench.fixtures.path("disks").join(owner.as_str());
     let size = 1 << 20;
     std::fs::File::create(&disk).and_then(|file| file.set_len(size)).expect("made");
     run("mkfs.ext4", &["-q", "-F", &disk.display().to_string()]);
@@ -288,7 +288,7 @@ async fn without_a_daemon_a_console_grows_to_its_disks_size_and_is_rotated_by_th
     let running = until_phase(&driver, &owner, GuestPhase::Ready).await;
     drop(driver);
 
-    let log = Hypervisors::console_log(&bench.stage.path("data"), &owner);
+    let log = Hypervisors::console_log(&bench.fixtures.path("data"), &owner);
     let length = || std::fs::metadata(&log).map_or(0, |meta| meta.len());
     until("the limit", BOOT, async || (length() >= size).then_some(())).await;
     assert_eq!(length(), size);

@@ -22,52 +22,52 @@ const FIRST: &str = "set -e; ip link set lo up; echo 0 > /proc/sys/net/ipv4/ip_f
 
 /// Lock files of the permits for tests with real VMs, shared by all test runs on this machine. Each boot is bound by
 /// one processor, and no machine that runs these tests has fewer than two.
-const PLACES: [&str; 2] = ["stead-e2e-0.lock", "stead-e2e-1.lock"];
+const SLOTS: [&str; 2] = ["stead-e2e-0.lock", "stead-e2e-1.lock"];
 /// Time between two polls for a free permit. A test takes seconds.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The permits that a test holds, and the index of the first one.
 #[derive(Debug)]
-pub(crate) struct Turn {
-    place: usize,
+pub(crate) struct SlotLock {
+    slot: usize,
     _locks: Vec<File>,
 }
 
-fn lock_file(place: usize) -> File {
-    let path = env::temp_dir().join(PLACES[place]);
+fn lock_file(slot: usize) -> File {
+    let path = env::temp_dir().join(SLOTS[slot]);
     File::options().create(true).append(true).open(path).expect("the lock file opens")
 }
 
 /// Waits for a permit among all tests with real VMs.
-pub(crate) fn turn() -> Turn {
+pub(crate) fn slot_lock() -> SlotLock {
     // A test inside its namespaces has the permit of its outer process.
-    if let Some(place) = inside() {
-        return Turn { place, _locks: Vec::new() };
+    if let Some(slot) = inside() {
+        return SlotLock { slot, _locks: Vec::new() };
     }
-    let files: Vec<File> = (0..PLACES.len()).map(lock_file).collect();
+    let files: Vec<File> = (0..SLOTS.len()).map(lock_file).collect();
     loop {
-        for (place, file) in files.iter().enumerate() {
+        for (slot, file) in files.iter().enumerate() {
             if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 let lock = file.try_clone().expect("cloned");
-                return Turn { place, _locks: vec![lock] };
+                return SlotLock { slot, _locks: vec![lock] };
             }
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 /// Waits for all permits.
-fn turn_alone() -> Turn {
-    let files: Vec<File> = (0..PLACES.len()).map(lock_file).collect();
+fn all_slots_lock() -> SlotLock {
+    let files: Vec<File> = (0..SLOTS.len()).map(lock_file).collect();
     for file in &files {
         flock(file, FlockOperation::LockExclusive).expect("locked");
     }
-    Turn { place: 0, _locks: files }
+    SlotLock { slot: 0, _locks: files }
 }
 
 /// Returns the permit of a test that runs in its namespaces.
 fn inside() -> Option<usize> {
-    env::var(INSIDE).ok().map(|place| place.parse().expect("a number"))
+    env::var(INSIDE).ok().map(|slot| slot.parse().expect("a number"))
 }
 
 /// Returns the bridge of a test's daemon. Objects that a daemon creates outside of namespaces are named after it too.
@@ -75,26 +75,26 @@ pub(crate) fn bridge() -> &'static str {
     bridge_of(inside().unwrap_or(0))
 }
 
-fn bridge_of(place: usize) -> &'static str {
-    ["ste2e0", "ste2e1"][place]
+fn bridge_of(slot: usize) -> &'static str {
+    ["ste2e0", "ste2e1"][slot]
 }
 
 /// Runs the calling test's body inside namespaces. The test is found by the name of its closure.
 pub(crate) fn in_namespace<Body: AsyncFnOnce()>(body: Body) {
-    run(body, turn);
+    run(body, slot_lock);
 }
 
 /// Runs the body inside namespaces, with no other test beside it: for tests that measure times or costs.
 pub(crate) fn in_namespace_alone<Body: AsyncFnOnce()>(body: Body) {
-    run(body, turn_alone);
+    run(body, all_slots_lock);
 }
 
-fn run<Body: AsyncFnOnce()>(body: Body, turn: fn() -> Turn) {
+fn run<Body: AsyncFnOnce()>(body: Body, slot_lock: fn() -> SlotLock) {
     if inside().is_some() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         return runtime.expect("a runtime starts").block_on(body());
     }
-    let turn = turn();
+    let slot_lock = slot_lock();
     let path = std::any::type_name::<Body>();
     let name = path.strip_prefix("e2e::").and_then(|path| path.strip_suffix("::{{closure}}"));
     let name = name.expect("the body is a closure of the test itself");
@@ -113,17 +113,17 @@ fn run<Body: AsyncFnOnce()>(body: Body, turn: fn() -> Turn) {
         ])
         .arg(env::current_exe().expect("this program has a path"))
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(INSIDE, turn.place.to_string())
+        .env(INSIDE, slot_lock.slot.to_string())
         .stdin(Stdio::null())
         .output()
         .expect("unshare (package util-linux) runs");
-    remove_groups(bridge_of(turn.place));
-    let said =
+    remove_groups(bridge_of(slot_lock.slot));
+    let reported =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(output.status.success(), "{name} failed inside its namespace:\n{said}");
-    assert!(said.contains("1 passed"), "{name} did not run inside its namespace:\n{said}");
+    assert!(output.status.success(), "{name} failed inside its namespace:\n{reported}");
+    assert!(reported.contains("1 passed"), "{name} did not run inside its namespace:\n{reported}");
     // The output is printed, so that the test runner can show it on request.
-    std::io::Write::write_all(&mut std::io::stdout(), said.as_bytes()).expect("it is read");
+    std::io::Write::write_all(&mut std::io::stdout(), reported.as_bytes()).expect("it is read");
 }
 
 /// Removes control groups, which are outside of namespaces. Those of a test are empty once its processes ended.

@@ -9,11 +9,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::judge::settles;
+use crate::fixtures::{run, until};
+use crate::harness::{BOOT, GATEWAY, Harness, MOMENT, image, runtime};
+use crate::invariants::settles;
 use crate::namespace::{bridge, in_namespace_alone};
-use crate::site::{BOOT, GATEWAY, MOMENT, Site, image, runtime};
 use crate::socket::shell;
-use crate::stage::{run, until};
 
 const SERVER: &str = "mkdir -p /www; echo here >/www/index.html; httpd -p 80 -h /www; echo serving; \
                       while true; do sleep 1000; done";
@@ -29,7 +29,7 @@ struct Known {
     tap: String,
 }
 
-async fn known(site: &Site, name: &str) -> Known {
+async fn known(site: &Harness, name: &str) -> Known {
     let seen = site.get(name).await;
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     let record = runtime(&site.run_dir(), &text(&seen["id"])).join("machine.json");
@@ -49,15 +49,15 @@ async fn is_served_at_once(ip: &str) -> bool {
 }
 
 /// Checks that the tables of the host and of the guest are right.
-async fn is_known_right(site: &Site, name: &str) {
+async fn is_known_right(site: &Harness, name: &str) {
     let Known { ip, mac, tap } = known(site, name).await;
     let neighbour = run("ip", &["neigh", "show", &ip, "dev", bridge()]);
     assert!(neighbour.contains(&format!("lladdr {mac} ")), "{name}: {neighbour}");
     let forwarded = run("bridge", &["fdb", "show", "br", bridge()]);
-    let mut places = forwarded.lines().filter(|line| line.starts_with(&format!("{mac} ")));
-    let place = places.next().unwrap_or_default();
+    let mut entries = forwarded.lines().filter(|line| line.starts_with(&format!("{mac} ")));
+    let entry = entries.next().unwrap_or_default();
     assert!(
-        place.starts_with(&format!("{mac} dev {tap} ")) && places.next().is_none(),
+        entry.starts_with(&format!("{mac} dev {tap} ")) && entries.next().is_none(),
         "{name}: {forwarded}"
     );
     let bridge_mac = std::fs::read_to_string(format!("/sys/class/net/{}/address", bridge())).expect("read");
@@ -66,7 +66,7 @@ async fn is_known_right(site: &Site, name: &str) {
     assert_eq!(shell(site, name, "cat /sys/class/net/eth0/address").await, mac);
 }
 
-async fn post(site: &Site, path: &str, body: Option<Value>) {
+async fn post(site: &Harness, path: &str, body: Option<Value>) {
     let answer = site.request(Method::POST, path, body).await;
     assert!(answer.status.is_success(), "{path}: {answer:?}\n{}", site.daemon_log());
 }
@@ -74,7 +74,7 @@ async fn post(site: &Site, path: &str, body: Option<Value>) {
 #[test]
 fn the_first_packet_after_a_restore_and_to_a_fork_arrives_and_every_table_has_the_right_address() {
     in_namespace_alone(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let body = json!({ "size": "128MB", "cmd": ["sh", "-c", SERVER] });
         let id = site.create("box", &image("busybox"), body).await;
         site.until_console(&id, "serving").await;

@@ -7,10 +7,10 @@ use std::os::unix::fs::symlink;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
+use crate::fixtures;
+use crate::harness::{Harness, image};
 use crate::namespace::in_namespace;
-use crate::site::{Site, image};
-use crate::socket::{Said, Socket, run, shell};
-use crate::stage;
+use crate::socket::{Received, Socket, run, shell};
 
 const PROGRAM: &str = "echo by name >/dev/stdout && echo and that >/dev/stderr; echo in $(pwd) as $(id -u); \
                        echo may open $(ulimit -Hn); trap 'echo caught; printf cut; exit 9' 37; \
@@ -18,40 +18,40 @@ const PROGRAM: &str = "echo by name >/dev/stdout && echo and that >/dev/stderr; 
                        echo ready; while true; do sleep 0.2; done";
 
 /// Copies one file out of the guest.
-async fn copied(site: &Site, path: &str) -> Vec<u8> {
+async fn copied(site: &Harness, path: &str) -> Vec<u8> {
     let mut socket = Socket::cp(site, "odd", &json!({ "direction": "from", "guest_path": path })).await;
     let mut bytes = Vec::new();
     loop {
         match socket.next().await {
-            Said::Bytes(more) => bytes.extend(more),
-            Said::Json(end) if end["type"] == "end" => return bytes,
-            Said::Json(header) => assert_eq!(header["type"], "header", "{header}"),
-            Said::End => panic!("{path}: no end"),
+            Received::Bytes(more) => bytes.extend(more),
+            Received::Json(end) if end["type"] == "end" => return bytes,
+            Received::Json(header) => assert_eq!(header["type"], "header", "{header}"),
+            Received::End => panic!("{path}: no end"),
         }
     }
 }
 
-fn odd_image(site: &Site) {
+fn odd_image(site: &Harness) {
     let root = site.scratch("odd-root");
     fs::create_dir_all(root.join("srv/real")).expect("made");
     symlink("/var/nowhere/tmp", root.join("tmp")).expect("made");
     symlink("/srv/real", root.join("data")).expect("made");
     let layout = site.layout();
     let (from, to) = (format!("{layout}:busybox"), format!("{layout}:odd"));
-    stage::run("umoci", &["tag", "--image", &from, "odd"]);
+    fixtures::run("umoci", &["tag", "--image", &from, "odd"]);
     for name in ["tmp", "data", "srv"] {
         let source = root.join(name).display().to_string();
-        stage::run("umoci", &["insert", "--image", &to, &source, &format!("/{name}")]);
+        fixtures::run("umoci", &["insert", "--image", &to, &source, &format!("/{name}")]);
     }
     let options = ["--config.user=1234", "--config.workingdir=app", "--config.stopsignal=SIGRTMIN+3"];
-    stage::run("umoci", &[&["config", "--image", &to][..], &options[..]].concat());
+    fixtures::run("umoci", &[&["config", "--image", &to][..], &options[..]].concat());
     site.push(&layout, "odd");
 }
 
 #[test]
-fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
+fn demands_of_published_images_are_met_and_a_halted_guest_is_reported() {
     in_namespace(async || {
-        let site = Site::running().await;
+        let site = Harness::running().await;
         odd_image(&site);
         let volume = site.request(Method::POST, "/volumes", Some(json!({ "name": "v", "size_gb": 1 }))).await;
         assert_eq!(volume.status, StatusCode::CREATED, "{volume:?}");
@@ -59,8 +59,8 @@ fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
         let body = json!({ "cmd": ["sh", "-c", PROGRAM], "volumes": mounts });
         let id = site.create("odd", &image("odd"), body).await;
         let console = site.until_console(&id, "ready").await;
-        for said in ["by name", "and that", "in /app as 1234", "may open 1048576", "at a low port"] {
-            assert!(console.contains(said), "{said}: {console}");
+        for text in ["by name", "and that", "in /app as 1234", "may open 1048576", "at a low port"] {
+            assert!(console.contains(text), "{text}: {console}");
         }
         assert!(!console.contains("[stead]"), "{console}");
         // The VMM has nothing of the daemon's environment, and leaves no dump of the guest's memory.
@@ -71,8 +71,8 @@ fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
         assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
         // Links lead to the paths that the image means.
         let seen = "grep -c ' /srv/real ext4 ' /proc/mounts; cd /tmp && pwd -P";
-        let (said, _) = run(&site, "odd", json!({ "command": ["sh", "-c", seen], "user": "0" }), b"").await;
-        assert_eq!(String::from_utf8_lossy(&said), "1\n/var/nowhere/tmp\n");
+        let (text, _) = run(&site, "odd", json!({ "command": ["sh", "-c", seen], "user": "0" }), b"").await;
+        assert_eq!(String::from_utf8_lossy(&text), "1\n/var/nowhere/tmp\n");
         // Another user can open the output of a program that runs as this user.
         assert_eq!(shell(&site, "odd", "echo mine >/dev/stdout").await, "mine");
         // These are devices of programs that create their own interfaces and file systems.
@@ -88,7 +88,7 @@ fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
         }
         socket.json(&json!({ "type": "end" })).await;
         match socket.next().await {
-            Said::Json(error) => assert!(error.to_string().contains("absolute"), "{error}"),
+            Received::Json(error) => assert!(error.to_string().contains("absolute"), "{error}"),
             other => panic!("{other:?}"),
         }
         // The stop signal is the image's own, and the last line of the output is complete.
@@ -102,7 +102,7 @@ fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
         // The guest is halted from inside, which only its silence shows.
         let request = json!({ "command": ["/bin/busybox", "halt", "-f"], "user": "0", "timeout": 1 });
         let mut halt = Socket::exec(&site, "odd", &request).await;
-        let is_told = |seen: &serde_json::Value| {
+        let is_reported = |seen: &serde_json::Value| {
             let conditions = seen["conditions"].as_array().into_iter().flatten();
             let mut ready = conditions.filter(|one| one["type"] == "Ready" && one["status"] == "False");
             ready.any(|one| one["reason"] == "AgentUnreachable")
@@ -110,7 +110,7 @@ fn what_images_of_the_world_ask_for_is_there_and_a_halted_guest_is_told_of() {
         // Waiting requests end, and new requests are refused at once.
         let (_, end) = halt.finish().await;
         assert_eq!(end["error"], "the guest did not end the program in its time");
-        site.until("odd", "unreachable", is_told).await;
+        site.until("odd", "unreachable", is_reported).await;
         let stat = site.request(Method::GET, "/instances/odd/stat?path=/", None).await;
         assert_eq!(
             (stat.status, &stat.body["code"]),

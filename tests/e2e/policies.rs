@@ -3,19 +3,19 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{BOOT, Harness, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace_alone;
-use crate::site::{BOOT, Site, image};
-use crate::stage::until;
 
 fn attempts(seen: &Value) -> u64 {
     seen["restart_status"]["attempts"].as_u64().unwrap_or(0)
 }
 
 #[test]
-fn a_program_that_fails_is_started_again_as_often_as_its_policy_says_and_over_crashes() {
+fn a_failed_program_is_restarted_as_its_policy_allows_and_after_crashes() {
     in_namespace_alone(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let script = "echo run >>/runs; echo $(wc -l </runs) runs; exit 3";
         let policy = json!({ "policy": "on_failure", "backoff": "500ms", "max_attempts": 2 });
         let body = json!({ "cmd": ["sh", "-c", script], "restart_policy": policy });
@@ -68,9 +68,9 @@ fn a_program_that_fails_is_started_again_as_often_as_its_policy_says_and_over_cr
 }
 
 #[test]
-fn an_instance_ends_with_its_time_even_when_no_daemon_looked() {
+fn an_instance_expires_in_time_even_when_no_daemon_ran() {
     in_namespace_alone(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let idle = json!({ "cmd": ["sleep", "10000"], "ttl": "1h" });
         let id = site.create("box", &image("busybox"), idle).await;
         site.until_state("box", "Running").await;

@@ -13,10 +13,10 @@ use futures::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::fixtures::{run, until};
+use crate::harness::{Harness, MOMENT, image};
 use crate::loop_disk::LoopDisk;
 use crate::namespace::in_namespace;
-use crate::site::{MOMENT, Site, image};
-use crate::stage::{run, until};
 
 const ROUNDS: u64 = 4;
 const DISK_MEBIBYTES: u64 = 512;
@@ -35,12 +35,12 @@ fn scatter(round: u64) -> u64 {
 /// The acknowledged state of one client's objects: by path, `true` if the object exists. A change that was requested
 /// without an answer is `None`.
 #[derive(Debug, Default)]
-struct Told(BTreeMap<String, Option<bool>>);
+struct Answered(BTreeMap<String, Option<bool>>);
 
-impl Told {
+impl Answered {
     /// Requests a change. Returns `true` if the answer was the expected one. Other answers do not count: without its
     /// disk the daemon may refuse everything, but not acknowledge.
-    async fn ask(&mut self, site: &Site, method: Method, path: &str, of: &str, body: Value) -> bool {
+    async fn ask(&mut self, site: &Harness, method: Method, path: &str, of: &str, body: Value) -> bool {
         let is_deletion = method == Method::DELETE;
         self.0.insert(of.to_owned(), None);
         let answer = site.attempt(method, path, Some(body).filter(|body| !body.is_null())).await;
@@ -54,8 +54,8 @@ impl Told {
 }
 
 /// Creates and deletes objects until the power is gone.
-async fn client(site: &Site, name: &str, count: u64) -> Told {
-    let mut told = Told::default();
+async fn client(site: &Harness, name: &str, count: u64) -> Answered {
+    let mut answered = Answered::default();
     for n in 0..count {
         let name = format!("{name}-{n}");
         let (kind, body) = match n % 3 {
@@ -68,24 +68,24 @@ async fn client(site: &Site, name: &str, count: u64) -> Told {
             }
         };
         let path = format!("/{kind}/{name}");
-        let is_made = told.ask(site, Method::POST, &format!("/{kind}"), &path, body).await;
+        let is_made = answered.ask(site, Method::POST, &format!("/{kind}"), &path, body).await;
         if is_made && n % 2 == 0 {
-            told.ask(site, Method::DELETE, &path, &path, Value::Null).await;
+            answered.ask(site, Method::DELETE, &path, &path, Value::Null).await;
         }
     }
-    told
+    answered
 }
 
 /// Ends the daemon whose power is gone, and gives the disk its power again.
-async fn power_returns(site: &mut Site, disk: &LoopDisk) {
+async fn power_returns(site: &mut Harness, disk: &LoopDisk) {
     site.kill().await;
     disk.unmount();
     disk.mount();
 }
 
 /// Checks that all acknowledged changes are there.
-async fn nothing_is_lost(site: &Site, told: &BTreeMap<String, Option<bool>>, round: u64) {
-    for (path, state) in told.iter().filter_map(|(path, state)| Some((path, (*state)?))) {
+async fn nothing_is_lost(site: &Harness, answered: &BTreeMap<String, Option<bool>>, round: u64) {
+    for (path, state) in answered.iter().filter_map(|(path, state)| Some((path, (*state)?))) {
         // Deleted objects may still be on their way out.
         until("an answer", MOMENT, async || {
             let status = site.request(Method::GET, path, None).await.status;
@@ -105,8 +105,8 @@ async fn nothing_is_lost(site: &Site, told: &BTreeMap<String, Option<bool>>, rou
 
 /// Creates a site whose data directory is on its own disk, with one image and one instance that waits for a guest
 /// kernel.
-async fn scene() -> (Site, LoopDisk) {
-    let mut site = Site::new().await;
+async fn scene() -> (Harness, LoopDisk) {
+    let mut site = Harness::new().await;
     site.kernel_dir = site.scratch("no-kernel");
     let disk = LoopDisk::new(DISK_MEBIBYTES);
     fs::create_dir(disk.path().join("data")).expect("made");
@@ -122,8 +122,8 @@ async fn scene() -> (Site, LoopDisk) {
 }
 
 /// Removes the objects of a round, so that hundreds of rounds have room.
-async fn clear(site: &Site, told: &BTreeMap<String, Option<bool>>) {
-    for path in told.keys() {
+async fn clear(site: &Harness, answered: &BTreeMap<String, Option<bool>>) {
+    for path in answered.keys() {
         until("a deletion", MOMENT, async || {
             let status = site.request(Method::DELETE, path, None).await.status;
             [StatusCode::NO_CONTENT, StatusCode::NOT_FOUND].contains(&status).then_some(())
@@ -150,15 +150,15 @@ fn a_loss_of_power_in_a_storm_of_requests_loses_nothing_that_was_acknowledged() 
                 tokio::time::sleep(Duration::from_millis(scatter(round) % 50)).await;
                 site.shell(&format!("kill -9 {}", site.daemon_pid()));
             };
-            let (told, ()) = tokio::join!(join_all(clients), cut);
+            let (answered, ()) = tokio::join!(join_all(clients), cut);
             power_returns(&mut site, &disk).await;
             site.start().await;
-            let told: BTreeMap<_, _> = told.into_iter().flat_map(|told| told.0).collect();
-            acknowledged += told.values().flatten().count();
-            nothing_is_lost(&site, &told, round).await;
+            let answered: BTreeMap<_, _> = answered.into_iter().flat_map(|answered| answered.0).collect();
+            acknowledged += answered.values().flatten().count();
+            nothing_is_lost(&site, &answered, round).await;
             let kept = site.request(Method::GET, "/instances/kept", None).await;
             assert_eq!(kept.status, StatusCode::OK, "round {round}: {kept:?}");
-            clear(&site, &told).await;
+            clear(&site, &answered).await;
         }
         assert!(acknowledged > 0, "nothing was acknowledged in any round");
         site.kill().await;
@@ -169,7 +169,7 @@ fn a_loss_of_power_in_a_storm_of_requests_loses_nothing_that_was_acknowledged() 
 fn a_loss_of_power_in_a_start_leaves_a_daemon_that_starts() {
     in_namespace(async || {
         let (mut site, disk) = scene().await;
-        let mut told = client(&site, "kept", 9).await.0;
+        let mut answered = client(&site, "kept", 9).await.0;
         for round in 1..=rounds() {
             site.kill().await;
             // Another program syncs on the same file system, as guests do: that makes names durable before content.
@@ -190,10 +190,10 @@ fn a_loss_of_power_in_a_start_leaves_a_daemon_that_starts() {
             });
             power_returns(&mut site, &disk).await;
             site.start().await;
-            nothing_is_lost(&site, &told, round).await;
+            nothing_is_lost(&site, &answered, round).await;
             // Changes that this daemon acknowledges are there after the next loss.
-            clear(&site, &told.split_off(&format!("/volumes/s{}", round.saturating_sub(3)))).await;
-            told.extend(client(&site, &format!("s{round}"), 3).await.0);
+            clear(&site, &answered.split_off(&format!("/volumes/s{}", round.saturating_sub(3)))).await;
+            answered.extend(client(&site, &format!("s{round}"), 3).await.0);
         }
         site.kill().await;
     });

@@ -6,17 +6,17 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::debian;
+use crate::fixtures::run;
+use crate::harness::{Harness, image};
 use crate::namespace::in_namespace;
-use crate::site::{Site, image};
-use crate::stage::run;
 
 /// Returns the instance after its program ended.
-async fn ended(site: &Site, name: &str) -> Value {
+async fn ended(site: &Harness, name: &str) -> Value {
     site.until(name, "ended", |seen| seen["state"] == "Stopped" && !seen["exit_message"].is_null()).await
 }
 
 /// Adds an image to the site's layout, made from another one, with a configuration.
-fn configured(site: &Site, name: &str, from: &str, config: &[&str]) {
+fn configured(site: &Harness, name: &str, from: &str, config: &[&str]) {
     let layout = site.layout();
     let (from, to) = (format!("{layout}:{from}"), format!("{layout}:{name}"));
     run("umoci", &["tag", "--image", &from, name]);
@@ -24,12 +24,12 @@ fn configured(site: &Site, name: &str, from: &str, config: &[&str]) {
     site.push(&layout, name);
 }
 
-const SAY: &str = "echo \"$1 $GREETING $OWN $(id -u):$(id -g) $(pwd) $(hostname)\"; exit 7";
+const SCRIPT: &str = "echo \"$1 $GREETING $OWN $(id -u):$(id -g) $(pwd) $(hostname)\"; exit 7";
 
 #[test]
 fn entrypoint_command_environment_user_and_directory_are_those_of_image_and_instance() {
     in_namespace(async || {
-        let site = Site::running().await;
+        let site = Harness::running().await;
         configured(
             &site,
             "configured",
@@ -37,7 +37,7 @@ fn entrypoint_command_environment_user_and_directory_are_those_of_image_and_inst
             &[
                 "--config.entrypoint=/bin/sh",
                 "--config.entrypoint=-c",
-                &format!("--config.entrypoint={SAY}"),
+                &format!("--config.entrypoint={SCRIPT}"),
                 "--config.cmd=sh",
                 "--config.cmd=from-image",
                 "--config.env=GREETING=hello",
@@ -54,8 +54,8 @@ fn entrypoint_command_environment_user_and_directory_are_those_of_image_and_inst
             "{}",
             site.console(&id)
         );
-        let said = "from-image hello instance 65534:65534 /tmp one";
-        assert!(site.console(&id).contains(said), "{}", site.console(&id));
+        let reported = "from-image hello instance 65534:65534 /tmp one";
+        assert!(site.console(&id).contains(reported), "{}", site.console(&id));
         // A command replaces the image's command and keeps its entrypoint, as in Docker.
         let path = format!("/instances/{id}/start");
         site.request(Method::POST, &path, Some(json!({ "cmd": ["sh", "from-instance"] }))).await;
@@ -79,7 +79,7 @@ fn entrypoint_command_environment_user_and_directory_are_those_of_image_and_inst
 #[test]
 fn an_image_of_one_static_program_and_nothing_else_runs() {
     in_namespace(async || {
-        let site = Site::running().await;
+        let site = Harness::running().await;
         let root = site.scratch("scratch-root");
         let source = site.scratch("source").join("main.c");
         fs::write(&source, "#include <stdio.h>\nint main(int n, char **a) { puts(a[n - 1]); return 5; }\n")
@@ -101,7 +101,7 @@ fn an_image_of_one_static_program_and_nothing_else_runs() {
 #[test]
 fn what_a_program_wrote_before_its_end_is_there_at_the_next_start() {
     in_namespace(async || {
-        let site = Site::running().await;
+        let site = Harness::running().await;
         // The program runs longer than any grace after the start. The guest does not write back by itself that soon.
         let body = json!({ "cmd": ["sh", "-c", "sleep 12; echo precious > /root/kept; exit 0"] });
         let id = site.create("one", &image("busybox"), body).await;
@@ -119,7 +119,7 @@ fn a_debian_root_runs_its_own_programs() {
     // This runs before the namespace, which has no way out.
     debian::layout();
     in_namespace(async || {
-        let site = Site::running().await;
+        let site = Harness::running().await;
         site.push(&debian::layout(), debian::PLAIN);
         let script = ". /etc/os-release; echo \"$PRETTY_NAME\"; dpkg --print-architecture; \
                       perl -e 'print 6*7, qq(\\n)'; su nobody -s /bin/bash -c 'id -un'; exit 3";
@@ -128,8 +128,8 @@ fn a_debian_root_runs_its_own_programs() {
         let seen = ended(&site, "one").await;
         let console = site.console(&id);
         assert_eq!(seen["exit_code"], 3, "{console}");
-        for said in ["Debian GNU/Linux 12 (bookworm)", "amd64", "42", "nobody"] {
-            assert!(console.contains(said), "{said}: {console}");
+        for reported in ["Debian GNU/Linux 12 (bookworm)", "amd64", "42", "nobody"] {
+            assert!(console.contains(reported), "{reported}: {console}");
         }
     });
 }

@@ -7,12 +7,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::fixtures::until;
 use crate::forks::pool;
-use crate::judge::settles;
+use crate::harness::{BOOT, Harness, MOMENT, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{BOOT, MOMENT, Site, image};
 use crate::socket::shell;
-use crate::stage::until;
 use crate::standby::counted;
 
 /// Server with a page, and a number that is only in memory.
@@ -31,7 +31,7 @@ async fn page(ip: &str) -> Option<String> {
 #[test]
 fn after_a_reboot_a_standby_wakes_with_its_memory_and_a_pool_is_filled_again() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let policy = json!({ "enabled": true, "idle_timeout": "10m", "wake_on_traffic": true });
         let body = json!({ "size": "128MB", "cmd": ["sh", "-c", SERVER], "auto_standby": policy });
         let id = site.create("box", &image("busybox"), body).await;

@@ -9,22 +9,22 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::crash::{EDGES, OF_SCHEDULE};
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{BOOT, Harness, LISTEN, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{BOOT, LISTEN, Site, image};
-use crate::stage::until;
 
 const PATH: &str = "/instances/box/snapshot-schedule";
 /// Time that covers the shortest interval and the largest deviation of a run from it.
 const RUN: Duration = Duration::from_secs(70);
 
-async fn schedule(site: &Site) -> Value {
+async fn schedule(site: &Harness) -> Value {
     let answer = site.request(Method::GET, PATH, None).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     answer.body
 }
 
-async fn snapshots(site: &Site) -> Vec<Value> {
+async fn snapshots(site: &Harness) -> Vec<Value> {
     let answer = site.request(Method::GET, "/snapshots", None).await;
     answer.body.as_array().expect("a list").clone()
 }
@@ -34,21 +34,21 @@ fn time(value: &Value) -> Timestamp {
 }
 
 /// Starts a daemon that dies at the step's failpoint, and then another without a failpoint.
-async fn dies_at(site: &mut Site, step: (&str, &str), edge: &str) {
+async fn dies_at(site: &mut Harness, step: (&str, &str), edge: &str) {
     let failpoint = format!("{}/{}/{edge}", step.0, step.1);
     site.spawn(Some(&failpoint));
     site.crashed(&failpoint).await;
 }
 
-async fn the_command_line_sets_and_removes_it(site: &Site) {
+async fn the_command_line_sets_and_removes_it(site: &Harness) {
     let command = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
         command.args(arguments).env("STEAD_BASE_URL", format!("http://{LISTEN}"));
         let output = command.env("STEAD_API_KEY", site.token()).output().expect("it runs");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let told = command(&["snapshot", "schedule", "set", "box", "--every", "2h", "--keep", "3"]);
-    assert!(told.contains("2h0m0s"), "{told}");
+    let reported = command(&["snapshot", "schedule", "set", "box", "--every", "2h", "--keep", "3"]);
+    assert!(reported.contains("2h0m0s"), "{reported}");
     assert!(command(&["logs", "-s", "stead", "box"]).contains("snapshot_schedule: Take"));
     assert_eq!(command(&["snapshot", "schedule", "rm", "box"]).trim(), "box");
     assert_eq!(site.request(Method::DELETE, PATH, None).await.status, StatusCode::NOT_FOUND);
@@ -57,14 +57,14 @@ async fn the_command_line_sets_and_removes_it(site: &Site) {
 #[test]
 fn a_schedule_catches_up_with_a_missed_run_over_crashes_and_deletes_only_its_own() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let id = site.create("box", &image("busybox"), json!({ "cmd": ["sleep", "10000"] })).await;
         site.until_state("box", "Running").await;
         assert_eq!(site.request(Method::GET, PATH, None).await.status, StatusCode::NOT_FOUND);
         for wrong in [json!({}), json!({ "interval": "1s", "retention": { "max_count": 1 } })] {
             let refused = site.request(Method::PUT, PATH, Some(wrong.clone())).await;
-            let told = (refused.status, &refused.body["code"]);
-            assert_eq!(told, (StatusCode::BAD_REQUEST, &json!("invalid_request")), "{wrong}");
+            let reported = (refused.status, &refused.body["code"]);
+            assert_eq!(reported, (StatusCode::BAD_REQUEST, &json!("invalid_request")), "{wrong}");
         }
         let mine = json!({ "kind": "Standby", "name": "mine" });
         let mine = site.request(Method::POST, "/instances/box/snapshots", Some(mine)).await;

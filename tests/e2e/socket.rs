@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
-use crate::site::{LISTEN, Site};
+use crate::harness::{Harness, LISTEN};
 
 /// Time limit for an answer that a busy machine may delay.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -18,7 +18,7 @@ pub(crate) struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 /// A frame that matters to a test.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Said {
+pub(crate) enum Received {
     Bytes(Vec<u8>),
     Json(Value),
     End,
@@ -29,7 +29,7 @@ impl Socket {
     ///
     /// # Errors
     /// The status and body of an answer that is no upgrade.
-    pub(crate) async fn open(site: &Site, path: &str) -> Result<Self, (u16, Value)> {
+    pub(crate) async fn open(site: &Harness, path: &str) -> Result<Self, (u16, Value)> {
         let mut request = format!("ws://{LISTEN}{path}").into_client_request().expect("a request");
         let token = format!("Bearer {}", site.token()).parse().expect("a header");
         request.headers_mut().insert("authorization", token);
@@ -43,14 +43,14 @@ impl Socket {
         }
     }
 
-    pub(crate) async fn exec(site: &Site, instance: &str, request: &Value) -> Self {
+    pub(crate) async fn exec(site: &Harness, instance: &str, request: &Value) -> Self {
         let opened = Self::open(site, &format!("/instances/{instance}/exec")).await;
         let mut socket = opened.unwrap_or_else(|refused| panic!("exec: {refused:?}"));
         socket.json(request).await;
         socket
     }
 
-    pub(crate) async fn cp(site: &Site, instance: &str, request: &Value) -> Self {
+    pub(crate) async fn cp(site: &Harness, instance: &str, request: &Value) -> Self {
         let opened = Self::open(site, &format!("/instances/{instance}/cp")).await;
         let mut socket = opened.unwrap_or_else(|refused| panic!("cp: {refused:?}"));
         socket.json(request).await;
@@ -69,15 +69,15 @@ impl Socket {
         self.0.send(Message::binary(bytes.to_vec())).await.expect("sent");
     }
 
-    pub(crate) async fn next(&mut self) -> Said {
+    pub(crate) async fn next(&mut self) -> Received {
         let next = async {
             loop {
                 match self.0.next().await {
-                    Some(Ok(Message::Binary(bytes))) => return Said::Bytes(bytes.to_vec()),
+                    Some(Ok(Message::Binary(bytes))) => return Received::Bytes(bytes.to_vec()),
                     Some(Ok(Message::Text(text))) => {
-                        return Said::Json(serde_json::from_str(&text).expect("text frames are JSON"));
+                        return Received::Json(serde_json::from_str(&text).expect("text frames are JSON"));
                     }
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => return Said::End,
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return Received::End,
                     Some(Ok(_)) => {}
                 }
             }
@@ -90,9 +90,9 @@ impl Socket {
         let mut output = Vec::new();
         loop {
             match self.next().await {
-                Said::Bytes(bytes) => output.extend(bytes),
-                Said::Json(last) => return (output, last),
-                Said::End => {
+                Received::Bytes(bytes) => output.extend(bytes),
+                Received::Json(last) => return (output, last),
+                Received::End => {
                     panic!("the end came without a word; output {:?}", String::from_utf8_lossy(&output))
                 }
             }
@@ -104,7 +104,7 @@ impl Socket {
         let mut output = Vec::new();
         while !String::from_utf8_lossy(&output).contains(text) {
             match self.next().await {
-                Said::Bytes(bytes) => output.extend(bytes),
+                Received::Bytes(bytes) => output.extend(bytes),
                 other => {
                     panic!("{text:?} did not come but {other:?} after {:?}", String::from_utf8_lossy(&output))
                 }
@@ -115,7 +115,7 @@ impl Socket {
 }
 
 /// Runs a command to its end with a finite input. Returns output and exit code.
-pub(crate) async fn run(site: &Site, instance: &str, request: Value, input: &[u8]) -> (Vec<u8>, Value) {
+pub(crate) async fn run(site: &Harness, instance: &str, request: Value, input: &[u8]) -> (Vec<u8>, Value) {
     let mut socket = Socket::exec(site, instance, &request).await;
     for part in input.chunks(32 << 10) {
         socket.bytes(part).await;
@@ -125,7 +125,7 @@ pub(crate) async fn run(site: &Site, instance: &str, request: Value, input: &[u8
 }
 
 /// Returns the output of a shell line, which must succeed, without the last line end.
-pub(crate) async fn shell(site: &Site, instance: &str, line: &str) -> String {
+pub(crate) async fn shell(site: &Harness, instance: &str, line: &str) -> String {
     let (output, end) = run(site, instance, json!({ "command": ["sh", "-c", line] }), b"").await;
     let output = String::from_utf8_lossy(&output).into_owned();
     assert_eq!(end, json!({ "exitCode": 0 }), "{line}: {output}");

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use crate::crash::{EDGES, OF_RESTORE, OF_STANDBY, clock_is_right, crash_at_request, crash_at_verb};
 use crate::deaths::all_vmms_die;
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{BOOT, Harness, MOMENT, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{BOOT, MOMENT, Site, image};
-use crate::socket::{Said, Socket, run};
-use crate::stage::until;
+use crate::socket::{Received, Socket, run};
 
 /// Program that counts in memory, prints each count on the console and writes it to the disk.
 const COUNTER: &str =
@@ -29,26 +29,26 @@ pub(crate) fn counted(console: &str) -> Vec<u64> {
 }
 
 /// Creates a site whose only instance counts.
-async fn counting() -> (Site, String) {
-    let site = Site::running().await;
+async fn counting() -> (Harness, String) {
+    let site = Harness::running().await;
     let id = site.create("box", &image("busybox"), json!({ "cmd": ["sh", "-c", COUNTER] })).await;
     site.until_state("box", "Running").await;
     (site, id)
 }
 
-async fn verb(site: &Site, verb: &str) -> Value {
+async fn verb(site: &Harness, verb: &str) -> Value {
     let answer = site.request(Method::POST, &format!("/instances/box/{verb}"), None).await;
     assert_eq!(answer.status, StatusCode::OK, "{verb}: {answer:?}");
     answer.body
 }
 
-async fn counts_on(site: &Site, id: &str, beyond: usize) {
+async fn counts_on(site: &Harness, id: &str, beyond: usize) {
     until("the counter goes on", BOOT, async || (counted(&site.console(id)).len() > beyond).then_some(()))
         .await;
 }
 
 /// Returns the checksum of the tables that the firmware left for the guest's kernel.
-async fn tables_of_firmware(site: &Site) -> String {
+async fn tables_of_firmware(site: &Harness) -> String {
     let line = "cd /sys/firmware/acpi/tables; cat FACP APIC DSDT | wc -c; cat FACP APIC DSDT | md5sum";
     let (output, end) = run(site, "box", json!({ "command": ["sh", "-c", line] }), b"").await;
     let output = String::from_utf8_lossy(&output).into_owned();
@@ -72,7 +72,7 @@ fn a_vm_goes_to_standby_and_back_with_its_memory_and_without_a_process_meanwhile
             let seen = verb(&site, "standby").await;
             if let Some(held) = &mut held {
                 // The client is notified of the stream's end, and nothing of it is left in the guest.
-                while !matches!(held.next().await, Said::End) {}
+                while !matches!(held.next().await, Received::End) {}
             }
             assert_eq!(
                 (&seen["state"], &seen["has_snapshot"]),
@@ -156,7 +156,7 @@ fn a_crash_at_any_step_to_standby_and_back_keeps_the_memory_and_the_disk() {
 }
 
 #[test]
-fn a_memory_that_is_older_than_its_disk_or_damaged_is_not_restored_and_says_why() {
+fn a_memory_that_is_older_than_its_disk_or_damaged_is_not_restored_and_the_reason_is_reported() {
     in_namespace(async || {
         let (mut site, id) = counting().await;
         let saved = format!("{}/memory/{id}/saved", site.data().display());
@@ -253,13 +253,13 @@ fn daemon_and_vmm_killed_together_at_any_moment_leave_the_old_memory_or_the_new_
     });
 }
 
-async fn settled_as(site: &Site, state: &str) {
+async fn settled_as(site: &Harness, state: &str) {
     site.until("box", state, |seen| seen["state"] == state && seen["has_snapshot"] == (state == "Standby"))
         .await;
 }
 
 /// Checks that a memory has exactly these files.
-async fn holds(site: &Site, directory: &str, files: &str) {
+async fn holds(site: &Harness, directory: &str, files: &str) {
     let list = format!("cd $DATA/{directory}/saved 2>/dev/null && ls ram* | tr '\\n' ' ' || true");
     until(&format!("{directory} to hold {files}"), BOOT, async || {
         (site.shell(&list).trim() == files).then_some(())
@@ -267,7 +267,7 @@ async fn holds(site: &Site, directory: &str, files: &str) {
     .await;
 }
 
-async fn wrong_compressions_are_refused(site: &Site) {
+async fn wrong_compressions_are_refused(site: &Harness) {
     for (wrong, code) in [
         (json!({ "compression": {} }), "invalid_snapshot_compression"),
         (json!({ "compression": { "enabled": true, "level": 20 } }), "invalid_snapshot_compression"),
@@ -350,30 +350,30 @@ fn a_kept_memory_is_compressed_when_due_and_goes_on_whatever_came_first() {
 }
 
 /// Returns the only snapshot when it is compressed.
-async fn compressed(site: &Site) -> Value {
+async fn compressed(site: &Harness) -> Value {
     until("a compressed snapshot", BOOT, async || {
         let all = site.request(Method::GET, "/snapshots", None).await.body;
         let one = all.get(0)?.clone();
-        let (packed, plain) =
+        let (compressed_size, plain) =
             (one["compressed_size_bytes"].as_u64()?, one["uncompressed_size_bytes"].as_u64()?);
-        (one["compression_state"] == "compressed" && packed < plain / 2).then_some(one)
+        (one["compression_state"] == "compressed" && compressed_size < plain / 2).then_some(one)
     })
     .await
 }
 
-fn never_went_back(site: &Site, id: &str) {
+fn never_went_back(site: &Harness, id: &str) {
     let numbers = counted(&site.console(id));
     let expected: Vec<u64> = (1..=numbers.len() as u64).collect();
     assert_eq!(numbers, expected, "no number is lost, said twice or begun again");
 }
 
 /// Checks that nothing of the VM is left, and that its file system has no error.
-async fn is_whole_after_stop(site: &mut Site) {
+async fn is_whole_after_stop(site: &mut Harness) {
     verb(site, "stop").await;
     is_whole_after(site).await;
 }
 
-async fn is_whole_after(site: &mut Site) {
+async fn is_whole_after(site: &mut Harness) {
     settles(site, "stopped").await;
     let disks = format!("{}/disks", site.data().display());
     let checked = site.shell(&format!("for disk in {disks}/*.ext4; do e2fsck -y -E journal_only $disk || true; e2fsck -fn $disk 2>&1 && echo whole || echo code $?; done"));

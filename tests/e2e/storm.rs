@@ -10,10 +10,10 @@ use futures::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{BOOT, Harness, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{BOOT, Site, image};
-use crate::stage::until;
 
 const ROUNDS: u64 = 6;
 /// Limit on simultaneous instances. Each boots or runs under emulation.
@@ -47,7 +47,7 @@ struct Known {
 }
 
 struct Storm<'s> {
-    site: &'s Site,
+    site: &'s Harness,
     known: &'s RefCell<Known>,
     answers: Cell<usize>,
 }
@@ -114,7 +114,7 @@ impl Storm<'_> {
 }
 
 /// Runs one storm, which ends with the daemon's death.
-async fn storm(site: &mut Site, known: &RefCell<Known>, round: u64, scatter: &Scatter) {
+async fn storm(site: &mut Harness, known: &RefCell<Known>, round: u64, scatter: &Scatter) {
     let pid = site.daemon_pid();
     let storm = Storm { site, known, answers: Cell::new(0) };
     let mut targets: Vec<String> = known.borrow().there.keys().cloned().collect();
@@ -150,7 +150,7 @@ async fn storm(site: &mut Site, known: &RefCell<Known>, round: u64, scatter: &Sc
 }
 
 /// Checks that every acknowledged write is there.
-async fn nothing_is_lost(site: &Site, known: &RefCell<Known>, round: u64) {
+async fn nothing_is_lost(site: &Harness, known: &RefCell<Known>, round: u64) {
     let listed = site.request(Method::GET, "/instances", None).await;
     let listed: BTreeMap<String, String> = listed
         .body
@@ -181,7 +181,7 @@ async fn nothing_is_lost(site: &Site, known: &RefCell<Known>, round: u64) {
 #[test]
 fn a_daemon_that_is_killed_again_and_again_in_a_storm_loses_nothing_and_leaves_nothing() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let (known, scatter) = (RefCell::new(Known::default()), Scatter(Cell::new(7)));
         for round in 0..rounds() {
             storm(&mut site, &known, round, &scatter).await;

@@ -6,19 +6,19 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::debian;
-use crate::judge::settles;
+use crate::harness::{Harness, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{Site, image};
-use crate::socket::{Said, Socket, run, shell};
+use crate::socket::{Received, Socket, run, shell};
 
-async fn verb(site: &Site, name: &str, verb: &str) -> Value {
+async fn verb(site: &Harness, name: &str, verb: &str) -> Value {
     let answer = site.request(Method::POST, &format!("/instances/{name}/{verb}"), None).await;
     assert_eq!(answer.status, StatusCode::OK, "{verb}: {answer:?}");
     answer.body
 }
 
 /// Returns the system when it is up, which it must be as soon as it is Running.
-async fn up(site: &Site) -> Value {
+async fn up(site: &Harness) -> Value {
     let seen = site.until_state("sys", "Running").await;
     let (word, _) = run(site, "sys", json!({ "command": ["systemctl", "is-system-running"] }), b"").await;
     let word = String::from_utf8_lossy(&word).trim().to_owned();
@@ -26,35 +26,35 @@ async fn up(site: &Site) -> Value {
     seen
 }
 
-async fn ended(site: &Site) -> (Value, String) {
+async fn ended(site: &Harness) -> (Value, String) {
     let is_so = |seen: &Value| seen["state"] == "Stopped" && !seen["exit_message"].is_null();
     let seen = site.until("sys", "ended", is_so).await;
     (seen["exit_code"].clone(), seen["exit_message"].as_str().unwrap_or_default().to_owned())
 }
 
 /// Runs a command that ends the system. The command's own end does not matter.
-async fn inside(site: &Site, command: &[&str]) {
+async fn inside(site: &Harness, command: &[&str]) {
     let mut socket = Socket::exec(site, "sys", &json!({ "command": command })).await;
-    while socket.next().await != Said::End {}
+    while socket.next().await != Received::End {}
 }
 
 /// Returns the output of a shell line if it runs at all: an agent may be about to end, or not exist yet.
-async fn tried(site: &Site, line: &str) -> Option<String> {
+async fn tried(site: &Harness, line: &str) -> Option<String> {
     let mut socket = Socket::open(site, "/instances/sys/exec").await.ok()?;
     socket.json(&json!({ "command": ["sh", "-c", line] })).await;
     let mut output = Vec::new();
     loop {
         match socket.next().await {
-            Said::Bytes(bytes) => output.extend(bytes),
-            Said::Json(end) if end == json!({ "exitCode": 0 }) => return String::from_utf8(output).ok(),
-            Said::Json(_) | Said::End => return None,
+            Received::Bytes(bytes) => output.extend(bytes),
+            Received::Json(end) if end == json!({ "exitCode": 0 }) => return String::from_utf8(output).ok(),
+            Received::Json(_) | Received::End => return None,
         }
     }
 }
 
 /// Checks that the agent is a unit that is not stopped by mistake. When it is killed, with the programs it ran, it is
 /// started again and serves the same system as before.
-async fn another_agent_takes_the_place_of_one_that_ends(site: &Site) {
+async fn an_agent_that_ends_is_replaced(site: &Harness) {
     let before = up(site).await;
     let shown = shell(site, "sys", "systemctl show -P ActiveState -P MainPID stead-agent").await;
     let pid = shell(site, "sys", "cat /run/stead/stead-agent.pid").await;
@@ -65,7 +65,7 @@ async fn another_agent_takes_the_place_of_one_that_ends(site: &Site) {
     let mut left = Socket::exec(site, "sys", &json!({ "command": ["sh", "-c", "echo on; sleep 987"] })).await;
     left.until("on").await;
     inside(site, &["sh", "-c", &format!("kill -KILL {pid}")]).await;
-    while left.next().await != Said::End {}
+    while left.next().await != Received::End {}
     let again = format!(
         "test $(systemctl show -P MainPID stead-agent) != {pid} && systemctl show -P NRestarts stead-agent"
     );
@@ -86,11 +86,11 @@ async fn another_agent_takes_the_place_of_one_that_ends(site: &Site) {
 }
 
 #[test]
-fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
+fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_reported() {
     // This runs before the namespace, which has no way out.
     debian::layout();
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         site.push(&debian::layout(), debian::SYSTEM);
         let policy = json!({ "policy": "on_failure", "backoff": "500ms" });
         let body = json!({ "overlay_size": "256MB", "size": "256MB", "restart_policy": policy });
@@ -102,14 +102,14 @@ fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
         assert!(machine_id.len() == 34 && !machine_id.contains(debian::MACHINE_ID), "{machine_id}");
         // The program is in no unit of the system, may be killed by the OOM killer, and blocks no signals.
         let run_by_host = "cat /proc/self/cgroup /proc/self/oom_score_adj; grep SigBlk /proc/self/status";
-        let said = shell(&site, "sys", run_by_host).await;
-        assert!(said.contains("/stead-agent\n0\nSigBlk:\t0000000000000000"), "{said}");
+        let reported = shell(&site, "sys", run_by_host).await;
+        assert!(reported.contains("/stead-agent\n0\nSigBlk:\t0000000000000000"), "{reported}");
         let request = json!({ "direction": "to", "guest_path": "/var/copied" });
         let mut socket = Socket::cp(&site, "sys", &request).await;
         socket.bytes(b"copied").await;
         socket.json(&json!({ "type": "end" })).await;
-        assert!(matches!(socket.next().await, Said::Json(said) if said["success"] == true));
-        another_agent_takes_the_place_of_one_that_ends(&site).await;
+        assert!(matches!(socket.next().await, Received::Json(reported) if reported["success"] == true));
+        an_agent_that_ends_is_replaced(&site).await;
         // A later daemon finds the agent as it is.
         site.kill().await;
         site.start().await;
@@ -132,8 +132,8 @@ fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
         assert!(boots.trim().parse::<u32>().is_ok_and(|boots| boots >= 2), "{boots} boots are in it");
         // From inside, a reboot is not a success, so a policy may restart the instance; a power-off is a success.
         inside(&site, &["systemctl", "reboot"]).await;
-        let told = |seen: &Value| seen["restart_status"]["attempts"] == 1;
-        let seen = site.until("sys", "told of the reboot", told).await;
+        let report = |seen: &Value| seen["restart_status"]["attempts"] == 1;
+        let seen = site.until("sys", "told of the reboot", report).await;
         let ended_so = (&seen["exit_code"], &seen["exit_message"]);
         assert_eq!(ended_so, (&Value::Null, &json!("the system rebooted")), "{seen:#}");
         site.until("sys", "on its way up again", |seen| seen["state"] == "Initializing").await;
@@ -143,17 +143,17 @@ fn a_system_with_its_own_init_is_up_when_it_is_running_and_its_ends_are_told() {
         assert_eq!(site.get("sys").await["restart_status"]["attempts"], 1, "it stays down");
         let console = site.console(&id);
         assert!(!console.contains("[stead]") && !console.contains("login:"), "{console}");
-        let told = site.told(&id);
-        assert!(told.contains("guest: the system is up"), "{told}");
+        let report = site.journal_of(&id);
+        assert!(report.contains("guest: the system is up"), "{report}");
         site.delete("sys").await;
         settles(&mut site, "a system").await;
     });
 }
 
 #[test]
-fn another_init_is_served_as_well_and_one_that_cannot_be_executed_is_told() {
+fn another_init_is_served_and_an_init_that_cannot_be_executed_is_reported() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let body = json!({ "cmd": ["/bin/init"] });
         site.create("sys", &image("busybox"), body).await;
         site.until_state("sys", "Running").await;

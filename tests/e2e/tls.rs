@@ -6,18 +6,18 @@ use std::process::{Command, Stdio};
 use reqwest::Method;
 use serde_json::json;
 
+use crate::fixtures::{run, until};
+use crate::harness::{BOOT, Harness, MOMENT, Program};
 use crate::namespace::in_namespace;
-use crate::site::{BOOT, MOMENT, Program, Site};
-use crate::stage::{run, until};
 
 /// Host name of the registry. It is not a loopback name, so TLS is used, but it resolves to loopback here.
 const HOST: &str = "registry.example";
 const PORT: u16 = 5443;
 
 /// Creates a certificate authority, a certificate for the host, and the name in the namespace's own hosts file.
-fn prepare(site: &Site) -> std::path::PathBuf {
-    let place = site.scratch("tls");
-    let at = place.display().to_string();
+fn prepare(site: &Harness) -> std::path::PathBuf {
+    let directory = site.scratch("tls");
+    let at = directory.display().to_string();
     let lines = format!(
         "cd {at}
          openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=authority -keyout ca.key -out ca.pem \
@@ -28,20 +28,20 @@ fn prepare(site: &Site) -> std::path::PathBuf {
          cp /etc/hosts hosts; echo '127.0.0.1 {HOST}' >>hosts; mount --bind hosts /etc/hosts"
     );
     run("sh", &["-ec", &format!("({lines}) 2>&1")]);
-    place
+    directory
 }
 
 #[test]
 fn an_image_comes_over_tls_from_a_registry_that_the_host_trusts() {
     in_namespace(async || {
-        let mut site = Site::new().await;
-        let place = prepare(&site);
-        let at = place.display();
+        let mut site = Harness::new().await;
+        let directory = prepare(&site);
+        let at = directory.display();
         let config = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {at}/store}}}}\n\
              http: {{addr: '127.0.0.1:{PORT}', tls: {{certificate: {at}/host.pem, key: {at}/host.key}}}}\n"
         );
-        let path = place.join("registry.yml");
+        let path = directory.join("registry.yml");
         fs::write(&path, config).expect("written");
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(&path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -64,7 +64,7 @@ fn an_image_comes_over_tls_from_a_registry_that_the_host_trusts() {
         assert!(why.contains("certificate"), "{refused:#}");
         site.stop().await;
         // The same request runs on a host that trusts the authority.
-        site.trusts = Some(place.join("ca.pem"));
+        site.trusts = Some(directory.join("ca.pem"));
         site.start().await;
         site.request(Method::POST, "/images", Some(json!({ "name": name }))).await;
         site.until_image(&name).await;

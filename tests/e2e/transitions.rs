@@ -7,9 +7,9 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::judge::settles;
+use crate::harness::{Answer, Harness, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{Answer, Site, image};
 
 /// Verbs, with the states below in which each is accepted. A state change in progress is requested again by a start,
 /// and ended by a stop.
@@ -26,7 +26,7 @@ const VERBS: [(&str, &[&str]); 10] = [
     ("stat", &["Running"]),
 ];
 
-async fn asked(site: &Site, verb: &str, snapshot: &str) -> Answer {
+async fn asked(site: &Harness, verb: &str, snapshot: &str) -> Answer {
     let post = |path: &str, body: Value| {
         let path = format!("/instances/box/{path}");
         async move { site.request(Method::POST, &path, Some(body)).await }
@@ -43,7 +43,7 @@ async fn asked(site: &Site, verb: &str, snapshot: &str) -> Answer {
 }
 
 /// Checks that every illegal verb is refused, and changes nothing.
-async fn refuses(site: &Site, state: &str, snapshot: Option<&str>) {
+async fn refuses(site: &Harness, state: &str, snapshot: Option<&str>) {
     let before = site.until_state("box", state).await;
     for (verb, legal) in VERBS {
         // There is no snapshot of an instance that has not run yet.
@@ -52,12 +52,16 @@ async fn refuses(site: &Site, state: &str, snapshot: Option<&str>) {
             continue;
         }
         let answer = asked(site, verb, snapshot).await;
-        let told = (answer.status, &answer.body["code"]);
-        assert_eq!(told, (StatusCode::CONFLICT, &json!("invalid_state")), "{verb} when {state}: {answer:?}");
+        let reported = (answer.status, &answer.body["code"]);
+        assert_eq!(
+            reported,
+            (StatusCode::CONFLICT, &json!("invalid_state")),
+            "{verb} when {state}: {answer:?}"
+        );
         let message = answer.body["message"].as_str().unwrap_or_default();
         // The agent is either asked or unreachable.
-        let says_which = verb == "stat" || message.contains(&format!("that is {state}: it must be "));
-        assert!(says_which, "{verb} when {state}: {message}");
+        let names_states = verb == "stat" || message.contains(&format!("that is {state}: it must be "));
+        assert!(names_states, "{verb} when {state}: {message}");
     }
     let after = site.get("box").await;
     for key in ["state", "generation", "vmm_pid"] {
@@ -65,13 +69,13 @@ async fn refuses(site: &Site, state: &str, snapshot: Option<&str>) {
     }
 }
 
-async fn verb(site: &Site, verb: &str, state: &str) {
+async fn verb(site: &Harness, verb: &str, state: &str) {
     let answer = site.request(Method::POST, &format!("/instances/box/{verb}"), None).await;
     assert_eq!((answer.status, &answer.body["state"]), (StatusCode::OK, &json!(state)), "{verb}: {answer:?}");
 }
 
 /// Holds a daemon at the step before which the state is the given one, then lets it continue to the desired state.
-async fn passes_through(site: &mut Site, state: &str, step: &str, ask: &str, snapshot: &str, end: &str) {
+async fn passes_through(site: &mut Harness, state: &str, step: &str, ask: &str, snapshot: &str, end: &str) {
     site.stop().await;
     site.spawn_held(step);
     site.answers().await;
@@ -87,9 +91,9 @@ async fn passes_through(site: &mut Site, state: &str, step: &str, ask: &str, sna
 }
 
 #[test]
-fn in_every_state_that_a_client_can_meet_what_is_illegal_is_refused_and_the_wish_is_reached() {
+fn in_every_state_illegal_verbs_are_refused_and_the_spec_is_reached() {
     in_namespace(async || {
-        let mut site = Site::new().await;
+        let mut site = Harness::new().await;
         site.spawn_held("disk/Create/before");
         site.answers().await;
         let program = json!({ "size": "128MB", "cmd": ["sh", "-c", "trap 'exit 4' TERM; while true; do sleep 0.1; done"] });

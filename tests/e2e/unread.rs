@@ -2,9 +2,9 @@
 
 use reqwest::Method;
 
+use crate::fixtures::until;
+use crate::harness::{Harness, MOMENT};
 use crate::namespace::in_namespace;
-use crate::site::{MOMENT, Site};
-use crate::stage::until;
 
 /// Number of requests whose log lines fill a pipe (64 KiB) several times over.
 const REQUESTS: usize = 3000;
@@ -12,7 +12,7 @@ const REQUESTS: usize = 3000;
 #[test]
 fn a_log_that_nobody_reads_stops_neither_the_answers_nor_the_end() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         site.stop().await;
         let unread = site.spawn_piped();
         site.answers().await;

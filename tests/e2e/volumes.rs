@@ -4,46 +4,46 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{Answer, BOOT, Harness, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{Answer, BOOT, Site, image};
 use crate::socket::shell;
-use crate::stage::until;
 
 /// Program that writes one number to memory, the root's disk and the volume's disk, and makes each step durable.
 const COUNTER: &str = "i=0; while true; do i=$((i+1)); echo $i >/count; echo $i >/data/count; sync; \
                        echo count $i.; sleep 0.2; done";
 
-async fn ask(site: &Site, method: Method, path: &str, body: Value) -> Answer {
+async fn ask(site: &Harness, method: Method, path: &str, body: Value) -> Answer {
     site.request(method, path, Some(body).filter(|body| !body.is_null())).await
 }
 
-async fn made(site: &Site, path: &str, body: Value) -> Value {
+async fn made(site: &Harness, path: &str, body: Value) -> Value {
     let answer = ask(site, Method::POST, path, body).await;
     assert_eq!(answer.status, StatusCode::CREATED, "{path}: {answer:?}\n{}", site.daemon_log());
     answer.body
 }
 
-async fn done(site: &Site, method: Method, path: &str, body: Value) -> Value {
+async fn done(site: &Harness, method: Method, path: &str, body: Value) -> Value {
     let answer = ask(site, method, path, body).await;
     assert!(answer.status.is_success(), "{path}: {answer:?}\n{}", site.daemon_log());
     answer.body
 }
 
-async fn refused(site: &Site, method: Method, path: &str, body: Value, status: StatusCode, code: &str) {
+async fn refused(site: &Harness, method: Method, path: &str, body: Value, status: StatusCode, code: &str) {
     let answer = ask(site, method, path, body).await;
     assert_eq!((answer.status, &answer.body["code"]), (status, &json!(code)), "{path}: {answer:?}");
 }
 
-async fn volume(site: &Site, name: &str) -> Value {
+async fn volume(site: &Harness, name: &str) -> Value {
     made(site, "/volumes", json!({ "name": name, "size_gb": 1 })).await
 }
 
-async fn instance(site: &Site, name: &str, cmd: &str, mount: Value) -> String {
+async fn instance(site: &Harness, name: &str, cmd: &str, mount: Value) -> String {
     mounting(site, name, cmd, json!([mount])).await
 }
 
-async fn mounting(site: &Site, name: &str, cmd: &str, mounts: Value) -> String {
+async fn mounting(site: &Harness, name: &str, cmd: &str, mounts: Value) -> String {
     let more = json!({ "size": "128MB", "cmd": ["sh", "-c", cmd], "volumes": mounts });
     let id = site.create(name, &image("busybox"), more).await;
     site.until_state(name, "Running").await;
@@ -51,16 +51,16 @@ async fn mounting(site: &Site, name: &str, cmd: &str, mounts: Value) -> String {
 }
 
 /// Checks that an instance whose disk file disappears reports that, and gets an empty disk.
-async fn a_lost_disk_is_reported(site: &Site) {
+async fn a_lost_disk_is_reported(site: &Harness) {
     site.shell("rm $DATA/disks/*.ext4");
-    let is_told = |seen: &Value| {
+    let is_reported = |seen: &Value| {
         let conditions = seen["conditions"].as_array().cloned().unwrap_or_default();
         let is = |kind| conditions.iter().any(|one| one["type"] == kind && one["status"] == "True");
         is("Degraded") && is("Ready")
     };
     until("the loss to be told", BOOT, async || {
         let seen = site.request(Method::GET, "/volumes/data", None).await.body;
-        is_told(&seen).then_some(())
+        is_reported(&seen).then_some(())
     })
     .await;
 }
@@ -68,7 +68,7 @@ async fn a_lost_disk_is_reported(site: &Site) {
 #[test]
 fn a_volume_outlives_instances_is_written_to_by_one_and_read_by_many() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let data = volume(&site, "data").await;
         let id = data["id"].as_str().expect("an id").to_owned();
         assert_eq!((&data["size_gb"], &data["attachments"]), (&json!(1), &json!([])), "{data:#}");
@@ -135,11 +135,11 @@ fn a_volume_outlives_instances_is_written_to_by_one_and_read_by_many() {
 }
 
 /// Checks that every disk of the site is free of errors. Data that is only in a journal is no error.
-fn is_clean(site: &Site) {
+fn is_clean(site: &Harness) {
     site.shell("for disk in $DATA/disks/*.ext4; do e2fsck -fn $disk >/dev/null 2>&1 || { e2fsck -fn $disk; exit 1; }; done");
 }
 
-async fn many_read_and_write_over_it(site: &Site) {
+async fn many_read_and_write_over_it(site: &Harness) {
     let reading = json!({ "volume_id": "data", "mount_path": "/in/here", "readonly": true });
     let mut over = reading.clone();
     (over["overlay"], over["overlay_size"]) = (json!(true), json!("32MB"));
@@ -186,7 +186,7 @@ async fn many_read_and_write_over_it(site: &Site) {
 }
 
 /// Returns the counts on the root and on the volume, read together. A file that is being written has no count.
-async fn counts(site: &Site, name: &str) -> (u64, u64) {
+async fn counts(site: &Harness, name: &str) -> (u64, u64) {
     until("two numbers", BOOT, async || {
         let text = shell(site, name, "echo $(cat /count) $(cat /data/count)").await;
         let (root, data) = text.split_once(' ')?;
@@ -195,11 +195,11 @@ async fn counts(site: &Site, name: &str) -> (u64, u64) {
     .await
 }
 
-async fn count(site: &Site, name: &str) -> u64 {
+async fn count(site: &Harness, name: &str) -> u64 {
     counts(site, name).await.1
 }
 
-async fn a_snapshot_of_a_stopped_instance_has_the_disks_alone(site: &Site, snapshot: &str) {
+async fn a_snapshot_of_a_stopped_instance_has_the_disks_alone(site: &Harness, snapshot: &str) {
     done(site, Method::POST, "/instances/box/stop", Value::Null).await;
     let last = done(site, Method::POST, "/instances/box/snapshots", json!({ "kind": "Stopped" })).await;
     let stopped = last["id"].as_str().expect("an id");
@@ -231,7 +231,7 @@ async fn a_snapshot_of_a_stopped_instance_has_the_disks_alone(site: &Site, snaps
 #[test]
 fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let data = volume(&site, "data").await["id"].as_str().expect("an id").to_owned();
         volume(&site, "set").await;
         let mount = json!({ "volume_id": data, "mount_path": "/data" });
@@ -299,7 +299,7 @@ fn a_snapshot_has_all_disks_of_one_moment_and_a_fork_writes_to_its_own() {
 }
 
 /// Checks that the counts are at most one step apart, or two for the time between the reads, and increase.
-async fn is_of_one_moment(site: &Site, name: &str) {
+async fn is_of_one_moment(site: &Harness, name: &str) {
     let (root, data) = counts(site, name).await;
     assert!(root.abs_diff(data) <= 2, "{name}: {root} on the root, {data} on the volume");
     until("it to count on", BOOT, async || (count(site, name).await > data).then_some(())).await;

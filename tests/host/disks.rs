@@ -17,7 +17,7 @@ fn disks(directory: &Path) -> Ext4Files {
 }
 
 #[tokio::test]
-async fn a_disk_is_a_sound_sparse_file_system_of_the_wished_size() {
+async fn a_disk_is_a_sound_sparse_file_system_of_the_desired_size() {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let disks = disks(&scratch.path().join("disks"));
     for (first, size) in [('a', 16 << 20), ('b', 600 << 20), ('c', 100 << 30)] {
@@ -66,7 +66,7 @@ async fn a_create_that_is_dropped_leaves_no_file() {
 }
 
 #[test]
-fn a_full_file_system_is_told_by_kind_and_left_as_it_was() {
+fn a_full_file_system_is_reported_by_kind_and_left_as_it_was() {
     in_namespace(async || {
         let scratch = tempfile::tempdir().expect("a scratch directory");
         shell(&format!("mount -t tmpfs -o size=64k none {}", scratch.path().display()));

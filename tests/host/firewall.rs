@@ -3,48 +3,48 @@
 use std::net::Ipv4Addr;
 
 use stead::host::nft::Nft;
-use stead_controllers::host::{Firewall, HostErrorKind, Links, PortRule};
+use stead_controllers::host::{Firewall, HostErrorKind, Links, NicRule};
 use stead_schemas::network::Mac;
 
 use crate::guest::{
-    Frame, GATEWAY, Network, PORT, TABLE, Wire, arp_request, heard_until, host_socket, mac_of, rules,
+    Frame, GATEWAY, Network, PORT, TABLE, Wire, arp_request, host_socket, mac_of, received_until, rules,
 };
 use crate::namespace::{in_namespace, link_name, shell};
 
-pub(crate) fn rule(number: u8) -> PortRule {
+pub(crate) fn rule(number: u8) -> NicRule {
     let address = Ipv4Addr::new(10, 99, 0, number);
-    PortRule { tap: link_name(&format!("st-tap.{number}")), mac: Mac::of_address(address), address }
+    NicRule { tap: link_name(&format!("st-tap.{number}")), mac: Mac::of_address(address), address }
 }
 
 #[test]
-fn tables_are_loaded_with_ports_and_removed_without_a_trace() {
+fn tables_are_loaded_with_nics_and_removed_without_a_trace() {
     in_namespace(async || {
         let firewall = Nft::new();
-        let ports = [rule(2), rule(3)];
+        let nics = [rule(2), rule(3)];
         assert_eq!(firewall.inspect(&rules()).await.expect("read"), None);
-        assert!(!firewall.has_port(TABLE, &ports[0]).await.expect("read"));
-        let error = firewall.add_port(TABLE, &ports[0]).await.expect_err("there is no table");
+        assert!(!firewall.has_nic(TABLE, &nics[0]).await.expect("read"));
+        let error = firewall.add_nic(TABLE, &nics[0]).await.expect_err("there is no table");
         assert_eq!(error.kind, HostErrorKind::Missing);
-        firewall.remove_port(TABLE, &ports[0]).await.expect("gone already");
+        firewall.remove_nic(TABLE, &nics[0]).await.expect("gone already");
 
         firewall.replace(&rules()).await.unwrap_or_else(|error| panic!("{}", error.chain()));
-        for port in &ports {
-            firewall.add_port(TABLE, port).await.expect("added");
-            firewall.add_port(TABLE, port).await.expect("adding it again is nothing");
-            assert!(firewall.has_port(TABLE, port).await.expect("read"));
+        for nic in &nics {
+            firewall.add_nic(TABLE, nic).await.expect("added");
+            firewall.add_nic(TABLE, nic).await.expect("adding it again is nothing");
+            assert!(firewall.has_nic(TABLE, nic).await.expect("read"));
         }
-        let other_mac = PortRule { mac: Mac([2; 6]), ..rule(2) };
-        assert!(!firewall.has_port(TABLE, &other_mac).await.expect("read"));
+        let other_mac = NicRule { mac: Mac([2; 6]), ..rule(2) };
+        assert!(!firewall.has_nic(TABLE, &other_mac).await.expect("read"));
         firewall.replace(&rules()).await.expect("replaced");
         let seen = firewall.inspect(&rules()).await.expect("read").expect("there");
-        assert_eq!((seen.is_intact, seen.ports.as_slice()), (true, &ports[..]));
+        assert_eq!((seen.is_intact, seen.nics.as_slice()), (true, &nics[..]));
         let fresh = Nft::new().inspect(&rules()).await.expect("read").expect("there");
         assert_eq!(fresh, seen, "another daemon recognises them");
 
-        firewall.remove_port(TABLE, &ports[0]).await.expect("removed");
-        firewall.remove_port(TABLE, &ports[0]).await.expect("removing it again is nothing");
+        firewall.remove_nic(TABLE, &nics[0]).await.expect("removed");
+        firewall.remove_nic(TABLE, &nics[0]).await.expect("removing it again is nothing");
         let seen = firewall.inspect(&rules()).await.expect("read").expect("there");
-        assert_eq!((seen.is_intact, seen.ports.as_slice()), (true, &ports[1..]));
+        assert_eq!((seen.is_intact, seen.nics.as_slice()), (true, &nics[1..]));
         firewall.remove(TABLE).await.expect("removed");
         firewall.remove(TABLE).await.expect("removing it again is nothing");
         assert_eq!(firewall.inspect(&rules()).await.expect("read"), None);
@@ -59,7 +59,7 @@ fn whatever_is_changed_in_our_tables_is_seen_and_other_tables_stay() {
         let before = shell("nft -a list table inet other");
         let firewall = Nft::new();
         firewall.replace(&rules()).await.expect("loaded");
-        firewall.add_port(TABLE, &rule(2)).await.expect("added");
+        firewall.add_nic(TABLE, &rule(2)).await.expect("added");
         for damage in [
             "flush table inet steadtest",
             "flush table bridge steadtest",
@@ -79,13 +79,13 @@ fn whatever_is_changed_in_our_tables_is_seen_and_other_tables_stay() {
             let seen = firewall.inspect(&rules()).await.expect("read").expect("there");
             assert!(seen.is_intact, "{damage}");
             if !damage.contains("delete table bridge") {
-                assert_eq!(seen.ports, [rule(2)], "{damage}");
+                assert_eq!(seen.nics, [rule(2)], "{damage}");
             }
-            firewall.add_port(TABLE, &rule(2)).await.expect("added");
+            firewall.add_nic(TABLE, &rule(2)).await.expect("added");
         }
         shell("nft flush set bridge steadtest ports");
         let seen = firewall.inspect(&rules()).await.expect("read").expect("there");
-        assert_eq!((seen.is_intact, seen.ports.as_slice()), (true, &[][..]));
+        assert_eq!((seen.is_intact, seen.nics.as_slice()), (true, &[][..]));
         let moved = stead_controllers::host::FirewallRules { bridge: link_name("st-br2"), ..rules() };
         let seen = firewall.inspect(&moved).await.expect("read").expect("there");
         assert!(!seen.is_intact, "rules of another bridge are not these");
@@ -115,18 +115,18 @@ fn a_guest_sends_as_nobody_but_itself() {
             guest.send(frame);
         }
         guest.send(&good);
-        assert_eq!(heard_until(&host, "good"), ["good"]);
+        assert_eq!(received_until(&host, "good"), ["good"]);
 
         // The host learns the senders by ARP; only a true address may be learnt.
         shell("ip neigh flush dev st-br nud permanent; ip neigh flush dev st-br");
-        let stranger = Ipv4Addr::new(10, 99, 0, 77);
+        let foreign = Ipv4Addr::new(10, 99, 0, 77);
         let (own, address) = (guest.rule.mac, guest.rule.address);
-        guest.wire.send(&arp_request(own, own, stranger));
+        guest.wire.send(&arp_request(own, own, foreign));
         guest.wire.send(&arp_request(own, neighbour.rule.mac, address));
         guest.wire.send(&arp_request(neighbour.rule.mac, own, address));
         guest.wire.send(&arp_request(own, own, address));
         guest.send(&good);
-        heard_until(&host, "good");
+        received_until(&host, "good");
         let learnt = shell("ip neigh show dev st-br");
         assert!(learnt.contains(&format!("{address} lladdr {own}")), "{learnt}");
         assert!(
@@ -135,10 +135,10 @@ fn a_guest_sends_as_nobody_but_itself() {
         );
 
         // Without a rule no frame passes, even with the guest's own addresses.
-        network.firewall.remove_port(TABLE, &guest.rule).await.expect("removed");
+        network.firewall.remove_nic(TABLE, &guest.rule).await.expect("removed");
         guest.send(&guest.datagram(GATEWAY, "no rule"));
         neighbour.send(&neighbour.datagram(GATEWAY, "good"));
-        assert_eq!(heard_until(&host, "good"), ["good"]);
+        assert_eq!(received_until(&host, "good"), ["good"]);
     });
 }
 
@@ -165,14 +165,14 @@ fn a_guest_reaches_the_gateway_address_and_no_other_of_the_host() {
             }
         }
         guest.send(&guest.datagram(GATEWAY, "good"));
-        assert_eq!(heard_until(&host, "good"), ["good"]);
+        assert_eq!(received_until(&host, "good"), ["good"]);
         network.firewall.remove(TABLE).await.expect("removed");
         guest.send(&guest.datagram(other, "unguarded"));
         let past = Frame { to_mac: Mac([0x01, 0x80, 0xc2, 0, 0, 0x0e]), ..guest.datagram(other, "past") };
         guest.send(&past);
         guest.send(&guest.datagram(GATEWAY, "good"));
-        let heard = heard_until(&host, "good");
-        assert_eq!(heard, ["unguarded", "past", "good"], "it is the rules that hold both back");
+        let received = received_until(&host, "good");
+        assert_eq!(received, ["unguarded", "past", "good"], "it is the rules that hold both back");
     });
 }
 
@@ -195,7 +195,7 @@ fn guests_do_not_reach_each_other_by_either_guard_alone() {
             one.send(&one.datagram(two.rule.address, text));
             // The marker to the host follows the datagrams that the host forwarded.
             one.send(&one.datagram(GATEWAY, "sent"));
-            heard_until(&host, "sent");
+            received_until(&host, "sent");
             host.send_to(b"marker", (two.rule.address, PORT)).expect("sent");
             two.wire.saw_before(text, "marker")
         };
@@ -254,7 +254,7 @@ fn guests_leave_with_the_hosts_address_and_only_answers_come_back() {
 
         // The port is removed, and its tracked connections are forgotten.
         assert!(shell("conntrack -L --orig-src 10.99.0.2 2>/dev/null").contains("198.51.100.1"));
-        network.firewall.remove_port(TABLE, &guest.rule).await.expect("removed");
+        network.firewall.remove_nic(TABLE, &guest.rule).await.expect("removed");
         assert_eq!(shell("conntrack -L --orig-src 10.99.0.2 2>/dev/null"), "");
     });
 }

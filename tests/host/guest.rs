@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::host::tap;
-use stead_controllers::host::{Firewall, FirewallRules, LinkChange, LinkKind, LinkPlan, Links, PortRule};
+use stead_controllers::host::{Firewall, FirewallRules, LinkChange, LinkKind, LinkPlan, Links, NicRule};
 use stead_schemas::names::LinkName;
 use stead_schemas::network::{Cidr, GuestReach, Mac};
 
@@ -65,14 +65,14 @@ impl Network {
     pub(crate) async fn guest(&self, number: u8, has_rule: bool) -> Guest {
         let address = Ipv4Addr::new(10, 99, 0, number);
         let rule =
-            PortRule { tap: link_name(&format!("st-tap{number}")), mac: Mac::of_address(address), address };
+            NicRule { tap: link_name(&format!("st-tap{number}")), mac: Mac::of_address(address), address };
         let owner = uid(char::from(b'a' + number));
         let plan = LinkPlan { name: rule.tap.clone(), owner, kind: LinkKind::Tap };
         self.links.create(&plan).await.expect("made");
         self.links.change(&rule.tap, &LinkChange::Master(bridge())).await.expect("enslaved");
         self.links.change(&rule.tap, &LinkChange::Isolated).await.expect("isolated");
         if has_rule {
-            self.firewall.add_port(TABLE, &rule).await.expect("added");
+            self.firewall.add_nic(TABLE, &rule).await.expect("added");
         }
         self.links.change(&rule.tap, &LinkChange::Up).await.expect("raised");
         shell(&format!("ip neigh replace {address} lladdr {} dev st-br", rule.mac));
@@ -138,7 +138,7 @@ impl Wire {
 }
 
 pub(crate) struct Guest {
-    pub(crate) rule: PortRule,
+    pub(crate) rule: NicRule,
     pub(crate) wire: Wire,
     pub(crate) gateway_mac: Mac,
 }
@@ -231,7 +231,7 @@ pub(crate) fn host_socket() -> UdpSocket {
 }
 
 /// Returns the texts of datagrams up to and including the marker.
-pub(crate) fn heard_until(host: &UdpSocket, marker: &str) -> Vec<String> {
+pub(crate) fn received_until(host: &UdpSocket, marker: &str) -> Vec<String> {
     host.set_read_timeout(Some(PATIENCE)).expect("set");
     let mut all = Vec::new();
     let mut buffer = [0; 2048];

@@ -7,7 +7,7 @@ use stead_controllers::host::{Firewall, FirewallRules};
 use stead_schemas::network::{Cidr, GuestReach};
 
 use crate::guest::{
-    Frame, GATEWAY, Guest, Network, PORT, TABLE, Wire, arp_request, heard_until, host_socket, rules,
+    Frame, GATEWAY, Guest, Network, PORT, TABLE, Wire, arp_request, host_socket, received_until, rules,
 };
 use crate::namespace::{PATIENCE, in_namespace, link_name, shell};
 
@@ -22,7 +22,7 @@ fn is_refusal(frame: &[u8]) -> bool {
 fn is_refused(guest: &mut Guest, host: &UdpSocket, frame: &Frame) -> bool {
     guest.send(frame);
     guest.send(&guest.datagram(GATEWAY, "sent"));
-    heard_until(host, "sent");
+    received_until(host, "sent");
     host.send_to(b"marker", (guest.rule.address, PORT)).expect("sent");
     let mut is_refused = false;
     loop {
@@ -47,13 +47,13 @@ fn guests_reach_dns_and_configured_ports_of_the_host_and_are_refused_at_others()
         assert!(is_refused(&mut guest, &host, &frame), "the guest is answered at once");
         let frame = Frame { to_port: 53, ..guest.datagram(GATEWAY, "question") };
         assert!(!is_refused(&mut guest, &host, &frame));
-        assert_eq!(heard_until(&dns, "question"), ["question"]);
+        assert_eq!(received_until(&dns, "question"), ["question"]);
         let open = GuestReach { host_ports: vec![PORT, 2222], networks: Vec::new() };
         network.firewall.replace(&FirewallRules { reach: open, ..rules() }).await.expect("replaced");
         let frame = Frame { to_port: 2222, ..guest.datagram(GATEWAY, "configured") };
         assert!(!is_refused(&mut guest, &host, &frame));
         assert_eq!(
-            heard_until(&closed, "configured"),
+            received_until(&closed, "configured"),
             ["configured"],
             "nothing came before it was configured"
         );
@@ -96,10 +96,10 @@ fn guests_reach_no_metadata_service_and_no_private_network_unless_it_is_configur
             "ip neigh replace 198.51.100.1 lladdr 02:00:00:00:00:01 dev up0; ip route add default via 198.51.100.1",
         );
         let mut uplink = Wire::attach(&link_name("up0"));
-        let places =
+        let addresses =
             ["169.254.169.254", "10.0.0.9", "172.20.1.1", "192.168.77.2", "100.64.3.4", "198.18.0.7"];
-        let to = |guest: &Guest, place: &str| guest.datagram(place.parse().expect("an address"), place);
-        let frames: Vec<Frame> = places.iter().map(|place| to(&guest, place)).collect();
+        let to = |guest: &Guest, free: &str| guest.datagram(free.parse().expect("an address"), free);
+        let frames: Vec<Frame> = addresses.iter().map(|free| to(&guest, free)).collect();
         assert_eq!(leaves(&mut guest, &mut uplink, &frames), Vec::<String>::new());
         assert!(is_refused(&mut guest, &host, &frames[0]), "the guest is answered at once");
         // A name server in a private network is reached for DNS alone, and one network as configured.
@@ -135,7 +135,7 @@ fn a_guest_has_a_bound_of_tracked_connections_and_takes_none_from_others() {
             greedy.send(&Frame { to_port: port, ..greedy.datagram(far, "flood") });
         }
         greedy.send(&greedy.datagram(GATEWAY, "sent"));
-        heard_until(&host, "sent");
+        received_until(&host, "sent");
         let count = |address: Ipv4Addr| -> usize {
             let listed = shell(&format!("conntrack -L --orig-src {address} 2>/dev/null"));
             listed.lines().filter(|line| line.contains("dst=203.0.113.9")).count()
@@ -143,9 +143,9 @@ fn a_guest_has_a_bound_of_tracked_connections_and_takes_none_from_others() {
         assert_eq!(count(greedy.rule.address), 8192, "the bound of one guest");
         other.send(&other.datagram(far, "mine"));
         other.send(&other.datagram(GATEWAY, "sent"));
-        heard_until(&host, "sent");
+        received_until(&host, "sent");
         assert_eq!(count(other.rule.address), 1);
-        network.firewall.remove_port(TABLE, &greedy.rule).await.expect("removed");
+        network.firewall.remove_nic(TABLE, &greedy.rule).await.expect("removed");
         assert_eq!(
             (count(greedy.rule.address), count(other.rule.address)),
             (0, 1),
@@ -172,7 +172,7 @@ fn broadcasts_of_guests_are_few_and_none_of_them_carries_ip() {
             guest.send(frame);
         }
         guest.send(&guest.datagram(GATEWAY, "good"));
-        assert_eq!(heard_until(&host, "good"), ["good"]);
+        assert_eq!(received_until(&host, "good"), ["good"]);
         // An ARP storm: each request that passes is answered.
         let (own, address) = (guest.rule.mac, guest.rule.address);
         let storm = 2000;
@@ -180,7 +180,7 @@ fn broadcasts_of_guests_are_few_and_none_of_them_carries_ip() {
             guest.wire.send(&arp_request(own, own, address));
         }
         guest.send(&guest.datagram(GATEWAY, "sent"));
-        heard_until(&host, "sent");
+        received_until(&host, "sent");
         host.send_to(b"marker", (address, PORT)).expect("sent");
         let mut answers = 0;
         loop {

@@ -4,20 +4,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use stead::host::monitor::{Heard, monitor_table};
+use stead::host::monitor::{Notification, monitor_table};
 use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::store::{CuidIds, SystemClock};
-use stead_controllers::host::{Firewall, FirewallRules, Forwarding, Links, PortRule};
+use stead_controllers::host::{Firewall, FirewallRules, Forwarding, Links, NicRule};
 use stead_controllers::network::NetworkReconciler;
-use stead_controllers::port::PortReconciler;
+use stead_controllers::nic::NicReconciler;
 use stead_controllers::runtime::{Drift, NoBoundary, Runner, RunnerConfig};
 use stead_controllers::sim::World;
 use stead_controllers::store::{Kinds, MemoryKv, New, PlainSealer, Store, TxError};
 use stead_schemas::condition::is_ready;
 use stead_schemas::limits::RESYNC_INTERVAL;
 use stead_schemas::names::{Name, Uid};
-use stead_schemas::network::{Mac, Network, NetworkSpec, Port, PortSpec};
+use stead_schemas::network::{Mac, Network, NetworkSpec, Nic, NicSpec};
 use tokio::sync::mpsc::Receiver;
 
 use crate::guest::{TABLE, bridge, rules};
@@ -29,7 +29,7 @@ const _: () =
     assert!(HEALED_WITHIN.as_secs() < RESYNC_INTERVAL.as_secs(), "a comparison could undo the damage");
 
 /// Command that shows everything that the damages change.
-const LOOK: &str = "ip -o link; bridge -d link; ip -o addr; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; \
+const SCRIPT: &str = "ip -o link; bridge -d link; ip -o addr; nft list ruleset; cat /proc/sys/net/ipv4/ip_forward; \
      cat /proc/sys/net/ipv4/conf/st-br/forwarding || true";
 
 /// The real links and tables; the other ports are not used.
@@ -52,14 +52,14 @@ struct Daemon {
     firewall: Nft,
 }
 
-fn rule() -> PortRule {
+fn rule() -> NicRule {
     let address = "10.99.0.2".parse().expect("valid");
-    PortRule { tap: link_name("st-tap"), mac: Mac::of_address(address), address }
+    NicRule { tap: link_name("st-tap"), mac: Mac::of_address(address), address }
 }
 
 impl Daemon {
     fn start() -> Self {
-        let kinds = Kinds::new().with::<Network>().with::<Port>();
+        let kinds = Kinds::new().with::<Network>().with::<Nic>();
         let clock = Arc::new(SystemClock);
         let (store, writer) =
             Store::open(MemoryKv::new(), Arc::new(PlainSealer), clock.clone(), Arc::new(CuidIds), kinds)
@@ -74,8 +74,8 @@ impl Daemon {
             Arc::new(NoBoundary),
             RunnerConfig::seeded(1),
         );
-        let ports = Runner::new(
-            PortReconciler { host: host.clone(), store: store.clone() },
+        let nics = Runner::new(
+            NicReconciler { host: host.clone(), store: store.clone() },
             store.clone(),
             clock,
             Arc::new(NoBoundary),
@@ -83,10 +83,10 @@ impl Daemon {
         );
         for monitor in [links.monitor(), monitor_table(TABLE)] {
             let monitor = monitor.expect("monitors open");
-            tokio::spawn(report(monitor, store.clone(), networks.drift(), ports.drift()));
+            tokio::spawn(report(monitor, store.clone(), networks.drift(), nics.drift()));
         }
         tokio::spawn(networks.run(std::future::pending()));
-        tokio::spawn(ports.run(std::future::pending()));
+        tokio::spawn(nics.run(std::future::pending()));
         Self { store, links, firewall }
     }
 
@@ -95,12 +95,12 @@ impl Daemon {
             rules();
         let (resolver, mtu) = (Default::default(), None);
         let spec = NetworkSpec { bridge: name, gateway, dns, table, reach, resolver, mtu };
-        let PortRule { tap, mac, address } = rule();
+        let NicRule { tap, mac, address } = rule();
         let made = self.store.transact(move |tx| {
             let name = Name::resource("default").expect("valid");
             let (tags, owner) = (Default::default(), None);
             let network = tx.create::<Network>(New { uid: None, name, tags, owner, spec })?.meta.uid.clone();
-            let spec = PortSpec {
+            let spec = NicSpec {
                 network: network.clone(),
                 bridge: bridge(),
                 tap,
@@ -111,15 +111,16 @@ impl Daemon {
             };
             let new =
                 New { uid: None, name: Name::from(&uid('p')), tags: Default::default(), owner: None, spec };
-            Ok::<_, TxError>((network, tx.create::<Port>(new)?.meta.uid.clone()))
+            Ok::<_, TxError>((network, tx.create::<Nic>(new)?.meta.uid.clone()))
         });
         made.await.unwrap_or_else(|error| panic!("{error:?}"))
     }
 
     /// Returns `true` if the host matches the specs, and the statuses say so.
-    async fn is_whole(&self, network: &Uid, port: &Uid) -> bool {
-        let is_said = self.store.get::<Network>(network).is_some_and(|it| is_ready(&it.status.conditions))
-            && self.store.get::<Port>(port).is_some_and(|it| is_ready(&it.status.conditions));
+    async fn is_whole(&self, network: &Uid, nic: &Uid) -> bool {
+        let is_reported =
+            self.store.get::<Network>(network).is_some_and(|it| is_ready(&it.status.conditions))
+                && self.store.get::<Nic>(nic).is_some_and(|it| is_ready(&it.status.conditions));
         let forwarding = self.links.forwarding().await.expect("read");
         let tap = self.links.inspect(&rule().tap).await.expect("read");
         let is_tap_good =
@@ -128,13 +129,13 @@ impl Daemon {
         let is_bridge_good = link.is_some_and(|link| link.is_up && link.addresses == [rules().subnet]);
         let rules = FirewallRules { is_for_guests_only: forwarding != Forwarding::ByHost, ..rules() };
         let firewall = self.firewall.inspect(&rules).await.expect("read");
-        let is_guarded = firewall.is_some_and(|seen| seen.is_intact && seen.ports == [rule()]);
-        is_said && is_tap_good && is_bridge_good && is_guarded && forwarding != Forwarding::Off
+        let is_guarded = firewall.is_some_and(|seen| seen.is_intact && seen.nics == [rule()]);
+        is_reported && is_tap_good && is_bridge_good && is_guarded && forwarding != Forwarding::Off
     }
 
-    async fn becomes_whole(&self, network: &Uid, port: &Uid, within: Duration, after: &str) {
+    async fn until_whole(&self, network: &Uid, nic: &Uid, within: Duration, after: &str) {
         let start = Instant::now();
-        while !self.is_whole(network, port).await {
+        while !self.is_whole(network, nic).await {
             assert!(start.elapsed() < within, "not healed in {within:?} after: {after}");
             // The pause only spares the machine between two polls.
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -143,21 +144,23 @@ impl Daemon {
 }
 
 /// Reports what monitors observe, as the daemon does.
-async fn report(mut monitor: Receiver<Heard>, store: Store, networks: Drift, ports: Drift) {
-    while let Some(heard) = monitor.recv().await {
-        match heard {
-            Heard::Owner(owner) | Heard::Gone(owner) if store.get::<Network>(&owner).is_some() => {
+async fn report(mut monitor: Receiver<Notification>, store: Store, networks: Drift, nics: Drift) {
+    while let Some(notification) = monitor.recv().await {
+        match notification {
+            Notification::Owner(owner) | Notification::Gone(owner)
+                if store.get::<Network>(&owner).is_some() =>
+            {
                 networks.object(owner)
             }
-            Heard::Owner(owner) | Heard::Gone(owner) => ports.object(owner),
-            Heard::Port(tap) => {
-                let all = store.list::<Port>().into_iter().filter(|port| port.spec.tap == tap);
-                all.for_each(|port| ports.object(port.meta.uid.clone()));
+            Notification::Owner(owner) | Notification::Gone(owner) => nics.object(owner),
+            Notification::Nic(tap) => {
+                let all = store.list::<Nic>().into_iter().filter(|nic| nic.spec.tap == tap);
+                all.for_each(|nic| nics.object(nic.meta.uid.clone()));
             }
-            Heard::Host => networks.everything(),
-            Heard::Everything => {
+            Notification::Host => networks.everything(),
+            Notification::Everything => {
                 networks.everything();
-                ports.everything();
+                nics.everything();
             }
         }
     }
@@ -167,8 +170,8 @@ async fn report(mut monitor: Receiver<Heard>, store: Store, networks: Drift, por
 fn what_is_broken_behind_the_daemon_is_repaired_by_the_events_of_the_damage() {
     in_namespace(async || {
         let daemon = Daemon::start();
-        let (network, port) = daemon.create().await;
-        daemon.becomes_whole(&network, &port, crate::namespace::PATIENCE, "creation").await;
+        let (network, nic) = daemon.create().await;
+        daemon.until_whole(&network, &nic, crate::namespace::PATIENCE, "creation").await;
         for damage in [
             "ip link del st-tap",
             "ip link set st-tap down",
@@ -191,21 +194,21 @@ fn what_is_broken_behind_the_daemon_is_repaired_by_the_events_of_the_damage() {
             "echo 0 > /proc/sys/net/ipv4/ip_forward",
         ] {
             // There is no await in between, so nothing is repaired yet.
-            let before = shell(LOOK);
+            let before = shell(SCRIPT);
             shell(damage);
-            assert!(shell(LOOK) != before, "{damage} did nothing");
-            daemon.becomes_whole(&network, &port, HEALED_WITHIN, damage).await;
+            assert!(shell(SCRIPT) != before, "{damage} did nothing");
+            daemon.until_whole(&network, &nic, HEALED_WITHIN, damage).await;
         }
 
-        let (network_of, port_of) = (network.clone(), port.clone());
+        let (network_of, nic_of) = (network.clone(), nic.clone());
         let deleted = daemon.store.transact(move |tx| {
-            tx.request_deletion::<Port>(&port_of)?;
+            tx.request_deletion::<Nic>(&nic_of)?;
             tx.request_deletion::<Network>(&network_of)?;
             Ok::<_, TxError>(())
         });
         deleted.await.unwrap_or_else(|error| panic!("{error:?}"));
         let start = Instant::now();
-        while daemon.store.get::<Network>(&network).is_some() || daemon.store.get::<Port>(&port).is_some() {
+        while daemon.store.get::<Network>(&network).is_some() || daemon.store.get::<Nic>(&nic).is_some() {
             assert!(start.elapsed() < HEALED_WITHIN, "the records are still there");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -322,7 +322,7 @@ async fn images_take_no_more_than_their_quota_and_what_nobody_refers_to_makes_ro
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn uploads_beyond_a_clients_share_are_told_to_come_again_and_leave_room_to_others() {
+async fn uploads_beyond_a_clients_share_are_asked_to_retry_and_leave_room_to_others() {
     let dir = tempfile::tempdir().expect("scratch");
     let oci = oci(dir.path());
     let (greedy, other): (Arc<str>, Arc<str>) = ("greedy".into(), "other".into());

@@ -3,10 +3,9 @@
 //! They need root and the Debian packages that `deploy/setup` installs.
 
 mod disks;
-mod doors;
 mod fake_registry;
 mod firewall;
-mod firewall_ports;
+mod firewall_nics;
 mod forwarding;
 mod guest;
 mod guest_reach;
@@ -17,4 +16,5 @@ mod monitors;
 mod namespace;
 mod probes;
 mod registry;
-mod registry_site;
+mod registry_harness;
+mod wake;

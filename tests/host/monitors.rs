@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use stead::host::monitor::{Heard, monitor_table};
+use stead::host::monitor::{Notification, monitor_table};
 use stead_controllers::host::{Firewall, LinkChange, LinkKind, LinkPlan, Links};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
@@ -13,63 +13,63 @@ use crate::namespace::{in_namespace, link_name, netlink, shell, uid};
 /// Time limit for noticing drift, as the issue demands.
 const SOON: Duration = Duration::from_secs(1);
 
-async fn hears(monitor: &mut Receiver<Heard>, wanted: &Heard) {
+async fn receives(monitor: &mut Receiver<Notification>, wanted: &Notification) {
     let wait = async { while monitor.recv().await.expect("the monitor goes on") != *wanted {} };
     assert!(timeout(SOON, wait).await.is_ok(), "{wanted:?} was not heard");
 }
 
 /// Takes the reports gathered so far, so that the next report is about a new change.
-async fn settle(monitor: &mut Receiver<Heard>) {
+async fn settle(monitor: &mut Receiver<Notification>) {
     while timeout(Duration::from_millis(300), monitor.recv()).await.is_ok() {}
 }
 
 #[test]
-fn changes_of_our_links_are_heard_by_owner_and_of_other_scopes_not() {
+fn changes_of_our_links_are_notified_by_owner_and_of_other_scopes_not() {
     in_namespace(async || {
         let links = netlink("test");
         let mut monitor = links.monitor().expect("opened");
         let plan = |owner, name| LinkPlan { name: link_name(name), owner: uid(owner), kind: LinkKind::Tap };
         links.create(&plan('t', "st-tap")).await.expect("made");
         links.change(&link_name("st-tap"), &LinkChange::Up).await.expect("raised");
-        hears(&mut monitor, &Heard::Owner(uid('t'))).await;
+        receives(&mut monitor, &Notification::Owner(uid('t'))).await;
         settle(&mut monitor).await;
         netlink("test2").create(&plan('u', "st-tap2")).await.expect("made");
         shell("ip link set st-tap2 up; ip link set st-tap down");
         let first = timeout(SOON, monitor.recv()).await.expect("heard soon").expect("the monitor goes on");
-        assert_eq!(first, Heard::Owner(uid('t')), "the other scope's link says nothing");
+        assert_eq!(first, Notification::Owner(uid('t')), "the other scope's link says nothing");
         settle(&mut monitor).await;
         shell("ip link add br0 type bridge; ip link set st-tap master br0");
         settle(&mut monitor).await;
         shell("bridge link set dev st-tap isolated on");
-        hears(&mut monitor, &Heard::Port(link_name("st-tap"))).await;
+        receives(&mut monitor, &Notification::Nic(link_name("st-tap"))).await;
         settle(&mut monitor).await;
         shell("ip link del st-tap");
-        hears(&mut monitor, &Heard::Gone(uid('t'))).await;
+        receives(&mut monitor, &Notification::Gone(uid('t'))).await;
         shell("ip link set lo up; ip addr add 192.0.2.1/32 dev lo");
-        hears(&mut monitor, &Heard::Host).await;
+        receives(&mut monitor, &Notification::Host).await;
         // A new namespace begins with the host's setting.
         shell("echo 0 > /proc/sys/net/ipv4/ip_forward");
         settle(&mut monitor).await;
         for value in [1, 0] {
             shell(&format!("echo {value} > /proc/sys/net/ipv4/ip_forward"));
-            hears(&mut monitor, &Heard::Host).await;
+            receives(&mut monitor, &Notification::Host).await;
         }
     });
 }
 
 #[test]
-fn changes_of_our_tables_are_heard_and_lost_ports_by_name() {
+fn changes_of_our_tables_are_notified_and_lost_ports_by_name() {
     in_namespace(async || {
         let network = Network::new().await;
         let guest = network.guest(2, true).await;
         let mut monitor = monitor_table(TABLE).expect("opened");
         shell("nft add table inet other; nft add chain inet other c; nft delete table inet other");
-        network.firewall.remove_port(TABLE, &guest.rule).await.expect("removed");
+        network.firewall.remove_nic(TABLE, &guest.rule).await.expect("removed");
         let first = timeout(SOON, monitor.recv()).await.expect("heard soon").expect("the monitor goes on");
-        assert_eq!(first, Heard::Port(guest.rule.tap.clone()), "other tables say nothing");
+        assert_eq!(first, Notification::Nic(guest.rule.tap.clone()), "other tables say nothing");
         for damage in ["flush table inet steadtest", "delete table bridge steadtest"] {
             shell(&format!("nft '{damage}'"));
-            hears(&mut monitor, &Heard::Everything).await;
+            receives(&mut monitor, &Notification::Everything).await;
             settle(&mut monitor).await;
         }
     });

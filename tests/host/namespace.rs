@@ -34,17 +34,17 @@ pub(crate) fn in_namespace<Body: AsyncFnOnce()>(body: Body) {
         .stdin(Stdio::null())
         .output()
         .expect("unshare (package util-linux) runs");
-    let said =
+    let reported =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(output.status.success(), "{name} failed inside its namespace:\n{said}");
-    assert!(said.contains("1 passed"), "{name} did not run inside its namespace:\n{said}");
+    assert!(output.status.success(), "{name} failed inside its namespace:\n{reported}");
+    assert!(reported.contains("1 passed"), "{name} did not run inside its namespace:\n{reported}");
 }
 
 /// Runs a shell line and returns its output.
 pub(crate) fn shell(line: &str) -> String {
     let output = Command::new("sh").args(["-ec", line]).output().expect("sh runs");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{line}: {said}");
+    let reported = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}: {reported}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 

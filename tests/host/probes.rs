@@ -23,14 +23,14 @@ use crate::namespace::{PATIENCE, in_namespace, link_name, shell, uid};
 const TIMEOUT: Duration = Duration::from_millis(500);
 
 fn prober(agent: AgentError) -> (Prober, mpsc::UnboundedReceiver<()>) {
-    let (news, heard) = mpsc::unbounded_channel();
+    let (news, notified) = mpsc::unbounded_channel();
     let config = ProbeConfig {
         open_stream: Box::new(move |_, _| futures::future::ready(Err(agent.clone())).boxed()),
         changed: Arc::new(move |_| {
             let _ = news.send(());
         }),
     };
-    (Prober::new(config).expect("a client"), heard)
+    (Prober::new(config).expect("a client"), notified)
 }
 
 fn plan(probe: Probe) -> ProbePlan {
@@ -49,10 +49,10 @@ fn plan(probe: Probe) -> ProbePlan {
 
 /// Returns the result of the first probe: success, or the error.
 async fn first(probe: Probe) -> Result<(), String> {
-    let (prober, mut heard) = prober(AgentError::NotReady);
+    let (prober, mut notified) = prober(AgentError::NotReady);
     let plan = plan(probe);
     prober.begin(&plan).await.expect("begun");
-    tokio::time::timeout(PATIENCE, heard.recv()).await.expect("in time").expect("told");
+    tokio::time::timeout(PATIENCE, notified.recv()).await.expect("in time").expect("told");
     let tally = prober.seen(&plan.owner).expect("under way").tally;
     assert_eq!(tally.failures + tally.successes, 1, "{tally:?}");
     tally.last_error.map_or(Ok(()), Err)
@@ -155,14 +155,14 @@ impl Drop for OpenSsl {
 fn an_https_probe_does_not_ask_whose_certificate_it_is() {
     in_namespace(async || {
         shell("ip link set lo up");
-        let place = tempfile::tempdir().expect("scratch");
-        let at = place.path().display();
+        let free = tempfile::tempdir().expect("scratch");
+        let at = free.path().display();
         shell(&format!(
             "cd {at}; openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -keyout key -out cert 2>&1"
         ));
         let mut command = Command::new("openssl");
         command.args(["s_server", "-accept", "127.0.0.1:8443", "-www", "-key", "key", "-cert", "cert"]);
-        command.current_dir(place.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.current_dir(free.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let _server = OpenSsl(command.spawn().expect("openssl runs"));
         let deadline = std::time::Instant::now() + PATIENCE;
         while TcpStream::connect((Ipv4Addr::LOCALHOST, 8443)).await.is_err() {
@@ -191,23 +191,23 @@ fn probes_count_on_and_what_this_host_cannot_ask_counts_neither_way() {
 
         // The port of the connection shows that it is a probe's.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
-        let place = listener.local_addr().expect("bound").port();
-        let (asks, _heard) = prober(AgentError::NotReady);
-        asks.begin(&plan(Probe::Tcp { port: place })).await.expect("begun");
+        let free = listener.local_addr().expect("bound").port();
+        let (asks, _notified) = prober(AgentError::NotReady);
+        asks.begin(&plan(Probe::Tcp { port: free })).await.expect("begun");
         let (_, from) =
             tokio::time::timeout(PATIENCE, listener.accept()).await.expect("in time").expect("taken");
         assert!(PROBE_PORTS.contains(&from.port()), "{from}");
 
         // The probe continues with an earlier daemon's counts, another owner's probe is separate, and an ended probe
         // stays ended.
-        let (probes, mut heard) = prober(AgentError::NotReady);
+        let (probes, mut notified) = prober(AgentError::NotReady);
         let exec = || Probe::Exec { command: vec!["true".to_owned()], working_dir: None };
         let mut plan = plan(exec());
         plan.tally.failures = 2;
         probes.begin(&plan).await.expect("begun");
         let again = probes.begin(&plan).await.expect_err("one an owner");
         assert_eq!(again.kind, HostErrorKind::Conflict);
-        tokio::time::timeout(PATIENCE, heard.recv()).await.expect("in time").expect("told");
+        tokio::time::timeout(PATIENCE, notified.recv()).await.expect("in time").expect("told");
         let tally = probes.seen(&plan.owner).expect("under way").tally;
         assert_eq!(
             (tally.failures, tally.last_error.as_deref()),
@@ -223,11 +223,11 @@ fn probes_count_on_and_what_this_host_cannot_ask_counts_neither_way() {
             ("gone0", AgentError::NotReady, Probe::Tcp { port }),
             ("gone0", AgentError::NotReady, http(port, "/")),
         ] {
-            let (probes, mut heard) = prober(agent);
+            let (probes, mut notified) = prober(agent);
             let check = HealthCheck { probe, ..plan.check.clone() };
             let plan = ProbePlan { check, bridge: Some(link_name(bridge)), ..plan.clone() };
             probes.begin(&plan).await.expect("begun");
-            let silence = tokio::time::timeout(TIMEOUT * 3, heard.recv()).await;
+            let silence = tokio::time::timeout(TIMEOUT * 3, notified.recv()).await;
             assert!(silence.is_err(), "{bridge}: {:?}", probes.seen(&plan.owner));
             assert_eq!(probes.seen(&plan.owner).expect("under way").tally.failures, 2);
         }

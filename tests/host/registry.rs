@@ -13,7 +13,7 @@ use stead_schemas::names::{ImageRef, Platform, Uid};
 use stead_schemas::quantity::Bytes;
 
 use crate::namespace::{PATIENCE, uid};
-use crate::registry_site::{Image, Proxy, Registry, TokenService};
+use crate::registry_harness::{Image, Proxy, Registry, TokenService};
 
 const AMD64: Platform = Platform::LinuxAmd64;
 
@@ -223,7 +223,7 @@ async fn content_that_is_not_what_it_is_named_is_refused_and_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn references_mean_what_the_registry_says_now_and_digests_always_the_same() {
+async fn references_follow_the_registry_and_digests_never_change() {
     let registry = Registry::start("").await;
     let oci = oci(&registry.dir.path().join("images"));
     let at = |name: &str| format!("{}/app{name}", registry.address);

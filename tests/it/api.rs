@@ -73,7 +73,7 @@ async fn a_program_that_ends_is_stopped_with_its_code_and_waiting_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_is_told_apart_from_the_state_and_a_check_must_fit_its_instance() {
+async fn health_is_separate_from_the_state_and_a_check_must_fit_its_instance() {
     let server = Server::start().await;
     let http = json!({"type": "http", "http": {"port": 80}});
     let exec = json!({"type": "exec", "exec": {"command": ["true"]}, "interval": "1s"});
@@ -163,7 +163,7 @@ async fn images_are_found_in_every_spelling_and_fail_in_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watch_tells_every_change_from_a_version_on() {
+async fn a_watch_reports_every_change_since_a_version() {
     let server = Server::start().await;
     let from = server.store.revision();
     let created = server.create(small("seen")).await;
@@ -193,8 +193,8 @@ async fn rights_are_checked_in_front_of_every_route() {
     assert!(paths.contains_key("/instances/{id}/exec") && paths.contains_key("/instances/{id}/stats"));
     for (path, methods) in paths {
         for method in methods.as_object().expect("an object").keys() {
-            let place = path.replace(['{', '}'], "");
-            let answer = server.send_as(&method.to_uppercase(), &place, None, "").await;
+            let location = path.replace(['{', '}'], "");
+            let answer = server.send_as(&method.to_uppercase(), &location, None, "").await;
             assert!(matches!(answer.status, 200 | 401), "{method} {path}: {}", answer.status);
         }
     }
@@ -255,7 +255,7 @@ async fn exec(server: &Server) -> Result<impl Sized + use<>, u16> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sessions_are_bounded_and_their_places_come_back() {
+async fn sessions_are_bounded_and_their_permits_are_returned() {
     let server = Server::start().await;
     server.create(small("web")).await;
     assert_eq!(exec(&server).await.err(), Some(409), "it does not run yet");

@@ -12,7 +12,7 @@ async fn status(server: &Server) -> Value {
 
 async fn stands(server: &Server, status_word: &str, reason: &str) -> Value {
     let mut seen = Value::Null;
-    let looked = tokio::time::timeout(Duration::from_secs(20), async {
+    let observed = tokio::time::timeout(Duration::from_secs(20), async {
         loop {
             seen = status(server).await;
             if (&seen["status"], &seen["reason"]) == (&json!(status_word), &json!(reason)) {
@@ -21,7 +21,7 @@ async fn stands(server: &Server, status_word: &str, reason: &str) -> Value {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
-    assert!(looked.await.is_ok(), "not {status_word}, {reason}: {seen:#}");
+    assert!(observed.await.is_ok(), "not {status_word}, {reason}: {seen:#}");
     for key in
         ["supported", "configured", "enabled", "eligible", "active_inbound_connections", "tracking_mode"]
     {
@@ -36,7 +36,7 @@ async fn patch(server: &Server, policy: Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_is_taken_changed_held_and_carried_out_and_its_status_says_how_it_stands() {
+async fn a_policy_is_stored_changed_held_and_carried_out_and_its_status_shows_it() {
     let server = Server::start().await;
     let hold = "/instances/web/auto-standby/hold";
     server.create(json!({"name": "web", "image": IMAGE, "size": "256MB"})).await;

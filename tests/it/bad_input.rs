@@ -121,7 +121,7 @@ fn policy_fields() -> Vec<Case> {
     ]
 }
 
-fn later_fields() -> Vec<Case> {
+fn unsupported_fields() -> Vec<Case> {
     let post = |body: String, code, path| ("POST", NEW, body, 400, code, path);
     vec![
         post(with("network", json!(true)), "invalid_request", "network must be an object"),
@@ -256,7 +256,7 @@ async fn every_malformed_request_is_refused_by_name_and_stores_nothing() {
     let cases: Vec<Case> = creations()
         .into_iter()
         .chain(hypervisors())
-        .chain(later_fields())
+        .chain(unsupported_fields())
         .chain(policy_fields())
         .chain(others())
         .collect();

@@ -155,7 +155,7 @@ async fn a_wait_outlives_a_server_that_is_restarted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_keeps_the_client_from_the_server_is_told_by_its_cause() {
+async fn a_connection_error_of_the_client_is_reported_with_its_cause() {
     let server = Server::start().await;
     let fails = async |base: &str, token: &str| {
         let (code, _, err) = ended(stead(base, token, &["ps"]).spawn().expect("started")).await;
@@ -179,9 +179,9 @@ async fn what_keeps_the_client_from_the_server_is_told_by_its_cause() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_listed_revoked_and_their_keys_rotated() {
     let scratch = tempfile::tempdir().expect("scratch");
-    let place = scratch.path().to_str().expect("text").to_owned();
+    let path = scratch.path().to_str().expect("text").to_owned();
     let tokens = async |words: &[&str]| {
-        let words = [&["token"], words, &["--data-dir", &place]].concat();
+        let words = [&["token"], words, &["--data-dir", &path]].concat();
         let mut child = stead("", "", &words).spawn().expect("started");
         let mut out = String::new();
         child.stdout.take().expect("piped").read_to_string(&mut out).await.expect("text");

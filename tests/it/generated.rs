@@ -21,11 +21,11 @@ const BY_HAND: [&str; 2] = ["STEAD_TEST_EXAMPLES", "STEAD_TEST_SEED"];
 /// Makes a virtual environment with the packages and hashes of a list, once for this target directory.
 pub(crate) fn environment(name: &str, packages: &str) -> PathBuf {
     let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join(packages);
-    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let (python, made_of) = (place.join("bin/python"), place.join("made-of"));
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let (python, made_of) = (root.join("bin/python"), root.join("made-of"));
     let wanted = std::fs::read(&packages).expect("the list of packages");
     if std::fs::read(&made_of).ok().as_ref() != Some(&wanted) {
-        let made = run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&place));
+        let made = run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&root));
         assert!(made.status.success(), "no virtual environment: {}", String::from_utf8_lossy(&made.stderr));
         let pip = ["-m", "pip", "install", "--quiet", "--require-hashes", "-r"];
         let installed = run(Command::new(&python).args(pip).arg(&packages));
@@ -79,11 +79,11 @@ async fn responses_are_within(script: &'static str, config: &'static str, more: 
     let served = server.send_as("GET", "/spec.json", None, "").await.body.to_string();
     let (base, token) = (server.base.clone(), server.token.clone());
     let directory = tempfile::tempdir().expect("scratch");
-    let place = directory.path().to_owned();
+    let root = directory.path().to_owned();
     let output = tokio::task::spawn_blocking(move || {
         let python = environment("generated", "tests/sdk/generated.txt");
         let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk");
-        let document = document(&python, &sdk.join(script), &place, &served, &snapshot);
+        let document = document(&python, &sdk.join(script), &root, &served, &snapshot);
         let [by_hand, seed] = BY_HAND.map(|name| std::env::var(name).ok());
         let mut command = Command::new(python.with_file_name("schemathesis"));
         command.args(["--config-file"]).arg(sdk.join(config)).arg("run").arg(document);
@@ -93,7 +93,7 @@ async fn responses_are_within(script: &'static str, config: &'static str, more: 
         command.args(more);
         command.args(by_hand.iter().flat_map(|examples| ["--max-examples", examples]));
         command.args(["--seed", seed.as_deref().unwrap_or(SEED), "--generation-database", "none"]);
-        run(command.current_dir(&place).env("SCHEMATHESIS_HOOKS", "hooks").env("PYTHONPATH", sdk))
+        run(command.current_dir(&root).env("SCHEMATHESIS_HOOKS", "hooks").env("PYTHONPATH", sdk))
     });
     let output = output.await.expect("it ran");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -55,7 +55,7 @@ async fn an_ingress_lives_as_the_contract_has_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_refused_is_told_with_its_code_and_every_path() {
+async fn refusals_have_their_code_and_every_path() {
     let server = Server::start().await;
     server.create(json!({ "name": "web", "image": IMAGE, "size": "256MB" })).await;
     let first = json!({ "name": "one", "rules": [rule("a.test", 80, "web")] });

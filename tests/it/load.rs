@@ -68,7 +68,7 @@ async fn waits_and_unfinished_bodies_keep_out_only_their_like() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_failed_is_told_by_health() {
+async fn a_store_that_failed_is_reported_by_health() {
     let server = Server::start().await;
     assert_eq!(server.send_as("GET", "/health", None, "").await.body, json!({"status": "ok"}));
     *server.host.store_failure.lock().expect("not poisoned") = Some("the disk is gone".to_owned());
@@ -169,7 +169,7 @@ async fn the_tokens_of_one_subject_leave_watches_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_for_which_there_is_no_place_or_no_room_is_told_so() {
+async fn an_upload_without_a_permit_or_room_is_refused_with_the_reason() {
     use stead_controllers::host::HostErrorKind;
     let server = Server::start().await;
     let upload =

@@ -22,8 +22,8 @@ pub(crate) struct LoopDisk {
 
 fn run(program: &str, arguments: &[&str]) {
     let output = Command::new(program).args(arguments).output().expect("the program is installed");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {said}");
+    let reported = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {reported}");
 }
 
 impl LoopDisk {

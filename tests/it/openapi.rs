@@ -80,17 +80,17 @@ fn has_schemas(operation: &Value, name: &str) {
 }
 
 /// Collects the places of fields without a description.
-fn undescribed(schema: &Value, place: &str, found: &mut Vec<String>) {
+fn undescribed(schema: &Value, location: &str, found: &mut Vec<String>) {
     for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-        let place = format!("{place}.{name}");
+        let location = format!("{location}.{name}");
         let is_fixed = property.get("const").is_some();
         if !is_fixed && property["description"].as_str().is_none_or(str::is_empty) {
-            found.push(place.clone());
+            found.push(location.clone());
         }
-        undescribed(property, &place, found);
+        undescribed(property, &location, found);
     }
     for form in ["oneOf", "anyOf"].iter().flat_map(|form| schema[form].as_array()).flatten() {
-        undescribed(form, place, found);
+        undescribed(form, location, found);
     }
 }
 

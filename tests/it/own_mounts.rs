@@ -16,11 +16,11 @@ pub(crate) fn ran_in_own_mounts(test: &str) -> bool {
     command.args(["--mount", "--"]).arg(std::env::current_exe().expect("this program has a path"));
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(INSIDE, "1");
     let output = command.output().expect("unshare (package util-linux) runs");
-    let said =
+    let reported =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{test} failed in mounts of its own:\n{said}"
+        output.status.success() && reported.contains("1 passed"),
+        "{test} failed in mounts of its own:\n{reported}"
     );
     true
 }

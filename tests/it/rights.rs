@@ -106,9 +106,9 @@ async fn every_route_needs_its_scopes_and_a_scope_reaches_nothing_else() {
         server.routes.iter().map(|one| (one.method, one.path, one.scopes.clone())).collect();
     let expected: BTreeSet<_> = rows().into_iter().collect();
     assert_eq!(served, expected);
-    let place = |path: &str| path.replace("{*name}", "a/b/tag").replace(['{', '}'], "");
+    let location = |path: &str| path.replace("{*name}", "a/b/tag").replace(['{', '}'], "");
     let asks = async |method: &str, path: &str, token: &str| {
-        server.send_as(method, &place(path), None, token).await.status
+        server.send_as(method, &location(path), None, token).await.status
     };
     for (method, path, scopes) in rows() {
         let anonymous = asks(method, path, "").await;
@@ -175,7 +175,7 @@ async fn rights_that_depend_on_what_is_asked_for_are_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_are_told_to_those_only_who_may_see_them() {
+async fn secrets_are_returned_only_to_permitted_clients() {
     let server = Server::start().await;
     let body = json!({"name": "web", "image": IMAGE, "size": "256MB", "env": {"KEY": "hidden"}});
     let writer = token(&server.keys, &["instance:write"], 600);
@@ -185,7 +185,7 @@ async fn secrets_are_told_to_those_only_who_may_see_them() {
         "request_header_auth": {"header": "X-Key", "value": "k".repeat(32)}});
     let made = server.send("POST", "/ingresses", Some(json!({"name": "one", "rules": [rule]}))).await;
     assert_eq!(made.status, 201, "{}", made.body);
-    for (scopes, is_told) in [
+    for (scopes, is_reported) in [
         (&["instance:read", "ingress:read"][..], false),
         (&["instance:read", "instance:secrets", "ingress:read", "ingress:secrets"], true),
         (&["*"], true),
@@ -193,20 +193,20 @@ async fn secrets_are_told_to_those_only_who_may_see_them() {
         let bearer = token(&server.keys, scopes, 600);
         for path in ["/instances", "/instances/web"] {
             let text = server.send_as("GET", path, None, &bearer).await.body.to_string();
-            assert_eq!(text.contains("hidden"), is_told, "{path} {scopes:?}");
+            assert_eq!(text.contains("hidden"), is_reported, "{path} {scopes:?}");
             assert!(text.contains("KEY"), "{path} {scopes:?}");
         }
         for path in ["/ingresses", "/ingresses/one"] {
             let text = server.send_as("GET", path, None, &bearer).await.body.to_string();
-            assert_eq!(text.contains("kkkk"), is_told, "{path} {scopes:?}");
+            assert_eq!(text.contains("kkkk"), is_reported, "{path} {scopes:?}");
         }
         let url =
             format!("{}/instances?watch=true&resource_version={}", server.base, server.store.revision());
         let mut watch = server.http.get(url).bearer_auth(&bearer).send().await.expect("an answer");
         server.send("PATCH", "/instances/web", Some(json!({"ttl": "1h"}))).await;
-        let told = tokio::time::timeout(MOMENT, watch.chunk()).await.expect("in time").expect("read");
-        let text = String::from_utf8(told.expect("open").to_vec()).expect("text");
-        assert_eq!(text.contains("hidden"), is_told, "{text}");
+        let report = tokio::time::timeout(MOMENT, watch.chunk()).await.expect("in time").expect("read");
+        let text = String::from_utf8(report.expect("open").to_vec()).expect("text");
+        assert_eq!(text.contains("hidden"), is_reported, "{text}");
     }
 }
 
@@ -242,8 +242,8 @@ async fn what_goes_on_by_a_token_ends_with_it() {
     let bearer = format!("Bearer {}", token(&server.keys, &["*"], 2)).parse().expect("a header");
     request.headers_mut().insert("authorization", bearer);
     let (mut session, _) = tokio_tungstenite::connect_async(request).await.expect("a session");
-    let said = tokio::time::timeout(MOMENT, session.next()).await.expect("it ends");
-    assert!(!matches!(&said, Some(Ok(Message::Text(_)))), "{said:?}");
+    let reported = tokio::time::timeout(MOMENT, session.next()).await.expect("it ends");
+    assert!(!matches!(&reported, Some(Ok(Message::Text(_)))), "{reported:?}");
     // This token is revoked; the test chooses its name.
     let revoked = token(&server.keys, &["*"], 601);
     let (watch, logs) = (begin(paths[0], &revoked).await, begin(paths[1], &revoked).await);
@@ -269,7 +269,7 @@ async fn what_goes_on_by_a_token_ends_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_token_says_of_its_use_is_honoured() {
+async fn the_claims_of_a_token_on_its_use_are_honoured() {
     use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
     let server = Server::start().await;
     let now = jiff::Timestamp::now().as_second();
@@ -293,7 +293,7 @@ async fn what_a_token_says_of_its_use_is_honoured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_names_no_permissions_is_refused_where_the_configuration_says_so() {
+async fn a_token_without_permissions_is_refused_where_the_configuration_requires_them() {
     use jsonwebtoken::{EncodingKey, Header, encode};
     let now = jiff::Timestamp::now().as_second();
     let (strict, lenient) =
@@ -317,7 +317,7 @@ async fn a_token_that_names_no_permissions_is_refused_where_the_configuration_sa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_changed_what_is_told_in_the_audit_log() {
+async fn the_audit_log_records_who_changed_what() {
     let server = Server::start().await;
     server.create(json!({"name": "web", "image": IMAGE, "size": "256MB"})).await;
     server.send("GET", "/instances/web", None).await;
@@ -326,18 +326,22 @@ async fn who_changed_what_is_told_in_the_audit_log() {
     server.send_as("DELETE", "/instances/web", None, "").await;
     server.send("GET", "/instances/web/exec", None).await;
     server.send("DELETE", "/instances/web", None).await;
-    let told = audited(&server, "audit", 3).await;
-    assert_eq!(told[0], "test-3600 POST /instances /instances web 201");
+    let report = audited(&server, "audit", 3).await;
+    assert_eq!(report[0], "test-3600 POST /instances /instances web 201");
     // The way in which the session is refused depends on whether the instance runs by then.
-    assert!(told[1].starts_with("test-3600 GET /instances/{id}/exec /instances/web/exec  "), "{}", told[1]);
-    assert_eq!(told[2..], ["test-3600 DELETE /instances/{id} /instances/web  204"]);
+    assert!(
+        report[1].starts_with("test-3600 GET /instances/{id}/exec /instances/web/exec  "),
+        "{}",
+        report[1]
+    );
+    assert_eq!(report[2..], ["test-3600 DELETE /instances/{id} /instances/web  204"]);
     // Refusals have their own log, so that clients without scopes cannot flood the record of actions.
-    let told = audited(&server, "refused", 2).await;
+    let report = audited(&server, "refused", 2).await;
     let refused = [
         "test-602 DELETE /instances/{id} /instances/web  403",
         " DELETE /instances/{id} /instances/web  401",
     ];
-    assert_eq!(told, refused);
+    assert_eq!(report, refused);
 }
 
 /// Waits until a request log has `count` lines. Returns them: token, verb, route, object, name, status.
@@ -353,7 +357,7 @@ async fn audited(server: &Server, log: &str, count: usize) -> Vec<String> {
         }
     };
     let text = tokio::time::timeout(MOMENT, lines).await.expect("written");
-    let told = |line: &str| {
+    let report = |line: &str| {
         let line: Value = serde_json::from_str(line).expect("JSON");
         let word = |key: &str| line[key].as_str().unwrap_or_default().to_owned();
         assert_eq!(line["client"], "127.0.0.1");
@@ -362,7 +366,7 @@ async fn audited(server: &Server, log: &str, count: usize) -> Vec<String> {
         let words = ["token", "verb", "route", "object", "name"].map(word).join(" ");
         format!("{words} {}", line["status"])
     };
-    text.lines().map(told).collect()
+    text.lines().map(report).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -384,6 +388,6 @@ async fn a_request_whose_client_leaves_before_the_answer_is_in_the_audit_log() {
     };
     tokio::time::timeout(MOMENT, started).await.expect("it is carried out");
     drop(client);
-    let told = audited(&server, "audit", 3).await;
-    assert_eq!(told[2], "test-3600 POST /instances/{id}/start /instances/web/start  499");
+    let report = audited(&server, "audit", 3).await;
+    assert_eq!(report[2], "test-3600 POST /instances/{id}/start /instances/web/start  499");
 }

@@ -295,16 +295,16 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_recovers() {
         assert_eq!(refused, TransactError::Store(StoreError::Full), "round {round}");
         assert_eq!(uids(&open.store), acknowledged, "reads go on");
         // Writes that free space, and writes that report the lack of it, are still accepted, hundreds of times.
-        for (turn, uid) in (1..).zip(acknowledged.iter().cycle().take(300)) {
+        for (step, uid) in (1..).zip(acknowledged.iter().cycle().take(300)) {
             let (updated, deleted) = (uid.clone(), uid.clone());
-            let size = move |spec: &mut DiskSpec| spec.size = Bytes((2 << 20) + turn);
+            let size = move |spec: &mut DiskSpec| spec.size = Bytes((2 << 20) + step);
             let updated = open.store.transact(move |tx| tx.update_spec::<Disk>(&updated, None, size));
             let deleting = matches!(updated.await, Err(TransactError::Refused(TxError::Deleting { .. })));
             let deleted =
                 open.store.transact(move |tx| tx.request_deletion::<Disk>(&deleted).map(drop)).await;
-            deleted.unwrap_or_else(|error| panic!("round {round}, turn {turn}: {error}"));
-            let is_first_round_of_all = turn <= 20 && round == 0;
-            assert!(!(is_first_round_of_all && deleting), "turn {turn} found it deleted");
+            deleted.unwrap_or_else(|error| panic!("round {round}, turn {step}: {error}"));
+            let is_first_round_of_all = step <= 20 && round == 0;
+            assert!(!(is_first_round_of_all && deleting), "turn {step} found it deleted");
         }
         assert_eq!(uids(&open.store), acknowledged);
         fs::remove_file(filler).expect("removed");
@@ -341,9 +341,9 @@ async fn what_was_kept_for_a_full_disk_is_taken_by_nobody_else() {
         }
     });
     let mut stored = Ok(());
-    for turn in 1..=300 {
+    for step in 1..=300 {
         let uid = uid.clone();
-        let size = move |spec: &mut DiskSpec| spec.size = Bytes((2 << 20) + turn);
+        let size = move |spec: &mut DiskSpec| spec.size = Bytes((2 << 20) + step);
         stored = open.store.transact(move |tx| tx.update_spec::<Disk>(&uid, None, size).map(drop)).await;
         if stored.is_err() {
             break;

@@ -85,16 +85,16 @@ impl Session {
         near.flush().await.expect("typed");
     }
 
-    async fn hears(&mut self) -> Message {
+    async fn receives(&mut self) -> Message {
         soon(self.socket.next()).await.expect("it goes on").expect("a message")
     }
 
-    async fn hears_json(&mut self) -> Value {
-        let message = self.hears().await;
+    async fn receives_json(&mut self) -> Value {
+        let message = self.receives().await;
         serde_json::from_str(message.to_text().expect("text")).expect("JSON")
     }
 
-    async fn becomes_raw(&self) {
+    async fn until_raw(&self) {
         let raw = async {
             while !self.is_raw() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -120,16 +120,16 @@ async fn keys_and_sizes_go_to_the_program_and_the_terminal_is_given_back() {
     let mut session = Session::begin(&["-it"]).await;
     let asked = ["tty", "rows", "cols", "command"].map(|key| session.request[key].clone());
     assert_eq!(asked, [json!(true), json!(40), json!(100), json!(["sh"])]);
-    session.becomes_raw().await;
+    session.until_raw().await;
     // Keys that end or stop a program go to the program in the guest.
     session.types(b"\x03\x04\x1a\r").await;
     let mut typed = Vec::new();
     while typed.len() < 4 {
-        typed.extend(session.hears().await.into_data());
+        typed.extend(session.receives().await.into_data());
     }
     assert_eq!(typed, b"\x03\x04\x1a\r");
     tcsetwinsize(&session.near, Winsize { ws_row: 50, ws_col: 120, ..SIZE }).expect("sized");
-    assert_eq!(session.hears_json().await, json!({ "resize": { "rows": 50, "cols": 120 } }));
+    assert_eq!(session.receives_json().await, json!({ "resize": { "rows": 50, "cols": 120 } }));
     session.socket.send(Message::text(json!({ "exitCode": 7 }).to_string())).await.expect("sent");
     assert_eq!(session.ends().await, Some(7));
 }
@@ -137,7 +137,7 @@ async fn keys_and_sizes_go_to_the_program_and_the_terminal_is_given_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_terminal_is_given_back_when_the_server_goes_away() {
     let mut session = Session::begin(&["-it"]).await;
-    session.becomes_raw().await;
+    session.until_raw().await;
     // The server behaves as if killed: its connection is reset without a message.
     let lost = session.socket.get_ref();
     rustix::net::sockopt::set_socket_linger(lost.as_fd(), Some(Duration::ZERO)).expect("set");
@@ -150,7 +150,7 @@ async fn the_terminal_is_given_back_when_the_server_goes_away() {
 async fn the_terminal_is_given_back_when_the_client_is_ended() {
     for (signal, code) in [("TERM", 143), ("HUP", 129)] {
         let mut session = Session::begin(&["-it"]).await;
-        session.becomes_raw().await;
+        session.until_raw().await;
         let pid = session.client.id().expect("it runs").to_string();
         let sent = Command::new("kill").args(["-s", signal, &pid]).status().await.expect("kill runs");
         assert!(sent.success());
@@ -162,10 +162,10 @@ async fn the_terminal_is_given_back_when_the_client_is_ended() {
 async fn without_the_input_the_terminal_stays_and_ctrl_c_is_a_signal() {
     let mut session = Session::begin(&["-t"]).await;
     assert_eq!(session.request["tty"], true);
-    assert_eq!(session.hears_json().await, json!({ "stdin_eof": true }));
+    assert_eq!(session.receives_json().await, json!({ "stdin_eof": true }));
     assert!(session.is_as_before());
     session.types(b"\x03").await;
-    assert_eq!(session.hears_json().await, json!({ "signal": "SIGINT" }));
+    assert_eq!(session.receives_json().await, json!({ "signal": "SIGINT" }));
     session.types(b"\x03").await;
     assert_eq!(session.ends().await, Some(130), "twice is an end of the client");
 }

@@ -15,7 +15,7 @@ use stead_schemas::image::Image;
 use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::Instance;
 use stead_schemas::names::Uid;
-use stead_schemas::network::{Network, NetworkSpec, Port};
+use stead_schemas::network::{Network, NetworkSpec, Nic};
 use stead_schemas::snapshot::Snapshot;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
@@ -120,7 +120,7 @@ async fn listen(world: World, drifts: Drifts, store: Store) {
             (&drifts.images, store.get::<Image>(uid).is_some()),
             (&drifts.disks, store.get::<Disk>(uid).is_some()),
             (&drifts.networks, store.get::<Network>(uid).is_some()),
-            (&drifts.ports, store.get::<Port>(uid).is_some()),
+            (&drifts.nics, store.get::<Nic>(uid).is_some()),
             (&drifts.instances, store.get::<Instance>(uid).is_some()),
             (&drifts.snapshots, store.get::<Snapshot>(uid).is_some()),
             (&drifts.ingresses, store.get::<Ingress>(uid).is_some()),

@@ -13,7 +13,7 @@ use stead_controllers::store::{MemoryKv, Store, Tx};
 use stead_controllers::vm::admission;
 use stead_controllers::volume::admission as volumes;
 use stead_schemas::api::CompressionAsked;
-use stead_schemas::api::{InstanceStart, InstanceWish, StandbyRequest, VolumeCreate};
+use stead_schemas::api::{InstanceRequest, InstanceStart, StandbyRequest, VolumeCreate};
 use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::limits::PORTS_PER_BRIDGE_MAX;
@@ -33,12 +33,12 @@ const NEVER: Duration = Duration::from_secs(1_000_000);
 /// Time within which all requested work is done, in virtual time.
 const DONE: Duration = Duration::from_secs(30);
 
-struct Site {
+struct Harness {
     world: World,
     daemon: Daemon,
 }
 
-impl Site {
+impl Harness {
     /// Creates a host with `count` running instances, each with a network and with a volume that all of them read.
     async fn with(count: usize) -> Self {
         let world = World::new(1);
@@ -49,8 +49,8 @@ impl Site {
         let daemon = Daemon::start_as(&world, &MemoryKv::new(), 1, wide, NEVER).await;
         let site = Self { world, daemon };
         let name = Name::resource("shared").expect("valid");
-        let wish = VolumeCreate { id: None, name, size: Bytes(1 << 30), tags: Tags::new() };
-        site.store().transact(move |tx| volumes::create(tx, wish)).await.expect("created");
+        let request = VolumeCreate { id: None, name, size: Bytes(1 << 30), tags: Tags::new() };
+        site.store().transact(move |tx| volumes::create(tx, request)).await.expect("created");
         for number in 0..count {
             site.create(&format!("i{number}")).await;
         }
@@ -73,13 +73,13 @@ impl Site {
             "name": name, "image": "sim/a", "size": "256MB",
             "volumes": [{ "volume_id": "shared", "mount_path": "/shared", "readonly": true }],
         });
-        let wish = InstanceWish::read(body, &node.offer()).expect("valid");
-        let created = self.store().transact(move |tx| admission::create(tx, wish, "st")).await;
+        let request = InstanceRequest::read(body, &node.offer()).expect("valid");
+        let created = self.store().transact(move |tx| admission::create(tx, request, "st")).await;
         created.expect("created").meta.uid.clone()
     }
 
     async fn snapshot(&self, source: &Uid) -> Uid {
-        let wish = snapshots::Wish {
+        let request = snapshots::CreateRequest {
             kind: SnapshotKind::Standby,
             name: None,
             tags: Tags::new(),
@@ -89,7 +89,7 @@ impl Site {
             schedule: None,
         };
         let source = source.clone();
-        let created = self.store().transact(move |tx| snapshots::create(tx, &source, wish)).await;
+        let created = self.store().transact(move |tx| snapshots::create(tx, &source, request)).await;
         created.expect("created").meta.uid.clone()
     }
 
@@ -169,7 +169,7 @@ fn run<T>(play: impl Future<Output = T>) -> T {
 
 #[test]
 fn a_request_costs_the_same_among_ten_instances_and_among_two_thousand() {
-    let costs = |count| run(async { Site::with(count).await.costs().await });
+    let costs = |count| run(async { Harness::with(count).await.costs().await });
     let (among_few, among_many) = (costs(FEW), costs(MANY));
     for (what, (reads, _)) in &among_many {
         let (few, _) = among_few[what];
@@ -183,7 +183,7 @@ fn a_request_costs_the_same_among_ten_instances_and_among_two_thousand() {
 #[test]
 fn each_bridge_has_the_ports_it_can_and_those_that_are_down_have_none() {
     run(async {
-        let site = Site::with(MANY).await;
+        let site = Harness::with(MANY).await;
         let links = site.world.snapshot().links;
         let (bridges, taps): (Vec<_>, Vec<_>) = links.iter().partition(|link| link.kind == LinkKind::Bridge);
         assert_eq!(taps.len(), MANY);

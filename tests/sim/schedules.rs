@@ -11,7 +11,7 @@ use stead_controllers::sim::{SimRegistryImage, World};
 use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::{MemoryKv, Store};
 use stead_controllers::vm::admission;
-use stead_schemas::api::{InstanceWish, ScheduleWish};
+use stead_schemas::api::{InstanceRequest, ScheduleRequest};
 use stead_schemas::image::ImageConfig;
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{Name, Uid};
@@ -42,26 +42,26 @@ async fn instance(world: &World, store: &Store) -> Uid {
     world.serve(&"sim/a".parse().expect("valid"), SimRegistryImage { digest, config });
     let node = local(store).expect("declared");
     let body = serde_json::json!({ "name": "i", "image": "sim/a", "size": "256MB" });
-    let wish = InstanceWish::read(body, &node.offer()).expect("valid");
-    let created = store.transact(move |tx| admission::create(tx, wish, "st")).await;
+    let request = InstanceRequest::read(body, &node.offer()).expect("valid");
+    let created = store.transact(move |tx| admission::create(tx, request, "st")).await;
     created.expect("created").meta.uid.clone()
 }
 
 async fn put(store: &Store, instance: &Uid, max_count: u32) {
-    let wish = ScheduleWish {
+    let request = ScheduleRequest {
         interval: GoDuration(MINUTE),
         retention: Retention { max_count: Some(max_count), max_age: None },
         name_prefix: Some("n".to_owned()),
         metadata: Tags::new(),
     };
     let uid = instance.clone();
-    store.transact(move |tx| schedules::put(tx, &uid, wish)).await.expect("put");
+    store.transact(move |tx| schedules::put(tx, &uid, request)).await.expect("put");
 }
 
 async fn take_own_snapshot(store: &Store, instance: &Uid) {
     let (moved, name) = (instance.clone(), Name::resource("mine").ok());
     let purpose = SnapshotPurpose::Kept;
-    let wish = snapshots::Wish {
+    let request = snapshots::CreateRequest {
         kind: SnapshotKind::Standby,
         name,
         tags: Tags::new(),
@@ -70,7 +70,7 @@ async fn take_own_snapshot(store: &Store, instance: &Uid) {
         pool: 0,
         schedule: None,
     };
-    store.transact(move |tx| snapshots::create(tx, &moved, wish)).await.expect("asked for");
+    store.transact(move |tx| snapshots::create(tx, &moved, request)).await.expect("asked for");
 }
 
 async fn plays() {
@@ -105,9 +105,9 @@ async fn plays() {
     daemon.die(&world).await;
     // This is the middle of a minute between two runs.
     sleep(60 * MINUTE + MINUTE / 2).await;
-    let daemon_of_later = Daemon::start(&world, &kv.reopen(), 99).await;
+    let restarted_daemon = Daemon::start(&world, &kv.reopen(), 99).await;
     sleep(Duration::from_secs(5)).await;
-    let store = &daemon_of_later.store;
+    let store = &restarted_daemon.store;
     let caught_up = runs(store);
     let fresh: Vec<_> = caught_up.iter().filter(|run| !all.contains(run)).collect();
     let [one] = fresh[..] else { panic!("one is caught up with: {fresh:?}") };

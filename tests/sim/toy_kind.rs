@@ -32,7 +32,7 @@ use stead_controllers::runtime::{
 use stead_controllers::sim::{SimRegistryImage, World};
 use stead_controllers::store::{MemoryKv, New, Store};
 use stead_controllers::vm::admission;
-use stead_schemas::api::{InstanceStart, InstanceWish};
+use stead_schemas::api::{InstanceRequest, InstanceStart};
 use stead_schemas::condition::{Condition, is_ready};
 use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::{Instance, State};
@@ -203,8 +203,8 @@ async fn create_instance(world: &World, store: &Store) -> Uid {
     world.serve(&"sim/a".parse().expect("valid"), SimRegistryImage { digest, config });
     let node = local(store).expect("declared");
     let body = serde_json::json!({ "name": "i", "image": "sim/a", "size": "256MB" });
-    let wish = InstanceWish::read(body, &node.offer()).expect("valid");
-    let created = store.transact(move |tx| admission::create(tx, wish, "st")).await;
+    let asked = InstanceRequest::read(body, &node.offer()).expect("valid");
+    let created = store.transact(move |tx| admission::create(tx, asked, "st")).await;
     created.expect("created").meta.uid.clone()
 }
 

@@ -8,7 +8,7 @@ use stead_controllers::store::Tx;
 use stead_controllers::vm::admission as instances;
 use stead_controllers::volume::admission;
 use stead_schemas::api::{
-    AccessWish, CompressionAsked, InstanceWish, MountWish, StandbyRequest, VolumeCreate,
+    AccessRequest, CompressionAsked, InstanceRequest, MountRequest, StandbyRequest, VolumeCreate,
 };
 use stead_schemas::instance::{Hypervisor, Instance, Power, State};
 use stead_schemas::meta::Tags;
@@ -31,12 +31,12 @@ impl Play {
 
     async fn make_volume(&mut self, word: &str) {
         let name = Name::resource(word).expect("valid");
-        let wish = VolumeCreate { id: None, name, size: Bytes(1 << 30), tags: Tags::new() };
-        let _ = self.daemon.store.transact(move |tx| admission::create(tx, wish)).await;
+        let asked = VolumeCreate { id: None, name, size: Bytes(1 << 30), tags: Tags::new() };
+        let _ = self.daemon.store.transact(move |tx| admission::create(tx, asked)).await;
     }
 
     /// Draws the mounts of a new instance: mostly none.
-    pub(crate) fn mounts(&mut self) -> Vec<MountWish> {
+    pub(crate) fn mounts(&mut self) -> Vec<MountRequest> {
         let mut mounts = Vec::new();
         for volume in VOLUMES {
             if self.rng.chance(if self.is_storing { 600 } else { 50 }) {
@@ -46,10 +46,11 @@ impl Play {
         mounts
     }
 
-    fn mount(&mut self, volume: &str) -> MountWish {
-        let access = [AccessWish::ReadWrite, AccessWish::ReadOnly, AccessWish::Overlay(Bytes(64 << 20))];
+    fn mount(&mut self, volume: &str) -> MountRequest {
+        let access =
+            [AccessRequest::ReadWrite, AccessRequest::ReadOnly, AccessRequest::Overlay(Bytes(64 << 20))];
         let access = access[usize::try_from(self.rng.below(5)).expect("small").saturating_sub(2)];
-        MountWish { volume: volume.to_owned(), path: format!("/{volume}"), access }
+        MountRequest { volume: volume.to_owned(), path: format!("/{volume}"), access }
     }
 
     /// Creates, changes or deletes a volume. A forbidden request is refused, and leaves nothing.
@@ -102,8 +103,8 @@ async fn goes_back(seed: u64) -> Result<(), String> {
         ],
     });
     let node = local(&play.daemon.store).expect("declared");
-    let wish = InstanceWish::read(body, &node.offer()).expect("valid");
-    let created = play.daemon.store.transact(move |tx| instances::create(tx, wish, "st")).await;
+    let asked = InstanceRequest::read(body, &node.offer()).expect("valid");
+    let created = play.daemon.store.transact(move |tx| instances::create(tx, asked, "st")).await;
     let writer = created.expect("created").meta.uid.clone();
     play.until_state(&writer, State::Running).await?;
     play.by_chance().await;
@@ -226,7 +227,7 @@ impl Play {
 
     async fn try_snapshot_of(&mut self, uid: &Uid, kind: SnapshotKind) -> Result<Option<Uid>, String> {
         let moved = uid.clone();
-        let wish = snapshots::Wish {
+        let asked = snapshots::CreateRequest {
             kind,
             name: None,
             tags: Tags::new(),
@@ -235,7 +236,7 @@ impl Play {
             pool: 0,
             schedule: None,
         };
-        let taken = self.ask(move |tx| snapshots::create(tx, &moved, wish.clone())).await?;
+        let taken = self.ask(move |tx| snapshots::create(tx, &moved, asked.clone())).await?;
         let uid = taken.meta.uid.clone();
         self.by_chance().await;
         for _ in 0..600 {

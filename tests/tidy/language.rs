@@ -114,3 +114,92 @@ fn comments_and_documents_use_one_vocabulary() {
     });
     none(found.collect());
 }
+
+/// Words of the earlier vocabulary that identifiers and file names do not contain either.
+const REPLACED_IN_NAMES: &str = "wish wishes wished shall told said say says tell tells telling hear heard hears look \
+    looks looked door doors knock knocks knocked knocking member members board boards packed packing turn turns place \
+    places placed become becomes assume assumed assuming tend tended loose stranger strangers remark remarks judge \
+    judges";
+
+/// Names that keep such a word: standard terms (to look up, in place), and names of other crates.
+const KEPT: &[&str] = &["look_up", "in_place", "InPlace"];
+
+/// The words of a name in snake case or camel case, in lower case.
+fn words(name: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut before = '_';
+    for letter in name.chars() {
+        if letter == '_' || (letter.is_uppercase() && before.is_lowercase()) {
+            words.push(String::new());
+        }
+        if let (true, Some(word)) = (letter.is_alphanumeric(), words.last_mut()) {
+            word.extend(letter.to_lowercase());
+        }
+        before = letter;
+    }
+    words
+}
+
+/// A line without the quotation marks that begin or end no string.
+fn without_marks(line: &str) -> String {
+    line.replace("\\\"", "").replace("'\"'", "")
+}
+
+/// A line of code without the contents of its string literals.
+fn without_strings(line: &str) -> String {
+    without_marks(line).split('"').step_by(2).collect::<Vec<_>>().join(" ")
+}
+
+/// The source without the contents of its raw string literals; its lines keep their numbers.
+fn without_raw_strings(text: &str) -> String {
+    let mut parts = text.split("r#\"");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (content, rest) = part.split_once("\"#").unwrap_or((part, ""));
+        out.extend(std::iter::repeat_n('\n', content.matches('\n').count()));
+        out.push_str(rest);
+    }
+    out
+}
+
+/// True if a name contains a word of the earlier vocabulary.
+fn is_replaced(name: &str, refused: &BTreeSet<&str>) -> bool {
+    let name = KEPT.iter().fold(name.to_owned(), |name, kept| name.replace(kept, ""));
+    words(&name).iter().any(|word| refused.contains(word.as_str()))
+}
+
+/// The names in a source, its path included, that contain a word of the earlier vocabulary.
+fn replaced_names(source: &Source) -> Vec<String> {
+    let refused: BTreeSet<&str> = REPLACED_IN_NAMES.split_whitespace().collect();
+    let is_part = |c: char| !c.is_alphanumeric() && c != '_';
+    let in_path = source.path.split(is_part).filter(|name| is_replaced(name, &refused));
+    let mut found: Vec<String> =
+        in_path.map(|name| format!("{}: the file's name has {name}", source.path)).collect();
+    let mut is_text = false;
+    for (at, line) in code(&without_raw_strings(&source.text)) {
+        // The lines of a string over several lines are text.
+        let was_text = is_text;
+        is_text ^= without_marks(line).matches('"').count() % 2 == 1;
+        if !was_text {
+            let line = without_strings(line.split(" // ").next().unwrap_or_default());
+            let names = line.split(is_part).filter(|name| is_replaced(name, &refused));
+            found.extend(names.map(|name| format!("{}:{at} {name}", source.path)));
+        }
+    }
+    found
+}
+
+#[test]
+fn names_use_one_vocabulary() {
+    let own = "tests/tidy/language.rs";
+    none(sources().iter().filter(|source| source.path != own).flat_map(replaced_names).collect());
+}
+
+#[test]
+fn a_replaced_word_is_found_in_names_and_paths_and_not_in_text() {
+    let text = "fn is_told() {}\nlet look = look_up(TapDoors, \"told\");\n// A told word.\n\"a text\n of wish\"\nlet wish = 1;\nlet x = r#\"\n{\"told\":\n\"#;\n";
+    let source = Source { path: "src/doors.rs".to_owned(), text: text.to_owned() };
+    let found = ["src/doors.rs: the file's name has doors", "src/doors.rs:1 is_told", "src/doors.rs:2 look"];
+    let more = ["src/doors.rs:2 TapDoors", "src/doors.rs:6 wish"];
+    assert_eq!(replaced_names(&source), [&found[..], &more[..]].concat());
+}

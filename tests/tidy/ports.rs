@@ -9,19 +9,19 @@ const DECLARATIONS: [&str; 1] = ["capabilities"];
 
 /// A port and the names of its functions.
 #[derive(Debug, PartialEq, Eq)]
-struct Port {
+struct Nic {
     name: String,
     functions: Vec<String>,
 }
 
 /// Lists the ports: the public traits of a file below `controllers/src/host`.
-fn ports_of(text: &str) -> Vec<Port> {
-    let mut ports: Vec<Port> = Vec::new();
+fn ports_of(text: &str) -> Vec<Nic> {
+    let mut ports: Vec<Nic> = Vec::new();
     let mut is_inside = false;
     for (_, line) in code(text) {
         if let Some(rest) = line.strip_prefix("pub trait ") {
             let name = rest.split([':', ' ', '<']).next().unwrap_or_default().to_owned();
-            ports.push(Port { name, functions: Vec::new() });
+            ports.push(Nic { name, functions: Vec::new() });
             is_inside = true;
         } else if line.starts_with('}') {
             is_inside = false;
@@ -35,7 +35,7 @@ fn ports_of(text: &str) -> Vec<Port> {
 }
 
 /// Lists all ports with the paths of their files. `Host` is no port: it has one of each.
-fn ports(all: &[Source]) -> Vec<(&str, Port)> {
+fn ports(all: &[Source]) -> Vec<(&str, Nic)> {
     let files = all.iter().filter(|file| file.path.starts_with("controllers/src/host/"));
     let ports: Vec<_> = files
         .flat_map(|file| ports_of(&file.text).into_iter().map(|port| (file.path.as_str(), port)))
@@ -45,7 +45,7 @@ fn ports(all: &[Source]) -> Vec<(&str, Port)> {
     ports
 }
 
-fn verbs(port: &Port) -> usize {
+fn verbs(port: &Nic) -> usize {
     port.functions.iter().filter(|name| !DECLARATIONS.contains(&name.as_str())).count()
 }
 
@@ -54,8 +54,8 @@ fn a_port_has_few_verbs() {
     let all = sources();
     let found = ports(&all);
     assert!(found.iter().all(|(_, port)| verbs(port) > 0), "a port without a verb: {found:?}");
-    let is_large = |(_, port): &(&str, Port)| verbs(port) > VERBS_MAX;
-    let describe = |(path, port): (&str, Port)| {
+    let is_large = |(_, port): &(&str, Nic)| verbs(port) > VERBS_MAX;
+    let describe = |(path, port): (&str, Nic)| {
         format!("{path}: {} has {} verbs; {VERBS_MAX} are allowed", port.name, verbs(&port))
     };
     none(found.into_iter().filter(is_large).map(describe).collect());
@@ -73,7 +73,7 @@ fn each_function_of_a_port_is_counted() {
 #[test]
 fn every_port_has_a_simulation() {
     let all = sources();
-    let is_simulated = |port: &Port| {
+    let is_simulated = |port: &Nic| {
         let implementation = format!("impl {} for World", port.name);
         all.iter().any(|file| file.path.contains("/sim/") && file.text.contains(&implementation))
     };

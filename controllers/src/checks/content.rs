@@ -50,24 +50,25 @@ pub(crate) fn snapshots(broken: &mut Broken, records: &Records, host: &HostSnaps
     for snapshot in &records.snapshots {
         let (uid, phase) = (&snapshot.meta.uid, snapshot.status.phase);
         let captured = host.snapshots.get(uid);
-        let is_as_said = match phase {
+        let is_as_reported = match phase {
             SnapshotPhase::Pending => false,
             SnapshotPhase::Ready => {
                 matches!(captured, Some(Captured::Whole { kind, .. }) if *kind == snapshot.spec.kind)
             }
             SnapshotPhase::Failed => captured.is_none(),
         };
-        if !is_as_said {
+        if !is_as_reported {
             broken.push(format!("snapshot {uid} is said to be {phase:?} and is {captured:?}"));
         }
-        let members = records.instances.iter().filter(|instance| {
+        let all_pooled = records.instances.iter().filter(|instance| {
             instance.is_pooled() && instance.meta.owner.as_ref().is_some_and(|owner| owner.uid == *uid)
         });
-        let (members, wished) =
-            (members.count(), if phase == SnapshotPhase::Ready { snapshot.spec.pool } else { 0 });
-        if members != usize::try_from(wished).unwrap_or(usize::MAX) {
-            broken
-                .push(format!("the pool of snapshot {uid} has {members} instances and should have {wished}"));
+        let (all_pooled, desired) =
+            (all_pooled.count(), if phase == SnapshotPhase::Ready { snapshot.spec.pool } else { 0 });
+        if all_pooled != usize::try_from(desired).unwrap_or(usize::MAX) {
+            broken.push(format!(
+                "the pool of snapshot {uid} has {all_pooled} instances and should have {desired}"
+            ));
         }
         if snapshot.was_never_taken() && !is_failure_kept(snapshot, now) {
             broken.push(format!(

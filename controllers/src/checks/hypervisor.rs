@@ -12,8 +12,8 @@ pub(crate) fn machines(broken: &mut Broken, records: &Records, host: &HostSnapsh
             continue;
         };
         if machine.hypervisor != spec.hypervisor {
-            let (is, wished) = (machine.hypervisor.as_str(), spec.hypervisor.as_str());
-            broken.push(format!("{uid}: run {} is on {is} and should be on {wished}", spec.run));
+            let (is, desired) = (machine.hypervisor.as_str(), spec.hypervisor.as_str());
+            broken.push(format!("{uid}: run {} is on {is} and should be on {desired}", spec.run));
         }
     }
 }
@@ -30,10 +30,10 @@ mod tests {
     use crate::host::{GuestPhase, VmmState};
 
     #[test]
-    fn a_run_on_another_hypervisor_than_the_wished_one_is_broken_and_an_earlier_run_is_not() {
-        let wished = crate::vm::example(Power::Running, 2, 0).spec.hypervisor;
+    fn a_run_on_another_hypervisor_than_the_desired_is_broken_and_an_earlier_run_is_not() {
+        let desired = crate::vm::example(Power::Running, 2, 0).spec.hypervisor;
         for (launched_on, run, is_broken) in
-            [(wished, 2, false), (Hypervisor::Firecracker, 2, true), (Hypervisor::Firecracker, 1, false)]
+            [(desired, 2, false), (Hypervisor::Firecracker, 2, true), (Hypervisor::Firecracker, 1, false)]
         {
             let mut machine = crate::vm::example_machine(VmmState::Running, GuestPhase::Ready);
             (machine.hypervisor, machine.run) = (launched_on, RunNo(run));

@@ -49,10 +49,10 @@ pub(crate) fn settled(broken: &mut Broken, records: &Records, host: &HostSnapsho
         }
         let conditions = &ingress.status.conditions;
         let degraded = condition::find(conditions, ConditionType::Degraded);
-        let is_told = degraded.is_some_and(|degraded| {
+        let is_reported = degraded.is_some_and(|degraded| {
             degraded.status == ConditionStatus::True && degraded.reason == Reason::PortInUse
         });
-        if (condition::is_ready(conditions), is_told) != (!is_held_up, is_held_up) {
+        if (condition::is_ready(conditions), is_reported) != (!is_held_up, is_held_up) {
             broken.push(format!("ingress {uid}: held up {is_held_up}, told as {conditions:?}"));
         }
     }

@@ -25,7 +25,7 @@ use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::limits::TAP_KEPT;
 use stead_schemas::meta::{Kind, Object};
 use stead_schemas::names::{Digest, Uid};
-use stead_schemas::network::{Network, Port};
+use stead_schemas::network::{Network, Nic};
 use stead_schemas::quantity::Bytes;
 use stead_schemas::references::Ref;
 use stead_schemas::schedule::SnapshotSchedule;
@@ -36,7 +36,7 @@ use crate::host::{
     Captured, Disks, Firewall, Forwarding, Host, Images, InstanceLogs, Links, Memories, Snapshots, Vmms,
 };
 use crate::host::{
-    FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, PortRule, ProbeSeen,
+    FirewallRules, FirewallSeen, GuestPhase, HostError, Link, LinkKind, Machine, Memory, NicRule, ProbeSeen,
     VmmState,
 };
 use crate::store::{Store, Unsettled};
@@ -47,7 +47,7 @@ pub struct Records {
     pub instances: Vec<Arc<Object<Instance>>>,
     pub images: Vec<Arc<Object<Image>>>,
     pub disks: Vec<Arc<Object<Disk>>>,
-    pub ports: Vec<Arc<Object<Port>>>,
+    pub nics: Vec<Arc<Object<Nic>>>,
     pub networks: Vec<Arc<Object<Network>>>,
     pub snapshots: Vec<Arc<Object<Snapshot>>>,
     pub schedules: Vec<Arc<Object<SnapshotSchedule>>>,
@@ -89,7 +89,7 @@ impl Records {
             instances: store.list::<Instance>(),
             images: store.list::<Image>(),
             disks: store.list::<Disk>(),
-            ports: store.list::<Port>(),
+            nics: store.list::<Nic>(),
             networks: store.list::<Network>(),
             snapshots: store.list::<Snapshot>(),
             schedules: store.list::<SnapshotSchedule>(),
@@ -143,11 +143,11 @@ pub type Broken = Vec<String>;
 #[must_use]
 pub fn always(records: &Records, host: &HostSnapshot) -> Broken {
     let mut broken = Broken::new();
-    let ports = || records.ports.iter();
-    unique(&mut broken, "address", ports().map(|port| port.spec.address));
-    unique(&mut broken, "hardware address", ports().map(|port| port.spec.mac));
-    unique(&mut broken, "traffic class", ports().map(|port| port.spec.class));
-    unique(&mut broken, "tap", ports().map(|port| port.spec.tap.clone()));
+    let nics = || records.nics.iter();
+    unique(&mut broken, "address", nics().map(|nic| nic.spec.address));
+    unique(&mut broken, "hardware address", nics().map(|nic| nic.spec.mac));
+    unique(&mut broken, "traffic class", nics().map(|nic| nic.spec.class));
+    unique(&mut broken, "tap", nics().map(|nic| nic.spec.tap.clone()));
     unique(&mut broken, "guest cid", records.instances.iter().map(|instance| instance.spec.allocated.cid));
     unique(&mut broken, "live image name", live(&records.images).map(|image| image.meta.name.clone()));
     unique(
@@ -329,11 +329,11 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, no
         if host.forwarding == Forwarding::Off {
             broken.push("forwarding is off".to_owned());
         }
-        let mut rules: Vec<PortRule> = records.ports.iter().map(|port| rule(port)).collect();
+        let mut rules: Vec<NicRule> = records.nics.iter().map(|nic| rule(nic)).collect();
         rules.sort();
         let seen = host.firewall.get(&spec.table);
         let is_loaded = seen.is_some_and(|seen| {
-            let mut loaded = seen.ports.clone();
+            let mut loaded = seen.nics.clone();
             loaded.sort();
             seen.is_intact && loaded == rules
         });
@@ -342,38 +342,38 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, no
         }
         check_ready(broken, Network::NAME, &network.meta.uid, &network.status.conditions);
     }
-    for port in &records.ports {
-        let owner = port.meta.owner.as_ref().map(|owner| &owner.uid);
-        check_owner(broken, records, Port::NAME, &port.meta.uid, owner);
-        let tap = host.links.iter().find(|link| link.name == port.spec.tap);
-        match is_behind(records, port) {
+    for nic in &records.nics {
+        let owner = nic.meta.owner.as_ref().map(|owner| &owner.uid);
+        check_owner(broken, records, Nic::NAME, &nic.meta.uid, owner);
+        let tap = host.links.iter().find(|link| link.name == nic.spec.tap);
+        match is_behind(records, nic) {
             Some(true) => {}
             // A program that is restarted after a delay may or may not have kept the TAP.
             None if tap.is_none() => continue,
             None => {}
             Some(false) => {
-                if tap.is_some() && is_kept(port, now) {
-                    expected_links.insert(port.spec.tap.clone());
+                if tap.is_some() && is_kept(nic, now) {
+                    expected_links.insert(nic.spec.tap.clone());
                 } else if let Some(tap) = tap {
-                    broken.push(format!("port {} of a VM that is down has {tap:?}", port.meta.uid));
+                    broken.push(format!("port {} of a VM that is down has {tap:?}", nic.meta.uid));
                 }
-                if condition::is_ready(&port.status.conditions) {
-                    broken.push(format!("port {} of a VM that is down is Ready", port.meta.uid));
+                if condition::is_ready(&nic.status.conditions) {
+                    broken.push(format!("port {} of a VM that is down is Ready", nic.meta.uid));
                 }
                 continue;
             }
         }
-        expected_links.insert(port.spec.tap.clone());
+        expected_links.insert(nic.spec.tap.clone());
         let is_good = tap.is_some_and(|link| {
             link.kind == LinkKind::Tap
                 && link.is_up
                 && link.is_isolated
-                && link.master.as_ref() == Some(&port.spec.bridge)
+                && link.master.as_ref() == Some(&nic.spec.bridge)
         });
         if !is_good {
-            broken.push(format!("tap of port {} is {tap:?}", port.meta.uid));
+            broken.push(format!("tap of port {} is {tap:?}", nic.meta.uid));
         }
-        check_ready(broken, Port::NAME, &port.meta.uid, &port.status.conditions);
+        check_ready(broken, Nic::NAME, &nic.meta.uid, &nic.status.conditions);
     }
     for link in &host.links {
         if !expected_links.contains(&link.name) {
@@ -383,14 +383,14 @@ fn check_network(broken: &mut Broken, records: &Records, host: &HostSnapshot, no
 }
 
 /// Returns whether a VM or a wake listener is at the port, or `None` if both answers are valid.
-fn is_behind(records: &Records, port: &Object<Port>) -> Option<bool> {
-    let owner = port.meta.owner.as_ref()?;
+fn is_behind(records: &Records, nic: &Object<Nic>) -> Option<bool> {
+    let owner = nic.meta.owner.as_ref()?;
     let instance = records.instances.iter().find(|instance| instance.meta.uid == owner.uid)?;
-    let has_door = instance.spec.auto_standby.as_ref().is_some_and(|policy| policy.is_waking());
+    let has_wake_listener = instance.spec.auto_standby.as_ref().is_some_and(|policy| policy.is_waking());
     match instance.status.state {
         // The instance should continue, and waits for its image.
         State::Standby if instance.spec.power != Power::Standby => Some(true),
-        State::Standby => Some(has_door),
+        State::Standby => Some(has_wake_listener),
         State::Stopped if instance.status.restart.next_attempt_at.is_some() => None,
         State::Stopped => Some(false),
         _ => Some(true),
@@ -399,14 +399,14 @@ fn is_behind(records: &Records, port: &Object<Port>) -> Option<bool> {
 
 /// True if the port was reported as not needed so recently that its TAP is still kept for a VM that comes
 /// back.
-fn is_kept(port: &Object<Port>, now: Timestamp) -> bool {
-    let ready = condition::find(&port.status.conditions, ConditionType::Ready);
-    let said = ready.filter(|ready| ready.reason == Reason::NotNeeded);
-    said.is_some_and(|ready| now < ready.last_transition_time.saturating_add(TAP_KEPT).unwrap_or(now))
+fn is_kept(nic: &Object<Nic>, now: Timestamp) -> bool {
+    let ready = condition::find(&nic.status.conditions, ConditionType::Ready);
+    let found = ready.filter(|ready| ready.reason == Reason::NotNeeded);
+    found.is_some_and(|ready| now < ready.last_transition_time.saturating_add(TAP_KEPT).unwrap_or(now))
 }
 
-fn rule(port: &Object<Port>) -> PortRule {
-    PortRule { tap: port.spec.tap.clone(), mac: port.spec.mac, address: port.spec.address }
+fn rule(nic: &Object<Nic>) -> NicRule {
+    NicRule { tap: nic.spec.tap.clone(), mac: nic.spec.mac, address: nic.spec.address }
 }
 
 pub(crate) fn check_owner(

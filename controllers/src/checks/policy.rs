@@ -71,7 +71,7 @@ pub(crate) fn schedules(broken: &mut Broken, records: &Records) {
         if most.is_some_and(|most| ready > usize::try_from(most).unwrap_or(usize::MAX)) {
             broken.push(format!("schedule {uid} keeps {ready} snapshots: {:?}", spec.retention));
         }
-        if schedule.status.next_look.is_none() {
+        if schedule.status.next_poll.is_none() {
             broken.push(format!("schedule {uid} waits for nothing"));
         }
     }

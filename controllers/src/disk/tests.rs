@@ -97,7 +97,7 @@ fn pass(object: &mut Object<Disk>, seen: &mut Observed, second: i64) -> Outcome 
 }
 
 #[test]
-fn a_lost_file_is_said_and_replaced_and_stays_said() {
+fn a_lost_file_is_reported_and_replaced_and_stays_reported() {
     let (mut object, mut seen) = (object(false), missing(ENOUGH));
     assert_eq!(pass(&mut object, &mut seen, 1), Outcome::Converged);
     assert!(object.status.was_created && object.status.size == Some(SIZE));

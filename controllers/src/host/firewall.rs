@@ -27,7 +27,7 @@ pub struct FirewallRules {
 
 /// The only combination of interface, hardware address and network address that is allowed to send.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PortRule {
+pub struct NicRule {
     pub tap: LinkName,
     pub mac: Mac,
     pub address: Ipv4Addr,
@@ -38,7 +38,7 @@ pub struct PortRule {
 pub struct FirewallSeen {
     /// True if the base rules are exactly those that `replace` loads for these parameters.
     pub is_intact: bool,
-    pub ports: Vec<PortRule>,
+    pub nics: Vec<NicRule>,
 }
 
 /// Access to our tables of one scope. Foreign tables are never listed and never touched.
@@ -49,15 +49,14 @@ pub trait Firewall: Send + Sync + 'static {
         rules: &FirewallRules,
     ) -> impl Future<Output = Result<Option<FirewallSeen>, HostError>> + Send;
     /// Returns true if the rule of this port is loaded.
-    fn has_port(&self, table: &str, port: &PortRule) -> impl Future<Output = Result<bool, HostError>> + Send;
+    fn has_nic(&self, table: &str, nic: &NicRule) -> impl Future<Output = Result<bool, HostError>> + Send;
     /// Loads the base tables in one transaction and keeps the port rules that were loaded.
     fn replace(&self, rules: &FirewallRules) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Adds the rule of a port. The error is Missing if the table does not exist.
-    fn add_port(&self, table: &str, port: &PortRule) -> impl Future<Output = Result<(), HostError>> + Send;
+    fn add_nic(&self, table: &str, nic: &NicRule) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Removes the rule of a port and its connection tracking entries. Returns `Ok` if the rule or its table
     /// is gone.
-    fn remove_port(&self, table: &str, port: &PortRule)
-    -> impl Future<Output = Result<(), HostError>> + Send;
+    fn remove_nic(&self, table: &str, nic: &NicRule) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Removes our tables of that name. Returns `Ok` if they are gone.
     fn remove(&self, table: &str) -> impl Future<Output = Result<(), HostError>> + Send;
 }

@@ -5,7 +5,7 @@
 
 use std::future::Future;
 
-use stead_schemas::guest::{Assumed, Config};
+use stead_schemas::guest::{Config, NewIdentity};
 use stead_schemas::instance::Exit;
 use stead_schemas::names::Uid;
 
@@ -25,12 +25,12 @@ pub struct GuestView {
     /// True if `acknowledge_exit` was called for this boot and delivered, with the same limits as
     /// `is_shutdown_requested`.
     pub is_exit_acknowledged: bool,
-    /// The identity that the guest reports, and in `assume_error` why it could not take over the identity it
+    /// The identity that the guest reports, and in `identity_error` why it could not take over the identity it
     /// was sent.
     pub incarnation: Option<String>,
-    pub assume_error: Option<String>,
+    pub identity_error: Option<String>,
     /// The incarnation of the last `take_identity` since the channel was last connected.
-    pub identity_told: Option<String>,
+    pub identity_sent: Option<String>,
     /// True if the VM runs and its guest has not answered the host for at least 30 s.
     pub is_unresponsive: bool,
 }
@@ -60,7 +60,7 @@ pub trait Guests: Send + Sync + 'static {
     fn take_identity(
         &self,
         owner: &Uid,
-        assumed: &Assumed,
+        identity: &NewIdentity,
     ) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Asks the guest to end its program and power off.
     fn shutdown(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;

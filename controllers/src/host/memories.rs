@@ -5,7 +5,7 @@ use std::future::Future;
 use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
 use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
-use stead_schemas::snapshot::PackingState;
+use stead_schemas::snapshot::CompressionState;
 
 use super::HostError;
 use super::vmms::{LaunchPlan, VolumeDisk};
@@ -14,7 +14,7 @@ use super::vmms::{LaunchPlan, VolumeDisk};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Memory {
     /// Incomplete memory, left by a save or a discard that a crash cut short. It has no value.
-    Loose,
+    Incomplete,
     /// Complete and current memory; a VM can continue from it.
     Saved(SavedMemory),
 }
@@ -26,7 +26,7 @@ pub struct SavedMemory {
     pub standby: StandbyNo,
     pub run: RunNo,
     pub launch: LaunchId,
-    pub packing: PackingState,
+    pub compression_state: CompressionState,
 }
 
 /// The memory to take over, and the numbers under which it is saved.

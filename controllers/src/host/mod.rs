@@ -9,7 +9,6 @@
 //! Cancel/crash: every await may be the last; each verb documents what it leaves behind.
 
 mod disks;
-mod doors;
 mod error;
 mod facts;
 mod firewall;
@@ -25,12 +24,12 @@ mod ports;
 mod probes;
 mod snapshots;
 mod vmms;
+mod wake;
 
 pub use disks::{DiskFile, Disks, Space};
-pub use doors::{Door, Doors, Knock};
 pub use error::{HostError, HostErrorKind};
 pub use facts::{Facts, HostSeen};
-pub use firewall::{Firewall, FirewallRules, FirewallSeen, PortRule};
+pub use firewall::{Firewall, FirewallRules, FirewallSeen, NicRule};
 pub use flows::{Age, Flow, FlowState, Flows, Inbound};
 pub use guests::{GuestPhase, GuestView, Guests};
 pub use image_jobs::{ImageJobs, Job};
@@ -43,3 +42,4 @@ pub use ports::Host;
 pub use probes::{ProbePlan, ProbeSeen, Probes};
 pub use snapshots::{CapturePlan, Captured, Snapshots};
 pub use vmms::{LaunchPlan, Machine, NetworkCard, VmmState, Vmms, VolumeDisk};
+pub use wake::{PendingConnection, WakeListener, WakeListeners};

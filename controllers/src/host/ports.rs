@@ -1,8 +1,8 @@
 //! All ports of one host in one value.
 
 use super::{
-    Disks, Doors, Facts, Firewall, Flows, Guests, ImageJobs, Images, InstanceLogs, Links, Listeners,
-    Memories, Probes, Snapshots, Vmms,
+    Disks, Facts, Firewall, Flows, Guests, ImageJobs, Images, InstanceLogs, Links, Listeners, Memories,
+    Probes, Snapshots, Vmms, WakeListeners,
 };
 
 /// A host: one port for each subject. Clones share what is behind the ports.
@@ -19,7 +19,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     type Disks: Disks;
     type Probes: Probes;
     type Flows: Flows;
-    type Doors: Doors;
+    type WakeListeners: WakeListeners;
     type Listeners: Listeners;
     type Facts: Facts;
 
@@ -35,7 +35,7 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn disks(&self) -> &Self::Disks;
     fn probes(&self) -> &Self::Probes;
     fn flows(&self) -> &Self::Flows;
-    fn doors(&self) -> &Self::Doors;
+    fn wake_listeners(&self) -> &Self::WakeListeners;
     fn listeners(&self) -> &Self::Listeners;
     fn facts(&self) -> &Self::Facts;
 }
@@ -89,7 +89,7 @@ macro_rules! host {
             port!(Disks disks);
             port!(Probes probes);
             port!(Flows flows);
-            port!(Doors doors);
+            port!(WakeListeners wake_listeners);
             port!(Listeners listeners);
             port!(Facts facts);
         }

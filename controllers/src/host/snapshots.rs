@@ -7,7 +7,7 @@ use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
 use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::{PackingState, SnapshotKind};
+use stead_schemas::snapshot::{CompressionState, SnapshotKind};
 
 use super::HostError;
 
@@ -15,14 +15,14 @@ use super::HostError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Captured {
     /// An incomplete snapshot, left by a capture that was cut short. It has no value.
-    Loose,
+    Incomplete,
     Whole {
         kind: SnapshotKind,
         /// Number of allocated bytes, shared ones included.
         size: Bytes,
         captured_at: Timestamp,
         /// Compression state of the snapshot's memory.
-        packing: PackingState,
+        compression_state: CompressionState,
     },
 }
 

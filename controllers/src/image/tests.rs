@@ -104,19 +104,19 @@ fn raising_the_pull_asks_the_registry_again_while_the_old_content_stays() {
 }
 
 #[test]
-fn phases_progress_and_queue_are_told_as_observed() {
+fn phases_progress_and_queue_are_reported_as_observed() {
     let object = image(Some('a'));
-    let told = |seen: &Observed| {
+    let reported = |seen: &Observed| {
         let status = status(&object, Some(seen), &end(Outcome::Acting));
         (status.phase, status.queue_position, status.progress.map(|progress| progress.done.0))
     };
     let queued = Observed { job: Some(Job::Queued { position: 2 }), ..seen(0) };
-    assert_eq!(told(&queued), (ImagePhase::Pending, Some(2), Some(0)));
+    assert_eq!(reported(&queued), (ImagePhase::Pending, Some(2), Some(0)));
     let fetching = Observed { job: Some(Job::Fetching), ..seen(40) };
-    assert_eq!(told(&fetching), (ImagePhase::Pulling, None, Some(40)));
+    assert_eq!(reported(&fetching), (ImagePhase::Pulling, None, Some(40)));
     let converting = Observed { job: Some(Job::Converting), ..seen(100) };
-    assert_eq!(told(&converting), (ImagePhase::Converting, None, Some(100)));
-    assert_eq!(told(&stored()), (ImagePhase::Ready, None, None));
+    assert_eq!(reported(&converting), (ImagePhase::Converting, None, Some(100)));
+    assert_eq!(reported(&stored()), (ImagePhase::Ready, None, None));
 }
 
 #[test]
@@ -162,16 +162,16 @@ fn an_image_stays_ready_while_the_registry_is_asked_again() {
     object.spec.pull = 2;
     let asking = Observed { digest: None, manifest: None, ..stored() };
     let Plan::Wait(wait) = planned(&object, &asking) else { panic!("it waits") };
-    let told = status(&object, Some(&asking), &end(Outcome::Waiting(wait)));
+    let reported = status(&object, Some(&asking), &end(Outcome::Waiting(wait)));
     assert_eq!(
-        (told.phase, told.resolved_pull, told.digest.clone()),
+        (reported.phase, reported.resolved_pull, reported.digest.clone()),
         (ImagePhase::Ready, 1, Some(digest('a')))
     );
-    assert!(condition::is_ready(&told.conditions) && told.config.is_some());
+    assert!(condition::is_ready(&reported.conditions) && reported.config.is_some());
 }
 
 #[test]
-fn local_content_that_is_gone_is_said_and_not_fetched() {
+fn local_content_that_is_gone_is_reported_and_not_fetched() {
     let mut object = image(None);
     object.spec.source = ImageSource::Local { digest: digest('a') };
     assert_eq!(planned(&object, &stored()), Plan::Converged);
@@ -185,8 +185,8 @@ fn a_failed_image_stays_failed_while_it_is_asked_for_again_unless_it_was_posted_
     object.status = status(&object, None, &end(failed));
     let asking = Observed::default();
     let Plan::Wait(wait) = planned(&object, &asking) else { panic!("it waits") };
-    let told = status(&object, Some(&asking), &end(Outcome::Waiting(wait.clone())));
-    assert_eq!(told, object.status, "no write at every try");
+    let reported = status(&object, Some(&asking), &end(Outcome::Waiting(wait.clone())));
+    assert_eq!(reported, object.status, "no write at every try");
     object.meta.generation = object.meta.generation.next();
     assert_eq!(status(&object, Some(&asking), &end(Outcome::Waiting(wait))).phase, ImagePhase::Pending);
 }

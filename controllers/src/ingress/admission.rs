@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use stead_schemas::api::IngressWish;
+use stead_schemas::api::IngressRequest;
 use stead_schemas::ingress::{Ingress, IngressRule, IngressSpec, TargetName};
 use stead_schemas::instance::Instance;
 use stead_schemas::limits::INGRESS_PORTS_MAX;
@@ -22,8 +22,8 @@ const HOSTNAMES: &str = "ingress_hostname";
 ///
 /// # Errors
 /// Returns `InstanceNotFound`, `AlreadyExists`, `HostnameInUse` or `Quota`.
-pub fn create(tx: &mut Tx<'_>, wish: IngressWish) -> Result<Arc<Object<Ingress>>, Refused> {
-    let IngressWish { name, rules, tags } = wish;
+pub fn create(tx: &mut Tx<'_>, request: IngressRequest) -> Result<Arc<Object<Ingress>>, Refused> {
+    let IngressRequest { name, rules, tags } = request;
     check_instances(tx, &rules)?;
     check_ports(tx, &rules)?;
     if let Some(other) = tx.find::<Ingress>(&name) {

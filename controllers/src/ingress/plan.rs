@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use stead_schemas::condition::Reason;
 use stead_schemas::ingress::Ingress;
-use stead_schemas::limits::{INGRESS_PORT_LOOK, PLAN_STEPS_MAX};
+use stead_schemas::limits::{INGRESS_PORT_POLL_INTERVAL, PLAN_STEPS_MAX};
 
 use super::{Action, Observed, by_port};
 use crate::runtime::{Desired, Plan, Wait};
@@ -31,7 +31,7 @@ pub(super) fn plan(desired: &Desired<'_, Ingress>, seen: &Observed, now: Timesta
         Some(message) => Plan::Wait(Wait {
             reason: Reason::PortInUse,
             message,
-            until: Some(now.saturating_add(INGRESS_PORT_LOOK).unwrap_or(Timestamp::MAX)),
+            until: Some(now.saturating_add(INGRESS_PORT_POLL_INTERVAL).unwrap_or(Timestamp::MAX)),
         }),
         None => Plan::Converged,
     }

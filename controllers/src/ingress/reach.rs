@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Name, Uid};
-use stead_schemas::network::{Network, Port, PortSpec};
+use stead_schemas::network::{Network, Nic, NicSpec};
 
 use crate::store::Store;
 
@@ -37,7 +37,7 @@ pub fn reach(store: &Store, word: &str, port: u16) -> Reach {
     let Some(instance) = found.filter(|one| !one.meta.is_deleting() && !one.is_pooled()) else {
         return Reach::Unknown;
     };
-    let card = instance.spec.allocated.port.as_ref().and_then(|uid| store.get::<Port>(uid));
+    let card = instance.spec.allocated.nic.as_ref().and_then(|uid| store.get::<Nic>(uid));
     let Some(card) = card else { return Reach::Nowhere };
     let state = instance.status.state;
     let is_up = match state {
@@ -55,7 +55,7 @@ pub fn reach(store: &Store, word: &str, port: u16) -> Reach {
 }
 
 /// True if a connection from this host wakes the instance.
-fn is_woken(store: &Store, instance: &Object<Instance>, card: &PortSpec, port: u16) -> bool {
+fn is_woken(store: &Store, instance: &Object<Instance>, card: &NicSpec, port: u16) -> bool {
     let Some(policy) = instance.spec.auto_standby.as_ref().filter(|policy| policy.is_waking()) else {
         return false;
     };

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use proptest::prelude::*;
 use serde_json::json;
-use stead_schemas::api::IngressWish;
+use stead_schemas::api::IngressRequest;
 use stead_schemas::condition::{self, ConditionStatus, ConditionType, Reason};
 use stead_schemas::ingress::IngressSpec;
 use stead_schemas::instance::{Instance, InstanceStatus, Power, State};
 use stead_schemas::limits::{INGRESS_PORTS_MAX, INGRESS_RULES_MAX};
 use stead_schemas::meta::{Kind, Meta, OwnerRef, Tags};
 use stead_schemas::names::Name;
-use stead_schemas::network::{Mac, Network, NetworkSpec, Port, PortSpec};
+use stead_schemas::network::{Mac, Network, NetworkSpec, Nic, NicSpec};
 use stead_schemas::numbers::Generation;
 use stead_schemas::policy::AutoStandbyPolicy;
 use stead_schemas::quantity::GoDuration;
@@ -67,7 +67,7 @@ fn seen(served: &[&str], taken: &[u16]) -> Observed {
     Observed { owner: uid('g'), served: by_port(&rules(served)), taken }
 }
 
-fn told(plan: &Plan<Action>) -> String {
+fn shown_plan(plan: &Plan<Action>) -> String {
     match plan {
         Plan::Converged => "Converged".to_owned(),
         Plan::Record(record) => format!("Record {:?}", record.reason),
@@ -84,7 +84,7 @@ fn told(plan: &Plan<Action>) -> String {
 }
 
 #[test]
-fn ports_are_opened_and_closed_as_the_rules_say_and_a_taken_one_holds_up_no_other() {
+fn ports_are_opened_and_closed_by_the_rules_and_a_taken_port_delays_no_other() {
     let object = object(rules(&["a.test:80", "{i}.test:80", "a.test:81"]));
     let all = ["a.test:80", "{i}.test:80", "a.test:81"];
     for (served, taken, expected) in [
@@ -97,16 +97,16 @@ fn ports_are_opened_and_closed_as_the_rules_say_and_a_taken_one_holds_up_no_othe
         (&[], &[80, 81], "Wait PortInUse ports 80, 81: in use by another program"),
     ] {
         let planned = plan(&Desired::Present(&object), &seen(served, taken), at(0));
-        assert_eq!(told(&planned), expected, "{served:?} {taken:?}");
+        assert_eq!(shown_plan(&planned), expected, "{served:?} {taken:?}");
     }
     for desired in [Desired::Absent(Some(&object)), Desired::Absent(None)] {
-        assert_eq!(told(&plan(&desired, &seen(&all, &[]), at(0))), "Close 80, Close 81");
-        assert_eq!(told(&plan(&desired, &seen(&[], &[]), at(0))), "Converged");
+        assert_eq!(shown_plan(&plan(&desired, &seen(&all, &[]), at(0))), "Close 80, Close 81");
+        assert_eq!(shown_plan(&plan(&desired, &seen(&[], &[]), at(0))), "Converged");
     }
 }
 
 #[test]
-fn a_port_in_use_is_tried_again_and_told_as_something_to_see_to() {
+fn a_port_in_use_is_retried_and_reported_as_degraded() {
     let mut object = object(rules(&["a.test:80"]));
     let held_up = seen(&[], &[80]);
     let Plan::Wait(wait) = plan(&Desired::Present(&object), &held_up, at(10)) else { panic!("it waits") };
@@ -159,15 +159,15 @@ fn some_rules() -> impl Strategy<Value = Vec<IngressRule>> {
 
 proptest! {
     #[test]
-    fn any_prefix_of_any_plan_leads_to_the_wish_and_touches_nobody_else(
-        wish in some_rules(),
+    fn any_prefix_of_any_plan_leads_to_the_spec_and_changes_no_other_object(
+        request in some_rules(),
         before in some_rules(),
         of_others in some_rules(),
         taken in proptest::collection::btree_set(80u16..84, 0..3),
         cuts in proptest::collection::vec(0usize..4, 8),
-        is_wished: bool,
+        is_desired: bool,
     ) {
-        let object = object(wish.clone());
+        let object = object(request.clone());
         let own = object.meta.uid.clone();
         let mut host = Host { taken, ..Host::default() };
         for (owner, rules) in [(own.clone(), &before), (uid('o'), &of_others)] {
@@ -179,8 +179,8 @@ proptest! {
         }
         let others: Vec<_> = host.open.iter().filter(|((_, one), _)| *one != own)
             .map(|(key, rules)| (key.clone(), rules.clone())).collect();
-        let desired = || if is_wished { Desired::Present(&object) } else { Desired::Absent(Some(&object)) };
-        let wanted = if is_wished { wish } else { Vec::new() };
+        let desired = || if is_desired { Desired::Present(&object) } else { Desired::Absent(Some(&object)) };
+        let wanted = if is_desired { request } else { Vec::new() };
         // Each plan is cut off by a crash after some steps, and the last two are not.
         for cut in cuts.into_iter().chain([usize::MAX, usize::MAX]) {
             if let Plan::Act(steps) = plan(&desired(), &host.seen(&own, &wanted), at(0)) {
@@ -258,7 +258,7 @@ fn the_most_literal_name_counts_and_captures_are_filled_from_the_host() {
 }
 
 async fn store_with(state: State, power: Power, policy: Option<AutoStandbyPolicy>) -> (Store, Uid) {
-    let kinds = Kinds::new().with::<Instance>().with::<Port>().with::<Network>().with::<Ingress>();
+    let kinds = Kinds::new().with::<Instance>().with::<Nic>().with::<Network>().with::<Ingress>();
     let store = opened(kinds);
     let made = store.transact(move |tx| {
         let named = |text: &str| Name::resource(text).expect("valid");
@@ -279,12 +279,12 @@ async fn store_with(state: State, power: Power, policy: Option<AutoStandbyPolicy
         })?;
         let address = "10.9.0.2".parse().expect("valid");
         let (instance, port) = (tx.next_uid(), tx.next_uid());
-        tx.create::<Port>(New {
+        tx.create::<Nic>(New {
             uid: Some(port.clone()),
             name: Name::from(&port),
             tags: Tags::new(),
             owner: Some(OwnerRef { kind: Instance::NAME.to_owned(), uid: instance.clone() }),
-            spec: PortSpec {
+            spec: NicSpec {
                 network: network.meta.uid.clone(),
                 bridge: "br0".parse().expect("valid"),
                 tap: "tap0".parse().expect("valid"),
@@ -295,7 +295,7 @@ async fn store_with(state: State, power: Power, policy: Option<AutoStandbyPolicy
             },
         })?;
         let mut spec = crate::vm::example(power, 1, 0).spec;
-        (spec.allocated.port, spec.auto_standby) = (Some(port), policy);
+        (spec.allocated.nic, spec.auto_standby) = (Some(port), policy);
         let new = New { uid: Some(instance), name: named("web"), tags: Tags::new(), owner: None, spec };
         tx.create::<Instance>(new)
     });
@@ -365,8 +365,8 @@ async fn asked(store: &Store, name: &str, rules: &[&str]) -> Result<Uid, Refused
             json!({ "match": { "hostname": hostname, "port": port }, "target": { "instance": target, "port": 1 } })
         })
         .collect();
-    let wish = IngressWish::read(json!({ "name": name, "rules": rules })).expect("valid");
-    match store.transact(move |tx| admission::create(tx, wish)).await {
+    let request = IngressRequest::read(json!({ "name": name, "rules": rules })).expect("valid");
+    match store.transact(move |tx| admission::create(tx, request)).await {
         Ok(object) => Ok(object.meta.uid.clone()),
         Err(TransactError::Refused(refused)) => Err(refused),
         Err(TransactError::Store(error)) => panic!("{error}"),

@@ -15,7 +15,7 @@ use std::net::Ipv4Addr;
 use stead_schemas::limits::PORTS_PER_BRIDGE_MAX;
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{Name, Uid};
-use stead_schemas::network::{Cidr, Network, NetworkSpec, Port};
+use stead_schemas::network::{Cidr, Network, NetworkSpec, Nic};
 
 use crate::refused::Refused;
 use crate::store::{New, Tx};
@@ -36,7 +36,7 @@ const _: () = assert!(PORTS_PER_BRIDGE_MAX + 1 == SEGMENT_ADDRESSES as usize, "a
 
 /// Claims the lowest free address of the subnet for a port, and creates the segment that contains it if the
 /// segment does not exist yet. The work does not grow with the number of segments.
-pub(crate) fn place(tx: &mut Tx<'_>, port: &Uid) -> Result<(Uid, NetworkSpec, Ipv4Addr), Refused> {
+pub(crate) fn assign(tx: &mut Tx<'_>, nic: &Uid) -> Result<(Uid, NetworkSpec, Ipv4Addr), Refused> {
     let name = Name::resource(DEFAULT_NETWORK).map_err(|error| Refused::conflict(error.to_string()))?;
     let default = tx.find::<Network>(&name);
     let default = default.ok_or_else(|| Refused::no_room("there is no network yet"))?;
@@ -44,7 +44,7 @@ pub(crate) fn place(tx: &mut Tx<'_>, port: &Uid) -> Result<(Uid, NetworkSpec, Ip
     let subnet = spec.gateway;
     let (network, last) = (u32::from(subnet.network()), u32::from(subnet.broadcast()) - 1);
     let mut from = network + 1;
-    while let Some(address) = tx.claim_lowest(ADDRESSES, from..=last, port) {
+    while let Some(address) = tx.claim_lowest(ADDRESSES, from..=last, nic) {
         let number = (address - network) / SEGMENT_ADDRESSES;
         if number == 0 {
             return Ok((default.clone(), spec.clone(), address.into()));
@@ -52,7 +52,7 @@ pub(crate) fn place(tx: &mut Tx<'_>, port: &Uid) -> Result<(Uid, NetworkSpec, Ip
         let base = network + number * SEGMENT_ADDRESSES;
         let is_own = own(base).contains(&address);
         if is_own {
-            tx.release(ADDRESSES, address, port);
+            tx.release(ADDRESSES, address, nic);
         }
         match segment(tx, spec, number, base)? {
             Some((uid, spec)) if !is_own => return Ok((uid, spec, address.into())),
@@ -158,8 +158,8 @@ fn update_segments(tx: &mut Tx<'_>, spec: &NetworkSpec) -> Result<(), Refused> {
 /// Requests the deletion of the network of this name and its segments, if they exist.
 fn replace_network(tx: &mut Tx<'_>, name: &Name) -> Result<(), Refused> {
     let Some(old) = tx.find::<Network>(name) else { return Ok(()) };
-    let ports = tx.list::<Port>();
-    let users = ports.iter().filter(|port| !port.meta.is_deleting()).count();
+    let nics = tx.list::<Nic>();
+    let users = nics.iter().filter(|nic| !nic.meta.is_deleting()).count();
     if users > 0 {
         let NetworkSpec { bridge, gateway, table, .. } = &old.spec;
         return Err(Refused::conflict(format!(
@@ -197,7 +197,7 @@ mod tests {
     fn open() -> Store {
         let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
         let ids = Arc::new(SequentialIds::starting_at(1));
-        let kinds = Kinds::new().with::<Network>().with::<Port>();
+        let kinds = Kinds::new().with::<Network>().with::<Nic>();
         let opened = Store::open(MemoryKv::new(), Arc::new(PlainSealer), clock, ids, kinds);
         let (store, writer) = opened.expect("opens");
         tokio::spawn(writer.run(std::future::pending()));
@@ -221,12 +221,12 @@ mod tests {
     }
 
     /// Creates ports that the default network owns, because this test has no instances.
-    async fn ports(store: &Store, count: usize) -> Result<(), Refused> {
+    async fn nics(store: &Store, count: usize) -> Result<(), Refused> {
         let name = Name::resource(DEFAULT_NETWORK).expect("valid");
         let uid = store.find::<Network>(&name).expect("declared").meta.uid.clone();
         let made = store.transact(move |tx| {
             let owner = OwnerRef { kind: "network".to_owned(), uid };
-            (0..count).try_for_each(|_| crate::port::admission::create(tx, &owner, "st").map(drop))
+            (0..count).try_for_each(|_| crate::nic::admission::create(tx, &owner, "st").map(drop))
         });
         made.await.map_err(|error| match error {
             crate::store::TransactError::Refused(refused) => refused,
@@ -234,19 +234,19 @@ mod tests {
         })
     }
 
-    fn by_bridge(store: &Store) -> BTreeMap<String, Vec<Arc<Object<Port>>>> {
+    fn by_bridge(store: &Store) -> BTreeMap<String, Vec<Arc<Object<Nic>>>> {
         let mut all = BTreeMap::<String, Vec<_>>::new();
-        for port in store.list::<Port>() {
-            all.entry(port.spec.bridge.to_string()).or_default().push(port);
+        for nic in store.list::<Nic>() {
+            all.entry(nic.spec.bridge.to_string()).or_default().push(nic);
         }
         all
     }
 
     #[tokio::test]
-    async fn more_ports_than_one_bridge_holds_are_spread_over_several() {
+    async fn more_nics_than_one_bridge_holds_are_spread_over_several() {
         let store = open();
         declare(&store, spec("10.100.0.1/16")).await;
-        ports(&store, 3000).await.expect("a subnet of 65,534 addresses has room");
+        nics(&store, 3000).await.expect("a subnet of 65,534 addresses has room");
         let networks = store.list::<Network>();
         assert_eq!(networks.len(), 3);
         let bridges = by_bridge(&store);
@@ -255,12 +255,12 @@ mod tests {
             ["stead0", "stead0-1", "stead0-2"]
         );
         let mut addresses = BTreeSet::new();
-        for (bridge, ports) in &bridges {
-            assert!(ports.len() <= PORTS_PER_BRIDGE_MAX, "{bridge} has {} ports", ports.len());
+        for (bridge, nics) in &bridges {
+            assert!(nics.len() <= PORTS_PER_BRIDGE_MAX, "{bridge} has {} ports", nics.len());
             let network =
                 networks.iter().find(|network| network.spec.bridge.as_str() == bridge).expect("there");
-            for port in ports {
-                let spec = &port.spec;
+            for nic in nics {
+                let spec = &nic.spec;
                 assert!(network.spec.gateway.contains(spec.address), "{spec:?} of {:?}", network.spec);
                 assert_eq!((&spec.network, &spec.table), (&network.meta.uid, &network.spec.table));
                 let is_own = networks.iter().all(|network| network.spec.gateway.address != spec.address);
@@ -277,8 +277,8 @@ mod tests {
     async fn a_small_subnet_is_one_segment_and_its_end_is_reported() {
         let store = open();
         declare(&store, spec("10.9.0.1/24")).await;
-        ports(&store, 253).await.expect("all addresses but the gateway's");
-        let refused = ports(&store, 1).await.expect_err("full");
+        nics(&store, 253).await.expect("all addresses but the gateway's");
+        let refused = nics(&store, 1).await.expect_err("full");
         assert_eq!(refused, Refused::no_room("no address of 10.9.0.0/24 is free"));
         assert_eq!(store.count::<Network>(), 1);
     }
@@ -287,8 +287,8 @@ mod tests {
     async fn a_subnet_whose_gateway_is_elsewhere_skips_that_segment() {
         let store = open();
         declare(&store, spec("10.100.4.1/21")).await;
-        ports(&store, 1023).await.expect("the first segment");
-        let refused = ports(&store, 1).await.expect_err("the second one is the gateway's");
+        nics(&store, 1023).await.expect("the first segment");
+        let refused = nics(&store, 1).await.expect_err("the second one is the gateway's");
         assert!(refused.kind == RefusedKind::NoRoom, "{refused:?}");
     }
 
@@ -296,13 +296,13 @@ mod tests {
     async fn another_configuration_replaces_all_segments_when_nobody_uses_them() {
         let store = open();
         declare(&store, spec("10.100.0.1/16")).await;
-        ports(&store, 1100).await.expect("room");
+        nics(&store, 1100).await.expect("room");
         let moved = spec("10.200.0.1/16");
         let refused = store.transact(move |tx| declare_network(tx, moved)).await;
         assert!(refused.is_err(), "instances use it");
-        for port in store.list::<Port>() {
-            let uid = port.meta.uid.clone();
-            store.transact(move |tx| tx.request_deletion::<Port>(&uid).map(drop)).await.expect("stored");
+        for nic in store.list::<Nic>() {
+            let uid = nic.meta.uid.clone();
+            store.transact(move |tx| tx.request_deletion::<Nic>(&uid).map(drop)).await.expect("stored");
         }
         declare(&store, spec("10.200.0.1/16")).await;
         let left: Vec<_> = store.list::<Network>().into_iter().filter(|it| !it.meta.is_deleting()).collect();

@@ -15,8 +15,8 @@ pub(super) fn status(object: &Object<Network>, seen: Option<&Observed>, end: &Pa
     let route = seen.and_then(|seen| seen.conflicts.first());
     if let (Outcome::Converged, Some(route)) = (&end.outcome, route) {
         // The network works, but the host's own traffic to that route may now go to guests.
-        let told = (Reason::SubnetConflict, conflict(object, route));
-        conditions::degrade(&mut all, previous, (told.0, &told.1), generation, end.now.at());
+        let reported = (Reason::SubnetConflict, conflict(object, route));
+        conditions::degrade(&mut all, previous, (reported.0, &reported.1), generation, end.now.at());
     }
     let uplink_mtu = seen.map_or(object.status.uplink_mtu, |seen| seen.uplink_mtu);
     NetworkStatus { conditions: all, observed_generation: generation, uplink_mtu }

@@ -85,8 +85,8 @@ fn apply(seen: &mut Observed, action: &Action) {
         Action::LoadFirewall(rules) => {
             assert_eq!((rules.table.as_str(), &rules.bridge), ("stead", &bridge()));
             assert_eq!(rules.is_for_guests_only, seen.forwarding != Forwarding::ByHost);
-            let ports = seen.firewall.take().map_or_else(Vec::new, |firewall| firewall.ports);
-            seen.firewall = Some(FirewallSeen { is_intact: true, ports });
+            let nics = seen.firewall.take().map_or_else(Vec::new, |firewall| firewall.nics);
+            seen.firewall = Some(FirewallSeen { is_intact: true, nics });
         }
         Action::CreateBridge { name, owner } => {
             assert!(seen.firewall.as_ref().is_some_and(|firewall| firewall.is_intact), "guarded first");
@@ -110,7 +110,7 @@ fn apply(seen: &mut Observed, action: &Action) {
     }
 }
 
-fn is_wished(seen: &Observed) -> bool {
+fn is_desired(seen: &Observed) -> bool {
     let is_bridge_good = seen
         .bridge
         .as_ref()
@@ -149,7 +149,7 @@ fn a_conflicting_route_refuses_a_new_network_and_degrades_a_standing_one() {
     assert_eq!(reason, Reason::SubnetConflict);
     assert_eq!(message, "the subnet 10.99.0.0/24 overlaps the host's route to 10.0.0.0/8 by up0");
     seen.bridge = Some(Link { is_up: true, addresses: vec![cidr("10.99.0.1/24")], ..link('n') });
-    seen.firewall = Some(FirewallSeen { is_intact: true, ports: Vec::new() });
+    seen.firewall = Some(FirewallSeen { is_intact: true, nics: Vec::new() });
     seen.forwarding = Forwarding::ForGuests;
     assert_eq!(plan::plan(&Desired::Present(&object), &seen, at(0)), Plan::Converged);
     let mut object = object;
@@ -175,7 +175,7 @@ fn links_of_other_objects_are_waited_for_or_refused_and_never_removed() {
     let seen = Observed { bridge: Some(tap), ..nothing() };
     let refused = plan::plan(&Desired::Present(&object), &seen, at(0));
     assert!(matches!(refused, Plan::Refuse(Refusal { reason: Reason::NameTaken, .. })), "{refused:?}");
-    let firewall = Some(FirewallSeen { is_intact: true, ports: Vec::new() });
+    let firewall = Some(FirewallSeen { is_intact: true, nics: Vec::new() });
     let seen = Observed { bridge: Some(link('m')), firewall, ..nothing() };
     let waits = plan::plan(&Desired::Present(&object), &seen, at(0));
     assert!(matches!(&waits, Plan::Wait(wait) if wait.until > Some(at(0))), "{waits:?}");
@@ -196,7 +196,7 @@ fn an_orphaned_bridge_goes_and_a_half_made_one_goes_with_its_tables() {
     let seen = Observed { bridge: Some(link('n')), forwarding: Forwarding::ForGuests, ..nothing() };
     let removal = Plan::Act(vec![Action::RemoveBridge(bridge())]);
     assert_eq!(plan::plan(&Desired::Absent(None), &seen, at(0)), removal);
-    let firewall = Some(FirewallSeen { is_intact: false, ports: Vec::new() });
+    let firewall = Some(FirewallSeen { is_intact: false, nics: Vec::new() });
     let seen = Observed { firewall, ..nothing() };
     let Plan::Act(steps) = plan::plan(&Desired::Absent(Some(&object)), &seen, at(0)) else {
         panic!("the tables are left")
@@ -215,7 +215,7 @@ fn any_host() -> impl Strategy<Value = Observed> {
         Link { is_up, addresses, ..link('n') }
     }));
     let firewall = proptest::option::of(
-        any::<bool>().prop_map(|is_intact| FirewallSeen { is_intact, ports: Vec::new() }),
+        any::<bool>().prop_map(|is_intact| FirewallSeen { is_intact, nics: Vec::new() }),
     );
     let forwarding =
         prop_oneof![Just(Forwarding::Off), Just(Forwarding::ForGuests), Just(Forwarding::ByHost)];
@@ -245,14 +245,14 @@ proptest! {
             steps.iter().take(done).for_each(|step| apply(&mut seen, step));
         }
         prop_assert_eq!(plan::plan(&Desired::Present(&object), &seen, at(0)), Plan::Converged);
-        prop_assert!(is_wished(&seen), "{seen:?}");
+        prop_assert!(is_desired(&seen), "{seen:?}");
     }
 
     #[test]
-    fn a_plan_is_empty_exactly_when_the_host_is_as_wished(seen in any_host()) {
+    fn a_plan_is_empty_exactly_when_the_host_is_as_specified(seen in any_host()) {
         let object = object();
         let is_converged = plan::plan(&Desired::Present(&object), &seen, at(0)) == Plan::Converged;
-        prop_assert_eq!(is_converged, is_wished(&seen));
+        prop_assert_eq!(is_converged, is_desired(&seen));
     }
 
     #[test]

@@ -52,7 +52,7 @@ fn end(outcome: Outcome) -> PassEnd {
 }
 
 #[test]
-fn a_node_says_what_was_observed_and_keeps_it_while_nothing_can_be() {
+fn a_node_reports_its_last_observation_while_none_is_possible() {
     let mut node = node();
     assert!(!node.is_observed());
     let failed = Outcome::Failed { kind: HostErrorKind::Transient, message: "no".to_owned(), attempt: 1 };

@@ -14,7 +14,7 @@ pub struct Subject<'a> {
     pub uid: &'a Uid,
     pub owner: Option<&'a OwnerRef>,
     /// True if the object should exist: it is recorded and not being deleted.
-    pub is_wished: bool,
+    pub is_desired: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -22,14 +22,14 @@ pub enum Entry<'a> {
     /// A step starts. The name is one of [`Action::NAMES`](super::Action).
     Acting(&'static str),
     /// A description of the new status, in the kind's own words.
-    Remark(&'a str),
+    Note(&'a str),
     Ended(&'a Outcome),
 }
 
 /// Receives the entries of passes. It is called between the steps of a pass, so it must not block for long.
 /// Failures of the journal do not affect the pass.
 pub trait Journal: Send + Sync + 'static {
-    fn tell(&self, subject: Subject<'_>, entry: Entry<'_>);
+    fn report(&self, subject: Subject<'_>, entry: Entry<'_>);
 }
 
 /// A journal that keeps nothing.
@@ -37,5 +37,5 @@ pub trait Journal: Send + Sync + 'static {
 pub struct NoJournal;
 
 impl Journal for NoJournal {
-    fn tell(&self, _: Subject<'_>, _: Entry<'_>) {}
+    fn report(&self, _: Subject<'_>, _: Entry<'_>) {}
 }

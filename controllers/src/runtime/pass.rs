@@ -92,16 +92,16 @@ impl<Controller: Reconciler> Pass<'_, Controller> {
             kind: Controller::Kind::NAME,
             uid,
             owner,
-            is_wished: matches!(desired, Desired::Present(_)),
+            is_desired: matches!(desired, Desired::Present(_)),
         };
         let Rounds { outcome, seen } = self.rounds(subject, &desired, attempt).await;
         if let Outcome::Failed { kind, message, attempt } = &outcome {
             warn!(?kind, message, attempt, "pass failed");
-            self.journal.tell(subject, Entry::Ended(&outcome));
+            self.journal.report(subject, Entry::Ended(&outcome));
         }
         let Some(object) = object else { return outcome };
-        let stored = if !subject.is_wished && outcome == Outcome::Converged {
-            self.journal.tell(subject, Entry::Ended(&outcome));
+        let stored = if !subject.is_desired && outcome == Outcome::Converged {
+            self.journal.report(subject, Entry::Ended(&outcome));
             self.store.remove_finalizer::<Controller::Kind>(uid).await
         } else {
             let end = PassEnd { now: self.clock.read(), outcome: outcome.clone() };
@@ -112,11 +112,11 @@ impl<Controller: Reconciler> Pass<'_, Controller> {
                     outcome => outcome,
                 };
             }
-            for remark in Controller::remarks(object, &status) {
-                self.journal.tell(subject, Entry::Remark(&remark));
+            for note in Controller::notes(object, &status) {
+                self.journal.report(subject, Entry::Note(&note));
             }
             if !matches!(outcome, Outcome::Failed { .. }) {
-                self.journal.tell(subject, Entry::Ended(&outcome));
+                self.journal.report(subject, Entry::Ended(&outcome));
             }
             self.store.write_status::<Controller::Kind>(uid, status).await
         };
@@ -168,9 +168,9 @@ impl<Controller: Reconciler> Pass<'_, Controller> {
 
     /// True if the spec that this pass began with is not the stored spec any more.
     fn is_superseded(&self, uid: &Uid, object: Option<&Object<Controller::Kind>>) -> bool {
-        let wish = |object: &Object<Controller::Kind>| (object.meta.generation, object.meta.is_deleting());
+        let version = |object: &Object<Controller::Kind>| (object.meta.generation, object.meta.is_deleting());
         let current = self.store.get::<Controller::Kind>(uid);
-        current.as_deref().map(wish) != object.map(wish)
+        current.as_deref().map(version) != object.map(version)
     }
 
     async fn act_all(&self, subject: Subject<'_>, steps: &[Controller::Action]) -> Result<(), HostError> {
@@ -180,7 +180,7 @@ impl<Controller: Reconciler> Pass<'_, Controller> {
             let (kind, action) = (Controller::Kind::NAME, step.name());
             info!(action, "acting");
             self.boundary.reached(kind, action, Edge::Before);
-            self.journal.tell(subject, Entry::Acting(action));
+            self.journal.report(subject, Entry::Acting(action));
             debug!(?step, "acting");
             self.reconciler.act(step).await?;
             self.boundary.reached(kind, action, Edge::After);

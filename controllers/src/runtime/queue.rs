@@ -31,17 +31,17 @@ impl Queue {
         match self.slots.get_mut(uid) {
             Some(Slot::Running(again)) => *again = Some(again.map_or(due, |earlier| earlier.min(due))),
             Some(Slot::Waiting((earlier, _))) if *earlier <= due => {}
-            Some(Slot::Waiting(place)) => {
-                let key = self.due.remove(place).expect("a waiting key has its place");
+            Some(Slot::Waiting(position)) => {
+                let key = self.due.remove(position).expect("a waiting key has its place");
                 self.requests += 1;
-                *place = (due, self.requests);
-                self.due.insert(*place, key);
+                *position = (due, self.requests);
+                self.due.insert(*position, key);
             }
             None => {
                 self.requests += 1;
-                let place = (due, self.requests);
-                self.slots.insert(uid.clone(), Slot::Waiting(place));
-                self.due.insert(place, uid.clone());
+                let position = (due, self.requests);
+                self.slots.insert(uid.clone(), Slot::Waiting(position));
+                self.due.insert(position, uid.clone());
             }
         }
     }

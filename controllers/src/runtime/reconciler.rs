@@ -153,7 +153,7 @@ pub trait Reconciler: Send + Sync + 'static {
     ) -> <Self::Kind as Kind>::Status;
 
     /// Describes for people what a new status reports in addition to the status before.
-    fn remarks(object: &Object<Self::Kind>, next: &<Self::Kind as Kind>::Status) -> Vec<String> {
+    fn notes(object: &Object<Self::Kind>, next: &<Self::Kind as Kind>::Status) -> Vec<String> {
         let _ = (object, next);
         Vec::new()
     }
@@ -161,7 +161,7 @@ pub trait Reconciler: Send + Sync + 'static {
     /// Returns the next time at which the meaning of the spec changes, whatever the host does; the object is
     /// observed again then. The time is after `now`, the start of the pass: an earlier time would be observed
     /// again for ever.
-    fn next_look(object: &Object<Self::Kind>, now: Timestamp) -> Option<Timestamp> {
+    fn next_poll(object: &Object<Self::Kind>, now: Timestamp) -> Option<Timestamp> {
         let _ = (object, now);
         None
     }

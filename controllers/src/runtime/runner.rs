@@ -76,7 +76,7 @@ impl<Controller: Reconciler> std::fmt::Debug for Runner<Controller> {
 struct Ended {
     uid: Uid,
     outcome: std::thread::Result<Outcome>,
-    look: Option<Timestamp>,
+    poll_at: Option<Timestamp>,
     /// True if the pass found nothing of the object, neither on the host nor in the store.
     is_gone: bool,
 }
@@ -98,7 +98,7 @@ impl<Controller: Reconciler> Runner<Controller> {
 
     /// Sets the journal that passes write to.
     #[must_use]
-    pub fn telling(mut self, journal: Arc<dyn Journal>) -> Self {
+    pub fn with_journal(mut self, journal: Arc<dyn Journal>) -> Self {
         self.journal = journal;
         self
     }
@@ -206,8 +206,8 @@ fn contained<'a, Controller: Reconciler>(
         let outcome = AssertUnwindSafe(pass.run(&uid, failures)).catch_unwind().await;
         let object = pass.store.get::<Controller::Kind>(&uid);
         let is_gone = object.is_none() && matches!(outcome, Ok(Outcome::Converged));
-        let look = object.and_then(|object| Controller::next_look(&object, begun));
-        Ended { uid, outcome, look, is_gone }
+        let poll_at = object.and_then(|object| Controller::next_poll(&object, begun));
+        Ended { uid, outcome, poll_at, is_gone }
     })
 }
 
@@ -268,7 +268,7 @@ impl Schedule<'_> {
         }
     }
 
-    fn end<Controller: Reconciler>(&mut self, Ended { uid, outcome, look, is_gone }: Ended) {
+    fn end<Controller: Reconciler>(&mut self, Ended { uid, outcome, poll_at, is_gone }: Ended) {
         if is_gone {
             // Changes that the object's own last steps caused would be observed in vain.
             self.queue.gone(&uid);
@@ -296,8 +296,8 @@ impl Schedule<'_> {
             self.retries.reset(&uid);
         }
         // A time that came during the pass may not have been seen by it.
-        let look = look.map(|at| self.time_until(at).unwrap_or(Duration::ZERO));
-        let delay = [delay, look].into_iter().flatten().min();
+        let poll_at = poll_at.map(|at| self.time_until(at).unwrap_or(Duration::ZERO));
+        let delay = [delay, poll_at].into_iter().flatten().min();
         if let Some(delay) = delay {
             self.queue.schedule(&uid, Instant::now() + delay);
         }

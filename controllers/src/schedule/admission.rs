@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use stead_schemas::api::ScheduleWish;
+use stead_schemas::api::ScheduleRequest;
 use stead_schemas::instance::Instance;
 use stead_schemas::meta::{Kind, Object, OwnerRef, Tags};
 use stead_schemas::names::{Name, Uid};
@@ -27,12 +27,12 @@ pub const NO_SCHEDULE: &str = "the instance has no snapshot schedule";
 pub fn put(
     tx: &mut Tx<'_>,
     instance: &Uid,
-    wish: ScheduleWish,
+    request: ScheduleRequest,
 ) -> Result<Arc<Object<SnapshotSchedule>>, Refused> {
     let owner = tx.get::<Instance>(instance).filter(|instance| !instance.meta.is_deleting());
     owner.ok_or_else(|| Refused::absent::<Instance>(instance))?;
     let now = tx.now();
-    let ScheduleWish { interval, retention, name_prefix, metadata } = wish;
+    let ScheduleRequest { interval, retention, name_prefix, metadata } = request;
     let spec = SnapshotScheduleSpec {
         instance: instance.clone(),
         interval,
@@ -102,20 +102,21 @@ impl From<Refused> for NotTaken {
 /// Requests the snapshot of a run, unless that was done before.
 pub(super) fn take(tx: &mut Tx<'_>, plan: &TakePlan) -> Result<(), NotTaken> {
     // The schedule was deleted meanwhile: none of its runs begins any more.
-    let is_wished = tx.get::<SnapshotSchedule>(&plan.run.schedule).is_some_and(|one| !one.meta.is_deleting());
+    let is_desired =
+        tx.get::<SnapshotSchedule>(&plan.run.schedule).is_some_and(|one| !one.meta.is_deleting());
     let is_taken = tx.find_referring::<Snapshot>(
         &Ref::to::<SnapshotSchedule>(Role::Schedule, &plan.run.schedule),
         |one| one.spec.schedule.as_ref() == Some(&plan.run),
     );
     let is_taken = is_taken.is_some();
-    if !is_wished || is_taken {
+    if !is_desired || is_taken {
         return Ok(());
     }
     let policy = tx.get::<Instance>(&plan.instance).and_then(|instance| instance.spec.snapshot_policy);
     let compression = policy.and_then(|policy| policy.compression);
     // A disk without memory is not compressed: its copies share blocks where the file system can.
     let compression = compression.filter(|_| plan.kind == SnapshotKind::Standby);
-    let wish = |name| snapshots::Wish {
+    let request = |name| snapshots::CreateRequest {
         kind: plan.kind,
         name,
         tags: plan.tags.clone(),
@@ -124,10 +125,10 @@ pub(super) fn take(tx: &mut Tx<'_>, plan: &TakePlan) -> Result<(), NotTaken> {
         pool: 0,
         schedule: Some(plan.run.clone()),
     };
-    let created = match snapshots::create(tx, &plan.instance, wish(Name::resource(&plan.name).ok())) {
+    let created = match snapshots::create(tx, &plan.instance, request(Name::resource(&plan.name).ok())) {
         // Another snapshot, which a client requested, has that name and keeps it.
         Err(refused) if refused.kind == RefusedKind::NameTaken => {
-            snapshots::create(tx, &plan.instance, wish(None))
+            snapshots::create(tx, &plan.instance, request(None))
         }
         created => created,
     };

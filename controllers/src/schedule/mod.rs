@@ -111,8 +111,8 @@ impl Reconciler for ScheduleReconciler {
         status::status(object, seen, end)
     }
 
-    fn next_look(object: &Object<SnapshotSchedule>, now: Timestamp) -> Option<Timestamp> {
-        object.status.next_look.filter(|&at| at > now && !object.meta.is_deleting())
+    fn next_poll(object: &Object<SnapshotSchedule>, now: Timestamp) -> Option<Timestamp> {
+        object.status.next_poll.filter(|&at| at > now && !object.meta.is_deleting())
     }
 
     /// Returns no uids, because nothing of this kind is on the host.

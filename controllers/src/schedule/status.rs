@@ -42,14 +42,14 @@ pub(super) fn status(
             status.last_failed = Some(failed.uid.clone());
         }
         let run = spec.run(status.last_due, end.now.at());
-        let is_told = status.last_failed != object.status.last_failed;
+        let is_reported = status.last_failed != object.status.last_failed;
         if let (Run::Due(_), Outcome::Failed { message, .. }) = (run, &end.outcome)
-            && !is_told
+            && !is_reported
         {
             status.last_error = Some(printable(message, MESSAGE_CHARS_MAX));
         }
         if let (Run::Due(_), Outcome::Waiting(wait)) = (run, &end.outcome)
-            && !is_told
+            && !is_reported
         {
             status.last_error = Some(printable(&wait.message, MESSAGE_CHARS_MAX));
         }
@@ -58,7 +58,7 @@ pub(super) fn status(
             Run::Due(_) => spec.after(end.now.at()),
             Run::Next(at) => at,
         };
-        status.next_look = next_expiry(spec, &seen.taken).into_iter().chain([next]).min();
+        status.next_poll = next_expiry(spec, &seen.taken).into_iter().chain([next]).min();
     }
     status.observed_generation = generation;
     status.conditions = conditions::standard(&object.status.conditions, generation, end);

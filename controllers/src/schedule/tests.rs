@@ -72,7 +72,7 @@ fn seen(source: Source, taken: &[Taken]) -> Observed {
 
 const UP: Source = Source::Ready(SnapshotKind::Standby);
 
-fn told(plan: &Plan<Action>) -> String {
+fn shown_plan(plan: &Plan<Action>) -> String {
     match plan {
         Plan::Converged => "Converged".to_owned(),
         Plan::Record(_) => "Record".to_owned(),
@@ -125,10 +125,13 @@ fn what_is_due_is_taken_once_and_what_is_too_much_goes() {
         let mut object = schedule(retention);
         object.status.last_due = last.map(due);
         let planned = plan(&Desired::Present(&object), &seen(source, taken), at(minutes).into());
-        assert_eq!(told(&planned), expected, "{retention:?} {last:?} {source:?} {minutes} {taken:?}");
+        assert_eq!(shown_plan(&planned), expected, "{retention:?} {last:?} {source:?} {minutes} {taken:?}");
     }
     let object = schedule(newest(1));
-    assert_eq!(told(&plan(&Desired::Absent(Some(&object)), &seen(UP, &many), at(99).into())), "Converged");
+    assert_eq!(
+        shown_plan(&plan(&Desired::Absent(Some(&object)), &seen(UP, &many), at(99).into())),
+        "Converged"
+    );
 }
 
 fn after_pass(
@@ -141,20 +144,20 @@ fn after_pass(
 }
 
 #[test]
-fn the_status_tells_runs_errors_and_the_next_look() {
+fn the_status_shows_runs_errors_and_the_next_poll() {
     let mut object =
         schedule(Retention { max_count: None, max_age: Some(GoDuration(Duration::from_secs(900))) });
     let now = after_pass(&object, &seen(UP, &[]), 1, Outcome::Converged);
-    assert_eq!((now.last_due, now.next_look), (None, Some(due(1))));
+    assert_eq!((now.last_due, now.next_poll), (None, Some(due(1))));
     let now = after_pass(&object, &seen(UP, &[taken(1, Pending)]), 12, Outcome::Converged);
     assert_eq!((now.last_due, now.last_run_at, now.last_snapshot), (Some(due(1)), Some(due(1)), None));
     let now = after_pass(&object, &seen(UP, &[taken(1, Ready)]), 12, Outcome::Converged);
     assert_eq!((now.last_snapshot.clone(), now.last_error.clone()), (Some(uid("t1")), None));
-    assert_eq!(now.next_look, Some(due(2)));
+    assert_eq!(now.next_poll, Some(due(2)));
     object.status = now;
     // The snapshot becomes too old before the next snapshot is due.
     let now = after_pass(&object, &seen(UP, &[taken(1, Ready), taken(2, Ready)]), 22, Outcome::Converged);
-    assert_eq!(now.next_look, Some(due(1) + SignedDuration::from_mins(15)));
+    assert_eq!(now.next_poll, Some(due(1) + SignedDuration::from_mins(15)));
     // A failure is reported, and stays reported after its snapshot is gone.
     let waiting = Outcome::Waiting(crate::runtime::Wait {
         reason: stead_schemas::condition::Reason::Converging,
@@ -164,7 +167,7 @@ fn the_status_tells_runs_errors_and_the_next_look() {
     object.status = after_pass(&object, &seen(UP, &[taken(2, Failed)]), 22, waiting.clone());
     assert_eq!(object.status.last_error.as_deref(), Some("the disk is full"));
     assert_eq!(
-        told(&plan(&Desired::Present(&object), &seen(UP, &[taken(2, Failed)]), at(22).into())),
+        shown_plan(&plan(&Desired::Present(&object), &seen(UP, &[taken(2, Failed)]), at(22).into())),
         "Prune t2"
     );
     object.status = after_pass(&object, &seen(UP, &[]), 23, Outcome::Converged);
@@ -176,5 +179,5 @@ fn the_status_tells_runs_errors_and_the_next_look() {
     assert_eq!(object.status.last_error, None);
     // The clock is set back by a day: the runs continue from there.
     let back = after_pass(&object, &seen(UP, &[taken(3, Ready)]), 33 - 24 * 60, Outcome::Converged);
-    assert_eq!((back.last_due, back.next_look), (None, Some(due(1))));
+    assert_eq!((back.last_due, back.next_poll), (None, Some(due(1))));
 }

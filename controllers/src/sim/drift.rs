@@ -18,7 +18,7 @@ pub enum Drift {
     DeleteBridge,
     DamageTable,
     DeleteTable,
-    DropPortRules,
+    DropNicRules,
     DeleteDisk,
     DeleteImage,
     StopForwarding,
@@ -45,7 +45,7 @@ impl Drift {
         Self::DeleteBridge,
         Self::DamageTable,
         Self::DeleteTable,
-        Self::DropPortRules,
+        Self::DropNicRules,
         Self::DeleteDisk,
         Self::DeleteImage,
         Self::StopForwarding,
@@ -71,7 +71,7 @@ impl World {
         let mut state = self.lock();
         state.drop_jobs();
         state.probes.clear();
-        state.doors.clear();
+        state.wake_listeners.clear();
         state.listeners.clear();
         // The next daemon starts to watch now.
         state.watched_since = now;
@@ -110,7 +110,7 @@ impl World {
             }
             Drift::DamageTable => state.tables.values_mut().for_each(|table| table.is_intact = false),
             Drift::DeleteTable => state.tables.clear(),
-            Drift::DropPortRules => state.tables.values_mut().for_each(|table| table.ports.clear()),
+            Drift::DropNicRules => state.tables.values_mut().for_each(|table| table.nics.clear()),
             Drift::DeleteDisk => {
                 let owners: Vec<Uid> = state.disks.keys().cloned().collect();
                 if let Some(owner) = owners.get(pick % owners.len().max(1)) {

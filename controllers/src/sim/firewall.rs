@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::World;
-use crate::host::{Firewall, FirewallRules, FirewallSeen, HostError, HostErrorKind, PortRule};
+use crate::host::{Firewall, FirewallRules, FirewallSeen, HostError, HostErrorKind, NicRule};
 
 /// A table: base rules that may have been damaged, and the ports.
 #[derive(Debug, Clone, Default)]
@@ -11,13 +11,13 @@ pub(super) struct Table {
     pub(super) is_intact: bool,
     /// The value that the table was loaded with.
     pub(super) is_for_guests_only: bool,
-    pub(super) ports: BTreeSet<PortRule>,
+    pub(super) nics: BTreeSet<NicRule>,
 }
 
 impl Table {
     pub(super) fn seen(&self, is_for_guests_only: bool) -> FirewallSeen {
         let is_intact = self.is_intact && self.is_for_guests_only == is_for_guests_only;
-        FirewallSeen { is_intact, ports: PortRule::set(&self.ports) }
+        FirewallSeen { is_intact, nics: NicRule::set(&self.nics) }
     }
 }
 
@@ -29,9 +29,9 @@ impl Firewall for World {
         .await
     }
 
-    async fn has_port(&self, table: &str, port: &PortRule) -> Result<bool, HostError> {
+    async fn has_nic(&self, table: &str, nic: &NicRule) -> Result<bool, HostError> {
         self.verb("inspect table", table, |state| {
-            Ok(state.tables.get(table).is_some_and(|table| table.ports.contains(port)))
+            Ok(state.tables.get(table).is_some_and(|table| table.nics.contains(nic)))
         })
         .await
     }
@@ -45,19 +45,19 @@ impl Firewall for World {
         .await
     }
 
-    async fn add_port(&self, table: &str, port: &PortRule) -> Result<(), HostError> {
+    async fn add_nic(&self, table: &str, nic: &NicRule) -> Result<(), HostError> {
         self.verb("add port to table", table, |state| {
             let missing = || HostError::new(HostErrorKind::Missing, "add port to table", table);
-            state.tables.get_mut(table).ok_or_else(missing)?.ports.insert(port.clone());
+            state.tables.get_mut(table).ok_or_else(missing)?.nics.insert(nic.clone());
             Ok(())
         })
         .await
     }
 
-    async fn remove_port(&self, table: &str, port: &PortRule) -> Result<(), HostError> {
+    async fn remove_nic(&self, table: &str, nic: &NicRule) -> Result<(), HostError> {
         self.verb("remove port from table", table, |state| {
             if let Some(table) = state.tables.get_mut(table) {
-                table.ports.remove(port);
+                table.nics.remove(nic);
             }
             Ok(())
         })

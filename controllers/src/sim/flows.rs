@@ -11,7 +11,7 @@ use stead_schemas::numbers::StandbyNo;
 use tokio::time::sleep;
 
 use super::{State, World};
-use crate::host::{Age, Flow, FlowState, Flows, GuestPhase, HostError, Inbound, Knock, VmmState};
+use crate::host::{Age, Flow, FlowState, Flows, GuestPhase, HostError, Inbound, PendingConnection, VmmState};
 
 /// Time for which the table shows that a client left, as in kernels.
 const REMEMBERED: SignedDuration = SignedDuration::from_secs(120);
@@ -26,7 +26,7 @@ const TRIES: u32 = 7;
 #[derive(Debug, Clone)]
 pub(super) struct Connection {
     address: Ipv4Addr,
-    knock: Knock,
+    pending: PendingConnection,
     stage: Stage,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Connection {
 enum Stage {
     /// The connection is not in the table: nothing receives its packets.
     Nowhere,
-    Knocking,
+    Pending,
     Open(Timestamp),
     Closed(Timestamp),
 }
@@ -56,14 +56,14 @@ impl World {
             state.connected += 1;
             let number = state.connected;
             let source_port = u16::try_from(number % 60_000 + 1024).expect("small");
-            let knock = Knock { source: Ipv4Addr::new(192, 0, 2, 1), source_port, port };
-            state.connections.insert(number, Connection { address, knock, stage: Stage::Nowhere });
+            let pending = PendingConnection { source: Ipv4Addr::new(192, 0, 2, 1), source_port, port };
+            state.connections.insert(number, Connection { address, pending, stage: Stage::Nowhere });
             number
         };
         let world = self.clone();
         tokio::spawn(async move {
             for attempt in 0..TRIES {
-                world.knock(number);
+                world.pending(number);
                 sleep(Duration::from_secs(1 << attempt)).await;
                 if world.is_let_in(number) {
                     sleep(lasts).await;
@@ -95,9 +95,9 @@ impl World {
             state.connected += 1;
             let number = state.connected;
             let source_port = u16::try_from(number % 60_000 + 1024).expect("small");
-            let knock = Knock { source: Ipv4Addr::new(192, 0, 2, 2), source_port, port: 80 };
+            let pending = PendingConnection { source: Ipv4Addr::new(192, 0, 2, 2), source_port, port: 80 };
             let stage = Stage::Open(now.saturating_sub(MOMENT).unwrap_or(now));
-            state.connections.insert(number, Connection { address, knock, stage });
+            state.connections.insert(number, Connection { address, pending, stage });
             number
         };
         let world = self.clone();
@@ -114,25 +114,25 @@ impl World {
     }
 
     /// Sends the first packet of a connection, or repeats it.
-    fn knock(&self, number: u64) {
+    fn pending(&self, number: u64) {
         let now = self.time();
         let mut state = self.lock();
         let Some(connection) = state.connections.get(&number).cloned() else { return };
         if matches!(connection.stage, Stage::Open(_) | Stage::Closed(_)) {
             return;
         }
-        let Connection { address, knock, .. } = connection;
+        let Connection { address, pending, .. } = connection;
         let at_card = state.machines.iter().find(|(_, vmm)| vmm.is_alive() && vmm.address == Some(address));
         let (owner, is_announced) = match at_card.map(|(owner, _)| owner.clone()) {
             Some(owner) => {
-                let stage = if state.answers(&owner, now) { Stage::Open(now) } else { Stage::Knocking };
+                let stage = if state.answers(&owner, now) { Stage::Open(now) } else { Stage::Pending };
                 state.set_stage(number, stage);
                 // Notifications of the table are hints, which come late or never.
                 (Some(owner), state.rng.chance(700))
             }
             None => {
-                let owner = state.knock_at_door(address, &knock);
-                state.set_stage(number, if owner.is_some() { Stage::Knocking } else { Stage::Nowhere });
+                let owner = state.keep_pending(address, &pending);
+                state.set_stage(number, if owner.is_some() { Stage::Pending } else { Stage::Nowhere });
                 (owner, true)
             }
         };
@@ -179,12 +179,12 @@ impl State {
     }
 
     /// Accepts the kept connections whose clients still wait.
-    pub(super) fn let_in(&mut self, owner: &Uid, knocks: &[Knock], now: Timestamp) {
+    pub(super) fn let_in(&mut self, owner: &Uid, all_pending: &[PendingConnection], now: Timestamp) {
         if !self.answers(owner, now) {
             return;
         }
         for connection in self.connections.values_mut() {
-            if connection.stage == Stage::Knocking && knocks.contains(&connection.knock) {
+            if connection.stage == Stage::Pending && all_pending.contains(&connection.pending) {
                 connection.stage = Stage::Open(now);
             }
         }
@@ -196,9 +196,9 @@ impl State {
         let (address, paused_at) = (vmm.address, vmm.paused_at);
         let is_over = |connection: &&Connection| match connection.stage {
             Stage::Open(since) => Some(connection.address) == address && Some(since) < paused_at,
-            Stage::Nowhere | Stage::Knocking | Stage::Closed(_) => false,
+            Stage::Nowhere | Stage::Pending | Stage::Closed(_) => false,
         };
-        let ports = self.connections.values().filter(is_over).map(|connection| connection.knock.port);
+        let ports = self.connections.values().filter(is_over).map(|connection| connection.pending.port);
         let slept_on = ports.map(|port| SleptOn { owner: owner.clone(), standby, port });
         let slept_on: Vec<SleptOn> = slept_on.collect();
         self.slept_on.extend(slept_on);
@@ -212,13 +212,13 @@ impl Flows for World {
             let connections = state.table(age, now);
             let flow = |connection: &Connection| {
                 let flow_state = match connection.stage {
-                    Stage::Knocking | Stage::Open(_) => FlowState::Open,
+                    Stage::Pending | Stage::Open(_) => FlowState::Open,
                     Stage::Closed(at) if now.duration_since(at) < REMEMBERED => {
                         FlowState::Closed(self.shown(at))
                     }
                     Stage::Nowhere | Stage::Closed(_) => return None,
                 };
-                let Knock { source, source_port, port } = connection.knock;
+                let PendingConnection { source, source_port, port } = connection.pending;
                 let source = IpAddr::V4(source);
                 (connection.address == address).then_some(Flow {
                     source,

@@ -1,6 +1,6 @@
 //! Requests to simulated guests, which take effect in virtual time.
 
-use stead_schemas::guest::{Assumed, Config};
+use stead_schemas::guest::{Config, NewIdentity};
 use stead_schemas::names::Uid;
 
 use super::World;
@@ -27,9 +27,9 @@ impl Guests for World {
         Ok(())
     }
 
-    async fn take_identity(&self, owner: &Uid, assumed: &Assumed) -> Result<(), HostError> {
+    async fn take_identity(&self, owner: &Uid, identity: &NewIdentity) -> Result<(), HostError> {
         self.on_vmm("assume", owner, |vmm| {
-            vmm.incarnation = Some(assumed.incarnation.clone());
+            vmm.incarnation = Some(identity.incarnation.clone());
             Ok(())
         })
         .await

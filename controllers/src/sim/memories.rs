@@ -4,21 +4,21 @@ use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
 use stead_schemas::numbers::StandbyNo;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::PackingState;
+use stead_schemas::snapshot::CompressionState;
 
 use super::World;
 use super::vmms::Vmm;
 use crate::host::{AdoptPlan, HostError, HostErrorKind, LaunchPlan, Memories, Memory, SavedMemory, VmmState};
 
 /// The state of every compressed memory.
-pub(super) const PACKED: PackingState =
-    PackingState::Packed { packed: Bytes(1 << 20), plain: Bytes(4 << 20) };
+pub(super) const COMPRESSED: CompressionState =
+    CompressionState::Compressed { compressed: Bytes(1 << 20), plain: Bytes(4 << 20) };
 
 #[derive(Debug, Clone)]
 pub(super) struct MemoryFile {
     /// Number of its save, and the VM in the saved state.
     pub(super) saved: Option<(StandbyNo, Vmm)>,
-    pub(super) packing: PackingState,
+    pub(super) compression_state: CompressionState,
 }
 
 impl MemoryFile {
@@ -28,12 +28,12 @@ impl MemoryFile {
 
     pub(super) fn seen(&self) -> Memory {
         match &self.saved {
-            None => Memory::Loose,
+            None => Memory::Incomplete,
             Some((standby, vmm)) => Memory::Saved(SavedMemory {
                 standby: *standby,
                 run: vmm.run,
                 launch: vmm.launch,
-                packing: self.packing,
+                compression_state: self.compression_state,
             }),
         }
     }
@@ -60,7 +60,9 @@ impl Memories for World {
             if !is_cut {
                 state.note_save(owner, standby);
             }
-            state.memories.insert(owner.clone(), MemoryFile { saved, packing: PackingState::Plain });
+            state
+                .memories
+                .insert(owner.clone(), MemoryFile { saved, compression_state: CompressionState::Plain });
             if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
         })
         .await
@@ -121,7 +123,9 @@ impl Memories for World {
             (vmm.launched_at, vmm.shown_launched_at) = (now, self.shown(now));
             let is_cut = state.rng.chance(state.faults.after);
             let saved = (!is_cut).then_some((plan.standby, vmm));
-            state.memories.insert(plan.owner.clone(), MemoryFile { saved, packing: PackingState::Plain });
+            state
+                .memories
+                .insert(plan.owner.clone(), MemoryFile { saved, compression_state: CompressionState::Plain });
             if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
         })
         .await
@@ -130,7 +134,7 @@ impl Memories for World {
     async fn compress(&self, owner: &Uid, _: Compression) -> Result<(), HostError> {
         self.verb("compress memory", owner.as_str(), |state| {
             let missing = || HostError::new(HostErrorKind::Missing, "compress memory", owner.as_str());
-            state.memories.get_mut(owner).ok_or_else(missing)?.packing = PACKED;
+            state.memories.get_mut(owner).ok_or_else(missing)?.compression_state = COMPRESSED;
             Ok(())
         })
         .await

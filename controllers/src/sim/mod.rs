@@ -10,7 +10,6 @@
 //! stay as they are.
 
 mod disks;
-mod doors;
 mod drift;
 mod facts;
 mod faults;
@@ -27,6 +26,7 @@ mod program;
 mod rng;
 mod snapshots;
 mod vmms;
+mod wake;
 mod written;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +42,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use crate::checks::HostSnapshot;
-use crate::host::{Forwarding, Link, PortRule, Route, StoredImage};
+use crate::host::{Forwarding, Link, NicRule, Route, StoredImage};
 use crate::runtime::{Clock, Ids};
 
 pub use drift::Drift;
@@ -95,7 +95,7 @@ struct State {
     disk_ages: BTreeMap<Uid, u64>,
     /// VMs that ran on with a memory older than their disk.
     corrupted: Vec<Uid>,
-    doors: BTreeMap<Uid, doors::Kept>,
+    wake_listeners: BTreeMap<Uid, wake::Kept>,
     listeners: BTreeMap<u16, BTreeMap<Uid, Vec<IngressRule>>>,
     /// Ports that other programs listen at.
     taken_ports: BTreeSet<u16>,
@@ -140,7 +140,7 @@ impl World {
             probe_serial: 0,
             disk_ages: BTreeMap::new(),
             corrupted: Vec::new(),
-            doors: BTreeMap::new(),
+            wake_listeners: BTreeMap::new(),
             listeners: BTreeMap::new(),
             taken_ports: BTreeSet::new(),
             connections: BTreeMap::new(),
@@ -184,7 +184,7 @@ impl World {
     pub fn snapshot(&self) -> HostSnapshot {
         let now = self.time();
         let state = self.lock();
-        let watched = state.doors.iter().filter(|(_, kept)| kept.watched.is_some());
+        let watched = state.wake_listeners.iter().filter(|(_, kept)| kept.watched.is_some());
         let watched = watched.map(|(uid, _)| uid.clone());
         HostSnapshot {
             links: state.links.values().cloned().collect(),
@@ -255,7 +255,7 @@ impl World {
 
 crate::host! { World, world:
     Vmms, Guests, Memories, InstanceLogs, Snapshots, Images, ImageJobs: World = *world;
-    Links, Firewall, Disks, Probes, Flows, Doors, Listeners, Facts: World = *world;
+    Links, Firewall, Disks, Probes, Flows, WakeListeners, Listeners, Facts: World = *world;
 }
 
 impl Clock for World {
@@ -282,7 +282,7 @@ impl Ids for World {
     }
 }
 
-impl PortRule {
+impl NicRule {
     /// Returns the rules that a table holds, ordered, without duplicates.
     fn set(rules: &BTreeSet<Self>) -> Vec<Self> {
         rules.iter().cloned().collect()

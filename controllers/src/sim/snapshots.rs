@@ -7,9 +7,9 @@ use stead_schemas::compression::Compression;
 use stead_schemas::names::Uid;
 use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::{PackingState, SnapshotKind};
+use stead_schemas::snapshot::{CompressionState, SnapshotKind};
 
-use super::memories::{MemoryFile, PACKED};
+use super::memories::{COMPRESSED, MemoryFile};
 use super::vmms::Vmm;
 use super::{State, World};
 use crate::host::{CapturePlan, Captured, HostError, HostErrorKind, Memory, Snapshots, VmmState};
@@ -25,18 +25,18 @@ struct Taken {
     /// Size and age of each disk, by the uid under which it was captured; the root's has no uid.
     disks: BTreeMap<Option<Uid>, (Bytes, u64)>,
     vmm: Option<Vmm>,
-    packing: PackingState,
+    compression_state: CompressionState,
 }
 
 impl SnapshotDir {
     pub(super) fn seen(&self) -> Captured {
         match &self.0 {
-            None => Captured::Loose,
+            None => Captured::Incomplete,
             Some(taken) => Captured::Whole {
                 kind: if taken.vmm.is_some() { SnapshotKind::Standby } else { SnapshotKind::Stopped },
                 size: Bytes(taken.disks.values().map(|(size, _)| size.0).sum()),
                 captured_at: taken.at,
-                packing: taken.packing,
+                compression_state: taken.compression_state,
             },
         }
     }
@@ -109,7 +109,12 @@ impl Snapshots for World {
             {
                 vmm.hold(time);
             }
-            let taken = (!is_cut).then_some(Taken { at: now, disks, vmm, packing: PackingState::Plain });
+            let taken = (!is_cut).then_some(Taken {
+                at: now,
+                disks,
+                vmm,
+                compression_state: CompressionState::Plain,
+            });
             state.snapshots.insert(plan.snapshot.clone(), SnapshotDir(taken));
             if is_cut { Err(refuse(HostErrorKind::Transient)) } else { Ok(()) }
         })
@@ -120,7 +125,7 @@ impl Snapshots for World {
         self.verb("compress", snapshot.as_str(), |state| {
             let missing = || HostError::new(HostErrorKind::Missing, "compress", snapshot.as_str());
             let taken = state.snapshots.get_mut(snapshot).and_then(|dir| dir.0.as_mut());
-            taken.ok_or_else(missing)?.packing = PACKED;
+            taken.ok_or_else(missing)?.compression_state = COMPRESSED;
             Ok(())
         })
         .await

@@ -164,8 +164,8 @@ impl Vmm {
                 is_shutdown_requested: self.shutdown_at.is_some(),
                 is_exit_acknowledged: self.acknowledged_at.is_some(),
                 incarnation: self.incarnation.clone(),
-                assume_error: None,
-                identity_told: None,
+                identity_error: None,
+                identity_sent: None,
                 is_unresponsive: false,
             },
         }

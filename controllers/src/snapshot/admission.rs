@@ -23,7 +23,7 @@ const NAMES: &str = "snapshot_name";
 
 /// A requested snapshot.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub struct CreateRequest {
     pub kind: SnapshotKind,
     pub name: Option<Name>,
     pub tags: Tags,
@@ -40,16 +40,20 @@ pub struct Wish {
 ///
 /// # Errors
 /// Returns `NotFound`, `NameTaken`, `InvalidState` or `Quota`.
-pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Snapshot>>, Refused> {
+pub fn create(
+    tx: &mut Tx<'_>,
+    source: &Uid,
+    request: CreateRequest,
+) -> Result<Arc<Object<Snapshot>>, Refused> {
     let instance =
         tx.get::<Instance>(source).filter(|instance| !instance.meta.is_deleting() && !instance.is_pooled());
     let instance = instance.ok_or_else(|| Refused::absent::<Instance>(source))?;
-    check_state(&instance, wish.kind)?;
-    if wish.kind == SnapshotKind::Standby {
+    check_state(&instance, request.kind)?;
+    if request.kind == SnapshotKind::Standby {
         let hypervisor = instance.spec.hypervisor;
         let has = nodes::capabilities(tx, hypervisor)?;
         nodes::check_verb(hypervisor, has.standby, "a snapshot of the kind Standby")?;
-        nodes::check_field(hypervisor, wish.pool == 0 || has.fork_memory, "pool_size")?;
+        nodes::check_field(hypervisor, request.pool == 0 || has.fork_memory, "pool_size")?;
     }
     let siblings = make_room(tx, source)?;
     if siblings >= SNAPSHOTS_PER_SOURCE_MAX {
@@ -58,7 +62,7 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
         return Err(Refused::quota(message));
     }
     let uid = tx.next_uid();
-    if let Some(name) = &wish.name {
+    if let Some(name) = &request.name {
         give_up_name(tx, source, name);
         tx.claim(NAMES, claimed(source, name), &uid).map_err(|_| {
             let message = format!("a snapshot of this instance named {name} exists already");
@@ -68,20 +72,20 @@ pub fn create(tx: &mut Tx<'_>, source: &Uid, wish: Wish) -> Result<Arc<Object<Sn
     let spec = SnapshotSpec {
         source: source.clone(),
         source_name: instance.meta.name.clone(),
-        kind: wish.kind,
-        name: wish.name,
-        purpose: wish.purpose,
-        schedule: wish.schedule,
+        kind: request.kind,
+        name: request.name,
+        purpose: request.purpose,
+        schedule: request.schedule,
         instance: Box::new(instance.spec.clone()),
         image_digest: instance.status.image_digest.clone(),
-        compression: wish.compression,
-        pool: wish.pool,
+        compression: request.compression,
+        pool: request.pool,
         volume_disks: captured(tx, &instance.spec),
     };
     Ok(tx.create::<Snapshot>(New {
         name: Name::from(&uid),
         uid: Some(uid),
-        tags: wish.tags,
+        tags: request.tags,
         owner: None,
         spec,
     })?)

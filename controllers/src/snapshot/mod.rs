@@ -41,10 +41,10 @@ pub struct SnapshotReconciler<H> {
 
 /// The operation that scales pools. It follows the rules of instances, which this kind does not know.
 #[derive(Clone)]
-pub struct Pools(pub Arc<Tend>);
+pub struct Pools(pub Arc<PoolScaler>);
 
 /// A function that scales the pool of a snapshot towards its spec. A refusal gives the reason.
-pub type Tend = dyn Fn(&mut Tx<'_>, &Uid) -> Result<(), String> + Send + Sync;
+pub type PoolScaler = dyn Fn(&mut Tx<'_>, &Uid) -> Result<(), String> + Send + Sync;
 
 impl std::fmt::Debug for Pools {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -61,7 +61,7 @@ pub enum Action {
     /// Requests the deletion of a snapshot that is no longer needed, or that failed a while ago.
     Expire(Uid),
     /// Adds one pooled instance or removes one.
-    TendPool(Uid),
+    ScalePool(Uid),
 }
 
 impl<H> SnapshotReconciler<H> {
@@ -76,13 +76,13 @@ impl<H> SnapshotReconciler<H> {
 }
 
 impl<H> SnapshotReconciler<H> {
-    async fn tend(&self, uid: &Uid) -> Result<(), HostError> {
+    async fn scale(&self, uid: &Uid) -> Result<(), HostError> {
         let failed = |why: String| {
             HostError::new(HostErrorKind::Transient, "tend the pool of", uid.as_str()).because(why)
         };
-        let (Pools(tend), moved) = (self.pools.clone(), uid.clone());
-        let tended = self.store.transact(move |tx| tend(tx, &moved)).await;
-        tended.map_err(|error| failed(error.to_string()))
+        let (Pools(scale), moved) = (self.pools.clone(), uid.clone());
+        let scaled = self.store.transact(move |tx| scale(tx, &moved)).await;
+        scaled.map_err(|error| failed(error.to_string()))
     }
 }
 
@@ -105,7 +105,7 @@ impl<H: Host> Reconciler for SnapshotReconciler<H> {
             Action::Compress(uid, how) => self.host.snapshots().compress(uid, *how).await,
             Action::Remove(uid) => self.host.snapshots().remove(uid).await,
             Action::Expire(uid) => self.expire(uid).await,
-            Action::TendPool(uid) => self.tend(uid).await,
+            Action::ScalePool(uid) => self.scale(uid).await,
         }
     }
 
@@ -113,8 +113,8 @@ impl<H: Host> Reconciler for SnapshotReconciler<H> {
         status::status(object, seen, end)
     }
 
-    fn next_look(object: &Object<Snapshot>, now: Timestamp) -> Option<Timestamp> {
-        plan::next_look(object, now)
+    fn next_poll(object: &Object<Snapshot>, now: Timestamp) -> Option<Timestamp> {
+        plan::next_poll(object, now)
     }
 
     async fn owned(&self) -> Result<Vec<Uid>, HostError> {

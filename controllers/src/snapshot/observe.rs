@@ -23,7 +23,7 @@ pub struct Observed {
     /// True if a fork or a restore still has to copy from it.
     pub is_needed: bool,
     /// Number of its pooled instances, and in `warm` of those that a fork could take.
-    pub members: u32,
+    pub pooled: u32,
     pub warm: u32,
     /// True if the pool has more or fewer instances than it should have.
     pub is_pool_due: bool,
@@ -54,13 +54,13 @@ pub(super) async fn observe<H: Host>(
     let captured = reconciler.host.snapshots().inspect(uid).await?;
     let is_needed = is_needed(&reconciler.store, uid);
     let pool = pool(&reconciler.store, uid);
-    let is_pool_due = object.is_some_and(|object| is_pool_due(object, pool.members));
-    let Pool { members, warm, trouble } = pool;
+    let is_pool_due = object.is_some_and(|object| is_pool_due(object, pool.pooled));
+    let Pool { pooled, warm, trouble } = pool;
     let mut seen = Observed {
         uid: uid.clone(),
         captured,
         is_needed,
-        members,
+        pooled,
         warm,
         is_pool_due,
         pool_trouble: trouble,
@@ -102,26 +102,26 @@ fn is_needed(store: &Store, uid: &Uid) -> bool {
 /// The forks that are held ready.
 #[derive(Debug, Default)]
 struct Pool {
-    members: u32,
+    pooled: u32,
     warm: u32,
     trouble: Option<String>,
 }
 
 fn pool(store: &Store, uid: &Uid) -> Pool {
     let mut pool = Pool::default();
-    for member in store.owned_by::<Instance>(uid) {
-        if member.is_pooled() && !member.meta.is_deleting() {
-            pool.members += 1;
-            pool.warm += u32::from(member.is_warm());
-            pool.trouble = pool.trouble.or_else(|| trouble(&member));
+    for pooled_instance in store.owned_by::<Instance>(uid) {
+        if pooled_instance.is_pooled() && !pooled_instance.meta.is_deleting() {
+            pool.pooled += 1;
+            pool.warm += u32::from(pooled_instance.is_warm());
+            pool.trouble = pool.trouble.or_else(|| trouble(&pooled_instance));
         }
     }
     pool
 }
 
 /// Returns why a pooled instance does not become ready. Only the owner of its snapshot can see it.
-fn trouble(member: &Object<Instance>) -> Option<String> {
-    let conditions = &member.status.conditions;
+fn trouble(pooled_instance: &Object<Instance>) -> Option<String> {
+    let conditions = &pooled_instance.status.conditions;
     let ready = condition::find(conditions, ConditionType::Ready)?;
     let is_degraded = condition::find(conditions, ConditionType::Degraded)
         .is_some_and(|degraded| degraded.status == ConditionStatus::True);
@@ -133,11 +133,11 @@ fn trouble(member: &Object<Instance>) -> Option<String> {
 
 /// Returns true if the pool must be scaled. Only a complete snapshot has a pool; a failed snapshot gives its
 /// pooled instances up.
-fn is_pool_due(object: &Object<Snapshot>, members: u32) -> bool {
+fn is_pool_due(object: &Object<Snapshot>, pooled: u32) -> bool {
     match object.status.phase {
         SnapshotPhase::Pending => false,
-        SnapshotPhase::Ready => members != object.spec.pool,
-        SnapshotPhase::Failed => members > 0,
+        SnapshotPhase::Ready => pooled != object.spec.pool,
+        SnapshotPhase::Failed => pooled > 0,
     }
 }
 

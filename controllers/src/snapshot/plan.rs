@@ -5,7 +5,7 @@ use stead_schemas::condition::Reason;
 use stead_schemas::limits::FAILURE_KEPT;
 use stead_schemas::meta::Object;
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::{PackingState, Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
+use stead_schemas::snapshot::{CompressionState, Snapshot, SnapshotKind, SnapshotPhase, SnapshotPurpose};
 
 use super::observe::{Observed, Source, capture_plan};
 use super::{Action, status};
@@ -28,14 +28,15 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Moment
             (SnapshotPhase::Ready, Some(Captured::Whole { .. })) | (SnapshotPhase::Failed, _)
                 if seen.is_pool_due =>
             {
-                act(Action::TendPool(seen.uid.clone()))
+                act(Action::ScalePool(seen.uid.clone()))
             }
             // The memory is not compressed while a pool uses it: the pages that pooled instances map are not
             // freed anyway.
-            (SnapshotPhase::Ready, Some(Captured::Whole { packing: PackingState::Plain, kind, .. }))
-                if *kind == SnapshotKind::Standby && object.spec.pool == 0 && !seen.is_needed =>
-            {
-                plan_packing(object, seen)
+            (
+                SnapshotPhase::Ready,
+                Some(Captured::Whole { compression_state: CompressionState::Plain, kind, .. }),
+            ) if *kind == SnapshotKind::Standby && object.spec.pool == 0 && !seen.is_needed => {
+                plan_compression(object, seen)
             }
             (SnapshotPhase::Ready, Some(Captured::Whole { .. })) => Plan::Converged,
             (SnapshotPhase::Ready, _) => refuse(Reason::SnapshotFailed, status::LOST),
@@ -53,7 +54,7 @@ pub(super) fn plan(desired: &Desired<'_, Snapshot>, seen: &Observed, now: Moment
     }
 }
 
-fn plan_packing(object: &Object<Snapshot>, seen: &Observed) -> Plan<Action> {
+fn plan_compression(object: &Object<Snapshot>, seen: &Observed) -> Plan<Action> {
     match object.spec.compression {
         Some(how) => act(Action::Compress(seen.uid.clone(), how)),
         None => Plan::Converged,
@@ -77,7 +78,7 @@ fn failed_at(object: &Object<Snapshot>) -> Timestamp {
 }
 
 /// Returns the time at which the record of a failure is removed, unless the clock is set.
-pub(super) fn next_look(object: &Object<Snapshot>, now: Timestamp) -> Option<Timestamp> {
+pub(super) fn next_poll(object: &Object<Snapshot>, now: Timestamp) -> Option<Timestamp> {
     let until = object.was_never_taken().then(|| after(failed_at(object).min(now), FAILURE_KEPT));
     until.filter(|&at| at > now && !object.meta.is_deleting())
 }
@@ -107,7 +108,7 @@ fn has_room(Bytes(needed): Bytes, space: Space) -> bool {
 
 /// Returns the time of the next poll. Changes of the source are notified; the poll covers lost notifications.
 fn later(now: Timestamp) -> Timestamp {
-    now.saturating_add(stead_schemas::limits::SNAPSHOT_LOOK).unwrap_or(Timestamp::MAX)
+    now.saturating_add(stead_schemas::limits::SNAPSHOT_POLL_INTERVAL).unwrap_or(Timestamp::MAX)
 }
 
 fn act(action: Action) -> Plan<Action> {

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use stead_schemas::meta::Object;
-use stead_schemas::snapshot::{PackingState, Snapshot, SnapshotPhase, SnapshotStatus};
+use stead_schemas::snapshot::{CompressionState, Snapshot, SnapshotPhase, SnapshotStatus};
 
 use super::Observed;
 use crate::host::{Captured, HostErrorKind};
@@ -14,14 +14,17 @@ pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &P
     let generation = object.meta.generation;
     let mut status = object.status.clone();
     status.warm = seen.map_or(status.warm, |seen| seen.warm);
-    if let Some(Observed { captured: Some(Captured::Whole { kind: _, size, captured_at, packing }), .. }) =
-        seen
+    if let Some(Observed {
+        captured: Some(Captured::Whole { kind: _, size, captured_at, compression_state }),
+        ..
+    }) = seen
         && status.phase != SnapshotPhase::Failed
     {
         status.phase = SnapshotPhase::Ready;
-        (status.size, status.captured_at, status.packing) = (*size, Some(*captured_at), *packing);
-        status.packing_error =
-            packing_error(object, seen.is_some_and(|seen| seen.is_pool_due), *packing, end);
+        (status.size, status.captured_at, status.compression_state) =
+            (*size, Some(*captured_at), *compression_state);
+        status.compression_error =
+            compression_error(object, seen.is_some_and(|seen| seen.is_pool_due), *compression_state, end);
     }
     if !object.meta.is_deleting() && status.phase != SnapshotPhase::Failed {
         match &end.outcome {
@@ -52,17 +55,17 @@ pub(super) fn status(object: &Object<Snapshot>, seen: Option<&Observed>, end: &P
 
 /// Returns the error of the compression. The only steps of a ready snapshot are its compression and those of
 /// its pool.
-fn packing_error(
+fn compression_error(
     object: &Object<Snapshot>,
     is_pool_due: bool,
-    packing: PackingState,
+    compression_state: CompressionState,
     end: &PassEnd,
 ) -> Option<String> {
     let is_compression = object.status.phase == SnapshotPhase::Ready && !is_pool_due;
-    match (&end.outcome, packing) {
-        (_, PackingState::Packed { .. }) => None,
-        (Outcome::Failed { message, .. }, PackingState::Plain) if is_compression => Some(message.clone()),
-        _ => object.status.packing_error.clone(),
+    match (&end.outcome, compression_state) {
+        (_, CompressionState::Compressed { .. }) => None,
+        (Outcome::Failed { message, .. }, CompressionState::Plain) if is_compression => Some(message.clone()),
+        _ => object.status.compression_error.clone(),
     }
 }
 

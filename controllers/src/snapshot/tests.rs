@@ -7,11 +7,11 @@ use stead_schemas::names::{Name, Uid};
 use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{
-    PackingState, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
+    CompressionState, SnapshotKind, SnapshotPhase, SnapshotPurpose, SnapshotSpec, SnapshotStatus,
 };
 
 use super::observe::standby_source;
-use super::plan::{next_look, plan as planned};
+use super::plan::{next_poll, plan as planned};
 use super::status::status;
 use super::*;
 use crate::host::{Captured, GuestPhase, HostErrorKind, Machine, Space, VmmState};
@@ -54,7 +54,7 @@ fn whole() -> Option<Captured> {
         kind: SnapshotKind::Standby,
         size: Bytes(5),
         captured_at: at(1),
-        packing: PackingState::Plain,
+        compression_state: CompressionState::Plain,
     })
 }
 
@@ -65,7 +65,7 @@ fn seen(captured: Option<Captured>, source: Option<Source>, available: u64) -> O
         uid: uid(),
         captured,
         is_needed: true,
-        members: 0,
+        pooled: 0,
         warm: 0,
         is_pool_due: false,
         pool_trouble: None,
@@ -81,7 +81,7 @@ fn name(plan: &Plan<Action>) -> &'static str {
             Action::Capture(_) => "Capture",
             Action::Compress(..) => "Compress",
             Action::Remove(_) => "Remove",
-            Action::TendPool(_) => "TendPool",
+            Action::ScalePool(_) => "ScalePool",
             Action::Expire(_) => "Expire",
         },
         Plan::Record(_) => "Record",
@@ -98,7 +98,7 @@ fn every_state_has_its_next_step() {
     let needless = |captured| Observed { is_needed: false, ..seen(captured, None, 0) };
     let table = [
         (Kept, Pending, seen(None, Some(Capturable), 110), "Capture"),
-        (Kept, Pending, seen(Some(Captured::Loose), Some(Capturable), 110), "Capture"),
+        (Kept, Pending, seen(Some(Captured::Incomplete), Some(Capturable), 110), "Capture"),
         // The space is one byte less than the possible writes and the reserve.
         (Kept, Pending, seen(None, Some(Capturable), 109), "Refuse"),
         (Kept, Pending, seen(None, Some(Moving), 0), "Wait"),
@@ -107,8 +107,8 @@ fn every_state_has_its_next_step() {
         (Kept, Pending, seen(whole(), Some(Capturable), 110), "Record"),
         (Kept, Ready, seen(whole(), None, 0), "Converged"),
         (Kept, Ready, seen(None, None, 0), "Refuse"),
-        (Kept, Ready, seen(Some(Captured::Loose), None, 0), "Refuse"),
-        (Kept, Failed, seen(Some(Captured::Loose), None, 0), "Remove"),
+        (Kept, Ready, seen(Some(Captured::Incomplete), None, 0), "Refuse"),
+        (Kept, Failed, seen(Some(Captured::Incomplete), None, 0), "Remove"),
         (Kept, Failed, seen(None, None, 0), "Refuse"),
         // A kept snapshot stays although nothing copies from it.
         (Kept, Ready, needless(whole()), "Converged"),
@@ -158,20 +158,20 @@ fn a_machine_of_another_run_is_one_that_its_own_reconciler_is_changing() {
 }
 
 #[test]
-fn a_pool_is_brought_to_its_size_and_said() {
+fn a_pool_is_scaled_to_its_size_and_reported() {
     let mut object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Ready);
     object.spec.pool = 2;
-    for (members, expected) in [(0, "TendPool"), (1, "TendPool"), (2, "Converged"), (3, "TendPool")] {
-        let is_pool_due = members != object.spec.pool;
-        let seen = Observed { members, warm: members.min(1), is_pool_due, ..seen(whole(), None, 0) };
-        assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), expected, "{members}");
+    for (pooled, expected) in [(0, "ScalePool"), (1, "ScalePool"), (2, "Converged"), (3, "ScalePool")] {
+        let is_pool_due = pooled != object.spec.pool;
+        let seen = Observed { pooled, warm: pooled.min(1), is_pool_due, ..seen(whole(), None, 0) };
+        assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(2))), expected, "{pooled}");
         let end = PassEnd { now: at(3).into(), outcome: Outcome::Converged };
-        assert_eq!(status(&object, Some(&seen), &end).warm, members.min(1));
+        assert_eq!(status(&object, Some(&seen), &end).warm, pooled.min(1));
     }
 }
 
 #[test]
-fn a_failure_is_final_when_the_moment_is_gone_and_not_when_a_look_failed() {
+fn a_failure_is_final_when_the_moment_is_gone_and_not_when_an_observation_failed() {
     use crate::host::HostErrorKind::{Conflict, Exhausted, Permanent, Transient};
     let after = |kind, is_seen: bool| {
         let object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
@@ -192,7 +192,7 @@ fn a_failure_is_final_when_the_moment_is_gone_and_not_when_a_look_failed() {
 }
 
 #[test]
-fn files_that_went_missing_are_said_and_never_captured_again() {
+fn missing_files_are_reported_and_never_captured_again() {
     let mut object = snapshot(SnapshotPurpose::Kept, SnapshotPhase::Pending);
     let mut end = PassEnd { now: at(3).into(), outcome: Outcome::Converged };
     object.status = status(&object, Some(&seen(whole(), None, 0)), &end);
@@ -228,14 +228,18 @@ fn a_snapshot_that_was_never_taken_is_removed_after_a_while_and_one_that_lost_it
         let seen = |captured| Observed { is_needed, ..seen(captured, None, 0) };
         for purpose in [Kept, Fork] {
             let object = failed(purpose, 10, false);
-            assert_eq!(planned(&object, &seen(Some(Captured::Loose)), 11), "Remove", "{purpose:?}");
+            assert_eq!(planned(&object, &seen(Some(Captured::Incomplete)), 11), "Remove", "{purpose:?}");
             assert_eq!(planned(&object, &seen(None), 10 + kept - 1), "Refuse", "{purpose:?}");
             assert_eq!(planned(&object, &seen(None), 10 + kept), "Expire", "{purpose:?}");
-            assert_eq!(planned(&object, &seen(Some(Captured::Loose)), 10 + kept), "Expire", "{purpose:?}");
+            assert_eq!(
+                planned(&object, &seen(Some(Captured::Incomplete)), 10 + kept),
+                "Expire",
+                "{purpose:?}"
+            );
             let absent = Desired::Absent(Some(&object));
             assert_eq!(name(&plan(&absent, &seen(None), at(11))), "Converged", "a client deleted it");
-            assert_eq!(next_look(&object, at(11)), Some(at(10 + kept)));
-            assert_eq!(next_look(&object, at(10 + kept)), None, "not for ever");
+            assert_eq!(next_poll(&object, at(11)), Some(at(10 + kept)));
+            assert_eq!(next_poll(&object, at(10 + kept)), None, "not for ever");
         }
         assert_eq!(planned(&failed(Kept, 10, true), &seen(None), 10 + kept), "Refuse");
     }
@@ -260,8 +264,8 @@ fn a_clock_that_is_set_back_keeps_no_failure_longer() {
 #[test]
 fn a_snapshot_that_failed_gives_its_pool_up() {
     let object = failed(SnapshotPurpose::Kept, 10, true);
-    let seen = Observed { members: 2, is_pool_due: true, ..seen(None, None, 0) };
-    assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(11))), "TendPool");
+    let seen = Observed { pooled: 2, is_pool_due: true, ..seen(None, None, 0) };
+    assert_eq!(name(&plan(&Desired::Present(&object), &seen, at(11))), "ScalePool");
 }
 
 #[test]
@@ -273,13 +277,13 @@ fn trouble_of_a_pool_is_reported_as_that_and_not_as_one_of_the_compression() {
     let end = PassEnd { now: at(3).into(), outcome };
     let seen = Observed { is_pool_due: true, ..seen(whole(), None, 0) };
     let next = status(&object, Some(&seen), &end);
-    assert_eq!((next.pool_error.as_deref(), next.packing_error), (Some("no address"), None));
-    let seen = Observed { members: 1, is_pool_due: false, pool_trouble: Some("it ended".to_owned()), ..seen };
+    assert_eq!((next.pool_error.as_deref(), next.compression_error), (Some("no address"), None));
+    let seen = Observed { pooled: 1, is_pool_due: false, pool_trouble: Some("it ended".to_owned()), ..seen };
     let end = PassEnd { now: at(4).into(), outcome: Outcome::Converged };
     assert_eq!(status(&object, Some(&seen), &end).pool_error.as_deref(), Some("it ended"));
     let end = PassEnd {
         now: at(4).into(),
         outcome: Outcome::Failed { kind: HostErrorKind::Transient, message: "zstd".to_owned(), attempt: 1 },
     };
-    assert_eq!(status(&object, Some(&seen), &end).packing_error.as_deref(), Some("zstd"));
+    assert_eq!(status(&object, Some(&seen), &end).compression_error.as_deref(), Some("zstd"));
 }

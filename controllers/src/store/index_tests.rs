@@ -210,6 +210,6 @@ async fn visits_among(others: u64) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_up_reads_what_it_finds_and_nothing_else() {
+async fn a_lookup_reads_what_it_finds_and_nothing_else() {
     assert_eq!(visits_among(10).await, visits_among(2000).await);
 }

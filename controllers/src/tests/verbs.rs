@@ -18,7 +18,7 @@ use crate::sim::observe_node;
 use crate::snapshot::admission as snapshots;
 use crate::store::tests::opened;
 use crate::store::{Kinds, New, Store, Tx, TxError};
-use crate::vm::admission::{self, ForkWish, Target};
+use crate::vm::admission::{self, ForkRequest, Target};
 use crate::vm::example as instance;
 
 async fn stored(power: Power, ended_run: RunNo, state: State, is_restarting: bool) -> (Store, Uid) {
@@ -115,16 +115,17 @@ const ALL: [Asked; 9] = [
     Asked::RestoreInPlace,
 ];
 
-fn of(kind: SnapshotKind) -> snapshots::Wish {
+fn of(kind: SnapshotKind) -> snapshots::CreateRequest {
     let (purpose, tags) = (SnapshotPurpose::Kept, Tags::new());
-    snapshots::Wish { kind, name: None, tags, purpose, compression: None, pool: 0, schedule: None }
+    snapshots::CreateRequest { kind, name: None, tags, purpose, compression: None, pool: 0, schedule: None }
 }
 
 /// Returns the state that a refusal names, and the states in which it reports the verb as legal.
 fn ask(tx: &mut Tx<'_>, uid: &Uid, snapshot: &Uid, asked: Asked) -> Result<(), (State, &'static str)> {
     let fork = |from_running| {
-        let wish = ForkWish { name: Name::resource("fork").expect("valid"), from_running, target: None };
-        move |tx: &mut Tx<'_>| admission::fork(tx, uid, wish, "st").map(drop)
+        let request =
+            ForkRequest { name: Name::resource("fork").expect("valid"), from_running, target: None };
+        move |tx: &mut Tx<'_>| admission::fork(tx, uid, request, "st").map(drop)
     };
     let refused = match asked {
         Asked::Start => START(tx, uid),
@@ -215,14 +216,14 @@ async fn in_each_of_the_eight_states_what_is_not_legal_is_refused_with_the_state
             let answer = store.transact(move |tx| Ok::<_, TxError>(ask(tx, &uid, &snapshot, asked))).await;
             let answer = answer.expect("a store that answers");
             assert_eq!(answer.is_ok(), legal.contains(&asked), "{asked:?} {state:?}: {answer:?}");
-            let Err((told, legal_in)) = answer else { continue };
-            assert_eq!(told, state, "{asked:?}");
+            let Err((reported, legal_in)) = answer else { continue };
+            assert_eq!(reported, state, "{asked:?}");
             // The refusal of a fork names the parameter with which it is legal.
             let asked_well = if asked == Fork { ForkFromRunning } else { asked };
             for (state, _, _, legal) in table {
-                let is_said = legal_in.contains(&format!("{state:?}"));
+                let is_reported = legal_in.contains(&format!("{state:?}"));
                 assert!(
-                    !is_said || legal.contains(&asked_well),
+                    !is_reported || legal.contains(&asked_well),
                     "{asked:?} is said to be legal in {state:?}"
                 );
             }

@@ -10,18 +10,19 @@ use stead_schemas::api::{AutoStandbyReason, AutoStandbyState, AutoStandbyView};
 use stead_schemas::instance::{Exit, Instance, InstanceStatus, Power, PowerCause, State};
 use stead_schemas::limits::PROBE_PORTS;
 use stead_schemas::meta::Object;
-use stead_schemas::network::{Mac, PortSpec};
+use stead_schemas::network::{Mac, NicSpec};
 use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
 use stead_schemas::policy::{AutoStandbyPolicy, IdleStatus};
 use stead_schemas::quantity::GoDuration;
-use stead_schemas::snapshot::PackingState;
+use stead_schemas::snapshot::CompressionState;
 
 use super::plan::plan;
 use super::status::status;
 use super::tests::{at, instance, machine, name, seen};
-use super::{Action, Blind, Observed, PortSeen};
+use super::{Action, Blind, NicSeen, Observed};
 use crate::host::{
-    Door, Flow, FlowState, GuestPhase, Inbound, Knock, Machine, Memory, NetworkCard, SavedMemory, VmmState,
+    Flow, FlowState, GuestPhase, Inbound, Machine, Memory, NetworkCard, PendingConnection, SavedMemory,
+    VmmState, WakeListener,
 };
 use crate::runtime::{Desired, Outcome, PassEnd, Plan};
 
@@ -71,7 +72,7 @@ fn with(machine: Option<Machine>, flows: Vec<Flow>, watched_since: i64) -> Obser
     let address = Ipv4Addr::new(10, 9, 0, 2);
     let card = NetworkCard { tap: "tap".parse().expect("valid"), mac: Mac::of_address(address), address };
     let gateway = Ipv4Addr::new(10, 9, 0, 1);
-    let port = PortSeen {
+    let nic = NicSeen {
         is_ready: true,
         trouble: None,
         card,
@@ -83,7 +84,7 @@ fn with(machine: Option<Machine>, flows: Vec<Flow>, watched_since: i64) -> Obser
         mtu: None,
     };
     let mut observed = seen(machine);
-    observed.parts.port = Some(port);
+    observed.parts.nic = Some(nic);
     observed.inbound = Some(Ok(Inbound { watched_since: at(watched_since), flows }));
     observed
 }
@@ -92,7 +93,7 @@ fn running(flows: Vec<Flow>) -> Observed {
     with(Some(machine(VmmState::Running, GuestPhase::Ready)), flows, 0)
 }
 
-fn looked(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> InstanceStatus {
+fn status_after(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> InstanceStatus {
     status(object, Some(seen), &PassEnd { now: now.into(), outcome: Outcome::Converged })
 }
 
@@ -135,7 +136,7 @@ fn the_clock_begins_when_the_last_one_left_and_never_counts_what_nobody_watched(
         object.status.idle = idle.clone();
         let observed =
             with(Some(machine(VmmState::Running, GuestPhase::Ready)), flows.clone(), watched_since);
-        let next = looked(&object, &observed, at(100)).idle;
+        let next = status_after(&object, &observed, at(100)).idle;
         let what = format!("{idle:?} {flows:?} {watched_since}");
         assert_eq!((next.idle_since, next.connections), (since.map(at), connections), "{what}");
     }
@@ -143,10 +144,10 @@ fn the_clock_begins_when_the_last_one_left_and_never_counts_what_nobody_watched(
     let mut object = up();
     object.status.idle = known(None, Some(50));
     object.status.state_since = Some(at(97));
-    let next = looked(&object, &running(vec![closed(80, 60)]), at(100)).idle;
+    let next = status_after(&object, &running(vec![closed(80, 60)]), at(100)).idle;
     assert_eq!(next.idle_since, Some(at(97)));
     object.status.state = State::Paused;
-    let next = looked(&object, &running(vec![closed(80, 60)]), at(100)).idle;
+    let next = status_after(&object, &running(vec![closed(80, 60)]), at(100)).idle;
     assert_eq!(next.idle_since, Some(at(100)));
 }
 
@@ -187,7 +188,7 @@ fn it_goes_to_standby_when_nobody_was_connected_for_long_enough_and_only_then() 
         let plan = plan(&Desired::Present(&object), &observed, at(100).into());
         assert_eq!(name(&plan), expected, "{:?} {observed:?}", object.status.idle);
     }
-    let status = looked(&idle_since(0), &blind(), at(100)).idle;
+    let status = status_after(&idle_since(0), &blind(), at(100)).idle;
     assert_eq!((status.idle_since, status.error.as_deref()), (None, Some("no table")));
 }
 
@@ -202,7 +203,7 @@ fn until_its_process_is_gone_a_connection_undoes_a_standby_that_came_by_itself()
             standby: StandbyNo(1),
             run: RunNo(1),
             launch: LaunchId(1),
-            packing: PackingState::Plain,
+            compression_state: CompressionState::Plain,
         };
         Observed { memory: Some(Memory::Saved(saved)), ..observed }
     };
@@ -248,7 +249,7 @@ fn until_its_process_is_gone_a_connection_undoes_a_standby_that_came_by_itself()
 }
 
 #[test]
-fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_handed_over() {
+fn a_tap_is_watched_in_standby_released_before_the_vm_comes_and_its_packets_are_handed_over() {
     let asleep = |by| {
         let mut object = counted(Power::Standby, by);
         object.status.state = State::Standby;
@@ -264,41 +265,42 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
             standby: StandbyNo(1),
             run: RunNo(1),
             launch: LaunchId(1),
-            packing: PackingState::Plain,
+            compression_state: CompressionState::Plain,
         };
         Observed { memory: Some(Memory::Saved(memory)), ..with(None, vec![], 0) }
     };
-    let knock = |source: [u8; 4], port| Knock { source: source.into(), source_port: 4000, port };
-    let door = |is_watched, knocks| Some(Door { is_watched, knocks });
-    let at_door = |door| Observed { door, ..saved() };
+    let pending =
+        |source: [u8; 4], port| PendingConnection { source: source.into(), source_port: 4000, port };
+    let listener = |is_watched, all_pending| Some(WakeListener { is_watched, all_pending });
+    let asleep_with = |listener| Observed { listener, ..saved() };
     let mut no_card = saved();
-    no_card.parts.port.as_mut().expect("given").is_ready = false;
-    let counted_knock = || vec![knock([192, 0, 2, 1], 80), knock([10, 0, 0, 9], 80)];
-    let ignored = || vec![knock([10, 0, 0, 9], IGNORED), knock([192, 0, 2, 1], 80)];
-    let up_with = |door| Observed { door, ..running(vec![]) };
+    no_card.parts.nic.as_mut().expect("given").is_ready = false;
+    let counted_pending = || vec![pending([192, 0, 2, 1], 80), pending([10, 0, 0, 9], 80)];
+    let ignored = || vec![pending([10, 0, 0, 9], IGNORED), pending([192, 0, 2, 1], 80)];
+    let up_with = |listener| Observed { listener, ..running(vec![]) };
     // The VMM has just ended: the card is free, and the remainder of the VMM can wait.
     let dead = || Some(machine(VmmState::Dead, GuestPhase::Ready));
-    let ended = |door| Observed { machine: dead(), ..at_door(door) };
+    let ended = |listener| Observed { machine: dead(), ..asleep_with(listener) };
     let table = [
         (asleep(PowerCause::Idle), ended(None), vec!["Watch"]),
-        (asleep(PowerCause::Idle), ended(door(true, vec![])), vec!["Release"]),
-        (counted(Power::Standby, PowerCause::Idle), ended(door(true, vec![])), vec!["Record Converging"]),
-        (asleep(PowerCause::Idle), ended(door(true, counted_knock())), vec!["Wake"]),
+        (asleep(PowerCause::Idle), ended(listener(true, vec![])), vec!["Release"]),
+        (counted(Power::Standby, PowerCause::Idle), ended(listener(true, vec![])), vec!["Record Converging"]),
+        (asleep(PowerCause::Idle), ended(listener(true, counted_pending())), vec!["Wake"]),
         (deaf(), ended(None), vec!["Release"]),
-        (up(), ended(door(true, counted_knock())), vec!["Unwatch", "Release"]),
+        (up(), ended(listener(true, counted_pending())), vec!["Unwatch", "Release"]),
         (asleep(PowerCause::Idle), saved(), vec!["Watch"]),
         // The listener is set up whatever the cause of the standby was.
         (asleep(PowerCause::Client), saved(), vec!["Watch"]),
         (asleep(PowerCause::Idle), no_card, vec!["Converged"]),
-        (asleep(PowerCause::Idle), at_door(door(true, vec![])), vec!["Converged"]),
-        (asleep(PowerCause::Idle), at_door(door(true, ignored())), vec!["Converged"]),
-        (asleep(PowerCause::Idle), at_door(door(true, counted_knock())), vec!["Wake"]),
-        (asleep(PowerCause::Client), at_door(door(false, counted_knock())), vec!["Wake"]),
+        (asleep(PowerCause::Idle), asleep_with(listener(true, vec![])), vec!["Converged"]),
+        (asleep(PowerCause::Idle), asleep_with(listener(true, ignored())), vec!["Converged"]),
+        (asleep(PowerCause::Idle), asleep_with(listener(true, counted_pending())), vec!["Wake"]),
+        (asleep(PowerCause::Client), asleep_with(listener(false, counted_pending())), vec!["Wake"]),
         (deaf(), saved(), vec!["Converged"]),
-        (deaf(), at_door(door(true, counted_knock())), vec!["Unwatch"]),
-        (up(), at_door(door(true, counted_knock())), vec!["Unwatch", "Restore"]),
-        (up(), up_with(door(true, counted_knock())), vec!["Unwatch"]),
-        (up(), up_with(door(false, counted_knock())), vec!["HandOver"]),
+        (deaf(), asleep_with(listener(true, counted_pending())), vec!["Unwatch"]),
+        (up(), asleep_with(listener(true, counted_pending())), vec!["Unwatch", "Restore"]),
+        (up(), up_with(listener(true, counted_pending())), vec!["Unwatch"]),
+        (up(), up_with(listener(false, counted_pending())), vec!["HandOver"]),
         (up(), up_with(None), vec!["Converged"]),
     ];
     for (object, observed, expected) in table {
@@ -307,12 +309,12 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
             Plan::Act(steps) => steps.iter().map(|step| name(&Plan::Act(vec![step.clone()]))).collect(),
             other => vec![name(other)],
         };
-        assert_eq!(names, expected, "{:?} {:?}", object.spec.power_by, observed.door);
+        assert_eq!(names, expected, "{:?} {:?}", object.spec.power_by, observed.listener);
     }
     // An instance that is deleted stops its wake listener.
     let mut object = asleep(PowerCause::Idle);
     object.meta.deletion_requested_at = Some(at(1));
-    let planned = plan(&Desired::Absent(Some(&object)), &at_door(door(true, vec![])), at(5).into());
+    let planned = plan(&Desired::Absent(Some(&object)), &asleep_with(listener(true, vec![])), at(5).into());
     assert_eq!(name(&planned), "Unwatch");
 }
 
@@ -320,7 +322,7 @@ fn a_door_is_watched_in_standby_left_before_the_vm_comes_and_what_was_kept_is_ha
 fn a_client_reads_every_status_with_its_reason() {
     use AutoStandbyReason as Why;
     use AutoStandbyState as Is;
-    let port = PortSpec {
+    let nic = NicSpec {
         network: up().meta.uid,
         bridge: "br".parse().expect("valid"),
         tap: "tap".parse().expect("valid"),
@@ -368,7 +370,7 @@ fn a_client_reads_every_status_with_its_reason() {
         ),
     ];
     for (object, status, reason) in table {
-        let view = AutoStandbyView::of(&object, Some(&port), at(100));
+        let view = AutoStandbyView::of(&object, Some(&nic), at(100));
         assert_eq!((view.status, view.reason), (status, reason), "{:?}", object.status.idle);
         let is_eligible = matches!(status, Is::Active | Is::IdleCountdown | Is::ReadyForStandby);
         assert_eq!(view.eligible, is_eligible, "{status:?}");
@@ -376,7 +378,7 @@ fn a_client_reads_every_status_with_its_reason() {
     }
     let view = AutoStandbyView::of(&changed(&|_| {}), None, at(100));
     assert_eq!((view.status, view.reason), (Is::Ineligible, Why::MissingIp));
-    let view = AutoStandbyView::of(&changed(&|_| {}), Some(&port), at(100));
+    let view = AutoStandbyView::of(&changed(&|_| {}), Some(&nic), at(100));
     assert_eq!(view.countdown_remaining, Some(GoDuration(Duration::from_secs(5))));
 }
 
@@ -385,11 +387,11 @@ proptest! {
     /// last close or the start of the watch, and does not run while a connection is open.
     #[test]
     fn the_clock_never_runs_ahead_of_what_was_seen(
-        looks in proptest::collection::vec((1i64..30, any::<bool>(), proptest::option::of(0i64..30), any::<bool>()), 1..30),
+        observations in proptest::collection::vec((1i64..30, any::<bool>(), proptest::option::of(0i64..30), any::<bool>()), 1..30),
     ) {
         let mut object = up();
         let (mut now, mut watched_since, mut last_left) = (0, 0, 0);
-        for (passed, is_connected, left_ago, is_restart) in looks {
+        for (passed, is_connected, left_ago, is_restart) in observations {
             now += passed;
             if is_restart {
                 watched_since = now;
@@ -403,7 +405,7 @@ proptest! {
             let observed = with(Some(machine), flows, watched_since);
             let planned = plan(&Desired::Present(&object), &observed, at(now).into());
             let before = object.status.idle.clone();
-            object.status = looked(&object, &observed, at(now));
+            object.status = status_after(&object, &observed, at(now));
             let idle = &object.status.idle;
             prop_assert_eq!(idle.idle_since.is_none(), is_connected);
             if let Some(since) = idle.idle_since {

@@ -91,12 +91,12 @@ pub(super) fn has_started(object: &Object<Instance>, machine: &Machine) -> bool 
 
 /// The time until which a guest may boot. A guest that booted while no daemon listened gets a moment to report.
 pub(super) fn boot_deadline(machine: &Machine, now: Moment) -> Timestamp {
-    now.end(machine.launched_at, limits::GUEST_BOOT_DEADLINE).max(heard_by(machine, now))
+    now.end(machine.launched_at, limits::GUEST_BOOT_DEADLINE).max(answer_deadline(machine, now))
 }
 
 /// The time until which silence towards this daemon does not mean that the guest is silent.
-pub(super) fn heard_by(machine: &Machine, now: Moment) -> Timestamp {
-    now.end(machine.listening_since, limits::GUEST_HEARD_GRACE)
+pub(super) fn answer_deadline(machine: &Machine, now: Moment) -> Timestamp {
+    now.end(machine.listening_since, limits::GUEST_ANSWER_GRACE)
 }
 
 /// True if the VM lost its TAP and its hypervisor cannot connect it to the TAP that replaces the lost one: only
@@ -167,7 +167,7 @@ pub(super) fn is_used_up(object: &Object<Instance>, seen: &Observed) -> bool {
 /// Returns the reason why a running guest cannot take over the instance's identity.
 pub(super) fn identity_error<'a>(object: &Object<Instance>, seen: &'a Observed) -> Option<&'a str> {
     let is_waiting = |machine: &&Machine| is_up(machine) && is_another(object, machine);
-    seen.machine.as_ref().filter(is_waiting)?.guest.assume_error.as_deref()
+    seen.machine.as_ref().filter(is_waiting)?.guest.identity_error.as_deref()
 }
 
 impl Observed {
@@ -181,7 +181,7 @@ impl Observed {
         };
         match &self.memory {
             Some(Memory::Saved(saved)) => Some(saved).filter(is_current),
-            Some(Memory::Loose) | None => None,
+            Some(Memory::Incomplete) | None => None,
         }
     }
 

@@ -33,14 +33,14 @@ pub(super) fn guest_config(object: &Object<Instance>, seen: &Observed) -> Option
 }
 
 pub(super) fn guest_network(seen: &Observed) -> Option<guest::NetworkConfig> {
-    seen.parts.port.as_ref().map(|port| guest::NetworkConfig {
-        address: port.card.address,
-        prefix: port.prefix,
-        mac: Some(port.card.mac),
-        gateway: port.gateway,
-        dns: port.dns.clone(),
-        resolver: port.resolver.clone(),
-        mtu: port.mtu,
+    seen.parts.nic.as_ref().map(|nic| guest::NetworkConfig {
+        address: nic.card.address,
+        prefix: nic.prefix,
+        mac: Some(nic.card.mac),
+        gateway: nic.gateway,
+        dns: nic.dns.clone(),
+        resolver: nic.resolver.clone(),
+        mtu: nic.mtu,
     })
 }
 

@@ -38,8 +38,8 @@ fn wanted_probe(object: &Object<Instance>, seen: &Observed, now: Moment) -> Opti
         owner: object.meta.uid.clone(),
         of,
         check: check.clone(),
-        address: seen.parts.port.as_ref().map(|port| port.card.address),
-        bridge: seen.parts.port.as_ref().map(|port| port.bridge.clone()),
+        address: seen.parts.nic.as_ref().map(|port| port.card.address),
+        bridge: seen.parts.nic.as_ref().map(|port| port.bridge.clone()),
         lenient_for: check.start_period.0.saturating_sub(now.elapsed(started_at)),
         tally: if earlier.of == Some(of) { earlier.tally.clone() } else { Default::default() },
     })
@@ -49,10 +49,10 @@ fn wanted_probe(object: &Object<Instance>, seen: &Observed, now: Moment) -> Opti
 /// its health.
 fn is_probed(object: &Object<Instance>, machine: &Machine, now: Moment) -> bool {
     let is_up = machine.vmm == VmmState::Running && machine.guest.phase == GuestPhase::Ready;
-    let is_wished = object.spec.power == Power::Running && is_wanted(object, machine);
+    let is_desired = object.spec.power == Power::Running && is_wanted(object, machine);
     // A fork is probed only after it took over its identity: before that, it has another instance's address.
     let is_itself = !is_another(object, machine);
-    is_up && is_wished && is_itself && !has_ended(object, machine, now)
+    is_up && is_desired && is_itself && !has_ended(object, machine, now)
 }
 
 fn of(object: &Object<Instance>, machine: &Machine) -> HealthOf {
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unhealthy_program_is_restarted_as_its_policy_says() {
+    fn an_unhealthy_program_is_restarted_by_its_policy() {
         use RestartWhen::{Always, Never, OnFailure};
         // The last columns: seconds until the next attempt, and whether the policy allows no more attempts.
         let table = [

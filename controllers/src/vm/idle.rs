@@ -20,7 +20,7 @@ use crate::host::{Flow, FlowState, Inbound};
 use crate::runtime::{Moment, Plan};
 
 /// Returns the idle status that follows from the recorded status and the observation.
-fn look(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> IdleStatus {
+fn observe(object: &Object<Instance>, seen: &Observed, now: Timestamp) -> IdleStatus {
     let known = &object.status.idle;
     let blank = IdleStatus { last_inbound_at: known.last_inbound_at, ..IdleStatus::default() };
     let Some(policy) = object.spec.auto_standby.as_ref().filter(|policy| policy.timeout().is_some()) else {
@@ -64,7 +64,7 @@ fn counted<'a>(
     seen: &'a Observed,
     inbound: &'a Inbound,
 ) -> impl Iterator<Item = &'a Flow> {
-    let host = seen.parts.port.as_ref().map(|port| IpAddr::from(port.gateway));
+    let host = seen.parts.nic.as_ref().map(|nic| IpAddr::from(nic.gateway));
     let is_probe = move |flow: &Flow| Some(flow.source) == host && PROBE_PORTS.contains(&flow.source_port);
     let flows = inbound.flows.iter().filter(move |flow| !is_probe(flow));
     flows.filter(|flow| policy.counts(flow.source, flow.port))
@@ -92,18 +92,18 @@ pub(super) fn follow(
     seen: &Observed,
     now: Timestamp,
 ) {
-    status.idle = look(object, seen, now);
+    status.idle = observe(object, seen, now);
 }
 
 /// Returns the next time at which the connections are observed even without an event.
-pub(super) fn next_look(object: &Object<Instance>) -> Option<Timestamp> {
+pub(super) fn next_poll(object: &Object<Instance>) -> Option<Timestamp> {
     let is_running = object.spec.power == Power::Running && object.status.state == State::Running;
     object.spec.standby_due(&object.status.idle).filter(|_| is_running)
 }
 
 /// Plans for a VM that runs as the spec asks: nothing is due, unless no client was connected for long enough.
 pub(super) fn plan_running(object: &Object<Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
-    let due = object.spec.standby_due(&look(object, seen, now.at()));
+    let due = object.spec.standby_due(&observe(object, seen, now.at()));
     match due {
         Some(due) if due <= now.at() => act(Action::StandBy(object.meta.uid.clone(), object.meta.generation)),
         _ => Plan::Converged,

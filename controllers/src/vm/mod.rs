@@ -32,21 +32,21 @@
 pub mod admission;
 #[cfg(test)]
 mod connections;
-mod doors;
 mod facts;
 mod failed_forks;
 mod guest_config;
 mod health;
 mod idle;
+mod log;
 mod observe;
 mod plan;
-mod remarks;
 mod restarts;
 mod status;
 mod steps;
 #[cfg(test)]
 pub(crate) mod tests;
 mod volumes;
+mod wake;
 
 use jiff::Timestamp;
 use stead_schemas::compression::Compression;
@@ -57,20 +57,20 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{Generation, StandbyNo};
 
 use crate::host::{
-    AdoptPlan, Doors, Guests, Host, HostError, HostErrorKind, InstanceLogs, LaunchPlan, Memories,
-    NetworkCard, ProbePlan, Probes, Vmms,
+    AdoptPlan, Guests, Host, HostError, HostErrorKind, InstanceLogs, LaunchPlan, Memories, NetworkCard,
+    ProbePlan, Probes, Vmms, WakeListeners,
 };
 use crate::runtime::{Desired, Moment, PassEnd, Plan, Reconciler};
 use crate::store::{Store, Tx};
 
-pub use observe::{Blind, Observed, OriginSeen, Parts, PortSeen};
+pub use observe::{Blind, NicSeen, Observed, OriginSeen, Parts};
 #[cfg(test)]
 pub(crate) use tests::{instance as example, machine as example_machine};
 pub use volumes::VolumesSeen;
 
 /// Capabilities of the VM reconciler.
 #[derive(Debug)]
-pub struct Vms<H> {
+pub struct VmReconciler<H> {
     pub host: H,
     pub store: Store,
 }
@@ -90,7 +90,7 @@ pub enum Action {
     /// Makes the memory of a snapshot the saved memory.
     Adopt(Box<AdoptPlan>),
     /// Sends a guest that continues from another instance's memory its identity.
-    Assume(Uid, Box<guest::Assumed>),
+    TakeIdentity(Uid, Box<guest::NewIdentity>),
     Reconnect(Uid, LinkName),
     Shutdown(Uid),
     AcknowledgeExit(Uid),
@@ -114,9 +114,9 @@ pub enum Action {
     HandOver(Uid),
 }
 
-impl<H> Vms<H> {
+impl<H> VmReconciler<H> {
     /// Changes the spec, if it still is the spec that the plan was made from.
-    async fn wish(
+    async fn request_change(
         &self,
         operation: &'static str,
         uid: &Uid,
@@ -130,7 +130,7 @@ impl<H> Vms<H> {
     }
 }
 
-impl<H: Host> Reconciler for Vms<H> {
+impl<H: Host> Reconciler for VmReconciler<H> {
     type Kind = Instance;
     type Observed = Observed;
     type Action = Action;
@@ -154,7 +154,7 @@ impl<H: Host> Reconciler for Vms<H> {
             Action::DiscardMemory(uid) => self.host.memories().discard(uid).await,
             Action::Compress(uid, how) => self.host.memories().compress(uid, *how).await,
             Action::Adopt(plan) => self.host.memories().adopt(plan).await,
-            Action::Assume(uid, assumed) => self.host.guests().take_identity(uid, assumed).await,
+            Action::TakeIdentity(uid, identity) => self.host.guests().take_identity(uid, identity).await,
             Action::Reconnect(uid, tap) => self.host.vmms().replace_tap(uid, tap).await,
             Action::Shutdown(uid) => self.host.guests().shutdown(uid).await,
             Action::AcknowledgeExit(uid) => self.host.guests().acknowledge_exit(uid).await,
@@ -163,20 +163,22 @@ impl<H: Host> Reconciler for Vms<H> {
             Action::DiscardRecords(uid) => self.host.instance_logs().remove(uid).await,
             Action::BeginProbe(plan) => self.host.probes().begin(plan).await,
             Action::EndProbe(uid) => self.host.probes().end(uid).await,
-            Action::Expire(uid) => self.wish("delete the expired instance", uid, admission::expire).await,
+            Action::Expire(uid) => {
+                self.request_change("delete the expired instance", uid, admission::expire).await
+            }
             Action::StandBy(uid, generation) => {
                 let generation = *generation;
                 let stand_by = move |tx: &mut Tx<'_>, uid: &Uid| admission::stand_by(tx, uid, generation);
-                self.wish("have in standby", uid, stand_by).await
+                self.request_change("have in standby", uid, stand_by).await
             }
             Action::Wake { uid, standby, by } => {
                 let (standby, by) = (*standby, *by);
                 let wake = move |tx: &mut Tx<'_>, uid: &Uid| admission::wake(tx, uid, standby, by);
-                self.wish("wake", uid, wake).await
+                self.request_change("wake", uid, wake).await
             }
-            Action::Watch(uid, card) => self.host.doors().watch(uid, card).await,
-            Action::Unwatch(uid) => self.host.doors().unwatch(uid).await,
-            Action::HandOver(uid) => self.host.doors().hand_over(uid).await,
+            Action::Watch(uid, card) => self.host.wake_listeners().watch(uid, card).await,
+            Action::Unwatch(uid) => self.host.wake_listeners().unwatch(uid).await,
+            Action::HandOver(uid) => self.host.wake_listeners().hand_over(uid).await,
         }
     }
 
@@ -184,14 +186,14 @@ impl<H: Host> Reconciler for Vms<H> {
         status::status(object, seen, end)
     }
 
-    fn remarks(object: &Object<Instance>, next: &InstanceStatus) -> Vec<String> {
-        remarks::remarks(object, next)
+    fn notes(object: &Object<Instance>, next: &InstanceStatus) -> Vec<String> {
+        log::notes(object, next)
     }
 
-    fn next_look(object: &Object<Instance>, now: Timestamp) -> Option<Timestamp> {
+    fn next_poll(object: &Object<Instance>, now: Timestamp) -> Option<Timestamp> {
         let compression = object.spec.compression.filter(|_| object.spec.power == Power::Standby);
-        let compression = compression.map(|wish| wish.not_before);
-        let times = [object.spec.expires_at, compression, idle::next_look(object)];
+        let compression = compression.map(|request_change| request_change.not_before);
+        let times = [object.spec.expires_at, compression, idle::next_poll(object)];
         times.into_iter().flatten().filter(|&at| at > now && !object.meta.is_deleting()).min()
     }
 

@@ -10,15 +10,15 @@ use stead_schemas::image::{Image, ImageConfig, ImagePhase};
 use stead_schemas::instance::{Hypervisor, Instance, Power};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{Digest, LinkName, Name, Uid};
-use stead_schemas::network::{Network, Port, Resolver};
+use stead_schemas::network::{Network, Nic, Resolver};
 use stead_schemas::node::{LOCAL, Node};
 use stead_schemas::snapshot::{Snapshot, SnapshotPhase};
 
-use super::Vms;
+use super::VmReconciler;
 use super::volumes::{self, VolumesSeen};
 use crate::host::{
-    Age, Door, Doors, Flows, Host, HostError, HostErrorKind, Images, Inbound, InstanceLogs, Machine,
-    Memories, Memory, NetworkCard, ProbeSeen, Probes, VmmState, Vmms,
+    Age, Flows, Host, HostError, HostErrorKind, Images, Inbound, InstanceLogs, Machine, Memories, Memory,
+    NetworkCard, ProbeSeen, Probes, VmmState, Vmms, WakeListener, WakeListeners,
 };
 
 /// An observation of the host and of the objects that the instance refers to.
@@ -32,7 +32,7 @@ pub struct Observed {
     pub parts: Parts,
     /// The inbound connections, observed only where they matter.
     pub inbound: Option<Result<Inbound, Blind>>,
-    pub door: Option<Door>,
+    pub listener: Option<WakeListener>,
 }
 
 /// The reason why connections could not be observed.
@@ -59,7 +59,7 @@ pub struct Parts {
     /// The message of the disk: what it waits for, or why it cannot be made.
     pub disk_trouble: Option<String>,
     /// The port, or `None` if the instance has no network.
-    pub port: Option<PortSeen>,
+    pub nic: Option<NicSeen>,
     /// The origin, or `None` if the instance does not begin with a snapshot.
     pub origin: Option<OriginSeen>,
     /// The declared capabilities of the VM's hypervisor, or of the hypervisor of the spec while there is no VM;
@@ -83,7 +83,7 @@ pub enum OriginSeen {
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub struct PortSeen {
+pub struct NicSeen {
     pub is_ready: bool,
     /// The reason that the port gives for not being ready.
     pub trouble: Option<String>,
@@ -102,27 +102,27 @@ const ETHERNET_MTU: u32 = 1500;
 const MTU_MIN: u16 = 576;
 
 pub(super) async fn observe<H: Host>(
-    vms: &Vms<H>,
+    reconciler: &VmReconciler<H>,
     uid: &Uid,
     object: Option<&Object<Instance>>,
 ) -> Result<Observed, HostError> {
-    let machine = vms.host.vmms().inspect(uid).await?;
-    let has_records = vms.host.instance_logs().exist(uid).await?;
-    let memory = vms.host.memories().inspect(uid).await?;
-    let probe = vms.host.probes().inspect(uid).await?;
+    let machine = reconciler.host.vmms().inspect(uid).await?;
+    let has_records = reconciler.host.instance_logs().exist(uid).await?;
+    let memory = reconciler.host.memories().inspect(uid).await?;
+    let probe = reconciler.host.probes().inspect(uid).await?;
     let parts = match object {
-        Some(object) if !object.meta.is_deleting() => parts(vms, object, machine.as_ref()).await?,
+        Some(object) if !object.meta.is_deleting() => parts(reconciler, object, machine.as_ref()).await?,
         _ => Parts::default(),
     };
-    let door = vms.host.doors().inspect(uid).await?;
+    let listener = reconciler.host.wake_listeners().inspect(uid).await?;
     let inbound = match object {
         Some(object) if is_counted(object) => match &machine {
-            Some(machine) => inbound(vms, &parts, age(object, machine)).await,
+            Some(machine) => inbound(reconciler, &parts, age(object, machine)).await,
             None => None,
         },
         _ => None,
     };
-    Ok(Observed { uid: uid.clone(), machine, has_records, memory, probe, parts, inbound, door })
+    Ok(Observed { uid: uid.clone(), machine, has_records, memory, probe, parts, inbound, listener })
 }
 
 /// True if the policy of the instance depends on connections.
@@ -138,8 +138,12 @@ fn age(object: &Object<Instance>, machine: &Machine) -> Age {
 }
 
 /// Observes the connections. A failure is a result too: it must not hide the rest of the observation.
-async fn inbound<H: Host>(vms: &Vms<H>, parts: &Parts, age: Age) -> Option<Result<Inbound, Blind>> {
-    let address = parts.port.as_ref()?.card.address;
+async fn inbound<H: Host>(
+    reconciler: &VmReconciler<H>,
+    parts: &Parts,
+    age: Age,
+) -> Option<Result<Inbound, Blind>> {
+    let address = parts.nic.as_ref()?.card.address;
     if parts.capabilities.is_some_and(|has| !has.standby) {
         let message = "the hypervisor cannot save a memory, so there is no automatic standby".to_owned();
         return Some(Err(Blind { message, is_unsupported: true }));
@@ -148,39 +152,42 @@ async fn inbound<H: Host>(vms: &Vms<H>, parts: &Parts, age: Age) -> Option<Resul
         message: error.chain(),
         is_unsupported: error.kind == HostErrorKind::Unsupported,
     };
-    Some(vms.host.flows().inbound(address, age).await.map_err(blind))
+    Some(reconciler.host.flows().inbound(address, age).await.map_err(blind))
 }
 
 async fn parts<H: Host>(
-    vms: &Vms<H>,
+    reconciler: &VmReconciler<H>,
     object: &Object<Instance>,
     machine: Option<&Machine>,
 ) -> Result<Parts, HostError> {
     let allocated = &object.spec.allocated;
     let (image_ready, image_trouble) =
-        image(vms.store.get::<Image>(&allocated.image).as_deref(), object.spec.pull);
+        image(reconciler.store.get::<Image>(&allocated.image).as_deref(), object.spec.pull);
     let pinned = match &object.status.image_digest {
-        Some(digest) => vms.host.images().inspect(digest).await?,
+        Some(digest) => reconciler.host.images().inspect(digest).await?,
         None => None,
     };
-    let disk = vms.store.get::<Disk>(&allocated.disk);
+    let disk = reconciler.store.get::<Disk>(&allocated.disk);
     Ok(Parts {
         image_ready,
         image_trouble,
         image_config: pinned.map(|stored| stored.config),
         is_disk_ready: disk.as_ref().is_some_and(|disk| condition::is_ready(&disk.status.conditions)),
         was_disk_made: disk.as_ref().is_none_or(|disk| disk.status.was_created),
-        volumes: volumes::seen(&vms.store, object),
+        volumes: volumes::seen(&reconciler.store, object),
         disk_trouble: disk.as_deref().and_then(disk_trouble),
-        port: allocated.port.as_ref().and_then(|uid| port(vms, uid)),
-        origin: object.spec.origin.as_ref().map(|origin| origin_seen(vms, &origin.snapshot)),
-        capabilities: capabilities(vms, machine.map_or(object.spec.hypervisor, |machine| machine.hypervisor)),
+        nic: allocated.nic.as_ref().and_then(|uid| nic(reconciler, uid)),
+        origin: object.spec.origin.as_ref().map(|origin| origin_seen(reconciler, &origin.snapshot)),
+        capabilities: capabilities(
+            reconciler,
+            machine.map_or(object.spec.hypervisor, |machine| machine.hypervisor),
+        ),
     })
 }
 
 /// Returns the capabilities that the node of this host shows.
-fn capabilities<H: Host>(vms: &Vms<H>, hypervisor: Hypervisor) -> Option<VmmCapabilities> {
-    let node = vms.store.find::<Node>(&Name::resource(LOCAL).ok()?)?;
+fn capabilities<H: Host>(reconciler: &VmReconciler<H>, hypervisor: Hypervisor) -> Option<VmmCapabilities> {
+    let node = reconciler.store.find::<Node>(&Name::resource(LOCAL).ok()?)?;
     node.capabilities(hypervisor)
 }
 
@@ -189,9 +196,9 @@ fn disk_trouble(disk: &Object<Disk>) -> Option<String> {
     Some(ready.message.clone()).filter(|message| !message.is_empty())
 }
 
-fn origin_seen<H: Host>(vms: &Vms<H>, uid: &Uid) -> OriginSeen {
-    let Some(snapshot) = vms.store.get::<Snapshot>(uid) else {
-        return if vms.store.is_unreadable(uid) { OriginSeen::Unreadable } else { OriginSeen::Gone };
+fn origin_seen<H: Host>(reconciler: &VmReconciler<H>, uid: &Uid) -> OriginSeen {
+    let Some(snapshot) = reconciler.store.get::<Snapshot>(uid) else {
+        return if reconciler.store.is_unreadable(uid) { OriginSeen::Unreadable } else { OriginSeen::Gone };
     };
     match snapshot.status.phase {
         SnapshotPhase::Pending => OriginSeen::Pending,
@@ -247,13 +254,13 @@ fn not_asked_yet(image: &Object<Image>) -> (Reason, String) {
     }
 }
 
-fn port<H: Host>(vms: &Vms<H>, uid: &Uid) -> Option<PortSeen> {
-    let port = vms.store.get::<Port>(uid)?;
-    let network = vms.store.get::<Network>(&port.spec.network)?;
-    let spec = &port.spec;
-    Some(PortSeen {
-        is_ready: condition::is_ready(&port.status.conditions),
-        trouble: condition::find(&port.status.conditions, ConditionType::Ready)
+fn nic<H: Host>(reconciler: &VmReconciler<H>, uid: &Uid) -> Option<NicSeen> {
+    let nic = reconciler.store.get::<Nic>(uid)?;
+    let network = reconciler.store.get::<Network>(&nic.spec.network)?;
+    let spec = &nic.spec;
+    Some(NicSeen {
+        is_ready: condition::is_ready(&nic.status.conditions),
+        trouble: condition::find(&nic.status.conditions, ConditionType::Ready)
             .filter(|ready| ready.reason == Reason::WaitingForNetwork)
             .map(|ready| ready.message.clone()),
         card: NetworkCard { tap: spec.tap.clone(), mac: spec.mac, address: spec.address },

@@ -48,12 +48,12 @@ pub(super) fn follows(
     now: Moment,
 ) -> Follows {
     let policy = &object.spec.restart;
-    let is_wished = match policy.when {
+    let is_desired = match policy.when {
         RestartWhen::Never => false,
         RestartWhen::Always => true,
         RestartWhen::OnFailure => is_failure,
     };
-    if !is_wished || object.goal().run() != Some(machine.run) {
+    if !is_desired || object.goal().run() != Some(machine.run) {
         return Follows::Nothing;
     }
     let is_stable = until >= now.end(machine.launched_at, policy.stable_after.0);

@@ -9,8 +9,8 @@ use stead_schemas::meta::Object;
 use stead_schemas::numbers::LaunchId;
 
 use super::facts::{
-    has_ended, has_started, heard_by, is_another, is_boot_overdue, is_cut_off, is_idle_standby, is_prepared,
-    is_spent, is_wanted,
+    answer_deadline, has_ended, has_started, is_another, is_boot_overdue, is_cut_off, is_idle_standby,
+    is_prepared, is_spent, is_wanted,
 };
 use super::{Observed, health, idle, restarts};
 use crate::host::{GuestPhase, Machine, Memory, VmmState};
@@ -56,15 +56,15 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     status.observed_generation = object.meta.generation;
     status.conditions = conditions::standard(&object.status.conditions, object.meta.generation, end);
     explain(&mut status, object, end.now);
-    tell_unresponsive(&mut status, object, seen, end.now);
-    tell_cut(&mut status, object, seen, end.now);
-    tell_headers(&mut status, object, seen, end.now);
+    report_unresponsive(&mut status, object, seen, end.now);
+    report_cut(&mut status, object, seen, end.now);
+    report_headers(&mut status, object, seen, end.now);
     status
 }
 
 /// Sets a condition if a guest runs without the headers that it wants. The guest runs all the same; the
 /// condition explains how to correct it.
-fn tell_headers(
+fn report_headers(
     status: &mut InstanceStatus,
     object: &Object<Instance>,
     seen: Option<&Observed>,
@@ -102,7 +102,7 @@ fn record_launch(status: &mut InstanceStatus, seen: &Observed) {
     let launched = seen.machine.as_ref().map(|machine| machine.launch);
     let saved = match &seen.memory {
         Some(Memory::Saved(saved)) => Some(saved.launch),
-        Some(Memory::Loose) | None => None,
+        Some(Memory::Incomplete) | None => None,
     };
     status.launch = launched.into_iter().chain(saved).fold(status.launch, LaunchId::max);
 }
@@ -178,7 +178,7 @@ fn record_cut(status: &mut InstanceStatus, object: &Object<Instance>, seen: &Obs
 }
 
 /// Reports the reason of that restart for as long as the VM without a network exists.
-fn tell_cut(status: &mut InstanceStatus, object: &Object<Instance>, seen: Option<&Observed>, now: Moment) {
+fn report_cut(status: &mut InstanceStatus, object: &Object<Instance>, seen: Option<&Observed>, now: Moment) {
     let Some(seen) = seen else { return };
     let lost = seen.machine.as_ref().filter(|machine| status.ended_launch == Some(machine.launch));
     if lost.is_some_and(|machine| is_cut_off(object, machine, seen)) {
@@ -219,7 +219,9 @@ fn state(object: &Object<Instance>, status: &InstanceStatus, seen: &Observed, no
 }
 
 fn is_as_recorded(object: &Object<Instance>, machine: &Machine, now: Moment) -> bool {
-    object.status.state == State::Running && has_started(object, machine) && now.at() < heard_by(machine, now)
+    object.status.state == State::Running
+        && has_started(object, machine)
+        && now.at() < answer_deadline(machine, now)
 }
 
 /// Changes the state and counts the time that was spent in the state before.
@@ -284,7 +286,7 @@ fn explain(status: &mut InstanceStatus, object: &Object<Instance>, now: Moment) 
 
 /// Reports a guest that does not answer. A hanging guest is detected only by its silence; its program may or
 /// may not continue to run.
-fn tell_unresponsive(
+fn report_unresponsive(
     status: &mut InstanceStatus,
     object: &Object<Instance>,
     seen: Option<&Observed>,

@@ -56,9 +56,9 @@ fn check_ready(conditions: &[Condition]) -> Result<(), String> {
     if condition::is_ready(conditions) {
         return Ok(());
     }
-    let said = condition::find(conditions, ConditionType::Ready);
-    let said = said.map(|ready| ready.message.clone()).filter(|message| !message.is_empty());
-    Err(said.unwrap_or_else(|| "its disk is being made".to_owned()))
+    let found = condition::find(conditions, ConditionType::Ready);
+    let found = found.map(|ready| ready.message.clone()).filter(|message| !message.is_empty());
+    Err(found.unwrap_or_else(|| "its disk is being made".to_owned()))
 }
 
 /// Checks that no other object still uses the volume. The VM of an instance that is being deleted may use it
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guest_knows_its_disks_by_their_place_and_mounts_outer_paths_first() {
+    fn the_guest_knows_its_disks_by_their_serials_and_mounts_outer_paths_first() {
         let mut object = instance(Power::Running, 1, 0);
         object.spec.volumes = vec![
             mount('a', "/data/deep", Access::ReadWrite),
@@ -133,7 +133,7 @@ mod tests {
             mount('c', "/data", Access::ReadOnly),
         ];
         let mounts = guest_mounts(&object.spec);
-        let told: Vec<_> = mounts
+        let reported: Vec<_> = mounts
             .iter()
             .map(|mount| {
                 (mount.path.as_str(), mount.disk.as_str(), mount.upper.as_deref(), mount.is_read_only)
@@ -144,7 +144,7 @@ mod tests {
             ("/data/deep", "stead.volume.0", None, false),
             ("/set", "stead.volume.1", Some("stead.volume.2"), true),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(reported, expected);
     }
 
     #[test]

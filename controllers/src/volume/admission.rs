@@ -24,7 +24,7 @@ use crate::store::{New, Tx};
 const WORD_CHARS_MAX: usize = 64;
 
 /// A volume that is to be made.
-pub(crate) struct Wish {
+pub(crate) struct CreateRequest {
     pub(crate) id: Option<Uid>,
     /// The name; `None` means the volume's id.
     pub(crate) name: Option<Name>,
@@ -39,14 +39,14 @@ pub(crate) struct Wish {
 ///
 /// # Errors
 /// Returns `AlreadyExists` or `Quota`.
-pub fn create(tx: &mut Tx<'_>, wish: VolumeCreate) -> Result<Arc<Object<Volume>>, Refused> {
-    let VolumeCreate { id, name, size, tags } = wish;
-    begin(tx, Wish { id, name: Some(name), size, tags, owner: None, source: None })
+pub fn create(tx: &mut Tx<'_>, request: VolumeCreate) -> Result<Arc<Object<Volume>>, Refused> {
+    let VolumeCreate { id, name, size, tags } = request;
+    begin(tx, CreateRequest { id, name: Some(name), size, tags, owner: None, source: None })
 }
 
 /// Stores the spec of any new volume, with the errors of [`create`].
-pub(crate) fn begin(tx: &mut Tx<'_>, wish: Wish) -> Result<Arc<Object<Volume>>, Refused> {
-    let Wish { id, name, size, tags, owner, source } = wish;
+pub(crate) fn begin(tx: &mut Tx<'_>, request: CreateRequest) -> Result<Arc<Object<Volume>>, Refused> {
+    let CreateRequest { id, name, size, tags, owner, source } = request;
     let uid = id.unwrap_or_else(|| tx.next_uid());
     let disk = content(tx, &uid, size, source)?;
     let name = name.unwrap_or_else(|| Name::from(&uid));

@@ -81,13 +81,13 @@ fn trouble(disk: Option<&Object<Disk>>) -> Option<String> {
     if condition::is_ready(&disk.status.conditions) {
         return None;
     }
-    let said = condition::find(&disk.status.conditions, ConditionType::Ready);
-    let said = said.map(|ready| ready.message.clone()).filter(|message| !message.is_empty());
-    Some(said.unwrap_or_else(|| "its disk is being made".to_owned()))
+    let found = condition::find(&disk.status.conditions, ConditionType::Ready);
+    let found = found.map(|ready| ready.message.clone()).filter(|message| !message.is_empty());
+    Some(found.unwrap_or_else(|| "its disk is being made".to_owned()))
 }
 
 fn degraded(disk: &Object<Disk>) -> Option<(Reason, String)> {
-    let said = condition::find(&disk.status.conditions, ConditionType::Degraded);
-    let said = said.filter(|said| said.status == ConditionStatus::True)?;
-    Some((said.reason, said.message.clone()))
+    let found = condition::find(&disk.status.conditions, ConditionType::Degraded);
+    let found = found.filter(|found| found.status == ConditionStatus::True)?;
+    Some((found.reason, found.message.clone()))
 }

@@ -22,13 +22,13 @@ fn name(text: &str) -> Name {
 async fn with_volume() -> (Store, Uid) {
     let kinds = Kinds::new().with::<Instance>().with::<Disk>().with::<Snapshot>().with::<Volume>();
     let store = opened(kinds);
-    let wish = stead_schemas::api::VolumeCreate {
+    let request = stead_schemas::api::VolumeCreate {
         id: None,
         name: name("data"),
         size: Bytes(1 << 30),
         tags: Tags::new(),
     };
-    let volume = store.transact(move |tx| create(tx, wish)).await.expect("created");
+    let volume = store.transact(move |tx| create(tx, request)).await.expect("created");
     (store, volume.meta.uid.clone())
 }
 
@@ -107,7 +107,7 @@ fn a_volume_is_ready_when_its_disk_is() {
 }
 
 #[test]
-fn what_its_disk_has_lost_is_said_of_the_volume_too_and_since_when() {
+fn a_loss_of_the_disk_is_reported_by_the_volume_with_its_time() {
     let uid: Uid = "v00000000000000000000000".parse().expect("valid");
     let meta = crate::vm::example(Power::Running, 1, 0).meta;
     let spec = stead_schemas::volume::VolumeSpec { size: Bytes(1 << 30), disk: uid };
@@ -118,9 +118,9 @@ fn what_its_disk_has_lost_is_said_of_the_volume_too_and_since_when() {
         let now = Timestamp::from_second(second).expect("in range");
         let end = PassEnd { now: now.into(), outcome: crate::runtime::Outcome::Converged };
         object.status = VolumeReconciler::status(&object, Some(&lost), &end);
-        let said = condition::find(&object.status.conditions, ConditionType::Degraded).expect("said");
-        assert_eq!((said.status, said.message.as_str()), (ConditionStatus::True, "the file went missing"));
-        assert_eq!(said.last_transition_time.as_second(), 5, "at {second}");
+        let found = condition::find(&object.status.conditions, ConditionType::Degraded).expect("said");
+        assert_eq!((found.status, found.message.as_str()), (ConditionStatus::True, "the file went missing"));
+        assert_eq!(found.last_transition_time.as_second(), 5, "at {second}");
         assert!(condition::is_ready(&object.status.conditions), "there is an empty one");
     }
 }

@@ -10,7 +10,7 @@ use super::schema::Time;
 use crate::instance::{Instance, Power, PowerCause, State};
 use crate::limits;
 use crate::meta::Object;
-use crate::network::PortSpec;
+use crate::network::NicSpec;
 use crate::policy::{AutoStandbyPolicy, IdleStatus};
 use crate::quantity::GoDuration;
 use crate::validate::FieldErrors;
@@ -183,7 +183,7 @@ pub struct AutoStandbyView {
 impl AutoStandbyView {
     /// Converts a record to its wire form; `port` is the port that the record names.
     #[must_use]
-    pub fn of(object: &Object<Instance>, port: Option<&PortSpec>, now: Timestamp) -> Self {
+    pub fn of(object: &Object<Instance>, port: Option<&NicSpec>, now: Timestamp) -> Self {
         let Object { spec, status, .. } = object;
         let policy = spec.auto_standby.as_ref();
         let due = due(object);
@@ -222,7 +222,7 @@ fn due(object: &Object<Instance>) -> Option<Timestamp> {
 
 fn stand(
     object: &Object<Instance>,
-    port: Option<&PortSpec>,
+    port: Option<&NicSpec>,
     due: Option<Timestamp>,
     now: Timestamp,
 ) -> (AutoStandbyState, AutoStandbyReason) {

@@ -106,7 +106,7 @@ pub fn named(field: &str, text: String, base64: Option<&str>) -> Result<BytePath
 /// Converts a path to a pair of fields: a string for people, and the bytes in base64 when the path is not
 /// UTF-8.
 #[must_use]
-pub fn told(path: &BytePath) -> (String, Option<String>) {
+pub fn path_fields(path: &BytePath) -> (String, Option<String>) {
     match path.text() {
         Some(text) => (text.to_owned(), None),
         None => (path.shown(), Some(STANDARD.encode(&path.0))),
@@ -193,9 +193,9 @@ impl CopyHeader {
         let (size, target) = match &entry.kind {
             EntryKind::File { size } => (*size, None),
             EntryKind::Directory => (0, None),
-            EntryKind::Link { target } => (0, Some(told(target))),
+            EntryKind::Link { target } => (0, Some(path_fields(target))),
         };
-        let (path, path_base64) = told(&entry.path);
+        let (path, path_base64) = path_fields(&entry.path);
         let (link_target, link_target_base64) = target.unzip();
         Ok(Self {
             path,
@@ -260,7 +260,7 @@ pub struct PathView {
 
 impl From<PathInfo> for PathView {
     fn from(info: PathInfo) -> Self {
-        let (link_target, link_target_base64) = info.link_target.as_ref().map(told).unzip();
+        let (link_target, link_target_base64) = info.link_target.as_ref().map(path_fields).unzip();
         Self {
             exists: info.exists,
             is_dir: info.is_directory,

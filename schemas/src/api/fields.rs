@@ -41,8 +41,8 @@ impl Fields {
         let object = match value {
             Value::Object(object) => object,
             other => {
-                let place = if path.is_empty() { "body" } else { &path };
-                errors.push(place, code, format!("must be an object, not {}", kind(&other)));
+                let field_path = if path.is_empty() { "body" } else { &path };
+                errors.push(field_path, code, format!("must be an object, not {}", kind(&other)));
                 Map::new()
             }
         };

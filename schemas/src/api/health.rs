@@ -34,21 +34,21 @@ pub(super) fn health_check(fields: &mut Fields, errors: &mut FieldErrors) -> Opt
 
 fn read(fields: &mut Fields, errors: &mut FieldErrors) -> Option<HealthCheck> {
     let kind = fields.text("type", errors);
-    let places = [
+    let kinds = [
         ("http", fields.object("http", errors)),
         ("tcp", fields.object("tcp", errors)),
         ("exec", fields.object("exec", errors)),
     ];
     let (mut http, mut tcp, mut exec) = (None, None, None);
-    for (name, place) in places {
-        match (name, place) {
+    for (name, kind_fields) in kinds {
+        match (name, kind_fields) {
             (_, None) => {}
             (name, Some(_)) if kind.as_deref() != Some(name) => {
                 errors.push(fields.path(name), INVALID, format!("is only for a check of type {name}"));
             }
-            ("http", place) => http = place,
-            ("tcp", place) => tcp = place,
-            (_, place) => exec = place,
+            ("http", kind_fields) => http = kind_fields,
+            ("tcp", kind_fields) => tcp = kind_fields,
+            (_, kind_fields) => exec = kind_fields,
         }
     }
     let probe = match kind.as_deref() {
@@ -359,30 +359,30 @@ mod tests {
     }
 
     #[test]
-    fn a_check_gets_the_contracts_defaults_and_is_told_as_it_is() {
+    fn a_check_gets_the_contracts_defaults_and_is_returned_as_stored() {
         let check = given(json!({ "type": "http", "http": { "port": 80 } })).expect("valid");
         let check = check.flatten().expect("a check");
-        let told = serde_json::to_value(HealthCheckView::from(&check)).expect("JSON");
+        let reported = serde_json::to_value(HealthCheckView::from(&check)).expect("JSON");
         let expected = json!({
             "type": "http", "interval": "10s", "timeout": "2s", "start_period": "30s",
             "failure_threshold": 3, "success_threshold": 1,
             "http": { "port": 80, "path": "/", "scheme": "http", "expected_status": 200 },
         });
-        assert_eq!(told, expected);
+        assert_eq!(reported, expected);
         // The view, read as a request, means the same check.
-        assert_eq!(given(told), Ok(Some(Some(check))));
+        assert_eq!(given(reported), Ok(Some(Some(check))));
         for body in [
             json!({ "type": "tcp", "tcp": { "port": 65535 }, "http": null, "interval": "1s" }),
             json!({ "type": "exec", "exec": { "command": ["true"], "working_dir": "/srv" }, "start_period": "0s" }),
         ] {
             let check = given(body.clone()).expect("valid").flatten().expect("a check");
-            let told = serde_json::to_value(HealthCheckView::from(&check)).expect("JSON");
-            assert_eq!(given(told), Ok(Some(Some(check))), "{body}");
+            let reported = serde_json::to_value(HealthCheckView::from(&check)).expect("JSON");
+            assert_eq!(given(reported), Ok(Some(Some(check))), "{body}");
         }
     }
 
     #[test]
-    fn none_is_a_wish_and_nothing_is_not() {
+    fn a_check_of_none_is_a_value_and_a_missing_check_is_not() {
         assert_eq!(given(Value::Null), Ok(None));
         for none in [json!({}), json!({ "type": "none" }), json!({ "type": "none", "interval": "5s" })] {
             assert_eq!(given(none), Ok(Some(None)));

@@ -50,13 +50,13 @@ const RESERVED_PREFIXES: [&str; 3] = ["proxy-", "x-forwarded-", "sec-"];
 
 /// The body of `POST /ingresses`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IngressWish {
+pub struct IngressRequest {
     pub name: Name,
     pub rules: Vec<Rule>,
     pub tags: Tags,
 }
 
-impl IngressWish {
+impl IngressRequest {
     /// Reads the body.
     ///
     /// # Errors
@@ -282,11 +282,12 @@ mod tests {
     use super::*;
 
     fn problems(rule: Value) -> Vec<(String, &'static str)> {
-        let errors = IngressWish::read(json!({ "name": "web", "rules": [rule] })).err().unwrap_or_default();
-        let told = errors.iter().map(|error| {
+        let errors =
+            IngressRequest::read(json!({ "name": "web", "rules": [rule] })).err().unwrap_or_default();
+        let reported = errors.iter().map(|error| {
             (error.path.strip_prefix("rules[0].").unwrap_or(&error.path).to_owned(), error.code)
         });
-        told.collect()
+        reported.collect()
     }
 
     fn with(key: &str, value: Value) -> Value {
@@ -335,20 +336,21 @@ mod tests {
         }
         let many = |count: usize| {
             let rules = vec![with("tls", json!(false)); count];
-            IngressWish::read(json!({ "name": "web", "rules": rules }))
+            IngressRequest::read(json!({ "name": "web", "rules": rules }))
         };
         assert!(many(INGRESS_RULES_MAX).is_ok());
         assert!(many(INGRESS_RULES_MAX + 1).is_err());
-        let none = IngressWish::read(json!({ "tags": { "ü": "" } })).expect_err("nothing is right");
+        let none = IngressRequest::read(json!({ "tags": { "ü": "" } })).expect_err("nothing is right");
         let paths: Vec<&str> = none.iter().map(|error| error.path.as_str()).collect();
         assert_eq!(paths, ["name", "rules", "tags[ü]"]);
     }
 
     #[test]
     fn a_secret_is_in_the_answer_and_in_no_debug_output() {
-        let wish = IngressWish::read(json!({ "name": "web", "rules": [auth("X-Key", 40)] })).expect("valid");
-        let shown = IngressRule::of(&wish.rules[0]);
+        let request =
+            IngressRequest::read(json!({ "name": "web", "rules": [auth("X-Key", 40)] })).expect("valid");
+        let shown = IngressRule::of(&request.rules[0]);
         assert!(serde_json::to_string(&shown).expect("written").contains(&"v".repeat(40)));
-        assert!(!format!("{wish:?} {shown:?}").contains("vv"));
+        assert!(!format!("{request:?} {shown:?}").contains("vv"));
     }
 }

@@ -13,8 +13,8 @@ use super::fields::Fields;
 use super::health::{HealthCheckView, HealthView, check_fits};
 use super::policy::RestartView;
 use super::schema::{TagMap, Time};
-use super::volume::{MountView, MountWish};
-use super::{auto_standby, compression, health, later, policy, volume};
+use super::volume::{MountRequest, MountView};
+use super::{auto_standby, compression, health, policy, unsupported, volume};
 use crate::compression::SnapshotPolicy;
 use crate::condition::Condition;
 use crate::health::HealthCheck;
@@ -22,7 +22,7 @@ use crate::instance::{Hypervisor, Instance as Kind, PowerCause, Secret, State};
 use crate::limits;
 use crate::meta::{Object, Tags};
 use crate::names::{ImageRef, Name, Platform};
-use crate::network::PortSpec;
+use crate::network::NicSpec;
 use crate::node::NodeOffer;
 use crate::numbers::Generation;
 use crate::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
@@ -33,7 +33,7 @@ const INVALID: &str = "invalid_request";
 
 /// A create request that was read without a problem.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InstanceWish {
+pub struct InstanceRequest {
     pub name: Name,
     pub tags: Tags,
     pub image: ImageRef,
@@ -56,10 +56,10 @@ pub struct InstanceWish {
     pub health: Option<HealthCheck>,
     pub snapshot_policy: Option<SnapshotPolicy>,
     pub auto_standby: Option<AutoStandbyPolicy>,
-    pub volumes: Vec<MountWish>,
+    pub volumes: Vec<MountRequest>,
 }
 
-impl InstanceWish {
+impl InstanceRequest {
     /// Reads the body of `POST /instances`.
     ///
     /// # Errors
@@ -103,7 +103,7 @@ impl InstanceWish {
         let snapshot_policy = compression::policy(&mut fields, &mut errors);
         let auto_standby = auto_standby::policy(&mut fields, &mut errors);
         let volumes = volume::mounts(&mut fields, &mut errors);
-        later::refuse_later_fields(&mut fields, &mut errors);
+        unsupported::refuse_fields(&mut fields, &mut errors);
         fields.finish(&mut errors);
         match (name, image) {
             (Some(name), Some(image)) if errors.is_empty() => Ok(Self {
@@ -235,7 +235,7 @@ fn argv(fields: &mut Fields, key: &str, errors: &mut FieldErrors) -> Option<Vec<
 fn network(fields: &mut Fields, errors: &mut FieldErrors) -> bool {
     let Some(mut network) = fields.object("network", errors) else { return true };
     let is_enabled = network.flag("enabled", errors).unwrap_or(true);
-    later::refuse_later_network(&mut network, errors);
+    unsupported::refuse_network(&mut network, errors);
     network.finish(errors);
     is_enabled
 }
@@ -375,7 +375,7 @@ pub struct NetworkView {
 impl Instance {
     /// Converts a record to its wire form; `port` is the port that the record names.
     #[must_use]
-    pub fn of(object: &Object<Kind>, port: Option<&PortSpec>, now: Timestamp) -> Self {
+    pub fn of(object: &Object<Kind>, port: Option<&NicSpec>, now: Timestamp) -> Self {
         let Object { meta, spec, status } = object;
         let has_policy = spec.restart.when != RestartWhen::Never;
         let mut phases = status.phases.clone();

@@ -16,7 +16,6 @@ mod health;
 mod image;
 mod ingress;
 mod instance;
-mod later;
 mod policy;
 pub mod query;
 mod schedule;
@@ -25,21 +24,22 @@ mod snapshot;
 mod system;
 #[cfg(test)]
 mod tests;
+mod unsupported;
 mod volume;
 mod watch;
 
 pub use auto_standby::{AutoStandbyReason, AutoStandbyState, AutoStandbyView};
 pub use compression::{CompressionAsked, CompressionView, SnapshotPolicyView, StandbyRequest};
-pub use copy::{CopyFrame, CopyHeader, CopyRequest, Direction, PathView, named, told};
+pub use copy::{CopyFrame, CopyHeader, CopyRequest, Direction, PathView, named, path_fields};
 pub use error::{ErrorBody, ErrorDetail};
 pub use exec::{ControlFrame, ExecControl, ExecRequest};
 pub use fields::Fields;
 pub use health::{ExecView, HealthCheckView, HealthView, HealthWord, HttpView, TcpView, check_fits};
 pub use image::{Image, ImageCreate, ImageTag, PushCredentials};
-pub use ingress::{Ingress, IngressMatch, IngressRule, IngressTarget, IngressWish, RequestHeaderAuth};
-pub use instance::{Instance, InstanceStart, InstanceWish, NetworkView, WaitForState, parse_state};
+pub use ingress::{Ingress, IngressMatch, IngressRequest, IngressRule, IngressTarget, RequestHeaderAuth};
+pub use instance::{Instance, InstanceRequest, InstanceStart, NetworkView, WaitForState, parse_state};
 pub use policy::{InstancePatch, RestartView};
-pub use schedule::{RetentionView, ScheduleWish, SnapshotSchedule};
+pub use schedule::{RetentionView, ScheduleRequest, SnapshotSchedule};
 pub use snapshot::{
     ForkCreate, Snapshot, SnapshotCreate, SnapshotFork, SnapshotPatch, SnapshotRestore, parse_kind, state_of,
 };
@@ -47,5 +47,5 @@ pub use system::{
     Capabilities, Health, HostView, ImagesView, InstanceStats, NetworkModel, Runtime, RuntimeView,
     ServerHealth, ServerView,
 };
-pub use volume::{AccessWish, Attachment, MountView, MountWish, Volume, VolumeAttach, VolumeCreate};
+pub use volume::{AccessRequest, Attachment, MountRequest, MountView, Volume, VolumeAttach, VolumeCreate};
 pub use watch::{InstanceEvent, LogEvent};

@@ -18,14 +18,14 @@ const INVALID: &str = "invalid_request";
 
 /// The body of `PUT /instances/{id}/snapshot-schedule`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ScheduleWish {
+pub struct ScheduleRequest {
     pub interval: GoDuration,
     pub retention: Retention,
     pub name_prefix: Option<String>,
     pub metadata: Tags,
 }
 
-impl ScheduleWish {
+impl ScheduleRequest {
     /// Reads the body.
     ///
     /// # Errors
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     fn problems(body: Value) -> Vec<String> {
-        let errors = ScheduleWish::read(body).err().unwrap_or_default();
+        let errors = ScheduleRequest::read(body).err().unwrap_or_default();
         errors.iter().map(|error| error.path.clone()).collect()
     }
 

@@ -14,7 +14,7 @@ use crate::limits::POOL_MAX;
 use crate::meta::{Object, Tags};
 use crate::names::Name;
 use crate::node::NodeOffer;
-use crate::snapshot::{PackingState, Snapshot as Kind, SnapshotKind, SnapshotPhase};
+use crate::snapshot::{CompressionState, Snapshot as Kind, SnapshotKind, SnapshotPhase};
 use crate::validate::{FieldErrors, tags as check_tags};
 
 const INVALID: &str = "invalid_request";
@@ -259,11 +259,11 @@ impl Snapshot {
     #[must_use]
     pub fn of(object: &Object<Kind>) -> Self {
         let Object { meta, spec, status } = object;
-        let (compression_state, sizes) = match status.packing {
-            PackingState::Plain if status.packing_error.is_some() => ("error", None),
-            PackingState::Plain => ("none", None),
-            PackingState::Packing => ("compressing", None),
-            PackingState::Packed { packed, plain } => ("compressed", Some((packed, plain))),
+        let (compression_state, sizes) = match status.compression_state {
+            CompressionState::Plain if status.compression_error.is_some() => ("error", None),
+            CompressionState::Plain => ("none", None),
+            CompressionState::Compressing => ("compressing", None),
+            CompressionState::Compressed { compressed, plain } => ("compressed", Some((compressed, plain))),
         };
         Self {
             id: meta.uid.to_string(),
@@ -277,8 +277,8 @@ impl Snapshot {
             tags: meta.tags.clone(),
             compression: spec.compression.map(Into::into),
             compression_state: compression_state.to_owned(),
-            compression_error: status.packing_error.clone(),
-            compressed_size_bytes: sizes.map(|(packed, _)| packed.0),
+            compression_error: status.compression_error.clone(),
+            compressed_size_bytes: sizes.map(|(compressed, _)| compressed.0),
             uncompressed_size_bytes: sizes.map(|(_, plain)| plain.0),
             pool_size: spec.pool,
             pool_ready: status.warm,

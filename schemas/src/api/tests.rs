@@ -17,17 +17,17 @@ fn node() -> NodeOffer {
 }
 
 fn problems(body: Value) -> Vec<(String, &'static str)> {
-    let read = InstanceWish::read(body, &node());
+    let read = InstanceRequest::read(body, &node());
     let errors = read.err().unwrap_or_default();
     errors.iter().map(|error| (error.path.clone(), error.code)).collect()
 }
 
 #[test]
 fn the_smallest_request_gets_the_contracts_defaults() {
-    let wish = InstanceWish::read(json!({"name": "web", "image": "alpine"}), &node()).expect("valid");
-    assert_eq!(wish.image.to_string(), "docker.io/library/alpine:latest");
-    assert_eq!((wish.vcpus, wish.memory, wish.overlay), (2, Bytes(1 << 30), Bytes(10 << 30)));
-    assert!(wish.has_network && !wish.skip_guest_agent);
+    let request = InstanceRequest::read(json!({"name": "web", "image": "alpine"}), &node()).expect("valid");
+    assert_eq!(request.image.to_string(), "docker.io/library/alpine:latest");
+    assert_eq!((request.vcpus, request.memory, request.overlay), (2, Bytes(1 << 30), Bytes(10 << 30)));
+    assert!(request.has_network && !request.skip_guest_agent);
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn what_asks_for_nothing_is_accepted() {
 }
 
 #[test]
-fn all_problems_are_told_at_once_with_their_paths() {
+fn all_problems_are_reported_at_once_with_their_paths() {
     let body = json!({
         "name": "-bad", "vcpus": 0, "size": "huge", "env": {"A": 1}, "cmd": ["a", 2],
         "network": {"egress": {"enforcement": {"mode": "some"}}}, "surprise": true,
@@ -74,7 +74,7 @@ fn the_page_s_own_example_names_every_field_this_server_cannot_honour_yet() {
 #[test]
 fn values_of_secrets_are_not_repeated_in_messages() {
     let errors =
-        InstanceWish::read(json!({"name": "a", "image": "b", "env": {"K": "hunter2\u{0}"}}), &node())
+        InstanceRequest::read(json!({"name": "a", "image": "b", "env": {"K": "hunter2\u{0}"}}), &node())
             .expect_err("a NUL");
     assert!(!errors.to_string().contains("hunter2"));
 }
@@ -91,7 +91,7 @@ fn an_image_request_is_read_with_its_credentials_and_they_are_not_shown() {
 
 #[test]
 fn error_bodies_carry_one_detail_for_each_problem() {
-    let errors = InstanceWish::read(json!({"name": "A", "vcpus": 99}), &node()).expect_err("wrong");
+    let errors = InstanceRequest::read(json!({"name": "A", "vcpus": 99}), &node()).expect_err("wrong");
     let body = ErrorBody::from(&errors);
     assert_eq!(body.details.len(), 3);
     assert!(body.details.iter().any(|detail| detail.message.starts_with("vcpus ")));
@@ -100,14 +100,14 @@ fn error_bodies_carry_one_detail_for_each_problem() {
 #[test]
 fn a_hypervisor_is_one_that_this_host_has() {
     let create = |word: &str| {
-        let read = InstanceWish::read(json!({"name": "a", "image": "b", "hypervisor": word}), &node());
-        read.map(|wish| Some(wish.hypervisor))
+        let read = InstanceRequest::read(json!({"name": "a", "image": "b", "hypervisor": word}), &node());
+        read.map(|request| Some(request.hypervisor))
     };
     let target = |word: &str| {
         let restore = SnapshotRestore::read(json!({"target_hypervisor": word}), &node());
         let fork = SnapshotFork::read(json!({"name": "a", "target_hypervisor": word}), &node());
         assert_eq!(restore.clone().err(), fork.clone().err());
-        restore.map(|wish| wish.hypervisor)
+        restore.map(|request| request.hypervisor)
     };
     for (word, expected) in [
         ("qemu", Ok(Hypervisor::Qemu)),
@@ -117,11 +117,11 @@ fn a_hypervisor_is_one_that_this_host_has() {
         ("xen", Err("invalid_request")),
     ] {
         for (key, read) in [("hypervisor", create(word)), ("target_hypervisor", target(word))] {
-            let told = read.as_ref().map_err(|errors| {
+            let reported = read.as_ref().map_err(|errors| {
                 let all: Vec<_> = errors.iter().map(|error| (error.path.as_str(), error.code)).collect();
                 all
             });
-            assert_eq!(told, expected.map(Some).as_ref().map_err(|code| vec![(key, *code)]), "{word}");
+            assert_eq!(reported, expected.map(Some).as_ref().map_err(|code| vec![(key, *code)]), "{word}");
         }
     }
     assert_eq!(

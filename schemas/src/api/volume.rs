@@ -60,23 +60,23 @@ impl VolumeCreate {
 
 /// A requested mount; the volume is named by its id or its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MountWish {
+pub struct MountRequest {
     pub volume: String,
     pub path: String,
-    pub access: AccessWish,
+    pub access: AccessRequest,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AccessWish {
+pub enum AccessRequest {
     ReadWrite,
     ReadOnly,
     Overlay(Bytes),
 }
 
 /// Reads `volumes` of a create request.
-pub(super) fn mounts(fields: &mut Fields, errors: &mut FieldErrors) -> Vec<MountWish> {
+pub(super) fn mounts(fields: &mut Fields, errors: &mut FieldErrors) -> Vec<MountRequest> {
     let entries = fields.objects("volumes", errors);
-    let mut mounts: Vec<MountWish> = Vec::new();
+    let mut mounts: Vec<MountRequest> = Vec::new();
     for mut entry in entries {
         let volume = entry.required_text("volume_id", errors);
         let path = mount_path(&mut entry, errors);
@@ -90,7 +90,7 @@ pub(super) fn mounts(fields: &mut Fields, errors: &mut FieldErrors) -> Vec<Mount
         if mounts.iter().any(|mount| mount.path == path) {
             errors.push(at_path, INVALID, "is used twice");
         }
-        mounts.push(MountWish { volume, path, access });
+        mounts.push(MountRequest { volume, path, access });
     }
     let devices: usize = mounts.iter().map(|mount| devices(mount.access)).sum();
     if devices > limits::VOLUME_DEVICES_MAX {
@@ -101,33 +101,33 @@ pub(super) fn mounts(fields: &mut Fields, errors: &mut FieldErrors) -> Vec<Mount
 }
 
 /// Returns the number of block devices that a mount takes.
-fn devices(access: AccessWish) -> usize {
+fn devices(access: AccessRequest) -> usize {
     match access {
-        AccessWish::ReadWrite | AccessWish::ReadOnly => 1,
-        AccessWish::Overlay(_) => 2,
+        AccessRequest::ReadWrite | AccessRequest::ReadOnly => 1,
+        AccessRequest::Overlay(_) => 2,
     }
 }
 
-fn access(entry: &mut Fields, errors: &mut FieldErrors) -> AccessWish {
+fn access(entry: &mut Fields, errors: &mut FieldErrors) -> AccessRequest {
     let is_read_only = entry.flag("readonly", errors).unwrap_or(false);
     let is_overlay = entry.flag("overlay", errors).unwrap_or(false);
     let size: Option<Bytes> = entry.parsed("overlay_size", "invalid_overlay_size", errors);
     let (low, high) = (limits::OVERLAY_MIN, limits::OVERLAY_MAX);
     match (is_read_only, is_overlay, size) {
-        (false, false, _) => AccessWish::ReadWrite,
-        (true, false, _) => AccessWish::ReadOnly,
+        (false, false, _) => AccessRequest::ReadWrite,
+        (true, false, _) => AccessRequest::ReadOnly,
         (false, true, _) => {
             errors.push(entry.path("overlay"), INVALID, "needs readonly");
-            AccessWish::ReadOnly
+            AccessRequest::ReadOnly
         }
-        (true, true, Some(size)) if (low..=high).contains(&size) => AccessWish::Overlay(size),
+        (true, true, Some(size)) if (low..=high).contains(&size) => AccessRequest::Overlay(size),
         (true, true, size) => {
             let message = match size {
                 None => "is required with overlay".to_owned(),
                 Some(_) => format!("must be from {low} to {high}"),
             };
             errors.push(entry.path("overlay_size"), "invalid_overlay_size", message);
-            AccessWish::ReadOnly
+            AccessRequest::ReadOnly
         }
     }
 }
@@ -166,7 +166,7 @@ fn mount_path(entry: &mut Fields, errors: &mut FieldErrors) -> Option<String> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeAttach {
     pub path: String,
-    pub access: AccessWish,
+    pub access: AccessRequest,
 }
 
 impl VolumeAttach {
@@ -281,7 +281,7 @@ mod tests {
 
     use super::*;
 
-    fn read(volumes: Value) -> Result<Vec<MountWish>, String> {
+    fn read(volumes: Value) -> Result<Vec<MountRequest>, String> {
         let mut errors = FieldErrors::default();
         let mut fields = Fields::body(json!({ "volumes": volumes }), &mut errors);
         let mounts = mounts(&mut fields, &mut errors);
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_taken_in_its_shortest_form_or_refused_with_its_place() {
+    fn a_path_is_accepted_in_its_shortest_form_or_refused_with_its_field() {
         for (given, expected) in [
             ("/data", Ok("/data")),
             ("//data/./deep/", Ok("/data/deep")),
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn access_is_one_of_three_and_everything_wrong_is_told() {
+    fn access_has_three_values_and_every_error_is_reported() {
         let mount = |more: Value| {
             let mut mount = json!({ "volume_id": "v", "mount_path": "/data" });
             for (key, value) in more.as_object().expect("an object") {
@@ -323,10 +323,10 @@ mod tests {
             }
             read(json!([mount])).map(|mounts| mounts[0].access)
         };
-        assert_eq!(mount(json!({})), Ok(AccessWish::ReadWrite));
-        assert_eq!(mount(json!({ "readonly": true })), Ok(AccessWish::ReadOnly));
+        assert_eq!(mount(json!({})), Ok(AccessRequest::ReadWrite));
+        assert_eq!(mount(json!({ "readonly": true })), Ok(AccessRequest::ReadOnly));
         let overlay = json!({ "readonly": true, "overlay": true, "overlay_size": "64MB" });
-        assert_eq!(mount(overlay), Ok(AccessWish::Overlay(Bytes(64 << 20))));
+        assert_eq!(mount(overlay), Ok(AccessRequest::Overlay(Bytes(64 << 20))));
         for wrong in [
             json!({ "overlay": true }),
             json!({ "readonly": true, "overlay": true }),
@@ -355,7 +355,10 @@ mod tests {
     #[test]
     fn a_volume_needs_a_name_and_a_whole_number_of_gigabytes() {
         let read = |body: Value| VolumeCreate::read(body).map_err(|errors| errors.to_string());
-        assert_eq!(read(json!({ "name": "data", "size_gb": 2 })).map(|wish| wish.size), Ok(Bytes(2 << 30)));
+        assert_eq!(
+            read(json!({ "name": "data", "size_gb": 2 })).map(|request| request.size),
+            Ok(Bytes(2 << 30))
+        );
         assert_eq!(read(json!({})), Err("name is required; size_gb is required".to_owned()));
         for body in [
             json!({ "name": "data", "size_gb": 0 }),

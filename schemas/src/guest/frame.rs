@@ -222,7 +222,7 @@ impl Decoder {
     /// Returns the two buffers to read into, in this order. They are the final destination when the rest of
     /// a payload comes next, or a frame whose payload may use the spare buffer; otherwise the first is the
     /// caller's buffer. The caller must report the read with [`Decoder::arrived`] before anything else.
-    pub fn places<'a>(&'a mut self, buffer: &'a mut [u8]) -> [&'a mut [u8]; 2] {
+    pub fn targets<'a>(&'a mut self, buffer: &'a mut [u8]) -> [&'a mut [u8]; 2] {
         let (is_drained, has_spare) = (self.is_drained(), self.has_spare());
         match &mut self.partial {
             Some(Partial { frame, filled }) if is_drained => [&mut frame.payload[*filled..], &mut []],
@@ -231,7 +231,7 @@ impl Decoder {
         }
     }
 
-    /// Records that `count` bytes were read into the buffers of [`Decoder::places`]; `buffer` is the
+    /// Records that `count` bytes were read into the buffers of [`Decoder::targets`]; `buffer` is the
     /// caller's buffer, which may or may not have been the first of them.
     pub fn arrived(&mut self, buffer: &[u8], count: usize) {
         let (is_drained, has_spare) = (self.is_drained(), self.has_spare());
@@ -392,7 +392,7 @@ mod tests {
         }
 
         #[test]
-        fn frames_read_to_their_place_are_the_same_and_a_decoder_that_takes_over_goes_on(
+        fn frames_read_into_their_buffers_are_the_same_and_a_new_decoder_continues(
             payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..64), 1..8),
             cut in 1usize..40,
             spare in 0usize..100,
@@ -406,9 +406,9 @@ mod tests {
                 // The spare buffer contains the bytes of an earlier frame.
                 decoder.give(vec![0xee; spare]);
                 let mut count = 0;
-                for place in decoder.places(&mut buffer) {
-                    let part = place.len().min(cut - count).min(rest.len());
-                    place[..part].copy_from_slice(&rest[..part]);
+                for target in decoder.targets(&mut buffer) {
+                    let part = target.len().min(cut - count).min(rest.len());
+                    target[..part].copy_from_slice(&rest[..part]);
                     (count, rest) = (count + part, &rest[part..]);
                 }
                 decoder.arrived(&buffer, count);
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_round_trip_and_strangers_do_not_parse() {
+    fn messages_round_trip_and_foreign_messages_do_not_parse() {
         let attach = ToGuest::Attach { nonce: 7 };
         let frame = Frame::control(&attach).expect("small");
         assert_eq!(frame.message::<ToGuest>(), Some(attach));

@@ -92,7 +92,7 @@ pub struct VolumeMount {
 
 /// The identity that a guest must take when it continues from the memory of another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Assumed {
+pub struct NewIdentity {
     pub incarnation: String,
     pub hostname: String,
     pub machine_id: String,
@@ -153,7 +153,14 @@ pub enum ToGuest {
     Configure { token: Token, seed: Seed, config: Box<Config> },
     /// The guest must take the identity of another instance: names, addresses, keys, random numbers.
     /// Programs keep running. The new token replaces the old one with the state that reports the new identity.
-    Assume { token: Token, new_token: Token, seed: Seed, assumed: Box<Assumed> },
+    #[serde(rename = "assume")]
+    Identity {
+        token: Token,
+        new_token: Token,
+        seed: Seed,
+        #[serde(rename = "assumed")]
+        identity: Box<NewIdentity>,
+    },
     /// The guest must end the program: stop signal, grace, kill.
     Shutdown { token: Token },
     /// The exit record is stored, and the guest must power off.
@@ -175,7 +182,8 @@ pub struct FromGuest {
     pub incarnation: Option<String>,
     /// The reason why the guest could not take the identity that it was given.
     #[serde(default)]
-    pub assume_error: Option<String>,
+    #[serde(rename = "assume_error")]
+    pub identity_error: Option<String>,
     /// Window of the guest's streams, in bytes.
     #[serde(default = "stream::untold_window")]
     pub window: u32,

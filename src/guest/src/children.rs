@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_end_is_told_and_a_failed_start_is_an_error() {
+    fn every_end_is_reported_and_a_failed_start_is_an_error() {
         let children = Children::of_tests();
         let (sender, ends) = mpsc::channel();
         for code in [0, 3, 126] {

@@ -18,6 +18,6 @@ pub(crate) fn step(unix_nanos: i64) {
     let time = Timespec { tv_sec: unix_nanos.div_euclid(NANOS), tv_nsec: unix_nanos.rem_euclid(NANOS) };
     // PID 1 may set the clock. If the kernel refuses, the guest keeps its clock.
     if clock_settime(ClockId::Realtime, time).is_ok() {
-        crate::say(&format!("the clock was off by {} ms and was stepped", off.as_millis()));
+        crate::log_line(&format!("the clock was off by {} ms and was stepped", off.as_millis()));
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stead_schemas::guest::{
-    Assumed, Config, Decoder, Frame, FrameKind, FromGuest, Note, PROTOCOL, Phase, Seed, ToGuest, Token,
+    Config, Decoder, Frame, FrameKind, FromGuest, NewIdentity, Note, PROTOCOL, Phase, Seed, ToGuest, Token,
     WINDOW_BYTES,
 };
 use stead_schemas::instance::Exit;
@@ -23,7 +23,7 @@ use crate::children::Children;
 use crate::handover::Handover;
 use crate::outbox::{Outbox, Wake};
 use crate::pages::Pages;
-use crate::{BootError, assume, clock, identity};
+use crate::{BootError, clock, identity, take_identity};
 
 /// Pause after a hang-up before the port is polled again. `poll` reports a hang-up continuously.
 const HANG_UP_PAUSE: Duration = Duration::from_millis(20);
@@ -50,7 +50,7 @@ struct Shared {
     agent: Agent,
     outbox: Arc<Outbox>,
     /// Lock of the thread that takes over another identity.
-    assuming: Mutex<()>,
+    identity_change: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -63,7 +63,7 @@ struct State {
     is_acknowledged: bool,
     /// Identity (incarnation) of this guest, and the error of the last attempt to take over another.
     incarnation: Option<String>,
-    assume_error: Option<String>,
+    identity_error: Option<String>,
     program: Option<Program>,
     /// True if the host asked to end the program. A request that comes before the program starts is kept here.
     is_stopping: bool,
@@ -109,7 +109,7 @@ impl Control {
             wake,
             agent,
             outbox,
-            assuming: Mutex::default(),
+            identity_change: Mutex::default(),
         };
         let control = Self(Arc::new(shared));
         let for_thread = control.clone();
@@ -212,7 +212,7 @@ impl Control {
         let mut decoder = Decoder::default();
         decoder.push(received);
         let (mut pages, mut buffer) = (Pages::default(), vec![0u8; READ_BYTES]);
-        let (mut shall_tell, mut is_lull) = (false, false);
+        let (mut must_report, mut is_lull) = (false, false);
         loop {
             let heir = self.lock().heir.take();
             if let Some(heir) = heir {
@@ -222,7 +222,7 @@ impl Control {
                 return;
             }
             let mut interest = if is_lull { PollFlags::empty() } else { PollFlags::IN };
-            if unsent.is_some() || shall_tell || !self.0.outbox.is_empty() {
+            if unsent.is_some() || must_report || !self.0.outbox.is_empty() {
                 interest |= PollFlags::OUT;
             }
             let (events, is_woken) = self.wait(&port, interest, is_lull.then_some(LULL));
@@ -234,19 +234,19 @@ impl Control {
             }
             if is_lull || events.contains(PollFlags::IN) {
                 let taken = self.read(&mut port, &mut pages, &mut decoder, &mut buffer);
-                shall_tell |= taken.shall_tell;
+                must_report |= taken.must_report;
                 // If nothing arrived, the rest of the payload may not be on its way.
                 is_lull = taken.is_drained && taken.bytes > 0 && decoder.lacks() >= LULL_BYTES_MIN;
             }
             if is_woken {
-                shall_tell |= self.0.wake.take();
+                must_report |= self.0.wake.take();
                 self.0.outbox.wake().take();
             }
             for _ in 0..WRITES_BEFORE_READ {
                 if !unsent.is_some() {
                     // The state goes before streams: it is small, and others wait for it.
-                    let next = if shall_tell { Some(self.tell()) } else { self.0.outbox.pop() };
-                    shall_tell = false;
+                    let next = if must_report { Some(self.report()) } else { self.0.outbox.pop() };
+                    must_report = false;
                     let Some(next) = next else { break };
                     unsent = Unsent { bytes: next, sent: 0 };
                 }
@@ -270,7 +270,7 @@ impl Control {
             {
                 decoder.give(spare);
             }
-            match pages.read(port, decoder.places(buffer)) {
+            match pages.read(port, decoder.targets(buffer)) {
                 Ok(0) => break,
                 Ok(count) => {
                     taken.bytes += count;
@@ -289,7 +289,7 @@ impl Control {
                 if frame.kind != FrameKind::Control {
                     self.0.agent.take(frame);
                 } else if let Some(message) = frame.message() {
-                    taken.shall_tell |= self.take(message);
+                    taken.must_report |= self.take(message);
                 }
             }
         }
@@ -343,10 +343,10 @@ impl Control {
                 self.0.changed.notify_all();
                 true
             }
-            ToGuest::Assume { token, new_token, seed, assumed } if is_ours(&token, &state) => {
-                if state.incarnation.as_ref() != Some(&assumed.incarnation) {
+            ToGuest::Identity { token, new_token, seed, identity } if is_ours(&token, &state) => {
+                if state.incarnation.as_ref() != Some(&identity.incarnation) {
                     drop(state);
-                    self.begin_to_assume(new_token, seed, *assumed);
+                    self.begin_identity(new_token, seed, *identity);
                 }
                 true
             }
@@ -359,53 +359,53 @@ impl Control {
                 self.0.changed.notify_all();
                 false
             }
-            ToGuest::Assume { .. } | ToGuest::Shutdown { .. } | ToGuest::AcknowledgeExit { .. } => false,
+            ToGuest::Identity { .. } | ToGuest::Shutdown { .. } | ToGuest::AcknowledgeExit { .. } => false,
         }
     }
 
     /// Starts a thread that takes over another identity, because keys take a while to generate.
-    fn begin_to_assume(&self, new_token: Token, seed: Seed, assumed: Assumed) {
+    fn begin_identity(&self, new_token: Token, seed: Seed, identity: NewIdentity) {
         let for_thread = self.clone();
         let begun = std::thread::Builder::new().name("assume".to_owned()).spawn(move || {
             // A daemon that attaches meanwhile asks again. The lock keeps two threads from making keys at the same
             // time.
-            let turn = for_thread.0.assuming.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = for_thread.0.identity_change.lock().unwrap_or_else(PoisonError::into_inner);
             let (old, children) = {
                 let state = for_thread.lock();
-                if state.incarnation.as_ref() == Some(&assumed.incarnation) {
+                if state.incarnation.as_ref() == Some(&identity.incarnation) {
                     return;
                 }
                 (state.config.clone(), state.program.as_ref().map(|program| program.children.clone()))
             };
             let done = match (&old, children) {
-                (Some(old), Some(children)) => assume::assume(old, &assumed, &seed, &children),
+                (Some(old), Some(children)) => take_identity::apply(old, &identity, &seed, &children),
                 _ => Err(BootError::new("assume", "no program runs")),
             };
-            for_thread.has_assumed(new_token, assumed, done);
-            drop(turn);
+            for_thread.took_identity(new_token, identity, done);
+            drop(held);
         });
         if let Err(error) = begun {
-            self.lock().assume_error = Some(error.to_string());
+            self.lock().identity_error = Some(error.to_string());
             self.wake();
         }
     }
 
     /// Records the result of taking over another identity.
-    pub(crate) fn has_assumed(&self, new_token: Token, assumed: Assumed, done: Result<(), BootError>) {
+    pub(crate) fn took_identity(&self, new_token: Token, identity: NewIdentity, done: Result<(), BootError>) {
         let mut state = self.lock();
         match done {
             Ok(()) => {
-                state.assume_error = None;
+                state.identity_error = None;
                 // Identity and token change together, so that no state is reported under one identity with the
                 // other's token.
-                (state.incarnation, state.token) = (Some(assumed.incarnation), Some(new_token.clone()));
+                (state.incarnation, state.token) = (Some(identity.incarnation), Some(new_token.clone()));
                 if let Some(config) = &mut state.config {
-                    (config.hostname, config.network) = (assumed.hostname, assumed.network);
-                    (config.machine_id, config.instance) = (assumed.machine_id, assumed.instance);
-                    self.0.agent.become_another(new_token, &config.hostname);
+                    (config.hostname, config.network) = (identity.hostname, identity.network);
+                    (config.machine_id, config.instance) = (identity.machine_id, identity.instance);
+                    self.0.agent.take_identity(new_token, &config.hostname);
                 }
             }
-            Err(error) => state.assume_error = Some(format!("{}: {}", error.phase, error.reason)),
+            Err(error) => state.identity_error = Some(format!("{}: {}", error.phase, error.reason)),
         }
         drop(state);
         self.wake();
@@ -423,7 +423,7 @@ impl Control {
         }
     }
 
-    fn tell(&self) -> Vec<u8> {
+    fn report(&self) -> Vec<u8> {
         let state = self.lock();
         let message = FromGuest {
             protocol: PROTOCOL,
@@ -432,7 +432,7 @@ impl Control {
             phase: state.phase.unwrap_or(Phase::AwaitingConfig),
             exit: state.exit.clone(),
             incarnation: state.incarnation.clone(),
-            assume_error: state.assume_error.clone(),
+            identity_error: state.identity_error.clone(),
             window: WINDOW_BYTES,
         };
         Frame::control(&message).map(|frame| frame.encode()).unwrap_or_default()
@@ -463,7 +463,7 @@ struct Taken {
     bytes: usize,
     /// True if nothing is left to be read for now.
     is_drained: bool,
-    shall_tell: bool,
+    must_report: bool,
 }
 
 /// A frame that is being written. No other frame interrupts it.

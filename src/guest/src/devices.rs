@@ -33,9 +33,9 @@ pub(crate) fn mount_early() -> Result<(), BootError> {
 
 /// Names the program that loads modules on the kernel's request, if it is not at its usual path.
 pub(crate) fn name_module_loader() {
-    let places = ["/sbin/modprobe", "/usr/sbin/modprobe", "/bin/modprobe", "/usr/bin/modprobe"];
-    if let Some(place) = places.iter().find(|place| Path::new(place).exists()) {
-        let _ = fs::write("/proc/sys/kernel/modprobe", place);
+    let programs = ["/sbin/modprobe", "/usr/sbin/modprobe", "/bin/modprobe", "/usr/bin/modprobe"];
+    if let Some(program) = programs.iter().find(|program| Path::new(program).exists()) {
+        let _ = fs::write("/proc/sys/kernel/modprobe", program);
     }
 }
 

@@ -21,10 +21,10 @@ const CONSOLE_SILENT: &str = "0";
 const CONSOLE_LEVEL: &str = "/proc/sys/kernel/printk";
 
 /// Writes a line to the kernel's log, or to the console if the kernel has no log.
-pub(crate) fn say(line: &str) {
+pub(crate) fn log_line(line: &str) {
     // Level 6 is informational, which no console prints.
-    let said = File::options().write(true).open("/dev/kmsg");
-    if said.and_then(|mut log| log.write_all(format!("<6>{OURS}{line}\n").as_bytes())).is_err() {
+    let reported = File::options().write(true).open("/dev/kmsg");
+    if reported.and_then(|mut log| log.write_all(format!("<6>{OURS}{line}\n").as_bytes())).is_err() {
         let _ = writeln!(std::io::stderr(), "[stead] {line}");
     }
 }
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_lines_and_the_kernels_grave_ones_are_told_and_no_others() {
+    fn our_lines_and_severe_lines_of_the_kernel_are_reported_and_no_others() {
         let line = |record| line_of(record);
         assert_eq!(
             line("14,100,5,-;stead: the clock was stepped\n"),

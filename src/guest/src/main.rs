@@ -12,7 +12,6 @@
 #![cfg(target_os = "linux")]
 
 mod agent;
-mod assume;
 mod children;
 mod clock;
 mod control;
@@ -31,6 +30,7 @@ mod renaming;
 mod root;
 mod spare;
 mod system;
+mod take_identity;
 mod user;
 mod volumes;
 
@@ -43,7 +43,7 @@ use stead_schemas::guest::{Config, Phase};
 use stead_schemas::instance::Exit;
 
 use crate::children::Children;
-pub(crate) use crate::kernel_log::say;
+pub(crate) use crate::kernel_log::log_line;
 
 /// A boot failure with the phase in which it happened.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ fn prepare(config: &Config) -> Result<(), BootError> {
     let volumes = volumes::mount_all(&config.volumes)?;
     root::switch()?;
     devices::name_module_loader();
-    volumes::place(volumes)?;
+    volumes::mount_trees(volumes)?;
     identity::begin_boot(&config.machine_id).map_err(|error| BootError::new("machine id", error))?;
     host_keys::settle_at_boot(&config.instance).map_err(|error| BootError::new("ssh host keys", error))
 }

@@ -117,7 +117,7 @@ impl Outbox {
     }
 
     /// Wakes streams that wait for room, so that they check again whether they are closed.
-    pub(crate) fn look_again(&self) {
+    pub(crate) fn recheck(&self) {
         // The lock is held, so a stream that has just checked is waiting by now.
         let _queue = self.lock();
         self.has_room.notify_all();

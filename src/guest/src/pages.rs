@@ -19,15 +19,15 @@ pub(crate) struct Pages {
 
 impl Pages {
     /// Reads into the first slice and then into the second. Returns the number of bytes read.
-    pub(crate) fn read(&mut self, port: &mut impl Read, places: [&mut [u8]; 2]) -> io::Result<usize> {
+    pub(crate) fn read(&mut self, port: &mut impl Read, targets: [&mut [u8]; 2]) -> io::Result<usize> {
         let mut parts = Vec::new();
         let mut room = PAGE_BYTES - self.taken;
-        for mut place in places {
-            while !place.is_empty() && parts.len() < PARTS_MAX {
-                let (part, rest) = place.split_at_mut(room.min(place.len()));
+        for mut target in targets {
+            while !target.is_empty() && parts.len() < PARTS_MAX {
+                let (part, rest) = target.split_at_mut(room.min(target.len()));
                 room = if part.len() == room { PAGE_BYTES } else { room - part.len() };
                 parts.push(IoSliceMut::new(part));
-                place = rest;
+                target = rest;
             }
         }
         let asked: usize = parts.iter().map(|part| part.len()).sum();
@@ -51,10 +51,10 @@ mod tests {
     }
 
     impl Read for Port {
-        fn read(&mut self, place: &mut [u8]) -> io::Result<usize> {
+        fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
             let Some(page) = self.pages.front_mut() else { return Err(io::ErrorKind::WouldBlock.into()) };
-            let count = place.len().min(page.len());
-            place[..count].copy_from_slice(&page[..count]);
+            let count = target.len().min(page.len());
+            target[..count].copy_from_slice(&page[..count]);
             page.drain(..count);
             if page.is_empty() {
                 self.pages.pop_front();

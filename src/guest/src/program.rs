@@ -50,7 +50,7 @@ pub(crate) fn start(config: &Config, children: &Children) -> Result<Program, Exi
     let mut command = Command::new(name);
     command.args(arguments).env_clear().envs(environment(config, &user)).current_dir(&directory);
     command.stdin(Stdio::null()).stdout(clone()).stderr(clone());
-    become_user(&mut command, user, false);
+    set_user(&mut command, user, false);
     let (sender, end) = mpsc::sync_channel(1);
     // The receiver exists as long as the run does.
     let started = children.spawn(&mut command, move |status| {
@@ -92,7 +92,7 @@ pub(crate) fn give_to(file: impl AsFd, uid: u32) {
 /// Sets the program's user and gives it its own session. Its standard input becomes its controlling terminal if it
 /// has one.
 #[expect(unsafe_code, reason = "pre_exec is the one way to drop groups and to make a session")]
-pub(crate) fn become_user(command: &mut Command, user: User, has_terminal: bool) {
+pub(crate) fn set_user(command: &mut Command, user: User, has_terminal: bool) {
     let groups: Vec<rustix::process::Gid> =
         user.groups.iter().map(|&gid| rustix::process::Gid::from_raw(gid)).collect();
     let drop_rights = move || -> io::Result<()> {
@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_is_stopped_as_its_image_says_and_not_begun_when_that_is_no_signal() {
+    fn a_program_is_stopped_by_its_images_signal_and_not_started_with_an_unknown_signal() {
         let raw = |word| stop_signal(word).map(Signal::as_raw).map_err(|exit| exit.is_boot_failure);
         assert_eq!(raw(None), Ok(15));
         assert_eq!(raw(Some("")), Ok(15));

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use stead_schemas::guest::{Assumed, Decoder, Frame, FromGuest, ToGuest, Token};
+use stead_schemas::guest::{Decoder, Frame, FromGuest, NewIdentity, ToGuest, Token};
 
 use crate::BootError;
 use crate::control::Control;
@@ -27,9 +27,9 @@ fn token(word: &str) -> Token {
     Token(word.to_owned())
 }
 
-fn assumed() -> Assumed {
+fn identity() -> NewIdentity {
     let word = |word: &str| word.to_owned();
-    Assumed {
+    NewIdentity {
         incarnation: word("a fork"),
         hostname: word("fork"),
         machine_id: word(""),
@@ -75,7 +75,7 @@ fn the_new_token_comes_with_the_new_name_and_the_old_one_is_refused_from_then_on
     let mut host = Host::new();
     let before = host.state();
     assert_eq!((before.token, before.incarnation), (Some(token("old")), None));
-    host.control.has_assumed(token("new"), assumed(), Ok(()));
+    host.control.took_identity(token("new"), identity(), Ok(()));
     let after = host.state();
     assert_eq!((after.token, after.incarnation.as_deref()), (Some(token("new")), Some("a fork")));
     for (word, is_taken) in [("old", false), ("another", false), ("new", true)] {
@@ -86,12 +86,12 @@ fn the_new_token_comes_with_the_new_name_and_the_old_one_is_refused_from_then_on
 }
 
 #[test]
-fn a_guest_that_could_not_become_another_keeps_its_token() {
+fn a_guest_that_could_not_take_an_identity_keeps_its_token() {
     let mut host = Host::new();
-    host.control.has_assumed(token("new"), assumed(), Err(BootError::new("hostname", "refused")));
+    host.control.took_identity(token("new"), identity(), Err(BootError::new("hostname", "refused")));
     let state = host.state();
     assert_eq!((state.token, state.incarnation), (Some(token("old")), None));
-    assert_eq!(state.assume_error.as_deref(), Some("hostname: refused"));
+    assert_eq!(state.identity_error.as_deref(), Some("hostname: refused"));
     for (word, is_taken) in [("new", false), ("old", true)] {
         host.send(&ToGuest::Shutdown { token: token(word) });
         host.state();

@@ -54,7 +54,7 @@ fn resolve(word: &str, passwd: &str, group: &str) -> Result<User, String> {
     };
     // An explicit group replaces the memberships, as in container runtimes.
     let memberships = groups()
-        .filter(|fields| name.is_some_and(|name| fields[3].split(',').any(|member| member == name)))
+        .filter(|fields| name.is_some_and(|name| fields[3].split(',').any(|listed| listed == name)))
         .filter_map(|fields| number(fields[2]));
     let groups =
         if group_word.is_some() { vec![gid] } else { std::iter::once(gid).chain(memberships).collect() };

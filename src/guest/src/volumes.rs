@@ -30,7 +30,7 @@ pub(crate) struct Tree {
 }
 
 /// Paths of the mounted volumes, for the remount at the end.
-static PLACED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+static MOUNTED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 fn failed<'a, E: std::fmt::Display>(path: &'a str) -> impl FnOnce(E) -> BootError + 'a {
     move |error| BootError::new("volumes", format!("{path}: {error}"))
@@ -46,25 +46,25 @@ pub(crate) fn mount_all(mounts: &[VolumeMount]) -> Result<Vec<Tree>, BootError> 
     mounts.iter().enumerate().map(of).collect()
 }
 
-fn mount_one(scratch: &Path, wish: &VolumeMount) -> Result<OwnedFd, BootError> {
+fn mount_one(scratch: &Path, request: &VolumeMount) -> Result<OwnedFd, BootError> {
     let disk = scratch.join("disk");
-    mount_disk(&wish.disk, &disk, wish.is_read_only).map_err(|error| error.at(&wish.path))?;
-    let Some(upper) = &wish.upper else { return clone_of(&disk).map_err(failed(&wish.path)) };
+    mount_disk(&request.disk, &disk, request.is_read_only).map_err(|error| error.at(&request.path))?;
+    let Some(upper) = &request.upper else { return clone_of(&disk).map_err(failed(&request.path)) };
     let over = scratch.join("over");
-    mount_disk(upper, &over, false).map_err(|error| error.at(&wish.path))?;
+    mount_disk(upper, &over, false).map_err(|error| error.at(&request.path))?;
     let (merged, written, work) = (scratch.join("merged"), over.join("upper"), over.join("work"));
     for dir in [&merged, &written, &work] {
-        fs::create_dir_all(dir).map_err(failed(&wish.path))?;
+        fs::create_dir_all(dir).map_err(failed(&request.path))?;
     }
     // The upper directory over the root of the volume begins with the owner and mode of that root.
-    let root = fs::metadata(&disk).map_err(failed(&wish.path))?;
-    take_over(&root, &written).map_err(failed(&wish.path))?;
+    let root = fs::metadata(&disk).map_err(failed(&request.path))?;
+    take_over(&root, &written).map_err(failed(&request.path))?;
     let options =
         format!("lowerdir={},upperdir={},workdir={}", disk.display(), written.display(), work.display());
-    let options = CString::new(options).map_err(failed(&wish.path))?;
+    let options = CString::new(options).map_err(failed(&request.path))?;
     mount("overlay", &merged, "overlay", MountFlags::NOATIME, Some(options.as_c_str()))
-        .map_err(failed(&wish.path))?;
-    clone_of(&merged).map_err(failed(&wish.path))
+        .map_err(failed(&request.path))?;
+    clone_of(&merged).map_err(failed(&request.path))
 }
 
 fn mount_disk(serial: &str, at: &Path, is_read_only: bool) -> Result<(), BootError> {
@@ -87,18 +87,19 @@ fn clone_of(at: &Path) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Moves the volumes to their paths. The program's root is the root by now.
-pub(crate) fn place(trees: Vec<Tree>) -> Result<(), BootError> {
+pub(crate) fn mount_trees(trees: Vec<Tree>) -> Result<(), BootError> {
     for Tree { mount, tree } in trees {
         let path = &mount.path;
         // A link of the image is followed: nothing can be mounted over the link itself.
-        let place = inside::resolve(Path::new("/"), path).map_err(failed(path))?;
-        fs::create_dir_all(&place).map_err(failed(path))?;
-        let covered = fs::metadata(&place).map_err(failed(path))?;
-        move_mount(&tree, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed(path))?;
-        if !mount.is_read_only && is_empty(&place).map_err(failed(path))? {
-            take_over(&covered, &place).map_err(failed(path))?;
+        let mount_trees = inside::resolve(Path::new("/"), path).map_err(failed(path))?;
+        fs::create_dir_all(&mount_trees).map_err(failed(path))?;
+        let covered = fs::metadata(&mount_trees).map_err(failed(path))?;
+        move_mount(&tree, "", CWD, &mount_trees, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .map_err(failed(path))?;
+        if !mount.is_read_only && is_empty(&mount_trees).map_err(failed(path))? {
+            take_over(&covered, &mount_trees).map_err(failed(path))?;
         }
-        PLACED.lock().unwrap_or_else(PoisonError::into_inner).push(place);
+        MOUNTED.lock().unwrap_or_else(PoisonError::into_inner).push(mount_trees);
     }
     Ok(())
 }
@@ -116,7 +117,7 @@ fn is_empty(path: &Path) -> io::Result<bool> {
 
 /// Remounts the volumes read-only before power-off: they are clean unless a process holds them.
 pub(crate) fn settle() {
-    for path in PLACED.lock().unwrap_or_else(PoisonError::into_inner).iter().rev() {
+    for path in MOUNTED.lock().unwrap_or_else(PoisonError::into_inner).iter().rev() {
         let _ = mount_remount(path, MountFlags::RDONLY, "");
     }
 }

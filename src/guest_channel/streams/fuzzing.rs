@@ -16,7 +16,7 @@ pub fn frames(data: &[u8]) {
     let Some((&cut, stream)) = data.split_first() else { return };
     let cut = usize::from(cut).max(1);
     let mut decoder = Decoder::default();
-    let (mut pushed, mut placed) = (Vec::new(), Vec::new());
+    let (mut pushed, mut filled) = (Vec::new(), Vec::new());
     for part in stream.chunks(cut) {
         decoder.push(part);
         pushed.extend(std::iter::from_fn(|| decoder.next()));
@@ -26,7 +26,7 @@ pub fn frames(data: &[u8]) {
     while !rest.is_empty() {
         decoder.give(vec![0xee; cut]);
         let mut count = 0;
-        for target in decoder.places(&mut buffer) {
+        for target in decoder.targets(&mut buffer) {
             let part = target.len().min(rest.len()).min(cut);
             target[..part].copy_from_slice(&rest[..part]);
             (rest, count) = (&rest[part..], count + part);
@@ -35,9 +35,9 @@ pub fn frames(data: &[u8]) {
             }
         }
         decoder.arrived(&buffer, count);
-        placed.extend(std::iter::from_fn(|| decoder.next()));
+        filled.extend(std::iter::from_fn(|| decoder.next()));
     }
-    assert_eq!(pushed, placed, "the two ways to cut a stream differ");
+    assert_eq!(pushed, filled, "the two ways to cut a stream differ");
     take_all(pushed);
 }
 

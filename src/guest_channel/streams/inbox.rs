@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_in_turns_and_frames_of_no_bytes_take_no_more_than_the_window() {
+    fn alternating_outputs_and_empty_frames_take_no_more_than_the_window() {
         let inbox = Inbox::new(WINDOW_BYTES);
         for at in 0..WINDOW_BYTES {
             assert_eq!(inbox.take(piece(at % 2 == 0, vec![7])), Taken::Kept);
@@ -180,7 +180,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_output_keeps_its_order_whatever_comes_in_turns(
+        fn each_output_keeps_its_order_however_they_alternate(
             frames in proptest::collection::vec((any::<bool>(), 0usize..3), 0..4000),
         ) {
             let inbox = Inbox::new(WINDOW_BYTES);

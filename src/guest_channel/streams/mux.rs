@@ -85,8 +85,8 @@ impl Mux {
     pub(crate) async fn open(&self, token: &Token, request: Request) -> Result<AgentStream, AgentError> {
         let window = self.lock().window;
         // An agent of an earlier release may ignore the window.
-        let is_told = window > size(UNTOLD_WINDOW_BYTES);
-        let first = if is_told { FIRST_WINDOW_BYTES } else { WINDOW_BYTES };
+        let is_reported = window > size(UNTOLD_WINDOW_BYTES);
+        let first = if is_reported { FIRST_WINDOW_BYTES } else { WINDOW_BYTES };
         let credit = Arc::new(Semaphore::new(window));
         let entry = Entry { inbox: Arc::new(Inbox::new(first)), credit, window };
         let id = self.enter(entry.clone())?;

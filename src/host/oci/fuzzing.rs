@@ -14,7 +14,7 @@ use super::import;
 use super::jobs::Stop;
 use super::layout::Layout;
 use super::manifest::{Manifest, Target, as_index, as_manifest, choose, digest_of, read_manifest};
-use super::merge::{Place, Tree};
+use super::merge::{Position, Tree};
 use super::{Refused, archive, session, transport, unpack};
 
 /// Limit on the unpacked size of a fuzzed layer, in bytes. It is small, so that a run is short.
@@ -76,7 +76,7 @@ fn merge(layers: &[&[u8]]) -> Result<Vec<u8>, Refused> {
             unpack::open(file(bytes).map_err(Refused::of_io)?, BUDGET_BYTES, &stop)?,
             |item, _, _| {
                 ordinal += 1;
-                tree.apply(Place { layer, ordinal }, item)
+                tree.apply(Position { layer, ordinal }, item)
             },
         )?;
     }
@@ -91,7 +91,7 @@ fn merge(layers: &[&[u8]]) -> Result<Vec<u8>, Refused> {
         let reader = unpack::open(file(bytes).map_err(Refused::of_io)?, BUDGET_BYTES, &stop)?;
         archive::read(reader, |_, size, content| {
             ordinal += 1;
-            match merged.at(Place { layer, ordinal }) {
+            match merged.at(Position { layer, ordinal }) {
                 Some((node, paths)) => emitter.node(node, paths, size, content),
                 None => Ok(()),
             }

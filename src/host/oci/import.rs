@@ -251,14 +251,14 @@ fn docker_archive(
     let mut stored: BTreeMap<(u64, u64), (Digest, u64)> = BTreeMap::new();
     let (mut blobs, mut holds) = (Vec::new(), Vec::new());
     for name in &saved.layers {
-        let place = opened.find(name);
-        let known = place.and_then(|place| stored.get(&place).cloned());
+        let position = opened.find(name);
+        let known = position.and_then(|position| stored.get(&position).cloned());
         let blob = match known {
             Some(blob) => blob,
             None => {
                 let (digest, size, hold) = opened.store(name)?;
                 holds.push(hold);
-                stored.extend(place.map(|place| (place, (digest.clone(), size))));
+                stored.extend(position.map(|position| (position, (digest.clone(), size))));
                 (digest, size)
             }
         };

@@ -89,16 +89,16 @@ fn layout(depth: usize) -> Vec<u8> {
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    packed.write_all(bytes).expect("packed");
-    packed.finish().expect("packed")
+    let mut compressed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    compressed.write_all(bytes).expect("packed");
+    compressed.finish().expect("packed")
 }
 
 #[test]
 fn every_form_is_taken_plain_and_compressed() {
     for (name, archive) in [("saved", saved("app:v1")), ("layout", layout(0)), ("nested", layout(2))] {
-        let packed = [gzip(&archive), zstd::encode_all(&archive[..], 1).expect("packed")];
-        for archive in packed.into_iter().chain([archive]) {
+        let compressed = [gzip(&archive), zstd::encode_all(&archive[..], 1).expect("packed")];
+        for archive in compressed.into_iter().chain([archive]) {
             let tried = tried(&archive);
             let manifest = tried.result.unwrap_or_else(|error| panic!("{name}: {}", error.chain()));
             assert_eq!(manifest.layers.len(), 2, "{name}");
@@ -114,7 +114,7 @@ fn every_form_is_taken_plain_and_compressed() {
 }
 
 #[test]
-fn what_is_not_taken_is_said_in_words() {
+fn unsupported_imports_are_refused_in_words() {
     refused(&[b"BZh9".as_slice(), &[0; 600]].concat(), "compressed with bzip2");
     refused(&[b"\xfd7zXZ\0".as_slice(), &[0; 600]].concat(), "compressed with xz");
     refused(&[b"PK\x03\x04".as_slice(), &[0; 600]].concat(), "compressed with zip");

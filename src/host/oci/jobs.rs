@@ -200,7 +200,7 @@ impl Jobs {
         if let Some(entry) = self.lock().entries.get_mut(key) {
             entry.is_running = true;
         }
-        self.tell(key);
+        self.report(key);
         let late = || {
             let words = format!("it is not done within {} min; it goes on later", deadline.as_secs() / 60);
             HostError::new(HostErrorKind::Transient, "bring", key.digest.as_str()).because(words)
@@ -252,12 +252,12 @@ impl Jobs {
         loop {
             match tokio::time::timeout(PROGRESS_INTERVAL, &mut work).await {
                 Ok(done) => return done,
-                Err(_) => self.tell(key),
+                Err(_) => self.report(key),
             }
         }
     }
 
-    fn tell(&self, key: &Key) {
+    fn report(&self, key: &Key) {
         let owners = self.lock().entries.get(key).map(|entry| entry.owners.clone());
         owners.unwrap_or_default().iter().for_each(|owner| self.announce(owner));
     }
@@ -376,13 +376,13 @@ mod tests {
 
     /// Creates jobs and a channel of the announced owners.
     fn jobs() -> (Jobs, mpsc::Receiver<Uid>) {
-        let (told, heard) = mpsc::channel();
-        let told = Mutex::new(told);
+        let (notifier, notified) = mpsc::channel();
+        let notifier = Mutex::new(notifier);
         let changed = move |owner: &Uid| {
             // The receiver of a finished test is gone.
-            let _ = told.lock().expect("no panic holds it").send(owner.clone());
+            let _ = notifier.lock().expect("no panic holds it").send(owner.clone());
         };
-        (Jobs::new(1, Clients::default(), Box::new(changed)), heard)
+        (Jobs::new(1, Clients::default(), Box::new(changed)), notified)
     }
 
     async fn ended(jobs: &Jobs) {
@@ -392,8 +392,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_job_that_panics_leaves_the_table_and_is_told_as_a_failure() {
-        let (jobs, _heard) = jobs();
+    async fn a_job_that_panics_leaves_the_table_and_is_reported_as_a_failure() {
+        let (jobs, _notified) = jobs();
         jobs.begin(&uid('a'), &key(), |_| async { panic!("of the work") }).expect("begun");
         ended(&jobs).await;
         let error = jobs.begin(&uid('a'), &key(), |_| async { Ok(()) }).expect_err("told");
@@ -405,7 +405,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_client_leaves_permits_to_others_and_who_joins_its_job_lends_it_their_own() {
-        let (jobs, _heard) = jobs();
+        let (jobs, _notified) = jobs();
         let (greedy, other): (Arc<str>, Arc<str>) = ("greedy".into(), "other".into());
         let begin = |owner: char, client: &Arc<str>, key: &Key| {
             jobs.inner.clients.asked_by(&uid(owner), client);
@@ -446,8 +446,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_owner_is_told_of_the_failure_once() {
-        let (jobs, heard) = jobs();
+    async fn every_owner_is_notified_of_the_failure_once() {
+        let (jobs, notified) = jobs();
         let go = Arc::new(Notify::new());
         let begin = |owner: char| {
             let go = go.clone();
@@ -468,13 +468,13 @@ mod tests {
             );
         }
         assert!(jobs.owners().is_empty());
-        let heard: BTreeSet<Uid> = heard.try_iter().collect();
-        assert_eq!(heard, BTreeSet::from([uid('a'), uid('b')]));
+        let notified: BTreeSet<Uid> = notified.try_iter().collect();
+        assert_eq!(notified, BTreeSet::from([uid('a'), uid('b')]));
     }
 
     #[tokio::test]
     async fn a_job_ends_with_its_last_owner_and_not_before() {
-        let (jobs, _heard) = jobs();
+        let (jobs, _notified) = jobs();
         let stop = Arc::new(Mutex::new(None));
         let seen = stop.clone();
         let work = move |stop: Stop| {

@@ -256,8 +256,8 @@ fn names(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(names)
 }
 
-fn found<T>(looked: io::Result<T>) -> io::Result<Option<T>> {
-    match looked {
+fn found<T>(observed: io::Result<T>) -> io::Result<Option<T>> {
+    match observed {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

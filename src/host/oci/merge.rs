@@ -29,7 +29,7 @@ const STEPS_MAX: usize = 20_000_000;
 
 /// The position of a node's entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct Position {
     pub(super) layer: u32,
     pub(super) ordinal: u32,
 }
@@ -37,7 +37,7 @@ pub(super) struct Place {
 /// A future inode.
 #[derive(Debug, Clone)]
 pub(super) struct Node {
-    pub(super) place: Place,
+    pub(super) position: Position,
     pub(super) kind: Kind,
     pub(super) meta: Meta,
 }
@@ -73,31 +73,31 @@ impl Tree {
     }
 
     /// Applies one entry.
-    pub(super) fn apply(&mut self, place: Place, item: Item) -> Result<(), Refused> {
-        if place.ordinal as usize >= ENTRIES_MAX {
+    pub(super) fn apply(&mut self, position: Position, item: Item) -> Result<(), Refused> {
+        if position.ordinal as usize >= ENTRIES_MAX {
             return Err(too_many());
         }
         self.step(1)?;
         let Some((last, parents)) = item.path.split_last() else {
             // Only the attributes of the root itself matter.
-            return self.put(Vec::new(), place, Kind::Directory, item.meta);
+            return self.put(Vec::new(), position, Kind::Directory, item.meta);
         };
-        let parent = self.resolve_parent(parents, place)?;
+        let parent = self.resolve_parent(parents, position)?;
         if last == b".wh..wh..opq" {
-            return self.hide_below(&parent, place);
+            return self.hide_below(&parent, position);
         }
         if last.starts_with(b".wh..wh.") {
             return Ok(());
         }
         if let Some(hidden) = last.strip_prefix(b".wh.") {
             let path = joined(&parent, hidden);
-            return self.hide(&path, place);
+            return self.hide(&path, position);
         }
         let path = joined(&parent, last);
         match item.kind {
             Kind::Dropped => self.remove_all(&path),
-            Kind::Hardlink(target) => self.link(path, &target, place, &item.path),
-            kind => self.put(path, place, kind, item.meta),
+            Kind::Hardlink(target) => self.link(path, &target, position, &item.path),
+            kind => self.put(path, position, kind, item.meta),
         }
     }
 
@@ -105,17 +105,17 @@ impl Tree {
         &self.nodes[name.node as usize]
     }
 
-    fn put(&mut self, path: Vec<u8>, place: Place, kind: Kind, meta: Meta) -> Result<(), Refused> {
+    fn put(&mut self, path: Vec<u8>, position: Position, kind: Kind, meta: Meta) -> Result<(), Refused> {
         let is_directory = kind == Kind::Directory;
         let old = self.names.get(&path).map(|name| &self.node(*name).kind);
         if !(is_directory && old == Some(&Kind::Directory)) {
             self.remove_all(&path)?;
         }
-        self.insert(path, place, kind, meta)
+        self.insert(path, position, kind, meta)
     }
 
     /// Puts a new node at a path, within the budgets.
-    fn insert(&mut self, path: Vec<u8>, place: Place, kind: Kind, meta: Meta) -> Result<(), Refused> {
+    fn insert(&mut self, path: Vec<u8>, position: Position, kind: Kind, meta: Meta) -> Result<(), Refused> {
         let node = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
         if node as usize >= ENTRIES_MAX {
             return Err(too_many());
@@ -126,8 +126,8 @@ impl Tree {
         };
         let attributes = meta.attributes.iter().map(|(name, value)| name.len() + value.len());
         self.spend(path.len() + target + attributes.sum::<usize>())?;
-        self.nodes.push(Node { place, kind, meta });
-        self.names.insert(path, Name { node, layer: place.layer });
+        self.nodes.push(Node { position, kind, meta });
+        self.names.insert(path, Name { node, layer: position.layer });
         Ok(())
     }
 
@@ -150,11 +150,17 @@ impl Tree {
         Err(Refused::new("the image's links and whiteouts take too long to follow"))
     }
 
-    fn link(&mut self, path: Vec<u8>, target: &[u8], place: Place, shown: &[Vec<u8>]) -> Result<(), Refused> {
+    fn link(
+        &mut self,
+        path: Vec<u8>,
+        target: &[u8],
+        position: Position,
+        shown: &[Vec<u8>],
+    ) -> Result<(), Refused> {
         let target = components(target)?;
         let found = match target.split_last() {
             Some((last, parents)) => {
-                let parent = self.resolve_parent(parents, place)?;
+                let parent = self.resolve_parent(parents, position)?;
                 self.names.get(&joined(&parent, last)).copied()
             }
             None => None,
@@ -170,13 +176,13 @@ impl Tree {
         }
         self.remove_all(&path)?;
         self.spend(path.len())?;
-        self.names.insert(path, Name { node: found.node, layer: place.layer });
+        self.names.insert(path, Name { node: found.node, layer: position.layer });
         Ok(())
     }
 
     /// Returns the real directory of a path's parents: symbolic links are followed within the image, missing
     /// directories are created, and other files in the way are replaced by directories.
-    fn resolve_parent(&mut self, parents: &[Vec<u8>], place: Place) -> Result<Vec<u8>, Refused> {
+    fn resolve_parent(&mut self, parents: &[Vec<u8>], position: Position) -> Result<Vec<u8>, Refused> {
         let mut pending: Vec<Vec<u8>> = parents.iter().rev().cloned().collect();
         let mut at: Vec<u8> = Vec::new();
         let mut followed = 0;
@@ -205,7 +211,7 @@ impl Tree {
                 }
                 _ => {
                     let meta = Meta { mode: 0o755, ..Meta::default() };
-                    self.put(next.clone(), place, Kind::Directory, meta)?;
+                    self.put(next.clone(), position, Kind::Directory, meta)?;
                     at = next;
                 }
             }
@@ -227,29 +233,29 @@ impl Tree {
     }
 
     /// Removes a name that a lower layer created, with everything that lower layers created below it.
-    fn hide(&mut self, path: &[u8], place: Place) -> Result<(), Refused> {
-        let is_lower = self.names.get(path).is_some_and(|name| name.layer < place.layer);
-        self.hide_below(path, place)?;
+    fn hide(&mut self, path: &[u8], position: Position) -> Result<(), Refused> {
+        let is_lower = self.names.get(path).is_some_and(|name| name.layer < position.layer);
+        self.hide_below(path, position)?;
         if is_lower {
             self.names.remove(path);
-            self.give_parents(path, place)?;
+            self.give_parents(path, position)?;
         }
         Ok(())
     }
 
     /// Removes everything that lower layers created below a directory. Names of this layer stay, and keep their
     /// parent directories.
-    fn hide_below(&mut self, path: &[u8], place: Place) -> Result<(), Refused> {
-        if self.layer != place.layer {
-            (self.layer, self.hidden) = (place.layer, BTreeSet::new());
+    fn hide_below(&mut self, path: &[u8], position: Position) -> Result<(), Refused> {
+        if self.layer != position.layer {
+            (self.layer, self.hidden) = (position.layer, BTreeSet::new());
         }
         if self.hidden.contains(path) {
             return Ok(());
         }
         self.spend(path.len())?;
         self.hidden.insert(path.to_vec());
-        self.remove_below(path, place.layer)?;
-        self.give_parents(path, place)
+        self.remove_below(path, position.layer)?;
+        self.give_parents(path, position)
     }
 
     /// Returns the next names below a directory after `last`, with the layers that created them.
@@ -261,7 +267,7 @@ impl Tree {
     }
 
     /// Creates the missing directories, from `path` down, for the names below it.
-    fn give_parents(&mut self, path: &[u8], place: Place) -> Result<(), Refused> {
+    fn give_parents(&mut self, path: &[u8], position: Position) -> Result<(), Refused> {
         let mut left = self.names_below(path, None);
         while let Some((last, _)) = left.last().cloned() {
             for (name, _) in left {
@@ -271,7 +277,7 @@ impl Tree {
                     self.step(1 + at / 256)?;
                     if !self.names.contains_key(&name[..at]) {
                         let meta = Meta { mode: 0o755, ..Meta::default() };
-                        self.insert(name[..at].to_vec(), place, Kind::Directory, meta)?;
+                        self.insert(name[..at].to_vec(), position, Kind::Directory, meta)?;
                     }
                 }
             }
@@ -305,7 +311,7 @@ impl Tree {
             }
         }
         // The sort is stable: the paths of one node keep their order.
-        content.sort_by_key(|named| self.nodes[named.node as usize].place);
+        content.sort_by_key(|named| self.nodes[named.node as usize].position);
         Merged { directories, nodes: self.nodes, content }
     }
 }
@@ -328,22 +334,22 @@ pub(super) struct Merged {
 }
 
 impl Merged {
-    fn place(&self, named: &Named) -> Place {
-        self.nodes[named.node as usize].place
+    fn position(&self, named: &Named) -> Position {
+        self.nodes[named.node as usize].position
     }
 
     /// Returns the node that the entry at a position makes, with its paths.
-    pub(super) fn at(&self, place: Place) -> Option<(&Node, &[Named])> {
-        let start = self.content.partition_point(|named| self.place(named) < place);
-        let count = self.content[start..].partition_point(|named| self.place(named) == place);
+    pub(super) fn at(&self, position: Position) -> Option<(&Node, &[Named])> {
+        let start = self.content.partition_point(|named| self.position(named) < position);
+        let count = self.content[start..].partition_point(|named| self.position(named) == position);
         let named = &self.content[start..start + count];
         named.first().map(|first| (&self.nodes[first.node as usize], named))
     }
 
     /// Lists the positions of the entries that are no directories.
     #[cfg(test)]
-    pub(super) fn places(&self) -> impl Iterator<Item = Place> {
-        self.content.iter().map(|named| self.place(named))
+    pub(super) fn positions(&self) -> impl Iterator<Item = Position> {
+        self.content.iter().map(|named| self.position(named))
     }
 }
 

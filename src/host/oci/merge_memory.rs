@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::archive::{Item, Kind, Meta};
-use super::merge::{MEMORY_MAX, Merged, Place, Tree};
+use super::merge::{MEMORY_MAX, Merged, Position, Tree};
 
 /// Environment variable that tells the test's subprocess which tree to make.
 const SHAPE: &str = "STEAD_TEST_TREE";
@@ -44,13 +44,13 @@ fn entry(shape: &str, number: u32) -> Item {
 fn largest(shape: &str) -> Merged {
     let mut tree = Tree::default();
     let refused = (0..ENTRIES)
-        .find_map(|ordinal| tree.apply(Place { layer: 0, ordinal }, entry(shape, ordinal)).err())
+        .find_map(|ordinal| tree.apply(Position { layer: 0, ordinal }, entry(shape, ordinal)).err())
         .expect("its memory is counted");
     assert!(refused.message.contains("MiB"), "{}", refused.message);
     let again = vec![b"0000000".to_vec()];
     let item = Item { path: again, kind: Kind::Directory, meta: Meta::default() };
     // The budget is spent: the names are examined even if the entry is refused.
-    let _ = tree.apply(Place { layer: 1, ordinal: 0 }, item);
+    let _ = tree.apply(Position { layer: 1, ordinal: 0 }, item);
     tree.finish()
 }
 
@@ -60,7 +60,7 @@ fn the_largest_tree_takes_no_more_memory_than_is_counted() {
         let before = status("VmRSS");
         let merged = largest(&shape);
         let grown = status("VmHWM").saturating_sub(before);
-        assert!(merged.places().next().is_some());
+        assert!(merged.positions().next().is_some());
         // The tolerance is for pages of the program that were not read before, and for the allocator's rounding.
         let most = MEMORY_MAX + (MEMORY_MAX >> 2);
         assert!(grown < most, "{shape}: {} MiB", grown >> 20);
@@ -70,7 +70,7 @@ fn the_largest_tree_takes_no_more_memory_than_is_counted() {
     for shape in ["short", "long", "deep", "attributes"] {
         let mut own = Command::new(std::env::current_exe().expect("it has a path"));
         let output = own.args(["--exact", name, "--nocapture"]).env(SHAPE, shape).output().expect("it runs");
-        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(output.status.success() && said.contains("1 passed"), "{shape}: {said}");
+        let reported = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success() && reported.contains("1 passed"), "{shape}: {reported}");
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::archive::{Item, Kind, Meta};
-use super::merge::{Place, Tree};
+use super::merge::{Position, Tree};
 
 /// The contents of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,7 @@ enum Held {
     /// A directory with its mode.
     Directory(u32),
     /// Content of this entry. Several paths with the same entry are hard links.
-    Content(Place),
+    Content(Position),
 }
 
 #[derive(Debug, Clone)]
@@ -75,7 +75,7 @@ impl Model {
     }
 
     /// Applies a step. Returns `false` if such an image is refused.
-    fn apply(&mut self, place: Place, mode: u32, step: &Step) -> bool {
+    fn apply(&mut self, position: Position, mode: u32, step: &Step) -> bool {
         match step {
             Step::Directory(path) => {
                 self.make_parents(path);
@@ -83,7 +83,7 @@ impl Model {
             }
             Step::File(path) | Step::Symlink(path) => {
                 self.make_parents(path);
-                self.put(path, Held::Content(place));
+                self.put(path, Held::Content(position));
             }
             Step::Link(path, target) => {
                 self.make_parents(path);
@@ -139,9 +139,9 @@ fn emitted(tree: Tree) -> BTreeMap<String, Held> {
         .iter()
         .map(|(path, meta)| (text(path.clone()), Held::Directory(meta.mode)))
         .collect();
-    for place in merged.places() {
-        let (_, paths) = merged.at(place).expect("it is one of them");
-        out.extend(paths.iter().map(|named| (text(named.path.clone()), Held::Content(place))));
+    for position in merged.positions() {
+        let (_, paths) = merged.at(position).expect("it is one of them");
+        out.extend(paths.iter().map(|named| (text(named.path.clone()), Held::Content(position))));
     }
     out
 }
@@ -174,10 +174,10 @@ proptest! {
         for (layer, steps) in (0u32..).zip(&layers) {
             model.next_layer();
             for (ordinal, step) in (0u32..).zip(steps) {
-                let place = Place { layer, ordinal };
+                let position = Position { layer, ordinal };
                 let mode = 0o100 + layer * 8 + ordinal;
-                let is_taken = tree.apply(place, item(step, mode)).is_ok();
-                prop_assert_eq!(is_taken, model.apply(place, mode, step), "{:?}", step);
+                let is_taken = tree.apply(position, item(step, mode)).is_ok();
+                prop_assert_eq!(is_taken, model.apply(position, mode, step), "{:?}", step);
                 if !is_taken {
                     return Ok(());
                 }

@@ -11,7 +11,7 @@ use super::archive::{self, Item, Kind};
 use super::jobs::Stop;
 use super::layout::Layout;
 use super::manifest::{Blob, Manifest, digest_of};
-use super::merge::{Place, Tree};
+use super::merge::{Position, Tree};
 use super::rootfs;
 
 /// Returns an entry as bytes: a header of the kind, and content in whole blocks.
@@ -239,13 +239,13 @@ fn names_and_links_beyond_their_budgets_are_refused_soon() {
     let mut tree = Tree::nearly_spent();
     let name = |text: &str| text.split('/').map(|part| part.as_bytes().to_vec()).collect::<Vec<_>>();
     let item = |path: &str, kind: Kind| Item { path: name(path), kind, meta: Default::default() };
-    let place = |ordinal| Place { layer: 0, ordinal };
-    tree.apply(place(0), item("d", Kind::Directory)).expect("taken");
+    let position = |ordinal| Position { layer: 0, ordinal };
+    tree.apply(position(0), item("d", Kind::Directory)).expect("taken");
     let around = format!("{}d", "d/../".repeat(800));
-    tree.apply(place(1), item("d/L", Kind::Symlink(format!("../{around}").into_bytes()))).expect("taken");
+    tree.apply(position(1), item("d/L", Kind::Symlink(format!("../{around}").into_bytes()))).expect("taken");
     let through = format!("d/{}f", "L/".repeat(40));
     let refused =
-        (2..1_000_000).find_map(|number| tree.apply(place(number), item(&through, Kind::File)).err());
+        (2..1_000_000).find_map(|number| tree.apply(position(number), item(&through, Kind::File)).err());
     let refused = refused.expect("its steps are counted");
     assert_eq!(refused.kind, HostErrorKind::Permanent);
     assert!(refused.message.contains("too long to follow"), "{}", refused.message);
@@ -253,7 +253,7 @@ fn names_and_links_beyond_their_budgets_are_refused_soon() {
     let mut tree = Tree::default();
     let refused = (0..1_000_000).find_map(|number| {
         let target = vec![b't'; 4000];
-        tree.apply(place(number), item(&format!("l{number}"), Kind::Symlink(target))).err()
+        tree.apply(position(number), item(&format!("l{number}"), Kind::Symlink(target))).err()
     });
     assert!(refused.expect("its bytes are counted").message.contains("MiB"));
 }

@@ -193,8 +193,8 @@ mod tests {
         while from + MASKED.len() <= end {
             let length = CHUNK.min(end - from);
             memory.read_exact_at(&mut buffer[..length], from as u64).expect("read");
-            let places = buffer[..length].windows(MASKED.len()).enumerate();
-            found += places.filter(|(at, bytes)| !own.contains(&(from + at)) && is_password(bytes)).count();
+            let windows = buffer[..length].windows(MASKED.len()).enumerate();
+            found += windows.filter(|(at, bytes)| !own.contains(&(from + at)) && is_password(bytes)).count();
             from += length - MASKED.len() + 1;
         }
         found

@@ -19,7 +19,7 @@ use super::emit::Emitter;
 use super::jobs::Stop;
 use super::layout::Layout;
 use super::manifest::{Blob, Manifest, digest_from};
-use super::merge::{Merged, Place, Tree};
+use super::merge::{Merged, Position, Tree};
 use super::transfer::hash_file;
 use super::unpack::{self, Bounded, UNPACKED_BYTES_MAX};
 
@@ -46,15 +46,18 @@ pub(super) fn build(layout: &Layout, manifest: &Manifest, stop: &Stop) -> Result
     if stop.is_set() {
         return written.map_err(refused);
     }
-    let said = builder.wait().map_err(failed)?;
-    if let Some(said) = said {
+    let reported = builder.wait().map_err(failed)?;
+    if let Some(reported) = reported {
         // If the builder ran out of space, only its message says so, not its status.
-        let kind =
-            if said.contains("No space left") { io::ErrorKind::StorageFull } else { io::ErrorKind::Other };
+        let kind = if reported.contains("No space left") {
+            io::ErrorKind::StorageFull
+        } else {
+            io::ErrorKind::Other
+        };
         // Our own write error is the cause, unless the builder stopped reading.
         return match written {
             Err(error) if error.kind != HostErrorKind::Transient => Err(refused(error)),
-            _ => Err(failed(io::Error::new(kind, said))),
+            _ => Err(failed(io::Error::new(kind, reported))),
         };
     }
     written.map_err(refused)?;
@@ -75,9 +78,9 @@ fn merge(layout: &Layout, manifest: &Manifest, stop: &Stop) -> Result<Merged, Re
         let mut reader = Hashing::new(open(layout, blob, budget, stop)?);
         let mut ordinal = 0;
         archive::read(&mut reader, |item, _, _| {
-            let place = Place { layer, ordinal };
+            let position = Position { layer, ordinal };
             ordinal += 1;
-            tree.apply(place, item)
+            tree.apply(position, item)
         })?;
         budget = budget.saturating_sub(reader.end(layout, blob)?);
     }
@@ -101,9 +104,9 @@ fn emit(
         let mut reader = Hashing::new(open(layout, blob, UNPACKED_BYTES_MAX, stop)?);
         let mut ordinal = 0;
         archive::read(&mut reader, |_, size, content| {
-            let place = Place { layer, ordinal };
+            let position = Position { layer, ordinal };
             ordinal += 1;
-            match merged.at(place) {
+            match merged.at(position) {
                 Some((node, paths)) => out.node(node, paths, size, content),
                 None => Ok(()),
             }
@@ -162,14 +165,14 @@ struct Builder(Child);
 impl Builder {
     /// Waits for the builder. Returns its message if it failed.
     fn wait(&mut self) -> io::Result<Option<String>> {
-        let mut said = Vec::new();
+        let mut reported = Vec::new();
         if let Some(mut stderr) = self.0.stderr.take() {
             // Its messages are short. Longer output would consist of names from the image.
-            stderr.by_ref().take(BUILDER_WORDS_MAX).read_to_end(&mut said)?;
+            stderr.by_ref().take(BUILDER_WORDS_MAX).read_to_end(&mut reported)?;
             io::copy(&mut stderr, &mut io::sink())?;
         }
         let status = self.0.wait()?;
-        let words = || stead_schemas::validate::printable(String::from_utf8_lossy(&said).trim(), 512);
+        let words = || stead_schemas::validate::printable(String::from_utf8_lossy(&reported).trim(), 512);
         Ok((!status.success()).then(|| format!("sqfstar ended with {status}: {}", words())))
     }
 }

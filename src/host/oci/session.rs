@@ -83,7 +83,7 @@ impl Session {
         let url = self.url("manifests", name)?;
         let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(ACCEPTED))]);
         let response = self.get_ok(url, &headers).await?;
-        let bytes = self.told(read(response, DOCUMENT_BYTES_MAX, "the manifest").await)?;
+        let bytes = self.reported(read(response, DOCUMENT_BYTES_MAX, "the manifest").await)?;
         let digest = digest_of(&bytes);
         if name.contains(':') && name != digest.as_str() {
             return Err(self.permanent("the registry's manifest is not the one asked for"));
@@ -98,7 +98,7 @@ impl Session {
             .parse()
             .map_err(|error| self.permanent(&format!("its configuration's digest {error}")))?;
         let response = self.get_ok(self.url("blobs", digest.as_str())?, &HeaderMap::new()).await?;
-        let bytes = self.told(read(response, DOCUMENT_BYTES_MAX, "the configuration").await)?;
+        let bytes = self.reported(read(response, DOCUMENT_BYTES_MAX, "the configuration").await)?;
         if digest_of(&bytes) == digest {
             Ok(bytes)
         } else {
@@ -150,17 +150,17 @@ impl Session {
     /// Sends a request. If the registry asks for authorization, answers its challenge once and repeats the request.
     async fn get(&self, url: Url, headers: &HeaderMap) -> Result<Response, HostError> {
         let known = self.authorization.lock().await.clone();
-        let response = self.told(self.transport.get(url.clone(), headers, known.as_ref()).await)?;
+        let response = self.reported(self.transport.get(url.clone(), headers, known.as_ref()).await)?;
         let is_challenge = response.status() == StatusCode::UNAUTHORIZED
             && response.url().origin() == url.origin()
             && !matches!(self.credentials.as_deref(), Some(Credentials::Bearer(_)));
         if !is_challenge {
             return Ok(response);
         }
-        let Some(fresh) = self.told(self.answer(&response).await)? else { return Ok(response) };
+        let Some(fresh) = self.reported(self.answer(&response).await)? else { return Ok(response) };
         drop(response);
         *self.authorization.lock().await = Some(fresh.clone());
-        self.told(self.transport.get(url, headers, Some(&fresh)).await)
+        self.reported(self.transport.get(url, headers, Some(&fresh)).await)
     }
 
     /// Returns the authorization for the registry's challenge, or `None` when there is none.
@@ -206,7 +206,7 @@ impl Session {
         header.ok_or_else(|| broken(format!("the token service {host} gives no token")))
     }
 
-    fn told<T>(&self, result: Result<T, Failed>) -> Result<T, HostError> {
+    fn reported<T>(&self, result: Result<T, Failed>) -> Result<T, HostError> {
         result.map_err(|failed| self.failed(failed))
     }
 

@@ -207,7 +207,7 @@ fn escaping_symbolic_links_are_only_data() {
 }
 
 #[test]
-fn content_that_is_not_what_the_configuration_says_is_refused() {
+fn content_that_differs_from_the_configuration_is_refused() {
     let layer = archive(&[File("a", "x")]);
     let dir = tempfile::tempdir().expect("scratch");
     let layout = Layout::open(dir.path().join("images"), Bytes(0), None).expect("opened");

@@ -16,7 +16,7 @@ const RATIO_FREE_BYTES: u64 = 1 << 30;
 /// Opens a reader of a file's decompressed bytes. It ends with an error beyond `budget` bytes, when the compression
 /// ratio is suspicious, or when the work was stopped.
 pub(super) fn open(mut file: File, budget: u64, stop: &Stop) -> Result<Bounded, Refused> {
-    let packed = file.metadata().map_err(Refused::of_io)?.len();
+    let compressed = file.metadata().map_err(Refused::of_io)?.len();
     let mut magic = [0u8; 6];
     let mut count = 0;
     while count < magic.len() {
@@ -36,7 +36,7 @@ pub(super) fn open(mut file: File, budget: u64, stop: &Stop) -> Result<Bounded, 
         [b'P', b'K', 3, 4, ..] => return Err(foreign("zip")),
         _ => Box::new(file),
     };
-    let by_ratio = RATIO_FREE_BYTES.saturating_add(packed.saturating_mul(RATIO_MAX));
+    let by_ratio = RATIO_FREE_BYTES.saturating_add(compressed.saturating_mul(RATIO_MAX));
     Ok(Bounded { inner: reader, left: budget.min(by_ratio), stop: stop.clone() })
 }
 

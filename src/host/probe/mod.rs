@@ -96,15 +96,15 @@ impl Shared {
 
     async fn ask_again_and_again(&self, plan: &ProbePlan, seen: &Mutex<ProbeSeen>) {
         let begun = Instant::now();
-        tokio::time::sleep(place_in_spread(&plan.owner)).await;
+        tokio::time::sleep(spread_delay(&plan.owner)).await;
         // The start is arbitrary, because an earlier daemon's connections may still be in the kernel's table.
-        let mut turn = usize::try_from(Timestamp::now().subsec_nanosecond().unsigned_abs()).unwrap_or(0);
+        let mut attempt = usize::try_from(Timestamp::now().subsec_nanosecond().unsigned_abs()).unwrap_or(0);
         let mut ticks = tokio::time::interval(plan.check.interval.0);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            turn = turn.wrapping_add(1);
-            let found = match self.questions.ask(plan, turn).await {
+            attempt = attempt.wrapping_add(1);
+            let found = match self.questions.ask(plan, attempt).await {
                 Found::Well => Ok(()),
                 Found::Ill(why) => Err(why),
                 Found::NotAsked(why) => {
@@ -152,7 +152,7 @@ impl Probes for Prober {
 }
 
 /// Returns a delay that is always the same for the same owner.
-fn place_in_spread(owner: &Uid) -> Duration {
+fn spread_delay(owner: &Uid) -> Duration {
     let sum = owner.as_str().bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
     SPREAD * (sum % 100) / 100
 }

@@ -52,22 +52,22 @@ pub(super) enum Found {
 
 /// The path to a guest: over its bridge only, so that no other machine answers for it.
 struct Way<'a> {
-    place: SocketAddrV4,
+    socket_address: SocketAddrV4,
     bridge: &'a LinkName,
     /// Number that differs from one request to the next.
-    turn: usize,
+    attempt: usize,
 }
 
 /// Connects from a port that marks the connection as a probe's.
 async fn connect(way: &Way<'_>) -> io::Result<TcpStream> {
     let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for port in PROBE_PORTS.cycle().skip(way.turn % PROBE_PORTS.len()).take(PORTS_TRIED) {
+    for port in PROBE_PORTS.cycle().skip(way.attempt % PROBE_PORTS.len()).take(PORTS_TRIED) {
         let socket = TcpSocket::new_v4()?;
         // Other simultaneous probes may use the port, to other guests.
         socket.set_reuseaddr(true)?;
         socket.bind_device(Some(way.bridge.as_str().as_bytes()))?;
         let connected = match socket.bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into()) {
-            Ok(()) => socket.connect(way.place.into()).await,
+            Ok(()) => socket.connect(way.socket_address.into()).await,
             Err(error) => Err(error),
         };
         match connected {
@@ -95,13 +95,13 @@ impl Questions {
         Ok(Self { tls: TlsConnector::from(Arc::new(config)), open_stream })
     }
 
-    /// Sends a probe request. `turn` differs from one request to the next.
-    pub(super) async fn ask(&self, plan: &ProbePlan, turn: usize) -> Found {
+    /// Sends a probe request. `attempt` differs from one request to the next.
+    pub(super) async fn ask(&self, plan: &ProbePlan, attempt: usize) -> Found {
         let timeout = plan.check.timeout.0;
         let asked = async {
             match (&plan.check.probe, plan.address.zip(plan.bridge.as_ref())) {
                 (Probe::Http { scheme, port, path, expected_status }, Some((address, bridge))) => {
-                    let way = Way { place: SocketAddrV4::new(address, *port), bridge, turn };
+                    let way = Way { socket_address: SocketAddrV4::new(address, *port), bridge, attempt };
                     let status = self.http(*scheme, &way, path).await;
                     match status {
                         Ok(status) if status == *expected_status => Found::Well,
@@ -110,7 +110,9 @@ impl Questions {
                     }
                 }
                 (Probe::Tcp { port }, Some((address, bridge))) => {
-                    match connect(&Way { place: SocketAddrV4::new(address, *port), bridge, turn }).await {
+                    match connect(&Way { socket_address: SocketAddrV4::new(address, *port), bridge, attempt })
+                        .await
+                    {
                         Ok(_) => Found::Well,
                         Err(error) => ill(&error),
                     }
@@ -135,7 +137,7 @@ impl Questions {
         path: &str,
     ) -> Result<u16, Box<dyn Error + Send + Sync>> {
         let request = Get::get(path)
-            .header(header::HOST, way.place.to_string())
+            .header(header::HOST, way.socket_address.to_string())
             .header(header::USER_AGENT, "stead-health-check")
             .header(header::CONNECTION, "close")
             .body(String::new())?;
@@ -143,7 +145,7 @@ impl Questions {
         match scheme {
             Scheme::Http => Ok(exchange(stream, request).await?),
             Scheme::Https => {
-                let name = ServerName::from(std::net::IpAddr::from(*way.place.ip()));
+                let name = ServerName::from(std::net::IpAddr::from(*way.socket_address.ip()));
                 Ok(exchange(self.tls.connect(name, stream).await?, request).await?)
             }
         }
@@ -191,9 +193,9 @@ impl Questions {
                 }
                 Some(Event::Message(FromStream::Exited { code: 0 })) => return Found::Well,
                 Some(Event::Message(FromStream::Exited { code })) => {
-                    let said = String::from_utf8_lossy(&shown);
-                    let separator = if said.trim().is_empty() { "" } else { ": " };
-                    return Found::Ill(format!("exited with code {code}{separator}{}", said.trim()));
+                    let reported = String::from_utf8_lossy(&shown);
+                    let separator = if reported.trim().is_empty() { "" } else { ": " };
+                    return Found::Ill(format!("exited with code {code}{separator}{}", reported.trim()));
                 }
                 Some(Event::Message(FromStream::Failed { message, .. })) => return Found::Ill(message),
                 Some(Event::Message(_)) => {}

@@ -40,8 +40,8 @@ impl Bare {
         command.arg(ARGUMENT).arg(dir).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("this program runs");
         let mut line = String::new();
-        let said = child.stdout.take().expect("piped");
-        BufReader::new(said).read_line(&mut line).expect("it says where it is");
+        let reported = child.stdout.take().expect("piped");
+        BufReader::new(reported).read_line(&mut line).expect("it says where it is");
         let (base, token) = line.trim().split_once(' ').expect("address and token");
         Self { base: base.to_owned(), token: token.to_owned(), child }
     }

@@ -13,16 +13,16 @@ pub(crate) async fn boot() -> Vec<Figure> {
     daemon.import().await;
     let (mut ours, mut hand) = (Vec::new(), Vec::new());
     let overlay = daemon.dir.path().join("hand.ext4");
-    let place = daemon.dir.path().join("hand");
+    let directory = daemon.dir.path().join("hand");
     for round in 0..ROUNDS {
         let name = format!("b{round}");
         ours.push(daemon.post(&name, "256MB").await);
         let instance = daemon.get(&format!("/instances/{name}")).await;
         let arguments =
-            hand::arguments(instance["vmm_pid"].as_u64().expect("a process"), &overlay, &place, None);
+            hand::arguments(instance["vmm_pid"].as_u64().expect("a process"), &overlay, &directory, None);
         daemon.delete(&name).await;
         hand::make_overlay(&overlay);
-        hand.push(Hand::boot(&arguments, &place, &["/bin/busybox", "sleep", "100000"]).seconds);
+        hand.push(Hand::boot(&arguments, &directory, &["/bin/busybox", "sleep", "100000"]).seconds);
     }
     vec![Figure {
         what: "POST to Running (peer: the same command line by hand, no network card)".to_owned(),

@@ -29,13 +29,14 @@ impl Channel {
     /// Boots a VM like this running one.
     pub(crate) async fn boot(daemon: &Daemon, instance: &str, bytes: usize) -> Self {
         let seen = daemon.get(&format!("/instances/{instance}")).await;
-        let (overlay, place) = (daemon.dir.path().join("channel.ext4"), daemon.dir.path().join("channel"));
+        let (overlay, directory) =
+            (daemon.dir.path().join("channel.ext4"), daemon.dir.path().join("channel"));
         let mut arguments =
-            hand::arguments(seen["vmm_pid"].as_u64().expect("a process"), &overlay, &place, None);
+            hand::arguments(seen["vmm_pid"].as_u64().expect("a process"), &overlay, &directory, None);
         for word in &mut arguments {
             *word = word.replace("max_ports=2", "max_ports=3");
         }
-        let socket = place.join("bare.sock");
+        let socket = directory.join("bare.sock");
         let chardev = format!("socket,id=bare,path={},server=on,wait=off", socket.display());
         let device = "virtserialport,chardev=bare,name=bare,nr=2".to_owned();
         arguments.extend(["-chardev".to_owned(), chardev, "-device".to_owned(), device]);
@@ -49,7 +50,7 @@ impl Channel {
              {dd} bs=4k count={back} iflag=fullblock of=/dev/null <&3; echo >&3; done"
         );
         let booted = tokio::task::spawn_blocking(move || {
-            let hand = Hand::boot(&arguments, &place, &["/bin/busybox", "sh", "-c", &script]);
+            let hand = Hand::boot(&arguments, &directory, &["/bin/busybox", "sh", "-c", &script]);
             Self { _hand: hand, socket: UnixStream::connect(socket).expect("connected") }
         });
         booted.await.expect("booted")

@@ -77,8 +77,8 @@ pub(crate) async fn crowded() -> Vec<Figure> {
     tokio::time::sleep(ARRIVAL).await;
     let crowded = slowest(&daemon).await;
     drop(crowd.stdin.take());
-    let told = crowd.wait_with_output().expect("it ends").stdout;
-    let told = String::from_utf8_lossy(&told).trim().to_owned();
+    let reported = crowd.wait_with_output().expect("it ends").stdout;
+    let reported = String::from_utf8_lossy(&reported).trim().to_owned();
     let peak = daemon.peak();
     daemon.delete("web").await;
     let of = |what: &str, index: usize| Figure {
@@ -89,7 +89,7 @@ pub(crate) async fn crowded() -> Vec<Figure> {
         goal: "< 4",
     };
     let size = Figure {
-        what: format!("daemon's memory at most, with {told}"),
+        what: format!("daemon's memory at most, with {reported}"),
         ours: peak,
         peer: None,
         unit: "MiB",

@@ -45,14 +45,14 @@ impl Drop for Tap {
 
 /// Returns the command line of our VM, with its own sockets, logs, RAM and overlay, and the same network card if
 /// there is a TAP for it.
-pub(crate) fn arguments(pid: u64, own: &Path, place: &Path, tap: Option<&Tap>) -> Vec<String> {
+pub(crate) fn arguments(pid: u64, own: &Path, directory: &Path, tap: Option<&Tap>) -> Vec<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).expect("the VMM runs");
     let words: Vec<String> = line
         .split(|&byte| byte == 0)
         .filter(|word| !word.is_empty())
         .map(|word| String::from_utf8_lossy(word).into_owned())
         .collect();
-    let place = place.display().to_string();
+    let directory = directory.display().to_string();
     let mut out = Vec::new();
     let mut words = words.into_iter().skip(1);
     while let Some(word) = words.next() {
@@ -70,7 +70,7 @@ pub(crate) fn arguments(pid: u64, own: &Path, place: &Path, tap: Option<&Tap>) -
             for name in ["qmp.sock", "control.sock", "app.log"] {
                 let at = value.find("path=").or_else(|| value.find("unix:")).map(|at| at + 5);
                 if let (Some(at), Some(end)) = (at, value.find(name)) {
-                    value = format!("{}{place}/{}", &value[..at], &value[end..]);
+                    value = format!("{}{directory}/{}", &value[..at], &value[end..]);
                 }
             }
             if value.contains("overlay-file") && value.contains("filename=") {
@@ -121,9 +121,9 @@ pub(crate) struct Hand {
 }
 
 impl Hand {
-    pub(crate) fn boot(arguments: &[String], place: &Path, program: &[&str]) -> Self {
+    pub(crate) fn boot(arguments: &[String], directory: &Path, program: &[&str]) -> Self {
         let start = Instant::now();
-        let (vmm, mut socket) = spawn(arguments, place);
+        let (vmm, mut socket) = spawn(arguments, directory);
         let token = Token("bench".to_owned());
         send(&socket, &ToGuest::Attach { nonce: 1 });
         let mut is_configured = false;
@@ -139,10 +139,10 @@ impl Hand {
     }
 
     /// Starts a VMM that `load` continues. Returns when its guest answers.
-    pub(crate) fn go_on(arguments: &[String], place: &Path, load: impl FnOnce()) -> Self {
+    pub(crate) fn go_on(arguments: &[String], directory: &Path, load: impl FnOnce()) -> Self {
         const NONCE: u64 = 2;
         let start = Instant::now();
-        let (vmm, mut socket) = spawn(arguments, place);
+        let (vmm, mut socket) = spawn(arguments, directory);
         send(&socket, &ToGuest::Attach { nonce: NONCE });
         load();
         until(&mut socket, |state, _| state.nonce == NONCE && state.phase == Phase::Ready);
@@ -155,9 +155,9 @@ impl Hand {
     }
 }
 
-fn spawn(arguments: &[String], place: &Path) -> (Vmm, UnixStream) {
-    let _ = fs::remove_dir_all(place);
-    fs::create_dir_all(place).expect("made");
+fn spawn(arguments: &[String], directory: &Path) -> (Vmm, UnixStream) {
+    let _ = fs::remove_dir_all(directory);
+    fs::create_dir_all(directory).expect("made");
     let start = Instant::now();
     let mut command = Command::new("qemu-system-x86_64");
     // The sandbox option is left out, so that a manually started VMM may spawn a shell.
@@ -170,7 +170,7 @@ fn spawn(arguments: &[String], place: &Path) -> (Vmm, UnixStream) {
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let vmm = Vmm(command.spawn().expect("qemu runs"));
     loop {
-        match UnixStream::connect(place.join("control.sock")) {
+        match UnixStream::connect(directory.join("control.sock")) {
             Ok(socket) => return (vmm, socket),
             Err(_) if start.elapsed() < DEADLINE => std::thread::sleep(Duration::from_millis(1)),
             Err(error) => panic!("no control socket: {error}"),

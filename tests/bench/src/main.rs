@@ -4,7 +4,6 @@
 
 mod agent;
 mod bare;
-mod boards;
 mod boot;
 mod channel;
 mod copies;
@@ -13,6 +12,7 @@ mod crowded;
 mod daemon;
 mod hand;
 mod logs;
+mod machine_types;
 #[path = "../../it/no_host.rs"]
 mod no_host;
 mod posts;
@@ -47,8 +47,8 @@ fn main() {
         return runtime.block_on(bare::run(std::path::Path::new(&dir)));
     }
     if only.as_deref() == Some(crowded::ARGUMENT) {
-        let told: Vec<String> = std::env::args().skip(2).collect();
-        let [address, token, bomb] = told.as_slice() else { panic!("address, token, archive") };
+        let reported: Vec<String> = std::env::args().skip(2).collect();
+        let [address, token, bomb] = reported.as_slice() else { panic!("address, token, archive") };
         return runtime.block_on(crowded::run([address, token, bomb]));
     }
     if only.as_deref() == Some(scale::ARGUMENT) {
@@ -70,7 +70,7 @@ fn main() {
     }
     if is_wanted("boot") {
         figures.extend(runtime.block_on(boot::boot()));
-        figures.extend(runtime.block_on(boards::boards()));
+        figures.extend(runtime.block_on(machine_types::machine_types()));
     }
     if is_wanted("agent") {
         figures.extend(runtime.block_on(agent::agent()));
@@ -109,11 +109,11 @@ fn report(figures: &[Figure]) {
         );
     }
     let text = serde_json::to_string_pretty(&rows).unwrap_or_default();
-    let place = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench.json");
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/bench.json");
     if let Err(error) =
-        std::fs::create_dir_all(place.with_file_name("")).and_then(|()| std::fs::write(&place, text))
+        std::fs::create_dir_all(directory.with_file_name("")).and_then(|()| std::fs::write(&directory, text))
     {
-        eprintln!("bench: {}: {error}", place.display());
+        eprintln!("bench: {}: {error}", directory.display());
     }
     #[expect(clippy::print_stdout, reason = "the table is what this program is for")]
     {

@@ -37,12 +37,12 @@ async fn timed(daemon: &Daemon, path: &str, body: Value) -> (f64, Value) {
 
 /// Runs interleaved rounds: our save and restore, and the manual ones.
 async fn rounds(daemon: &Daemon) -> Vec<Figure> {
-    let place = daemon.dir.path().join("hand");
+    let directory = daemon.dir.path().join("hand");
     let overlay = daemon.dir.path().join("hand.ext4");
     let ram = daemon.dir.path().join("hand.ram");
     let pid = daemon.get("/instances/box").await["vmm_pid"].as_u64().expect("a process");
     let tap = Tap::make("stbenchhand");
-    let arguments: Vec<String> = hand::arguments(pid, &overlay, &place, Some(&tap))
+    let arguments: Vec<String> = hand::arguments(pid, &overlay, &directory, Some(&tap))
         .into_iter()
         .map(|word| match word.strip_prefix("memory-backend-memfd") {
             Some(rest) => format!("memory-backend-file{rest},mem-path={}", ram.display()),
@@ -50,17 +50,17 @@ async fn rounds(daemon: &Daemon) -> Vec<Figure> {
         })
         .collect();
     hand::make_overlay(&overlay);
-    let mut vm = Hand::boot(&arguments, &place, &["/bin/busybox", "sleep", "100000"]);
+    let mut vm = Hand::boot(&arguments, &directory, &["/bin/busybox", "sleep", "100000"]);
     let [mut saves, mut restores, mut hand_saves, mut hand_durable, mut hand_restores] =
         [const { Vec::new() }; 5];
     for _ in 0..ROUNDS {
         saves.push(timed(daemon, "/instances/box/standby", json!({})).await.0);
-        let (save, durable) = save_by_hand(vm, &place, &ram);
+        let (save, durable) = save_by_hand(vm, &directory, &ram);
         hand_saves.push(save);
         hand_durable.push(durable);
         restores.push(timed(daemon, "/instances/box/restore", json!({})).await.0);
         let start = Instant::now();
-        vm = restore_by_hand(&arguments, &place);
+        vm = restore_by_hand(&arguments, &directory);
         hand_restores.push(start.elapsed().as_secs_f64() * 1000.0);
     }
     let of = |what: &str, ours: &Vec<f64>, peer: Vec<f64>, goal| Figure {
@@ -88,10 +88,10 @@ async fn rounds(daemon: &Daemon) -> Vec<Figure> {
 }
 
 /// Saves manually. Returns the times without and with the sync that makes the file durable.
-fn save_by_hand(vm: Hand, place: &Path, ram: &Path) -> (f64, f64) {
-    let state = place.with_file_name("hand.state");
+fn save_by_hand(vm: Hand, directory: &Path, ram: &Path) -> (f64, f64) {
+    let state = directory.with_file_name("hand.state");
     let start = Instant::now();
-    let mut qmp = Qmp::connect(&place.join("qmp.sock"));
+    let mut qmp = Qmp::connect(&directory.join("qmp.sock"));
     qmp.call("stop", json!({}));
     qmp.leave_ram_out();
     qmp.call("migrate", json!({ "uri": format!("exec:cat > {}", state.display()) }));
@@ -105,12 +105,12 @@ fn save_by_hand(vm: Hand, place: &Path, ram: &Path) -> (f64, f64) {
     (save, start.elapsed().as_secs_f64() * 1000.0)
 }
 
-fn restore_by_hand(arguments: &[String], place: &Path) -> Hand {
-    let state = place.with_file_name("hand.state");
+fn restore_by_hand(arguments: &[String], directory: &Path) -> Hand {
+    let state = directory.with_file_name("hand.state");
     let more = ["-incoming", "defer", "-S"].map(ToOwned::to_owned);
     let arguments: Vec<String> = arguments.iter().cloned().chain(more).collect();
-    Hand::go_on(&arguments, place, || {
-        let mut qmp = Qmp::connect(&place.join("qmp.sock"));
+    Hand::go_on(&arguments, directory, || {
+        let mut qmp = Qmp::connect(&directory.join("qmp.sock"));
         qmp.leave_ram_out();
         qmp.call("migrate-incoming", json!({ "uri": format!("exec:cat {}", state.display()) }));
         qmp.until_migrated();
@@ -198,9 +198,9 @@ async fn compression(daemon: &Daemon) -> Vec<Figure> {
         program.push(megabytes / start.elapsed().as_secs_f64());
         let compression = json!({ "enabled": true, "algorithm": "zstd", "level": 1 });
         let body = json!({ "kind": "Standby", "compression": compression });
-        let packed = daemon.ask("/instances/box/snapshots", body).await;
+        let compressed = daemon.ask("/instances/box/snapshots", body).await;
         let start = Instant::now();
-        let path = format!("/snapshots/{}", packed["id"].as_str().expect("an id"));
+        let path = format!("/snapshots/{}", compressed["id"].as_str().expect("an id"));
         while daemon.get(&path).await["compression_state"] != "compressed" {
             tokio::time::sleep(POLL).await;
         }

@@ -13,7 +13,7 @@ use crate::{Figure, median};
 const ROUNDS: usize = 7;
 const SERVER: &str = "/bin/busybox nc -ll -p 80 -e /bin/busybox cat";
 const VMS: usize = 10;
-const LOOK: Duration = Duration::from_secs(60);
+const OBSERVED_FOR: Duration = Duration::from_secs(60);
 
 async fn until(daemon: &Daemon, path: &str, is_so: impl Fn(&serde_json::Value) -> bool) {
     let deadline = Instant::now() + DEADLINE;
@@ -52,10 +52,10 @@ pub(crate) async fn wake() -> Vec<Figure> {
         daemon.verb("/instances/w/standby", &json!({})).await;
         // The packet is kept. A moment later the daemon reads the TAP.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let place = (address.clone(), 80);
+        let directory = (address.clone(), 80);
         let connect = move || {
             let start = Instant::now();
-            TcpStream::connect(place).expect("answered");
+            TcpStream::connect(directory).expect("answered");
             start.elapsed().as_secs_f64() * 1000.0
         };
         ours.push(tokio::task::spawn_blocking(connect).await.expect("joined"));
@@ -81,11 +81,11 @@ async fn idle(daemon: &Daemon) -> Figure {
     }
     tokio::time::sleep(Duration::from_secs(10)).await;
     let before = daemon.processor_seconds();
-    tokio::time::sleep(LOOK).await;
+    tokio::time::sleep(OBSERVED_FOR).await;
     let spent = daemon.processor_seconds() - before;
     Figure {
         what: format!("daemon with {VMS} VMs whose connections are counted: processor time while idle"),
-        ours: spent / LOOK.as_secs_f64() * 100.0,
+        ours: spent / OBSERVED_FOR.as_secs_f64() * 100.0,
         peer: None,
         unit: "% of a core",
         goal: "0.1",

@@ -3,10 +3,10 @@
 use serde_json::json;
 
 use super::waiting;
-use crate::judge::settles;
+use crate::harness::Harness;
+use crate::invariants::settles;
 use crate::namespace::in_namespace_alone;
-use crate::site::Site;
-use crate::socket::{Said, Socket, shell};
+use crate::socket::{Received, Socket, shell};
 
 const BYTES: usize = 1 << 30;
 /// Size of the chunks that an ordinary client sends, in bytes.
@@ -24,12 +24,12 @@ fn peak(status: &str) -> u64 {
 }
 
 /// Returns the peak memory of the daemon and of the agent in the guest.
-async fn peaks(site: &Site) -> [u64; 2] {
+async fn peaks(site: &Harness) -> [u64; 2] {
     let daemon = std::fs::read_to_string(format!("/proc/{}/status", site.daemon_pid())).expect("it lives");
     [peak(&daemon), peak(&shell(site, "box", "cat /proc/1/status").await)]
 }
 
-async fn copy_in(site: &Site) {
+async fn copy_in(site: &Harness) {
     let mut socket = Socket::cp(site, "box", &json!({ "direction": "to", "guest_path": "/large" })).await;
     // The chunk has no zeros, so it does not become a hole.
     let chunk = vec![0xa5; CHUNK_BYTES];
@@ -38,25 +38,25 @@ async fn copy_in(site: &Site) {
     }
     socket.json(&json!({ "type": "end" })).await;
     let done = json!({ "type": "result", "success": true, "bytes_written": BYTES });
-    assert_eq!(socket.next().await, Said::Json(done));
+    assert_eq!(socket.next().await, Received::Json(done));
 }
 
-async fn copy_out(site: &Site) {
+async fn copy_out(site: &Harness) {
     let mut socket = Socket::cp(site, "box", &json!({ "direction": "from", "guest_path": "/large" })).await;
-    let Said::Json(header) = socket.next().await else { panic!("no header") };
+    let Received::Json(header) = socket.next().await else { panic!("no header") };
     assert_eq!(header["size"], BYTES, "{header}");
     let mut received = 0;
     loop {
         match socket.next().await {
-            Said::Bytes(bytes) => {
+            Received::Bytes(bytes) => {
                 assert!(bytes.iter().all(|&byte| byte == 0xa5), "the contents differ behind {received}");
                 received += bytes.len();
             }
-            Said::Json(end) => {
+            Received::Json(end) => {
                 assert_eq!((end, received), (json!({ "type": "end", "final": true }), BYTES));
                 return;
             }
-            Said::End => panic!("the end came without a word behind {received} bytes"),
+            Received::End => panic!("the end came without a word behind {received} bytes"),
         }
     }
 }
@@ -64,7 +64,7 @@ async fn copy_out(site: &Site) {
 #[test]
 fn a_gigabyte_is_copied_in_and_out_of_a_guest_of_192_mb_in_constant_memory() {
     in_namespace_alone(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         waiting(&site, "box", json!({ "overlay_size": "1200MB" })).await;
         let before = peaks(&site).await;
         copy_in(&site).await;

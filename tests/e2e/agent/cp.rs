@@ -4,39 +4,39 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::waiting;
-use crate::judge::settles;
+use crate::harness::Harness;
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::Site;
-use crate::socket::{Said, Socket, shell};
+use crate::socket::{Received, Socket, shell};
 
 /// Sends one entry. Returns the server's last message.
-async fn to(site: &Site, request: Value, contents: &[u8]) -> Value {
+async fn to(site: &Harness, request: Value, contents: &[u8]) -> Value {
     let mut socket = Socket::cp(site, "box", &request).await;
     for part in contents.chunks(32 << 10) {
         socket.bytes(part).await;
     }
     socket.json(&json!({ "type": "end" })).await;
     match socket.next().await {
-        Said::Json(said) => said,
+        Received::Json(reported) => reported,
         other => panic!("{request}: {other:?}"),
     }
 }
 
 /// Returns the received entries, each with its contents, or the error.
-async fn from(site: &Site, request: Value) -> Result<Vec<(Value, Vec<u8>)>, Value> {
+async fn from(site: &Harness, request: Value) -> Result<Vec<(Value, Vec<u8>)>, Value> {
     let mut socket = Socket::cp(site, "box", &request).await;
     let mut entries: Vec<(Value, Vec<u8>)> = Vec::new();
     loop {
         match socket.next().await {
-            Said::Json(header) if header["type"] == "header" => entries.push((header, Vec::new())),
-            Said::Bytes(bytes) => entries.last_mut().expect("a header comes first").1.extend(bytes),
-            Said::Json(end) if end["type"] == "end" => {
+            Received::Json(header) if header["type"] == "header" => entries.push((header, Vec::new())),
+            Received::Bytes(bytes) => entries.last_mut().expect("a header comes first").1.extend(bytes),
+            Received::Json(end) if end["type"] == "end" => {
                 if end["final"] == true {
                     return Ok(entries);
                 }
             }
-            Said::Json(error) => return Err(error),
-            Said::End => panic!("{request}: no last entry"),
+            Received::Json(error) => return Err(error),
+            Received::End => panic!("{request}: no last entry"),
         }
     }
 }
@@ -119,14 +119,14 @@ fn cases_of_copies<'a>(large: &'a [u8], sparse: &'a [u8]) -> Vec<CopyCase<'a>> {
     ]
 }
 
-async fn copies_in(site: &Site) {
+async fn copies_in(site: &Harness) {
     let large: Vec<u8> = (0..3_000_001u32).map(|at| at.to_le_bytes()[0]).collect();
     let sparse = [vec![0u8; 8 << 20], vec![1]].concat();
     shell(site, "box", "printf old >/tmp/target; ln -s /tmp/target /tmp/link").await;
-    for (path, more, contents, look, says) in cases_of_copies(&large, &sparse) {
+    for (path, more, contents, script, outcome) in cases_of_copies(&large, &sparse) {
         let request = request(path, more);
         assert_eq!(to(site, request.clone(), contents).await, result(contents.len()), "{request}");
-        assert_eq!(shell(site, "box", look).await, says, "{request}");
+        assert_eq!(shell(site, "box", script).await, outcome, "{request}");
     }
     assert_eq!(
         shell(site, "box", "ls -A /tmp | grep -c stead-cp || true").await,
@@ -135,7 +135,7 @@ async fn copies_in(site: &Site) {
     );
 }
 
-async fn copies_in_that_fail(site: &Site) {
+async fn copies_in_that_fail(site: &Harness) {
     shell(site, "box", "mkdir -p /tmp/dir; echo kept >/tmp/file; mkdir /tmp/small; mount -t tmpfs -o size=1m none /tmp/small").await;
     let large = vec![1u8; 4 << 20];
     for (path, more, contents, why) in [
@@ -148,9 +148,13 @@ async fn copies_in_that_fail(site: &Site) {
         ("/tmp/small/large", json!({}), &large, "No space left"),
     ] {
         let request = request(path, more);
-        let said = to(site, request.clone(), contents).await;
-        assert_eq!((&said["type"], &said["success"]), (&json!("result"), &json!(false)), "{request}: {said}");
-        assert!(said["error"].as_str().is_some_and(|error| error.contains(why)), "{request}: {said}");
+        let reported = to(site, request.clone(), contents).await;
+        assert_eq!(
+            (&reported["type"], &reported["success"]),
+            (&json!("result"), &json!(false)),
+            "{request}: {reported}"
+        );
+        assert!(reported["error"].as_str().is_some_and(|error| error.contains(why)), "{request}: {reported}");
     }
     for (request, why) in [
         (json!({ "direction": "to", "guest_path": "relative" }), "guest_path"),
@@ -161,9 +165,9 @@ async fn copies_in_that_fail(site: &Site) {
         (json!({ "direction": "to", "path": "/tmp/x" }), "path"),
     ] {
         let mut socket = Socket::cp(site, "box", &request).await;
-        let Said::Json(said) = socket.next().await else { panic!("{request}: no text") };
-        let is_told = said["message"].as_str().is_some_and(|message| message.contains(why));
-        assert!(said["type"] == "error" && is_told, "{request}: {said}");
+        let Received::Json(reported) = socket.next().await else { panic!("{request}: no text") };
+        let is_reported = reported["message"].as_str().is_some_and(|message| message.contains(why));
+        assert!(reported["type"] == "error" && is_reported, "{request}: {reported}");
     }
     assert_eq!(
         shell(site, "box", "cat /tmp/file; ls -A /tmp/small").await,
@@ -172,7 +176,7 @@ async fn copies_in_that_fail(site: &Site) {
     );
 }
 
-async fn copies_out(site: &Site) {
+async fn copies_out(site: &Harness) {
     let make = "mkdir -p /tmp/t/sub/deep /tmp/t/none; cd /tmp/t; printf one >1; printf two >sub/2; chmod 640 1
         ln -s sub/2 link; ln -s /etc/passwd out; ln -s .. up; : >sub/deep/empty; mkfifo fifo; touch -d @1000000000 1
         chown 7:8 1; head -c 2000003 /dev/zero | tr '\\0' z >big; printf x >'o\"d d\n'";
@@ -185,8 +189,8 @@ async fn copies_out(site: &Site) {
     assert_eq!(paths, expected);
     let of = |path: &str| entries.iter().find(|(header, _)| header["path"] == path).expect("it is there");
     let (header, contents) = of("1");
-    let told = ["mode", "size", "mtime", "uid", "gid", "is_dir"].map(|key| header[key].clone());
-    assert_eq!(told, [json!(0o640), json!(3), json!(1_000_000_000), json!(7), json!(8), json!(false)]);
+    let report = ["mode", "size", "mtime", "uid", "gid", "is_dir"].map(|key| header[key].clone());
+    assert_eq!(report, [json!(0o640), json!(3), json!(1_000_000_000), json!(7), json!(8), json!(false)]);
     assert_eq!(contents, b"one");
     assert_eq!(of("big").1, vec![b'z'; 2_000_003]);
     assert_eq!((&of("link").0["is_symlink"], &of("link").0["link_target"]), (&json!(true), &json!("sub/2")));
@@ -211,12 +215,12 @@ async fn copies_out(site: &Site) {
 }
 
 /// Checks that names and targets that are not UTF-8 come with their bytes, and all others unchanged.
-async fn odd_names_out(site: &Site) {
+async fn odd_names_out(site: &Harness) {
     let make = "mkdir -p /tmp/bytes/$(printf 'd\\376'); cd /tmp/bytes; printf 1 >$(printf 'b\\377')
         printf 2 >$(printf 'd\\376')/é; ln -s $(printf 't\\375') link; printf 3 >z";
     shell(site, "box", make).await;
     let entries = from(site, json!({ "direction": "from", "guest_path": "/tmp/bytes" })).await;
-    let told: Vec<_> = entries
+    let report: Vec<_> = entries
         .expect("copied")
         .into_iter()
         .map(|(header, contents)| {
@@ -235,7 +239,7 @@ async fn odd_names_out(site: &Site) {
     ];
     let expected: Vec<_> =
         expected.into_iter().map(|(names, contents)| (names.map(str::to_owned), contents.to_vec())).collect();
-    assert_eq!(told, expected);
+    assert_eq!(report, expected);
     // The same name is copied alone and inspected.
     let single = json!({ "direction": "from", "guest_path_base64": "L3RtcC9ieXRlcy9i/w==" });
     let single = from(site, single).await.expect("copied");
@@ -245,7 +249,7 @@ async fn odd_names_out(site: &Site) {
     assert_eq!(error["path"], "/tmp/bytes/\\xfe", "{error}");
 }
 
-async fn looks(site: &Site) {
+async fn observes(site: &Harness) {
     shell(
         site,
         "box",
@@ -296,13 +300,13 @@ async fn looks(site: &Site) {
 #[test]
 fn every_copy_of_the_table_is_exact_and_every_failure_leaves_nothing() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         waiting(&site, "box", json!({})).await;
         copies_in(&site).await;
         copies_in_that_fail(&site).await;
         copies_out(&site).await;
         odd_names_out(&site).await;
-        looks(&site).await;
+        observes(&site).await;
         site.delete("box").await;
         settles(&mut site, "copies").await;
     });

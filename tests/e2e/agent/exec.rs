@@ -3,10 +3,10 @@
 use serde_json::{Value, json};
 
 use super::waiting;
-use crate::judge::settles;
+use crate::harness::Harness;
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::Site;
-use crate::socket::{Said, Socket, run, shell};
+use crate::socket::{Received, Socket, run, shell};
 
 /// A case: request, input, expected output, expected end.
 type Case = (Value, Vec<u8>, Vec<u8>, Value);
@@ -120,18 +120,22 @@ fn is_split(output: &[u8]) -> bool {
 #[test]
 fn every_exec_of_the_table_has_its_output_and_its_end() {
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         waiting(&site, "box", json!({ "env": { "OF_INSTANCE": "kept" } })).await;
         for (request, input, output, end) in cases() {
-            let (said, last) = run(&site, "box", request.clone(), &input).await;
+            let (reported, last) = run(&site, "box", request.clone(), &input).await;
             let is_as_expected =
-                if request["split_output"] == true { is_split(&said) } else { said == output };
-            let shown = String::from_utf8_lossy(&said[..said.len().min(200)]).into_owned();
-            assert!(is_as_expected && last == end, "{request}: {} bytes {shown:?}, then {last}", said.len());
+                if request["split_output"] == true { is_split(&reported) } else { reported == output };
+            let shown = String::from_utf8_lossy(&reported[..reported.len().min(200)]).into_owned();
+            assert!(
+                is_as_expected && last == end,
+                "{request}: {} bytes {shown:?}, then {last}",
+                reported.len()
+            );
         }
         a_terminal_takes_keys_and_sizes(&site).await;
         signals_and_text_reach_the_program(&site).await;
-        requests_that_are_wrong_say_so(&site).await;
+        wrong_requests_are_refused_with_the_field(&site).await;
         a_reader_who_takes_nothing_stops_the_writer(&site).await;
         site.request(reqwest::Method::POST, "/instances/box/stop", None).await;
         let refused = Socket::open(&site, "/instances/box/exec").await.err();
@@ -142,7 +146,7 @@ fn every_exec_of_the_table_has_its_output_and_its_end() {
     });
 }
 
-async fn a_terminal_takes_keys_and_sizes(site: &Site) {
+async fn a_terminal_takes_keys_and_sizes(site: &Harness) {
     // These are two programs: a shell's `read` that a trap interrupts may fail, which ends its loop with 0.
     let sized = "trap 'stty size; exit 3' WINCH; echo ready; while true; do sleep 0.1; done";
     let mut socket = Socket::exec(site, "box", &terminal(&["sh", "-c", sized])).await;
@@ -164,7 +168,7 @@ async fn a_terminal_takes_keys_and_sizes(site: &Site) {
     assert_eq!(end, json!({ "exitCode": 130 }));
 }
 
-async fn signals_and_text_reach_the_program(site: &Site) {
+async fn signals_and_text_reach_the_program(site: &Harness) {
     let request = json!({ "command": ["sh", "-c", "trap 'echo caught; exit 5' INT; echo ready; while true; do sleep 0.1; done"] });
     let mut socket = Socket::exec(site, "box", &request).await;
     socket.until("ready").await;
@@ -178,7 +182,7 @@ async fn signals_and_text_reach_the_program(site: &Site) {
     assert_eq!(output, b"plain words\n");
 }
 
-async fn requests_that_are_wrong_say_so(site: &Site) {
+async fn wrong_requests_are_refused_with_the_field(site: &Harness) {
     for (request, field) in [
         (json!({ "command": "true" }), "command"),
         (json!({ "comand": ["true"] }), "comand"),
@@ -187,9 +191,12 @@ async fn requests_that_are_wrong_say_so(site: &Site) {
         (json!([]), "not understood"),
     ] {
         let mut socket = Socket::exec(site, "box", &request).await;
-        let Said::Json(said) = socket.next().await else { panic!("{request}: no text") };
-        assert!(said["error"].as_str().is_some_and(|error| error.contains(field)), "{request}: {said}");
-        assert_eq!(socket.next().await, Said::End, "{request}");
+        let Received::Json(reported) = socket.next().await else { panic!("{request}: no text") };
+        assert!(
+            reported["error"].as_str().is_some_and(|error| error.contains(field)),
+            "{request}: {reported}"
+        );
+        assert_eq!(socket.next().await, Received::End, "{request}");
     }
     let answer = site.request(reqwest::Method::GET, "/instances/box/exec", None).await;
     assert_eq!((answer.status.as_u16(), &answer.body["code"]), (400, &json!("invalid_request")));
@@ -198,7 +205,7 @@ async fn requests_that_are_wrong_say_so(site: &Site) {
 }
 
 /// Checks that the window stops the guest's program, so that the daemon holds almost nothing of its 64 MiB.
-async fn a_reader_who_takes_nothing_stops_the_writer(site: &Site) {
+async fn a_reader_who_takes_nothing_stops_the_writer(site: &Harness) {
     let request = json!({ "command": ["sh", "-c", "head -c 67108864 /dev/zero; echo done >/tmp/done"] });
     let before = resident_kib(site.daemon_pid());
     let mut socket = Socket::exec(site, "box", &request).await;

@@ -7,23 +7,23 @@ use std::process::{Child, Stdio};
 use futures::StreamExt;
 use serde_json::json;
 
-use super::cli::{command, said};
+use super::cli::{command, output_of};
 use super::waiting;
-use crate::judge::settles;
+use crate::fixtures::until;
+use crate::harness::{Harness, MOMENT};
+use crate::invariants::settles;
 use crate::namespace::in_namespace_alone;
-use crate::site::{MOMENT, Site};
-use crate::socket::{Said, Socket, run, shell};
-use crate::stage::until;
+use crate::socket::{Received, Socket, run, shell};
 
 /// Counts processes of a name in the guest. The counting shell has another name.
-async fn running(site: &Site, name: &str) -> String {
+async fn running(site: &Harness, name: &str) -> String {
     shell(site, "box", &format!("ps -o args | grep -c '^{name}$' || true")).await
 }
 
 #[test]
 fn whoever_goes_away_takes_his_program_along_and_nothing_else() {
     in_namespace_alone(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let id = waiting(&site, "box", json!({})).await;
         // The client vanishes, and its program ignores requests to end.
         let stubborn =
@@ -58,7 +58,7 @@ fn whoever_goes_away_takes_his_program_along_and_nothing_else() {
         socket.until("up").await;
         let pid = site.get("box").await["vmm_pid"].clone();
         site.kill().await;
-        assert_eq!(socket.next().await, Said::End);
+        assert_eq!(socket.next().await, Received::End);
         site.start().await;
         site.until_state("box", "Running").await;
         until("the end of the lost exec", MOMENT, async || {
@@ -80,15 +80,15 @@ fn whoever_goes_away_takes_his_program_along_and_nothing_else() {
 
 /// Returns the numbers of files and threads of PID 1, and of processes. Names are counted and not inspected, because
 /// their objects may disappear meanwhile.
-async fn of_guest(site: &Site) -> Vec<u32> {
-    let look = "for of in '1/fd/*' '1/task/*' '[0-9]*'; do set -- /proc/$of; echo $#; done";
-    shell(site, "box", look).await.lines().map(|line| line.trim().parse().expect("a number")).collect()
+async fn of_guest(site: &Harness) -> Vec<u32> {
+    let script = "for of in '1/fd/*' '1/task/*' '[0-9]*'; do set -- /proc/$of; echo $#; done";
+    shell(site, "box", script).await.lines().map(|line| line.trim().parse().expect("a number")).collect()
 }
 
 #[test]
 fn a_thousand_short_execs_leave_nothing() {
     in_namespace_alone(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         waiting(&site, "box", json!({})).await;
         let open = |pid: u32| fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count();
         let before = of_guest(&site).await;
@@ -119,29 +119,29 @@ const COPY_BYTES: usize = 64 << 20;
 const ARRIVED: u64 = 4 << 20;
 
 /// Starts a copy by the command line.
-fn copying(site: &Site, from: &str, to: &str) -> Child {
+fn copying(site: &Harness, from: &str, to: &str) -> Child {
     let mut command = command(site, &["cp", from, to]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs")
 }
 
 /// Checks that an interrupted copy reports an error to the client.
-fn is_told(child: Child) {
-    let (code, _, error) = said(&child.wait_with_output().expect("ended"));
+fn is_reported(child: Child) {
+    let (code, _, error) = output_of(&child.wait_with_output().expect("ended"));
     assert!(code > 0 && !error.is_empty(), "{code}: {error}");
 }
 
 fn files(dir: &Path) -> Vec<(String, u64)> {
     let entries = fs::read_dir(dir).expect("there").flatten();
-    let looked = entries.map(|entry| {
+    let observed = entries.map(|entry| {
         (entry.file_name().to_string_lossy().into_owned(), entry.metadata().map_or(0, |meta| meta.len()))
     });
-    looked.collect()
+    observed.collect()
 }
 
 #[test]
 fn a_daemon_killed_during_a_copy_leaves_nothing_that_could_be_taken_for_whole() {
     in_namespace_alone(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         let count = "i=0; while true; do i=$((i+1)); echo $i >/count; sleep 1; done";
         let more = json!({ "cmd": ["sh", "-c", count], "size": "256MB", "overlay_size": "256MB" });
         waiting(&site, "box", more).await;
@@ -159,7 +159,7 @@ fn a_daemon_killed_during_a_copy_leaves_nothing_that_could_be_taken_for_whole() 
         })
         .await;
         site.kill().await;
-        is_told(copy);
+        is_reported(copy);
         site.start().await;
         site.until_state("box", "Running").await;
         until("the half copy's end", MOMENT, async || {
@@ -178,7 +178,7 @@ fn a_daemon_killed_during_a_copy_leaves_nothing_that_could_be_taken_for_whole() 
         })
         .await;
         site.kill().await;
-        is_told(copy);
+        is_reported(copy);
         assert_eq!(files(&back), [], "half a file is left");
         site.start().await;
         site.until_state("box", "Running").await;
@@ -197,6 +197,6 @@ fn a_daemon_killed_during_a_copy_leaves_nothing_that_could_be_taken_for_whole() 
 }
 
 fn is_whole(copy: Child) {
-    let done = said(&copy.wait_with_output().expect("ended"));
+    let done = output_of(&copy.wait_with_output().expect("ended"));
     assert_eq!(done, (0, String::new(), String::new()));
 }

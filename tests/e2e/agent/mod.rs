@@ -9,10 +9,10 @@ mod sdk;
 
 use serde_json::{Value, json};
 
-use crate::site::{Site, image};
+use crate::harness::{Harness, image};
 
 /// Creates a VM whose program waits.
-pub(crate) async fn waiting(site: &Site, name: &str, more: Value) -> String {
+pub(crate) async fn waiting(site: &Harness, name: &str, more: Value) -> String {
     let mut body = json!({ "cmd": ["sh", "-c", "while true; do sleep 1; done"] });
     body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
     let id = site.create(name, &image("busybox"), body).await;

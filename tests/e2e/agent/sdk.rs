@@ -6,21 +6,21 @@ use std::process::Command;
 use serde_json::json;
 
 use super::waiting;
-use crate::judge::settles;
+use crate::harness::{Harness, LISTEN, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
 use crate::python;
-use crate::site::{LISTEN, Site, image};
 
-fn run_script(site: &Site, name: &str) -> String {
+fn run_script(site: &Harness, name: &str) -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(name);
     let mut command = Command::new(python::python());
     command.arg(script).arg(site.scratch("sdk")).env("STEAD_BASE_URL", format!("http://{LISTEN}"));
     command.env("STEAD_API_KEY", site.token()).env("STEAD_TEST_IMAGE", image("busybox"));
     let output = python::run(&mut command);
-    let said =
+    let printed =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    assert!(output.status.success(), "{name}: {said}\n{}", site.daemon_log());
-    said
+    assert!(output.status.success(), "{name}: {printed}\n{}", site.daemon_log());
+    printed
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn the_official_python_sdk_runs_programs_and_copies_files() {
     // The SDK is installed outside the namespace, where the package index is reachable; inside it exists already.
     python::python();
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         waiting(&site, "box", json!({})).await;
         assert!(run_script(&site, "test_agent.py").contains("agent: everything passed"));
         site.delete("box").await;
@@ -40,7 +40,7 @@ fn the_official_python_sdk_runs_programs_and_copies_files() {
 fn the_official_python_sdk_drives_real_machines() {
     python::python();
     in_namespace(async || {
-        let mut site = Site::running().await;
+        let mut site = Harness::running().await;
         assert!(run_script(&site, "test_sdk.py").contains("sdk: everything passed"));
         settles(&mut site, "the SDK").await;
     });

@@ -14,11 +14,11 @@ use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::Uid;
 use stead_schemas::network::Mac;
 use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
-use stead_schemas::snapshot::{PackingState, SnapshotKind};
+use stead_schemas::snapshot::{CompressionState, SnapshotKind};
 
 use super::drivers;
+use crate::fixtures::{run as command, uid, until};
 use crate::machines::Bench;
-use crate::stage::{run as command, uid, until};
 
 /// Time limit for a change of state, such as the end of a process or of a compression.
 const MOMENT: Duration = Duration::from_secs(30);
@@ -45,7 +45,7 @@ pub(super) async fn run(hypervisor: Hypervisor) {
     vm.is_launched_paused_and_resumed().await;
     vm.is_adopted_by_a_later_daemon().await;
     vm.ends_with_its_process().await;
-    vm.says_why_it_cannot_start().await;
+    vm.reports_why_it_cannot_start().await;
     vm.replaces_its_tap().await;
     vm.is_saved_and_restored().await;
     vm.is_restored_from_a_compressed_memory().await;
@@ -165,7 +165,7 @@ impl Vm {
         self.clear_away().await;
     }
 
-    async fn says_why_it_cannot_start(&self) {
+    async fn reports_why_it_cannot_start(&self) {
         let rootfs = &self.bench.rootfs;
         let hidden = rootfs.with_extension("hidden");
         std::fs::rename(rootfs, &hidden).expect("renamed");
@@ -246,7 +246,7 @@ impl Vm {
         until("compressed", MOMENT, async || {
             match Memories::inspect(&self.vms, &self.owner).await.expect("observed") {
                 Some(Memory::Saved(saved)) => {
-                    matches!(saved.packing, PackingState::Packed { .. }).then_some(())
+                    matches!(saved.compression_state, CompressionState::Compressed { .. }).then_some(())
                 }
                 seen => panic!("{seen:?}"),
             }

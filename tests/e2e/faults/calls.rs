@@ -131,7 +131,7 @@ pub(crate) struct Class {
     /// Name of the program, if it is not the daemon.
     pub(crate) program: Option<String>,
     pub(crate) call: &'static str,
-    pub(crate) place: String,
+    pub(crate) target: String,
 }
 
 impl std::fmt::Display for Class {
@@ -139,7 +139,7 @@ impl std::fmt::Display for Class {
         if let Some(program) = &self.program {
             write!(f, "[{program}] ")?;
         }
-        write!(f, "{} {}", self.call, self.place)
+        write!(f, "{} {}", self.call, self.target)
     }
 }
 
@@ -150,7 +150,7 @@ impl Class {
             "create" => MAKING,
             call => CALLS.iter().find(|known| known.1 == call).map_or(&[][..], |known| known.4),
         };
-        let is_on_disk = self.place.starts_with("DATA") || self.place.starts_with("RUN");
+        let is_on_disk = self.target.starts_with("DATA") || self.target.starts_with("RUN");
         let can_be = |error: &&Errno| {
             is_on_disk || !matches!(**error, Errno::NOSPC | Errno::IO) || self.call == "watch"
         };
@@ -237,7 +237,7 @@ fn name(name: &str) -> String {
         return "TEMPORARY".to_owned();
     }
     // The name of a TAP fills the interface name behind the prefix of the site.
-    if name.len() == 12 && name.starts_with(crate::site::TAP_PREFIX) {
+    if name.len() == 12 && name.starts_with(crate::harness::TAP_PREFIX) {
         return "TAP".to_owned();
     }
     let in_part = |part: &str| {

@@ -24,10 +24,10 @@ pub(crate) use self::steps::instance;
 use self::calls::Class;
 use self::supervisor::{Fault, Supervisor};
 use self::trial::{Outcome, Walk};
-use crate::judge::settles;
+use crate::fixtures::run;
+use crate::harness::{Harness, image};
+use crate::invariants::settles;
 use crate::namespace::in_namespace;
-use crate::site::{Site, image};
-use crate::stage::run;
 
 /// Number of attempts until the call of a fault is made. A rare call does not occur in every round.
 const TRIES: usize = 5;
@@ -37,7 +37,7 @@ fn is_thorough() -> bool {
 }
 
 /// Prints the progress. A thorough run takes long, so it also writes to a file that can be read meanwhile.
-fn say(line: &str) {
+fn log_line(line: &str) {
     writeln!(std::io::stdout(), "{line}").expect("it is read");
     let Some(file) = std::env::var_os("STEAD_TEST_REPORT") else { return };
     let mut file = fs::File::options().create(true).append(true).open(file).expect("the report opens");
@@ -51,7 +51,7 @@ fn only() -> String {
 
 /// A daemon under supervision, with the knowledge of its clients.
 struct Scene {
-    site: Site,
+    site: Harness,
     supervisor: Supervisor,
     archive: Vec<u8>,
     /// Files and objects that exist between steps.
@@ -72,7 +72,7 @@ impl Scene {
     }
 
     async fn with_kernel() -> Self {
-        let site = Site::new().await;
+        let site = Harness::new().await;
         let layout = site.layout();
         let small = format!(
             "umoci new --image {layout}:other && mkdir -p {layout}-root/etc \
@@ -167,7 +167,7 @@ impl Scene {
         }
         if let Err(why) = trial::leaves_nothing(&self.site, &self.kept.0).await {
             // The step has failed already. Later steps should not fail for the same reason.
-            say(&format!("NOT CLEARED {why}"));
+            log_line(&format!("NOT CLEARED {why}"));
             self.kept.0 = trial::files(&self.site);
         }
     }
@@ -183,7 +183,7 @@ impl Scene {
         let mut walk = self.walk(step);
         let gone = trial::recover(&self.site, &mut walk).await;
         if step == steps::OF_A_VM[0] {
-            tokio::time::sleep(trial::LOOKED_THROUGH).await;
+            tokio::time::sleep(trial::FULL_SCAN).await;
         }
         if let Err(why) = gone {
             panic!("{step} without a fault: {why}\n{}", self.site.daemon_log());
@@ -228,17 +228,17 @@ impl Scene {
         }
         let hits = self.supervisor.end();
         let begun = begun?;
-        let told = trial::log_since(&self.site, log);
-        let tells = trial::tells(&told, fault.error);
+        let reported = trial::log_since(&self.site, log);
+        let shows = trial::shows(&reported, fault.error);
         let outcome = match begun {
             _ if hits == 0 => Outcome::Unreached,
-            Ok(()) if tells => Outcome::Logged,
+            Ok(()) if shows => Outcome::Logged,
             Ok(()) => Outcome::Borne,
             // If a runtime cannot be built, tokio panics with the reason before anything was begun.
-            Err(status) if status.code().is_some() && tells => Outcome::Ended,
+            Err(status) if status.code().is_some() && shows => Outcome::Ended,
             Err(status) => return Err(format!("it ended with {status} and no clear message")),
         };
-        if told.contains("panicked at src") || told.contains("panicked at controllers") {
+        if reported.contains("panicked at src") || reported.contains("panicked at controllers") {
             return Err("the daemon panicked".to_owned());
         }
         if begun.is_err() {
@@ -286,13 +286,13 @@ impl Scene {
         let text = match &outcome {
             Ok(outcome) => format!("{outcome:?}"),
             Err(why) => {
-                let told = format!("{step}: {fault}: {why}\n{}", trial::log_since(&self.site, log));
-                say(&told);
-                self.failures.push(told);
+                let reported = format!("{step}: {fault}: {why}\n{}", trial::log_since(&self.site, log));
+                log_line(&reported);
+                self.failures.push(reported);
                 format!("FAILED {}", why.lines().next().unwrap_or_default())
             }
         };
-        say(&format!("{step}: {fault}: {text} ({} ms)", begun.elapsed().as_millis()));
+        log_line(&format!("{step}: {fault}: {text} ({} ms)", begun.elapsed().as_millis()));
         self.outcomes.entry(fault.class.clone()).or_default().insert(text);
         if outcome.is_err() && step != EMPTY {
             self.clear().await;
@@ -303,9 +303,9 @@ impl Scene {
     /// daemon that only watches a VM makes some calls rarely.
     fn report(&self, classes: &BTreeSet<Class>, missed_max: usize) {
         for class in classes {
-            say(&format!("CLASS {class}: {:?}", self.outcomes.get(class)));
+            log_line(&format!("CLASS {class}: {:?}", self.outcomes.get(class)));
         }
-        say(&format!("{} classes, {} failures", classes.len(), self.failures.len()));
+        log_line(&format!("{} classes, {} failures", classes.len(), self.failures.len()));
         let unreached = format!("{:?}", Outcome::Unreached);
         let is_met = |class: &&Class| {
             self.outcomes.get(class).is_some_and(|outcomes| outcomes.iter().any(|text| *text != unreached))
@@ -351,7 +351,7 @@ impl Scene {
         self.count(step).await;
         let seen = self.count(step).await;
         for (class, count) in &seen {
-            say(&format!("SEEN {step}: {class}: {count}"));
+            log_line(&format!("SEEN {step}: {class}: {count}"));
         }
         let mut classes = BTreeSet::new();
         for class in seen.into_keys().filter(is_ours) {
@@ -386,7 +386,7 @@ fn faults(class: &Class, chosen: &mut BTreeMap<Class, usize>) -> Vec<Fault> {
 }
 
 #[test]
-fn a_call_that_fails_in_a_step_of_a_running_daemon_is_told_and_loses_nothing() {
+fn a_call_that_fails_in_a_step_of_a_running_daemon_is_reported_and_loses_nothing() {
     in_namespace(async || {
         let mut scene = Scene::new().await;
         scene.start().await;
@@ -429,7 +429,7 @@ fn a_call_that_fails_beside_a_vm_does_not_end_it_or_its_memory() {
 }
 
 #[test]
-fn a_call_that_fails_in_a_start_is_told_and_the_next_start_has_everything() {
+fn a_call_that_fails_in_a_start_is_reported_and_the_next_start_has_everything() {
     in_namespace(async || {
         let mut scene = Scene::new().await;
         let (mut chosen, mut classes) = (BTreeMap::new(), BTreeSet::new());
@@ -444,7 +444,7 @@ fn a_call_that_fails_in_a_start_is_told_and_the_next_start_has_everything() {
             }
             let seen = scene.supervisor.take_seen();
             for (class, count) in &seen {
-                say(&format!("SEEN {step}: {class}: {count}"));
+                log_line(&format!("SEEN {step}: {class}: {count}"));
             }
             for class in seen.into_keys() {
                 for fault in faults(&class, &mut chosen) {

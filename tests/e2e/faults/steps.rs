@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::site::image;
+use crate::harness::image;
 
 /// An action or a wait of a client.
 #[derive(Debug, Clone)]

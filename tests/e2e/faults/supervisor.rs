@@ -83,22 +83,22 @@ impl Supervisor {
         let (supervisor, daemon) = (self.clone(), child.id());
         thread::spawn(move || {
             while let Some(asked) = filter::next(&listener) {
-                filter::answer(&listener, &asked, supervisor.judge(&asked, daemon, &roots));
+                filter::answer(&listener, &asked, supervisor.decide(&asked, daemon, &roots));
             }
         });
         child
     }
 
     /// Returns the error with which a call fails.
-    fn judge(&self, asked: &seccomp_notif, daemon: u32, roots: &Roots) -> Option<Errno> {
-        let (call, place) = calls::read(asked, roots)?;
+    fn decide(&self, asked: &seccomp_notif, daemon: u32, roots: &Roots) -> Option<Errno> {
+        let (call, target) = calls::read(asked, roots)?;
         let is_daemon = Path::new(&format!("/proc/{daemon}/task/{}", asked.pid)).exists();
         let program = if is_daemon { None } else { Some(program_of(asked.pid)?) };
         // Calls of other programs outside of the daemon's directories do not matter.
-        if program.is_some() && !place.starts_with("DATA") && !place.starts_with("RUN") {
+        if program.is_some() && !target.starts_with("DATA") && !target.starts_with("RUN") {
             return None;
         }
-        let class = Class { program, call, place };
+        let class = Class { program, call, target };
         let mut state = self.state();
         *state.seen.entry(class.clone()).or_default() += 1;
         let fault = state.fault.as_ref().filter(|fault| fault.class == class)?;

@@ -12,11 +12,11 @@ use serde_json::Value;
 
 use super::steps::Act;
 use super::supervisor::{Fault, Supervisor};
-use crate::site::{Answer, Site};
-use crate::stage::run;
+use crate::fixtures::run;
+use crate::harness::{Answer, Harness};
 
 /// Time between two polls of the condition that a step waits for.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Time within which a fault must be reported, the work must be completed once nothing fails any more, and leftovers
 /// must be removed. Retries come within seconds.
@@ -25,7 +25,7 @@ const IN_TIME: Duration = Duration::from_secs(30);
 /// Interval of the daemon's resync, as the scene configures it.
 pub(crate) const RESYNC: Duration = Duration::from_secs(1);
 /// Time in which the daemon has completed a resync, on a busy machine too.
-pub(crate) const LOOKED_THROUGH: Duration = Duration::from_secs(4);
+pub(crate) const FULL_SCAN: Duration = Duration::from_secs(4);
 /// Time for which a fault lasts beside a VM without requests, so that the daemon meets it and reacts to it.
 const HOLD: Duration = Duration::from_millis(1500);
 
@@ -33,7 +33,7 @@ const HOLD: Duration = Duration::from_millis(1500);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
     /// A client got an error, in an answer or in a condition.
-    Told,
+    Reported,
     /// The daemon's log contains the error.
     Logged,
     /// The step succeeded in spite of the fault, without a report.
@@ -51,14 +51,14 @@ pub(crate) struct Walk {
     /// True if an object was created with an acknowledgement and not deleted.
     is_made: bool,
     /// Texts of all answers since the fault began.
-    said: String,
+    got: String,
     token: Option<(String, String)>,
     archive: Vec<u8>,
 }
 
 impl Walk {
     pub(crate) fn new(acts: Vec<Act>, archive: &[u8]) -> Self {
-        Self { acts, at: 0, is_made: false, said: String::new(), token: None, archive: archive.to_vec() }
+        Self { acts, at: 0, is_made: false, got: String::new(), token: None, archive: archive.to_vec() }
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -70,14 +70,14 @@ impl Walk {
         self.acts.iter().all(|act| matches!(act, Act::See(..)))
     }
 
-    fn hear(&mut self, answer: &Answer) {
-        self.said.push_str(&answer.body.to_string());
-        self.said.push('\n');
+    fn record(&mut self, answer: &Answer) {
+        self.got.push_str(&answer.body.to_string());
+        self.got.push('\n');
     }
 
     /// Checks that an error answer states the problem, in the API's format.
-    fn judge(&mut self, what: &Act, answer: &Answer) -> Result<(), String> {
-        self.hear(answer);
+    fn check(&mut self, what: &Act, answer: &Answer) -> Result<(), String> {
+        self.record(answer);
         let text = |field: &str| answer.body[field].as_str().unwrap_or_default();
         let is_clear =
             !text("code").is_empty() && text("message").contains(' ') && text("code") != "internal_error";
@@ -89,25 +89,25 @@ impl Walk {
     }
 
     /// Deletes all objects of a list. Returns true if there are none.
-    async fn clear(&mut self, site: &Site, act: &Act, list: &str, kind: &str) -> Result<bool, String> {
+    async fn clear(&mut self, site: &Harness, act: &Act, list: &str, kind: &str) -> Result<bool, String> {
         match site.attempt(Method::GET, list, None).await {
             Some(seen) if seen.status == 200 => {
                 let all = seen.body.as_array().cloned().unwrap_or_default();
                 for id in all.iter().filter_map(|object| object["id"].as_str()) {
                     let gone = site.attempt(Method::DELETE, &format!("{kind}/{id}"), None).await;
                     if let Some(answer) = gone.filter(|answer| !answer.status.is_success()) {
-                        self.judge(act, &answer)?;
+                        self.check(act, &answer)?;
                     }
                 }
                 Ok(all.is_empty())
             }
-            Some(answer) => self.judge(act, &answer).map(|()| false),
+            Some(answer) => self.check(act, &answer).map(|()| false),
             None => Ok(false),
         }
     }
 
     /// Continues as far as possible without waiting.
-    pub(crate) async fn go(&mut self, site: &Site) -> Result<(), String> {
+    pub(crate) async fn go(&mut self, site: &Harness) -> Result<(), String> {
         while let Some(act) = self.acts.get(self.at).cloned() {
             let is_over = match &act {
                 Act::Ask(method, path, body, good) => {
@@ -123,36 +123,36 @@ impl Walk {
                     let seen = site.attempt(Method::GET, path, None).await;
                     let is_so = seen.is_some_and(|seen| seen.status == 200 && is_so(&seen.body));
                     if !is_so && let Some(answer) = site.attempt(Method::POST, verb, None).await {
-                        self.hear(&answer);
+                        self.record(&answer);
                         if !answer.status.is_success() {
-                            self.judge(&act, &answer)?;
+                            self.check(&act, &answer)?;
                         }
                     }
                     is_so
                 }
                 Act::See(path, is_so) => match site.attempt(Method::GET, path, None).await {
                     Some(answer) if answer.status == 200 => {
-                        self.hear(&answer);
+                        self.record(&answer);
                         is_so(&answer.body)
                     }
                     Some(answer) if answer.status == 404 && self.is_made => {
                         return Err(format!("{path} was acknowledged, and is not there"));
                     }
-                    Some(answer) => self.judge(&act, &answer).map(|()| false)?,
+                    Some(answer) => self.check(&act, &answer).map(|()| false)?,
                     None => false,
                 },
                 Act::Clear(list, kind) => self.clear(site, &act, list, kind).await?,
                 Act::Gone(path) => match site.attempt(Method::GET, path, None).await {
                     Some(answer) if answer.status == 404 => true,
                     Some(answer) => {
-                        self.hear(&answer);
+                        self.record(&answer);
                         false
                     }
                     None => false,
                 },
                 Act::Take(path) => match site.attempt_raw(Method::GET, path, Vec::new()).await {
                     Some(answer) if answer.status == 200 => true,
-                    Some(answer) => self.judge(&act, &answer).map(|()| false)?,
+                    Some(answer) => self.check(&act, &answer).map(|()| false)?,
                     // The connection was closed after the request had begun.
                     None => false,
                 },
@@ -175,7 +175,7 @@ impl Walk {
             self.is_made = !is_deletion;
             return Ok(true);
         }
-        self.judge(act, &answer)?;
+        self.check(act, &answer)?;
         // An object that was created without an acknowledgement is complete.
         if ["name_conflict", "already_exists"].contains(&answer.body["code"].as_str().unwrap_or_default()) {
             self.is_made = true;
@@ -189,7 +189,7 @@ impl Walk {
     }
 
     /// Creates a token, uses it, revokes it and checks that it is refused.
-    async fn token(&mut self, site: &Site) -> bool {
+    async fn token(&mut self, site: &Harness) -> bool {
         let data = site.data().display().to_string();
         let program = env!("CARGO_BIN_EXE_stead");
         let (token, is_revoked) = match self.token.take() {
@@ -214,32 +214,32 @@ impl Walk {
 }
 
 /// Returns `true` if a text reports an error.
-pub(crate) fn tells(text: &str, errno: Errno) -> bool {
+pub(crate) fn shows(text: &str, errno: Errno) -> bool {
     let error = std::io::Error::from(errno).to_string();
     let words = error.split(" (os").next().unwrap_or_default();
-    text.contains(words) || error_is_told_otherwise(text, errno)
+    text.contains(words) || error_is_reported_otherwise(text, errno)
 }
 
 /// Returns `true` for the store's own words for an error.
-fn error_is_told_otherwise(text: &str, errno: Errno) -> bool {
+fn error_is_reported_otherwise(text: &str, errno: Errno) -> bool {
     errno == Errno::NOSPC && text.contains("file system is full")
 }
 
 /// Returns the text of the daemons' log after an offset.
-pub(crate) fn log_since(site: &Site, from: u64) -> String {
+pub(crate) fn log_since(site: &Harness, from: u64) -> String {
     let log = fs::read(site.log_file()).unwrap_or_default();
     let from = usize::try_from(from).expect("a short log");
     String::from_utf8_lossy(log.get(from..).unwrap_or_default()).into_owned()
 }
 
-pub(crate) fn log_length(site: &Site) -> u64 {
+pub(crate) fn log_length(site: &Harness) -> u64 {
     fs::metadata(site.log_file()).map_or(0, |log| log.len())
 }
 
 /// Continues a step until it is done, or the fault was reported. A fault that was survived until the step is done is
 /// not reported.
 pub(crate) async fn suffer(
-    site: &Site,
+    site: &Harness,
     supervisor: &Supervisor,
     fault: &Fault,
     walk: &mut Walk,
@@ -248,14 +248,14 @@ pub(crate) async fn suffer(
 ) -> Result<Outcome, String> {
     let deadline = Instant::now() + IN_TIME;
     let is_logged = async || {
-        while supervisor.hits() == 0 || !tells(&log_since(site, log), fault.error) {
-            tokio::time::sleep(LOOK).await;
+        while supervisor.hits() == 0 || !shows(&log_since(site, log), fault.error) {
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
     let (mut done, mut met) = (None, None);
     loop {
         // A request may wait for the failing call. Then the log reports the error.
-        let is_told = {
+        let is_reported = {
             let went = walk.go(site);
             tokio::pin!(went);
             tokio::select! {
@@ -268,18 +268,18 @@ pub(crate) async fn suffer(
                 }
             }
         };
-        if is_told {
-            return Ok(if tells(&walk.said, fault.error) { Outcome::Told } else { Outcome::Logged });
+        if is_reported {
+            return Ok(if shows(&walk.got, fault.error) { Outcome::Reported } else { Outcome::Logged });
         }
-        let (said, logged) = (tells(&walk.said, fault.error), tells(&log_since(site, log), fault.error));
+        let (got, logged) = (shows(&walk.got, fault.error), shows(&log_since(site, log), fault.error));
         let met = (supervisor.hits() > 0).then(|| *met.get_or_insert_with(Instant::now));
         if walk.is_idle() && fault.lasts && met.is_some_and(|met| met.elapsed() < HOLD) {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             continue;
         }
-        if supervisor.hits() > 0 && (said || walk.is_done()) {
-            return Ok(match (said, logged) {
-                (true, _) => Outcome::Told,
+        if supervisor.hits() > 0 && (got || walk.is_done()) {
+            return Ok(match (got, logged) {
+                (true, _) => Outcome::Reported,
                 (false, true) => Outcome::Logged,
                 (false, false) => Outcome::Borne,
             });
@@ -291,7 +291,7 @@ pub(crate) async fn suffer(
         let since = *done.get_or_insert_with(Instant::now);
         if !walk.is_done() {
             done = None;
-        } else if supervisor.hits() == 0 && since.elapsed() > LOOKED_THROUGH && files(site) == *kept {
+        } else if supervisor.hits() == 0 && since.elapsed() > FULL_SCAN && files(site) == *kept {
             return Ok(Outcome::Unreached);
         }
         if Instant::now() > deadline {
@@ -299,16 +299,16 @@ pub(crate) async fn suffer(
                 "neither done nor told: at {:?}, {} hits\nsaid: {}\nlog: {}",
                 walk.acts.get(walk.at),
                 supervisor.hits(),
-                walk.said.lines().last().unwrap_or_default(),
+                walk.got.lines().last().unwrap_or_default(),
                 log_since(site, log)
             ));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// Continues until the step is done, while nothing fails.
-pub(crate) async fn recover(site: &Site, walk: &mut Walk) -> Result<(), String> {
+pub(crate) async fn recover(site: &Harness, walk: &mut Walk) -> Result<(), String> {
     let deadline = Instant::now() + IN_TIME;
     loop {
         walk.go(site).await?;
@@ -316,15 +316,15 @@ pub(crate) async fn recover(site: &Site, walk: &mut Walk) -> Result<(), String> 
             return Ok(());
         }
         if Instant::now() > deadline {
-            let last = walk.said.lines().last().unwrap_or_default();
+            let last = walk.got.lines().last().unwrap_or_default();
             return Err(format!("it does not go on at {:?}: {last}", walk.acts[walk.at]));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// Lists the files of the data and run directories, apart from the database and permanent logs of the daemon.
-pub(crate) fn files(site: &Site) -> BTreeSet<String> {
+pub(crate) fn files(site: &Harness) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for root in [site.data(), site.run_dir()] {
         walk_files(&root, &mut found);
@@ -347,7 +347,7 @@ fn walk_files(directory: &Path, found: &mut BTreeSet<String>) {
 }
 
 /// Waits until the same files exist as before.
-pub(crate) async fn leaves_nothing(site: &Site, before: &BTreeSet<String>) -> Result<(), String> {
+pub(crate) async fn leaves_nothing(site: &Harness, before: &BTreeSet<String>) -> Result<(), String> {
     let deadline = Instant::now() + IN_TIME;
     loop {
         let now = files(site);
@@ -359,12 +359,12 @@ pub(crate) async fn leaves_nothing(site: &Site, before: &BTreeSet<String>) -> Re
             let less: Vec<_> = before.difference(&now).collect();
             return Err(format!("files are left over: {more:?}, or are missing: {less:?}"));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// Returns every object that a client sees, by path and name, without its variable parts.
-pub(crate) async fn objects(site: &Site) -> BTreeMap<String, Value> {
+pub(crate) async fn objects(site: &Harness) -> BTreeMap<String, Value> {
     let mut all = BTreeMap::new();
     for kind in ["instances", "images", "volumes", "ingresses", "snapshots"] {
         let answer = site.request(Method::GET, &format!("/{kind}"), None).await;
@@ -381,7 +381,7 @@ pub(crate) async fn objects(site: &Site) -> BTreeMap<String, Value> {
 /// Waits until a daemon answers or has ended, and returns its status in that case. A daemon that logs the reason why
 /// it does neither may continue.
 pub(crate) async fn begun(
-    site: &mut Site,
+    site: &mut Harness,
     supervisor: &Supervisor,
     fault: &Fault,
     log: u64,
@@ -391,21 +391,21 @@ pub(crate) async fn begun(
         if let Some(begun) = site.begun().await {
             return Ok(begun);
         }
-        let told = log_since(site, log);
-        if fault.lasts && tells(&told, fault.error) && told.contains("listening") {
+        let reported = log_since(site, log);
+        if fault.lasts && shows(&reported, fault.error) && reported.contains("listening") {
             supervisor.end();
         }
         if Instant::now() > deadline {
             return Err("it neither begins nor ends".to_owned());
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
 /// Waits until a call has failed, for at most the time of a resync.
 pub(crate) async fn is_met(supervisor: &Supervisor) {
-    let deadline = Instant::now() + LOOKED_THROUGH;
+    let deadline = Instant::now() + FULL_SCAN;
     while supervisor.hits() == 0 && Instant::now() < deadline {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 use stead_schemas::api::{
-    CopyRequest, ExecControl, ExecRequest, ForkCreate, ImageCreate, ImageTag, IngressWish, InstancePatch,
-    InstanceStart, InstanceWish, ScheduleWish, SnapshotCreate, SnapshotFork, SnapshotPatch,
+    CopyRequest, ExecControl, ExecRequest, ForkCreate, ImageCreate, ImageTag, IngressRequest, InstancePatch,
+    InstanceStart, InstanceRequest, ScheduleRequest, SnapshotCreate, SnapshotFork, SnapshotPatch,
     SnapshotRestore, StandbyRequest, VolumeAttach, VolumeCreate, parse_kind, parse_state,
 };
 use stead_schemas::instance::{Hypervisor, State};
@@ -43,7 +43,7 @@ fn bodies(body: &Value) {
         ($($read:expr),* $(,)?) => { $(if let Err(errors) = $read { drop(errors.to_string()); })* };
     }
     read!(
-        InstanceWish::read(body(), &node()),
+        InstanceRequest::read(body(), &node()),
         SnapshotFork::read(body(), &node()),
         SnapshotRestore::read(body(), &node()),
         ImageCreate::read(body(), Platform::LinuxArm64),
@@ -51,13 +51,13 @@ fn bodies(body: &Value) {
         InstancePatch::read(body()),
         StandbyRequest::read(body()),
         ImageTag::read(body()),
-        IngressWish::read(body()),
+        IngressRequest::read(body()),
         VolumeCreate::read(body()),
         VolumeAttach::read(body()),
         SnapshotCreate::read(body()),
         SnapshotPatch::read(body()),
         ForkCreate::read(body()),
-        ScheduleWish::read(body()),
+        ScheduleRequest::read(body()),
     );
 }
 

@@ -18,7 +18,8 @@ use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::MemoryKv;
 use stead_controllers::vm::admission::{self, Target};
 use stead_schemas::api::{
-    CompressionAsked, IngressWish, InstancePatch, InstanceStart, InstanceWish, ScheduleWish, StandbyRequest,
+    CompressionAsked, IngressRequest, InstancePatch, InstanceRequest, InstanceStart, ScheduleRequest,
+    StandbyRequest,
 };
 use stead_schemas::compression::{Algorithm, Compression};
 use stead_schemas::health::{HealthCheck, Probe};
@@ -27,7 +28,7 @@ use stead_schemas::ingress::Ingress;
 use stead_schemas::instance::{Hypervisor, Instance, Power, PowerCause, State};
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{ImageRef, LinkName, Name, Platform, Uid};
-use stead_schemas::network::Port;
+use stead_schemas::network::Nic;
 use stead_schemas::numbers::StandbyNo;
 use stead_schemas::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
 use stead_schemas::quantity::{Bytes, GoDuration};
@@ -190,7 +191,7 @@ impl Play {
             assert!(broken.is_empty(), "{broken:?}\n{}", self.log.join("\n"));
             assert!(self.world.corrupted().is_empty(), "old memory\n{}", self.log.join("\n"));
             self.nobody_was_slept_on();
-            self.judge_answers();
+            self.check_answers();
         }
     }
 
@@ -222,7 +223,7 @@ impl Play {
         self.names = self.rng.below(4);
         let name = format!("i{}", self.names);
         self.log.push(format!("create {name} {image} {program}"));
-        let wish = InstanceWish {
+        let wanted = InstanceRequest {
             name: Name::resource(&name).expect("valid"),
             tags: Tags::new(),
             image: reference(image),
@@ -251,7 +252,7 @@ impl Play {
             },
         };
         // A name in use and a failed image are refused; both leave nothing.
-        let _ = self.daemon.store.transact(move |tx| admission::create(tx, wish, "st")).await;
+        let _ = self.daemon.store.transact(move |tx| admission::create(tx, wanted, "st")).await;
     }
 
     /// Sets another check, or none, in whatever state the instance is.
@@ -289,8 +290,8 @@ impl Play {
 
     fn address(&self, uid: &Uid) -> Option<Ipv4Addr> {
         let instance = self.daemon.store.get::<Instance>(uid)?;
-        let port = self.daemon.store.get::<Port>(instance.spec.allocated.port.as_ref()?)?;
-        Some(port.spec.address)
+        let nic = self.daemon.store.get::<Nic>(instance.spec.allocated.nic.as_ref()?)?;
+        Some(nic.spec.address)
     }
 
     /// Checks that no VM entered standby by itself despite a connection that its policy counts.
@@ -316,18 +317,18 @@ impl Play {
             instance.status.state == State::Standby && is_waking && has_image
         });
         let asleep: Vec<Uid> = asleep.map(|instance| instance.meta.uid.clone()).collect();
-        let mut knocks = Vec::new();
+        let mut all_pending = Vec::new();
         for uid in asleep {
             let Some(address) = self.address(&uid) else { continue };
             self.log.push(format!("wake {uid}"));
-            knocks.push((uid, self.world.connect(address, PORTS[0], Duration::from_secs(5))));
+            all_pending.push((uid, self.world.connect(address, PORTS[0], Duration::from_secs(5))));
         }
         sleep(Duration::from_millis(900)).await; // A client would repeat its packet later: it is kept, not lost.
-        for (uid, number) in knocks {
+        for (uid, number) in all_pending {
             // The instance's time may have just ended.
             let Some(instance) = self.daemon.store.get::<Instance>(&uid) else { continue };
-            let wish = (instance.spec.power, instance.spec.power_by);
-            let is_woken = self.world.is_let_in(number) && wish == (Power::Running, PowerCause::Traffic);
+            let wanted = (instance.spec.power, instance.spec.power_by);
+            let is_woken = self.world.is_let_in(number) && wanted == (Power::Running, PowerCause::Traffic);
             // An unhealthy instance is restarted at once.
             let is_ill = instance.status.restart.last_reason.is_some();
             if !is_woken && !instance.meta.is_deleting() && !is_ill {
@@ -386,14 +387,14 @@ impl Play {
             return;
         }
         let max_age = self.rng.chance(300).then(|| GoDuration(Duration::from_secs(30 + self.rng.below(200))));
-        let wish = ScheduleWish {
+        let wanted = ScheduleRequest {
             interval: GoDuration(Duration::from_secs(60 + self.rng.below(60))),
             retention: Retention { max_count: Some(1 + self.play_count(3)), max_age },
             name_prefix: self.rng.chance(500).then(|| "nightly".to_owned()),
             metadata: Tags::new(),
         };
         let store = &self.daemon.store;
-        let _ = store.transact(move |tx| schedules::put(tx, &uid, wish)).await;
+        let _ = store.transact(move |tx| schedules::put(tx, &uid, wanted)).await;
     }
 
     /// Creates or deletes an ingress. Its names and ports are few, so that they collide.
@@ -422,9 +423,9 @@ impl Play {
             .collect();
         self.log.push(format!("ingress {name} {rules:?}"));
         let body = serde_json::json!({ "name": name, "rules": rules });
-        let wish = IngressWish::read(body).expect("valid");
+        let wanted = IngressRequest::read(body).expect("valid");
         // A name in use and an absent instance are refused.
-        let _ = self.daemon.store.transact(move |tx| ingresses::create(tx, wish)).await;
+        let _ = self.daemon.store.transact(move |tx| ingresses::create(tx, wanted)).await;
     }
 
     async fn delete(&mut self) {

@@ -59,11 +59,11 @@ impl Play {
     }
 
     /// Verifies the answers that came by now.
-    pub(super) fn judge_answers(&mut self) {
+    pub(super) fn check_answers(&mut self) {
         while let Some(ended) = self.clients.tasks.try_join_next() {
             let answered = ended.expect("a client does not panic");
             if let Some(answered) = answered {
-                self.judge(&answered);
+                self.check(&answered);
             }
         }
     }
@@ -73,13 +73,13 @@ impl Play {
         while let Some(ended) = self.clients.tasks.join_next().await {
             let answered = ended.expect("a client does not panic");
             if let Some(answered) = answered {
-                self.judge(&answered);
+                self.check(&answered);
             }
         }
     }
 
     /// Checks that a waiting client gets its result, or the reason for the failure, within the time limit.
-    fn judge(&self, (path, (status, body), took): &(String, Answer, Duration)) {
+    fn check(&self, (path, (status, body), took): &(String, Answer, Duration)) {
         let log = || self.log.join("\n");
         let message = body["message"].as_str().unwrap_or_default().trim_end();
         let is_answer = match status {

@@ -84,9 +84,9 @@ impl Lamps {
 }
 
 /// Marks a key as running and panics if it is running already.
-struct Turn(Lamps, Uid);
+struct Exclusive(Lamps, Uid);
 
-impl Turn {
+impl Exclusive {
     fn take(lamps: &Lamps, uid: &Uid) -> Self {
         let mut bench = lamps.bench();
         let is_first = bench.running.insert(uid.clone());
@@ -100,7 +100,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Exclusive {
     fn drop(&mut self) {
         self.0.bench().running.remove(&self.1);
     }
@@ -128,7 +128,7 @@ impl Reconciler for Lamps {
     type Action = Step;
 
     async fn observe(&self, uid: &Uid, _: Option<&Object<Lamp>>) -> Result<Seen, HostError> {
-        let _turn = Turn::take(self, uid);
+        let _exclusive = Exclusive::take(self, uid);
         let behaviour = {
             let mut bench = self.bench();
             bench.passes.entry(uid.clone()).or_default().push(Instant::now());
@@ -153,7 +153,7 @@ impl Reconciler for Lamps {
     }
 
     fn plan(desired: &Desired<'_, Lamp>, seen: &Seen, now: Moment) -> Plan<Self::Action> {
-        let wish = match desired {
+        let target = match desired {
             Desired::Present(object) => Some(object.spec.level),
             Desired::Absent(_) => None,
         };
@@ -170,11 +170,11 @@ impl Reconciler for Lamps {
         if is_to_record {
             return Plan::Record(Record { reason: Reason::Converging, what: "recording the level" });
         }
-        if wish == seen.level && !seen.is_endless {
+        if target == seen.level && !seen.is_endless {
             Plan::Converged
         } else {
             let uid = seen.uid.clone();
-            Plan::Act(vec![wish.map_or(Step::Remove(uid.clone()), |level| Step::Set(uid, level))])
+            Plan::Act(vec![target.map_or(Step::Remove(uid.clone()), |level| Step::Set(uid, level))])
         }
     }
 
@@ -313,7 +313,7 @@ async fn a_record_that_changes_nothing_is_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wish_is_carried_out_reported_and_taken_back() {
+async fn a_spec_is_carried_out_reported_and_withdrawn() {
     let (world, _run) = running();
     let uid = world.create("one", Behaviour::Work).await;
     world.pass_time(SOON).await;
@@ -399,18 +399,18 @@ async fn what_fails_has_its_own_time_whatever_else_wakes_everything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wish_that_changed_while_the_host_was_looked_at_is_not_carried_out_any_more() {
-    const LOOK: Duration = Duration::from_secs(2);
+async fn a_spec_that_changed_during_the_observation_is_not_carried_out() {
+    const OBSERVATION: Duration = Duration::from_secs(2);
     let (world, _run) = running();
-    let changed = world.create("changed", Behaviour::Slow(LOOK)).await;
-    let deleted = world.create("deleted", Behaviour::Slow(LOOK)).await;
-    world.pass_time(LOOK / 2).await;
+    let changed = world.create("changed", Behaviour::Slow(OBSERVATION)).await;
+    let deleted = world.create("deleted", Behaviour::Slow(OBSERVATION)).await;
+    world.pass_time(OBSERVATION / 2).await;
     assert_eq!((world.lamps.passes(&changed), world.lamps.passes(&deleted)), (1, 1));
     world.store.transact(bump(&changed)).await.expect("stored");
     world.delete(&deleted).await;
-    world.pass_time(LOOK).await;
+    world.pass_time(OBSERVATION).await;
     assert_eq!(world.lamps.bench().acts, 0, "what they wished first is over");
-    world.pass_time(LOOK * 3).await;
+    world.pass_time(OBSERVATION * 3).await;
     let bench = world.lamps.bench();
     assert_eq!((bench.lamps.get(&changed), bench.acts), (Some(&8), 1));
     drop(bench);
@@ -451,7 +451,7 @@ async fn a_key_runs_once_at_a_time_and_requests_meanwhile_collapse_to_one() {
     world.pass_time(SOON).await;
     world.lamps.bench().behaviours.insert(slow.clone(), Behaviour::Slow(Duration::from_secs(10)));
     let before = world.lamps.passes(&slow);
-    // `Turn` aborts the test if two observations of one key overlap.
+    // `Exclusive` aborts the test if two observations of one key overlap.
     for _ in 0..100 {
         drift.object(slow.clone());
         world.pass_time(Duration::from_millis(50)).await;
@@ -461,7 +461,7 @@ async fn a_key_runs_once_at_a_time_and_requests_meanwhile_collapse_to_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_gone_is_not_looked_for_again_for_what_was_heard_of_it_meanwhile() {
+async fn an_object_that_is_gone_is_not_observed_again_for_earlier_notifications() {
     let world = world();
     let runner = world.runner();
     let drift = runner.drift();

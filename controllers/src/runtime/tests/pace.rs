@@ -21,7 +21,7 @@ async fn concurrency_is_bounded_and_slow_keys_do_not_stop_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_with_a_time_is_looked_at_then() {
+async fn a_wait_with_a_time_is_observed_at_that_time() {
     let world = world();
     let until = Timestamp::UNIX_EPOCH + Duration::from_secs(42);
     let (_stop, _run) = world.start(world.runner());

@@ -384,7 +384,7 @@ async fn a_watch_sees_each_change_of_its_kind_in_order() {
 }
 
 #[tokio::test]
-async fn a_watch_too_far_behind_is_told_to_list_again() {
+async fn a_watch_too_far_behind_must_list_again() {
     let store = open(&MemoryKv::new());
     let uid = create(&store, "a").await.expect("stored").meta.uid.clone();
     let mut slow = store.watch(None, 0).expect("from the beginning");
@@ -421,7 +421,7 @@ pub(super) fn opened_on(kv: MemoryKv, kinds: Kinds) -> Store {
 }
 
 #[tokio::test]
-async fn the_queue_is_bounded_and_a_closed_store_says_so() {
+async fn the_queue_is_bounded_and_a_closed_store_is_reported() {
     let clock = Arc::new(TokioClock::starting_at(Timestamp::UNIX_EPOCH));
     let ids = Arc::new(SequentialIds::default());
     let kinds = Kinds::new().with::<House>();

@@ -33,7 +33,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// The expected content of the store, kept independently: name, generation, value, seen, deleting.
 type Model = BTreeMap<Uid, (String, Generation, u32, u32, bool)>;
 
-fn look(store: &Store) -> Model {
+fn read_model(store: &Store) -> Model {
     let of = |house: &Arc<Object<House>>| {
         let meta = &house.meta;
         let row =
@@ -143,7 +143,7 @@ proptest! {
             for step in &history {
                 let before = kv.commits();
                 let outcome = run_step(&store, &mut model, &kv, step).await;
-                assert_eq!(look(&store), model, "after {step:?}");
+                assert_eq!(read_model(&store), model, "after {step:?}");
                 prefixes.resize(kv.commits() + 1, None);
                 if outcome.is_ok() && kv.commits() > before {
                     *prefixes.last_mut().expect("not empty") = Some(model.clone());
@@ -153,7 +153,7 @@ proptest! {
                 let disk = kv.as_of(commits);
                 check_disk(&disk);
                 if let Some(expected) = expected {
-                    assert_eq!(&look(&open(&disk)), expected, "after {commits} commits");
+                    assert_eq!(&read_model(&open(&disk)), expected, "after {commits} commits");
                 }
             }
         });

@@ -12,7 +12,7 @@ use stead_schemas::numbers::{Generation, StandbyNo};
 use stead_schemas::policy::AutoStandbyPolicy;
 
 use super::live;
-use super::power::{compression_wish, set_power};
+use super::power::{desired_compression, set_power};
 use crate::refused::{Refused, RefusedKind};
 use crate::store::Tx;
 
@@ -28,7 +28,7 @@ pub fn stand_by(tx: &mut Tx<'_>, uid: &Uid, generation: Generation) -> Result<()
             set_power(spec, Power::Standby, PowerCause::Idle, now);
             spec.standby = spec.standby.next();
             // The instance's own policy applies, because no client made a request.
-            spec.compression = compression_wish(
+            spec.compression = desired_compression(
                 spec,
                 StandbyRequest { compression: CompressionAsked::Unsaid, delay: None },
                 now,

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use stead_schemas::api::InstanceWish;
+use stead_schemas::api::InstanceRequest;
 use stead_schemas::condition::{self, ConditionType, Reason};
 use stead_schemas::disk::{DiskPurpose, DiskSpec};
 use stead_schemas::image::{Image, ImagePhase, ImageSource};
@@ -18,7 +18,7 @@ use super::update::expires_at;
 use super::{declared, owner, volumes};
 use crate::disk::admission::new_disk;
 use crate::image::admission as images;
-use crate::port::admission as ports;
+use crate::nic::admission as nics;
 use crate::refused::{Refused, RefusedKind};
 use crate::store::{New, Tx};
 
@@ -32,38 +32,38 @@ const CID_FIRST: u32 = 3;
 /// Returns a refusal by a reference, a limit or the capabilities of the hypervisor; nothing is staged then.
 pub fn create(
     tx: &mut Tx<'_>,
-    wish: InstanceWish,
+    request: InstanceRequest,
     tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
     let uid = tx.next_uid();
-    let (image, pull) = image(tx, &wish)?;
+    let (image, pull) = image(tx, &request)?;
     let purpose = DiskPurpose::RootOverlay;
-    let disk = DiskSpec { size: wish.overlay, purpose, source: None, source_disk: None };
-    let allocated = allocate(tx, &uid, image, disk, wish.has_network.then_some(tap_prefix))?;
-    let volumes = volumes::take(tx, &uid, wish.volumes)?;
-    let declared = declared(tx, wish.hypervisor)?;
+    let disk = DiskSpec { size: request.overlay, purpose, source: None, source_disk: None };
+    let allocated = allocate(tx, &uid, image, disk, request.has_network.then_some(tap_prefix))?;
+    let volumes = volumes::take(tx, &uid, request.volumes)?;
+    let declared = declared(tx, request.hypervisor)?;
     declared.check_volumes(&volumes)?;
     let spec = InstanceSpec {
-        image: wish.image,
-        platform: wish.platform,
+        image: request.image,
+        platform: request.platform,
         pull,
-        vcpus: wish.vcpus,
-        memory: wish.memory,
-        overlay: wish.overlay,
-        env: wish.env,
-        entrypoint: wish.entrypoint,
-        cmd: wish.cmd,
-        has_network: wish.has_network,
-        hypervisor: wish.hypervisor,
-        skip_guest_agent: wish.skip_guest_agent,
-        skip_kernel_headers: wish.skip_kernel_headers,
-        restart: wish.restart,
-        snapshot_policy: wish.snapshot_policy,
+        vcpus: request.vcpus,
+        memory: request.memory,
+        overlay: request.overlay,
+        env: request.env,
+        entrypoint: request.entrypoint,
+        cmd: request.cmd,
+        has_network: request.has_network,
+        hypervisor: request.hypervisor,
+        skip_guest_agent: request.skip_guest_agent,
+        skip_kernel_headers: request.skip_kernel_headers,
+        restart: request.restart,
+        snapshot_policy: request.snapshot_policy,
         compression: None,
-        health: wish.health,
+        health: request.health,
         health_version: 0,
-        expires_at: expires_at(wish.expiry, tx.now())?,
-        auto_standby: wish.auto_standby,
+        expires_at: expires_at(request.expiry, tx.now())?,
+        auto_standby: request.auto_standby,
         hold_until: None,
         power: Power::Running,
         power_by: PowerCause::Client,
@@ -76,7 +76,13 @@ pub fn create(
         allocated,
     };
     declared.check(&spec)?;
-    Ok(tx.create::<Instance>(New { uid: Some(uid), name: wish.name, tags: wish.tags, owner: None, spec })?)
+    Ok(tx.create::<Instance>(New {
+        uid: Some(uid),
+        name: request.name,
+        tags: request.tags,
+        owner: None,
+        spec,
+    })?)
 }
 
 /// Allocates what a new instance owns: its guest context id, its disk, and its port if it has a network.
@@ -91,19 +97,19 @@ pub(super) fn allocate(
     let cid = tx
         .claim_lowest(CIDS, CID_FIRST..=u32::MAX - 1, uid)
         .ok_or_else(|| Refused::no_room("no guest context id is free"))?;
-    let port = tap_prefix.map(|tap_prefix| ports::create(tx, &owner, tap_prefix)).transpose()?;
-    Ok(Allocated { image, disk: new_disk(tx, owner, disk)?, port, cid })
+    let nic = tap_prefix.map(|tap_prefix| nics::create(tx, &owner, tap_prefix)).transpose()?;
+    Ok(Allocated { image, disk: new_disk(tx, owner, disk)?, nic, cid })
 }
 
 /// Finds the image object of the reference, or creates it so that the image is pulled. Also returns the
 /// number of the pull that the content has to come from.
-fn image(tx: &mut Tx<'_>, wish: &InstanceWish) -> Result<(Uid, u64), Refused> {
-    let found = tx.find::<Image>(&Name::from(&wish.image));
+fn image(tx: &mut Tx<'_>, request: &InstanceRequest) -> Result<(Uid, u64), Refused> {
+    let found = tx.find::<Image>(&Name::from(&request.image));
     // An image that was imported or named on this host is not requested from any registry.
     let is_local = |image: &Object<Image>| matches!(image.spec.source, ImageSource::Local { .. });
-    let asks = wish.pulls_always && !found.as_deref().is_some_and(is_local);
+    let asks = request.pulls_always && !found.as_deref().is_some_and(is_local);
     let Some(image) = found.filter(|_| !asks) else {
-        let image = images::create(tx, &wish.image, wish.platform, None)?;
+        let image = images::create(tx, &request.image, request.platform, None)?;
         return Ok((image.meta.uid.clone(), if asks { image.spec.pull } else { 0 }));
     };
     if image.status.phase == ImagePhase::Failed && failed_for_good(&image) {

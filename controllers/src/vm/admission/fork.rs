@@ -12,7 +12,7 @@ use stead_schemas::names::{Name, Uid};
 use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPurpose};
 
 use super::capabilities::Declared;
-use super::from_snapshot::{Goal, Place, Target, begin_at, goal, ready};
+use super::from_snapshot::{Goal, NewFork, Target, begin_at, goal, ready};
 use super::{declared, live, pool};
 use crate::node::admission::{self as nodes, check_verb};
 use crate::refused::Refused;
@@ -21,7 +21,7 @@ use crate::store::Tx;
 
 /// A request to fork an instance.
 #[derive(Debug, Clone)]
-pub struct ForkWish {
+pub struct ForkRequest {
     pub name: Name,
     /// True if the source may be running.
     pub from_running: bool,
@@ -41,11 +41,16 @@ pub struct Forked {
 ///
 /// # Errors
 /// Returns `NotFound`, `InvalidState`, `NameTaken`, `Invalid` or `NoRoom`.
-pub fn fork(tx: &mut Tx<'_>, source: &Uid, wish: ForkWish, tap_prefix: &str) -> Result<Forked, Refused> {
+pub fn fork(
+    tx: &mut Tx<'_>,
+    source: &Uid,
+    request: ForkRequest,
+    tap_prefix: &str,
+) -> Result<Forked, Refused> {
     let object = live(tx, source)?;
     let state = object.status.state;
     let (kind, target) = match state {
-        State::Running | State::Paused if object.spec.power == Power::Running && wish.from_running => {
+        State::Running | State::Paused if object.spec.power == Power::Running && request.from_running => {
             (SnapshotKind::Standby, Power::Running)
         }
         State::Standby => (SnapshotKind::Standby, Power::Standby),
@@ -60,7 +65,7 @@ pub fn fork(tx: &mut Tx<'_>, source: &Uid, wish: ForkWish, tap_prefix: &str) -> 
         check_verb(hypervisor, has.standby && has.fork_memory, "a fork of an instance that is not Stopped")?;
     }
     let purpose = SnapshotPurpose::Fork;
-    let fork_snapshot = snapshots::Wish {
+    let fork_snapshot = snapshots::CreateRequest {
         kind,
         name: None,
         tags: Tags::new(),
@@ -71,10 +76,10 @@ pub fn fork(tx: &mut Tx<'_>, source: &Uid, wish: ForkWish, tap_prefix: &str) -> 
     };
     let snapshot = snapshots::create(tx, source, fork_snapshot)?;
     let tags = object.meta.tags.clone();
-    let target = Target { power: Some(wish.target.unwrap_or(target)), hypervisor: None };
+    let target = Target { power: Some(request.target.unwrap_or(target)), hypervisor: None };
     let node = nodes::local(tx)?;
     let goal = goal(&node, &snapshot, target)?;
-    let instance = begin(tx, &snapshot, wish.name, tags, goal, tap_prefix)?;
+    let instance = begin(tx, &snapshot, request.name, tags, goal, tap_prefix)?;
     Ok(Forked { instance, snapshot: Some(snapshot.meta.uid.clone()) })
 }
 
@@ -97,8 +102,8 @@ pub fn fork_snapshot(
         Power::Running => pool::find_warm(tx, &snapshot.meta.uid),
         Power::Stopped | Power::Standby | Power::Warm => None,
     };
-    if let Some(member) = warm {
-        return Ok(Forked { instance: pool::take(tx, &member, name)?, snapshot: None });
+    if let Some(pooled) = warm {
+        return Ok(Forked { instance: pool::take(tx, &pooled, name)?, snapshot: None });
     }
     let instance = begin(tx, &snapshot, name, Tags::new(), goal, tap_prefix)?;
     Ok(Forked { instance, snapshot: Some(snapshot.meta.uid.clone()) })
@@ -113,6 +118,6 @@ fn begin(
     goal: Goal,
     tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
-    let place = Place { uid: tx.next_uid(), name, tags, owner: None };
-    begin_at(tx, snapshot, place, goal, tap_prefix)
+    let new_fork = NewFork { uid: tx.next_uid(), name, tags, owner: None };
+    begin_at(tx, snapshot, new_fork, goal, tap_prefix)
 }

@@ -119,7 +119,7 @@ pub(super) fn origin(
 }
 
 /// The identity of a new instance: its uid, name, tags and owner.
-pub(super) struct Place {
+pub(super) struct NewFork {
     pub(super) uid: Uid,
     pub(super) name: Name,
     pub(super) tags: Tags,
@@ -129,11 +129,11 @@ pub(super) struct Place {
 pub(super) fn begin_at(
     tx: &mut Tx<'_>,
     snapshot: &Object<Snapshot>,
-    place: Place,
+    new_fork: NewFork,
     goal: Goal,
     tap_prefix: &str,
 ) -> Result<Arc<Object<Instance>>, Refused> {
-    let Place { uid, name, tags, owner } = place;
+    let NewFork { uid, name, tags, owner } = new_fork;
     let source = &snapshot.spec.instance;
     let image = source.allocated.image.clone();
     let tap_prefix = source.has_network.then_some(tap_prefix);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use stead_schemas::api::{InstanceStart, StandbyRequest};
-use stead_schemas::compression::CompressionWish;
+use stead_schemas::compression::DesiredCompression;
 use stead_schemas::instance::{Instance, InstanceSpec, Power, PowerCause, State};
 use stead_schemas::meta::Object;
 use stead_schemas::names::Uid;
@@ -98,7 +98,7 @@ pub fn standby(
             Ok(tx.update_spec::<Instance>(uid, None, |spec| {
                 set_power(spec, Power::Standby, PowerCause::Client, now);
                 spec.standby = spec.standby.next();
-                spec.compression = compression_wish(spec, request, now);
+                spec.compression = desired_compression(spec, request, now);
             })?)
         }
         _ => Err(Refused::state("standby", state, "Running")),
@@ -106,16 +106,16 @@ pub fn standby(
 }
 
 /// Returns the compression to apply. The request overrides the instance's policy.
-pub(super) fn compression_wish(
+pub(super) fn desired_compression(
     spec: &InstanceSpec,
     request: StandbyRequest,
     now: Timestamp,
-) -> Option<CompressionWish> {
+) -> Option<DesiredCompression> {
     let policy = spec.snapshot_policy.unwrap_or_default();
     let how = request.compression.or(policy.compression)?;
     let delay = request.delay.or(policy.delay).map_or(Duration::ZERO, |delay| delay.0);
     // A time beyond the last representable time means that the memory is never compressed.
-    Some(CompressionWish { how, not_before: now.checked_add(delay).unwrap_or(Timestamp::MAX) })
+    Some(DesiredCompression { how, not_before: now.checked_add(delay).unwrap_or(Timestamp::MAX) })
 }
 
 /// Requests that the VM continue from its kept memory. Before the memory is kept, it cancels the standby.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use stead_schemas::api::{CompressionAsked, InstancePatch, InstanceWish, StandbyRequest, VolumeCreate};
+use stead_schemas::api::{CompressionAsked, InstancePatch, InstanceRequest, StandbyRequest, VolumeCreate};
 use stead_schemas::capabilities::VmmCapabilities;
-use stead_schemas::compression::{Algorithm, Compression, CompressionWish};
+use stead_schemas::compression::{Algorithm, Compression, DesiredCompression};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::image::Image;
 use stead_schemas::instance::{Hypervisor, Instance, InstanceSpec, InstanceStatus, Power, State};
@@ -24,7 +24,7 @@ use stead_schemas::volume::{Access, Volume, VolumeMount};
 use super::capabilities::Declared;
 use super::from_snapshot::goal;
 use super::{
-    ForkWish, Refused, Target, create, expire, fork, live, owner, restore_snapshot, standby, stop, update,
+    ForkRequest, Refused, Target, create, expire, fork, live, owner, restore_snapshot, standby, stop, update,
 };
 use crate::disk::admission::new_disk;
 use crate::refused::RefusedKind;
@@ -77,7 +77,7 @@ async fn in_standby() -> (Store, Uid) {
     let store = opened_with(ALL).await;
     let mut object = crate::vm::example(Power::Standby, 1, 0);
     let how = Compression { algorithm: Algorithm::Zstd, level: 1 };
-    object.spec.compression = Some(CompressionWish { how, not_before: Timestamp::UNIX_EPOCH });
+    object.spec.compression = Some(DesiredCompression { how, not_before: Timestamp::UNIX_EPOCH });
     object.spec.expires_at = Some(Timestamp::MAX);
     let uid = object.meta.uid.clone();
     let (name, spec) = (object.meta.name, object.spec);
@@ -91,15 +91,16 @@ async fn in_standby() -> (Store, Uid) {
 #[tokio::test]
 async fn a_fork_takes_neither_the_compression_nor_the_end_of_its_source_along() {
     let (store, source) = in_standby().await;
-    let wish = ForkWish { name: Name::resource("fork").expect("valid"), from_running: false, target: None };
-    let forked = store.transact(move |tx| fork(tx, &source, wish, "st")).await.expect("forked");
+    let request =
+        ForkRequest { name: Name::resource("fork").expect("valid"), from_running: false, target: None };
+    let forked = store.transact(move |tx| fork(tx, &source, request, "st")).await.expect("forked");
     let spec = &forked.instance.spec;
     assert_eq!((spec.power, spec.compression, spec.expires_at), (Power::Standby, None, None));
     assert_eq!(spec.origin.as_ref().and_then(|origin| origin.memory_for_run), Some(spec.run));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_member_of_a_pool_that_is_of_no_use_is_deleted_and_one_that_was_taken_meanwhile_is_not() {
+async fn a_useless_pooled_instance_is_deleted_and_a_taken_instance_is_not() {
     let (store, uid) = in_standby().await;
     for (power, is_deleted) in [(Power::Running, false), (Power::Warm, true)] {
         let moved = uid.clone();
@@ -247,8 +248,8 @@ async fn created_with(key: &str, value: Value) -> (Option<RefusedKind>, String) 
     });
     body[key] = value;
     let node = crate::node::local(&store).expect("declared");
-    let wish = match InstanceWish::read(body, &node.offer()) {
-        Ok(wish) => wish,
+    let request = match InstanceRequest::read(body, &node.offer()) {
+        Ok(request) => request,
         // A field that no hypervisor of this server can carry out yet.
         Err(errors) => {
             let first = errors.iter().next().expect("not empty");
@@ -256,7 +257,7 @@ async fn created_with(key: &str, value: Value) -> (Option<RefusedKind>, String) 
             return (None, first.path.clone());
         }
     };
-    match store.transact(move |tx| create(tx, wish, "st")).await {
+    match store.transact(move |tx| create(tx, request, "st")).await {
         Err(TransactError::Refused(refused)) => (Some(refused.kind), refused.path.unwrap_or_default()),
         created => panic!("{key}: {created:?}"),
     }
@@ -294,9 +295,9 @@ async fn on_firecracker(has: VmmCapabilities, power: Power, state: State) -> (St
     (store, uid)
 }
 
-fn wished(kind: SnapshotKind, pool: u32) -> snapshots::Wish {
+fn desired(kind: SnapshotKind, pool: u32) -> snapshots::CreateRequest {
     let (purpose, tags) = (SnapshotPurpose::Kept, Tags::new());
-    snapshots::Wish { kind, name: None, tags, purpose, compression: None, pool, schedule: None }
+    snapshots::CreateRequest { kind, name: None, tags, purpose, compression: None, pool, schedule: None }
 }
 
 /// Returns the kind and the field of a refusal.
@@ -315,10 +316,10 @@ async fn each_verb_that_a_vmm_does_not_declare_is_refused() {
     let asked = StandbyRequest { compression: CompressionAsked::Unsaid, delay: None };
     assert_eq!(refusal(store.transact(move |tx| standby(tx, &at, asked)).await), verb);
     let at = uid.clone();
-    let wish = ForkWish { name: Name::resource("f").expect("valid"), from_running: true, target: None };
-    assert_eq!(refusal(store.transact(move |tx| fork(tx, &at, wish, "st")).await), verb);
+    let request = ForkRequest { name: Name::resource("f").expect("valid"), from_running: true, target: None };
+    assert_eq!(refusal(store.transact(move |tx| fork(tx, &at, request, "st")).await), verb);
     let at = uid.clone();
-    let memory = wished(SnapshotKind::Standby, 0);
+    let memory = desired(SnapshotKind::Standby, 0);
     assert_eq!(refusal(store.transact(move |tx| snapshots::create(tx, &at, memory)).await), verb);
     let at = uid.clone();
     let policy = AutoStandbyPolicy {
@@ -337,18 +338,18 @@ async fn each_verb_that_a_vmm_does_not_declare_is_refused() {
 
     let savable = VmmCapabilities { standby: true, ..NOTHING };
     let (store, uid) = on_firecracker(savable, Power::Running, State::Running).await;
-    let pooled = wished(SnapshotKind::Standby, 1);
+    let pooled = desired(SnapshotKind::Standby, 1);
     let at = uid.clone();
     assert_eq!(
         refusal(store.transact(move |tx| snapshots::create(tx, &at, pooled)).await),
         field("pool_size")
     );
-    let memory = wished(SnapshotKind::Standby, 0);
+    let memory = desired(SnapshotKind::Standby, 0);
     let at = uid.clone();
     store.transact(move |tx| snapshots::create(tx, &at, memory)).await.expect("a memory that is saved");
 
     let (store, uid) = on_firecracker(NOTHING, Power::Stopped, State::Stopped).await;
-    let disk = wished(SnapshotKind::Stopped, 0);
+    let disk = desired(SnapshotKind::Stopped, 0);
     store.transact(move |tx| snapshots::create(tx, &uid, disk)).await.expect("a disk");
 }
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use stead_schemas::api::{AccessWish, MountWish};
+use stead_schemas::api::{AccessRequest, MountRequest};
 use stead_schemas::disk::{Disk, DiskPurpose, DiskSpec};
 use stead_schemas::instance::{Instance, InstanceSpec, State};
 use stead_schemas::meta::{Object, Tags};
@@ -28,11 +28,11 @@ use crate::volume::admission::{self as volumes, check_free, mount_of};
 pub(super) fn take(
     tx: &mut Tx<'_>,
     instance: &Uid,
-    wishes: Vec<MountWish>,
+    requests: Vec<MountRequest>,
 ) -> Result<Vec<VolumeMount>, Refused> {
     let mut mounts: Vec<VolumeMount> = Vec::new();
-    for wish in wishes {
-        let mount = take_one(tx, instance, wish)?;
+    for request in requests {
+        let mount = take_one(tx, instance, request)?;
         // A request may name the same volume by its id and by its name.
         if mount_of(&mounts, &mount.volume).is_some() {
             return Err(Refused::invalid(format!("volume {} is mounted twice", mount.volume)));
@@ -42,14 +42,14 @@ pub(super) fn take(
     Ok(mounts)
 }
 
-fn take_one(tx: &mut Tx<'_>, instance: &Uid, wish: MountWish) -> Result<VolumeMount, Refused> {
-    let MountWish { volume, path, access } = wish;
+fn take_one(tx: &mut Tx<'_>, instance: &Uid, request: MountRequest) -> Result<VolumeMount, Refused> {
+    let MountRequest { volume, path, access } = request;
     let volume = volumes::find(tx, &volume)?;
-    check_free(tx, &volume, instance, access == AccessWish::ReadWrite)?;
+    check_free(tx, &volume, instance, access == AccessRequest::ReadWrite)?;
     let access = match access {
-        AccessWish::ReadWrite => Access::ReadWrite,
-        AccessWish::ReadOnly => Access::ReadOnly,
-        AccessWish::Overlay(size) => Access::Overlay { disk: overlay(tx, instance, size, None)?, size },
+        AccessRequest::ReadWrite => Access::ReadWrite,
+        AccessRequest::ReadOnly => Access::ReadOnly,
+        AccessRequest::Overlay(size) => Access::Overlay { disk: overlay(tx, instance, size, None)?, size },
     };
     Ok(VolumeMount { volume: volume.meta.uid.clone(), path, access })
 }
@@ -72,18 +72,18 @@ fn overlay(
 /// # Errors
 /// Returns `InvalidState` unless the instance is Stopped; `Invalid` if the volume or the path is in
 /// use there already, or if no device is left; and the errors of volumes.
-pub fn attach(tx: &mut Tx<'_>, uid: &Uid, wish: MountWish) -> Result<Arc<Object<Instance>>, Refused> {
+pub fn attach(tx: &mut Tx<'_>, uid: &Uid, request: MountRequest) -> Result<Arc<Object<Instance>>, Refused> {
     let object = down(tx, uid, "attach a volume to")?;
     let mounts = &object.spec.volumes;
-    let volume = volumes::find(tx, &wish.volume)?.meta.uid.clone();
+    let volume = volumes::find(tx, &request.volume)?.meta.uid.clone();
     if mount_of(mounts, &volume).is_some() {
         return Err(Refused::invalid("the volume is mounted in this instance already"));
     }
-    if mounts.iter().any(|mount| mount.path == wish.path) {
-        let message = format!("mount_path: {} is used already", wish.path);
+    if mounts.iter().any(|mount| mount.path == request.path) {
+        let message = format!("mount_path: {} is used already", request.path);
         return Err(Refused::at(RefusedKind::Invalid, "mount_path", message));
     }
-    let mount = take_one(tx, uid, wish)?;
+    let mount = take_one(tx, uid, request)?;
     declared(tx, object.spec.hypervisor)?.check_volumes(mounts.iter().chain([&mount]))?;
     Ok(tx.update_spec::<Instance>(uid, None, |spec| spec.volumes.push(mount))?)
 }
@@ -133,7 +133,7 @@ pub(super) fn fork(
                 *disk = overlay(tx, instance, *size, Some((&snapshot.meta.uid, &taken.disk)))?;
             }
             (Access::ReadWrite, Some(taken)) => {
-                let copy = volumes::Wish {
+                let copy = volumes::CreateRequest {
                     id: None,
                     name: None,
                     size: taken.size,

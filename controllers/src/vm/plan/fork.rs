@@ -100,24 +100,24 @@ pub(super) fn plan_used_up(object: &Object<Instance>, seen: &Observed, now: Mome
     wait(reason, message, Some(due))
 }
 
-pub(super) fn plan_assume(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
-    if let Some(why) = &machine.guest.assume_error {
+pub(super) fn plan_identity(object: &Object<Instance>, machine: &Machine, seen: &Observed) -> Plan<Action> {
+    if let Some(why) = &machine.guest.identity_error {
         let message =
             format!("the guest could not take over the fork's identity (hostname, addresses, keys): {why}");
         return Plan::Refuse(Refusal { reason: Reason::GuestBootFailed, message });
     }
     let incarnation = incarnation(object);
-    if machine.guest.identity_told.as_ref() == Some(&incarnation) {
+    if machine.guest.identity_sent.as_ref() == Some(&incarnation) {
         return wait(Reason::WaitingForGuest, "the guest is taking over the fork's identity", None);
     }
-    let assumed = guest::Assumed {
+    let identity = guest::NewIdentity {
         incarnation,
         hostname: object.meta.name.to_string(),
         machine_id: machine_id(&object.meta.uid, machine.launch),
         instance: object.meta.uid.to_string(),
         network: guest_network(seen),
     };
-    act(Action::Assume(object.meta.uid.clone(), Box::new(assumed)))
+    act(Action::TakeIdentity(object.meta.uid.clone(), Box::new(identity)))
 }
 
 #[cfg(test)]
@@ -148,36 +148,36 @@ mod tests {
         object
     }
 
-    fn heard(vmm: VmmState, incarnation: &str) -> Machine {
+    fn identified(vmm: VmmState, incarnation: &str) -> Machine {
         let mut machine = machine(vmm, Ready);
         machine.guest.incarnation = Some(incarnation.to_owned());
         machine
     }
 
     #[test]
-    fn a_member_of_a_pool_comes_as_far_as_its_name_in_advance() {
+    fn a_pooled_instance_starts_up_to_its_name_in_advance() {
         use VmmState::{Dead, Paused, Running};
-        let source_guest = || heard(Running, "the source-0");
-        let told = {
+        let source_guest = || identified(Running, "the source-0");
+        let reported = {
             let mut machine = source_guest();
-            machine.guest.identity_told = Some(incarnation(&fork(Power::Warm)));
+            machine.guest.identity_sent = Some(incarnation(&fork(Power::Warm)));
             machine
         };
-        let unnamed = |vmm| heard(vmm, &incarnation(&fork(Power::Warm)));
+        let unnamed = |vmm| identified(vmm, &incarnation(&fork(Power::Warm)));
         let mut held = fork(Power::Warm);
         (held.status.prepared_launch, held.status.state) = (Some(LaunchId(1)), State::Paused);
         let mut another_launch = fork(Power::Warm);
         another_launch.status.prepared_launch = Some(LaunchId(2));
-        let (member, taken) = (fork(Power::Warm), fork(Power::Running));
-        let mut named = heard(Running, &incarnation(&taken));
-        named.guest.identity_told = Some(incarnation(&taken));
+        let (pooled, taken) = (fork(Power::Warm), fork(Power::Running));
+        let mut named = identified(Running, &incarnation(&taken));
+        named.guest.identity_sent = Some(incarnation(&taken));
         for (object, machine, memory, expected) in [
-            (&member, Some(machine(Paused, Silent)), Some(Memory::Loose), "Resume"),
-            (&member, Some(machine(Paused, Silent)), None, "Resume"),
-            (&member, Some(source_guest()), None, "Assume"),
-            (&member, Some(told), None, "Wait WaitingForGuest"),
-            (&member, Some(unnamed(Running)), None, "Pause"),
-            (&member, Some(unnamed(Paused)), None, "Converged"),
+            (&pooled, Some(machine(Paused, Silent)), Some(Memory::Incomplete), "Resume"),
+            (&pooled, Some(machine(Paused, Silent)), None, "Resume"),
+            (&pooled, Some(source_guest()), None, "TakeIdentity"),
+            (&pooled, Some(reported), None, "Wait WaitingForGuest"),
+            (&pooled, Some(unnamed(Running)), None, "Pause"),
+            (&pooled, Some(unnamed(Paused)), None, "Converged"),
             // The guest has not reported to this daemon: the record of the last daemon counts, if it is of
             // this very launch.
             (&held, Some(machine(Paused, Silent)), None, "Converged"),
@@ -187,7 +187,7 @@ mod tests {
             (&held, None, None, "Record ProgramExited"),
             // A fork took the instance: only its name is new.
             (&taken, Some(unnamed(Paused)), None, "Resume"),
-            (&taken, Some(unnamed(Running)), None, "Assume"),
+            (&taken, Some(unnamed(Running)), None, "TakeIdentity"),
             (&taken, Some(named), None, "Converged"),
         ] {
             let mut seen = seen(machine);
@@ -198,13 +198,13 @@ mod tests {
     }
 
     #[test]
-    fn only_a_member_that_is_prepared_and_held_is_warm() {
+    fn only_a_pooled_instance_that_is_prepared_and_held_is_warm() {
         let end = PassEnd { now: at(2).into(), outcome: crate::runtime::Outcome::Converged };
         let after = |mut object: Object<Instance>, machine| {
             object.status = status(&object, Some(&seen(Some(machine))), &end);
             object
         };
-        let unnamed = |vmm| heard(vmm, &incarnation(&fork(Power::Warm)));
+        let unnamed = |vmm| identified(vmm, &incarnation(&fork(Power::Warm)));
         assert!(!after(fork(Power::Warm), machine(VmmState::Paused, Silent)).is_warm());
         assert!(!after(fork(Power::Warm), unnamed(VmmState::Running)).is_warm());
         let held = after(fork(Power::Warm), unnamed(VmmState::Paused));
@@ -225,8 +225,8 @@ mod tests {
 
     #[test]
     fn a_pooled_instance_that_cannot_take_its_identity_is_replaced_after_a_delay() {
-        let mut ill = heard(VmmState::Running, "the source-0");
-        ill.guest.assume_error = Some("no room".to_owned());
+        let mut ill = identified(VmmState::Running, "the source-0");
+        ill.guest.identity_error = Some("no room".to_owned());
         let mut object = fork(Power::Warm);
         let planned = |object: &_, now| {
             name(&plan(&Desired::Present(object), &seen(Some(ill.clone())), at(now).into()))

@@ -46,8 +46,8 @@ pub(super) fn plan_launch(
     if let Some(why) = &parts.volumes.trouble {
         return wait(Reason::WaitingForDisk, why.clone(), None);
     }
-    if object.spec.has_network && !parts.port.as_ref().is_some_and(|port| port.is_ready) {
-        let trouble = parts.port.as_ref().and_then(|port| port.trouble.clone());
+    if object.spec.has_network && !parts.nic.as_ref().is_some_and(|nic| nic.is_ready) {
+        let trouble = parts.nic.as_ref().and_then(|nic| nic.trouble.clone());
         let message = trouble.unwrap_or_else(|| "the network port is being made".to_owned());
         return wait(Reason::WaitingForNetwork, message, None);
     }
@@ -75,7 +75,7 @@ pub(super) fn plan_launch(
         rootfs: digest.clone(),
         overlay: object.spec.allocated.disk.clone(),
         cid: object.spec.allocated.cid,
-        network: parts.port.as_ref().map(|port| port.card.clone()),
+        network: parts.nic.as_ref().map(|nic| nic.card.clone()),
         wants_headers: !object.spec.skip_kernel_headers,
         volumes: parts.volumes.disks.clone(),
     });

@@ -13,13 +13,13 @@ use stead_schemas::meta::Object;
 use crate::host::{GuestPhase, Machine, VmmState};
 use crate::runtime::{Desired, Moment, Plan};
 use crate::vm::facts::{
-    Situation, boot_deadline, can_stand_by, goal, has_ended, has_started, heard_by, is_another, is_cut_off,
-    is_idle_standby, is_used_up, lacks,
+    Situation, answer_deadline, boot_deadline, can_stand_by, goal, has_ended, has_started, is_another,
+    is_cut_off, is_idle_standby, is_used_up, lacks,
 };
 use crate::vm::guest_config::guest_config;
 use crate::vm::restarts::Follows;
 use crate::vm::steps::{act, record, refuse, wait, wake};
-use crate::vm::{Action, Observed, doors, failed_forks, health, idle};
+use crate::vm::{Action, Observed, failed_forks, health, idle, wake};
 
 pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment) -> Plan<Action> {
     let planned = match health::plan_probe(desired, seen, now) {
@@ -29,7 +29,7 @@ pub(super) fn plan(desired: &Desired<'_, Instance>, seen: &Observed, now: Moment
             Desired::Present(object) => plan_present(object, seen, now),
         },
     };
-    doors::leave_first(desired, seen, planned)
+    wake::leave_first(desired, seen, planned)
 }
 
 /// Removes everything, from the VM to the records.
@@ -92,7 +92,7 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: M
             GuestPhase::Ready => plan_ready(object, machine, seen, now),
             GuestPhase::AwaitingConfig => plan_configure(object, seen),
             _ if has_started(object, machine) => {
-                let until = Some(heard_by(machine, now)).filter(|&until| now.at() < until);
+                let until = Some(answer_deadline(machine, now)).filter(|&until| now.at() < until);
                 wait(Reason::WaitingForGuest, "the guest is not heard yet", until)
             }
             GuestPhase::Silent | GuestPhase::Configured | GuestPhase::Exited => {
@@ -126,7 +126,7 @@ fn plan_ready(object: &Object<Instance>, machine: &Machine, seen: &Observed, now
         return plan_reconnect(object, seen);
     }
     if is_another(object, machine) {
-        return fork::plan_assume(object, machine, seen);
+        return fork::plan_identity(object, machine, seen);
     }
     match object.spec.power {
         Power::Warm => act(Action::Pause(uid())),
@@ -141,7 +141,7 @@ fn plan_ready(object: &Object<Instance>, machine: &Machine, seen: &Observed, now
             }
             None => act(Action::Pause(uid())),
         },
-        Power::Running | Power::Stopped if doors::is_knocked(seen) => act(Action::HandOver(uid())),
+        Power::Running | Power::Stopped if wake::has_pending(seen) => act(Action::HandOver(uid())),
         Power::Running | Power::Stopped => match health::failed(object, seen, now) {
             Some((_, Follows::Restart { .. })) => {
                 record(Reason::HealthCheckFailed, "recording that the health check failed")
@@ -161,8 +161,8 @@ fn plan_configure(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
 
 /// Connects the card of a running guest to the TAP that replaces the removed one.
 fn plan_reconnect(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
-    match &seen.parts.port {
-        Some(port) if port.is_ready => act(Action::Reconnect(object.meta.uid.clone(), port.card.tap.clone())),
+    match &seen.parts.nic {
+        Some(nic) if nic.is_ready => act(Action::Reconnect(object.meta.uid.clone(), nic.card.tap.clone())),
         _ => wait(Reason::WaitingForNetwork, "the network port is being made again", None),
     }
 }

@@ -3,13 +3,13 @@
 use stead_schemas::condition::Reason;
 use stead_schemas::instance::{Instance, Power, State};
 use stead_schemas::meta::Object;
-use stead_schemas::snapshot::PackingState;
+use stead_schemas::snapshot::CompressionState;
 
 use crate::host::{Machine, SavedMemory};
 use crate::runtime::{Moment, Plan};
 use crate::vm::facts::{has_started, is_prepared};
 use crate::vm::steps::{act, record, wake};
-use crate::vm::{Action, Observed, doors, idle};
+use crate::vm::{Action, Observed, idle, wake};
 
 /// Listens for connections, and compresses the memory when that is due.
 pub(super) fn plan_asleep(
@@ -18,15 +18,15 @@ pub(super) fn plan_asleep(
     seen: &Observed,
     now: Moment,
 ) -> Plan<Action> {
-    match doors::plan_asleep(object, seen) {
+    match wake::plan_asleep(object, seen) {
         Plan::Converged => plan_compression(object, saved, now),
         planned => planned,
     }
 }
 
 fn plan_compression(object: &Object<Instance>, saved: &SavedMemory, now: Moment) -> Plan<Action> {
-    match (object.spec.compression, saved.packing) {
-        (Some(asked), PackingState::Plain) if now.at() >= asked.not_before => {
+    match (object.spec.compression, saved.compression_state) {
+        (Some(asked), CompressionState::Plain) if now.at() >= asked.not_before => {
             act(Action::Compress(object.meta.uid.clone(), asked.how))
         }
         _ => Plan::Converged,
@@ -36,7 +36,7 @@ fn plan_compression(object: &Object<Instance>, saved: &SavedMemory, now: Moment)
 /// Listens for connections and records the state before the VMM's remains are removed, because no client
 /// waits for the removal.
 pub(super) fn plan_just_asleep(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
-    match doors::plan_asleep(object, seen) {
+    match wake::plan_asleep(object, seen) {
         Plan::Converged if object.status.state != State::Standby => {
             record(Reason::Converging, "recording that it is in standby")
         }

@@ -89,9 +89,9 @@ pub(super) fn plan_stalled(
     if free >= limits::DISK_ROOM_MIN {
         return act(Action::Resume(object.meta.uid.clone()));
     }
-    let look = now.after(limits::DISK_FULL_RETRY);
+    let poll_at = now.after(limits::DISK_FULL_RETRY);
     let message = format!("the guest waits with a write to its disk: {free} are free on the host's");
-    wait(Reason::DiskFull, message, Some(grace_end.map_or(look, |end| end.min(look))))
+    wait(Reason::DiskFull, message, Some(grace_end.map_or(poll_at, |end| end.min(poll_at))))
 }
 
 pub(super) fn plan_unreachable(object: &Object<Instance>, machine: &Machine, now: Moment) -> Plan<Action> {

@@ -4,7 +4,7 @@ use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::numbers::LaunchId;
 
 use super::*;
-use crate::vm::PortSeen;
+use crate::vm::NicSeen;
 
 fn capabilities(replace_tap: bool) -> Option<VmmCapabilities> {
     Some(VmmCapabilities {
@@ -25,7 +25,7 @@ fn cut(replace_tap: Option<bool>) -> Observed {
     machine.is_network_cut = true;
     let mut seen = seen(Some(machine));
     seen.parts.capabilities = replace_tap.and_then(capabilities);
-    seen.parts.port = Some(PortSeen {
+    seen.parts.nic = Some(NicSeen {
         is_ready: true,
         trouble: None,
         card: crate::host::NetworkCard {

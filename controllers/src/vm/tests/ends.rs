@@ -9,7 +9,7 @@ fn the_boot_deadline_is_longer_than_the_slowest_boot_seen() {
 }
 
 #[test]
-fn a_guest_that_ran_before_is_neither_overdue_nor_killed_while_a_new_daemon_has_not_heard_it() {
+fn a_guest_that_ran_before_is_neither_overdue_nor_killed_before_it_answers_a_new_daemon() {
     let long_after = at(3600);
     let silent = || seen(Some(machine(VmmState::Running, GuestPhase::Silent)));
     let mut object = instance(Power::Running, 1, 0);
@@ -18,8 +18,8 @@ fn a_guest_that_ran_before_is_neither_overdue_nor_killed_while_a_new_daemon_has_
     let step = plan(&Desired::Present(&object), &silent(), long_after.into());
     assert!(matches!(&step, Plan::Wait(wait) if wait.until.is_none()), "{step:?}");
     let end = PassEnd { now: long_after.into(), outcome: Outcome::Converged };
-    let told = status(&object, Some(&silent()), &end);
-    assert_eq!((told.ended_run, told.exit, told.state), (RunNo(0), None, State::Initializing));
+    let reported = status(&object, Some(&silent()), &end);
+    assert_eq!((reported.ended_run, reported.exit, reported.state), (RunNo(0), None, State::Initializing));
     let mut just_attached = machine(VmmState::Running, GuestPhase::Silent);
     just_attached.listening_since = at(3599);
     let just_attached = seen(Some(just_attached));
@@ -54,7 +54,7 @@ fn a_boot_that_outlived_its_daemon_is_overdue_only_after_the_next_one_listened_f
         let end = PassEnd { now, outcome: Outcome::Converged };
         status(&object, Some(&seen(Some(booted.clone()))), &end).ended_run
     };
-    let grace = i64::try_from(limits::GUEST_HEARD_GRACE.as_secs()).expect("seconds");
+    let grace = i64::try_from(limits::GUEST_ANSWER_GRACE.as_secs()).expect("seconds");
     assert_eq!(
         (ended_run(at(3599 + grace).into()), ended_run(at(3600 + grace).into())),
         (RunNo(0), RunNo(1))
@@ -169,28 +169,28 @@ fn a_machine_id_is_made_of_the_uid_and_of_its_boot() {
 }
 
 #[test]
-fn a_guest_without_the_headers_it_wants_is_told_of_and_runs() {
+fn a_guest_without_the_headers_it_needs_is_reported_and_runs() {
     let end = PassEnd { now: at(1).into(), outcome: Outcome::Converged };
     let poor = || {
         let mut machine = machine(VmmState::Running, GuestPhase::Ready);
         machine.has_headers = false;
         seen(Some(machine))
     };
-    let told =
+    let reported =
         |status: &InstanceStatus| condition::find(&status.conditions, ConditionType::KernelHeaders).cloned();
     let mut object = instance(Power::Running, 1, 0);
     object.status = status(&object, Some(&poor()), &end);
-    let lack = told(&object.status).expect("told");
+    let lack = reported(&object.status).expect("told");
     assert_eq!((lack.status, lack.reason), (ConditionStatus::False, Reason::KernelHeadersMissing));
     assert!(condition::is_ready(&object.status.conditions), "it runs all the same");
     // The condition stays as it was while the host cannot be observed. It ends with a machine that has the
     // headers, or without a machine.
-    assert_eq!(told(&status(&object, None, &end)), Some(lack));
+    assert_eq!(reported(&status(&object, None, &end)), Some(lack));
     let rich = seen(Some(machine(VmmState::Running, GuestPhase::Ready)));
-    assert_eq!(told(&status(&object, Some(&rich), &end)), None);
-    assert_eq!(told(&status(&object, Some(&seen(None)), &end)), None);
+    assert_eq!(reported(&status(&object, Some(&rich), &end)), None);
+    assert_eq!(reported(&status(&object, Some(&seen(None)), &end)), None);
     object.spec.skip_kernel_headers = true;
-    assert_eq!(told(&status(&object, Some(&poor()), &end)), None);
+    assert_eq!(reported(&status(&object, Some(&poor()), &end)), None);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use stead_schemas::names::{Name, Platform, Uid};
 use stead_schemas::numbers::{Generation, LaunchId, RunNo, StandbyNo};
 use stead_schemas::policy::{RestartPolicy, RestartStatus, RestartWhen};
 use stead_schemas::quantity::Bytes;
-use stead_schemas::snapshot::PackingState;
+use stead_schemas::snapshot::CompressionState;
 
 use super::guest_config::{argv, machine_id};
 use super::plan::plan;
@@ -82,7 +82,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             snapshot_policy: None,
             compression: None,
             volumes: Vec::new(),
-            allocated: Allocated { image: uid(), disk: uid(), port: None, cid: 3 },
+            allocated: Allocated { image: uid(), disk: uid(), nic: None, cid: 3 },
         },
         status: InstanceStatus {
             image_digest: Some(digest),
@@ -100,8 +100,8 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         is_shutdown_requested: false,
         is_exit_acknowledged: false,
         incarnation: None,
-        assume_error: None,
-        identity_told: None,
+        identity_error: None,
+        identity_sent: None,
         is_unresponsive: false,
     };
     Machine {
@@ -130,7 +130,7 @@ pub(super) fn seen(machine: Option<Machine>) -> Observed {
         probe: None,
         parts,
         inbound: None,
-        door: None,
+        listener: None,
     }
 }
 
@@ -242,30 +242,30 @@ fn every_step_to_standby_and_back_has_its_next_one() {
             standby: StandbyNo(standby),
             run: RunNo(1),
             launch: LaunchId(1),
-            packing: PackingState::Plain,
+            compression_state: CompressionState::Plain,
         }))
     };
-    let loose = || Some(Memory::Loose);
+    let incomplete = || Some(Memory::Incomplete);
     let table = [
         (down(), Some(machine(Running, Ready)), None, "Pause"),
         (fresh(), Some(machine(Running, Ready)), None, "Record Converging"),
         (fresh(), Some(machine(Paused, Ready)), None, "Resume"),
-        (down(), Some(machine(Running, Ready)), loose(), "DiscardMemory"),
+        (down(), Some(machine(Running, Ready)), incomplete(), "DiscardMemory"),
         (down(), Some(machine(Paused, Ready)), None, "Save"),
-        (down(), Some(machine(Paused, Ready)), loose(), "Save"),
+        (down(), Some(machine(Paused, Ready)), incomplete(), "Save"),
         (down(), Some(machine(Paused, Ready)), saved(1), "Kill"),
         (down(), Some(machine(Dead, Ready)), saved(1), "Record Converging"),
         (recorded(), Some(machine(Dead, Ready)), saved(1), "Release"),
         (back(), Some(machine(Dead, Ready)), saved(1), "Release"),
         (down(), None, saved(1), "Converged"),
-        (down(), None, loose(), "DiscardMemory"),
+        (down(), None, incomplete(), "DiscardMemory"),
         // The VMM died before its memory was saved: the instance boots, and is saved then.
         (down(), None, None, "Launch"),
         (back(), None, saved(1), "Restore"),
         (back(), Some(machine(Created, Silent)), saved(1), "Kill"),
         (back(), Some(machine(Paused, Silent)), saved(1), "DiscardMemory"),
         (back(), Some(machine(Paused, Silent)), None, "Resume"),
-        (back(), Some(machine(Running, Ready)), loose(), "DiscardMemory"),
+        (back(), Some(machine(Running, Ready)), incomplete(), "DiscardMemory"),
         // A VM never continues from the memory of an earlier standby.
         (of(Power::Running, StandbyNo(2)), None, saved(1), "DiscardMemory"),
         (of(Power::Standby, StandbyNo(2)), Some(machine(Paused, Ready)), saved(1), "DiscardMemory"),
@@ -296,7 +296,7 @@ fn deletion_is_a_plan_toward_nothing() {
 }
 
 #[test]
-fn a_launch_waits_for_each_part_and_says_for_which() {
+fn a_launch_waits_for_each_part_and_names_it() {
     let object = instance(Power::Running, 1, 0);
     let waits = |seen: &Observed| name(&plan(&Desired::Present(&object), seen, at(1).into()));
     let mut without = seen(None);
@@ -307,8 +307,11 @@ fn a_launch_waits_for_each_part_and_says_for_which() {
     without.parts.is_disk_ready = false;
     assert_eq!(waits(&without), "Wait WaitingForDisk");
     without.parts.disk_trouble = Some("no room".to_owned());
-    let told = plan(&Desired::Present(&object), &without, at(1).into());
-    assert!(matches!(&told, Plan::Wait(wait) if wait.message.ends_with("being made: no room")), "{told:?}");
+    let reported = plan(&Desired::Present(&object), &without, at(1).into());
+    assert!(
+        matches!(&reported, Plan::Wait(wait) if wait.message.ends_with("being made: no room")),
+        "{reported:?}"
+    );
     let mut without = seen(None);
     without.parts.image_config = Some(ImageConfig::default());
     assert_eq!(waits(&without), "Refuse ImageInvalid");
@@ -370,7 +373,7 @@ fn an_end_is_recorded_once_with_its_cause() {
 }
 
 #[test]
-fn unknown_is_said_only_while_nothing_can_be_observed_and_with_its_error() {
+fn unknown_is_reported_only_while_nothing_can_be_observed_and_with_its_error() {
     let outcome = Outcome::Failed {
         kind: crate::host::HostErrorKind::Transient,
         message: "cannot inspect".to_owned(),

@@ -122,14 +122,14 @@ prop_compose! {
     ) -> Machine {
         let exit = (phase == GuestPhase::Exited)
             .then(|| Exit { code: Some(1), message: String::new(), is_boot_failure: false });
-        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, assume_error: None, identity_told: None, is_unresponsive: false };
+        let guest = GuestView { phase, exit, is_shutdown_requested, is_exit_acknowledged, incarnation: None, identity_error: None, identity_sent: None, is_unresponsive: false };
         Machine { run: RunNo(run), guest, launched_at: at(200 - age), ..machine(vmm, phase) }
     }
 }
 
 proptest! {
     #[test]
-    fn from_any_state_every_wish_is_reached_and_stays(
+    fn from_any_state_every_spec_is_reached_and_stays(
         machine in proptest::option::of(any_machine()),
         power in prop_oneof![Just(Power::Running), Just(Power::Stopped)],
         run in 1u64..3,

@@ -94,7 +94,7 @@ fn instances() -> Vec<Value> {
 
 #[test]
 fn described_bodies_have_the_fields_that_are_read() {
-    assert_eq!(described::<InstanceCreate>(), read(instances(), |b| api::InstanceWish::read(b, &offer())));
+    assert_eq!(described::<InstanceCreate>(), read(instances(), |b| api::InstanceRequest::read(b, &offer())));
     assert_eq!(described::<InstanceUpdate>(), read(instances(), api::InstancePatch::read));
     let nothing = || vec![json!({})];
     assert_eq!(described::<InstanceStart>(), read(nothing(), api::InstanceStart::read));
@@ -107,7 +107,7 @@ fn described_bodies_have_the_fields_that_are_read() {
     assert_eq!(described::<SnapshotFork>(), read(named(), |b| api::SnapshotFork::read(b, &offer())));
     assert_eq!(described::<SnapshotRestore>(), read(nothing(), |b| api::SnapshotRestore::read(b, &offer())));
     let schedule = vec![json!({"interval": "1h", "retention": {}})];
-    assert_eq!(described::<SnapshotScheduleSet>(), read(schedule, api::ScheduleWish::read));
+    assert_eq!(described::<SnapshotScheduleSet>(), read(schedule, api::ScheduleRequest::read));
     assert_eq!(
         described::<VolumeCreate>(),
         read(vec![json!({"name": "a", "size_gb": 1})], api::VolumeCreate::read)
@@ -120,5 +120,5 @@ fn described_bodies_have_the_fields_that_are_read() {
     let mut rule = ports.clone();
     rule["request_header_auth"] = json!({"header": "x", "value": "y"});
     let ingress = vec![json!({"name": "a", "rules": [rule]})];
-    assert_eq!(described::<IngressCreate>(), read(ingress, api::IngressWish::read));
+    assert_eq!(described::<IngressCreate>(), read(ingress, api::IngressRequest::read));
 }

@@ -53,7 +53,7 @@ pub(super) fn run(stream: &Stream, request: &CopyFrom) {
 
 impl Copy<'_> {
     fn root(&mut self, path: &Path) -> Result<(), Stop> {
-        let meta = self.look(path).map_err(|error| failed(path, &error))?;
+        let meta = self.metadata_of(path).map_err(|error| failed(path, &error))?;
         if meta.is_dir() {
             return self.directory(path, &meta);
         }
@@ -64,7 +64,7 @@ impl Copy<'_> {
         Err(Stop::Failed("is neither a file, a directory nor a link".to_owned(), path.to_owned()))
     }
 
-    fn look(&self, path: &Path) -> io::Result<Metadata> {
+    fn metadata_of(&self, path: &Path) -> io::Result<Metadata> {
         if !self.follows_links {
             return fs::symlink_metadata(path);
         }
@@ -82,7 +82,7 @@ impl Copy<'_> {
                 continue;
             };
             let (path, below) = (level.path.join(&name), level.below.join(&name));
-            let meta = match self.look(&path) {
+            let meta = match self.metadata_of(&path) {
                 Ok(meta) => meta,
                 // The entry was removed after its directory was read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -119,9 +119,9 @@ impl Copy<'_> {
         let (mode, uid, gid, mtime) = (meta.mode() & 0o777, meta.uid(), meta.gid(), meta.mtime());
         let entry = Entry { path: bytes_of(below), kind, mode, uid, gid, mtime };
         if self.has_open_end {
-            self.tell(&FromStream::EntryEnd { is_last: false })?;
+            self.report(&FromStream::EntryEnd { is_last: false })?;
         }
-        self.tell(&FromStream::Entry(entry))?;
+        self.report(&FromStream::Entry(entry))?;
         self.has_open_end = true;
         file.map_or(Ok(()), |(file, size)| self.contents(path, file, size))?;
         Ok(true)
@@ -154,7 +154,7 @@ impl Copy<'_> {
         Ok(())
     }
 
-    fn tell(&self, message: &FromStream) -> Result<(), Stop> {
+    fn report(&self, message: &FromStream) -> Result<(), Stop> {
         if self.stream.message(message) { Ok(()) } else { Err(Stop::Closed) }
     }
 }

@@ -87,7 +87,7 @@ fn start<'a>(
     let pipes = if request.has_terminal { Pipes::terminal(request) } else { Pipes::plain(request.is_split) };
     let pipes = pipes.map_err(|error| cannot(format!("pipes: {error}")))?;
     let ours = pipes.attach(&mut command, user.uid);
-    program::become_user(&mut command, user, request.has_terminal);
+    program::set_user(&mut command, user, request.has_terminal);
     let end = Arc::new(OnceLock::new());
     let (for_reaper, to_wake) = (end.clone(), stream.clone());
     let started = instance.children.spawn(&mut command, move |status| {
@@ -193,7 +193,7 @@ impl Session<'_> {
                 && !has_moved
                 && (self.stream.credit() > 0 || self.stream.is_closed())
             {
-                return self.tell(end);
+                return self.report(end);
             }
             self.keep_deadlines();
             if !has_moved {
@@ -321,7 +321,7 @@ impl Session<'_> {
         let _ = poll(&mut fds, timeout.as_ref());
     }
 
-    fn tell(&self, end: WaitStatus) {
+    fn report(&self, end: WaitStatus) {
         let code = match end.terminating_signal() {
             _ if self.is_timed_out => TIMED_OUT,
             Some(signal) => 128 + signal,

@@ -62,7 +62,7 @@ impl Agent {
 
     /// Takes over the identity of another instance: programs started from now on get its hostname, and requests must
     /// carry its token.
-    pub(crate) fn become_another(&self, token: Token, hostname: &str) {
+    pub(crate) fn take_identity(&self, token: Token, hostname: &str) {
         let mut instance = self.0.instance.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = instance.as_ref() {
             let config = Config { hostname: hostname.to_owned(), ..old.config.clone() };
@@ -93,8 +93,8 @@ impl Agent {
     fn open(&self, frame: &Frame) {
         let refuse = |message: &str| {
             let failed = FromStream::Failed { message: message.to_owned(), code: None, path: None };
-            if let Ok(told) = Frame::json(FrameKind::Message, frame.stream, &failed) {
-                self.0.outbox.put_now(told.encode());
+            if let Ok(reported) = Frame::json(FrameKind::Message, frame.stream, &failed) {
+                self.0.outbox.put_now(reported.encode());
             }
             self.0.outbox.put_now(Frame::bare(FrameKind::Close, frame.stream).encode());
         };
@@ -143,6 +143,6 @@ fn serve(stream: &Arc<Stream>, request: Request, instance: &Instance) {
         Request::Exec(request) => exec::run(stream, &request, instance),
         Request::CopyTo(request) => copy_to::run(stream, &request),
         Request::CopyFrom(request) => copy_from::run(stream, &request),
-        Request::Stat(request) => drop(stream.message(&FromStream::Info(stat::look(&request)))),
+        Request::Stat(request) => drop(stream.message(&FromStream::Info(stat::observe(&request)))),
     }
 }

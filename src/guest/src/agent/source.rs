@@ -40,7 +40,7 @@ impl Source {
         if let Some(ahead) = &mut self.ahead {
             if ahead.taken == ahead.bytes.bytes().len() {
                 ahead.taken = 0;
-                match ahead.bytes.fill(|place| again(|| pread(&self.file, &mut *place, self.at))) {
+                match ahead.bytes.fill(|part| again(|| pread(&self.file, &mut *part, self.at))) {
                     Ok(()) => self.at += ahead.bytes.bytes().len() as u64,
                     // A file system that accepts the flag may still require other block sizes.
                     Err(Errno::INVAL) => {

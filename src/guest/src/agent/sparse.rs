@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_become_holes_and_every_byte_is_as_it_was_by_either_way() {
+    fn zeros_are_stored_as_holes_and_every_byte_is_unchanged_on_either_path() {
         let mut data = vec![7u8; 5000];
         data.extend(vec![0u8; 1 << 20]);
         data.extend((0..900_000u32).map(|at| (at % 251) as u8));

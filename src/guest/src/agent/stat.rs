@@ -8,7 +8,7 @@ use std::path::Path;
 
 use stead_schemas::guest::{BytePath, PathInfo, Stat};
 
-pub(super) fn look(request: &Stat) -> PathInfo {
+pub(super) fn observe(request: &Stat) -> PathInfo {
     let path = Path::new(OsStr::from_bytes(&request.path.0));
     let found = if request.follows_links { fs::metadata(path) } else { fs::symlink_metadata(path) };
     match found {

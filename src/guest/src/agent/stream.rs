@@ -83,14 +83,14 @@ impl Stream {
             self.wake.wake();
         }
         if is_closed {
-            self.outbox.look_again();
+            self.outbox.recheck();
         }
     }
 
     pub(super) fn close(&self) {
         self.lock().is_closed = true;
         self.wake.wake();
-        self.outbox.look_again();
+        self.outbox.recheck();
     }
 
     pub(super) fn is_closed(&self) -> bool {

@@ -50,7 +50,7 @@ pub(crate) fn main() {
         _ => return,
     };
     if let Err(error) = done {
-        crate::say(&format!("the agent cannot go on: {error}"));
+        crate::log_line(&format!("the agent cannot go on: {error}"));
         std::process::exit(1);
     }
 }
@@ -89,9 +89,9 @@ fn run(origin: Origin) -> io::Result<()> {
         move || watch_boot(begun.from_init, kind, &config, &control, &children, &ends)
     })?;
     match ended.recv() {
-        Ok(Ending::Down(exit) | Ending::NotBegun(exit)) => tell(&control, exit),
+        Ok(Ending::Down(exit) | Ending::NotBegun(exit)) => report(&control, exit),
         Ok(Ending::Overdue) => {
-            tell(&control, ending::overdue());
+            report(&control, ending::overdue());
             cut_off();
         }
         // The senders exist as long as this process does.
@@ -175,9 +175,9 @@ fn run_poweroff(config: &Config, children: &Children) {
     let mut command = Command::new(program);
     command.env_clear().envs(environment).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    program::become_user(&mut command, root, false);
+    program::set_user(&mut command, root, false);
     if let Err(error) = children.spawn(&mut command, |_| ()) {
-        crate::say(&format!("poweroff cannot be run: {error}"));
+        crate::log_line(&format!("poweroff cannot be run: {error}"));
     }
 }
 
@@ -223,11 +223,11 @@ fn watch_boot(
         up::wait(config, children);
     }
     control.program_ready(config, children);
-    crate::say("the system is up");
+    crate::log_line("the system is up");
 }
 
-fn tell(control: &Control, exit: Exit) {
-    crate::say(&exit.message);
+fn report(control: &Control, exit: Exit) {
+    crate::log_line(&exit.message);
     control.set(Phase::Exited, Some(exit));
     control.wait_for_acknowledgement(crate::ACKNOWLEDGE_WAIT);
 }

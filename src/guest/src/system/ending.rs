@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_systemd_says_on_its_way_down_is_told_as_it_was() {
+    fn the_last_words_of_systemd_are_reported_unchanged() {
         let line = |words: &[&str]| {
             words.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat()).collect::<Vec<u8>>()
         };
@@ -68,14 +68,16 @@ mod tests {
             (&["systemd-shutdownx", "poweroff"], None),
             (&[], None),
         ] {
-            let told = of_init(&line(words));
-            let is_so = match (&told, expected) {
+            let reported = of_init(&line(words));
+            let is_so = match (&reported, expected) {
                 (None, None) => true,
-                (Some(told), Some((code, word))) => told.code == code && told.message.contains(word),
+                (Some(reported), Some((code, word))) => {
+                    reported.code == code && reported.message.contains(word)
+                }
                 _ => false,
             };
-            assert!(is_so, "{words:?}: {told:?}");
-            assert!(told.is_none_or(|told| !told.is_boot_failure));
+            assert!(is_so, "{words:?}: {reported:?}");
+            assert!(reported.is_none_or(|reported| !reported.is_boot_failure));
         }
     }
 }

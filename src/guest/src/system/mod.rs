@@ -55,16 +55,16 @@ pub(crate) fn find(config: &Config) -> Option<Init> {
 pub(crate) fn give_way(control: &Control, config: &Config, init: &Init) -> ! {
     match start_agent(control, init) {
         Ok((mut agent, mut to_agent)) => {
-            crate::say("the image's init begins");
+            crate::log_line("the image's init begins");
             let (code, message) = execute(config, init);
             let exit = program::not_started(Some(code), &message);
             // The agent reports the exit to the host, and ends when the host has answered.
             if write_line(&mut to_agent, &exit).is_ok() {
                 let _ = agent.wait();
             }
-            crate::say(&message);
+            crate::log_line(&message);
         }
-        Err(error) => crate::say(&format!("the agent cannot be started: {error}")),
+        Err(error) => crate::log_line(&format!("the agent cannot be started: {error}")),
     }
     crate::power_off()
 }
@@ -77,7 +77,7 @@ fn start_agent(control: &Control, init: &Init) -> std::io::Result<(Child, PipeWr
     let (port, handed): (File, Handover) = left;
     let program = match init.kind {
         Kind::Systemd => unit::inject().unwrap_or_else(|error| {
-            crate::say(&format!("the agent is no unit of the system: {error}"));
+            crate::log_line(&format!("the agent is no unit of the system: {error}"));
             ITSELF
         }),
         Kind::Other => ITSELF,

@@ -21,7 +21,7 @@ use crate::program;
 use crate::user;
 
 /// Paths at which an init is by convention, even if they are links.
-const PLACES: [&str; 4] = ["/sbin/init", "/usr/sbin/init", "/bin/init", "/usr/bin/init"];
+const INIT_PATHS: [&str; 4] = ["/sbin/init", "/usr/sbin/init", "/bin/init", "/usr/bin/init"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Kind {
@@ -55,8 +55,8 @@ pub(super) fn find(config: &Config) -> Option<Init> {
 
 /// Searches a command as a shell does.
 pub(super) fn search(word: &str, path: &str) -> Option<PathBuf> {
-    let places = path.split(':').map(Path::new).filter(|place| place.is_absolute());
-    places.map(|place| place.join(word)).find(|path| is_program(path))
+    let directories = path.split(':').map(Path::new).filter(|directory| directory.is_absolute());
+    directories.map(|directory| directory.join(word)).find(|path| is_program(path))
 }
 
 fn is_program(path: &Path) -> bool {
@@ -70,7 +70,7 @@ fn kind(path: &Path, real: &Path, usual: Option<&Path>) -> Option<Kind> {
     if is_named(real, "systemd") && (is_init || is_named(path, "systemd")) {
         return Some(Kind::Systemd);
     }
-    let is_in_place = PLACES.iter().any(|place| path == Path::new(place));
+    let is_in_place = INIT_PATHS.iter().any(|directory| path == Path::new(directory));
     (is_init && (is_in_place || usual == Some(real))).then_some(Kind::Other)
 }
 
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_is_looked_up_as_shells_do() {
+    fn a_word_is_found_in_the_path_as_shells_do() {
         assert_eq!(search("sh", "/no/such:relative:/bin"), Some(PathBuf::from("/bin/sh")));
         assert_eq!(search("sh", ""), None);
         assert_eq!(search("passwd", "/etc"), None, "it cannot be executed");

@@ -46,7 +46,7 @@ pub(super) fn wait(config: &Config, children: &Children) {
         for arguments in [&["is-system-running", "--wait"][..], &["is-system-running"]] {
             let mut command = Command::new(&systemctl);
             command.args(arguments).env_clear().envs(environment.iter().cloned()).current_dir("/");
-            program::become_user(&mut command, User { groups: vec![0], home: String::new(), ..root }, false);
+            program::set_user(&mut command, User { groups: vec![0], home: String::new(), ..root }, false);
             match ask(&mut command, children).as_deref().map_or(Answer::None, understood) {
                 Answer::Up => return,
                 Answer::NotYet => break,

@@ -1,0 +1,62 @@
+//! Observations of a port.
+
+use stead_schemas::condition::{self, ConditionStatus, ConditionType};
+use stead_schemas::instance::Instance;
+use stead_schemas::meta::Object;
+use stead_schemas::names::Uid;
+use stead_schemas::network::{Network, Nic};
+use stead_schemas::references::{Ref, Role};
+
+use super::{NicReconciler, rule};
+use crate::host::{Firewall, Host, HostError, Link, LinkKind, Links};
+
+/// The state of TAP, rule and network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    pub is_network_ready: bool,
+    /// The reason that the network gives for not being ready.
+    pub network_trouble: Option<String>,
+    pub is_needed: bool,
+    /// The link of the desired name; without a record, the TAP that was made for this uid.
+    pub tap: Option<Link>,
+    pub has_rule: bool,
+}
+
+pub(super) async fn observe<H: Host>(
+    reconciler: &NicReconciler<H>,
+    uid: &Uid,
+    object: Option<&Object<Nic>>,
+) -> Result<Observed, HostError> {
+    let (links, firewall, store) = (reconciler.host.links(), reconciler.host.firewall(), &reconciler.store);
+    let Some(object) = object else {
+        // The rule is not known without a record. It names a TAP that is gone and whose name, derived from
+        // the uid, never returns, so it allows no traffic.
+        let mut all = links.list().await?.into_iter();
+        let tap = all.find(|link| link.owner == *uid && link.kind == LinkKind::Tap);
+        let nothing = Observed {
+            is_network_ready: false,
+            network_trouble: None,
+            is_needed: false,
+            tap,
+            has_rule: false,
+        };
+        return Ok(nothing);
+    };
+    let network = store.get::<Network>(&object.spec.network);
+    let owner = object.meta.owner.as_ref();
+    let is_orphan = owner.is_none_or(|owner| store.get::<Instance>(&owner.uid).is_none());
+    let not_ready = network.as_ref().and_then(|network| {
+        condition::find(&network.status.conditions, ConditionType::Ready)
+            .filter(|ready| ready.status != ConditionStatus::True && !ready.message.is_empty())
+    });
+    Ok(Observed {
+        network_trouble: not_ready.map(|ready| ready.message.clone()),
+        is_network_ready: network.is_some_and(|network| {
+            !network.meta.is_deleting() && condition::is_ready(&network.status.conditions)
+        }),
+        // A port without an instance is about to be deleted.
+        is_needed: is_orphan || store.is_referred_to(&Ref::to::<Nic>(Role::Attaches, uid)),
+        tap: links.inspect(&object.spec.tap).await?,
+        has_rule: firewall.has_nic(&object.spec.table, &rule(object)).await?,
+    })
+}

@@ -1,0 +1,17 @@
+//! The limits, each with its reason. A limit is enforced at one edge, and tested at the limit and one beyond.
+
+mod health;
+mod ingress;
+mod network;
+mod runtime;
+mod store;
+mod vm;
+mod wire;
+
+pub use health::*;
+pub use ingress::*;
+pub use network::*;
+pub use runtime::*;
+pub use store::*;
+pub use vm::*;
+pub use wire::*;

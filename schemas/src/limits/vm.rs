@@ -1,0 +1,90 @@
+//! Limits of instances, their VMs, volumes and snapshots.
+
+use crate::quantity::Bytes;
+use std::time::Duration;
+
+/// Largest number of vCPUs: the peer's server limit; more vCPUs than cores only slow a guest down.
+pub const VCPUS_MAX: u32 = 16;
+pub const VCPUS_DEFAULT: u32 = 2;
+/// Smallest memory of a VM: a Debian cloud kernel with its initrd does not reach user space in less.
+pub const MEMORY_MIN: Bytes = Bytes(96 << 20);
+/// Largest memory of a VM: the peer's server limit.
+pub const MEMORY_MAX: Bytes = Bytes(32 << 30);
+pub const MEMORY_DEFAULT: Bytes = Bytes(1 << 30);
+/// Smallest overlay: ext4 with its metadata needs some room to be of use.
+pub const OVERLAY_MIN: Bytes = Bytes(16 << 20);
+/// Largest overlay: the peer's server limit.
+pub const OVERLAY_MAX: Bytes = Bytes(100 << 30);
+pub const OVERLAY_DEFAULT: Bytes = Bytes(10 << 30);
+/// Largest volume, in GiB. Sizes are overcommitted; the metadata of a fresh volume of this size takes 25 MB
+/// (measured), which is within `DISK_ROOM_MIN`.
+pub const VOLUME_GB_MAX: u32 = 2 << 10;
+/// Number of block devices for volumes, after root, overlay and configuration (contract.md 2.1).
+pub const VOLUME_DEVICES_MAX: usize = 23;
+/// Number of block devices for volumes on a machine type without PCI: it has 24 slots for virtio devices, of
+/// which root, overlay, headers, network, control channel and random numbers take six.
+pub const VOLUME_DEVICES_WITHOUT_PCI_MAX: usize = 18;
+/// Longest mount path, in bytes: PATH_MAX is 4096, and a mount's path is short.
+pub const MOUNT_PATH_BYTES_MAX: usize = 1024;
+/// Free space, beyond the reserve, that is required to create a disk: the metadata of the largest disk and
+/// the first writes of its guest. Sizes themselves are overcommitted: the files are sparse.
+pub const DISK_ROOM_MIN: Bytes = Bytes(64 << 20);
+/// Time between two polls of a full disk: no event reports that space became free, and a poll costs one
+/// system call.
+pub const DISK_FULL_RETRY: Duration = Duration::from_secs(10);
+/// Largest number of arguments. execve takes 128 KiB for one string; argument lists of this size fit the
+/// guest's stack.
+pub const ARGV_MAX: usize = 1024;
+pub const ARG_BYTES_MAX: usize = 64 << 10;
+/// Largest number of environment variables; they and their total stay below one control frame.
+pub const ENV_MAX: usize = 1024;
+/// Longest environment variable, in bytes, as `NAME=value` with its final zero byte: the kernel executes no
+/// program with a longer string.
+pub const ENV_VAR_BYTES_MAX: usize = 128 << 10;
+pub const ENV_BYTES_MAX: usize = 256 << 10;
+/// Time from the VMM's start until the guest must report that its program started (TCG boots in 2 s; a
+/// loaded host has been seen to take ten times as long).
+pub const GUEST_BOOT_DEADLINE: Duration = Duration::from_secs(120);
+/// Time within which a guest must answer a daemon that attaches: it usually takes milliseconds, but longer
+/// on a busy host.
+pub const GUEST_ANSWER_GRACE: Duration = Duration::from_secs(10);
+/// Longest time between two restarts of a program that keeps failing; policies double their delay up to
+/// here.
+pub const RESTART_DELAY_MAX: Duration = Duration::from_secs(300);
+/// Largest number of restart attempts: it fits every field it passes through.
+pub const RESTART_ATTEMPTS_MAX: u32 = 1_000_000;
+/// Longest time to live, ten years: a longer life counts as unlimited.
+pub const TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Shortest idle timeout: with a shorter one a VM would spend more time on saving its memory than on
+/// running.
+pub const IDLE_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// Largest number of entries in each of a policy's two lists of ignored connections; every connection is
+/// compared with all of them.
+pub const IGNORES_MAX: usize = 256;
+/// Time of the guest's program between the request to stop and the kill.
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// Time after which a VMM that lives without answering is ended; a busy host answers sooner.
+pub const UNREACHABLE_GRACE: Duration = Duration::from_secs(30);
+/// Delay of the start after the second death in a row; it doubles with each further death.
+pub const RELAUNCH_DELAY_FIRST: Duration = Duration::from_secs(1);
+/// Longest such delay.
+pub const RELAUNCH_DELAY_MAX: Duration = Duration::from_secs(300);
+/// Lifetime of a VMM after which its earlier deaths no longer count.
+pub const VMM_STABLE_AFTER: Duration = Duration::from_secs(600);
+/// Size of a console's log; with the previous file, an instance holds twice as much.
+pub const CONSOLE_LOG_MAX: Bytes = Bytes(8 << 20);
+/// Largest number of snapshots of one source: a faulty schedule may fill a disk, but not the store too.
+pub const SNAPSHOTS_PER_SOURCE_MAX: usize = 256;
+/// Largest number of failed snapshots of one source that are kept for clients to read. A client that retries
+/// all the time fills neither the store nor the number above.
+pub const FAILED_SNAPSHOTS_PER_SOURCE_MAX: usize = 64;
+/// Time between two polls of a source that is about to become capturable: its changes are notified, except
+/// for a VMM that changed while no monitor listened.
+pub const SNAPSHOT_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Largest number of forks of one snapshot that are held ready: each is a process with some 50 MB of its
+/// own.
+pub const POOL_MAX: u32 = 64;
+/// Time between the end of a pooled instance and the start of its replacement.
+pub const POOL_RETRY: Duration = Duration::from_secs(5);
+/// Shortest interval of scheduled snapshots, as on the wire; each snapshot is a pause of its instance.
+pub const SCHEDULE_INTERVAL_MIN: Duration = Duration::from_secs(60);
