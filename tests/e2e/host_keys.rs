@@ -113,6 +113,7 @@ fn every_fork_has_host_keys_of_its_own_and_whoever_stays_himself_keeps_his() {
         let source_keys = keys(&site, "box").await;
         let snapshot = made(&site, "/instances/box/snapshots", json!({ "kind": "Standby" })).await;
         made(&site, "/instances/box/fork", json!({ "name": "one", "from_running": true })).await;
+        site.until_state("one", "Running").await;
         made(&site, "/instances/one/fork", json!({ "name": "two", "from_running": true })).await;
         let mut seen = vec![source_keys.clone()];
         for fork in ["one", "two"] {

@@ -11,6 +11,7 @@ mod crowd;
 mod crowded;
 mod daemon;
 mod hand;
+mod heal;
 mod logs;
 mod machine_types;
 #[path = "../../it/no_host.rs"]
@@ -80,6 +81,9 @@ fn main() {
     }
     if is_wanted("wake") {
         figures.extend(runtime.block_on(wake::wake()));
+    }
+    if is_wanted("heal") {
+        figures.extend(runtime.block_on(heal::heal()));
     }
     if is_wanted("crowded") {
         figures.extend(runtime.block_on(crowded::crowded()));
