@@ -8,6 +8,11 @@
 //! Never: changes an existing file. A disk is removed only after its owner's record is gone, so that no VM
 //! uses it by then.
 //! Cancel/crash: a file is complete or absent.
+//!
+//! ```text
+//! nothing --Create | Copy--> file (Ready)      file lost: a condition, then --Create--> empty file
+//! deleted, and its owner's record gone: --Remove--> nothing
+//! ```
 
 pub(crate) mod admission;
 mod observe;

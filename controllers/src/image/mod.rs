@@ -8,6 +8,11 @@
 //! Never: keeps credentials, or a count of references.
 //! Cancel/crash: blobs and root file systems are complete or absent. A job that died with the daemon is
 //! started again by the next pass.
+//!
+//! ```text
+//! reference --resolve--> digest --Fetch--> layers --Convert--> root file system (Ready)
+//!                  deleted, or unused content: --Remove--> nothing      failed: waits, and is tried again
+//! ```
 
 pub mod admission;
 mod observe;

@@ -5,6 +5,11 @@
 //! delays no other port.
 //! Never: observes instances. The instance of a request is looked up when the request arrives (`reach`).
 //! Cancel/crash: listening ends with the daemon, so the next daemon begins without ports.
+//!
+//! ```text
+//! nothing --Open each port--> served --(rules changed) Open--> served      deleted: --Close--> nothing
+//! port taken by another program: reported, and tried again
+//! ```
 
 pub mod admission;
 mod observe;

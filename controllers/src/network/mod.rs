@@ -5,6 +5,11 @@
 //! Never: takes over a link that is not ours, or turns forwarding off again (others may rely on it).
 //! Cancel/crash: every step is recognised by its mark. The bridge is removed before the tables, so that a
 //! bridge whose creation was interrupted is still removed with them.
+//!
+//! ```text
+//! nothing --LoadFirewall--> tables --CreateBridge, AddAddress, RaiseBridge, Forward--> Ready
+//! deleted: --RemoveBridge--> tables --RemoveFirewall--> nothing
+//! ```
 
 pub mod admission;
 mod observe;

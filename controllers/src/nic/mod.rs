@@ -1,11 +1,17 @@
-//! The port reconciler: one TAP per instance, isolated on the bridge of its network, and the rule that allows
-//! only the instance's addresses to send through it. The TAP is released while the VM is down.
+//! The reconciler of network cards (nics): one TAP per instance, isolated on the bridge of its network, and the
+//! rule that allows only the instance's addresses to send through it. The TAP is released while the VM is down.
 //!
 //! Guarantees: a TAP is set up only when it is isolated and its rule is loaded, so that a guest never sends
-//! with a foreign address. The rule of a port that is deleted is removed before its TAP.
+//! with a foreign address. The rule of a nic that is deleted is removed before its TAP.
 //! Never: acts while the network is not ready.
 //! Cancel/crash: a TAP is marked before it can outlive its maker. The release is recorded before the TAP is
 //! removed, so that no VM is started at a TAP that is about to be removed.
+//!
+//! ```text
+//! needed:   nothing --CreateTap--> TAP --Enslave, Isolate, AddRule, RaiseTap--> Ready
+//! VM down:  Ready --(release recorded) RemoveTap--> addresses and rule only
+//! deleted:  --RemoveRule, RemoveTap--> nothing
+//! ```
 
 pub(crate) mod admission;
 mod need;

@@ -3,6 +3,10 @@
 //! Guarantees: a fact that could not be observed keeps its last value, and the conditions say why.
 //! Never: changes the host.
 //! Cancel/crash: there is no step that could be cut short.
+//!
+//! ```text
+//! declared --(first observation)--> observed --(each observation)--> observed
+//! ```
 
 pub mod admission;
 #[cfg(test)]

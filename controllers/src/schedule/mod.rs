@@ -6,6 +6,11 @@
 //! Never: waits for a snapshot, or takes a second snapshot while the first is in progress.
 //! Cancel/crash: a snapshot records the run that it belongs to, so a snapshot that was requested already is
 //! recognised.
+//!
+//! ```text
+//! waits --(due)--> Take --(recorded)--> waits      more snapshots than it keeps: --Prune--> fewer
+//! deleted: the record goes; its snapshots stay
+//! ```
 
 pub mod admission;
 mod observe;

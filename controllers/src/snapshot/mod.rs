@@ -9,6 +9,12 @@
 //! Never: observes the source again once it is captured, or captures again over a snapshot that was lost,
 //! because its moment is gone.
 //! Cancel/crash: the remainder of a cut-off capture has no value and is replaced by the next.
+//!
+//! ```text
+//! Pending --Capture--> Ready --Compress--> Ready, compressed      Pending --(its moment is gone)--> Failed
+//! Failed --(may be read for a while)--> Remove      of a fork: Ready --(the fork has everything)--> Remove
+//! with a pool: Ready --ScalePool--> the desired number of pooled instances
+//! ```
 
 pub mod admission;
 mod observe;

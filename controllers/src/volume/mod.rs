@@ -3,6 +3,11 @@
 //! Guarantees: the disk of a deleted volume is removed once the volume's record is gone.
 //! Never: changes the host. The disk belongs to the disk reconciler, and the mounts belong to the instances.
 //! Cancel/crash: there is no step that could be cut short.
+//!
+//! ```text
+//! its disk does not exist: Creating      its disk is Ready: Available
+//! deleted: refused while an instance mounts it, else the record goes, and the disk with it
+//! ```
 
 pub mod admission;
 #[cfg(test)]
