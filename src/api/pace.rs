@@ -29,6 +29,11 @@ impl Pace {
 }
 
 impl Participant {
+    /// True if no other request waits for the same changes.
+    pub(super) fn is_last(&self) -> bool {
+        self.0.0.load(Ordering::Relaxed) == 1
+    }
+
     /// Rests after the changes so far were handled. Changes that come meanwhile are handled together.
     pub(super) async fn rest(&self) {
         let rest = REST_EACH * self.0.0.load(Ordering::Relaxed);

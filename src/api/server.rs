@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
@@ -22,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt;
 
 use super::ApiError;
-use super::refusals::Refusals;
+use super::refusals::{Refusals, Sending};
 use super::seats::{Seat, Seats};
 use crate::peers::{Shares, Unstalled, client_of, watch_over};
 
@@ -186,16 +187,19 @@ pub(super) async fn observe(State(refusals): State<Arc<Refusals>>, request: Requ
     let started = tokio::time::Instant::now();
     // This is unwind safe: handlers share only the store, whose own transactions contain panics.
     let response = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let response = response.unwrap_or_else(|_| {
+    let mut response = response.unwrap_or_else(|_| {
         tracing::error!(%method, path, "a handler panicked");
         ApiError::internal().into_response()
     });
     let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(%method, path, status = response.status().as_u16(), millis, "request");
     if let (true, Some(ClientAddress(client))) = (response.status().is_client_error(), client) {
-        let delay = refusals.count(client, tokio::time::Instant::now());
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
+        match refusals.count(client, tokio::time::Instant::now()) {
+            Sending::AtOnce => {}
+            Sending::After(delay, _delayed) => tokio::time::sleep(delay).await,
+            Sending::Closing => {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
         }
     }
     response

@@ -24,8 +24,8 @@ use super::pace::{Pace, Participant};
 use super::tags::has_tags;
 use super::{ApiState, lookup};
 
-/// Number of lines that are kept for other watches. Watches that keep up need the newest few.
-const LINES_MAX: usize = 64;
+/// Number of revisions whose lines are kept for other watches. Watches that keep up need the newest few.
+const LINES_MAX: u64 = 64;
 
 /// The part of all watches that they share, so that a change costs each further watch little.
 #[derive(Debug, Default)]
@@ -39,39 +39,50 @@ pub(super) struct Watches {
 struct Line {
     revision: u64,
     shows_secrets: bool,
-    object: Arc<Object<Instance>>,
     text: Bytes,
 }
 
 impl Watches {
-    /// Returns the line of an event for this reader, made once for all readers with the same rights. Returns
-    /// `None` if the object is gone: its deletion is sent as an event of its own.
-    fn line(&self, store: &Store, bearer: &Bearer, event: &Event) -> Option<Line> {
+    /// Returns the line of an event of this object. For the newest events it is made once for all readers with the
+    /// same rights; who reads old events does that at its own cost.
+    fn line(&self, store: &Store, bearer: &Bearer, event: &Event, object: &Object<Instance>) -> Bytes {
+        if store.revision().saturating_sub(event.revision) >= LINES_MAX {
+            return rendered(store, bearer, event, object);
+        }
         let (revision, shows_secrets) = (event.revision, bearer.sees(Scope::InstanceSecrets));
         // The lock is held while a line is made: the other watches wait for this very line.
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |line: &&Line| (line.revision, line.shows_secrets) == (revision, shows_secrets);
         if let Some(line) = lines.iter().rev().find(same) {
-            return Some(line.clone());
+            return line.text.clone();
         }
-        let object = match event.change {
-            Change::Created | Change::Updated | Change::StatusUpdated => store.get::<Instance>(&event.uid)?,
-            Change::Deleted => event.last::<Instance>()?,
-        };
-        let view = Box::new(lookup::view(store, bearer, &object));
-        let text = text(&match event.change {
-            Change::Created => InstanceEvent::Added { resource_version: revision, object: view },
-            Change::Updated | Change::StatusUpdated => {
-                InstanceEvent::Modified { resource_version: revision, object: view }
-            }
-            Change::Deleted => InstanceEvent::Deleted { resource_version: revision, object: view },
-        });
-        let line = Line { revision, shows_secrets, object, text };
-        if lines.len() >= LINES_MAX {
-            lines.pop_front();
-        }
-        lines.push_back(line.clone());
-        Some(line)
+        let text = rendered(store, bearer, event, object);
+        keep(&mut lines, Line { revision, shows_secrets, text: text.clone() });
+        text
+    }
+}
+
+/// Keeps a line, and drops those that are too old for other watches.
+fn keep(lines: &mut VecDeque<Line>, line: Line) {
+    lines.retain(|other| other.revision + LINES_MAX > line.revision);
+    lines.push_back(line);
+}
+
+fn rendered(store: &Store, bearer: &Bearer, event: &Event, object: &Object<Instance>) -> Bytes {
+    let resource_version = event.revision;
+    let object = Box::new(lookup::view(store, bearer, object));
+    text(&match event.change {
+        Change::Created => InstanceEvent::Added { resource_version, object },
+        Change::Updated | Change::StatusUpdated => InstanceEvent::Modified { resource_version, object },
+        Change::Deleted => InstanceEvent::Deleted { resource_version, object },
+    })
+}
+
+/// Returns the object of an event, or `None` if it is gone: its deletion is sent as an event of its own.
+fn object_of(store: &Store, event: &Event) -> Option<Arc<Object<Instance>>> {
+    match event.change {
+        Change::Created | Change::Updated | Change::StatusUpdated => store.get::<Instance>(&event.uid),
+        Change::Deleted => event.last::<Instance>(),
     }
 }
 
@@ -111,6 +122,15 @@ impl Following {
     }
 }
 
+impl Drop for Following {
+    /// Drops the kept lines with the last watch: they contain what only its reader might see.
+    fn drop(&mut self) {
+        if self.participant.is_last() {
+            self.state.0.watches.lines.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+}
+
 async fn next(following: Option<Following>) -> Option<(Result<Bytes, Infallible>, Option<Following>)> {
     let mut following = following?;
     loop {
@@ -118,10 +138,13 @@ async fn next(following: Option<Following>) -> Option<(Result<Bytes, Infallible>
             Err(_) => text(&InstanceEvent::Bookmark { resource_version: following.watch.revision() }),
             Ok(Ok(event)) => {
                 let Following { state, tags, bearer, .. } = &following;
-                match state.0.watches.line(state.store(), bearer, &event) {
-                    Some(line) if is_wanted(&line.object, tags) => line.text,
-                    _ => continue,
-                }
+                let object = object_of(state.store(), &event).filter(|object| is_wanted(object, tags));
+                let Some(object) = object else {
+                    // Thousands of events may come that this watch does not want.
+                    tokio::task::yield_now().await;
+                    continue;
+                };
+                state.0.watches.line(state.store(), bearer, &event, &object)
             }
             Ok(Err(error)) => return Some((Ok(too_old(&error)), None)),
         };
@@ -141,4 +164,25 @@ fn text(event: &InstanceEvent) -> Bytes {
     let mut line = serde_json::to_vec(event).unwrap_or_default();
     line.push(b'\n');
     line.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(revision: u64) -> Line {
+        Line { revision, shows_secrets: true, text: Bytes::from_static(b"{}") }
+    }
+
+    #[test]
+    fn lines_of_the_newest_changes_are_kept_and_no_others() {
+        let mut lines = VecDeque::new();
+        for revision in 1..=1000 {
+            keep(&mut lines, line(revision));
+        }
+        assert_eq!(
+            lines.iter().map(|line| line.revision).collect::<Vec<_>>(),
+            (937..=1000).collect::<Vec<_>>()
+        );
+    }
 }

@@ -9,6 +9,7 @@ mod descriptors;
 mod facts;
 mod host;
 mod monitors;
+mod node;
 mod ports;
 
 use std::sync::{Arc, OnceLock};
@@ -18,18 +19,16 @@ use anyhow::Context;
 use stead_controllers::daemon::{Controllers, Drifts, Settings};
 use stead_controllers::kinds;
 use stead_controllers::network::admission;
-use stead_controllers::node;
 use stead_controllers::refused::Refused;
 use stead_controllers::store::{Store, TransactError};
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::limits::CLIENT_STALL_MAX;
 use stead_schemas::network::{GuestReach, NetworkSpec, Resolver};
-use stead_schemas::node::NodeSpec;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use self::backend::HostBackend;
-use self::host::{Host, host_platform};
+use self::host::Host;
 use crate::api::{self, ApiConfig, ApiState, Audit, ServerLimits};
 use crate::config::Config;
 use crate::failpoint;
@@ -42,8 +41,6 @@ use crate::store::{SystemClock, close_new_files, identity, mark, open, private_d
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The hypervisor of instances that name none.
 const DEFAULT_HYPERVISOR: Hypervisor = Hypervisor::Qemu;
-/// Limit on the wait for the first observation of this host, before the API listens.
-const OBSERVATION_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Time for open requests at shutdown; verbs that wait are cut, and their specs are stored.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
@@ -76,7 +73,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let (end, ending) = watch::channel(false);
     let writer = tokio::spawn(directory.writer.run(ended(ending.clone())));
     declare_network(&store, &config).await?;
-    declare_node(&store, &config).await?;
+    node::declare(&store, &config).await;
     mark::keep(config.data_dir.clone(), store.clone()).await;
 
     let reports = Reports::default();
@@ -102,7 +99,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let (stop_controllers, stopping) = watch::channel(false);
     let controllers = tokio::spawn(controllers.run(stopping));
     host.monitor(&config, &reports, &for_monitors)?;
-    observed(&for_monitors).await;
+    node::observed(&for_monitors).await;
 
     let audit = Audit::open(&config.data_dir).context("cannot open the audit log")?;
     serve_api(&config, store, backend, audit.clone()).await?;
@@ -145,24 +142,6 @@ async fn serve_api(config: &Config, store: Store, backend: HostBackend, audit: A
     };
     api::serve(listener, api::router(state), limits, terminated()).await?;
     Ok(())
-}
-
-async fn declare_node(store: &Store, config: &Config) -> anyhow::Result<()> {
-    let spec = NodeSpec {
-        platform: host_platform(),
-        default_hypervisor: DEFAULT_HYPERVISOR,
-        disk_reserve: config.disk_reserve(),
-    };
-    let declared = store.transact(move |tx| node::admission::declare(tx, spec)).await;
-    declared.map_err(unrefused).context("cannot declare the node")
-}
-
-/// Waits until this host was observed: requests are refused until then. An observation that fails is reported
-/// in the conditions of the node and in the log, and delays the API no longer than this.
-async fn observed(store: &Store) {
-    if tokio::time::timeout(OBSERVATION_WAIT_MAX, node::observed(store)).await.is_err() {
-        tracing::error!("this host could not be observed yet; requests are refused until it is");
-    }
 }
 
 fn unrefused(error: TransactError<Refused>) -> anyhow::Error {

@@ -48,7 +48,10 @@ impl Document {
                     "type": "http",
                     "scheme": "bearer",
                     "bearerFormat": "JWT",
-                    "description": "A token of `stead token`. Each operation names the scopes that it needs.",
+                    "description": "A token of `stead token`. Each operation names the scopes that it \
+                        always needs. Some bodies need further ones: volumes of an instance `volume:read` or \
+                        `volume:write`, a pool of a snapshot `instance:write`, and an image under the name of \
+                        another registry `image:publish`.",
                 }},
                 "schemas": schemas.finish(),
             },
