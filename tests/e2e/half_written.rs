@@ -77,13 +77,16 @@ async fn serves_a_fork(site: &Harness, id: &str) {
     assert_eq!(forced.status, StatusCode::NO_CONTENT, "{forced:?}");
 }
 
-/// Returns the snapshot that is being captured. Only the daemon's log names it, no list.
-async fn being_taken(site: &Harness) -> String {
+/// Returns the snapshot that is being captured. Only the daemon's log names it, no list. The log has the captures of
+/// earlier snapshots too, and its newest line may come later than the capture begins.
+async fn being_taken(site: &Harness, earlier: &[String]) -> String {
     until("a capture", MOMENT, async || {
         let log = site.daemon_log();
-        let line = log.lines().rev().find(|line| line.contains("action=\"Capture\""))?;
-        let (_, rest) = line.split_once("uid=")?;
-        Some(rest.chars().take_while(char::is_ascii_alphanumeric).collect())
+        let captures = log.lines().rev().filter(|line| line.contains("action=\"Capture\""));
+        let ids = captures
+            .filter_map(|line| line.split_once("uid="))
+            .map(|(_, rest)| rest.chars().take_while(char::is_ascii_alphanumeric).collect::<String>());
+        ids.into_iter().find(|id| !earlier.contains(id))
     })
     .await
 }
@@ -94,6 +97,7 @@ fn a_snapshot_that_is_being_taken_is_not_offered_and_one_that_was_cut_off_is_tak
         let mut site = sleeping().await;
         let pid = site.get("box").await["vmm_pid"].clone();
         let request = || Some(json!({ "kind": "Standby" }));
+        let mut earlier = Vec::new();
         for edge in EDGES {
             let failpoint = format!("{CAPTURE}/{edge}");
             // The daemon dies of it. The next one stops at the same step if there is anything left to capture.
@@ -106,7 +110,7 @@ fn a_snapshot_that_is_being_taken_is_not_offered_and_one_that_was_cut_off_is_tak
             site.answers().await;
             let cut_off = if edge == "before" {
                 site.held(&failpoint).await;
-                let id = being_taken(&site).await;
+                let id = being_taken(&site, &earlier).await;
                 is_not_offered(&site, &id, "pending", "still being taken").await;
                 site.let_go();
                 id
@@ -115,6 +119,7 @@ fn a_snapshot_that_is_being_taken_is_not_offered_and_one_that_was_cut_off_is_tak
             };
             serves_a_fork(&site, &cut_off).await;
             delete(&site, &cut_off).await;
+            earlier.push(cut_off);
         }
         // The capture is in progress: its source is paused and prints nothing.
         site.stop().await;
@@ -123,7 +128,7 @@ fn a_snapshot_that_is_being_taken_is_not_offered_and_one_that_was_cut_off_is_tak
         let asked = site.attempt(Method::POST, SNAPSHOTS, request());
         let observed = async {
             site.held(CAPTURE).await;
-            let id = being_taken(&site).await;
+            let id = being_taken(&site, &earlier).await;
             site.shell(&format!("kill -STOP {pid}"));
             site.let_go();
             let begun = directory(&site, &id).join("saving");

@@ -215,14 +215,18 @@ fn at(pid: u32, directory: u64, path: u64) -> Option<String> {
     Some(if path.is_empty() { base } else { format!("{base}/{path}") })
 }
 
+/// File that the C library's allocator reads once, at a moment of its own. Without it, it gives no memory back.
+const OF_THE_ALLOCATOR: &str = "/proc/sys/vm/overcommit_memory";
+
 /// Returns a path without the parts that differ from run to run, or `None` for files that do not matter: sockets,
-/// pipes, and the libraries that a program loads.
+/// pipes, the libraries that a program loads, and what the allocator reads.
 fn normal(path: &str, roots: &Roots) -> Option<String> {
     let path = path.trim_end_matches('/');
     let path = match (path.strip_prefix(&roots.data), path.strip_prefix(&roots.run)) {
         (Some(rest), _) => format!("DATA{rest}"),
         (_, Some(rest)) => format!("RUN{rest}"),
         _ if path.starts_with("/memfd:") => return Some("memfd".to_owned()),
+        _ if path == OF_THE_ALLOCATOR => return None,
         _ if path.starts_with("/proc/") => path.to_owned(),
         _ if path.starts_with("/sys/") => return Some("/sys".to_owned()),
         _ if path.starts_with("/dev/net") => return Some("/dev/net/tun".to_owned()),
