@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 use stead_schemas::api::schema::Binary;
 use stead_schemas::api::{
     AutoStandbyView, Capabilities, ControlFrame, CopyFrame, CopyRequest, ExecRequest, Health, Image, Ingress,
-    Instance, InstanceEvent, InstanceStats, LogEvent, PathView, Snapshot, SnapshotSchedule, Volume,
-    WaitForState, body, query,
+    Instance, InstanceEvent, InstanceStats, LogEvent, PathView, Snapshot, SnapshotSchedule,
+    SnapshotScheduleSet, Volume, WaitForState, body, query,
 };
 
 use super::auth::Scope;
@@ -291,7 +291,7 @@ fn add_schedules(routes: Routes) -> Routes {
         .add(
             put(PATH, "setSnapshotSchedule", "Set the schedule of an instance's snapshots")
                 .under(needs(&[Scope::SnapshotWrite]))
-                .takes::<body::SnapshotScheduleSet>()
+                .takes::<SnapshotScheduleSet>()
                 .answers::<SnapshotSchedule>(OK),
             schedules::put,
         )

@@ -39,7 +39,7 @@ pub use image::{Image, ImageCreate, ImageTag, PushCredentials};
 pub use ingress::{Ingress, IngressMatch, IngressRequest, IngressRule, IngressTarget, RequestHeaderAuth};
 pub use instance::{Instance, InstanceRequest, InstanceStart, NetworkView, WaitForState, parse_state};
 pub use policy::{InstancePatch, RestartView};
-pub use schedule::{RetentionView, ScheduleRequest, SnapshotSchedule};
+pub use schedule::{RetentionView, ScheduleRequest, SnapshotSchedule, SnapshotScheduleSet};
 pub use snapshot::{
     ForkCreate, Snapshot, SnapshotCreate, SnapshotFork, SnapshotPatch, SnapshotRestore, parse_kind, state_of,
 };

@@ -16,6 +16,32 @@ use crate::validate::{FieldErrors, tags as check_tags};
 
 const INVALID: &str = "invalid_request";
 
+/// The body of `PUT /instances/{id}/snapshot-schedule`, as the OpenAPI document describes it (see [`super::body`]).
+#[derive(Debug, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct SnapshotScheduleSet {
+    /// Time between two snapshots, from 1 minute to 87600 hours.
+    pub interval: GoDuration,
+    /// Rule for the deletion of old snapshots.
+    pub retention: RetentionRequest,
+    /// Beginning of the names of the snapshots; empty for none.
+    #[schemars(regex(pattern = r"^([a-z0-9][a-z0-9-]*)?$"), length(max = limits::NAME_PREFIX_BYTES_MAX))]
+    pub name_prefix: Option<String>,
+    /// Tags of the snapshots.
+    pub metadata: Option<TagMap>,
+}
+
+/// A rule for the deletion of old snapshots: a count above 0, an age, or both.
+#[derive(Debug, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub struct RetentionRequest {
+    /// Number of snapshots that are kept; 0 means that their number is not limited.
+    #[schemars(range(min = 0, max = limits::SNAPSHOTS_PER_SOURCE_MAX))]
+    pub max_count: Option<u32>,
+    /// Age after which a snapshot is deleted, more than 0 and at most 87600 hours.
+    pub max_age: Option<GoDuration>,
+}
+
 /// The body of `PUT /instances/{id}/snapshot-schedule`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScheduleRequest {
@@ -168,7 +194,14 @@ impl SnapshotSchedule {
 mod tests {
     use serde_json::json;
 
+    use super::super::body::tests::{described, read};
     use super::*;
+
+    #[test]
+    fn the_described_body_has_the_fields_that_are_read() {
+        let body = vec![json!({"interval": "1h", "retention": {}})];
+        assert_eq!(described::<SnapshotScheduleSet>(), read(body, ScheduleRequest::read));
+    }
 
     fn problems(body: Value) -> Vec<String> {
         let errors = ScheduleRequest::read(body).err().unwrap_or_default();

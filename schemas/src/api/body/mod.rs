@@ -25,8 +25,5 @@ pub use policy::{
     AutoStandbyRequest, CompressionRequest, ExecCheckRequest, HealthCheckRequest, HealthCheckType,
     HttpCheckRequest, RestartPolicyRequest, SnapshotPolicyRequest, StandbyRequest, TcpCheckRequest,
 };
-pub use snapshot::{
-    ForkCreate, RetentionRequest, SnapshotCreate, SnapshotFork, SnapshotRestore, SnapshotScheduleSet,
-    SnapshotUpdate, TargetState,
-};
+pub use snapshot::{ForkCreate, SnapshotCreate, SnapshotFork, SnapshotRestore, SnapshotUpdate, TargetState};
 pub use volume::{VolumeAttach, VolumeCreate, VolumeMountRequest};

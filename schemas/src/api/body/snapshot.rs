@@ -1,4 +1,4 @@
-//! Bodies of requests about snapshots, forks and schedules.
+//! Bodies of requests about snapshots and forks.
 
 use schemars::JsonSchema;
 
@@ -6,7 +6,6 @@ use super::policy::CompressionRequest;
 use crate::api::schema::{NewName, TagMap};
 use crate::instance::Hypervisor;
 use crate::limits;
-use crate::quantity::GoDuration;
 use crate::snapshot::SnapshotKind;
 
 /// The states that an instance can be made or restored in.
@@ -79,30 +78,4 @@ pub struct SnapshotRestore {
     /// Hypervisor of the instance afterwards, for snapshots of the kind `Stopped` only; the snapshot's
     /// by default.
     pub target_hypervisor: Option<Hypervisor>,
-}
-
-/// The body of `PUT /instances/{id}/snapshot-schedule`.
-#[derive(Debug, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct SnapshotScheduleSet {
-    /// Time between two snapshots, from 1 minute to 87600 hours.
-    pub interval: GoDuration,
-    /// Rule for the deletion of old snapshots.
-    pub retention: RetentionRequest,
-    /// Beginning of the names of the snapshots; empty for none.
-    #[schemars(regex(pattern = r"^([a-z0-9][a-z0-9-]*)?$"), length(max = limits::NAME_PREFIX_BYTES_MAX))]
-    pub name_prefix: Option<String>,
-    /// Tags of the snapshots.
-    pub metadata: Option<TagMap>,
-}
-
-/// A rule for the deletion of old snapshots: a count above 0, an age, or both.
-#[derive(Debug, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct RetentionRequest {
-    /// Number of snapshots that are kept; 0 means that their number is not limited.
-    #[schemars(range(min = 0, max = limits::SNAPSHOTS_PER_SOURCE_MAX))]
-    pub max_count: Option<u32>,
-    /// Age after which a snapshot is deleted, more than 0 and at most 87600 hours.
-    pub max_age: Option<GoDuration>,
 }
