@@ -16,7 +16,7 @@ use crate::validate::{FieldErrors, tags as check_tags};
 
 const INVALID: &str = "invalid_request";
 
-/// The body of `PUT /instances/{id}/snapshot-schedule`, as the OpenAPI document describes it (see [`super::body`]).
+/// The body of `PUT /instances/{id}/snapshot-schedule`, as a document describes it.
 #[derive(Debug, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub struct SnapshotScheduleSet {
