@@ -107,7 +107,7 @@ pub struct AutoStandbyPolicy {
     /// Ports of the instance whose connections are ignored.
     #[serde(default)]
     pub ignore_destination_ports: Vec<u16>,
-    /// Additive: true if a connection to an instance in standby restores it, however the standby was caused.
+    /// An addition to Hypeman's API: true if a connection to an instance in standby restores it, however the standby was caused.
     #[serde(default)]
     pub wake_on_traffic: bool,
 }

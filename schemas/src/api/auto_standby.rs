@@ -161,21 +161,21 @@ pub struct AutoStandbyView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Time>")]
     pub next_standby_at: Option<Timestamp>,
-    /// Time left until then.
+    /// Time left until the standby.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub countdown_remaining: Option<GoDuration>,
     /// Time until which a client put the standby off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Time>")]
     pub hold_until: Option<Timestamp>,
-    /// Additive: true if a connection restores the instance.
+    /// An addition to Hypeman's API: true if a connection restores the instance.
     pub wake_on_traffic: bool,
-    /// Additive: time at which a connection last restored the instance; kept until the power state in the
+    /// An addition to Hypeman's API: time at which a connection last restored the instance; kept until the power state in the
     /// spec changes again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Time>")]
     pub woken_at: Option<Timestamp>,
-    /// Additive: the reason why connections could not be observed.
+    /// An addition to Hypeman's API: the reason why connections could not be observed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

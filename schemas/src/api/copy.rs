@@ -20,7 +20,7 @@ pub struct CopyRequest {
     /// Absolute path in the guest.
     #[serde(default)]
     pub guest_path: String,
-    /// Additive: replaces `guest_path` when that path is not UTF-8.
+    /// An addition to Hypeman's API: replaces `guest_path` when that path is not UTF-8.
     #[serde(default)]
     pub guest_path_base64: Option<String>,
     /// True if a directory is copied into the guest; false by default.
@@ -35,7 +35,7 @@ pub struct CopyRequest {
     /// Name of the entry, used when `guest_path` is a directory that exists.
     #[serde(default)]
     pub src_basename: Option<String>,
-    /// Additive: replaces `src_basename` when that name is not UTF-8.
+    /// An addition to Hypeman's API: replaces `src_basename` when that name is not UTF-8.
     #[serde(default)]
     pub src_basename_base64: Option<String>,
     /// User id of the entry.
@@ -44,7 +44,7 @@ pub struct CopyRequest {
     /// Group id of the entry.
     #[serde(default)]
     pub gid: Option<u32>,
-    /// Additive: modification time, in seconds since the epoch.
+    /// An addition to Hypeman's API: modification time, in seconds since the epoch.
     #[serde(default)]
     pub mtime: Option<i64>,
 }
@@ -151,7 +151,7 @@ pub enum CopyFrame {
 pub struct CopyHeader {
     /// Relative path of the entry.
     pub path: String,
-    /// Additive: present only when the name is not UTF-8.
+    /// An addition to Hypeman's API: present only when the name is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_base64: Option<String>,
     /// Permission bits of the entry.
@@ -164,7 +164,7 @@ pub struct CopyHeader {
     /// Target of the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_target: Option<String>,
-    /// Additive: present only when the target is not UTF-8.
+    /// An addition to Hypeman's API: present only when the target is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_target_base64: Option<String>,
     /// Size of the file, in bytes.
@@ -246,7 +246,7 @@ pub struct PathView {
     /// Target of the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_target: Option<String>,
-    /// Additive: present only when the target is not UTF-8.
+    /// An addition to Hypeman's API: present only when the target is not UTF-8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_target_base64: Option<String>,
     /// Permission bits.

@@ -28,7 +28,7 @@ pub struct ExecRequest {
     /// Working directory.
     #[serde(default)]
     pub cwd: Option<String>,
-    /// Additive: `user`, `uid` or `user:group`; the instance's own user when absent.
+    /// An addition to Hypeman's API: `user`, `uid` or `user:group`; the instance's own user when absent.
     #[serde(default)]
     pub user: Option<String>,
     /// Time limit, in seconds; 0 means no limit.
@@ -43,7 +43,7 @@ pub struct ExecRequest {
     /// Columns of the terminal.
     #[serde(default)]
     pub cols: Option<u16>,
-    /// Additive: binary frames begin with a byte that names the stream: 1 for standard output, 2 for
+    /// An addition to Hypeman's API: binary frames begin with a byte that names the stream: 1 for standard output, 2 for
     /// standard error.
     #[serde(default)]
     pub split_output: bool,

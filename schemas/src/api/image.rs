@@ -141,10 +141,10 @@ pub struct Image {
     /// Tags of the image.
     #[schemars(with = "TagMap")]
     pub tags: Tags,
-    /// Additive: bytes fetched and bytes in total, while the image is being pulled.
+    /// An addition to Hypeman's API: bytes fetched and bytes in total, while the image is being pulled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
-    /// Additive: conditions that report how far the host is from the spec.
+    /// An addition to Hypeman's API: conditions that report how far the host is from the spec.
     pub conditions: Vec<Condition>,
     /// Version of the spec; it grows with every change.
     pub generation: Generation,

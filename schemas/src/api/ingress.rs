@@ -194,7 +194,7 @@ pub struct Ingress {
     #[serde(default, skip_serializing_if = "Tags::is_empty")]
     #[schemars(with = "TagMap")]
     pub tags: Tags,
-    /// Additive: reports whether the ports are open, and why not.
+    /// An addition to Hypeman's API: reports whether the ports are open, and why not.
     #[serde(default)]
     pub conditions: Vec<Condition>,
 }
@@ -239,7 +239,7 @@ pub struct IngressTarget {
 pub struct RequestHeaderAuth {
     /// Name of the header.
     pub header: String,
-    /// The expected value. The wire returns it in responses, like an instance's environment.
+    /// The expected value. Readers that may not see secrets get stars instead.
     pub value: Secret,
 }
 

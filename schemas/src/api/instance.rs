@@ -332,7 +332,7 @@ pub struct Instance {
     pub health_status: Option<HealthView>,
     /// Policy of standby while no client is connected; null without one.
     pub auto_standby: Option<AutoStandbyPolicy>,
-    /// Additive: the cause of the last change of the power state in the spec: a client, idleness, or
+    /// An addition to Hypeman's API: the cause of the last change of the power state in the spec: a client, idleness, or
     /// traffic.
     #[serde(default)]
     pub power_by: PowerCause,
@@ -344,7 +344,7 @@ pub struct Instance {
     pub current_phase_since: Option<Timestamp>,
     /// Milliseconds in each phase, including the current phase up to now.
     pub phase_durations_ms: BTreeMap<String, u64>,
-    /// Additive: conditions that report how far the host is from the spec.
+    /// An addition to Hypeman's API: conditions that report how far the host is from the spec.
     pub conditions: Vec<Condition>,
     /// Version of the spec; it grows with every change.
     pub generation: Generation,
@@ -352,7 +352,7 @@ pub struct Instance {
     pub observed_generation: Generation,
     /// Version of the whole object, for watches.
     pub resource_version: u64,
-    /// Additive: process id of the VMM on the host, while it exists.
+    /// An addition to Hypeman's API: process id of the VMM on the host, while it exists.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vmm_pid: Option<u32>,
 }

@@ -26,7 +26,7 @@ pub struct SnapshotCreate {
     pub name: Option<Name>,
     pub tags: Tags,
     pub compression: CompressionAsked,
-    /// Additive: number of forks to hold ready.
+    /// An addition to Hypeman's API: number of forks to hold ready.
     pub pool: u32,
 }
 
@@ -240,14 +240,14 @@ pub struct Snapshot {
     /// Size of the memory before its compression, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uncompressed_size_bytes: Option<u64>,
-    /// Additive: number of forks to hold ready; `pool_ready` is the number that is ready now.
+    /// An addition to Hypeman's API: number of forks to hold ready; `pool_ready` is the number that is ready now.
     pub pool_size: u32,
     /// Number of forks that are ready now.
     pub pool_ready: u32,
-    /// Additive: the reason why fewer are ready, if something is wrong.
+    /// An addition to Hypeman's API: the reason why fewer are ready, if something is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool_error: Option<String>,
-    /// Additive: the phase: pending, ready or failed.
+    /// An addition to Hypeman's API: the phase: pending, ready or failed.
     pub status: SnapshotPhase,
     /// Reason why the snapshot failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -59,7 +59,7 @@ pub struct HostView {
     pub os: String,
     /// Architecture of the processor.
     pub arch: String,
-    /// Additive: true if VMMs run in control groups of their own.
+    /// An addition to Hypeman's API: true if VMMs run in control groups of their own.
     pub cgroups: bool,
 }
 
@@ -83,7 +83,7 @@ pub struct RuntimeView {
     pub available: bool,
     /// Features of the hypervisor.
     pub features: Vec<String>,
-    /// Additive: `kvm`, or `tcg` where a stock kernel cannot use KVM.
+    /// An addition to Hypeman's API: `kvm`, or `tcg` where a stock kernel cannot use KVM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accelerator: Option<String>,
 }

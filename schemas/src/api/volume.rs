@@ -204,7 +204,7 @@ pub struct Volume {
     /// Tags of the volume.
     #[schemars(with = "TagMap")]
     pub tags: Tags,
-    /// Additive: conditions; `Ready` reports whether the disk exists.
+    /// An addition to Hypeman's API: conditions; `Ready` reports whether the disk exists.
     pub conditions: Vec<Condition>,
 }
 
@@ -254,7 +254,7 @@ pub struct MountView {
     pub readonly: bool,
     /// True if a writable layer of this instance is over the volume.
     pub overlay: bool,
-    /// Size of that layer.
+    /// Size of the overlay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay_size: Option<String>,
 }

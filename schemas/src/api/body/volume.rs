@@ -33,7 +33,7 @@ pub struct VolumeMountRequest {
     pub readonly: Option<bool>,
     /// True to put a writable layer of this instance over the volume, which needs `readonly`.
     pub overlay: Option<bool>,
-    /// Size of that layer, from 16 MB to 100 GB; required with `overlay`.
+    /// Size of the overlay, from 16 MB to 100 GB; required with `overlay`.
     pub overlay_size: Option<Size>,
 }
 
@@ -48,6 +48,6 @@ pub struct VolumeAttach {
     pub readonly: Option<bool>,
     /// True to put a writable layer of this instance over the volume, which needs `readonly`.
     pub overlay: Option<bool>,
-    /// Size of that layer, from 16 MB to 100 GB; required with `overlay`.
+    /// Size of the overlay, from 16 MB to 100 GB; required with `overlay`.
     pub overlay_size: Option<Size>,
 }
