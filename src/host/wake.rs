@@ -171,7 +171,7 @@ impl WakeListeners for TapWakeListeners {
         if self.lock().get(owner).is_some_and(Post::is_watched) {
             return Ok(());
         }
-        let failed = |error| HostError::io("watch the door of", owner.as_str(), error);
+        let failed = |error| HostError::io("watch the wake listener of", owner.as_str(), error);
         let tap = Arc::new(register(attach(&card.tap).map_err(failed)?).map_err(failed)?);
         let is_lost = Arc::new(AtomicBool::new(false));
         // The lock is taken before the first packet can arrive.

@@ -185,7 +185,8 @@ fn an_instance_sleeps_when_nobody_is_connected_and_the_first_packet_wakes_it() {
         assert_eq!(asked.body["power_by"], "client");
         site.kill().await;
         site.start().await;
-        until("the door of the next daemon", MOMENT, async || connect(&address, 80, FOLLOWED).await).await;
+        until("the wake listener of the next daemon", MOMENT, async || connect(&address, 80, FOLLOWED).await)
+            .await;
 
         // An instance that is deleted while its wake listener runs leaves nothing.
         site.until("box", "asleep", asleep).await;
@@ -205,7 +206,7 @@ fn a_hold_a_dead_daemon_and_a_policy_that_is_off_keep_an_instance_up() {
         let held = site.request(Method::POST, "/instances/box/auto-standby/hold", None).await;
         assert_eq!(held.status, StatusCode::OK, "{held:?}");
         let until_time: jiff::Timestamp =
-            held.body["hold_until"].as_str().expect("told").parse().expect("a time");
+            held.body["hold_until"].as_str().expect("reported").parse().expect("a time");
         patch(&site, policy(json!({}))).await;
         sleep(LONG).await;
         assert_eq!(site.get("box").await["state"], "Running", "it is held");

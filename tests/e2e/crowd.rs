@@ -26,7 +26,7 @@ const MEMORY_MAX_KIB: u64 = 256 << 10;
 /// Returns the peak memory of the daemon, in KiB.
 fn peak(site: &Harness) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", site.daemon_pid())).expect("it lives");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("told");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("reported");
     line.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
 }
 

@@ -243,7 +243,7 @@ async fn a_program_that_cannot_start_reports_the_reason() {
     ] {
         let owner = uid(number);
         let exited = boot(&bench, &driver, &owner, &config, GuestPhase::Exited).await;
-        let exit = exited.guest.exit.expect("told");
+        let exit = exited.guest.exit.expect("reported");
         assert_eq!(exit.code, code, "{exit:?}");
         assert!(exit.message.contains(message), "{exit:?}");
         clear_away(&driver, &owner).await;

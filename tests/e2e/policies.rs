@@ -107,7 +107,7 @@ fn an_instance_expires_in_time_even_when_no_daemon_ran() {
         let short = json!({ "cmd": ["sleep", "10000"], "ttl": "5s" });
         let id = site.create("short", &image("busybox"), short).await;
         let seen = site.get("short").await;
-        let at: jiff::Timestamp = seen["expires_at"].as_str().expect("told").parse().expect("a time");
+        let at: jiff::Timestamp = seen["expires_at"].as_str().expect("reported").parse().expect("a time");
         until("its deletion", BOOT, async || {
             let answer = site.request(Method::GET, &format!("/instances/{id}"), None).await;
             (answer.status == StatusCode::NOT_FOUND).then_some(())

@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(1);
 
 async fn receives(monitor: &mut Receiver<Notification>, wanted: &Notification) {
     let wait = async { while monitor.recv().await.expect("the monitor goes on") != *wanted {} };
-    assert!(timeout(SOON, wait).await.is_ok(), "{wanted:?} was not heard");
+    assert!(timeout(SOON, wait).await.is_ok(), "{wanted:?} was not reported");
 }
 
 /// Takes the reports gathered so far, so that the next report is about a new change.

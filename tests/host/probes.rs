@@ -52,7 +52,7 @@ async fn first(probe: Probe) -> Result<(), String> {
     let (prober, mut notified) = prober(AgentError::NotReady);
     let plan = plan(probe);
     prober.begin(&plan).await.expect("begun");
-    tokio::time::timeout(PATIENCE, notified.recv()).await.expect("in time").expect("told");
+    tokio::time::timeout(PATIENCE, notified.recv()).await.expect("in time").expect("reported");
     let tally = prober.seen(&plan.owner).expect("under way").tally;
     assert_eq!(tally.failures + tally.successes, 1, "{tally:?}");
     tally.last_error.map_or(Ok(()), Err)
@@ -207,7 +207,7 @@ fn probes_count_on_and_what_this_host_cannot_ask_counts_neither_way() {
         probes.begin(&plan).await.expect("begun");
         let again = probes.begin(&plan).await.expect_err("one an owner");
         assert_eq!(again.kind, HostErrorKind::Conflict);
-        tokio::time::timeout(PATIENCE, notified.recv()).await.expect("in time").expect("told");
+        tokio::time::timeout(PATIENCE, notified.recv()).await.expect("in time").expect("reported");
         let tally = probes.seen(&plan.owner).expect("under way").tally;
         assert_eq!(
             (tally.failures, tally.last_error.as_deref()),

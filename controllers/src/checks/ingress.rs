@@ -53,12 +53,12 @@ pub(crate) fn settled(broken: &mut Broken, records: &Records, host: &HostSnapsho
             degraded.status == ConditionStatus::True && degraded.reason == Reason::PortInUse
         });
         if (condition::is_ready(conditions), is_reported) != (!is_held_up, is_held_up) {
-            broken.push(format!("ingress {uid}: held up {is_held_up}, told as {conditions:?}"));
+            broken.push(format!("ingress {uid}: held up {is_held_up}, reported as {conditions:?}"));
         }
     }
     for (port, owners) in listeners {
         if owners.is_empty() {
-            broken.push(format!("port {port} is open for nobody"));
+            broken.push(format!("port {port} is open although no ingress needs it"));
         }
         for (owner, rules) in owners {
             if !wanted.contains(&(*port, owner.clone())) {

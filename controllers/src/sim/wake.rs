@@ -54,7 +54,7 @@ impl State {
 
 impl WakeListeners for World {
     async fn inspect(&self, owner: &Uid) -> Result<Option<WakeListener>, HostError> {
-        self.verb("inspect door of", owner.as_str(), |state| {
+        self.verb("inspect wake listener of", owner.as_str(), |state| {
             let listener = |kept: &Kept| WakeListener {
                 is_watched: kept.watched.is_some(),
                 all_pending: kept.all_pending.clone(),
@@ -66,8 +66,8 @@ impl WakeListeners for World {
     }
 
     async fn watch(&self, owner: &Uid, card: &NetworkCard) -> Result<(), HostError> {
-        self.verb("watch door of", owner.as_str(), |state| {
-            let refuse = |kind| HostError::new(kind, "watch door of", owner.as_str());
+        self.verb("watch wake listener of", owner.as_str(), |state| {
+            let refuse = |kind| HostError::new(kind, "watch wake listener of", owner.as_str());
             if !state.links.contains_key(&card.tap) {
                 return Err(refuse(HostErrorKind::Missing));
             }
@@ -83,7 +83,7 @@ impl WakeListeners for World {
     }
 
     async fn unwatch(&self, owner: &Uid) -> Result<(), HostError> {
-        self.verb("leave door of", owner.as_str(), |state| {
+        self.verb("leave wake listener of", owner.as_str(), |state| {
             if let Some(kept) = state.wake_listeners.get_mut(owner) {
                 kept.watched = None;
             }

@@ -139,7 +139,7 @@ mod tests {
             assert_eq!(failed.kind(), io::ErrorKind::NotFound);
         }
         for _ in 0..3 {
-            let (code, status) = ends.recv_timeout(Duration::from_secs(30)).expect("told");
+            let (code, status) = ends.recv_timeout(Duration::from_secs(30)).expect("reported");
             assert_eq!(status.exit_status(), Some(code));
         }
     }

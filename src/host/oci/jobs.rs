@@ -396,7 +396,7 @@ mod tests {
         let (jobs, _notified) = jobs();
         jobs.begin(&uid('a'), &key(), |_| async { panic!("of the work") }).expect("begun");
         ended(&jobs).await;
-        let error = jobs.begin(&uid('a'), &key(), |_| async { Ok(()) }).expect_err("told");
+        let error = jobs.begin(&uid('a'), &key(), |_| async { Ok(()) }).expect_err("reported");
         assert_eq!(error.kind, HostErrorKind::Transient);
         jobs.begin(&uid('a'), &key(), |_| async { Ok(()) }).expect("begun anew");
         ended(&jobs).await;
@@ -461,7 +461,7 @@ mod tests {
         go.notify_one();
         ended(&jobs).await;
         for owner in ['a', 'b'] {
-            let error = begin(owner).expect_err("told");
+            let error = begin(owner).expect_err("reported");
             assert_eq!(
                 (error.kind, error.chain().as_str()),
                 (HostErrorKind::Denied, failed().chain().as_str())

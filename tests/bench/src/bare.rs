@@ -102,7 +102,7 @@ pub(crate) async fn run(dir: &Path) {
     tokio::spawn(async move {
         serve(listener, router, limits, std::future::pending()).await.expect("served");
     });
-    writeln!(std::io::stdout(), "http://{address} {token}").expect("told");
+    writeln!(std::io::stdout(), "http://{address} {token}").expect("reported");
     let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
     let _ = ended.await;
 }

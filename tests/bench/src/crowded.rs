@@ -53,7 +53,7 @@ pub(crate) async fn run([address, token, bomb]: [&str; 3]) {
     let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
     let _ = ended.await;
     let (connections, answers) = crowd.counts();
-    writeln!(std::io::stdout(), "{connections} hostile connections and {answers} answers").expect("told");
+    writeln!(std::io::stdout(), "{connections} hostile connections and {answers} answers").expect("reported");
 }
 
 /// Makes an archive of a file with 512 MiB of zeros.

@@ -103,7 +103,7 @@ pub(crate) async fn run() {
     }
     seen.insert("restart".to_owned(), json!(median(restarts)));
     let text = Value::Object(seen).to_string();
-    std::io::stdout().write_all(text.as_bytes()).expect("told");
+    std::io::stdout().write_all(text.as_bytes()).expect("reported");
 }
 
 /// Holds every connection and answers none.

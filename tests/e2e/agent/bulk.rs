@@ -19,7 +19,7 @@ const AGENT_GROWTH_MAX: u64 = 8 << 10;
 
 /// Returns the peak memory of a process in KiB, from its `/proc/PID/status`.
 fn peak(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("told");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("reported");
     line.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
 }
 

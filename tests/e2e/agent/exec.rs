@@ -222,6 +222,6 @@ async fn a_reader_who_takes_nothing_stops_the_writer(site: &Harness) {
 
 pub(super) fn resident_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("told");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("reported");
     line.split_whitespace().nth(1).and_then(|word| word.parse().ok()).expect("a number")
 }

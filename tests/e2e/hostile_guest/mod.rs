@@ -38,7 +38,7 @@ fn make(site: &Harness, name: &str, location: &str) {
 
 fn resident(site: &Harness) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", site.daemon_pid())).expect("it lives");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("told");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("reported");
     line.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).expect("a number") << 10
 }
 

@@ -395,7 +395,7 @@ async fn what_fails_has_its_own_time_whatever_else_wakes_everything() {
     assert!((2..=12).contains(&tried), "drift that may be its own: {tried} passes in 10 s");
     world.store.transact(bump(&failing)).await.expect("stored");
     world.pass_time(SOON).await;
-    assert_eq!(world.lamps.passes(&failing), tried + 1, "a new wish is tried at once");
+    assert_eq!(world.lamps.passes(&failing), tried + 1, "a new spec is tried at once");
 }
 
 #[tokio::test(start_paused = true)]

@@ -93,7 +93,7 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: M
             GuestPhase::AwaitingConfig => plan_configure(object, seen),
             _ if has_started(object, machine) => {
                 let until = Some(answer_deadline(machine, now)).filter(|&until| now.at() < until);
-                wait(Reason::WaitingForGuest, "the guest is not heard yet", until)
+                wait(Reason::WaitingForGuest, "the guest has not answered yet", until)
             }
             GuestPhase::Silent | GuestPhase::Configured | GuestPhase::Exited => {
                 wait(Reason::WaitingForGuest, "the guest is booting", Some(boot_deadline(machine, now)))

@@ -56,7 +56,7 @@ fn plan_graceful(object: &Object<Instance>, machine: &Machine, seen: &Observed, 
     }
     match (guest.phase, has_started(object, machine)) {
         (GuestPhase::Silent, true) => {
-            return wait(Reason::Converging, "the guest is not heard yet", Some(deadline));
+            return wait(Reason::Converging, "the guest has not answered yet", Some(deadline));
         }
         // The guest accepts a request to end only with the token that its configuration brings.
         (GuestPhase::AwaitingConfig, true) => return plan_configure(object, seen),

@@ -25,11 +25,7 @@ fn a_guest_that_ran_before_is_neither_overdue_nor_killed_before_it_answers_a_new
     let just_attached = seen(Some(just_attached));
     let step = plan(&Desired::Present(&object), &just_attached, long_after.into());
     assert!(matches!(&step, Plan::Wait(wait) if wait.until == Some(at(3609))), "{step:?}");
-    assert_eq!(
-        status(&object, Some(&just_attached), &end).state,
-        State::Running,
-        "nothing was heard of a change"
-    );
+    assert_eq!(status(&object, Some(&just_attached), &end).state, State::Running, "no change was notified");
     object.status.state = State::Initializing;
     assert_eq!(status(&object, Some(&just_attached), &end).state, State::Initializing);
     object.status.state = State::Running;
@@ -180,7 +176,7 @@ fn a_guest_without_the_headers_it_needs_is_reported_and_runs() {
         |status: &InstanceStatus| condition::find(&status.conditions, ConditionType::KernelHeaders).cloned();
     let mut object = instance(Power::Running, 1, 0);
     object.status = status(&object, Some(&poor()), &end);
-    let lack = reported(&object.status).expect("told");
+    let lack = reported(&object.status).expect("reported");
     assert_eq!((lack.status, lack.reason), (ConditionStatus::False, Reason::KernelHeadersMissing));
     assert!(condition::is_ready(&object.status.conditions), "it runs all the same");
     // The condition stays as it was while the host cannot be observed. It ends with a machine that has the
@@ -203,7 +199,7 @@ fn a_guest_that_does_not_answer_is_running_and_not_ready_until_it_does() {
     };
     let mut object = instance(Power::Running, 1, 0);
     object.status = status(&object, Some(&unresponsive(VmmState::Running)), &end);
-    let ready = condition::find(&object.status.conditions, ConditionType::Ready).expect("told");
+    let ready = condition::find(&object.status.conditions, ConditionType::Ready).expect("reported");
     assert_eq!(object.status.state, State::Running);
     assert_eq!((ready.status, ready.reason), (ConditionStatus::False, Reason::AgentUnreachable));
     // A VM that is paused, or a guest that answers again, does not get this condition.

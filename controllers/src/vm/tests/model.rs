@@ -152,7 +152,7 @@ proptest! {
         if is_deleting {
             prop_assert!(model.machine.is_none() && !model.has_records, "nothing is left: {model:?}");
         } else if power == Power::Running && status.ended_run < RunNo(run) {
-            let machine = model.machine.as_ref().expect("it shall run");
+            let machine = model.machine.as_ref().expect("it should run");
             prop_assert_eq!((&machine.vmm, machine.run), (&VmmState::Running, RunNo(run)));
             prop_assert_eq!(status.state, State::Running);
         } else {
