@@ -22,3 +22,17 @@ pub struct VmmCapabilities {
     pub volume_devices_max: usize,
     pub vcpus_max: u32,
 }
+
+impl VmmCapabilities {
+    /// The capabilities of a driver that declares none.
+    pub const NONE: Self = Self {
+        standby: false,
+        fork_memory: false,
+        replace_tap: false,
+        resize_memory: false,
+        io_limits: false,
+        devices: false,
+        volume_devices_max: 0,
+        vcpus_max: 1,
+    };
+}

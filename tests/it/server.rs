@@ -16,10 +16,9 @@ use stead_controllers::daemon::{Controllers, Drifts, Settings};
 use stead_controllers::network::admission;
 use stead_controllers::node;
 use stead_controllers::runtime::{NoBoundary, NoJournal};
-use stead_controllers::sim::{SimRegistryImage, World, node_spec};
+use stead_controllers::sim::{SimRegistryImage, World, network_spec, node_spec};
 use stead_controllers::store::{MemoryKv, PlainSealer, Store};
 use stead_schemas::image::ImageConfig;
-use stead_schemas::network::NetworkSpec;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
@@ -86,7 +85,7 @@ impl Server {
                 .expect("opened");
         let mut tasks = JoinSet::new();
         tasks.spawn(writer.run(std::future::pending::<()>()));
-        store.transact(move |tx| admission::declare_network(tx, network())).await.expect("declared");
+        store.transact(move |tx| admission::declare_network(tx, network_spec())).await.expect("declared");
         store.transact(|tx| node::admission::declare(tx, node_spec())).await.expect("declared");
         let settings = Settings {
             store: store.clone(),
@@ -172,18 +171,6 @@ impl Server {
         let answer = self.send("POST", "/instances", Some(body)).await;
         assert_eq!(answer.status, 201, "{}", answer.body);
         answer.body
-    }
-}
-
-fn network() -> NetworkSpec {
-    NetworkSpec {
-        bridge: "simbr0".parse().expect("valid"),
-        gateway: "10.9.0.1/24".parse().expect("valid"),
-        dns: Vec::new(),
-        table: "sim".to_owned(),
-        reach: Default::default(),
-        resolver: Default::default(),
-        mtu: None,
     }
 }
 

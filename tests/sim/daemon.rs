@@ -8,7 +8,7 @@ use stead_controllers::kinds;
 use stead_controllers::network::admission;
 use stead_controllers::node;
 use stead_controllers::runtime::{NoBoundary, NoJournal};
-use stead_controllers::sim::{World, node_spec};
+use stead_controllers::sim::{World, network_spec, node_spec};
 use stead_controllers::store::{Kinds, MemoryKv, PlainSealer, Store};
 use stead_schemas::disk::Disk;
 use stead_schemas::image::Image;
@@ -31,22 +31,10 @@ pub(crate) struct Daemon {
     _shutdown: watch::Sender<bool>,
 }
 
-pub(crate) fn network() -> NetworkSpec {
-    NetworkSpec {
-        bridge: "simbr0".parse().expect("valid"),
-        gateway: "10.9.0.1/24".parse().expect("valid"),
-        dns: Vec::new(),
-        table: "sim".to_owned(),
-        reach: Default::default(),
-        resolver: Default::default(),
-        mtu: None,
-    }
-}
-
 impl Daemon {
     /// Starts on the durable state.
     pub(crate) async fn start(world: &World, kv: &MemoryKv, seed: u64) -> Self {
-        Self::start_as(world, kv, seed, network(), RESYNC).await
+        Self::start_as(world, kv, seed, network_spec(), RESYNC).await
     }
 
     /// Starts on the durable state with another network and time between two full resyncs.
@@ -62,7 +50,7 @@ impl Daemon {
 
     /// Starts on the durable state with a store that has other kinds than the program's.
     pub(crate) async fn start_with_kinds(world: &World, kv: &MemoryKv, kinds: Kinds) -> Self {
-        Self::open(world, kv, kinds, 1, network(), RESYNC).await
+        Self::open(world, kv, kinds, 1, network_spec(), RESYNC).await
     }
 
     async fn open(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use stead_controllers::checks::{self, Records};
 use stead_controllers::host::LinkKind;
 use stead_controllers::node::local;
-use stead_controllers::sim::{SimRegistryImage, World};
+use stead_controllers::sim::{SimRegistryImage, World, network_spec};
 use stead_controllers::snapshot::admission as snapshots;
 use stead_controllers::store::{MemoryKv, Store, Tx};
 use stead_controllers::vm::admission;
@@ -24,7 +24,7 @@ use stead_schemas::quantity::Bytes;
 use stead_schemas::snapshot::{SnapshotKind, SnapshotPurpose};
 use tokio::time::sleep;
 
-use crate::daemon::{Daemon, network};
+use crate::daemon::Daemon;
 
 const FEW: usize = 10;
 const MANY: usize = 10_000;
@@ -47,7 +47,7 @@ impl Harness {
         let digest = format!("sha256:{}", "a".repeat(64)).parse().expect("valid");
         let config = ImageConfig { cmd: vec!["serve".to_owned()], ..ImageConfig::default() };
         world.serve(&"sim/a".parse().expect("valid"), SimRegistryImage { digest, config });
-        let wide = NetworkSpec { gateway: "10.64.0.1/16".parse().expect("valid"), ..network() };
+        let wide = NetworkSpec { gateway: "10.64.0.1/16".parse().expect("valid"), ..network_spec() };
         let daemon = Daemon::start_as(&world, &MemoryKv::new(), 1, wide, NEVER).await;
         let site = Self { world, daemon };
         let name = Name::resource("shared").expect("valid");

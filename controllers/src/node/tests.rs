@@ -16,19 +16,8 @@ use crate::sim::node_spec;
 use crate::store::Kinds;
 use crate::store::tests::opened;
 
-const NOTHING: VmmCapabilities = VmmCapabilities {
-    standby: false,
-    fork_memory: false,
-    replace_tap: false,
-    resize_memory: false,
-    io_limits: false,
-    devices: false,
-    volume_devices_max: 0,
-    vcpus_max: 1,
-};
-
 fn seen(is_available: bool) -> HostSeen {
-    let status = HypervisorStatus { is_available, capabilities: NOTHING };
+    let status = HypervisorStatus { is_available, capabilities: VmmCapabilities::NONE };
     HostSeen {
         capacity: Resources { cpus: 4, memory: Bytes(8 << 30), disk: Bytes(100 << 30) },
         hypervisors: BTreeMap::from([(Hypervisor::Firecracker, status)]),
@@ -65,7 +54,7 @@ fn a_node_reports_its_last_observation_while_none_is_possible() {
         (Bytes(100 << 30), Bytes(90 << 30))
     );
     assert_eq!(node.status.observed_generation, Generation(1));
-    assert_eq!(node.capabilities(Hypervisor::Firecracker), Some(NOTHING));
+    assert_eq!(node.capabilities(Hypervisor::Firecracker), Some(VmmCapabilities::NONE));
     assert_eq!(node.capabilities(Hypervisor::Vz), None);
     let later = status(&node, None, &end(failed));
     assert_eq!((later.capacity, &later.hypervisors), (node.status.capacity, &node.status.hypervisors));

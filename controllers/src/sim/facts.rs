@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::{Name, Platform};
+use stead_schemas::network::NetworkSpec;
 use stead_schemas::node::{Accelerator, HypervisorStatus, LOCAL, Node, NodeSpec, NodeStatus, Resources};
 use stead_schemas::quantity::Bytes;
 
@@ -49,6 +50,23 @@ pub fn node_spec() -> NodeSpec {
         platform: Platform::LinuxAmd64,
         default_hypervisor: Hypervisor::Qemu,
         disk_reserve: Bytes(1 << 30),
+    }
+}
+
+/// Returns the configuration of the network of a simulated host.
+///
+/// # Panics
+/// Panics if one of its constants is invalid, which every test would show.
+#[must_use]
+pub fn network_spec() -> NetworkSpec {
+    NetworkSpec {
+        bridge: "simbr0".parse().expect("valid"),
+        gateway: "10.9.0.1/24".parse().expect("valid"),
+        dns: Vec::new(),
+        table: "sim".to_owned(),
+        reach: Default::default(),
+        resolver: Default::default(),
+        mtu: None,
     }
 }
 

@@ -46,7 +46,7 @@ use crate::host::{Forwarding, Link, NicRule, Route, StoredImage};
 use crate::runtime::{Clock, Ids};
 
 pub use drift::Drift;
-pub use facts::{hypervisors, node_spec, observe_node, observe_node_with};
+pub use facts::{hypervisors, network_spec, node_spec, observe_node, observe_node_with};
 pub use faults::Faults;
 pub use flows::SleptOn;
 pub use images::SimRegistryImage;

@@ -165,6 +165,10 @@ fn errors(operation: &Operation) -> BTreeSet<StatusCode> {
     }
     if !matches!(operation.verb, Verb::Get) {
         errors.insert(StatusCode::INSUFFICIENT_STORAGE);
+        // Hypervisors differ in their capabilities.
+        errors.extend(
+            matches!(tag(operation), "instances" | "snapshots").then_some(StatusCode::NOT_IMPLEMENTED),
+        );
     }
     errors
 }
@@ -179,7 +183,7 @@ fn meaning(status: StatusCode) -> &'static str {
         StatusCode::CONFLICT => "The state of the object, or of another one, does not allow it.",
         StatusCode::PAYLOAD_TOO_LARGE => "The body is larger than 1 MiB.",
         StatusCode::INTERNAL_SERVER_ERROR => "The server failed; its log has the reason.",
-        StatusCode::NOT_IMPLEMENTED => "The server does not support it yet.",
+        StatusCode::NOT_IMPLEMENTED => "The server, or the hypervisor of the instance, does not support it.",
         StatusCode::SERVICE_UNAVAILABLE => "The server is overloaded or is shutting down.",
         StatusCode::GATEWAY_TIMEOUT => "The guest does not answer.",
         StatusCode::INSUFFICIENT_STORAGE => "The disk of the host is full.",

@@ -35,6 +35,8 @@ const MANY: usize = 2000;
 const STORED: usize = 10_000;
 /// Number of instances created and deleted for one rate.
 const BATCH: usize = 100;
+/// Number of changes of one instance, for the cost of one.
+const CHANGES: usize = 1000;
 const CLIENTS: usize = 16;
 const REPEATS: usize = 3;
 const IDLE: Duration = Duration::from_secs(20);
@@ -70,6 +72,13 @@ pub(crate) fn scale() -> Vec<Figure> {
         alone(format!("bridges of {MANY} instances, each with a TAP"), "bridges", "", ""),
         alone(format!("daemon's processor time, idle with {MANY} instances"), "idle", "% of a core", "< 0.5"),
         alone(format!("resync of {MANY} instances, processor time"), "resync", "s", ""),
+        Figure {
+            what: format!("processor time of a change of one instance among {STORED} (peer: among {FEW})"),
+            ours: of("change_many"),
+            peer: Some(of("change_few")),
+            unit: "ms",
+            goal: "1",
+        },
         alone(format!("SIGKILL to the first answer with {STORED} instances"), "restart", "s", "< 2"),
     ]
 }
@@ -96,7 +105,10 @@ pub(crate) async fn run() {
         seen.insert(format!("cost_{among}"), column(|rates| rates.cost));
     }
     let mut daemon = Daemon::start("stscale", "10.200.0.1/16").await;
-    fill(&daemon, "stored", 0..STORED, false).await;
+    fill(&daemon, "stored", 0..FEW, false).await;
+    seen.insert("change_few".to_owned(), json!(change(&daemon).await));
+    fill(&daemon, "stored", FEW..STORED, false).await;
+    seen.insert("change_many".to_owned(), json!(change(&daemon).await));
     let mut restarts = Vec::new();
     for _ in 0..REPEATS {
         restarts.push(daemon.restart().await);
@@ -209,6 +221,17 @@ async fn idle(daemon: &Daemon) -> f64 {
     let before = daemon.processor_seconds();
     tokio::time::sleep(IDLE).await;
     (daemon.processor_seconds() - before) / IDLE.as_secs_f64() * 100.0
+}
+
+/// Returns the processor time of one change of an instance, with all that it causes, in milliseconds.
+async fn change(daemon: &Daemon) -> f64 {
+    forget_image(daemon).await;
+    let before = daemon.processor_seconds();
+    for number in 0..CHANGES {
+        daemon.change("/instances/stored-0", json!({ "ttl": format!("{}m", 100 + number) })).await;
+    }
+    quiet(daemon).await;
+    (daemon.processor_seconds() - before) * 1000.0 / per(CHANGES)
 }
 
 /// Waits until the daemon has used almost no processor time for a second.

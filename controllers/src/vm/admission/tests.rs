@@ -45,18 +45,6 @@ const ALL: VmmCapabilities = VmmCapabilities {
     vcpus_max: 16,
 };
 
-/// The capabilities of a made-up VMM that declares nothing.
-const NOTHING: VmmCapabilities = VmmCapabilities {
-    standby: false,
-    fork_memory: false,
-    replace_tap: false,
-    resize_memory: false,
-    io_limits: false,
-    devices: false,
-    volume_devices_max: 0,
-    vcpus_max: 1,
-};
-
 /// Returns the hypervisor of the tests' example.
 fn example_hypervisor() -> Hypervisor {
     crate::vm::example(Power::Running, 1, 0).spec.hypervisor
@@ -235,7 +223,7 @@ fn as_many_devices_fit_as_the_hypervisor_declares_and_not_one_more() {
 
 /// Requests an instance on the made-up VMM with one more field, and returns the refusal's kind and field.
 async fn created_with(key: &str, value: Value) -> (Option<RefusedKind>, String) {
-    let store = opened_with(NOTHING).await;
+    let store = opened_with(VmmCapabilities::NONE).await;
     let volume = VolumeCreate {
         id: None,
         name: Name::resource("v").expect("valid"),
@@ -311,7 +299,7 @@ fn refusal<T: std::fmt::Debug>(answer: Result<T, TransactError<Refused>>) -> (Re
 #[tokio::test]
 async fn each_verb_that_a_vmm_does_not_declare_is_refused() {
     let verb = (RefusedKind::UnsupportedVerb, None);
-    let (store, uid) = on_firecracker(NOTHING, Power::Running, State::Running).await;
+    let (store, uid) = on_firecracker(VmmCapabilities::NONE, Power::Running, State::Running).await;
     let at = uid.clone();
     let asked = StandbyRequest { compression: CompressionAsked::Unsaid, delay: None };
     assert_eq!(refusal(store.transact(move |tx| standby(tx, &at, asked)).await), verb);
@@ -336,7 +324,7 @@ async fn each_verb_that_a_vmm_does_not_declare_is_refused() {
     let at = uid.clone();
     store.transact(move |tx| stop(tx, &at)).await.expect("a stop");
 
-    let savable = VmmCapabilities { standby: true, ..NOTHING };
+    let savable = VmmCapabilities { standby: true, ..VmmCapabilities::NONE };
     let (store, uid) = on_firecracker(savable, Power::Running, State::Running).await;
     let pooled = desired(SnapshotKind::Standby, 1);
     let at = uid.clone();
@@ -348,7 +336,7 @@ async fn each_verb_that_a_vmm_does_not_declare_is_refused() {
     let at = uid.clone();
     store.transact(move |tx| snapshots::create(tx, &at, memory)).await.expect("a memory that is saved");
 
-    let (store, uid) = on_firecracker(NOTHING, Power::Stopped, State::Stopped).await;
+    let (store, uid) = on_firecracker(VmmCapabilities::NONE, Power::Stopped, State::Stopped).await;
     let disk = desired(SnapshotKind::Stopped, 0);
     store.transact(move |tx| snapshots::create(tx, &uid, disk)).await.expect("a disk");
 }
@@ -373,12 +361,12 @@ fn a_snapshot_moves_only_to_a_vmm_that_declares_what_it_needs() {
         goal(&node_with(has), &snapshot, to_firecracker).err().map(|refused| (refused.kind, refused.path))
     };
     let field = Some((RefusedKind::UnsupportedField, Some("target_hypervisor".to_owned())));
-    assert_eq!(refused(NOTHING, 1, false, SnapshotKind::Stopped), None);
-    assert_eq!(refused(NOTHING, 2, false, SnapshotKind::Stopped), field);
-    assert_eq!(refused(NOTHING, 1, true, SnapshotKind::Stopped), field);
+    assert_eq!(refused(VmmCapabilities::NONE, 1, false, SnapshotKind::Stopped), None);
+    assert_eq!(refused(VmmCapabilities::NONE, 2, false, SnapshotKind::Stopped), field);
+    assert_eq!(refused(VmmCapabilities::NONE, 1, true, SnapshotKind::Stopped), field);
     assert_eq!(refused(ALL, 2, true, SnapshotKind::Stopped), None);
     let verb = Some((RefusedKind::UnsupportedVerb, None));
-    assert_eq!(refused(NOTHING, 1, false, SnapshotKind::Standby), verb);
+    assert_eq!(refused(VmmCapabilities::NONE, 1, false, SnapshotKind::Standby), verb);
     assert_eq!(refused(ALL, 1, false, SnapshotKind::Standby), None);
     let unknown = goal(
         &node(hypervisors(&[], ALL)),
