@@ -23,11 +23,11 @@ const REGISTRY: &str = "127.0.0.1:5000";
 pub(crate) const LISTEN: &str = "127.0.0.1:8080";
 
 /// Time limit for a boot or a pull on a busy machine.
-pub(crate) const BOOT: Duration = Duration::from_secs(45);
+pub(crate) const BOOT: Duration = Duration::from_secs(300);
 /// Time limit for changes that are immediate on an idle machine.
-pub(crate) const MOMENT: Duration = Duration::from_secs(20);
+pub(crate) const MOMENT: Duration = Duration::from_secs(60);
 /// Time limit of a request. A verb waits for up to 55 s before it answers.
-const REQUEST: Duration = Duration::from_secs(60);
+const REQUEST: Duration = Duration::from_secs(120);
 
 /// A child process that does not outlive the value.
 pub(crate) struct Program(pub(crate) Child);
@@ -247,7 +247,7 @@ impl Harness {
             return Some(Err(status));
         }
         // A daemon that cannot accept connections does not answer.
-        let asked = self.http.get(format!("http://{LISTEN}/health")).timeout(Duration::from_secs(1)).send();
+        let asked = self.http.get(format!("http://{LISTEN}/health")).timeout(Duration::from_secs(5)).send();
         asked.await.ok().map(|_| Ok(()))
     }
 
