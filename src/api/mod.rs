@@ -6,6 +6,7 @@
 //! block those that do not, and `/health` answers whatever the load.
 //! Never: touches the host; what it needs of the host it gets through the traits of `backend`.
 
+mod arrivals;
 mod audit;
 pub mod auth;
 mod auto_standby;

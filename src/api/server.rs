@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt;
 
 use super::ApiError;
+use super::arrivals::Arrivals;
 use super::refusals::{Refusals, Sending};
 use super::seats::{Seat, Seats};
 use crate::peers::{Shares, Unstalled, client_of, watch_over};
@@ -71,7 +72,9 @@ pub async fn serve(
     let (closing, is_closing) = watch::channel(false);
     let seats = Arc::<Seats>::default();
     let mut shutdown = std::pin::pin!(shutdown);
+    let mut arrivals = Arrivals::new();
     loop {
+        arrivals.next().await;
         let (stream, client) = tokio::select! {
             biased;
             () = &mut shutdown => break,
