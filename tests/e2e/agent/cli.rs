@@ -158,11 +158,14 @@ fn updates(site: &Harness) {
 
 /// Follows a log line by line, through rotations, until its reader is gone.
 fn follows(site: &Harness) {
+    let writes = |line: &str| assert_eq!(output_of(&stead(site, &["exec", "box", "sh", "-c", line])).0, 0);
+    writes("echo the line before >/dev/console");
     let mut child =
         command(site, &["logs", "-f", "--tail", "1", "box"]).stdout(Stdio::piped()).spawn().expect("it runs");
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-    let write = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line-$i; done >/dev/console";
-    assert_eq!(output_of(&stead(site, &["exec", "box", "sh", "-c", write])).0, 0);
+    // The first lines would be missed by a client that is not connected yet.
+    while lines.next().expect("it goes on").expect("text").trim() != "the line before" {}
+    writes("i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line-$i; done >/dev/console");
     let mut expected = 1;
     while expected <= 2000 {
         let line = lines.next().expect("it goes on").expect("text");
