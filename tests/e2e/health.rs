@@ -141,7 +141,7 @@ fn an_unhealthy_program_is_restarted_over_crashes_of_the_daemon_and_gets_well() 
         assert!(stead(&site, &["describe", "box"]).contains("Health       healthy, checked"));
 
         the_log_has_actions_and_reasons(&site);
-        let following = follow(&site);
+        let following = follow(&site).await;
 
         // The policy never acts: the status reports the failure, and the program runs on.
         let mut never = check("tcp", json!({ "port": 81 }));
@@ -172,13 +172,16 @@ struct Following {
     file: PathBuf,
 }
 
-fn follow(site: &Harness) -> Following {
+/// Starts to follow. Returns when the last line so far was read, so that no later one is missed.
+async fn follow(site: &Harness) -> Following {
     let file = site.scratch("following").join("log");
     let out = std::fs::File::create(&file).expect("made");
     let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
     command.args(["logs", "-f", "-s", "hypeman", "--tail", "1", "box"]).stdin(Stdio::null()).stdout(out);
     command.env("STEAD_BASE_URL", format!("http://{LISTEN}")).env("STEAD_API_KEY", site.token());
-    Following { _program: Program(command.spawn().expect("it runs")), file }
+    let following = Following { _program: Program(command.spawn().expect("it runs")), file };
+    following.reports("\n").await;
+    following
 }
 
 impl Following {
