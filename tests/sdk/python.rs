@@ -13,7 +13,7 @@ pub(crate) fn run(command: &mut Command) -> Output {
 /// Runs a command and returns its output.
 ///
 /// # Panics
-/// Where it fails.
+/// Panics if the command fails.
 pub(crate) fn done(command: &mut Command) -> String {
     let output = run(command);
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -27,16 +27,8 @@ use tokio::net::UnixStream;
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Capabilities of a VMM that only runs VMs.
-const NONE: VmmCapabilities = VmmCapabilities {
-    standby: false,
-    fork_memory: false,
-    replace_tap: false,
-    resize_memory: false,
-    io_limits: false,
-    devices: false,
-    volume_devices_max: 8,
-    vcpus_max: 32,
-};
+const NONE: VmmCapabilities =
+    VmmCapabilities { volume_devices_max: 8, vcpus_max: 32, ..VmmCapabilities::NONE };
 
 /// The second one declares nothing, so that its verbs have to be refused. Its hypervisor is any without a
 /// driver.
