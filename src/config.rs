@@ -15,6 +15,7 @@ use stead_schemas::names::LinkName;
 use stead_schemas::network::Cidr;
 use stead_schemas::quantity::{Bytes, GoDuration};
 
+use crate::access::{self, AccountId, SocketUser, TlsConfig};
 use crate::host::oci::{Allowed, OciConfig, Target};
 
 /// The configuration; field names are the keys of the file, and of the environment with `STEAD_` before
@@ -27,6 +28,16 @@ pub struct Config {
     /// Directory of sockets and records of running VMs; best on tmpfs, which a reboot empties.
     pub run_dir: PathBuf,
     pub listen: SocketAddr,
+    /// Certificate of the TCP listener; by default it speaks plain HTTP, and only on loopback.
+    pub tls: Option<TlsConfig>,
+    /// True if `listen` may be an address other than loopback without TLS, because something else encrypts.
+    pub insecure_without_tls: bool,
+    /// Path of the API's Unix socket; by default `stead.sock` in `run_dir`.
+    pub socket: Option<PathBuf>,
+    /// The group whose users may connect to the Unix socket; by default only root may.
+    pub socket_group: Option<AccountId>,
+    /// Users and groups that need no token at the Unix socket. Root needs none.
+    pub socket_users: Vec<SocketUser>,
     /// Address at which ingresses open their ports; by default all addresses of this host, as with the peer,
     /// so that published names can be reached by all who reach the host. Loopback or a single address
     /// narrows that.
@@ -100,6 +111,11 @@ impl Default for Config {
             data_dir: "/var/lib/stead".into(),
             run_dir: "/run/stead".into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            tls: None,
+            insecure_without_tls: false,
+            socket: None,
+            socket_group: None,
+            socket_users: Vec::new(),
             ingress_address: Ipv4Addr::UNSPECIFIED.into(),
             kernel_dir: None,
             bridge: "stead0".parse().expect("a valid constant"),
@@ -255,6 +271,9 @@ impl Config {
                 problems.push(format!("{key}: must be an absolute path"));
             }
         }
+        access::check_socket(&self.socket(), &mut problems);
+        access::check_users(&self.socket_users, self.socket_group.is_some(), &mut problems);
+        problems.extend(self.exposure("listen", self.listen.ip()));
         if problems.is_empty() { Ok(()) } else { Err(ConfigError(problems)) }
     }
 
@@ -277,6 +296,18 @@ impl Config {
         if self.guest_mtu.is_some_and(|mtu| !(576..=1500).contains(&mtu)) {
             problems.push("guest_mtu: must be from 576 to 1500".to_owned());
         }
+    }
+
+    /// Returns the problem of an address of the API that other hosts reach without TLS, or `None`.
+    #[must_use]
+    pub fn exposure(&self, key: &str, address: IpAddr) -> Option<String> {
+        access::exposure(key, address, self.tls.is_some(), self.insecure_without_tls)
+    }
+
+    /// Returns the path of the API's Unix socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| self.run_dir.join("stead.sock"))
     }
 
     #[must_use]
@@ -340,8 +371,56 @@ mod tests {
         let ConfigError(wrong) = wrong.check().expect_err("three problems");
         let keys: Vec<_> = wrong.iter().filter_map(|problem| problem.split(':').next()).collect();
         assert_eq!(keys, ["dns_search[0]", "dns_options[0]", "guest_mtu"]);
+        let wrong = Config { socket: Some("x".repeat(108).into()), ..Config::default() };
+        assert_eq!(wrong.check().expect_err("relative and too long").0.len(), 2);
         let wrong =
             Config { tap_prefix: "far-too-long".to_owned(), resync: "0s".to_owned(), ..Config::default() };
         assert_eq!(wrong.check().expect_err("two problems").0.len(), 2);
+    }
+    /// Reads a file; returns the configuration, or its problems in one text.
+    fn read(text: &str) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().expect("scratch");
+        std::fs::write(file.path(), text).expect("written");
+        let loaded = Config::load(Some(file.path()), BTreeMap::new());
+        loaded.map(|effective| effective.config).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_address_beyond_loopback_needs_tls_or_the_word_that_none_is_meant() {
+        for address in
+            ["0.0.0.0:80", "10.0.0.1:80", "'[::]:80'", "'[2001:db8::1]:80'", "'[::ffff:10.0.0.1]:80'"]
+        {
+            let listen = format!("listen: {address}\n");
+            let error = read(&listen).expect_err("tokens would be sent unencrypted");
+            assert!(error.contains("listen:") && error.contains("insecure_without_tls: true"), "{error}");
+            for more in ["tls: self-signed", "tls: {certificate: /c, key: /k}", "insecure_without_tls: true"]
+            {
+                read(&format!("{listen}{more}\n")).expect("meant");
+            }
+        }
+        for address in ["127.0.0.1:80", "127.9.9.9:80", "'[::1]:80'", "'[::ffff:127.0.0.1]:80'"] {
+            read(&format!("listen: {address}\n")).expect("nobody else reaches it");
+        }
+        for wrong in ["tls: none\n", "tls: {certificate: /c}\n", "tls: {certificate: /c, key: /k, ca: /a}\n"]
+        {
+            assert!(read(wrong).expect_err("malformed").contains("self-signed"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn users_of_the_socket_have_a_group_that_reaches_it_and_known_scopes() {
+        let config =
+            read("socket_group: stead\nsocket_users: [{user: 1000}, {group: g, scopes: [image:read]}]\n");
+        let users = config.expect("valid").socket_users;
+        assert_eq!(
+            (users[0].user.clone(), &users[0].scopes[..]),
+            (Some(AccountId::Number(1000)), &["*".to_owned()][..])
+        );
+        assert_eq!(users[1].group, Some(AccountId::Name("g".to_owned())));
+        let wrong = "socket_users: [{scopes: ['*']}, {user: a, group: b}, {user: a, scopes: [everything]}]\n";
+        let error = read(wrong).expect_err("wrong");
+        for part in ["set socket_group", "[0]: must", "[1]: must", "[2].scopes: there is no scope"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Guarantees: nothing here decides what the host should look like; that is the task of `controllers`.
 
+pub mod access;
 mod allocator;
 pub mod api;
 pub mod assemble;

@@ -21,6 +21,7 @@ use stead_schemas::limits::{AUDIT_FILES_MAX, AUDIT_LOG_MAX, MESSAGE_CHARS_MAX};
 use stead_schemas::validate::printable;
 
 use super::auth::Bearer;
+use super::client::Client;
 use crate::lines::{Lines, Sink};
 
 /// Time for writing the last lines when the daemon ends.
@@ -77,12 +78,19 @@ impl Drop for Record<'_> {
 #[derive(Debug, Serialize)]
 pub(super) struct Entry {
     time: jiff::Timestamp,
-    /// Subject of the token; absent, like the token's id, when the token was not valid.
+    /// Subject of the token, or `uid:` and the number of a user who needs none; absent, like the token's id, when the
+    /// token was not valid.
     #[serde(skip_serializing_if = "Option::is_none")]
     subject: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
+    /// Address of the client; `null` for a process of this host that used a Unix socket.
     client: Option<IpAddr>,
+    /// User and process of such a client, as the kernel reports them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<i32>,
     verb: String,
     route: String,
     /// The path and query of the request, with the ids or names of objects.
@@ -99,12 +107,19 @@ fn cut(text: &str) -> String {
 }
 
 impl Entry {
-    pub(super) fn new(client: Option<IpAddr>, verb: &str, route: &str, object: &str) -> Self {
+    pub(super) fn new(client: Option<&Client>, verb: &str, route: &str, object: &str) -> Self {
+        let (client, uid, pid) = match client {
+            Some(Client::Network(address)) => (Some(*address), None, None),
+            Some(Client::Local(peer)) => (None, Some(peer.uid), peer.pid),
+            None => (None, None, None),
+        };
         Self {
             time: jiff::Timestamp::now(),
             subject: None,
             token: None,
             client,
+            uid,
+            pid,
             verb: verb.to_owned(),
             route: route.to_owned(),
             object: cut(object),

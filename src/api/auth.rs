@@ -1,4 +1,5 @@
-//! Bearer tokens: signed and checked here, valid as long as their key is trusted and they are not revoked.
+//! Bearer tokens: signed and checked here, valid as long as their key is trusted and they are not revoked. Users of
+//! this host whom the Unix socket lets in need none.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
+use super::client::Client;
+use super::local::Peer;
 pub use super::scope::Scope;
 use super::token_signing;
 use super::{ApiError, ApiState};
@@ -133,8 +136,36 @@ impl Keys {
         encode(&header, &claims, &key.encoding).map_err(|error| error.to_string())
     }
 
+    /// Finds the sender of a request: by its token, or, where it has none, by the user of this host who sent it.
+    pub(super) fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        client: Option<&Client>,
+    ) -> Result<Bearer, ApiError> {
+        match client {
+            Some(Client::Local(peer)) if !headers.contains_key(header::AUTHORIZATION) => self.local(peer),
+            _ => self.authorize(headers),
+        }
+    }
+
+    /// Returns the rights of a process of this host that sent no token.
+    fn local(&self, peer: &Peer) -> Result<Bearer, ApiError> {
+        let Peer { uid, scopes, .. } = peer;
+        let no_rights = || {
+            ApiError::refused(StatusCode::UNAUTHORIZED, format!("user {uid} needs a token at this socket"))
+        };
+        Ok(Bearer {
+            subject: format!("uid:{uid}").into(),
+            token: None,
+            permissions: Some(scopes.clone().ok_or_else(no_rights)?),
+            proof: None,
+            sees_secrets: false,
+            keys: self.clone(),
+        })
+    }
+
     /// Checks the request's token.
-    pub(super) fn authorize(&self, headers: &HeaderMap) -> Result<Bearer, ApiError> {
+    fn authorize(&self, headers: &HeaderMap) -> Result<Bearer, ApiError> {
         let unauthorized = |message: &str| ApiError::refused(StatusCode::UNAUTHORIZED, message);
         let header = headers
             .get(header::AUTHORIZATION)
@@ -153,8 +184,7 @@ impl Keys {
             subject: claims.sub.into(),
             token: claims.jti.map(Into::into),
             permissions: claims.permissions.map(Into::into),
-            expires_at: claims.exp,
-            key: key.into(),
+            proof: Some(Proof { expires_at: claims.exp, key: key.into() }),
             sees_secrets: false,
             keys: self.clone(),
         })
@@ -207,11 +237,19 @@ pub(super) struct Bearer {
     /// The token's own id; tokens of other signers may have none.
     pub(super) token: Option<Arc<str>>,
     permissions: Option<Arc<[String]>>,
-    /// Time of expiry, in seconds since the epoch.
-    expires_at: i64,
-    key: Arc<str>,
+    /// Properties of the token by which it ends; `None` for a user of this host, who needs none.
+    proof: Option<Proof>,
     sees_secrets: bool,
     keys: Keys,
+}
+
+/// The properties of a token by which it ends.
+#[derive(Clone)]
+struct Proof {
+    /// Time of expiry, in seconds since the epoch.
+    expires_at: i64,
+    /// Id of the key that signed it.
+    key: Arc<str>,
 }
 
 impl Bearer {
@@ -247,19 +285,21 @@ impl Bearer {
         self.sees_secrets || self.has(scope)
     }
 
-    /// Waits until the token ends: it expired, was revoked, or its key is no longer trusted.
+    /// Waits until the token ends: it expired, was revoked, or its key is no longer trusted. The rights of users of
+    /// this host last as long as the daemon runs.
     pub(super) async fn ends(self) {
+        let Some(Proof { expires_at, key }) = self.proof else { return std::future::pending().await };
         let mut trust = self.keys.0.subscribe();
         loop {
             {
                 let trust = trust.borrow_and_update();
                 let is_revoked = |id: &Arc<str>| trust.revoked.contains(&**id);
-                let has_key = trust.keys.iter().any(|key| *key.id == *self.key);
+                let has_key = trust.keys.iter().any(|trusted| *trusted.id == *key);
                 if !has_key || self.token.as_ref().is_some_and(is_revoked) {
                     return;
                 }
             }
-            let left = self.expires_at.saturating_sub(jiff::Timestamp::now().as_second());
+            let left = expires_at.saturating_sub(jiff::Timestamp::now().as_second());
             let Ok(left @ 1..) = u64::try_from(left) else { return };
             tokio::select! {
                 biased;

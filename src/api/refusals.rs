@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::peers::client_of;
+use super::client::Origin;
 
 /// Time per refusal that a client gets without a delay, on average: 200 refusals per second.
 const REFUSAL_EACH: Duration = Duration::from_millis(5);
@@ -24,11 +24,11 @@ const DELAYED_MAX: usize = 16;
 /// Number of clients that have an entry of their own. Further clients share one entry.
 const CLIENTS_MAX: usize = 4096;
 /// Entry that clients share when the table is full.
-const OTHERS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+const OTHERS: Origin = Origin::Network(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
 
 /// The refusals of all clients.
 #[derive(Debug, Default)]
-pub(super) struct Refusals(Mutex<BTreeMap<IpAddr, Client>>);
+pub(super) struct Refusals(Mutex<BTreeMap<Origin, Client>>);
 
 #[derive(Debug)]
 struct Client {
@@ -52,7 +52,7 @@ pub(super) enum Sending {
 #[derive(Debug)]
 pub(super) struct Delayed {
     refusals: Arc<Refusals>,
-    client: IpAddr,
+    client: Origin,
 }
 
 impl Drop for Delayed {
@@ -64,21 +64,21 @@ impl Drop for Delayed {
 }
 
 impl Refusals {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Client>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Origin, Client>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a refusal of this client. Returns the way in which it is sent.
-    pub(super) fn count(self: &Arc<Self>, client: IpAddr, now: Instant) -> Sending {
+    pub(super) fn count(self: &Arc<Self>, client: Origin, now: Instant) -> Sending {
         let mut clients = self.lock();
-        let mut address = client_of(client);
-        if clients.len() >= CLIENTS_MAX && !clients.contains_key(&address) {
+        let mut origin = client;
+        if clients.len() >= CLIENTS_MAX && !clients.contains_key(&origin) {
             clients.retain(|_, client| client.until > now || client.delayed > 0);
             if clients.len() >= CLIENTS_MAX {
-                address = OTHERS;
+                origin = OTHERS;
             }
         }
-        let client = clients.entry(address).or_insert(Client { until: now, delayed: 0 });
+        let client = clients.entry(origin).or_insert(Client { until: now, delayed: 0 });
         client.until = client.until.max(now).min(now + BURST + DELAY_MAX) + REFUSAL_EACH;
         let delay = client.until.saturating_duration_since(now + BURST).min(DELAY_MAX);
         if delay.is_zero() {
@@ -88,7 +88,7 @@ impl Refusals {
             return Sending::Closing;
         }
         client.delayed += 1;
-        Sending::After(delay, Delayed { refusals: self.clone(), client: address })
+        Sending::After(delay, Delayed { refusals: self.clone(), client: origin })
     }
 }
 
@@ -96,8 +96,8 @@ impl Refusals {
 mod tests {
     use super::*;
 
-    fn address(number: u32) -> IpAddr {
-        IpAddr::V4(number.into())
+    fn address(number: u32) -> Origin {
+        Origin::Network(IpAddr::V4(number.into()))
     }
 
     fn is_at_once(sending: &Sending) -> bool {

@@ -18,11 +18,11 @@ use zeroize::Zeroizing;
 
 use super::audit::{Entry, Record};
 use super::auth::Bearer;
+use super::client::Client;
 use super::openapi::Document;
 use super::operation::Operation;
 use super::pools::Pool;
 use super::rule::{Rule, Verb};
-use super::server::ClientAddress;
 use super::{ApiError, ApiState, error};
 use crate::peers::{Patience, Patient};
 
@@ -116,11 +116,11 @@ async fn guard(State((state, check)): State<(ApiState, Check)>, request: Request
     if !check.rule.is_audited {
         return admit(&state, &check, request, next, None).await.into_response();
     }
-    let client = request.extensions().get::<ClientAddress>().map(|client| client.0);
+    let client = request.extensions().get::<Client>().cloned();
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     // The query is included, because it may name what is created.
     let object = request.uri().path_and_query().map_or("", |object| object.as_str());
-    let entry = Entry::new(client, request.method().as_str(), route, object);
+    let entry = Entry::new(client.as_ref(), request.method().as_str(), route, object);
     // The record is written even when the client leaves before its response: the request may be carried out.
     let mut record = Record::new(&state.0.audit, entry);
     let answer = admit(&state, &check, request, next, Some(&mut record)).await.into_response();
@@ -137,7 +137,7 @@ async fn admit(
     next: Next,
     mut record: Option<&mut Record<'_>>,
 ) -> Result<Response, ApiError> {
-    let mut bearer = state.0.keys.authorize(request.headers())?;
+    let mut bearer = state.0.keys.authenticate(request.headers(), request.extensions().get::<Client>())?;
     if let Some(record) = &mut record {
         record.entry.by(&bearer);
     }

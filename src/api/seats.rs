@@ -6,7 +6,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -16,6 +15,8 @@ use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use super::client::Origin;
 
 /// Time within which the end of a response is sent after it was made; a client that takes it more slowly has
 /// not read it.
@@ -33,13 +34,13 @@ pub(super) struct Seats {
 #[derive(Debug, Default)]
 struct Table {
     seats: BTreeMap<u64, Sitter>,
-    clients: BTreeMap<IpAddr, Held>,
+    clients: BTreeMap<Origin, Held>,
     last: u64,
 }
 
 #[derive(Debug)]
 struct Sitter {
-    client: IpAddr,
+    client: Origin,
     /// Time since which the connection is idle; `None` while a request is being answered.
     idle_since: Option<Instant>,
     /// True if something was answered, whose end may still be on its way.
@@ -105,7 +106,7 @@ impl Seats {
     }
 
     /// Takes a seat for a new connection, which is idle until its first request arrives.
-    pub(super) fn sit(self: &Arc<Self>, client: IpAddr) -> Seat {
+    pub(super) fn sit(self: &Arc<Self>, client: Origin) -> Seat {
         let mut table = self.lock();
         table.last += 1;
         let (number, leave) = (table.last, Arc::new(Notify::new()));
@@ -212,8 +213,8 @@ impl HttpBody for Answered {
 mod tests {
     use super::*;
 
-    fn client(last: u8) -> IpAddr {
-        [10, 0, 0, last].into()
+    fn client(last: u8) -> Origin {
+        Origin::Network([10, 0, 0, last].into())
     }
 
     /// True if this connection was asked to leave.

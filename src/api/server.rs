@@ -1,9 +1,8 @@
-//! The listener: bounded connections, in total and for each client, bounded headers and times; a panic ends
+//! The server of connections: bounded in total and for each client, with bounded headers and times; a panic ends
 //! only its own request.
 
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,35 +17,33 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use stead_schemas::api::ErrorBody;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt;
 
 use super::ApiError;
 use super::arrivals::Arrivals;
+use super::client::{Client, Origin};
+use super::listener::{Duplex, Listener, Listeners, Stream};
 use super::refusals::{Refusals, Sending};
 use super::seats::{Seat, Seats};
-use crate::peers::{Shares, Unstalled, client_of, watch_over};
+use crate::peers::{Shares, Unstalled, watch_over};
 
 /// Bounds of the listener.
 #[derive(Debug, Clone, Copy)]
 pub struct ServerLimits {
     /// Number of concurrent connections; for a further one an idle one is closed, or else it waits.
     pub connections_max: usize,
-    /// Number of these from one client address; a further one is answered with 503 and `Retry-After`, and
-    /// closed.
+    /// Number of these from one client address, or from one user of this host; a further one is answered with 503
+    /// and `Retry-After`, and closed.
     pub connections_per_client_max: usize,
     /// Time within which a client must take some of the data sent to it; otherwise its connection is closed.
     pub stall_max: Duration,
-    /// Time within which a request's head must arrive: slow clients hold a connection no longer.
+    /// Time within which a request's head must arrive, and before it a handshake of TLS be done: slow clients hold
+    /// a connection no longer.
     pub header_timeout: Duration,
     /// Time that open requests get at shutdown.
     pub grace: Duration,
 }
-
-/// The client address of a request, stored in its extensions.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ClientAddress(pub(super) IpAddr);
 
 /// Largest head of a request, in bytes, in the order of magnitude that a read buffer allows; larger heads
 /// get 431.
@@ -62,13 +59,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// # Errors
 /// Fails only when the listener itself is unusable, never because of a single connection.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: Vec<Listener>,
     router: Router,
     limits: ServerLimits,
     shutdown: impl Future<Output = ()> + Send,
 ) -> io::Result<()> {
     let permits = Arc::new(Semaphore::new(limits.connections_max));
-    let shares = Shares::new(limits.connections_per_client_max);
+    let shares = Shares::<Origin>::new(limits.connections_per_client_max);
+    let mut listeners = Listeners::new(listeners);
     let (closing, is_closing) = watch::channel(false);
     let seats = Arc::<Seats>::default();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -78,8 +76,8 @@ pub async fn serve(
         let (stream, client) = tokio::select! {
             biased;
             () = &mut shutdown => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, client)) => (stream, client.ip().to_canonical()),
+            accepted = listeners.accept() => match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -87,11 +85,11 @@ pub async fn serve(
                 }
             },
         };
-        let Some(share) = shares.take(&client_of(client)) else {
-            tracing::debug!(%client, "a client has too many connections");
+        let Some(share) = shares.take(&client.origin()) else {
+            tracing::debug!(?client, "a client has too many connections");
             // This is best effort: a client that has sent its request already may see a broken connection
             // instead.
-            let _ = stream.try_write(&full());
+            stream.send_at_once(&full());
             continue;
         };
         let permit = tokio::select! {
@@ -99,7 +97,7 @@ pub async fn serve(
             () = &mut shutdown => break,
             permit = take_permit(&permits, &seats) => permit?,
         };
-        let seat = seats.sit(client_of(client));
+        let seat = seats.sit(client.origin());
         let connection = connection(stream, (client, seat), router.clone(), limits, is_closing.clone());
         tokio::spawn(async move {
             connection.await;
@@ -138,30 +136,67 @@ fn full() -> Vec<u8> {
     format!("{head}Connection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
+/// Serves a connection until it ends, or is asked to make room while it is idle, or the server shuts down.
 async fn connection(
-    stream: TcpStream,
-    (client, seat): (IpAddr, Seat),
+    stream: Stream,
+    (client, seat): (Client, Seat),
     router: Router,
     limits: ServerLimits,
     mut is_closing: watch::Receiver<bool>,
 ) {
-    watch_over(&stream, limits.stall_max);
-    let stream = Unstalled::new(stream, limits.stall_max);
+    let ready = tokio::select! {
+        biased;
+        ready = ready(stream, limits) => ready,
+        () = closed(&mut is_closing) => return,
+        // No request was received yet.
+        () = seat.is_wanted() => return,
+    };
+    match ready {
+        Ok(stream) => requests(stream, (client, seat), router, limits, is_closing).await,
+        Err(error) => tracing::debug!(%error, ?client, "a handshake ended badly"),
+    }
+}
+
+/// Returns the stream of requests, after the handshake where TLS is spoken.
+async fn ready(stream: Stream, limits: ServerLimits) -> io::Result<Box<dyn Duplex>> {
+    match stream {
+        Stream::Local(stream) => Ok(Box::new(Unstalled::new(stream, limits.stall_max))),
+        Stream::Tcp(stream) => {
+            watch_over(&stream, limits.stall_max);
+            Ok(Box::new(Unstalled::new(stream, limits.stall_max)))
+        }
+        Stream::Tls(stream, tls) => {
+            watch_over(&stream, limits.stall_max);
+            let handshake = tls.acceptor().accept(Unstalled::new(stream, limits.stall_max));
+            Ok(Box::new(tokio::time::timeout(limits.header_timeout, handshake).await??))
+        }
+    }
+}
+
+async fn closed(is_closing: &mut watch::Receiver<bool>) {
+    // The guard is dropped at once: it may not live over an await.
+    drop(is_closing.wait_for(|&closing| closing).await);
+}
+
+/// Answers the requests of a connection.
+async fn requests(
+    stream: Box<dyn Duplex>,
+    (client, seat): (Client, Seat),
+    router: Router,
+    limits: ServerLimits,
+    mut is_closing: watch::Receiver<bool>,
+) {
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout);
     builder.max_buf_size(HEADER_BYTES_MAX).max_headers(HEADERS_MAX);
     let seat = Arc::new(seat);
     let taken = seat.clone();
     let service = service_fn(move |mut request: axum::http::Request<Incoming>| {
-        request.extensions_mut().insert(ClientAddress(client));
+        request.extensions_mut().insert(client.clone());
         let (busy, answer) = (taken.busy(), router.clone().oneshot(request));
         async move { answer.await.map(|answer| answer.map(|body| busy.over(body))) }
     });
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
-    let closed = async {
-        // The guard is dropped at once: it may not live over an await.
-        drop(is_closing.wait_for(|&closing| closing).await);
-    };
     tokio::select! {
         biased;
         result = &mut served => {
@@ -169,7 +204,7 @@ async fn connection(
                 tracing::debug!(%error, "a connection ended badly");
             }
         }
-        () = closed => {
+        () = closed(&mut is_closing) => {
             served.as_mut().graceful_shutdown();
             let _ = served.await;
         }
@@ -185,7 +220,7 @@ async fn connection(
 
 /// Wraps all requests with a log line, a handler of panics, and the delay of refusals.
 pub(super) async fn observe(State(refusals): State<Arc<Refusals>>, request: Request, next: Next) -> Response {
-    let client = request.extensions().get::<ClientAddress>().copied();
+    let client = request.extensions().get::<Client>().map(Client::origin);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let started = tokio::time::Instant::now();
     // This is unwind safe: handlers share only the store, whose own transactions contain panics.
@@ -196,7 +231,7 @@ pub(super) async fn observe(State(refusals): State<Arc<Refusals>>, request: Requ
     });
     let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     tracing::info!(%method, path, status = response.status().as_u16(), millis, "request");
-    if let (true, Some(ClientAddress(client))) = (response.status().is_client_error(), client) {
+    if let (true, Some(client)) = (response.status().is_client_error(), client) {
         match refusals.count(client, tokio::time::Instant::now()) {
             Sending::AtOnce => {}
             Sending::After(delay, _delayed) => tokio::time::sleep(delay).await,

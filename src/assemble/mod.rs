@@ -8,6 +8,7 @@ mod backups;
 mod descriptors;
 mod facts;
 mod host;
+mod listeners;
 mod monitors;
 mod node;
 mod ports;
@@ -16,6 +17,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use stead_controllers::daemon::{Controllers, Drifts, Settings};
 use stead_controllers::kinds;
 use stead_controllers::network::admission;
@@ -24,18 +26,22 @@ use stead_controllers::store::{Store, TransactError};
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::limits::CLIENT_STALL_MAX;
 use stead_schemas::network::{GuestReach, NetworkSpec, Resolver};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use self::backend::HostBackend;
 use self::host::Host;
+use self::listeners::Opened;
+pub use self::listeners::Passed;
 use crate::api::{self, ApiConfig, ApiState, Audit, ServerLimits};
 use crate::config::Config;
 use crate::failpoint;
 use crate::host::journal::Journals;
 use crate::hypervisor::{Accelerator, Drivers};
 use crate::signals::{ended, terminated};
-use crate::store::{SystemClock, close_new_files, identity, mark, open, private_directory};
+use crate::store::{
+    DirectoryLock, SystemClock, close, close_new_files, identity, lock_run_directory, mark, open,
+    private_directory,
+};
 
 /// Time for a request's head; a client on a slow line needs a second.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,6 +49,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const DEFAULT_HYPERVISOR: Hypervisor = Hypervisor::Qemu;
 /// Time for open requests at shutdown; verbs that wait are cut, and their specs are stored.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+/// Directories in the data directory whose files may be open to other users, because earlier releases made them with
+/// the umask that they were started with. Keys are not among them: a key that was open may be known, so it is refused.
+const ONCE_OPEN: [&str; 4] = ["audit", "db", "images", "logs"];
 
 /// A holder of the runners' drift reports, which is filled later: the adapters that report drift are made
 /// before the runners.
@@ -62,12 +72,13 @@ impl Reports {
 ///
 /// # Errors
 /// Fails when a part cannot be built; the error chain names the part and the reason.
-pub async fn serve(config: Config) -> anyhow::Result<()> {
+pub async fn serve(config: Config, passed: Passed) -> anyhow::Result<()> {
     close_new_files();
+    hide_memory();
     descriptors::raise();
     identity::check(&config.data_dir, &config.run_dir).context("refused to start beside living VMs")?;
     let directory = open(&config.data_dir, kinds()).context("cannot open the store")?;
-    private_directory(&config.run_dir).context("cannot use the run directory")?;
+    let _run_lock = own_directories(&config)?;
     identity::record(&config.data_dir, &config.run_dir).context("cannot record the store's identity")?;
     let (store, _lock) = (directory.store, directory.lock);
     let (end, ending) = watch::channel(false);
@@ -102,7 +113,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     node::observed(&for_monitors).await;
 
     let audit = Audit::open(&config.data_dir).context("cannot open the audit log")?;
-    serve_api(&config, store, backend, audit.clone()).await?;
+    serve_api(&config, store, backend, audit.clone(), passed).await?;
     let _ = tokio::task::spawn_blocking(move || audit.flush()).await;
     // The passes end first, then the store that they write to.
     let _ = stop_controllers.send(true);
@@ -114,8 +125,42 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Keeps the memory of this process, which has the keys, out of core dumps and from other processes of its user. It
+/// stays readable for processes with CAP_SYS_PTRACE.
+fn hide_memory() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "a core dump of this process would contain the keys");
+    }
+}
+
+/// Removes the rights of other users from the directories of this daemon, and locks the run directory. The data
+/// directory itself is private already.
+fn own_directories(config: &Config) -> anyhow::Result<Option<DirectoryLock>> {
+    private_directory(&config.run_dir).context("cannot use the run directory")?;
+    let is_shared = config.run_dir == config.data_dir;
+    let lock = if is_shared { None } else { Some(lock_run_directory(&config.run_dir)) };
+    let lock = lock.transpose().context("cannot use the run directory")?;
+    for (directory, inner) in [(&config.data_dir, &ONCE_OPEN[..]), (&config.run_dir, &[])] {
+        match close(directory, inner).context("cannot remove the rights of other users")? {
+            0 => {}
+            count => tracing::warn!(
+                directory = %directory.display(),
+                count,
+                "files and directories were open to other users, and are not any more"
+            ),
+        }
+    }
+    Ok(lock)
+}
+
 /// Serves the API until SIGTERM or SIGINT.
-async fn serve_api(config: &Config, store: Store, backend: HostBackend, audit: Audit) -> anyhow::Result<()> {
+async fn serve_api(
+    config: &Config,
+    store: Store,
+    backend: HostBackend,
+    audit: Audit,
+    passed: Passed,
+) -> anyhow::Result<()> {
     let keys = api::tokens::load(&config.data_dir).context("cannot read the token keys")?;
     tokio::spawn(api::tokens::follow(config.data_dir.clone(), keys.clone()));
     let state = ApiState::new(ApiConfig {
@@ -129,10 +174,7 @@ async fn serve_api(config: &Config, store: Store, backend: HostBackend, audit: A
         requires_permissions: config.require_permissions,
         audit,
     });
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.listen))?;
-    tracing::info!(address = %listener.local_addr()?, "listening");
+    let Opened { listeners, file } = listeners::open(config, passed).await?;
     let limits = ServerLimits {
         connections_max: config.connections_max,
         connections_per_client_max: config.connections_per_client_max,
@@ -140,7 +182,8 @@ async fn serve_api(config: &Config, store: Store, backend: HostBackend, audit: A
         header_timeout: HEADER_TIMEOUT,
         grace: SHUTDOWN_GRACE,
     };
-    api::serve(listener, api::router(state), limits, terminated()).await?;
+    api::serve(listeners, api::router(state), limits, terminated()).await?;
+    drop(file);
     Ok(())
 }
 

@@ -1,32 +1,39 @@
 //! The client: requests, retries as the server asks for them, and errors as text.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
 use futures::SinkExt;
 use reqwest::header::HeaderValue;
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use stead_schemas::api::ErrorBody;
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 
-use super::{Failure, Remote};
+use super::base::{Base, Duplex};
+use super::{Failure, Remote, tls};
 
 /// A client of one server.
 #[derive(Debug)]
 pub(crate) struct Client {
     http: reqwest::Client,
-    base: Url,
-    key: String,
+    base: Base,
+    /// The token; a user whom the server's Unix socket lets in needs none.
+    key: Option<String>,
+    /// Rules for the server's certificate other than the default ones.
+    tls: Option<Arc<ClientConfig>>,
 }
 
-pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+pub(crate) type Socket = WebSocketStream<MaybeTlsStream<Box<dyn Duplex>>>;
 
+/// Time for a connection.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Time for a request: verbs wait up to 55 s on the server's side.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(70);
 /// Largest response, in bytes: a list of 100,000 instances has some 150 MB.
@@ -45,46 +52,42 @@ impl Client {
         // This fails when a provider is installed already, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let base = remote.base_url.clone().or_else(|| environment(["STEAD_BASE_URL", "HYPEMAN_BASE_URL"]));
-        let base = base.unwrap_or_else(|| "http://localhost:8080".to_owned());
-        let wrong =
-            |why: &str| Failure::Usage(format!("base URL {base}: {why}, as in http://localhost:8080"));
-        let base = Url::parse(&base).map_err(|error| wrong(&error.to_string()))?;
-        if !matches!(base.scheme(), "http" | "https") {
-            return Err(wrong("must begin with http:// or https://"));
-        }
+        let base = base.map_or_else(|| Ok(Base::default()), |text| text.parse().map_err(Failure::Usage))?;
         let key = remote.api_key.clone().or_else(|| environment(["STEAD_API_KEY", "HYPEMAN_API_KEY"]));
-        let key = key.ok_or_else(|| {
-            Failure::Usage("no token: set STEAD_API_KEY to what `stead token create` prints".to_owned())
-        })?;
-        if HeaderValue::from_str(&key).is_err() {
+        base.check(key.is_some())?;
+        let is_malformed = |key: &String| HeaderValue::from_str(key).is_err();
+        if key.as_ref().is_some_and(is_malformed) {
             return Err(Failure::Usage(
                 "the token has characters that no token has, such as a line's end".to_owned(),
             ));
         }
         // The API does not redirect, so the contents of a request go to no other host.
         let redirects = reqwest::redirect::Policy::none();
-        let http =
-            reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).redirect(redirects).build();
-        let http = http.map_err(|error| Failure::Other(error.to_string()))?;
-        Ok(Self { http, base, key })
+        let mut http = reqwest::Client::builder().connect_timeout(CONNECT_DEADLINE).redirect(redirects);
+        if let Base::Socket(path) = &base {
+            http = http.unix_socket(path.as_path());
+        }
+        let tls = tls::config(remote.cacert.as_deref(), remote.tls_fingerprint.as_deref())?;
+        if let Some(tls) = &tls {
+            http = http.tls_backend_preconfigured(tls.clone());
+        }
+        let http = http.build().map_err(|error| Failure::Other(error.to_string()))?;
+        Ok(Self { http, base, key, tls: tls.map(Arc::new) })
     }
 
     /// Makes a request for a path given by its segments, each of which may contain any characters.
     pub(crate) fn request(&self, method: Method, segments: &[&str]) -> RequestBuilder {
-        let mut url = self.base.clone();
-        if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty().extend(segments);
+        let request = self.http.request(method, self.base.url(segments));
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
         }
-        self.http.request(method, url).bearer_auth(&self.key)
     }
 
     /// Opens a WebSocket to a verb of an instance, and sends its first frame.
     pub(crate) async fn socket(&self, segments: &[&str], first: &Value) -> Result<Socket, Failure> {
-        let mut url = self.base.clone();
+        let mut url = self.base.url(segments);
         let scheme = if url.scheme() == "https" { "wss" } else { "ws" };
-        if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty().extend(segments);
-        }
         // This cannot fail from http to ws.
         let _ = url.set_scheme(scheme);
         let failed = |error: Error| match error {
@@ -97,10 +100,17 @@ impl Client {
             error => self.unreachable(&error),
         };
         let mut request = url.as_str().into_client_request().map_err(failed)?;
-        let key = format!("Bearer {}", self.key).parse();
-        let key = key.map_err(|_| Failure::Usage("the token has characters no token has".to_owned()))?;
-        request.headers_mut().insert("authorization", key);
-        let connected = tokio::time::timeout(REQUEST_DEADLINE, connect_async(request)).await;
+        if let Some(key) = &self.key {
+            let key = format!("Bearer {key}").parse();
+            let key = key.map_err(|_| Failure::Usage("the token has characters no token has".to_owned()))?;
+            request.headers_mut().insert("authorization", key);
+        }
+        let connects = async {
+            let stream = self.base.connect().await.map_err(Error::Io)?;
+            let tls = self.tls.clone().map(Connector::Rustls);
+            client_async_tls_with_config(request, stream, None, tls).await
+        };
+        let connected = tokio::time::timeout(REQUEST_DEADLINE, connects).await;
         let late = |_| Failure::Lost(format!("{} does not answer", self.base));
         let (mut socket, _) = connected.map_err(late)?.map_err(failed)?;
         socket.send(Message::text(first.to_string())).await.map_err(failed)?;

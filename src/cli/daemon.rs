@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::{Failure, Output};
+use crate::assemble::Passed;
 use crate::config::{Config, Effective};
 use crate::doctor::{Finding, Level};
 use crate::lines::{Lines, StandardError};
@@ -57,6 +58,7 @@ fn load(serve: Serve) -> Result<Effective, Failure> {
 }
 
 pub(super) async fn serve(serve: Serve) -> Result<(), Failure> {
+    let passed = Passed::take()?;
     let config = load(serve)?.config;
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log)
         .map_err(|error| Failure::Usage(format!("log: {error}")))?;
@@ -67,7 +69,7 @@ pub(super) async fn serve(serve: Serve) -> Result<(), Failure> {
     if !crate::allocator::return_large_buffers() {
         tracing::warn!("the allocator may keep memory that is not needed any more");
     }
-    let ended = crate::assemble::serve(config).await.map_err(Failure::from);
+    let ended = crate::assemble::serve(config, passed).await.map_err(Failure::from);
     let _ = tokio::task::spawn_blocking(move || log.flush(LOG_FLUSH_MAX)).await;
     ended
 }

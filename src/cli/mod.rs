@@ -7,6 +7,7 @@
 mod arguments;
 mod auto_standby;
 mod backup;
+mod base;
 mod client;
 mod copy;
 mod daemon;
@@ -23,10 +24,12 @@ mod policies;
 mod schedules;
 mod show;
 mod snapshots;
+mod tls;
 mod tokens;
 mod top;
 mod volumes;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -46,12 +49,19 @@ struct Cli {
 /// The server to use, and the format of the output.
 #[derive(Debug, Args)]
 pub(crate) struct Remote {
-    /// The server [env: STEAD_BASE_URL, HYPEMAN_BASE_URL; default http://localhost:8080]
-    #[arg(long, global = true)]
+    /// The server: unix:///PATH, https://HOST:PORT or http://HOST:PORT [env: STEAD_BASE_URL, HYPEMAN_BASE_URL;
+    /// default unix:///run/stead/stead.sock if that exists, else http://127.0.0.1:8080]
+    #[arg(long, visible_alias = "host", global = true)]
     base_url: Option<String>,
     /// A token of `stead token create` [env: STEAD_API_KEY, HYPEMAN_API_KEY]
     #[arg(long, global = true, hide = true)]
     api_key: Option<String>,
+    /// A PEM file with the authorities that may certify the server, in the place of those of this host.
+    #[arg(long, global = true, env = "STEAD_CACERT", hide_env_values = true)]
+    cacert: Option<PathBuf>,
+    /// The SHA-256 of the server's certificate in hexadecimal digits; its name and its authority then do not matter.
+    #[arg(long, global = true, env = "STEAD_TLS_FINGERPRINT", hide_env_values = true)]
+    tls_fingerprint: Option<String>,
     /// Output format.
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
     output: Output,

@@ -32,18 +32,21 @@ pub(super) async fn daemon(config: &Config) -> Daemon {
 }
 
 async fn health(config: &Config) -> Result<(), String> {
-    let url = format!("http://{}/health", config.listen);
+    // The socket needs no certificate, and no other program can have taken it.
+    let socket = config.socket();
+    let shown = socket.display();
     // The client is built without a provider; one that is installed already stays.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_DEADLINE).build();
+    let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_DEADLINE);
+    let client = client.unix_socket(socket.as_path()).build();
     let answer = match client {
-        Ok(client) => client.get(&url).send().await,
+        Ok(client) => client.get("http://localhost/health").send().await,
         Err(error) => Err(error),
     };
     match answer {
         Ok(answer) if answer.status().is_success() => Ok(()),
-        Ok(answer) => Err(format!("{url} answers {}", answer.status())),
-        Err(error) => Err(format!("{url} does not answer: {}", error.without_url())),
+        Ok(answer) => Err(format!("{shown} answers {}", answer.status())),
+        Err(error) => Err(format!("{shown} does not answer: {}", error.without_url())),
     }
 }
 

@@ -31,7 +31,7 @@ use stead_controllers::store::{Kinds, KvError, Store, StoreError, Writer};
 
 pub use clock::{CuidIds, SystemClock};
 pub use lock::{DirectoryLock, LockError};
-pub use private::{close_new_files, private_directory};
+pub use private::{close, close_new_files, private_directory};
 pub use seal::{KeyBytes, SealKeyError};
 
 use seal::ChaChaSealer;
@@ -114,6 +114,14 @@ pub fn remove_old_token_key(directory: &Path) -> Result<(), SealKeyError> {
 #[must_use]
 pub fn new_token_id() -> String {
     cuid2::create_id()
+}
+
+/// Locks a run directory for this daemon: two daemons would end each other's VMs and take each other's sockets.
+///
+/// # Errors
+/// Fails when another process holds the lock.
+pub fn lock_run_directory(directory: &Path) -> Result<DirectoryLock, LockError> {
+    DirectoryLock::take(directory)
 }
 
 /// Locks and opens a data directory; makes it if it does not exist. Blocks: call it at start.

@@ -12,9 +12,9 @@ use tokio::sync::mpsc;
 use crate::server::{IMAGE, Server};
 
 /// Time limit for changes that take seconds on a busy machine.
-const MOMENT: Duration = Duration::from_secs(60);
+pub(crate) const MOMENT: Duration = Duration::from_secs(60);
 
-fn stead(base: &str, token: &str, words: &[&str]) -> Command {
+pub(crate) fn stead(base: &str, token: &str, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
     command.args(words).env("STEAD_BASE_URL", base).env("STEAD_API_KEY", token).stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -26,7 +26,7 @@ async fn runs(server: &Server, words: &[&str]) -> (i32, String, String) {
     ended(stead(&server.base, &server.token, words).spawn().expect("started")).await
 }
 
-async fn ended(child: Child) -> (i32, String, String) {
+pub(crate) async fn ended(child: Child) -> (i32, String, String) {
     let output =
         tokio::time::timeout(MOMENT, child.wait_with_output()).await.expect("it ends").expect("ended");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");

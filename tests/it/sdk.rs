@@ -27,6 +27,14 @@ async fn works(script: &str, command: impl FnOnce() -> Command + Send + 'static)
     assert!(out.contains("sdk: everything passed"), "{out}");
 }
 
+/// Makes the command of a Node that finds the TypeScript SDK.
+pub(crate) fn node_command() -> Command {
+    let Node { directory, node } = node();
+    let mut command = Command::new(node);
+    command.current_dir(directory);
+    command
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_python_sdk_works_unchanged() {
     works("test_sdk.py", || Command::new(python())).await;
@@ -34,11 +42,5 @@ async fn the_official_python_sdk_works_unchanged() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_typescript_sdk_works_unchanged() {
-    works("test_sdk.mjs", || {
-        let Node { directory, node } = node();
-        let mut command = Command::new(node);
-        command.current_dir(directory);
-        command
-    })
-    .await;
+    works("test_sdk.mjs", node_command).await;
 }

@@ -3,12 +3,14 @@
 //! The simulated host runs in real time here: its guests boot in 1.5 s.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use stead::api::tls::Tls;
 use stead::api::{
-    ApiConfig, ApiState, Audit, RouteView, ServerLimits,
+    ApiConfig, ApiState, Audit, Listener, LocalUsers, RouteView, ServerLimits,
     auth::{Grant, Keys},
     router, routes, serve,
 };
@@ -19,7 +21,7 @@ use stead_controllers::runtime::{NoBoundary, NoJournal};
 use stead_controllers::sim::{SimRegistryImage, World, network_spec, node_spec};
 use stead_controllers::store::{MemoryKv, PlainSealer, Store};
 use stead_schemas::image::ImageConfig;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 
@@ -43,6 +45,8 @@ pub(crate) struct Server {
     pub(crate) http: reqwest::Client,
     pub(crate) host: Arc<NoHost>,
     pub(crate) world: World,
+    /// Unix socket of the API.
+    pub(crate) socket: PathBuf,
     /// Data directory of the daemon.
     pub(crate) directory: tempfile::TempDir,
     pub(crate) routes: Vec<RouteView>,
@@ -74,6 +78,15 @@ impl Server {
 
     /// Starts with a changed configuration of the API, or of its listener.
     pub(crate) async fn start_with(adjust: impl FnOnce(&mut ApiConfig, &mut ServerLimits)) -> Self {
+        Self::start_at(None, LocalUsers::default(), adjust).await
+    }
+
+    /// Starts with a certificate of the TCP listener, and with users who need no token at the Unix socket.
+    pub(crate) async fn start_at(
+        tls: Option<Tls>,
+        users: LocalUsers,
+        adjust: impl FnOnce(&mut ApiConfig, &mut ServerLimits),
+    ) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let world = World::new(1);
         has(&world, 'a');
@@ -115,14 +128,12 @@ impl Server {
         adjust(&mut config, &mut limits);
         let state = ApiState::new(config);
         let routes = routes(state.clone());
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
-        let address = listener.local_addr().expect("bound");
+        let (listeners, base, address, socket) = sockets(tls, users, directory.path()).await;
         tasks.spawn(async move {
-            serve(listener, router(state), limits, std::future::pending()).await.expect("served");
+            serve(listeners, router(state), limits, std::future::pending()).await.expect("served");
         });
         let http = reqwest::Client::new();
         let token = token(&keys, &["*"], 3600);
-        let base = format!("http://{address}");
         Self {
             base,
             address,
@@ -133,6 +144,7 @@ impl Server {
             http,
             host: backend,
             world: for_server,
+            socket,
             directory,
             routes,
             _tasks: tasks,
@@ -172,6 +184,20 @@ impl Server {
         assert_eq!(answer.status, 201, "{}", answer.body);
         answer.body
     }
+}
+
+/// Makes the sockets of a server. Returns also the URL, the address, and the path of the Unix socket.
+async fn sockets(
+    tls: Option<Tls>,
+    users: LocalUsers,
+    directory: &Path,
+) -> (Vec<Listener>, String, SocketAddr, PathBuf) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("bound");
+    let base = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
+    let socket = directory.join("stead.sock");
+    let local = UnixListener::bind(&socket).expect("bound");
+    (vec![Listener::Tcp { listener, tls }, Listener::Local { listener: local, users }], base, address, socket)
 }
 
 /// Acts as the monitors do.

@@ -40,7 +40,11 @@ impl Document {
                                 same as a missing field.",
                 "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             },
-            "servers": [{"url": "http://localhost:8080", "description": "The default address of the daemon."}],
+            "servers": [{
+                "url": "http://127.0.0.1:8080",
+                "description": "The default address of the daemon. Where `tls` is configured, it is https. The \
+                    daemon serves the same API on a Unix socket, by default /run/stead/stead.sock.",
+            }],
             "tags": paths::tags(&self.operations),
             "paths": paths,
             "components": {
@@ -48,7 +52,8 @@ impl Document {
                     "type": "http",
                     "scheme": "bearer",
                     "bearerFormat": "JWT",
-                    "description": "A token of `stead token`. Each operation names the scopes that it \
+                    "description": "A token of `stead token`. On the Unix socket, root and the users that \
+                        `socket_users` in the configuration names need none. Each operation names the scopes that it \
                         always needs. Some bodies need further ones: volumes of an instance `volume:read` or \
                         `volume:write`, a pool of a snapshot `instance:write`, and an image under the name of \
                         another registry `image:publish`.",

@@ -100,7 +100,7 @@ pub(crate) async fn run(dir: &Path) {
     };
     let router = router(state(&store, &keys));
     tokio::spawn(async move {
-        serve(listener, router, limits, std::future::pending()).await.expect("served");
+        serve(vec![listener.into()], router, limits, std::future::pending()).await.expect("served");
     });
     writeln!(std::io::stdout(), "http://{address} {token}").expect("reported");
     let ended = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
