@@ -1,0 +1,67 @@
+//! The tests of this program on a KVM host, which `tests/kvmbox` emulates.
+//!
+//! Guarantees: the box ends with its test, and a deadline ends it with the last lines of its console.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::fixtures::kernel_dir;
+use crate::harness::Harness;
+use crate::namespace::{all_slots_lock, in_namespace_alone, inside};
+
+/// Tests that `make test` runs on KVM too. They take at most eight minutes together.
+const FIXED: [&str; 2] = [
+    "accelerator::a_q35_vm_lives_on_the_hosts_accelerator",
+    "accelerator::a_microvm_lives_on_the_hosts_accelerator",
+];
+/// Time limit of the fixed tests on a machine that is busy otherwise, in seconds.
+const FIXED_SECONDS: u32 = 1200;
+/// Time limit of all tests, in seconds.
+const ALL_SECONDS: u32 = 8 * 3600;
+/// Factor of the time limits of tests in the box.
+const PATIENCE: u32 = 6;
+/// Memory of the box for few VMs, and for tests that start many, in mebibytes.
+const MEBIBYTES: [u32; 2] = [3072, 8192];
+
+/// Returns the directory of the images for the box.
+fn images() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("kvmbox-images")
+}
+
+/// Runs this program in the box, for at most this number of seconds.
+fn run_in_box(seconds: u32, mebibytes: u32, arguments: &[&str]) {
+    let settings = [
+        format!("STEAD_TEST_PATIENCE={PATIENCE}"),
+        "STEAD_TEST_ACCELERATOR=kvm".to_owned(),
+        format!("STEAD_TEST_IMAGES={}", images().display()),
+        format!("STEAD_KERNEL_DIR={}", kernel_dir().display()),
+    ];
+    let program = env::current_exe().expect("this program has a path");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("cargo's directory");
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kvmbox/box"));
+    command.args(["-s", &seconds.to_string(), "-m", &mebibytes.to_string(), "--", "env"]).args(settings);
+    command.arg(program).args(["--test-threads=2"]).args(arguments);
+    command.env("CARGO_TARGET_DIR", target).env("STEAD_KERNEL_DIR", kernel_dir()).stdin(Stdio::null());
+    let ended = command.status().expect("the box starts");
+    assert!(ended.success(), "the tests on KVM failed ({ended}); their output is above");
+}
+
+/// Runs the fixed tests, or those that `STEAD_TEST_KVM` names: parts of names, or `all`.
+#[test]
+fn these_tests_pass_on_kvm() {
+    in_namespace_alone(async || Harness::new().await.prepare_images(&images()));
+    if inside().is_some() {
+        return;
+    }
+    let _all = all_slots_lock();
+    match env::var("STEAD_TEST_KVM") {
+        Err(_) => run_in_box(FIXED_SECONDS, MEBIBYTES[0], &[&["--exact"], &FIXED[..]].concat()),
+        Ok(names) if names == "all" => {
+            crate::debian::layout();
+            crate::python::python();
+            run_in_box(ALL_SECONDS, MEBIBYTES[1], &["--skip", "kvmbox::"]);
+        }
+        Ok(names) => run_in_box(ALL_SECONDS, MEBIBYTES[1], &names.split_whitespace().collect::<Vec<_>>()),
+    }
+}
