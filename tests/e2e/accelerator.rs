@@ -23,8 +23,9 @@ fn expected() -> String {
 
 /// Checks that the daemon reports the accelerator, and that this VM runs on it.
 async fn is_accelerated(site: &Harness, name: &str) {
-    let reported = site.request(Method::GET, "/capabilities", None).await.body;
-    assert_eq!(reported["accelerator"], expected(), "{reported:#}");
+    let runtimes = site.request(Method::GET, "/capabilities", None).await.body["runtimes"].clone();
+    let reported: Vec<_> = runtimes.as_array().expect("a list").iter().map(|it| &it["accelerator"]).collect();
+    assert_eq!(reported, [expected().as_str(); 2], "{runtimes:#}");
     let pid = site.get(name).await["vmm_pid"].clone();
     let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).expect("its VMM runs");
     assert!(line.contains(&format!(",accel={},", expected())), "{line}");
