@@ -17,7 +17,7 @@ use crate::standby::counted;
 const LINES: u32 = 50_000;
 
 /// Returns the accelerator that the host must have, where the caller knows it, or else the one that it has.
-fn expected() -> String {
+pub(crate) fn expected() -> String {
     std::env::var("STEAD_TEST_ACCELERATOR").unwrap_or_else(|_| Accelerator::probe().as_str().to_owned())
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::accelerator;
 use crate::crash::clock_is_right;
 use crate::fixtures::until;
 use crate::harness::{BOOT, Harness, MOMENT, image};
@@ -75,8 +76,11 @@ fn a_vm_without_pci_runs_is_kept_heals_is_forked_and_ends_as_any_other() {
         assert!(runtimes.as_array().is_some_and(|all| all.iter().all(|one| one["available"] == true)));
         let id = made(&site, "box", "qemu-microvm", COUNTER, json!([])).await;
         is_on(&site, "box", "qemu-microvm").await;
-        let clock = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource; cat /proc/uptime";
-        assert!(shell(&site, "box", clock).await.starts_with("tsc"), "{}", shell(&site, "box", clock).await);
+        // The clock needs no exit from the guest: it is the processor's counter, or KVM's own where that may change.
+        let clock = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource";
+        let clock = shell(&site, "box", clock).await;
+        let is_kvms_own = clock == "kvm-clock" && accelerator::expected() == "kvm";
+        assert!(is_kvms_own || clock == "tsc", "{clock}");
 
         let pid = site.get("box").await["vmm_pid"].clone();
         site.shell("ip link del $TAP");
