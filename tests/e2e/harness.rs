@@ -37,6 +37,10 @@ static PREPARED: LazyLock<Option<PathBuf>> =
 /// Names of the directories with a site's images: an OCI layout, and the storage of its registry.
 const IMAGES: [&str; 2] = ["layout", "registry"];
 
+/// Time after which a connection is not used again. The daemon ends idle ones later, and a client on a
+/// slow machine may send a request before it notices that.
+const IDLE_CONNECTION: Duration = Duration::from_secs(1);
+
 /// A child process that does not outlive the value.
 pub(crate) struct Program(pub(crate) Child);
 
@@ -95,7 +99,8 @@ impl Harness {
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let registry = Program(command.spawn().expect("docker-registry runs: deploy/setup installs it"));
-        let http = Client::builder().timeout(patience(REQUEST)).build().expect("a client");
+        let http = Client::builder().timeout(patience(REQUEST)).pool_idle_timeout(IDLE_CONNECTION);
+        let http = http.build().expect("a client");
         let kernel_dir = crate::fixtures::kernel_dir();
         let site = Self {
             fixtures,

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use crate::fixtures::kernel_dir;
 use crate::harness::Harness;
-use crate::namespace::{all_slots_lock, in_namespace_alone, inside};
+use crate::namespace::{all_slots_lock, in_namespace_alone, inside, slot_lock};
 
 /// Tests that `make test` runs on KVM too. They take at most eight minutes together.
 const FIXED: [&str; 2] = [
@@ -19,6 +19,8 @@ const FIXED: [&str; 2] = [
 const FIXED_SECONDS: u32 = 1200;
 /// Time limit of all tests, in seconds.
 const ALL_SECONDS: u32 = 8 * 3600;
+/// Time limit of a command that ends at once, on a busy machine.
+const BOX_SECONDS: u32 = 300;
 /// Factor of the time limits of tests in the box.
 const PATIENCE: u32 = 6;
 /// Memory of the box for few VMs, and for tests that start many, in mebibytes.
@@ -27,6 +29,15 @@ const MEBIBYTES: [u32; 2] = [3072, 8192];
 /// Returns the directory of the images for the box.
 fn images() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("kvmbox-images")
+}
+
+/// Returns the start of a command line in the box, which ends after this number of seconds.
+fn in_box(seconds: u32, mebibytes: u32) -> Command {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("cargo's directory");
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kvmbox/box"));
+    command.args(["-s", &seconds.to_string(), "-m", &mebibytes.to_string(), "--"]);
+    command.env("CARGO_TARGET_DIR", target).env("STEAD_KERNEL_DIR", kernel_dir()).stdin(Stdio::null());
+    command
 }
 
 /// Runs this program in the box, for at most this number of seconds.
@@ -38,15 +49,30 @@ fn run_in_box(seconds: u32, mebibytes: u32, arguments: &[&str]) {
         format!("STEAD_KERNEL_DIR={}", kernel_dir().display()),
         format!("PATH={}", env::var("PATH").unwrap_or_default()),
     ];
-    let program = env::current_exe().expect("this program has a path");
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("cargo's directory");
-    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kvmbox/box"));
-    command.args(["-s", &seconds.to_string(), "-m", &mebibytes.to_string(), "--", "env"]).args(settings);
+    let mut command = in_box(seconds, mebibytes);
+    command.arg("env").args(settings).arg(env::current_exe().expect("this program has a path"));
+    // One VM at a time boots in half the time of two, and the daemon limits the time of a boot.
     // A failure is reported as it happens, so that it is known even if the box does not end by itself.
-    command.arg(program).args(["--test-threads=2", "--nocapture"]).args(arguments);
-    command.env("CARGO_TARGET_DIR", target).env("STEAD_KERNEL_DIR", kernel_dir()).stdin(Stdio::null());
+    command.args(["--test-threads=1", "--nocapture"]).args(arguments);
     let ended = command.status().expect("the box starts");
     assert!(ended.success(), "the tests on KVM failed ({ended}); their output is above");
+}
+
+#[test]
+fn the_box_has_kvm_returns_exit_codes_and_ends_at_its_deadline() {
+    let _slot = slot_lock();
+    let run = |seconds: u32, line: &str| {
+        let output = in_box(seconds, MEBIBYTES[0]).args(["sh", "-c", line]).output().expect("the box starts");
+        let [out, error] = [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
+        (output.status.code(), out, error)
+    };
+    let devices =
+        "test -c /dev/kvm && test -c /dev/net/tun && test -e /sys/fs/cgroup/cgroup.procs && echo has it";
+    let (code, out, error) = run(BOX_SECONDS, &format!("{devices}; echo and that >/dev/stderr; exit 7"));
+    assert_eq!((code, out.as_str()), (Some(7), "has it\nand that\n"), "{error}");
+    // It has not come up by then, or else its command has not ended.
+    let (code, _, error) = run(2, "sleep 1000");
+    assert!(code == Some(124) && error.contains("within 2 s"), "{code:?}: {error}");
 }
 
 /// Runs the fixed tests, or those that `STEAD_TEST_KVM` names: parts of names, or `all`.
