@@ -4,8 +4,8 @@ use std::fs;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use stead::hypervisor::Accelerator;
 
+use crate::fixtures::accelerator;
 use crate::harness::Harness;
 use crate::invariants::settles;
 use crate::machine_types::{COUNTER, counts_on, is_on, made, post, verb};
@@ -16,19 +16,14 @@ use crate::standby::counted;
 /// Number of lines of the copied file.
 const LINES: u32 = 50_000;
 
-/// Returns the accelerator that the host must have, where the caller knows it, or else the one that it has.
-pub(crate) fn expected() -> String {
-    std::env::var("STEAD_TEST_ACCELERATOR").unwrap_or_else(|_| Accelerator::probe().as_str().to_owned())
-}
-
 /// Checks that the daemon reports the accelerator, and that this VM runs on it.
 async fn is_accelerated(site: &Harness, name: &str) {
     let runtimes = site.request(Method::GET, "/capabilities", None).await.body["runtimes"].clone();
     let reported: Vec<_> = runtimes.as_array().expect("a list").iter().map(|it| &it["accelerator"]).collect();
-    assert_eq!(reported, [expected().as_str(); 2], "{runtimes:#}");
+    assert_eq!(reported, [accelerator().as_str(); 2], "{runtimes:#}");
     let pid = site.get(name).await["vmm_pid"].clone();
     let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).expect("its VMM runs");
-    assert!(line.contains(&format!(",accel={},", expected())), "{line}");
+    assert!(line.contains(&format!(",accel={},", accelerator())), "{line}");
 }
 
 async fn runs_programs(site: &Harness) {

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use stead::hypervisor::Accelerator;
 use stead_schemas::names::Uid;
 use tokio::time::error::Elapsed;
 
@@ -31,6 +32,11 @@ impl Fixtures {
 pub(crate) fn kernel_dir() -> PathBuf {
     let fallback = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/stead-kernel");
     std::env::var_os("STEAD_KERNEL_DIR").map_or_else(fallback, PathBuf::from)
+}
+
+/// Returns the accelerator that the host must have, where the caller knows it, or else the one that it has.
+pub(crate) fn accelerator() -> String {
+    std::env::var("STEAD_TEST_ACCELERATOR").unwrap_or_else(|_| Accelerator::probe().as_str().to_owned())
 }
 
 /// Makes a squashfs of Debian's static busybox with its applets.

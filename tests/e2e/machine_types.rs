@@ -5,9 +5,8 @@ use std::fs;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::accelerator;
 use crate::crash::clock_is_right;
-use crate::fixtures::until;
+use crate::fixtures::{accelerator, until};
 use crate::harness::{BOOT, Harness, MOMENT, image};
 use crate::invariants::settles;
 use crate::namespace::in_namespace;
@@ -79,7 +78,7 @@ fn a_vm_without_pci_runs_is_kept_heals_is_forked_and_ends_as_any_other() {
         // The clock needs no exit from the guest: it is the processor's counter, or KVM's own where that may change.
         let clock = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource";
         let clock = shell(&site, "box", clock).await;
-        let is_kvms_own = clock == "kvm-clock" && accelerator::expected() == "kvm";
+        let is_kvms_own = clock == "kvm-clock" && accelerator() == "kvm";
         assert!(is_kvms_own || clock == "tsc", "{clock}");
 
         let pid = site.get("box").await["vmm_pid"].clone();
