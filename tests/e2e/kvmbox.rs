@@ -10,7 +10,7 @@ use crate::fixtures::kernel_dir;
 use crate::harness::Harness;
 use crate::namespace::{all_slots_lock, in_namespace_alone, inside, slot_lock};
 
-/// Tests that `make test` runs on KVM too. They take at most eight minutes together.
+/// Tests that `make test` runs on KVM too. Together they should take at most eight minutes.
 const FIXED: [&str; 2] = [
     "accelerator::a_q35_vm_lives_on_the_hosts_accelerator",
     "accelerator::a_microvm_lives_on_the_hosts_accelerator",
