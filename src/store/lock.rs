@@ -15,7 +15,15 @@ use rustix::io::Errno;
 /// The lock, held while the value lives.
 #[derive(Debug)]
 pub struct DirectoryLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DirectoryLock {
+    /// Frees the lock also for a process that is being started, which holds the file from its fork to its exec. If
+    /// that fails, the lock is free when the last such process has ended.
+    fn drop(&mut self) {
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// The reason why the directory could not be locked.
@@ -57,7 +65,7 @@ impl DirectoryLock {
         }
         file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
         file.write_all(std::process::id().to_string().as_bytes()).map_err(io)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 
@@ -68,6 +76,16 @@ fn is_dead(holder: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_is_free_when_it_is_dropped_although_a_child_that_starts_has_its_file() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let held = DirectoryLock::take(dir.path()).expect("free");
+        let childs = held.file.try_clone().expect("the same open file");
+        drop(held);
+        DirectoryLock::take(dir.path()).expect("free again");
+        drop(childs);
+    }
 
     #[test]
     fn a_living_daemon_is_reported_and_the_rest_of_a_dead_daemon_is_waited_for() {

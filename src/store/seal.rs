@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use chacha20poly1305::aead::{Aead, Generate, Key, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use rustix::fs::OFlags;
 use stead_controllers::store::{SealError, Sealer};
 use zeroize::Zeroizing;
 
@@ -31,6 +32,8 @@ pub type KeyBytes = Zeroizing<[u8; KEY_BYTES]>;
 pub enum SealKeyError {
     #[error("cannot {operation} the key {path}", path = path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error("the key {path} must be a regular file", path = path.display())]
+    Kind { path: PathBuf },
     #[error("the key {path} must be {KEY_BYTES} bytes long", path = path.display())]
     Length { path: PathBuf },
     #[error("the key {path} has mode {mode:o}: it must not be open to group or others (chmod 600)", path = path.display())]
@@ -86,12 +89,18 @@ pub(super) fn read_or_create(path: &Path) -> Result<KeyBytes, SealKeyError> {
 pub(super) fn read(path: &Path) -> Result<Option<KeyBytes>, SealKeyError> {
     let at = || path.to_path_buf();
     let io = |source| SealKeyError::Io { operation: "read", path: at(), source };
-    let file = match File::open(path) {
+    // Without a wait: the opening of a named pipe would last until somebody writes to it.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let file = match File::options().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io(error)),
     };
-    let mode = file.metadata().map_err(io)?.permissions().mode() & 0o777;
+    let metadata = file.metadata().map_err(io)?;
+    if !metadata.is_file() {
+        return Err(SealKeyError::Kind { path: at() });
+    }
+    let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(SealKeyError::Mode { path: at(), mode });
     }

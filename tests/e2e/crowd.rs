@@ -18,7 +18,7 @@ const AT_WORK: (u64, u64) = (3_000, 100);
 /// Number of volumes that the honest client creates while the crowd is at work.
 const VOLUMES: usize = 30;
 /// Time limit for the crowd to start on a busy machine.
-const ARRIVAL: Duration = Duration::from_secs(120);
+const ARRIVAL: Duration = Duration::from_secs(300);
 
 /// The most memory that the daemon may take whatever its clients do, in KiB. Debug builds take more than releases.
 const MEMORY_MAX_KIB: u64 = 256 << 10;

@@ -24,11 +24,11 @@ const REGISTRY: &str = "127.0.0.1:5000";
 pub(crate) const LISTEN: &str = "127.0.0.1:8080";
 
 /// Time limit for a boot or a pull on a busy machine.
-pub(crate) const BOOT: Duration = Duration::from_secs(45);
+pub(crate) const BOOT: Duration = Duration::from_secs(300);
 /// Time limit for changes that are immediate on an idle machine.
-pub(crate) const MOMENT: Duration = Duration::from_secs(20);
+pub(crate) const MOMENT: Duration = Duration::from_secs(60);
 /// Time limit of a request. A verb waits for up to 55 s before it answers.
-const REQUEST: Duration = Duration::from_secs(60);
+const REQUEST: Duration = Duration::from_secs(120);
 
 /// Directory of images that were prepared elsewhere, because the programs that make them are slow here
 /// (`STEAD_TEST_IMAGES`).
@@ -280,7 +280,7 @@ impl Harness {
         }
         // A daemon that cannot accept connections does not answer.
         let asked =
-            self.http.get(format!("http://{LISTEN}/health")).timeout(patience(Duration::from_secs(1))).send();
+            self.http.get(format!("http://{LISTEN}/health")).timeout(patience(Duration::from_secs(5))).send();
         asked.await.ok().map(|_| Ok(()))
     }
 

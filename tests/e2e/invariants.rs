@@ -24,7 +24,7 @@ use crate::harness::Harness;
 use crate::namespace::bridge;
 
 /// Time limit for a guest's first message to the judge's own driver.
-const SETTLED_WITHIN: Duration = Duration::from_secs(10);
+const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The ports in one value, as a snapshot of the host needs them.
 #[derive(Clone)]

@@ -6,8 +6,10 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use stead_schemas::limits::RESYNC_INTERVAL;
+
 use crate::fixtures::kernel_dir;
-use crate::harness::Harness;
+use crate::harness::{Harness, MOMENT};
 use crate::namespace::{all_slots_lock, in_namespace_alone, inside, slot_lock};
 
 /// Tests that `make test` runs on KVM too. Together they should take at most eight minutes.
@@ -22,7 +24,11 @@ const ALL_SECONDS: u32 = 8 * 3600;
 /// Time limit of a command that ends at once, on a busy machine.
 const BOX_SECONDS: u32 = 300;
 /// Factor of the time limits of tests in the box.
-const PATIENCE: u32 = 6;
+const PATIENCE: u32 = 3;
+const _: () = assert!(
+    MOMENT.as_secs() * (PATIENCE as u64) < RESYNC_INTERVAL.as_secs(),
+    "a comparison could undo the damage that an event must undo"
+);
 /// Memory of the box for few VMs, and for tests that start many, in mebibytes.
 const MEBIBYTES: [u32; 2] = [3072, 8192];
 

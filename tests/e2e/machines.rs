@@ -20,8 +20,8 @@ use stead_schemas::quantity::Bytes;
 
 use crate::fixtures::{Fixtures, busybox_root, kernel_dir, overlay, run, uid, until};
 
-const BOOT: Duration = Duration::from_secs(60);
-const MOMENT: Duration = Duration::from_secs(15);
+const BOOT: Duration = Duration::from_secs(300);
+const MOMENT: Duration = Duration::from_secs(60);
 
 /// The files that VMs are launched from, without a daemon.
 pub(crate) struct Bench {

@@ -1,13 +1,13 @@
 //! A VM whose program is an image's own init: a whole system, on a real VM.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::debian;
 use crate::fixtures::deadline;
-use crate::harness::{Harness, image};
+use crate::harness::{BOOT, Harness, image};
 use crate::invariants::settles;
 use crate::namespace::in_namespace;
 use crate::socket::{Received, Socket, run, shell};
@@ -70,7 +70,7 @@ async fn an_agent_that_ends_is_replaced(site: &Harness) {
     let again = format!(
         "test $(systemctl show -P MainPID stead-agent) != {pid} && systemctl show -P NRestarts stead-agent"
     );
-    let deadline = deadline(Duration::from_secs(60));
+    let deadline = deadline(BOOT);
     let restarts = loop {
         if let Some(restarts) = tried(site, &again).await {
             break restarts;

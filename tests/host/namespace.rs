@@ -13,7 +13,7 @@ use stead_schemas::names::{LinkName, Uid};
 const INSIDE: &str = "STEAD_TEST_IN_NAMESPACE";
 
 /// Time limit for changes that are immediate on an idle machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the calling test's body inside. The test is found by the name of its closure.
 pub(crate) fn in_namespace<Body: AsyncFnOnce()>(body: Body) {

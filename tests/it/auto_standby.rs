@@ -12,7 +12,7 @@ async fn status(server: &Server) -> Value {
 
 async fn stands(server: &Server, status_word: &str, reason: &str) -> Value {
     let mut seen = Value::Null;
-    let observed = tokio::time::timeout(Duration::from_secs(20), async {
+    let observed = tokio::time::timeout(Duration::from_secs(60), async {
         loop {
             seen = status(server).await;
             if (&seen["status"], &seen["reason"]) == (&json!(status_word), &json!(reason)) {

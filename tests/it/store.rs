@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use stead::store::{DataDirectory, LockError, OpenError, SealKeyError, open};
 use stead_controllers::store::{Kinds, New, Store, StoreError, TransactError, TxError};
@@ -389,6 +390,11 @@ async fn a_directory_has_one_user_and_one_key() {
     fs::remove_file(&key).expect("removed");
     let missing = start(scratch.path()).err();
     assert!(matches!(missing, Some(OpenError::SealKey(SealKeyError::Missing { .. }))), "{missing:?}");
+    mknodat(CWD, &key, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+        .expect("a named pipe that nobody writes to");
+    let pipe = start(scratch.path()).err();
+    assert!(matches!(pipe, Some(OpenError::SealKey(SealKeyError::Kind { .. }))), "{pipe:?}");
+    fs::remove_file(&key).expect("removed");
     fs::write(&key, &bytes).expect("written");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("set");
     let open_to_all = start(scratch.path()).err();

@@ -21,7 +21,7 @@ use crate::fixtures::{run as command, uid, until};
 use crate::machines::Bench;
 
 /// Time limit for a change of state, such as the end of a process or of a compression.
-const MOMENT: Duration = Duration::from_secs(30);
+const MOMENT: Duration = Duration::from_secs(60);
 const TAP: &str = "stc0";
 
 /// A VM of the driver under test.

@@ -20,7 +20,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Time within which a fault must be reported, the work must be completed once nothing fails any more, and leftovers
 /// must be removed. Retries come within seconds.
-const IN_TIME: Duration = Duration::from_secs(30);
+const IN_TIME: Duration = Duration::from_secs(120);
 
 /// Interval of the daemon's resync, as the scene configures it.
 pub(crate) const RESYNC: Duration = Duration::from_secs(1);
