@@ -3,7 +3,7 @@ SHELL := /bin/bash
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 export STEAD_KERNEL_DIR ?= $(CURDIR)/target/stead-kernel
 
-.PHONY: demo test bench fuzz setup check
+.PHONY: demo test test-kvm bench fuzz setup check
 
 setup:
 	deploy/setup "$(STEAD_KERNEL_DIR)"
@@ -18,6 +18,10 @@ test: setup
 	cargo clippy --locked --all-targets -p stead -p stead-schemas -p stead-controllers -p stead-guest -- -D warnings
 	cargo test --locked -p stead -p stead-schemas -p stead-controllers -p stead-guest
 	@echo "make test: everything passed"
+
+# All tests with real VMs on KVM, in a host that QEMU emulates. `make test` runs a fixed part of them there.
+test-kvm: setup
+	STEAD_TEST_KVM=all cargo test --locked -p stead --test e2e kvmbox -- --nocapture
 
 bench: setup
 	# Apart: in one call the bench's features would be built into what it measures.

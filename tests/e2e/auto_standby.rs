@@ -6,10 +6,10 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::crash::{EDGES, OF_IDLENESS};
-use crate::fixtures::until;
+use crate::fixtures::{patience, timeout, until};
 use crate::harness::{BOOT, Harness, MOMENT, image};
 use crate::invariants::settles;
 use crate::namespace::{in_namespace, in_namespace_alone};
@@ -47,7 +47,7 @@ async fn address(site: &Harness) -> String {
 }
 
 async fn connect(address: &str, port: u16, within: Duration) -> Option<TcpStream> {
-    timeout(within, TcpStream::connect((address, port))).await.ok()?.ok()
+    tokio::time::timeout(within, TcpStream::connect((address, port))).await.ok()?.ok()
 }
 
 /// Fetches the page over a connection that succeeds with its first packet. Returns the time it took.
@@ -74,7 +74,7 @@ async fn the_first_packet_is_answered(site: &Harness, address: &str) {
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         let restored = asked_at.elapsed();
         site.until_state("box", "Standby").await;
-        let took = fetch(address, MOMENT).await;
+        let took = fetch(address, patience(MOMENT)).await;
         if took < restored + LESS_THAN_A_REPETITION {
             return;
         }
@@ -96,7 +96,7 @@ async fn let_in(address: String) {
         if connect(&address, 80, FOLLOWED).await.is_some() {
             return;
         }
-        assert!(began.elapsed() < BOOT * 2, "{address} was never reached");
+        assert!(began.elapsed() < patience(BOOT) * 2, "{address} was never reached");
         // A refused connection would otherwise be repeated without a pause.
         sleep(Duration::from_millis(50)).await;
     }

@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use stead::hypervisor::Accelerator;
 use stead_schemas::names::Uid;
+use tokio::time::error::Elapsed;
 
 /// Scratch directories that are removed with the value, and the permit among all tests with real VMs.
 pub(crate) struct Fixtures {
@@ -29,6 +32,11 @@ impl Fixtures {
 pub(crate) fn kernel_dir() -> PathBuf {
     let fallback = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/stead-kernel");
     std::env::var_os("STEAD_KERNEL_DIR").map_or_else(fallback, PathBuf::from)
+}
+
+/// Returns the accelerator that the host must have, where the caller knows it, or else the one that it has.
+pub(crate) fn accelerator() -> String {
+    std::env::var("STEAD_TEST_ACCELERATOR").unwrap_or_else(|_| Accelerator::probe().as_str().to_owned())
 }
 
 /// Makes a squashfs of Debian's static busybox with its applets.
@@ -68,18 +76,40 @@ pub(crate) fn uid(number: u64) -> Uid {
     format!("t{number:04}{:019}", std::process::id()).parse().expect("24 characters")
 }
 
+/// Factor of all time limits of these tests. Their limits end tests that hang and are no requirements, so a machine
+/// whose every step is slow sets `STEAD_TEST_PATIENCE`, as the KVM host of `tests/kvmbox` does.
+static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
+    let text = std::env::var("STEAD_TEST_PATIENCE").unwrap_or_else(|_| "1".to_owned());
+    text.parse().expect("STEAD_TEST_PATIENCE is a number")
+});
+
+/// Returns a time limit for this machine.
+pub(crate) fn patience(at_most: Duration) -> Duration {
+    at_most * *PATIENCE
+}
+
+/// Returns the end of a time limit that begins now.
+pub(crate) fn deadline(at_most: Duration) -> Instant {
+    Instant::now() + patience(at_most)
+}
+
+/// Limits the time of a future.
+pub(crate) async fn timeout<Work: Future>(at_most: Duration, work: Work) -> Result<Work::Output, Elapsed> {
+    tokio::time::timeout(patience(at_most), work).await
+}
+
 /// Waits for a condition, with a time limit.
 pub(crate) async fn until<T>(
     what: &str,
     at_most: Duration,
     mut observe: impl AsyncFnMut() -> Option<T>,
 ) -> T {
-    let deadline = Instant::now() + at_most;
+    let deadline = deadline(at_most);
     loop {
         if let Some(found) = observe().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "{what}: not within {at_most:?}");
+        assert!(Instant::now() < deadline, "{what}: not within {:?}", patience(at_most));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -6,13 +6,14 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use reqwest::{Client, Method, StatusCode};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::fixtures::{Fixtures, run, until};
+use crate::fixtures::{Fixtures, patience, run, timeout, until};
 use crate::namespace::bridge;
 
 /// Name of the firewall table. Names need not be unique: no other daemon is in the namespace.
@@ -28,6 +29,17 @@ pub(crate) const BOOT: Duration = Duration::from_secs(300);
 pub(crate) const MOMENT: Duration = Duration::from_secs(60);
 /// Time limit of a request. A verb waits for up to 55 s before it answers.
 const REQUEST: Duration = Duration::from_secs(120);
+
+/// Directory of images that were prepared elsewhere, because the programs that make them are slow here
+/// (`STEAD_TEST_IMAGES`).
+static PREPARED: LazyLock<Option<PathBuf>> =
+    LazyLock::new(|| std::env::var_os("STEAD_TEST_IMAGES").map(PathBuf::from));
+/// Names of the directories with a site's images: an OCI layout, and the storage of its registry.
+const IMAGES: [&str; 2] = ["layout", "registry"];
+
+/// Time after which a connection is not used again. The daemon ends idle ones later, and a client on a
+/// slow machine may send a request before it notices that.
+const IDLE_CONNECTION: Duration = Duration::from_secs(1);
 
 /// A child process that does not outlive the value.
 pub(crate) struct Program(pub(crate) Child);
@@ -71,6 +83,12 @@ impl Harness {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let fixtures = Fixtures::new();
         let config = fixtures.dir.path().join("registry.yml");
+        if let Some(prepared) = &*PREPARED {
+            for name in IMAGES {
+                let from = prepared.join(name).display().to_string();
+                run("cp", &["-a", &from, &fixtures.dir.path().display().to_string()]);
+            }
+        }
         let storage = fixtures.path("registry");
         let text = format!(
             "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
@@ -81,7 +99,8 @@ impl Harness {
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let registry = Program(command.spawn().expect("docker-registry runs: deploy/setup installs it"));
-        let http = Client::builder().timeout(REQUEST).build().expect("a client");
+        let http = Client::builder().timeout(patience(REQUEST)).pool_idle_timeout(IDLE_CONNECTION);
+        let http = http.build().expect("a client");
         let kernel_dir = crate::fixtures::kernel_dir();
         let site = Self {
             fixtures,
@@ -97,10 +116,23 @@ impl Harness {
             site.http.get(format!("http://{REGISTRY}/v2/")).send().await.ok()
         })
         .await;
-        let layout = site.fixtures.dir.path().join("layout").display().to_string();
-        run(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/make-busybox-image"), &[&layout]);
-        site.push(&layout, "busybox");
+        if PREPARED.is_none() {
+            let layout = site.layout();
+            run(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/make-busybox-image"), &[&layout]);
+            site.push(&layout, "busybox");
+        }
         site
+    }
+
+    /// Replaces the images at `directory` by this site's.
+    pub(crate) fn prepare_images(&self, directory: &Path) {
+        fs::create_dir_all(directory).expect("made");
+        for name in IMAGES {
+            let (from, to) = (self.fixtures.dir.path().join(name), directory.join(name));
+            let [from, to] = [from, to].map(|path| path.display().to_string());
+            run("rm", &["-rf", &to]);
+            run("cp", &["-a", &from, &to]);
+        }
     }
 
     /// Creates a site with a daemon that answers.
@@ -227,7 +259,7 @@ impl Harness {
     }
 
     pub(crate) async fn held(&self, failpoint: &str) {
-        let is_held = tokio::time::timeout(BOOT, async {
+        let is_held = timeout(BOOT, async {
             while !self.hold().exists() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -247,7 +279,8 @@ impl Harness {
             return Some(Err(status));
         }
         // A daemon that cannot accept connections does not answer.
-        let asked = self.http.get(format!("http://{LISTEN}/health")).timeout(Duration::from_secs(5)).send();
+        let asked =
+            self.http.get(format!("http://{LISTEN}/health")).timeout(patience(Duration::from_secs(5))).send();
         asked.await.ok().map(|_| Ok(()))
     }
 
@@ -311,7 +344,7 @@ impl Harness {
     /// Waits until the daemon died at its failpoint.
     pub(crate) async fn crashed(&mut self, failpoint: &str) {
         let mut daemon = self.daemon.take().expect("started");
-        let end = tokio::time::timeout(BOOT, async {
+        let end = timeout(BOOT, async {
             loop {
                 if let Some(status) = daemon.0.try_wait().expect("waited") {
                     return status;
@@ -409,7 +442,7 @@ impl Harness {
     /// Returns the instance when the condition holds.
     pub(crate) async fn until(&self, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         let mut last = Value::Null;
-        let observed = tokio::time::timeout(BOOT, async {
+        let observed = timeout(BOOT, async {
             loop {
                 last = self.get(name).await;
                 if is_so(&last) {
@@ -450,7 +483,7 @@ impl Harness {
 
     /// Returns the console once it contains `text`.
     pub(crate) async fn until_console(&self, id: &str, text: &str) -> String {
-        let reported = tokio::time::timeout(BOOT, async {
+        let reported = timeout(BOOT, async {
             loop {
                 let console = self.console(id);
                 if console.contains(text) {

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use stead_schemas::limits::PENDING_CONNECTIONS_MAX;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::crash::{EDGES, OF_INGRESS};
-use crate::fixtures::until;
+use crate::fixtures::{patience, timeout, until};
 use crate::harness::{BOOT, Harness, LISTEN, MOMENT, image};
 use crate::invariants::settles;
 use crate::namespace::in_namespace;
@@ -78,7 +78,7 @@ struct Asked {
 
 /// Sends one request to a port of this host. Returns `None` when no process listens there.
 async fn ask(port: u16, host: &str, more: &[(&str, &str)]) -> Option<Asked> {
-    let client = Client::builder().timeout(BOOT).build().expect("a client");
+    let client = Client::builder().timeout(patience(BOOT)).build().expect("a client");
     let mut request = client.get(format!("http://127.0.0.1:{port}/")).header("host", host);
     for (name, value) in more {
         request = request.header(*name, *value);

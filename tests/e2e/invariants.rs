@@ -19,6 +19,7 @@ use stead_controllers::sim::World;
 use stead_schemas::names::Platform;
 use stead_schemas::quantity::Bytes;
 
+use crate::fixtures::deadline;
 use crate::harness::Harness;
 use crate::namespace::bridge;
 
@@ -110,7 +111,7 @@ fn tables(records: &Records) -> Vec<FirewallRules> {
 async fn broken(site: &Harness) -> Vec<String> {
     let records = records(site);
     let host = Host::of(site);
-    let deadline = Instant::now() + SETTLED_WITHIN;
+    let deadline = deadline(SETTLED_WITHIN);
     loop {
         let snapshot = HostSnapshot::read(&host, &tables(&records)).await.expect("read");
         let broken = checks::settled(&records, &snapshot, Timestamp::now());
@@ -125,7 +126,7 @@ async fn broken(site: &Harness) -> Vec<String> {
 /// Ends the daemon when all its work is done, and leaves none running. Starts it again as often as necessary:
 /// unfinished work is not a violation.
 pub(crate) async fn settles(site: &mut Harness, after: &str) {
-    let deadline = Instant::now() + crate::harness::BOOT;
+    let deadline = deadline(crate::harness::BOOT);
     loop {
         site.stop().await;
         let broken = broken(site).await;

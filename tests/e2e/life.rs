@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
+use crate::fixtures::{patience, timeout};
 use crate::harness::{GATEWAY, Harness, MOMENT, image};
 use crate::invariants::settles;
 use crate::namespace::in_namespace;
@@ -81,8 +82,7 @@ fn a_guest_reaches_its_host_and_not_its_neighbour() {
             stream.read_to_string(&mut text).expect("read");
             (text, from.ip().to_string())
         });
-        let (received, from) =
-            tokio::time::timeout(crate::harness::BOOT, received).await.expect("called").expect("ran");
+        let (received, from) = timeout(crate::harness::BOOT, received).await.expect("called").expect("ran");
         assert_eq!(received, "hello from client\n");
         let client = site.get("client").await;
         assert_eq!(client["network"]["ip"], from.as_str());
@@ -115,7 +115,7 @@ async fn settles_when_ended(site: &mut Harness) {
 
 fn fetch(address: &str) -> Option<String> {
     let mut stream = TcpStream::connect((address, 80)).ok()?;
-    stream.set_read_timeout(Some(MOMENT)).ok()?;
+    stream.set_read_timeout(Some(patience(MOMENT))).ok()?;
     stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").ok()?;
     let mut text = String::new();
     stream.read_to_string(&mut text).ok()?;

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod accelerator;
 mod agent;
 mod auto_standby;
 mod backup;
@@ -25,6 +26,7 @@ mod hostile_crowd;
 mod hostile_guest;
 mod ingress;
 mod invariants;
+mod kvmbox;
 mod late_disk;
 mod life;
 #[path = "../it/loop_disk.rs"]

@@ -57,7 +57,7 @@ pub(crate) fn slot_lock() -> SlotLock {
 }
 
 /// Waits for all permits.
-fn all_slots_lock() -> SlotLock {
+pub(crate) fn all_slots_lock() -> SlotLock {
     let files: Vec<File> = (0..SLOTS.len()).map(lock_file).collect();
     for file in &files {
         flock(file, FlockOperation::LockExclusive).expect("locked");
@@ -66,7 +66,7 @@ fn all_slots_lock() -> SlotLock {
 }
 
 /// Returns the permit of a test that runs in its namespaces.
-fn inside() -> Option<usize> {
+pub(crate) fn inside() -> Option<usize> {
     env::var(INSIDE).ok().map(|slot| slot.parse().expect("a number"))
 }
 

@@ -7,9 +7,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
-use crate::fixtures::{run, until};
+use crate::fixtures::{run, timeout, until};
 use crate::harness::{BOOT, GATEWAY, Harness, MOMENT, image, runtime};
 use crate::invariants::settles;
 use crate::namespace::{bridge, in_namespace_alone};
@@ -40,7 +39,9 @@ async fn known(site: &Harness, name: &str) -> Known {
 
 /// Returns `true` if the page is served on a connection made by its first packet.
 async fn is_served_at_once(ip: &str) -> bool {
-    let Ok(Ok(mut stream)) = timeout(FIRST_TRY, TcpStream::connect((ip, 80))).await else { return false };
+    let Ok(Ok(mut stream)) = tokio::time::timeout(FIRST_TRY, TcpStream::connect((ip, 80))).await else {
+        return false;
+    };
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("written");
     let mut page = String::new();
     timeout(MOMENT, stream.read_to_string(&mut page)).await.expect("in time").expect("read");

@@ -5,9 +5,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
-use crate::fixtures::until;
+use crate::fixtures::{timeout, until};
 use crate::forks::pool;
 use crate::harness::{BOOT, Harness, MOMENT, image};
 use crate::invariants::settles;

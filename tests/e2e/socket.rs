@@ -9,6 +9,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
+use crate::fixtures::timeout;
 use crate::harness::{Harness, LISTEN};
 
 /// Time limit for an answer that a busy machine may delay.
@@ -82,7 +83,7 @@ impl Socket {
                 }
             }
         };
-        tokio::time::timeout(ANSWER, next).await.unwrap_or_else(|_| panic!("no answer within {ANSWER:?}"))
+        timeout(ANSWER, next).await.unwrap_or_else(|_| panic!("no answer in time"))
     }
 
     /// Returns all output, and the last text frame.

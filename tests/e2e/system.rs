@@ -6,6 +6,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::debian;
+use crate::fixtures::deadline;
 use crate::harness::{BOOT, Harness, image};
 use crate::invariants::settles;
 use crate::namespace::in_namespace;
@@ -69,7 +70,7 @@ async fn an_agent_that_ends_is_replaced(site: &Harness) {
     let again = format!(
         "test $(systemctl show -P MainPID stead-agent) != {pid} && systemctl show -P NRestarts stead-agent"
     );
-    let deadline = Instant::now() + BOOT;
+    let deadline = deadline(BOOT);
     let restarts = loop {
         if let Some(restarts) = tried(site, &again).await {
             break restarts;

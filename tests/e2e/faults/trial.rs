@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::steps::Act;
 use super::supervisor::{Fault, Supervisor};
-use crate::fixtures::run;
+use crate::fixtures::{deadline, run};
 use crate::harness::{Answer, Harness};
 
 /// Time between two polls of the condition that a step waits for.
@@ -246,7 +246,7 @@ pub(crate) async fn suffer(
     log: u64,
     kept: &BTreeSet<String>,
 ) -> Result<Outcome, String> {
-    let deadline = Instant::now() + IN_TIME;
+    let deadline = deadline(IN_TIME);
     let is_logged = async || {
         while supervisor.hits() == 0 || !shows(&log_since(site, log), fault.error) {
             tokio::time::sleep(POLL_INTERVAL).await;
@@ -309,7 +309,7 @@ pub(crate) async fn suffer(
 
 /// Continues until the step is done, while nothing fails.
 pub(crate) async fn recover(site: &Harness, walk: &mut Walk) -> Result<(), String> {
-    let deadline = Instant::now() + IN_TIME;
+    let deadline = deadline(IN_TIME);
     loop {
         walk.go(site).await?;
         if walk.is_done() {
@@ -348,7 +348,7 @@ fn walk_files(directory: &Path, found: &mut BTreeSet<String>) {
 
 /// Waits until the same files exist as before.
 pub(crate) async fn leaves_nothing(site: &Harness, before: &BTreeSet<String>) -> Result<(), String> {
-    let deadline = Instant::now() + IN_TIME;
+    let deadline = deadline(IN_TIME);
     loop {
         let now = files(site);
         if now == *before {
@@ -386,7 +386,7 @@ pub(crate) async fn begun(
     fault: &Fault,
     log: u64,
 ) -> Result<Result<(), ExitStatus>, String> {
-    let deadline = Instant::now() + IN_TIME;
+    let deadline = deadline(IN_TIME);
     loop {
         if let Some(begun) = site.begun().await {
             return Ok(begun);

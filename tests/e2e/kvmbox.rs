@@ -1,0 +1,104 @@
+//! The tests of this program on a KVM host, which `tests/kvmbox` emulates.
+//!
+//! Guarantees: the box ends with its test, and a deadline ends it with the last lines of its console.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use stead_schemas::limits::RESYNC_INTERVAL;
+
+use crate::fixtures::kernel_dir;
+use crate::harness::{Harness, MOMENT};
+use crate::namespace::{all_slots_lock, in_namespace_alone, inside, slot_lock};
+
+/// Tests that `make test` runs on KVM too. Together they should take at most eight minutes.
+const FIXED: [&str; 2] = [
+    "accelerator::a_q35_vm_lives_on_the_hosts_accelerator",
+    "accelerator::a_microvm_lives_on_the_hosts_accelerator",
+];
+/// Time limit of the fixed tests on a machine that is busy otherwise, in seconds.
+const FIXED_SECONDS: u32 = 1200;
+/// Time limit of all tests, in seconds.
+const ALL_SECONDS: u32 = 8 * 3600;
+/// Time limit of a command that ends at once, on a busy machine.
+const BOX_SECONDS: u32 = 300;
+/// Factor of the time limits of tests in the box.
+const PATIENCE: u32 = 3;
+const _: () = assert!(
+    MOMENT.as_secs() * (PATIENCE as u64) < RESYNC_INTERVAL.as_secs(),
+    "a comparison could undo the damage that an event must undo"
+);
+/// Memory of the box for few VMs, and for tests that start many, in mebibytes.
+const MEBIBYTES: [u32; 2] = [3072, 8192];
+
+/// Returns the directory of the images for the box.
+fn images() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("kvmbox-images")
+}
+
+/// Returns the start of a command line in the box, which ends after this number of seconds.
+fn in_box(seconds: u32, mebibytes: u32) -> Command {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("cargo's directory");
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kvmbox/box"));
+    command.args(["-s", &seconds.to_string(), "-m", &mebibytes.to_string(), "--"]);
+    command.env("CARGO_TARGET_DIR", target).env("STEAD_KERNEL_DIR", kernel_dir()).stdin(Stdio::null());
+    command
+}
+
+/// Runs this program in the box, for at most this number of seconds.
+fn run_in_box(seconds: u32, mebibytes: u32, arguments: &[&str]) {
+    let settings = [
+        format!("STEAD_TEST_PATIENCE={PATIENCE}"),
+        "STEAD_TEST_ACCELERATOR=kvm".to_owned(),
+        format!("STEAD_TEST_IMAGES={}", images().display()),
+        format!("STEAD_KERNEL_DIR={}", kernel_dir().display()),
+        format!("PATH={}", env::var("PATH").unwrap_or_default()),
+    ];
+    let mut command = in_box(seconds, mebibytes);
+    command.arg("env").args(settings).arg(env::current_exe().expect("this program has a path"));
+    // One VM at a time boots in half the time of two, and the daemon limits the time of a boot.
+    // A failure is reported as it happens, so that it is known even if the box does not end by itself.
+    command.args(["--test-threads=1", "--nocapture"]).args(arguments);
+    let ended = command.status().expect("the box starts");
+    assert!(ended.success(), "the tests on KVM failed ({ended}); their output is above");
+}
+
+#[test]
+fn the_box_has_kvm_returns_exit_codes_and_ends_at_its_deadline() {
+    let _slot = slot_lock();
+    let run = |seconds: u32, line: &str| {
+        let output = in_box(seconds, MEBIBYTES[0]).args(["sh", "-c", line]).output().expect("the box starts");
+        let [out, error] = [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
+        (output.status.code(), out, error)
+    };
+    let devices =
+        "test -c /dev/kvm && test -c /dev/net/tun && test -e /sys/fs/cgroup/cgroup.procs && echo has it";
+    let (code, out, error) = run(BOX_SECONDS, &format!("{devices}; echo and that >/dev/stderr; exit 7"));
+    assert_eq!((code, out.as_str()), (Some(7), "has it\nand that\n"), "{error}");
+    // It has not come up by then, or else its command has not ended.
+    let (code, _, error) = run(2, "sleep 1000");
+    assert!(code == Some(124) && error.contains("within 2 s"), "{code:?}: {error}");
+}
+
+/// Runs the fixed tests, or those that `STEAD_TEST_KVM` names: parts of names, or `all`.
+#[test]
+fn these_tests_pass_on_kvm() {
+    in_namespace_alone(async || Harness::new().await.prepare_images(&images()));
+    if inside().is_some() {
+        return;
+    }
+    let _all = all_slots_lock();
+    match env::var("STEAD_TEST_KVM") {
+        Err(_) => run_in_box(FIXED_SECONDS, MEBIBYTES[0], &[&["--exact"], &FIXED[..]].concat()),
+        Ok(names) if names == "all" => {
+            crate::debian::layout();
+            crate::python::python();
+            run_in_box(ALL_SECONDS, MEBIBYTES[1], &["--skip", "kvmbox::"]);
+        }
+        Ok(names) => {
+            let names = names.split_whitespace().chain(["--skip", "kvmbox::"]);
+            run_in_box(ALL_SECONDS, MEBIBYTES[1], &names.collect::<Vec<_>>());
+        }
+    }
+}
