@@ -28,7 +28,7 @@ use crate::host::oci::{Oci, Target};
 use crate::host::probe::{ProbeConfig, Prober};
 use crate::host::wake::TapWakeListeners;
 use crate::host::{Scope, journal::Journals, watch_directories::DirectoryWatches, watch_files};
-use crate::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig};
+use crate::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig, Jails, UserRange};
 use crate::ingress::{HttpListeners, IngressConfig};
 
 /// The real host.
@@ -58,7 +58,10 @@ impl Host {
         let has_cgroups = cgroups.is_enforced();
         let for_images = reports.clone();
         let images = Oci::open(
-            config.images(Target::of_guests(host_platform(), Accelerator::probe() == Accelerator::Kvm)),
+            config.images(Target::of_guests(
+                host_platform(),
+                config.accelerator.accelerator() == Accelerator::Kvm,
+            )),
             move |owner| for_images.report(|drifts| drifts.images.object(owner.clone())),
         )
         .map_err(chained)?;
@@ -66,7 +69,11 @@ impl Host {
         let snapshot_dir = config.data_dir.join("snapshots");
         let disks = Ext4Files::new(disk_dir.clone(), snapshot_dir, config.disk_reserve()).map_err(chained)?;
         let watches = DirectoryWatches::default();
+        let users = UserRange::new(config.vm_uid_base).map_err(anyhow::Error::msg)?;
+        users.check_free().context("vm_uid_base is not usable")?;
         let machines = Hypervisors::new(HypervisorsConfig {
+            jails: Jails::new(users, config.run_dir.clone()),
+            accelerator: config.accelerator,
             drivers,
             run_dir: config.run_dir.clone(),
             data_dir: config.data_dir.clone(),
@@ -93,6 +100,7 @@ impl Host {
             data_dir: config.data_dir.clone(),
             kernel_dir: config.kernel_dir(),
             has_cgroups,
+            accelerator: config.accelerator,
         };
         let ports = Ports {
             hypervisors: machines,
