@@ -90,8 +90,8 @@ pub struct VmmCommand {
     pub needs: Option<Needs>,
 }
 
-/// Everything that a VMM gets of the host, besides its log and its memory. Its program and the libraries of
-/// the program need not be named.
+/// The parts of the host that a VMM gets, besides its log and its memory. Its program and the libraries of the
+/// program need not be named.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Files and directories that the program reads by their paths. They must be readable for everybody, and

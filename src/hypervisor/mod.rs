@@ -38,7 +38,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::dispatch::Drivers;
 pub use self::hypervisors::{Hypervisors, HypervisorsConfig};
-pub use self::jail::{Jails, USERS, UserRange, host_walls};
+pub use self::jail::{Jails, Spawned, USERS, UserRange, host_walls, missing_walls};
+pub use self::process::{SpawnPlan, spawn};
 pub(crate) use self::save::{on_thread, prove};
 
 /// The programs of drivers by the drivers' names. A driver without one here uses its default.

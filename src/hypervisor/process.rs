@@ -32,26 +32,24 @@ pub(crate) fn file_size_max(largest: u64, console_log_max: Bytes) -> u64 {
 
 /// The start of one VMM.
 #[derive(Debug)]
-pub(crate) struct SpawnPlan {
-    pub(crate) owner: Uid,
-    pub(crate) paths: VmPaths,
+pub struct SpawnPlan {
+    pub owner: Uid,
+    pub paths: VmPaths,
     /// Largest file that the VMM writes, in bytes.
-    pub(crate) file_size_max: u64,
+    pub file_size_max: u64,
     /// The RAM that the host made, and the number of the descriptor that a VMM without walls knows it by.
-    pub(crate) ram: Option<(OwnedFd, RawFd)>,
+    pub ram: Option<(OwnedFd, RawFd)>,
     /// The user of a VMM behind walls.
-    pub(crate) user: Option<u32>,
+    pub user: Option<u32>,
 }
 
 /// Spawns a VMM behind its walls, in a session of its own, so that it outlives the daemon, and in its control group.
 /// The bound on each of its files limits the console's log while no daemon rotates it: what a guest prints beyond is
 /// dropped. Waits for the disk and for the child.
-pub(crate) fn spawn(
-    jails: &Jails,
-    cgroups: &Cgroups,
-    vmm: VmmCommand,
-    plan: SpawnPlan,
-) -> io::Result<Spawned> {
+///
+/// # Errors
+/// Returns an error when a file cannot be opened, or a step of the child failed. Nothing runs then.
+pub fn spawn(jails: &Jails, cgroups: &Cgroups, vmm: VmmCommand, plan: SpawnPlan) -> io::Result<Spawned> {
     let append = |path: &Path| File::options().create(true).append(true).open(path);
     let log = append(&plan.paths.vmm_log())?;
     let output =

@@ -5,6 +5,7 @@
 mod agent;
 mod auto_standby;
 mod backup;
+mod confinement;
 mod crash;
 mod crowd;
 mod deaths;

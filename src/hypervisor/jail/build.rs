@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use stead_controllers::host::LaunchPlan;
 use super::filters::Filters;
 use super::libraries::libraries;
 use super::view::View;
-use super::{Jail, PREPARED_FIRST, UserRange, Walls};
+use super::{Jail, PREPARED_FIRST, UserRange, Walls, prepared};
 use crate::host::cgroup::Group;
 use crate::host::tap::attach;
 use crate::hypervisor::driver::{FIRST_DESCRIPTOR, Handed, Needs, VmmCommand};
@@ -28,6 +28,9 @@ const LOCKED_BYTES_MAX: u64 = 8 << 20;
 /// Limit on a core dump, in bytes. The kernel gives none of this length, also where dumps go to a program, which a
 /// limit of zero does not forbid.
 const CORE_BYTES_MAX: u64 = 1;
+
+/// Number of views that are kept. A daemon needs one for each program, and others after its kernel was replaced.
+const VIEWS_MAX: usize = 8;
 
 /// Namespaces of a VMM, by their names below `/proc/PID/ns`. A kernel without one of them has no such file. The mount
 /// namespace is that of the view.
@@ -46,6 +49,7 @@ pub struct Jails {
     /// A directory in which views are put together; nothing is seen there outside of them.
     point: PathBuf,
     namespaces: u64,
+    has_filters: bool,
     views: Arc<Mutex<BTreeMap<Vec<PathBuf>, Arc<View>>>>,
     programs: Arc<Mutex<BTreeMap<PathBuf, Vec<PathBuf>>>>,
 }
@@ -70,7 +74,14 @@ impl Jails {
         let exists = |name: &str| Path::new("/proc/self/ns").join(name).exists();
         let flags = NAMESPACES.iter().filter(|(name, _)| exists(name));
         let namespaces = flags.fold(0, |all, (_, flag)| all | u64::from(flag.cast_unsigned()));
-        Self { users, point, namespaces, views: Arc::default(), programs: Arc::default() }
+        let (views, programs) = (Arc::default(), Arc::default());
+        Self { users, point, namespaces, has_filters: true, views, programs }
+    }
+
+    /// Leaves out the filter that is the second wall, for tests that show that the other walls hold alone.
+    #[must_use]
+    pub fn without_filters(self) -> Self {
+        Self { has_filters: false, ..self }
     }
 
     /// Returns the user of the VM of a plan.
@@ -133,7 +144,8 @@ impl Jails {
         for (path, handed) in &needs.opens {
             opens.push((text(path.as_os_str().as_bytes())?, open(handed, ram)?));
         }
-        Ok(Walls { user, namespaces: self.namespaces, view, filters: Filters::new(name)?, opens })
+        let filters = if self.has_filters { Some(Filters::new(name)?) } else { None };
+        Ok(Walls { user, namespaces: self.namespaces, view, filters, opens })
     }
 
     /// Returns the view of a program with its libraries and these files, which is made once.
@@ -150,8 +162,10 @@ impl Jails {
             return Ok(view.clone());
         }
         let view = Arc::new(View::make(&self.point, all.clone())?);
-        // The views of other files are those of an earlier kernel or program. Their VMMs keep them.
-        views.retain(|files, _| files.first() != all.first());
+        // Views of an earlier kernel or program are not needed again. Their VMMs keep them.
+        if views.len() >= VIEWS_MAX {
+            views.clear();
+        }
         views.insert(all, view.clone());
         Ok(view)
     }
@@ -189,11 +203,6 @@ fn open(handed: &Handed, ram: Option<&OwnedFd>) -> io::Result<OwnedFd> {
             File::options().read(true).write(true).open(path).map_err(named(path))?.into()
         }
     })
-}
-
-/// Moves a descriptor out of the way of the numbers that the child gives.
-fn prepared(file: impl Into<OwnedFd>) -> io::Result<OwnedFd> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(file.into().as_fd(), PREPARED_FIRST)?)
 }
 
 fn text(bytes: &[u8]) -> io::Result<CString> {

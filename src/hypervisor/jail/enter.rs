@@ -235,11 +235,12 @@ fn filter(walls: &Walls) -> Result<Option<RawFd>, c_int> {
         };
         call(libc::SYS_seccomp, [SET_MODE_FILTER, number(flags), (&raw const program) as usize, 0, 0])
     };
-    install(&walls.filters.refused, 0)?;
+    let Some(filters) = &walls.filters else { return Ok(None) };
+    install(&filters.refused, 0)?;
     if walls.opens.is_empty() {
-        return install(&walls.filters.opens, 0).map(|_| None);
+        return install(&filters.opens, 0).map(|_| None);
     }
-    let listener = install(&walls.filters.opens, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
+    let listener = install(&filters.opens, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
     Ok(RawFd::try_from(listener).ok())
 }
 

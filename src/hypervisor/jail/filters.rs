@@ -13,7 +13,7 @@ use seccompiler::{
     TargetArch, sock_filter,
 };
 
-/// Both programs.
+/// The two programs.
 #[derive(Debug)]
 pub(super) struct Filters {
     pub(super) refused: BpfProgram,

@@ -32,20 +32,26 @@ mod users;
 mod view;
 
 use std::ffi::CString;
-use std::os::fd::{OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 pub(crate) use self::build::Given;
 pub use self::build::Jails;
-pub use self::seen::host_walls;
-pub(crate) use self::seen::missing_walls;
-pub(crate) use self::spawn::{Spawned, spawn};
+pub use self::seen::{host_walls, missing_walls};
+pub use self::spawn::Spawned;
+pub(crate) use self::spawn::spawn;
 pub use self::users::{USERS, UserRange};
 use crate::host::cgroup::Group;
 
 /// Descriptors from this number on are those of the daemon's preparations; the numbers below are free in the
 /// child for what the VMM gets. A VMM has 2 descriptors for each disk and some 10 more, at most 61 together.
 pub(crate) const PREPARED_FIRST: RawFd = 64;
+
+/// Moves a descriptor out of the way of the numbers that the child gives.
+fn prepared(file: impl Into<OwnedFd>) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(file.into().as_fd(), PREPARED_FIRST)?)
+}
 
 /// The description of one VMM's process: everything is prepared, so that the child only makes system calls.
 #[derive(Debug)]
@@ -72,7 +78,7 @@ struct Walls {
     /// The namespaces of its own, as flags of clone.
     namespaces: u64,
     view: Arc<view::View>,
-    filters: filters::Filters,
+    filters: Option<filters::Filters>,
     /// Files that are opened by a path while the VMM starts.
     opens: Vec<(CString, OwnedFd)>,
 }

@@ -24,7 +24,10 @@ const NAMESPACES: [(&str, Wall); 6] = [
 const CAPABILITIES: [&str; 5] = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"];
 
 /// Returns the walls that a process is not behind. Returns `None` when there is no such process.
-pub(crate) fn missing_walls(pid: u32) -> io::Result<Option<BTreeSet<Wall>>> {
+///
+/// # Errors
+/// Returns an error when the process cannot be inspected.
+pub fn missing_walls(pid: u32) -> io::Result<Option<BTreeSet<Wall>>> {
     let process = Path::new("/proc").join(pid.to_string());
     let Some(status) = of_process(fs::read_to_string(process.join("status")))? else { return Ok(None) };
     let mut missing = missing_in(&status);

@@ -9,12 +9,12 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg,
     socketpair,
 };
-use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
+use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
 use tokio::sync::oneshot;
 
 use super::enter::{HAS_LISTENER, STEPS, enter};
 use super::opens::Opens;
-use super::{Jail, PREPARED_FIRST};
+use super::{Jail, prepared};
 use crate::host::process::register;
 
 /// CLONE_INTO_CGROUP: the constant of libc is too narrow for its value.
@@ -22,10 +22,10 @@ const INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// A VMM that runs its program. It is reaped when it ends, while this daemon lives.
 #[derive(Debug)]
-pub(crate) struct Spawned {
-    pub(crate) pid: u32,
+pub struct Spawned {
+    pub pid: u32,
     /// The way in which the process ended.
-    pub(crate) ended: oneshot::Receiver<String>,
+    pub ended: oneshot::Receiver<String>,
     /// Answers the opens of a VMM that starts.
     pub(crate) opens: Option<Opens>,
 }
@@ -38,7 +38,7 @@ pub(crate) fn spawn(jail: Jail) -> io::Result<Spawned> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     // Out of the way of the numbers that the child gives.
-    let theirs = rustix::io::fcntl_dupfd_cloexec(theirs, PREPARED_FIRST)?;
+    let theirs = prepared(theirs)?;
     let (pid, process) = clone(&jail, theirs.as_raw_fd())?;
     drop(theirs);
     let listener = match run(&ours) {
@@ -48,6 +48,17 @@ pub(crate) fn spawn(jail: Jail) -> io::Result<Spawned> {
             return Err(error);
         }
     };
+    let for_failure = process.try_clone()?;
+    let watched = watch(pid, process, listener, jail);
+    if watched.is_err() {
+        // Nobody would notice its end.
+        let _ = pidfd_send_signal(&for_failure, Signal::KILL);
+        let _ = waitid(WaitId::PidFd(for_failure.as_fd()), WaitIdOptions::EXITED);
+    }
+    watched
+}
+
+fn watch(pid: u32, process: OwnedFd, listener: Option<OwnedFd>, jail: Jail) -> io::Result<Spawned> {
     let opens = match (listener, jail.walls) {
         (Some(listener), Some(walls)) => Some(Opens::new(listener, pid, walls.opens)?),
         _ => None,
@@ -127,16 +138,7 @@ fn clone(jail: &Jail, report: RawFd) -> io::Result<(u32, OwnedFd)> {
 
 /// Collects the status of the process when it ends.
 fn reap(process: OwnedFd) -> io::Result<oneshot::Receiver<String>> {
-    let for_failure = process.try_clone()?;
-    let process = match register(process) {
-        Ok(process) => process,
-        Err(error) => {
-            // Nobody would notice its end.
-            let _ = pidfd_send_signal(&for_failure, rustix::process::Signal::KILL);
-            let _ = waitid(WaitId::PidFd(for_failure.as_fd()), WaitIdOptions::EXITED);
-            return Err(error);
-        }
-    };
+    let process = register(process)?;
     let (report, ended) = oneshot::channel();
     tokio::spawn(async move {
         let _ = process.readable().await;

@@ -21,10 +21,12 @@ use rustix::mount::{
 };
 use rustix::thread::UnshareFlags;
 
+use super::prepared;
+
 /// A mount namespace, held by its descriptor.
 #[derive(Debug)]
 pub(super) struct View {
-    pub(super) namespace: File,
+    pub(super) namespace: OwnedFd,
     /// The rules of landlock that allow reading here and nothing else, or `None` where the kernel has no landlock.
     pub(super) rules: Option<OwnedFd>,
 }
@@ -70,7 +72,8 @@ fn make(point: &Path, files: &[PathBuf]) -> io::Result<View> {
     rustix::process::chdir("/")?;
     mount_remount("/", MountFlags::BIND | MountFlags::RDONLY | flags, "")?;
     let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    Ok(View { namespace, rules: rules(root)? })
+    let rules = rules(root)?.map(prepared).transpose()?;
+    Ok(View { namespace: prepared(namespace)?, rules })
 }
 
 /// Clones the mount of a file or directory. Returns whether it is a directory. Others than root must be able to
