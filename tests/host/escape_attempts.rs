@@ -58,8 +58,8 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
         })
     }),
     ("trace a process", |on| {
-        call(libc::SYS_ptrace, [u(libc::PTRACE_SEIZE), u(on.pid), 0, 0, 0])?;
-        call(libc::SYS_ptrace, [u(libc::PTRACE_DETACH), u(on.pid), 0, 0, 0]).or(Ok(()))
+        call(libc::SYS_ptrace, [u32_flag(libc::PTRACE_SEIZE), u(on.pid), 0, 0, 0])?;
+        call(libc::SYS_ptrace, [u32_flag(libc::PTRACE_DETACH), u(on.pid), 0, 0, 0]).or(Ok(()))
     }),
     ("read a process's memory", |on| File::open(format!("/proc/{}/mem", on.pid)).map(drop)),
     ("list processes", |on| fs::read(format!("/proc/{}/cmdline", on.pid)).map(drop)),
