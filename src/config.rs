@@ -17,6 +17,7 @@ use stead_schemas::quantity::{Bytes, GoDuration};
 
 use crate::access::{self, AccountId, SocketUser, TlsConfig};
 use crate::host::oci::{Allowed, OciConfig, Target};
+use crate::hypervisor::{USERS, UserRange, WantedAccelerator};
 
 /// The configuration; field names are the keys of the file, and of the environment with `STEAD_` before
 /// them.
@@ -97,6 +98,12 @@ pub struct Config {
     pub require_permissions: bool,
     /// The program that runs VMs.
     pub qemu: PathBuf,
+    /// The way in which guests' instructions are executed: `kvm`, `tcg` (emulation), or `auto`, which takes KVM
+    /// where the host has it. Emulation is no security boundary: with `kvm` no VM starts without it.
+    pub accelerator: WantedAccelerator,
+    /// First of the 1,048,576 user and group ids of VMMs, a multiple of that number: each VM has one. No
+    /// account of the host may have one of them, and each daemon of a host needs a range of its own.
+    pub vm_uid_base: u32,
     /// Log level, `error` to `trace`, or a filter such as `stead=debug`.
     pub log: String,
     /// A failpoint for tests: `KIND/ACTION/before` or `KIND/ACTION/after` kills the daemon there
@@ -141,6 +148,8 @@ impl Default for Config {
             show_secrets: false,
             require_permissions: false,
             qemu: "qemu-system-x86_64".into(),
+            accelerator: WantedAccelerator::Auto,
+            vm_uid_base: VM_UID_BASE,
             log: "info".to_owned(),
             failpoint: None,
         }
@@ -166,6 +175,9 @@ pub struct Effective {
     pub sources: BTreeMap<String, String>,
 }
 
+/// First user id of VMMs: among those that systemd's table of user ids lists as unused, beyond those of accounts,
+/// of services and of containers.
+const VM_UID_BASE: u32 = 1904 * USERS;
 /// Longest name of the nft tables, in bytes; the name is one word.
 const TABLE_BYTES_MAX: usize = 32;
 /// Largest number of entries of `guest_host_ports` and of `guest_networks`: each entry is a firewall rule
@@ -263,6 +275,9 @@ impl Config {
             ));
         }
         self.check_resolver(&mut problems);
+        if let Err(error) = UserRange::new(self.vm_uid_base) {
+            problems.push(format!("vm_uid_base: {error}"));
+        }
         if self.guest_host_ports.contains(&0) {
             problems.push("guest_host_ports: must be from 1 to 65535".to_owned());
         }

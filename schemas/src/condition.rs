@@ -20,6 +20,8 @@ pub enum ConditionType {
     Degraded,
     /// A guest that needs the kernel's headers has them; reported only while it has not.
     KernelHeaders,
+    /// The VMM is behind all walls; reported while there is a VMM.
+    Confined,
 }
 
 /// The status of a condition.
@@ -77,6 +79,10 @@ pub enum Reason {
     NetworkLost,
     /// This host has no headers of the guest kernel; its guests do without.
     KernelHeadersMissing,
+    /// The VMM reaches nothing of the host but what it was given.
+    WallsComplete,
+    /// The VMM is not behind all walls; the message names those that are missing.
+    WallsMissing,
     ImageNotFound,
     ImageUnauthorized,
     ImageInvalid,

@@ -9,6 +9,7 @@ pub mod api;
 pub mod capabilities;
 pub mod compression;
 pub mod condition;
+pub mod confinement;
 pub mod disk;
 pub mod goal;
 pub mod guest;

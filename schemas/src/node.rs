@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capabilities::VmmCapabilities;
 use crate::condition::Condition;
+use crate::confinement::Wall;
 use crate::instance::Hypervisor;
 use crate::meta::{Kind, Object};
 use crate::names::Platform;
@@ -58,6 +59,12 @@ pub struct NodeStatus {
     /// True if VMMs run in control groups of their own.
     #[serde(default)]
     pub has_cgroups: bool,
+    /// The reason why no VM can be started on the accelerator that the configuration demands.
+    #[serde(default)]
+    pub accelerator_problem: Option<String>,
+    /// Walls that VMMs of this host are not behind, because its kernel lacks them.
+    #[serde(default)]
+    pub missing_walls: BTreeSet<Wall>,
     pub conditions: Vec<Condition>,
     pub observed_generation: Generation,
 }

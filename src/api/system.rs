@@ -47,6 +47,8 @@ pub(super) async fn capabilities(State(state): State<ApiState>) -> Result<Json<C
             os: "linux".to_owned(),
             arch: platform.architecture().to_owned(),
             cgroups: node.status.has_cgroups,
+            missing_walls: node.status.missing_walls.iter().map(|wall| wall.as_str().to_owned()).collect(),
+            accelerator_problem: node.status.accelerator_problem.clone(),
         },
         default_runtime: Runtime { name: default.as_str().to_owned(), available: is_available },
         runtimes: runtimes(&node.status),

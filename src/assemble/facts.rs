@@ -8,7 +8,7 @@ use stead_schemas::node::{Accelerator as Accelerated, HypervisorStatus};
 
 use crate::host::capacity;
 use crate::host::kernel::Kernel;
-use crate::hypervisor::{Accelerator, Hypervisors};
+use crate::hypervisor::{Accelerator, Hypervisors, WantedAccelerator, host_walls};
 
 /// The facts of this host. The programs of the drivers were asked when the daemon started.
 #[derive(Clone)]
@@ -19,6 +19,7 @@ pub(super) struct HostFacts {
     pub(super) data_dir: PathBuf,
     pub(super) kernel_dir: PathBuf,
     pub(super) has_cgroups: bool,
+    pub(super) accelerator: WantedAccelerator,
 }
 
 impl HostFacts {
@@ -43,12 +44,14 @@ impl Facts for HostFacts {
         Ok(HostSeen {
             capacity,
             hypervisors: all.filter_map(|hypervisor| self.status(hypervisor)).collect(),
-            accelerator: match Accelerator::probe() {
+            accelerator: match self.accelerator.accelerator() {
                 Accelerator::Kvm => Accelerated::Kvm,
                 Accelerator::Tcg => Accelerated::Tcg,
             },
             has_kernel_headers,
             has_cgroups: self.has_cgroups,
+            accelerator_problem: self.accelerator.problem(),
+            missing_walls: host_walls(),
         })
     }
 }

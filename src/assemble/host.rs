@@ -28,7 +28,7 @@ use crate::host::oci::{Oci, Target};
 use crate::host::probe::{ProbeConfig, Prober};
 use crate::host::wake::TapWakeListeners;
 use crate::host::{Scope, journal::Journals, watch_directories::DirectoryWatches, watch_files};
-use crate::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig};
+use crate::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig, Jails, UserRange};
 use crate::ingress::{HttpListeners, IngressConfig};
 
 /// The real host.
@@ -47,26 +47,17 @@ impl Host {
         drivers: Drivers,
         hypervisors: Vec<Hypervisor>,
     ) -> anyhow::Result<Self> {
-        let cache = config.data_dir.join("cache");
-        let boot_files = BootFiles::new(config.kernel_dir(), cache);
-        // Instances report a missing kernel in their conditions; the API and running VMs do not depend on
-        // it.
-        if let Err(error) = boot_files.get() {
-            tracing::error!(error = error.chain(), "no VM can be started until there is a guest kernel");
-        }
+        let boot_files = boot_files(config);
         let cgroups = Cgroups::probe(config.bridge.as_str());
         let has_cgroups = cgroups.is_enforced();
-        let for_images = reports.clone();
-        let images = Oci::open(
-            config.images(Target::of_guests(host_platform(), Accelerator::probe() == Accelerator::Kvm)),
-            move |owner| for_images.report(|drifts| drifts.images.object(owner.clone())),
-        )
-        .map_err(chained)?;
+        let images = open_images(config, reports)?;
         let disk_dir = config.data_dir.join("disks");
         let snapshot_dir = config.data_dir.join("snapshots");
         let disks = Ext4Files::new(disk_dir.clone(), snapshot_dir, config.disk_reserve()).map_err(chained)?;
         let watches = DirectoryWatches::default();
         let machines = Hypervisors::new(HypervisorsConfig {
+            jails: jails(config)?,
+            accelerator: config.accelerator,
             drivers,
             run_dir: config.run_dir.clone(),
             data_dir: config.data_dir.clone(),
@@ -93,6 +84,7 @@ impl Host {
             data_dir: config.data_dir.clone(),
             kernel_dir: config.kernel_dir(),
             has_cgroups,
+            accelerator: config.accelerator,
         };
         let ports = Ports {
             hypervisors: machines,
@@ -134,6 +126,30 @@ impl Host {
         })
         .map_err(chained)
     }
+}
+
+/// Finds the boot files. Instances report a missing kernel in their conditions; the API and running VMs do not depend
+/// on it.
+fn boot_files(config: &Config) -> BootFiles {
+    let boot_files = BootFiles::new(config.kernel_dir(), config.data_dir.join("cache"));
+    if let Err(error) = boot_files.get() {
+        tracing::error!(error = error.chain(), "no VM can be started until there is a guest kernel");
+    }
+    boot_files
+}
+
+fn open_images(config: &Config, reports: &Reports) -> anyhow::Result<Oci> {
+    let reports = reports.clone();
+    let target = Target::of_guests(host_platform(), config.accelerator.accelerator() == Accelerator::Kvm);
+    let changed = move |owner: &Uid| reports.report(|drifts| drifts.images.object(owner.clone()));
+    Oci::open(config.images(target), changed).map_err(chained)
+}
+
+/// Prepares the walls of VMMs. Their users must be nobody else's.
+fn jails(config: &Config) -> anyhow::Result<Jails> {
+    let users = UserRange::new(config.vm_uid_base).map_err(anyhow::Error::msg)?;
+    users.check_free().context("vm_uid_base is not usable")?;
+    Ok(Jails::new(users, config.run_dir.clone()))
 }
 
 /// Returns the function that passes on changes of VMs and of their files.

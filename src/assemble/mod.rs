@@ -36,7 +36,7 @@ use crate::api::{self, ApiConfig, ApiState, Audit, ServerLimits};
 use crate::config::Config;
 use crate::failpoint;
 use crate::host::journal::Journals;
-use crate::hypervisor::{Accelerator, Drivers};
+use crate::hypervisor::Drivers;
 use crate::signals::{ended, terminated};
 use crate::store::{
     DirectoryLock, SystemClock, close, close_new_files, identity, lock_run_directory, mark, open,
@@ -88,7 +88,7 @@ pub async fn serve(config: Config, passed: Passed) -> anyhow::Result<()> {
     mark::keep(config.data_dir.clone(), store.clone()).await;
 
     let reports = Reports::default();
-    let drivers = Drivers::built_in(&config.programs(), Accelerator::probe());
+    let drivers = Drivers::built_in(&config.programs(), config.accelerator.accelerator());
     let hypervisors = drivers.probe().await;
     // The journals are kept beside the consoles' logs, and removed with them.
     let journals = Arc::new(Journals::new(config.data_dir.join("logs")).context("cannot write logs")?);

@@ -27,7 +27,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = vec![rights()];
     findings.extend(programs());
     findings.push(vmm(config).await);
-    findings.push(acceleration());
+    findings.push(acceleration(config));
     findings.push(kernel(config));
     findings.extend(limits());
     findings
@@ -98,8 +98,15 @@ async fn vmm(config: &Config) -> Finding {
     }
 }
 
-fn acceleration() -> Finding {
-    match Accelerator::probe() {
+fn acceleration(config: &Config) -> Finding {
+    if let Some(why) = config.accelerator.problem() {
+        return Finding::problem(
+            "kvm",
+            why,
+            "load kvm_intel or kvm_amd, and see that /dev/kvm can be opened",
+        );
+    }
+    match config.accelerator.accelerator() {
         Accelerator::Kvm => Finding::ok("kvm", "guests run on KVM"),
         Accelerator::Tcg => Finding::warning(
             "kvm",

@@ -1,10 +1,13 @@
 //! The boot files of guests: the kernel and the initial root, prepared when they are first needed.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use stead_controllers::host::HostError;
 
+use super::files::READ_BY_VMMS;
 use super::initrd;
 use super::kernel::Kernel;
 use crate::unfinished::remove_unfinished;
@@ -39,6 +42,11 @@ impl BootFiles {
             .map_err(|error| HostError::io("prepare", self.cache.display().to_string(), error))?;
         let kernel = Kernel::find(&self.kernel_dir, &self.cache)?;
         let initrd = initrd::assemble(&kernel.modules, &self.cache)?;
+        // Earlier versions closed these files to all users.
+        for path in [&kernel.vmlinux, &initrd] {
+            fs::set_permissions(path, fs::Permissions::from_mode(READ_BY_VMMS))
+                .map_err(|error| HostError::io("prepare", path.display().to_string(), error))?;
+        }
         Ok(found.insert((kernel, initrd)).clone())
     }
 }

@@ -3,15 +3,29 @@
 //! Version 2 is preferred, then the mounted hierarchies of version 1. The group is a mark and serves accounting. A
 //! host without writable groups runs VMs all the same, and reports that in `GET /capabilities` by
 //! [`Cgroups::is_enforced`].
+//! A VMM is in its group from its first instruction. With version 2 it is made there, which takes no time. With
+//! version 1 it enters before its program runs, and waits for a grace period of the kernel unless another process was
+//! moved shortly before: 11 ms were measured, and 0.4 ms with the mount option `favordynmods`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 /// The hierarchies in which we create groups.
 #[derive(Debug, Clone)]
 pub struct Cgroups {
     parents: Vec<PathBuf>,
+    is_version_2: bool,
+}
+
+/// A group for a process that does not exist yet.
+#[derive(Debug, Default)]
+pub(crate) struct Group {
+    /// The directory of version 2, in which the process is made.
+    pub(crate) directory: Option<OwnedFd>,
+    /// The files of version 1 by which the process enters.
+    pub(crate) entries: Vec<File>,
 }
 
 const VERSION_1: [&str; 3] = ["memory", "cpu", "pids"];
@@ -21,7 +35,8 @@ impl Cgroups {
     #[must_use]
     pub fn probe(scope: &str) -> Self {
         let root = Path::new("/sys/fs/cgroup");
-        let mounts = if root.join("cgroup.controllers").exists() {
+        let is_version_2 = root.join("cgroup.controllers").exists();
+        let mounts = if is_version_2 {
             vec![root.to_owned()]
         } else {
             VERSION_1
@@ -38,13 +53,29 @@ impl Cgroups {
             let _ = fs::remove_dir(parent);
             is_made
         };
-        Self { parents: parents.filter(is_ours).collect() }
+        Self { parents: parents.filter(is_ours).collect(), is_version_2 }
     }
 
     /// True if at least one hierarchy accepts our groups.
     #[must_use]
     pub fn is_enforced(&self) -> bool {
         !self.parents.is_empty()
+    }
+
+    /// Makes the group of this name for a process that is about to be made.
+    pub(crate) fn prepare(&self, name: &str) -> io::Result<Group> {
+        let mut group = Group::default();
+        for parent in &self.parents {
+            let directory = parent.join(name);
+            // The parent is created again if the end of the last VM removed it in between.
+            fs::create_dir_all(&directory).or_else(|_| fs::create_dir_all(&directory))?;
+            if self.is_version_2 {
+                group.directory = Some(File::open(&directory)?.into());
+            } else {
+                group.entries.push(File::options().write(true).open(directory.join("cgroup.procs"))?);
+            }
+        }
+        Ok(group)
     }
 
     /// Puts a process into the group of this name, in every hierarchy, unless it is there already. Waits for a grace

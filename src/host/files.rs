@@ -9,6 +9,10 @@ use std::path::Path;
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_schemas::quantity::Bytes;
 
+/// Mode of files that VMMs read by their paths: the users of VMMs own nothing. The directories of such files are closed
+/// to all users, and VMMs see the files by other ways.
+pub(crate) const READ_BY_VMMS: u32 = 0o644;
+
 /// Writes the file so that no crash leaves it incomplete.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8], mode: u32) -> Result<(), HostError> {
     write(path, bytes, mode, Durability::Host)

@@ -61,7 +61,7 @@ pub fn assemble(modules: &Path, cache: &Path) -> Result<PathBuf, HostError> {
     let bytes = archive.finish();
     let path = cache.join(format!("initrd-{}", &hex::encode(Sha256::digest(&bytes))[..16]));
     if !path.exists() {
-        files::write_whole(&path, &bytes, 0o600)?;
+        files::write_whole(&path, &bytes, files::READ_BY_VMMS)?;
     }
     Ok(path)
 }

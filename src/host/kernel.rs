@@ -55,7 +55,7 @@ impl Kernel {
                 HostError::new(HostErrorKind::Permanent, "extract the kernel of", image.display().to_string())
                     .because(why)
             })?;
-            files::write_whole(&vmlinux, &elf, 0o600)?;
+            files::write_whole(&vmlinux, &elf, files::READ_BY_VMMS)?;
         }
         // A saved memory continues with the same disk, even if `current` is another kernel by then.
         let root = fs::canonicalize(&root).unwrap_or(root);

@@ -66,9 +66,14 @@ impl Drivers {
         self.find(|machine_type| name.is_none_or(|name| machine_type.name == name))
     }
 
-    /// Returns an argument for each driver that marks the process of this VM.
+    /// Returns the arguments that mark the process of this VM, whatever its driver and the version of that.
     pub(crate) fn marks(&self, paths: &VmPaths) -> Vec<String> {
-        self.0.iter().map(|driver| driver.mark(paths)).collect()
+        let marks = |driver: &Arc<dyn Driver>| {
+            let mut marks = driver.earlier_marks(paths);
+            marks.push(driver.mark(paths));
+            marks
+        };
+        self.0.iter().flat_map(marks).collect()
     }
 
     fn find(&self, is_wanted: impl Fn(&MachineType) -> bool) -> Option<Choice> {

@@ -80,12 +80,53 @@ pub struct Ram {
 }
 
 /// The command that starts the program of a driver.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VmmCommand {
     pub program: PathBuf,
     pub arguments: Vec<String>,
     /// The console of the guest is the standard output of the program. Otherwise that goes to the VMM's log.
     pub has_console_on_stdout: bool,
+    /// The needs of a VMM that runs behind walls, or `None` for one that still reaches the whole host.
+    pub needs: Option<Needs>,
+}
+
+/// The parts of the host that a VMM gets, besides its log and its memory. Its program and the libraries of the
+/// program need not be named.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Files and directories that the program reads by their paths. They must be readable for everybody, and
+    /// should be the same for all VMs.
+    pub files: Vec<PathBuf>,
+    /// Descriptors that are open in the VMM from its start: the first under [`FIRST_DESCRIPTOR`], the others
+    /// under the numbers that follow.
+    pub descriptors: Vec<Handed>,
+    /// Paths that the program opens for writing while it starts. It gets a descriptor instead of the file, and
+    /// there need not be a file of that path.
+    pub opens: Vec<(PathBuf, Handed)>,
+    /// Largest number of threads of the process.
+    pub threads_max: u64,
+}
+
+/// The number of the first descriptor of [`Needs`] in a VMM.
+pub const FIRST_DESCRIPTOR: RawFd = 3;
+
+/// A file of the host that a VMM gets as a descriptor, opened by the daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Handed {
+    Disk {
+        path: PathBuf,
+        is_read_only: bool,
+    },
+    /// A file that is written at its end, and is made when it is missing.
+    Log(PathBuf),
+    /// The RAM of the VM: for reading and writing if it is [`Mapping::Own`], else for reading only.
+    Ram,
+    /// A queue of the TAP of this name.
+    Tap(LinkName),
+    /// A Unix socket of this path that listens already.
+    Listener(PathBuf),
+    /// A device of the host.
+    Device(PathBuf),
 }
 
 /// The state of a VM's processors, as its VMM reports it.
@@ -148,6 +189,12 @@ pub trait Driver: Send + Sync + 'static {
     /// Returns an argument of that command line that no other process has. A process whose record a crash
     /// prevented is found by it.
     fn mark(&self, paths: &VmPaths) -> String;
+
+    /// Returns arguments that marked the processes of earlier versions of this driver.
+    fn earlier_marks(&self, paths: &VmPaths) -> Vec<String> {
+        let _ = paths;
+        Vec::new()
+    }
 
     /// Returns the socket on which the VMM is controlled.
     fn socket(&self, paths: &VmPaths) -> PathBuf;

@@ -13,10 +13,12 @@ use stead_schemas::names::{Digest, Uid};
 use stead_schemas::numbers::RunNo;
 use stead_schemas::quantity::Bytes;
 
+use super::WantedAccelerator;
 use super::attached::{Attached, Connection};
 use super::console;
 use super::dispatch::{Choice, Drivers};
 use super::driver::{Notify, RunState};
+use super::jail::Jails;
 use super::process;
 use super::record::{Record, VmPaths};
 use crate::guest_channel::{AgentError, AgentStream, Changed, GuestChannel, Noted};
@@ -39,6 +41,10 @@ pub struct HypervisorsConfig {
     /// Notifies of writes to a console's log.
     pub watches: DirectoryWatches,
     pub cgroups: Cgroups,
+    /// The walls around VMMs.
+    pub jails: Jails,
+    /// The accelerator without which no VM is started.
+    pub accelerator: WantedAccelerator,
     /// Returns the path of the root file system of a digest.
     pub rootfs: Box<dyn Fn(&Digest) -> PathBuf + Send + Sync>,
     /// Returns the path of the disk of an owner.

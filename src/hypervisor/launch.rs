@@ -1,7 +1,7 @@
 //! Starting a VMM.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,14 +11,15 @@ use jiff::Timestamp;
 use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, VmmState};
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
-use tokio::process::Child;
 
 use super::attached::Attached;
 use super::dispatch::Choice;
-use super::driver::{Content, Ram, RamAccess, Start};
+use super::driver::{Content, Ram, RamAccess, Start, VmmCommand};
 use super::hypervisors::Hypervisors;
-use super::process::{self, end_line, file_size_max, first_answer, largest_file};
+use super::jail::Spawned;
+use super::process::{self, SpawnPlan, end_line, file_size_max, first_answer, largest_file};
 use super::record::{GuestOrigin, Mapping, Record, VmPaths};
+use super::save::on_thread;
 use super::taps::check_tap;
 use crate::guest_channel::new_token;
 use crate::host::directories::{last_line, make_private_dir};
@@ -142,6 +143,10 @@ impl Hypervisors {
         let (plan, paths) = (start.plan, start.paths);
         let failed = |error| HostError::io("prepare a VM for", plan.owner.as_str(), error);
         self.check_nothing_there(&plan.owner)?;
+        if let Some(why) = self.config.accelerator.problem() {
+            let refused = HostError::new(HostErrorKind::Unsupported, "start a VM for", plan.owner.as_str());
+            return Err(refused.because(why));
+        }
         if let Some(card) = &plan.network {
             check_tap(&card.tap)?;
         }
@@ -151,42 +156,64 @@ impl Hypervisors {
         if let Some(ram) = ram {
             (record.mapping, record.ram_inode) = (ram.mapping, ram.file.metadata().map_err(failed)?.ino());
         }
+        let command = choice.driver.command(start);
+        if command.needs.is_some() {
+            record.user = Some(self.config.jails.user(plan).map_err(failed)?);
+        }
         record.write(paths)?;
-        let mut child = self.spawn(start, choice)?;
-        let identity = child.id().map_or(Ok(None), Identity::of);
-        let Some(identity) = identity.map_err(failed)? else {
+        let mut child = self.spawn(start, choice, command, record.user, ram).await?;
+        let Some(identity) = Identity::of(child.pid).map_err(failed)? else {
             let died = HostError::new(HostErrorKind::Transient, "start a VMM for", plan.owner.as_str());
             return Err(died.because(last_line(&paths.vmm_log())));
         };
         record.identity = Some(identity.clone());
         record.write(paths)?;
         let (attached, _) = self.attach(&plan.owner, choice, &record, &identity)?;
-        // The child is not awaited after that; the runtime reaps it when it ends while this daemon lives.
+        // The child is not awaited after that; it is reaped when it ends while this daemon lives. Nor can it open
+        // files for writing after that.
         self.await_start(start, &mut child, &attached).await?;
-        process::enter_group(&self.config.cgroups, &plan.owner, &identity);
         Ok(attached)
     }
 
-    fn spawn(&self, start: &Start<'_>, choice: &Choice) -> Result<Child, HostError> {
+    async fn spawn(
+        &self,
+        start: &Start<'_>,
+        choice: &Choice,
+        command: VmmCommand,
+        user: Option<u32>,
+        ram: Option<&HostRam>,
+    ) -> Result<Spawned, HostError> {
         let (config, plan) = (&self.config, start.plan);
-        let failed = |error| HostError::io("start a VMM for", plan.owner.as_str(), error);
+        let owner = plan.owner.clone();
+        let failed = move |error| HostError::io("start a VMM for", owner.as_str(), error);
         let disks = plan.disks();
-        let mut largest = largest_file(disks.iter().map(|disk| (config.disk)(&disk.disk))).map_err(failed)?;
+        let mut largest =
+            largest_file(disks.iter().map(|disk| (config.disk)(&disk.disk))).map_err(&failed)?;
         match choice.driver.ram_access() {
             // The RAM file has its length already, and is written to by pages.
             RamAccess::Host => {}
             RamAccess::Vmm => largest = largest.max(memory_size(plan).0),
         }
-        let bound = file_size_max(largest, config.console_log_max);
-        let ram = start.ram.map(|ram| ram.descriptor);
-        process::spawn(choice.driver.command(start), start.paths, bound, ram).map_err(failed)
+        let ram = ram.map(|ram| Ok((ram.file.as_fd().try_clone_to_owned()?, ram.file.as_raw_fd())));
+        let spawning = SpawnPlan {
+            owner: plan.owner.clone(),
+            paths: start.paths.clone(),
+            file_size_max: file_size_max(largest, config.console_log_max),
+            ram: ram.transpose().map_err(&failed)?,
+            user,
+        };
+        let config = config.clone();
+        on_thread(&plan.owner, move || {
+            process::spawn(&config.jails, &config.cgroups, command, spawning).map_err(failed)
+        })
+        .await
     }
 
     /// Waits until the VMM answers, or has ended.
     async fn await_start(
         &self,
         start: &Start<'_>,
-        child: &mut Child,
+        child: &mut Spawned,
         attached: &Attached,
     ) -> Result<(), HostError> {
         let (owner, paths) = (&start.plan.owner, start.paths);
@@ -198,10 +225,17 @@ impl Hypervisors {
             let state = self.vmm_state(owner, attached).await;
             (!matches!(state, VmmState::Unreachable(_))).then_some(())
         });
+        let opens = async {
+            match &child.opens {
+                Some(opens) => opens.answer().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
-            status = child.wait() => {
-                let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+            never = opens => match never {},
+            status = &mut child.ended => {
+                let status = status.unwrap_or_else(|_| "it ended".to_owned());
                 Err(failed(format!("{status}: {}", last_line(&paths.vmm_log()))))
             }
             state = tokio::time::timeout(START_DEADLINE, answers) => match state {

@@ -4,6 +4,7 @@
 //! driver       the boundary: what a VMM does in its own way
 //! dispatch     which driver a VM has
 //! process      starting a VMM and noticing its end
+//! jail         the walls around a VMM
 //! record       what is on disk of a VM that was launched
 //! hypervisors  the VMs of this host; attached: the connections to one that lives
 //! vmms         the port `Vmms`; launch is its large verb
@@ -19,6 +20,7 @@ pub mod driver;
 mod guests;
 mod hypervisors;
 mod instance_logs;
+mod jail;
 mod launch;
 mod memories;
 mod process;
@@ -32,8 +34,12 @@ mod vmms;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 pub use self::dispatch::Drivers;
 pub use self::hypervisors::{Hypervisors, HypervisorsConfig};
+pub use self::jail::{Jails, Spawned, USERS, UserRange, host_walls, missing_walls};
+pub use self::process::{SpawnPlan, spawn};
 pub(crate) use self::save::{on_thread, prove};
 
 /// The programs of drivers by the drivers' names. A driver without one here uses its default.
@@ -47,16 +53,56 @@ pub enum Accelerator {
     Tcg,
 }
 
+/// The accelerator that the configuration asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WantedAccelerator {
+    /// KVM where the host has it, and emulation elsewhere.
+    #[default]
+    Auto,
+    /// KVM, or no VMs: emulation is no security boundary.
+    Kvm,
+    Tcg,
+}
+
+impl WantedAccelerator {
+    /// Returns the accelerator of VMs on this host now.
+    #[must_use]
+    pub fn accelerator(self) -> Accelerator {
+        match self {
+            Self::Auto => Accelerator::probe(),
+            Self::Kvm => Accelerator::Kvm,
+            Self::Tcg => Accelerator::Tcg,
+        }
+    }
+
+    /// Returns the reason why no VM can be started, if what is demanded cannot be used now.
+    #[must_use]
+    pub fn problem(self) -> Option<String> {
+        let lack = Accelerator::kvm_problem().filter(|_| self == Self::Kvm)?;
+        Some(format!("the configuration demands accelerator: kvm, and this host cannot use KVM: {lack}"))
+    }
+}
+
 impl Accelerator {
-    /// Returns KVM only where a stock guest kernel runs on it: the device opens, and one of the hardware
-    /// modules is loaded. A paravirtual `/dev/kvm` without these modules opens and then hangs such guests.
+    /// Returns KVM where it can be used, and emulation elsewhere.
     #[must_use]
     pub fn probe() -> Self {
-        let opens = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+        if Self::kvm_problem().is_none() { Self::Kvm } else { Self::Tcg }
+    }
+
+    /// Returns why a stock guest kernel does not run on KVM here. It does where the device opens and one of the
+    /// hardware modules is loaded. A paravirtual `/dev/kvm` without these modules opens and then hangs such guests.
+    #[must_use]
+    pub fn kvm_problem() -> Option<String> {
+        if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/kvm") {
+            return Some(format!("/dev/kvm cannot be opened: {error}"));
+        }
         let has_module = ["kvm_intel", "kvm_amd"]
             .iter()
             .any(|name| std::path::Path::new("/sys/module").join(name).exists());
-        if opens && (has_module || cfg!(target_arch = "aarch64")) { Self::Kvm } else { Self::Tcg }
+        let is_usable = has_module || cfg!(target_arch = "aarch64");
+        (!is_usable).then(|| "neither the module kvm_intel nor kvm_amd is loaded".to_owned())
     }
 
     #[must_use]

@@ -2,24 +2,21 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::io::FdFlags;
-use rustix::process::{Resource, Rlimit, setrlimit};
 use stead_controllers::host::HostError;
 use stead_schemas::names::Uid;
 use stead_schemas::quantity::Bytes;
-use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
 use super::driver::VmmCommand;
+use super::jail::{self, Given, Jails, Spawned};
 use super::record::{Record, VmPaths};
 use crate::guest_channel::Changed;
-use crate::host::cgroup::Cgroups;
+use crate::host::cgroup::{Cgroups, Group};
 use crate::host::process::{Identity, find_by_argument};
 
 /// Delay between two attempts to reach a VMM that starts.
@@ -33,52 +30,44 @@ pub(crate) fn file_size_max(largest: u64, console_log_max: Bytes) -> u64 {
     largest.max(console_log_max.0.saturating_mul(2))
 }
 
-/// Spawns a VMM in a session of its own, with its log, a bound on its files, and its RAM.
-pub(crate) fn spawn(
-    vmm: VmmCommand,
-    paths: &VmPaths,
-    file_size_max: u64,
-    ram: Option<RawFd>,
-) -> io::Result<Child> {
-    let append = |path: &Path| File::options().create(true).append(true).open(path);
-    let log = append(&paths.vmm_log())?;
-    let output = if vmm.has_console_on_stdout { append(&paths.console_log())? } else { log.try_clone()? };
-    let mut command = Command::new(vmm.program);
-    command.args(vmm.arguments).env_clear().current_dir("/").kill_on_drop(false);
-    command.stdin(Stdio::null()).stdout(output).stderr(log);
-    prepare(&mut command, file_size_max, ram);
-    command.spawn()
+/// The start of one VMM.
+#[derive(Debug)]
+pub struct SpawnPlan {
+    pub owner: Uid,
+    pub paths: VmPaths,
+    /// Largest file that the VMM writes, in bytes.
+    pub file_size_max: u64,
+    /// The RAM that the host made, and the number of the descriptor that a VMM without walls knows it by.
+    pub ram: Option<(OwnedFd, RawFd)>,
+    /// The user of a VMM behind walls.
+    pub user: Option<u32>,
 }
 
-/// Prepares the child. It has a session of its own, so that it outlives the daemon. The bound on each of
-/// its files limits the console's log while no daemon rotates it: what a guest prints beyond is dropped.
-/// The file `ram` stays open in it under the same number.
-#[expect(unsafe_code, reason = "pre_exec is the only way to set these for the child alone")]
-fn prepare(command: &mut Command, file_size_max: u64, ram: Option<RawFd>) {
-    let in_child = move || {
-        rustix::process::setsid()?;
-        if let Some(ram) = ram {
-            // Open in this child only: every other process that is started closes it.
-            // SAFETY: the caller holds the file until the child was started.
-            let ram = unsafe { BorrowedFd::borrow_raw(ram) };
-            rustix::io::fcntl_setfd(ram, FdFlags::empty())?;
-        }
-        // A write beyond the limit should fail and not end the VMM. An ignored signal stays ignored over exec.
-        // SAFETY: no handler is installed, and no other thread is in the child.
-        if unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } == libc::SIG_ERR {
-            return Err(io::Error::last_os_error());
-        }
-        // A dump of the VMM would contain the guest's memory, and be as large.
-        let none = Rlimit { current: Some(0), maximum: Some(0) };
-        setrlimit(Resource::Core, none)?;
-        let both = Rlimit { current: Some(file_size_max), maximum: Some(file_size_max) };
-        setrlimit(Resource::Fsize, both).map_err(io::Error::from)
+/// Spawns a VMM behind its walls, in a session of its own, so that it outlives the daemon, and in its control group.
+/// The bound on each of its files limits the console's log while no daemon rotates it: what a guest prints beyond is
+/// dropped. Waits for the disk and for the child.
+///
+/// # Errors
+/// Returns an error when a file cannot be opened, or a step of the child failed. Nothing runs then.
+pub fn spawn(jails: &Jails, cgroups: &Cgroups, vmm: VmmCommand, plan: SpawnPlan) -> io::Result<Spawned> {
+    let append = |path: &Path| File::options().create(true).append(true).open(path);
+    let log = append(&plan.paths.vmm_log())?;
+    let output =
+        if vmm.has_console_on_stdout { append(&plan.paths.console_log())? } else { log.try_clone()? };
+    let group = cgroups.prepare(plan.owner.as_str()).unwrap_or_else(|error| {
+        tracing::warn!(owner = %plan.owner, %error, "the VMM is in no control group of its own");
+        Group::default()
+    });
+    let (ram, kept) = plan.ram.map_or((None, None), |(ram, number)| (Some(ram), Some(number)));
+    let given = Given {
+        standard: [File::open("/dev/null")?, output, log],
+        kept: kept.filter(|_| plan.user.is_none()),
+        ram,
+        group,
+        user: plan.user,
+        file_size_max: plan.file_size_max,
     };
-    // SAFETY: runs between fork and exec in the child, which has one thread; it makes system calls
-    // and allocates nothing.
-    unsafe {
-        command.pre_exec(in_child);
-    }
+    jail::spawn(jails.build(vmm, given)?)
 }
 
 /// Finds the live process of a record. A process that a crash kept from being recorded is found by one of
@@ -110,9 +99,8 @@ pub(crate) fn watch_exit(owner: &Uid, identity: &Identity, changed: &Changed) ->
     }))
 }
 
-/// Moves a VMM into its control group later. The group is a mark and accounting: nothing waits for it, and
-/// a host that refuses it still runs the VM. The kernel starts no thread anywhere while it moves a process,
-/// so it is moved when the boot or restore is likely over.
+/// Moves a VMM of an earlier version into its control group, later: the kernel starts no thread anywhere while it
+/// moves a process, and the boot or restore is likely over by then. VMMs of this version begin in their groups.
 pub(crate) fn enter_group(cgroups: &Cgroups, owner: &Uid, identity: &Identity) {
     let (cgroups, owner, identity) = (cgroups.clone(), owner.clone(), identity.clone());
     let enter = move || {

@@ -114,6 +114,9 @@ pub(crate) struct Record {
     /// The disk with modules and headers of the guest's kernel, if the guest has one.
     #[serde(default, alias = "headers")]
     pub(crate) kernel_files: Option<PathBuf>,
+    /// The user of the VMM, or `None` when it has no walls.
+    #[serde(default)]
+    pub(crate) user: Option<u32>,
 }
 
 /// The facts about the guest of a launch: at a boot they are new, at a restore they are those of the saved memory.
@@ -214,6 +217,7 @@ impl Record {
             ram_inode: 0,
             volumes: Vec::new(),
             kernel_files: None,
+            user: None,
         }
     }
 }

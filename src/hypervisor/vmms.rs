@@ -6,6 +6,7 @@
 //! Cancel/crash: `launch` writes its record before it spawns; a process that was spawned and not
 //! recorded is found by its command line.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, Machine, Memory, VmmState, Vmms};
@@ -14,6 +15,7 @@ use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::{LinkName, Uid};
 
 use super::hypervisors::Hypervisors;
+use super::jail::missing_walls;
 use super::process;
 use super::record::Record;
 use super::save::on_thread;
@@ -54,6 +56,8 @@ impl Hypervisors {
         let has_network = record.tap.as_ref().map_or(Ok(true), |tap| has_tap(identity.pid, tap.as_str()));
         let failed = |error| HostError::io("observe the network of", owner.as_str(), error);
         machine.is_network_cut = !has_network.map_err(failed)?;
+        let failed = |error| HostError::io("observe the walls of", owner.as_str(), error);
+        machine.missing_walls = missing_walls(identity.pid).map_err(failed)?.unwrap_or_default();
         Ok(())
     }
 }
@@ -92,6 +96,7 @@ impl Vmms for Hypervisors {
             launched_at: record.launched_at,
             listening_since: record.launched_at,
             is_network_cut: false,
+            missing_walls: BTreeSet::new(),
             has_headers: record.kernel_files.as_deref().is_some_and(Kernel::has_headers),
             guest: silent(),
         };

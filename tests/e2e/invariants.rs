@@ -12,7 +12,10 @@ use stead::host::netlink::Netlink;
 use stead::host::nft::Nft;
 use stead::host::oci::{Oci, OciConfig, Target};
 use stead::host::watch_directories::DirectoryWatches;
-use stead::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig, Programs};
+use stead::hypervisor::{
+    Accelerator, Drivers, Hypervisors, HypervisorsConfig, Jails, Programs, USERS, UserRange,
+    WantedAccelerator,
+};
 use stead_controllers::checks::{self, HostSnapshot, Records};
 use stead_controllers::host::FirewallRules;
 use stead_controllers::sim::World;
@@ -71,6 +74,8 @@ impl Host {
                 data_dir: data.clone(),
                 boot_files,
                 cgroups: Cgroups::probe(bridge()),
+                accelerator: WantedAccelerator::Auto,
+                jails: Jails::new(UserRange::new(USERS).expect("valid"), site.run_dir()),
                 rootfs: Box::new(move |digest| rootfs.rootfs(digest)),
                 disk: Box::new(move |owner| Ext4Files::path(&disks, owner)),
                 disk_reserve: Bytes(0),

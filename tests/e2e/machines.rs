@@ -8,7 +8,10 @@ use std::time::Duration;
 use stead::host::boot_files::BootFiles;
 use stead::host::cgroup::Cgroups;
 use stead::host::watch_directories::DirectoryWatches;
-use stead::hypervisor::{Accelerator, Drivers, Hypervisors, HypervisorsConfig, Programs};
+use stead::hypervisor::{
+    Accelerator, Drivers, Hypervisors, HypervisorsConfig, Jails, Programs, USERS, UserRange,
+    WantedAccelerator,
+};
 use stead_controllers::host::{
     GuestPhase, Guests, HostErrorKind, InstanceLogs, LaunchPlan, Machine, Memories, VmmState, Vmms,
 };
@@ -71,6 +74,8 @@ impl Bench {
             watches: DirectoryWatches::default(),
             noted: Arc::new(|_, _| ()),
             cgroups: Cgroups::probe("e2e"),
+            accelerator: WantedAccelerator::Auto,
+            jails: Jails::new(UserRange::new(USERS).expect("valid"), self.fixtures.path("run")),
             rootfs: Box::new(move |_| rootfs.clone()),
             disk: Box::new(move |owner| disks.join(owner.as_str())),
             disk_reserve: Bytes(0),

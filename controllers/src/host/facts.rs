@@ -1,8 +1,9 @@
 //! Facts of the host as a whole: its size, its hypervisors and what guests get from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
+use stead_schemas::confinement::Wall;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::node::{Accelerator, HypervisorStatus, Resources};
 
@@ -17,6 +18,10 @@ pub struct HostSeen {
     pub accelerator: Accelerator,
     pub has_kernel_headers: bool,
     pub has_cgroups: bool,
+    /// The reason why no VM can be started on the accelerator that the configuration demands.
+    pub accelerator_problem: Option<String>,
+    /// Walls that VMMs of this host are not behind, because its kernel lacks them.
+    pub missing_walls: BTreeSet<Wall>,
 }
 
 /// The facts of this host.

@@ -3,12 +3,14 @@
 //! A machine is found by its runtime directory (named by the instance's uid) and its process by pid, start
 //! time and boot id. It survives the daemon, and a new daemon finds it the same way.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stead_schemas::capabilities::VmmCapabilities;
+use stead_schemas::confinement::Wall;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::network::Mac;
@@ -37,6 +39,8 @@ pub struct Machine {
     /// True if the far end of the machine's network card is gone: its TAP was removed while it was attached.
     /// A TAP that was created since under the same name is a different interface.
     pub is_network_cut: bool,
+    /// Walls that the VMM is not behind, as observed of its process. Meaningless without a process.
+    pub missing_walls: BTreeSet<Wall>,
     /// True if the machine was launched with the headers of its kernel.
     pub has_headers: bool,
     pub guest: GuestView,

@@ -24,6 +24,8 @@ fn seen(is_available: bool) -> HostSeen {
         accelerator: Accelerator::Tcg,
         has_kernel_headers: true,
         has_cgroups: true,
+        accelerator_problem: None,
+        missing_walls: std::collections::BTreeSet::new(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The simulated facts of the host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
@@ -27,6 +27,8 @@ impl Facts for World {
                 accelerator: Accelerator::Kvm,
                 has_kernel_headers: true,
                 has_cgroups: false,
+                accelerator_problem: None,
+                missing_walls: BTreeSet::new(),
             })
         })
         .await

@@ -157,6 +157,7 @@ impl Vmm {
             launched_at: self.shown_launched_at,
             listening_since: self.shown_launched_at,
             is_network_cut: self.is_network_cut,
+            missing_walls: std::collections::BTreeSet::new(),
             has_headers: self.has_headers,
             guest: GuestView {
                 phase,

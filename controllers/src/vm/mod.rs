@@ -30,6 +30,7 @@
 //! runs.
 
 pub mod admission;
+mod confinement;
 #[cfg(test)]
 mod connections;
 mod facts;

@@ -12,7 +12,7 @@ use super::facts::{
     answer_deadline, has_ended, has_started, is_another, is_boot_overdue, is_cut_off, is_idle_standby,
     is_prepared, is_spent, is_wanted,
 };
-use super::{Observed, health, idle, restarts};
+use super::{Observed, confinement, health, idle, restarts};
 use crate::host::{GuestPhase, Machine, Memory, VmmState};
 use crate::runtime::{Moment, Outcome, PassEnd, conditions};
 
@@ -59,6 +59,7 @@ pub(super) fn status(object: &Object<Instance>, seen: Option<&Observed>, end: &P
     report_unresponsive(&mut status, object, seen, end.now);
     report_cut(&mut status, object, seen, end.now);
     report_headers(&mut status, object, seen, end.now);
+    confinement::report(&mut status, object, seen, end.now);
     status
 }
 
@@ -323,7 +324,10 @@ fn not_ready(
         let replaced = match fresh.kind {
             ConditionType::Ready => new(ConditionType::Ready, ConditionStatus::False),
             ConditionType::Degraded if is_degraded => new(ConditionType::Degraded, ConditionStatus::True),
-            ConditionType::Progressing | ConditionType::Degraded | ConditionType::KernelHeaders => fresh,
+            ConditionType::Progressing
+            | ConditionType::Degraded
+            | ConditionType::KernelHeaders
+            | ConditionType::Confined => fresh,
         };
         condition::set(&mut conditions, replaced);
     }

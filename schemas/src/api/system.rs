@@ -61,6 +61,13 @@ pub struct HostView {
     pub arch: String,
     /// An addition to Hypeman's API: true if VMMs run in control groups of their own.
     pub cgroups: bool,
+    /// An addition to Hypeman's API: walls that VMMs are not behind, because the kernel of this host lacks them.
+    #[serde(default)]
+    pub missing_walls: Vec<String>,
+    /// An addition to Hypeman's API: the reason why no VM can be started on the accelerator that the configuration
+    /// demands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accelerator_problem: Option<String>,
 }
 
 /// The default hypervisor.

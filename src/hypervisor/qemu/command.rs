@@ -1,5 +1,9 @@
 //! The command line of one VM: a pure function of what the VM is started from.
+//!
+//! QEMU opens no file of a VM by its path: disks, sockets, the console's log and the TAP are descriptors. The
+//! kernel, the initial root and QEMU's own data are read by their paths, and are the same for all VMs.
 
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use stead_controllers::host::NetworkCard;
@@ -7,7 +11,7 @@ use stead_schemas::guest::{CONTROL_PORT, KERNEL_FILES_DISK, OVERLAY_DISK, ROOT_D
 
 use super::machine_type::QemuMachine;
 use crate::hypervisor::Accelerator;
-use crate::hypervisor::driver::{Content, Start};
+use crate::hypervisor::driver::{Content, FIRST_DESCRIPTOR, Handed, Needs, Start, VmmCommand};
 use crate::hypervisor::record::{Mapping, VmPaths};
 
 /// The guest kernel's command line: console on the serial port, no retries of a failed boot, plain device
@@ -27,22 +31,164 @@ pub(super) const CONSOLE: &str = "console";
 pub(super) const TAP: &str = "tap";
 pub(super) const PLUG: &str = "plug";
 
+/// The file that is the RAM. There is none: QEMU opens it for writing, and gets the descriptor of the RAM.
+const RAM: &str = "/ram";
+/// The devices that QEMU opens itself, the second with KVM only.
+const NULL: &str = "/dev/null";
+const KVM: &str = "/dev/kvm";
+/// Threads of a VMM besides those of its processors: the main loop, RCU, and 64 workers of its pool for disks,
+/// with room for those of a later version.
+const THREADS: u64 = 128;
+
 /// Returns the socket of the monitor.
 pub(super) fn monitor(paths: &VmPaths) -> PathBuf {
     paths.socket("qmp.sock")
 }
 
-/// Returns the argument that marks a process as the VMM of this VM in `/proc/PID/cmdline`.
+/// Returns the argument that marks a process as the VMM of this VM in `/proc/PID/cmdline`: the description of
+/// its first descriptor, which is the console's log.
 pub(super) fn mark(paths: &VmPaths) -> String {
+    added(FIRST_DESCRIPTOR, &paths.console_log())
+}
+
+/// Returns the mark of processes from before files were passed as descriptors.
+pub(super) fn earlier_mark(paths: &VmPaths) -> String {
     format!("unix:{},server=on,wait=off", escaped(&monitor(paths)))
 }
 
-/// Builds the arguments, without the name of the program. `tsc_khz` is the rate of the host's time stamp
-/// counter, which an emulated guest's counter has too.
-pub(super) fn arguments(start: &Start<'_>, accelerator: Accelerator, tsc_khz: Option<u64>) -> Vec<String> {
+/// Describes a descriptor for QEMU. The path is not opened: it is only for people.
+fn added(descriptor: RawFd, path: &Path) -> String {
+    format!("fd={descriptor},set={descriptor},opaque={}", escaped(path))
+}
+
+/// A command line that is being built, with the descriptors that it refers to.
+#[derive(Debug, Default)]
+struct Line {
+    words: Vec<String>,
+    descriptors: Vec<Handed>,
+}
+
+impl Line {
+    fn add(&mut self, words: &[&str]) {
+        self.words.extend(words.iter().map(|word| (*word).to_owned()));
+    }
+
+    /// Hands over a file and returns the number of its descriptor.
+    fn hand(&mut self, handed: Handed) -> RawFd {
+        self.descriptors.push(handed);
+        let index = self.descriptors.len() - 1;
+        FIRST_DESCRIPTOR + RawFd::try_from(index).unwrap_or(RawFd::MAX - FIRST_DESCRIPTOR)
+    }
+
+    /// Hands over a file and returns the name by which options refer to it.
+    fn hand_as_file(&mut self, handed: Handed, path: &Path) -> String {
+        let descriptor = self.hand(handed);
+        self.add(&["-add-fd", &added(descriptor, path)]);
+        format!("/dev/fdset/{descriptor}")
+    }
+
+    /// Adds a socket on which QEMU serves one client at a time.
+    fn add_server(&mut self, id: &str, socket: PathBuf) {
+        let descriptor = self.hand(Handed::Listener(socket));
+        self.add(&["-chardev", &format!("socket,id={id},fd={descriptor},server=on,wait=off")]);
+    }
+
+    fn add_disk(&mut self, machine: QemuMachine, disk: &Disk<'_>) {
+        let Disk { name, serial, path, is_read_only } = *disk;
+        let file = self.hand_as_file(Handed::Disk { path: path.to_owned(), is_read_only }, path);
+        let options = format!("read-only={},discard=unmap", if is_read_only { "on" } else { "off" });
+        self.add(&["-blockdev", &format!("driver=file,node-name={name}-file,filename={file},{options}")]);
+        self.add(&["-blockdev", &format!("driver=raw,node-name={name},file={name}-file,{options}")]);
+        self.add(&["-device", &format!("{},drive={name},serial={serial}", machine.device("blk"))]);
+    }
+
+    /// Adds a card that is connected to a hub and not to the TAP. A TAP that is removed under a running guest
+    /// can then be replaced, which the back end of a card cannot be. The price is the offloads.
+    fn add_card(&mut self, machine: QemuMachine, card: &NetworkCard) {
+        let tap = self.hand(Handed::Tap(card.tap.clone()));
+        self.add(&["-netdev", &format!("tap,id={TAP},fd={tap}")]);
+        self.add(&["-netdev", &format!("hubport,id={PLUG},hubid=0,netdev={TAP}")]);
+        self.add(&["-netdev", "hubport,id=card,hubid=0"]);
+        self.add(&["-device", &card_device(machine, card)]);
+    }
+}
+
+/// Builds the command. `data` are the directories of firmware and modules, and `tsc_khz` is the rate of the
+/// host's time stamp counter, which an emulated guest's counter has too.
+pub(super) fn command(
+    program: &Path,
+    data: &[PathBuf],
+    start: &Start<'_>,
+    accelerator: Accelerator,
+    tsc_khz: Option<u64>,
+) -> VmmCommand {
+    let line = line(start, accelerator, tsc_khz);
+    let boot_files = [&*start.kernel.vmlinux, start.initrd].map(Path::to_owned);
+    let mut opens = vec![(NULL.into(), Handed::Device(NULL.into()))];
+    if start.ram.is_some() {
+        opens.push((RAM.into(), Handed::Ram));
+    }
+    if accelerator == Accelerator::Kvm {
+        opens.push((KVM.into(), Handed::Device(KVM.into())));
+    }
+    let needs = Needs {
+        files: data.iter().cloned().chain(boot_files).collect(),
+        descriptors: line.descriptors,
+        opens,
+        threads_max: THREADS + u64::from(start.plan.vcpus),
+    };
+    VmmCommand {
+        program: program.to_owned(),
+        arguments: line.words,
+        has_console_on_stdout: false,
+        needs: Some(needs),
+    }
+}
+
+fn line(start: &Start<'_>, accelerator: Accelerator, tsc_khz: Option<u64>) -> Line {
     let (plan, paths, machine) = (start.plan, start.paths, QemuMachine::named(start.machine_type.name));
-    let mut line = Vec::new();
-    let mut add = |words: &[&str]| line.extend(words.iter().map(|word| (*word).to_owned()));
+    let mut line = Line::default();
+    // The first descriptor, because it is the mark.
+    let console = line.hand_as_file(Handed::Log(paths.console_log()), &paths.console_log());
+    add_machine(&mut line, start, machine, accelerator);
+    if start.content == Content::Saved {
+        // The device state is loaded as it was saved: without a header.
+        line.add(&["-incoming", "defer", "-S", "-global", "migration.send-configuration=off"]);
+    }
+    // -no-shutdown: a guest that powers off leaves the process in run state `shutdown`. So a daemon that starts later
+    // can still distinguish it from a VMM that was killed.
+    line.add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-no-shutdown"]);
+    line.add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    line.add_server("qmp", monitor(paths));
+    line.add(&["-mon", "chardev=qmp,mode=control"]);
+    let kernel_line = kernel_line(start, machine, accelerator, tsc_khz);
+    line.add(&["-kernel", &start.kernel.vmlinux.display().to_string()]);
+    line.add(&["-initrd", &start.initrd.display().to_string(), "-append", &kernel_line]);
+    line.add(&["-chardev", &format!("file,id={CONSOLE},path={console},append=on")]);
+    line.add(&["-serial", &format!("chardev:{CONSOLE}")]);
+    line.add(&["-device", &format!("{},max_ports=2", machine.device("serial"))]);
+    line.add_server("control", paths.control());
+    line.add(&["-device", &format!("virtserialport,chardev=control,name={CONTROL_PORT},nr=1")]);
+    line.add(&["-device", &machine.device("rng")]);
+    // The guest finds its disks by their serial numbers: their order depends on the machine type.
+    line.add_disk(machine, &Disk::new("root", ROOT_DISK, start.rootfs, true));
+    line.add_disk(machine, &Disk::new("overlay", OVERLAY_DISK, start.overlay, false));
+    if let Some(card) = &plan.network {
+        line.add_card(machine, card);
+    }
+    // After the devices that every VM has, so that they move no device of a memory saved without them.
+    if let Some(files) = start.kernel_files {
+        line.add_disk(machine, &Disk::new("headers", KERNEL_FILES_DISK, files, true));
+    }
+    for (index, (path, is_read_only)) in start.volumes.iter().enumerate() {
+        let (name, serial) = (format!("volume{index}"), volume_disk(index));
+        line.add_disk(machine, &Disk::new(&name, &serial, path, *is_read_only));
+    }
+    line
+}
+
+fn add_machine(line: &mut Line, start: &Start<'_>, machine: QemuMachine, accelerator: Accelerator) {
+    let plan = start.plan;
     let cpu = match accelerator {
         Accelerator::Kvm => "host",
         // Without "fast" string moves, which are emulated byte by byte: the kernel then moves words
@@ -57,57 +203,18 @@ pub(super) fn arguments(start: &Start<'_>, accelerator: Accelerator, tsc_khz: Op
         accelerator.as_str(),
         machine.options()
     );
-    add(&["-name", &format!("guest={},debug-threads=on", plan.owner)]);
-    add(&["-machine", &machine_option, "-cpu", cpu]);
-    add(&["-m", &format!("{}M", plan.memory.mib_ceil()), "-smp", &plan.vcpus.to_string()]);
+    line.add(&["-name", &format!("guest={},debug-threads=on", plan.owner)]);
+    line.add(&["-machine", &machine_option, "-cpu", cpu]);
+    line.add(&["-m", &format!("{}M", plan.memory.mib_ceil()), "-smp", &plan.vcpus.to_string()]);
     if let Some(ram) = start.ram {
         // An anonymous file is shared, because a save reads it from outside.
         let share = match ram.mapping {
             Mapping::Own => "on",
             Mapping::Private => "off",
         };
-        let (size, ram) = (plan.memory.mib_ceil(), ram.descriptor);
-        let file = format!("size={size}M,mem-path=/proc/self/fd/{ram},share={share}");
-        add(&["-object", &format!("memory-backend-file,id=ram,{file}")]);
+        let file = format!("size={}M,mem-path={RAM},share={share}", plan.memory.mib_ceil());
+        line.add(&["-object", &format!("memory-backend-file,id=ram,{file}")]);
     }
-    if start.content == Content::Saved {
-        // The device state is loaded as it was saved: without a header.
-        add(&["-incoming", "defer", "-S", "-global", "migration.send-configuration=off"]);
-    }
-    // -no-shutdown: a guest that powers off leaves the process in run state `shutdown`. So a daemon that starts later
-    // can still distinguish it from a VMM that was killed.
-    add(&["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-no-shutdown"]);
-    add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    add(&["-qmp", &mark(paths)]);
-    let kernel_line = kernel_line(start, machine, accelerator, tsc_khz);
-    add(&["-kernel", &start.kernel.vmlinux.display().to_string()]);
-    add(&["-initrd", &start.initrd.display().to_string(), "-append", &kernel_line]);
-    add(&["-chardev", &format!("file,id={CONSOLE},path={},append=on", escaped(&paths.console_log()))]);
-    add(&["-serial", &format!("chardev:{CONSOLE}")]);
-    add(&["-device", &format!("{},max_ports=2", machine.device("serial"))]);
-    add(&["-chardev", &format!("socket,id=control,path={},server=on,wait=off", escaped(&paths.control()))]);
-    add(&["-device", &format!("virtserialport,chardev=control,name={CONTROL_PORT},nr=1")]);
-    add(&["-device", &machine.device("rng")]);
-    // The guest finds its disks by their serial numbers: their order depends on the machine type.
-    add_disk(&mut add, machine, &Disk::new("root", ROOT_DISK, start.rootfs, true));
-    add_disk(&mut add, machine, &Disk::new("overlay", OVERLAY_DISK, start.overlay, false));
-    if let Some(card) = &plan.network {
-        // The card is connected to a hub and not to the TAP. A TAP that is removed under a running guest
-        // can then be replaced, which the back end of a card cannot be. The price is the offloads.
-        let tap = format!("tap,id={TAP},ifname={},script=no,downscript=no", card.tap);
-        add(&["-netdev", &tap, "-netdev", &format!("hubport,id={PLUG},hubid=0,netdev={TAP}")]);
-        add(&["-netdev", "hubport,id=card,hubid=0"]);
-        add(&["-device", &card_device(machine, card)]);
-    }
-    // After the devices that every VM has, so that they move no device of a memory saved without them.
-    if let Some(files) = start.kernel_files {
-        add_disk(&mut add, machine, &Disk::new("headers", KERNEL_FILES_DISK, files, true));
-    }
-    for (index, (path, is_read_only)) in start.volumes.iter().enumerate() {
-        let (name, serial) = (format!("volume{index}"), volume_disk(index));
-        add_disk(&mut add, machine, &Disk::new(&name, &serial, path, *is_read_only));
-    }
-    line
 }
 
 struct Disk<'a> {
@@ -121,15 +228,6 @@ impl<'a> Disk<'a> {
     fn new(name: &'a str, serial: &'a str, path: &'a Path, is_read_only: bool) -> Self {
         Self { name, serial, path, is_read_only }
     }
-}
-
-fn add_disk(add: &mut impl FnMut(&[&str]), machine: QemuMachine, disk: &Disk<'_>) {
-    let Disk { name, serial, path, is_read_only } = disk;
-    let (file, read_only) = (escaped(path), if *is_read_only { "on" } else { "off" });
-    let options = format!("read-only={read_only},discard=unmap");
-    add(&["-blockdev", &format!("driver=file,node-name={name}-file,filename={file},{options}")]);
-    add(&["-blockdev", &format!("driver=raw,node-name={name},file={name}-file,{options}")]);
-    add(&["-device", &format!("{},drive={name},serial={serial}", machine.device("blk"))]);
 }
 
 fn kernel_line(
@@ -201,6 +299,10 @@ mod tests {
     }
 
     fn line(machine: QemuMachine, content: Content, accelerator: Accelerator) -> Vec<String> {
+        command(machine, content, accelerator).arguments
+    }
+
+    fn command(machine: QemuMachine, content: Content, accelerator: Accelerator) -> VmmCommand {
         let plan = plan(machine, true);
         let kernel = Kernel { vmlinux: "/k".into(), modules: "/m".into(), headers: None, modules_disk: None };
         let paths = VmPaths::new(Path::new("/run"), Path::new("/data"), &plan.owner);
@@ -217,7 +319,8 @@ mod tests {
             content,
             ram: Some(Ram { descriptor: 9, mapping: Mapping::Own }),
         };
-        arguments(&start, accelerator, Some(2_600_000))
+        let data = [PathBuf::from("/usr/share/qemu")];
+        super::command(Path::new("/q"), &data, &start, accelerator, Some(2_600_000))
     }
 
     /// Returns the values of one option, in their order.
@@ -252,7 +355,28 @@ mod tests {
             ] {
                 assert!(options[0].split(',').any(|one| one == part), "{options:?}");
             }
-            assert!(values(&line, "-blockdev").iter().any(|one| one.contains("filename=/a,,b")));
+            assert!(values(&line, "-add-fd").iter().any(|one| one.contains("opaque=/a,,b")));
+        }
+    }
+
+    #[test]
+    fn each_file_of_a_vm_is_a_descriptor_and_a_saved_ram_is_opened_by_nobody_for_writing() {
+        let VmmCommand { arguments, needs, .. } = command(QemuMachine::Q35, Content::Fresh, Accelerator::Kvm);
+        let needs = needs.expect("it is behind walls");
+        let disk = |path: &str, is_read_only| Handed::Disk { path: path.into(), is_read_only };
+        let disks = [("/a,b", true), ("/o", false), ("/h", true), ("/v", false), ("/w", true)];
+        for (path, is_read_only) in disks {
+            let index = needs.descriptors.iter().position(|handed| *handed == disk(path, is_read_only));
+            let number = FIRST_DESCRIPTOR + RawFd::try_from(index.expect("handed over")).expect("small");
+            let used = format!("filename=/dev/fdset/{number},");
+            assert!(values(&arguments, "-blockdev").iter().any(|value| value.contains(&used)), "{path}");
+        }
+        let opened: Vec<&Path> = needs.opens.iter().map(|(path, _)| path.as_path()).collect();
+        assert_eq!(opened, ["/dev/null", "/ram", "/dev/kvm"].map(Path::new));
+        assert_eq!(needs.files, ["/usr/share/qemu", "/k", "/i"].map(PathBuf::from));
+        let words = arguments.join(" ");
+        for path in ["filename=/a", "path=/data", "path=/run", "ifname="] {
+            assert!(!words.contains(path), "{path} in {words}");
         }
     }
 

@@ -12,7 +12,7 @@ mod monitor;
 mod monitor_tests;
 mod session;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use futures::future::BoxFuture;
 use stead_schemas::instance::Hypervisor;
@@ -27,10 +27,19 @@ const NAME: &str = "qemu";
 /// The program where the configuration names none.
 const PROGRAM: &str = "qemu-system-x86_64";
 
+/// Directories of firmware and modules, beside those below the program's own prefix. Debian's firmware has
+/// links from the first into the second.
+const DATA: [&str; 4] =
+    ["/usr/share/qemu", "/usr/share/seabios", "/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib/qemu"];
+/// Directories of the same kinds of a program with another prefix, below that prefix.
+const OWN_DATA: [&str; 3] = ["share/qemu", "lib/x86_64-linux-gnu/qemu", "lib/qemu"];
+
 /// QEMU with both of its machine types.
 #[derive(Debug)]
 pub struct Qemu {
     program: PathBuf,
+    /// Directories that exist on this host.
+    data: Vec<PathBuf>,
     accelerator: Accelerator,
 }
 
@@ -39,8 +48,19 @@ impl Qemu {
     pub fn new(programs: &Programs, accelerator: Accelerator) -> Self {
         let program = programs.get(NAME).cloned().unwrap_or_else(|| PROGRAM.into());
         // The program is found once, so that no launch has to search for it.
-        Self { program: find_program(&program).unwrap_or(program), accelerator }
+        let program = find_program(&program).unwrap_or(program);
+        Self { data: data_of(&program), program, accelerator }
     }
+}
+
+fn data_of(program: &Path) -> Vec<PathBuf> {
+    let prefix = program.parent().and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
+    let own = OWN_DATA.iter().map(|below| prefix.join(below));
+    let mut all: Vec<PathBuf> =
+        DATA.iter().map(PathBuf::from).chain(own).filter(|dir| dir.is_dir()).collect();
+    all.sort();
+    all.dedup();
+    all
 }
 
 impl Driver for Qemu {
@@ -69,15 +89,15 @@ impl Driver for Qemu {
     }
 
     fn command(&self, start: &Start<'_>) -> VmmCommand {
-        VmmCommand {
-            program: self.program.clone(),
-            arguments: command::arguments(start, self.accelerator, crate::host::tsc::khz()),
-            has_console_on_stdout: false,
-        }
+        command::command(&self.program, &self.data, start, self.accelerator, crate::host::tsc::khz())
     }
 
     fn mark(&self, paths: &VmPaths) -> String {
         command::mark(paths)
+    }
+
+    fn earlier_marks(&self, paths: &VmPaths) -> Vec<String> {
+        vec![command::earlier_mark(paths)]
     }
 
     fn socket(&self, paths: &VmPaths) -> PathBuf {

@@ -3,7 +3,10 @@
 //! There is one connection, which is kept: QEMU serves one client at a time. Every exchange has a deadline:
 //! a stopped process accepts a connection and never answers.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +15,7 @@ use std::time::Duration;
 
 use qapi::futures::{QapiService, QmpStreamTokio};
 use qapi::qmp::{self, QmpCommand};
-use stead_schemas::names::LinkName;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncRead, ReadBuf, WriteHalf};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
@@ -34,10 +37,17 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 
 type Service = QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>;
 
+/// Name of the device state among the descriptors that were passed for one use.
+const STATE: &str = "state";
+
 /// A negotiated connection.
 pub(super) struct Monitor {
     service: Service,
+    /// The connection, on which descriptors are passed.
+    connection: OwnedFd,
     events: JoinHandle<()>,
+    /// QEMU keeps files that were passed while the VM was paused.
+    has_files: AtomicBool,
     /// A command is in progress, or its answer came too late. The client can send no other command then.
     is_waiting: AtomicBool,
 }
@@ -63,6 +73,7 @@ impl Monitor {
 
     /// Reads the greeting of a VMM and answers it.
     pub(super) async fn negotiated(stream: UnixStream, notify: &Notify) -> Result<Self, String> {
+        let connection = stream.as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
         let connected = within(DEADLINE, async {
             let (read, write) = tokio::io::split(stream);
             let read = Lines { inner: read, length: 0 };
@@ -80,7 +91,13 @@ impl Monitor {
             }
             notify();
         });
-        Ok(Self { service, events, is_waiting: AtomicBool::new(false) })
+        Ok(Self {
+            service,
+            connection,
+            events,
+            has_files: AtomicBool::new(false),
+            is_waiting: AtomicBool::new(false),
+        })
     }
 
     pub(super) async fn state(&self) -> Result<RunState, String> {
@@ -88,18 +105,17 @@ impl Monitor {
     }
 
     /// Replaces the TAP that the card's hub is connected to. Parts of the old connection or of an earlier
-    /// attempt are removed first; that they are missing is no error.
-    pub(super) async fn plug(&self, tap: &LinkName) -> Result<(), String> {
+    /// attempt are removed first; that they are missing is no error. The new one is opened after that, because
+    /// a TAP can be attached to once.
+    pub(super) async fn plug(&self, attach: impl FnOnce() -> io::Result<File>) -> Result<(), String> {
         for id in [PLUG, TAP] {
             let _ = self.execute(qmp::netdev_del { id: id.to_owned() }).await;
         }
-        let no = || Some("no".to_owned());
-        let options = qmp::NetdevTapOptions {
-            ifname: Some(tap.to_string()),
-            script: no(),
-            downscript: no(),
-            ..Default::default()
-        };
+        if self.is_spent() {
+            return Err("an earlier command was not answered".to_owned());
+        }
+        self.pass_by_name(TAP, &attach().map_err(|error| error.to_string())?).await?;
+        let options = qmp::NetdevTapOptions { fd: Some(TAP.to_owned()), ..Default::default() };
         let plug = qmp::NetdevHubPortOptions { hubid: 0, netdev: Some(TAP.to_owned()) };
         for netdev in [
             qmp::Netdev::tap { id: TAP.to_owned(), tap: options },
@@ -110,17 +126,71 @@ impl Monitor {
         Ok(())
     }
 
-    /// Continues the console in the file of this name; the open file stays whole under its new name.
-    pub(super) async fn reopen_console(&self, log: &Path) -> Result<(), String> {
-        let base = qmp::ChardevCommon { logappend: None, logfile: None };
-        let file = qmp::ChardevFile { base, append: Some(true), in_: None, out: log.display().to_string() };
-        let backend = qmp::ChardevBackend::file(qmp::ChardevFileWrapper { data: file });
-        let change = qmp::chardev_change { backend, id: CONSOLE.to_owned() };
-        self.execute(change).await.map(drop)
+    /// Continues the console in this file; the open file stays whole under its new name.
+    pub(super) async fn reopen_console(&self, log: &File) -> Result<(), String> {
+        self.with_file(log, async |out| {
+            let base = qmp::ChardevCommon { logappend: None, logfile: None };
+            let file = qmp::ChardevFile { base, append: Some(true), in_: None, out };
+            let backend = qmp::ChardevBackend::file(qmp::ChardevFileWrapper { data: file });
+            let change = qmp::chardev_change { backend, id: CONSOLE.to_owned() };
+            self.execute(change).await.map(drop)
+        })
+        .await
+    }
+
+    /// Passes a descriptor, which the next command takes. QEMU keeps the last one that it received. It comes
+    /// with a byte that separates commands, and never with one of a command.
+    fn pass(&self, file: impl AsFd) -> Result<(), String> {
+        if self.is_spent() {
+            return Err("an earlier command was not answered".to_owned());
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let files = [file.as_fd()];
+        control.push(SendAncillaryMessage::ScmRights(&files));
+        let sent = sendmsg(&self.connection, &[IoSlice::new(b"\n")], &mut control, SendFlags::NOSIGNAL);
+        sent.map(drop).map_err(|error| format!("pass a descriptor: {error}"))
+    }
+
+    /// Passes a descriptor for one use under a name.
+    async fn pass_by_name(&self, name: &str, file: impl AsFd) -> Result<(), String> {
+        self.pass(file)?;
+        self.execute(qmp::getfd { fdname: name.to_owned() }).await.map(drop)
+    }
+
+    /// Passes a file for a command that opens a file by its path. QEMU has no more of it afterwards than what
+    /// the command opened.
+    async fn with_file(
+        &self,
+        file: &File,
+        command: impl AsyncFnOnce(String) -> Result<(), String>,
+    ) -> Result<(), String> {
+        self.pass(file)?;
+        let added = self.execute(qmp::add_fd { fdset_id: None, opaque: None }).await?;
+        let done = command(format!("/dev/fdset/{}", added.fdset_id)).await;
+        let removed = self.execute(qmp::remove_fd { fd: Some(added.fd), fdset_id: added.fdset_id }).await;
+        done.and(removed.map(drop))
     }
 
     pub(super) async fn resume(&self) -> Result<(), String> {
-        self.execute(qmp::cont {}).await.map(drop)
+        self.execute(qmp::cont {}).await?;
+        if self.has_files.swap(false, Ordering::AcqRel) {
+            self.close_files().await;
+        }
+        Ok(())
+    }
+
+    /// Lets QEMU close what it has left of files that were passed while the VM was paused: it closes files of a
+    /// running VM only. What stays open is closed with the connection.
+    async fn close_files(&self) {
+        let sets = self.execute(qmp::query_fdsets {}).await.unwrap_or_default();
+        for set in sets {
+            // Those of the command line have a description, and are in use.
+            for file in set.fds.iter().filter(|file| file.opaque.is_none()) {
+                let removal = qmp::remove_fd { fd: Some(file.fd), fdset_id: set.fdset_id };
+                let _ = self.execute(removal).await;
+            }
+        }
     }
 
     pub(super) async fn pause(&self) -> Result<(), String> {
@@ -138,14 +208,19 @@ impl Monitor {
     /// The command has the name of its first user. It is the only command that leaves out the RAM, whatever
     /// process maps it, and it is the same on every accelerator. It leaves out the firmware's memory as well, which
     /// is not read after a boot: the tables for the guest are in the guest's RAM, and a reset ends the VM.
-    pub(super) async fn save_state(&self, file: &Path) -> Result<(), String> {
-        let save = qmp::xen_save_devices_state { filename: file.display().to_string(), live: Some(false) };
-        self.execute_within(STATE_DEADLINE, save).await.map(drop)
+    pub(super) async fn save_state(&self, file: &File) -> Result<(), String> {
+        self.has_files.store(true, Ordering::Release);
+        self.with_file(file, async |filename| {
+            let save = qmp::xen_save_devices_state { filename, live: Some(false) };
+            self.execute_within(STATE_DEADLINE, save).await.map(drop)
+        })
+        .await
     }
 
-    /// Makes the process listen on this socket for the device state.
-    pub(super) async fn begin_load(&self, socket: &Path) -> Result<(), String> {
-        let uri = Some(format!("unix:{}", socket.display()));
+    /// Makes the process read the device state from this socket.
+    pub(super) async fn begin_load(&self, socket: impl AsFd) -> Result<(), String> {
+        self.pass_by_name(STATE, socket).await?;
+        let uri = Some(format!("fd:{STATE}"));
         self.execute(qmp::migrate_incoming { uri, channels: None, exit_on_error: None }).await.map(drop)
     }
 

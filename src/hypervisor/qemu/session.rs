@@ -1,6 +1,8 @@
 //! A connection to one QEMU process, behind the driver boundary.
 
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io;
+use std::path::Path;
 
 use stead_schemas::names::LinkName;
 use tokio::io::AsyncWriteExt;
@@ -8,29 +10,51 @@ use tokio::net::UnixStream;
 
 use super::command;
 use super::monitor::{Monitor, STATE_DEADLINE};
+use crate::host::tap::attach;
 use crate::hypervisor::driver::{Answer, Notify, RunState, SaveFiles, Saved, Session};
 use crate::hypervisor::record::VmPaths;
 
-/// The monitor of one process, and the socket through which a device state is loaded.
+/// The monitor of one process. QEMU opens no file itself: it gets descriptors on the monitor's connection.
 struct QemuSession {
     monitor: Monitor,
-    migration: PathBuf,
 }
 
 pub(super) async fn connect(paths: &VmPaths, notify: &Notify) -> Result<Box<dyn Session>, String> {
     let monitor = Monitor::connect(&command::monitor(paths), notify).await?;
-    Ok(Box::new(QemuSession { monitor, migration: paths.socket("state.sock") }))
+    Ok(Box::new(QemuSession { monitor }))
 }
 
 impl QemuSession {
     /// Sends a device state to a process that waits for one.
     async fn load_state(&self, state: &[u8]) -> Result<(), String> {
-        self.monitor.begin_load(&self.migration).await?;
-        let mut stream = UnixStream::connect(&self.migration).await.map_err(|error| error.to_string())?;
-        stream.write_all(state).await.map_err(|error| error.to_string())?;
-        stream.shutdown().await.map_err(|error| error.to_string())?;
+        let text = |error: io::Error| error.to_string();
+        let (mut ours, theirs) = UnixStream::pair().map_err(text)?;
+        // The end of the VMM blocks, as it expects; QEMU makes it non-blocking where it wants that.
+        let theirs = theirs.into_std().map_err(text)?;
+        theirs.set_nonblocking(false).map_err(text)?;
+        self.monitor.begin_load(&theirs).await?;
+        drop(theirs);
+        ours.write_all(state).await.map_err(text)?;
+        ours.shutdown().await.map_err(text)?;
         self.monitor.migrated().await
     }
+
+    async fn save_state(&self, path: &Path) -> Result<(), String> {
+        let file = opened(path, |path| File::create(path)).await?;
+        self.monitor.save_state(&file).await
+    }
+
+    async fn continue_console(&self, path: &Path) -> Result<(), String> {
+        let file = opened(path, |path| File::options().append(true).create(true).open(path)).await?;
+        self.monitor.reopen_console(&file).await
+    }
+}
+
+/// Opens a file on a thread, because that may wait for the disk.
+async fn opened(path: &Path, open: fn(&Path) -> io::Result<File>) -> Result<File, String> {
+    let path = path.to_owned();
+    let opened = tokio::task::spawn_blocking(move || open(&path)).await;
+    opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
 impl Session for QemuSession {
@@ -55,7 +79,7 @@ impl Session for QemuSession {
     }
 
     fn save<'a>(&'a self, to: &'a SaveFiles) -> Answer<'a, ()> {
-        Box::pin(self.monitor.save_state(&to.state))
+        Box::pin(self.save_state(&to.state))
     }
 
     fn load<'a>(&'a self, from: &'a Saved<'a>) -> Answer<'a, ()> {
@@ -67,10 +91,10 @@ impl Session for QemuSession {
     }
 
     fn replace_tap<'a>(&'a self, tap: &'a LinkName) -> Answer<'a, ()> {
-        Box::pin(self.monitor.plug(tap))
+        Box::pin(self.monitor.plug(|| attach(tap)))
     }
 
     fn reopen_console<'a>(&'a self, log: &'a Path) -> Answer<'a, ()> {
-        Box::pin(self.monitor.reopen_console(log))
+        Box::pin(self.continue_console(log))
     }
 }

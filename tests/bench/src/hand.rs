@@ -1,6 +1,7 @@
 //! A manually started VM: the exact command line of our VMM, with its own sockets, and this program as the host in
 //! the guest's handshake.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -44,7 +45,7 @@ impl Drop for Tap {
 }
 
 /// Returns the command line of our VM, with its own sockets, logs, RAM and overlay, and the same network card if
-/// there is a TAP for it.
+/// there is a TAP for it. Files that our VM got as descriptors are opened by their paths.
 pub(crate) fn arguments(pid: u64, own: &Path, directory: &Path, tap: Option<&Tap>) -> Vec<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).expect("the VMM runs");
     let words: Vec<String> = line
@@ -52,56 +53,65 @@ pub(crate) fn arguments(pid: u64, own: &Path, directory: &Path, tap: Option<&Tap
         .filter(|word| !word.is_empty())
         .map(|word| String::from_utf8_lossy(word).into_owned())
         .collect();
-    let directory = directory.display().to_string();
+    // A descriptor is described by the path of its file.
+    let mut files = BTreeMap::new();
+    for pair in words.windows(2).filter(|pair| pair[0] == "-add-fd") {
+        let mut parts = pair[1].splitn(3, ',');
+        let (number, path) = (parts.next().expect("a number"), parts.nth(1).expect("a path"));
+        let number = number.strip_prefix("fd=").expect("a number").to_owned();
+        files.insert(number, path.strip_prefix("opaque=").expect("a path").to_owned());
+    }
     let mut out = Vec::new();
     let mut words = words.into_iter().skip(1);
     while let Some(word) = words.next() {
-        if matches!(
-            word.as_str(),
-            "-netdev" | "-device" | "-chardev" | "-qmp" | "-blockdev" | "-name" | "-object"
-        ) {
-            let value = words.next().unwrap_or_default();
-            let is_of_network = word == "-netdev" || value.starts_with("virtio-net");
-            let mut value = match tap {
-                None if is_of_network => continue,
-                Some(Tap(name)) if value.starts_with("tap,") => with_tap(&value, name),
-                _ => value,
-            };
-            for name in ["qmp.sock", "control.sock", "app.log"] {
-                let at = value.find("path=").or_else(|| value.find("unix:")).map(|at| at + 5);
-                if let (Some(at), Some(end)) = (at, value.find(name)) {
-                    value = format!("{}{directory}/{}", &value[..at], &value[end..]);
+        match word.as_str() {
+            "-add-fd" => drop(words.next()),
+            "-netdev" | "-device" | "-chardev" | "-blockdev" | "-object" => {
+                let value = words.next().unwrap_or_default();
+                if let Some(value) = by_hand(&value, own, directory, tap, &files) {
+                    out.extend([word, value]);
                 }
             }
-            if value.contains("overlay-file") && value.contains("filename=") {
-                value = format!(
-                    "driver=file,node-name=overlay-file,filename={},read-only=off,discard=unmap",
-                    own.display()
-                );
-            }
-            if word == "-object" {
-                // Our RAM is a descriptor of our VMM.
-                let rest = value.replace("memory-backend-file", "memory-backend-memfd");
-                value = rest
-                    .split(',')
-                    .filter(|part| !part.starts_with("mem-path="))
-                    .collect::<Vec<_>>()
-                    .join(",");
-            }
-            out.extend([word, value]);
-        } else {
-            out.push(word);
+            _ => out.push(word),
         }
     }
     out
 }
 
-fn with_tap(value: &str, name: &str) -> String {
-    let named = |part: &str| match part.split_once('=') {
-        Some(("ifname", _)) => format!("ifname={name}"),
-        _ => part.to_owned(),
+/// Converts the value of an option, or returns `None` if the VM should be without it.
+fn by_hand(
+    value: &str,
+    own: &Path,
+    directory: &Path,
+    tap: Option<&Tap>,
+    files: &BTreeMap<String, String>,
+) -> Option<String> {
+    let is_network =
+        value.starts_with("tap,") || value.starts_with("hubport,") || value.starts_with("virtio-net");
+    if is_network && tap.is_none() {
+        return None;
+    }
+    let file = |name: &str| directory.join(name).display().to_string();
+    let part = |part: &str| match part.split_once('=') {
+        Some(("fd", _)) if value.starts_with("tap,") => {
+            tap.map(|Tap(name)| format!("ifname={name},script=no,downscript=no"))
+        }
+        Some(("fd", _)) if value.starts_with("socket,id=qmp,") => Some(format!("path={}", file("qmp.sock"))),
+        Some(("fd", _)) => Some(format!("path={}", file("control.sock"))),
+        // The console's log.
+        Some(("path", _)) => Some(format!("path={}", file("app.log"))),
+        Some(("filename", _)) if value.contains("overlay-file") => {
+            Some(format!("filename={}", own.display()))
+        }
+        Some(("filename", name)) => {
+            Some(format!("filename={}", files[name.strip_prefix("/dev/fdset/").expect("a descriptor")]))
+        }
+        // Our RAM is a file of our VMM.
+        Some(("mem-path", _)) => None,
+        _ if part == "memory-backend-file" => Some("memory-backend-memfd".to_owned()),
+        _ => Some(part.to_owned()),
     };
-    value.split(',').map(named).collect::<Vec<_>>().join(",")
+    Some(value.split(',').filter_map(part).collect::<Vec<_>>().join(","))
 }
 
 /// Makes an empty disk for a manually started VM.

@@ -114,6 +114,7 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         launched_at: at(0),
         listening_since: at(0),
         is_network_cut: false,
+        missing_walls: std::collections::BTreeSet::new(),
         has_headers: true,
         guest,
     }

@@ -84,6 +84,7 @@ impl Driver for Firecracker {
             program: self.program.clone(),
             arguments: arguments.map(ToOwned::to_owned).into_iter().chain([socket]).collect(),
             has_console_on_stdout: true,
+            needs: None,
         }
     }
 

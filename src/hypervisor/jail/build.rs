@@ -1,0 +1,210 @@
+//! Building a jail: from the needs of a driver to descriptors, limits and walls.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use stead_controllers::host::LaunchPlan;
+
+use super::filters::Filters;
+use super::libraries::libraries;
+use super::view::View;
+use super::{Jail, PREPARED_FIRST, UserRange, Walls, prepared};
+use crate::host::cgroup::Group;
+use crate::host::tap::attach;
+use crate::hypervisor::driver::{FIRST_DESCRIPTOR, Handed, Needs, VmmCommand};
+
+/// Largest number of descriptors of a VMM: two for each disk and queue, those that wake its loops, and one for each
+/// connection.
+const DESCRIPTORS_MAX: u64 = 4096;
+/// Memory that a VMM may lock, in bytes: the kernel's own default. Guests' RAM is not locked.
+const LOCKED_BYTES_MAX: u64 = 8 << 20;
+/// Limit on a core dump, in bytes. The kernel gives none of this length, also where dumps go to a program, which a
+/// limit of zero does not forbid.
+const CORE_BYTES_MAX: u64 = 1;
+
+/// Number of views that are kept. A daemon needs one for each program, and others after its kernel was replaced.
+const VIEWS_MAX: usize = 8;
+
+/// Namespaces of a VMM, by their names below `/proc/PID/ns`. A kernel without one of them has no such file. The mount
+/// namespace is that of the view.
+const NAMESPACES: [(&str, libc::c_int); 5] = [
+    ("pid", libc::CLONE_NEWPID),
+    ("net", libc::CLONE_NEWNET),
+    ("ipc", libc::CLONE_NEWIPC),
+    ("uts", libc::CLONE_NEWUTS),
+    ("cgroup", libc::CLONE_NEWCGROUP),
+];
+
+/// The jails of one daemon. Clones share their views.
+#[derive(Debug, Clone)]
+pub struct Jails {
+    users: UserRange,
+    /// A directory in which views are put together; nothing is seen there outside of them.
+    point: PathBuf,
+    namespaces: u64,
+    has_filters: bool,
+    views: Arc<Mutex<BTreeMap<Vec<PathBuf>, Arc<View>>>>,
+    programs: Arc<Mutex<BTreeMap<PathBuf, Vec<PathBuf>>>>,
+}
+
+/// The files of a VM that are open already, and its bounds.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) standard: [File; 3],
+    pub(crate) ram: Option<OwnedFd>,
+    /// A descriptor that keeps its number in a VMM without walls.
+    pub(crate) kept: Option<RawFd>,
+    pub(crate) group: Group,
+    pub(crate) user: Option<u32>,
+    /// Largest file that the VMM writes, in bytes.
+    pub(crate) file_size_max: u64,
+}
+
+impl Jails {
+    /// Prepares nothing yet: a view is made when it is first needed.
+    #[must_use]
+    pub fn new(users: UserRange, point: PathBuf) -> Self {
+        let exists = |name: &str| Path::new("/proc/self/ns").join(name).exists();
+        let flags = NAMESPACES.iter().filter(|(name, _)| exists(name));
+        let namespaces = flags.fold(0, |all, (_, flag)| all | u64::from(flag.cast_unsigned()));
+        let (views, programs) = (Arc::default(), Arc::default());
+        Self { users, point, namespaces, has_filters: true, views, programs }
+    }
+
+    /// Leaves out the filter that is the second wall, for tests that show that the other walls hold alone.
+    #[must_use]
+    pub fn without_filters(self) -> Self {
+        Self { has_filters: false, ..self }
+    }
+
+    /// Returns the user of the VM of a plan.
+    pub(crate) fn user(&self, plan: &LaunchPlan) -> io::Result<u32> {
+        let user = self.users.user(plan.cid);
+        user.ok_or_else(|| io::Error::other("the range of user ids for VMMs is too small"))
+    }
+
+    /// Opens what a VMM gets, and describes its process. Waits for the disk.
+    pub(crate) fn build(&self, command: VmmCommand, given: Given) -> io::Result<Jail> {
+        let VmmCommand { program, arguments, needs, .. } = command;
+        let name = text(program.as_os_str().as_bytes())?;
+        let ram = given.ram.as_ref();
+        let mut all = vec![name.clone()];
+        for argument in arguments {
+            all.push(text(argument.as_bytes())?);
+        }
+        let mut limits = vec![(libc::RLIMIT_CORE, CORE_BYTES_MAX), (libc::RLIMIT_FSIZE, given.file_size_max)];
+        let (mut descriptors, mut walls) = (Vec::new(), None);
+        if let (Some(needs), Some(user)) = (needs, given.user) {
+            descriptors = self.descriptors(&needs, ram)?;
+            limits.extend([
+                (libc::RLIMIT_NOFILE, DESCRIPTORS_MAX),
+                (libc::RLIMIT_NPROC, needs.threads_max),
+                (libc::RLIMIT_MEMLOCK, LOCKED_BYTES_MAX),
+            ]);
+            walls = Some(self.walls(&program, &name, needs, user, ram)?);
+        }
+        let [input, output, errors] = given.standard;
+        Ok(Jail {
+            program: name,
+            arguments: all,
+            standard: [prepared(input)?, prepared(output)?, prepared(errors)?],
+            given: descriptors,
+            kept: given.kept,
+            limits,
+            group: given.group,
+            walls,
+        })
+    }
+
+    fn descriptors(&self, needs: &Needs, ram: Option<&OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+        let room = usize::try_from(PREPARED_FIRST - FIRST_DESCRIPTOR).unwrap_or(0);
+        if needs.descriptors.len() > room {
+            return Err(io::Error::other(format!("a VMM gets {room} descriptors at most")));
+        }
+        needs.descriptors.iter().map(|handed| prepared(open(handed, ram)?)).collect()
+    }
+
+    fn walls(
+        &self,
+        program: &Path,
+        name: &CString,
+        needs: Needs,
+        user: u32,
+        ram: Option<&OwnedFd>,
+    ) -> io::Result<Walls> {
+        let view = self.view(program, needs.files)?;
+        let mut opens = Vec::new();
+        for (path, handed) in &needs.opens {
+            opens.push((text(path.as_os_str().as_bytes())?, open(handed, ram)?));
+        }
+        let filters = if self.has_filters { Some(Filters::new(name)?) } else { None };
+        Ok(Walls { user, namespaces: self.namespaces, view, filters, opens })
+    }
+
+    /// Returns the view of a program with its libraries and these files, which is made once.
+    fn view(&self, program: &Path, files: Vec<PathBuf>) -> io::Result<Arc<View>> {
+        let mut all = self.files_of(program)?;
+        all.extend(files);
+        // A directory comes before what is below it, which is seen in it already.
+        all.sort();
+        all.dedup();
+        let directories: Vec<PathBuf> = all.iter().filter(|path| path.is_dir()).cloned().collect();
+        all.retain(|path| !directories.iter().any(|above| path != above && path.starts_with(above)));
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(view) = views.get(&all) {
+            return Ok(view.clone());
+        }
+        let view = Arc::new(View::make(&self.point, all.clone())?);
+        // Views of an earlier kernel or program are not needed again. Their VMMs keep them.
+        if views.len() >= VIEWS_MAX {
+            views.clear();
+        }
+        views.insert(all, view.clone());
+        Ok(view)
+    }
+
+    /// Returns a program with its libraries, which are listed once.
+    fn files_of(&self, program: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = programs.get(program) {
+            return Ok(known.clone());
+        }
+        let mut files = libraries(program)?;
+        files.push(program.to_owned());
+        programs.insert(program.to_owned(), files.clone());
+        Ok(files)
+    }
+}
+
+/// Opens a file as the VMM should have it.
+fn open(handed: &Handed, ram: Option<&OwnedFd>) -> io::Result<OwnedFd> {
+    let named = |path: &Path| {
+        let path = path.display().to_string();
+        move |error: io::Error| io::Error::new(error.kind(), format!("{path}: {error}"))
+    };
+    Ok(match handed {
+        Handed::Disk { path, is_read_only } => {
+            File::options().read(true).write(!is_read_only).open(path).map_err(named(path))?.into()
+        }
+        Handed::Log(path) => {
+            File::options().append(true).create(true).open(path).map_err(named(path))?.into()
+        }
+        Handed::Ram => ram.ok_or_else(|| io::Error::other("the VM has no RAM of the host"))?.try_clone()?,
+        Handed::Tap(name) => attach(name).map_err(named(Path::new(name.as_str())))?.into(),
+        Handed::Listener(path) => UnixListener::bind(path).map_err(named(path))?.into(),
+        Handed::Device(path) => {
+            File::options().read(true).write(true).open(path).map_err(named(path))?.into()
+        }
+    })
+}
+
+fn text(bytes: &[u8]) -> io::Result<CString> {
+    CString::new(bytes).map_err(io::Error::other)
+}
