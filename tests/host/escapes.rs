@@ -137,8 +137,13 @@ fn a_vmm_reaches_nothing_of_the_host() {
         };
         let open = host.run(&jails("a"), 'a', false).await;
         print("without walls", &open);
-        let refused: Vec<_> =
-            ATTEMPTS.iter().map(|(name, _)| *name).filter(|name| open[*name] != "REACHED").collect();
+        // A kernel without the interface, such as one without modules, has nothing to refuse.
+        let is_lacking = |name: &str| open[name].contains("os error 38");
+        let refused: Vec<_> = ATTEMPTS
+            .iter()
+            .map(|(name, _)| *name)
+            .filter(|name| open[*name] != "REACHED" && !is_lacking(name))
+            .collect();
         assert!(
             refused.is_empty(),
             "these attempts show nothing, because a process without walls fails too: {refused:?}"
