@@ -13,6 +13,8 @@ mod deaths;
 mod debian;
 mod drift;
 mod drivers;
+mod escape_attempts;
+mod escapes;
 mod faults;
 mod fixtures;
 mod forks;
