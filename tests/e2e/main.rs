@@ -52,5 +52,6 @@ mod storm;
 mod system;
 mod tls;
 mod transitions;
+mod unit;
 mod unread;
 mod volumes;
