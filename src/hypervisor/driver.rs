@@ -70,6 +70,8 @@ pub struct Start<'a> {
     pub kernel_files: Option<&'a Path>,
     pub content: Content,
     pub ram: Option<Ram>,
+    /// True if the VMM runs behind walls.
+    pub has_walls: bool,
 }
 
 /// A file with the RAM of a VM, open in the VMM under this descriptor from its start.

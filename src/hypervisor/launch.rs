@@ -46,6 +46,7 @@ pub(super) struct StartFiles {
     volumes: Vec<(PathBuf, bool)>,
     kernel_files: Option<PathBuf>,
     paths: VmPaths,
+    has_walls: bool,
 }
 
 impl StartFiles {
@@ -68,6 +69,7 @@ impl StartFiles {
             kernel_files: self.kernel_files.as_deref(),
             content,
             ram: ram.map(|ram| Ram { descriptor: ram.file.as_raw_fd(), mapping: ram.mapping }),
+            has_walls: self.has_walls,
         }
     }
 }
@@ -129,6 +131,7 @@ impl Hypervisors {
             volumes: plan.volumes.iter().map(volume).collect(),
             kernel_files: record.kernel_files.clone(),
             paths: self.paths(&plan.owner),
+            has_walls: config.jails.has_walls(),
         })
     }
 
@@ -157,7 +160,7 @@ impl Hypervisors {
             (record.mapping, record.ram_inode) = (ram.mapping, ram.file.metadata().map_err(failed)?.ino());
         }
         let command = choice.driver.command(start);
-        if command.needs.is_some() {
+        if command.needs.is_some() && start.has_walls {
             record.user = Some(self.config.jails.user(plan).map_err(failed)?);
         }
         record.write(paths)?;

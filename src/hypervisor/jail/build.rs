@@ -50,6 +50,7 @@ pub struct Jails {
     point: PathBuf,
     namespaces: u64,
     has_filters: bool,
+    has_walls: bool,
     views: Arc<Mutex<BTreeMap<Vec<PathBuf>, Arc<View>>>>,
     programs: Arc<Mutex<BTreeMap<PathBuf, Vec<PathBuf>>>>,
 }
@@ -75,7 +76,18 @@ impl Jails {
         let flags = NAMESPACES.iter().filter(|(name, _)| exists(name));
         let namespaces = flags.fold(0, |all, (_, flag)| all | u64::from(flag.cast_unsigned()));
         let (views, programs) = (Arc::default(), Arc::default());
-        Self { users, point, namespaces, has_filters: true, views, programs }
+        Self { users, point, namespaces, has_filters: true, has_walls: true, views, programs }
+    }
+
+    /// Leaves out all walls.
+    #[must_use]
+    pub fn without_walls(self) -> Self {
+        Self { has_walls: false, ..self }
+    }
+
+    /// Returns `true` if VMMs are put behind walls.
+    pub(crate) fn has_walls(&self) -> bool {
+        self.has_walls
     }
 
     /// Leaves out the filter that is the second wall, for tests that show that the other walls hold alone.
@@ -101,8 +113,10 @@ impl Jails {
         }
         let mut limits = vec![(libc::RLIMIT_CORE, CORE_BYTES_MAX), (libc::RLIMIT_FSIZE, given.file_size_max)];
         let (mut descriptors, mut walls) = (Vec::new(), None);
+        if let Some(needs) = &needs {
+            descriptors = self.descriptors(needs, ram)?;
+        }
         if let (Some(needs), Some(user)) = (needs, given.user) {
-            descriptors = self.descriptors(&needs, ram)?;
             limits.extend([
                 (libc::RLIMIT_NOFILE, DESCRIPTORS_MAX),
                 (libc::RLIMIT_NPROC, needs.threads_max),

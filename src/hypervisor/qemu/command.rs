@@ -213,7 +213,12 @@ fn add_machine(line: &mut Line, start: &Start<'_>, machine: QemuMachine, acceler
             Mapping::Own => "on",
             Mapping::Private => "off",
         };
-        let file = format!("size={}M,mem-path={RAM},share={share}", plan.memory.mib_ceil());
+        let path = if start.has_walls {
+            RAM.to_owned()
+        } else {
+            format!("/proc/self/fd/{}", line.hand(Handed::Ram))
+        };
+        let file = format!("size={}M,mem-path={path},share={share}", plan.memory.mib_ceil());
         line.add(&["-object", &format!("memory-backend-file,id=ram,{file}")]);
     }
 }
@@ -319,6 +324,7 @@ mod tests {
             kernel_files: Some(Path::new("/h")),
             content,
             ram: Some(Ram { descriptor: 9, mapping: Mapping::Own }),
+            has_walls: true,
         };
         let data = [PathBuf::from("/usr/share/qemu")];
         super::command(Path::new("/q"), &data, &start, accelerator, Some(2_600_000))
