@@ -15,6 +15,11 @@ const TUNSETIFF: Opcode = opcode::write::<std::ffi::c_int>(b'T', 202);
 const TUNGETIFF: Opcode = opcode::read::<std::ffi::c_uint>(b'T', 210);
 const TUNSETOFFLOAD: Opcode = opcode::write::<std::ffi::c_uint>(b'T', 208);
 const TUNSETPERSIST: Opcode = opcode::write::<std::ffi::c_int>(b'T', 203);
+const TUNSETOWNER: Opcode = opcode::write::<std::ffi::c_int>(b'T', 204);
+
+/// The user who may attach to our devices without the right to configure the network. Everybody could attach to a device
+/// without an owner who has a descriptor of `/dev/net/tun`, such as a VMM whose own device was removed.
+const OWNER: usize = 0;
 
 const IFF_TAP: u16 = 0x0002;
 const IFF_NO_PI: u16 = 0x1000;
@@ -93,5 +98,8 @@ fn open(name: &LinkName, flags: u16) -> io::Result<File> {
     // SAFETY: TUNSETIFF reads (and writes back into) a `struct ifreq`, which `Request` lays out in
     // full size; `Setter` holds it in place during the call.
     unsafe { ioctl(file.as_fd(), Setter::<TUNSETIFF, Request>::new(request)) }?;
+    #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
+    // SAFETY: TUNSETOWNER takes its argument, a user id, by value.
+    unsafe { ioctl(file.as_fd(), IntegerSetter::<TUNSETOWNER>::new_usize(OWNER)) }?;
     Ok(file)
 }

@@ -98,7 +98,10 @@ impl Line {
         let Disk { name, serial, path, is_read_only } = *disk;
         let file = self.hand_as_file(Handed::Disk { path: path.to_owned(), is_read_only }, path);
         let options = format!("read-only={},discard=unmap", if is_read_only { "on" } else { "off" });
-        self.add(&["-blockdev", &format!("driver=file,node-name={name}-file,filename={file},{options}")]);
+        // A file that is only read may be open in other VMMs, any of which could lock it against this one.
+        let locking = if is_read_only { ",locking=off" } else { "" };
+        let backend = format!("driver=file,node-name={name}-file,filename={file},{options}{locking}");
+        self.add(&["-blockdev", &backend]);
         self.add(&["-blockdev", &format!("driver=raw,node-name={name},file={name}-file,{options}")]);
         self.add(&["-device", &format!("{},drive={name},serial={serial}", machine.device("blk"))]);
     }
