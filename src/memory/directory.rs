@@ -112,8 +112,10 @@ impl MemoryDir {
             Err(error) => return Err(failed(error)),
         };
         let names =
-            entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>().map_err(failed)?;
-        Ok(names.is_empty() || names.iter().any(|name| name != RUNNING))
+            entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>().map_err(&failed)?;
+        // A device state beside the RAM of a VM is the rest of a memory whose removal failed.
+        let has_rest = self.directory.join(RUNNING).join(STATE).try_exists().map_err(&failed)?;
+        Ok(names.is_empty() || has_rest || names.iter().any(|name| name != RUNNING))
     }
 
     /// Returns whether the directory exists at all, also when it holds only what a dead VM left.

@@ -77,8 +77,9 @@ impl MemoryDir {
         if saved.is_some() && saved == mapped_inode {
             remove_dir(&self.running("")).map_err(self.failed("discard the memory in"))?;
             self.move_saved_to(RUNNING)?;
-            remove_file(&self.running(STATE)).map_err(self.failed("discard the memory in"))?;
         }
+        // An earlier attempt may have ended before this.
+        remove_file(&self.running(STATE)).map_err(self.failed("discard the memory in"))?;
         self.unsave()
     }
 
@@ -157,6 +158,11 @@ mod tests {
         let mut ram = Ram::map(&memory.saved(RAM));
         memory.consume(Some(ram.inode())).expect("consumed");
         assert!(!memory.exists().expect("observed") && inode(&memory.running(RAM)) == ram.inode());
+        // An attempt whose last step failed is repeated.
+        fs::write(memory.running(STATE), "state").expect("written");
+        assert!(memory.exists().expect("observed"));
+        memory.consume(Some(ram.inode())).expect("consumed");
+        assert!(!memory.exists().expect("observed") && !memory.running(STATE).exists());
         // A snapshot has a file of its own, and the VM runs on.
         ram.write(4096, &[2; 100]);
         save(&memory, &snapshot, &ram).expect("taken");
