@@ -25,7 +25,7 @@ use crate::guest_channel::new_token;
 use crate::host::directories::{last_line, make_private_dir};
 use crate::host::kernel::Kernel;
 use crate::host::process::Identity;
-use crate::memory::fresh_ram;
+use crate::memory::{EARLIER_QUEUES, fresh_ram};
 
 /// Time limit for a VMM's first answer. It takes 30 ms, or a second under load.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -45,6 +45,7 @@ pub(super) struct StartFiles {
     overlay: PathBuf,
     volumes: Vec<(PathBuf, bool)>,
     kernel_files: Option<PathBuf>,
+    queues: u16,
     paths: VmPaths,
 }
 
@@ -66,6 +67,7 @@ impl StartFiles {
             overlay: &self.overlay,
             volumes: &self.volumes,
             kernel_files: self.kernel_files.as_deref(),
+            queues: self.queues,
             content,
             ram: ram.map(|ram| Ram { descriptor: ram.file.as_raw_fd(), mapping: ram.mapping }),
         }
@@ -81,6 +83,7 @@ impl Hypervisors {
             token: new_token().map_err(failed)?,
             launched_at: Timestamp::now(),
             kernel_files: self.config.boot_files.get()?.0.guest_disk(plan.wants_headers),
+            queues: 1,
         };
         let record = Record::new(plan, choice.machine_type.name, guest);
         end_line(&self.paths(&plan.owner).console_log()).map_err(failed)?;
@@ -128,6 +131,7 @@ impl Hypervisors {
             overlay: (config.disk)(&plan.overlay),
             volumes: plan.volumes.iter().map(volume).collect(),
             kernel_files: record.kernel_files.clone(),
+            queues: record.queues.unwrap_or(EARLIER_QUEUES),
             paths: self.paths(&plan.owner),
         })
     }

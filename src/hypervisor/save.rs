@@ -25,7 +25,7 @@ use super::hypervisors::Hypervisors;
 use super::record::{Mapping, Record};
 use crate::guest_channel::clock;
 use crate::host::files;
-use crate::memory::{DirtyPages, FileMark, MemoryDir, Origin, RamKept, VolumeMark, ram_of};
+use crate::memory::{DirtyPages, EARLIER_QUEUES, FileMark, MemoryDir, Origin, RamKept, VolumeMark, ram_of};
 
 /// Limit on the device state, in bytes. It has 220 KiB.
 const STATE_BYTES_MAX: u64 = 64 << 20;
@@ -191,6 +191,7 @@ impl Hypervisors {
             overlay: FileMark::of(&(self.config.disk)(overlay)).map_err(io)?,
             volumes: self.mark_volumes(&record.volumes).map_err(io)?,
             kernel_files: record.kernel_files.clone(),
+            queues: record.queues.unwrap_or(EARLIER_QUEUES),
             is_adopted: false,
         };
         Ok((origin, kept))

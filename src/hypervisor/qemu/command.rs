@@ -27,9 +27,6 @@ const EMULATED_COMMAND_LINE: &str = "tsc=reliable init_on_alloc=0";
 
 /// Name of the console's output, which is reopened when its log has reached its limit.
 pub(super) const CONSOLE: &str = "console";
-/// Names of the replaceable parts of a card's connection.
-pub(super) const TAP: &str = "tap";
-pub(super) const PLUG: &str = "plug";
 
 /// The file that is the RAM. There is none: QEMU opens it for writing, and gets the descriptor of the RAM.
 const RAM: &str = "/ram";
@@ -102,13 +99,10 @@ impl Line {
         self.add(&["-device", &format!("{},drive={name},serial={serial}", machine.device("blk"))]);
     }
 
-    /// Adds a card that is connected to a hub and not to the TAP. A TAP that is removed under a running guest
-    /// can then be replaced, which the back end of a card cannot be. The price is the offloads.
+    /// Adds a card that is connected to the TAP itself, so that the guest has its offloads.
     fn add_card(&mut self, machine: QemuMachine, card: &NetworkCard) {
         let tap = self.hand(Handed::Tap(card.tap.clone()));
-        self.add(&["-netdev", &format!("tap,id={TAP},fd={tap}")]);
-        self.add(&["-netdev", &format!("hubport,id={PLUG},hubid=0,netdev={TAP}")]);
-        self.add(&["-netdev", "hubport,id=card,hubid=0"]);
+        self.add(&["-netdev", &format!("tap,id=card,fd={tap}")]);
         self.add(&["-device", &card_device(machine, card)]);
     }
 }
@@ -316,6 +310,7 @@ mod tests {
             overlay: Path::new("/o"),
             volumes: &[("/v".into(), false), ("/w".into(), true)],
             kernel_files: Some(Path::new("/h")),
+            queues: 1,
             content,
             ram: Some(Ram { descriptor: 9, mapping: Mapping::Own }),
         };
