@@ -48,6 +48,16 @@ pub const OFFLOAD_TCP6: u32 = 0x04;
 /// The reader cuts long frames of TCP that report congestion.
 pub const OFFLOAD_CONGESTION: u32 = 0x08;
 
+/// The device by which the kernel moves frames between a TAP and a guest, without the VMM.
+pub const VHOST_NET: &str = "/dev/vhost-net";
+
+/// Returns `true` if VMMs of this host can leave the moving of frames to the kernel.
+#[must_use]
+pub fn has_vhost_net() -> bool {
+    // The kernel loads its module at the first open.
+    OpenOptions::new().read(true).write(true).open(VHOST_NET).is_ok()
+}
+
 /// A `struct ifreq` with flags as its value.
 #[repr(C)]
 struct Request {
@@ -102,7 +112,10 @@ pub fn attach_again(file: impl AsFd, name: &LinkName, frames: Frames) -> io::Res
 }
 
 /// Sets the form of the frames of the device of this descriptor.
-pub(super) fn set_frames(tap: impl AsFd, frames: Frames) -> io::Result<()> {
+///
+/// # Errors
+/// Returns an error when the device of the descriptor was removed.
+pub fn set_frames(tap: impl AsFd, frames: Frames) -> io::Result<()> {
     let offloads = usize::try_from(frames.offloads).map_err(io::Error::other)?;
     #[expect(unsafe_code, reason = "rustix has no safe form of these requests")]
     // SAFETY: TUNSETVNETHDRSZ reads an integer, which `Setter` holds in place during the call. TUNSETOFFLOAD takes

@@ -71,6 +71,8 @@ pub struct Start<'a> {
     pub kernel_files: Option<&'a Path>,
     /// Number of pairs of queues of the network card.
     pub queues: u16,
+    /// The kernel moves the frames of the card, if the VMM can leave that to it.
+    pub has_vhost_net: bool,
     pub content: Content,
     pub ram: Option<Ram>,
 }
@@ -245,6 +247,11 @@ pub trait Session: Send + Sync {
     /// TAP that replaces a removed one gets the same.
     fn frames(&self) -> Answer<'_, Frames> {
         unsupported("report the form of its frames")
+    }
+
+    /// Goes on with descriptors of TAPs that were attached again. A VMM that reads them itself has nothing to do.
+    fn resume_card(&self) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
     }
 
     /// Continues the console in a new file of this name; the open file stays whole under its new name.

@@ -25,6 +25,7 @@ use crate::guest_channel::new_token;
 use crate::host::directories::{last_line, make_private_dir};
 use crate::host::kernel::Kernel;
 use crate::host::process::Identity;
+use crate::host::tap::has_vhost_net;
 use crate::memory::{EARLIER_QUEUES, fresh_ram};
 
 /// Time limit for a VMM's first answer. It takes 30 ms, or a second under load.
@@ -46,6 +47,7 @@ pub(super) struct StartFiles {
     volumes: Vec<(PathBuf, bool)>,
     kernel_files: Option<PathBuf>,
     queues: u16,
+    has_vhost_net: bool,
     paths: VmPaths,
 }
 
@@ -68,6 +70,7 @@ impl StartFiles {
             volumes: &self.volumes,
             kernel_files: self.kernel_files.as_deref(),
             queues: self.queues,
+            has_vhost_net: self.has_vhost_net,
             content,
             ram: ram.map(|ram| Ram { descriptor: ram.file.as_raw_fd(), mapping: ram.mapping }),
         }
@@ -132,6 +135,7 @@ impl Hypervisors {
             volumes: plan.volumes.iter().map(volume).collect(),
             kernel_files: record.kernel_files.clone(),
             queues: record.queues.unwrap_or(EARLIER_QUEUES),
+            has_vhost_net: plan.network.is_some() && has_vhost_net(),
             paths: self.paths(&plan.owner),
         })
     }

@@ -140,6 +140,7 @@ impl Vmms for Hypervisors {
     }
 
     async fn replace_tap(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError> {
+        let _lock = self.locks.take(owner).await;
         let attached = self.find_attached(owner)?;
         Self::require(owner, &attached.choice, |has| has.replace_tap, "reconnect the VM of")?;
         check_tap(tap)?;
@@ -161,7 +162,9 @@ impl Vmms for Hypervisors {
             let failed = |error| HostError::io("reconnect the VM of", name.as_str(), error);
             attach_lost(pid, &process, &tap, frames).map_err(failed)
         })
-        .await
+        .await?;
+        let resumed = self.on_session(&attached, async |session| session.resume_card().await).await;
+        resumed.map_err(|why| refused(HostErrorKind::Transient).because(why))
     }
 
     async fn kill(&self, owner: &Uid) -> Result<(), HostError> {

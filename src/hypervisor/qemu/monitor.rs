@@ -111,8 +111,12 @@ impl Monitor {
     /// Returns the form of the frames that the driver in the guest chose. Before there is a driver, and from a version
     /// that does not report it, that is whole frames: a guest must not get work that it did not take over.
     pub(super) async fn frames(&self) -> Result<Frames, String> {
-        match self.features().await {
-            Ok(features) => Ok(chosen_frames(features.iter().map(String::as_str))),
+        match self.card().await {
+            Ok(card) => {
+                let features = card.guest_features;
+                let all = [features.dev_features.unwrap_or_default(), features.transports].concat();
+                Ok(chosen_frames(all.iter().map(String::as_str)))
+            }
             Err(error) if self.is_spent() => Err(error),
             Err(error) => {
                 tracing::warn!(error, "the offloads of a network card are not known, and are left out");
@@ -121,13 +125,23 @@ impl Monitor {
         }
     }
 
-    /// Lists the features of the network card that the guest accepted, each with a description behind its name.
-    async fn features(&self) -> Result<Vec<String>, String> {
+    /// Lets the kernel read a TAP again if it moves the frames: it stopped when the TAP was removed, and begins when
+    /// the VM is resumed.
+    pub(super) async fn resume_card(&self) -> Result<(), String> {
+        let is_moved_by_kernel = self.card().await.map_or(true, |card| card.vhost_started);
+        if is_moved_by_kernel && self.state().await? == RunState::Running {
+            self.pause().await?;
+            self.resume().await?;
+        }
+        Ok(())
+    }
+
+    /// Returns the state of the network card.
+    async fn card(&self) -> Result<qmp::VirtioStatus, String> {
         let devices = self.execute(qmp::x_query_virtio {}).await?;
         let card = devices.into_iter().find(|device| device.name == NETWORK_CARD);
         let path = card.ok_or_else(|| "there is no network card".to_owned())?.path;
-        let features = self.execute(qmp::x_query_virtio_status { path }).await?.guest_features;
-        Ok([features.dev_features.unwrap_or_default(), features.transports].concat())
+        self.execute(qmp::x_query_virtio_status { path }).await
     }
 
     /// Continues the console in this file; the open file stays whole under its new name.

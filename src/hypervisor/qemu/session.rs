@@ -93,6 +93,10 @@ impl Session for QemuSession {
         Box::pin(self.monitor.frames())
     }
 
+    fn resume_card(&self) -> Answer<'_, ()> {
+        Box::pin(self.monitor.resume_card())
+    }
+
     fn reopen_console<'a>(&'a self, log: &'a Path) -> Answer<'a, ()> {
         Box::pin(self.continue_console(log))
     }
