@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::net::UdpSocket;
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use stead::host::tap::{Frames, OFFLOAD_CHECKSUM, OFFLOAD_TCP4, attach, attach_again, set_frames};
@@ -28,16 +29,19 @@ async fn make(name: &LinkName) {
 /// Returns the size of the header before a frame that the host sends through the TAP.
 fn header(reader: &mut File) -> usize {
     let socket = UdpSocket::bind("10.97.0.1:0").expect("bound");
-    socket.send_to(WORDS, "10.97.0.2:9").expect("sent");
+    let deadline = Instant::now() + PATIENCE;
     loop {
-        let timeout = Timespec::try_from(PATIENCE).expect("short");
-        let mut polled = [PollFd::new(&*reader, PollFlags::IN)];
-        assert_eq!(poll(&mut polled, Some(&timeout)).expect("polled"), 1, "no frame came");
-        let mut frame = [0; 2048];
-        let length = reader.read(&mut frame).expect("read");
-        // Other frames are of the kernel itself.
-        if frame[..length].ends_with(WORDS) {
-            return length - HEADERS - WORDS.len();
+        assert!(Instant::now() < deadline, "no frame came");
+        // The kernel drops frames until it has noticed that the device has a reader.
+        socket.send_to(WORDS, "10.97.0.2:9").expect("sent");
+        let timeout = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+        while poll(&mut [PollFd::new(&*reader, PollFlags::IN)], Some(&timeout)).expect("polled") > 0 {
+            let mut frame = [0; 2048];
+            let length = reader.read(&mut frame).expect("read");
+            // Other frames are of the kernel itself.
+            if frame[..length].ends_with(WORDS) {
+                return length - HEADERS - WORDS.len();
+            }
         }
     }
 }
