@@ -67,10 +67,10 @@ fn a_card_gets_only_the_offloads_that_its_guest_accepted() {
     let both = OFFLOAD_CHECKSUM | OFFLOAD_TCP4;
     for (features, frames) in [
         (Vec::new(), Frames::PLAIN),
-        (of_host.to_vec(), Frames::PLAIN),
+        (host_features.to_vec(), Frames::PLAIN),
         (modern.to_vec(), long),
         (vec!["VIRTIO_F_VERSION_1: Device compliant for v1 spec (legacy)"], long),
-        ([&modern[..], &offloads, &of_host].concat(), Frames { offloads: both, ..long }),
+        ([&modern[..], &offloads, &host_features].concat(), Frames { offloads: both, ..long }),
     ] {
         assert_eq!(chosen_frames(features.iter().copied()), frames, "{features:?}");
     }
