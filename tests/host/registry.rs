@@ -150,7 +150,9 @@ async fn a_pull_that_was_cut_goes_on_where_it_stopped_in_the_next_daemon() {
     let second = oci(&images);
     let pulled = pull(&second, &uid('a'), &from).await.expect("the rest comes");
     assert_eq!(pulled.layers.len(), 2);
-    assert_eq!(proxy.take_seen(small).len(), usize::from(!is_whole), "what is here is not fetched again");
+    // It may have become complete after it was looked for, before the first daemon's work ended.
+    let requests = proxy.take_seen(small).len();
+    assert!(requests <= usize::from(!is_whole), "what is here is not fetched again: {requests}");
     let ranges = proxy.take_seen(large);
     assert!(
         ranges.len() == 1
