@@ -61,7 +61,7 @@ fn a_card_gets_only_the_offloads_that_its_guest_accepted() {
     let offloads =
         ["VIRTIO_NET_F_GUEST_CSUM: Driver handling packets", "VIRTIO_NET_F_GUEST_TSO4: Driver can"];
     // The work that the host takes over says nothing about the guest.
-    let of_host =
+    let host_features =
         ["VIRTIO_NET_F_CSUM: Device", "VIRTIO_NET_F_HOST_TSO4: Device", "VIRTIO_NET_F_HOST_TSO6: Device"];
     let long = Frames { header: 12, ..Frames::PLAIN };
     let both = OFFLOAD_CHECKSUM | OFFLOAD_TCP4;
