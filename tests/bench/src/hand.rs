@@ -237,7 +237,7 @@ fn config(program: &[&str], network: Option<NetworkConfig>) -> Config {
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
         instance: String::new(),
         argv: program.iter().map(|word| (*word).to_owned()).collect(),
-        env: std::collections::BTreeMap::new(),
+        env: BTreeMap::new(),
         working_dir: String::new(),
         user: String::new(),
         stop_signal: None,
