@@ -34,9 +34,9 @@ const _: () = assert!(
 /// Memory of the box for few VMs, and for tests that start many, in mebibytes.
 const MEBIBYTES: [u32; 2] = [3072, 8192];
 
-/// Returns the directory of the images for the box.
-fn images() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("kvmbox-images")
+/// Returns the directory of the images for a test in the box.
+fn images(test: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("kvmbox-images").join(test)
 }
 
 /// Returns the start of a command line in the box, which ends after this number of seconds.
@@ -53,7 +53,7 @@ fn run_in_box(seconds: u32, mebibytes: u32, arguments: &[&str]) {
     let settings = [
         format!("STEAD_TEST_PATIENCE={PATIENCE}"),
         "STEAD_TEST_ACCELERATOR=kvm".to_owned(),
-        format!("STEAD_TEST_IMAGES={}", images().display()),
+        format!("STEAD_TEST_IMAGES={}", images("tests").display()),
         format!("STEAD_KERNEL_DIR={}", kernel_dir().display()),
         format!("PATH={}", env::var("PATH").unwrap_or_default()),
     ];
@@ -86,7 +86,7 @@ fn the_box_has_kvm_returns_exit_codes_and_ends_at_its_deadline() {
 /// Runs the fixed tests, or those that `STEAD_TEST_KVM` names: parts of names, or `all`.
 #[test]
 fn these_tests_pass_on_kvm() {
-    in_namespace_alone(async || Harness::new().await.prepare_images(&images()));
+    in_namespace_alone(async || Harness::new().await.prepare_images(&images("tests")));
     if inside().is_some() {
         return;
     }
@@ -103,4 +103,19 @@ fn these_tests_pass_on_kvm() {
             run_in_box(ALL_SECONDS, MEBIBYTES[1], &names.collect::<Vec<_>>());
         }
     }
+}
+
+/// Installs the daemon in a box with systemd, as `deploy/README.md` says.
+#[test]
+fn a_vm_lives_under_the_unit_in_systemd() {
+    in_namespace_alone(async || Harness::new().await.prepare_images(&images("unit")));
+    if inside().is_some() {
+        return;
+    }
+    let _all = all_slots_lock();
+    let mut command = in_box(FIXED_SECONDS, MEBIBYTES[0]);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kvmbox/unit")).arg(env!("CARGO_BIN_EXE_stead"));
+    let ended =
+        command.arg(images("unit").join("layout")).arg(kernel_dir()).status().expect("the box starts");
+    assert!(ended.success(), "the unit failed ({ended}); its output is above");
 }
