@@ -33,6 +33,8 @@ pub struct Config {
     pub tls: Option<TlsConfig>,
     /// True if `listen` may be an address other than loopback without TLS, because something else encrypts.
     pub insecure_without_tls: bool,
+    /// Runs VMMs without walls, for hosts that cannot make them.
+    pub insecure_without_walls: bool,
     /// Path of the API's Unix socket; by default `stead.sock` in `run_dir`.
     pub socket: Option<PathBuf>,
     /// The group whose users may connect to the Unix socket; by default only root may.
@@ -120,6 +122,7 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             tls: None,
             insecure_without_tls: false,
+            insecure_without_walls: false,
             socket: None,
             socket_group: None,
             socket_users: Vec::new(),

@@ -70,8 +70,8 @@ struct Loaded {
     fingerprint: String,
 }
 
-/// Modification times and inodes of the two files; `None` for a file that does not exist.
-type Stamp = [Option<(SystemTime, u64)>; 2];
+/// Modification times, inodes and lengths of the two files; `None` for a file that does not exist.
+type Stamp = [Option<(SystemTime, u64, u64)>; 2];
 
 impl TlsFiles {
     fn load(&self) -> Result<Loaded, TlsError> {
@@ -100,7 +100,7 @@ impl TlsFiles {
 
     fn stamp(&self) -> io::Result<Stamp> {
         let poll = |path: &Path| match fs::metadata(path) {
-            Ok(seen) => Ok(Some((seen.modified()?, seen.ino()))),
+            Ok(seen) => Ok(Some((seen.modified()?, seen.ino(), seen.len()))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         };

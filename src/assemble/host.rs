@@ -149,7 +149,8 @@ fn open_images(config: &Config, reports: &Reports) -> anyhow::Result<Oci> {
 fn jails(config: &Config) -> anyhow::Result<Jails> {
     let users = UserRange::new(config.vm_uid_base).map_err(anyhow::Error::msg)?;
     users.check_free().context("vm_uid_base is not usable")?;
-    Ok(Jails::new(users, config.run_dir.clone()))
+    let jails = Jails::new(users, config.run_dir.clone());
+    Ok(if config.insecure_without_walls { jails.without_walls() } else { jails })
 }
 
 /// Returns the function that passes on changes of VMs and of their files.

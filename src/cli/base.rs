@@ -88,6 +88,16 @@ impl Base {
                 let message = "no token: set STEAD_API_KEY to what `stead token create` prints";
                 Err(Failure::Usage(message.to_owned()))
             }
+            Self::Url(url) if url.as_str().trim_end_matches('/') == DEFAULT_URL => {
+                let port = url.port_or_known_default().unwrap_or_default();
+                match foreign_listener(port) {
+                    Some(owner) => Err(Failure::Usage(format!(
+                        "a program of user {owner} listens at port {port} of this host, and would get the token: set \
+                         STEAD_BASE_URL if that is meant"
+                    ))),
+                    None => Ok(()),
+                }
+            }
             Self::Socket(path) if has_token => {
                 let own = rustix::process::geteuid().as_raw();
                 match fs::metadata(path).map(|seen| seen.uid()) {
@@ -129,9 +139,40 @@ impl Base {
     }
 }
 
+/// Returns the user of a socket that listens at this TCP port of this host, unless it is root or this user. Everybody can
+/// listen at the default port while no daemon does.
+fn foreign_listener(port: u16) -> Option<u32> {
+    let own = rustix::process::geteuid().as_raw();
+    let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"].map(fs::read_to_string);
+    let listeners = tables.iter().flatten().flat_map(|table| table.lines().filter_map(listener));
+    listeners.filter(|(at, _)| *at == port).map(|(_, user)| user).find(|user| *user != 0 && *user != own)
+}
+
+/// Parses a line as in proc(5): number, local address, remote address, state, queues, timer, retransmissions, user.
+/// Returns port and user of a socket that listens.
+fn listener(line: &str) -> Option<(u16, u32)> {
+    const LISTENS: &str = "0A";
+    let mut words = line.split_ascii_whitespace().skip(1);
+    let (_, port) = words.next()?.rsplit_once(':')?;
+    let is_one = words.nth(1)? == LISTENS;
+    let user = words.nth(3)?.parse().ok()?;
+    is_one.then_some((u16::from_str_radix(port, 16).ok()?, user))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_user_of_a_listener_is_found() {
+        let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 65534        0 1 1 0 100";
+        assert_eq!(listener(line), Some((8080, 65534)));
+        assert_eq!(listener(&line.replace(" 0A ", " 01 ")), None);
+        assert_eq!(
+            listener("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid"),
+            None
+        );
+    }
 
     #[test]
     fn an_address_is_a_socket_or_a_url() {

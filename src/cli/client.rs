@@ -64,6 +64,10 @@ impl Client {
         // The API does not redirect, so the contents of a request go to no other host.
         let redirects = reqwest::redirect::Policy::none();
         let mut http = reqwest::Client::builder().connect_timeout(CONNECT_DEADLINE).redirect(redirects);
+        // A proxy of the environment would get the token, also of a server on this very host. With TLS it sees nothing.
+        if !matches!(&base, Base::Url(url) if url.scheme() == "https") {
+            http = http.no_proxy();
+        }
         if let Base::Socket(path) = &base {
             http = http.unix_socket(path.as_path());
         }

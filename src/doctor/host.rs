@@ -29,6 +29,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     findings.extend(programs());
     findings.push(vmm(config).await);
     findings.push(acceleration(config));
+    findings.push(walls(config));
     findings.push(kernel(config));
     findings.extend(limits());
     findings
@@ -97,6 +98,17 @@ async fn vmm(config: &Config) -> Finding {
         let (major, minor) = QEMU_MIN;
         Finding::warning("qemu", message, format!("use {major}.{minor} or later, which is what was tested"))
     }
+}
+
+fn walls(config: &Config) -> Finding {
+    if config.insecure_without_walls {
+        return Finding::problem(
+            "walls",
+            "VMMs run as root: a guest that takes over its VMM has this host",
+            "remove insecure_without_walls from the configuration",
+        );
+    }
+    Finding::ok("walls", "VMMs run behind walls")
 }
 
 fn acceleration(config: &Config) -> Finding {

@@ -1,7 +1,7 @@
 //! Directories and files: created private, listed, and removed whether they exist or not.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use stead_controllers::host::HostError;
@@ -42,10 +42,36 @@ pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Returns the last line that a failed program wrote.
+fn tail(log: &Path) -> io::Result<Vec<u8>> {
+    const BYTES: u64 = 4096;
+    let (mut file, mut bytes) = (File::open(log)?, Vec::new());
+    let length = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(BYTES)))?;
+    file.take(BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Returns the last line that a failed program wrote. The program decides how long its log is.
 pub(crate) fn last_line(log: &Path) -> String {
-    let text = fs::read(log).unwrap_or_default();
-    let tail = &text[text.len().saturating_sub(4096)..];
-    let text = String::from_utf8_lossy(tail).into_owned();
+    let text = String::from_utf8_lossy(&tail(log).unwrap_or_default()).into_owned();
     text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it wrote nothing").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_end_of_a_log_is_read() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let log = scratch.path().join("log");
+        assert_eq!(last_line(&log), "it wrote nothing");
+        for (text, line) in [("", "it wrote nothing"), ("one\ntwo\n \n", "two"), ("one", "one")] {
+            fs::write(&log, text).expect("written");
+            assert_eq!(last_line(&log), line);
+        }
+        // Longer than any memory.
+        File::create(&log).and_then(|file| file.set_len(1 << 43)).expect("a hole");
+        assert!(last_line(&log).len() <= 4096);
+    }
 }

@@ -3,8 +3,8 @@
 //! Guarantees: a process is identified by pid, start time and boot id together, so that a recycled pid is never taken
 //! for it. Signals go through a pidfd that was checked after it was opened.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +15,8 @@ use stead_controllers::host::{HostError, HostErrorKind};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// Length of a command line that is searched, in bytes. That of a VMM has some 5 kB.
+const LINE_BYTES_MAX: u64 = 1 << 20;
 /// Time limit for the end of a killed process. The kernel has to free its memory.
 const DEATH_WAIT: Duration = Duration::from_secs(20);
 
@@ -141,23 +143,43 @@ fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// Finds the process whose command line has an argument that `is_ours` accepts. It finds processes that a crash left
-/// unrecorded.
+/// Finds the process whose command line has an argument that `is_ours` accepts, and which runs as this user if one is
+/// given: a process can write anything into its own command line. It finds processes that a crash left unrecorded.
 ///
 /// # Errors
 /// Returns an error when a process could not be inspected, because it might be the one.
-pub(crate) fn find_by_argument(is_ours: impl Fn(&str) -> bool) -> io::Result<Option<Identity>> {
+pub(crate) fn find_by_argument(
+    user: Option<u32>,
+    is_ours: impl Fn(&str) -> bool,
+) -> io::Result<Option<Identity>> {
     for entry in fs::read_dir("/proc")? {
         let pid = entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
         let Some(pid) = pid else { continue };
-        let line = of_process(fs::read(format!("/proc/{pid}/cmdline")))?.unwrap_or_default();
+        let line = of_process(command_line(pid))?.unwrap_or_default();
         let is_one =
             line.split(|&byte| byte == 0).any(|argument| std::str::from_utf8(argument).is_ok_and(&is_ours));
-        if is_one && let Some(identity) = Identity::of(pid)? {
+        if !is_one || (user.is_some() && user_of(pid)? != user) {
+            continue;
+        }
+        if let Some(identity) = Identity::of(pid)? {
             return Ok(Some(identity));
         }
     }
     Ok(None)
+}
+
+/// Returns the beginning of the command line of a process, which decides itself how much it calls its command line.
+fn command_line(pid: u32) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    File::open(format!("/proc/{pid}/cmdline"))?.take(LINE_BYTES_MAX).read_to_end(&mut line)?;
+    Ok(line)
+}
+
+/// Returns the real user id of a process. Returns `None` when there is no such process.
+fn user_of(pid: u32) -> io::Result<Option<u32>> {
+    let status = of_process(fs::read_to_string(format!("/proc/{pid}/status")))?.unwrap_or_default();
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    Ok(ids.and_then(|ids| ids.split_whitespace().next()?.parse().ok()))
 }
 
 /// Returns the path of a program, so that its start need not search for it.

@@ -16,6 +16,11 @@ const TUNGETIFF: Opcode = opcode::read::<std::ffi::c_uint>(b'T', 210);
 const TUNSETOFFLOAD: Opcode = opcode::write::<std::ffi::c_uint>(b'T', 208);
 const TUNSETPERSIST: Opcode = opcode::write::<std::ffi::c_int>(b'T', 203);
 const TUNSETVNETHDRSZ: Opcode = opcode::write::<std::ffi::c_int>(b'T', 216);
+const TUNSETOWNER: Opcode = opcode::write::<std::ffi::c_int>(b'T', 204);
+
+/// The user who may attach to our devices without the right to configure the network. Everybody could attach to a device
+/// without an owner who has a descriptor of `/dev/net/tun`, such as a VMM whose own device was removed.
+const OWNER: usize = 0;
 
 const IFF_TAP: u16 = 0x0002;
 const IFF_NO_PI: u16 = 0x1000;
@@ -139,6 +144,9 @@ pub(super) fn is_attached(tap: impl AsFd) -> bool {
 fn open(name: &LinkName, flags: u16) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     attach_to(&file, name, flags)?;
+    #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
+    // SAFETY: TUNSETOWNER takes its argument, a user id, by value.
+    unsafe { ioctl(file.as_fd(), IntegerSetter::<TUNSETOWNER>::new_usize(OWNER)) }?;
     Ok(file)
 }
 

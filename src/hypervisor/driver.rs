@@ -75,6 +75,8 @@ pub struct Start<'a> {
     pub has_vhost_net: bool,
     pub content: Content,
     pub ram: Option<Ram>,
+    /// True if the VMM runs behind walls.
+    pub has_walls: bool,
 }
 
 /// A file with the RAM of a VM, open in the VMM under this descriptor from its start.

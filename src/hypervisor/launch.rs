@@ -49,6 +49,7 @@ pub(super) struct StartFiles {
     queues: u16,
     has_vhost_net: bool,
     paths: VmPaths,
+    has_walls: bool,
 }
 
 impl StartFiles {
@@ -73,6 +74,7 @@ impl StartFiles {
             has_vhost_net: self.has_vhost_net,
             content,
             ram: ram.map(|ram| Ram { descriptor: ram.file.as_raw_fd(), mapping: ram.mapping }),
+            has_walls: self.has_walls,
         }
     }
 }
@@ -137,6 +139,7 @@ impl Hypervisors {
             queues: record.queues.unwrap_or(EARLIER_QUEUES),
             has_vhost_net: plan.network.is_some() && has_vhost_net(),
             paths: self.paths(&plan.owner),
+            has_walls: config.jails.has_walls(),
         })
     }
 
@@ -165,7 +168,7 @@ impl Hypervisors {
             (record.mapping, record.ram_inode) = (ram.mapping, ram.file.metadata().map_err(failed)?.ino());
         }
         let command = choice.driver.command(start);
-        if command.needs.is_some() {
+        if command.needs.is_some() && start.has_walls {
             record.user = Some(self.config.jails.user(plan).map_err(failed)?);
         }
         record.write(paths)?;

@@ -81,7 +81,7 @@ pub(crate) fn find(
         Some(identity) => identity.is_alive().map(|is_alive| is_alive.then(|| identity.clone())),
         None => {
             let marks = marks();
-            find_by_argument(|argument| marks.iter().any(|mark| mark == argument))
+            find_by_argument(record.user, |argument| marks.iter().any(|mark| mark == argument))
         }
     };
     found.map_err(|error| HostError::io("find the VMM of", paths.runtime().display().to_string(), error))

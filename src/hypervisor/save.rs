@@ -25,10 +25,9 @@ use super::hypervisors::Hypervisors;
 use super::record::{Mapping, Record};
 use crate::guest_channel::clock;
 use crate::host::files;
-use crate::memory::{DirtyPages, EARLIER_QUEUES, FileMark, MemoryDir, Origin, RamKept, VolumeMark, ram_of};
-
-/// Limit on the device state, in bytes. It has 220 KiB.
-const STATE_BYTES_MAX: u64 = 64 << 20;
+use crate::memory::{
+    DirtyPages, EARLIER_QUEUES, FileMark, MemoryDir, Origin, RamKept, STATE_BYTES_MAX, VolumeMark, ram_of,
+};
 
 impl Hypervisors {
     /// Reports the saved memory of an instance, and whether it is being compressed.

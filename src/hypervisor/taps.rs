@@ -33,18 +33,17 @@ pub(crate) fn has_tap(pid: u32, tap: &str) -> io::Result<bool> {
     Ok(all.iter().any(|(_, interface)| interface == tap) && all.iter().all(|(_, name)| !name.is_empty()))
 }
 
-/// Attaches the descriptors of a process that lost their interface to the TAP of this name, whose frames have this
-/// form from then on. Waits for the kernel's configuration lock.
+/// Attaches the descriptor of a process that lost its interface to the TAP of this name, whose frames have this form
+/// from then on. A process that duplicated its descriptor has the same file under both numbers, and a card has one
+/// file, so the first is enough. Waits for the kernel's configuration lock.
 ///
 /// # Errors
 /// Returns an error when the TAP is in use, or the descriptors of the process are out of reach.
 pub(crate) fn attach_lost(pid: u32, process: &Pidfd, tap: &LinkName, frames: Frames) -> io::Result<()> {
-    for (number, interface) in attachments(pid)? {
-        if interface.is_empty() {
-            attach_again(process.descriptor(number)?, tap, frames)?;
-        }
+    match attachments(pid)?.into_iter().find(|(_, interface)| interface.is_empty()) {
+        Some((number, _)) => attach_again(process.descriptor(number)?, tap, frames),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Lists the descriptors of a process that are or were attached to an interface, with its name. The name is empty
@@ -62,7 +61,5 @@ fn attachments(pid: u32) -> io::Result<Vec<(RawFd, String)>> {
             all.push((number, interface.trim().to_owned()));
         }
     }
-    // The order in which the VMM got them, which is that of its queues.
-    all.sort_unstable();
     Ok(all)
 }

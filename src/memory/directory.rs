@@ -36,6 +36,8 @@ use crate::host::files;
 
 pub(crate) const RAM: &str = "ram";
 /// The compressed RAM. Beside `ram` it is a remainder of a crash, and `ram` is used.
+/// Limit on the device state, in bytes. It has 220 KiB.
+pub(crate) const STATE_BYTES_MAX: u64 = 64 << 20;
 const COMPRESSED: &str = "ram.packed";
 const COMPRESSING: &str = "ram.packing";
 const SAVING: &str = "saving";
@@ -278,7 +280,14 @@ impl MemoryDir {
     /// Makes state and RAM durable, and then writes the manifest with their sums.
     pub(crate) fn prove(&self, origin: Origin, ram: RamKept) -> Result<(), HostError> {
         let failed = self.failed("save the memory in");
-        let state = fs::read(self.saving(STATE)).map_err(&failed)?;
+        // A VMM may still have the file, and could make it longer than memory.
+        let mut state = Vec::new();
+        let file = File::open(self.saving(STATE)).map_err(&failed)?;
+        file.take(STATE_BYTES_MAX + 1).read_to_end(&mut state).map_err(&failed)?;
+        if state.len() as u64 > STATE_BYTES_MAX {
+            let why = format!("the device state is larger than {STATE_BYTES_MAX} bytes");
+            return Err(failed(io::Error::other(why)));
+        }
         let (state_bytes, state_sha256) = state_sum(&state);
         File::open(self.saving(STATE)).and_then(|state| state.sync_all()).map_err(&failed)?;
         let file = match File::open(self.saving(RAM)) {

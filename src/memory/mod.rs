@@ -12,7 +12,7 @@ mod mapping;
 mod ram;
 
 pub(crate) use self::compressor::Compressor;
-pub(crate) use self::directory::{MemoryDir, RamFile, length};
+pub(crate) use self::directory::{MemoryDir, RamFile, STATE_BYTES_MAX, length};
 pub(crate) use self::dirty_pages::DirtyPages;
 pub(crate) use self::manifest::{
     EARLIER_QUEUES, FileMark, Manifest, Origin, RamKept, VolumeMark, number_launch,

@@ -8,12 +8,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crc32fast::Hasher;
-use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+use rustix::fs::{MemfdFlags, OFlags, SeekFrom, memfd_create, seek};
 use stead_schemas::quantity::Bytes;
 
 use crate::host::process::of_process;
@@ -68,7 +68,12 @@ pub(crate) fn ram_of(pid: u32) -> io::Result<File> {
         // A descriptor that was closed meanwhile has no target.
         let target = of_process(fs::read_link(&path))?.unwrap_or_default();
         if target.to_string_lossy().starts_with(&mark) {
-            return File::open(path);
+            // A VMM may put a pipe in its place in between, whose opening would last for ever.
+            let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+            let ram = File::options().read(true).custom_flags(flags).open(path)?;
+            if ram.metadata()?.is_file() {
+                return Ok(ram);
+            }
         }
     }
     Err(io::Error::other("its RAM is not a file that we made"))

@@ -37,7 +37,7 @@ pub enum LockError {
 
 /// Time for which a process that was being started may keep the lock of a daemon that died in that moment:
 /// from its fork to its exec it holds all of the daemon's files.
-const REST_OF_DEAD: Duration = Duration::from_secs(2);
+const REST_OF_DEAD: Duration = Duration::from_secs(10);
 const REST_POLL: Duration = Duration::from_millis(5);
 
 impl DirectoryLock {
@@ -69,6 +69,25 @@ impl DirectoryLock {
     }
 }
 
+/// Waits until no process holds the lock of this file, if the file exists. The caller has the directory's lock, so a
+/// holder can only be the rest of a daemon that died: a process that it was about to start, which closes its files one
+/// after another. Leaves it to the caller's own attempt to fail if the lock does not become free.
+pub(super) fn await_rest_of_dead(path: &Path) -> io::Result<()> {
+    let file = match OpenOptions::new().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    let deadline = Instant::now() + REST_OF_DEAD;
+    while Instant::now() < deadline {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(flock(&file, FlockOperation::Unlock)?),
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(REST_POLL),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 fn is_dead(holder: &str) -> bool {
     holder.parse::<u32>().is_ok_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
 }
@@ -96,23 +115,37 @@ mod tests {
         let mut dead = std::process::Command::new("/bin/true").spawn().expect("started");
         dead.wait().expect("ended");
         std::fs::write(dir.path().join("lock"), dead.id().to_string()).expect("written");
-        let lock = std::fs::canonicalize(dir.path()).expect("there").join("lock");
-        let is_lock = |fd: std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|path| path == lock);
+        waits_for(&dir.path().join("lock"), held, || drop(DirectoryLock::take(dir.path()).expect("free")));
+    }
+
+    /// Checks that `next`, which opens the file, waits until `held` is dropped.
+    fn waits_for<T>(path: &Path, held: T, next: impl FnOnce() + Send) {
+        let path = std::fs::canonicalize(path).expect("there");
+        let is_it = |fd: std::fs::DirEntry| std::fs::read_link(fd.path()).is_ok_and(|other| other == path);
         let opened = || {
-            std::fs::read_dir("/proc/self/fd")
-                .expect("there")
-                .flatten()
-                .filter_map(|fd| is_lock(fd).then_some(()))
-                .count()
+            let all = std::fs::read_dir("/proc/self/fd").expect("there").flatten();
+            all.filter_map(|fd| is_it(fd).then_some(())).count()
         };
         std::thread::scope(|scope| {
-            let next = scope.spawn(|| DirectoryLock::take(dir.path()).map(drop));
+            let next = scope.spawn(next);
             while opened() < 2 && !next.is_finished() {
                 std::thread::yield_now();
             }
             assert!(!next.is_finished(), "two have it, or it was not waited for");
             drop(held);
-            next.join().expect("whole").expect("free by then");
+            next.join().expect("free by then");
         });
+    }
+
+    #[test]
+    fn a_database_that_a_dead_daemon_left_locked_is_waited_for() {
+        let dir = tempfile::tempdir().expect("scratch");
+        let database = dir.path().join("db");
+        let open = || drop(super::super::sled::SledKv::open(&database).expect("opened"));
+        open();
+        let file = database.join("db");
+        let held = File::open(&file).expect("there");
+        flock(&held, FlockOperation::LockExclusive).expect("locked");
+        waits_for(&file, held, open);
     }
 }

@@ -31,6 +31,7 @@ use stead_controllers::store::{Batch, Kv, KvError};
 use tokio::sync::oneshot;
 use tracing::warn;
 
+use super::lock::await_rest_of_dead;
 use super::reserve::{Reserve, WITHIN_BYTES, free_bytes};
 use super::sled_start::{START_BYTES, free_held_blocks, remove_unfinished, sync_settings};
 use super::sync::sync_directory;
@@ -264,6 +265,8 @@ impl Database {
             .cache_capacity(CACHE_BYTES)
             // A commit is acknowledged only after its flush, so there is nothing to flush later.
             .flush_every_ms(None);
+        // Where sled keeps its data and its lock.
+        await_rest_of_dead(&directory.join("db")).map_err(io)?;
         let db = config.open().map_err(|error| from_sled(&error))?;
         db.flush().map_err(|error| from_sled(&error))?;
         let file = OpenOptions::new().write(true).open(directory.join("db")).map_err(io)?;

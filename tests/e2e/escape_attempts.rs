@@ -5,7 +5,21 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use stead::host::tap::attach;
+use stead_schemas::names::LinkName;
+
+/// A TAP of the host, which a program behind walls has as a descriptor.
+pub(crate) const TAP: &str = "escape0";
+/// Descriptors of a program behind walls: a listener and the TAP.
+const LISTENER_DESCRIPTOR: i32 = 4;
+const TAP_DESCRIPTOR: i32 = 5;
+/// Requests of ioctl(2): SIOCGIFINDEX, SIOCSIFHWADDR and TUNSETOWNER.
+const LINK_INDEX: usize = 0x8933;
+const SET_LINK_ADDRESS: usize = 0x8924;
+const SET_TAP_OWNER: usize = 0x4004_54cc;
 
 /// The objects of the host that a process tries to reach.
 #[derive(Debug, Clone)]
@@ -56,6 +70,21 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
             io::ErrorKind::ConnectionRefused => Ok(()),
             _ => Err(error),
         })
+    }),
+    ("find a link of the host by a listener", |_| {
+        let listener = handed(LISTENER_DESCRIPTOR, || {
+            let dir = tempfile::tempdir()?;
+            Ok(UnixListener::bind(dir.path().join("socket"))?.into())
+        })?;
+        request(&listener, LINK_INDEX, link_request().as_ptr() as usize)
+    }),
+    ("change the hardware address of a TAP", |_| {
+        request(&own_tap()?, SET_LINK_ADDRESS, link_request().as_ptr() as usize)
+    }),
+    ("give a TAP to another user", |_| request(&own_tap()?, SET_TAP_OWNER, 1)),
+    ("reserve room on the host's disk", |_| {
+        // The output is a file in any case.
+        call(libc::SYS_fallocate, [1, u(libc::FALLOC_FL_KEEP_SIZE), 0, 4096, 0])
     }),
     ("trace a process", |on| {
         call(libc::SYS_ptrace, [u32_flag(libc::PTRACE_SEIZE), u(on.pid), 0, 0, 0])?;
@@ -138,6 +167,36 @@ pub(crate) const ATTEMPTS: &[(&str, Attempt)] = &[
         File::options().write(true).open("/proc/self/fd/0").map(drop)
     }),
 ];
+
+/// Returns a copy of a descriptor that a program behind walls was given. Others make one of the same kind.
+fn handed(number: i32, make: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<OwnedFd> {
+    if std::process::id() != 1 {
+        return make();
+    }
+    // SAFETY: the descriptor is open during the whole life of the first process of a VM.
+    unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned()
+}
+
+fn own_tap() -> io::Result<OwnedFd> {
+    handed(TAP_DESCRIPTOR, || {
+        let name: LinkName = TAP.parse().map_err(io::Error::other)?;
+        Ok(attach(&name)?.into())
+    })
+}
+
+/// Returns a `struct ifreq` with the name of the TAP and an Ethernet address.
+fn link_request() -> [u8; 40] {
+    const FAMILY: usize = 16;
+    let mut request = [0; 40];
+    request[..TAP.len()].copy_from_slice(TAP.as_bytes());
+    // ARPHRD_ETHER, and the first byte of an address that is administered locally.
+    (request[FAMILY], request[FAMILY + 2]) = (1, 2);
+    request
+}
+
+fn request(file: &OwnedFd, request: usize, argument: usize) -> io::Result<()> {
+    call(libc::SYS_ioctl, [u(file.as_raw_fd()), request, argument, 0, 0])
+}
 
 fn c(text: &str) -> CString {
     CString::new(text).expect("no zero")

@@ -17,7 +17,7 @@ use stead::hypervisor::record::VmPaths;
 use stead::hypervisor::{Jails, SpawnPlan, USERS, UserRange, missing_walls, spawn};
 use stead_schemas::names::Uid;
 
-use crate::escape_attempts::{ATTEMPTS, Target};
+use crate::escape_attempts::{ATTEMPTS, TAP, Target};
 use crate::namespace::in_namespace;
 
 /// The name of the test that is the program when it is run with a target.
@@ -67,6 +67,9 @@ impl Host {
         let tcp = TcpListener::bind("127.0.0.1:0").expect("bound");
         let unix = UnixListener::bind(path("api.sock")).expect("bound");
         let monitor = UnixListener::bind(path("qmp.sock")).expect("bound");
+        let made =
+            Command::new("ip").args(["tuntap", "add", "mode", "tap", "vnet_hdr", "name", TAP]).status();
+        assert!(made.expect("ip runs").success());
         let sleeper = Command::new("sleep").arg("1000").spawn().expect("sleep runs");
         let target = Target {
             directory: dir.path().display().to_string(),
@@ -84,7 +87,10 @@ impl Host {
             fs::create_dir_all(directory).expect("made");
         }
         let given = Handed::Disk { path: self.dir.path().join("given"), is_read_only: true };
-        let needs = Needs { descriptors: vec![given], threads_max: THREADS_MAX, ..Needs::default() };
+        let listener = Handed::Listener(paths.runtime().join("listener"));
+        let tap = Handed::Tap(TAP.parse().expect("valid"));
+        let needs =
+            Needs { descriptors: vec![given, listener, tap], threads_max: THREADS_MAX, ..Needs::default() };
         let arguments = [TEST, "--exact", "--nocapture", "--test-threads=1"].map(ToOwned::to_owned);
         let command = VmmCommand {
             program: std::env::current_exe().expect("this program has a path"),
@@ -161,6 +167,10 @@ fn a_vmm_reaches_nothing_of_the_host() {
             "make an io_uring",
             "make a user namespace",
             "run another program",
+            "find a link of the host by a listener",
+            "change the hardware address of a TAP",
+            "give a TAP to another user",
+            "reserve room on the host's disk",
         ];
         let held: Vec<_> = reached(&first).into_iter().filter(|name| !by_filter.contains(name)).collect();
         assert_eq!(held, Vec::<&str>::new(), "the first walls hold without the second");

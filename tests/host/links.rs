@@ -35,6 +35,10 @@ fn a_bridge_and_a_tap_live_from_create_to_remove() {
             assert!(!made.is_up && !made.is_isolated && made.master.is_none() && made.addresses.is_empty());
         }
         let (bridge, tap) = (bridge('b').name, tap('t').name);
+        // The view of devices that belongs to this network.
+        let view = "at=$(mktemp -d); mount -t sysfs sysfs $at; cat $at/class/net";
+        let owner = shell(&format!("{view}/{}/owner; umount $at; rmdir $at", tap.as_str()));
+        assert_eq!(owner.trim(), "0", "no VMM may attach to it");
         let changes = [
             (&bridge, LinkChange::AddAddress(cidr("10.99.0.1/24"))),
             (&bridge, LinkChange::AddAddress(cidr("10.99.0.1/24"))),

@@ -70,6 +70,21 @@ async fn a_program_that_did_not_run_or_failed_is_no_success() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_of_the_environment_gets_no_token() {
+    let server = Server::start().await;
+    let proxy = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = format!("http://{}", proxy.local_addr().expect("bound"));
+    let mut command = stead(&server.base, &server.token, &["ps"]);
+    for name in ["http_proxy", "HTTP_PROXY", "ALL_PROXY"] {
+        command.env(name, &address);
+    }
+    let (code, out, err) = ended(command.env_remove("NO_PROXY").spawn().expect("started")).await;
+    assert_eq!(code, 0, "{out}{err}");
+    let connected = tokio::time::timeout(Duration::ZERO, proxy.accept()).await;
+    connected.expect_err("nothing was sent to the proxy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_there_is_named_and_the_others_are_done() {
     let server = Server::start().await;
     for name in ["one", "two"] {

@@ -25,7 +25,7 @@ pub(super) fn report(
         (ConditionStatus::True, Reason::WallsComplete, String::new())
     } else {
         let message = format!(
-            "the VMM is not behind these walls: {}; a VMM of an earlier version has them after its next start",
+            "the VMM is not behind these walls: {}; at its next start it gets those that this daemon makes",
             missing.join(", ")
         );
         (ConditionStatus::False, Reason::WallsMissing, message)

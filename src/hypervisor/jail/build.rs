@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,8 +51,32 @@ pub struct Jails {
     point: PathBuf,
     namespaces: u64,
     has_filters: bool,
-    views: Arc<Mutex<BTreeMap<Vec<PathBuf>, Arc<View>>>>,
-    programs: Arc<Mutex<BTreeMap<PathBuf, Vec<PathBuf>>>>,
+    has_walls: bool,
+    views: Arc<Mutex<BTreeMap<Vec<Seen>, Arc<View>>>>,
+    programs: Arc<Mutex<BTreeMap<PathBuf, Vec<Seen>>>>,
+}
+
+/// A file as it was when it was seen. An upgrade replaces it, and a view goes on with the one that it has.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+    /// Time of the last change of a file, in seconds and nanoseconds. What is in a directory is seen as it is.
+    changed: Option<(i64, i64)>,
+}
+
+impl Seen {
+    fn of(path: PathBuf) -> io::Result<Self> {
+        let meta = fs::metadata(&path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        let changed = (!meta.is_dir()).then(|| (meta.ctime(), meta.ctime_nsec()));
+        Ok(Self { path, identity: (meta.dev(), meta.ino()), changed })
+    }
+
+    fn is_current(&self) -> bool {
+        Self::of(self.path.clone()).is_ok_and(|now| now == *self)
+    }
 }
 
 /// The files of a VM that are open already, and its bounds.
@@ -75,7 +100,18 @@ impl Jails {
         let flags = NAMESPACES.iter().filter(|(name, _)| exists(name));
         let namespaces = flags.fold(0, |all, (_, flag)| all | u64::from(flag.cast_unsigned()));
         let (views, programs) = (Arc::default(), Arc::default());
-        Self { users, point, namespaces, has_filters: true, views, programs }
+        Self { users, point, namespaces, has_filters: true, has_walls: true, views, programs }
+    }
+
+    /// Leaves out all walls.
+    #[must_use]
+    pub fn without_walls(self) -> Self {
+        Self { has_walls: false, ..self }
+    }
+
+    /// Returns `true` if VMMs are put behind walls.
+    pub(crate) fn has_walls(&self) -> bool {
+        self.has_walls
     }
 
     /// Leaves out the filter that is the second wall, for tests that show that the other walls hold alone.
@@ -101,8 +137,10 @@ impl Jails {
         }
         let mut limits = vec![(libc::RLIMIT_CORE, CORE_BYTES_MAX), (libc::RLIMIT_FSIZE, given.file_size_max)];
         let (mut descriptors, mut walls) = (Vec::new(), None);
+        if let Some(needs) = &needs {
+            descriptors = self.descriptors(needs, ram)?;
+        }
         if let (Some(needs), Some(user)) = (needs, given.user) {
-            descriptors = self.descriptors(&needs, ram)?;
             limits.extend([
                 (libc::RLIMIT_NOFILE, DESCRIPTORS_MAX),
                 (libc::RLIMIT_NPROC, needs.threads_max),
@@ -148,7 +186,7 @@ impl Jails {
         Ok(Walls { user, namespaces: self.namespaces, view, filters, opens })
     }
 
-    /// Returns the view of a program with its libraries and these files, which is made once.
+    /// Returns the view of a program with its libraries and these files, which is made once until one is replaced.
     fn view(&self, program: &Path, files: Vec<PathBuf>) -> io::Result<Arc<View>> {
         let mut all = self.files_of(program)?;
         all.extend(files);
@@ -157,28 +195,34 @@ impl Jails {
         all.dedup();
         let directories: Vec<PathBuf> = all.iter().filter(|path| path.is_dir()).cloned().collect();
         all.retain(|path| !directories.iter().any(|above| path != above && path.starts_with(above)));
+        // Before the view is made: a file that is replaced meanwhile makes another view necessary.
+        let seen = all.iter().cloned().map(Seen::of).collect::<io::Result<Vec<_>>>()?;
         let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(view) = views.get(&all) {
+        if let Some(view) = views.get(&seen) {
             return Ok(view.clone());
         }
-        let view = Arc::new(View::make(&self.point, all.clone())?);
+        let view = Arc::new(View::make(&self.point, all)?);
         // Views of an earlier kernel or program are not needed again. Their VMMs keep them.
         if views.len() >= VIEWS_MAX {
             views.clear();
         }
-        views.insert(all, view.clone());
+        views.insert(seen, view.clone());
         Ok(view)
     }
 
-    /// Returns a program with its libraries, which are listed once.
+    /// Returns a program with its libraries, which are listed again when one of them is replaced.
     fn files_of(&self, program: &Path) -> io::Result<Vec<PathBuf>> {
         let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = programs.get(program) {
-            return Ok(known.clone());
+        if let Some(known) = programs.get(program)
+            && known.iter().all(Seen::is_current)
+        {
+            return Ok(known.iter().map(|file| file.path.clone()).collect());
         }
-        let mut files = libraries(program)?;
-        files.push(program.to_owned());
-        programs.insert(program.to_owned(), files.clone());
+        let before = Seen::of(program.to_owned())?;
+        let mut known = libraries(program)?.into_iter().map(Seen::of).collect::<io::Result<Vec<_>>>()?;
+        known.push(before);
+        let files = known.iter().map(|file| file.path.clone()).collect();
+        programs.insert(program.to_owned(), known);
         Ok(files)
     }
 }
@@ -207,4 +251,25 @@ fn open(handed: &Handed, ram: Option<&OwnedFd>) -> io::Result<OwnedFd> {
 
 fn text(bytes: &[u8]) -> io::Result<CString> {
     CString::new(bytes).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_replaced_or_changed_is_another_one() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let [path, new] = ["program", "new"].map(|name| scratch.path().join(name));
+        fs::write(&path, "one").expect("written");
+        let seen = Seen::of(path.clone()).expect("there");
+        assert!(seen.is_current());
+        fs::write(&new, "one").expect("written");
+        fs::rename(&new, &path).expect("replaced");
+        assert!(!seen.is_current(), "an upgrade renames");
+        let directory = Seen::of(scratch.path().to_owned()).expect("there");
+        fs::remove_file(&path).expect("removed");
+        assert!(!seen.is_current() && directory.is_current());
+        Seen::of(path).expect_err("it is gone");
+    }
 }

@@ -57,6 +57,9 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     libc::SYS_fanotify_init,
+    libc::SYS_splice,
+    libc::SYS_tee,
+    libc::SYS_vmsplice,
     // The host.
     libc::SYS_init_module,
     libc::SYS_finit_module,
@@ -131,6 +134,15 @@ const REFUSED_OLD: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const REFUSED_OLD: &[libc::c_long] = &[];
 
+/// Requests of ioctl(2) that change whose a TAP is, or take another one: TUNSETIFF, TUNSETPERSIST, TUNSETOWNER, TUNSETLINK,
+/// TUNSETGROUP and TUNSETIFINDEX. The kernel asks for no capability, and the descriptor belongs to the host's network.
+const TAP_REQUESTS: [u32; 6] = [0x4004_54ca, 0x4004_54cb, 0x4004_54cc, 0x4004_54cd, 0x4004_54ce, 0x4004_54da];
+/// Group of the requests of sockets, and the bits of a request that are the group. They reach the host's network by a
+/// listener or a TAP that a VMM was given: its links and addresses, and the hardware address of the TAP itself, which the
+/// bridge then takes for one of the host's own.
+const SOCKET_REQUESTS: u32 = 0x8900;
+const REQUEST_GROUP: u32 = 0xff00;
+
 /// Flags of clone(2) that make namespaces.
 const NAMESPACES: [libc::c_int; 7] = [
     libc::CLONE_NEWNS,
@@ -172,6 +184,23 @@ fn rules(program: &CStr) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler:
         clones.push(masked(flag, flag)?);
     }
     rules.insert(libc::SYS_clone, clones);
+    let word = |argument: u8, comparison: SeccompCmpOp, value: u64| {
+        SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, comparison, value)?])
+    };
+    let mut requests = vec![word(1, SeccompCmpOp::MaskedEq(REQUEST_GROUP.into()), SOCKET_REQUESTS.into())?];
+    for request in TAP_REQUESTS {
+        requests.push(word(1, SeccompCmpOp::Eq, request.into())?);
+    }
+    rules.insert(libc::SYS_ioctl, requests);
+    // Blocks beyond the end of a file count for no limit on files, so they could fill the host's disk. A hole is made with
+    // both flags.
+    let (keeps, punches) = (libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_PUNCH_HOLE);
+    let both = u64::from((keeps | punches).cast_unsigned());
+    let reserves = word(1, SeccompCmpOp::MaskedEq(both), u64::from(keeps.cast_unsigned()))?;
+    rules.insert(libc::SYS_fallocate, vec![reserves]);
+    // A pair of another family could load a module of the host.
+    let family = u64::from(libc::AF_UNIX.cast_unsigned());
+    rules.insert(libc::SYS_socketpair, vec![word(0, SeccompCmpOp::Ne, family)?]);
     // The child runs the program by a name at this address; afterwards nothing is there.
     let address = program.as_ptr() as u64;
     let other = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::Ne, address)?;

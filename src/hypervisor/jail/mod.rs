@@ -68,6 +68,7 @@ pub(crate) struct Jail {
     /// Resources and the limits on them.
     limits: Vec<(u32, u64)>,
     group: Group,
+    /// The walls, or `None` for a VMM that reaches the whole host.
     walls: Option<Walls>,
 }
 

@@ -96,7 +96,10 @@ impl Line {
         let Disk { name, serial, path, is_read_only } = *disk;
         let file = self.hand_as_file(Handed::Disk { path: path.to_owned(), is_read_only }, path);
         let options = format!("read-only={},discard=unmap", if is_read_only { "on" } else { "off" });
-        self.add(&["-blockdev", &format!("driver=file,node-name={name}-file,filename={file},{options}")]);
+        // A file that is only read may be open in other VMMs, any of which could lock it against this one.
+        let locking = if is_read_only { ",locking=off" } else { "" };
+        let backend = format!("driver=file,node-name={name}-file,filename={file},{options}{locking}");
+        self.add(&["-blockdev", &backend]);
         self.add(&["-blockdev", &format!("driver=raw,node-name={name},file={name}-file,{options}")]);
         self.add(&["-device", &format!("{},drive={name},serial={serial}", machine.device("blk"))]);
     }
@@ -212,7 +215,12 @@ fn add_machine(line: &mut Line, start: &Start<'_>, machine: QemuMachine, acceler
             Mapping::Own => "on",
             Mapping::Private => "off",
         };
-        let file = format!("size={}M,mem-path={RAM},share={share}", plan.memory.mib_ceil());
+        let path = if start.has_walls {
+            RAM.to_owned()
+        } else {
+            format!("/proc/self/fd/{}", line.hand(Handed::Ram))
+        };
+        let file = format!("size={}M,mem-path={path},share={share}", plan.memory.mib_ceil());
         line.add(&["-object", &format!("memory-backend-file,id=ram,{file}")]);
     }
 }
@@ -320,6 +328,7 @@ mod tests {
             has_vhost_net: true,
             content,
             ram: Some(Ram { descriptor: 9, mapping: Mapping::Own }),
+            has_walls: true,
         };
         let data = [PathBuf::from("/usr/share/qemu")];
         super::command(Path::new("/q"), &data, &start, accelerator, Some(2_600_000))

@@ -32,7 +32,7 @@ const PROGRAM: &str = "qemu-system-x86_64";
 const DATA: [&str; 4] =
     ["/usr/share/qemu", "/usr/share/seabios", "/usr/lib/x86_64-linux-gnu/qemu", "/usr/lib/qemu"];
 /// Directories of the same kinds of a program with another prefix, below that prefix.
-const OWN_DATA: [&str; 3] = ["share/qemu", "lib/x86_64-linux-gnu/qemu", "lib/qemu"];
+const OWN_DATA: [&str; 4] = ["share/qemu", "share/seabios", "lib/x86_64-linux-gnu/qemu", "lib/qemu"];
 
 /// QEMU with both of its machine types.
 #[derive(Debug)]

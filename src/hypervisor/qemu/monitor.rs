@@ -193,7 +193,8 @@ impl Monitor {
     pub(super) async fn resume(&self) -> Result<(), String> {
         self.execute(qmp::cont {}).await?;
         if self.has_files.swap(false, Ordering::AcqRel) {
-            self.close_files().await;
+            // However many files a VMM claims to have.
+            let _ = tokio::time::timeout(DEADLINE, self.close_files()).await;
         }
         Ok(())
     }

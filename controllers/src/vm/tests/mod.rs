@@ -367,7 +367,8 @@ fn an_end_is_recorded_once_with_its_cause() {
     let object = Object { status: first.clone(), ..instance(Power::Running, 1, 0) };
     let second = status(&object, Some(&seen(None)), &end);
     assert_eq!((second.exit, second.state), (first.exit, State::Stopped));
-    let late = PassEnd { now: at(121).into(), outcome: Outcome::Converged };
+    let deadline = i64::try_from(limits::GUEST_BOOT_DEADLINE.as_secs()).expect("short");
+    let late = PassEnd { now: at(deadline + 1).into(), outcome: Outcome::Converged };
     let silent = Some(seen(Some(machine(VmmState::Running, GuestPhase::Silent))));
     let timed_out = status(&instance(Power::Running, 1, 0), silent.as_ref(), &late);
     assert!(timed_out.exit.is_some_and(|exit| exit.is_boot_failure));
