@@ -11,6 +11,11 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Time in which a process that has ended leaves its group: it has to be scheduled once more. Time between two attempts.
+const LEAVING: Duration = Duration::from_secs(2);
+const LEAVING_POLL: Duration = Duration::from_millis(1);
 
 /// The hierarchies in which we create groups.
 #[derive(Debug, Clone)]
@@ -99,17 +104,30 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Removes the group of this name. A group that still has processes stays, which is an error.
+    /// Removes the group of this name. A group that still has processes stays, which is an error. Waits for a process
+    /// that has ended to leave its group.
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
         for parent in &self.parents {
-            match fs::remove_dir(parent.join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            remove_left(&parent.join(name))?;
             // The scope's own directory is removed with the last VM. Directories in use cannot be removed.
             let _ = fs::remove_dir(parent);
         }
         Ok(())
+    }
+}
+
+/// Removes a group, also one whose last process was reported as ended just now: the kernel takes it out of its group a
+/// moment after the report.
+fn remove_left(group: &Path) -> io::Result<()> {
+    let deadline = Instant::now() + LEAVING;
+    loop {
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                std::thread::sleep(LEAVING_POLL);
+            }
+            removed => return removed,
+        }
     }
 }
 
