@@ -59,6 +59,9 @@ pub struct NodeStatus {
     /// True if VMMs run in control groups of their own.
     #[serde(default)]
     pub has_cgroups: bool,
+    /// True if the kernel can move the frames of guests.
+    #[serde(default)]
+    pub has_vhost_net: bool,
     /// The reason why no VM can be started on the accelerator that the configuration demands.
     #[serde(default)]
     pub accelerator_problem: Option<String>,

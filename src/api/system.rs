@@ -47,6 +47,7 @@ pub(super) async fn capabilities(State(state): State<ApiState>) -> Result<Json<C
             os: "linux".to_owned(),
             arch: platform.architecture().to_owned(),
             cgroups: node.status.has_cgroups,
+            vhost_net: node.status.has_vhost_net,
             missing_walls: node.status.missing_walls.iter().map(|wall| wall.as_str().to_owned()).collect(),
             accelerator_problem: node.status.accelerator_problem.clone(),
         },

@@ -8,6 +8,7 @@ use stead_schemas::node::{Accelerator as Accelerated, HypervisorStatus};
 
 use crate::host::capacity;
 use crate::host::kernel::Kernel;
+use crate::host::tap::has_vhost_net;
 use crate::hypervisor::{Accelerator, Hypervisors, WantedAccelerator, host_walls};
 
 /// The facts of this host. The programs of the drivers were asked when the daemon started.
@@ -34,11 +35,12 @@ impl Facts for HostFacts {
     async fn inspect(&self) -> Result<HostSeen, HostError> {
         let (data_dir, kernel_dir) = (self.data_dir.clone(), self.kernel_dir.clone());
         let files = move || -> Result<_, HostError> {
-            Ok((capacity::read(&data_dir)?, Kernel::has_headers_in(&kernel_dir)))
+            let has_headers = Kernel::has_headers_in(&kernel_dir);
+            Ok((capacity::read(&data_dir)?, has_headers, has_vhost_net()))
         };
         let read = tokio::task::spawn_blocking(files).await;
         let failed = |error| HostError::new(HostErrorKind::Transient, "inspect", "the host").because(error);
-        let (capacity, has_kernel_headers) =
+        let (capacity, has_kernel_headers, has_vhost_net) =
             read.map_err(|error: tokio::task::JoinError| failed(error.to_string()))??;
         let all = self.hypervisors.hypervisors().into_iter();
         Ok(HostSeen {
@@ -50,6 +52,7 @@ impl Facts for HostFacts {
             },
             has_kernel_headers,
             has_cgroups: self.has_cgroups,
+            has_vhost_net,
             accelerator_problem: self.accelerator.problem(),
             missing_walls: host_walls(),
         })

@@ -8,6 +8,7 @@ use tokio::process::Command;
 use super::{ANSWER_DEADLINE, Finding};
 use crate::config::Config;
 use crate::host::kernel::Kernel;
+use crate::host::tap::has_vhost_net;
 use crate::hypervisor::{Accelerator, Drivers};
 
 /// Programs that the daemon starts, with their Debian packages.
@@ -119,7 +120,12 @@ fn acceleration(config: &Config) -> Finding {
         );
     }
     match config.accelerator.accelerator() {
-        Accelerator::Kvm => Finding::ok("kvm", "guests run on KVM"),
+        Accelerator::Kvm if has_vhost_net() => Finding::ok("kvm", "guests run on KVM"),
+        Accelerator::Kvm => Finding::warning(
+            "kvm",
+            "guests run on KVM, but the kernel does not move the frames of their network cards",
+            "load vhost_net, and see that /dev/vhost-net can be opened",
+        ),
         Accelerator::Tcg => Finding::warning(
             "kvm",
             "guests run under emulation: slowly, and without the isolation of hardware",

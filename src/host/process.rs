@@ -5,11 +5,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use stead_controllers::host::{HostError, HostErrorKind};
 use tokio::io::Interest;
@@ -92,6 +92,14 @@ impl Pidfd {
     pub(crate) async fn exited(&self) {
         // Readable means ended, permanently. An error can only come from a runtime that ends.
         let _ = self.0.readable().await;
+    }
+
+    /// Duplicates a descriptor of the process: both refer to the same open file.
+    ///
+    /// # Errors
+    /// Returns an error when the process has no such descriptor, or its descriptors are out of this daemon's reach.
+    pub(crate) fn descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
+        Ok(pidfd_getfd(&self.0, number, PidfdGetfdFlags::empty())?)
     }
 }
 

@@ -15,6 +15,7 @@ const TUNSETIFF: Opcode = opcode::write::<std::ffi::c_int>(b'T', 202);
 const TUNGETIFF: Opcode = opcode::read::<std::ffi::c_uint>(b'T', 210);
 const TUNSETOFFLOAD: Opcode = opcode::write::<std::ffi::c_uint>(b'T', 208);
 const TUNSETPERSIST: Opcode = opcode::write::<std::ffi::c_int>(b'T', 203);
+const TUNSETVNETHDRSZ: Opcode = opcode::write::<std::ffi::c_int>(b'T', 216);
 const TUNSETOWNER: Opcode = opcode::write::<std::ffi::c_int>(b'T', 204);
 
 /// The user who may attach to our devices without the right to configure the network. Everybody could attach to a device
@@ -26,6 +27,41 @@ const IFF_NO_PI: u16 = 0x1000;
 /// Flag that VMMs need: offloads are negotiated through a header before each frame.
 const IFF_VNET_HDR: u16 = 0x4000;
 const IFF_TUN_EXCL: u16 = 0x8000;
+
+/// The form in which frames pass between a TAP and the process at its other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frames {
+    /// Size of the virtio header before each frame, in bytes.
+    pub header: u8,
+    /// The work on frames that the reader takes over, as a set of the `OFFLOAD_` flags.
+    pub offloads: u32,
+}
+
+impl Frames {
+    /// The form of a new TAP: whole frames with their checksums behind the shortest header.
+    pub const PLAIN: Self = Self { header: 10, offloads: 0 };
+    /// Size of the header of which modern virtio cards have one before each frame, in bytes.
+    pub const LONG_HEADER: u8 = 12;
+}
+
+/// The reader completes checksums. The other flags have no meaning without this one.
+pub const OFFLOAD_CHECKSUM: u32 = 0x01;
+/// The reader cuts long frames of TCP over IPv4.
+pub const OFFLOAD_TCP4: u32 = 0x02;
+/// The reader cuts long frames of TCP over IPv6.
+pub const OFFLOAD_TCP6: u32 = 0x04;
+/// The reader cuts long frames of TCP that report congestion.
+pub const OFFLOAD_CONGESTION: u32 = 0x08;
+
+/// The device by which the kernel moves frames between a TAP and a guest, without the VMM.
+pub const VHOST_NET: &str = "/dev/vhost-net";
+
+/// Returns `true` if VMMs of this host can leave the moving of frames to the kernel.
+#[must_use]
+pub fn has_vhost_net() -> bool {
+    // The kernel loads its module at the first open.
+    OpenOptions::new().read(true).write(true).open(VHOST_NET).is_ok()
+}
 
 /// A `struct ifreq` with flags as its value.
 #[repr(C)]
@@ -61,8 +97,7 @@ impl Tap {
     }
 }
 
-/// Attaches to a device. A VMM that gets the descriptor reads and writes frames on it, each preceded by a header of
-/// ten bytes.
+/// Attaches to a device. The device keeps the form of frames that its last reader chose.
 ///
 /// # Errors
 /// Returns an error when the device cannot be opened, or is in use.
@@ -70,12 +105,31 @@ pub fn attach(name: &LinkName) -> io::Result<File> {
     open(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
 }
 
-/// Requests whole frames with their checksums, whatever offloads an earlier reader accepted.
-pub(super) fn take_plain_frames(tap: &File) -> io::Result<()> {
-    #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
-    // SAFETY: TUNSETOFFLOAD takes its argument, a set of flags, by value.
-    let done = unsafe { ioctl(tap.as_fd(), IntegerSetter::<TUNSETOFFLOAD>::new_usize(0)) };
-    Ok(done?)
+/// Attaches a descriptor whose device was removed to the device of this name. Every process that has the same open
+/// file reads and writes frames of this form again.
+///
+/// # Errors
+/// Returns an error when the device is in use, or the descriptor is attached already.
+pub fn attach_again(file: impl AsFd, name: &LinkName, frames: Frames) -> io::Result<()> {
+    // The form belongs to the device. It is set while nobody reads, so that no frame is read in another form.
+    set_frames(attach(name)?, frames)?;
+    attach_to(file, name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+}
+
+/// Sets the form of the frames of the device of this descriptor.
+///
+/// # Errors
+/// Returns an error when the device of the descriptor was removed.
+pub fn set_frames(tap: impl AsFd, frames: Frames) -> io::Result<()> {
+    let offloads = usize::try_from(frames.offloads).map_err(io::Error::other)?;
+    #[expect(unsafe_code, reason = "rustix has no safe form of these requests")]
+    // SAFETY: TUNSETVNETHDRSZ reads an integer, which `Setter` holds in place during the call. TUNSETOFFLOAD takes
+    // its argument, a set of flags, by value.
+    unsafe {
+        ioctl(tap.as_fd(), Setter::<TUNSETVNETHDRSZ, std::ffi::c_int>::new(frames.header.into()))?;
+        ioctl(tap.as_fd(), IntegerSetter::<TUNSETOFFLOAD>::new_usize(offloads))?;
+    }
+    Ok(())
 }
 
 /// Returns `true` if the device of this descriptor still exists. Its removal is not reported.
@@ -89,6 +143,14 @@ pub(super) fn is_attached(tap: impl AsFd) -> bool {
 
 fn open(name: &LinkName, flags: u16) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    attach_to(&file, name, flags)?;
+    #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
+    // SAFETY: TUNSETOWNER takes its argument, a user id, by value.
+    unsafe { ioctl(file.as_fd(), IntegerSetter::<TUNSETOWNER>::new_usize(OWNER)) }?;
+    Ok(file)
+}
+
+fn attach_to(file: impl AsFd, name: &LinkName, flags: u16) -> io::Result<()> {
     let mut request = Request { name: [0; 16], flags, rest: [0; 22] };
     let bytes = name.as_str().as_bytes();
     // `LinkName` has at most 15 bytes, so a terminating zero stays.
@@ -98,8 +160,5 @@ fn open(name: &LinkName, flags: u16) -> io::Result<File> {
     // SAFETY: TUNSETIFF reads (and writes back into) a `struct ifreq`, which `Request` lays out in
     // full size; `Setter` holds it in place during the call.
     unsafe { ioctl(file.as_fd(), Setter::<TUNSETIFF, Request>::new(request)) }?;
-    #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
-    // SAFETY: TUNSETOWNER takes its argument, a user id, by value.
-    unsafe { ioctl(file.as_fd(), IntegerSetter::<TUNSETOWNER>::new_usize(OWNER)) }?;
-    Ok(file)
+    Ok(())
 }

@@ -29,10 +29,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
 use super::process::register;
+use super::tap::Frames;
 use super::{packet, tap};
 
 /// Size of the virtio header before each frame, in bytes.
-const VNET_HEADER: usize = 10;
+const VNET_HEADER: usize = Frames::PLAIN.header as usize;
 /// Length of the longest frame that a TAP delivers, in bytes.
 const FRAME_MAX: usize = 65_536;
 
@@ -222,7 +223,8 @@ fn attach(name: &LinkName) -> io::Result<OwnedFd> {
     if packet::index_of(name) != Some(before) {
         return Err(io::ErrorKind::NotFound.into());
     }
-    tap::take_plain_frames(&file)?;
+    // The device has the form of its last reader, a VMM.
+    tap::set_frames(&file, Frames::PLAIN)?;
     fcntl_setfl(&file, OFlags::NONBLOCK)?;
     Ok(file.into())
 }

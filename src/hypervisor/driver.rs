@@ -21,6 +21,7 @@ use stead_schemas::names::LinkName;
 use super::record::{Mapping, VmPaths};
 use crate::guest_channel::Transport;
 use crate::host::kernel::Kernel;
+use crate::host::tap::Frames;
 
 /// Called for an event of a VMM. It says only that the VM should be observed.
 pub type Notify = Arc<dyn Fn() + Send + Sync>;
@@ -68,6 +69,10 @@ pub struct Start<'a> {
     pub volumes: &'a [(PathBuf, bool)],
     /// A disk with modules and headers of the kernel.
     pub kernel_files: Option<&'a Path>,
+    /// Number of pairs of queues of the network card.
+    pub queues: u16,
+    /// The kernel moves the frames of the card, if the VMM can leave that to it.
+    pub has_vhost_net: bool,
     pub content: Content,
     pub ram: Option<Ram>,
     /// True if the VMM runs behind walls.
@@ -240,10 +245,15 @@ pub trait Session: Send + Sync {
         unsupported("load a memory")
     }
 
-    /// Connects the network card to the TAP of this name, whatever it was connected to before.
-    fn replace_tap<'a>(&'a self, tap: &'a LinkName) -> Answer<'a, ()> {
-        let _ = tap;
-        unsupported("replace the TAP of a running VM")
+    /// Returns the form of the frames between the TAP and the VMM, which follows from what the guest negotiated. A
+    /// TAP that replaces a removed one gets the same.
+    fn frames(&self) -> Answer<'_, Frames> {
+        unsupported("report the form of its frames")
+    }
+
+    /// Goes on with descriptors of TAPs that were attached again. A VMM that reads them itself has nothing to do.
+    fn resume_card(&self) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
     }
 
     /// Continues the console in a new file of this name; the open file stays whole under its new name.

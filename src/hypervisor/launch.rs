@@ -25,7 +25,8 @@ use crate::guest_channel::new_token;
 use crate::host::directories::{last_line, make_private_dir};
 use crate::host::kernel::Kernel;
 use crate::host::process::Identity;
-use crate::memory::fresh_ram;
+use crate::host::tap::has_vhost_net;
+use crate::memory::{EARLIER_QUEUES, fresh_ram};
 
 /// Time limit for a VMM's first answer. It takes 30 ms, or a second under load.
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -45,6 +46,8 @@ pub(super) struct StartFiles {
     overlay: PathBuf,
     volumes: Vec<(PathBuf, bool)>,
     kernel_files: Option<PathBuf>,
+    queues: u16,
+    has_vhost_net: bool,
     paths: VmPaths,
     has_walls: bool,
 }
@@ -67,6 +70,8 @@ impl StartFiles {
             overlay: &self.overlay,
             volumes: &self.volumes,
             kernel_files: self.kernel_files.as_deref(),
+            queues: self.queues,
+            has_vhost_net: self.has_vhost_net,
             content,
             ram: ram.map(|ram| Ram { descriptor: ram.file.as_raw_fd(), mapping: ram.mapping }),
             has_walls: self.has_walls,
@@ -83,6 +88,7 @@ impl Hypervisors {
             token: new_token().map_err(failed)?,
             launched_at: Timestamp::now(),
             kernel_files: self.config.boot_files.get()?.0.guest_disk(plan.wants_headers),
+            queues: 1,
         };
         let record = Record::new(plan, choice.machine_type.name, guest);
         end_line(&self.paths(&plan.owner).console_log()).map_err(failed)?;
@@ -130,6 +136,8 @@ impl Hypervisors {
             overlay: (config.disk)(&plan.overlay),
             volumes: plan.volumes.iter().map(volume).collect(),
             kernel_files: record.kernel_files.clone(),
+            queues: record.queues.unwrap_or(EARLIER_QUEUES),
+            has_vhost_net: plan.network.is_some() && has_vhost_net(),
             paths: self.paths(&plan.owner),
             has_walls: config.jails.has_walls(),
         })

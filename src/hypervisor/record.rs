@@ -100,6 +100,10 @@ pub(crate) struct Record {
     pub(crate) launched_at: Timestamp,
     pub(crate) identity: Option<Identity>,
     pub(crate) tap: Option<LinkName>,
+    /// Number of pairs of queues of the network card. `None` without a card, and for a card behind a hub, which the
+    /// VMs of earlier daemons have.
+    #[serde(default)]
+    pub(crate) queues: Option<u16>,
     /// The owner of the disk that the VM writes to.
     pub(crate) overlay: Option<Uid>,
     #[serde(default)]
@@ -126,6 +130,8 @@ pub(super) struct GuestOrigin {
     pub(super) token: Token,
     pub(super) launched_at: Timestamp,
     pub(super) kernel_files: Option<PathBuf>,
+    /// Number of pairs of queues of the network card.
+    pub(super) queues: u16,
 }
 
 /// The way in which a VMM maps its RAM.
@@ -149,6 +155,7 @@ impl Record {
             token: guest.token,
             launched_at: guest.launched_at,
             tap: plan.network.as_ref().map(|card| card.tap.clone()),
+            queues: plan.network.as_ref().map(|_| guest.queues),
             overlay: Some(plan.overlay.clone()),
             memory: plan.memory,
             volumes: plan.volumes.clone(),
@@ -211,6 +218,7 @@ impl Record {
             launched_at: Timestamp::UNIX_EPOCH,
             identity: None,
             tap: None,
+            queues: None,
             overlay: None,
             memory: Bytes(0),
             mapping: Mapping::Own,

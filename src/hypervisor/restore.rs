@@ -171,6 +171,7 @@ fn saved_guest(origin: &Origin) -> GuestOrigin {
         // A memory that was taken over begins now: its guest has sent nothing under this name.
         launched_at: if origin.is_adopted { Timestamp::now() } else { origin.launched_at },
         kernel_files: origin.kernel_files.clone(),
+        queues: origin.queues,
     }
 }
 

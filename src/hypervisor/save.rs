@@ -25,7 +25,9 @@ use super::hypervisors::Hypervisors;
 use super::record::{Mapping, Record};
 use crate::guest_channel::clock;
 use crate::host::files;
-use crate::memory::{DirtyPages, FileMark, MemoryDir, Origin, RamKept, STATE_BYTES_MAX, VolumeMark, ram_of};
+use crate::memory::{
+    DirtyPages, EARLIER_QUEUES, FileMark, MemoryDir, Origin, RamKept, STATE_BYTES_MAX, VolumeMark, ram_of,
+};
 
 impl Hypervisors {
     /// Reports the saved memory of an instance, and whether it is being compressed.
@@ -188,6 +190,7 @@ impl Hypervisors {
             overlay: FileMark::of(&(self.config.disk)(overlay)).map_err(io)?,
             volumes: self.mark_volumes(&record.volumes).map_err(io)?,
             kernel_files: record.kernel_files.clone(),
+            queues: record.queues.unwrap_or(EARLIER_QUEUES),
             is_adopted: false,
         };
         Ok((origin, kept))

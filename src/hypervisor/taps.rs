@@ -1,13 +1,18 @@
 //! The TAPs that VMMs are connected to, as the kernel reports them.
+//!
+//! A descriptor outlives the TAP that it was attached to, and can be attached to another TAP from any process that
+//! has a duplicate of it. So a VMM whose TAP was removed is connected to a new one without taking part in that.
 
 use std::fs;
 use std::io;
+use std::os::fd::RawFd;
 use std::path::Path;
 
 use stead_controllers::host::{HostError, HostErrorKind};
 use stead_schemas::names::LinkName;
 
-use crate::host::process::of_process;
+use crate::host::process::{Pidfd, of_process};
+use crate::host::tap::{Frames, attach_again};
 
 /// Checks that the TAP exists: a VMM would create one without our mark.
 pub(crate) fn check_tap(tap: &LinkName) -> Result<(), HostError> {
@@ -18,19 +23,43 @@ pub(crate) fn check_tap(tap: &LinkName) -> Result<(), HostError> {
     }
 }
 
-/// Returns whether a descriptor of the process is attached to an interface of this name. A descriptor whose
-/// interface was removed names none (linux drivers/net/tun.c, `tun_chr_show_fdinfo`).
+/// Returns whether the process is connected to an interface of this name, and none of its descriptors of TAPs lost
+/// its interface.
 ///
 /// # Errors
 /// When a descriptor cannot be read: a card that is connected must not be connected again for that.
 pub(crate) fn has_tap(pid: u32, tap: &str) -> io::Result<bool> {
-    let Some(entries) = of_process(fs::read_dir(format!("/proc/{pid}/fdinfo")))? else { return Ok(false) };
+    let all = attachments(pid)?;
+    Ok(all.iter().any(|(_, interface)| interface == tap) && all.iter().all(|(_, name)| !name.is_empty()))
+}
+
+/// Attaches the descriptor of a process that lost its interface to the TAP of this name, whose frames have this form
+/// from then on. A process that duplicated its descriptor has the same file under both numbers, and a card has one
+/// file, so the first is enough. Waits for the kernel's configuration lock.
+///
+/// # Errors
+/// Returns an error when the TAP is in use, or the descriptors of the process are out of reach.
+pub(crate) fn attach_lost(pid: u32, process: &Pidfd, tap: &LinkName, frames: Frames) -> io::Result<()> {
+    match attachments(pid)?.into_iter().find(|(_, interface)| interface.is_empty()) {
+        Some((number, _)) => attach_again(process.descriptor(number)?, tap, frames),
+        None => Ok(()),
+    }
+}
+
+/// Lists the descriptors of a process that are or were attached to an interface, with its name. The name is empty
+/// if the interface was removed (linux drivers/net/tun.c, `tun_chr_show_fdinfo`).
+fn attachments(pid: u32) -> io::Result<Vec<(RawFd, String)>> {
+    let mut all = Vec::new();
+    let Some(entries) = of_process(fs::read_dir(format!("/proc/{pid}/fdinfo")))? else { return Ok(all) };
     for entry in entries {
+        let entry = entry?;
         // A descriptor that was closed meanwhile has no text.
-        let text = of_process(fs::read_to_string(entry?.path()))?.unwrap_or_default();
-        if text.lines().any(|line| line.strip_prefix("iff:").is_some_and(|name| name.trim() == tap)) {
-            return Ok(true);
+        let text = of_process(fs::read_to_string(entry.path()))?.unwrap_or_default();
+        let interface = text.lines().find_map(|line| line.strip_prefix("iff:"));
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if let (Some(interface), Some(number)) = (interface, number) {
+            all.push((number, interface.trim().to_owned()));
         }
     }
-    Ok(false)
+    Ok(all)
 }

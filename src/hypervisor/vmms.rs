@@ -19,11 +19,12 @@ use super::jail::missing_walls;
 use super::process;
 use super::record::Record;
 use super::save::on_thread;
-use super::taps::{check_tap, has_tap};
+use super::taps::{attach_lost, check_tap, has_tap};
 use crate::guest_channel::{clock, silent};
 use crate::host::directories::{remove_dir, uids_in};
 use crate::host::kernel::Kernel;
 use crate::host::process::Identity;
+use crate::host::tap::Frames;
 
 /// Time limit for a guest's first answer, which takes milliseconds. Without an answer the guest is reported as
 /// booting.
@@ -139,13 +140,31 @@ impl Vmms for Hypervisors {
     }
 
     async fn replace_tap(&self, owner: &Uid, tap: &LinkName) -> Result<(), HostError> {
+        let _lock = self.locks.take(owner).await;
         let attached = self.find_attached(owner)?;
         Self::require(owner, &attached.choice, |has| has.replace_tap, "reconnect the VM of")?;
         check_tap(tap)?;
-        let failed = |why: String| {
-            HostError::new(HostErrorKind::Transient, "reconnect the VM of", owner.as_str()).because(why)
+        let refused = |kind| HostError::new(kind, "reconnect the VM of", owner.as_str());
+        let record = Record::read(&self.paths(owner))?.ok_or_else(|| refused(HostErrorKind::Missing))?;
+        let frames = match record.queues {
+            Some(_) => {
+                let frames = self.on_session(&attached, async |session| session.frames().await).await;
+                frames.map_err(|why| refused(HostErrorKind::Transient).because(why))?
+            }
+            // A card behind a hub has no offloads.
+            None => Frames::PLAIN,
         };
-        self.on_session(&attached, async |session| session.replace_tap(tap).await).await.map_err(failed)
+        let failed = |error| HostError::io("reconnect the VM of", owner.as_str(), error);
+        let process = attached.identity.open().map_err(failed)?;
+        let process = process.ok_or_else(|| refused(HostErrorKind::Missing).because("its VMM ended"))?;
+        let (pid, name, tap) = (attached.identity.pid, owner.clone(), tap.clone());
+        on_thread(owner, move || {
+            let failed = |error| HostError::io("reconnect the VM of", name.as_str(), error);
+            attach_lost(pid, &process, &tap, frames).map_err(failed)
+        })
+        .await?;
+        let resumed = self.on_session(&attached, async |session| session.resume_card().await).await;
+        resumed.map_err(|why| refused(HostErrorKind::Transient).because(why))
     }
 
     async fn kill(&self, owner: &Uid) -> Result<(), HostError> {

@@ -48,6 +48,9 @@ pub(crate) struct Origin {
     /// The disk with the kernel's modules and headers that the guest has mounted. A restore attaches the same disk.
     #[serde(default, alias = "headers")]
     pub(crate) kernel_files: Option<PathBuf>,
+    /// Number of pairs of queues of the network card, which a restore has to give the guest again.
+    #[serde(default = "earlier_queues")]
+    pub(crate) queues: u16,
     /// True when the memory was taken over from a snapshot, which shares its files.
     #[serde(default)]
     pub(crate) is_adopted: bool,
@@ -58,6 +61,13 @@ pub(crate) struct Origin {
 pub(crate) struct RamKept {
     pub(crate) bytes: u64,
     pub(crate) sum: u64,
+}
+
+/// Number of pairs of queues of the cards of earlier daemons' VMs, whose records and memories name none.
+pub(crate) const EARLIER_QUEUES: u16 = 1;
+
+fn earlier_queues() -> u16 {
+    EARLIER_QUEUES
 }
 
 /// Returns the number of a launch. A launch that was recorded by its time alone is numbered by that time.
@@ -117,7 +127,7 @@ mod tests {
             "saved_at": "2026-01-01T00:00:01Z", "token": "t", "backend": "driver", "version": "7.2.22 (Debian)",
             "machine": "q35", "kernel": "/k", "initrd": "/i", "overlay": mark,
             "volumes": [{"disk": "tz4a98xxat96iws9zmbrgj3b", "is_read_only": false, "mark": mark}],
-            "kernel_files": "/h", "is_adopted": true,
+            "kernel_files": "/h", "queues": 4, "is_adopted": true,
             "state_bytes": 6, "state_sha256": "ab", "ram_bytes": 7, "ram_sum": 8,
         });
         let manifest: Manifest = serde_json::from_value(latest.clone()).expect("as it is written");
@@ -125,12 +135,13 @@ mod tests {
         // Without fields that came later, and with an older name.
         let mut first = latest;
         let fields = first.as_object_mut().expect("an object");
-        for field in ["volumes", "is_adopted", "kernel_files", "launch"] {
+        for field in ["volumes", "is_adopted", "kernel_files", "launch", "queues"] {
             fields.remove(field);
         }
         fields.insert("headers".to_owned(), Value::from("/h"));
         let manifest: Manifest = serde_json::from_value(first).expect("as it was written");
         assert_eq!(manifest.origin.kernel_files.as_deref(), Some(Path::new("/h")));
         assert!(manifest.origin.volumes.is_empty() && !manifest.origin.is_adopted);
+        assert_eq!(manifest.origin.queues, 1, "the only card that there was");
     }
 }

@@ -14,5 +14,7 @@ mod ram;
 pub(crate) use self::compressor::Compressor;
 pub(crate) use self::directory::{MemoryDir, RamFile, STATE_BYTES_MAX, length};
 pub(crate) use self::dirty_pages::DirtyPages;
-pub(crate) use self::manifest::{FileMark, Manifest, Origin, RamKept, VolumeMark, number_launch};
+pub(crate) use self::manifest::{
+    EARLIER_QUEUES, FileMark, Manifest, Origin, RamKept, VolumeMark, number_launch,
+};
 pub(crate) use self::ram::{HeldRam, fresh_ram, ram_of};

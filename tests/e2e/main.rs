@@ -6,6 +6,7 @@ mod accelerator;
 mod agent;
 mod auto_standby;
 mod backup;
+mod card;
 mod confinement;
 mod crash;
 mod crowd;

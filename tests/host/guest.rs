@@ -94,8 +94,15 @@ pub(crate) struct Wire(File);
 impl Wire {
     pub(crate) fn attach(name: &LinkName) -> Self {
         let file = tap::attach(name).expect("the TAP can be used");
+        tap::set_frames(&file, tap::Frames::PLAIN).expect("set");
         rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::NONBLOCK).expect("set");
         Self(file)
+    }
+
+    /// Chooses another form of frames than this reader parses.
+    pub(crate) fn takes_long_frames(&self) {
+        let frames = tap::Frames { header: tap::Frames::LONG_HEADER, offloads: tap::OFFLOAD_CHECKSUM };
+        tap::set_frames(&self.0, frames).expect("set");
     }
 
     pub(crate) fn send(&mut self, frame: &[u8]) {

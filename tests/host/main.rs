@@ -17,4 +17,5 @@ mod namespace;
 mod probes;
 mod registry;
 mod registry_harness;
+mod taps;
 mod wake;

@@ -18,6 +18,8 @@ pub struct HostSeen {
     pub accelerator: Accelerator,
     pub has_kernel_headers: bool,
     pub has_cgroups: bool,
+    /// True if the kernel can move the frames of guests.
+    pub has_vhost_net: bool,
     /// The reason why no VM can be started on the accelerator that the configuration demands.
     pub accelerator_problem: Option<String>,
     /// Walls that VMMs of this host are not behind, because its kernel lacks them.

@@ -74,6 +74,7 @@ fn status(object: &Object<Node>, seen: Option<&HostSeen>, end: &PassEnd) -> Node
         accelerator: Some(seen.accelerator),
         has_kernel_headers: seen.has_kernel_headers,
         has_cgroups: seen.has_cgroups,
+        has_vhost_net: seen.has_vhost_net,
         accelerator_problem: seen.accelerator_problem.clone(),
         missing_walls: seen.missing_walls.clone(),
         ..known

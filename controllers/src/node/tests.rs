@@ -24,6 +24,7 @@ fn seen(is_available: bool) -> HostSeen {
         accelerator: Accelerator::Tcg,
         has_kernel_headers: true,
         has_cgroups: true,
+        has_vhost_net: true,
         accelerator_problem: None,
         missing_walls: std::collections::BTreeSet::new(),
     }

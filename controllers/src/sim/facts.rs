@@ -27,6 +27,7 @@ impl Facts for World {
                 accelerator: Accelerator::Kvm,
                 has_kernel_headers: true,
                 has_cgroups: false,
+                has_vhost_net: false,
                 accelerator_problem: None,
                 missing_walls: BTreeSet::new(),
             })

@@ -61,6 +61,9 @@ pub struct HostView {
     pub arch: String,
     /// An addition to Hypeman's API: true if VMMs run in control groups of their own.
     pub cgroups: bool,
+    /// An addition to Hypeman's API: true if the kernel can move the frames of guests on KVM (vhost-net).
+    #[serde(default)]
+    pub vhost_net: bool,
     /// An addition to Hypeman's API: walls that VMMs are not behind, because the kernel of this host lacks them.
     #[serde(default)]
     pub missing_walls: Vec<String>,

@@ -10,6 +10,7 @@ use stead_controllers::host::NetworkCard;
 use stead_schemas::guest::{CONTROL_PORT, KERNEL_FILES_DISK, OVERLAY_DISK, ROOT_DISK, volume_disk};
 
 use super::machine_type::QemuMachine;
+use crate::host::tap::VHOST_NET;
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::driver::{Content, FIRST_DESCRIPTOR, Handed, Needs, Start, VmmCommand};
 use crate::hypervisor::record::{Mapping, VmPaths};
@@ -28,9 +29,6 @@ const EMULATED_COMMAND_LINE: &str = "tsc=reliable init_on_alloc=0 no_timer_check
 
 /// Name of the console's output, which is reopened when its log has reached its limit.
 pub(super) const CONSOLE: &str = "console";
-/// Names of the replaceable parts of a card's connection.
-pub(super) const TAP: &str = "tap";
-pub(super) const PLUG: &str = "plug";
 
 /// The file that is the RAM. There is none: QEMU opens it for writing, and gets the descriptor of the RAM.
 const RAM: &str = "/ram";
@@ -106,13 +104,13 @@ impl Line {
         self.add(&["-device", &format!("{},drive={name},serial={serial}", machine.device("blk"))]);
     }
 
-    /// Adds a card that is connected to a hub and not to the TAP. A TAP that is removed under a running guest
-    /// can then be replaced, which the back end of a card cannot be. The price is the offloads.
-    fn add_card(&mut self, machine: QemuMachine, card: &NetworkCard) {
+    /// Adds a card that is connected to the TAP itself, so that the guest has its offloads. The kernel moves the frames
+    /// if it can.
+    fn add_card(&mut self, machine: QemuMachine, card: &NetworkCard, has_vhost_net: bool) {
         let tap = self.hand(Handed::Tap(card.tap.clone()));
-        self.add(&["-netdev", &format!("tap,id={TAP},fd={tap}")]);
-        self.add(&["-netdev", &format!("hubport,id={PLUG},hubid=0,netdev={TAP}")]);
-        self.add(&["-netdev", "hubport,id=card,hubid=0"]);
+        let vhost = has_vhost_net.then(|| self.hand(Handed::Device(VHOST_NET.into())));
+        let vhost = vhost.map(|device| format!(",vhost=on,vhostfd={device}")).unwrap_or_default();
+        self.add(&["-netdev", &format!("tap,id=card,fd={tap}{vhost}")]);
         self.add(&["-device", &card_device(machine, card)]);
     }
 }
@@ -178,7 +176,8 @@ fn line(start: &Start<'_>, accelerator: Accelerator, tsc_khz: Option<u64>) -> Li
     line.add_disk(machine, &Disk::new("root", ROOT_DISK, start.rootfs, true));
     line.add_disk(machine, &Disk::new("overlay", OVERLAY_DISK, start.overlay, false));
     if let Some(card) = &plan.network {
-        line.add_card(machine, card);
+        // An emulated processor is slower than the process that emulates it: nothing is gained there.
+        line.add_card(machine, card, start.has_vhost_net && accelerator == Accelerator::Kvm);
     }
     // After the devices that every VM has, so that they move no device of a memory saved without them.
     if let Some(files) = start.kernel_files {
@@ -325,6 +324,8 @@ mod tests {
             overlay: Path::new("/o"),
             volumes: &[("/v".into(), false), ("/w".into(), true)],
             kernel_files: Some(Path::new("/h")),
+            queues: 1,
+            has_vhost_net: true,
             content,
             ram: Some(Ram { descriptor: 9, mapping: Mapping::Own }),
             has_walls: true,
@@ -387,6 +388,27 @@ mod tests {
         let words = arguments.join(" ");
         for path in ["filename=/a", "path=/data", "path=/run", "ifname="] {
             assert!(!words.contains(path), "{path} in {words}");
+        }
+    }
+
+    #[test]
+    fn a_card_is_at_its_tap_and_its_frames_are_moved_by_the_kernel_where_that_executes_the_guest() {
+        for machine in QemuMachine::ALL {
+            for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+                let VmmCommand { arguments, needs, .. } = command(machine, Content::Fresh, accelerator);
+                let handed = needs.expect("it is behind walls").descriptors;
+                let number = |wanted: &Handed| {
+                    let index = handed.iter().position(|handed| handed == wanted)?;
+                    Some(FIRST_DESCRIPTOR + RawFd::try_from(index).expect("small"))
+                };
+                let tap = number(&Handed::Tap("st0".parse().expect("valid"))).expect("handed over");
+                let vhost = match (accelerator, number(&Handed::Device(VHOST_NET.into()))) {
+                    (Accelerator::Kvm, Some(device)) => format!(",vhost=on,vhostfd={device}"),
+                    (Accelerator::Tcg, None) => String::new(),
+                    (accelerator, device) => panic!("{device:?} with {accelerator:?}"),
+                };
+                assert_eq!(values(&arguments, "-netdev"), [format!("tap,id=card,fd={tap}{vhost}")]);
+            }
         }
     }
 

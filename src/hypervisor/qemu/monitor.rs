@@ -20,7 +20,8 @@ use tokio::io::{AsyncRead, ReadBuf, WriteHalf};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-use super::command::{CONSOLE, PLUG, TAP};
+use super::command::CONSOLE;
+use crate::host::tap::{Frames, OFFLOAD_CHECKSUM, OFFLOAD_CONGESTION, OFFLOAD_TCP4, OFFLOAD_TCP6};
 use crate::hypervisor::driver::{Notify, RunState};
 
 /// Time limit for an answer. QEMU answers in a millisecond; a host under load takes longer.
@@ -36,6 +37,9 @@ pub(super) const STATE_DEADLINE: Duration = Duration::from_secs(30);
 const LINE_BYTES_MAX: usize = 1 << 20;
 
 type Service = QapiService<QmpStreamTokio<WriteHalf<UnixStream>>>;
+
+/// Name of a network card among the virtio devices.
+const NETWORK_CARD: &str = "virtio-net";
 
 /// Name of the device state among the descriptors that were passed for one use.
 const STATE: &str = "state";
@@ -104,26 +108,40 @@ impl Monitor {
         Ok(run_state(self.execute(qmp::query_status {}).await?.status))
     }
 
-    /// Replaces the TAP that the card's hub is connected to. Parts of the old connection or of an earlier
-    /// attempt are removed first; that they are missing is no error. The new one is opened after that, because
-    /// a TAP can be attached to once.
-    pub(super) async fn plug(&self, attach: impl FnOnce() -> io::Result<File>) -> Result<(), String> {
-        for id in [PLUG, TAP] {
-            let _ = self.execute(qmp::netdev_del { id: id.to_owned() }).await;
+    /// Returns the form of the frames that the driver in the guest chose. Before there is a driver, and from a version
+    /// that does not report it, that is whole frames: a guest must not get work that it did not take over.
+    pub(super) async fn frames(&self) -> Result<Frames, String> {
+        match self.card().await {
+            Ok(card) => {
+                let features = card.guest_features;
+                let all = [features.dev_features.unwrap_or_default(), features.transports].concat();
+                Ok(chosen_frames(all.iter().map(String::as_str)))
+            }
+            Err(error) if self.is_spent() => Err(error),
+            Err(error) => {
+                tracing::warn!(error, "the offloads of a network card are not known, and are left out");
+                Ok(Frames { header: Frames::LONG_HEADER, ..Frames::PLAIN })
+            }
         }
-        if self.is_spent() {
-            return Err("an earlier command was not answered".to_owned());
-        }
-        self.pass_by_name(TAP, &attach().map_err(|error| error.to_string())?).await?;
-        let options = qmp::NetdevTapOptions { fd: Some(TAP.to_owned()), ..Default::default() };
-        let plug = qmp::NetdevHubPortOptions { hubid: 0, netdev: Some(TAP.to_owned()) };
-        for netdev in [
-            qmp::Netdev::tap { id: TAP.to_owned(), tap: options },
-            qmp::Netdev::hubport { id: PLUG.to_owned(), hubport: plug },
-        ] {
-            self.execute(qmp::netdev_add(netdev)).await?;
+    }
+
+    /// Lets the kernel read a TAP again if it moves the frames: it stopped when the TAP was removed, and begins when
+    /// the VM is resumed.
+    pub(super) async fn resume_card(&self) -> Result<(), String> {
+        let is_moved_by_kernel = self.card().await.map_or(true, |card| card.vhost_started);
+        if is_moved_by_kernel && self.state().await? == RunState::Running {
+            self.pause().await?;
+            self.resume().await?;
         }
         Ok(())
+    }
+
+    /// Returns the state of the network card.
+    async fn card(&self) -> Result<qmp::VirtioStatus, String> {
+        let devices = self.execute(qmp::x_query_virtio {}).await?;
+        let card = devices.into_iter().find(|device| device.name == NETWORK_CARD);
+        let path = card.ok_or_else(|| "there is no network card".to_owned())?.path;
+        self.execute(qmp::x_query_virtio_status { path }).await
     }
 
     /// Continues the console in this file; the open file stays whole under its new name.
@@ -299,6 +317,26 @@ async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, Stri
 
 fn late(deadline: Duration) -> String {
     format!("no answer within {} s", deadline.as_secs())
+}
+
+/// Returns the form of the frames that features of virtio stand for.
+pub(super) fn chosen_frames<'a>(features: impl Iterator<Item = &'a str>) -> Frames {
+    let mut frames = Frames::PLAIN;
+    for feature in features {
+        let name = feature.split(':').next().unwrap_or_default();
+        frames.offloads |= match name {
+            "VIRTIO_NET_F_MRG_RXBUF" | "VIRTIO_F_VERSION_1" => {
+                frames.header = Frames::LONG_HEADER;
+                0
+            }
+            "VIRTIO_NET_F_GUEST_CSUM" => OFFLOAD_CHECKSUM,
+            "VIRTIO_NET_F_GUEST_TSO4" => OFFLOAD_TCP4,
+            "VIRTIO_NET_F_GUEST_TSO6" => OFFLOAD_TCP6,
+            "VIRTIO_NET_F_GUEST_ECN" => OFFLOAD_CONGESTION,
+            _ => 0,
+        };
+    }
+    frames
 }
 
 fn run_state(state: qmp::RunState) -> RunState {

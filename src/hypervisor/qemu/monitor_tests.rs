@@ -5,7 +5,8 @@ use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use super::monitor::Monitor;
+use super::monitor::{Monitor, chosen_frames};
+use crate::host::tap::{Frames, OFFLOAD_CHECKSUM, OFFLOAD_TCP4};
 
 /// The greeting of a VMM whose answers carry no numbers.
 const GREETING: &[u8] =
@@ -30,7 +31,7 @@ async fn a_silent_vmm_is_an_error_at_every_command() {
     let (monitor, _theirs) = connected().await;
     monitor.version().await.expect_err("no answer");
     monitor.version().await.expect_err("no answer to the one before");
-    monitor.plug(|| unreachable!("it does not answer")).await.expect_err("no answer to these either");
+    monitor.frames().await.expect_err("no answer to these either");
 }
 
 #[tokio::test]
@@ -51,4 +52,26 @@ async fn a_line_without_an_end_is_not_collected() {
         () = flood => {}
     }
     assert!(written < SENT_BYTES, "all of {written} bytes were taken");
+}
+
+#[test]
+fn a_card_gets_only_the_offloads_that_its_guest_accepted() {
+    let modern =
+        ["VIRTIO_NET_F_MRG_RXBUF: Driver can merge receive buffers", "VIRTIO_NET_F_STATUS: Configuration"];
+    let offloads =
+        ["VIRTIO_NET_F_GUEST_CSUM: Driver handling packets", "VIRTIO_NET_F_GUEST_TSO4: Driver can"];
+    // The work that the host takes over says nothing about the guest.
+    let host_features =
+        ["VIRTIO_NET_F_CSUM: Device", "VIRTIO_NET_F_HOST_TSO4: Device", "VIRTIO_NET_F_HOST_TSO6: Device"];
+    let long = Frames { header: 12, ..Frames::PLAIN };
+    let both = OFFLOAD_CHECKSUM | OFFLOAD_TCP4;
+    for (features, frames) in [
+        (Vec::new(), Frames::PLAIN),
+        (host_features.to_vec(), Frames::PLAIN),
+        (modern.to_vec(), long),
+        (vec!["VIRTIO_F_VERSION_1: Device compliant for v1 spec (legacy)"], long),
+        ([&modern[..], &offloads, &host_features].concat(), Frames { offloads: both, ..long }),
+    ] {
+        assert_eq!(chosen_frames(features.iter().copied()), frames, "{features:?}");
+    }
 }

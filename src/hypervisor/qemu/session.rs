@@ -4,13 +4,12 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use stead_schemas::names::LinkName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 use super::command;
 use super::monitor::{Monitor, STATE_DEADLINE};
-use crate::host::tap::attach;
+use crate::host::tap::Frames;
 use crate::hypervisor::driver::{Answer, Notify, RunState, SaveFiles, Saved, Session};
 use crate::hypervisor::record::VmPaths;
 
@@ -90,8 +89,12 @@ impl Session for QemuSession {
         })
     }
 
-    fn replace_tap<'a>(&'a self, tap: &'a LinkName) -> Answer<'a, ()> {
-        Box::pin(self.monitor.plug(|| attach(tap)))
+    fn frames(&self) -> Answer<'_, Frames> {
+        Box::pin(self.monitor.frames())
+    }
+
+    fn resume_card(&self) -> Answer<'_, ()> {
+        Box::pin(self.monitor.resume_card())
     }
 
     fn reopen_console<'a>(&'a self, log: &'a Path) -> Answer<'a, ()> {

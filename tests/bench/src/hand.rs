@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use stead_schemas::guest::{Config, Decoder, Frame, FromGuest, Phase, Seed, ToGuest, Token};
+use stead_schemas::guest::{Config, Decoder, Frame, FromGuest, NetworkConfig, Phase, Seed, ToGuest, Token};
 
 use crate::daemon::DEADLINE;
 
@@ -86,8 +86,7 @@ fn by_hand(
     tap: Option<&Tap>,
     files: &BTreeMap<String, String>,
 ) -> Option<String> {
-    let is_network =
-        value.starts_with("tap,") || value.starts_with("hubport,") || value.starts_with("virtio-net");
+    let is_network = value.starts_with("tap,") || value.starts_with("virtio-net");
     if is_network && tap.is_none() {
         return None;
     }
@@ -96,6 +95,8 @@ fn by_hand(
         Some(("fd", _)) if value.starts_with("tap,") => {
             tap.map(|Tap(name)| format!("ifname={name},script=no,downscript=no"))
         }
+        // Opened by the VMM itself.
+        Some(("vhostfd", _)) => None,
         Some(("fd", _)) if value.starts_with("socket,id=qmp,") => Some(format!("path={}", file("qmp.sock"))),
         Some(("fd", _)) => Some(format!("path={}", file("control.sock"))),
         // The console's log.
@@ -112,6 +113,16 @@ fn by_hand(
         _ => Some(part.to_owned()),
     };
     Some(value.split(',').filter_map(part).collect::<Vec<_>>().join(","))
+}
+
+/// Puts the card behind a hub, without which earlier daemons could not replace a removed TAP.
+pub(crate) fn move_behind_hub(arguments: &mut Vec<String>) {
+    let at = arguments.iter().position(|word| word.starts_with("tap,id=card,")).expect("a card");
+    // The kernel cannot serve a hub.
+    let tap = arguments[at].replace("id=card,", "id=tap,").replace(",vhost=on", "");
+    let ports = ["hubport,id=plug,hubid=0,netdev=tap", "hubport,id=card,hubid=0"];
+    let words = [tap.as_str(), "-netdev", ports[0], "-netdev", ports[1]].map(ToOwned::to_owned);
+    arguments.splice(at..=at, words);
 }
 
 /// Makes an empty disk for a manually started VM.
@@ -132,6 +143,16 @@ pub(crate) struct Hand {
 
 impl Hand {
     pub(crate) fn boot(arguments: &[String], directory: &Path, program: &[&str]) -> Self {
+        Self::boot_with(arguments, directory, program, None)
+    }
+
+    /// Boots a VM whose guest configures its card so.
+    pub(crate) fn boot_with(
+        arguments: &[String],
+        directory: &Path,
+        program: &[&str],
+        network: Option<NetworkConfig>,
+    ) -> Self {
         let start = Instant::now();
         let (vmm, mut socket) = spawn(arguments, directory);
         let token = Token("bench".to_owned());
@@ -140,7 +161,7 @@ impl Hand {
         until(&mut socket, |state, writer| {
             if state.phase == Phase::AwaitingConfig && !is_configured {
                 is_configured = true;
-                let (token, config) = (token.clone(), Box::new(config(program)));
+                let (token, config) = (token.clone(), Box::new(config(program, network.clone())));
                 send(writer, &ToGuest::Configure { token, seed: Seed(vec![7; 32]), config });
             }
             state.phase == Phase::Ready
@@ -210,18 +231,18 @@ fn until(socket: &mut UnixStream, mut is_so: impl FnMut(&FromGuest, &UnixStream)
     }
 }
 
-fn config(program: &[&str]) -> Config {
+fn config(program: &[&str], network: Option<NetworkConfig>) -> Config {
     Config {
         hostname: "hand".to_owned(),
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
         instance: String::new(),
         argv: program.iter().map(|word| (*word).to_owned()).collect(),
-        env: std::collections::BTreeMap::new(),
+        env: BTreeMap::new(),
         working_dir: String::new(),
         user: String::new(),
         stop_signal: None,
         shutdown_grace_millis: 1000,
-        network: None,
+        network,
         has_agent: true,
         volumes: Vec::new(),
         incarnation: String::new(),

@@ -14,6 +14,7 @@ mod hand;
 mod heal;
 mod logs;
 mod machine_types;
+mod network;
 #[path = "../../it/no_host.rs"]
 mod no_host;
 mod posts;
@@ -81,6 +82,9 @@ fn main() {
     }
     if is_wanted("wake") {
         figures.extend(runtime.block_on(wake::wake()));
+    }
+    if is_wanted("network") {
+        figures.extend(runtime.block_on(network::network()));
     }
     if is_wanted("heal") {
         figures.extend(runtime.block_on(heal::heal()));

@@ -88,6 +88,8 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: M
         VmmState::Unreachable(_) => stop::plan_unreachable(object, machine, now),
         _ if has_ended(object, machine, now) => record(Reason::ProgramExited, "recording the program's end"),
         VmmState::Shutdown => act(Action::Kill(uid())),
+        // Whatever the guest does: its driver may need the TAP while it starts.
+        VmmState::Running if can_reconnect(machine, seen) => plan_reconnect(object, seen),
         VmmState::Running => match machine.guest.phase {
             GuestPhase::Ready => plan_ready(object, machine, seen, now),
             GuestPhase::AwaitingConfig => plan_configure(object, seen),
@@ -122,9 +124,6 @@ fn plan_ready(object: &Object<Instance>, machine: &Machine, seen: &Observed, now
     if is_cut_off(object, machine, seen) {
         return record(Reason::NetworkLost, "recording that the VM has to be launched again for its network");
     }
-    if machine.is_network_cut && !lacks(seen, |has| has.replace_tap) {
-        return plan_reconnect(object, seen);
-    }
     if is_another(object, machine) {
         return fork::plan_identity(object, machine, seen);
     }
@@ -157,6 +156,11 @@ fn plan_configure(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
         Some(config) => act(Action::Configure(object.meta.uid.clone(), Box::new(config))),
         None => wait(Reason::WaitingForImage, "the image's parameters are not readable", None),
     }
+}
+
+/// True if the VM lost its TAP, and its hypervisor can connect it to another one.
+fn can_reconnect(machine: &Machine, seen: &Observed) -> bool {
+    machine.is_network_cut && !lacks(seen, |has| has.replace_tap)
 }
 
 /// Connects the card of a running guest to the TAP that replaces the removed one.

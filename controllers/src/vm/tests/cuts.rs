@@ -60,6 +60,12 @@ fn a_vm_that_can_be_connected_to_another_tap_goes_on() {
     for known in [Some(true), None] {
         assert_eq!(planned(&running(Power::Running), &cut(known)), "Reconnect", "{known:?}");
     }
+    // Its guest boots.
+    let mut seen = cut(Some(true));
+    seen.machine.as_mut().expect("there").guest.phase = GuestPhase::Silent;
+    assert_eq!(planned(&running(Power::Running), &seen), "Reconnect");
+    seen.parts.nic.as_mut().expect("there").is_ready = false;
+    assert_eq!(planned(&running(Power::Running), &seen), "Wait WaitingForNetwork");
 }
 
 #[test]
