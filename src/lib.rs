@@ -22,6 +22,7 @@ mod locks;
 mod log_sources;
 mod memory;
 mod peers;
+mod server_certificate;
 mod signals;
 mod snapshots;
 pub mod store;

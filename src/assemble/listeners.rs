@@ -133,22 +133,21 @@ fn users(config: &Config) -> anyhow::Result<LocalUsers> {
 }
 
 fn user_number(user: &AccountId) -> anyhow::Result<u32> {
-    match user {
-        AccountId::Number(number) => Ok(*number),
-        AccountId::Name(name) => {
-            let found = nix::unistd::User::from_name(name)?;
-            Ok(found.with_context(|| format!("there is no user {name}"))?.uid.as_raw())
-        }
-    }
+    number(user, "user", |name| Ok(nix::unistd::User::from_name(name)?.map(|user| user.uid.as_raw())))
 }
 
 fn group_number(group: &AccountId) -> anyhow::Result<u32> {
-    match group {
+    number(group, "group", |name| Ok(nix::unistd::Group::from_name(name)?.map(|group| group.gid.as_raw())))
+}
+
+fn number(
+    account: &AccountId,
+    kind: &str,
+    find: impl FnOnce(&str) -> anyhow::Result<Option<u32>>,
+) -> anyhow::Result<u32> {
+    match account {
         AccountId::Number(number) => Ok(*number),
-        AccountId::Name(name) => {
-            let found = nix::unistd::Group::from_name(name)?;
-            Ok(found.with_context(|| format!("there is no group {name}"))?.gid.as_raw())
-        }
+        AccountId::Name(name) => find(name)?.with_context(|| format!("there is no {kind} {name}")),
     }
 }
 

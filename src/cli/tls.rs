@@ -3,17 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{self, CryptoProvider};
+use rustls::crypto;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
-use sha2::{Digest, Sha256};
+use rustls::{ClientConfig, RootCertStore};
 
 use super::Failure;
-
-/// Length of a SHA-256, in bytes.
-const FINGERPRINT_BYTES: usize = 32;
+use crate::server_certificate::{self, Accepted, FINGERPRINT_BYTES};
 
 /// Returns the configuration that applies these rules; `None` if there are no rules, and the authorities of this host
 /// decide.
@@ -21,9 +17,7 @@ pub(super) fn config(
     authorities: Option<&Path>,
     fingerprint: Option<&str>,
 ) -> Result<Option<ClientConfig>, Failure> {
-    let provider = Arc::new(crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| Failure::Other(error.to_string()))?;
+    let failed = |error: rustls::Error| Failure::Other(error.to_string());
     // A variable without a value is the same as none.
     let authorities = authorities.filter(|path| !path.as_os_str().is_empty());
     let fingerprint = fingerprint.filter(|text| !text.is_empty());
@@ -34,7 +28,9 @@ pub(super) fn config(
         }
         (Some(path), None) => {
             let roots = roots(path).map_err(|why| Failure::Usage(format!("{}: {why}", path.display())))?;
-            Ok(Some(builder.with_root_certificates(roots).with_no_client_auth()))
+            let provider = Arc::new(crypto::ring::default_provider());
+            let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+            Ok(Some(builder.map_err(failed)?.with_root_certificates(roots).with_no_client_auth()))
         }
         (None, Some(text)) => {
             let digest = digest(text).ok_or_else(|| {
@@ -42,8 +38,7 @@ pub(super) fn config(
                     format!("the fingerprint must have {FINGERPRINT_BYTES} bytes in hexadecimal digits");
                 Failure::Usage(message)
             })?;
-            let pinned = Arc::new(Pinned { digest, provider });
-            Ok(Some(builder.dangerous().with_custom_certificate_verifier(pinned).with_no_client_auth()))
+            server_certificate::config(Accepted::Fingerprint(digest)).map(Some).map_err(failed)
         }
     }
 }
@@ -63,54 +58,6 @@ fn digest(text: &str) -> Option<[u8; FINGERPRINT_BYTES]> {
     let text = text.trim();
     let text = text.strip_prefix("sha256:").unwrap_or(text).replace(':', "");
     hex::decode(text).ok()?.try_into().ok()
-}
-
-/// A verifier that accepts one certificate, whatever it says.
-#[derive(Debug)]
-struct Pinned {
-    digest: [u8; FINGERPRINT_BYTES],
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let digest = Sha256::digest(certificate);
-        if digest.as_slice() == self.digest {
-            return Ok(ServerCertVerified::assertion());
-        }
-        Err(Error::General(format!("the certificate has the fingerprint {}", hex::encode(digest))))
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        crypto::verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        crypto::verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! counts neither as success nor as failure. Results that may change a verdict are announced.
 //! Cancel/crash: tasks end with the daemon, and the next daemon begins them again.
 
-mod certificate;
 mod question;
 
 use std::collections::BTreeMap;
