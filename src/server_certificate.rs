@@ -16,7 +16,7 @@ pub(crate) const FINGERPRINT_BYTES: usize = 32;
 /// The certificates that are accepted, whatever they say.
 #[derive(Debug)]
 pub(crate) enum Accepted {
-    /// Every certificate, where the server is known by its address.
+    /// All certificates, where the server is known by its address.
     Any,
     /// The certificate with this SHA-256.
     Fingerprint([u8; FINGERPRINT_BYTES]),
