@@ -18,7 +18,7 @@ use stead::hypervisor::{Jails, SpawnPlan, USERS, UserRange, missing_walls, spawn
 use stead_schemas::names::Uid;
 
 use crate::escape_attempts::{ATTEMPTS, TAP, Target};
-use crate::namespace::in_namespace;
+use crate::namespace::{bridge, in_namespace};
 
 /// The name of the test that is the program when it is run with a target.
 const TEST: &str = "escapes::a_vmm_reaches_nothing_of_the_host";
@@ -100,11 +100,11 @@ impl Host {
         };
         let user = is_walled.then(|| UserRange::new(USERS).expect("valid").user(7).expect("in the range"));
         let plan = SpawnPlan { owner, paths: paths.clone(), file_size_max: 1 << 20, ram: None, user };
-        let cgroups = Cgroups::probe("escape-test");
+        let cgroups = Cgroups::probe(bridge());
         let spawned = spawn(jails, &cgroups, command, plan).expect("the program runs");
         let missing = missing_walls(spawned.pid).expect("inspected");
         let ended = spawned.ended.await.expect("it ended");
-        let _ = Cgroups::probe("escape-test");
+        let _ = Cgroups::probe(bridge());
         let log = fs::read_to_string(paths.vmm_log()).expect("there");
         let mut table: BTreeMap<String, String> = log
             .lines()

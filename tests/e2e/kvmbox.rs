@@ -4,7 +4,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use stead_schemas::limits::RESYNC_INTERVAL;
 
@@ -48,6 +48,19 @@ fn in_box(seconds: u32, mebibytes: u32) -> Command {
     command
 }
 
+/// Returns how a box ended, with the last lines of its console if it did not end by itself.
+fn end_of_box(ended: ExitStatus) -> String {
+    const LINES: usize = 40;
+    if !matches!(ended.code(), Some(124 | 125)) {
+        return ended.to_string();
+    }
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("kvmbox").join("console.log");
+    let console = std::fs::read(path).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    let lines: Vec<&str> = console.lines().collect();
+    format!("{ended}; its console ends with:\n{}", lines[lines.len().saturating_sub(LINES)..].join("\n"))
+}
+
 /// Runs this program in the box, for at most this number of seconds.
 fn run_in_box(seconds: u32, mebibytes: u32, arguments: &[&str]) {
     let settings = [
@@ -63,7 +76,7 @@ fn run_in_box(seconds: u32, mebibytes: u32, arguments: &[&str]) {
     // A failure is reported as it happens, so that it is known even if the box does not end by itself.
     command.args(["--test-threads=1", "--nocapture"]).args(arguments);
     let ended = command.status().expect("the box starts");
-    assert!(ended.success(), "the tests on KVM failed ({ended}); their output is above");
+    assert!(ended.success(), "the tests on KVM failed, their output is above ({})", end_of_box(ended));
 }
 
 #[test]
@@ -117,5 +130,5 @@ fn a_vm_lives_under_the_unit_in_systemd() {
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kvmbox/unit")).arg(env!("CARGO_BIN_EXE_stead"));
     let ended =
         command.arg(images("unit").join("layout")).arg(kernel_dir()).status().expect("the box starts");
-    assert!(ended.success(), "the unit failed ({ended}); its output is above");
+    assert!(ended.success(), "the unit failed, its output is above ({})", end_of_box(ended));
 }
