@@ -36,9 +36,11 @@ const RAM: &str = "/ram";
 /// The devices that QEMU opens itself, the second with KVM only.
 const NULL: &str = "/dev/null";
 const KVM: &str = "/dev/kvm";
-/// Threads of a VMM besides those of its processors: the main loop, RCU, and 64 workers of its pool for disks,
-/// with room for those of a later version.
-const THREADS: u64 = 128;
+/// Name of the thread that serves all disks of a VM.
+const DISK_THREAD: &str = "disks";
+/// Threads of a VMM besides those of its processors: the main loop, the thread of the disks, each with a pool of 64
+/// workers, and RCU, with room for those of a later version.
+const THREADS: u64 = 192;
 
 /// Returns the socket of the monitor.
 pub(super) fn monitor(paths: &VmPaths) -> PathBuf {
@@ -66,6 +68,8 @@ fn added(descriptor: RawFd, path: &Path) -> String {
 struct Line {
     words: Vec<String>,
     descriptors: Vec<Handed>,
+    /// The disks have a thread of their own.
+    has_disk_thread: bool,
 }
 
 impl Line {
@@ -99,7 +103,15 @@ impl Line {
         let options = format!("read-only={},discard=unmap", if is_read_only { "on" } else { "off" });
         self.add(&["-blockdev", &format!("driver=file,node-name={name}-file,filename={file},{options}")]);
         self.add(&["-blockdev", &format!("driver=raw,node-name={name},file={name}-file,{options}")]);
-        self.add(&["-device", &format!("{},drive={name},serial={serial}", machine.device("blk"))]);
+        let thread = if self.has_disk_thread { format!(",iothread={DISK_THREAD}") } else { String::new() };
+        self.add(&["-device", &format!("{},drive={name},serial={serial}{thread}", machine.device("blk"))]);
+    }
+
+    /// Adds a thread that serves the disks, beside the main loop. Otherwise the processors of the guest do that work
+    /// themselves, and wait for the main loop while it serves anything else.
+    fn add_disk_thread(&mut self) {
+        self.has_disk_thread = true;
+        self.add(&["-object", &format!("iothread,id={DISK_THREAD}")]);
     }
 
     /// Adds a card that is connected to a hub and not to the TAP. A TAP that is removed under a running guest
@@ -170,6 +182,9 @@ fn line(start: &Start<'_>, accelerator: Accelerator, tsc_khz: Option<u64>) -> Li
     line.add_server("control", paths.control());
     line.add(&["-device", &format!("virtserialport,chardev=control,name={CONTROL_PORT},nr=1")]);
     line.add(&["-device", &machine.device("rng")]);
+    if machine.notifies_threads(accelerator) {
+        line.add_disk_thread();
+    }
     // The guest finds its disks by their serial numbers: their order depends on the machine type.
     line.add_disk(machine, &Disk::new("root", ROOT_DISK, start.rootfs, true));
     line.add_disk(machine, &Disk::new("overlay", OVERLAY_DISK, start.overlay, false));
@@ -201,7 +216,7 @@ fn add_machine(line: &mut Line, start: &Start<'_>, machine: QemuMachine, acceler
         "{},memory-backend=ram,accel={},{},suppress-vmdesc=on,dump-guest-core=off,mem-merge=off",
         machine.as_str(),
         accelerator.as_str(),
-        machine.options()
+        machine.options(start.device_set)
     );
     line.add(&["-name", &format!("guest={},debug-threads=on", plan.owner)]);
     line.add(&["-machine", &machine_option, "-cpu", cpu]);
@@ -309,6 +324,7 @@ mod tests {
         let start = Start {
             plan: &plan,
             machine_type: machine_type(machine),
+            device_set: super::super::machine_type::DEVICE_SET,
             paths: &paths,
             kernel: &kernel,
             initrd: Path::new("/i"),

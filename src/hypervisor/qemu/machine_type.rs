@@ -12,13 +12,19 @@ use std::time::Duration;
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::limits::{VCPUS_MAX, VOLUME_DEVICES_MAX, VOLUME_DEVICES_WITHOUT_PCI_MAX};
+use stead_schemas::numbers::DeviceSet;
 use tokio::process::Command;
 
 use crate::host::tsc;
+use crate::hypervisor::Accelerator;
 use crate::hypervisor::driver::MachineType;
 
 /// Time limit for QEMU to list its machine types, which takes 30 ms.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The set of devices of VMs that boot. The first one, on a PC, has disk, bus and keyboard controllers that no guest
+/// needs, and every guest probes.
+pub(super) const DEVICE_SET: DeviceSet = DeviceSet(1);
 
 /// The capabilities of VMs of both machine types, apart from the number of their devices.
 const CAPABILITIES: VmmCapabilities = VmmCapabilities {
@@ -67,10 +73,11 @@ impl QemuMachine {
         }
     }
 
-    /// Returns the options of QEMU's `-machine`.
-    pub(super) fn options(self) -> &'static str {
+    /// Returns the options of QEMU's `-machine` for a set of devices.
+    pub(super) fn options(self, device_set: DeviceSet) -> &'static str {
         match self {
-            Self::Q35 => "smm=off,vmport=off,usb=off",
+            Self::Q35 if device_set == DeviceSet(0) => "smm=off,vmport=off,usb=off",
+            Self::Q35 => "smm=off,vmport=off,usb=off,sata=off,smbus=off,i8042=off",
             // ACPI lists the devices for the guest (its kernel reads none from its command line) and powers
             // it off. Without a real-time clock the guest waits two seconds for one. A second interrupt
             // controller makes room for 24 virtio devices instead of eight, and costs nothing.
@@ -85,6 +92,15 @@ impl QemuMachine {
         match self {
             Self::Q35 => true,
             Self::Microvm => false,
+        }
+    }
+
+    /// Returns whether a guest's request to a device can be served by another thread than the main loop. QEMU
+    /// emulates that for devices of PCI only.
+    pub(super) fn notifies_threads(self, accelerator: Accelerator) -> bool {
+        match self {
+            Self::Q35 => true,
+            Self::Microvm => accelerator == Accelerator::Kvm,
         }
     }
 

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use futures::future::BoxFuture;
 use stead_schemas::instance::Hypervisor;
+use stead_schemas::numbers::DeviceSet;
 
 use super::driver::{Answer, Driver, MachineType, Notify, RamAccess, Session, Start, VmmCommand};
 use super::record::VmPaths;
@@ -74,6 +75,10 @@ impl Driver for Qemu {
 
     fn machine_types(&self) -> &'static [MachineType] {
         &machine_type::ALL
+    }
+
+    fn device_set(&self) -> DeviceSet {
+        machine_type::DEVICE_SET
     }
 
     fn ram_access(&self) -> RamAccess {
