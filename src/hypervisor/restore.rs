@@ -48,7 +48,9 @@ impl Hypervisors {
             )));
         }
         if origin.device_set > choice.driver.device_set() {
-            return Err(refused("its memory was saved with devices that only a later version gives".to_owned()));
+            return Err(refused(
+                "its memory was saved with devices that only a later version gives".to_owned(),
+            ));
         }
         let failed = |error| HostError::io("observe the disks of", plan.owner.as_str(), error);
         if !plan.volumes.iter().eq(origin.volumes.iter().map(|volume| &volume.disk)) {

@@ -16,9 +16,11 @@ use crate::hypervisor::record::{Mapping, VmPaths};
 
 /// The guest kernel's command line: console on the serial port, no retries of a failed boot, plain device
 /// names. An image's systemd offers no login on the console, which has no input, and reboots when it
-/// crashes.
+/// crashes. Nothing is probed or tested that a guest never has: serial ports besides the console, and faults of the
+/// kernel's own cryptography.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=3 panic=-1 reboot=triple net.ifnames=0 \
-     random.trust_cpu=on rdinit=/init systemd.getty_auto=no systemd.crash_reboot=yes";
+     random.trust_cpu=on rdinit=/init systemd.getty_auto=no systemd.crash_reboot=yes cryptomgr.notests \
+     8250.nr_uarts=1";
 /// Additions where the processor is emulated. Its clock is the host's: a guest that compares it with
 /// another clock under load takes it for unstable, and reads the HPET from then on, which leaves the
 /// emulation each time. Pages that are about to be overwritten are not cleared, as in kernels made for
@@ -256,6 +258,7 @@ fn kernel_line(
     let rate = tsc_khz.filter(|_| needs_rate).map(|khz| format!("tsc_early_khz={khz}"));
     let words = [
         Some(KERNEL_COMMAND_LINE),
+        machine.kernel_options(),
         is_emulated.then_some(EMULATED_COMMAND_LINE),
         rate.as_deref(),
         start.kernel_files.map(|_| KERNEL_FILES_DISK),
@@ -280,9 +283,10 @@ fn escaped(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use stead_controllers::host::LaunchPlan;
-    use stead_schemas::numbers::{LaunchId, RunNo};
+    use stead_schemas::numbers::{DeviceSet, LaunchId, RunNo};
     use stead_schemas::quantity::Bytes;
 
+    use super::super::machine_type::DEVICE_SET;
     use super::*;
     use crate::host::kernel::Kernel;
     use crate::hypervisor::driver::{MachineType, Ram};
@@ -318,13 +322,22 @@ mod tests {
     }
 
     fn command(machine: QemuMachine, content: Content, accelerator: Accelerator) -> VmmCommand {
+        command_with(machine, content, accelerator, DEVICE_SET)
+    }
+
+    fn command_with(
+        machine: QemuMachine,
+        content: Content,
+        accelerator: Accelerator,
+        device_set: DeviceSet,
+    ) -> VmmCommand {
         let plan = plan(machine, true);
         let kernel = Kernel { vmlinux: "/k".into(), modules: "/m".into(), headers: None, modules_disk: None };
         let paths = VmPaths::new(Path::new("/run"), Path::new("/data"), &plan.owner);
         let start = Start {
             plan: &plan,
             machine_type: machine_type(machine),
-            device_set: super::super::machine_type::DEVICE_SET,
+            device_set,
             paths: &paths,
             kernel: &kernel,
             initrd: Path::new("/i"),
@@ -397,12 +410,50 @@ mod tests {
     }
 
     #[test]
+    fn disks_are_served_by_a_thread_of_their_own_where_the_machine_can_notify_one() {
+        for (machine, accelerator, has_thread) in [
+            (QemuMachine::Q35, Accelerator::Tcg, true),
+            (QemuMachine::Q35, Accelerator::Kvm, true),
+            (QemuMachine::Microvm, Accelerator::Tcg, false),
+            (QemuMachine::Microvm, Accelerator::Kvm, true),
+        ] {
+            let line = line(machine, Content::Fresh, accelerator);
+            let disks = values(&line, "-device").into_iter().filter(|one| one.starts_with("virtio-blk"));
+            for disk in disks {
+                assert_eq!(
+                    disk.ends_with(",iothread=disks"),
+                    has_thread,
+                    "{machine:?} {accelerator:?}: {disk}"
+                );
+            }
+            assert_eq!(values(&line, "-object").contains(&"iothread,id=disks"), has_thread);
+        }
+    }
+
+    #[test]
+    fn a_memory_gets_the_devices_that_it_was_saved_with() {
+        for (device_set, has_controllers) in [(DeviceSet(0), true), (DEVICE_SET, false)] {
+            let words =
+                command_with(QemuMachine::Q35, Content::Saved, Accelerator::Tcg, device_set).arguments;
+            let options = values(&words, "-machine")[0];
+            for option in ["sata=off", "smbus=off", "i8042=off"] {
+                assert_eq!(!options.split(',').any(|one| one == option), has_controllers, "{options}");
+            }
+        }
+    }
+
+    #[test]
     fn options_of_one_machine_type_are_not_given_to_the_other() {
         let [q35, microvm] = [QemuMachine::Q35, QemuMachine::Microvm]
             .map(|machine| line(machine, Content::Fresh, Accelerator::Tcg).join(" "));
-        for (word, is_of_q35) in
-            [("vmport=", true), ("romfile=", true), ("pit=on", false), ("rtc=on", false), ("acpi=on", false)]
-        {
+        for (word, is_of_q35) in [
+            ("vmport=", true),
+            ("romfile=", true),
+            ("pci=", true),
+            ("pit=on", false),
+            ("rtc=on", false),
+            ("acpi=on", false),
+        ] {
             assert_eq!((q35.contains(word), microvm.contains(word)), (is_of_q35, !is_of_q35), "{word}");
         }
         assert!(!microvm.contains("pci"), "{microvm}");

@@ -22,8 +22,8 @@ use crate::hypervisor::driver::MachineType;
 /// Time limit for QEMU to list its machine types, which takes 30 ms.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// The set of devices of VMs that boot. The first one, on a PC, has disk, bus and keyboard controllers that no guest
-/// needs, and every guest probes.
+/// The set of devices of VMs that boot. In the first set a PC has controllers of disks, a bus of sensors and a
+/// keyboard, which no guest needs and every firmware and kernel probes.
 pub(super) const DEVICE_SET: DeviceSet = DeviceSet(1);
 
 /// The capabilities of VMs of both machine types, apart from the number of their devices.
@@ -82,6 +82,16 @@ impl QemuMachine {
             // it off. Without a real-time clock the guest waits two seconds for one. A second interrupt
             // controller makes room for 24 virtio devices instead of eight, and costs nothing.
             Self::Microvm => "acpi=on,rtc=on,pit=on,pic=on,isa-serial=on,ioapic2=on",
+        }
+    }
+
+    /// Returns additions to the guest kernel's command line.
+    pub(super) fn kernel_options(self) -> Option<&'static str> {
+        match self {
+            // ACPI lists all buses. Without this, the kernel asks for a device in each of 32 slots of 255 others,
+            // which leaves the guest 16,000 times: three quarters of the I/O of a boot.
+            Self::Q35 => Some("pci=lastbus=0"),
+            Self::Microvm => None,
         }
     }
 

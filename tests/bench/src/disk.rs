@@ -101,7 +101,8 @@ fn with_options(arguments: &[String], options: &str) -> Vec<String> {
 async fn read_figures(log: &Path, measured: &mut Measured) {
     let start = Instant::now();
     loop {
-        let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let text =
+            fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
         if text.lines().any(|line| line.trim() == END) {
             for line in text.lines().filter(|line| line.starts_with(FIGURE)) {
                 let mut words = line.split_whitespace().skip(1);
