@@ -70,6 +70,8 @@ async fn heals(site: &mut Harness, hypervisor: &str) {
     site.start().await;
     assert_eq!(site.until_state("box", "Running").await["vmm_pid"], before);
     assert_eq!(shell(site, "box", "hostname").await, "box");
+    // As after a power failure, a guest has only what it has written to its disk.
+    shell(site, "box", "sync").await;
     site.shell(&format!("kill -9 {before}"));
     let is_another = |seen: &Value| seen["state"] == "Running" && seen["vmm_pid"] != before;
     site.until("box", "another VMM", is_another).await;

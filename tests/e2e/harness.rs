@@ -15,8 +15,11 @@ use serde_json::{Value, json};
 
 use crate::fixtures::{Fixtures, patience, run, timeout, until};
 use crate::namespace::bridge;
+use crate::unit;
 
 /// Name of the firewall table. Names need not be unique: no other daemon is in the namespace.
+/// The program under test.
+const DAEMON: &str = env!("CARGO_BIN_EXE_stead");
 pub(crate) const TABLE: &str = "steade2e";
 pub(crate) const TAP_PREFIX: &str = "tp";
 pub(crate) const GATEWAY: &str = "10.185.0.1";
@@ -192,7 +195,7 @@ impl Harness {
 
     /// Returns the output of the client for a command line.
     pub(crate) fn cli(&self, words: &str) -> String {
-        let program = env!("CARGO_BIN_EXE_stead");
+        let program = DAEMON;
         let token = &self.token;
         run("sh", &["-c", &format!("STEAD_BASE_URL=http://{LISTEN} STEAD_API_KEY={token} {program} {words}")])
     }
@@ -203,7 +206,7 @@ impl Harness {
     pub(crate) fn spawn(&mut self, failpoint: Option<&str>) {
         assert!(self.daemon.is_none(), "one daemon at a time");
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("opened");
-        let mut command = self.serve(failpoint);
+        let mut command = self.serve(unit::command(DAEMON), failpoint);
         command.stdout(log.try_clone().expect("cloned")).stderr(log);
         self.daemon = Some(Program(command.spawn().expect("the daemon starts")));
     }
@@ -212,7 +215,8 @@ impl Harness {
     pub(crate) fn spawn_by(&mut self, start: impl FnOnce(&mut Command) -> Child) {
         assert!(self.daemon.is_none(), "one daemon at a time");
         let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("opened");
-        let mut command = self.serve(None);
+        // The filter counts the calls of the program from its first one.
+        let mut command = self.serve(Command::new(DAEMON), None);
         command.stdout(log.try_clone().expect("cloned")).stderr(log);
         self.daemon = Some(Program(start(&mut command)));
     }
@@ -220,7 +224,7 @@ impl Harness {
     /// Starts a daemon whose log, with a line for each request, goes into a pipe.
     pub(crate) fn spawn_piped(&mut self) -> ChildStderr {
         assert!(self.daemon.is_none(), "one daemon at a time");
-        let mut command = self.serve(None);
+        let mut command = self.serve(unit::command(DAEMON), None);
         command.env("STEAD_LOG", "info").stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the daemon starts");
         let pipe = child.stderr.take().expect("piped");
@@ -228,8 +232,7 @@ impl Harness {
         pipe
     }
 
-    fn serve(&self, failpoint: Option<&str>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_stead"));
+    fn serve(&self, mut command: Command, failpoint: Option<&str>) -> Command {
         command.args(["serve", "--listen", LISTEN, "--data-dir"]).arg(self.data());
         command.arg("--run-dir").arg(self.run_dir()).arg("--kernel-dir").arg(&self.kernel_dir);
         command
@@ -294,7 +297,7 @@ impl Harness {
         let ended = begun.err();
         assert!(ended.is_none(), "the daemon ended: {ended:?}\n{}", self.daemon_log());
         let data = self.data().display().to_string();
-        let token = run(env!("CARGO_BIN_EXE_stead"), &["token", "create", "--data-dir", &data]);
+        let token = run(DAEMON, &["token", "create", "--data-dir", &data]);
         self.token = token.trim().to_owned();
     }
 

@@ -3,8 +3,6 @@
 //! They need root and the Debian packages that `deploy/setup` installs.
 
 mod disks;
-mod escape_attempts;
-mod escapes;
 mod fake_registry;
 mod firewall;
 mod firewall_nics;

@@ -118,7 +118,8 @@ async fn capabilities_show_what_the_hypervisors_of_the_node_declare() {
         |name: &str| json!({"name": name, "available": true, "features": features, "accelerator": "kvm"});
     assert_eq!(shown.body["runtimes"], json!([runtime("qemu"), runtime("qemu-microvm")]));
     assert_eq!(shown.body["default_runtime"], json!({"name": "qemu", "available": true}));
-    assert_eq!(shown.body["host"], json!({"os": "linux", "arch": "amd64", "cgroups": false}));
+    let host = json!({"os": "linux", "arch": "amd64", "cgroups": false, "missing_walls": []});
+    assert_eq!(shown.body["host"], host);
     let network = json!({
         "model": "bridge", "guest_to_guest": false, "gateway": "10.9.0.1", "subnet": "10.9.0.0/24",
     });

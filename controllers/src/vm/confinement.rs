@@ -55,7 +55,7 @@ mod tests {
         let mut status = object.status.clone();
         let mut machine = machine(VmmState::Running, GuestPhase::Ready);
         let mut report = |machine: &crate::host::Machine| {
-            super::report(&mut status, &object, Some(&seen(Some(machine.clone()))), at(1).into());
+            report(&mut status, &object, Some(&seen(Some(machine.clone()))), at(1).into());
             condition::find(&status.conditions, ConditionType::Confined).cloned()
         };
         let complete = report(&machine).expect("reported");

@@ -29,7 +29,7 @@ pub(super) fn libraries(program: &Path) -> io::Result<Vec<PathBuf>> {
     }
     let mut all = listed(&text)?;
     all.push(loader);
-    all.extend(Some(CACHE).map(PathBuf::from).filter(|cache| cache.exists()));
+    all.extend(Some(PathBuf::from(CACHE)).filter(|cache| cache.exists()));
     Ok(all)
 }
 

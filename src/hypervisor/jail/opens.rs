@@ -19,6 +19,10 @@ use tokio::io::unix::AsyncFd;
 
 use crate::host::process::register;
 
+/// Flags of answers, which libc has as wider numbers than the fields of the answers: SECCOMP_USER_NOTIF_FLAG_CONTINUE and
+/// SECCOMP_ADDFD_FLAG_SEND of `linux/seccomp.h`.
+const CONTINUE: u32 = 1 << 0;
+const ADD_AND_ANSWER: u32 = 1 << 1;
 /// Longest path that is compared, in bytes.
 const PATH_BYTES_MAX: usize = 256;
 
@@ -75,12 +79,7 @@ impl Opens {
         let file = self.path(&request).ok().and_then(|path| self.file(&path));
         let Some(file) = file else {
             // The kernel opens it as if there were no filter. That fails behind the other walls.
-            let mut response = libc::seccomp_notif_resp {
-                id: request.id,
-                val: 0,
-                error: 0,
-                flags: libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32,
-            };
+            let mut response = libc::seccomp_notif_resp { id: request.id, val: 0, error: 0, flags: CONTINUE };
             // SAFETY: the value has the layout of the request.
             let sent =
                 unsafe { libc::ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw mut response) };
@@ -88,7 +87,7 @@ impl Opens {
         };
         let added = libc::seccomp_notif_addfd {
             id: request.id,
-            flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
+            flags: ADD_AND_ANSWER,
             srcfd: file.as_raw_fd().cast_unsigned(),
             newfd: 0,
             newfd_flags: libc::O_CLOEXEC.cast_unsigned(),

@@ -69,7 +69,7 @@ fn missing_in(status: &str) -> BTreeSet<Wall> {
     let is_none = |name: &&str| field(name).first().is_some_and(|set| set.bytes().all(|digit| digit == b'0'));
     let walls = [
         (Wall::User, is_user),
-        (Wall::Capabilities, CAPABILITIES.iter().all(|name| is_none(name))),
+        (Wall::Capabilities, CAPABILITIES.iter().all(is_none)),
         (Wall::NoNewPrivileges, field("NoNewPrivs") == ["1"]),
         (Wall::SystemCalls, field("Seccomp") == ["2"]),
     ];

@@ -115,7 +115,7 @@ fn clone(jail: &Jail, report: RawFd) -> io::Result<(u32, OwnedFd)> {
     }
     if let Some(group) = &jail.group.directory {
         request.flags |= INTO_CGROUP;
-        request.cgroup = group.as_raw_fd() as u64;
+        request.cgroup = u64::from(group.as_raw_fd().cast_unsigned());
     }
     // SAFETY: the signal sets are initialised by the calls. The child gets a copy of the memory, and only makes
     // system calls in `enter`. The pidfd that the kernel returns belongs to nobody else.

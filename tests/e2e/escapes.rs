@@ -15,9 +15,10 @@ use stead::host::cgroup::Cgroups;
 use stead::hypervisor::driver::{Handed, Needs, VmmCommand};
 use stead::hypervisor::record::VmPaths;
 use stead::hypervisor::{Jails, SpawnPlan, USERS, UserRange, missing_walls, spawn};
+use stead_schemas::names::Uid;
 
 use crate::escape_attempts::{ATTEMPTS, Target};
-use crate::namespace::{in_namespace, uid};
+use crate::namespace::in_namespace;
 
 /// The name of the test that is the program when it is run with a target.
 const TEST: &str = "escapes::a_vmm_reaches_nothing_of_the_host";
@@ -63,7 +64,6 @@ impl Host {
         for name in ["disk", "memory", "key", "given"] {
             fs::write(dir.path().join(name), "secret").expect("written");
         }
-        crate::namespace::shell("ip link set lo up");
         let tcp = TcpListener::bind("127.0.0.1:0").expect("bound");
         let unix = UnixListener::bind(path("api.sock")).expect("bound");
         let monitor = UnixListener::bind(path("qmp.sock")).expect("bound");
@@ -78,7 +78,7 @@ impl Host {
 
     /// Runs the program, and returns the result of each attempt.
     async fn run(&self, jails: &Jails, owner: char, is_walled: bool) -> BTreeMap<String, String> {
-        let owner = uid(owner);
+        let owner: Uid = format!("{owner}{:023}", 0).parse().expect("a letter and digits");
         let paths = VmPaths::new(&self.dir.path().join("run"), &self.dir.path().join("data"), &owner);
         for directory in [paths.runtime(), paths.logs()] {
             fs::create_dir_all(directory).expect("made");
@@ -137,8 +137,13 @@ fn a_vmm_reaches_nothing_of_the_host() {
         };
         let open = host.run(&jails("a"), 'a', false).await;
         print("without walls", &open);
-        let refused: Vec<_> =
-            ATTEMPTS.iter().map(|(name, _)| *name).filter(|name| open[*name] != "REACHED").collect();
+        // A kernel without the interface, such as one without modules, has nothing to refuse.
+        let is_lacking = |name: &str| open[name].contains("os error 38");
+        let refused: Vec<_> = ATTEMPTS
+            .iter()
+            .map(|(name, _)| *name)
+            .filter(|name| open[*name] != "REACHED" && !is_lacking(name))
+            .collect();
         assert!(
             refused.is_empty(),
             "these attempts show nothing, because a process without walls fails too: {refused:?}"
