@@ -16,7 +16,6 @@ use stead_schemas::numbers::DeviceSet;
 use tokio::process::Command;
 
 use crate::host::tsc;
-use crate::hypervisor::Accelerator;
 use crate::hypervisor::driver::MachineType;
 
 /// Time limit for QEMU to list its machine types, which takes 30 ms.
@@ -102,15 +101,6 @@ impl QemuMachine {
         match self {
             Self::Q35 => true,
             Self::Microvm => false,
-        }
-    }
-
-    /// Returns whether a guest's request to a device can be served by another thread than the main loop. QEMU
-    /// emulates that for devices of PCI only.
-    pub(super) fn notifies_threads(self, accelerator: Accelerator) -> bool {
-        match self {
-            Self::Q35 => true,
-            Self::Microvm => accelerator == Accelerator::Kvm,
         }
     }
 
