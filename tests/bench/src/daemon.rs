@@ -240,8 +240,7 @@ impl Drop for Daemon {
         }
         quiet("ip", &["link", "del", self.bridge]);
         for root in ["", "memory", "cpu", "pids"] {
-            let parent =
-                std::path::Path::new("/sys/fs/cgroup").join(root).join(format!("stead-{}", self.bridge));
+            let parent = Path::new("/sys/fs/cgroup").join(root).join(format!("stead-{}", self.bridge));
             for group in
                 fs::read_dir(&parent).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir())
             {

@@ -50,7 +50,7 @@ pub(crate) async fn disk() -> Vec<Figure> {
     let (overlay, directory) = (daemon.dir.path().join("hand.ext4"), daemon.dir.path().join("hand"));
     for round in 0..ROUNDS {
         let name = format!("d{round}");
-        let size = format!("{DISK_BYTES}B");
+        let size = format!("{}MB", DISK_BYTES >> 20);
         daemon.post_with(&name, json!({ "image": IMAGE, "overlay_size": size, "cmd": program })).await;
         let instance = daemon.get(&format!("/instances/{name}")).await;
         let id = instance["id"].as_str().expect("an id");
