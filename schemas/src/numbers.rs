@@ -56,6 +56,14 @@ number! {
     LaunchId
 }
 
+number! {
+    /// The number of a set of devices that a VMM gives to its guests: 0 for the first. A memory that was saved with
+    /// one set loads into no other.
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    DeviceSet
+}
+
 /// Converts the old form of a launch, which was the time at which it began, to its nanoseconds since 1970:
 /// equal times give equal numbers, which no counter reaches.
 impl From<Timestamp> for LaunchId {

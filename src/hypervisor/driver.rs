@@ -17,6 +17,7 @@ use stead_controllers::host::LaunchPlan;
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::LinkName;
+use stead_schemas::numbers::DeviceSet;
 
 use super::record::{Mapping, VmPaths};
 use crate::guest_channel::Transport;
@@ -60,6 +61,7 @@ pub enum Content {
 pub struct Start<'a> {
     pub plan: &'a LaunchPlan,
     pub machine_type: MachineType,
+    pub device_set: DeviceSet,
     pub paths: &'a VmPaths,
     pub kernel: &'a Kernel,
     pub initrd: &'a Path,
@@ -178,6 +180,12 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Returns the machine types of this driver. The first is that of records that name none.
     fn machine_types(&self) -> &'static [MachineType];
+
+    /// Returns the set of devices of a VM that boots. A driver that changes what guests see raises the number, and
+    /// still makes the sets of lower numbers, because memories are saved with them.
+    fn device_set(&self) -> DeviceSet {
+        DeviceSet::default()
+    }
 
     /// Returns who stores the RAM of a save.
     fn ram_access(&self) -> RamAccess;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, VmmState};
 use stead_schemas::names::Uid;
+use stead_schemas::numbers::DeviceSet;
 use stead_schemas::quantity::Bytes;
 
 use super::attached::Attached;
@@ -42,6 +43,7 @@ pub(super) struct HostRam {
 pub(super) struct StartFiles {
     kernel: Kernel,
     initrd: PathBuf,
+    device_set: DeviceSet,
     rootfs: PathBuf,
     overlay: PathBuf,
     volumes: Vec<(PathBuf, bool)>,
@@ -63,6 +65,7 @@ impl StartFiles {
         Start {
             plan,
             machine_type: choice.machine_type,
+            device_set: self.device_set,
             paths: &self.paths,
             kernel: &self.kernel,
             initrd: &self.initrd,
@@ -85,6 +88,7 @@ impl Hypervisors {
         let choice = self.choose(plan)?;
         let guest = GuestOrigin {
             run: plan.run,
+            device_set: choice.driver.device_set(),
             token: new_token().map_err(failed)?,
             launched_at: Timestamp::now(),
             kernel_files: self.config.boot_files.get()?.0.guest_disk(plan.wants_headers),
@@ -132,6 +136,7 @@ impl Hypervisors {
         Ok(StartFiles {
             kernel,
             initrd,
+            device_set: record.device_set,
             rootfs: (config.rootfs)(&plan.rootfs),
             overlay: (config.disk)(&plan.overlay),
             volumes: plan.volumes.iter().map(volume).collect(),

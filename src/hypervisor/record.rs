@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, VolumeDisk};
 use stead_schemas::guest::Token;
 use stead_schemas::names::{LinkName, Uid};
-use stead_schemas::numbers::{LaunchId, RunNo};
+use stead_schemas::numbers::{DeviceSet, LaunchId, RunNo};
 use stead_schemas::quantity::Bytes;
 
 use crate::guest_channel::{Known, NewToken, Tokens};
@@ -93,6 +93,9 @@ pub(crate) struct Record {
     /// Name of the machine type, or `None` in records that are older than the choice of machine types.
     #[serde(default, rename = "board")]
     pub(crate) machine_type: Option<String>,
+    /// The set of the guest's devices, the first in records from before there were others.
+    #[serde(default)]
+    pub(crate) device_set: DeviceSet,
     pub(crate) token: Token,
     /// The token that the guest should take: set from before it is sent until the guest has used it.
     #[serde(default)]
@@ -127,6 +130,7 @@ pub(crate) struct Record {
 #[derive(Debug)]
 pub(super) struct GuestOrigin {
     pub(super) run: RunNo,
+    pub(super) device_set: DeviceSet,
     pub(super) token: Token,
     pub(super) launched_at: Timestamp,
     pub(super) kernel_files: Option<PathBuf>,
@@ -152,6 +156,7 @@ impl Record {
             run: guest.run,
             launch: plan.launch,
             machine_type: Some(machine_type.to_owned()),
+            device_set: guest.device_set,
             token: guest.token,
             launched_at: guest.launched_at,
             tap: plan.network.as_ref().map(|card| card.tap.clone()),
@@ -213,6 +218,7 @@ impl Record {
             run: RunNo(0),
             launch: LaunchId::default(),
             machine_type: None,
+            device_set: DeviceSet::default(),
             token: Token(String::new()),
             new_token: None,
             launched_at: Timestamp::UNIX_EPOCH,

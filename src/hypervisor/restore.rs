@@ -47,6 +47,11 @@ impl Hypervisors {
                 "its memory was saved of a VM on {saved_on}, not on {machine_type}"
             )));
         }
+        if origin.device_set > choice.driver.device_set() {
+            return Err(refused(
+                "its memory was saved with devices that only a later version gives".to_owned(),
+            ));
+        }
         let failed = |error| HostError::io("observe the disks of", plan.owner.as_str(), error);
         if !plan.volumes.iter().eq(origin.volumes.iter().map(|volume| &volume.disk)) {
             return Err(refused("its memory was saved with other volumes".to_owned()));
@@ -167,6 +172,7 @@ impl Hypervisors {
 fn saved_guest(origin: &Origin) -> GuestOrigin {
     GuestOrigin {
         run: origin.run,
+        device_set: origin.device_set,
         token: origin.token.clone(),
         // A memory that was taken over begins now: its guest has sent nothing under this name.
         launched_at: if origin.is_adopted { Timestamp::now() } else { origin.launched_at },

@@ -185,6 +185,7 @@ impl Hypervisors {
             backend: attached.choice.driver.name().to_owned(),
             version,
             machine: attached.choice.machine_type.name.to_owned(),
+            device_set: record.device_set,
             kernel: kernel.vmlinux.clone(),
             initrd: initrd.clone(),
             overlay: FileMark::of(&(self.config.disk)(overlay)).map_err(io)?,

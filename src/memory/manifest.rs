@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stead_controllers::host::VolumeDisk;
 use stead_schemas::guest::Token;
-use stead_schemas::numbers::{LaunchId, RunNo, StandbyNo};
+use stead_schemas::numbers::{DeviceSet, LaunchId, RunNo, StandbyNo};
 
 /// The manifest of a saved memory: its origin, and what a restore has to find again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub(crate) struct Origin {
     pub(crate) version: String,
     /// The name of the machine type, as in the record of a launch.
     pub(crate) machine: String,
+    /// The set of the guest's devices, the first in manifests from before there were others.
+    #[serde(default)]
+    pub(crate) device_set: DeviceSet,
     pub(crate) kernel: PathBuf,
     pub(crate) initrd: PathBuf,
     pub(crate) overlay: FileMark,
@@ -125,7 +128,7 @@ mod tests {
         let latest = json!({
             "generation": 5, "run": 2, "launch": 9, "launched_at": "2026-01-01T00:00:00Z",
             "saved_at": "2026-01-01T00:00:01Z", "token": "t", "backend": "driver", "version": "7.2.22 (Debian)",
-            "machine": "q35", "kernel": "/k", "initrd": "/i", "overlay": mark,
+            "machine": "q35", "device_set": 1, "kernel": "/k", "initrd": "/i", "overlay": mark,
             "volumes": [{"disk": "tz4a98xxat96iws9zmbrgj3b", "is_read_only": false, "mark": mark}],
             "kernel_files": "/h", "queues": 4, "is_adopted": true,
             "state_bytes": 6, "state_sha256": "ab", "ram_bytes": 7, "ram_sum": 8,
@@ -135,7 +138,7 @@ mod tests {
         // Without fields that came later, and with an older name.
         let mut first = latest;
         let fields = first.as_object_mut().expect("an object");
-        for field in ["volumes", "is_adopted", "kernel_files", "launch", "queues"] {
+        for field in ["device_set", "volumes", "is_adopted", "kernel_files", "launch", "queues"] {
             fields.remove(field);
         }
         fields.insert("headers".to_owned(), Value::from("/h"));
@@ -143,5 +146,6 @@ mod tests {
         assert_eq!(manifest.origin.kernel_files.as_deref(), Some(Path::new("/h")));
         assert!(manifest.origin.volumes.is_empty() && !manifest.origin.is_adopted);
         assert_eq!(manifest.origin.queues, 1, "the only card that there was");
+        assert_eq!(manifest.origin.device_set, DeviceSet(0), "the first");
     }
 }

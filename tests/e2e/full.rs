@@ -50,7 +50,9 @@ fn on_a_full_disk_instances_are_refused_and_deleted_and_taken_again_when_there_i
 
         // On a slow machine a guest may not have written yet what it changed at its boot. It would then be blocked by
         // that write on the full disk, and not by the memory that has no room.
-        site.cli("exec kept sync");
+        for name in ["kept", "writer"] {
+            site.cli(&format!("exec {name} sync"));
+        }
         site.shell("dd if=/dev/zero of=$DATA/filler bs=64k 2>/dev/null || true");
         assert_eq!(site.shell("df --output=avail $DATA | tail -n 1").trim(), "0", "the disk is full");
         // A guest whose disk cannot grow waits with its write, and loses nothing.

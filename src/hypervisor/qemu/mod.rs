@@ -4,6 +4,8 @@
 //! from outside, and private when it is a saved file. QEMU itself saves only the device state.
 
 mod command;
+#[cfg(test)]
+mod command_tests;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
 mod machine_type;
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use futures::future::BoxFuture;
 use stead_schemas::instance::Hypervisor;
+use stead_schemas::numbers::DeviceSet;
 
 use super::driver::{Answer, Driver, MachineType, Notify, RamAccess, Session, Start, VmmCommand};
 use super::record::VmPaths;
@@ -74,6 +77,10 @@ impl Driver for Qemu {
 
     fn machine_types(&self) -> &'static [MachineType] {
         &machine_type::ALL
+    }
+
+    fn device_set(&self) -> DeviceSet {
+        machine_type::DEVICE_SET
     }
 
     fn ram_access(&self) -> RamAccess {

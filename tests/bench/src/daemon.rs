@@ -1,7 +1,7 @@
 //! A daemon of the binary beside this program, with VMs. All of it ends with the value.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -121,23 +121,20 @@ impl Daemon {
 
     /// Imports busybox as a bare root file system, so that no registry is part of this figure.
     pub(crate) async fn import(&self) {
-        let root = self.dir.path().join("root/bin");
-        fs::create_dir_all(&root).expect("made");
-        fs::copy("/bin/busybox", root.join("busybox")).expect("busybox-static is installed");
+        let root = self.dir.path().join("root");
+        fs::create_dir_all(root.join("bin")).expect("made");
+        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+        self.import_root(&root, "bench.test/busybox:v1");
+    }
+
+    /// Imports a directory as an image of this name.
+    pub(crate) fn import_root(&self, root: &Path, name: &str) {
+        let tar = root.with_extension("tar");
+        let made = Command::new("tar").arg("-C").arg(root).arg("-cf").arg(&tar).arg(".").status();
+        assert!(made.is_ok_and(|status| status.success()), "tar runs");
         let imported = Command::new(stead())
-            .args(["image", "import", "--name", "bench.test/busybox:v1"])
-            .arg({
-                let tar = self.dir.path().join("root.tar");
-                let made = Command::new("tar")
-                    .args(["-C"])
-                    .arg(self.dir.path().join("root"))
-                    .arg("-cf")
-                    .arg(&tar)
-                    .arg(".")
-                    .status();
-                assert!(made.is_ok_and(|status| status.success()), "tar runs");
-                tar
-            })
+            .args(["image", "import", "--name", name])
+            .arg(tar)
             .env("STEAD_BASE_URL", &self.base)
             .env("STEAD_API_KEY", &self.token)
             .stdout(Stdio::null())
@@ -243,8 +240,7 @@ impl Drop for Daemon {
         }
         quiet("ip", &["link", "del", self.bridge]);
         for root in ["", "memory", "cpu", "pids"] {
-            let parent =
-                std::path::Path::new("/sys/fs/cgroup").join(root).join(format!("stead-{}", self.bridge));
+            let parent = Path::new("/sys/fs/cgroup").join(root).join(format!("stead-{}", self.bridge));
             for group in
                 fs::read_dir(&parent).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir())
             {

@@ -127,7 +127,12 @@ pub(crate) fn move_behind_hub(arguments: &mut Vec<String>) {
 
 /// Makes an empty disk for a manually started VM.
 pub(crate) fn make_overlay(path: &Path) {
-    fs::File::create(path).and_then(|file| file.set_len(256 << 20)).expect("made");
+    make_disk(path, 256 << 20);
+}
+
+/// Makes an empty disk of this size, in bytes.
+pub(crate) fn make_disk(path: &Path, bytes: u64) {
+    fs::File::create(path).and_then(|file| file.set_len(bytes)).expect("made");
     let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(path).status();
     assert!(made.is_ok_and(|status| status.success()), "mkfs.ext4 runs");
 }

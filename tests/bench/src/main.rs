@@ -10,6 +10,7 @@ mod copies;
 mod crowd;
 mod crowded;
 mod daemon;
+mod disk;
 mod hand;
 mod heal;
 mod logs;
@@ -76,6 +77,9 @@ fn main() {
     }
     if is_wanted("agent") {
         figures.extend(runtime.block_on(agent::agent()));
+    }
+    if is_wanted("disk") {
+        figures.extend(runtime.block_on(disk::disk()));
     }
     if is_wanted("standby") {
         figures.extend(runtime.block_on(standby::standby()));
