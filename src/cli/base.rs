@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -112,6 +113,17 @@ impl Base {
         }
     }
 
+    /// Returns a warning if the token crosses a network without TLS.
+    pub(super) fn warning(&self, has_token: bool) -> Option<String> {
+        let Self::Url(url) = self else { return None };
+        // An address of version 6 is in brackets.
+        let host = url.host_str()?.trim_start_matches('[').trim_end_matches(']');
+        let is_local =
+            host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let is_open = has_token && url.scheme() == "http" && !is_local;
+        is_open.then(|| format!("{url} is without TLS: whoever is on the way can read the token"))
+    }
+
     /// Returns the URL of a path given by its segments, each of which may contain any characters.
     pub(super) fn url(&self, segments: &[&str]) -> Url {
         let mut url = match self {
@@ -184,6 +196,20 @@ mod tests {
         let shown = read("https://a.test:1/below").expect("valid").url(&["a b", "c"]).to_string();
         assert_eq!(shown, "https://a.test:1/below/a%20b/c");
         assert_eq!(read("unix:///s").expect("valid").url(&["a"]).to_string(), "http://localhost/a");
+    }
+
+    #[test]
+    fn a_token_that_crosses_a_network_without_tls_is_warned_of() {
+        let warned =
+            |text: &str, has_token| text.parse::<Base>().expect("valid").warning(has_token).is_some();
+        for open in ["http://192.0.2.1:8080", "http://a.test", "http://[2001:db8::1]:1"] {
+            assert!(warned(open, true) && !warned(open, false), "{open}");
+        }
+        for closed in
+            ["https://a.test", "http://127.0.0.2:1", "http://[::1]:1", "http://localhost", "unix:///s"]
+        {
+            assert!(!warned(closed, true), "{closed}");
+        }
     }
 
     #[test]

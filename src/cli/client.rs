@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 
 use super::base::{Base, Duplex};
-use super::{Failure, Remote, tls};
+use super::{Failure, Remote, show, tls};
 
 /// A client of one server.
 #[derive(Debug)]
@@ -55,6 +55,9 @@ impl Client {
         let base = base.map_or_else(|| Ok(Base::default()), |text| text.parse().map_err(Failure::Usage))?;
         let key = remote.api_key.clone().or_else(|| environment(["STEAD_API_KEY", "HYPEMAN_API_KEY"]));
         base.check(key.is_some())?;
+        if let Some(warning) = base.warning(key.is_some()) {
+            eprintln!("stead: {}", show::shown(&warning));
+        }
         let is_malformed = |key: &String| HeaderValue::from_str(key).is_err();
         if key.as_ref().is_some_and(is_malformed) {
             return Err(Failure::Usage(

@@ -58,6 +58,11 @@ fn load(serve: Serve) -> Result<Effective, Failure> {
 }
 
 pub(super) async fn serve(serve: Serve) -> Result<(), Failure> {
+    if !rustix::process::geteuid().is_root() {
+        let message = "the daemon must be run as root, because it makes network devices, mounts and users of VMMs; \
+                       deploy/stead.service has the capabilities that it needs";
+        return Err(Failure::Usage(message.to_owned()));
+    }
     let passed = Passed::take()?;
     let config = load(serve)?.config;
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log)

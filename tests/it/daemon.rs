@@ -180,6 +180,15 @@ async fn a_group_reaches_the_socket_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_without_roots_rights_is_refused_as_wrong_usage() {
+    let site = Site::new();
+    // The user that the namespace shows is not root. The files are still reached as root.
+    let (code, log) = site.refused(&mut site.serve("unshare --user -- $STEAD")).await;
+    assert!(code == 2 && log.contains("must be run as root"), "{log}");
+    assert!(!site.path("data").exists(), "nothing was made");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_address_beyond_loopback_without_tls_is_refused_as_wrong_usage() {
     let site = Site::new();
     let (code, log) = site.refused(site.serve("$STEAD").env("STEAD_LISTEN", "0.0.0.0:8080")).await;
