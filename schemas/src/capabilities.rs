@@ -21,6 +21,14 @@ pub struct VmmCapabilities {
     /// Number of block devices that a VM has room for, for volumes.
     pub volume_devices_max: usize,
     pub vcpus_max: u32,
+    /// Largest number of pairs of queues of a network card.
+    #[serde(default = "one_queue")]
+    pub card_queues_max: u16,
+}
+
+/// Number of pairs of queues in the capabilities that earlier daemons stored.
+fn one_queue() -> u16 {
+    VmmCapabilities::NONE.card_queues_max
 }
 
 impl VmmCapabilities {
@@ -34,5 +42,6 @@ impl VmmCapabilities {
         devices: false,
         volume_devices_max: 0,
         vcpus_max: 1,
+        card_queues_max: 1,
     };
 }

@@ -108,6 +108,9 @@ pub struct NicSpec {
     /// is chosen with the address, so that limits can be set on a port that already exists.
     #[serde(default)]
     pub class: u16,
+    /// True if the TAP can have several queues, one for each processor of the instance.
+    #[serde(default)]
+    pub has_queues: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

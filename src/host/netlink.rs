@@ -116,7 +116,7 @@ impl Netlink {
 
     async fn create_tap(&self, plan: &LinkPlan) -> Result<(), HostError> {
         let failed = |error| HostError::io("create link", plan.name.as_str(), error);
-        let tap = Tap::create(&plan.name).map_err(failed)?;
+        let tap = Tap::create(&plan.name, plan.has_queues).map_err(failed)?;
         let made = self.get(&plan.name).await?;
         let made =
             made.ok_or_else(|| HostError::new(HostErrorKind::Transient, "create link", plan.name.as_str()))?;

@@ -4,9 +4,10 @@
 //! nothing.
 //! Never: takes over an existing device (`IFF_TUN_EXCL`).
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use rustix::ioctl::{Getter, IntegerSetter, Opcode, Setter, ioctl, opcode};
 use stead_schemas::names::LinkName;
@@ -27,6 +28,9 @@ const IFF_NO_PI: u16 = 0x1000;
 /// Flag that VMMs need: offloads are negotiated through a header before each frame.
 const IFF_VNET_HDR: u16 = 0x4000;
 const IFF_TUN_EXCL: u16 = 0x8000;
+/// Flag of a device that several descriptors can be attached to, each of which is a queue of its own. A device has it
+/// from its creation on, and every descriptor has to ask for it.
+const IFF_MULTI_QUEUE: u16 = 0x0100;
 
 /// The form in which frames pass between a TAP and the process at its other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,9 +81,10 @@ pub(super) struct Tap(File);
 
 impl Tap {
     /// Creates the device. The error is `AlreadyExists` when a device of that name exists.
-    pub(super) fn create(name: &LinkName) -> io::Result<Self> {
-        let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL;
-        match open(name, flags) {
+    pub(super) fn create(name: &LinkName, has_queues: bool) -> io::Result<Self> {
+        let queues = if has_queues { IFF_MULTI_QUEUE } else { 0 };
+        let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL | queues;
+        match open(|file| attach_to(file, name, flags)) {
             // The kernel returns this for a name that is in use.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                 Err(io::ErrorKind::AlreadyExists.into())
@@ -97,23 +102,42 @@ impl Tap {
     }
 }
 
-/// Attaches to a device. The device keeps the form of frames that its last reader chose.
+/// Attaches to a device that nobody else reads. The device keeps the form of frames that its last reader chose.
 ///
 /// # Errors
-/// Returns an error when the device cannot be opened, or is in use.
+/// Returns an error when the device cannot be opened, or `ResourceBusy` when it is in use.
 pub fn attach(name: &LinkName) -> io::Result<File> {
-    open(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+    let file = attach_beside(name)?;
+    // The kernel refuses a second reader only of a device that cannot have several queues.
+    if queues_of(name)? > 1 { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(file) }
 }
 
-/// Attaches a descriptor whose device was removed to the device of this name. Every process that has the same open
-/// file reads and writes frames of this form again.
+/// Attaches to a device, as one of its readers if the device can have several queues.
+///
+/// # Errors
+/// Returns an error when the device cannot be opened, or can have one reader only and has one.
+pub fn attach_beside(name: &LinkName) -> io::Result<File> {
+    open(|file| attach_queue(file, name))
+}
+
+/// Returns the number of readers of a device, and 1 if it has none.
+fn queues_of(name: &LinkName) -> io::Result<usize> {
+    let mut queues = 0;
+    for entry in fs::read_dir(Path::new("/sys/class/net").join(name.as_str()).join("queues"))? {
+        queues += usize::from(entry?.file_name().as_encoded_bytes().starts_with(b"tx-"));
+    }
+    Ok(queues)
+}
+
+/// Attaches a descriptor whose device was removed to the device of this name, which nobody reads. Every process that has
+/// the same open file reads and writes frames of this form again.
 ///
 /// # Errors
 /// Returns an error when the device is in use, or the descriptor is attached already.
 pub fn attach_again(file: impl AsFd, name: &LinkName, frames: Frames) -> io::Result<()> {
     // The form belongs to the device. It is set while nobody reads, so that no frame is read in another form.
     set_frames(attach(name)?, frames)?;
-    attach_to(file, name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
+    attach_queue(file, name)
 }
 
 /// Sets the form of the frames of the device of this descriptor.
@@ -141,13 +165,28 @@ pub(super) fn is_attached(tap: impl AsFd) -> bool {
     asked.is_ok()
 }
 
-fn open(name: &LinkName, flags: u16) -> io::Result<File> {
+fn open(attach: impl FnOnce(&File) -> io::Result<()>) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
-    attach_to(&file, name, flags)?;
+    attach(&file)?;
     #[expect(unsafe_code, reason = "rustix has no safe form of this request")]
     // SAFETY: TUNSETOWNER takes its argument, a user id, by value.
     unsafe { ioctl(file.as_fd(), IntegerSetter::<TUNSETOWNER>::new_usize(OWNER)) }?;
     Ok(file)
+}
+
+/// Attaches a descriptor as the only queue of a device, or as one of several, whichever the device was made for.
+///
+/// # Errors
+/// Returns an error when the descriptor is attached already, or the device can have no further queue.
+pub fn attach_queue(file: impl AsFd, name: &LinkName) -> io::Result<()> {
+    let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    match attach_to(&file, name, flags) {
+        // The kernel returns this for the other kind of device.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            attach_to(file, name, flags | IFF_MULTI_QUEUE)
+        }
+        done => done,
+    }
 }
 
 fn attach_to(file: impl AsFd, name: &LinkName, flags: u16) -> io::Result<()> {

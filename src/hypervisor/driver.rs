@@ -130,8 +130,10 @@ pub enum Handed {
     Log(PathBuf),
     /// The RAM of the VM: for reading and writing if it is [`Mapping::Own`], else for reading only.
     Ram,
-    /// A queue of the TAP of this name.
+    /// The TAP of this name, which nobody else reads.
     Tap(LinkName),
+    /// A further queue of the TAP of this name.
+    TapQueue(LinkName),
     /// A Unix socket of this path that listens already.
     Listener(PathBuf),
     /// A device of the host.

@@ -82,6 +82,16 @@ impl StartFiles {
     }
 }
 
+/// Returns the number of pairs of queues of the card of a VM that boots: one for each processor, where its TAP can have
+/// several.
+fn queues(plan: &LaunchPlan, choice: &Choice) -> u16 {
+    let most = choice.machine_type.capabilities.card_queues_max;
+    match &plan.network {
+        Some(card) if card.has_queues => u16::try_from(plan.vcpus).unwrap_or(u16::MAX).clamp(1, most),
+        Some(_) | None => 1,
+    }
+}
+
 impl Hypervisors {
     pub(super) async fn launch_fresh(&self, plan: &LaunchPlan) -> Result<(), HostError> {
         let failed = |error| HostError::io("prepare a VM for", plan.owner.as_str(), error);
@@ -92,7 +102,7 @@ impl Hypervisors {
             token: new_token().map_err(failed)?,
             launched_at: Timestamp::now(),
             kernel_files: self.config.boot_files.get()?.0.guest_disk(plan.wants_headers),
-            queues: 1,
+            queues: queues(plan, &choice),
         };
         let record = Record::new(plan, choice.machine_type.name, guest);
         end_line(&self.paths(&plan.owner).console_log()).map_err(failed)?;

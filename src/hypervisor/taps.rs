@@ -9,10 +9,11 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use stead_controllers::host::{HostError, HostErrorKind};
+use stead_schemas::limits::CARD_QUEUES_MAX;
 use stead_schemas::names::LinkName;
 
 use crate::host::process::{Pidfd, of_process};
-use crate::host::tap::{Frames, attach_again};
+use crate::host::tap::{Frames, attach_again, attach_queue};
 
 /// Checks that the TAP exists: a VMM would create one without our mark.
 pub(crate) fn check_tap(tap: &LinkName) -> Result<(), HostError> {
@@ -33,17 +34,25 @@ pub(crate) fn has_tap(pid: u32, tap: &str) -> io::Result<bool> {
     Ok(all.iter().any(|(_, interface)| interface == tap) && all.iter().all(|(_, name)| !name.is_empty()))
 }
 
-/// Attaches the descriptor of a process that lost its interface to the TAP of this name, whose frames have this form
-/// from then on. A process that duplicated its descriptor has the same file under both numbers, and a card has one
-/// file, so the first is enough. Waits for the kernel's configuration lock.
+/// Attaches the descriptors of a process that lost their interface to the TAP of this name, whose frames have this form
+/// from then on. A process that duplicated its descriptor has the same file under both numbers, which is attached once.
+/// A queue that the guest did not use is attached as well. Waits for the kernel's configuration lock.
 ///
 /// # Errors
 /// Returns an error when the TAP is in use, or the descriptors of the process are out of reach.
 pub(crate) fn attach_lost(pid: u32, process: &Pidfd, tap: &LinkName, frames: Frames) -> io::Result<()> {
-    match attachments(pid)?.into_iter().find(|(_, interface)| interface.is_empty()) {
-        Some((number, _)) => attach_again(process.descriptor(number)?, tap, frames),
-        None => Ok(()),
+    for _ in 0..CARD_QUEUES_MAX {
+        let all = attachments(pid)?;
+        let Some((number, _)) = all.iter().find(|(_, interface)| interface.is_empty()) else { break };
+        let descriptor = process.descriptor(*number)?;
+        // The first queue sets the form of the frames.
+        if all.iter().any(|(_, interface)| interface == tap.as_str()) {
+            attach_queue(descriptor, tap)?;
+        } else {
+            attach_again(descriptor, tap, frames)?;
+        }
     }
+    Ok(())
 }
 
 /// Lists the descriptors of a process that are or were attached to an interface, with its name. The name is empty

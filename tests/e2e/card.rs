@@ -8,14 +8,17 @@ use serde_json::json;
 use stead::host::tap::has_vhost_net;
 
 use crate::fixtures::{accelerator, patience, until};
-use crate::harness::{Harness, MOMENT};
+use crate::harness::{Harness, MOMENT, image};
 use crate::invariants::settles;
-use crate::machine_types::{is_on, made, verb};
+use crate::machine_types::{is_on, verb};
 use crate::namespace::in_namespace;
+use crate::socket::shell;
 
 /// Ports of the guest: one that sends, and one that takes.
 const SENDS: u16 = 7000;
 const TAKES: u16 = 7001;
+/// Processors of the guest, each of which has a pair of queues of a card that can have several.
+const VCPUS: u32 = 2;
 /// Bytes of one measurement in each direction.
 const BYTES: usize = 16 << 20;
 /// Average length in bytes from which frames were not cut to the MTU of Ethernet.
@@ -82,8 +85,15 @@ fn a_card_has_its_offloads_also_after_its_tap_was_replaced_while_the_guest_ran()
     in_namespace(async || {
         let mut site = Harness::running().await;
         for hypervisor in ["qemu", "qemu-microvm"] {
-            made(&site, "box", hypervisor, &program(), json!([])).await;
+            let body = json!({
+                "size": "128MB", "vcpus": VCPUS, "hypervisor": hypervisor, "cmd": ["sh", "-c", program()],
+            });
+            site.create("box", &image("busybox"), body).await;
+            site.until_state("box", "Running").await;
             is_on(&site, "box", hypervisor).await;
+            let has_queues = accelerator() == "kvm" && hypervisor == "qemu";
+            let queues = shell(&site, "box", "ls -d /sys/class/net/eth0/queues/tx-* | wc -l").await;
+            assert_eq!(queues, if has_queues { VCPUS } else { 1 }.to_string(), "{hypervisor}");
             let seen = site.get("box").await;
             let address = seen["network"]["ip"].as_str().expect("an address").to_owned();
             // Where the processor is the host's own, the kernel moves the frames.

@@ -51,7 +51,7 @@ impl Network {
     pub(crate) async fn new() -> Self {
         let (links, firewall) = (netlink("test"), Nft::new());
         firewall.replace(&rules()).await.unwrap_or_else(|error| panic!("{}", error.chain()));
-        let plan = LinkPlan { name: bridge(), owner: uid('b'), kind: LinkKind::Bridge };
+        let plan = LinkPlan { name: bridge(), owner: uid('b'), kind: LinkKind::Bridge, has_queues: false };
         links.create(&plan).await.expect("made");
         links.change(&bridge(), &LinkChange::AddAddress(rules().subnet)).await.expect("added");
         links.change(&bridge(), &LinkChange::Up).await.expect("raised");
@@ -67,7 +67,7 @@ impl Network {
         let rule =
             NicRule { tap: link_name(&format!("st-tap{number}")), mac: Mac::of_address(address), address };
         let owner = uid(char::from(b'a' + number));
-        let plan = LinkPlan { name: rule.tap.clone(), owner, kind: LinkKind::Tap };
+        let plan = LinkPlan { name: rule.tap.clone(), owner, kind: LinkKind::Tap, has_queues: false };
         self.links.create(&plan).await.expect("made");
         self.links.change(&rule.tap, &LinkChange::Master(bridge())).await.expect("enslaved");
         self.links.change(&rule.tap, &LinkChange::Isolated).await.expect("isolated");

@@ -108,6 +108,7 @@ impl Daemon {
                 address,
                 mac,
                 class: 1,
+                has_queues: false,
             };
             let new =
                 New { uid: None, name: Name::from(&uid('p')), tags: Default::default(), owner: None, spec };

@@ -11,11 +11,11 @@ use stead_schemas::network::Cidr;
 use crate::namespace::{in_namespace, link_name, netlink, shell, uid};
 
 fn bridge(owner: char) -> LinkPlan {
-    LinkPlan { name: link_name("st-br"), owner: uid(owner), kind: LinkKind::Bridge }
+    LinkPlan { name: link_name("st-br"), owner: uid(owner), kind: LinkKind::Bridge, has_queues: false }
 }
 
 fn tap(owner: char) -> LinkPlan {
-    LinkPlan { name: link_name("st-tap"), owner: uid(owner), kind: LinkKind::Tap }
+    LinkPlan { name: link_name("st-tap"), owner: uid(owner), kind: LinkKind::Tap, has_queues: false }
 }
 
 fn cidr(text: &str) -> Cidr {

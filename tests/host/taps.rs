@@ -1,12 +1,14 @@
 //! TAPs whose device is removed while a process reads them.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::UdpSocket;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use stead::host::tap::{Frames, OFFLOAD_CHECKSUM, OFFLOAD_TCP4, attach, attach_again, set_frames};
+use stead::host::tap::{
+    Frames, OFFLOAD_CHECKSUM, OFFLOAD_TCP4, attach, attach_again, attach_beside, attach_queue, set_frames,
+};
 use stead_controllers::host::{LinkChange, LinkKind, LinkPlan, Links};
 use stead_schemas::names::LinkName;
 
@@ -16,9 +18,9 @@ const WORDS: &[u8] = b"to a guest";
 /// Lengths of the headers of Ethernet, IPv4 and UDP, in bytes.
 const HEADERS: usize = 14 + 20 + 8;
 
-async fn make(name: &LinkName) {
+async fn make(name: &LinkName, has_queues: bool) {
     let links = netlink("test");
-    let plan = LinkPlan { name: name.clone(), owner: uid('t'), kind: LinkKind::Tap };
+    let plan = LinkPlan { name: name.clone(), owner: uid('t'), kind: LinkKind::Tap, has_queues };
     links.create(&plan).await.unwrap_or_else(|error| panic!("{}", error.chain()));
     links.change(name, &LinkChange::Up).await.expect("raised");
     shell(&format!(
@@ -51,7 +53,7 @@ fn a_descriptor_whose_tap_was_removed_is_attached_to_a_new_one_with_the_same_fra
     in_namespace(async || {
         let name = link_name("st-tap");
         let long = Frames { header: 12, offloads: OFFLOAD_CHECKSUM | OFFLOAD_TCP4 };
-        make(&name).await;
+        make(&name, false).await;
         let mut reader = attach(&name).expect("attached");
         set_frames(&reader, long).expect("set");
         assert_eq!(header(&mut reader), 12);
@@ -59,7 +61,7 @@ fn a_descriptor_whose_tap_was_removed_is_attached_to_a_new_one_with_the_same_fra
         reader.read(&mut [0; 64]).expect_err("its device is gone");
         set_frames(&reader, long).expect_err("its device is gone");
         let duplicate = reader.try_clone().expect("duplicated");
-        make(&name).await;
+        make(&name, false).await;
         attach_again(&duplicate, &name, long).unwrap_or_else(|error| panic!("{error}"));
         drop(duplicate);
         assert_eq!(header(&mut reader), 12);
@@ -70,5 +72,33 @@ fn a_descriptor_whose_tap_was_removed_is_attached_to_a_new_one_with_the_same_fra
         let mut next = attach(&name).expect("attached");
         set_frames(&next, Frames::PLAIN).expect("set");
         assert_eq!(header(&mut next), 10);
+    });
+}
+
+#[test]
+fn a_tap_with_queues_has_one_owner_whose_queues_are_attached_to_a_new_one() {
+    in_namespace(async || {
+        let name = link_name("st-tap");
+        let long = Frames { header: 12, offloads: OFFLOAD_CHECKSUM | OFFLOAD_TCP4 };
+        make(&name, true).await;
+        let first = attach(&name).expect("attached");
+        let second = attach_beside(&name).expect("a further queue");
+        let in_use = attach(&name).expect_err("it has an owner");
+        assert_eq!(in_use.kind(), ErrorKind::ResourceBusy);
+        shell("ip link del st-tap");
+        make(&name, true).await;
+        attach_again(&first, &name, long).unwrap_or_else(|error| panic!("{error}"));
+        attach_queue(&second, &name).unwrap_or_else(|error| panic!("{error}"));
+        attach(&name).expect_err("it has an owner again");
+        drop(second);
+        let mut first = first;
+        assert_eq!(header(&mut first), 12);
+        drop(first);
+        attach(&name).expect("it is free");
+        // A device for one reader has no further queue.
+        shell("ip link del st-tap");
+        make(&name, false).await;
+        let _only = attach(&name).expect("attached");
+        attach_beside(&name).expect_err("it has a reader");
     });
 }

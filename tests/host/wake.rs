@@ -54,7 +54,7 @@ fn a_wake_listener_answers_for_the_vm_keeps_the_first_packet_and_hands_it_over()
         let network = Network::new().await;
         let guest = network.guest(2, true).await;
         let (address, tap) = (guest.rule.address, guest.rule.tap.clone());
-        let card = NetworkCard { tap: tap.clone(), mac: guest.rule.mac, address };
+        let card = NetworkCard { tap: tap.clone(), mac: guest.rule.mac, address, has_queues: false };
         let (taps, mut changes) = taps();
         let owner = uid('o');
         let in_use = taps.watch(&owner, &card).await.expect_err("the guest is at its card");

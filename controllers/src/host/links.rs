@@ -34,6 +34,8 @@ pub struct LinkPlan {
     pub name: LinkName,
     pub owner: Uid,
     pub kind: LinkKind,
+    /// True for a TAP that its VM may open several times, for a queue each.
+    pub has_queues: bool,
 }
 
 /// A single change of a link.

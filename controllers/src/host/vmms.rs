@@ -111,6 +111,8 @@ pub struct NetworkCard {
     pub tap: LinkName,
     pub mac: Mac,
     pub address: Ipv4Addr,
+    /// True if the TAP can have several queues.
+    pub has_queues: bool,
 }
 
 /// The VMMs of one scope.

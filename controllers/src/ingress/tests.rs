@@ -292,6 +292,7 @@ async fn store_with(state: State, power: Power, policy: Option<AutoStandbyPolicy
                 address,
                 mac: Mac::of_address(address),
                 class: 1,
+                has_queues: false,
             },
         })?;
         let mut spec = crate::vm::example(power, 1, 0).spec;

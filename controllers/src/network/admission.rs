@@ -190,6 +190,7 @@ mod tests {
     use stead_schemas::meta::{Object, OwnerRef};
 
     use super::*;
+    use crate::nic::admission::TapForm;
     use crate::refused::RefusedKind;
     use crate::runtime::{SequentialIds, TokioClock};
     use crate::store::{Kinds, MemoryKv, PlainSealer, Store};
@@ -226,7 +227,8 @@ mod tests {
         let uid = store.find::<Network>(&name).expect("declared").meta.uid.clone();
         let made = store.transact(move |tx| {
             let owner = OwnerRef { kind: "network".to_owned(), uid };
-            (0..count).try_for_each(|_| crate::nic::admission::create(tx, &owner, "st").map(drop))
+            let form = TapForm { prefix: "st", has_queues: false };
+            (0..count).try_for_each(|_| crate::nic::admission::create(tx, &owner, form).map(drop))
         });
         made.await.map_err(|error| match error {
             crate::store::TransactError::Refused(refused) => refused,

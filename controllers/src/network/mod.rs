@@ -70,7 +70,7 @@ impl<H: Host> Reconciler for NetworkReconciler<H> {
             Action::LoadFirewall(rules) => firewall.replace(rules).await,
             Action::CreateBridge { name, owner } => {
                 let (name, owner) = (name.clone(), owner.clone());
-                links.create(&LinkPlan { name, owner, kind: LinkKind::Bridge }).await
+                links.create(&LinkPlan { name, owner, kind: LinkKind::Bridge, has_queues: false }).await
             }
             Action::AddAddress { bridge, address } => {
                 links.change(bridge, &LinkChange::AddAddress(*address)).await

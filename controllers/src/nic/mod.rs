@@ -41,7 +41,7 @@ pub struct NicReconciler<H> {
 /// A single step on a TAP or its rule.
 #[derive(Debug, Clone, PartialEq, Eq, strum::IntoStaticStr, strum::VariantNames)]
 pub enum Action {
-    CreateTap { name: LinkName, owner: Uid },
+    CreateTap { name: LinkName, owner: Uid, has_queues: bool },
     Enslave { tap: LinkName, bridge: LinkName },
     Isolate(LinkName),
     AddRule { table: String, rule: NicRule },
@@ -66,9 +66,9 @@ impl<H: Host> Reconciler for NicReconciler<H> {
     async fn act(&self, action: &Action) -> Result<(), HostError> {
         let (links, firewall) = (self.host.links(), self.host.firewall());
         match action {
-            Action::CreateTap { name, owner } => {
-                let (name, owner) = (name.clone(), owner.clone());
-                links.create(&LinkPlan { name, owner, kind: LinkKind::Tap }).await
+            Action::CreateTap { name, owner, has_queues } => {
+                let (name, owner, has_queues) = (name.clone(), owner.clone(), *has_queues);
+                links.create(&LinkPlan { name, owner, kind: LinkKind::Tap, has_queues }).await
             }
             Action::Enslave { tap, bridge } => links.change(tap, &LinkChange::Master(bridge.clone())).await,
             Action::Isolate(tap) => links.change(tap, &LinkChange::Isolated).await,

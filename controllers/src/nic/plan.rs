@@ -40,7 +40,8 @@ fn plan_present(object: &Object<Nic>, seen: &Observed, now: Moment) -> Plan<Acti
     let is_enslaved = seen.tap.as_ref().is_some_and(|tap| tap.master.as_ref() == Some(&spec.bridge));
     let mut steps = Vec::new();
     if seen.tap.is_none() {
-        steps.push(Action::CreateTap { name: name(), owner: object.meta.uid.clone() });
+        let (owner, has_queues) = (object.meta.uid.clone(), spec.has_queues);
+        steps.push(Action::CreateTap { name: name(), owner, has_queues });
     }
     if !is_enslaved {
         steps.push(Action::Enslave { tap: name(), bridge: spec.bridge.clone() });

@@ -48,6 +48,7 @@ fn object() -> Object<Nic> {
         address,
         mac: Mac::of_address(address),
         class: 1,
+        has_queues: false,
     };
     Object { meta, spec, status: NicStatus::default() }
 }
@@ -72,8 +73,8 @@ fn nothing() -> Observed {
 fn apply(seen: &mut Observed, action: &Action) {
     let tap_of = |seen: &mut Observed| seen.tap.take().expect("steps on a TAP follow its making");
     match action {
-        Action::CreateTap { name: made, owner } => {
-            assert_eq!((made, owner), (&name("st-tap"), &uid('p')));
+        Action::CreateTap { name: made, owner, has_queues } => {
+            assert_eq!((made, owner, *has_queues), (&name("st-tap"), &uid('p'), false));
             seen.tap.get_or_insert_with(|| tap('p'));
         }
         Action::Enslave { bridge, .. } => {

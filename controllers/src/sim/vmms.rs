@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::{Exit, Hypervisor};
-use stead_schemas::limits::{VCPUS_MAX, VOLUME_DEVICES_MAX, VOLUME_DEVICES_WITHOUT_PCI_MAX};
+use stead_schemas::limits::{CARD_QUEUES_MAX, VCPUS_MAX, VOLUME_DEVICES_MAX, VOLUME_DEVICES_WITHOUT_PCI_MAX};
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{LaunchId, RunNo};
 
@@ -57,6 +57,7 @@ pub(super) const CAPABILITIES: VmmCapabilities = VmmCapabilities {
     devices: false,
     volume_devices_max: VOLUME_DEVICES_MAX,
     vcpus_max: VCPUS_MAX,
+    card_queues_max: CARD_QUEUES_MAX,
 };
 
 impl Vmm {

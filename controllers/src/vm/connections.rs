@@ -70,7 +70,8 @@ fn probe(flow: Flow) -> Flow {
 
 fn with(machine: Option<Machine>, flows: Vec<Flow>, watched_since: i64) -> Observed {
     let address = Ipv4Addr::new(10, 9, 0, 2);
-    let card = NetworkCard { tap: "tap".parse().expect("valid"), mac: Mac::of_address(address), address };
+    let mac = Mac::of_address(address);
+    let card = NetworkCard { tap: "tap".parse().expect("valid"), mac, address, has_queues: false };
     let gateway = Ipv4Addr::new(10, 9, 0, 1);
     let nic = NicSeen {
         is_ready: true,
@@ -330,6 +331,7 @@ fn a_client_reads_every_status_with_its_reason() {
         address: Ipv4Addr::new(10, 9, 0, 2),
         mac: Mac([2; 6]),
         class: 1,
+        has_queues: false,
     };
     let changed = |change: &dyn Fn(&mut Object<Instance>)| {
         let mut object = up();

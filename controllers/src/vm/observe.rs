@@ -263,7 +263,12 @@ fn nic<H: Host>(reconciler: &VmReconciler<H>, uid: &Uid) -> Option<NicSeen> {
         trouble: condition::find(&nic.status.conditions, ConditionType::Ready)
             .filter(|ready| ready.reason == Reason::WaitingForNetwork)
             .map(|ready| ready.message.clone()),
-        card: NetworkCard { tap: spec.tap.clone(), mac: spec.mac, address: spec.address },
+        card: NetworkCard {
+            tap: spec.tap.clone(),
+            mac: spec.mac,
+            address: spec.address,
+            has_queues: spec.has_queues,
+        },
         bridge: spec.bridge.clone(),
         gateway: network.spec.gateway.address,
         prefix: network.spec.gateway.prefix,

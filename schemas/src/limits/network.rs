@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Time for which the TAP of a stopped VM is kept. Making a TAP takes a millisecond and removing it twenty,
 /// so a VM that returns soon reuses it.
 pub const TAP_KEPT: Duration = Duration::from_secs(5);
+/// Largest number of pairs of queues of a network card. Each has a thread in the kernel; a card that more processors
+/// share is not faster for more.
+pub const CARD_QUEUES_MAX: u16 = 8;
 /// Largest number of ports of a Linux bridge: BR_MAX_PORTS is 1024, and port numbers start at 1.
 pub const PORTS_PER_BRIDGE_MAX: usize = 1023;
 /// Largest number of pending connections of a VM that returns from standby, each kept as its first packet. A

@@ -18,7 +18,7 @@ use super::libraries::libraries;
 use super::view::View;
 use super::{Jail, PREPARED_FIRST, UserRange, Walls, prepared};
 use crate::host::cgroup::Group;
-use crate::host::tap::attach;
+use crate::host::tap::{attach, attach_beside};
 use crate::hypervisor::driver::{FIRST_DESCRIPTOR, Handed, Needs, VmmCommand};
 
 /// Largest number of descriptors of a VMM: two for each disk and queue, those that wake its loops, and one for each
@@ -242,6 +242,7 @@ fn open(handed: &Handed, ram: Option<&OwnedFd>) -> io::Result<OwnedFd> {
         }
         Handed::Ram => ram.ok_or_else(|| io::Error::other("the VM has no RAM of the host"))?.try_clone()?,
         Handed::Tap(name) => attach(name).map_err(named(Path::new(name.as_str())))?.into(),
+        Handed::TapQueue(name) => attach_beside(name).map_err(named(Path::new(name.as_str())))?.into(),
         Handed::Listener(path) => UnixListener::bind(path).map_err(named(path))?.into(),
         Handed::Device(path) => {
             File::options().read(true).write(true).open(path).map_err(named(path))?.into()

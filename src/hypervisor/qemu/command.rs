@@ -3,6 +3,7 @@
 //! QEMU opens no file of a VM by its path: disks, sockets, the console's log and the TAP are descriptors. The
 //! kernel, the initial root and QEMU's own data are read by their paths, and are the same for all VMs.
 
+use std::iter;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
@@ -119,13 +120,23 @@ impl Line {
     }
 
     /// Adds a card that is connected to the TAP itself, so that the guest has its offloads. The kernel moves the frames
-    /// if it can.
-    fn add_card(&mut self, machine: QemuMachine, card: &NetworkCard, has_vhost_net: bool) {
-        let tap = self.hand(Handed::Tap(card.tap.clone()));
-        let vhost = has_vhost_net.then(|| self.hand(Handed::Device(VHOST_NET.into())));
-        let vhost = vhost.map(|device| format!(",vhost=on,vhostfd={device}")).unwrap_or_default();
-        self.add(&["-netdev", &format!("tap,id=card,fd={tap}{vhost}")]);
-        self.add(&["-device", &card_device(machine, card)]);
+    /// if it can, with a thread for each pair of queues.
+    fn add_card(&mut self, machine: QemuMachine, card: &NetworkCard, queues: u16, has_vhost_net: bool) {
+        let further = (1..queues).map(|_| Handed::TapQueue(card.tap.clone()));
+        let taps = self.hand_all(iter::once(Handed::Tap(card.tap.clone())).chain(further));
+        let mut backend = format!("tap,id=card,fds={taps}");
+        if has_vhost_net {
+            let devices = self.hand_all((0..queues).map(|_| Handed::Device(VHOST_NET.into())));
+            backend += &format!(",vhost=on,vhostfds={devices}");
+        }
+        self.add(&["-netdev", &backend]);
+        self.add(&["-device", &card_device(machine, card, queues)]);
+    }
+
+    /// Hands over several files. Returns the list of the numbers of their descriptors.
+    fn hand_all(&mut self, all: impl Iterator<Item = Handed>) -> String {
+        let numbers: Vec<String> = all.map(|handed| self.hand(handed).to_string()).collect();
+        numbers.join(":")
     }
 }
 
@@ -151,7 +162,8 @@ pub(super) fn command(
         files: data.iter().cloned().chain(boot_files).collect(),
         descriptors: line.descriptors,
         opens,
-        threads_max: THREADS + u64::from(start.plan.vcpus),
+        // Threads of the kernel that move frames count as the VMM's own.
+        threads_max: THREADS + u64::from(start.plan.vcpus) + u64::from(start.queues),
     };
     VmmCommand {
         program: program.to_owned(),
@@ -194,7 +206,8 @@ fn line(start: &Start<'_>, accelerator: Accelerator, tsc_khz: Option<u64>) -> Li
     line.add_disk(machine, &Disk::new("overlay", OVERLAY_DISK, start.overlay, false));
     if let Some(card) = &plan.network {
         // An emulated processor is slower than the process that emulates it: nothing is gained there.
-        line.add_card(machine, card, start.has_vhost_net && accelerator == Accelerator::Kvm);
+        let has_vhost_net = start.has_vhost_net && accelerator == Accelerator::Kvm;
+        line.add_card(machine, card, start.queues, has_vhost_net);
     }
     // After the devices that every VM has, so that they move no device of a memory saved without them.
     if let Some(files) = start.kernel_files {
@@ -280,13 +293,19 @@ fn kernel_line(
     words.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
-fn card_device(machine: QemuMachine, card: &NetworkCard) -> String {
+fn card_device(machine: QemuMachine, card: &NetworkCard, queues: u16) -> String {
     // No option ROM: nothing boots from the network.
     let rom = match machine {
         QemuMachine::Q35 => ",romfile=",
         QemuMachine::Microvm => "",
     };
-    format!("{},netdev=card,mac={}{rom}", machine.device("net"), card.mac)
+    // An interrupt for each queue, one for the control queue, and one for changes of the device. A card with one pair
+    // of queues stays as memories were saved with it.
+    let all = match queues {
+        0 | 1 => String::new(),
+        _ => format!(",mq=on,vectors={}", 2 * u32::from(queues) + 2),
+    };
+    format!("{},netdev=card,mac={}{rom}{all}", machine.device("net"), card.mac)
 }
 
 /// Escapes a path within a comma-separated option: commas are doubled.

@@ -4,6 +4,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use stead_controllers::host::{LaunchPlan, NetworkCard};
+use stead_schemas::names::LinkName;
 use stead_schemas::numbers::{DeviceSet, LaunchId, RunNo};
 use stead_schemas::quantity::Bytes;
 
@@ -35,6 +36,7 @@ fn plan(machine: QemuMachine, has_network: bool) -> LaunchPlan {
             tap: "st0".parse().expect("valid"),
             mac: stead_schemas::network::Mac([2, 0, 0, 0, 0, 7]),
             address: std::net::Ipv4Addr::new(10, 0, 0, 2),
+            has_queues: false,
         }),
         wants_headers: true,
         volumes: Vec::new(),
@@ -46,7 +48,7 @@ fn line(machine: QemuMachine, content: Content, accelerator: Accelerator) -> Vec
 }
 
 fn command(machine: QemuMachine, content: Content, accelerator: Accelerator) -> VmmCommand {
-    command_with(machine, content, accelerator, DEVICE_SET)
+    command_with(machine, content, accelerator, DEVICE_SET, 1)
 }
 
 fn command_with(
@@ -54,6 +56,7 @@ fn command_with(
     content: Content,
     accelerator: Accelerator,
     device_set: DeviceSet,
+    queues: u16,
 ) -> VmmCommand {
     let plan = plan(machine, true);
     let kernel = Kernel { vmlinux: "/k".into(), modules: "/m".into(), headers: None, modules_disk: None };
@@ -69,7 +72,7 @@ fn command_with(
         overlay: Path::new("/o"),
         volumes: &[("/v".into(), false), ("/w".into(), true)],
         kernel_files: Some(Path::new("/h")),
-        queues: 1,
+        queues,
         has_vhost_net: true,
         content,
         ram: Some(Ram { descriptor: 9, mapping: Mapping::Own }),
@@ -144,13 +147,36 @@ fn a_card_is_at_its_tap_and_its_frames_are_moved_by_the_kernel_where_that_execut
             };
             let tap = number(&Handed::Tap("st0".parse().expect("valid"))).expect("handed over");
             let vhost = match (accelerator, number(&Handed::Device(VHOST_NET.into()))) {
-                (Accelerator::Kvm, Some(device)) => format!(",vhost=on,vhostfd={device}"),
+                (Accelerator::Kvm, Some(device)) => format!(",vhost=on,vhostfds={device}"),
                 (Accelerator::Tcg, None) => String::new(),
                 (accelerator, device) => panic!("{device:?} with {accelerator:?}"),
             };
-            assert_eq!(values(&arguments, "-netdev"), [format!("tap,id=card,fd={tap}{vhost}")]);
+            assert_eq!(values(&arguments, "-netdev"), [format!("tap,id=card,fds={tap}{vhost}")]);
         }
     }
+}
+
+#[test]
+fn each_further_queue_of_a_card_has_a_tap_a_thread_of_the_kernel_and_its_interrupts() {
+    let command = command_with(QemuMachine::Q35, Content::Fresh, Accelerator::Kvm, DEVICE_SET, 3);
+    let needs = command.needs.expect("it is behind walls");
+    let tap: LinkName = "st0".parse().expect("valid");
+    // The first TAP must be free, and the others are at the same one.
+    let wanted = [Handed::Tap(tap.clone()), Handed::TapQueue(tap.clone()), Handed::TapQueue(tap)];
+    let numbers = |is_wanted: &dyn Fn(&Handed) -> bool| {
+        let all = needs.descriptors.iter().enumerate().filter(|(_, handed)| is_wanted(handed));
+        let all = all.map(|(index, _)| (usize::try_from(FIRST_DESCRIPTOR).expect("small") + index).to_string());
+        all.collect::<Vec<_>>().join(":")
+    };
+    let handed: Vec<&Handed> = needs.descriptors.iter().filter(|handed| wanted.contains(handed)).collect();
+    assert_eq!(handed, wanted.iter().collect::<Vec<_>>());
+    let taps = numbers(&|handed| wanted.contains(handed));
+    let devices = numbers(&|handed| *handed == Handed::Device(VHOST_NET.into()));
+    assert_eq!(devices.split(':').count(), 3);
+    let backend = format!("tap,id=card,fds={taps},vhost=on,vhostfds={devices}");
+    assert_eq!(values(&command.arguments, "-netdev"), [backend]);
+    let card = values(&command.arguments, "-device").into_iter().find(|one| first(one).contains("-net-"));
+    assert!(card.is_some_and(|card| card.ends_with(",mq=on,vectors=8")), "{card:?}");
 }
 
 #[test]
@@ -172,7 +198,7 @@ fn only_the_disks_of_a_guest_that_is_not_emulated_have_a_thread() {
 #[test]
 fn a_memory_gets_the_devices_that_it_was_saved_with() {
     for (device_set, has_controllers) in [(DeviceSet(0), true), (DEVICE_SET, false)] {
-        let words = command_with(QemuMachine::Q35, Content::Saved, Accelerator::Tcg, device_set).arguments;
+        let words = command_with(QemuMachine::Q35, Content::Saved, Accelerator::Tcg, device_set, 1).arguments;
         let options = values(&words, "-machine")[0];
         for option in ["sata=off", "smbus=off", "i8042=off"] {
             assert_eq!(!options.split(',').any(|one| one == option), has_controllers, "{options}");

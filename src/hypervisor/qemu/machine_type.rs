@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
-use stead_schemas::limits::{VCPUS_MAX, VOLUME_DEVICES_MAX, VOLUME_DEVICES_WITHOUT_PCI_MAX};
+use stead_schemas::limits::{CARD_QUEUES_MAX, VCPUS_MAX, VOLUME_DEVICES_MAX, VOLUME_DEVICES_WITHOUT_PCI_MAX};
 use stead_schemas::numbers::DeviceSet;
 use tokio::process::Command;
 
@@ -35,6 +35,7 @@ const CAPABILITIES: VmmCapabilities = VmmCapabilities {
     devices: false,
     volume_devices_max: VOLUME_DEVICES_MAX,
     vcpus_max: VCPUS_MAX,
+    card_queues_max: CARD_QUEUES_MAX,
 };
 
 /// The two machine types, as the driver boundary defines them. Records that name none are of the first.
@@ -57,11 +58,12 @@ impl QemuMachine {
     }
 
     const fn machine_type(self) -> MachineType {
-        let (hypervisor, volume_devices_max) = match self {
-            Self::Q35 => (Hypervisor::Qemu, VOLUME_DEVICES_MAX),
-            Self::Microvm => (Hypervisor::QemuMicrovm, VOLUME_DEVICES_WITHOUT_PCI_MAX),
+        // Without PCI all queues of a device share one interrupt, so several would not be served side by side.
+        let (hypervisor, volume_devices_max, card_queues_max) = match self {
+            Self::Q35 => (Hypervisor::Qemu, VOLUME_DEVICES_MAX, CARD_QUEUES_MAX),
+            Self::Microvm => (Hypervisor::QemuMicrovm, VOLUME_DEVICES_WITHOUT_PCI_MAX, 1),
         };
-        let capabilities = VmmCapabilities { volume_devices_max, ..CAPABILITIES };
+        let capabilities = VmmCapabilities { volume_devices_max, card_queues_max, ..CAPABILITIES };
         MachineType { name: self.as_str(), hypervisor, capabilities }
     }
 

@@ -92,11 +92,10 @@ fn by_hand(
     }
     let file = |name: &str| directory.join(name).display().to_string();
     let part = |part: &str| match part.split_once('=') {
-        Some(("fd", _)) if value.starts_with("tap,") => {
-            tap.map(|Tap(name)| format!("ifname={name},script=no,downscript=no"))
-        }
+        // The measured VMs have one processor, so one queue.
+        Some(("fds", _)) => tap.map(|Tap(name)| format!("ifname={name},script=no,downscript=no")),
         // Opened by the VMM itself.
-        Some(("vhostfd", _)) => None,
+        Some(("vhostfds", _)) => None,
         Some(("fd", _)) if value.starts_with("socket,id=qmp,") => Some(format!("path={}", file("qmp.sock"))),
         Some(("fd", _)) => Some(format!("path={}", file("control.sock"))),
         // The console's log.

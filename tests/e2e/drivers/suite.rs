@@ -183,6 +183,7 @@ impl Vm {
                 tap: TAP.parse().expect("valid"),
                 mac: Mac([2, 0, 0, 0, 0, 9]),
                 address: std::net::Ipv4Addr::new(10, 0, 0, 9),
+                has_queues: false,
             };
             let plan = LaunchPlan { network: Some(card), ..self.plan() };
             self.vms.launch(&plan).await.expect("launched");

@@ -18,7 +18,7 @@ use super::update::expires_at;
 use super::{declared, owner, volumes};
 use crate::disk::admission::new_disk;
 use crate::image::admission as images;
-use crate::nic::admission as nics;
+use crate::nic::admission::{self as nics, TapForm};
 use crate::refused::{Refused, RefusedKind};
 use crate::store::{New, Tx};
 
@@ -39,7 +39,8 @@ pub fn create(
     let (image, pull) = image(tx, &request)?;
     let purpose = DiskPurpose::RootOverlay;
     let disk = DiskSpec { size: request.overlay, purpose, source: None, source_disk: None };
-    let allocated = allocate(tx, &uid, image, disk, request.has_network.then_some(tap_prefix))?;
+    let tap = request.has_network.then(|| TapForm::new(tx, tap_prefix, request.hypervisor, request.vcpus));
+    let allocated = allocate(tx, &uid, image, disk, tap.transpose()?)?;
     let volumes = volumes::take(tx, &uid, request.volumes)?;
     let declared = declared(tx, request.hypervisor)?;
     declared.check_volumes(&volumes)?;
@@ -91,13 +92,13 @@ pub(super) fn allocate(
     uid: &Uid,
     image: Uid,
     disk: DiskSpec,
-    tap_prefix: Option<&str>,
+    tap: Option<TapForm<'_>>,
 ) -> Result<Allocated, Refused> {
     let owner = owner(uid);
     let cid = tx
         .claim_lowest(CIDS, CID_FIRST..=u32::MAX - 1, uid)
         .ok_or_else(|| Refused::no_room("no guest context id is free"))?;
-    let nic = tap_prefix.map(|tap_prefix| nics::create(tx, &owner, tap_prefix)).transpose()?;
+    let nic = tap.map(|form| nics::create(tx, &owner, form)).transpose()?;
     Ok(Allocated { image, disk: new_disk(tx, owner, disk)?, nic, cid })
 }
 

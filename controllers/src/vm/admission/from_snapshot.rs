@@ -13,6 +13,7 @@ use stead_schemas::snapshot::{Snapshot, SnapshotKind, SnapshotPhase};
 use super::capabilities::Declared;
 use super::create::allocate;
 use super::volumes;
+use crate::nic::admission::TapForm;
 use crate::node::admission::{self as nodes, check_verb};
 use crate::refused::{Refused, RefusedKind};
 use crate::store::{New, Tx};
@@ -136,8 +137,8 @@ pub(super) fn begin_at(
     let NewFork { uid, name, tags, owner } = new_fork;
     let source = &snapshot.spec.instance;
     let image = source.allocated.image.clone();
-    let tap_prefix = source.has_network.then_some(tap_prefix);
-    let allocated = allocate(tx, &uid, image, disk_of(snapshot), tap_prefix)?;
+    let tap = source.has_network.then(|| TapForm::new(tx, tap_prefix, goal.hypervisor, source.vcpus));
+    let allocated = allocate(tx, &uid, image, disk_of(snapshot), tap.transpose()?)?;
     let volumes = volumes::fork(tx, snapshot, &uid)?;
     let (run, standby) = (RunNo(1), StandbyNo(1));
     let spec = InstanceSpec {

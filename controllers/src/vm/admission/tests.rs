@@ -43,6 +43,7 @@ const ALL: VmmCapabilities = VmmCapabilities {
     devices: true,
     volume_devices_max: 8,
     vcpus_max: 16,
+    card_queues_max: 8,
 };
 
 /// Returns the hypervisor of the tests' example.

@@ -16,6 +16,7 @@ fn capabilities(replace_tap: bool) -> Option<VmmCapabilities> {
         devices: false,
         volume_devices_max: 0,
         vcpus_max: 1,
+        card_queues_max: 1,
     })
 }
 
@@ -32,6 +33,7 @@ fn cut(replace_tap: Option<bool>) -> Observed {
             tap: "st0".parse().expect("valid"),
             mac: stead_schemas::network::Mac::of_address("10.0.0.2".parse().expect("valid")),
             address: "10.0.0.2".parse().expect("valid"),
+            has_queues: false,
         },
         bridge: "br0".parse().expect("valid"),
         gateway: "10.0.0.1".parse().expect("valid"),
