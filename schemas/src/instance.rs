@@ -17,7 +17,7 @@ use crate::meta::Object;
 use crate::names::{Digest, ImageRef, Platform, Uid};
 use crate::numbers::{Generation, LaunchId, RunNo, StandbyNo};
 use crate::policy::{AutoStandbyPolicy, IdleStatus, RestartPolicy, RestartStatus};
-use crate::quantity::Bytes;
+use crate::quantity::{Bytes, Rate};
 use crate::volume::VolumeMount;
 
 /// The kind of instances.
@@ -36,6 +36,9 @@ pub struct InstanceSpec {
     pub vcpus: u32,
     pub memory: Bytes,
     pub overlay: Bytes,
+    /// The limits of traffic that the client asked for.
+    #[serde(default)]
+    pub rates: Rates,
     pub env: BTreeMap<String, Secret>,
     /// The entrypoint that replaces the image's entrypoint, and then the image's cmd too.
     pub entrypoint: Option<Vec<String>>,
@@ -85,6 +88,20 @@ pub struct InstanceSpec {
     pub volumes: Vec<VolumeMount>,
     /// The allocations that were chosen in admission.
     pub allocated: Allocated,
+}
+
+/// The limits of an instance's traffic. `None` stands for the host's default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Traffic to the guest, over its network card.
+    #[serde(default)]
+    pub download: Option<Rate>,
+    /// Traffic from the guest, over its network card.
+    #[serde(default)]
+    pub upload: Option<Rate>,
+    /// Bytes read and written on the root disk and all volumes together.
+    #[serde(default)]
+    pub disk: Option<Rate>,
 }
 
 impl InstanceSpec {

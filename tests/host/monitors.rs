@@ -28,7 +28,12 @@ fn changes_of_our_links_are_notified_by_owner_and_of_other_scopes_not() {
     in_namespace(async || {
         let links = netlink("test");
         let mut monitor = links.monitor().expect("opened");
-        let plan = |owner, name| LinkPlan { name: link_name(name), owner: uid(owner), kind: LinkKind::Tap, has_queues: false };
+        let plan = |owner, name| LinkPlan {
+            name: link_name(name),
+            owner: uid(owner),
+            kind: LinkKind::Tap,
+            has_queues: false,
+        };
         links.create(&plan('t', "st-tap")).await.expect("made");
         links.change(&link_name("st-tap"), &LinkChange::Up).await.expect("raised");
         receives(&mut monitor, &Notification::Owner(uid('t'))).await;

@@ -18,7 +18,7 @@ use super::{auto_standby, compression, health, policy, unsupported, volume};
 use crate::compression::SnapshotPolicy;
 use crate::condition::Condition;
 use crate::health::HealthCheck;
-use crate::instance::{Hypervisor, Instance as Kind, PowerCause, Secret, State};
+use crate::instance::{Hypervisor, Instance as Kind, PowerCause, Rates, Secret, State};
 use crate::limits;
 use crate::meta::{Object, Tags};
 use crate::names::{ImageRef, Name, Platform};
@@ -44,6 +44,8 @@ pub struct InstanceRequest {
     pub vcpus: u32,
     pub memory: Bytes,
     pub overlay: Bytes,
+    /// The limits of traffic that the request names.
+    pub rates: Rates,
     pub env: BTreeMap<String, Secret>,
     pub entrypoint: Option<Vec<String>>,
     pub cmd: Option<Vec<String>>,
@@ -115,6 +117,7 @@ impl InstanceRequest {
                 vcpus: vcpus.unwrap_or(limits::VCPUS_DEFAULT),
                 memory: memory.unwrap_or(limits::MEMORY_DEFAULT),
                 overlay: overlay.unwrap_or(limits::OVERLAY_DEFAULT),
+                rates: Rates::default(),
                 env,
                 entrypoint,
                 cmd,

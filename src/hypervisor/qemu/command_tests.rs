@@ -165,7 +165,8 @@ fn each_further_queue_of_a_card_has_a_tap_a_thread_of_the_kernel_and_its_interru
     let wanted = [Handed::Tap(tap.clone()), Handed::TapQueue(tap.clone()), Handed::TapQueue(tap)];
     let numbers = |is_wanted: &dyn Fn(&Handed) -> bool| {
         let all = needs.descriptors.iter().enumerate().filter(|(_, handed)| is_wanted(handed));
-        let all = all.map(|(index, _)| (usize::try_from(FIRST_DESCRIPTOR).expect("small") + index).to_string());
+        let all =
+            all.map(|(index, _)| (usize::try_from(FIRST_DESCRIPTOR).expect("small") + index).to_string());
         all.collect::<Vec<_>>().join(":")
     };
     let handed: Vec<&Handed> = needs.descriptors.iter().filter(|handed| wanted.contains(handed)).collect();

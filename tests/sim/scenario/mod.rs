@@ -25,7 +25,7 @@ use stead_schemas::compression::{Algorithm, Compression};
 use stead_schemas::health::{HealthCheck, Probe};
 use stead_schemas::image::{Image, ImageConfig};
 use stead_schemas::ingress::Ingress;
-use stead_schemas::instance::{Hypervisor, Instance, Power, PowerCause, State};
+use stead_schemas::instance::{Hypervisor, Instance, Power, PowerCause, Rates, State};
 use stead_schemas::meta::Tags;
 use stead_schemas::names::{ImageRef, LinkName, Name, Platform, Uid};
 use stead_schemas::network::Nic;
@@ -231,6 +231,7 @@ impl Play {
             vcpus: 1,
             memory: Bytes(256 << 20),
             overlay: Bytes(1 << 30),
+            rates: Rates::default(),
             env: BTreeMap::new(),
             entrypoint: None,
             cmd: Some(program.split(' ').map(ToOwned::to_owned).collect()),

@@ -51,6 +51,7 @@ pub fn create(
         vcpus: request.vcpus,
         memory: request.memory,
         overlay: request.overlay,
+        rates: request.rates,
         env: request.env,
         entrypoint: request.entrypoint,
         cmd: request.cmd,

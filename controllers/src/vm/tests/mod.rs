@@ -13,7 +13,8 @@ use proptest::prelude::*;
 use stead_schemas::condition::{self, Condition, ConditionStatus, ConditionType, Reason};
 use stead_schemas::image::ImageConfig;
 use stead_schemas::instance::{
-    Allocated, Exit, Hypervisor, Instance, InstanceSpec, InstanceStatus, Power, PowerCause, State, VmmDeath,
+    Allocated, Exit, Hypervisor, Instance, InstanceSpec, InstanceStatus, Power, PowerCause, Rates, State,
+    VmmDeath,
 };
 use stead_schemas::limits;
 use stead_schemas::meta::{Meta, Object};
@@ -58,6 +59,7 @@ pub(crate) fn instance(power: Power, run: u64, ended_run: u64) -> Object<Instanc
             vcpus: 1,
             memory: Bytes(256 << 20),
             overlay: Bytes(1 << 30),
+            rates: Rates::default(),
             env: BTreeMap::new(),
             entrypoint: None,
             cmd: None,
