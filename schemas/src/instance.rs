@@ -105,6 +105,12 @@ pub struct Rates {
 }
 
 impl InstanceSpec {
+    /// Returns the limit of the disks, or `None` without one.
+    #[must_use]
+    pub fn disk_rate(&self) -> Option<Rate> {
+        self.rates.disk.filter(|rate| rate.0 > 0)
+    }
+
     /// Returns when the instance goes to standby by itself unless a client connects; `None` while no
     /// countdown runs.
     #[must_use]

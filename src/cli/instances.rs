@@ -240,6 +240,7 @@ pub(super) async fn describe(client: &Client, name: &str) -> Result<(), Failure>
         ("Generation", format!("{}, observed {}", instance.generation, instance.observed_generation)),
     ];
     facts.extend(instance.network.ip.clone().map(|ip| ("Address", ip)));
+    facts.extend(instance.disk_io_bps.clone().map(|rate| ("Disk limit", rate)));
     facts.extend(instance.vmm_pid.map(|pid| ("VMM process", pid.to_string())));
     facts.extend(instance.health_status.as_ref().and_then(health::summary).map(|health| ("Health", health)));
     facts.extend(instance.restart_status.as_ref().map(|restart| ("Restarts", restarts(restart))));

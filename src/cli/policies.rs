@@ -1,4 +1,4 @@
-//! Policies of an instance as flags of the command line, for `run` and `update`.
+//! Policies and limits of an instance as flags of the command line, for `run` and `update`.
 
 use clap::Args;
 use reqwest::Method;
@@ -25,6 +25,9 @@ pub(crate) struct Policies {
     /// Time at which the instance is deleted, such as 2027-01-01T00:00:00Z.
     #[arg(long)]
     expires_at: Option<String>,
+    /// Limit of the bytes read and written on all disks together, such as 100MB/s; 0 for none.
+    #[arg(long)]
+    disk_io: Option<String>,
     #[command(flatten)]
     health: Health,
     #[command(flatten)]
@@ -59,7 +62,8 @@ impl Policies {
             body["restart_policy"] = object;
         }
         self.auto_standby.put(body);
-        for (key, value) in [("ttl", &self.ttl), ("expires_at", &self.expires_at)] {
+        let texts = [("ttl", &self.ttl), ("expires_at", &self.expires_at), ("disk_io_bps", &self.disk_io)];
+        for (key, value) in texts {
             if let Some(value) = value {
                 body[key] = value.as_str().into();
             }

@@ -18,6 +18,7 @@ use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::LinkName;
 use stead_schemas::numbers::DeviceSet;
+use stead_schemas::quantity::Rate;
 
 use super::record::{Mapping, VmPaths};
 use crate::guest_channel::Transport;
@@ -264,6 +265,17 @@ pub trait Session: Send + Sync {
     /// Goes on with descriptors of TAPs that were attached again. A VMM that reads them itself has nothing to do.
     fn resume_card(&self) -> Answer<'_, ()> {
         Box::pin(async { Ok(()) })
+    }
+
+    /// Returns the limit of the disks, or `None` without one.
+    fn disk_rate(&self) -> Answer<'_, Option<Rate>> {
+        unsupported("report the limit of its disks")
+    }
+
+    /// Limits the disks while the guest runs, or ends their limit.
+    fn limit_disks(&self, rate: Option<Rate>) -> Answer<'_, ()> {
+        let _ = rate;
+        unsupported("limit its disks")
     }
 
     /// Continues the console in a new file of this name; the open file stays whole under its new name.

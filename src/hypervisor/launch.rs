@@ -104,7 +104,7 @@ impl Hypervisors {
             kernel_files: self.config.boot_files.get()?.0.guest_disk(plan.wants_headers),
             queues: queues(plan, &choice),
         };
-        let record = Record::new(plan, choice.machine_type.name, guest);
+        let record = Record::new(plan, &choice.machine_type, guest);
         end_line(&self.paths(&plan.owner).console_log()).map_err(failed)?;
         let ram = match choice.driver.ram_access() {
             RamAccess::Host => {

@@ -15,6 +15,7 @@ use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{DeviceSet, LaunchId, RunNo};
 use stead_schemas::quantity::Bytes;
 
+use super::driver::MachineType;
 use crate::guest_channel::{Known, NewToken, Tokens};
 use crate::host::files;
 use crate::host::process::Identity;
@@ -107,6 +108,9 @@ pub(crate) struct Record {
     /// VMs of earlier daemons have.
     #[serde(default)]
     pub(crate) queues: Option<u16>,
+    /// True if the limit of the disks can be changed while the VM runs. It cannot in VMs of earlier daemons.
+    #[serde(default)]
+    pub(crate) has_disk_limit: bool,
     /// The owner of the disk that the VM writes to.
     pub(crate) overlay: Option<Uid>,
     #[serde(default)]
@@ -151,11 +155,12 @@ pub enum Mapping {
 
 impl Record {
     /// Makes the record of a launch whose process is not spawned yet.
-    pub(super) fn new(plan: &LaunchPlan, machine_type: &str, guest: GuestOrigin) -> Self {
+    pub(super) fn new(plan: &LaunchPlan, machine_type: &MachineType, guest: GuestOrigin) -> Self {
         Self {
             run: guest.run,
             launch: plan.launch,
-            machine_type: Some(machine_type.to_owned()),
+            machine_type: Some(machine_type.name.to_owned()),
+            has_disk_limit: machine_type.capabilities.io_limits,
             device_set: guest.device_set,
             token: guest.token,
             launched_at: guest.launched_at,
@@ -225,6 +230,7 @@ impl Record {
             identity: None,
             tap: None,
             queues: None,
+            has_disk_limit: false,
             overlay: None,
             memory: Bytes(0),
             mapping: Mapping::Own,

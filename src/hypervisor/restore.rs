@@ -66,7 +66,7 @@ impl Hypervisors {
             RamFile::Own(file) => HostRam { file, mapping: Mapping::Own },
             RamFile::Saved(file) => HostRam { file, mapping: Mapping::Private },
         };
-        let record = Record::new(plan, machine_type, saved_guest(&origin));
+        let record = Record::new(plan, &choice.machine_type, saved_guest(&origin));
         let files = self.start_files(plan, &record)?;
         let start = files.start(plan, &choice, Content::Saved, Some(&ram));
         let attached = self.start(&start, &choice, record, Some(&ram)).await;

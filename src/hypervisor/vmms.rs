@@ -9,11 +9,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use stead_controllers::host::{HostError, HostErrorKind, LaunchPlan, Machine, Memory, VmmState, Vmms};
+use stead_controllers::host::{
+    DiskLimit, HostError, HostErrorKind, LaunchPlan, Machine, Memory, VmmState, Vmms,
+};
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::{LinkName, Uid};
+use stead_schemas::quantity::Rate;
 
+use super::attached::Attached;
 use super::hypervisors::Hypervisors;
 use super::jail::missing_walls;
 use super::process;
@@ -57,9 +61,21 @@ impl Hypervisors {
         let has_network = record.tap.as_ref().map_or(Ok(true), |tap| has_tap(identity.pid, tap.as_str()));
         let failed = |error| HostError::io("observe the network of", owner.as_str(), error);
         machine.is_network_cut = !has_network.map_err(failed)?;
+        machine.disk_limit = self.disk_limit(record, &attached, &machine.vmm).await;
         let failed = |error| HostError::io("observe the walls of", owner.as_str(), error);
         machine.missing_walls = missing_walls(identity.pid).map_err(failed)?.unwrap_or_default();
         Ok(())
+    }
+}
+
+impl Hypervisors {
+    /// Observes the limit of the disks of a VM. A VMM that does not answer now cannot be changed either.
+    async fn disk_limit(&self, record: &Record, attached: &Attached, vmm: &VmmState) -> DiskLimit {
+        if !record.has_disk_limit || *vmm != VmmState::Running {
+            return DiskLimit::Fixed;
+        }
+        let rate = self.on_session(attached, async |session| session.disk_rate().await).await;
+        rate.map_or(DiskLimit::Fixed, DiskLimit::from)
     }
 }
 
@@ -97,6 +113,7 @@ impl Vmms for Hypervisors {
             launched_at: record.launched_at,
             listening_since: record.launched_at,
             is_network_cut: false,
+            disk_limit: DiskLimit::Fixed,
             missing_walls: BTreeSet::new(),
             has_headers: record.kernel_files.as_deref().is_some_and(Kernel::has_headers),
             guest: silent(),
@@ -165,6 +182,16 @@ impl Vmms for Hypervisors {
         .await?;
         let resumed = self.on_session(&attached, async |session| session.resume_card().await).await;
         resumed.map_err(|why| refused(HostErrorKind::Transient).because(why))
+    }
+
+    async fn limit_disks(&self, owner: &Uid, rate: Option<Rate>) -> Result<(), HostError> {
+        let _lock = self.locks.take(owner).await;
+        let attached = self.find_attached(owner)?;
+        Self::require(owner, &attached.choice, |has| has.io_limits, "limit the disks of")?;
+        let limited = self.on_session(&attached, async |session| session.limit_disks(rate).await).await;
+        limited.map_err(|why| {
+            HostError::new(HostErrorKind::Transient, "limit the disks of", owner.as_str()).because(why)
+        })
     }
 
     async fn kill(&self, owner: &Uid) -> Result<(), HostError> {

@@ -99,6 +99,7 @@ impl Bench {
             hypervisor: self.hypervisor,
             vcpus: 1,
             memory: Bytes(192 << 20),
+            disk_rate: None,
             rootfs: format!("sha256:{}", "0".repeat(64)).parse().expect("valid"),
             overlay: owner.clone(),
             cid: 3,

@@ -12,6 +12,7 @@ mod crash;
 mod crowd;
 mod deaths;
 mod debian;
+mod disk_limits;
 mod drift;
 mod drivers;
 mod escape_attempts;

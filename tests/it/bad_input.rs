@@ -152,7 +152,7 @@ fn unsupported_fields() -> Vec<Case> {
         post(with("hotplug_size", json!("x")), "invalid_hotplug_size", "hotplug_size "),
         post(with("hotplug_size", json!("3GB")), "not_supported", "hotplug_size "),
         post(with("disk_io_bps", json!("x")), "invalid_disk_io_bps", "disk_io_bps "),
-        post(with("disk_io_bps", json!("100MB/s")), "not_supported", "disk_io_bps "),
+        post(with("disk_io_bps", json!("1KB/s")), "invalid_disk_io_bps", "disk_io_bps "),
         post(with("devices", json!(["gpu0"])), "not_supported", "devices "),
         post(with("gpu", json!({"profile": "L40S-1Q"})), "not_supported", "gpu.profile "),
         post(with("volumes", json!([{"volume_id": "v"}])), "invalid_request", "volumes[0].mount_path "),

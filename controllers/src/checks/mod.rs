@@ -266,6 +266,9 @@ fn check_machines(broken: &mut Broken, records: &Records, host: &HostSnapshot) {
                 if !is_up || machine.run != spec.run || machine.is_network_cut {
                     broken.push(format!("{uid}: should run {} but is {machine:?}", spec.run));
                 }
+                if machine.disk_limit != spec.disk_rate().into() {
+                    broken.push(format!("{uid}: its disks have the limit {:?}", machine.disk_limit));
+                }
                 let incarnation = machine.guest.incarnation.as_deref().unwrap_or_default();
                 if !incarnation.starts_with(uid.as_str()) {
                     broken.push(format!("the guest of {uid} takes itself for {incarnation:?}"));

@@ -15,7 +15,7 @@ use stead_schemas::instance::Hypervisor;
 use stead_schemas::names::{Digest, LinkName, Uid};
 use stead_schemas::network::Mac;
 use stead_schemas::numbers::{LaunchId, RunNo};
-use stead_schemas::quantity::Bytes;
+use stead_schemas::quantity::{Bytes, Rate};
 
 use super::HostError;
 use super::guests::GuestView;
@@ -39,6 +39,7 @@ pub struct Machine {
     /// True if the far end of the machine's network card is gone: its TAP was removed while it was attached.
     /// A TAP that was created since under the same name is a different interface.
     pub is_network_cut: bool,
+    pub disk_limit: DiskLimit,
     /// Walls that the VMM is not behind, as observed of its process. Meaningless without a process.
     pub missing_walls: BTreeSet<Wall>,
     /// True if the machine was launched with the headers of its kernel.
@@ -63,6 +64,22 @@ pub enum VmmState {
     Unreachable(String),
 }
 
+/// The limit of the bytes that a machine reads and writes on its disks, per second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskLimit {
+    /// The limit of this machine cannot be changed, because an earlier daemon launched it without one, or its VMM does
+    /// not answer.
+    Fixed,
+    Unlimited,
+    Limited(Rate),
+}
+
+impl From<Option<Rate>> for DiskLimit {
+    fn from(rate: Option<Rate>) -> Self {
+        rate.map_or(Self::Unlimited, Self::Limited)
+    }
+}
+
 /// The parameters of a VMM, with all references resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchPlan {
@@ -73,6 +90,8 @@ pub struct LaunchPlan {
     pub hypervisor: Hypervisor,
     pub vcpus: u32,
     pub memory: Bytes,
+    /// The limit of the disks, or `None` without one.
+    pub disk_rate: Option<Rate>,
     pub rootfs: Digest,
     pub overlay: Uid,
     pub cid: u32,
@@ -137,6 +156,12 @@ pub trait Vmms: Send + Sync + 'static {
     /// Connects a running machine's card to the TAP of this name; the guest notices only the lost frames. The
     /// error is Missing if the TAP does not exist.
     fn replace_tap(&self, owner: &Uid, tap: &LinkName) -> impl Future<Output = Result<(), HostError>> + Send;
+    /// Limits the disks of a running machine, or ends their limit. The guest waits for what is above the limit.
+    fn limit_disks(
+        &self,
+        owner: &Uid,
+        rate: Option<Rate>,
+    ) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Ends the process by its identity (never by pid alone) and waits until it is gone.
     fn kill(&self, owner: &Uid) -> impl Future<Output = Result<(), HostError>> + Send;
     /// Removes the runtime directory and the cgroup of a dead machine. The error is Conflict while the

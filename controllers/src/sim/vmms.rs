@@ -9,6 +9,7 @@ use stead_schemas::instance::{Exit, Hypervisor};
 use stead_schemas::limits::{CARD_QUEUES_MAX, VCPUS_MAX, VOLUME_DEVICES_MAX, VOLUME_DEVICES_WITHOUT_PCI_MAX};
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{LaunchId, RunNo};
+use stead_schemas::quantity::Rate;
 
 use super::World;
 use super::program::Program;
@@ -33,6 +34,7 @@ pub(super) struct Vmm {
     pub(super) tap: Option<LinkName>,
     pub(super) address: Option<Ipv4Addr>,
     pub(super) is_network_cut: bool,
+    pub(super) disk_rate: Option<Rate>,
     has_headers: bool,
     pub(super) paused_at: Option<Timestamp>,
     /// Time for which it was paused or saved so far, which its guest does not notice.
@@ -53,7 +55,7 @@ pub(super) const CAPABILITIES: VmmCapabilities = VmmCapabilities {
     fork_memory: true,
     replace_tap: true,
     resize_memory: false,
-    io_limits: false,
+    io_limits: true,
     devices: false,
     volume_devices_max: VOLUME_DEVICES_MAX,
     vcpus_max: VCPUS_MAX,
@@ -158,6 +160,7 @@ impl Vmm {
             launched_at: self.shown_launched_at,
             listening_since: self.shown_launched_at,
             is_network_cut: self.is_network_cut,
+            disk_limit: self.disk_rate.into(),
             missing_walls: std::collections::BTreeSet::new(),
             has_headers: self.has_headers,
             guest: GuestView {
@@ -262,6 +265,7 @@ impl Vmms for World {
                     tap: plan.network.as_ref().map(|card| card.tap.clone()),
                     address: plan.network.as_ref().map(|card| card.address),
                     is_network_cut: false,
+                    disk_rate: plan.disk_rate,
                     has_headers: plan.wants_headers,
                     paused_at: None,
                     slept: SignedDuration::ZERO,
@@ -320,6 +324,14 @@ impl Vmms for World {
                 return Err(missing());
             }
             state.machines.get_mut(owner).ok_or_else(missing)?.is_network_cut = false;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn limit_disks(&self, owner: &Uid, rate: Option<Rate>) -> Result<(), HostError> {
+        self.on_vmm("limit the disks of", owner, |vmm| {
+            vmm.disk_rate = rate;
             Ok(())
         })
         .await

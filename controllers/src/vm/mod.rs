@@ -56,6 +56,7 @@ use stead_schemas::instance::{Instance, InstanceStatus, Power, PowerCause};
 use stead_schemas::meta::Object;
 use stead_schemas::names::{LinkName, Uid};
 use stead_schemas::numbers::{Generation, StandbyNo};
+use stead_schemas::quantity::Rate;
 
 use crate::host::{
     AdoptPlan, Guests, Host, HostError, HostErrorKind, InstanceLogs, LaunchPlan, Memories, NetworkCard,
@@ -93,6 +94,7 @@ pub enum Action {
     /// Sends a guest that continues from another instance's memory its identity.
     TakeIdentity(Uid, Box<guest::NewIdentity>),
     Reconnect(Uid, LinkName),
+    LimitDisks(Uid, Option<Rate>),
     Shutdown(Uid),
     AcknowledgeExit(Uid),
     Kill(Uid),
@@ -157,6 +159,7 @@ impl<H: Host> Reconciler for VmReconciler<H> {
             Action::Adopt(plan) => self.host.memories().adopt(plan).await,
             Action::TakeIdentity(uid, identity) => self.host.guests().take_identity(uid, identity).await,
             Action::Reconnect(uid, tap) => self.host.vmms().replace_tap(uid, tap).await,
+            Action::LimitDisks(uid, rate) => self.host.vmms().limit_disks(uid, *rate).await,
             Action::Shutdown(uid) => self.host.guests().shutdown(uid).await,
             Action::AcknowledgeExit(uid) => self.host.guests().acknowledge_exit(uid).await,
             Action::Kill(uid) => self.host.vmms().kill(uid).await,

@@ -26,7 +26,7 @@ use crate::network::NicSpec;
 use crate::node::NodeOffer;
 use crate::numbers::Generation;
 use crate::policy::{AutoStandbyPolicy, Expiry, RestartPolicy, RestartWhen};
-use crate::quantity::Bytes;
+use crate::quantity::{Bytes, Rate};
 use crate::validate::{FieldErrors, tags as check_tags};
 
 const INVALID: &str = "invalid_request";
@@ -89,6 +89,7 @@ impl InstanceRequest {
             limits::OVERLAY_MAX,
             &mut errors,
         );
+        let disk_rate = disk_rate(&mut fields, &mut errors);
         let env = env(&mut fields, &mut errors);
         let entrypoint = argv(&mut fields, "entrypoint", &mut errors);
         let cmd = argv(&mut fields, "cmd", &mut errors);
@@ -117,7 +118,7 @@ impl InstanceRequest {
                 vcpus: vcpus.unwrap_or(limits::VCPUS_DEFAULT),
                 memory: memory.unwrap_or(limits::MEMORY_DEFAULT),
                 overlay: overlay.unwrap_or(limits::OVERLAY_DEFAULT),
-                rates: Rates::default(),
+                rates: Rates { disk: disk_rate, ..Rates::default() },
                 env,
                 entrypoint,
                 cmd,
@@ -135,6 +136,17 @@ impl InstanceRequest {
             _ => Err(errors),
         }
     }
+}
+
+/// Reads the limit of the disks; 0 stands for no limit.
+pub(super) fn disk_rate(fields: &mut Fields, errors: &mut FieldErrors) -> Option<Rate> {
+    const CODE: &str = "invalid_disk_io_bps";
+    let (least, most) = (Rate(limits::DISK_RATE_MIN.0), Rate(limits::DISK_RATE_MAX.0));
+    let rate: Rate = fields.parsed("disk_io_bps", CODE, errors)?;
+    if rate.0 > 0 && !(least..=most).contains(&rate) {
+        errors.push(fields.path("disk_io_bps"), CODE, format!("must be 0, or from {least} to {most}"));
+    }
+    Some(rate)
 }
 
 fn pulls_always(fields: &mut Fields, errors: &mut FieldErrors) -> bool {
@@ -303,6 +315,9 @@ pub struct Instance {
     pub size: String,
     /// Size of the writable layer over the image.
     pub overlay_size: String,
+    /// Limit of the bytes read and written on the root disk and all volumes together; absent without a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_io_bps: Option<String>,
     /// Number of virtual CPUs.
     pub vcpus: u32,
     /// Environment variables. Values are `***` for a token without the scope `instance:secrets`.
@@ -402,6 +417,7 @@ impl Instance {
             has_snapshot: status.has_saved_memory,
             size: spec.memory.to_string(),
             overlay_size: spec.overlay.to_string(),
+            disk_io_bps: spec.disk_rate().map(|rate| rate.to_string()),
             vcpus: spec.vcpus,
             env: spec.env.iter().map(|(key, value)| (key.clone(), value.0.clone())).collect(),
             network: NetworkView {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::instance::disk_rate;
 use super::schema::Time;
 use super::{auto_standby, health};
 use crate::health::HealthCheck;
@@ -16,7 +17,7 @@ use crate::limits;
 use crate::policy::{
     AutoStandbyPolicy, Expiry, RestartBlocked, RestartPolicy, RestartReason, RestartStatus, RestartWhen,
 };
-use crate::quantity::GoDuration;
+use crate::quantity::{GoDuration, Rate};
 use crate::validate::{FieldErrors, printable};
 
 const RESTART: &str = "invalid_restart_policy";
@@ -85,6 +86,8 @@ pub struct InstancePatch {
     /// The new health check; `Some(None)` removes the check.
     pub health: Option<Option<HealthCheck>>,
     pub auto_standby: Option<AutoStandbyPolicy>,
+    /// The new limit of the disks; 0 removes the limit.
+    pub disk_rate: Option<Rate>,
 }
 
 impl InstancePatch {
@@ -103,13 +106,14 @@ impl InstancePatch {
         let expiry = expiry(&mut fields, &mut errors);
         let health = health::health_check(&mut fields, &mut errors);
         let auto_standby = auto_standby::policy(&mut fields, &mut errors);
+        let disk_rate = disk_rate(&mut fields, &mut errors);
         // Only values of credentials may change, and credentials do not exist yet.
         for key in fields.map("env", &mut errors).unwrap_or_default().keys() {
             let path = format!("env[{}]", printable(key, 64));
             errors.push(path, "invalid_request", "is not the source of a credential of this instance");
         }
         fields.finish(&mut errors);
-        errors.into_result().map(|()| Self { restart, expiry, health, auto_standby })
+        errors.into_result().map(|()| Self { restart, expiry, health, auto_standby, disk_rate })
     }
 }
 

@@ -19,10 +19,6 @@ pub(super) fn refuse_fields(fields: &mut Fields, errors: &mut FieldErrors) {
     if hotplug.is_some_and(|size| size.0 > 0) {
         refuse(errors, fields.path("hotplug_size"));
     }
-    let rate: Option<Rate> = fields.parsed("disk_io_bps", "invalid_disk_io_bps", errors);
-    if rate.is_some_and(|rate| rate.0 > 0) {
-        refuse(errors, fields.path("disk_io_bps"));
-    }
     devices(fields, errors);
     gpu(fields, errors);
     credentials(fields, errors);

@@ -16,6 +16,15 @@ pub const OVERLAY_MIN: Bytes = Bytes(16 << 20);
 /// Largest overlay: the peer's server limit.
 pub const OVERLAY_MAX: Bytes = Bytes(100 << 30);
 pub const OVERLAY_DEFAULT: Bytes = Bytes(10 << 30);
+/// Smallest limit of the disks of a VM, per second. A queue of the guest holds 256 requests of at most a mebibyte; its
+/// kernel reports tasks that wait for them longer than two minutes.
+pub const DISK_RATE_MIN: Bytes = Bytes(1 << 20);
+/// Largest limit of the disks of a VM, per second: more than any disk has, and QEMU takes a thousand times as much.
+pub const DISK_RATE_MAX: Bytes = Bytes(1 << 40);
+/// The factor of the limit that disks may have for a while after they were idle: the peer's burst.
+pub const DISK_BURST: u64 = 4;
+/// Longest time of such a burst at its full rate. With one second QEMU takes the whole burst at any speed (measured).
+pub const DISK_BURST_TIME: Duration = Duration::from_secs(3);
 /// Largest volume, in GiB. Sizes are overcommitted; the metadata of a fresh volume of this size takes 25 MB
 /// (measured), which is within `DISK_ROOM_MIN`.
 pub const VOLUME_GB_MAX: u32 = 2 << 10;

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 
 use stead_controllers::host::NetworkCard;
 use stead_schemas::guest::{CONTROL_PORT, KERNEL_FILES_DISK, OVERLAY_DISK, ROOT_DISK, volume_disk};
+use stead_schemas::quantity::Rate;
 
 use super::machine_type::QemuMachine;
+use super::throttle::{self, THROTTLE};
 use crate::host::tap::VHOST_NET;
 use crate::hypervisor::Accelerator;
 use crate::hypervisor::driver::{Content, FIRST_DESCRIPTOR, Handed, Needs, Start, VmmCommand};
@@ -100,7 +102,7 @@ impl Line {
     }
 
     fn add_disk(&mut self, machine: QemuMachine, disk: &Disk<'_>) {
-        let Disk { name, serial, path, is_read_only } = *disk;
+        let Disk { name, serial, path, is_read_only, is_limited } = *disk;
         let file = self.hand_as_file(Handed::Disk { path: path.to_owned(), is_read_only }, path);
         let options = format!("read-only={},discard=unmap", if is_read_only { "on" } else { "off" });
         // A file that is only read may be open in other VMMs, any of which could lock it against this one.
@@ -108,8 +110,13 @@ impl Line {
         let backend = format!("driver=file,node-name={name}-file,filename={file},{options}{locking}");
         self.add(&["-blockdev", &backend]);
         self.add(&["-blockdev", &format!("driver=raw,node-name={name},file={name}-file,{options}")]);
+        let drive = if is_limited { format!("{name}-limited") } else { name.to_owned() };
+        if is_limited {
+            let group = format!("throttle-group={THROTTLE},file={name}");
+            self.add(&["-blockdev", &format!("driver=throttle,node-name={drive},{group}")]);
+        }
         let thread = if self.has_disk_thread { format!(",iothread={DISK_THREAD}") } else { String::new() };
-        self.add(&["-device", &format!("{},drive={name},serial={serial}{thread}", machine.device("blk"))]);
+        self.add(&["-device", &format!("{},drive={drive},serial={serial}{thread}", machine.device("blk"))]);
     }
 
     /// Adds a thread that serves the disks, beside the main loop. Otherwise the processors of the guest do that work
@@ -117,6 +124,12 @@ impl Line {
     fn add_disk_thread(&mut self) {
         self.has_disk_thread = true;
         self.add(&["-object", &format!("iothread,id={DISK_THREAD}")]);
+    }
+
+    /// Adds the limit that the disks share. It is there without a rate too, so that the rate can change while the guest
+    /// runs.
+    fn add_disk_limit(&mut self, rate: Option<Rate>) {
+        self.add(&["-object", &throttle::group(rate)]);
     }
 
     /// Adds a card that is connected to the TAP itself, so that the guest has its offloads. The kernel moves the frames
@@ -201,9 +214,10 @@ fn line(start: &Start<'_>, accelerator: Accelerator, tsc_khz: Option<u64>) -> Li
     if has_disk_thread(accelerator) {
         line.add_disk_thread();
     }
+    line.add_disk_limit(plan.disk_rate);
     // The guest finds its disks by their serial numbers: their order depends on the machine type.
-    line.add_disk(machine, &Disk::new("root", ROOT_DISK, start.rootfs, true));
-    line.add_disk(machine, &Disk::new("overlay", OVERLAY_DISK, start.overlay, false));
+    line.add_disk(machine, &Disk::unlimited("root", ROOT_DISK, start.rootfs));
+    line.add_disk(machine, &Disk::limited("overlay", OVERLAY_DISK, start.overlay, false));
     if let Some(card) = &plan.network {
         // An emulated processor is slower than the process that emulates it: nothing is gained there.
         let has_vhost_net = start.has_vhost_net && accelerator == Accelerator::Kvm;
@@ -211,11 +225,11 @@ fn line(start: &Start<'_>, accelerator: Accelerator, tsc_khz: Option<u64>) -> Li
     }
     // After the devices that every VM has, so that they move no device of a memory saved without them.
     if let Some(files) = start.kernel_files {
-        line.add_disk(machine, &Disk::new("headers", KERNEL_FILES_DISK, files, true));
+        line.add_disk(machine, &Disk::unlimited("headers", KERNEL_FILES_DISK, files));
     }
     for (index, (path, is_read_only)) in start.volumes.iter().enumerate() {
         let (name, serial) = (format!("volume{index}"), volume_disk(index));
-        line.add_disk(machine, &Disk::new(&name, &serial, path, *is_read_only));
+        line.add_disk(machine, &Disk::limited(&name, &serial, path, *is_read_only));
     }
     line
 }
@@ -266,11 +280,19 @@ struct Disk<'a> {
     serial: &'a str,
     path: &'a Path,
     is_read_only: bool,
+    /// True if its bytes count for the limit of the disks.
+    is_limited: bool,
 }
 
 impl<'a> Disk<'a> {
-    fn new(name: &'a str, serial: &'a str, path: &'a Path, is_read_only: bool) -> Self {
-        Self { name, serial, path, is_read_only }
+    /// Describes a disk of the instance.
+    fn limited(name: &'a str, serial: &'a str, path: &'a Path, is_read_only: bool) -> Self {
+        Self { name, serial, path, is_read_only, is_limited: true }
+    }
+
+    /// Describes a disk of files that instances share, which is only read.
+    fn unlimited(name: &'a str, serial: &'a str, path: &'a Path) -> Self {
+        Self { name, serial, path, is_read_only: true, is_limited: false }
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use stead_controllers::host::{LaunchPlan, NetworkCard};
 use stead_schemas::names::LinkName;
 use stead_schemas::numbers::{DeviceSet, LaunchId, RunNo};
-use stead_schemas::quantity::Bytes;
+use stead_schemas::quantity::{Bytes, Rate};
 
 use super::command;
 use super::machine_type::{DEVICE_SET, QemuMachine};
@@ -29,6 +29,7 @@ fn plan(machine: QemuMachine, has_network: bool) -> LaunchPlan {
         hypervisor: machine_type(machine).hypervisor,
         vcpus: 2,
         memory: Bytes(256 << 20),
+        disk_rate: Some(Rate(20 << 20)),
         rootfs: format!("sha256:{}", "0".repeat(64)).parse().expect("valid"),
         overlay: "tz4a98xxat96iws9zmbrgj3b".parse().expect("valid"),
         cid: 3,
@@ -178,6 +179,27 @@ fn each_further_queue_of_a_card_has_a_tap_a_thread_of_the_kernel_and_its_interru
     assert_eq!(values(&command.arguments, "-netdev"), [backend]);
     let card = values(&command.arguments, "-device").into_iter().find(|one| first(one).contains("-net-"));
     assert!(card.is_some_and(|card| card.ends_with(",mq=on,vectors=8")), "{card:?}");
+}
+
+#[test]
+fn all_disks_of_an_instance_share_one_limit_and_shared_disks_have_none() {
+    for machine in QemuMachine::ALL {
+        let line = line(machine, Content::Fresh, Accelerator::Tcg);
+        let groups: Vec<&str> =
+            values(&line, "-object").into_iter().filter(|one| one.contains("throttle-group")).collect();
+        assert_eq!(groups, [super::throttle::group(Some(Rate(20 << 20)))]);
+        let backends = values(&line, "-blockdev");
+        for (disk, is_limited) in
+            [("root", false), ("headers", false), ("overlay", true), ("volume0", true), ("volume1", true)]
+        {
+            let drive = if is_limited { format!("{disk}-limited") } else { disk.to_owned() };
+            let filter = format!("driver=throttle,node-name={disk}-limited,throttle-group=io,file={disk}");
+            assert_eq!(backends.contains(&filter.as_str()), is_limited, "{disk}");
+            let drive = format!("drive={drive}");
+            let is_used = |device: &&str| device.split(',').any(|part| part == drive);
+            assert!(values(&line, "-device").iter().any(is_used), "{disk}");
+        }
+    }
 }
 
 #[test]

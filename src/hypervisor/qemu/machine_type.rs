@@ -31,7 +31,7 @@ const CAPABILITIES: VmmCapabilities = VmmCapabilities {
     fork_memory: true,
     replace_tap: true,
     resize_memory: false,
-    io_limits: false,
+    io_limits: true,
     devices: false,
     volume_devices_max: VOLUME_DEVICES_MAX,
     vcpus_max: VCPUS_MAX,

@@ -13,6 +13,7 @@ mod monitor;
 #[cfg(test)]
 mod monitor_tests;
 mod session;
+mod throttle;
 
 use std::path::{Path, PathBuf};
 

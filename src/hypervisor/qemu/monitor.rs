@@ -16,11 +16,13 @@ use std::time::Duration;
 use qapi::futures::{QapiService, QmpStreamTokio};
 use qapi::qmp::{self, QmpCommand};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use stead_schemas::quantity::Rate;
 use tokio::io::{AsyncRead, ReadBuf, WriteHalf};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 use super::command::CONSOLE;
+use super::throttle::{LIMITS, Limits, THROTTLE_PATH};
 use crate::host::tap::{Frames, OFFLOAD_CHECKSUM, OFFLOAD_CONGESTION, OFFLOAD_TCP4, OFFLOAD_TCP6};
 use crate::hypervisor::driver::{Notify, RunState};
 
@@ -142,6 +144,21 @@ impl Monitor {
         let card = devices.into_iter().find(|device| device.name == NETWORK_CARD);
         let path = card.ok_or_else(|| "there is no network card".to_owned())?.path;
         self.execute(qmp::x_query_virtio_status { path }).await
+    }
+
+    /// Returns the limit of the disks, or `None` without one.
+    pub(super) async fn disk_rate(&self) -> Result<Option<Rate>, String> {
+        let (path, property) = (THROTTLE_PATH.to_owned(), LIMITS.to_owned());
+        let limits = self.execute(qmp::qom_get { path, property }).await?;
+        let limits: Limits = serde_json::from_value(limits).map_err(|error| error.to_string())?;
+        Ok(limits.rate())
+    }
+
+    /// Sets the limit of the disks, or removes it.
+    pub(super) async fn limit_disks(&self, rate: Option<Rate>) -> Result<(), String> {
+        let (path, property) = (THROTTLE_PATH.to_owned(), LIMITS.to_owned());
+        let value = serde_json::to_value(Limits::of(rate)).map_err(|error| error.to_string())?;
+        self.execute(qmp::qom_set { path, property, value }).await.map(drop)
     }
 
     /// Continues the console in this file; the open file stays whole under its new name.

@@ -9,6 +9,8 @@ use tokio::net::UnixStream;
 
 use super::command;
 use super::monitor::{Monitor, STATE_DEADLINE};
+use stead_schemas::quantity::Rate;
+
 use crate::host::tap::Frames;
 use crate::hypervisor::driver::{Answer, Notify, RunState, SaveFiles, Saved, Session};
 use crate::hypervisor::record::VmPaths;
@@ -95,6 +97,14 @@ impl Session for QemuSession {
 
     fn resume_card(&self) -> Answer<'_, ()> {
         Box::pin(self.monitor.resume_card())
+    }
+
+    fn disk_rate(&self) -> Answer<'_, Option<Rate>> {
+        Box::pin(self.monitor.disk_rate())
+    }
+
+    fn limit_disks(&self, rate: Option<Rate>) -> Answer<'_, ()> {
+        Box::pin(self.monitor.limit_disks(rate))
     }
 
     fn reopen_console<'a>(&'a self, log: &'a Path) -> Answer<'a, ()> {

@@ -4,6 +4,7 @@ use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::compression::SnapshotPolicy;
 use stead_schemas::instance::{Hypervisor, InstanceSpec};
 use stead_schemas::policy::AutoStandbyPolicy;
+use stead_schemas::quantity::Rate;
 use stead_schemas::volume::{Access, VolumeMount};
 
 use crate::node::admission::check_field;
@@ -24,6 +25,7 @@ impl Declared {
     pub(super) fn check(&self, spec: &InstanceSpec) -> Result<(), Refused> {
         self.check_vcpus(spec.vcpus, "vcpus")?;
         self.check_auto_standby(spec.auto_standby.as_ref(), "auto_standby")?;
+        self.check_disk_rate(spec.rates.disk)?;
         let has_compression =
             spec.snapshot_policy.as_ref().is_some_and(|policy| *policy != SnapshotPolicy::default());
         check_field(self.hypervisor, self.has.standby || !has_compression, "snapshot_policy")
@@ -56,6 +58,15 @@ impl Declared {
             path,
             format!("asks for an automatic standby, which {name} does not support"),
         ))
+    }
+
+    /// Checks that the hypervisor can limit its disks, if a limit is asked for.
+    ///
+    /// # Errors
+    /// Returns `UnsupportedField`.
+    pub(super) fn check_disk_rate(&self, rate: Option<Rate>) -> Result<(), Refused> {
+        let is_limited = rate.is_some_and(|rate| rate.0 > 0);
+        check_field(self.hypervisor, self.has.io_limits || !is_limited, "disk_io_bps")
     }
 
     fn check_vcpus(&self, vcpus: u32, path: &str) -> Result<(), Refused> {

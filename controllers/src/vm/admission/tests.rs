@@ -263,7 +263,7 @@ async fn each_field_that_a_vmm_does_not_declare_is_refused_by_its_path() {
         ("snapshot_policy", compression, unsupported),
         ("volumes", mount, Some(RefusedKind::Invalid)),
         ("hotplug_size", json!("1GB"), None),
-        ("disk_io_bps", json!("1MB/s"), None),
+        ("disk_io_bps", json!("1MB/s"), unsupported),
         ("devices", json!(["l4"]), None),
     ] {
         assert_eq!(created_with(key, value).await, (expected, key.to_owned()), "{key}");

@@ -16,8 +16,8 @@ use crate::store::Tx;
 /// Changes the fields that the request names. A running program is not disturbed.
 ///
 /// # Errors
-/// Returns `NotFound`, `InvalidExpiry` or `InvalidHealthCheck`, and `Expired` if the instance's time is over
-/// already.
+/// Returns `NotFound`, `InvalidExpiry` or `InvalidHealthCheck`, `UnsupportedField` for what the hypervisor cannot carry
+/// out, and `Expired` if the instance's time is over already.
 pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Object<Instance>>, Refused> {
     let (object, now) = (live(tx, uid)?, tx.now());
     if object.spec.expires_at.is_some_and(|at| at <= now) {
@@ -25,6 +25,9 @@ pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Ob
     }
     if let Some(policy) = patch.auto_standby.as_ref().filter(|policy| policy.timeout().is_some()) {
         declared(tx, object.spec.hypervisor)?.check_auto_standby(Some(policy), "auto_standby")?;
+    }
+    if patch.disk_rate.is_some() {
+        declared(tx, object.spec.hypervisor)?.check_disk_rate(patch.disk_rate)?;
     }
     let expiry = patch.expiry.map(|expiry| expires_at(expiry, now)).transpose()?;
     if let Some(Some(check)) = &patch.health {
@@ -46,6 +49,9 @@ pub fn update(tx: &mut Tx<'_>, uid: &Uid, patch: InstancePatch) -> Result<Arc<Ob
         }
         if let Some(auto_standby) = patch.auto_standby {
             spec.auto_standby = Some(auto_standby);
+        }
+        if let Some(rate) = patch.disk_rate {
+            spec.rates.disk = Some(rate);
         }
     })?)
 }

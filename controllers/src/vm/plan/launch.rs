@@ -72,6 +72,7 @@ pub(super) fn plan_launch(
         hypervisor: object.spec.hypervisor,
         vcpus: object.spec.vcpus,
         memory: object.spec.memory,
+        disk_rate: object.spec.disk_rate(),
         rootfs: digest.clone(),
         overlay: object.spec.allocated.disk.clone(),
         cid: object.spec.allocated.cid,

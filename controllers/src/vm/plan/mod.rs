@@ -10,7 +10,7 @@ use stead_schemas::goal::Goal;
 use stead_schemas::instance::{Instance, Power, PowerCause};
 use stead_schemas::meta::Object;
 
-use crate::host::{GuestPhase, Machine, VmmState};
+use crate::host::{DiskLimit, GuestPhase, Machine, VmmState};
 use crate::runtime::{Desired, Moment, Plan};
 use crate::vm::facts::{
     Situation, answer_deadline, boot_deadline, can_stand_by, goal, has_ended, has_started, is_another,
@@ -90,6 +90,9 @@ fn plan_up(object: &Object<Instance>, machine: &Machine, seen: &Observed, now: M
         VmmState::Shutdown => act(Action::Kill(uid())),
         // Whatever the guest does: its driver may need the TAP while it starts.
         VmmState::Running if can_reconnect(machine, seen) => plan_reconnect(object, seen),
+        VmmState::Running if has_other_disk_limit(object, machine) => {
+            act(Action::LimitDisks(uid(), object.spec.disk_rate()))
+        }
         VmmState::Running => match machine.guest.phase {
             GuestPhase::Ready => plan_ready(object, machine, seen, now),
             GuestPhase::AwaitingConfig => plan_configure(object, seen),
@@ -161,6 +164,11 @@ fn plan_configure(object: &Object<Instance>, seen: &Observed) -> Plan<Action> {
 /// True if the VM lost its TAP, and its hypervisor can connect it to another one.
 fn can_reconnect(machine: &Machine, seen: &Observed) -> bool {
     machine.is_network_cut && !lacks(seen, |has| has.replace_tap)
+}
+
+/// True if the limit of the machine's disks can be changed, and is another one than the spec's.
+fn has_other_disk_limit(object: &Object<Instance>, machine: &Machine) -> bool {
+    machine.disk_limit != DiskLimit::Fixed && machine.disk_limit != object.spec.disk_rate().into()
 }
 
 /// Connects the card of a running guest to the TAP that replaces the removed one.

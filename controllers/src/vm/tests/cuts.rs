@@ -2,6 +2,7 @@
 
 use stead_schemas::capabilities::VmmCapabilities;
 use stead_schemas::numbers::LaunchId;
+use stead_schemas::quantity::Rate;
 
 use super::*;
 use crate::vm::NicSeen;
@@ -68,6 +69,28 @@ fn a_vm_that_can_be_connected_to_another_tap_goes_on() {
     assert_eq!(planned(&running(Power::Running), &seen), "Reconnect");
     seen.parts.nic.as_mut().expect("there").is_ready = false;
     assert_eq!(planned(&running(Power::Running), &seen), "Wait WaitingForNetwork");
+}
+
+#[test]
+fn the_limit_of_the_disks_of_a_running_vm_follows_the_spec_where_it_can_be_changed() {
+    let (mut object, mut seen) = (running(Power::Running), cut(Some(true)));
+    object.spec.rates.disk = Some(Rate(1 << 20));
+    for (limit, is_cut, expected) in [
+        (DiskLimit::Unlimited, false, "LimitDisks"),
+        (DiskLimit::Limited(Rate(2 << 20)), false, "LimitDisks"),
+        (DiskLimit::Limited(Rate(1 << 20)), false, "Converged"),
+        (DiskLimit::Fixed, false, "Converged"),
+        (DiskLimit::Unlimited, true, "Reconnect"),
+    ] {
+        let machine = seen.machine.as_mut().expect("there");
+        (machine.disk_limit, machine.is_network_cut) = (limit, is_cut);
+        assert_eq!(planned(&object, &seen), expected, "{limit:?}");
+    }
+    // A rate of 0 is no limit.
+    object.spec.rates.disk = Some(Rate(0));
+    let machine = seen.machine.as_mut().expect("there");
+    (machine.disk_limit, machine.is_network_cut) = (DiskLimit::Unlimited, false);
+    assert_eq!(planned(&object, &seen), "Converged");
 }
 
 #[test]

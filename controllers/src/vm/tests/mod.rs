@@ -28,7 +28,7 @@ use super::guest_config::{argv, machine_id};
 use super::plan::plan;
 use super::status::status;
 use super::{Action, Observed, Parts};
-use crate::host::{GuestPhase, GuestView, Machine, Memory, SavedMemory, VmmState};
+use crate::host::{DiskLimit, GuestPhase, GuestView, Machine, Memory, SavedMemory, VmmState};
 use crate::runtime::{Desired, Outcome, PassEnd, Plan};
 
 pub(super) fn uid() -> Uid {
@@ -116,6 +116,7 @@ pub(crate) fn machine(vmm: VmmState, phase: GuestPhase) -> Machine {
         launched_at: at(0),
         listening_since: at(0),
         is_network_cut: false,
+        disk_limit: DiskLimit::Unlimited,
         missing_walls: std::collections::BTreeSet::new(),
         has_headers: true,
         guest,

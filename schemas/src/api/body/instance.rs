@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use super::policy::{AutoStandbyRequest, HealthCheckRequest, RestartPolicyRequest, SnapshotPolicyRequest};
 use super::volume::VolumeMountRequest;
 use crate::api::schema::{
-    Arguments, EnvMap, False, ImageReference, NewName, Size, TagMap, Time, ZeroRate, ZeroSize,
+    Arguments, EnvMap, False, ImageReference, NewName, RateText, Size, TagMap, Time, ZeroRate, ZeroSize,
 };
 use crate::instance::Hypervisor;
 use crate::limits;
@@ -67,8 +67,9 @@ pub struct InstanceCreate {
     pub volumes: Option<Vec<VolumeMountRequest>>,
     /// Memory that can be added later. It is not supported yet: only a size of 0 is accepted.
     pub hotplug_size: Option<ZeroSize>,
-    /// Limit of the disk's throughput. It is not supported yet: only a rate of 0 is accepted.
-    pub disk_io_bps: Option<ZeroRate>,
+    /// Limit of the bytes that are read and written on the root disk and all volumes together, from 1 MB/s to 1 TB/s; a
+    /// rate of 0, which is the default, means no limit. Disks that were idle have four times as much for three seconds.
+    pub disk_io_bps: Option<RateText>,
     /// PCI devices to pass through. They are not supported yet: only an empty list is accepted.
     #[schemars(length(max = 0))]
     pub devices: Option<Vec<String>>,
@@ -198,6 +199,8 @@ pub struct InstanceUpdate {
     pub health_check: Option<HealthCheckRequest>,
     /// New policy of standby while no client is connected.
     pub auto_standby: Option<AutoStandbyRequest>,
+    /// New limit of the disks, which applies at once; a rate of 0 removes the limit.
+    pub disk_io_bps: Option<RateText>,
     /// New values of credentials. They are not supported yet: only an empty object is accepted.
     #[schemars(extend("maxProperties" = 0))]
     pub env: Option<BTreeMap<String, String>>,
