@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use stead_schemas::limits::{DISK_BURST, DISK_BURST_TIME};
 
 use crate::fixtures::until;
-use crate::harness::{BOOT, Harness, MOMENT, image};
+use crate::harness::{BOOT, Harness, image};
 use crate::invariants::settles;
 use crate::machine_types::verb;
 use crate::namespace::in_namespace;

@@ -318,7 +318,13 @@ async fn each_verb_that_a_vmm_does_not_declare_is_refused() {
         ignore_destination_ports: Vec::new(),
         wake_on_traffic: false,
     };
-    let patch = InstancePatch { restart: None, expiry: None, health: None, auto_standby: Some(policy) };
+    let patch = InstancePatch {
+        restart: None,
+        expiry: None,
+        health: None,
+        auto_standby: Some(policy),
+        disk_rate: None,
+    };
     let field = |path: &str| (RefusedKind::UnsupportedField, Some(path.to_owned()));
     assert_eq!(refusal(store.transact(move |tx| update(tx, &at, patch)).await), field("auto_standby"));
     // What needs no capability is accepted.
