@@ -26,10 +26,10 @@ pub(crate) enum VolumeVerb {
         #[arg(short = 'l', long = "tag", value_parser = pair)]
         tags: Vec<(String, String)>,
     },
-    /// Make a volume with the files of an archive: tar, perhaps compressed with gzip or zstd.
+    /// Make a volume with the files of an archive (tar, perhaps compressed with gzip or zstd) or of a directory.
     FromArchive {
         name: String,
-        /// The archive, or - for standard input.
+        /// The archive or the directory.
         path: PathBuf,
         /// Size in whole gigabytes, into which the files have to fit.
         #[arg(long, value_name = "GB")]
